@@ -1,0 +1,59 @@
+"""polarlib: matrix polar decompositions on any array library, at any precision.
+
+Four verbs
+    :func:`polar`, :func:`orthogonalize`   matrix in, factor out
+    :mod:`polarlib.design`                 how to run schedules, and (to come) how to make them
+    :func:`measure`                        matrix and schedule in, :class:`Trace` out
+    :mod:`polarlib.plot`                   trace or schedule in, matplotlib axes out
+
+Four nouns
+    :class:`Schedule`      an immutable composition of odd polynomials
+    ``Ops``                how to multiply, for one array library
+    :class:`PolarResult`   what came out, with its evidence
+    :class:`Trace`         what happened at each step
+
+Examples
+--------
+>>> import numpy as np, polarlib
+>>> a = np.array([[3.0, 0.0], [4.0, 5.0]])
+>>> u, h = polarlib.polar(a)
+>>> bool(np.allclose(u @ h, a))
+True
+"""
+
+import importlib
+from typing import Any
+
+from polarlib import design
+from polarlib._methods import methods
+from polarlib._schedule import Schedule
+from polarlib._version import __version__
+from polarlib.decompose import orthogonalize, polar
+from polarlib.diagnose import measure
+from polarlib.published import schedule, schedules
+from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+
+__all__ = [
+    "ConvergenceWarning",
+    "PolarResult",
+    "Schedule",
+    "ScheduleWarning",
+    "Status",
+    "Trace",
+    "__version__",
+    "design",
+    "measure",
+    "methods",
+    "orthogonalize",
+    "plot",
+    "polar",
+    "schedule",
+    "schedules",
+    "testing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("plot", "testing"):  # matplotlib is imported only where something is plotted
+        return importlib.import_module(f"polarlib.{name}")
+    raise AttributeError(f"module 'polarlib' has no attribute {name!r}")

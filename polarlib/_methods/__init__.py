@@ -1,0 +1,54 @@
+"""Methods for the unitary factor: one file a method, one dictionary from names to functions.
+
+A method is a function ``(x, ops, *, tol, callback) -> (u, Run)``. Its matrices are tall, in at least
+single precision, finite, and scaled so that the largest entry is about 1. Side, wide matrices,
+scale, the Hermitian factor, rank and evidence are :func:`polarlib.polar`'s business, once. A method
+that fails returns what it has: the evidence will tell, and the SVD takes over.
+
+To add a method, write such a function and name it in ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarlib import published
+from polarlib._methods.newton import newton
+from polarlib._methods.newton_schulz import newton_schulz
+from polarlib._methods.polynomial import polynomial
+from polarlib._methods.qdwh import qdwh
+from polarlib._methods.qr import qr
+from polarlib._methods.svd import partial_isometry, svd
+
+__all__ = ["METHODS", "methods", "partial_isometry", "polynomial"]
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "svd": svd,
+    "qdwh": qdwh,
+    "newton": newton,
+    "newton_schulz": newton_schulz,
+    "qr": qr,
+}
+
+
+def methods() -> dict[str, str]:
+    """Names that ``polar(method=...)`` takes, each with a line of description.
+
+    Returns
+    -------
+    dict
+        Iterations that converge and factorisations first, then the published fixed schedules.
+
+    Examples
+    --------
+    >>> print(methods()["svd"])
+    U V^H from the singular value decomposition.
+    """
+    exact = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in METHODS.items()}
+    fixed = {
+        name: f"Fixed schedule of {len(published.schedule(name))} steps: "
+        + published.schedule(name).source
+        for name in published.schedules()
+    }
+    return exact | fixed

@@ -1,0 +1,37 @@
+"""The orthonormal QR factor: cheap, orthonormal, and not the polar factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarlib.ops import Ops
+from polarlib.result import Run
+
+__all__ = ["qr"]
+
+Array = Any
+
+
+def qr(
+    x: Array, ops: Ops, *, tol: float, callback: Callable[[int, Array], None] | None = None
+) -> tuple[Array, Run]:
+    """Orthonormal QR factor, diagonal of R positive: NOT the polar factor.
+
+    Cost: one Householder QR. It spans the same space and depends on the order of the columns;
+    the polar factor is the orthonormal matrix nearest to the input, this is not. The status of the
+    result is NOT_POLAR, and its backward error says how far it is. G. H. Golub and C. F. Van Loan,
+    Matrix Computations (4th ed., 2013), section 5.2.
+    """
+    xp = ops.xp
+    q, r = ops.qr(x)
+    # The diagonal without a gather: zeros elsewhere do not change the column sums.
+    diagonal = xp.sum(r * ops.eye(r.shape[-1], r), axis=-2, keepdims=True)
+    size = xp.abs(diagonal)
+    zero = size == 0
+    phase = xp.where(zero, xp.ones_like(diagonal), diagonal)
+    phase = phase / ops.like(xp.where(zero, xp.ones_like(size), size), diagonal)
+    q = q * phase
+    if callback is not None:
+        callback(1, q)
+    return q, Run(1, 0, False)

@@ -1,0 +1,345 @@
+"""Schedule: an immutable composition of odd polynomials.
+
+A schedule is data for one engine (:mod:`polarlib.iterate`). As a function of one variable it says
+what happens to every singular value: if ``A = U diag(sigma) V^H`` then applying the steps to ``A``
+gives ``U diag(s(sigma)) V^H`` in exact arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from polarlib.formats import Format, nearest, odd_image, odd_value
+from polarlib.result import ScheduleWarning
+
+__all__ = ["NORMALISATIONS", "Schedule", "even_products"]
+
+NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
+
+
+@functools.cache
+def even_products(degree: int) -> tuple[int, int]:
+    """Cheapest Paterson-Stockmeyer split for a polynomial of a degree in a square matrix G.
+
+    Parameters
+    ----------
+    degree : int
+        Degree in G (an odd polynomial of degree 2d + 1 has degree d in ``G = X^H X``).
+
+    Returns
+    -------
+    block, products : int
+        Powers ``G .. G**block`` are formed; `products` is the number of matrix products in all,
+        ``(block - 1) + (ceil(degree / block) - 1)``.
+
+    Notes
+    -----
+    Paterson and Stockmeyer, SIAM J. Comput. 2 (1973) 60-66. Ties go to the smaller block, which
+    needs fewer buffers.
+
+    Examples
+    --------
+    >>> [even_products(d)[1] for d in range(1, 8)]
+    [0, 1, 2, 2, 3, 3, 4]
+    """
+    if degree < 1:
+        return 1, 0
+    cost, block = min((s - 1 + math.ceil(degree / s) - 1, s) for s in range(1, degree + 1))
+    return block, cost
+
+
+def _image_or_overflow(
+    steps: Sequence[Sequence[float]], lower: float, upper: float
+) -> tuple[float, float]:
+    """Image in double precision; the whole line where it overflows."""
+    try:
+        lo, hi = odd_image(steps, lower, upper, extended=False)
+    except OverflowError:
+        return -math.inf, math.inf
+    return (lo, hi) if math.isfinite(lo) and math.isfinite(hi) else (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A composition of odd polynomials that drives singular values to 1.
+
+    Parameters
+    ----------
+    steps : sequence of sequences of float
+        Coefficients of each step in ascending odd powers: ``(a, b, c)`` is
+        ``a x + b x**3 + c x**5``. Any odd degree; the first step is applied first.
+    lower, upper : float, optional
+        The interval that the schedule is meant for, ``0 < lower <= upper``.
+    normalisation : str, optional
+        What the input is divided by so that its singular values lie in (0, 1]: "frobenius",
+        "spectral", "schatten4" (three bounds of the largest singular value, interchangeable),
+        "aol" (columns scaled, another problem: it changes the answer), or "none".
+    input_safety : float, optional
+        Further divisor of the normalised input, at least 1.
+    name, source : str, optional
+        What it is called and where it comes from.
+    repeat : {None, "forever", "last"}, optional
+        How the list goes on after its end: not at all, from its beginning, or with its last step.
+
+    Raises
+    ------
+    ValueError
+        For an empty or non-finite list, a bad interval, an unknown normalisation; and for the
+        hazards: a step that is not positive on the image of the steps before it (the output would
+        be an ascent direction), an image of ``[lower, upper]`` that leaves (0, 2).
+
+    Warns
+    -----
+    ScheduleWarning
+        If the steps sorted by slope do much better: they are probably misordered.
+
+    Examples
+    --------
+    >>> s = Schedule(steps=[(1.5, -0.5)] * 3, lower=0.5)
+    >>> s(1.0), s.slope, s.matmuls
+    (1.0, 3.375, 6)
+    >>> s.image(0.5, 1.0)[1]
+    1.0
+    """
+
+    steps: tuple[tuple[float, ...], ...]
+    lower: float = 1e-3
+    upper: float = 1.0
+    normalisation: str = "frobenius"
+    input_safety: float = 1.0
+    name: str = "custom"
+    source: str = ""
+    repeat: str | None = None
+
+    def __post_init__(self) -> None:
+        put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
+        try:
+            put("steps", tuple(tuple(float(c) for c in step) for step in self.steps))
+            for name in ("lower", "upper", "input_safety"):
+                put(name, float(getattr(self, name)))
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"schedule {self.name!r}: steps must be a list of coefficient lists and bounds must "
+                f"be numbers, got steps={self.steps!r}, lower={self.lower!r}, upper={self.upper!r}, "
+                f"input_safety={self.input_safety!r}"
+            ) from None
+        if not self.steps or not all(self.steps):
+            raise ValueError(
+                f"schedule {self.name!r}: give at least one step, each with coefficients"
+            )
+        if not all(math.isfinite(c) for step in self.steps for c in step):
+            raise ValueError(
+                f"schedule {self.name!r}: coefficients must be finite, got {self.steps}"
+            )
+        if not 0 < self.lower <= self.upper < math.inf:
+            raise ValueError(
+                f"schedule {self.name!r}: the interval needs 0 < lower <= upper, "
+                f"got [{self.lower}, {self.upper}]"
+            )
+        if not 1 <= self.input_safety < math.inf:
+            raise ValueError(
+                f"schedule {self.name!r}: input_safety divides the input and must be at least 1, "
+                f"got {self.input_safety}"
+            )
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(
+                f"schedule {self.name!r}: unknown normalisation {self.normalisation!r}; "
+                f"{nearest(self.normalisation, NORMALISATIONS)}"
+            )
+        if self.repeat not in (None, "forever", "last"):
+            raise ValueError(
+                f"schedule {self.name!r}: repeat must be None, 'forever' or 'last', "
+                f"got {self.repeat!r}"
+            )
+        self._refuse_hazards()
+
+    def _refuse_hazards(self) -> None:
+        lo, hi = self.lower, self.upper
+        for k, step in enumerate(self.steps, 1):
+            before = lo, hi
+            lo, hi = _image_or_overflow([step], lo, hi)
+            if lo <= 0:
+                raise ValueError(
+                    f"schedule {self.name!r}: step {k} sends [{before[0]:.4g}, {before[1]:.4g}] to "
+                    f"[{lo:.4g}, {hi:.4g}], which is not positive, so singular vectors would change "
+                    "sign; name a smaller interval or another step"
+                )
+        if hi >= 2:
+            raise ValueError(
+                f"schedule {self.name!r}: the image [{lo:.4g}, {hi:.4g}] of "
+                f"[{self.lower:.4g}, {self.upper:.4g}] leaves (0, 2); name a smaller interval or add "
+                "a safety factor"
+            )
+        # Steeper steps come first in every designed schedule. "Much better" is a factor of two in
+        # the error, chosen so that none of the published sets is suspected.
+        ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
+        if tuple(ordered) != self.steps:
+            best = _image_or_overflow(ordered, self.lower, self.upper)
+            if max(abs(1 - v) for v in best) < 0.5 * max(1 - lo, hi - 1):
+                warnings.warn(
+                    f"schedule {self.name!r}: the same steps sorted by slope have less than half "
+                    "the error; are they in the order in which they were designed?",
+                    ScheduleWarning,
+                    stacklevel=4,
+                )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the steps to a scalar or, entry by entry, to an array; no input division.
+
+        Parameters
+        ----------
+        x : number or array
+            Singular values of the normalised input.
+
+        Returns
+        -------
+        number or array
+            Singular values of the output.
+        """
+        for step in self.steps:
+            x = odd_value(step, x)
+        return x
+
+    def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
+        """Image of an interval, evaluated with 40 digits and rounded once.
+
+        Parameters
+        ----------
+        lower, upper : float, optional
+            The interval; the schedule's own by default.
+
+        Returns
+        -------
+        lo, hi : float
+            Smallest and largest value of the composition on it.
+
+        Raises
+        ------
+        ValueError
+            If the interval is empty or not finite.
+        """
+        lower = self.lower if lower is None else float(lower)
+        upper = self.upper if upper is None else float(upper)
+        if not -math.inf < lower <= upper < math.inf:
+            raise ValueError(f"image needs finite lower <= upper, got [{lower}, {upper}]")
+        return odd_image(self.steps, lower, upper)
+
+    def error(self, lower: float | None = None) -> float:
+        """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
+
+        Parameters
+        ----------
+        lower : float, optional
+            Lower end; the schedule's own by default.
+
+        Returns
+        -------
+        float
+        """
+        lo, hi = self.image(lower)
+        return max(abs(1 - lo), abs(hi - 1))
+
+    @functools.cached_property
+    def slope(self) -> float:
+        """Slope of the composition at 0: how much the smallest singular values grow."""
+        return math.prod(step[0] for step in self.steps)
+
+    @functools.cached_property
+    def divergence_limit(self) -> float:
+        """Smallest x > 1 with ``|s(x)| > 2``: how far rounding may push a singular value."""
+
+        def stays(x: float) -> bool:
+            lo, hi = _image_or_overflow(self.steps, 1.0, x)
+            return lo >= -2 and hi <= 2
+
+        if not stays(1.0):
+            return 1.0
+        inside, outside = 1.0, 2.0
+        while stays(outside):
+            inside, outside = outside, 2 * outside
+            if outside > 1e300:  # steps of degree 1 with slope at most 1 never diverge
+                return math.inf
+        while outside - inside > 4e-16 * outside:
+            middle = (inside + outside) / 2
+            if middle in (inside, outside):
+                break
+            inside, outside = (middle, outside) if stays(middle) else (inside, middle)
+        return outside
+
+    @property
+    def matmuls(self) -> int:
+        """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ..."""
+        return sum(
+            2 + even_products(len(step) - 1)[1] if len(step) > 1 else 0 for step in self.steps
+        )
+
+    def truncate(self, k: int) -> Schedule:
+        """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
+
+        Parameters
+        ----------
+        k : int
+            Number of steps, at least 1.
+
+        Returns
+        -------
+        Schedule
+
+        Raises
+        ------
+        ValueError
+            If `k` is below 1, or above the length of a set that does not repeat.
+
+        Examples
+        --------
+        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5, repeat="forever").truncate(3).slope
+        3.375
+        """
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise ValueError(f"steps must be an integer of at least 1, got {k!r}") from None
+        have = len(self.steps)
+        if k < 1:
+            raise ValueError(f"steps must be an integer of at least 1, got {k}")
+        if k > have and self.repeat is None:
+            raise ValueError(
+                f"schedule {self.name!r} has {have} steps and does not repeat, got steps={k}; "
+                f"take at most {have}, or a set that repeats, such as 'polar_express' or 'jordan'"
+            )
+        if k == have:
+            return self
+        if k < have:
+            # A cut list has another last step, and would go on otherwise than the whole one; a
+            # list of equal steps goes on the same.
+            same = self.repeat is not None and len(set(self.steps)) == 1
+            return replace(self, steps=self.steps[:k], repeat=self.repeat if same else None)
+        if self.repeat == "last":
+            return replace(self, steps=self.steps + self.steps[-1:] * (k - have))
+        whole = self.steps * math.ceil(k / have)
+        on = self.repeat if k % have == 0 or have == 1 else None
+        return replace(self, steps=whole[:k], repeat=on)
+
+    def survives(self, precision: Format) -> bool:
+        """Whether one rounding in a format cannot push a singular value 1 past divergence.
+
+        Parameters
+        ----------
+        precision : Format
+            The number format.
+
+        Returns
+        -------
+        bool
+            ``divergence_limit * input_safety >= 1 + unit_roundoff``.
+        """
+        return self.divergence_limit * self.input_safety >= 1 + precision.unit_roundoff

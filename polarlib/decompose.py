@@ -1,0 +1,544 @@
+"""polar() and orthogonalize(): validate, choose, run, and give evidence."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from polarlib import design, published
+from polarlib._methods import METHODS, methods, partial_isometry, polynomial
+from polarlib._methods.svd import above_noise
+from polarlib._schedule import NORMALISATIONS, Schedule, even_products
+from polarlib.formats import format_of, nearest
+from polarlib.ops import Ops, dtype_name, is_array, ops_of
+from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
+
+__all__ = ["as_matrix", "orthogonalize", "polar", "resolve_schedule", "run_method"]
+
+Array = Any
+
+# The Gram form must save this much before "auto" takes it: its small products run less efficiently.
+GRAM_SAVES = 0.9
+
+
+# -- validation ------------------------------------------------------------------------------
+
+
+def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
+    """Return a stack of matrices of a floating dtype, and the arithmetic of its library.
+
+    Parameters
+    ----------
+    a : array or array-like
+        Arrays of a supported library are taken as they are; lists and scalars of numbers become
+        NumPy arrays. Integers and booleans become float64.
+    name : str, optional
+        What the caller calls it, for messages.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not numeric, or of a dtype that no format stands for.
+    ValueError
+        If it has fewer than two dimensions.
+    """
+    if not is_array(a):
+        if a is None or isinstance(a, str | bytes | dict | set):
+            raise TypeError(f"{name} must be an array of numbers, got {a!r}")
+        try:
+            a = np.asarray(a)
+        except ValueError as error:  # ragged lists
+            raise ValueError(f"{name} is not a rectangular array: {error}") from None
+    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
+        if isinstance(a, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array: fill the masked entries first")
+        a = a.view(np.ndarray)  # np.matrix: its operators mean other things
+    if a.ndim < 2:
+        raise ValueError(
+            f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
+            f"reshape a vector with {name}[:, None]"
+        )
+    ops = ops_of(a)
+    kind = dtype_name(a)
+    if kind == "bool" or kind.startswith(("int", "uint")):
+        return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
+    if not ops.format_name(a):
+        raise TypeError(
+            f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
+            "float64, float32, complex128 or complex64"
+        )
+    return a, ops
+
+
+def _at_least_single(a: Array, ops: Ops) -> Array:
+    """Formats narrower than float32 are widened to it; everything else stays."""
+    return a if ops.format_name(a) in ("float32", "float64") else ops.cast(a, "float32")
+
+
+def _check_finite(a: Array, ops: Ops) -> None:
+    if math.isfinite(ops.read(ops.max_abs(a))):
+        return
+    finite = np.isfinite(ops.to_host(a))
+    first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    raise ValueError(
+        f"a contains NaN or infinity in {finite.size - finite.sum()} of {finite.size} entries, "
+        f"first at index {first}; remove them, or pass check_finite=False to get NaN back"
+    )
+
+
+def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
+    """Return the schedule of a name (or the one given) with a number of steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is neither a name nor a Schedule, an unknown name, or a number of steps
+        that it does not have.
+    """
+    if isinstance(schedule, str):
+        if steps is not None and not isinstance(steps, int | np.integer):
+            raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+        return published.schedule(schedule, steps)
+    if isinstance(schedule, Schedule):
+        return schedule if steps is None else schedule.truncate(steps)
+    raise TypeError(f"schedule must be a name or a Schedule, got {schedule!r}")
+
+
+def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
+    """Refuse a normalisation that the schedule was not made for."""
+    if normalisation is None:
+        return schedule.normalisation
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(
+            f"unknown normalisation {normalisation!r}; {nearest(normalisation, NORMALISATIONS)}"
+        )
+    # Frobenius, Schatten-4 and spectral norms all bound the largest singular value, and only say
+    # where in (0, 1] the others lie; AOL scales columns and gives another spectrum altogether.
+    if normalisation != "none" and "aol" in (normalisation, schedule.normalisation):
+        if normalisation != schedule.normalisation:
+            raise ValueError(
+                f"schedule {schedule.name!r} was made for normalisation="
+                f"{schedule.normalisation!r}, not {normalisation!r}; leave normalisation out, or "
+                "pass 'none' for an input that is already scaled"
+            )
+    return normalisation
+
+
+def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
+    if not schedule.survives(format_of(precision)):
+        warnings.warn(
+            f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
+            f"rounding to {precision} can go beyond: it has no safety factor for this format; use "
+            "'polar_express', or a wider precision",
+            ScheduleWarning,
+            stacklevel=3,
+        )
+    if normalisation != "none" and schedule.upper * schedule.input_safety < 1:
+        warnings.warn(
+            f"schedule {schedule.name!r} is valid for singular values up to {schedule.upper}, and "
+            f"{normalisation} normalisation lets them reach 1 (a rank-one matrix does): such "
+            "directions may change sign",
+            ScheduleWarning,
+            stacklevel=3,
+        )
+
+
+# -- orthogonalize ---------------------------------------------------------------------------
+
+
+def _flops(schedule: Schedule, aspect: float, form: str, restarts: Sequence[int] = ()) -> float:
+    """Cost in products of n x n matrices, for aspect = m / n."""
+    inner = sum(even_products(len(step) - 1)[1] for step in schedule.steps)
+    if form == "plain":
+        return inner + 2 * aspect * len(schedule)
+    sections = 1 + len(restarts)
+    return inner + 2 * aspect * sections + 3 * (len(schedule) - sections)
+
+
+def orthogonalize(
+    g: Array,
+    *,
+    schedule: str | Schedule = "polar_express",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    normalisation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Approximate unitary factor by a fixed schedule of matrix products.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Of any supported library and floating dtype. Never changed.
+    schedule : str or Schedule, optional
+        Published set (see :func:`polarlib.schedules`) or a schedule of your own.
+    steps : int, optional
+        By default the listed length, or 5 for sets that repeat.
+    form : {"auto", "plain", "gram"}, optional
+        Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
+        with fewer.
+    restarts : "auto" or sequence of int, optional
+        Steps, from 1, after which the Gram form restarts; "auto" asks
+        :func:`polarlib.design.restarts`.
+    precision : str, optional
+        Number format of the iteration; the input's own by default. Native where the library
+        multiplies in it, simulated elsewhere. The norm is always taken in at least float32.
+    normalisation : str, optional
+        "frobenius", "spectral", "schatten4", "aol" or "none" (nothing is divided out, not even the
+        schedule's input safety) instead of the schedule's own.
+    out : array, optional
+        Where to store the result, of the shape and dtype of `g`.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``U diag(s(sigma)) V^H`` for the schedule s and ``g = c U diag(sigma) V^H``, c from the
+        normalisation; array library, device and dtype of `g`. Rank-deficient matrices are not
+        completed, a zero matrix gives zero.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers, or `out` does not match.
+    ValueError
+        For an unknown name or format, a number of steps that the set does not have, a normalisation
+        that it was not made for, fewer than two dimensions; for NaN or infinity in an array on the
+        host (on a device, where looking would stall it, such a matrix gives NaN).
+
+    Warns
+    -----
+    ScheduleWarning
+        If the schedule has no safety factor that covers one rounding of the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.random.default_rng(0).standard_normal((64, 16))
+    >>> q = orthogonalize(g)
+    >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
+    True
+    """
+    x, ops = as_matrix(g, "g")
+    chosen = resolve_schedule(schedule, steps)
+    kind = _check_normalisation(chosen, normalisation)
+    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    form, restarts = _choose_form(chosen, x.shape, form, restarts, precision)
+    if out is not None:
+        _check_out(out, x, g)
+    _warn_of_hazards(chosen, precision, kind)
+    if 0 in x.shape:
+        return ops.xp.zeros_like(x)
+    wide = x.shape[-2] < x.shape[-1]
+    y = _at_least_single(ops.adjoint(x) if wide else x, ops)
+    u, _ = polynomial(
+        y,
+        ops,
+        chosen,
+        precision=precision,
+        normalisation=kind,
+        form=form,
+        restarts=restarts,
+    )
+    u = ops.like(ops.adjoint(u) if wide else u, x)
+    if out is None:
+        return u
+    out[...] = u
+    return out
+
+
+def _choose_form(
+    schedule: Schedule,
+    shape: tuple[int, ...],
+    form: str,
+    restarts: str | Sequence[int],
+    precision: str,
+) -> tuple[str, tuple[int, ...]]:
+    if form not in ("auto", "plain", "gram"):
+        raise ValueError(f"form must be 'auto', 'plain' or 'gram', got {form!r}")
+    if isinstance(restarts, str):
+        if restarts != "auto":
+            raise ValueError(
+                f"restarts must be 'auto' or a sequence of step numbers, got {restarts!r}"
+            )
+        at = design.restarts(schedule, precision)
+    else:
+        at = tuple(sorted(set(restarts)))
+        if not all(isinstance(k, int | np.integer) and 0 < k <= len(schedule) for k in at):
+            raise ValueError(
+                f"restarts must be step numbers from 1 to {len(schedule)}, got {restarts!r}"
+            )
+        at = tuple(int(k) for k in at if k < len(schedule))
+    if form == "auto":
+        small, large = sorted(shape[-2:])
+        aspect = large / max(small, 1)
+        gram = _flops(schedule, aspect, "gram", at)
+        form = "gram" if gram < GRAM_SAVES * _flops(schedule, aspect, "plain") else "plain"
+    return form, at
+
+
+def _check_out(out: Array, x: Array, g: Array) -> None:
+    same = is_array(out) and type(out) is type(x) and out.shape == x.shape
+    if not same or out.dtype != x.dtype:
+        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else repr(out)
+        raise TypeError(
+            f"out must be an array like g, {dtype_name(x)} of shape {tuple(x.shape)}, got {got}"
+        )
+    if not hasattr(out, "__setitem__") or type(out).__module__.startswith("jax"):
+        raise TypeError("out cannot be written: arrays of this library are immutable; leave it out")
+
+
+# -- polar -----------------------------------------------------------------------------------
+
+
+def run_method(
+    x: Array,
+    ops: Ops,
+    method: str | Schedule,
+    *,
+    tol: float,
+    steps: int | None = None,
+    callback: Callable[[int, Array], None] | None = None,
+) -> tuple[Array, Run]:
+    """Run one method, or one fixed schedule, on tall matrices in at least single precision."""
+    if isinstance(method, str) and method in METHODS:
+        if steps is not None:
+            raise ValueError(f"steps is for fixed schedules; method {method!r} has a stopping test")
+        return METHODS[method](x, ops, tol=tol, callback=callback)
+    if isinstance(method, str) and method not in published.schedules():
+        raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+    chosen = resolve_schedule(method, steps)
+    return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+
+
+def polar(
+    a: Array,
+    *,
+    side: str = "right",
+    method: str | Schedule = "auto",
+    completion: bool = True,
+    rtol: float | None = None,
+    check_finite: bool = True,
+    throw: bool = False,
+    callback: Callable[[int, Array], None] | None = None,
+) -> PolarResult:
+    """Polar decomposition A = U H (or A = H U), with evidence.
+
+    Equals :func:`scipy.linalg.polar` for every shape, and takes stacks of matrices, any array
+    library and half precision (computed in float32) besides.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., m, n)
+        Never changed. Integers become float64.
+    side : {"right", "left"}, optional
+        ``A = U H`` with H n x n, or ``A = H U`` with H m x m.
+    method : str or Schedule, optional
+        One of :func:`polarlib.methods`; "auto" is the SVD. A method that fails on a matrix
+        (Newton's on a singular one, say) is followed by the SVD, and the result says so.
+    completion : bool, optional
+        For rank-deficient matrices: complete U to orthonormal columns (rows, if m < n), as SciPy
+        does; otherwise U is the partial isometry ``U_r V_r^H``.
+    rtol : float, optional
+        Orthogonality that counts as converged; ``max(100, m, n)`` machine epsilons by default.
+    check_finite : bool, optional
+        Raise if `a` contains NaN or infinity; otherwise such a matrix gives NaN.
+    throw : bool, optional
+        Raise :class:`polarlib.ConvergenceWarning` as an error instead of warning.
+    callback : callable, optional
+        Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
+        must not change.
+
+    Returns
+    -------
+    PolarResult
+        Unpacks as ``u, h``. Array library, device and dtype of `a`. A fixed schedule that ends
+        short of orthonormal is no failure: its status is FIXED_SCHEDULE.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers.
+    ValueError
+        For fewer than two dimensions, an unknown method or side, NaN or infinity.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the orthogonality missed `rtol`, or H overflows.
+
+    Notes
+    -----
+    ``H = (U^H A + A^H U) / 2``: the Hermitian matrix nearest to ``U^H A``, positive semidefinite up
+    to rounding. N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> u, h = polar(np.array([[1.0, -1.0], [2.0, 4.0]]))
+    >>> bool(np.allclose(u @ h, [[1, -1], [2, 4]])), bool(np.allclose(u.T @ u, np.eye(2)))
+    (True, True)
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    a, ops = as_matrix(a)
+    if method == "auto":
+        method = "svd"
+    m, n = a.shape[-2:]
+    eps = format_of(ops.format_name(_at_least_single(a, ops))).epsilon
+    tol = max(100, m, n) * eps if rtol is None else float(rtol)
+    if not 0 < tol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    if 0 in a.shape:
+        run_method_exists(method)
+        return _empty(a, ops, side, method)
+    x = _at_least_single(a, ops)
+    if check_finite:
+        _check_finite(x, ops)
+    wide = m < n
+    if wide:
+        x = ops.adjoint(x)
+    # A power of two, so that scaling is exact and the factor the same for every scale.
+    xp = ops.xp
+    peak = ops.max_abs(x)
+    scale = 2.0 ** xp.floor(xp.log2(xp.where(peak > 0, peak, xp.ones_like(peak))))
+    x = ops.divide(x, xp.where(scale > 0, scale, xp.ones_like(scale)))
+
+    u, run = run_method(x, ops, method, tol=tol, callback=callback)
+    name = method if isinstance(method, str) else method.name
+    orthogonality = _orthogonality(u, ops)
+    status = _status(method, orthogonality, tol)
+    if status is Status.NOT_CONVERGED and name != "svd":
+        u, svd_run = METHODS["svd"](x, ops, tol=tol)
+        run = run._replace(
+            matmuls=run.matmuls + svd_run.matmuls, singular_values=svd_run.singular_values
+        )
+        name += ", then svd"
+        orthogonality = _orthogonality(u, ops)
+        status = _status("svd", orthogonality, tol)
+        if status is Status.CONVERGED:
+            status = Status.FELL_BACK
+
+    left = side == "left"
+    h = _hermitian(u, x, ops, small=wide == left)
+    rank = _rank(x, h, run, ops) if wide == left else _rank(x, _hermitian(u, x, ops), run, ops)
+    if not completion and np.any(rank < min(m, n)) and status in _EXACT:
+        u = partial_isometry(x, ops)
+        h = _hermitian(u, x, ops, small=wide == left)
+        orthogonality = _isometry(u, ops)
+    backward_error = _backward_error(u, h, x, ops, small=wide == left)
+
+    h = ops.scale(h, scale)
+    if not math.isfinite(ops.read(ops.max_abs(h))) and status is not Status.NOT_CONVERGED:
+        status = Status.OVERFLOW
+    if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
+        message = (
+            f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, tolerance "
+            f"{tol:.2e}; {status.value}"
+        )
+        if throw:
+            raise ConvergenceWarning(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    u, h = ops.adjoint(u) if wide else u, h
+    single = a.ndim == 2
+    return PolarResult(
+        unitary=ops.like(u, a),
+        hermitian=ops.like(h, a),
+        status=status,
+        converged=status in _EXACT,
+        iterations=run.iterations,
+        matmuls=run.matmuls,
+        method=name,
+        orthogonality=float(orthogonality) if single else orthogonality,
+        backward_error=float(backward_error) if single else backward_error,
+        rank=int(rank) if single else rank,
+        trace=run.changes,
+    )
+
+
+_EXACT = (Status.CONVERGED, Status.FELL_BACK)
+
+
+def run_method_exists(method: str | Schedule) -> None:
+    """Raise ValueError for an unknown method."""
+    if isinstance(method, str) and method not in METHODS:
+        if method not in published.schedules():
+            raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+
+
+def _status(method: str | Schedule, orthogonality: np.ndarray, tol: float) -> Status:
+    if method == "qr":
+        return Status.NOT_POLAR
+    if np.all(orthogonality <= tol):  # NaN compares false
+        return Status.CONVERGED
+    fixed = not isinstance(method, str) or method not in METHODS
+    return Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED
+
+
+def _figure(x: Array, ops: Ops) -> np.ndarray:
+    """A stack of 1 x 1 figures as a NumPy array of the batch's shape."""
+    return ops.to_host(x)[..., 0, 0]
+
+
+def _orthogonality(u: Array, ops: Ops) -> np.ndarray:
+    """``||U^H U - I||_F / sqrt(n)`` of tall matrices."""
+    defect = ops.add_diagonal(ops.gram(u), -1.0)
+    return _figure(ops.frobenius(defect), ops) / math.sqrt(u.shape[-1])
+
+
+def _isometry(u: Array, ops: Ops) -> np.ndarray:
+    """``||U U^H U - U||_F / sqrt(n)``: how far a partial isometry is from one."""
+    defect = ops.matmul(u, ops.gram(u)) - u
+    return _figure(ops.frobenius(defect), ops) / math.sqrt(u.shape[-1])
+
+
+def _hermitian(u: Array, x: Array, ops: Ops, *, small: bool = True) -> Array:
+    """Hermitian part of ``U^H X`` (n x n), or of ``X U^H`` (m x m)."""
+    product = ops.matmul(ops.adjoint(u), x) if small else ops.matmul(x, ops.adjoint(u))
+    return ops.hermitian_part(product)
+
+
+def _backward_error(u: Array, h: Array, x: Array, ops: Ops, *, small: bool) -> np.ndarray:
+    """``||X - U H||_F / ||X||_F``, or with ``H U``; 0 for a zero matrix."""
+    residual = x - (ops.matmul(u, h) if small else ops.matmul(h, u))
+    size = _figure(ops.frobenius(x), ops)
+    return _figure(ops.frobenius(residual), ops) / np.where(size == 0, 1.0, size)
+
+
+def _rank(x: Array, h: Array, run: Run, ops: Ops) -> np.ndarray:
+    """Numerical rank: from singular values, or certified full by one Cholesky factorisation."""
+    n = x.shape[-1]
+    s = run.singular_values
+    if s is None:
+        # H - cut I positive definite: every singular value exceeds the cut. Twice the cut, since
+        # H is known to rounding only.
+        cut = 2 * max(x.shape[-2:]) * format_of(ops.format_name(h)).epsilon
+        shifted = h - ops.eye(n, h) * ops.like(cut * ops.frobenius(h), h)
+        if math.isfinite(ops.read(ops.frobenius(ops.cholesky(shifted)))):
+            return np.full(x.shape[:-2], n)
+        _, s, _ = ops.svd(x)
+    return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
+
+
+def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult:
+    """Factors of matrices without entries: U as `a`, H zero, as SciPy gives them."""
+    n = a.shape[-1] if side == "right" else a.shape[-2]
+    batch = a.shape[:-2]
+    figures = np.zeros(batch) if batch else 0.0
+    return PolarResult(
+        unitary=ops.xp.zeros_like(a),
+        hermitian=ops.xp.zeros((*batch, n, n), dtype=a.dtype),
+        status=Status.CONVERGED,
+        converged=True,
+        iterations=0,
+        matmuls=0,
+        method=method if isinstance(method, str) else method.name,
+        orthogonality=figures,
+        backward_error=figures,
+        rank=np.zeros(batch, int) if batch else 0,
+    )

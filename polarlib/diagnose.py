@@ -1,0 +1,226 @@
+"""measure(): what a schedule or a method does to a matrix, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from scipy.optimize import linear_sum_assignment
+
+from polarlib import design
+from polarlib._methods import METHODS, polynomial
+from polarlib._schedule import Schedule
+from polarlib.decompose import as_matrix, resolve_schedule, run_method
+from polarlib.formats import format_of
+from polarlib.iterate import matrix_products
+from polarlib.ops import Ops
+from polarlib.precision import rounded
+from polarlib.result import Trace
+
+__all__ = ["measure"]
+
+Array = Any
+
+# Above this size matching computed singular vectors to exact ones costs more than it tells.
+MATCH_UP_TO = 2000
+
+
+def measure(
+    a: Array,
+    schedule_or_method: str | Schedule,
+    *,
+    steps: int | None = None,
+    precision: str | None = None,
+    form: str = "plain",
+    reference: str = "svd",
+) -> Trace:
+    """Measure the convergence of a schedule or method on one matrix.
+
+    The iteration runs on the array library of `a`, in `precision`; the figures are taken on the
+    host in float64 from a copy of every iterate.
+
+    Parameters
+    ----------
+    a : array, shape (m, n)
+        One matrix; m < n is transposed. Never changed.
+    schedule_or_method : str or Schedule
+        A schedule of your own, or a name of :func:`polarlib.methods`.
+    steps : int, optional
+        Steps of a schedule; by default the listed length, or 5 for sets that repeat.
+    precision : str, optional
+        Number format of the iteration; the input's own by default. Methods with factorisations run
+        in float32 or float64.
+    form : {"plain", "gram"}, optional
+        Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` says.
+    reference : {"svd", "mpmath"}, optional
+        Exact factors by LAPACK in double precision, or by mpmath with 50 digits (slow: up to about
+        64 columns).
+
+    Returns
+    -------
+    Trace
+        Row 0 is the normalised input as the iteration sees it.
+
+    Raises
+    ------
+    ValueError
+        For a stack, an empty matrix, NaN or infinity, an unknown name, format, form or reference.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t = measure(np.diag([1.0, 0.5, 0.1]), "newton_schulz_3", steps=12)
+    >>> t.singular_values.shape, bool(abs(t.singular_values[-1] - 1).max() < 1e-3)
+    ((13, 3), True)
+    """
+    x, ops = as_matrix(a)
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
+    if form not in ("plain", "gram"):
+        raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
+    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    shape = tuple(int(k) for k in x.shape)
+    if shape[0] < shape[1]:
+        x = ops.adjoint(x)
+    exact = _scaled(ops.to_host(x))
+    u, _, v = _reference(exact, reference)
+    if ops.format_name(x) not in ("float32", "float64"):
+        x = ops.cast(x, "float32")
+
+    rows: list[dict[str, Any]] = []
+
+    def record(iterate: np.ndarray) -> None:
+        rows.append(_figures(iterate, exact, u, v))
+
+    if isinstance(schedule_or_method, str) and schedule_or_method in METHODS:
+        name, simulated = schedule_or_method, False
+        x = _for_method(x, ops, precision, name)
+        x = ops.divide(x, ops.max_abs(x)) if np.any(exact) else x
+        record(ops.to_host(ops.divide(x, np.linalg.norm(ops.to_host(x), 2) or 1.0)))
+        tol = max(100, *shape) * format_of(precision).epsilon
+        _, run = run_method(
+            x, ops, name, tol=tol, steps=steps, callback=lambda k, y: record(ops.to_host(y))
+        )
+        # A method's products are spent evenly but for the last of a reduced tall matrix.
+        per_step = run.matmuls // max(run.iterations, 1)
+        spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
+        spent[-1] = run.matmuls
+        form = "plain"
+    else:
+        schedule = resolve_schedule(_known(schedule_or_method), steps)
+        name = schedule.name
+        at = design.restarts(schedule, precision) if form == "gram" else ()
+        simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
+        _, run = polynomial(
+            x,
+            ops,
+            schedule,
+            precision=precision,
+            form=form,
+            restarts=at,
+            callback=lambda k, y: record(ops.to_host(y)),
+        )
+        total = matrix_products(schedule.steps, form=form, restarts=at)
+        spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
+    columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    return Trace(
+        method=name,
+        precision=precision,
+        form=form,
+        shape=shape,
+        simulated=simulated,
+        matmuls=np.array(spent),
+        **columns,
+    )
+
+
+def _known(schedule_or_method: Any) -> Any:
+    """A name of a schedule or a Schedule; the error for anything else lists methods too."""
+    from polarlib.decompose import run_method_exists
+
+    run_method_exists(schedule_or_method)
+    return schedule_or_method
+
+
+def _for_method(x: Array, ops: Ops, precision: str, name: str) -> Array:
+    if precision not in ("float32", "float64"):
+        raise ValueError(
+            f"method {name!r} factorises and runs in float32 or float64, got "
+            f"precision={precision!r}; fixed schedules run in every format"
+        )
+    return ops.cast(x, precision)
+
+
+def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
+    """Products spent after 0, 1, ... steps; the last product of a Gram section counts at its end."""
+    if form == "plain":
+        return [matrix_products(schedule.steps[:k]) for k in range(len(schedule) + 1)]
+    counts = [0]
+    for k in range(1, len(schedule) + 1):
+        whole = matrix_products(schedule.steps[:k], form="gram", restarts=restarts)
+        ends = k == len(schedule) or k in restarts
+        # Without X Q, but with the update of R that follows a step inside a section.
+        counts.append(whole if ends else whole + 1)
+    return counts
+
+
+def _scaled(a: np.ndarray) -> np.ndarray:
+    if not np.all(np.isfinite(a)):
+        raise ValueError("measure: the matrix contains NaN or infinity; remove them")
+    peak = max(np.abs(a.real).max(), np.abs(a.imag).max())
+    return a / peak if peak else a
+
+
+def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Exact U, singular values and V (as columns)."""
+    if kind == "svd":
+        u, s, vh = scipy.linalg.svd(a, full_matrices=False)
+        return u, s, vh.conj().T
+    if kind == "mpmath":
+        import mpmath
+
+        context = mpmath.MPContext()
+        context.dps = 50
+        u, s, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
+        dtype = a.dtype
+        return (
+            np.array(u.tolist(), dtype=dtype),
+            np.array([float(t) for t in s]),
+            np.array(vh.tolist(), dtype=dtype).conj().T,
+        )
+    raise ValueError(f"reference must be 'svd' or 'mpmath', got {kind!r}")
+
+
+def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
+    """Figures of one iterate; all NaN if it is not finite."""
+    k = u.shape[1]
+    if not np.all(np.isfinite(x)):
+        path = np.full(k, np.nan)
+        figures = dict.fromkeys(("orthogonality", "backward_error", "distance"), math.nan)
+        return {"singular_values": path, "alignment": path, **figures}
+    with np.errstate(over="ignore", invalid="ignore"):
+        w = x.conj().T @ a
+        residual = a - x @ ((w + w.conj().T) / 2)
+        images = x @ v
+        length = np.linalg.norm(images, axis=0)
+        cosine = np.sum(u.conj() * images, axis=0).real / np.where(length == 0, 1, length)
+        return {
+            "singular_values": _tracked(x, u, v),
+            "alignment": cosine,
+            "orthogonality": np.linalg.norm(x.conj().T @ x - np.eye(k)) / math.sqrt(k),
+            "backward_error": np.linalg.norm(residual) / (np.linalg.norm(a) or 1.0),
+            "distance": np.linalg.norm(x - u @ v.conj().T) / math.sqrt(k),
+        }
+
+
+def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Singular values of an iterate, in the order of the exact singular vectors they belong to."""
+    p, s, qh = scipy.linalg.svd(x, full_matrices=False)
+    if s.size > MATCH_UP_TO:
+        return s
+    overlap = np.abs(u.conj().T @ p) * np.abs(qh @ v).T
+    _, columns = linear_sum_assignment(overlap, maximize=True)
+    return s[columns]

@@ -1,0 +1,205 @@
+"""Number formats as plain numbers, and images of intervals under odd polynomials.
+
+The bottom layer: it knows nothing of arrays. A :class:`Format` says what rounding costs in a number
+format; the functions below it say where an odd polynomial sends an interval.
+
+An odd polynomial is the tuple of its coefficients in ascending odd powers:
+``(a, b, c)`` is ``p(x) = a x + b x**3 + c x**5``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FORMATS", "Format", "format_of", "nearest", "odd_image", "odd_value"]
+
+# Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them are
+# composed, each losing at most the digits of its slope (about one), so 40 leaves ample guard digits.
+DIGITS = 40
+
+
+@dataclass(frozen=True)
+class Format:
+    """A floating-point format.
+
+    Attributes
+    ----------
+    name : str
+        Name, as every ``precision=`` argument takes it.
+    significand : int
+        Bits of the significand, the hidden one included.
+    smallest_normal, largest : float
+        Smallest positive normal number and largest finite one.
+    saturates_to : float
+        What a value above `largest` becomes: infinity, or NaN where the format has no infinity.
+    carrier : str
+        The format that products accumulate in, and that carries a simulation: float32 for all
+        formats narrower than it.
+    """
+
+    name: str
+    significand: int
+    smallest_normal: float
+    largest: float
+    saturates_to: float
+    carrier: str
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Largest relative error of one rounding to nearest, ``2**-significand``."""
+        return 2.0**-self.significand
+
+    @property
+    def epsilon(self) -> float:
+        """Distance from 1 to the next number, ``2**(1 - significand)``."""
+        return 2.0 ** (1 - self.significand)
+
+
+_INF = float("inf")
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        Format("float64", 53, 2.0**-1022, float(np.finfo("f8").max), _INF, "float64"),
+        Format("float32", 24, 2.0**-126, float(np.finfo("f4").max), _INF, "float32"),
+        # float32's exponent with float16's significand: what tensor cores read of a float32 operand.
+        Format("tf32", 11, 2.0**-126, (2 - 2.0**-10) * 2.0**127, _INF, "float32"),
+        Format("bfloat16", 8, 2.0**-126, (2 - 2.0**-7) * 2.0**127, _INF, "float32"),
+        Format("float16", 11, 2.0**-14, 65504.0, _INF, "float32"),
+        # OCP 8-bit formats; e4m3 has no infinity, and overflow gives NaN.
+        Format("float8_e4m3", 4, 2.0**-6, 448.0, float("nan"), "float32"),
+        Format("float8_e5m2", 3, 2.0**-14, 57344.0, _INF, "float32"),
+    )
+}
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Say which names are allowed, the most similar first: the tail of an error message.
+
+    Examples
+    --------
+    >>> nearest("bf16", ["float32", "bfloat16"])
+    "did you mean 'bfloat16'? Known: 'float32', 'bfloat16'"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}{'Known' if hint else 'known'}: {', '.join(map(repr, known))}"
+
+
+def format_of(name: str) -> Format:
+    """Look a format up by name.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown; the message lists the known ones.
+
+    Examples
+    --------
+    >>> format_of("bfloat16").unit_roundoff == 2.0**-8
+    True
+    """
+    try:
+        return FORMATS[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"unknown number format {name!r}; {nearest(name, FORMATS)}") from None
+
+
+def odd_value(step: Sequence[Any], x: Any) -> Any:
+    """Evaluate an odd polynomial by Horner's rule in ``x**2``; any type with ``+`` and ``*``.
+
+    Examples
+    --------
+    >>> odd_value((1.5, -0.5), 1.0)
+    1.0
+    """
+    y = x * x
+    value = step[-1]
+    for c in reversed(step[:-1]):
+        value = value * y + c
+    return value * x
+
+
+@functools.lru_cache(maxsize=4096)
+def _turning_points(step: tuple[float, ...]) -> tuple[float, ...]:
+    """Positive zeros of p' in double precision, ascending."""
+    derivative = [(2 * i + 1) * c for i, c in enumerate(step)]
+    while derivative and derivative[-1] == 0.0:
+        derivative.pop()
+    if len(derivative) < 2:
+        return ()
+    y = np.roots(derivative[::-1])
+    # A double root may come out as a complex pair: its real part is still a turning point to
+    # within the square root of the rounding, and an extra point in the list does no harm.
+    y = y.real[(np.abs(y.imag) <= 1e-6 * np.abs(y)) & (y.real > 0)]
+    return tuple(float(v) for v in np.sort(np.sqrt(y)))
+
+
+@functools.cache
+def _extended() -> Any:
+    import mpmath  # lazily: it is only needed where an image is asked for
+
+    context = mpmath.MPContext()
+    context.dps = DIGITS
+    return context
+
+
+def odd_image(
+    steps: Iterable[Sequence[float]], lower: float, upper: float, *, extended: bool = True
+) -> tuple[float, float]:
+    """Image of ``[lower, upper]`` under a composition of odd polynomials.
+
+    The image of an interval is an interval, so it is followed step by step: its ends are values at
+    the ends and at the turning points between them. Nothing is sampled.
+
+    Parameters
+    ----------
+    steps : iterable of sequences of float
+        Coefficients in ascending odd powers, first step first.
+    lower, upper : float
+        The interval, ``lower <= upper``.
+    extended : bool, optional
+        Evaluate with 40 decimal digits (default) or in double precision.
+
+    Returns
+    -------
+    lo, hi : float
+        The ends of the image, each rounded once to a double.
+
+    Examples
+    --------
+    >>> odd_image([(1.5, -0.5)], 0.0, 1.2)
+    (0.0, 1.0)
+    """
+    number = _extended().mpf if extended else float
+    lo, hi = number(lower), number(upper)
+    for step in steps:
+        turning = _turning_points(tuple(map(float, step)))
+        coefficients = [number(c) for c in step]
+        slope = [(2 * i + 1) * c for i, c in enumerate(coefficients)]
+        inside = []
+        # An odd polynomial turns at -t wherever it turns at t.
+        for t in [number(s * t) for t in turning for s in (1, -1)]:
+            if (
+                extended
+            ):  # two Newton steps: 1e-16 -> 1e-32, whose effect on the value is squared again
+                for _ in range(2):
+                    y = t * t
+                    value, curvature = slope[-1], number(0)
+                    for c in reversed(slope[:-1]):
+                        curvature = curvature * y + value
+                        value = value * y + c
+                    if curvature == 0:
+                        break
+                    t -= value / (2 * t * curvature)
+            if lo < t < hi:
+                inside.append(t)
+        values = [odd_value(coefficients, t) for t in (lo, hi, *inside)]
+        lo, hi = min(values), max(values)
+    return float(lo), float(hi)

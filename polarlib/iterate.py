@@ -1,0 +1,267 @@
+"""One engine: applies a schedule to a matrix, in plain or in Gram form, with restarts.
+
+What it computes: ``U diag(s(sigma)) V^H`` for ``X = U diag(sigma) V^H`` and a schedule s, by matrix
+products alone. A step of degree 2d + 1 with coefficients c_0 .. c_d is
+
+    X <- X P(G),    P(G) = c_0 I + c_1 G + ... + c_d G^d,    G = X^H X.
+
+Plain form: G anew in every step; 2 products for degree 3, 3 for degree 5, then Paterson-Stockmeyer.
+Gram form: with Q the product of the P's so far and R = Q G Q the current Gram matrix,
+
+    Q <- Q P(R),    R <- P(R) R P(R),    and X Q at the end,
+
+so the m x n matrix is touched twice, and everything else is n x n (Dao-AILab, gram-newton-schulz,
+2025). The two agree in exact arithmetic. In floating point R loses its small eigenvalues, which can
+turn negative and grow by the square of a step's slope: a restart forms X Q and its Gram matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polarlib._schedule import even_products
+from polarlib.formats import format_of
+from polarlib.ops import Ops
+
+__all__ = ["iterate", "matrix_products", "normalise"]
+
+Array = Any
+
+
+def even_part(
+    g: Array, step: Sequence[float], ops: Ops, out: Array | None = None
+) -> tuple[Array, float, float]:
+    """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I = c_0 I + c_1 G + ... + c_d G^d``.
+
+    Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j and
+    B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s meets no identity matrix, so none
+    is ever rounded together with a block.
+    """
+    beta, *c = step
+    degree = len(c)
+    if degree == 1:
+        return g, c[0], beta
+    block, _ = even_products(degree)
+    if block == 1:
+        z = ops.gemm(g, g, g, alpha=c[-1], beta=c[-2], out=out)
+        for k in range(degree - 3, -1, -1):
+            z = ops.gemm(z, g, g, beta=c[k])
+        return z, 1.0, beta
+    powers = [g, ops.gram(g)]
+    while len(powers) < block:
+        powers.append(ops.matmul(powers[-1], g))
+    starts = range(0, degree, block)
+    blocks = [ops.combine(c[i : i + block], powers[: len(c[i : i + block])]) for i in starts]
+    z = blocks.pop()
+    while blocks:
+        z = ops.gemm(z, powers[-1], blocks.pop(), beta=1.0)
+    return z, 1.0, beta
+
+
+def matrix_products(
+    steps: Sequence[Sequence[float]], *, form: str = "plain", restarts: Sequence[int] = ()
+) -> int:
+    """Matrix products that :func:`iterate` will take, of either size.
+
+    Parameters
+    ----------
+    steps : sequence of sequences of float
+        Coefficients of each step.
+    form : {"plain", "gram"}, optional
+        Form of the iteration.
+    restarts : sequence of int, optional
+        Restarts of the Gram form, as in :func:`iterate`.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> quintic = [(1.875, -1.25, 0.375)] * 5
+    >>> matrix_products(quintic), matrix_products(quintic, form="gram", restarts=(2,))
+    (15, 18)
+    """
+    inner = [even_products(len(step) - 1)[1] for step in steps]
+    if form == "plain":
+        return sum(p + 2 for p, step in zip(inner, steps, strict=True) if len(step) > 1)
+    # A section of s steps: its Gram matrix, s polynomials, s - 1 products for Q, 2 (s - 1) for R,
+    # and X Q.
+    ends = [*(r for r in sorted(set(restarts)) if 0 < r < len(steps)), len(steps)]
+    sections = [b - a for a, b in zip([0, *ends], ends, strict=False)]
+    return sum(inner) + sum(2 + 3 * (s - 1) for s in sections)
+
+
+def iterate(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    *,
+    form: str = "plain",
+    restarts: Sequence[int] = (),
+    owned: bool = False,
+    callback: Callable[[int, Array], None] | None = None,
+) -> Array:
+    """Apply the steps to a stack of matrices.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        Normalised, already of the dtype that `ops` works in, m >= n for the least work.
+    steps : sequence of sequences of float
+        Coefficients in ascending odd powers, first step first.
+    ops : Ops
+        Arithmetic.
+    form : {"plain", "gram"}, optional
+        Form of the iteration.
+    restarts : sequence of int, optional
+        Numbers (from 1) of the steps after which the Gram form starts again from ``X Q``.
+    owned : bool, optional
+        Whether the storage of `x` may be written; otherwise `x` is never changed.
+    callback : callable, optional
+        Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
+        which the step after the next one overwrites. In the Gram form the iterate is formed for it by a product that is not counted.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+    """
+    if form == "gram":
+        return _gram(x, steps, ops, frozenset(restarts), callback)
+    return _plain(x, steps, ops, owned, callback)
+
+
+def _plain(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    owned: bool,
+    callback: Callable[[int, Array], None] | None,
+) -> Array:
+    # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
+    # small matrices come back to the same storage in every step.
+    square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
+    g, z = ops.buffer(square, x), ops.buffer(square, x)
+    turns = [x if owned and ops.reusable(x) else None, None]
+    for k, step in enumerate(steps, 1):
+        out = turns[k % 2]
+        if out is None:
+            out = turns[k % 2] = ops.buffer(x.shape, x)
+        if len(step) == 1:
+            x = ops.combine(step, (x,))
+        else:
+            p, alpha, beta = ops.fold(*even_part(ops.gram(x, g), step, ops, z))
+            x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
+        if callback is not None:
+            callback(k, x)
+    return x
+
+
+def _gram(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    restarts: frozenset[int],
+    callback: Callable[[int, Array], None] | None,
+) -> Array:
+    r, q = ops.gram(x), None
+    for k, step in enumerate(steps, 1):
+        restart, last = k in restarts, k == len(steps)
+        z, alpha, beta = even_part(r, step, ops) if len(step) > 1 else (r, 0.0, step[0])
+        if z is r and not (restart or last):
+            z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
+            alpha = 1.0
+        z, alpha, beta = ops.fold(z, alpha, beta)
+        if q is not None:
+            q = ops.gemm(q, z, q, alpha=alpha, beta=beta)
+        if last or restart:
+            x = ops.gemm(x, z, x, alpha=alpha, beta=beta) if q is None else ops.matmul(x, q)
+            q = None
+            if not last:
+                r = ops.gram(x)
+        else:
+            if q is None:
+                q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
+            r = ops.gemm(r, z, r, alpha=alpha, beta=beta)
+            r = ops.gemm(z, r, r, alpha=alpha, beta=beta)
+        if callback is not None:
+            callback(k, x if q is None else ops.matmul(x, q))
+    return x
+
+
+def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array, int]:
+    """Divide a stack of matrices so that their singular values lie in (0, 1 / safety].
+
+    The largest entry is divided out first, so that no norm can overflow or underflow.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        In at least single precision, m >= n.
+    ops : Ops
+        Full-precision arithmetic.
+    kind : {"frobenius", "spectral", "schatten4", "aol", "none"}
+        - frobenius: by ``||X||_F``.
+        - schatten4: by ``||X^H X||_F^(1/2) >= ||X||_2``.
+        - spectral: by ``||G^8||_F^(1/16)``, G = X^H X, a certified bound that exceeds ``||X||_2``
+          by a factor of ``r^(1/32)`` at most for rank r (1.24 for r = 1024).
+        - aol: column j by the square root of ``sum_i |G_ij|`` (B. Prach and C. H. Lampert, ECCV
+          2022). This CHANGES THE ANSWER: the iteration then approximates the unitary factor of
+          X D, D diagonal.
+        - none: by nothing, not even `safety`.
+    safety : float, optional
+        Further divisor.
+
+    Returns
+    -------
+    y : array, shape (..., m, n)
+        A new array (`x` itself for "none"). A zero matrix stays zero.
+    matmuls : int
+        Matrix products spent.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not finite and its library is on the host. On a device, where looking would
+        stall it, the result of such a matrix is NaN.
+    """
+    peak = ops.max_abs(x)
+    if ops.host and not math.isfinite(ops.read(peak)):
+        raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
+    if kind == "none":
+        return x, 0
+    y = ops.divide(x, _nonzero(peak, ops))
+    if kind == "frobenius":
+        norm, spent = ops.frobenius(y), 0
+    else:
+        g = ops.gram(y)
+        if kind == "aol":
+            sums = ops.xp.sum(ops.xp.abs(g), axis=-2, keepdims=True)
+            norm, spent = ops.xp.sqrt(sums), 1
+        else:
+            norm, spent = _gram_moment(g, ops, 0 if kind == "schatten4" else 3)
+    return ops.divide(y, _nonzero(norm * safety, ops), owned=True), spent
+
+
+def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
+    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value, and the products spent."""
+    exponent = 0.5
+    bound = ops.frobenius(g)
+    g = ops.divide(g, _nonzero(bound, ops), owned=True)
+    bound = bound**exponent
+    for _ in range(squarings):
+        g = ops.gram(g)
+        norm = ops.frobenius(g)
+        g = ops.divide(g, _nonzero(norm, ops), owned=True)
+        exponent /= 2
+        bound = bound * norm**exponent
+    # Rounding in the products is at most n eps relative to the norms, then the root is taken.
+    eps = format_of(ops.format_name(g)).epsilon
+    return bound * (1 + g.shape[-1] * eps), 1 + squarings
+
+
+def _nonzero(s: Array, ops: Ops) -> Array:
+    """Replace zeros by ones, so that a zero matrix (or column) divides to zero."""
+    return ops.xp.where(s == 0, ops.xp.ones_like(s), s)

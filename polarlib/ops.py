@@ -1,0 +1,718 @@
+"""Ops: how to multiply, for one array library.
+
+Every algorithm is written against the few primitives of :class:`Ops`. The base class is purely
+functional and needs nothing beyond the array API standard (array-api-strict, Dask, any other). The
+subclasses are the fast paths of a library, and its peculiarities, and live here and nowhere else.
+
+Matrices are the last two axes. Primitives that take ``out=`` may store the result there, and
+callers use the return value; ``out`` never is one of the operands.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import scipy.linalg
+from array_api_compat import array_namespace
+
+from polarlib.formats import FORMATS, Format
+
+__all__ = ["Ops", "dtype_name", "is_array", "libraries", "ops_of"]
+
+Array = Any
+
+# Names of dtypes that differ from the names of their formats.
+_FORMAT_OF_DTYPE = {
+    "complex64": "float32",
+    "complex128": "float64",
+    "float8_e4m3fn": "float8_e4m3",
+}
+# Modules that make arrays, by the name users know them by.
+_LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
+
+
+def dtype_name(x: Array) -> str:
+    """Name of an array's dtype, the same for every library: ``"float32"``, ``"complex128"``, ..."""
+    return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
+
+
+def is_array(x: Any) -> bool:
+    """Whether an object is an array of a library that we can compute with."""
+    return array_api_compat.is_array_api_obj(x)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the array libraries that are installed, by name (imports none that is not)."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        found[name] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+class Ops:
+    """Arithmetic on stacks of matrices of one array namespace; functional, any library.
+
+    Parameters
+    ----------
+    xp : namespace
+        From ``array_api_compat.array_namespace``.
+    fused : bool, optional
+        Working in a format of 16 bits or fewer: products with an addend are rounded once, and
+        identities are kept apart from small matrices (``a I + Z`` is not rounded as a matrix).
+
+    Attributes
+    ----------
+    native : frozenset of str
+        Formats whose products the library computes itself.
+    host : bool
+        Whether reading a scalar is free; elsewhere it would stall the device.
+    """
+
+    native = frozenset({"float64", "float32"})
+    host = False
+    simulated = False
+
+    def __init__(self, xp: Any, *, fused: bool = False) -> None:
+        self.xp = xp
+        self.fused = fused
+
+    def with_fused(self) -> Ops:
+        """Return the same arithmetic for a native format of 16 bits."""
+        return type(self)(self.xp, fused=True)
+
+    # -- dtypes and conversion ---------------------------------------------------------------
+
+    def is_complex(self, x: Array) -> bool:
+        """Whether the entries are complex."""
+        return dtype_name(x).startswith("complex")
+
+    def format_name(self, x: Array) -> str:
+        """Name of the format of an array's entries (of their parts, if complex); "" if none."""
+        name = _FORMAT_OF_DTYPE.get(dtype_name(x), dtype_name(x))
+        return name if name in FORMATS else ""
+
+    def cast(self, x: Array, format_name: str) -> Array:
+        """Convert to the dtype of a format, staying real or complex; not a copy if it is there."""
+        name = _dtype_for(format_name, self.is_complex(x))
+        if dtype_name(x) == name:
+            return x
+        y = self.xp.astype(x, self.dtype(name))
+        if dtype_name(y) != name:  # JAX silently gives single precision for double
+            raise ValueError(
+                f"{self.xp.__name__} gives {dtype_name(y)} where {name} was asked for; enable "
+                "64-bit types (jax_enable_x64), or ask for precision='float32'"
+            )
+        return y
+
+    def dtype(self, name: str) -> Any:
+        """The library's dtype of a name."""
+        try:
+            return getattr(self.xp, name)
+        except AttributeError:
+            raise ValueError(
+                f"{self.xp.__name__} has no dtype {name}; use a library that has it, such as torch"
+            ) from None
+
+    def like(self, x: Array, reference: Array) -> Array:
+        """Convert to the dtype of another array."""
+        return x if x.dtype == reference.dtype else self.xp.astype(x, reference.dtype)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+
+    def read(self, x: Array) -> float:
+        """Largest entry as a Python float (a synchronisation on a device)."""
+        return float(self.xp.max(x))
+
+    # -- products ----------------------------------------------------------------------------
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``; None where the library has no use for one."""
+        return None
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``."""
+        return False
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self.xp.matmul(a, b)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``."""
+        return self.matmul(self.adjoint(x), x, out)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; no operand is changed."""
+        product = self.matmul(a, b, out)
+        if alpha != 1.0:
+            product = product * alpha
+        return product + c * beta if beta else product
+
+    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+        """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` is given up.
+
+        Returns
+        -------
+        z, alpha, beta
+            An equivalent triple, ``(alpha Z + beta I, 1, 0)`` in full precision.
+        """
+        if self.fused:
+            return z, alpha, beta
+        return self.add_diagonal(z * alpha, beta), 1.0, 0.0
+
+    # -- elementwise -------------------------------------------------------------------------
+
+    def adjoint(self, x: Array) -> Array:
+        """Conjugate transpose."""
+        xp = self.xp
+        return xp.conj(xp.matrix_transpose(x)) if self.is_complex(x) else xp.matrix_transpose(x)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array."""
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total = total + m * c
+        return total
+
+    def eye(self, n: int, like: Array) -> Array:
+        """Return the n x n identity with the dtype and device of `like`."""
+        return self.xp.eye(n, dtype=like.dtype, device=array_api_compat.device(like))
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I``; `z` is given up."""
+        return z + self.eye(z.shape[-1], z) * a
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s``, a new array; `x` may be overwritten only if it is `owned`."""
+        return x / s
+
+    def scale(self, x: Array, s: Array | float) -> Array:
+        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
+        return x * s
+
+    def hermitian_part(self, z: Array) -> Array:
+        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+        half = z * 0.5
+        return half + self.adjoint(half)
+
+    # -- norms: shape (..., 1, 1), real, so that they divide the matrices they belong to ------
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry (of real and imaginary parts, if complex: it cannot overflow)."""
+        xp = self.xp
+        if self.is_complex(x):
+            return xp.maximum(self.max_abs(xp.real(x)), self.max_abs(xp.imag(x)))
+        # Without a temporary of the size of x; both propagate NaN.
+        high = xp.max(x, axis=(-2, -1), keepdims=True)
+        low = xp.min(x, axis=(-2, -1), keepdims=True)
+        return xp.maximum(high, -low)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm; `x` in at least single precision and scaled to entries of at most 1."""
+        xp = self.xp
+        if self.is_complex(x):
+            re, im = xp.real(x), xp.imag(x)
+            return xp.sqrt(xp.sum(re * re + im * im, axis=(-2, -1), keepdims=True))
+        return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+
+    def norm_1(self, x: Array) -> Array:
+        """Largest absolute column sum."""
+        sums = self.xp.sum(self.xp.abs(x), axis=-2, keepdims=True)
+        return self.xp.max(sums, axis=-1, keepdims=True)
+
+    def norm_inf(self, x: Array) -> Array:
+        """Largest absolute row sum."""
+        sums = self.xp.sum(self.xp.abs(x), axis=-1, keepdims=True)
+        return self.xp.max(sums, axis=-2, keepdims=True)
+
+    # -- factorisations, in the precision of the input; a failure shows as NaN, never raises ---
+
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD ``u, s, vh``."""
+        return self.xp.linalg.svd(x, full_matrices=False)
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self.xp.linalg.qr(x, mode="reduced")
+        return q, r
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
+        try:
+            return self.xp.linalg.cholesky(z)
+        except Exception as error:  # each library has a LinAlgError of its own
+            if "LinAlg" not in type(error).__name__:
+                raise
+            return z * math.nan
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
+        try:
+            return self.xp.linalg.solve(self.adjoint(l) if adjoint else l, b)
+        except Exception as error:
+            if "LinAlg" not in type(error).__name__:
+                raise
+            return b * math.nan
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU with partial pivoting; infinite or NaN if singular."""
+        try:
+            return self.xp.linalg.inv(x)
+        except Exception as error:
+            if "LinAlg" not in type(error).__name__:
+                raise
+            return x * math.nan
+
+
+class InPlaceOps(Ops):
+    """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``."""
+        return self.xp.empty(shape, dtype=like.dtype, device=array_api_compat.device(like))
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        return bool(x.flags.c_contiguous)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self.xp.matmul(a, b) if out is None else self.xp.matmul(a, b, out=out)
+
+    @staticmethod
+    def _diagonal(z: Array) -> Array:
+        """Writable view of the diagonals of square matrices, shape (..., n)."""
+        return z.diagonal(0, -2, -1)
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` in the storage of `z`."""
+        diagonal = self._diagonal(z)
+        diagonal += a
+        return z
+
+    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+        """Absorb ``alpha Z + beta I`` into the storage of Z."""
+        if self.fused:
+            return z, alpha, beta
+        if alpha != 1.0:
+            z *= alpha
+        return self.add_diagonal(z, beta), 1.0, 0.0
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` without temporaries where a and c are one matrix."""
+        if a is b is c and alpha and not self.fused and abs(beta) <= 4 * abs(alpha):
+            # A Hermitian G: alpha G^2 + beta G = alpha (G + s I)^2 - alpha s^2 I, s = beta/(2 alpha).
+            # Two passes over diagonals replace two over matrices, and the square is a Gram product.
+            # The bound on s keeps what cancels on the diagonal below 4 |beta|.
+            s = beta / (2 * alpha)
+            diagonal = self._diagonal(a)
+            saved = diagonal + 0.0  # to give `a` back bit for bit
+            diagonal += s
+            square = self.gram(a, out)
+            diagonal[...] = saved
+            if alpha != 1.0:
+                square *= alpha
+            return self.add_diagonal(square, -alpha * s * s)
+        product = self.matmul(a, b, out)
+        if alpha != 1.0:
+            product *= alpha
+        if beta == 1.0:
+            product += c
+        elif beta:
+            product += c * beta
+        return product
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array."""
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total += m * c
+        return total
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s``, in the storage of `x` if it is owned."""
+        if owned:
+            x /= s
+            return x
+        return x / s
+
+
+class NumpyOps(InPlaceOps):
+    """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
+
+    host = True
+
+    def dtype(self, name: str) -> Any:
+        """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
+        if hasattr(np, name):
+            return np.dtype(name)
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ValueError(
+                f"NumPy arrays of {name} need ml_dtypes; install polarlib[files]"
+            ) from None
+        return np.dtype(getattr(ml_dtypes, name))
+
+    @staticmethod
+    def _diagonal(z: Array) -> Array:
+        """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
+        return np.einsum("...ii->...i", z)
+
+    def scale(self, x: Array, s: Array | float) -> Array:
+        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
+        with np.errstate(over="ignore", under="ignore"):
+            return x * s
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm without a temporary."""
+        if self.is_complex(x):
+            square = np.einsum("...ij,...ij->...", x.real, x.real)
+            square = square + np.einsum("...ij,...ij->...", x.imag, x.imag)
+        else:
+            square = np.einsum("...ij,...ij->...", x, x)
+        return np.sqrt(square)[..., None, None]
+
+    @staticmethod
+    def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
+        """Apply a function of matrices to stacks of them (SciPy batches only some routines)."""
+        batch = stacks[0].shape[:-2]
+        if not batch:
+            return f(*stacks)
+        flat = [s.reshape((-1, *s.shape[-2:])) for s in stacks]
+        if flat[0].shape[0] == 0:  # an empty stack: the shapes come from one matrix of zeros
+            results = f(*(np.zeros(s.shape[-2:], s.dtype) for s in stacks))
+            return tuple(np.empty((*batch, *r.shape), r.dtype) for r in results)
+        each = [f(*matrices) for matrices in zip(*flat, strict=True)]
+        return tuple(np.stack(r).reshape((*batch, *r[0].shape)) for r in zip(*each, strict=True))
+
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
+
+        def one(a: Array) -> tuple[Array, ...]:
+            try:
+                return scipy.linalg.svd(a, full_matrices=False, check_finite=False)
+            except np.linalg.LinAlgError:
+                pass
+            try:
+                return scipy.linalg.svd(
+                    a, full_matrices=False, check_finite=False, lapack_driver="gesvd"
+                )
+            except np.linalg.LinAlgError:
+                (m, n), k = a.shape, min(a.shape)
+                return tuple(np.full(s, np.nan, a.dtype) for s in ((m, k), (k,), (k, n)))
+
+        u, s, vh = self._each(one, x)
+        return u, s, vh
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
+        return q, r
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+
+        def one(a: Array) -> tuple[Array, ...]:
+            try:
+                return (scipy.linalg.cholesky(a, lower=True, check_finite=False),)
+            except np.linalg.LinAlgError:
+                return (np.full_like(a, np.nan),)
+
+        return self._each(one, z)[0]
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
+
+        def one(l: Array, b: Array) -> tuple[Array, ...]:
+            try:
+                x = scipy.linalg.solve_triangular(
+                    l, b, lower=True, trans="C" if adjoint else "N", check_finite=False
+                )
+            except np.linalg.LinAlgError:
+                x = np.full_like(b, np.nan)
+            return (x,)
+
+        return self._each(one, l, b)[0]
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; NaN if singular."""
+        getrf, getri, work_size = scipy.linalg.get_lapack_funcs(
+            ("getrf", "getri", "getri_lwork"), (x,)
+        )
+
+        def one(a: Array) -> tuple[Array, ...]:
+            lu, pivots, info = getrf(a)
+            if info > 0:
+                return (np.full_like(a, np.nan),)
+            work, _ = work_size(a.shape[0])
+            return (getri(lu, pivots, lwork=int(np.real(work)), overwrite_lu=True)[0],)
+
+        return self._each(one, x)[0]
+
+
+class TorchOps(InPlaceOps):
+    """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
+
+    native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def __init__(self, xp: Any, *, fused: bool = False, host: bool = True) -> None:
+        super().__init__(xp, fused=fused)
+        self.host = host
+        self.torch = importlib.import_module("torch")
+
+    def with_fused(self) -> Ops:
+        """Return the same arithmetic for a native format of 16 bits."""
+        return type(self)(self.xp, fused=True, host=self.host)
+
+    def dtype(self, name: str) -> Any:
+        """Torch's dtype, which the array API namespace lists only in part."""
+        return getattr(self.torch, name)
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        return x.is_contiguous()
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
+        return x.detach().to(dtype=wide, device="cpu", copy=True).resolve_conj().numpy()
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, rounded once."""
+        if not self.fused and a is b is c:
+            return super().gemm(a, b, c, alpha, beta, out)
+        torch = self.torch
+        if a.ndim == 2:
+            return torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
+        if a.ndim == 3:
+            return torch.baddbmm(c, a, b, beta=beta, alpha=alpha, out=out)
+        stack = [t.reshape((-1, *t.shape[-2:])) for t in (c, a, b)]
+        flat = None if out is None else out.view((-1, *out.shape[-2:]))
+        return torch.baddbmm(*stack, beta=beta, alpha=alpha, out=flat).reshape(c.shape)
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+        factor, info = self.torch.linalg.cholesky_ex(z)
+        return self.torch.where((info == 0)[..., None, None], factor, math.nan)
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``."""
+        if adjoint:
+            return self.torch.linalg.solve_triangular(self.adjoint(l), b, upper=True)
+        return self.torch.linalg.solve_triangular(l, b, upper=False)
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; NaN if singular."""
+        inverse, info = self.torch.linalg.inv_ex(x)
+        return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
+
+
+class TorchGradOps(TorchOps):
+    """torch tensors that record gradients: nothing is written in place."""
+
+    buffer = Ops.buffer
+    reusable = Ops.reusable
+    fold = Ops.fold
+    add_diagonal = Ops.add_diagonal
+    combine = Ops.combine
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s``, a new array."""
+        return x / s
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``."""
+        if self.fused:
+            return super().gemm(a, b, c, alpha, beta)
+        return Ops.gemm(self, a, b, c, alpha, beta)
+
+
+class JaxOps(Ops):
+    """JAX: functional, traceable under jit."""
+
+    native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; 16-bit products stay in float32 until the addend is in.
+
+        JAX would round Python scalars to the 16-bit format: they meet float32 arrays only.
+        """
+        if not self.fused:
+            return super().gemm(a, b, c, alpha, beta)
+        wide = self.xp.float32
+        product = self.xp.matmul(a, b, preferred_element_type=wide)
+        return (product * alpha + c.astype(wide) * beta).astype(a.dtype)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``; 16-bit matrices are combined in float32 and rounded once."""
+        if not self.fused:
+            return super().combine(coefficients, matrices)
+        wide = [m.astype(self.xp.float32) for m in matrices]
+        return super().combine(coefficients, wide).astype(matrices[0].dtype)
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``."""
+        solve = importlib.import_module("jax.scipy.linalg").solve_triangular
+        return solve(l, b, lower=True, trans="C" if adjoint else "N")
+
+
+class CupyOps(InPlaceOps):
+    """CuPy 14: norms and factorisations kept out of its silent double precision for bfloat16."""
+
+    native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def dtype(self, name: str) -> Any:
+        """CuPy's dtypes are NumPy's and ml_dtypes'."""
+        return NumpyOps(np).dtype(name)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return x.get().astype(np.complex128 if self.is_complex(x) else np.float64)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``; a stack of bfloat16 matrices one by one, since CuPy refuses it."""
+        if dtype_name(a) != "bfloat16" or a.ndim == 2:
+            return super().matmul(a, b, out)
+        if out is None:
+            out = self.xp.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype)
+        for index in np.ndindex(*a.shape[:-2]):
+            out[index] = self.xp.matmul(a[index], b[index])
+        return out
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; 16 bits: the product rounded, then the sum once more."""
+        if not self.fused:
+            return super().gemm(a, b, c, alpha, beta, out)
+        product = self.matmul(a, b, out)
+        product[...] = self.combine((alpha, beta), (product, c))
+        return product
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``; 16-bit matrices are combined in float32 and rounded once."""
+        if not self.fused:
+            return super().combine(coefficients, matrices)
+        wide = [m.astype(self.xp.float32) for m in matrices]
+        return super().combine(coefficients, wide).astype(matrices[0].dtype)
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
+        solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+        trans = "C" if adjoint else "N"
+        if l.ndim == 2:
+            return solve(l, b, lower=True, trans=trans)
+        out = self.xp.empty_like(b)
+        for index in np.ndindex(*l.shape[:-2]):
+            out[index] = solve(l[index], b[index], lower=True, trans=trans)
+        return out
+
+
+def _dtype_for(format_name: str, is_complex: bool) -> str:
+    """Name of the dtype that stores a format; tf32 and fp8 products are carried in float32."""
+    carrier = {"tf32": "float32", "float8_e4m3": "float8_e4m3fn"}.get(format_name, format_name)
+    if is_complex:
+        carrier = "complex128" if format_name == "float64" else "complex64"
+    return carrier
+
+
+def ops_of(x: Array) -> Ops:
+    """Arithmetic for an array's library.
+
+    Parameters
+    ----------
+    x : array
+        Array of any supported library.
+
+    Returns
+    -------
+    Ops
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> type(ops_of(np.eye(2))).__name__
+    'NumpyOps'
+    """
+    xp = array_namespace(x)
+    if array_api_compat.is_torch_array(x):
+        torch = importlib.import_module("torch")
+        cls = TorchGradOps if x.requires_grad and torch.is_grad_enabled() else TorchOps
+        return cls(xp, host=x.device.type == "cpu")
+    return _ops_of_namespace(xp)
+
+
+@functools.cache
+def _ops_of_namespace(xp: Any) -> Ops:
+    if array_api_compat.is_numpy_namespace(xp):
+        return NumpyOps(xp)
+    if array_api_compat.is_jax_namespace(xp):
+        return JaxOps(xp)
+    if array_api_compat.is_cupy_namespace(xp):
+        return CupyOps(xp)
+    return Ops(xp)
+
+
+def is_native(ops: Ops, precision: Format, *, is_complex: bool) -> bool:
+    """Whether a library multiplies in a format itself; complex 16-bit formats exist nowhere."""
+    wide = precision.name in ("float64", "float32")
+    return precision.name in ops.native and (wide or not is_complex)

@@ -1,0 +1,311 @@
+"""What comes out: :class:`PolarResult`, :class:`Trace`, :class:`Status`, and the warnings."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "ConvergenceWarning",
+    "PolarResult",
+    "Run",
+    "ScheduleWarning",
+    "Status",
+    "Trace",
+    "write_whole",
+]
+
+
+class ConvergenceWarning(UserWarning):
+    """A method ended before it reached its tolerance; the result's status says what to try."""
+
+
+class ScheduleWarning(UserWarning):
+    """A schedule is used where it may blow up or flip a sign, or its steps look misordered."""
+
+
+class Status(enum.Enum):
+    """How a decomposition ended. The values are remedies.
+
+    Examples
+    --------
+    >>> Status.CONVERGED.value
+    'nothing to do: the factor is orthonormal to the tolerance'
+    """
+
+    CONVERGED = "nothing to do: the factor is orthonormal to the tolerance"
+    FELL_BACK = "nothing to do: the method failed on this matrix and the SVD took over"
+    FIXED_SCHEDULE = (
+        "every step of a fixed schedule was taken; for a closer factor take more steps, a schedule "
+        "with a smaller lower bound, or method='qdwh'"
+    )
+    NOT_CONVERGED = "the tolerance was missed: try method='svd', or a larger rtol"
+    NOT_POLAR = "this is the orthonormal QR factor; for the polar factor use method='svd' or 'qdwh'"
+    OVERFLOW = "the Hermitian factor exceeds the format's largest number: scale the input down"
+
+
+class Run(NamedTuple):
+    """What a method did.
+
+    Attributes
+    ----------
+    iterations, matmuls : int
+        Iterations, and matrix products in them (factorisations are not products).
+    converged : bool
+        Whether its own stopping test was met.
+    changes : tuple of float
+        Relative size of the change in each iteration, where the method measures it.
+    singular_values : array or None
+        Where the method has them.
+    """
+
+    iterations: int
+    matmuls: int
+    converged: bool
+    changes: tuple[float, ...] = ()
+    singular_values: Any = None
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, then rename.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the file is to be.
+    write : callable
+        Called with a binary file object.
+
+    Raises
+    ------
+    OSError
+        If the folder does not exist or cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        # mkstemp makes files private; give the permissions that open() would have given.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What happened at each step; row 0 is the normalised input.
+
+    Attributes
+    ----------
+    method : str
+        Schedule or method.
+    precision : str
+        Number format of the iteration.
+    form : str
+        ``"plain"`` or ``"gram"``.
+    shape : tuple of int
+        Shape of the matrix.
+    simulated : bool
+        Whether the format was simulated (operands rounded, float32 accumulation, one rounding).
+    matmuls : ndarray, shape (steps + 1,)
+        Matrix products spent so far.
+    singular_values : ndarray, shape (steps + 1, k)
+        Singular values of the iterate, k = min(m, n). A column follows one singular value of the
+        input, largest first.
+    alignment : ndarray, shape (steps + 1, k)
+        Cosine between the image ``X v_i`` of a right singular vector of the input and its left
+        singular vector ``u_i``: 1 where the direction is kept, negative where its sign is flipped,
+        0 where nothing is left of it.
+    orthogonality : ndarray, shape (steps + 1,)
+        ``||X^H X - I||_F / sqrt(k)`` on the small side.
+    backward_error : ndarray, shape (steps + 1,)
+        ``||A - X H||_F / ||A||_F`` with ``H`` the Hermitian part of ``X^H A``.
+    distance : ndarray, shape (steps + 1,)
+        ``||X - U||_F / sqrt(k)`` to the reference unitary factor.
+    """
+
+    method: str
+    precision: str
+    form: str
+    shape: tuple[int, ...]
+    simulated: bool
+    matmuls: np.ndarray
+    singular_values: np.ndarray
+    alignment: np.ndarray
+    orthogonality: np.ndarray
+    backward_error: np.ndarray
+    distance: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """Number of steps taken."""
+        return len(self.matmuls) - 1
+
+    def __repr__(self) -> str:
+        s = self.singular_values[-1] if self.singular_values.size else np.zeros(1)
+        return (
+            f"Trace({self.method!r}, {self.precision}, {self.form}, "
+            f"{'x'.join(map(str, self.shape))}, {self.steps} steps, {self.matmuls[-1]} products: "
+            f"singular values in [{s.min():.3g}, {s.max():.3g}], "
+            f"orthogonality {self.orthogonality[-1]:.2e})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, ready for JSON (non-finite numbers become None)."""
+        return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one row a step: figures, then ``sigma_1 ... sigma_k``. Whole or not at all.
+
+        Parameters
+        ----------
+        path : path-like
+            Where to write.
+        """
+
+        def write(file: IO[bytes]) -> None:
+            import io
+
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            rows = csv.writer(text, lineterminator="\n")
+            names = ["matmuls", "orthogonality", "backward_error", "distance"]
+            k = self.singular_values.shape[1]
+            rows.writerow(["step", *names, *(f"sigma_{i + 1}" for i in range(k))])
+            for step in range(self.steps + 1):
+                figures = [getattr(self, name)[step] for name in names]
+                rows.writerow(
+                    [step, *(repr(v.item()) for v in figures)]
+                    + [repr(float(v)) for v in self.singular_values[step]]
+                )
+            text.flush()
+            text.detach()
+
+        write_whole(path, write)
+
+
+def plain(value: Any) -> Any:
+    """Turn arrays, enums and paths into what JSON can hold; NaN and infinity into None.
+
+    Examples
+    --------
+    >>> plain(np.array([1.0, np.inf]))
+    [1.0, None]
+    """
+    if isinstance(value, enum.Enum):
+        return value.name.lower()
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class PolarResult:
+    """A polar decomposition with its evidence; unpacks as ``u, h``.
+
+    Attributes
+    ----------
+    unitary : array, shape (..., m, n)
+        Unitary factor U: orthonormal columns if m >= n, orthonormal rows otherwise.
+    hermitian : array, shape (..., n, n) or (..., m, m)
+        Hermitian factor H: ``A = U H`` (side "right") or ``A = H U`` (side "left"). Hermitian bit
+        for bit, positive semidefinite to rounding.
+    status : Status
+        How it ended; ``status.value`` is the remedy.
+    converged : bool
+        Whether the orthogonality of every matrix met the tolerance and U is the polar factor.
+    iterations, matmuls : int
+        Iterations and matrix products of the method (factorisations are not products).
+    method : str
+        Method that made U, for example ``"svd"`` or ``"newton, then svd"``.
+    orthogonality : float or ndarray
+        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one figure a matrix.
+    backward_error : float or ndarray
+        ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one figure a matrix.
+    rank : int or ndarray of int
+        Number of singular values above ``max(m, n) * eps * sigma_max``.
+    trace : tuple of float
+        Size of the change ``||X_k - X_{k-1}||_F / ||X_k||_F`` in each iteration (empty for direct
+        methods); :func:`polarlib.measure` gives the full story.
+    """
+
+    unitary: Any
+    hermitian: Any
+    status: Status
+    converged: bool
+    iterations: int
+    matmuls: int
+    method: str
+    orthogonality: Any
+    backward_error: Any
+    rank: Any
+    trace: tuple[float, ...] = field(default=())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.unitary, self.hermitian))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.unitary, self.hermitian)[index]
+
+    def _figures(self) -> dict[str, Any]:
+        shape = tuple(self.unitary.shape)
+        return {
+            "shape": shape,
+            "method": self.method,
+            "status": f"{self.status.name.lower()}: {self.status.value}",
+            "iterations": self.iterations,
+            "matrix products": self.matmuls,
+            "orthogonality": _short(self.orthogonality),
+            "backward error": _short(self.backward_error),
+            "rank": _short(self.rank),
+        }
+
+    def __repr__(self) -> str:
+        lines = (f"  {name:<16}{value}" for name, value in self._figures().items())
+        return "PolarResult\n" + "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{k}</th><td>{v}</td></tr>"
+            for k, v in self._figures().items()
+        )
+        return f"<table><caption>PolarResult</caption>{rows}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures (not the factors) as plain numbers and strings, ready for JSON."""
+        names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
+        return {"shape": list(self.unitary.shape)} | {n: plain(getattr(self, n)) for n in names}
+
+
+def _short(value: Any) -> str:
+    """Format one figure, or the range of a batch."""
+    value = np.asarray(value)
+    text = (lambda v: f"{v:.2e}") if value.dtype.kind == "f" else str
+    if value.size == 0:
+        return "none"
+    if value.size == 1:
+        return text(value.item())
+    return f"{text(value.min().item())} to {text(value.max().item())}"
