@@ -65,8 +65,9 @@ def qdwh(
     upper = xp.where(upper == 0, xp.ones_like(upper), upper)
     inverse = ops.solve_lower(ops.adjoint(r), xp.broadcast_to(eye, r.shape))
     ratio = 1 / (ops.frobenius(inverse) * upper)
-    # One l serves a whole stack: the smallest. NaN (singular R) compares false: l is then the noise.
-    ratio = xp.where(ratio > eps, ratio, xp.full_like(ratio, eps))
+    # One l serves a whole stack: the smallest. NaN (singular R) compares false. Far below the noise
+    # there is nothing to lose: an l of 1e-47 costs one iteration more than 1e-16.
+    ratio = xp.where(ratio > eps**3, ratio, xp.full_like(ratio, eps**3))
     l = min(1.0, -ops.read(-ratio))
     x = ops.divide(x, upper)
 

@@ -1,0 +1,1 @@
+"""A stand-in for CuPy, for tests on machines without a GPU."""
