@@ -125,9 +125,9 @@ class Schedule:
                 put(name, float(getattr(self, name)))
         except (TypeError, ValueError):
             raise ValueError(
-                f"schedule {self.name!r}: steps must be a list of coefficient lists and bounds must "
-                f"be numbers, got steps={self.steps!r}, lower={self.lower!r}, upper={self.upper!r}, "
-                f"input_safety={self.input_safety!r}"
+                f"schedule {self.name!r}: steps must be a list of coefficient lists and bounds "
+                f"numbers, got steps={self.steps!r}, lower={self.lower!r}, "
+                f"upper={self.upper!r}, input_safety={self.input_safety!r}"
             ) from None
         if not self.steps or not all(self.steps):
             raise ValueError(
@@ -167,14 +167,14 @@ class Schedule:
             if lo <= 0:
                 raise ValueError(
                     f"schedule {self.name!r}: step {k} sends [{before[0]:.4g}, {before[1]:.4g}] to "
-                    f"[{lo:.4g}, {hi:.4g}], which is not positive, so singular vectors would change "
+                    f"[{lo:.4g}, {hi:.4g}], which is not positive: singular vectors would change "
                     "sign; name a smaller interval or another step"
                 )
         if hi >= 2:
             raise ValueError(
                 f"schedule {self.name!r}: the image [{lo:.4g}, {hi:.4g}] of "
-                f"[{self.lower:.4g}, {self.upper:.4g}] leaves (0, 2); name a smaller interval or add "
-                "a safety factor"
+                f"[{self.lower:.4g}, {self.upper:.4g}] leaves (0, 2); name a smaller interval or "
+                "add a safety factor"
             )
         # Steeper steps come first in every designed schedule. "Much better" is a factor of two in
         # the error, chosen so that none of the published sets is suspected.

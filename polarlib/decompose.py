@@ -17,7 +17,7 @@ from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops, dtype_name, is_array, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
-__all__ = ["as_matrix", "orthogonalize", "polar", "resolve_schedule", "run_method"]
+__all__ = ["as_matrix", "check_method", "orthogonalize", "polar", "resolve_schedule", "run_method"]
 
 Array = Any
 
@@ -118,13 +118,13 @@ def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
         )
     # Frobenius, Schatten-4 and spectral norms all bound the largest singular value, and only say
     # where in (0, 1] the others lie; AOL scales columns and gives another spectrum altogether.
-    if normalisation != "none" and "aol" in (normalisation, schedule.normalisation):
-        if normalisation != schedule.normalisation:
-            raise ValueError(
-                f"schedule {schedule.name!r} was made for normalisation="
-                f"{schedule.normalisation!r}, not {normalisation!r}; leave normalisation out, or "
-                "pass 'none' for an input that is already scaled"
-            )
+    problems = {normalisation == "aol", schedule.normalisation == "aol"}
+    if normalisation != "none" and len(problems) == 2:
+        raise ValueError(
+            f"schedule {schedule.name!r} was made for normalisation="
+            f"{schedule.normalisation!r}, not {normalisation!r}; leave normalisation out, or "
+            "pass 'none' for an input that is already scaled"
+        )
     return normalisation
 
 
@@ -310,8 +310,7 @@ def run_method(
         if steps is not None:
             raise ValueError(f"steps is for fixed schedules; method {method!r} has a stopping test")
         return METHODS[method](x, ops, tol=tol, callback=callback)
-    if isinstance(method, str) and method not in published.schedules():
-        raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+    check_method(method)
     chosen = resolve_schedule(method, steps)
     return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
 
@@ -395,7 +394,7 @@ def polar(
     if not 0 < tol < 1:
         raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
     if 0 in a.shape:
-        run_method_exists(method)
+        check_method(method)
         return _empty(a, ops, side, method)
     x = _at_least_single(a, ops)
     if check_finite:
@@ -464,11 +463,10 @@ def polar(
 _EXACT = (Status.CONVERGED, Status.FELL_BACK)
 
 
-def run_method_exists(method: str | Schedule) -> None:
+def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
-    if isinstance(method, str) and method not in METHODS:
-        if method not in published.schedules():
-            raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+    if isinstance(method, str) and method not in METHODS and method not in published.schedules():
+        raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 
 
 def _status(method: str | Schedule, orthogonality: np.ndarray, tol: float) -> Status:

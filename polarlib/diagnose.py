@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from polarlib import design
 from polarlib._methods import METHODS, polynomial
 from polarlib._schedule import Schedule
-from polarlib.decompose import as_matrix, resolve_schedule, run_method
+from polarlib.decompose import as_matrix, check_method, resolve_schedule, run_method
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
 from polarlib.ops import Ops
@@ -110,7 +110,8 @@ def measure(
         spent[-1] = run.matmuls
         form = "plain"
     else:
-        schedule = resolve_schedule(_known(schedule_or_method), steps)
+        check_method(schedule_or_method)  # its message lists methods too
+        schedule = resolve_schedule(schedule_or_method, steps)
         name = schedule.name
         at = design.restarts(schedule, precision) if form == "gram" else ()
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
@@ -137,14 +138,6 @@ def measure(
     )
 
 
-def _known(schedule_or_method: Any) -> Any:
-    """A name of a schedule or a Schedule; the error for anything else lists methods too."""
-    from polarlib.decompose import run_method_exists
-
-    run_method_exists(schedule_or_method)
-    return schedule_or_method
-
-
 def _for_method(x: Array, ops: Ops, precision: str, name: str) -> Array:
     if precision not in ("float32", "float64"):
         raise ValueError(
@@ -155,7 +148,7 @@ def _for_method(x: Array, ops: Ops, precision: str, name: str) -> Array:
 
 
 def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
-    """Products spent after 0, 1, ... steps; the last product of a Gram section counts at its end."""
+    """Products spent after 0, 1, ... steps; ``X Q`` counts at the end of its section."""
     if form == "plain":
         return [matrix_products(schedule.steps[:k]) for k in range(len(schedule) + 1)]
     counts = [0]

@@ -19,8 +19,8 @@ import numpy as np
 
 __all__ = ["FORMATS", "Format", "format_of", "nearest", "odd_image", "odd_value"]
 
-# Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them are
-# composed, each losing at most the digits of its slope (about one), so 40 leaves ample guard digits.
+# Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
+# are composed, each losing at most the digits of its slope (about one): 40 leaves guard digits.
 DIGITS = 40
 
 
@@ -67,7 +67,7 @@ FORMATS: dict[str, Format] = {
     for f in (
         Format("float64", 53, 2.0**-1022, float(np.finfo("f8").max), _INF, "float64"),
         Format("float32", 24, 2.0**-126, float(np.finfo("f4").max), _INF, "float32"),
-        # float32's exponent with float16's significand: what tensor cores read of a float32 operand.
+        # float32's exponent, float16's significand: what tensor cores read of a float32.
         Format("tf32", 11, 2.0**-126, (2 - 2.0**-10) * 2.0**127, _INF, "float32"),
         Format("bfloat16", 8, 2.0**-126, (2 - 2.0**-7) * 2.0**127, _INF, "float32"),
         Format("float16", 11, 2.0**-14, 65504.0, _INF, "float32"),

@@ -35,9 +35,9 @@ def even_part(
 ) -> tuple[Array, float, float]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I = c_0 I + c_1 G + ... + c_d G^d``.
 
-    Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j and
-    B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s meets no identity matrix, so none
-    is ever rounded together with a block.
+    Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j
+    and B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s meets no identity matrix, so
+    none is ever rounded together with a block.
     """
     beta, *c = step
     degree = len(c)
@@ -122,7 +122,8 @@ def iterate(
         Whether the storage of `x` may be written; otherwise `x` is never changed.
     callback : callable, optional
         Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
-        which the step after the next one overwrites. In the Gram form the iterate is formed for it by a product that is not counted.
+        which the step after the next one overwrites. In the Gram form the iterate is formed for it
+        by a product that is not counted.
 
     Returns
     -------

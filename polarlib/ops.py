@@ -329,9 +329,9 @@ class InPlaceOps(Ops):
     ) -> Array:
         """Return ``alpha a @ b + beta c`` without temporaries where a and c are one matrix."""
         if a is b is c and alpha and not self.fused and abs(beta) <= 4 * abs(alpha):
-            # A Hermitian G: alpha G^2 + beta G = alpha (G + s I)^2 - alpha s^2 I, s = beta/(2 alpha).
-            # Two passes over diagonals replace two over matrices, and the square is a Gram product.
-            # The bound on s keeps what cancels on the diagonal below 4 |beta|.
+            # A Hermitian G: alpha G^2 + beta G = alpha (G + s I)^2 - alpha s^2 I with
+            # s = beta / (2 alpha). Passes over diagonals replace passes over matrices, and the
+            # square is a Gram product. |s| <= 2 keeps what cancels on the diagonal below |beta|.
             s = beta / (2 * alpha)
             diagonal = self._diagonal(a)
             saved = diagonal + 0.0  # to give `a` back bit for bit
@@ -505,6 +505,10 @@ class TorchOps(InPlaceOps):
         """Copy to NumPy in float64 or complex128."""
         wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
         return x.detach().to(dtype=wide, device="cpu", copy=True).resolve_conj().numpy()
+
+    def read(self, x: Array) -> float:
+        """Largest entry as a Python float (a synchronisation on a device)."""
+        return float(x.detach().max())
 
     def gemm(
         self,

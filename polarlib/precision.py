@@ -35,11 +35,6 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     array
         Same dtype, every entry a number of the format. Overflow gives infinity, in e4m3 NaN.
 
-    Notes
-    -----
-    Normal numbers by adding half a unit to the bit pattern and masking, whose carry runs into the
-    exponent as it must; subnormal ones as multiples of the smallest.
-
     Examples
     --------
     >>> import numpy as np
@@ -51,12 +46,20 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
     if ops.is_complex(x):
         return round_to(xp.real(x), precision, ops) + 1j * round_to(xp.imag(x), precision, ops)
+    y = _rounded_bits(x, precision, xp) if hasattr(x, "view") else _rounded_units(x, precision, ops)
+    y = xp.where(y > precision.largest, precision.saturates_to, y)
+    y = xp.where(y < -precision.largest, -precision.saturates_to, y)
+    # Neither way of rounding need keep a NaN one.
+    return xp.where(xp.isnan(x), x, y)
+
+
+def _rounded_bits(x: Array, precision: Format, xp: Any) -> Array:
+    """Round by the bit pattern: fast, for libraries that show it.
+
+    Half a unit is added and the tail masked off; a carry runs into the exponent as it must.
+    Subnormal numbers are multiples of the smallest.
+    """
     drop = 24 - precision.significand
-    if not hasattr(x, "view"):
-        raise ValueError(
-            f"{xp.__name__} cannot simulate {precision.name}: its arrays do not show their bits; "
-            "use NumPy, torch, JAX or CuPy arrays"
-        )
     bits = xp.asarray(x, copy=True).view(xp.int32)  # a copy is contiguous, as views of bits need
     half = (1 << (drop - 1)) - 1
     y = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(xp.float32)
@@ -64,10 +67,22 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
         small = xp.abs(x) < precision.smallest_normal
         unit = precision.smallest_normal * precision.epsilon
         y = xp.where(small, xp.round(xp.where(small, x, 0.0) / unit) * unit, y)
-    y = xp.where(y > precision.largest, precision.saturates_to, y)
-    y = xp.where(y < -precision.largest, -precision.saturates_to, y)
-    # Adding to the bits of a NaN may have made it anything.
-    return xp.where(xp.isnan(x), x, y)
+    return y
+
+
+def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
+    """Round to multiples of the unit in the last place, in double precision: for any library."""
+    xp = ops.xp
+    finite = xp.isfinite(x)
+    wide = xp.astype(xp.where(finite, x, xp.zeros_like(x)), xp.float64)
+    size = xp.abs(wide)
+    normal = size >= precision.smallest_normal
+    # Exact: a float32 below a power of two is far enough below it for a double's logarithm.
+    exponent = xp.floor(
+        xp.log2(xp.where(normal, size, xp.full_like(size, precision.smallest_normal)))
+    )
+    unit = 2.0**exponent * precision.epsilon
+    return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 
 
 class Simulated:

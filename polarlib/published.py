@@ -71,7 +71,7 @@ def _listed(name: str) -> Schedule:
         # A set cut to a length of its own ends there.
         entry = {"repeat": None if "length" in entry else base.repeat, **entry}
     return Schedule(
-        steps=steps,
+        steps=tuple(map(tuple, steps)),
         lower=entry["lower"],
         upper=entry["upper"],
         normalisation=entry["normalisation"],

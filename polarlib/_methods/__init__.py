@@ -1,9 +1,9 @@
 """Methods for the unitary factor: one file a method, one dictionary from names to functions.
 
-A method is a function ``(x, ops, *, tol, callback) -> (u, Run)``. Its matrices are tall, in at least
-single precision, finite, and scaled so that the largest entry is about 1. Side, wide matrices,
-scale, the Hermitian factor, rank and evidence are :func:`polarlib.polar`'s business, once. A method
-that fails returns what it has: the evidence will tell, and the SVD takes over.
+A method is a function ``(x, ops, *, tol, callback) -> (u, Run)``. Its matrices are tall, in at
+least single precision, finite, and scaled so that the largest entry is about 1. Side, wide
+matrices, scale, the Hermitian factor, rank and evidence are :func:`polarlib.polar`'s business,
+once. A method that fails returns what it has: the evidence will tell, and the SVD takes over.
 
 To add a method, write such a function and name it in ``METHODS``.
 """

@@ -21,9 +21,8 @@ def svd(
 
     Cost: one thin SVD (about 15 to 25 products of its size on a CPU) and three products. Backward
     stable; a rank-deficient matrix is completed to orthonormal columns. N. J. Higham, Functions of
-    Matrices (SIAM, 2008), Theorem 8.1. One Newton-Schulz step, in the form ``Q + Q (I - Q^H Q) / 2``
-    whose correction is small, takes off the rounding of U and V: orthogonality improves three to
-    six times.
+    Matrices (SIAM, 2008), Theorem 8.1. One Newton-Schulz step ``Q + Q (I - Q^H Q) / 2`` takes off
+    the rounding of U and V: orthogonality improves three to six times.
     """
     u, s, vh = ops.svd(x)
     q = ops.matmul(u, vh)

@@ -11,7 +11,7 @@ The file maps each module or class to its public names, one entry per line:
 - ``ufunc ee->e ff->f``: an elementwise function and its loops, in the order CuPy tries them;
 - ``type``, ``module``, ``attribute``, ``special``: a class, a submodule, a property, a
   double-underscore method that plain objects do not have;
-- ``const inf``: a constant;
+- ``const inf``: a constant; ``object``: an object of another kind, such as ``cupy.r_``;
 - ``?``: a callable whose signature CuPy does not tell.
 """
 
@@ -35,6 +35,7 @@ MODULES = (
     "cupyx.scipy.linalg",
 )
 CLASSES = (
+    "cupy.ElementwiseKernel",
     "cupy.ndarray",
     "cupy.cuda.Device",
     "cupy.cuda.Event",
@@ -42,8 +43,12 @@ CLASSES = (
     "cupy.random.Generator",
     "cupy.random.RandomState",
 )
-# Callable objects that decide their own arguments, as CuPy documents them.
-FIXED = {"cupy.matmul": "(x1, x2, /, out=None, **kwargs)"}
+# Takes ``*args`` by inspection, but exactly two of them in fact: a third raises TypeError.
+FIXED = {
+    "cupy.matmul": "(x1, x2, /, *, axes=None, axis=None, keepdims=False, casting='same_kind', "
+    "dtype=None, signature=None, order='K', out=None)"
+}
+FIXED["cupy.linalg.matmul"] = FIXED["cupy.matmul"]
 
 
 def simplified(text):
@@ -101,7 +106,7 @@ def entry(value, path):
         return "type"
     if callable(value):
         return callable_entry(value, path)
-    return f"const {value!r}"[:40]
+    return f"const {value!r}" if isinstance(value, bool | float | None) else "object"
 
 
 def class_entries(cls, path):
@@ -145,10 +150,6 @@ def record():
         }
     for path in CLASSES:
         recorded[path] = class_entries(resolve(path), path)
-    recorded["classes"] = {
-        path: callable_entry(resolve(path), path)
-        for path in ("cupy.ElementwiseKernel", "cupy.RawKernel", "cupy.ReductionKernel")
-    }
     # `where` is a function, but an elementwise one with loops of its own.
     recorded["loops"] = {"where": entry(search._where_ufunc, "where")}
     return recorded
