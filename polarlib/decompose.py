@@ -432,8 +432,8 @@ def polar(
         orthogonality = _isometry(u, ops)
     backward_error = _backward_error(u, h, x, ops, small=wide == left)
 
-    h = ops.scale(h, scale)
-    if not math.isfinite(ops.read(ops.max_abs(h))) and status is not Status.NOT_CONVERGED:
+    h = ops.like(ops.scale(h, scale), a)
+    if not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops)))) and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
         message = (
@@ -447,7 +447,7 @@ def polar(
     single = a.ndim == 2
     return PolarResult(
         unitary=ops.like(u, a),
-        hermitian=ops.like(h, a),
+        hermitian=h,
         status=status,
         converged=status in _EXACT,
         iterations=run.iterations,

@@ -39,7 +39,12 @@ _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
 def dtype_name(x: Array) -> str:
     """Name of an array's dtype, the same for every library: ``"float32"``, ``"complex128"``, ..."""
-    return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
+    return _name_of_dtype(x.dtype)
+
+
+@functools.lru_cache(maxsize=128)  # NumPy takes microseconds to make up the name
+def _name_of_dtype(dtype: Any) -> str:
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def is_array(x: Any) -> bool:
@@ -391,6 +396,11 @@ class NumpyOps(InPlaceOps):
         """Return ``x * s``, a new array; overflow gives infinity without a warning."""
         with np.errstate(over="ignore", under="ignore"):
             return x * s
+
+    def like(self, x: Array, reference: Array) -> Array:
+        """Convert to the dtype of another array; overflow gives infinity without a warning."""
+        with np.errstate(over="ignore", under="ignore"):
+            return super().like(x, reference)
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary."""

@@ -1,0 +1,606 @@
+"""Matrices that break polar decompositions, spectra that break iterations, and assertions.
+
+For tests of this library, and of any other implementation: everything here is NumPy and SciPy,
+deterministic, and independent of the methods it judges. The assertions take arrays of any supported
+library and compute in double precision on the host, whatever the precision of what they judge.
+
+Examples
+--------
+>>> from polarlib import polar
+>>> for name, a in zoo(6):
+...     u, h = polar(a)
+...     assert_polar(a, u, h)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from polarlib.formats import format_of, nearest
+from polarlib.ops import is_array, ops_of
+
+__all__ = [
+    "SPECTRA",
+    "assert_polar",
+    "assert_unitary_factor",
+    "binomial",
+    "frank",
+    "graded",
+    "hilbert",
+    "jordan_block",
+    "kahan",
+    "orthonormal",
+    "spectrum",
+    "wilkinson",
+    "with_singular_values",
+    "zoo",
+]
+
+Array = Any
+
+# -- matrices --------------------------------------------------------------------------------
+
+
+def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.ndarray:
+    """Matrix with orthonormal columns (rows, if m < n), uniform among them.
+
+    Parameters
+    ----------
+    m, n : int
+        Shape.
+    seed : int, optional
+        Of NumPy's default generator.
+    dtype : dtype, optional
+        Real or complex; computed in double precision and converted.
+
+    Returns
+    -------
+    ndarray, shape (m, n)
+
+    Notes
+    -----
+    QR of a Gaussian matrix with the phases of R's diagonal moved into Q. F. Mezzadri, Notices of
+    the AMS 54 (2007) 592-604.
+
+    Examples
+    --------
+    >>> q = orthonormal(5, 3)
+    >>> bool(np.allclose(q.T @ q, np.eye(3)))
+    True
+    """
+    if m < n:
+        return orthonormal(n, m, seed=seed, dtype=dtype).conj().T
+    g = _gaussian(m, n, seed, dtype)
+    q, r = scipy.linalg.qr(g, mode="economic")
+    diagonal = np.diagonal(r)
+    return (q * (diagonal / np.abs(diagonal))).astype(dtype)
+
+
+def with_singular_values(
+    s: Any, m: int | None = None, n: int | None = None, *, seed: int = 0, dtype: Any = "float64"
+) -> np.ndarray:
+    """Matrix with given singular values and uniformly random singular vectors.
+
+    Parameters
+    ----------
+    s : array-like, shape (k,)
+        Singular values, k = min(m, n).
+    m, n : int, optional
+        Shape; square by default, and ``n = k`` if only `m` is given.
+    seed : int, optional
+        Of NumPy's default generator.
+    dtype : dtype, optional
+        Real or complex; computed in double precision and rounded once.
+
+    Returns
+    -------
+    ndarray, shape (m, n)
+
+    Raises
+    ------
+    ValueError
+        If the number of singular values is not the smaller dimension.
+
+    Examples
+    --------
+    >>> a = with_singular_values([3.0, 2.0, 1.0], 5, dtype="complex128")
+    >>> a.shape, np.linalg.svd(a, compute_uv=False).round(12).tolist()
+    ((5, 3), [3.0, 2.0, 1.0])
+    """
+    s = np.asarray(s, dtype=np.float64)
+    m = s.size if m is None else m
+    n = s.size if n is None else n
+    if s.ndim != 1 or s.size != min(m, n):
+        raise ValueError(
+            f"with_singular_values needs min(m, n) = {min(m, n)} singular values, "
+            f"got shape {s.shape}"
+        )
+    wide = np.result_type(np.dtype(dtype), np.float64) if np.dtype(dtype).kind in "fc" else "f8"
+    u = orthonormal(m, s.size, seed=2 * seed, dtype=wide)
+    v = orthonormal(n, s.size, seed=2 * seed + 1, dtype=wide)
+    return ((u * s) @ v.conj().T).astype(dtype)
+
+
+def hilbert(n: int) -> np.ndarray:
+    """Hilbert matrix ``1 / (i + j - 1)``: condition number about ``exp(3.5 n)``.
+
+    Examples
+    --------
+    >>> hilbert(2).tolist()
+    [[1.0, 0.5], [0.5, 0.3333333333333333]]
+    """
+    return scipy.linalg.hilbert(n)
+
+
+def frank(n: int) -> np.ndarray:
+    """Frank matrix: upper Hessenberg, determinant 1, ill-conditioned small eigenvalues.
+
+    W. L. Frank, J. SIAM 6 (1958) 378-392.
+
+    Examples
+    --------
+    >>> frank(3).tolist()
+    [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    i = np.arange(1, n + 1)
+    values = n + 1.0 - np.maximum(i[:, None], i)
+    return np.triu(values, -1)
+
+
+def binomial(n: int) -> np.ndarray:
+    """Binomial matrix: a multiple of an involution, ``A @ A = 2**(n - 1) I``.
+
+    N. J. Higham, The Matrix Computation Toolbox.
+
+    Examples
+    --------
+    >>> binomial(3).tolist()
+    [[1.0, 2.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]
+    """
+    low = scipy.linalg.pascal(n, kind="lower").astype(np.float64)
+    return low @ np.diag((-2.0) ** np.arange(n)) @ low[::-1, ::-1]
+
+
+def kahan(n: int, theta: float = 1.2) -> np.ndarray:
+    """Kahan matrix: triangular, and QR with column pivoting does not see its small singular value.
+
+    W. Kahan, Canad. Math. Bull. 9 (1966) 757-801.
+
+    Examples
+    --------
+    >>> kahan(2, np.pi / 2).round(12).tolist()
+    [[1.0, -0.0], [0.0, 1.0]]
+    """
+    rows = np.sin(theta) ** np.arange(n)
+    return rows[:, None] * (np.eye(n) - np.cos(theta) * np.triu(np.ones((n, n)), 1))
+
+
+def wilkinson(n: int) -> np.ndarray:
+    """Wilkinson matrix W+: symmetric tridiagonal, indefinite, eigenvalues in nearly equal pairs.
+
+    Examples
+    --------
+    >>> wilkinson(3).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    off = np.ones(n - 1)
+    return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.diag(off, 1) + np.diag(off, -1)
+
+
+def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
+    """Jordan block; its smallest singular value is about ``value**n``.
+
+    Examples
+    --------
+    >>> jordan_block(2).tolist()
+    [[0.1, 1.0], [0.0, 0.1]]
+    """
+    return value * np.eye(n) + np.eye(n, k=1)
+
+
+def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
+    """Gaussian matrix whose rows and columns fall geometrically from 1 to `low`.
+
+    Examples
+    --------
+    >>> np.abs(graded(4)[3, 3]) < 1e-20
+    np.True_
+    """
+    scale = np.geomspace(1.0, low, n)
+    return scale[:, None] * _gaussian(n, n, seed, "float64") * scale
+
+
+def _gaussian(m: int, n: int, seed: int, dtype: Any) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((m, n))
+    if np.dtype(dtype).kind == "c":
+        return g + 1j * rng.standard_normal((m, n))
+    return g
+
+
+def _real_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    gauss = _gaussian(n, n, seed, "float64")
+    yield "gaussian", gauss
+    yield "gaussian tall", _gaussian(3 * n, n, seed + 1, "float64")
+    yield "gaussian wide", _gaussian(n, 3 * n, seed + 2, "float64")
+    yield "1 x 1", np.array([[-2.5]])
+    yield "1 x 1 zero", np.zeros((1, 1))
+    yield "1 x n", _gaussian(1, n, seed, "float64")
+    yield "n x 1", _gaussian(n, 1, seed, "float64")
+    for condition in (1.0, 1e3, 1e8, 1e15):
+        s = np.geomspace(1.0, 1 / condition, n)
+        yield f"condition {condition:.0e}", with_singular_values(s, seed=seed)
+    yield "condition 1e+08 tall", with_singular_values(np.geomspace(1, 1e-8, n), 2 * n, seed=seed)
+    half = np.where(np.arange(n) < max(n // 2, 1), 1.0 / (1 + np.arange(n)), 0.0)
+    yield "rank deficient", with_singular_values(half, seed=seed)
+    yield "rank deficient tall", with_singular_values(half, 2 * n, seed=seed)
+    yield "rank deficient wide", with_singular_values(half, n, 2 * n, seed=seed)
+    yield "rank one", np.outer(np.arange(1.0, n + 1), np.ones(n))
+    yield "zero", np.zeros((n, n))
+    yield "zero tall", np.zeros((n + 2, n))
+    yield "zero wide", np.zeros((n, n + 2))
+    rows, columns = gauss.copy(), gauss.copy()
+    rows[::2] = 0
+    columns[:, ::2] = 0
+    yield "zero rows", rows
+    yield "zero columns", columns
+    yield "one entry", np.eye(n)[:1].T @ np.eye(n)[-1:]
+    yield "identity", np.eye(n)
+    yield "minus identity", -np.eye(n)
+    orthogonal = orthonormal(n, n, seed=seed)
+    yield "orthogonal", orthogonal
+    yield "orthonormal columns", orthonormal(2 * n, n, seed=seed)
+    yield "nearly orthogonal", orthogonal + 1e-9 * gauss
+    rotation = np.eye(n)
+    rotation[:2, :2] *= -1
+    yield "rotation by pi", orthogonal @ rotation @ orthogonal.T
+    yield "permutation", np.eye(n)[::-1].copy()
+    yield "frank", frank(n)
+    yield "binomial", binomial(n)
+    yield "hilbert", hilbert(n)
+    yield "kahan", kahan(n)
+    yield "companion", scipy.linalg.companion(np.poly(np.arange(1.0, n + 1))) if n > 1 else gauss
+    yield "wilkinson", wilkinson(n)
+    yield "jordan block", jordan_block(n)
+    yield "nilpotent", jordan_block(n, 0.0)
+    yield "graded", graded(n, seed=seed)
+    yield "huge", gauss * 1e300
+    yield "tiny", gauss * 1e-300
+    yield "huge and tiny", np.diag(np.geomspace(1e150, 1e-150, n))
+
+
+def zoo(
+    n: int = 8, *, seed: int = 0, complex_: bool = True, dtype: Any = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Matrices that have broken polar decompositions, with their names.
+
+    Parameters
+    ----------
+    n : int, optional
+        Size, at least 1; tall and wide matrices have this number of columns or rows.
+    seed : int, optional
+        Of NumPy's default generator; the same seed gives the same matrices.
+    complex_ : bool, optional
+        Whether complex versions follow the real ones.
+    dtype : dtype, optional
+        Round all to this dtype; complex matrices are then left out of real ones, and matrices that
+        it cannot hold are left out. By default float64 and complex128.
+
+    Yields
+    ------
+    name : str
+    a : ndarray
+        Finite.
+
+    Examples
+    --------
+    >>> animals = dict(zoo(4))
+    >>> animals["gaussian tall"].shape, animals["complex hilbert"].dtype
+    ((12, 4), dtype('complex128'))
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    target = None if dtype is None else np.dtype(dtype)
+    want_real = target is None or target.kind != "c"
+    want_complex = complex_ and (target is None or target.kind == "c")
+    largest = math.inf if target is None else format_of(_format_name(target)).largest
+    for name, a in _real_zoo(n, seed):
+        if np.abs(a).max() > largest / (2 * a.size):
+            continue
+        if want_real:
+            yield name, a if target is None else a.astype(target)
+        if want_complex:
+            m, k = a.shape
+            # Other phases of rows and columns: another matrix with the same singular values.
+            rng = np.random.default_rng(seed + 1000)
+            rows = np.exp(2j * np.pi * rng.random((m, 1)))
+            columns = np.exp(2j * np.pi * rng.random((1, k)))
+            z = rows * a * columns
+            yield f"complex {name}", z if target is None else z.astype(target)
+
+
+# -- spectra ---------------------------------------------------------------------------------
+
+
+def _logspace(low: float) -> Callable[[int], np.ndarray]:
+    return lambda k: np.geomspace(1.0, low, k)
+
+
+def _leading(head: np.ndarray, k: int, tail: np.ndarray | None = None) -> np.ndarray:
+    s = np.zeros(k)
+    head = head[:k]
+    s[: head.size] = head
+    if tail is not None:
+        s[head.size :] = tail[: k - head.size]
+    return s
+
+
+def _log_uniform(low: float, k: int) -> np.ndarray:
+    s = low ** np.random.default_rng(7).random(k)
+    s[0] = 1.0
+    return np.sort(s)[::-1]
+
+
+def _elevenths(k: int) -> np.ndarray:
+    rare = max(k // 11, 1)
+    s = np.concatenate([np.geomspace(1, 1e-10, k - rare), np.geomspace(1e-4, 1e-10, rare)])
+    return np.sort(s)[::-1]
+
+
+_SPECTRA: dict[str, Callable[[int], np.ndarray]] = {
+    # The stress test of gram-newton-schulz (Dao-AILab, 2025).
+    "linear": lambda k: np.linspace(0.5, 0.0, k),
+    "log 1e-3": _logspace(1e-3),
+    "log 1e-5": _logspace(1e-5),
+    "log 1e-7": _logspace(1e-7),
+    "log 1e-9": _logspace(1e-9),
+    "half log, half zero": lambda k: _leading(np.geomspace(1, 1e-2, (k + 1) // 2), k),
+    "rank ten": lambda k: _leading(np.geomspace(1, 0.1, 10), k),
+    "rank two": lambda k: _leading(np.array([1.0, 0.32]), k),
+    "rank two with tail": lambda k: _leading(
+        np.array([1.0, 0.32]), k, np.geomspace(1e-4, 1e-7, max(k - 2, 1))
+    ),
+    "ten elevenths": _elevenths,
+    "gamma": lambda k: np.sort(np.random.default_rng(5).gamma(3.0, 0.5, k))[::-1],
+    # Adversarial ones.
+    "ones": np.ones,
+    "rank one": lambda k: _leading(np.ones(1), k),
+    "rank two with low tail": lambda k: _leading(
+        np.array([1.0, 0.3]), k, np.geomspace(1e-4, 1e-7, max(k - 2, 1))
+    ),
+    "log-uniform 1e-3": lambda k: _log_uniform(1e-3, k),
+    "log-uniform 1e-7": lambda k: _log_uniform(1e-7, k),
+    "half log-uniform, half zero": lambda k: _leading(_log_uniform(1e-3, (k + 1) // 2), k),
+    "three clusters": lambda k: np.sort(np.array([1.0, 1e-2, 1e-4])[np.arange(k) % 3])[::-1],
+}
+
+SPECTRA: tuple[str, ...] = tuple(_SPECTRA)
+"""Names that :func:`spectrum` takes: those of the field's stress test, then adversarial ones."""
+
+
+def spectrum(name: str, k: int) -> np.ndarray:
+    """Singular values of a stress spectrum, largest first.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`SPECTRA`.
+    k : int
+        How many, at least 1.
+
+    Returns
+    -------
+    ndarray, shape (k,)
+        Nonnegative; not normalised (only "gamma" exceeds 1).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or k below 1.
+
+    Examples
+    --------
+    >>> spectrum("rank two", 4).tolist()
+    [1.0, 0.32, 0.0, 0.0]
+    """
+    if name not in _SPECTRA:
+        raise ValueError(f"unknown spectrum {name!r}; {nearest(name, SPECTRA)}")
+    if k < 1:
+        raise ValueError(f"a spectrum has at least one singular value, got k={k}")
+    return np.array(_SPECTRA[name](k), dtype=np.float64)
+
+
+# -- assertions ------------------------------------------------------------------------------
+
+
+def _format_name(dtype: np.dtype) -> str:
+    return ops_of(np.empty(0, dtype)).format_name(np.empty(0, dtype))
+
+
+def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
+    """Copy to NumPy in double precision, and the epsilon of the format it came in."""
+    if not is_array(x):
+        x = np.asarray(x)
+    ops = ops_of(x)
+    fmt = ops.format_name(x)
+    y = ops.to_host(x)
+    if y.ndim < 2:
+        raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {y.shape}")
+    if not np.all(np.isfinite(y)):
+        raise AssertionError(f"{name} contains NaN or infinity")
+    return y, format_of(fmt).epsilon if fmt else 2.0**-52
+
+
+def _adjoint(x: np.ndarray) -> np.ndarray:
+    return np.conj(np.swapaxes(x, -1, -2))
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x, axis=(-2, -1)) if x.size else np.zeros(x.shape[:-2])
+
+
+def _default_rtol(shape: tuple[int, ...], eps: float) -> float:
+    # 50 roundings (1.1e-14 in double precision), or one per column: what backward stable methods
+    # stay below by a factor of three and more.
+    return max(50, *shape[-2:]) * eps
+
+
+def _fail_above(what: str, values: Any, limit: float) -> None:
+    values = np.asarray(values)
+    if values.size and not np.all(values <= limit):
+        worst = np.unravel_index(
+            np.argmax(np.where(np.isnan(values), np.inf, values)), values.shape
+        )
+        where = f" (matrix {tuple(map(int, worst))} of the stack)" if values.ndim else ""
+        raise AssertionError(f"{what} is {values[worst]:.3e}, above {limit:.3e}{where}")
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Power of two near the largest entry of each matrix, 1 for zero: scaling by it is exact."""
+    if x.size == 0:
+        return np.ones((*x.shape[:-2], 1, 1))
+    peak = np.maximum(np.abs(x.real), np.abs(x.imag)).max(axis=(-2, -1), keepdims=True)
+    _, exponent = np.frexp(peak)
+    return np.ldexp(1.0, np.where(peak > 0, exponent - 1, 0))
+
+
+def _assert_isometry(u: np.ndarray, rtol: float, completion: bool) -> None:
+    tall = u if u.shape[-2] >= u.shape[-1] else _adjoint(u)
+    k = max(tall.shape[-1], 1)
+    gram = _adjoint(tall) @ tall
+    if completion:
+        side = "columns" if tall is u else "rows"
+        defect = _norm(gram - np.eye(tall.shape[-1])) / math.sqrt(k)
+        _fail_above(f"the orthogonality of U's {side}", defect, rtol)
+    else:
+        defect = _norm(tall @ gram - tall) / math.sqrt(k)
+        _fail_above("||U U^H U - U||_F / sqrt(k) of a partial isometry", defect, rtol)
+
+
+def _assert_semidefinite(h: np.ndarray, what: str, rtol: float) -> None:
+    if h.size:
+        values = np.linalg.eigvalsh(h)
+        size = np.abs(values).max(axis=-1)
+        negative = -values[..., 0] / np.where(size == 0, 1, size)
+        _fail_above(f"the negative part of {what}, relative to its norm,", negative, rtol)
+
+
+def assert_unitary_factor(
+    a: Array, u: Array, *, rtol: float | None = None, completion: bool = True
+) -> None:
+    """Assert that U is the unitary polar factor of A, from A and U alone.
+
+    U with orthonormal columns is a unitary factor of A if and only if ``U^H A`` is Hermitian and
+    positive semidefinite and ``U U^H A = A`` (for m < n the same of the adjoints). No reference
+    factor is needed, so the condition number of A plays no part.
+
+    Parameters
+    ----------
+    a, u : array, shape (..., m, n)
+        Of any supported library.
+    rtol : float, optional
+        Allowed error; by default ``max(50, m, n)`` epsilons of the format of `u`.
+    completion : bool, optional
+        Whether U must be orthonormal; otherwise a partial isometry ``U_r V_r^H``.
+
+    Raises
+    ------
+    AssertionError
+        Naming the property that fails, the figure and its limit.
+
+    Notes
+    -----
+    N. J. Higham, Functions of Matrices (SIAM, 2008), Theorem 8.1.
+
+    Examples
+    --------
+    >>> a = np.array([[0.0, -2.0], [1.0, 0.0]])
+    >>> assert_unitary_factor(a, [[0.0, -1.0], [1.0, 0.0]])
+    >>> assert_unitary_factor(a, np.eye(2))
+    Traceback (most recent call last):
+    AssertionError: the skew-Hermitian part of U^H A, relative to A, is 9.487e-01, above 1.110e-14
+    """
+    x, _ = _host(a, "A")
+    v, eps = _host(u, "U")
+    if x.shape != v.shape:
+        raise AssertionError(f"U has shape {v.shape}, and A has {x.shape}")
+    rtol = _default_rtol(x.shape, eps) if rtol is None else rtol
+    _assert_isometry(v, rtol, completion)
+    x = x / _unit(x)
+    if x.shape[-2] < x.shape[-1]:
+        x, v = _adjoint(x), _adjoint(v)
+    size = np.where(_norm(x) == 0, 1, _norm(x))
+    w = _adjoint(v) @ x
+    skew = _norm(w - _adjoint(w)) / (2 * size)
+    _fail_above("the skew-Hermitian part of U^H A, relative to A,", skew, rtol)
+    h = w / 2 + _adjoint(w) / 2
+    _assert_semidefinite(h, "U^H A", rtol)
+    _fail_above("the backward error ||A - U H|| / ||A||", _norm(x - v @ h) / size, rtol)
+
+
+def assert_polar(
+    a: Array,
+    u: Array,
+    h: Array,
+    *,
+    side: str = "right",
+    rtol: float | None = None,
+    completion: bool = True,
+) -> None:
+    """Assert that U and H are polar factors of A.
+
+    U orthonormal (columns if m >= n, rows otherwise), H Hermitian bit for bit and positive
+    semidefinite to rounding, ``A = U H`` or ``A = H U``, in Frobenius norms relative to A.
+
+    Parameters
+    ----------
+    a, u : array, shape (..., m, n)
+        Of any supported library.
+    h : array, shape (..., n, n) or (..., m, m)
+        For side "right" or "left".
+    side : {"right", "left"}, optional
+        Side of H.
+    rtol : float, optional
+        Allowed error; by default ``max(50, m, n)`` epsilons of the format of `u`.
+    completion : bool, optional
+        Whether U must be orthonormal; otherwise a partial isometry.
+
+    Raises
+    ------
+    AssertionError
+        Naming the property that fails, the figure and its limit.
+
+    Examples
+    --------
+    >>> assert_polar([[-2.0]], [[-1.0]], [[2.0]])
+    >>> assert_polar([[-2.0]], [[1.0]], [[-2.0]])
+    Traceback (most recent call last):
+    AssertionError: the negative part of H, relative to its norm, is 1.000e+00, above 1.110e-14
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    x, _ = _host(a, "A")
+    v, eps = _host(u, "U")
+    p, _ = _host(h, "H")
+    k = x.shape[-1] if side == "right" else x.shape[-2]
+    if x.shape != v.shape:
+        raise AssertionError(f"U has shape {v.shape}, and A has {x.shape}")
+    if p.shape != (*x.shape[:-2], k, k):
+        raise AssertionError(f"H has shape {p.shape}, expected {(*x.shape[:-2], k, k)}")
+    rtol = _default_rtol(x.shape, eps) if rtol is None else rtol
+    _assert_isometry(v, rtol, completion)
+    if not np.array_equal(p, _adjoint(p)):
+        worst = np.abs(p - _adjoint(p)).max()
+        raise AssertionError(f"H is not Hermitian bit for bit: it differs by up to {worst:.3e}")
+    unit = _unit(x)
+    x, p = x / unit, p / unit
+    _assert_semidefinite(p, "H", rtol)
+    size = np.where(_norm(x) == 0, 1, _norm(x))
+    residual = x - (v @ p if side == "right" else p @ v)
+    product = "U H" if side == "right" else "H U"
+    _fail_above(f"the backward error ||A - {product}|| / ||A||", _norm(residual) / size, rtol)
