@@ -433,7 +433,8 @@ def polar(
     backward_error = _backward_error(u, h, x, ops, small=wide == left)
 
     h = ops.like(ops.scale(h, scale), a)
-    if not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops)))) and status is not Status.NOT_CONVERGED:
+    overflow = not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops))))
+    if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
         message = (

@@ -42,7 +42,8 @@ def dtype_name(x: Array) -> str:
     return _name_of_dtype(x.dtype)
 
 
-@functools.lru_cache(maxsize=128)  # NumPy takes microseconds to make up the name
+# NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
+@functools.lru_cache(maxsize=128, typed=True)
 def _name_of_dtype(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 

@@ -72,6 +72,9 @@ LEGEND_DROP = 40  # points from the axes down to the legend: tick labels and axi
 FEW = 8  # singular values that get a marker and a line in the legend each
 MARKED = 30  # steps that get a marker each
 CEILING = 1e3  # an error above it says no more than that the iteration diverged
+NEAR = 1.4  # a divergence limit up to this multiple of the upper bound is in the picture
+FAR = 1e3  # values of s(x) beyond are not drawn
+EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 
 
 class _Figure(Figure):
@@ -139,9 +142,9 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
         )
     marker = "one marker a step" if every == 1 else f"one marker every {every} steps"
     unit = f"matrix products ({marker})" if by_products else "step"
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, unit, "error (dimensionless)", _title(t))
     _log_errors(ax)
-    _integers(ax)
     _roundoff(ax, t.precision)
     _legend(ax)
     return ax
@@ -190,15 +193,15 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             f"{values.shape}); take it with polarlib.measure"
         )
     start, k = values[0], values.shape[1]
-    ax = _axes(ax, legend_rows=3 + -(-k // 2) * (k <= FEW))
+    few = k <= FEW
+    ax = _axes(ax, legend_rows=3 + few * -(-k // 2))
     finite = np.isfinite(values).all(axis=1)
-    known = values[finite]
-    floor = np.finfo(float).eps * (known[0].max() if known.size else 1.0) or 1.0
-    coloured = np.where(np.isfinite(start), np.maximum(start, floor), floor)
+    known, steps = values[finite], np.arange(len(values))
+    floor = np.finfo(float).eps * (known[0].max(initial=0.0) if known.size else 0.0) or EMPTY[0]
+    from_value = np.where(np.isfinite(start), np.maximum(start, floor), floor)
     # The light end of viridis is faint on white.
     cmap = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
-    norm = LogNorm(coloured.min(), coloured.max())
-    steps = np.arange(len(values))
+    norm = LogNorm(from_value.min(), from_value.max())
     if known.size:
         ax.fill_between(
             steps[finite],
@@ -210,22 +213,378 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             label="from the smallest to the largest",
         )
     # A path of one finite value has no line to be seen by.
-    marked = k <= FEW or finite.sum() < 2
-    lines = ax.plot(steps, values, linewidth=1.6 if k <= FEW else 0.7)
-    for i, line in enumerate(lines):
-        line.set(color=cmap(norm(coloured[i])), zorder=2.5)
+    marked = few or finite.sum() < 2
+    for i, line in enumerate(ax.plot(steps, values, linewidth=1.6 if few else 0.7)):
+        line.set(color=cmap(norm(from_value[i])), zorder=2.5)
         if marked:
             line.set(marker=MARKERS[i % len(MARKERS)], markersize=5)
-        if k <= FEW:
+        if few:
             line.set_label(rf"$\sigma_{{{i + 1}}}$, at the start {start[i]:.3g}")
-    _label(ax, "step", "singular value (input normalised to norm 1)", _title(t))
-    ax.set_yscale("log")
-    _integers(ax)
     ax.axhline(1.0, color=_ink(ax), linewidth=0.8, linestyle=":", label="1: orthonormal")
+    if not finite.all():
+        ax.axvline(
+            int(np.argmin(finite)),
+            color=VERMILLION,
+            linewidth=1.5,
+            linestyle="--",
+            label=f"not finite in {t.precision} from step {np.argmin(finite)} on",
+        )
+    _label(ax, "step", "singular value (input normalised to norm 1)", _title(t))
+    _log(ax, known, floor=floor)
+    lost = int((start < floor).sum())
+    if lost:
+        ax.plot(
+            [], [], " ", label=f"{lost} of {k} start at zero to double precision, below {floor:.1g}"
+        )
+    ax.set_xlim(-0.04 * t.steps - 0.04, 1.04 * t.steps + 0.04)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not few and from_value.min() < from_value.max():
+        bar = ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax)
+        bar.set_label(
+            "singular value at the start", color=_ink(ax), fontsize=ax.yaxis.label.get_fontsize()
+        )
+        bar.ax.tick_params(colors=_ink(ax), which="both")
+    _legend(ax)
     return ax
 
 
 def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
-    raise NotImplementedError
+    """Plot what a schedule makes of a singular value: its composition s(x).
+
+    Parameters
+    ----------
+    s : Schedule
+        From :func:`polarlib.schedule`, :mod:`polarlib.design` or your own.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        s(x) and, faintly, the compositions of its first steps, from a tenth of its lower bound to
+        a little above its upper bound or, where that is near, its divergence limit; a shaded band
+        within its error of 1 on its interval.
+
+    Raises
+    ------
+    TypeError
+        If `s` is not a Schedule or `ax` not an Axes.
+
+    Examples
+    --------
+    >>> import polarlib
+    >>> ax = polynomial(polarlib.schedule("jordan"))
+    >>> ax.get_title(), ax.get_xscale()
+    ('jordan: 5 steps, 15 matrix products', 'log')
+    """
+    _require(s, Schedule, "polynomial", "a Schedule, such as polarlib.schedule('polar_express')")
+    ax = _axes(ax, legend_rows=4)
+    limit, error = s.divergence_limit, s.error()
+    near = limit <= NEAR * s.upper
+    right = 1.05 * (max(limit, s.upper) if near else s.upper)
+    # The last decade holds most of the turning points.
+    x = np.concatenate(
+        [np.geomspace(s.lower / 10, right, 4000), np.linspace(right / 10, right, 2000)]
+    )
+    x = np.union1d(x, [s.lower, s.upper])
+    ax.fill_between(
+        [s.lower, s.upper],
+        1 - error,
+        1 + error,
+        color=SKY,
+        alpha=0.3,
+        linewidth=0,
+        label=f"within {error:.3g} of 1 on [{s.lower:.3g}, {s.upper:.3g}]",
+    )
+    # Step by step, not by s.truncate(k): a part may swing wider than a whole schedule may.
+    top, last, y = 1 + error, len(s), x
+    inside = (x >= s.lower) & (x <= s.upper)
+    for k, step in enumerate(s.steps, 1):
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = odd_value(step, y)
+        top = max(top, float(y[inside].max()))
+        # Far out of the picture a curve is cut, since drawing overflows as well.
+        shown = np.where(np.abs(y) < FAR, y, np.nan)
+        if k == last:
+            ax.plot(x, shown, color=BLUE, linewidth=1.8, label=f"s(x), slope {s.slope:.4g} at 0")
+        else:
+            label = f"after {k} to {last - 1} steps" if last > 2 else "after 1 step"
+            ax.plot(
+                x,
+                shown,
+                color=_ink(ax),
+                alpha=0.15 + 0.35 * k / last,
+                linewidth=0.9,
+                label=label if k == 1 else None,
+            )
+    if limit < np.inf:
+        beyond = f"divergence limit {_above_one(limit)}"
+        if near:
+            ax.axvline(limit, color=VERMILLION, linewidth=1.5, linestyle="--", label=beyond)
+        else:
+            ax.plot([], [], " ", label=beyond)
+    _label(
+        ax,
+        "singular value x of the normalised input",
+        "s(x)",
+        f"{s.name}: {last} {'step' if last == 1 else 'steps'}, {s.matmuls} matrix products",
+    )
+    ax.set_xscale("log")
+    ax.set_xlim(s.lower / 10, right)
+    ax.set_ylim(0, 1.05 * top)
+    _legend(ax)
+    return ax
 
 
+def compare(
+    traces: Iterable[Trace], ax: Axes | None = None, *, figure: str = "orthogonality"
+) -> Axes:
+    """Plot one figure of several traces against the matrix products spent.
+
+    Parameters
+    ----------
+    traces : iterable of Trace
+        From :func:`polarlib.measure`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+    figure : {"orthogonality", "backward_error", "distance"}, optional
+        Which figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        One line a trace; colours, markers and line styles all differ.
+
+    Raises
+    ------
+    TypeError
+        If `traces` does not hold traces, or `ax` is not an Axes.
+    ValueError
+        If there is no trace, or no such figure.
+
+    Notes
+    -----
+    Factorisations are not products: the work of a method that factorises is not on the axis.
+
+    Examples
+    --------
+    >>> import numpy as np, polarlib
+    >>> a = np.diag([1.0, 0.1])
+    >>> ax = compare([polarlib.measure(a, name) for name in ("jordan", "polar_express")])
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['jordan, float64, plain', 'polar_express, float64, plain']
+    """
+    if isinstance(traces, Trace) or not isinstance(traces, Iterable):
+        raise TypeError(
+            f"compare takes a list of Trace, got {_named(traces)}; for one trace use convergence"
+        )
+    traces = list(traces)
+    for t in traces:
+        _require(t, Trace, "compare", "a list of Trace, which polarlib.measure makes")
+    if not traces:
+        raise ValueError("compare: the list is empty; give at least one trace")
+    if figure not in FIGURES:
+        raise ValueError(f"compare: unknown figure {figure!r}; {nearest(figure, FIGURES)}")
+    several = len({t.shape for t in traces}) > 1
+    labels = []
+    for t in traces:
+        simulated = " (simulated)" if t.simulated else ""
+        shape = f", {_shape(t)}" if several else ""
+        text = f"{_text(t.method)}, {t.precision}{simulated}, {t.form}{shape}"
+        labels.append(_wrapped(text + _note(getattr(t, figure))))
+    columns = 2 if len(labels) > 3 and max(map(len, labels)) <= 40 else 1
+    rows = sum(label.count("\n") + 1 for label in labels)
+    ax = _axes(ax, legend_rows=-(-rows // columns))
+    for i, (t, label) in enumerate(zip(traces, labels, strict=True)):
+        ax.plot(
+            t.matmuls,
+            getattr(t, figure),
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=LINES[i % len(LINES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=6,
+            markevery=-(-len(t.matmuls) // MARKED),
+            linewidth=1.5,
+            label=label,
+        )
+    _label(ax, "matrix products", f"{FIGURES[figure]} (dimensionless)", "")
+    _log_errors(ax)
+    _legend(ax, columns)
+    return ax
+
+
+def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
+    """Save the figure of an Axes in the format of the suffix, whole or not at all.
+
+    Parameters
+    ----------
+    ax : matplotlib.axes.Axes
+        Of any figure.
+    path : path-like
+        Where to write, with a suffix that matplotlib supports: png, pdf, svg, ...
+    dpi : float, optional
+        Dots per inch of formats made of pixels.
+
+    Raises
+    ------
+    TypeError
+        If `ax` is not an Axes.
+    ValueError
+        If the suffix is unknown.
+    OSError
+        If the folder does not exist or cannot be written; a file of that name is then as it was.
+
+    Examples
+    --------
+    >>> import polarlib
+    >>> save(polynomial(polarlib.schedule("jordan")), "jordan.docx")
+    Traceback (most recent call last):
+    ...
+    ValueError: save: unknown suffix '.docx' in 'jordan.docx'; known: ...
+    """
+    _require(ax, Axes, "save", "a matplotlib Axes, which every function of polarlib.plot returns")
+    root = _root(ax)
+    # pgf needs TeX and cannot be written to an open file.
+    known = sorted(set(root.canvas.get_supported_filetypes()) - {"pgf"})
+    suffix = Path(path).suffix
+    kind = suffix.lower().removeprefix(".")
+    if kind not in known:
+        allowed = ", ".join(f".{name}" for name in known)
+        raise ValueError(
+            f"save: unknown suffix {suffix!r} in {os.fspath(path)!r}; known: {allowed}"
+        )
+    write_whole(
+        path,
+        lambda file: root.savefig(file, format=kind, dpi=dpi, facecolor="auto", edgecolor="auto"),
+    )
+
+
+def _root(ax: Axes) -> Any:
+    """The whole figure, also of Axes in a subfigure."""
+    return ax.figure.canvas.figure
+
+
+def _named(value: object) -> str:
+    return f"{type(value).__name__} {reprlib.repr(value)}"
+
+
+def _require(value: object, kind: type, function: str, remedy: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{function} takes {remedy}; got {_named(value)}")
+
+
+def _axes(ax: Axes | None, legend_rows: int) -> Axes:
+    """The given Axes as they are, or new ones, whatever rcParams say, dark on white."""
+    if ax is not None:
+        _require(ax, Axes, "ax", "one matplotlib Axes, or None for a new figure")
+        return ax
+    size = (WIDTH, HEIGHT + LEGEND_ROW * legend_rows)
+    new = _Figure(figsize=size, layout="constrained", facecolor="white")
+    ax = new.add_subplot(axes_class=_Axes, facecolor="white")
+    ax.tick_params(which="both", colors=INK, labelsize=10)
+    ax.spines[:].set_color(INK)
+    ax.grid(color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        text.set(color=INK, fontsize=11)
+    return ax
+
+
+def _ink(ax: Axes) -> Any:
+    """The colour of the writing: the caller's ground may be dark."""
+    return ax.xaxis.label.get_color()
+
+
+def _label(ax: Axes, x: str, y: str, title: str) -> None:
+    size = ax.title.get_fontsize()
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    if title:
+        ax.set_title(_wrapped(_text(title)), color=_ink(ax), fontsize=size)
+
+
+def _text(text: str) -> str:
+    """A name as matplotlib shows it: no mathematics in dollars, and not hidden from legends."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 80)
+
+
+def _shape(t: Trace) -> str:
+    return " × ".join(map(str, t.shape))
+
+
+def _title(t: Trace) -> str:
+    simulated = " (simulated)" if t.simulated else ""
+    return f"{t.method}, {_shape(t)}, {t.precision}{simulated}, {t.form} form"
+
+
+def _note(y: np.ndarray) -> str:
+    """What a logarithmic axis up to the ceiling does not show of a line."""
+    y = np.asarray(y, dtype=float)
+    finite = np.isfinite(y)
+    notes = []
+    if (y == 0).all():
+        notes.append("exactly 0")
+    elif (y == 0).any():
+        notes.append(f"exactly 0 at step {np.argmax(y == 0)}")
+    if (y[finite] > CEILING).any():
+        notes.append(f"up to {y[finite].max():.0e}")
+    if not finite.all():
+        notes.append(f"not finite from step {np.argmin(finite)} on")
+    return f" ({', '.join(notes)})" if notes else ""
+
+
+def _above_one(x: float) -> str:
+    return f"1 + {x - 1:.2g}" if 1 < x < 1.01 else f"{x:.4g}"
+
+
+def _log(ax: Axes, values: np.ndarray, floor: float = 0.0) -> None:
+    """Make the ordinate logarithmic, whatever is to be drawn on it."""
+    above = values[values > floor]
+    if not above.size:
+        ax.set_ylim(EMPTY)  # before the scale, which warns where it finds no limits
+    ax.set_yscale("log")
+    if above.size and floor and (values <= floor).any():
+        ax.set_ylim(bottom=0.5 * above.min())
+
+
+def _log_errors(ax: Axes) -> None:
+    values = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in ax.get_lines()])
+    _log(ax, values[np.isfinite(values)])
+    if ax.get_ylim()[1] > CEILING:
+        ax.set_ylim(top=CEILING)
+
+
+def _roundoff(ax: Axes, precision: str) -> None:
+    """Mark the unit roundoff if the axis reaches it."""
+    low, high = ax.get_ylim()
+    if precision in FORMATS and low <= FORMATS[precision].unit_roundoff <= high:
+        ax.axhline(
+            FORMATS[precision].unit_roundoff,
+            color=_ink(ax),
+            linewidth=0.8,
+            linestyle=":",
+            label=f"unit roundoff of {precision}",
+        )
+
+
+def _legend(ax: Axes, columns: int = 1) -> None:
+    place: dict[str, Any] = {"loc": "best"}
+    if _root(ax).get_layout_engine() is not None:
+        drop = ScaledTranslation(0, -LEGEND_DROP / 72, _root(ax).dpi_scale_trans)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
+        place["bbox_transform"] = ax.transAxes + drop
+    ax.legend(
+        ncols=columns,
+        fontsize=9,
+        labelcolor=_ink(ax),
+        facecolor=ax.get_facecolor(),
+        edgecolor="#BBBBBB",
+        borderaxespad=0,
+        handlelength=3.5,
+        **place,
+    )

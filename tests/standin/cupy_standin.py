@@ -44,10 +44,7 @@ import ml_dtypes
 import numpy as np
 import scipy.linalg
 
-try:
-    from .elementwise import Evaluator
-except ImportError:  # imported as a file of its own, by a doctest run
-    from elementwise import Evaluator
+from .elementwise import Evaluator
 
 __all__ = [
     "Call",
@@ -155,9 +152,7 @@ def _device(host):
         array._host = np.asarray(host)
         return array
     if isinstance(host, list | tuple):
-        return type(host)(map(_device, host)) if type(host) in (list, tuple) else tuple(
-            map(_device, host)
-        )
+        return (list if isinstance(host, list) else tuple)(map(_device, host))
     return host
 
 
@@ -611,9 +606,13 @@ class ndarray:
     # Dispatch of NumPy's functions.
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        function = getattr(_modules()["cupy"], ufunc.__name__, None)
+        name = ufunc.__name__
+        function = getattr(_modules()["cupy"], name, None)
         if function is None or method != "__call__":
             return NotImplemented
+        if name in _COMPARISONS.values():
+            # NumPy hands over its scalars as arrays when it compares them.
+            inputs = [_without_array(value) for value in inputs]
         return function(*inputs, **kwargs)
 
     def __array_function__(self, function, classes, args, kwargs):
@@ -644,13 +643,25 @@ class ndarray:
         return _UFUNCS["power"](self, other)
 
 
+_COMPARISONS = {
+    "eq": "equal",
+    "ne": "not_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "gt": "greater",
+    "ge": "greater_equal",
+}
+
+
+def _without_array(value):
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
 def _compared(name):
     def method(self, other):
         if other is None:
             return _device(np.full(self.shape, name == "not_equal"))
-        if isinstance(other, np.ndarray) and other.ndim == 0:
-            other = other[()]
-        return _UFUNCS[name](self, other)
+        return _UFUNCS[name](self, _without_array(other))
 
     return method
 
@@ -684,22 +695,11 @@ def _add_operators():
             setattr(ndarray, f"__{operator}__", forward)
         setattr(ndarray, f"__r{operator}__", backward)
         setattr(ndarray, f"__i{operator}__", in_place)
-    for operator, name in (
-        ("eq", "equal"),
-        ("ne", "not_equal"),
-        ("lt", "less"),
-        ("le", "less_equal"),
-        ("gt", "greater"),
-        ("ge", "greater_equal"),
-    ):
+    for operator, name in _COMPARISONS.items():
         setattr(ndarray, f"__{operator}__", _compared(name))
-    for operator, name in (
-        ("neg", "negative"),
-        ("pos", "positive"),
-        ("abs", "absolute"),
-        ("invert", "invert"),
-    ):
+    for operator, name in (("neg", "negative"), ("abs", "absolute"), ("invert", "invert")):
         setattr(ndarray, f"__{operator}__", lambda self, name=name: _UFUNCS[name](self))
+    ndarray.__pos__ = ndarray.copy
 
 
 # Functions on NumPy arrays, where NumPy's own do not keep CuPy's rules ------------------------
@@ -1638,10 +1638,8 @@ class ElementwiseKernel:
             for (_, name), value in zip(parameters, args, strict=False)
         }
         outs = self._outputs(args, values, dtypes)
-        Evaluator(self.operation, values, dtypes, letters | {"complex": complex}).__class__
-        evaluator = Evaluator(self.operation, values, dtypes, letters)
         with _quiet():
-            evaluator.run()
+            Evaluator(self.operation, values, dtypes, letters).run()
             for out, (_, name) in zip(outs, self.out_params, strict=True):
                 out._host[...] = values[name]
         _log(self.name, args[: self.nin], outs)
@@ -1859,10 +1857,7 @@ def _member(path, name, text, submodules):
         return submodules[full]
     if text.startswith("const "):
         literal = text.removeprefix("const ")
-        return {"None": None, "False": False}.get(literal, literal) if literal in (
-            "None",
-            "False",
-        ) else float(literal)
+        return {"None": None, "False": False}.get(literal) if literal[0] in "NF" else float(literal)
     if text.startswith("ufunc "):
         return _UFUNCS[name] if path == "cupy" else ufunc(name, text)
     if text == "type":
