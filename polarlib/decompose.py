@@ -410,27 +410,25 @@ def polar(
 
     u, run = run_method(x, ops, method, tol=tol, callback=callback)
     name = method if isinstance(method, str) else method.name
-    orthogonality = _orthogonality(u, ops)
-    status = _status(method, orthogonality, tol)
+    h, orthogonality, backward_error = _evidence(u, x, ops)
+    status = _status(method, h, orthogonality, backward_error, tol, ops)
     if status is Status.NOT_CONVERGED and name != "svd":
         u, svd_run = METHODS["svd"](x, ops, tol=tol)
         run = run._replace(
             matmuls=run.matmuls + svd_run.matmuls, singular_values=svd_run.singular_values
         )
         name += ", then svd"
-        orthogonality = _orthogonality(u, ops)
-        status = _status("svd", orthogonality, tol)
-        if status is Status.CONVERGED:
+        h, orthogonality, backward_error = _evidence(u, x, ops)
+        if _status("svd", h, orthogonality, backward_error, tol, ops) is Status.CONVERGED:
             status = Status.FELL_BACK
-
-    left = side == "left"
-    h = _hermitian(u, x, ops, small=wide == left)
-    rank = _rank(x, h, run, ops) if wide == left else _rank(x, _hermitian(u, x, ops), run, ops)
+    rank = _rank(x, h, run, ops)
     if not completion and np.any(rank < min(m, n)) and status in _EXACT:
         u = partial_isometry(x, ops)
-        h = _hermitian(u, x, ops, small=wide == left)
-        orthogonality = _isometry(u, ops)
-    backward_error = _backward_error(u, h, x, ops, small=wide == left)
+        h, _, backward_error = _evidence(u, x, ops)
+        orthogonality = _size(ops.matmul(u, ops.gram(u)) - u, ops) / math.sqrt(min(m, n))
+    if wide != (side == "left"):  # the larger of the two Hermitian factors
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
+        backward_error = _relative(x - ops.matmul(h, u), x, ops)
 
     h = ops.like(ops.scale(h, scale), a)
     overflow = not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops))))
@@ -438,16 +436,15 @@ def polar(
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
         message = (
-            f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, tolerance "
-            f"{tol:.2e}; {status.value}"
+            f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, backward error "
+            f"{np.max(backward_error):.2e}, tolerance {tol:.2e}; {status.value}"
         )
         if throw:
             raise ConvergenceWarning(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-    u, h = ops.adjoint(u) if wide else u, h
     single = a.ndim == 2
     return PolarResult(
-        unitary=ops.like(u, a),
+        unitary=ops.like(ops.adjoint(u) if wide else u, a),
         hermitian=h,
         status=status,
         converged=status in _EXACT,
@@ -470,56 +467,63 @@ def check_method(method: str | Schedule) -> None:
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 
 
-def _status(method: str | Schedule, orthogonality: np.ndarray, tol: float) -> Status:
+def _status(
+    method: str | Schedule,
+    h: Array,
+    orthogonality: np.ndarray,
+    backward_error: np.ndarray,
+    tol: float,
+    ops: Ops,
+) -> Status:
+    """Judge by the evidence alone: orthonormal, A = U H, and H positive semidefinite."""
     if method == "qr":
         return Status.NOT_POLAR
-    if np.all(orthogonality <= tol):  # NaN compares false
+    # NaN compares false. The SVD's H is semidefinite by construction.
+    polar = np.all(orthogonality <= tol) and np.all(backward_error <= tol)
+    if polar and (method == "svd" or _is_definite(h, -1, tol, ops)):
         return Status.CONVERGED
     fixed = not isinstance(method, str) or method not in METHODS
     return Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED
 
 
-def _figure(x: Array, ops: Ops) -> np.ndarray:
-    """A stack of 1 x 1 figures as a NumPy array of the batch's shape."""
-    return ops.to_host(x)[..., 0, 0]
+def _size(x: Array, ops: Ops) -> np.ndarray:
+    """Frobenius norms of a stack of matrices, on the host."""
+    return ops.to_host(ops.frobenius(x))[..., 0, 0]
 
 
-def _orthogonality(u: Array, ops: Ops) -> np.ndarray:
-    """``||U^H U - I||_F / sqrt(n)`` of tall matrices."""
-    defect = ops.add_diagonal(ops.gram(u), -1.0)
-    return _figure(ops.frobenius(defect), ops) / math.sqrt(u.shape[-1])
+def _relative(residual: Array, x: Array, ops: Ops) -> np.ndarray:
+    """``||residual||_F / ||X||_F``; 0 for a zero matrix."""
+    size = _size(x, ops)
+    return _size(residual, ops) / np.where(size == 0, 1.0, size)
 
 
-def _isometry(u: Array, ops: Ops) -> np.ndarray:
-    """``||U U^H U - U||_F / sqrt(n)``: how far a partial isometry is from one."""
-    defect = ops.matmul(u, ops.gram(u)) - u
-    return _figure(ops.frobenius(defect), ops) / math.sqrt(u.shape[-1])
+def _evidence(u: Array, x: Array, ops: Ops) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Hermitian factor (n x n), orthogonality and backward error of tall matrices."""
+    orthogonality = _size(ops.add_diagonal(ops.gram(u), -1.0), ops) / math.sqrt(u.shape[-1])
+    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
+    return h, orthogonality, _relative(x - ops.matmul(u, h), x, ops)
 
 
-def _hermitian(u: Array, x: Array, ops: Ops, *, small: bool = True) -> Array:
-    """Hermitian part of ``U^H X`` (n x n), or of ``X U^H`` (m x m)."""
-    product = ops.matmul(ops.adjoint(u), x) if small else ops.matmul(x, ops.adjoint(u))
-    return ops.hermitian_part(product)
+def _is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
+    """Whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, in every matrix of a stack.
 
-
-def _backward_error(u: Array, h: Array, x: Array, ops: Ops, *, small: bool) -> np.ndarray:
-    """``||X - U H||_F / ||X||_F``, or with ``H U``; 0 for a zero matrix."""
-    residual = x - (ops.matmul(u, h) if small else ops.matmul(h, u))
-    size = _figure(ops.frobenius(x), ops)
-    return _figure(ops.frobenius(residual), ops) / np.where(size == 0, 1.0, size)
+    With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
+    """
+    shift = ops.frobenius(h) * (sign * cut)
+    if sign < 0:  # so that a zero matrix passes
+        shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
+    factor = ops.cholesky(h - ops.eye(h.shape[-1], h) * ops.like(shift, h))
+    return math.isfinite(ops.read(ops.frobenius(factor)))
 
 
 def _rank(x: Array, h: Array, run: Run, ops: Ops) -> np.ndarray:
     """Numerical rank: from singular values, or certified full by one Cholesky factorisation."""
-    n = x.shape[-1]
     s = run.singular_values
     if s is None:
-        # H - cut I positive definite: every singular value exceeds the cut. Twice the cut, since
-        # H is known to rounding only.
+        # Twice the cut of the definition, since H is known to rounding only.
         cut = 2 * max(x.shape[-2:]) * format_of(ops.format_name(h)).epsilon
-        shifted = h - ops.eye(n, h) * ops.like(cut * ops.frobenius(h), h)
-        if math.isfinite(ops.read(ops.frobenius(ops.cholesky(shifted)))):
-            return np.full(x.shape[:-2], n)
+        if _is_definite(h, 1, cut, ops):
+            return np.full(x.shape[:-2], x.shape[-1])
         _, s, _ = ops.svd(x)
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
 

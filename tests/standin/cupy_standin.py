@@ -9,7 +9,8 @@ exactly these rules, so tests on the host find such faults:
 - no implicit transfer: ``np.asarray(x)`` and operands of type ``np.ndarray`` raise TypeError;
 - what waits for the device is counted by `syncs` and raises inside `no_sync`;
 - result types follow CuPy's loops, where ``bfloat16 * 1.5`` is float32;
-- linear algebra returns NaN where cuSOLVER fails, and does not raise.
+- linear algebra returns NaN where cuSOLVER fails, and does not raise;
+- uninitialized memory holds NaN.
 
 Use it as::
 
@@ -22,9 +23,10 @@ Use it as::
                 y = function_under_test(x)
             assert y.dtype == x.dtype
 
-The rules were compared with CuPy 14.2 itself, whose argument checks and type resolution run
-without a GPU. Where the stand-in deviates it is stricter, or raises NotImplementedError. It does
-not keep CuPy's memory layout of matrix factorizations, its rounding, streams or several devices.
+Type resolution, argument checks and synchronizations were compared with those of CuPy 14.2.0
+itself. Where the stand-in deviates it is stricter, or raises NotImplementedError. It does not
+keep the memory layout of factorizations, rounding on the device, the order of streams, several
+devices, or graphs.
 """
 
 import ast
@@ -38,13 +40,25 @@ import sys
 import types
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
-import scipy.linalg
 
+from . import functions, linalg
+from .dtypes import BFLOAT16, checked_dtype, find_loop, loops, narrow, quiet, widen
 from .elementwise import Evaluator
+from .state import (
+    Call,
+    HostSynchronization,
+    arrays_in,
+    calls,
+    has_arrays,
+    log,
+    no_sync,
+    reset,
+    state,
+    synchronize,
+    syncs,
+)
 
 __all__ = [
     "Call",
@@ -59,208 +73,36 @@ __all__ = [
 ]
 
 RECORD = json.loads(Path(__file__).with_name("cupy-14.2.0.json").read_text(encoding="ascii"))
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-HALF_TYPES = (np.dtype(np.float16), BFLOAT16)
+HOST_FUNCTIONS = functions.FUNCTIONS | linalg.FUNCTIONS
+SCALARS = np.generic | bool | int | float | complex
 
+# Between the stand-in's arrays and NumPy's -------------------------------------------------------
 
-# Synchronizations and calls ------------------------------------------------------------------
-
-
-class HostSynchronization(RuntimeError):
-    """The host waited for the device inside `no_sync`."""
-
-
-class Call(NamedTuple):
-    """One call of a CuPy function: its name, and type and shape of what came in and out."""
-
-    name: str
-    inputs: tuple
-    outputs: tuple
-
-
-class _State:
-    """What the stand-in counts; there is one instance."""
-
-    def __init__(self):
-        self.syncs = 0
-        self.forbidden = False
-        self.calls = []
-        self.errors = dict.fromkeys(("divide", "over", "under", "invalid", "linalg"))
-        self.random = np.random.default_rng(0)
-
-
-_state = _State()
-
-
-def syncs():
-    """Return how often the host waited for the device since `reset`."""
-    return _state.syncs
-
-
-def calls(name=None):
-    """Return the calls since `reset`, or those of one name such as ``"linalg.svd"``."""
-    return [call for call in _state.calls if name is None or call.name == name]
-
-
-def reset():
-    """Forget all counts and calls, and seed the random numbers again."""
-    _state.__init__()
-
-
-@contextlib.contextmanager
-def no_sync():
-    """Raise `HostSynchronization` where the host would wait for the device."""
-    before, _state.forbidden = _state.forbidden, True
-    try:
-        yield
-    finally:
-        _state.forbidden = before
-
-
-def _synchronize(reason):
-    _state.syncs += 1
-    _log(f"synchronize: {reason}", (), None)
-    if _state.forbidden:
-        raise HostSynchronization(f"{reason} waits for the device")
-
-
-def _arrays_in(value):
-    if isinstance(value, ndarray):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _arrays_in(item)
-    elif isinstance(value, dict):
-        yield from _arrays_in(list(value.values()))
-
-
-def _log(name, inputs, outputs):
-    described = [
-        tuple((array.dtype.name, array.shape) for array in _arrays_in(values))
-        for values in (inputs, outputs)
-    ]
-    _state.calls.append(Call(name, *described))
-
-
-# Between the stand-in's arrays and NumPy -----------------------------------------------------
-
-
-def _device(host):
+def to_device(host):
     """Return a NumPy result as the stand-in's arrays, sharing memory."""
-    if isinstance(host, np.ndarray | np.generic | bool | int | float | complex):
+    if isinstance(host, np.ndarray | SCALARS):
         array = object.__new__(ndarray)
         array._host = np.asarray(host)
         return array
     if isinstance(host, list | tuple):
-        return (list if isinstance(host, list) else tuple)(map(_device, host))
+        return (list if isinstance(host, list) else tuple)(map(to_device, host))
     return host
 
 
-def _host(value):
+def to_host(value):
     """Return an argument for NumPy; NumPy's own arrays are not allowed on the device."""
     if isinstance(value, ndarray):
         return value._host
     if isinstance(value, np.ndarray):
         raise TypeError(f"Unsupported type {type(value)}")
     if isinstance(value, list | tuple):
-        return type(value)(map(_host, value))
+        return type(value)(map(to_host, value))
     if isinstance(value, dict):
-        return {key: _host(item) for key, item in value.items()}
+        return {key: to_host(item) for key, item in value.items()}
     return value
 
 
-def _quiet():
-    """Return a context without NumPy's warnings on overflow and the like: a GPU gives none."""
-    return np.errstate(all="ignore")
-
-
-def _checked_dtype(dtype):
-    dtype = np.dtype(dtype)
-    if dtype.kind not in "?biufcV" or (dtype.kind == "V" and dtype != BFLOAT16):
-        raise ValueError(f"Unsupported dtype {dtype}")
-    return dtype
-
-
-def _widen(host):
-    """Return a half precision array as float32, in which GPUs accumulate; others unchanged."""
-    return host.astype(np.float32) if host.dtype in HALF_TYPES else host
-
-
-def _narrow(host, dtype, order=None):
-    with _quiet():
-        return np.asarray(np.asarray(host).astype(dtype, copy=False), order=order)
-
-
-def _into(out, host):
-    """Store a result into ``out`` if given, by the casting rule of NumPy's functions."""
-    if out is None:
-        return host
-    with _quiet():
-        np.copyto(out, host, casting="same_kind")
-    return out
-
-
-# Type resolution of elementwise functions ----------------------------------------------------
-
-
-def _dtype_of_code(code):
-    return BFLOAT16 if code == "E" else np.dtype(code)
-
-
-@functools.cache
-def _loops(text):
-    """Return the recorded loops, as pairs of tuples of input and output types."""
-    return [
-        tuple(tuple(map(_dtype_of_code, part)) for part in loop.split("->"))
-        for loop in text.split()[1:]
-    ]
-
-
-def _rank(dtype):
-    return {"b": 0, "i": 1, "u": 1, "f": 2, "V": 2, "c": 3}[dtype.kind]
-
-
-def _candidates(operand, strongest):
-    """Return the types of which one must cast safely to that of a loop.
-
-    Python scalars are weak: beside arrays of their kind or a higher one they stand for the
-    smallest type of their own kind. Since float16 does not cast safely to bfloat16, a Python
-    float beside bfloat16 selects the float32 loop.
-
-    Parameters
-    ----------
-    operand : ndarray, NumPy scalar or Python scalar
-    strongest : int or None
-        Highest rank of the operands that are not Python scalars.
-    """
-    if hasattr(operand, "dtype"):
-        return (operand.dtype,)
-    if isinstance(operand, bool):
-        return (np.dtype(bool),)
-    if isinstance(operand, int):
-        return tuple(map(np.dtype, "l" if strongest in (None, 0) else "bB"))
-    if isinstance(operand, float):
-        return (np.dtype("e" if strongest is not None and strongest >= 2 else "d"),)
-    return (np.dtype("F" if strongest is not None and strongest >= 2 else "D"),)
-
-
-def _find_loop(name, loops, operands, dtype=None):
-    """Return input and output types of the first loop that takes the operands."""
-    ranks = [_rank(operand.dtype) for operand in operands if hasattr(operand, "dtype")]
-    strongest = max(ranks, default=None)
-    candidates = [_candidates(operand, strongest) for operand in operands]
-    for inputs, outputs in loops:
-        if dtype is not None:
-            if outputs[0] == np.dtype(dtype):
-                return inputs, outputs
-        elif all(
-            any(np.can_cast(candidate, wanted) for candidate in options)
-            for options, wanted in zip(candidates, inputs, strict=True)
-        ):
-            return inputs, outputs
-    wrong = tuple(options[0] for options in candidates)
-    raise TypeError(f"Wrong type ({wrong}) of arguments for cupy_{name}")
-
+# Elementwise functions ---------------------------------------------------------------------------
 
 def _sign(x):
     # CuPy compares with zero, so the sign of NaN is 0.
@@ -280,9 +122,9 @@ class ufunc:
 
     def __init__(self, name, text):
         self.__name__ = name
-        self._loops = _loops(text)
+        self._text = text
         self.types = text.split()[1:]
-        self.nin, self.nout = map(len, self._loops[0])
+        self.nin, self.nout = map(len, loops(text)[0])
         self.nargs = self.nin + self.nout
 
     def __repr__(self):
@@ -302,21 +144,21 @@ class ufunc:
         for value in (*operands, *(value for value in outs if value is not None)):
             if not isinstance(value, ndarray | np.generic | bool | int | float | complex):
                 raise TypeError(f"Unsupported type {type(value)}")
-        input_types, output_types = _find_loop(name, self._loops, operands, dtype)
+        input_types, output_types = find_loop(name, self._text, operands, dtype)
         results = self._compute(operands, input_types)
         returned = tuple(map(_store_output, outs, results, output_types))
-        _log(name, operands, returned)
+        log(name, operands, returned)
         return returned if self.nout > 1 else returned[0]
 
     def _compute(self, operands, input_types):
         function = _UFUNC_ON_HOST.get(self.__name__) or getattr(np, self.__name__)
-        with _quiet():
+        with quiet():
             # Not `astype`, which would let a Python integer wrap around.
             hosts = [
-                np.asarray(_host(x), dtype=dtype) if np.isscalar(x) else _host(x).astype(dtype)
+                np.asarray(to_host(x), dtype=dtype) if np.isscalar(x) else to_host(x).astype(dtype)
                 for x, dtype in zip(operands, input_types, strict=True)
             ]
-            results = function(*map(_widen, hosts))
+            results = function(*map(widen, hosts))
         return results if self.nout > 1 else (results,)
 
     def _missing(self, *args, **kwargs):
@@ -326,21 +168,20 @@ class ufunc:
 
 
 def _store_output(out, result, dtype):
-    result = _narrow(result, dtype, order="C")
+    result = narrow(result, dtype, order="C")
     if out is None:
-        return _device(result)
+        return to_device(result)
     if not np.can_cast(dtype, out.dtype, "same_kind"):
         raise TypeError(
             f"Cannot cast output operand from {dtype!r} to {out.dtype!r} "
             "according to the rule 'same_kind'"
         )
-    with _quiet():
+    with quiet():
         np.copyto(out._host, result, casting="unsafe")
     return out
 
 
-# The array -----------------------------------------------------------------------------------
-
+# The array ---------------------------------------------------------------------------------------
 
 class Flags(NamedTuple):
     """Memory layout of an array."""
@@ -375,7 +216,7 @@ def _index(key):
                 part = part.astype(np.int64)
             if part.dtype == bool:
                 # The number of selected elements decides the shape of the result.
-                _synchronize("indexing with a mask")
+                synchronize("indexing with a mask")
         converted.append(part)
     if Ellipsis not in [part for part in converted if not isinstance(part, np.ndarray)]:
         converted.append(Ellipsis)  # makes NumPy return a 0-d view rather than a scalar
@@ -393,7 +234,7 @@ class ndarray:
         if memptr is not None or strides is not None:
             raise NotImplementedError("the stand-in has no memory pointers")
         self = object.__new__(cls)
-        self._host = _empty(shape, dtype, order)
+        self._host = HOST_FUNCTIONS["empty"](shape, dtype, order)
         return self
 
     __class_getitem__ = classmethod(types.GenericAlias)
@@ -412,11 +253,11 @@ class ndarray:
     itemsize = property(lambda self: self._host.itemsize)
     nbytes = property(lambda self: self._host.nbytes)
     strides = property(lambda self: self._host.strides)
-    T = property(lambda self: _device(self._host.T))
-    mT = property(lambda self: _device(self._host.mT))
+    T = property(lambda self: to_device(self._host.T))
+    mT = property(lambda self: to_device(self._host.mT))
     device = property(lambda self: Device(0))
     data = property(lambda self: MemoryPointer(self._host.ctypes.data))
-    base = property(lambda self: None if self._host.base is None else _device(self._host.base))
+    base = property(lambda self: None if self._host.base is None else to_device(self._host.base))
 
     @property
     def flags(self):
@@ -425,7 +266,7 @@ class ndarray:
 
     @property
     def real(self):
-        return _device(self._host.real) if self.dtype.kind == "c" else self
+        return to_device(self._host.real) if self.dtype.kind == "c" else self
 
     @real.setter
     def real(self, value):
@@ -434,8 +275,8 @@ class ndarray:
     @property
     def imag(self):
         if self.dtype.kind == "c":
-            return _device(self._host.imag)
-        return _device(np.zeros_like(self._host))
+            return to_device(self._host.imag)
+        return to_device(np.zeros_like(self._host))
 
     @imag.setter
     def imag(self, value):
@@ -453,14 +294,14 @@ class ndarray:
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         if blocking:
-            _synchronize("get()")
+            synchronize("get()")
         if out is not None:
             out[...] = self._host
             return out
         return self._host.copy(order)
 
     def _to_scalar(self, convert):
-        _synchronize(f"{convert.__name__}()")
+        synchronize(f"{convert.__name__}()")
         if self.ndim:
             raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
         return convert(self._host)
@@ -475,32 +316,32 @@ class ndarray:
         return self._to_scalar(complex)
 
     def __bool__(self):
-        _synchronize("bool()")
+        synchronize("bool()")
         return bool(self._host) if self.size else False
 
     def item(self):
-        _synchronize("item()")
+        synchronize("item()")
         if self.size != 1:
             raise ValueError("can only convert an array of size 1 to a Python scalar")
         return self._host.item()
 
     def tolist(self):
-        _synchronize("tolist()")
+        synchronize("tolist()")
         return self._host.tolist()
 
     def tobytes(self, order="C"):
-        _synchronize("tobytes()")
+        synchronize("tobytes()")
         return self._host.tobytes(order)
 
     def __bytes__(self):
         return self.tobytes()
 
     def __repr__(self):
-        _synchronize("repr()")
+        synchronize("repr()")
         return repr(self._host)
 
     def __str__(self):
-        _synchronize("str()")
+        synchronize("str()")
         return str(self._host)
 
     def __format__(self, format_spec):
@@ -528,9 +369,9 @@ class ndarray:
     def __getitem__(self, key):
         index, copies = _index(key)
         result = self._host[index]
-        result = _device(result.copy() if copies else result)
+        result = to_device(result.copy() if copies else result)
         if copies:
-            _log("getitem", self, result)
+            log("getitem", self, result)
         return result
 
     def __setitem__(self, key, value):
@@ -541,13 +382,13 @@ class ndarray:
             host = np.asarray(value, dtype=None if isinstance(value, complex) else self.dtype)
         else:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
-        with _quiet():
+        with quiet():
             self._host[index] = host
-        _log("setitem", (self, value), None)
+        log("setitem", (self, value), None)
 
     def fill(self, value):
         if isinstance(value, ndarray):
-            _synchronize("fill() with an array")
+            synchronize("fill() with an array")
             value = value._host
         self[...] = value
 
@@ -567,33 +408,33 @@ class ndarray:
         return self.copy()
 
     def copy(self, order="C"):
-        return _device(self._host.copy(order))
+        return to_device(self._host.copy(order))
 
     def flatten(self, order="C"):
-        return _device(self._host.flatten(order))
+        return to_device(self._host.flatten(order))
 
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
         for name, value in (("casting", casting), ("subok", subok)):
             if value is not None:
                 raise TypeError(f"{name} is not supported yet")
-        dtype = _checked_dtype(dtype)
+        dtype = checked_dtype(dtype)
         if dtype == self.dtype and not copy:
             return self
-        with _quiet():
-            result = _device(self._host.astype(dtype, order=order))
-        _log("astype", self, result)
+        with quiet():
+            result = to_device(self._host.astype(dtype, order=order))
+        log("astype", self, result)
         return result
 
     def view(self, dtype=None, type=None):
-        return _device(self._host.view() if dtype is None else self._host.view(dtype))
+        return to_device(self._host.view() if dtype is None else self._host.view(dtype))
 
     def reshape(self, *shape, order="C", copy=None):
         if len(shape) == 1 and isinstance(shape[0], list | tuple):
             (shape,) = shape
-        return _device(np.reshape(self._host, shape, order=order))
+        return to_device(np.reshape(self._host, shape, order=order))
 
     def transpose(self, *axes):
-        return _device(self._host.transpose(*axes))
+        return to_device(self._host.transpose(*axes))
 
     def conj(self):
         return conjugate(self) if self.dtype.kind == "c" else self
@@ -601,7 +442,7 @@ class ndarray:
     conjugate = conj
 
     def sort(self, axis=-1, kind=None):
-        self._host[...] = _HOST_FUNCTIONS["sort"](self._host, axis)
+        self._host[...] = HOST_FUNCTIONS["sort"](self._host, axis)
 
     # Dispatch of NumPy's functions.
 
@@ -660,7 +501,7 @@ def _without_array(value):
 def _compared(name):
     def method(self, other):
         if other is None:
-            return _device(np.full(self.shape, name == "not_equal"))
+            return to_device(np.full(self.shape, name == "not_equal"))
         return _UFUNCS[name](self, _without_array(other))
 
     return method
@@ -702,562 +543,27 @@ def _add_operators():
     ndarray.__pos__ = ndarray.copy
 
 
-# Functions on NumPy arrays, where NumPy's own do not keep CuPy's rules ------------------------
-
-
-def _empty(shape, dtype=float, order="C"):
-    """Return NaN rather than zeros by chance, so that reading too early is seen."""
-    host = np.zeros(shape, _checked_dtype(dtype), order)
-    if host.dtype.kind in "fcV":
-        host[...] = np.nan
-    return host
-
-
-def _empty_like(prototype, dtype=None, order="K", subok=None, shape=None):
-    host = np.zeros_like(prototype, dtype=dtype, order=order, shape=shape)
-    if host.dtype.kind in "fcV":
-        host[...] = np.nan
-    return host
-
-
-def _reduction(function, bfloat16_result=None):
-    """Return a reduction that accumulates half precision in float32, as CuPy does."""
-
-    def reduce(a, axis=None, dtype=None, out=None, **kwargs):
-        if a.dtype not in HALF_TYPES:
-            return _into(out, function(a, axis=axis, dtype=dtype, **kwargs))
-        result_type = dtype
-        if dtype is None:
-            result_type = a.dtype
-            if a.dtype == BFLOAT16 and bfloat16_result is not None:
-                result_type = bfloat16_result
-        accumulator = np.result_type(np.float32, result_type)
-        result = function(_widen(a), axis=axis, dtype=accumulator, **kwargs)
-        return _into(out, _narrow(result, result_type))
-
-    def ordered(a, axis=None, dtype=None, out=None, keepdims=False):
-        return reduce(a, axis, dtype, out, keepdims=bool(keepdims))
-
-    def with_ddof(a, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
-        return reduce(a, axis, dtype, out, ddof=ddof, keepdims=keepdims)
-
-    def cumulative(a, axis=None, dtype=None, out=None):
-        if a.dtype == BFLOAT16:
-            raise NotImplementedError("CuPy has no cumulative sums of bfloat16")
-        return reduce(a, axis, dtype, out)
-
-    if function in (np.var, np.std):
-        return with_ddof
-    return cumulative if function in (np.cumsum, np.cumprod) else ordered
-
-
-def _trace(a, offset=0, axis1=0, axis2=1, dtype=None, out=None):
-    diagonal = np.diagonal(a, offset, axis1, axis2)
-    return _into(out, _HOST_FUNCTIONS["sum"](diagonal, -1, dtype))
-
-
-def _bfloat16_as(function, dtype):
-    """Return a function whose CuPy namesake has no bfloat16 loop and computes in ``dtype``."""
-
-    def widening(*args, **kwargs):
-        args = [
-            x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype == BFLOAT16 else x
-            for x in args
-        ]
-        return function(*args, **kwargs)
-
-    return widening
-
-
-def _clip(a, a_min=None, a_max=None, out=None, *, min=None, max=None):
-    lower, upper = (a_min if min is None else min), (a_max if max is None else max)
-    if a.dtype == BFLOAT16:
-        a = a.astype(np.float32)
-    return np.clip(a, lower, upper, out=out)
-
-
-def _diagonal(a, offset=0, axis1=0, axis2=1):
-    view = np.diagonal(a, offset, axis1, axis2)
-    if a.flags.writeable:
-        view.flags.writeable = True
-    return view
-
-
-def _sort(a, axis=-1, kind=None):
-    if a.dtype == BFLOAT16:
-        raise NotImplementedError("Sorting arrays with dtype 'bfloat16' is not supported")
-    return np.sort(a, axis)
-
-
-def _argsort(a, axis=-1, kind=None):
-    if a.dtype == BFLOAT16:
-        raise NotImplementedError("Sorting arrays with dtype 'bfloat16' is not supported")
-    return np.argsort(a, axis, kind="stable")
-
-
-def _einsum(*operands, **kwargs):
-    arrays = [x for x in operands if isinstance(x, np.ndarray)]
-    subscripts = operands[0] if isinstance(operands[0], str) else ""
-    inputs, _, output = subscripts.replace(" ", "").partition("->")
-    contracted = len(arrays) > 1 and set(inputs) - set(output) - {","}
-    dtype = np.result_type(*arrays)
-    if dtype == BFLOAT16 and contracted:
-        # CuPy contracts through a product that does not know the type's code.
-        raise TypeError("data type 'E' not understood")
-    widened = [_widen(x) if isinstance(x, np.ndarray) else x for x in operands]
-    return _narrow(np.einsum(*widened, **kwargs), dtype)
-
-
-def _product(function):
-    """Return a matrix product that accumulates half precision in float32."""
-
-    def product(a, b, *args):
-        if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-            raise TypeError(f"operands must be cupy.ndarray, not {type(a)} and {type(b)}")
-        dtype = np.promote_types(a.dtype, b.dtype)
-        return _narrow(function(_widen(a), _widen(b), *args), dtype)
-
-    return product
-
-
-def _dot(a, b, out=None):
-    return _into(out, _product(np.dot)(a, b))
-
-
-def _matmul(x1, x2, *, out=None, dtype=None, casting="same_kind", **gufunc_arguments):
-    for name, default in (("axes", None), ("axis", None), ("keepdims", False)):
-        if gufunc_arguments.get(name, default) != default:
-            raise NotImplementedError(f"the stand-in's matmul has no {name}")
-    for operand in (x1, x2):
-        if not isinstance(operand, np.ndarray):
-            raise TypeError(f"operands of matmul must be cupy.ndarray, not {type(operand)}")
-    result_type = np.promote_types(x1.dtype, x2.dtype) if dtype is None else np.dtype(dtype)
-    if result_type == BFLOAT16 and max(x1.ndim, x2.ndim) > 2 and x1.size and x2.size:
-        raise TypeError("data type 'E' not understood")  # CuPy 14.2 has no batched bfloat16
-    (out,) = out if isinstance(out, tuple) else (out,)
-    if out is not None and not np.can_cast(result_type, out.dtype, casting):
-        raise TypeError(
-            f"Cannot cast out dtype from {result_type!r} to {out.dtype!r} "
-            f"according to the rule {casting!r}"
-        )
-    working_type = np.float32 if result_type in HALF_TYPES else result_type
-    result = np.matmul(x1.astype(working_type), x2.astype(working_type))
-    result = _narrow(result, result_type, order="C")
-    if out is None:
-        return result
-    if out.shape != result.shape:
-        raise ValueError("Output array has an invalid size")
-    out[...] = result
-    return out
-
-
-_HOST_FUNCTIONS = {
-    "argsort": _argsort,
-    "around": _bfloat16_as(np.round, np.float32),
-    "clip": _clip,
-    "cumprod": _reduction(np.cumprod),
-    "cumsum": _reduction(np.cumsum),
-    "diagonal": _diagonal,
-    "dot": _dot,
-    "einsum": _einsum,
-    "empty": _empty,
-    "empty_like": _empty_like,
-    "gradient": _bfloat16_as(np.gradient, np.float64),
-    "inner": _product(np.inner),
-    "is_available": lambda: True,
-    "matmul": _matmul,
-    "mean": _reduction(np.mean),
-    "outer": lambda a, b, out=None: _into(out, np.outer(a, b)),
-    "prod": _reduction(np.prod),
-    "round": _bfloat16_as(np.round, np.float32),
-    "sort": _sort,
-    "std": _reduction(np.std, np.float64),
-    "sum": _reduction(np.sum),
-    "tensordot": _product(np.tensordot),
-    "trace": _trace,
-    "tril": _bfloat16_as(np.tril, np.float32),
-    "triu": _bfloat16_as(np.triu, np.float32),
-    "var": _reduction(np.var, np.float64),
-    "vdot": _product(np.vdot),
-}
-
-
-# Linear algebra ------------------------------------------------------------------------------
-
-
-def _working_types(*arrays, half=False):
-    """Return the types that cuSOLVER computes in and that CuPy returns.
-
-    bfloat16 is no floating-point type to this rule of CuPy, hence silently float64.
-    """
-    if not half and any(array.dtype == np.float16 for array in arrays):
-        raise TypeError("float16 is unsupported in linalg")
-    result_type = np.result_type(
-        *(array.dtype if array.dtype.kind in "fc" else np.float64 for array in arrays)
-    )
-    return np.promote_types(result_type, np.float32), result_type
-
-
-def _require_matrices(*arrays, square=False):
-    for array in arrays:
-        if array.ndim < 2:
-            raise np.linalg.LinAlgError(
-                f"{array.ndim}-dimensional array given. Array must be at least two-dimensional"
-            )
-        if square and array.shape[-1] != array.shape[-2]:
-            raise np.linalg.LinAlgError("Last 2 dimensions of the array must be square")
-
-
-def _report(failed, routine):
-    """Raise for a failed routine if so configured, for which CuPy must wait for the device."""
-    if _state.errors["linalg"] == "raise":
-        _synchronize(f"the check of {routine}")
-        if failed:
-            raise np.linalg.LinAlgError(f"Error reported by {routine} in cuSOLVER.")
-
-
-def _batched(routine, function, *arrays, result_types):
-    """Apply a function of matrices to each one of a batch.
-
-    Parameters
-    ----------
-    routine : str
-        Name for error reports.
-    function : callable
-        Takes one matrix of each array, returns a tuple of results and whether it failed.
-    result_types : tuple
-        Types of the results.
-    """
-    batch = arrays[0].shape[:-2]
-    flat = [array.reshape(-1, *array.shape[len(batch) :]) for array in arrays]
-    count = flat[0].shape[0]
-    # A batch without matrices has results with shapes, too: those of a matrix of zeros.
-    stacks = zip(*flat, strict=True) if count else [tuple(np.zeros(x.shape[1:]) for x in flat)]
-    outcomes = [function(*matrices) for matrices in stacks]
-    _report(any(failed for _, failed in outcomes), routine)
-    stacked = zip(*(results for results, _ in outcomes), strict=True)
-    return tuple(
-        np.asarray(parts[:count]).reshape(batch + parts[0].shape).astype(dtype)
-        for parts, dtype in zip(stacked, result_types, strict=True)
-    )
-
-
-def _cholesky(a):
-    _require_matrices(a, square=True)
-    working_type, result_type = _working_types(a)
-
-    def factor(matrix):
-        if matrix.size == 0:
-            return (matrix,), False
-        (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (matrix,))
-        result, info = potrf(matrix, lower=True, clean=True)
-        return (np.tril(np.full_like(matrix, np.nan)) if info else result,), bool(info)
-
-    (result,) = _batched("potrf", factor, a.astype(working_type), result_types=(result_type,))
-    return result
-
-
-def _qr(a, mode="reduced"):
-    if mode not in ("reduced", "complete", "r", "raw"):
-        raise ValueError(f"Unrecognized mode '{mode}'")
-    _require_matrices(a)
-    working_type, result_type = _working_types(a)
-    rows, columns = a.shape[-2:]
-    rank = min(rows, columns)
-
-    def factor(matrix):
-        if rank == 0:
-            size = rows if mode == "complete" else 0
-            return (np.eye(rows, size), np.zeros((size, columns))), False
-        if mode == "raw":
-            (reflectors, tau), _ = scipy.linalg.qr(matrix, mode="raw", check_finite=False)
-            return (reflectors.T, tau), False
-        economic = "full" if mode == "complete" else "economic"
-        return scipy.linalg.qr(matrix, mode=economic, check_finite=False), False
-
-    q, r = _batched("geqrf", factor, a.astype(working_type), result_types=(result_type,) * 2)
-    return r if mode == "r" else (q, r)
-
-
-def _svd(a, full_matrices=True, compute_uv=True):
-    _require_matrices(a)
-    working_type, result_type = _working_types(a)
-    real_type = np.dtype(result_type.char.lower())
-    rows, columns = a.shape[-2:]
-    rank = min(rows, columns)
-    left, right = (rows, columns) if full_matrices else (rank, rank)
-
-    def factor(matrix):
-        nan = [np.full(s, np.nan) for s in ((rows, left), (rank,), (right, columns))]
-        if rank == 0:
-            return (np.eye(rows, left), np.zeros(0), np.eye(right, columns)), False
-        if not np.isfinite(matrix).all():
-            return nan, True
-        try:
-            return scipy.linalg.svd(matrix, full_matrices, check_finite=False), False
-        except np.linalg.LinAlgError:
-            return nan, True
-
-    result_types = (result_type, real_type, result_type)
-    u, s, vh = _batched("gesvd", factor, a.astype(working_type), result_types=result_types)
-    return (u, s, vh) if compute_uv else s
-
-
-def _eigh(a, UPLO="L"):
-    _require_matrices(a, square=True)
-    if UPLO not in ("L", "U"):
-        raise ValueError("UPLO argument must be 'L' or 'U'")
-    working_type, result_type = _working_types(a, half=True)
-    real_type = np.dtype(result_type.char.lower())
-
-    def factor(matrix):
-        if matrix.size == 0:
-            return (np.zeros(0), matrix), False
-        if not np.isfinite(matrix).all():
-            return (np.full(len(matrix), np.nan), np.full_like(matrix, np.nan)), True
-        return scipy.linalg.eigh(matrix, lower=UPLO == "L", check_finite=False), False
-
-    result_types = (real_type, result_type)
-    return _batched("syevd", factor, a.astype(working_type), result_types=result_types)
-
-
-def _solve(a, b):
-    _require_matrices(a, square=True)
-    if b.ndim == 0:
-        raise ValueError("b must have at least one dimension")
-    if b.ndim == 1:
-        if a.shape[-1] != b.size:
-            raise ValueError(
-                "a must have (..., M, M) shape and b must have (M,) for one-dimensional b"
-            )
-        b = np.broadcast_to(b, a.shape[:-1])
-    elif a.shape[:-1] != b.shape[:-1]:
-        # No broadcasting of batches, unlike NumPy.
-        raise ValueError(
-            "a must have (..., M, M) shape and b must have (..., M, K) for multidimensional b"
-        )
-    working_type, result_type = _working_types(a, b)
-
-    def solve(matrix, right):
-        if right.size == 0:
-            return (right,), False
-        getrf, getrs = scipy.linalg.get_lapack_funcs(("getrf", "getrs"), (matrix, right))
-        factors, pivots, info = getrf(matrix)
-        # A zero pivot gives infinities and NaN here, as on the device.
-        return (getrs(factors, pivots, right)[0],), bool(info)
-
-    (result,) = _batched(
-        "getrf", solve, a.astype(working_type), b.astype(working_type), result_types=(result_type,)
-    )
-    return result
-
-
-def _inv(a):
-    _require_matrices(a, square=True)
-    working_type, _ = _working_types(a)
-    return _solve(a, np.broadcast_to(np.eye(a.shape[-1], dtype=working_type), a.shape))
-
-
-def _pinv(a, rcond=1e-15):
-    u, s, vh = _svd(a.conj(), full_matrices=False)
-    small = s <= np.asarray(rcond * s.max(axis=-1))[..., None]
-    inverse = np.where(small, 0, 1 / s).astype(s.dtype)
-    return np.matmul(vh.mT, inverse[..., None] * u.mT)
-
-
-def _lstsq(a, b, rcond=None):
-    _synchronize("linalg.lstsq")
-    working_type, result_type = _working_types(a, b)
-    x, residuals, rank, s = np.linalg.lstsq(
-        a.astype(working_type), b.astype(working_type), rcond=rcond
-    )
-    real_type = np.dtype(result_type.char.lower())
-    return x.astype(result_type), residuals.astype(real_type), rank, s.astype(real_type)
-
-
-def _norm(x, ord=None, axis=None, keepdims=False):
-    if x.dtype.kind not in "fc":
-        x = x.astype(np.float64)
-    spectral = ord in (2, -2, "nuc") and (x.ndim if axis is None else np.size(axis)) == 2
-    if x.dtype == np.float16:
-        if spectral:
-            _working_types(x)  # refuses float16
-        squares = axis is None and (ord is None or (x.ndim, ord) in ((1, 2), (2, "fro")))
-        if squares:
-            # The squares are stored in half precision, and overflow there.
-            result = np.sqrt(np.sum((x * x).astype(np.float32)))
-            return _narrow(result.reshape((1,) * x.ndim) if keepdims else result, x.dtype)
-    result = np.linalg.norm(_widen(x), ord, axis, keepdims)
-    return _narrow(result, np.dtype(x.dtype.char.lower()))
-
-
-def _through_numpy(name, real=False):
-    """Return NumPy's function in the types of CuPy's; with ``real`` results are real."""
-
-    def function(a, *args, **kwargs):
-        working_type, result_type = _working_types(a)
-        if real:
-            result_type = np.dtype(result_type.char.lower())
-        results = getattr(np.linalg, name)(a.astype(working_type), *args, **kwargs)
-        if isinstance(results, tuple):
-            return tuple(np.asarray(x).astype(result_type) for x in results)
-        return np.asarray(results).astype(result_type)
-
-    return function
-
-
-def _slogdet(a):
-    _require_matrices(a, square=True)
-    working_type, result_type = _working_types(a)
-    sign, logabsdet = np.linalg.slogdet(a.astype(working_type))
-    return (
-        np.asarray(sign).astype(result_type),
-        np.asarray(logabsdet).astype(result_type.char.lower()),
-    )
-
-
-def _eigenvalues(vectors):
-    def function(a):
-        _require_matrices(a, square=True)
-        working_type, result_type = _working_types(a)
-        result_type = np.promote_types(result_type, np.complex64)
-        w, v = np.linalg.eig(a.astype(working_type))
-        return (w.astype(result_type), v.astype(result_type)) if vectors else w.astype(result_type)
-
-    return function
-
-
-def _cond(x, p=None):
-    _synchronize("linalg.cond")
-    return _through_numpy("cond", real=True)(x, p)
-
-
-def _matrix_rank(M, tol=None):
-    s = _svd(M, compute_uv=False)
-    if tol is None:
-        tol = s.max(axis=-1, keepdims=True) * max(M.shape[-2:]) * np.finfo(s.dtype).eps
-    return (s > tol).sum(axis=-1)
-
-
-def _matrix_power(M, n):
-    _require_matrices(M, square=True)
-    if n < 0:
-        M, n = _inv(M), -n
-    result = np.broadcast_to(np.eye(M.shape[-1], dtype=M.dtype), M.shape)
-    for _ in range(n):
-        result = _matmul(result, M)
-    return result
-
-
-def _solve_triangular(
-    a, b, trans=0, lower=False, unit_diagonal=False, overwrite_b=False, check_finite=False
-):
-    if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
-        raise ValueError("expected one square matrix or a batch of square matrices")
-    if a.ndim > 2 and a.shape[:-2] != b.shape[: a.ndim - 2]:
-        raise ValueError("incompatible batch count")
-    if b.ndim < a.ndim - 1 or a.shape[-2] != b.shape[a.ndim - 2]:
-        raise ValueError("incompatible dimensions")
-    # The type of `a` decides. NumPy does not know the code of bfloat16, so this raises for it.
-    dtype = a.dtype if a.dtype.char in "fd" else np.promote_types(a.dtype.char, "f")
-    if check_finite:
-        _synchronize("check_finite")
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise ValueError("array must not contain infs or NaNs")
-    operation = {"N": 0, "T": 1, "C": 2}.get(trans, trans)
-
-    def solve(matrix, right):
-        columns = right if right.ndim == 2 else right[:, None]
-        (trsm,) = scipy.linalg.get_blas_funcs(("trsm",), (matrix, columns))
-        # Divides by a zero on the diagonal, as cuBLAS does.
-        result = trsm(
-            1, matrix, columns, lower=lower, trans_a=operation, diag=bool(unit_diagonal)
-        )
-        return (result.reshape(right.shape),), False
-
-    (result,) = _batched("trsm", solve, a.astype(dtype), b.astype(dtype), result_types=(dtype,))
-    if overwrite_b and a.ndim == 2 and b.dtype == dtype and b.flags.f_contiguous:
-        b[...] = result
-    return result
-
-
-def _transposed(name, matrix):
-    return {"N": matrix, "T": matrix.T, "H": matrix.T.conj()}[name]
-
-
-def _gemm(transa, transb, a, b, out=None, alpha=1.0, beta=0.0):
-    if a.dtype.char not in "fdFD" or a.dtype != b.dtype:
-        raise TypeError("invalid dtype")
-    product = alpha * (_transposed(transa, a) @ _transposed(transb, b))
-    if out is None:
-        return np.asarray(product, dtype=a.dtype, order="F")
-    out[...] = product if beta == 0 else product + beta * out
-    return out
-
-
-def _syrk(trans, a, out=None, alpha=1.0, beta=0.0, lower=False):
-    if a.dtype.char not in "fdFD":
-        raise TypeError("invalid dtype")
-    factor = _transposed(trans, a)
-    product = alpha * (factor @ factor.T)
-    if out is None:
-        out, beta = np.zeros(product.shape, a.dtype, order="F"), 0
-    triangle = np.tril_indices(len(out)) if lower else np.triu_indices(len(out))
-    old = 0 if beta == 0 else beta * out[triangle]
-    out[triangle] = product[triangle] + old
-    return out
-
-
-_HOST_FUNCTIONS |= {
-    "linalg.cholesky": _cholesky,
-    "linalg.cond": _cond,
-    "linalg.cross": np.cross,
-    "linalg.det": _through_numpy("det"),
-    "linalg.eig": _eigenvalues(vectors=True),
-    "linalg.eigh": _eigh,
-    "linalg.eigvals": _eigenvalues(vectors=False),
-    "linalg.eigvalsh": lambda a, UPLO="L": _eigh(a, UPLO)[0],
-    "linalg.inv": _inv,
-    "linalg.lstsq": _lstsq,
-    "linalg.matmul": _matmul,
-    "linalg.matrix_power": _matrix_power,
-    "linalg.matrix_rank": _matrix_rank,
-    "linalg.norm": _norm,
-    "linalg.pinv": _pinv,
-    "linalg.qr": _qr,
-    "linalg.slogdet": _slogdet,
-    "linalg.solve": _solve,
-    "linalg.svd": _svd,
-    "linalg.tensorinv": _through_numpy("tensorinv"),
-    "linalg.tensorsolve": _through_numpy("tensorsolve"),
-    "cublas.gemm": _gemm,
-    "cublas.syrk": _syrk,
-    "cupyx.scipy.linalg.solve_triangular": _solve_triangular,
-}
-
-
-# Functions on the stand-in's arrays ----------------------------------------------------------
-
+# Functions on the stand-in's arrays --------------------------------------------------------------
 
 def _array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
     """Create an array; the only functions that take arrays from the host come here."""
     if isinstance(obj, ndarray):
-        target = obj.dtype if dtype is None else _checked_dtype(dtype)
+        target = obj.dtype if dtype is None else checked_dtype(dtype)
         right_order = {"C": obj.flags.c_contiguous, "F": obj.flags.f_contiguous}.get(order, True)
         if copy or target != obj.dtype or not right_order or obj.ndim < ndmin:
             if copy is False:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
-            with _quiet():
-                return _device(np.array(obj._host, target, order=order, ndmin=ndmin))
+            with quiet():
+                return to_device(np.array(obj._host, target, order=order, ndmin=ndmin))
         return obj
-    leaves = list(_arrays_in(obj))
+    leaves = list(arrays_in(obj))
     if leaves:
         if len(leaves) != len(list(_leaves(obj))):
             leaves[0].__array__()
         obj = _nested_hosts(obj)
     host = np.array(obj, order=order, ndmin=ndmin, dtype=dtype)
-    _checked_dtype(host.dtype)
-    return _device(host)
+    checked_dtype(host.dtype)
+    return to_device(host)
 
 
 def _leaves(value):
@@ -1311,8 +617,8 @@ def _get_array_module(*args):
 
 
 def _seterr(**kwargs):
-    before = dict(_state.errors)
-    _state.errors.update({key: value for key, value in kwargs.items() if value is not None})
+    before = dict(state.errors)
+    state.errors.update({key: value for key, value in kwargs.items() if value is not None})
     return before
 
 
@@ -1322,7 +628,7 @@ def _errstate(**kwargs):
     try:
         yield
     finally:
-        _state.errors.update(before)
+        state.errors.update(before)
 
 
 _DEVICE_FUNCTIONS = {
@@ -1336,7 +642,7 @@ _DEVICE_FUNCTIONS = {
     "get_array_module": _get_array_module,
     "where": _where,
     "cupyx.errstate": _errstate,
-    "cupyx.geterr": lambda: dict(_state.errors),
+    "cupyx.geterr": lambda: dict(state.errors),
     "cupyx.seterr": _seterr,
 }
 
@@ -1424,8 +730,7 @@ _FETCHED_ARGUMENTS = {"repeats", "start", "step", "stop"}
 _ARRAY_ARGUMENTS = {"M", "a", "arr", "array", "m", "x", "x1", "x2"}
 
 
-# Binding calls against the recorded signatures ------------------------------------------------
-
+# Calls, bound to the recorded signatures ---------------------------------------------------------
 
 @functools.cache
 def _signature(text):
@@ -1477,10 +782,10 @@ def _check_arguments(name, arguments):
     short = name.rpartition(".")[2]
     in_linalg = "linalg." in name
     for key, value in arguments.items():
-        if key in _HOST_ARGUMENTS and any(_arrays_in(value)) and key not in _ARRAY_ARGUMENTS:
+        if key in _HOST_ARGUMENTS and any(arrays_in(value)) and key not in _ARRAY_ARGUMENTS:
             raise TypeError("'ndarray' object cannot be interpreted as an integer")
-        if key in _FETCHED_ARGUMENTS and any(_arrays_in(value)):
-            _synchronize(f"{name}({key}=array)")
+        if key in _FETCHED_ARGUMENTS and any(arrays_in(value)):
+            synchronize(f"{name}({key}=array)")
         if short in _TAKES_ANYTHING or isinstance(value, ndarray):
             continue
         if in_linalg and key in ("a", "b") and not name.endswith("cross"):
@@ -1491,8 +796,8 @@ def _check_arguments(name, arguments):
 
 def _implementation(name):
     """Return NumPy's function of a name, or one of the above that replaces it."""
-    if name in _HOST_FUNCTIONS:
-        return _HOST_FUNCTIONS[name]
+    if name in HOST_FUNCTIONS:
+        return HOST_FUNCTIONS[name]
     module, _, short = name.rpartition(".")
     with contextlib.suppress(AttributeError), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -1505,13 +810,13 @@ def _call_host(name, args, kwargs):
     function = _implementation(name)
     short = name.rpartition(".")[2]
     if short in _SYNCHRONIZES:
-        _synchronize(f"{short}()")
+        synchronize(f"{short}()")
     if short in _TAKES_ANYTHING:
         hosts = [x._host if isinstance(x, ndarray) else x for x in args]
         host_kwargs = kwargs
     else:
-        hosts, host_kwargs = _host(list(args)), _host(kwargs)
-    with _quiet():
+        hosts, host_kwargs = to_host(list(args)), to_host(kwargs)
+    with quiet():
         result = function(*hosts, **host_kwargs)
     if short in _RETURNS_HOST:
         return result
@@ -1519,8 +824,8 @@ def _call_host(name, args, kwargs):
     out = out[0] if isinstance(out, tuple) and len(out) == 1 else out
     if not isinstance(out, ndarray):
         out = next((x for x in args if isinstance(x, ndarray) and x._host is result), None)
-    returned = _device(result) if out is None else out
-    _log(name, (args, kwargs), returned)
+    returned = to_device(result) if out is None else out
+    log(name, (args, kwargs), returned)
     return returned
 
 
@@ -1531,7 +836,7 @@ def _function(name, text):
         arguments = _bind(function.__name__, text, args, kwargs)
         if name in _DEVICE_FUNCTIONS:
             result = _DEVICE_FUNCTIONS[name](*args, **kwargs)
-            _log(name, (args, kwargs), result)
+            log(name, (args, kwargs), result)
             return result
         _check_arguments(name, arguments)
         return _call_host(name, args, kwargs)
@@ -1582,8 +887,7 @@ _add_methods()
 ndarray.__module__ = ufunc.__module__ = "cupy"
 
 
-# Kernels -------------------------------------------------------------------------------------
-
+# Kernels -----------------------------------------------------------------------------------------
 
 class ElementwiseKernel:
     """An elementwise kernel whose operation is evaluated on the host."""
@@ -1634,15 +938,15 @@ class ElementwiseKernel:
             for declared, name in parameters
         }
         values = {
-            name: np.asarray(_host(value), dtype=dtypes[name])
+            name: np.asarray(to_host(value), dtype=dtypes[name])
             for (_, name), value in zip(parameters, args, strict=False)
         }
         outs = self._outputs(args, values, dtypes)
-        with _quiet():
+        with quiet():
             Evaluator(self.operation, values, dtypes, letters).run()
             for out, (_, name) in zip(outs, self.out_params, strict=True):
                 out._host[...] = values[name]
-        _log(self.name, args[: self.nin], outs)
+        log(self.name, args[: self.nin], outs)
         if self.no_return:
             return None
         return tuple(outs) if self.nout > 1 or self.return_tuple else outs[0]
@@ -1676,8 +980,7 @@ class ElementwiseKernel:
         return outs
 
 
-# Random numbers ------------------------------------------------------------------------------
-
+# Random numbers ----------------------------------------------------------------------------------
 
 class _Sampler:
     """Random numbers by CuPy's names, from one NumPy generator."""
@@ -1701,31 +1004,31 @@ class _Sampler:
         if name in ("rand", "randn"):
             args = (args,)
         function = getattr(self._numpy, self._names.get(name, name))
-        result = function(*_host(list(args)), **_host(kwargs))
+        result = function(*to_host(list(args)), **to_host(kwargs))
         if dtype is not None:
             if np.dtype(dtype).kind == "f" and np.dtype(dtype) not in (np.float32, np.float64):
                 raise TypeError("cupy.random only supports float32 and float64")
             result = np.asarray(result).astype(dtype)
-        return None if name == "shuffle" else _device(result)
+        return None if name == "shuffle" else to_device(result)
 
     @classmethod
     def function(cls, name, text, owner):
         """Return a method (with ``owner``) or a function that draws."""
 
         def draw(*args, **kwargs):
-            self, args = (args[0], args[1:]) if owner else (_state, args)
+            self, args = (args[0], args[1:]) if owner else (state, args)
             arguments = dict(_bind(name, text, args, kwargs))
             if name == "shuffle":
                 raise NotImplementedError("the stand-in does not shuffle")
             # By name, since NumPy orders some arguments otherwise; sizes may be open-ended.
             positional = arguments.pop("size", ()) if name in ("rand", "randn") else ()
             arguments.update(arguments.pop("kwargs", {}))
-            sampler = self if owner else cls._of(_state.random)
+            sampler = self if owner else cls._of(state.random)
             if name in ("rand", "randn"):
                 result = sampler.draw(name, *positional, **arguments)
             else:
                 result = sampler.draw(name, **arguments)
-            _log(f"random.{name}", (), result)
+            log(f"random.{name}", (), result)
             return result
 
         draw.__name__ = name
@@ -1751,11 +1054,10 @@ def _sampler_class(path):
 
 
 def _seed(seed=None):
-    _state.random = np.random.default_rng(seed)
+    state.random = np.random.default_rng(seed)
 
 
-# Devices -------------------------------------------------------------------------------------
-
+# Devices -----------------------------------------------------------------------------------------
 
 class Device:
     """A device; there is only the first one. Like CuPy's, it cannot be hashed."""
@@ -1786,7 +1088,7 @@ class Device:
         return self.__enter__()
 
     def synchronize(self):
-        _synchronize("Device.synchronize()")
+        synchronize("Device.synchronize()")
 
     compute_capability = "90"
 
@@ -1815,7 +1117,7 @@ class Stream:
         return None
 
     def synchronize(self):
-        _synchronize("Stream.synchronize()")
+        synchronize("Stream.synchronize()")
 
     done = True
 
@@ -1835,11 +1137,10 @@ class Event:
         return None
 
     def synchronize(self):
-        _synchronize("Event.synchronize()")
+        synchronize("Event.synchronize()")
 
 
-# The module tree -----------------------------------------------------------------------------
-
+# The module tree ---------------------------------------------------------------------------------
 
 def _unavailable(path):
     """Return a class that CuPy has and the stand-in does not."""
@@ -1905,7 +1206,7 @@ def _modules():
     runtime = modules["cupy.cuda.runtime"]
     runtime.getDeviceCount = lambda: 1
     runtime.getDevice = lambda: 0
-    runtime.deviceSynchronize = lambda: _synchronize("deviceSynchronize()")
+    runtime.deviceSynchronize = lambda: synchronize("deviceSynchronize()")
     runtime.CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
     samplers = {name: _sampler_class(f"cupy.random.{name}") for name in ("Generator", "RandomState")}
     for name, cls in samplers.items():
@@ -1918,7 +1219,7 @@ def _modules():
     return modules
 
 
-# Installation --------------------------------------------------------------------------------
+# Installation ------------------------------------------------------------------------------------
 
 _REAL = re.compile(r"(cupy|cupyx|cupy_backends)(\.|$)")
 _COMPAT = re.compile(r"(.*\.)?array_api_compat\.cupy(\.|$)")
