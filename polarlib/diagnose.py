@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-from scipy.optimize import linear_sum_assignment
 
 from polarlib import design
 from polarlib._methods import METHODS, polynomial
@@ -211,6 +210,8 @@ def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict
 
 def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Singular values of an iterate, in the order of the exact singular vectors they belong to."""
+    from scipy.optimize import linear_sum_assignment  # a third of the package's import time
+
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)
     if s.size > MATCH_UP_TO:
         return s
