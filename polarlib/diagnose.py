@@ -61,7 +61,8 @@ def measure(
     Returns
     -------
     Trace
-        Row 0 is the normalised input as the iteration sees it.
+        Row 0 is the normalised input as the iteration sees it. From the step on where an iterate is
+        not finite, the figures are NaN.
 
     Raises
     ------
@@ -90,6 +91,7 @@ def measure(
         x = ops.cast(x, "float32")
 
     rows: list[dict[str, Any]] = []
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
     def record(iterate: np.ndarray) -> None:
         rows.append(_figures(iterate, exact, u, v))
@@ -100,29 +102,31 @@ def measure(
         x = ops.divide(x, ops.max_abs(x)) if np.any(exact) else x
         record(ops.to_host(ops.divide(x, np.linalg.norm(ops.to_host(x), 2) or 1.0)))
         tol = max(100, *shape) * format_of(precision).epsilon
-        _, run = run_method(
-            x, ops, name, tol=tol, steps=steps, callback=lambda k, y: record(ops.to_host(y))
-        )
+        with quiet:
+            _, run = run_method(
+                x, ops, name, tol=tol, steps=steps, callback=lambda k, y: record(ops.to_host(y))
+            )
         # A method's products are spent evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
         spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
         spent[-1] = run.matmuls
-        form = "plain"
+        form = ""
     else:
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps)
         name = schedule.name
         at = design.restarts(schedule, precision) if form == "gram" else ()
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
-        _, run = polynomial(
-            x,
-            ops,
-            schedule,
-            precision=precision,
-            form=form,
-            restarts=at,
-            callback=lambda k, y: record(ops.to_host(y)),
-        )
+        with quiet:
+            _, run = polynomial(
+                x,
+                ops,
+                schedule,
+                precision=precision,
+                form=form,
+                restarts=at,
+                callback=lambda k, y: record(ops.to_host(y)),
+            )
         total = matrix_products(schedule.steps, form=form, restarts=at)
         spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}

@@ -36,7 +36,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from polarlib._schedule import Schedule
@@ -45,9 +46,9 @@ from polarlib.result import Trace, write_whole
 
 __all__ = ["compare", "convergence", "polynomial", "save", "singular_values"]
 
-# Okabe and Ito, Color Universal Design (2008), without the yellow, which is faint on white.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = COLOURS = (
-    "#000000",
+# Okabe and Ito, Color Universal Design (2008), without the yellow, which is faint on white; their
+# black is the ink.
+COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#E69F00",
     "#56B4E9",
     "#009E73",
@@ -55,7 +56,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = COLOURS = (
     "#D55E00",
     "#CC79A7",
 )
-# Seven colours, eight markers and five line styles come together again after 280 lines.
+# Six colours and the ink, eight markers and five line styles come together again after 280 lines.
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK = "#222222"
@@ -72,9 +73,12 @@ LEGEND_DROP = 40  # points from the axes down to the legend: tick labels and axi
 FEW = 8  # singular values that get a marker and a line in the legend each
 MARKED = 30  # steps that get a marker each
 CEILING = 1e3  # an error above it says no more than that the iteration diverged
+HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 NEAR = 1.4  # a divergence limit up to this multiple of the upper bound is in the picture
 FAR = 1e3  # values of s(x) beyond are not drawn
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
+# Against rcParams that give saved figures another ground.
+AS_SHOWN: dict[str, Any] = {"facecolor": "auto", "edgecolor": "auto", "transparent": False}
 
 
 class _Figure(Figure):
@@ -82,7 +86,7 @@ class _Figure(Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=100, facecolor="auto", edgecolor="auto")
+        self.savefig(file, format="png", dpi=100, **AS_SHOWN)
         return file.getvalue()
 
 
@@ -128,7 +132,7 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     every = -(-len(x) // MARKED)
     for i, (name, label) in enumerate(FIGURES.items()):
         y = getattr(t, name)
-        ax.plot(
+        lines = ax.plot(
             x,
             y,
             color=(BLUE, VERMILLION, GREEN)[i],
@@ -140,11 +144,13 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
             markevery=every,
             label=label + _note(y),
         )
+        _zeros(ax, lines[0])
     marker = "one marker a step" if every == 1 else f"one marker every {every} steps"
     unit = f"matrix products ({marker})" if by_products else "step"
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(ax, unit, "error (dimensionless)", _title(t))
-    _log_errors(ax)
+    _log(ax, ceiling=CEILING)
+    _abscissa(ax, x)
+    ax.xaxis.set_major_locator(FixedLocator(x.tolist(), nbins=12))
     _roundoff(ax, t.precision)
     _legend(ax)
     return ax
@@ -175,15 +181,16 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
 
     Notes
     -----
-    A trace is taken in double precision, where a singular value below 2e-16 of the largest cannot
-    be told from zero: such paths are drawn, but the axis does not reach down to them.
+    A trace is taken in double precision, where a singular value below ``max(m, n) * 2.2e-16`` of
+    the largest cannot be told from zero. The legend counts the paths that start there, and the axis
+    does not reach down to them.
 
     Examples
     --------
     >>> import numpy as np, polarlib
     >>> ax = singular_values(polarlib.measure(np.diag([1.0, 0.1]), "polar_express"))
-    >>> ax.get_xlabel(), ax.get_yscale(), len(ax.get_lines())
-    ('step', 'log', 2)
+    >>> ax.get_xlabel(), ax.get_yscale(), len(ax.get_lines())  # two paths, and a line at 1
+    ('step', 'log', 3)
     """
     _require(t, Trace, "singular_values", "a Trace, which polarlib.measure makes")
     values = np.asarray(t.singular_values, dtype=float)
@@ -197,11 +204,13 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, legend_rows=3 + few * -(-k // 2))
     finite = np.isfinite(values).all(axis=1)
     known, steps = values[finite], np.arange(len(values))
-    floor = np.finfo(float).eps * (known[0].max(initial=0.0) if known.size else 0.0) or EMPTY[0]
-    from_value = np.where(np.isfinite(start), np.maximum(start, floor), floor)
+    # Zero to double precision, as PolarResult.rank has it.
+    zero = max(t.shape) * np.finfo(float).eps * start[np.isfinite(start)].max(initial=0.0)
+    kept = start[np.isfinite(start) & (start > zero)]
+    low, high = (kept.min(), kept.max()) if kept.size else (1.0, 1.0)
     # The light end of viridis is faint on white.
     cmap = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
-    norm = LogNorm(from_value.min(), from_value.max())
+    norm = LogNorm(low, high, clip=True)
     if known.size:
         ax.fill_between(
             steps[finite],
@@ -215,12 +224,15 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     # A path of one finite value has no line to be seen by.
     marked = few or finite.sum() < 2
     for i, line in enumerate(ax.plot(steps, values, linewidth=1.6 if few else 0.7)):
-        line.set(color=cmap(norm(from_value[i])), zorder=2.5)
+        line.set(color=cmap(norm(np.nan_to_num(start[i]))), zorder=2.5)
         if marked:
-            line.set(marker=MARKERS[i % len(MARKERS)], markersize=5)
+            line.set(marker=MARKERS[i % len(MARKERS)], markersize=6)
         if few:
             line.set_label(rf"$\sigma_{{{i + 1}}}$, at the start {start[i]:.3g}")
+            _zeros(ax, line)
     ax.axhline(1.0, color=_ink(ax), linewidth=0.8, linestyle=":", label="1: orthonormal")
+    _label(ax, "step", "singular value\n(input normalised to norm 1)", _title(t))
+    _log(ax, floor=zero)
     if not finite.all():
         ax.axvline(
             int(np.argmin(finite)),
@@ -229,22 +241,20 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             linestyle="--",
             label=f"not finite in {t.precision} from step {np.argmin(finite)} on",
         )
-    _label(ax, "step", "singular value (input normalised to norm 1)", _title(t))
-    _log(ax, known, floor=floor)
-    lost = int((start < floor).sum())
+    lost = int((start <= zero).sum())
     if lost:
-        ax.plot(
-            [], [], " ", label=f"{lost} of {k} start at zero to double precision, below {floor:.1g}"
-        )
-    ax.set_xlim(-0.04 * t.steps - 0.04, 1.04 * t.steps + 0.04)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if not few and from_value.min() < from_value.max():
+        ax.plot([], [], " ", label=f"{lost} of {k} start at zero to double precision")
+    _abscissa(ax, steps)
+    ax.xaxis.set_major_locator(FixedLocator(steps.tolist(), nbins=12))
+    if not few and low < high:
         bar = ax.figure.colorbar(ScalarMappable(norm, cmap), ax=ax)
         bar.set_label(
-            "singular value at the start", color=_ink(ax), fontsize=ax.yaxis.label.get_fontsize()
+            "singular value at the start",
+            color=_ink(ax),
+            fontsize=ax.yaxis.label.get_fontsize(),
         )
         bar.ax.tick_params(colors=_ink(ax), which="both")
-    _legend(ax)
+    _legend(ax, columns=2 if few and k > 2 else 1)
     return ax
 
 
@@ -281,7 +291,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, legend_rows=4)
     limit, error = s.divergence_limit, s.error()
     near = limit <= NEAR * s.upper
-    right = 1.05 * (max(limit, s.upper) if near else s.upper)
+    right = 1.2 * limit if near and limit > s.upper else 1.05 * s.upper
     # The last decade holds most of the turning points.
     x = np.concatenate(
         [np.geomspace(s.lower / 10, right, 4000), np.linspace(right / 10, right, 2000)]
@@ -374,7 +384,7 @@ def compare(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['jordan, float64, plain', 'polar_express, float64, plain']
     """
-    if isinstance(traces, Trace) or not isinstance(traces, Iterable):
+    if isinstance(traces, Trace | str) or not isinstance(traces, Iterable):
         raise TypeError(
             f"compare takes a list of Trace, got {_named(traces)}; for one trace use convergence"
         )
@@ -383,23 +393,24 @@ def compare(
         _require(t, Trace, "compare", "a list of Trace, which polarlib.measure makes")
     if not traces:
         raise ValueError("compare: the list is empty; give at least one trace")
-    if figure not in FIGURES:
+    if not isinstance(figure, str) or figure not in FIGURES:
         raise ValueError(f"compare: unknown figure {figure!r}; {nearest(figure, FIGURES)}")
     several = len({t.shape for t in traces}) > 1
     labels = []
     for t in traces:
         simulated = " (simulated)" if t.simulated else ""
         shape = f", {_shape(t)}" if several else ""
-        text = f"{_text(t.method)}, {t.precision}{simulated}, {t.form}{shape}"
-        labels.append(_wrapped(text + _note(getattr(t, figure))))
-    columns = 2 if len(labels) > 3 and max(map(len, labels)) <= 40 else 1
+        text = f"{_text(t.method)}, {t.precision}{simulated}{', ' * bool(t.form)}{t.form}{shape}"
+        labels.append(textwrap.fill(text + _note(getattr(t, figure)), 80))
+    columns = 2 if len(labels) > 3 and max(map(len, labels)) <= 34 else 1
     rows = sum(label.count("\n") + 1 for label in labels)
     ax = _axes(ax, legend_rows=-(-rows // columns))
+    colours = (_ink(ax), *COLOURS)
     for i, (t, label) in enumerate(zip(traces, labels, strict=True)):
-        ax.plot(
+        lines = ax.plot(
             t.matmuls,
             getattr(t, figure),
-            color=COLOURS[i % len(COLOURS)],
+            color=colours[i % len(colours)],
             linestyle=LINES[i % len(LINES)],
             marker=MARKERS[i % len(MARKERS)],
             markersize=6,
@@ -407,8 +418,12 @@ def compare(
             linewidth=1.5,
             label=label,
         )
-    _label(ax, "matrix products", f"{FIGURES[figure]} (dimensionless)", "")
-    _log_errors(ax)
+        _zeros(ax, lines[0])
+        _abscissa(ax, t.matmuls)
+    ordinate = FIGURES[figure].replace(" $", " (dimensionless)\n$")
+    _label(ax, "matrix products", ordinate, "" if several else f"matrix of {_shape(traces[0])}")
+    _log(ax, ceiling=CEILING)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(ax, columns)
     return ax
 
@@ -444,8 +459,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     """
     _require(ax, Axes, "save", "a matplotlib Axes, which every function of polarlib.plot returns")
     root = _root(ax)
-    # pgf needs TeX and cannot be written to an open file.
-    known = sorted(set(root.canvas.get_supported_filetypes()) - {"pgf"})
+    known = sorted(root.canvas.get_supported_filetypes())
     suffix = Path(path).suffix
     kind = suffix.lower().removeprefix(".")
     if kind not in known:
@@ -453,10 +467,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
         raise ValueError(
             f"save: unknown suffix {suffix!r} in {os.fspath(path)!r}; known: {allowed}"
         )
-    write_whole(
-        path,
-        lambda file: root.savefig(file, format=kind, dpi=dpi, facecolor="auto", edgecolor="auto"),
-    )
+    write_whole(path, lambda file: root.savefig(file, format=kind, dpi=dpi, **AS_SHOWN))
 
 
 def _root(ax: Axes) -> Any:
@@ -500,7 +511,7 @@ def _label(ax: Axes, x: str, y: str, title: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     if title:
-        ax.set_title(_wrapped(_text(title)), color=_ink(ax), fontsize=size)
+        ax.set_title(textwrap.fill(_text(title), 66), color=_ink(ax), fontsize=size)
 
 
 def _text(text: str) -> str:
@@ -509,17 +520,14 @@ def _text(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 80)
-
-
 def _shape(t: Trace) -> str:
     return " × ".join(map(str, t.shape))
 
 
 def _title(t: Trace) -> str:
     simulated = " (simulated)" if t.simulated else ""
-    return f"{t.method}, {_shape(t)}, {t.precision}{simulated}, {t.form} form"
+    form = f", {t.form} form" if t.form else ""
+    return f"{t.method}, {_shape(t)}, {t.precision}{simulated}{form}"
 
 
 def _note(y: np.ndarray) -> str:
@@ -527,10 +535,8 @@ def _note(y: np.ndarray) -> str:
     y = np.asarray(y, dtype=float)
     finite = np.isfinite(y)
     notes = []
-    if (y == 0).all():
-        notes.append("exactly 0")
-    elif (y == 0).any():
-        notes.append(f"exactly 0 at step {np.argmax(y == 0)}")
+    if (y == 0).any():
+        notes.append("on the lower edge: exactly 0")
     if (y[finite] > CEILING).any():
         notes.append(f"up to {y[finite].max():.0e}")
     if not finite.all():
@@ -542,21 +548,38 @@ def _above_one(x: float) -> str:
     return f"1 + {x - 1:.2g}" if 1 < x < 1.01 else f"{x:.4g}"
 
 
-def _log(ax: Axes, values: np.ndarray, floor: float = 0.0) -> None:
-    """Make the ordinate logarithmic, whatever is to be drawn on it."""
-    above = values[values > floor]
-    if not above.size:
-        ax.set_ylim(EMPTY)  # before the scale, which warns where it finds no limits
+def _log(ax: Axes, floor: float = 0.0, ceiling: float = HIGHEST) -> None:
+    """Make the ordinate logarithmic; it shows every line between floor and ceiling."""
+    y = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in ax.get_lines()])
+    y = np.minimum(y[np.isfinite(y) & (y > floor)], ceiling)
+    low, high = (float(y.min()), float(y.max())) if y.size else EMPTY
+    # A margin, and a decade at least, so that there is a power of ten to read.
+    margin = max(high**0.05 / low**0.05, (10 * low / high) ** 0.5)
+    ax.set_ylim(low / margin, min(high * margin, ceiling))  # before the scale, which warns of none
     ax.set_yscale("log")
-    if above.size and floor and (values <= floor).any():
-        ax.set_ylim(bottom=0.5 * above.min())
 
 
-def _log_errors(ax: Axes) -> None:
-    values = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in ax.get_lines()])
-    _log(ax, values[np.isfinite(values)])
-    if ax.get_ylim()[1] > CEILING:
-        ax.set_ylim(top=CEILING)
+def _abscissa(ax: Axes, x: np.ndarray) -> None:
+    """Show every step, also those whose figures are not finite."""
+    ax.update_datalim([(x[0], 1.0), (x[-1], 1.0)], updatey=False)
+    ax.autoscale_view(scaley=False)
+
+
+def _zeros(ax: Axes, line: Line2D) -> None:
+    """Put the exact zeros of a line on the lower edge, in its colour and with its marker."""
+    y = np.asarray(line.get_ydata(), dtype=float)
+    if (y == 0).any():
+        ax.plot(
+            np.asarray(line.get_xdata())[y == 0],
+            y[y == 0],
+            linestyle="none",
+            color=line.get_color(),
+            marker=line.get_marker(),
+            markersize=line.get_markersize(),
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            zorder=3,
+        )
 
 
 def _roundoff(ax: Axes, precision: str) -> None:
@@ -573,18 +596,16 @@ def _roundoff(ax: Axes, precision: str) -> None:
 
 
 def _legend(ax: Axes, columns: int = 1) -> None:
-    place: dict[str, Any] = {"loc": "best"}
+    place: dict[str, Any] = {"loc": "best", "ncols": 1}
     if _root(ax).get_layout_engine() is not None:
         drop = ScaledTranslation(0, -LEGEND_DROP / 72, _root(ax).dpi_scale_trans)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0)}
-        place["bbox_transform"] = ax.transAxes + drop
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": columns}
+        place |= {"bbox_transform": ax.transAxes + drop, "borderaxespad": 0}
     ax.legend(
-        ncols=columns,
         fontsize=9,
         labelcolor=_ink(ax),
         facecolor=ax.get_facecolor(),
         edgecolor="#BBBBBB",
-        borderaxespad=0,
         handlelength=3.5,
         **place,
     )

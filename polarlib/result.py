@@ -115,7 +115,7 @@ class Trace:
     precision : str
         Number format of the iteration.
     form : str
-        ``"plain"`` or ``"gram"``.
+        ``"plain"`` or ``"gram"``; empty for methods that are not fixed schedules.
     shape : tuple of int
         Shape of the matrix.
     simulated : bool
@@ -157,7 +157,7 @@ class Trace:
     def __repr__(self) -> str:
         s = self.singular_values[-1] if self.singular_values.size else np.zeros(1)
         return (
-            f"Trace({self.method!r}, {self.precision}, {self.form}, "
+            f"Trace({self.method!r}, {self.precision}, {self.form + ', ' if self.form else ''}"
             f"{'x'.join(map(str, self.shape))}, {self.steps} steps, {self.matmuls[-1]} products: "
             f"singular values in [{s.min():.3g}, {s.max():.3g}], "
             f"orthogonality {self.orthogonality[-1]:.2e})"

@@ -29,7 +29,6 @@ keep the memory layout of factorizations, rounding on the device, the order of s
 devices, or graphs.
 """
 
-import ast
 import contextlib
 import functools
 import importlib.machinery
@@ -78,6 +77,7 @@ SCALARS = np.generic | bool | int | float | complex
 
 # Between the stand-in's arrays and NumPy's -------------------------------------------------------
 
+
 def to_device(host):
     """Return a NumPy result as the stand-in's arrays, sharing memory."""
     if isinstance(host, np.ndarray | SCALARS):
@@ -104,15 +104,10 @@ def to_host(value):
 
 # Elementwise functions ---------------------------------------------------------------------------
 
-def _sign(x):
-    # CuPy compares with zero, so the sign of NaN is 0.
-    return np.where(np.isnan(x), 0, np.sign(x))
 
-
-_UFUNC_ON_HOST = {
+_LOOPS_ON_HOST = {
     "fix": np.trunc,
     "rsqrt": lambda x: 1 / np.sqrt(x),
-    "sign": _sign,
     "where": np.where,
 }
 
@@ -142,7 +137,7 @@ class ufunc:
         outs = args[self.nin :] or (out if isinstance(out, tuple) else (out,) * self.nout)
         operands = args[: self.nin]
         for value in (*operands, *(value for value in outs if value is not None)):
-            if not isinstance(value, ndarray | np.generic | bool | int | float | complex):
+            if not isinstance(value, ndarray | SCALARS):
                 raise TypeError(f"Unsupported type {type(value)}")
         input_types, output_types = find_loop(name, self._text, operands, dtype)
         results = self._compute(operands, input_types)
@@ -151,7 +146,7 @@ class ufunc:
         return returned if self.nout > 1 else returned[0]
 
     def _compute(self, operands, input_types):
-        function = _UFUNC_ON_HOST.get(self.__name__) or getattr(np, self.__name__)
+        function = _LOOPS_ON_HOST.get(self.__name__) or getattr(np, self.__name__)
         with quiet():
             # Not `astype`, which would let a Python integer wrap around.
             hosts = [
@@ -183,22 +178,26 @@ def _store_output(out, result, dtype):
 
 # The array ---------------------------------------------------------------------------------------
 
-class Flags(NamedTuple):
+
+class Flags:
     """Memory layout of an array."""
 
-    c_contiguous: bool
-    f_contiguous: bool
-    owndata: bool
+    def __init__(self, host):
+        self.c_contiguous = host.flags.c_contiguous
+        self.f_contiguous = host.flags.f_contiguous
+        self.owndata = host.flags.owndata
 
     def __getitem__(self, name):
         return getattr(self, name.lower())
 
 
-class MemoryPointer(NamedTuple):
-    """Address of an array; on the stand-in an address on the host."""
+class MemoryPointer:
+    """Address of an array; that of the stand-in's is on the host."""
 
-    ptr: int
-    device_id: int = 0
+    device_id = 0
+
+    def __init__(self, host):
+        self.ptr = host.ctypes.data
 
 
 def _index(key):
@@ -256,13 +255,9 @@ class ndarray:
     T = property(lambda self: to_device(self._host.T))
     mT = property(lambda self: to_device(self._host.mT))
     device = property(lambda self: Device(0))
-    data = property(lambda self: MemoryPointer(self._host.ctypes.data))
+    data = property(lambda self: MemoryPointer(self._host))
+    flags = property(lambda self: Flags(self._host))
     base = property(lambda self: None if self._host.base is None else to_device(self._host.base))
-
-    @property
-    def flags(self):
-        flags = self._host.flags
-        return Flags(flags.c_contiguous, flags.f_contiguous, flags.owndata)
 
     @property
     def real(self):
@@ -379,7 +374,7 @@ class ndarray:
         if isinstance(value, ndarray):
             host = value._host
         elif advanced or np.ndim(value) == 0:
-            host = np.asarray(value, dtype=None if isinstance(value, complex) else self.dtype)
+            host = np.asarray(value, dtype=self.dtype)
         else:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         with quiet():
@@ -408,7 +403,9 @@ class ndarray:
         return self.copy()
 
     def copy(self, order="C"):
-        return to_device(self._host.copy(order))
+        result = to_device(self._host.copy(order))
+        log("copy", self, result)
+        return result
 
     def flatten(self, order="C"):
         return to_device(self._host.flatten(order))
@@ -437,12 +434,15 @@ class ndarray:
         return to_device(self._host.transpose(*axes))
 
     def conj(self):
-        return conjugate(self) if self.dtype.kind == "c" else self
+        return _UFUNCS["conjugate"](self) if self.dtype.kind == "c" else self
 
     conjugate = conj
 
     def sort(self, axis=-1, kind=None):
         self._host[...] = HOST_FUNCTIONS["sort"](self._host, axis)
+
+    def partition(self, kth, axis=-1):
+        self._host.partition(kth, axis)
 
     # Dispatch of NumPy's functions.
 
@@ -544,6 +544,7 @@ def _add_operators():
 
 
 # Functions on the stand-in's arrays --------------------------------------------------------------
+
 
 def _array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
     """Create an array; the only functions that take arrays from the host come here."""
@@ -660,6 +661,7 @@ _TAKES_ANYTHING = {
     "ones_like",
     "promote_types",
     "result_type",
+    "set",
     "shape",
     "size",
     "zeros_like",
@@ -673,6 +675,7 @@ _RETURNS_HOST = {
     "iscomplexobj",
     "isdtype",
     "isfortran",
+    "iterable",
     "isrealobj",
     "isscalar",
     "issubdtype",
@@ -705,7 +708,6 @@ _SYNCHRONIZES = {
 }
 # Arguments that must be on the host, and arguments for which CuPy fetches an array.
 _HOST_ARGUMENTS = {
-    "M",
     "N",
     "UPLO",
     "axes",
@@ -727,45 +729,16 @@ _HOST_ARGUMENTS = {
 }
 _FETCHED_ARGUMENTS = {"repeats", "start", "step", "stop"}
 # Arguments that must be an array on the device, by their names in CuPy's signatures.
-_ARRAY_ARGUMENTS = {"M", "a", "arr", "array", "m", "x", "x1", "x2"}
+_ARRAY_ARGUMENTS = {"a", "arr", "array", "m", "x", "x1", "x2"}
 
 
 # Calls, bound to the recorded signatures ---------------------------------------------------------
 
+
 @functools.cache
 def _signature(text):
-    """Return a recorded signature such as ``(a, axis=None)``."""
-    arguments = ast.parse(f"lambda {text[1:-1]}: None", mode="eval").body.args
-    kinds = inspect.Parameter
-    positional = [
-        *((argument, kinds.POSITIONAL_ONLY) for argument in arguments.posonlyargs),
-        *((argument, kinds.POSITIONAL_OR_KEYWORD) for argument in arguments.args),
-    ]
-    missing = [None] * (len(positional) - len(arguments.defaults))
-    listed = [
-        (argument, kind, default)
-        for (argument, kind), default in zip(
-            positional, [*missing, *arguments.defaults], strict=True
-        )
-    ]
-    if arguments.vararg:
-        listed.append((arguments.vararg, kinds.VAR_POSITIONAL, None))
-    listed += [
-        (argument, kinds.KEYWORD_ONLY, default)
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    ]
-    if arguments.kwarg:
-        listed.append((arguments.kwarg, kinds.VAR_KEYWORD, None))
-    return inspect.Signature(
-        [
-            kinds(
-                argument.arg,
-                kind,
-                default=kinds.empty if default is None else ast.literal_eval(default),
-            )
-            for argument, kind, default in listed
-        ]
-    )
+    """Return a recorded signature such as ``(a, axis=None)``; its defaults are literals."""
+    return inspect.signature(eval(f"lambda {text[1:-1]}: None", {}))
 
 
 def _bind(name, text, args, kwargs):
@@ -782,15 +755,17 @@ def _check_arguments(name, arguments):
     short = name.rpartition(".")[2]
     in_linalg = "linalg." in name
     for key, value in arguments.items():
-        if key in _HOST_ARGUMENTS and any(arrays_in(value)) and key not in _ARRAY_ARGUMENTS:
+        if key in _HOST_ARGUMENTS and has_arrays(value):
             raise TypeError("'ndarray' object cannot be interpreted as an integer")
-        if key in _FETCHED_ARGUMENTS and any(arrays_in(value)):
+        if key in _FETCHED_ARGUMENTS and has_arrays(value):
             synchronize(f"{name}({key}=array)")
+        if key == "dtype" and value is not None:
+            checked_dtype(value)
         if short in _TAKES_ANYTHING or isinstance(value, ndarray):
             continue
-        if in_linalg and key in ("a", "b") and not name.endswith("cross"):
+        if in_linalg and key in ("a", "b"):
             raise np.linalg.LinAlgError("cupy.linalg only supports cupy.ndarray")
-        if key in _ARRAY_ARGUMENTS and (key != "M" or in_linalg):
+        if key in _ARRAY_ARGUMENTS:
             raise TypeError(f"{name}() takes a cupy.ndarray, not {type(value)}")
 
 
@@ -799,9 +774,10 @@ def _implementation(name):
     if name in HOST_FUNCTIONS:
         return HOST_FUNCTIONS[name]
     module, _, short = name.rpartition(".")
-    with contextlib.suppress(AttributeError), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return getattr(getattr(np, module) if module else np, short)
+    if module in ("", "fft"):
+        with contextlib.suppress(AttributeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return getattr(np.fft if module else np, short)
     raise NotImplementedError(f"the stand-in has no host implementation of {name}")
 
 
@@ -881,13 +857,13 @@ def _add_methods():
 
 _UFUNCS = {name: ufunc(name, text) for name, text in RECORD["cupy"].items() if "->" in text}
 _WHERE = ufunc("where", RECORD["loops"]["where"])
-conjugate = _UFUNCS["conjugate"]
 _add_operators()
 _add_methods()
 ndarray.__module__ = ufunc.__module__ = "cupy"
 
 
 # Kernels -----------------------------------------------------------------------------------------
+
 
 class ElementwiseKernel:
     """An elementwise kernel whose operation is evaluated on the host."""
@@ -921,7 +897,9 @@ class ElementwiseKernel:
         return parameters
 
     def __call__(self, *args, **kwargs):
-        if set(kwargs) - {"size", "block_size", "stream"}:
+        if "size" in kwargs:
+            raise ValueError("'size' can be used only if all of the ndarray are 'raw'.")
+        if set(kwargs) - {"block_size", "stream"}:
             raise TypeError(f"Wrong arguments {sorted(kwargs)}")
         if len(args) not in (self.nin, self.nargs):
             raise TypeError(
@@ -929,19 +907,21 @@ class ElementwiseKernel:
                 f"{self.nargs} (with outputs), but given {len(args)}."
             )
         for value in args:
-            if not isinstance(value, ndarray | np.generic | bool | int | float | complex):
+            if not isinstance(value, ndarray | SCALARS):
                 raise TypeError(f"Unsupported type {type(value)}")
         parameters = self.in_params + self.out_params
+        shape = self._shape(args)
         letters = self._resolve(parameters, args)
         dtypes = {
             name: letters[declared] if len(declared) == 1 else np.dtype(declared)
             for declared, name in parameters
         }
-        values = {
-            name: np.asarray(to_host(value), dtype=dtypes[name])
-            for (_, name), value in zip(parameters, args, strict=False)
-        }
-        outs = self._outputs(args, values, dtypes)
+        outs = args[self.nin :] or tuple(
+            ndarray(shape, dtypes[name]) for _, name in self.out_params
+        )
+        values = {name: out._host for (_, name), out in zip(self.out_params, outs, strict=True)}
+        for (_, name), value in zip(self.in_params, args, strict=False):
+            values[name] = np.asarray(to_host(value), dtype=dtypes[name])
         with quiet():
             Evaluator(self.operation, values, dtypes, letters).run()
             for out, (_, name) in zip(outs, self.out_params, strict=True):
@@ -949,7 +929,17 @@ class ElementwiseKernel:
         log(self.name, args[: self.nin], outs)
         if self.no_return:
             return None
-        return tuple(outs) if self.nout > 1 or self.return_tuple else outs[0]
+        return outs if self.nout > 1 or self.return_tuple else outs[0]
+
+    def _shape(self, args):
+        """Return the shape of the loop, which outputs must have."""
+        arrays = [value for value in args if isinstance(value, ndarray)]
+        if not arrays:
+            raise ValueError("Loop size is undecided.")
+        shape = np.broadcast_shapes(*(array.shape for array in arrays))
+        if any(out.shape != shape for out in args[self.nin :]):
+            raise ValueError("operands could not be broadcast together")
+        return shape
 
     @staticmethod
     def _resolve(parameters, args):
@@ -967,90 +957,63 @@ class ElementwiseKernel:
                 raise TypeError(f"Type is mismatched. {name} {value.dtype} {expected} {declared}")
         return letters
 
-    def _outputs(self, args, values, dtypes):
-        arrays = [value for value in args if isinstance(value, ndarray)]
-        if not arrays:
-            raise ValueError("Loop size is undecided.")
-        shape = np.broadcast_shapes(*(array.shape for array in arrays))
-        outs = args[self.nin :] or [ndarray(shape, dtypes[name]) for _, name in self.out_params]
-        for out, (_, name) in zip(outs, self.out_params, strict=True):
-            if out.shape != shape:
-                raise ValueError("operands could not be broadcast together")
-            values.setdefault(name, out._host)
-        return outs
-
 
 # Random numbers ----------------------------------------------------------------------------------
 
-class _Sampler:
-    """Random numbers by CuPy's names, from one NumPy generator."""
+_RANDOM_ON_HOST = {
+    "rand": "random",
+    "randint": "integers",
+    "randn": "standard_normal",
+    "random_sample": "random",
+    "ranf": "random",
+    "sample": "random",
+}
 
-    _names = types.MappingProxyType(
-        {
-            "rand": "random",
-            "randn": "standard_normal",
-            "ranf": "random",
-            "sample": "random",
-            "random_sample": "random",
-            "randint": "integers",
-            "random_integers": "integers",
-        }
-    )
+
+def _draw(generator, name, text, args, kwargs):
+    """Draw by one of CuPy's functions from NumPy's generator."""
+    arguments = dict(_bind(name, text, args, kwargs))
+    arguments |= arguments.pop("kwargs", {})  # of `rand(*size, **kwargs)`
+    dtype = arguments.pop("dtype", None)
+    if dtype is not None and np.dtype(dtype).kind not in "iu" and np.dtype(dtype).char not in "fd":
+        raise TypeError("cupy.random only supports float32 and float64")
+    if name == "permutation":
+        arguments = {"x": arguments["a"]}
+    function = getattr(generator, _RANDOM_ON_HOST.get(name, name), None)
+    if function is None or name == "shuffle" or arguments.get("out") is not None:
+        raise NotImplementedError(f"the stand-in cannot draw by cupy.random.{name}")
+    result = function(**to_host(arguments))
+    result = to_device(result if dtype is None else np.asarray(result).astype(dtype))
+    log(f"random.{name}", (args, kwargs), result)
+    return result
+
+
+def _random_function(name, text):
+    def function(*args, **kwargs):
+        return _draw(state.random, name, text, args, kwargs)
+
+    function.__name__ = name
+    return function
+
+
+def _random_class(path):
+    """Return `Generator` or `RandomState` with the recorded methods."""
 
     def __init__(self, seed=None, method=None):
-        self._numpy = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed)
 
-    def draw(self, name, *args, dtype=None, **kwargs):
-        if name in ("rand", "randn"):
-            args = (args,)
-        function = getattr(self._numpy, self._names.get(name, name))
-        result = function(*to_host(list(args)), **to_host(kwargs))
-        if dtype is not None:
-            if np.dtype(dtype).kind == "f" and np.dtype(dtype) not in (np.float32, np.float64):
-                raise TypeError("cupy.random only supports float32 and float64")
-            result = np.asarray(result).astype(dtype)
-        return None if name == "shuffle" else to_device(result)
+    def drawing(name, text):
+        def method(self, *args, **kwargs):
+            return _draw(self._generator, name, text, args, kwargs)
 
-    @classmethod
-    def function(cls, name, text, owner):
-        """Return a method (with ``owner``) or a function that draws."""
+        return method
 
-        def draw(*args, **kwargs):
-            self, args = (args[0], args[1:]) if owner else (state, args)
-            arguments = dict(_bind(name, text, args, kwargs))
-            if name == "shuffle":
-                raise NotImplementedError("the stand-in does not shuffle")
-            # By name, since NumPy orders some arguments otherwise; sizes may be open-ended.
-            positional = arguments.pop("size", ()) if name in ("rand", "randn") else ()
-            arguments.update(arguments.pop("kwargs", {}))
-            sampler = self if owner else cls._of(state.random)
-            if name in ("rand", "randn"):
-                result = sampler.draw(name, *positional, **arguments)
-            else:
-                result = sampler.draw(name, **arguments)
-            log(f"random.{name}", (), result)
-            return result
-
-        draw.__name__ = name
-        return draw
-
-    @classmethod
-    def _of(cls, generator):
-        sampler = object.__new__(cls)
-        sampler._numpy = generator
-        return sampler
-
-
-def _sampler_class(path):
-    def seed(self, seed=None):
-        self._numpy = np.random.default_rng(seed)
-
-    members = {
-        name: _Sampler.function(name, text, owner=True)
+    methods = {
+        name: drawing(name, text)
         for name, text in RECORD[path].items()
         if text.startswith("(") and not name.startswith("__")
     }
-    return type(path.rpartition(".")[2], (_Sampler,), members | {"seed": seed})
+    return type(path.rpartition(".")[2], (), methods | {"__init__": __init__, "seed": __init__})
 
 
 def _seed(seed=None):
@@ -1059,10 +1022,12 @@ def _seed(seed=None):
 
 # Devices -----------------------------------------------------------------------------------------
 
+
 class Device:
     """A device; there is only the first one. Like CuPy's, it cannot be hashed."""
 
     __hash__ = None
+    compute_capability = "90"
 
     def __init__(self, device=None):
         self.id = int(getattr(device, "id", device) or 0)
@@ -1090,13 +1055,12 @@ class Device:
     def synchronize(self):
         synchronize("Device.synchronize()")
 
-    compute_capability = "90"
-
 
 class Stream:
     """A stream; all work is done at once, so it has nothing to order."""
 
-    null = None
+    null = None  # an instance, set below
+    done = True
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         pass
@@ -1119,8 +1083,6 @@ class Stream:
     def synchronize(self):
         synchronize("Stream.synchronize()")
 
-    done = True
-
 
 Stream.null = Stream()
 
@@ -1142,6 +1104,7 @@ class Event:
 
 # The module tree ---------------------------------------------------------------------------------
 
+
 def _unavailable(path):
     """Return a class that CuPy has and the stand-in does not."""
 
@@ -1152,7 +1115,7 @@ def _unavailable(path):
 
 
 def _member(path, name, text, submodules):
-    """Return one recorded member of a module; None if the stand-in leaves it out."""
+    """Return one recorded member of a module."""
     full = f"{path}.{name}"
     if full in submodules:
         return submodules[full]
@@ -1162,11 +1125,11 @@ def _member(path, name, text, submodules):
     if text.startswith("ufunc "):
         return _UFUNCS[name] if path == "cupy" else ufunc(name, text)
     if text == "type":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return getattr(np, name, None) or _unavailable(full)
+        value = getattr(np, name, None) or getattr(np.exceptions, name, None)
+        on_host = (np.generic, np.dtype, np.finfo, np.iinfo, Exception)
+        return value if value and issubclass(value, on_host) else _unavailable(full)
     if path == "cupy.random":
-        return _Sampler.function(name, text, owner=False)
+        return _random_function(name, text)
     return _function(full.removeprefix("cupy."), text)
 
 
@@ -1208,10 +1171,9 @@ def _modules():
     runtime.getDevice = lambda: 0
     runtime.deviceSynchronize = lambda: synchronize("deviceSynchronize()")
     runtime.CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
-    samplers = {name: _sampler_class(f"cupy.random.{name}") for name in ("Generator", "RandomState")}
-    for name, cls in samplers.items():
-        setattr(modules["cupy.random"], name, cls)
-    modules["cupy.random"].default_rng = samplers["Generator"]
+    for name in ("Generator", "RandomState"):
+        setattr(modules["cupy.random"], name, _random_class(f"cupy.random.{name}"))
+    modules["cupy.random"].default_rng = modules["cupy.random"].Generator
     for path, value in _REPLACED.items():
         module, _, name = path.rpartition(".")
         setattr(modules[module], name, value)
@@ -1257,7 +1219,8 @@ def install():
     A real CuPy that is imported already is set aside until `uninstall`.
     """
     _saved.append(_remove_cupy())
-    sys.modules.update(_modules())
+    # Without an entry, a real CuPy could lend its private parts.
+    sys.modules.update(_modules(), cupy_backends=None)
     return _modules()["cupy"]
 
 

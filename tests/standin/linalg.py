@@ -286,9 +286,7 @@ def _solve_triangular(
         columns = right if right.ndim == 2 else right[:, None]
         (trsm,) = scipy.linalg.get_blas_funcs(("trsm",), (matrix, columns))
         # Divides by a zero on the diagonal, as cuBLAS does.
-        result = trsm(
-            1, matrix, columns, lower=lower, trans_a=operation, diag=bool(unit_diagonal)
-        )
+        result = trsm(1, matrix, columns, lower=lower, trans_a=operation, diag=bool(unit_diagonal))
         return (result.reshape(right.shape),), False
 
     (result,) = _batched("trsm", solve, a.astype(dtype), b.astype(dtype), result_types=(dtype,))

@@ -31,8 +31,11 @@ class State:
     """All that changes; there is one instance."""
 
     def __init__(self):
-        self.syncs = 0
         self.forbidden = False
+        self.reset()
+
+    def reset(self):
+        self.syncs = 0
         self.calls = []
         self.errors = dict.fromkeys(("divide", "over", "under", "invalid", "linalg"))
         self.random = np.random.default_rng(0)
@@ -53,7 +56,7 @@ def calls(name=None):
 
 def reset():
     """Forget all counts and calls, and seed the random numbers again."""
-    state.__init__()
+    state.reset()
 
 
 @contextlib.contextmanager

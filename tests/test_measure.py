@@ -1,0 +1,292 @@
+"""Traces: shapes, tracked paths, figures, files, and two published logs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import warnings
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+import polarlib
+from polarlib import Schedule, Trace, measure, polar, schedule
+from polarlib._methods import METHODS
+from polarlib.testing import binomial, frank, hilbert, with_singular_values
+
+A = with_singular_values(np.geomspace(1, 1e-2, 6), 10, seed=1)
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("shape", [(6, 6), (10, 6), (6, 10), (1, 1), (1, 5), (5, 1)])
+def test_shapes(shape, form):
+    a = np.random.default_rng(0).standard_normal(shape)
+    k = min(shape)
+    t = measure(a, "polar_express", steps=7, form=form)
+    assert isinstance(t, Trace)
+    assert t.steps == 7
+    assert t.shape == shape
+    assert t.form == form
+    assert t.precision == "float64"
+    assert t.simulated is False
+    assert t.singular_values.shape == t.alignment.shape == (8, k)
+    for name in ("matmuls", "orthogonality", "backward_error", "distance"):
+        assert getattr(t, name).shape == (8,)
+    assert t.matmuls.dtype.kind == "i"
+    assert "7 steps" in repr(t)
+
+
+def test_row_zero_is_the_normalised_input():
+    s = np.geomspace(1, 1e-2, 6)
+    for scale in (1.0, 1e200, 1e-200):
+        t = measure(scale * A, "polar_express")
+        np.testing.assert_allclose(t.singular_values[0], s / np.linalg.norm(s) / 1.01, rtol=1e-12)
+        assert t.matmuls[0] == 0
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("name", [n for n in polarlib.schedules() if "aol" not in n])
+def test_tracked_paths_are_the_scalar_polynomial(name, form):
+    if name == "turbo_muon":
+        pytest.skip("AOL changes the singular vectors: there are no paths of the input's own")
+    chosen = schedule(name)
+    t = measure(A, chosen, form=form)
+    x = t.singular_values[0]
+    for k, step in enumerate(chosen.steps, 1):
+        x = sum(c * x ** (2 * i + 1) for i, c in enumerate(step))
+        # Column by column: curves of tuned sets cross, and sorting would lose them.
+        np.testing.assert_allclose(t.singular_values[k], x, atol=1e-9)
+    np.testing.assert_allclose(t.alignment, 1.0, atol=1e-9)
+
+
+def test_paths_that_cross_keep_their_columns():
+    # Unsorted values in every step: the order of row 0 is kept.
+    s = np.array([1.0, 0.8, 0.6, 0.3, 0.1])
+    a = with_singular_values(s)
+    t = measure(a, "jordan", steps=6)
+    x = s / np.linalg.norm(s)
+    for k in range(1, 7):
+        x = 3.4445 * x - 4.775 * x**3 + 2.0315 * x**5
+        np.testing.assert_allclose(t.singular_values[k], x, atol=1e-10)
+    assert np.any(np.diff(t.singular_values[-1]) > 0)
+
+
+def test_figures_from_their_definitions():
+    iterates = []
+    polar(A, method="you", callback=lambda k, x: iterates.append(np.array(x)))
+    t = measure(A, "you")
+    u, p = scipy.linalg.polar(A)
+    k = 6
+    for i, x in enumerate(iterates):
+        assert t.orthogonality[i] == pytest.approx(
+            np.linalg.norm(x.T @ x - np.eye(k)) / math.sqrt(k), rel=1e-9
+        )
+        h = (x.T @ A + A.T @ x) / 2
+        assert t.backward_error[i] == pytest.approx(
+            np.linalg.norm(A - x @ h) / np.linalg.norm(A), rel=1e-9
+        )
+        assert t.distance[i] == pytest.approx(np.linalg.norm(x - u) / math.sqrt(k), rel=1e-9)
+    assert p.shape == (k, k)
+    np.testing.assert_array_equal(t.matmuls, 3 * np.arange(6))
+
+
+def test_a_flipped_sign_shows_in_the_alignment():
+    flip = Schedule(
+        steps=schedule("aol_nv").steps, lower=1e-3, upper=0.88, normalisation="frobenius"
+    )
+    t = measure(np.diag([1.0, 1e-3]), flip)
+    assert t.alignment[-1, 0] == pytest.approx(-1, abs=1e-12)
+    assert t.alignment[-1, 1] == pytest.approx(1, abs=1e-12)
+    assert np.all(t.singular_values >= 0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_reference_by_mpmath_agrees(dtype):
+    a = with_singular_values(np.geomspace(1, 1e-4, 5), 7, dtype=dtype)
+    for what in ("polar_express", "qdwh"):
+        plain, exact = measure(a, what), measure(a, what, reference="mpmath")
+        np.testing.assert_allclose(exact.singular_values, plain.singular_values, atol=1e-11)
+        np.testing.assert_allclose(exact.alignment, plain.alignment, atol=1e-9)
+        np.testing.assert_allclose(exact.distance, plain.distance, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (10, 6), (6, 10)])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(method, shape):
+    a = with_singular_values(np.geomspace(1, 1e-3, 6), *shape)
+    t = measure(a, method)
+    result = polar(a, method=method)
+    assert t.method == method
+    assert t.singular_values.shape == (t.steps + 1, 6)
+    assert t.steps == result.iterations
+    assert t.matmuls[-1] == result.matmuls
+    np.testing.assert_allclose(t.singular_values[0], np.geomspace(1, 1e-3, 6), rtol=1e-10)
+    np.testing.assert_allclose(t.singular_values[-1], 1, atol=1e-12)
+    assert t.orthogonality[-1] < 1e-13
+    if method != "qr":
+        assert t.backward_error[-1] < 1e-13
+        assert t.distance[-1] < 1e-11
+    else:
+        assert t.distance[-1] > 1e-3
+
+
+def test_methods_take_float32(lib):
+    t = measure(lib.asarray(A, "float32"), "qdwh")
+    assert t.precision == "float32"
+    assert 1e-9 < t.orthogonality[-1] < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32", "float32"])
+def test_precisions(lib, precision):
+    if lib.name == "jax" and precision == "tf32":
+        pytest.skip("slow: compiled for every format")
+    x = lib.asarray(A, "float32")
+    before = lib.to_numpy(x).tobytes()
+    t = measure(x, "polar_express", precision=precision)
+    assert lib.to_numpy(x).tobytes() == before
+    native = precision == "float32" or (
+        precision in ("bfloat16", "float16") and lib.name in ("torch", "jax")
+    )
+    assert t.precision == precision
+    assert t.simulated is not native
+    unit = polarlib.formats.FORMATS[precision].unit_roundoff
+    path = schedule("polar_express")(t.singular_values[0])
+    np.testing.assert_allclose(t.singular_values[-1], path, atol=100 * unit)
+
+
+def test_divergence_is_recorded_not_raised():
+    # Rank one without a safety factor: the published accident.
+    a = np.outer(np.linspace(1, 2, 40), np.linspace(1, 3, 30)).astype("float32")
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", polarlib.ScheduleWarning)
+        t = measure(a, "cans", steps=5, precision="bfloat16")
+    assert t.singular_values.shape == (6, 30)
+    json.dumps(t.to_dict(), allow_nan=False)
+    repr(t)
+
+
+@pytest.mark.parametrize("what", [*METHODS, "polar_express"])
+def test_zero_and_rank_deficient(what):
+    for a in (np.zeros((4, 3)), np.outer(np.arange(4.0), np.ones(3))):
+        with np.errstate(all="ignore"):
+            t = measure(a, what)
+        json.dumps(t.to_dict(), allow_nan=False)
+        repr(t)
+
+
+# -- files -----------------------------------------------------------------------------------
+
+
+def test_to_dict_round_trip():
+    t = measure(A, "polar_express", precision="bfloat16", steps=3)
+    text = json.dumps(t.to_dict(), allow_nan=False)
+    back = json.loads(text)
+    assert back["method"] == "polar_express"
+    assert back["precision"] == "bfloat16"
+    assert back["simulated"] is True
+    assert back["shape"] == [10, 6]
+    for name in ("matmuls", "singular_values", "alignment", "orthogonality", "backward_error"):
+        np.testing.assert_array_equal(np.array(back[name]), getattr(t, name))
+
+
+def test_to_csv_round_trip(tmp_path):
+    t = measure(A, "polar_express", steps=3)
+    path = tmp_path / "trace.csv"
+    t.to_csv(path)
+    t.to_csv(str(path))  # again, over the old file
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3]
+    for name in ("matmuls", "orthogonality", "backward_error", "distance"):
+        np.testing.assert_array_equal([float(row[name]) for row in rows], getattr(t, name))
+    for i in range(6):
+        column = [float(row[f"sigma_{i + 1}"]) for row in rows]
+        np.testing.assert_array_equal(column, t.singular_values[:, i])
+    assert os.listdir(tmp_path) == ["trace.csv"]
+
+
+def test_csv_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    t = measure(A, "polar_express", steps=3)
+    path = tmp_path / "trace.csv"
+    path.write_text("old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        t.to_csv(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["trace.csv"]
+    with pytest.raises(OSError, match="nowhere"):
+        t.to_csv(tmp_path / "nowhere" / "trace.csv")
+
+
+def test_nan_becomes_null():
+    a = np.diag([1.0, 0.0])
+    with np.errstate(all="ignore"):
+        t = measure(a, "newton")
+    text = json.dumps(t.to_dict(), allow_nan=False)
+    assert "null" in text or np.all(np.isfinite(t.singular_values))
+
+
+# -- bad calls -------------------------------------------------------------------------------
+
+BAD = [
+    (lambda: measure(np.zeros((2, 3, 3)), "svd"), ValueError, r"one matrix.*\(2, 3, 3\)"),
+    (lambda: measure(np.zeros((0, 3)), "svd"), ValueError, r"\(0, 3\)"),
+    (lambda: measure(np.ones(3), "svd"), ValueError, r"\(3,\)"),
+    (lambda: measure(None, "svd"), TypeError, "None"),
+    (lambda: measure(np.full((2, 2), np.nan), "svd"), ValueError, "NaN"),
+    (lambda: measure(np.full((2, 2), np.inf), "you"), ValueError, "infinity"),
+    (lambda: measure(A, "sdv"), ValueError, "'sdv'.*did you mean 'svd'"),
+    (lambda: measure(A, None), TypeError, "None"),
+    (lambda: measure(A, [(1.5, -0.5)]), TypeError, "1.5"),
+    (lambda: measure(A, "svd", steps=2), ValueError, "steps.*'svd'"),
+    (lambda: measure(A, "you", steps=0), ValueError, "steps.*0"),
+    (lambda: measure(A, "you", steps=6), ValueError, "5 steps.*6"),
+    (lambda: measure(A, "you", steps=2.5), ValueError, "2.5"),
+    (lambda: measure(A, "you", form="auto"), ValueError, "form must be 'plain' or 'gram'.*'auto'"),
+    (lambda: measure(A, "qdwh", form="gram"), ValueError, "form"),
+    (lambda: measure(A, "you", precision="half"), ValueError, "'half'"),
+    (lambda: measure(A, "qdwh", precision="bfloat16"), ValueError, "'qdwh'.*'bfloat16'"),
+    (lambda: measure(A, "you", reference="exact"), ValueError, "'svd' or 'mpmath', got 'exact'"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "match"), BAD)
+def test_bad_calls(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+# -- published logs --------------------------------------------------------------------------
+
+
+def test_newton_on_hilbert_6():
+    result = polar(hilbert(6), method="newton")
+    assert result.iterations == 7
+    np.testing.assert_allclose(
+        result.trace[:5],
+        [1.236974e03, 9.907912e-01, 9.407495e-01, 5.931747e-01, 3.697098e-02],
+        rtol=5e-7,
+    )
+
+
+@pytest.mark.parametrize(("a", "iterations"), [(binomial(16), 7), (frank(16), 8)])
+def test_newton_iterations(a, iterations):
+    assert polar(a, method="newton").iterations == iterations
+
+
+# Iterations of the scalar recurrences for condition numbers kappa.
+@pytest.mark.parametrize(
+    ("condition", "qdwh", "newton_schulz"), [(10, 4, 11), (1e2, 4, 17), (1e3, 4, 22), (1e5, 5, 34)]
+)
+def test_iteration_counts(condition, qdwh, newton_schulz):
+    a = with_singular_values([1.0, 1 / condition])
+    # The matrix methods have bounds instead of sigma_max and sigma_min: one more at most.
+    assert qdwh <= polar(a, method="qdwh").iterations <= qdwh + 1
+    assert newton_schulz - 1 <= polar(a, method="newton_schulz").iterations <= newton_schulz + 2

@@ -1,0 +1,493 @@
+"""Published sets against independent figures, and what a Schedule refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+from conftest import library
+
+import polarlib
+from polarlib import Schedule, ScheduleWarning, orthogonalize, schedule
+from polarlib._schedule import even_products
+from polarlib.formats import odd_image
+from polarlib.published import conventions
+
+NAMES = polarlib.schedules()
+
+# Minimum on [1e-3, 1], maximum on (0, 1], and the smallest sigma > 1 with |output| > 2, computed
+# elsewhere from the published digits; five steps, ten of deepseek_v4, four of aol_nv. The input
+# safety is left out.
+QUALITY = {
+    "jordan": (0.4705, 1.2024, 1.264),
+    "you": (0.4750, 1.1450, 1.325),
+    "polar_express_raw": (0.8764, 1.1236, 1.0000),
+    "polar_express": (0.8462, 1.1236, 1.011),
+    "polar_express_105": (0.7290, 1.1236, 1.055),
+    "polar_express_102": (0.8589, 1.1411, 1.022),
+    "cans": (0.8844, 1.1198, 1.0000),
+    "cubic5": (0.1191, 1.3000, 1.183),
+    "deepseek_v4": (1.0000, 1.0020, 1.264),
+    "aol_nv": (-1.084, 1.084, 1.181),
+}
+
+# The printed list of the Polar Express paper, once more.
+RAW = [
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+    (1.875, -1.25, 0.375),
+]
+JORDAN = (3.4445, -4.7750, 2.0315)
+HALVING = (2.0, -1.5, 0.5)
+
+
+def dense(steps, x):
+    """The composition by plain powers, entry by entry."""
+    for step in steps:
+        x = sum(c * x ** (2 * i + 1) for i, c in enumerate(step))
+    return x
+
+
+def worst(steps, lower, upper, points=400):
+    """Extrema on a fine grid, each polished by golden section with 50 digits."""
+    with mpmath.workdps(50):
+        coefficients = [[mpmath.mpf(c) for c in step] for step in steps]
+
+        def f(x):
+            return dense(coefficients, x)
+
+        x = np.unique(
+            np.concatenate([np.geomspace(lower, upper, points), np.linspace(lower, upper, points)])
+        )
+        x[0], x[-1] = lower, upper
+        y = dense(steps, x)
+        found = []
+        for sign, pick in ((1, np.argmin), (-1, np.argmax)):
+            k = int(pick(y))
+            a = mpmath.mpf(x[max(k - 1, 0)])
+            b = mpmath.mpf(x[min(k + 1, x.size - 1)])
+            best = sign * f(mpmath.mpf(x[k]))
+            golden = (mpmath.sqrt(5) - 1) / 2
+            for _ in range(130):
+                c, d = b - golden * (b - a), a + golden * (b - a)
+                if sign * f(c) < sign * f(d):
+                    b = d
+                else:
+                    a = c
+            found.append(
+                sign
+                * min(
+                    best,
+                    sign * f((a + b) / 2),
+                    sign * f(mpmath.mpf(lower)),
+                    sign * f(mpmath.mpf(upper)),
+                )
+            )
+        return float(found[0]), float(found[1])
+
+
+# -- the sets --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUALITY)
+def test_quality(name):
+    s = schedule(name)
+    assert len(s) == {"deepseek_v4": 10, "aol_nv": 4}.get(name, 5)
+    low, high, limit = QUALITY[name]
+    lo, hi = s.image(1e-3, 1.0)
+    assert lo == pytest.approx(low, abs=6e-5 if name != "aol_nv" else 6e-4)
+    _, highest = s.image(1e-12, 1.0)
+    assert highest == pytest.approx(high, abs=6e-5 if name != "aol_nv" else 6e-4)
+    assert s.divergence_limit == pytest.approx(limit, abs=6e-4)
+    x = np.geomspace(1e-3, 1, 200001)
+    assert dense(s.steps, x).min() == pytest.approx(lo, abs=1e-6)
+    assert dense(s.steps, x).max() == pytest.approx(hi, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_divergence_limit(name):
+    s = schedule(name)
+    assert abs(dense(s.steps, s.divergence_limit * (1 + 1e-9))) > 2
+    inside = dense(s.steps, np.linspace(1, s.divergence_limit * (1 - 1e-9), 100001))
+    assert np.abs(inside).max() <= 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metadata(name):
+    s = schedule(name)
+    assert s.name == name
+    assert len(s.source) > 20
+    assert len(conventions(name)) > 3
+    assert 0 < s.lower < s.upper <= 1
+    assert s.normalisation == ("aol" if name in ("turbo_muon", "aol_nv") else "frobenius")
+    assert s.input_safety == (1.01 if name == "polar_express" else 1.0)
+    assert s.slope == pytest.approx(math.prod(step[0] for step in s.steps), rel=1e-15)
+    lo, hi = s.image()
+    assert 0 < lo <= hi < 2
+    assert s.error() == max(1 - lo, hi - 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_and_error_against_multiple_precision(name):
+    s = schedule(name)
+    lo, hi = worst(s.steps, s.lower, s.upper)
+    assert s.image()[0] == pytest.approx(lo, rel=4e-16)
+    assert s.image()[1] == pytest.approx(hi, rel=4e-16)
+    assert s.error() == pytest.approx(max(abs(1 - lo), abs(hi - 1)), rel=1e-14, abs=3e-16)
+    lo, hi = worst(s.steps, 0.1, s.upper)
+    assert s.error(0.1) == pytest.approx(max(abs(1 - lo), abs(hi - 1)), rel=1e-14, abs=3e-16)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_is_the_composition(name):
+    s = schedule(name)
+    x = np.random.default_rng(0).random(50)
+    np.testing.assert_allclose(s(x), dense(s.steps, x), rtol=1e-10)
+    assert s(0.0) == 0.0
+    assert s(-0.3) == -s(0.3)
+    with mpmath.workdps(50):
+        exact = dense([[mpmath.mpf(c) for c in step] for step in s.steps], mpmath.mpf(0.3))
+        assert s(0.3) == pytest.approx(float(exact), rel=1e-13)
+
+
+def test_derived_sets():
+    assert schedule("polar_express_raw", 8).steps == tuple(RAW)
+
+    def divided(step, s):
+        return tuple(c / s**p for c, p in zip(step, (1, 3, 5), strict=True))
+
+    def close(steps, expected):
+        np.testing.assert_allclose(steps, expected, rtol=1e-15)
+
+    close(schedule("polar_express", 8).steps, [divided(s, 1.01) for s in RAW[:7]] + [RAW[7]])
+    assert schedule("polar_express", 8).steps[-1] == RAW[7]
+    close(schedule("polar_express").steps, [divided(s, 1.01) for s in RAW[:5]])
+    close(schedule("polar_express_105").steps, [divided(s, 1.05) for s in RAW[:5]])
+    assert schedule("deepseek_v4").steps == (JORDAN,) * 8 + (HALVING,) * 2
+
+
+def test_the_raw_list_is_greedy_minimax():
+    # The fixed point of the last step: p(1) = 1, p'(1) = p''(1) = 0.
+    a, b, c = RAW[-1]
+    assert a + b + c == 1
+    assert a + 3 * b + 5 * c == 0
+    assert 6 * b + 20 * c == 0
+    # Equioscillation of five steps on the designed interval.
+    lo, hi = schedule("polar_express_raw").image(1e-3, 1.0)
+    assert lo + hi == pytest.approx(2, abs=1e-10)
+
+
+# -- how many steps --------------------------------------------------------------------------
+
+
+def test_repeat_rules():
+    five = schedule("polar_express", 8).steps[:5]
+    assert schedule("polar_express").steps == five
+    assert schedule("polar_express", 3).steps == five[:3]
+    assert schedule("polar_express", 11).steps[7:] == ((1.875, -1.25, 0.375),) * 4
+    assert schedule("polar_express_raw", 9).steps == (*RAW, RAW[-1])
+    assert schedule("jordan", 7).steps == (JORDAN,) * 7
+    assert schedule("newton_schulz_3", 1).steps == ((1.5, -0.5),)
+    assert len(schedule("newton_schulz_5", 40)) == 40
+    assert schedule("jordan", 3).truncate(9).steps == (JORDAN,) * 9
+    for name in NAMES:
+        assert schedule(name).steps == schedule(name, len(schedule(name))).steps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_beyond_a_finite_set_are_refused(name):
+    repeats = name in (
+        "newton_schulz_3",
+        "newton_schulz_5",
+        "jordan",
+        "polar_express_raw",
+        "polar_express",
+    )
+    have = len(schedule(name))
+    if repeats:
+        assert have == 5
+        assert len(schedule(name, 30)) == 30
+    else:
+        with pytest.raises(ValueError, match=f"{name!r} has {have} steps.*steps={have + 1}"):
+            schedule(name, have + 1)
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match=f"steps.*{bad}"):
+            schedule(name, bad)
+
+
+def test_a_cut_schedule_does_not_pretend_to_repeat():
+    cut = schedule("polar_express", 3)
+    with pytest.raises(ValueError, match="has 3 steps"):
+        cut.truncate(4)
+    assert cut.truncate(3) == cut
+    with pytest.raises(ValueError, match=r"steps.*1\.5"):
+        cut.truncate(1.5)
+
+
+def test_numpy_integers_count_as_steps():
+    assert schedule("jordan", np.int64(3)) == schedule("jordan", 3)
+    assert schedule("jordan").truncate(np.int32(3)).steps == (JORDAN,) * 3
+
+
+# -- what a Schedule is ----------------------------------------------------------------------
+
+
+def test_immutable_hashable_comparable():
+    steps = [[1.5, -0.5], [1.875, -1.25, 0.375]]
+    s, t = Schedule(steps=steps, lower=0.1), Schedule(steps=np.array([[1.5, -0.5]]), lower=0.1)
+    twin = Schedule(steps=tuple(map(tuple, steps)), lower=0.1)
+    assert s == twin
+    assert hash(s) == hash(twin)
+    assert s != t
+    assert len({s, twin, t}) == 2
+    steps[0][0] = 7.0
+    assert s.steps[0] == (1.5, -0.5)
+    s.slope, s.divergence_limit, s.image()  # cached values are not part of equality
+    assert s == twin
+    assert hash(s) == hash(twin)
+    for name in ("steps", "lower", "name"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(s, name, 1)
+    with pytest.raises(TypeError):
+        s.steps[0][0] = 2.0
+    assert schedule("jordan") is not None
+    assert schedule("jordan", 5) == schedule("jordan")
+    assert schedule("you") != schedule("jordan")
+
+
+def test_pickle_and_copy():
+    import copy
+    import pickle
+
+    s = schedule("polar_express")
+    assert s.slope > 1
+    for twin in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s), dataclasses.replace(s)):
+        assert twin == s
+
+
+def test_matmuls_by_degree():
+    # 3: 2 products, 5: 3, 7 and 9: 4, 11 and 13: 5.
+    for degree, products in {1: 0, 3: 2, 5: 3, 7: 4, 9: 4, 11: 5, 13: 5}.items():
+        step = (1.0,) + (0.0,) * ((degree - 1) // 2 - 1) + ((1e-9,) if degree > 1 else ())
+        assert Schedule(steps=[step], lower=0.5).matmuls == products
+    assert schedule("jordan").matmuls == 15
+    assert schedule("cubic5").matmuls == 10
+    assert schedule("deepseek_v4").matmuls == 30
+
+
+def fewest(degree):
+    """Fewest products over every block size, straight from the scheme."""
+    if degree < 1:
+        return 0
+    best = math.inf
+    for block in range(1, degree + 1):
+        powers = block - 1
+        horner = math.ceil(degree / block) - 1
+        best = min(best, powers + horner)
+    return best
+
+
+@pytest.mark.parametrize("degree", range(1, 26, 2))
+def test_paterson_stockmeyer_counts(degree):
+    inner = (degree - 1) // 2
+    assert even_products(inner)[1] == fewest(inner)
+    step = (1.0,) + (0.0,) * max(inner - 1, 0) + ((1e-12,) if inner else ())
+    expected = 0 if degree == 1 else 2 + fewest(inner)
+    assert Schedule(steps=[step], lower=0.5).matmuls == expected
+    if inner > 1:  # never worse than Horner's rule, of the order of 2 sqrt(degree)
+        assert fewest(inner) <= min(inner - 1, 2 * math.sqrt(inner))
+
+
+# -- images of odd polynomials in general ----------------------------------------------------
+
+
+def pade(q):
+    """Newton-Schulz step of degree 2q + 1: 1 - O((1 - x^2)^(q + 1))."""
+    # x sum_k binom(2k, k) 4^-k (1 - x^2)^k
+    total = np.zeros(q + 1)
+    for k in range(q + 1):
+        power = np.polynomial.polynomial.polypow([1.0, -1.0], k)
+        total[: k + 1] += math.comb(2 * k, k) / 4**k * power
+    return tuple(total)
+
+
+@pytest.mark.parametrize("q", range(1, 13))
+def test_flat_steps_have_exact_images(q):
+    # p' has a zero of multiplicity q at 1, where root finders are at their worst.
+    lo, hi = odd_image([pade(q)], 0.3, 1.0)
+    top = float(mpmath.fsum(pade(q)))
+    assert hi == pytest.approx(max(top, 1.0), abs=1e-12)
+    assert lo == pytest.approx(dense([pade(q)], 0.3), rel=1e-12)
+    _, hi = odd_image([pade(q)], 0.3, 1.1)
+    beyond = float(dense([[mpmath.mpf(c) for c in pade(q)]], mpmath.mpf(1.1)))
+    assert hi == pytest.approx(max(1.0, beyond), abs=1e-10)
+
+
+def test_random_images_contain_samples_and_are_tight():
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        steps = [tuple(rng.uniform(-1, 1, rng.integers(1, 8))) for _ in range(rng.integers(1, 3))]
+        lower, upper = np.sort(rng.uniform(-1, 1, 2))
+        lo, hi = odd_image(steps, lower, upper)
+        y = dense(steps, np.linspace(lower, upper, 20001))
+        size = max(1.0, abs(lo), abs(hi))
+        assert lo <= y.min() + 1e-9 * size
+        assert hi >= y.max() - 1e-9 * size
+        assert lo >= y.min() - 1e-2 * size
+        assert hi <= y.max() + 1e-2 * size
+
+
+def test_images_with_tiny_leading_coefficients():
+    for tiny in (1e-300, 1e-310, 5e-324, -1e-310):
+        s = Schedule(steps=[(1.5, -0.5, tiny)], lower=0.5)
+        assert s.image() == (0.6875, 1.0)
+        assert s.slope == 1.5
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(2.0, 1.0), (math.nan, 1.0), (0.1, math.inf)])
+def test_bad_intervals_of_images(lower, upper):
+    with pytest.raises(ValueError, match="image needs finite lower <= upper"):
+        schedule("you").image(lower, upper)
+
+
+# -- hazards ---------------------------------------------------------------------------------
+
+BAD = [
+    ({"steps": []}, "at least one step"),
+    ({"steps": [()]}, "at least one step"),
+    ({"steps": [(math.nan, 1.0)]}, "finite.*nan"),
+    ({"steps": [(math.inf,)]}, "finite.*inf"),
+    ({"steps": [1.5, -0.5]}, r"steps.*\[1.5, -0.5\]"),
+    ({"steps": "jordan"}, "steps.*'jordan'"),
+    ({"steps": None}, "steps=None"),
+    ({"steps": [(1 + 1j, 0.0)]}, "steps"),
+    ({"lower": 0.0}, r"0 < lower <= upper.*\[0.0, 1.0\]"),
+    ({"lower": -1.0}, "lower"),
+    ({"lower": 2.0}, "lower"),
+    ({"lower": math.nan}, "lower"),
+    ({"upper": math.inf}, "upper"),
+    ({"lower": "small"}, "lower='small'"),
+    ({"input_safety": 0.9}, "input_safety.*0.9"),
+    ({"input_safety": math.nan}, "input_safety.*nan"),
+    ({"normalisation": "frobenious"}, "'frobenious'.*did you mean 'frobenius'"),
+    ({"normalisation": None}, "unknown normalisation None"),
+    ({"repeat": "always"}, "repeat.*'always'"),
+    # Hazards: an image that leaves (0, 2), and steps that are not positive.
+    ({"steps": [(1.5, -0.5)], "upper": 1.8}, "not positive"),
+    ({"steps": [(3.0, -0.5)]}, r"leaves \(0, 2\)"),
+    ({"steps": [(2.0,)]}, r"leaves \(0, 2\)"),
+    ({"steps": [(0.0,)]}, "not positive"),
+    ({"steps": [(-1.0,)]}, "not positive"),
+    ({"steps": [(-1.0,), (-1.0,)]}, "step 1.*not positive"),
+    ({"steps": schedule("aol_nv").steps, "lower": 1e-3, "upper": 1.0}, "step 1.*not positive"),
+    ({"steps": schedule("polar_express_raw").steps, "upper": 1.01}, "."),
+    ({"steps": [(1e200, 1e300)]}, r"leaves \(0, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "match"), BAD)
+def test_refused_schedules(arguments, match):
+    arguments = {"steps": [(1.5, -0.5)], "name": "mine"} | arguments
+    with pytest.raises(ValueError, match=f"(?s){match}") as caught:
+        Schedule(**arguments)
+    assert "mine" in str(caught.value)
+
+
+def test_the_sign_flip_is_where_it_was_found():
+    assert schedule("aol_nv")(0.8836) > 0 > schedule("aol_nv").truncate(1)(0.8838)
+    assert schedule("aol_nv").image(1e-3, 1.0)[0] < -1
+
+
+def test_misordered_steps_warn():
+    s = schedule("polar_express_102")
+    warned = 0
+    for order in itertools.permutations(range(5)):
+        steps = [s.steps[k] for k in order]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ScheduleWarning)
+                mixed = Schedule(steps=steps, lower=1e-2, name="mixed")
+        except ScheduleWarning as warning:
+            assert "'mixed'" in str(warning)  # noqa: PT017
+            assert "order" in str(warning)  # noqa: PT017
+            warned += 1
+        except ValueError as error:
+            assert "leaves" in str(error) or "not positive" in str(error)  # noqa: PT017
+        else:
+            assert mixed.error() <= 2 * s.error(1e-2)
+    assert warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in NAMES:
+            schedule(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:schedule 'aol_nv' is valid")
+def test_normalisation_refusals(name):
+    g = np.random.default_rng(0).standard_normal((8, 3))
+    own = schedule(name).normalisation
+    others = ("frobenius", "spectral", "schatten4") if own == "aol" else ("aol",)
+    for other in others:
+        with pytest.raises(ValueError, match=f"{name!r} was made for.*{own!r}, not {other!r}"):
+            orthogonalize(g, schedule=name, normalisation=other)
+    small = g / np.linalg.norm(g)
+    np.testing.assert_array_equal(
+        orthogonalize(small, schedule=name, normalisation=own),
+        orthogonalize(small, schedule=name),
+    )
+    orthogonalize(small / 2, schedule=name, normalisation="none")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_warning_in_half_precision(name, precision):
+    g = np.random.default_rng(0).standard_normal((8, 3))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        orthogonalize(g, schedule=name, precision=precision)
+    unsafe = name in ("polar_express_raw", "cans")
+    if name == "aol_nv":  # made for a narrower interval, in every format
+        assert "change sign" in str(seen.pop().message)
+    about = [w for w in seen if issubclass(w.category, ScheduleWarning)]
+    assert bool(about) == unsafe
+    assert len(seen) == len(about)
+    if unsafe:
+        assert len(about) == 1
+        assert name in str(about[0].message)
+        assert precision in str(about[0].message)
+        assert about[0].filename == __file__
+
+
+def test_warning_when_the_interval_is_too_short():
+    short = Schedule(steps=[(2.5, -1.4)], lower=0.1, upper=0.8, name="short")
+    with pytest.warns(ScheduleWarning, match="'short' is valid .* up to 0.8"):
+        orthogonalize(np.eye(2), schedule=short)
+
+
+def test_advice_differs_from_what_was_done():
+    # The default set in an 8-bit format: "use 'polar_express'" would be no help.
+    with pytest.warns(ScheduleWarning) as seen:
+        orthogonalize(np.eye(4, 2), precision="float8_e4m3")
+    assert "use 'polar_express'" not in str(seen[0].message)
+
+
+def test_schedules_on_arrays_of_any_library():
+    s = schedule("you")
+    x = np.linspace(0, 1, 7)
+    for name in ("torch", "jax", "array_api_strict"):
+        try:
+            lib = library(name)
+        except pytest.skip.Exception:
+            continue
+        np.testing.assert_allclose(lib.to_numpy(s(lib.asarray(x))), s(x), rtol=1e-12)
