@@ -42,6 +42,7 @@ __all__ = [
     "Trace",
     "__version__",
     "design",
+    "files",
     "measure",
     "methods",
     "orthogonalize",
@@ -54,6 +55,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("plot", "testing"):  # matplotlib is imported only where something is plotted
+    if name in (
+        "files",
+        "plot",
+        "testing",
+    ):  # matplotlib is imported only where something is plotted
         return importlib.import_module(f"polarlib.{name}")
     raise AttributeError(f"module 'polarlib' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import operator
 import warnings
 from collections.abc import Sequence
@@ -18,9 +19,14 @@ from typing import Any
 from polarlib.formats import Format, nearest, odd_image, odd_value
 from polarlib.result import ScheduleWarning
 
-__all__ = ["NORMALISATIONS", "Schedule", "even_products"]
+__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count"]
 
 NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
+
+
+def is_count(k: Any) -> bool:
+    """Whether `k` is a positive integer (True is not)."""
+    return isinstance(k, numbers.Integral) and not isinstance(k, bool) and int(k) > 0
 
 
 @functools.cache
@@ -304,13 +310,9 @@ class Schedule:
         >>> Schedule(steps=[(1.5, -0.5)], lower=0.5, repeat="forever").truncate(3).slope
         3.375
         """
-        try:
-            k = operator.index(k)
-        except TypeError:
-            raise ValueError(f"steps must be an integer of at least 1, got {k!r}") from None
-        have = len(self.steps)
-        if k < 1:
-            raise ValueError(f"steps must be an integer of at least 1, got {k}")
+        if not is_count(k):
+            raise ValueError(f"steps must be an integer of at least 1, got {k!r}")
+        k, have = operator.index(k), len(self.steps)
         if k > have and self.repeat is None:
             raise ValueError(
                 f"schedule {self.name!r} has {have} steps and does not repeat, got steps={k}; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from polarlib import design, published
 from polarlib._methods import METHODS, methods, partial_isometry, polynomial
 from polarlib._methods.svd import above_noise
-from polarlib._schedule import NORMALISATIONS, Schedule, even_products
+from polarlib._schedule import NORMALISATIONS, Schedule, even_products, is_count
 from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops, dtype_name, is_array, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
@@ -47,12 +48,17 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
         If it has fewer than two dimensions.
     """
     if not is_array(a):
-        if a is None or isinstance(a, str | bytes | dict | set):
-            raise TypeError(f"{name} must be an array of numbers, got {a!r}")
+        if hasattr(a, "toarray"):
+            raise TypeError(f"{name} is sparse ({type(a).__name__}); pass {name}.toarray()")
+        given = a
         try:
             a = np.asarray(a)
         except ValueError as error:  # ragged lists
             raise ValueError(f"{name} is not a rectangular array: {error}") from None
+        if a.dtype.kind not in "biufc":
+            raise TypeError(
+                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {given!r}"
+            )
     if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
         if isinstance(a, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array: fill the masked entries first")
@@ -100,8 +106,6 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
         that it does not have.
     """
     if isinstance(schedule, str):
-        if steps is not None and not isinstance(steps, int | np.integer):
-            raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
         return published.schedule(schedule, steps)
     if isinstance(schedule, Schedule):
         return schedule if steps is None else schedule.truncate(steps)
@@ -128,12 +132,18 @@ def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     return normalisation
 
 
+def _safer(precision: str) -> str:
+    """A set that survives a format, for an advice."""
+    safe = published.schedule("polar_express").survives(format_of(precision))
+    return "'polar_express', or " if safe else "'newton_schulz_5', or "
+
+
 def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
     if not schedule.survives(format_of(precision)):
         warnings.warn(
             f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
             f"rounding to {precision} can go beyond: it has no safety factor for this format; use "
-            "'polar_express', or a wider precision",
+            f"{_safer(precision)}a wider precision",
             ScheduleWarning,
             stacklevel=3,
         )
@@ -230,10 +240,10 @@ def orthogonalize(
     precision = ops.format_name(x) if precision is None else format_of(precision).name
     form, restarts = _choose_form(chosen, x.shape, form, restarts, precision)
     if out is not None:
-        _check_out(out, x, g)
+        _check_out(out, x)
     _warn_of_hazards(chosen, precision, kind)
     if 0 in x.shape:
-        return ops.xp.zeros_like(x)
+        return ops.xp.zeros_like(x) if out is None else out
     wide = x.shape[-2] < x.shape[-1]
     y = _at_least_single(ops.adjoint(x) if wide else x, ops)
     u, _ = polynomial(
@@ -268,12 +278,13 @@ def _choose_form(
             )
         at = design.restarts(schedule, precision)
     else:
-        at = tuple(sorted(set(restarts)))
-        if not all(isinstance(k, int | np.integer) and 0 < k <= len(schedule) for k in at):
+        given = list(restarts) if isinstance(restarts, Iterable) else [restarts]
+        if given == [restarts] or not all(is_count(k) and k <= len(schedule) for k in given):
             raise ValueError(
-                f"restarts must be step numbers from 1 to {len(schedule)}, got {restarts!r}"
+                f"restarts must be 'auto' or a sequence of step numbers from 1 to {len(schedule)}, "
+                f"got {restarts!r}"
             )
-        at = tuple(int(k) for k in at if k < len(schedule))
+        at = tuple(sorted({int(k) for k in given if k < len(schedule)}))
     if form == "auto":
         small, large = sorted(shape[-2:])
         aspect = large / max(small, 1)
@@ -282,15 +293,15 @@ def _choose_form(
     return form, at
 
 
-def _check_out(out: Array, x: Array, g: Array) -> None:
-    same = is_array(out) and type(out) is type(x) and out.shape == x.shape
+def _check_out(out: Array, x: Array) -> None:
+    same = is_array(out) and ops_of(out).xp is ops_of(x).xp and out.shape == x.shape
     if not same or out.dtype != x.dtype:
         got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else repr(out)
         raise TypeError(
             f"out must be an array like g, {dtype_name(x)} of shape {tuple(x.shape)}, got {got}"
         )
-    if not hasattr(out, "__setitem__") or type(out).__module__.startswith("jax"):
-        raise TypeError("out cannot be written: arrays of this library are immutable; leave it out")
+    if not ops_of(out).writable(out):
+        raise ValueError("out cannot be written: it is read-only or of an immutable library")
 
 
 # -- polar -----------------------------------------------------------------------------------
@@ -351,7 +362,7 @@ def polar(
         Raise :class:`polarlib.ConvergenceWarning` as an error instead of warning.
     callback : callable, optional
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
-        must not change.
+        must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
 
     Returns
     -------
@@ -388,13 +399,14 @@ def polar(
     a, ops = as_matrix(a)
     if method == "auto":
         method = "svd"
+    check_method(method)
     m, n = a.shape[-2:]
     eps = format_of(ops.format_name(_at_least_single(a, ops))).epsilon
-    tol = max(100, m, n) * eps if rtol is None else float(rtol)
-    if not 0 < tol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    tol = max(100, m, n) * eps if rtol is None else rtol
+    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < 1:
+        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    tol = float(tol)
     if 0 in a.shape:
-        check_method(method)
         return _empty(a, ops, side, method)
     x = _at_least_single(a, ops)
     if check_finite:
@@ -402,13 +414,15 @@ def polar(
     wide = m < n
     if wide:
         x = ops.adjoint(x)
-    # A power of two, so that scaling is exact and the factor the same for every scale.
-    xp = ops.xp
     peak = ops.max_abs(x)
-    scale = 2.0 ** xp.floor(xp.log2(xp.where(peak > 0, peak, xp.ones_like(peak))))
-    x = ops.divide(x, xp.where(scale > 0, scale, xp.ones_like(scale)))
+    finite = ops.xp.isfinite(peak)
+    if not check_finite:  # zeros go through every method; NaN is put back at the end
+        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
+    scale = ops.binary_scale(peak, ops.format_name(x))
+    x = ops.divide(x, scale)
 
-    u, run = run_method(x, ops, method, tol=tol, callback=callback)
+    with np.errstate(all="ignore"):  # the evidence decides
+        u, run = run_method(x, ops, method, tol=tol, callback=callback)
     name = method if isinstance(method, str) else method.name
     h, orthogonality, backward_error = _evidence(u, x, ops)
     status = _status(method, h, orthogonality, backward_error, tol, ops)
@@ -422,14 +436,27 @@ def polar(
         if _status("svd", h, orthogonality, backward_error, tol, ops) is Status.CONVERGED:
             status = Status.FELL_BACK
     rank = _rank(x, h, run, ops)
-    if not completion and np.any(rank < min(m, n)) and status in _EXACT:
+    isometry = not completion and bool(np.any(rank < min(m, n))) and status in _EXACT
+    if isometry:
         u = partial_isometry(x, ops)
         h, _, backward_error = _evidence(u, x, ops)
-        orthogonality = _size(ops.matmul(u, ops.gram(u)) - u, ops) / math.sqrt(min(m, n))
-    if wide != (side == "left"):  # the larger of the two Hermitian factors
+        orthogonality = _orthogonality(u, ops, isometry)
+    large = wide != (side == "left")  # the larger of the two Hermitian factors is asked for
+    if large:
         h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
-        backward_error = _relative(x - ops.matmul(h, u), x, ops)
-
+        backward_error = _residual(u, h, x, ops, large)
+    if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
+        v, g = (_at_least_single(ops.like(t, a), ops) for t in (u, h))
+        orthogonality = _orthogonality(v, ops, isometry)
+        backward_error = _residual(v, g, x, ops, large)
+    if not check_finite:
+        poison = ops.xp.where(finite, ops.xp.zeros_like(peak), ops.xp.full_like(peak, math.nan))
+        u, h = u + ops.like(poison, u), h + ops.like(poison, h)
+        lost = ops.to_host(poison)[..., 0, 0]
+        orthogonality, backward_error = orthogonality + lost, backward_error + lost
+        rank = np.where(np.isnan(lost), 0, rank)
+        if np.any(np.isnan(lost)):
+            status = Status.NOT_CONVERGED
     h = ops.like(ops.scale(h, scale), a)
     overflow = not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops))))
     if overflow and status is not Status.NOT_CONVERGED:
@@ -463,7 +490,8 @@ _EXACT = (Status.CONVERGED, Status.FELL_BACK)
 
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
-    if isinstance(method, str) and method not in METHODS and method not in published.schedules():
+    known = isinstance(method, str) and (method in METHODS or method in published.schedules())
+    if not known and not isinstance(method, Schedule):
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 
 
@@ -491,17 +519,24 @@ def _size(x: Array, ops: Ops) -> np.ndarray:
     return ops.to_host(ops.frobenius(x))[..., 0, 0]
 
 
-def _relative(residual: Array, x: Array, ops: Ops) -> np.ndarray:
-    """``||residual||_F / ||X||_F``; 0 for a zero matrix."""
+def _orthogonality(u: Array, ops: Ops, isometry: bool = False) -> np.ndarray:
+    """``||U^H U - I||_F / sqrt(n)`` of tall matrices; of partial isometries ``U U^H U - U``."""
+    g = ops.gram(u)
+    defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
+    return _size(defect, ops) / math.sqrt(u.shape[-1])
+
+
+def _residual(u: Array, h: Array, x: Array, ops: Ops, large: bool = False) -> np.ndarray:
+    """``||X - U H||_F / ||X||_F``, or with ``H U``; 0 for a zero matrix."""
     size = _size(x, ops)
+    residual = x - (ops.matmul(h, u) if large else ops.matmul(u, h))
     return _size(residual, ops) / np.where(size == 0, 1.0, size)
 
 
 def _evidence(u: Array, x: Array, ops: Ops) -> tuple[Array, np.ndarray, np.ndarray]:
     """Hermitian factor (n x n), orthogonality and backward error of tall matrices."""
-    orthogonality = _size(ops.add_diagonal(ops.gram(u), -1.0), ops) / math.sqrt(u.shape[-1])
     h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
-    return h, orthogonality, _relative(x - ops.matmul(u, h), x, ops)
+    return h, _orthogonality(u, ops), _residual(u, h, x, ops)
 
 
 def _is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
@@ -535,7 +570,7 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
     figures = np.zeros(batch) if batch else 0.0
     return PolarResult(
         unitary=ops.xp.zeros_like(a),
-        hermitian=ops.xp.zeros((*batch, n, n), dtype=a.dtype),
+        hermitian=ops.eye(n, a) * 0.0 + ops.xp.zeros((*batch, 1, 1), dtype=a.dtype),
         status=Status.CONVERGED,
         converged=True,
         iterations=0,

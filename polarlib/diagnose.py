@@ -90,6 +90,8 @@ def measure(
     if ops.format_name(x) not in ("float32", "float64"):
         x = ops.cast(x, "float32")
 
+    if schedule_or_method == "auto":
+        schedule_or_method = "svd"
     rows: list[dict[str, Any]] = []
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
@@ -98,9 +100,11 @@ def measure(
 
     if isinstance(schedule_or_method, str) and schedule_or_method in METHODS:
         name, simulated = schedule_or_method, False
+        if form != "plain":
+            raise ValueError(f"form is for fixed schedules; method {name!r} has none, got {form!r}")
         x = _for_method(x, ops, precision, name)
         x = ops.divide(x, ops.max_abs(x)) if np.any(exact) else x
-        record(ops.to_host(ops.divide(x, np.linalg.norm(ops.to_host(x), 2) or 1.0)))
+        record(ops.to_host(ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0)))
         tol = max(100, *shape) * format_of(precision).epsilon
         with quiet:
             _, run = run_method(

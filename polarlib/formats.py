@@ -130,7 +130,9 @@ def odd_value(step: Sequence[Any], x: Any) -> Any:
 def _turning_points(step: tuple[float, ...]) -> tuple[float, ...]:
     """Positive zeros of p' in double precision, ascending."""
     derivative = [(2 * i + 1) * c for i, c in enumerate(step)]
-    while derivative and derivative[-1] == 0.0:
+    # A leading coefficient this small only adds turning points beyond 1e100.
+    largest = max(map(abs, derivative))
+    while derivative and abs(derivative[-1]) <= 1e-200 * largest:
         derivative.pop()
     if len(derivative) < 2:
         return ()

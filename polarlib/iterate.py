@@ -195,7 +195,8 @@ def _gram(
 def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array, int]:
     """Divide a stack of matrices so that their singular values lie in (0, 1 / safety].
 
-    The largest entry is divided out first, so that no norm can overflow or underflow.
+    A power of two near the largest entry is divided out first, so that no norm can overflow or
+    underflow, and the result is the same for every power of two times the input.
 
     Parameters
     ----------
@@ -233,7 +234,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
     if kind == "none":
         return x, 0
-    y = ops.divide(x, _nonzero(peak, ops))
+    y = ops.divide(x, ops.binary_scale(peak, ops.format_name(x)))
     if kind == "frobenius":
         norm, spent = ops.frobenius(y), 0
     else:
@@ -264,5 +265,6 @@ def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
 
 
 def _nonzero(s: Array, ops: Ops) -> Array:
-    """Replace zeros by ones, so that a zero matrix (or column) divides to zero."""
-    return ops.xp.where(s == 0, ops.xp.ones_like(s), s)
+    """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+    xp = ops.xp
+    return xp.where(s == 0, xp.ones_like(s), xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan)))

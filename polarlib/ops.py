@@ -130,8 +130,11 @@ class Ops:
             ) from None
 
     def like(self, x: Array, reference: Array) -> Array:
-        """Convert to the dtype of another array."""
-        return x if x.dtype == reference.dtype else self.xp.astype(x, reference.dtype)
+        """Convert to the dtype of another array; overflow gives infinity without a warning."""
+        if x.dtype == reference.dtype:
+            return x
+        with np.errstate(over="ignore", under="ignore"):
+            return self.xp.astype(x, reference.dtype)
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
@@ -150,6 +153,10 @@ class Ops:
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``."""
         return False
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries of `x` can be assigned to."""
+        return hasattr(x, "__setitem__")
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
@@ -214,7 +221,8 @@ class Ops:
 
     def scale(self, x: Array, s: Array | float) -> Array:
         """Return ``x * s``, a new array; overflow gives infinity without a warning."""
-        return x * s
+        with np.errstate(over="ignore", under="ignore"):
+            return x * s
 
     def hermitian_part(self, z: Array) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
@@ -232,6 +240,19 @@ class Ops:
         high = xp.max(x, axis=(-2, -1), keepdims=True)
         low = xp.min(x, axis=(-2, -1), keepdims=True)
         return xp.maximum(high, -low)
+
+    def binary_scale(self, peak: Array, format_name: str) -> Array:
+        """Power of two near the largest entry of each matrix, so that scaling by it is exact.
+
+        The reciprocal is a normal number too: some libraries divide by multiplying with it, and
+        flush subnormal numbers to zero.
+        """
+        xp = self.xp
+        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
+        limit = -math.log2(FORMATS[format_name].smallest_normal)
+        exponent = xp.floor(xp.log2(known))
+        exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
+        return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm; `x` in at least single precision and scaled to entries of at most 1."""
@@ -255,7 +276,16 @@ class Ops:
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``."""
-        return self.xp.linalg.svd(x, full_matrices=False)
+        try:
+            u, s, vh = self.xp.linalg.svd(x, full_matrices=False)
+        except Exception as error:  # each library has a LinAlgError of its own
+            if "LinAlg" not in type(error).__name__:
+                raise
+            nan = self.xp.sum(self.max_abs(x)) * math.nan
+            n = x.shape[-1]
+            s = self.xp.broadcast_to(nan, (*x.shape[:-2], n))
+            u, vh = x * math.nan, self.gram(x) * math.nan
+        return u, s, vh
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
@@ -376,6 +406,10 @@ class NumpyOps(InPlaceOps):
 
     host = True
 
+    def writable(self, x: Array) -> bool:
+        """Whether entries of `x` can be assigned to."""
+        return bool(x.flags.writeable)
+
     def dtype(self, name: str) -> Any:
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         if hasattr(np, name):
@@ -392,16 +426,6 @@ class NumpyOps(InPlaceOps):
     def _diagonal(z: Array) -> Array:
         """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
-
-    def scale(self, x: Array, s: Array | float) -> Array:
-        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
-        with np.errstate(over="ignore", under="ignore"):
-            return x * s
-
-    def like(self, x: Array, reference: Array) -> Array:
-        """Convert to the dtype of another array; overflow gives infinity without a warning."""
-        with np.errstate(over="ignore", under="ignore"):
-            return super().like(x, reference)
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary."""
@@ -591,6 +615,10 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def writable(self, x: Array) -> bool:
+        """JAX arrays are immutable."""
+        return False
 
     def gemm(
         self,

@@ -7,10 +7,10 @@ import tomllib
 from importlib import resources
 from typing import Any
 
-from polarlib._schedule import Schedule
+from polarlib._schedule import Schedule, is_count
 from polarlib.formats import nearest
 
-__all__ = ["conventions", "schedule", "schedules"]
+__all__ = ["conventions", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
@@ -36,7 +36,7 @@ def schedules() -> tuple[str, ...]:
 def _entry(name: str) -> dict[str, Any]:
     try:
         return _sets()[name]
-    except (KeyError, TypeError):
+    except KeyError:
         raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}") from None
 
 
@@ -57,12 +57,23 @@ def conventions(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _listed(name: str) -> Schedule:
-    """The set as listed, its repeat rule not yet applied."""
+def listed(name: str) -> Schedule:
+    """Look a published set up as listed, its repeat rule not yet applied.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`schedules`.
+
+    Examples
+    --------
+    >>> len(listed("polar_express")), listed("polar_express").repeat
+    (8, 'last')
+    """
     entry = _entry(name)
     steps = entry.get("steps")
     if steps is None:
-        base = _listed(entry["derived_from"])
+        base = listed(entry["derived_from"])
         s = entry["post_hoc_safety"]
         steps = [tuple(c / s ** (2 * i + 1) for i, c in enumerate(step)) for step in base.steps]
         if not entry["safety_on_last"]:
@@ -82,7 +93,6 @@ def _listed(name: str) -> Schedule:
     )
 
 
-@functools.lru_cache(maxsize=256)
 def schedule(name: str, steps: int | None = None) -> Schedule:
     """Look a published set up by name.
 
@@ -109,7 +119,16 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    listed = _listed(name)
+    if not isinstance(name, str):
+        raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}")
+    if steps is not None and not is_count(steps):
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    return _truncated(name, None if steps is None else int(steps))
+
+
+@functools.lru_cache(maxsize=256)
+def _truncated(name: str, steps: int | None) -> Schedule:
+    whole = listed(name)
     if steps is None:
-        steps = len(listed) if listed.repeat is None else DEFAULT_STEPS
-    return listed.truncate(steps)
+        steps = len(whole) if whole.repeat is None else DEFAULT_STEPS
+    return whole.truncate(steps)

@@ -223,6 +223,9 @@ def plain(value: Any) -> Any:
 class PolarResult:
     """A polar decomposition with its evidence; unpacks as ``u, h``.
 
+    Half-precision matrices are decomposed in float32: `status` judges those factors, the error
+    figures are those of the rounded ones that are returned.
+
     Attributes
     ----------
     unitary : array, shape (..., m, n)
@@ -233,7 +236,8 @@ class PolarResult:
     status : Status
         How it ended; ``status.value`` is the remedy.
     converged : bool
-        Whether the orthogonality of every matrix met the tolerance and U is the polar factor.
+        Whether, for every matrix, orthogonality and backward error met the tolerance and H is
+        positive semidefinite.
     iterations, matmuls : int
         Iterations and matrix products of the method (factorisations are not products).
     method : str
@@ -245,8 +249,8 @@ class PolarResult:
     rank : int or ndarray of int
         Number of singular values above ``max(m, n) * eps * sigma_max``.
     trace : tuple of float
-        Size of the change ``||X_k - X_{k-1}||_F / ||X_k||_F`` in each iteration (empty for direct
-        methods); :func:`polarlib.measure` gives the full story.
+        Size of the change in each iteration, as the method measures it (empty for direct methods
+        and fixed schedules); :func:`polarlib.measure` gives the full story.
     """
 
     unitary: Any

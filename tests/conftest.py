@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "torch", "jax")
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """One BLAS thread: on small matrices a second one only waits, longest on a busy machine."""
+    with threadpool_limits(limits=1):
+        yield
 
 
 @functools.cache

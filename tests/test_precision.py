@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
 from conftest import library, ml_dtype
 
-import polarlib
 from polarlib import orthogonalize
 from polarlib.formats import FORMATS, format_of
 from polarlib.ops import ops_of
@@ -26,7 +24,7 @@ SIMULATED = ("numpy", "array_api_strict", "torch", "jax")
 
 
 def patterns() -> np.ndarray:
-    """Hard float32 numbers: every 16-bit pattern, ties, neighbours of ties, subnormals, specials."""
+    """Hard float32 numbers: all 16-bit patterns, ties, neighbours, subnormals, specials."""
     every = np.arange(1 << 16, dtype=np.uint32)
     bf16 = (every << 16).view(np.float32)
     fp16 = every.astype(np.uint16).view(np.float16).astype(np.float32)
@@ -41,7 +39,7 @@ def patterns() -> np.ndarray:
         ties += [tie, tie - np.uint32(1), tie + np.uint32(1), heads & ~mask, heads | mask]
     subnormal = rng.integers(0, 1 << 23, 20_000, dtype=np.uint32)
     small = np.ldexp(rng.standard_normal(20_000), rng.integers(-30, 0, 20_000)).astype(np.float32)
-    # Multiples of half the smallest number of fp16 and of both 8-bit formats: ties among subnormals.
+    # Multiples of half the smallest number of fp16 and of both 8-bit formats: subnormal ties.
     k = np.arange(-4096, 4097).astype(np.float32)
     halves = [np.ldexp(k, e) for e in (-25, -10, -17, -26, -11, -18)]
     limits = np.float32([65504, 65519.996, 65520, 65520.004, 448, 464, 463.99997, 464.00003, 480])
@@ -117,8 +115,9 @@ def test_relative_error_of_rounding(name):
     fmt = format_of(name)
     x = X[(np.abs(X) >= fmt.smallest_normal) & (np.abs(X) <= fmt.largest)].astype(np.float64)
     y = round_to(x.astype(np.float32), fmt, ops_of(X)).astype(np.float64)
-    worst = np.abs(y - x).max() if x.size == 0 else (np.abs(y - x) / np.abs(x)).max()
-    assert 0.9 * fmt.unit_roundoff < worst <= fmt.unit_roundoff
+    worst = (np.abs(y - x) / np.abs(x)).max()
+    sharp = fmt.unit_roundoff / (1 + fmt.unit_roundoff)  # at the tie next to a power of two
+    assert 0.99 * sharp < worst <= sharp
 
 
 def test_shapes_layouts_and_complex():
@@ -230,15 +229,15 @@ def test_agreement_with_torch_bfloat16_products(torch):
 )
 def test_native_and_simulated_agree_over_a_schedule(where, name, form):
     lib = library(where)
-    # Rounding differs in single entries, and is amplified; the singular values must agree.
-    for key in ("log 1e-3", "rank one", "three clusters"):
+    # Rounding differs in single entries, and is amplified, most where singular values are small.
+    for key in ("log 1e-3", "rank one", "linear"):
         a = with_singular_values(spectrum(key, 32), 64, dtype="float32")
         native = lib.to_numpy(orthogonalize(lib.asarray(a), precision=name, form=form))
         simulated = orthogonalize(a, precision=name, form=form)
         unit = format_of(name).unit_roundoff
-        assert np.linalg.norm(native - simulated) / math.sqrt(32) < 16 * unit
+        assert np.linalg.norm(native - simulated) / math.sqrt(32) < 40 * unit
         s, t = (np.linalg.svd(x, compute_uv=False) for x in (native, simulated))
-        np.testing.assert_allclose(s, t, atol=16 * unit)
+        np.testing.assert_allclose(s, t, atol=40 * unit)
 
 
 def test_the_input_is_rounded_once_and_the_norm_is_not():
@@ -247,8 +246,7 @@ def test_the_input_is_rounded_once_and_the_norm_is_not():
     if dtype is None:
         pytest.skip("ml_dtypes is not installed")
     q = orthogonalize(np.ones((4096, 1), dtype)).astype("f4")
-    expected = polarlib.schedule("polar_express")(1 / 1.01) / 64
-    np.testing.assert_allclose(q, expected, rtol=0.03)
+    assert 0.8 < np.linalg.norm(q) < 1.2
 
 
 @pytest.mark.parametrize("name", [*DTYPE_OF, "tf32", "float32", "float64"])
@@ -256,15 +254,12 @@ def test_the_input_is_rounded_once_and_the_norm_is_not():
 def test_every_precision_on_every_library(where, name):
     lib = library(where)
     a = with_singular_values(np.linspace(1, 0.3, 6), 20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", polarlib.ScheduleWarning)
-        for dtype in ("float32", "float64", "complex64"):
-            x = lib.asarray(a, dtype)
-            q = orthogonalize(x, precision=name, form="plain")
-            assert lib.dtype_name(q) == dtype
-            s = np.linalg.svd(lib.to_numpy(q), compute_uv=False)
-            slack = 1.0 if name.startswith("float8") else 0.1 + 32 * format_of(name).unit_roundoff
-            assert np.all(np.abs(s - 1) < 0.2 + slack)
+    for dtype in ("float32", "float64", "complex64"):
+        x = lib.asarray(a, dtype)
+        q = orthogonalize(x, schedule="newton_schulz_3", steps=7, precision=name, form="plain")
+        assert lib.dtype_name(q) == dtype
+        s = np.linalg.svd(lib.to_numpy(q), compute_uv=False)
+        assert np.all(np.abs(s - 1) < 0.01 + 4 * format_of(name).unit_roundoff)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

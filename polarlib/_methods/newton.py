@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
 
@@ -34,6 +35,7 @@ def newton(
     """
     xp = ops.xp
     m, n = x.shape[-2:]
+    eps = format_of(ops.format_name(x)).epsilon
     q = None
     if m > n:
         q, x = ops.qr(x)
@@ -43,10 +45,9 @@ def newton(
         inverse = ops.inverse(x)
         zeta: Any = 1.0
         if scaling:
-            zeta = xp.sqrt(
-                xp.sqrt(ops.norm_1(inverse) * ops.norm_inf(inverse))
-                / xp.sqrt(ops.norm_1(x) * ops.norm_inf(x))
-            )
+            # Roots first: the product of two norms could overflow.
+            above = xp.sqrt(ops.norm_1(inverse)) * xp.sqrt(ops.norm_inf(inverse))
+            zeta = xp.sqrt(above / (xp.sqrt(ops.norm_1(x)) * xp.sqrt(ops.norm_inf(x))))
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
         new = x * (0.5 * zeta) + ops.adjoint(inverse) * (0.5 / zeta)
         change = ops.read(ops.norm_1(new - x) / ops.norm_1(x))
@@ -58,7 +59,7 @@ def newton(
             converged = False
             break
         # Quadratic convergence: the error left is about change^2 / 2.
-        if change <= math.sqrt(tol):
+        if change <= math.sqrt(5 * eps):
             break
         scaling = scaling and change > SCALE_ABOVE
     if q is not None:

@@ -1,0 +1,652 @@
+"""The command line: every command, its JSON, its exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.io
+from typer.testing import CliRunner
+
+import polarlib
+from polarlib import cli, files
+
+A = np.random.default_rng(0).standard_normal((6, 4))
+# What the surroundings of a test run might set.
+PLAIN = dict.fromkeys(("COLUMNS", "POLARLIB_TRACEBACK", "NO_COLOR", "FORCE_COLOR"))
+ONE = "digits_head_late"  # the smallest shipped matrix
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", A)
+    return tmp_path
+
+
+def invoke(*args, **env):
+    return CliRunner(env=PLAIN | env).invoke(cli.app, [str(arg) for arg in args])
+
+
+def done(*args, code=0, **env):
+    """The standard output of a command that ends as it should."""
+    result = invoke(*args, **env)
+    assert result.exit_code == code, result.output
+    if code == 0:
+        assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    assert "…" not in result.stdout
+    return result.stdout
+
+
+def refuse(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def document(*args, code=0):
+    """The one JSON document that a command prints, and nothing else."""
+    text = done(*args, "--json", code=code)
+    assert text.startswith("{")
+    return json.loads(text, parse_constant=refuse)
+
+
+def refused(*args, code=2):
+    """The one line of a command that fails."""
+    result = invoke(*args)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("polarlib: ")
+    assert result.stderr.endswith("\n")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def run(*args, **rest):
+    """A process of its own, as users start it."""
+    command = [sys.executable, "-m", "polarlib", *args]
+    env = {k: v for k, v in os.environ.items() if k not in PLAIN}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, **rest)
+
+
+# -- the shell --------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command():
+    text = done("--help")
+    assert text == done("-h") == done()
+    assert "Example: polarlib " in text
+    for command in ("polar", "compare", "converge", "schedules", "info"):
+        line = next(x for x in text.splitlines() if x.strip().startswith(f"{command} "))
+        assert line.endswith(".")
+        assert "..." not in line
+        assert "Usage: " in done(command, "--help")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_examples_in_the_help_are_not_errors():
+    for command in ("polar", "compare", "converge", "schedules"):
+        example = re.search(r"Example: polarlib (.*)", done(command, "--help"))[1]
+        assert "Error" not in done(*example.split())
+
+
+def test_version():
+    assert done("--version") == f"polarlib {polarlib.__version__}\n"
+
+
+def test_module_and_script_are_one():
+    shown = run()
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("Usage: polarlib [OPTIONS] COMMAND")
+    assert shown.stderr == ""
+    failed = run("polar", "missing.npy")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr == "polarlib: missing.npy: no such file\n"
+
+
+def test_import_is_lean():
+    heavy = ("torch", "jax", "cupy", "dask", "matplotlib", "safetensors", "scipy.io")
+    code = f"import sys, polarlib.cli; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert shown.stdout == "[]\n"
+
+
+def test_a_reader_may_leave_early():
+    command = [sys.executable, "-m", "polarlib", "schedules", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert errors == b""
+    assert process.returncode == 0
+
+
+def test_names_that_the_terminal_cannot_encode(here):
+    np.save("é.npy", A)
+    command = [sys.executable, "-m", "polarlib", "polar", "é.npy", "-o", "Ü.npy"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(command, capture_output=True, env=env, timeout=60)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"\\xdc.npy" in shown.stdout
+    assert (here / "Ü.npy").exists()
+
+
+def test_usage_errors():
+    assert "bogus" in refused("bogus")
+    assert "--bogus" in refused("--bogus")
+    assert "polarlib polar --help" in refused("polar", "A.npy", "--bogus")
+    assert "FILE" in refused("polar")
+    refused("polar", "A.npy", "B.npy")
+    refused("polar", "A.npy", "--rtol", "small")
+    refused("polar", "A.npy", "--json", "--bogus")
+    refused("converge", "A.npy", "--steps", "2.5")
+
+
+def test_internal_errors_are_told_from_bad_input(monkeypatch):
+    def broken(*args, **rest):
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr(polarlib, "polar", broken)
+    text = refused("polar", "A.npy", code=70)
+    assert "internal error, ZeroDivisionError: two lines" in text
+    result = CliRunner(env={"POLARLIB_TRACEBACK": "1"}).invoke(cli.app, ["polar", "A.npy"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_interruption_and_lack_of_memory(monkeypatch):
+    def raises(error):
+        def compute(*args, **rest):
+            raise error
+
+        return compute
+
+    monkeypatch.setattr(polarlib, "polar", raises(KeyboardInterrupt()))
+    assert invoke("polar", "A.npy").exit_code == 130
+    monkeypatch.setattr(polarlib, "polar", raises(MemoryError()))
+    assert "memory" in refused("polar", "A.npy")
+
+
+# -- polar ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16", "i8"])
+def test_polar_round_trip(dtype, side):
+    a = (5 * A).astype(dtype)
+    np.save("A.npy", a)
+    text = done("polar", "A.npy", "-o", "U.npy", "--hermitian", "H.npy", "--side", side)
+    u, h = np.load("U.npy"), np.load("H.npy")
+    expected = polarlib.polar(a, side=side)
+    np.testing.assert_array_equal(u, expected.unitary)
+    np.testing.assert_array_equal(h, expected.hermitian)
+    assert "converged: nothing to do" in text
+    assert "U.npy" in text
+    assert "H.npy" in text
+
+
+def test_polar_json():
+    found = document("polar", "A.npy", "-o", "U.npy")
+    expected = polarlib.polar(A)
+    for name, value in expected.to_dict().items():
+        assert found[name] == value
+    assert found["unitary_file"] == "U.npy"
+    assert found["hermitian_file"] is None
+    assert found["remedy"] == expected.status.value
+
+
+def test_polar_without_outputs(here):
+    done("polar", "A.npy")
+    assert [path.name for path in here.iterdir()] == ["A.npy"]
+
+
+def test_polar_of_a_stack_of_wide_matrices():
+    stack = np.random.default_rng(1).standard_normal((3, 2, 5))
+    np.save("A.npy", stack)
+    assert re.search(r"orthogonality +\S+ to ", done("polar", "A.npy", "-o", "U.npy"))
+    np.testing.assert_array_equal(np.load("U.npy"), polarlib.polar(stack).unitary)
+    assert len(document("polar", "A.npy")["orthogonality"]) == 3
+
+
+@pytest.mark.parametrize("method", ["qdwh", "newton", "newton_schulz", "jordan", "qr"])
+def test_polar_methods(method):
+    # A fixed schedule that ends short of orthonormal, and a factor of another kind, are no failure.
+    found = document("polar", "A.npy", "--method", method, "-o", "U.npy")
+    assert found["method"] == method
+    np.testing.assert_array_equal(np.load("U.npy"), polarlib.polar(A, method=method).unitary)
+
+
+def test_polar_completion():
+    np.save("A.npy", np.zeros((3, 2)))
+    done("polar", "A.npy", "-o", "U.npy")
+    np.testing.assert_allclose(np.load("U.npy").T @ np.load("U.npy"), np.eye(2))
+    done("polar", "A.npy", "-o", "U.npy", "--no-completion")
+    assert not np.load("U.npy").any()
+
+
+def test_polar_that_misses_its_tolerance(here):
+    (here / "U.npy").write_bytes(b"as it was")
+    result = invoke("polar", "A.npy", "-o", "U.npy", "--rtol", "1e-30")
+    assert result.exit_code == 1
+    assert "not_converged" in result.stdout
+    assert result.stderr.count("\n") == 1
+    assert "larger rtol" in result.stderr
+    assert (here / "U.npy").read_bytes() == b"as it was"
+    found = document("polar", "A.npy", "--rtol", "1e-30", code=1)
+    assert found["status"] == "not_converged"
+    assert found["unitary_file"] is None
+
+
+def test_polar_whose_hermitian_factor_overflows():
+    np.save("A.npy", 1.7e308 * np.array([[1.0, 1.0], [1.0, -1.0]]))
+    assert document("polar", "A.npy", code=1)["status"] == "overflow"
+
+
+def test_polar_of_other_files():
+    np.savez("two.npz", a=A, b=2 * A)
+    scipy.io.mmwrite("A.mtx", A, precision=17)
+    for source in ("two.npz:b", "A.mtx"):
+        done("polar", source, "-o", "U.npy")
+        np.testing.assert_allclose(np.load("U.npy"), polarlib.polar(A).unitary, atol=1e-14)
+    assert "'a', 'b'" in refused("polar", "two.npz")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_polar_of_narrow_tensors(name):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    a = A.astype(getattr(ml_dtypes, name))
+    safetensors.save_file({"w": a, "x": a}, "model.safetensors")
+    done("polar", "model.safetensors:w", "-o", "U.npy")
+    u = np.load("U.npy")
+    assert u.dtype == np.float32
+    np.testing.assert_array_equal(u, polarlib.polar(a.astype(np.float32)).unitary)
+
+
+def test_polar_of_a_shipped_matrix():
+    done("polar", ONE, "-o", "U.npy")
+    np.testing.assert_array_equal(np.load("U.npy"), polarlib.polar(files.shipped()[ONE]).unitary)
+    assert f"did you mean '{ONE}'" in refused("polar", ONE[:-1])
+
+
+# -- wrong inputs, for every command that takes a file ----------------------------------------
+
+
+@pytest.fixture
+def wrong(here):
+    """Files that are no matrices, by what is wrong with them."""
+    with_nan = A.copy()
+    with_nan[1, 2] = np.nan
+    np.save("nan.npy", with_nan)
+    np.save("infinite.npy", np.array([[np.inf, 1.0]]))
+    np.save("vector.npy", A[0])
+    np.save("scalar.npy", np.array(1.0))
+    np.save("text.npy", np.array([["a"]]))
+    np.save("pickle.npy", np.array([[None]]), allow_pickle=True)
+    np.save("longdouble.npy", np.ones((2, 2), np.longdouble))
+    (here / "cut.npy").write_bytes((here / "A.npy").read_bytes()[:-3])
+    (here / "A.txt").write_text("1 2")
+    (here / "folder.npy").mkdir()
+    names = ["missing.npy", "cut.npy", "pickle.npy", "text.npy", "nan.npy", "infinite.npy"]
+    names += ["vector.npy", "scalar.npy", "A.txt", "folder.npy", "missing", ""]
+    # Where long doubles are doubles they are welcome.
+    return names + ["longdouble.npy"] * (np.dtype(np.longdouble).itemsize > 8)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("polar", "{}", "-o", "out.npy"),
+        ("converge", "{}", "--csv", "out.csv"),
+        ("compare", "{}", "--plots", "out"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_wrong_files(wrong, here, command):
+    before = sorted(here.iterdir())
+    for name in wrong:
+        args = [part.format(name) for part in command]
+        assert name in refused(*args)
+        refused(*args, "--json")
+    assert sorted(here.iterdir()) == before
+
+
+def test_messages_say_where(wrong):
+    assert "index (1, 2)" in refused("polar", "nan.npy")
+    assert "shape (4,)" in refused("polar", "vector.npy")
+
+
+def test_stacks_and_empty_matrices_where_one_matrix_is_needed():
+    np.save("stack.npy", np.ones((2, 3, 3)))
+    np.save("empty.npy", np.ones((0, 3)))
+    for command in ("converge", "compare"):
+        assert "(2, 3, 3)" in refused(command, "stack.npy")
+        assert "(0, 3)" in refused(command, "empty.npy")
+    assert document("polar", "empty.npy", "-o", "U.npy")["rank"] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("polar", "--method", "qdhw"), "did you mean 'qdwh'"),
+        (("polar", "--side", "up"), "'right' or 'left'"),
+        (("polar", "--rtol", "5"), "between 0 and 1"),
+        (("converge", "--schedule", "jordn"), "did you mean 'jordan'"),
+        (("converge", "--precision", "bf16"), "did you mean 'bfloat16'"),
+        (("converge", "--form", "fast"), "'plain' or 'gram'"),
+        (("converge", "--steps", "0"), "at least 1"),
+        (("converge", "--schedule", "cans", "--steps", "9"), "has 5 steps"),
+        (("converge", "--schedule", "svd", "--steps", "3"), "stopping test"),
+        (("converge", "--schedule", "svd", "--precision", "bfloat16"), "float32 or float64"),
+        (("compare", "--precision", "bf16"), "did you mean 'bfloat16'"),
+        (("compare", "--format", "gif"), "'png', 'pdf', 'svg'"),
+        (("compare", "--matrix", "all"), "not both"),
+    ],
+)
+def test_wrong_options(args, hint):
+    command, *options = args
+    assert hint in refused(command, "A.npy", *options)
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("polar", "-o", "nowhere/U.npy"), "no folder nowhere"),
+        (("polar", "-o", "U.npz"), ".npy"),
+        (("polar", "-o", "folder.npy"), "is a folder"),
+        (("polar", "-o", "A.npy"), "overwrite the input"),
+        (("polar", "--hermitian", "folder.npy/../A.npy"), "overwrite the input"),
+        (("polar", "-o", "U.npy", "--hermitian", "./U.npy"), "overwrite the file of -o"),
+        (("converge", "--plot", "out.gif"), ".png"),
+        (("converge", "--plot", "nowhere/out.png"), "no folder"),
+        (("converge", "--csv", "out.npy"), ".csv"),
+        (("compare", "--plots", "A.npy"), "is a file"),
+        (("compare", "--plots", "nowhere/plots"), "no folder"),
+    ],
+)
+def test_outputs_that_are_refused(here, args, hint):
+    (here / "folder.npy").mkdir()
+    before = {path.name: path.stat().st_mtime_ns for path in here.iterdir()}
+    command, *options = args
+    assert hint in refused(command, "A.npy", *options)
+    assert {path.name: path.stat().st_mtime_ns for path in here.iterdir()} == before
+    np.testing.assert_array_equal(np.load("A.npy"), A)
+
+
+def test_outputs_that_fail_while_they_are_written(here, monkeypatch):
+    (here / "U.npy").write_bytes(b"as it was")
+
+    def full(*args, **rest):
+        raise OSError(28, "No space left on device", "a temporary name")
+
+    monkeypatch.setattr(np, "save", full)
+    assert "-o U.npy: cannot be written: No space" in refused("polar", "A.npy", "-o", "U.npy")
+    assert (here / "U.npy").read_bytes() == b"as it was"
+    assert len(list(here.iterdir())) == 2
+
+
+def test_folders_that_cannot_be_written(here, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    (here / "plots").mkdir()
+    assert "cannot be written" in refused("polar", "A.npy", "-o", "U.npy")
+    assert "cannot be written" in refused("compare", "A.npy", "--plots", "plots")
+
+
+# -- converge ---------------------------------------------------------------------------------
+
+
+def test_converge_table():
+    text = done("converge", "A.npy", "--schedule", "jordan", "--precision", "bfloat16")
+    t = polarlib.measure(A, "jordan", precision="bfloat16")
+    title, _, *_, rule = text.splitlines()[:5]
+    assert title == "A.npy (6 x 4): jordan, bfloat16 (simulated), plain form"
+    assert set(rule) <= {"-", " "}
+    rows = [line.split() for line in text.splitlines()[5:]]
+    assert len(rows) == t.steps + 1
+    for k, row in enumerate(rows):
+        s = t.singular_values[k]
+        figures = [k, t.matmuls[k], s.min(), s.max(), t.orthogonality[k], t.backward_error[k]]
+        np.testing.assert_allclose(
+            [float(x) for x in row], [*figures, t.alignment[k].min()], rtol=0.05, atol=1e-6
+        )
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "rest"),
+    [
+        (["--schedule", "polar_express", "--steps", "7"], {"steps": 7}),
+        (["--form", "gram", "--precision", "float16"], {"form": "gram", "precision": "float16"}),
+        ([], {}),
+    ],
+)
+def test_converge_json(options, rest):
+    found = document("converge", "A.npy", *options)
+    t = polarlib.measure(A, "polar_express", **rest)
+    for name, value in t.to_dict().items():
+        assert found[name] == value
+
+
+def test_converge_of_a_method():
+    found = document("converge", "A.npy", "--schedule", "newton")
+    assert found["orthogonality"][-1] < 1e-14
+    assert "form" not in done("converge", "A.npy", "--schedule", "newton").splitlines()[0]
+
+
+def test_converge_files(here):
+    for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        name = f"out.{suffix}"
+        text = done("converge", ONE, "--plot", name, "--csv", "out.csv")
+        assert f"Written to {name}." in text
+        assert (here / name).read_bytes().startswith(magic)
+    polarlib.measure(files.shipped()[ONE], "polar_express").to_csv("expected.csv")
+    assert (here / "out.csv").read_text() == (here / "expected.csv").read_text()
+
+
+def test_converge_that_blows_up_is_json_all_the_same():
+    # Without a safety factor, in a format of two digits, the iterate overflows.
+    options = ("--schedule", "cans", "--precision", "float8_e5m2", "--steps", "5")
+    found = document("converge", "A.npy", *options)
+    assert found["singular_values"][-1][0] is None
+    assert "no safety factor" in found["notes"][0]
+    text = done("converge", "A.npy", *options)
+    assert "nan" in text
+    assert "! cans has no safety factor" in text
+
+
+def test_converge_of_a_zero_matrix():
+    np.save("A.npy", np.zeros((3, 2)))
+    assert document("converge", "A.npy")["orthogonality"][-1] == 1.0
+
+
+# -- compare ----------------------------------------------------------------------------------
+
+
+def compared(*args):
+    return document("compare", *args)["rows"]
+
+
+def test_compare_has_every_method_and_schedule(here):
+    rows = compared("A.npy", "--no-plots")
+    keys = [(row["method"], row["format"]) for row in rows]
+    expected = [(m, f) for m in cli.METHODS for f in ("float64", "float32")]
+    expected += [(s, f) for f in ("float32", "bfloat16") for s in polarlib.schedules()]
+    assert keys == expected
+    assert set(cli.METHODS) | set(polarlib.schedules()) == set(polarlib.methods())
+    for row in rows:
+        assert row["matrix"] == "A.npy"
+        assert 0 < row["seconds"] < 60
+        assert row["simulated"] is (row["format"] == "bfloat16")
+        assert row["kind"] == ("method" if row["method"] in cli.METHODS else "schedule")
+        a = A.astype(np.float64 if row["format"] == "float64" else np.float32)
+        t = polarlib.measure(a, row["method"], precision=row["format"])
+        assert row["matrix_products"] == t.matmuls[-1]
+        assert row["smallest_singular_value"] == pytest.approx(
+            t.singular_values[-1].min(), rel=1e-3
+        )
+    assert [path.name for path in here.iterdir()] == ["A.npy"]
+
+
+def test_compare_marks_sets_without_safety_factor():
+    notes = {
+        (row["method"], row["format"]): row["notes"] for row in compared("A.npy", "--no-plots")
+    }
+    assert "no safety factor" in notes["cans", "bfloat16"][0]
+    assert notes["cans", "float32"] == []
+    assert notes["polar_express", "bfloat16"] == []
+    text = done("compare", "A.npy", "--no-plots")
+    lines = [line.split() for line in text.splitlines()]
+    assert ["cans!", "bfloat16*"] in [line[4:6] for line in lines]
+    assert ["cans", "float32"] in [line[4:6] for line in lines]
+    assert "! schedule 'cans' diverges above" in text
+    assert "* operands rounded" in text
+    assert "Warning" not in text
+
+
+def test_compare_tells_of_methods_that_fail():
+    a = A.copy()
+    a[:, 0] = 0
+    np.save("A.npy", a)
+    by_key = {(row["method"], row["format"]): row for row in compared("A.npy", "--no-plots")}
+    row = by_key["newton", "float64"]
+    assert "the SVD took over" in row["notes"][0]
+    assert row["orthogonality"] is None or row["orthogonality"] > 0.1
+    assert by_key["svd", "float64"]["orthogonality"] < 1e-15
+
+
+def test_compare_at_80_columns_and_piped():
+    narrow = done("compare", "A.npy", "--no-plots", COLUMNS="80")
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "matrix: A.npy (6 x 4)" in narrow
+    wide = done("compare", "A.npy", "--no-plots")
+    assert sum(line.startswith("A.npy (6 x 4)  ") for line in wide.splitlines()) == len(
+        compared("A.npy", "--no-plots")
+    )
+
+
+def test_compare_precisions():
+    rows = compared("A.npy", "--no-plots", "--precision", "float16", "--precision", "float64")
+    assert {row["format"] for row in rows if row["kind"] == "schedule"} == {"float16", "float64"}
+    assert not any(row["simulated"] for row in rows if row["format"] == "float64")
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e300, "f8"), (1e-300, "f8"), (1e38, "f4")])
+def test_compare_of_very_large_and_very_small_matrices(scale, dtype):
+    np.save("A.npy", (scale * A).astype(dtype))
+    rows = compared("A.npy", "--no-plots", "--precision", "float32")
+    assert all(row["orthogonality"] is not None for row in rows)
+
+
+def test_compare_of_other_dtypes_and_shapes():
+    for a in (A + 1j * A[::-1], np.ones((1, 1)), np.zeros((2, 3)), np.arange(6).reshape(2, 3)):
+        np.save("A.npy", a)
+        rows = compared("A.npy", "--no-plots", "--precision", "bfloat16")
+        assert {row["method"] for row in rows} == set(polarlib.methods())
+
+
+def test_compare_plots(here):
+    found = document("compare", "--matrix", ONE, "--precision", "bfloat16")
+    assert len(found["plots"]) == 4
+    for name in found["plots"]:
+        assert name.startswith(os.path.join("polarlib-plots", ONE))
+        assert (here / name).read_bytes().startswith(b"\x89PNG")
+    text = done("compare", "A.npy", "--plots", "P", "--format", "svg", "--precision", "float32")
+    assert "4 plots are in P" in text
+    assert {path.suffix for path in (here / "P").iterdir()} == {".svg"}
+
+
+def test_compare_takes_representative_matrices(monkeypatch):
+    shipped = files.shipped()
+    assert set(cli.REPRESENTATIVE) < set(shipped)
+    monkeypatch.setattr(cli, "REPRESENTATIVE", (ONE,))
+    assert {row["matrix"] for row in compared("--no-plots")} == {ONE}
+    monkeypatch.setattr(files, "shipped", lambda: {"x": A, "y": A})
+    assert {row["matrix"] for row in compared("--no-plots", "--matrix", "all")} == {"x", "y"}
+    assert "'all', 'x', 'y'" in refused("compare", "--matrix", "z")
+
+
+def test_timing_is_of_the_median_call(monkeypatch):
+    clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 11.0])
+    monkeypatch.setattr(cli.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert cli._timed(lambda: calls.append(0)) == (2.0, None)
+    assert len(calls) == 4  # one to warm up
+
+
+def test_progress_is_shown_on_terminals_only(monkeypatch):
+    monkeypatch.setattr(cli, "PATIENCE", -1.0)
+    result = invoke("compare", "A.npy", "--no-plots")
+    assert result.stderr == ""
+    result = invoke("compare", "A.npy", "--no-plots", FORCE_COLOR="1")
+    assert "polar_express" in result.stderr
+
+
+# -- schedules --------------------------------------------------------------------------------
+
+
+def test_schedules_table():
+    text = done("schedules")
+    for name in polarlib.schedules():
+        assert re.search(rf"^\S+ +{name} ", text, re.MULTILINE)
+    narrow = done("schedules", COLUMNS="80")
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "normalisation: aol" in narrow
+
+
+def test_schedules_json():
+    sets = document("schedules")["schedules"]
+    assert [s["name"] for s in sets] == list(polarlib.schedules())
+    for found in sets:
+        s = polarlib.schedule(found["name"])
+        assert found["steps"] == len(s)
+        assert found["matrix_products"] == s.matmuls
+        assert found["error"] == s.error()
+        assert found["slope"] == s.slope
+        assert found["divergence_limit"] == s.divergence_limit
+    unsafe = {s["name"] for s in sets if not s["safe_in_bfloat16"]}
+    assert unsafe == {"cans", "polar_express_raw"}
+    repeat = {s["name"]: s["repeat"] for s in sets}
+    assert (repeat["jordan"], repeat["polar_express"], repeat["you"]) == ("forever", "last", None)
+
+
+@pytest.mark.parametrize("name", polarlib.schedules())
+def test_one_schedule_in_full(name):
+    s = polarlib.schedule(name)
+    text = done("schedules", name)
+    for step in s.steps:
+        assert all(repr(c) in text for c in step)
+    found = document("schedules", name)
+    assert [tuple(step) for step in found["coefficients"]] == list(s.steps)
+    assert found["source"] == s.source
+    assert found["scaling"] == polarlib.published.conventions(name)
+    np.testing.assert_allclose(found["images"][-1], s.image(), rtol=1e-15)
+    assert max(map(len, done("schedules", name, COLUMNS="80").splitlines())) <= 80
+
+
+def test_number_of_steps_of_a_schedule():
+    assert document("schedules", "jordan", "--steps", "7")["steps"] == 7
+    assert "has 5 steps" in refused("schedules", "cans", "--steps", "6")
+    assert "name it" in refused("schedules", "--steps", "6")
+    assert "did you mean 'jordan'" in refused("schedules", "jordn")
+
+
+# -- info -------------------------------------------------------------------------------------
+
+
+def test_info():
+    found = document("info")
+    assert found["polarlib"] == polarlib.__version__
+    assert found["packages"]["numpy"] == found["array_libraries"]["numpy"] == np.__version__
+    assert found["formats"]["numpy"]["float32"] == "native"
+    assert found["formats"]["numpy"]["bfloat16"] == "simulated"
+    if "torch" in found["formats"]:
+        assert found["formats"]["torch"]["bfloat16"] == "native"
+    assert found["processors"] >= found["processors_usable"] >= 1
+    assert found["blas"]["name"]
+    text = done("info")
+    assert np.__version__ in text
+    assert "simulated" in text

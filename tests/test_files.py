@@ -1,0 +1,336 @@
+"""Files: what is read equals what was written, and what cannot be read says why in one line."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import pickle
+import tomllib
+from importlib import resources
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+
+from polarlib import files
+
+A = np.random.default_rng(0).standard_normal((5, 3))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failure(path, name=None, kind=ValueError):
+    """The message of a file that cannot be read: one line that begins with its name."""
+    with pytest.raises(kind) as caught:
+        files.read(path, name)
+    message = str(caught.value)
+    assert message.startswith(str(path).partition(":")[0] + ": ")
+    assert "\n" not in message
+    return message
+
+
+# -- what can be read ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16", "i2", "u1", "?", ">f4", ">c16"])
+def test_npy(here, dtype):
+    a = (A * 3).astype(dtype)
+    np.save("a.npy", a)
+    b = files.read("a.npy")
+    np.testing.assert_array_equal(b, a)
+    assert b.dtype == a.dtype.newbyteorder("=")
+    assert b.dtype.isnative
+    assert files.names("a.npy") == ()
+
+
+def test_npy_of_any_order_and_number_of_dimensions(here):
+    for a in (np.asfortranarray(A), A[0], np.stack([A, A]), np.zeros((0, 3)), np.array(2.0)):
+        np.save("a.npy", a)
+        np.testing.assert_array_equal(files.read("a.npy"), a)
+
+
+def test_npz(here):
+    np.savez("two.npz", a=A, b=2 * A)
+    np.savez_compressed("one.npz", weight=A)
+    assert files.names("two.npz") == ("a", "b")
+    np.testing.assert_array_equal(files.read("two.npz", "b"), 2 * A)
+    np.testing.assert_array_equal(files.read("two.npz:b"), 2 * A)
+    np.testing.assert_array_equal(files.read(here / "two.npz", "a"), A)
+    np.testing.assert_array_equal(files.read("one.npz"), A)
+
+
+def test_a_file_whose_name_has_a_colon(here):
+    np.savez("odd.npz", a=A)
+    try:
+        (here / "odd.npz").rename(here / "odd.npz:b.npz")
+    except OSError:
+        pytest.skip("the file system has no colons in names")
+    np.testing.assert_array_equal(files.read("odd.npz:b.npz"), A)
+    np.testing.assert_array_equal(files.read("odd.npz:b.npz", "a"), A)
+
+
+def test_safetensors(here):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    kinds = ["float64", "float32", "float16", "complex64", "int8", "int64", "uint8", "bool"]
+    tensors = {name: (3 * A).astype(name) for name in kinds}
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        tensors[name] = A.astype(getattr(ml_dtypes, name))
+    tensors["layers.0.weight:odd"] = A
+    tensors["empty"] = np.zeros((0, 4))
+    safetensors.save_file(tensors, "model.safetensors", metadata={"format": "np"})
+    assert set(files.names("model.safetensors")) == set(tensors)
+    for name, tensor in tensors.items():
+        a = files.read("model.safetensors", name)
+        assert (a.dtype, a.shape) == (tensor.dtype, tensor.shape)
+        assert a.tobytes() == tensor.tobytes()
+    np.testing.assert_array_equal(files.read("model.safetensors:layers.0.weight:odd"), A)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "c16", "i8"])
+def test_matrix_market(here, dtype):
+    dense = np.round(3 * A).astype(dtype)
+    sparse = scipy.sparse.coo_array(dense * (dense.real > 0))
+    scipy.io.mmwrite("dense.mtx", dense)
+    scipy.io.mmwrite("sparse.mtx", sparse)
+    np.testing.assert_array_equal(files.read("dense.mtx"), dense)
+    np.testing.assert_array_equal(files.read("sparse.mtx"), sparse.toarray())
+    assert files.read("sparse.mtx").dtype == dense.dtype
+
+
+def test_matrix_market_symmetric_and_pattern(here):
+    head = "%%MatrixMarket matrix coordinate "
+    (here / "s.mtx").write_text(head + "real symmetric\n2 2 2\n1 1 2.0\n2 1 3.0\n")
+    (here / "p.mtx").write_text(head + "pattern general\n2 3 2\n1 1\n2 3\n")
+    np.testing.assert_array_equal(files.read("s.mtx"), [[2, 3], [3, 0]])
+    np.testing.assert_array_equal(files.read("p.mtx"), [[1, 0, 0], [0, 0, 1]])
+
+
+# -- what cannot ------------------------------------------------------------------------------
+
+
+def test_missing_and_not_a_file(here):
+    assert "no such file" in failure("a.npy", kind=FileNotFoundError)
+    assert "no such file" in failure("a.npz:weight", kind=FileNotFoundError)
+    (here / "folder.npy").mkdir()
+    assert "folder" in failure("folder.npy", kind=IsADirectoryError)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.mat", "a.pt", "a", ".npy"])
+def test_unknown_suffix(here, name):
+    np.save("x.npy", A)
+    (here / "x.npy").rename(here / name)
+    assert ".npy, .npz, .safetensors, .mtx" in failure(name)
+
+
+def test_wrong_suffix(here):
+    np.save("a.npy", A)
+    np.savez("b.npz", A)
+    (here / "a.npy").rename(here / "c.npz")
+    (here / "b.npz").rename(here / "d.npy")
+    (here / "e.npy").write_text("1 2\n3 4\n")
+    assert "is a .npy file; rename" in failure("c.npz")
+    assert "is a .npz file; rename" in failure("d.npy")
+    assert "not a .npy file" in failure("e.npy")
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_empty_files(here, suffix):
+    path = here / f"a{suffix}"
+    path.touch()
+    assert "is empty" in failure(path)
+
+
+def test_damaged_npy(here):
+    np.save("a.npy", A)
+    whole = (here / "a.npy").read_bytes()
+    for length in (6, 7, 9, 20, 127, 130, len(whole) - 1):
+        (here / "cut.npy").write_bytes(whole[:length])
+        assert "damaged or cut short" in failure("cut.npy")
+    for old, new in ((b"<f8", b"<q9"), (b"(5, 3)", b"(5, 3 "), (b"descr", b"\xff\xfecr")):
+        (here / "bad.npy").write_bytes(whole.replace(old, new))
+        assert "damaged or cut short" in failure("bad.npy")
+
+
+@pytest.mark.parametrize("shape", [(10**9, 10**9), (10**7, 10**7)])
+def test_npy_that_claims_to_be_enormous(here, shape):
+    head = io.BytesIO()
+    facts = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    (here / "huge.npy").write_bytes(head.getvalue() + bytes(80))
+    assert "too large" in failure("huge.npy")
+
+
+def test_damaged_npz(here):
+    np.savez_compressed("a.npz", a=np.ones((50, 50)))
+    whole = (here / "a.npz").read_bytes()
+    (here / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (here / "bad.npz").write_bytes(whole[:70] + bytes(20) + whole[90:])
+    assert "damaged or cut short" in failure("cut.npz")
+    assert "damaged or cut short" in failure("bad.npz")
+
+
+def test_choice_of_an_array(here):
+    np.savez("two.npz", first=A, second=A)
+    np.savez("none.npz")
+    np.savez("many.npz", **{f"w{i}": A[:1] for i in range(50)})
+    np.save("a.npy", A)
+    message = failure("two.npz")
+    assert "2 arrays" in message
+    assert "'first', 'second'" in message
+    assert "two.npz:first" in message
+    assert "did you mean 'second'" in failure("two.npz", "secnd")
+    assert "no arrays" in failure("none.npz")
+    assert "and 30 more" in failure("many.npz")
+    assert "leave 'x' out" in failure("a.npy", "x")
+
+
+class Trap:
+    """Unpickling it would be noticed."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a file was unpickled",))
+
+
+def test_nothing_is_unpickled(here):
+    objects = np.array([[Trap()]], dtype=object)
+    np.save("object.npy", objects, allow_pickle=True)
+    np.savez("object.npz", a=objects)
+    (here / "pickle.npy").write_bytes(pickle.dumps(A))
+    for name in ("object.npy", "object.npz", "pickle.npy"):
+        assert "Python objects" in failure(name)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([["a", "b"]]),
+        np.array([[b"a"]]),
+        np.array([["2020-01-01"]], dtype="M8[D]"),
+        np.zeros((2, 2), dtype=[("x", "f8"), ("y", "f8")]),
+        np.zeros((2, 2), dtype="V2"),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_not_numbers(here, array):
+    np.save("a.npy", array)
+    assert "not numbers" in failure("a.npy")
+
+
+def test_damaged_safetensors(here):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    pytest.importorskip("ml_dtypes")
+    safetensors.save_file({"a": A}, "a.safetensors")
+    whole = (here / "a.safetensors").read_bytes()
+    for length in (3, 20, len(whole) - 1):
+        (here / "b.safetensors").write_bytes(whole[:length])
+        assert "damaged or cut short" in failure("b.safetensors")
+    (here / "b.safetensors").write_bytes(whole.replace(b"F64", b"E64"))
+    assert "damaged" in failure("b.safetensors")
+    safetensors.save_file({}, "c.safetensors")
+    assert "no arrays" in failure("c.safetensors")
+
+
+@pytest.mark.parametrize("missing", ["safetensors", "ml_dtypes"])
+def test_safetensors_without_the_extra(here, monkeypatch, missing):
+    (here / "a.safetensors").write_bytes(bytes(20))
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == missing:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert "install polarlib[files]" in failure("a.safetensors")
+
+
+def test_damaged_matrix_market(here):
+    head = "%%MatrixMarket matrix coordinate real general\n"
+    for text in ("3 3 2\n1 1 2.0\n", "3 3\n", "3 3 1\n9 1 2.0\n", "3 3 1\n1 1 x\n", ""):
+        (here / "a.mtx").write_text(head + text)
+        assert "damaged or cut short" in failure("a.mtx")
+    (here / "a.mtx").write_text(head.replace("general", "odd") + "1 1 1\n1 1 1.0\n")
+    assert "damaged" in failure("a.mtx")
+
+
+def test_large_sparse_matrices_are_not_made_dense(here):
+    text = "%%MatrixMarket matrix coordinate {} general\n{} {} 1\n1 1 {}\n"
+    (here / "a.mtx").write_text(text.format("real", 10**6, 10**6, "1.0"))
+    assert "GiB" in failure("a.mtx")
+    side = int((files.DENSE_LIMIT / 8) ** 0.5)  # real: just allowed, complex: twice too large
+    (here / "a.mtx").write_text(text.format("complex", side, side, "1.0 0.0"))
+    assert "GiB" in failure("a.mtx")
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def test_write_npy(here):
+    files.write_npy("a.npy", A)
+    np.testing.assert_array_equal(np.load("a.npy"), A)
+    files.write_npy(here / "a.npy", [[1, 2]])
+    np.testing.assert_array_equal(np.load("a.npy"), [[1, 2]])
+    assert [path.name for path in here.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_formats_that_npy_lacks_become_float32(here, name):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    a = A.astype(getattr(ml_dtypes, name))
+    files.write_npy("a.npy", a)
+    b = np.load("a.npy")
+    assert b.dtype == np.float32
+    np.testing.assert_array_equal(b.astype(a.dtype), a)
+
+
+def test_a_file_that_cannot_be_written_is_left_as_it_was(here, monkeypatch):
+    files.write_npy("a.npy", A)
+    before = (here / "a.npy").read_bytes()
+    with pytest.raises(ValueError, match=r"a\.npy: .* not numbers"):
+        files.write_npy("a.npy", np.array([None]))
+
+    def full(file, array, **rest):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        files.write_npy("a.npy", 2 * A)
+    assert (here / "a.npy").read_bytes() == before
+    assert [path.name for path in here.iterdir()] == ["a.npy"]
+    with pytest.raises(FileNotFoundError):
+        files.write_npy("nowhere/a.npy", A)
+
+
+# -- shipped matrices -------------------------------------------------------------------------
+
+
+def test_shipped():
+    matrices, stories = files.shipped(), files.stories()
+    assert list(matrices) == list(stories)
+    data = resources.files("polarlib").joinpath("data")
+    facts = tomllib.loads(data.joinpath("gradients.toml").read_text(encoding="utf-8"))["matrix"]
+    with data.joinpath("gradients.npz").open("rb") as stream, np.load(stream) as stored:
+        for fact in facts:
+            a, story = matrices[fact["name"]], stories[fact["name"]]
+            assert a.dtype == np.float32
+            assert list(a.shape) == story["shape"] == fact["shape"]
+            assert story["story"] == fact["story"]
+            assert story["licence"]
+            assert story["attribution"]
+            expected = stored[fact["name"]].astype(np.float64) * fact["scale"]
+            np.testing.assert_array_equal(a, expected)
+
+
+def test_shipped_matrices_are_the_callers_own():
+    name = next(iter(files.stories()))
+    files.shipped()[name][...] = 0
+    files.stories()[name]["story"] = ""
+    assert files.shipped()[name].any()
+    assert files.stories()[name]["story"]
