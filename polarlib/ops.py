@@ -201,11 +201,14 @@ class Ops:
         return xp.conj(xp.matrix_transpose(x)) if self.is_complex(x) else xp.matrix_transpose(x)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``, a new array."""
+        """Return ``sum c_i M_i``, a new array; 16-bit matrices are combined in float32."""
+        first = matrices[0]
+        if self.fused:
+            matrices = [self.xp.astype(m, self.xp.float32) for m in matrices]
         total = matrices[0] * coefficients[0]
         for c, m in zip(coefficients[1:], matrices[1:], strict=True):
             total = total + m * c
-        return total
+        return self.like(total, first)
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity with the dtype and device of `like`."""
@@ -385,13 +388,6 @@ class InPlaceOps(Ops):
         elif beta:
             product += c * beta
         return product
-
-    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``, a new array."""
-        total = matrices[0] * coefficients[0]
-        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
-            total += m * c
-        return total
 
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x / s``, in the storage of `x` if it is owned."""
@@ -590,7 +586,6 @@ class TorchGradOps(TorchOps):
     reusable = Ops.reusable
     fold = Ops.fold
     add_diagonal = Ops.add_diagonal
-    combine = Ops.combine
 
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x / s``, a new array."""
@@ -639,13 +634,6 @@ class JaxOps(Ops):
         product = self.xp.matmul(a, b, preferred_element_type=wide)
         return (product * alpha + c.astype(wide) * beta).astype(a.dtype)
 
-    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``; 16-bit matrices are combined in float32 and rounded once."""
-        if not self.fused:
-            return super().combine(coefficients, matrices)
-        wide = [m.astype(self.xp.float32) for m in matrices]
-        return super().combine(coefficients, wide).astype(matrices[0].dtype)
-
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
         solve = importlib.import_module("jax.scipy.linalg").solve_triangular
@@ -690,13 +678,6 @@ class CupyOps(InPlaceOps):
         product = self.matmul(a, b, out)
         product[...] = self.combine((alpha, beta), (product, c))
         return product
-
-    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``; 16-bit matrices are combined in float32 and rounded once."""
-        if not self.fused:
-            return super().combine(coefficients, matrices)
-        wide = [m.astype(self.xp.float32) for m in matrices]
-        return super().combine(coefficients, wide).astype(matrices[0].dtype)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
