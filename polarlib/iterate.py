@@ -244,27 +244,21 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
             norm, spent = ops.xp.sqrt(sums), 1
         else:
             norm, spent = _gram_moment(g, ops, 0 if kind == "schatten4" else 3)
-    return ops.divide(y, _nonzero(norm * safety, ops), owned=True), spent
+    return ops.divide(y, ops.divisor(norm * safety), owned=True), spent
 
 
 def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
     """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value, and the products spent."""
     exponent = 0.5
     bound = ops.frobenius(g)
-    g = ops.divide(g, _nonzero(bound, ops), owned=True)
+    g = ops.divide(g, ops.divisor(bound), owned=True)
     bound = bound**exponent
     for _ in range(squarings):
         g = ops.gram(g)
         norm = ops.frobenius(g)
-        g = ops.divide(g, _nonzero(norm, ops), owned=True)
+        g = ops.divide(g, ops.divisor(norm), owned=True)
         exponent /= 2
         bound = bound * norm**exponent
     # Rounding in the products is at most n eps relative to the norms, then the root is taken.
     eps = format_of(ops.format_name(g)).epsilon
     return bound * (1 + g.shape[-1] * eps), 1 + squarings
-
-
-def _nonzero(s: Array, ops: Ops) -> Array:
-    """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
-    xp = ops.xp
-    return xp.where(s == 0, xp.ones_like(s), xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan)))

@@ -244,18 +244,35 @@ class Ops:
         low = xp.min(x, axis=(-2, -1), keepdims=True)
         return xp.maximum(high, -low)
 
-    def binary_scale(self, peak: Array, format_name: str) -> Array:
+    def binary_scale(self, peak: Array, format_name: str) -> Array | float:
         """Power of two near the largest entry of each matrix, so that scaling by it is exact.
 
         The reciprocal is a normal number too: some libraries divide by multiplying with it, and
         flush subnormal numbers to zero.
         """
         xp = self.xp
-        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
         limit = -math.log2(FORMATS[format_name].smallest_normal)
+        if self._is_scalar(peak):
+            known = self.read(peak)
+            exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
+            return 2.0 ** min(max(exponent, -limit), limit)
+        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
         exponent = xp.floor(xp.log2(known))
         exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
         return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
+
+    def divisor(self, s: Array) -> Array | float:
+        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        xp = self.xp
+        if self._is_scalar(s):
+            known = self.read(s)
+            return (known or 1.0) if math.isfinite(known) else math.nan
+        finite = xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan))
+        return xp.where(s == 0, xp.ones_like(s), finite)
+
+    def _is_scalar(self, s: Array) -> bool:
+        """Whether Python's arithmetic will do, which is quicker than a library's on one number."""
+        return self.host and math.prod(s.shape) == 1
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm; `x` in at least single precision and scaled to entries of at most 1."""
@@ -541,6 +558,16 @@ class TorchOps(InPlaceOps):
         """Largest entry as a Python float (a synchronisation on a device)."""
         return float(x.detach().max())
 
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, of real and imaginary parts; one call where there are none."""
+        if self.is_complex(x):
+            return super().max_abs(x)
+        return self.torch.linalg.vector_norm(x, math.inf, dim=(-2, -1), keepdim=True)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm without a temporary."""
+        return self.torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+
     def gemm(
         self,
         a: Array,
@@ -551,8 +578,6 @@ class TorchOps(InPlaceOps):
         out: Array | None = None,
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
-        if not self.fused and a is b is c:
-            return super().gemm(a, b, c, alpha, beta, out)
         torch = self.torch
         if a.ndim == 2:
             return torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
@@ -590,20 +615,6 @@ class TorchGradOps(TorchOps):
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x / s``, a new array."""
         return x / s
-
-    def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
-    ) -> Array:
-        """Return ``alpha a @ b + beta c``."""
-        if self.fused:
-            return super().gemm(a, b, c, alpha, beta)
-        return Ops.gemm(self, a, b, c, alpha, beta)
 
 
 class JaxOps(Ops):
@@ -720,8 +731,10 @@ def ops_of(x: Array) -> Ops:
     xp = array_namespace(x)
     if array_api_compat.is_torch_array(x):
         torch = importlib.import_module("torch")
-        cls = TorchGradOps if x.requires_grad and torch.is_grad_enabled() else TorchOps
-        return cls(xp, host=x.device.type == "cpu")
+        if x.requires_grad and torch.is_grad_enabled():
+            # Not on the host: a norm that is read as a number would lose its gradient.
+            return TorchGradOps(xp, host=False)
+        return TorchOps(xp, host=x.device.type == "cpu")
     return _ops_of_namespace(xp)
 
 
