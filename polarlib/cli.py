@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import threadpoolctl
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -396,13 +397,12 @@ def _timed(compute: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _one_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keep BLAS to one thread where nothing is timed, if threadpoolctl can.
+    """Keep BLAS to one thread where nothing is timed.
 
     A trace takes many small decompositions, whose threads wait for one another, and many times
     longer than they compute where another process wants the processors too.
     """
-    threadpoolctl = _optional("threadpoolctl")
-    return contextlib.nullcontext() if threadpoolctl is None else threadpoolctl.threadpool_limits(1)
+    return threadpoolctl.threadpool_limits(1)
 
 
 def _draw(
@@ -657,7 +657,7 @@ def info(as_json: Json = False) -> None:
         "packages": pairs(document["packages"]),
         "array libraries": pairs(document["array_libraries"]),
         "BLAS of NumPy": " ".join(filter(None, document["blas"].values())),
-        "threads": ", ".join(pools) or "unknown; threadpoolctl, if installed, tells",
+        "threads": ", ".join(pools) or "unknown",
         "processors": f"{document['processors']}, of which {document['processors_usable']} usable",
     }
     formats = document["formats"]
@@ -707,22 +707,11 @@ def _blas() -> dict[str, str]:
 
 
 def _thread_pools() -> list[dict[str, Any]]:
-    """Threads of the BLAS and OpenMP libraries that are loaded, if threadpoolctl can tell."""
-    threadpoolctl = _optional("threadpoolctl")
-    if threadpoolctl is None:
-        return []
+    """Threads of the BLAS and OpenMP libraries that are loaded."""
     return [
         {"library": p["internal_api"], "version": p["version"], "threads": p["num_threads"]}
         for p in threadpoolctl.threadpool_info()
     ]
-
-
-def _optional(name: str) -> Any:
-    """A module, or None where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 def _usable_processors() -> int | None:
