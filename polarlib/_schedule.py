@@ -19,7 +19,7 @@ from typing import Any
 from polarlib.formats import Format, nearest, odd_image, odd_value
 from polarlib.result import ScheduleWarning
 
-__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count"]
+__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "product_counts"]
 
 NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
 
@@ -58,6 +58,39 @@ def even_products(degree: int) -> tuple[int, int]:
         return 1, 0
     cost, block = min((s - 1 + math.ceil(degree / s) - 1, s) for s in range(1, degree + 1))
     return block, cost
+
+
+def product_counts(
+    steps: Sequence[Sequence[float]], *, form: str = "plain", restarts: Sequence[int] = ()
+) -> tuple[int, int]:
+    """Matrix products of the engine: with the m x n matrix, and among n x n matrices.
+
+    Parameters
+    ----------
+    steps : sequence of sequences of float
+        Coefficients of each step.
+    form : {"plain", "gram"}, optional
+        Form of the iteration.
+    restarts : sequence of int, optional
+        Numbers (from 1) of the steps after which the Gram form restarts.
+
+    Returns
+    -------
+    large, small : int
+
+    Examples
+    --------
+    >>> quintic = [(1.875, -1.25, 0.375)] * 5
+    >>> product_counts(quintic), product_counts(quintic, form="gram", restarts=(2,))
+    ((10, 5), (4, 14))
+    """
+    inner = sum(even_products(len(step) - 1)[1] for step in steps)
+    if form == "plain":  # the Gram matrix and X P in every step that is not a mere scaling
+        return 2 * sum(len(step) > 1 for step in steps), inner
+    # The Gram matrix and X Q in every section; after each of its steps but the last, one product
+    # for Q and two for R.
+    sections = 1 + len({k for k in restarts if 0 < k < len(steps)})
+    return 2 * sections, inner + 3 * (len(steps) - sections)
 
 
 def _image_or_overflow(
@@ -284,9 +317,7 @@ class Schedule:
     @property
     def matmuls(self) -> int:
         """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ..."""
-        return sum(
-            2 + even_products(len(step) - 1)[1] if len(step) > 1 else 0 for step in self.steps
-        )
+        return sum(product_counts(self.steps))
 
     def truncate(self, k: int) -> Schedule:
         """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.

@@ -36,7 +36,7 @@ from typer.core import TyperGroup
 
 import polarlib
 from polarlib import files, published
-from polarlib.decompose import as_matrix
+from polarlib.decompose import as_matrix, not_finite
 from polarlib.formats import FORMATS, format_of, nearest, odd_image
 from polarlib.ops import dtype_name, libraries, ops_of
 from polarlib.precision import rounded
@@ -742,13 +742,8 @@ def _matrix(source: str, *, single: bool = False) -> np.ndarray:
         )
     if single and 0 in a.shape:
         raise ValueError(f"{source}: the matrix has no entries, its shape is {a.shape}")
-    bad = ~np.isfinite(a)
-    if bad.any():
-        first = tuple(int(k) for k in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{source}: contains NaN or infinity in {bad.sum()} of {bad.size} entries, first at "
-            f"index {first}; remove them"
-        )
+    if trouble := not_finite(a):
+        raise ValueError(f"{source}: {trouble}; remove them")
     return as_matrix(a, source)[0]
 
 

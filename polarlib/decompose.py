@@ -13,12 +13,20 @@ import numpy as np
 from polarlib import design, published
 from polarlib._methods import METHODS, methods, partial_isometry, polynomial
 from polarlib._methods.svd import above_noise
-from polarlib._schedule import NORMALISATIONS, Schedule, even_products, is_count
+from polarlib._schedule import NORMALISATIONS, Schedule, is_count, product_counts
 from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops, dtype_name, is_array, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
-__all__ = ["as_matrix", "check_method", "orthogonalize", "polar", "resolve_schedule", "run_method"]
+__all__ = [
+    "as_matrix",
+    "check_method",
+    "default_tolerance",
+    "not_finite",
+    "orthogonalize",
+    "polar",
+    "resolve_schedule",
+]
 
 Array = Any
 
@@ -80,20 +88,19 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     return a, ops
 
 
-def _at_least_single(a: Array, ops: Ops) -> Array:
-    """Formats narrower than float32 are widened to it; everything else stays."""
-    return a if ops.format_name(a) in ("float32", "float64") else ops.cast(a, "float32")
+def not_finite(a: np.ndarray) -> str:
+    """Say how many entries of an array are not finite and where the first is; "" if none.
 
-
-def _check_finite(a: Array, ops: Ops) -> None:
-    if math.isfinite(ops.read(ops.max_abs(a))):
-        return
-    finite = np.isfinite(ops.to_host(a))
-    first = tuple(int(i) for i in np.argwhere(~finite)[0])
-    raise ValueError(
-        f"a contains NaN or infinity in {finite.size - finite.sum()} of {finite.size} entries, "
-        f"first at index {first}; remove them, or pass check_finite=False to get NaN back"
-    )
+    Examples
+    --------
+    >>> not_finite(np.array([[1.0, np.nan]]))
+    'contains NaN or infinity in 1 of 2 entries, first at index (0, 1)'
+    """
+    bad = ~np.isfinite(a)
+    if not bad.any():
+        return ""
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    return f"contains NaN or infinity in {bad.sum()} of {a.size} entries, first at index {first}"
 
 
 def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
@@ -158,15 +165,6 @@ def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> 
 
 
 # -- orthogonalize ---------------------------------------------------------------------------
-
-
-def _flops(schedule: Schedule, aspect: float, form: str, restarts: Sequence[int] = ()) -> float:
-    """Cost in products of n x n matrices, for aspect = m / n."""
-    inner = sum(even_products(len(step) - 1)[1] for step in schedule.steps)
-    if form == "plain":
-        return inner + 2 * aspect * len(schedule)
-    sections = 1 + len(restarts)
-    return inner + 2 * aspect * sections + 3 * (len(schedule) - sections)
 
 
 def orthogonalize(
@@ -245,7 +243,7 @@ def orthogonalize(
     if 0 in x.shape:
         return ops.xp.zeros_like(x) if out is None else out
     wide = x.shape[-2] < x.shape[-1]
-    y = _at_least_single(ops.adjoint(x) if wide else x, ops)
+    y = ops.at_least_single(ops.adjoint(x) if wide else x)
     u, _ = polynomial(
         y,
         ops,
@@ -288,8 +286,12 @@ def _choose_form(
     if form == "auto":
         small, large = sorted(shape[-2:])
         aspect = large / max(small, 1)
-        gram = _flops(schedule, aspect, "gram", at)
-        form = "gram" if gram < GRAM_SAVES * _flops(schedule, aspect, "plain") else "plain"
+        # In products of n x n matrices, of which a product with the large one is worth m / n.
+        cost = {}
+        for name in ("plain", "gram"):
+            with_large, among_small = product_counts(schedule.steps, form=name, restarts=at)
+            cost[name] = aspect * with_large + among_small
+        form = "gram" if cost["gram"] < GRAM_SAVES * cost["plain"] else "plain"
     return form, at
 
 
@@ -307,22 +309,22 @@ def _check_out(out: Array, x: Array) -> None:
 # -- polar -----------------------------------------------------------------------------------
 
 
-def run_method(
+def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
+    """Orthogonality and backward error that count as converged: ``max(100, m, n)`` epsilons."""
+    return max(100, *shape[-2:]) * format_of(format_name).epsilon
+
+
+def _run(
     x: Array,
     ops: Ops,
     method: str | Schedule,
-    *,
     tol: float,
-    steps: int | None = None,
-    callback: Callable[[int, Array], None] | None = None,
+    callback: Callable[[int, Array], None] | None,
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule, on tall matrices in at least single precision."""
     if isinstance(method, str) and method in METHODS:
-        if steps is not None:
-            raise ValueError(f"steps is for fixed schedules; method {method!r} has a stopping test")
         return METHODS[method](x, ops, tol=tol, callback=callback)
-    check_method(method)
-    chosen = resolve_schedule(method, steps)
+    chosen = resolve_schedule(method, None)
     return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
 
 
@@ -401,28 +403,28 @@ def polar(
         method = "svd"
     check_method(method)
     m, n = a.shape[-2:]
-    eps = format_of(ops.format_name(_at_least_single(a, ops))).epsilon
-    tol = max(100, m, n) * eps if rtol is None else rtol
+    x = ops.at_least_single(a)
+    tol = default_tolerance(a.shape, ops.format_name(x)) if rtol is None else rtol
     if not isinstance(tol, numbers.Real) or not 0 < float(tol) < 1:
         raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
     tol = float(tol)
     if 0 in a.shape:
         return _empty(a, ops, side, method)
-    x = _at_least_single(a, ops)
-    if check_finite:
-        _check_finite(x, ops)
+    peak = ops.max_abs(x)
+    if check_finite and not math.isfinite(ops.read(peak)):
+        trouble = not_finite(ops.to_host(x))
+        raise ValueError(f"a {trouble}; remove them, or pass check_finite=False to get NaN back")
     wide = m < n
     if wide:
         x = ops.adjoint(x)
-    peak = ops.max_abs(x)
     finite = ops.xp.isfinite(peak)
     if not check_finite:  # zeros go through every method; NaN is put back at the end
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-    scale = ops.binary_scale(peak, ops.format_name(x))
+    scale = ops.binary_scale(peak)
     x = ops.divide(x, scale)
 
     with np.errstate(all="ignore"):  # the evidence decides
-        u, run = run_method(x, ops, method, tol=tol, callback=callback)
+        u, run = _run(x, ops, method, tol, callback)
     name = method if isinstance(method, str) else method.name
     h, orthogonality, backward_error = _evidence(u, x, ops)
     status = _status(method, h, orthogonality, backward_error, tol, ops)
@@ -446,7 +448,7 @@ def polar(
         h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
         backward_error = _residual(u, h, x, ops, large)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
-        v, g = (_at_least_single(ops.like(t, a), ops) for t in (u, h))
+        v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
         orthogonality = _orthogonality(v, ops, isometry)
         backward_error = _residual(v, g, x, ops, large)
     if not check_finite:
@@ -458,7 +460,7 @@ def polar(
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
     h = ops.like(ops.scale(h, scale), a)
-    overflow = not math.isfinite(ops.read(ops.max_abs(_at_least_single(h, ops))))
+    overflow = not math.isfinite(ops.read(ops.max_abs(ops.at_least_single(h))))
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):

@@ -12,10 +12,15 @@ import scipy.linalg
 from polarlib import design
 from polarlib._methods import METHODS, polynomial
 from polarlib._schedule import Schedule
-from polarlib.decompose import as_matrix, check_method, resolve_schedule, run_method
+from polarlib.decompose import (
+    as_matrix,
+    check_method,
+    default_tolerance,
+    not_finite,
+    resolve_schedule,
+)
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import Ops
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -86,30 +91,34 @@ def measure(
     if shape[0] < shape[1]:
         x = ops.adjoint(x)
     exact = _scaled(ops.to_host(x))
-    u, _, v = _reference(exact, reference)
-    if ops.format_name(x) not in ("float32", "float64"):
-        x = ops.cast(x, "float32")
+    u, v = _reference(exact, reference)
+    x = ops.at_least_single(x)
 
     if schedule_or_method == "auto":
         schedule_or_method = "svd"
     rows: list[dict[str, Any]] = []
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
-    def record(iterate: np.ndarray) -> None:
-        rows.append(_figures(iterate, exact, u, v))
+    def record(k: int, iterate: Array) -> None:
+        rows.append(_figures(ops.to_host(iterate), exact, u, v))
 
     if isinstance(schedule_or_method, str) and schedule_or_method in METHODS:
         name, simulated = schedule_or_method, False
+        if steps is not None:
+            raise ValueError(f"steps is for fixed schedules; method {name!r} has a stopping test")
         if form != "plain":
             raise ValueError(f"form is for fixed schedules; method {name!r} has none, got {form!r}")
-        x = _for_method(x, ops, precision, name)
-        x = ops.divide(x, ops.max_abs(x)) if np.any(exact) else x
-        record(ops.to_host(ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0)))
-        tol = max(100, *shape) * format_of(precision).epsilon
-        with quiet:
-            _, run = run_method(
-                x, ops, name, tol=tol, steps=steps, callback=lambda k, y: record(ops.to_host(y))
+        if precision not in ("float32", "float64"):
+            raise ValueError(
+                f"method {name!r} factorises and runs in float32 or float64, got "
+                f"precision={precision!r}; fixed schedules run in every format"
             )
+        x = ops.cast(x, precision)
+        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+        record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
+        tol = default_tolerance(shape, precision)
+        with quiet:
+            _, run = METHODS[name](x, ops, tol=tol, callback=record)
         # A method's products are spent evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
         spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
@@ -129,7 +138,7 @@ def measure(
                 precision=precision,
                 form=form,
                 restarts=at,
-                callback=lambda k, y: record(ops.to_host(y)),
+                callback=record,
             )
         total = matrix_products(schedule.steps, form=form, restarts=at)
         spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
@@ -143,15 +152,6 @@ def measure(
         matmuls=np.array(spent),
         **columns,
     )
-
-
-def _for_method(x: Array, ops: Ops, precision: str, name: str) -> Array:
-    if precision not in ("float32", "float64"):
-        raise ValueError(
-            f"method {name!r} factorises and runs in float32 or float64, got "
-            f"precision={precision!r}; fixed schedules run in every format"
-        )
-    return ops.cast(x, precision)
 
 
 def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
@@ -168,29 +168,24 @@ def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[
 
 
 def _scaled(a: np.ndarray) -> np.ndarray:
-    if not np.all(np.isfinite(a)):
-        raise ValueError("measure: the matrix contains NaN or infinity; remove them")
+    if trouble := not_finite(a):
+        raise ValueError(f"measure: the matrix {trouble}; remove them")
     peak = max(np.abs(a.real).max(), np.abs(a.imag).max())
     return a / peak if peak else a
 
 
-def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Exact U, singular values and V (as columns)."""
+def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Exact left and right singular vectors, as columns."""
     if kind == "svd":
-        u, s, vh = scipy.linalg.svd(a, full_matrices=False)
-        return u, s, vh.conj().T
+        u, _, vh = scipy.linalg.svd(a, full_matrices=False)
+        return u, vh.conj().T
     if kind == "mpmath":
         import mpmath
 
         context = mpmath.MPContext()
         context.dps = 50
-        u, s, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
-        dtype = a.dtype
-        return (
-            np.array(u.tolist(), dtype=dtype),
-            np.array([float(t) for t in s]),
-            np.array(vh.tolist(), dtype=dtype).conj().T,
-        )
+        u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
+        return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
     raise ValueError(f"reference must be 'svd' or 'mpmath', got {kind!r}")
 
 

@@ -152,12 +152,12 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     file, chosen = split(path)
     name = chosen if name is None else name
     kind = _kind(file)
-    if kind in (".npz", ".safetensors"):
+    if kind == ".safetensors":
+        return _read_tensor(file, name)
+    if kind == ".npz":
         name = _choose(file, names(file), name)
     elif name is not None:
         raise ValueError(f"{file}: a {kind} file holds one nameless array; leave {name!r} out")
-    if kind == ".safetensors":
-        return _read_tensor(file, str(name))
     if kind == ".mtx":
         array = _read_mtx(file)
     else:
@@ -347,8 +347,9 @@ def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     return header, 8 + size
 
 
-def _read_tensor(file: Path, name: str) -> np.ndarray:
+def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     header, begin = _header(file)
+    name = _choose(file, tuple(header), name)
     entry = header[name]
     if entry["dtype"] not in _SAFETENSORS:
         raise ValueError(

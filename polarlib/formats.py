@@ -143,6 +143,20 @@ def _turning_points(step: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(float(v) for v in np.sort(np.sqrt(y)))
 
 
+def _refined(t: Any, slope: Sequence[Any]) -> Any:
+    """Two Newton steps on p': from 1e-16 to 1e-32, and the value of p sees the square of that."""
+    for _ in range(2):
+        y = t * t
+        value, curvature = slope[-1], 0 * t
+        for c in reversed(slope[:-1]):
+            curvature = curvature * y + value
+            value = value * y + c
+        if curvature == 0:
+            break
+        t -= value / (2 * t * curvature)
+    return t
+
+
 @functools.cache
 def _extended() -> Any:
     import mpmath  # lazily: it is only needed where an image is asked for
@@ -188,18 +202,8 @@ def odd_image(
         inside = []
         # An odd polynomial turns at -t wherever it turns at t.
         for t in [number(s * t) for t in turning for s in (1, -1)]:
-            if (
-                extended
-            ):  # two Newton steps: 1e-16 -> 1e-32, whose effect on the value is squared again
-                for _ in range(2):
-                    y = t * t
-                    value, curvature = slope[-1], number(0)
-                    for c in reversed(slope[:-1]):
-                        curvature = curvature * y + value
-                        value = value * y + c
-                    if curvature == 0:
-                        break
-                    t -= value / (2 * t * curvature)
+            if extended:
+                t = _refined(t, slope)
             if lo < t < hi:
                 inside.append(t)
         values = [odd_value(coefficients, t) for t in (lo, hi, *inside)]

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polarlib._schedule import even_products
+from polarlib._schedule import even_products, product_counts
 from polarlib.formats import format_of
 from polarlib.ops import Ops
 
@@ -84,14 +84,7 @@ def matrix_products(
     >>> matrix_products(quintic), matrix_products(quintic, form="gram", restarts=(2,))
     (15, 18)
     """
-    inner = [even_products(len(step) - 1)[1] for step in steps]
-    if form == "plain":
-        return sum(p + 2 for p, step in zip(inner, steps, strict=True) if len(step) > 1)
-    # A section of s steps: its Gram matrix, s polynomials, s - 1 products for Q, 2 (s - 1) for R,
-    # and X Q.
-    ends = [*(r for r in sorted(set(restarts)) if 0 < r < len(steps)), len(steps)]
-    sections = [b - a for a, b in zip([0, *ends], ends, strict=False)]
-    return sum(inner) + sum(2 + 3 * (s - 1) for s in sections)
+    return sum(product_counts(steps, form=form, restarts=restarts))
 
 
 def iterate(
@@ -234,7 +227,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
     if kind == "none":
         return x, 0
-    y = ops.divide(x, ops.binary_scale(peak, ops.format_name(x)))
+    y = ops.divide(x, ops.binary_scale(peak))
     if kind == "frobenius":
         norm, spent = ops.frobenius(y), 0
     else:

@@ -120,6 +120,10 @@ class Ops:
             )
         return y
 
+    def at_least_single(self, x: Array) -> Array:
+        """Widen formats narrower than float32 to it; everything else stays."""
+        return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
+
     def dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
         try:
@@ -244,14 +248,14 @@ class Ops:
         low = xp.min(x, axis=(-2, -1), keepdims=True)
         return xp.maximum(high, -low)
 
-    def binary_scale(self, peak: Array, format_name: str) -> Array | float:
+    def binary_scale(self, peak: Array) -> Array | float:
         """Power of two near the largest entry of each matrix, so that scaling by it is exact.
 
         The reciprocal is a normal number too: some libraries divide by multiplying with it, and
         flush subnormal numbers to zero.
         """
         xp = self.xp
-        limit = -math.log2(FORMATS[format_name].smallest_normal)
+        limit = -math.log2(FORMATS[self.format_name(peak)].smallest_normal)
         if self._is_scalar(peak):
             known = self.read(peak)
             exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
@@ -296,15 +300,13 @@ class Ops:
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``."""
-        try:
-            u, s, vh = self.xp.linalg.svd(x, full_matrices=False)
-        except Exception as error:  # each library has a LinAlgError of its own
-            if "LinAlg" not in type(error).__name__:
-                raise
+
+        def lost() -> tuple[Array, Array, Array]:
             nan = self.xp.sum(self.max_abs(x)) * math.nan
-            n = x.shape[-1]
-            s = self.xp.broadcast_to(nan, (*x.shape[:-2], n))
-            u, vh = x * math.nan, self.gram(x) * math.nan
+            s = self.xp.broadcast_to(nan, (*x.shape[:-2], x.shape[-1]))
+            return x * math.nan, s, self.gram(x) * math.nan
+
+        u, s, vh = _unless_it_fails(lambda: self.xp.linalg.svd(x, full_matrices=False), lost)
         return u, s, vh
 
     def qr(self, x: Array) -> tuple[Array, Array]:
@@ -314,30 +316,16 @@ class Ops:
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
-        try:
-            return self.xp.linalg.cholesky(z)
-        except Exception as error:  # each library has a LinAlgError of its own
-            if "LinAlg" not in type(error).__name__:
-                raise
-            return z * math.nan
+        return _unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
-        try:
-            return self.xp.linalg.solve(self.adjoint(l) if adjoint else l, b)
-        except Exception as error:
-            if "LinAlg" not in type(error).__name__:
-                raise
-            return b * math.nan
+        l = self.adjoint(l) if adjoint else l
+        return _unless_it_fails(lambda: self.xp.linalg.solve(l, b), lambda: b * math.nan)
 
     def inverse(self, x: Array) -> Array:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
-        try:
-            return self.xp.linalg.inv(x)
-        except Exception as error:
-            if "LinAlg" not in type(error).__name__:
-                raise
-            return x * math.nan
+        return _unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
 
 
 class InPlaceOps(Ops):
@@ -425,15 +413,7 @@ class NumpyOps(InPlaceOps):
 
     def dtype(self, name: str) -> Any:
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
-        if hasattr(np, name):
-            return np.dtype(name)
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ValueError(
-                f"NumPy arrays of {name} need ml_dtypes; install polarlib[files]"
-            ) from None
-        return np.dtype(getattr(ml_dtypes, name))
+        return _numpy_dtype(name)
 
     @staticmethod
     def _diagonal(z: Array) -> Array:
@@ -466,17 +446,12 @@ class NumpyOps(InPlaceOps):
         """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
 
         def one(a: Array) -> tuple[Array, ...]:
-            try:
-                return scipy.linalg.svd(a, full_matrices=False, check_finite=False)
-            except np.linalg.LinAlgError:
-                pass
-            try:
-                return scipy.linalg.svd(
-                    a, full_matrices=False, check_finite=False, lapack_driver="gesvd"
-                )
-            except np.linalg.LinAlgError:
-                (m, n), k = a.shape, min(a.shape)
-                return tuple(np.full(s, np.nan, a.dtype) for s in ((m, k), (k,), (k, n)))
+            svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
+            (m, n), k = a.shape, min(a.shape)
+            lost = [np.full(shape, np.nan, a.dtype) for shape in ((m, k), (k,), (k, n))]
+            return _unless_it_fails(
+                svd, lambda: _unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
+            )
 
         u, s, vh = self._each(one, x)
         return u, s, vh
@@ -490,10 +465,8 @@ class NumpyOps(InPlaceOps):
         """Lower Cholesky factor; NaN where it is not positive definite."""
 
         def one(a: Array) -> tuple[Array, ...]:
-            try:
-                return (scipy.linalg.cholesky(a, lower=True, check_finite=False),)
-            except np.linalg.LinAlgError:
-                return (np.full_like(a, np.nan),)
+            factor = functools.partial(scipy.linalg.cholesky, a, lower=True, check_finite=False)
+            return (_unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
 
         return self._each(one, z)[0]
 
@@ -501,13 +474,11 @@ class NumpyOps(InPlaceOps):
         """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
 
         def one(l: Array, b: Array) -> tuple[Array, ...]:
-            try:
-                x = scipy.linalg.solve_triangular(
-                    l, b, lower=True, trans="C" if adjoint else "N", check_finite=False
-                )
-            except np.linalg.LinAlgError:
-                x = np.full_like(b, np.nan)
-            return (x,)
+            trans = "C" if adjoint else "N"
+            solve = functools.partial(
+                scipy.linalg.solve_triangular, l, b, lower=True, trans=trans, check_finite=False
+            )
+            return (_unless_it_fails(solve, lambda: np.full_like(b, np.nan)),)
 
         return self._each(one, l, b)[0]
 
@@ -611,10 +582,7 @@ class TorchGradOps(TorchOps):
     reusable = Ops.reusable
     fold = Ops.fold
     add_diagonal = Ops.add_diagonal
-
-    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s``, a new array."""
-        return x / s
+    divide = Ops.divide
 
 
 class JaxOps(Ops):
@@ -658,7 +626,7 @@ class CupyOps(InPlaceOps):
 
     def dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
-        return NumpyOps(np).dtype(name)
+        return _numpy_dtype(name)
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
@@ -700,6 +668,27 @@ class CupyOps(InPlaceOps):
         for index in np.ndindex(*l.shape[:-2]):
             out[index] = solve(l[index], b[index], lower=True, trans=trans)
         return out
+
+
+def _unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """Run a factorisation; where it raises its library's LinAlgError, return the other value."""
+    try:
+        return factorise()
+    except Exception as error:  # each library has a class of its own
+        if "LinAlg" not in type(error).__name__:
+            raise
+        return otherwise()
+
+
+def _numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
+    if hasattr(np, name):
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
+    return np.dtype(getattr(ml_dtypes, name))
 
 
 def _dtype_for(format_name: str, is_complex: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import enum
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -177,8 +178,6 @@ class Trace:
         """
 
         def write(file: IO[bytes]) -> None:
-            import io
-
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             rows = csv.writer(text, lineterminator="\n")
             names = ["matmuls", "orthogonality", "backward_error", "distance"]
