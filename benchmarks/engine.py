@@ -9,6 +9,7 @@ them. The textbook loop is the one that papers print: normalise, then X <- a X +
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -47,60 +48,35 @@ def interleaved(functions: list[Callable[[], Any]], seconds: float) -> list[list
     return times
 
 
-def numpy_case(m: int, n: int, dtype: str) -> dict[str, Callable[[], Any]]:
-    """Functions to time on one NumPy matrix."""
+def case(
+    a: Any, norm_of: Callable[[Any], Any], matmul: Callable[..., Any], empty: Callable[..., Any]
+) -> dict[str, Callable[[], Any]]:
+    """Functions to time on one matrix, of NumPy or torch.
+
+    Parameters
+    ----------
+    a : array, shape (m, n)
+        The matrix.
+    norm_of : callable
+        The library's Frobenius norm.
+    matmul, empty : callable
+        The library's product into storage, ``matmul(a, b, out=c)``, and storage like an array's.
+    """
     schedule = polarlib.schedule("polar_express", steps=5)
-    a = np.random.default_rng(0).standard_normal((m, n)).astype(dtype)
-    tall = a if m >= n else a.T
-    x = np.ascontiguousarray(tall) / np.linalg.norm(a)
-    k = min(m, n)
-    g, z, y = np.empty((k, k), dtype), np.empty((k, k), dtype), np.empty_like(x)
+    m, n = a.shape
+    x = (a if m >= n else a.mT) / norm_of(a)
+    own, y = empty(x.shape), empty(x.shape)
+    own[...] = x
+    g, z = empty((min(m, n),) * 2), empty((min(m, n),) * 2)
 
     def products() -> None:
         for _ in schedule.steps:
-            np.matmul(x.T, x, out=g)
-            np.matmul(g.T, g, out=z)
-            np.matmul(x, z, out=y)
-
-    def textbook() -> np.ndarray:
-        x = a / np.linalg.norm(a)
-        if m > n:
-            x = x.T
-        for p, q, r in schedule.steps:
-            gram = x @ x.T
-            x = p * x + (q * gram + r * gram @ gram) @ x
-        return x.T if m > n else x
-
-    ops = ops_of(a)
-    return {
-        "products": products,
-        "textbook": textbook,
-        "engine": lambda: iterate(x, schedule.steps, ops),
-        "orthogonalize, plain": lambda: polarlib.orthogonalize(a, form="plain"),
-        "orthogonalize": lambda: polarlib.orthogonalize(a),
-    }
-
-
-def torch_case(m: int, n: int, dtype: str) -> dict[str, Callable[[], Any]]:
-    """Functions to time on one torch tensor on the CPU."""
-    import torch
-
-    schedule = polarlib.schedule("polar_express", steps=5)
-    torch.manual_seed(0)
-    a = torch.randn(m, n).to(getattr(torch, dtype))
-    x = (a if m >= n else a.mT) / a.norm()
-    own = x.contiguous()
-    k = min(m, n)
-    g, z, y = own.new_empty(k, k), own.new_empty(k, k), torch.empty_like(own)
-
-    def products() -> None:
-        for _ in schedule.steps:
-            torch.matmul(own.mT, own, out=g)
-            torch.matmul(g, g, out=z)
-            torch.matmul(own, z, out=y)
+            matmul(own.mT, own, out=g)
+            matmul(g.mT, g, out=z)
+            matmul(own, z, out=y)
 
     def textbook() -> Any:
-        x = a / (a.norm() + 1e-7)
+        x = a / (norm_of(a) + 1e-7)
         if m > n:
             x = x.mT
         for p, q, r in schedule.steps:
@@ -109,14 +85,29 @@ def torch_case(m: int, n: int, dtype: str) -> dict[str, Callable[[], Any]]:
         return x.mT if m > n else x
 
     ops = ops_of(a)
-    low = rounded(ops, dtype)
+    low = rounded(ops, ops.format_name(a))
     return {
         "products": products,
         "textbook": textbook,
-        "engine": lambda: iterate(x, schedule.steps, low),
+        "engine": lambda: iterate(own, schedule.steps, low),
         "orthogonalize, plain": lambda: polarlib.orthogonalize(a, form="plain"),
         "orthogonalize": lambda: polarlib.orthogonalize(a),
     }
+
+
+def numpy_case(m: int, n: int, dtype: str) -> dict[str, Callable[[], Any]]:
+    """One NumPy matrix."""
+    a = np.random.default_rng(0).standard_normal((m, n)).astype(dtype)
+    return case(a, np.linalg.norm, np.matmul, functools.partial(np.empty, dtype=dtype))
+
+
+def torch_case(m: int, n: int, dtype: str) -> dict[str, Callable[[], Any]]:
+    """One torch tensor on the CPU."""
+    import torch
+
+    torch.manual_seed(0)
+    a = torch.randn(m, n).to(getattr(torch, dtype))
+    return case(a, torch.linalg.norm, torch.matmul, a.new_empty)
 
 
 def main(
