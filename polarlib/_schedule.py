@@ -11,12 +11,14 @@ import functools
 import math
 import numbers
 import operator
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
-from polarlib.formats import Format, nearest, odd_image, odd_value
+from polarlib import _export
+from polarlib.formats import Format, format_of, nearest, odd_image, odd_value, round_number
 from polarlib.result import ScheduleWarning
 
 __all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "product_counts"]
@@ -168,6 +170,10 @@ class Schedule:
                 f"numbers, got steps={self.steps!r}, lower={self.lower!r}, "
                 f"upper={self.upper!r}, input_safety={self.input_safety!r}"
             ) from None
+        if not isinstance(self.name, str) or not isinstance(self.source, str):
+            raise ValueError(
+                f"a schedule's name and source are text, got {self.name!r} and {self.source!r}"
+            )
         if not self.steps or not all(self.steps):
             raise ValueError(
                 f"schedule {self.name!r}: give at least one step, each with coefficients"
@@ -305,7 +311,7 @@ class Schedule:
         inside, outside = 1.0, 2.0
         while stays(outside):
             inside, outside = outside, 2 * outside
-            if outside > 1e300:  # steps of degree 1 with slope at most 1 never diverge
+            if outside > 1e300:
                 return math.inf
         while outside - inside > 4e-16 * outside:
             middle = (inside + outside) / 2
@@ -376,3 +382,142 @@ class Schedule:
             ``divergence_limit * input_safety >= 1 + unit_roundoff``.
         """
         return self.divergence_limit * self.input_safety >= 1 + precision.unit_roundoff
+
+    def quantize(self, format: str) -> Schedule:
+        """Return the schedule with every coefficient rounded to a number format.
+
+        Nothing is redesigned: interval, normalisation and the rest stay, and the error may grow.
+
+        Parameters
+        ----------
+        format : str
+            Name of the number format.
+
+        Returns
+        -------
+        Schedule
+            Its name tells the format.
+
+        Raises
+        ------
+        ValueError
+            For an unknown format, a coefficient that overflows in it, and rounded steps that are
+            not positive on the interval.
+
+        Examples
+        --------
+        >>> s = Schedule(steps=[(3.4445, -4.775, 2.0315)], name="jordan").quantize("bfloat16")
+        >>> s.steps, s.name
+        (((3.4375, -4.78125, 2.03125),), 'jordan, coefficients in bfloat16')
+        """
+        target = format_of(format)
+        note = f", coefficients in {format}"
+        return replace(
+            self,
+            steps=tuple(tuple(round_number(c, target) for c in step) for step in self.steps),
+            name=self.name.removesuffix(note) + note,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return fields and derived figures as plain data, ready for JSON.
+
+        Returns
+        -------
+        dict
+            What :meth:`to_json` writes. A step is its coefficients as decimal numbers and as
+            hexadecimal strings; an infinite figure is None.
+
+        Examples
+        --------
+        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5).to_dict()["steps"]
+        [{'decimal': [1.5, -0.5], 'hex': ['0x1.8000000000000p+0', '-0x1.0000000000000p-1']}]
+        """
+        figures = {
+            "error": self.error(),
+            "image": self.image(),
+            "slope": self.slope,
+            "divergence_limit": self.divergence_limit,
+            "matmuls": self.matmuls,
+        }
+        return _export.document(self._fields(), figures)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the schedule to a JSON file, whole or not at all; it reads back bit for bit.
+
+        Parameters
+        ----------
+        path : path-like
+            Where to write.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; `path` is then as it was.
+        """
+        _export.write_json(path, self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a schedule that :meth:`to_json` wrote.
+
+        The hexadecimal coefficients count; the decimal ones must be the same numbers. The derived
+        figures, the convention and polarlib's version are for readers and are not looked at. Any
+        other unknown key is refused: it may be a field without which the schedule is another one.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+
+        Returns
+        -------
+        Schedule
+
+        Raises
+        ------
+        ValueError
+            If the file is not such a document, is of a newer version, lacks a key, or holds what
+            :class:`Schedule` refuses; the message names the file and the key or step.
+        OSError
+            If it cannot be read.
+        """
+        values = _export.read_json(path, {f.name: f.default for f in fields(cls) if f.init})
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+    def to_code(self, kind: str) -> str:
+        """Write the coefficients as source code, with a comment that says what they are.
+
+        Parameters
+        ----------
+        kind : {"python", "c", "triton", "cuda", "latex"}
+            - python: a literal that evaluates to ``steps``.
+            - c: a C99 header with arrays of doubles, of floats (rounded to nearest) and degrees.
+            - triton: a Python module of ``tl.constexpr`` constants.
+            - cuda: a header with ``__constant__ constexpr`` arrays of floats and degrees.
+            - latex: a table (package booktabs) with all digits of the doubles.
+
+        Returns
+        -------
+        str
+            In the arrays, steps of a lower degree end in zeros. The interval, the normalisation
+            and the other fields are in the comment only.
+
+        Raises
+        ------
+        ValueError
+            For an unknown kind, and for coefficients beyond float32 in "c" and "cuda".
+
+        Examples
+        --------
+        >>> import ast
+        >>> s = Schedule(steps=[(1.875, -1.25, 0.375), (1.5, -0.5)], lower=0.5)
+        >>> ast.literal_eval(s.to_code("python")) == s.steps
+        True
+        """
+        return _export.code(self._fields(), kind)

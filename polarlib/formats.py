@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["FORMATS", "Format", "format_of", "nearest", "odd_image", "odd_value"]
+__all__ = ["FORMATS", "Format", "format_of", "nearest", "odd_image", "odd_value", "round_number"]
 
 # Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
 # are composed, each losing at most the digits of its slope (about one): 40 leaves guard digits.
@@ -109,6 +110,38 @@ def format_of(name: str) -> Format:
         return FORMATS[name]
     except (KeyError, TypeError):
         raise ValueError(f"unknown number format {name!r}; {nearest(name, FORMATS)}") from None
+
+
+def round_number(x: float, precision: Format) -> float:
+    """Round a double once to a format, to nearest, ties to even; subnormal numbers are kept.
+
+    Parameters
+    ----------
+    x : float
+        Any double.
+    precision : Format
+        The number format.
+
+    Returns
+    -------
+    float
+        A number of the format, with the sign of `x`. Overflow gives infinity, in e4m3 NaN.
+
+    Examples
+    --------
+    >>> [round_number(x, format_of("bfloat16")) for x in (1 + 2**-8, 1 + 3 * 2**-8, -3.4e38)]
+    [1.0, 1.015625, -inf]
+    """
+    if math.isnan(x):
+        return x
+    if abs(x) >= 2 * precision.largest:
+        return math.copysign(precision.saturates_to, x)
+    # The unit in the last place of x, below the normal numbers that of the smallest one. Scaling
+    # by it is exact, and Python rounds a float to an integer exactly, ties to even.
+    exponent = max(math.frexp(x)[1], math.frexp(precision.smallest_normal)[1])
+    unit = exponent - precision.significand
+    size = math.ldexp(round(math.ldexp(abs(x), -unit)), unit)
+    return math.copysign(size if size <= precision.largest else precision.saturates_to, x)
 
 
 def odd_value(step: Sequence[Any], x: Any) -> Any:
