@@ -51,7 +51,7 @@ def conventions(name: str) -> str:
     Examples
     --------
     >>> conventions("polar_express_102")
-    'in the loop: safety 0.02, last step included'
+    'in the loop: safety 0.02, last step exempt'
     """
     return _entry(name)["scaling"]
 

@@ -1,8 +1,10 @@
 """Design of schedules, and of how to run them.
 
-Pure functions of schedules and number formats; nothing here touches an array.
+Pure functions of intervals, schedules and number formats; nothing here touches an array.
 """
 
+from polarlib.design.compose import greedy
+from polarlib.design.remez import best, minimax
 from polarlib.design.restarts import restarts
 
-__all__ = ["restarts"]
+__all__ = ["best", "greedy", "minimax", "restarts"]

@@ -1,0 +1,136 @@
+"""Compositions of best steps: greedy schedules with every convention of the field."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from polarlib._schedule import Schedule
+from polarlib.design.remez import best, check_degree, check_interval
+from polarlib.formats import nearest, odd_value
+
+__all__ = ["greedy"]
+
+SAFETY_MODES = ("in_loop", "post_hoc")
+# Half-width of an interval about 1 below which the best polynomial is the Pade step to double
+# rounding: they differ by its square.
+NARROW = 1e-9
+
+
+def _pade(q: int) -> tuple[float, ...]:
+    """Odd polynomial of degree 2q + 1 with p(1) = 1 and q vanishing derivatives there."""
+    # x (1 - z)^(-1/2), z = 1 - x^2, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
+    terms = [math.comb(2 * k, k) / 4**k for k in range(q + 1)]
+    return tuple(
+        (-1) ** i * sum(math.comb(k, i) * terms[k] for k in range(i, q + 1)) for i in range(q + 1)
+    )
+
+
+def _amount(name: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
+        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
+    return float(value)
+
+
+def _squeeze(step: Sequence[float], safety: float) -> tuple[float, ...]:
+    """Coefficients of ``p(x / (1 + safety))``."""
+    return tuple(c / (1 + safety) ** (2 * i + 1) for i, c in enumerate(step))
+
+
+def greedy(
+    lower: float,
+    degrees: Sequence[int],
+    *,
+    upper: float = 1.0,
+    safety: float = 0.0,
+    cushion: float = 0.0,
+    safety_mode: str = "in_loop",
+    safety_on_last: bool = False,
+) -> Schedule:
+    """Compose best steps: each on the image of those before it.
+
+    Without safety and cushion it is the best composition of these degrees in this order.
+
+    Parameters
+    ----------
+    lower : float
+        Lower end of the interval, ``0 < lower < upper``.
+    degrees : sequence of int
+        Odd degree of each step.
+    upper : float, optional
+        Upper end.
+    safety : float, optional
+        Steps are squeezed to ``p(x / (1 + safety))``, so that singular values may exceed the
+        interval by that factor.
+    cushion : float, optional
+        A step is designed on ``[max(l, cushion u), u]`` for the image [l, u], and then scaled so
+        that its image is centred at 1.
+    safety_mode : {"in_loop", "post_hoc"}, optional
+        Whether later steps know of the safety of earlier ones, or all are squeezed afterwards.
+    safety_on_last : bool, optional
+        Whether the last step is squeezed too.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        For a bad interval, no degrees or an even one, safety or cushion outside [0, 1), an unknown
+        mode, or a safety so large that the image leaves (0, 2).
+
+    Notes
+    -----
+    N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932: optimality of
+    the greedy composition, and the cushion.
+
+    Examples
+    --------
+    >>> s = greedy(1e-3, [5] * 5)
+    >>> round(s.error(), 4), s.matmuls
+    (0.1134, 15)
+    """
+    l, u = check_interval(lower, upper)
+    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
+        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
+    degrees = [check_degree(d) for d in degrees]
+    safety, cushion = _amount("safety", safety), _amount("cushion", cushion)
+    if safety_mode not in SAFETY_MODES:
+        raise ValueError(
+            f"unknown safety_mode {safety_mode!r}; {nearest(safety_mode, SAFETY_MODES)}"
+        )
+    steps = []
+    squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
+    for k, degree in enumerate(degrees):
+        if u - l < NARROW:
+            step = _pade(degree // 2)
+            l, u = odd_value(step, l), 1.0
+        else:
+            start = max(l, cushion * u)
+            b = best(degree, start, u)
+            step, end = b.coefficients, b.complement
+            if start > l:  # p grows up to its first maximum, so its least value is at l
+                end = odd_value(step, l)
+                centre = (end + 1 + b.error) / 2
+                step, end = tuple(c / centre for c in step), end / centre
+            if safety_mode == "in_loop" and k < squeezed:
+                step = _squeeze(step, safety)
+                end = odd_value(step, l)
+            l, u = end, 2 - end
+        steps.append(step)
+    if safety_mode == "post_hoc":
+        steps[:squeezed] = [_squeeze(step, safety) for step in steps[:squeezed]]
+    said = f", cushion {cushion:g}" * (cushion > 0)
+    if safety:
+        last = "included" if safety_on_last else "exempt"
+        said += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
+    return Schedule(
+        steps=tuple(steps),
+        lower=lower,
+        upper=upper,
+        name=f"greedy of degrees {', '.join(map(str, degrees))}",
+        source=f"greedy minimax composition on [{lower}, {upper}]{said}",
+    )

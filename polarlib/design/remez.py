@@ -1,0 +1,391 @@
+"""The best odd polynomial on an interval, by exchange: one step of an iteration.
+
+For 0 < l < u and degree 2q + 1 there is one odd polynomial p that minimises ``max |1 - p|`` on
+[l, u]; its error takes the value E with alternating signs at q + 2 points (Chebyshev). The
+functions x, x**3, ..., x**(2q+1) are a Chebyshev system there, and on every levelled reference that
+contains l and u the derivative p' has exactly q zeros in (l, u), so the exchange
+{l, zeros of p', u} loses no extremum. It converges quadratically.
+
+Everything is computed on [l/u, 1] in the variable t, which maps y = x**2 to [-1, 1]. Sums have
+terms of one sign wherever possible: rho = (1 - E) / (1 + E) is a quotient of two such sums,
+accurate to rounding however small l is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from polarlib._schedule import Schedule
+
+__all__ = ["Minimax", "best", "check_degree", "check_interval", "minimax"]
+
+# Digits asked for where none are: a double, and what its last digit costs.
+DIGITS = 17
+# Digits that double precision may lose before multiple precision takes over; then 12 remain.
+LOSS = 2.5
+EXCHANGES = 60
+
+
+class Minimax(NamedTuple):
+    """Best odd polynomial of a degree on an interval, with its equioscillation.
+
+    Attributes
+    ----------
+    coefficients : tuple
+        Ascending odd powers; floats, or mpmath numbers where more digits were asked for.
+    error : number
+        E, the largest ``|1 - p|`` on the interval.
+    complement : number
+        1 - E, the value at the lower end, without cancellation.
+    rho : number
+        ``(1 - E) / (1 + E)``, the quotient of the ends of the image, without cancellation.
+    extrema : tuple
+        The q + 2 points where ``|1 - p| = E``, ascending; the error p - 1 is negative at the first.
+    """
+
+    coefficients: tuple[Any, ...]
+    error: Any
+    complement: Any
+    rho: Any
+    extrema: tuple[Any, ...]
+
+
+class _Arithmetic(NamedTuple):
+    """Numbers to compute with: their constructor, square root, and unit roundoff."""
+
+    number: Callable[[Any], Any]
+    sqrt: Callable[[Any], Any]
+    unit: Any
+
+
+_DOUBLE = _Arithmetic(float, math.sqrt, 2.0**-53)
+
+
+@functools.cache
+def _multiple(digits: int) -> _Arithmetic:
+    import mpmath  # lazily: most designs never leave double precision
+
+    context = mpmath.MPContext()
+    context.dps = digits
+    return _Arithmetic(context.mpf, context.sqrt, context.mpf(10) ** -digits)
+
+
+def check_degree(degree: Any) -> int:
+    """Return an odd degree of at least 3 as an int.
+
+    Raises
+    ------
+    ValueError
+        For anything else.
+    """
+    if (
+        not isinstance(degree, numbers.Integral)
+        or isinstance(degree, bool)
+        or degree < 3
+        or degree % 2 == 0
+    ):
+        raise ValueError(f"the degree must be an odd integer of at least 3, got {degree!r}")
+    return operator.index(degree)
+
+
+def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:
+    """Return the ends of an interval as floats.
+
+    Raises
+    ------
+    ValueError
+        Unless ``0 < lower < upper < inf``.
+    """
+    try:
+        l, u = float(lower), float(upper)
+    except (TypeError, ValueError):
+        l = u = math.nan
+    if not 0 < l < u < math.inf:
+        raise ValueError(
+            f"the interval needs 0 < lower < upper, got lower={lower!r}, upper={upper!r}"
+        )
+    return l, u
+
+
+def _levelled(t: Sequence[Any], low: Any, f: _Arithmetic) -> tuple[list[Any], Any, Any, list[Any]]:
+    """Points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
+
+    |lambda_i| = 1 / (x_i prod |t_i - t_j|) annihilates x times polynomials of degree q in t, with
+    alternating signs; so rho = S_odd / S_even, the sums of |lambda| by parity.
+    """
+    square = low * low
+    half = (1 - square) / 2
+    x = [low, *(f.sqrt(square + half * (1 + s)) for s in t[1:-1]), f.number(1)]
+    sums = [f.number(0), f.number(0)]
+    for i, s in enumerate(t):
+        product = x[i]
+        for j, r in enumerate(t):
+            if i != j:
+                product = product * abs(s - r)
+        sums[i % 2] = sums[i % 2] + 1 / product
+    even, odd = sums
+    total = even + odd
+    error = (even - odd) / total
+    # 1 - E and 1 + E, each by its own sum.
+    values = (2 * odd / total, 2 * even / total)
+    return x, error, odd / even, [values[i % 2] / p for i, p in enumerate(x)]
+
+
+def _interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Monomial coefficients in t of the polynomial through the points (Newton's form, expanded)."""
+    d, n = list(values), len(t)
+    for k in range(1, n):
+        for i in range(n - 1, k - 1, -1):
+            d[i] = (d[i] - d[i - 1]) / (t[i] - t[i - k])
+    w = [d[-1]]
+    for i in range(n - 2, -1, -1):  # w <- w (t - t_i) + d_i
+        shifted = [-t[i] * c for c in w] + [0 * d[0]]
+        for k, c in enumerate(w):
+            shifted[k + 1] = shifted[k + 1] + c
+        shifted[0] = shifted[0] + d[i]
+        w = shifted
+    return w
+
+
+def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] | None:
+    """All roots of a polynomial with distinct real roots, ascending (Ehrlich and Aberth)."""
+    z = list(start)
+    slope = [k * c for k, c in enumerate(d)][1:]
+    # The correction is cubically small: below the cube root of the unit, one more is the last.
+    last = float(f.unit) ** 0.34
+    for _ in range(100):
+        moved = 0.0
+        for i, s in enumerate(z):
+            value, derivative = d[-1], slope[-1]
+            for c in reversed(d[:-1]):
+                value = value * s + c
+            for c in reversed(slope[:-1]):
+                derivative = derivative * s + c
+            repulsion = sum(1 / (s - r) for j, r in enumerate(z) if j != i)
+            divisor = derivative - value * repulsion
+            if divisor == 0:
+                return None
+            step = value / divisor
+            z[i] = s - step
+            moved = max(moved, abs(float(step)))
+        if moved < last:
+            return sorted(z)
+    return None
+
+
+def _exchange(q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float) -> Any:
+    """Iterate from a reference; (w, E, rho, t, x) with w in powers of t, or None if lost."""
+    square = low * low
+    kappa = (1 + square) / (1 - square)
+    t, previous, found = [f.number(s) for s in start], math.inf, None
+    for _ in range(EXCHANGES):
+        x, error, rho, values = _levelled(t, low, f)
+        w = _interpolate(t[1:], values[1:])
+        # dp/dx = 0: w + 2 (kappa + t) w' = 0, from y = (kappa + t) (1 - l^2) / 2.
+        d = [(1 + 2 * k) * c for k, c in enumerate(w)]
+        for k in range(q):
+            d[k] = d[k] + 2 * kappa * (k + 1) * w[k + 1]
+        roots = _roots(d, t[1:-1], f)
+        if roots is None or not -1 < roots[0] <= roots[-1] < 1:
+            return None
+        half = (1 - square) / 2
+        worst = error
+        for s in roots:
+            value = w[-1]
+            for c in reversed(w[:-1]):
+                value = value * s + c
+            worst = max(worst, abs(1 - f.sqrt(square + half * (1 + s)) * value))
+        excess = float((worst - error) / error) if error > 0 else math.inf
+        found = w, error, rho, t, x
+        t = [t[0], *roots, t[-1]]
+        if excess <= tol:
+            # The zeros of p' are the better reference: the level is second order in its error.
+            x, error, rho, values = _levelled(t, low, f)
+            return _interpolate(t[1:], values[1:]), error, rho, t, x
+        if excess >= previous and excess < 1e-6:  # rounding is reached
+            return found
+        previous = excess
+    return None
+
+
+def _in_x(w: Sequence[Any], low: Any) -> list[Any]:
+    """Powers of y = x**2 from powers of t = (y - m) / h, by Horner's rule."""
+    square = low * low
+    h, m = (1 - square) / 2, (1 + square) / 2
+    c = [w[-1]]
+    for a in reversed(w[:-1]):
+        up = [0 * a, *(v / h for v in c)]
+        for k, v in enumerate(c):
+            up[k] = up[k] - m * v / h
+        up[0] = up[0] + a
+        c = up
+    return c
+
+
+def best(degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None) -> Minimax:
+    """Best odd polynomial on an interval, with its error and equioscillation points.
+
+    Parameters
+    ----------
+    degree : int
+        Odd, at least 3.
+    lower, upper : number
+        The interval, ``0 < lower < upper``.
+    digits : int, optional
+        Correct decimal digits. By default those of a double, in double precision where that is
+        accurate to 12 digits and in multiple precision elsewhere; if given, the results are mpmath
+        numbers correct to that many digits.
+
+    Returns
+    -------
+    Minimax
+
+    Raises
+    ------
+    ValueError
+        For an even degree, one below 3, or a bad interval.
+    RuntimeError
+        If the exchange does not converge; no such case is known.
+
+    Notes
+    -----
+    Degree 3 in closed form: ``alpha = sqrt(3 / (l**2 + l u + u**2))``,
+    ``s = l u (l + u) alpha**3``, ``E = (2 - s) / (2 + s)``.
+    Exchange: E. Remez (1934); L. Veidinger, Numer. Math. 2 (1960) 99-105. Greedy compositions of
+    these steps: N. Amsel, D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932.
+
+    Examples
+    --------
+    >>> b = best(5, 1e-3)
+    >>> round(b.error, 12), len(b.extrema)
+    (0.991529696304, 4)
+    >>> str(best(5, "0.001", digits=30).error)[:22]
+    '0.99152969630420800852'
+    """
+    degree = check_degree(degree)
+    check_interval(lower, upper)
+    if digits is None:
+        return _best_double(degree, float(lower), float(upper))
+    if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
+        raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
+    return _in_digits(degree, lower, upper, int(digits))
+
+
+def _chebyshev(q: int) -> list[float]:
+    return [-math.cos(math.pi * i / (q + 1)) for i in range(q + 2)]
+
+
+def _lost(q: int, low: float, error: float) -> float:
+    """Decimal digits that double precision loses: an estimate, chosen by experiment."""
+    return 0.5 * q - (q + 1) * math.log10(1 - low) + max(0.0, -math.log10(error)) - 1
+
+
+def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any]) -> Minimax:
+    """Undo the scaling to [l/u, 1]."""
+    w, error, rho, _, x = found
+    c = [number(v) / upper ** (2 * i + 1) for i, v in enumerate(_in_x(w, low))]
+    complement = 2 * rho / (1 + rho)
+    return Minimax(
+        tuple(number(v) for v in c),
+        number(error),
+        number(complement),
+        number(rho),
+        tuple(number(v) * upper for v in x),
+    )
+
+
+def _positive(c: tuple[float, ...], complement: float, upper: float) -> tuple[float, ...]:
+    """Raise the slope where the rounding of coefficients could make p negative between its zeros.
+
+    p is as small as 1 - E at its minima; where that is below the rounding, an addend of the size of
+    the rounding at `upper` keeps it positive, and 1 - E = p(l) changes by little since l is small.
+    """
+    rounding = 2.0**-52 * sum(abs(v) * upper ** (2 * i + 1) for i, v in enumerate(c))
+    if complement > 4 * rounding:
+        return c
+    return (c[0] + 4 * rounding / upper, *c[1:])
+
+
+def _best_double(degree: int, lower: float, upper: float) -> Minimax:
+    q, low = degree // 2, lower / upper
+    if q <= 3 and low < 0.99:
+        try:
+            found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
+        except (ArithmeticError, ValueError):
+            found = None
+        if found is not None and _lost(q, low, found[1]) < LOSS:
+            b = _scaled(found, low, upper, float)
+            return b._replace(coefficients=_positive(b.coefficients, b.complement, upper))
+    b = _in_digits(degree, lower, upper, DIGITS)
+    return Minimax(
+        _positive(tuple(map(float, b.coefficients)), float(b.complement), upper),
+        float(b.error),
+        float(b.complement),
+        float(b.rho),
+        tuple(map(float, b.extrema)),
+    )
+
+
+def _in_digits(degree: int, lower: Any, upper: Any, digits: int) -> Minimax:
+    q = degree // 2
+    low = float(lower) / float(upper)
+    # Cancellation in w, in its powers of x**2, and in E; guard digits.
+    narrow = -math.log10(max(1 - low, 1e-17))
+    f = _multiple(math.ceil(digits + (2 * q + 4) * narrow - math.log10(low) + 2 * q + 10))
+    l, u = f.number(lower), f.number(upper)
+    found = _exchange(q, l / u, _chebyshev(q), f, 10.0 ** -(digits / 2 + 1))
+    if found is None:
+        raise RuntimeError(
+            f"the exchange of degree {degree} on [{lower}, {upper}] did not converge; "
+            "please report it"
+        )
+    return _scaled(found, l / u, u, f.number)
+
+
+def minimax(
+    degree: int, lower: float, upper: float = 1.0, *, digits: int | None = None
+) -> Schedule:
+    """Best odd polynomial on an interval as a schedule of one step.
+
+    Parameters
+    ----------
+    degree : int
+        Odd, at least 3.
+    lower, upper : float
+        The interval, ``0 < lower < upper``.
+    digits : int, optional
+        Digits to compute with before the coefficients are rounded to doubles; see :func:`best`,
+        which also returns them unrounded.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        For an even degree, one below 3, or a bad interval.
+
+    Examples
+    --------
+    >>> s = minimax(3, 0.1)
+    >>> round(s.error(), 12)
+    0.607230127271
+    """
+    b = best(degree, lower, upper, digits=digits)
+    return Schedule(
+        steps=(
+            _positive(tuple(map(float, b.coefficients)), float(b.complement), float(upper))
+            if digits
+            else b.coefficients,
+        ),
+        lower=float(lower),
+        upper=float(upper),
+        name=f"minimax of degree {degree}",
+        source=f"best odd polynomial of degree {degree} on [{lower}, {upper}]",
+    )
