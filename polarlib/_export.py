@@ -42,7 +42,7 @@ FIRST_FIELDS = (
     "repeat",
 )
 
-CONVENTION = "step (a, b, c, ...) is p(x) = a x + b x^3 + c x^5 + ..., first step first"
+CONVENTION = "step (a, b, c, ...) is p(x) = a x + b x^{} + c x^{} + ..., first step first"
 # What is done to the matrix X before the first step.
 SCALING = {
     "frobenius": "X is divided by its Frobenius norm",
@@ -56,6 +56,10 @@ REPEATS = {
     "last": "its last step, again and again",
     "forever": "the list from its beginning",
 }
+
+
+def _convention(fields: Fields) -> str:
+    return CONVENTION.format(*(1 + i * fields["stride"] for i in (1, 2)))
 
 
 def _scaling(fields: Fields) -> str:
@@ -92,7 +96,7 @@ def document(fields: Fields, figures: Mapping[str, Any]) -> dict[str, Any]:
         "schema": SCHEMA,
         "version": VERSION,
         "polarlib": __version__,
-        "convention": f"{CONVENTION}; before it {_scaling(fields)}; "
+        "convention": f"{_convention(fields)}; before it {_scaling(fields)}; "
         f"after the last listed step: {REPEATS[fields['repeat']]}",
     }
     return {**header, **others, "steps": steps, "figures": plain(dict(figures))}
@@ -280,7 +284,7 @@ def _about(fields: Fields) -> list[str]:
     """Lines for a comment: what the numbers are, then every field but the steps."""
     lines = [
         f"Coefficients of a composition of odd polynomials, written by polarlib {__version__}.",
-        f"Convention: {CONVENTION}.",
+        f"Convention: {_convention(fields)}.",
         f"Before the first step: {_scaling(fields)}.",
         f"After the last one: {REPEATS[fields['repeat']]}.",
     ]
@@ -316,8 +320,8 @@ def _padded(steps: Steps) -> list[list[float]]:
     return [[*step, *[0.0] * (terms - len(step))] for step in steps]
 
 
-def _degrees(steps: Steps) -> list[int]:
-    return [2 * len(step) - 1 for step in steps]
+def _degrees(fields: Fields) -> list[int]:
+    return [1 + fields["stride"] * (len(step) - 1) for step in fields["steps"]]
 
 
 def _python(fields: Fields) -> list[str]:
@@ -335,13 +339,16 @@ def _triton(fields: Fields) -> list[str]:
         "import triton.language as tl",
         "",
         f"STEPS = tl.constexpr({len(steps)})",
-        f"DEGREES = tl.constexpr({tuple(_degrees(steps))!r})",
+        f"DEGREES = tl.constexpr({tuple(_degrees(fields))!r})",
         "COEFFICIENTS = tl.constexpr((",
         *(f"    {tuple(row)!r}," for row in rows),
         "))",
     ]
     for k, row in enumerate(rows, 1):
-        lines += ["", *(f"C{k}_{2 * i + 1} = tl.constexpr({c!r})" for i, c in enumerate(row))]
+        lines += [
+            "",
+            *(f"C{k}_{fields['stride'] * i + 1} = tl.constexpr({c!r})" for i, c in enumerate(row)),
+        ]
     return lines
 
 
@@ -376,7 +383,7 @@ def _header(fields: Fields, qualifiers: str, types: Mapping[str, tuple[str, Any]
         f"#define {macro}_TERMS {terms}",
         "",
         f"{qualifiers} int {name}_degree[{rows}] = {{",
-        f"    {', '.join(map(str, _degrees(steps)))}",
+        f"    {', '.join(map(str, _degrees(fields)))}",
         "};",
     ]
     for kind, (suffix, literal) in types.items():
@@ -422,7 +429,7 @@ def _latex(fields: Fields) -> list[str]:
     """Write a table with as many digits as give the doubles back."""
     steps = fields["steps"]
     terms = max(map(len, steps))
-    powers = ["$x$", *(f"$x^{{{2 * i + 1}}}$" for i in range(1, terms))]
+    powers = ["$x$", *(f"$x^{{{fields['stride'] * i + 1}}}$" for i in range(1, terms))]
     name, label = _escaped(fields["name"]), _identifier(fields["name"]).replace("_", "-")
     lower, upper = (_latex_number(fields[key]) for key in ("lower", "upper"))
     source = f" Source: {_escaped(fields['source']).rstrip('.')}." if fields["source"] else ""

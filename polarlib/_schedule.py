@@ -15,11 +15,23 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from polarlib import _export
-from polarlib.formats import Format, format_of, nearest, odd_image, odd_value, round_number
+from polarlib.formats import (
+    Format,
+    format_of,
+    nearest,
+    odd_image,
+    odd_value,
+    parse_target,
+    round_number,
+    target_value,
+)
 from polarlib.result import ScheduleWarning
+
+if TYPE_CHECKING:
+    from polarlib._certify import Certificate
 
 __all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "product_counts"]
 
@@ -96,11 +108,11 @@ def product_counts(
 
 
 def _image_or_overflow(
-    steps: Sequence[Sequence[float]], lower: float, upper: float
+    steps: Sequence[Sequence[float]], lower: float, upper: float, stride: int = 2
 ) -> tuple[float, float]:
     """Image in double precision; the whole line where it overflows."""
     try:
-        lo, hi = odd_image(steps, lower, upper, extended=False)
+        lo, hi = odd_image(steps, lower, upper, extended=False, stride=stride)
     except OverflowError:
         return -math.inf, math.inf
     return (lo, hi) if math.isfinite(lo) and math.isfinite(hi) else (-math.inf, math.inf)
@@ -127,13 +139,21 @@ class Schedule:
         What it is called and where it comes from.
     repeat : {None, "forever", "last"}, optional
         How the list goes on after its end: not at all, from its beginning, or with its last step.
+    stride : int, optional
+        Difference p of the exponents ``1, 1 + p, 1 + 2 p, ...``; 2 are the odd polynomials, any
+        other serves inverse p-th roots (:func:`polarlib.design.inverse_root`).
+    target : str, optional
+        What it approximates on the interval: "polar" (1), "clip" (min(x, 1)), "power(e)" (x^e),
+        "smooth_sign(d)" (x / sqrt(x^2 + d^2)). Errors are differences from that. `lower` may be 0
+        for any other than "polar".
 
     Raises
     ------
     ValueError
-        For an empty or non-finite list, a bad interval, an unknown normalisation; and for the
-        hazards: a step that is not positive on the image of the steps before it (the output would
-        be an ascent direction), an image of ``[lower, upper]`` that leaves (0, 2).
+        For an empty or non-finite list, a bad interval, an unknown normalisation or target; and
+        for the hazards of target "polar": a step that is not positive on the image of the steps
+        before it (the output would be an ascent direction), an image of ``[lower, upper]`` that
+        leaves (0, 2).
 
     Warns
     -----
@@ -157,6 +177,8 @@ class Schedule:
     name: str = "custom"
     source: str = ""
     repeat: str | None = None
+    stride: int = 2
+    target: str = "polar"
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
@@ -182,10 +204,21 @@ class Schedule:
             raise ValueError(
                 f"schedule {self.name!r}: coefficients must be finite, got {self.steps}"
             )
-        if not 0 < self.lower <= self.upper < math.inf:
+        if not is_count(self.stride):
             raise ValueError(
-                f"schedule {self.name!r}: the interval needs 0 < lower <= upper, "
-                f"got [{self.lower}, {self.upper}]"
+                f"schedule {self.name!r}: stride must be an integer of at least 1, "
+                f"got {self.stride!r}"
+            )
+        put("stride", operator.index(self.stride))
+        kind, parameter = parse_target(self.target)
+        # A constant and negative powers have no odd approximation at 0.
+        zero = kind not in ("polar", "power") or (kind == "power" and parameter > 0)
+        if not (self.lower > 0 or (zero and self.lower == 0)) or not (
+            self.upper > 0 and self.lower <= self.upper < math.inf
+        ):
+            raise ValueError(
+                f"schedule {self.name!r}: the interval needs 0 {'<=' if zero else '<'} lower <= "
+                f"upper, got [{self.lower}, {self.upper}]"
             )
         if not 1 <= self.input_safety < math.inf:
             raise ValueError(
@@ -202,15 +235,16 @@ class Schedule:
                 f"schedule {self.name!r}: repeat must be None, 'forever' or 'last', "
                 f"got {self.repeat!r}"
             )
-        self._refuse_hazards()
+        if kind == "polar":
+            self._refuse_hazards()
 
     def _refuse_hazards(self) -> None:
         lo, hi = self.lower, self.upper
         for k, step in enumerate(self.steps, 1):
             before = lo, hi
-            lo, hi = _image_or_overflow([step], lo, hi)
+            lo, hi = _image_or_overflow([step], lo, hi, self.stride)
             if lo <= 0 and math.isfinite(lo):  # double precision may not tell
-                lo, hi = odd_image([step], *before)
+                lo, hi = odd_image([step], *before, stride=self.stride)
             if lo <= 0:
                 raise ValueError(
                     f"schedule {self.name!r}: step {k} sends [{before[0]:.4g}, {before[1]:.4g}] to "
@@ -219,7 +253,7 @@ class Schedule:
                 )
         # Best steps for tiny lower bounds reach 2 but for the rounding of their coefficients.
         last = self.steps[-1]
-        terms = [abs(c) * before[1] ** (2 * i + 1) for i, c in enumerate(last)]
+        terms = [abs(c) * before[1] ** (self.stride * i + 1) for i, c in enumerate(last)]
         if hi >= 2 + 2.0**-48 * sum(terms) * (len(last) > 1):
             raise ValueError(
                 f"schedule {self.name!r}: the image [{lo:.4g}, {hi:.4g}] of "
@@ -230,7 +264,7 @@ class Schedule:
         # the error, chosen so that none of the published sets is suspected.
         ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
         if tuple(ordered) != self.steps:
-            best = _image_or_overflow(ordered, self.lower, self.upper)
+            best = _image_or_overflow(ordered, self.lower, self.upper, self.stride)
             if max(abs(1 - v) for v in best) < 0.5 * max(1 - lo, hi - 1):
                 warnings.warn(
                     f"schedule {self.name!r}: the same steps sorted by slope have less than half "
@@ -256,7 +290,7 @@ class Schedule:
             Singular values of the output.
         """
         for step in self.steps:
-            x = odd_value(step, x)
+            x = odd_value(step, x, self.stride)
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
@@ -281,10 +315,18 @@ class Schedule:
         upper = self.upper if upper is None else float(upper)
         if not -math.inf < lower <= upper < math.inf:
             raise ValueError(f"image needs finite lower <= upper, got [{lower}, {upper}]")
-        return odd_image(self.steps, lower, upper)
+        if self.stride != 2 and lower < 0:
+            raise ValueError(
+                f"image needs lower >= 0 for stride {self.stride}: roots of negative numbers are "
+                f"not defined, got {lower}"
+            )
+        return odd_image(self.steps, lower, upper, stride=self.stride)
 
     def error(self, lower: float | None = None) -> float:
         """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
+
+        For another target than "polar", the worst difference from that: the upper bound of
+        :meth:`certify`, which is sharp to a few digits at least.
 
         Parameters
         ----------
@@ -295,8 +337,49 @@ class Schedule:
         -------
         float
         """
+        if self.target != "polar":
+            return self.certify(lower).upper
         lo, hi = self.image(lower)
         return max(abs(1 - lo), abs(hi - 1))
+
+    def certify(self, lower: float | None = None, format: str | None = None) -> Certificate:
+        """Rigorous bounds of the worst error, by interval arithmetic.
+
+        Parameters
+        ----------
+        lower : float, optional
+            Lower end of the interval; the schedule's own by default.
+        format : str, optional
+            Number format that the coefficients are rounded to first; as they are by default.
+
+        Returns
+        -------
+        Certificate
+            ``lower <= max |target(x) - s(x)| <= upper`` on ``[lower, self.upper]``, for the
+            coefficients as numbers: the rounding of the iteration itself is not in it.
+
+        Raises
+        ------
+        ValueError
+            For an unknown format, coefficients that :meth:`quantize` refuses, and a lower end
+            outside ``(0, self.upper]``.
+
+        Examples
+        --------
+        >>> c = Schedule(steps=[(1.5, -0.5)], lower=0.5).certify()
+        >>> c.lower <= 0.3125 <= c.upper < 0.3126
+        True
+        """
+        if format is not None:
+            return self.quantize(format).certify(lower)
+        lower = self.lower if lower is None else float(lower)
+        if not (lower > 0 or lower == self.lower) or not lower <= self.upper:
+            raise ValueError(
+                f"schedule {self.name!r}: certify needs 0 < lower <= {self.upper}, got {lower}"
+            )
+        from polarlib._certify import certify
+
+        return certify(self.steps, lower, self.upper, stride=self.stride, target=self.target)
 
     @functools.cached_property
     def slope(self) -> float:
@@ -305,15 +388,23 @@ class Schedule:
 
     @functools.cached_property
     def divergence_limit(self) -> float:
-        """Smallest x > 1 with ``|s(x)| > 2``: how far rounding may push a singular value."""
+        """Smallest x > 1 with ``|s(x)| > 2``: how far rounding may push a singular value.
+
+        For another target than "polar", the smallest x > upper where ``|s|`` exceeds twice the
+        target's largest value on the interval, or 2.
+        """
+        start, limit = 1.0, 2.0
+        if self.target != "polar":
+            ends = [target_value(self.target, x) for x in (self.lower or self.upper, self.upper)]
+            start, limit = max(1.0, self.upper), 2.0 * max(1.0, *ends)
 
         def stays(x: float) -> bool:
-            lo, hi = _image_or_overflow(self.steps, 1.0, x)
-            return lo >= -2 and hi <= 2
+            lo, hi = _image_or_overflow(self.steps, start, x, self.stride)
+            return lo >= -limit and hi <= limit
 
-        if not stays(1.0):
-            return 1.0
-        inside, outside = 1.0, 2.0
+        if not stays(start):
+            return start
+        inside, outside = start, 2 * start
         while stays(outside):
             inside, outside = outside, 2 * outside
             if outside > 1e300:

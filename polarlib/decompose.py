@@ -109,12 +109,18 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
     Raises
     ------
     TypeError, ValueError
-        For something that is neither a name nor a Schedule, an unknown name, or a number of steps
-        that it does not have.
+        For something that is neither a name nor a Schedule, an unknown name, a number of steps
+        that it does not have, or a schedule for inverse roots, which has no odd matrix function.
     """
     if isinstance(schedule, str):
         return published.schedule(schedule, steps)
     if isinstance(schedule, Schedule):
+        if schedule.stride != 2:
+            raise ValueError(
+                f"schedule {schedule.name!r} has stride {schedule.stride}: it is for inverse "
+                f"{schedule.stride}-th roots of Hermitian matrices, polarlib.inverse_root; a "
+                "schedule for singular values has stride 2"
+            )
         return schedule if steps is None else schedule.truncate(steps)
     raise TypeError(f"schedule must be a name or a Schedule, got {schedule!r}")
 
@@ -493,6 +499,11 @@ _EXACT = (Status.CONVERGED, Status.FELL_BACK)
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
     known = isinstance(method, str) and (method in METHODS or method in published.schedules())
+    if isinstance(method, Schedule) and method.target != "polar":
+        raise ValueError(
+            f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
+            "apply it with orthogonalize()"
+        )
     if not known and not isinstance(method, Schedule):
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 

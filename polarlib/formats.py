@@ -4,7 +4,8 @@ The bottom layer: it knows nothing of arrays. A :class:`Format` says what roundi
 format; the functions below it say where an odd polynomial sends an interval.
 
 An odd polynomial is the tuple of its coefficients in ascending odd powers:
-``(a, b, c)`` is ``p(x) = a x + b x**3 + c x**5``.
+``(a, b, c)`` is ``p(x) = a x + b x**3 + c x**5``. With another `stride` p the powers are
+``1, 1 + p, 1 + 2 p, ...``: polynomials for inverse p-th roots.
 """
 
 from __future__ import annotations
@@ -12,13 +13,25 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["FORMATS", "Format", "format_of", "nearest", "odd_image", "odd_value", "round_number"]
+__all__ = [
+    "FORMATS",
+    "TARGETS",
+    "Format",
+    "format_of",
+    "nearest",
+    "odd_image",
+    "odd_value",
+    "parse_target",
+    "round_number",
+    "target_value",
+]
 
 # Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
 # are composed, each losing at most the digits of its slope (about one): 40 leaves guard digits.
@@ -144,7 +157,62 @@ def round_number(x: float, precision: Format) -> float:
     return math.copysign(size if size <= precision.largest else precision.saturates_to, x)
 
 
-def odd_value(step: Sequence[Any], x: Any) -> Any:
+# What a schedule may approximate, and whether a parameter in brackets belongs to it.
+TARGETS = {
+    "polar": ("1, the singular values of a unitary factor", False),
+    "clip": ("min(x, 1)", False),
+    "power": ("x**parameter", True),
+    "smooth_sign": ("x / sqrt(x**2 + parameter**2)", True),
+}
+
+
+def parse_target(target: str) -> tuple[str, float]:
+    """Split the name of a target into its kind and its parameter (0 where it has none).
+
+    Raises
+    ------
+    ValueError
+        For anything else; the message lists what there is.
+
+    Examples
+    --------
+    >>> parse_target("power(0.5)"), parse_target("polar")
+    (('power', 0.5), ('polar', 0.0))
+    """
+    found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", target) if isinstance(target, str) else None
+    kind, given = found.groups() if found else (None, None)
+    try:
+        parameter = float(given) if given is not None else 0.0
+    except ValueError:
+        parameter = math.nan
+    takes = kind in TARGETS and TARGETS[kind][1]
+    if kind not in TARGETS or takes != (given is not None) or not math.isfinite(parameter):
+        known = [f"{k}(number)" if TARGETS[k][1] else k for k in TARGETS]
+        raise ValueError(f"unknown target {target!r}; {nearest(target, known)}")
+    if kind == "smooth_sign" and not parameter > 0:
+        raise ValueError(f"smooth_sign needs a positive parameter, got {target!r}")
+    return kind, parameter
+
+
+def target_value(target: str, x: Any) -> Any:
+    """Value of a target at positive numbers; NumPy arrays, floats or mpmath numbers.
+
+    Examples
+    --------
+    >>> target_value("power(0.5)", 4.0), target_value("clip", np.array([0.5, 3.0])).tolist()
+    (2.0, [0.5, 1.0])
+    """
+    kind, parameter = parse_target(target)
+    if kind == "clip":
+        return np.minimum(x, 1.0) if isinstance(x, np.ndarray) else min(x, 0 * x + 1)
+    if kind == "power":
+        return x**parameter
+    if kind == "smooth_sign":
+        return x / (x * x + parameter * parameter) ** 0.5
+    return 0 * x + 1
+
+
+def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
     """Evaluate an odd polynomial by Horner's rule in ``x**2``; any type with ``+`` and ``*``.
 
     Examples
@@ -152,7 +220,7 @@ def odd_value(step: Sequence[Any], x: Any) -> Any:
     >>> odd_value((1.5, -0.5), 1.0)
     1.0
     """
-    y = x * x
+    y = x * x if stride == 2 else x**stride
     value = step[-1]
     for c in reversed(step[:-1]):
         value = value * y + c
@@ -160,9 +228,9 @@ def odd_value(step: Sequence[Any], x: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _turning_points(step: tuple[float, ...]) -> tuple[float, ...]:
+def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
     """Positive zeros of p' in double precision, ascending."""
-    derivative = [(2 * i + 1) * c for i, c in enumerate(step)]
+    derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
     # A leading coefficient this small only adds turning points beyond 1e100.
     largest = max(map(abs, derivative))
     while derivative and abs(derivative[-1]) <= 1e-200 * largest:
@@ -173,20 +241,20 @@ def _turning_points(step: tuple[float, ...]) -> tuple[float, ...]:
     # A double root may come out as a complex pair: its real part is still a turning point to
     # within the square root of the rounding, and an extra point in the list does no harm.
     y = y.real[(np.abs(y.imag) <= 1e-6 * np.abs(y)) & (y.real > 0)]
-    return tuple(float(v) for v in np.sort(np.sqrt(y)))
+    return tuple(float(v) for v in np.sort(np.sqrt(y) if stride == 2 else y ** (1 / stride)))
 
 
-def _refined(t: Any, slope: Sequence[Any]) -> Any:
+def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
     """Two Newton steps on p': from 1e-16 to 1e-32, and the value of p sees the square of that."""
     for _ in range(2):
-        y = t * t
+        y = t**stride
         value, curvature = slope[-1], 0 * t
         for c in reversed(slope[:-1]):
             curvature = curvature * y + value
             value = value * y + c
         if curvature == 0:
             break
-        t -= value / (2 * t * curvature)
+        t -= value / (stride * t ** (stride - 1) * curvature)
     return t
 
 
@@ -200,7 +268,12 @@ def _extended() -> Any:
 
 
 def odd_image(
-    steps: Iterable[Sequence[float]], lower: float, upper: float, *, extended: bool = True
+    steps: Iterable[Sequence[float]],
+    lower: float,
+    upper: float,
+    *,
+    extended: bool = True,
+    stride: int = 2,
 ) -> tuple[float, float]:
     """Image of ``[lower, upper]`` under a composition of odd polynomials.
 
@@ -215,6 +288,8 @@ def odd_image(
         The interval, ``lower <= upper``.
     extended : bool, optional
         Evaluate with 40 decimal digits (default) or in double precision.
+    stride : int, optional
+        Difference of the exponents; for any other than 2 the interval must not be negative.
 
     Returns
     -------
@@ -229,16 +304,16 @@ def odd_image(
     number = _extended().mpf if extended else float
     lo, hi = number(lower), number(upper)
     for step in steps:
-        turning = _turning_points(tuple(map(float, step)))
+        turning = _turning_points(tuple(map(float, step)), stride)
         coefficients = [number(c) for c in step]
-        slope = [(2 * i + 1) * c for i, c in enumerate(coefficients)]
+        slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
         inside = []
         # An odd polynomial turns at -t wherever it turns at t.
-        for t in [number(s * t) for t in turning for s in (1, -1)]:
+        for t in [number(s * t) for t in turning for s in ((1, -1) if stride % 2 == 0 else (1,))]:
             if extended:
-                t = _refined(t, slope)
+                t = _refined(t, slope, stride)
             if lo < t < hi:
                 inside.append(t)
-        values = [odd_value(coefficients, t) for t in (lo, hi, *inside)]
+        values = [odd_value(coefficients, t, stride) for t in (lo, hi, *inside)]
         lo, hi = min(values), max(values)
     return float(lo), float(hi)

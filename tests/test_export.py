@@ -404,7 +404,7 @@ def test_what_is_for_readers_is_not_looked_at(tmp_path):
 class Extended(Schedule):
     """A schedule with fields of a later day."""
 
-    target: str = "polar"
+    goal: str = "polar"
     band: tuple[float, float] = (0.0, 1.0)
     order: int = 2
     exact: bool = False
@@ -428,13 +428,13 @@ def test_every_field_is_written():
 
 
 def test_a_new_field_joins_by_itself(tmp_path):
-    s = extended(target="clip", band=(0.1, 0.3), order=3, exact=True)
+    s = extended(goal="clip", band=(0.1, 0.3), order=3, exact=True)
     s.to_json(tmp_path / "s.json")
     assert_same_schedule(Extended.from_json(tmp_path / "s.json"), s)
     for kind in KINDS:
-        assert "target: clip" in s.to_code(kind)
+        assert "goal: clip" in s.to_code(kind)
     # Who does not know the field must not take the schedule for another one.
-    with pytest.raises(ValueError, match="unknown key 'target'"):
+    with pytest.raises(ValueError, match="unknown key 'goal'"):
         Schedule.from_json(tmp_path / "s.json")
     # A file from before the field has its default.
     Schedule(steps=[(1.5, -0.5)], lower=0.5).to_json(tmp_path / "old.json")
@@ -443,7 +443,7 @@ def test_a_new_field_joins_by_itself(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("target", 3, "a string"), ("order", 2.5, "an integer"), ("order", True, "an integer"),
+    [("goal", 3, "a string"), ("order", 2.5, "an integer"), ("order", True, "an integer"),
      ("exact", 1, "true or false"), ("band", [0.0, math.inf], "finite numbers")],
 )  # fmt: skip
 def test_types_of_new_fields(key, value, expected, tmp_path):
