@@ -4,7 +4,8 @@ Pure functions of intervals, schedules and number formats; nothing here touches 
 """
 
 from polarlib.design.compose import greedy
+from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import best, minimax
 from polarlib.design.restarts import restarts
 
-__all__ = ["best", "greedy", "minimax", "restarts"]
+__all__ = ["Fingerprint", "best", "fingerprint", "greedy", "minimax", "restarts"]

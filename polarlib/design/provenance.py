@@ -1,0 +1,119 @@
+"""Where a published step came from: the interval, the scale and the gain it was designed with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from polarlib.design.remez import best
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+# Ratios of the ends of the interval between which the answer is sought. Below, best steps differ by
+# less than the rounding of doubles; above, they are the Pade step to seven digits.
+NARROWEST, WIDEST = 1e-14, 1 - 1e-7
+
+
+class Fingerprint(NamedTuple):
+    """The best polynomial that a step is, but for a factor.
+
+    Attributes
+    ----------
+    lower, upper : float
+        The step is ``gain`` times the best polynomial of its degree on [lower, upper].
+    gain : float
+        1 for a bare best step; above 1 where a cushioned one was recentred, for example.
+    mismatch : float
+        Largest relative difference between the step's coefficients and those of that polynomial:
+        rounding for degrees 3 and 5, which have as many coefficients as there are parameters, and
+        evidence for higher ones.
+    """
+
+    lower: float
+    upper: float
+    gain: float
+    mismatch: float
+
+
+def fingerprint(step: Sequence[float]) -> Fingerprint:
+    """Interval, scale and gain that a step was designed for.
+
+    A best polynomial p on [l, 1], squeezed to ``g p(x / u)``, has the coefficients
+    ``g c_i / u^(2i+1)``. The ratio ``c_1^2 / (c_0 c_2)`` knows nothing of g and u, and falls as l
+    grows: from 4 to 20 / 9 for degree 5. It gives l; then ``c_1 / c_0`` gives u, and c_0 gives g.
+    Degree 3 has two coefficients only, and is taken to have g = 1: then ``c_0^3 / |c_1|``, from 27
+    to 27 / 4, gives l.
+
+    Parameters
+    ----------
+    step : sequence of float
+        Coefficients ``(a, b, c, ...)`` in ascending odd powers.
+
+    Returns
+    -------
+    Fingerprint
+
+    Raises
+    ------
+    ValueError
+        For fewer than two coefficients, signs that do not alternate from a positive first one, and
+        ratios that no best polynomial has: such a step was tuned for something else.
+
+    Notes
+    -----
+    Digits of l are lost where it is small: four-digit coefficients tell l = 1e-3 to about 10 %.
+
+    Examples
+    --------
+    >>> from polarlib import schedule
+    >>> f = fingerprint(schedule("polar_express_102").steps[0])  # cushion 0.02, safety 0.02
+    >>> round(f.lower / f.upper, 6), round(f.upper, 6)
+    (0.02, 1.02)
+    """
+    try:
+        c = tuple(map(float, step))
+    except (TypeError, ValueError):
+        c = ()
+    signs = all(math.isfinite(v) and v * (-1) ** i > 0 for i, v in enumerate(c))
+    if len(c) < 2 or not signs:
+        raise ValueError(
+            "a step to fingerprint has two coefficients or more, finite, of alternating signs, "
+            f"the first positive, got {step!r}"
+        )
+    degree = 2 * len(c) - 1
+    ratio: Callable[[Sequence[float]], float]
+    if len(c) == 2:
+        name, ratio = "a^3 / |b|", _cubic_ratio
+    else:
+        name, ratio = "b^2 / (a c)", _first_ratio
+    l = _solve(lambda l: ratio(best(degree, l).coefficients), ratio(c), name, degree)
+    ideal = best(degree, l).coefficients
+    u = math.sqrt((ideal[1] / ideal[0]) / (c[1] / c[0]))
+    gain = c[0] * u / ideal[0]
+    expected = [gain * v / u ** (2 * i + 1) for i, v in enumerate(ideal)]
+    mismatch = max(abs(v / w - 1) for v, w in zip(c, expected, strict=True))
+    return Fingerprint(l * u, u, gain, mismatch)
+
+
+def _first_ratio(c: Sequence[float]) -> float:
+    return c[1] * c[1] / (c[0] * c[2])
+
+
+def _cubic_ratio(c: Sequence[float]) -> float:
+    return c[0] ** 3 / abs(c[1])
+
+
+def _solve(f: Callable[[float], Any], value: float, name: str, degree: int) -> float:
+    """The l where a falling function has a value."""
+    from scipy.optimize import brentq  # lazily: it takes long to import
+
+    high, low = f(NARROWEST), f(WIDEST)
+    if not low < value < high:
+        raise ValueError(
+            f"no best polynomial of degree {degree} has {name} = {value:.6g}: it lies between "
+            f"{low:.6g} and {high:.6g}; the step was designed for another aim"
+        )
+    return math.exp(
+        brentq(lambda t: f(math.exp(t)) - value, math.log(NARROWEST), math.log(WIDEST), xtol=1e-15)
+    )
