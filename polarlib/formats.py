@@ -31,6 +31,7 @@ __all__ = [
     "parse_target",
     "round_number",
     "target_value",
+    "turning_points",
 ]
 
 # Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
@@ -228,8 +229,14 @@ def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
-    """Positive zeros of p' in double precision, ascending."""
+def turning_points(step: tuple[float, ...], stride: int = 2) -> tuple[float, ...]:
+    """Positive zeros of p' in double precision, ascending.
+
+    Examples
+    --------
+    >>> turning_points((1.5, -0.5))
+    (1.0,)
+    """
     derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
     # A leading coefficient this small only adds turning points beyond 1e100.
     largest = max(map(abs, derivative))
@@ -304,7 +311,7 @@ def odd_image(
     number = _extended().mpf if extended else float
     lo, hi = number(lower), number(upper)
     for step in steps:
-        turning = _turning_points(tuple(map(float, step)), stride)
+        turning = turning_points(tuple(map(float, step)), stride)
         coefficients = [number(c) for c in step]
         slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
         inside = []

@@ -41,7 +41,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from polarlib._schedule import Schedule
-from polarlib.formats import FORMATS, nearest, odd_value
+from polarlib.formats import FORMATS, nearest, odd_value, target_value, turning_points
 from polarlib.result import Trace, write_whole
 
 __all__ = ["compare", "convergence", "polynomial", "save", "singular_values"]
@@ -76,6 +76,10 @@ CEILING = 1e3  # an error above it says no more than that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 NEAR = 1.4  # a divergence limit up to this multiple of the upper bound is in the picture
 FAR = 1e3  # values of s(x) beyond are not drawn
+AS_FAR = 0.999  # of the worst error counts as it
+MANY = 5000  # points of worst error that are too many for a picture
+BETWEEN = 16  # samples between two turning points of a composition
+BISECTIONS = 60
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 # Against rcParams that give saved figures another ground.
 AS_SHOWN: dict[str, Any] = {"facecolor": "auto", "edgecolor": "auto", "transparent": False}
@@ -273,7 +277,8 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     matplotlib.axes.Axes
         s(x) and, faintly, the compositions of its first steps, from a tenth of its lower bound to
         a little above its upper bound or, where that is near, its divergence limit; a shaded band
-        within its error of 1 on its interval.
+        within its error of its target on its interval, and dots where it is as far from it as that:
+        the points of equioscillation, if it is a best composition.
 
     Raises
     ------
@@ -292,26 +297,29 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     limit, error = s.divergence_limit, s.error()
     near = limit <= NEAR * s.upper
     right = 1.2 * limit if near and limit > s.upper else 1.05 * s.upper
+    left = s.lower / 10
     # The last decade holds most of the turning points.
-    x = np.concatenate(
-        [np.geomspace(s.lower / 10, right, 4000), np.linspace(right / 10, right, 2000)]
-    )
+    x = np.linspace(right / 10 if left else 0, right, 2000)
+    if left:
+        x = np.concatenate([np.geomspace(left, right, 4000), x])
     x = np.union1d(x, [s.lower, s.upper])
+    inside = (x >= s.lower) & (x <= s.upper)
+    aim = target_value(s.target, x[inside])
+    named = "1" if s.target == "polar" else s.target
     ax.fill_between(
-        [s.lower, s.upper],
-        1 - error,
-        1 + error,
+        x[inside],
+        aim - error,
+        aim + error,
         color=SKY,
         alpha=0.3,
         linewidth=0,
-        label=f"within {error:.3g} of 1 on [{s.lower:.3g}, {s.upper:.3g}]",
+        label=f"within {error:.3g} of {named} on [{s.lower:.3g}, {s.upper:.3g}]",
     )
     # Step by step, not by s.truncate(k): a part may swing wider than a whole schedule may.
-    top, last, y = 1 + error, len(s), x
-    inside = (x >= s.lower) & (x <= s.upper)
+    top, last, y = float(aim.max()) + error, len(s), x
     for k, step in enumerate(s.steps, 1):
         with np.errstate(over="ignore", invalid="ignore"):
-            y = odd_value(step, y)
+            y = odd_value(step, y, s.stride)
         top = max(top, float(y[inside].max()))
         # Far out of the picture a curve is cut, since drawing overflows as well.
         shown = np.where(np.abs(y) < FAR, y, np.nan)
@@ -327,6 +335,11 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
                 linewidth=0.9,
                 label=label if k == 1 else None,
             )
+    worst = _farthest(s, error)
+    if len(worst):
+        at = f"{len(worst)} {'point' if len(worst) == 1 else 'points'}"
+        label = f"worst error, at {at}"
+        ax.plot(worst, s(worst), ".", color=BLUE, markersize=5, label=label)
     if limit < np.inf:
         beyond = f"divergence limit {_above_one(limit)}"
         if near:
@@ -339,11 +352,51 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         "s(x)",
         f"{s.name}: {last} {'step' if last == 1 else 'steps'}, {s.matmuls} matrix products",
     )
-    ax.set_xscale("log")
-    ax.set_xlim(s.lower / 10, right)
+    if left:
+        ax.set_xscale("log")
+    ax.set_xlim(left, right)
     ax.set_ylim(0, 1.05 * top)
     _legend(ax)
     return ax
+
+
+def _farthest(s: Schedule, error: float) -> np.ndarray:
+    """Points of the interval where the error is the worst one; none where they are too many."""
+    x = np.array([s.lower, s.upper])
+    for k, step in enumerate(s.steps):
+        # Between neighbours the steps before are monotone: where they meet a turning point of this
+        # one, the composition turns.
+        turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride)]
+        x = np.unique(np.concatenate([x, *turns]))
+        if len(x) > MANY:
+            return x[:0]
+    between = s.target != "polar"
+    if between:  # the worst differences from a curve need not be where s turns
+        x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
+    e = np.abs(s(x) - target_value(s.target, x))
+    far = e >= AS_FAR * error
+    if between:
+        around = np.concatenate([[-np.inf], e, [-np.inf]])
+        far &= (e >= around[:-2]) & (e >= around[2:])
+    return x[far]
+
+
+def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:
+    """Where the first k steps take the value t, by bisection between neighbours."""
+
+    def value(x: np.ndarray) -> np.ndarray:
+        for step in s.steps[:k]:
+            x = odd_value(step, x, s.stride)
+        return x - t
+
+    ends = value(x)
+    inside = ends[:-1] * ends[1:] < 0
+    a, b, sign = x[:-1][inside], x[1:][inside], np.sign(ends[:-1][inside])
+    for _ in range(BISECTIONS):
+        middle = (a + b) / 2
+        same = np.sign(value(middle)) == sign
+        a, b = np.where(same, middle, a), np.where(same, b, middle)
+    return a
 
 
 def compare(

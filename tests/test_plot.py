@@ -211,7 +211,10 @@ def test_polynomial_draws_the_composition_and_its_parts(name):
     np.testing.assert_array_equal(y[inside], s(x[inside]))
     assert np.abs(1 - y[inside]).max() <= s.error() * (1 + 1e-9)
     assert f"{s.slope:.4g}" in whole.get_label()
-    parts = [line for line in ax.get_lines() if line is not whole and len(line.get_xdata()) > 2]
+    dots = labelled(ax, "worst error")
+    np.testing.assert_allclose(np.abs(1 - dots.get_ydata()), s.error(), rtol=2e-3)
+    parts = [line for line in ax.get_lines() if len(line.get_xdata()) > 2]
+    parts = [line for line in parts if line not in (whole, dots)]
     assert len(parts) == len(s) - 1
     for k, line in enumerate(parts, 1):
         np.testing.assert_array_equal(line.get_ydata()[inside], s.truncate(k)(x[inside]))
@@ -219,6 +222,20 @@ def test_polynomial_draws_the_composition_and_its_parts(name):
     box = band.get_paths()[0].get_extents()
     np.testing.assert_allclose(box.intervalx, [s.lower, s.upper])
     np.testing.assert_allclose(box.intervaly, [1 - s.error(), 1 + s.error()])
+
+
+@pytest.mark.parametrize(
+    ("degrees", "points"), [([3], 3), ([7], 5), ([5, 5], 10), ([3, 5, 5], 19), ([5] * 5, 244)]
+)
+def test_points_of_equioscillation_are_all_marked(degrees, points):
+    """A best polynomial alternates q + 2 times, and so does a step on each branch before it."""
+    s = polarlib.design.greedy(1e-2, degrees)
+    dots = labelled(plot.polynomial(s), "worst error")
+    x, y = dots.get_data()
+    assert len(x) == points
+    assert dots.get_label() == f"worst error, at {points} points"
+    assert (x[0], x[-1]) == (s.lower, s.upper)
+    np.testing.assert_array_equal(np.sign(y - 1), [(-1) ** (i + 1) for i in range(points)])
 
 
 @pytest.mark.parametrize(("name", "near"), [("jordan", True), ("newton_schulz_5", False)])
