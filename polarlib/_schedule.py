@@ -23,6 +23,7 @@ from polarlib.formats import (
     format_of,
     nearest,
     odd_image,
+    odd_images,
     odd_value,
     parse_target,
     round_number,
@@ -239,39 +240,53 @@ class Schedule:
             self._refuse_hazards()
 
     def _refuse_hazards(self) -> None:
-        lo, hi = self.lower, self.upper
-        for k, step in enumerate(self.steps, 1):
-            before = lo, hi
-            lo, hi = _image_or_overflow([step], lo, hi, self.stride)
-            if lo <= 0 and math.isfinite(lo):  # double precision may not tell
-                lo, hi = odd_image([step], *before, stride=self.stride)
-            if lo <= 0:
-                raise ValueError(
-                    f"schedule {self.name!r}: step {k} sends [{before[0]:.4g}, {before[1]:.4g}] to "
-                    f"[{lo:.4g}, {hi:.4g}], which is not positive: singular vectors would change "
-                    "sign; name a smaller interval or another step"
-                )
-        # Best steps for tiny lower bounds reach 2 but for the rounding of their coefficients.
-        last = self.steps[-1]
-        terms = [abs(c) * before[1] ** (self.stride * i + 1) for i, c in enumerate(last)]
-        if hi >= 2 + 2.0**-48 * sum(terms) * (len(last) > 1):
-            raise ValueError(
-                f"schedule {self.name!r}: the image [{lo:.4g}, {hi:.4g}] of "
-                f"[{self.lower:.4g}, {self.upper:.4g}] leaves (0, 2); name a smaller interval or "
-                "add a safety factor"
-            )
+        # What double precision finds may be its own rounding, which every step multiplies.
+        trouble = self._hazard(extended=False) and self._hazard(extended=True)
+        if trouble:
+            raise ValueError(f"schedule {self.name!r}: {trouble}")
         # Steeper steps come first in every designed schedule. "Much better" is a factor of two in
         # the error, chosen so that none of the published sets is suspected.
         ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
         if tuple(ordered) != self.steps:
-            best = _image_or_overflow(ordered, self.lower, self.upper, self.stride)
-            if max(abs(1 - v) for v in best) < 0.5 * max(1 - lo, hi - 1):
+            least, error = (
+                max(abs(1 - v) for v in _image_or_overflow(s, self.lower, self.upper, self.stride))
+                for s in (ordered, self.steps)
+            )
+            if least < 0.5 * error < math.inf:
                 warnings.warn(
                     f"schedule {self.name!r}: the same steps sorted by slope have less than half "
                     "the error; are they in the order in which they were designed?",
                     ScheduleWarning,
                     stacklevel=4,
                 )
+
+    def _hazard(self, *, extended: bool) -> str:
+        """What is wrong with the image of the interval, or ""."""
+        lo, hi = before = self.lower, self.upper
+        images = odd_images(self.steps, lo, hi, extended=extended, stride=self.stride)
+        try:
+            for k, (lo, hi) in enumerate(images, 1):
+                if not 0 < lo <= hi < math.inf:
+                    was, now = (
+                        "[{:.4g}, {:.4g}]".format(*map(float, ends)) for ends in (before, (lo, hi))
+                    )
+                    return (
+                        f"step {k} sends {was} to {now}, which is not positive: singular vectors "
+                        "would change sign; name a smaller interval or another step"
+                    )
+                if k < len(self.steps):
+                    before = lo, hi
+        except OverflowError:  # of floats
+            return "it overflows"
+        # Best steps for tiny lower bounds reach 2 but for the rounding of their coefficients.
+        last, u = self.steps[-1], float(before[1])
+        terms = [abs(c) * u ** (self.stride * i + 1) for i, c in enumerate(last)]
+        if hi >= 2 + 2.0**-48 * sum(terms) * (len(last) > 1):
+            return (
+                f"the image [{float(lo):.4g}, {float(hi):.4g}] of [{self.lower:.4g}, "
+                f"{self.upper:.4g}] leaves (0, 2); name a smaller interval or add a safety factor"
+            )
+        return ""
 
     def __len__(self) -> int:
         return len(self.steps)

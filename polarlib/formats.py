@@ -14,7 +14,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "format_of",
     "nearest",
     "odd_image",
+    "odd_images",
     "odd_value",
     "parse_target",
     "round_number",
@@ -274,6 +275,48 @@ def _extended() -> Any:
     return context
 
 
+def odd_images(
+    steps: Iterable[Sequence[float]],
+    lower: Any,
+    upper: Any,
+    *,
+    extended: bool = True,
+    stride: int = 2,
+) -> Iterator[tuple[Any, Any]]:
+    """Images of ``[lower, upper]`` after each step of a composition, not rounded to doubles.
+
+    The image of an interval is an interval, so it is followed step by step: its ends are values at
+    the ends and at the turning points between them. Nothing is sampled. What a step makes of the
+    rounding of its upper end, the next one multiplies: an image is only as good as its digits.
+
+    Parameters
+    ----------
+    steps, lower, upper, extended, stride
+        As :func:`odd_image` takes them.
+
+    Yields
+    ------
+    lo, hi : number
+        mpmath numbers of 40 digits, or floats.
+    """
+    number = _extended().mpf if extended else float
+    lo, hi = number(lower), number(upper)
+    for step in steps:
+        turning = turning_points(tuple(map(float, step)), stride)
+        coefficients = [number(c) for c in step]
+        slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
+        inside = []
+        # An odd polynomial turns at -t wherever it turns at t.
+        for t in [number(s * t) for t in turning for s in ((1, -1) if stride % 2 == 0 else (1,))]:
+            if extended:
+                t = _refined(t, slope, stride)
+            if lo < t < hi:
+                inside.append(t)
+        values = [odd_value(coefficients, t, stride) for t in (lo, hi, *inside)]
+        lo, hi = min(values), max(values)
+        yield lo, hi
+
+
 def odd_image(
     steps: Iterable[Sequence[float]],
     lower: float,
@@ -283,9 +326,6 @@ def odd_image(
     stride: int = 2,
 ) -> tuple[float, float]:
     """Image of ``[lower, upper]`` under a composition of odd polynomials.
-
-    The image of an interval is an interval, so it is followed step by step: its ends are values at
-    the ends and at the turning points between them. Nothing is sampled.
 
     Parameters
     ----------
@@ -308,19 +348,7 @@ def odd_image(
     >>> odd_image([(1.5, -0.5)], 0.0, 1.2)
     (0.0, 1.0)
     """
-    number = _extended().mpf if extended else float
-    lo, hi = number(lower), number(upper)
-    for step in steps:
-        turning = turning_points(tuple(map(float, step)), stride)
-        coefficients = [number(c) for c in step]
-        slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
-        inside = []
-        # An odd polynomial turns at -t wherever it turns at t.
-        for t in [number(s * t) for t in turning for s in ((1, -1) if stride % 2 == 0 else (1,))]:
-            if extended:
-                t = _refined(t, slope, stride)
-            if lo < t < hi:
-                inside.append(t)
-        values = [odd_value(coefficients, t, stride) for t in (lo, hi, *inside)]
-        lo, hi = min(values), max(values)
+    lo, hi = lower, upper
+    for lo, hi in odd_images(steps, lower, upper, extended=extended, stride=stride):  # noqa: B007
+        pass
     return float(lo), float(hi)
