@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-from polarlib._schedule import Schedule
+from polarlib._schedule import Schedule, is_count
 from polarlib.design.remez import best, check_degree, check_interval
-from polarlib.formats import nearest, odd_value
+from polarlib.formats import nearest, odd_images, odd_value
 
 __all__ = ["greedy"]
 
@@ -19,10 +20,12 @@ SAFETY_MODES = ("in_loop", "post_hoc")
 NARROW = 1e-9
 
 
-def _pade(q: int) -> tuple[float, ...]:
-    """Odd polynomial of degree 2q + 1 with p(1) = 1 and q vanishing derivatives there."""
-    # x (1 - z)^(-1/2), z = 1 - x^2, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
-    terms = [math.comb(2 * k, k) / 4**k for k in range(q + 1)]
+def _pade(q: int, stride: int = 2) -> tuple[float, ...]:
+    """Step of degree 1 + stride q with p(1) = 1 and q vanishing derivatives there."""
+    # x (1 - z)^(-1/p), z = 1 - x^p, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
+    terms = [1.0]
+    for k in range(1, q + 1):
+        terms.append(terms[-1] * (1 / stride + k - 1) / k)
     return tuple(
         (-1) ** i * sum(math.comb(k, i) * terms[k] for k in range(i, q + 1)) for i in range(q + 1)
     )
@@ -34,9 +37,9 @@ def _amount(name: str, value: Any) -> float:
     return float(value)
 
 
-def _squeeze(step: Sequence[float], safety: float) -> tuple[float, ...]:
+def _squeeze(step: Sequence[float], safety: float, stride: int) -> tuple[float, ...]:
     """Coefficients of ``p(x / (1 + safety))``."""
-    return tuple(c / (1 + safety) ** (2 * i + 1) for i, c in enumerate(step))
+    return tuple(c / (1 + safety) ** (stride * i + 1) for i, c in enumerate(step))
 
 
 def greedy(
@@ -48,6 +51,7 @@ def greedy(
     cushion: float = 0.0,
     safety_mode: str = "in_loop",
     safety_on_last: bool = False,
+    stride: int = 2,
 ) -> Schedule:
     """Compose best steps: each on the image of those before it.
 
@@ -71,6 +75,9 @@ def greedy(
         Whether later steps know of the safety of earlier ones, or all are squeezed afterwards.
     safety_on_last : bool, optional
         Whether the last step is squeezed too.
+    stride : int, optional
+        A step has the powers 1, 1 + stride, 1 + 2 stride, ...; 2 is the odd polynomials. Degrees
+        are then 1 + stride k. See :func:`polarlib.design.inverse_root`.
 
     Returns
     -------
@@ -96,33 +103,42 @@ def greedy(
     l, u = check_interval(lower, upper)
     if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
         raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
-    degrees = [check_degree(d) for d in degrees]
+    if not is_count(stride):
+        raise ValueError(f"stride must be an integer of at least 1, got {stride!r}")
+    stride = operator.index(stride)
+    degrees = [check_degree(d, stride) for d in degrees]
     safety, cushion = _amount("safety", safety), _amount("cushion", cushion)
     if safety_mode not in SAFETY_MODES:
         raise ValueError(
             f"unknown safety_mode {safety_mode!r}; {nearest(safety_mode, SAFETY_MODES)}"
         )
     steps = []
+    within: tuple[Any, Any] = (l, u)  # the image so far, with 40 digits
     squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
     for k, degree in enumerate(degrees):
         if u - l < NARROW:
-            step = _pade(degree // 2)
-            l, u = odd_value(step, l), 1.0
+            step = _pade(degree // stride, stride)
+            l, u = odd_value(step, l, stride), 1.0
         else:
             start = max(l, cushion * u)
-            b = best(degree, start, u)
+            b = best(degree, start, u, stride=stride)
             step, end = b.coefficients, b.complement
             if start > l:  # p grows up to its first maximum, so its least value is at l
-                end = odd_value(step, l)
+                end = odd_value(step, l, stride)
                 centre = (end + 1 + b.error) / 2
                 step, end = tuple(c / centre for c in step), end / centre
             if safety_mode == "in_loop" and k < squeezed:
-                step = _squeeze(step, safety)
-                end = odd_value(step, l)
+                step = _squeeze(step, safety, stride)
+                end = odd_value(step, l, stride)
             l, u = end, 2 - end
+            if safety == 0:
+                # The coefficients are rounded, and the next step multiplies what that adds to u by
+                # its steep slope there: it must know.
+                within = next(odd_images([step], *within, stride=stride))
+                l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
         steps.append(step)
     if safety_mode == "post_hoc":
-        steps[:squeezed] = [_squeeze(step, safety) for step in steps[:squeezed]]
+        steps[:squeezed] = [_squeeze(step, safety, stride) for step in steps[:squeezed]]
     said = f", cushion {cushion:g}" * (cushion > 0)
     if safety:
         last = "included" if safety_on_last else "exempt"
@@ -131,6 +147,7 @@ def greedy(
         steps=tuple(steps),
         lower=lower,
         upper=upper,
+        stride=stride,
         name=f"greedy of degrees {', '.join(map(str, degrees))}",
         source=f"greedy minimax composition on [{lower}, {upper}]{said}",
     )

@@ -6,7 +6,10 @@ functions x, x**3, ..., x**(2q+1) are a Chebyshev system there, and on every lev
 contains l and u the derivative p' has exactly q zeros in (l, u), so the exchange
 {l, zeros of p', u} loses no extremum. It converges quadratically.
 
-Everything is computed on [l/u, 1] in the variable t, which maps y = x**2 to [-1, 1]. Sums have
+All of this holds for x, x**(1+p), ..., x**(1+qp) too, the steps of p-th roots; p is the stride, 2 by
+default.
+
+Everything is computed on [l/u, 1] in the variable t, which maps y = x**p to [-1, 1]. Sums have
 terms of one sign wherever possible: rho = (1 - E) / (1 + E) is a quotient of two such sums,
 accurate to rounding however small l is.
 """
@@ -37,7 +40,7 @@ class Minimax(NamedTuple):
     Attributes
     ----------
     coefficients : tuple
-        Ascending odd powers; floats, or mpmath numbers where more digits were asked for.
+        Ascending powers 1 + stride i; floats, or mpmath numbers where more digits were asked for.
     error : number
         E, the largest ``|1 - p|`` on the interval.
     complement : number
@@ -56,14 +59,14 @@ class Minimax(NamedTuple):
 
 
 class _Arithmetic(NamedTuple):
-    """Numbers to compute with: their constructor, square root, and unit roundoff."""
+    """Numbers to compute with: their constructor, n-th root, and unit roundoff."""
 
     number: Callable[[Any], Any]
-    sqrt: Callable[[Any], Any]
+    root: Callable[[Any, int], Any]
     unit: Any
 
 
-_DOUBLE = _Arithmetic(float, math.sqrt, 2.0**-53)
+_DOUBLE = _Arithmetic(float, lambda x, n: math.sqrt(x) if n == 2 else x ** (1 / n), 2.0**-53)
 
 
 @functools.cache
@@ -72,11 +75,11 @@ def _multiple(digits: int) -> _Arithmetic:
 
     context = mpmath.MPContext()
     context.dps = digits
-    return _Arithmetic(context.mpf, context.sqrt, context.mpf(10) ** -digits)
+    return _Arithmetic(context.mpf, context.root, context.mpf(10) ** -digits)
 
 
-def check_degree(degree: Any) -> int:
-    """Return an odd degree of at least 3 as an int.
+def check_degree(degree: Any, stride: int = 2) -> int:
+    """Return a degree 1 + stride q, q at least 1, as an int: for stride 2 an odd one from 3 on.
 
     Raises
     ------
@@ -86,10 +89,15 @@ def check_degree(degree: Any) -> int:
     if (
         not isinstance(degree, numbers.Integral)
         or isinstance(degree, bool)
-        or degree < 3
-        or degree % 2 == 0
+        or degree <= stride
+        or (degree - 1) % stride
     ):
-        raise ValueError(f"the degree must be an odd integer of at least 3, got {degree!r}")
+        allowed = (
+            "an odd integer of at least 3"
+            if stride == 2
+            else f"1 + {stride} k: {', '.join(str(1 + stride * k) for k in (1, 2, 3))}, ..."
+        )
+        raise ValueError(f"the degree must be {allowed}, got {degree!r}")
     return operator.index(degree)
 
 
@@ -112,15 +120,17 @@ def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:
     return l, u
 
 
-def _levelled(t: Sequence[Any], low: Any, f: _Arithmetic) -> tuple[list[Any], Any, Any, list[Any]]:
+def _levelled(
+    t: Sequence[Any], low: Any, stride: int, f: _Arithmetic
+) -> tuple[list[Any], Any, Any, list[Any]]:
     """Points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
 
     |lambda_i| = 1 / (x_i prod |t_i - t_j|) annihilates x times polynomials of degree q in t, with
     alternating signs; so rho = S_odd / S_even, the sums of |lambda| by parity.
     """
-    square = low * low
-    half = (1 - square) / 2
-    x = [low, *(f.sqrt(square + half * (1 + s)) for s in t[1:-1]), f.number(1)]
+    power = low**stride
+    half = (1 - power) / 2
+    x = [low, *(f.root(power + half * (1 + s), stride) for s in t[1:-1]), f.number(1)]
     sums = [f.number(0), f.number(0)]
     for i, s in enumerate(t):
         product = x[i]
@@ -178,34 +188,36 @@ def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] 
     return None
 
 
-def _exchange(q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float) -> Any:
+def _exchange(
+    q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float, stride: int = 2
+) -> Any:
     """Iterate from a reference; (w, E, rho, t, x) with w in powers of t, or None if lost."""
-    square = low * low
-    kappa = (1 + square) / (1 - square)
+    power = low**stride
+    half = (1 - power) / 2
+    kappa = (1 + power) / (1 - power)
     t, previous, found = [f.number(s) for s in start], math.inf, None
     for _ in range(EXCHANGES):
-        x, error, rho, values = _levelled(t, low, f)
+        x, error, rho, values = _levelled(t, low, stride, f)
         w = _interpolate(t[1:], values[1:])
-        # dp/dx = 0: w + 2 (kappa + t) w' = 0, from y = (kappa + t) (1 - l^2) / 2.
-        d = [(1 + 2 * k) * c for k, c in enumerate(w)]
+        # dp/dx = 0: w + p (kappa + t) w' = 0, from y = (kappa + t) (1 - l^p) / 2.
+        d = [(1 + stride * k) * c for k, c in enumerate(w)]
         for k in range(q):
-            d[k] = d[k] + 2 * kappa * (k + 1) * w[k + 1]
+            d[k] = d[k] + stride * kappa * (k + 1) * w[k + 1]
         roots = _roots(d, t[1:-1], f)
         if roots is None or not -1 < roots[0] <= roots[-1] < 1:
             return None
-        half = (1 - square) / 2
         worst = error
         for s in roots:
             value = w[-1]
             for c in reversed(w[:-1]):
                 value = value * s + c
-            worst = max(worst, abs(1 - f.sqrt(square + half * (1 + s)) * value))
+            worst = max(worst, abs(1 - f.root(power + half * (1 + s), stride) * value))
         excess = float((worst - error) / error) if error > 0 else math.inf
         found = w, error, rho, t, x
         t = [t[0], *roots, t[-1]]
         if excess <= tol:
             # The zeros of p' are the better reference: the level is second order in its error.
-            x, error, rho, values = _levelled(t, low, f)
+            x, error, rho, values = _levelled(t, low, stride, f)
             return _interpolate(t[1:], values[1:]), error, rho, t, x
         if excess >= previous and excess < 1e-6:  # rounding is reached
             return found
@@ -213,10 +225,10 @@ def _exchange(q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float
     return None
 
 
-def _in_x(w: Sequence[Any], low: Any) -> list[Any]:
-    """Powers of y = x**2 from powers of t = (y - m) / h, by Horner's rule."""
-    square = low * low
-    h, m = (1 - square) / 2, (1 + square) / 2
+def _in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
+    """Powers of y = x**stride from powers of t = (y - m) / h, by Horner's rule."""
+    power = low**stride
+    h, m = (1 - power) / 2, (1 + power) / 2
     c = [w[-1]]
     for a in reversed(w[:-1]):
         up = [0 * a, *(v / h for v in c)]
@@ -227,19 +239,23 @@ def _in_x(w: Sequence[Any], low: Any) -> list[Any]:
     return c
 
 
-def best(degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None) -> Minimax:
+def best(
+    degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None, stride: int = 2
+) -> Minimax:
     """Best odd polynomial on an interval, with its error and equioscillation points.
 
     Parameters
     ----------
     degree : int
-        Odd, at least 3.
+        Odd, at least 3; in general 1 + stride q with q at least 1.
     lower, upper : number
         The interval, ``0 < lower < upper``.
     digits : int, optional
         Correct decimal digits. By default those of a double, in double precision where that is
         accurate to 12 digits and in multiple precision elsewhere; if given, the results are mpmath
         numbers correct to that many digits.
+    stride : int, optional
+        The powers are 1, 1 + stride, 1 + 2 stride, ...: 2 for odd polynomials, p for p-th roots.
 
     Returns
     -------
@@ -248,7 +264,7 @@ def best(degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None
     Raises
     ------
     ValueError
-        For an even degree, one below 3, or a bad interval.
+        For an even degree (one that is not 1 + stride q), one below 3, or a bad interval.
     RuntimeError
         If the exchange does not converge; no such case is known.
 
@@ -267,13 +283,13 @@ def best(degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None
     >>> str(best(5, "0.001", digits=30).error)[:22]
     '0.99152969630420800852'
     """
-    degree = check_degree(degree)
+    degree = check_degree(degree, stride)
     check_interval(lower, upper)
     if digits is None:
-        return _best_double(degree, float(lower), float(upper))
+        return _best_double(degree // stride, float(lower), float(upper), stride)
     if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
         raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
-    return _in_digits(degree, lower, upper, int(digits))
+    return _in_digits(degree // stride, lower, upper, int(digits), stride)
 
 
 def _chebyshev(q: int) -> list[float]:
@@ -285,10 +301,10 @@ def _lost(q: int, low: float, error: float) -> float:
     return 0.5 * q - (q + 1) * math.log10(1 - low) + max(0.0, -math.log10(error)) - 1
 
 
-def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any]) -> Minimax:
+def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any], stride: int) -> Minimax:
     """Undo the scaling to [l/u, 1]."""
     w, error, rho, _, x = found
-    c = [number(v) / upper ** (2 * i + 1) for i, v in enumerate(_in_x(w, low))]
+    c = [number(v) / upper ** (stride * i + 1) for i, v in enumerate(_in_x(w, low, stride))]
     complement = 2 * rho / (1 + rho)
     return Minimax(
         tuple(number(v) for v in c),
@@ -299,31 +315,34 @@ def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any]) -> M
     )
 
 
-def _positive(c: tuple[float, ...], complement: float, upper: float) -> tuple[float, ...]:
+def _positive(
+    c: tuple[float, ...], complement: float, upper: float, stride: int = 2
+) -> tuple[float, ...]:
     """Raise the slope where the rounding of coefficients could make p negative between its zeros.
 
     p is as small as 1 - E at its minima; where that is below the rounding, an addend of the size of
     the rounding at `upper` keeps it positive, and 1 - E = p(l) changes by little since l is small.
     """
-    rounding = 2.0**-52 * sum(abs(v) * upper ** (2 * i + 1) for i, v in enumerate(c))
+    rounding = 2.0**-52 * sum(abs(v) * upper ** (stride * i + 1) for i, v in enumerate(c))
     if complement > 4 * rounding:
         return c
     return (c[0] + 4 * rounding / upper, *c[1:])
 
 
-def _best_double(degree: int, lower: float, upper: float) -> Minimax:
-    q, low = degree // 2, lower / upper
-    if q <= 3 and low < 0.99:
+def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
+    low = lower / upper
+    # The estimate of what is lost was made for stride 2.
+    if stride == 2 and q <= 3 and low < 0.99:
         try:
             found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
         except (ArithmeticError, ValueError):
             found = None
         if found is not None and _lost(q, low, found[1]) < LOSS:
-            b = _scaled(found, low, upper, float)
+            b = _scaled(found, low, upper, float, stride)
             return b._replace(coefficients=_positive(b.coefficients, b.complement, upper))
-    b = _in_digits(degree, lower, upper, DIGITS)
+    b = _in_digits(q, lower, upper, DIGITS, stride)
     return Minimax(
-        _positive(tuple(map(float, b.coefficients)), float(b.complement), upper),
+        _positive(tuple(map(float, b.coefficients)), float(b.complement), upper, stride),
         float(b.error),
         float(b.complement),
         float(b.rho),
@@ -331,20 +350,21 @@ def _best_double(degree: int, lower: float, upper: float) -> Minimax:
     )
 
 
-def _in_digits(degree: int, lower: Any, upper: Any, digits: int) -> Minimax:
-    q = degree // 2
+def _in_digits(q: int, lower: Any, upper: Any, digits: int, stride: int) -> Minimax:
     low = float(lower) / float(upper)
-    # Cancellation in w, in its powers of x**2, and in E; guard digits.
+    # Cancellation in w, in its powers of x**p, and in E; guard digits.
     narrow = -math.log10(max(1 - low, 1e-17))
-    f = _multiple(math.ceil(digits + (2 * q + 4) * narrow - math.log10(low) + 2 * q + 10))
+    f = _multiple(
+        math.ceil(digits + (2 * q + 4) * narrow - stride / 2 * math.log10(low) + 2 * q + 10)
+    )
     l, u = f.number(lower), f.number(upper)
-    found = _exchange(q, l / u, _chebyshev(q), f, 10.0 ** -(digits / 2 + 1))
+    found = _exchange(q, l / u, _chebyshev(q), f, 10.0 ** -(digits / 2 + 1), stride)
     if found is None:
         raise RuntimeError(
-            f"the exchange of degree {degree} on [{lower}, {upper}] did not converge; "
+            f"the exchange of degree {1 + stride * q} on [{lower}, {upper}] did not converge; "
             "please report it"
         )
-    return _scaled(found, l / u, u, f.number)
+    return _scaled(found, l / u, u, f.number, stride)
 
 
 def minimax(
