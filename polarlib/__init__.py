@@ -25,6 +25,7 @@ import importlib
 from typing import Any
 
 from polarlib import design
+from polarlib._certify import Certificate
 from polarlib._methods import methods
 from polarlib._schedule import Schedule
 from polarlib._version import __version__
@@ -34,6 +35,7 @@ from polarlib.published import schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
 
 __all__ = [
+    "Certificate",
     "ConvergenceWarning",
     "PolarResult",
     "Schedule",

@@ -15,9 +15,10 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from polarlib import _export
+from polarlib._certify import Certificate, certify
 from polarlib.formats import (
     Format,
     format_of,
@@ -30,9 +31,6 @@ from polarlib.formats import (
     target_value,
 )
 from polarlib.result import ScheduleWarning
-
-if TYPE_CHECKING:
-    from polarlib._certify import Certificate
 
 __all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "product_counts"]
 
@@ -392,8 +390,6 @@ class Schedule:
             raise ValueError(
                 f"schedule {self.name!r}: certify needs 0 < lower <= {self.upper}, got {lower}"
             )
-        from polarlib._certify import certify
-
         return certify(self.steps, lower, self.upper, stride=self.stride, target=self.target)
 
     @functools.cached_property
