@@ -3,20 +3,46 @@
 Pure functions of intervals, schedules and number formats; nothing here touches an array.
 """
 
+from polarlib.design.band import band, stationary
 from polarlib.design.bounds import largest_complement, least_error
+from polarlib.design.budget import Choice, best_degrees, budget, costs, frontier
 from polarlib.design.compose import greedy
 from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best, minimax
 from polarlib.design.restarts import restarts
+from polarlib.design.spectra import (
+    Spectrum,
+    log_uniform,
+    marchenko_pastur,
+    mean_error,
+    power_law,
+    spectrum,
+)
+from polarlib.design.tune import for_spectrum, tune
 
 __all__ = [
+    "Choice",
     "Fingerprint",
     "Minimax",
+    "Spectrum",
+    "band",
     "best",
+    "best_degrees",
+    "budget",
+    "costs",
     "fingerprint",
+    "for_spectrum",
+    "frontier",
     "greedy",
     "largest_complement",
     "least_error",
+    "log_uniform",
+    "marchenko_pastur",
+    "mean_error",
     "minimax",
+    "power_law",
     "restarts",
+    "spectrum",
+    "stationary",
+    "tune",
 ]

@@ -117,8 +117,8 @@ def greedy(
     squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
     for k, degree in enumerate(degrees):
         if u - l < NARROW:
-            step = _pade(degree // stride, stride)
-            l, u = odd_value(step, l, stride), 1.0
+            step = _pade((degree - 1) // stride, stride)
+            end = odd_value(step, l, stride)
         else:
             start = max(l, cushion * u)
             b = best(degree, start, u, stride=stride)
@@ -127,15 +127,15 @@ def greedy(
                 end = odd_value(step, l, stride)
                 centre = (end + 1 + b.error) / 2
                 step, end = tuple(c / centre for c in step), end / centre
-            if safety_mode == "in_loop" and k < squeezed:
-                step = _squeeze(step, safety, stride)
-                end = odd_value(step, l, stride)
-            l, u = end, 2 - end
-            if safety == 0:
-                # The coefficients are rounded, and the next step multiplies what that adds to u by
-                # its steep slope there: it must know.
-                within = next(odd_images([step], *within, stride=stride))
-                l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
+        if safety_mode == "in_loop" and k < squeezed:
+            step = _squeeze(step, safety, stride)
+            end = odd_value(step, l, stride)
+        l, u = end, 2 - end
+        if safety == 0:
+            # The coefficients are rounded, and the next step multiplies what that adds to u by its
+            # steep slope there: it must know.
+            within = next(odd_images([step], *within, stride=stride))
+            l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
         steps.append(step)
     if safety_mode == "post_hoc":
         steps[:squeezed] = [_squeeze(step, safety, stride) for step in steps[:squeezed]]

@@ -6,8 +6,8 @@ functions x, x**3, ..., x**(2q+1) are a Chebyshev system there, and on every lev
 contains l and u the derivative p' has exactly q zeros in (l, u), so the exchange
 {l, zeros of p', u} loses no extremum. It converges quadratically.
 
-All of this holds for x, x**(1+p), ..., x**(1+qp) too, the steps of p-th roots; p is the stride, 2 by
-default.
+All of this holds for x, x**(1+p), ..., x**(1+qp) too, the steps of p-th roots; p is the stride, 2
+by default.
 
 Everything is computed on [l/u, 1] in the variable t, which maps y = x**p to [-1, 1]. Sums have
 terms of one sign wherever possible: rho = (1 - E) / (1 + E) is a quotient of two such sums,
@@ -89,8 +89,8 @@ def check_degree(degree: Any, stride: int = 2) -> int:
     if (
         not isinstance(degree, numbers.Integral)
         or isinstance(degree, bool)
-        or degree <= stride
-        or (degree - 1) % stride
+        or int(degree) <= stride
+        or (int(degree) - 1) % stride
     ):
         allowed = (
             "an odd integer of at least 3"
@@ -167,7 +167,7 @@ def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] 
     z = list(start)
     slope = [k * c for k, c in enumerate(d)][1:]
     # The correction is cubically small: below the cube root of the unit, one more is the last.
-    last = float(f.unit) ** 0.34
+    last = float(f.unit**0.34)
     for _ in range(100):
         moved = 0.0
         for i, s in enumerate(z):
@@ -286,10 +286,10 @@ def best(
     degree = check_degree(degree, stride)
     check_interval(lower, upper)
     if digits is None:
-        return _best_double(degree // stride, float(lower), float(upper), stride)
+        return _best_double((degree - 1) // stride, float(lower), float(upper), stride)
     if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
         raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
-    return _in_digits(degree // stride, lower, upper, int(digits), stride)
+    return _in_digits((degree - 1) // stride, lower, upper, int(digits), stride)
 
 
 def _chebyshev(q: int) -> list[float]:

@@ -1,0 +1,437 @@
+"""The best sequence of degrees for a number of matrix products.
+
+A greedy composition is optimal for given degrees; which degrees, and in which order, is a search.
+All that a composition has reached is one number: rho, the ratio of the ends of its image. The best
+next rho grows with rho, so of two sequences the cheaper one with the larger rho does better however
+both go on, and only sequences that no other one beats in cost and rho need be kept. That is exact:
+it finds what trying all sequences finds.
+
+With a number format, a step also has rounding noise, ``u (h + gamma sum |c_i| h**(2 i + 1))`` for u
+the unit roundoff, h the upper end of its interval or image. The next step is designed on an
+interval that is larger by that much, so noise costs rho, and the search weighs it against the
+degree. A step whose noise could turn singular vectors is not used at all. The noise depends on the
+degree and on rho alone, and shrinks as rho grows, so the search stays exact.
+
+References: composition of degrees by dynamic programming, for comparisons under homomorphic
+encryption, E. Lee, J.-W. Lee, J.-S. No, Y.-S. Kim, ePrint 2020/834; greedy optimality, N. Amsel,
+D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932. Costs of matrix products, and noise in the
+state, are this library's.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from polarlib._schedule import Schedule, even_products, is_count
+from polarlib.design.compose import NARROW, _pade, greedy
+from polarlib.design.remez import best, check_degree, check_interval
+from polarlib.formats import format_of, nearest, odd_value
+
+__all__ = ["Choice", "best_degrees", "budget", "costs", "frontier"]
+
+# gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
+# wider format, and where they do not. Overshoots of single steps, measured at n = 48 and 128, were
+# .04 to .36 of that (the most where all singular values sit on one maximum of the step) and .3 to
+# 2.1, growing with n. Chosen by experiment on compositions, some 200 for each value, five narrow
+# formats, hostile spectra: with .05 some diverge, with .1 one reaches 1.70 instead of 1.12, with .2
+# one exceeds its image by .026 and all others by at most .51 u times the sum of their last step. In
+# float32 .2 diverges, 2 does not.
+NOISE = 0.2
+NOISE_ACCUMULATED = 4.0
+# More of it where the engine forms powers and blocks (Paterson-Stockmeyer, degree 9 and above):
+# .36 / .2, from the same measurements; without it 3, 9, 9 reaches 1.55 instead of 1.11 in tf32.
+BLOCKS = 1.8
+# A step is designed on [c gamma u, 1] or less, so that no singular value above that comes out near
+# 0, where noise can turn its vectors. Chosen by experiment: in bfloat16 about the least that keeps
+# the wide quintic, and hostile singular values then kept their vectors.
+CUSHION = 16.0
+# Largest noise of a step, in units of its smallest value on the interval it was designed for.
+# Chosen by experiment: with 1, large singular values came out at half of what they should be.
+SHARE = 0.5
+# Relative gain in rho below which more products are not worth it: a few roundings of a double.
+WORTH = 2e-15
+
+
+class Choice(NamedTuple):
+    """One sequence of degrees that no cheaper sequence reaches.
+
+    Attributes
+    ----------
+    cost : float
+        What it costs, in the units of the cost model (matrix products by default).
+    error : float
+        Worst error ``|1 - s|`` on the interval; with a number format, the rounding noise of the
+        last step at the upper end included.
+    degrees : tuple of int
+        Degree of each step, the first applied first.
+    """
+
+    cost: float
+    error: float
+    degrees: tuple[int, ...]
+
+
+class _Rounding(NamedTuple):
+    """Unit roundoff and gamma of a number format; zero for exact arithmetic."""
+
+    unit: float = 0.0
+    gamma: float = 0.0
+
+    def noise(self, top: float, step: Sequence[float]) -> float:
+        """Noise of a result of size `top`, the sum of terms of the sizes of the coefficients."""
+        block, _ = even_products(len(step) - 1)
+        gain = sum(map(abs, step)) * (BLOCKS if block > 1 else 1.0)
+        return self.unit * (top + self.gamma * gain)
+
+
+class _Step(NamedTuple):
+    """A step on [rho, 1], not centred: coefficients, ends of the image, noise, and its limit."""
+
+    coefficients: tuple[float, ...]
+    low: float
+    high: float
+    noise: float
+    limit: float
+
+    @property
+    def rho(self) -> float:
+        """Ratio of the ends that the next step is designed for."""
+        return self.low / (self.high + self.noise)
+
+
+@functools.lru_cache(maxsize=4096)
+def _step(degree: int, rho: float, rounding: _Rounding) -> _Step:
+    if 1 - rho < NARROW:
+        c = _pade(degree // 2)
+        return _Step(c, odd_value(c, rho), 1.0, rounding.noise(1.0, c), SHARE)
+    start = max(rho, CUSHION * rounding.gamma * rounding.unit)
+    b = best(degree, start)
+    c, smallest = b.coefficients, b.complement
+    # p grows up to its first maximum, so below `start` its least value is at rho.
+    low = smallest if start == rho else odd_value(c, rho)
+    high = 2 - smallest
+    return _Step(c, low, high, rounding.noise(high, c), SHARE * smallest)
+
+
+def _rounding(precision: str | None) -> _Rounding:
+    if precision is None:
+        return _Rounding()
+    f = format_of(precision)
+    own = f.carrier == f.name  # products accumulate in the format itself
+    return _Rounding(f.unit_roundoff, NOISE_ACCUMULATED if own else NOISE)
+
+
+def _start(lower: float, upper: float, rounding: _Rounding) -> float:
+    """First rho: the input is as noisy as the result of the step p(x) = x."""
+    return lower / (upper * (1 + rounding.noise(1.0, (1.0,))))
+
+
+def costs(
+    shape: Sequence[int] = (1, 1),
+    *,
+    form: str = "plain",
+    symmetric: float = 1.0,
+    degrees: Iterable[int] = range(3, 27, 2),
+) -> dict[int, float]:
+    """Cost of a step by its degree, for matrices of a shape.
+
+    The unit is one product of an m x n matrix with an n x n one, m >= n (a wide matrix is worked on
+    as its adjoint); a product of two n x n matrices costs n / m of it.
+
+    Parameters
+    ----------
+    shape : (int, int), optional
+        Rows and columns.
+    form : {"plain", "gram"}, optional
+        Form of the iteration. In Gram form (without restarts) the products with X are two in all,
+        and the first and last step take fewer small ones than the others: the entry for degree 0.
+        A restart costs the same whatever the degrees are: take it from the budget.
+    symmetric : float, optional
+        Cost of a product with a symmetric result, relative to a full one: 1, or 0.5 where only one
+        triangle is computed. Every product has one but those of X with a polynomial.
+    degrees : iterable of int, optional
+        Odd degrees.
+
+    Returns
+    -------
+    dict
+        Degree to cost, and 0 to what a composition costs once (0 in plain form, possibly negative
+        in Gram form).
+
+    Raises
+    ------
+    ValueError
+        For a shape that is not two positive integers, an unknown form, `symmetric` outside (0, 1],
+        a degree that is not odd and at least 3.
+
+    Examples
+    --------
+    >>> costs((64, 64), degrees=(3, 5, 9))
+    {0: 0.0, 3: 2.0, 5: 3.0, 9: 4.0}
+    >>> costs((512, 128), form="gram", symmetric=0.5, degrees=(3, 5))
+    {0: 1.125, 3: 0.375, 5: 0.5}
+    """
+    try:
+        m, n = shape
+    except (TypeError, ValueError):
+        m = n = 0
+    if not (is_count(m) and is_count(n)):
+        raise ValueError(f"shape must be two positive integers, got {shape!r}")
+    if form not in ("plain", "gram"):
+        raise ValueError(f"unknown form {form!r}; {nearest(form, ('plain', 'gram'))}")
+    if not _is_number(symmetric) or not 0 < symmetric <= 1:
+        raise ValueError(
+            f"symmetric must be a number above 0 and at most 1, the cost of a symmetric product "
+            f"relative to a full one, got {symmetric!r}"
+        )
+    large, small = 1.0 + float(symmetric), float(symmetric) * min(m, n) / max(m, n)
+    # The engine's products, as polarlib._schedule.product_counts has them: Gram matrix and X P in
+    # each step; in Gram form once, and three small ones for Q and R after each step but the last.
+    once, each, between = (0.0, large, 0) if form == "plain" else (large - 3 * small, 0.0, 3)
+    table = {d: each + (even_products(check_degree(d) // 2)[1] + between) * small for d in degrees}
+    return {0: once, **table}
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _prices(
+    degrees: Iterable[int], cost: Callable[[int], float] | Mapping[int, float] | None
+) -> tuple[float, dict[int, float]]:
+    """Cost paid once, and cost by degree, both checked."""
+    given = () if isinstance(degrees, str) or not isinstance(degrees, Iterable) else tuple(degrees)
+    if not given:
+        raise ValueError(
+            f"degrees must be a list of odd degrees to choose from, got "
+            f"{degrees if isinstance(degrees, (str, numbers.Number)) else given!r}"
+        )
+    allowed = sorted({check_degree(d) for d in given})
+    model = costs(degrees=allowed) if cost is None else cost
+    once: Any = 0.0
+    table: dict[int, Any]
+    if isinstance(model, Mapping):
+        missing = [d for d in allowed if d not in model]
+        if missing:
+            raise ValueError(f"cost has no entry for degree {missing[0]}, only {sorted(model)}")
+        once, table = model.get(0, 0.0), {d: model[d] for d in allowed}
+    elif callable(model):
+        table = {d: model(d) for d in allowed}
+    else:
+        raise ValueError(
+            f"cost must be a mapping of degrees to numbers, a function of the degree or None, "
+            f"got {cost!r}"
+        )
+    for d, c in table.items():
+        if not _is_number(c) or c <= 0:
+            raise ValueError(f"the cost of degree {d} must be a positive finite number, got {c!r}")
+    if not _is_number(once) or once + min(table.values()) <= 0:
+        raise ValueError(
+            f"the cost of a composition, once {once!r} and for each step {table}, must be positive"
+        )
+    return float(once), {d: float(c) for d, c in table.items()}
+
+
+def frontier(
+    lower: float,
+    matmuls: float,
+    *,
+    upper: float = 1.0,
+    degrees: Iterable[int] = (3, 5, 9),
+    cost: Callable[[int], float] | Mapping[int, float] | None = None,
+    precision: str | None = None,
+) -> tuple[Choice, ...]:
+    """Best sequences of degrees for all costs up to a budget, the cheapest first.
+
+    Parameters
+    ----------
+    lower, upper : float
+        The interval, ``0 < lower < upper``.
+    matmuls : float
+        The budget: matrix products, or units of `cost`. Costs are sums rounded once.
+    degrees : iterable of int, optional
+        Odd degrees to choose from.
+    cost : mapping or callable, optional
+        Cost of a step by its degree, positive; a mapping may have an entry 0 for what is paid once.
+        By default products of the plain form; :func:`costs` makes other models.
+    precision : str, optional
+        Number format to allow for; exact arithmetic by default.
+
+    Returns
+    -------
+    tuple of Choice
+        Costs rise and errors fall. An entry is in it if ``(1 - E) / (1 + E)``, E its error, exceeds
+        that of the entry before by more than a few roundings of a double (of the format, if one is
+        given): among equals the cheapest, then the shortest, then the one with smaller degrees
+        first. A smaller budget gives the beginning of the same list.
+
+    Raises
+    ------
+    ValueError
+        For a bad interval, budget, degree or cost, an unknown format; for a budget below the
+        cheapest step; and where no affordable step is accurate enough in the format.
+
+    Examples
+    --------
+    >>> for cost, error, degrees in frontier(0.1, 8):
+    ...     print(int(cost), f"{error:.4f}", degrees)
+    2 0.6072 (3,)
+    3 0.4534 (5,)
+    4 0.2609 (9,)
+    5 0.1608 (3, 5)
+    6 0.0481 (3, 9)
+    7 0.0103 (5, 9)
+    8 0.0006 (9, 9)
+    """
+    l, u = check_interval(lower, upper)
+    if not _is_number(matmuls) or matmuls <= 0:
+        raise ValueError(f"matmuls must be a positive finite number, got {matmuls!r}")
+    once, prices = _prices(degrees, cost)
+    rounding = _rounding(precision)
+    cheapest = once + min(prices.values())
+    if matmuls < cheapest:
+        raise ValueError(
+            f"matmuls={matmuls:g} is below the cheapest step, which costs {cheapest:g}"
+        )
+    worth = 1 + max(WORTH, max(1.0, rounding.gamma) * rounding.unit)
+    found: list[Choice] = []
+    reached = kept = 0.0
+    # Sequences in the order of their costs, of equal ones the best first.
+    heap: list[tuple[float, float, int, tuple[int, ...]]] = [(once, -_start(l, u, rounding), 0, ())]
+    while heap:
+        spent, rho, count, sequence = heapq.heappop(heap)
+        rho = -rho
+        if sequence:
+            if rho <= reached:
+                continue
+            reached = rho
+            if rho > kept * worth:
+                kept = rho
+                found.append(Choice(spent, (1 - rho) / (1 + rho), sequence))
+        for d in prices:
+            longer = (*sequence, d)
+            spent = math.fsum((once, *(prices[k] for k in longer)))
+            if spent > matmuls:
+                continue
+            step = _step(d, rho, rounding)
+            if step.noise <= step.limit:
+                heapq.heappush(heap, (spent, -step.rho, count + 1, longer))
+    if not found:
+        first = {d: _step(d, _start(l, u, rounding), rounding) for d in prices}
+        said = ", ".join(f"degree {d} {s.noise:.2g} > {s.limit:.2g}" for d, s in first.items())
+        raise ValueError(
+            f"{precision} leaves no step within matmuls={matmuls:g} on [{l:g}, {u:g}]: the "
+            f"rounding noise of a first step exceeds half of its smallest value ({said}); allow "
+            "lower degrees or more products, or take a format with more digits"
+        )
+    return tuple(found)
+
+
+def best_degrees(
+    lower: float,
+    matmuls: float,
+    *,
+    upper: float = 1.0,
+    degrees: Iterable[int] = (3, 5, 9),
+    cost: Callable[[int], float] | Mapping[int, float] | None = None,
+    precision: str | None = None,
+) -> tuple[int, ...]:
+    """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
+
+    Parameters
+    ----------
+    lower, upper, matmuls, degrees, cost, precision
+        As :func:`frontier` takes them.
+
+    Returns
+    -------
+    tuple of int
+        Degree of each step, the first applied first.
+
+    Raises
+    ------
+    ValueError
+        As :func:`frontier`.
+
+    Examples
+    --------
+    >>> best_degrees(1e-3, 17, degrees=(3, 5))
+    (3, 5, 5, 5, 5, 5)
+    >>> best_degrees(1e-3, 17, precision="float16")
+    (3, 3, 5, 5, 9, 5)
+    """
+    found = frontier(lower, matmuls, upper=upper, degrees=degrees, cost=cost, precision=precision)
+    return found[-1].degrees
+
+
+def budget(
+    lower: float,
+    matmuls: float,
+    *,
+    upper: float = 1.0,
+    degrees: Iterable[int] = (3, 5, 9),
+    cost: Callable[[int], float] | Mapping[int, float] | None = None,
+    precision: str | None = None,
+) -> Schedule:
+    """Best schedule for a number of matrix products.
+
+    Without a number format it is the greedy composition of :func:`best_degrees`: no composition of
+    steps of these degrees that costs as much has a smaller error. With one, each step is designed
+    on the image of the one before enlarged by its rounding noise, and on no interval wider than the
+    format resolves.
+
+    Parameters
+    ----------
+    lower, upper, matmuls, degrees, cost, precision
+        As :func:`frontier` takes them.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        As :func:`frontier`.
+
+    Notes
+    -----
+    Allowing for a format is a model of rounding, checked by experiment; it is no proof. It is for
+    the plain form, and for float32 coefficients.
+
+    Examples
+    --------
+    >>> s = budget(1e-3, 17, degrees=(3, 5))
+    >>> s.matmuls, round(s.error(), 4)
+    (17, 0.0088)
+    >>> s = budget(1e-3, 15, precision="bfloat16")
+    >>> [2 * len(step) - 1 for step in s.steps], round(s.error(), 3)
+    ([5, 5, 5, 5, 5], 0.139)
+    """
+    chosen = best_degrees(
+        lower, matmuls, upper=upper, degrees=degrees, cost=cost, precision=precision
+    )
+    if precision is None:
+        return greedy(lower, chosen, upper=upper)
+    l, u = check_interval(lower, upper)
+    rounding = _rounding(precision)
+    rho = _start(l, u, rounding)
+    steps, top = [], l / rho
+    for d in chosen:
+        s = _step(d, rho, rounding)
+        centre = (s.low + s.high) / 2
+        steps.append(tuple(c / centre / top ** (2 * i + 1) for i, c in enumerate(s.coefficients)))
+        rho, top = s.rho, (s.high + s.noise) / centre
+    return Schedule(
+        steps=tuple(steps),
+        lower=l,
+        upper=u,
+        name=f"degrees {', '.join(map(str, chosen))} for {precision}",
+        source=f"minimax steps on [{lower}, {upper}], each on the image of the one before "
+        f"enlarged by its rounding noise in {precision}",
+    )

@@ -1,0 +1,388 @@
+"""The search for degrees, against all sequences, and against rounding as it happens."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarlib import Schedule, orthogonalize
+from polarlib._schedule import product_counts
+from polarlib.design import best, greedy
+from polarlib.design.budget import (
+    WORTH,
+    _rounding,
+    _start,
+    _step,
+    best_degrees,
+    budget,
+    costs,
+    frontier,
+)
+from polarlib.formats import FORMATS, format_of, odd_value
+from polarlib.testing import spectrum, with_singular_values
+
+PRODUCTS = {3: 2, 5: 3, 7: 4, 9: 4, 11: 5, 13: 5}
+NARROW_FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3", "float8_e5m2")
+
+
+@functools.cache
+def _next_rho(degree, rho):
+    return 1.0 if 1 - rho < 1e-9 else best(degree, rho).rho
+
+
+def _all(rho, left, prices, once, follow, sequence=()):
+    """Every sequence of degrees within a budget, as (cost, rho, sequence)."""
+    for d in prices:
+        longer = (*sequence, d)
+        cost = math.fsum((once, *(prices[k] for k in longer)))
+        if cost <= left:
+            end = follow(d, rho)
+            if end is not None:
+                yield cost, end, longer
+                yield from _all(end, left, prices, once, follow, longer)
+
+
+def _brute_force(lower, matmuls, prices, once=0.0, precision=None):
+    rounding = _rounding(precision)
+
+    def follow(d, rho):
+        if precision is None:
+            return _next_rho(d, rho)
+        step = _step(d, rho, rounding)
+        return step.rho if step.noise <= step.limit else None
+
+    first = lower if precision is None else _start(lower, 1.0, rounding)
+    worth = 1 + max(WORTH, max(1.0, rounding.gamma) * rounding.unit)
+    kept, found = 0.0, []
+    for cost, rho, degrees in sorted(
+        _all(first, matmuls, prices, once, follow), key=lambda t: (t[0], -t[1], len(t[2]), t[2])
+    ):
+        if rho > kept * worth:
+            kept = rho
+            found.append((cost, rho, degrees))
+    return found
+
+
+def _same(found, brute):
+    # Below that, sequences differ by rounding only.
+    brute = [b for b in brute if b[1] < 1 - 1e-13]
+    found = [c for c in found if c.error > 5e-14]
+    assert [(c.cost, c.degrees) for c in found] == [(cost, d) for cost, _, d in brute]
+    for c, (_, rho, _) in zip(found, brute, strict=True):
+        assert abs(c.error - (1 - rho) / (1 + rho)) < 1e-15
+
+
+@pytest.mark.parametrize("lower", [0.9, 0.1, 1e-3, 1e-7, 1e-30])
+@pytest.mark.parametrize(("degrees", "matmuls"), [((3, 5, 9), 13), ((3, 5, 7, 11), 10)])
+def test_equals_all_sequences(lower, degrees, matmuls):
+    prices = {d: float(PRODUCTS[d]) for d in degrees}
+    _same(frontier(lower, matmuls, degrees=degrees), _brute_force(lower, matmuls, prices))
+
+
+@pytest.mark.parametrize("lower", [0.3, 1e-3, 1e-5])
+@pytest.mark.parametrize(
+    ("cost", "matmuls"),
+    [
+        ({3: 0.7, 5: 1.1, 9: 1.3}, 4.4),
+        ({3: 0.1, 5: 0.2, 9: 0.3}, 0.6),  # sums that are exact only when rounded once
+        (costs((512, 128), symmetric=0.5), 9.0),
+        (costs((4096, 1024), form="gram"), 6.5),
+        (costs((300, 300), form="gram", symmetric=0.5), 8.0),
+        (math.sqrt, 11.0),
+    ],
+)
+def test_equals_all_sequences_for_other_costs(lower, cost, matmuls):
+    table = dict(cost) if isinstance(cost, dict) else {d: cost(d) for d in (3, 5, 9)}
+    prices = {d: table[d] for d in (3, 5, 9)}
+    brute = _brute_force(lower, matmuls, prices, table.get(0, 0.0))
+    found = frontier(lower, matmuls, cost=cost)
+    assert len({c.cost for c in found}) == len(found) > 3
+    _same(found, brute)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("lower", [0.999, 0.1, 1e-3, 1e-10])
+def test_equals_all_sequences_in_a_format(precision, lower):
+    prices = {d: float(PRODUCTS[d]) for d in (3, 5, 9)}
+    brute = _brute_force(lower, 12, prices, precision=precision)
+    _same(frontier(lower, 12, precision=precision), brute)
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16", "float8_e5m2"])
+@pytest.mark.parametrize("degree", [3, 5, 7, 9, 11])
+def test_why_the_search_is_exact(precision, degree):
+    """A larger rho gives a larger rho, and what is refused there is refused at a smaller one."""
+    rounding = _rounding(precision)
+    steps = [
+        _step(degree, rho, rounding)
+        for rho in (*np.geomspace(1e-30, 1e-3, 10), *np.linspace(1e-2, 1, 25)[:-1], 1 - 1e-12)
+    ]
+    ratios = [s.rho for s in steps]
+    assert all(b >= a * (1 - 1e-15) for a, b in itertools.pairwise(ratios))
+    kept = [s.noise <= s.limit for s in steps]
+    assert kept == sorted(kept)
+    assert all(kept) if precision is None else kept[-1] or rounding.unit > 1e-2
+
+
+def test_known_values():
+    s = budget(1e-3, 17, degrees=(3, 5))
+    assert [2 * len(step) - 1 for step in s.steps] == [3, 5, 5, 5, 5, 5]
+    assert s.matmuls == 17
+    assert math.isclose(s.error(), 0.0088, abs_tol=5e-5)
+    quintics = budget(1e-3, 17, degrees=[5])
+    assert quintics.matmuls == 15  # the two that are left buy no quintic
+    assert math.isclose(quintics.error(), 0.1134, abs_tol=5e-5)
+    assert quintics.steps == greedy(1e-3, [5] * 5).steps
+
+
+@pytest.mark.parametrize("lower", [0.5, 1e-3, 1e-12, 1e-30])
+def test_schedule_is_the_greedy_one_of_the_last_entry(lower):
+    last = frontier(lower, 20)[-1]
+    assert last.degrees == best_degrees(lower, 20)
+    s = budget(lower, 20)
+    assert s.steps == greedy(lower, last.degrees).steps
+    assert s.matmuls == last.cost
+    # The steps are doubles: their rounding grows from step to step.
+    assert math.isclose(s.error(), last.error, rel_tol=1e-4, abs_tol=1e-13)
+
+
+def test_scale_invariance():
+    assert best_degrees(7e-3, 16, upper=7.0) == best_degrees(1e-3, 16)
+    for precision in (None, "bfloat16"):
+        s = budget(1e-3, 16, precision=precision)
+        t = budget(1e-3 * 2.0**40, 16, upper=2.0**40, precision=precision)
+        assert t.upper == 2.0**40
+        for x in (1e-3, 0.1, 1.0):
+            assert math.isclose(t(x * 2.0**40), s(x), rel_tol=1e-12)
+
+
+def test_more_products_than_needed():
+    """Once the error is that of rounding, the cheaper sequence is taken."""
+    s = budget(0.5, 200)
+    assert s.matmuls < 16
+    assert s.error() < 1e-15
+    low = budget(0.5, 200, precision="bfloat16")
+    assert low.matmuls < s.matmuls
+    assert low.error() < 2.0**-8
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.floats(-12, -0.05),
+    st.floats(2, 18),
+    st.floats(0, 4),
+    st.sampled_from((None, "float32", *NARROW_FORMATS)),
+)
+def test_monotone(exponent, matmuls, more, precision):
+    lower = 10.0**exponent
+    found = frontier(lower, matmuls, precision=precision)
+    errors = [c.error for c in found]
+    assert all(c.cost <= matmuls for c in found)
+    assert errors == sorted(errors, reverse=True)
+    # A smaller budget gives the beginning of the list.
+    assert frontier(lower, matmuls + more, precision=precision)[: len(found)] == found
+    # A shorter interval is no harder, but for what is not worth a product.
+    u = 0.0 if precision is None else format_of(precision).unit_roundoff
+    easier = frontier(lower ** (1 / (1 + more)), matmuls, precision=precision)
+    assert easier[-1].error <= errors[-1] + 4 * u + 1e-15
+
+
+def test_costs_are_the_engines():
+    m, n = 700, 200
+    for degrees in [(3,), (5, 9), (3, 5, 5, 9, 13, 17)]:
+        steps = [(1.0,) * (d // 2 + 1) for d in degrees]
+        for form in ("plain", "gram"):
+            large, small = product_counts(steps, form=form)
+            # Half of the large ones, and all of the small ones, have symmetric results.
+            for symmetric in (1.0, 0.5, 0.7):
+                model = costs((m, n), form=form, symmetric=symmetric)
+                assert model == costs((n, m), form=form, symmetric=symmetric)
+                assert math.isclose(
+                    model[0] + sum(model[d] for d in degrees),
+                    large * (1 + symmetric) / 2 + small * symmetric * n / m,
+                    rel_tol=1e-14,
+                )
+    square = costs()
+    assert all(square[d] == c for d, c in PRODUCTS.items())
+    assert square[17] == 6
+
+
+def test_tall_matrices_prefer_higher_degrees():
+    """Only the two large products of a step count there, whatever its degree."""
+    model = costs((6400, 100))
+    assert set(best_degrees(1e-3, 8.6, cost=model)) == {9}
+    assert set(best_degrees(1e-3, 10.4, cost=model, degrees=(3, 5))) == {5}
+    assert set(best_degrees(1e-3, 17, degrees=(3, 5))) == {3, 5}
+
+
+def test_no_input_is_changed():
+    table, degrees = {9: 4.0, 3: 2.0, 5: 3.0}, [9, 3, 5, 3]
+    budget(0.1, 8, cost=table, degrees=degrees)
+    assert list(table.items()) == [(9, 4.0), (3, 2.0), (5, 3.0)]
+    assert degrees == [9, 3, 5, 3]
+    assert best_degrees(0.1, 8, degrees=iter(degrees)) == best_degrees(0.1, np.int64(8))
+
+
+# -- number formats --------------------------------------------------------------------------
+
+
+def test_wide_steps_of_high_degree_are_refused():
+    for precision in ("bfloat16", "float16"):
+        s = budget(1e-3, 20, precision=precision, degrees=(3, 5, 7, 9, 11))
+        assert len(s.steps[0]) <= 3
+    assert 9 not in best_degrees(1e-3, 20, precision="bfloat16")
+    assert 9 in best_degrees(1e-3, 20, precision="float16")
+    assert best_degrees(1e-3, 20)[0] == 9
+    with pytest.raises(ValueError, match=r"bfloat16 leaves no step .*\(degree 9 .*lower degrees"):
+        budget(1e-3, 20, precision="bfloat16", degrees=(9, 11))
+    with pytest.raises(ValueError, match=r"float8_e5m2 leaves no step"):
+        budget(0.9, 20, precision="float8_e5m2", degrees=[13])
+
+
+def test_wide_formats_approach_exact_arithmetic():
+    for lower, matmuls in ((0.1, 12), (1e-3, 16), (1e-5, 14)):
+        exact = frontier(lower, matmuls)[-1]
+        double = frontier(lower, matmuls, precision="float64")[-1]
+        assert double.degrees == exact.degrees
+        assert math.isclose(double.error, exact.error, rel_tol=1e-9, abs_tol=1e-13)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("lower", [0.9, 0.1, 1e-3, 1e-6, 1e-12])
+def test_schedules_for_a_format_leave_room_for_its_rounding(precision, lower):
+    for matmuls in (2, 5, 9, 14, 20):
+        last = frontier(lower, matmuls, precision=precision)[-1]
+        s = budget(lower, matmuls, precision=precision)
+        assert s.survives(format_of(precision))
+        assert s.matmuls == last.cost
+        assert tuple(2 * len(step) - 1 for step in s.steps) == last.degrees
+        assert s.error() <= last.error + 1e-10
+        # Each step keeps its image on that of the step before, enlarged by one rounding at least.
+        u = format_of(precision).unit_roundoff
+        low, top, rho = lower, 1.0, _start(lower, 1.0, _rounding(precision))
+        for degree, step in zip(last.degrees, s.steps, strict=True):
+            designed = _step(degree, rho, _rounding(precision))
+            centre = (designed.low + designed.high) / 2
+            assert top * (1 + u) <= low / rho * (1 + 1e-13)
+            image = Schedule(steps=[step], lower=low, upper=low / rho).image()
+            low, top, rho = designed.low / centre, designed.high / centre, designed.rho
+            np.testing.assert_allclose(image, (low, top), rtol=1e-9, atol=1e-12)
+
+
+def _hostile(schedule, n):
+    """Singular values at the extrema of all partial compositions, where rounding pushes most."""
+    x = np.linspace(0.02, 1, 20001)
+    y = x
+    yield np.ones(n)
+    yield spectrum("rank one", n)
+    yield spectrum("log-uniform 1e-3", n)
+    for step in schedule.steps:
+        y = odd_value(step, y)
+        for at in (np.argmax(y), np.argmin(y)):
+            yield np.full(n, x[at])
+            yield np.r_[np.full(n // 2, x[at]), np.zeros(n - n // 2)]
+
+
+@pytest.mark.parametrize("precision", [*NARROW_FORMATS, "float32"])
+@pytest.mark.parametrize(
+    ("lower", "matmuls", "degrees"),
+    [(1e-3, 15, (3, 5, 9)), (1e-2, 11, (3, 5, 9)), (1e-3, 17, (5,)), (1e-2, 13, (3, 9))],
+)
+def test_no_hostile_matrix_blows_up(precision, lower, matmuls, degrees):
+    s = budget(lower, matmuls, precision=precision, degrees=degrees)
+    last = s.steps[-1]
+    top = s.truncate(len(s) - 1).image()[1]
+    terms = sum(abs(c) * top ** (2 * i + 1) for i, c in enumerate(last))
+    wide = 20 if precision == "float32" else 1
+    noise = format_of(precision).unit_roundoff * (2 + 0.36 * terms) * wide
+    for values in _hostile(s, 32):
+        for m in (32, 80):
+            a = with_singular_values(np.sort(values)[::-1], m, 32, seed=1, dtype="float32")
+            q = orthogonalize(
+                a, schedule=s, precision=precision, form="plain", normalisation="none"
+            )
+            assert np.linalg.norm(q.astype("f8"), 2) <= s.image()[1] + 1.5 * noise
+            # No singular vector of a large singular value is turned.
+            u, x, v = np.linalg.svd(a.astype("f8"), full_matrices=False)
+            aligned = np.einsum("ik,ij,kj->k", u, q.astype("f8"), v)
+            assert aligned[x > 0.5 * x[0]].min() > (0.5 * s.image()[0] if lower < x[-1] else 0)
+
+
+def test_the_unguarded_composition_does_blow_up():
+    """The same degrees without room for rounding: what the test above would see."""
+    s = greedy(1e-2, best_degrees(1e-2, 12))
+    a = with_singular_values(np.ones(32), 32, 32, seed=1, dtype="float32")
+    with pytest.warns(match="bfloat16"):
+        q = orthogonalize(a, schedule=s, precision="bfloat16", form="plain", normalisation="none")
+    assert not np.linalg.norm(np.nan_to_num(q, nan=1e9), 2) < 2
+
+
+# -- bad requests ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [budget, best_degrees, frontier])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lower": 0.0}, "0 < lower < upper"),
+        ({"lower": -1.0}, "0 < lower < upper"),
+        ({"lower": 1.0}, "0 < lower < upper"),
+        ({"lower": math.nan}, "0 < lower < upper"),
+        ({"upper": 1e-4}, "0 < lower < upper"),
+        ({"matmuls": 1}, "matmuls=1 is below the cheapest step, which costs 2"),
+        ({"matmuls": 2, "degrees": (5, 9)}, "below the cheapest step, which costs 3"),
+        ({"matmuls": 0}, "positive finite number, got 0"),
+        ({"matmuls": -3}, "positive finite number"),
+        ({"matmuls": math.nan}, "positive finite number"),
+        ({"matmuls": math.inf}, "positive finite number"),
+        ({"matmuls": "15"}, "positive finite number"),
+        ({"matmuls": True}, "positive finite number"),
+        ({"matmuls": None}, "positive finite number"),
+        ({"degrees": ()}, "list of odd degrees"),
+        ({"degrees": 5}, "list of odd degrees to choose from, got 5"),
+        ({"degrees": "35"}, "list of odd degrees"),
+        ({"degrees": None}, "list of odd degrees"),
+        ({"degrees": (3, 4)}, "odd integer of at least 3, got 4"),
+        ({"degrees": (1,)}, "odd integer of at least 3, got 1"),
+        ({"degrees": (3.0,)}, "odd integer of at least 3"),
+        ({"cost": {3: 2.0, 5: 3.0}}, "no entry for degree 9"),
+        ({"cost": {3: 2.0, 5: 0.0, 9: 4.0}}, "degree 5 must be a positive finite number, got 0"),
+        ({"cost": {3: 2.0, 5: math.nan, 9: 4.0}}, "degree 5 must be a positive"),
+        ({"cost": lambda d: -d}, "degree 3 must be a positive finite number, got -3"),
+        ({"cost": lambda d: "much"}, "degree 3 must be a positive finite number, got 'much'"),
+        ({"cost": {0: -2.0, 3: 2.0, 5: 3.0, 9: 4.0}}, "must be positive"),
+        ({"cost": {0: math.nan, 3: 2.0, 5: 3.0, 9: 4.0}}, "must be positive"),
+        ({"cost": 3.0}, "mapping of degrees to numbers"),
+        ({"precision": "bf16"}, "unknown number format 'bf16'; did you mean 'bfloat16'"),
+        ({"precision": 16}, "unknown number format"),
+    ],
+)
+def test_bad_requests(search, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        search(**{"lower": 1e-3, "matmuls": 12, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": 5}, "two positive integers, got 5"),
+        ({"shape": (5,)}, "two positive integers"),
+        ({"shape": (5, 0)}, "two positive integers"),
+        ({"shape": (5, 2.5)}, "two positive integers"),
+        ({"form": "grams"}, "unknown form 'grams'; did you mean 'gram'"),
+        ({"symmetric": 0.0}, "above 0 and at most 1"),
+        ({"symmetric": 2}, "above 0 and at most 1"),
+        ({"symmetric": math.nan}, "above 0 and at most 1"),
+        ({"symmetric": True}, "above 0 and at most 1"),
+        ({"degrees": (4,)}, "odd integer of at least 3"),
+    ],
+)
+def test_bad_cost_models(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        costs(**arguments)
