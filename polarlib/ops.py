@@ -23,7 +23,7 @@ from array_api_compat import array_namespace
 
 from polarlib.formats import FORMATS, Format
 
-__all__ = ["Ops", "dtype_name", "is_array", "libraries", "ops_of"]
+__all__ = ["Ops", "as_matrix", "dtype_name", "is_array", "libraries", "not_finite", "ops_of"]
 
 Array = Any
 
@@ -675,7 +675,8 @@ def _unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any])
     try:
         return factorise()
     except Exception as error:  # each library has a class of its own
-        if "LinAlg" not in type(error).__name__:
+        # SciPy's driver of the SVD complains of NaN by a ValueError.
+        if "LinAlg" not in type(error).__name__ and "NaN" not in str(error):
             raise
         return otherwise()
 
@@ -736,6 +737,72 @@ def _ops_of_namespace(xp: Any) -> Ops:
     if array_api_compat.is_cupy_namespace(xp):
         return CupyOps(xp)
     return Ops(xp)
+
+
+def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
+    """Return a stack of matrices of a floating dtype, and the arithmetic of its library.
+
+    Parameters
+    ----------
+    a : array or array-like
+        Arrays of a supported library are taken as they are; lists and scalars of numbers become
+        NumPy arrays. Integers and booleans become float64.
+    name : str, optional
+        What the caller calls it, for messages.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not numeric, or of a dtype that no format stands for.
+    ValueError
+        If it has fewer than two dimensions.
+    """
+    if not is_array(a):
+        if hasattr(a, "toarray"):
+            raise TypeError(f"{name} is sparse ({type(a).__name__}); pass {name}.toarray()")
+        given = a
+        try:
+            a = np.asarray(a)
+        except ValueError as error:  # ragged lists
+            raise ValueError(f"{name} is not a rectangular array: {error}") from None
+        if a.dtype.kind not in "biufc":
+            raise TypeError(
+                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {given!r}"
+            )
+    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
+        if isinstance(a, np.ma.MaskedArray):
+            raise TypeError(f"{name} is a masked array: fill the masked entries first")
+        a = a.view(np.ndarray)  # np.matrix: its operators mean other things
+    if a.ndim < 2:
+        raise ValueError(
+            f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
+            f"reshape a vector with {name}[:, None]"
+        )
+    ops = ops_of(a)
+    kind = dtype_name(a)
+    if kind == "bool" or kind.startswith(("int", "uint")):
+        return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
+    if not ops.format_name(a):
+        raise TypeError(
+            f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
+            "float64, float32, complex128 or complex64"
+        )
+    return a, ops
+
+
+def not_finite(a: np.ndarray) -> str:
+    """Say how many entries of an array are not finite and where the first is; "" if none.
+
+    Examples
+    --------
+    >>> not_finite(np.array([[1.0, np.nan]]))
+    'contains NaN or infinity in 1 of 2 entries, first at index (0, 1)'
+    """
+    bad = ~np.isfinite(a)
+    if not bad.any():
+        return ""
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    return f"contains NaN or infinity in {bad.sum()} of {a.size} entries, first at index {first}"
 
 
 def is_native(ops: Ops, precision: Format, *, is_complex: bool) -> bool:
