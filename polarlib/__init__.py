@@ -2,9 +2,13 @@
 
 Four verbs
     :func:`polar`, :func:`orthogonalize`   matrix in, factor out
-    :mod:`polarlib.design`                 how to run schedules, and (to come) how to make them
+    :mod:`polarlib.design`                 interval, budget and format in, schedule out
     :func:`measure`                        matrix and schedule in, :class:`Trace` out
     :mod:`polarlib.plot`                   trace or schedule in, matplotlib axes out
+
+And what optimizers of matrices are made of
+    :mod:`polarlib.norms`                  norms, dual norms, maximisers; :mod:`polarlib.steps`
+    :func:`top_singular`                   the leading singular triplets
 
 Four nouns
     :class:`Schedule`      an immutable composition of odd polynomials
@@ -33,6 +37,7 @@ from polarlib.decompose import orthogonalize, polar
 from polarlib.diagnose import measure
 from polarlib.published import schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+from polarlib.topk import top_singular
 
 __all__ = [
     "Certificate",
@@ -47,20 +52,24 @@ __all__ = [
     "files",
     "measure",
     "methods",
+    "norms",
     "orthogonalize",
     "plot",
     "polar",
     "schedule",
     "schedules",
+    "spectral_maps",
+    "steps",
     "testing",
+    "top_singular",
 ]
 
 
+# Imported where they are first named: matplotlib takes long.
+_LAZY = ("files", "norms", "plot", "spectral_maps", "steps", "testing")
+
+
 def __getattr__(name: str) -> Any:
-    if name in (
-        "files",
-        "plot",
-        "testing",
-    ):  # matplotlib is imported only where something is plotted
+    if name in _LAZY:
         return importlib.import_module(f"polarlib.{name}")
     raise AttributeError(f"module 'polarlib' has no attribute {name!r}")

@@ -1,0 +1,357 @@
+"""Tables and the figure of docs/norms.md, made from the code.
+
+    python docs/make_norms.py
+
+writes what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on the page, and
+docs/figures/unit_balls.png. Formulas are written beside functions that compute them, and are
+compared with what the library gives before anything is written. tests/test_norms_page.py asks
+whether the page is up to date.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from polarlib import norms, plot
+from polarlib._norms.base import Scaled
+from polarlib._norms.mixed import Mixed
+from polarlib._norms.sums import MinkowskiSum
+from polarlib._norms.unitary import Unitary
+
+PAGE = Path(__file__).parent / "norms.md"
+FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
+
+EXAMPLE = np.diag([4.0, 2.0, 1.0])
+ALPHA, ETA = 0.5, 0.25  # of the mixed norms in the table
+SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]
+
+
+class Row(NamedTuple):
+    """A norm in the table: how it is made and what is said of it."""
+
+    code: str
+    value: str
+    dual: str
+    lmo: str
+    optimizers: str
+    dual_of: Callable[[np.ndarray], float]
+    lmo_of: Callable[[np.ndarray], np.ndarray]
+
+
+def spectrum(g: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(g, compute_uv=False)
+
+
+def mapped(g: np.ndarray, f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    u, s, vh = np.linalg.svd(g, full_matrices=False)
+    return (u * f(s)) @ vh
+
+
+def first(s: np.ndarray, k: int) -> np.ndarray:
+    return (np.arange(s.size) < k) * 1.0
+
+
+def size(g: np.ndarray) -> float:
+    return math.sqrt(float((g * g).sum()))
+
+
+def one_hot(g: np.ndarray, axis: int | None) -> np.ndarray:
+    a = np.abs(g)
+    return np.sign(g) * (a == a.max(axis=axis, keepdims=True))
+
+
+def columns(g: np.ndarray) -> np.ndarray:
+    return np.sqrt((g * g).sum(axis=0, keepdims=True))
+
+
+def mixed(g: np.ndarray, k: int | None, other: np.ndarray) -> np.ndarray:
+    top = mapped(g, lambda s: first(s, s.size if k is None else k))
+    return ALPHA * top + (1 - ALPHA) * other
+
+
+def rows() -> list[Row]:
+    """Every norm of the table; k = 2, p = 4, alpha and eta as above."""
+    return [
+        Row(
+            "spectral()",
+            "σ₁",
+            "Σ σᵢ",
+            "U Vᴴ",
+            "Muon; Shampoo without accumulation; with `sharp`, PolarGrad",
+            lambda g: spectrum(g).sum(),
+            lambda g: mapped(g, np.ones_like),
+        ),
+        Row(
+            "rms_to_rms(m, n)",
+            "√(n/m) σ₁",
+            "√(m/n) Σ σᵢ",
+            "√(m/n) U Vᴴ",
+            "Scion's hidden layers, Modula's Linear",
+            lambda g: math.sqrt(g.shape[0] / g.shape[1]) * spectrum(g).sum(),
+            lambda g: math.sqrt(g.shape[0] / g.shape[1]) * mapped(g, np.ones_like),
+        ),
+        Row(
+            "nuclear()",
+            "Σ σᵢ",
+            "σ₁",
+            "u₁ v₁ᴴ",
+            "Neon; the ascent step of ν-SAM",
+            lambda g: spectrum(g)[0],
+            lambda g: mapped(g, lambda s: first(s, 1)),
+        ),
+        Row(
+            "frobenius()",
+            "√(Σ σᵢ²)",
+            "itself",
+            "G/‖G‖_F",
+            "normalised SGD; with `sharp`, SGD",
+            size,
+            lambda g: g / size(g),
+        ),
+        Row(
+            "schatten(4)",
+            "(Σ σᵢ⁴)^¼",
+            "(Σ σᵢ^q)^(1/q), q = 4/3",
+            "U σ^(q−1) Vᴴ / ‖σ‖_q^(q−1)",
+            "between SGD and Muon",
+            lambda g: (spectrum(g) ** (4 / 3)).sum() ** 0.75,
+            lambda g: mapped(g, lambda s: (s / (s ** (4 / 3)).sum() ** 0.75) ** (1 / 3)),
+        ),
+        Row(
+            "ky_fan(2)",
+            "Σ_{i≤k} σᵢ",
+            "max(σ₁, Σ σᵢ/k)",
+            "u₁ v₁ᴴ if σ₁ ≥ Σ σᵢ/k, else U Vᴴ/k",
+            "",
+            lambda g: max(spectrum(g)[0], spectrum(g).sum() / 2),
+            lambda g: mapped(
+                g, lambda s: first(s, 1) if s[0] >= s.sum() / 2 else np.full_like(s, 0.5)
+            ),
+        ),
+        Row(
+            "fanion(2)",
+            "max(σ₁, Σ σᵢ/k)",
+            "Σ_{i≤k} σᵢ",
+            "U_k V_kᴴ",
+            "Fanion-k; what Dion approximates",
+            lambda g: spectrum(g)[:2].sum(),
+            lambda g: mapped(g, lambda s: first(s, 2)),
+        ),
+        Row(
+            "ky_fan_dual(2, 2)",
+            "spectral k-support norm",
+            "√(Σ_{i≤k} σᵢ²)",
+            "U_k σ_k V_kᴴ / ‖σ_{1:k}‖₂",
+            "SGD of rank k",
+            lambda g: math.sqrt((spectrum(g)[:2] ** 2).sum()),
+            lambda g: mapped(g, lambda s: s * first(s, 2) / math.sqrt((s[:2] ** 2).sum())),
+        ),
+        Row(
+            "f_muon(0.5)",
+            "root of one quadratic equation",
+            "α Σ σᵢ + (1−α) ‖G‖_F",
+            "α U Vᴴ + (1−α) G/‖G‖_F",
+            "F-Muon",
+            lambda g: ALPHA * spectrum(g).sum() + (1 - ALPHA) * size(g),
+            lambda g: mixed(g, None, g / size(g)),
+        ),
+        Row(
+            "f_fanion(2, 0.5)",
+            "by bisection",
+            "α Σ_{i≤k} σᵢ + (1−α) ‖G‖_F",
+            "α U_k V_kᴴ + (1−α) G/‖G‖_F",
+            "F-Fanion-k; k = 1 is F-Neon",
+            lambda g: ALPHA * spectrum(g)[:2].sum() + (1 - ALPHA) * size(g),
+            lambda g: mixed(g, 2, g / size(g)),
+        ),
+        Row(
+            "s_fanion(2, 0.5, 0.25)",
+            "no closed form",
+            "α Σ_{i≤k} σᵢ + (1−α) η Σ abs(gᵢⱼ)",
+            "α U_k V_kᴴ + (1−α) η sign(G)",
+            "S-Fanion-k; all k: S-Muon",
+            lambda g: ALPHA * spectrum(g)[:2].sum() + (1 - ALPHA) * ETA * np.abs(g).sum(),
+            lambda g: mixed(g, 2, ETA * np.sign(g)),
+        ),
+        Row(
+            "lp(inf)",
+            "max abs(gᵢⱼ)",
+            "Σ abs(gᵢⱼ)",
+            "sign(G)",
+            "signSGD, Lion, Adam without averages; Scion's Sign",
+            lambda g: np.abs(g).sum(),
+            np.sign,
+        ),
+        Row(
+            "lp(1)",
+            "Σ abs(gᵢⱼ)",
+            "max abs(gᵢⱼ)",
+            "the sign of the largest entry, in its place",
+            "greedy coordinate descent",
+            lambda g: np.abs(g).max(),
+            lambda g: one_hot(g, None),
+        ),
+        Row(
+            "induced(1, 2)",
+            "largest column ‖·‖₂",
+            "Σⱼ ‖colⱼ‖₂",
+            "columns divided by their ‖·‖₂",
+            "SCALE; Scion's ColNorm",
+            lambda g: columns(g).sum(),
+            lambda g: g / columns(g),
+        ),
+        Row(
+            "induced(2, inf)",
+            "largest row ‖·‖₂",
+            "Σᵢ ‖rowᵢ‖₂",
+            "rows divided by their ‖·‖₂",
+            "Scion's RowNorm; Modula's Embed, up to scale",
+            lambda g: columns(g.T).sum(),
+            lambda g: g / columns(g.T).T,
+        ),
+        Row(
+            "induced(1, 1)",
+            "largest column ‖·‖₁",
+            "Σⱼ maxᵢ abs(gᵢⱼ)",
+            "signed one-hot columns",
+            "",
+            lambda g: np.abs(g).max(axis=0).sum(),
+            lambda g: one_hot(g, 0),
+        ),
+    ]
+
+
+def made(row: Row, shape: tuple[int, int]) -> norms.Norm:
+    """The norm of a row for matrices of a shape."""
+    m, n = shape
+    names = {name: getattr(norms, name) for name in norms.__all__}
+    return eval(row.code, {**names, "m": m, "n": n, "inf": math.inf})
+
+
+def cost(n: norms.Norm) -> str:
+    """What an lmo costs, from what the norm is made of."""
+    if isinstance(n, Mixed):
+        return "one pass"
+    if isinstance(n, MinkowskiSum):
+        return " + ".join(cost(term) for _, term in n.terms)
+    if isinstance(n, Unitary):
+        if n.k == 1 and not n.of_dual:
+            return "polar factor"
+        return f"{n.k} triplet{'s' * (n.k > 1)}" if n.of_dual and n.k else "SVD"
+    if isinstance(n, Scaled):
+        return cost(n.norm)
+    raise TypeError(f"no cost is known of {n!r}")
+
+
+def check(row: Row) -> None:
+    """Compare the formulas of a row with the library, on wide and tall matrices."""
+    for seed, shape in enumerate([(5, 4), (3, 6), (4, 4)]):
+        g = np.random.default_rng(seed).standard_normal(shape)
+        n = made(row, shape)
+        np.testing.assert_allclose(n.dual_norm(g), row.dual_of(g), rtol=1e-12)
+        np.testing.assert_allclose(n.lmo(g), row.lmo_of(g), atol=1e-12)
+
+
+def number(x: float) -> str:
+    return f"{x:.4g}"
+
+
+def table(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def norm_table() -> str:
+    """One line a norm; the last columns are computed."""
+    body = []
+    for row in rows():
+        check(row)
+        n = made(row, EXAMPLE.shape)
+        try:
+            value = number(float(n(EXAMPLE)))
+        except NotImplementedError:
+            value = "–"
+        try:
+            n.project(EXAMPLE)
+            project = "yes"
+        except NotImplementedError:
+            project = "–"
+        t = ", ".join(number(float(x)) for x in np.diag(n.lmo(EXAMPLE)))
+        body.append(
+            [
+                f"`{row.code}`",
+                row.value,
+                row.dual,
+                row.lmo,
+                row.optimizers,
+                cost(n),
+                project,
+                f"{value}; {number(float(n.dual_norm(EXAMPLE)))}; ({t})",
+            ]
+        )
+    head = ["norm", "value", "dual norm", "lmo", "optimizers", "cost of lmo", "project", "example"]
+    return table(head, body)
+
+
+def scale_table() -> str:
+    """Scales by name for three shapes."""
+    body = [
+        [f"`{rule}`", *(number(norms.update_scale(m, n, rule)) for m, n in SHAPES)]
+        for rule in norms.UPDATE_SCALES
+    ]
+    return table(["rule", *(f"{m} × {n}" for m, n in SHAPES)], body)
+
+
+def mup_table() -> str:
+    """The exponents of the maximal update parametrization."""
+    body = [
+        [f"{optimizer}, {layer}", *(number(x) for x in norms.mup(layer, optimizer))]
+        for optimizer, layers in norms.MUP.items()
+        for layer in layers
+    ]
+    return table(["", "a", "b", "c"], body)
+
+
+TABLES = {"norms": norm_table, "scales": scale_table, "mup": mup_table}
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
+    for name, make in TABLES.items():
+        marks = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        pieces = re.split("|".join(marks), page)
+        if len(pieces) != 3:
+            raise ValueError(f"{PAGE.name} must have one pair of {marks[0]} and {marks[1]}")
+        page = f"{pieces[0]}{marks[0]}\n{make()}\n{marks[1]}{pieces[2]}"
+    return page
+
+
+def figure() -> None:
+    """Six unit balls in two pictures."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9.6, 5.9), layout="compressed", facecolor="white")
+    left, right = drawing.subplots(1, 2)
+    for n in (norms.spectral(), norms.nuclear(), norms.frobenius()):
+        plot.unit_ball(n, left)
+    plot.unit_ball(norms.f_muon(0.5), right, label="f_muon(0.5)")
+    plot.unit_ball(norms.schatten(1.5), right)
+    plot.unit_ball(norms.s_fanion(1, 0.5, 0.5), right, label="s_fanion(1, 0.5, 0.5)")
+    FIGURE.parent.mkdir(exist_ok=True)
+    plot.save(left, FIGURE, dpi=90)
+
+
+def main() -> None:
+    """Write the page and the figure."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    figure()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Behind :mod:`polarlib.norms`: one file a family of norms."""

@@ -1,0 +1,82 @@
+"""docs/norms.md: its tables are what the code gives, its code runs, its picture is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from polarlib import norms, plot, spectral_maps, steps
+
+DOCS = Path(__file__).parents[1] / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
+
+
+@pytest.fixture(scope="module")
+def maker():
+    spec = importlib.util.spec_from_file_location("make_norms", DOCS / "make_norms.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_norms"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["make_norms"]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (DOCS / "norms.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_up_to_date(maker, page):
+    assert maker.filled(page) == page  # else: python docs/make_norms.py
+
+
+def test_stale_and_lost_tables_are_noticed(maker, page):
+    stale = page.replace("| 4; 7; (1, 1, 1) |", "| 4; 8; (1, 1, 1) |", 1)
+    assert stale != page
+    assert maker.filled(stale) == page
+    with pytest.raises(ValueError, match="must have one pair of <!-- begin mup -->"):
+        maker.filled(page.replace("<!-- end mup -->", ""))
+
+
+def test_wrong_formulas_are_noticed(maker):
+    for row in maker.rows():
+        maker.check(row)
+        with pytest.raises(AssertionError):
+            maker.check(row._replace(lmo_of=lambda g, row=row: 1.001 * row.lmo_of(g)))
+        with pytest.raises(AssertionError):
+            maker.check(row._replace(dual_of=lambda g, row=row: 1.001 * row.dual_of(g)))
+
+
+def test_the_code_runs(page):
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 9
+    scope: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/norms.md", "exec"), scope)
+        assert np.isfinite(scope["x"]).all()
+
+
+def test_every_public_name_of_the_page_exists(page):
+    for module in (steps, spectral_maps):
+        for name in module.__all__:
+            assert name in page
+    for name in re.findall(r"norms\.([a-z_]+)\(", page):
+        assert callable(getattr(norms, name))
+    assert "unit_ball" in plot.__all__
+
+
+def test_the_picture(maker, monkeypatch, tmp_path):
+    (link,) = re.findall(r"\]\((figures/.*?)\)", (DOCS / "norms.md").read_text(encoding="utf-8"))
+    picture = DOCS / link
+    assert picture == maker.FIGURE
+    assert picture.stat().st_size < 150_000
+    monkeypatch.setattr(maker, "FIGURE", tmp_path / "unit_balls.png")
+    maker.figure()
+    new, old = (matplotlib.image.imread(p) for p in (maker.FIGURE, picture))
+    assert new.shape == old.shape
