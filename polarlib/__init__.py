@@ -35,6 +35,7 @@ from polarlib._schedule import Schedule
 from polarlib._version import __version__
 from polarlib.decompose import orthogonalize, polar
 from polarlib.diagnose import measure
+from polarlib.functions import inverse_root
 from polarlib.published import schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
 from polarlib.topk import top_singular
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "design",
     "files",
+    "inverse_root",
     "measure",
     "methods",
     "norms",

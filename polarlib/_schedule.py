@@ -429,8 +429,15 @@ class Schedule:
 
     @property
     def matmuls(self) -> int:
-        """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ..."""
-        return sum(product_counts(self.steps))
+        """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ...
+
+        For another stride than 2, of the coupled form for inverse roots, where Q and R take
+        1 + stride products between two steps.
+        """
+        if self.stride == 2:
+            return sum(product_counts(self.steps))
+        inner = sum(even_products(len(step) - 1)[1] for step in self.steps)
+        return inner + (1 + self.stride) * (len(self.steps) - 1)
 
     def truncate(self, k: int) -> Schedule:
         """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.

@@ -13,6 +13,9 @@ Gram form: with Q the product of the P's so far and R = Q G Q the current Gram m
 so the m x n matrix is touched twice, and everything else is n x n (Dao-AILab, gram-newton-schulz,
 2025). The two agree in exact arithmetic. In floating point R loses its small eigenvalues, which can
 turn negative and grow by the square of a step's slope: a restart forms X Q and its Gram matrix.
+
+With R <- R P(R)^p instead, and steps of stride p, the same Q tends to R^(-1/p) of the R that it
+begins with: inverse p-th roots.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from polarlib._schedule import even_products, product_counts
 from polarlib.formats import format_of
 from polarlib.ops import Ops
 
-__all__ = ["iterate", "matrix_products", "normalise"]
+__all__ = ["coupled", "iterate", "matrix_products", "normalise", "spectral_bound"]
 
 Array = Any
 
@@ -160,29 +163,76 @@ def _gram(
     restarts: frozenset[int],
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
-    r, q = ops.gram(x), None
+    ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
+    for start, end in zip([0, *ends], ends, strict=False):
+
+        def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
+            if callback is not None:
+                callback(start + k, ops.matmul(x, q))
+
+        watch = None if callback is None else inside
+        q, alpha, beta = coupled(ops.gram(x), steps[start:end], ops, callback=watch)
+        whole = (alpha, beta) == (1.0, 0.0)
+        x = ops.matmul(x, q) if whole else ops.gemm(x, q, x, alpha=alpha, beta=beta)
+        if callback is not None:
+            callback(end, x)
+    return x
+
+
+def coupled(
+    r: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    *,
+    stride: int = 2,
+    callback: Callable[[int, Array], None] | None = None,
+) -> tuple[Array, float, float]:
+    """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
+
+    ``Q <- Q P(R)``, ``R <- R P(R)**stride`` for each step; after the last one R is not needed.
+
+    Parameters
+    ----------
+    r : array, shape (..., n, n)
+        Hermitian positive semidefinite, with eigenvalues ``x**stride`` for x in the interval of the
+        steps. Given up: its storage may be written.
+    steps : sequence of sequences of float
+        Coefficients in ascending powers 1 + stride i, first step first; at least one.
+    ops : Ops
+        Arithmetic.
+    stride : int, optional
+        Q tends to ``R**(-1/stride)``.
+    callback : callable, optional
+        Called as ``callback(k, q)`` after every step k but the last.
+
+    Returns
+    -------
+    z : array, shape (..., n, n)
+        For a single step of two coefficients the storage of `r`.
+    alpha, beta : float
+        1 and 0 but for a single step, which is never rounded together with the identity in narrow
+        formats.
+    """
+    q = None
     for k, step in enumerate(steps, 1):
-        restart, last = k in restarts, k == len(steps)
+        last = k == len(steps)
         z, alpha, beta = even_part(r, step, ops) if len(step) > 1 else (r, 0.0, step[0])
-        if z is r and not (restart or last):
+        if z is r and not last:
             z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
             alpha = 1.0
         z, alpha, beta = ops.fold(z, alpha, beta)
         if q is not None:
             q = ops.gemm(q, z, q, alpha=alpha, beta=beta)
-        if last or restart:
-            x = ops.gemm(x, z, x, alpha=alpha, beta=beta) if q is None else ops.matmul(x, q)
-            q = None
-            if not last:
-                r = ops.gram(x)
-        else:
-            if q is None:
-                q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
-            r = ops.gemm(r, z, r, alpha=alpha, beta=beta)
-            r = ops.gemm(z, r, r, alpha=alpha, beta=beta)
+        if last:
+            return (z, alpha, beta) if q is None else (q, 1.0, 0.0)
+        if q is None:
+            q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
+        for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
+            left, right = (z, r) if i % 2 else (r, z)
+            r = ops.gemm(left, right, r, alpha=alpha, beta=beta)
         if callback is not None:
-            callback(k, x if q is None else ops.matmul(x, q))
-    return x
+            callback(k, q)
+    raise ValueError("coupled needs at least one step")
 
 
 def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array, int]:
@@ -238,6 +288,30 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         else:
             norm, spent = _gram_moment(g, ops, 0 if kind == "schatten4" else 3)
     return ops.divide(y, ops.divisor(norm * safety), owned=True), spent
+
+
+def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, int]:
+    """Certified bound ``||G^(2^k)||_F^(1/2^k)`` of the largest absolute eigenvalue.
+
+    Parameters
+    ----------
+    g : array, shape (..., n, n)
+        Hermitian, in at least single precision, scaled to entries of the size of 1. Not changed.
+    ops : Ops
+        Full-precision arithmetic.
+    squarings : int, optional
+        k: the bound exceeds the eigenvalue by a factor of ``r**(2**-(k + 1))`` at most, r the rank.
+
+    Returns
+    -------
+    bound : array, shape (..., 1, 1)
+        0 for zero matrices.
+    matmuls : int
+        Matrix products spent.
+    """
+    copy = ops.combine((1.0,), (g,))  # the moments are taken in its storage
+    bound, spent = _gram_moment(copy, ops, squarings)
+    return bound * bound, spent - 1
 
 
 def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:

@@ -45,6 +45,7 @@ TABLE: dict[str, Properties] = {
     # LU inverses, and an orthogonality that only just meets the tolerance of polar().
     "newton": Properties(epsilons=120, needs_full_rank=True),
     "newton_schulz": Properties(epsilons=120, needs_full_rank=True),
+    "zolotarev": Properties(needs_full_rank=True),
     "qr": Properties(kind="orthonormal"),
 } | {name: Properties(kind="fixed") for name in polarlib.schedules()}
 

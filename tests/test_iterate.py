@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarlib
-from polarlib import Schedule, orthogonalize, schedule
+from polarlib import Schedule, design, orthogonalize, schedule
 from polarlib._methods import polynomial
 from polarlib.design import restarts
-from polarlib.iterate import iterate, matrix_products, normalise
+from polarlib.iterate import coupled, iterate, matrix_products, normalise
 from polarlib.ops import NumpyOps, Ops, ops_of
 from polarlib.precision import Simulated
 from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
@@ -217,6 +217,16 @@ def test_products_are_as_counted(make, form):
                     + min(b - 1 + math.ceil((len(step) - 1) / b) - 1 for b in range(1, len(step)))
                     for step in steps
                 )
+
+
+@pytest.mark.parametrize("p", [3, 4, 5])
+@pytest.mark.parametrize("make", [Counting, CountingBase])
+def test_products_of_the_coupled_form_are_as_counted(make, p):
+    for degrees in ([1 + p], [1 + 2 * p, 1 + p], [1 + p, 1 + 4 * p, 1 + 2 * p]):
+        s = design.inverse_root(p, 0.5, degrees)
+        ops = make()
+        coupled(np.eye(4), s.steps, ops, stride=p)
+        assert ops.count == s.matmuls
 
 
 def test_known_product_counts():

@@ -20,12 +20,14 @@ from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import qdwh
 from polarlib._methods.qr import qr
 from polarlib._methods.svd import partial_isometry, svd
+from polarlib._methods.zolotarev import zolotarev
 
 __all__ = ["METHODS", "methods", "partial_isometry", "polynomial"]
 
 METHODS: dict[str, Callable[..., Any]] = {
     "svd": svd,
     "qdwh": qdwh,
+    "zolotarev": zolotarev,
     "newton": newton,
     "newton_schulz": newton_schulz,
     "qr": qr,

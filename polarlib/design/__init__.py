@@ -18,31 +18,39 @@ from polarlib.design.spectra import (
     power_law,
     spectrum,
 )
+from polarlib.design.targets import clip, inverse_root, power, smooth_sign
 from polarlib.design.tune import for_spectrum, tune
+from polarlib.design.zolotarev import RationalSchedule, zolotarev
 
 __all__ = [
     "Choice",
     "Fingerprint",
     "Minimax",
+    "RationalSchedule",
     "Spectrum",
     "band",
     "best",
     "best_degrees",
     "budget",
+    "clip",
     "costs",
     "fingerprint",
     "for_spectrum",
     "frontier",
     "greedy",
+    "inverse_root",
     "largest_complement",
     "least_error",
     "log_uniform",
     "marchenko_pastur",
     "mean_error",
     "minimax",
+    "power",
     "power_law",
     "restarts",
+    "smooth_sign",
     "spectrum",
     "stationary",
     "tune",
+    "zolotarev",
 ]

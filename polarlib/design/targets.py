@@ -1,0 +1,437 @@
+"""Schedules for other functions of the singular values: p-th roots, clipping, powers, smooth signs.
+
+Inverse p-th roots are greedy compositions of best steps, as for the polar factor. For the other
+targets no composition is known to be optimal: all coefficients are fitted together, by linear
+programs about the current ones in a trust region, from a few starts, to a local minimum of the
+worst error. Nothing is random. For a single step the problem is linear and the result is the best.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from polarlib._schedule import Schedule, is_count
+from polarlib.design.compose import greedy
+from polarlib.design.remez import check_degree, check_interval
+from polarlib.formats import odd_value, parse_target, target_value
+
+__all__ = ["clip", "inverse_root", "power", "smooth_sign"]
+
+# Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
+# crowded at the ends; its maxima are then refined. Chosen by experiment: with twice as many the
+# errors change in the fourth digit.
+SAMPLES = 1200
+# Every so many of the samples are constraints besides the maxima, against steps that look good at
+# these only.
+SPARSE = 16
+# Iterations from each start, and from so many of the best of them. Chosen by experiment: five
+# quintics take one to two seconds more than four.
+SCOUT, POLISH, FINALISTS = 25, 80, 2
+# First trust region, relative to the largest term of a step; ends below the last.
+RADIUS, LAST_RADIUS = 0.1, 1e-9
+# Less than this relative gain foreseen is the end; and so is this error relative to the target,
+# below which the programs see rounding.
+GAIN, FLOOR = 1e-6, 1e-12
+# Combinations of powers below this size, relative to the largest, are left alone.
+DEPENDENT = 1e-9
+
+Steps = list[np.ndarray]
+
+
+def inverse_root(
+    p: int,
+    lower: float,
+    degrees: Sequence[int],
+    *,
+    safety: float = 0.0,
+    cushion: float = 0.0,
+) -> Schedule:
+    """Compose best steps for ``A**(-1/p)`` of a Hermitian positive definite A.
+
+    A step is ``x q(x**p)`` with a polynomial q. With Q = I and R = A to begin with, the iteration
+    ``Q <- Q q(R)``, ``R <- R q(R)**p`` gives the function ``s(x) / x`` at ``x = lambda**(1/p)`` of
+    every eigenvalue lambda of A: Q approximates ``A**(-1/p)`` with the relative error of s as an
+    approximation of 1. See :func:`polarlib.inverse_root`.
+
+    Parameters
+    ----------
+    p : int
+        At least 2.
+    lower : float
+        Lower end of the interval [lower, 1] of ``x = lambda**(1/p)`` for the eigenvalues lambda of
+        the matrix, scaled to at most 1: the p-th root of one over the condition number.
+    degrees : sequence of int
+        Degree ``1 + p k`` in x of each step, k at least 1.
+    safety, cushion : float, optional
+        As of :func:`greedy`.
+
+    Returns
+    -------
+    Schedule
+        Its `stride` is p. For p = 2 it is ``greedy(lower, degrees)``.
+
+    Raises
+    ------
+    ValueError
+        For p below 2 or no integer, `lower` outside (0, 1), or a degree that is not 1 + p k.
+
+    Notes
+    -----
+    The powers x, x**(1 + p), ... are a Chebyshev system on [lower, 1], and the exchange of
+    :func:`best` holds for them as it does for odd powers.
+
+    Examples
+    --------
+    >>> s = inverse_root(4, 0.1, [5, 5, 9])
+    >>> s.stride, round(s.error(), 4)
+    (4, 0.1935)
+    """
+    if not is_count(p) or p < 2:
+        raise ValueError(f"p must be an integer of at least 2, got {p!r}")
+    s = greedy(lower, degrees, stride=p, safety=safety, cushion=cushion)
+    said = ", ".join(str(int(d)) for d in degrees)
+    return Schedule(
+        steps=s.steps,
+        lower=s.lower,
+        stride=s.stride,
+        name=f"inverse root {p} of degrees {said}",
+        source=s.source,
+    )
+
+
+def clip(upper: float, degrees: Sequence[int]) -> Schedule:
+    """Fit ``min(x, 1)`` on [0, upper]: singular values above 1 become 1, the others stay.
+
+    Parameters
+    ----------
+    upper : float
+        Above 1: the largest singular value over the limit.
+    degrees : sequence of int
+        Odd degree of each step.
+
+    Returns
+    -------
+    Schedule
+        Of target "clip" and normalisation "none": ``limit * orthogonalize(a / limit, schedule=s)``
+        clips at any other limit than 1.
+
+    Raises
+    ------
+    ValueError
+        For `upper` not above 1, no degrees or an even one.
+
+    Notes
+    -----
+    The error is absolute. The corner at 1 makes it fall slowly: on [0, 2] quintics reach 0.057,
+    0.022, 0.013, 0.009.
+
+    Examples
+    --------
+    >>> s = clip(2.0, [5])
+    >>> s.target, round(s.error(), 3)
+    ('clip', 0.057)
+    """
+    try:
+        u = float(upper)
+    except (TypeError, ValueError):
+        u = math.nan
+    if not 1 < u < math.inf:
+        raise ValueError(f"clip needs an upper end above 1 (min(x, 1) is x below), got {upper!r}")
+    return _schedule("clip", degrees, 0.0, u, "none", f"clip to 1 below {u:g}")
+
+
+def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
+    """Fit ``x**p`` on [lower, 1]: singular values become their p-th powers.
+
+    Parameters
+    ----------
+    p : float
+        Between -1 and 1, both excluded; 0 is the polar factor, and :func:`greedy`.
+    lower : float
+        Lower end of the interval.
+    degrees : sequence of int
+        Odd degree of each step.
+
+    Returns
+    -------
+    Schedule
+        Of target "power(p)". Its normalisation is "spectral": for a matrix ``c X`` the result is
+        ``c**-p`` times the power.
+
+    Raises
+    ------
+    ValueError
+        For p or `lower` out of range, no degrees or an even one.
+
+    Notes
+    -----
+    The error is absolute; for negative p values go up to ``lower**p``, and below `lower` the
+    schedule falls to 0, which no odd polynomial can avoid.
+
+    Examples
+    --------
+    >>> s = power(0.5, 0.01, [5, 5])
+    >>> s.target, round(s.error(), 3)
+    ('power(0.5)', 0.066)
+    """
+    if not isinstance(p, numbers.Real) or isinstance(p, bool) or not -1 < float(p) < 1:
+        raise ValueError(f"p must be a number between -1 and 1, got {p!r}")
+    e = float(p)
+    l, _ = check_interval(lower)
+    target = f"power({e!r})"
+    return _schedule(target, degrees, l, 1.0, "spectral", f"power {e:g} on [{l:g}, 1]")
+
+
+def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
+    """Fit ``x / sqrt(x**2 + delta**2)`` on [0, 1]: singular values far below delta stay small.
+
+    Parameters
+    ----------
+    delta : float
+        Between 0 and 1: the singular value, relative to the largest, that becomes 0.707.
+    degrees : sequence of int
+        Odd degree of each step.
+
+    Returns
+    -------
+    Schedule
+        Of target "smooth_sign(delta)" and normalisation "spectral": for a matrix ``c X`` delta is
+        relative to c.
+
+    Raises
+    ------
+    ValueError
+        For `delta` outside (0, 1), no degrees or an even one.
+
+    Examples
+    --------
+    >>> s = smooth_sign(0.1, [5, 5])
+    >>> s.target, s.error() < 0.1
+    ('smooth_sign(0.1)', True)
+    """
+    if not isinstance(delta, numbers.Real) or isinstance(delta, bool) or not 0 < float(delta) < 1:
+        raise ValueError(f"delta must be a number between 0 and 1, got {delta!r}")
+    d = float(delta)
+    target = f"smooth_sign({d!r})"
+    return _schedule(target, degrees, 0.0, 1.0, "spectral", f"smooth sign of width {d:g}")
+
+
+def _schedule(
+    target: str, degrees: Sequence[int], lower: float, upper: float, normalisation: str, name: str
+) -> Schedule:
+    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
+        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
+    checked = tuple(check_degree(d) for d in degrees)
+    steps = _fit(target, checked, lower, upper)
+    return Schedule(
+        steps=tuple(tuple(map(float, step)) for step in steps),
+        lower=lower,
+        upper=upper,
+        normalisation=normalisation,
+        target=target,
+        name=f"{name}, degrees {', '.join(map(str, checked))}",
+        source=f"fitted to {target} on [{lower}, {upper}]",
+    )
+
+
+# -- starts ----------------------------------------------------------------------------------
+
+
+def _starts(
+    target: str, degrees: tuple[int, ...], lower: float, upper: float, x: np.ndarray
+) -> list[Steps]:
+    """Compositions to begin with: guesses, each step fitted to a part of the way."""
+    kind, parameter = parse_target(target)
+    n = len(degrees)
+    if kind == "clip":
+        # Clip at upper**((n-1)/n), ..., upper**(1/n), 1; and straight to 1, over and over.
+        limits = [upper ** (k / n) for k in reversed(range(n))]
+        return [
+            _chain(degrees, x, [functools.partial(np.minimum, limit) for limit in each])
+            for each in (limits, [1.0] * n)
+        ]
+    if kind == "power" and parameter:
+        # Equal shares of the exponent; nothing but the sign left to the last step; square roots.
+        found = []
+        for share in (abs(parameter) ** (1 / n), abs(parameter) ** (1 / max(n - 1, 1)), 0.5):
+            exponents = [share] * (n - 1) + [parameter / share ** (n - 1)]
+            found.append(_chain(degrees, x, [functools.partial(_power, e) for e in exponents]))
+        return found
+    # Compositions for the polar factor, the last step fitted.
+    ends = (lower,) if kind == "power" else (parameter / 3, parameter, 3 * parameter)
+    return [
+        _with_last_fitted(
+            [np.array(step) for step in greedy(min(l, 0.9), degrees).steps], x, target
+        )
+        for l in ends
+    ]
+
+
+def _power(e: float, x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 1e-9) ** e  # a fit may dip below 0
+
+
+def _chain(
+    degrees: tuple[int, ...], x: np.ndarray, parts: list[Callable[[np.ndarray], np.ndarray]]
+) -> Steps:
+    """Steps that each fit a function of what the steps before it give."""
+    steps: Steps = []
+    for degree, part in zip(degrees, parts, strict=True):
+        h = _values(steps, x)[-1]
+        steps.append(_nearest(h, part(h), degree))
+    return steps
+
+
+def _with_last_fitted(steps: Steps, x: np.ndarray, target: str) -> Steps:
+    h = _values(steps[:-1], x)[-1]
+    return [*steps[:-1], _nearest(h, target_value(target, x), 2 * len(steps[-1]) - 1)]
+
+
+def _nearest(h: np.ndarray, f: np.ndarray, degree: int) -> np.ndarray:
+    """Odd polynomial in h that is nearest to f in least squares."""
+    terms = h[:, None] ** (2 * np.arange(degree // 2 + 1) + 1)
+    size = np.abs(terms).max(axis=0)
+    return np.linalg.lstsq(terms / size, f, rcond=None)[0] / size
+
+
+# -- fitting ---------------------------------------------------------------------------------
+
+
+def _samples(target: str, lower: float, upper: float) -> np.ndarray:
+    kind, parameter = parse_target(target)
+    # Below that size the target is a straight line, or it is the lower end.
+    small = {"clip": 0.01, "smooth_sign": parameter / 30}.get(kind, lower)
+    z = (1 - np.cos(np.linspace(0, np.pi, SAMPLES // 2))) / 2
+    points = [*(lower + (upper - lower) * z), *(small * (upper / small) ** z), 1.0]
+    return np.unique(np.clip(points, lower, upper))
+
+
+def _values(steps: Steps, x: np.ndarray) -> list[np.ndarray]:
+    """The values before every step, and after the last."""
+    found = [x]
+    for step in steps:
+        found.append(odd_value(tuple(step), found[-1]))
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _fit(target: str, degrees: tuple[int, ...], lower: float, upper: float) -> Steps:
+    """Local minimum of the worst error over all coefficients, the best of a few starts.
+
+    The fit with one step fewer is among them, so that more steps are never worse.
+    """
+    x = _samples(target, lower, upper)
+    begin = _starts(target, degrees, lower, upper, x)
+    if len(degrees) > 1:
+        fewer = _fit(target, degrees[:-1], lower, upper)
+        identity = np.eye(1, degrees[-1] // 2 + 1)[0]
+        begin += [[*fewer, identity], _with_last_fitted([*fewer, identity], x, target)]
+        if len(set(degrees)) == 1:
+            begin.append([identity, *fewer])
+    scouted = sorted(
+        (_descend(target, steps, x, SCOUT) for steps in begin), key=operator.itemgetter(1)
+    )
+    polished = [_descend(target, steps, x, POLISH) for steps, _ in scouted[:FINALISTS]]
+    return min(polished, key=operator.itemgetter(1))[0]
+
+
+def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
+    """Where the error is largest: samples at its local maxima, and the vertices of parabolas."""
+    error = np.abs(_values(steps, x)[-1] - target_value(target, x))
+    padded = np.concatenate([[-1.0], error, [-1.0]])
+    k = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
+    inner = k[(k > 0) & (k < len(x) - 1)]
+    a, b, c = x[inner - 1], x[inner], x[inner + 1]
+    left = (b - a) * (error[inner] - error[inner + 1])
+    right = (b - c) * (error[inner] - error[inner - 1])
+    bottom = left - right
+    safe = np.where(bottom == 0, 1.0, bottom)
+    vertex = b - ((b - a) * left - (b - c) * right) / (2 * safe)
+    points = np.concatenate([x[k], np.clip(vertex, a, c)])
+    return np.unique(points[np.isfinite(points)])  # an error that overflows has no vertex
+
+
+def _jacobian(steps: Steps, values: list[np.ndarray], turns: list[np.ndarray]) -> np.ndarray:
+    """Derivatives of the composition to all coordinates, by the chain rule from the end."""
+    columns, outer = [], np.ones_like(values[0])
+    for step, h, turn in zip(reversed(steps), values[-2::-1], reversed(turns), strict=True):
+        exponents = 2 * np.arange(len(step)) + 1
+        columns.append(outer[:, None] * (h[:, None] ** exponents @ turn))
+        outer = outer * (h[:, None] ** (exponents - 1) @ (exponents * step))
+    return np.concatenate(columns[::-1], axis=1)
+
+
+def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple[Steps, float]:
+    """Sequential linear programs in a trust region; the steps and their worst error.
+
+    M. R. Osborne and G. A. Watson, An algorithm for minimax approximation in the nonlinear case,
+    Comput. J. 12 (1969) 63-68, with a box as the trust region.
+    """
+    from scipy.optimize import linprog  # lazily: it is slow to import
+
+    def worst(steps: Steps) -> tuple[float, np.ndarray]:
+        with np.errstate(all="ignore"):  # what overflows is not taken
+            points = _extrema(target, steps, x)
+            both = np.concatenate([points, x])  # so that NaN is seen
+            off = _values(steps, both)[-1] - target_value(target, both)
+        return float(np.max(np.abs(off))), points
+
+    error, maxima = worst(steps)
+    radius, seen = RADIUS, [maxima]
+    floor = FLOOR * np.abs(target_value(target, x)).max()
+    for _ in range(iterations):
+        if not floor < error < math.inf:
+            break
+        points = np.concatenate([*seen, x[::SPARSE]])
+        values = _values(steps, points)
+        turns = [_coordinates(step, h) for step, h in zip(steps, values[:-1], strict=True)]
+        slopes = _jacobian(steps, values, turns) / error
+        off = (values[-1] - target_value(target, points)) / error
+        level = -np.ones((len(points), 1))
+        n = slopes.shape[1]
+        program = linprog(
+            np.eye(1, n + 1, n)[0],
+            A_ub=np.block([[slopes, level], [-slopes, level]]),
+            b_ub=np.concatenate([-off, off]),
+            bounds=[(-radius, radius)] * n + [(0, None)],
+            method="highs",
+        )
+        if program.x is None:
+            radius /= 4
+            continue
+        foreseen = 1 - program.x[-1]
+        if foreseen <= GAIN:
+            break
+        parts = np.split(program.x[:-1], np.cumsum([len(step) for step in steps])[:-1])
+        tried = [s + turn @ z for s, turn, z in zip(steps, turns, parts, strict=True)]
+        new, maxima = worst(tried)
+        gain = (1 - new / error) / foreseen
+        if gain > 0.05:
+            steps, error, seen = tried, new, [maxima]
+        else:  # the next program knows what was wrong with this one
+            seen.append(maxima)
+        radius = min(2 * radius, 1.0) if gain > 0.7 else radius if gain > 0.05 else radius / 4
+        if radius < LAST_RADIUS:
+            break
+    return steps, error
+
+
+def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Changes of coefficients that change the step's values by orthogonal functions of its size.
+
+    In coefficients themselves the trust region would be long and thin: powers are nearly dependent.
+    """
+    power = 2 * np.arange(len(step)) + 1
+    largest = np.abs(h).max()
+    _, s, vh = np.linalg.svd(
+        (h[:, None] / largest) ** power / math.sqrt(len(h)), full_matrices=False
+    )
+    inverse = np.where(s > DEPENDENT * s[0], 1 / np.maximum(s, DEPENDENT * s[0]), 0.0)
+    size = np.abs(odd_value(tuple(step), h)).max()
+    return vh.T * inverse * size / largest ** power[:, None]

@@ -1,0 +1,321 @@
+"""Zolotarev's rational steps: the best of type (2r + 1, 2r) on an interval, down to rounding.
+
+For 0 < l < 1 the odd rational function of type (2r + 1, 2r) that is nearest to 1 on [l, 1] is, up
+to scale,
+
+    x prod_j (x^2 + c_2j) / (x^2 + c_(2j-1)),    c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l'),
+
+j = 1..r, with Jacobi's functions of modulus l' = sqrt(1 - l^2) and K' = K(l') (E. I. Zolotarev,
+1877; N. I. Akhiezer, Elements of the Theory of Elliptic Functions, section 50). Its error
+equioscillates. Compositions of such functions are again best, of the product of the types: unlike
+polynomials, nothing is lost (Y. Nakatsukasa and R. W. Freund, SIAM Rev. 58 (2016) 461-493).
+
+The functions of modulus l' are evaluated with modulus l at imaginary arguments, where the theta
+series converge fast for every l; c_i c_(2r+1-i) = l^2 gives the larger half.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from polarlib._schedule import is_count
+
+__all__ = ["RationalSchedule", "zolotarev"]
+
+# Digits beside those of l, with room for what sums and differences of the c_i lose.
+DIGITS = 40
+# Error that a double does not tell from 0.
+ROUNDING = 2.0**-50
+# Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on
+# the interval of design, by experiment.
+SAMPLES = 50
+
+Step = tuple[float, tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class RationalSchedule:
+    """A composition of odd rational functions that drives singular values to 1.
+
+    Parameters
+    ----------
+    steps : tuple of (float, tuple of float, tuple of float)
+        Scale M, residues a_j and poles c_j of each step ``M (x + sum_j a_j x / (x**2 + c_j))``, the
+        first applied first. All are positive, so that nothing cancels.
+    lower, upper : float, optional
+        The interval that it is meant for.
+    name, source : str, optional
+        What it is called and where it comes from.
+
+    Examples
+    --------
+    >>> s = RationalSchedule(steps=((1 / 3, (8 / 3,), (1 / 3,)),), lower=0.5)  # Halley's step
+    >>> s(1.0), s.image()[0] > 0.9
+    (1.0, True)
+    """
+
+    steps: tuple[Step, ...]
+    lower: float
+    upper: float = 1.0
+    name: str = "custom"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            scale, residues, poles = step
+            values = (scale, *residues, *poles)
+            if len(residues) != len(poles) or not all(0 < v < math.inf for v in values):
+                raise ValueError(
+                    f"schedule {self.name!r}: a step is (scale, residues, poles), as many of the "
+                    f"ones as of the others, all positive, got {step!r}"
+                )
+        if not self.steps or not 0 < self.lower <= self.upper < math.inf:
+            raise ValueError(
+                f"schedule {self.name!r}: give at least one step and an interval with "
+                f"0 < lower <= upper, got {len(self.steps)} steps on [{self.lower}, {self.upper}]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __call__(self, x: Any) -> Any:
+        """Apply the steps to a scalar or, entry by entry, to an array.
+
+        Parameters
+        ----------
+        x : number or array
+            Singular values.
+
+        Returns
+        -------
+        number or array
+        """
+        for step in self.steps:
+            x = _value(step, x)
+        return x
+
+    def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
+        """Image of an interval, evaluated with 40 digits and rounded once.
+
+        Parameters
+        ----------
+        lower, upper : float, optional
+            The interval of positive numbers; the schedule's own by default.
+
+        Returns
+        -------
+        lo, hi : float
+            Smallest and largest value of the composition on it. The turning points are bracketed
+            by samples, many to each.
+
+        Raises
+        ------
+        ValueError
+            Unless ``0 < lower <= upper < inf``.
+        """
+        lower = self.lower if lower is None else float(lower)
+        upper = self.upper if upper is None else float(upper)
+        if not 0 < lower <= upper < math.inf:
+            raise ValueError(f"image needs 0 < lower <= upper, got [{lower}, {upper}]")
+        number = _context(DIGITS).mpf
+        lo, hi = number(lower), number(upper)
+        for step in self.steps:
+            points = [lo, hi, *map(number, _turning_points(step, float(lo), float(hi)))]
+            values = [_value(step, p) for p in points if lo <= p <= hi]
+            lo, hi = min(values), max(values)
+        return float(lo), float(hi)
+
+    def error(self, lower: float | None = None) -> float:
+        """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
+
+        Parameters
+        ----------
+        lower : float, optional
+            Lower end; the schedule's own by default.
+
+        Returns
+        -------
+        float
+        """
+        lo, hi = self.image(lower)
+        return max(abs(1 - lo), abs(hi - 1))
+
+    @functools.cached_property
+    def slope(self) -> float:
+        """Slope of the composition at 0: how much the smallest singular values grow."""
+        return math.prod(
+            scale * (1 + sum(a / c for a, c in zip(residues, poles, strict=True)))
+            for scale, residues, poles in self.steps
+        )
+
+    @property
+    def factorisations(self) -> int:
+        """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
+        return sum(len(poles) for _, _, poles in self.steps)
+
+    def truncate(self, k: int) -> RationalSchedule:
+        """Return the schedule of the first `k` steps.
+
+        Parameters
+        ----------
+        k : int
+            From 1 to the number of steps.
+
+        Returns
+        -------
+        RationalSchedule
+
+        Raises
+        ------
+        ValueError
+            For any other k.
+        """
+        if not is_count(k) or k > len(self):
+            raise ValueError(f"steps must be an integer from 1 to {len(self)}, got {k!r}")
+        return self if k == len(self) else replace(self, steps=self.steps[:k])
+
+
+def zolotarev(r: int, lower: float) -> RationalSchedule:
+    """Best rational steps of type (2r + 1, 2r), each on the image of those before, to rounding.
+
+    Parameters
+    ----------
+    r : int
+        Number of poles (in x**2) of each step, at least 1. r = 1 is the dynamically weighted Halley
+        iteration, QDWH, up to scale.
+    lower : float
+        Lower end of the interval [lower, 1].
+
+    Returns
+    -------
+    RationalSchedule
+        Centred: every truncation maps [lower, 1] onto [1 - E, 1 + E]. It ends when E is rounding:
+        with 8 poles after two steps for every ``lower`` from 1e-16 on.
+
+    Raises
+    ------
+    ValueError
+        For r below 1 or no integer, or `lower` outside (0, 1).
+
+    Examples
+    --------
+    >>> [len(zolotarev(r, 1e-16)) for r in (1, 2, 8)]
+    [6, 4, 2]
+    >>> round(zolotarev(1, 1e-16).truncate(3).error(), 3)
+    0.122
+    """
+    if not is_count(r):
+        raise ValueError(f"r must be an integer of at least 1, got {r!r}")
+    if not isinstance(lower, numbers.Real) or isinstance(lower, bool) or not 0 < float(lower) < 1:
+        raise ValueError(f"lower must be a number between 0 and 1, got {lower!r}")
+    steps, _ = best_steps(int(r), float(lower), ROUNDING)
+    return RationalSchedule(
+        steps=steps,
+        lower=float(lower),
+        name=f"zolotarev of type ({2 * r + 1}, {2 * r})",
+        source=f"Zolotarev's best rational functions on [{lower}, 1]",
+    )
+
+
+def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Step, ...], list[float]]:
+    """Centred steps until the error is below a tolerance, and the error after each.
+
+    Examples
+    --------
+    >>> steps, errors = best_steps(8, 1e-16, 1e-15)
+    >>> len(steps), errors[0] > 1e-2, errors[1] < 1e-15
+    (2, True, True)
+    """
+    # 1 - l of the last interval is above the tolerance; the c_i of a narrow one nearly cancel.
+    f = _context(DIGITS + 2 * math.ceil(-math.log10(lower)))
+    l, upper = f.mpf(lower), f.mpf(1)  # the interval is upper * [l, 1]
+    steps: list[Step] = []
+    errors: list[float] = []
+    while not errors or errors[-1] > tolerance:
+        c = _ratios(r, l, f)
+        zeros, poles = c[1::2], c[::2]
+        ends = [
+            x * f.fprod((x * x + z) / (x * x + p) for z, p in zip(zeros, poles, strict=True))
+            for x in (l, f.mpf(1))
+        ]
+        residues = [
+            f.fprod(z - p for z in zeros) / f.fprod(q - p for q in poles if q != p) for p in poles
+        ]
+        scale = 2 / (ends[0] + ends[1])
+        steps.append(
+            (
+                float(scale / upper),
+                tuple(float(a * upper**2) for a in residues),
+                tuple(float(p * upper**2) for p in poles),
+            )
+        )
+        # Far below rounding the difference is noise of either sign.
+        errors.append(max(0.0, float((ends[1] - ends[0]) / (ends[1] + ends[0]))))
+        l, upper = ends[0] / ends[1], scale * ends[1]
+    return tuple(steps), errors
+
+
+@functools.cache
+def _context(digits: int) -> Any:
+    import mpmath  # lazily, as everywhere
+
+    context = mpmath.MPContext()
+    context.dps = digits
+    return context
+
+
+def _ratios(r: int, l: Any, f: Any) -> list[Any]:
+    """``c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l')``, i = 1..2r, ascending."""
+    # sn(iv; l) = i sn/cn(v; l') and sn = l^(-1/2) theta_1 / theta_4, of nome q = exp(-pi K' / K).
+    n = 2 * r + 1
+    decay = f.pi * f.agm(1, f.sqrt((1 - l) * (1 + l))) / f.agm(1, l)
+    found = []
+    for i in range(1, r + 1):
+        y = decay * i / (2 * n)
+        above, below = f.mpf(0), f.mpf(1)
+        for k in range(1000):  # a few: the terms fall like exp(-decay k^2)
+            term = f.exp(-decay * (k + f.mpf(1) / 2) ** 2) * 2 * f.sinh((2 * k + 1) * y)
+            above += (-1) ** k * term
+            below -= (-1) ** k * f.exp(-decay * (k + 1) ** 2) * 2 * f.cosh((2 * k + 2) * y)
+            if term < f.eps * above:
+                break
+        found.append(l * (above / below) ** 2)
+    return found + [l * l / c for c in reversed(found)]
+
+
+def _value(step: Step, x: Any) -> Any:
+    scale, residues, poles = step
+    y = x * x
+    total = x
+    for a, c in zip(residues, poles, strict=True):
+        total = total + a * x / (y + c)
+    return scale * total
+
+
+def _slope(step: Step, x: np.ndarray) -> np.ndarray:
+    """Derivative over the scale."""
+    _, residues, poles = step
+    y = x * x
+    return 1 + sum(
+        (a * (c - y) / (y + c) ** 2 for a, c in zip(residues, poles, strict=True)), 0 * x
+    )
+
+
+def _turning_points(step: Step, lower: float, upper: float) -> np.ndarray:
+    """Zeros of the derivative, to double precision: the value sees the square of that."""
+    count = SAMPLES * (2 * len(step[2]) + 2)
+    x = lower * (upper / lower) ** ((1 - np.cos(np.linspace(0, np.pi, count))) / 2)
+    signs = np.sign(_slope(step, x))
+    k = np.flatnonzero(signs[:-1] * signs[1:] < 0)
+    a, b, rising = x[k], x[k + 1], signs[k] > 0
+    for _ in range(60):
+        middle = np.sqrt(a * b)
+        left = (_slope(step, middle) > 0) == rising
+        a, b = np.where(left, middle, a), np.where(left, b, middle)
+    return np.unique(np.concatenate([a, x[signs == 0]]))

@@ -1,0 +1,411 @@
+"""Inverse roots, clipping, powers and smooth signs: against mpmath, dense samples, eigh and SVD."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import mpmath
+import numpy as np
+import pytest
+
+from polarlib import Schedule, design, orthogonalize
+from polarlib.design import targets
+from polarlib.design.remez import best
+from polarlib.formats import odd_value, target_value
+from polarlib.functions import inverse_root
+
+# -- inverse roots: the steps ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 7])
+@pytest.mark.parametrize("q", [1, 2, 3, 5])
+@pytest.mark.parametrize("lower", [1e-8, 1e-2, 0.5, 0.999])
+def test_equioscillation_in_high_precision(p, q, lower):
+    """Chebyshev: best if and only if the error alternates q + 2 times."""
+    b = best(1 + p * q, lower, digits=25, stride=p)
+    assert len(b.coefficients) == q + 1
+    with mpmath.workdps(150):
+        points = [mpmath.mpf(x) for x in b.extrema]
+        c = [mpmath.mpf(v) for v in b.coefficients]
+        assert len(points) == q + 2
+        assert points[0] == mpmath.mpf(lower)
+        assert points[-1] == 1
+        assert all(x < y for x, y in itertools.pairwise(points))
+        slack = mpmath.mpf(10) ** -20 * b.error + sum(map(abs, c)) * mpmath.mpf(10) ** -24
+        for i, x in enumerate(points):
+            error = sum(v * x ** (1 + p * k) for k, v in enumerate(c)) - 1
+            assert abs(error - (-1) ** (i + 1) * b.error) < slack
+        # They are the maxima: nowhere in between is the error larger.
+        grid = [lower + (1 - lower) * mpmath.mpf(k) / 300 for k in range(301)]
+        values = [abs(sum(v * x ** (1 + p * k) for k, v in enumerate(c)) - 1) for x in grid]
+        assert max(values) <= b.error + slack
+
+
+@pytest.mark.parametrize("p", [3, 4, 5])
+@pytest.mark.parametrize("lower", [1e-6, 0.1, 0.9])
+def test_doubles_agree_with_thirty_digits(p, lower):
+    one = best(1 + 3 * p, lower, stride=p)
+    wide = best(1 + 3 * p, lower, digits=30, stride=p)
+    for c, exact in zip(one.coefficients, wide.coefficients, strict=True):
+        assert abs(c / exact - 1) < 1e-15
+    assert abs(one.error / wide.error - 1) < 1e-15
+
+
+def test_two_terms_in_closed_form():
+    # x (a + b x^p) with derivative 0 at t: p(l) = p(1) = 1 - E, p(t) = 1 + E.
+    p, l = 3, 0.4
+    ratio = (1 - l) / (1 - l ** (p + 1))  # -b / a, from p(l) = p(1)
+    t = (1 / (ratio * (p + 1))) ** (1 / p)
+    low, high = 1 - ratio, t * (1 - ratio * t**p)
+    b = best(1 + p, l, stride=p)
+    assert math.isclose(b.error, (high - low) / (high + low), rel_tol=1e-13)
+    assert math.isclose(b.extrema[1], t, rel_tol=1e-13)
+    assert math.isclose(b.coefficients[0], 2 / (low + high), rel_tol=1e-13)
+
+
+def test_square_roots_are_the_greedy_composition():
+    for lower, degrees in [(1e-3, [5] * 5), (0.2, [3, 7])]:
+        assert targets.inverse_root(2, lower, degrees).steps == design.greedy(lower, degrees).steps
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 6])
+def test_compositions_of_inverse_roots(p):
+    errors = []
+    for n in range(1, 9):
+        s = targets.inverse_root(p, 0.05, [1 + 2 * p] * n)
+        assert s.stride == p
+        assert s.target == "polar"
+        x = np.geomspace(s.lower, 1, 20001)
+        y = x
+        for step in s.steps:
+            y = sum(c * y ** (1 + p * k) for k, c in enumerate(step))
+        sampled = np.abs(1 - y).max()
+        assert sampled <= s.error() + 1e-13
+        assert sampled >= s.error() * (1 - 1e-4) - 1e-15
+        errors.append(s.error())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-13
+
+
+def test_no_perturbation_improves_an_inverse_root():
+    rng = np.random.default_rng(0)
+    s = targets.inverse_root(3, 0.1, [4, 7])
+    x = np.geomspace(0.1, 1, 3000)
+    for size in (1e-1, 1e-3, 1e-5):
+        for _ in range(50):
+            y = x
+            for step in s.steps:
+                other = np.array(step) * (1 + size * rng.standard_normal(len(step)))
+                y = odd_value(tuple(other), y, 3)
+            assert np.abs(1 - y).max() > s.error() * (1 - 1e-6)
+
+
+# -- inverse roots: matrices -----------------------------------------------------------------
+
+
+def definite(n: int, condition: float, seed: int = 0, *, complex_: bool = False) -> np.ndarray:
+    """Hermitian with eigenvalues spaced evenly in the logarithm, from 1 / condition to 1."""
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((n, n))
+    if complex_:
+        g = g + 1j * rng.standard_normal((n, n))
+    q, _ = np.linalg.qr(g)
+    a = (q * np.geomspace(1 / condition, 1, n)) @ q.conj().T
+    return (a + a.conj().T) / 2
+
+
+def root_by_eigh(a: np.ndarray, p: int) -> np.ndarray:
+    w, v = np.linalg.eigh(a)
+    return (v * (w ** (-1 / p))[..., None, :]) @ np.conj(np.swapaxes(v, -1, -2))
+
+
+def assert_root(found, a: np.ndarray, p: int, condition: float, eps: float = 2.0**-52) -> None:
+    wide = a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
+    expected = root_by_eigh(wide, p)
+    off = np.linalg.norm(found - expected, axis=(-2, -1))
+    size = np.linalg.norm(expected, axis=(-2, -1))
+    assert np.all(off <= (20 + 2 * condition / p) * eps * len(a) ** 0.5 * size)
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 5])
+@pytest.mark.parametrize("condition", [1.0, 10.0, 1e4, 1e8])
+def test_inverse_roots_against_eigh(p, condition):
+    for n in (1, 2, 30):
+        a = definite(n, condition)
+        assert_root(inverse_root(a, p), a, p, condition)
+
+
+@pytest.mark.parametrize("p", [2, 3, 4])
+def test_inverse_roots_against_fifty_digits(p):
+    a = definite(5, 1e12)
+    with mpmath.workdps(50):
+        w, v = mpmath.eigsy(mpmath.matrix(a.tolist()))
+        exact = v * mpmath.diag([e ** (-mpmath.mpf(1) / p) for e in w]) * v.T
+        exact = np.array(exact.tolist(), dtype=float)
+    found = inverse_root(a, p)
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert error < 1e12 * 2.0**-52  # eigh is no better
+    backward = np.linalg.matrix_power(found, p) @ a - np.eye(5)
+    assert np.linalg.norm(backward) < 1e12 * 2.0**-48
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_inverse_roots_on_every_library(lib, dtype):
+    if lib.name == "jax" and dtype in ("float64", "complex64"):
+        pytest.skip("JAX compiles for every shape and dtype")
+    eps = float(np.finfo(dtype).eps)
+    for p in (3,) if lib.name == "jax" else (2, 3):
+        a = np.stack(
+            [
+                definite(4, c, complex_=dtype.startswith("complex")) * s
+                for c, s in [(3, 7), (99, 1e-3)]
+            ]
+        ).astype(dtype)
+        x = lib.asarray(a)
+        found = inverse_root(x, p)
+        assert type(found) is type(x)
+        assert lib.dtype_name(found) == dtype
+        assert lib.to_numpy(x).tobytes() == a.tobytes()
+        for f, b in zip(lib.to_numpy(found), a, strict=True):
+            assert_root(f, b, p, 99, eps)
+        told = lib.to_numpy(inverse_root(x, p, condition=100))
+        np.testing.assert_allclose(told, lib.to_numpy(found), rtol=0, atol=2e5 * eps)
+
+
+def test_inverse_roots_in_half_precision(torch):
+    a = torch.tensor(definite(6, 50.0)).to(torch.bfloat16)
+    found = inverse_root(a, 2)
+    assert found.dtype == torch.bfloat16
+    np.testing.assert_allclose(
+        found.double(), root_by_eigh(a.double().numpy(), 2), rtol=2**-7, atol=2**-6
+    )
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_inverse_roots_scale(p):
+    a = definite(6, 100.0)
+    base = inverse_root(a, p)
+    np.testing.assert_allclose(inverse_root(a * 2.0 ** (12 * p), p), base * 2.0**-12, rtol=1e-13)
+    for scale in (1e300, 1e-300, 3.7):
+        np.testing.assert_allclose(
+            inverse_root(a * scale, p),
+            base * scale ** (-1 / p),
+            rtol=0,
+            atol=1e-11 * scale ** (-1 / p),
+        )
+
+
+def test_inverse_roots_by_a_schedule_of_ones_own():
+    a = definite(8, 20.0)
+    bound = float(np.linalg.norm(np.linalg.matrix_power(a, 8)) ** (1 / 8))
+    s = targets.inverse_root(4, (1 / 20 / bound) ** 0.25, [9, 5])
+    found = inverse_root(a, 4, schedule=s)
+    w, v = np.linalg.eigh(a)
+    x = (w / bound) ** 0.25
+    expected = (v * (s(x) / x * bound**-0.25)) @ v.T
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    exact = root_by_eigh(a, 4)
+    assert np.linalg.norm(found @ np.linalg.inv(exact) - np.eye(8), 2) <= s.error() + 1e-12
+    one = targets.inverse_root(3, 0.5, [4])  # a single step of two coefficients
+    c = one.steps[0]
+    expected = c[0] * np.eye(2) + c[1] * np.diag([1, 0.5]) / bound_of(np.diag([1, 0.5]))
+    expected = expected * bound_of(np.diag([1, 0.5])) ** (-1 / 3)
+    np.testing.assert_allclose(
+        inverse_root(np.diag([1, 0.5]), 3, schedule=one), expected, atol=1e-12
+    )
+
+
+def bound_of(a: np.ndarray) -> float:
+    return float(np.linalg.norm(np.linalg.matrix_power(a, 8)) ** (1 / 8))
+
+
+def test_inverse_roots_of_nothing():
+    assert inverse_root(np.zeros((0, 0)), 2).shape == (0, 0)
+    assert inverse_root(np.zeros((3, 0, 0), "float32"), 2).dtype == np.float32
+    np.testing.assert_allclose(inverse_root([[4]], 2), [[0.5]], rtol=1e-15)
+
+
+def test_bad_inverse_roots():
+    a = definite(4, 10.0)
+    for p in (1, 0, -2, 2.0, "2", True, None):
+        with pytest.raises(ValueError, match="p must be an integer of at least 2"):
+            inverse_root(a, p)
+        with pytest.raises(ValueError, match="p must be an integer of at least 2"):
+            targets.inverse_root(p, 0.1, [5])
+    with pytest.raises(ValueError, match=r"1 \+ 3 k: 4, 7, 10, \.\.\., got 5"):
+        targets.inverse_root(3, 0.1, [4, 5])
+    with pytest.raises(ValueError, match="odd integer of at least 3, got 4"):
+        targets.inverse_root(2, 0.1, [4])
+    for lower in (0, 1, -1, 2, math.nan):
+        with pytest.raises(ValueError, match="0 < lower < upper"):
+            targets.inverse_root(3, lower, [4])
+    with pytest.raises(ValueError, match=r"square matrices, got shape \(4, 3\)"):
+        inverse_root(a[:, :3], 2)
+    with pytest.raises(ValueError, match="not Hermitian"):
+        inverse_root(a + np.triu(np.ones(4), 1) * 1e-6, 2)
+    for indefinite in (-a, np.zeros((3, 3)), np.diag([1.0, 0.0]), np.diag([1.0, -1e-3])):
+        with pytest.raises(ValueError, match="not positive definite, or its condition"):
+            inverse_root(indefinite, 2)
+    for bad in (math.nan, math.inf):
+        broken = a.copy()
+        broken[1, 2] = broken[2, 1] = bad
+        with pytest.raises(ValueError, match=r"2 of 16 entries, first at index \(1, 2\)"):
+            inverse_root(broken, 2)
+    for condition in (0.5, math.inf, math.nan, "3"):
+        with pytest.raises(ValueError, match="condition must be"):
+            inverse_root(a, 2, condition=condition)
+    with pytest.raises(TypeError, match="must be a Schedule"):
+        inverse_root(a, 2, schedule="polar_express")
+    with pytest.raises(ValueError, match="stride 2"):
+        inverse_root(a, 3, schedule=design.greedy(0.1, [5]))
+    with pytest.raises(ValueError, match="stride 3"):
+        orthogonalize(a, schedule=targets.inverse_root(3, 0.1, [4]))
+
+
+# -- the other targets -----------------------------------------------------------------------
+
+DESIGNS = {
+    "clip 2": functools.partial(targets.clip, 2.0),
+    "clip 10": functools.partial(targets.clip, 10.0),
+    "power 0.5": functools.partial(targets.power, 0.5, 0.01),
+    "power -1/3": functools.partial(targets.power, -1 / 3, 0.1),
+    "smooth sign 0.1": functools.partial(targets.smooth_sign, 0.1),
+}
+# What three quintics reach: one digit more than measured is failure.
+REACHED = {
+    "clip 2": 0.014,
+    "clip 10": 0.030,
+    "power 0.5": 0.044,
+    "power -1/3": 0.14,
+    "smooth sign 0.1": 0.0083,
+}
+
+
+@functools.cache
+def designed(name: str, degrees: tuple[int, ...]) -> Schedule:
+    return DESIGNS[name](degrees)
+
+
+def sampled(s: Schedule) -> float:
+    x = np.linspace(s.lower, s.upper, 100001)
+    x = np.unique([*x, *np.geomspace(max(s.lower, 1e-6), s.upper, 50001), 1.0])
+    y = x
+    for step in s.steps:
+        y = sum(c * y ** (2 * i + 1) for i, c in enumerate(step))
+    kind = s.target.partition("(")[0]
+    parameter = float(s.target.partition("(")[2].rstrip(")") or 0)
+    f = {
+        "clip": lambda: np.minimum(x, 1),
+        "power": lambda: x**parameter,
+        "smooth_sign": lambda: x / np.hypot(x, parameter),
+    }[kind]()
+    return float(np.abs(f - y).max())
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_claimed_errors_are_honest_and_fall_with_the_steps(name):
+    errors = []
+    for n in (1, 2, 3):
+        s = designed(name, (5,) * n)
+        seen = sampled(s)
+        assert seen <= s.error() * (1 + 1e-9)
+        assert seen >= s.error() * (1 - 1e-4)
+        errors.append(s.error())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] <= REACHED[name]
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("degree", [3, 5, 9])
+def test_a_single_step_is_the_best(name, degree):
+    """Alternation, which is sufficient: x, x^3, ... are a Chebyshev system on positive numbers."""
+    s = designed(name, (degree,))
+    x = np.unique([*np.linspace(s.lower, s.upper, 200001), 1.0])
+    off = s(x) - target_value(s.target, x)
+    peak = np.abs(off).max()
+    ends = x[np.abs(off) > peak * (1 - 1e-3)]
+    signs = np.sign(s(ends) - target_value(s.target, ends))
+    alternations = 1 + np.count_nonzero(np.diff(signs))
+    assert alternations >= degree // 2 + 2
+
+
+def test_compositions_beat_single_steps_of_the_same_cost():
+    two, one = designed("clip 10", (5, 5)), designed("clip 10", (17,))
+    assert two.matmuls == one.matmuls == 6
+    assert two.error() < one.error()
+
+
+def test_mixed_degrees_and_the_extremes():
+    s = targets.clip(3.0, [3, 7])
+    assert [len(step) for step in s.steps] == [2, 4]
+    assert s.error() < targets.clip(3.0, [3]).error()
+    near = targets.clip(1.0001, [3])
+    assert near.error() < 1e-4
+    narrow = targets.power(0.5, 0.999, [5])
+    assert narrow.error() < 1e-9
+    steep = targets.smooth_sign(1e-3, [5, 5])
+    assert steep.error() < 0.99
+    assert targets.power(0, 0.1, [5, 5]).error() == pytest.approx(
+        design.greedy(0.1, [5, 5]).error(), rel=0.05
+    )
+
+
+def test_designs_are_deterministic():
+    first = targets.clip(4.0, [5, 5])
+    targets._fit.cache_clear()
+    assert targets.clip(4.0, [5, 5]) == first
+
+
+def with_values(s: np.ndarray, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.standard_normal((m, len(s))))
+    v, _ = np.linalg.qr(rng.standard_normal((len(s), len(s))))
+    return (u * s) @ v.T, u, v.T
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+def test_matrices_are_clipped(lib, form):
+    s = designed("clip 2", (5, 5, 5))
+    values = np.array([1.99, 1.5, 1.1, 1.0, 0.7, 0.2, 0.0])
+    a, u, vh = with_values(values * 3, 11)
+    found = 3 * orthogonalize(lib.asarray(a / 3), schedule=s, form=form)
+    expected = (u * np.minimum(values * 3, 3)) @ vh
+    assert np.linalg.norm(lib.to_numpy(found) - expected, 2) <= 3 * s.error() + 1e-9
+
+
+@pytest.mark.parametrize("name", ["power 0.5", "power -1/3", "smooth sign 0.1"])
+def test_matrices_under_the_other_targets(name):
+    s = designed(name, (5, 5, 5))
+    values = np.geomspace(1.0, 0.11, 7)
+    a, u, vh = with_values(values, 9)
+    found = orthogonalize(a, schedule=s, normalisation="none")
+    exact = (u * target_value(s.target, values)) @ vh
+    assert np.linalg.norm(found - exact, 2) <= s.error() + 1e-9
+    # The schedule's own normalisation bounds the largest singular value within a quarter.
+    own = np.linalg.svd(orthogonalize(100 * a, schedule=s), compute_uv=False)
+    bound = np.linalg.norm(np.linalg.matrix_power(a.T @ a, 8)) ** (1 / 16)
+    expected = np.sort(np.abs(s(values / bound)))[::-1]
+    np.testing.assert_allclose(own, expected, rtol=1e-6)
+
+
+def test_bad_targets():
+    for upper in (1, 0.5, math.inf, math.nan, "a", None):
+        with pytest.raises(ValueError, match="upper end above 1"):
+            targets.clip(upper, [5])
+    for p in (1, -1, 2.5, math.nan, "a", True):
+        with pytest.raises(ValueError, match="p must be a number between -1 and 1"):
+            targets.power(p, 0.1, [5])
+    for lower in (0, 1, -1, math.nan):
+        with pytest.raises(ValueError, match="0 < lower < upper"):
+            targets.power(0.5, lower, [5])
+    for delta in (0, 1, -1, math.nan, "a", True):
+        with pytest.raises(ValueError, match="delta must be a number between 0 and 1"):
+            targets.smooth_sign(delta, [5])
+    for make in DESIGNS.values():
+        with pytest.raises(ValueError, match="odd integer of at least 3, got 4"):
+            make([4])
+        for degrees in ([], 5, "5"):
+            with pytest.raises(ValueError, match="degrees must be a list"):
+                make(degrees)
