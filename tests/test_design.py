@@ -91,14 +91,32 @@ def test_schedules_of_one_step_are_positive_with_the_right_image(degree, lower):
     assert abs(s.error() - float(b.error)) <= 1e-12 * float(b.error) + 2e-15 * size
 
 
-def test_scale_invariance_and_monotonicity():
-    for degree in (3, 5, 9):
-        one, other = design.best(degree, 1e-3), design.best(degree, 7e-3, 7.0)
-        assert math.isclose(one.error, other.error, rel_tol=1e-13)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from((3, 5, 7, 9, 13)), st.floats(-20, -0.001), st.floats(-30, 30))
+def test_scale_invariance(degree, exponent, scale):
+    l, u = 10.0**exponent, 10.0**scale
+    one, other = design.best(degree, l), design.best(degree, l * u, u)
+    assert math.isclose(one.rho, other.rho, rel_tol=1e-12)
+    if one.error > 1e-9:  # a narrower interval than its rounded ends say
+        assert math.isclose(one.error, other.error, rel_tol=1e-6)
+    if exponent < -0.1:
         for i, (c, d) in enumerate(zip(one.coefficients, other.coefficients, strict=True)):
-            assert math.isclose(c, d * 7.0 ** (2 * i + 1), rel_tol=1e-12)
-        errors = [design.best(degree, l).error for l in (1e-6, 1e-4, 1e-2, 0.1, 0.5, 0.9)]
-        assert errors == sorted(errors, reverse=True)
+            assert math.isclose(c, d * u ** (2 * i + 1), rel_tol=1e-11)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),
+    st.floats(-12, -0.1),
+    st.floats(0.01, 5),
+)
+def test_the_error_grows_with_the_interval(degrees, exponent, further):
+    narrow = design.greedy(10.0**exponent, degrees)
+    wide = design.greedy(10.0 ** (exponent - further), degrees)
+    assert wide.error() >= narrow.error() - 1e-14 * narrow.slope
+    # And a narrower interval is within the wider one's image.
+    lo, hi = wide.image(narrow.lower)
+    assert narrow.error() <= max(1 - lo, hi - 1) + 1e-14 * narrow.slope
 
 
 @pytest.mark.parametrize(
@@ -118,6 +136,25 @@ def test_provenance_of_published_sets(name, lengths, parameters):
     found = design.greedy(1e-3, [5] * len(published), **parameters).steps
     np.testing.assert_allclose(found[:lengths], published[:lengths], rtol=1e-14)
     np.testing.assert_allclose(found, published, rtol=1e-8)
+
+
+def test_provenance_of_polar_express_105():
+    found = design.greedy(
+        1e-3,
+        [5] * 5,
+        cushion=0.02407327424182761,
+        safety=0.05,
+        safety_mode="post_hoc",
+        safety_on_last=True,
+    ).steps
+    np.testing.assert_allclose(found, listed("polar_express_105").steps, rtol=1e-14)
+
+
+def test_provenance_of_cubic5():
+    """Published with seven digits after the point."""
+    s = design.greedy(7e-3, [3] * 5, peak=1.3)
+    np.testing.assert_allclose(s.steps, listed("cubic5").steps, atol=6e-7)
+    assert math.isclose(s.image()[1], 1.3, rel_tol=1e-12)
 
 
 def test_provenance_of_cans():
@@ -185,6 +222,9 @@ def test_other_bad_requests():
         design.greedy(0.1, [5], safety=-0.1)
     with pytest.raises(ValueError, match="cushion must be"):
         design.greedy(0.1, [5], cushion=1.0)
+    for peak in (0.9, 2.0, "1.3", math.nan):
+        with pytest.raises(ValueError, match="peak - 1 must be"):
+            design.greedy(0.1, [5], peak=peak)
     with pytest.raises(ValueError, match="unknown safety_mode"):
         design.greedy(0.1, [5], safety_mode="loop")
     with pytest.raises(ValueError, match="digits must be"):

@@ -51,6 +51,7 @@ def greedy(
     cushion: float = 0.0,
     safety_mode: str = "in_loop",
     safety_on_last: bool = False,
+    peak: float | None = None,
     stride: int = 2,
 ) -> Schedule:
     """Compose best steps: each on the image of those before it.
@@ -75,6 +76,9 @@ def greedy(
         Whether later steps know of the safety of earlier ones, or all are squeezed afterwards.
     safety_on_last : bool, optional
         Whether the last step is squeezed too.
+    peak : float, optional
+        Steps are scaled so that this is their largest value, in place of centring their image at 1:
+        steeper where it is more than 1 + E. Between 1 and 2; the worst error is at least peak - 1.
     stride : int, optional
         A step has the powers 1, 1 + stride, 1 + 2 stride, ...; 2 is the odd polynomials. Degrees
         are then 1 + stride k. See :func:`polarlib.design.inverse_root`.
@@ -108,6 +112,8 @@ def greedy(
     stride = operator.index(stride)
     degrees = [check_degree(d, stride) for d in degrees]
     safety, cushion = _amount("safety", safety), _amount("cushion", cushion)
+    if peak is not None:
+        peak = 1 + _amount("peak - 1", peak - 1 if isinstance(peak, numbers.Real) else peak)
     if safety_mode not in SAFETY_MODES:
         raise ValueError(
             f"unknown safety_mode {safety_mode!r}; {nearest(safety_mode, SAFETY_MODES)}"
@@ -118,19 +124,22 @@ def greedy(
     for k, degree in enumerate(degrees):
         if u - l < NARROW:
             step = _pade((degree - 1) // stride, stride)
-            end = odd_value(step, l, stride)
+            top, end = 1.0, odd_value(step, l, stride)
         else:
             start = max(l, cushion * u)
             b = best(degree, start, u, stride=stride)
-            step, end = b.coefficients, b.complement
+            step, end, top = b.coefficients, b.complement, 1 + b.error
             if start > l:  # p grows up to its first maximum, so its least value is at l
                 end = odd_value(step, l, stride)
-                centre = (end + 1 + b.error) / 2
+                centre = (end + top) / 2
                 step, end = tuple(c / centre for c in step), end / centre
+                top /= centre
+        if peak is not None:
+            step, end = tuple(c * (peak / top) for c in step), end * peak / top
         if safety_mode == "in_loop" and k < squeezed:
             step = _squeeze(step, safety, stride)
             end = odd_value(step, l, stride)
-        l, u = end, 2 - end
+        l, u = end, 2 - end if peak is None else peak
         if safety == 0:
             # The coefficients are rounded, and the next step multiplies what that adds to u by its
             # steep slope there: it must know.
@@ -140,6 +149,8 @@ def greedy(
     if safety_mode == "post_hoc":
         steps[:squeezed] = [_squeeze(step, safety, stride) for step in steps[:squeezed]]
     said = f", cushion {cushion:g}" * (cushion > 0)
+    if peak is not None:
+        said += f", every step up to {peak:g}"
     if safety:
         last = "included" if safety_on_last else "exempt"
         said += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
