@@ -324,8 +324,13 @@ class Schedule:
         ValueError
             If the interval is empty or not finite.
         """
+        lo, hi = self._image(lower, self.upper if upper is None else upper)
+        return float(lo), float(hi)
+
+    def _image(self, lower: float | None, upper: float) -> tuple[Any, Any]:
+        """Image with 40 digits, not rounded."""
         lower = self.lower if lower is None else float(lower)
-        upper = self.upper if upper is None else float(upper)
+        upper = float(upper)
         if not -math.inf < lower <= upper < math.inf:
             raise ValueError(f"image needs finite lower <= upper, got [{lower}, {upper}]")
         if self.stride != 2 and lower < 0:
@@ -333,7 +338,8 @@ class Schedule:
                 f"image needs lower >= 0 for stride {self.stride}: roots of negative numbers are "
                 f"not defined, got {lower}"
             )
-        return odd_image(self.steps, lower, upper, stride=self.stride)
+        *_, ends = odd_images(self.steps, lower, upper, stride=self.stride)
+        return ends
 
     def error(self, lower: float | None = None) -> float:
         """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
@@ -352,8 +358,8 @@ class Schedule:
         """
         if self.target != "polar":
             return self.certify(lower).upper
-        lo, hi = self.image(lower)
-        return max(abs(1 - lo), abs(hi - 1))
+        lo, hi = self._image(lower, self.upper)
+        return float(max(abs(1 - lo), abs(hi - 1)))  # rounded once, as certificates are sharp
 
     def certify(self, lower: float | None = None, format: str | None = None) -> Certificate:
         """Rigorous bounds of the worst error, by interval arithmetic.

@@ -8,6 +8,7 @@ is one line on stderr; with ``POLARLIB_TRACEBACK=1`` in the environment it is a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -24,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import threadpoolctl
@@ -40,7 +41,7 @@ from polarlib.decompose import as_matrix, not_finite
 from polarlib.formats import FORMATS, format_of, nearest, odd_image
 from polarlib.ops import dtype_name, libraries, ops_of
 from polarlib.precision import rounded
-from polarlib.result import Status, Trace, plain
+from polarlib.result import Status, Trace, plain, write_whole
 
 __all__ = ["app", "main"]
 
@@ -625,6 +626,159 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     )
 
 
+# -- design ----------------------------------------------------------------------------------
+
+# Endings of files that a schedule is exported to, and the kind of their text; JSON besides.
+EXPORTS = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
+
+
+@app.command(epilog="Example: polarlib design --lower 1e-3 --matmuls 15 --precision bfloat16")
+def design(
+    lower: Annotated[
+        float, typer.Option(help="Smallest singular value that the schedule is to bring to 1.")
+    ],
+    upper: Annotated[float, typer.Option(help="Largest one.")] = 1.0,
+    matmuls: Annotated[
+        int | None, typer.Option(help="Matrix products that may be spent: the best degrees.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead: so many steps of degree 5.")] = None,
+    degrees: Annotated[
+        str | None, typer.Option(help="Instead: the degree of each step, such as 3,5,5.")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Safe against the rounding of this number format."),
+    ] = None,
+    safety: Annotated[
+        float, typer.Option(help="With --steps or --degrees, as greedy takes it.")
+    ] = 0.0,
+    cushion: Annotated[float, typer.Option(help="Likewise.")] = 0.0,
+    name: Annotated[str | None, typer.Option(help="What to call the schedule.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help=f"Write to this .json, {', '.join(EXPORTS)} or _triton.py file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Design a schedule for an interval, a budget, a number format."""
+    _check_outputs({"--plot": plot}, PICTURES)
+    _check_outputs({"--export": export}, (".json", *EXPORTS))
+    s = _designed(lower, upper, matmuls, steps, degrees, precision, safety, cushion)
+    if name is not None:
+        s = dataclasses.replace(s, name=name)
+    rows = polarlib.design.table(s)
+    certificate = s.certify()
+    if plot is not None:
+        _write("--plot", plot, functools.partial(_draw_schedule, s))
+    if export is not None:
+        _write("--export", export, functools.partial(_export, s))
+    if as_json:
+        document = s.to_dict() | {"table": rows, "certificate": dataclasses.asdict(certificate)}
+        _say_json(document | {"plot_file": plot, "export_file": export})
+        return
+    facts = {
+        "name": s.name,
+        "source": s.source,
+        "matrix products": str(s.matmuls),
+        "normalisation": s.normalisation,
+        "interval": f"[{s.lower:g}, {s.upper:g}]",
+        "error on it": f"{s.error():.6g}",
+        "certified": f"between {certificate.lower:.17g} and {certificate.upper:.17g}",
+        "slope at 0": _slope(s.slope),
+        "diverges above": f"{s.divergence_limit:.7g}",
+    }
+    coefficients = [
+        [k, *(repr(c) for c in step), *[""] * (max(map(len, s.steps)) - len(step))]
+        for k, step in enumerate(s.steps, 1)
+    ]
+    powers = [f"x^{1 + s.stride * i}" for i in range(max(map(len, s.steps)))]
+    _say(
+        *_facts(facts),
+        "",
+        *_table(
+            [
+                ("step", ">", lambda row: row["step"]),
+                ("degree", ">", lambda row: row["degree"]),
+                ("from", ">", lambda row: f"{row['lower']:.5g}"),
+                ("to", ">", lambda row: f"{row['upper']:.6g}"),
+                ("image\nfrom", ">", lambda row: f"{row['image_lower']:.5g}"),
+                ("to", ">", lambda row: f"{row['image_upper']:.6g}"),
+                ("error", ">", lambda row: f"{row['error']:.4g}"),
+                ("noise\ngain", ">", lambda row: f"{row['noise_gain']:.3g}"),
+                ("slope", ">", lambda row: _slope(row["slope"])),
+                ("prod-\nucts", ">", lambda row: row["products"]),
+            ],
+            rows,
+        ),
+        "",
+        *_table(_numbered(["step", *powers]), coefficients),
+    )
+    for path in filter(None, (plot, export)):
+        _say(f"Written to {path}.")
+
+
+def _designed(
+    lower: float,
+    upper: float,
+    matmuls: int | None,
+    steps: int | None,
+    degrees: str | None,
+    precision: str | None,
+    safety: float,
+    cushion: float,
+) -> polarlib.Schedule:
+    """Call the function of the library that designs for what was given."""
+    given = {"--matmuls": matmuls, "--steps": steps, "--degrees": degrees}
+    named = [option for option, value in given.items() if value is not None]
+    if len(named) != 1:
+        raise ValueError(
+            f"give one of {', '.join(given)}, got {' and '.join(named) or 'none of them'}"
+        )
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    free = degrees is None and not (safety or cushion)
+    if precision is not None and free and upper == 1:
+        return polarlib.design.for_precision(precision, lower, steps=steps, matmuls=matmuls)
+    if precision is not None:
+        raise ValueError(
+            "--precision derives degrees, safety and cushion for [lower, 1] by itself: leave "
+            "--degrees, --safety, --cushion and --upper out"
+        )
+    if matmuls is not None:
+        if safety or cushion:
+            raise ValueError("--safety and --cushion go with --steps or --degrees")
+        return polarlib.design.budget(lower, matmuls, upper=upper)
+    try:
+        listed = [5] * steps if steps else [int(d) for d in str(degrees).split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--degrees must be odd numbers with commas between, such as 3,5,5, got {degrees!r}"
+        ) from None
+    return polarlib.design.greedy(lower, listed, upper=upper, safety=safety, cushion=cushion)
+
+
+def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
+    from polarlib import plot
+
+    plot.save(plot.polynomial(s), path)
+
+
+def _export(s: polarlib.Schedule, path: Path) -> None:
+    """Write a schedule as what the ending of the file says."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        s.to_json(path)
+        return
+    kind = "triton" if path.name.lower().endswith("_triton.py") else EXPORTS[suffix]
+    text = s.to_code(kind).encode()
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text)
+
+    write_whole(path, write)
+
+
 # -- info ------------------------------------------------------------------------------------
 
 
@@ -747,9 +901,11 @@ def _matrix(source: str, *, single: bool = False) -> np.ndarray:
     return as_matrix(a, source)[0]
 
 
-def _check_outputs(outputs: dict[str, Path | None], suffixes: Sequence[str], source: str) -> None:
+def _check_outputs(
+    outputs: dict[str, Path | None], suffixes: Sequence[str], source: str | None = None
+) -> None:
     """Refuse outputs that cannot be written or would overwrite, before anything is computed."""
-    taken = {files.split(source)[0].resolve(): "the input"}
+    taken = {} if source is None else {files.split(source)[0].resolve(): "the input"}
     for option, path in outputs.items():
         if path is None:
             continue

@@ -16,7 +16,7 @@ from polarlib import _certify, design
 from polarlib._certify import Certificate, certify
 from polarlib.design import bounds
 from polarlib.design.bounds import largest_complement, least_error
-from polarlib.design.compose import _pade
+from polarlib.design.compose import pade
 from polarlib.formats import FORMATS, round_number
 from polarlib.published import listed, schedules
 
@@ -98,7 +98,7 @@ def _greedy(lower, degrees):
     l, u, steps = lower, 1.0, []
     for degree in degrees:
         if u - l < 1e-9:
-            steps.append(_pade(degree // 2))
+            steps.append(pade(degree // 2))
             continue
         b = design.best(degree, l, u)
         steps.append(b.coefficients)
@@ -381,7 +381,7 @@ WILD = [
     [(1e-300, 1e300, -1e-300, 1e300)] * 2,
     [(3.0, -4.0)] * 12,
     [(1e-320, -1e-320, 5e-324)],
-    [_pade(12)] * 5,
+    [pade(12)] * 5,
     [(1.0, *([0.0] * 30), -1e-300)],
     [(1.5, -0.5, 1e-250)],
 ]
@@ -417,9 +417,9 @@ def test_overflow_is_infinite_only_where_doubles_end():
 def test_multiple_turning_points_need_no_care():
     """Pade steps: p' = c (1 - x**2)**q, and p = 1 at 1 exactly, wherever the interval ends."""
     for q in (1, 2, 5, 12):
-        step = tuple(Fraction(c) for c in _pade(q))
+        step = tuple(Fraction(c) for c in pade(q))
         for end in (1.0, 1.2, 1 + 2.0**-30):
-            c = certify([_pade(q)], 0.5, end)
+            c = certify([pade(q)], 0.5, end)
             at = [abs(1 - _composition([step], Fraction(x))) for x in (0.5, 1.0, end)]
             assert c.lower <= max(at) <= c.upper
             assert _ulps(c.lower, c.upper) <= 2

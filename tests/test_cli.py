@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -81,7 +82,7 @@ def test_help_lists_every_command():
     text = done("--help")
     assert text == done("-h") == done()
     assert "Example: polarlib " in text
-    for command in ("polar", "compare", "converge", "schedules", "info"):
+    for command in ("polar", "compare", "converge", "design", "schedules", "info"):
         line = next(x for x in text.splitlines() if x.strip().startswith(f"{command} "))
         assert line.endswith(".")
         assert "..." not in line
@@ -90,7 +91,7 @@ def test_help_lists_every_command():
 
 
 def test_examples_in_the_help_are_not_errors():
-    for command in ("polar", "compare", "converge", "schedules"):
+    for command in ("polar", "compare", "converge", "design", "schedules"):
         example = re.search(r"Example: polarlib (.*)", done(command, "--help"))[1]
         assert "Error" not in done(*example.split())
 
@@ -632,6 +633,95 @@ def test_number_of_steps_of_a_schedule():
     assert "has 5 steps" in refused("schedules", "cans", "--steps", "6")
     assert "name it" in refused("schedules", "--steps", "6")
     assert "did you mean 'jordan'" in refused("schedules", "jordn")
+
+
+# -- design -----------------------------------------------------------------------------------
+
+
+def test_design_for_a_budget_and_a_format(here):
+    budget = ("design", "--lower", "1e-3", "--matmuls", "15")
+    found = document(*budget, "--precision", "bfloat16", "--plot", "p.png", "--export", "c.py")
+    assert (here / "p.png").read_bytes().startswith(b"\x89PNG")
+    steps = [tuple(step["decimal"]) for step in found["steps"]]
+    assert list(ast.literal_eval((here / "c.py").read_text(encoding="utf-8"))) == steps
+    assert found["figures"]["matmuls"] == sum(row["products"] for row in found["table"]) <= 15
+    bound = found["certificate"]
+    assert bound["lower"] <= found["figures"]["error"] <= bound["upper"]
+    assert (found["plot_file"], found["export_file"]) == ("p.png", "c.py")
+    # Safety costs something, and is less than what the published sets spend on it.
+    error = document(*budget)["figures"]["error"]
+    assert error < found["figures"]["error"] < polarlib.schedule("polar_express").error()
+
+
+def test_design_table():
+    text = done("design", "--lower", "0.01", "--degrees", "3,5", "--name", "two")
+    s = polarlib.design.greedy(0.01, [3, 5])
+    assert all(repr(c) in text for step in s.steps for c in step)
+    assert re.search(r"^name +two$", text, re.MULTILINE)
+    first = next(line for line in text.splitlines() if re.match(r" +1 +3 ", line)).split()
+    assert first[:4] == ["1", "3", "0.01", "1"]
+    assert float(first[4]) == pytest.approx(polarlib.design.best(3, 0.01).complement, rel=1e-4)
+    assert int(first[-1]) == 2
+    narrow = done("design", "--lower", "0.01", "--steps", "3", COLUMNS="80")
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+def test_design_agrees_with_the_library():
+    for option, s in (
+        (("--steps", "3"), polarlib.design.greedy(0.1, [5, 5, 5])),
+        (("--matmuls", "8"), polarlib.design.budget(0.1, 8)),
+        (
+            ("--degrees", "5,3", "--safety", "0.01", "--cushion", "0.2"),
+            polarlib.design.greedy(0.1, [5, 3], safety=0.01, cushion=0.2),
+        ),
+        (
+            ("--steps", "4", "--precision", "float16"),
+            polarlib.design.for_precision("float16", 0.1, steps=4),
+        ),
+    ):
+        found = document("design", "--lower", "0.1", *option)
+        assert [tuple(step["decimal"]) for step in found["steps"]] == list(s.steps)
+        assert found["source"] == s.source
+
+
+@pytest.mark.parametrize(
+    ("file", "start"),
+    [("a.json", "{"), ("a.h", "/*"), ("a.cuh", "/*"), ("a.tex", "%"), ("a_triton.py", "#")],
+)
+def test_design_exports(file, start, here):
+    text = done("design", "--lower", "0.1", "--steps", "2", "--export", file)
+    assert f"Written to {file}." in text
+    written = (here / file).read_text(encoding="utf-8")
+    assert written.startswith(start)
+    assert ("tl.constexpr" in written) == ("triton" in file)
+    if file.endswith("json"):
+        assert polarlib.Schedule.from_json(here / file).steps == (
+            polarlib.design.greedy(0.1, [5, 5]).steps
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lower", "0", "--steps", "2"), "0 < lower < upper"),
+        (("--lower", "2", "--steps", "2"), "0 < lower < upper"),
+        (("--lower", "0.1"), "give one of --matmuls, --steps, --degrees"),
+        (("--lower", "0.1", "--steps", "2", "--matmuls", "9"), "give one of"),
+        (("--lower", "0.1", "--steps", "0"), "--steps must be at least 1"),
+        (("--lower", "0.1", "--matmuls", "1"), "2"),
+        (("--lower", "0.1", "--degrees", "3,4"), "odd"),
+        (("--lower", "0.1", "--degrees", "x"), "such as 3,5,5"),
+        (("--lower", "0.1", "--steps", "2", "--precision", "bf16"), "did you mean 'bfloat16'"),
+        (("--lower", "0.1", "--degrees", "3", "--precision", "bfloat16"), "leave"),
+        (("--lower", "0.1", "--matmuls", "9", "--safety", "0.1"), "--safety and --cushion go"),
+        (("--lower", "0.1", "--steps", "2", "--export", "a.txt"), "ends in .json or .py"),
+        (("--lower", "0.1", "--steps", "2", "--plot", "a.txt"), "ends in .png"),
+        (("--lower", "0.1", "--steps", "2", "--plot", "no/a.png"), "no folder"),
+    ],
+)
+def test_design_refuses(options, said, here):
+    assert said in refused("design", *options)
+    assert {path.name for path in here.iterdir()} == {"A.npy"}
 
 
 # -- info -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from polarlib.design.band import band, stationary
 from polarlib.design.bounds import largest_complement, least_error
 from polarlib.design.budget import Choice, best_degrees, budget, costs, frontier
 from polarlib.design.compose import greedy
+from polarlib.design.lowbits import for_precision, noise_gain, table
 from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best, minimax
 from polarlib.design.restarts import restarts
@@ -35,6 +36,7 @@ __all__ = [
     "clip",
     "costs",
     "fingerprint",
+    "for_precision",
     "for_spectrum",
     "frontier",
     "greedy",
@@ -45,12 +47,14 @@ __all__ = [
     "marchenko_pastur",
     "mean_error",
     "minimax",
+    "noise_gain",
     "power",
     "power_law",
     "restarts",
     "smooth_sign",
     "spectrum",
     "stationary",
+    "table",
     "tune",
     "zolotarev",
 ]

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedule import Schedule, even_products, is_count
-from polarlib.design.compose import NARROW, _pade, greedy
+from polarlib.design.compose import NARROW, greedy, pade
 from polarlib.design.remez import best, check_degree, check_interval
 from polarlib.formats import format_of, nearest, odd_value
 
@@ -107,7 +107,7 @@ class _Step(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def _step(degree: int, rho: float, rounding: _Rounding) -> _Step:
     if 1 - rho < NARROW:
-        c = _pade(degree // 2)
+        c = pade(degree // 2)
         return _Step(c, odd_value(c, rho), 1.0, rounding.noise(1.0, c), SHARE)
     start = max(rho, CUSHION * rounding.gamma * rounding.unit)
     b = best(degree, start)

@@ -12,7 +12,7 @@ from polarlib._schedule import Schedule, is_count
 from polarlib.design.remez import best, check_degree, check_interval
 from polarlib.formats import nearest, odd_images, odd_value
 
-__all__ = ["greedy"]
+__all__ = ["greedy", "pade"]
 
 SAFETY_MODES = ("in_loop", "post_hoc")
 # Half-width of an interval about 1 below which the best polynomial is the Pade step to double
@@ -20,7 +20,7 @@ SAFETY_MODES = ("in_loop", "post_hoc")
 NARROW = 1e-9
 
 
-def _pade(q: int, stride: int = 2) -> tuple[float, ...]:
+def pade(q: int, stride: int = 2) -> tuple[float, ...]:
     """Step of degree 1 + stride q with p(1) = 1 and q vanishing derivatives there."""
     # x (1 - z)^(-1/p), z = 1 - x^p, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
     terms = [1.0]
@@ -123,7 +123,7 @@ def greedy(
     squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
     for k, degree in enumerate(degrees):
         if u - l < NARROW:
-            step = _pade((degree - 1) // stride, stride)
+            step = pade((degree - 1) // stride, stride)
             top, end = 1.0, odd_value(step, l, stride)
         else:
             start = max(l, cushion * u)
