@@ -231,25 +231,34 @@ def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def turning_points(step: tuple[float, ...], stride: int = 2) -> tuple[float, ...]:
-    """Positive zeros of p' in double precision, ascending.
+    """Real zeros of p' in double precision, ascending; some may be found twice.
 
     Examples
     --------
     >>> turning_points((1.5, -0.5))
-    (1.0,)
+    (-1.0, 1.0)
     """
     derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
-    # A leading coefficient this small only adds turning points beyond 1e100.
-    largest = max(map(abs, derivative))
-    while derivative and abs(derivative[-1]) <= 1e-200 * largest:
+    found = [np.empty(0)]
+    while len(derivative) > 1:
+        size = abs(derivative[-1]) / (max(map(abs, derivative)) or 1.0)
+        if size > 1e-200:  # one this small only adds turning points beyond 1e100
+            y = np.roots(derivative[::-1])
+            # A double root may come out as a complex pair: its real part is still a turning point
+            # to within the square root of the rounding, and more points do no harm.
+            found.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
+        if size > 1e-8:
+            break
+        # A root far away hides the others in the rounding: they are those of the rest, nearly.
         derivative.pop()
-    if len(derivative) < 2:
-        return ()
-    y = np.roots(derivative[::-1])
-    # A double root may come out as a complex pair: its real part is still a turning point to
-    # within the square root of the rounding, and an extra point in the list does no harm.
-    y = y.real[(np.abs(y.imag) <= 1e-6 * np.abs(y)) & (y.real > 0)]
-    return tuple(float(v) for v in np.sort(np.sqrt(y) if stride == 2 else y ** (1 / stride)))
+    y = np.concatenate(found)
+    if stride % 2 == 0:  # an odd polynomial turns at -t wherever it turns at t
+        y = y[y > 0]
+        t = np.sqrt(y) if stride == 2 else y ** (1 / stride)
+        t = np.concatenate([-t, t])
+    else:
+        t = np.sign(y) * np.abs(y) ** (1 / stride)
+    return tuple(float(v) for v in np.sort(t))
 
 
 def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
@@ -306,9 +315,8 @@ def odd_images(
         coefficients = [number(c) for c in step]
         slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
         inside = []
-        # An odd polynomial turns at -t wherever it turns at t.
-        for t in [number(s * t) for t in turning for s in ((1, -1) if stride % 2 == 0 else (1,))]:
-            if extended:
+        for t in map(number, turning):
+            if extended and t:
                 t = _refined(t, slope, stride)
             if lo < t < hi:
                 inside.append(t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from fractions import Fraction
@@ -61,8 +62,9 @@ def _largest_seen(steps, lower, upper, *, stride=2, target="polar", points=3000)
         if lower > 0:
             x = np.union1d(x, np.clip(np.geomspace(lower, upper, points), lower, upper))
         aim = [float(_target(target, mpmath.mpf(v))) for v in x] if target != "polar" else 1.0
-        rough = np.abs(aim - _composition(steps, x, stride))
-        some = {0, len(x) - 1, *np.argsort(rough)[-3:], *range(0, len(x), len(x) // 50)}
+        with np.errstate(over="ignore", invalid="ignore"):  # of wild compositions
+            rough = np.abs(aim - _composition(steps, x, stride))
+        some = {0, len(x) - 1, *np.argsort(rough)[-3:], *range(0, len(x), len(x) // 50 or 1)}
         seen = max(error(mpmath.mpf(float(x[k]))) for k in some)
         k = int(np.argmax(rough))
         a = mpmath.mpf(float(x[max(k - 1, 0)]))
@@ -77,6 +79,14 @@ def _largest_seen(steps, lower, upper, *, stride=2, target="polar", points=3000)
         return max(seen, error((a + b) / 2))
 
 
+def _polynomial_roots(ascending):
+    """Call mpmath's polyroots, whose order of coefficients changes with its version 1.4."""
+    options = {"maxsteps": 2000, "extraprec": 2000}
+    if "asc" in inspect.signature(mpmath.polyroots).parameters:
+        return mpmath.polyroots(ascending, asc=True, **options)
+    return mpmath.polyroots(ascending[::-1], **options)
+
+
 def _image_by_roots(steps, lower, upper):
     """Image from all complex roots of the derivatives (leading coefficients nonzero)."""
     with mpmath.workdps(DIGITS):
@@ -85,7 +95,7 @@ def _image_by_roots(steps, lower, upper):
             slope = [(2 * i + 1) * mpmath.mpf(c) for i, c in enumerate(step)]
             roots = []
             if len(slope) > 1:
-                roots = mpmath.polyroots(slope[::-1], maxsteps=2000, extraprec=2000)
+                roots = _polynomial_roots(slope)
             real = [mpmath.re(y) for y in roots if abs(mpmath.im(y)) < 1e-10 * abs(y)]
             turns = [sign * mpmath.sqrt(y) for y in real if y > 0 for sign in (1, -1)]
             values = [_composition([step], x) for x in (lo, hi, *(t for t in turns if lo < t < hi))]

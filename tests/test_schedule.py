@@ -83,6 +83,20 @@ def test_images_hold_every_value(stride, steps, a, b):
     assert hi - slack <= values.max()
 
 
+@pytest.mark.parametrize(
+    ("steps", "stride", "image"),
+    [
+        ([[-1.0, 0.0, 1.0, 2.6e-106]], 1, (-2 / 3 * math.sqrt(1 / 3), 0)),  # a root far away
+        ([[1.0, 2.2e-311, 1e-14]], 1, (0, 1)),
+        ([[-1.0], [-1.0, -1.0]], 1, (0, 0.25)),  # the second step turns at a negative number
+        ([[0.0, 0.0]], 2, (0, 0)),
+        ([[0.0, 1.0]], 3, (0, 1)),
+    ],
+)
+def test_images_of_hostile_steps(steps, stride, image):
+    assert odd_image(steps, 0.0, 1.0, stride=stride) == pytest.approx(image, rel=1e-12)
+
+
 def test_value_of_another_stride_by_hand():
     s = Schedule(steps=[(4 / 3, -1 / 3)], lower=0.5, stride=3)  # x (4 - x^3) / 3
     assert s(0.5) == pytest.approx(0.5 * (4 - 0.125) / 3, rel=1e-15)

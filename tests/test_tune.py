@@ -94,7 +94,8 @@ def test_band_agrees_with_bisection(steps, epsilon, degree):
             lo = middle
         else:
             hi = middle
-    assert math.isclose(s.lower, math.exp(hi), rel_tol=1e-8)
+    # The rounding of doubles is part of so small an error.
+    assert math.isclose(s.lower, math.exp(hi), rel_tol=1e-8 + 2e-16 / epsilon)
 
 
 @given(

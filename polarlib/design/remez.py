@@ -32,6 +32,8 @@ DIGITS = 17
 # Digits that double precision may lose before multiple precision takes over; then 12 remain.
 LOSS = 2.5
 EXCHANGES = 60
+# Decimal exponents that coefficients and their products with powers of `upper` stay within.
+EXPONENTS = 280
 
 
 class Minimax(NamedTuple):
@@ -286,6 +288,11 @@ def best(
     degree = check_degree(degree, stride)
     check_interval(lower, upper)
     if digits is None:
+        if abs(degree * math.log10(float(upper))) > EXPONENTS:
+            raise ValueError(
+                f"coefficients of degree {degree} for upper={upper!r} leave the range of doubles; "
+                "scale the input so that upper is about 1, or give digits"
+            )
         return _best_double((degree - 1) // stride, float(lower), float(upper), stride)
     if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
         raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
