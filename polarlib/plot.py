@@ -350,9 +350,10 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
             ax.axvline(limit, color=VERMILLION, linewidth=1.5, linestyle="--", label=beyond)
         else:
             ax.plot([], [], " ", label=beyond)
+    root = f"root x = λ^(1/{s.stride}) of an eigenvalue of the normalised input"
     _label(
         ax,
-        "singular value x of the normalised input",
+        "singular value x of the normalised input" if s.stride == 2 else root,
         "s(x)",
         f"{s.name}: {last} {'step' if last == 1 else 'steps'}, {s.matmuls} matrix products",
     )

@@ -238,6 +238,19 @@ def test_points_of_equioscillation_are_all_marked(degrees, points):
     np.testing.assert_array_equal(np.sign(y - 1), [(-1) ** (i + 1) for i in range(points)])
 
 
+def test_polynomial_of_other_targets_and_powers():
+    s = polarlib.Schedule(steps=[(1.2, -0.2)], lower=0, upper=2, target="clip", name="clip")
+    ax = render(plot.polynomial(s))
+    assert ax.get_xscale() == "linear"  # it begins at 0
+    assert any(f"within {s.error():.3g} of clip on [0, 2]" in text for text in legend(ax))
+    x, y = labelled(ax, "worst error").get_data()
+    np.testing.assert_allclose(np.abs(y - np.minimum(x, 1)), s.error(), rtol=2e-3)
+    root = polarlib.design.inverse_root(4, 0.1, [5])
+    ax = render(plot.polynomial(root))
+    assert "λ^(1/4)" in ax.get_xlabel()
+    assert len(labelled(ax, "worst error").get_xdata()) == 3
+
+
 @pytest.mark.parametrize(("name", "near"), [("jordan", True), ("newton_schulz_5", False)])
 def test_divergence_limit_is_a_line_only_where_near(name, near):
     s = polarlib.schedule(name)

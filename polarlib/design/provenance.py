@@ -35,6 +35,11 @@ class Fingerprint(NamedTuple):
     gain: float
     mismatch: float
 
+    @property
+    def scale(self) -> float:
+        """Divisor of the argument of the best polynomial on [lower / upper, 1]: `upper`."""
+        return self.upper
+
 
 def fingerprint(step: Sequence[float]) -> Fingerprint:
     """Interval, scale and gain that a step was designed for.
