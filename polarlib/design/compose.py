@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from polarlib._schedule import Schedule, is_count
-from polarlib.design.remez import best, check_degree, check_interval
-from polarlib.formats import nearest, odd_images, odd_value
+from polarlib.design.remez import best, check_degree, check_interval, lifted
+from polarlib.formats import nearest, odd_value
 
 __all__ = ["greedy", "pade"]
 
@@ -143,7 +143,7 @@ def greedy(
         if safety == 0:
             # The coefficients are rounded, and the next step multiplies what that adds to u by its
             # steep slope there: it must know.
-            within = next(odd_images([step], *within, stride=stride))
+            step, within = lifted(step, *within, stride=stride)
             l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
         steps.append(step)
     if safety_mode == "post_hoc":

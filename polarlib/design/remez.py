@@ -24,14 +24,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedule import Schedule
+from polarlib.formats import odd_images, odd_value, turning_points
 
-__all__ = ["Minimax", "best", "check_degree", "check_interval", "minimax"]
+__all__ = ["Minimax", "best", "check_degree", "check_interval", "lifted", "minimax"]
 
 # Digits asked for where none are: a double, and what its last digit costs.
 DIGITS = 17
 # Digits that double precision may lose before multiple precision takes over; then 12 remain.
 LOSS = 2.5
 EXCHANGES = 60
+# Times that a step is raised at most (by experiment twice), and the values at the lower end below
+# which it is worth it: above, the rounding of coefficients is no part of 1 - E.
+LIFTS, LIFT_BELOW = 8, 0.1
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
 
@@ -323,17 +327,45 @@ def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any], stri
 
 
 def _positive(
-    c: tuple[float, ...], complement: float, upper: float, stride: int = 2
+    c: tuple[float, ...], complement: float, lower: float, upper: float, stride: int
 ) -> tuple[float, ...]:
-    """Raise the slope where the rounding of coefficients could make p negative between its zeros.
-
-    p is as small as 1 - E at its minima; where that is below the rounding, an addend of the size of
-    the rounding at `upper` keeps it positive, and 1 - E = p(l) changes by little since l is small.
-    """
+    """Coefficients of which rounding did not make p negative between its zeros."""
     rounding = 2.0**-52 * sum(abs(v) * upper ** (stride * i + 1) for i, v in enumerate(c))
-    if complement > 4 * rounding:
-        return c
-    return (c[0] + 4 * rounding / upper, *c[1:])
+    return c if complement > 4 * rounding else lifted(c, lower, upper, stride)[0]
+
+
+def lifted(
+    step: Sequence[float], lower: Any, upper: Any, stride: int = 2
+) -> tuple[tuple[float, ...], tuple[Any, Any]]:
+    """Raise p until no minimum lies below the value at the lower end, and give its image.
+
+    The rounding of coefficients moves minima by more than 1 - E is large, where that is small; an
+    addend of that size to one coefficient lifts them, and hardly moves the value at the lower end.
+
+    Examples
+    --------
+    >>> c = best(5, 1e-14).coefficients
+    >>> [f"{float(s[1][0] / best(5, 1e-14).complement):.3f}" for s in [lifted(c, 1e-14, 1.0)]]
+    ['1.000']
+    """
+    step = tuple(step)
+    for _ in range(LIFTS):
+        ends = next(odd_images([step], lower, upper, stride=stride))
+        zero = ends[0] * 0
+        exact = [zero + c for c in step]
+        at = odd_value(exact, zero + lower, stride)
+        if ends[0] >= at or not 0 < at < LIFT_BELOW:
+            break
+        points = [zero + t for t in turning_points(step, stride) if lower < t < upper]
+        below = [(t, at - odd_value(exact, t, stride)) for t in (*points, zero + upper)]
+        # Any coefficient will do; that which changes least.
+        rises = [
+            float(max(gap / t ** (stride * i + 1) for t, gap in below)) for i in range(len(step))
+        ]
+        i = min(range(len(step)), key=lambda i: rises[i] / abs(step[i]) if step[i] else math.inf)
+        raised = max(step[i] + rises[i], math.nextafter(step[i], math.inf))
+        step = (*step[:i], raised, *step[i + 1 :])
+    return step, ends
 
 
 def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
@@ -346,10 +378,11 @@ def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
             found = None
         if found is not None and _lost(q, low, found[1]) < LOSS:
             b = _scaled(found, low, upper, float, stride)
-            return b._replace(coefficients=_positive(b.coefficients, b.complement, upper))
+            c = _positive(b.coefficients, b.complement, lower, upper, stride)
+            return b._replace(coefficients=c)
     b = _in_digits(q, lower, upper, DIGITS, stride)
     return Minimax(
-        _positive(tuple(map(float, b.coefficients)), float(b.complement), upper, stride),
+        _positive(tuple(map(float, b.coefficients)), float(b.complement), lower, upper, stride),
         float(b.error),
         float(b.complement),
         float(b.rho),
@@ -405,12 +438,9 @@ def minimax(
     0.607230127271
     """
     b = best(degree, lower, upper, digits=digits)
+    step, _ = lifted(tuple(map(float, b.coefficients)), float(lower), float(upper))
     return Schedule(
-        steps=(
-            _positive(tuple(map(float, b.coefficients)), float(b.complement), float(upper))
-            if digits
-            else b.coefficients,
-        ),
+        steps=(step,),
         lower=float(lower),
         upper=float(upper),
         name=f"minimax of degree {degree}",

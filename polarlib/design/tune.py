@@ -56,6 +56,8 @@ FLOOR = 1e-3
 SMOOTHING = 1e-3
 # Bounds are kept by that much while optimising, and the exact image needs no more.
 MARGIN = 1e-9
+# And the lower one by that part of itself, since the search meets constraints to 1e-10 only.
+INWARD = 1e-7
 # Values above the bound by at most this part are scaled down; others are thrown away.
 LOWERED = 1e-3
 # Lower ends of the further starts relative to the first, and the relative size of the random
@@ -487,7 +489,7 @@ def _candidates(
     ends = None
     lows: list[float] = []
     if lo > 0:
-        ends = start.lower / start.upper, lo
+        ends = start.lower / start.upper, lo * (1 + INWARD)
         low, high = start.lower, start.upper
         for step, top in zip(start.steps[:-1], tops[1:-1], strict=True):
             low, high = odd_image([step], low, high)
