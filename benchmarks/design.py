@@ -2,8 +2,9 @@
 
     python benchmarks/design.py [--markdown docs/design.md]
 
-Medians of repeated calls after one to warm up, each with the library's caches of steps empty. The gap is the certified upper bound of a schedule's
-worst error less the certified least error of any composition of the same degrees.
+Medians of repeated calls after one to warm up, each with the library's caches of steps empty. The
+gap is the certified upper bound of a schedule's worst error less the certified least error of any
+composition of the same degrees.
 """
 
 from __future__ import annotations
