@@ -25,6 +25,7 @@ __all__ = [
     "TARGETS",
     "Format",
     "format_of",
+    "multiple_precision",
     "nearest",
     "odd_image",
     "odd_images",
@@ -276,11 +277,18 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
 
 
 @functools.cache
-def _extended() -> Any:
-    import mpmath  # lazily: it is only needed where an image is asked for
+def multiple_precision(digits: int = DIGITS) -> Any:
+    """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
+
+    Examples
+    --------
+    >>> multiple_precision(30).dps
+    30
+    """
+    import mpmath  # lazily: most of the library never leaves double precision
 
     context = mpmath.MPContext()
-    context.dps = DIGITS
+    context.dps = digits
     return context
 
 
@@ -308,7 +316,7 @@ def odd_images(
     lo, hi : number
         mpmath numbers of 40 digits, or floats.
     """
-    number = _extended().mpf if extended else float
+    number = multiple_precision().mpf if extended else float
     lo, hi = number(lower), number(upper)
     for step in steps:
         turning = turning_points(tuple(map(float, step)), stride)

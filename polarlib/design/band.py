@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from dataclasses import replace
 from typing import Any
 
 from polarlib._schedule import Schedule, is_count
@@ -123,9 +124,8 @@ def band(steps: int, epsilon: float, *, degree: int = 5) -> Schedule:
     found: Schedule | None = None
     for attempt in range(ATTEMPTS):
         lower = 1 / (1 + math.exp(-z))
-        s = Schedule(
-            steps=greedy(lower, [degree] * count).steps,
-            lower=lower,
+        s = replace(
+            greedy(lower, [degree] * count),
             name=f"band of {epsilon:g}",
             source=f"widest interval that {count} steps of degree {degree} map to within "
             f"{epsilon:g} of 1",

@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Sequence
 from fractions import Fraction
 
 from polarlib.design.compose import NARROW
-from polarlib.design.remez import best, check_degree, check_interval
+from polarlib.design.remez import best, check_degrees, check_interval
 
 __all__ = ["largest_complement", "least_error"]
 
@@ -125,11 +124,8 @@ def largest_complement(
 def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> Fraction:
     """Upper bound of the least over the largest value of every such composition."""
     l, u = check_interval(lower, upper)
-    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
-        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
-    degrees = [check_degree(d, stride) for d in degrees]
     rho = Fraction(l) / Fraction(u)
-    for degree in degrees:
+    for degree in check_degrees(degrees, stride):
         rho = min(Fraction(1), _step(rho, degree, stride))
         if rho == 1:
             break

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polarlib._schedule import Schedule, is_count
-from polarlib.design.remez import best, check_degree, check_interval, lifted
+from polarlib.design.remez import best, check_degrees, check_interval, lifted
 from polarlib.formats import nearest, odd_value
 
 __all__ = ["greedy", "pade"]
@@ -105,12 +105,10 @@ def greedy(
     (0.1134, 15)
     """
     l, u = check_interval(lower, upper)
-    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
-        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
     if not is_count(stride):
         raise ValueError(f"stride must be an integer of at least 1, got {stride!r}")
     stride = operator.index(stride)
-    degrees = [check_degree(d, stride) for d in degrees]
+    degrees = check_degrees(degrees, stride)
     safety, cushion = _amount("safety", safety), _amount("cushion", cushion)
     if peak is not None:
         peak = 1 + _amount("peak - 1", peak - 1 if isinstance(peak, numbers.Real) else peak)

@@ -24,9 +24,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedule import Schedule
-from polarlib.formats import odd_images, odd_value, turning_points
+from polarlib.formats import multiple_precision, odd_images, odd_value, turning_points
 
-__all__ = ["Minimax", "best", "check_degree", "check_interval", "lifted", "minimax"]
+__all__ = [
+    "Minimax",
+    "best",
+    "check_degree",
+    "check_degrees",
+    "check_interval",
+    "lifted",
+    "minimax",
+]
 
 # Digits asked for where none are: a double, and what its last digit costs.
 DIGITS = 17
@@ -77,10 +85,7 @@ _DOUBLE = _Arithmetic(float, lambda x, n: math.sqrt(x) if n == 2 else x ** (1 / 
 
 @functools.cache
 def _multiple(digits: int) -> _Arithmetic:
-    import mpmath  # lazily: most designs never leave double precision
-
-    context = mpmath.MPContext()
-    context.dps = digits
+    context = multiple_precision(digits)
     return _Arithmetic(context.mpf, context.root, context.mpf(10) ** -digits)
 
 
@@ -105,6 +110,19 @@ def check_degree(degree: Any, stride: int = 2) -> int:
         )
         raise ValueError(f"the degree must be {allowed}, got {degree!r}")
     return operator.index(degree)
+
+
+def check_degrees(degrees: Any, stride: int = 2) -> list[int]:
+    """Return the degrees of a composition as a list of ints.
+
+    Raises
+    ------
+    ValueError
+        For no degrees, something that is no list, or one that :func:`check_degree` refuses.
+    """
+    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
+        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
+    return [check_degree(d, stride) for d in degrees]
 
 
 def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:

@@ -13,12 +13,13 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from polarlib._schedule import Schedule, is_count
 from polarlib.design.compose import greedy
-from polarlib.design.remez import check_degree, check_interval
+from polarlib.design.remez import check_degrees, check_interval
 from polarlib.formats import odd_value, parse_target, target_value
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
@@ -96,13 +97,7 @@ def inverse_root(
         raise ValueError(f"p must be an integer of at least 2, got {p!r}")
     s = greedy(lower, degrees, stride=p, safety=safety, cushion=cushion)
     said = ", ".join(str(int(d)) for d in degrees)
-    return Schedule(
-        steps=s.steps,
-        lower=s.lower,
-        stride=s.stride,
-        name=f"inverse root {p} of degrees {said}",
-        source=s.source,
-    )
+    return replace(s, name=f"inverse root {p} of degrees {said}")
 
 
 def clip(upper: float, degrees: Sequence[int]) -> Schedule:
@@ -225,9 +220,7 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
 def _schedule(
     target: str, degrees: Sequence[int], lower: float, upper: float, normalisation: str, name: str
 ) -> Schedule:
-    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
-        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
-    checked = tuple(check_degree(d) for d in degrees)
+    checked = tuple(check_degrees(degrees))
     steps = _fit(target, checked, lower, upper)
     return Schedule(
         steps=tuple(tuple(map(float, step)) for step in steps),

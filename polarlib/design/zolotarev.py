@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from polarlib._schedule import is_count
+from polarlib.formats import multiple_precision
 
 __all__ = ["RationalSchedule", "zolotarev"]
 
@@ -119,17 +120,21 @@ class RationalSchedule:
         ValueError
             Unless ``0 < lower <= upper < inf``.
         """
-        lower = self.lower if lower is None else float(lower)
-        upper = self.upper if upper is None else float(upper)
+        lo, hi = self._image(lower, self.upper if upper is None else upper)
+        return float(lo), float(hi)
+
+    def _image(self, lower: float | None, upper: float) -> tuple[Any, Any]:
+        """Image with 40 digits, not rounded."""
+        lower, upper = self.lower if lower is None else float(lower), float(upper)
         if not 0 < lower <= upper < math.inf:
             raise ValueError(f"image needs 0 < lower <= upper, got [{lower}, {upper}]")
-        number = _context(DIGITS).mpf
+        number = multiple_precision(DIGITS).mpf
         lo, hi = number(lower), number(upper)
         for step in self.steps:
             points = [lo, hi, *map(number, _turning_points(step, float(lo), float(hi)))]
             values = [_value(step, p) for p in points if lo <= p <= hi]
             lo, hi = min(values), max(values)
-        return float(lo), float(hi)
+        return lo, hi
 
     def error(self, lower: float | None = None) -> float:
         """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
@@ -143,8 +148,8 @@ class RationalSchedule:
         -------
         float
         """
-        lo, hi = self.image(lower)
-        return max(abs(1 - lo), abs(hi - 1))
+        lo, hi = self._image(lower, self.upper)
+        return float(max(abs(1 - lo), abs(hi - 1)))
 
     @functools.cached_property
     def slope(self) -> float:
@@ -233,7 +238,7 @@ def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Step, ...]
     (2, True, True)
     """
     # 1 - l of the last interval is above the tolerance; the c_i of a narrow one nearly cancel.
-    f = _context(DIGITS + 2 * math.ceil(-math.log10(lower)))
+    f = multiple_precision(DIGITS + 2 * math.ceil(-math.log10(lower)))
     l, upper = f.mpf(lower), f.mpf(1)  # the interval is upper * [l, 1]
     steps: list[Step] = []
     errors: list[float] = []
@@ -259,15 +264,6 @@ def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Step, ...]
         errors.append(max(0.0, float((ends[1] - ends[0]) / (ends[1] + ends[0]))))
         l, upper = ends[0] / ends[1], scale * ends[1]
     return tuple(steps), errors
-
-
-@functools.cache
-def _context(digits: int) -> Any:
-    import mpmath  # lazily, as everywhere
-
-    context = mpmath.MPContext()
-    context.dps = digits
-    return context
 
 
 def _ratios(r: int, l: Any, f: Any) -> list[Any]:
