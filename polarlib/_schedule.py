@@ -32,7 +32,7 @@ from polarlib.formats import (
 )
 from polarlib.result import ScheduleWarning
 
-__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "product_counts"]
+__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "is_number", "product_counts"]
 
 NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
 
@@ -40,6 +40,11 @@ NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
 def is_count(k: Any) -> bool:
     """Whether `k` is a positive integer (True is not)."""
     return isinstance(k, numbers.Integral) and not isinstance(k, bool) and int(k) > 0
+
+
+def is_number(x: Any) -> bool:
+    """Whether `x` is a real number (True is not)."""
+    return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
 @functools.cache

@@ -37,9 +37,8 @@ from typer.core import TyperGroup
 
 import polarlib
 from polarlib import files, published
-from polarlib.decompose import as_matrix, not_finite
-from polarlib.formats import FORMATS, format_of, nearest, odd_image
-from polarlib.ops import dtype_name, libraries, ops_of
+from polarlib.formats import FORMATS, format_of, nearest
+from polarlib.ops import as_matrix, dtype_name, libraries, not_finite, ops_of
 from polarlib.precision import rounded
 from polarlib.result import Status, Trace, plain, write_whole
 
@@ -586,7 +585,7 @@ def _about(name: str, steps: int | None) -> dict[str, Any]:
 def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     s, about = polarlib.schedule(name, steps), _about(name, steps)
     scaling = published.conventions(name)
-    images = [odd_image(s.steps[: k + 1], s.lower, s.upper) for k in range(len(s))]
+    images = [(row["image_lower"], row["image_upper"]) for row in polarlib.design.table(s)]
     if as_json:
         about |= {"coefficients": s.steps, "images": images, "source": s.source, "scaling": scaling}
         _say_json(about)
@@ -611,19 +610,24 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
         "diverges above": f"{s.divergence_limit:.7g}",
         "safe in": ", ".join(safe) or "neither bfloat16 nor float16",
     }
-    powers = [f"x^{2 * i + 1}" for i in range(max(map(len, s.steps)))]
-    coefficients = [
-        [k, *(repr(c) for c in step), *[""] * (len(powers) - len(step))]
-        for k, step in enumerate(s.steps, 1)
-    ]
     intervals = [[k, f"{lo:.8g}", f"{hi:.8g}"] for k, (lo, hi) in enumerate(images, 1)]
     _say(
         *_facts(facts),
         "",
-        *_table(_numbered(["step", *powers]), coefficients),
+        *_coefficients(s),
         "",
         *_table(_numbered(["after\nstep", "image of the\ninterval from", "to"]), intervals),
     )
+
+
+def _coefficients(s: polarlib.Schedule) -> list[str | Text]:
+    """A table of the coefficients, all digits."""
+    powers = [f"x^{1 + s.stride * i}" for i in range(max(map(len, s.steps)))]
+    rows = [
+        [k, *(repr(c) for c in step), *[""] * (len(powers) - len(step))]
+        for k, step in enumerate(s.steps, 1)
+    ]
+    return _table(_numbered(["step", *powers]), rows)
 
 
 # -- design ----------------------------------------------------------------------------------
@@ -688,11 +692,6 @@ def design(
         "slope at 0": _slope(s.slope),
         "diverges above": f"{s.divergence_limit:.7g}",
     }
-    coefficients = [
-        [k, *(repr(c) for c in step), *[""] * (max(map(len, s.steps)) - len(step))]
-        for k, step in enumerate(s.steps, 1)
-    ]
-    powers = [f"x^{1 + s.stride * i}" for i in range(max(map(len, s.steps)))]
     _say(
         *_facts(facts),
         "",
@@ -712,7 +711,7 @@ def design(
             rows,
         ),
         "",
-        *_table(_numbered(["step", *powers]), coefficients),
+        *_coefficients(s),
     )
     for path in filter(None, (plot, export)):
         _say(f"Written to {path}.")

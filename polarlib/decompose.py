@@ -12,17 +12,14 @@ import numpy as np
 
 from polarlib import design, published
 from polarlib._methods import METHODS, methods, partial_isometry, polynomial
-from polarlib._methods.svd import above_noise
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, product_counts
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
+from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, is_array, not_finite, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
 __all__ = [
-    "as_matrix",
     "check_method",
     "default_tolerance",
-    "not_finite",
     "orthogonalize",
     "polar",
     "resolve_schedule",

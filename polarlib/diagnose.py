@@ -12,15 +12,10 @@ import scipy.linalg
 from polarlib import design
 from polarlib._methods import METHODS, polynomial
 from polarlib._schedule import Schedule
-from polarlib.decompose import (
-    as_matrix,
-    check_method,
-    default_tolerance,
-    not_finite,
-    resolve_schedule,
-)
+from polarlib.decompose import check_method, default_tolerance, resolve_schedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
+from polarlib.ops import as_matrix, not_finite
 from polarlib.precision import rounded
 from polarlib.result import Trace
 

@@ -8,11 +8,11 @@ import numbers
 from typing import Any
 
 from polarlib._schedule import Schedule, is_count
-from polarlib.decompose import as_matrix, default_tolerance, not_finite
+from polarlib.decompose import default_tolerance
 from polarlib.design import targets
-from polarlib.formats import format_of, odd_image
+from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops
+from polarlib.ops import Ops, as_matrix, not_finite
 
 __all__ = ["inverse_root"]
 
@@ -151,9 +151,7 @@ def _converging(p: int, exponent: int, eps: float) -> Schedule:
     """Steps for eigenvalues from ``2**(p exponent)`` to rounding."""
     lower = 2.0 ** min(exponent, -1)
     whole = targets.inverse_root(p, lower, [1 + DEGREE * p] * MOST_STEPS)
-    lo, hi = lower, 1.0
-    for k, step in enumerate(whole.steps, 1):
-        lo, hi = odd_image([step], lo, hi, stride=p)
+    for k, (lo, hi) in enumerate(odd_images(whole.steps, lower, 1.0, stride=p), 1):
         if max(1 - lo, hi - 1) <= 4 * eps:
             return whole.truncate(k)
     return whole

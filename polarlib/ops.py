@@ -21,9 +21,19 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace
 
-from polarlib.formats import FORMATS, Format
+from polarlib.formats import FORMATS, Format, format_of
 
-__all__ = ["Ops", "as_matrix", "dtype_name", "is_array", "libraries", "not_finite", "ops_of"]
+__all__ = [
+    "Ops",
+    "above_noise",
+    "as_matrix",
+    "dtype_name",
+    "is_array",
+    "libraries",
+    "not_finite",
+    "ops_of",
+    "unless_it_fails",
+]
 
 Array = Any
 
@@ -306,7 +316,7 @@ class Ops:
             s = self.xp.broadcast_to(nan, (*x.shape[:-2], x.shape[-1]))
             return x * math.nan, s, self.gram(x) * math.nan
 
-        u, s, vh = _unless_it_fails(lambda: self.xp.linalg.svd(x, full_matrices=False), lost)
+        u, s, vh = unless_it_fails(lambda: self.xp.linalg.svd(x, full_matrices=False), lost)
         return u, s, vh
 
     def qr(self, x: Array) -> tuple[Array, Array]:
@@ -316,16 +326,16 @@ class Ops:
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
-        return _unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
+        return unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
         l = self.adjoint(l) if adjoint else l
-        return _unless_it_fails(lambda: self.xp.linalg.solve(l, b), lambda: b * math.nan)
+        return unless_it_fails(lambda: self.xp.linalg.solve(l, b), lambda: b * math.nan)
 
     def inverse(self, x: Array) -> Array:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
-        return _unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
+        return unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
 
 
 class InPlaceOps(Ops):
@@ -449,8 +459,8 @@ class NumpyOps(InPlaceOps):
             svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
             (m, n), k = a.shape, min(a.shape)
             lost = [np.full(shape, np.nan, a.dtype) for shape in ((m, k), (k,), (k, n))]
-            return _unless_it_fails(
-                svd, lambda: _unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
+            return unless_it_fails(
+                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
             )
 
         u, s, vh = self._each(one, x)
@@ -466,7 +476,7 @@ class NumpyOps(InPlaceOps):
 
         def one(a: Array) -> tuple[Array, ...]:
             factor = functools.partial(scipy.linalg.cholesky, a, lower=True, check_finite=False)
-            return (_unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
+            return (unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
 
         return self._each(one, z)[0]
 
@@ -478,7 +488,7 @@ class NumpyOps(InPlaceOps):
             solve = functools.partial(
                 scipy.linalg.solve_triangular, l, b, lower=True, trans=trans, check_finite=False
             )
-            return (_unless_it_fails(solve, lambda: np.full_like(b, np.nan)),)
+            return (unless_it_fails(solve, lambda: np.full_like(b, np.nan)),)
 
         return self._each(one, l, b)[0]
 
@@ -670,7 +680,13 @@ class CupyOps(InPlaceOps):
         return out
 
 
-def _unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
+    """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
+    cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
+    return s > cut * ops.xp.max(s, axis=-1, keepdims=True)
+
+
+def unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
     """Run a factorisation; where it raises its library's LinAlgError, return the other value."""
     try:
         return factorise()

@@ -13,19 +13,16 @@ such a matrix gives NaN and leaves the others of its stack alone.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from polarlib._methods.svd import above_noise
-from polarlib._norms.base import inner
+from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
-from polarlib._schedule import Schedule
-from polarlib.decompose import as_matrix, not_finite
+from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.ops import Ops, above_noise, as_matrix, not_finite
 
 __all__ = [
     "polargrad",
@@ -55,15 +52,8 @@ def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     a, ops = as_matrix(g, "g")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    x = ops.at_least_single(a)
-    peak = ops.max_abs(x)
-    if ops.host and not math.isfinite(ops.read(peak)):
-        raise ValueError(f"g {not_finite(ops.to_host(x))}; remove them first")
-    finite = ops.xp.isfinite(peak)
-    x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-    scale = ops.binary_scale(peak)
-    t = direction(ops.divide(x, scale), scale, ops)
-    return ops.like(ops.xp.where(finite, t, ops.xp.full_like(t, math.nan)), a)
+    p = prepared(a, ops, "g")
+    return p.result(direction(p.x, p.scale, ops))
 
 
 def _mapped(g: Array, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> Array:
@@ -123,8 +113,7 @@ def spectral_power(g: Array, exponent: float) -> Array:
     >>> spectral_power(np.diag([4.0, 1.0]), -1).round(12).tolist()
     [[0.5, 0.0], [0.0, 2.0]]
     """
-    known = isinstance(exponent, numbers.Real) and not isinstance(exponent, bool)
-    if not known or not abs(exponent) <= STEEPEST:
+    if not is_number(exponent) or not abs(exponent) <= STEEPEST:
         raise ValueError(
             f"exponent must be a number of size at most {STEEPEST:g}, got {exponent!r}"
         )
@@ -268,7 +257,7 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     >>> scrambled_spectrum(np.diag([4.0, 3.0]), steps=1).round(4).tolist()
     [[0.3618, 0.0], [0.0, 0.8575]]
     """
-    if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
+    if not is_count(steps):
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
 
     def direction(x: Array, _: Any, ops: Ops) -> Array:
@@ -382,7 +371,7 @@ def spectral_clip(g: Array, limit: float) -> Array:
     >>> spectral_clip(np.diag([3.0, 0.5]), 1.0).round(12).tolist()
     [[1.0, 0.0], [0.0, 0.5]]
     """
-    if not isinstance(limit, numbers.Real) or isinstance(limit, bool) or not limit > 0:
+    if not is_number(limit) or not limit > 0:
         raise ValueError(f"limit must be a positive number, got {limit!r}")
 
     def direction(x: Array, scale: Any, ops: Ops) -> Array:

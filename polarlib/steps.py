@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._schedule import is_number
 from polarlib.ops import dtype_name, is_array, ops_of
 
 __all__ = [
@@ -420,8 +421,7 @@ def _check(x: Array, other: Any, name: str) -> None:
 
 
 def _real(value: Any, name: str, allowed: str, holds: Callable[[float], bool]) -> float:
-    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not known or not math.isfinite(value) or not holds(float(value)):
+    if not is_number(value) or not math.isfinite(value) or not holds(float(value)):
         raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
     return float(value)
 

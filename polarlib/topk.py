@@ -31,7 +31,7 @@ import numpy as np
 
 from polarlib._schedule import is_count
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite
+from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, not_finite
 
 __all__ = ["METHODS", "Triplets", "power_step", "range_lmo", "top_singular", "triplets"]
 
@@ -595,8 +595,7 @@ def range_lmo(g: Array, p: Array) -> Array:
     finite = ops.xp.isfinite(peak)
     x = ops.xp.where(finite, ops.divide(x, ops.binary_scale(peak)), ops.xp.zeros_like(x))
     u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
-    cut = max(x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
-    kept = ops.xp.astype(s > cut * ops.xp.max(s, axis=-1, keepdims=True), s.dtype)
+    kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     t = ops.xp.where(finite, t, ops.xp.full_like(t, math.nan))
     return ops.like(t, g)

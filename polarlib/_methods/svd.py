@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.ops import Ops, above_noise
 from polarlib.result import Run
 
 __all__ = ["partial_isometry", "svd"]
@@ -38,9 +37,3 @@ def partial_isometry(x: Array, ops: Ops) -> Array:
     u, s, vh = ops.svd(x)
     keep = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     return ops.matmul(u * ops.like(keep, u)[..., None, :], vh)
-
-
-def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
-    """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
-    cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
-    return s > cut * ops.xp.max(s, axis=-1, keepdims=True)

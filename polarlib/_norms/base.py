@@ -13,9 +13,9 @@ import numbers
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from polarlib.decompose import as_matrix, not_finite
+from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.ops import Ops, as_matrix, not_finite
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -28,7 +28,7 @@ SMALLEST, LARGEST = 2.0**-126, 2.0**126
 
 def number(x: Any, name: str, low: float, high: float) -> float:
     """Return a real parameter as a float, or raise ValueError or TypeError that names it."""
-    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+    if not is_number(x):
         raise TypeError(f"{name} must be a number, got {x!r}")
     x = float(x)
     if not low <= x <= high:
@@ -146,6 +146,31 @@ class Prepared(NamedTuple):
         return v[..., 0, 0]
 
 
+def prepared(a: Array, ops: Ops, name: str) -> Prepared:
+    """Scale a stack of matrices, in at least single precision, and settle what is not finite.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity on the host; on a device, where looking would stall it, such a matrix is
+        worked on as zeros, and its results are NaN.
+    """
+    x = ops.at_least_single(a)
+    if 0 in a.shape:
+        return Prepared(a, x, ops, 1.0, None)
+    peak = ops.max_abs(x)
+    poison = None
+    if ops.host:
+        if not math.isfinite(ops.read(peak)):
+            raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
+    else:
+        finite, zero = ops.xp.isfinite(peak), ops.xp.zeros_like(peak)
+        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
+        poison = ops.xp.where(finite, zero, ops.xp.full_like(peak, math.nan))
+    scale = ops.binary_scale(peak)
+    return Prepared(a, ops.divide(x, scale), ops, scale, poison)
+
+
 class MatrixNorm(Norm):
     """A norm of matrices."""
 
@@ -178,20 +203,7 @@ class MatrixNorm(Norm):
     def _prepare(self, a: Any, name: str) -> Prepared:
         a, ops = as_matrix(a, name)
         self._check(a.shape)
-        x = ops.at_least_single(a)
-        if 0 in a.shape:
-            return Prepared(a, x, ops, 1.0, None)
-        peak = ops.max_abs(x)
-        poison = None
-        if ops.host:
-            if not math.isfinite(ops.read(peak)):
-                raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them")
-        else:
-            finite, zero = ops.xp.isfinite(peak), ops.xp.zeros_like(peak)
-            x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-            poison = ops.xp.where(finite, zero, ops.xp.full_like(peak, math.nan))
-        scale = ops.binary_scale(peak)
-        return Prepared(a, ops.divide(x, scale), ops, scale, poison)
+        return prepared(a, ops, name)
 
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")

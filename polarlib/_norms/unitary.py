@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarlib import published
-from polarlib._methods.svd import above_noise, partial_isometry
+from polarlib._methods.svd import partial_isometry
 from polarlib._norms.base import MatrixNorm, Scaled, capped_simplex, number
 from polarlib._norms.mixed import conjugate, frobenius, lp_norm
 from polarlib._schedule import Schedule, is_count
 from polarlib.decompose import check_method, orthogonalize, polar
 from polarlib.formats import nearest
-from polarlib.ops import Ops
+from polarlib.ops import Ops, above_noise, unless_it_fails
 from polarlib.topk import METHODS as TOP_METHODS
 from polarlib.topk import top_singular
 
@@ -218,12 +218,7 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
 
 def singular_values(x: Array, ops: Ops) -> Array:
     """Singular values, descending."""
-    try:
-        return ops.xp.linalg.svdvals(x)
-    except Exception as error:  # no convergence: each library has a class of its own
-        if "LinAlg" not in type(error).__name__:
-            raise
-        return svd(x, ops)[1]
+    return unless_it_fails(lambda: ops.xp.linalg.svdvals(x), lambda: svd(x, ops)[1])
 
 
 # -- constructors ----------------------------------------------------------------------------

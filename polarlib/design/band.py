@@ -10,12 +10,11 @@ slope 1 where rho is small and of slope q + 1 where it is near 1.
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from dataclasses import replace
 from typing import Any
 
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.compose import greedy
 from polarlib.design.remez import best, check_degree
 
@@ -32,11 +31,7 @@ WIDEST = 1e-15
 
 
 def _check_epsilon(epsilon: Any) -> float:
-    if (
-        not isinstance(epsilon, numbers.Real)
-        or isinstance(epsilon, bool)
-        or not 0 < float(epsilon) < 1
-    ):
+    if not is_number(epsilon) or not 0 < float(epsilon) < 1:
         raise ValueError(
             f"epsilon must be a number between 0 and 1, both excluded, got {epsilon!r}"
         )

@@ -27,7 +27,7 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polarlib._schedule import Schedule, even_products, is_count
+from polarlib._schedule import Schedule, even_products, is_count, is_number
 from polarlib.design.compose import NARROW, greedy, pade
 from polarlib.design.remez import best, check_degree, check_interval
 from polarlib.formats import format_of, nearest, odd_value
@@ -184,7 +184,7 @@ def costs(
         raise ValueError(f"shape must be two positive integers, got {shape!r}")
     if form not in ("plain", "gram"):
         raise ValueError(f"unknown form {form!r}; {nearest(form, ('plain', 'gram'))}")
-    if not _is_number(symmetric) or not 0 < symmetric <= 1:
+    if not _is_finite(symmetric) or not 0 < symmetric <= 1:
         raise ValueError(
             f"symmetric must be a number above 0 and at most 1, the cost of a symmetric product "
             f"relative to a full one, got {symmetric!r}"
@@ -197,8 +197,8 @@ def costs(
     return {0: once, **table}
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x)
+def _is_finite(x: Any) -> bool:
+    return is_number(x) and math.isfinite(x)
 
 
 def _prices(
@@ -228,9 +228,9 @@ def _prices(
             f"got {cost!r}"
         )
     for d, c in table.items():
-        if not _is_number(c) or c <= 0:
+        if not _is_finite(c) or c <= 0:
             raise ValueError(f"the cost of degree {d} must be a positive finite number, got {c!r}")
-    if not _is_number(once) or once + min(table.values()) <= 0:
+    if not _is_finite(once) or once + min(table.values()) <= 0:
         raise ValueError(
             f"the cost of a composition, once {once!r} and for each step {table}, must be positive"
         )
@@ -289,7 +289,7 @@ def frontier(
     8 0.0006 (9, 9)
     """
     l, u = check_interval(lower, upper)
-    if not _is_number(matmuls) or matmuls <= 0:
+    if not _is_finite(matmuls) or matmuls <= 0:
         raise ValueError(f"matmuls must be a positive finite number, got {matmuls!r}")
     once, prices = _prices(degrees, cost)
     rounding = _rounding(precision)

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.remez import best, check_degrees, check_interval, lifted
 from polarlib.formats import nearest, odd_value
 
@@ -32,7 +32,7 @@ def pade(q: int, stride: int = 2) -> tuple[float, ...]:
 
 
 def _amount(name: str, value: Any) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0 <= float(value) < 1:
+    if not is_number(value) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
     return float(value)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import nearest, odd_value
 
 __all__ = [
@@ -148,11 +147,7 @@ def power_law(alpha: float, low: float) -> Spectrum:
         ("alpha", alpha, lambda v: abs(v) <= 100),
         ("low", low, lambda v: 0 < v < 1),
     ):
-        if (
-            not isinstance(value, numbers.Real)
-            or isinstance(value, bool)
-            or not inside(float(value))
-        ):
+        if not is_number(value) or not inside(float(value)):
             raise ValueError(
                 "a power law needs alpha between -100 and 100 and low between 0 and 1, "
                 f"got {name}={value!r}"

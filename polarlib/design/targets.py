@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degrees, check_interval
 from polarlib.formats import odd_value, parse_target, target_value
@@ -175,7 +174,7 @@ def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
     >>> s.target, round(s.error(), 3)
     ('power(0.5)', 0.066)
     """
-    if not isinstance(p, numbers.Real) or isinstance(p, bool) or not -1 < float(p) < 1:
+    if not is_number(p) or not -1 < float(p) < 1:
         raise ValueError(f"p must be a number between -1 and 1, got {p!r}")
     e = float(p)
     l, _ = check_interval(lower)
@@ -210,7 +209,7 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
     >>> s.target, s.error() < 0.1
     ('smooth_sign(0.1)', True)
     """
-    if not isinstance(delta, numbers.Real) or isinstance(delta, bool) or not 0 < float(delta) < 1:
+    if not is_number(delta) or not 0 < float(delta) < 1:
         raise ValueError(f"delta must be a number between 0 and 1, got {delta!r}")
     d = float(delta)
     target = f"smooth_sign({d!r})"

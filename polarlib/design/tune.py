@@ -459,7 +459,7 @@ def _candidates(
         min(FLOOR, 0.5 * float(np.min(_powers(points, len(c)) @ c / points))) for c in first
     )
     x = weights = None
-    smoothing = 0.0
+    smoothing, begun = 0.0, value(start.steps)
     if isinstance(objective, Spectrum):
         x, weights = objective.values / start.input_safety / start.upper, objective.weights
         if len(x) > THINNED:
@@ -468,10 +468,10 @@ def _candidates(
             total = np.cumsum(weights[order])
             x = x[order][np.searchsorted(total, middles * total[-1]).clip(0, len(x) - 1)]
             weights = np.full(THINNED, 1 / THINNED)
-        smoothing = SMOOTHING * value(start.steps)
-        if value(start.steps) < ROUNDING:
+        smoothing = SMOOTHING * begun
+        if begun < ROUNDING:
             return
-    scale = abs(value(start.steps)) or 1.0
+    scale = abs(begun) or 1.0
 
     def measured(steps: list[Any]) -> Any:
         if x is not None:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from polarlib._schedule import is_count
+from polarlib._schedule import is_count, is_number
 from polarlib.formats import multiple_precision
 
 __all__ = ["RationalSchedule", "zolotarev"]
@@ -217,7 +216,7 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
     """
     if not is_count(r):
         raise ValueError(f"r must be an integer of at least 1, got {r!r}")
-    if not isinstance(lower, numbers.Real) or isinstance(lower, bool) or not 0 < float(lower) < 1:
+    if not is_number(lower) or not 0 < float(lower) < 1:
         raise ValueError(f"lower must be a number between 0 and 1, got {lower!r}")
     steps, _ = best_steps(int(r), float(lower), ROUNDING)
     return RationalSchedule(
