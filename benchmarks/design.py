@@ -18,13 +18,12 @@ from typing import Annotated, Any
 
 import mpmath
 import typer
+from common import replace_part
 from rich.console import Console
 from rich.table import Table
 
 from polarlib import design
-from polarlib.result import write_whole
 
-BEGIN, END = "<!-- design: begin -->", "<!-- design: end -->"
 SECONDS = 1.0  # spent on each line at least, five calls at least
 
 
@@ -100,7 +99,6 @@ def main(
     if markdown is None:
         return
     lines = [
-        BEGIN,
         f"Made by `python benchmarks/design.py --markdown {markdown.as_posix()}`; multiple "
         f"precision by mpmath {mpmath.__version__} on {mpmath.libmp.BACKEND}.",
         "",
@@ -111,13 +109,8 @@ def main(
         "| lower | degrees | products | error at most | above the least possible by at most |",
         "|---|---|---|---|---|",
         *(f"| {l:g} | {d} | {p} | {e:.12g} | {g:.1e} |" for l, d, p, e, g in gaps),
-        END,
     ]
-    page = markdown.read_text(encoding="utf-8") if markdown.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = (before + "\n".join(lines) + after).encode()
-    write_whole(markdown, lambda file: file.write(text))
+    replace_part(markdown, "design", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from common import interleaved
 from rich.console import Console
 from rich.table import Table
 
@@ -32,20 +32,6 @@ from polarlib.precision import rounded
 from polarlib.result import write_whole
 
 SHAPES = [(256, 256), (512, 512), (1024, 1024), (4096, 1024), (2048, 512), (512, 2048)]
-
-
-def interleaved(functions: list[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """Time functions by turns, after one warm-up each, for about `seconds` in all."""
-    for f in functions:
-        f()
-    times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for f, t in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            f()
-            t.append(time.perf_counter() - start)
-    return times
 
 
 def case(

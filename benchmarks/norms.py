@@ -11,20 +11,18 @@ from __future__ import annotations
 import importlib.util
 import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from common import interleaved, replace_part
 from rich.console import Console
 from rich.table import Table
 
 import polarlib
 from polarlib import norms
-from polarlib.result import write_whole
 
-BEGIN, END = "<!-- begin speed -->", "<!-- end speed -->"
 SHAPES = [(512, 512), (1024, 1024), (2048, 512)]
 SECONDS = 6.0
 
@@ -46,20 +44,7 @@ def matrices() -> list[tuple[str, Any]]:
 def ratio(g: Any) -> tuple[int, float, float, list[float]]:
     """Calls, median milliseconds of orthogonalize, ratio of medians, quartiles of ratios."""
     lmo = norms.spectral(polar="polar_express").lmo
-    functions = [polarlib.orthogonalize, lmo]
-    times: list[list[float]] = [[], []]
-    for f in functions:
-        f(g)
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(times[0]) < 9:
-        for f, t in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            f(g)
-            t.append(time.perf_counter() - start)
-        functions.reverse()  # neither is always the one that finds the other's data in the cache
-        times.reverse()
-    if functions[0] is lmo:
-        times.reverse()
+    times = interleaved([lambda: polarlib.orthogonalize(g), lambda: lmo(g)], SECONDS)
     base, other = map(statistics.median, times)
     ratios = [b / a for a, b in zip(*times, strict=True)]
     return len(ratios), 1e3 * base, other / base, statistics.quantiles(ratios, n=4)[::2]
@@ -84,19 +69,12 @@ def main(
     if markdown is None:
         return
     lines = [
-        BEGIN,
         f"Made by `python benchmarks/norms.py --markdown {markdown.as_posix()}`; "
         f"{platform.machine()}, NumPy {np.__version__}.",
         "",
         *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)),
-        END,
     ]
-    before, _, rest = markdown.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{markdown} has no part between {BEGIN} and {END}")
-    text = (before + "\n".join(lines) + after).encode()
-    write_whole(markdown, lambda file: file.write(text))
+    replace_part(markdown, "speed", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""What the benchmarks share: timing by turns, and the parts of pages that they make anew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polarlib.result import write_whole
+
+
+def interleaved(functions: list[Callable[[], Any]], seconds: float) -> list[list[float]]:
+    """Time functions by turns, after one warm-up each, for about `seconds` in all."""
+    for f in functions:
+        f()
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for f, t in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            f()
+            t.append(time.perf_counter() - start)
+    return times
+
+
+def replace_part(page: Path, name: str, body: str) -> None:
+    """Put a text between ``<!-- begin name -->`` and ``<!-- end name -->`` of a page.
+
+    Raises
+    ------
+    ValueError
+        Unless the page has each of the two once.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    text = page.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page} needs one {begin} and one {end}")
+    made = f"{text.split(begin)[0]}{begin}\n{body}\n{end}{text.split(end)[1]}".encode()
+    write_whole(page, lambda file: file.write(made))
