@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarlib import design, published
-from polarlib._methods import METHODS, methods, partial_isometry, polynomial
-from polarlib._schedule import NORMALISATIONS, Schedule, is_count, product_counts
+from polarlib._evidence import (
+    Evidence,
+    condition_bounds,
+    evidence,
+    factor_figures,
+    figures,
+    is_definite,
+    rank_cut,
+    rank_of,
+)
+from polarlib._methods import HINTED, METHODS, auto, methods, partial_isometry, polynomial
+from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, is_array, not_finite, ops_of
+from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     "orthogonalize",
     "polar",
     "resolve_schedule",
+    "unitary_factor",
 ]
 
 Array = Any
@@ -175,7 +187,7 @@ def orthogonalize(
     precision = ops.format_name(x) if precision is None else format_of(precision).name
     form, restarts = _choose_form(chosen, x.shape, form, restarts, precision)
     if out is not None:
-        _check_out(out, x)
+        _check_out(out, x, "out", "g")
     _warn_of_hazards(chosen, precision, kind)
     if 0 in x.shape:
         return ops.xp.zeros_like(x) if out is None else out
@@ -232,18 +244,26 @@ def _choose_form(
     return form, at
 
 
-def _check_out(out: Array, x: Array) -> None:
-    same = is_array(out) and ops_of(out).xp is ops_of(x).xp and out.shape == x.shape
+def _check_out(
+    out: Array, x: Array, name: str, like: str, shape: tuple[int, ...] | None = None
+) -> None:
+    shape = tuple(x.shape) if shape is None else shape
+    same = is_array(out) and ops_of(out).xp is ops_of(x).xp and tuple(out.shape) == shape
     if not same or out.dtype != x.dtype:
         got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else repr(out)
         raise TypeError(
-            f"out must be an array like g, {dtype_name(x)} of shape {tuple(x.shape)}, got {got}"
+            f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
     if not ops_of(out).writable(out):
-        raise ValueError("out cannot be written: it is read-only or of an immutable library")
+        raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
 
 # -- polar -----------------------------------------------------------------------------------
+
+# Largest entries that need no scaling: products of them neither overflow nor lose what counts.
+COMFORTABLE = 2.0**20
+
+_EXACT = (Status.CONVERGED, Status.FELL_BACK)
 
 
 def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
@@ -251,18 +271,105 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
     return max(100, *shape[-2:]) * format_of(format_name).epsilon
 
 
+class _Problem(NamedTuple):
+    """Tall matrices ready for a method: ``x = adjoint(a) / scale`` if wide, else ``a / scale``."""
+
+    x: Array
+    ops: Ops
+    tol: float
+    scale: Array | float
+    finite: Array
+    wide: bool
+
+
+def _prepare(a: Array, ops: Ops, rtol: float | None, check_finite: bool) -> _Problem:
+    x = ops.at_least_single(a)
+    tol = default_tolerance(a.shape, ops.format_name(x)) if rtol is None else rtol
+    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < 1:
+        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    if 0 in a.shape:
+        return _Problem(x, ops, float(tol), 1.0, x, False)
+    peak = ops.max_abs(x)
+    if check_finite and not math.isfinite(ops.read(peak)):
+        trouble = not_finite(ops.to_host(x))
+        raise ValueError(f"a {trouble}; remove them, or pass check_finite=False to get NaN back")
+    wide = a.shape[-2] < a.shape[-1]
+    if wide:
+        x = ops.adjoint(x)
+    finite = ops.xp.isfinite(peak)
+    if not check_finite:  # zeros go through every method; NaN is put back at the end
+        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
+        peak = ops.xp.where(finite, peak, ops.xp.zeros_like(peak))
+    scale: Array | float = 1.0
+    if not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
+        scale = ops.binary_scale(peak)
+        x = ops.divide(x, scale)
+    return _Problem(x, ops, float(tol), scale, finite, wide)
+
+
+def _hint(
+    method: str | Schedule, sigma_min: float | None, cond: float | None, problem: _Problem
+) -> float | None:
+    """Turn what the caller knows into a lower bound of sigma_min / sigma_max."""
+    if sigma_min is None and cond is None:
+        return None
+    if method not in HINTED:
+        raise ValueError(
+            f"sigma_min and cond are for methods that start from a bound, {', '.join(HINTED)}; "
+            f"got method={_name(method)!r}"
+        )
+    bounds = []
+    if cond is not None:
+        if not is_number(cond) or not cond >= 1:
+            raise ValueError(f"cond must be a number of at least 1, got {cond!r}")
+        bounds.append(1 / float(cond))
+    if sigma_min is not None:
+        if not is_number(sigma_min) or not 0 < sigma_min < math.inf:
+            raise ValueError(f"sigma_min must be a positive number, got {sigma_min!r}")
+        x, ops = problem.x, problem.ops
+        if 0 in x.shape:
+            return None
+        upper = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
+        largest = ops.read(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
+        if sigma_min > largest:
+            raise ValueError(
+                f"sigma_min={sigma_min!r} exceeds the largest singular value, which is at most "
+                f"{largest:.3g}; pass a lower bound of the smallest one"
+            )
+        bounds.append(float(sigma_min) / largest)
+    return max(bounds)
+
+
 def _run(
-    x: Array,
-    ops: Ops,
+    problem: _Problem,
     method: str | Schedule,
-    tol: float,
+    lower: float | None,
     callback: Callable[[int, Array], None] | None,
 ) -> tuple[Array, Run]:
-    """Run one method, or one fixed schedule, on tall matrices in at least single precision."""
-    if isinstance(method, str) and method in METHODS:
-        return METHODS[method](x, ops, tol=tol, callback=callback)
-    chosen = resolve_schedule(method, None)
-    return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+    """Run one method, or one fixed schedule."""
+    x, ops, tol = problem.x, problem.ops, problem.tol
+    with np.errstate(all="ignore"):  # the evidence decides
+        if isinstance(method, str) and method in HINTED and lower is not None:
+            return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+        if method == "auto":
+            return auto(x, ops, tol=tol, callback=callback)
+        if isinstance(method, str) and method in METHODS:
+            return METHODS[method](x, ops, tol=tol, callback=callback)
+        chosen = resolve_schedule(method, None)
+        return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+
+
+def _name(method: str | Schedule) -> str:
+    return method if isinstance(method, str) else method.name
+
+
+def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
+    """Take the SVD after a method that failed; its work is counted."""
+    with np.errstate(all="ignore"):
+        u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
+    note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
+    run = run._replace(matmuls=run.matmuls + after.matmuls, bounds=None, note=note)
+    return u, run._replace(singular_values=after.singular_values)
 
 
 def polar(
@@ -272,9 +379,13 @@ def polar(
     method: str | Schedule = "auto",
     completion: bool = True,
     rtol: float | None = None,
+    sigma_min: float | None = None,
+    cond: float | None = None,
     check_finite: bool = True,
     throw: bool = False,
     callback: Callable[[int, Array], None] | None = None,
+    out: tuple[Array | None, Array | None] | None = None,
+    overwrite_a: bool = False,
 ) -> PolarResult:
     """Polar decomposition A = U H (or A = H U), with evidence.
 
@@ -284,17 +395,24 @@ def polar(
     Parameters
     ----------
     a : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64.
+        Never changed, unless `overwrite_a`. Integers become float64.
     side : {"right", "left"}, optional
         ``A = U H`` with H n x n, or ``A = H U`` with H m x m.
     method : str or Schedule, optional
-        One of :func:`polarlib.methods`; "auto" is the SVD. A method that fails on a matrix
-        (Newton's on a singular one, say) is followed by the SVD, and the result says so.
+        One of :func:`polarlib.methods`; "auto" takes what is fastest on this array library and is
+        backward stable for the condition number that it finds, and says why in `reason`. A method
+        that fails on a matrix (Newton's on a singular one, say) is followed by the SVD, and the
+        result says so.
     completion : bool, optional
         For rank-deficient matrices: complete U to orthonormal columns (rows, if m < n), as SciPy
         does; otherwise U is the partial isometry ``U_r V_r^H``.
     rtol : float, optional
-        Orthogonality that counts as converged; ``max(100, m, n)`` machine epsilons by default.
+        Orthogonality and backward error that count as converged; ``max(100, m, n)`` machine
+        epsilons by default.
+    sigma_min, cond : float, optional
+        A lower bound of the smallest singular value of every matrix, or an upper bound of its
+        condition number: "auto" and the methods that need a bound then compute none. A wrong one
+        is found out by the evidence, and the SVD takes over.
     check_finite : bool, optional
         Raise if `a` contains NaN or infinity; otherwise such a matrix gives NaN.
     throw : bool, optional
@@ -302,6 +420,10 @@ def polar(
     callback : callable, optional
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
         must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
+    out : tuple of two arrays or None, optional
+        Where to store U and H; None for an array that is to be new.
+    overwrite_a : bool, optional
+        Store U in the memory of `a`, and return that.
 
     Returns
     -------
@@ -312,14 +434,19 @@ def polar(
     Raises
     ------
     TypeError
-        If `a` is not an array of numbers.
+        If `a` is not an array of numbers, or `out` does not match.
     ValueError
-        For fewer than two dimensions, an unknown method or side, NaN or infinity.
+        For fewer than two dimensions, an unknown method or side, NaN or infinity, a bound that
+        cannot be one.
 
     Warns
     -----
     ConvergenceWarning
         If the orthogonality missed `rtol`, or H overflows.
+
+    See Also
+    --------
+    nearest_orthogonal : U alone, at less cost.
 
     Notes
     -----
@@ -335,69 +462,57 @@ def polar(
     """
     if side not in ("right", "left"):
         raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    given = a
     a, ops = as_matrix(a)
-    if method == "auto":
-        method = "svd"
     check_method(method)
     m, n = a.shape[-2:]
-    x = ops.at_least_single(a)
-    tol = default_tolerance(a.shape, ops.format_name(x)) if rtol is None else rtol
-    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < 1:
-        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
-    tol = float(tol)
+    stored = _storage(given, a, ops, side, out, overwrite_a)
+    problem = _prepare(a, ops, rtol, check_finite)
+    lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
-        return _empty(a, ops, side, method)
-    peak = ops.max_abs(x)
-    if check_finite and not math.isfinite(ops.read(peak)):
-        trouble = not_finite(ops.to_host(x))
-        raise ValueError(f"a {trouble}; remove them, or pass check_finite=False to get NaN back")
-    wide = m < n
-    if wide:
-        x = ops.adjoint(x)
-    finite = ops.xp.isfinite(peak)
-    if not check_finite:  # zeros go through every method; NaN is put back at the end
-        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-    scale = ops.binary_scale(peak)
-    x = ops.divide(x, scale)
+        return _stored(_empty(a, ops, side, method), stored)
+    x, tol, scale = problem.x, problem.tol, problem.scale
 
-    with np.errstate(all="ignore"):  # the evidence decides
-        u, run = _run(x, ops, method, tol, callback)
-    name = method if isinstance(method, str) else method.name
-    h, orthogonality, backward_error = _evidence(u, x, ops)
-    status = _status(method, h, orthogonality, backward_error, tol, ops)
+    u, run = _run(problem, method, lower, callback)
+    name = run.method or _name(method)
+    found = evidence(u, x, ops)
+    status, full = _judge(name, method, found, x.shape, tol, ops)
     if status is Status.NOT_CONVERGED and name != "svd":
-        u, svd_run = METHODS["svd"](x, ops, tol=tol)
-        run = run._replace(
-            matmuls=run.matmuls + svd_run.matmuls, singular_values=svd_run.singular_values
-        )
+        u, run = _fall_back(problem, run)
         name += ", then svd"
-        h, orthogonality, backward_error = _evidence(u, x, ops)
-        if _status("svd", h, orthogonality, backward_error, tol, ops) is Status.CONVERGED:
-            status = Status.FELL_BACK
-    rank = _rank(x, h, run, ops)
+        found = evidence(u, x, ops)
+        judged, full = _judge("svd", "svd", found, x.shape, tol, ops)
+        status = Status.FELL_BACK if judged is Status.CONVERGED else judged
+    h, orthogonality, backward_error = found[:3]
+    rank = rank_of(x, h, run, ops, full=full)
+    condition = condition_bounds(h, x.shape, run, ops, full=full)
     isometry = not completion and bool(np.any(rank < min(m, n))) and status in _EXACT
     if isometry:
         u = partial_isometry(x, ops)
-        h, _, backward_error = _evidence(u, x, ops)
-        orthogonality = _orthogonality(u, ops, isometry)
-    large = wide != (side == "left")  # the larger of the two Hermitian factors is asked for
+        h, _, backward_error, _ = evidence(u, x, ops)
+        orthogonality, _ = figures(u, h, x, ops, isometry=True)
+    large = problem.wide != (side == "left")  # the larger of the two Hermitian factors is asked for
     if large:
         h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
-        backward_error = _residual(u, h, x, ops, large)
+        _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
-        orthogonality = _orthogonality(v, ops, isometry)
-        backward_error = _residual(v, g, x, ops, large)
+        orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=isometry)
     if not check_finite:
-        poison = ops.xp.where(finite, ops.xp.zeros_like(peak), ops.xp.full_like(peak, math.nan))
-        u, h = u + ops.like(poison, u), h + ops.like(poison, h)
-        lost = ops.to_host(poison)[..., 0, 0]
+        lost = np.where(ops.to_host(problem.finite)[..., 0, 0] == 0, math.nan, 0.0)
+        poison = ops.from_host(lost[..., None, None], x)
+        u, h = u + poison, h + poison
         orthogonality, backward_error = orthogonality + lost, backward_error + lost
+        condition = (condition[0] + lost, condition[1] + lost)
         rank = np.where(np.isnan(lost), 0, rank)
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
-    h = ops.like(ops.scale(h, scale), a)
-    overflow = not math.isfinite(ops.read(ops.max_abs(ops.at_least_single(h))))
+    if not isinstance(scale, float) or scale != 1.0:
+        h = ops.scale(h, scale)
+    h = ops.like(h, a)
+    # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow without a scale.
+    checked = a.dtype == x.dtype and isinstance(scale, float) and scale == 1.0
+    overflow = not checked and not math.isfinite(ops.read(ops.max_abs(ops.at_least_single(h))))
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
@@ -409,27 +524,140 @@ def polar(
             raise ConvergenceWarning(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
     single = a.ndim == 2
-    return PolarResult(
-        unitary=ops.like(ops.adjoint(u) if wide else u, a),
+    result = PolarResult(
+        unitary=ops.like(ops.adjoint(u) if problem.wide else u, a),
         hermitian=h,
         status=status,
         converged=status in _EXACT,
         iterations=run.iterations,
         matmuls=run.matmuls,
         method=name,
+        reason=run.note,
         orthogonality=float(orthogonality) if single else orthogonality,
         backward_error=float(backward_error) if single else backward_error,
         rank=int(rank) if single else rank,
+        condition_bounds=(float(condition[0]), float(condition[1])) if single else condition,
         trace=run.changes,
     )
+    return _stored(result, stored)
 
 
-_EXACT = (Status.CONVERGED, Status.FELL_BACK)
+def unitary_factor(
+    a: Array,
+    *,
+    method: str | Schedule = "auto",
+    completion: bool = True,
+    rtol: float | None = None,
+    sigma_min: float | None = None,
+    cond: float | None = None,
+    check_finite: bool = True,
+    throw: bool = False,
+    out: Array | None = None,
+    overwrite_a: bool = False,
+) -> Array:
+    """Unitary factor alone: :func:`polar` without the Hermitian factor and what it costs.
+
+    Parameters and errors are those of :func:`polar`; `out` is one array. Orthogonality and the skew
+    part of ``U^H A`` are measured, and the SVD takes over where they miss `rtol`; that H is
+    positive semidefinite rests on the method, since H is not formed. The rank is not measured
+    either, unless ``completion=False``, which takes an SVD.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unitary_factor(np.diag([2.0, -3.0])).tolist()
+    [[1.0, 0.0], [0.0, -1.0]]
+    """
+    given = a
+    a, ops = as_matrix(a)
+    check_method(method)
+    if method == "qr":
+        raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
+    u_out, _ = _storage(given, a, ops, "right", None if out is None else (out, None), overwrite_a)
+    problem = _prepare(a, ops, rtol, check_finite)
+    lower = _hint(method, sigma_min, cond, problem)
+    if 0 in a.shape:
+        return _copied(ops.xp.zeros_like(a), u_out)
+    x, tol = problem.x, problem.tol
+    if completion:
+        u, run = _run(problem, method, lower, None)
+        found = factor_figures(u, x, ops)
+        fixed = _is_fixed(run.method or method)
+        if not all(np.all(figure <= tol) for figure in found) and not fixed:
+            u, run = _fall_back(problem, run)
+            found = factor_figures(u, x, ops)
+            if not all(np.all(figure <= tol) for figure in found):
+                message = (
+                    f"unitary factor by {_name(method)!r}: orthogonality {np.max(found[0]):.2e}, "
+                    f"skew part {np.max(found[1]):.2e}, tolerance {tol:.2e}; "
+                    f"{Status.NOT_CONVERGED.value}"
+                )
+                if throw:
+                    raise ConvergenceWarning(message)
+                warnings.warn(message, ConvergenceWarning, stacklevel=3)
+    else:
+        u = partial_isometry(x, ops)
+    if not check_finite:
+        lost = np.where(ops.to_host(problem.finite) == 0, math.nan, 0.0)
+        u = u + ops.from_host(lost, x)
+    return _copied(ops.like(ops.adjoint(u) if problem.wide else u, a), u_out)
+
+
+def _storage(
+    given: Any,
+    a: Array,
+    ops: Ops,
+    side: str,
+    out: tuple[Array | None, Array | None] | None,
+    overwrite_a: bool,
+) -> tuple[Array | None, Array | None]:
+    """Check where the factors are to be stored."""
+    if out is None:
+        u_out = h_out = None
+    else:
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(f"out must be a pair (u, h) of arrays or None, got {out!r}")
+        u_out, h_out = out
+    if overwrite_a:
+        if u_out is not None:
+            raise ValueError("give out=(u, h) or overwrite_a=True, not both: U has one place")
+        if a is not given:
+            raise ValueError(
+                f"overwrite_a=True needs an array of a floating dtype to write U to, got "
+                f"{type(given).__name__}"
+            )
+        u_out = a
+    if u_out is not None:
+        _check_out(u_out, a, "a" if overwrite_a else "out[0]", "a")
+    if h_out is not None:
+        k = a.shape[-1] if side == "right" else a.shape[-2]
+        _check_out(h_out, a, "out[1]", "a", (*a.shape[:-2], k, k))
+    return u_out, h_out
+
+
+def _copied(x: Array, out: Array | None) -> Array:
+    if out is None:
+        return x
+    out[...] = x
+    return out
+
+
+def _stored(result: PolarResult, stored: tuple[Array | None, Array | None]) -> PolarResult:
+    if all(place is None for place in stored):
+        return result
+    u, h = _copied(result.unitary, stored[0]), _copied(result.hermitian, stored[1])
+    return dataclasses.replace(result, unitary=u, hermitian=h)
 
 
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
-    known = isinstance(method, str) and (method in METHODS or method in published.schedules())
+    known = isinstance(method, str) and (
+        method == "auto" or method in METHODS or method in published.schedules()
+    )
     if isinstance(method, Schedule) and method.target != "polar":
         raise ValueError(
             f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
@@ -439,72 +667,37 @@ def check_method(method: str | Schedule) -> None:
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 
 
-def _status(
+def _is_fixed(method: str | Schedule) -> bool:
+    return not isinstance(method, str) or method not in METHODS
+
+
+def _judge(
+    name: str,
     method: str | Schedule,
-    h: Array,
-    orthogonality: np.ndarray,
-    backward_error: np.ndarray,
+    found: Evidence,
+    shape: tuple[int, ...],
     tol: float,
     ops: Ops,
-) -> Status:
-    """Judge by the evidence alone: orthonormal, A = U H, and H positive semidefinite."""
-    if method == "qr":
-        return Status.NOT_POLAR
-    # NaN compares false. The SVD's H is semidefinite by construction.
-    polar = np.all(orthogonality <= tol) and np.all(backward_error <= tol)
-    if polar and (method == "svd" or _is_definite(h, -1, tol, ops)):
-        return Status.CONVERGED
-    fixed = not isinstance(method, str) or method not in METHODS
-    return Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED
+) -> tuple[Status, bool]:
+    """Judge by the evidence alone: orthonormal, A = U H, and H positive semidefinite.
 
-
-def _size(x: Array, ops: Ops) -> np.ndarray:
-    """Frobenius norms of a stack of matrices, on the host."""
-    return ops.to_host(ops.frobenius(x))[..., 0, 0]
-
-
-def _orthogonality(u: Array, ops: Ops, isometry: bool = False) -> np.ndarray:
-    """``||U^H U - I||_F / sqrt(n)`` of tall matrices; of partial isometries ``U U^H U - U``."""
-    g = ops.gram(u)
-    defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
-    return _size(defect, ops) / math.sqrt(u.shape[-1])
-
-
-def _residual(u: Array, h: Array, x: Array, ops: Ops, large: bool = False) -> np.ndarray:
-    """``||X - U H||_F / ||X||_F``, or with ``H U``; 0 for a zero matrix."""
-    size = _size(x, ops)
-    residual = x - (ops.matmul(h, u) if large else ops.matmul(u, h))
-    return _size(residual, ops) / np.where(size == 0, 1.0, size)
-
-
-def _evidence(u: Array, x: Array, ops: Ops) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Hermitian factor (n x n), orthogonality and backward error of tall matrices."""
-    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
-    return h, _orthogonality(u, ops), _residual(u, h, x, ops)
-
-
-def _is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
-    """Whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, in every matrix of a stack.
-
-    With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
+    Returns
+    -------
+    status : Status
+    full : bool
+        Whether full rank was certified on the way.
     """
-    shift = ops.frobenius(h) * (sign * cut)
-    if sign < 0:  # so that a zero matrix passes
-        shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
-    factor = ops.cholesky(h - ops.eye(h.shape[-1], h) * ops.like(shift, h))
-    return math.isfinite(ops.read(ops.frobenius(factor)))
-
-
-def _rank(x: Array, h: Array, run: Run, ops: Ops) -> np.ndarray:
-    """Numerical rank: from singular values, or certified full by one Cholesky factorisation."""
-    s = run.singular_values
-    if s is None:
-        # Twice the cut of the definition, since H is known to rounding only.
-        cut = 2 * max(x.shape[-2:]) * format_of(ops.format_name(h)).epsilon
-        if _is_definite(h, 1, cut, ops):
-            return np.full(x.shape[:-2], x.shape[-1])
-        _, s, _ = ops.svd(x)
-    return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
+    if name == "qr":
+        return Status.NOT_POLAR, False
+    if found.within(tol):
+        if name == "svd":  # its H is semidefinite by construction
+            return Status.CONVERGED, False
+        h = found.hermitian
+        full = is_definite(h, 1, rank_cut(shape, ops.format_name(h)), ops)
+        if full or is_definite(h, -1, tol, ops):
+            return Status.CONVERGED, full
+    fixed = method != "auto" and _is_fixed(method)
+    return (Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED), False
 
 
 def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult:
@@ -519,8 +712,9 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
         converged=True,
         iterations=0,
         matmuls=0,
-        method=method if isinstance(method, str) else method.name,
+        method=_name(method),
         orthogonality=figures,
         backward_error=figures,
         rank=np.zeros(batch, int) if batch else 0,
+        condition_bounds=(figures + 1, figures + 1),
     )

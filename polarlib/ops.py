@@ -154,6 +154,12 @@ class Ops:
         """Copy to NumPy in float64 or complex128."""
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
 
+    def from_host(self, a: np.ndarray, like: Array) -> Array:
+        """Move a real NumPy array to the library, device and precision of `like`."""
+        dtype = self.dtype(self.format_name(like))
+        b = self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
+        return self.like(b, like)
+
     def read(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
         return float(self.xp.max(x))
@@ -246,6 +252,11 @@ class Ops:
         half = z * 0.5
         return half + self.adjoint(half)
 
+    def hermitian_split(self, w: Array) -> tuple[Array, Array]:
+        """Hermitian part of W, bit for bit, and the Frobenius norm of the rest; `w` is given up."""
+        skew = self.frobenius((w - self.adjoint(w)) * 0.5)
+        return self.hermitian_part(w), skew
+
     # -- norms: shape (..., 1, 1), real, so that they divide the matrices they belong to ------
 
     def max_abs(self, x: Array) -> Array:
@@ -327,6 +338,14 @@ class Ops:
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
         return unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
+
+    def is_definite(self, z: Array, shift: Array) -> bool:
+        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
+
+        `shift` has the shape (..., 1, 1) of norms.
+        """
+        shifted = z - self.eye(z.shape[-1], z) * self.like(shift, z)
+        return math.isfinite(self.read(self.frobenius(self.cholesky(shifted))))
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""

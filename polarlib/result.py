@@ -66,6 +66,13 @@ class Run(NamedTuple):
         Relative size of the change in each iteration, where the method measures it.
     singular_values : array or None
         Where the method has them.
+    bounds : tuple of float or None
+        Certified bounds, up to rounding, of all singular values of the matrices that the method was
+        given (over a stack: of every matrix in it), where the method has them.
+    method : str
+        What ran, where that was a choice; empty if it goes without saying.
+    note : str
+        Why the method did what it did, in a phrase; empty if there was nothing to choose.
     """
 
     iterations: int
@@ -73,6 +80,9 @@ class Run(NamedTuple):
     converged: bool
     changes: tuple[float, ...] = ()
     singular_values: Any = None
+    bounds: tuple[float, float] | None = None
+    method: str = ""
+    note: str = ""
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], None]) -> None:
@@ -242,11 +252,18 @@ class PolarResult:
     method : str
         Method that made U, for example ``"svd"`` or ``"newton, then svd"``.
     orthogonality : float or ndarray
-        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one figure a matrix.
+        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one figure a matrix. Above
+        128 columns this and the next figure are estimates by eight random vectors, right to a
+        few percent for rounding errors, which have many directions.
     backward_error : float or ndarray
         ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one figure a matrix.
     rank : int or ndarray of int
         Number of singular values above ``max(m, n) * eps * sigma_max``.
+    condition_bounds : tuple of two floats or ndarrays
+        Lower and upper bound of the 2-norm condition number, up to rounding; the upper one is
+        infinite where full rank was not certified.
+    reason : str
+        Why "auto" chose the method, or why the SVD took over; empty if there was no choice.
     trace : tuple of float
         Size of the change in each iteration, as the method measures it (empty for direct methods
         and fixed schedules); :func:`polarlib.measure` gives the full story.
@@ -262,6 +279,8 @@ class PolarResult:
     orthogonality: Any
     backward_error: Any
     rank: Any
+    condition_bounds: tuple[Any, Any] = (1.0, float("inf"))
+    reason: str = ""
     trace: tuple[float, ...] = field(default=())
 
     def __iter__(self) -> Iterator[Any]:
@@ -284,7 +303,8 @@ class PolarResult:
             "orthogonality": _short(self.orthogonality),
             "backward error": _short(self.backward_error),
             "rank": _short(self.rank),
-        }
+            "condition": _between(*self.condition_bounds),
+        } | ({"reason": self.reason} if self.reason else {})
 
     def __repr__(self) -> str:
         lines = (f"  {name:<16}{value}" for name, value in self._figures().items())
@@ -301,6 +321,14 @@ class PolarResult:
         """Return the figures (not the factors) as plain numbers and strings, ready for JSON."""
         names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
         return {"shape": list(self.unitary.shape)} | {n: plain(getattr(self, n)) for n in names}
+
+
+def _between(lower: Any, upper: Any) -> str:
+    """Say in which range condition numbers lie."""
+    lower, upper = np.asarray(lower), np.asarray(upper)
+    if lower.size == 0:
+        return "none"
+    return f"{lower.min().item():.2e} to {upper.max().item():.2e}"
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib import published
+from polarlib._methods.auto import auto
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
@@ -22,7 +23,7 @@ from polarlib._methods.qr import qr
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.zolotarev import zolotarev
 
-__all__ = ["METHODS", "methods", "partial_isometry", "polynomial"]
+__all__ = ["HINTED", "METHODS", "auto", "methods", "partial_isometry", "polynomial"]
 
 METHODS: dict[str, Callable[..., Any]] = {
     "svd": svd,
@@ -32,6 +33,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "newton_schulz": newton_schulz,
     "qr": qr,
 }
+# Methods that take ``lower=``, a lower bound of sigma_min / sigma_max.
+HINTED: dict[str, Callable[..., Any]] = {"auto": auto}
 
 
 def methods() -> dict[str, str]:

@@ -1,0 +1,192 @@
+"""Evidence: how good a polar decomposition is, whatever the method says of itself.
+
+``A = U H`` is measured by ``||U^H U - I||_F`` and ``||A - U H||_F``; that U is the polar factor and
+no other factor of the kind, by H being positive semidefinite: the existence of a Cholesky factor
+proves that up to rounding.
+
+The two norms cost two matrix products. Above `EXACT_UP_TO` columns they are estimated instead: for
+Gaussian Z with k columns, ``||M Z||_F^2 / k`` has the mean ``||M||_F^2`` and at most the variance
+``2 ||M||_F^4 / k``, which it has for M of rank one; it falls below ``||M||_F^2 / 100`` with
+probability 1e-7 at k = 8, and for rounding errors, which have many directions, it is right to a few
+percent. The skew part of ``U^H A`` is exact. D. A. Girard (1989); M. F. Hutchinson (1990);
+P.-G. Martinsson, J. A. Tropp, Acta Numerica 29 (2020) 403-572, section 4.8.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.formats import format_of
+from polarlib.ops import Ops, above_noise
+from polarlib.result import Run
+
+__all__ = ["Evidence", "condition_bounds", "evidence", "figures", "is_definite", "rank_of"]
+
+Array = Any
+
+# Below, whole products cost next to nothing. Chosen by experiment.
+EXACT_UP_TO = 128
+PROBES = 8
+
+
+class Evidence(NamedTuple):
+    """Hermitian factor of tall matrices, and what is left of ``A - U H`` and ``U^H U - I``.
+
+    Attributes
+    ----------
+    hermitian : array, shape (..., n, n)
+        Hermitian part of ``U^H A``.
+    orthogonality, backward_error, skew : ndarray, shape (...,)
+        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``; the skew-Hermitian part of
+        ``U^H A`` over ``||A||_F``.
+    """
+
+    hermitian: Array
+    orthogonality: np.ndarray
+    backward_error: np.ndarray
+    skew: np.ndarray
+
+    def within(self, tol: float) -> bool:
+        """Whether every figure of every matrix is; NaN is not."""
+        figures = (self.orthogonality, self.backward_error, self.skew)
+        return all(bool(np.all(figure <= tol)) for figure in figures)
+
+
+def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
+    """Form the Hermitian factor of tall matrices and judge both factors."""
+    h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
+    size = _norms(x, ops)
+    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(ops.to_host(skew)[..., 0, 0], size))
+
+
+def figures(
+    u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonality and backward error of tall matrices.
+
+    Parameters
+    ----------
+    u, h, x : array
+        Factors and the matrices, shape (..., m, n).
+    large : bool, optional
+        `h` is m x m: ``A = H U``.
+    isometry : bool, optional
+        Measure ``U U^H U - U`` in place of ``U^H U - I``.
+    """
+    n = u.shape[-1]
+    if n <= EXACT_UP_TO:
+        g = ops.gram(u)
+        defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
+        residual = x - (ops.matmul(h, u) if large else ops.matmul(u, h))
+        k = 1
+    else:
+        k = PROBES
+        z = ops.from_host(_probe(n, k), x)
+        uz = ops.matmul(u, z)
+        # As many passes over large matrices as there must be: they, not operations, take time.
+        if large:
+            left, right = ops.matmul(h, uz), uz
+        else:
+            both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
+            left, right = both[..., :k], both[..., k:]
+        defect = ops.matmul(ops.adjoint(u), right) - z
+        if isometry:
+            defect = ops.matmul(u, defect)
+        residual = ops.matmul(x, z) - left
+    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
+    return orthogonality, _norm_ratio(_norms(residual, ops) / math.sqrt(k), _norms(x, ops))
+
+
+def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
+    n = u.shape[-1]
+    if n <= EXACT_UP_TO:
+        defect = ops.add_diagonal(ops.gram(u), -1.0)
+        w = ops.matmul(ops.adjoint(u), x)
+        skew = (w - ops.adjoint(w)) * 0.5
+        k = 1
+    else:
+        k = PROBES
+        z = ops.from_host(_probe(n, k), x)
+        uz, xz = ops.matmul(u, z), ops.matmul(x, z)
+        back = ops.matmul(ops.adjoint(u), ops.xp.concat([uz, xz], axis=-1))
+        defect = back[..., :k] - z
+        skew = (back[..., k:] - ops.matmul(ops.adjoint(x), uz)) * 0.5
+    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
+    return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
+
+
+@functools.lru_cache(maxsize=16)
+def _probe(n: int, k: int) -> np.ndarray:
+    z = np.random.default_rng(0).standard_normal((n, k))
+    z.flags.writeable = False
+    return z
+
+
+def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
+    """Whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, in every matrix of a stack.
+
+    With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
+    """
+    shift = ops.frobenius(h) * (sign * cut)
+    if sign < 0:  # so that a zero matrix passes
+        shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
+    return ops.is_definite(h, shift)
+
+
+def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray:
+    """Numerical rank: full if that was certified, else from singular values."""
+    if full:
+        return np.full(x.shape[:-2], x.shape[-1])
+    s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
+    return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
+
+
+def rank_cut(shape: tuple[int, ...], format_name: str) -> float:
+    """Twice the relative cut of the numerical rank, since H is known to rounding only."""
+    return 2 * max(shape[-2:]) * format_of(format_name).epsilon
+
+
+def condition_bounds(
+    h: Array, shape: tuple[int, ...], run: Run, ops: Ops, *, full: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds, up to rounding, of the condition number of each matrix; infinite if not full rank.
+
+    From singular values, where the method has them; else from below by the largest and smallest
+    column of H, whose columns are as long as those of A, and from above by the method's certified
+    bounds or by the Cholesky factor that has certified the rank.
+    """
+    n = h.shape[-1]
+    eps = format_of(ops.format_name(h)).epsilon
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if run.singular_values is not None:
+            s = ops.to_host(run.singular_values)
+            noise = n * eps * s[..., 0]
+            top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+            upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
+        else:
+            size = ops.xp.abs(h) if ops.is_complex(h) else h
+            columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
+            top = columns.max(axis=-1)
+            least = columns.min(axis=-1) + n * eps * top
+            upper = np.full(shape[:-2], np.inf)
+            if run.bounds is not None and run.bounds[0] > 0:
+                upper[...] = run.bounds[1] / run.bounds[0]
+            elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
+                upper[...] = 2 / rank_cut(shape, ops.format_name(h))
+        lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
+    return np.minimum(lower, upper), upper
+
+
+def _norms(x: Array, ops: Ops) -> np.ndarray:
+    """Frobenius norms of a stack of matrices, on the host."""
+    return ops.to_host(ops.frobenius(x))[..., 0, 0]
+
+
+def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole``; the part itself for a zero matrix."""
+    return part / np.where(whole == 0, 1.0, whole)
