@@ -85,7 +85,7 @@ def figures(
         k = 1
     else:
         k = PROBES
-        z = ops.from_host(_probe(n, k), x)
+        z = _probe(n, k, x, ops)
         uz = ops.matmul(u, z)
         # As many passes over large matrices as there must be: they, not operations, take time.
         if large:
@@ -111,7 +111,7 @@ def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray
         k = 1
     else:
         k = PROBES
-        z = ops.from_host(_probe(n, k), x)
+        z = _probe(n, k, x, ops)
         uz, xz = ops.matmul(u, z), ops.matmul(x, z)
         back = ops.matmul(ops.adjoint(u), ops.xp.concat([uz, xz], axis=-1))
         defect = back[..., :k] - z
@@ -120,8 +120,13 @@ def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray
     return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
 
 
+def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
+    """Gaussian vectors, the same for every matrix of a stack."""
+    return ops.xp.broadcast_to(ops.from_host(_gaussian(n, k), x), (*x.shape[:-2], n, k))
+
+
 @functools.lru_cache(maxsize=16)
-def _probe(n: int, k: int) -> np.ndarray:
+def _gaussian(n: int, k: int) -> np.ndarray:
     z = np.random.default_rng(0).standard_normal((n, k))
     z.flags.writeable = False
     return z
@@ -139,9 +144,14 @@ def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
 
 
 def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray:
-    """Numerical rank: full if that was certified, else from singular values."""
+    """Numerical rank: full if that was certified, else from singular values.
+
+    Above `EXACT_UP_TO` columns they may be the eigenvalues of H, which are right to rounding.
+    """
     if full:
         return np.full(x.shape[:-2], x.shape[-1])
+    if run.singular_values is None and x.shape[-1] > EXACT_UP_TO:
+        return ops.count_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from polarlib._evidence import (
     rank_cut,
     rank_of,
 )
-from polarlib._methods import HINTED, METHODS, auto, methods, partial_isometry, polynomial
+from polarlib._methods import HINTED, METHODS, auto, methods, partial_isometry, polynomial, small
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
 from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
@@ -282,13 +281,19 @@ class _Problem(NamedTuple):
     wide: bool
 
 
-def _prepare(a: Array, ops: Ops, rtol: float | None, check_finite: bool) -> _Problem:
-    x = ops.at_least_single(a)
-    tol = default_tolerance(a.shape, ops.format_name(x)) if rtol is None else rtol
-    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < 1:
+def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
+    if rtol is None:
+        name = ops.format_name(a)
+        return default_tolerance(a.shape, name if name == "float64" else "float32")
+    if not is_number(rtol) or not 0 < float(rtol) < 1:
         raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    return float(rtol)
+
+
+def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
+    x = ops.at_least_single(a)
     if 0 in a.shape:
-        return _Problem(x, ops, float(tol), 1.0, x, False)
+        return _Problem(x, ops, tol, 1.0, x, False)
     peak = ops.max_abs(x)
     if check_finite and not math.isfinite(ops.read(peak)):
         trouble = not_finite(ops.to_host(x))
@@ -304,7 +309,7 @@ def _prepare(a: Array, ops: Ops, rtol: float | None, check_finite: bool) -> _Pro
     if not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
         scale = ops.binary_scale(peak)
         x = ops.divide(x, scale)
-    return _Problem(x, ops, float(tol), scale, finite, wide)
+    return _Problem(x, ops, tol, scale, finite, wide)
 
 
 def _hint(
@@ -467,11 +472,18 @@ def polar(
     check_method(method)
     m, n = a.shape[-2:]
     stored = _storage(given, a, ops, side, out, overwrite_a)
-    problem = _prepare(a, ops, rtol, check_finite)
+    tol = _tolerance(a, ops, rtol)
+    hints = sigma_min is not None or cond is not None
+    worth = method == "small" or (method == "auto" and _pays(a))
+    if worth and _is_small(a) and not hints and callback is None:
+        done = _polar_small(a, ops, side, tol, completion)
+        if done is not None:
+            return _stored(done, stored)
+    problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return _stored(_empty(a, ops, side, method), stored)
-    x, tol, scale = problem.x, problem.tol, problem.scale
+    x, scale = problem.x, problem.scale
 
     u, run = _run(problem, method, lower, callback)
     name = run.method or _name(method)
@@ -542,6 +554,50 @@ def polar(
     return _stored(result, stored)
 
 
+def _pays(a: Array) -> bool:
+    """Whether a stack is large enough for closed forms to be faster than the SVD."""
+    n = a.shape[-1]
+    return n <= small.LARGEST and math.prod(a.shape[:-2]) >= small.WORTH[n]
+
+
+def _is_small(a: Array) -> bool:
+    """Whether the closed forms for small matrices apply, to `a` as it is."""
+    m, n = a.shape[-2:]
+    if not m == n <= small.LARGEST or 0 in a.shape:
+        return False
+    return bool(a.dtype == ops_of(a).at_least_single(a).dtype)
+
+
+def _polar_small(a: Array, ops: Ops, side: str, tol: float, completion: bool) -> PolarResult | None:
+    """Decompose stacks of small matrices in one go; None where another way must be taken."""
+    with np.errstate(all="ignore"):
+        done = small.decompose(ops.adjoint(a) if side == "left" else a, ops, tol=tol)
+    evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
+    n = a.shape[-1]
+    if not evident.all() or (not completion and np.any(done.rank < n)):
+        return None
+    if not done.upper.max() < 0.5 * float(np.finfo(ops.format_name(a)).max):  # H may overflow
+        return None
+    upper = np.full(done.lower.shape, np.inf)
+    np.divide(done.upper, done.lower, out=upper, where=(done.lower > 0) & (done.rank == n))
+    repaired = f", {done.repaired} of {done.rank.size} by Jacobi rotations" * bool(done.repaired)
+    single = a.ndim == 2
+    return PolarResult(
+        unitary=ops.adjoint(done.unitary) if side == "left" else done.unitary,
+        hermitian=done.hermitian,
+        status=Status.CONVERGED,
+        converged=True,
+        iterations=1,
+        matmuls=0,
+        method="small",
+        reason=f"closed forms for {n} x {n} matrices{repaired}",
+        orthogonality=float(done.orthogonality) if single else done.orthogonality,
+        backward_error=float(done.backward_error) if single else done.backward_error,
+        rank=int(done.rank) if single else done.rank,
+        condition_bounds=(1.0, float(upper)) if single else (np.ones_like(upper), upper),
+    )
+
+
 def unitary_factor(
     a: Array,
     *,
@@ -578,11 +634,12 @@ def unitary_factor(
     if method == "qr":
         raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
     u_out, _ = _storage(given, a, ops, "right", None if out is None else (out, None), overwrite_a)
-    problem = _prepare(a, ops, rtol, check_finite)
+    tol = _tolerance(a, ops, rtol)
+    problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return _copied(ops.xp.zeros_like(a), u_out)
-    x, tol = problem.x, problem.tol
+    x = problem.x
     if completion:
         u, run = _run(problem, method, lower, None)
         found = factor_figures(u, x, ops)

@@ -21,6 +21,7 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace
 
+from polarlib import _blas
 from polarlib.formats import FORMATS, Format, format_of
 
 __all__ = [
@@ -43,6 +44,9 @@ _FORMAT_OF_DTYPE = {
     "complex128": "float64",
     "float8_e4m3fn": "float8_e4m3",
 }
+# Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
+# more. Chosen by experiment.
+BLAS_FROM = 1 << 14
 # Modules that make arrays, by the name users know them by.
 _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
@@ -153,6 +157,10 @@ class Ops:
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+
+    def on_cpu(self, x: Array) -> bool:
+        """Whether an array lies in the memory of the host."""
+        return "cpu" in str(array_api_compat.device(x)).lower()
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a real NumPy array to the library, device and precision of `like`."""
@@ -347,6 +355,11 @@ class Ops:
         shifted = z - self.eye(z.shape[-1], z) * self.like(shift, z)
         return math.isfinite(self.read(self.frobenius(self.cholesky(shifted))))
 
+    def count_above(self, h: Array, cut: float) -> np.ndarray:
+        """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
+        values = self.to_host(self.xp.linalg.eigvalsh(h))
+        return np.sum(values > cut * values[..., -1:], axis=-1)
+
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
         l = self.adjoint(l) if adjoint else l
@@ -444,13 +457,64 @@ class NumpyOps(InPlaceOps):
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return _numpy_dtype(name)
 
+    def at_least_single(self, x: Array) -> Array:
+        """Widen formats narrower than float32 to it, in the byte order that kernels work in."""
+        x = super().at_least_single(x)
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
     @staticmethod
     def _diagonal(z: Array) -> Array:
         """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
 
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        work = a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if not _worth_blas(work, a, b, a if out is None else out):
+            return super().matmul(a, b, out)
+        return _blas.matmul(a, b, out)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``, Hermitian bit for bit."""
+        if not _worth_blas(x.shape[-2] * x.shape[-1] ** 2, x, x if out is None else out):
+            return super().gram(x, out)
+        return _blas.whole_gram(x, out)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` without temporaries, rounded once."""
+        work = a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if a is b is c or not _worth_blas(work, a, b, c, a if out is None else out):
+            return super().gemm(a, b, c, alpha, beta, out)
+        if beta:
+            out = np.empty(c.shape, c.dtype) if out is None else out
+            out[...] = c
+        return _blas.matmul(a, b, out, alpha=alpha, beta=beta)
+
+    def hermitian_split(self, w: Array) -> tuple[Array, Array]:
+        """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
+        if not _worth_blas(w.size, w):
+            return super().hermitian_split(w)
+        rest = _blas.split(w)
+        return w, np.full((1, 1), rest, w.real.dtype)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry (of real and imaginary parts, if complex), in one pass."""
+        if not _worth_blas(x.size, x) or not _is_contiguous(x):
+            return super().max_abs(x)
+        return np.full((1, 1), _blas.max_abs(x), x.real.dtype)
+
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary."""
+        if _worth_blas(x.size, x) and _is_contiguous(x):
+            return np.full((1, 1), _blas.norm(x), x.real.dtype)
         if self.is_complex(x):
             square = np.einsum("...ij,...ij->...", x.real, x.real)
             square = square + np.einsum("...ij,...ij->...", x.imag, x.imag)
@@ -498,6 +562,24 @@ class NumpyOps(InPlaceOps):
             return (unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
 
         return self._each(one, z)[0]
+
+    def is_definite(self, z: Array, shift: Array) -> bool:
+        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
+
+        def one(a: Array, s: Array) -> bool:
+            # The transpose of a Hermitian matrix has its eigenvalues, and the other memory order.
+            y = np.array(_blas.columns(a)[0], order="F")
+            _blas.add_diagonal(y, -s.item())
+            # Some implementations go on when they meet NaN.
+            return _blas.cholesky(y) and bool(np.isfinite(_blas.diagonal(y)).all())
+
+        stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
+        return all(one(a, s) for a, s in stacks)
+
+    def count_above(self, h: Array, cut: float) -> np.ndarray:
+        """How many eigenvalues exceed `cut` times the largest: the inertia of a shifted matrix."""
+        counts = [_blas.count_above(_blas.columns(a)[0], cut) for a in h.reshape(-1, *h.shape[-2:])]
+        return np.array(counts, dtype=int).reshape(h.shape[:-2])
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
@@ -651,6 +733,10 @@ class JaxOps(Ops):
 class CupyOps(InPlaceOps):
     """CuPy 14: norms and factorisations kept out of its silent double precision for bfloat16."""
 
+    def on_cpu(self, x: Array) -> bool:
+        """Never."""
+        return False
+
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
 
     def dtype(self, name: str) -> Any:
@@ -697,6 +783,15 @@ class CupyOps(InPlaceOps):
         for index in np.ndindex(*l.shape[:-2]):
             out[index] = solve(l[index], b[index], lower=True, trans=trans)
         return out
+
+
+def _worth_blas(size: int, *arrays: Array) -> bool:
+    """Whether matrices are for SciPy's kernels: of one of their types, and large enough."""
+    return size >= BLAS_FROM and _blas.has_kernels(*arrays)
+
+
+def _is_contiguous(x: Array) -> bool:
+    return bool(x.flags.c_contiguous or x.flags.f_contiguous)
 
 
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:

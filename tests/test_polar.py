@@ -41,7 +41,7 @@ def perturbed(u, size, rank, seed):
 @pytest.mark.parametrize(("rank", "factor"), [(200, 1.15), (1, 2.5)])
 @pytest.mark.parametrize("large", [False, True])
 def test_estimated_figures_agree_with_exact_ones(dtype, rank, factor, large):
-    """Above EXACT_UP_TO columns: within a few percent for many directions, a small factor for one."""
+    """Within a few percent for many directions, a small factor for one."""
     m, n = 260, EXACT_UP_TO + 72
     ops = ops_of(np.eye(2))
     x = gaussian((m, n), dtype)
@@ -135,6 +135,22 @@ def test_reason_and_condition_are_shown():
     assert "condition" in repr(result)
     assert "condition" in result._repr_html_()
     assert set(result.to_dict()) >= {"condition_bounds", "reason", "method"}
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["auto", "svd"])
+def test_rank_of_large_matrices(name, dtype, method):
+    """Above EXACT_UP_TO columns it is the inertia of H, and must be that of the singular values."""
+    lib = library(name)
+    n = EXACT_UP_TO + 33
+    for rank in (1, 2, n // 2, n - 1):
+        s = np.r_[np.geomspace(1, 1e-2, rank), np.zeros(n - rank)]
+        a = with_singular_values(s, n + 5, dtype=dtype)
+        assert polar(lib.asarray(a), method=method).rank == rank
+        assert (
+            polar(lib.asarray(np.stack([a, a * 1e-30])), method=method).rank.tolist() == [rank] * 2
+        )
 
 
 # -- hints -----------------------------------------------------------------------------------

@@ -14,27 +14,42 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib import published
+from polarlib._methods import small
 from polarlib._methods.auto import auto
+from polarlib._methods.hybrid import hybrid
+from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import qdwh
 from polarlib._methods.qr import qr
+from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.zolotarev import zolotarev
 
-__all__ = ["HINTED", "METHODS", "auto", "methods", "partial_isometry", "polynomial"]
+__all__ = ["HINTED", "METHODS", "auto", "methods", "partial_isometry", "polynomial", "small"]
 
 METHODS: dict[str, Callable[..., Any]] = {
     "svd": svd,
+    "hybrid": hybrid,
+    "structured": structured,
     "qdwh": qdwh,
     "zolotarev": zolotarev,
     "newton": newton,
     "newton_schulz": newton_schulz,
+    "minimax": minimax,
     "qr": qr,
+    "small": small.small,
 }
 # Methods that take ``lower=``, a lower bound of sigma_min / sigma_max.
-HINTED: dict[str, Callable[..., Any]] = {"auto": auto}
+HINTED: dict[str, Callable[..., Any]] = {
+    "auto": auto,
+    "hybrid": hybrid,
+    "structured": structured,
+    "qdwh": qdwh,
+    "newton_schulz": newton_schulz,
+    "minimax": minimax,
+}
 
 
 def methods() -> dict[str, str]:

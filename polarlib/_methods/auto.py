@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from polarlib._methods.hybrid import hybrid, library_of
+from polarlib._methods.small import LARGEST, WORTH, small
 from polarlib._methods.svd import svd
+from polarlib.costs import kernel_costs
 from polarlib.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["auto"]
 
 Array = Any
+
+# Columns from which the iterations beat the SVD on the host; below, calls take the time. By
+# experiment: benchmarks/polar.py.
+WORTH_IT = 48
+# Cost of the hybrid on other libraries than NumPy, in matrix products, for a condition number of
+# 1e4: three Halley steps, three polynomials, and the bound. The SVD is taken where it costs less.
+STEPS = {"gram": 6.0, "cholesky": 4.0, "solve": 7.0, "matmul": 3.0, "elementwise": 20.0}
 
 
 def auto(
@@ -22,6 +35,29 @@ def auto(
     callback: Callable[[int, Array], None] | None = None,
     lower: float | None = None,
 ) -> tuple[Array, Run]:
-    """The fastest method that is backward stable for the matrix, and why it was taken."""
-    u, run = svd(x, ops, tol=tol, callback=callback)
-    return u, run._replace(method="svd")
+    """The fastest method that is backward stable for the matrix, and why it was taken.
+
+    Closed forms for stacks of small matrices; the SVD where calls or the library make the
+    iterations slower; else the hybrid, which estimates the condition number and plans by the costs
+    of kernels, the SVD among them.
+    """
+    m, n = x.shape[-2:]
+    if m == n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
+        u, run = small(x, ops, tol=tol, callback=callback)
+        return u, run._replace(method="small", note=f"closed forms; {run.note}")
+    on_host = isinstance(x, np.ndarray)
+    if n < WORTH_IT:
+        u, run = svd(x, ops, tol=tol, callback=callback)
+        return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
+    device = "cpu" if ops.on_cpu(x) else "gpu"
+    costs = kernel_costs(library_of(ops), ops.format_name(x), n, device=device)
+    if not on_host:
+        steps = sum(costs[kernel] * count for kernel, count in STEPS.items())
+        if costs["svd"] < steps:
+            note = f"the SVD costs {costs['svd']:.0f} products, iterations about {steps:.0f}"
+            u, run = svd(x, ops, tol=tol, callback=callback)
+            return u, run._replace(method="svd", note=note)
+    u, run = hybrid(
+        x, ops, tol=tol, callback=callback, lower=lower, may_decompose=True, costs=costs
+    )
+    return u, run if run.method else run._replace(method="hybrid")

@@ -3,65 +3,109 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from polarlib.formats import format_of
+from polarlib._methods.reduction import reduce_tall
+from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["newton"]
+__all__ = ["SCALINGS", "newton"]
 
 Array = Any
 
-# Scaling ends, and quadratic convergence begins, below this relative change. Higham (1986).
+# Higham's scaling ends, and quadratic convergence begins, below this relative change; from him.
 SCALE_ABOVE = 1e-2
 # Nine iterations suffice at condition number 1e16; slack for spectra that defeat the estimate.
 MAX_ITERATIONS = 30
+SCALINGS = ("higham", "byers_xu")
 
 
 def newton(
-    x: Array, ops: Ops, *, tol: float, callback: Callable[[int, Array], None] | None = None
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+    scaling: str = "higham",
 ) -> tuple[Array, Run]:
-    """Newton iteration with Higham's 1,inf-norm scaling, by matrix inversion.
+    """Scaled Newton iteration, by matrix inversion.
 
     Computes ``X <- (zeta X + X^-H / zeta) / 2``: an LU inverse in each iteration (about 1.4
-    products), 5 to 9 iterations, quadratic convergence. Tall matrices are reduced by QR first.
-    Fails on exactly singular matrices, and says so. The backward error grows slowly with n through
-    the LU factorisation.
+    products), 5 to 9 iterations, quadratic convergence. Tall matrices are reduced to square ones
+    first; a Newton-Schulz step at the end makes U orthonormal to rounding. The backward error grows
+    with n through the LU factorisation, 5e-15 at n = 256 and 2e-14 at 1024. An exactly singular
+    matrix has no inverse: the iteration ends at once, and the result is NaN.
+
+    `scaling` is "higham", by the 1- and inf-norms of X and its inverse in each iteration, or
+    "byers_xu", by a recurrence from upper bounds a of ||X||_2 and 1/b of ||X^-1||_2 at the start,
+    which takes at most 9 iterations to condition numbers of 1e16, however the singular values lie;
+    Higham's is no worse where their number is small, and better where the bounds are loose.
 
     N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174, Algorithm Newton; Functions of
-    Matrices (SIAM, 2008), equation (8.20).
+    Matrices (SIAM, 2008), equation (8.20). R. Byers, H. Xu, SIAM J. Matrix Anal. Appl. 30 (2008)
+    822-843, equations (3.2)-(3.4).
     """
-    xp = ops.xp
+    if scaling not in SCALINGS:
+        raise ValueError(f"unknown scaling {scaling!r}; {nearest(scaling, SCALINGS)}")
     m, n = x.shape[-2:]
-    eps = format_of(ops.format_name(x)).epsilon
-    q = None
+    stop = math.sqrt(5 * format_of(ops.format_name(x)).epsilon)
+    lift, matmuls = None, 0
     if m > n:
-        q, x = ops.qr(x)
+        x, lift, matmuls = reduce_tall(x, ops)
+    inverse = ops.inverse(x)
+    low, high = 1 / _bound(inverse, ops), _bound(x, ops)
+    factors = _byers_xu(low, high)
+    ends = -ops.read(-low), ops.read(high)
+    bounds = ends if all(map(math.isfinite, ends)) else None
     changes: list[float] = []
-    converged = scaling = True
+    change = math.inf
     while True:
-        inverse = ops.inverse(x)
-        zeta: Any = 1.0
-        if scaling:
-            # Roots first: the product of two norms could overflow.
-            above = xp.sqrt(ops.norm_1(inverse)) * xp.sqrt(ops.norm_inf(inverse))
-            zeta = xp.sqrt(above / (xp.sqrt(ops.norm_1(x)) * xp.sqrt(ops.norm_inf(x))))
+        if scaling == "byers_xu":
+            zeta = next(factors)
+        else:
+            zeta = _higham(x, inverse, ops) if change > SCALE_ABOVE else 1.0
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
         new = x * (0.5 * zeta) + ops.adjoint(inverse) * (0.5 / zeta)
         change = ops.read(ops.norm_1(new - x) / ops.norm_1(x))
         x = new
         changes.append(change)
         if callback is not None:
-            callback(len(changes), x if q is None else ops.matmul(q, x))
-        if not math.isfinite(change) or len(changes) == MAX_ITERATIONS:
-            converged = False
-            break
+            callback(len(changes), x if lift is None else lift(x))
         # Quadratic convergence: the error left is about change^2 / 2.
-        if change <= math.sqrt(5 * eps):
+        converged = change <= stop
+        if converged or not math.isfinite(change) or len(changes) == MAX_ITERATIONS:
             break
-        scaling = scaling and change > SCALE_ABOVE
-    if q is not None:
-        x = ops.matmul(q, x)
-    return x, Run(len(changes), 0 if q is None else 1, converged, tuple(changes))
+        inverse = ops.inverse(x)
+    note = "" if math.isfinite(change) else "exactly singular: there is no inverse"
+    if converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
+        defect = ops.add_diagonal(-ops.gram(x), 1.0)
+        x = ops.gemm(x, defect, x, alpha=0.5, beta=1.0)
+        matmuls += 2
+    if lift is not None:
+        x = lift(x)
+    return x, Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds, note=note)
+
+
+def _bound(x: Array, ops: Ops) -> Array:
+    """Upper bound of the spectral norm."""
+    # Roots first: the product of two norms could overflow.
+    sums = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
+    return ops.xp.minimum(ops.frobenius(x), sums)
+
+
+def _higham(x: Array, inverse: Array, ops: Ops) -> Array:
+    xp = ops.xp
+    above = xp.sqrt(ops.norm_1(inverse)) * xp.sqrt(ops.norm_inf(inverse))
+    return xp.sqrt(above / (xp.sqrt(ops.norm_1(x)) * xp.sqrt(ops.norm_inf(x))))
+
+
+def _byers_xu(low: Array, high: Array) -> Iterator[Array]:
+    """Suboptimal scaling factors for singular values in [low, high]."""
+    root = (low * high) ** 0.5
+    yield 1 / root
+    zeta = (2 * root / (low + high)) ** 0.5
+    while True:
+        yield zeta
+        zeta = (2 / (zeta + 1 / zeta)) ** 0.5

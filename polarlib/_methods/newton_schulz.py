@@ -6,44 +6,104 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from polarlib.iterate import normalise
+from polarlib._methods.reduction import largest
+from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["newton_schulz"]
+__all__ = ["newton_schulz", "settle"]
 
 Array = Any
 
-# Singular values grow by 1.5 a step: 96 steps from 1e-16.
+# Slope at zero: small singular values grow by it in each step.
+GROWTH = 1.5
+# 96 steps serve a condition number of 1e16.
 MAX_ITERATIONS = 120
+# The defect hardly falls while only singular values far below 1 are left.
+STALLED = 0.99
+# Orthogonality, in epsilons, that rounding leaves: two to five, by experiment.
+SETTLED = 10
 
 
 def newton_schulz(
-    x: Array, ops: Ops, *, tol: float, callback: Callable[[int, Array], None] | None = None
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+    lower: float | None = None,
 ) -> tuple[Array, Run]:
     """Newton-Schulz iteration X (3 I - X^H X) / 2 until orthonormal, by products alone.
 
     Cost: 2 products a step; small singular values grow by 1.5 a step, so that a matrix of condition
-    number kappa takes about ``log(sqrt(n) kappa) / log(1.5)`` steps (22 at 1e3, 96 at 1e16), the
-    last ones converging quadratically. Only conditionally stable: the backward error grows with the
-    condition number. Singular values that are zero stay zero.
+    number kappa takes about ``log(kappa) / log(1.5)`` steps (22 at 1e3, 96 at 1e16), the
+    last ones converging quadratically. (Degree 5 takes 3 products to grow by 1.875: the same rate.)
+    Only conditionally stable: the backward error grows with the condition number. Singular values
+    that are zero stay zero: the iteration ends when the others are 1 and these can be traced back
+    to below the cut of the numerical rank, unless `lower`, a lower bound of sigma_min / sigma_max,
+    says that there are none.
 
     Z. Kovarik (1970); A. Bjorck and C. Bowie (1971), SIAM J. Numer. Anal. 8, equation (2.3);
     stability: Y. Nakatsukasa and N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 634-655.
     """
-    x, matmuls = normalise(x, ops, "frobenius")
-    root = math.sqrt(x.shape[-1])
+    m, n = x.shape[-2:]
+    eps = format_of(ops.format_name(x)).epsilon
+    g = ops.gram(x)
+    high, mean, _ = largest(x, g, ops)
+    # The cut of the rank, with sigma_1 >= ||X||_F / sqrt(n).
+    cut = max(m, n) * eps * ops.xp.sqrt(mean / high)
+    x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
+    bounds = 0.0, math.sqrt(ops.read(high))
+    matmuls = 1
     defects: list[float] = []
+    before, note = math.inf, ""
     while True:
-        g = ops.gram(x)
-        defect = ops.read(ops.frobenius(ops.add_diagonal(-g, 1.0))) / root
-        matmuls += 1
+        e = ops.add_diagonal(g * -1.0, 1.0)
+        size = ops.frobenius(e)
+        defect = ops.read(size) / math.sqrt(n)
         converged = defect <= tol
-        if converged or not math.isfinite(defect) or len(defects) == MAX_ITERATIONS:
-            return x, Run(len(defects), matmuls, converged, tuple(defects))
-        z, alpha, beta = ops.fold(g, -0.5, 1.5)
-        x = ops.gemm(x, z, x, alpha=alpha, beta=beta)
+        settled = defect <= SETTLED * eps or (converged and defect > 0.5 * before)
+        if settled or not math.isfinite(defect) or len(defects) == MAX_ITERATIONS:
+            break
+        new = ops.gemm(x, e, x, alpha=0.5, beta=1.0)
+        matmuls += 1
+        if lower is None and defect > STALLED * before:
+            # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
+            left = 2 * ops.frobenius(new - x) / GROWTH ** len(defects)
+            if ops.read(ops.xp.where(size > STALLED, cut / left, ops.xp.zeros_like(size))) > 1:
+                note = "numerically singular: what is left of the spectrum is rounding"
+                break
+        x, before = new, defect
+        g = ops.gram(x)
         matmuls += 1
         defects.append(defect)
         if callback is not None:
             callback(len(defects), x)
+    return x, Run(len(defects), matmuls, converged, tuple(defects), bounds=bounds, note=note)
+
+
+def settle(
+    x: Array, gram: Array, ops: Ops, follow: Callable[[Array, Array], Array]
+) -> tuple[Array, float, int]:
+    """Newton-Schulz steps as long as they help: what bounds that were noise have left.
+
+    Returns
+    -------
+    x : array
+        The last iterate.
+    defect : float
+        ``||X^H X - I||_F / sqrt(n)``, the largest of a stack.
+    matmuls : int
+        Products spent.
+    """
+    floor = SETTLED * format_of(ops.format_name(x)).epsilon
+    defect, matmuls = math.inf, 0
+    while True:
+        before, e = defect, ops.add_diagonal(gram * -1.0, 1.0)
+        defect = ops.read(ops.frobenius(e)) / math.sqrt(x.shape[-1])
+        # Zeros do not move. Below 0.1 the defect is squared in each step, or is rounding.
+        if not floor < defect < (STALLED if before > 0.1 else 0.5) * before:
+            return x, defect, matmuls
+        x = follow(ops.gemm(x, e, x, alpha=0.5, beta=1.0), x)
+        gram = ops.gram(x)
+        matmuls += 2

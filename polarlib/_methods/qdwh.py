@@ -6,17 +6,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from polarlib._methods.reduction import noise, start
 from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["qdwh", "resolvent", "scaled", "weights"]
+__all__ = ["form", "qdwh", "resolvent", "weights"]
 
 Array = Any
 
-# Above this c the Cholesky form loses backward stability (its error grows with c) and the QR form
-# is used. Nakatsukasa and Higham (2013), section 5.
+# Condition number of I + c X^H X above which the Cholesky form loses backward stability: its error
+# grows with c. Nakatsukasa and Higham (2013), section 5.
 CHOLESKY_BELOW = 100.0
+# Rounding errors of the Gram matrix of a stack, relative to its smallest eigenvalue, up to which a
+# second Cholesky factor takes them off.
+TWICE_BELOW = 1.0
 # Six suffice from l = 1e-16; the rest is for lower bounds that are loose by the noise in them.
 MAX_ITERATIONS = 12
 
@@ -38,92 +42,108 @@ def weights(l: float) -> tuple[float, float, float]:
     return a, b, a + b - 1
 
 
-def scaled(x: Array, ops: Ops) -> tuple[Array | None, Array, float]:
-    """Reduce tall matrices to square ones and scale them to singular values in [l, 1].
+def form(condition: float, n: int, eps: float) -> str:
+    """How to apply the inverse of an n x n matrix ``I + c X^H X`` of this condition number.
 
-    Returns
-    -------
-    q : array or None
-        With orthonormal columns, what a tall `x` was reduced by.
-    y : array, shape (..., n, n)
-        ``x`` or its triangular factor, over an upper bound of its norm.
-    l : float
-        Certified lower bound up to rounding, the smallest of the stack; at least eps**3.
+    Examples
+    --------
+    >>> [form(c, 100, 2.0**-52) for c in (50.0, 1e8, 1e16)]
+    ['cholesky', 'cholesky twice', 'householder']
     """
-    m, n = x.shape[-2:]
+    if condition <= CHOLESKY_BELOW:
+        return "cholesky"
+    return "cholesky twice" if condition * noise(2 * n, eps) <= TWICE_BELOW else "householder"
+
+
+def resolvent(
+    x: Array, c: Any, weight: Any, ops: Ops, *, how: str, gram: Array | None = None
+) -> tuple[Array, int]:
+    """Return ``weight X (I + c X^H X)^-1``, and the products spent.
+
+    By a Cholesky factor of ``Z = I + c X^H X`` where it is well-conditioned. Otherwise by
+    ``X Z^-1 = Q_1 Q_2^H / sqrt(c)`` with the orthonormal factor Q of the stack ``[sqrt(c) X; I]``:
+    by Cholesky-QR, twice, as long as the condition number leaves digits to correct (about 1 / eps),
+    or else by Householder's QR. Both are as accurate as each other.
+
+    Parameters
+    ----------
+    x : array, shape (..., n, n)
+        Singular values up to about 1.
+    c, weight : float or array
+        Positive. Arrays of shape (r, ..., 1, 1) give a stack of r results.
+    ops : Ops
+        Arithmetic.
+    how : str
+        From :func:`form`.
+    gram : array, optional
+        ``X^H X``, if it is known. Not changed.
+    """
     xp = ops.xp
-    eps = format_of(ops.format_name(x)).epsilon
-    q, r = ops.qr(x)
-    if m > n:
-        x = r
-    # Two bounds of the largest singular value, and ||R^-1||_F^-1, which is below the smallest.
-    upper = xp.minimum(ops.frobenius(x), xp.sqrt(ops.norm_1(x) * ops.norm_inf(x)))
-    upper = xp.where(upper == 0, xp.ones_like(upper), upper)
-    inverse = ops.solve_lower(ops.adjoint(r), xp.broadcast_to(ops.eye(n, x), r.shape))
-    ratio = 1 / (ops.frobenius(inverse) * upper)
-    # One l serves a whole stack: the smallest. NaN (singular R) compares false. Far below the noise
-    # there is nothing to lose: an l of 1e-47 costs one iteration more than 1e-16.
-    ratio = xp.where(ratio > eps**3, ratio, xp.full_like(ratio, eps**3))
-    return (q if m > n else None), ops.divide(x, upper), min(1.0, -ops.read(-ratio))
-
-
-def resolvent(x: Array, c: float, weight: float, ops: Ops, *, by_qr: bool) -> Array:
-    """Return ``weight X (I + c X^H X)^-1``, by QR of a stack or by Cholesky factorisation.
-
-    The condition number of ``I + c X^H X`` should be below `CHOLESKY_BELOW` for the latter.
-    """
     n = x.shape[-1]
-    if by_qr:
-        eye = ops.eye(n, x)
-        stack = ops.xp.concat([math.sqrt(c) * x, ops.xp.broadcast_to(eye, x.shape)], axis=-2)
-        both, _ = ops.qr(stack)
-        q1, q2 = both[..., :n, :], both[..., n:, :]
-        return ops.matmul(q1, ops.adjoint(q2)) * (weight / math.sqrt(c))
-    z = ops.add_diagonal(ops.gram(x) * c, 1.0)
-    factor = ops.cholesky(z)
-    y = ops.solve_lower(factor, ops.adjoint(x))
-    y = ops.solve_lower(factor, y, adjoint=True)
-    return ops.adjoint(y) * weight
+    root = c**0.5
+    if how == "householder":
+        y = x * root
+        q, _ = ops.qr(xp.concat([y, xp.broadcast_to(ops.eye(n, x), y.shape)], axis=-2))
+        product = ops.matmul(q[..., :n, :], ops.adjoint(q[..., n:, :]))
+        return product * (weight / root), 1
+    g = ops.gram(x) if gram is None else gram
+    spent = 1 if gram is None else 0
+    factor = ops.cholesky(ops.add_diagonal(g * c, 1.0))
+    y = ops.adjoint(x)
+    if how == "cholesky":
+        y = ops.solve_lower(factor, xp.broadcast_to(y, factor.shape))
+        y = ops.solve_lower(factor, y, adjoint=True)
+        return ops.adjoint(y) * weight, spent
+    y = xp.concat([y * root, xp.broadcast_to(ops.eye(n, x), factor.shape)], axis=-1)
+    y = ops.solve_lower(factor, y)
+    factor = ops.cholesky(ops.matmul(y, ops.adjoint(y)))
+    y = ops.solve_lower(factor, y)
+    product = ops.matmul(ops.adjoint(y[..., :n]), y[..., n:])
+    return product * (weight / root), spent + 2
 
 
 def qdwh(
-    x: Array, ops: Ops, *, tol: float, callback: Callable[[int, Array], None] | None = None
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+    lower: float | None = None,
 ) -> tuple[Array, Run]:
     """Dynamically weighted Halley iteration by QR and Cholesky factorisations.
 
     Computes ``X <- X (a I + b X^H X)(I + c X^H X)^-1`` with weights from a certified lower bound l
     of the singular values: at most 6 iterations for condition numbers to 1e16, cubic convergence.
-    Cost: one QR for the bound (and for tall matrices the reduction to n x n); then QR of a 2n x n
-    stack and one product while c > 100, a Gram product, a Cholesky factorisation and two triangular
-    solves after that. Backward stable. Singular values that are exactly zero stay zero: the result
-    is then a partial isometry.
+    Cost: a Gram product and a Cholesky factorisation for the bound (a QR factorisation besides for
+    condition numbers above about eps^-1/2, and the reduction of tall matrices to n x n); then for
+    c > 100 two Cholesky factorisations of a 2n x n stack, or Householder's QR of it for c above
+    about 1 / eps; a Gram product, a Cholesky factorisation and two triangular solves after that.
+    Backward stable. Singular values that are exactly zero stay zero: the result is then a partial
+    isometry. `lower` is a lower bound of sigma_min / sigma_max, if one is known.
 
     Y. Nakatsukasa, Z. Bai, F. Gygi (2010); Y. Nakatsukasa, N. J. Higham, SIAM J. Sci. Comput. 35
     (2013) A1325-A1349, equations (5.2)-(5.4).
     """
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    q, x, l = scaled(x, ops)
+    x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
     changes: list[float] = []
-    matmuls = 0
     while len(changes) < MAX_ITERATIONS:
         a, b, c = weights(l)
         last = x
-        correction = resolvent(x, c, a - b / c, ops, by_qr=c > CHOLESKY_BELOW)
-        matmuls += 1
-        x = x * (b / c) + correction
+        how = form(1 + c, n, eps)
+        correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
+        x, gram = x * (b / c) + correction, None
+        matmuls += spent
         l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
         change = ops.read(ops.frobenius(x - last)) / math.sqrt(n)
         changes.append(change)
         if callback is not None:
-            callback(len(changes), x if q is None else ops.matmul(q, x))
+            callback(len(changes), lift(x))
         # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
         converged = abs(1 - l) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
         if converged or not math.isfinite(change):
             break
     else:
         converged = False
-    if q is not None:
-        x = ops.matmul(q, x)
-        matmuls += 1
-    return x, Run(len(changes), matmuls, converged, tuple(changes))
+    return lift(x), Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds)

@@ -1,0 +1,89 @@
+"""The best polynomials at full precision: products alone, once the spectrum is bounded."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from polarlib._methods.newton_schulz import settle
+from polarlib._methods.reduction import rounded_down, start
+from polarlib.design import greedy
+from polarlib.formats import format_of, odd_value
+from polarlib.iterate import even_part
+from polarlib.ops import Ops
+from polarlib.result import Run
+
+__all__ = ["minimax"]
+
+Array = Any
+
+DEGREE = 5
+# Without it the largest singular values are mapped to tiny ones, and backward stability is lost: at
+# a condition number of 1e15 the error is 5e-11 in place of 5e-15. By experiment.
+CUSHION = 0.1
+# A step grows the small singular values by 3.8, and a few more steps bring them from 0.1 to 1.
+GROWTH, LAST_STEPS = 3.8, 8
+
+
+def minimax(
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+    lower: float | None = None,
+    cushion: float = CUSHION,
+) -> tuple[Array, Run]:
+    """Best polynomials of degree 5 for a certified interval, cushioned, then Newton-Schulz.
+
+    Computes ``X <- X (a I + b X^H X + c (X^H X)^2)`` with coefficients from
+    :func:`polarlib.design.greedy` for the interval [l, 1] of singular values: 3 products a step, 5
+    steps at a condition number of 10, 8 at 1e3, 15 at 1e7 and 30 at 1e16. Cost besides: a Gram
+    product, a Cholesky factorisation and a triangular solve for l (a QR factorisation for condition
+    numbers above about eps^-1/2, and the reduction of tall matrices); nothing if `lower`, a lower
+    bound of sigma_min / sigma_max, is known. Backward stable by the cushion: the steps are best on
+    ``[max(l, cushion u), u]``, so that no singular value shrinks below a tenth of the largest.
+    Exactly singular matrices are not iterated on.
+
+    N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932, sections 3-4;
+    stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
+    """
+    n = x.shape[-1]
+    eps = format_of(ops.format_name(x)).epsilon
+    x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower, square=False)
+    changes: list[float] = []
+    if l < eps**2:
+        note = "exactly singular: no interval of positive numbers holds the singular values"
+        return lift(x), Run(0, matmuls, False, bounds=bounds, note=note)
+
+    def follow(new: Array, old: Array) -> Array:
+        changes.append(ops.read(ops.frobenius(new - old)) / math.sqrt(n))
+        if callback is not None:
+            callback(len(changes), lift(new))
+        return new
+
+    for step in _steps(rounded_down(l), cushion, eps):
+        z, alpha, beta = ops.fold(*even_part(gram, step, ops))
+        x = follow(ops.gemm(x, z, x, alpha=alpha, beta=beta), x)
+        gram = ops.gram(x)
+        matmuls += 3
+    x, defect, spent = settle(x, gram, ops, follow)
+    return lift(x), Run(len(changes), matmuls + spent, defect <= tol, tuple(changes), bounds=bounds)
+
+
+@functools.lru_cache(maxsize=256)
+def _steps(l: float, cushion: float, eps: float) -> tuple[tuple[float, ...], ...]:
+    """Steps until one of Newton-Schulz, which leaves 3/2 of the error squared, does the rest."""
+    last = math.sqrt(3 * eps)
+    if 1 - l <= last:
+        return ()
+    count = LAST_STEPS + math.ceil(math.log(1 / l) / math.log(GROWTH))
+    # The steps are steep at the upper end: rounding there must not grow from step to step.
+    steps = greedy(l, [DEGREE] * count, cushion=cushion, safety=math.sqrt(eps)).steps
+    for k, step in enumerate(steps, 1):
+        l = odd_value(step, l)
+        if 1 - l <= last:
+            return steps[:k]
+    return steps

@@ -1,0 +1,184 @@
+"""Where an iteration starts: square matrices for tall ones, and bounds of singular values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polarlib.formats import format_of
+from polarlib.ops import Ops
+
+__all__ = ["Start", "largest", "noise", "reduce_tall", "rounded_down", "start"]
+
+Array = Any
+
+# Rounding errors of length-k sums are below this many sqrt(k) unit roundoffs with near certainty
+# (N. J. Higham, T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835); the factor by experiment.
+LIKELY = 4.0
+# A Gram matrix is trusted if rounding moves its eigenvalues by at most this part of the smallest.
+TRUSTED = 0.25
+# Rows over columns from which Cholesky-QR replaces Householder's QR. By experiment on CPUs: twice
+# as fast with SciPy, the same with torch.
+TALL = 2
+# Nothing is lost below: an l of eps**3 costs a rational iteration one step more than eps.
+FLOOR = 3
+
+
+class Start(NamedTuple):
+    """Square matrices with singular values in [lower, 1], and the way back.
+
+    Attributes
+    ----------
+    x : array, shape (..., n, n)
+        A new array, or factors of one.
+    gram : array, shape (..., n, n)
+        ``x^H x``.
+    lower : float
+        Certified up to rounding, or as the caller promised; the smallest of a stack.
+    lift : callable
+        From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
+    bounds : tuple of float
+        Of the singular values of the matrices given, the worst over a stack.
+    matmuls : int
+        Products spent.
+    """
+
+    x: Array
+    gram: Array
+    lower: float
+    lift: Callable[[Array], Array]
+    bounds: tuple[float, float]
+    matmuls: int
+
+
+def noise(k: int, eps: float) -> float:
+    """Rounding error of a Gram matrix and its Cholesky factor, over ``||X||_F**2``."""
+    return LIKELY * math.sqrt(k) * eps / 2
+
+
+def inverse_norm(factor: Array, ops: Ops) -> Array:
+    """Upper bound of ``||L^-1||_2``, by one triangular solve; infinite or NaN if singular."""
+    inverse = ops.solve_lower(
+        factor, ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
+    )
+    sums = ops.xp.sqrt(ops.norm_1(inverse)) * ops.xp.sqrt(ops.norm_inf(inverse))
+    return ops.xp.minimum(ops.frobenius(inverse), sums)
+
+
+def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
+    """Bound the eigenvalues of G = X^H X by its 1-norm, trace and variance.
+
+    Returns
+    -------
+    high : array, shape (..., 1, 1)
+        Above the largest eigenvalue; 1 for a zero matrix.
+    mean, spread : array, shape (..., 1, 1)
+        All eigenvalues are within ``mean (1 - spread)`` and ``mean (1 + spread)``; mean 1 for zero.
+
+    Notes
+    -----
+    H. Wolkowicz, G. P. H. Styan, Linear Algebra Appl. 29 (1980) 471-506, Theorem 2.1.
+    """
+    xp = ops.xp
+    n = g.shape[-1]
+    trace = ops.frobenius(x) ** 2
+    mean = xp.where(trace == 0, xp.ones_like(trace), trace / n)
+    spread = ops.frobenius(ops.add_diagonal(ops.divide(g, mean), -1.0)) * math.sqrt((n - 1) / n)
+    spread = xp.where(trace == 0, xp.ones_like(trace), spread)
+    high = xp.minimum(ops.norm_1(g), mean * (1 + spread))
+    return xp.where(high == 0, xp.ones_like(high), high), mean, spread
+
+
+def rounded_down(l: float) -> float:
+    """A number not above l, of few, so that few schedules are designed; near 1 as near to it."""
+    if l > 0.5:
+        mantissa, exponent = math.frexp(1 - l)
+        return 1 - math.ldexp(math.ceil(mantissa * 32) / 32, exponent)
+    mantissa, exponent = math.frexp(l)
+    return math.ldexp(math.floor(mantissa * 32) / 32, exponent)
+
+
+def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> Start:
+    """Reduce tall matrices to square ones, scale them, and bound their singular values.
+
+    Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
+    and a triangular solve; a QR factorisation besides where the Gram matrix is too ill-conditioned
+    to be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
+    which is sharp near orthonormal matrices.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        m >= n. Not changed.
+    ops : Ops
+        Arithmetic.
+    lower : float, optional
+        Lower bound of sigma_min / sigma_max, known: nothing is factorised for it.
+    square : bool, optional
+        Whether tall matrices must become square even where no bound asks for a factorisation.
+
+    Returns
+    -------
+    Start
+    """
+    xp = ops.xp
+    m, n = x.shape[-2:]
+    eps = format_of(ops.format_name(x)).epsilon
+    lift: Callable[[Array], Array] = _same
+    matmuls = 0
+    tall = m > n and (square or lower is None)
+    if tall:
+        x, lift, matmuls = reduce_tall(x, ops)
+    g = ops.gram(x)
+    high, mean, spread = largest(x, g, ops)
+    if lower is None:
+        blur = 0.0 if tall else noise(2 * n, eps) * n  # what G has lost, over the mean
+        factor = ops.adjoint(x) if tall else ops.cholesky(g)
+        low = inverse_norm(factor, ops) ** -2.0
+        if not (tall or ops.read(blur * mean / low) <= TRUSTED):  # NaN compares false
+            factor, blur = ops.adjoint(ops.qr(x)[1]), 0.0
+            low = inverse_norm(factor, ops) ** -2.0
+        low = low - blur * mean
+        near = mean * (1 - spread - noise(2 * n, eps) * n)
+        low = xp.where(low > near, low, near)
+        ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
+    else:
+        columns = xp.max(xp.sum(xp.abs(x) ** 2, axis=-2, keepdims=True), axis=-1, keepdims=True)
+        rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
+        rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
+        ratio = lower * xp.sqrt(rayleigh / high)
+    # One l serves a whole stack: the smallest. Where it is 0, or NaN, it cannot be known.
+    known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
+    bounds = -ops.read(-known * xp.sqrt(high)), math.sqrt(ops.read(high))
+    l = min(1.0, max(-ops.read(-known), eps**FLOOR))
+    return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
+
+
+def _same(u: Array) -> Array:
+    return u
+
+
+def reduce_tall(x: Array, ops: Ops) -> tuple[Array, Callable[[Array], Array], int]:
+    """Return S, square, with X = Q S and Q orthonormal; the way from U_S to Q U_S; products.
+
+    Cholesky-QR, twice, where the first factor proves that the Gram matrix resolves the condition
+    number (below about eps^-1/2): ``R_1 = chol(X^H X)``, ``Q = X R_1^-1``, ``R_2 = chol(Q^H Q)``,
+    ``S = R_2 R_1``. The way back is ``Q (R_2^-1 U_S)``, so that the second solve has n rows, not m.
+    Householder's QR beyond, and for matrices that are nearly square: shifted Cholesky-QR would
+    serve condition numbers to 1e15, but three and more passes take longer on CPUs.
+
+    Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, Electron. Trans. Numer. Anal. 44 (2015)
+    306-326: errors of the second pass are at rounding level.
+    """
+    m, n = x.shape[-2:]
+    if m >= TALL * n:
+        first = ops.cholesky(ops.gram(x))
+        size = inverse_norm(first, ops) * ops.frobenius(x)
+        if ops.read(size * size) * noise(m + n, format_of(ops.format_name(x)).epsilon) <= TRUSTED:
+            q = ops.adjoint(ops.solve_lower(first, ops.adjoint(x)))
+            second = ops.cholesky(ops.gram(q))
+            s = ops.adjoint(ops.matmul(first, second))
+            return s, lambda u: ops.matmul(q, ops.solve_lower(second, u, adjoint=True)), 4
+    q, s = ops.qr(x)
+    return s, lambda u: ops.matmul(q, u), 1

@@ -1,0 +1,231 @@
+"""Costs of kernels: the shipped table, interpolation, and files of users."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from polarlib import costs
+from polarlib.costs import KERNELS, kernel_costs, read_costs
+
+LIBRARIES = ("numpy", "torch", "jax", "cupy", "array_api_strict")
+OTHERS = [name for name in KERNELS if name != "matmul"]
+
+
+@pytest.fixture(autouse=True)
+def no_file(monkeypatch):
+    monkeypatch.delenv(costs.VARIABLE, raising=False)
+
+
+def text(sizes="[100, 200]", values="[2.0, 4.0]", table="numpy.cpu", drop="", extra=""):
+    """A file of costs; `drop` and `extra` make it wrong."""
+    lines = [f"[{table}]", "measured = true", 'source = "a test"', f"sizes = {sizes}"]
+    for name in costs.FORMATS:
+        lines += [f"[{table}.{name}]", *(f"{kernel} = {values}" for kernel in OTHERS)]
+    return "\n".join(x for x in [*lines, extra] if not drop or not x.startswith(drop))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write a file and name it in the environment."""
+
+    def write(contents):
+        path = tmp_path / f"costs-{len(list(tmp_path.iterdir()))}.toml"
+        path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        monkeypatch.setenv(costs.VARIABLE, str(path))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("format_name", costs.FORMATS)
+@pytest.mark.parametrize("device", costs.DEVICES)
+def test_every_kernel_has_a_positive_cost_at_every_size(library, format_name, device):
+    for n in (1, 64, 100, 700, 2048, 10**6):
+        found = kernel_costs(library, format_name, n, device=device)
+        assert list(found) == list(KERNELS)
+        assert found["matmul"] == 1
+        assert all(0 < cost < math.inf for cost in found.values())
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("format_name", costs.FORMATS)
+@pytest.mark.parametrize("device", costs.DEVICES)
+def test_costs_are_in_the_order_of_their_operations(library, format_name, device):
+    for n in (256, 512, 1024, 2048):
+        found = kernel_costs(library, format_name, n, device=device)
+        assert found["elementwise"] < found["gram"] < found["qr"] < found["qr_stack"]
+        assert found["cholesky"] < found["qr"] < found["svd"]
+        assert found["cholesky"] < found["inverse"] < found["svd"]
+        assert found["eigh"] < found["svd"]
+    small, large = (kernel_costs(library, format_name, n, device=device) for n in (64, 1024))
+    for passes in ("elementwise", "lanczos"):  # n^2 against n^3
+        assert large[passes] < small[passes] / 3
+
+
+def test_interpolation_is_linear_in_log_n_and_constant_beyond(own):
+    own(text(sizes="[100, 400, 1600]", values="[2.0, 5.0, 3.0]"))
+
+    def cost(n):
+        found = kernel_costs("numpy", "float64", n)
+        assert len({found[name] for name in OTHERS}) == 1
+        return found["svd"]
+
+    assert [cost(n) for n in (100, 400, 1600)] == [2.0, 5.0, 3.0]
+    assert cost(200) == pytest.approx(3.5, rel=1e-14)
+    assert cost(800) == pytest.approx(4.0, rel=1e-14)
+    assert cost(1) == cost(99) == 2.0
+    assert cost(1601) == cost(10**9) == 3.0
+
+
+@pytest.mark.parametrize(
+    "table", ["numpy.cpu", "torch.cpu", "jax.cpu", "generic.cpu", "generic.gpu"]
+)
+def test_the_shipped_table_is_met_exactly_at_its_sizes(table):
+    library, device = table.split(".")
+    shipped = costs._shipped()[library][device]
+    assert shipped["sizes"] == [64, 128, 256, 512, 1024, 2048]
+    for format_name in costs.FORMATS:
+        for i, n in enumerate(shipped["sizes"]):
+            found = kernel_costs(library, format_name, n, device=device)
+            assert found == {"matmul": 1.0} | {k: shipped[format_name][k][i] for k in OTHERS}
+
+
+def test_the_shipped_file_says_what_was_measured():
+    for library, devices in costs._shipped().items():
+        for device, table in devices.items():
+            assert table["measured"] == (device == "cpu")
+            if table["measured"]:
+                name = "array_api_strict" if library == "generic" else library
+                command = f"polarlib bench --calibrate --library {name}; "
+                assert table["source"].startswith(command)
+            else:
+                assert table["source"].startswith("not measured: ")
+
+
+def test_the_counted_table_follows_its_formula():
+    table = costs._shipped()["generic"]["gpu"]
+    rate, band = map(float, re.findall(r"([\d.]+) (?:Tflop|GB)/s", table["source"]))
+    launch = float(re.search(r"(\d+) microseconds", table["source"])[1]) * 1e-6
+    rules = {
+        name: terms
+        for names, *terms in re.findall(
+            r"([a-z_, ]+?) ([\dn/]+), ([\dn/]+), ([\dn/]+)", table["source"]
+        )
+        for name in names.strip(" ,").split(", ")
+    }
+    assert set(rules) == set(KERNELS) - {"matmul"} | {"product"}
+
+    def seconds(terms, n, width):
+        flops, passes, launches = (eval(re.sub(r"(\d)n", r"\1*n", t), {"n": n}) for t in terms)
+        moved = passes * width * n * n / (band * 1e9)
+        return flops * n**3 / (rate * 1e12) + moved + launches * launch
+
+    for format_name, width in (("float32", 4), ("float64", 8)):
+        for i, n in enumerate(table["sizes"]):
+            product = seconds(rules["product"], n, width)
+            for kernel in OTHERS:
+                expected = seconds(rules[kernel], n, width) / product
+                assert table[format_name][kernel][i] == pytest.approx(expected, rel=6e-3)
+
+
+def test_libraries_without_a_table_have_the_generic_one():
+    generic = kernel_costs("generic", "float64", 300)
+    assert kernel_costs("dask", "float64", 300) == generic
+    assert kernel_costs("numpy", "float64", 300) != generic
+    on_gpu = kernel_costs("generic", "float64", 300, device="gpu")
+    assert kernel_costs("cupy", "float64", 300) == on_gpu != generic
+    assert kernel_costs("torch", "float64", 300, device="gpu") == on_gpu
+
+
+def test_narrow_formats_have_the_costs_of_what_carries_them():
+    for name in ("bfloat16", "float16", "tf32", "float8_e4m3"):
+        assert kernel_costs("torch", name, 300) == kernel_costs("torch", "float32", 300)
+
+
+def test_the_answer_is_the_callers_own():
+    kernel_costs("numpy", "float64", 256)["svd"] = 0.0
+    assert kernel_costs("numpy", "float64", 256)["svd"] > 1
+    assert kernel_costs("numpy", "float64", np.int64(256)) == kernel_costs("numpy", "float64", 256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "device", "said"),
+    [
+        (("numpy", "float65", 8), "cpu", "float65.*float64"),
+        (("numpy", "float64", 0), "cpu", "n must be at least 1, got 0"),
+        (("numpy", "float64", math.nan), "cpu", "n must be at least 1, got nan"),
+        (("numpy", "float64", 8), "cuda", "unknown device 'cuda'.*'cpu', 'gpu'"),
+    ],
+)
+def test_wrong_arguments(arguments, device, said):
+    with pytest.raises(ValueError, match=said):
+        kernel_costs(*arguments, device=device)
+
+
+def test_an_own_file_goes_before_the_shipped_one(own, monkeypatch):
+    shipped = {name: kernel_costs(name, "float64", 256) for name in ("numpy", "torch")}
+    own(text(values="[7, 7.0]"))
+    assert kernel_costs("numpy", "float64", 256)["svd"] == 7
+    assert kernel_costs("torch", "float64", 256) == shipped["torch"]
+    own(text(table="torch.gpu", values="[9, 9.0]"))
+    assert kernel_costs("torch", "float64", 256, device="gpu")["svd"] == 9
+    assert kernel_costs("torch", "float64", 256) == shipped["torch"]
+    assert kernel_costs("numpy", "float64", 256) == shipped["numpy"]
+    for none in ("", None):
+        if none is None:
+            monkeypatch.delenv(costs.VARIABLE)
+        else:
+            monkeypatch.setenv(costs.VARIABLE, none)
+        assert kernel_costs("numpy", "float64", 256) == shipped["numpy"]
+
+
+WRONG = {
+    "not toml": ("[numpy", "is not TOML"),
+    "not text": (b"\xff\xfe\x00", "is not text in UTF-8"),
+    "empty": ("", "the file must be a table such as .numpy.cpu. at least, got {}"),
+    "no table": ("numpy = 1", "numpy must be a table, got 1"),
+    "empty library": ("[numpy]", "numpy must be a table, got {}"),
+    "device": (text(table="numpy.cuda"), "unknown key numpy.cuda; .*'cpu', 'gpu'"),
+    "device's value": ("[numpy]\ncpu = 3", "numpy.cpu must be a table, got 3"),
+    "no source": (text(drop="source"), "numpy.cpu.source is missing"),
+    "source": (text(drop="source").replace("sizes", "source = 1\nsizes"), "source must be text"),
+    "measured": (text().replace("true", "1"), "numpy.cpu.measured must be true or false, got 1"),
+    "sizes": (
+        text(sizes="[200, 100]"),
+        r"sizes must be a list of ascending positive.*\[200, 100\]",
+    ),
+    "size 0": (text(sizes="[0, 100]"), "numpy.cpu.sizes must be"),
+    "sizes twice": (text(sizes="[100, 100]"), "numpy.cpu.sizes must be"),
+    "no sizes": (text(sizes="[]", values="[]"), "numpy.cpu.sizes must be"),
+    "text for sizes": (text(sizes='"100"'), "numpy.cpu.sizes must be"),
+    "a kernel": (text(drop="svd"), "numpy.cpu.float32.svd is missing"),
+    "a format": (text().replace("numpy.cpu.float64", "numpy.cpu.float16"), "key numpy.cpu.float16"),
+    "another kernel": (text(extra="schur = [1, 1]"), "unknown key numpy.cpu.float64.schur"),
+    "matmul": (text(extra="matmul = [1, 1]"), "unknown key numpy.cpu.float64.matmul"),
+    "length": (text(values="[1.0]"), "float32.gram must be a list of 2 positive numbers"),
+    "negative": (text(values="[1.0, -1.0]"), r"float32.gram must be .*got \[1.0, -1.0\]"),
+    "zero": (text(values="[1.0, 0]"), "float32.gram must be a list of 2 positive numbers"),
+    "inf": (text(values="[1.0, inf]"), "float32.gram must be a list of 2 positive numbers"),
+    "nan": (text(values="[1.0, nan]"), "float32.gram must be a list of 2 positive numbers"),
+    "bool": (text(values="[1.0, true]"), "float32.gram must be a list of 2 positive numbers"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_malformed_files(own, what):
+    contents, said = WRONG[what]
+    path = own(contents)
+    for attempt in (lambda: read_costs(path), lambda: kernel_costs("numpy", "float64", 8)):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*{said}"):
+            attempt()
+
+
+def test_a_file_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv(costs.VARIABLE, str(tmp_path / "nowhere.toml"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
+        kernel_costs("numpy", "float64", 8)
