@@ -6,6 +6,9 @@ Four verbs
     :func:`measure`                        matrix and schedule in, :class:`Trace` out
     :mod:`polarlib.plot`                   trace or schedule in, matplotlib axes out
 
+What the factor is for
+    :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
+
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, maximisers; :mod:`polarlib.steps`
     :func:`top_singular`                   the leading singular triplets
@@ -32,6 +35,7 @@ from polarlib import design
 from polarlib._certify import Certificate
 from polarlib._methods import methods
 from polarlib._schedule import Schedule
+from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
 from polarlib._version import __version__
 from polarlib.decompose import orthogonalize, polar
 from polarlib.diagnose import measure
@@ -54,13 +58,17 @@ __all__ = [
     "inverse_root",
     "measure",
     "methods",
+    "nearest_orthogonal",
+    "nearest_rotation",
     "norms",
     "orthogonalize",
     "plot",
     "polar",
+    "procrustes",
     "schedule",
     "schedules",
     "spectral_maps",
+    "sqrtm_psd",
     "steps",
     "testing",
     "top_singular",

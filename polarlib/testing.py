@@ -29,14 +29,18 @@ __all__ = [
     "assert_polar",
     "assert_unitary_factor",
     "binomial",
+    "cauchy",
     "frank",
     "graded",
+    "growth",
     "hilbert",
     "jordan_block",
     "kahan",
     "orthonormal",
+    "rotation",
     "spectrum",
     "wilkinson",
+    "wilkinson_minus",
     "with_singular_values",
     "zoo",
 ]
@@ -192,6 +196,66 @@ def wilkinson(n: int) -> np.ndarray:
     return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.diag(off, 1) + np.diag(off, -1)
 
 
+def wilkinson_minus(n: int) -> np.ndarray:
+    """Wilkinson matrix W-: its eigenvalues come in pairs ``+-x`` that have one singular value.
+
+    J. H. Wilkinson, The Algebraic Eigenvalue Problem (Oxford, 1965), section 5.45.
+
+    Examples
+    --------
+    >>> wilkinson_minus(3).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]
+    """
+    off = np.ones(n - 1)
+    return np.diag((n - 1) / 2 - np.arange(n)) + np.diag(off, 1) + np.diag(off, -1)
+
+
+def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
+    """Cauchy matrix ``1 / (i - j + shift)``: singular values gather at ``pi / sin(pi shift)``.
+
+    S. V. Parter, Linear Algebra Appl. 80 (1986) 115-130.
+
+    Examples
+    --------
+    >>> cauchy(2).tolist()
+    [[2.0, -2.0], [0.6666666666666666, 2.0]]
+    """
+    i = np.arange(n)
+    return 1.0 / (i[:, None] - i + shift)
+
+
+def growth(n: int) -> np.ndarray:
+    """Matrix whose elements grow by ``2**(n - 1)`` in LU factorisation with partial pivoting.
+
+    J. H. Wilkinson, J. ACM 8 (1961) 281-330.
+
+    Examples
+    --------
+    >>> growth(3).tolist()
+    [[1.0, 0.0, 1.0], [-1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]
+    """
+    a = np.eye(n) - np.tril(np.ones((n, n)), -1)
+    a[:, -1] = 1.0
+    return a
+
+
+def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
+    """Rotation by `angle` in a random plane.
+
+    Examples
+    --------
+    >>> r = rotation(3, np.pi)
+    >>> bool(np.isclose(np.trace(r), -1)), bool(np.isclose(np.linalg.det(r), 1))
+    (True, True)
+    """
+    if n < 2:
+        return np.ones((n, n))
+    plane = orthonormal(n, 2, seed=seed)
+    # 1 - cos without cancellation, so that small angles are exact.
+    less, sine = 2 * np.sin(angle / 2) ** 2, np.sin(angle)
+    return np.eye(n) + plane @ np.array([[-less, -sine], [sine, -less]]) @ plane.T
+
+
 def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
     """Jordan block; its smallest singular value is about ``value**n``.
 
@@ -240,7 +304,13 @@ def _real_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "rank deficient", with_singular_values(half, seed=seed)
     yield "rank deficient tall", with_singular_values(half, 2 * n, seed=seed)
     yield "rank deficient wide", with_singular_values(half, n, 2 * n, seed=seed)
+    for lost in {1, n - 2}:
+        if 0 < lost < n:
+            s = np.where(np.arange(n) < n - lost, 1.0 / (1 + np.arange(n)), 0.0)
+            yield f"rank {n - lost}", with_singular_values(s, seed=seed + lost)
     yield "rank one", np.outer(np.arange(1.0, n + 1), np.ones(n))
+    yield "outer product", np.outer(gauss[0], gauss[-1])
+    yield "outer product tall", np.outer(np.append(gauss[0], gauss[-1]), gauss[:, 0])
     yield "zero", np.zeros((n, n))
     yield "zero tall", np.zeros((n + 2, n))
     yield "zero wide", np.zeros((n, n + 2))
@@ -250,28 +320,69 @@ def _real_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     yield "zero rows", rows
     yield "zero columns", columns
     yield "one entry", np.eye(n)[:1].T @ np.eye(n)[-1:]
+    one = gauss.copy()
+    one[-1, 0] = 1e10
+    yield "one huge entry", one
     yield "identity", np.eye(n)
     yield "minus identity", -np.eye(n)
     orthogonal = orthonormal(n, n, seed=seed)
     yield "orthogonal", orthogonal
     yield "orthonormal columns", orthonormal(2 * n, n, seed=seed)
     yield "nearly orthogonal", orthogonal + 1e-9 * gauss
-    rotation = np.eye(n)
-    rotation[:2, :2] *= -1
-    yield "rotation by pi", orthogonal @ rotation @ orthogonal.T
+    for size in (1e-15, 1e-12, 1e-8):
+        yield f"nearly orthogonal {size:.0e}", orthogonal + size * gauss
+    half_turn = np.eye(n)
+    half_turn[:2, :2] *= -1
+    yield "rotation by pi", orthogonal @ half_turn @ orthogonal.T
+    yield "rotation near pi", rotation(n, np.pi - 1e-8, seed=seed)
+    yield "rotation near zero", rotation(n, 1e-8, seed=seed)
+    yield "reflection", np.eye(n) - 2 * np.outer(orthogonal[0], orthogonal[0])
     yield "permutation", np.eye(n)[::-1].copy()
+    yield "cyclic permutation", np.roll(np.eye(n), 1, axis=0)
+    symmetric = gauss + gauss.T
+    yield "indefinite", symmetric
+    yield "nearly symmetric", symmetric + 1e-14 * gauss
+    yield "skew-symmetric", gauss - gauss.T
+    yield "normal", scipy.linalg.circulant(gauss[0])
     yield "frank", frank(n)
     yield "binomial", binomial(n)
     yield "hilbert", hilbert(n)
     yield "kahan", kahan(n)
     yield "companion", scipy.linalg.companion(np.poly(np.arange(1.0, n + 1))) if n > 1 else gauss
+    yield "cauchy", cauchy(n)
+    yield "vandermonde", np.vander(np.linspace(-1.0, 1.0, n))
+    yield "growth", growth(n)
+    yield "triangular ones", np.triu(np.ones((n, n)))
     yield "wilkinson", wilkinson(n)
+    yield "wilkinson minus", wilkinson_minus(n)
     yield "jordan block", jordan_block(n)
+    yield "jordan block of one", jordan_block(n, 1.0)
+    yield "jordan blocks", scipy.linalg.block_diag(jordan_block(n - n // 2), np.eye(n // 2))
     yield "nilpotent", jordan_block(n, 0.0)
     yield "graded", graded(n, seed=seed)
+    scale = np.geomspace(1.0, 1e-12, n)
+    yield "graded rows", scale[:, None] * gauss
+    yield "graded columns", gauss * scale
+    yield "graded upwards", scale[::-1, None] * gauss
+    white = np.add.outer(np.arange(n), np.arange(n)) % 2 == 0
+    yield "checkerboard of scales", np.where(white, gauss, 1e-10 * gauss)
     yield "huge", gauss * 1e300
     yield "tiny", gauss * 1e-300
     yield "huge and tiny", np.diag(np.geomspace(1e150, 1e-150, n))
+
+
+def _complex_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """What is complex by itself."""
+    gauss = _gaussian(n, n, seed + 3, "complex128")
+    unitary = orthonormal(n, n, seed=seed + 3, dtype="complex128")
+    yield "complex symmetric", gauss + gauss.T
+    yield "hermitian", gauss + gauss.conj().T
+    yield "skew-hermitian", gauss - gauss.conj().T
+    yield "unitary", unitary
+    yield "nearly unitary", unitary + 1e-12 * gauss
+    yield "unitary diagonal", np.diag(np.exp(2j * np.pi * np.arange(n) / n))
+    yield "fourier", scipy.linalg.dft(n)
+    yield "part of fourier", scipy.linalg.dft(2 * n)[:, :n]
 
 
 def zoo(
@@ -322,6 +433,9 @@ def zoo(
             columns = np.exp(2j * np.pi * rng.random((1, k)))
             z = rows * a * columns
             yield f"complex {name}", z if target is None else z.astype(target)
+    if want_complex:
+        for name, z in _complex_zoo(n, seed):
+            yield name, z if target is None else z.astype(target)
 
 
 # -- spectra ---------------------------------------------------------------------------------
