@@ -37,6 +37,7 @@ from typer.core import TyperGroup
 
 import polarlib
 from polarlib import files, published
+from polarlib.costs import read_costs
 from polarlib.formats import FORMATS, format_of, nearest
 from polarlib.ops import as_matrix, dtype_name, libraries, not_finite, ops_of
 from polarlib.precision import rounded
@@ -206,16 +207,20 @@ def polar(
         document |= {"remedy": result.status.value}
         _say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
     else:
+        lower, upper = (np.asarray(bound) for bound in result.condition_bounds)
+        condition = f"{lower.min():.2e} to {upper.max():.2e}" if lower.size else "none"
         facts = {
             "matrix": f"{_by(a.shape)}, {dtype_name(a)}",
             "factors": "A = U H" if side == "right" else "A = H U",
             "method": result.method,
+            "because": result.reason,
             "status": f"{result.status.name.lower()}: {result.status.value}",
             "iterations": str(result.iterations),
             "matrix products": str(result.matmuls),
             "orthogonality": _range(result.orthogonality),
             "backward error": _range(result.backward_error),
             "rank": _range(result.rank),
+            "condition number": condition,
             "U written to": str(output or ""),
             "H written to": str(hermitian or ""),
         }
@@ -776,6 +781,124 @@ def _export(s: polarlib.Schedule, path: Path) -> None:
         file.write(text)
 
     write_whole(path, write)
+
+
+# -- report ----------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: polarlib report -o report.html analysis-output")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the studies of analysis/ wrote.")
+    ] = Path("analysis-output"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML page.")
+    ] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Results of the studies as one self-contained HTML page."""
+    from polarlib.report import write
+
+    studies = write(output, folder)
+    if as_json:
+        _say_json({"report": output, "studies": studies})
+        return
+    columns: list[Column] = [
+        ("study", "<", lambda s: s["study"] + " (quick)" * s["quick"]),
+        ("within", ">", lambda s: s["within"]),
+        ("outside", ">", lambda s: s["outside"]),
+        ("not run", ">", lambda s: s["not run"]),
+    ]
+    _say(*_table(columns, studies), f"Written to {output}.")
+
+
+# -- bench -----------------------------------------------------------------------------------
+
+# Sizes and seconds that are taken if none are given.
+BENCH_SIZES, BENCH_SECONDS = "256,512", 10.0
+COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
+
+
+@app.command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
+def bench(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure what kernels cost instead.")
+    ] = False,
+    library: Annotated[str, typer.Option(help="numpy, torch, jax or cupy.")] = "numpy",
+    sizes: Annotated[
+        str | None, typer.Option(help=f"{BENCH_SIZES}; of a calibration {COST_SIZES}.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For about how long in all; more if sizes are large.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Add the costs to this .toml.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Speed of polar() on this machine, beside its peers; or what its kernels cost."""
+    from polarlib import bench
+
+    if output is not None and not calibrate:
+        raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
+    _check_outputs({"-o": output}, (".toml",))
+    if output is not None and output.exists():
+        read_costs(output)  # before minutes are spent: other files are not written over
+    listed = bench.sizes_of(sizes or (COST_SIZES if calibrate else BENCH_SIZES))
+    share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
+    measure = bench.calibrate if calibrate else bench.compare
+    with _progress(len(listed) * 2) as advance, _noted() as notes:
+        found: Any = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+    if not calibrate:
+        if as_json:
+            _say_json({"rows": found, "notes": notes})
+            return
+        _say(
+            *_table(
+                [
+                    ("format", "<", lambda row: row["format"]),
+                    ("size", ">", lambda row: row["size"]),
+                    ("function", "<", lambda row: row["function"]),
+                    ("method", "<", lambda row: row["method"]),
+                    ("ms", ">", lambda row: f"{row['milliseconds']:.2f}"),
+                    ("matrix\nproducts", ">", lambda row: f"{row['matrix_products']:.1f}"),
+                    ("SciPy's\ntime / its", ">", lambda row: f"{row['ratio']:.2f}"),
+                    ("quartiles", ">", lambda row: "{:.2f}-{:.2f}".format(*row["quartiles"])),
+                    ("rounds", ">", lambda row: row["rounds"]),
+                ],
+                found,
+            ),
+            "",
+            *_wrapped(
+                "Gaussian matrices, by turns; medians over rounds, of times and of their ratios. "
+                "SVDs with the two products that make U and H."
+            ),
+        )
+        _say_notes(notes)
+        return
+    if output is not None:
+        _write("-o", output, lambda path: bench.add_costs(path, found))
+    if as_json:
+        _say_json({"costs": found, "costs_file": output, "notes": notes})
+        return
+    ((name, tables),) = found.items()
+    ((kind, table),) = tables.items()
+    rows = [
+        [form, kernel, *values]
+        for form in ("float32", "float64")
+        for kernel, values in table[form].items()
+    ]
+    _say(
+        f"{name}, {kind}: costs in products of two n x n matrices",
+        "",
+        *_table(_numbered(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows),
+    )
+    _say_notes(notes)
+    if output is None:
+        _say("", "To use such costs, write them to a file with -o.")
+    else:
+        _say("", f"Written to {output}. To use it: export POLARLIB_COSTS={output.resolve()}")
 
 
 # -- info ------------------------------------------------------------------------------------

@@ -1,0 +1,329 @@
+"""The Gram form: what it saves, why it must start again, and when."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import polarlib
+from polarlib import Schedule, design, plot, testing
+from polarlib.formats import FORMATS, Format
+from polarlib.iterate import matrix_products
+from polarlib.ops import ops_of
+from polarlib.precision import round_to
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
+
+# The model of gram-newton-schulz, restart_autotune.py: every eigenvalue of a Gram matrix is off by
+# this, and singular values are these.
+PERTURBATION = -4e-4
+MODEL = np.logspace(0, -10, 10000)
+MODELLED = ("polar_express_105", "you")
+# Sets with room above 1; without, no form survives.
+ROOMY = ("polar_express", "polar_express_102", "polar_express_105", "you", "jordan")
+RULES = {"none": (), "after 1": (1,), "after 2": (2,), "after 3": (3,), "1 and 3": (1, 3)}
+SHOWN = "log 1e-7"  # the spectrum in the picture of the eigenvalues of R
+CEILING = 1e6  # of what is drawn: beyond, a result is noise
+
+
+# -- products --------------------------------------------------------------------------------
+
+
+def work(steps: int, aspect: float, restarts: int | None, symmetric: float = 1.0) -> float:
+    """Operations of quintic steps, in products of n x n matrices; plain form for None.
+
+    Products with X cost m/n of that; `symmetric` is what a product with a symmetric result costs.
+    """
+    quintics = [(1.0, 1.0, 1.0)] * steps
+    if restarts is None:
+        large, total = 2 * steps, matrix_products(quintics)
+    else:
+        at = range(1, restarts + 1)
+        large, total = 2 * (restarts + 1), matrix_products(quintics, form="gram", restarts=at)
+    # Half of the large ones are Gram matrices.
+    return large / 2 * aspect * (1 + symmetric) + (total - large) * symmetric
+
+
+def saved(aspect: float, restarts: int, symmetric: float = 1.0) -> float:
+    """Share of the operations of the plain form that the Gram form does without, five quintics."""
+    return 1 - work(5, aspect, restarts, symmetric) / work(5, aspect, None, symmetric)
+
+
+def products(out: Output) -> Figure:
+    """Work saved against the aspect ratio."""
+    by_restarts = [100 * saved(4, k) for k in range(3)]
+    out.figure("saved at m/n = 4 with 0, 1, 2 restarts, percent", by_restarts)
+    out.figure("saved at m/n = 4 with symmetric products, percent", 100 * saved(4, 0, 0.5))
+    # design.costs counts the same without restarts.
+    costs = design.costs((4, 1), form="gram", degrees=(5,))
+    plain = design.costs((4, 1), degrees=(5,))
+    told = 1 - (costs[0] + 5 * costs[5]) / (5 * plain[5])
+    out.figure("saved at m/n = 4 by the cost model of the designs, percent", 100 * told)
+    fig, (ax,) = panels(width=ONE_COLUMN, height=2.8)
+    aspects = np.geomspace(1, 16, 81)
+    rows = []
+    for k, (colour, line) in enumerate(((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."))):
+        label = f"{k} restart{'s' * (k != 1)}"
+        ax.plot(aspects, [100 * saved(r, k) for r in aspects], line, color=colour, label=label)
+        half = [100 * saved(r, k, 0.5) for r in aspects]
+        ax.plot(aspects, half, line, color=colour, linewidth=0.7, alpha=0.6)
+    for r in (1, 1.5, 2, 3, 4, 8, 16):
+        rows.append([r, *(f"{100 * saved(r, k, s):.1f}" for s in (1.0, 0.5) for k in range(3))])
+    ax.axhline(0, color=plot.INK, linewidth=0.6)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    ax.set_ylim(-60, 80)
+    ax.set_xlabel("aspect ratio m/n")
+    ax.set_ylabel("operations saved (%)")
+    ax.legend(loc="lower right")
+    columns = [f"{k} restarts{half}" for half in ("", ", symmetric at half") for k in range(3)]
+    out.table("saved", ["m/n", *columns], rows)
+    return fig
+
+
+# -- the model of the authors ----------------------------------------------------------------
+
+
+def condition_of_q(s: Schedule, restarts: Sequence[int]) -> float:
+    """Largest condition number of Q where all Gram matrices' eigenvalues are off by a little."""
+    x, worst = MODEL.copy(), 1.0
+    r, q = x**2 + PERTURBATION, np.ones_like(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for k, (a, b, c) in enumerate(s.steps, 1):
+            z = a + r * (b + r * c)
+            q, r = q * z, r * z**2
+            size = np.abs(q)
+            worst = max(worst, float(size.max() / size.min()))
+            if k in restarts:
+                x = x * q
+                r, q = x**2 + PERTURBATION, np.ones_like(x)
+    return worst
+
+
+def model(out: Output) -> None:
+    """What the authors' model says of restarts."""
+    rows, none, one, best = [], [], [], []
+    for name in MODELLED:
+        s = polarlib.schedule(name, steps=5)
+        by_rule = {
+            at: condition_of_q(s, at)
+            for count in (0, 1, 2)
+            for at in combinations(range(1, 5), count)
+        }
+        none.append(by_rule[()])
+        one.append(by_rule[(2,)])
+        best.append(min((k for k in by_rule if len(k) == 1), key=by_rule.__getitem__)[0])
+        for at, condition in by_rule.items():
+            rows.append([name, " ".join(map(str, at)) or "none", f"{condition:.6g}"])
+    out.figure("condition of Q in the model, no restart", none)
+    out.figure("condition of Q in the model, restart after step 2", one)
+    out.figure("best single restart in the model", best)
+    out.table("model", ["schedule", "restarts after", "condition of Q"], rows)
+
+
+# -- eigenvalues of R ------------------------------------------------------------------------
+
+
+def rounded_gemm(
+    fmt: Format, a: np.ndarray, b: np.ndarray, c: np.ndarray, beta: float
+) -> np.ndarray:
+    """``a b + beta c`` as the hardware does it: accumulated in single precision, rounded once."""
+    y = a @ b
+    if beta:
+        y = y + c * np.float32(beta)
+    return round_to(y, fmt, ops_of(y))
+
+
+def eigenvalues(
+    a: np.ndarray, s: Schedule, precision: str, restarts: Iterable[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest eigenvalue of R before every step, relative to its largest; and the result.
+
+    The Gram form written out once more, on rounded arrays, since the library shows no R.
+    """
+    fmt = FORMATS[precision]
+    x = (a / (s.input_safety * np.linalg.norm(a))).astype(np.float32)
+    x = round_to(x, fmt, ops_of(x))
+    least, q, r = [], None, rounded_gemm(fmt, x.T, x, x, 0.0)
+    for k, (c0, c1, c2) in enumerate(s.steps, 1):
+        values = np.linalg.eigvalsh((r + r.T).astype(float) / 2)
+        least.append(values[0] / values[-1])
+        square = r @ r
+        z = round_to(square * np.float32(c2) + r * np.float32(c1), fmt, ops_of(r))
+        ends = k == len(s) or k in restarts
+        if q is None and ends:  # a section of one step: no identity is rounded together with Z
+            x = rounded_gemm(fmt, x, z, x, c0)
+        elif q is None:
+            q = z + np.float32(c0) * np.eye(len(z), dtype=np.float32)
+            q = round_to(q, fmt, ops_of(q))
+        else:
+            q = rounded_gemm(fmt, q, z, q, c0)
+            x = rounded_gemm(fmt, x, q, x, 0.0) if ends else x
+        if ends:
+            q, r = None, rounded_gemm(fmt, x.T, x, x, 0.0)
+        else:
+            r = rounded_gemm(fmt, r, z, r, c0)
+            r = rounded_gemm(fmt, z, r, r, c0)
+    return np.array(least), x
+
+
+def spurious(out: Output, m: int, n: int) -> Figure:
+    """Smallest eigenvalue of R by step, with and without restarts."""
+    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=3.0, sharey=True)
+    a = testing.with_singular_values(testing.spectrum(SHOWN, n), m, n, seed=1)
+    rows, gaps, first = [], [], []
+    for ax, precision in zip(axes, ("bfloat16", "float16"), strict=True):
+        unit = FORMATS[precision].unit_roundoff
+        for name, colour, marker in (
+            ("polar_express", plot.BLUE, "o"),
+            ("you", plot.ORANGE, "s"),
+            ("jordan", plot.GREEN, "D"),
+        ):
+            s = polarlib.schedule(name, steps=5)
+            auto = design.restarts(s, precision)
+            for at, line in (((), "--"), (auto, "-")):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    least, x = eigenvalues(a, s, precision, at)
+                if at:  # without restarts, what comes out is noise
+                    gaps.append(abs(top(gram(a, s, precision, at)) - top(x)))
+                negative = np.where(least < 0, -least, np.nan)
+                shown = f"{name}, after {', '.join(map(str, at))}" if at else f"{name}, none"
+                ax.semilogy(
+                    np.arange(1, 6), negative, line, color=colour, marker=marker, label=shown
+                )
+                rows.append([precision, name, shown, *(f"{v:.4g}" for v in least)])
+                first.append(-least[0] / unit)
+        ax.axhline(unit, color=plot.INK, linewidth=0.8, linestyle=":")
+        ax.annotate("u", (5.1, unit), fontsize=7, va="center")
+        ax.set_title(precision)
+        ax.set_xlabel("before step")
+        ax.set_xticks(range(1, 6))
+        ax.set_xlim(0.8, 5.4)
+        ax.legend(loc="upper left", title="restarts", title_fontsize=7)
+    axes[0].set_ylim(1e-5, 1e6)
+    axes[0].set_ylabel("− smallest eigenvalue of R / largest")
+    columns = ["format", "schedule", "restarts", *(f"before step {k}" for k in range(1, 6))]
+    out.table("spurious", columns, rows)
+    out.figure("the form written out against the library, largest singular values", max(gaps))
+    out.figure("most negative eigenvalue of a first Gram matrix, in u", max(first))
+    return fig
+
+
+def gram(a: np.ndarray, s: Schedule, precision: str, restarts: Sequence[int]) -> np.ndarray:
+    with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", polarlib.ScheduleWarning)
+        return polarlib.orthogonalize(
+            a.astype(np.float32), schedule=s, precision=precision, form="gram", restarts=restarts
+        )
+
+
+# -- the stress test -------------------------------------------------------------------------
+
+
+def top(q: np.ndarray) -> float:
+    return float(np.linalg.norm(q.astype(float), 2)) if np.isfinite(q).all() else float("inf")
+
+
+def stress(
+    out: Output, shapes: Sequence[tuple[int, int]], seeds: int, sets: Sequence[str]
+) -> Figure:
+    """Largest singular value of results, over spectra and shapes, by restart rule."""
+    rules = (*RULES, "automatic", "plain form")
+    worst = {(p, n, r): 0.0 for p in ("bfloat16", "float16") for n in sets for r in rules}
+    for precision, name, rule in worst:
+        s = polarlib.schedule(name, steps=5)
+        at = RULES.get(rule, design.restarts(s, precision))
+        for m, n in shapes:
+            for spectrum in testing.SPECTRA:
+                for seed in range(seeds):
+                    a = testing.with_singular_values(testing.spectrum(spectrum, n), m, n, seed=seed)
+                    if rule == "plain form":
+                        q = polarlib.orthogonalize(
+                            a.astype(np.float32), schedule=s, precision=precision, form="plain"
+                        )
+                    else:
+                        q = gram(a, s, precision, at)
+                    worst[precision, name, rule] = max(worst[precision, name, rule], top(q))
+    excess = max(
+        worst[p, n, "automatic"] - worst[p, n, "plain form"]
+        for p, n, r in worst
+        if r == "automatic"
+    )
+    out.figure("automatic restarts, largest singular value above plain form", excess)
+    of_one = max(worst["bfloat16", n, "after 2"] for n in sets)
+    out.figure("one restart after step 2, bfloat16, largest singular value", of_one)
+    later = max(worst["bfloat16", n, "after 3"] for n in sets)
+    out.figure("one restart after step 3, bfloat16, largest singular value", later)
+    at_16 = max(
+        worst["float16", n, "after 2"] - worst["float16", n, "plain form"] for n in MODELLED
+    )
+    out.figure("one restart after step 2, float16, largest above plain form", at_16)
+    table = [[*key, f"{value:.5g}"] for key, value in worst.items()]
+    out.table("stress", ["format", "schedule", "restarts", "largest singular value"], table)
+    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=3.4, sharey=True)
+    places = np.arange(len(rules))
+    looks = zip(
+        (plot.BLUE, plot.SKY, plot.VERMILLION, plot.ORANGE, plot.GREEN), "osD^v", strict=True
+    )
+    styles = dict(zip(sets, looks, strict=False))
+    for ax, precision in zip(axes, ("bfloat16", "float16"), strict=True):
+        for i, (name, (colour, marker)) in enumerate(styles.items()):
+            values = np.array([worst[precision, name, rule] for rule in rules]) - 1
+            shift = 0.13 * (i - (len(sets) - 1) / 2)
+            ax.semilogy(
+                places + shift,
+                np.clip(np.nan_to_num(values, posinf=CEILING), None, CEILING),
+                linestyle="none",
+                color=colour,
+                marker=marker,
+                label=name if ax is axes[0] else None,
+            )
+        ax.set_xticks(places, rules, rotation=40, ha="right")
+        ax.set_title(precision)
+        ax.set_ylim(0.05, 2 * CEILING)
+    axes[0].set_ylabel("largest singular value − 1")
+    fig.legend(loc="outside lower center", ncols=3)
+    return fig
+
+
+def study(out: Output, quick: bool) -> None:
+    out.plot(
+        "products",
+        products(out),
+        "Operations that the Gram form saves against the plain form, five quintic steps, by aspect "
+        "ratio; thin lines: products with a symmetric result at half their cost.",
+    )
+    model(out)
+    out.plot(
+        "spurious",
+        spurious(out, *((128, 32) if quick else (512, 64))),
+        f"Negative eigenvalues of the Gram matrix R before every step, spectrum {SHOWN!r}: without "
+        "restarts (dashed) they grow by the square of a step's slope; restarts as "
+        "polarlib.design.restarts chooses them (solid) set them back to u. No marker: none is "
+        "negative.",
+    )
+    shapes = ((64, 16),) if quick else ((512, 64), (256, 192), (768, 96))
+    sets = ROOMY[2:] if quick else ROOMY
+    out.plot(
+        "stress",
+        stress(out, shapes, 1 if quick else 2, sets),
+        f"Largest singular value over {len(testing.SPECTRA)} spectra and {len(shapes)} shapes, by "
+        f"restart rule; values above {CEILING:.0e}, and results that are not finite, are at the "
+        "upper edge.",
+    )
+    out.note(
+        "The model takes every eigenvalue of a Gram matrix to be off by -4e-4, about the rounding "
+        "of float16, which the authors' code multiplies in; bfloat16 has eight times that, and "
+        "there one restart is not enough."
+    )
+
+
+if __name__ == "__main__":
+    main(study, __file__)

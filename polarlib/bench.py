@@ -1,0 +1,486 @@
+"""What ``polarlib bench`` does: time polar() beside its peers, and measure what kernels cost.
+
+Everything is timed by turns, in an order that rotates, so that all meet the same machine: its other
+work and its clock. Before each turn there is a pause, in which the idle threads of what was timed
+before fall asleep: NumPy and SciPy, for one, bring a pool of threads each, and one that still looks
+for work makes a small product of the other a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import scipy.linalg
+
+from polarlib import _blas, _qr_kernels, costs
+from polarlib.decompose import orthogonalize, polar
+from polarlib.formats import nearest
+from polarlib.ops import Ops, ops_of
+from polarlib.result import write_whole
+
+__all__ = ["LIBRARIES", "add_costs", "by_turns", "calibrate", "compare", "kernels", "sizes_of"]
+
+Array = Any
+
+# Where arrays are made, and the package whose version says which library it was.
+LIBRARIES = {
+    "numpy": ("numpy", "numpy"),
+    "torch": ("torch", "torch"),
+    "jax": ("jax.numpy", "jax"),
+    "cupy": ("cupy", "cupy"),
+    # The array API and nothing else: the table for libraries without one of their own.
+    "array_api_strict": ("array_api_strict", "array-api-strict"),
+}
+LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
+MOST = 200
+PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
+# A turn is the median of calls that take BURST seconds together, of LEAST where they are SHORT:
+# the first after the pause may wait long for its threads.
+BURST, SHORT = 0.01, 0.1
+LANCZOS_STEPS = 8
+HEAD = """\
+# What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
+# number for each of sizes. polarlib/costs.py reads it and says what the kernels are;
+# `polarlib bench --calibrate` measures and writes it.
+"""
+
+
+# -- timing ----------------------------------------------------------------------------------
+
+
+def by_turns(
+    functions: dict[str, Callable[[], Any]], seconds: float, *, least: int = LEAST
+) -> dict[str, list[float]]:
+    """Time functions by turns, after one warm-up each.
+
+    Parameters
+    ----------
+    functions : dict
+        Functions without arguments, by name.
+    seconds : float
+        For about how long, the warm-up not counted.
+    least : int, optional
+        Rounds to take even if that takes longer.
+
+    Returns
+    -------
+    dict
+        Seconds of a call in each round, by name.
+
+    Examples
+    --------
+    >>> {name: len(times) for name, times in by_turns({"sum": lambda: sum((1, 2))}, 0).items()}
+    {'sum': 3}
+    """
+    for f in functions.values():
+        f()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    end = time.perf_counter() + seconds
+    for done in range(MOST):
+        if done >= least and time.perf_counter() >= end:
+            break
+        turn = done % len(names)
+        for name in names[turn:] + names[:turn]:
+            time.sleep(PAUSE)
+            times[name].append(_burst(functions[name]))
+    return times
+
+
+def _burst(function: Callable[[], Any]) -> float:
+    """Median seconds of a call over a turn."""
+    each: list[float] = []
+    spent = 0.0
+    while spent < BURST or (len(each) < LEAST and min(each) < SHORT):
+        begun = time.perf_counter()
+        function()
+        each.append(time.perf_counter() - begun)
+        spent += each[-1]
+    return statistics.median(each)
+
+
+def _ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
+    return [r / t for r, t in zip(times[reference], times[name], strict=True)]
+
+
+def _finished(x: Array, ops: Ops) -> Array:
+    """Wait for a result: some libraries return before it is there."""
+    if hasattr(x, "block_until_ready"):
+        return x.block_until_ready()
+    if (
+        not ops.host
+    ):  # reading an entry waits; where nothing is pending it costs nothing to speak of
+        float(x[(-1,) * x.ndim])
+    return x
+
+
+@contextlib.contextmanager
+def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray], Array]]:
+    """A function that makes arrays of a library from NumPy's, both formats enabled."""
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library {library!r}; {nearest(library, LIBRARIES)}")
+    if device not in costs.DEVICES:
+        raise ValueError(f"unknown device {device!r}; {nearest(device, costs.DEVICES)}")
+    try:
+        module = importlib.import_module(LIBRARIES[library][0])
+    except ImportError:
+        raise ValueError(f"{library} is not installed; install it, or choose another") from None
+    if library == "torch":
+        place: dict[str, Any] = {"device": "cuda" if device == "gpu" else "cpu"}
+    elif library == "jax":
+        place = {"device": importlib.import_module("jax").devices(device)[0]}
+    else:
+        place = {}
+    with _both_formats(library):
+        yield lambda a: module.asarray(a, **place)
+
+
+@contextlib.contextmanager
+def _both_formats(library: str) -> Iterator[None]:
+    """JAX takes float64 for float32 unless told otherwise."""
+    if library != "jax":
+        yield
+        return
+    config = importlib.import_module("jax").config
+    before = config.jax_enable_x64
+    config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
+
+
+def sizes_of(text: str) -> list[int]:
+    """Read a list of sizes.
+
+    Raises
+    ------
+    ValueError
+        Unless it is numbers from 2 on with commas between.
+
+    Examples
+    --------
+    >>> sizes_of("512,256")
+    [256, 512]
+    """
+    try:
+        sizes = sorted({int(n) for n in text.split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 2:
+        raise ValueError(
+            f"--sizes must be numbers from 2 on with commas between, such as 256,512, got {text!r}"
+        )
+    return sizes
+
+
+def _check_seconds(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"--seconds must be a positive number, got {seconds}")
+
+
+# -- kernels ---------------------------------------------------------------------------------
+
+
+def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> dict[str, Any]:
+    """The kernels of :data:`polarlib.costs.KERNELS`, as functions without arguments.
+
+    Parameters
+    ----------
+    n : int
+        Order of the matrices, which are Gaussian, or Hermitian with eigenvalues from 1 to 5.
+    format_name : str
+        "float32" or "float64".
+    make : callable
+        Array of the library from NumPy's.
+
+    Examples
+    --------
+    >>> sorted(kernels(4, "float64", np.asarray)) == sorted(costs.KERNELS)
+    True
+    """
+    rng = np.random.default_rng(0)
+    tall = rng.standard_normal((2 * n, n)).astype(format_name)
+    a, b, v = (make(x) for x in (tall[:n].copy(), tall[n:].copy(), tall[:n, :1].copy()))
+    stack = make(tall)
+    ops = ops_of(a)
+    g = ops.add_diagonal(ops.gram(a) * (1 / n), 1.0)
+    l = ops.cholesky(g)
+    q, _ = ops.qr(a)
+    found = {
+        "matmul": lambda: ops.matmul(a, b),
+        "gram": lambda: ops.gram(a),
+        "cholesky": lambda: ops.cholesky(g),
+        "solve": lambda: ops.solve_lower(l, b),
+        "hermitian_product": lambda: ops.matmul(b, g),
+        "qr": lambda: ops.qr(a)[0],
+        "qr_stack": lambda: ops.qr(stack)[0],
+        "apply_q": lambda: ops.matmul(q, b),
+        "inverse": lambda: ops.inverse(a),
+        "svd": lambda: ops.svd(a)[0],
+        "eigh": lambda: ops.xp.linalg.eigh(g)[1],
+        "elementwise": lambda: a * 1.5,
+        "lanczos": lambda: _lanczos(g, v, ops),
+    }
+    if ops.host and isinstance(a, np.ndarray):
+        return found | _on_host(a, b, g)
+    return {name: lambda f=f: _finished(f(), ops) for name, f in found.items()}
+
+
+def _on_host(a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
+    """NumPy's kernels as the methods for it call them: in place, through SciPy, column-major."""
+    a, b, g = (np.asfortranarray(x) for x in (a, b, g))
+    out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
+
+    def cholesky() -> None:
+        np.copyto(work, g)
+        _blas.cholesky(work)
+
+    cholesky()
+    r = work.copy(order="F")
+    factor = _qr_kernels.factorise(a.copy(order="F"))
+    rotated = b.copy(order="F")
+    return {
+        "matmul": lambda: _blas.matmul(a, b, out),
+        "gram": lambda: _blas.gram(a, out),
+        "cholesky": cholesky,
+        "solve": lambda: _blas.solve(b, r, out),
+        "hermitian_product": lambda: _blas.times(b, g, out),
+        "apply_q": lambda: _qr_kernels.apply(factor, rotated),
+        "eigh": lambda: scipy.linalg.eigh(g),
+        "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
+        "lanczos": lambda: _blas.largest(g, LANCZOS_STEPS),
+    }
+
+
+def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
+    """Lanczos steps whose scalars are read, as a stopping test would."""
+    xp = ops.xp
+    v = v / ops.frobenius(v)
+    before, beta = xp.zeros_like(v), 0.0
+    for _ in range(LANCZOS_STEPS):
+        w = ops.matmul(g, v) - before * beta
+        w = w - v * xp.sum(w * v)
+        beta = ops.read(ops.frobenius(w))
+        before, v = v, w * (1 / beta)
+    return v
+
+
+def calibrate(
+    library: str,
+    *,
+    sizes: Sequence[int],
+    seconds: float,
+    device: str = "cpu",
+    advance: Callable[[str], None] = lambda what: None,
+) -> costs.Tables:
+    """Measure the costs of a library's kernels on this machine.
+
+    Parameters
+    ----------
+    library : str
+        One of ``LIBRARIES``.
+    sizes : sequence of int
+        Orders of the matrices.
+    seconds : float
+        For about how long in all; each kernel is timed three times at least.
+    device : {"cpu", "gpu"}, optional
+        Kind of device.
+    advance : callable, optional
+        Told of each job to come.
+
+    Returns
+    -------
+    dict
+        As :func:`polarlib.costs.read_costs` returns it: medians of the ratios, in single rounds, of
+        a kernel's time to that of a product.
+
+    Raises
+    ------
+    ValueError
+        For an unknown library or device, one that is not installed, or no time.
+
+    Examples
+    --------
+    >>> calibrate("numpy", sizes=[8], seconds=0)
+    Traceback (most recent call last):
+    ValueError: --seconds must be a positive number, got 0
+    """
+    _check_seconds(seconds)
+    device = "gpu" if library == "cupy" else device
+    table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
+    table |= {name: {k: [] for k in costs.KERNELS if k != "matmul"} for name in costs.FORMATS}
+    share = seconds / (len(sizes) * len(costs.FORMATS))
+    with _arrays(library, device) as make:
+        table["source"] = _where(library, device)
+        for format_name in costs.FORMATS:
+            for n in sizes:
+                advance(f"{library}, {format_name}, {n} x {n}")
+                times = by_turns(kernels(n, format_name, make), share)
+                for name, column in table[format_name].items():
+                    ratio = 1 / statistics.median(_ratios(times, "matmul", name))
+                    column.append(float(f"{ratio:.3g}"))
+    return {costs.GENERIC if library == "array_api_strict" else library: {device: table}}
+
+
+def _where(library: str, device: str) -> str:
+    """The command and the machine, for the file's reader."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count()
+    versions = [LIBRARIES[library][1]] + (["scipy"] if library == "numpy" else [])
+    with contextlib.suppress(metadata.PackageNotFoundError):  # cupy-cuda13x has another name
+        versions = [f"{name} {metadata.version(name)}" for name in versions]
+    option = "" if device == "cpu" or library == "cupy" else f" --device {device}"
+    return (
+        f"polarlib bench --calibrate --library {library}{option}; {platform.machine()}, "
+        f"{processors} processors, {', '.join(versions)}"
+    )
+
+
+def add_costs(path: Path, tables: costs.Tables) -> None:
+    """Write measured costs to a file, whole or not at all, beside what it has already.
+
+    Sizes that a table of the same source has besides are kept; one of another source is replaced.
+
+    Raises
+    ------
+    ValueError
+        If the file is there and is no file of costs: it is then left as it is.
+    OSError
+        If it cannot be written.
+    """
+    merged = costs.read_costs(path) if path.exists() else {}
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            there = merged.setdefault(library, {}).get(device)
+            same = there is not None and there["source"] == table["source"]
+            merged[library][device] = _joined(there, table) if same and there else table
+    text = _toml(merged).encode()
+
+    def write(file: IO[bytes]) -> None:
+        file.write(text)
+
+    write_whole(path, write)
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One table of the sizes of both; the new one's go before."""
+    origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
+    sizes = sorted(origin)
+    joined = new | {"sizes": sizes}
+    for name in costs.FORMATS:
+        joined[name] = {
+            kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
+            for kernel in new[name]
+        }
+    return joined
+
+
+def _toml(tables: costs.Tables) -> str:
+    lines = [HEAD]
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            lines.append(f"[{library}.{device}]")
+            lines += [f"{key} = {json.dumps(table[key])}" for key in costs.ABOUT]
+            for name in costs.FORMATS:
+                lines.append(f"\n[{library}.{device}.{name}]")
+                lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
+            lines.append("")
+    return "\n".join(lines)
+
+
+# -- peers -----------------------------------------------------------------------------------
+
+
+def compare(
+    library: str = "numpy",
+    *,
+    sizes: Sequence[int],
+    seconds: float,
+    device: str = "cpu",
+    advance: Callable[[str], None] = lambda what: None,
+) -> list[dict[str, Any]]:
+    """Time polar() and orthogonalize() beside what else gives a polar factor, on this machine.
+
+    Parameters
+    ----------
+    library, sizes, seconds, device, advance
+        As for :func:`calibrate`.
+
+    Returns
+    -------
+    list of dict
+        A row a function, format and size: `milliseconds`, times of a matrix product
+        (`matrix_products`), how many times as fast as SciPy (`ratio`, with `quartiles` over the
+        rounds), `rounds`, and what polar() took (`method`). Gaussian matrices.
+
+    Examples
+    --------
+    >>> rows = compare(sizes=[8], seconds=0.01)
+    >>> [row["function"] for row in rows if row["format"] == "float32"]
+    ['polar', 'orthogonalize', 'scipy.linalg.polar', 'numpy.linalg.svd']
+    """
+    _check_seconds(seconds)
+    rows = []
+    share = seconds / (len(sizes) * len(costs.FORMATS))
+    with _arrays(library, device) as make:
+        for format_name in costs.FORMATS:
+            for n in sizes:
+                advance(f"{library}, {format_name}, {n} x {n}")
+                rows += _compared(library, make, format_name, n, share)
+    return rows
+
+
+def _of_svd(u: Array, s: Array, vh: Array) -> tuple[Array, Array]:
+    """Factors of a real matrix, as users make them of its SVD."""
+    return u @ vh, (vh.mT * s) @ vh
+
+
+def _compared(
+    library: str, make: Callable[[np.ndarray], Array], format_name: str, n: int, seconds: float
+) -> list[dict[str, Any]]:
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(format_name)
+    x = make(a)
+    ops = ops_of(x)
+    functions = {
+        "polar": lambda: _finished(polar(x).hermitian, ops),
+        "orthogonalize": lambda: _finished(orthogonalize(x), ops),
+        "scipy.linalg.polar": lambda: scipy.linalg.polar(a),
+        "numpy.linalg.svd": lambda: _of_svd(*np.linalg.svd(a)),
+        f"{library} svd": lambda: _finished(_of_svd(*ops.svd(x))[1], ops),
+        "product": lambda: _finished(ops.matmul(x, x), ops),
+    }
+    if library == "numpy":
+        del functions["numpy svd"]
+    times = by_turns(functions, seconds)
+    product = statistics.median(times.pop("product"))
+    rows = []
+    for name, each in times.items():
+        ratios = _ratios(times, "scipy.linalg.polar", name)
+        rows.append(
+            {
+                "library": library,
+                "format": format_name,
+                "size": n,
+                "function": name,
+                "milliseconds": 1e3 * statistics.median(each),
+                "matrix_products": statistics.median(each) / product,
+                "ratio": statistics.median(ratios),
+                "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "rounds": len(each),
+                "method": polar(x).method if name == "polar" else "",
+            }
+        )
+    return rows

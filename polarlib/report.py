@@ -1,0 +1,290 @@
+"""One self-contained HTML page of the studies in ``analysis/``: what was published, what came out.
+
+Every study writes a folder with ``result.json``, tables (CSV) and pictures (PNG). :func:`collect`
+reads and checks them, :func:`render` makes the page, :func:`write` does both and writes it::
+
+    report.write("report.html", "analysis-output")
+
+The page names no other file and no address that a browser would load: pictures are inlined.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from polarlib.result import write_whole
+
+__all__ = ["collect", "render", "write"]
+
+PNG = b"\x89PNG\r\n\x1a\n"
+# Rows of a table that the page shows; the file has all.
+SHOWN = 40
+TEMPLATE = "data/report.html.jinja"
+
+_KEYS = {
+    "study": str,
+    "title": str,
+    "source": str,
+    "command": str,
+    "quick": bool,
+    "versions": dict,
+    "figures": list,
+    "tables": list,
+    "plots": list,
+    "notes": list,
+}
+_FIGURE_KEYS = (
+    "name",
+    "value",
+    "published",
+    "where",
+    "source_kind",
+    "tolerance",
+    "within",
+    "why",
+    "quick",
+)
+
+
+def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Collect the studies under a folder into one HTML page, written whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the page is to be.
+    folder : path-like
+        Where the studies wrote, ``analysis-output`` if they were not told otherwise.
+
+    Returns
+    -------
+    list of dict
+        For every study its name and how many of its figures are within their tolerances, outside,
+        and not run.
+
+    Raises
+    ------
+    OSError
+        If a folder does not exist, or a file cannot be read or written.
+    ValueError
+        If there is no result, or one is malformed or lacks a file.
+
+    Examples
+    --------
+    >>> write("report.html", "no-such-folder")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no-such-folder: no such folder; run a study first, ...
+    """
+    path = Path(path)
+    studies = collect(folder)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
+    page = render(studies).encode()
+
+    def put(stream: Any) -> None:
+        stream.write(page)
+
+    write_whole(path, put)
+    return [{"study": s["study"], "quick": s["quick"]} | s["counts"] for s in studies]
+
+
+def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read and check every ``result.json`` under a folder, with its tables and pictures.
+
+    Parameters
+    ----------
+    folder : path-like
+        Searched with its subfolders.
+
+    Returns
+    -------
+    list of dict
+        As in the files, ordered by path; tables with their columns and rows, plots with their
+        PNG in base64, and counts of figures within, outside and not run.
+
+    Raises
+    ------
+    OSError
+        If the folder does not exist or a file cannot be read.
+    ValueError
+        If there is no result, or one is malformed or lacks a file.
+
+    Examples
+    --------
+    >>> collect("no-such-folder")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: no-such-folder: no such folder; run a study first, ...
+    """
+    folder = Path(folder)
+    hint = "run a study first, as in python analysis/polar_express/run.py"
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder; {hint}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: is a file; name the folder that the studies wrote")
+    found = sorted(folder.rglob("result.json"))
+    if not found:
+        raise ValueError(f"{folder}: holds no result.json; {hint}")
+    return [_read(file) for file in found]
+
+
+def render(studies: list[dict[str, Any]]) -> str:
+    """Make the page of what :func:`collect` returns.
+
+    Parameters
+    ----------
+    studies : list of dict
+        From :func:`collect`.
+
+    Returns
+    -------
+    str
+        HTML.
+
+    Examples
+    --------
+    >>> "nothing to show" in render([])
+    True
+    """
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"number": _number, "cell": _cell, "tolerance": _tolerance}
+    text = resources.files("polarlib").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(text).render(studies=studies, shown=SHOWN)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """One checked result with what belongs to it."""
+    try:
+        study = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: is not JSON ({error}); run the study again") from None
+    if not isinstance(study, dict):
+        raise _malformed(file, "is no object with the results of a study")
+    for key, kind in _KEYS.items():
+        if not isinstance(study.get(key), kind):
+            raise _malformed(file, f"needs {key!r}, of type {kind.__name__}")
+    figures, tables, plots = study["figures"], study["tables"], study["plots"]
+    _need(file, "figures", figures, _FIGURE_KEYS)
+    _need(file, "tables", tables, ("name", "csv"))
+    _need(file, "plots", plots, ("name", "png", "caption"))
+    for figure in figures:
+        if figure["within"] not in (True, False, None) or not isinstance(figure["tolerance"], dict):
+            raise _malformed(
+                file,
+                f"figure {figure['name']!r} needs within, which is true, false or null, and a "
+                "tolerance",
+            )
+    judged = [figure["within"] for figure in figures]
+    counts = {word: judged.count(w) for word, w in _VERDICTS.items()}
+    return study | {
+        "counts": counts,
+        "tables": [table | _table(file, table["csv"]) for table in tables],
+        "plots": [plot | {"base64": _picture(file, plot["png"])} for plot in plots],
+    }
+
+
+_VERDICTS = {"within": True, "outside": False, "not run": None}
+
+
+def _malformed(file: Path, what: str) -> ValueError:
+    return ValueError(f"{file}: {what}; run the study again")
+
+
+def _need(file: Path, what: str, entries: list[Any], keys: tuple[str, ...]) -> None:
+    for entry in entries:
+        for key in keys:
+            if not isinstance(entry, dict) or key not in entry:
+                raise _malformed(file, f"an entry of {what!r} lacks {key!r}")
+
+
+def _beside(file: Path, name: Any, what: str) -> bytes:
+    """A file in the same folder as the result that names it, and nowhere else."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise _malformed(file, f"names the {what} {name!r}, which is no file name")
+    path = file.with_name(name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{file}: its {what} {name} cannot be read ({error.strerror}); run the study again"
+        ) from None
+
+
+def _picture(file: Path, name: Any) -> str:
+    content = _beside(file, name, "picture")
+    if not content.startswith(PNG):
+        raise _malformed(file, f"its picture {name} is no PNG file")
+    return base64.b64encode(content).decode("ascii")
+
+
+def _table(file: Path, name: Any) -> dict[str, Any]:
+    content = _beside(file, name, "table")
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline="")))
+    except (ValueError, csv.Error) as error:
+        raise _malformed(file, f"its table {name} is no CSV file ({error})") from None
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise _malformed(file, f"its table {name} has no rows, or rows of several lengths")
+    return {"columns": rows[0], "rows": rows[1:]}
+
+
+def _number(value: Any) -> str:
+    """A number or a list of numbers as people read it; a dash for what is missing.
+
+    Examples
+    --------
+    >>> _number([1, 0.1 + 0.2, None])
+    '1, 0.3, –'
+    """
+    if isinstance(value, list):
+        return ", ".join(map(_number, value))
+    if value is None:
+        return "–"
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    """A cell of a table, without the digits that are for programs.
+
+    Examples
+    --------
+    >>> _cell("0.30000000000000004"), _cell("7"), _cell("jordan")
+    ('0.3', '7', 'jordan')
+    """
+    try:
+        return text if text.lstrip("-").isdigit() else f"{float(text):.6g}"
+    except ValueError:
+        return text
+
+
+def _tolerance(tolerance: dict[str, float]) -> str:
+    """A tolerance in words.
+
+    Examples
+    --------
+    >>> _tolerance({"relative": 0.01}), _tolerance({"at_least": 1, "at_most": 2})
+    ('within 0.01 of itself', 'at least 1 and at most 2')
+    """
+    words = {
+        "absolute": "within {}",
+        "relative": "within {} of itself",
+        "factor": "within a factor of {}",
+        "at_least": "at least {}",
+        "at_most": "at most {}",
+    }
+    parts = [words.get(key, key + " {}").format(_number(v)) for key, v in tolerance.items()]
+    return " and ".join(parts)
