@@ -439,8 +439,8 @@ and distance ‖Q − UVᵀ‖_F / √n to the polar factor.
 
 {measured}
 
-Singular values near u and below are lost in the rounding of the input already: in bfloat16 no
-schedule finds the direction of one at 1e-3.
+Rounding of the input perturbs singular values by about u/√n times the largest, by up to u where
+entries are rounded alike: directions of smaller ones are lost before the first step.
 
 ## No blow-up
 

@@ -192,15 +192,16 @@ def orthogonalize(
         return ops.xp.zeros_like(x) if out is None else out
     wide = x.shape[-2] < x.shape[-1]
     y = ops.at_least_single(ops.adjoint(x) if wide else x)
-    u, _ = polynomial(
-        y,
-        ops,
-        chosen,
-        precision=precision,
-        normalisation=kind,
-        form=form,
-        restarts=restarts,
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
+        u, _ = polynomial(
+            y,
+            ops,
+            chosen,
+            precision=precision,
+            normalisation=kind,
+            form=form,
+            restarts=restarts,
+        )
     u = ops.like(ops.adjoint(u) if wide else u, x)
     if out is None:
         return u

@@ -145,6 +145,11 @@ class Simulated:
             y = y + c * beta
         return self._round(y) if self._rounds_results else y
 
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` rounded once; `z` is given up."""
+        y = self.base.add_diagonal(z, a)
+        return self._round(y) if self._rounds_results else y
+
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i`` rounded once."""
         y = self.base.combine(coefficients, matrices)

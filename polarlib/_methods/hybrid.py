@@ -29,9 +29,10 @@ Array = Any
 
 # A Halley step by Cholesky factors has backward error that grows with c. Above the first number a
 # step takes the second one in place of the best c, which lifts small singular values 19-fold. By
-# experiment: at n = 512 the worst backward error, condition numbers to 1e8, is 6.0e-15; 8.4e-15
-# with a cap of 200 and 4.3e-15 with one of 50, for a step less and a step more.
-STABLE_BELOW, CAP = 1000.0, 100.0
+# experiment: at n = 512 the worst backward error, condition numbers to 1e5, is 4.7e-15; 6.6e-15
+# with a cap of 200 and 3.7e-15 with one of 60, for a step less and a step more. One step with
+# c = 740 alone costs 4.3e-15.
+STABLE_BELOW, CAP = 500.0, 100.0
 # sigma_min / sigma_max, in square roots of epsilon, that a Gram matrix can tell.
 RESOLVED = 10.0
 # Relative slack of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
@@ -98,7 +99,8 @@ def _halley(l: float) -> Step:
     """The best Halley step on [l, 1] that is stable."""
     a, b, c = weights(l)
     if c > STABLE_BELOW:
-        a = 2 * math.sqrt(1 + CAP) - 1  # c = a + b - 1 and b = (a - 1)^2 / 4, solved for a
+        cap = STABLE_BELOW if c <= 2 * STABLE_BELOW else CAP  # no capped steps will follow then
+        a = 2 * math.sqrt(1 + cap) - 1  # c = a + b - 1 and b = (a - 1)^2 / 4, solved for a
         b = (a - 1) ** 2 / 4
         c = a + b - 1
     return Step((a, b), c)
@@ -425,7 +427,7 @@ def hybrid(
 
     One Gram product, a Cholesky factorisation and a few Lanczos steps estimate the extreme singular
     values; a search over the costs of kernels plans the steps: Halley steps of QDWH by Cholesky
-    factors, with c capped at 100 where more than 1000 would be best, then best polynomials, then a
+    factors, with c capped at 100 where more than 500 would be best, then best polynomials, then a
     step of Newton-Schulz type. Its Gram matrix shows whether all singular values have arrived:
     further steps follow as long as they help. On NumPy matrices that are too ill-conditioned for
     that, the rational step of "structured" comes first (in single precision, one Halley step in

@@ -44,7 +44,7 @@ def newton_schulz(
     says that there are none.
 
     Z. Kovarik (1970); A. Bjorck and C. Bowie (1971), SIAM J. Numer. Anal. 8, equation (2.3);
-    stability: Y. Nakatsukasa and N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 634-655.
+    stability: Y. Nakatsukasa and N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 460-479.
     """
     m, n = x.shape[-2:]
     eps = format_of(ops.format_name(x)).epsilon

@@ -165,7 +165,7 @@ def lift(x: np.ndarray, *, upper: float | None = None) -> Lifted:
     -----
     Scaled Newton steps: R. Byers, H. Xu, SIAM J. Matrix Anal. Appl. 30 (2008) 822-843. Composition:
     Y. Nakatsukasa, R. W. Freund, SIAM Rev. 58 (2016) 461-493. Pivoting in theory: Y. Nakatsukasa,
-    N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 467-479. The condition number: R. D. Skeel,
+    N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 460-479. The condition number: R. D. Skeel,
     J. ACM 26 (1979) 494-526.
 
     Examples
