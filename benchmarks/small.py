@@ -1,6 +1,6 @@
 """Stacks of small matrices: polar factors with evidence, and nearest rotations, against the SVD.
 
-    python benchmarks/small.py [--markdown docs/benchmarks.md | --out small.md]
+    python benchmarks/small.py [--markdown docs/polar_benchmarks.md | --out small.md]
 
 Interleaved calls on the same stack. "svd" is numpy.linalg.svd of the stack with U and H formed from
 it; the others are for context. Nanoseconds a matrix are medians; ratios are of medians, with the
@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.spatial.transform import Rotation
 
-from polarlib._methods.small import decompose, rotation
-from polarlib.ops import ops_of
+import polarlib
 from polarlib.result import write_whole
 
 COUNT = 200_000
@@ -72,11 +71,10 @@ def one_by_one(f: Callable[[np.ndarray], Any], a: np.ndarray) -> Callable[[], No
 
 def contenders(a: np.ndarray) -> dict[str, tuple[Callable[[], Any], int]]:
     """Functions and how many matrices they take; the first two are compared."""
-    ops = ops_of(a)
     made: dict[str, tuple[Callable[[], Any], int]] = {
         "svd": (lambda: by_svd(a), len(a)),
-        "polarlib": (lambda: decompose(a, ops), len(a)),
-        "polarlib, rotation": (lambda: rotation(a, ops), len(a)),
+        "polar": (lambda: polarlib.polar(a), len(a)),
+        "nearest_rotation": (lambda: polarlib.nearest_rotation(a), len(a)),
         "scipy.linalg.polar": (one_by_one(scipy.linalg.polar, a), FEW),
     }
     if a.shape[-1] == 3:
@@ -111,19 +109,19 @@ def main(
             [t / taken for t in ts]
             for ts, (_, taken) in zip(times, functions.values(), strict=True)
         ]
-        worst = float(decompose(a, ops_of(a)).backward_error.max())
+        worst = float(polarlib.polar(a).backward_error.max())
         for what, ts in zip(functions, each, strict=True):
             ratios = [s / t for s, t in zip(each[0], ts, strict=True)]
             low, _, high = statistics.quantiles(ratios, n=4)
             ratio = statistics.median(each[0]) / statistics.median(ts)
-            error = f"{worst:.1e}" if what == "polarlib" else ""
+            error = f"{worst:.1e}" if what == "polar" else ""
             ns = f"{1e9 * statistics.median(ts):.0f}"
             cells.append((name, what, ns, f"{ratio:.2f}", f"{low:.2f}-{high:.2f}", error))
     table = Table(*header)
     for row in cells:
         table.add_row(*row)
     Console(width=110).print(table)
-    command = "python benchmarks/small.py --markdown docs/benchmarks.md"
+    command = "python benchmarks/small.py --markdown docs/polar_benchmarks.md"
     text = "\n".join(
         [
             f"Made by `{command}`; {platform.machine()}, NumPy {np.__version__}, stacks of "

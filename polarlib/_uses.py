@@ -95,6 +95,11 @@ def nearest_rotation(a: Array) -> Array:
     _check_square(a, "nearest_rotation")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
+    if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
+        r = small_rotation(a, ops)
+        if not bool(ops.xp.all(ops.xp.isfinite(r))):
+            _finite_peak(ops.at_least_single(a), ops, "a")
+        return r
     return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
 
 

@@ -37,6 +37,7 @@ from typer.core import TyperGroup
 
 import polarlib
 from polarlib import files, published
+from polarlib._methods.small import LARGEST
 from polarlib.costs import read_costs
 from polarlib.formats import FORMATS, format_of, nearest
 from polarlib.ops import as_matrix, dtype_name, libraries, not_finite, ops_of
@@ -284,6 +285,8 @@ def compare(
             traces = {}
             for job in jobs:
                 advance(f"{job[0]}, {job[1]}")
+                if job[0] == "small" and min(a.shape) > LARGEST:
+                    continue
                 row, trace = _compared(name, a, *job)
                 rows.append(row)
                 if trace is not None:

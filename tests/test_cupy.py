@@ -102,6 +102,8 @@ def test_out(cupy):
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16", "f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("method", [*METHODS, "polar_express"])
 def test_polar(cupy, method, shape, dtype):
+    if method == "small":
+        shape = (4, 4)
     a = sample(shape, dtype)
     result = polarlib.polar(cupy.asarray(a), method=method, side="left")
     expected = polarlib.polar(a, method=method, side="left")

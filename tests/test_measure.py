@@ -114,7 +114,7 @@ def test_reference_by_mpmath_agrees(dtype):
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (10, 6), (6, 10)])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "small"])
 def test_methods(method, shape):
     a = with_singular_values(np.geomspace(1, 1e-3, 6), *shape)
     t = measure(a, method)

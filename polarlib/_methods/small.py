@@ -547,8 +547,13 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     for k in range(0, max(count, 1), CHUNK):
         part = _part(f, x[k : k + CHUNK, ...], ops)
         if not results:
+            # One array for all figures: large ones come in large pages, and pages take the time.
+            first = next(r for r in part if not isinstance(r, list))
+            block = iter(xp.empty((len(part), count), dtype=first.dtype))
             results = [
-                xp.empty_like(x) if isinstance(r, list) else xp.empty((count,), dtype=r.dtype)
+                xp.empty_like(x)
+                if isinstance(r, list)
+                else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
                 for r in part
             ]
         for out, r in zip(results, part, strict=True):
@@ -637,10 +642,15 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     )
     u, h = (ops.xp.reshape(r, x.shape) for r in results[:2])
     real = results[2].dtype
-    figures = [
-        ops.to_host(ops.xp.reshape(ops.xp.astype(r, real, copy=False), batch))
-        for r in (*results[2:], bad)
-    ]
+
+    def on_host(r: Array) -> np.ndarray:
+        if isinstance(r, np.ndarray):  # nobody else has it: no copy
+            return (
+                r.reshape(batch) if r.dtype == bool else r.reshape(batch).astype("f8", copy=False)
+            )
+        return ops.to_host(ops.xp.reshape(ops.xp.astype(r, real, copy=False), batch))
+
+    figures = [on_host(r) for r in (*results[2:], bad)]
     orthogonality, backward_error, definite, rank, lower, upper, repaired = figures
     return Decomposition(
         u,
