@@ -572,11 +572,17 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
     return _Square(r, low / high if lower is None else lower, None, restore, 3)
 
 
-def _lifted(x: np.ndarray, upper: float | None) -> _Square | None:
+def _lifted(
+    x: np.ndarray,
+    upper: float | None,
+    scratch: tuple[np.ndarray, np.ndarray] | None = None,
+) -> _Square | None:
     """A matrix of better condition, by the rational step on a QR factor, in double precision."""
     if not has_pointers():
         return None
-    found = lift(x.astype(np.result_type(x.dtype, np.float64), copy=False), upper=upper)
+    wide = np.result_type(x.dtype, np.float64)
+    scratch = scratch if x.dtype == wide else None
+    found = lift(x.astype(wide, copy=False), upper=upper, scratch=scratch)
     if not found.lower > 0:
         return None
     y = found.x.astype(x.dtype, order="F", copy=False)
@@ -641,7 +647,8 @@ def _unitary(
     if may_decompose and not course.steps and costs["svd"] < min(own, other):
         return None
     if other < LIFTING_PAYS * own:
-        better = _lifted(x, None if course.steps else top)
+        scratch = None if course.steps else (kernels.free(x), kernels.free(kernels.free(x)))
+        better = _lifted(x, None if course.steps else top, scratch)
         if better is not None:
             before = course.restore
             course.restore = better.restore if before is None else _after(before, better.restore)
