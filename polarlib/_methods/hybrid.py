@@ -551,7 +551,7 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
     call = _blas.routines(y.dtype.char)
     g = _blas.gram(y, rows=flip)
     first = np.empty_like(g)
-    low, high = _estimates(g, first, None, None)
+    low, high = _estimates(g, first, None)
     if not 0 < high < math.inf:
         return None
     if not low > 0:
@@ -604,12 +604,9 @@ def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
     return step + costs["gram"] + plan(f.lower, eps, costs)[1]
 
 
-def _estimates(
-    g: np.ndarray, scratch: np.ndarray, lower: float | None, high: float | None
-) -> tuple[float, float]:
+def _estimates(g: np.ndarray, scratch: np.ndarray, lower: float | None) -> tuple[float, float]:
     """Estimates of the smallest singular value (0 if it cannot be told) and of the largest."""
-    if high is None:
-        high = math.sqrt(max(0.0, _blas.largest(g, STEPS))) * (1 + SLACK)
+    high = math.sqrt(max(0.0, _blas.largest(g, STEPS))) * (1 + SLACK)
     if lower is not None:
         return lower * high, high
     np.copyto(scratch, g)
@@ -630,7 +627,7 @@ def _unitary(
     g = kernels.gram(x)
     top = math.sqrt(_blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
     if found.certain is None:
-        low, high = _estimates(g, kernels.free(x), lower, None)
+        low, high = _estimates(g, kernels.free(x), lower)
     else:
         low, high = lower or 0.0, 1.0
     if not 0 < high < math.inf:
@@ -688,7 +685,7 @@ def _widened(x: np.ndarray, course: _Course) -> tuple[np.ndarray, float] | None:
     y = x.astype(np.result_type(x.dtype, np.float64), order="F")
     kernels = _OnHost(y.shape[1], y.dtype)
     g = kernels.gram(y)
-    low, high = _estimates(g, kernels.free(y), None, None)
+    low, high = _estimates(g, kernels.free(y), None)
     if not (low > 0 and high < math.inf):
         return None
     a, b, c = weights(low / high)
