@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,14 @@ def _one_thread():
     """One BLAS thread: on small matrices a second one only waits, longest on a busy machine."""
     with threadpool_limits(limits=1):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """What JAX has compiled for the tests of a file takes gigabytes in the end."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @functools.cache
