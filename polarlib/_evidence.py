@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +53,12 @@ class Evidence(NamedTuple):
 
     def within(self, tol: float) -> bool:
         """Whether every figure of every matrix is; NaN is not."""
-        figures = (self.orthogonality, self.backward_error, self.skew)
-        return all(bool(np.all(figure <= tol)) for figure in figures)
+        return within((self.orthogonality, self.backward_error, self.skew), tol)
+
+
+def within(figures: Iterable[np.ndarray], tol: float) -> bool:
+    """Whether every figure of every matrix is within a tolerance; NaN is not."""
+    return all(bool(np.all(figure <= tol)) for figure in figures)
 
 
 def evidence(u: Array, x: Array, ops: Ops) -> Evidence:

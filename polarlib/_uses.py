@@ -9,6 +9,7 @@ import numpy as np
 
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
+from polarlib._methods.svd import polished
 from polarlib.decompose import default_tolerance, polar, unitary_factor
 from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, unless_it_fails
 
@@ -280,10 +281,7 @@ def _rotation(x: Array, ops: Ops) -> Array:
     u, _, vh = ops.svd(x)
     turned = ops.xp.linalg.det(ops.matmul(u, vh)) < 0
     last = ops.xp.where(turned[..., None, None], -u[..., -1:], u[..., -1:])
-    q = ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh)
-    # One Newton-Schulz step takes off the rounding of U and V.
-    defect = ops.add_diagonal(-ops.gram(q), 1.0)
-    return ops.gemm(q, defect, q, alpha=0.5, beta=1.0)
+    return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
 
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:

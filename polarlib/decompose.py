@@ -20,6 +20,7 @@ from polarlib._evidence import (
     is_definite,
     rank_cut,
     rank_of,
+    within,
 )
 from polarlib._methods import HINTED, METHODS, auto, methods, partial_isometry, polynomial, small
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
@@ -645,10 +646,10 @@ def unitary_factor(
         u, run = _run(problem, method, lower, None)
         found = factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
-        if not all(np.all(figure <= tol) for figure in found) and not fixed:
+        if not within(found, tol) and not fixed:
             u, run = _fall_back(problem, run)
             found = factor_figures(u, x, ops)
-            if not all(np.all(figure <= tol) for figure in found):
+            if not within(found, tol):
                 message = (
                     f"unitary factor by {_name(method)!r}: orthogonality {np.max(found[0]):.2e}, "
                     f"skew part {np.max(found[1]):.2e}, tolerance {tol:.2e}; "

@@ -12,7 +12,7 @@ import numpy as np
 from polarlib import _blas
 from polarlib._methods.qdwh import weights
 from polarlib._methods.reduction import start
-from polarlib._methods.structured import lift, rational
+from polarlib._methods.structured import lift, one_by_one, rational
 from polarlib._methods.svd import svd
 from polarlib._qr_kernels import has_pointers
 from polarlib.costs import kernel_costs
@@ -442,34 +442,15 @@ def hybrid(
     on_host = ops.host and isinstance(x, np.ndarray)
     if not on_host or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
-    if x.ndim == 2:
-        return _on_host(x, ops, tol, callback, lower, may_decompose, costs)
-    u = np.empty(x.shape, x.dtype)
-    runs = []
-    for index in np.ndindex(*x.shape[:-2]):
-        u[index], run = _on_host(x[index], ops, tol, None, lower, may_decompose, costs)
-        runs.append(run)
-    return u, _worst(runs)
+    return one_by_one(
+        lambda a, show: _on_host(a, ops, tol, show, lower, may_decompose, costs), x, callback
+    )
 
 
 def library_of(ops: Ops) -> str:
     """Name of the array library, as the table of costs has it."""
     parts = ops.xp.__name__.split(".")
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
-
-
-def _worst(runs: list[Run]) -> Run:
-    """What a stack of runs amounts to."""
-    if not runs:
-        return Run(0, 0, True)
-    bounds = [run.bounds for run in runs if run.bounds is not None]
-    longest = max(runs, key=lambda run: run.iterations)
-    known = len(bounds) == len(runs)
-    return longest._replace(
-        matmuls=max(run.matmuls for run in runs),
-        converged=all(run.converged for run in runs),
-        bounds=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
-    )
 
 
 def _anywhere(
@@ -580,17 +561,10 @@ def _lifted(
     """A matrix of better condition, by the rational step on a QR factor, in double precision."""
     if not has_pointers():
         return None
-    wide = np.result_type(x.dtype, np.float64)
-    scratch = scratch if x.dtype == wide else None
-    found = lift(x.astype(wide, copy=False), upper=upper, scratch=scratch)
+    found = lift(x, upper=upper, scratch=scratch)
     if not found.lower > 0:
         return None
-    y = found.x.astype(x.dtype, order="F", copy=False)
-
-    def restore(v: Array) -> Array:
-        return found.restore(v).astype(x.dtype, copy=False)
-
-    return _Square(y, found.lower, found.bounds, restore, 1, found.note)
+    return _Square(found.x, found.lower, found.bounds, found.restore, 1, found.note)
 
 
 def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:

@@ -38,7 +38,7 @@ from polarlib._qr_kernels import (
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["Lifted", "Rational", "lift", "rational", "structured"]
+__all__ = ["Lifted", "Rational", "lift", "one_by_one", "rational", "structured"]
 
 Array = Any
 
@@ -155,11 +155,12 @@ def lift(
     Parameters
     ----------
     x : ndarray, shape (m, n)
-        m >= n, finite, double precision, real or complex; in any memory order, not changed.
+        m >= n, finite, real or complex; in any memory order, not changed. Single precision is
+        computed in double.
     upper : float, optional
         Upper bound of the largest singular value, if one is known.
     scratch : tuple of two ndarrays, optional
-        Column-major n x n arrays of the type of x to work in: fresh memory takes time.
+        Column-major n x n arrays of double precision to work in: fresh memory takes time.
 
     Returns
     -------
@@ -185,6 +186,9 @@ def lift(
     >>> bool(0.99 * lifted.lower <= s[2] and s[0] <= 1.01)
     True
     """
+    wide = np.result_type(x.dtype, np.float64)
+    if x.dtype != wide:
+        return _narrowed(lift(x.astype(wide), upper=upper), x.dtype)
     m, n = x.shape
     flip = m == n and x.flags.c_contiguous  # the factor of the transpose is the transpose
     x = x.T if flip else x
@@ -215,6 +219,14 @@ def lift(
         y += two_triangles(term, upper * math.sqrt(c), residue / math.sqrt(c), work)
     degree = 2 * len(f.poles) + 2
     return Lifted(y, f.lower, bounds, restore, f"a rational step of degree {degree} by {note}")
+
+
+def _narrowed(found: Lifted, dtype: np.dtype) -> Lifted:
+    """The same in single precision."""
+    return found._replace(
+        x=found.x.astype(dtype, order="F"),
+        restore=lambda u: found.restore(u).astype(dtype),
+    )
 
 
 def _tiles(n: int) -> list[slice]:
@@ -327,12 +339,21 @@ def structured(
     """
     if not (ops.host and isinstance(x, np.ndarray) and has_pointers()):
         return qdwh(x, ops, tol=tol, callback=callback, lower=lower)
+    return one_by_one(lambda a, show: _single(a, ops, tol, show), x, callback)
+
+
+def one_by_one(
+    method: Callable[[np.ndarray, Callable[[int, Array], None] | None], tuple[np.ndarray, Run]],
+    x: np.ndarray,
+    callback: Callable[[int, Array], None] | None,
+) -> tuple[np.ndarray, Run]:
+    """Run a method for one matrix on each of a stack, without callbacks; report the worst."""
     if x.ndim == 2:
-        return _single(x, ops, tol, callback)
+        return method(x, callback)
     u = np.empty(x.shape, x.dtype)
     runs = []
     for index in np.ndindex(*x.shape[:-2]):
-        u[index], run = _single(x[index], ops, tol, None)
+        u[index], run = method(x[index], None)
         runs.append(run)
     return u, _worst(runs)
 
@@ -343,20 +364,16 @@ def _single(
     """The method on one matrix."""
     from polarlib._methods.hybrid import hybrid
 
-    lifted = lift(x.astype(np.result_type(x.dtype, np.float64), copy=False))
-    y = lifted.x.astype(x.dtype, order="F", copy=False)
-
-    def restore(v: np.ndarray) -> np.ndarray:
-        return lifted.restore(v).astype(x.dtype, copy=False)
+    lifted = lift(x)
 
     def show(k: int, v: np.ndarray) -> None:
         if callback is not None:
-            callback(k + 1, restore(v))
+            callback(k + 1, lifted.restore(v))
 
-    show(0, y)
+    show(0, lifted.x)
     each = None if callback is None else show
-    v, run = hybrid(y, ops, tol=tol, callback=each, lower=lifted.lower)
-    return restore(v), run._replace(
+    v, run = hybrid(lifted.x, ops, tol=tol, callback=each, lower=lifted.lower)
+    return lifted.restore(v), run._replace(
         iterations=run.iterations + 1,
         matmuls=run.matmuls + 1,
         bounds=lifted.bounds if math.isfinite(lifted.bounds[1]) else None,

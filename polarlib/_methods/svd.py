@@ -8,7 +8,7 @@ from typing import Any
 from polarlib.ops import Ops, above_noise
 from polarlib.result import Run
 
-__all__ = ["partial_isometry", "svd"]
+__all__ = ["partial_isometry", "polished", "svd"]
 
 Array = Any
 
@@ -24,12 +24,16 @@ def svd(
     the rounding of U and V: orthogonality improves three to six times.
     """
     u, s, vh = ops.svd(x)
-    q = ops.matmul(u, vh)
-    defect = ops.add_diagonal(-ops.gram(q), 1.0)
-    q = ops.gemm(q, defect, q, alpha=0.5, beta=1.0)
+    q = polished(ops.matmul(u, vh), ops)
     if callback is not None:
         callback(1, q)
     return q, Run(1, 3, True, singular_values=s)
+
+
+def polished(q: Array, ops: Ops) -> Array:
+    """One Newton-Schulz step, ``Q + Q (I - Q^H Q) / 2``, on an orthonormal matrix."""
+    defect = ops.add_diagonal(-ops.gram(q), 1.0)
+    return ops.gemm(q, defect, q, alpha=0.5, beta=1.0)
 
 
 def partial_isometry(x: Array, ops: Ops) -> Array:
