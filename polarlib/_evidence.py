@@ -127,7 +127,8 @@ def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
     """Gaussian vectors, the same for every matrix of a stack."""
-    return ops.xp.broadcast_to(ops.from_host(_gaussian(n, k), x), (*x.shape[:-2], n, k))
+    z = ops.like(ops.from_host(_gaussian(n, k), x), x)
+    return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
 
 
 @functools.lru_cache(maxsize=16)

@@ -514,7 +514,7 @@ def polar(
         orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=isometry)
     if not check_finite:
         lost = np.where(ops.to_host(problem.finite)[..., 0, 0] == 0, math.nan, 0.0)
-        poison = ops.from_host(lost[..., None, None], x)
+        poison = ops.like(ops.from_host(lost[..., None, None], x), x)
         u, h = u + poison, h + poison
         orthogonality, backward_error = orthogonality + lost, backward_error + lost
         condition = (condition[0] + lost, condition[1] + lost)
@@ -662,7 +662,7 @@ def unitary_factor(
         u = partial_isometry(x, ops)
     if not check_finite:
         lost = np.where(ops.to_host(problem.finite) == 0, math.nan, 0.0)
-        u = u + ops.from_host(lost, x)
+        u = u + ops.like(ops.from_host(lost, x), x)
     return _copied(ops.like(ops.adjoint(u) if problem.wide else u, a), u_out)
 
 

@@ -163,10 +163,10 @@ class Ops:
         return "cpu" in str(array_api_compat.device(x)).lower()
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
-        """Move a real NumPy array to the library, device and precision of `like`."""
-        dtype = self.dtype(self.format_name(like))
-        b = self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
-        return self.like(b, like)
+        """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
+        same = a.dtype.kind == "c" or not self.is_complex(like)
+        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        return self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
 
     def read(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""

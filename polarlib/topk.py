@@ -317,16 +317,9 @@ def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
     rng = np.random.default_rng(0)
 
     def draw(m: int, n: int) -> Array:
-        return ops.like(_from_host(rng.standard_normal((m, n)), like, ops), like)
+        return ops.like(ops.from_host(rng.standard_normal((m, n)), like), like)
 
     return draw
-
-
-def _from_host(a: np.ndarray, like: Array, ops: Ops) -> Array:
-    """Move a host array to the device and format of `like`; real arrays stay real."""
-    same = a.dtype.kind == "c" or not ops.is_complex(like)
-    dtype = like.dtype if same else ops.dtype(ops.format_name(like))
-    return ops.xp.asarray(a, dtype=dtype, device=like.device)
 
 
 def _extend(
@@ -343,7 +336,7 @@ def _extend(
     q, r = _qr(w, ops)
     lost = np.abs(np.diagonal(ops.to_host(r))) <= floor
     if lost.any():
-        kept = _from_host(~lost * 1.0, w, ops)
+        kept = ops.from_host(~lost * 1.0, w)
         q, _ = _qr(w * kept + draw(*w.shape) * (1 - kept), ops)
     q, _ = _qr(q - ops.matmul(basis, ops.matmul(adjoint, q)), ops)
     return q, ops.to_host(h), ops.to_host(ops.matmul(ops.adjoint(q), w))
@@ -362,7 +355,7 @@ def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
     if ops.writable(basis):
         basis[:, at : at + q.shape[-1]] = q
         return basis
-    return basis + ops.matmul(q, _from_host(np.eye(q.shape[-1], basis.shape[-1], at), q, ops))
+    return basis + ops.matmul(q, ops.from_host(np.eye(q.shape[-1], basis.shape[-1], at), q))
 
 
 def _goal(s: np.ndarray, k: int, rtol: float, eps: float) -> float:
@@ -415,11 +408,9 @@ def _krylov(
             count = k if done else keep
             turn_u, turn_v = np.zeros_like(b), np.zeros_like(b)
             turn_u[:used, :count], turn_v[:used, :count] = p[:, :count], zh[:count].conj().T
-            u, v = (
-                ops.matmul(t, _from_host(turn, x, ops)) for t, turn in ((u, turn_u), (v, turn_v))
-            )
+            u, v = (ops.matmul(t, ops.from_host(turn, x)) for t, turn in ((u, turn_u), (v, turn_v)))
             if done:
-                return (u[:, :k], _from_host(s[:k], x, ops), v[:, :k]), products
+                return (u[:, :k], ops.from_host(s[:k], x), v[:, :k]), products
             b = np.zeros_like(b)
             np.fill_diagonal(b[:keep, :keep], s)
             used = looked = keep
@@ -439,7 +430,7 @@ def _arpack(
     def multiply(v: np.ndarray) -> np.ndarray:
         nonlocal products
         products += 2
-        column = ops.like(_from_host(v.reshape(n, 1), x, ops), x)
+        column = ops.like(ops.from_host(v.reshape(n, 1), x), x)
         return ops.to_host(ops.matmul(xh, ops.matmul(x, column)))[:, 0]
 
     eps = format_of(ops.format_name(x)).epsilon
@@ -455,7 +446,7 @@ def _arpack(
         )
     except linalg.ArpackError:  # no convergence, or a zero matrix
         return None, products
-    v, _ = ops.qr(_from_host(v, x, ops))  # complex eigenvectors come normalised only
+    v, _ = ops.qr(ops.from_host(v, x))  # complex eigenvectors come normalised only
     u, s, v, _, _ = _ritz(x, v, k, ops)
     return (u, s, v), products + k
 
@@ -494,8 +485,8 @@ def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Ar
     """
     q, r = ops.qr(ops.matmul(x, v))
     p, s, gh = np.linalg.svd(ops.to_host(r))
-    left, right = (_from_host(t, x, ops) for t in (p[:, :k], gh[:k].conj().T))
-    return ops.matmul(q, left), _from_host(s[:k], x, ops), ops.matmul(v, right), q, left
+    left, right = (ops.from_host(t, x) for t in (p[:, :k], gh[:k].conj().T))
+    return ops.matmul(q, left), ops.from_host(s[:k], x), ops.matmul(v, right), q, left
 
 
 # -- Dion's power step -----------------------------------------------------------------------
