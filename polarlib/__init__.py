@@ -37,10 +37,10 @@ from polarlib._methods import methods
 from polarlib._schedule import Schedule
 from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
 from polarlib._version import __version__
-from polarlib.decompose import orthogonalize, polar
+from polarlib.decompose import orthogonalize, orthogonalize_all, polar
 from polarlib.diagnose import measure
 from polarlib.functions import inverse_root
-from polarlib.published import schedule, schedules
+from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
 from polarlib.topk import top_singular
 
@@ -53,6 +53,7 @@ __all__ = [
     "Status",
     "Trace",
     "__version__",
+    "default_schedule",
     "design",
     "files",
     "inverse_root",
@@ -62,6 +63,7 @@ __all__ = [
     "nearest_rotation",
     "norms",
     "orthogonalize",
+    "orthogonalize_all",
     "plot",
     "polar",
     "procrustes",

@@ -47,6 +47,7 @@ CONVENTION = "step (a, b, c, ...) is p(x) = a x + b x^{} + c x^{} + ..., first s
 SCALING = {
     "frobenius": "X is divided by its Frobenius norm",
     "spectral": "X is divided by an upper bound of its spectral norm",
+    "moments": "X is divided by an upper bound of its spectral norm, from tr G and tr G^2",
     "schatten4": "X is divided by its Schatten 4-norm",
     "aol": "column j of X is divided by sqrt(sum_i |X^H X|_ij)",
     "none": "X is taken as it is",

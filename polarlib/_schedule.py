@@ -34,7 +34,7 @@ from polarlib.result import ScheduleWarning
 
 __all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "is_number", "product_counts"]
 
-NORMALISATIONS = ("frobenius", "spectral", "schatten4", "aol", "none")
+NORMALISATIONS = ("frobenius", "spectral", "moments", "schatten4", "aol", "none")
 
 
 def is_count(k: Any) -> bool:
@@ -135,7 +135,7 @@ class Schedule:
         The interval that the schedule is meant for, ``0 < lower <= upper``.
     normalisation : str, optional
         What the input is divided by so that its singular values lie in (0, 1]: "frobenius",
-        "spectral", "schatten4" (three bounds of the largest singular value, interchangeable),
+        "spectral", "moments", "schatten4" (bounds of the largest singular value, interchangeable),
         "aol" (columns scaled, another problem: it changes the answer), or "none".
     input_safety : float, optional
         Further divisor of the normalised input, at least 1.

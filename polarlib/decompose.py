@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib import design, published
+from polarlib._derivatives import (
+    differentiable_polar,
+    differentiable_schedule,
+    differentiable_unitary,
+)
 from polarlib._evidence import (
     Evidence,
     condition_bounds,
@@ -22,16 +28,30 @@ from polarlib._evidence import (
     rank_of,
     within,
 )
-from polarlib._methods import HINTED, METHODS, auto, methods, partial_isometry, polynomial, small
+from polarlib._methods import (
+    FIXED,
+    HINTED,
+    METHODS,
+    auto,
+    methods,
+    partial_isometry,
+    polynomial,
+    rational,
+    small,
+)
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
+from polarlib.design import RationalSchedule
 from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
 __all__ = [
     "check_method",
+    "check_normalisation",
+    "choose_form",
     "default_tolerance",
     "orthogonalize",
+    "orthogonalize_all",
     "polar",
     "resolve_schedule",
     "unitary_factor",
@@ -39,6 +59,9 @@ __all__ = [
 
 Array = Any
 
+# Entries of matrices up to which a stack of them is faster on the host than one after the other.
+# Chosen by experiment (benchmarks/orthogonalize.py).
+BATCH_UP_TO = 1 << 14
 # The Gram form must save this much before "auto" takes it: its small products run less efficiently.
 GRAM_SAVES = 0.9
 
@@ -46,8 +69,12 @@ GRAM_SAVES = 0.9
 # -- validation ------------------------------------------------------------------------------
 
 
-def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
+def resolve_schedule(
+    schedule: str | Schedule | RationalSchedule, steps: int | None, precision: str
+) -> Schedule | RationalSchedule:
     """Return the schedule of a name (or the one given) with a number of steps.
+
+    "auto" is the library's own for the number format.
 
     Raises
     ------
@@ -55,8 +82,14 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
         For something that is neither a name nor a Schedule, an unknown name, a number of steps
         that it does not have, or a schedule for inverse roots, which has no odd matrix function.
     """
+    if schedule == "auto":
+        return published.default_schedule(precision, steps=steps)
+    if isinstance(schedule, str) and schedule in FIXED:
+        schedule = FIXED[schedule]()
     if isinstance(schedule, str):
         return published.schedule(schedule, steps)
+    if isinstance(schedule, RationalSchedule):
+        return schedule if steps is None else schedule.truncate(steps)
     if isinstance(schedule, Schedule):
         if schedule.stride != 2:
             raise ValueError(
@@ -68,7 +101,29 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None) -> Schedule:
     raise TypeError(f"schedule must be a name or a Schedule, got {schedule!r}")
 
 
-def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
+def _check_rational(
+    schedule: RationalSchedule,
+    form: str,
+    restarts: Any,
+    gram_precision: str | None,
+    normalisation: str | None,
+) -> None:
+    """Refuse what is chosen for polynomials only."""
+    wrong = {
+        "form": form if form != "auto" else None,
+        "restarts": restarts if not isinstance(restarts, str) or restarts != "auto" else None,
+        "gram_precision": gram_precision,
+        "normalisation": normalisation if normalisation != "spectral" else None,
+    }
+    for name, value in wrong.items():
+        if value is not None:
+            raise ValueError(
+                f"{name}={value!r} is for schedules of polynomials; schedule {schedule.name!r} is "
+                f"rational: leave {name} out"
+            )
+
+
+def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     """Refuse a normalisation that the schedule was not made for."""
     if normalisation is None:
         return schedule.normalisation
@@ -76,8 +131,8 @@ def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
         raise ValueError(
             f"unknown normalisation {normalisation!r}; {nearest(normalisation, NORMALISATIONS)}"
         )
-    # Frobenius, Schatten-4 and spectral norms all bound the largest singular value, and only say
-    # where in (0, 1] the others lie; AOL scales columns and gives another spectrum altogether.
+    # All but AOL bound the largest singular value, and only say where in (0, 1] the others
+    # lie; AOL scales columns and gives another spectrum altogether.
     problems = {normalisation == "aol", schedule.normalisation == "aol"}
     if normalisation != "none" and len(problems) == 2:
         raise ValueError(
@@ -88,18 +143,12 @@ def _check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     return normalisation
 
 
-def _safer(precision: str) -> str:
-    """A set that survives a format, for an advice."""
-    safe = published.schedule("polar_express").survives(format_of(precision))
-    return "'polar_express', or " if safe else "'newton_schulz_5', or "
-
-
 def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
     if not schedule.survives(format_of(precision)):
         warnings.warn(
             f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
             f"rounding to {precision} can go beyond: it has no safety factor for this format; use "
-            f"{_safer(precision)}a wider precision",
+            "schedule='auto', or a wider precision",
             ScheduleWarning,
             stacklevel=3,
         )
@@ -119,11 +168,12 @@ def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> 
 def orthogonalize(
     g: Array,
     *,
-    schedule: str | Schedule = "polar_express",
+    schedule: str | Schedule | RationalSchedule = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
     precision: str | None = None,
+    gram_precision: str | None = None,
     normalisation: str | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -133,10 +183,14 @@ def orthogonalize(
     ----------
     g : array, shape (..., m, n)
         Of any supported library and floating dtype. Never changed.
-    schedule : str or Schedule, optional
-        Published set (see :func:`polarlib.schedules`) or a schedule of your own.
+    schedule : str, Schedule or RationalSchedule, optional
+        "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
+        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" for two
+        Halley steps. Rational steps are taken on the Gram matrix in float32, or in float64, and
+        divide by a spectral bound: `form`, `restarts`, `gram_precision` and `normalisation` are
+        for polynomials.
     steps : int, optional
-        By default the listed length, or 5 for sets that repeat.
+        By default the listed length, or 5 for "auto" and for sets that repeat.
     form : {"auto", "plain", "gram"}, optional
         Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
         with fewer.
@@ -146,9 +200,14 @@ def orthogonalize(
     precision : str, optional
         Number format of the iteration; the input's own by default. Native where the library
         multiplies in it, simulated elsewhere. The norm is always taken in at least float32.
+    gram_precision : str, optional
+        Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
+        products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
+        the iteration: it needs fewer restarts (docs/gram_form.md).
     normalisation : str, optional
-        "frobenius", "spectral", "schatten4", "aol" or "none" (nothing is divided out, not even the
-        schedule's input safety) instead of the schedule's own.
+        "frobenius", "spectral", "moments", "schatten4", "aol" or "none" (nothing is divided out,
+        not even the schedule's input safety) instead of the schedule's own. "moments" and
+        "schatten4" are bounds from the Gram matrix of the first step and cost no product.
     out : array, optional
         Where to store the result, of the shape and dtype of `g`.
 
@@ -182,41 +241,140 @@ def orthogonalize(
     True
     """
     x, ops = as_matrix(g, "g")
-    chosen = resolve_schedule(schedule, steps)
-    kind = _check_normalisation(chosen, normalisation)
     precision = ops.format_name(x) if precision is None else format_of(precision).name
-    form, restarts = _choose_form(chosen, x.shape, form, restarts, precision)
+    chosen = resolve_schedule(schedule, steps, precision)
+    if gram_precision is not None:
+        gram_precision = format_of(gram_precision).name
+    if isinstance(chosen, RationalSchedule):
+        _check_rational(chosen, form, restarts, gram_precision, normalisation)
+        kind, restarts = "spectral", ()
+    else:
+        kind = check_normalisation(chosen, normalisation)
+        form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
+        _warn_of_hazards(chosen, precision, kind)
     if out is not None:
         _check_out(out, x, "out", "g")
-    _warn_of_hazards(chosen, precision, kind)
     if 0 in x.shape:
         return ops.xp.zeros_like(x) if out is None else out
-    wide = x.shape[-2] < x.shape[-1]
-    y = ops.at_least_single(ops.adjoint(x) if wide else x)
-    with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
-        u, _ = polynomial(
-            y,
-            ops,
-            chosen,
-            precision=precision,
-            normalisation=kind,
-            form=form,
-            restarts=restarts,
+    apply = ops.compiled(
+        _apply,
+        schedule=chosen,
+        precision=precision,
+        gram_precision=gram_precision,
+        kind=kind,
+        form=form,
+        restarts=restarts,
+    )
+    if ops.records(x) and isinstance(chosen, Schedule):  # rational steps record themselves
+        u = differentiable_schedule(
+            apply, x, chosen, normalisation=kind, form=form, restarts=restarts
         )
-    u = ops.like(ops.adjoint(u) if wide else u, x)
+    else:
+        u = apply(x)
     if out is None:
         return u
     out[...] = u
     return out
 
 
-def _choose_form(
+def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
+    """Orthogonalise many matrices, equal shapes in one batch.
+
+    Parameters
+    ----------
+    gradients : iterable of array, shapes (..., m, n)
+        Any mixture of shapes, dtypes, devices and libraries. Never changed.
+    **same
+        What :func:`orthogonalize` takes, but `out`, the same for all.
+
+    Returns
+    -------
+    list of array
+        In the order of the input, as :func:`orthogonalize` gives them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`orthogonalize`; the message names the first matrix that is to blame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> gradients = [rng.standard_normal(shape) for shape in [(8, 4), (3, 5), (8, 4)]]
+    >>> [q.shape for q in orthogonalize_all(gradients)]
+    [(8, 4), (3, 5), (8, 4)]
+    """
+    if "out" in same:
+        raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+    if is_array(gradients) or not isinstance(gradients, Iterable):
+        raise TypeError(
+            f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
+            "pass one array or stack to orthogonalize"
+        )
+    arrays = [as_matrix(g, f"gradients[{i}]") for i, g in enumerate(gradients)]
+    groups: dict[Any, list[int]] = {}
+    for i, (x, ops) in enumerate(arrays):
+        # On the host large products are as fast one by one, and a stack is a copy.
+        alone = (i,) if ops.host and math.prod(x.shape) > BATCH_UP_TO else ()
+        key = (ops.xp, x.dtype, tuple(x.shape), str(getattr(x, "device", "")), alone)
+        groups.setdefault(key, []).append(i)
+    results: list[Array] = [None] * len(arrays)
+    for members in groups.values():
+        first, ops = arrays[members[0]]
+        try:
+            if len(members) == 1:
+                results[members[0]] = orthogonalize(first, **same)
+                continue
+            stack = orthogonalize(ops.xp.stack([arrays[i][0] for i in members]), **same)
+        except ValueError as error:
+            which = ", ".join(map(str, members))
+            raise ValueError(f"gradients[{which}]: {error}") from None
+        for j, i in enumerate(members):
+            results[i] = stack[j, ...]
+    return results
+
+
+def _apply(
+    x: Array,
+    *,
+    schedule: Schedule | RationalSchedule,
+    precision: str,
+    gram_precision: str | None,
+    kind: str,
+    form: str,
+    restarts: Sequence[int],
+) -> Array:
+    """Normalise and iterate."""
+    ops = ops_of(x)
+    wide = x.shape[-2] < x.shape[-1]
+    y = ops.adjoint(x) if wide else x
+    with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
+        if isinstance(schedule, RationalSchedule):
+            u, _ = rational(y, ops, schedule, precision=precision)
+        else:
+            u, _ = polynomial(
+                y,
+                ops,
+                schedule,
+                precision=precision,
+                gram_precision=gram_precision,
+                normalisation=kind,
+                form=form,
+                restarts=restarts,
+            )
+    return ops.like(ops.adjoint(u) if wide else u, x)
+
+
+def choose_form(
     schedule: Schedule,
     shape: tuple[int, ...],
     form: str,
     restarts: str | Sequence[int],
     precision: str,
+    gram_precision: str | None = None,
 ) -> tuple[str, tuple[int, ...]]:
+    """Return the form of the iteration and its restarts, checked and with "auto" decided."""
     if form not in ("auto", "plain", "gram"):
         raise ValueError(f"form must be 'auto', 'plain' or 'gram', got {form!r}")
     if isinstance(restarts, str):
@@ -224,7 +382,7 @@ def _choose_form(
             raise ValueError(
                 f"restarts must be 'auto' or a sequence of step numbers, got {restarts!r}"
             )
-        at = design.restarts(schedule, precision)
+        at = design.restarts(schedule, precision, gram_format=gram_precision)
     else:
         given = list(restarts) if isinstance(restarts, Iterable) else [restarts]
         if given == [restarts] or not all(is_count(k) and k <= len(schedule) for k in given):
@@ -362,7 +520,9 @@ def _run(
             return auto(x, ops, tol=tol, callback=callback)
         if isinstance(method, str) and method in METHODS:
             return METHODS[method](x, ops, tol=tol, callback=callback)
-        chosen = resolve_schedule(method, None)
+        chosen = resolve_schedule(method, None, ops.format_name(problem.x))
+        if isinstance(chosen, RationalSchedule):
+            return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
         return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
 
 
@@ -472,19 +632,53 @@ def polar(
     given = a
     a, ops = as_matrix(a)
     check_method(method)
-    m, n = a.shape[-2:]
     stored = _storage(given, a, ops, side, out, overwrite_a)
+    apply = functools.partial(
+        _decompose,
+        side=side,
+        method=method,
+        completion=completion,
+        rtol=rtol,
+        sigma_min=sigma_min,
+        cond=cond,
+        check_finite=check_finite,
+        throw=throw,
+        callback=callback,
+    )
+    if ops.records(a):
+        _refuse_fixed(method)
+        return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
+    return _stored(apply(a), stored)
+
+
+def _decompose(
+    a: Array,
+    *,
+    side: str,
+    method: str | Schedule,
+    completion: bool,
+    rtol: float | None,
+    sigma_min: float | None,
+    cond: float | None,
+    check_finite: bool,
+    throw: bool,
+    callback: Callable[[int, Array], None] | None,
+) -> PolarResult:
+    """Choose, run and give evidence."""
+    ops = ops_of(a)
+    _refuse_hidden(a, ops, "polar")
+    m, n = a.shape[-2:]
     tol = _tolerance(a, ops, rtol)
     hints = sigma_min is not None or cond is not None
     worth = method == "small" or (method == "auto" and _pays(a))
     if worth and _is_small(a) and not hints and callback is None:
         done = _polar_small(a, ops, side, tol, completion)
         if done is not None:
-            return _stored(done, stored)
+            return done
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
-        return _stored(_empty(a, ops, side, method), stored)
+        return _empty(a, ops, side, method)
     x, scale = problem.x, problem.scale
 
     u, run = _run(problem, method, lower, callback)
@@ -536,9 +730,9 @@ def polar(
         )
         if throw:
             raise ConvergenceWarning(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
     single = a.ndim == 2
-    result = PolarResult(
+    return PolarResult(
         unitary=ops.like(ops.adjoint(u) if problem.wide else u, a),
         hermitian=h,
         status=status,
@@ -553,7 +747,25 @@ def polar(
         condition_bounds=(float(condition[0]), float(condition[1])) if single else condition,
         trace=run.changes,
     )
-    return _stored(result, stored)
+
+
+def _refuse_fixed(method: str | Schedule) -> None:
+    """Raise where the derivative of the unitary polar factor is not that of the result."""
+    if method == "qr" or (method != "auto" and _is_fixed(method)):
+        raise ValueError(
+            f"method={_name(method)!r} stops short of the polar factor and is not differentiated; "
+            "orthogonalize() has the derivative of its schedule, or detach the matrix"
+        )
+
+
+def _refuse_hidden(a: Array, ops: Ops, name: str) -> None:
+    """Raise where a method could not look at its matrix."""
+    if ops.hidden(a):
+        raise TypeError(
+            f"{name} looks at its matrix, which jax.jit and jax.vmap hide: call it outside of jit "
+            "(under grad it may be) and on a whole stack instead of vmap, or use orthogonalize(), "
+            "which does not look"
+        )
 
 
 def _pays(a: Array) -> bool:
@@ -636,11 +848,41 @@ def unitary_factor(
     if method == "qr":
         raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
     u_out, _ = _storage(given, a, ops, "right", None if out is None else (out, None), overwrite_a)
+    apply = functools.partial(
+        _factor,
+        method=method,
+        completion=completion,
+        rtol=rtol,
+        sigma_min=sigma_min,
+        cond=cond,
+        check_finite=check_finite,
+        throw=throw,
+    )
+    if ops.records(a):
+        _refuse_fixed(method)
+        return _copied(differentiable_unitary(apply, a, unitary_factor), u_out)
+    return _copied(apply(a), u_out)
+
+
+def _factor(
+    a: Array,
+    *,
+    method: str | Schedule,
+    completion: bool,
+    rtol: float | None,
+    sigma_min: float | None,
+    cond: float | None,
+    check_finite: bool,
+    throw: bool,
+) -> Array:
+    """Choose, run and measure."""
+    ops = ops_of(a)
+    _refuse_hidden(a, ops, "unitary_factor")
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
-        return _copied(ops.xp.zeros_like(a), u_out)
+        return ops.xp.zeros_like(a)
     x = problem.x
     if completion:
         u, run = _run(problem, method, lower, None)
@@ -657,13 +899,13 @@ def unitary_factor(
                 )
                 if throw:
                     raise ConvergenceWarning(message)
-                warnings.warn(message, ConvergenceWarning, stacklevel=3)
+                warnings.warn(message, ConvergenceWarning, stacklevel=4)
     else:
         u = partial_isometry(x, ops)
     if not check_finite:
         lost = np.where(ops.to_host(problem.finite) == 0, math.nan, 0.0)
         u = u + ops.like(ops.from_host(lost, x), x)
-    return _copied(ops.like(ops.adjoint(u) if problem.wide else u, a), u_out)
+    return ops.like(ops.adjoint(u) if problem.wide else u, a)
 
 
 def _storage(
@@ -715,14 +957,14 @@ def _stored(result: PolarResult, stored: tuple[Array | None, Array | None]) -> P
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
     known = isinstance(method, str) and (
-        method == "auto" or method in METHODS or method in published.schedules()
+        method in ("auto", *METHODS, *FIXED) or method in published.schedules()
     )
     if isinstance(method, Schedule) and method.target != "polar":
         raise ValueError(
             f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
             "apply it with orthogonalize()"
         )
-    if not known and not isinstance(method, Schedule):
+    if not known and not isinstance(method, Schedule | RationalSchedule):
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import design
-from polarlib._methods import METHODS, polynomial
+from polarlib._methods import METHODS, polynomial, rational
 from polarlib._schedule import Schedule
 from polarlib.decompose import check_method, default_tolerance, resolve_schedule
+from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
 from polarlib.ops import as_matrix, not_finite
@@ -121,22 +122,32 @@ def measure(
         form = ""
     else:
         check_method(schedule_or_method)  # its message lists methods too
-        schedule = resolve_schedule(schedule_or_method, steps)
+        schedule = resolve_schedule(schedule_or_method, steps, precision)
         name = schedule.name
-        at = design.restarts(schedule, precision) if form == "gram" else ()
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
-        with quiet:
-            _, run = polynomial(
-                x,
-                ops,
-                schedule,
-                precision=precision,
-                form=form,
-                restarts=at,
-                callback=record,
-            )
-        total = matrix_products(schedule.steps, form=form, restarts=at)
-        spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
+        if isinstance(schedule, RationalSchedule):
+            if form == "gram":
+                raise ValueError(
+                    f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"
+                )
+            with quiet:
+                _, run = rational(x, ops, schedule, precision=precision, callback=record)
+            spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
+            form = ""
+        else:
+            at = design.restarts(schedule, precision) if form == "gram" else ()
+            with quiet:
+                _, run = polynomial(
+                    x,
+                    ops,
+                    schedule,
+                    precision=precision,
+                    form=form,
+                    restarts=at,
+                    callback=record,
+                )
+            total = matrix_products(schedule.steps, form=form, restarts=at)
+            spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     return Trace(
         method=name,

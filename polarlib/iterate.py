@@ -25,12 +25,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._schedule import even_products, product_counts
-from polarlib.formats import format_of
+from polarlib.formats import Format, format_of
 from polarlib.ops import Ops
 
-__all__ = ["coupled", "iterate", "matrix_products", "normalise", "spectral_bound"]
+__all__ = [
+    "FROM_GRAM",
+    "coupled",
+    "iterate",
+    "matrix_products",
+    "normalise",
+    "normalised_with_gram",
+    "spectral_bound",
+]
 
 Array = Any
+
+# Normalisations by a bound that the first step's own Gram matrix gives.
+FROM_GRAM = ("moments", "schatten4")
+# Powers of Frobenius norms as high as the degree of a step must stay within 2**100 and its inverse:
+# coefficients that absorb the norm are then normal numbers of single precision.
+MOST_BITS = 100
+# Roundings of single precision that sums of squares and products are allowed, chosen generously.
+SUM_ROUNDINGS = 64
 
 
 def even_part(
@@ -48,9 +64,9 @@ def even_part(
         return g, c[0], beta
     block, _ = even_products(degree)
     if block == 1:
-        z = ops.gemm(g, g, g, alpha=c[-1], beta=c[-2], out=out)
+        z = ops.gemm_hermitian(g, g, g, alpha=c[-1], beta=c[-2], out=out)
         for k in range(degree - 3, -1, -1):
-            z = ops.gemm(z, g, g, beta=c[k])
+            z = ops.gemm_hermitian(z, g, g, beta=c[k])
         return z, 1.0, beta
     powers = [g, ops.gram(g)]
     while len(powers) < block:
@@ -59,7 +75,7 @@ def even_part(
     blocks = [ops.combine(c[i : i + block], powers[: len(c[i : i + block])]) for i in starts]
     z = blocks.pop()
     while blocks:
-        z = ops.gemm(z, powers[-1], blocks.pop(), beta=1.0)
+        z = ops.gemm_hermitian(z, powers[-1], blocks.pop(), beta=1.0)
     return z, 1.0, beta
 
 
@@ -97,6 +113,8 @@ def iterate(
     *,
     form: str = "plain",
     restarts: Sequence[int] = (),
+    small: Ops | None = None,
+    gram: Array | None = None,
     owned: bool = False,
     callback: Callable[[int, Array], None] | None = None,
 ) -> Array:
@@ -114,6 +132,10 @@ def iterate(
         Form of the iteration.
     restarts : sequence of int, optional
         Numbers (from 1) of the steps after which the Gram form starts again from ``X Q``.
+    small : Ops, optional
+        Arithmetic of the n x n matrices of the Gram form, by default `ops`.
+    gram : array, shape (..., n, n), optional
+        ``X^H X`` of that arithmetic, if it is known; given up.
     owned : bool, optional
         Whether the storage of `x` may be written; otherwise `x` is never changed.
     callback : callable, optional
@@ -126,8 +148,8 @@ def iterate(
     array, shape (..., m, n)
     """
     if form == "gram":
-        return _gram(x, steps, ops, frozenset(restarts), callback)
-    return _plain(x, steps, ops, owned, callback)
+        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, callback)
+    return _plain(x, steps, ops, owned, gram, callback)
 
 
 def _plain(
@@ -135,12 +157,13 @@ def _plain(
     steps: Sequence[Sequence[float]],
     ops: Ops,
     owned: bool,
+    gram: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
     # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
     # small matrices come back to the same storage in every step.
     square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
-    g, z = ops.buffer(square, x), ops.buffer(square, x)
+    g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
     turns = [x if owned and ops.reusable(x) else None, None]
     for k, step in enumerate(steps, 1):
         out = turns[k % 2]
@@ -149,7 +172,9 @@ def _plain(
         if len(step) == 1:
             x = ops.combine(step, (x,))
         else:
-            p, alpha, beta = ops.fold(*even_part(ops.gram(x, g), step, ops, z))
+            known, gram = gram, None
+            r = ops.gram(x, g) if known is None else known
+            p, alpha, beta = ops.fold(*even_part(r, step, ops, z))
             x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
         if callback is not None:
             callback(k, x)
@@ -160,7 +185,9 @@ def _gram(
     x: Array,
     steps: Sequence[Sequence[float]],
     ops: Ops,
-    restarts: frozenset[int],
+    small: Ops,
+    restarts: Sequence[int],
+    gram: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
     ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
@@ -168,10 +195,13 @@ def _gram(
 
         def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
             if callback is not None:
-                callback(start + k, ops.matmul(x, q))
+                callback(start + k, ops.matmul(x, ops.enter(q)))
 
         watch = None if callback is None else inside
-        q, alpha, beta = coupled(ops.gram(x), steps[start:end], ops, callback=watch)
+        r = small.gram(small.enter(x)) if gram is None else gram
+        gram = None
+        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
+        q = ops.enter(q)
         whole = (alpha, beta) == (1.0, 0.0)
         x = ops.matmul(x, q) if whole else ops.gemm(x, q, x, alpha=alpha, beta=beta)
         if callback is not None:
@@ -214,22 +244,35 @@ def coupled(
         formats.
     """
     q = None
+    free: list[Array] = []
+
+    def renewed(a: Array, b: Array, c: Array, alpha: float, beta: float) -> Array:
+        """``alpha a b + beta c``, and the storage of c is free."""
+        out = free.pop() if free else ops.buffer(c.shape, c)
+        product = ops.gemm_hermitian(a, b, c, alpha=alpha, beta=beta, out=out)
+        if ops.reusable(c):
+            free.append(c)
+        return product
+
     for k, step in enumerate(steps, 1):
         last = k == len(steps)
-        z, alpha, beta = even_part(r, step, ops) if len(step) > 1 else (r, 0.0, step[0])
+        out = free.pop() if free else ops.buffer(r.shape, r)
+        z, alpha, beta = even_part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
         if z is r and not last:
             z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
             alpha = 1.0
         z, alpha, beta = ops.fold(z, alpha, beta)
         if q is not None:
-            q = ops.gemm(q, z, q, alpha=alpha, beta=beta)
+            q = renewed(q, z, q, alpha, beta)
         if last:
             return (z, alpha, beta) if q is None else (q, 1.0, 0.0)
         if q is None:
             q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
         for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
             left, right = (z, r) if i % 2 else (r, z)
-            r = ops.gemm(left, right, r, alpha=alpha, beta=beta)
+            r = renewed(left, right, r, alpha, beta)
+        if ops.reusable(z):
+            free.append(z)
         if callback is not None:
             callback(k, q)
     raise ValueError("coupled needs at least one step")
@@ -247,9 +290,13 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         In at least single precision, m >= n.
     ops : Ops
         Full-precision arithmetic.
-    kind : {"frobenius", "spectral", "schatten4", "aol", "none"}
+    kind : {"frobenius", "spectral", "moments", "schatten4", "aol", "none"}
         - frobenius: by ``||X||_F``.
         - schatten4: by ``||X^H X||_F^(1/2) >= ||X||_2``.
+        - moments: by the best bound of ``||X||_2`` that the two norms above give together: with
+          mu and sigma**2 the mean and the variance of the n eigenvalues of the Gram matrix, the
+          largest is at most ``mu + sqrt(n - 1) sigma`` (H. Wolkowicz and G. P. H. Styan, Linear
+          Algebra Appl. 29 (1980) 471-506, Theorem 2.1). Exact for one or for equal singular values.
         - spectral: by ``||G^8||_F^(1/16)``, G = X^H X, a certified bound that exceeds ``||X||_2``
           by a factor of ``r^(1/32)`` at most for rank r (1.24 for r = 1024).
         - aol: column j by the square root of ``sum_i |G_ij|`` (B. Prach and C. H. Lampert, ECCV
@@ -272,9 +319,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         If the matrix is not finite and its library is on the host. On a device, where looking would
         stall it, the result of such a matrix is NaN.
     """
-    peak = ops.max_abs(x)
-    if ops.host and not math.isfinite(ops.read(peak)):
-        raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
+    peak = _peak(x, ops)
     if kind == "none":
         return x, 0
     y = ops.divide(x, ops.binary_scale(peak))
@@ -285,9 +330,97 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         if kind == "aol":
             sums = ops.xp.sum(ops.xp.abs(g), axis=-2, keepdims=True)
             norm, spent = ops.xp.sqrt(sums), 1
+        elif kind in FROM_GRAM:
+            norm, spent = _bound_from_gram(g, ops, kind, format_of(ops.format_name(g))), 1
         else:
-            norm, spent = _gram_moment(g, ops, 0 if kind == "schatten4" else 3)
-    return ops.divide(y, ops.divisor(norm * safety), owned=True), spent
+            norm, spent = _gram_moment(g, ops, 3)
+    return ops.divide(y, ops.divisor(norm) * safety, owned=True), spent
+
+
+def _peak(x: Array, ops: Ops) -> Array:
+    """Largest absolute entry; raises where it is known at no cost that it is not finite."""
+    peak = ops.at_least_single(ops.max_abs(x))
+    if ops.host and not math.isfinite(ops.read(peak)):
+        raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
+    return peak
+
+
+def normalised_with_gram(
+    x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
+) -> tuple[Array, Array, tuple[float, ...]]:
+    """Normalise by a bound from the Gram matrix that the first step needs: no product is spent.
+
+    Where the bound is a number, the step's coefficients absorb it, and a matrix that needs no
+    scaling is neither copied nor rounded.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        m >= n, of any format. Not changed.
+    ops, low, small : Ops
+        Full-precision arithmetic, that of the iteration, and that of its Gram matrix.
+    kind : {"moments", "schatten4"}
+        As in :func:`normalise`.
+    safety : float
+        Further divisor.
+    first : sequence of float
+        Coefficients of the first step, at least two.
+
+    Returns
+    -------
+    z : array, shape (..., m, n)
+        For `low`; may be `x` or a view of it.
+    g : array, shape (..., n, n)
+        ``Z^H Z``, for `small`.
+    first : tuple of float
+        The first step for z: that of the normalised matrix, if z itself is not normalised.
+
+    Raises
+    ------
+    ValueError
+        As :func:`normalise`.
+    """
+    form = format_of(small.working)
+    widest = min(form.largest, format_of(low.working).largest) > 2.0**MOST_BITS
+    native = not low.simulated and ops.format_name(x) == low.working
+    if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
+        z = low.enter(x)
+        g = small.gram(small.enter(z))
+        square = ops.read(ops.trace(g))
+        bits = 2 * MOST_BITS / (2 * len(first) - 1)
+        if 2.0**-bits <= square <= 2.0**bits:
+            s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
+            return z, g, tuple(c / s ** (2 * i + 1) for i, c in enumerate(first))
+    if not native:
+        x = ops.at_least_single(x)
+    y = ops.divide(x, ops.binary_scale(_peak(x, ops)))
+    y = ops.divide(y, ops.binary_scale(ops.frobenius(y)), owned=True)
+    z = low.enter(y)
+    g = small.gram(small.enter(z))
+    s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
+    if isinstance(s, float):
+        return z, g, tuple(c / s ** (2 * i + 1) for i, c in enumerate(first))
+    g = small.enter(ops.divide(g, s * s, owned=True))
+    return low.enter(ops.divide(y, s, owned=True)), g, tuple(first)
+
+
+def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | float:
+    """Upper bound of ``||X||_2`` from a Gram matrix as rounded to a format; 0 for zero.
+
+    Its rounding moves eigenvalues by the unit roundoff times its Frobenius norm at most.
+    """
+    n = g.shape[-1]
+    norm = ops.frobenius(g)
+    sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
+    norm = ops.number(norm)
+    slack = form.unit_roundoff + sums
+    if kind == "schatten4":
+        return ops.root(norm * (1 + slack))
+    mean = ops.number(ops.trace(g)) / n
+    # Cancels where singular values are equal, to within the rounding of the sums.
+    variance = norm * norm * ((1 + sums) / n) - mean * mean
+    spread = (variance + abs(variance)) * (0.5 * (n - 1))
+    return ops.root(mean + ops.root(spread) + norm * slack)
 
 
 def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, int]:

@@ -10,8 +10,10 @@ callers use the return value; ``out`` never is one of the operands.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace
 
-from polarlib import _blas
+from polarlib import _blas, _cublas
 from polarlib.formats import FORMATS, Format, format_of
 
 __all__ = [
@@ -47,6 +49,13 @@ _FORMAT_OF_DTYPE = {
 # Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
 # more. Chosen by experiment.
 BLAS_FROM = 1 << 14
+# torch's Hermitian products: from so many multiplications in panels, and in how many. Four panels
+# take 10/16 of the operations and leave products large. Chosen by experiment.
+PANELS_FROM = 1 << 29
+PANELS = 4
+# Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
+# where either could overflow. Chosen generously.
+FOLDED = 2.0**20
 # Modules that make arrays, by the name users know them by.
 _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
@@ -96,19 +105,29 @@ class Ops:
         Formats whose products the library computes itself.
     host : bool
         Whether reading a scalar is free; elsewhere it would stall the device.
+    working : str
+        The format that :func:`polarlib.precision.rounded` chose; "" where nothing was chosen.
     """
 
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False
+    working = ""
 
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
         self.xp = xp
         self.fused = fused
 
-    def with_fused(self) -> Ops:
-        """Return the same arithmetic for a native format of 16 bits."""
-        return type(self)(self.xp, fused=True)
+    def working_in(self, format_name: str) -> Ops:
+        """Return the same arithmetic for a native format."""
+        other = copy.copy(self)
+        other.working = format_name
+        other.fused = format_name not in ("float64", "float32")
+        return other
+
+    def enter(self, x: Array) -> Array:
+        """Convert to the format that this arithmetic works in; not a copy if it is there."""
+        return self.cast(x, self.working) if self.working else x
 
     # -- dtypes and conversion ---------------------------------------------------------------
 
@@ -172,6 +191,10 @@ class Ops:
         """Largest entry as a Python float (a synchronisation on a device)."""
         return float(self.xp.max(x))
 
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
+        """Return ``f`` with all but its array fixed, compiled once where the library compiles."""
+        return functools.partial(f, **fixed)
+
     # -- products ----------------------------------------------------------------------------
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
@@ -209,6 +232,18 @@ class Ops:
             product = product * alpha
         return product + c * beta if beta else product
 
+    def gemm_hermitian(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
+        return self.gemm(a, b, c, alpha, beta, out)
+
     def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
         """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` is given up.
 
@@ -242,13 +277,17 @@ class Ops:
         """Return the n x n identity with the dtype and device of `like`."""
         return self.xp.eye(n, dtype=like.dtype, device=array_api_compat.device(like))
 
+    def _diagonal(self, z: Array) -> Array:
+        """Diagonals of square matrices, shape (..., n)."""
+        return self.xp.linalg.diagonal(z)
+
     def add_diagonal(self, z: Array, a: float) -> Array:
         """Return ``z + a I``; `z` is given up."""
         return z + self.eye(z.shape[-1], z) * a
 
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s``, a new array; `x` may be overwritten only if it is `owned`."""
-        return x / s
+        """Return ``x / s`` in the dtype of `x`, a new array unless `x` is `owned`."""
+        return self.like(x / s, x)
 
     def scale(self, x: Array, s: Array | float) -> Array:
         """Return ``x * s``, a new array; overflow gives infinity without a warning."""
@@ -294,11 +333,11 @@ class Ops:
         exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
         return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
 
-    def divisor(self, s: Array) -> Array | float:
+    def divisor(self, s: Array | float) -> Array | float:
         """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
         xp = self.xp
-        if self._is_scalar(s):
-            known = self.read(s)
+        if isinstance(s, float) or self._is_scalar(s):
+            known = s if isinstance(s, float) else self.read(s)
             return (known or 1.0) if math.isfinite(known) else math.nan
         finite = xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan))
         return xp.where(s == 0, xp.ones_like(s), finite)
@@ -307,13 +346,28 @@ class Ops:
         """Whether Python's arithmetic will do, which is quicker than a library's on one number."""
         return self.host and math.prod(s.shape) == 1
 
+    def number(self, s: Array) -> Array | float:
+        """Python's float for a single number on the host, else the array itself."""
+        return self.read(s) if self._is_scalar(s) else s
+
+    def root(self, s: Array | float) -> Array | float:
+        """Square root."""
+        return math.sqrt(s) if isinstance(s, float) else self.xp.sqrt(s)
+
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm; `x` in at least single precision and scaled to entries of at most 1."""
+        """Frobenius norm, in at least single precision; `x` scaled to entries of about 1."""
         xp = self.xp
+        x = self.at_least_single(x)
         if self.is_complex(x):
             re, im = xp.real(x), xp.imag(x)
             return xp.sqrt(xp.sum(re * re + im * im, axis=(-2, -1), keepdims=True))
         return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+
+    def trace(self, x: Array) -> Array:
+        """Trace of Hermitian matrices, in at least single precision."""
+        diagonal = self.at_least_single(self._diagonal(x))
+        diagonal = self.xp.real(diagonal) if self.is_complex(x) else diagonal
+        return self.xp.sum(diagonal, axis=-1)[..., None, None]
 
     def norm_1(self, x: Array) -> Array:
         """Largest absolute column sum."""
@@ -369,6 +423,60 @@ class Ops:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
         return unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
 
+    # -- differentiation, where the library does it --------------------------------------------
+
+    def functional(self) -> Ops:
+        """Arithmetic that the library may differentiate: reads and overwrites nothing."""
+        return self
+
+    def records(self, x: Array) -> bool:
+        """Whether the library traces or differentiates what is done with `x`."""
+        return False
+
+    def hidden(self, x: Array) -> bool:
+        """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
+        return False
+
+    def differentiable(
+        self,
+        f: Callable[..., tuple[Array, ...]],
+        jvp: Callable[..., tuple[Array, ...]],
+        vjp: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        keep: bool,
+    ) -> tuple[Array, ...]:
+        """Return ``f(*arrays)``, which the library differentiates by rules, not through its steps.
+
+        Parameters
+        ----------
+        f : callable
+            From stacks of matrices to a tuple of such stacks.
+        jvp : callable
+            ``jvp(arrays, results, tangents)`` gives the tangents of the results, and is linear.
+        vjp : callable
+            ``vjp(arrays, results, gradients)`` gives those of the arrays; None for a gradient of 0.
+        arrays : tuple of array
+            Arguments.
+        keep : bool
+            Whether the rules see the results; otherwise nothing but the arguments is kept for them,
+            and `results` is empty.
+        """
+        return f(*arrays)
+
+    def lyapunov(
+        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+    ) -> Array:
+        """Solve ``H X + X H = W`` for Hermitian H, in a way that can itself be differentiated.
+
+        `diagonalise` gives the sums of pairs of eigenvalues of H, and the eigenvectors.
+        """
+        return self._by_eigenvectors(w, *diagonalise(h))
+
+    def _by_eigenvectors(self, w: Array, sums: Array, v: Array) -> Array:
+        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.like(sums, v)
+        return self.matmul(self.matmul(v, core), self.adjoint(v))
+
 
 class InPlaceOps(Ops):
     """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
@@ -385,9 +493,8 @@ class InPlaceOps(Ops):
         """Return ``a @ b``."""
         return self.xp.matmul(a, b) if out is None else self.xp.matmul(a, b, out=out)
 
-    @staticmethod
-    def _diagonal(z: Array) -> Array:
-        """Writable view of the diagonals of square matrices, shape (..., n)."""
+    def _diagonal(self, z: Array) -> Array:
+        """Writable view of the diagonals."""
         return z.diagonal(0, -2, -1)
 
     def add_diagonal(self, z: Array, a: float) -> Array:
@@ -437,11 +544,11 @@ class InPlaceOps(Ops):
         return product
 
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s``, in the storage of `x` if it is owned."""
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
         if owned:
             x /= s
             return x
-        return x / s
+        return self.like(x / s, x)
 
 
 class NumpyOps(InPlaceOps):
@@ -457,13 +564,17 @@ class NumpyOps(InPlaceOps):
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return _numpy_dtype(name)
 
-    def at_least_single(self, x: Array) -> Array:
-        """Widen formats narrower than float32 to it, in the byte order that kernels work in."""
-        x = super().at_least_single(x)
+    def cast(self, x: Array, format_name: str) -> Array:
+        """Convert to the dtype of a format, in the byte order that kernels work in."""
+        x = super().cast(x, format_name)
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
-    @staticmethod
-    def _diagonal(z: Array) -> Array:
+    def at_least_single(self, x: Array) -> Array:
+        """Widen formats narrower than float32 to it, in the byte order that kernels work in."""
+        name = self.format_name(x)
+        return self.cast(x, name if name in ("float32", "float64") else "float32")
+
+    def _diagonal(self, z: Array) -> Array:
         """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
 
@@ -513,6 +624,7 @@ class NumpyOps(InPlaceOps):
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary."""
+        x = self.at_least_single(x)
         if _worth_blas(x.size, x) and _is_contiguous(x):
             return np.full((1, 1), _blas.norm(x), x.real.dtype)
         if self.is_complex(x):
@@ -619,17 +731,68 @@ class TorchOps(InPlaceOps):
         self.host = host
         self.torch = importlib.import_module("torch")
 
-    def with_fused(self) -> Ops:
-        """Return the same arithmetic for a native format of 16 bits."""
-        return type(self)(self.xp, fused=True, host=self.host)
+    def functional(self) -> Ops:
+        """Arithmetic for what torch itself may differentiate or batch."""
+        return TorchGradOps(self.xp, host=False)
+
+    def records(self, x: Array) -> bool:
+        """Whether gradients or forward derivatives are recorded, or vmap batches."""
+        torch = self.torch
+        if x.requires_grad and torch.is_grad_enabled():
+            return True
+        # Where torch does not say, the rules are right for every tensor, only slower to enter.
+        functions = getattr(torch._C, "_functorch", None)
+        wrapped = getattr(functions, "is_functorch_wrapped_tensor", None)
+        if wrapped is None or wrapped(x):
+            return True
+        return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+
+    def differentiable(
+        self,
+        f: Callable[..., tuple[Array, ...]],
+        jvp: Callable[..., tuple[Array, ...]],
+        vjp: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        keep: bool,
+    ) -> tuple[Array, ...]:
+        """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
+        if not any(self.records(x) for x in arrays):
+            return f(*arrays)
+        return _torch_function().apply(f, jvp, vjp, keep, *arrays)
+
+    def lyapunov(
+        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+    ) -> Array:
+        """Solve ``H X + X H = W``; its derivative solves the same equation."""
+        solve = functools.partial(self.lyapunov, diagonalise=diagonalise)
+
+        def f(h: Array, w: Array) -> tuple[Array]:
+            return (self._by_eigenvectors(w, *diagonalise(h)),)
+
+        def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
+            (h, _), (x,), (dh, dw) = arrays, results, tangents
+            return (solve(h, dw - self.matmul(dh, x) - self.matmul(x, dh)),)
+
+        def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array, Array]:
+            w, adjoint = solve(arrays[0], gradients[0]), self.adjoint(results[0])
+            return -(self.matmul(w, adjoint) + self.matmul(adjoint, w)), w
+
+        return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
     def dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
+        if shape == tuple(like.shape) and like.ndim == 2 and like.stride(-1) > like.stride(-2):
+            return self.torch.empty(shape[::-1], dtype=like.dtype, device=like.device).mT
+        return self.torch.empty(shape, dtype=like.dtype, device=like.device)
+
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
-        return x.is_contiguous()
+        return x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous())
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
@@ -641,14 +804,25 @@ class TorchOps(InPlaceOps):
         return float(x.detach().max())
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry, of real and imaginary parts; one call where there are none."""
-        if self.is_complex(x):
+        """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
+        if self.is_complex(x) or x.ndim > 2:
             return super().max_abs(x)
-        return self.torch.linalg.vector_norm(x, math.inf, dim=(-2, -1), keepdim=True)
+        # Its reduction over both axes copies what is not contiguous.
+        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
+        return self.torch.maximum(high, -low).reshape(1, 1)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm without a temporary."""
-        return self.torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+        """Frobenius norm without a temporary, accumulated in at least single precision."""
+        norm = functools.partial(self.torch.linalg.vector_norm, keepdim=True)
+        if self.format_name(x) in ("float32", "float64"):
+            return norm(x, dim=(-2, -1))
+        # Along memory first: reductions that convert are slow across it, or over all at once.
+        along = (-1, -2) if x.stride(-1) <= x.stride(-2) else (-2, -1)
+        return norm(norm(x, dim=along[0], dtype=self.torch.float32), dim=along[1])
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
+        return self.torch.div(x, s, out=x if owned else self.buffer(tuple(x.shape), x))
 
     def gemm(
         self,
@@ -661,6 +835,9 @@ class TorchOps(InPlaceOps):
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
         torch = self.torch
+        if a.ndim == 2 and out is not None and not out.is_contiguous():
+            torch.addmm(c.mT, b.mT, a.mT, beta=beta, alpha=alpha, out=out.mT)
+            return out
         if a.ndim == 2:
             return torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
         if a.ndim == 3:
@@ -668,6 +845,47 @@ class TorchOps(InPlaceOps):
         stack = [t.reshape((-1, *t.shape[-2:])) for t in (c, a, b)]
         flat = None if out is None else out.view((-1, *out.shape[-2:]))
         return torch.baddbmm(*stack, beta=beta, alpha=alpha, out=flat).reshape(c.shape)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``, large ones by panels."""
+        h = self.adjoint(x)
+        return (
+            self.gemm_hermitian(h, x, x, out=out)
+            if self._by_panels(h, x)
+            else (self.matmul(h, x, out))
+        )
+
+    def gemm_hermitian(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, Hermitian: panels from the diagonal on, and mirrored."""
+        if not self._by_panels(a, b):
+            return self.gemm(a, b, c, alpha, beta, out)
+        torch, n = self.torch, a.shape[0]
+        out = torch.empty((n, n), dtype=a.dtype, device=a.device) if out is None else out
+        width = -(-n // PANELS)
+        for i in range(0, n, width):
+            j = min(i + width, n)
+            panel = out[i:j, i:]
+            if beta:
+                torch.addmm(c[i:j, i:], a[i:j], b[:, i:], beta=beta, alpha=alpha, out=panel)
+            else:
+                torch.mm(a[i:j], b[:, i:], out=panel)
+                if alpha != 1.0:
+                    panel *= alpha
+            out[j:, i:j] = self.adjoint(out[i:j, j:])
+        return out
+
+    def _by_panels(self, a: Array, b: Array) -> bool:
+        """Whether a Hermitian product of matrices on the host is worth several calls."""
+        n, k = a.shape[-2:]
+        return self.host and a.ndim == 2 and n >= 512 and n * n * k >= PANELS_FROM
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
@@ -686,8 +904,69 @@ class TorchOps(InPlaceOps):
         return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
 
 
+@functools.cache
+def _torch_function() -> Any:
+    """Torch's way to give rules; the class is made once torch is there."""
+    torch: Any = importlib.import_module("torch")
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array) -> tuple[Array, ...]:
+            # A view would be one of a matrix that nobody records.
+            return tuple(x.clone() if x._is_view() else x for x in f(*arrays))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            _, ctx.along, ctx.against, keep, *arrays = inputs
+            ctx.count = len(arrays)
+            ctx.set_materialize_grads(False)
+            saved = (*arrays, *(output if keep else ()))
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Array | None) -> tuple[Array | None, ...]:
+            if all(g is None for g in gradients):
+                return (None,) * (4 + ctx.count)
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            return (None, None, None, None, *ctx.against(arrays, results, gradients))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            known = (
+                torch.zeros_like(x) if t is None else t
+                for t, x in zip(tangents[4:], arrays, strict=True)
+            )
+            return ctx.along(arrays, results, tuple(known))
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: Any, f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array
+        ) -> Any:
+            moved = (
+                x.unsqueeze(0) if d is None else x.movedim(d, 0)
+                for x, d in zip(arrays, in_dims[4:], strict=True)
+            )
+            results = Differentiable.apply(f, jvp, vjp, keep, *moved)
+            return results, (0,) * len(results)
+
+    return Differentiable
+
+
 class TorchGradOps(TorchOps):
     """torch tensors that record gradients: nothing is written in place."""
+
+    gram = Ops.gram
+    gemm_hermitian = Ops.gemm_hermitian
+
+    def records(self, x: Array) -> bool:
+        """Always, for all that is known."""
+        return True
+
+    def adjoint(self, x: Array) -> Array:
+        """Conjugate transpose; vmap does not know what the array API's is made of."""
+        return x.mH
 
     buffer = Ops.buffer
     reusable = Ops.reusable
@@ -696,14 +975,80 @@ class TorchGradOps(TorchOps):
     divide = Ops.divide
 
 
+@functools.lru_cache(maxsize=256)
+def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    """One compiled function for equal arguments: JAX traces it once for each shape."""
+    jax = importlib.import_module("jax")
+    return jax.jit(functools.partial(f, **dict(fixed)))
+
+
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
 
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
+        """Return ``f`` with all but its array fixed, as one compiled function."""
+        return _jitted(f, tuple(sorted(fixed.items())))
+
     def writable(self, x: Array) -> bool:
         """JAX arrays are immutable."""
         return False
+
+    def records(self, x: Array) -> bool:
+        """Whether JAX traces: under grad, jvp, vmap or jit."""
+        return isinstance(x, importlib.import_module("jax").core.Tracer)
+
+    def hidden(self, x: Array) -> bool:
+        """Whether JAX knows no entries."""
+        return self.records(x)
+
+    def differentiable(
+        self,
+        f: Callable[..., tuple[Array, ...]],
+        jvp: Callable[..., tuple[Array, ...]],
+        vjp: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        keep: bool,
+    ) -> tuple[Array, ...]:
+        """Return ``f(*arrays)`` with a rule for forward derivatives, which JAX transposes.
+
+        Where results are not kept, what lies between is computed anew: ``jax.checkpoint``.
+        """
+        if not any(self.records(x) for x in arrays):
+            return f(*arrays)
+        jax = importlib.import_module("jax")
+
+        @jax.custom_jvp
+        def function(*arrays: Array) -> tuple[Array, ...]:
+            return f(*map(self.xp.asarray, arrays))  # JAX may hand NumPy's arrays on
+
+        @function.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            primals = tuple(map(self.xp.asarray, primals))
+            results = function(*primals)
+            if keep:
+                return results, jvp(primals, results, tangents)
+            return results, jax.checkpoint(lambda x, e: jvp(x, (), e))(primals, tangents)
+
+        return function(*arrays)
+
+    def lyapunov(
+        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+    ) -> Array:
+        """Solve ``H X + X H = W``; JAX differentiates the equation, not the eigenvectors."""
+        if not (self.records(h) or self.records(w)):
+            return super().lyapunov(h, w, diagonalise)
+        lax = importlib.import_module("jax").lax
+        sums, v = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
+        conj = self.xp.conj
+        return lax.custom_linear_solve(
+            lambda x: self.matmul(h, x) + self.matmul(x, h),
+            w,
+            lambda _, b: self._by_eigenvectors(b, sums, v),
+            lambda _, b: conj(self._by_eigenvectors(conj(b), sums, v)),
+        )
 
     def gemm(
         self,
@@ -731,13 +1076,19 @@ class JaxOps(Ops):
 
 
 class CupyOps(InPlaceOps):
-    """CuPy 14: norms and factorisations kept out of its silent double precision for bfloat16."""
+    """CuPy 14: products by cuBLAS with their addends, one kernel for each combination.
+
+    Norms and factorisations are kept out of its silent double precision for bfloat16.
+    """
+
+    def __init__(self, xp: Any, *, fused: bool = False) -> None:
+        super().__init__(xp, fused=fused)
+        tf32 = {"tf32"} if _cublas.has_tf32() else set()
+        self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
 
     def on_cpu(self, x: Array) -> bool:
         """Never."""
         return False
-
-    native = frozenset({"float64", "float32", "bfloat16", "float16"})
 
     def dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
@@ -747,31 +1098,87 @@ class CupyOps(InPlaceOps):
         """Copy to NumPy in float64 or complex128."""
         return x.get().astype(np.complex128 if self.is_complex(x) else np.float64)
 
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
+        return _cublas.is_readable(x)
+
+    def _product(self, a: Array, b: Array, out: Array | None = None, **how: Any) -> Array:
+        # Of the narrow formats, in which arithmetic is fused, tf32 alone is carried in float32.
+        return _cublas.gemm(a, b, out, tf32=self.fused, **how)
+
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return ``a @ b``; a stack of bfloat16 matrices one by one, since CuPy refuses it."""
-        if dtype_name(a) != "bfloat16" or a.ndim == 2:
-            return super().matmul(a, b, out)
-        if out is None:
-            out = self.xp.empty((*a.shape[:-1], b.shape[-1]), dtype=a.dtype)
-        for index in np.ndindex(*a.shape[:-2]):
-            out[index] = self.xp.matmul(a[index], b[index])
-        return out
+        """Return ``a @ b``."""
+        return self._product(a, b, out)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``; nothing is transposed or conjugated in memory."""
+        return self._product(x, x, out, adjoint_a=True)
 
     def gemm(
         self,
         a: Array,
         b: Array,
         c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
+        alpha: Array | float = 1.0,
+        beta: Array | float = 0.0,
         out: Array | None = None,
     ) -> Array:
-        """Return ``alpha a @ b + beta c``; 16 bits: the product rounded, then the sum once more."""
-        if not self.fused:
-            return super().gemm(a, b, c, alpha, beta, out)
-        product = self.matmul(a, b, out)
-        product[...] = self.combine((alpha, beta), (product, c))
-        return product
+        """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
+        if not _cublas.is_number(beta, 0.0):
+            out = self.xp.empty(c.shape, dtype=c.dtype) if out is None else out
+            out[...] = c
+        return self._product(a, b, out, alpha=alpha, beta=beta)
+
+    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+        """Absorb beta alone, ``alpha (Z + beta / alpha I)``: a product scales at no cost."""
+        if self.fused or not abs(beta) <= FOLDED * abs(alpha):
+            return super().fold(z, alpha, beta)
+        return self.add_diagonal(z, beta / alpha), alpha, 0.0
+
+    def _kernel(self, inputs: str, output: str, operation: str, name: str) -> Any:
+        return _elementwise(self.xp, inputs, output, operation, name)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array, in one pass and rounded once."""
+        source = _combination(len(matrices), dtype_name(matrices[0]))
+        pairs = zip(matrices, map(float, coefficients), strict=True)
+        return self._kernel(*source)(*itertools.chain.from_iterable(pairs))
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
+        return self.xp.divide(x, s, out=x if owned else self.xp.empty_like(x))
+
+    def scale(self, x: Array, s: Array | float) -> Array:
+        """Return ``x * s`` in the dtype of `x`, a new array."""
+        return self.xp.multiply(x, s, out=self.xp.empty_like(x))
+
+    def hermitian_part(self, z: Array) -> Array:
+        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+        return self.combine((0.5, 0.5), (z, self.adjoint(z)))
+
+    def binary_scale(self, peak: Array) -> Array | float:
+        """Power of two near the largest entry of each matrix, as everywhere, in one kernel."""
+        limit = round(-math.log2(FORMATS[self.format_name(peak)].smallest_normal))
+        return self._kernel(
+            "T peak, int32 limit",
+            "T y",
+            "y = peak > 0 && isfinite(peak) ? ldexp(T(1), max(-limit, min(limit, ilogb(peak))))"
+            " : T(1)",
+            "polarlib_binary_scale",
+        )(peak, limit)
+
+    def divisor(self, s: Array | float) -> Array | float:
+        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        if isinstance(s, float):
+            return super().divisor(s)
+        operation = "y = s == 0 ? T(1) : s + (s - s)"  # s - s is NaN for infinity
+        return self._kernel("T s", "T y", operation, "polarlib_divisor")(s)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm; squares are formed in one pass, in at least single precision."""
+        wide = "float64" if self.format_name(x) == "float64" else "float32"
+        squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
+        return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
@@ -783,6 +1190,28 @@ class CupyOps(InPlaceOps):
         for index in np.ndindex(*l.shape[:-2]):
             out[index] = solve(l[index], b[index], lower=True, trans=trans)
         return out
+
+
+def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:
+    """Source of a kernel ``y = c0 * m0 + c1 * m1 + ...``, in single precision for 16 bits."""
+    scalar = "float64" if _FORMAT_OF_DTYPE.get(dtype, dtype) == "float64" else "float32"
+    inputs = ", ".join(f"T m{i}, {scalar} c{i}" for i in range(count))
+    entry = "float(m{})" if dtype in ("bfloat16", "float16") else "m{}"
+    terms = " + ".join(f"c{i} * {entry.format(i)}" for i in range(count))
+    return inputs, "T y", f"y = {terms}", f"polarlib_combine_{count}"
+
+
+def _square(dtype: str) -> str:
+    """Operation of a kernel that squares absolute values, in single precision for 16 bits."""
+    if dtype.startswith("complex"):
+        return "y = x.real() * x.real() + x.imag() * x.imag()"
+    return "y = float(x) * float(x)" if dtype in ("bfloat16", "float16") else "y = x * x"
+
+
+@functools.cache
+def _elementwise(xp: Any, inputs: str, output: str, operation: str, name: str) -> Any:
+    """CuPy's kernel of a source, made once."""
+    return xp.ElementwiseKernel(inputs, output, operation, name)
 
 
 def _worth_blas(size: int, *arrays: Array) -> bool:

@@ -101,13 +101,16 @@ class Simulated:
     simulated = True
     fused = True
     gram = Ops.gram
+    gemm_hermitian = Ops.gemm_hermitian
     buffer = Ops.buffer
     reusable = Ops.reusable
     fold = Ops.fold
+    enter = Ops.enter
 
     def __init__(self, base: Ops, precision: Format) -> None:
         self.base = base
         self.precision = precision
+        self.working = precision.name
         # A tf32 product reads rounded operands and leaves a float32 result.
         self._rounds_results = precision.name != "tf32"
 
@@ -187,5 +190,5 @@ def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
     """
     wanted = format_of(precision)
     if is_native(ops, wanted, is_complex=is_complex):
-        return ops if precision in ("float64", "float32") else ops.with_fused()
+        return ops.working_in(wanted.name)
     return cast(Ops, Simulated(ops, wanted))

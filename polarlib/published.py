@@ -1,25 +1,106 @@
-"""Published coefficient sets: loads ``data/schedules.toml``. A new set is an entry there."""
+"""Coefficient sets: published ones, and the library's own for each number format.
+
+Loads ``data/schedules.toml`` and ``data/own_schedules.toml``. A new set is an entry in the first.
+"""
 
 from __future__ import annotations
 
 import functools
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from polarlib import design
 from polarlib._schedule import Schedule, is_count
-from polarlib.formats import nearest
+from polarlib.formats import format_of, nearest
 
-__all__ = ["conventions", "listed", "schedule", "schedules"]
+__all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
+# Worst error of the library's own schedules on their interval. A larger one reaches further down, a
+# smaller one is nearer to 1 above; chosen by experiment (benchmarks/stress.py).
+OWN_ERROR = 1 / 64
+# Their least cushion: costs 8 % of the slope, and large singular vectors rotate a fifth as much.
+OWN_CUSHION = 0.05
 
 
 @functools.cache
-def _sets() -> dict[str, dict[str, Any]]:
-    text = resources.files("polarlib").joinpath("data/schedules.toml").read_text(encoding="utf-8")
+def _data(name: str) -> dict[str, dict[str, Any]]:
+    text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
+
+
+def _sets() -> dict[str, dict[str, Any]]:
+    return _data("schedules")
+
+
+def default_schedule(
+    format: str, *, steps: int | None = None, matmuls: int | None = None
+) -> Schedule:
+    """Look up, or design, the library's own schedule for a number format.
+
+    Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
+    for the widest interval on which the worst error is at most 1/64; the input is divided by a
+    bound of its largest singular value that the first Gram matrix gives ("moments").
+
+    Parameters
+    ----------
+    format : str
+        Name of the number format in which the matrices are rounded.
+    steps : int, optional
+        Number of quintics, 5 by default.
+    matmuls : int, optional
+        Instead of steps: the best degrees for so many matrix products, at least 2.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        For an unknown format, both of `steps` and `matmuls`, or a number below the least.
+
+    Examples
+    --------
+    >>> s = default_schedule("bfloat16")
+    >>> s.matmuls, s.error() <= 1 / 64, round(s.slope)
+    (15, True, 590)
+    """
+    name = format_of(format).name
+    if steps is None and matmuls is None:
+        steps = DEFAULT_STEPS
+    if matmuls is None and steps is not None and is_count(steps):
+        return _own(name, int(steps))
+    found = design.for_precision(
+        name, error=OWN_ERROR, cushion=OWN_CUSHION, steps=steps, matmuls=matmuls
+    )
+    return _named(name, found.steps, found.lower)
+
+
+@functools.lru_cache(maxsize=256)
+def _own(name: str, steps: int) -> Schedule:
+    entry = _data("own_schedules")[name].get(str(steps))
+    if entry is not None:
+        return _named(name, entry["steps"], entry["lower"])
+    found = design.for_precision(name, error=OWN_ERROR, cushion=OWN_CUSHION, steps=steps)
+    return _named(name, found.steps, found.lower)
+
+
+def _named(name: str, steps: Sequence[Sequence[float]], lower: float) -> Schedule:
+    degrees = ", ".join(str(2 * len(step) - 1) for step in steps)
+    return Schedule(
+        steps=tuple(map(tuple, steps)),
+        lower=lower,
+        normalisation="moments",
+        name=f"own, {name}, degrees {degrees}",
+        source=(
+            f"polarlib: design.for_precision({name!r}, error={OWN_ERROR!r}, "
+            f"cushion={OWN_CUSHION!r})"
+        ),
+    )
 
 
 def schedules() -> tuple[str, ...]:

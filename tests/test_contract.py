@@ -32,7 +32,8 @@ from polarlib.testing import (
 class Properties:
     """What a method promises."""
 
-    kind: str = "exact"  # "exact", "orthonormal" (not the polar factor) or "fixed" (a schedule)
+    # "exact", "orthonormal" (not the polar factor), "fixed" (a schedule) or "rational" (one too).
+    kind: str = "exact"
     # Backward error and orthogonality in machine epsilons at small n, whatever the condition.
     epsilons: float = 50.0
     # Fails on exactly singular matrices, so that the SVD takes over.
@@ -57,6 +58,7 @@ TABLE: dict[str, Properties] = {
     "newton_schulz": Properties(epsilons=120, needs_full_rank=True),
     "zolotarev": Properties(needs_full_rank=True),
     "qr": Properties(kind="orthonormal"),
+    "halley": Properties(kind="rational"),
 } | {name: Properties(kind="fixed") for name in polarlib.schedules()}
 
 EXACT = [name for name, p in TABLE.items() if p.kind == "exact" and p.columns is None]
@@ -160,6 +162,11 @@ def check_polar(lib: Library, method: str, a: Any, side: str = "right") -> polar
             np.broadcast_to(np.eye(min(m, n)), gram.shape),
             atol=(3 * eps if half else 50 * eps),
         )
+    elif properties.kind == "rational":
+        assert result.status is Status.FIXED_SCHEDULE
+        # Twice the error of the two steps, 0.019, and its square.
+        assert np.all(np.asarray(result.orthogonality) <= 0.04 + 2 * eps)
+        assert np.all(np.asarray(result.backward_error) <= 0.04 + 2 * eps)
     else:
         expected = scheduled_factor(host, polarlib.schedule(method))
         # Errors of the normalised input grow by the slope at 0, or at 1 where a set has no safety
@@ -899,7 +906,7 @@ BAD_ORTHOGONALIZE = [
     ({"precision": np.float32}, ValueError, "unknown number format"),
     ({"normalisation": "frobenious"}, ValueError, "'frobenious'.*did you mean 'frobenius'"),
     ({"normalisation": 1}, ValueError, "unknown normalisation 1"),
-    ({"normalisation": "aol"}, ValueError, "made for normalisation='frobenius', not 'aol'"),
+    ({"normalisation": "aol"}, ValueError, "made for normalisation='moments', not 'aol'"),
     (
         {"schedule": "turbo_muon", "normalisation": "frobenius"},
         ValueError,

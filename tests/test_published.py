@@ -13,10 +13,17 @@ import pytest
 from conftest import library
 
 import polarlib
-from polarlib import Schedule, ScheduleWarning, orthogonalize, schedule
+from polarlib import (
+    Schedule,
+    ScheduleWarning,
+    default_schedule,
+    design,
+    orthogonalize,
+    schedule,
+)
 from polarlib._schedule import even_products
 from polarlib.formats import odd_image
-from polarlib.published import conventions
+from polarlib.published import OWN_CUSHION, OWN_ERROR, conventions
 
 NAMES = polarlib.schedules()
 
@@ -477,11 +484,38 @@ def test_warning_when_the_interval_is_too_short():
         orthogonalize(np.eye(2), schedule=short)
 
 
-def test_advice_differs_from_what_was_done():
-    # The default set in an 8-bit format: "use 'polar_express'" would be no help.
-    with pytest.warns(ScheduleWarning) as seen:
-        orthogonalize(np.eye(4, 2), precision="float8_e4m3")
-    assert "use 'polar_express'" not in str(seen[0].message)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float8_e4m3"])
+@pytest.mark.parametrize("steps", [1, 5, 10, 11])
+def test_the_librarys_own_needs_no_warning(precision, steps):
+    """What the warning advises."""
+    orthogonalize(np.eye(4, 2), precision=precision, steps=steps)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("k", [2, 5, 9])
+def test_own_schedules_are_what_the_design_gives(name, k):
+    """The file is made by a command; its numbers may differ in the last digits of a search."""
+    found = design.for_precision(name, error=OWN_ERROR, cushion=OWN_CUSHION, steps=k)
+    kept = default_schedule(name, steps=k)
+    np.testing.assert_allclose(kept.lower, found.lower, rtol=0.02)
+    x = np.geomspace(2 * kept.lower, 1, 500)
+    np.testing.assert_allclose(kept(x), found(x), atol=0.02)
+    assert kept.error() <= OWN_ERROR
+    assert kept.normalisation == "moments"
+
+
+def test_own_schedules_of_any_length_and_cost():
+    assert default_schedule("bfloat16").matmuls == 15
+    assert default_schedule("bfloat16", matmuls=10).matmuls == 10
+    assert len(default_schedule("float32", steps=11)) == 11
+    assert default_schedule("float64", steps=np.int64(3)) == default_schedule("float64", steps=3)
+    with pytest.raises(ValueError, match="unknown number format 'half'"):
+        default_schedule("half")
+    for bad in (0, 1.5, "5", True):
+        with pytest.raises(ValueError, match=f"steps must be .*got {bad!r}"):
+            default_schedule("float32", steps=bad)
+    with pytest.raises(ValueError, match="not both"):
+        default_schedule("float32", steps=5, matmuls=15)
 
 
 def test_schedules_on_arrays_of_any_library():

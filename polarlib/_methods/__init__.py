@@ -16,6 +16,7 @@ from typing import Any
 from polarlib import published
 from polarlib._methods import small
 from polarlib._methods.auto import auto
+from polarlib._methods.halley import halley, rational
 from polarlib._methods.hybrid import hybrid
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
@@ -26,8 +27,19 @@ from polarlib._methods.qr import qr
 from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.zolotarev import zolotarev
+from polarlib.design.zolotarev import RationalSchedule
 
-__all__ = ["HINTED", "METHODS", "auto", "methods", "partial_isometry", "polynomial", "small"]
+__all__ = [
+    "FIXED",
+    "HINTED",
+    "METHODS",
+    "auto",
+    "methods",
+    "partial_isometry",
+    "polynomial",
+    "rational",
+    "small",
+]
 
 METHODS: dict[str, Callable[..., Any]] = {
     "svd": svd,
@@ -50,6 +62,8 @@ HINTED: dict[str, Callable[..., Any]] = {
     "newton_schulz": newton_schulz,
     "minimax": minimax,
 }
+# Fixed schedules of rational steps, beside the published ones of polynomials.
+FIXED: dict[str, Callable[[], RationalSchedule]] = {"halley": halley}
 
 
 def methods() -> dict[str, str]:
@@ -58,14 +72,15 @@ def methods() -> dict[str, str]:
     Returns
     -------
     dict
-        Iterations that converge and factorisations first, then the published fixed schedules.
+        Iterations that converge and factorisations first, then fixed schedules.
 
     Examples
     --------
     >>> print(methods()["svd"])
     U V^H from the singular value decomposition.
     """
-    exact = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in METHODS.items()}
+    described = METHODS | FIXED
+    exact = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in described.items()}
     fixed = {
         name: f"Fixed schedule of {len(published.schedule(name))} steps: "
         + published.schedule(name).source

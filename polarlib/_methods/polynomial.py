@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._schedule import Schedule
-from polarlib.iterate import iterate, matrix_products, normalise
+from polarlib.iterate import (
+    FROM_GRAM,
+    iterate,
+    matrix_products,
+    normalise,
+    normalised_with_gram,
+)
 from polarlib.ops import Ops
 from polarlib.precision import rounded
 from polarlib.result import Run
@@ -22,6 +28,7 @@ def polynomial(
     schedule: Schedule,
     *,
     precision: str,
+    gram_precision: str | None = None,
     normalisation: str | None = None,
     form: str = "plain",
     restarts: Sequence[int] = (),
@@ -32,13 +39,15 @@ def polynomial(
     Parameters
     ----------
     x : array, shape (..., m, n)
-        In at least single precision. Not changed.
+        Of any format. Not changed.
     ops : Ops
         Full-precision arithmetic of the library.
     schedule : Schedule
         The steps.
     precision : str
-        Number format of the iteration. The norm is taken before, in the precision of `x`.
+        Number format of the iteration. Norms are taken in at least single precision.
+    gram_precision : str, optional
+        Number format of the n x n matrices of the Gram form, by default the same.
     normalisation : str, optional
         Instead of the schedule's own; "none" leaves its input safety out too.
     form, restarts, callback
@@ -52,13 +61,32 @@ def polynomial(
     run : Run
     """
     kind = schedule.normalisation if normalisation is None else normalisation
-    y, spent = normalise(x, ops, kind, schedule.input_safety)
-    low = rounded(ops, precision, is_complex=ops.is_complex(x))
-    z = low.cast(y, precision)
+    is_complex = ops.is_complex(x)
+    low = small = rounded(ops, precision, is_complex=is_complex)
+    if form == "gram" and gram_precision is not None:
+        small = rounded(ops, gram_precision, is_complex=is_complex)
+    steps, spent, g = schedule.steps, 0, None
+    if kind in FROM_GRAM and len(steps[0]) > 1:
+        z, g, first = normalised_with_gram(
+            x, ops, low, small, kind, schedule.input_safety, steps[0]
+        )
+        steps = (first, *steps[1:])
+    else:
+        y, spent = normalise(ops.at_least_single(x), ops, kind, schedule.input_safety)
+        z = low.enter(y)
     if callback is not None:
-        callback(0, z)
+        scale = steps[0][0] / schedule.steps[0][0]
+        callback(0, z if scale == 1 else ops.scale(ops.at_least_single(z), scale))
     u = iterate(
-        z, schedule.steps, low, form=form, restarts=restarts, owned=z is not x, callback=callback
+        z,
+        steps,
+        low,
+        form=form,
+        restarts=restarts,
+        small=small,
+        gram=g,
+        owned=z is not x,
+        callback=callback,
     )
     products = matrix_products(schedule.steps, form=form, restarts=restarts)
     return u, Run(len(schedule), spent + products, False)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count, product_counts
+from polarlib._schedule import Schedule, is_count, is_number, product_counts
 from polarlib.design.compose import pade
 from polarlib.design.remez import Minimax, best, check_interval
 from polarlib.formats import (
@@ -71,6 +71,14 @@ POINTS = np.linspace(0.0, 1.0, 257)
 # Where the error of the Pade step is below this part of its rounding, no step is better by more.
 NARROW = 1 / 16
 MOST_STEPS = 64
+# A widest interval is not widened beyond this part of the unit roundoff, and is found to this
+# precision of its logarithm.
+NOISE = 1 / 256
+FINEST = 0.005
+# Where there are steps to spare they are made gentler by a larger cushion, up to this part of the
+# upper end: large singular values then stay away from the noise, in which they would rotate.
+HIGHEST_CUSHION = 0.5
+LEAST_CUSHION = 1e-3
 # Rounded coefficients take the maximum of a step by less than this above 2, where 2 is refused.
 BELOW_TWO = 2 - 2.0**-20
 # Rounding coefficients moves p by their unit roundoff times the noise gain, which at the upper end
@@ -183,11 +191,15 @@ class _State(NamedTuple):
 
 
 class _Arithmetic(NamedTuple):
-    """Unit roundoff of the format, the same with that of coefficients, and rounding to theirs."""
+    """Unit roundoff of the format, the same with that of coefficients, and rounding to theirs.
+
+    And the least cushion, as a part of the upper end, that steps before the last are given.
+    """
 
     unit: float
     guarded: float
     scalar: Callable[[float], float]
+    cushion: float = 0.0
 
 
 def _rounding(step: Sequence[float], x: Any) -> tuple[Any, Any]:
@@ -211,8 +223,11 @@ def _landing(
     return float((p - unit * r).min()), float((p + UPWARD * unit * r).max())
 
 
-def _best_under_rounding(degree: int, lower: float, upper: float, unit: float) -> Sequence[float]:
+def _best_under_rounding(
+    degree: int, lower: float, upper: float, f: _Arithmetic
+) -> Sequence[float]:
     """Step of a degree with the largest quotient of the ends of where rounding takes [l, u]."""
+    unit = f.guarded
     from scipy.optimize import minimize_scalar
 
     flat = pade(degree // 2)
@@ -248,7 +263,8 @@ def _best_under_rounding(degree: int, lower: float, upper: float, unit: float) -
         return float(found.x)
 
     rooms = math.log(ROOM[0]), math.log(ROOM[1])
-    starts = math.log(max(lower / upper, LOWEST_START * unit)), math.log(HIGHEST_START)
+    lowest = max(lower / upper, LOWEST_START * unit, f.cushion)
+    starts = math.log(lowest), math.log(HIGHEST_START)
     start = starts[0]
     for _ in range(ROUNDS):
         room = least(for_room, rooms, start, FINE[1])
@@ -279,7 +295,7 @@ def _after(state: _State, step: Sequence[float], f: _Arithmetic) -> _State:
 
 def _next(state: _State, degree: int, f: _Arithmetic) -> _State:
     """One more step that is not the last."""
-    return _after(state, _best_under_rounding(degree, state.lower, state.upper, f.guarded), f)
+    return _after(state, _best_under_rounding(degree, state.lower, state.upper, f), f)
 
 
 def _last(state: _State, degree: int, f: _Arithmetic) -> tuple[float, _State]:
@@ -339,6 +355,38 @@ def _products_of(start: _State, matmuls: int, f: _Arithmetic) -> _State:
     return min(ends, key=lambda end: end[0])[1]
 
 
+def _widest(
+    designed: Callable[..., _State], error: Any, unit: float, cushion: float
+) -> tuple[float, _State]:
+    """Least lower end, to three digits, at which the design's error is at most `error`."""
+    if not is_number(error) or not 0 < float(error) < 1:
+        raise ValueError(f"error must be a number between 0 and 1, got {error!r}")
+
+    def meets(found: _State, tolerance: float = error) -> bool:
+        low, high = found.exact
+        return max(1 - low, high - 1) <= tolerance
+
+    def least(meets: Callable[[float], bool], bad: float, good: float) -> float:
+        bad, good = math.log(bad), math.log(good)
+        while abs(good - bad) > FINEST:
+            middle = (bad + good) / 2
+            bad, good = (bad, middle) if meets(math.exp(middle)) else (middle, good)
+        return float(f"{math.exp(good):.3g}")
+
+    floor = NOISE * unit
+    if not meets(designed(floor)):
+        l = least(lambda l: meets(designed(l)), floor, HIGHEST_START)
+        return l, designed(l)
+    # Steps to spare: the largest cushion that leaves an error of one rounding.
+    goal = min(error, max(unit, DOUBLES))
+    if not meets(designed(floor), goal):
+        return floor, designed(floor)
+    if not meets(designed(floor, HIGHEST_CUSHION), goal):
+        bounds = HIGHEST_CUSHION, cushion
+        return floor, designed(floor, least(lambda c: meets(designed(floor, c), goal), *bounds))
+    return floor, designed(floor, HIGHEST_CUSHION)
+
+
 def _arithmetic(precision: Format) -> tuple[_Arithmetic, float]:
     """The format's arithmetic, and the largest singular value of a normalised input in it."""
     carrier = format_of(precision.carrier)
@@ -350,10 +398,12 @@ def _arithmetic(precision: Format) -> tuple[_Arithmetic, float]:
 
 def for_precision(
     format: str,
-    lower: float,
+    lower: float | None = None,
     *,
     steps: int | None = None,
     matmuls: int | None = None,
+    error: float | None = None,
+    cushion: float = 0.0,
     target: str = "polar",
 ) -> Schedule:
     """Design the best schedule for iterating in a number format.
@@ -367,7 +417,7 @@ def for_precision(
     format : str
         Name of the number format in which the matrices are rounded; products accumulate in single
         precision (in double for "float64").
-    lower : float
+    lower : float, optional
         Lower end of the interval, ``0 < lower < 1``. Singular values of the normalised input below
         the unit roundoff are noise already: 1e-1 to 1e-2 is what makes sense in 8 bits.
     steps : int, optional
@@ -375,6 +425,15 @@ def for_precision(
     matmuls : int, optional
         At least 2: the best sequence of degrees 3 and 5 of at most so many matrix products. With
         neither, as many quintics as it takes for an error of at most the unit roundoff.
+    error : float, optional
+        Instead of `lower`, with `steps` or `matmuls`: the widest interval on which the error is at
+        most this, in (0, 1). It is not widened beyond 1/256 unit roundoff, below which singular
+        values are noise: what steps are left make the error smaller, down to one rounding, and
+        then the steps gentler, by a larger cushion.
+    cushion : float, optional
+        Every step but the last is designed at least from this part of its upper end on, in
+        [0, 0.5], where it would otherwise begin lower: large singular values then keep away from
+        the noise, in which they rotate.
     target : {"polar"}, optional
         What to approximate on [lower, 1].
 
@@ -387,8 +446,8 @@ def for_precision(
     Raises
     ------
     ValueError
-        For an unknown format, a bad interval, both of `steps` and `matmuls`, a number below the
-        least, or another target.
+        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`, both or
+        neither of `lower` and `error`, a number below the least, or another target.
 
     Notes
     -----
@@ -407,7 +466,8 @@ def for_precision(
     [3, 5, 5, 5, 5, 5]
     """
     precision = format_of(format)
-    l, _ = check_interval(lower, 1.0)
+    if (lower is None) == (error is None):
+        raise ValueError(f"give lower or error, got lower={lower!r} and error={error!r}")
     if target != "polar":
         parse_target(target)
         raise ValueError(
@@ -420,21 +480,32 @@ def for_precision(
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
     if matmuls is not None and not (is_count(matmuls) and matmuls >= 2):
         raise ValueError(f"matmuls must be an integer of at least 2, got {matmuls!r}")
+    if not is_number(cushion) or not 0 <= cushion <= HIGHEST_CUSHION:
+        raise ValueError(f"cushion must be a number from 0 to {HIGHEST_CUSHION}, got {cushion!r}")
     f, upper = _arithmetic(precision)
-    start = _State((), l, upper, (l, 1.0))
-    if steps is not None:
-        found = _steps_of(start, int(steps), f)
-    elif matmuls is not None:
-        found = _products_of(start, int(matmuls), f)
+
+    def designed(l: float, cushion: float = cushion) -> _State:
+        start, g = _State((), l, upper, (l, 1.0)), f._replace(cushion=cushion)
+        if steps is not None:
+            return _steps_of(start, int(steps), g)
+        if matmuls is not None:
+            return _products_of(start, int(matmuls), g)
+        return _until_rounding(start, g)
+
+    if lower is not None:
+        l, _ = check_interval(lower, 1.0)
+        found = designed(l)
+    elif steps is None and matmuls is None:
+        raise ValueError(f"error={error!r} needs steps or matmuls; without, give lower")
     else:
-        found = _until_rounding(start, f)
+        l, found = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
     degrees = ", ".join(str(2 * len(step) - 1) for step in found.steps)
     return Schedule(
         steps=found.steps,
         lower=l,
         name=f"for {format}, degrees {degrees}",
         source=(
-            f"best on [{lower}, 1] with rounding to {format}: input up to {upper:.7g}, room for "
+            f"best on [{l:g}, 1] with rounding to {format}: input up to {upper:.7g}, room for "
             f"{UPWARD:g} of the bound above each step and all of it below; coefficients in "
             f"{precision.carrier}"
         ),

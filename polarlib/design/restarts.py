@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 from polarlib._schedule import Schedule
-from polarlib.formats import format_of
+from polarlib.formats import format_of, odd_image, odd_images
 
 __all__ = ["restarts"]
 
-# Spurious eigenvalue of R that is tolerated before a restart. Chosen by experiment.
+# Spurious eigenvalue of R that is tolerated before a restart: up to it eigenvalues grow by the
+# square of the slope, beyond it faster (docs/gram_form.md).
 TOLERATED = 0.1
 # In wide formats the blow-up is far away, but digits are lost before it: at most 12 bits of them.
 BITS_LOST = 12
-# Rounding of Q that is tolerated. Q is as large as the slope of its section and multiplies singular
-# values near 1, of which it should make numbers near 1: they see u times that slope. Chosen by
-# experiment, over 18 spectra, 3 shapes, 4 seeds and 2 norms in bfloat16: with TOLERATED alone
-# polar_express exceeds its plain form by 0.5; with this by 0.03, and no set by more.
-TOLERATED_IN_Q = 0.049
+# How far the rounding of Q moves the largest singular values, in units of the product of slopes,
+# the unit roundoff and the largest singular value before: 0.4 to 0.9 was measured. By experiment.
+ROUNDING_OF_Q = 0.75
+# What the rounding of Q may add to the largest singular value of the result. Chosen by experiment.
+TOLERATED_AT_THE_END = 0.05
+# Precision to which the room for it is found, relative to a singular value.
+FINE = 2.0**-16
 
 
-def restarts(schedule: Schedule, format: str) -> tuple[int, ...]:
+def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None) -> tuple[int, ...]:
     """Steps after which the Gram form must restart; what ``restarts="auto"`` uses.
 
     Parameters
@@ -27,6 +32,8 @@ def restarts(schedule: Schedule, format: str) -> tuple[int, ...]:
         The steps.
     format : str
         Number format of the iteration.
+    gram_format : str, optional
+        Number format of its n x n matrices, by default the same.
 
     Returns
     -------
@@ -35,20 +42,24 @@ def restarts(schedule: Schedule, format: str) -> tuple[int, ...]:
 
     Raises
     ------
+    TypeError
+        If it is not a Schedule.
     ValueError
         For an unknown format.
 
     Notes
     -----
-    Two bounds, each over the steps since the last restart, u the unit roundoff:
+    A section, the steps between two restarts, is as long as two bounds allow:
 
-    - A computed Gram matrix has spurious eigenvalues of the size of u, of either sign, and a step
-      with slope a multiplies them by ``a**2``. The restart comes after the step that takes them
-      above 0.1, or above 2**12 u in the wide formats.
-    - Q is rounded by u times the product of the slopes. The restart comes before the step that
-      would take that above 0.049.
+    - A computed Gram matrix has spurious eigenvalues of the size of its unit roundoff, of either
+      sign, and a step with slope a multiplies them by ``a**2``. Before the last step of the section
+      they are below 0.1 (and 2**12 unit roundoffs, in the wide formats).
+    - Q is as large as the product of the slopes of its section, is rounded by so much, and
+      multiplies singular values near 1. What that adds to the largest must be so little that the
+      steps to come make of it at most 0.05 in the end. A schedule without such room is cut into
+      sections of one step, which are the plain form.
 
-    Both are bounds on the worst case, not optima.
+    Both are estimates of the worst case, not optima; docs/gram_form.md says how sharp.
 
     Examples
     --------
@@ -63,13 +74,46 @@ def restarts(schedule: Schedule, format: str) -> tuple[int, ...]:
             f"restarts takes a Schedule, got {schedule!r}; look a name up with schedule()"
         )
     unit = format_of(format).unit_roundoff
+    if gram_format is None or format_of(gram_format) == format_of(format):
+        return _restarts(schedule, unit, unit, unit)
+    # Q is rounded once more, to the format of X.
+    small = format_of(gram_format).unit_roundoff
+    return _restarts(schedule, unit, small, unit + small)
+
+
+@functools.lru_cache(maxsize=256)
+def _restarts(schedule: Schedule, unit: float, of_gram: float, of_q: float) -> tuple[int, ...]:
     limit = min(TOLERATED, 2.0**BITS_LOST * unit)
     slopes = [abs(step[0]) for step in schedule.steps]
-    found, spurious, rounding = [], unit, unit
-    for k in range(1, len(slopes)):
-        spurious *= slopes[k - 1] ** 2
-        rounding *= slopes[k - 1]
-        if spurious > limit or rounding * slopes[k] > TOLERATED_IN_Q:
-            found.append(k)
-            spurious = rounding = unit
-    return tuple(found)
+    tops, rooms = _rooms(schedule)
+    found, start = [], 0
+    while start < len(slopes):
+        end = start + 1
+        spurious, growth = of_gram, slopes[start]
+        for k in range(start + 1, len(slopes)):  # may the section end after step k + 1?
+            spurious *= slopes[k - 1] ** 2
+            growth *= slopes[k]
+            if spurious > limit:
+                break
+            if ROUNDING_OF_Q * of_q * growth * tops[start] <= rooms[k]:
+                end = k + 1
+        found.append(end)
+        start = end
+    return tuple(found[:-1])
+
+
+def _rooms(schedule: Schedule) -> tuple[list[float], list[float]]:
+    """Largest singular value before each step, and how far it may be moved after it."""
+    lower, upper = (v / schedule.input_safety for v in (schedule.lower, schedule.upper))
+    images = [float(hi) for _, hi in odd_images(schedule.steps, lower, upper, stride=2)]
+    goal = images[-1] + TOLERATED_AT_THE_END
+    rooms = []
+    for k, top in enumerate(images[:-1], 1):
+        inside, outside = top, 2 * top
+        while outside - inside > FINE * top:
+            middle = (inside + outside) / 2
+            low, high = odd_image(schedule.steps[k:], top, middle, extended=False)
+            stays = low > 0 and high <= goal
+            inside, outside = (middle, outside) if stays else (inside, middle)
+        rooms.append(inside - top)
+    return [upper, *images], [*rooms, TOLERATED_AT_THE_END]

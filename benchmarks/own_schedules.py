@@ -1,0 +1,43 @@
+"""Make the library's own schedules anew: polarlib/data/own_schedules.toml.
+
+    python benchmarks/own_schedules.py [--out FILE]
+
+For every number format and number of steps the schedule that ``design.for_precision`` finds for
+the error below, on the widest interval. ``orthogonalize(g)`` takes them; nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from polarlib import design
+from polarlib.formats import FORMATS
+from polarlib.published import OWN_CUSHION, OWN_ERROR
+from polarlib.result import write_whole
+
+STEPS = range(1, 11)
+OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"
+HEAD = """\
+# The library's own schedules, made by `python benchmarks/own_schedules.py`: for each number format
+# and number of steps, quintics for the widest interval [lower, 1] on which the worst error is at
+# most {error} (design.for_precision). A step is [a, b, c]: p(x) = a x + b x^3 + c x^5.
+"""
+
+
+def main(out: Annotated[Path, typer.Option(help="Where to write.")] = OUT) -> None:
+    """Design all schedules and write the file."""
+    parts = [HEAD.format(error=OWN_ERROR)]
+    for name in track(sorted(FORMATS), description="formats"):
+        for k in STEPS:
+            s = design.for_precision(name, steps=k, error=OWN_ERROR, cushion=OWN_CUSHION)
+            rows = "\n".join(f"  [{', '.join(map(repr, step))}]," for step in s.steps)
+            parts.append(f"[{name}.{k}]\nlower = {s.lower!r}\nsteps = [\n{rows}\n]\n")
+    write_whole(out, lambda file: file.write("\n".join(parts).encode()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,360 @@
+"""Products of CuPy arrays by cuBLAS's extended interface: scaled, added to, rounded once.
+
+``cupy.matmul`` has no addend, copies what it has just been told is transposed, and refuses stacks
+of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a stack as for one
+matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
+here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over.
+
+cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
+handed over in the other order; a matrix that lies there transposed is told from its strides.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import itertools
+import math
+import operator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["gemm", "has_tf32", "is_number", "is_readable"]
+
+Array = Any
+
+# By dtype: the names of CUDA's type and of cuBLAS's compute type, and the dtype of alpha and beta.
+TYPES = {
+    "float32": ("CUDA_R_32F", "CUBLAS_COMPUTE_32F", "float32"),
+    "float64": ("CUDA_R_64F", "CUBLAS_COMPUTE_64F", "float64"),
+    "complex64": ("CUDA_C_32F", "CUBLAS_COMPUTE_32F", "complex64"),
+    "complex128": ("CUDA_C_64F", "CUBLAS_COMPUTE_64F", "complex128"),
+    "float16": ("CUDA_R_16F", "CUBLAS_COMPUTE_32F", "float32"),
+    "bfloat16": ("CUDA_R_16BF", "CUBLAS_COMPUTE_32F", "float32"),
+}
+# C's type of alpha and beta, and how many of it are one.
+PARTS = {
+    "float32": (ctypes.c_float, 1),
+    "float64": (ctypes.c_double, 1),
+    "complex64": (ctypes.c_float, 2),
+    "complex128": (ctypes.c_double, 2),
+}
+TF32 = "CUBLAS_COMPUTE_32F_FAST_TF32"
+# Names of the private module without which there is no product.
+NEEDED = (
+    "gemmEx",
+    "gemmStridedBatchedEx",
+    "getPointerMode",
+    "setPointerMode",
+    "CUBLAS_COMPUTE_32F",
+    "CUBLAS_COMPUTE_64F",
+    "CUBLAS_GEMM_DEFAULT",
+    "CUBLAS_OP_C",
+    "CUBLAS_OP_N",
+    "CUBLAS_OP_T",
+    "CUBLAS_POINTER_MODE_DEVICE",
+    "CUBLAS_POINTER_MODE_HOST",
+)
+_all_needed = operator.attrgetter(*NEEDED)
+# Dimensions and leading dimensions are C's int.
+LARGEST_INT = 2**31 - 1
+# Matrices of a stack in one call: below 65535, the places on the third axis of a CUDA grid, where
+# some versions of cuBLAS failed, and round enough to keep every alignment.
+STACK = 63 << 10
+# Compute capability from which multipliers for tf32 exist; below, cuBLAS would go on in float32.
+TF32_FROM = 80
+
+
+def _binding() -> ModuleType | None:
+    """CuPy's private binding, None where it is missing, incomplete, or another vendor's."""
+    try:
+        # From its package, which first loads the library where pip has put it.
+        from cupy_backends.cuda.libs import cublas as binding
+
+        _all_needed(binding)
+    except (ImportError, AttributeError):
+        return None
+    runtime = importlib.import_module("cupy").cuda.runtime
+    return None if getattr(runtime, "is_hip", False) else binding
+
+
+def has_tf32() -> bool:
+    """Whether products in tf32 are there: the compute type, and a device that has it."""
+    if not hasattr(_binding(), TF32):
+        return False
+    device = importlib.import_module("cupy").cuda.Device()
+    return int(device.compute_capability) >= TF32_FROM
+
+
+def is_readable(x: Array) -> bool:
+    """Whether matrices lie in memory as cuBLAS reads and writes them, by rows or by columns."""
+    return _strides(x) is not None
+
+
+def is_number(x: Array | complex, value: float) -> bool:
+    """Whether a scalar is that number, as far as the host knows: one on the device is not."""
+    return isinstance(x, int | float | complex | np.number) and bool(x == value)
+
+
+def gemm(
+    a: Array,
+    b: Array,
+    out: Array | None = None,
+    *,
+    alpha: Array | complex = 1.0,
+    beta: Array | complex = 0.0,
+    adjoint_a: bool = False,
+    adjoint_b: bool = False,
+    tf32: bool = False,
+) -> Array:
+    """Compute ``out <- alpha op(a) @ op(b) + beta out`` without waiting for the device.
+
+    Parameters
+    ----------
+    a, b : cupy.ndarray, shape (..., m, k) and (..., k, n)
+        Of one dtype; otherwise, and for dtypes that cuBLAS lacks, ``cupy.matmul`` takes over. Views
+        with any strides: what cuBLAS cannot read is copied. Stacks are broadcast, not copied.
+    out : cupy.ndarray, shape (..., m, n), optional
+        A new array if absent. It may overlap neither a nor b.
+    alpha, beta : float, complex or cupy.ndarray
+        Numbers, or arrays of one entry that stay on the device. With a `beta` of the host's 0 what
+        is in `out` does not matter, not even NaN.
+    adjoint_a, adjoint_b : bool, optional
+        op is the conjugate transpose; `a` or `b` then has the transposed shape.
+    tf32 : bool, optional
+        Whether float32 operands are rounded to tf32 as they are read.
+
+    Returns
+    -------
+    cupy.ndarray
+        `out`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, if `beta` has no `out` to scale, or if `alpha` or `beta` is an array
+        of more than one entry.
+    TypeError
+        If `out` has another dtype, or a scalar of real matrices is complex.
+    """
+    cupy = importlib.import_module("cupy")
+    m, k = _shape(a, adjoint_a)
+    inner, n = _shape(b, adjoint_b)
+    if k != inner:
+        raise ValueError(f"a product of {m} x {k} by {inner} x {n} matrices does not exist")
+    stack = a.shape[:-2]
+    if stack != b.shape[:-2]:
+        stack = np.broadcast_shapes(stack, b.shape[:-2])
+    dtype = a.dtype if a.dtype == b.dtype else np.promote_types(a.dtype, b.dtype)
+    for name, scalar in (("alpha", alpha), ("beta", beta)):
+        if getattr(scalar, "size", 1) != 1:
+            shape = getattr(scalar, "shape", ())
+            raise ValueError(f"{name} must be one number, got an array of shape {shape}")
+        given = getattr(scalar, "dtype", None)
+        is_complex = isinstance(scalar, complex) if given is None else given.kind == "c"
+        if is_complex and dtype.kind != "c":
+            raise TypeError(f"{name} must be real for matrices of {dtype.name}, it is complex")
+    if out is None:
+        if not is_number(beta, 0.0):
+            raise ValueError(f"beta={beta} scales `out`, and there is none")
+        out = cupy.empty((*stack, m, n), dtype=dtype)
+    elif out.shape != (*stack, m, n):
+        raise ValueError(f"out must have the shape {(*stack, m, n)}, got {out.shape}")
+    elif out.dtype != dtype:
+        raise TypeError(f"out must have the dtype {dtype}, got {out.dtype}")
+    if out.size == 0:
+        return out
+    scalars, adjoints = (alpha, beta), (adjoint_a, adjoint_b)
+    binding = _binding()
+    known = binding is not None and a.dtype == b.dtype and _types(dtype) is not None
+    # Without inner dimension there is nothing to multiply, and no leading dimension to hand over.
+    if not known or k == 0 or max(m, n, k) > LARGEST_INT:
+        return _by_matmul(a, b, out, scalars, adjoints)
+    return _by_cublas(
+        binding, _broadcast(a, stack), _broadcast(b, stack), out, scalars, adjoints, tf32
+    )
+
+
+def _shape(x: Array, adjoint: bool) -> tuple[int, int]:
+    rows, columns = x.shape[-2:]
+    return (columns, rows) if adjoint else (rows, columns)
+
+
+def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
+    if x.shape[:-2] == stack:
+        return x
+    return importlib.import_module("cupy").broadcast_to(x, (*stack, *x.shape[-2:]))
+
+
+@functools.cache
+def _types(dtype: np.dtype) -> tuple[str, str, str] | None:
+    return TYPES.get(dtype.name)
+
+
+def _by_cublas(
+    binding: Any,
+    a: Array,
+    b: Array,
+    out: Array,
+    scalars: tuple[Array | complex, Array | complex],
+    adjoints: tuple[bool, bool],
+    tf32: bool,
+) -> Array:
+    if _is_transposed(out):
+        turned = (b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2))
+        _by_cublas(binding, *turned, scalars, adjoints[::-1], tf32)
+        return out
+    cupy = importlib.import_module("cupy")
+    c = out if is_readable(out) else out.copy()  # a copy is contiguous
+    (m, k), n = _shape(a, adjoints[0]), out.shape[-1]
+    op_a, left, lda, step_a = _operand(cupy, binding, a, adjoints[0])
+    op_b, right, ldb, step_b = _operand(cupy, binding, b, adjoints[1])
+    _, ldc, step_c = _strides(c) or (False, 0, 0)
+    if max(lda, ldb, ldc) > LARGEST_INT:
+        return _by_matmul(a, b, out, scalars, adjoints)
+    type_name, compute_name, scalar_type = _types(out.dtype) or ("", "", "")
+    kind = getattr(cupy.cuda.runtime, type_name)
+    compute = getattr(binding, TF32 if tf32 and type_name == "CUDA_R_32F" else compute_name)
+    # cuBLAS reads the host's scalars at once; the device's are kept by the order of their stream.
+    mode, held, at_alpha, at_beta = _scalars(cupy, binding, *scalars, scalar_type)
+    handle = cupy.cuda.device.get_cublas_handle()
+    before = binding.getPointerMode(handle)
+    binding.setPointerMode(handle, mode)
+    try:
+        count = math.prod(out.shape[:-2])
+        for first in range(0, count, STACK):
+            at_a, at_b, at_c = (
+                x.data.ptr + first * step * x.itemsize
+                for x, step in ((left, step_a), (right, step_b), (c, step_c))
+            )
+            head = (handle, op_b, op_a, n, m, k, at_alpha)
+            if count == 1:
+                binding.gemmEx(
+                    *(*head, at_b, kind, ldb, at_a, kind, lda),
+                    *(at_beta, at_c, kind, ldc, compute, binding.CUBLAS_GEMM_DEFAULT),
+                )
+            else:
+                binding.gemmStridedBatchedEx(
+                    *(*head, at_b, kind, ldb, step_b, at_a, kind, lda, step_a),
+                    *(at_beta, at_c, kind, ldc, step_c, min(STACK, count - first)),
+                    *(compute, binding.CUBLAS_GEMM_DEFAULT),
+                )
+    finally:
+        binding.setPointerMode(handle, before)
+    del held
+    if c is not out:
+        out[...] = c
+    return out
+
+
+def _operand(cupy: Any, binding: Any, x: Array, adjoint: bool) -> tuple[int, Array, int, int]:
+    """An operand as cuBLAS is to read it: the operation, the array, and its strides."""
+    if adjoint and x.dtype.kind != "c":
+        x, adjoint = x.swapaxes(-1, -2), False
+    if adjoint and _is_transposed(x):  # no operation conjugates and does not transpose
+        x, adjoint = cupy.conj(x).swapaxes(-1, -2), False
+    found = _strides(x)
+    if found is None:
+        x = cupy.ascontiguousarray(x)
+        found = _strides(x) or (False, 0, 0)
+    transposed, leading, step = found
+    plain = binding.CUBLAS_OP_T if transposed else binding.CUBLAS_OP_N
+    return binding.CUBLAS_OP_C if adjoint else plain, x, leading, step
+
+
+def _is_transposed(x: Array) -> bool:
+    found = _strides(x)
+    return found is not None and found[0]
+
+
+def _strides(x: Array) -> tuple[bool, int, int] | None:
+    """How a stack lies in memory: transposed or not, leading dimension, step between matrices.
+
+    Counted in entries; None if it does not lie as cuBLAS needs it.
+    """
+    return _layout(x.shape, x.strides, x.itemsize)
+
+
+# A product takes microseconds to launch, so that looking again counts.
+@functools.lru_cache(maxsize=1024)
+def _layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
+) -> tuple[bool, int, int] | None:
+    if any(s % itemsize for s in strides):
+        return None
+    *steps, down, right = (s // itemsize for s in strides)
+    *counts, rows, columns = shape
+    # Axes of one entry may have any stride.
+    axes = [(n, s) for n, s in zip(counts, steps, strict=True) if n > 1]
+    if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
+        return None  # more than one stride, unless all of them are 0
+    step = axes[-1][1] if axes else 0
+    if step < 0:
+        return None
+    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
+        return False, down if rows > 1 else columns, step
+    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
+        return True, right if columns > 1 else rows, step
+    return None
+
+
+def _scalars(
+    cupy: Any, binding: Any, alpha: Array | complex, beta: Array | complex, dtype: str
+) -> tuple[int, Any, int, int]:
+    """Pointer mode, what must stay alive, and the addresses of alpha and beta in one memory."""
+    if not isinstance(alpha, cupy.ndarray) and not isinstance(beta, cupy.ndarray):
+        both = _on_host(alpha, beta, dtype)
+        at = ctypes.addressof(both)
+        return binding.CUBLAS_POINTER_MODE_HOST, both, at, at + ctypes.sizeof(both) // 2
+    # A fill takes its number along as an argument: nothing is transferred.
+    held = tuple(
+        s.astype(dtype, copy=False)
+        if isinstance(s, cupy.ndarray)
+        else cupy.full((), s, dtype=dtype)
+        for s in (alpha, beta)
+    )
+    return binding.CUBLAS_POINTER_MODE_DEVICE, held, held[0].data.ptr, held[1].data.ptr
+
+
+@functools.lru_cache(maxsize=256)
+def _on_host(alpha: complex, beta: complex, dtype: str) -> Any:
+    """Alpha and beta one after the other; what is too large becomes infinity, as on a device."""
+    part, count = PARTS[dtype]
+    numbers = [x for s in (alpha, beta) for x in (s.real, s.imag)[:count]]
+    return (part * len(numbers))(*numbers)
+
+
+def _by_matmul(
+    a: Array,
+    b: Array,
+    out: Array,
+    scalars: tuple[Array | complex, Array | complex],
+    adjoints: tuple[bool, bool],
+) -> Array:
+    """The same by ``cupy.matmul``; 16 bits: the product rounded, then the sum once more."""
+    cupy = importlib.import_module("cupy")
+    alpha, beta = scalars
+    a, b = (
+        cupy.conj(x).swapaxes(-1, -2) if adjoint else x
+        for x, adjoint in zip((a, b), adjoints, strict=True)
+    )
+    if out.dtype.name == "bfloat16" and out.ndim > 2:  # CuPy refuses stacks of it
+        a, b = _broadcast(a, out.shape[:-2]), _broadcast(b, out.shape[:-2])
+        product = cupy.empty(out.shape, dtype=out.dtype)
+        for index in np.ndindex(*out.shape[:-2]):
+            product[index] = cupy.matmul(a[index], b[index])
+    else:
+        product = cupy.matmul(a, b)
+    if is_number(alpha, 1.0) and is_number(beta, 0.0):
+        out[...] = product
+        return out
+    total = _wide(product) * alpha
+    out[...] = total if is_number(beta, 0.0) else total + _wide(out) * beta
+    return out
+
+
+def _wide(x: Array) -> Array:
+    return x.astype("float32") if x.itemsize == 2 else x

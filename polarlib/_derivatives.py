@@ -1,0 +1,552 @@
+"""Derivatives of the polar factors and of schedules, in a direction and against a gradient.
+
+Both are generalised matrix functions ``U diag(f(sigma)) V^H``: their derivative is self-adjoint in
+the inner product ``Re tr(X^H Y)``, so that one function serves both directions. Sources and costs
+are in docs/derivatives.md.
+
+The polar factor, A = U H tall and of full rank. With C = U^H E and Omega from the equation
+``H Omega + Omega H = C - C^H``,
+
+    dU = U Omega + (E - U C) H^-1,    dH = Hermitian part of C - Omega H.
+
+Against gradients Y of U and B of H (made Hermitian), with C = U^H Y,
+
+    gradient = U (B + Omega) + (Y - U C) H^-1,    H Omega + Omega H = C - C^H + H B - B H.
+
+A schedule: the engine runs on dual numbers, pairs of matrices. Nothing of the forward pass is
+needed but its input. The normalisation, no such function for most norms, has a rule of its own.
+
+Everything is made of U, of products and of the solution of that one equation, whose derivative is
+its own solution again: so derivatives have derivatives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from polarlib._schedule import Schedule
+from polarlib.iterate import iterate, normalise
+from polarlib.ops import Ops, above_noise, ops_of, unless_it_fails
+from polarlib.result import PolarResult
+
+__all__ = [
+    "differentiable_polar",
+    "differentiable_schedule",
+    "differentiable_unitary",
+    "polar_gradient",
+    "polar_tangents",
+    "schedule_derivative",
+]
+
+Array = Any
+Linear = Callable[[Array], Array]
+
+
+# -- a schedule --------------------------------------------------------------------------------
+
+
+class Dual(NamedTuple):
+    """A matrix and its derivative."""
+
+    value: Array
+    tangent: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of either."""
+        return tuple(self.value.shape)
+
+
+class DualOps:
+    """What the engine asks of Ops, on values and their derivatives.
+
+    Products of one Hermitian matrix with itself take one product for the derivative, since its
+    other half is the adjoint; other products take two.
+    """
+
+    def __init__(self, base: Ops) -> None:
+        self.base = base
+
+    def enter(self, x: Dual) -> Dual:
+        """Itself: there is one precision."""
+        return x
+
+    def buffer(self, shape: tuple[int, ...], like: Dual) -> None:
+        """None: every result is new."""
+
+    def reusable(self, x: Dual) -> bool:
+        """Never."""
+        return False
+
+    def matmul(self, a: Dual, b: Dual, out: None = None) -> Dual:
+        """Return ``a @ b``."""
+        tangent = self.base.matmul(a.tangent, b.value)
+        tangent = self.base.gemm(a.value, b.tangent, tangent, beta=1.0)
+        return Dual(self.base.matmul(a.value, b.value), tangent)
+
+    def gram(self, x: Dual, out: None = None) -> Dual:
+        """Return ``x^H x``."""
+        half = self.base.matmul(self.base.adjoint(x.value), x.tangent)
+        return Dual(self.base.gram(x.value), half + self.base.adjoint(half))
+
+    def gemm(
+        self,
+        a: Dual,
+        b: Dual,
+        c: Dual,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: None = None,
+    ) -> Dual:
+        """Return ``alpha a @ b + beta c``; a and b are Hermitian if they are one."""
+        value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
+        return Dual(value, self._tangent(a, b, c, alpha, beta))
+
+    def gemm_hermitian(
+        self,
+        a: Dual,
+        b: Dual,
+        c: Dual,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: None = None,
+    ) -> Dual:
+        """Return ``alpha a @ b + beta c`` that is Hermitian."""
+        value = self.base.gemm_hermitian(a.value, b.value, c.value, alpha, beta)
+        return Dual(value, self._tangent(a, b, c, alpha, beta))
+
+    def _tangent(self, a: Dual, b: Dual, c: Dual, alpha: float, beta: float) -> Array:
+        base = self.base
+        if a is b:
+            half = base.matmul(a.value, a.tangent)
+            halves = half, base.adjoint(half), c.tangent
+            return base.combine((alpha, alpha, beta), halves)
+        tangent = base.gemm(a.tangent, b.value, c.tangent, alpha, beta)
+        return base.gemm(a.value, b.tangent, tangent, alpha, 1.0)
+
+    def fold(self, z: Dual, alpha: float, beta: float) -> tuple[Dual, float, float]:
+        """Return ``alpha Z + beta I``."""
+        value, _, _ = self.base.fold(z.value, alpha, beta)
+        tangent = z.tangent if alpha == 1.0 else self.base.combine((alpha,), (z.tangent,))
+        return Dual(value, tangent), 1.0, 0.0
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Dual]) -> Dual:
+        """Return ``sum c_i M_i``."""
+        values, tangents = zip(*matrices, strict=True)
+        combine = functools.partial(self.base.combine, coefficients)
+        return Dual(combine(values), combine(tangents))
+
+    def add_diagonal(self, z: Dual, a: float) -> Dual:
+        """Return ``z + a I``."""
+        return Dual(self.base.add_diagonal(z.value, a), z.tangent)
+
+
+def schedule_derivative(
+    x: Array,
+    e: Array,
+    schedule: Schedule,
+    *,
+    normalisation: str,
+    form: str,
+    restarts: Sequence[int],
+    gradient: bool,
+) -> Array:
+    """Derivative of a schedule with its normalisation at X, applied to E.
+
+    Parameters
+    ----------
+    x, e : array, shape (..., m, n)
+        In at least single precision; of one shape and dtype.
+    schedule : Schedule
+        The steps.
+    normalisation : str
+        As :func:`polarlib.iterate.normalise` takes it.
+    form, restarts
+        As :func:`polarlib.iterate.iterate` takes them.
+    gradient : bool
+        Whether E is a gradient with respect to the result, and the result one with respect to X;
+        otherwise E is a direction of X.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        Zero where there is no derivative since a norm, or a column's, is zero.
+    """
+    ops = ops_of(x).functional()
+    wide = x.shape[-2] < x.shape[-1]
+    if wide:
+        x, e = ops.adjoint(x), ops.adjoint(e)
+
+    def along(y: Array, e: Array) -> Array:
+        pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
+        moved = iterate(pair, schedule.steps, dual, form=form, restarts=restarts)
+        return cast(Dual, moved).tangent
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+        if normalisation == "none":
+            d = along(x, e)
+        else:
+            y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
+            d = after(along(y, e)) if gradient else along(y, before(e))
+    return ops.adjoint(d) if wide else d
+
+
+def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array, Linear, Linear]:
+    """Normalised matrix, derivative of the normalisation, and its adjoint.
+
+    With Y = X / c and a direction D along which the norm grows, ``dc / c = <D, E> / <D, X>``, since
+    norms are homogeneous: the size of D does not matter.
+    """
+    xp = ops.xp
+    scale = ops.binary_scale(ops.max_abs(x))
+    x = ops.divide(x, scale)  # so that no norm overflows
+    y, _ = normalise(x, ops, kind, safety)
+    size = _norms(x, ops, kind)
+    lost = size == 0
+    c = ops.divisor(size) / ops.divisor(_norms(y, ops, kind))
+
+    def divided(e: Array) -> Array:
+        return xp.where(lost, xp.zeros_like(e), e / c)
+
+    if kind == "aol":
+        growth, adjoint = _growth_of_columns(x, y, ops)
+        return (
+            y,
+            lambda e: ops.divide(divided(e) - growth(e), scale),
+            lambda e: ops.divide(divided(e) - adjoint(e), scale),
+        )
+    d = _growth(y * safety, ops, kind)
+    whole = ops.divisor(_inner(d, y, ops))
+
+    def along(e: Array) -> Array:
+        e = ops.divide(e, scale)
+        return divided(e - y * (_inner(d, e, ops) / whole))
+
+    def against(e: Array) -> Array:
+        return ops.divide(divided(e - d * (_inner(y, e, ops) / whole)), scale)
+
+    return y, along, against
+
+
+def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
+    """Of "aol", Y times the relative growth of its norms in a direction of X, and the adjoint."""
+    xp = ops.xp
+    g = ops.gram(x)
+    absolute = xp.abs(g)
+    # 0 where an absolute value has no derivative.
+    signs = g / xp.where(absolute == 0, xp.ones_like(absolute), absolute)
+    sums = 2 * ops.divisor(xp.sum(absolute, axis=-2, keepdims=True))
+
+    def along(e: Array) -> Array:
+        half = ops.matmul(ops.adjoint(x), e)
+        return y * (_inner(signs, half + ops.adjoint(half), ops, axis=-2) / sums)
+
+    def against(e: Array) -> Array:
+        half = signs * (_inner(y, e, ops, axis=-2) / sums)
+        return ops.matmul(x, half + ops.adjoint(half))
+
+    return along, against
+
+
+def _growth(y: Array, ops: Ops, kind: str) -> Array:
+    """A multiple of the gradient of a norm at a matrix that it normalises.
+
+    Of Schatten norms, ``(tr G^k)^(1 / 2k)`` for G = Y^H Y, it is ``Y G^(k - 1)``.
+    """
+    if kind == "frobenius":
+        return y
+    g = ops.gram(y)
+    if kind == "moments":  # mu + sqrt(n - 1) sigma of the eigenvalues of G
+        n = g.shape[-1]
+        mean = ops.trace(g) / n
+        k = g - ops.eye(n, g) * mean
+        k = k * (math.sqrt(n * (n - 1)) / ops.divisor(ops.frobenius(k)))
+        return y + ops.matmul(y, k)
+    power = product = g
+    for _ in range({"schatten4": 0, "spectral": 3}[kind]):  # G, G^3, G^7, G^15
+        power = ops.gram(power)
+        product = ops.matmul(product, power)
+    return ops.matmul(y, product)
+
+
+def _norms(x: Array, ops: Ops, kind: str) -> Array:
+    """Frobenius norms of matrices, or of their columns."""
+    return ops.xp.sqrt(_inner(x, x, ops, axis=-2)) if kind == "aol" else ops.frobenius(x)
+
+
+def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1)) -> Array:
+    """Real inner product ``Re sum(conj(a) b)``."""
+    xp = ops.xp
+    if ops.is_complex(a):
+        return _inner(xp.real(a), xp.real(b), ops, axis) + _inner(xp.imag(a), xp.imag(b), ops, axis)
+    return xp.sum(a * b, axis=axis, keepdims=True)
+
+
+# -- the polar factors -------------------------------------------------------------------------
+
+
+def lyapunov(h: Array, w: Array, size: int) -> Array:
+    """Solution X of ``H X + X H = W`` for Hermitian positive definite H.
+
+    Parameters
+    ----------
+    h, w : array, shape (..., n, n)
+        In at least single precision.
+    size : int
+        Larger dimension of the matrix that H belongs to, for what counts as rank-deficient.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+
+    Raises
+    ------
+    ValueError
+        If H is singular to rounding. Where it cannot be looked at, the result is NaN.
+    """
+
+    def diagonalise(h: Array) -> tuple[Array, Array]:
+        ops = ops_of(h).functional()
+        s, v = _eigenvalues(h, ops)
+        return _sums(s, ops, size), v
+
+    return ops_of(w).functional().lyapunov(h, w, diagonalise)
+
+
+def _eigenvalues(h: Array, ops: Ops) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors; NaN where there are none to be had."""
+    xp = ops.xp
+
+    def lost() -> tuple[Array, Array]:
+        values = xp.sum(xp.real(h) if ops.is_complex(h) else h, axis=-1)
+        return values * math.nan, h * math.nan
+
+    return unless_it_fails(lambda: tuple(xp.linalg.eigh(h)), lost)
+
+
+def _sums(s: Array, ops: Ops, size: int) -> Array:
+    """Sums of two singular values each, if none is zero to rounding."""
+    full = above_noise(s, (size, size), ops)
+    # NaN is no rank deficiency, and gives NaN.
+    poor = ops.xp.any(~full & ~ops.xp.isnan(s), axis=-1)[..., None, None]
+    if not ops.hidden(poor) and bool(ops.xp.any(poor)):
+        values = ops.to_host(s)[..., 0]
+        worst = np.argwhere(ops.to_host(poor)[..., 0, 0])[0]
+        where = f" in matrix {tuple(int(i) for i in worst)} of the stack" if len(worst) else ""
+        total = 2 * max(float(values[tuple(worst)]), 0.0)
+        raise ValueError(
+            f"the polar factor has no derivative at a rank-deficient matrix: two singular values "
+            f"have the sum {total:.1e}{where}, which is zero to rounding; orthogonalize() has a "
+            "derivative at such matrices, and a multiple of the identity may be added to square "
+            "ones"
+        )
+    sums = s[..., :, None] + s[..., None, :]
+    return ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums)
+
+
+class _Scaled(NamedTuple):
+    """A tall matrix over a power of two, its factors and the arithmetic of its library."""
+
+    x: Array
+    u: Array
+    h: Array
+    scale: Array | float
+    ops: Ops
+    wide: bool
+
+
+def _tall(a: Array, u: Array) -> _Scaled:
+    ops = ops_of(a).functional()
+    wide = a.shape[-2] < a.shape[-1]
+    if wide:
+        a, u = ops.adjoint(a), ops.adjoint(u)
+    scale = ops.binary_scale(ops.max_abs(a))
+    x = ops.divide(a, scale)
+    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
+    return _Scaled(x, u, h, scale, ops, wide)
+
+
+def _outside(p: _Scaled, e: Array, c: Array) -> Array:
+    """``(E - U C) H^-1``, the part that is orthogonal to the columns of U."""
+    ops = p.ops
+    return ops.matmul(ops.gemm(p.u, c, e, alpha=-1.0, beta=1.0), ops.inverse(p.h))
+
+
+def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tuple[Array, Array]:
+    """Derivatives of both factors in a direction.
+
+    Parameters
+    ----------
+    a, u, e : array, shape (..., m, n)
+        Matrix, its unitary factor and the direction, in at least single precision.
+    side : {"right", "left"}, optional
+        Which Hermitian factor.
+
+    Returns
+    -------
+    du, dh : array
+        As the factors.
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient matrix.
+    """
+    p = _tall(a, u)
+    ops, x, u = p.ops, p.x, p.u
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
+        c = ops.matmul(ops.adjoint(u), e)
+        omega = lyapunov(p.h, c - ops.adjoint(c), x.shape[-2])
+        du = ops.matmul(u, omega)
+        if x.shape[-2] > x.shape[-1]:
+            du = du + _outside(p, e, c)
+        if p.wide == (side == "left"):
+            dh = c - ops.matmul(omega, p.h)
+        else:  # the larger factor, X U^H
+            dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
+        dh = ops.hermitian_part(dh) * p.scale
+    return ops.adjoint(du) if p.wide else du, dh
+
+
+def polar_gradient(
+    a: Array, u: Array, y: Array | None, b: Array | None, *, side: str = "right"
+) -> Array:
+    """Gradient with respect to A, from gradients with respect to U and H.
+
+    Parameters
+    ----------
+    a, u : array, shape (..., m, n)
+        Matrix and its unitary factor, in at least single precision.
+    y, b : array or None
+        Gradients; None for zero, one of them at most.
+    side : {"right", "left"}, optional
+        Which Hermitian factor.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient matrix.
+    """
+    p = _tall(a, u)
+    ops, x, u = p.ops, p.x, p.u
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
+        rest = None
+        if b is not None:
+            b = ops.hermitian_part(b)
+            if p.wide != (side == "left"):  # the larger factor, X U^H
+                y = y + ops.matmul(b, x)
+                rest, b = ops.matmul(b, u), None
+        c = ops.matmul(ops.adjoint(u), y)
+        w = c - ops.adjoint(c)
+        if b is not None:
+            hb = ops.matmul(p.h, b)
+            w = w + (hb - ops.adjoint(hb))
+        omega = lyapunov(p.h, w, x.shape[-2])
+        d = ops.matmul(u, omega if b is None else b + omega)
+        if x.shape[-2] > x.shape[-1]:
+            d = d + _outside(p, y, c)
+        d = d if rest is None else d + rest
+    return ops.adjoint(d) if p.wide else d
+
+
+# -- what a library's own differentiation asks for ---------------------------------------------
+
+
+def differentiable_schedule(
+    apply: Callable[[Array], Array],
+    x: Array,
+    schedule: Schedule,
+    *,
+    normalisation: str,
+    form: str,
+    restarts: Sequence[int],
+) -> Array:
+    """``apply(x)``, for which the library that records it finds the rules of a schedule."""
+    derivative = functools.partial(
+        schedule_derivative,
+        schedule=schedule,
+        normalisation=normalisation,
+        form=form,
+        restarts=restarts,
+    )
+
+    def rule(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
+        (x,), (e,) = primals, e
+        wide = ops_of(x).at_least_single(x)
+        d = derivative(wide, ops_of(e).like(e, wide), gradient=gradient)
+        return (ops_of(d).like(d, x),)
+
+    jvp, vjp = (functools.partial(rule, gradient=g) for g in (False, True))
+    (q,) = ops_of(x).differentiable(lambda x: (apply(x),), jvp, vjp, (x,), keep=False)
+    return q
+
+
+def differentiable_unitary(
+    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array]
+) -> Array:
+    """``apply(a)``, a unitary factor, for which the library that records it finds the rules.
+
+    `exact` finds it in full precision where the one in half precision will not do.
+    """
+    jvp, vjp = _polar_rules(exact, "right")
+
+    def rule_forward(primals: Any, results: Any, tangents: Any) -> tuple[Array]:
+        return jvp(primals, results, tangents)[:1]
+
+    def rule_backward(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
+        return vjp(primals, results, (*gradients, None))
+
+    (u,) = ops_of(a).differentiable(
+        lambda a: (apply(a),), rule_forward, rule_backward, (a,), keep=True
+    )
+    return u
+
+
+def differentiable_polar(
+    apply: Callable[[Array], PolarResult],
+    a: Array,
+    exact: Callable[[Array], Array],
+    side: str,
+) -> PolarResult:
+    """``apply(a)``, for whose factors the library that records it finds the rules."""
+    found: list[PolarResult] = []
+
+    def factors(a: Array) -> tuple[Array, Array]:
+        found.append(apply(a))
+        return found[-1].unitary, found[-1].hermitian
+
+    u, h = ops_of(a).differentiable(factors, *_polar_rules(exact, side), (a,), keep=True)
+    return dataclasses.replace(found[-1], unitary=u, hermitian=h)
+
+
+def _polar_rules(exact: Callable[[Array], Array], side: str) -> tuple[Callable, Callable]:
+    def known(primals: Any, results: Any) -> tuple[Array, Array, Array]:
+        (a,), u = primals, results[0]
+        wide = ops_of(a).at_least_single(a)
+        return a, wide, u if wide.dtype == a.dtype else exact(wide)
+
+    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        (e,) = tangents
+        a, x, u = known(primals, results)
+        moved = polar_tangents(x, u, ops_of(e).like(e, x), side=side)
+        return tuple(ops_of(d).like(d, a) for d in moved)
+
+    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
+        a, x, u = known(primals, results)
+        wide = (None if g is None else ops_of(g).like(g, x) for g in gradients)
+        d = polar_gradient(x, u, *wide, side=side)
+        return (ops_of(d).like(d, a),)
+
+    return jvp, vjp

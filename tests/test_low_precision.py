@@ -1,0 +1,346 @@
+"""What orthogonalize promises of itself: its own schedule, its normalisation, its safety."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import scipy.linalg
+from conftest import library, ml_dtype
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarlib import (
+    Schedule,
+    default_schedule,
+    orthogonalize,
+    orthogonalize_all,
+    polar,
+    schedule,
+    schedules,
+)
+from polarlib.formats import FORMATS, format_of
+from polarlib.iterate import FROM_GRAM, matrix_products, normalise
+from polarlib.ops import Ops, ops_of
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
+
+ADVERSARIAL = SPECTRA[11:]
+IDENTITY = Schedule(steps=[(1.0, 0.0)], lower=0.5, upper=2.0, name="identity")
+
+
+def matrices():
+    """Matrices that have little in common."""
+    rng = np.random.default_rng(1)
+    yield "constant", np.ones((24, 16))
+    yield "Hadamard", scipy.linalg.hadamard(16).astype(float)
+    yield "one column", rng.standard_normal((9, 1))
+    yield "one entry", np.array([[-3.0]])
+    yield "Gaussian", rng.standard_normal((40, 24))
+    for name in SPECTRA:
+        yield name, with_singular_values(spectrum(name, 16), 48, seed=2)
+
+
+MATRICES = dict(matrices())
+
+
+# -- the bounds from the Gram matrix ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FROM_GRAM)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@pytest.mark.parametrize("name", MATRICES)
+def test_bounds_are_bounds(name, dtype, kind):
+    a = MATRICES[name].astype(dtype)
+    for x in (a, np.stack([a, 2 * a])):
+        y, products = normalise(x, ops_of(x), kind)
+        top = np.linalg.norm(y.astype(np.complex128), 2, axis=(-2, -1))
+        assert products == 1
+        assert np.all(top <= 1 + 4 * np.finfo(dtype).eps)
+        assert np.all(top >= 0.2)
+
+
+def test_moments_are_the_better_bound_and_exact_for_equal_singular_values():
+    for name, a in MATRICES.items():
+        ops = ops_of(a)
+        top = {k: np.linalg.norm(normalise(a, ops, k)[0], 2) for k in (*FROM_GRAM, "frobenius")}
+        assert top["moments"] >= top["schatten4"] * (1 - 1e-6) >= top["frobenius"] * (1 - 2e-6)
+        if name in ("ones", "constant", "Hadamard", "rank one"):
+            assert top["moments"] > 1 - 1e-5, name
+
+
+@given(
+    s=st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda s: max(s) > 1e-3),
+    scale=st.integers(-30, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_moments_bound_the_largest_singular_value(s, scale):
+    a = with_singular_values(np.sort(s)[::-1], len(s) + 2) * 2.0**scale
+    y, _ = normalise(a, ops_of(a), "moments")
+    assert np.linalg.norm(y, 2) <= 1 + 1e-12
+    # Wolkowicz and Styan, Theorem 2.1, by numpy alone.
+    eigenvalues = np.square(s)
+    bound = eigenvalues.mean() + math.sqrt(len(s) - 1) * eigenvalues.std()
+    assert np.linalg.norm(a, 2) / np.linalg.norm(y, 2) <= 2.0**scale * math.sqrt(bound) * 1.001
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_first_step_sees_a_normalised_matrix(name, precision):
+    """The bound is taken from the rounded Gram matrix, and must hold in every format."""
+    a = MATRICES[name].astype("float32" if precision != "float64" else "float64")
+    once = Schedule(steps=[(1.0, 0.0)], lower=0.5, normalisation="moments", name="once")
+    for x in (a, np.stack([a, a])):
+        q = orthogonalize(x, schedule=once, precision=precision).astype("f8")
+        top = np.linalg.norm(q, 2, axis=(-2, -1))
+        # One rounding of the input, where its entries are rounded alike, and one of the quotient.
+        assert np.all(top <= 1 + 2.5 * format_of(precision).unit_roundoff)
+
+
+def test_no_product_is_spent_on_the_normalisation():
+    counted = []
+
+    class Counting(Ops):
+        host = True
+
+        def matmul(self, a, b, out=None):
+            counted.append(a.shape)
+            return super().matmul(a, b)
+
+    from polarlib._methods import polynomial
+
+    a = np.random.default_rng(0).standard_normal((12, 8))
+    for form in ("plain", "gram"):
+        for normalisation, extra in [("moments", 0), ("schatten4", 0), ("frobenius", 0)]:
+            counted.clear()
+            chosen = default_schedule("float64")
+            ops = Counting(ops_of(a).xp)
+            _, run = polynomial(
+                a, ops, chosen, precision="float64", normalisation=normalisation, form=form
+            )
+            assert len(counted) == run.matmuls == matrix_products(chosen.steps, form=form) + extra
+
+
+# -- scale, zero, form -----------------------------------------------------------------------
+
+
+RANGE = {"float32": (-120, 120), "float64": (-1000, 1000), "bfloat16": (-120, 120)}
+
+
+@pytest.mark.parametrize("where", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_the_same_factor_for_every_power_of_two(where, dtype):
+    lib = library(where)
+    if not lib.has(dtype):
+        pytest.skip(f"{where} has no {dtype}")
+    a = np.random.default_rng(4).standard_normal((12, 8)).astype(ml_dtype(dtype))
+    low, high = RANGE.get(dtype, (-10, 12))
+    expected = lib.to_numpy(orthogonalize(lib.asarray(a, dtype)))
+    for k in range(low, high, 7):
+        scaled = (a.astype("f8") * 2.0**k).astype(a.dtype)
+        if k < -5 and not np.array_equal(scaled.astype("f8") * 2.0**-k, a.astype("f8")):
+            continue  # subnormal numbers were rounded: another matrix
+        q = lib.to_numpy(orthogonalize(lib.asarray(scaled, dtype)))
+        unit = format_of(dtype).unit_roundoff
+        np.testing.assert_allclose(q, expected, atol=40 * unit)
+
+
+def test_scales_that_are_no_powers_of_two():
+    a = np.random.default_rng(4).standard_normal((12, 8))
+    expected = orthogonalize(a)
+    for c in (1e-300, 3e-7, 0.7, 1.0 + 1e-9, 1e3, 1e25, 1e300):
+        np.testing.assert_allclose(orthogonalize(c * a), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("form", ["plain", "gram"])
+def test_zero_stays_zero(precision, form):
+    for shape in [(4, 3), (3, 4), (2, 4, 3)]:
+        q = orthogonalize(np.zeros(shape, "float32"), precision=precision, form=form)
+        assert not q.any()
+    mixed = np.zeros((2, 3, 2), "float32")
+    mixed[1] = np.eye(3, 2)
+    q = orthogonalize(mixed, precision=precision, form=form)
+    assert not q[0].any()
+    assert abs(q[1, 0, 0] - 1) < 0.3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("steps", [5, 9])
+@pytest.mark.parametrize("form", ["plain", "gram", "auto"])
+def test_nothing_blows_up(precision, steps, form):
+    for name in ("constant", "Hadamard", *ADVERSARIAL):
+        for a in (MATRICES[name].astype("f4"), np.stack([MATRICES[name]] * 2).astype("f4")):
+            q = orthogonalize(a, steps=steps, precision=precision, form=form).astype("f8")
+            assert np.linalg.norm(q, 2, axis=(-2, -1)).max() < 1.1, name
+            assert np.all(np.sum(q * a, axis=(-2, -1)) > 0), name
+
+
+@pytest.mark.parametrize("name", ["polar_express", "polar_express_102", "you", "jordan"])
+def test_gram_form_in_a_finer_format_stays_near_the_plain_form(name):
+    """Two formats, all restarts from the bounds."""
+    for key in ("log-uniform 1e-7", "linear", "half log-uniform, half zero"):
+        a = with_singular_values(spectrum(key, 48), 192, seed=3).astype("f4")
+        plain = orthogonalize(a, schedule=name, precision="bfloat16", form="plain")
+        for gram_precision in ("bfloat16", "float16", "tf32", "float32"):
+            q = orthogonalize(
+                a, schedule=name, precision="bfloat16", gram_precision=gram_precision, form="gram"
+            )
+            top = max(1.0, np.linalg.norm(plain, 2))
+            assert np.linalg.norm(q.astype("f8"), 2) < top + 0.08, (key, gram_precision)
+
+
+def test_gram_precision_is_checked_and_idle_in_plain_form():
+    a = np.random.default_rng(0).standard_normal((8, 4)).astype("f4")
+    with pytest.raises(ValueError, match="unknown number format 'half'"):
+        orthogonalize(a, gram_precision="half")
+    plain = orthogonalize(a, precision="bfloat16", form="plain", gram_precision="float32")
+    np.testing.assert_array_equal(plain, orthogonalize(a, precision="bfloat16", form="plain"))
+    same = orthogonalize(a, precision="bfloat16", form="gram", gram_precision="bfloat16")
+    np.testing.assert_array_equal(same, orthogonalize(a, precision="bfloat16", form="gram"))
+
+
+def test_accuracy_on_the_interval():
+    """Singular values in the interval end within the error, and the factor is the polar factor."""
+    for precision in ("float64", "float32", "bfloat16", "float16"):
+        own = default_schedule(precision, steps=6)
+        a = with_singular_values(np.geomspace(1, 0.05, 32), 96, seed=5)
+        a = a.astype("f8" if precision == "float64" else "f4")
+        q = orthogonalize(a, steps=6, precision=precision, form="plain").astype("f8")
+        u, _ = polar(a.astype("f8"))
+        unit = format_of(precision).unit_roundoff
+        assert np.linalg.norm(q - u, 2) < own.error() + 12 * unit
+
+
+# -- torch and JAX ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (640, 1400), (1400, 640)], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_large_torch_products_by_panels(torch, shape, dtype):
+    """Half of a Hermitian product, mirrored: the same result as the whole."""
+    from polarlib import ops
+
+    torch.manual_seed(0)
+    a = torch.randn(*shape).to(getattr(torch, dtype))
+    before = a.clone()
+    by_panels = [orthogonalize(a, form=form) for form in ("plain", "gram")]
+    assert torch.equal(a, before)
+    limit, ops.PANELS_FROM = ops.PANELS_FROM, 1 << 62
+    try:
+        whole = [orthogonalize(a, form=form) for form in ("plain", "gram")]
+    finally:
+        ops.PANELS_FROM = limit
+    unit = format_of(dtype).unit_roundoff
+    for x, y in zip(by_panels, whole, strict=True):
+        assert x.shape == a.shape
+        assert torch.linalg.norm((x - y).float()) <= 512 * unit * math.sqrt(min(shape))
+    g = torch.randn(1024, 1024).to(getattr(torch, dtype))
+    product = ops.ops_of(g).gram(g)
+    assert torch.equal(product, product.mT)
+    assert torch.equal(product, torch.mm(g.mT, g)) or dtype == "float32"
+
+
+def test_torch_keeps_the_memory_order(torch):
+    """A wide tensor gives a wide one that is contiguous, as its users expect."""
+    for shape in [(6, 3), (3, 6), (600, 1200)]:
+        for dtype in (torch.bfloat16, torch.float32):
+            q = orthogonalize(torch.randn(*shape).to(dtype), form="plain")
+            assert q.is_contiguous()
+
+
+def test_jax_compiles_once_for_a_shape():
+    jnp = library("jax").xp
+    from polarlib import decompose
+
+    traced = []
+    original = decompose.polynomial
+
+    def spy(*args, **kwargs):
+        traced.append(args[0].shape)
+        return original(*args, **kwargs)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((11, 7)), dtype=jnp.float32)
+    decompose.polynomial = spy
+    try:
+        for c in (1.0, 2.0, 3.0):
+            orthogonalize(c * x, steps=3)
+        assert traced == [(11, 7)]
+        orthogonalize(x[:, :5], steps=3)
+        assert traced == [(11, 7), (11, 5)]
+        orthogonalize(x, steps=3)
+        assert len(traced) == 2
+    finally:
+        decompose.polynomial = original
+
+
+# -- many matrices, and memory ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["numpy", "numpy-readonly", "torch", "jax", "array_api_strict"])
+def test_many_matrices(where):
+    lib = library(where)
+    rng = np.random.default_rng(2)
+    shapes = [(8, 4), (4, 8), (8, 4), (5, 5), (2, 8, 4), (4, 8), (8, 4), (160, 120), (160, 120)]
+    arrays = [rng.standard_normal(s) for s in shapes]
+    given = [lib.asarray(a, "float32" if i == 6 else "float64") for i, a in enumerate(arrays)]
+    results = orthogonalize_all(iter(given), steps=4)
+    assert [tuple(q.shape) for q in results] == shapes
+    for i, (x, q) in enumerate(zip(given, results, strict=True)):
+        assert q.dtype == x.dtype
+        tolerance = 1e-5 if i == 6 else 1e-12
+        expected = lib.to_numpy(orthogonalize(x, steps=4))
+        np.testing.assert_allclose(lib.to_numpy(q), expected, atol=tolerance)
+
+
+def test_many_matrices_of_several_libraries(torch):
+    a = np.random.default_rng(2).standard_normal((4, 3))
+    first, second = orthogonalize_all([a, torch.tensor(a)])
+    assert isinstance(first, np.ndarray)
+    np.testing.assert_allclose(second.numpy(), first, atol=1e-12)
+
+
+def test_bad_lists():
+    assert orthogonalize_all([]) == []
+    a = np.eye(3)
+    with pytest.raises(TypeError, match="takes no out"):
+        orthogonalize_all([a], out=a)
+    with pytest.raises(TypeError, match="takes a list of arrays, got ndarray"):
+        orthogonalize_all(a)
+    with pytest.raises(TypeError, match="takes a list of arrays, got int"):
+        orthogonalize_all(3)
+    with pytest.raises(ValueError, match=r"gradients\[1\] must be a matrix"):
+        orthogonalize_all([a, np.ones(3)])
+    with pytest.raises(ValueError, match=r"gradients\[0, 2\]: .*NaN"):
+        orthogonalize_all([a, np.eye(2), a * np.nan])
+    with pytest.raises(ValueError, match=r"gradients\[0\]: unknown schedule"):
+        orthogonalize_all([a], schedule="polar_expres")
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [((512, 512), "auto"), ((2048, 256), "gram"), ((256, 2048), "gram"), ((256, 2048), "plain")],
+)
+def test_workspace(shape, form):
+    """Beyond the result: at most two copies of the input and three of the small square."""
+    a = np.random.default_rng(0).standard_normal(shape).astype("f4")
+    orthogonalize(a, form=form)
+    tracemalloc.start()
+    orthogonalize(a, form=form)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 2 * a.nbytes + 3 * 4 * min(shape) ** 2 + 20_000
+
+
+def test_every_published_set_runs_in_its_normalisation():
+    """The shared Gram matrix serves any set that asks for it."""
+    a = np.random.default_rng(0).standard_normal((20, 8))
+    for name in schedules():
+        if schedule(name).normalisation != "aol":
+            for kind in FROM_GRAM:
+                q = orthogonalize(a, schedule=name, normalisation=kind)
+                y, _ = normalise(a, ops_of(a), kind, schedule(name).input_safety)
+                expected = orthogonalize(y, schedule=name, normalisation="none")
+                np.testing.assert_allclose(q, expected, atol=1e-9)
+    assert IDENTITY.matmuls
