@@ -38,6 +38,7 @@ from polarlib._schedule import Schedule
 from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
 from polarlib._version import __version__
 from polarlib.decompose import orthogonalize, orthogonalize_all, polar
+from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
 from polarlib.diagnose import measure
 from polarlib.functions import inverse_root
 from polarlib.published import default_schedule, schedule, schedules
@@ -64,8 +65,12 @@ __all__ = [
     "norms",
     "orthogonalize",
     "orthogonalize_all",
+    "orthogonalize_jvp",
+    "orthogonalize_vjp",
     "plot",
     "polar",
+    "polar_jvp",
+    "polar_vjp",
     "procrustes",
     "schedule",
     "schedules",

@@ -260,6 +260,11 @@ def _schedule(
     x, ops = as_matrix(g, "g")
     precision = ops.format_name(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
+    if not isinstance(chosen, Schedule):
+        raise ValueError(
+            f"schedule {chosen.name!r} has rational steps, for which there is no rule; take one of "
+            "polynomials, or let torch or JAX differentiate its steps"
+        )
     kind = check_normalisation(chosen, normalisation)
     if gram_precision is not None:
         gram_precision = format_of(gram_precision).name

@@ -11,7 +11,7 @@ import array_api_compat
 import ml_dtypes
 import numpy as np
 import pytest
-from standin import cupy_standin
+from standin import cupy_standin, memory
 from standin.cupy_standin import HostSynchronization, no_sync, syncs
 
 
@@ -380,6 +380,39 @@ def test_empty_is_not_zero_by_chance(cupy):
         assert np.isnan(empty.get()).all()
 
 
+def test_memory_in_use_is_counted(cupy):
+    usage = memory.usage
+    usage.reset()
+    before = usage.used
+    x = cupy.ones((10, 10), dtype="f4")
+    view = x[2:]
+    assert (usage.used - before, usage.allocations) == (400, 1)
+    y = x * 2
+    del x
+    assert usage.used - before == 800
+    del view
+    assert (usage.used - before, usage.peak - before) == (400, 800)
+    y += 1
+    assert usage.used - before == 400
+
+
+def test_memory_hooks(cupy):
+    class Hook(cupy.cuda.MemoryHook):
+        sizes = ()
+
+        def malloc_postprocess(self, **kwargs):
+            self.sizes += (kwargs["mem_size"],)
+
+        def free_postprocess(self, **kwargs):
+            self.sizes += (-kwargs["mem_size"],)
+
+    with Hook() as hook:
+        x = cupy.ones(3)
+        del x
+    cupy.ones(3)
+    assert hook.sizes == (24, -24)
+
+
 # Kernels
 
 
@@ -401,6 +434,10 @@ def test_elementwise_kernel(operation, expected, cupy):
     assert kernel(x, z, 3.0, 0.25, x) is x
     np.testing.assert_array_equal(x.get(), y.get())
     assert len(cupy_standin.calls("combine")) == 2
+    types = ("float32",) * 5
+    assert cupy_standin.kernels() == [
+        ("T x, T z, float32 a, float32 b", "T y", operation, "combine", types)
+    ]
 
 
 def test_elementwise_kernel_checks_types(names):
@@ -499,8 +536,12 @@ def test_nothing_is_left_behind():
     with cupy_standin.installed() as cupy:
         x = cupy.ones(2)
         assert array_api_compat.array_namespace(x) is sys.modules["array_api_compat.cupy"]
-        with pytest.raises(ImportError):
-            importlib.import_module("cupy_backends")
+        with pytest.raises(ImportError):  # CuPy's package finds the library, and it alone
+            importlib.import_module("cupy_backends.cuda.libs.cublas")
+        cublas = importlib.import_module("cupy_backends.cuda.libs").cublas
+        assert cublas.getPointerMode(cupy.cuda.device.get_cublas_handle()) == 0
+        with pytest.raises(ImportError):  # a real CuPy cannot lend its other private parts
+            importlib.import_module("cupy_backends.cuda.libs.curand")
     assert {name: module for name, module in sys.modules.items() if "cupy" in name} == before
     assert not array_api_compat.is_cupy_array(x)
     assert hasattr(array_api_compat, "cupy") == ("array_api_compat.cupy" in before)

@@ -10,7 +10,9 @@ exactly these rules, so tests on the host find such faults:
 - what waits for the device is counted by `syncs` and raises inside `no_sync`;
 - result types follow CuPy's loops, where ``bfloat16 * 1.5`` is float32;
 - linear algebra returns NaN where cuSOLVER fails, and does not raise;
-- uninitialized memory holds NaN.
+- uninitialized memory holds NaN;
+- cuBLAS's private binding works on addresses, and only on those of the device's arrays that are
+  still in use.
 
 Use it as::
 
@@ -29,6 +31,7 @@ keep the memory layout of factorizations, rounding on the device, the order of s
 devices, or graphs.
 """
 
+import ast
 import contextlib
 import functools
 import importlib.machinery
@@ -42,7 +45,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import functions, linalg
+from . import cublas, functions, linalg, memory
 from .dtypes import BFLOAT16, checked_dtype, find_loop, loops, narrow, quiet, widen
 from .elementwise import Evaluator
 from .state import (
@@ -51,6 +54,7 @@ from .state import (
     arrays_in,
     calls,
     has_arrays,
+    kernels,
     log,
     no_sync,
     reset,
@@ -65,6 +69,7 @@ __all__ = [
     "calls",
     "install",
     "installed",
+    "kernels",
     "no_sync",
     "reset",
     "syncs",
@@ -83,6 +88,7 @@ def to_device(host):
     if isinstance(host, np.ndarray | SCALARS):
         array = object.__new__(ndarray)
         array._host = np.asarray(host)
+        memory.track(array)
         return array
     if isinstance(host, list | tuple):
         return (list if isinstance(host, list) else tuple)(map(to_device, host))
@@ -234,6 +240,7 @@ class ndarray:
             raise NotImplementedError("the stand-in has no memory pointers")
         self = object.__new__(cls)
         self._host = HOST_FUNCTIONS["empty"](shape, dtype, order)
+        memory.track(self)
         return self
 
     __class_getitem__ = classmethod(types.GenericAlias)
@@ -887,6 +894,7 @@ class ElementwiseKernel:
         self.nin, self.nout = len(self.in_params), len(self.out_params)
         self.nargs = self.nin + self.nout
         self.operation, self.name = operation, name
+        self.source = (in_params, out_params, operation, name)
         self.no_return, self.return_tuple = no_return, return_tuple
 
     @staticmethod
@@ -919,6 +927,7 @@ class ElementwiseKernel:
         outs = args[self.nin :] or tuple(
             ndarray(shape, dtypes[name]) for _, name in self.out_params
         )
+        state.kernels.add((*self.source, tuple(dtypes[name].name for _, name in parameters)))
         values = {name: out._host for (_, name), out in zip(self.out_params, outs, strict=True)}
         for (_, name), value in zip(self.in_params, args, strict=False):
             values[name] = np.asarray(to_host(value), dtype=dtypes[name])
@@ -1121,7 +1130,7 @@ def _member(path, name, text, submodules):
         return submodules[full]
     if text.startswith("const "):
         literal = text.removeprefix("const ")
-        return {"None": None, "False": False}.get(literal) if literal[0] in "NF" else float(literal)
+        return float(literal) if literal in ("inf", "-inf", "nan") else ast.literal_eval(literal)
     if text.startswith("ufunc "):
         return _UFUNCS[name] if path == "cupy" else ufunc(name, text)
     if text == "type":
@@ -1139,7 +1148,10 @@ _REPLACED = {
     "cupy.ufunc": ufunc,
     "cupy.cuda.Device": Device,
     "cupy.cuda.Event": Event,
+    "cupy.cuda.MemoryHook": memory.MemoryHook,
     "cupy.cuda.Stream": Stream,
+    "cupy.cuda.device.Device": Device,
+    "cupy.cuda.device.get_cublas_handle": lambda: cublas.HANDLE,
     "cupy.cuda.get_current_stream": lambda device_id=-1: Stream.null,
     "cupy.cuda.get_device_id": lambda: 0,
     "cupy.cuda.is_available": lambda: True,
@@ -1148,11 +1160,15 @@ _REPLACED = {
 }
 
 
+CUBLAS = "cupy_backends.cuda.libs.cublas"
+BINDING_PACKAGES = ["cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"]
+
+
 @functools.cache
 def _modules():
     """Return the stand-in's modules by name."""
     paths = [path for path in RECORD if re.match(r"cupyx?(\.[a-z]+)*$", path)]
-    paths += ["cupy.cuda.device", "cupy.cuda.runtime", "cupyx.scipy"]
+    paths += ["cupyx.scipy", *BINDING_PACKAGES]
     modules = {}
     for path in paths:
         modules[path] = types.ModuleType(path, "Part of a stand-in for CuPy.")
@@ -1165,7 +1181,8 @@ def _modules():
     modules["cupy"].__version__ = RECORD["version"]
     modules["cupy"].cublas = modules["cupy.cublas"]
     modules["cupyx.scipy"].linalg = modules["cupyx.scipy.linalg"]
-    modules["cupy.cuda.device"].Device = Device
+    modules["cupy.cuda"].device = modules["cupy.cuda.device"]
+    modules["cupy.cuda"].runtime = modules["cupy.cuda.runtime"]
     runtime = modules["cupy.cuda.runtime"]
     runtime.getDeviceCount = lambda: 1
     runtime.getDevice = lambda: 0
@@ -1178,6 +1195,17 @@ def _modules():
         module, _, name = path.rpartition(".")
         setattr(modules[module], name, value)
     modules["cupy.linalg"].__all__ = sorted(RECORD["cupy.linalg"])
+    binding = cublas.module(RECORD[CUBLAS])
+
+    def lazy(name):
+        """Load a binding: only from here is it found, as where pip has put CUDA's libraries."""
+        if name != "cublas":
+            raise AttributeError(name)
+        if sys.modules.setdefault(CUBLAS, binding) is None:
+            raise ImportError(f"{CUBLAS} is not there")
+        return binding
+
+    modules[CUBLAS.rpartition(".")[0]].__getattr__ = lazy
     return modules
 
 
@@ -1214,13 +1242,12 @@ def _remove_cupy():
 
 
 def install():
-    """Put the stand-in in the place of ``cupy`` and ``cupyx``, and return it.
+    """Put the stand-in in the place of CuPy's three packages, and return it.
 
     A real CuPy that is imported already is set aside until `uninstall`.
     """
     _saved.append(_remove_cupy())
-    # Without an entry, a real CuPy could lend its private parts.
-    sys.modules.update(_modules(), cupy_backends=None)
+    sys.modules.update(_modules())
     return _modules()["cupy"]
 
 
@@ -1239,6 +1266,7 @@ def uninstall():
 def installed():
     """Install the stand-in with its counts at zero, for the time of a ``with`` statement."""
     reset()
+    memory.usage.reset()
     try:
         yield install()
     finally:

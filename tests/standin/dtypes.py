@@ -61,6 +61,13 @@ def rank(dtype):
     return {"b": 0, "i": 1, "u": 1, "f": 2, "V": 2, "c": 3}[dtype.kind]
 
 
+def kind(operand):
+    """Return the data type of an operand, or the class of a Python scalar."""
+    if hasattr(operand, "dtype"):
+        return operand.dtype
+    return next((c for c in (bool, int, float) if isinstance(operand, c)), complex)
+
+
 def candidates(operand, strongest):
     """Return the types of an operand, one of which must cast safely to that of a loop.
 
@@ -70,17 +77,18 @@ def candidates(operand, strongest):
 
     Parameters
     ----------
-    operand : array, NumPy scalar or Python scalar
+    operand : numpy.dtype or type
+        As `kind` gives it.
     strongest : int
         Highest rank of the operands that are not Python scalars, -1 without any.
     """
-    if hasattr(operand, "dtype"):
-        return (operand.dtype,)
-    if isinstance(operand, bool):
+    if isinstance(operand, np.dtype):
+        return (operand,)
+    if operand is bool:
         codes = "?"
-    elif isinstance(operand, int):
+    elif operand is int:
         codes = "bB" if strongest >= 1 else "l"
-    elif isinstance(operand, float):
+    elif operand is float:
         codes = "e" if strongest >= 2 else "d"
     else:
         codes = "F" if strongest >= 2 else "D"
@@ -89,8 +97,13 @@ def candidates(operand, strongest):
 
 def find_loop(name, text, operands, dtype=None):
     """Return input and output types of the first loop that takes the operands."""
-    ranks = [rank(operand.dtype) for operand in operands if hasattr(operand, "dtype")]
-    options = [candidates(operand, max(ranks, default=-1)) for operand in operands]
+    return _find_loop(name, text, tuple(map(kind, operands)), dtype)
+
+
+@functools.cache
+def _find_loop(name, text, kinds, dtype):
+    ranks = [rank(k) for k in kinds if isinstance(k, np.dtype)]
+    options = [candidates(k, max(ranks, default=-1)) for k in kinds]
     for inputs, outputs in loops(text):
         if dtype is not None:
             if outputs[0] == np.dtype(dtype):

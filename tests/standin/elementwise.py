@@ -39,6 +39,7 @@ FUNCTIONS = {
     "fmax": np.fmax,
     "fmin": np.fmin,
     "hypot": np.hypot,
+    "ilogb": lambda x: np.frexp(x)[1] - 1,
     "isfinite": np.isfinite,
     "isinf": np.isinf,
     "isnan": np.isnan,

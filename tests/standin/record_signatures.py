@@ -11,6 +11,7 @@ The file maps each module or class to its public names, one entry per line:
 - ``ufunc ee->e ff->f``: an elementwise function and its loops, in the order CuPy tries them;
 - ``type``, ``module``, ``attribute``, ``special``: a class, a submodule, a property, a
   double-underscore method that plain objects do not have;
+- ``(intptr_t handle, int mode)``: a function of a binding to C, with the types that it converts to;
 - ``const inf``: a constant; ``object``: an object of another kind, such as ``cupy.r_``;
 - ``?``: a callable whose signature CuPy does not tell.
 """
@@ -39,10 +40,18 @@ CLASSES = (
     "cupy.ndarray",
     "cupy.cuda.Device",
     "cupy.cuda.Event",
+    "cupy.cuda.MemoryHook",
     "cupy.cuda.Stream",
     "cupy.random.Generator",
     "cupy.random.RandomState",
 )
+# Bindings to C, as far as they are used: what the names must match.
+BINDINGS = {
+    "cupy.cuda.device": r"get_cublas_handle",
+    "cupy.cuda.runtime": r"CUDA_[CR]_\d+B?F|is_hip",
+    "cupy_backends.cuda.libs.cublas": r"gemm(StridedBatched)?Ex|[gs]etPointerMode|"
+    r"CUBLAS_(COMPUTE|GEMM|OP|POINTER_MODE)_\w+",
+}
 # Takes ``*args`` by inspection, but exactly two of them in fact: a third raises TypeError.
 FIXED = {
     "cupy.matmul": "(x1, x2, /, *, axes=None, axis=None, keepdims=False, casting='same_kind', "
@@ -109,6 +118,13 @@ def entry(value, path):
     return f"const {value!r}" if isinstance(value, bool | float | None) else "object"
 
 
+def binding_entry(value):
+    """Return the entry of a name of a binding: its value, or its signature with C types."""
+    if not callable(value):
+        return f"const {value!r}"
+    return re.search(r"\(.*?\)", value.__doc__.partition("\n")[0])[0]
+
+
 def class_entries(cls, path):
     """Return the entries of a class: its constructor, methods, properties and operators."""
     entries = {"__init__": callable_entry(cls, path)}
@@ -150,6 +166,13 @@ def record():
         }
     for path in CLASSES:
         recorded[path] = class_entries(resolve(path), path)
+    for path, names in BINDINGS.items():
+        module = resolve(path)
+        recorded[path] = {
+            name: binding_entry(getattr(module, name))
+            for name in dir(module)
+            if re.fullmatch(names, name)
+        }
     # `where` is a function, but an elementwise one with loops of its own.
     recorded["loops"] = {"where": entry(search._where_ufunc, "where")}
     return recorded

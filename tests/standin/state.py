@@ -37,6 +37,7 @@ class State:
     def reset(self):
         self.syncs = 0
         self.calls = []
+        self.kernels = set()
         self.errors = dict.fromkeys(("divide", "over", "under", "invalid", "linalg"))
         self.random = np.random.default_rng(0)
 
@@ -52,6 +53,14 @@ def syncs():
 def calls(name=None):
     """Return the calls since `reset`, or those of one name such as ``"linalg.svd"``."""
     return [call for call in state.calls if name is None or call.name == name]
+
+
+def kernels():
+    """Return sources and data types of the elementwise kernels that ran since `reset`.
+
+    Each is a tuple of inputs, outputs, operation, name, and the types of all parameters.
+    """
+    return sorted(state.kernels)
 
 
 def reset():
