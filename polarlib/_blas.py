@@ -123,9 +123,15 @@ def mirror(z: Array, out: Array | None = None) -> Array:
             out[:e, j:e] = z[:e, j:e]
         for i in range(0, j, TILE):
             out[j:e, i : i + TILE] = z[i : i + TILE, j:e].conj().T
-        block = np.triu(z[j:e, j:e])
-        out[j:e, j:e] = block + np.triu(block, 1).conj().T
+        block = out[j:e, j:e]
+        np.copyto(block, block.conj().T, where=_below(e - j))
     return out
+
+
+@functools.lru_cache(maxsize=16)
+def _below(n: int) -> Array:
+    """Where the strictly lower triangle is."""
+    return np.tri(n, k=-1, dtype=bool)
 
 
 # -- products --------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What needs a GPU: one script, run by hand."""

@@ -1,0 +1,326 @@
+"""The stress test of low precision, in small: our schedule beside published ones, and safety."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import polarlib
+from polarlib.formats import format_of
+from polarlib.testing import SPECTRA
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/stress.py as a module, as if run from its folder."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("stress")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def other(script):
+    return script.other
+
+
+@pytest.fixture(scope="module")
+def speed(script):
+    """benchmarks/orthogonalize.py as a module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module("orthogonalize")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+# -- the figures themselves ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (20, 8), (8, 20)])
+def test_metrics_of_the_exact_factor_are_zero_and_of_a_wrong_one_known(script, shape):
+    a = np.random.default_rng(0).standard_normal(shape)
+    case = script.case("gaussian", a, "float32")
+    u, s, vh = np.linalg.svd(case.matrix.astype(float), full_matrices=False)
+    assert script.metrics(case, u @ vh) == pytest.approx(np.zeros(5), abs=1e-13)
+    # Twice the factor: Q^T Q - I = 3 I, and H = 2 H_exact, so A - Q H = -3 A.
+    twice = script.metrics(case, 2 * u @ vh)
+    assert twice == pytest.approx([3, 3, 0, 1, 1], abs=1e-12)
+    # One singular direction turned round: H has the eigenvalue -s_1, the gap is 2 s_1 / sum(s).
+    turned = script.metrics(case, (u * np.where(np.arange(s.size), 1, -1)) @ vh)
+    assert turned[2] == pytest.approx(s[0] / np.linalg.norm(s), rel=1e-12)
+    assert turned[3] == pytest.approx(2 * s[0] / s.sum(), rel=1e-12)
+    assert np.all(np.isinf(script.metrics(case, u @ vh * math.nan)))
+
+
+def test_outcome_has_ties_within_one_rounding(script):
+    tie = format_of("bfloat16").unit_roundoff
+    theirs = np.array([0.5, 0.5, 0.5, math.inf, math.inf])
+    our = np.array([0.5 - 2 * tie, 0.5 + 0.9 * tie, 0.5 + 2 * tie, 0.1, math.inf])
+    assert script.outcome(theirs, our, "bfloat16").tolist() == [1, 0, -1, 1, 0]
+
+
+def test_verdict_says_who_is_better_and_what_diverged(script):
+    good = np.tile([0.1, 0.1, 0.0, 0.1, 0.1], (2, 1))
+    bad = np.add(good, [[0.5], [math.inf]])
+    row = {"name": "x", "format": "bfloat16", "theirs": bad, "ours": good, "spectra": ["a", "b"]}
+    assert "ours better" in script.verdict(row)
+    assert "diverges on 1 of 2" in script.verdict(row)
+    assert script.counts(row).tolist() == [[2] * 5, [0] * 5, [0] * 5]
+    assert "THEIRS BETTER" in script.verdict(row | {"theirs": good, "ours": bad})
+
+
+def test_cases_are_what_they_say(script):
+    cases = script.stress_cases(["ones", "gamma"], "bfloat16", 8, (1, 4), 2)
+    assert [c.shape for c in cases] == ["8 x 8", "8 x 8", "32 x 8", "32 x 8"] * 2
+    for c in cases:
+        bits = c.matrix.view(np.int32)
+        assert np.all(bits & 0xFFFF == 0)  # bfloat16 numbers
+        assert c.nuclear == pytest.approx(np.linalg.norm(c.matrix, "nuc"), rel=1e-5)
+    assert not np.array_equal(cases[0].matrix, cases[1].matrix)
+
+
+# -- ours beside the published sets -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_ours_is_at_least_as_good_in_the_mean_at_equal_products(script, precision):
+    cases = script.stress_cases(SPECTRA[:11], precision, 32, (1, 4), 1)
+    for row in script.compare(cases, precision):
+        if row["products"] != 15 or row["name"] == "newton_schulz_5":
+            continue  # the exception: it never exceeds 1, and reaches least
+        found = script.outcome(row["theirs"].mean(axis=0), row["ours"].mean(axis=0), precision)
+        assert np.all(found[1:] >= 0), script.verdict(row)
+        assert script.diverged(row["ours"]) == 0
+
+
+def test_the_comparison_can_be_lost(script):
+    cases = script.stress_cases(["log 1e-3"], "float16", 16, (1,), 1)
+    row = next(r for r in script.compare(cases, "float16") if r["name"] == "deepseek_v4")
+    cubic = script.measure(cases, "float16", schedule=polarlib.schedule("newton_schulz_3", 3))
+    assert "THEIRS BETTER" in script.verdict(row | {"ours": cubic})
+
+
+# -- safety ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["plain", "gram", "auto"])
+@pytest.mark.parametrize("steps", [5, 9])
+def test_ours_never_blows_up(script, precision, form, steps):
+    # Some failures of Gram forms show only at 8 : 1 and from 64 columns on.
+    cases = [c for n in (16, 64) for c in script.hostile(n, (1, 8), precision)]
+    found = script.safety(cases, precision, form, script.our_steps(precision, steps))
+    assert found.lost == 0
+    assert found.largest < script.SAFE, found
+    assert found.smallest > 0.5, found
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_no_set_that_survives_gives_what_is_not_finite(script, precision):
+    cases = script.hostile(16, (1, 8), precision)
+    names = script.surviving(precision)
+    assert {"polar_express", "you", "jordan"} <= set(names)
+    assert not {"polar_express_raw", "cans"} & set(names)
+    for name in names:
+        for form in ("plain", "gram"):
+            s = script.steps_of(name, 5)
+            found = script.safety(cases, precision, form, {"schedule": s})
+            assert found.lost == 0, (name, form)
+            # The AOL set of one package turns directions round, and says so by a warning.
+            assert found.smallest > 0 or name == "aol_nv", (name, form, found)
+
+
+def test_a_set_without_safety_does_blow_up(script):
+    cases = script.hostile(16, (1,), "bfloat16")
+    raw = {"schedule": polarlib.schedule("polar_express_raw", 9)}
+    assert script.safety(cases, "bfloat16", "plain", raw).largest > 10
+
+
+# -- scale -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_factor_is_the_same_over_the_whole_range(script, precision):
+    row = script.scale_row(precision, "numpy", (12, 8))
+    assert row["powers"] == {"bfloat16": 259, "float16": 38}[precision]
+    assert row["differ"] == 0
+    assert row["worst"] < 8
+    assert row["zero"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_factor_is_the_same_up_to_rounding_in_wide_formats(script, precision):
+    row = script.scale_row(precision, "numpy", (6, 4))
+    assert row["powers worst"] < 64
+    assert row["worst"] < 64
+    assert row["zero"]
+
+
+def test_scale_in_torch(script):
+    pytest.importorskip("torch")
+    row = script.scale_row("bfloat16", "torch", (12, 8))
+    assert row["differ"] == 0
+    assert row["zero"]
+
+
+# -- simulated and native --------------------------------------------------------------------
+
+
+def test_units_count_from_the_typical_size(script):
+    y = np.array([[1.0, 2.0], [1e-6, -1.0]], np.float32)
+    x = y + np.array([[2.0**-7, 0], [2.0**-8, 0]], np.float32)
+    assert script.units(x, y) == 1.0  # the small entry has the unit of the root mean square
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32)])
+def test_simulated_bfloat16_is_torchs_own(script, shape):
+    pytest.importorskip("torch")
+    rows = script.agreement(shape)
+    assert len(rows) == 5
+    for row in rows:
+        assert row["step, equal"] > 0.9
+        assert row["step, distance"] < 1e-3
+        assert row["way, distance"] < 0.02
+    # The first step has nothing before it that could differ: a part of the last place at most.
+    assert rows[0]["way, equal"] > 0.999
+    assert rows[0]["way, units"] <= 2
+
+
+# -- other packages --------------------------------------------------------------------------
+
+
+def test_peers_are_found_or_the_reason_is_told(other, tmp_path):
+    found, missing = other.find(tmp_path)
+    assert set(missing) <= set(other.ADAPTERS)
+    assert all(reason for reason in missing.values())
+    if importlib.util.find_spec("torch"):
+        assert found["torch.optim.Muon"].products == 15
+
+
+def test_a_peer_of_a_checkout(other, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "Muon").mkdir()
+    (tmp_path / "Muon" / "muon.py").write_text(
+        "def zeropower_via_newtonschulz5(x, steps):\n    return x * steps\n"
+    )
+    monkeypatch.delitem(sys.modules, "muon", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    found, _ = other.find(tmp_path)
+    peer = found["KellerJordan/Muon"]
+    assert peer.source == "unknown commit"
+    a = np.array([[1.0, 2.0]], np.float32)
+    assert peer.given(a).dtype == torch.bfloat16
+    assert peer.result(a).tolist() == [[5.0, 10.0]]
+    del sys.modules["muon"]
+
+
+def test_pitfalls_are_told(script, other):
+    torch = pytest.importorskip("torch")
+
+    def naive(x):  # overflows, divides zero by zero, and overwrites
+        x /= torch.sqrt(torch.sum(x * x))
+        return x
+
+    peer = other.Peer("naive", "", "torch", "float32", "float32", 0, naive)
+    told = script.pitfalls(peer)
+    assert told["1e25 A"] == "0"
+    assert told["zero"] == "NaN"
+    assert told["input"] == "OVERWRITTEN"
+    ours = script.pitfalls(script.ours_as_peer("bfloat16", 15))
+    assert list(ours.values()) == ["same", "same", "0", "0 of 50", "kept"]
+
+
+# -- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_is_made_of_the_figures(script, tmp_path):
+    cases = script.stress_cases(["ones", "rank one"], "bfloat16", 8, (1,), 1)
+    rows = script.compare(cases, "bfloat16")
+    assert [r["name"] for r in rows] == list(script.SETS)
+    hostile = script.hostile(8, (1,), "bfloat16")
+    found = {
+        f"{form}, {k}": script.safety(hostile, "bfloat16", form, script.our_steps("bfloat16", k))
+        for form in script.FORMS
+        for k in (5, 9)
+    }
+    safe = [{"name": "ours", "format": "bfloat16", "cases": len(hostile), "found": found}]
+    rest = {
+        "shapes": "8 x 8", "seeds": 1, "hostile": len(hostile), "safe_shapes": "8 x 8",
+        "machine": "here", "peer_n": 8, "safety": script.safety_table(safe),
+        "scale": script.scale_table([script.scale_row("float16", "numpy", (4, 4))]),
+        "agreement": "", "peers": "", "pitfalls": "",
+    }  # fmt: skip
+    text = script.page(rows, rows, rows, rest)
+    assert "{" not in text
+    assert text.count("`polar_express_102`") >= 4
+    script.draw(rows, tmp_path / "figures")
+    for suffix in ("png", "svg"):
+        assert (tmp_path / "figures" / f"stress.{suffix}").stat().st_size > 5000
+    assert script.plain({"a": (np.ones(1), math.inf)}) == {"a": [[1.0], "inf"]}
+
+
+# -- the script that times -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("library", "shape"),
+    [
+        *((library, shape) for library in ("numpy", "torch") for shape in [(12, 8), (2, 8, 8)]),
+        ("jax", (8, 12)),  # compiling takes seconds
+    ],
+)
+def test_contenders_do_the_same_work(speed, library, shape):
+    pytest.importorskip(library)
+    found = speed.contenders(library, "float32", shape, {})
+    assert {"ours", "ours, plain", "ours, gram", "textbook", "products"} <= set(found)
+    for name, function in found.items():
+        result = function()
+        if name == "products":
+            continue
+        q = np.asarray(result, dtype=np.float64)
+        assert q.shape == shape
+        largest = np.linalg.svd(q, compute_uv=False).max()
+        assert 0.8 < largest < 1.2, name
+
+
+def test_a_peer_that_overwrites_is_given_a_copy(speed, other):
+    torch = pytest.importorskip("torch")
+    given = torch.ones(2, 2)
+    peer = other.Peer("x", "", "torch", "float32", "float32", 15, lambda x: x.mul_(2))
+    run = speed._keeps(peer, given)
+    assert run().tolist() == [[2, 2], [2, 2]]
+    assert run().tolist() == [[2, 2], [2, 2]]
+    assert given.tolist() == [[1, 1], [1, 1]]
+
+
+def test_peak_bytes_count_what_is_held(speed):
+    found = speed.peak_bytes("numpy", lambda: np.ones((256, 256)) + np.ones((256, 256)))
+    assert found == pytest.approx(2 * 8 * 256**2, rel=0.05)
+
+
+def test_figures_are_added_up_and_make_the_page(speed, tmp_path):
+    path = tmp_path / "data" / "figures.json"
+    figures = speed.load(path)
+    functions = {n: (lambda: sum(range(100))) for n in ("ours", "ours, plain", "textbook")}
+    rows = speed.measured(functions | {"products": lambda: None}, 0.0)
+    assert rows["textbook"]["textbook"] == 1.0
+    for shape in speed.SHAPES:
+        figures["cases"][f"numpy float32 {speed.by(shape)}"] = rows
+    figures["workspace"]["numpy float32 8 x 4"] = {"ours": 2.5, "claim": 3.5}
+    speed.store(path, figures)
+    assert speed.load(path) == figures
+    text = speed.page(figures)
+    assert "### numpy, float32" in text
+    assert "### torch" not in text
+    assert "| numpy float32 8 x 4 | 2.50 | 3.50 |" in text
+    assert [j[0] for j in speed.jobs("numpy float32 4096")] == ["numpy float32 4096 x 1024"]
