@@ -37,6 +37,7 @@ from polarlib._methods import methods
 from polarlib._schedule import Schedule
 from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
 from polarlib._version import __version__
+from polarlib.chunked import polar_tall
 from polarlib.decompose import orthogonalize, orthogonalize_all, polar
 from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
 from polarlib.diagnose import measure
@@ -70,6 +71,7 @@ __all__ = [
     "plot",
     "polar",
     "polar_jvp",
+    "polar_tall",
     "polar_vjp",
     "procrustes",
     "schedule",

@@ -156,7 +156,7 @@ def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray
     """
     if full:
         return np.full(x.shape[:-2], x.shape[-1])
-    if run.singular_values is None and x.shape[-1] > EXACT_UP_TO:
+    if run.singular_values is None and (x.shape[-1] > EXACT_UP_TO or ops.spread(x)):
         return ops.count_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)

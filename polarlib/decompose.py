@@ -632,6 +632,7 @@ def polar(
     given = a
     a, ops = as_matrix(a)
     check_method(method)
+    _check_spread(a, ops, method, completion)
     stored = _storage(given, a, ops, side, out, overwrite_a)
     apply = functools.partial(
         _decompose,
@@ -685,7 +686,7 @@ def _decompose(
     name = run.method or _name(method)
     found = evidence(u, x, ops)
     status, full = _judge(name, method, found, x.shape, tol, ops)
-    if status is Status.NOT_CONVERGED and name != "svd":
+    if status is Status.NOT_CONVERGED and name != "svd" and not ops.spread(x):
         u, run = _fall_back(problem, run)
         name += ", then svd"
         found = evidence(u, x, ops)
@@ -845,6 +846,7 @@ def unitary_factor(
     given = a
     a, ops = as_matrix(a)
     check_method(method)
+    _check_spread(a, ops, method, completion)
     if method == "qr":
         raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
     u_out, _ = _storage(given, a, ops, "right", None if out is None else (out, None), overwrite_a)
@@ -888,7 +890,7 @@ def _factor(
         u, run = _run(problem, method, lower, None)
         found = factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
-        if not within(found, tol) and not fixed:
+        if not within(found, tol) and not fixed and not ops.spread(x):
             u, run = _fall_back(problem, run)
             found = factor_figures(u, x, ops)
             if not within(found, tol):
@@ -966,6 +968,17 @@ def check_method(method: str | Schedule) -> None:
         )
     if not known and not isinstance(method, Schedule | RationalSchedule):
         raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+
+
+def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) -> None:
+    """Refuse what would bring a distributed matrix to each of its devices, as factorisations do."""
+    small_only = method == "newton_schulz" or _is_fixed(method)
+    if ops.spread(a) and (method == "auto" or not small_only or not completion):
+        what = f"method={method!r}" if completion else "completion=False"
+        raise ValueError(
+            f"a lies in parts on several devices, and {what} would bring all of it to each of "
+            "them; take method='newton_schulz' or a schedule, or orthogonalize, or gather a first"
+        )
 
 
 def _is_fixed(method: str | Schedule) -> bool:

@@ -433,6 +433,10 @@ class Ops:
         """Whether the library traces or differentiates what is done with `x`."""
         return False
 
+    def spread(self, x: Array) -> bool:
+        """Whether `x` lies in parts on several devices or processes, none of which has it all."""
+        return False
+
     def hidden(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
@@ -975,6 +979,76 @@ class TorchGradOps(TorchOps):
     divide = Ops.divide
 
 
+class TorchPartsOps(TorchGradOps):
+    """DTensors, in parts on several processes: nothing is written in place.
+
+    A product over parts is a sum that has still to be made. It is made at once: left to torch, each
+    use of the product makes it again.
+    """
+
+    records = TorchOps.records
+
+    def spread(self, x: Array) -> bool:
+        """Whether no process has all of `x`."""
+        return any(place.is_shard() for place in x.placements)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self._summed(super().matmul(a, b))
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``."""
+        return self._summed(super().gemm(a, b, c, alpha, beta))
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm, the same number on every process."""
+        return self._summed(super().frobenius(x))
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, the same number on every process."""
+        return self._summed(Ops.max_abs(self, x))
+
+    def _summed(self, x: Array) -> Array:
+        if not any(place.is_partial() for place in x.placements):
+            return x
+        whole = _torch_parts().Replicate()
+        return x.redistribute(placements=[whole if p.is_partial() else p for p in x.placements])
+
+    def read(self, x: Array) -> float:
+        """Largest entry as a Python float, the same on every process."""
+        return float(x.detach().full_tensor().max())
+
+    def eye(self, n: int, like: Array) -> Array:
+        """Return the n x n identity, whole on every process."""
+        return self._whole(self.torch.eye(n, dtype=like.dtype, device=like.device), like)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128, whole on every process."""
+        return super().to_host(x.full_tensor() if hasattr(x, "full_tensor") else x)
+
+    def from_host(self, a: np.ndarray, like: Array) -> Array:
+        """Move a NumPy array to the mesh of `like`, whole on every process."""
+        same = a.dtype.kind == "c" or not self.is_complex(like)
+        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
+
+    def _whole(self, x: Array, like: Array) -> Array:
+        """A DTensor of the same tensor on every process; nothing is sent."""
+        return _torch_parts().DTensor.from_local(x, like.device_mesh, run_check=False)
+
+
+def _torch_parts() -> Any:
+    return importlib.import_module("torch.distributed.tensor")
+
+
 @functools.lru_cache(maxsize=256)
 def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
     """One compiled function for equal arguments: JAX traces it once for each shape."""
@@ -998,6 +1072,10 @@ class JaxOps(Ops):
     def records(self, x: Array) -> bool:
         """Whether JAX traces: under grad, jvp, vmap or jit."""
         return isinstance(x, importlib.import_module("jax").core.Tracer)
+
+    def spread(self, x: Array) -> bool:
+        """Whether no device has all of `x`; under jit nobody knows."""
+        return not self.records(x) and not x.sharding.is_fully_replicated
 
     def hidden(self, x: Array) -> bool:
         """Whether JAX knows no entries."""
@@ -1283,6 +1361,8 @@ def ops_of(x: Array) -> Ops:
         if x.requires_grad and torch.is_grad_enabled():
             # Not on the host: a norm that is read as a number would lose its gradient.
             return TorchGradOps(xp, host=False)
+        if hasattr(x, "placements"):
+            return TorchPartsOps(xp, host=False)
         return TorchOps(xp, host=x.device.type == "cpu")
     return _ops_of_namespace(xp)
 
