@@ -3,7 +3,7 @@
     python benchmarks/own_schedules.py [--out FILE]
 
 For every number format and number of steps the schedule that ``design.for_precision`` finds for
-the error below, on the widest interval. ``orthogonalize(g)`` takes them; nothing is typed by hand.
+its error, on the widest interval. ``orthogonalize(g)`` takes them; nothing is typed by hand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.progress import track
 
 from polarlib import design
 from polarlib.formats import FORMATS
-from polarlib.published import OWN_CUSHION, OWN_ERROR
+from polarlib.published import OWN_CUSHION, own_error
 from polarlib.result import write_whole
 
 STEPS = range(1, 11)
@@ -24,18 +24,22 @@ OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"
 HEAD = """\
 # The library's own schedules, made by `python benchmarks/own_schedules.py`: for each number format
 # and number of steps, quintics for the widest interval [lower, 1] on which the worst error is at
-# most {error} (design.for_precision). A step is [a, b, c]: p(x) = a x + b x^3 + c x^5.
+# most `error` (design.for_precision, with cushion {cushion}). A step is [a, b, c]:
+# p(x) = a x + b x^3 + c x^5.
 """
 
 
 def main(out: Annotated[Path, typer.Option(help="Where to write.")] = OUT) -> None:
     """Design all schedules and write the file."""
-    parts = [HEAD.format(error=OWN_ERROR)]
+    parts = [HEAD.format(cushion=OWN_CUSHION)]
     for name in track(sorted(FORMATS), description="formats"):
         for k in STEPS:
-            s = design.for_precision(name, steps=k, error=OWN_ERROR, cushion=OWN_CUSHION)
+            error = own_error(3 * k)
+            s = design.for_precision(name, steps=k, error=error, cushion=OWN_CUSHION)
             rows = "\n".join(f"  [{', '.join(map(repr, step))}]," for step in s.steps)
-            parts.append(f"[{name}.{k}]\nlower = {s.lower!r}\nsteps = [\n{rows}\n]\n")
+            parts.append(
+                f"[{name}.{k}]\nerror = {error!r}\nlower = {s.lower!r}\nsteps = [\n{rows}\n]\n"
+            )
     write_whole(out, lambda file: file.write("\n".join(parts).encode()))
 
 

@@ -19,11 +19,19 @@ __all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
-# Worst error of the library's own schedules on their interval. A larger one reaches further down, a
-# smaller one is nearer to 1 above; chosen by experiment (benchmarks/stress.py).
-OWN_ERROR = 1 / 64
-# Their least cushion: costs 8 % of the slope, and large singular vectors rotate a fifth as much.
-OWN_CUSHION = 0.05
+# Worst error of the library's own schedules on their interval: a larger one reaches further down, a
+# smaller one is nearer to 1 above. Steps beyond the sixth buy accuracy besides reach, a factor of 4
+# each. And their least cushion, which keeps large singular vectors from rotating. Chosen by
+# experiment (docs/decisions/0011, benchmarks/stress.py).
+OWN_ERROR = 0.02
+REACHING_STEPS = 6
+PER_STEP = 4.0
+OWN_CUSHION = 0.02
+
+
+def own_error(products: int) -> float:
+    """Worst error that the library's own schedule of so many products is designed for."""
+    return OWN_ERROR * PER_STEP ** -max(0.0, products / 3 - REACHING_STEPS)
 
 
 @functools.cache
@@ -42,7 +50,8 @@ def default_schedule(
     """Look up, or design, the library's own schedule for a number format.
 
     Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
-    for the widest interval on which the worst error is at most 1/64; the input is divided by a
+    for the widest interval on which the worst error is at most 0.02 (a quarter of it for every
+    step beyond the sixth); the input is divided by a
     bound of its largest singular value that the first Gram matrix gives ("moments").
 
     Parameters
@@ -66,40 +75,43 @@ def default_schedule(
     Examples
     --------
     >>> s = default_schedule("bfloat16")
-    >>> s.matmuls, s.error() <= 1 / 64, round(s.slope)
-    (15, True, 590)
+    >>> s.matmuls, s.error() <= 0.02, round(s.slope)
+    (15, True, 656)
     """
     name = format_of(format).name
     if steps is None and matmuls is None:
         steps = DEFAULT_STEPS
     if matmuls is None and steps is not None and is_count(steps):
         return _own(name, int(steps))
-    found = design.for_precision(
-        name, error=OWN_ERROR, cushion=OWN_CUSHION, steps=steps, matmuls=matmuls
-    )
-    return _named(name, found.steps, found.lower)
+    products = matmuls if matmuls is not None and is_count(matmuls) else 3
+    return _designed(name, own_error(products), steps=steps, matmuls=matmuls)
 
 
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int) -> Schedule:
     entry = _data("own_schedules")[name].get(str(steps))
-    if entry is not None:
-        return _named(name, entry["steps"], entry["lower"])
-    found = design.for_precision(name, error=OWN_ERROR, cushion=OWN_CUSHION, steps=steps)
-    return _named(name, found.steps, found.lower)
+    if entry is None:
+        return _designed(name, own_error(3 * steps), steps=steps)
+    return _named(name, entry["steps"], entry["lower"], entry["error"])
 
 
-def _named(name: str, steps: Sequence[Sequence[float]], lower: float) -> Schedule:
+def _designed(
+    name: str, error: float, *, steps: int | None = None, matmuls: int | None = None
+) -> Schedule:
+    found = design.for_precision(
+        name, steps=steps, matmuls=matmuls, error=error, cushion=OWN_CUSHION
+    )
+    return _named(name, found.steps, found.lower, error)
+
+
+def _named(name: str, steps: Sequence[Sequence[float]], lower: float, error: float) -> Schedule:
     degrees = ", ".join(str(2 * len(step) - 1) for step in steps)
     return Schedule(
         steps=tuple(map(tuple, steps)),
         lower=lower,
         normalisation="moments",
         name=f"own, {name}, degrees {degrees}",
-        source=(
-            f"polarlib: design.for_precision({name!r}, error={OWN_ERROR!r}, "
-            f"cushion={OWN_CUSHION!r})"
-        ),
+        source=f"polarlib: design.for_precision({name!r}, error={error!r}, cushion={OWN_CUSHION!r})",
     )
 
 

@@ -371,7 +371,9 @@ def _widest(
         while abs(good - bad) > FINEST:
             middle = (bad + good) / 2
             bad, good = (bad, middle) if meets(math.exp(middle)) else (middle, good)
-        return float(f"{math.exp(good):.3g}")
+        digit = 10.0 ** (math.floor(good / math.log(10)) - 2)
+        rounded = math.ceil(math.exp(good) / digit) * digit
+        return float(f"{rounded:.3g}")
 
     floor = NOISE * unit
     if not meets(designed(floor)):
