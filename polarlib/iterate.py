@@ -64,6 +64,8 @@ def even_part(
         return g, c[0], beta
     block, _ = even_products(degree)
     if block == 1:
+        if degree == 2:
+            return ops.quadratic(g, step, out), 1.0, beta
         z = ops.gemm_hermitian(g, g, g, alpha=c[-1], beta=c[-2], out=out)
         for k in range(degree - 3, -1, -1):
             z = ops.gemm_hermitian(z, g, g, beta=c[k])

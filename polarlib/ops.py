@@ -56,6 +56,8 @@ PANELS = 4
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
 # where either could overflow. Chosen generously.
 FOLDED = 2.0**20
+# ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
+CANCELS = 8.0
 # Modules that make arrays, by the name users know them by.
 _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
@@ -243,6 +245,10 @@ class Ops:
     ) -> Array:
         """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
         return self.gemm(a, b, c, alpha, beta, out)
+
+    def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
+        """Return ``c_1 G + c_2 G^2`` of a Hermitian G, for a polynomial that begins with c_0."""
+        return self.gemm_hermitian(g, g, g, c[2], c[1], out)
 
     def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
         """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` is given up.
@@ -524,20 +530,7 @@ class InPlaceOps(Ops):
         beta: float = 0.0,
         out: Array | None = None,
     ) -> Array:
-        """Return ``alpha a @ b + beta c`` without temporaries where a and c are one matrix."""
-        if a is b is c and alpha and not self.fused and abs(beta) <= 4 * abs(alpha):
-            # A Hermitian G: alpha G^2 + beta G = alpha (G + s I)^2 - alpha s^2 I with
-            # s = beta / (2 alpha). Passes over diagonals replace passes over matrices, and the
-            # square is a Gram product. |s| <= 2 keeps what cancels on the diagonal below |beta|.
-            s = beta / (2 * alpha)
-            diagonal = self._diagonal(a)
-            saved = diagonal + 0.0  # to give `a` back bit for bit
-            diagonal += s
-            square = self.gram(a, out)
-            diagonal[...] = saved
-            if alpha != 1.0:
-                square *= alpha
-            return self.add_diagonal(square, -alpha * s * s)
+        """Return ``alpha a @ b + beta c``; no operand is changed."""
         product = self.matmul(a, b, out)
         if alpha != 1.0:
             product *= alpha
@@ -606,12 +599,29 @@ class NumpyOps(InPlaceOps):
     ) -> Array:
         """Return ``alpha a @ b + beta c`` without temporaries, rounded once."""
         work = a.shape[-2] * a.shape[-1] * b.shape[-1]
-        if a is b is c or not _worth_blas(work, a, b, c, a if out is None else out):
+        if not _worth_blas(work, a, b, c, a if out is None else out):
             return super().gemm(a, b, c, alpha, beta, out)
         if beta:
             out = np.empty(c.shape, c.dtype) if out is None else out
             out[...] = c
         return _blas.matmul(a, b, out, alpha=alpha, beta=beta)
+
+    def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
+        """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.
+
+        It is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over diagonals, and
+        a square that is a Gram product. `g` is given back bit for bit.
+        """
+        if not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
+            return super().quadratic(g, c, out)
+        s = c[1] / (2 * c[2])
+        diagonal = self._diagonal(g)
+        saved = diagonal + 0.0
+        diagonal += s
+        square = self.gram(g, out)
+        diagonal[...] = saved
+        square *= c[2]
+        return self.add_diagonal(square, -c[2] * s * s)
 
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
         """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""

@@ -102,6 +102,7 @@ class Simulated:
     fused = True
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
+    quadratic = Ops.quadratic
     buffer = Ops.buffer
     reusable = Ops.reusable
     fold = Ops.fold

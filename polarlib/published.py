@@ -111,7 +111,7 @@ def _named(name: str, steps: Sequence[Sequence[float]], lower: float, error: flo
         lower=lower,
         normalisation="moments",
         name=f"own, {name}, degrees {degrees}",
-        source=f"polarlib: design.for_precision({name!r}, error={error!r}, cushion={OWN_CUSHION!r})",
+        source=f"design.for_precision({name!r}, error={error!r}, cushion={OWN_CUSHION!r})",
     )
 
 

@@ -267,7 +267,7 @@ def test_without_the_binding_of_cublas(monkeypatch, dtype, form):
         assert not products()
         expected = polarlib.orthogonalize(a, form=form)
         error = np.abs(q.get().astype("c16") - expected.astype("c16")).max()
-        assert error < tolerance(dtype)
+        assert error < 4 * tolerance(dtype)  # on the host the bound is absorbed, not divided by
         assert "tf32" not in ops_of(cupy.asarray(a)).native
 
 

@@ -72,8 +72,12 @@ def polynomial(
         )
         steps = (first, *steps[1:])
     else:
-        y, spent = normalise(ops.at_least_single(x), ops, kind, schedule.input_safety)
+        # A native format of 16 bits is divided in itself; products want single precision.
+        alone = kind in ("frobenius", "none") and not low.simulated
+        y = x if alone and ops.format_name(x) == precision else ops.at_least_single(x)
+        y, spent = normalise(y, ops, kind, schedule.input_safety)
         z = low.enter(y)
+        del y
     if callback is not None:
         scale = steps[0][0] / schedule.steps[0][0]
         callback(0, z if scale == 1 else ops.scale(ops.at_least_single(z), scale))

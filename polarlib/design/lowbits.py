@@ -448,8 +448,8 @@ def for_precision(
     Raises
     ------
     ValueError
-        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`, both or
-        neither of `lower` and `error`, a number below the least, or another target.
+        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`, both
+        or neither of `lower` and `error`, a number below the least, or another target.
 
     Notes
     -----
