@@ -16,7 +16,7 @@ from rich.progress import track
 
 from polarlib import design
 from polarlib.formats import FORMATS
-from polarlib.published import OWN_CUSHION, own_error
+from polarlib.published import own_goals
 from polarlib.result import write_whole
 
 STEPS = range(1, 11)
@@ -24,22 +24,21 @@ OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"
 HEAD = """\
 # The library's own schedules, made by `python benchmarks/own_schedules.py`: for each number format
 # and number of steps, quintics for the widest interval [lower, 1] on which the worst error is at
-# most `error` (design.for_precision, with cushion {cushion}). A step is [a, b, c]:
+# most `error` (design.for_precision with that `cushion`). A step is [a, b, c]:
 # p(x) = a x + b x^3 + c x^5.
 """
 
 
 def main(out: Annotated[Path, typer.Option(help="Where to write.")] = OUT) -> None:
     """Design all schedules and write the file."""
-    parts = [HEAD.format(cushion=OWN_CUSHION)]
+    parts = [HEAD]
     for name in track(sorted(FORMATS), description="formats"):
         for k in STEPS:
-            error = own_error(3 * k)
-            s = design.for_precision(name, steps=k, error=error, cushion=OWN_CUSHION)
+            error, cushion = own_goals(3 * k)
+            s = design.for_precision(name, steps=k, error=error, cushion=cushion)
             rows = "\n".join(f"  [{', '.join(map(repr, step))}]," for step in s.steps)
-            parts.append(
-                f"[{name}.{k}]\nerror = {error!r}\nlower = {s.lower!r}\nsteps = [\n{rows}\n]\n"
-            )
+            goals = f"error = {error!r}\ncushion = {cushion!r}\nlower = {s.lower!r}"
+            parts.append(f"[{name}.{k}]\n{goals}\nsteps = [\n{rows}\n]\n")
     write_whole(out, lambda file: file.write("\n".join(parts).encode()))
 
 

@@ -19,19 +19,23 @@ __all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
-# Worst error of the library's own schedules on their interval: a larger one reaches further down, a
-# smaller one is nearer to 1 above. Steps beyond the sixth buy accuracy besides reach, a factor of 4
-# each. And their least cushion, which keeps large singular vectors from rotating. Chosen by
-# experiment (docs/decisions/0011, benchmarks/stress.py).
-OWN_ERROR = 0.02
-REACHING_STEPS = 6
-PER_STEP = 4.0
+# What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
+# error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
+# larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
+# accuracy besides reach.
+OWN_ERROR = 0.019
 OWN_CUSHION = 0.02
+REACHING_STEPS = 6
+ERROR_PER_STEP = 0.25
+CUSHION_BEYOND = 0.1
 
 
-def own_error(products: int) -> float:
-    """Worst error that the library's own schedule of so many products is designed for."""
-    return OWN_ERROR * PER_STEP ** -max(0.0, products / 3 - REACHING_STEPS)
+def own_goals(products: int) -> tuple[float, float]:
+    """Worst error and least cushion of the library's own schedule of so many products."""
+    beyond = products / 3 - REACHING_STEPS
+    if beyond <= 0:
+        return OWN_ERROR, OWN_CUSHION
+    return OWN_ERROR * ERROR_PER_STEP**beyond, CUSHION_BEYOND
 
 
 @functools.cache
@@ -50,7 +54,7 @@ def default_schedule(
     """Look up, or design, the library's own schedule for a number format.
 
     Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
-    for the widest interval on which the worst error is at most 0.02 (a quarter of it for every
+    for the widest interval on which the worst error is at most 0.019 (a quarter of it for every
     step beyond the sixth); the input is divided by a
     bound of its largest singular value that the first Gram matrix gives ("moments").
 
@@ -75,8 +79,8 @@ def default_schedule(
     Examples
     --------
     >>> s = default_schedule("bfloat16")
-    >>> s.matmuls, s.error() <= 0.02, round(s.slope)
-    (15, True, 656)
+    >>> s.matmuls, s.error() <= 0.019, round(s.slope)
+    (15, True, 650)
     """
     name = format_of(format).name
     if steps is None and matmuls is None:
@@ -84,34 +88,31 @@ def default_schedule(
     if matmuls is None and steps is not None and is_count(steps):
         return _own(name, int(steps))
     products = matmuls if matmuls is not None and is_count(matmuls) else 3
-    return _designed(name, own_error(products), steps=steps, matmuls=matmuls)
+    return _designed(name, products, steps, matmuls)
 
 
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int) -> Schedule:
     entry = _data("own_schedules")[name].get(str(steps))
-    if entry is None:
-        return _designed(name, own_error(3 * steps), steps=steps)
-    return _named(name, entry["steps"], entry["lower"], entry["error"])
+    return _designed(name, 3 * steps, steps, None) if entry is None else _named(name, **entry)
 
 
-def _designed(
-    name: str, error: float, *, steps: int | None = None, matmuls: int | None = None
+def _designed(name: str, products: int, steps: int | None, matmuls: int | None) -> Schedule:
+    error, cushion = own_goals(products)
+    found = design.for_precision(name, steps=steps, matmuls=matmuls, error=error, cushion=cushion)
+    return _named(name, found.steps, found.lower, error, cushion)
+
+
+def _named(
+    name: str, steps: Sequence[Sequence[float]], lower: float, error: float, cushion: float
 ) -> Schedule:
-    found = design.for_precision(
-        name, steps=steps, matmuls=matmuls, error=error, cushion=OWN_CUSHION
-    )
-    return _named(name, found.steps, found.lower, error)
-
-
-def _named(name: str, steps: Sequence[Sequence[float]], lower: float, error: float) -> Schedule:
     degrees = ", ".join(str(2 * len(step) - 1) for step in steps)
     return Schedule(
         steps=tuple(map(tuple, steps)),
         lower=lower,
         normalisation="moments",
         name=f"own, {name}, degrees {degrees}",
-        source=f"design.for_precision({name!r}, error={error!r}, cushion={OWN_CUSHION!r})",
+        source=f"design.for_precision({name!r}, error={error!r}, cushion={cushion!r})",
     )
 
 

@@ -23,7 +23,7 @@ from polarlib import (
 )
 from polarlib._schedule import even_products
 from polarlib.formats import odd_image
-from polarlib.published import OWN_CUSHION, conventions, own_error
+from polarlib.published import conventions, own_goals
 
 NAMES = polarlib.schedules()
 
@@ -495,12 +495,13 @@ def test_the_librarys_own_needs_no_warning(precision, steps):
 @pytest.mark.parametrize("k", [2, 5, 9])
 def test_own_schedules_are_what_the_design_gives(name, k):
     """The file is made by a command; its numbers may differ in the last digits of a search."""
-    found = design.for_precision(name, error=own_error(3 * k), cushion=OWN_CUSHION, steps=k)
+    error, cushion = own_goals(3 * k)
+    found = design.for_precision(name, steps=k, error=error, cushion=cushion)
     kept = default_schedule(name, steps=k)
     np.testing.assert_allclose(kept.lower, found.lower, rtol=0.02)
     x = np.geomspace(2 * kept.lower, 1, 500)
     np.testing.assert_allclose(kept(x), found(x), atol=0.02)
-    assert kept.error() <= own_error(3 * k)
+    assert kept.error() <= error
     assert kept.normalisation == "moments"
 
 
