@@ -13,19 +13,16 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import json
 import math
-import os
-import platform
 import statistics
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from common import load, store, where
 from peers import Peer, find
 from rich.console import Console
 from rich.table import Table
@@ -234,27 +231,6 @@ def measured(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[st
     return rows
 
 
-def where() -> str:
-    """The machine and the versions."""
-    names = ("numpy", "scipy", "torch", "jax")
-    versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
-    return f"{platform.machine()}, {os.cpu_count()} processors, {', '.join(versions)}"
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The figures so far."""
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {"machine": where(), "cases": {}, "workspace": {}, "peers": {}}
-
-
-def store(path: Path, figures: dict[str, Any]) -> None:
-    """Write them, whole or not at all."""
-    text = (json.dumps(figures, indent=1) + "\n").encode()
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, lambda f: f.write(text))
-
-
 def jobs(only: str) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
     """Name, library, format and shape of the cases that are wanted and can be run."""
     for library, precision in LIBRARIES:
@@ -375,7 +351,7 @@ def main(
 ) -> None:
     """Measure some cases and add them to the figures; or make the page."""
     console = Console(width=140)
-    figures = load(json_file)
+    figures = load(json_file, "cases", "workspace", "peers")
     if markdown is not None:
         text = page(figures)
         write_whole(markdown, lambda f: f.write(text.encode()))

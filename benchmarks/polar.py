@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import scipy.linalg
 import typer
-from common import replace_part
+from common import load, replace_part, store, where
 from rich.console import Console
 from rich.table import Table
 
@@ -209,31 +205,6 @@ def measured(
                 "products_counted": result.matmuls,
             }
     return rows
-
-
-def where() -> str:
-    """The machine and the versions."""
-    names = ("numpy", "scipy", "torch", "jax")
-    versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
-    return f"{platform.machine()}, {os.cpu_count()} processors, {', '.join(versions)}"
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The figures so far."""
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {"machine": where(), "cases": {}, "counts": {}}
-
-
-def store(path: Path, figures: dict[str, Any]) -> None:
-    """Write them, whole or not at all."""
-    text = (json.dumps(figures, indent=1) + "\n").encode()
-    path.parent.mkdir(exist_ok=True)
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text)
-
-    write_whole(path, write)
 
 
 def cases(figures: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -517,7 +488,7 @@ def main(
 ) -> None:
     """Measure some cases and add them to the figures; or make the page."""
     console = Console(width=120)
-    figures = load(out)
+    figures = load(out, "cases", "counts")
     if page is not None:
         make_page(page, figures)
         return
