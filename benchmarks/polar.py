@@ -402,11 +402,11 @@ def picture(figures: dict[str, Any]) -> Any:
         for i, shape in enumerate(SHAPES):
             style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "capsize": 3}
             style["label"] = _by(shape)
-            for line, where in (("-", lambda k: k != "gaussian"), ("", lambda k: k == "gaussian")):
+            for line, chosen in (("-", lambda k: k != "gaussian"), ("", lambda k: k == "gaussian")):
                 own = [
                     (at[kind], rows[AUTO]["ratio"], *rows[AUTO]["quartiles"])
                     for d, s, kind, rows in cases(figures)
-                    if (d, s) == (dtype, shape) and where(kind) and AUTO in rows
+                    if (d, s) == (dtype, shape) and chosen(kind) and AUTO in rows
                 ]
                 if own:
                     x, y, low, high = map(np.array, zip(*own, strict=True))
