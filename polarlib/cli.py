@@ -57,6 +57,8 @@ METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
 # The schedule whose steps `converge` shows and `compare` draws: orthogonalize's own default.
 DEFAULT = "polar_express"
+# What the library's own schedule for a format is called in tables.
+OWN = "own"
 PICTURES = (".png", ".pdf", ".svg")
 
 # A call is timed so often at least, and again until so many seconds are spent or so often at most.
@@ -276,7 +278,7 @@ def compare(
     matrices = _chosen(file, matrix)
 
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in polarlib.schedules()]
+    jobs += [(name, form) for form in formats for name in (OWN, *polarlib.schedules())]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
@@ -351,10 +353,11 @@ def _compared(
     _, exponent = np.frexp(max(np.abs(x.real).max(), np.abs(x.imag).max()))
     x = (x / 2.0 ** min(int(exponent), 1023)).astype(carriers[precision != "float64"])
     fixed = method not in METHODS
+    schedule = polarlib.default_schedule(precision) if method == OWN else method
 
     def compute() -> Any:
         if fixed:
-            return polarlib.orthogonalize(x, schedule=method, precision=precision, form="plain")
+            return polarlib.orthogonalize(x, schedule=schedule, precision=precision, form="plain")
         return polarlib.polar(x, method=method)
 
     row: dict[str, Any] = {
@@ -374,7 +377,7 @@ def _compared(
         with _noted() as notes:
             seconds, result = _timed(compute)
             with _one_thread():
-                t = polarlib.measure(x, method, precision=precision)
+                t = polarlib.measure(x, schedule, precision=precision)
     except ValueError as error:  # a method that is not for this matrix
         return row | {"notes": [f"{method}: {error}"]}, None
     if not fixed and result.status is Status.FELL_BACK:

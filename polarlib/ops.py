@@ -606,6 +606,22 @@ class NumpyOps(InPlaceOps):
             out[...] = c
         return _blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
+    def gemm_hermitian(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, Hermitian bit for bit: Gram products rely on it."""
+        product = self.gemm(a, b, c, alpha, beta, out)
+        if not _worth_blas(product.size, product) or not _is_contiguous(product):
+            return self.hermitian_part(product)
+        _blas.mirror(_blas.columns(product)[0])
+        return product
+
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
         """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.
 

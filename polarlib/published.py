@@ -106,12 +106,11 @@ def _designed(name: str, products: int, steps: int | None, matmuls: int | None) 
 def _named(
     name: str, steps: Sequence[Sequence[float]], lower: float, error: float, cushion: float
 ) -> Schedule:
-    degrees = ", ".join(str(2 * len(step) - 1) for step in steps)
     return Schedule(
         steps=tuple(map(tuple, steps)),
         lower=lower,
         normalisation="moments",
-        name=f"own, {name}, degrees {degrees}",
+        name=f"own, for {name}",
         source=f"design.for_precision({name!r}, error={error!r}, cushion={cushion!r})",
     )
 

@@ -475,7 +475,7 @@ def test_compare_has_every_method_and_schedule(here):
     rows = compared("A.npy", "--no-plots")
     keys = [(row["method"], row["format"]) for row in rows]
     expected = [(m, f) for m in cli.METHODS for f in ("float64", "float32")]
-    expected += [(s, f) for f in ("float32", "bfloat16") for s in polarlib.schedules()]
+    expected += [(s, f) for f in ("float32", "bfloat16") for s in ("own", *polarlib.schedules())]
     assert keys == expected
     assert set(cli.METHODS) | set(polarlib.schedules()) == set(polarlib.methods())
     for row in rows:
@@ -484,7 +484,8 @@ def test_compare_has_every_method_and_schedule(here):
         assert row["simulated"] is (row["format"] == "bfloat16")
         assert row["kind"] == ("method" if row["method"] in cli.METHODS else "schedule")
         a = A.astype(np.float64 if row["format"] == "float64" else np.float32)
-        t = polarlib.measure(a, row["method"], precision=row["format"])
+        own = polarlib.default_schedule(row["format"]) if row["method"] == "own" else None
+        t = polarlib.measure(a, own or row["method"], precision=row["format"])
         assert row["matrix_products"] == t.matmuls[-1]
         assert row["smallest_singular_value"] == pytest.approx(
             t.singular_values[-1].min(), rel=1e-3
@@ -546,7 +547,7 @@ def test_compare_of_other_dtypes_and_shapes():
     for a in (A + 1j * A[::-1], np.ones((1, 1)), np.zeros((2, 3)), np.arange(6).reshape(2, 3)):
         np.save("A.npy", a)
         rows = compared("A.npy", "--no-plots", "--precision", "bfloat16")
-        assert {row["method"] for row in rows} == set(polarlib.methods())
+        assert {row["method"] for row in rows} == {"own", *polarlib.methods()}
 
 
 def test_compare_plots(here):

@@ -310,7 +310,7 @@ def test_peak_bytes_count_what_is_held(speed):
 
 def test_figures_are_added_up_and_make_the_page(speed, tmp_path):
     path = tmp_path / "data" / "figures.json"
-    figures = speed.load(path)
+    figures = speed.load(path, "cases", "workspace", "peers")
     functions = {n: (lambda: sum(range(100))) for n in ("ours", "ours, plain", "textbook")}
     rows = speed.measured(functions | {"products": lambda: None}, 0.0)
     assert rows["textbook"]["textbook"] == 1.0
