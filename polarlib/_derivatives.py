@@ -108,6 +108,10 @@ class DualOps:
         value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
         return Dual(value, self._tangent(a, b, c, alpha, beta))
 
+    def made_hermitian(self, z: Dual) -> Dual:
+        """Itself: values and derivatives are multiplied as they are."""
+        return z
+
     def quadratic(self, g: Dual, c: Sequence[float], out: None = None) -> Dual:
         """Return ``c_1 G + c_2 G^2``."""
         return self.gemm_hermitian(g, g, g, c[2], c[1])

@@ -273,6 +273,7 @@ def coupled(
         for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
             left, right = (z, r) if i % 2 else (r, z)
             r = renewed(left, right, r, alpha, beta)
+        r = ops.made_hermitian(r)
         if ops.reusable(z):
             free.append(z)
         if callback is not None:

@@ -246,6 +246,10 @@ class Ops:
         """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
         return self.gemm(a, b, c, alpha, beta, out)
 
+    def made_hermitian(self, z: Array) -> Array:
+        """Return Z, which is Hermitian up to rounding, as squares of it need it; Z is given up."""
+        return z
+
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
         """Return ``c_1 G + c_2 G^2`` of a Hermitian G, for a polynomial that begins with c_0."""
         return self.gemm_hermitian(g, g, g, c[2], c[1], out)
@@ -606,21 +610,12 @@ class NumpyOps(InPlaceOps):
             out[...] = c
         return _blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
-    def gemm_hermitian(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
-    ) -> Array:
-        """Return ``alpha a @ b + beta c``, Hermitian bit for bit: Gram products rely on it."""
-        product = self.gemm(a, b, c, alpha, beta, out)
-        if not _worth_blas(product.size, product) or not _is_contiguous(product):
-            return self.hermitian_part(product)
-        _blas.mirror(_blas.columns(product)[0])
-        return product
+    def made_hermitian(self, z: Array) -> Array:
+        """Hermitian bit for bit, since squares are taken as Gram products."""
+        if not _worth_blas(z.size, z) or not _is_contiguous(z):
+            return self.hermitian_part(z)
+        _blas.mirror(_blas.columns(z)[0])
+        return z
 
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
         """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.

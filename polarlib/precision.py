@@ -103,6 +103,7 @@ class Simulated:
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
     quadratic = Ops.quadratic
+    made_hermitian = Ops.made_hermitian
     buffer = Ops.buffer
     reusable = Ops.reusable
     fold = Ops.fold
