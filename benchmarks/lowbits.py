@@ -493,8 +493,8 @@ stay below 2, and Z below 10.
 
 ## Gram form
 
-Where `design.restarts` has the Gram form start again. The slopes are those of every good list: the
-design changes the ends of its intervals by less than a percent, so the restarts are the same.
+Where `design.restarts` has the Gram form start again: as the rounding of R and Q, and the room that a
+schedule leaves for it, demand ([gram_form.md](gram_form.md)).
 
 {restarts}
 """

@@ -200,9 +200,9 @@ def _gram(
                 callback(start + k, ops.matmul(x, ops.enter(q)))
 
         watch = None if callback is None else inside
-        r = small.gram(small.enter(x)) if gram is None else gram
-        gram = None
+        r, gram = small.gram(small.enter(x)) if gram is None else gram, None
         q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
+        del r  # before X Q takes storage
         q = ops.enter(q)
         whole = (alpha, beta) == (1.0, 0.0)
         x = ops.matmul(x, q) if whole else ops.gemm(x, q, x, alpha=alpha, beta=beta)

@@ -292,3 +292,15 @@ def test_iteration_counts(condition, qdwh, newton_schulz):
     # The matrix methods have bounds instead of sigma_max and sigma_min: one more at most.
     assert qdwh <= polar(a, method="qdwh").iterations <= qdwh + 1
     assert newton_schulz - 1 <= polar(a, method="newton_schulz").iterations <= newton_schulz + 2
+
+
+@pytest.mark.parametrize("normalisation", ["moments", "schatten4", "frobenius"])
+@pytest.mark.parametrize("step", [(0.0, 1.0), (1.5, -0.5), (2.0, -1.5, 0.5)])
+def test_row_zero_where_the_first_step_absorbs_the_norm(normalisation, step):
+    """Also where its slope is zero."""
+    a = 7.0 * np.random.default_rng(0).standard_normal((9, 5))
+    s = Schedule(steps=[step], lower=0.1, normalisation=normalisation, name="one step")
+    t = measure(a, s)
+    x = t.singular_values[0]
+    assert 0.2 < x.max() <= 1
+    np.testing.assert_allclose(t.singular_values[1], np.abs(s(x)), rtol=1e-10, atol=1e-13)

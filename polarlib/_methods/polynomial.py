@@ -79,8 +79,7 @@ def polynomial(
         z = low.enter(y)
         del y
     if callback is not None:
-        scale = steps[0][0] / schedule.steps[0][0]
-        callback(0, z if scale == 1 else ops.scale(ops.at_least_single(z), scale))
+        callback(0, z if steps is schedule.steps else _normalised(z, steps[0], schedule, ops))
     u = iterate(
         z,
         steps,
@@ -94,3 +93,10 @@ def polynomial(
     )
     products = matrix_products(schedule.steps, form=form, restarts=restarts)
     return u, Run(len(schedule), spent + products, False)
+
+
+def _normalised(z: Array, first: Sequence[float], schedule: Schedule, ops: Ops) -> Array:
+    """The matrix that the schedule is for, where its first step has absorbed a factor of z."""
+    pairs = enumerate(zip(first, schedule.steps[0], strict=True))
+    scale = next((abs(c / d) ** (1 / (2 * i + 1)) for i, (c, d) in pairs if d), 1.0)
+    return ops.scale(ops.at_least_single(z), scale)
