@@ -493,8 +493,8 @@ stay below 2, and Z below 10.
 
 ## Gram form
 
-Where `design.restarts` has the Gram form start again: as the rounding of R and Q, and the room that a
-schedule leaves for it, demand ([gram_form.md](gram_form.md)).
+Where `design.restarts` has the Gram form start again: as the rounding of R and Q demands, and the
+room that a schedule leaves for it ([gram_form.md](gram_form.md)).
 
 {restarts}
 """

@@ -397,7 +397,8 @@ def normalised_with_gram(
     if not native:
         x = ops.at_least_single(x)
     y = ops.divide(x, ops.binary_scale(_peak(x, ops)))
-    y = ops.divide(y, ops.binary_scale(ops.frobenius(y)), owned=True)
+    if not widest:  # a square of the Gram matrix would overflow
+        y = ops.divide(y, ops.binary_scale(ops.frobenius(y)), owned=True)
     z = low.enter(y)
     g = small.gram(small.enter(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
