@@ -871,6 +871,12 @@ class TorchOps(InPlaceOps):
         flat = None if out is None else out.view((-1, *out.shape[-2:]))
         return torch.baddbmm(*stack, beta=beta, alpha=alpha, out=flat).reshape(c.shape)
 
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``; one matrix alone needs no copy in float32 to be rounded once."""
+        if len(matrices) == 1:
+            return matrices[0] * coefficients[0]
+        return super().combine(coefficients, matrices)
+
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, large ones by panels."""
         h = self.adjoint(x)

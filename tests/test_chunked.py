@@ -484,7 +484,7 @@ IN_JAX = """
 """
 
 IN_TORCH = """
-    import sys
+    import os, sys
     import torch, torch.distributed as dist, polarlib
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
     from torch.distributed.tensor.debug import CommDebugMode
@@ -502,7 +502,7 @@ IN_TORCH = """
             str(k).rpartition(".")[2].rstrip(")>'"): v
             for k, v in watched.comm_counts.items()
         }
-        assert counts == {"all_reduce": sums + 2}, counts  # the norm and the largest entry: two
+        assert counts == {"all_reduce": sums + 1}, counts  # and the largest entry
         assert q.placements == (Shard(0),)
         torch.testing.assert_close(
             q.full_tensor(), polarlib.orthogonalize(a, **how), rtol=0, atol=1e-13
@@ -522,8 +522,10 @@ IN_TORCH = """
             assert "several devices" in str(error)
         else:
             raise AssertionError(method)
+    dist.barrier()
     dist.destroy_process_group()
-    print("done")
+    print("done", flush=True)
+    os._exit(0)  # gloo's threads may abort a process that ends by itself
 """
 
 
