@@ -393,7 +393,7 @@ def normalised_with_gram(
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
-            return z, g, tuple(c / s ** (2 * i + 1) for i, c in enumerate(first))
+            return z, g, _absorbing(first, s)
     if not native:
         x = ops.at_least_single(x)
     y = ops.divide(x, ops.binary_scale(_peak(x, ops)))
@@ -403,9 +403,14 @@ def normalised_with_gram(
     g = small.gram(small.enter(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
     if isinstance(s, float):
-        return z, g, tuple(c / s ** (2 * i + 1) for i, c in enumerate(first))
+        return z, g, _absorbing(first, s)
     g = small.enter(ops.divide(g, s * s, owned=True))
     return low.enter(ops.divide(y, s, owned=True)), g, tuple(first)
+
+
+def _absorbing(step: Sequence[float], s: float) -> tuple[float, ...]:
+    """The step that makes of X what `step` makes of ``X / s``."""
+    return tuple(c / s ** (2 * i + 1) for i, c in enumerate(step))
 
 
 def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | float:
