@@ -1,16 +1,22 @@
-"""Array libraries as fixtures: each skipped where it is not installed."""
+"""Options of the test suite, and array libraries as fixtures (skipped where not installed)."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
+
+from polarlib import testing
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "torch", "jax")
@@ -18,10 +24,46 @@ HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that show which assertions hold by luck only."""
+    group = parser.getgroup("polarlib")
+    group.addoption("--seed", type=int, default=0, help="change the tests' random matrices")
+    # On small matrices a second thread only waits.
+    group.addoption("--threads", type=int, default=1, help="number of BLAS threads per process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment of worker processes, and seed NumPy's generators and hypothesis."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        # BLAS and OpenMP read it when they are loaded, in a worker process or later in this one.
+        os.environ[name] = str(config.getoption("--threads"))
+    seed = config.getoption("--seed")
+    # No deadline: how long an example takes depends on what else the machine does.
+    hypothesis.settings.register_profile("polarlib", deadline=None, derandomize=not seed)
+    hypothesis.settings.load_profile("polarlib")
+    if seed:
+        hypothesis.core.global_force_seed = seed
+        np.random.default_rng = functools.partial(_generator, np.random.default_rng, seed)
+
+
+def _generator(default_rng: Any, extra: int, seed: Any = None) -> np.random.Generator:
+    """Make the generator of another seed where a test asks, itself or through polarlib.testing.
+
+    polarlib's own probes, its data and its doctests keep their seeds.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == testing.__file__:
+        frame = frame.f_back
+    tests = frame is not None and Path(__file__).parent in Path(frame.f_code.co_filename).parents
+    if tests and isinstance(seed, int | np.integer | list):
+        seed = [*(seed if isinstance(seed, list) else [seed]), extra]
+    return default_rng(seed)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """One BLAS thread: on small matrices a second one only waits, longest on a busy machine."""
-    with threadpool_limits(limits=1):
+def _threads(request: pytest.FixtureRequest):
+    """Limit BLAS libraries to `--threads`, those already loaded as well."""
+    with threadpool_limits(limits=request.config.getoption("--threads")):
         yield
 
 

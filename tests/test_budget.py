@@ -172,7 +172,7 @@ def test_more_products_than_needed():
     assert low.error() < 2.0**-8
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     st.floats(-12, -0.05),
     st.floats(2, 18),

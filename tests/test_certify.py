@@ -137,7 +137,7 @@ def _encloses(a, lo, hi, bits):
     return al <= lo <= hi <= ah and lo - al <= unit and ah - hi <= unit
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(numbers_, numbers_, st.sampled_from((8, 53, 200)), st.integers(1, 6))
 def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
     (al, ah), (bl, bh) = _ends(a), _ends(b)
@@ -153,7 +153,7 @@ def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
     assert high - low <= high / 2 ** (bits - 2)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(numbers_, numbers_)
 def test_comparisons_and_conversions_are_exact(a, b):
     x, y = (a[0], a[0], a[2]), (b[0], b[0], b[2])
@@ -245,7 +245,7 @@ def test_turning_points_just_inside_and_just_outside():
 coefficients = st.floats(-4, 4).filter(lambda c: c == 0 or abs(c) > 1e-3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(coefficients, min_size=1, max_size=5), min_size=1, max_size=3),
     st.floats(-1.0, 1.0),
@@ -262,7 +262,7 @@ def test_random_compositions_lie_between_the_bounds(steps, lower, length, stride
     assert seen >= c.lower * (1 - 1e-12)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.floats(-8, -0.3),
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),
@@ -291,7 +291,7 @@ def _check(steps, lower, upper):
 nonzero = coefficients.filter(bool)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(nonzero, min_size=1, max_size=4), min_size=1, max_size=3),
     st.floats(-1.0, 1.0),
@@ -511,7 +511,7 @@ def test_other_targets_lie_between_the_bounds(target, lower):
     assert c.image == one.image
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(coefficients, min_size=1, max_size=4), min_size=1, max_size=2),
     st.floats(0.0, 1.0),
@@ -589,7 +589,7 @@ def test_tiny_lower_bounds_keep_the_complement():
     assert 1 - 1e-6 < ratio <= 1
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.floats(-3, -0.2),
     st.lists(st.sampled_from((3, 5, 7)), min_size=1, max_size=3),

@@ -91,7 +91,7 @@ def test_schedules_of_one_step_are_positive_with_the_right_image(degree, lower):
     assert abs(s.error() - float(b.error)) <= 1e-12 * float(b.error) + 2e-15 * size
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.sampled_from((3, 5, 7, 9, 13)), st.floats(-20, -0.001), st.floats(-20, 20))
 def test_scale_invariance(degree, exponent, scale):
     l, u = 10.0**exponent, 10.0**scale
@@ -104,7 +104,7 @@ def test_scale_invariance(degree, exponent, scale):
             assert math.isclose(c, d * u ** (2 * i + 1), rel_tol=1e-11)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),
     st.floats(-12, -0.1),
@@ -175,7 +175,7 @@ def test_greedy_goes_on_after_convergence():
     np.testing.assert_allclose(s.steps[-1], (1.875, -1.25, 0.375), rtol=1e-14)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.floats(-4, -0.3),
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),

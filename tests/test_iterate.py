@@ -105,7 +105,7 @@ def test_aol_is_the_factor_of_rescaled_columns():
 coefficient = st.floats(-2, 2, allow_nan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.lists(coefficient, min_size=1, max_size=13), min_size=1, max_size=3),
     shape=st.sampled_from([(6, 6), (9, 5), (2, 7, 4)]),

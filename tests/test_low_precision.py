@@ -74,7 +74,7 @@ def test_moments_are_the_better_bound_and_exact_for_equal_singular_values():
     s=st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda s: max(s) > 1e-3),
     scale=st.integers(-30, 30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_moments_bound_the_largest_singular_value(s, scale):
     a = with_singular_values(np.sort(s)[::-1], len(s) + 2) * 2.0**scale
     y, _ = normalise(a, ops_of(a), "moments")

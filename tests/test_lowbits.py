@@ -95,7 +95,7 @@ def scalar_error(s):
     st.floats(1, 2),
     st.floats(1, 2),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_rounding_of_one_step_stays_within_the_bound(step, x, at_x, at_g):
     bits = 20  # enough for the first order to be all there is
     x = float(rounded(x / at_x, bits) * at_x)

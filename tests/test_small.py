@@ -294,7 +294,7 @@ def test_rotation_beats_every_other():
     assert np.all(np.einsum("kqij,kij->kq", near, a) <= best[:, None] + 1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(-3, 3), min_size=9, max_size=9),
     st.integers(-1000, 1000),

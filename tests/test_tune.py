@@ -103,7 +103,7 @@ def test_band_agrees_with_bisection(steps, epsilon, degree):
     st.floats(1e-6, 0.99),
     st.sampled_from([3, 5]),
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_band_is_the_inverse_of_greedy(steps, epsilon, degree):
     s = band(steps, epsilon, degree=degree)
     assert s.error() <= epsilon
