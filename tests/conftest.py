@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from threadpoolctl import threadpool_limits
 from polarlib import testing
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
-LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "torch", "jax")
+ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
+LIBRARIES = (*ALWAYS, "torch", "jax")
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -30,6 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=0, help="change the tests' random matrices")
     # On small matrices a second thread only waits.
     group.addoption("--threads", type=int, default=1, help="number of BLAS threads per process")
+    group.addoption(
+        "--optional", action="store_true", help="only what torch, JAX or Dask can change"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +63,46 @@ def _generator(default_rng: Any, extra: int, seed: Any = None) -> np.random.Gene
     if tests and isinstance(seed, int | np.integer | list):
         seed = [*(seed if isinstance(seed, list) else [seed]), extra]
     return default_rng(seed)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what `thinned` leaves out, and deselect what `--optional` does."""
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark is not None and _place(item) % mark.args[0]:
+            item.add_marker("slow")
+    if config.getoption("--optional"):
+        dropped = [item for item in items if not _optional(item)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if _optional(item)]
+
+
+def _place(item: Any) -> int:
+    """Sum of the numbers of a case's parameters, each list of cases counted once.
+
+    Where it is 0 modulo k, each value of a parameter meets every kth value of another one, and
+    every value if a third parameter has k values: a Latin square.
+    """
+    numbers = dict(item.callspec.indices)
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        for name in names[1:]:
+            del numbers[name.strip()]
+    return sum(numbers.values())
+
+
+def _optional(item: Any) -> bool:
+    """Whether a test may depend on an optional library: by its parameters, or else its file."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if any(isinstance(value, str) and value in ALWAYS for value in parameters):
+        return False
+    return isinstance(item, pytest.Function) and _names_a_library(item.path)
+
+
+@functools.cache
+def _names_a_library(path: Path) -> bool:
+    return bool(re.search(r"\b(torch|jax|dask|lib|library)\b", path.read_text("utf-8")))
 
 
 @pytest.fixture(scope="session", autouse=True)

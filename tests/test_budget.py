@@ -289,6 +289,7 @@ def _hostile(schedule, n):
             yield np.r_[np.full(n // 2, x[at]), np.zeros(n - n // 2)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("precision", [*NARROW_FORMATS, "float32"])
 @pytest.mark.parametrize(
     ("lower", "matmuls", "degrees"),

@@ -398,6 +398,7 @@ WILD = [
 ]
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("target", ["polar", "clip", "power(0.5)", "power(-0.5)"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1e-30, 1.0), (1e-300, 1e300), (0.7, 0.7)])
 @pytest.mark.parametrize("steps", WILD)

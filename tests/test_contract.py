@@ -209,6 +209,7 @@ def test_table_is_complete():
     assert all(text for text in polarlib.methods().values())
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_polar(name, method, dtype):
@@ -472,6 +473,7 @@ def test_scipy_parity_of_zero(a):
 ZOO = dict(zoo(8))
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("animal", ZOO)
 @pytest.mark.parametrize("method", EXACT)
 def test_zoo(method, animal):

@@ -181,6 +181,7 @@ def test_rank_two_and_zero_columns():
     assert np.all(q[:, ::3] == 0)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("lower", [1e-2, 1e-4, 1e-6, 1e-9])
 @pytest.mark.parametrize("r", [1, 2, 8])
 def test_any_rational_schedule_is_safe(r, lower):

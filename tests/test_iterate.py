@@ -404,6 +404,7 @@ def test_zero_under_aol(name):
         assert not orthogonalize(np.zeros(shape), schedule=name).any()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["plain", "gram"])
 @pytest.mark.parametrize("name", SAFE)

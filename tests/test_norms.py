@@ -240,6 +240,7 @@ def value(atom, x):
 # -- what every norm promises ------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("atom", "shape"), cases(ATOMS))
 def test_a_maximiser_attains_the_dual_norm(atom, shape, kind):
@@ -261,6 +262,7 @@ def test_a_maximiser_attains_the_dual_norm(atom, shape, kind):
         assert not t.any()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("atom", "shape"), cases(ATOMS, [(5, 5), (4, 7), (2, 5, 3)]))
 def test_a_maximiser_of_the_dual_attains_the_norm(atom, shape, kind):

@@ -171,6 +171,7 @@ def test_paths_of_rounding_noise_are_counted_and_left_below():
     assert 1e-3 < ax.get_ylim()[0] < 0.1
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "values",
     [

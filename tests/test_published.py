@@ -484,6 +484,7 @@ def test_warning_when_the_interval_is_too_short():
         orthogonalize(np.eye(2), schedule=short)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16", "float8_e4m3"])
 @pytest.mark.parametrize("steps", [1, 5, 10, 11])
 def test_the_librarys_own_needs_no_warning(precision, steps):
@@ -491,6 +492,7 @@ def test_the_librarys_own_needs_no_warning(precision, steps):
     orthogonalize(np.eye(4, 2), precision=precision, steps=steps)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("k", [2, 5, 9])
 def test_own_schedules_are_what_the_design_gives(name, k):

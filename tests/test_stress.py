@@ -243,6 +243,7 @@ def test_pitfalls_are_told(script, other):
 # -- the page --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_the_figures(script, tmp_path):
     cases = script.stress_cases(["ones", "rank one"], "bfloat16", 8, (1,), 1)
     rows = script.compare(cases, "bfloat16")

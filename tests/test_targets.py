@@ -304,6 +304,7 @@ def sampled(s: Schedule) -> float:
     return float(np.abs(f - y).max())
 
 
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", DESIGNS)
 def test_claimed_errors_are_honest_and_fall_with_the_steps(name):
     errors = []

@@ -360,6 +360,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("name", "steps"),
     [(name, k) for name in SPECTRA for k in (2, 3) if (name, k) != ("marchenko-pastur, tall", 3)]
@@ -380,6 +381,7 @@ def test_better_than_the_best_greedy_schedule_and_in_bounds(name, steps):
     assert s.normalisation == sp.normalisation
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", sorted(shipped())[::4])
 def test_better_on_shipped_gradients(name):
     values = np.linalg.svd(shipped()[name].astype(float), compute_uv=False)
