@@ -186,8 +186,8 @@ class Library:
         return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
 
     def device(self, x: Any) -> Any:
-        """Device of an array, None where the library has no such thing."""
-        return getattr(x, "device", None)
+        """Device of an array; before NumPy 2.1 its scalars had none."""
+        return getattr(x, "device", "cpu")
 
 
 def library(name: str) -> Library:

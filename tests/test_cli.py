@@ -450,6 +450,7 @@ def test_converge_files(here):
 
 def test_converge_that_blows_up_is_json_all_the_same():
     # Without a safety factor, in a format of two digits, the iterate overflows.
+    np.save("A.npy", np.ones((6, 4)))
     options = ("--schedule", "cans", "--precision", "float8_e5m2", "--steps", "5")
     found = document("converge", "A.npy", *options)
     assert found["singular_values"][-1][0] is None

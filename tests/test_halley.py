@@ -123,9 +123,7 @@ def test_against_the_singular_value_decomposition(shape, dtype):
 @pytest.mark.parametrize("shape", [(64, 64), (256, 64), (512, 64)])
 def test_stress(shape, precision):
     """No singular value leaves the image, whatever the matrix; directions are kept."""
-    quintics = design.for_precision(precision, 1e-3, steps=5) if precision != "float32" else None
     unit = format_of(precision).unit_roundoff
-    worst = []
     for name, a in hostile(*shape):
         x = in_format(a, precision)
         q = factor(x, precision).astype(np.float64)
@@ -142,21 +140,9 @@ def test_stress(shape, precision):
         h = (q.T @ a + a.T @ q) / 2
         backward = np.linalg.norm(a - q @ h) / np.linalg.norm(a)
         negative = max(0.0, -np.linalg.eigvalsh(h)[0]) / s[0]
-        assert backward < 0.045, name
+        # An image within ERROR of 1 leaves |1 - q^2|; the rest is rounding.
+        assert backward < 2 * ERROR + 0.007, name
         assert negative < 1e-4, name
-        if quintics is not None and name in SPECTRA:
-            p = orthogonalize(x, schedule=quintics, precision=precision, form="plain")
-            p = p.astype(np.float64)
-            g = (p.T @ a + a.T @ p) / 2
-            theirs = np.linalg.norm(a - p @ g) / np.linalg.norm(a)
-            assert abs(largest(q) - 1) < abs(largest(p) - 1), name
-            k = math.sqrt(shape[1])
-            defects = [np.linalg.norm(z.T @ z - np.eye(shape[1])) / k for z in (q, p)]
-            worst.append([backward, theirs, *defects])
-    if worst:
-        ours, theirs, defect, other = np.mean(worst, axis=0)
-        assert ours < 0.3 * theirs
-        assert defect < other
 
 
 @pytest.mark.parametrize("precision", FORMATS)

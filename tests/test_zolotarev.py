@@ -180,14 +180,13 @@ def test_zoo_in_single_precision():
 
 
 @pytest.mark.parametrize("condition", [1.0, 10.0, 1e5, 1e10, 1e15])
-def test_backward_error_is_that_of_qdwh(condition):
+def test_backward_error_does_not_know_the_condition(condition):
     values = np.geomspace(1, 1 / condition, 60)
-    a = with_singular_values(values, 80, seed=1)
-    result, other = polar(a, method="zolotarev"), polar(a, method="qdwh")
+    result = polar(with_singular_values(values, 80, seed=1), method="zolotarev")
     assert result.status is Status.CONVERGED
     assert result.iterations <= 2
-    assert result.orthogonality <= 2 * other.orthogonality + 2.0**-52
-    assert result.backward_error <= 2 * other.backward_error + 2.0**-52
+    assert result.orthogonality <= 10 * 2.0**-52
+    assert result.backward_error <= 10 * 2.0**-52
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
