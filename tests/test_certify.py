@@ -420,7 +420,7 @@ def test_wild_steps_give_ordered_bounds_and_no_nan(steps, interval, target, monk
 
 def test_overflow_is_infinite_only_where_doubles_end():
     c = certify([(1e200,), (1e-200,)], 0.5, 1e200)  # 1e400 on the way, and back
-    assert c.upper == 1e200 * (1 - 1e-200) or math.isclose(c.upper, 1e200)
+    assert math.isclose(c.upper, 1e200)
     c = certify([(1e200,), (1e200,)], 0.5, 1.0)
     assert (c.lower, c.upper) == (float(np.finfo(float).max), math.inf)
     assert c.complement == (-math.inf, -float(np.finfo(float).max))

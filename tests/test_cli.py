@@ -517,7 +517,7 @@ def test_compare_tells_of_methods_that_fail():
     by_key = {(row["method"], row["format"]): row for row in compared("A.npy", "--no-plots")}
     row = by_key["newton", "float64"]
     assert "the SVD took over" in row["notes"][0]
-    assert row["orthogonality"] is None or row["orthogonality"] > 0.1
+    assert row["orthogonality"] is None  # the column of zeros stays one: there is no inverse
     assert by_key["svd", "float64"]["orthogonality"] < 1e-15
 
 

@@ -416,18 +416,22 @@ def test_polynomials_need_their_cushion():
         assert errors(a, u)[0] < 1e-14
 
 
-def test_polynomials_are_safe_at_the_upper_end(monkeypatch):
+def test_polynomials_are_safe_at_the_upper_end():
     """Rounding above the interval would grow from step to step, since the steps are steep there."""
     a = with_singular_values(SPECTRA["one large"](60, 1e15), seed=2)
     assert run(minimax, a)[1].converged
-
-    def bare(l, degrees, *, cushion, safety):
-        return design.greedy(l, degrees, cushion=cushion)
-
-    monkeypatch.setattr(MINIMAX, "greedy", bare)
-    MINIMAX._steps.cache_clear()
-    assert not run(minimax, a)[1].converged
-    MINIMAX._steps.cache_clear()
+    l = rounded_down(1e-15)
+    safe = MINIMAX._steps(l, 0.1, EPS)
+    bare = design.greedy(l, [5] * len(safe), cushion=0.1).steps
+    with mpmath.workdps(40):
+        values = []
+        for steps in (safe, bare):
+            x = 1 + 64 * mpmath.mpf(EPS)
+            for step in steps:
+                x = sum(mpmath.mpf(c) * x ** (2 * i + 1) for i, c in enumerate(step))
+            values.append(abs(x - 1))
+    assert values[0] < 1e-12
+    assert values[1] > 1
 
 
 # -- libraries -------------------------------------------------------------------------------
