@@ -288,7 +288,7 @@ def test_without_jitter_singular_values_leave_the_image(monkeypatch):
         largest(factor(in_format(a, "float32"), "float32")) - 1 - halley().error()
         for _, a in hostile(64, 64)
     ]
-    assert max(over) > 10 * SINGLE
+    assert max(over) > 2 * SINGLE  # twice what they may leave it by; 7 to 12 times were seen
 
 
 def test_equilibration_changes_no_bit():
