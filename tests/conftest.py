@@ -94,8 +94,9 @@ def _place(item: Any) -> int:
 
 def _optional(item: Any) -> bool:
     """Whether a test may depend on an optional library: by its parameters, or else its file."""
-    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    if any(isinstance(value, str) and value in ALWAYS for value in parameters):
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    libraries = {value for value in values if isinstance(value, str) and value in LIBRARIES}
+    if libraries and libraries <= set(ALWAYS):
         return False
     return isinstance(item, pytest.Function) and _names_a_library(item.path)
 
