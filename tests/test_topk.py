@@ -215,11 +215,12 @@ def test_lanczos_misses_a_copy_and_is_found_out():
 @pytest.mark.parametrize("small", [1e-5, 1e-8, 1e-11])
 def test_arpack_sees_small_values(small):
     """It works with A^H A, whose eigenvalues are squares; rounding to sigma_1 eps is kept all the
-    same, since products are with A and A^H and the values come from A.
+    same, since products are with A and A^H and the values come from A. Where ARPACK itself fails,
+    as that of SciPy 1.13 does, the certificate sees it.
     """
     exact = np.r_[1.0, small, small * np.linspace(1e-2, 1e-3, 98)]
     found = triplets(testing.with_singular_values(exact, 120), 2, method="arpack")
-    assert found.method == "arpack"
+    assert found.method in ("arpack", "arpack, then svd")
     assert abs(found.s[1] - small) <= 1e-6 * small + 120 * 2.0**-52
 
 
