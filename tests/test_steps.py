@@ -48,7 +48,7 @@ def test_sgd_with_weight_decay():
     for g in gradients():
         x = presgdw_step(x, g, rate=RATE, decay=0.1)
         want = want - RATE * (g + 0.1 * want)  # for plain SGD, decoupled and L2 decay are the same
-    np.testing.assert_allclose(x, want, rtol=1e-14)
+    np.testing.assert_allclose(x, want, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
@@ -61,7 +61,7 @@ def test_sgd_with_momentum_is_torch_s(accelerated, torch):
         x = presgdw_step(x, nesterov(b, g, 0.9) if accelerated else b, rate=RATE)
         p.grad = torch.tensor(g)
         judge.step()
-    np.testing.assert_allclose(x, p.detach().numpy(), rtol=1e-13)
+    np.testing.assert_allclose(x, p.detach().numpy(), rtol=1e-13, atol=1e-15)
 
 
 def test_signsgd():
@@ -69,7 +69,7 @@ def test_signsgd():
     for g in gradients():
         x = uscg_step(x, g, norms.lp(math.inf).lmo, rate=RATE)
         want = want - RATE * np.where(g > 0, 1, -1)
-    np.testing.assert_allclose(x, want, rtol=1e-14)
+    np.testing.assert_allclose(x, want, rtol=1e-14, atol=1e-15)
 
 
 def adam(x, grads, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.0):
@@ -110,7 +110,7 @@ def test_adam_without_averages_is_signsgd():
     want = start()
     for g in gradients():
         want = uscg_step(want, g, np.sign, rate=RATE)
-    np.testing.assert_allclose(x, want, rtol=1e-13)
+    np.testing.assert_allclose(x, want, rtol=1e-13, atol=1e-15)
 
 
 def test_lion():
@@ -122,7 +122,7 @@ def test_lion():
         update = np.sign(0.9 * old + 0.1 * g)
         want = want - RATE * (update + 0.1 * want)
         old = 0.99 * old + 0.01 * g
-    np.testing.assert_allclose(x, want, rtol=1e-13)
+    np.testing.assert_allclose(x, want, rtol=1e-13, atol=1e-15)
 
 
 # -- spectral instances ----------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_decoupled_decay_is_a_conditional_gradient():
     x, d = start(), gradients()[0]
     one = presgdw_step(x, d, svd_factor, rate=RATE, decay=0.2)
     other = scg_step(x, d, svd_factor, step=RATE * 0.2, radius=1 / 0.2)
-    np.testing.assert_allclose(one, other, rtol=1e-13)
+    np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-15)
 
 
 def test_dion():
@@ -247,7 +247,7 @@ def test_scale():
         want = np.stack(
             [want[:, j] - RATE * g[:, j] / np.hypot.reduce(g[:, j]) for j in range(4)], 1
         )
-    np.testing.assert_allclose(x, want, rtol=1e-13)
+    np.testing.assert_allclose(x, want, rtol=1e-13, atol=1e-15)
 
 
 def test_polargrad():
