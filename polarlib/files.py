@@ -17,13 +17,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import itertools
 import json
 import math
 import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
@@ -119,9 +121,8 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         return tuple(_header(file)[0])
     if kind != ".npz":
         return ()
-    # An open file: numpy.load leaves a damaged one open.
-    with _damage_told(file, kind), open(file, "rb") as stream, _load(stream) as archive:
-        return tuple(archive.files)
+    with _damage_told(file, kind), zipfile.ZipFile(file) as archive:
+        return tuple(m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy"))
 
 
 def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
@@ -146,8 +147,17 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
         If the file is missing or may not be read.
     ValueError
         If it is damaged or of another type than its suffix says, does not hold numbers, holds
-        several arrays of which none was chosen, or is sparse and too large to be made dense; if
-        reading it takes the extra ``polarlib[files]``, which is not installed.
+        several arrays of which none was chosen, or is a Matrix Market matrix that takes more than
+        2 GiB as a dense one; if reading it takes the extra ``polarlib[files]``, which is not
+        installed.
+
+    Notes
+    -----
+    Of Matrix Market files, coordinate and array ones are read with every field and symmetry that
+    their specification has (R. F. Boisvert, R. Pozo and K. A. Remington, NISTIR 5935, 1996), and
+    with Fortran's exponents, 1.0D+01. Coordinate entries that are listed twice are added, as
+    `scipy.io.mmread` adds them; entries above the diagonal of a symmetric matrix are refused. What
+    is wrong is told with the number of its line.
     """
     file, chosen = split(path)
     name = chosen if name is None else name
@@ -161,11 +171,13 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     if kind == ".mtx":
         array = _read_mtx(file)
     else:
-        with _damage_told(file, kind), open(file, "rb") as stream:
-            array = _load(stream)
-            if name is not None:
-                with array:
-                    array = array[name]
+        with _damage_told(file, kind), contextlib.ExitStack() as stack:
+            if kind == ".npz":
+                archive = stack.enter_context(zipfile.ZipFile(file))
+                stream = stack.enter_context(archive.open(f"{name}.npy"))
+            else:
+                stream = stack.enter_context(open(file, "rb"))
+            array = _read_whole(stream)
     if array.dtype.kind not in "biufc":
         raise ValueError(
             f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as float64 or "
@@ -215,7 +227,7 @@ def shipped() -> dict[str, np.ndarray]:
     """
     facts = stories()
     file = resources.files("polarlib").joinpath("data/gradients.npz")
-    with file.open("rb") as stream, _load(stream) as archive:
+    with file.open("rb") as stream, np.load(stream) as archive:
         return {
             name: archive[name].astype(np.float32) * np.float32(fact["scale"])
             for name, fact in facts.items()
@@ -304,8 +316,12 @@ def _damage_told(file: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _load(stream: IO[bytes]) -> Any:
-    return np.load(stream, allow_pickle=False)
+def _read_whole(stream: IO[bytes]) -> np.ndarray:
+    """Read an array in NumPy's format that takes the whole stream."""
+    array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    if stream.read(1):
+        raise ValueError("more data than its header declares")
+    return array
 
 
 def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
@@ -366,18 +382,164 @@ def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     return array if sys.byteorder == "little" else array.byteswap()
 
 
-def _read_mtx(file: Path) -> np.ndarray:
-    import scipy.io
-    import scipy.sparse
+# What an entry of a Matrix Market file looks like, by field, and the dtype that it is read in.
+# Fortran writes ten as 1.0D+01.
+_INDEX = rb"[0-9]{1,18}"  # all of these fit in an int64
+_REAL = rb"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eEdD][+-]?[0-9]+)?|(?i:nan|inf|infinity))"
+_FIELDS: dict[str, tuple[bytes, type[Any]]] = {
+    "real": (_REAL, np.float64),
+    "double": (_REAL, np.float64),
+    "complex": (_REAL + rb"[ \t]+" + _REAL, np.complex128),
+    "integer": (rb"[+-]?[0-9]{1,20}", np.int64),
+    "unsigned-integer": (rb"[0-9]{1,20}", np.uint64),
+    "pattern": (b"", np.float64),
+}
+# Entry (j, i) from entry (i, j), where one triangle is listed.
+_MIRROR: dict[str, Any] = {
+    "general": None,
+    "symmetric": lambda v: v,
+    "skew-symmetric": lambda v: -v,
+    "hermitian": np.conj,
+}
+_LINES = 2**16  # read at once
 
-    with _damage_told(file, ".mtx"):
-        rows, columns, _, _, field, _ = scipy.io.mminfo(str(file))
-    size = rows * columns * (16 if field == "complex" else 8)
-    if size > DENSE_LIMIT:
+
+def _read_mtx(file: Path) -> np.ndarray:
+    """Read a Matrix Market file, made dense; entries listed twice are added, as SciPy adds them.
+
+    By code of our own: SciPy's parser reads 1.0D+01 as 1, and on files that are cut short inside a
+    number or have no rows it ends the process.
+    """
+    with _damage_told(file, ".mtx"), open(file, "rb") as stream:
+        form, field, symmetry = _mtx_head(stream.readline())
+        lines = _mtx_lines(stream)
+        rows, columns, count = _mtx_size(lines, form, symmetry)
+        size = rows * columns * np.dtype(_FIELDS[field][1]).itemsize
+        if size <= DENSE_LIMIT:
+            where = _mtx_places(rows, columns, symmetry) if form == "array" else None
+            return _mtx_entries(lines, field, symmetry, (rows, columns), count, where)
+    raise ValueError(
+        f"{file}: {rows} x {columns} entries take {size / 2**30:.1f} GiB as a dense matrix, "
+        f"more than {DENSE_LIMIT / 2**30:.0f} GiB; cut out the part that you need"
+    )
+
+
+def _mtx_head(line: bytes) -> tuple[str, str, str]:
+    words = line.decode("ascii", "replace").lower().split()
+    start, kind, form, field, symmetry = words if len(words) == 5 else [""] * 5
+    known = (start, kind) == ("%%matrixmarket", "matrix")
+    known &= form in ("array", "coordinate") and field in _FIELDS and symmetry in _MIRROR
+    bare = field == "pattern" and (form == "array" or symmetry in ("skew-symmetric", "hermitian"))
+    if bare or not known:
         raise ValueError(
-            f"{file}: {rows} x {columns} entries take {size / 2**30:.1f} GiB as a dense matrix, "
-            f"more than {DENSE_LIMIT / 2**30:.0f} GiB; cut out the part that you need"
+            f"line 1: the header must be %%MatrixMarket matrix, array or coordinate, one of "
+            f"{', '.join(_FIELDS)} and one of {', '.join(_MIRROR)}, got {_quoted(line)}"
         )
-    with _damage_told(file, ".mtx"):
-        matrix = scipy.io.mmread(str(file))
-    return matrix.toarray() if scipy.sparse.issparse(matrix) else np.asarray(matrix)
+    return form, field, symmetry
+
+
+def _mtx_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines after the header, with their numbers, without blank ones and comments."""
+    for number, line in enumerate(stream, 2):
+        stripped = line.strip(b" \t\r\n")
+        if stripped and not stripped.startswith(b"%"):
+            yield number, stripped
+
+
+def _mtx_size(lines: Iterator[tuple[int, bytes]], form: str, symmetry: str) -> tuple[int, int, int]:
+    """Rows, columns, and the number of entries that must follow."""
+    number, line = next(lines, (2, b""))
+    sizes = line.split()
+    wanted = 2 if form == "array" else 3
+    if len(sizes) != wanted or not all(re.fullmatch(_INDEX, size) for size in sizes):
+        raise ValueError(
+            f"line {number}: {wanted} sizes of an {form} file must be here, got {_quoted(line)}"
+        )
+    rows, columns, *rest = map(int, sizes)
+    if symmetry != "general" and rows != columns:
+        raise ValueError(f"line {number}: a {symmetry} matrix is square, got {rows} x {columns}")
+    stored = {"general": rows * columns, "skew-symmetric": rows * (rows - 1) // 2}
+    return rows, columns, rest[0] if rest else stored.get(symmetry, rows * (rows + 1) // 2)
+
+
+def _mtx_places(rows: int, columns: int, symmetry: str) -> Callable[[np.ndarray], Any]:
+    """Return the function from numbers of entries to their rows and columns, in array files."""
+    if symmetry == "general":
+        return lambda k: (k % rows, k // rows)
+    # By columns, the lower triangle lies as the upper one does by rows.
+    j, i = np.triu_indices(rows, int(symmetry == "skew-symmetric"))
+    return lambda k: (i[k], j[k])
+
+
+def _mtx_entries(
+    lines: Iterator[tuple[int, bytes]],
+    field: str,
+    symmetry: str,
+    shape: tuple[int, int],
+    count: int,
+    where: Callable[[np.ndarray], Any] | None,
+) -> np.ndarray:
+    value, dtype = _FIELDS[field]
+    indices = 2 if where is None else 0
+    parts = [_INDEX] * indices + [value] * (field != "pattern")
+    pattern = re.compile(rb"[ \t]+".join(parts))
+    width = indices + {"pattern": 0, "complex": 2}.get(field, 1)
+    whole = field.endswith("integer")
+    # Sums of integers are exact, and refused where the dtype does not hold them.
+    dense = np.zeros(shape, object if whole else dtype)
+    done = number = 0
+    while chunk := list(itertools.islice(lines, _LINES)):
+        for number, line in chunk:
+            if not pattern.fullmatch(line):
+                raise ValueError(
+                    f"line {number}: {'two indices and ' * bool(indices)}a {field} entry must be "
+                    f"here, got {_quoted(line)}"
+                )
+        if done + len(chunk) > count:
+            raise ValueError(f"line {chunk[count - done][0]}: more than the {count} entries")
+        tokens = b" ".join(line for _, line in chunk).translate(_FORTRAN).split()
+        columns = [tokens[k::width] for k in range(width)]
+        if where is None:
+            i, j = (np.array(list(map(int, c)), np.int64) - 1 for c in columns[:2])
+        else:
+            i, j = where(np.arange(done, done + len(chunk)))
+        v = _mtx_values(columns[indices:], field, len(chunk))
+        outside = (i < 0) | (i >= shape[0]) | (j < 0) | (j >= shape[1])
+        if whole:
+            outside |= (v < np.iinfo(dtype).min) | (v > np.iinfo(dtype).max)
+        if symmetry != "general":
+            outside |= (i < j) | ((i == j) & (v != _MIRROR[symmetry](v)) & (v == v))
+        if outside.any():
+            number, line = chunk[int(outside.argmax())]
+            raise ValueError(
+                f"line {number}: no entry of a {symmetry} {field} matrix, {shape[0]} x {shape[1]}: "
+                f"{_quoted(line)}"
+            )
+        np.add.at(dense, (i, j), v)
+        if symmetry != "general":
+            off = i != j
+            np.add.at(dense, (j[off], i[off]), _MIRROR[symmetry](v[off]))
+        done += len(chunk)
+    if done < count:
+        raise ValueError(f"line {number}: the file ends after {done} of {count} entries")
+    return dense.astype(dtype, copy=False)
+
+
+_FORTRAN = bytes.maketrans(b"dD", b"ee")
+
+
+def _mtx_values(columns: list[list[bytes]], field: str, count: int) -> np.ndarray:
+    if field == "pattern":
+        return np.ones(count)
+    if field.endswith("integer"):
+        return np.array(list(map(int, columns[0])), object)
+    real, *imaginary = (np.array(list(map(float, column))) for column in columns)
+    if not imaginary:
+        return real
+    v = real.astype(np.complex128)
+    v.imag = imaginary[0]  # not real + 1j * imaginary, which makes NaN of infinities
+    return v
+
+
+def _quoted(line: bytes) -> str:
+    return repr(line[:60].decode("ascii", "replace"))
