@@ -47,7 +47,8 @@ def measure(
     a : array, shape (m, n)
         One matrix; m < n is transposed. Never changed.
     schedule_or_method : str or Schedule
-        A schedule of your own, or a name of :func:`polarlib.methods`.
+        A schedule of your own, or a name of :func:`polarlib.methods`; "auto" is the schedule that
+        :func:`polarlib.orthogonalize` takes by default.
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
@@ -90,8 +91,6 @@ def measure(
     u, v = _reference(exact, reference)
     x = ops.at_least_single(x)
 
-    if schedule_or_method == "auto":
-        schedule_or_method = "svd"
     rows: list[dict[str, Any]] = []
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
@@ -123,7 +122,8 @@ def measure(
     else:
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
-        name = schedule.name
+        # The default schedule goes by the name that callers give it.
+        name = schedule_or_method if schedule_or_method == "auto" else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
         if isinstance(schedule, RationalSchedule):
             if form == "gram":
