@@ -61,7 +61,11 @@ HEAD = """\
 
 
 def by_turns(
-    functions: dict[str, Callable[[], Any]], seconds: float, *, least: int = LEAST
+    functions: dict[str, Callable[[], Any]],
+    seconds: float,
+    *,
+    least: int = LEAST,
+    pause: float | None = None,
 ) -> dict[str, list[float]]:
     """Time functions by turns, after one warm-up each.
 
@@ -73,6 +77,8 @@ def by_turns(
         For about how long, the warm-up not counted.
     least : int, optional
         Rounds to take even if that takes longer.
+    pause : float, optional
+        Seconds to wait before each turn, 0.1 by default.
 
     Returns
     -------
@@ -94,7 +100,7 @@ def by_turns(
             break
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
-            time.sleep(PAUSE)
+            time.sleep(PAUSE if pause is None else pause)
             times[name].append(_burst(functions[name]))
     return times
 
