@@ -293,6 +293,31 @@ def test_many_matrices(where):
         np.testing.assert_allclose(lib.to_numpy(q), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["auto", "jordan"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("where", ["numpy", "torch"])
+def test_a_batch_differs_by_amplified_rounding(where, dtype, name):
+    lib = library(where)
+    s = default_schedule(dtype) if name == "auto" else schedule(name)
+    unit = np.finfo(dtype).eps / 2
+    # The bound of the norm cancels where singular values are equal.
+    cancelled = unit if name == "auto" else 0.0
+    for shape in ((8, 4), (64, 64), (32, 96)):
+        n = min(shape)
+        values = (np.ones(n), np.geomspace(1, 1e-3, n), np.geomspace(1, 1e-6, n))
+        arrays = [with_singular_values(v, max(shape), seed=i) for i, v in enumerate(values)]
+        given = [lib.asarray(a if a.shape == shape else a.T, dtype) for a in arrays]
+        given.append(lib.asarray(np.ones((3, 2)), dtype))  # of a shape of its own
+        results = orthogonalize_all(given, schedule=name)
+        for x, q in zip(given, results, strict=True):
+            alone = lib.to_numpy(orthogonalize(x, schedule=name))
+            assert (
+                np.linalg.norm(lib.to_numpy(q) - alone, 2)
+                <= 64 * unit * s.slope + 4 * (n * cancelled) ** 0.5
+            )
+        np.testing.assert_array_equal(lib.to_numpy(results[-1]), alone)
+
+
 def test_many_matrices_of_several_libraries(torch):
     a = np.random.default_rng(2).standard_normal((4, 3))
     first, second = orthogonalize_all([a, torch.tensor(a)])
