@@ -10,9 +10,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import polarlib
-from polarlib import files
+from polarlib import cli, files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -63,6 +64,26 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
             exec(compile("\n" * line + code, str(page), "exec"), names)
     if without:
         pytest.skip(f"{without} is not installed: its blocks did not run")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_scripts_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    scripts = re.findall(r"(?:benchmarks|tests|analysis)/[\w/]+\.py", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_commands_of_the_readme_are_known():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^polarlib (\w+)(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 8
+    for command, rest in lines:
+        shown = CliRunner().invoke(cli.app, [command, "--help"])
+        assert shown.exit_code == 0
+        for option in re.findall(r"(?<= )--?[a-z-]+", rest):
+            assert re.search(rf"(?<![\w-]){option}\b", shown.output), (command, option)
 
 
 # -- figures of the README -------------------------------------------------------------------
