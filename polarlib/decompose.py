@@ -224,8 +224,9 @@ def orthogonalize(
         If `g` is not an array of numbers, or `out` does not match.
     ValueError
         For an unknown name or format, a number of steps that the set does not have, a normalisation
-        that it was not made for, fewer than two dimensions; for NaN or infinity in an array on the
-        host (on a device, where looking would stall it, such a matrix gives NaN).
+        that it was not made for, fewer than two dimensions; for NaN or infinity in a NumPy array or
+        a torch tensor on a CPU (of other arrays, where the check might wait for a device, such a
+        matrix gives NaN).
 
     Warns
     -----
