@@ -28,7 +28,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -401,7 +401,23 @@ _MIRROR: dict[str, Any] = {
     "skew-symmetric": lambda v: -v,
     "hermitian": np.conj,
 }
+_FORTRAN = bytes.maketrans(b"dD", b"ee")
 _LINES = 2**16  # read at once
+
+Line = tuple[int, bytes]  # with its number in the file
+
+
+class _Market(NamedTuple):
+    """What the header and the sizes of a Matrix Market file declare."""
+
+    coordinate: bool
+    field: str
+    symmetry: str
+    shape: tuple[int, int]
+    entries: int
+
+    def __str__(self) -> str:
+        return f"{self.symmetry} {self.field} matrix, {self.shape[0]} x {self.shape[1]}"
 
 
 def _read_mtx(file: Path) -> np.ndarray:
@@ -411,20 +427,20 @@ def _read_mtx(file: Path) -> np.ndarray:
     number or have no rows it ends the process.
     """
     with _damage_told(file, ".mtx"), open(file, "rb") as stream:
-        form, field, symmetry = _mtx_head(stream.readline())
+        words = _mtx_words(stream.readline())
         lines = _mtx_lines(stream)
-        rows, columns, count = _mtx_size(lines, form, symmetry)
-        size = rows * columns * np.dtype(_FIELDS[field][1]).itemsize
+        market = _mtx_sizes(lines, *words)
+        size = math.prod(market.shape) * np.dtype(_FIELDS[market.field][1]).itemsize
         if size <= DENSE_LIMIT:
-            where = _mtx_places(rows, columns, symmetry) if form == "array" else None
-            return _mtx_entries(lines, field, symmetry, (rows, columns), count, where)
+            return _mtx_dense(lines, market)
     raise ValueError(
-        f"{file}: {rows} x {columns} entries take {size / 2**30:.1f} GiB as a dense matrix, "
-        f"more than {DENSE_LIMIT / 2**30:.0f} GiB; cut out the part that you need"
+        f"{file}: a {market} takes {size / 2**30:.1f} GiB as a dense matrix, more than "
+        f"{DENSE_LIMIT / 2**30:.0f} GiB; cut out the part that you need"
     )
 
 
-def _mtx_head(line: bytes) -> tuple[str, str, str]:
+def _mtx_words(line: bytes) -> tuple[str, str, str]:
+    """Format, field and symmetry in the first line."""
     words = line.decode("ascii", "replace").lower().split()
     start, kind, form, field, symmetry = words if len(words) == 5 else [""] * 5
     known = (start, kind) == ("%%matrixmarket", "matrix")
@@ -438,16 +454,15 @@ def _mtx_head(line: bytes) -> tuple[str, str, str]:
     return form, field, symmetry
 
 
-def _mtx_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines after the header, with their numbers, without blank ones and comments."""
+def _mtx_lines(stream: IO[bytes]) -> Iterator[Line]:
+    """Lines after the header, without blank ones and comments."""
     for number, line in enumerate(stream, 2):
         stripped = line.strip(b" \t\r\n")
         if stripped and not stripped.startswith(b"%"):
             yield number, stripped
 
 
-def _mtx_size(lines: Iterator[tuple[int, bytes]], form: str, symmetry: str) -> tuple[int, int, int]:
-    """Rows, columns, and the number of entries that must follow."""
+def _mtx_sizes(lines: Iterator[Line], form: str, field: str, symmetry: str) -> _Market:
     number, line = next(lines, (2, b""))
     sizes = line.split()
     wanted = 2 if form == "array" else 3
@@ -459,73 +474,76 @@ def _mtx_size(lines: Iterator[tuple[int, bytes]], form: str, symmetry: str) -> t
     if symmetry != "general" and rows != columns:
         raise ValueError(f"line {number}: a {symmetry} matrix is square, got {rows} x {columns}")
     stored = {"general": rows * columns, "skew-symmetric": rows * (rows - 1) // 2}
-    return rows, columns, rest[0] if rest else stored.get(symmetry, rows * (rows + 1) // 2)
+    count = rest[0] if rest else stored.get(symmetry, rows * (rows + 1) // 2)
+    return _Market(form == "coordinate", field, symmetry, (rows, columns), count)
 
 
-def _mtx_places(rows: int, columns: int, symmetry: str) -> Callable[[np.ndarray], Any]:
-    """Return the function from numbers of entries to their rows and columns, in array files."""
-    if symmetry == "general":
-        return lambda k: (k % rows, k // rows)
-    # By columns, the lower triangle lies as the upper one does by rows.
-    j, i = np.triu_indices(rows, int(symmetry == "skew-symmetric"))
-    return lambda k: (i[k], j[k])
-
-
-def _mtx_entries(
-    lines: Iterator[tuple[int, bytes]],
-    field: str,
-    symmetry: str,
-    shape: tuple[int, int],
-    count: int,
-    where: Callable[[np.ndarray], Any] | None,
-) -> np.ndarray:
-    value, dtype = _FIELDS[field]
-    indices = 2 if where is None else 0
-    parts = [_INDEX] * indices + [value] * (field != "pattern")
+def _mtx_dense(lines: Iterator[Line], market: _Market) -> np.ndarray:
+    """The matrix, from the lines of its entries."""
+    value, dtype = _FIELDS[market.field]
+    parts = [_INDEX] * (2 * market.coordinate) + [value] * (market.field != "pattern")
     pattern = re.compile(rb"[ \t]+".join(parts))
-    width = indices + {"pattern": 0, "complex": 2}.get(field, 1)
-    whole = field.endswith("integer")
+    width = 2 * market.coordinate + {"pattern": 0, "complex": 2}.get(market.field, 1)
+    where = None if market.coordinate else _mtx_places(market)
     # Sums of integers are exact, and refused where the dtype does not hold them.
-    dense = np.zeros(shape, object if whole else dtype)
-    done = number = 0
+    dense = np.zeros(market.shape, dtype if dtype in (np.float64, np.complex128) else object)
+    mirror = _MIRROR[market.symmetry]
+    done, number = 0, 2
     while chunk := list(itertools.islice(lines, _LINES)):
-        for number, line in chunk:
-            if not pattern.fullmatch(line):
-                raise ValueError(
-                    f"line {number}: {'two indices and ' * bool(indices)}a {field} entry must be "
-                    f"here, got {_quoted(line)}"
-                )
-        if done + len(chunk) > count:
-            raise ValueError(f"line {chunk[count - done][0]}: more than the {count} entries")
+        _mtx_check_lines(chunk, pattern, market, done)
         tokens = b" ".join(line for _, line in chunk).translate(_FORTRAN).split()
         columns = [tokens[k::width] for k in range(width)]
         if where is None:
             i, j = (np.array(list(map(int, c)), np.int64) - 1 for c in columns[:2])
         else:
             i, j = where(np.arange(done, done + len(chunk)))
-        v = _mtx_values(columns[indices:], field, len(chunk))
-        outside = (i < 0) | (i >= shape[0]) | (j < 0) | (j >= shape[1])
-        if whole:
-            outside |= (v < np.iinfo(dtype).min) | (v > np.iinfo(dtype).max)
-        if symmetry != "general":
-            outside |= (i < j) | ((i == j) & (v != _MIRROR[symmetry](v)) & (v == v))
-        if outside.any():
-            number, line = chunk[int(outside.argmax())]
-            raise ValueError(
-                f"line {number}: no entry of a {symmetry} {field} matrix, {shape[0]} x {shape[1]}: "
-                f"{_quoted(line)}"
-            )
+        v = _mtx_values(columns[2 * market.coordinate :], market.field, len(chunk))
+        _mtx_check_entries(chunk, market, i, j, v)
         np.add.at(dense, (i, j), v)
-        if symmetry != "general":
+        if mirror is not None:
             off = i != j
-            np.add.at(dense, (j[off], i[off]), _MIRROR[symmetry](v[off]))
-        done += len(chunk)
-    if done < count:
-        raise ValueError(f"line {number}: the file ends after {done} of {count} entries")
+            np.add.at(dense, (j[off], i[off]), mirror(v[off]))
+        done, number = done + len(chunk), chunk[-1][0]
+    if done < market.entries:
+        raise ValueError(f"line {number}: the file ends after {done} of {market.entries} entries")
     return dense.astype(dtype, copy=False)
 
 
-_FORTRAN = bytes.maketrans(b"dD", b"ee")
+def _mtx_places(market: _Market) -> Callable[[np.ndarray], Any]:
+    """Return the function from numbers of entries to their rows and columns, in array files."""
+    rows = market.shape[0]
+    if market.symmetry == "general":
+        return lambda k: (k % rows, k // rows)
+    # By columns, the lower triangle lies as the upper one does by rows.
+    j, i = np.triu_indices(rows, int(market.symmetry == "skew-symmetric"))
+    return lambda k: (i[k], j[k])
+
+
+def _mtx_check_lines(
+    chunk: list[Line], pattern: re.Pattern[bytes], market: _Market, done: int
+) -> None:
+    for number, line in chunk:
+        if not pattern.fullmatch(line):
+            what = f"{'two indices and ' * market.coordinate}a {market.field} entry"
+            raise ValueError(f"line {number}: {what} must be here, got {_quoted(line)}")
+    if done + len(chunk) > market.entries:
+        number, _ = chunk[market.entries - done]
+        raise ValueError(f"line {number}: more than {market.entries} entries")
+
+
+def _mtx_check_entries(
+    chunk: list[Line], market: _Market, i: np.ndarray, j: np.ndarray, v: np.ndarray
+) -> None:
+    """Refuse what lies outside of the matrix or its triangle, or does not fit its dtype."""
+    wrong = (i < 0) | (i >= market.shape[0]) | (j < 0) | (j >= market.shape[1])
+    if v.dtype == object:
+        limits = np.iinfo(_FIELDS[market.field][1])
+        wrong |= (v < limits.min) | (v > limits.max)
+    if mirror := _MIRROR[market.symmetry]:
+        wrong |= (i < j) | ((i == j) & (v != mirror(v)) & (v == v))
+    if wrong.any():
+        number, line = chunk[int(wrong.argmax())]
+        raise ValueError(f"line {number}: {_quoted(line)} is no entry of a {market}")
 
 
 def _mtx_values(columns: list[list[bytes]], field: str, count: int) -> np.ndarray:
