@@ -6,8 +6,9 @@ the optimizers Freon (powers, negative ones too), Kaon (random or scrambled spec
 
 All take stacks of matrices of any library, real or complex, compute half precision in float32,
 give zero for zero and never change their input. Large and tiny matrices are scaled by a power of
-two first. NaN or infinity raises ValueError on the host; on a device, where looking would stall it,
-such a matrix gives NaN and leaves the others of its stack alone.
+two first. NaN or infinity in NumPy arrays and torch tensors on a CPU raises ValueError; in other
+arrays, where the check might wait for a device, such a matrix gives NaN and leaves the others of
+its stack alone.
 """
 
 from __future__ import annotations

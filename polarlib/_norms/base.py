@@ -64,8 +64,8 @@ class Norm:
         TypeError
             If `x` is not an array of numbers.
         ValueError
-            For fewer than two dimensions, a shape that the norm does not fit; NaN or infinity in an
-            array on the host (on a device, where looking would stall it, the result is NaN).
+            For fewer than two dimensions, a shape that the norm does not fit; NaN or infinity in a
+            NumPy array or a torch tensor on a CPU (of others the result is NaN).
         NotImplementedError
             Where the norm has no closed form; the message gives the reason.
         """
@@ -152,7 +152,7 @@ def prepared(a: Array, ops: Ops, name: str) -> Prepared:
     Raises
     ------
     ValueError
-        For NaN or infinity on the host; on a device, where looking would stall it, such a matrix is
+        For NaN or infinity in a NumPy array or a torch tensor on a CPU; of others such a matrix is
         worked on as zeros, and its results are NaN.
     """
     x = ops.at_least_single(a)
