@@ -433,6 +433,18 @@ def test_converge_json(options, rest):
         assert found[name] == value
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_converge_shows_what_orthogonalize_does_by_default(precision):
+    found = document("converge", "A.npy", "--precision", precision)
+    x = A.astype(np.float32)
+    t = polarlib.measure(x, polarlib.default_schedule(precision), precision=precision)
+    np.testing.assert_allclose(found["singular_values"], t.singular_values, rtol=1e-6)
+    q = polarlib.orthogonalize(x, precision=precision, form="plain")
+    last = np.linalg.svd(q.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(sorted(found["singular_values"][-1]), last[::-1], rtol=1e-5)
+    assert found["method"] == "auto"
+
+
 def test_converge_of_a_method():
     found = document("converge", "A.npy", "--schedule", "newton")
     assert found["orthogonality"][-1] < 1e-14
