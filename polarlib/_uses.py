@@ -11,7 +11,7 @@ from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
 from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, unless_it_fails
+from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 
@@ -99,7 +99,7 @@ def nearest_rotation(a: Array) -> Array:
     if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
         r = small_rotation(a, ops)
         if not bool(ops.xp.all(ops.xp.isfinite(r))):
-            _finite_peak(ops.at_least_single(a), ops, "a")
+            finite_peak(ops.at_least_single(a), ops, "a")
         return r
     return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
 
@@ -201,7 +201,7 @@ def sqrtm_psd(a: Array) -> Array:
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
     # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(_finite_peak(ops.at_least_single(a), ops, "a")))
+    root = ops.binary_scale(ops.xp.sqrt(finite_peak(ops.at_least_single(a), ops, "a")))
     x = ops.divide(ops.divide(ops.at_least_single(a), root), root)
     z = ops.hermitian_part(x)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
@@ -235,18 +235,10 @@ def _refuse_complex(a: Array, ops: Ops, name: str) -> None:
         )
 
 
-def _finite_peak(x: Array, ops: Ops, name: str) -> Array:
-    """Largest absolute entry of each matrix."""
-    peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
-        raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
-    return peak
-
-
 def _scaled(a: Array, ops: Ops, name: str) -> Array:
     """In at least single precision, over a power of two near the largest entry."""
     x = ops.at_least_single(a)
-    return x if 0 in x.shape else ops.divide(x, ops.binary_scale(_finite_peak(x, ops, name)))
+    return x if 0 in x.shape else ops.divide(x, ops.binary_scale(finite_peak(x, ops, name)))
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
@@ -279,7 +271,7 @@ def _rotation(x: Array, ops: Ops) -> Array:
     if x.shape[-1] <= LARGEST:
         return small_rotation(x, ops)
     u, _, vh = ops.svd(x)
-    turned = ops.xp.linalg.det(ops.matmul(u, vh)) < 0
+    turned = ops.det(ops.matmul(u, vh)) < 0
     last = ops.xp.where(turned[..., None, None], -u[..., -1:], u[..., -1:])
     return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
 
@@ -288,10 +280,7 @@ def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: O
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
     xp = ops.xp
 
-    def lost() -> tuple[Array, Array]:
-        return xp.sum(z * math.nan, axis=-1), z * math.nan
-
-    values, vectors = unless_it_fails(lambda: tuple(xp.linalg.eigh(z)), lost)
+    values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
     if bad.any():

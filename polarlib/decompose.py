@@ -42,7 +42,7 @@ from polarlib._methods import (
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
+from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, is_array, ops_of
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
 __all__ = [
@@ -454,10 +454,8 @@ def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
     x = ops.at_least_single(a)
     if 0 in a.shape:
         return _Problem(x, ops, tol, 1.0, x, False)
-    peak = ops.max_abs(x)
-    if check_finite and not math.isfinite(ops.read(peak)):
-        trouble = not_finite(ops.to_host(x))
-        raise ValueError(f"a {trouble}; remove them, or pass check_finite=False to get NaN back")
+    remedy = "remove them, or pass check_finite=False to get NaN back"
+    peak = finite_peak(x, ops, "a", look=check_finite, remedy=remedy)
     wide = a.shape[-2] < a.shape[-1]
     if wide:
         x = ops.adjoint(x)

@@ -10,7 +10,6 @@ product ``Re sum(conj(x) y)``, of complex matrices too.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite
+from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
@@ -273,7 +272,7 @@ def _schedule(
     e = _along(e, name, wide, ops, tuple(x.shape))
     if 0 in x.shape:
         return ops.like(e, x)
-    _check_finite(wide, "g", ops)
+    finite_peak(wide, ops, "g", look=ops.host)
     derivative = functools.partial(schedule_derivative, normalisation=kind, form=form, restarts=at)
     return ops.like(derivative(wide, e, chosen, gradient=gradient), x)
 
@@ -285,13 +284,8 @@ def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
     a, ops = as_matrix(a, name)
     x = ops.at_least_single(a)
     if 0 not in x.shape:
-        _check_finite(x, name, ops)
+        finite_peak(x, ops, name, look=ops.host)
     return x, a, ops
-
-
-def _check_finite(x: Array, name: str, ops: Ops) -> None:
-    if ops.host and not math.isfinite(ops.read(ops.max_abs(x))):
-        raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
 
 
 def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> Array:

@@ -12,7 +12,7 @@ from polarlib.decompose import default_tolerance
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, finite_peak
 
 __all__ = ["inverse_root"]
 
@@ -92,10 +92,7 @@ def inverse_root(
         return ops.xp.zeros_like(a)
     x = ops.at_least_single(a)
     measured = schedule is None and condition is None
-    peak = ops.max_abs(x)
-    if (ops.host or measured) and not math.isfinite(ops.read(peak)):
-        raise ValueError(f"a {not_finite(ops.to_host(x))}; remove them first")
-    scale = ops.binary_scale(peak)
+    scale = ops.binary_scale(finite_peak(x, ops, "a", look=ops.host or measured))
     y = ops.divide(x, scale)
     h = ops.hermitian_part(y)
     tolerance = default_tolerance(a.shape, ops.format_name(a))

@@ -15,6 +15,7 @@ import functools
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import scipy.linalg
 from array_api_compat import array_namespace
 
-from polarlib import _blas, _cublas
+from polarlib import _blas, _cublas, _cusolver
 from polarlib.formats import FORMATS, Format, format_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "above_noise",
     "as_matrix",
     "dtype_name",
+    "finite_peak",
     "is_array",
     "libraries",
     "not_finite",
@@ -190,8 +192,8 @@ class Ops:
         return self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
 
     def read(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
-        return float(self.xp.max(x))
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
+        return float(self.max(x))
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, compiled once where the library compiles."""
@@ -314,15 +316,24 @@ class Ops:
         skew = self.frobenius((w - self.adjoint(w)) * 0.5)
         return self.hermitian_part(w), skew
 
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN."""
+        return self.xp.max(x, axis=axis, keepdims=keepdims)
+
     # -- norms: shape (..., 1, 1), real, so that they divide the matrices they belong to ------
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry (of real and imaginary parts, if complex: it cannot overflow)."""
+        """Largest absolute entry (of real and imaginary parts, if complex: it cannot overflow).
+
+        It is finite exactly where all entries are: every check for NaN and infinity reads it.
+        """
         xp = self.xp
         if self.is_complex(x):
             return xp.maximum(self.max_abs(xp.real(x)), self.max_abs(xp.imag(x)))
-        # Without a temporary of the size of x; both propagate NaN.
-        high = xp.max(x, axis=(-2, -1), keepdims=True)
+        # Without a temporary of the size of x; `max` propagates NaN, so `min` need not.
+        high = self.max(x, axis=(-2, -1), keepdims=True)
         low = xp.min(x, axis=(-2, -1), keepdims=True)
         return xp.maximum(high, -low)
 
@@ -382,56 +393,135 @@ class Ops:
     def norm_1(self, x: Array) -> Array:
         """Largest absolute column sum."""
         sums = self.xp.sum(self.xp.abs(x), axis=-2, keepdims=True)
-        return self.xp.max(sums, axis=-1, keepdims=True)
+        return self.max(sums, axis=-1, keepdims=True)
 
     def norm_inf(self, x: Array) -> Array:
         """Largest absolute row sum."""
         sums = self.xp.sum(self.xp.abs(x), axis=-1, keepdims=True)
-        return self.xp.max(sums, axis=-2, keepdims=True)
+        return self.max(sums, axis=-2, keepdims=True)
 
-    # -- factorisations, in the precision of the input; a failure shows as NaN, never raises ---
+    # -- factorisations, in at least the precision of the input; a failure never raises: the
+    # results of that matrix are NaN, those of the others in its stack are right
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
-        """Thin SVD ``u, s, vh``."""
+        """Thin SVD ``u, s, vh``, values descending; NaN for a matrix that is not finite."""
 
-        def lost() -> tuple[Array, Array, Array]:
-            nan = self.xp.sum(self.max_abs(x)) * math.nan
-            s = self.xp.broadcast_to(nan, (*x.shape[:-2], x.shape[-1]))
-            return x * math.nan, s, self.gram(x) * math.nan
+        def lost(x: Array) -> tuple[Array, ...]:
+            (m, n), k = x.shape, min(x.shape)
+            return tuple(self._nan(x, shape) for shape in ((m, k), (k,), (k, n)))
 
-        u, s, vh = unless_it_fails(lambda: self.xp.linalg.svd(x, full_matrices=False), lost)
+        def svd(x: Array) -> tuple[Array, ...]:
+            return self._factorise(lambda x: self.xp.linalg.svd(x, full_matrices=False), lost, x)
+
+        u, s, vh = self._of_finite(svd, x)
         return u, s, vh
+
+    def singular_values(self, x: Array) -> Array:
+        """Singular values, descending; NaN for a matrix that is not finite."""
+
+        def values(x: Array) -> tuple[Array, ...]:
+            by_svd = functools.partial(self.svd, x)
+            return (unless_it_fails(lambda: self.xp.linalg.svdvals(x), lambda: by_svd()[1]),)
+
+        return self._of_finite(values, x)[0]
+
+    def eigh(self, z: Array) -> tuple[Array, Array]:
+        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors; NaN as for the SVD."""
+
+        def lost(z: Array) -> tuple[Array, ...]:
+            return self._nan(z, z.shape[-1:]), self._nan(z, z.shape)
+
+        def eigh(z: Array) -> tuple[Array, ...]:
+            return self._factorise(lambda z: self.xp.linalg.eigh(z), lost, z)
+
+        values, vectors = self._of_finite(eigh, z)
+        return values, vectors
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
+    def det(self, x: Array) -> Array:
+        """Determinants, of the shape of the stack."""
+        return self.xp.linalg.det(x)
+
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
-        return unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
+        return self._factorise(lambda z: (self.xp.linalg.cholesky(z),), self._all_nan, z)[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
         """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
 
         `shift` has the shape (..., 1, 1) of norms.
         """
+        if 0 in z.shape:
+            return True
         shifted = z - self.eye(z.shape[-1], z) * self.like(shift, z)
-        return math.isfinite(self.read(self.frobenius(self.cholesky(shifted))))
+        return math.isfinite(self.read(self.max_abs(self.cholesky(shifted))))
 
     def count_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
-        values = self.to_host(self.xp.linalg.eigvalsh(h))
+        values = self.to_host(self.eigh(h)[0])
         return np.sum(values > cut * values[..., -1:], axis=-1)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
         l = self.adjoint(l) if adjoint else l
-        return unless_it_fails(lambda: self.xp.linalg.solve(l, b), lambda: b * math.nan)
+        return self._factorise(lambda l, b: (self.xp.linalg.solve(l, b),), self._all_nan, l, b)[0]
 
     def inverse(self, x: Array) -> Array:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
-        return unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
+        return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
+
+    def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
+        dtype = x.dtype if len(shape) > 1 else self.dtype(self.format_name(x))
+        return self.xp.full(shape, math.nan, dtype=dtype, device=array_api_compat.device(x))
+
+    def _all_nan(self, *matrices: Array) -> tuple[Array]:
+        return (self._nan(matrices[-1], matrices[-1].shape),)
+
+    def _factorise(
+        self,
+        factorise: Callable[..., Sequence[Array]],
+        lost: Callable[..., tuple[Array, ...]],
+        *stacks: Array,
+    ) -> tuple[Array, ...]:
+        """Apply a factorisation; where the library raises for a stack, to one matrix at a time."""
+
+        def one_by_one() -> tuple[Array, ...]:
+            if stacks[0].ndim == 2:
+                return lost(*stacks)
+            xp, batch = self.xp, stacks[0].shape[:-2]
+            flat = [xp.reshape(s, (-1, *s.shape[-2:])) for s in stacks]
+            each = (
+                self._factorise(factorise, lost, *(s[i, :, :] for s in flat))
+                for i in range(flat[0].shape[0])
+            )
+            results = zip(*each, strict=True)
+            return tuple(xp.reshape(xp.stack(r), (*batch, *r[0].shape)) for r in results)
+
+        return unless_it_fails(lambda: tuple(factorise(*stacks)), one_by_one)
+
+    def _of_finite(
+        self, factorise: Callable[[Array], tuple[Array, ...]], x: Array
+    ) -> tuple[Array, ...]:
+        """Factorise zeros in the place of matrices that are not finite; their results are NaN.
+
+        Iterations of LAPACK need not end on infinity, and what cuSOLVER makes of NaN is not known.
+        """
+        if 0 in x.shape:
+            return factorise(x)
+        xp = self.xp
+        finite = xp.isfinite(self.max_abs(x))
+        if self.host and bool(xp.all(finite)):
+            return factorise(x)
+        results = factorise(xp.where(finite, x, xp.zeros_like(x)))
+        return tuple(
+            xp.where(finite if r.ndim == x.ndim else finite[..., 0], r, xp.full_like(r, math.nan))
+            for r in results
+        )
 
     # -- differentiation, where the library does it --------------------------------------------
 
@@ -678,12 +768,12 @@ class NumpyOps(InPlaceOps):
         def one(a: Array) -> tuple[Array, ...]:
             svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
             (m, n), k = a.shape, min(a.shape)
-            lost = [np.full(shape, np.nan, a.dtype) for shape in ((m, k), (k,), (k, n))]
+            lost = [self._nan(a, shape) for shape in ((m, k), (k,), (k, n))]
             return unless_it_fails(
                 svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
             )
 
-        u, s, vh = self._each(one, x)
+        u, s, vh = self._of_finite(lambda x: self._each(one, x), x)
         return u, s, vh
 
     def qr(self, x: Array) -> tuple[Array, Array]:
@@ -1155,6 +1245,14 @@ class JaxOps(Ops):
             lambda _, b: conj(self._by_eigenvectors(conj(b), sums, v)),
         )
 
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN: XLA loses it in 4096 and more."""
+        xp = self.xp
+        lost = xp.any(xp.isnan(x), axis=axis, keepdims=keepdims)
+        return xp.where(lost, math.nan, xp.max(x, axis=axis, keepdims=keepdims))
+
     def gemm(
         self,
         a: Array,
@@ -1285,6 +1383,15 @@ class CupyOps(InPlaceOps):
         squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite: cuSOLVER's info is read."""
+        return _cusolver.cholesky(z)
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; CuPy's own of a stack leaves anything where a matrix is singular."""
+        eye = self.eye(x.shape[-1], x)
+        return self.xp.linalg.solve(x, self.xp.broadcast_to(eye, x.shape))
+
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
         solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
@@ -1295,6 +1402,84 @@ class CupyOps(InPlaceOps):
         for index in np.ndindex(*l.shape[:-2]):
             out[index] = solve(l[index], b[index], lower=True, trans=trans)
         return out
+
+
+class DaskOps(Ops):
+    """Dask: blocks are multiplied where they lie; a factorisation gathers a matrix in one block.
+
+    Dask's own factorisations take no stacks, raise when blocks are computed, and its Cholesky
+    factor is the upper one: those of the library of the blocks are used.
+    """
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries; Dask refuses those of an empty stack."""
+        if axis is not None and 0 in x.shape:
+            return self.xp.sum(x, axis=axis, keepdims=keepdims)
+        return super().max(x, axis=axis, keepdims=keepdims)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry (of real and imaginary parts, if complex)."""
+        if self.is_complex(x):
+            return super().max_abs(x)
+        return self.max(self.xp.abs(x), axis=(-2, -1), keepdims=True)
+
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD ``u, s, vh``."""
+        u, s, vh = self._by_blocks("svd", "(m,n)->(m,k),(k),(k,n)", x, k=min(x.shape[-2:]))
+        return u, s, vh
+
+    def singular_values(self, x: Array) -> Array:
+        """Singular values, descending."""
+        return self._by_blocks("singular_values", "(m,n)->(k)", x, k=min(x.shape[-2:]))
+
+    def eigh(self, z: Array) -> tuple[Array, Array]:
+        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors."""
+        values, vectors = self._by_blocks("eigh", "(n,n)->(n),(n,n)", z)
+        return values, vectors
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self._by_blocks("qr", "(m,n)->(m,k),(k,n)", x, k=min(x.shape[-2:]))
+        return q, r
+
+    def det(self, x: Array) -> Array:
+        """Determinants, of the shape of the stack."""
+        return self._by_blocks("det", "(n,n)->()", x)
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
+        return self._by_blocks("cholesky", "(n,n)->(n,n)", z)
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``; infinite or NaN if singular."""
+        return self._by_blocks("solve_lower", "(n,n),(n,k)->(n,k)", l, b, adjoint=adjoint)
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU with partial pivoting; infinite or NaN if singular."""
+        return self._by_blocks("inverse", "(n,n)->(n,n)", x)
+
+    def _by_blocks(
+        self, primitive: str, signature: str, *stacks: Array, k: int | None = None, **how: Any
+    ) -> Any:
+        """Apply a primitive of the blocks' library to whole matrices; vectors it gives are real."""
+        x = stacks[-1]
+        given = re.findall(r"\(([^)]*)\)", signature.partition("->")[2])
+        real = self.dtype(self.format_name(x))
+        dtypes = [real if axes and "," not in axes else x.dtype for axes in given]
+
+        def each(*blocks: Array) -> Any:
+            return getattr(ops_of(blocks[0]), primitive)(*blocks, **how)
+
+        return importlib.import_module("dask.array").apply_gufunc(
+            each,
+            signature,
+            *stacks,
+            output_dtypes=dtypes if len(dtypes) > 1 else dtypes[0],
+            output_sizes=None if k is None else {"k": k},
+            allow_rechunk=True,
+        )
 
 
 def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:
@@ -1331,7 +1516,7 @@ def _is_contiguous(x: Array) -> bool:
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
     """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
     cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
-    return s > cut * ops.xp.max(s, axis=-1, keepdims=True)
+    return s > cut * ops.max(s, axis=-1, keepdims=True)
 
 
 def unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -1339,8 +1524,7 @@ def unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) 
     try:
         return factorise()
     except Exception as error:  # each library has a class of its own
-        # SciPy's driver of the SVD complains of NaN by a ValueError.
-        if "LinAlg" not in type(error).__name__ and "NaN" not in str(error):
+        if "LinAlg" not in type(error).__name__:
             raise
         return otherwise()
 
@@ -1402,6 +1586,8 @@ def _ops_of_namespace(xp: Any) -> Ops:
         return JaxOps(xp)
     if array_api_compat.is_cupy_namespace(xp):
         return CupyOps(xp)
+    if array_api_compat.is_dask_namespace(xp):
+        return DaskOps(xp)
     return Ops(xp)
 
 
@@ -1454,6 +1640,49 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def finite_peak(
+    x: Array,
+    ops: Ops,
+    name: str,
+    *,
+    look: bool = True,
+    locate: bool = True,
+    remedy: str = "remove them first",
+) -> Array:
+    """Return the largest absolute entry of each matrix, all of which must be finite.
+
+    Parameters
+    ----------
+    x : array
+        Stack of matrices that are not empty.
+    ops : Ops
+        Its arithmetic.
+    name : str
+        What the caller calls it, for the message.
+    look : bool, optional
+        Whether to read the entries at all, which stalls a device.
+    locate : bool, optional
+        Whether the message names an index: only where `x` has the shape that the caller gave.
+    remedy : str, optional
+        End of the message.
+
+    Returns
+    -------
+    array, shape (..., 1, 1)
+        As `Ops.max_abs` gives it: NaN or infinity for a matrix that is not finite, unless `look`.
+
+    Raises
+    ------
+    ValueError
+        If an entry is NaN or infinite, and `look`.
+    """
+    peak = ops.max_abs(x)
+    if look and not math.isfinite(ops.read(peak)):
+        trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
+        raise ValueError(f"{name} {trouble}; {remedy}")
+    return peak
 
 
 def not_finite(a: np.ndarray) -> str:

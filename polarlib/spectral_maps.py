@@ -146,7 +146,7 @@ def _log_mean(
         return xp.sum(kept * level, axis=-1, keepdims=True) / some, xp.zeros_like(rank)
     sign = math.copysign(1.0, q)
     known = xp.where(counts, sign * level, xp.full_like(level, -math.inf))
-    middle = xp.max(known, axis=-1, keepdims=True) * sign
+    middle = ops.max(known, axis=-1, keepdims=True) * sign
     middle = xp.where(rank == 0, xp.zeros_like(middle), middle)
     excess = xp.sum(kept * xp.expm1(ops.scale(level - middle, q)), axis=-1, keepdims=True)
     if size is not None:  # what does not count adds nothing to the sum, and 1 to the size
@@ -387,7 +387,7 @@ def spectral_clip(g: Array, limit: float) -> Array:
         row = ops.scale(ops.scale(s[..., None, :], 1 / unit), scale)
         level = ops.scale(1 / unit, top)
         clipped = _product(u, xp.minimum(row, level)[..., 0, :], vh, ops)
-        inside = xp.max(row, axis=-1, keepdims=True) <= level
+        inside = ops.max(row, axis=-1, keepdims=True) <= level
         return xp.where(inside, x * ops.like(scale, x), clipped * ops.like(unit, x))
 
     return _apply(g, direction)

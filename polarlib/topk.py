@@ -31,7 +31,7 @@ import numpy as np
 
 from polarlib._schedule import is_count
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, not_finite
+from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, finite_peak
 
 __all__ = ["METHODS", "Triplets", "power_step", "range_lmo", "top_singular", "triplets"]
 
@@ -199,10 +199,7 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     if math.prod(a.shape[:-2]) == 0:
         u, vh = a[..., :k], a[..., :k, :]
         return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
-        raise ValueError(f"a {not_finite(ops.to_host(x))}; remove them first")
-    scale = ops.binary_scale(peak)
+    scale = ops.binary_scale(finite_peak(x, ops, "a"))
     x = ops.divide(x, scale)
     wide = m < n
     if wide:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, finite_peak
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -158,12 +158,9 @@ def prepared(a: Array, ops: Ops, name: str) -> Prepared:
     x = ops.at_least_single(a)
     if 0 in a.shape:
         return Prepared(a, x, ops, 1.0, None)
-    peak = ops.max_abs(x)
+    peak = finite_peak(x, ops, name, look=ops.host)
     poison = None
-    if ops.host:
-        if not math.isfinite(ops.read(peak)):
-            raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
-    else:
+    if not ops.host:
         finite, zero = ops.xp.isfinite(peak), ops.xp.zeros_like(peak)
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
         poison = ops.xp.where(finite, zero, ops.xp.full_like(peak, math.nan))
