@@ -1466,8 +1466,9 @@ class DaskOps(Ops):
         """Apply a primitive of the blocks' library to whole matrices; vectors it gives are real."""
         x = stacks[-1]
         given = re.findall(r"\(([^)]*)\)", signature.partition("->")[2])
-        real = self.dtype(self.format_name(x))
-        dtypes = [real if axes and "," not in axes else x.dtype for axes in given]
+        # Their metadata: empty blocks of the right dtype.
+        values, matrix = self.xp.real(x)._meta, x._meta
+        meta = tuple(values if axes and "," not in axes else matrix for axes in given)
 
         def each(*blocks: Array) -> Any:
             return getattr(ops_of(blocks[0]), primitive)(*blocks, **how)
@@ -1476,7 +1477,7 @@ class DaskOps(Ops):
             each,
             signature,
             *stacks,
-            output_dtypes=dtypes if len(dtypes) > 1 else dtypes[0],
+            meta=meta if len(meta) > 1 else meta[0],
             output_sizes=None if k is None else {"k": k},
             allow_rechunk=True,
         )
