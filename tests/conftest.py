@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "torch", "jax")
+# Dask computes a graph anew wherever a number is read: for tests that are few and small.
+with_dask = pytest.mark.parametrize("lib", [*LIBRARIES, "dask"], indirect=True)
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -43,6 +45,9 @@ def _module(name: str) -> Any:
     if name == "jax":
         module.config.update("jax_enable_x64", True)
         return importlib.import_module("jax.numpy")
+    if name == "dask":
+        module.config.set(scheduler="synchronous")
+        return importlib.import_module("dask.array")
     return module
 
 
@@ -67,7 +72,7 @@ class Library:
 
     def has(self, dtype: str) -> bool:
         """Whether arrays of a dtype can be made."""
-        if self.name == "array_api_strict":
+        if self.name in ("array_api_strict", "dask"):
             return dtype not in HALF
         if dtype == "bfloat16" and self.name != "torch":
             return ml_dtype(dtype) is not None
@@ -84,6 +89,9 @@ class Library:
         if self.name in ("numpy", "numpy-readonly"):
             a.setflags(write=self.name == "numpy")
             return a
+        if self.name == "dask":  # several blocks in every direction
+            chunks = [1 if i < a.ndim - 2 else max(1, -(-n // 2)) for i, n in enumerate(a.shape)]
+            return self.xp.from_array(a, chunks=tuple(chunks))
         return self.xp.asarray(a)
 
     def to_numpy(self, x: Any) -> np.ndarray:
@@ -91,8 +99,10 @@ class Library:
         if self.name == "torch":
             x = x.detach().resolve_conj()
             return (x.float() if str(x.dtype)[6:] in HALF else x).numpy()
-        x = np.array(x)
-        return x.astype(np.float32) if x.dtype.name in HALF else x
+        y = np.array(x)
+        if self.name == "dask":  # as announced before anything was computed
+            assert (y.dtype, y.shape) == (x.dtype, x.shape)
+        return y.astype(np.float32) if y.dtype.name in HALF else y
 
     def dtype_name(self, x: Any) -> str:
         """Name of an array's dtype."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import DTYPES, LIBRARIES, Library, library, ml_dtype
+from conftest import DTYPES, LIBRARIES, Library, library, ml_dtype, with_dask
 
 import polarlib
 from polarlib import ConvergenceWarning, ScheduleWarning, Status, orthogonalize, polar
@@ -220,6 +220,16 @@ def test_polar(name, method, dtype):
         a = lib.asarray(matrix(shape, dtype, seed=i))
         for side in SIDES[:1] if name == "jax" and i > 2 else SIDES:
             check_polar(lib, method, a, side)
+
+
+@pytest.mark.parametrize("method", ["svd", "qr", "qdwh", "hybrid", "halley"])
+def test_polar_on_dask(method):
+    """By the method that was asked for: no factorisation is lost."""
+    lib = library("dask")
+    for shape, dtype in (((6, 6), "float64"), ((2, 4, 7), "complex64")):
+        if TABLE[method].takes(shape):
+            result = check_polar(lib, method, lib.asarray(matrix(shape, dtype)))
+            assert "svd" not in result.method.removeprefix(method)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -637,6 +647,7 @@ def test_batches_of_different_ranks_and_scales(method):
     assert_polar(stack, *part, rtol=120 * EPS["float64"], completion=False)
 
 
+@with_dask
 @pytest.mark.parametrize("method", ["newton", "newton_schulz"])
 def test_fallback(lib, method):
     if lib.name == "jax" and method == "newton_schulz":

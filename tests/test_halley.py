@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import Library, library
+from conftest import Library, library, with_dask
 
 import polarlib
 from polarlib import Status, design, orthogonalize, polar
@@ -317,6 +317,7 @@ def test_equilibration_changes_no_bit():
 # -- array libraries -------------------------------------------------------------------------
 
 
+@with_dask
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "bfloat16", "float16"])
 def test_libraries_agree(lib, dtype):
     if not lib.has(dtype):

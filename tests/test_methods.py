@@ -8,6 +8,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from conftest import with_dask
 
 from polarlib import design
 from polarlib._methods.minimax import minimax
@@ -452,6 +453,7 @@ def test_every_library(lib, method, dtype):
         assert_unitary_factor(a, lib.to_numpy(u), rtol=50 * eps)
 
 
+@with_dask
 @pytest.mark.parametrize("method", METHODS)
 def test_singular_in_every_library(lib, method):
     if lib.name == "jax":

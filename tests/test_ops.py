@@ -8,7 +8,6 @@ unless the primitive may overwrite them.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
 from dataclasses import dataclass, field
@@ -132,26 +131,6 @@ class Lab:
             np.testing.assert_array_equal(self.host(x), before)
 
 
-class OnDask:
-    """Dask arrays of several blocks in every direction."""
-
-    def __init__(self) -> None:
-        self.xp = importlib.import_module("dask.array")
-
-    def asarray(self, a: np.ndarray, dtype: str) -> Any:
-        a = np.array(a).astype(dtype)
-        chunks = (1,) * (a.ndim - 2) + tuple(max(1, -(-s // 2)) for s in a.shape[-2:])
-        return self.xp.from_array(a, chunks=chunks[-a.ndim :] if a.ndim else ())
-
-    def to_numpy(self, x: Any) -> np.ndarray:
-        computed = np.asarray(x)
-        assert computed.dtype == getattr(x, "dtype", computed.dtype)
-        assert computed.shape == getattr(x, "shape", computed.shape)
-        return computed
-
-    dtype_name = Library.dtype_name
-
-
 class OnCupy:
     """Arrays of the mock of CuPy."""
 
@@ -174,11 +153,6 @@ def kind(request):
     if name == "cupy":
         with cupy_standin.installed() as cupy:
             yield functools.partial(Lab, name, OnCupy(cupy))
-        return
-    if name == "dask":
-        pytest.importorskip("dask.array")
-        with importlib.import_module("dask").config.set(scheduler="synchronous"):
-            yield functools.partial(Lab, name, OnDask())
         return
     yield functools.partial(Lab, name, library(name.partition(",")[0]))
 

@@ -9,6 +9,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from conftest import with_dask
 
 from polarlib import Schedule, design, orthogonalize
 from polarlib.design import targets
@@ -151,6 +152,7 @@ def test_inverse_roots_against_fifty_digits(p):
     assert np.linalg.norm(backward) < 1e12 * 2.0**-48
 
 
+@with_dask
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_inverse_roots_on_every_library(lib, dtype):
     if lib.name == "jax" and dtype in ("float64", "complex64"):

@@ -6,7 +6,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from conftest import DTYPES, HALF, library, ml_dtype
+from conftest import DTYPES, HALF, library, ml_dtype, with_dask
 from standin import cupy_standin
 
 from polarlib import testing, topk
@@ -385,6 +385,7 @@ def test_libraries(lib, method, dtype):
     np.testing.assert_array_equal(lib.to_numpy(x), a)
 
 
+@with_dask
 def test_libraries_agree(lib):
     """One start for all: the number of products is NumPy's."""
     a = decaying(40, 30)
@@ -521,6 +522,7 @@ def hermitian(a):
     return np.swapaxes(a, -1, -2).conj()
 
 
+@with_dask
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_power_step(lib, dtype):
     one_dtype_of_jax(lib, dtype)
@@ -541,6 +543,7 @@ def test_power_step(lib, dtype):
     )
 
 
+@with_dask
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_range_lmo(lib, dtype):
     one_dtype_of_jax(lib, dtype)

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import DTYPES, Library, library
+from conftest import DTYPES, Library, library, with_dask
 from scipy.spatial.transform import Rotation
 
 from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
@@ -197,6 +197,14 @@ def test_nearest_rotation_is_nearest(n):
         assert np.linalg.norm(a - q) <= np.linalg.norm(a - near) + 1e-14
 
 
+def test_rotations_on_dask():
+    lib = library("dask")
+    for n in (3, 6):
+        x, wide = given(lib, gaussian(2, n, n, seed=n), "float32")
+        q = check_like(lib, nearest_rotation(x), x, (2, n, n))
+        np.testing.assert_allclose(q, nearest_rotation(wide), atol=20 * EPS["float32"])
+
+
 def test_rotations_of_every_library(lib):
     for dtype in dtypes_for(lib, (*REAL, *HALF)):
         eps = EPS[dtype]
@@ -270,6 +278,7 @@ def test_procrustes_is_that_of_scipy(shape, dtype):
     assert fit[0] < min(fit[1:])
 
 
+@with_dask
 def test_procrustes_of_every_library(lib):
     for dtype in dtypes_for(lib, (*DTYPES, *HALF)):
         wide = "complex128" if dtype.startswith("complex") else "float64"
@@ -385,6 +394,7 @@ def test_square_root_of_graded_matrices(order):
     assert error < 1e-2 < 1 < of_other
 
 
+@with_dask
 def test_square_roots_of_every_library(lib):
     for dtype in dtypes_for(lib, (*DTYPES, *HALF)):
         wide = "complex128" if dtype.startswith("complex") else "float64"
