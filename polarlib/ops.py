@@ -462,7 +462,7 @@ class Ops:
 
     def count_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
-        values = self.to_host(self.eigh(h)[0])
+        values = self.to_host(self._eigenvalues(h))
         return np.sum(values > cut * values[..., -1:], axis=-1)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
@@ -473,6 +473,17 @@ class Ops:
     def inverse(self, x: Array) -> Array:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
         return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
+
+    def _eigenvalues(self, h: Array) -> Array:
+        """Eigenvalues of Hermitian matrices, ascending, without the vectors."""
+
+        def lost(h: Array) -> tuple[Array]:
+            return (self._nan(h, h.shape[-1:]),)
+
+        def values(h: Array) -> tuple[Array, ...]:
+            return self._factorise(lambda h: (self.xp.linalg.eigvalsh(h),), lost, h)
+
+        return self._of_finite(values, h)[0]
 
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
@@ -1438,6 +1449,10 @@ class DaskOps(Ops):
         """Eigenvalues of Hermitian matrices, ascending, and eigenvectors."""
         values, vectors = self._by_blocks("eigh", "(n,n)->(n),(n,n)", z)
         return values, vectors
+
+    def _eigenvalues(self, h: Array) -> Array:
+        """Eigenvalues of Hermitian matrices, ascending."""
+        return self._by_blocks("_eigenvalues", "(n,n)->(n)", h)
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
