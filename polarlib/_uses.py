@@ -271,8 +271,8 @@ def _rotation(x: Array, ops: Ops) -> Array:
     if x.shape[-1] <= LARGEST:
         return small_rotation(x, ops)
     u, _, vh = ops.svd(x)
-    turned = ops.det(ops.matmul(u, vh)) < 0
-    last = ops.xp.where(turned[..., None, None], -u[..., -1:], u[..., -1:])
+    turned = ops.determinant_sign(ops.matmul(u, vh)) < 0
+    last = ops.xp.where(turned, -u[..., -1:], u[..., -1:])
     return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
 
 

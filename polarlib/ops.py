@@ -442,9 +442,9 @@ class Ops:
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
-    def det(self, x: Array) -> Array:
-        """Determinants, of the shape of the stack."""
-        return self.xp.linalg.det(x)
+    def determinant_sign(self, x: Array) -> Array:
+        """Signs of the determinants of real matrices, shape (..., 1, 1); NaN as for the SVD."""
+        return self._of_finite(lambda x: (self.xp.linalg.slogdet(x)[0][..., None, None],), x)[0]
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
@@ -1459,9 +1459,9 @@ class DaskOps(Ops):
         q, r = self._by_blocks("qr", "(m,n)->(m,k),(k,n)", x, k=min(x.shape[-2:]))
         return q, r
 
-    def det(self, x: Array) -> Array:
-        """Determinants, of the shape of the stack."""
-        return self._by_blocks("det", "(n,n)->()", x)
+    def determinant_sign(self, x: Array) -> Array:
+        """Signs of the determinants of real matrices, shape (..., 1, 1)."""
+        return self._by_blocks("determinant_sign", "(n,n)->(k,k)", x, k=1)
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
@@ -1483,7 +1483,7 @@ class DaskOps(Ops):
         given = re.findall(r"\(([^)]*)\)", signature.partition("->")[2])
         # Their metadata: empty blocks of the right dtype.
         values, matrix = self.xp.real(x)._meta, x._meta
-        meta = tuple(values if axes and "," not in axes else matrix for axes in given)
+        meta = tuple(matrix if "," in axes else values for axes in given)
 
         def each(*blocks: Array) -> Any:
             return getattr(ops_of(blocks[0]), primitive)(*blocks, **how)
