@@ -16,7 +16,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
@@ -27,6 +27,7 @@ from polarlib import _blas, _cublas
 from polarlib.formats import FORMATS, Format, format_of
 
 __all__ = [
+    "Diagonal",
     "Ops",
     "above_noise",
     "as_matrix",
@@ -88,6 +89,24 @@ def libraries() -> dict[str, str]:
             continue
         found[name] = str(getattr(module, "__version__", "unknown"))
     return found
+
+
+class Diagonal(NamedTuple):
+    """The equation ``H X + c X H + shift X = W`` in the eigenvectors of H.
+
+    Attributes
+    ----------
+    sums : array, shape (..., n, n)
+        ``s_i + c s_j + shift``, what components of W are divided by; s the eigenvalues.
+    vectors : array, shape (..., n, n)
+        Eigenvectors.
+    shift : array, shape (..., 1, 1), or None
+        None for zero.
+    """
+
+    sums: Any
+    vectors: Any
+    shift: Any = None
 
 
 class Ops:
@@ -479,17 +498,26 @@ class Ops:
         return f(*arrays)
 
     def lyapunov(
-        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+        self,
+        h: Array,
+        w: Array,
+        diagonalise: Callable[[Array], Diagonal],
+        weight: complex = 1.0,
     ) -> Array:
-        """Solve ``H X + X H = W`` for Hermitian H, in a way that can itself be differentiated.
+        """Solve ``H X + c X H + shift X = W`` for Hermitian H, so that it can be differentiated.
 
-        `diagonalise` gives the sums of pairs of eigenvalues of H, and the eigenvectors.
+        `diagonalise` solves it for one eigenvector of H on either side; c is the weight.
         """
-        return self._by_eigenvectors(w, *diagonalise(h))
+        return self._by_eigenvectors(w, diagonalise(h))
 
-    def _by_eigenvectors(self, w: Array, sums: Array, v: Array) -> Array:
-        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.like(sums, v)
+    def _by_eigenvectors(self, w: Array, d: Diagonal) -> Array:
+        v = d.vectors
+        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.like(d.sums, v)
         return self.matmul(self.matmul(v, core), self.adjoint(v))
+
+    def _adjoint_of(self, d: Diagonal) -> Diagonal:
+        """The adjoint of an equation that is diagonalised."""
+        return d._replace(sums=self.xp.conj(d.sums)) if self.is_complex(d.sums) else d
 
 
 class InPlaceOps(Ops):
@@ -787,21 +815,29 @@ class TorchOps(InPlaceOps):
         return _torch_function().apply(f, jvp, vjp, keep, *arrays)
 
     def lyapunov(
-        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+        self,
+        h: Array,
+        w: Array,
+        diagonalise: Callable[[Array], Diagonal],
+        weight: complex = 1.0,
     ) -> Array:
-        """Solve ``H X + X H = W``; its derivative solves the same equation."""
-        solve = functools.partial(self.lyapunov, diagonalise=diagonalise)
+        """Solve ``H X + c X H + shift X = W``; its derivative solves the same equation."""
+        conjugate = weight.conjugate()
 
         def f(h: Array, w: Array) -> tuple[Array]:
-            return (self._by_eigenvectors(w, *diagonalise(h)),)
+            return (self._by_eigenvectors(w, diagonalise(h)),)
 
         def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
             (h, _), (x,), (dh, dw) = arrays, results, tangents
-            return (solve(h, dw - self.matmul(dh, x) - self.matmul(x, dh)),)
+            moved = self.matmul(dh, x) + weight * self.matmul(x, dh)
+            return (self.lyapunov(h, dw - moved, diagonalise, weight),)
 
         def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array, Array]:
-            w, adjoint = solve(arrays[0], gradients[0]), self.adjoint(results[0])
-            return -(self.matmul(w, adjoint) + self.matmul(adjoint, w)), w
+            w = self.lyapunov(
+                arrays[0], gradients[0], lambda h: self._adjoint_of(diagonalise(h)), conjugate
+            )
+            adjoint = self.adjoint(results[0])
+            return -(self.matmul(w, adjoint) + conjugate * self.matmul(adjoint, w)), w
 
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
@@ -1140,19 +1176,28 @@ class JaxOps(Ops):
         return function(*arrays)
 
     def lyapunov(
-        self, h: Array, w: Array, diagonalise: Callable[[Array], tuple[Array, Array]]
+        self,
+        h: Array,
+        w: Array,
+        diagonalise: Callable[[Array], Diagonal],
+        weight: complex = 1.0,
     ) -> Array:
-        """Solve ``H X + X H = W``; JAX differentiates the equation, not the eigenvectors."""
+        """Solve the equation; JAX differentiates it, not the eigenvectors."""
         if not (self.records(h) or self.records(w)):
-            return super().lyapunov(h, w, diagonalise)
+            return super().lyapunov(h, w, diagonalise, weight)
         lax = importlib.import_module("jax").lax
-        sums, v = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
+        d = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
         conj = self.xp.conj
+
+        def multiplied(x: Array) -> Array:
+            y = self.matmul(h, x) + weight * self.matmul(x, h)
+            return y if d.shift is None else y + d.shift * x
+
         return lax.custom_linear_solve(
-            lambda x: self.matmul(h, x) + self.matmul(x, h),
+            multiplied,
             w,
-            lambda _, b: self._by_eigenvectors(b, sums, v),
-            lambda _, b: conj(self._by_eigenvectors(conj(b), sums, v)),
+            lambda _, b: self._by_eigenvectors(b, d),
+            lambda _, b: conj(self._by_eigenvectors(conj(b), self._adjoint_of(d))),
         )
 
     def gemm(
