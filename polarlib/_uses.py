@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
+from polarlib._derivatives import constant, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
+from polarlib._schedule import is_number
 from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, unless_it_fails
+from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of, unless_it_fails
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 
@@ -56,13 +59,19 @@ def nearest_orthogonal(a: Array) -> Array:
     return unitary_factor(a)
 
 
-def nearest_rotation(a: Array) -> Array:
+def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
     Parameters
     ----------
     a : array or array-like, shape (..., n, n)
         Real. Never changed. Integers become float64.
+    regularization : float, optional
+        r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
+        ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes
+        ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant: derivatives are bounded by
+        ``1 / (2 r sigma_1)``, and exist where the rotation is not unique. The relative bias is
+        ``(r sigma_1 / d)^2``.
 
     Returns
     -------
@@ -79,12 +88,14 @@ def nearest_rotation(a: Array) -> Array:
         If `a` is not an array of real numbers. The special unitary matrix nearest to a complex one
         has no closed form.
     ValueError
-        For matrices that are not square, NaN or infinity.
+        For matrices that are not square, NaN or infinity, a regularization that is negative. With
+        torch or JAX, when a derivative is computed without regularization where the rotation is
+        not unique to rounding, ``d <= n eps sigma_1``; in code that JAX traces it is NaN.
 
     Notes
     -----
     G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
-    Trans. PAMI 13 (1991) 376-380.
+    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/derivatives.md.
 
     Examples
     --------
@@ -94,17 +105,14 @@ def nearest_rotation(a: Array) -> Array:
     a, ops = as_matrix(a)
     _refuse_complex(a, ops, "nearest_rotation")
     _check_square(a, "nearest_rotation")
+    r = _check_regularization(regularization)
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
-        r = small_rotation(a, ops)
-        if not bool(ops.xp.all(ops.xp.isfinite(r))):
-            _finite_peak(ops.at_least_single(a), ops, "a")
-        return r
-    return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
+    exact = functools.partial(nearest_rotation, regularization=r)
+    return differentiable_unitary(_found_rotation, a, exact, rotation=True, regularization=r)
 
 
-def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
+def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
     Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
@@ -118,6 +126,10 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
         Of one array library, never changed; leading axes broadcast. Integers become float64.
     rotation : bool, optional
         Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
+    regularization : float, optional
+        For derivatives by torch or JAX, with respect to both arguments: see
+        :func:`nearest_rotation`. Without `rotation` the sums are those of any two singular values
+        of ``A^H B``.
 
     Returns
     -------
@@ -132,7 +144,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
         If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
         a rotation is asked for.
     ValueError
-        For shapes that do not match, NaN or infinity.
+        For shapes that do not match, NaN or infinity, a regularization that is negative; for
+        derivatives where Q is not unique, as :func:`nearest_rotation`.
 
     Notes
     -----
@@ -150,12 +163,16 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
     a, b, ops = _pair(a, b)
     if rotation:
         _refuse_complex(a, ops, "procrustes(rotation=True)")
+    r = _check_regularization(regularization)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
     x, y = _scaled(a, ops, "a"), _scaled(b, ops, "b")
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return ops.like(product, a)
-    return ops.like(_rotation(product, ops) if rotation else unitary_factor(product), a)
+    find = _found_rotation if rotation else unitary_factor
+    # In at least single precision, so that nothing need be found again for the rule.
+    q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
+    return ops.like(q, a)
 
 
 def sqrtm_psd(a: Array) -> Array:
@@ -238,7 +255,7 @@ def _refuse_complex(a: Array, ops: Ops, name: str) -> None:
 def _finite_peak(x: Array, ops: Ops, name: str) -> Array:
     """Largest absolute entry of each matrix."""
     peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
+    if not ops.hidden(x) and not math.isfinite(ops.read(peak)):
         raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
     return peak
 
@@ -246,7 +263,9 @@ def _finite_peak(x: Array, ops: Ops, name: str) -> Array:
 def _scaled(a: Array, ops: Ops, name: str) -> Array:
     """In at least single precision, over a power of two near the largest entry."""
     x = ops.at_least_single(a)
-    return x if 0 in x.shape else ops.divide(x, ops.binary_scale(_finite_peak(x, ops, name)))
+    if 0 in x.shape:
+        return x
+    return ops.divide(x, constant(lambda x: ops.binary_scale(_finite_peak(x, ops, name)), x))
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
@@ -271,7 +290,26 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
     if a.dtype != b.dtype:
         common = ops.xp.result_type(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
-    return a, b, ops
+    return a, b, ops.together(a, b)
+
+
+def _check_regularization(value: Any) -> float:
+    if not is_number(value) or not 0 <= float(value) < math.inf:
+        raise ValueError(
+            f"regularization must be a number of at least 0, got {value!r}; 0 is the exact rule"
+        )
+    return float(value)
+
+
+def _found_rotation(a: Array) -> Array:
+    """Nearest rotation of real matrices that nobody differentiates."""
+    ops = ops_of(a)
+    if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
+        r = small_rotation(a, ops)
+        if not ops.hidden(a) and not bool(ops.xp.all(ops.xp.isfinite(r))):
+            _finite_peak(ops.at_least_single(a), ops, "a")
+        return r
+    return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
 
 
 def _rotation(x: Array, ops: Ops) -> Array:

@@ -462,6 +462,10 @@ class Ops:
         """Whether the library traces or differentiates what is done with `x`."""
         return False
 
+    def together(self, *arrays: Array) -> Ops:
+        """Arithmetic for several arrays of the library: functional, if it records one of them."""
+        return self.functional() if any(ops_of(x).records(x) for x in arrays) else self
+
     def spread(self, x: Array) -> bool:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
         return False
