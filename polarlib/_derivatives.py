@@ -37,7 +37,7 @@ import numpy as np
 from polarlib._schedule import Schedule
 from polarlib.formats import format_of
 from polarlib.iterate import iterate, normalise
-from polarlib.ops import Diagonal, Ops, ops_of, unless_it_fails
+from polarlib.ops import Diagonal, Ops, ops_of
 from polarlib.result import PolarResult
 
 __all__ = [
@@ -360,7 +360,7 @@ class Equation:
     def _diagonalise(self, h: Array, *, real: bool = False) -> Diagonal:
         """Diagonalise the equation, if it has a unique solution."""
         ops = ops_of(h).functional()
-        s, v = _eigenvalues(ops.xp.real(h) if real else h, ops)
+        s, v = ops.eigh(ops.xp.real(h) if real else h)
         sums = self._off_diagonal(s[..., :, None] + s[..., None, :], s, ops)
         if self.regularization:
             largest = _largest(s, ops)
@@ -435,17 +435,6 @@ def as_complex(x: Array, ops: Ops) -> Array:
 def _largest(s: Array, ops: Ops) -> Array:
     """Largest of ascending eigenvalues in absolute value, shape (..., 1, 1)."""
     return ops.xp.maximum(s[..., -1:], -s[..., :1])[..., None]
-
-
-def _eigenvalues(h: Array, ops: Ops) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors; NaN where there are none to be had."""
-    xp = ops.xp
-
-    def lost() -> tuple[Array, Array]:
-        values = xp.sum(xp.real(h) if ops.is_complex(h) else h, axis=-1)
-        return values * math.nan, h * math.nan
-
-    return unless_it_fails(lambda: tuple(xp.linalg.eigh(h)), lost)
 
 
 def constant(f: Callable[[Array], Array], x: Array) -> Array:

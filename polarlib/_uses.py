@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._derivatives import constant, differentiable_unitary
+from polarlib._derivatives import constant, differentiable_root, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
 from polarlib._schedule import is_number
-from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of, unless_it_fails
+from polarlib.decompose import default_tolerance, polar, refuse_hidden, unitary_factor
+from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 
@@ -195,16 +195,19 @@ def sqrtm_psd(a: Array) -> Array:
         If `a` is not an array of numbers.
     ValueError
         For matrices that are not square, not Hermitian, or have an eigenvalue below
-        ``-max(100, n)`` epsilons of the largest; for NaN or infinity.
+        ``-max(100, n)`` epsilons of the largest; for NaN or infinity. With torch or JAX, when a
+        derivative is computed at a matrix that has an eigenvalue below n epsilons of the largest.
 
     Notes
     -----
     ``A = L L^H`` by Cholesky, and H of the polar decomposition ``L^H = U H``: ``H^2 = L L^H``.
     N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174; Functions of Matrices (SIAM, 2008),
-    Algorithm 6.21. The condition number is that of L, the root of that of A. Where Cholesky fails,
-    a matrix is singular to rounding, and the root is made of eigenvalues and eigenvectors, those of
-    the wrong sign taken as zero. Either way ``H^2`` is A up to some epsilons of its norm: where A
-    has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the largest are noise.
+    Algorithm 6.21. The condition number is that of L, the root of that of A. Where
+    ``||L L^H - A||_F`` exceeds ``max(100, n)`` epsilons of ``||A||_F``, since A is singular to
+    rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
+    zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
+    its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
+    largest are noise.
 
     Examples
     --------
@@ -217,23 +220,7 @@ def sqrtm_psd(a: Array) -> Array:
     _check_square(a, "sqrtm_psd")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(_finite_peak(ops.at_least_single(a), ops, "a")))
-    x = ops.divide(ops.divide(ops.at_least_single(a), root), root)
-    z = ops.hermitian_part(x)
-    tolerance = default_tolerance(a.shape, ops.format_name(a))
-    skew = ops.read(ops.frobenius(x - z) / ops.divisor(ops.frobenius(x)))
-    if not skew <= tolerance:
-        raise ValueError(
-            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-            "pass (a + a^H) / 2 if that is what you mean"
-        )
-    factor = ops.cholesky(z)
-    if math.isfinite(ops.read(ops.max_abs(factor))):
-        h = polar(ops.adjoint(factor)).hermitian
-    else:
-        h = _root_by_eigenvalues(z, root, tolerance, ops)
-    return ops.like(ops.scale(h, root), a)
+    return differentiable_root(_found_root, a, sqrtm_psd)
 
 
 # -- shared ----------------------------------------------------------------------------------
@@ -322,14 +309,49 @@ def _rotation(x: Array, ops: Ops) -> Array:
     return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
 
 
+def _found_root(a: Array) -> Array:
+    """Square root of Hermitian matrices that nobody differentiates."""
+    ops = ops_of(a)
+    refuse_hidden(a, ops, "sqrtm_psd")
+    x = ops.at_least_single(a)
+    # By the square of a power of two, so that scaling back is exact.
+    root = ops.binary_scale(ops.xp.sqrt(_finite_peak(x, ops, "a")))
+    x = ops.divide(ops.divide(x, root), root)
+    z = ops.hermitian_part(x)
+    tolerance = default_tolerance(a.shape, ops.format_name(a))
+    skew = ops.read(ops.frobenius(x - z) / ops.divisor(ops.frobenius(x)))
+    if not skew <= tolerance:
+        raise ValueError(
+            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+            "pass (a + a^H) / 2 if that is what you mean"
+        )
+    return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+
+
+def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
+    """Square roots of matrices over ``root**2``, by Cholesky where that is shown to be right.
+
+    A library may leave NaN, or numbers of no meaning, of a matrix that is not positive definite.
+    """
+    xp = ops.xp
+    factor = ops.cholesky(z)
+    residual = ops.frobenius(ops.matmul(factor, ops.adjoint(factor)) - z)
+    limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
+    right = residual <= limit  # NaN is not
+    if bool(xp.all(right)):
+        return polar(ops.adjoint(factor)).hermitian
+    h = _root_by_eigenvalues(z, root, tolerance, ops)
+    if not bool(xp.any(right)):
+        return h
+    eye = xp.broadcast_to(ops.eye(z.shape[-1], z), z.shape)
+    known = polar(ops.adjoint(xp.where(right, factor, eye))).hermitian
+    return xp.where(right, known, h)
+
+
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
     xp = ops.xp
-
-    def lost() -> tuple[Array, Array]:
-        return xp.sum(z * math.nan, axis=-1), z * math.nan
-
-    values, vectors = unless_it_fails(lambda: tuple(xp.linalg.eigh(z)), lost)
+    values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
     if bad.any():

@@ -53,6 +53,7 @@ __all__ = [
     "orthogonalize",
     "orthogonalize_all",
     "polar",
+    "refuse_hidden",
     "resolve_schedule",
     "unitary_factor",
 ]
@@ -667,7 +668,7 @@ def _decompose(
 ) -> PolarResult:
     """Choose, run and give evidence."""
     ops = ops_of(a)
-    _refuse_hidden(a, ops, "polar")
+    refuse_hidden(a, ops, "polar")
     m, n = a.shape[-2:]
     tol = _tolerance(a, ops, rtol)
     hints = sigma_min is not None or cond is not None
@@ -759,7 +760,7 @@ def _refuse_fixed(method: str | Schedule) -> None:
         )
 
 
-def _refuse_hidden(a: Array, ops: Ops, name: str) -> None:
+def refuse_hidden(a: Array, ops: Ops, name: str) -> None:
     """Raise where a method could not look at its matrix."""
     if ops.hidden(a):
         raise TypeError(
@@ -879,7 +880,7 @@ def _factor(
 ) -> Array:
     """Choose, run and measure."""
     ops = ops_of(a)
-    _refuse_hidden(a, ops, "unitary_factor")
+    refuse_hidden(a, ops, "unitary_factor")
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)

@@ -426,6 +426,18 @@ class Ops:
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
+    def eigh(self, z: Array) -> tuple[Array, Array]:
+        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors."""
+        if not hasattr(self.xp.linalg, "eigh"):  # Dask has none
+            s, v = np.linalg.eigh(self.to_host(z))
+            v = self.like(self.from_host(v, z), z)
+            return self.like(self.from_host(s, z), self.max_abs(z)), v
+
+        def lost() -> tuple[Array, Array]:
+            return self.xp.sum(self.xp.abs(z), axis=-1) * math.nan, z * math.nan
+
+        return unless_it_fails(lambda: tuple(self.xp.linalg.eigh(z)), lost)
+
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
         return unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
