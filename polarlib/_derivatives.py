@@ -26,6 +26,7 @@ its own solution again: so derivatives have derivatives.
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 import functools
 import math
@@ -42,6 +43,7 @@ from polarlib.result import PolarResult
 
 __all__ = [
     "constant",
+    "differentiable_inverse_root",
     "differentiable_polar",
     "differentiable_root",
     "differentiable_schedule",
@@ -510,6 +512,41 @@ def root_derivative(h: Array, e: Array) -> Array:
         return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
 
 
+def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
+    """Derivative of ``F = A^(-1/p)`` for A positive definite, applied to a direction or gradient.
+
+    With ``G = F^-1``: ``dF = -F dG F``, and ``sum_k G^k dG G^(p-1-k) = dA``. The polynomial
+    ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w but 1, so that
+    one equation ``G X - w X G = W`` after another solves it.
+    """
+    ops = ops_of(x).functional()
+    scale = constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    real = not ops.is_complex(x)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        f = f * scale ** (1 / p)
+        g = ops.hermitian_part(ops.inverse(f))
+        dg = ops.hermitian_part(ops.divide(e, scale))
+        if p > 2:
+            g, dg = as_complex(g, ops), as_complex(dg, ops)
+        for k in range(1, p):
+            weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
+            dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
+        if real and p > 2:
+            dg = ops.xp.real(dg)
+        df = ops.matmul(ops.matmul(f, dg), f)
+        return ops.hermitian_part(df) * -(scale ** (-1 / p))
+
+
+def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
+    """``H X + c X H`` in the eigenvectors of H."""
+    ops = ops_of(h).functional()
+    is_complex = ops.is_complex(h)
+    s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
+    if is_complex:
+        s, v = as_complex(s, ops), as_complex(v, ops)
+    return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
+
+
 def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of both factors in a direction.
 
@@ -643,6 +680,14 @@ def differentiable_root(
 ) -> Array:
     """``apply(a)``, a Hermitian square root, for which the library that records it finds rules."""
     return _self_adjoint(apply, a, exact, lambda _, h, e: root_derivative(h, e))
+
+
+def differentiable_inverse_root(
+    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array], p: int
+) -> Array:
+    """``apply(a)``, an inverse p-th root, for which the library that records it finds rules."""
+    derivative = functools.partial(inverse_root_derivative, p=p)
+    return _self_adjoint(apply, a, exact, derivative)
 
 
 def _self_adjoint(

@@ -7,12 +7,13 @@ import math
 import numbers
 from typing import Any
 
+from polarlib._derivatives import constant, differentiable_inverse_root
 from polarlib._schedule import Schedule, is_count
-from polarlib.decompose import default_tolerance
+from polarlib.decompose import default_tolerance, refuse_hidden
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, not_finite, ops_of
 
 __all__ = ["inverse_root"]
 
@@ -90,12 +91,24 @@ def inverse_root(
         raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
+    if schedule is not None:  # of an approximation, its products are recorded
+        return _computed(a, p=int(p), schedule=schedule, condition=condition)
+    exact = functools.partial(inverse_root, p=int(p), condition=condition)
+    find = functools.partial(_computed, p=int(p), schedule=None, condition=condition)
+    return differentiable_inverse_root(find, a, exact, int(p))
+
+
+def _computed(a: Array, *, p: int, schedule: Schedule | None, condition: float | None) -> Array:
+    """Inverse root of square matrices that are not empty."""
+    ops, n = ops_of(a).together(a), a.shape[-1]
+    if schedule is None and condition is None:
+        refuse_hidden(a, ops, "inverse_root without condition= or schedule=")
     x = ops.at_least_single(a)
     measured = schedule is None and condition is None
     peak = ops.max_abs(x)
     if (ops.host or measured) and not math.isfinite(ops.read(peak)):
         raise ValueError(f"a {not_finite(ops.to_host(x))}; remove them first")
-    scale = ops.binary_scale(peak)
+    scale = constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
     y = ops.divide(x, scale)
     h = ops.hermitian_part(y)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
@@ -119,8 +132,8 @@ def inverse_root(
                 )
         else:
             smallest = 1 / (float(condition) * n ** (1 / 16))
-        schedule = _converging(int(p), math.floor(math.log2(smallest) / p - 1e-3), eps)
-    z, alpha, beta = coupled(r, schedule.steps, ops, stride=int(p))
+        schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), eps)
+    z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
     q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
     # Each root by itself: their product could overflow where the result does not.
     q = ops.hermitian_part(q) * ops.divisor(bound) ** (-1 / p)
