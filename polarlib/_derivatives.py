@@ -42,7 +42,6 @@ from polarlib.ops import Diagonal, Ops, ops_of
 from polarlib.result import PolarResult
 
 __all__ = [
-    "constant",
     "differentiable_inverse_root",
     "differentiable_polar",
     "differentiable_root",
@@ -439,18 +438,6 @@ def _largest(s: Array, ops: Ops) -> Array:
     return ops.xp.maximum(s[..., -1:], -s[..., :1])[..., None]
 
 
-def constant(f: Callable[[Array], Array], x: Array) -> Array:
-    """``f(x)``, which derivatives take for a constant."""
-
-    def jvp(_: Any, results: Any, __: Any) -> tuple[Array]:
-        return (ops_of(results[0]).xp.zeros_like(results[0]),)
-
-    def vjp(*_: Any) -> tuple[None]:
-        return (None,)
-
-    return ops_of(x).differentiable(lambda x: (f(x),), jvp, vjp, (x,), keep=True)[0]
-
-
 class _Scaled(NamedTuple):
     """A tall matrix over a power of two, its factors and the arithmetic of its library."""
 
@@ -468,7 +455,7 @@ def _tall(a: Array, u: Array) -> _Scaled:
     if wide:
         a, u = ops.adjoint(a), ops.adjoint(u)
     # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
-    scale = constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
+    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
     x = ops.divide(a, scale)
     h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
     return _Scaled(x, u, h, scale, ops, wide)
@@ -506,7 +493,7 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
 def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
     ops = ops_of(h).functional()
-    scale = constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
+    scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         e = ops.hermitian_part(ops.divide(e, scale))
         return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
@@ -520,7 +507,7 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     one equation ``G X - w X G = W`` after another solves it.
     """
     ops = ops_of(x).functional()
-    scale = constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
     real = not ops.is_complex(x)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         f = f * scale ** (1 / p)

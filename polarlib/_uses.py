@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._derivatives import constant, differentiable_root, differentiable_unitary
+from polarlib._derivatives import differentiable_root, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
@@ -252,7 +252,7 @@ def _scaled(a: Array, ops: Ops, name: str) -> Array:
     x = ops.at_least_single(a)
     if 0 in x.shape:
         return x
-    return ops.divide(x, constant(lambda x: ops.binary_scale(_finite_peak(x, ops, name)), x))
+    return ops.divide(x, ops.constant(lambda x: ops.binary_scale(_finite_peak(x, ops, name)), x))
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:

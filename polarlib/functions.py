@@ -7,7 +7,7 @@ import math
 import numbers
 from typing import Any
 
-from polarlib._derivatives import constant, differentiable_inverse_root
+from polarlib._derivatives import differentiable_inverse_root
 from polarlib._schedule import Schedule, is_count
 from polarlib.decompose import default_tolerance, refuse_hidden
 from polarlib.design import targets
@@ -108,7 +108,7 @@ def _computed(a: Array, *, p: int, schedule: Schedule | None, condition: float |
     peak = ops.max_abs(x)
     if (ops.host or measured) and not math.isfinite(ops.read(peak)):
         raise ValueError(f"a {not_finite(ops.to_host(x))}; remove them first")
-    scale = constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
     y = ops.divide(x, scale)
     h = ops.hermitian_part(y)
     tolerance = default_tolerance(a.shape, ops.format_name(a))

@@ -513,6 +513,17 @@ class Ops:
         """
         return f(*arrays)
 
+    def constant(self, f: Callable[..., Array], *arrays: Array) -> Array:
+        """Return ``f(*arrays)``, which derivatives take for a constant."""
+
+        def jvp(_: Any, results: Any, __: Any) -> tuple[Array]:
+            return (self.xp.zeros_like(results[0]),)
+
+        def vjp(*_: Any) -> Any:
+            return (None,) * len(arrays)
+
+        return self.differentiable(lambda *x: (f(*x),), jvp, vjp, arrays, keep=True)[0]
+
     def lyapunov(
         self,
         h: Array,
