@@ -760,13 +760,14 @@ def _refuse_fixed(method: str | Schedule) -> None:
         )
 
 
-def refuse_hidden(a: Array, ops: Ops, name: str) -> None:
+def refuse_hidden(
+    a: Array, ops: Ops, name: str, remedy: str = "use orthogonalize(), which does not look"
+) -> None:
     """Raise where a method could not look at its matrix."""
     if ops.hidden(a):
         raise TypeError(
             f"{name} looks at its matrix, which jax.jit and jax.vmap hide: call it outside of jit "
-            "(under grad it may be) and on a whole stack instead of vmap, or use orthogonalize(), "
-            "which does not look"
+            f"(under grad it may be) and on a whole stack instead of vmap, or {remedy}"
         )
 
 

@@ -102,7 +102,7 @@ def _computed(a: Array, *, p: int, schedule: Schedule | None, condition: float |
     """Inverse root of square matrices that are not empty."""
     ops, n = ops_of(a).together(a), a.shape[-1]
     if schedule is None and condition is None:
-        refuse_hidden(a, ops, "inverse_root without condition= or schedule=")
+        refuse_hidden(a, ops, "inverse_root", "pass condition= or schedule=")
     x = ops.at_least_single(a)
     measured = schedule is None and condition is None
     peak = ops.max_abs(x)

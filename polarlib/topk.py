@@ -210,8 +210,8 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     ops = ops_of(a)
     if ops.hidden(a):
         raise TypeError(
-            "top_singular reads numbers of its matrix, which jax.jit and jax.vmap hide; call it "
-            "outside of them, on a whole stack"
+            "top_singular looks at its matrix, which jax.jit and jax.vmap hide: call it outside of "
+            "jit (under grad it may be) and on a whole stack instead of vmap"
         )
     m, n = a.shape[-2:]
     x = ops.at_least_single(a)
