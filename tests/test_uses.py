@@ -414,6 +414,29 @@ def test_semidefinite(lib):
         assert np.all(small >= -10 * EPS[dtype] * np.sqrt(size))
 
 
+def test_stacks_of_definite_and_singular_matrices(lib):
+    """Each matrix has the root that it has alone, by a method that is right for it."""
+    scale = np.geomspace(1, 1e-9, 5)
+    graded = scale[:, None] * definite([1.0, 0.9, 0.8, 0.7, 0.6], "float64") * scale
+    graded = (graded + graded.T) / 2  # small entries that eigenvalues would lose
+    low = np.round(3 * gaussian(5, 2))
+    stack = np.stack([graded, low @ low.T, np.diag([1.0, 1, 1, 0, 0]), np.eye(5)])
+    h = lib.to_numpy(sqrtm_psd(lib.asarray(stack)))
+    np.testing.assert_allclose(h[0], exact_root(graded), rtol=1e-6)
+    for a, root in zip(stack[1:], h[1:], strict=True):
+        assert np.linalg.norm(root @ root - a) <= 1e-14 * np.linalg.norm(a)
+    np.testing.assert_array_equal(h[3], np.eye(5))
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "array_api_strict"])
+def test_root_of_a_large_singular_matrix(name):
+    """Of so many entries that a library might look at a part of them for NaN."""
+    f = gaussian(8, 72, dtype="float32")
+    a = f.T @ f
+    h = np.asarray(sqrtm_psd(library(name).asarray(a)), dtype="f8")
+    assert np.linalg.norm(h @ h - a) <= 1e-5 * np.linalg.norm(a)
+
+
 def test_square_root_of_a_projector_and_of_ones():
     ones = np.ones((7, 7))
     np.testing.assert_allclose(sqrtm_psd(ones), ones / math.sqrt(7), atol=1e-15 * 7)
