@@ -70,6 +70,9 @@ def inverse_root(
     Where a device is not asked for anything (`condition` or `schedule` given), a matrix that is not
     finite gives NaN, and one that is not Hermitian is replaced by its Hermitian part.
 
+    torch and JAX differentiate the exact root by a rule (docs/derivatives.md); with `schedule` they
+    differentiate the products.
+
     Examples
     --------
     >>> import numpy as np
