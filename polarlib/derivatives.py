@@ -2,9 +2,9 @@
 
 torch and JAX find them by themselves: :func:`polarlib.polar`, :func:`polarlib.orthogonalize`,
 rotations, roots and leading triplets are operations of their automatic differentiation. Here the
-derivatives of those two are functions, on NumPy and any other array library: in a direction (jvp), and of a real function
-of the result by its gradient with respect to the result (vjp). Gradients are those of the inner
-product ``Re sum(conj(x) y)``, of complex matrices too.
+derivatives of those two are functions, on NumPy and any other array library: in a direction (jvp),
+and of a real function of the result by its gradient with respect to the result (vjp). Gradients are
+those of the inner product ``Re sum(conj(x) y)``, of complex matrices too.
 """
 
 from __future__ import annotations
