@@ -70,7 +70,7 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
         r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
         ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes
         ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant: derivatives are bounded by
-        ``1 / (2 r sigma_1)``, and exist where the rotation is not unique. The relative bias is
+        ``1 / (r sigma_1)``, and exist where the rotation is not unique. The relative bias is
         ``(r sigma_1 / d)^2``.
 
     Returns
