@@ -11,7 +11,8 @@ from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
 from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, unless_it_fails
+from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of, unless_it_fails
+from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 
@@ -96,12 +97,7 @@ def nearest_rotation(a: Array) -> Array:
     _check_square(a, "nearest_rotation")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
-        r = small_rotation(a, ops)
-        if not bool(ops.xp.all(ops.xp.isfinite(r))):
-            _finite_peak(ops.at_least_single(a), ops, "a")
-        return r
-    return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
+    return ops.like(_rotation(ops.at_least_single(a), ops), a)
 
 
 def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
@@ -275,13 +271,76 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation of scaled real matrices."""
+    """Nearest rotation of each real matrix, none that is not shown to be one.
+
+    Parameters
+    ----------
+    x : array, shape (..., n, n)
+        Real, in at least single precision, of any scale.
+    ops : Ops
+        Arithmetic of its library.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Where numbers cannot be looked at, NaN in place of errors.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity.
+    ConvergenceWarning
+        If the SVD does not give a nearest rotation either.
+    """
+    xp = ops.xp
+    r = ops.compiled(_shown_rotation)(x)
+    if not ops.hidden(x) and not bool(xp.all(xp.isfinite(r))):
+        _finite_peak(x, ops, "a")
+        raise ConvergenceWarning(
+            "the nearest rotation was not found: the SVD did not converge; use float64"
+        )
+    return r
+
+
+def _shown_rotation(x: Array) -> Array:
+    """Nearest rotations of real matrices of any scale; NaN where none is shown to be one."""
+    ops = ops_of(x)
+    xp = ops.xp
+    shown = None
     if x.shape[-1] <= LARGEST:
-        return small_rotation(x, ops)
-    u, _, vh = ops.svd(x)
-    turned = ops.xp.linalg.det(ops.matmul(u, vh)) < 0
-    last = ops.xp.where(turned[..., None, None], -u[..., -1:], u[..., -1:])
-    return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+        r, shown = small_rotation(x, ops)
+        if not ops.hidden(x) and bool(xp.all(shown)):
+            return r
+    peak = ops.max_abs(x)
+    finite = xp.isfinite(peak)
+    y = xp.where(finite, ops.divide(x, ops.binary_scale(peak)), xp.zeros_like(x))
+    other, found = _rotation_by_svd(y, ops)
+    other = xp.where(finite & found, other, xp.full_like(x, math.nan))
+    return other if shown is None else xp.where(shown[..., None, None], r, other)
+
+
+def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
+    """Nearest rotations of scaled matrices, and whether each is shown to be one, (..., 1, 1).
+
+    R is the nearest if ``R^T A`` is symmetric and its trace is the largest that there is,
+    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``.
+    """
+    xp = ops.xp
+    u, s, vh = ops.svd(x)
+    sign = ops.determinant_sign(ops.matmul(u, vh))
+    last = u[..., -1:] * sign
+    r = polished(ops.matmul(xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+    tol = default_tolerance(x.shape, ops.format_name(x))
+    size = ops.frobenius(x)
+    w = ops.matmul(ops.adjoint(r), x)
+    best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]
+    shown = (
+        (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
+        & (ops.determinant_sign(r) > 0)
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)
+        & (ops.trace(w) >= best - tol * size)
+    )
+    return r, shown
 
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:

@@ -433,6 +433,17 @@ class Ops:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
         return unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
 
+    def determinant_sign(self, x: Array) -> Array:
+        """Signs of the determinants of real matrices, shape (..., 1, 1); NaN for NaN.
+
+        The logarithm beside them cannot overflow, as a determinant can.
+        """
+        linalg = self.xp.linalg
+        if hasattr(linalg, "slogdet"):
+            return linalg.slogdet(x)[0][..., None, None]
+        sign = np.linalg.slogdet(self.to_host(x))[0]  # Dask has no determinants
+        return self.from_host(np.asarray(sign)[..., None, None], x)
+
     # -- differentiation, where the library does it --------------------------------------------
 
     def functional(self) -> Ops:

@@ -7,12 +7,13 @@ import itertools
 import mpmath
 import numpy as np
 import pytest
-from conftest import DTYPES, library
+from conftest import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarlib._methods import small as module
-from polarlib._methods.small import decompose, rotation, small
+from polarlib._methods.small import decompose, small
+from polarlib._uses import _rotation as rotation
 from polarlib.ops import ops_of
 from polarlib.testing import with_singular_values
 
@@ -359,29 +360,38 @@ def test_libraries(lib, dtype):
             assert np.all(np.abs(np.linalg.det(r[good].astype(float)) - 1) < 1e-5)
 
 
-def test_rotation_under_jit_and_vmap():
-    xp = library("jax").xp
-    import jax
+@pytest.mark.parametrize("n", SIZES)
+def test_only_nearest_rotations_are_shown_to_be_such(n):
+    """Of all signed permutations, those with det +1 that reach the largest trace of R^T A."""
+    s = np.arange(n, 0, -1.0) - 0.5
+    for sign in (1, -1):
+        a = np.diag(s * ([1.0] * (n - 1) + [sign]))
+        best = s.sum() - (1 - sign) * s[-1]
+        for p in itertools.permutations(range(n)):
+            for signs in itertools.product((1.0, -1.0), repeat=n):
+                r = np.eye(n)[list(p)] * signs
+                nearest = np.linalg.det(r) > 0 and np.trace(r.T @ a) > best - 0.1
+                for t in (r, r + 1e-9 * gaussian((n, n))) if nearest else (r,):
+                    entries = [[[np.array([v]) for v in row] for row in m] for m in (t, a)]
+                    shown = module._is_nearest_rotation(*entries, 2e-14, ops_of(a))[0]
+                    assert shown == (nearest and t is r)
 
-    a = gaussian((30, 3, 3))
-    a[4], a[9] = 0, -np.eye(3)
-    x = xp.asarray(a)
-    expected = rotation(a, ops_of(a))
-    det = np.linalg.det(a)
-    s = np.linalg.svd(a, compute_uv=False)
-    unique = s[:, 1] + np.sign(det) * s[:, 2] > 0.05 * s[:, 0]
-    found = np.asarray(jax.jit(lambda y: rotation(y, ops_of(y)))(x))
-    np.testing.assert_allclose(found[unique], expected[unique], atol=1e-13)
-    np.testing.assert_allclose(np.linalg.det(found), 1, atol=1e-13)
-    each = np.asarray(jax.vmap(lambda y: rotation(y, ops_of(y)))(x))
-    np.testing.assert_allclose(each[unique], expected[unique], atol=1e-13)
 
-
-def test_half_precision_rotation():
-    a = gaussian((10, 3, 3)).astype(np.float16)
-    r = rotation(a, ops_of(a))
-    assert r.dtype == np.float16
-    np.testing.assert_allclose(r, nearest_rotation(a.astype(float)), atol=2e-3)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_closed_forms_near_rank_one_are_not_believed(dtype):
+    """What Newton's iteration for the quartic divides by is rounding there."""
+    rng = np.random.default_rng(0)
+    for ratio in (0.0, *10.0 ** -np.arange(1.0, 13)):
+        s = ratio ** np.arange(3) * rng.choice([1, 1, -1], (4000, 3))
+        q = np.linalg.qr(rng.standard_normal((2, 4000, 3, 3)))[0]
+        a = ((q[0] * s[:, None, :]) @ q[1]).astype(dtype)
+        entries = [[a[:, i, j] for j in range(3)] for i in range(3)]
+        for proper in (False, True):
+            with np.errstate(all="ignore"):
+                factor = module._factor(entries, ops_of(a), proper=proper)
+            u = np.stack([np.stack(row, -1) for row in factor.unitary], -2)[factor.safe]
+            defect = norm(adjoint(u) @ u - np.eye(3))
+            assert defect.max(initial=0) <= 3 * FEW * np.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(
@@ -389,14 +399,18 @@ def test_half_precision_rotation():
     [
         (lambda: decompose(np.eye(5), ops_of(np.eye(5))), ValueError, r"shape \(5, 5\)"),
         (lambda: decompose(np.ones((4, 3)), ops_of(np.eye(3))), ValueError, r"square.*\(4, 3\)"),
-        (lambda: rotation(np.ones((3, 4)), ops_of(np.eye(3))), ValueError, r"square.*\(3, 4\)"),
+        (
+            lambda: module.rotation(np.ones((3, 4)), ops_of(np.eye(3))),
+            ValueError,
+            r"square.*\(3, 4\)",
+        ),
         (lambda: small(np.ones((9, 5)), ops_of(np.eye(3)), tol=1e-9), ValueError, r"\(9, 5\)"),
         (
             lambda: small(np.ones((2, 3)), ops_of(np.eye(3)), tol=1e-9),
             ValueError,
             r"tall.*\(2, 3\)",
         ),
-        (lambda: rotation(1j * np.eye(3), ops_of(np.eye(3))), TypeError, "complex128"),
+        (lambda: module.rotation(1j * np.eye(3), ops_of(np.eye(3))), TypeError, "complex128"),
     ],
 )
 def test_bad_calls(call, error, match):

@@ -11,7 +11,16 @@ import scipy.linalg
 from conftest import DTYPES, Library, library
 from scipy.spatial.transform import Rotation
 
-from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
+from polarlib._methods import small
+from polarlib._uses import (
+    _rotation,
+    nearest_orthogonal,
+    nearest_rotation,
+    procrustes,
+    sqrtm_psd,
+)
+from polarlib.ops import ops_of
+from polarlib.result import ConvergenceWarning
 from polarlib.testing import (
     assert_unitary_factor,
     orthonormal,
@@ -214,6 +223,103 @@ def test_rotations_of_every_library(lib):
             best[..., -1] *= np.where(np.linalg.det(wide) < 0, -1, 1)
             reached = np.sum(q * wide, axis=(-2, -1))
             assert np.all(reached >= best.sum(-1) - 20 * n * eps * (1 + np.abs(best[..., 0])))
+
+
+def is_nearest(a: np.ndarray, r: np.ndarray, eps: float) -> None:
+    """Rotations that reach the largest trace of R^T A, by an SVD in double precision."""
+    a, r = a.astype(float), r.astype(float)
+    n = a.shape[-1]
+    s = np.linalg.svd(a, compute_uv=False)
+    # The last sign is that of U V^T: the determinant of A, where it is not rounding.
+    sign = np.where(np.linalg.slogdet(a)[0] < 0, -1, 1)
+    best = s[..., :-1].sum(-1) + sign * s[..., -1]
+    assert np.all(np.abs(adjoint(r) @ r - np.eye(n)) <= 20 * eps)
+    assert np.all(np.abs(np.linalg.det(r) - 1) <= 20 * n * eps)
+    assert np.all(np.sum(r * a, axis=(-2, -1)) >= best - 20 * n * eps * s[..., 0])
+
+
+def near_low_rank(count: int, n: int, dtype: str, seed: int = 0) -> np.ndarray:
+    """Ranks 0 and 1, and nearly these: sigma_2 / sigma_1 from 1 to 1e-12; half reflections."""
+    rng = np.random.default_rng(seed)
+    ratio = np.r_[0.0, 10.0 ** -np.arange(0.0, 13)]
+    s = np.ones((len(ratio), count, n))
+    s[..., 1:] = ratio[:, None, None] * rng.uniform(0.1, 1, (len(ratio), count, n - 1))
+    q = np.linalg.qr(rng.standard_normal((2, len(ratio), count, n, n)))[0]
+    a = (q[0] * s[..., None, :]) @ q[1]
+    exact = rng.standard_normal((count, n, 1)) * rng.standard_normal((count, 1, n))
+    return np.concatenate([a, exact[None], 0 * exact[None]]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_rotations_of_nearly_rank_one(lib, dtype):
+    """Covariances of points on a line, or nearly so."""
+    if dtype not in dtypes_for(lib, REAL):
+        pytest.skip("slow: compiled for every dtype")
+    sizes = (3, 5) if lib.name in ("jax", "array_api_strict") else (1, 2, 3, 4, 5)
+    for n in sizes:
+        a = near_low_rank(3 if n > 4 else 100, n, dtype, seed=n)
+        r = check_like(lib, nearest_rotation(lib.asarray(a)), lib.asarray(a), a.shape)
+        is_nearest(a, r, EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_kabsch_of_points_on_a_line(lib, dtype):
+    if dtype not in dtypes_for(lib, REAL):
+        pytest.skip("slow: compiled for every dtype")
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 10):
+        p = rng.standard_normal((300, count, 1)) * rng.standard_normal((300, 1, 3))
+        p = (p - p.mean(axis=1, keepdims=True)).astype(dtype)
+        b = p @ np.linalg.qr(rng.standard_normal((300, 3, 3)))[0].astype(dtype)
+        q = procrustes(lib.asarray(p), lib.asarray(b), rotation=True)
+        q = check_like(lib, q, lib.asarray(p), (300, 3, 3))
+        is_nearest(adjoint(p.astype(float)) @ b, q, EPS[dtype])
+        np.testing.assert_allclose(p @ q, b, atol=100 * EPS[dtype])
+
+
+def test_rotations_that_cannot_be_looked_at():
+    """Under jit and vmap: the choice is made there."""
+    xp = library("jax").xp
+    import jax
+
+    for n, mapped in ((3, jax.jit), (3, jax.vmap), (5, jax.jit)):
+        a = near_low_rank(4, n, "float64", seed=n).reshape(-1, n, n)
+        a[-1, 0, 0] = np.nan
+        r = np.asarray(mapped(lambda x: _rotation(x, ops_of(x)))(xp.asarray(a)))
+        is_nearest(a[:-1], r[:-1], EPS["float64"])
+        assert np.isnan(r[-1]).all()
+
+
+def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
+    """Wrong closed forms are followed by an SVD; after a wrong SVD there is nothing to return."""
+    right = small._factor
+
+    def wrong(x, ops, *, proper=False):
+        factor = right(x, ops, proper=proper)
+        rows = [factor.unitary[1], factor.unitary[0], *factor.unitary[2:]]
+        return factor._replace(unitary=rows)
+
+    monkeypatch.setattr(small, "_factor", wrong)
+    a = gaussian(20, 3, 3)  # JAX remembers what it compiled by shape
+    x = lib.asarray(a)
+    is_nearest(a, lib.to_numpy(nearest_rotation(x)), EPS["float64"])
+    monkeypatch.setattr(small, "_robust_factor", lambda y, ops, eps, proper: (y, []))
+    kind = next(k for k in type(ops_of(x)).__mro__ if "svd" in vars(k))
+    svd = kind.svd
+
+    def wrong_svd(self, x):
+        u, s, vh = svd(self, x)
+        return u, s, vh * 1.01
+
+    monkeypatch.setattr(kind, "svd", wrong_svd)
+    x, big = lib.asarray(a[:19]), lib.asarray(gaussian(2, 6, 6))
+    for call in (
+        lambda: nearest_rotation(x),
+        lambda: nearest_rotation(big),
+        lambda: procrustes(x, x, rotation=True),
+    ):
+        with pytest.raises(ConvergenceWarning, match="nearest rotation was not found"):
+            call()
 
 
 def test_rotations_of_rotations():
