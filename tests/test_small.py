@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from polarlib._methods import small as module
 from polarlib._methods.small import decompose, small
-from polarlib._uses import _rotation as rotation
+from polarlib._uses import _shown_rotation as rotation
 from polarlib.ops import ops_of
 from polarlib.testing import with_singular_values
 
@@ -188,7 +188,7 @@ def test_not_finite_stays_where_it_is(n):
         assert np.isnan(d.backward_error[k])
         assert d.rank[k] == 0
         assert not d.definite[k]
-    r = rotation(bad, ops_of(bad))
+    r = rotation(bad)
     assert np.isnan(r[[3, 7]]).all()
     assert np.isfinite(r[rest]).all()
 
@@ -233,7 +233,7 @@ def nearest_rotation(a: np.ndarray) -> np.ndarray:
 def test_rotation_in_multiple_precision(n):
     a = gaussian((40, n, n))
     a[::4] *= 10.0 ** -np.arange(0, 3 * n, 3)  # columns of very different lengths
-    r = rotation(a, ops_of(a))
+    r = rotation(a)
     for x, found in zip(a, r, strict=True):
         with mpmath.workdps(60):
             u, s, v = mpmath.svd_r(mpmath.matrix(x.tolist()))
@@ -247,7 +247,7 @@ def test_rotation_in_multiple_precision(n):
 @pytest.mark.parametrize("n", SIZES)
 def test_rotation_against_svd(n, dtype):
     a = gaussian((3000, n, n), dtype)
-    r = rotation(a, ops_of(a))
+    r = rotation(a)
     assert r.dtype == a.dtype
     eps = float(np.finfo(dtype).eps)
     s = np.linalg.svd(a.astype(float), compute_uv=False)
@@ -266,7 +266,7 @@ def test_rotation_against_svd(n, dtype):
 def test_rotation_of_special_matrices(n):
     cases = special(n)
     a = np.stack(list(cases.values()))
-    r = rotation(a, ops_of(a))
+    r = rotation(a)
     assert np.all(np.abs(np.linalg.det(r) - 1) < 1e-14)
     assert np.all(norm(adjoint(r) @ r - np.eye(n)) < 1e-14)
     # What it maximises, against the largest possible: s1 + ... + s_(n-1) + sign s_n.
@@ -279,13 +279,13 @@ def test_rotation_of_special_matrices(n):
     np.testing.assert_allclose(gained[full], s.sum(-1)[full], atol=1e-13)
     np.testing.assert_allclose(np.abs(gained), gained, atol=(1e-13 if n > 1 else 10))
     np.testing.assert_array_equal(r[0], np.eye(n))
-    np.testing.assert_array_equal(r, rotation(a, ops_of(a)))
+    np.testing.assert_array_equal(r, rotation(a))
 
 
 def test_rotation_beats_every_other():
     a = gaussian((20, 3, 3), seed=5)
     a[::2] *= np.sign(np.linalg.det(a[::2]))[:, None, None] * -1  # reflections
-    r = rotation(a, ops_of(a))
+    r = rotation(a)
     q = np.linalg.qr(gaussian((2000, 3, 3), seed=6))[0]
     q *= np.sign(np.linalg.det(q))[:, None, None]
     near = r[:, None] @ np.linalg.qr(np.eye(3) + 0.01 * gaussian((200, 3, 3), seed=7))[0]
@@ -308,7 +308,7 @@ def test_any_3_x_3(entries, exponent, perturbation):
     assert d.backward_error.max() < FEW * 2.3e-16
     assert d.orthogonality.max() < FEW * 2.3e-16
     assert d.definite.all()
-    r = rotation(a, ops_of(a))
+    r = rotation(a)
     assert abs(np.linalg.det(r[0]) - 1) < 1e-14
     assert norm(r @ adjoint(r) - np.eye(3))[0] < 1e-14
 
@@ -356,7 +356,7 @@ def test_libraries(lib, dtype):
         assert d.backward_error[good].max() <= FEW * np.finfo(dtype).eps
         assert d.orthogonality[good].max() <= FEW * np.finfo(dtype).eps
         if not dtype.startswith("complex"):
-            r = lib.to_numpy(rotation(x, ops_of(x)))
+            r = lib.to_numpy(rotation(x))
             assert np.all(np.abs(np.linalg.det(r[good].astype(float)) - 1) < 1e-5)
 
 
