@@ -318,8 +318,9 @@ def auto_table(figures: dict[str, Any]) -> str:
 
 
 def ratio_table(figures: dict[str, Any]) -> str:
-    """Everybody against SciPy."""
-    names = [AUTO, *METHODS, *PEERS]
+    """Everything measured, against SciPy."""
+    measured = {name for *_, rows in cases(figures) for name in rows}
+    names = [name for name in (AUTO, *METHODS, *PEERS) if name in measured]
     lines = [
         [dtype, _by(shape), _about(kind)]
         + [f"{rows[name]['ratio']:.2f}" if name in rows else "-" for name in names]

@@ -203,6 +203,9 @@ def whole_gram(x: Array, out: Array | None = None) -> Array:
 
 def cholesky(z: Array) -> bool:
     """Replace the upper triangle of Z by R with ``Z = R^H R``; False if it is not definite."""
+    # Some implementations go on when they meet NaN: sums of rows show it, of the triangle alone.
+    if not np.isfinite(routines(z.dtype.char).hemv(1.0, z, np.ones(len(z), z.dtype))).all():
+        return False
     return bool(routines(z.dtype.char).potrf(z, lower=0, clean=0, overwrite_a=True)[1] == 0)
 
 
@@ -312,6 +315,8 @@ def count_above(z: Array, cut: float) -> int:
     factor = z.copy(order="F")
     call = routines(z.dtype.char)
     top = _lanczos(lambda v: call.hemv(1.0, factor, v), z.shape[0], z.dtype, RITZ_STEPS)
+    if not math.isfinite(top):
+        return 0
     add_diagonal(factor, -cut * top)
     factor, pivots, _ = call.hetrf(factor, lwork=64 * z.shape[0], overwrite_a=True)
     alone = pivots > 0

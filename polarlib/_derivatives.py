@@ -32,7 +32,7 @@ import numpy as np
 
 from polarlib._schedule import Schedule
 from polarlib.iterate import iterate, normalise
-from polarlib.ops import Ops, above_noise, ops_of, unless_it_fails
+from polarlib.ops import Ops, above_noise, ops_of
 from polarlib.result import PolarResult
 
 __all__ = [
@@ -321,21 +321,10 @@ def lyapunov(h: Array, w: Array, size: int) -> Array:
 
     def diagonalise(h: Array) -> tuple[Array, Array]:
         ops = ops_of(h).functional()
-        s, v = _eigenvalues(h, ops)
+        s, v = ops.eigh(h)
         return _sums(s, ops, size), v
 
     return ops_of(w).functional().lyapunov(h, w, diagonalise)
-
-
-def _eigenvalues(h: Array, ops: Ops) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors; NaN where there are none to be had."""
-    xp = ops.xp
-
-    def lost() -> tuple[Array, Array]:
-        values = xp.sum(xp.real(h) if ops.is_complex(h) else h, axis=-1)
-        return values * math.nan, h * math.nan
-
-    return unless_it_fails(lambda: tuple(xp.linalg.eigh(h)), lost)
 
 
 def _sums(s: Array, ops: Ops, size: int) -> Array:

@@ -11,7 +11,7 @@ from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
 from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of, unless_it_fails
+from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, ops_of, under_default_promotion
 from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
@@ -54,9 +54,10 @@ def nearest_orthogonal(a: Array) -> Array:
     >>> nearest_orthogonal([[0.0, -3.0], [2.0, 0.0]]).tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
-    return unitary_factor(a)
+    return unitary_factor(a, name="nearest_orthogonal")
 
 
+@under_default_promotion
 def nearest_rotation(a: Array) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
@@ -81,9 +82,14 @@ def nearest_rotation(a: Array) -> Array:
         has no closed form.
     ValueError
         For matrices that are not square, NaN or infinity.
+    ConvergenceWarning
+        If neither closed forms nor the SVD give a matrix that is shown to be the nearest rotation.
 
     Notes
     -----
+    Every result is checked, to ``max(100, n)`` epsilons: R is orthogonal, det R = +1, ``R^T A`` is
+    symmetric, and ``tr(R^T A)`` is the largest that there is. Under jax.jit and jax.vmap, where
+    nothing can be raised, NaN stands for a matrix that is not finite or has no such R.
     G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
     Trans. PAMI 13 (1991) 376-380.
 
@@ -100,6 +106,7 @@ def nearest_rotation(a: Array) -> Array:
     return ops.like(_rotation(ops.at_least_single(a), ops), a)
 
 
+@under_default_promotion
 def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
@@ -129,6 +136,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
         a rotation is asked for.
     ValueError
         For shapes that do not match, NaN or infinity.
+    ConvergenceWarning
+        Of rotations, as :func:`nearest_rotation`.
 
     Notes
     -----
@@ -151,9 +160,11 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return ops.like(product, a)
-    return ops.like(_rotation(product, ops) if rotation else unitary_factor(product), a)
+    q = _rotation(product, ops) if rotation else unitary_factor(product, name="procrustes")
+    return ops.like(q, a)
 
 
+@under_default_promotion
 def sqrtm_psd(a: Array) -> Array:
     """Principal square root of a Hermitian positive semidefinite matrix.
 
@@ -234,7 +245,7 @@ def _refuse_complex(a: Array, ops: Ops, name: str) -> None:
 def _finite_peak(x: Array, ops: Ops, name: str) -> Array:
     """Largest absolute entry of each matrix."""
     peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
+    if not ops.hidden(x) and not math.isfinite(ops.read(peak)):
         raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
     return peak
 
@@ -346,11 +357,7 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
     xp = ops.xp
-
-    def lost() -> tuple[Array, Array]:
-        return xp.sum(z * math.nan, axis=-1), z * math.nan
-
-    values, vectors = unless_it_fails(lambda: tuple(xp.linalg.eigh(z)), lost)
+    values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
     if bad.any():

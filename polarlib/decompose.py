@@ -32,6 +32,7 @@ from polarlib._methods import (
     FIXED,
     HINTED,
     METHODS,
+    RATIONAL,
     auto,
     methods,
     partial_isometry,
@@ -42,7 +43,15 @@ from polarlib._methods import (
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, as_matrix, dtype_name, is_array, not_finite, ops_of
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    dtype_name,
+    is_array,
+    not_finite,
+    ops_of,
+    under_default_promotion,
+)
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
 
 __all__ = [
@@ -84,8 +93,8 @@ def resolve_schedule(
     """
     if schedule == "auto":
         return published.default_schedule(precision, steps=steps)
-    if isinstance(schedule, str) and schedule in FIXED:
-        schedule = FIXED[schedule]()
+    if isinstance(schedule, str) and schedule in RATIONAL:
+        schedule = RATIONAL[schedule]()
     if isinstance(schedule, str):
         return published.schedule(schedule, steps)
     if isinstance(schedule, RationalSchedule):
@@ -185,10 +194,10 @@ def orthogonalize(
         Of any supported library and floating dtype. Never changed.
     schedule : str, Schedule or RationalSchedule, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
-        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" for two
-        Halley steps. Rational steps are taken on the Gram matrix in float32, or in float64, and
-        divide by a spectral bound: `form`, `restarts`, `gram_precision` and `normalisation` are
-        for polynomials.
+        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" (or
+        "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
+        the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
+        `restarts`, `gram_precision` and `normalisation` are for polynomials.
     steps : int, optional
         By default the listed length, or 5 for "auto" and for sets that repeat.
     form : {"auto", "plain", "gram"}, optional
@@ -335,6 +344,7 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
     return results
 
 
+@under_default_promotion
 def _apply(
     x: Array,
     *,
@@ -541,8 +551,8 @@ def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
 
 def polar(
     a: Array,
-    *,
     side: str = "right",
+    *,
     method: str | Schedule = "auto",
     completion: bool = True,
     rtol: float | None = None,
@@ -564,7 +574,8 @@ def polar(
     a : array or array-like, shape (..., m, n)
         Never changed, unless `overwrite_a`. Integers become float64.
     side : {"right", "left"}, optional
-        ``A = U H`` with H n x n, or ``A = H U`` with H m x m.
+        ``A = U H`` with H n x n, or ``A = H U`` with H m x m. May be given by position, as to
+        :func:`scipy.linalg.polar`.
     method : str or Schedule, optional
         One of :func:`polarlib.methods`; "auto" takes what is fastest on this array library and is
         backward stable for the condition number that it finds, and says why in `reason`. A method
@@ -578,8 +589,9 @@ def polar(
         epsilons by default.
     sigma_min, cond : float, optional
         A lower bound of the smallest singular value of every matrix, or an upper bound of its
-        condition number: "auto" and the methods that need a bound then compute none. A wrong one
-        is found out by the evidence, and the SVD takes over.
+        condition number: "auto" and the methods that need a bound then compute none. If it is
+        wrong, the check of the result fails and the SVD is used. `condition_bounds` of the result
+        do not rest on it.
     check_finite : bool, optional
         Raise if `a` contains NaN or infinity; otherwise such a matrix gives NaN.
     throw : bool, optional
@@ -652,6 +664,7 @@ def polar(
     return _stored(apply(a), stored)
 
 
+@under_default_promotion
 def _decompose(
     a: Array,
     *,
@@ -686,7 +699,7 @@ def _decompose(
     name = run.method or _name(method)
     found = evidence(u, x, ops)
     status, full = _judge(name, method, found, x.shape, tol, ops)
-    if status is Status.NOT_CONVERGED and name != "svd" and not ops.spread(x):
+    if status is Status.NOT_CONVERGED and name not in ("svd", "qr") and not ops.spread(x):
         u, run = _fall_back(problem, run)
         name += ", then svd"
         found = evidence(u, x, ops)
@@ -695,6 +708,7 @@ def _decompose(
     h, orthogonality, backward_error = found[:3]
     rank = rank_of(x, h, run, ops, full=full)
     condition = condition_bounds(h, x.shape, run, ops, full=full)
+    condition = condition[0], np.where(rank < min(m, n), np.inf, condition[1])
     isometry = not completion and bool(np.any(rank < min(m, n))) and status in _EXACT
     if isometry:
         u = partial_isometry(x, ops)
@@ -731,7 +745,7 @@ def _decompose(
         )
         if throw:
             raise ConvergenceWarning(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     single = a.ndim == 2
     return PolarResult(
         unitary=ops.like(ops.adjoint(u) if problem.wide else u, a),
@@ -825,13 +839,15 @@ def unitary_factor(
     throw: bool = False,
     out: Array | None = None,
     overwrite_a: bool = False,
+    name: str = "unitary_factor",
 ) -> Array:
     """Unitary factor alone: :func:`polar` without the Hermitian factor and what it costs.
 
     Parameters and errors are those of :func:`polar`; `out` is one array. Orthogonality and the skew
     part of ``U^H A`` are measured, and the SVD takes over where they miss `rtol`; that H is
     positive semidefinite rests on the method, since H is not formed. The rank is not measured
-    either, unless ``completion=False``, which takes an SVD.
+    either, unless ``completion=False``, which takes an SVD. `name` is that of the function that the
+    user has called, for messages.
 
     Returns
     -------
@@ -859,6 +875,7 @@ def unitary_factor(
         cond=cond,
         check_finite=check_finite,
         throw=throw,
+        name=name,
     )
     if ops.records(a):
         _refuse_fixed(method)
@@ -866,6 +883,7 @@ def unitary_factor(
     return _copied(apply(a), u_out)
 
 
+@under_default_promotion
 def _factor(
     a: Array,
     *,
@@ -876,10 +894,11 @@ def _factor(
     cond: float | None,
     check_finite: bool,
     throw: bool,
+    name: str,
 ) -> Array:
     """Choose, run and measure."""
     ops = ops_of(a)
-    _refuse_hidden(a, ops, "unitary_factor")
+    _refuse_hidden(a, ops, name)
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
@@ -895,7 +914,7 @@ def _factor(
             found = factor_figures(u, x, ops)
             if not within(found, tol):
                 message = (
-                    f"unitary factor by {_name(method)!r}: orthogonality {np.max(found[0]):.2e}, "
+                    f"{name}(method={_name(method)!r}): orthogonality {np.max(found[0]):.2e}, "
                     f"skew part {np.max(found[1]):.2e}, tolerance {tol:.2e}; "
                     f"{Status.NOT_CONVERGED.value}"
                 )
@@ -995,6 +1014,8 @@ def _judge(
 ) -> tuple[Status, bool]:
     """Judge by the evidence alone: orthonormal, A = U H, and H positive semidefinite.
 
+    An orthonormal QR factor has to be orthonormal only.
+
     Returns
     -------
     status : Status
@@ -1002,7 +1023,8 @@ def _judge(
         Whether full rank was certified on the way.
     """
     if name == "qr":
-        return Status.NOT_POLAR, False
+        orthonormal = bool(np.all(found.orthogonality <= tol))
+        return (Status.NOT_POLAR if orthonormal else Status.NOT_CONVERGED), False
     if found.within(tol):
         if name == "svd":  # its H is semidefinite by construction
             return Status.CONVERGED, False

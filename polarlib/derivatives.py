@@ -23,13 +23,14 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite
+from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, under_default_promotion
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
 Array = Any
 
 
+@under_default_promotion
 def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
 
@@ -82,6 +83,7 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     return ops.like(du, like), ops.like(dh, like)
 
 
+@under_default_promotion
 def polar_vjp(
     a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
 ) -> Array:
@@ -131,6 +133,7 @@ def polar_vjp(
     return ops.like(polar_gradient(x, unitary_factor(x), y, b, side=side), like)
 
 
+@under_default_promotion
 def orthogonalize_jvp(
     g: Array,
     dg: Array,
@@ -194,6 +197,7 @@ def orthogonalize_jvp(
     return _schedule(g, dg, "dg", *plan, gradient=False)
 
 
+@under_default_promotion
 def orthogonalize_vjp(
     g: Array,
     q_bar: Array,

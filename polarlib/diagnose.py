@@ -16,7 +16,7 @@ from polarlib.decompose import check_method, default_tolerance, resolve_schedule
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, not_finite
+from polarlib.ops import as_matrix, not_finite, under_default_promotion
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -28,6 +28,7 @@ Array = Any
 MATCH_UP_TO = 2000
 
 
+@under_default_promotion
 def measure(
     a: Array,
     schedule_or_method: str | Schedule,

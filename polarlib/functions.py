@@ -12,7 +12,7 @@ from polarlib.decompose import default_tolerance
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, not_finite, under_default_promotion
 
 __all__ = ["inverse_root"]
 
@@ -24,6 +24,7 @@ DEGREE = 2
 MOST_STEPS = 80
 
 
+@under_default_promotion
 def inverse_root(
     a: Array, p: int, *, schedule: Schedule | None = None, condition: float | None = None
 ) -> Array:

@@ -10,13 +10,16 @@ callers use the return value; ``out`` never is one of the operands.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import itertools
 import math
+import operator
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import array_api_compat
 import numpy as np
@@ -35,10 +38,12 @@ __all__ = [
     "libraries",
     "not_finite",
     "ops_of",
+    "under_default_promotion",
     "unless_it_fails",
 ]
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Names of dtypes that differ from the names of their formats.
 _FORMAT_OF_DTYPE = {
@@ -88,6 +93,58 @@ def libraries() -> dict[str, str]:
             continue
         found[name] = str(getattr(module, "__version__", "unknown"))
     return found
+
+
+def under_default_promotion(f: F) -> F:
+    """Run a function under JAX's own rules of promotion, which a caller may have made stricter.
+
+    They hold for the caller's thread, and are the caller's again afterwards.
+    """
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        jax = sys.modules.get("jax")
+        if jax is None:
+            return f(*args, **kwargs)
+        config = jax.config
+        with contextlib.ExitStack() as settings:
+            if config.jax_numpy_dtype_promotion != "standard":
+                settings.enter_context(jax.numpy_dtype_promotion("standard"))
+            if config.jax_numpy_rank_promotion != "allow":
+                settings.enter_context(jax.numpy_rank_promotion("allow"))
+            return f(*args, **kwargs)
+
+    return cast(F, run)
+
+
+def _finite_only(factorise: F) -> F:
+    """Keep NaN and infinity from a factorisation: some of LAPACK's then never return.
+
+    A matrix that is not finite is replaced by ones on the diagonal, and its results are NaN.
+    """
+
+    @functools.wraps(factorise)
+    def of_finite(self: Ops, *arrays: Array, **options: Any) -> Any:
+        if self.host and all(self._is_finite(x) for x in arrays):
+            return factorise(self, *arrays, **options)
+        xp = self.xp
+        finite = functools.reduce(
+            operator.and_, (xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True) for x in arrays)
+        )
+
+        def of_matrices(x: Array) -> Array:
+            m, n = x.shape[-2:]
+            ones = xp.eye(m, n, dtype=x.dtype, device=array_api_compat.device(x))
+            return xp.where(finite, x, ones)
+
+        def or_nan(r: Array) -> Array:
+            mask = finite if r.ndim == finite.ndim else finite[..., 0]
+            return xp.where(mask, r, xp.full_like(r, math.nan))
+
+        results = factorise(self, *map(of_matrices, arrays), **options)
+        return tuple(map(or_nan, results)) if isinstance(results, tuple) else or_nan(results)
+
+    return cast(F, of_finite)
 
 
 class Ops:
@@ -159,6 +216,12 @@ class Ops:
         """Widen formats narrower than float32 to it; everything else stays."""
         return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
 
+    def as_complex(self, x: Array) -> Array:
+        """Convert to the complex dtype of the same precision, at least single."""
+        if self.is_complex(x):
+            return x
+        return self.xp.astype(x, self.dtype(_dtype_for(self.format_name(x), True)))
+
     def dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
         try:
@@ -172,6 +235,10 @@ class Ops:
         """Convert to the dtype of another array; overflow gives infinity without a warning."""
         if x.dtype == reference.dtype:
             return x
+        if self.is_complex(x) and not self.is_complex(reference):
+            raise TypeError(
+                f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}"
+            )
         with np.errstate(over="ignore", under="ignore"):
             return self.xp.astype(x, reference.dtype)
 
@@ -391,6 +458,13 @@ class Ops:
 
     # -- factorisations, in the precision of the input; a failure shows as NaN, never raises ---
 
+    def _is_finite(self, x: Array) -> bool:
+        """Whether every entry is finite, of an array on the host."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
+        return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
+
+    @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``."""
 
@@ -402,14 +476,33 @@ class Ops:
         u, s, vh = unless_it_fails(lambda: self.xp.linalg.svd(x, full_matrices=False), lost)
         return u, s, vh
 
+    @_finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
+    @_finite_only
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
         return unless_it_fails(lambda: self.xp.linalg.cholesky(z), lambda: z * math.nan)
+
+    @_finite_only
+    def singular_values(self, x: Array) -> Array:
+        """Singular values alone, descending, of tall and wide matrices."""
+        tall = x if x.shape[-2] >= x.shape[-1] else self.adjoint(x)
+        return unless_it_fails(lambda: self.xp.linalg.svdvals(tall), lambda: self.svd(tall)[1])
+
+    @_finite_only
+    def eigh(self, h: Array) -> tuple[Array, Array]:
+        """Eigenvalues, ascending, and eigenvectors of Hermitian matrices."""
+
+        def lost() -> tuple[Array, Array]:
+            values = self.xp.sum(self.xp.real(h) if self.is_complex(h) else h, axis=-1)
+            return values * math.nan, h * math.nan
+
+        values, vectors = unless_it_fails(lambda: tuple(self.xp.linalg.eigh(h)), lost)
+        return values, vectors
 
     def is_definite(self, z: Array, shift: Array) -> bool:
         """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
@@ -421,18 +514,21 @@ class Ops:
 
     def count_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
-        values = self.to_host(self.xp.linalg.eigvalsh(h))
+        values = self.to_host(self.eigh(h)[0])
         return np.sum(values > cut * values[..., -1:], axis=-1)
 
+    @_finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b`` for lower triangular l; infinite or NaN if singular."""
         l = self.adjoint(l) if adjoint else l
         return unless_it_fails(lambda: self.xp.linalg.solve(l, b), lambda: b * math.nan)
 
+    @_finite_only
     def inverse(self, x: Array) -> Array:
         """Inverse by LU with partial pivoting; infinite or NaN if singular."""
         return unless_it_fails(lambda: self.xp.linalg.inv(x), lambda: x * math.nan)
 
+    @_finite_only
     def determinant_sign(self, x: Array) -> Array:
         """Signs of the determinants of real matrices, shape (..., 1, 1); NaN for NaN.
 
@@ -683,6 +779,7 @@ class NumpyOps(InPlaceOps):
         each = [f(*matrices) for matrices in zip(*flat, strict=True)]
         return tuple(np.stack(r).reshape((*batch, *r[0].shape)) for r in zip(*each, strict=True))
 
+    @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
 
@@ -697,11 +794,13 @@ class NumpyOps(InPlaceOps):
         u, s, vh = self._each(one, x)
         return u, s, vh
 
+    @_finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
         q, r = self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
         return q, r
 
+    @_finite_only
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
 
@@ -729,6 +828,7 @@ class NumpyOps(InPlaceOps):
         counts = [_blas.count_above(_blas.columns(a)[0], cut) for a in h.reshape(-1, *h.shape[-2:])]
         return np.array(counts, dtype=int).reshape(h.shape[:-2])
 
+    @_finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
 
@@ -741,6 +841,7 @@ class NumpyOps(InPlaceOps):
 
         return self._each(one, l, b)[0]
 
+    @_finite_only
     def inverse(self, x: Array) -> Array:
         """Inverse by LU; NaN if singular."""
         getrf, getri, work_size = scipy.linalg.get_lapack_funcs(
@@ -929,17 +1030,30 @@ class TorchOps(InPlaceOps):
         n, k = a.shape[-2:]
         return self.host and a.ndim == 2 and n >= 512 and n * n * k >= PANELS_FROM
 
+    @_finite_only
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR; SciPy's where MKL's is NaN, as of complex ones of low rank."""
+        q, r = super().qr(x)
+        if not self.host or self._is_finite(q):
+            return q, r
+        host = x.detach().resolve_conj().numpy()
+        q, r = (self.torch.as_tensor(factor) for factor in ops_of(host).qr(host))
+        return q, r
+
+    @_finite_only
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
         factor, info = self.torch.linalg.cholesky_ex(z)
         return self.torch.where((info == 0)[..., None, None], factor, math.nan)
 
+    @_finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
         if adjoint:
             return self.torch.linalg.solve_triangular(self.adjoint(l), b, upper=True)
         return self.torch.linalg.solve_triangular(l, b, upper=False)
 
+    @_finite_only
     def inverse(self, x: Array) -> Array:
         """Inverse by LU; NaN if singular."""
         inverse, info = self.torch.linalg.inv_ex(x)
@@ -1136,6 +1250,8 @@ class JaxOps(Ops):
             return f(*arrays)
         jax = importlib.import_module("jax")
 
+        f, jvp = under_default_promotion(f), under_default_promotion(jvp)
+
         @jax.custom_jvp
         def function(*arrays: Array) -> tuple[Array, ...]:
             return f(*map(self.xp.asarray, arrays))  # JAX may hand NumPy's arrays on
@@ -1185,6 +1301,7 @@ class JaxOps(Ops):
         product = self.xp.matmul(a, b, preferred_element_type=wide)
         return (product * alpha + c.astype(wide) * beta).astype(a.dtype)
 
+    @_finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
         solve = importlib.import_module("jax.scipy.linalg").solve_triangular
@@ -1296,6 +1413,7 @@ class CupyOps(InPlaceOps):
         squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 
+    @_finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
         solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular

@@ -22,7 +22,7 @@ from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, above_noise, as_matrix, not_finite
+from polarlib.ops import Ops, above_noise, as_matrix, not_finite, under_default_promotion
 
 __all__ = [
     "polargrad",
@@ -47,6 +47,7 @@ KAON_DIVISOR = 1.175
 KAON_STEPS = 5
 
 
+@under_default_promotion
 def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
     a, ops = as_matrix(g, "g")

@@ -31,7 +31,14 @@ import numpy as np
 
 from polarlib._schedule import is_count
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, not_finite
+from polarlib.ops import (
+    Ops,
+    above_noise,
+    as_matrix,
+    dtype_name,
+    not_finite,
+    under_default_promotion,
+)
 
 __all__ = ["METHODS", "Triplets", "power_step", "range_lmo", "top_singular", "triplets"]
 
@@ -160,6 +167,7 @@ def top_singular(
     return found.u, found.s, found.vh
 
 
+@under_default_promotion
 def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
     """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
 
@@ -492,6 +500,7 @@ def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Ar
 # -- Dion's power step -----------------------------------------------------------------------
 
 
+@under_default_promotion
 def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     """One warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, Q anew.
 
@@ -510,7 +519,7 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
         ``M^H P``, infinite where it overflows: ``P R^H`` is the projection of M to the range of P.
     q : array, shape (..., n, k)
         The columns of R, normalised. A zero column keeps that of the old Q, so that a zero matrix
-        does not end the iteration.
+        does not end the iteration. All results are complex if `m` or `q` is.
 
     Raises
     ------
@@ -534,18 +543,20 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     (True, True)
     """
     m, ops = as_matrix(m, "m")
-    q = _factor(q, "q", ops, m.shape[-1], min(m.shape[-2:]))
+    m, q = _factor(q, "q", m, ops, m.shape[-1], min(m.shape[-2:]))
     x = ops.at_least_single(m)
     y = ops.like(q, x)
     scale = ops.binary_scale(ops.max_abs(x))
-    x = ops.divide(x, scale)
-    p, _ = ops.qr(ops.matmul(x, y))
-    r = ops.matmul(ops.adjoint(x), p)
+    with np.errstate(invalid="ignore"):  # of matrices that are not finite
+        x = ops.divide(x, scale)
+        p, _ = ops.qr(ops.matmul(x, y))
+        r = ops.matmul(ops.adjoint(x), p)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
     return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
 
 
+@under_default_promotion
 def range_lmo(g: Array, p: Array) -> Array:
     """Maximiser of ``Re tr(G^H T)`` over ``||T||_2 <= 1`` within a range: ``P polar(P^H G)``.
 
@@ -560,7 +571,8 @@ def range_lmo(g: Array, p: Array) -> Array:
     -------
     array, shape (..., m, n)
         A partial isometry: singular values of ``P^H G`` below ``max(m, n) * eps * sigma_1`` are
-        left out, a zero matrix gives zero. Array library, device and dtype of `g`.
+        left out, a zero matrix gives zero. Array library, device and dtype of `g`, complex if `p`
+        is.
 
     Raises
     ------
@@ -580,20 +592,22 @@ def range_lmo(g: Array, p: Array) -> Array:
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     g, ops = as_matrix(g, "g")
+    g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
     x = ops.at_least_single(g)
-    y = ops.like(_factor(p, "p", ops, g.shape[-2], g.shape[-2]), x)
-    peak = ops.max_abs(x)
-    finite = ops.xp.isfinite(peak)
-    x = ops.xp.where(finite, ops.divide(x, ops.binary_scale(peak)), ops.xp.zeros_like(x))
-    u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
-    kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-    t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
-    t = ops.xp.where(finite, t, ops.xp.full_like(t, math.nan))
+    y = ops.like(p, x)
+    with np.errstate(invalid="ignore"):  # of matrices that are not finite
+        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+        u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
+        # NaN times zero, so that a matrix that is not finite gives NaN.
+        kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+        t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     return ops.like(t, g)
 
 
-def _factor(a: Array, name: str, ops: Ops, rows: int, columns: int) -> Array:
-    """Return a factor of the right library and shape."""
+def _factor(
+    a: Array, name: str, m: Array, ops: Ops, rows: int, columns: int
+) -> tuple[Array, Array]:
+    """Return a matrix and its factor, of the right library and shape, both complex if one is."""
     a, others = as_matrix(a, name)
     if others.xp is not ops.xp:
         raise TypeError(f"{name} must be of the library of the matrix, {ops.xp.__name__}")
@@ -602,7 +616,9 @@ def _factor(a: Array, name: str, ops: Ops, rows: int, columns: int) -> Array:
             f"{name} must have {rows} rows and from 1 to {columns} columns, got shape "
             f"{tuple(a.shape)}"
         )
-    return a
+    if ops.is_complex(a) or ops.is_complex(m):
+        return ops.as_complex(m), ops.as_complex(a)
+    return m, a
 
 
 def _real(x: Array, ops: Ops) -> Array:

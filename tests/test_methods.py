@@ -13,7 +13,7 @@ from polarlib import design
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
-from polarlib._methods.qdwh import CHOLESKY_BELOW, form, qdwh, resolvent
+from polarlib._methods.qdwh import CHOLESKY_BELOW, form, halley, qdwh, resolvent
 from polarlib._methods.reduction import largest, noise, reduce_tall, rounded_down, start
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.ops import Ops, ops_of
@@ -465,3 +465,20 @@ def test_singular_in_every_library(lib, method):
 def test_unknown_scaling():
     with pytest.raises(ValueError, match=r"'byers'.*did you mean 'byers_xu'"):
         newton(np.eye(2), ops_of(np.eye(2)), tol=1e-14, scaling="byers")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_halley_without_weights(dtype):
+    """Small singular values grow threefold per step, then the error is cubed."""
+    eps = float(np.finfo(dtype).eps)
+    for n, extra in ((1, 0), (7, 0), (20, 30)):
+        for condition in (1.0, 1e2, 1e5):
+            a = with_singular_values(np.geomspace(1, 1 / condition, n), n + extra, dtype=dtype)
+            u, result = run(halley, a)
+            assert result.converged
+            assert_unitary_factor(a, u, rtol=20 * eps)
+            # The scalar iteration on the least and the largest value, scaled as the matrix may be.
+            s, steps = 1 / (condition * math.sqrt(n)), 0
+            while abs(1 - s) > eps:
+                s, steps = s * (3 + s * s) / (1 + 3 * s * s), steps + 1
+            assert result.iterations <= steps + 1

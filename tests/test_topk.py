@@ -681,3 +681,40 @@ def test_dion_bad_input(f, a, factor, error, words):
 def test_dion_needs_one_library(torch):
     with pytest.raises(TypeError, match="q must be of the library of the matrix"):
         power_step(np.eye(3), torch.eye(3))
+
+
+# -- complex factors of real matrices, and what is not finite ----------------------------------
+
+
+def test_factors_may_be_complex_where_the_matrix_is_not(lib):
+    rng = np.random.default_rng(0)
+    for dtype, wide in (("float32", "complex64"), ("float64", "complex128")):
+        a = rng.standard_normal((6, 5)).astype(dtype)
+        z = (rng.standard_normal((6, 2)) + 1j * rng.standard_normal((6, 2))).astype(wide)
+        p = np.linalg.qr(z)[0]
+        atol = 50 * float(np.finfo(dtype).eps)
+        for g, q in ((a, p), (a.astype(wide), p.real.astype(dtype)), (a, p.real.astype(dtype))):
+            t = range_lmo(lib.asarray(g), lib.asarray(q))
+            u, _, vh = np.linalg.svd(q.conj().T @ g, full_matrices=False)
+            assert lib.dtype_name(t) == (q.conj().T @ g).dtype
+            np.testing.assert_allclose(lib.to_numpy(t), q @ (u @ vh), atol=atol)
+            basis, r, new = power_step(lib.asarray(g.T), lib.asarray(q))
+            y, _ = np.linalg.qr(g.T @ q)
+            basis, r, new = (lib.to_numpy(v) for v in (basis, r, new))
+            np.testing.assert_allclose(basis @ basis.conj().T, y @ y.conj().T, atol=atol)
+            np.testing.assert_allclose(r, g.conj() @ basis, atol=10 * atol)
+            np.testing.assert_allclose(new, r / np.linalg.norm(r, axis=0), atol=atol)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_gives_nan(lib, bad):
+    rng = np.random.default_rng(0)
+    g, p = rng.standard_normal((3, 6, 5)), np.linalg.qr(rng.standard_normal((3, 6, 2)))[0]
+    expected = range_lmo(g, p)
+    for which in (g, p):
+        which = which.copy()
+        which[1, 2, 1] = bad
+        arrays = (which, p) if which.shape == g.shape else (g, which)
+        t = lib.to_numpy(range_lmo(*map(lib.asarray, arrays)))
+        assert np.isnan(t[1]).all()
+        np.testing.assert_allclose(t[::2], expected[::2], atol=1e-13)

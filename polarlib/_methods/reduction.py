@@ -39,7 +39,8 @@ class Start(NamedTuple):
     lift : callable
         From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
     bounds : tuple of float
-        Of the singular values of the matrices given, the worst over a stack.
+        Of the singular values of the matrices given, the worst over a stack, as they were found: a
+        lower bound that the caller promised is not among them.
     matmuls : int
         Products spent.
     """
@@ -150,7 +151,8 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         ratio = lower * xp.sqrt(rayleigh / high)
     # One l serves a whole stack: the smallest. Where it is 0, or NaN, it cannot be known.
     known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
-    bounds = -ops.read(-known * xp.sqrt(high)), math.sqrt(ops.read(high))
+    found = -ops.read(-known * xp.sqrt(high)) if lower is None else 0.0
+    bounds = found, math.sqrt(ops.read(high))
     l = min(1.0, max(-ops.read(-known), eps**FLOOR))
     return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
 

@@ -18,7 +18,9 @@ real: Newton's iteration from above. An error of i1 makes a polynomial of H out 
 is then right up to a Hermitian factor near I, and one more Newton step for the polar factor removes
 it. Rounding is magnified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3): matrices
 of rank two lose nothing, those near rank one go the other way. Without the phase the same formula
-is the nearest rotation, with sigma_3 taken negative where det A is.
+is the nearest rotation, with sigma_3 taken negative where det A is. Rotations are checked: polar
+factors come with their evidence, and a rotation is orthogonal, has the determinant +1, and
+``R^T A`` is symmetric without two eigenvalues of negative sum.
 
 The other n. Newton's step X <- X / ||X|| + C / ||C|| is the one scaled best in Frobenius norm, and
 does not divide by the determinant: rank n - 1 does not stop it. For n = 2 the first step is exact.

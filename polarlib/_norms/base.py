@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, not_finite, under_default_promotion
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -205,24 +205,28 @@ class MatrixNorm(Norm):
         self._check(a.shape)
         return prepared(a, ops, name)
 
+    @under_default_promotion
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
             return p.number(_none(p))
         return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
 
+    @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
             return p.number(_none(p))
         return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
 
+    @under_default_promotion
     def lmo(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
             return p.ops.xp.zeros_like(p.given)
         return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
 
+    @under_default_promotion
     def sharp(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
@@ -231,6 +235,7 @@ class MatrixNorm(Norm):
         d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
         return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
 
+    @under_default_promotion
     def project(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
@@ -242,6 +247,7 @@ class MatrixNorm(Norm):
         s = factor(s)
         return self if s == 1 else Scaled(s, self)
 
+    @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
         if p.x.shape != q.x.shape:
@@ -263,8 +269,12 @@ def _none(p: Prepared) -> Array:
 def inner(x: Array, y: Array, ops: Ops) -> Array:
     """``Re tr(X^H Y)``, shape (..., 1, 1)."""
     xp = ops.xp
-    parts = [(xp.real(x), xp.real(y)), (xp.imag(x), xp.imag(y))] if ops.is_complex(x) else [(x, y)]
-    return xp.sum(sum(a * b for a, b in parts), axis=(-2, -1), keepdims=True)
+    if ops.is_complex(x) and ops.is_complex(y):
+        products = xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y)
+    else:  # an imaginary part that meets none does not count
+        x, y = (xp.real(z) if ops.is_complex(z) else z for z in (x, y))
+        products = x * y
+    return xp.sum(products, axis=(-2, -1), keepdims=True)
 
 
 def times(x: Array, s: float, ops: Ops) -> Array:
