@@ -159,6 +159,10 @@ class Ops:
         """Widen formats narrower than float32 to it; everything else stays."""
         return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
 
+    def has_double(self, x: Array) -> bool:
+        """Whether double precision is to be had where `x` lies."""
+        return True
+
     def dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
         try:
@@ -406,6 +410,18 @@ class Ops:
         """Reduced Householder QR."""
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
+
+    def eigh(self, z: Array) -> tuple[Array, Array]:
+        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors."""
+        if not hasattr(self.xp.linalg, "eigh"):  # Dask has none
+            s, v = np.linalg.eigh(self.to_host(z))
+            v = self.like(self.from_host(v, z), z)
+            return self.like(self.from_host(s, z), self.max_abs(z)), v
+
+        def lost() -> tuple[Array, Array]:
+            return self.xp.sum(self.xp.abs(z), axis=-1) * math.nan, z * math.nan
+
+        return unless_it_fails(lambda: tuple(self.xp.linalg.eigh(z)), lost)
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
@@ -805,6 +821,10 @@ class TorchOps(InPlaceOps):
 
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
+    def has_double(self, x: Array) -> bool:
+        """Everywhere but on Apple's GPUs."""
+        return bool(x.device.type != "mps")
+
     def dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
@@ -1087,6 +1107,10 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def has_double(self, x: Array) -> bool:
+        """Only with 64-bit types enabled."""
+        return bool(importlib.import_module("jax").config.jax_enable_x64)
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, as one compiled function."""
