@@ -397,8 +397,12 @@ def normalised_with_gram(
     if not native:
         x = ops.at_least_single(x)
     y = ops.divide(x, ops.binary_scale(_peak(x, ops)))
-    if not widest:  # a square of the Gram matrix would overflow
-        y = ops.divide(y, ops.binary_scale(ops.frobenius(y)), owned=True)
+    if not widest:
+        # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
+        # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
+        # those of its square n at most: float16 keeps both up to thousands of columns.
+        twice = ops.frobenius(y) * (2 * y.shape[-1] ** -0.25)
+        y = ops.divide(y, ops.binary_scale(twice), owned=True)
     z = low.enter(y)
     g = small.gram(small.enter(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
