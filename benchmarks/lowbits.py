@@ -486,10 +486,10 @@ error of u, on log-uniform spectra.
 {narrow}
 
 With lower = 0.1 singular values above 0.1 arrive; 0.01 is worth its two more quintics where the
-spectrum is wide; 0.001 costs more and gives nothing. Two limits are not the schedule's: e4m3
-flushes entries below 2⁻¹⁰ to zero, so a Frobenius-normalised matrix with 1000 rows and columns
-loses most of its entries (use spectral normalisation). Overflow at 448 is far away: singular values
-stay below 2, and Z below 10.
+spectrum is wide; 0.001 costs more and gives nothing. Each matrix of 8 bits carries a power of two
+that brings its largest entry to between a quarter and six tenths of the largest number, as operands
+of 8-bit products do: unscaled, e4m3 would lose all entries below 2⁻¹⁰, most of a normalised matrix
+with 1000 rows and columns. Entries below 2⁻¹⁸ (e4m3) or 2⁻³² (e5m2) times the largest are lost.
 
 ## Gram form
 
