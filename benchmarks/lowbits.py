@@ -179,12 +179,6 @@ def rivals(precision: str, lower: float, steps: int) -> dict[str, polarlib.Sched
     }
 
 
-def scalar_error(s: polarlib.Schedule) -> float:
-    """Worst error on [lower, 1] with the input division counted."""
-    low, high = s.image(s.lower / s.input_safety, 1 / s.input_safety)
-    return max(1 - low, high - 1)
-
-
 def error_table(phases: int) -> str:
     """Scalar worst error and that under coherent rounding, per number of quintics."""
     rows = []
@@ -196,7 +190,7 @@ def error_table(phases: int) -> str:
                     cells.append("—")
                 else:
                     noisy, _ = chain_error(s, precision, phases)
-                    cells.append(f"{figure(scalar_error(s))} / {figure(noisy)}")
+                    cells.append(f"{figure(s.error())} / {figure(noisy)}")
             exact = design.greedy(1e-3, [5] * k).error()
             rows.append([precision, str(k), str(3 * k), figure(exact), *cells])
     header = ["format", "quintics", "products", "no rounding", *rivals("bfloat16", 1e-3, 5)]
