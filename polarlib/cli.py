@@ -474,13 +474,6 @@ def converge(
     a = _matrix(file, single=True)
     with _noted() as notes:
         t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
-    if schedule in polarlib.schedules():
-        s = polarlib.schedule(schedule, steps)
-        if not s.survives(format_of(t.precision)):
-            notes.append(
-                f"{schedule} has no safety factor for {t.precision}: one rounding may push a "
-                f"singular value beyond {s.divergence_limit:.6f}, where it diverges"
-            )
     if plot is not None:
         _write("--plot", plot, lambda path: _draw_trace(t, path))
     if csv is not None:
@@ -565,7 +558,8 @@ def schedules(
         ),
         "",
         *_wrapped(
-            "Error: the largest |1 - s(x)| for x from lower to upper. Repeat: whether the set goes "
+            "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
+            "input safety first. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
             "singular value to where the set diverges. 'polarlib schedules NAME' tells more."
         ),
@@ -607,7 +601,7 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
         "forever": "then again from its beginning",
     }[about["repeat"]]
     safe = [form for form in ("bfloat16", "float16") if about[f"safe_in_{form}"]]
-    divisor = f", and by {s.input_safety:g}" if s.input_safety != 1 else ""
+    divisor = f", and by {s.input_divisor:g}" if s.input_divisor != 1 else ""
     facts = {
         "name": name,
         "source": s.source,

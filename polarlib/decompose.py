@@ -55,6 +55,7 @@ __all__ = [
     "polar",
     "resolve_schedule",
     "unitary_factor",
+    "warn_of_hazards",
 ]
 
 Array = Any
@@ -143,7 +144,8 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     return normalisation
 
 
-def _warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
+def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
+    """Warn, for the caller's caller, where rounding or the input can leave the schedule's range."""
     if not schedule.survives(format_of(precision)):
         warnings.warn(
             f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
@@ -251,7 +253,7 @@ def orthogonalize(
     else:
         kind = check_normalisation(chosen, normalisation)
         form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
-        _warn_of_hazards(chosen, precision, kind)
+        warn_of_hazards(chosen, precision, kind)
     if out is not None:
         _check_out(out, x, "out", "g")
     if 0 in x.shape:

@@ -12,7 +12,12 @@ import scipy.linalg
 from polarlib import design
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._schedule import Schedule
-from polarlib.decompose import check_method, default_tolerance, resolve_schedule
+from polarlib.decompose import (
+    check_method,
+    default_tolerance,
+    resolve_schedule,
+    warn_of_hazards,
+)
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
@@ -69,6 +74,12 @@ def measure(
     ------
     ValueError
         For a stack, an empty matrix, NaN or infinity, an unknown name, format, form or reference.
+
+    Warns
+    -----
+    ScheduleWarning
+        As :func:`polarlib.orthogonalize`, if the schedule has no safety factor that covers one
+        rounding of the format, or is for singular values below 1.
 
     Examples
     --------
@@ -135,6 +146,7 @@ def measure(
             spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
+            warn_of_hazards(schedule, precision, schedule.normalisation)
             at = design.restarts(schedule, precision) if form == "gram" else ()
             with quiet:
                 _, run = polynomial(

@@ -13,7 +13,7 @@ import pytest
 import scipy.linalg
 
 import polarlib
-from polarlib import Schedule, Trace, measure, polar, schedule
+from polarlib import Schedule, ScheduleWarning, Trace, measure, polar, schedule
 from polarlib._methods import METHODS
 from polarlib.testing import binomial, frank, hilbert, with_singular_values
 
@@ -97,10 +97,29 @@ def test_a_flipped_sign_shows_in_the_alignment():
     flip = Schedule(
         steps=schedule("aol_nv").steps, lower=1e-3, upper=0.88, normalisation="frobenius"
     )
-    t = measure(np.diag([1.0, 1e-3]), flip)
+    with pytest.warns(ScheduleWarning, match=r"singular values up to 0.88, and frobenius"):
+        t = measure(np.diag([1.0, 1e-3]), flip)
     assert t.alignment[-1, 0] == pytest.approx(-1, abs=1e-12)
     assert t.alignment[-1, 1] == pytest.approx(1, abs=1e-12)
     assert np.all(t.singular_values >= 0)
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16", "float8_e4m3"])
+@pytest.mark.parametrize("name", ["polar_express", "polar_express_raw", "cans", "deepseek_v4"])
+def test_warns_as_orthogonalize_does(name, precision, form):
+    told = []
+    for run in (
+        lambda: measure(A, name, precision=precision, form=form),
+        lambda: polarlib.orthogonalize(A, schedule=name, precision=precision, form=form),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ScheduleWarning)
+            run()
+        told.append([(str(w.message), w.filename) for w in caught])
+    assert told[0] == told[1]
+    known = polarlib.formats.format_of(precision)
+    assert len(told[0]) == (not schedule(name).survives(known))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
