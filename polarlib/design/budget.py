@@ -524,7 +524,7 @@ def budget(
 
     >>> s = budget(1e-3, 8, form="gram", shape=(4096, 1024), precision="float16")
     >>> [2 * len(step) - 1 for step in s.steps]
-    [5, 5, 5, 5]
+    [5, 5, 5, 9]
     """
     chosen = best_degrees(
         lower,

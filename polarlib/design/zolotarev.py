@@ -33,6 +33,7 @@ __all__ = ["RationalSchedule", "zolotarev"]
 DIGITS = 40
 # Error that a double does not tell from 0.
 ROUNDING = 2.0**-50
+SMALLEST_NORMAL = 2.0**-1022
 # Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on
 # the interval of design, by experiment.
 SAMPLES = 50
@@ -225,7 +226,8 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
         raise ValueError(f"lower must be a number between 0 and 1, got {lower!r}")
     steps, _ = best_steps(int(r), float(lower), ROUNDING)
     # All terms are positive, so their rounding cancels nothing; but poles can underflow.
-    if not all(0 < v < math.inf for _, *parts in steps for part in parts for v in part):
+    terms = [v for _, *parts in steps for part in parts for v in part]
+    if not all(SMALLEST_NORMAL <= v < math.inf for v in terms):
         raise BeyondDoublesError(
             f"poles of type ({2 * r + 1}, {2 * r}) on [{lower:g}, 1] are beyond double "
             f"coefficients: they are of the size of lower**2; lower must be larger, got {lower!r}"
