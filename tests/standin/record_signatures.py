@@ -49,8 +49,8 @@ CLASSES = (
 BINDINGS = {
     "cupy.cuda.device": r"get_cublas_handle",
     "cupy.cuda.runtime": r"CUDA_[CR]_\d+B?F|is_hip",
-    "cupy_backends.cuda.libs.cublas": r"gemm(StridedBatched)?Ex|[gs]etPointerMode|"
-    r"CUBLAS_(COMPUTE|GEMM|OP|POINTER_MODE)_\w+",
+    "cupy_backends.cuda.libs.cublas": r"gemm(StridedBatched)?Ex|[gs]et(Pointer|Math)Mode|"
+    r"CUBLAS_(COMPUTE|GEMM|OP|POINTER_MODE)_\w+|CUBLAS_DEFAULT_MATH",
 }
 # Takes ``*args`` by inspection, but exactly two of them in fact: a third raises TypeError.
 FIXED = {
