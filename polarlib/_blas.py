@@ -275,14 +275,15 @@ def norm(x: Array) -> float:
 def _square(x: Array) -> float:
     """Sum of the squares of a contiguous array; NumPy would wake its own pool for it."""
     flat = x.ravel(order="K")
-    flat = flat.view(flat.real.dtype)
-    return float(routines(x.dtype.char).dot(flat, flat))
+    return _inner(flat, flat)
 
 
 def _inner(v: Array, w: Array) -> float:
     """Real part of the inner product of two vectors."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
-    return float(routines(v.dtype.char).dot(v, w))
+    dot = routines(v.dtype.char).dot
+    starts = range(0, v.size, CHUNK)  # an error that grows like the length of one run
+    return sum(float(dot(v[i : i + CHUNK], w[i : i + CHUNK])) for i in starts)
 
 
 def upper_norm(z: Array) -> float:

@@ -335,7 +335,7 @@ def _eigenvalues(h: Array, ops: Ops) -> tuple[Array, Array]:
         values = xp.sum(xp.real(h) if ops.is_complex(h) else h, axis=-1)
         return values * math.nan, h * math.nan
 
-    return unless_it_fails(lambda: tuple(xp.linalg.eigh(h)), lost)
+    return unless_it_fails(lambda: tuple(ops.in_full(xp.linalg.eigh, h)), lost)
 
 
 def _sums(s: Array, ops: Ops, size: int) -> Array:

@@ -291,7 +291,7 @@ def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: O
     def lost() -> tuple[Array, Array]:
         return xp.sum(z * math.nan, axis=-1), z * math.nan
 
-    values, vectors = unless_it_fails(lambda: tuple(xp.linalg.eigh(z)), lost)
+    values, vectors = unless_it_fails(lambda: tuple(ops.in_full(xp.linalg.eigh, z)), lost)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
     if bad.any():

@@ -198,8 +198,10 @@ def orthogonalize(
         Steps, from 1, after which the Gram form restarts; "auto" asks
         :func:`polarlib.design.restarts`.
     precision : str, optional
-        Number format of the iteration; the input's own by default. Native where the library
-        multiplies in it, simulated elsewhere. The norm is always taken in at least float32.
+        Number format of the iteration; by default the input's own, or the one in which torch is
+        set to multiply float32 (``torch.set_float32_matmul_precision``) where the device does.
+        Native where the library multiplies in it, simulated elsewhere. The norm is always taken in
+        at least float32.
     gram_precision : str, optional
         Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
         products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
@@ -241,7 +243,7 @@ def orthogonalize(
     True
     """
     x, ops = as_matrix(g, "g")
-    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if gram_precision is not None:
         gram_precision = format_of(gram_precision).name
@@ -426,8 +428,11 @@ _EXACT = (Status.CONVERGED, Status.FELL_BACK)
 
 
 def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
-    """Orthogonality and backward error that count as converged: ``max(100, m, n)`` epsilons."""
-    return max(100, *shape[-2:]) * format_of(format_name).epsilon
+    """Orthogonality and backward error that count as converged: ``max(100, n)`` epsilons, n <= m.
+
+    Not of m: sums over long columns are taken in blocks, and their errors do not grow.
+    """
+    return max(100, min(shape[-2:])) * format_of(format_name).epsilon
 
 
 class _Problem(NamedTuple):
@@ -574,7 +579,7 @@ def polar(
         For rank-deficient matrices: complete U to orthonormal columns (rows, if m < n), as SciPy
         does; otherwise U is the partial isometry ``U_r V_r^H``.
     rtol : float, optional
-        Orthogonality and backward error that count as converged; ``max(100, m, n)`` machine
+        Orthogonality and backward error that count as converged; ``max(100, min(m, n))`` machine
         epsilons by default.
     sigma_min, cond : float, optional
         A lower bound of the smallest singular value of every matrix, or an upper bound of its

@@ -258,7 +258,7 @@ def _schedule(
     gradient: bool,
 ) -> Array:
     x, ops = as_matrix(g, "g")
-    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if not isinstance(chosen, Schedule):
         raise ValueError(

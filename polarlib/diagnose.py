@@ -51,8 +51,8 @@ def measure(
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
-        Number format of the iteration; the input's own by default. Methods with factorisations run
-        in float32 or float64.
+        Number format of the iteration; by default as :func:`polarlib.orthogonalize` chooses it.
+        Methods with factorisations run in float32 or float64, by default the input's own.
     form : {"plain", "gram"}, optional
         Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` says.
     reference : {"svd", "mpmath"}, optional
@@ -82,7 +82,10 @@ def measure(
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
     if form not in ("plain", "gram"):
         raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
-    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    if precision is None:
+        a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
+        precision = ops.format_name(x) if a_method else ops.multiplier(x)
+    precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
     if shape[0] < shape[1]:
         x = ops.adjoint(x)

@@ -10,13 +10,14 @@ callers use the return value; ``out`` never is one of the operands.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import array_api_compat
 import numpy as np
@@ -53,6 +54,26 @@ BLAS_FROM = 1 << 14
 # take 10/16 of the operations and leave products large. Chosen by experiment.
 PANELS_FROM = 1 << 29
 PANELS = 4
+# Terms that a BLAS is given to sum in one run. MKL and OpenBLAS sum the products of a few long
+# columns one after the other, to an error that grows like the length (1e6 x 1 of equal float32
+# entries: 1.3 %). Blocks of BLOCK rows keep it below 20 eps; a block has FEW times as many rows as
+# columns, so that sums of blocks take 1 / FEW of the storage of an operand. From MANY columns on
+# kernels sum in pieces of some hundreds, and LARGE_BLOCK rows will do.
+LONG = 1 << 10
+BLOCK = 1 << 8
+FEW = 16
+MANY = 1 << 9
+LARGE_BLOCK = 1 << 12
+# Rows from which torch's LAPACK loses 50 eps and more of singular values.
+VERY_LONG = 1 << 16
+# Entries whose norm torch takes in one run: more lose up to 1 % (4000 x 4000, equal entries).
+NORM_BLOCK = 1 << 10
+# What torch's settings call float32 products that are left alone, and formats with less.
+EXACT = frozenset({"none", "ieee"})
+REDUCED = {"tf32": "tf32", "bf16": "bfloat16"}
+# Columns of the product that shows how torch multiplies: oneDNN takes its reduced path from 16^3
+# multiplications on.
+PROBE = 128
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
 # where either could overflow. Chosen generously.
 FOLDED = 2.0**20
@@ -211,9 +232,68 @@ class Ops:
         """Whether entries of `x` can be assigned to."""
         return hasattr(x, "__setitem__")
 
+    def multiplier(self, x: Array) -> str:
+        """Name of the format in which products of `x` are taken: its own, but for settings."""
+        return self.format_name(x)
+
+    def multiplies_in(self, format_name: str) -> bool:
+        """Whether products in a format are the library's own."""
+        return format_name in self.native
+
+    def in_full(self, f: Callable[..., Any], *x: Array) -> Any:
+        """Return ``f(*x)``, a function of the library, in the format of `x` under every setting."""
+        return f(*x)
+
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
+        return self._in_blocks(a, b) if self._is_long(a, b) else self._matmul(a, b)
+
+    def _matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` by one call of the library."""
         return self.xp.matmul(a, b)
+
+    def _is_long(self, a: Array, b: Array) -> bool:
+        """Whether one call would sum too many terms of ``a @ b`` in one run."""
+        k, few = a.shape[-1], min(a.shape[-2], b.shape[-1])
+        large = few >= MANY or array_api_compat.is_dask_namespace(self.xp)
+        if k < LONG or k < 2 * (LARGE_BLOCK if large else FEW * few):
+            return False
+        return self.format_name(a) in ("float32", "float64")
+
+    def _in_blocks(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b`` by blocks of the inner dimension, whose products are summed in double.
+
+        Blocks are views of the operands.
+        """
+        xp, few = self.xp, min(a.shape[-2], b.shape[-1])
+        if array_api_compat.is_dask_namespace(xp):  # it sums over its chunks
+            return xp.matmul(a.rechunk({-1: LARGE_BLOCK}), b.rechunk({-2: LARGE_BLOCK}))
+        if few >= MANY:
+            blocks = _ranges(a.shape[-1], LARGE_BLOCK)
+            return self._total((self.matmul(a[..., i], b[..., i, :]) for i in blocks), a, out)
+        size = max(BLOCK, FEW * few)
+        count = a.shape[-1] // size
+        end = count * size
+        left = xp.reshape(a[..., :end], (*a.shape[:-1], count, size))
+        right = xp.reshape(b[..., :end, :], (*b.shape[:-2], count, size, b.shape[-1]))
+        products = self._matmul(xp.moveaxis(left, -2, -3), right)
+        parts = [xp.sum(products, axis=-3, dtype=self._double(a))]
+        if end < a.shape[-1]:
+            parts.append(self._matmul(a[..., end:], b[..., end:, :]))
+        return self._total(parts, a, out)
+
+    def _total(self, parts: Iterable[Array], like: Array, out: Array | None) -> Array:
+        """Sum of matrices in double, rounded once."""
+        wide = self._double(like)
+        total = self.like(sum(self.xp.astype(part, wide) for part in parts), like)
+        if out is None:
+            return total
+        out[...] = total
+        return out
+
+    def _double(self, x: Array) -> Any:
+        """The dtype of double precision that goes with `x`."""
+        return self.dtype("complex128" if self.is_complex(x) else "float64")
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``."""
@@ -379,17 +459,25 @@ class Ops:
         diagonal = self.xp.real(diagonal) if self.is_complex(x) else diagonal
         return self.xp.sum(diagonal, axis=-1)[..., None, None]
 
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""
+        if self.format_name(x) != "float32":
+            return self.xp.sum(x, axis=axis, keepdims=True)
+        return self.like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x)
+
     def norm_1(self, x: Array) -> Array:
         """Largest absolute column sum."""
-        sums = self.xp.sum(self.xp.abs(x), axis=-2, keepdims=True)
-        return self.xp.max(sums, axis=-1, keepdims=True)
+        return self.xp.max(self.sums(self.xp.abs(x), -2), axis=-1, keepdims=True)
 
     def norm_inf(self, x: Array) -> Array:
         """Largest absolute row sum."""
-        sums = self.xp.sum(self.xp.abs(x), axis=-1, keepdims=True)
-        return self.xp.max(sums, axis=-2, keepdims=True)
+        return self.xp.max(self.sums(self.xp.abs(x), -1), axis=-2, keepdims=True)
 
     # -- factorisations, in the precision of the input; a failure shows as NaN, never raises ---
+
+    def svdvals(self, x: Array) -> Array:
+        """Singular values of tall matrices, descending; raises where there are none to be had."""
+        return self.xp.linalg.svdvals(x)
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``."""
@@ -505,6 +593,8 @@ class InPlaceOps(Ops):
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
+        if self._is_long(a, b):
+            return self._in_blocks(a, b, out)
         return self.xp.matmul(a, b) if out is None else self.xp.matmul(a, b, out=out)
 
     def _diagonal(self, z: Array) -> Array:
@@ -582,12 +672,15 @@ class NumpyOps(InPlaceOps):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
         work = a.shape[-2] * a.shape[-1] * b.shape[-1]
-        if not _worth_blas(work, a, b, a if out is None else out):
+        if self._is_long(a, b) or not _worth_blas(work, a, b, a if out is None else out):
             return super().matmul(a, b, out)
         return _blas.matmul(a, b, out)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, Hermitian bit for bit."""
+        if x.shape[-2] >= 2 * LARGE_BLOCK:
+            blocks = _ranges(x.shape[-2], LARGE_BLOCK)
+            return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
         if not _worth_blas(x.shape[-2] * x.shape[-1] ** 2, x, x if out is None else out):
             return super().gram(x, out)
         return _blas.whole_gram(x, out)
@@ -652,12 +745,13 @@ class NumpyOps(InPlaceOps):
         x = self.at_least_single(x)
         if _worth_blas(x.size, x) and _is_contiguous(x):
             return np.full((1, 1), _blas.norm(x), x.real.dtype)
-        if self.is_complex(x):
-            square = np.einsum("...ij,...ij->...", x.real, x.real)
-            square = square + np.einsum("...ij,...ij->...", x.imag, x.imag)
-        else:
-            square = np.einsum("...ij,...ij->...", x, x)
-        return np.sqrt(square)[..., None, None]
+        parts = (x.real, x.imag) if self.is_complex(x) else (x,)
+        if x.shape[-2] * x.shape[-1] <= BLAS_FROM:
+            square = sum(np.einsum("...ij,...ij->...", part, part) for part in parts)
+        else:  # one run over all entries would lose digits
+            rows = sum(np.einsum("...ij,...ij->...i", part, part) for part in parts)
+            square = np.sum(rows, axis=-1, dtype=np.float64)
+        return np.asarray(np.sqrt(square), dtype=x.real.dtype)[..., None, None]
 
     @staticmethod
     def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
@@ -751,14 +845,123 @@ class TorchOps(InPlaceOps):
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
 
-    def __init__(self, xp: Any, *, fused: bool = False, host: bool = True) -> None:
+    # Whether float32 is multiplied as torch is set to, not in full.
+    as_set = False
+    # Reading it takes as long as a small product: once for the arithmetic of one call.
+    _setting: tuple[str, str] | None = None
+    # Whether torch differentiates each product by itself, later and under settings of then.
+    open_ended = False
+
+    def __init__(self, xp: Any, device: Any, *, fused: bool = False, host: bool = True) -> None:
         super().__init__(xp, fused=fused)
         self.host = host
-        self.torch = importlib.import_module("torch")
+        self.device = device
+        self.torch = torch = importlib.import_module("torch")
+        self.autocasts = torch.amp.is_autocast_available(device.type)
+        self._single = torch.float32, torch.complex64
 
     def functional(self) -> Ops:
         """Arithmetic for what torch itself may differentiate or batch."""
-        return TorchGradOps(self.xp, host=False)
+        # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
+        under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
+        return TorchGradOps(self.xp, self.device, open_ended=under_autocast)
+
+    def working_in(self, format_name: str) -> Ops:
+        """Return the same arithmetic for a native format; tf32 is native where torch is set so."""
+        other: Any = super().working_in(format_name)
+        other.as_set = format_name == "tf32"
+        return cast(Ops, other)
+
+    # -- settings of torch: autocast and the precision of float32 products. They are read, never
+    # changed, since they belong to all of the process; every product goes through in_full.
+
+    def multiplier(self, x: Array) -> str:
+        """Format in which products of `x` are taken: of float32, what torch is set to and does.
+
+        Complex products are taken in full under every setting.
+        """
+        return self._operands(x.dtype) if x.dtype == self.torch.float32 else self.format_name(x)
+
+    def multiplies_in(self, format_name: str) -> bool:
+        """Whether products in a format are torch's own; tf32 under a setting alone."""
+        if format_name != "tf32":
+            return format_name in self.native
+        return self._operands(self.torch.float32) == "tf32"
+
+    def _operands(self, dtype: Any) -> str:
+        """Name of the format to which torch rounds operands of single precision."""
+        torch = self.torch
+        if self._setting is None:
+            of_cpu, of_cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+            self._setting = of_cpu.fp32_precision, of_cuda.fp32_precision
+        if EXACT.issuperset(self._setting):
+            return "float32"
+        believed = min((REDUCED.get(s, "float32") for s in self._setting), key=_significand)
+        captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if captured or torch.compiler.is_compiling():
+            return believed
+        try:
+            return _torch_operands(self._setting, self.device, dtype)
+        except RuntimeError:  # tensors without entries
+            return believed
+
+    def in_full(
+        self, f: Callable[..., Any], *x: Array, out: Array | None = None, double: bool = False
+    ) -> Any:
+        """Return ``f(*x)`` in the format of `x`: no autocast, no reduced products.
+
+        Where torch is set to less than float32, which other threads may rely on, it is computed in
+        double and rounded: the setting does not reach that. So is what torch records, as neither
+        settings nor autocast reach its derivatives then.
+        """
+        torch = self.torch
+        if self.autocasts and torch.is_autocast_enabled(self.device.type):
+            with _torch_without_autocast(self.device):
+                return self.in_full(f, *x, out=out, double=double)
+        if not double and not self._needs_double(x[0]):
+            return f(*x) if out is None else f(*x, out=out)
+        wide = self._double(x[0])
+        result = f(*(t.to(wide) for t in x))
+        if out is not None:
+            return out.copy_(result)
+        if isinstance(result, tuple):
+            return tuple(self._narrowed(t, x[0]) for t in result)
+        return self._narrowed(result, x[0])
+
+    def _narrowed(self, t: Array, like: Array) -> Array:
+        """From double to the single precision of `like`, staying real or complex."""
+        return t.to(like.dtype if self.is_complex(t) else self.torch.float32)
+
+    def _needs_double(self, x: Array) -> bool:
+        """Whether torch would multiply in less than the single precision of `x`, now or later."""
+        if x.dtype not in self._single or self.as_set:
+            return False
+        return self.open_ended or self._operands(x.dtype) != "float32"
+
+    def _double(self, x: Array) -> Any:
+        """The dtype of double precision that goes with `x`; Metal has none, and no settings."""
+        return x.dtype if self.device.type == "mps" else super()._double(x)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self.in_full(super().matmul, a, b, out=out)
+
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
+        u, s, vh = self.in_full(super().svd, x, double=self._is_very_long(x))
+        return u, s, vh
+
+    def svdvals(self, x: Array) -> Array:
+        """Singular values, descending; of very long columns in double."""
+        return self.in_full(super().svdvals, x, double=self._is_very_long(x))
+
+    def _is_very_long(self, x: Array) -> bool:
+        few, many = sorted(x.shape[-2:])
+        return self.host and many >= VERY_LONG and few < MANY and x.dtype in self._single
+
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1; torch adds in pairs."""
+        return self.xp.sum(x, axis=axis, keepdims=True)
 
     def records(self, x: Array) -> bool:
         """Whether gradients or forward derivatives are recorded, or vmap batches."""
@@ -839,11 +1042,17 @@ class TorchOps(InPlaceOps):
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary, accumulated in at least single precision."""
         norm = functools.partial(self.torch.linalg.vector_norm, keepdim=True)
-        if self.format_name(x) in ("float32", "float64"):
-            return norm(x, dim=(-2, -1))
-        # Along memory first: reductions that convert are slow across it, or over all at once.
-        along = (-1, -2) if x.stride(-1) <= x.stride(-2) else (-2, -1)
-        return norm(norm(x, dim=along[0], dtype=self.torch.float32), dim=along[1])
+        wide = self.format_name(x) in ("float32", "float64")
+        kind = None if wide else self.torch.float32
+        if x.shape[-2] * x.shape[-1] <= 4 * NORM_BLOCK:
+            return norm(x, dim=(-2, -1), dtype=kind)
+        # Along memory: reductions that convert are slow across it, or over all at once.
+        flat = (x if x.is_contiguous() else x.mT).flatten(-2)
+        end = flat.shape[-1] // NORM_BLOCK * NORM_BLOCK
+        blocks = norm(flat[..., :end].unflatten(-1, (-1, NORM_BLOCK)), dim=-1, dtype=kind)
+        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
+        total = norm(blocks, dim=(-2, -1), dtype=self._double(blocks))
+        return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
     def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
@@ -859,17 +1068,18 @@ class TorchOps(InPlaceOps):
         out: Array | None = None,
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
-        torch = self.torch
+        multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
+        product = functools.partial(
+            self.in_full, functools.partial(multiply, beta=beta, alpha=alpha)
+        )
         if a.ndim == 2 and out is not None and not out.is_contiguous():
-            torch.addmm(c.mT, b.mT, a.mT, beta=beta, alpha=alpha, out=out.mT)
+            product(c.mT, b.mT, a.mT, out=out.mT)
             return out
-        if a.ndim == 2:
-            return torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
-        if a.ndim == 3:
-            return torch.baddbmm(c, a, b, beta=beta, alpha=alpha, out=out)
+        if a.ndim <= 3:
+            return product(c, a, b, out=out)
         stack = [t.reshape((-1, *t.shape[-2:])) for t in (c, a, b)]
         flat = None if out is None else out.view((-1, *out.shape[-2:]))
-        return torch.baddbmm(*stack, beta=beta, alpha=alpha, out=flat).reshape(c.shape)
+        return product(*stack, out=flat).reshape(c.shape)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i``; one matrix alone needs no copy in float32 to be rounded once."""
@@ -880,11 +1090,9 @@ class TorchOps(InPlaceOps):
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, large ones by panels."""
         h = self.adjoint(x)
-        return (
-            self.gemm_hermitian(h, x, x, out=out)
-            if self._by_panels(h, x)
-            else (self.matmul(h, x, out))
-        )
+        if self._is_long(h, x) or not self._by_panels(h, x):
+            return self.matmul(h, x, out)
+        return self.gemm_hermitian(h, x, x, out=out)
 
     def gemm_hermitian(
         self,
@@ -905,9 +1113,10 @@ class TorchOps(InPlaceOps):
             j = min(i + width, n)
             panel = out[i:j, i:]
             if beta:
-                torch.addmm(c[i:j, i:], a[i:j], b[:, i:], beta=beta, alpha=alpha, out=panel)
+                add = functools.partial(torch.addmm, beta=beta, alpha=alpha)
+                self.in_full(add, c[i:j, i:], a[i:j], b[:, i:], out=panel)
             else:
-                torch.mm(a[i:j], b[:, i:], out=panel)
+                self.in_full(torch.mm, a[i:j], b[:, i:], out=panel)
                 if alpha != 1.0:
                     panel *= alpha
             out[j:, i:j] = self.adjoint(out[i:j, j:])
@@ -925,14 +1134,49 @@ class TorchOps(InPlaceOps):
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
-        if adjoint:
-            return self.torch.linalg.solve_triangular(self.adjoint(l), b, upper=True)
-        return self.torch.linalg.solve_triangular(l, b, upper=False)
+        solve = functools.partial(self.torch.linalg.solve_triangular, upper=adjoint)
+        return self.in_full(solve, self.adjoint(l) if adjoint else l, b)
 
     def inverse(self, x: Array) -> Array:
         """Inverse by LU; NaN if singular."""
-        inverse, info = self.torch.linalg.inv_ex(x)
-        return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
+
+        def invert(x: Array) -> Array:
+            inverse, info = self.torch.linalg.inv_ex(x)
+            return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
+
+        return self.in_full(invert, x)
+
+
+@functools.cache
+def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
+    """Format to which torch rounds operands under a setting that permits it: tried, not believed.
+
+    Many processors ignore the setting. Products with the identity, of one matrix and of a stack,
+    show to how many digits the other operand is rounded.
+    """
+    torch = importlib.import_module("torch")
+    one = torch.eye(PROBE, dtype=dtype, device=device)
+    found = set()
+    with torch.no_grad(), _torch_without_autocast(device):
+        for shape in ((PROBE, PROBE), (2, PROBE, PROBE)):
+            for name in ("float32", "tf32", "bfloat16"):
+                entry = 1 + format_of(name).epsilon
+                x = torch.full(shape, entry, dtype=dtype, device=device)
+                if bool((torch.matmul(x, one.expand(shape)) == x).all()):
+                    break
+            found.add(name)
+    return min(found, key=_significand)
+
+
+def _torch_without_autocast(device: Any) -> Any:
+    torch = importlib.import_module("torch")
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _significand(name: str) -> int:
+    return format_of(name).significand
 
 
 @functools.cache
@@ -991,9 +1235,24 @@ class TorchGradOps(TorchOps):
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
 
+    def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
+        super().__init__(xp, device, host=False)
+        self.open_ended = open_ended and device.type != "mps"
+
     def records(self, x: Array) -> bool:
         """Always, for all that is known."""
         return True
+
+    # Derivatives of factorisations are made of products.
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self.in_full(super().qr, x)
+        return q, r
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+        return self.in_full(super().cholesky, z)
 
     def adjoint(self, x: Array) -> Array:
         """Conjugate transpose; vmap does not know what the array API's is made of."""
@@ -1023,6 +1282,10 @@ class TorchPartsOps(TorchGradOps):
         """Return ``a @ b``."""
         return self._summed(super().matmul(a, b))
 
+    def _is_long(self, a: Array, b: Array) -> bool:
+        """Never: parts are summed by themselves, and blocks would cut across them."""
+        return False
+
     def gemm(
         self,
         a: Array,
@@ -1037,7 +1300,7 @@ class TorchPartsOps(TorchGradOps):
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm, the same number on every process."""
-        return self._summed(super().frobenius(x))
+        return self._summed(Ops.frobenius(self, x))
 
     def max_abs(self, x: Array) -> Array:
         """Largest absolute entry, the same number on every process."""
@@ -1087,6 +1350,20 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+    def _matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` in full: by default float32 is tf32 on GPUs and bfloat16 on TPUs."""
+        return self.xp.matmul(a, b, precision="highest")
+
+    def _is_long(self, a: Array, b: Array) -> bool:
+        """Not of what is traced or lies in parts, which blocks could cut across."""
+        known = not (self.records(a) or self.records(b) or self.spread(a) or self.spread(b))
+        return known and super()._is_long(a, b)
+
+    def _double(self, x: Array) -> Any:
+        """The dtype of double precision that goes with `x`, where it is enabled."""
+        enabled = importlib.import_module("jax").config.jax_enable_x64
+        return super()._double(x) if enabled else x.dtype
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, as one compiled function."""
@@ -1171,7 +1448,7 @@ class JaxOps(Ops):
         if not self.fused:
             return super().gemm(a, b, c, alpha, beta)
         wide = self.xp.float32
-        product = self.xp.matmul(a, b, preferred_element_type=wide)
+        product = self.xp.matmul(a, b, precision="highest", preferred_element_type=wide)
         return (product * alpha + c.astype(wide) * beta).astype(a.dtype)
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
@@ -1324,6 +1601,11 @@ def _worth_blas(size: int, *arrays: Array) -> bool:
     return size >= BLAS_FROM and _blas.has_kernels(*arrays)
 
 
+def _ranges(length: int, size: int) -> list[slice]:
+    """Slices of at most `size` that make up a length."""
+    return [slice(i, i + size) for i in range(0, length, size)]
+
+
 def _is_contiguous(x: Array) -> bool:
     return bool(x.flags.c_contiguous or x.flags.f_contiguous)
 
@@ -1387,10 +1669,10 @@ def ops_of(x: Array) -> Ops:
         torch = importlib.import_module("torch")
         if x.requires_grad and torch.is_grad_enabled():
             # Not on the host: a norm that is read as a number would lose its gradient.
-            return TorchGradOps(xp, host=False)
+            return TorchGradOps(xp, x.device, open_ended=True)
         if hasattr(x, "placements"):
-            return TorchPartsOps(xp, host=False)
-        return TorchOps(xp, host=x.device.type == "cpu")
+            return TorchPartsOps(xp, x.device)
+        return TorchOps(xp, x.device, host=x.device.type == "cpu")
     return _ops_of_namespace(xp)
 
 
@@ -1474,4 +1756,4 @@ def not_finite(a: np.ndarray) -> str:
 def is_native(ops: Ops, precision: Format, *, is_complex: bool) -> bool:
     """Whether a library multiplies in a format itself; complex 16-bit formats exist nowhere."""
     wide = precision.name in ("float64", "float32")
-    return precision.name in ops.native and (wide or not is_complex)
+    return ops.multiplies_in(precision.name) and (wide or not is_complex)

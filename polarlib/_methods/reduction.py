@@ -144,7 +144,7 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         low = xp.where(low > near, low, near)
         ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     else:
-        columns = xp.max(xp.sum(xp.abs(x) ** 2, axis=-2, keepdims=True), axis=-1, keepdims=True)
+        columns = xp.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
         rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
         rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
         ratio = lower * xp.sqrt(rayleigh / high)

@@ -107,8 +107,8 @@ def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
     if p == math.inf:
         return peak
     if p == 1:
-        return xp.sum(a, axis=axis, keepdims=True)
-    return peak * xp.sum((a / _nonzero(peak, ops)) ** p, axis=axis, keepdims=True) ** (1 / p)
+        return ops.sums(a, axis)
+    return peak * ops.sums((a / _nonzero(peak, ops)) ** p, axis) ** (1 / p)
 
 
 def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
@@ -126,7 +126,7 @@ def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
         y = g / peak
         return y / _nonzero(lp_norm(a / peak, 2, axis, ops), ops)
     q = conjugate(p)
-    powers = xp.sum((a / peak) ** q, axis=axis, keepdims=True)
+    powers = ops.sums((a / peak) ** q, axis)
     return _phase(g, a, ops) * ((a / peak) ** (q - 1) / _nonzero(powers, ops) ** (1 / p))
 
 

@@ -218,7 +218,8 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
 
 def singular_values(x: Array, ops: Ops) -> Array:
     """Singular values, descending."""
-    return unless_it_fails(lambda: ops.xp.linalg.svdvals(x), lambda: svd(x, ops)[1])
+    tall = x if x.shape[-2] >= x.shape[-1] else ops.adjoint(x)
+    return unless_it_fails(lambda: ops.svdvals(tall), lambda: svd(x, ops)[1])
 
 
 # -- constructors ----------------------------------------------------------------------------
