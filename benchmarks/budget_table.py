@@ -119,7 +119,8 @@ hand. A row is a number of matrix products, a column a condition number κ: sing
 - ″ where more products gain nothing.
 
 `design.budget(1 / kappa, products)` returns the schedule, `design.frontier` a column, and
-`design.costs` makes cost models for other shapes, symmetric products and the Gram form.
+`design.costs` makes cost models for other shapes, symmetric products and the Gram form; with
+`form="gram"` and `shape=(m, n)` the restarts that the format needs are placed and counted.
 
 The search is exact: a composition has one number, the ratio of the ends of its image, and the best
 next ratio grows with it, so only sequences that no cheaper one beats are followed. A search with

@@ -179,12 +179,6 @@ def rivals(precision: str, lower: float, steps: int) -> dict[str, polarlib.Sched
     }
 
 
-def scalar_error(s: polarlib.Schedule) -> float:
-    """Worst error on [lower, 1] with the input division counted."""
-    low, high = s.image(s.lower / s.input_safety, 1 / s.input_safety)
-    return max(1 - low, high - 1)
-
-
 def error_table(phases: int) -> str:
     """Scalar worst error and that under coherent rounding, per number of quintics."""
     rows = []
@@ -196,7 +190,7 @@ def error_table(phases: int) -> str:
                     cells.append("—")
                 else:
                     noisy, _ = chain_error(s, precision, phases)
-                    cells.append(f"{figure(scalar_error(s))} / {figure(noisy)}")
+                    cells.append(f"{figure(s.error())} / {figure(noisy)}")
             exact = design.greedy(1e-3, [5] * k).error()
             rows.append([precision, str(k), str(3 * k), figure(exact), *cells])
     header = ["format", "quintics", "products", "no rounding", *rivals("bfloat16", 1e-3, 5)]
@@ -486,10 +480,10 @@ error of u, on log-uniform spectra.
 {narrow}
 
 With lower = 0.1 singular values above 0.1 arrive; 0.01 is worth its two more quintics where the
-spectrum is wide; 0.001 costs more and gives nothing. Two limits are not the schedule's: e4m3
-flushes entries below 2⁻¹⁰ to zero, so a Frobenius-normalised matrix with 1000 rows and columns
-loses most of its entries (use spectral normalisation). Overflow at 448 is far away: singular values
-stay below 2, and Z below 10.
+spectrum is wide; 0.001 costs more and gives nothing. Each matrix of 8 bits carries a power of two
+that brings its largest entry to between a quarter and six tenths of the largest number, as operands
+of 8-bit products do: unscaled, e4m3 would lose all entries below 2⁻¹⁰, most of a normalised matrix
+with 1000 rows and columns. Entries below 2⁻¹⁸ (e4m3) or 2⁻³² (e5m2) times the largest are lost.
 
 ## Gram form
 

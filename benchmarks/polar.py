@@ -1,6 +1,7 @@
 """polar() beside its peers: milliseconds, matrix products, accuracy, over sizes and conditions.
 
     python benchmarks/polar.py --sizes 512 --dtypes float64 --matrices 10,1e4 --peers auto
+    python benchmarks/polar.py --peers auto --pause 0 --out without_pauses.json
     python benchmarks/polar.py --counts
     python benchmarks/polar.py --page docs/polar_benchmarks.md
 
@@ -156,7 +157,11 @@ def accuracy(a: np.ndarray, u: np.ndarray, h: np.ndarray) -> dict[str, float]:
 
 
 def measured(
-    a: np.ndarray, wanted: tuple[str, ...], seconds: float, rounds: int
+    a: np.ndarray,
+    wanted: tuple[str, ...],
+    seconds: float,
+    rounds: int,
+    pause: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of all contenders on one matrix.
 
@@ -179,7 +184,8 @@ def measured(
         return call
 
     functions = {name: kept(name, f) for name, f in contenders(a, wanted).items()}
-    times = by_turns(functions | {PRODUCT: lambda: ops.matmul(a, square)}, seconds, least=rounds)
+    functions[PRODUCT] = lambda: ops.matmul(a, square)
+    times = by_turns(functions, seconds, least=rounds, pause=pause)
     product = statistics.median(times.pop(PRODUCT))
     reference = statistics.median(times[REFERENCE])
     rows = {}
@@ -318,8 +324,9 @@ def auto_table(figures: dict[str, Any]) -> str:
 
 
 def ratio_table(figures: dict[str, Any]) -> str:
-    """Everybody against SciPy."""
-    names = [AUTO, *METHODS, *PEERS]
+    """Everything measured, against SciPy."""
+    measured = {name for *_, rows in cases(figures) for name in rows}
+    names = [name for name in (AUTO, *METHODS, *PEERS) if name in measured]
     lines = [
         [dtype, _by(shape), _about(kind)]
         + [f"{rows[name]['ratio']:.2f}" if name in rows else "-" for name in names]
@@ -482,6 +489,9 @@ def main(
     ] = None,
     seconds: Annotated[float, typer.Option(help="For about how long in all.")] = 40.0,
     rounds: Annotated[int, typer.Option(help="Rounds to take even if that is longer.")] = ROUNDS,
+    pause: Annotated[
+        float | None, typer.Option(help="Seconds before each turn, 0.1 by default; needs --out.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="File of figures.")] = FIGURES,
     count: Annotated[bool, typer.Option("--counts", help="Count iterations instead.")] = False,
     page: Annotated[Path | None, typer.Option(help="Make this page anew instead.")] = None,
@@ -497,6 +507,8 @@ def main(
         store(out, figures)
         console.print(counts_table(figures), markup=False)
         return
+    if pause is not None and out == FIGURES:
+        raise typer.BadParameter("the page is of runs with the default pause: name another --out")
     every = tuple(dict.fromkeys(kind for kinds in MATRICES.values() for kind in kinds))
     every_one = tuple(name for group in GROUPS.values() for name in group)
     wanted = tuple(
@@ -515,7 +527,7 @@ def main(
     shown = Table("", "shape", "matrix", "", "ms", "products", "ratio", "quartiles", "rounds")
     for dtype, shape, kind in jobs:
         a = matrix(SHAPES[shape], kind, dtype)
-        rows = measured(a, wanted, seconds / len(jobs), rounds)
+        rows = measured(a, wanted, seconds / len(jobs), rounds, pause)
         there = figures["cases"].setdefault(f"{dtype} {shape} {kind}", {})
         there.update(rows)
         figures["machine"] = where()

@@ -1,4 +1,4 @@
-"""polarlib: matrix polar decompositions on any array library, at any precision.
+"""polarlib: matrix polar decompositions and orthogonalisation of NumPy, torch and JAX arrays.
 
 Four verbs
     :func:`polar`, :func:`orthogonalize`   matrix in, factor out

@@ -203,6 +203,9 @@ def whole_gram(x: Array, out: Array | None = None) -> Array:
 
 def cholesky(z: Array) -> bool:
     """Replace the upper triangle of Z by R with ``Z = R^H R``; False if it is not definite."""
+    # Some implementations go on when they meet NaN: sums of rows show it, of the triangle alone.
+    if not np.isfinite(routines(z.dtype.char).hemv(1.0, z, np.ones(len(z), z.dtype))).all():
+        return False
     return bool(routines(z.dtype.char).potrf(z, lower=0, clean=0, overwrite_a=True)[1] == 0)
 
 
@@ -275,14 +278,15 @@ def norm(x: Array) -> float:
 def _square(x: Array) -> float:
     """Sum of the squares of a contiguous array; NumPy would wake its own pool for it."""
     flat = x.ravel(order="K")
-    flat = flat.view(flat.real.dtype)
-    return float(routines(x.dtype.char).dot(flat, flat))
+    return _inner(flat, flat)
 
 
 def _inner(v: Array, w: Array) -> float:
     """Real part of the inner product of two vectors."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
-    return float(routines(v.dtype.char).dot(v, w))
+    dot = routines(v.dtype.char).dot
+    starts = range(0, v.size, CHUNK)  # an error that grows like the length of one run
+    return sum(float(dot(v[i : i + CHUNK], w[i : i + CHUNK])) for i in starts)
 
 
 def upper_norm(z: Array) -> float:
@@ -312,6 +316,8 @@ def count_above(z: Array, cut: float) -> int:
     factor = z.copy(order="F")
     call = routines(z.dtype.char)
     top = _lanczos(lambda v: call.hemv(1.0, factor, v), z.shape[0], z.dtype, RITZ_STEPS)
+    if not math.isfinite(top):
+        return 0
     add_diagonal(factor, -cut * top)
     factor, pivots, _ = call.hetrf(factor, lwork=64 * z.shape[0], overwrite_a=True)
     alone = pivots > 0

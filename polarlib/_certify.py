@@ -100,8 +100,9 @@ def certify(
     *,
     stride: int = 2,
     target: str = "polar",
+    divisor: float = 1.0,
 ) -> Certificate:
-    """Enclose the worst error of a composition: ``max |target(x) - s(x)|`` on an interval.
+    """Enclose the worst error of a composition: ``max |target(x) - s(x / divisor)|``.
 
     Parameters
     ----------
@@ -113,6 +114,8 @@ def certify(
         Distance of the powers; 2 is the odd polynomials.
     target : str, optional
         What s approximates, as :func:`polarlib.formats.parse_target` reads it: "polar" is 1.
+    divisor : float, optional
+        What x in [lower, upper] is divided by before the first step.
 
     Returns
     -------
@@ -124,7 +127,7 @@ def certify(
     Raises
     ------
     ValueError
-        For no steps or ones that are not finite numbers, a bad interval, stride or target.
+        For no steps or ones that are not finite numbers, a bad interval, stride, target or divisor.
 
     Notes
     -----
@@ -142,11 +145,11 @@ def certify(
     """
     try:
         steps = [tuple(float(c) for c in step) for step in steps]
-        l, u = float(lower), float(upper)
+        l, u, divisor = float(lower), float(upper), float(divisor)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            "certify needs steps as lists of coefficients and an interval of numbers, got "
-            f"steps={steps!r}, lower={lower!r}, upper={upper!r}"
+            "certify needs steps as lists of coefficients, a divisor and an interval of numbers, "
+            f"got steps={steps!r}, lower={lower!r}, upper={upper!r}, divisor={divisor!r}"
         ) from None
     if not steps or not all(step and all(map(math.isfinite, step)) for step in steps):
         raise ValueError(
@@ -161,9 +164,14 @@ def certify(
         raise ValueError(
             f"certify needs finite lower <= upper{at_least}, got [{lower!r}, {upper!r}]"
         )
+    if not 0 < divisor < math.inf:
+        raise ValueError(f"divisor must be a positive finite number, got {divisor!r}")
+    chain = [[_exact(c) for c in step] for step in steps]
     bits = BITS
     while True:
-        lo, hi = _image(steps, l, u, stride, bits)
+        # The division is one more step, of degree 1.
+        whole = chain if divisor == 1 else [[_reciprocal(divisor, bits)], *chain]
+        lo, hi = _image(whole, l, u, stride, bits)
         error = _maximum([_add(ONE, _negative(lo), bits), _add(hi, (-1, -1, 0), bits)])
         complement = _minimum([lo, _add((2, 2, 0), _negative(hi), bits)])
         found = [_floats(v) for v in (lo, hi, error, complement)]
@@ -175,7 +183,7 @@ def certify(
     if kind == "polar":
         (least, most), (low, high) = found[2:]
         return Certificate(max(0.0, least), most, (low, min(1.0, high)), image)
-    least, most = _branch_and_bound(steps, l, u, stride, kind, parameter, bits)
+    least, most = _branch_and_bound(whole, l, u, stride, kind, parameter, bits)
     rest = [
         _floats(_add(ONE, _exact(-v), bits)) if v < math.inf else (-math.inf, -math.inf)
         for v in (most, least)
@@ -193,6 +201,14 @@ def _exact(x: float) -> Interval:
     m, e = math.frexp(x)
     n = int(m * 2**53)
     return n, n, e - 53
+
+
+def _reciprocal(x: float, bits: int) -> Interval:
+    """Enclose ``1 / x`` for a positive double."""
+    n, _, e = _exact(x)
+    shift = bits + n.bit_length()
+    lo, rest = divmod(1 << shift, n)
+    return lo, lo + (rest > 0), -e - shift
 
 
 def _rounded(lo: int, hi: int, e: int, bits: int) -> Interval:
@@ -330,12 +346,11 @@ def _slopes(c: Sequence[Interval], stride: int) -> list[Interval]:
 
 
 def _image(
-    steps: Sequence[Sequence[float]], lower: float, upper: float, stride: int, bits: int
+    steps: Sequence[Sequence[Interval]], lower: float, upper: float, stride: int, bits: int
 ) -> tuple[Interval, Interval]:
     """Enclosures of the least and the largest value of the composition."""
     lo, hi = _exact(lower), _exact(upper)
-    for step in steps:
-        c = [_exact(v) for v in step]
+    for c in steps:
         values = [_value(c, lo, stride, bits), _value(c, hi, stride, bits)]
         sure = list(values)
         for sign in (1, -1):
@@ -486,7 +501,7 @@ def _aim(kind: str, parameter: float, bits: int, x: float) -> tuple[Interval, In
 
 
 def _branch_and_bound(
-    steps: Sequence[Sequence[float]],
+    steps: Sequence[Sequence[Interval]],
     lower: float,
     upper: float,
     stride: int,
@@ -497,8 +512,7 @@ def _branch_and_bound(
     """Bounds on the largest ``|target - s|`` on [lower, upper], 0 <= lower."""
     if kind == "power" and parameter < 0 and lower == 0:
         return math.inf, math.inf
-    powers = [[_exact(v) for v in step] for step in steps]
-    chain = [(c, _slopes(c, stride)) for c in powers]
+    chain = [(c, _slopes(c, stride)) for c in steps]
     aim = functools.cache(functools.partial(_aim, kind, parameter, bits))
 
     @functools.cache

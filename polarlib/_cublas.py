@@ -47,10 +47,13 @@ TF32 = "CUBLAS_COMPUTE_32F_FAST_TF32"
 NEEDED = (
     "gemmEx",
     "gemmStridedBatchedEx",
+    "getMathMode",
     "getPointerMode",
+    "setMathMode",
     "setPointerMode",
     "CUBLAS_COMPUTE_32F",
     "CUBLAS_COMPUTE_64F",
+    "CUBLAS_DEFAULT_MATH",
     "CUBLAS_GEMM_DEFAULT",
     "CUBLAS_OP_C",
     "CUBLAS_OP_N",
@@ -220,8 +223,12 @@ def _by_cublas(
     compute = getattr(binding, TF32 if tf32 and type_name == "CUDA_R_32F" else compute_name)
     # cuBLAS reads the host's scalars at once; the device's are kept by the order of their stream.
     mode, held, at_alpha, at_beta = _scalars(cupy, binding, *scalars, scalar_type)
+    # The handle is this thread's own, and is left as it was found.
     handle = cupy.cuda.device.get_cublas_handle()
     before = binding.getPointerMode(handle)
+    # Other math modes multiply single precision in tf32, whatever the compute type.
+    math_mode = binding.getMathMode(handle)
+    binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
     binding.setPointerMode(handle, mode)
     try:
         count = math.prod(out.shape[:-2])
@@ -244,6 +251,7 @@ def _by_cublas(
                 )
     finally:
         binding.setPointerMode(handle, before)
+        binding.setMathMode(handle, math_mode)
     del held
     if c is not out:
         out[...] = c
@@ -334,9 +342,15 @@ def _by_matmul(
     scalars: tuple[Array | complex, Array | complex],
     adjoints: tuple[bool, bool],
 ) -> Array:
-    """The same by ``cupy.matmul``; 16 bits: the product rounded, then the sum once more."""
+    """The same by ``cupy.matmul``; 16 bits: the product rounded, then the sum once more.
+
+    Single precision is multiplied in double, which ``CUPY_TF32`` does not reach.
+    """
     cupy = importlib.import_module("cupy")
     alpha, beta = scalars
+    wide = {"float32": "float64", "complex64": "complex128"}.get(out.dtype.name)
+    if wide is not None:
+        a, b = a.astype(wide), b.astype(wide)
     a, b = (
         cupy.conj(x).swapaxes(-1, -2) if adjoint else x
         for x, adjoint in zip((a, b), adjoints, strict=True)

@@ -13,6 +13,10 @@ Against gradients Y of U and B of H (made Hermitian), with C = U^H Y,
 
     gradient = U (B + Omega) + (Y - U C) H^-1,    H Omega + Omega H = C - C^H + H B - B H.
 
+The nearest rotation R of a square real matrix has the same rule with ``H = R^T A``, symmetric, of
+which one eigenvalue may be negative. The square root of a positive definite matrix solves
+``H dH + dH H = dA``; the inverse p-th root is made of p - 1 such equations.
+
 A schedule: the engine runs on dual numbers, pairs of matrices. Nothing of the forward pass is
 needed but its input. The normalisation, no such function for most norms, has a rule of its own.
 
@@ -22,6 +26,7 @@ its own solution again: so derivatives have derivatives.
 
 from __future__ import annotations
 
+import cmath
 import dataclasses
 import functools
 import math
@@ -31,12 +36,15 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from polarlib._schedule import Schedule
+from polarlib.formats import format_of
 from polarlib.iterate import iterate, normalise
-from polarlib.ops import Ops, above_noise, ops_of, unless_it_fails
+from polarlib.ops import Diagonal, Ops, ops_of
 from polarlib.result import PolarResult
 
 __all__ = [
+    "differentiable_inverse_root",
     "differentiable_polar",
+    "differentiable_root",
     "differentiable_schedule",
     "differentiable_unitary",
     "polar_gradient",
@@ -299,63 +307,127 @@ def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1))
 # -- the polar factors -------------------------------------------------------------------------
 
 
-def lyapunov(h: Array, w: Array, size: int) -> Array:
-    """Solution X of ``H X + X H = W`` for Hermitian positive definite H.
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """``H X + X H = W`` for Hermitian H and one of the functions that have it for their rule.
 
     Parameters
     ----------
-    h, w : array, shape (..., n, n)
-        In at least single precision.
-    size : int
-        Larger dimension of the matrix that H belongs to, for what counts as rank-deficient.
+    kind : {"polar", "rotation", "root"}
+        What H belongs to: the unitary polar factor; the nearest rotation, where H has one negative
+        eigenvalue at most and W is skew-symmetric; the square root H.
+    size : int, optional
+        Larger dimension of the matrix that H belongs to, for what counts as zero.
+    regularization : float, optional
+        r, for skew-Hermitian W: with ``d = s_i + s_j``, ``1 / d`` becomes
+        ``d / (d^2 + (r s_1)^2)``, s_1 the largest, a constant.
 
-    Returns
-    -------
-    array, shape (..., n, n)
-
-    Raises
-    ------
-    ValueError
-        If H is singular to rounding. Where it cannot be looked at, the result is NaN.
+    Notes
+    -----
+    ``d / (d^2 + e^2)`` is the real part of ``1 / (d + i e)``. So the regularised solution is the
+    skew-Hermitian part of Z in ``H Z + Z H + i e Z = W``, which has derivatives of the same kind.
     """
 
-    def diagonalise(h: Array) -> tuple[Array, Array]:
+    kind: str
+    size: int = 1
+    regularization: float = 0.0
+
+    def solve(self, h: Array, w: Array) -> Array:
+        """Solve the equation, in a way that the library can differentiate any number of times.
+
+        Parameters
+        ----------
+        h, w : array, shape (..., n, n)
+            In at least single precision; h scaled to entries of about 1.
+
+        Returns
+        -------
+        array, shape (..., n, n)
+
+        Raises
+        ------
+        ValueError
+            If it has no unique solution, to rounding. Where numbers cannot be read, NaN.
+        """
+        ops = ops_of(w).functional()
+        if not self.regularization:
+            return ops.lyapunov(h, w, self._diagonalise)
+        real = not ops.is_complex(w)
+        diagonalise = functools.partial(self._diagonalise, real=real)
+        z = ops.lyapunov(ops.as_complex(h), ops.as_complex(w), diagonalise)
+        x = (z - ops.adjoint(z)) * 0.5
+        return ops.xp.real(x) if real else x
+
+    def _diagonalise(self, h: Array, *, real: bool = False) -> Diagonal:
+        """Diagonalise the equation, if it has a unique solution."""
         ops = ops_of(h).functional()
-        s, v = _eigenvalues(h, ops)
-        return _sums(s, ops, size), v
+        s, v = ops.eigh(ops.xp.real(h) if real else h)
+        sums = self._off_diagonal(s[..., :, None] + s[..., None, :], s, ops)
+        if self.regularization:
+            largest = _largest(s, ops)
+            shift = ops.xp.where(largest > 0, largest * self.regularization, largest + 1.0)
+            shift = ops.as_complex(shift) * 1j
+            return Diagonal(ops.as_complex(sums) + shift, ops.as_complex(v), shift)
+        # NaN is no degeneracy, and gives NaN.
+        poor = ~self._is_unique(s, ops) & ~ops.xp.isnan(s[..., :1])[..., None]
+        if not ops.hidden(poor) and bool(ops.xp.any(poor)):
+            raise ValueError(self._refusal(ops.to_host(s), ops.to_host(poor)[..., 0, 0] != 0))
+        return Diagonal(ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums), v)
 
-    return ops_of(w).functional().lyapunov(h, w, diagonalise)
+    def _off_diagonal(self, sums: Array, s: Array, ops: Ops) -> Array:
+        """The sums; for rotations, nothing is divided by those of a value with itself.
 
+        W has no diagonal there, but for rounding, and such a sum may be zero.
+        """
+        if self.kind != "rotation":
+            return sums
+        largest = _largest(s, ops)
+        safe = ops.xp.where(largest > 0, largest, largest + 1.0)
+        diagonal = ops.eye(s.shape[-1], s) > 0
+        return ops.xp.where(diagonal, safe, sums)
 
-def _eigenvalues(h: Array, ops: Ops) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors; NaN where there are none to be had."""
-    xp = ops.xp
+    def _is_unique(self, s: Array, ops: Ops) -> Array:
+        """Whether the smallest sum that counts is above rounding, shape (..., 1, 1)."""
+        noise = max(self.size, s.shape[-1]) * format_of(ops.format_name(s)).epsilon
+        largest = _largest(s, ops)
+        if self.kind == "polar":
+            return s[..., :1, None] > noise * largest
+        if self.kind == "root":  # of eigenvalues, the squares
+            least = s[..., :1, None]
+            return (least > 0) & (least * least > noise * largest * largest)
+        if s.shape[-1] == 1:
+            return largest >= 0
+        return (s[..., :1] + s[..., 1:2])[..., None] > noise * largest
 
-    def lost() -> tuple[Array, Array]:
-        values = xp.sum(xp.real(h) if ops.is_complex(h) else h, axis=-1)
-        return values * math.nan, h * math.nan
-
-    return unless_it_fails(lambda: tuple(xp.linalg.eigh(h)), lost)
-
-
-def _sums(s: Array, ops: Ops, size: int) -> Array:
-    """Sums of two singular values each, if none is zero to rounding."""
-    full = above_noise(s, (size, size), ops)
-    # NaN is no rank deficiency, and gives NaN.
-    poor = ops.xp.any(~full & ~ops.xp.isnan(s), axis=-1)[..., None, None]
-    if not ops.hidden(poor) and bool(ops.xp.any(poor)):
-        values = ops.to_host(s)[..., 0]
-        worst = np.argwhere(ops.to_host(poor)[..., 0, 0])[0]
-        where = f" in matrix {tuple(int(i) for i in worst)} of the stack" if len(worst) else ""
-        total = 2 * max(float(values[tuple(worst)]), 0.0)
-        raise ValueError(
+    def _refusal(self, s: np.ndarray, poor: np.ndarray) -> str:
+        worst = tuple(int(i) for i in np.argwhere(poor)[0])
+        where = f" in matrix {worst} of the stack" if worst else ""
+        values = s[worst]
+        if self.kind == "root":
+            least = max(float(values[0]), 0.0) ** 2 / float(values[-1] or 1.0) ** 2
+            return (
+                f"the square root has no derivative at a singular matrix: an eigenvalue is "
+                f"{least:.1e} times the largest one{where}, which is zero to rounding; add a "
+                "multiple of the identity"
+            )
+        total = values[0] + values[1 if self.kind == "rotation" else 0]
+        if self.kind == "rotation":
+            return (
+                f"the nearest rotation has no derivative where it is not unique: two singular "
+                f"values, the last with the sign of the determinant, have the sum "
+                f"{max(total, 0.0):.1e}{where}, which is zero to rounding; pass regularization=1e-3"
+            )
+        return (
             f"the polar factor has no derivative at a rank-deficient matrix: two singular values "
-            f"have the sum {total:.1e}{where}, which is zero to rounding; orthogonalize() has a "
-            "derivative at such matrices, and a multiple of the identity may be added to square "
-            "ones"
+            f"have the sum {max(total, 0.0):.1e}{where}, which is zero to rounding; procrustes() "
+            "takes a regularization, orthogonalize() has a derivative at such matrices, and a "
+            "multiple of the identity may be added to square ones"
         )
-    sums = s[..., :, None] + s[..., None, :]
-    return ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums)
+
+
+def _largest(s: Array, ops: Ops) -> Array:
+    """Largest of ascending eigenvalues in absolute value, shape (..., 1, 1)."""
+    return ops.xp.maximum(s[..., -1:], -s[..., :1])[..., None]
 
 
 class _Scaled(NamedTuple):
@@ -374,16 +446,84 @@ def _tall(a: Array, u: Array) -> _Scaled:
     wide = a.shape[-2] < a.shape[-1]
     if wide:
         a, u = ops.adjoint(a), ops.adjoint(u)
-    scale = ops.binary_scale(ops.max_abs(a))
+    # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
+    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
     x = ops.divide(a, scale)
     h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
     return _Scaled(x, u, h, scale, ops, wide)
+
+
+def _turn(p: _Scaled, e: Array, equation: Equation) -> tuple[Array, Array, Array]:
+    """``C = U^H E``, Omega and dU for a scaled direction E."""
+    ops, u = p.ops, p.u
+    c = ops.matmul(ops.adjoint(u), e)
+    omega = equation.solve(p.h, c - ops.adjoint(c))
+    du = ops.matmul(u, omega)
+    if u.shape[-2] > u.shape[-1]:
+        du = du + _outside(p, e, c)
+    return c, omega, du
 
 
 def _outside(p: _Scaled, e: Array, c: Array) -> Array:
     """``(E - U C) H^-1``, the part that is orthogonal to the columns of U."""
     ops = p.ops
     return ops.matmul(ops.gemm(p.u, c, e, alpha=-1.0, beta=1.0), ops.inverse(p.h))
+
+
+def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Array:
+    """Derivative of the unitary factor, or rotation, applied to a direction or to a gradient.
+
+    It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
+    """
+    p = _tall(a, u)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
+        du = _turn(p, e, equation)[2]
+    return p.ops.adjoint(du) if p.wide else du
+
+
+def root_derivative(h: Array, e: Array) -> Array:
+    """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
+    ops = ops_of(h).functional()
+    scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        e = ops.hermitian_part(ops.divide(e, scale))
+        return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
+
+
+def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
+    """Derivative of ``F = A^(-1/p)`` for A positive definite, applied to a direction or gradient.
+
+    With ``G = F^-1``: ``dF = -F dG F``, and ``sum_k G^k dG G^(p-1-k) = dA``. The polynomial
+    ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w but 1, so that
+    one equation ``G X - w X G = W`` after another solves it.
+    """
+    ops = ops_of(x).functional()
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    real = not ops.is_complex(x)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        f = f * scale ** (1 / p)
+        g = ops.hermitian_part(ops.inverse(f))
+        dg = ops.hermitian_part(ops.divide(e, scale))
+        if p > 2:
+            g, dg = ops.as_complex(g), ops.as_complex(dg)
+        for k in range(1, p):
+            weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
+            dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
+        if real and p > 2:
+            dg = ops.xp.real(dg)
+        df = ops.matmul(ops.matmul(f, dg), f)
+        return ops.hermitian_part(df) * -(scale ** (-1 / p))
+
+
+def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
+    """``H X + c X H`` in the eigenvectors of H."""
+    ops = ops_of(h).functional()
+    is_complex = ops.is_complex(h)
+    s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
+    if is_complex:
+        s, v = ops.as_complex(s), ops.as_complex(v)
+    return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
 
 
 def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tuple[Array, Array]:
@@ -410,11 +550,7 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
     ops, x, u = p.ops, p.x, p.u
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
-        c = ops.matmul(ops.adjoint(u), e)
-        omega = lyapunov(p.h, c - ops.adjoint(c), x.shape[-2])
-        du = ops.matmul(u, omega)
-        if x.shape[-2] > x.shape[-1]:
-            du = du + _outside(p, e, c)
+        c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
         if p.wide == (side == "left"):
             dh = c - ops.matmul(omega, p.h)
         else:  # the larger factor, X U^H
@@ -461,7 +597,7 @@ def polar_gradient(
         if b is not None:
             hb = ops.matmul(p.h, b)
             w = w + (hb - ops.adjoint(hb))
-        omega = lyapunov(p.h, w, x.shape[-2])
+        omega = Equation("polar", x.shape[-2]).solve(p.h, w)
         d = ops.matmul(u, omega if b is None else b + omega)
         if x.shape[-2] > x.shape[-1]:
             d = d + _outside(p, y, c)
@@ -502,24 +638,58 @@ def differentiable_schedule(
 
 
 def differentiable_unitary(
-    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array]
+    apply: Callable[[Array], Array],
+    a: Array,
+    exact: Callable[[Array], Array],
+    *,
+    rotation: bool = False,
+    regularization: float = 0.0,
 ) -> Array:
-    """``apply(a)``, a unitary factor, for which the library that records it finds the rules.
+    """``apply(a)``, a unitary factor or rotation, for which the library that traces it finds rules.
 
     `exact` finds it in full precision where the one in half precision will not do.
     """
-    jvp, vjp = _polar_rules(exact, "right")
+    kind = "rotation" if rotation else "polar"
+    equation = Equation(kind, max(a.shape[-2:]), regularization)
+    return _self_adjoint(apply, a, exact, functools.partial(unitary_derivative, equation=equation))
 
-    def rule_forward(primals: Any, results: Any, tangents: Any) -> tuple[Array]:
-        return jvp(primals, results, tangents)[:1]
 
-    def rule_backward(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
-        return vjp(primals, results, (*gradients, None))
+def differentiable_root(
+    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array]
+) -> Array:
+    """``apply(a)``, a Hermitian square root, for which the library that records it finds rules."""
+    return _self_adjoint(apply, a, exact, lambda _, h, e: root_derivative(h, e))
 
-    (u,) = ops_of(a).differentiable(
-        lambda a: (apply(a),), rule_forward, rule_backward, (a,), keep=True
-    )
-    return u
+
+def differentiable_inverse_root(
+    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array], p: int
+) -> Array:
+    """``apply(a)``, an inverse p-th root, for which the library that records it finds rules."""
+    derivative = functools.partial(inverse_root_derivative, p=p)
+    return _self_adjoint(apply, a, exact, derivative)
+
+
+def _self_adjoint(
+    apply: Callable[[Array], Array],
+    a: Array,
+    exact: Callable[[Array], Array],
+    derivative: Callable[[Array, Array, Array], Array],
+) -> Array:
+    """``apply(a)``, whose derivative, at A and the result in a direction, is self-adjoint."""
+
+    def rule(primals: Any, results: Any, e: Any) -> tuple[Array]:
+        (a,), (e,) = primals, e
+        x, f = _widened(a, results[0], exact)
+        return (ops_of(a).like(derivative(x, f, ops_of(e).like(e, x)), a),)
+
+    (f,) = ops_of(a).differentiable(lambda a: (apply(a),), rule, rule, (a,), keep=True)
+    return f
+
+
+def _widened(a: Array, f: Array, exact: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """A matrix and a function of it, in at least single precision."""
+    x = ops_of(a).at_least_single(a)
+    return x, f if x.dtype == a.dtype else exact(x)
 
 
 def differentiable_polar(
@@ -540,19 +710,15 @@ def differentiable_polar(
 
 
 def _polar_rules(exact: Callable[[Array], Array], side: str) -> tuple[Callable, Callable]:
-    def known(primals: Any, results: Any) -> tuple[Array, Array, Array]:
-        (a,), u = primals, results[0]
-        wide = ops_of(a).at_least_single(a)
-        return a, wide, u if wide.dtype == a.dtype else exact(wide)
-
     def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
-        (e,) = tangents
-        a, x, u = known(primals, results)
+        (a,), (e,) = primals, tangents
+        x, u = _widened(a, results[0], exact)
         moved = polar_tangents(x, u, ops_of(e).like(e, x), side=side)
         return tuple(ops_of(d).like(d, a) for d in moved)
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
-        a, x, u = known(primals, results)
+        (a,) = primals
+        x, u = _widened(a, results[0], exact)
         wide = (None if g is None else ops_of(g).like(g, x) for g in gradients)
         d = polar_gradient(x, u, *wide, side=side)
         return (ops_of(d).like(d, a),)

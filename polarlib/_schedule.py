@@ -22,6 +22,7 @@ from polarlib._certify import Certificate, certify
 from polarlib.formats import (
     Format,
     format_of,
+    multiple_precision,
     nearest,
     odd_image,
     odd_images,
@@ -32,7 +33,15 @@ from polarlib.formats import (
 )
 from polarlib.result import ScheduleWarning
 
-__all__ = ["NORMALISATIONS", "Schedule", "even_products", "is_count", "is_number", "product_counts"]
+__all__ = [
+    "NORMALISATIONS",
+    "Schedule",
+    "continued",
+    "even_products",
+    "is_count",
+    "is_number",
+    "product_counts",
+]
 
 NORMALISATIONS = ("frobenius", "spectral", "moments", "schatten4", "aol", "none")
 
@@ -111,6 +120,33 @@ def product_counts(
     return 2 * sections, inner + 3 * (len(steps) - sections)
 
 
+def continued(steps: tuple[Any, ...], k: Any, repeat: str | None, name: str) -> tuple[Any, ...]:
+    """First k steps of a list that goes on as a rule says: the one mechanism of repetition.
+
+    Raises
+    ------
+    ValueError
+        If `k` is no positive integer, or more than a list has that ends.
+
+    Examples
+    --------
+    >>> continued((1, 2, 3), 5, "last", "a"), continued((1, 2, 3), 5, "forever", "a")
+    ((1, 2, 3, 3, 3), (1, 2, 3, 1, 2))
+    """
+    if not is_count(k):
+        raise ValueError(f"steps must be an integer of at least 1, got {k!r}")
+    k, have = operator.index(k), len(steps)
+    if k > have and repeat is None:
+        raise ValueError(
+            f"steps must be at most {have} for schedule {name!r}, which has {have} steps and does "
+            f"not repeat, got {k}; truncate({k}, repeat='last') goes on with its last step, "
+            "repeat='forever' from its beginning"
+        )
+    if repeat == "last":
+        return (steps + steps[-1:] * (k - have))[:k]
+    return (steps * math.ceil(k / have))[:k]
+
+
 def _image_or_overflow(
     steps: Sequence[Sequence[float]], lower: float, upper: float, stride: int = 2
 ) -> tuple[float, float]:
@@ -138,7 +174,8 @@ class Schedule:
         "spectral", "moments", "schatten4" (bounds of the largest singular value, interchangeable),
         "aol" (columns scaled, another problem: it changes the answer), or "none".
     input_safety : float, optional
-        Further divisor of the normalised input, at least 1.
+        Further divisor of the normalised input, at least 1; not used where the normalisation is
+        "none".
     name, source : str, optional
         What it is called and where it comes from.
     repeat : {None, "forever", "last"}, optional
@@ -251,8 +288,9 @@ class Schedule:
         # the error, chosen so that none of the published sets is suspected; rounding is no error.
         ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
         if tuple(ordered) != self.steps:
+            lo, hi = self.divided(self.lower, self.upper, extended=False)
             least, error = (
-                max(abs(1 - v) for v in _image_or_overflow(s, self.lower, self.upper, self.stride))
+                max(abs(1 - v) for v in _image_or_overflow(s, lo, hi, self.stride))
                 for s in (ordered, self.steps)
             )
             if least < 0.5 * error < math.inf and error > 2.0**-40:
@@ -265,7 +303,7 @@ class Schedule:
 
     def _hazard(self, *, extended: bool) -> str:
         """What is wrong with the image of the interval, or ""."""
-        lo, hi = before = self.lower, self.upper
+        lo, hi = before = self.divided(self.lower, self.upper, extended=extended)
         images = odd_images(self.steps, lo, hi, extended=extended, stride=self.stride)
         try:
             for k, (lo, hi) in enumerate(images, 1):
@@ -291,6 +329,29 @@ class Schedule:
             )
         return ""
 
+    @property
+    def input_divisor(self) -> float:
+        """Divisor of the normalised input: `input_safety`, or 1 for normalisation "none"."""
+        return 1.0 if self.normalisation == "none" else self.input_safety
+
+    def divided(self, lower: float, upper: float, *, extended: bool = True) -> tuple[Any, Any]:
+        """Divide the ends of an interval by `input_divisor`: what the first step is applied to.
+
+        Parameters
+        ----------
+        lower, upper : float
+            The interval of singular values of the normalised input.
+        extended : bool, optional
+            In 40 decimal digits (default) or in double precision.
+
+        Returns
+        -------
+        lower, upper : number
+            mpmath numbers, or floats.
+        """
+        number = multiple_precision().mpf if extended else float
+        return number(lower) / self.input_divisor, number(upper) / self.input_divisor
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -312,45 +373,55 @@ class Schedule:
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
-        """Image of an interval, evaluated with 40 digits and rounded once.
+        """Image of an interval, by interval arithmetic, rounded outwards.
 
         Parameters
         ----------
         lower, upper : float, optional
-            The interval; the schedule's own by default.
+            The interval of singular values of the normalised input; the schedule's own by default.
 
         Returns
         -------
         lo, hi : float
-            Smallest and largest value of the composition on it.
+            Smallest and largest value of ``s(x / input_safety)`` for x in the interval: of the
+            singular values that :func:`polarlib.orthogonalize` returns. Normalisation "none"
+            divides by nothing. Right to the last digit or two, for steps of any degree.
 
         Raises
         ------
         ValueError
             If the interval is empty or not finite.
         """
-        lo, hi = self._image(lower, self.upper if upper is None else upper)
-        return float(lo), float(hi)
+        (lo, _), (_, hi) = self._certified(lower, upper, "image", "polar").image
+        return lo, hi
 
-    def _image(self, lower: float | None, upper: float) -> tuple[Any, Any]:
-        """Image with 40 digits, not rounded."""
+    def _certified(
+        self, lower: float | None, upper: float | None, asked: str, target: str
+    ) -> Certificate:
         lower = self.lower if lower is None else float(lower)
-        upper = float(upper)
+        upper = self.upper if upper is None else float(upper)
         if not -math.inf < lower <= upper < math.inf:
-            raise ValueError(f"image needs finite lower <= upper, got [{lower}, {upper}]")
+            raise ValueError(f"{asked} needs finite lower <= upper, got [{lower}, {upper}]")
         if self.stride != 2 and lower < 0:
             raise ValueError(
-                f"image needs lower >= 0 for stride {self.stride}: roots of negative numbers are "
+                f"{asked} needs lower >= 0 for stride {self.stride}: roots of negative numbers are "
                 f"not defined, got {lower}"
             )
-        *_, ends = odd_images(self.steps, lower, upper, stride=self.stride)
-        return ends
+        return certify(
+            self.steps,
+            lower,
+            upper,
+            stride=self.stride,
+            target=target,
+            divisor=self.input_divisor,
+        )
 
     def error(self, lower: float | None = None) -> float:
-        """Worst error ``max |1 - s(x)|`` on ``[lower, self.upper]``.
+        """Worst error ``max |1 - s(x / input_safety)|`` for x in ``[lower, self.upper]``.
 
-        For another target than "polar", the worst difference from that: the upper bound of
-        :meth:`certify`, which is sharp to a few digits at least.
+        x are the singular values of the normalised input; normalisation "none" divides by nothing.
+        For another target than "polar", the worst difference from the target at x. It is the upper
+        bound of :meth:`certify`.
 
         Parameters
         ----------
@@ -361,10 +432,7 @@ class Schedule:
         -------
         float
         """
-        if self.target != "polar":
-            return self.certify(lower).upper
-        lo, hi = self._image(lower, self.upper)
-        return float(max(abs(1 - lo), abs(hi - 1)))  # rounded once, as certificates are sharp
+        return self._certified(lower, None, "error", self.target).upper
 
     def certify(self, lower: float | None = None, format: str | None = None) -> Certificate:
         """Rigorous bounds of the worst error, by interval arithmetic.
@@ -379,8 +447,9 @@ class Schedule:
         Returns
         -------
         Certificate
-            ``lower <= max |target(x) - s(x)| <= upper`` on ``[lower, self.upper]``, for the
-            coefficients as numbers: the rounding of the iteration itself is not in it.
+            ``lower <= max |target(x) - s(x / input_safety)| <= upper`` on ``[lower, self.upper]``
+            (normalisation "none" divides by nothing), for the coefficients as numbers: the rounding
+            of the iteration itself is not in it.
 
         Raises
         ------
@@ -401,16 +470,18 @@ class Schedule:
             raise ValueError(
                 f"schedule {self.name!r}: certify needs 0 < lower <= {self.upper}, got {lower}"
             )
-        return certify(self.steps, lower, self.upper, stride=self.stride, target=self.target)
+        return self._certified(lower, None, "certify", self.target)
 
     @functools.cached_property
     def slope(self) -> float:
-        """Slope of the composition at 0: how much the smallest singular values grow."""
+        """Slope of s at 0: how much the smallest singular values grow; no input division."""
         return math.prod(step[0] for step in self.steps)
 
     @functools.cached_property
     def divergence_limit(self) -> float:
         """Smallest x > 1 with ``|s(x)| > 2``: how far rounding may push a singular value.
+
+        x is a singular value after the division by `input_safety`.
 
         For another target than "polar", the smallest x > upper where ``|s|`` exceeds twice the
         target's largest value on the interval, or 2.
@@ -450,13 +521,15 @@ class Schedule:
         inner = sum(even_products(len(step) - 1)[1] for step in self.steps)
         return inner + (1 + self.stride) * (len(self.steps) - 1)
 
-    def truncate(self, k: int) -> Schedule:
+    def truncate(self, k: int, *, repeat: str | None = None) -> Schedule:
         """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
 
         Parameters
         ----------
         k : int
             Number of steps, at least 1.
+        repeat : {"last", "forever"}, optional
+            Rule of repetition in place of the schedule's own: how a list that ends goes on.
 
         Returns
         -------
@@ -465,33 +538,30 @@ class Schedule:
         Raises
         ------
         ValueError
-            If `k` is below 1, or above the length of a set that does not repeat.
+            If `k` is below 1, or above the length of a set that does not repeat; for an unknown
+            rule.
 
         Examples
         --------
         >>> Schedule(steps=[(1.5, -0.5)], lower=0.5, repeat="forever").truncate(3).slope
         3.375
+        >>> s = Schedule(steps=[(2.0, -1.0), (1.5, -0.5)], lower=0.5)
+        >>> s.truncate(4, repeat="last").steps[1:]
+        ((1.5, -0.5), (1.5, -0.5), (1.5, -0.5))
         """
-        if not is_count(k):
-            raise ValueError(f"steps must be an integer of at least 1, got {k!r}")
-        k, have = operator.index(k), len(self.steps)
-        if k > have and self.repeat is None:
-            raise ValueError(
-                f"schedule {self.name!r} has {have} steps and does not repeat, got steps={k}; "
-                f"take at most {have}, or a set that repeats, such as 'polar_express' or 'jordan'"
-            )
+        if repeat is not None:
+            return replace(self, repeat=repeat).truncate(k)
+        steps = continued(self.steps, k, self.repeat, self.name)
+        k, have = len(steps), len(self.steps)
         if k == have:
             return self
-        if k < have:
+        if k > have:
+            on = self.repeat == "last" or k % have == 0 or have == 1
+        else:
             # A cut list has another last step, and would go on otherwise than the whole one; a
             # list of equal steps goes on the same.
-            same = self.repeat is not None and len(set(self.steps)) == 1
-            return replace(self, steps=self.steps[:k], repeat=self.repeat if same else None)
-        if self.repeat == "last":
-            return replace(self, steps=self.steps + self.steps[-1:] * (k - have))
-        whole = self.steps * math.ceil(k / have)
-        on = self.repeat if k % have == 0 or have == 1 else None
-        return replace(self, steps=whole[:k], repeat=on)
+            on = len(set(self.steps)) == 1
+        return replace(self, steps=steps, repeat=self.repeat if on else None)
 
     def survives(self, precision: Format) -> bool:
         """Whether one rounding in a format cannot push a singular value 1 past divergence.
@@ -504,9 +574,9 @@ class Schedule:
         Returns
         -------
         bool
-            ``divergence_limit * input_safety >= 1 + unit_roundoff``.
+            ``divergence_limit * input_divisor >= 1 + unit_roundoff``.
         """
-        return self.divergence_limit * self.input_safety >= 1 + precision.unit_roundoff
+        return self.divergence_limit * self.input_divisor >= 1 + precision.unit_roundoff
 
     def quantize(self, format: str) -> Schedule:
         """Return the schedule with every coefficient rounded to a number format.

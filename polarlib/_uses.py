@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 
+from polarlib._derivatives import differentiable_root, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
-from polarlib.decompose import default_tolerance, polar, unitary_factor
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite, unless_it_fails
+from polarlib._schedule import is_number
+from polarlib.decompose import default_tolerance, polar, refuse_hidden, unitary_factor
+from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
+from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 
@@ -53,16 +57,23 @@ def nearest_orthogonal(a: Array) -> Array:
     >>> nearest_orthogonal([[0.0, -3.0], [2.0, 0.0]]).tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
-    return unitary_factor(a)
+    return unitary_factor(a, name="nearest_orthogonal")
 
 
-def nearest_rotation(a: Array) -> Array:
+@under_default_promotion
+def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
     Parameters
     ----------
     a : array or array-like, shape (..., n, n)
         Real. Never changed. Integers become float64.
+    regularization : float, optional
+        r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
+        ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes
+        ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant: derivatives are bounded by
+        ``1 / (r sigma_1)``, and exist where the rotation is not unique. The relative bias is
+        ``(r sigma_1 / d)^2``.
 
     Returns
     -------
@@ -79,12 +90,19 @@ def nearest_rotation(a: Array) -> Array:
         If `a` is not an array of real numbers. The special unitary matrix nearest to a complex one
         has no closed form.
     ValueError
-        For matrices that are not square, NaN or infinity.
+        For matrices that are not square, NaN or infinity, a regularization that is negative. With
+        torch or JAX, when a derivative is computed without regularization where the rotation is
+        not unique to rounding, ``d <= n eps sigma_1``; in code that JAX traces it is NaN.
+    ConvergenceWarning
+        If neither closed forms nor the SVD give a matrix that is shown to be the nearest rotation.
 
     Notes
     -----
+    Every result is checked, to ``max(100, n)`` epsilons: R is orthogonal, det R = +1, ``R^T A`` is
+    symmetric, and ``tr(R^T A)`` is the largest that there is. Under jax.jit and jax.vmap, where
+    nothing can be raised, NaN stands for a matrix that is not finite or has no such R.
     G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
-    Trans. PAMI 13 (1991) 376-380.
+    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/derivatives.md.
 
     Examples
     --------
@@ -94,17 +112,15 @@ def nearest_rotation(a: Array) -> Array:
     a, ops = as_matrix(a)
     _refuse_complex(a, ops, "nearest_rotation")
     _check_square(a, "nearest_rotation")
+    r = _check_regularization(regularization)
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    if a.shape[-1] <= LARGEST:  # scales each matrix by itself, and NaN gives NaN
-        r = small_rotation(a, ops)
-        if not bool(ops.xp.all(ops.xp.isfinite(r))):
-            _finite_peak(ops.at_least_single(a), ops, "a")
-        return r
-    return ops.like(_rotation(_scaled(a, ops, "a"), ops), a)
+    exact = functools.partial(nearest_rotation, regularization=r)
+    return differentiable_unitary(_found_rotation, a, exact, rotation=True, regularization=r)
 
 
-def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
+@under_default_promotion
+def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
     Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
@@ -118,6 +134,10 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
         Of one array library, never changed; leading axes broadcast. Integers become float64.
     rotation : bool, optional
         Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
+    regularization : float, optional
+        For derivatives by torch or JAX, with respect to both arguments: see
+        :func:`nearest_rotation`. Without `rotation` the sums are those of any two singular values
+        of ``A^H B``.
 
     Returns
     -------
@@ -132,7 +152,10 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
         If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
         a rotation is asked for.
     ValueError
-        For shapes that do not match, NaN or infinity.
+        For shapes that do not match, NaN or infinity, a regularization that is negative; for
+        derivatives where Q is not unique, as :func:`nearest_rotation`.
+    ConvergenceWarning
+        Of rotations, as :func:`nearest_rotation`.
 
     Notes
     -----
@@ -150,14 +173,19 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False) -> Array:
     a, b, ops = _pair(a, b)
     if rotation:
         _refuse_complex(a, ops, "procrustes(rotation=True)")
+    r = _check_regularization(regularization)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
     x, y = _scaled(a, ops, "a"), _scaled(b, ops, "b")
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return ops.like(product, a)
-    return ops.like(_rotation(product, ops) if rotation else unitary_factor(product), a)
+    find = _found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
+    # In at least single precision, so that nothing need be found again for the rule.
+    q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
+    return ops.like(q, a)
 
 
+@under_default_promotion
 def sqrtm_psd(a: Array) -> Array:
     """Principal square root of a Hermitian positive semidefinite matrix.
 
@@ -178,16 +206,19 @@ def sqrtm_psd(a: Array) -> Array:
         If `a` is not an array of numbers.
     ValueError
         For matrices that are not square, not Hermitian, or have an eigenvalue below
-        ``-max(100, n)`` epsilons of the largest; for NaN or infinity.
+        ``-max(100, n)`` epsilons of the largest; for NaN or infinity. With torch or JAX, when a
+        derivative is computed at a matrix that has an eigenvalue below n epsilons of the largest.
 
     Notes
     -----
     ``A = L L^H`` by Cholesky, and H of the polar decomposition ``L^H = U H``: ``H^2 = L L^H``.
     N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174; Functions of Matrices (SIAM, 2008),
-    Algorithm 6.21. The condition number is that of L, the root of that of A. Where Cholesky fails,
-    a matrix is singular to rounding, and the root is made of eigenvalues and eigenvectors, those of
-    the wrong sign taken as zero. Either way ``H^2`` is A up to some epsilons of its norm: where A
-    has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the largest are noise.
+    Algorithm 6.21. The condition number is that of L, the root of that of A. Where
+    ``||L L^H - A||_F`` exceeds ``max(100, n)`` epsilons of ``||A||_F``, since A is singular to
+    rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
+    zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
+    its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
+    largest are noise.
 
     Examples
     --------
@@ -200,23 +231,7 @@ def sqrtm_psd(a: Array) -> Array:
     _check_square(a, "sqrtm_psd")
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(_finite_peak(ops.at_least_single(a), ops, "a")))
-    x = ops.divide(ops.divide(ops.at_least_single(a), root), root)
-    z = ops.hermitian_part(x)
-    tolerance = default_tolerance(a.shape, ops.format_name(a))
-    skew = ops.read(ops.frobenius(x - z) / ops.divisor(ops.frobenius(x)))
-    if not skew <= tolerance:
-        raise ValueError(
-            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-            "pass (a + a^H) / 2 if that is what you mean"
-        )
-    factor = ops.cholesky(z)
-    if math.isfinite(ops.read(ops.max_abs(factor))):
-        h = polar(ops.adjoint(factor)).hermitian
-    else:
-        h = _root_by_eigenvalues(z, root, tolerance, ops)
-    return ops.like(ops.scale(h, root), a)
+    return differentiable_root(_found_root, a, sqrtm_psd)
 
 
 # -- shared ----------------------------------------------------------------------------------
@@ -235,18 +250,17 @@ def _refuse_complex(a: Array, ops: Ops, name: str) -> None:
         )
 
 
-def _finite_peak(x: Array, ops: Ops, name: str) -> Array:
-    """Largest absolute entry of each matrix."""
-    peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
-        raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
-    return peak
-
-
 def _scaled(a: Array, ops: Ops, name: str) -> Array:
     """In at least single precision, over a power of two near the largest entry."""
     x = ops.at_least_single(a)
-    return x if 0 in x.shape else ops.divide(x, ops.binary_scale(_finite_peak(x, ops, name)))
+    if 0 in x.shape:
+        return x
+    return ops.divide(
+        x,
+        ops.constant(
+            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.hidden(x))), x
+        ),
+    )
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
@@ -271,27 +285,139 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
     if a.dtype != b.dtype:
         common = ops.xp.result_type(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
-    return a, b, ops
+    return a, b, ops.together(a, b)
+
+
+def _check_regularization(value: Any) -> float:
+    if not is_number(value) or not 0 <= float(value) < math.inf:
+        raise ValueError(
+            f"regularization must be a number of at least 0, got {value!r}; 0 is the exact rule"
+        )
+    return float(value)
+
+
+def _found_rotation(a: Array) -> Array:
+    """Nearest rotation of real matrices that nobody differentiates."""
+    ops = ops_of(a)
+    return ops.like(_rotation(ops.at_least_single(a), ops), a)
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation of scaled real matrices."""
+    """Nearest rotation of each real matrix, none that is not shown to be one.
+
+    Parameters
+    ----------
+    x : array, shape (..., n, n)
+        Real, in at least single precision, of any scale.
+    ops : Ops
+        Arithmetic of its library.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Where numbers cannot be looked at, NaN in place of errors.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity.
+    ConvergenceWarning
+        If the SVD does not give a nearest rotation either.
+    """
+    xp = ops.xp
+    r = ops.compiled(_shown_rotation)(x)
+    if not ops.hidden(x) and not bool(xp.all(xp.isfinite(r))):
+        finite_peak(x, ops, "a")
+        raise ConvergenceWarning(
+            "the nearest rotation was not found: the SVD did not converge; use float64"
+        )
+    return r
+
+
+def _shown_rotation(x: Array) -> Array:
+    """Nearest rotations of real matrices of any scale; NaN where none is shown to be one."""
+    ops = ops_of(x)
+    xp = ops.xp
+    shown = None
     if x.shape[-1] <= LARGEST:
-        return small_rotation(x, ops)
-    u, _, vh = ops.svd(x)
-    turned = ops.xp.linalg.det(ops.matmul(u, vh)) < 0
-    last = ops.xp.where(turned[..., None, None], -u[..., -1:], u[..., -1:])
-    return polished(ops.matmul(ops.xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+        r, shown = small_rotation(x, ops)
+        if not ops.hidden(x) and bool(xp.all(shown)):
+            return r
+    peak = ops.max_abs(x)
+    finite = xp.isfinite(peak)
+    y = xp.where(finite, ops.divide(x, ops.binary_scale(peak)), xp.zeros_like(x))
+    other, found = _rotation_by_svd(y, ops)
+    other = xp.where(finite & found, other, xp.full_like(x, math.nan))
+    return other if shown is None else xp.where(shown[..., None, None], r, other)
+
+
+def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
+    """Nearest rotations of scaled matrices, and whether each is shown to be one, (..., 1, 1).
+
+    R is the nearest if ``R^T A`` is symmetric and its trace is the largest that there is,
+    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``.
+    """
+    xp = ops.xp
+    u, s, vh = ops.svd(x)
+    sign = ops.determinant_sign(ops.matmul(u, vh))
+    last = u[..., -1:] * sign
+    r = polished(ops.matmul(xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+    tol = default_tolerance(x.shape, ops.format_name(x))
+    size = ops.frobenius(x)
+    w = ops.matmul(ops.adjoint(r), x)
+    best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]
+    shown = (
+        (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
+        & (ops.determinant_sign(r) > 0)
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)
+        & (ops.trace(w) >= best - tol * size)
+    )
+    return r, shown
+
+
+def _found_root(a: Array) -> Array:
+    """Square root of Hermitian matrices that nobody differentiates."""
+    ops = ops_of(a)
+    refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root with condition=, and multiply by a")
+    x = ops.at_least_single(a)
+    # By the square of a power of two, so that scaling back is exact.
+    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a")))
+    x = ops.divide(ops.divide(x, root), root)
+    z = ops.hermitian_part(x)
+    tolerance = default_tolerance(a.shape, ops.format_name(a))
+    skew = ops.read(ops.frobenius(x - z) / ops.divisor(ops.frobenius(x)))
+    if not skew <= tolerance:
+        raise ValueError(
+            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+            "pass (a + a^H) / 2 if that is what you mean"
+        )
+    return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+
+
+def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
+    """Square roots of matrices over ``root**2``, by Cholesky where that is shown to be right.
+
+    A library may leave NaN, or numbers of no meaning, of a matrix that is not positive definite.
+    """
+    xp = ops.xp
+    factor = ops.cholesky(z)
+    residual = ops.frobenius(ops.matmul(factor, ops.adjoint(factor)) - z)
+    limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
+    right = residual <= limit  # NaN is not
+    if bool(xp.all(right)):
+        return polar(ops.adjoint(factor)).hermitian
+    h = _root_by_eigenvalues(z, root, tolerance, ops)
+    if not bool(xp.any(right)):
+        return h
+    eye = xp.broadcast_to(ops.eye(z.shape[-1], z), z.shape)
+    known = polar(ops.adjoint(xp.where(right, factor, eye))).hermitian
+    return xp.where(right, known, h)
 
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
     xp = ops.xp
-
-    def lost() -> tuple[Array, Array]:
-        return xp.sum(z * math.nan, axis=-1), z * math.nan
-
-    values, vectors = unless_it_fails(lambda: tuple(xp.linalg.eigh(z)), lost)
+    values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
     if bad.any():

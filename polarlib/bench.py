@@ -61,7 +61,11 @@ HEAD = """\
 
 
 def by_turns(
-    functions: dict[str, Callable[[], Any]], seconds: float, *, least: int = LEAST
+    functions: dict[str, Callable[[], Any]],
+    seconds: float,
+    *,
+    least: int = LEAST,
+    pause: float | None = None,
 ) -> dict[str, list[float]]:
     """Time functions by turns, after one warm-up each.
 
@@ -73,6 +77,8 @@ def by_turns(
         For about how long, the warm-up not counted.
     least : int, optional
         Rounds to take even if that takes longer.
+    pause : float, optional
+        Seconds to wait before each turn, 0.1 by default.
 
     Returns
     -------
@@ -94,7 +100,7 @@ def by_turns(
             break
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
-            time.sleep(PAUSE)
+            time.sleep(PAUSE if pause is None else pause)
             times[name].append(_burst(functions[name]))
     return times
 
@@ -244,22 +250,26 @@ def _on_host(a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
     a, b, g = (np.asfortranarray(x) for x in (a, b, g))
     out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
 
-    def cholesky() -> None:
+    def cholesky() -> np.ndarray:
         np.copyto(work, g)
         _blas.cholesky(work)
+        return work
 
-    cholesky()
-    r = work.copy(order="F")
+    def solve() -> np.ndarray:
+        _blas.solve(b, r, out)
+        return out
+
+    r = cholesky().copy(order="F")
     factor = _qr_kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
     return {
         "matmul": lambda: _blas.matmul(a, b, out),
         "gram": lambda: _blas.gram(a, out),
         "cholesky": cholesky,
-        "solve": lambda: _blas.solve(b, r, out),
+        "solve": solve,
         "hermitian_product": lambda: _blas.times(b, g, out),
         "apply_q": lambda: _qr_kernels.apply(factor, rotated),
-        "eigh": lambda: scipy.linalg.eigh(g),
+        "eigh": lambda: scipy.linalg.eigh(g)[1],
         "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
         "lanczos": lambda: _blas.largest(g, LANCZOS_STEPS),
     }

@@ -84,7 +84,7 @@ def _exponent(a: np.ndarray, first: int) -> int:
     if a.size == 0:
         return 0
     parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
-    peak = max(max(float(p.max()), -float(p.min())) for p in parts)
+    peak = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may lose NaN
     if not math.isfinite(peak):
         raise ValueError(
             f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"

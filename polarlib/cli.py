@@ -55,10 +55,8 @@ REPRESENTATIVE = (
 METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
 METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
-# The schedule whose steps `converge` shows and `compare` draws: orthogonalize's own default.
-DEFAULT = "polar_express"
-# What the library's own schedule for a format is called in tables.
-OWN = "own"
+# The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
+DEFAULT = "auto"
 PICTURES = (".png", ".pdf", ".svg")
 
 # A call is timed so often at least, and again until so many seconds are spent or so often at most.
@@ -169,7 +167,9 @@ Method = Annotated[
 Completion = Annotated[
     bool, typer.Option(help="Complete the factor of a rank-deficient matrix to orthonormal.")
 ]
-Rtol = Annotated[float | None, typer.Option(help="Orthogonality that counts as converged.")]
+Rtol = Annotated[
+    float | None, typer.Option(help="Orthogonality and backward error that count as converged.")
+]
 
 
 @app.command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
@@ -187,7 +187,7 @@ def polar(
     rtol: Rtol = None,
     as_json: Json = False,
 ) -> None:
-    """Polar decomposition of a matrix, with its evidence."""
+    """Polar decomposition of a matrix, with its errors and rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
     _check_outputs(outputs, (".npy",), file)
     a = _matrix(file)
@@ -243,13 +243,14 @@ def compare(
         str | None,
         typer.Argument(
             metavar="FILE",
-            help=f"{KINDS}. Without one: real gradient matrices that come with polarlib.",
+            help=f"{KINDS}. Without one: {len(REPRESENTATIVE)} of the ten matrices that come with "
+            "polarlib, gradients and momenta.",
             show_default=False,
         ),
     ] = None,
     matrix: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="One of these, or 'all'; may be repeated."),
+        typer.Option(metavar="NAME", help="One of the ten, or 'all'; may be repeated."),
     ] = None,
     precision: Annotated[
         list[str] | None,
@@ -278,7 +279,7 @@ def compare(
     matrices = _chosen(file, matrix)
 
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in (OWN, *polarlib.schedules())]
+    jobs += [(name, form) for form in formats for name in (DEFAULT, *polarlib.schedules())]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
@@ -319,11 +320,12 @@ def compare(
             "Of the last iterate: orthogonality ||X^H X - I||_F / sqrt(k), backward error "
             "||A - X H||_F / ||A||_F, smallest singular value. Seconds: median of at least "
             f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and "
-            "evidence), for schedules of polarlib.orthogonalize."
+            "evidence), for schedules of polarlib.orthogonalize, whose default is auto."
         ),
     )
     if any(row["simulated"] for row in rows):
-        _say_notes(["operands rounded, float32 products, one rounding; so are its seconds"], "*")
+        what = "operands rounded, products in float32, one rounding; times of the simulation"
+        _say_notes([what], "*")
     _say_notes([note for row in rows for note in row["notes"]])
     if written:
         _say(f"{len(written)} plots are in {plots}.")
@@ -353,11 +355,10 @@ def _compared(
     _, exponent = np.frexp(max(np.abs(x.real).max(), np.abs(x.imag).max()))
     x = (x / 2.0 ** min(int(exponent), 1023)).astype(carriers[precision != "float64"])
     fixed = method not in METHODS
-    schedule = polarlib.default_schedule(precision) if method == OWN else method
 
     def compute() -> Any:
         if fixed:
-            return polarlib.orthogonalize(x, schedule=schedule, precision=precision, form="plain")
+            return polarlib.orthogonalize(x, schedule=method, precision=precision, form="plain")
         return polarlib.polar(x, method=method)
 
     row: dict[str, Any] = {
@@ -377,7 +378,7 @@ def _compared(
         with _noted() as notes:
             seconds, result = _timed(compute)
             with _one_thread():
-                t = polarlib.measure(x, schedule, precision=precision)
+                t = polarlib.measure(x, method, precision=precision)
     except ValueError as error:  # a method that is not for this matrix
         return row | {"notes": [f"{method}: {error}"]}, None
     if not fixed and result.status is Status.FELL_BACK:
@@ -457,7 +458,11 @@ def _draw(
 def converge(
     file: Source,
     schedule: Annotated[
-        str, typer.Option(help=f"A schedule (see 'schedules'), or {', '.join(METHODS)}.")
+        str,
+        typer.Option(
+            help="auto (orthogonalize's default for the format), a published set (see "
+            f"'schedules'), or {', '.join(METHODS)}."
+        ),
     ] = DEFAULT,
     steps: Annotated[int | None, typer.Option(help="Number of steps of a schedule.")] = None,
     precision: Annotated[
@@ -468,19 +473,12 @@ def converge(
     csv: Annotated[Path | None, typer.Option(help="Write the figures to this .csv.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Step by step: what a schedule makes of a matrix."""
+    """Singular values and errors after each step of a schedule."""
     _check_outputs({"--plot": plot}, PICTURES, file)
     _check_outputs({"--csv": csv}, (".csv",), file)
     a = _matrix(file, single=True)
     with _noted() as notes:
         t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
-    if schedule in polarlib.schedules():
-        s = polarlib.schedule(schedule, steps)
-        if not s.survives(format_of(t.precision)):
-            notes.append(
-                f"{schedule} has no safety factor for {t.precision}: one rounding may push a "
-                f"singular value beyond {s.divergence_limit:.6f}, where it diverges"
-            )
     if plot is not None:
         _write("--plot", plot, lambda path: _draw_trace(t, path))
     if csv is not None:
@@ -565,7 +563,8 @@ def schedules(
         ),
         "",
         *_wrapped(
-            "Error: the largest |1 - s(x)| for x from lower to upper. Repeat: whether the set goes "
+            "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
+            "input safety first. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
             "singular value to where the set diverges. 'polarlib schedules NAME' tells more."
         ),
@@ -607,7 +606,7 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
         "forever": "then again from its beginning",
     }[about["repeat"]]
     safe = [form for form in ("bfloat16", "float16") if about[f"safe_in_{form}"]]
-    divisor = f", and by {s.input_safety:g}" if s.input_safety != 1 else ""
+    divisor = f", and by {s.input_divisor:g}" if s.input_divisor != 1 else ""
     facts = {
         "name": name,
         "source": s.source,
@@ -656,18 +655,30 @@ def design(
     matmuls: Annotated[
         int | None, typer.Option(help="Matrix products that may be spent: the best degrees.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead: so many steps of degree 5.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of degree-5 steps, instead of --matmuls.")
+    ] = None,
     degrees: Annotated[
-        str | None, typer.Option(help="Instead: the degree of each step, such as 3,5,5.")
+        str | None, typer.Option(help="Degree of each step, such as 3,5,5, instead of --matmuls.")
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(metavar="FORMAT", help="Safe against the rounding of this number format."),
     ] = None,
     safety: Annotated[
-        float, typer.Option(help="With --steps or --degrees, as greedy takes it.")
+        float,
+        typer.Option(
+            help="Each step tolerates inputs up to 1 + safety times its upper end; with --steps or "
+            "--degrees."
+        ),
     ] = 0.0,
-    cushion: Annotated[float, typer.Option(help="Likewise.")] = 0.0,
+    cushion: Annotated[
+        float,
+        typer.Option(
+            help="Each step is designed on an interval whose lower end is at least this share of "
+            "its upper end; with --steps or --degrees."
+        ),
+    ] = 0.0,
     name: Annotated[str | None, typer.Option(help="What to call the schedule.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
     export: Annotated[
@@ -843,7 +854,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Speed of polar() on this machine, beside its peers; or what its kernels cost."""
+    """Speed of polar() and of other libraries on this machine; or costs of its kernels."""
     from polarlib import bench
 
     if output is not None and not calibrate:

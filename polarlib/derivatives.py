@@ -1,16 +1,15 @@
 """Derivatives of the polar factors and of a schedule, for libraries that do not differentiate.
 
-torch and JAX find them by themselves: :func:`polarlib.polar`, :func:`polarlib.orthogonalize` and
-what is made of them are operations of their automatic differentiation. Here the same derivatives
-are functions, on NumPy and any other array library: in a direction (jvp), and of a real function
-of the result by its gradient with respect to the result (vjp). Gradients are those of the inner
-product ``Re sum(conj(x) y)``, of complex matrices too.
+torch and JAX find them by themselves: :func:`polarlib.polar`, :func:`polarlib.orthogonalize`,
+rotations, roots and leading triplets are operations of their automatic differentiation. Here the
+derivatives of those two are functions, on NumPy and any other array library: in a direction (jvp),
+and of a real function of the result by its gradient with respect to the result (vjp). Gradients are
+those of the inner product ``Re sum(conj(x) y)``, of complex matrices too.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +22,14 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, not_finite
+from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, under_default_promotion
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
 Array = Any
 
 
+@under_default_promotion
 def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
 
@@ -82,6 +82,7 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     return ops.like(du, like), ops.like(dh, like)
 
 
+@under_default_promotion
 def polar_vjp(
     a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
 ) -> Array:
@@ -131,6 +132,7 @@ def polar_vjp(
     return ops.like(polar_gradient(x, unitary_factor(x), y, b, side=side), like)
 
 
+@under_default_promotion
 def orthogonalize_jvp(
     g: Array,
     dg: Array,
@@ -194,6 +196,7 @@ def orthogonalize_jvp(
     return _schedule(g, dg, "dg", *plan, gradient=False)
 
 
+@under_default_promotion
 def orthogonalize_vjp(
     g: Array,
     q_bar: Array,
@@ -258,7 +261,7 @@ def _schedule(
     gradient: bool,
 ) -> Array:
     x, ops = as_matrix(g, "g")
-    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if not isinstance(chosen, Schedule):
         raise ValueError(
@@ -273,7 +276,7 @@ def _schedule(
     e = _along(e, name, wide, ops, tuple(x.shape))
     if 0 in x.shape:
         return ops.like(e, x)
-    _check_finite(wide, "g", ops)
+    finite_peak(wide, ops, "g", look=ops.host)
     derivative = functools.partial(schedule_derivative, normalisation=kind, form=form, restarts=at)
     return ops.like(derivative(wide, e, chosen, gradient=gradient), x)
 
@@ -285,13 +288,8 @@ def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
     a, ops = as_matrix(a, name)
     x = ops.at_least_single(a)
     if 0 not in x.shape:
-        _check_finite(x, name, ops)
+        finite_peak(x, ops, name, look=ops.host)
     return x, a, ops
-
-
-def _check_finite(x: Array, name: str, ops: Ops) -> None:
-    if ops.host and not math.isfinite(ops.read(ops.max_abs(x))):
-        raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
 
 
 def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> Array:

@@ -12,11 +12,16 @@ import scipy.linalg
 from polarlib import design
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._schedule import Schedule
-from polarlib.decompose import check_method, default_tolerance, resolve_schedule
+from polarlib.decompose import (
+    check_method,
+    default_tolerance,
+    resolve_schedule,
+    warn_of_hazards,
+)
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, not_finite
+from polarlib.ops import as_matrix, not_finite, under_default_promotion
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -28,6 +33,7 @@ Array = Any
 MATCH_UP_TO = 2000
 
 
+@under_default_promotion
 def measure(
     a: Array,
     schedule_or_method: str | Schedule,
@@ -47,12 +53,13 @@ def measure(
     a : array, shape (m, n)
         One matrix; m < n is transposed. Never changed.
     schedule_or_method : str or Schedule
-        A schedule of your own, or a name of :func:`polarlib.methods`.
+        A schedule of your own, or a name of :func:`polarlib.methods`; "auto" is the schedule that
+        :func:`polarlib.orthogonalize` takes by default.
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
-        Number format of the iteration; the input's own by default. Methods with factorisations run
-        in float32 or float64.
+        Number format of the iteration; by default as :func:`polarlib.orthogonalize` chooses it.
+        Methods with factorisations run in float32 or float64, by default the input's own.
     form : {"plain", "gram"}, optional
         Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` says.
     reference : {"svd", "mpmath"}, optional
@@ -70,6 +77,12 @@ def measure(
     ValueError
         For a stack, an empty matrix, NaN or infinity, an unknown name, format, form or reference.
 
+    Warns
+    -----
+    ScheduleWarning
+        As :func:`polarlib.orthogonalize`, if the schedule has no safety factor that covers one
+        rounding of the format, or is for singular values below 1.
+
     Examples
     --------
     >>> import numpy as np
@@ -82,7 +95,10 @@ def measure(
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
     if form not in ("plain", "gram"):
         raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
-    precision = ops.format_name(x) if precision is None else format_of(precision).name
+    if precision is None:
+        a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
+        precision = ops.format_name(x) if a_method else ops.multiplier(x)
+    precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
     if shape[0] < shape[1]:
         x = ops.adjoint(x)
@@ -90,8 +106,6 @@ def measure(
     u, v = _reference(exact, reference)
     x = ops.at_least_single(x)
 
-    if schedule_or_method == "auto":
-        schedule_or_method = "svd"
     rows: list[dict[str, Any]] = []
     quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
@@ -123,7 +137,8 @@ def measure(
     else:
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
-        name = schedule.name
+        # The default schedule goes by the name that callers give it.
+        name = schedule_or_method if schedule_or_method == "auto" else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
         if isinstance(schedule, RationalSchedule):
             if form == "gram":
@@ -135,6 +150,7 @@ def measure(
             spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
+            warn_of_hazards(schedule, precision, schedule.normalisation)
             at = design.restarts(schedule, precision) if form == "gram" else ()
             with quiet:
                 _, run = polynomial(

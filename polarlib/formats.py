@@ -77,6 +77,11 @@ class Format:
         """Distance from 1 to the next number, ``2**(1 - significand)``."""
         return 2.0 ** (1 - self.significand)
 
+    @property
+    def scaled(self) -> bool:
+        """Whether matrices of this format carry a power of two, as operands of 8 bits do."""
+        return self.significand <= 4
+
 
 _INF = float("inf")
 FORMATS: dict[str, Format] = {

@@ -26,10 +26,11 @@ from typing import Any
 
 from polarlib._schedule import even_products, product_counts
 from polarlib.formats import Format, format_of
-from polarlib.ops import Ops
+from polarlib.ops import Ops, finite_peak
 
 __all__ = [
     "FROM_GRAM",
+    "checked_peak",
     "coupled",
     "iterate",
     "matrix_products",
@@ -322,7 +323,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         If the matrix is not finite and its library is on the host. On a device, where looking would
         stall it, the result of such a matrix is NaN.
     """
-    peak = _peak(x, ops)
+    peak = checked_peak(x, ops)
     if kind == "none":
         return x, 0
     y = ops.divide(x, ops.binary_scale(peak))
@@ -340,12 +341,11 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     return ops.divide(y, ops.divisor(norm) * safety, owned=True), spent
 
 
-def _peak(x: Array, ops: Ops) -> Array:
-    """Largest absolute entry; raises where it is known at no cost that it is not finite."""
-    peak = ops.at_least_single(ops.max_abs(x))
-    if ops.host and not math.isfinite(ops.read(peak)):
-        raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
-    return peak
+def checked_peak(x: Array, ops: Ops) -> Array:
+    """Return the largest absolute entry; raise where it costs nothing that it is not finite."""
+    remedy = "remove them before orthogonalising"
+    peak = finite_peak(x, ops, "the matrix", look=ops.host, locate=False, remedy=remedy)
+    return ops.at_least_single(peak)
 
 
 def normalised_with_gram(
@@ -396,9 +396,13 @@ def normalised_with_gram(
             return z, g, _absorbing(first, s)
     if not native:
         x = ops.at_least_single(x)
-    y = ops.divide(x, ops.binary_scale(_peak(x, ops)))
-    if not widest:  # a square of the Gram matrix would overflow
-        y = ops.divide(y, ops.binary_scale(ops.frobenius(y)), owned=True)
+    y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
+    if not widest:
+        # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
+        # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
+        # those of its square n at most: float16 keeps both up to thousands of columns.
+        twice = ops.frobenius(y) * (2 * y.shape[-1] ** -0.25)
+        y = ops.divide(y, ops.binary_scale(twice), owned=True)
     z = low.enter(y)
     g = small.gram(small.enter(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety

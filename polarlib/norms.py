@@ -14,8 +14,9 @@ An optimizer is a norm: spectral is Muon's, ``lp(inf)`` signSGD's, ``induced(1, 
 Conventions. A zero matrix has a zero lmo. Singular values up to ``max(m, n) * eps * sigma_1``
 count as zero, so that a rank-deficient matrix has the partial isometry ``U_r V_r^H`` for its
 spectral lmo. Where several maximisers are best, each norm says which it takes. Results do not
-depend on the scale of the input. Half precision is computed in float32. Arrays on the host with NaN
-or infinity raise ValueError; on a device, where looking would stall it, such a matrix gives NaN.
+depend on the scale of the input. Half precision is computed in float32. NumPy arrays and
+torch tensors on a CPU with NaN or infinity raise ValueError; in other arrays, where the check might
+wait for a device, such a matrix gives NaN.
 
 Examples
 --------

@@ -279,8 +279,9 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        s(x) and, faintly, the compositions of its first steps, from a tenth of its lower bound to
-        a little above its upper bound or, where that is near, its divergence limit; a shaded band
+        s(x / input_safety), x a singular value of the normalised input, and, faintly, the
+        compositions of its first steps, from a tenth of its lower bound to a little above its
+        upper bound or, where that is near, its divergence limit; a shaded band
         within its error of its target on its interval, and dots where it is as far from it as that:
         the points of equioscillation, if it is a best composition.
 
@@ -298,7 +299,8 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     """
     _require(s, Schedule, "polynomial", "a Schedule, such as polarlib.schedule('polar_express')")
     ax = _axes(ax, legend_rows=4)
-    limit, error = s.divergence_limit, s.error()
+    divisor, error = s.input_divisor, s.error()
+    limit = s.divergence_limit * divisor  # as a singular value before the division
     near = limit <= NEAR * s.upper
     right = 1.2 * limit if near and limit > s.upper else 1.05 * s.upper
     left = s.lower / 10
@@ -320,7 +322,8 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         label=f"within {error:.3g} of {named} on [{s.lower:.3g}, {s.upper:.3g}]",
     )
     # Step by step, not by s.truncate(k): a part may swing wider than a whole schedule may.
-    top, last, y = float(aim.max()) + error, len(s), x
+    top, last, y = float(aim.max()) + error, len(s), x / divisor
+    value = "s(x)" if divisor == 1 else f"s(x / {divisor:g})"
     for k, step in enumerate(s.steps, 1):
         with np.errstate(over="ignore", invalid="ignore"):
             y = odd_value(step, y, s.stride)
@@ -328,7 +331,8 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         # Far out of the picture a curve is cut, since drawing overflows as well.
         shown = np.where(np.abs(y) < FAR, y, np.nan)
         if k == last:
-            ax.plot(x, shown, color=BLUE, linewidth=1.8, label=f"s(x), slope {s.slope:.4g} at 0")
+            label = f"{value}, slope {s.slope / divisor:.4g} at 0"
+            ax.plot(x, shown, color=BLUE, linewidth=1.8, label=label)
         else:
             label = f"after {k} to {last - 1} steps" if last > 2 else "after 1 step"
             ax.plot(
@@ -343,7 +347,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     if len(worst):
         at = f"{len(worst)} {'point' if len(worst) == 1 else 'points'}"
         label = f"worst error, at {at}"
-        ax.plot(worst, s(worst), ".", color=BLUE, markersize=5, label=label)
+        ax.plot(worst, s(worst / divisor), ".", color=BLUE, markersize=5, label=label)
     if limit < np.inf:
         beyond = f"divergence limit {_above_one(limit)}"
         if near:
@@ -354,7 +358,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     _label(
         ax,
         "singular value x of the normalised input" if s.stride == 2 else root,
-        "s(x)",
+        value,
         f"{s.name}: {last} {'step' if last == 1 else 'steps'}, {s.matmuls} matrix products",
     )
     if left:
@@ -367,7 +371,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
 
 def _farthest(s: Schedule, error: float) -> np.ndarray:
     """Points of the interval where the error is the worst one; none where they are too many."""
-    x = np.array([s.lower, s.upper])
+    x = np.array(s.divided(s.lower, s.upper, extended=False))
     for k, step in enumerate(s.steps):
         # Between neighbours the steps before are monotone: where they meet a turning point of this
         # one, the composition turns.
@@ -378,12 +382,12 @@ def _farthest(s: Schedule, error: float) -> np.ndarray:
     between = s.target != "polar"
     if between:  # the worst differences from a curve need not be where s turns
         x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
-    e = np.abs(s(x) - target_value(s.target, x))
+    e = np.abs(s(x) - target_value(s.target, x * s.input_divisor))
     far = e >= AS_FAR * error
     if between:
         around = np.concatenate([[-np.inf], e, [-np.inf]])
         far &= (e >= around[:-2]) & (e >= around[2:])
-    return x[far]
+    return x[far] * s.input_divisor
 
 
 def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:

@@ -48,7 +48,7 @@ class Status(enum.Enum):
         "every step of a fixed schedule was taken; for a closer factor take more steps, a schedule "
         "with a smaller lower bound, or method='qdwh'"
     )
-    NOT_CONVERGED = "the tolerance was missed: try method='svd', or a larger rtol"
+    NOT_CONVERGED = "the tolerance was missed: use a larger rtol, or a wider number format"
     NOT_POLAR = "this is the orthonormal QR factor; for the polar factor use method='svd' or 'qdwh'"
     OVERFLOW = "the Hermitian factor exceeds the format's largest number: scale the input down"
 
@@ -261,7 +261,7 @@ class PolarResult:
         Number of singular values above ``max(m, n) * eps * sigma_max``.
     condition_bounds : tuple of two floats or ndarrays
         Lower and upper bound of the 2-norm condition number, up to rounding; the upper one is
-        infinite where full rank was not certified.
+        infinite where full rank was not certified or `rank` is not full.
     reason : str
         Why "auto" chose the method, or why the SVD took over; empty if there was no choice.
     trace : tuple of float

@@ -6,8 +6,9 @@ the optimizers Freon (powers, negative ones too), Kaon (random or scrambled spec
 
 All take stacks of matrices of any library, real or complex, compute half precision in float32,
 give zero for zero and never change their input. Large and tiny matrices are scaled by a power of
-two first. NaN or infinity raises ValueError on the host; on a device, where looking would stall it,
-such a matrix gives NaN and leaves the others of its stack alone.
+two first. NaN or infinity in NumPy arrays and torch tensors on a CPU raises ValueError; in other
+arrays, where the check might wait for a device, such a matrix gives NaN and leaves the others of
+its stack alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, above_noise, as_matrix, not_finite
+from polarlib.ops import Ops, above_noise, as_matrix, not_finite, under_default_promotion
 
 __all__ = [
     "polargrad",
@@ -47,6 +48,7 @@ KAON_DIVISOR = 1.175
 KAON_STEPS = 5
 
 
+@under_default_promotion
 def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
     a, ops = as_matrix(g, "g")
@@ -146,7 +148,7 @@ def _log_mean(
         return xp.sum(kept * level, axis=-1, keepdims=True) / some, xp.zeros_like(rank)
     sign = math.copysign(1.0, q)
     known = xp.where(counts, sign * level, xp.full_like(level, -math.inf))
-    middle = xp.max(known, axis=-1, keepdims=True) * sign
+    middle = ops.max(known, axis=-1, keepdims=True) * sign
     middle = xp.where(rank == 0, xp.zeros_like(middle), middle)
     excess = xp.sum(kept * xp.expm1(ops.scale(level - middle, q)), axis=-1, keepdims=True)
     if size is not None:  # what does not count adds nothing to the sum, and 1 to the size
@@ -387,7 +389,7 @@ def spectral_clip(g: Array, limit: float) -> Array:
         row = ops.scale(ops.scale(s[..., None, :], 1 / unit), scale)
         level = ops.scale(1 / unit, top)
         clipped = _product(u, xp.minimum(row, level)[..., 0, :], vh, ops)
-        inside = xp.max(row, axis=-1, keepdims=True) <= level
+        inside = ops.max(row, axis=-1, keepdims=True) <= level
         return xp.where(inside, x * ops.like(scale, x), clipped * ops.like(unit, x))
 
     return _apply(g, direction)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from polarlib._schedule import is_number
-from polarlib.ops import dtype_name, is_array, ops_of
+from polarlib.ops import dtype_name, is_array, ops_of, under_default_promotion
 
 __all__ = [
     "debias",
@@ -141,6 +141,7 @@ def uscg_step(
     return _sum(x, (1.0, x), (-rate * radius, _called(lmo, "lmo", x, d)))
 
 
+@under_default_promotion
 def presgdw_step(
     x: Array,
     d: Array,

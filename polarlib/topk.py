@@ -24,14 +24,22 @@ from __future__ import annotations
 import importlib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarlib._schedule import is_count
 from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops, above_noise, as_matrix, dtype_name, not_finite
+from polarlib.ops import (
+    Ops,
+    above_noise,
+    as_matrix,
+    dtype_name,
+    finite_peak,
+    ops_of,
+    under_default_promotion,
+)
 
 __all__ = ["METHODS", "Triplets", "power_step", "range_lmo", "top_singular", "triplets"]
 
@@ -139,8 +147,13 @@ def top_singular(
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
     at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
     The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
-    matrix. Tensors that record gradients go through the SVD, which has a derivative. Numbers are
-    read off the device, so that this cannot be traced by ``jax.jit``.
+    matrix. Numbers are read off the device, so that this cannot be traced by ``jax.jit``.
+
+    torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
+    whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
+    is zero to rounding, or equal to any other (those beyond k among themselves may be equal),
+    vectors have no derivative: ValueError. torch's backward mode asks for no gap where the
+    gradient with respect to the values alone is wanted.
 
     Golub and Kahan, SIAM J. Numer. Anal. 2 (1965); Baglama and Reichel, SIAM J. Sci. Comput. 27
     (2005), algorithm 3.1 (thick restart); Hernandez, Roman and Tomas, ETNA 31 (2008); Lehoucq,
@@ -160,6 +173,7 @@ def top_singular(
     return found.u, found.s, found.vh
 
 
+@under_default_promotion
 def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
     """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
 
@@ -195,24 +209,32 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     rtol = RTOL if rtol is None else rtol
     if not isinstance(rtol, numbers.Real) or not 0 < float(rtol) < 1:
         raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    if 0 not in a.shape and ops.records(a):
+        return _differentiable(a, k, ops)
+    return _triplets(a, k, method, float(rtol))
+
+
+def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
+    """Scale, choose and run."""
+    ops = ops_of(a)
+    if ops.hidden(a):
+        raise TypeError(
+            "top_singular looks at its matrix, which jax.jit and jax.vmap hide: call it outside of "
+            "jit (under grad it may be) and on a whole stack instead of vmap"
+        )
+    m, n = a.shape[-2:]
     x = ops.at_least_single(a)
     if math.prod(a.shape[:-2]) == 0:
         u, vh = a[..., :k], a[..., :k, :]
         return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    peak = ops.max_abs(x)
-    if not math.isfinite(ops.read(peak)):
-        raise ValueError(f"a {not_finite(ops.to_host(x))}; remove them first")
-    scale = ops.binary_scale(peak)
+    scale = ops.binary_scale(finite_peak(x, ops, "a"))
     x = ops.divide(x, scale)
     wide = m < n
     if wide:
         x = ops.adjoint(x)
     if method == "auto":
         method = _choose(x, k, ops)
-    if method == "svd" or getattr(a, "requires_grad", False):
-        found = _by_svd(x, k, ops)
-    else:
-        found = _each(x, k, ops, method, float(rtol))
+    found = _by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
     u, vh = (ops.adjoint(found.vh), ops.adjoint(found.u)) if wide else (found.u, found.vh)
     s = ops.scale(found.s[..., None, :], scale)[..., 0, :]
     if dtype_name(a) != dtype_name(x):
@@ -226,6 +248,139 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
     if n < AUTO_SIZE or AUTO_RATIO * k > n:
         return "svd"
     return "arpack" if ops.host else "block_krylov"
+
+
+# -- derivatives -----------------------------------------------------------------------------
+
+
+def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
+    """Triplets by the SVD, for which the library that traces them finds the rules.
+
+    With ``A^H U = V S`` and ``A V = U S``, the part of dv_i that is orthogonal to V solves
+
+        (s_i^2 - B^H B) dv_i = s_i (I - V V^H) E^H u_i + B^H (I - U U^H) E v_i,    B = A - U S V^H.
+
+    Nothing is asked of the values beyond k, but that they differ from the others.
+    """
+    found: list[Triplets] = []
+
+    def apply(a: Array) -> tuple[Array, ...]:
+        found.append(_triplets(a, k, "svd", RTOL))
+        return found[-1][:3]
+
+    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        moved = _rule(primals[0], results).along(tangents[0])
+        return tuple(ops_of(d).like(d, r) for d, r in zip(moved, results, strict=True))
+
+    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
+        return (
+            ops_of(primals[0]).like(_rule(primals[0], results).against(*gradients), primals[0]),
+        )
+
+    u, s, vh = ops.differentiable(apply, jvp, vjp, (a,), keep=True)
+    return found[-1]._replace(u=u, s=s, vh=vh)
+
+
+def _rule(a: Array, results: Sequence[Array]) -> _Rule:
+    ops = ops_of(a).functional()
+    x = ops.at_least_single(a)
+    u, s, vh = results
+    if x.dtype != a.dtype:  # rounded triplets would not do
+        u, s, vh = top_singular(x, s.shape[-1])
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    wide = x.shape[-2] < x.shape[-1]
+    u, v = (ops.adjoint(vh), u) if wide else (u, ops.adjoint(vh))
+    x = ops.divide(ops.adjoint(x) if wide else x, scale)
+    return _Rule(x, u, ops.divide(s[..., None, :], scale), v, scale, ops, wide)
+
+
+class _Rule(NamedTuple):
+    """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
+
+    x: Array
+    u: Array
+    s: Array  # shape (..., 1, k)
+    v: Array
+    scale: Array
+    ops: Ops
+    wide: bool
+
+    def along(self, e: Array) -> tuple[Array, Array, Array]:
+        """Derivatives of u, s and vh in a direction of the matrix that was given."""
+        ops, u, s, v = self.ops, self.u, self.s, self.v
+        e = ops.divide(ops.like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
+        rest, inverses, f, eye = self._parts()
+        ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
+        p = ops.matmul(ops.adjoint(u), ev)
+        q, r = ops.adjoint(p), ops.adjoint(s)
+        phase = eye * (p - q) / (4 * s)  # of complex vectors, in equal parts
+        ev = ev - ops.matmul(u, p)
+        right = s * (eu - ops.matmul(v, ops.matmul(ops.adjoint(v), eu)))
+        t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
+        du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
+        dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
+        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.scale[..., 0]
+        return (dv, ds, ops.adjoint(du)) if self.wide else (du, ds, ops.adjoint(dv))
+
+    def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
+        """Gradient with respect to the matrix that was given; None for a gradient of zero."""
+        ops, u, s, v = self.ops, self.u, self.s, self.v
+        d = 0.0 * ops.matmul(u, ops.adjoint(v))
+        if gs is not None:
+            d = ops.matmul(u * ops.like(gs, s)[..., None, :], ops.adjoint(v))
+        if gu is not None or gvh is not None:
+            gv = None if gvh is None else ops.adjoint(gvh)
+            gu, gv = (gv, gu) if self.wide else (gu, gv)
+            gu, gv = (w * 0.0 if g is None else ops.like(g, w) for g, w in ((gu, u), (gv, v)))
+            rest, inverses, f, eye = self._parts()
+            ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
+            ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
+            core = f * (ku * s + ops.adjoint(s) * kv) + eye * (ku - kv) / (4 * s)
+            y = self._solved(inverses, ops.matmul(ops.adjoint(rest), gu / s) + gv)
+            left = gu / s + ops.matmul(rest, y)
+            left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
+            moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
+            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.scale)
+        return ops.adjoint(d) if self.wide else d
+
+    def _parts(self) -> tuple[Array, Array, Array, Array]:
+        """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""
+        ops, s = self.ops, self.s
+        rest = self.x - ops.matmul(self.u * s, ops.adjoint(self.v))
+        gram = ops.gram(rest)
+        guard = ops.constant(self._guard, s, gram)
+        square = s * s
+        shifts = ops.adjoint(square)[..., None]
+        inverses = ops.inverse(ops.eye(gram.shape[-1], gram) * shifts - gram[..., None, :, :])
+        same = ops.eye(s.shape[-1], s)
+        f = (1.0 - same) / (square - ops.adjoint(square) + same) + guard
+        return rest, inverses, f, ops.eye(s.shape[-1], self.u)
+
+    def _guard(self, s: Array, gram: Array) -> Array:
+        """Zero; NaN, or an error, where one of the k values is not apart from all others."""
+        ops = ops_of(gram).functional()
+        xp = ops.xp
+        beyond = ops.eigh(gram)[0][..., None, -1:]
+        beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
+        gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
+        least = xp.min(gaps, axis=-1, keepdims=True)
+        noise = max(self.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
+        poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
+        if not ops.hidden(poor) and bool(xp.any(poor)):
+            worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
+            where = f" in matrix {worst} of the stack" if worst else ""
+            raise ValueError(
+                f"singular vectors have no derivative where one of the {s.shape[-1]} values is, to "
+                f"rounding, zero or equal to another one{where}; the values alone have a gradient"
+            )
+        return xp.where(poor, xp.full_like(least, math.nan), xp.zeros_like(least))
+
+    def _solved(self, inverses: Array, right: Array) -> Array:
+        """Columns solved each by its own matrix, orthogonal to V."""
+        ops = self.ops
+        rows = ops.matmul(ops.adjoint(right)[..., None, :], inverses)[..., 0, :]
+        t = ops.adjoint(rows)
+        return t - ops.matmul(self.v, ops.matmul(ops.adjoint(self.v), t))
 
 
 # -- one matrix after another, and the evidence ----------------------------------------------
@@ -492,6 +647,7 @@ def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Ar
 # -- Dion's power step -----------------------------------------------------------------------
 
 
+@under_default_promotion
 def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     """One warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, Q anew.
 
@@ -510,7 +666,7 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
         ``M^H P``, infinite where it overflows: ``P R^H`` is the projection of M to the range of P.
     q : array, shape (..., n, k)
         The columns of R, normalised. A zero column keeps that of the old Q, so that a zero matrix
-        does not end the iteration.
+        does not end the iteration. All results are complex if `m` or `q` is.
 
     Raises
     ------
@@ -534,18 +690,20 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     (True, True)
     """
     m, ops = as_matrix(m, "m")
-    q = _factor(q, "q", ops, m.shape[-1], min(m.shape[-2:]))
+    m, q = _factor(q, "q", m, ops, m.shape[-1], min(m.shape[-2:]))
     x = ops.at_least_single(m)
     y = ops.like(q, x)
     scale = ops.binary_scale(ops.max_abs(x))
-    x = ops.divide(x, scale)
-    p, _ = ops.qr(ops.matmul(x, y))
-    r = ops.matmul(ops.adjoint(x), p)
+    with np.errstate(invalid="ignore"):  # of matrices that are not finite
+        x = ops.divide(x, scale)
+        p, _ = ops.qr(ops.matmul(x, y))
+        r = ops.matmul(ops.adjoint(x), p)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
     return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
 
 
+@under_default_promotion
 def range_lmo(g: Array, p: Array) -> Array:
     """Maximiser of ``Re tr(G^H T)`` over ``||T||_2 <= 1`` within a range: ``P polar(P^H G)``.
 
@@ -560,7 +718,8 @@ def range_lmo(g: Array, p: Array) -> Array:
     -------
     array, shape (..., m, n)
         A partial isometry: singular values of ``P^H G`` below ``max(m, n) * eps * sigma_1`` are
-        left out, a zero matrix gives zero. Array library, device and dtype of `g`.
+        left out, a zero matrix gives zero. Array library, device and dtype of `g`, complex if `p`
+        is.
 
     Raises
     ------
@@ -580,20 +739,22 @@ def range_lmo(g: Array, p: Array) -> Array:
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     g, ops = as_matrix(g, "g")
+    g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
     x = ops.at_least_single(g)
-    y = ops.like(_factor(p, "p", ops, g.shape[-2], g.shape[-2]), x)
-    peak = ops.max_abs(x)
-    finite = ops.xp.isfinite(peak)
-    x = ops.xp.where(finite, ops.divide(x, ops.binary_scale(peak)), ops.xp.zeros_like(x))
-    u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
-    kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-    t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
-    t = ops.xp.where(finite, t, ops.xp.full_like(t, math.nan))
+    y = ops.like(p, x)
+    with np.errstate(invalid="ignore"):  # of matrices that are not finite
+        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+        u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
+        # NaN times zero, so that a matrix that is not finite gives NaN.
+        kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+        t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     return ops.like(t, g)
 
 
-def _factor(a: Array, name: str, ops: Ops, rows: int, columns: int) -> Array:
-    """Return a factor of the right library and shape."""
+def _factor(
+    a: Array, name: str, m: Array, ops: Ops, rows: int, columns: int
+) -> tuple[Array, Array]:
+    """Return a matrix and its factor, of the right library and shape, both complex if one is."""
     a, others = as_matrix(a, name)
     if others.xp is not ops.xp:
         raise TypeError(f"{name} must be of the library of the matrix, {ops.xp.__name__}")
@@ -602,7 +763,9 @@ def _factor(a: Array, name: str, ops: Ops, rows: int, columns: int) -> Array:
             f"{name} must have {rows} rows and from 1 to {columns} columns, got shape "
             f"{tuple(a.shape)}"
         )
-    return a
+    if ops.is_complex(a) or ops.is_complex(m):
+        return ops.as_complex(m), ops.as_complex(a)
+    return m, a
 
 
 def _real(x: Array, ops: Ops) -> Array:

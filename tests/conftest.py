@@ -1,27 +1,117 @@
-"""Array libraries as fixtures: each skipped where it is not installed."""
+"""Options of the test suite, and array libraries as fixtures (skipped where not installed)."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
+import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from polarlib import testing
+
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
-LIBRARIES = ("numpy", "numpy-readonly", "array_api_strict", "torch", "jax")
+ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
+LIBRARIES = (*ALWAYS, "torch", "jax")
+# Dask computes a graph anew wherever a number is read: for tests that are few and small.
+with_dask = pytest.mark.parametrize("lib", [*LIBRARIES, "dask"], indirect=True)
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that show which assertions hold by luck only."""
+    group = parser.getgroup("polarlib")
+    group.addoption("--seed", type=int, default=0, help="change the tests' random matrices")
+    # On small matrices a second thread only waits.
+    group.addoption("--threads", type=int, default=1, help="number of BLAS threads per process")
+    group.addoption(
+        "--optional", action="store_true", help="only what torch, JAX or Dask can change"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment of worker processes, and seed NumPy's generators and hypothesis."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        # BLAS and OpenMP read it when they are loaded, in a worker process or later in this one.
+        os.environ[name] = str(config.getoption("--threads"))
+    seed = config.getoption("--seed")
+    # No deadline: how long an example takes depends on what else the machine does.
+    hypothesis.settings.register_profile("polarlib", deadline=None, derandomize=not seed)
+    hypothesis.settings.load_profile("polarlib")
+    if seed:
+        hypothesis.core.global_force_seed = seed
+        np.random.default_rng = functools.partial(_generator, np.random.default_rng, seed)
+
+
+def _generator(default_rng: Any, extra: int, seed: Any = None) -> np.random.Generator:
+    """Make the generator of another seed where a test asks, itself or through polarlib.testing.
+
+    polarlib's own probes, its data and its doctests keep their seeds.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == testing.__file__:
+        frame = frame.f_back
+    tests = frame is not None and Path(__file__).parent in Path(frame.f_code.co_filename).parents
+    if tests and isinstance(seed, int | np.integer | list):
+        seed = [*(seed if isinstance(seed, list) else [seed]), extra]
+    return default_rng(seed)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark as slow what `thinned` leaves out, and deselect what `--optional` does."""
+    for item in items:
+        mark = item.get_closest_marker("thinned")
+        if mark is not None and _place(item) % mark.args[0]:
+            item.add_marker("slow")
+    if config.getoption("--optional"):
+        dropped = [item for item in items if not _optional(item)]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if _optional(item)]
+
+
+def _place(item: Any) -> int:
+    """Sum of the numbers of a case's parameters, each list of cases counted once.
+
+    Where it is 0 modulo k, each value of a parameter meets every kth value of another one, and
+    every value if a third parameter has k values: a Latin square.
+    """
+    numbers = dict(item.callspec.indices)
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        for name in names[1:]:
+            del numbers[name.strip()]
+    return sum(numbers.values())
+
+
+def _optional(item: Any) -> bool:
+    """Whether a test may depend on an optional library: by its parameters, or else its file."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    libraries = {value for value in values if isinstance(value, str) and value in LIBRARIES}
+    if libraries and libraries <= set(ALWAYS):
+        return False
+    return isinstance(item, pytest.Function) and _names_a_library(item.path)
+
+
+@functools.cache
+def _names_a_library(path: Path) -> bool:
+    return bool(re.search(r"\b(torch|jax|dask|lib|library)\b", path.read_text("utf-8")))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """One BLAS thread: on small matrices a second one only waits, longest on a busy machine."""
-    with threadpool_limits(limits=1):
+def _threads(request: pytest.FixtureRequest):
+    """Limit BLAS libraries to `--threads`, those already loaded as well."""
+    with threadpool_limits(limits=request.config.getoption("--threads")):
         yield
 
 
@@ -43,6 +133,9 @@ def _module(name: str) -> Any:
     if name == "jax":
         module.config.update("jax_enable_x64", True)
         return importlib.import_module("jax.numpy")
+    if name == "dask":
+        module.config.set(scheduler="synchronous")
+        return importlib.import_module("dask.array")
     return module
 
 
@@ -67,7 +160,7 @@ class Library:
 
     def has(self, dtype: str) -> bool:
         """Whether arrays of a dtype can be made."""
-        if self.name == "array_api_strict":
+        if self.name in ("array_api_strict", "dask"):
             return dtype not in HALF
         if dtype == "bfloat16" and self.name != "torch":
             return ml_dtype(dtype) is not None
@@ -84,6 +177,9 @@ class Library:
         if self.name in ("numpy", "numpy-readonly"):
             a.setflags(write=self.name == "numpy")
             return a
+        if self.name == "dask":  # several blocks in every direction
+            chunks = [1 if i < a.ndim - 2 else max(1, -(-n // 2)) for i, n in enumerate(a.shape)]
+            return self.xp.from_array(a, chunks=tuple(chunks))
         return self.xp.asarray(a)
 
     def to_numpy(self, x: Any) -> np.ndarray:
@@ -91,16 +187,18 @@ class Library:
         if self.name == "torch":
             x = x.detach().resolve_conj()
             return (x.float() if str(x.dtype)[6:] in HALF else x).numpy()
-        x = np.array(x)
-        return x.astype(np.float32) if x.dtype.name in HALF else x
+        y = np.array(x)
+        if self.name == "dask":  # as announced before anything was computed
+            assert (y.dtype, y.shape) == (x.dtype, x.shape)
+        return y.astype(np.float32) if y.dtype.name in HALF else y
 
     def dtype_name(self, x: Any) -> str:
         """Name of an array's dtype."""
         return str(getattr(x.dtype, "name", x.dtype)).rpartition(".")[2]
 
     def device(self, x: Any) -> Any:
-        """Device of an array, None where the library has no such thing."""
-        return getattr(x, "device", None)
+        """Device of an array; before NumPy 2.1 its scalars had none."""
+        return getattr(x, "device", "cpu")
 
 
 def library(name: str) -> Library:

@@ -35,6 +35,7 @@ def test_there_are_studies():
     assert len(STUDIES) >= 4
 
 
+@pytest.mark.thinned(len(STUDIES))
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_reproduces_its_figures(name, common, tmp_path):
     module = load(ANALYSIS / name / "run.py", f"analysis_{name}")

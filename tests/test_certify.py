@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import math
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from polarlib import _certify, design
+from polarlib import Schedule, _certify, design
 from polarlib._certify import Certificate, certify
 from polarlib.design import bounds
 from polarlib.design.bounds import largest_complement, least_error
@@ -32,6 +33,10 @@ def _ulps(lo: float, hi: float) -> int:
             return k
         lo = math.nextafter(lo, math.inf)
     return 9
+
+
+def _intervals(steps):
+    return [[_certify._exact(c) for c in step] for step in steps]
 
 
 def _composition(steps, x, stride=2):
@@ -137,7 +142,7 @@ def _encloses(a, lo, hi, bits):
     return al <= lo <= hi <= ah and lo - al <= unit and ah - hi <= unit
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(numbers_, numbers_, st.sampled_from((8, 53, 200)), st.integers(1, 6))
 def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
     (al, ah), (bl, bh) = _ends(a), _ends(b)
@@ -153,7 +158,7 @@ def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
     assert high - low <= high / 2 ** (bits - 2)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(numbers_, numbers_)
 def test_comparisons_and_conversions_are_exact(a, b):
     x, y = (a[0], a[0], a[2]), (b[0], b[0], b[2])
@@ -245,7 +250,7 @@ def test_turning_points_just_inside_and_just_outside():
 coefficients = st.floats(-4, 4).filter(lambda c: c == 0 or abs(c) > 1e-3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(coefficients, min_size=1, max_size=5), min_size=1, max_size=3),
     st.floats(-1.0, 1.0),
@@ -262,7 +267,7 @@ def test_random_compositions_lie_between_the_bounds(steps, lower, length, stride
     assert seen >= c.lower * (1 - 1e-12)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.floats(-8, -0.3),
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),
@@ -291,7 +296,7 @@ def _check(steps, lower, upper):
 nonzero = coefficients.filter(bool)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(
     st.lists(st.lists(nonzero, min_size=1, max_size=4), min_size=1, max_size=3),
     st.floats(-1.0, 1.0),
@@ -301,7 +306,7 @@ nonzero = coefficients.filter(bool)
 def test_images_hold_at_any_precision(steps, lower, length, bits):
     """With few bits every rounding shows: what is rounded inward, or sure too early, fails."""
     upper = lower + length
-    found = _certify._image(steps, lower, upper, 2, bits)
+    found = _certify._image(_intervals(steps), lower, upper, 2, bits)
     with mpmath.workdps(DIGITS):
         exact = _image_by_roots(steps, lower, upper)
         for (low, high, e), value in zip(found, exact, strict=True):
@@ -313,7 +318,7 @@ def test_images_hold_at_any_precision(steps, lower, length, bits):
 def test_a_turning_point_that_may_be_outside_is_not_sure(bits):
     """1000.1 - 999.6 = 0.5 is known badly, and the next step turns at sqrt(2 / 3), above it."""
     steps = [(1000.1, -999.6), (2.0, -1.0)]
-    _, (low, high, e) = _certify._image(steps, 1.0, 1.0, 2, bits)
+    _, (low, high, e) = _certify._image(_intervals(steps), 1.0, 1.0, 2, bits)
     value = _composition([tuple(map(Fraction, step)) for step in steps], Fraction(1))
     assert low * 2.0**e <= value <= high * 2.0**e
 
@@ -361,9 +366,37 @@ def test_one_minus_the_error_for_tiny_lower_bounds(lower, degrees):
 def test_published_schedules(name):
     s = listed(name)
     _check(s.steps, s.lower, s.upper)
-    c = certify(s.steps, s.lower, s.upper)
+    c = s.certify()
     assert c.image[0][0] <= s.image()[0] <= c.image[0][1]
     assert c.image[1][0] <= s.image()[1] <= c.image[1][1]
+
+
+@pytest.mark.parametrize("target", ["polar", "clip", "power(0.5)", "smooth_sign(0.1)"])
+@pytest.mark.parametrize("divisor", [1.01, 1.25, 3.0])
+def test_division_of_the_input(divisor, target):
+    """The target at x, the composition at x / divisor, which is no double."""
+    steps, lower, upper = [(1.5, -0.5), (1.875, -1.25, 0.375)], 0.1, 1.2
+    c = certify(steps, lower, upper, target=target, divisor=divisor)
+    with mpmath.workdps(DIGITS):
+        grid = [lower + (mpmath.mpf(upper) - lower) * k / 2000 for k in range(2001)]
+        values = [_composition(steps, x / mpmath.mpf(divisor)) for x in grid]
+        off = max(abs(_target(target, x) - v) for x, v in zip(grid, values, strict=True))
+        assert off <= c.upper
+        assert c.lower <= off + mpmath.mpf(1e-3)  # between points of the grid
+        assert c.image[0][0] <= min(values) <= c.image[0][1] + 1e-6
+        assert c.image[1][0] - 1e-6 <= max(values) <= c.image[1][1]
+    assert c.upper - c.lower <= 1e-7 * c.upper
+    s = Schedule(steps=steps, lower=lower, upper=upper, input_safety=divisor, target=target)
+    assert s.certify() == c
+    assert s.error() == c.upper
+    bare = certify(steps, lower, upper, target=target)
+    assert dataclasses.replace(s, normalisation="none").certify() == bare
+
+
+@pytest.mark.parametrize("divisor", [0.0, -1.0, math.inf, math.nan, "a"])
+def test_a_divisor_that_is_none_is_refused(divisor):
+    with pytest.raises(ValueError, match="divisor"):
+        certify([(1.5, -0.5)], 0.1, 1.0, divisor=divisor)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -398,6 +431,7 @@ WILD = [
 ]
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("target", ["polar", "clip", "power(0.5)", "power(-0.5)"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1e-30, 1.0), (1e-300, 1e300), (0.7, 0.7)])
 @pytest.mark.parametrize("steps", WILD)
@@ -419,7 +453,7 @@ def test_wild_steps_give_ordered_bounds_and_no_nan(steps, interval, target, monk
 
 def test_overflow_is_infinite_only_where_doubles_end():
     c = certify([(1e200,), (1e-200,)], 0.5, 1e200)  # 1e400 on the way, and back
-    assert c.upper == 1e200 * (1 - 1e-200) or math.isclose(c.upper, 1e200)
+    assert math.isclose(c.upper, 1e200)
     c = certify([(1e200,), (1e200,)], 0.5, 1.0)
     assert (c.lower, c.upper) == (float(np.finfo(float).max), math.inf)
     assert c.complement == (-math.inf, -float(np.finfo(float).max))
@@ -511,7 +545,7 @@ def test_other_targets_lie_between_the_bounds(target, lower):
     assert c.image == one.image
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     st.lists(st.lists(coefficients, min_size=1, max_size=4), min_size=1, max_size=2),
     st.floats(0.0, 1.0),
@@ -589,7 +623,7 @@ def test_tiny_lower_bounds_keep_the_complement():
     assert 1 - 1e-6 < ratio <= 1
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.floats(-3, -0.2),
     st.lists(st.sampled_from((3, 5, 7)), min_size=1, max_size=3),
@@ -646,7 +680,7 @@ def test_any_reference_gives_a_bound(monkeypatch):
     spoiled = design.best(7, 1e-2)
     for extrema in ([0.01, 0.3, 0.6, 0.7, 1.0], [0.01, 0.6, 0.3, 0.9, 1.0], [0.01] * 4 + [1.0]):
         monkeypatch.setattr(
-            bounds, "best", lambda *_, x=extrema, **__: spoiled._replace(extrema=tuple(x))
+            bounds, "ideal", lambda *_, x=extrema, **__: spoiled._replace(extrema=tuple(x))
         )
         assert 0 < least_error(1e-2, [7]) < sharp
 

@@ -385,6 +385,36 @@ def test_tf32(cupy, monkeypatch):
     np.testing.assert_array_equal(_cublas.gemm(d, d, tf32=True).get(), d.get() @ d.get())
 
 
+@pytest.mark.parametrize("dtype", ["f4", "c8"])
+def test_single_precision_is_full_in_every_math_mode(cupy, dtype):
+    x = np.full((2, 3, 3), 1 + 2.0**-11, dtype)
+    binding, handle = loaded(), cupy.cuda.device.get_cublas_handle()
+    binding.setMathMode(handle, 3)
+    try:
+        exact = _cublas.gemm(cupy.asarray(x), cupy.asarray(x), adjoint_a=True)
+        assert binding.getMathMode(handle) == 3
+    finally:
+        binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
+    np.testing.assert_array_equal(exact.get(), x @ x)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "c8"])
+def test_the_fall_back_is_out_of_reach_of_cupy_tf32(cupy, monkeypatch, dtype):
+    """With CUPY_TF32=1 ``cupy.matmul`` rounds the operands of single precision."""
+    matmul = cupy.matmul
+
+    def reduced(a, b):
+        assert a.dtype.name in ("float64", "complex128")
+        return matmul(a, b)
+
+    monkeypatch.setattr(_cublas, "_binding", lambda: None)
+    monkeypatch.setattr(cupy, "matmul", reduced)
+    x = np.full((3, 3), 1 + 2.0**-11, dtype)
+    product = _cublas.gemm(cupy.asarray(x), cupy.asarray(x))
+    assert product.dtype == x.dtype
+    np.testing.assert_array_equal(product.get(), x @ x)
+
+
 def test_tf32_needs_a_device_that_has_it(cupy, monkeypatch):
     monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
     assert not _cublas.has_tf32()
@@ -404,7 +434,7 @@ def test_the_real_binding_takes_our_arguments(monkeypatch):
         x = cupy.ones((3, 2, 2), dtype="f4")
         _cublas.gemm(x, x)
         _cublas.gemm(x[0], x[0])
-        constants = {name: getattr(loaded(), name) for name in _cublas.NEEDED[4:]}
+        constants = {name: getattr(loaded(), name) for name in _cublas.NEEDED[6:]}
         constants[_cublas.TF32] = getattr(loaded(), _cublas.TF32)
         numbers = {t[0]: getattr(cupy.cuda.runtime, t[0]) for t in _cublas.TYPES.values()}
     with warnings.catch_warnings():

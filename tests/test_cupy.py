@@ -320,6 +320,7 @@ def test_out(cupy):
     np.testing.assert_array_equal(out.get(), polarlib.orthogonalize(x).get())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16", "f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("method", [*METHODS, "polar_express"])
@@ -402,7 +403,8 @@ def events(cupy, monkeypatch):
     monkeypatch.setattr(cupy, "RawKernel", lambda source, name: lambda *args: None)
 
 
-@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("waits", [True, False])
 def test_the_gpu_script_sees_who_waits(cupy, monkeypatch, events, waits):
     whole = polarlib.orthogonalize
 

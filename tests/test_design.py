@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarlib import design
+from polarlib import Schedule, design
+from polarlib.design.remez import ideal
 from polarlib.formats import odd_value
 from polarlib.published import listed
 
@@ -72,7 +73,7 @@ def test_equioscillation_in_high_precision(degree, lower):
 @pytest.mark.parametrize("degree", DEGREES)
 @pytest.mark.parametrize("lower", LOWERS)
 def test_doubles_agree_with_thirty_digits(degree, lower):
-    b, wide = design.best(degree, lower), design.best(degree, lower, digits=30)
+    b, wide = ideal(degree, lower), design.best(degree, lower, digits=30)
     # Where 1 - E is below the rounding of the coefficients, the slope is raised by that.
     tolerance = 1e-12 if (lower >= 1e-8 and degree <= 17) or lower >= 1e-3 else 1e-7
     for c, exact in zip(b.coefficients, wide.coefficients, strict=True):
@@ -81,17 +82,96 @@ def test_doubles_agree_with_thirty_digits(degree, lower):
         assert abs(getattr(b, name) / getattr(wide, name) - 1) < 1e-14
 
 
+def _cost_of_rounding(b, lower: float) -> float:
+    """What rounding to doubles adds to the error: at turning points found with 60 digits."""
+    with mpmath.workdps(60):
+        c = [mpmath.mpf(float(v)) for v in b.coefficients]
+        # Between its extrema the ideal polynomial is monotone, and the rounded one is near it: its
+        # own extrema are found on a fine grid, crowded at the ends as they are.
+        ends = [mpmath.mpf(lower), *map(mpmath.mpf, b.extrema[1:-1]), mpmath.mpf(1)]
+        grid = [x + (y - x) * k / 24 for x, y in itertools.pairwise(ends) for k in range(24)]
+        worst = max(abs(1 - odd_value(c, x)) for x in [*grid, mpmath.mpf(1)])
+        return float(worst - mpmath.mpf(b.error))
+
+
+def _allowed(b) -> float:
+    return max(0.05 * float(b.error), 2.0**-50)
+
+
+@pytest.mark.parametrize("degree", [9, 25, 37, 41, 45, 51])
+@pytest.mark.parametrize("lower", [1e-3, 0.1, 0.5, 0.99])
+def test_doubles_hold_the_coefficients_or_it_is_said(degree, lower):
+    """The rule, with the error of the rounded polynomial evaluated in 60 digits."""
+    b = design.best(degree, lower, digits=30)
+    cost, allowed = _cost_of_rounding(b, lower), _allowed(b)
+    # Near the limit the grid and the certificate may differ.
+    if cost < 0.8 * allowed:
+        s = design.minimax(degree, lower)
+        assert s.certify().upper <= float(b.error) + 1.001 * allowed
+        assert s.image()[0] > 0
+        assert design.best(degree, lower).error == pytest.approx(float(b.error), rel=1e-14)
+    elif cost > 1.01 * allowed:
+        refusing = [lambda: design.minimax(degree, lower), lambda: design.best(degree, lower)]
+        if lower < 0.9:  # above, a Pade step is as good
+            refusing.append(lambda: design.greedy(lower, [degree]))
+        for f in refusing:
+            with pytest.raises(ValueError, match="is beyond double coefficients: rounded"):
+                f()
+
+
+def test_every_design_refuses_what_doubles_do_not_hold():
+    for f in (
+        lambda: design.stationary(0.01, degree=45),
+        lambda: design.budget(0.1, 30, degrees=(45,)),
+        lambda: design.inverse_root(4, 0.5, [121]),
+        lambda: design.clip(2.0, [37]),
+        lambda: design.power(0.5, 0.01, [37]),
+        lambda: design.smooth_sign(0.1, [37]),
+    ):
+        with pytest.raises(ValueError, match="beyond double coefficients"):
+            f()
+    # Where other degrees serve, the search goes on with them.
+    cost = {3: 2, 5: 3, 45: 4}
+    found = [design.budget(0.1, 5, degrees=d, cost=cost) for d in ((3, 5, 45), (3, 5))]
+    assert found[0] == found[1]
+    # And what needs no coefficients in doubles is as good as ever.
+    assert design.best(51, 0.1, digits=20).error == pytest.approx(0.0019758994820032335, rel=1e-15)
+    assert design.least_error(0.1, [51]) == pytest.approx(0.0019758994820032335, rel=1e-12)
+
+
+@pytest.mark.parametrize("degrees", [[5, 61, 61], [9, 25], [41, 41]])
+def test_compositions_of_high_degrees_are_as_good_as_doubles_can_be(degrees):
+    """Narrow images take Pade steps, whose coefficients are doubles."""
+    s = design.greedy({41: 0.1, 5: 0.9}.get(degrees[0], 0.3), degrees)
+    assert [2 * len(step) - 1 for step in s.steps] == degrees
+    assert s.error() < 2.0**-50
+
+
+def test_error_of_a_high_degree_is_that_of_its_coefficients():
+    """Turning points that are lost in double precision are not lost to the error."""
+    c = tuple(float(v) for v in design.best(47, 0.1, digits=20).coefficients)
+    s = Schedule(steps=[c], lower=0.1)
+    with mpmath.workdps(60):
+        wide = [mpmath.mpf(v) for v in c]
+        grid = [mpmath.mpf(0.1) + mpmath.mpf(0.9) * k / 4000 for k in range(4001)]
+        seen = max(abs(1 - odd_value(wide, x)) for x in grid)
+    assert float(seen) <= s.error() <= float(seen) * 1.02
+
+
 @pytest.mark.parametrize("degree", DEGREES)
 @pytest.mark.parametrize("lower", [1e-30, 1e-20, 1e-16, 1e-12, 1e-8, 1e-3, 0.9, 0.999999])
 def test_schedules_of_one_step_are_positive_with_the_right_image(degree, lower):
-    s, b = design.minimax(degree, lower), design.best(degree, lower, digits=30)
+    b = design.best(degree, lower, digits=30)
+    if _cost_of_rounding(b, lower) > _allowed(b):
+        pytest.skip("doubles do not hold its coefficients")
+    s = design.minimax(degree, lower)
     assert s.image()[0] > 0
     assert math.isclose(s(lower), float(b.complement), rel_tol=1e-6 if lower <= 1e-8 else 1e-9)
     size = sum(map(abs, s.steps[0]))
     assert abs(s.error() - float(b.error)) <= 1e-12 * float(b.error) + 2e-15 * size
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.sampled_from((3, 5, 7, 9, 13)), st.floats(-20, -0.001), st.floats(-20, 20))
 def test_scale_invariance(degree, exponent, scale):
     l, u = 10.0**exponent, 10.0**scale
@@ -104,7 +184,7 @@ def test_scale_invariance(degree, exponent, scale):
             assert math.isclose(c, d * u ** (2 * i + 1), rel_tol=1e-11)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),
     st.floats(-12, -0.1),
@@ -175,7 +255,7 @@ def test_greedy_goes_on_after_convergence():
     np.testing.assert_allclose(s.steps[-1], (1.875, -1.25, 0.375), rtol=1e-14)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     st.floats(-4, -0.3),
     st.lists(st.sampled_from((3, 5, 7, 9)), min_size=1, max_size=4),

@@ -97,7 +97,7 @@ def test_rounding_against_all_neighbours(name):
                 assert same(round_number(y, format_of(name)), by_hand(y, name)), y.hex()
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(st.floats(allow_nan=False), st.sampled_from(["float8_e4m3", "float8_e5m2", "float16"]))
 def test_rounding_of_any_double(x, name):
     assert same(round_number(x, format_of(name)), by_hand(x, name))
@@ -243,7 +243,7 @@ def schedules(draw: Any) -> Schedule:
         )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(schedules())
 def test_any_schedule_there_and_back(tmp_path_factory, s):
     path = tmp_path_factory.mktemp("json") / "s.json"
@@ -714,7 +714,7 @@ def test_latex(case):
     assert_latex(case)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(schedules())
 def test_any_schedule_as_text(s):
     assert repr(ast.literal_eval(s.to_code("python"))) == repr(s.steps)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import decimal
 import io
 import pickle
+import re
 import tomllib
+import zipfile
 from importlib import resources
 
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from polarlib import files
 
@@ -103,6 +108,71 @@ def test_matrix_market(here, dtype):
     assert files.read("sparse.mtx").dtype == dense.dtype
 
 
+@pytest.mark.parametrize(
+    ("dtype", "symmetry"),
+    [
+        (dtype, symmetry)
+        for dtype in ("f8", "c16", "i8", "u8")
+        for symmetry in ("general", "symmetric", "skew-symmetric", "hermitian")
+        if (dtype, symmetry) != ("u8", "skew-symmetric")
+    ],
+)
+def test_matrix_market_as_scipy_writes_it(here, dtype, symmetry):
+    b = np.round(9 * np.random.default_rng(1).standard_normal((2, 4, 4)))
+    dense = abs(b[0]).astype(dtype) if dtype != "c16" else b[0] + 1j * b[1]
+    mirrored = {"symmetric": dense.T, "skew-symmetric": -dense.T, "hermitian": dense.conj().T}
+    dense = dense + mirrored.get(symmetry, 0)
+    for matrix in (dense, scipy.sparse.coo_array(dense)):
+        scipy.io.mmwrite("a.mtx", matrix, symmetry=symmetry)
+        a = files.read("a.mtx")
+        assert a.dtype == dense.dtype
+        np.testing.assert_array_equal(a, dense)
+
+
+ARRAY, COORDINATE = (f"%%MatrixMarket matrix {form} " for form in ("array", "coordinate"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ARRAY + "real general\n2 1\n1.0D+01\n-2.5d-03\n", [[10.0], [-0.0025]]),
+        (ARRAY + "double general\n1 2\n+.5E1\n 7.\t\n", [[5.0, 7.0]]),
+        (ARRAY + "complex general\n1 1\n1D1 -2D-1\n", [[10 - 0.2j]]),
+        (ARRAY + "real general\n% c\n\n2 1\r\n1\r\n% c\r\n \r\n2\r\n\r\n", [[1], [2]]),
+        (ARRAY + "real skew-symmetric\n3 3\n1\n2\n3", [[0, -1, -2], [1, 0, -3], [2, 3, 0]]),
+        (ARRAY + "complex hermitian\n1 1\n-inf 0\n", [[complex(-np.inf, 0)]]),
+        (ARRAY + "real general\n1 1\nNaN\n", [[np.nan]]),
+        (COORDINATE + "real general\n1 1 3\n1 1 1\n1 1 2\n1 1 .5\n", [[3.5]]),
+        (COORDINATE + "integer general\n1 1 2\n1 1 9223372036854775806\n1 1 1\n", [[2**63 - 1]]),
+        (COORDINATE + "unsigned-integer general\n1 1 1\n1 1 18446744073709551615\n", [[2**64 - 1]]),
+        (
+            COORDINATE.upper().replace("%%MATRIXMARKET", "%%MatrixMarket")
+            + "REAL General\n1 2 0\n",
+            [[0, 0]],
+        ),
+        (ARRAY + "real general\n0 5\n", np.zeros((0, 5))),
+        (COORDINATE + "real general\n3 0 0\n", np.zeros((3, 0))),
+        (COORDINATE + "integer symmetric\n0 0 0\n", np.zeros((0, 0))),
+    ],
+)
+def test_matrix_market_by_its_rules(here, text, expected):
+    (here / "a.mtx").write_bytes(text.encode())
+    np.testing.assert_array_equal(files.read("a.mtx"), expected)
+
+
+def test_matrix_market_longer_than_one_read(here, monkeypatch):
+    monkeypatch.setattr(files, "_LINES", 3)
+    for symmetric in (False, True):
+        dense = A @ A.T if symmetric else A
+        for matrix in (dense, scipy.sparse.coo_array(dense)):
+            scipy.io.mmwrite("a.mtx", matrix, precision=17)
+            np.testing.assert_array_equal(files.read("a.mtx"), dense)
+    text = (here / "a.mtx").read_text()
+    (here / "a.mtx").write_text(text.replace("\n5 4 ", "\n5 4 x"))
+    number = text[: text.index("\n5 4 ")].count("\n") + 2
+    assert f"line {number}: " in failure("a.mtx")
+
+
 def test_matrix_market_symmetric_and_pattern(here):
     head = "%%MatrixMarket matrix coordinate "
     (here / "s.mtx").write_text(head + "real symmetric\n2 2 2\n1 1 2.0\n2 1 3.0\n")
@@ -157,6 +227,19 @@ def test_damaged_npy(here):
         assert "damaged or cut short" in failure("bad.npy")
 
 
+@pytest.mark.parametrize(
+    "shape", [b"(4, 3)", b"(0, 3)", b"(-1,3)", b"(-5,3)", b"(5, 0)", b"(5, 4)"]
+)
+def test_shapes_that_do_not_fit_the_data(here, shape):
+    np.save("a.npy", A)
+    data = (here / "a.npy").read_bytes().replace(b"(5, 3)", shape)
+    (here / "a.npy").write_bytes(data)
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    assert "damaged" in failure("a.npy")
+    assert "damaged" in failure("a.npz")
+
+
 @pytest.mark.parametrize("shape", [(10**9, 10**9), (10**7, 10**7)])
 def test_npy_that_claims_to_be_enormous(here, shape):
     head = io.BytesIO()
@@ -173,6 +256,19 @@ def test_damaged_npz(here):
     (here / "bad.npz").write_bytes(whole[:70] + bytes(20) + whole[90:])
     assert "damaged or cut short" in failure("cut.npz")
     assert "damaged or cut short" in failure("bad.npz")
+
+
+def test_members_that_are_no_arrays(here):
+    np.save("a.npy", A)
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+        archive.write("a.npy")
+    assert files.names("a.npz") == ("a",)
+    np.testing.assert_array_equal(files.read("a.npz"), A)
+    assert "no array 'readme.txt'" in failure("a.npz:readme.txt")
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("text.npy", "hello")
+    assert "damaged" in failure("a.npz")
 
 
 def test_choice_of_an_array(here):
@@ -256,7 +352,138 @@ def test_damaged_matrix_market(here):
         (here / "a.mtx").write_text(head + text)
         assert "damaged or cut short" in failure("a.mtx")
     (here / "a.mtx").write_text(head.replace("general", "odd") + "1 1 1\n1 1 1.0\n")
-    assert "damaged" in failure("a.mtx")
+    assert "line 1: " in failure("a.mtx")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        *(
+            (ARRAY + f"real general\n1 1\n{token}\n", 3)
+            for token in [
+                "1,5",
+                "2.5abc",
+                "1.0e-",
+                "1.0e+",
+                "1e",
+                "1.5.2",
+                "1_0",
+                "0x10",
+                "1 2",
+                "--1",
+                ".",
+                "1;",
+                "1+101",
+                "١",
+                "\x00",
+                "1.0Q+01",
+            ]
+        ),
+        *(
+            (COORDINATE + f"real general\n2 2 1\n{entry}\n", 3)
+            for entry in [
+                "1 1 1.0e-",
+                "1 1",
+                "1",
+                "1 1 1 1",
+                "1.0 1 1",
+                "0 1 1",
+                "1 0 1",
+                "3 1 1",
+                "1 3 1",
+                "-1 1 1",
+                "9999999999999999999 1 1",
+            ]
+        ),
+        (COORDINATE + "real general\n% c\n2 2 2\n1 1 1\n", 4),
+        (COORDINATE + "real general\n2 2 1\n1 1 1\n\n1 2 1\n", 5),
+        (ARRAY + "real general\n0 2\n1\n", 3),
+        (ARRAY + "real general\n2 2 2\n", 2),
+        (ARRAY + "real general\n-1 2\n", 2),
+        (ARRAY + "real general\n", 2),
+        (COORDINATE + "real symmetric\n2 3 0\n", 2),
+        (COORDINATE + "real symmetric\n2 2 1\n1 2 1\n", 3),
+        (COORDINATE + "real skew-symmetric\n2 2 1\n1 1 1\n", 3),
+        (COORDINATE + "complex hermitian\n2 2 1\n1 1 1 1\n", 3),
+        (COORDINATE + "complex general\n2 2 1\n1 1 1\n", 3),
+        (COORDINATE + "pattern general\n2 2 1\n1 1 1\n", 3),
+        (COORDINATE + "integer general\n2 2 1\n1 1 1.0\n", 3),
+        (COORDINATE + "integer general\n2 2 1\n1 1 9223372036854775808\n", 3),
+        (COORDINATE + "unsigned-integer general\n2 2 1\n1 1 -1\n", 3),
+        (COORDINATE + "pattern hermitian\n1 1 0\n", 1),
+        (ARRAY + "pattern general\n1 1\n", 1),
+        ("%%MatrixMarket vector array real general\n1\n1\n", 1),
+        ("%%MatrixMarket\n", 1),
+        ("%%MatrixMarkets matrix array real general\n1 1\n1\n", 1),
+        ("%%MatrixMarket", 1),
+    ],
+)
+def test_matrix_market_is_refused_with_the_line(here, text, line):
+    (here / "a.mtx").write_bytes(text.encode())
+    assert f"line {line}: " in failure("a.mtx")
+
+
+def test_sums_of_integers_that_do_not_fit(here):
+    (here / "a.mtx").write_text(COORDINATE + f"integer general\n1 1 2\n1 1 {2**63 - 1}\n1 1 1\n")
+    assert "too large" in failure("a.mtx")
+
+
+def naive(text: str) -> np.ndarray:
+    """A Matrix Market file read entry by entry, in decimal numbers."""
+    head, *lines = text.split("\n")
+    _, _, form, field, symmetry = head.lower().split()
+    lines = [x.split() for x in lines if x.strip() and not x.strip().startswith("%")]
+    rows, columns, *_ = map(int, lines.pop(0))
+    a = np.zeros((rows, columns), complex)
+    diagonal = int(symmetry == "skew-symmetric")
+    below = [(i, j) for j in range(columns) for i in range(rows)]
+    if symmetry != "general":
+        below = [(i, j) for i, j in below if i >= j + diagonal]
+    for k, tokens in enumerate(lines):
+        i, j = below[k] if form == "array" else (int(tokens.pop(0)) - 1, int(tokens.pop(0)) - 1)
+        parts = [float(decimal.Decimal(x.upper().replace("D", "E"))) for x in tokens]
+        v = complex(*parts) if parts else 1.0
+        a[i, j] += v
+        if symmetry != "general" and i != j:
+            a[j, i] += {"skew-symmetric": -v, "hermitian": np.conj(v)}.get(symmetry, v)
+    return a if field == "complex" else a.real
+
+
+WHOLE = [
+    ARRAY + "real general\n% comment\n2 3\n1.0D+01\n-2.5e-3\n3\n4.25\n0\n.5\n",
+    ARRAY + "complex hermitian\n2 2\n1 0\n2 -3.5\n1E2 0\n",
+    COORDINATE + "real symmetric\n3 3 3\n1 1 2.0\n3 1 -1.5\n\n3 3 1e1\n",
+    COORDINATE + "integer skew-symmetric\r\n3 3 2\r\n2 1 20\r\n3 2 -7\r\n",
+    COORDINATE + "pattern general\n4 2 3\n1 1\n4 2\n4 2\n",
+]
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1), st.integers(0, 3), st.text("0123456789.,-+eEdD %\n\r\tabx\x00", max_size=3)
+    ),
+    max_size=4,
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(whole=st.sampled_from(WHOLE), edits=EDITS, cut=st.one_of(st.none(), st.floats(0, 1)))
+def test_mutated_matrix_market_is_refused_or_read_as_it_says(here, whole, edits, cut):
+    body = whole[14:]  # the beginning is checked before
+    for place, removed, inserted in edits:
+        at = int(place * len(body))
+        body = body[:at] + inserted + body[at + removed :]
+    body = body if cut is None else body[: int(cut * len(body))]
+    text = whole[:14] + body
+    (here / "a.mtx").write_bytes(text.encode())
+    try:
+        a, message = files.read("a.mtx"), ""
+    except ValueError as error:
+        a, message = None, str(error)
+    if message:
+        assert re.match(r"a\.mtx: .*(line \d+: |GiB)", message)
+    else:
+        np.testing.assert_array_equal(a, naive(text))
 
 
 def test_large_sparse_matrices_are_not_made_dense(here):

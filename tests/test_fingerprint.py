@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polarlib import design, schedule
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     st.sampled_from((3, 5, 7, 9)),
     st.floats(-4, -0.1),

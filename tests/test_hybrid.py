@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DTYPES
+from conftest import DTYPES, with_dask
 
 from polarlib import _blas
 from polarlib._methods.hybrid import LAST, hybrid, plan
@@ -270,6 +270,7 @@ def test_orthonormal_matrices_take_one_step():
         np.testing.assert_allclose(u, q, atol=1e-14)
 
 
+@with_dask
 def test_every_library(lib):
     for shape, dtype in [
         ((40, 40), "float64"),

@@ -17,7 +17,6 @@ from polarlib._methods import polynomial
 from polarlib.design import restarts
 from polarlib.iterate import coupled, iterate, matrix_products, normalise
 from polarlib.ops import NumpyOps, Ops, ops_of
-from polarlib.precision import Simulated
 from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 NAMES = polarlib.schedules()
@@ -105,7 +104,7 @@ def test_aol_is_the_factor_of_rescaled_columns():
 coefficient = st.floats(-2, 2, allow_nan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.lists(coefficient, min_size=1, max_size=13), min_size=1, max_size=3),
     shape=st.sampled_from([(6, 6), (9, 5), (2, 7, 4)]),
@@ -154,11 +153,15 @@ def test_gram_equals_plain_for_any_restarts(name):
             np.testing.assert_allclose(gram, plain, atol=1e-7)
 
 
-def test_auto_form_is_one_of_the_two():
-    for shape in [(8, 8), (64, 8), (8, 64)]:
-        a = np.random.default_rng(0).standard_normal(shape)
-        plain, gram, auto = (orthogonalize(a, form=f) for f in ("plain", "gram", "auto"))
-        assert np.array_equal(auto, plain) or np.array_equal(auto, gram)
+@pytest.mark.parametrize(
+    ("shape", "form"), [((8, 8), "plain"), ((64, 8), "gram"), ((8, 64), "gram")], ids=str
+)
+def test_auto_form_is_the_one_with_fewer_operations(shape, form):
+    # Of five quintics, square: 15 products in plain form, 18 with a restart in Gram form.
+    a = np.random.default_rng(0).standard_normal(shape)
+    found = {f: orthogonalize(a, form=f, restarts=(2,)) for f in ("plain", "gram")}
+    assert not np.array_equal(found["plain"], found["gram"])
+    np.testing.assert_array_equal(orthogonalize(a, form="auto", restarts=(2,)), found[form])
 
 
 # -- cost ------------------------------------------------------------------------------------
@@ -252,14 +255,13 @@ def test_runs_report_their_products(kind, form):
     assert run.iterations == len(schedule(name))
 
 
+@pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
 def test_results_and_traces_report_their_products():
     a = np.random.default_rng(0).standard_normal((12, 6))
     for name in NAMES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", polarlib.ScheduleWarning)
-            assert polarlib.polar(a, method=name).matmuls == schedule(name).matmuls + (
-                schedule(name).normalisation == "aol"
-            )
+        assert polarlib.polar(a, method=name).matmuls == schedule(name).matmuls + (
+            schedule(name).normalisation == "aol"
+        )
         at = restarts(schedule(name), "float64")
         for form, total in (
             ("plain", schedule(name).matmuls),
@@ -404,6 +406,7 @@ def test_zero_under_aol(name):
         assert not orthogonalize(np.zeros(shape), schedule=name).any()
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["plain", "gram"])
 @pytest.mark.parametrize("name", SAFE)
@@ -471,11 +474,12 @@ def test_gram_form_without_restarts_does_blow_up():
     assert np.linalg.norm(good, 2) < 1.3
 
 
-def test_simulated_arithmetic_keeps_the_format():
+@pytest.mark.parametrize("form", ["plain", "gram"])
+def test_simulated_arithmetic_keeps_the_format_and_says_so(form):
     a = np.random.default_rng(0).standard_normal((16, 8)).astype("float32")
-    for form in ("plain", "gram"):
-        q = orthogonalize(a, precision="bfloat16", form=form)
-        assert not np.any(q.view(np.uint32) & 0xFFFF)
-        q = orthogonalize(a, precision="float16", form=form)
-        np.testing.assert_array_equal(q, q.astype(np.float16).astype(np.float32))
-    assert Simulated.simulated
+    found = {p: orthogonalize(a, precision=p, form=form) for p in ("bfloat16", "float16")}
+    assert not np.any(found["bfloat16"].view(np.uint32) & 0xFFFF)
+    q = found["float16"]
+    np.testing.assert_array_equal(q, q.astype(np.float16).astype(np.float32))
+    for precision, simulated in (("bfloat16", True), ("float8_e5m2", True), ("float32", False)):
+        assert polarlib.measure(a, "jordan", precision=precision).simulated is simulated

@@ -24,10 +24,9 @@ from polarlib import (
 from polarlib.formats import FORMATS, format_of
 from polarlib.iterate import FROM_GRAM, matrix_products, normalise
 from polarlib.ops import Ops, ops_of
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
-IDENTITY = Schedule(steps=[(1.0, 0.0)], lower=0.5, upper=2.0, name="identity")
 
 
 def matrices():
@@ -74,7 +73,7 @@ def test_moments_are_the_better_bound_and_exact_for_equal_singular_values():
     s=st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda s: max(s) > 1e-3),
     scale=st.integers(-30, 30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_moments_bound_the_largest_singular_value(s, scale):
     a = with_singular_values(np.sort(s)[::-1], len(s) + 2) * 2.0**scale
     y, _ = normalise(a, ops_of(a), "moments")
@@ -98,7 +97,13 @@ def test_the_first_step_sees_a_normalised_matrix(name, precision):
         assert np.all(top <= 1 + 2.5 * format_of(precision).unit_roundoff)
 
 
-def test_no_product_is_spent_on_the_normalisation():
+@pytest.mark.parametrize(
+    ("normalisation", "spent"),
+    [("moments", 0), ("schatten4", 0), ("frobenius", 0), ("none", 0), ("spectral", 4)],
+)
+@pytest.mark.parametrize("form", ["plain", "gram"])
+def test_products_spent_on_the_normalisation(normalisation, spent, form):
+    """A Gram matrix and three squarings for the spectral norm, none where the first step's do."""
     counted = []
 
     class Counting(Ops):
@@ -110,16 +115,11 @@ def test_no_product_is_spent_on_the_normalisation():
 
     from polarlib._methods import polynomial
 
-    a = np.random.default_rng(0).standard_normal((12, 8))
-    for form in ("plain", "gram"):
-        for normalisation, extra in [("moments", 0), ("schatten4", 0), ("frobenius", 0)]:
-            counted.clear()
-            chosen = default_schedule("float64")
-            ops = Counting(ops_of(a).xp)
-            _, run = polynomial(
-                a, ops, chosen, precision="float64", normalisation=normalisation, form=form
-            )
-            assert len(counted) == run.matmuls == matrix_products(chosen.steps, form=form) + extra
+    a = np.random.default_rng(0).standard_normal((12, 8)) / 10
+    chosen = default_schedule("float64")
+    ops = Counting(ops_of(a).xp)
+    _, run = polynomial(a, ops, chosen, precision="float64", normalisation=normalisation, form=form)
+    assert len(counted) == run.matmuls == matrix_products(chosen.steps, form=form) + spent
 
 
 # -- scale, zero, form -----------------------------------------------------------------------
@@ -165,14 +165,20 @@ def test_zero_stays_zero(precision, form):
     assert abs(q[1, 0, 0] - 1) < 0.3
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("precision", "most"),
+    [
+        *(("bfloat16", 1.1), ("float16", 1.1), ("float32", 1.1)),
+        *(("float8_e4m3", 1.2), ("float8_e5m2", 1.3)),
+    ],
+)
 @pytest.mark.parametrize("steps", [5, 9])
 @pytest.mark.parametrize("form", ["plain", "gram", "auto"])
-def test_nothing_blows_up(precision, steps, form):
+def test_nothing_blows_up(precision, most, steps, form):
     for name in ("constant", "Hadamard", *ADVERSARIAL):
         for a in (MATRICES[name].astype("f4"), np.stack([MATRICES[name]] * 2).astype("f4")):
             q = orthogonalize(a, steps=steps, precision=precision, form=form).astype("f8")
-            assert np.linalg.norm(q, 2, axis=(-2, -1)).max() < 1.1, name
+            assert np.linalg.norm(q, 2, axis=(-2, -1)).max() < most, name
             assert np.all(np.sum(q * a, axis=(-2, -1)) > 0), name
 
 
@@ -216,13 +222,14 @@ def test_accuracy_on_the_interval():
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (640, 1400), (1400, 640)], ids=str)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_large_torch_products_by_panels(torch, shape, dtype):
+@pytest.mark.parametrize(("dtype", "apart"), [("bfloat16", 0.1), ("float32", 1e-4)])
+def test_large_torch_products_by_panels(torch, shape, dtype, apart):
     """Half of a Hermitian product, mirrored: the same result as the whole."""
     from polarlib import ops
 
-    torch.manual_seed(0)
-    a = torch.randn(*shape).to(getattr(torch, dtype))
+    s = np.geomspace(1, 0.3, min(shape))
+    u, v = orthonormal(shape[0], s.size, seed=1), orthonormal(s.size, shape[1], seed=2)
+    a = torch.from_numpy((u * s) @ v).to(getattr(torch, dtype))
     before = a.clone()
     by_panels = [orthogonalize(a, form=form) for form in ("plain", "gram")]
     assert torch.equal(a, before)
@@ -234,11 +241,16 @@ def test_large_torch_products_by_panels(torch, shape, dtype):
     unit = format_of(dtype).unit_roundoff
     for x, y in zip(by_panels, whole, strict=True):
         assert x.shape == a.shape
-        assert torch.linalg.norm((x - y).float()) <= 512 * unit * math.sqrt(min(shape))
-    g = torch.randn(1024, 1024).to(getattr(torch, dtype))
+        assert torch.linalg.norm((x - y).float()) <= apart * math.sqrt(min(shape))
+        away = np.linalg.norm(x.double().numpy() - u @ v) / math.sqrt(min(shape))
+        assert away <= default_schedule(dtype).error() + 4 * unit
+    g = torch.from_numpy(np.random.default_rng(0).standard_normal((1024, 1024))).to(a.dtype)
     product = ops.ops_of(g).gram(g)
     assert torch.equal(product, product.mT)
-    assert torch.equal(product, torch.mm(g.mT, g)) or dtype == "float32"
+    # One rounding each, and those of the sums in single precision.
+    exact = g.mT.double() @ g.double()
+    sums = 1024 * 2.0**-24 * (abs(g.double()).mT @ abs(g.double()))
+    assert torch.all(abs(product.double() - exact) <= unit * abs(exact) + sums)
 
 
 def test_torch_keeps_the_memory_order(torch):
@@ -293,6 +305,31 @@ def test_many_matrices(where):
         np.testing.assert_allclose(lib.to_numpy(q), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["auto", "jordan"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("where", ["numpy", "torch"])
+def test_a_batch_differs_by_amplified_rounding(where, dtype, name):
+    lib = library(where)
+    s = default_schedule(dtype) if name == "auto" else schedule(name)
+    unit = np.finfo(dtype).eps / 2
+    # The bound of the norm cancels where singular values are equal.
+    cancelled = unit if name == "auto" else 0.0
+    for shape in ((8, 4), (64, 64), (32, 96)):
+        n = min(shape)
+        values = (np.ones(n), np.geomspace(1, 1e-3, n), np.geomspace(1, 1e-6, n))
+        arrays = [with_singular_values(v, max(shape), seed=i) for i, v in enumerate(values)]
+        given = [lib.asarray(a if a.shape == shape else a.T, dtype) for a in arrays]
+        given.append(lib.asarray(np.ones((3, 2)), dtype))  # of a shape of its own
+        results = orthogonalize_all(given, schedule=name)
+        for x, q in zip(given, results, strict=True):
+            alone = lib.to_numpy(orthogonalize(x, schedule=name))
+            assert (
+                np.linalg.norm(lib.to_numpy(q) - alone, 2)
+                <= 64 * unit * s.slope + 4 * (n * cancelled) ** 0.5
+            )
+        np.testing.assert_array_equal(lib.to_numpy(results[-1]), alone)
+
+
 def test_many_matrices_of_several_libraries(torch):
     a = np.random.default_rng(2).standard_normal((4, 3))
     first, second = orthogonalize_all([a, torch.tensor(a)])
@@ -342,4 +379,3 @@ def test_every_published_set_runs_in_its_normalisation():
                 y, _ = normalise(a, ops_of(a), kind, schedule(name).input_safety)
                 expected = orthogonalize(y, schedule=name, normalisation="none")
                 np.testing.assert_allclose(q, expected, atol=1e-9)
-    assert IDENTITY.matmuls

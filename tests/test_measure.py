@@ -13,7 +13,7 @@ import pytest
 import scipy.linalg
 
 import polarlib
-from polarlib import Schedule, Trace, measure, polar, schedule
+from polarlib import Schedule, ScheduleWarning, Trace, measure, polar, schedule
 from polarlib._methods import METHODS
 from polarlib.testing import binomial, frank, hilbert, with_singular_values
 
@@ -97,10 +97,29 @@ def test_a_flipped_sign_shows_in_the_alignment():
     flip = Schedule(
         steps=schedule("aol_nv").steps, lower=1e-3, upper=0.88, normalisation="frobenius"
     )
-    t = measure(np.diag([1.0, 1e-3]), flip)
+    with pytest.warns(ScheduleWarning, match=r"singular values up to 0.88, and frobenius"):
+        t = measure(np.diag([1.0, 1e-3]), flip)
     assert t.alignment[-1, 0] == pytest.approx(-1, abs=1e-12)
     assert t.alignment[-1, 1] == pytest.approx(1, abs=1e-12)
     assert np.all(t.singular_values >= 0)
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16", "float8_e4m3"])
+@pytest.mark.parametrize("name", ["polar_express", "polar_express_raw", "cans", "deepseek_v4"])
+def test_warns_as_orthogonalize_does(name, precision, form):
+    told = []
+    for run in (
+        lambda: measure(A, name, precision=precision, form=form),
+        lambda: polarlib.orthogonalize(A, schedule=name, precision=precision, form=form),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ScheduleWarning)
+            run()
+        told.append([(str(w.message), w.filename) for w in caught])
+    assert told[0] == told[1]
+    known = polarlib.formats.format_of(precision)
+    assert len(told[0]) == (not schedule(name).survives(known))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
@@ -158,23 +177,45 @@ def test_precisions(lib, precision):
 
 
 def test_divergence_is_recorded_not_raised():
-    # Rank one without a safety factor: the published accident.
-    a = np.outer(np.linspace(1, 2, 40), np.linspace(1, 3, 30)).astype("float32")
+    # 1.5 x - 0.5 x^3 of 3 is -9, then 351, and overflows within nine steps.
+    a = with_singular_values([3.0, 0.5], 4)
+    cubic = Schedule(steps=[(1.5, -0.5)] * 12, lower=0.1, normalisation="none")
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", polarlib.ScheduleWarning)
-        t = measure(a, "cans", steps=5, precision="bfloat16")
-    assert t.singular_values.shape == (6, 30)
-    json.dumps(t.to_dict(), allow_nan=False)
-    repr(t)
+        t = measure(a, cubic)
+    np.testing.assert_allclose(t.singular_values[:3, 0], [3, 9, 351], rtol=1e-12)
+    assert np.all(np.isnan(t.singular_values[9:]))
+    for name in ("orthogonality", "backward_error", "distance"):
+        assert np.all(np.isfinite(getattr(t, name)[:3])), name
+        assert np.all(np.isnan(getattr(t, name)[9:])), name
+    found = json.loads(json.dumps(t.to_dict(), allow_nan=False))
+    assert found["orthogonality"][9:] == [None] * 4
+    assert "12 steps" in repr(t)
 
 
 @pytest.mark.parametrize("what", [*METHODS, "polar_express"])
 def test_zero_and_rank_deficient(what):
-    for a in (np.zeros((4, 3)), np.outer(np.arange(4.0), np.ones(3))):
+    for rank, a in enumerate((np.zeros((4, 3)), np.outer(np.arange(4.0), np.ones(3)))):
         with np.errstate(all="ignore"):
             t = measure(a, what)
-        json.dumps(t.to_dict(), allow_nan=False)
-        repr(t)
+        s = t.singular_values
+        known = np.isfinite(t.orthogonality)
+        assert known[0]
+        assert not np.any(known[1:] & ~known[:-1])  # NaN from a step on
+        np.testing.assert_array_equal(np.isfinite(s), np.stack([known] * 3, axis=1))
+        largest = rank / 1.01 if what == "polar_express" else rank
+        np.testing.assert_allclose(s[0], [largest, 0, 0], rtol=1e-13, atol=1e-15)
+        # Whatever the iterates are, their singular values are the figures' own.
+        expected = np.linalg.norm(s[known] ** 2 - 1, axis=1) / math.sqrt(3)
+        np.testing.assert_allclose(t.orthogonality[known], expected, rtol=1e-12, atol=1e-14)
+        if what in ("svd", "structured", "qr", "small"):
+            np.testing.assert_allclose(s[-1], 1, rtol=1e-14)
+        if rank == 0:
+            np.testing.assert_array_equal(t.backward_error[known], 0)
+        elif what != "qr":
+            np.testing.assert_allclose(t.alignment[known, 0], 1, rtol=1e-13)
+        found = json.loads(json.dumps(t.to_dict(), allow_nan=False))
+        assert [x is not None for x in found["orthogonality"]] == known.tolist()
 
 
 # -- files -----------------------------------------------------------------------------------
@@ -226,11 +267,16 @@ def test_csv_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_nan_becomes_null():
-    a = np.diag([1.0, 0.0])
+    a = np.diag([1.0, 0.0])  # no inverse: the first iterate is not finite
     with np.errstate(all="ignore"):
         t = measure(a, "newton")
-    text = json.dumps(t.to_dict(), allow_nan=False)
-    assert "null" in text or np.all(np.isfinite(t.singular_values))
+    found = json.loads(json.dumps(t.to_dict(), allow_nan=False))
+    assert found["singular_values"] == [[1.0, 0.0], [None, None]]
+    assert found["alignment"][1] == [None, None]
+    for name in ("orthogonality", "backward_error", "distance"):
+        first, last = found[name]
+        assert math.isfinite(first), name
+        assert last is None, name
 
 
 # -- bad calls -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from standin import cupy_standin
 
 import polarlib
 from polarlib import norms
+from polarlib.ops import NumpyOps
 from polarlib.testing import orthonormal, with_singular_values
 
 INF = math.inf
@@ -240,6 +242,7 @@ def value(atom, x):
 # -- what every norm promises ------------------------------------------------------------------
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("atom", "shape"), cases(ATOMS))
 def test_a_maximiser_attains_the_dual_norm(atom, shape, kind):
@@ -261,6 +264,7 @@ def test_a_maximiser_attains_the_dual_norm(atom, shape, kind):
         assert not t.any()
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("atom", "shape"), cases(ATOMS, [(5, 5), (4, 7), (2, 5, 3)]))
 def test_a_maximiser_of_the_dual_attains_the_norm(atom, shape, kind):
@@ -312,10 +316,13 @@ def test_a_search_finds_the_dual_norm(atom, shape):
         t = t.reshape(shape)
         return -np.sum(g * t) / max(atom.value(t), 1e-300)
 
-    box = [(-1, 1)] * g.size
-    found = -scipy.optimize.differential_evolution(loss, box, rng=0, maxiter=60, popsize=8).fun
+    search = scipy.optimize.differential_evolution
+    # Before SciPy 1.15 the argument had another name.
+    name = "rng" if "rng" in inspect.signature(search).parameters else "seed"
+    found = -search(loss, [(-1, 1)] * g.size, maxiter=60, popsize=8, **{name: 0}).fun
     dual = float(atom.make().dual_norm(g))
-    assert 0.99 * dual <= found <= dual * (1 + 1e-9)
+    # A short random search comes near the maximum, and never above it.
+    assert 0.9 * dual <= found <= dual * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("atom", "shape"), cases(ATOMS | WITHOUT_VALUE, [(6, 4)]))
@@ -505,7 +512,7 @@ def test_schedules_are_orthogonalize_and_nothing_else(polar, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(np.linalg, "svd", None)
         patch.setattr(scipy.linalg, "svd", None)
-        patch.setattr(norms.spectral.__globals__["singular_values"].__globals__["Ops"], "svd", None)
+        patch.setattr(NumpyOps, "svd", None)
         t = n.lmo(g)
     np.testing.assert_array_equal(t, expected)
     # Certified: the same gap from the definition.

@@ -171,6 +171,7 @@ def test_paths_of_rounding_noise_are_counted_and_left_below():
     assert 1e-3 < ax.get_ylim()[0] < 0.1
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     "values",
     [
@@ -205,19 +206,21 @@ def test_polynomial_draws_the_composition_and_its_parts(name):
     assert ax.get_xlabel() == "singular value x of the normalised input"
     assert ax.get_title() == f"{name}: {len(s)} steps, {s.matmuls} matrix products"
     assert ax.get_xlim()[0] == pytest.approx(s.lower / 10)
-    whole = labelled(ax, "s(x)")
+    whole = labelled(ax, "s(x" if s.input_safety == 1 else f"s(x / {s.input_safety:g})")
     x, y = whole.get_data()
     inside = (x >= s.lower) & (x <= s.upper)
-    np.testing.assert_array_equal(y[inside], s(x[inside]))
+    np.testing.assert_array_equal(y[inside], s(x[inside] / s.input_safety))
     assert np.abs(1 - y[inside]).max() <= s.error() * (1 + 1e-9)
-    assert f"{s.slope:.4g}" in whole.get_label()
+    assert f"{s.slope / s.input_safety:.4g}" in whole.get_label()
     dots = labelled(ax, "worst error")
     np.testing.assert_allclose(np.abs(1 - dots.get_ydata()), s.error(), rtol=2e-3)
     parts = [line for line in ax.get_lines() if len(line.get_xdata()) > 2]
     parts = [line for line in parts if line not in (whole, dots)]
     assert len(parts) == len(s) - 1
     for k, line in enumerate(parts, 1):
-        np.testing.assert_array_equal(line.get_ydata()[inside], s.truncate(k)(x[inside]))
+        np.testing.assert_array_equal(
+            line.get_ydata()[inside], s.truncate(k)(x[inside] / s.input_safety)
+        )
     (band,) = ax.collections
     box = band.get_paths()[0].get_extents()
     np.testing.assert_allclose(box.intervalx, [s.lower, s.upper])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -116,6 +117,75 @@ def test_condition_bounds_hold(method, condition, dtype):
         slack = 1 + 1e3 * condition * float(np.finfo(dtype).eps)
         assert 1 <= lower <= condition * slack
         assert condition <= upper * slack
+
+
+@pytest.mark.parametrize("method", HINTED)
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_condition_bounds_do_not_rest_on_what_the_caller_says(kind, method):
+    lib = library(kind)
+    for n, condition in ((8, 1e2), (8, 1e6), (150, 1e4)):
+        a = with_singular_values(np.geomspace(1, 1 / condition, n))
+        for wrong in ({"cond": 1.5}, {"cond": 10.0}, {"sigma_min": 0.5}):
+            result = polar(lib.asarray(a), method=method, **wrong)
+            assert result.converged
+            lower, upper = result.condition_bounds
+            assert 1 <= lower <= condition * (1 + 1e-6)
+            assert condition <= upper * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("method", ["auto", "svd", "hybrid", "structured", "qdwh", "halley"])
+def test_condition_bounds_are_infinite_where_the_rank_is_deficient(method):
+    for n, dtype in ((8, "float32"), (150, "float32"), (150, "float64")):
+        a = with_singular_values(np.geomspace(1, np.finfo(dtype).eps / 10, n), dtype=dtype)
+        result = polar(np.stack([a, np.eye(n, dtype=dtype)]), method=method)
+        assert result.rank[0] < n == result.rank[1]
+        assert result.condition_bounds[1][0] == np.inf
+        assert np.all(result.condition_bounds[0] >= 1)
+
+
+def test_qr_of_complex_low_rank(lib):
+    """A quotient of tiny complex numbers is NaN in some libraries; a wrong factor is told."""
+    for dtype in ("complex64", "complex128")[: 1 if lib.name == "jax" else 2]:
+        for a in (np.ones((8, 8)) * (1 + 1j), np.diag([1, 1e-30j, 0]), np.zeros((3, 3)) + 0j):
+            result = polar(lib.asarray(a.astype(dtype)), method="qr")
+            assert result.status is Status.NOT_POLAR
+            u = lib.to_numpy(result.unitary)
+            eps = float(np.finfo(dtype).eps)
+            np.testing.assert_allclose(u.conj().T @ u, np.eye(len(a)), atol=20 * eps)
+            r = u.conj().T @ a
+            np.testing.assert_allclose(np.tril(r, -1), 0, atol=100 * eps)
+
+
+def test_a_qr_factor_that_is_not_orthonormal_is_told(monkeypatch):
+    right = METHODS["qr"]
+    monkeypatch.setitem(
+        METHODS, "qr", lambda x, ops, **how: (x * math.nan, right(x, ops, **how)[1])
+    )
+    with pytest.warns(ConvergenceWarning, match="method='qr'"):
+        result = polar(np.eye(3), method="qr")
+    assert result.status is Status.NOT_CONVERGED
+
+
+def test_a_missed_tolerance_is_no_reason_to_try_what_was_tried():
+    for method in ("svd", "auto", "newton"):
+        with pytest.warns(ConvergenceWarning, match="larger rtol") as seen:
+            polar(with_singular_values([3.0, 2.0, 1.0]), method=method, rtol=1e-30)
+        assert "try" not in str(seen[0].message)
+        assert seen[0].filename == __file__
+
+
+def test_functions_that_cannot_look_name_themselves():
+    jax = library("jax")
+    import jax as module
+
+    x = jax.asarray(np.eye(5))
+    for f, name in (
+        (polar, "polar"),
+        (polarlib.nearest_orthogonal, "nearest_orthogonal"),
+        (lambda a: polarlib.procrustes(a, a), "procrustes"),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} looks at its matrix"):
+            module.jit(f)(x)
 
 
 def test_condition_bounds_of_deficient_matrices_and_stacks():
@@ -300,7 +370,7 @@ def test_unitary_factor_says_what_it_cannot_do():
     u = unitary_factor(both, check_finite=False)
     np.testing.assert_allclose(u[0], np.eye(3), atol=1e-15)
     assert np.isnan(u[1]).all()
-    with pytest.warns(ConvergenceWarning, match="unitary factor by 'newton'"):
+    with pytest.warns(ConvergenceWarning, match=r"unitary_factor\(method='newton'\)"):
         unitary_factor(gaussian((9, 9)), method="newton", rtol=1e-19)
     with pytest.raises(ConvergenceWarning):
         unitary_factor(gaussian((9, 9)), method="newton", rtol=1e-19, throw=True)

@@ -196,6 +196,14 @@ def bf16_pair(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return tuple(round_to(x, format_of("bfloat16"), ops_of(x)) for x in pair)
 
 
+def power_for(name: str, x: np.ndarray) -> float:
+    """The power of two that a matrix carries: 8-bit entries fill the range but for one binade."""
+    fmt = format_of(name)
+    if not name.startswith("float8"):
+        return 1.0
+    return 2.0 ** (np.floor(np.log2(np.abs(x).max())) - np.floor(np.log2(fmt.largest)) + 1)
+
+
 def test_products_are_rounded_once():
     for name in DTYPE_OF:
         low = rounded(ops_of(X), name)
@@ -204,10 +212,41 @@ def test_products_are_rounded_once():
         fmt = format_of(name)
         c = low.gemm(a, b, a, alpha=0.5, beta=-0.25)
         wide = 0.5 * exact - 0.25 * a
-        ulp = fmt.epsilon * 2.0 ** np.floor(np.log2(np.maximum(np.abs(wide), fmt.smallest_normal)))
+        power = power_for(name, wide)
+        size = np.maximum(np.abs(wide), fmt.smallest_normal * power)
+        ulp = fmt.epsilon * 2.0 ** np.floor(np.log2(size))
         assert np.all(np.abs(c - wide) <= 0.5 * ulp * (1 + 1e-3) + 1e-5)
-        reference(name, c)
+        c = (c / power).astype("f4")
         np.testing.assert_array_equal(c, reference(name, c))
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3", "float8_e5m2"])
+def test_a_power_of_two_for_each_matrix_of_8_bits(lib, name):
+    """Of each in a stack, for both parts of complex ones, at any size of the entries."""
+    if lib.name == "jax" and name == "float8_e5m2":
+        pytest.skip("slow: compiled for every format")
+    fmt = format_of(name)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((3, 6, 5)).astype("f4")
+    a[1] *= 2.0**-30
+    a[2] *= 2.0**30
+    x = lib.asarray(np.concatenate([a, np.zeros((1, 6, 5), "f4")]))
+    got = lib.to_numpy(rounded(ops_of(x), name).cast(x, name))
+    assert not got[3].any()
+    for before, after in zip(a, got[:3], strict=True):
+        power = power_for(name, before)
+        np.testing.assert_array_equal(after, reference(name, before / power) * power)
+        assert np.all(np.abs(after - before) <= fmt.unit_roundoff * np.abs(before))
+    z = lib.asarray(a[0] + 1j * a[2], "complex64")
+    got = lib.to_numpy(rounded(ops_of(z), name, is_complex=True).cast(z, name))
+    power = power_for(name, a[2])  # one for both parts
+    np.testing.assert_array_equal(got.imag, reference(name, a[2] / power) * power)
+    np.testing.assert_array_equal(got.real, reference(name, a[0] / power) * power)
+    for bad in (np.nan, np.inf):
+        broken = a[0].copy()
+        broken[1, 2] = bad
+        x = lib.asarray(broken)
+        assert not np.isfinite(lib.to_numpy(rounded(ops_of(x), name).cast(x, name))[1, 2])
 
 
 def test_agreement_with_torch_bfloat16_products(torch):

@@ -62,7 +62,7 @@ def test_zero_is_a_lower_bound_only_where_the_target_is_odd():
         Schedule(steps=[(1.0,)], lower=0, upper=0, target="clip")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     st.integers(1, 6),
     st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=4), min_size=1, max_size=2),

@@ -146,6 +146,55 @@ def test_a_set_without_safety_does_blow_up(script):
     assert script.safety(cases, "bfloat16", "plain", raw).largest > 10
 
 
+# -- range -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float8_e4m3", "float8_e5m2"])
+def test_nothing_leaves_the_range_of_a_format(script, precision):
+    """Matrices of ordinary kinds, tall and wide, in every normalisation: the page in small."""
+    every = script.NORMALISATIONS
+    jobs = [
+        ((16, 256), (precision,), every, ("plain", "gram")),
+        ((256, 16), (precision,), every, ("plain",)),
+        ((160, 160), (precision,), ("moments", "frobenius"), ("plain",)),
+    ]
+    results = list(script.range_results(jobs))
+    unit = format_of(precision).unit_roundoff
+    error = polarlib.default_schedule(precision).error()
+    assert len(results) == 6 * (10 + 5 + 2)
+    for r in results:
+        assert r.largest < 1 + error + 2 * unit, r
+        assert r.aligned > 1 - error - 2 * unit, r
+        if r.distance is not None:
+            assert r.distance < error + 2 * unit, r
+    text = script.range_part(results, jobs)
+    assert f"{len(results)} results, of which 0 are not finite" in text
+    assert text.count(f"| {precision} |") == len(every)
+
+
+def test_a_small_mean_counts_in_eight_bits():
+    """Off-diagonal entries of the Gram matrix that are all small and alike make it large."""
+    a = (np.random.default_rng(0).standard_normal((512, 512)) + 0.06).astype("f4")
+    u, _, vh = np.linalg.svd(a)
+    for precision in ("float8_e4m3", "float8_e5m2"):
+        q = polarlib.orthogonalize(a, precision=precision).astype("f8")
+        assert np.linalg.norm(q, 2) < 1.2
+        assert 0.8 < u[:, 0] @ q @ vh[0] < 1.2  # the direction of the mean
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_native_formats_keep_their_range(script, dtype):
+    torch = pytest.importorskip("torch")
+    for c in script.ranged((256, 128)):
+        single = torch.from_numpy(c.matrix).to(getattr(torch, dtype))
+        for x in (single, torch.stack([single, 3 * single])):
+            for form in ("plain", "gram"):
+                q = polarlib.orthogonalize(x, form=form).double().numpy()
+                top = np.linalg.norm(q, 2, axis=(-2, -1))
+                assert np.all(top < 1.05), (c.name, form)
+                assert np.all(np.sum(q * c.matrix, axis=(-2, -1)) > 0.9 * c.nuclear), (c.name, form)
+
+
 # -- scale -----------------------------------------------------------------------------------
 
 
@@ -243,6 +292,7 @@ def test_pitfalls_are_told(script, other):
 # -- the page --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_page_is_made_of_the_figures(script, tmp_path):
     cases = script.stress_cases(["ones", "rank one"], "bfloat16", 8, (1,), 1)
     rows = script.compare(cases, "bfloat16")
@@ -258,7 +308,7 @@ def test_the_page_is_made_of_the_figures(script, tmp_path):
         "shapes": "8 x 8", "seeds": 1, "hostile": len(hostile), "safe_shapes": "8 x 8",
         "machine": "here", "peer_n": 8, "safety": script.safety_table(safe),
         "scale": script.scale_table([script.scale_row("float16", "numpy", (4, 4))]),
-        "agreement": "", "peers": "", "pitfalls": "",
+        "range": "", "agreement": "", "peers": "", "pitfalls": "",
     }  # fmt: skip
     text = script.page(rows, rows, rows, rest)
     assert "{" not in text

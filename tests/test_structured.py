@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import Library
+from conftest import Library, with_dask
 
 from polarlib import _qr_kernels as kernels
 from polarlib import testing
@@ -407,6 +407,7 @@ def test_determinism():
     assert np.array_equal(one, two)
 
 
+@with_dask
 def test_other_libraries(lib: Library):
     a = geometric(20, 1e8)
     x = lib.asarray(a)

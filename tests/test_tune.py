@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import re
+import warnings
 
 import mpmath
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from polarlib import Schedule, schedule
+from polarlib import Schedule, ScheduleWarning, schedule
 from polarlib.design import (
     Spectrum,
     band,
@@ -103,7 +104,7 @@ def test_band_agrees_with_bisection(steps, epsilon, degree):
     st.floats(1e-6, 0.99),
     st.sampled_from([3, 5]),
 )
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_band_is_the_inverse_of_greedy(steps, epsilon, degree):
     s = band(steps, epsilon, degree=degree)
     assert s.error() <= epsilon
@@ -360,6 +361,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("name", "steps"),
     [(name, k) for name in SPECTRA for k in (2, 3) if (name, k) != ("marchenko-pastur, tall", 3)]
@@ -380,6 +382,7 @@ def test_better_than_the_best_greedy_schedule_and_in_bounds(name, steps):
     assert s.normalisation == sp.normalisation
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", sorted(shipped())[::4])
 def test_better_on_shipped_gradients(name):
     values = np.linalg.svd(shipped()[name].astype(float), compute_uv=False)
@@ -504,8 +507,11 @@ def _kinked(steps):
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.3), (0.4, 1.3)])
 def test_never_worse_than_the_start_and_in_bounds(objective, bounds):
     start = JORDAN().truncate(2) if bounds is None else greedy(0.05, [5, 5])
-    s = tune(objective, start, bounds=bounds, starts=2)
-    lo, hi = bounds or (start.image()[0], start.image(0.0, 1.0)[1])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        s = tune(objective, start, bounds=bounds, starts=2)
+    assert [w.category for w in told] == [ScheduleWarning] * (s is start)
+    lo, hi = bounds or (start.image()[0] / 2, start.image(0.0, 1.0)[1])
     assert _in_bounds(s, hi)
     assert s.image()[0] >= lo
     measured = {
@@ -530,19 +536,34 @@ def test_steepest_schedule_is_that_of_the_band():
     lo, hi = start.image()[0], start.image(0.0, 1.0)[1]
     epsilon = (hi - lo) / (hi + lo)
     exact = band(5, epsilon).slope * hi / (1 + epsilon)
-    assert math.isclose(tune("slope", start).slope, exact, rel_tol=1e-6)
+    assert math.isclose(tune("slope", start, bounds=(lo, hi)).slope, exact, rel_tol=1e-6)
 
 
 def test_smallest_error_is_greedy():
     start = JORDAN()
     assert tune("error", start).steps == greedy(1e-3, [5] * 5).steps
     own = greedy(1e-2, [5, 3])
-    assert tune("error", own) is own
+    with pytest.warns(ScheduleWarning, match="by its error was found"):
+        assert tune("error", own) is own
 
 
-def test_greedy_fills_its_bounds():
+def test_greedy_fills_its_own_bounds_and_that_is_said():
     start = greedy(0.05, [5, 5])
-    assert tune("slope", start, starts=1) is start
+    with pytest.warns(ScheduleWarning, match="nothing better than 'greedy of degrees 5, 5' by its"):
+        assert tune("slope", start, bounds=start.image(), starts=1) is start
+
+
+@pytest.mark.parametrize("safety", [1.0, 1.25])
+@pytest.mark.parametrize("objective", ["slope", log_uniform(0.03), lambda steps: _squares(steps)])
+def test_bounds_by_default_leave_room_for_a_greedy_start(objective, safety):
+    start = Schedule(steps=greedy(0.05, [5, 5]).steps, lower=0.05, input_safety=safety)
+    s = tune(objective, start, starts=1)
+    assert s is not start
+    hi = max(1.1, start.image(0.0, 1.0)[1])
+    assert _in_bounds(s, hi, upper=1 / safety)
+    assert s.image()[0] >= start.image()[0] / 2
+    if objective == "slope":
+        assert s.slope > 1.01 * start.slope
 
 
 def test_tune_is_deterministic_and_the_seed_counts():
@@ -582,7 +603,9 @@ def test_objectives_that_fail_on_the_way():
         return _squares(steps) if next(calls) % 7 else math.nan
 
     next(calls)  # the start itself is seen
-    s = tune(objective, start, bounds=(0.0, 1.3), starts=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)  # nothing better may be found
+        s = tune(objective, start, bounds=(0.0, 1.3), starts=1)
     assert _squares(s.steps) <= _squares(start.steps)
 
 

@@ -8,10 +8,19 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import DTYPES, Library, library
+from conftest import DTYPES, Library, library, with_dask
 from scipy.spatial.transform import Rotation
 
-from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
+from polarlib._methods import small
+from polarlib._uses import (
+    _rotation,
+    nearest_orthogonal,
+    nearest_rotation,
+    procrustes,
+    sqrtm_psd,
+)
+from polarlib.ops import ops_of
+from polarlib.result import ConvergenceWarning
 from polarlib.testing import (
     assert_unitary_factor,
     orthonormal,
@@ -197,6 +206,14 @@ def test_nearest_rotation_is_nearest(n):
         assert np.linalg.norm(a - q) <= np.linalg.norm(a - near) + 1e-14
 
 
+def test_rotations_on_dask():
+    lib = library("dask")
+    for n in (3, 6):
+        x, wide = given(lib, gaussian(2, n, n, seed=n), "float32")
+        q = check_like(lib, nearest_rotation(x), x, (2, n, n))
+        np.testing.assert_allclose(q, nearest_rotation(wide), atol=20 * EPS["float32"])
+
+
 def test_rotations_of_every_library(lib):
     for dtype in dtypes_for(lib, (*REAL, *HALF)):
         eps = EPS[dtype]
@@ -214,6 +231,103 @@ def test_rotations_of_every_library(lib):
             best[..., -1] *= np.where(np.linalg.det(wide) < 0, -1, 1)
             reached = np.sum(q * wide, axis=(-2, -1))
             assert np.all(reached >= best.sum(-1) - 20 * n * eps * (1 + np.abs(best[..., 0])))
+
+
+def is_nearest(a: np.ndarray, r: np.ndarray, eps: float) -> None:
+    """Rotations that reach the largest trace of R^T A, by an SVD in double precision."""
+    a, r = a.astype(float), r.astype(float)
+    n = a.shape[-1]
+    s = np.linalg.svd(a, compute_uv=False)
+    # The last sign is that of U V^T: the determinant of A, where it is not rounding.
+    sign = np.where(np.linalg.slogdet(a)[0] < 0, -1, 1)
+    best = s[..., :-1].sum(-1) + sign * s[..., -1]
+    assert np.all(np.abs(adjoint(r) @ r - np.eye(n)) <= 20 * eps)
+    assert np.all(np.abs(np.linalg.det(r) - 1) <= 20 * n * eps)
+    assert np.all(np.sum(r * a, axis=(-2, -1)) >= best - 20 * n * eps * s[..., 0])
+
+
+def near_low_rank(count: int, n: int, dtype: str, seed: int = 0) -> np.ndarray:
+    """Ranks 0 and 1, and nearly these: sigma_2 / sigma_1 from 1 to 1e-12; half reflections."""
+    rng = np.random.default_rng(seed)
+    ratio = np.r_[0.0, 10.0 ** -np.arange(0.0, 13)]
+    s = np.ones((len(ratio), count, n))
+    s[..., 1:] = ratio[:, None, None] * rng.uniform(0.1, 1, (len(ratio), count, n - 1))
+    q = np.linalg.qr(rng.standard_normal((2, len(ratio), count, n, n)))[0]
+    a = (q[0] * s[..., None, :]) @ q[1]
+    exact = rng.standard_normal((count, n, 1)) * rng.standard_normal((count, 1, n))
+    return np.concatenate([a, exact[None], 0 * exact[None]]).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_rotations_of_nearly_rank_one(lib, dtype):
+    """Covariances of points on a line, or nearly so."""
+    if dtype not in dtypes_for(lib, REAL):
+        pytest.skip("slow: compiled for every dtype")
+    sizes = (3, 5) if lib.name in ("jax", "array_api_strict") else (1, 2, 3, 4, 5)
+    for n in sizes:
+        a = near_low_rank(3 if n > 4 else 100, n, dtype, seed=n)
+        r = check_like(lib, nearest_rotation(lib.asarray(a)), lib.asarray(a), a.shape)
+        is_nearest(a, r, EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_kabsch_of_points_on_a_line(lib, dtype):
+    if dtype not in dtypes_for(lib, REAL):
+        pytest.skip("slow: compiled for every dtype")
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 10):
+        p = rng.standard_normal((300, count, 1)) * rng.standard_normal((300, 1, 3))
+        p = (p - p.mean(axis=1, keepdims=True)).astype(dtype)
+        b = p @ np.linalg.qr(rng.standard_normal((300, 3, 3)))[0].astype(dtype)
+        q = procrustes(lib.asarray(p), lib.asarray(b), rotation=True)
+        q = check_like(lib, q, lib.asarray(p), (300, 3, 3))
+        is_nearest(adjoint(p.astype(float)) @ b, q, EPS[dtype])
+        np.testing.assert_allclose(p @ q, b, atol=100 * EPS[dtype])
+
+
+def test_rotations_that_cannot_be_looked_at():
+    """Under jit and vmap: the choice is made there."""
+    xp = library("jax").xp
+    import jax
+
+    for n, mapped in ((3, jax.jit), (3, jax.vmap), (5, jax.jit)):
+        a = near_low_rank(4, n, "float64", seed=n).reshape(-1, n, n)
+        a[-1, 0, 0] = np.nan
+        r = np.asarray(mapped(lambda x: _rotation(x, ops_of(x)))(xp.asarray(a)))
+        is_nearest(a[:-1], r[:-1], EPS["float64"])
+        assert np.isnan(r[-1]).all()
+
+
+def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
+    """Wrong closed forms are followed by an SVD; after a wrong SVD there is nothing to return."""
+    right = small._factor
+
+    def wrong(x, ops, *, proper=False):
+        factor = right(x, ops, proper=proper)
+        rows = [factor.unitary[1], factor.unitary[0], *factor.unitary[2:]]
+        return factor._replace(unitary=rows)
+
+    monkeypatch.setattr(small, "_factor", wrong)
+    a = gaussian(20, 3, 3)  # JAX remembers what it compiled by shape
+    x = lib.asarray(a)
+    is_nearest(a, lib.to_numpy(nearest_rotation(x)), EPS["float64"])
+    monkeypatch.setattr(small, "_robust_factor", lambda y, ops, eps, proper: (y, []))
+    kind = next(k for k in type(ops_of(x)).__mro__ if "svd" in vars(k))
+    svd = kind.svd
+
+    def wrong_svd(self, x):
+        u, s, vh = svd(self, x)
+        return u, s, vh * 1.01
+
+    monkeypatch.setattr(kind, "svd", wrong_svd)
+    x, big = lib.asarray(a[:19]), lib.asarray(gaussian(2, 6, 6))
+    for call in (
+        lambda: nearest_rotation(x),
+        lambda: nearest_rotation(big),
+        lambda: procrustes(x, x, rotation=True),
+    ):
+        with pytest.raises(ConvergenceWarning, match="nearest rotation was not found"):
+            call()
 
 
 def test_rotations_of_rotations():
@@ -255,11 +369,14 @@ def test_rotations_at_any_scale(dtype):
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 @pytest.mark.parametrize("shape", [(9, 4), (4, 4), (3, 5), (1, 1)])
-def test_procrustes_is_that_of_scipy(shape, dtype):
+def test_procrustes_against_the_singular_value_decomposition(shape, dtype):
+    # SciPy 1.13's own function is wrong for complex matrices.
     a, b = gaussian(*shape, dtype=dtype), gaussian(*shape, dtype=dtype, seed=1)
     q = procrustes(a, b)
-    expected, total = scipy.linalg.orthogonal_procrustes(a, b)
-    assert np.linalg.norm(a @ q - b) == pytest.approx(np.linalg.norm(a @ expected - b), rel=1e-13)
+    u, values, vh = np.linalg.svd(adjoint(a) @ b)
+    expected, total = u @ vh, values.sum()
+    size = np.linalg.norm(a) ** 2 + np.linalg.norm(b) ** 2
+    assert np.linalg.norm(a @ q - b) ** 2 == pytest.approx(size - 2 * total, abs=1e-14 * size)
     np.testing.assert_allclose(adjoint(q) @ q, np.eye(shape[1]), atol=1e-14)
     if shape[0] >= shape[1]:
         np.testing.assert_allclose(q, expected, atol=1e-12)
@@ -270,6 +387,7 @@ def test_procrustes_is_that_of_scipy(shape, dtype):
     assert fit[0] < min(fit[1:])
 
 
+@with_dask
 def test_procrustes_of_every_library(lib):
     for dtype in dtypes_for(lib, (*DTYPES, *HALF)):
         wide = "complex128" if dtype.startswith("complex") else "float64"
@@ -374,17 +492,18 @@ def test_square_root_against_multiple_precision(condition, dtype):
 
 @pytest.mark.parametrize("order", [[5, 4, 3, 2, 1, 0], [3, 0, 5, 1, 4, 2]])
 def test_square_root_of_graded_matrices(order):
-    """Cholesky keeps what an eigendecomposition loses: small entries of scaled matrices."""
+    """Errors of eps |H|, where an eigendecomposition has those of sqrt(eps) |H|."""
     scale = np.geomspace(1, 1e-12, 6)[order]
-    a = scale[:, None] * definite([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], "float64") * scale
-    a = (a + a.T) / 2
-    h, exact = sqrtm_psd(a), exact_root(a)
-    values, vectors = np.linalg.eigh(a)
-    other = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    error, of_other = (np.abs(x / exact - 1).max() for x in (h, other))
-    assert error < 1e-2 < 1 < of_other
+    for seed in range(5):
+        a = definite([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], "float64", seed)
+        a = scale[:, None] * a * scale
+        a = (a + a.T) / 2
+        h, exact = sqrtm_psd(a), exact_root(a)
+        # Cholesky's error is relative to the scales, and the polar factor's to |H|, 1 at most.
+        np.testing.assert_allclose(h, exact, rtol=0, atol=10 * EPS["float64"])
 
 
+@with_dask
 def test_square_roots_of_every_library(lib):
     for dtype in dtypes_for(lib, (*DTYPES, *HALF)):
         wide = "complex128" if dtype.startswith("complex") else "float64"
@@ -412,6 +531,29 @@ def test_semidefinite(lib):
         assert np.all(np.linalg.norm(h @ h - values, axis=(-2, -1)) <= 30 * EPS[dtype] * size)
         small = np.linalg.eigvalsh(h)[..., 0]
         assert np.all(small >= -10 * EPS[dtype] * np.sqrt(size))
+
+
+def test_stacks_of_definite_and_singular_matrices(lib):
+    """Each matrix has the root that it has alone, by a method that is right for it."""
+    scale = np.geomspace(1, 1e-9, 5)
+    graded = scale[:, None] * definite([1.0, 0.9, 0.8, 0.7, 0.6], "float64") * scale
+    graded = (graded + graded.T) / 2  # small entries that eigenvalues would lose
+    low = np.round(3 * gaussian(5, 2))
+    stack = np.stack([graded, low @ low.T, np.diag([1.0, 1, 1, 0, 0]), np.eye(5)])
+    h = lib.to_numpy(sqrtm_psd(lib.asarray(stack)))
+    np.testing.assert_allclose(h[0], exact_root(graded), rtol=1e-6)
+    for a, root in zip(stack[1:], h[1:], strict=True):
+        assert np.linalg.norm(root @ root - a) <= 1e-14 * np.linalg.norm(a)
+    np.testing.assert_array_equal(h[3], np.eye(5))
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "array_api_strict"])
+def test_root_of_a_large_singular_matrix(name):
+    """Of so many entries that a library might look at a part of them for NaN."""
+    f = gaussian(8, 72, dtype="float32")
+    a = f.T @ f
+    h = np.asarray(sqrtm_psd(library(name).asarray(a)), dtype="f8")
+    assert np.linalg.norm(h @ h - a) <= 1e-5 * np.linalg.norm(a)
 
 
 def test_square_root_of_a_projector_and_of_ones():

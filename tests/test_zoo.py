@@ -156,6 +156,7 @@ def check(dtype: str, animal: str, u: np.ndarray, h: np.ndarray, method: str) ->
         assert norm(found.u - exact.u) <= change
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("animal", ZOOS["float64"])
 @pytest.mark.parametrize("method", METHODS_OF_POLAR)
 def test_double_precision(method, animal):

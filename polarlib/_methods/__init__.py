@@ -16,13 +16,14 @@ from typing import Any
 from polarlib import published
 from polarlib._methods import small
 from polarlib._methods.auto import auto
-from polarlib._methods.halley import halley, rational
+from polarlib._methods.halley import halley as halley_schedule
+from polarlib._methods.halley import rational
 from polarlib._methods.hybrid import hybrid
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
-from polarlib._methods.qdwh import qdwh
+from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
 from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
@@ -33,6 +34,7 @@ __all__ = [
     "FIXED",
     "HINTED",
     "METHODS",
+    "RATIONAL",
     "auto",
     "methods",
     "partial_isometry",
@@ -47,6 +49,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "structured": structured,
     "qdwh": qdwh,
     "zolotarev": zolotarev,
+    "halley": halley,
     "newton": newton,
     "newton_schulz": newton_schulz,
     "minimax": minimax,
@@ -63,7 +66,9 @@ HINTED: dict[str, Callable[..., Any]] = {
     "minimax": minimax,
 }
 # Fixed schedules of rational steps, beside the published ones of polynomials.
-FIXED: dict[str, Callable[[], RationalSchedule]] = {"halley": halley}
+FIXED: dict[str, Callable[[], RationalSchedule]] = {"halley_fixed": halley_schedule}
+# Names of rational schedules: "halley" is an iteration that converges where it names a method.
+RATIONAL = FIXED | {"halley": halley_schedule}
 
 
 def methods() -> dict[str, str]:

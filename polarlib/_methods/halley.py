@@ -27,14 +27,13 @@ of a Cholesky factor.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._methods.qdwh import resolvent
 from polarlib.design.zolotarev import RationalSchedule, Step, zolotarev
 from polarlib.formats import Format, format_of
-from polarlib.iterate import spectral_bound
+from polarlib.iterate import checked_peak, spectral_bound
 from polarlib.ops import Ops
 from polarlib.precision import round_to, rounded
 from polarlib.result import Run
@@ -135,9 +134,7 @@ def rational(
         )
     xp = ops.xp
     x = ops.at_least_single(x)
-    peak = ops.max_abs(x)
-    if ops.host and not math.isfinite(ops.read(peak)):
-        raise ValueError("the matrix contains NaN or infinity: remove them before orthogonalising")
+    peak = checked_peak(x, ops)
     low = rounded(ops, precision, is_complex=ops.is_complex(x))
     z = low.cast(ops.divide(x, ops.binary_scale(peak)), precision)
     wide = ops.cast(z, "float64" if precision == "float64" else "float32")

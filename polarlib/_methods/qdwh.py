@@ -11,7 +11,7 @@ from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["form", "qdwh", "resolvent", "weights"]
+__all__ = ["form", "halley", "qdwh", "resolvent", "weights"]
 
 Array = Any
 
@@ -23,6 +23,9 @@ CHOLESKY_BELOW = 100.0
 TWICE_BELOW = 1.0
 # Six suffice from l = 1e-16; the rest is for lower bounds that are loose by the noise in them.
 MAX_ITERATIONS = 12
+# Steps of the iteration without weights, each of which makes small singular values three times as
+# large, beyond those from rounding to 1.
+MORE_STEPS = 8
 
 
 def weights(l: float) -> tuple[float, float, float]:
@@ -147,3 +150,44 @@ def qdwh(
     else:
         converged = False
     return lift(x), Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds)
+
+
+def halley(
+    x: Array,
+    ops: Ops,
+    *,
+    tol: float,
+    callback: Callable[[int, Array], None] | None = None,
+) -> tuple[Array, Run]:
+    """Halley's iteration, without weights: simple, and slow for ill-conditioned matrices.
+
+    Computes ``X <- X (3 I + X^H X)(I + 3 X^H X)^-1`` until orthonormal. A step makes small singular
+    values three times as large, and convergence is cubic at the end: about 12 steps for condition
+    number 1e4, 28 for 1e12, 37 for 1e16. Cost of a step: a Gram product, a
+    Cholesky factorisation and two triangular solves. Backward stable, since the matrix that is
+    factorised has condition number 4 at most. Singular values of zero are not completed. "qdwh"
+    has weights for the condition number, and takes at most 6 steps.
+
+    W. Gander, SIAM J. Sci. Stat. Comput. 11 (1990) 1102-1115; N. J. Higham, Functions of Matrices
+    (SIAM, 2008), chapter 8.
+    """
+    eps = format_of(ops.format_name(x)).epsilon
+    n = x.shape[-1]
+    # No bound is asked for: a promise costs nothing, and is not used.
+    x, gram, _, lift, bounds, matmuls = start(x, ops, lower=1.0)
+    a, b, c = weights(1.0)
+    changes: list[float] = []
+    most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
+    while True:
+        defect = ops.read(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
+        correction, _ = resolvent(x, c, a - b / c, ops, how="cholesky", gram=gram)
+        last, x = x, x * (b / c) + correction
+        changes.append(ops.read(ops.frobenius(x - last)) / math.sqrt(n))
+        if callback is not None:
+            callback(len(changes), lift(x))
+        # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
+        converged = defect**3 <= 16 * eps
+        if converged or len(changes) == most or not math.isfinite(defect):
+            return lift(x), Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds)
+        gram = ops.gram(x)
+        matmuls += 1

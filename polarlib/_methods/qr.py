@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
 
@@ -28,10 +30,11 @@ def qr(
     # The diagonal without a gather: zeros elsewhere do not change the column sums.
     diagonal = xp.sum(r * ops.eye(r.shape[-1], r), axis=-2, keepdims=True)
     size = xp.abs(diagonal)
-    zero = size == 0
-    phase = xp.where(zero, xp.ones_like(diagonal), diagonal)
-    phase = phase / ops.like(xp.where(zero, xp.ones_like(size), size), diagonal)
-    q = q * phase
+    # Some libraries divide complex numbers by way of squares, which vanish for small ones: a number
+    # that size has no phase is given the phase 1, as zero is.
+    small = size <= math.sqrt(format_of(ops.format_name(size)).smallest_normal)
+    phase = xp.where(small, xp.ones_like(diagonal), diagonal)
+    q = q * (phase / ops.like(xp.where(small, xp.ones_like(size), size), diagonal))
     if callback is not None:
         callback(1, q)
     return q, Run(1, 0, False)

@@ -39,7 +39,8 @@ class Start(NamedTuple):
     lift : callable
         From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
     bounds : tuple of float
-        Of the singular values of the matrices given, the worst over a stack.
+        Of the singular values of the matrices given, the worst over a stack, as they were found: a
+        lower bound that the caller promised is not among them.
     matmuls : int
         Products spent.
     """
@@ -144,13 +145,14 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         low = xp.where(low > near, low, near)
         ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     else:
-        columns = xp.max(xp.sum(xp.abs(x) ** 2, axis=-2, keepdims=True), axis=-1, keepdims=True)
+        columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
         rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
         rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
         ratio = lower * xp.sqrt(rayleigh / high)
     # One l serves a whole stack: the smallest. Where it is 0, or NaN, it cannot be known.
     known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
-    bounds = -ops.read(-known * xp.sqrt(high)), math.sqrt(ops.read(high))
+    found = -ops.read(-known * xp.sqrt(high)) if lower is None else 0.0
+    bounds = found, math.sqrt(ops.read(high))
     l = min(1.0, max(-ops.read(-known), eps**FLOOR))
     return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
 

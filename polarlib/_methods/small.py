@@ -18,7 +18,9 @@ real: Newton's iteration from above. An error of i1 makes a polynomial of H out 
 is then right up to a Hermitian factor near I, and one more Newton step for the polar factor removes
 it. Rounding is magnified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3): matrices
 of rank two lose nothing, those near rank one go the other way. Without the phase the same formula
-is the nearest rotation, with sigma_3 taken negative where det A is.
+is the nearest rotation, with sigma_3 taken negative where det A is. Rotations are checked: polar
+factors come with their evidence, and a rotation is orthogonal, has the determinant +1, and
+``R^T A`` is symmetric without two eigenvalues of negative sum.
 
 The other n. Newton's step X <- X / ||X|| + C / ||C|| is the one scaled best in Frobenius norm, and
 does not divide by the determinant: rank n - 1 does not stop it. For n = 2 the first step is exact.
@@ -65,6 +67,10 @@ NEWTON_STEPS = 6
 # robust way: (i1 i2 - i3) / ||A||^3 for n = 3, and ||C|| / ||A||^3 for n = 4, where an uncertain
 # phase of the determinant makes complex matrices worse. By experiment.
 SAFE_CLOSED_FORM = 1 / 10
+# Since i1^2 <= 3 ||A||^2 and i2^2 <= 3 ||C||^2, i1 i2 - i3 is at most 10/3 ||A|| ||C||: below this
+# ||C|| / ||A||^2 it must fall below SAFE_CLOSED_FORM, but Newton's iteration for i1 may divide by
+# rounding errors and end anywhere.
+NEAR_RANK_ONE = 3 / 10 * SAFE_CLOSED_FORM
 SAFE_NEWTON, SAFE_NEWTON_COMPLEX = 1 / 48, 1 / 12
 # Sweeps of Jacobi rotations that make columns orthogonal to rounding, by n. By experiment.
 SWEEPS = (0, 0, 2, 6, 7)
@@ -262,9 +268,8 @@ def _closed_form(x: Entries, ops: Ops, *, proper: bool) -> _Factor:
     inner = _hermitian_product(x, x, ops, lambda i, g: (g - shift if i else g) * half)
     weight = i1 * half * -phase
     u = _map(lambda p, q: p + q * weight, _product(x, inner), _conj(c, ops))
-    return _Factor(
-        _newton_step(u, ops), denominator > SAFE_CLOSED_FORM * a * xp.sqrt(a), a, b, size
-    )
+    safe = (b > NEAR_RANK_ONE**2 * a * a) & (denominator > SAFE_CLOSED_FORM * a * xp.sqrt(a))
+    return _Factor(_newton_step(u, ops), safe, a, b, size)
 
 
 def _one_step(x: Entries, ops: Ops, *, proper: bool) -> _Factor:
@@ -442,20 +447,65 @@ def _evidence(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) -> lis
             h[j][i] = xp.conj(h[i][j]) if ops.is_complex(h[i][j]) else h[i][j]
     size = xp.where(norm2 == 0, xp.ones_like(norm2), norm2)
     residual = _frobenius2(_map(lambda a, b: a - b, x, _product(u, h)), ops)
-    gram = _hermitian_product(u, u, ops)
-    diagonal = [
-        (xp.real(gram[i][i]) if ops.is_complex(gram[i][i]) else gram[i][i]) - 1.0 for i in range(n)
-    ]
-    defect = _sum_of_squares(diagonal, ops)
-    above = [gram[i][j] for i in range(n) for j in range(i + 1, n)]
-    if above:
-        defect += 2.0 * _sum_of_squares(above, ops)
     return [
         h,
-        xp.sqrt(defect / n),
+        xp.sqrt(_defect(u, ops) / n),
         xp.sqrt(residual / size),
         _is_definite(h, tol * xp.sqrt(size), ops),
     ]
+
+
+def _defect(u: Entries, ops: Ops) -> Array:
+    """``||U^H U - I||_F^2``."""
+    n = len(u)
+    gram = _hermitian_product(u, u, ops)
+    diagonal = [
+        (ops.xp.real(gram[i][i]) if ops.is_complex(gram[i][i]) else gram[i][i]) - 1.0
+        for i in range(n)
+    ]
+    defect = _sum_of_squares(diagonal, ops)
+    above = [gram[i][j] for i in range(n) for j in range(i + 1, n)]
+    return defect + 2.0 * _sum_of_squares(above, ops) if above else defect
+
+
+def _is_nearest_rotation(r: Entries, x: Entries, tol: float, ops: Ops) -> Array:
+    """Whether R is a rotation and none is nearer to A, each to the tolerance.
+
+    R maximises ``tr(R^T A)`` among rotations if and only if ``S = R^T A`` is symmetric and no two
+    eigenvalues of S have a negative sum: one, the smallest in absolute value, may be negative.
+    """
+    xp = ops.xp
+    norm2 = _frobenius2(x, ops)
+    size = xp.where(norm2 == 0, xp.ones_like(norm2), norm2)
+    s = _product(_columns(r), x)
+    skew = [s[i][j] - s[j][i] for i, j in itertools.combinations(range(len(s)), 2)]
+    symmetric = not skew or _sum_of_squares(skew, ops) <= 2 * tol**2 * size
+    orthogonal = _defect(r, ops) <= len(r) * tol**2
+    proper = _dot(r[0], _cofactors(r, ops)[0]) > 0
+    best = _is_definite(_sums_of_pairs(s), tol * xp.sqrt(size), ops)
+    return orthogonal & proper & symmetric & best
+
+
+def _sums_of_pairs(s: Entries) -> Entries:
+    """Symmetric matrix whose eigenvalues are the sums of two eigenvalues each of a symmetric one.
+
+    The second additive compound: M. Fiedler, Czechoslovak Math. J. 24 (1974) 392-402.
+    """
+    pairs = list(itertools.combinations(range(len(s)), 2))
+    zero = 0.0 * s[0][0]
+
+    def entry(p: int, q: int, i: int, j: int) -> Array:
+        if (p, q) == (i, j):
+            return s[p][p] + s[q][q]
+        if q == j:
+            return s[p][i]
+        if p == i:
+            return s[q][j]
+        if p == j:
+            return -s[q][i]
+        return -s[p][j] if q == i else zero
+
+    return [[entry(*row, *column) for column in pairs] for row in pairs]
 
 
 def _is_definite(h: Entries, shift: Array, ops: Ops) -> Array:
@@ -566,12 +616,17 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
 
 
 def _everywhere(
-    fast: Callable[..., list[Any]], robust: Callable[..., list[Any]], x: Array, ops: Ops
+    fast: Callable[..., list[Any]],
+    robust: Callable[..., list[Any]] | None,
+    x: Array,
+    ops: Ops,
 ) -> tuple[list[Array], Array]:
-    """Results of `fast`, of `robust` where the last of them says so; and where that was."""
+    """Results of `fast`, of `robust`, if any, where the last of them is false; and where it was."""
     xp = ops.xp
     with np.errstate(all="ignore"):  # what overflows is not believed
         *results, safe = _in_parts(fast, x, ops)
+        if robust is None:
+            return results, ~safe
         if not ops.host:  # nothing is read off a device: both, everywhere
             *others, _ = _in_parts(robust, x, ops)
             for k, (r, other) in enumerate(zip(results, others, strict=True)):
@@ -665,8 +720,8 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     )
 
 
-def rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation, of determinant +1, of each matrix of a stack up to 4 x 4.
+def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
+    """Nearest rotation, of determinant +1, of each real matrix of a stack up to 4 x 4.
 
     ``U diag(1, ..., 1, det(U V^T)) V^T`` of the SVD: what maximises ``trace(R^T A)`` among
     rotations. Where it is not unique (a reflection with two equal smallest singular values, rank
@@ -676,15 +731,18 @@ def rotation(x: Array, ops: Ops) -> Array:
     Parameters
     ----------
     x : array, shape (..., n, n)
-        Real, 1 <= n <= 4, of any scale. Never changed. Formats narrower than float32 are computed
-        in float32.
+        Real, 1 <= n <= 4, in single or double precision, of any scale. Never changed.
     ops : Ops
         Arithmetic of its library.
 
     Returns
     -------
-    array, shape (..., n, n)
+    r : array, shape (..., n, n)
         NaN for a matrix that is not finite.
+    shown : array of bool, shape (...)
+        Whether R is shown to be the nearest rotation, to ``max(100, n)`` epsilons. Elsewhere it may
+        be anything. On the host matrices near rank one go through Jacobi rotations, on other
+        devices they are left to the caller, and not shown.
 
     Raises
     ------
@@ -702,10 +760,13 @@ def rotation(x: Array, ops: Ops) -> Array:
     --------
     >>> from polarlib.ops import ops_of
     >>> a = np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.5]])  # a reflection
-    >>> rotation(a, ops_of(a)).round(12) + 0.0
+    >>> r, shown = rotation(a, ops_of(a))
+    >>> r.round(12) + 0.0
     array([[ 0.,  1.,  0.],
            [ 1.,  0.,  0.],
            [ 0.,  0., -1.]])
+    >>> bool(shown)
+    True
     """
     _check(x, square=True)
     if ops.is_complex(x):
@@ -713,19 +774,22 @@ def rotation(x: Array, ops: Ops) -> Array:
             f"the nearest rotation is of real matrices, got {dtype_name(x)}; for complex ones "
             "polar() gives the nearest unitary matrix"
         )
-    y = ops.at_least_single(x)
-    eps = format_of(ops.format_name(y)).epsilon
+    eps = format_of(ops.format_name(x)).epsilon
     n = x.shape[-1]
 
     def fast(y: Entries, s: Any) -> list[Any]:
         factor = _factor(y, ops, proper=True)
-        return [factor.unitary, factor.safe]
+        shown = factor.safe & _is_nearest_rotation(factor.unitary, y, 100 * eps, ops)
+        return [factor.unitary, shown, shown]
 
     def robust(y: Entries, s: Any) -> list[Any]:
-        return [_robust_factor(y, ops, eps, proper=True)[0], s > 0]
+        r, _ = _robust_factor(y, ops, eps, proper=True)
+        return [r, _is_nearest_rotation(r, y, 100 * eps, ops), s > 0]
 
-    (r,), _ = _everywhere(fast, robust, ops.xp.reshape(y, (-1, n, n)), ops)
-    return ops.like(ops.xp.reshape(r, x.shape), x)
+    (r, shown), _ = _everywhere(
+        fast, robust if ops.host else None, ops.xp.reshape(x, (-1, n, n)), ops
+    )
+    return ops.xp.reshape(r, x.shape), ops.xp.reshape(shown, x.shape[:-2])
 
 
 def small(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, not_finite
+from polarlib.ops import Ops, as_matrix, finite_peak, under_default_promotion
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -64,8 +64,8 @@ class Norm:
         TypeError
             If `x` is not an array of numbers.
         ValueError
-            For fewer than two dimensions, a shape that the norm does not fit; NaN or infinity in an
-            array on the host (on a device, where looking would stall it, the result is NaN).
+            For fewer than two dimensions, a shape that the norm does not fit; NaN or infinity in a
+            NumPy array or a torch tensor on a CPU (of others the result is NaN).
         NotImplementedError
             Where the norm has no closed form; the message gives the reason.
         """
@@ -152,18 +152,15 @@ def prepared(a: Array, ops: Ops, name: str) -> Prepared:
     Raises
     ------
     ValueError
-        For NaN or infinity on the host; on a device, where looking would stall it, such a matrix is
+        For NaN or infinity in a NumPy array or a torch tensor on a CPU; of others such a matrix is
         worked on as zeros, and its results are NaN.
     """
     x = ops.at_least_single(a)
     if 0 in a.shape:
         return Prepared(a, x, ops, 1.0, None)
-    peak = ops.max_abs(x)
+    peak = finite_peak(x, ops, name, look=ops.host)
     poison = None
-    if ops.host:
-        if not math.isfinite(ops.read(peak)):
-            raise ValueError(f"{name} {not_finite(ops.to_host(x))}; remove them first")
-    else:
+    if not ops.host:
         finite, zero = ops.xp.isfinite(peak), ops.xp.zeros_like(peak)
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
         poison = ops.xp.where(finite, zero, ops.xp.full_like(peak, math.nan))
@@ -205,24 +202,28 @@ class MatrixNorm(Norm):
         self._check(a.shape)
         return prepared(a, ops, name)
 
+    @under_default_promotion
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
             return p.number(_none(p))
         return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
 
+    @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
             return p.number(_none(p))
         return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
 
+    @under_default_promotion
     def lmo(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
             return p.ops.xp.zeros_like(p.given)
         return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
 
+    @under_default_promotion
     def sharp(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
@@ -231,6 +232,7 @@ class MatrixNorm(Norm):
         d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
         return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
 
+    @under_default_promotion
     def project(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
@@ -242,6 +244,7 @@ class MatrixNorm(Norm):
         s = factor(s)
         return self if s == 1 else Scaled(s, self)
 
+    @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
         if p.x.shape != q.x.shape:
@@ -263,8 +266,12 @@ def _none(p: Prepared) -> Array:
 def inner(x: Array, y: Array, ops: Ops) -> Array:
     """``Re tr(X^H Y)``, shape (..., 1, 1)."""
     xp = ops.xp
-    parts = [(xp.real(x), xp.real(y)), (xp.imag(x), xp.imag(y))] if ops.is_complex(x) else [(x, y)]
-    return xp.sum(sum(a * b for a, b in parts), axis=(-2, -1), keepdims=True)
+    if ops.is_complex(x) and ops.is_complex(y):
+        products = xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y)
+    else:  # an imaginary part that meets none does not count
+        x, y = (xp.real(z) if ops.is_complex(z) else z for z in (x, y))
+        products = x * y
+    return xp.sum(products, axis=(-2, -1), keepdims=True)
 
 
 def times(x: Array, s: float, ops: Ops) -> Array:

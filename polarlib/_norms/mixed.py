@@ -102,13 +102,12 @@ def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
 
     Each vector is divided by its largest entry first, so that no power of a small one underflows.
     """
-    xp = ops.xp
-    peak = xp.max(a, axis=axis, keepdims=True)
+    peak = ops.max(a, axis=axis, keepdims=True)
     if p == math.inf:
         return peak
     if p == 1:
-        return xp.sum(a, axis=axis, keepdims=True)
-    return peak * xp.sum((a / _nonzero(peak, ops)) ** p, axis=axis, keepdims=True) ** (1 / p)
+        return ops.sums(a, axis)
+    return peak * ops.sums((a / _nonzero(peak, ops)) ** p, axis) ** (1 / p)
 
 
 def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
@@ -118,15 +117,15 @@ def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
     if p == math.inf:
         return _phase(g, a, ops)
     if p == 1:
-        largest = a == xp.max(a, axis=axis, keepdims=True)
+        largest = a == ops.max(a, axis=axis, keepdims=True)
         first = xp.cumulative_sum(xp.astype(largest, a.dtype), axis=axis) == 1
         return xp.where(largest & first, _phase(g, a, ops), xp.zeros_like(g))
-    peak = _nonzero(xp.max(a, axis=axis, keepdims=True), ops)
+    peak = _nonzero(ops.max(a, axis=axis, keepdims=True), ops)
     if p == 2:
         y = g / peak
         return y / _nonzero(lp_norm(a / peak, 2, axis, ops), ops)
     q = conjugate(p)
-    powers = xp.sum((a / peak) ** q, axis=axis, keepdims=True)
+    powers = ops.sums((a / peak) ** q, axis)
     return _phase(g, a, ops) * ((a / peak) ** (q - 1) / _nonzero(powers, ops) ** (1 / p))
 
 
@@ -140,7 +139,7 @@ def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array
     if p == 2:
         return xp.where(size <= radius, x, x / _nonzero(size, ops) * radius)
     cap = radius + xp.zeros_like(size)
-    peak = xp.max(a, axis=axis, keepdims=True)
+    peak = ops.max(a, axis=axis, keepdims=True)
     return xp.where(
         size <= radius, x, _phase(x, a, ops) * capped_simplex(a, cap, peak, 1, ops, axis)
     )

@@ -19,7 +19,7 @@ from polarlib._norms.mixed import conjugate, frobenius, lp_norm
 from polarlib._schedule import Schedule, is_count
 from polarlib.decompose import check_method, orthogonalize, polar
 from polarlib.formats import nearest
-from polarlib.ops import Ops, above_noise, unless_it_fails
+from polarlib.ops import Ops, above_noise
 from polarlib.topk import METHODS as TOP_METHODS
 from polarlib.topk import top_singular
 
@@ -74,7 +74,7 @@ class Unitary(MatrixNorm):
         return Unitary(self.k, self.p, not self.of_dual)
 
     def _value(self, x: Array, ops: Ops) -> Array:
-        return self._gauge(singular_values(x, ops), self.of_dual, ops)[..., None]
+        return self._gauge(ops.singular_values(x), self.of_dual, ops)[..., None]
 
     def _dual_value(self, g: Array, ops: Ops) -> Array:
         return self.dual()._value(g, ops)
@@ -214,11 +214,6 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
         return ops.svd(x)
     u, s, vh = ops.svd(ops.adjoint(x))
     return ops.adjoint(vh), s, ops.adjoint(u)
-
-
-def singular_values(x: Array, ops: Ops) -> Array:
-    """Singular values, descending."""
-    return unless_it_fails(lambda: ops.xp.linalg.svdvals(x), lambda: svd(x, ops)[1])
 
 
 # -- constructors ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.compose import greedy
-from polarlib.design.remez import best, check_degree
+from polarlib.design.remez import best, check_degree, ideal
 
 __all__ = ["band", "stationary"]
 
@@ -45,7 +45,7 @@ def _before(degree: int, target: float) -> tuple[float, float]:
     """
 
     def after(z: float) -> float:
-        b = best(degree, 1 / (1 + math.exp(-z)))
+        b = ideal(degree, 1 / (1 + math.exp(-z)))
         return math.log(b.complement / (2 * b.error))
 
     q = degree // 2

@@ -26,14 +26,16 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from polarlib.design.compose import NARROW
-from polarlib.design.remez import best, check_degrees, check_interval
+from polarlib.design.remez import check_degrees, check_interval, ideal
 
 __all__ = ["largest_complement", "least_error"]
 
 # Bits of rho: it is near 1 where the error is small, and 1 - rho is to be known down to the
 # smallest double.
 BITS = 1200
+# Width of an interval below 1 on which the extrema are Chebyshev's points: they differ from them by
+# its square.
+NARROW = 1e-9
 # The interior points for shorter intervals are those for this one, to double precision.
 SHORTEST = 1e-30
 
@@ -141,7 +143,7 @@ def _step(low: Fraction, degree: int, stride: int) -> Fraction:
         for i in range(1, q + 1)
     ]
     if 1 - low >= NARROW:
-        extrema = best(degree, max(float(low), SHORTEST), stride=stride).extrema
+        extrema = ideal(degree, max(float(low), SHORTEST), stride=stride).extrema
         found = [Fraction(v) for v in extrema[1:-1]]
         if all(a < b for a, b in itertools.pairwise([low, *found, Fraction(1)])):
             inner = found

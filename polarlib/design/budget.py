@@ -28,9 +28,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedule import Schedule, even_products, is_count, is_number
-from polarlib.design.compose import NARROW, greedy, pade
-from polarlib.design.remez import best, check_degree, check_interval
-from polarlib.formats import format_of, nearest, odd_value
+from polarlib.design.compose import flat_step, greedy
+from polarlib.design.remez import (
+    BeyondDoublesError,
+    best,
+    check_degree,
+    check_interval,
+    exact_value,
+    image_of_rounded,
+)
+from polarlib.design.restarts import restarts as _restarts
+from polarlib.formats import format_of, nearest
 
 __all__ = ["Choice", "best_degrees", "budget", "costs", "frontier"]
 
@@ -106,14 +114,17 @@ class _Step(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _step(degree: int, rho: float, rounding: _Rounding) -> _Step:
-    if 1 - rho < NARROW:
-        c = pade(degree // 2)
-        return _Step(c, odd_value(c, rho), 1.0, rounding.noise(1.0, c), SHARE)
+    c = flat_step(degree // 2, rho, 1.0)
+    if c is not None:
+        return _Step(c, 1.0, 1.0, rounding.noise(1.0, c), SHARE)
     start = max(rho, CUSHION * rounding.gamma * rounding.unit)
-    b = best(degree, start)
+    try:
+        b = best(degree, start)
+    except BeyondDoublesError:  # noise beyond any limit: it is not used
+        return _Step((), rho, 1.0, math.inf, 0.0)
     c, smallest = b.coefficients, b.complement
     # p grows up to its first maximum, so below `start` its least value is at rho.
-    low = smallest if start == rho else odd_value(c, rho)
+    low = smallest if start == rho else exact_value(c, rho)
     high = 2 - smallest
     return _Step(c, low, high, rounding.noise(high, c), SHARE * smallest)
 
@@ -148,9 +159,9 @@ def costs(
     shape : (int, int), optional
         Rows and columns.
     form : {"plain", "gram"}, optional
-        Form of the iteration. In Gram form (without restarts) the products with X are two in all,
-        and the first and last step take fewer small ones than the others: the entry for degree 0.
-        A restart costs the same whatever the degrees are: take it from the budget.
+        Form of the iteration. In Gram form the products with X are two in all, and the first and
+        last step take fewer small ones than the others: the entry for degree 0. Every restart costs
+        that entry once more: ``budget(..., form="gram")`` places the restarts and counts them.
     symmetric : float, optional
         Cost of a product with a symmetric result, relative to a full one: 1, or 0.5 where only one
         triangle is computed. Every product has one but those of X with a polynomial.
@@ -202,9 +213,19 @@ def _is_finite(x: Any) -> bool:
 
 
 def _prices(
-    degrees: Iterable[int], cost: Callable[[int], float] | Mapping[int, float] | None
+    degrees: Iterable[int],
+    cost: Callable[[int], float] | Mapping[int, float] | None,
+    form: str,
+    shape: Sequence[int] | None,
 ) -> tuple[float, dict[int, float]]:
-    """Cost paid once, and cost by degree, both checked."""
+    """Cost paid once (in Gram form for every section), and cost by degree, both checked."""
+    if form not in ("plain", "gram"):
+        raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
+    if cost is not None and shape is not None:
+        raise ValueError(
+            f"shape is for the default cost model, got shape={shape!r} and cost={cost!r}; make the "
+            "cost with costs(shape, form=form)"
+        )
     given = () if isinstance(degrees, str) or not isinstance(degrees, Iterable) else tuple(degrees)
     if not given:
         raise ValueError(
@@ -212,7 +233,9 @@ def _prices(
             f"{degrees if isinstance(degrees, (str, numbers.Number)) else given!r}"
         )
     allowed = sorted({check_degree(d) for d in given})
-    model = costs(degrees=allowed) if cost is None else cost
+    if cost is None:
+        cost = costs((1, 1) if shape is None else shape, form=form, degrees=allowed)
+    model = cost
     once: Any = 0.0
     table: dict[int, Any]
     if isinstance(model, Mapping):
@@ -245,6 +268,8 @@ def frontier(
     degrees: Iterable[int] = (3, 5, 9),
     cost: Callable[[int], float] | Mapping[int, float] | None = None,
     precision: str | None = None,
+    form: str = "plain",
+    shape: Sequence[int] | None = None,
 ) -> tuple[Choice, ...]:
     """Best sequences of degrees for all costs up to a budget, the cheapest first.
 
@@ -258,9 +283,14 @@ def frontier(
         Odd degrees to choose from.
     cost : mapping or callable, optional
         Cost of a step by its degree, positive; a mapping may have an entry 0 for what is paid once.
-        By default products of the plain form; :func:`costs` makes other models.
+        By default products of the form for the shape; :func:`costs` makes other models.
     precision : str, optional
-        Number format to allow for; exact arithmetic by default.
+        Number format to allow for; in plain form exact arithmetic by default, in Gram form float32.
+    form : {"plain", "gram"}, optional
+        Form of the iteration. In Gram form the restarts that the format needs
+        (:func:`polarlib.design.restarts`) are placed, and each is paid for.
+    shape : (int, int), optional
+        Rows and columns for which the default costs are; square by default.
 
     Returns
     -------
@@ -268,13 +298,20 @@ def frontier(
         Costs rise and errors fall. An entry is in it if ``(1 - E) / (1 + E)``, E its error, exceeds
         that of the entry before by more than a few roundings of a double (of the format, if one is
         given): among equals the cheapest, then the shortest, then the one with smaller degrees
-        first. A smaller budget gives the beginning of the same list.
+        first. In plain form a smaller budget gives the beginning of the same list.
 
     Raises
     ------
     ValueError
         For a bad interval, budget, degree or cost, an unknown format; for a budget below the
-        cheapest step; and where no affordable step is accurate enough in the format.
+        cheapest step; where no affordable step is accurate enough in the format; and for an unknown
+        form, or a shape together with a cost.
+
+    Notes
+    -----
+    In plain form the search is exact. In Gram form it is exact but for the restarts, which depend
+    on all steps together: sequences that no cheaper one beats, were each as cheap as it can be, are
+    priced with their restarts, and the best of these are returned.
 
     Examples
     --------
@@ -291,8 +328,12 @@ def frontier(
     l, u = check_interval(lower, upper)
     if not _is_finite(matmuls) or matmuls <= 0:
         raise ValueError(f"matmuls must be a positive finite number, got {matmuls!r}")
-    once, prices = _prices(degrees, cost)
+    section, each = once, prices = _prices(degrees, cost, form, shape)
+    if form == "gram" and precision is None:
+        precision = "float32"
     rounding = _rounding(precision)
+    if form == "gram" and once < 0:  # no sequence is cheaper than with a restart after every step
+        once, prices = 0.0, {d: c + once for d, c in prices.items()}
     cheapest = once + min(prices.values())
     if matmuls < cheapest:
         raise ValueError(
@@ -323,13 +364,65 @@ def frontier(
                 heapq.heappush(heap, (spent, -step.rho, count + 1, longer))
     if not found:
         first = {d: _step(d, _start(l, u, rounding), rounding) for d in prices}
+        if precision is None:
+            raise BeyondDoublesError(
+                f"degrees {', '.join(map(str, prices))} on [{l:g}, {u:g}] are beyond double "
+                "coefficients; allow lower degrees"
+            )
         said = ", ".join(f"degree {d} {s.noise:.2g} > {s.limit:.2g}" for d, s in first.items())
         raise ValueError(
             f"{precision} leaves no step within matmuls={matmuls:g} on [{l:g}, {u:g}]: the "
             f"rounding noise of a first step exceeds half of its smallest value ({said}); allow "
             "lower degrees or more products, or take a format with more digits"
         )
-    return tuple(found)
+    if form == "plain" or precision is None:
+        return tuple(found)
+    return _with_restarts(found, l, u, matmuls, section, each, precision)
+
+
+def _with_restarts(
+    choices: Iterable[Choice],
+    lower: float,
+    upper: float,
+    matmuls: float,
+    section: float,
+    prices: Mapping[int, float],
+    precision: str,
+) -> tuple[Choice, ...]:
+    """Price sequences with the restarts of their Gram form, and keep those that no other beats."""
+    priced = []
+    for choice in choices:
+        restarts = len(_restarts(_composed(lower, upper, choice.degrees, precision), precision))
+        cost = math.fsum(([section] * (1 + restarts)) + [prices[d] for d in choice.degrees])
+        if cost <= matmuls:
+            priced.append(choice._replace(cost=cost))
+    kept: list[Choice] = []
+    for choice in sorted(priced):
+        if not kept or choice.error < kept[-1].error:
+            kept.append(choice)
+    return tuple(kept)
+
+
+def _composed(lower: float, upper: float, chosen: Sequence[int], precision: str) -> Schedule:
+    """Steps of these degrees, each on the image of the one before enlarged by its rounding."""
+    rounding = _rounding(precision)
+    rho = _start(lower, upper, rounding)
+    steps, top = [], lower / rho
+    for d in chosen:
+        s = _step(d, rho, rounding)
+        centre = (s.low + s.high) / 2
+        step = tuple(c / centre / top ** (2 * i + 1) for i, c in enumerate(s.coefficients))
+        image_of_rounded(step, (s.low / centre, s.high / centre), rho * top, top)
+        steps.append(step)
+        rho, top = s.rho, (s.high + s.noise) / centre
+    return Schedule(
+        steps=tuple(steps),
+        lower=lower,
+        upper=upper,
+        name=f"degrees {', '.join(map(str, chosen))} for {precision}",
+        source=f"minimax steps on [{lower}, {upper}], each on the image of the one before "
+        f"enlarged by its rounding noise in {precision}",
+    )
 
 
 def best_degrees(
@@ -340,12 +433,14 @@ def best_degrees(
     degrees: Iterable[int] = (3, 5, 9),
     cost: Callable[[int], float] | Mapping[int, float] | None = None,
     precision: str | None = None,
+    form: str = "plain",
+    shape: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
     """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision
+    lower, upper, matmuls, degrees, cost, precision, form, shape
         As :func:`frontier` takes them.
 
     Returns
@@ -365,7 +460,16 @@ def best_degrees(
     >>> best_degrees(1e-3, 17, precision="float16")
     (3, 3, 5, 5, 9, 5)
     """
-    found = frontier(lower, matmuls, upper=upper, degrees=degrees, cost=cost, precision=precision)
+    found = frontier(
+        lower,
+        matmuls,
+        upper=upper,
+        degrees=degrees,
+        cost=cost,
+        precision=precision,
+        form=form,
+        shape=shape,
+    )
     return found[-1].degrees
 
 
@@ -377,6 +481,8 @@ def budget(
     degrees: Iterable[int] = (3, 5, 9),
     cost: Callable[[int], float] | Mapping[int, float] | None = None,
     precision: str | None = None,
+    form: str = "plain",
+    shape: Sequence[int] | None = None,
 ) -> Schedule:
     """Best schedule for a number of matrix products.
 
@@ -387,7 +493,7 @@ def budget(
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision
+    lower, upper, matmuls, degrees, cost, precision, form, shape
         As :func:`frontier` takes them.
 
     Returns
@@ -401,8 +507,9 @@ def budget(
 
     Notes
     -----
-    Allowing for a format is a model of rounding, checked by experiment; it is no proof. It is for
-    the plain form, and for float32 coefficients.
+    Allowing for a format is a model of rounding, checked by experiment; it is no proof. It is that
+    of the plain form, and of float32 coefficients; :func:`polarlib.design.restarts` has that of the
+    Gram form.
 
     Examples
     --------
@@ -412,26 +519,25 @@ def budget(
     >>> s = budget(1e-3, 15, precision="bfloat16")
     >>> [2 * len(step) - 1 for step in s.steps], round(s.error(), 3)
     ([5, 5, 5, 5, 5], 0.139)
+
+    In Gram form the restarts that the format needs are paid for:
+
+    >>> s = budget(1e-3, 8, form="gram", shape=(4096, 1024), precision="float16")
+    >>> [2 * len(step) - 1 for step in s.steps]
+    [5, 5, 5, 9]
     """
     chosen = best_degrees(
-        lower, matmuls, upper=upper, degrees=degrees, cost=cost, precision=precision
+        lower,
+        matmuls,
+        upper=upper,
+        degrees=degrees,
+        cost=cost,
+        precision=precision,
+        form=form,
+        shape=shape,
     )
+    if form == "gram" and precision is None:
+        precision = "float32"
     if precision is None:
         return greedy(lower, chosen, upper=upper)
-    l, u = check_interval(lower, upper)
-    rounding = _rounding(precision)
-    rho = _start(l, u, rounding)
-    steps, top = [], l / rho
-    for d in chosen:
-        s = _step(d, rho, rounding)
-        centre = (s.low + s.high) / 2
-        steps.append(tuple(c / centre / top ** (2 * i + 1) for i, c in enumerate(s.coefficients)))
-        rho, top = s.rho, (s.high + s.noise) / centre
-    return Schedule(
-        steps=tuple(steps),
-        lower=l,
-        upper=u,
-        name=f"degrees {', '.join(map(str, chosen))} for {precision}",
-        source=f"minimax steps on [{lower}, {upper}], each on the image of the one before "
-        f"enlarged by its rounding noise in {precision}",
-    )
+    return _composed(*check_interval(lower, upper), chosen, precision)

@@ -6,29 +6,58 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from polarlib._schedule import Schedule, is_count, is_number
-from polarlib.design.remez import best, check_degrees, check_interval, lifted
-from polarlib.formats import nearest, odd_value
+from polarlib.design.remez import (
+    best,
+    check_degrees,
+    check_interval,
+    exact_value,
+    image_of_rounded,
+    lifted,
+)
+from polarlib.formats import nearest
 
-__all__ = ["greedy", "pade"]
+__all__ = ["flat_step", "greedy", "pade"]
 
 SAFETY_MODES = ("in_loop", "post_hoc")
-# Half-width of an interval about 1 below which the best polynomial is the Pade step to double
-# rounding: they differ by its square.
-NARROW = 1e-9
+# Error that no step of doubles is known to go below: half the distance from 1 to the next double
+# below it.
+SMALLEST = 2.0**-54
+# Coefficients of Pade steps of degree 2 q + 1 are doubles up to this q: binary fractions.
+MOST_EXACT = 20
 
 
 def pade(q: int, stride: int = 2) -> tuple[float, ...]:
     """Step of degree 1 + stride q with p(1) = 1 and q vanishing derivatives there."""
     # x (1 - z)^(-1/p), z = 1 - x^p, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
-    terms = [1.0]
+    terms = [Fraction(1)]
     for k in range(1, q + 1):
-        terms.append(terms[-1] * (1 / stride + k - 1) / k)
+        terms.append(terms[-1] * (Fraction(1, stride) + k - 1) / k)
     return tuple(
-        (-1) ** i * sum(math.comb(k, i) * terms[k] for k in range(i, q + 1)) for i in range(q + 1)
+        float((-1) ** i * sum(math.comb(k, i) * terms[k] for k in range(i, q + 1)))
+        for i in range(q + 1)
     )
+
+
+def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[float, ...] | None:
+    """Pade step, where its error on an interval about 1 is less than doubles can show, or None.
+
+    For stride 2 its coefficients are doubles, the last ones zero where q is above 20.
+
+    Examples
+    --------
+    >>> flat_step(2, 1 - 1e-6, 1.0), flat_step(2, 0.9, 1.0)
+    ((1.875, -1.25, 0.375), None)
+    """
+    # 1 - p(x) = x sum_(k > q) t_k z^k, z = 1 - x^p, with t_k at most 1.
+    z = max(abs(1 - v**stride) for v in (lower, upper))
+    kept = q if stride != 2 else min(q, MOST_EXACT)
+    if z >= 0.5 or upper * z ** (kept + 1) >= SMALLEST / 2:
+        return None
+    return (*pade(kept, stride), *[0.0] * (q - kept))
 
 
 def _amount(name: str, value: Any) -> float:
@@ -91,7 +120,8 @@ def greedy(
     ------
     ValueError
         For a bad interval, no degrees or an even one, safety or cushion outside [0, 1), an unknown
-        mode, or a safety so large that the image leaves (0, 2).
+        mode, a safety so large that the image leaves (0, 2), or a degree 'beyond double
+        coefficients': rounding them adds more to a step's error than max(5 % of it, 2^-50).
 
     Notes
     -----
@@ -120,32 +150,38 @@ def greedy(
     within: tuple[Any, Any] = (l, u)  # the image so far, with 40 digits
     squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
     for k, degree in enumerate(degrees):
-        if u - l < NARROW:
-            step = pade((degree - 1) // stride, stride)
-            top, end = 1.0, odd_value(step, l, stride)
+        flat = flat_step((degree - 1) // stride, l, u, stride)
+        if flat is not None:
+            step, top, end = flat, 1.0, 1.0
         else:
             start = max(l, cushion * u)
             b = best(degree, start, u, stride=stride)
             step, end, top = b.coefficients, b.complement, 1 + b.error
             if start > l:  # p grows up to its first maximum, so its least value is at l
-                end = odd_value(step, l, stride)
+                end = exact_value(step, l, stride)
                 centre = (end + top) / 2
                 step, end = tuple(c / centre for c in step), end / centre
                 top /= centre
         if peak is not None:
-            step, end = tuple(c * (peak / top) for c in step), end * peak / top
-        if safety_mode == "in_loop" and k < squeezed:
-            step = _squeeze(step, safety, stride)
-            end = odd_value(step, l, stride)
+            step, end, top = tuple(c * (peak / top) for c in step), end * peak / top, peak
+        ends, before, factor = (end, top), (l, u), 1.0
+        if k < squeezed:
+            final, factor = _squeeze(step, safety, stride), 1 + safety
+            if safety_mode == "in_loop":
+                end = exact_value(final, l, stride)
+        else:
+            final = step
         l, u = end, 2 - end if peak is None else peak
         if safety == 0:
             # The coefficients are rounded, and the next step multiplies what that adds to u by its
             # steep slope there: it must know.
-            step, within = lifted(step, *within, stride=stride)
+            final, within = lifted(final, *within, stride=stride)
+        # p(x / f) makes of [f l, f u] what p makes of [l, u].
+        outer = image_of_rounded(final, ends, before[0] * factor, before[1] * factor, stride)
+        if safety == 0:
+            within = within if outer is None else outer
             l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
-        steps.append(step)
-    if safety_mode == "post_hoc":
-        steps[:squeezed] = [_squeeze(step, safety, stride) for step in steps[:squeezed]]
+        steps.append(final)
     said = f", cushion {cushion:g}" * (cushion > 0)
     if peak is not None:
         said += f", every step up to {peak:g}"

@@ -137,9 +137,10 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     -------
     list of dict
         One a step, with the keys step (from 1), degree, lower, upper (the interval before it, in
-        exact arithmetic), image_lower, image_upper, error (worst distance from 1 after it; of the
-        last step of a schedule with another target that from the target, None before), noise_gain
-        (at upper), slope (at 0) and products (matrix products of the plain form).
+        exact arithmetic; of the first step that of the input after its division), image_lower,
+        image_upper, error (worst distance from 1 after it; of the last step of a schedule with
+        another target that from the target, None before), noise_gain (at upper), slope (at 0) and
+        products (matrix products of the plain form).
 
     Raises
     ------
@@ -156,12 +157,13 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
         raise TypeError(f"table takes a Schedule, got {schedule!r}; look a name up with schedule()")
     polar = parse_target(schedule.target)[0] == "polar"
     rows: list[dict[str, Any]] = []
-    lo, hi = schedule.lower, schedule.upper
-    images = odd_images(schedule.steps, lo, hi, stride=schedule.stride)
+    before = schedule.divided(schedule.lower, schedule.upper)
+    lo, hi = map(float, before)
+    images = odd_images(schedule.steps, *before, stride=schedule.stride)
     for k, (step, image) in enumerate(zip(schedule.steps, images, strict=True), 1):
         below, above = map(float, image)
         error = float(max(abs(1 - image[0]), abs(image[1] - 1))) if polar else None
-        if not polar and k == len(schedule.steps):
+        if k == len(schedule.steps):
             error = schedule.error()
         rows.append(
             {

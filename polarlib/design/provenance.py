@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarlib.design.remez import best
+from polarlib.design import remez
 
 __all__ = ["Fingerprint", "fingerprint"]
 
@@ -92,8 +92,8 @@ def fingerprint(step: Sequence[float]) -> Fingerprint:
         name, ratio = "a^3 / |b|", _cubic_ratio
     else:
         name, ratio = "b^2 / (a c)", _first_ratio
-    l = _solve(lambda l: ratio(best(degree, l).coefficients), ratio(c), name, degree)
-    ideal = best(degree, l).coefficients
+    l = _solve(lambda l: ratio(remez.ideal(degree, l).coefficients), ratio(c), name, degree)
+    ideal = remez.ideal(degree, l).coefficients
     u = math.sqrt((ideal[1] / ideal[0]) / (c[1] / c[0]))
     gain = c[0] * u / ideal[0]
     expected = [gain * v / u ** (2 * i + 1) for i, v in enumerate(ideal)]

@@ -23,15 +23,20 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from polarlib._certify import certify
 from polarlib._schedule import Schedule
 from polarlib.formats import multiple_precision, odd_images, odd_value, turning_points
 
 __all__ = [
+    "BeyondDoublesError",
     "Minimax",
     "best",
     "check_degree",
     "check_degrees",
     "check_interval",
+    "exact_value",
+    "ideal",
+    "image_of_rounded",
     "lifted",
     "minimax",
 ]
@@ -44,6 +49,11 @@ EXCHANGES = 60
 # Times that a step is raised at most (by experiment twice), and the values at the lower end below
 # which it is worth it: above, the rounding of coefficients is no part of 1 - E.
 LIFTS, LIFT_BELOW = 8, 0.1
+# What the rounding of coefficients to doubles may add to the least error: this part of it, or eight
+# units of the last place of 1.
+ROUNDING_SHARE, ROUNDING_UNITS = 0.05, 2.0**-50
+# Relative rounding of a coefficient, with room for the products and quotients that scale a step.
+COEFFICIENT = 4 * 2.0**-53
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
 
@@ -70,6 +80,10 @@ class Minimax(NamedTuple):
     complement: Any
     rho: Any
     extrema: tuple[Any, ...]
+
+
+class BeyondDoublesError(ValueError):
+    """Coefficients that doubles cannot hold: rounded, their error is not the least any more."""
 
 
 class _Arithmetic(NamedTuple):
@@ -288,7 +302,9 @@ def best(
     Raises
     ------
     ValueError
-        For an even degree (one that is not 1 + stride q), one below 3, or a bad interval.
+        For an even degree (one that is not 1 + stride q), one below 3, a bad interval; without
+        `digits`, for coefficients 'beyond double coefficients': rounding them to doubles adds more
+        than max(5 % of E, 2^-50) to the error.
     RuntimeError
         If the exchange does not converge; no such case is known.
 
@@ -307,18 +323,94 @@ def best(
     >>> str(best(5, "0.001", digits=30).error)[:22]
     '0.99152969630420800852'
     """
+    if digits is None:
+        b = ideal(degree, lower, upper, stride=stride)
+        image_of_rounded(b.coefficients, (b.complement, 2 - b.complement), lower, upper, stride)
+        return b
     degree = check_degree(degree, stride)
     check_interval(lower, upper)
-    if digits is None:
-        if abs(degree * math.log10(float(upper))) > EXPONENTS:
-            raise ValueError(
-                f"coefficients of degree {degree} for upper={upper!r} leave the range of doubles; "
-                "scale the input so that upper is about 1, or give digits"
-            )
-        return _best_double((degree - 1) // stride, float(lower), float(upper), stride)
     if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
         raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
     return _in_digits((degree - 1) // stride, lower, upper, int(digits), stride)
+
+
+def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Minimax:
+    """Best polynomial as :func:`best` gives it in doubles, whether they hold its coefficients.
+
+    Error, complement, rho and extrema are right for any degree.
+
+    Examples
+    --------
+    >>> round(ideal(51, 0.1).error, 6)
+    0.001976
+    """
+    degree = check_degree(degree, stride)
+    check_interval(lower, upper)
+    if abs(degree * math.log10(float(upper))) > EXPONENTS:
+        raise ValueError(
+            f"coefficients of degree {degree} for upper={upper!r} leave the range of doubles; "
+            "scale the input so that upper is about 1, or give digits"
+        )
+    return _best_double((degree - 1) // stride, float(lower), float(upper), stride)
+
+
+def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
+    """Value of a step, evaluated with 40 digits: in doubles high degrees cancel.
+
+    Examples
+    --------
+    >>> exact_value((1.5, -0.5), 1.0)
+    1.0
+    """
+    number = multiple_precision().mpf
+    return float(odd_value([number(c) for c in step], number(x), stride))
+
+
+def image_of_rounded(
+    step: Sequence[float], ends: tuple[Any, Any], lower: Any, upper: Any, stride: int = 2
+) -> tuple[float, float] | None:
+    """Refuse a step that the rounding of its coefficients takes too far from the ideal one.
+
+    The one test of all designs: rounding adds at most max(5 % of the least error, 2^-50).
+
+    Parameters
+    ----------
+    step : sequence of float
+        Coefficients as rounded.
+    ends : (number, number)
+        Image of the interval under the step before rounding.
+    lower, upper : number
+        The interval.
+    stride : int, optional
+        Difference of the exponents.
+
+    Returns
+    -------
+    (float, float) or None
+        Image of the interval under the rounded step, from outside; None where a bound of the
+        rounding is below what is allowed, and it need not be known.
+
+    Raises
+    ------
+    BeyondDoublesError
+        If it adds more, or the least value is no longer positive.
+    """
+    low, high = map(float, ends)
+    error = max(1 - low, high - 1)
+    allowed = max(ROUNDING_SHARE * error, ROUNDING_UNITS)
+    u = float(upper)
+    rounding = COEFFICIENT * sum(abs(c) * u ** (stride * i + 1) for i, c in enumerate(step))
+    if rounding <= min(allowed, low / 2):
+        return None
+    (lo, _), (_, hi) = certify([step], float(lower), u, stride=stride).image
+    if 0 < lo >= low - allowed and hi <= high + allowed:
+        return lo, hi
+    degree = 1 + stride * (len(step) - 1)
+    raise BeyondDoublesError(
+        f"degree {degree} on [{float(lower):g}, {u:g}] is beyond double coefficients: rounded, its "
+        f"worst error is {max(1 - lo, hi - 1):.3g}, that of the best step {error:.3g}; take a "
+        "lower degree, several steps (design.greedy), or design.best with digits="
+    )
 
 
 def _chebyshev(q: int) -> list[float]:
@@ -447,7 +539,8 @@ def minimax(
     Raises
     ------
     ValueError
-        For an even degree, one below 3, or a bad interval.
+        For an even degree, one below 3, a bad interval, and degrees 'beyond double coefficients':
+        rounding them to doubles adds more than max(5 % of the least error, 2^-50).
 
     Examples
     --------
@@ -457,6 +550,7 @@ def minimax(
     """
     b = best(degree, lower, upper, digits=digits)
     step, _ = lifted(tuple(map(float, b.coefficients)), float(lower), float(upper))
+    image_of_rounded(step, (b.complement, 2 - b.complement), lower, upper)
     return Schedule(
         steps=(step,),
         lower=float(lower),

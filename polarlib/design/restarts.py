@@ -105,7 +105,7 @@ def _restarts(schedule: Schedule, unit: float, of_gram: float, of_q: float) -> t
 
 def _rooms(schedule: Schedule) -> tuple[list[float], list[float]]:
     """Largest singular value before each step, and how far it may be moved after it."""
-    lower, upper = (v / schedule.input_safety for v in (schedule.lower, schedule.upper))
+    lower, upper = schedule.divided(schedule.lower, schedule.upper, extended=False)
     images = [float(hi) for _, hi in odd_images(schedule.steps, lower, upper, stride=2)]
     goal = images[-1] + TOLERATED_AT_THE_END
     rooms = []

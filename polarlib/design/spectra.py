@@ -337,12 +337,12 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
 
 
 def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
-    """Mean of ``|1 - s(x)|`` over a spectrum.
+    """Mean of ``|1 - s(x / input_safety)|`` over a spectrum.
 
     Parameters
     ----------
     schedule : Schedule
-        The schedule s; its `input_safety` is applied.
+        The schedule s; its input division is applied.
     density_or_singular_values : array, callable or Spectrum
         As :func:`spectrum` takes it.
 
@@ -369,7 +369,7 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"mean_error takes a Schedule, got {schedule!r}")
     s = spectrum(density_or_singular_values)
-    return mean_deviation(schedule.steps, s.values / schedule.input_safety, s.weights)
+    return mean_deviation(schedule.steps, s.values / schedule.input_divisor, s.weights)
 
 
 def mean_deviation(steps: Sequence[Sequence[float]], x: Any, weights: Any) -> float:

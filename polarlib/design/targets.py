@@ -18,7 +18,7 @@ import numpy as np
 
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.compose import greedy
-from polarlib.design.remez import check_degrees, check_interval
+from polarlib.design.remez import BeyondDoublesError, check_degrees, check_interval
 from polarlib.formats import odd_value, parse_target, target_value
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
@@ -38,8 +38,10 @@ RADIUS, LAST_RADIUS = 0.1, 1e-9
 # Less than this relative gain foreseen is the end; and so is this error relative to the target,
 # below which the programs see rounding.
 GAIN, FLOOR = 1e-6, 1e-12
-# Combinations of powers below this size, relative to the largest, are left alone.
-DEPENDENT = 1e-9
+# Combinations of powers below this size, relative to the largest, are left alone, and where there
+# are any the fit is refused: doubles would not hold what it needs of them. By experiment steps of
+# degree 31 on a whole interval are then the best ones to 4e-4, and 35 is refused.
+DEPENDENT = 1e-13
 
 Steps = list[np.ndarray]
 
@@ -79,7 +81,8 @@ def inverse_root(
     Raises
     ------
     ValueError
-        For p below 2 or no integer, `lower` outside (0, 1), or a degree that is not 1 + p k.
+        For p below 2 or no integer, `lower` outside (0, 1), a degree that is not 1 + p k, or one
+        beyond double coefficients, as :func:`greedy`.
 
     Notes
     -----
@@ -118,7 +121,7 @@ def clip(upper: float, degrees: Sequence[int]) -> Schedule:
     Raises
     ------
     ValueError
-        For `upper` not above 1, no degrees or an even one.
+        For `upper` not above 1, no degrees or an even one, or one beyond double coefficients.
 
     Notes
     -----
@@ -161,7 +164,7 @@ def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
     Raises
     ------
     ValueError
-        For p or `lower` out of range, no degrees or an even one.
+        For p or `lower` out of range, no degrees or an even one, or one beyond double coefficients.
 
     Notes
     -----
@@ -201,7 +204,7 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
     Raises
     ------
     ValueError
-        For `delta` outside (0, 1), no degrees or an even one.
+        For `delta` outside (0, 1), no degrees or an even one, or one beyond double coefficients.
 
     Examples
     --------
@@ -221,6 +224,7 @@ def _schedule(
 ) -> Schedule:
     checked = tuple(check_degrees(degrees))
     steps = _fit(target, checked, lower, upper)
+    _refuse_dependent(target, steps, lower, upper)
     return Schedule(
         steps=tuple(tuple(map(float, step)) for step in steps),
         lower=lower,
@@ -230,6 +234,22 @@ def _schedule(
         name=f"{name}, degrees {', '.join(map(str, checked))}",
         source=f"fitted to {target} on [{lower}, {upper}]",
     )
+
+
+def _refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> None:
+    """Refuse steps with powers that double precision cannot tell apart, where that shows."""
+    x = _samples(target, lower, upper)
+    values, aim = _values(steps, x), target_value(target, x)
+    if np.abs(values[-1] - aim).max() <= FLOOR * np.abs(aim).max():
+        return
+    for k, (step, h) in enumerate(zip(steps, values[:-1], strict=True), 1):
+        s = np.linalg.svd(_powers(step, h), compute_uv=False)
+        if s[-1] <= DEPENDENT * s[0]:
+            raise BeyondDoublesError(
+                f"step {k}, of degree {2 * len(step) - 1}, is beyond double coefficients: its "
+                f"powers are dependent on [{h.min():.3g}, {h.max():.3g}] to their rounding; take "
+                "lower degrees and more steps"
+            )
 
 
 # -- starts ----------------------------------------------------------------------------------
@@ -257,12 +277,17 @@ def _starts(
         return found
     # Compositions for the polar factor, the last step fitted.
     ends = (lower,) if kind == "power" else (parameter / 3, parameter, 3 * parameter)
-    return [
-        _with_last_fitted(
-            [np.array(step) for step in greedy(min(l, 0.9), degrees).steps], x, target
-        )
-        for l in ends
-    ]
+    found, refused = [], None
+    for l in ends:
+        try:
+            steps = [np.array(step) for step in greedy(min(l, 0.9), degrees).steps]
+        except BeyondDoublesError as error:
+            refused = error
+        else:
+            found.append(_with_last_fitted(steps, x, target))
+    if refused is not None and not found:
+        raise refused
+    return found
 
 
 def _power(e: float, x: np.ndarray) -> np.ndarray:
@@ -414,6 +439,11 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
     return steps, error
 
 
+def _powers(step: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Powers of a step at points, the largest of which is scaled to 1."""
+    return (h[:, None] / np.abs(h).max()) ** (2 * np.arange(len(step)) + 1) / math.sqrt(len(h))
+
+
 def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Changes of coefficients that change the step's values by orthogonal functions of its size.
 
@@ -421,9 +451,7 @@ def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
     """
     power = 2 * np.arange(len(step)) + 1
     largest = np.abs(h).max()
-    _, s, vh = np.linalg.svd(
-        (h[:, None] / largest) ** power / math.sqrt(len(h)), full_matrices=False
-    )
+    _, s, vh = np.linalg.svd(_powers(step, h), full_matrices=False)
     inverse = np.where(s > DEPENDENT * s[0], 1 / np.maximum(s, DEPENDENT * s[0]), 0.0)
     size = np.abs(odd_value(tuple(step), h)).max()
     return vh.T * inverse * size / largest ** power[:, None]

@@ -40,11 +40,12 @@ __all__ = ["for_spectrum", "tune"]
 OBJECTIVES = ("slope", "error")
 # Measured singular values beyond this number are thinned, to order statistics, while optimising.
 THINNED = 2048
-# Largest value by default of a schedule for a spectrum, where that of the best greedy one is not
-# larger. Chosen by experiment: 1.4 improves the mean error by less than another percent.
+# Largest value of a tuned schedule by default, where that of its start is not larger. Chosen by
+# experiment for spectra: 1.4 improves the mean error by less than another percent.
 HIGHEST = 1.1
-# And the smallest on the interval of that one, relative to its own. Chosen by experiment: without
-# it (0) intervals without singular values are sent to almost zero, for at most another 8 percent.
+# And the smallest on the start's interval, relative to its own. Chosen by experiment for spectra:
+# without it (0) intervals without singular values are sent to almost zero, for at most another 8
+# percent.
 LOWEST = 0.5
 # Cuts of (0, 1] to begin with, in each step.
 CUTS = 12
@@ -257,17 +258,23 @@ def _lowered(steps: Steps, upper: float, top: float) -> Steps:
     return (*steps[:-1], tuple(c * factor for c in steps[-1]))
 
 
+def _interval(start: Schedule) -> tuple[float, float]:
+    """Interval before the first step, after the division of the input."""
+    return start.divided(start.lower, start.upper, extended=False)
+
+
 def _check_bounds(bounds: Any, start: Schedule) -> tuple[float, float]:
-    """The bounds, the start's own by default; refused where the start does not keep them."""
-    top = _top(start.steps, start.upper)
+    """The bounds, wider than the start's own by default; refused where it does not keep them."""
+    lower, upper = _interval(start)
+    top = _top(start.steps, upper)
     if math.isnan(top):
         raise ValueError(
             f"schedule {start.name!r} cannot be tuned: a step is negative on part of "
-            f"(0, {start.upper:g}] or of its image"
+            f"(0, {upper:g}] or of its image"
         )
-    own = start.image()[0], top
+    own = odd_image(start.steps, lower, upper)[0], top
     if bounds is None:
-        return own
+        return LOWEST * own[0], max(HIGHEST, top)
     try:
         lo, hi = map(float, bounds)
     except (TypeError, ValueError):
@@ -294,13 +301,14 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
     """Name of an objective and its value for steps, smaller is better."""
     if isinstance(objective, Spectrum):
         objective = spectrum(objective)
-        x, weights = objective.values / start.input_safety, objective.weights
+        x, weights = objective.values, objective.weights
         if not 0 < float(np.max(x)) <= start.upper * (1 + 1e-12):
             raise ValueError(
                 f"the spectrum {objective.name!r} has values in "
                 f"[{np.min(x):.4g}, {np.max(x):.4g}], beyond the start's interval, which ends at "
                 f"{start.upper}"
             )
+        x = x / start.input_divisor
         return f"mean error on {objective.name}", lambda steps: mean_deviation(steps, x, weights)
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
@@ -312,7 +320,7 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
             return "slope", lambda steps: -math.prod(step[0] for step in steps)
 
         def worst(steps: Steps) -> float:
-            lo, hi = odd_image(steps, start.lower, start.upper)
+            lo, hi = odd_image(steps, *_interval(start))
             return max(abs(1 - lo), abs(hi - 1))
 
         return "error", worst
@@ -344,9 +352,10 @@ def tune(
     start : Schedule
         What to improve. Its interval, normalisation and degrees stay.
     bounds : (float, float), optional
-        Bounds ``lo <= s(x) <= hi``: the upper one holds on all of ``(0, start.upper]``, the lower
-        one on ``[start.lower, start.upper]``. By default those that `start` keeps. Whatever they
-        are, every step is positive on all of ``(0, start.upper]``.
+        Bounds ``lo <= s(x / input_safety) <= hi``: the upper one holds on all of
+        ``(0, start.upper]``, the lower one on ``[start.lower, start.upper]``. By default `hi` is
+        1.1, or the start's largest value where it is larger, and `lo` half of its smallest.
+        Whatever they are, every step is positive on all of ``(0, start.upper]``.
     starts : int, optional
         Local optimisations: from `start`, from greedy schedules of other intervals, and from random
         changes of `start`.
@@ -357,6 +366,11 @@ def tune(
     -------
     Schedule
         The best found, `start` itself where that is not smaller by the objective.
+
+    Warns
+    -----
+    ScheduleWarning
+        If nothing better than `start` was found.
 
     Raises
     ------
@@ -375,7 +389,7 @@ def tune(
     leave the bounds; what is not finite counts as larger than anything.
 
     A greedy schedule is the only one with so small an error: within its own bounds nothing can be
-    tuned, and wider ones should be given.
+    tuned, and those by default are wider.
 
     Examples
     --------
@@ -398,6 +412,7 @@ def tune(
     if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"the seed must be an integer of at least 0, got {seed!r}")
     lo, hi = _check_bounds(bounds, start)
+    lower, upper = _interval(start)
     name, value = _values(objective, start)
     least, best = value(start.steps), start
     if not math.isfinite(least):
@@ -405,11 +420,11 @@ def tune(
             f"the objective must be finite for the start, got {least} for {start.name!r}"
         )
     for steps in _candidates(objective, value, start, (lo, hi), operator.index(starts), int(seed)):
-        steps = _lowered(steps, start.upper, hi)
+        steps = _lowered(steps, upper, hi)
         reached = value(steps)
-        if not (reached < least and _top(steps, start.upper) <= hi):
+        if not (reached < least and _top(steps, upper) <= hi):
             continue
-        if odd_image(steps, start.lower, start.upper)[0] < lo:
+        if odd_image(steps, lower, upper)[0] < lo:
             continue
         try:
             with warnings.catch_warnings():
@@ -425,6 +440,14 @@ def tune(
         except (ValueError, ScheduleWarning):  # a hazard
             continue
         least, best = reached, found
+    if best is start:
+        warnings.warn(
+            f"nothing better than {start.name!r} by its {name} was found with values from "
+            f"{lo:.6g} to {hi:.6g}: the start is returned; try wider bounds, more starts or "
+            "another start",
+            ScheduleWarning,
+            stacklevel=2,
+        )
     return best
 
 
@@ -446,12 +469,13 @@ def _candidates(
 ) -> Any:
     """Steps of local minima, which may leave the bounds."""
     degrees = [2 * len(step) - 1 for step in start.steps if len(step) > 1]
+    lower, upper = _interval(start)
     if objective == "error":
-        other = _greedy_steps(start.lower, degrees, start.upper)
+        other = _greedy_steps(lower, degrees, upper)
         if other is not None:
             yield other
         return
-    tops = _tops(start.steps, start.upper)
+    tops = _tops(start.steps, upper)
     first = _scaled(start.steps, tops)
     sizes = tuple(map(len, first))
     points = np.linspace(0, 1, 257)[1:]  # p(x) / x is smooth: its minimum to three digits
@@ -461,7 +485,7 @@ def _candidates(
     x = weights = None
     smoothing, begun = 0.0, value(start.steps)
     if isinstance(objective, Spectrum):
-        x, weights = objective.values / start.input_safety / start.upper, objective.weights
+        x, weights = objective.values / start.input_divisor / upper, objective.weights
         if len(x) > THINNED:
             middles = (np.arange(THINNED) + 0.5) / THINNED
             order = np.argsort(x)
@@ -489,8 +513,8 @@ def _candidates(
     ends = None
     lows: list[float] = []
     if lo > 0:
-        ends = start.lower / start.upper, lo * (1 + INWARD)
-        low, high = start.lower, start.upper
+        ends = lower / upper, lo * (1 + INWARD)
+        low, high = lower, upper
         for step, top in zip(start.steps[:-1], tops[1:-1], strict=True):
             low, high = odd_image([step], low, high)
             lows.append(math.log(low / top))
@@ -506,10 +530,10 @@ def _candidates(
     for k in range(starts):
         scaled = first
         if 0 < k <= len(INTERVALS):
-            other = _greedy_steps(start.lower * INTERVALS[k - 1], degrees, start.upper)
+            other = _greedy_steps(lower * INTERVALS[k - 1], degrees, upper)
             if other is None or len(other) < len(sizes):
                 continue
-            scaled = _scaled(other, _tops(other, start.upper))
+            scaled = _scaled(other, _tops(other, upper))
         elif k:
             scaled = [c * (1 + PERTURBATION * generator.standard_normal(len(c))) for c in first]
         for steps in _minimise(problem, np.concatenate([*scaled, lows])):
@@ -530,6 +554,8 @@ def _best_greedy(spectrum: Spectrum, degrees: Sequence[int]) -> Schedule:
     t = np.linspace(math.log(SMALLEST), math.log(0.99), SCANNED)
     errors = [error(v) for v in t]
     k = int(np.argmin(errors))
+    if k and errors[k - 1] == math.inf:  # the best lower end is among those that are refused
+        greedy(math.exp(t[k - 1]), degrees)
     refined = minimize_scalar(
         error, bounds=(t[max(k - 1, 0)], t[min(k + 1, SCANNED - 1)]), method="bounded"
     )
@@ -605,9 +631,10 @@ def for_spectrum(
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
     degree = check_degree(degree)
     start = _best_greedy(found, [degree] * operator.index(steps))
-    if bounds is None:
-        bounds = LOWEST * start.image()[0], max(HIGHEST, _top(start.steps, 1.0))
-    tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed)
+    bounds = _check_bounds(bounds, start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScheduleWarning)  # the best greedy one is a result too
+        tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed)
     errors = mean_error(start, found), mean_error(tuned, found)
     with warnings.catch_warnings():
         # In another order the worst error on this interval may be smaller; the mean is what counts.

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._schedule import is_count, is_number
+from polarlib._schedule import continued, is_count, is_number
+from polarlib.design.remez import BeyondDoublesError
 from polarlib.formats import multiple_precision
 
 __all__ = ["RationalSchedule", "zolotarev"]
@@ -32,6 +33,7 @@ __all__ = ["RationalSchedule", "zolotarev"]
 DIGITS = 40
 # Error that a double does not tell from 0.
 ROUNDING = 2.0**-50
+SMALLEST_NORMAL = 2.0**-1022
 # Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on
 # the interval of design, by experiment.
 SAMPLES = 50
@@ -163,13 +165,15 @@ class RationalSchedule:
         """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
         return sum(len(poles) for _, _, poles in self.steps)
 
-    def truncate(self, k: int) -> RationalSchedule:
+    def truncate(self, k: int, *, repeat: str | None = None) -> RationalSchedule:
         """Return the schedule of the first `k` steps.
 
         Parameters
         ----------
         k : int
             From 1 to the number of steps.
+        repeat : {"last", "forever"}, optional
+            How the steps go on beyond their number, as for :meth:`polarlib.Schedule.truncate`.
 
         Returns
         -------
@@ -178,11 +182,12 @@ class RationalSchedule:
         Raises
         ------
         ValueError
-            For any other k.
+            For any other k, or an unknown rule.
         """
-        if not is_count(k) or k > len(self):
-            raise ValueError(f"steps must be an integer from 1 to {len(self)}, got {k!r}")
-        return self if k == len(self) else replace(self, steps=self.steps[:k])
+        if repeat not in (None, "last", "forever"):
+            raise ValueError(f"repeat must be None, 'forever' or 'last', got {repeat!r}")
+        steps = continued(self.steps, k, repeat, self.name)
+        return self if steps == self.steps else replace(self, steps=steps)
 
 
 def zolotarev(r: int, lower: float) -> RationalSchedule:
@@ -205,7 +210,8 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
     Raises
     ------
     ValueError
-        For r below 1 or no integer, or `lower` outside (0, 1).
+        For r below 1 or no integer, `lower` outside (0, 1), or so small that poles of the size of
+        its square are beyond double coefficients.
 
     Examples
     --------
@@ -219,6 +225,13 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
     if not is_number(lower) or not 0 < float(lower) < 1:
         raise ValueError(f"lower must be a number between 0 and 1, got {lower!r}")
     steps, _ = best_steps(int(r), float(lower), ROUNDING)
+    # All terms are positive, so their rounding cancels nothing; but poles can underflow.
+    terms = [v for _, *parts in steps for part in parts for v in part]
+    if not all(SMALLEST_NORMAL <= v < math.inf for v in terms):
+        raise BeyondDoublesError(
+            f"poles of type ({2 * r + 1}, {2 * r}) on [{lower:g}, 1] are beyond double "
+            f"coefficients: they are of the size of lower**2; lower must be larger, got {lower!r}"
+        )
     return RationalSchedule(
         steps=steps,
         lower=float(lower),

@@ -112,10 +112,34 @@ def correctness(cupy: Any) -> list[Row]:
         difference = polarlib.orthogonalize(cupy.asarray(a), **kwargs).get()
         difference = difference - polarlib.orthogonalize(a, **kwargs)
         rows.append(Row("orthogonalize", f"tf32 {shape}", largest(difference), AGREES["tf32"]))
+    for dtype in DTYPES[:4]:
+        rows += factors(cupy, dtype)
     for dtype in DTYPES:
         zero = cupy.asarray(0 * matrices((3, 8, 4), dtype))
         left = largest(wide(polarlib.orthogonalize(zero).get()))
         rows.append(Row("orthogonalize", f"{dtype} of zeros", left, 0.0))
+    return rows
+
+
+def factors(cupy: Any, dtype: str) -> list[Row]:
+    """Cholesky factors of a definite matrix and of one that fails half-way, alone and together."""
+    a = wide(matrices((300, 200), dtype))
+    good = a.conj().T @ a + np.eye(200)
+    bad = good.copy()
+    bad[100, 100] = -1.0
+    rows = []
+    for stacked in (False, True):
+        x, y = (cupy.asarray(np.stack([good, z]).astype(dtype)) for z in (good, bad))
+        first, second = (
+            wide((ops_of(z).cholesky(z) if stacked else ops_of(z).cholesky(z[1])).get())
+            for z in (x, y)
+        )
+        l = first[0] if stacked else first
+        what = f"{dtype} {'stack' if stacked else 'one'}"
+        residual = largest(l @ l.conj().T - good) / largest(good)
+        rows.append(Row("cholesky", what, residual, AGREES.get(dtype, TIGHT)))
+        seen = bool(np.isnan(second[-1] if stacked else second).any())
+        rows.append(Row("cholesky", f"{what}, failure is not seen", float(not seen), 0.0))
     return rows
 
 

@@ -92,8 +92,16 @@ def stack(address, dtype, rows, columns, leading, step, count):
     return np.lib.stride_tricks.as_strided(flat, (count, rows, columns), strides)
 
 
+# Math mode in which single precision is multiplied in tf32.
+TF32_MATH = 3
+
+
 def to_tf32(x):
-    """Round float32 to tf32: 13 bits fewer, ties to even."""
+    """Round float32 to tf32: 13 bits fewer, ties to even; complex numbers by parts."""
+    if x.dtype == np.complex64:
+        return to_tf32(np.ascontiguousarray(x).view(np.float32)).view(np.complex64)
+    if x.dtype != np.float32:
+        return x
     bits = x.view(np.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(np.float32)
 
@@ -103,6 +111,7 @@ class Cublas:
 
     def __init__(self, constants):
         self.mode = constants["CUBLAS_POINTER_MODE_HOST"]
+        self.math_mode = constants["CUBLAS_DEFAULT_MATH"]
         self.computes = {constants[name]: table for name, table in SCALARS.items()}
         self.tf32 = constants["CUBLAS_COMPUTE_32F_FAST_TF32"]
 
@@ -119,6 +128,14 @@ class Cublas:
         if mode not in (0, 1):
             refuse("INVALID_VALUE", f"pointer mode {mode}")
         self.mode = mode
+
+    def getMathMode(self, handle):
+        self.checked(handle)
+        return self.math_mode
+
+    def setMathMode(self, handle, mode):
+        self.checked(handle)
+        self.math_mode = mode
 
     def gemmEx(self, handle, *args):
         *sizes, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, _ = args
@@ -153,7 +170,8 @@ class Cublas:
             refuse("EXECUTION_FAILED", "matrices of C overlap")
         with np.errstate(all="ignore"):
             a, b = (x.astype(scalar_type) for x in (a, b))
-            if compute == self.tf32:
+            single = dtype in (np.float32, np.complex64)
+            if compute == self.tf32 or (single and self.math_mode == TF32_MATH):
                 a, b = to_tf32(a), to_tf32(b)
             a, b = applied(ta, a), applied(tb, b)
             # As rows: the same product of the same matrices as NumPy's, and the same rounding.

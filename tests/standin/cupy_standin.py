@@ -45,7 +45,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cublas, functions, linalg, memory
+from . import cublas, cusolver, functions, linalg, memory
 from .dtypes import BFLOAT16, checked_dtype, find_loop, loops, narrow, quiet, widen
 from .elementwise import Evaluator
 from .state import (
@@ -1152,6 +1152,7 @@ _REPLACED = {
     "cupy.cuda.Stream": Stream,
     "cupy.cuda.device.Device": Device,
     "cupy.cuda.device.get_cublas_handle": lambda: cublas.HANDLE,
+    "cupy.cuda.device.get_cusolver_handle": lambda: cusolver.HANDLE,
     "cupy.cuda.get_current_stream": lambda device_id=-1: Stream.null,
     "cupy.cuda.get_device_id": lambda: 0,
     "cupy.cuda.is_available": lambda: True,
@@ -1160,7 +1161,7 @@ _REPLACED = {
 }
 
 
-CUBLAS = "cupy_backends.cuda.libs.cublas"
+LIBS = "cupy_backends.cuda.libs"
 BINDING_PACKAGES = ["cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"]
 
 
@@ -1195,17 +1196,20 @@ def _modules():
         module, _, name = path.rpartition(".")
         setattr(modules[module], name, value)
     modules["cupy.linalg"].__all__ = sorted(RECORD["cupy.linalg"])
-    binding = cublas.module(RECORD[CUBLAS])
+    bindings = {
+        "cublas": cublas.module(RECORD[f"{LIBS}.cublas"]),
+        "cusolver": cusolver.module(RECORD[f"{LIBS}.cusolver"]),
+    }
 
     def lazy(name):
         """Load a binding: only from here is it found, as where pip has put CUDA's libraries."""
-        if name != "cublas":
+        if name not in bindings:
             raise AttributeError(name)
-        if sys.modules.setdefault(CUBLAS, binding) is None:
-            raise ImportError(f"{CUBLAS} is not there")
-        return binding
+        if sys.modules.setdefault(f"{LIBS}.{name}", bindings[name]) is None:
+            raise ImportError(f"{LIBS}.{name} is not there")
+        return bindings[name]
 
-    modules[CUBLAS.rpartition(".")[0]].__getattr__ = lazy
+    modules[LIBS].__getattr__ = lazy
     return modules
 
 

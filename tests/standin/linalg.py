@@ -1,7 +1,9 @@
 """Linear algebra on NumPy arrays under the rules of cuBLAS, cuSOLVER and CuPy.
 
 Types follow CuPy's, computation is LAPACK's in the precision of the type (NumPy's own would
-compute float32 in float64), and where a routine fails the result is NaN.
+compute float32 in float64). Where a routine fails, CuPy returns what is in the array, and so does
+the stand-in: what LAPACK leaves, and finite numbers where LAPACK would not begin. What cuSOLVER
+leaves is not documented; nothing may rely on NaN.
 """
 
 import numpy as np
@@ -69,6 +71,12 @@ def _batched(routine, function, *arrays, result_types):
     )
 
 
+def _without_nan(matrix):
+    """Return a matrix that iterations end on, and whether they would have failed."""
+    failed = not np.isfinite(matrix).all()
+    return (np.where(np.isfinite(matrix), matrix, 0) if failed else matrix), failed
+
+
 def _cholesky(a):
     _require_matrices(a, square=True)
     working_type, result_type = _working_types(a)
@@ -78,7 +86,7 @@ def _cholesky(a):
             return (matrix,), False
         (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (matrix,))
         result, info = potrf(matrix, lower=True, clean=True)
-        return (np.tril(np.full_like(matrix, np.nan)) if info else result,), bool(info)
+        return (result,), bool(info)
 
     (result,) = _batched("potrf", factor, a.astype(working_type), result_types=(result_type,))
     return result
@@ -115,15 +123,10 @@ def _svd(a, full_matrices=True, compute_uv=True):
     left, right = (rows, columns) if full_matrices else (rank, rank)
 
     def factor(matrix):
-        nan = [np.full(s, np.nan) for s in ((rows, left), (rank,), (right, columns))]
         if rank == 0:
             return (np.eye(rows, left), np.zeros(0), np.eye(right, columns)), False
-        if not np.isfinite(matrix).all():
-            return nan, True
-        try:
-            return scipy.linalg.svd(matrix, full_matrices, check_finite=False), False
-        except np.linalg.LinAlgError:
-            return nan, True
+        matrix, failed = _without_nan(matrix)
+        return scipy.linalg.svd(matrix, full_matrices, check_finite=False), failed
 
     result_types = (result_type, real_type, result_type)
     u, s, vh = _batched("gesvd", factor, a.astype(working_type), result_types=result_types)
@@ -140,9 +143,8 @@ def _eigh(a, UPLO="L"):
     def factor(matrix):
         if matrix.size == 0:
             return (np.zeros(0), matrix), False
-        if not np.isfinite(matrix).all():
-            return (np.full(len(matrix), np.nan), np.full_like(matrix, np.nan)), True
-        return scipy.linalg.eigh(matrix, lower=UPLO == "L", check_finite=False), False
+        matrix, failed = _without_nan(matrix)
+        return scipy.linalg.eigh(matrix, lower=UPLO == "L", check_finite=False), failed
 
     result_types = (real_type, result_type)
     return _batched("syevd", factor, a.astype(working_type), result_types=result_types)
@@ -182,7 +184,12 @@ def _solve(a, b):
 def _inv(a):
     _require_matrices(a, square=True)
     working_type, _ = _working_types(a)
-    return _solve(a, np.broadcast_to(np.eye(a.shape[-1], dtype=working_type), a.shape))
+    inverse = _solve(a, np.broadcast_to(np.eye(a.shape[-1], dtype=working_type), a.shape))
+    if a.ndim == 2:
+        return inverse
+    # cuBLAS's getriBatched writes nothing for a singular matrix: what is there stays.
+    failed = ~np.isfinite(inverse).all(axis=(-2, -1), keepdims=True)
+    return np.where(failed, a, inverse)
 
 
 def _pinv(a, rcond=1e-15):

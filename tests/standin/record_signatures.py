@@ -1,8 +1,8 @@
 """Record the public names and signatures of an installed CuPy, for the stand-in.
 
-CuPy imports without a driver, so this needs no GPU; ``cupy.cublas`` needs the cuBLAS library::
+CuPy imports without a driver, so this needs no GPU; the bindings need cuBLAS and cuSOLVER::
 
-    pip install "cupy-cuda13x==14.2.0" nvidia-cublas
+    pip install "cupy-cuda13x==14.2.0" nvidia-cublas nvidia-cusolver
     python record_signatures.py cupy-14.2.0.json
 
 The file maps each module or class to its public names, one entry per line:
@@ -47,10 +47,11 @@ CLASSES = (
 )
 # Bindings to C, as far as they are used: what the names must match.
 BINDINGS = {
-    "cupy.cuda.device": r"get_cublas_handle",
+    "cupy.cuda.device": r"get_(cublas|cusolver)_handle",
     "cupy.cuda.runtime": r"CUDA_[CR]_\d+B?F|is_hip",
-    "cupy_backends.cuda.libs.cublas": r"gemm(StridedBatched)?Ex|[gs]etPointerMode|"
-    r"CUBLAS_(COMPUTE|GEMM|OP|POINTER_MODE)_\w+",
+    "cupy_backends.cuda.libs.cublas": r"gemm(StridedBatched)?Ex|[gs]et(Pointer|Math)Mode|"
+    r"CUBLAS_(COMPUTE|FILL_MODE|GEMM|OP|POINTER_MODE)_\w+|CUBLAS_DEFAULT_MATH",
+    "cupy_backends.cuda.libs.cusolver": r"[sdcz]potrf(Batched|_bufferSize)?",
 }
 # Takes ``*args`` by inspection, but exactly two of them in fact: a third raises TypeError.
 FIXED = {
@@ -146,7 +147,7 @@ def resolve(path):
     """Return the module or class that a dotted path names."""
     try:
         return importlib.import_module(path)
-    except ModuleNotFoundError:
+    except ImportError:  # a class, or a binding whose library its package loads
         parent, _, name = path.rpartition(".")
         return getattr(resolve(parent), name)
 

@@ -1,0 +1,56 @@
+"""Sessions of the developers: ``nox`` for what a change must pass, ``nox -s NAME`` for one."""
+
+from __future__ import annotations
+
+import re
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+PROJECT = nox.project.load_toml("pyproject.toml")["project"]
+# Torch 2.13 is the version that the tests of DTensor and compilation were written for.
+LIBRARIES = ("torch==2.13.0", "jax>=0.6", "dask[array]>=2024.8")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, and the layers of the package."""
+    session.install("-e", ".[test]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The default run, without optional array libraries."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Every test, slow ones included, with torch, JAX and Dask."""
+    session.install("-e", ".[test]", *LIBRARIES)
+    session.run("python", "-m", "pytest", "-m", "", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The default run with the oldest versions that pyproject.toml admits."""
+    needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["files"]]
+    session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))
+    # Old versions call what newer ones of their own dependencies deprecate.
+    quiet = ("-W", "ignore::DeprecationWarning")
+    session.run("python", "-m", "pytest", *quiet, *session.posargs)
+
+
+@nox.session
+def seeds(session: nox.Session) -> None:
+    """Other random matrices, with one and two BLAS threads: what fails here held by luck."""
+    session.install("-e", ".[test]")
+    for seed in session.posargs or ("1", "2", "3"):
+        for threads in ("1", "2"):
+            session.run("python", "-m", "pytest", "tests", "--seed", seed, "--threads", threads)

@@ -1,0 +1,109 @@
+"""Cholesky factors of CuPy arrays by cuSOLVER, with the flag that says whether they are factors.
+
+``cupy.linalg.cholesky`` drops cuSOLVER's ``devInfo``: where a matrix is not positive definite, it
+returns what elimination has left in the array, which may be finite. Here the routines are called
+through CuPy's private binding, the flags stay on the device, and a failed factor is NaN, without
+waiting. Where the binding or a name of it is missing, the factor is checked by its residual.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import operator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["cholesky"]
+
+Array = Any
+
+# cuSOLVER's letter of each dtype.
+LETTERS = {"float32": "s", "float64": "d", "complex64": "c", "complex128": "z"}
+ROUTINES = ("{}potrf", "{}potrf_bufferSize", "{}potrfBatched")
+# Names of the private module without which there is no factorisation.
+NEEDED = tuple(name.format(letter) for letter in LETTERS.values() for name in ROUTINES)
+_all_needed = operator.attrgetter(*NEEDED)
+# cuBLAS's constant, which cuSOLVER takes: the upper triangle of a column-major matrix.
+UPPER = "CUBLAS_FILL_MODE_UPPER"
+# Residual of a factor, max |A - L L^H| over (n + 1) eps max a_ii: 1/2 for the factorisation
+# (Higham, Accuracy and Stability of Numerical Algorithms, Theorem 10.3) and as much for the product
+# that shows it, each up to 2 sqrt(2) times that in complex arithmetic.
+RESIDUAL = 3.0
+
+
+def _binding() -> tuple[ModuleType, int] | None:
+    """Return CuPy's private binding and the code of a triangle; None without one of its names."""
+    try:
+        # From its package, which first loads the library where pip has put it.
+        from cupy_backends.cuda.libs import cublas, cusolver
+
+        _all_needed(cusolver)
+        upper = getattr(cublas, UPPER)
+    except (ImportError, AttributeError):
+        return None
+    runtime = importlib.import_module("cupy").cuda.runtime
+    return None if getattr(runtime, "is_hip", False) else (cusolver, upper)
+
+
+def cholesky(z: Array) -> Array:
+    """Return lower Cholesky factors of a stack; NaN for those that have none.
+
+    Parameters
+    ----------
+    z : cupy.ndarray, shape (..., n, n)
+        Hermitian, of 32 or 64 bits; not modified. One triangle is read.
+
+    Returns
+    -------
+    cupy.ndarray, shape (..., n, n)
+        The host does not wait for the device.
+    """
+    cupy = importlib.import_module("cupy")
+    if z.size == 0:
+        return cupy.empty_like(z)
+    found = _binding()
+    if found is None or z.dtype.name not in LETTERS:
+        factor = cupy.linalg.cholesky(z)
+        good = _is_factor(cupy, factor, z)
+    else:
+        factor, info = _by_cusolver(cupy, *found, z)
+        good = (info == 0).reshape((*z.shape[:-2], 1, 1))
+    return cupy.where(good, factor, math.nan)
+
+
+def _by_cusolver(cupy: Any, binding: Any, upper: int, z: Array) -> tuple[Array, Array]:
+    # By rows: the upper triangle of the transpose, by columns, is the lower one of the matrix.
+    x = z.astype(z.dtype, order="C", copy=True)
+    n, count = z.shape[-1], math.prod(z.shape[:-2])
+    info = cupy.empty(count, dtype=np.int32)
+    handle = cupy.cuda.device.get_cusolver_handle()
+    potrf, work_size, batched = (
+        getattr(binding, name.format(LETTERS[z.dtype.name])) for name in ROUTINES
+    )
+    if z.ndim == 2:
+        size = work_size(handle, upper, n, x.data.ptr, n)
+        work = cupy.empty(size, dtype=z.dtype)
+        potrf(handle, upper, n, x.data.ptr, n, work.data.ptr, size, info.data.ptr)
+    else:
+        step = n * n * x.itemsize
+        first = x.data.ptr
+        at = cupy.arange(first, first + count * step, step, dtype=np.uintp)
+        batched(handle, upper, n, at.data.ptr, n, info.data.ptr, count)
+    return cupy.tril(x), info
+
+
+def _is_factor(cupy: Any, factor: Array, z: Array) -> Array:
+    """Whether ``L L^H`` is Z up to rounding and the diagonal of L positive, shape (..., 1, 1).
+
+    It is what a factorisation that succeeds proves, however the factor was found.
+    """
+    lower = cupy.tril(factor)
+    product = cupy.matmul(lower, cupy.conj(lower).swapaxes(-1, -2))
+    error = cupy.max(cupy.abs(product - z), axis=(-2, -1), keepdims=True)
+    largest = cupy.max(cupy.diagonal(z, 0, -2, -1).real, axis=-1)[..., None, None]
+    least = cupy.min(cupy.diagonal(lower, 0, -2, -1).real, axis=-1)[..., None, None]
+    slack = RESIDUAL * (z.shape[-1] + 1) * float(np.finfo(factor.dtype).eps)
+    return (error <= slack * largest) & (least > 0)

@@ -1,0 +1,925 @@
+"""The contract of every primitive of Ops, on every array library.
+
+Values are checked against extended precision, or by the equations that define a factorisation.
+Each check also compares dtype, shape, kind of array and device, and that operands are unchanged
+unless the primitive may overwrite them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import pytest
+from conftest import Library, library
+from standin import cupy_standin
+
+from polarlib import ops as seam
+from polarlib.ops import finite_peak, ops_of
+
+KINDS = (
+    "numpy",
+    "numpy-readonly",
+    "torch",
+    "torch, recording",
+    "jax",
+    "dask",
+    "array_api_strict",
+    "cupy",
+)
+# Each dtype once, half of them in stacks; fewer where every new shape is compiled, or made a graph.
+CASES = (("float64", ()), ("float32", (3,)), ("complex64", ()), ("complex128", (2, 2)))
+FEWER = {"jax": (("float32", ()), ("complex128", (2,))), "dask": CASES[1::2]}
+EPS = {"float32": 2.0**-23, "complex64": 2.0**-23, "float64": 2.0**-52, "complex128": 2.0**-52}
+REAL = {"float32": "float32", "complex64": "float32", "float64": "float64", "complex128": "float64"}
+COMPLEX = {"float32": "complex64", "float64": "complex128"}
+MILLION = (1000, 1000)
+NAN, INF = math.nan, math.inf
+
+
+@dataclass
+class Lab:
+    """Arrays of one library, dtype and stack, and what was made of them."""
+
+    kind: str
+    lib: Any
+    dtype: str
+    stack: tuple[int, ...]
+    large: bool = False
+    kept: list = field(default_factory=list)
+
+    def make(self, a: Any, dtype: str | None = None) -> Any:
+        """An array that must not change."""
+        x = self._array(np.asarray(a), dtype or self.dtype, written=False)
+        self.kept.append((x, self.host(x).copy()))
+        return x
+
+    def give(self, a: Any, dtype: str | None = None) -> Any:
+        """An array that may be overwritten."""
+        return self._array(np.asarray(a), dtype or self.dtype, written=True)
+
+    def _array(self, a: np.ndarray, dtype: str, *, written: bool) -> Any:
+        lib = Library("numpy") if written and self.kind == "numpy-readonly" else self.lib
+        x = lib.asarray(a.real if np.dtype(dtype).kind != "c" else a, dtype)
+        return x.requires_grad_() if self.kind == "torch, recording" and not written else x
+
+    def host(self, x: Any) -> np.ndarray:
+        return np.asarray(x) if isinstance(x, float) else self.lib.to_numpy(x)
+
+    @functools.cached_property
+    def ops(self) -> Any:
+        return ops_of(self._array(np.eye(2), self.dtype, written=False))
+
+    @property
+    def eps(self) -> float:
+        return EPS[self.dtype]
+
+    @property
+    def real(self) -> str:
+        return REAL[self.dtype]
+
+    def sample(self, m: int | None = None, n: int | None = None, seed: int = 0) -> np.ndarray:
+        """Random matrices, rounded to the dtype."""
+        m, n = m or self.rows, n or self.columns
+        rng = np.random.default_rng(seed)
+        a = rng.standard_normal((*self.stack, m, n))
+        if self.dtype.startswith("complex"):
+            a = a + 1j * rng.standard_normal(a.shape)
+        return a.astype(self.dtype)
+
+    @property
+    def rows(self) -> int:
+        return 170 if self.large else 7
+
+    @property
+    def columns(self) -> int:
+        return 130 if self.large else 5
+
+    def definite(self, n: int | None = None, seed: int = 1) -> np.ndarray:
+        """Hermitian matrices with eigenvalues of at least 1."""
+        a = self.sample(n or self.columns, n or self.columns, seed)
+        z = wide(a) @ adjoint(wide(a)) + np.eye(a.shape[-1])
+        return ((z + adjoint(z)) / 2).astype(self.dtype)
+
+    def equal(
+        self, got: Any, want: Any, *, dtype: str | None = None, bound: Any = None, like: Any = None
+    ) -> np.ndarray:
+        """Assert values, dtype, shape, kind and device of a result; bound in epsilons."""
+        want = np.asarray(want)
+        host = self.host(got)
+        if not isinstance(got, float):
+            dtype = dtype or self.dtype
+            assert self.lib.dtype_name(got) == dtype
+            reference = like if like is not None else self.kept[0][0] if self.kept else got
+            if array_api_compat.is_array_api_obj(reference):
+                assert array_api_compat.device(got) == array_api_compat.device(reference)
+                assert type(got) is type(reference) or isinstance(got, np.generic)
+        assert host.shape == want.shape
+        if bound is None:
+            np.testing.assert_array_equal(host, want)
+        else:
+            assert np.all(np.abs(host - want) <= bound * self.eps), np.abs(host - want).max()
+        return host
+
+    def settled(self) -> None:
+        for x, before in self.kept:
+            np.testing.assert_array_equal(self.host(x), before)
+
+
+class OnCupy:
+    """Arrays of the mock of CuPy."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.xp = cupy
+
+    def asarray(self, a: np.ndarray, dtype: str) -> Any:
+        return self.xp.asarray(np.array(a).astype(dtype))
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return x.get() if isinstance(x, self.xp.ndarray) else np.asarray(x)
+
+    dtype_name = Library.dtype_name
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """A function that makes a Lab of one library."""
+    name = request.param
+    if name == "cupy":
+        with cupy_standin.installed() as cupy:
+            yield functools.partial(Lab, name, OnCupy(cupy))
+        return
+    yield functools.partial(Lab, name, library(name.partition(",")[0]))
+
+
+def wide(a: Any) -> np.ndarray:
+    a = np.asarray(a)
+    return a.astype(np.clongdouble if a.dtype.kind == "c" else np.longdouble)
+
+
+def adjoint(a: np.ndarray) -> np.ndarray:
+    return np.conj(np.swapaxes(a, -1, -2))
+
+
+def size(a: np.ndarray) -> np.ndarray:
+    """Largest absolute row sum, for bounds of what rounding does."""
+    return np.abs(a).sum(axis=-1).max(axis=-1)[..., None, None]
+
+
+def outs(lab: Lab, shape: tuple[int, ...], like: Any) -> list:
+    """None, and the storage that the library has for an ``out=``, full of NaN."""
+    buffer = lab.ops.buffer(shape, like)
+    if buffer is None:
+        return [None]
+    assert tuple(buffer.shape) == shape
+    assert lab.lib.dtype_name(buffer) == lab.dtype
+    assert lab.ops.reusable(buffer)
+    buffer[...] = NAN
+    return [None, buffer]
+
+
+# -- conversion ------------------------------------------------------------------------------
+
+
+def check_working_in(lab):
+    native = lab.ops.working_in("float32")
+    assert native.working == "float32"
+    assert not native.fused
+    assert lab.ops.working == ""
+    assert type(native) is type(lab.ops)
+    assert lab.ops.working_in("bfloat16").fused
+
+
+def check_enter(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.enter(x) is x
+    single = "complex64" if lab.dtype.startswith("complex") else "float32"
+    lab.equal(lab.ops.working_in("float32").enter(x), lab.sample().astype(single), dtype=single)
+
+
+def check_is_complex(lab):
+    assert lab.ops.is_complex(lab.make(lab.sample())) == lab.dtype.startswith("complex")
+
+
+def check_format_name(lab):
+    assert lab.ops.format_name(lab.make(lab.sample())) == lab.real
+    if lab.kind not in ("torch, recording",):
+        assert lab.ops.format_name(lab.make(np.eye(2), "int32")) == ""
+
+
+def check_cast(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.cast(x, lab.real) is x
+    for name in ("float32", "float64"):
+        to = COMPLEX[name] if lab.ops.is_complex(x) else name
+        lab.equal(lab.ops.cast(x, name), lab.sample().astype(to), dtype=to)
+
+
+def check_at_least_single(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.at_least_single(x) is x
+    if lab.kind not in ("array_api_strict", "dask", "torch, recording"):
+        half = lab.make(np.eye(2), "float16")
+        lab.equal(lab.ops.at_least_single(half), np.eye(2), dtype="float32", like=half)
+
+
+def check_dtype(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.dtype(lab.dtype) == x.dtype
+
+
+def check_like(lab):
+    x, y = lab.make(lab.sample()), lab.make(lab.sample(), lab.dtype)
+    assert lab.ops.like(x, y) is x
+    wider = {"float32": "float64", "complex64": "complex128"}.get(lab.dtype, lab.dtype)
+    large = lab.make(np.full((2, 2), 1e300), wider)
+    want = np.full((2, 2), 1e300 if wider == lab.dtype else INF)
+    host = lab.host(lab.ops.like(large, x))
+    np.testing.assert_array_equal(host.real, want)
+    assert host.dtype == lab.dtype
+
+
+def check_to_host(lab):
+    got = lab.ops.to_host(lab.make(lab.sample()))
+    assert type(got) is np.ndarray
+    assert got.dtype == ("complex128" if lab.dtype.startswith("complex") else "float64")
+    np.testing.assert_array_equal(got, lab.sample())
+    got[...] = 0  # a copy: nobody else sees it
+
+
+def check_on_cpu(lab):
+    assert lab.ops.on_cpu(lab.make(lab.sample())) == (lab.kind != "cupy")
+
+
+def check_from_host(lab):
+    x = lab.make(lab.sample())
+    for a in (lab.sample().real.astype(lab.real), lab.sample()):
+        before = a.copy()
+        lab.equal(lab.ops.from_host(a, x), a, dtype=a.dtype.name)
+        np.testing.assert_array_equal(a, before)
+
+
+def check_read(lab):
+    a = lab.sample().real
+    got = lab.ops.read(lab.make(a, lab.real))
+    assert type(got) is float
+    assert got == a.max()
+    many = np.zeros((80, 80))
+    many[50, 3] = NAN
+    assert math.isnan(lab.ops.read(lab.make(many, lab.real)))
+
+
+def doubled(x, factor=1):
+    return x * factor
+
+
+def check_compiled(lab):
+    f = lab.ops.compiled(doubled, factor=2)
+    lab.equal(f(lab.make(lab.sample())), 2 * lab.sample())
+    assert lab.kind == "jax" or isinstance(f, functools.partial)
+    if lab.kind == "jax":
+        assert lab.ops.compiled(doubled, factor=2) is f
+
+
+# -- products --------------------------------------------------------------------------------
+
+
+def check_buffer(lab):
+    for order in (lambda x: x, lab.ops.adjoint):
+        x = order(lab.make(lab.sample()))
+        outs(lab, tuple(x.shape), x)
+
+
+def check_reusable(lab):
+    x = lab.give(lab.sample())
+    assert isinstance(lab.ops.reusable(x), bool)
+    if lab.ops.reusable(x):
+        assert not lab.ops.reusable(lab.give(lab.sample(8, 8))[..., ::2])
+
+
+def check_writable(lab):
+    expected = {"numpy-readonly": False, "jax": False}.get(lab.kind, True)
+    assert lab.ops.writable(lab.make(lab.sample())) == expected
+
+
+def check_matmul(lab):
+    a, b = lab.sample(), lab.sample(lab.columns, 4, 1)
+    want = wide(a) @ wide(b)
+    for out in outs(lab, want.shape, lab.give(a)):
+        got = lab.ops.matmul(lab.make(a), lab.make(b), out)
+        lab.equal(got, want, bound=(4 + lab.columns) * np.abs(a) @ np.abs(b))
+
+
+def check_gram(lab):
+    a = lab.sample()
+    want = adjoint(wide(a)) @ wide(a)
+    bound = (4 + lab.rows) * adjoint(np.abs(a)) @ np.abs(a)
+    for out in outs(lab, want.shape, lab.give(a)):
+        got = lab.equal(lab.ops.gram(lab.make(a), out), want, bound=bound)
+        assert np.all(np.abs(got - adjoint(got)) <= 4 * lab.eps * size(a) ** 2)
+
+
+def check_gemm(lab):
+    a, b, c = lab.sample(), lab.sample(lab.columns, 4, 1), lab.sample(lab.rows, 4, 2)
+    for alpha, beta in ((1.0, 0.0), (-0.5, 1.0), (2.0, -1.5), (0.0, 1.0)):
+        want = alpha * (wide(a) @ wide(b)) + beta * wide(c)
+        bound = (8 + lab.columns) * (np.abs(a) @ np.abs(b) + np.abs(c))
+        for out in outs(lab, want.shape, lab.give(a)):
+            got = lab.ops.gemm(lab.make(a), lab.make(b), lab.make(c), alpha, beta, out)
+            lab.equal(got, want, bound=bound)
+
+
+def check_gemm_hermitian(lab):
+    z = lab.definite()
+    want = 0.5 * wide(z) @ wide(z) - 2 * wide(z)
+    for out in outs(lab, want.shape, lab.give(z)):
+        x = lab.make(z)
+        got = lab.ops.gemm_hermitian(x, x, x, 0.5, -2.0, out)
+        lab.equal(got, want, bound=8 * size(z) ** 2)
+
+
+def check_made_hermitian(lab):
+    z = lab.definite()
+    noisy = z + np.triu(lab.sample(lab.columns, lab.columns, 3), 1) * lab.eps
+    got = lab.host(lab.ops.made_hermitian(lab.give(noisy)))
+    assert np.all(np.abs(got - z) <= 8 * lab.eps * (1 + np.abs(z)))
+    if isinstance(lab.ops, seam.NumpyOps):
+        np.testing.assert_array_equal(got, adjoint(got))
+
+
+def check_quadratic(lab):
+    z = lab.definite() / lab.columns
+    for c in ((2.0, -1.5, 0.5), (3.4445, -4.775, 2.0315), (1.0, 5.0, 0.01), (1.0, -0.5, 0.0)):
+        want = c[1] * wide(z) + c[2] * wide(z) @ wide(z)
+        x = lab.give(z)
+        for out in outs(lab, want.shape, x):
+            got = lab.ops.quadratic(x, c, out)
+            lab.equal(got, want, bound=16 * (abs(c[0]) + size(z) + size(z) ** 2) * 2, like=x)
+            np.testing.assert_array_equal(lab.host(x), z)  # given back
+
+
+def check_fold(lab):
+    z = lab.definite()
+    for alpha, beta in ((1.0, 2.0), (-0.5, 1.5), (0.0, 1.5)):
+        folded, a, b = lab.ops.fold(lab.give(z), alpha, beta)
+        got = a * wide(lab.host(folded)) + b * np.eye(lab.columns)
+        want = alpha * wide(z) + beta * np.eye(lab.columns)
+        assert np.all(np.abs(got - want) <= 4 * lab.eps * (np.abs(z) + 2))
+
+
+# -- elementwise -----------------------------------------------------------------------------
+
+
+def check_adjoint(lab):
+    lab.equal(lab.ops.adjoint(lab.make(lab.sample())), adjoint(lab.sample()))
+
+
+def check_combine(lab):
+    a, b, c = (lab.sample(seed=i) for i in range(3))
+    for count in (1, 2, 3):
+        factors = (0.5, -1.25, 3.0)[:count]
+        want = sum(f * wide(x) for f, x in zip(factors, (a, b, c)[:count], strict=True))
+        got = lab.ops.combine(factors, [lab.make(x) for x in (a, b, c)[:count]])
+        lab.equal(got, want, bound=4 * (np.abs(a) + np.abs(b) * 2 + np.abs(c) * 3))
+
+
+def check_eye(lab):
+    lab.equal(lab.ops.eye(4, lab.make(lab.sample())), np.eye(4))
+
+
+def check_add_diagonal(lab):
+    z = lab.definite()
+    want = wide(z) + 1.5 * np.eye(lab.columns)
+    lab.equal(lab.ops.add_diagonal(lab.give(z), 1.5), want, bound=np.abs(z) + 2)
+
+
+def check_divide(lab):
+    a = lab.sample()
+    s = 1 + np.abs(lab.sample(1, 1).real)
+    for divisor, number in ((1.5, 1.5), (lab.make(s, lab.real), wide(s))):
+        want = wide(a) / number
+        lab.equal(lab.ops.divide(lab.make(a), divisor), want, bound=4 * np.abs(a))
+        lab.equal(lab.ops.divide(lab.give(a), divisor, owned=True), want, bound=4 * np.abs(a))
+
+
+def check_scale(lab):
+    lab.equal(lab.ops.scale(lab.make(lab.sample()), 0.75), lab.sample() * 0.75)
+    with np.errstate(all="raise"):
+        largest = float(np.finfo(lab.real).max)
+        got = lab.ops.scale(lab.make(np.full((2, 2), largest), lab.real), 4.0)
+    assert np.isposinf(lab.host(got)).all()
+
+
+def check_hermitian_part(lab):
+    a = lab.sample(lab.columns, lab.columns)
+    got = lab.equal(
+        lab.ops.hermitian_part(lab.make(a)),
+        (wide(a) + adjoint(wide(a))) / 2,
+        bound=2 * np.abs(a).max(),
+    )
+    np.testing.assert_array_equal(got, adjoint(got))
+    largest = np.full((2, 2), float(np.finfo(lab.real).max))
+    got = lab.host(lab.ops.hermitian_part(lab.make(largest)))
+    np.testing.assert_array_equal(got, largest)
+
+
+def check_hermitian_split(lab):
+    a = lab.sample(lab.columns, lab.columns)
+    h, skew = lab.ops.hermitian_split(lab.give(a))
+    want = (wide(a) + adjoint(wide(a))) / 2
+    got = lab.equal(h, want, bound=2 * np.abs(a).max(), like=lab.give(a))
+    np.testing.assert_array_equal(got, adjoint(got))
+    rest = frobenius((wide(a) - adjoint(wide(a))) / 2)
+    lab.equal(skew, rest, dtype=lab.real, bound=8 * rest, like=lab.give(a))
+
+
+# -- reductions ------------------------------------------------------------------------------
+
+
+def frobenius(a: np.ndarray) -> np.ndarray:
+    return np.sqrt((np.abs(wide(a)) ** 2).sum(axis=(-2, -1), keepdims=True))
+
+
+def check_max(lab):
+    a = lab.sample().real.astype(lab.real)
+    for axis, keepdims in ((-1, True), (-2, False), ((-2, -1), True)):
+        x = lab.make(a, lab.real)
+        got = lab.ops.max(x, axis=axis, keepdims=keepdims)
+        lab.equal(got, a.max(axis=axis, keepdims=keepdims), dtype=lab.real)
+    lab.equal(lab.ops.max(lab.make(a, lab.real)), a.max(), dtype=lab.real)
+
+
+def check_max_abs(lab):
+    a = lab.sample()
+    want = np.maximum(np.abs(a.real), np.abs(a.imag)).max(axis=(-2, -1), keepdims=True)
+    lab.equal(lab.ops.max_abs(lab.make(a)), want, dtype=lab.real)
+
+
+def check_binary_scale(lab):
+    a = np.abs(lab.sample(1, 1).real) * 1000
+    got = lab.ops.binary_scale(lab.make(a, lab.real))
+    want = 2.0 ** np.floor(np.log2(a.astype(lab.real)))
+    if isinstance(got, float):
+        assert got == want
+    else:
+        lab.equal(got, want, dtype=lab.real)
+    for odd in (0.0, NAN, INF):
+        scale = lab.ops.binary_scale(lab.make(np.full((1, 1), odd), lab.real))
+        assert lab.host(scale) == 1
+
+
+def check_divisor(lab):
+    s = np.abs(lab.sample(1, 1).real)
+    assert np.all(lab.host(lab.ops.divisor(lab.make(s, lab.real))) == s.astype(lab.real))
+    for odd, want in ((0.0, 1.0), (NAN, NAN), (INF, NAN)):
+        got = lab.host(lab.ops.divisor(lab.make(np.full((1, 1), odd), lab.real)))
+        np.testing.assert_array_equal(np.ravel(got), [want])
+
+
+def check_number(lab):
+    s = np.abs(lab.sample(1, 1).real).astype(lab.real)
+    x = lab.make(s, lab.real)
+    got = lab.ops.number(x)
+    assert np.all(lab.host(got) == s)
+    assert isinstance(got, float) == (lab.ops.host and s.size == 1)
+
+
+def check_root(lab):
+    assert lab.ops.root(4.0) == 2.0
+    lab.equal(lab.ops.root(lab.make(np.full((1, 1), 2.25), lab.real)), [[1.5]], dtype=lab.real)
+
+
+def check_frobenius(lab):
+    a = lab.sample()
+    want = frobenius(a)
+    lab.equal(lab.ops.frobenius(lab.make(a)), want, dtype=lab.real, bound=8 * want)
+
+
+def check_trace(lab):
+    z = lab.definite()
+    want = np.trace(wide(z).real, axis1=-2, axis2=-1)[..., None, None]
+    lab.equal(lab.ops.trace(lab.make(z)), want, dtype=lab.real, bound=4 * want)
+
+
+def check_norm_1(lab):
+    a = lab.sample()
+    want = np.abs(wide(a)).sum(axis=-2, keepdims=True).max(axis=-1, keepdims=True)
+    lab.equal(lab.ops.norm_1(lab.make(a)), want, dtype=lab.real, bound=4 * want)
+
+
+def check_norm_inf(lab):
+    a = lab.sample()
+    want = np.abs(wide(a)).sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True)
+    lab.equal(lab.ops.norm_inf(lab.make(a)), want, dtype=lab.real, bound=4 * want)
+
+
+# -- factorisations --------------------------------------------------------------------------
+
+
+def orthonormal(q: np.ndarray, eps: float) -> None:
+    defect = adjoint(wide(q)) @ wide(q) - np.eye(q.shape[-1])
+    assert np.abs(defect).max(initial=0) <= 8 * max(q.shape[-2:]) * eps
+
+
+def product(lab: Lab, want: np.ndarray, *factors: np.ndarray) -> None:
+    got = functools.reduce(np.matmul, map(wide, factors))
+    assert np.all(np.abs(got - wide(want)) <= 16 * want.shape[-1] * lab.eps * frobenius(want))
+
+
+def spoilt(a: np.ndarray, value: Any) -> np.ndarray:
+    """The matrices of a stack, and before them the first with one entry changed."""
+    a = a.reshape((-1, *a.shape[-2:]))
+    bad = a[:1].copy()
+    bad[0, 1, 1] = value
+    return np.concatenate([bad, a])
+
+
+def check_svd(lab):
+    for a in (lab.sample(), lab.sample(lab.columns, lab.rows), lab.sample() * 0):
+        x = lab.make(a)
+        u, s, vh = lab.ops.svd(x)
+        k = min(a.shape[-2:])
+        u, vh = lab.equal(u, lab.host(u)), lab.equal(vh, lab.host(vh))
+        s = lab.equal(s, lab.host(s), dtype=lab.real)
+        assert (u.shape, s.shape) == ((*a.shape[:-1], k), (*a.shape[:-2], k))
+        assert vh.shape == (*a.shape[:-2], k, a.shape[-1])
+        assert np.all(s >= 0)
+        assert np.all(s[..., 1:] <= s[..., :-1])
+        orthonormal(u, lab.eps)
+        orthonormal(adjoint(vh), lab.eps)
+        product(lab, a, u * s[..., None, :], vh)
+    for value in (NAN, INF):
+        results = [lab.host(r) for r in lab.ops.svd(lab.make(spoilt(lab.sample(), value)))]
+        assert all(np.isnan(r[0]).all() for r in results)
+        u, s, vh = (r[1:] for r in results)
+        product(lab, spoilt(lab.sample(), 0)[1:], u * s[:, None], vh)
+
+
+def check_singular_values(lab):
+    for a in (lab.sample(), lab.sample(lab.columns, lab.rows)):
+        got = lab.ops.singular_values(lab.make(a))
+        want = np.linalg.svd(a.astype("c16"), compute_uv=False)
+        lab.equal(got, want, dtype=lab.real, bound=16 * want[..., :1])
+    for value in (NAN, INF):
+        got = lab.host(lab.ops.singular_values(lab.make(spoilt(lab.sample(), value))))
+        assert np.isnan(got[0]).all()
+        assert np.isfinite(got[1:]).all()
+
+
+def check_eigh(lab):
+    for z in (lab.definite(), -lab.definite(), lab.definite() * 0):
+        w, v = lab.ops.eigh(lab.make(z))
+        w, v = lab.equal(w, lab.host(w), dtype=lab.real), lab.equal(v, lab.host(v))
+        assert (w.shape, v.shape) == (z.shape[:-1], z.shape)
+        assert np.all(w[..., 1:] >= w[..., :-1])
+        orthonormal(v, lab.eps)
+        product(lab, z, v * w[..., None, :], adjoint(v))
+    for value in (NAN, INF):
+        w, v = map(lab.host, lab.ops.eigh(lab.make(spoilt(lab.definite(), value))))
+        assert np.isnan(w[0]).all()
+        assert np.isnan(v[0]).all()
+        assert np.isfinite(w[1:]).all()
+
+
+def check_qr(lab):
+    for a in (lab.sample(), lab.sample(lab.columns, lab.rows), lab.sample() * 0):
+        q, r = lab.ops.qr(lab.make(a))
+        q, r = lab.equal(q, lab.host(q)), lab.equal(r, lab.host(r))
+        assert q.shape == (*a.shape[:-1], min(a.shape[-2:]))
+        np.testing.assert_array_equal(r, np.triu(r))
+        orthonormal(q, lab.eps)
+        product(lab, a, q, r)
+    for value in (NAN, INF):
+        q, r = map(lab.host, lab.ops.qr(lab.make(spoilt(lab.sample(), value))))
+        assert not (np.isfinite(q[0]).all() and np.isfinite(r[0]).all())
+        assert np.isfinite(q[1:]).all()
+
+
+def check_determinant_sign(lab):
+    a = lab.sample(3, 3).real.astype(lab.real) * 1e30  # in float32 the determinant overflows
+    x = wide(a) / 1e30
+    det = sum(
+        x[..., 0, i] * (x[..., 1, j] * x[..., 2, k] - x[..., 1, k] * x[..., 2, j])
+        for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+    )
+    got = lab.ops.determinant_sign(lab.make(a, lab.real))
+    lab.equal(got, np.sign(det)[..., None, None], dtype=lab.real)
+    got = lab.host(lab.ops.determinant_sign(lab.make(spoilt(a, NAN), lab.real)))
+    assert np.isnan(got[0]).all()
+    assert np.isfinite(got[1:]).all()
+
+
+INDEFINITE = (-1.0, NAN)
+
+
+def check_cholesky(lab):
+    z = lab.definite()
+    l = lab.ops.cholesky(lab.make(z))
+    l = lab.equal(l, lab.host(l))
+    np.testing.assert_array_equal(l, np.tril(l))
+    diagonal = np.diagonal(l, 0, -2, -1)
+    assert np.all(diagonal.real > 0)
+    assert np.all(diagonal.imag == 0)
+    product(lab, z, l, adjoint(l))
+    # One matrix of a stack fails at its second pivot, later, or not at all; so does one alone.
+    for value in INDEFINITE:
+        for matrices in (spoilt(z, value), spoilt(z, value)[0]):
+            l = lab.host(lab.ops.cholesky(lab.make(matrices)))
+            l = l.reshape((-1, *l.shape[-2:]))
+            assert np.isnan(l[0]).any()
+            if len(l) > 1:
+                product(lab, spoilt(z, 0)[1:], l[1:], adjoint(l[1:]))
+    # The last pivot is lost by rounding only: all entries before are right.
+    low = np.tril(np.ones((4, 4)))
+    low[3, 3] = 0.0
+    singular = low @ low.T
+    singular[3, 3] -= 0.5
+    assert np.isnan(lab.host(lab.ops.cholesky(lab.make(singular)))).any()
+
+
+def check_is_definite(lab):
+    z = lab.definite()
+    x = lab.make(z)
+    none = lab.make(np.zeros((*lab.stack, 1, 1)), lab.real)
+    assert lab.ops.is_definite(x, none) is True
+    assert lab.ops.is_definite(x, lab.make(np.full((*lab.stack, 1, 1), 0.9), lab.real))
+    half = np.full((*lab.stack, 1, 1), 1.5 * size(z).max())
+    assert not lab.ops.is_definite(x, lab.make(half, lab.real))
+    for value in INDEFINITE:
+        matrices = lab.make(spoilt(z, value))
+        shift = lab.make(np.zeros((matrices.shape[0], 1, 1)), lab.real)
+        assert lab.ops.is_definite(matrices, shift) is False
+        alone = lab.make(spoilt(z, value)[0])
+        assert lab.ops.is_definite(alone, lab.make(np.zeros((1, 1)), lab.real)) is False
+
+
+def check_count_above(lab):
+    n = lab.columns
+    values = np.linspace(1, 2, n)
+    values[: n // 2] = 1e-3
+    q = np.linalg.qr(lab.sample(n, n).astype("c16" if lab.dtype.startswith("c") else "f8"))[0]
+    got = lab.ops.count_above(lab.make((q * values) @ adjoint(q)), 0.1)
+    assert isinstance(got, np.ndarray | np.integer)
+    np.testing.assert_array_equal(got, np.full(lab.stack, n - n // 2))
+
+
+def check_solve_lower(lab):
+    n = lab.columns
+    l = np.tril(lab.sample(n, n)) + 2 * n * np.eye(n, dtype=lab.dtype)
+    b = lab.sample(n, 4, 2)
+    for adjoint_ in (False, True):
+        y = lab.ops.solve_lower(lab.make(l), lab.make(b), adjoint=adjoint_)
+        y = lab.equal(y, lab.host(y))
+        assert y.shape == b.shape
+        op = adjoint(wide(l)) if adjoint_ else wide(l)
+        residual = np.abs(op @ wide(y) - wide(b))
+        assert np.all(residual <= 8 * n * lab.eps * (np.abs(op) @ np.abs(wide(y)) + np.abs(b)))
+        bad = spoilt(l, 0.0)
+        right = np.concatenate([b.reshape(-1, n, 4)[:1], b.reshape(-1, n, 4)])
+        got = lab.host(lab.ops.solve_lower(lab.make(bad), lab.make(right), adjoint=adjoint_))
+        assert not np.isfinite(got[0]).all()
+        assert np.isfinite(got[1:]).all()
+
+
+def check_inverse(lab):
+    n = lab.columns
+    a = lab.sample(n, n) + 2 * n * np.eye(n, dtype=lab.dtype)
+    y = lab.ops.inverse(lab.make(a))
+    y = lab.equal(y, lab.host(y))
+    residual = np.abs(wide(a) @ wide(y) - np.eye(n))
+    assert np.all(residual <= 16 * n * lab.eps * (np.abs(a) @ np.abs(y)))
+    singular = spoilt(a, 0.0)
+    singular[0, 1] = 0.0
+    got = lab.host(lab.ops.inverse(lab.make(singular)))
+    assert not np.isfinite(got[0]).all()
+    assert np.isfinite(got[1:]).all()
+    assert not np.isfinite(lab.host(lab.ops.inverse(lab.make(singular[0])))).all()
+
+
+# -- differentiation -------------------------------------------------------------------------
+
+
+def check_functional(lab):
+    """Where a library differentiates, nothing is overwritten, whatever else may be."""
+    ops = lab.ops.functional()
+    if lab.kind.startswith("torch"):
+        assert isinstance(ops, seam.TorchGradOps)
+    elif lab.kind != "jax":
+        assert ops is lab.ops
+        return
+    z = lab.definite()
+    x = lab.make(z)
+    assert ops.buffer((2, 2), x) is None
+    lab.equal(ops.add_diagonal(x, 1.0), z + np.eye(lab.columns), bound=np.abs(z) + 1)
+    lab.equal(ops.fold(x, 2.0, 1.0)[0], 2 * z + np.eye(lab.columns), bound=2 * np.abs(z) + 2)
+    lab.equal(ops.divide(x, 2.0, owned=True), z / 2)
+    lab.equal(ops.made_hermitian(x), z)
+
+
+def check_records(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.records(x) == (lab.kind == "torch, recording")
+
+
+def check_spread(lab):
+    assert lab.ops.spread(lab.make(lab.sample())) is False
+
+
+def check_hidden(lab):
+    assert lab.ops.hidden(lab.make(lab.sample())) is False
+
+
+def check_differentiable(lab):
+    x = lab.make(lab.sample())
+
+    def f(x):
+        return (x * 2.0,)
+
+    def along(arrays, results, tangents):
+        return (tangents[0] * 3.0,)  # not the derivative: the rule is what counts
+
+    (y,) = lab.ops.differentiable(f, along, lambda a, r, g: (g[0] * 3.0,), (x,), keep=True)
+    lab.equal(y, 2 * lab.sample())
+    if lab.kind == "torch, recording":
+        lab.ops.xp.sum(lab.ops.xp.abs(y) ** 2).backward()
+        np.testing.assert_allclose(lab.host(x.grad), 12 * lab.sample(), rtol=1e-6)
+
+
+def check_lyapunov(lab):
+    h, w = lab.definite(), lab.definite(seed=5)
+
+    def diagonalise(h):
+        ops = ops_of(h).functional()
+        s, v = ops.eigh(h)
+        return s[..., :, None] + s[..., None, :], v
+
+    y = wide(lab.host(lab.ops.lyapunov(lab.make(h), lab.make(w), diagonalise)))
+    residual = np.abs(wide(h) @ y + y @ wide(h) - w)
+    assert np.all(residual <= 64 * lab.columns * lab.eps * (size(h) * size(y) + size(w)))
+
+
+CHECKS = {
+    name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")
+}
+
+
+def test_every_public_primitive_has_a_check():
+    classes = [c for _, c in inspect.getmembers(seam, inspect.isclass) if issubclass(c, seam.Ops)]
+    public = {n for c in classes for n, f in vars(c).items() if callable(f) and n[0] != "_"}
+    assert public == set(CHECKS)
+
+
+def without_warnings(f, *args):
+    with np.errstate(all="ignore"):
+        return f(*args)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_contract(kind, name):
+    for dtype, stack in FEWER.get(kind.args[0], CASES):
+        lab = kind(dtype, stack)
+        without_warnings(CHECKS[name], lab)
+        lab.settled()
+
+
+# Where SciPy's kernels take over from NumPy's.
+LARGE = ["matmul", "gram", "gemm", "made_hermitian", "quadratic", "max_abs", "frobenius"]
+LARGE += ["hermitian_split", "is_definite", "count_above"]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_contract_of_large_matrices(name):
+    for dtype, _ in CASES:
+        for kind in ("numpy", "numpy-readonly"):
+            lab = Lab(kind, library(kind), dtype, (), large=True)
+            without_warnings(CHECKS[name], lab)
+            lab.settled()
+
+
+# -- NaN and infinity ------------------------------------------------------------------------
+
+# What is made of one stack of matrices, NaN for a matrix with NaN; True: without infinity, which
+# these may lose.
+UNARY = {
+    "matmul": lambda x, ops: ops.matmul(x, ops.adjoint(x)),
+    "gram": lambda x, ops: ops.gram(x),
+    "gemm": lambda x, ops: ops.gemm(x, x, x, 0.5, 1.0),
+    "combine": lambda x, ops: ops.combine((0.5,), (x,)),
+    "hermitian_part": lambda x, ops: ops.hermitian_part(x),
+    "max_abs": lambda x, ops: ops.max_abs(x),
+    "frobenius": lambda x, ops: ops.frobenius(x),
+    "norm_1": lambda x, ops: ops.norm_1(x),
+    "norm_inf": lambda x, ops: ops.norm_inf(x),
+    "trace": lambda x, ops: ops.trace(x),
+    "cholesky": lambda x, ops: ops.cholesky(x),
+    "inverse": lambda x, ops: ops.inverse(x),
+}
+PLACES = (1, 35, 71)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_nan_is_kept(kind, dtype):
+    """In 72 x 72 matrices: XLA's maximum on a CPU loses NaN from 4096 entries on."""
+    lab = kind(dtype, ())
+    z = lab.definite(72)
+    for i in PLACES:
+        bad = z.copy()
+        if dtype == "complex128":  # in the imaginary part only, where a Hermitian matrix has one
+            bad[i, i - 1], bad[i - 1, i] = complex(1, NAN), complex(1, NAN)
+        else:
+            bad[i, i] = NAN
+        x = lab.make(np.stack([z, bad]))
+        for name, f in UNARY.items():
+            if name == "trace" and dtype == "complex128":
+                continue  # takes real parts
+            got = lab.host(without_warnings(f, x, lab.ops))
+            assert np.isfinite(got[0]).all(), name
+            assert not np.isfinite(got[1]).all(), name
+        parts = lab.ops.xp.real(x) if lab.ops.is_complex(x) else x
+        imaginary = lab.ops.xp.imag(x) if lab.ops.is_complex(x) else x
+        assert math.isfinite(lab.ops.read(parts)) == (dtype == "complex128")
+        assert math.isnan(lab.ops.read(imaginary))
+        for axis in (-1, -2, (-2, -1)):
+            got = lab.host(lab.ops.max(imaginary, axis=axis))
+            assert np.isnan(got).sum() == (2 if dtype == "complex128" and axis != (-2, -1) else 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("shape", [(1, 1), (63, 65), (64, 64), (1, 5000), (3, 70, 60), MILLION])
+def test_finite_peak_sees_every_entry(kind, dtype, shape):
+    """NaN and infinity of either sign, in real and imaginary parts, in every order of memory."""
+    lab = kind(dtype, ())
+    if dtype in ("float64", "complex64") and (shape == MILLION or lab.kind in FEWER):
+        pytest.skip("two dtypes are enough")
+    count = math.prod(shape)
+    places = {0, count // 2, count - 1} if count > 5000 else {0, min(7, count - 1), count - 1}
+    a = np.zeros(shape, dtype)
+    for place, value in zip(sorted(places), (NAN, INF, -INF), strict=False):
+        for part in ("real", "imag")[: 1 + dtype.startswith("complex")]:
+            b = a.copy()
+            getattr(b, part).reshape(-1)[place] = value  # a view: b is contiguous
+            x = lab.give(b)
+            index = r".*".join(map(str, np.unravel_index(place, shape)))
+            with pytest.raises(ValueError, match=rf"g contains NaN.*1 of {count} .*{index}"):
+                finite_peak(x, lab.ops, "g")
+            with pytest.raises(ValueError, match="contains NaN or infinity; remove"):
+                finite_peak(lab.ops.adjoint(x), lab.ops, "g", locate=False)
+            peak = lab.host(finite_peak(x, lab.ops, "g", look=False))
+            assert peak.shape == (*shape[:-2], 1, 1)
+            assert (~np.isfinite(peak)).sum() == 1
+    assert lab.host(finite_peak(lab.give(a), lab.ops, "g")).max() == 0
+
+
+def test_views_and_memory_orders():
+    """Parts of arrays that are not contiguous: what lies beside them does not count."""
+    for name in ("numpy", "torch"):
+        lab = Lab(name, library(name), "float32", ())
+        a = np.zeros((300, 300), "float32")
+        a[1, 1] = NAN
+        x = lab.give(a)
+        for part, seen in ((x[2:, 2:], False), (x[::2, ::2], False), (x[1:, 1:], True),
+                           (x[:, 1:3], True), (lab.ops.adjoint(x)[1:4], True)):  # fmt: skip
+            assert math.isfinite(lab.ops.read(lab.ops.max_abs(part))) != seen
+
+
+# -- empty stacks ----------------------------------------------------------------------------
+
+# Shapes of the results for a stack of shape (0, 5, 5).
+EMPTY = {
+    "matmul": [(0, 5, 5)],
+    "gram": [(0, 5, 5)],
+    "gemm": [(0, 5, 5)],
+    "hermitian_part": [(0, 5, 5)],
+    "max_abs": [(0, 1, 1)],
+    "frobenius": [(0, 1, 1)],
+    "norm_1": [(0, 1, 1)],
+    "norm_inf": [(0, 1, 1)],
+    "trace": [(0, 1, 1)],
+    "svd": [(0, 5, 5), (0, 5), (0, 5, 5)],
+    "singular_values": [(0, 5)],
+    "eigh": [(0, 5), (0, 5, 5)],
+    "qr": [(0, 5, 5), (0, 5, 5)],
+    "cholesky": [(0, 5, 5)],
+    "solve_lower": [(0, 5, 5)],
+    "inverse": [(0, 5, 5)],
+}
+ARGUMENTS = {"matmul": 2, "gemm": 3, "solve_lower": 2}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_empty_stacks(kind, dtype):
+    lab = kind(dtype, ())
+    x = lab.give(np.zeros((0, 5, 5)))
+    for name, shapes in EMPTY.items():
+        results = getattr(lab.ops, name)(*(x,) * ARGUMENTS.get(name, 1))
+        results = results if isinstance(results, tuple) else (results,)
+        assert [tuple(r.shape) for r in results] == shapes, name
+        kinds = [lab.real if shape[1:] in ((1, 1), (5,)) else dtype for shape in shapes]
+        assert [lab.lib.dtype_name(r) for r in results] == kinds, name
+    assert lab.ops.is_definite(x, lab.give(np.zeros((0, 1, 1)), lab.real)) is True
+    assert np.shape(lab.ops.count_above(x, 0.5)) == (0,)

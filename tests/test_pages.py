@@ -1,0 +1,139 @@
+"""Every block of Python on a page runs as printed, in its order and one namespace."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import polarlib
+from polarlib import cli, files
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if page.is_file() and "```python" in page.read_text(encoding="utf-8")
+]
+pytestmark = pytest.mark.skipif(not PAGES, reason="the pages are not installed")
+NOT_RUN = "# not run: "
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line numbers and texts of the blocks of a page."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, m.start()) + 1, m[1]) for m in found]
+
+
+def missing(code: str) -> str | None:
+    """Name of the first library that a block imports and that is not installed."""
+    for name in re.findall(r"^(?:>>> )?(?:import|from) ([\w, ]+)", code, re.MULTILINE):
+        for module in re.split(r"[ ,]+", name.partition(" import")[0].partition(" as ")[0]):
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return module
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    without = None
+    for line, code in blocks(page):
+        if code.startswith(NOT_RUN):
+            assert len(code.partition("\n")[0]) > len(NOT_RUN)
+            continue
+        if absent := missing(code):
+            without = absent
+            continue
+        if code.startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+            result = doctest.DocTestRunner().run(test, clear_globs=False)
+            assert result.failed == 0
+            names = test.globs
+        else:
+            exec(compile("\n" * line + code, str(page), "exec"), names)
+    if without:
+        pytest.skip(f"{without} is not installed: its blocks did not run")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_scripts_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    scripts = re.findall(r"(?:benchmarks|tests|analysis)/[\w/]+\.py", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_commands_of_the_readme_are_known():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^polarlib (\w+)(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 8
+    for command, rest in lines:
+        shown = CliRunner().invoke(cli.app, [command, "--help"])
+        assert shown.exit_code == 0
+        for option in re.findall(r"(?<= )--?[a-z-]+", rest):
+            assert re.search(rf"(?<![\w-]){option}\b", shown.output), (command, option)
+
+
+# -- figures of the README -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@pytest.fixture(scope="module")
+def distances():
+    """What benchmarks/distance.py --json docs/data/distance.json wrote."""
+    return json.loads((ROOT / "docs" / "data" / "distance.json").read_text(encoding="utf-8"))
+
+
+def test_distances_in_the_readme(readme, distances):
+    rows = [r for r in distances if (r["format"], r["set"]) == ("bfloat16", "polar_express")]
+    assert [r["matrix"] for r in rows] == list(files.shipped())
+    errors = {who: [r[who]["backward_error"] for r in rows] for who in ("default", "published")}
+    less = sum(d < p for d, p in zip(*errors.values(), strict=True))
+    medians = [f"{statistics.median(errors[who]):.3f}" for who in ("default", "published")]
+    closer = sum(r["default"]["distance"] < r["published"]["distance"] for r in rows)
+    (one,) = (r for r in rows if r["matrix"] == "transformer_attention_qkv_early")
+    assert one["published"]["distance"] < one["default"]["distance"]
+    for text in (
+        f"than Polar Express on {less} (median {medians[0]} against {medians[1]})",
+        f"closer to U on {closer};",
+        f"{one['published']['distance']:.3f} against {one['default']['distance']:.3f}",
+        f"{len(polarlib.schedules())} published coefficient sets",
+    ):
+        assert text in readme
+
+
+def test_distances_are_those_of_this_code(distances, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("distance")
+    for name in ("polar_express", "jordan"):
+        found = script.row("digits_head_late", "bfloat16", name)
+        (kept,) = (
+            r for r in distances if all(r[k] == found[k] for k in ("matrix", "format", "set"))
+        )
+        for who in ("default", "published"):
+            assert found[who] == pytest.approx(kept[who], rel=0.05)
+
+
+def test_speed_in_the_readme(readme):
+    page = (ROOT / "docs" / "polar_benchmarks.md").read_text(encoding="utf-8")
+    found = re.search(
+        r"float64, (\d+) matrices: median ([\d.]+) times as fast.*?; least ([\d.]+)", page
+    )
+    assert f"on {found[1]} matrices and two cores, it is {found[2]} times as fast" in readme
+    assert f"{found[3]} times at worst with a pause before each call" in readme
