@@ -161,7 +161,8 @@ def under_default_promotion(f: F) -> F:
 def _finite_only(factorise: F) -> F:
     """Keep NaN and infinity from a factorisation: some of LAPACK's then never return.
 
-    A matrix that is not finite is replaced by ones on the diagonal, and its results are NaN.
+    A matrix that is not finite is replaced by one that every factorisation takes, the identity if
+    it is square, and its results are NaN.
     """
 
     @functools.wraps(factorise)
@@ -175,8 +176,7 @@ def _finite_only(factorise: F) -> F:
 
         def of_matrices(x: Array) -> Array:
             m, n = x.shape[-2:]
-            ones = xp.eye(m, n, dtype=x.dtype, device=array_api_compat.device(x))
-            return xp.where(finite, x, ones)
+            return xp.where(finite, x, self.eye(n, x) if m == n else xp.zeros_like(x))
 
         def or_nan(r: Array) -> Array:
             mask = finite if r.ndim == finite.ndim else finite[..., 0]

@@ -19,6 +19,7 @@ from polarlib._certify import Certificate, certify
 from polarlib.design import bounds
 from polarlib.design.bounds import largest_complement, least_error
 from polarlib.design.compose import pade
+from polarlib.design.remez import ideal
 from polarlib.formats import FORMATS, round_number
 from polarlib.published import listed, schedules
 
@@ -115,7 +116,7 @@ def _greedy(lower, degrees):
         if u - l < 1e-9:
             steps.append(pade(degree // 2))
             continue
-        b = design.best(degree, l, u)
+        b = ideal(degree, l, u)  # rounded to doubles at any cost: certify has to say what it is
         steps.append(b.coefficients)
         l, u = b.complement, 2 - b.complement
     return steps

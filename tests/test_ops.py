@@ -20,7 +20,7 @@ from conftest import Library, library
 from standin import cupy_standin
 
 from polarlib import ops as seam
-from polarlib.ops import finite_peak, ops_of
+from polarlib.ops import Diagonal, finite_peak, ops_of
 
 KINDS = (
     "numpy",
@@ -756,11 +756,57 @@ def check_lyapunov(lab):
     def diagonalise(h):
         ops = ops_of(h).functional()
         s, v = ops.eigh(h)
-        return s[..., :, None] + s[..., None, :], v
+        return Diagonal(s[..., :, None] + s[..., None, :], v)
 
     y = wide(lab.host(lab.ops.lyapunov(lab.make(h), lab.make(w), diagonalise)))
     residual = np.abs(wide(h) @ y + y @ wide(h) - w)
     assert np.all(residual <= 64 * lab.columns * lab.eps * (size(h) * size(y) + size(w)))
+
+
+def check_multiplier(lab):
+    assert lab.ops.multiplier(lab.make(lab.sample(), lab.real)) == lab.real
+
+
+def check_multiplies_in(lab):
+    assert lab.ops.multiplies_in(lab.real)
+    assert not lab.ops.multiplies_in("float8_e5m2")
+
+
+def check_in_full(lab):
+    a, b = lab.sample(), lab.sample(lab.columns, 4, 1)
+    got = lab.ops.in_full(lab.ops.xp.matmul, lab.make(a), lab.make(b))
+    lab.equal(got, wide(a) @ wide(b), bound=(4 + lab.columns) * np.abs(a) @ np.abs(b))
+
+
+def check_sums(lab):
+    a = np.abs(lab.sample()).astype(lab.real)
+    for axis in (-1, -2):
+        want = wide(a).sum(axis=axis, keepdims=True)
+        lab.equal(lab.ops.sums(lab.make(a, lab.real), axis), want, dtype=lab.real, bound=8 * want)
+
+
+def check_has_double(lab):
+    assert lab.ops.has_double(lab.make(lab.sample())) is True
+
+
+def check_as_complex(lab):
+    got = lab.ops.as_complex(lab.make(lab.sample()))
+    name = COMPLEX[lab.real]
+    lab.equal(got, lab.sample().astype(name), dtype=name)
+
+
+def check_together(lab):
+    x = lab.make(lab.sample())
+    assert (lab.ops.together(x, x) is lab.ops) == (lab.kind != "torch, recording")
+
+
+def check_constant(lab):
+    x = lab.make(lab.sample())
+    y = lab.ops.constant(lambda x: x * 2.0, x)
+    lab.equal(y, 2 * lab.sample())
+    if lab.kind == "torch, recording":
+        lab.ops.xp.sum(lab.ops.xp.abs(y + x) ** 2).backward()
+        np.testing.assert_allclose(lab.host(x.grad), 6 * lab.sample(), rtol=1e-6)
 
 
 CHECKS = {

@@ -402,7 +402,8 @@ def image_of_rounded(
     rounding = COEFFICIENT * sum(abs(c) * u ** (stride * i + 1) for i, c in enumerate(step))
     if rounding <= min(allowed, low / 2):
         return None
-    (lo, _), (_, hi) = certify([step], float(lower), u, stride=stride).image
+    # Rounding can turn the ends of an interval of no width round.
+    (lo, _), (_, hi) = certify([step], min(float(lower), u), u, stride=stride).image
     if 0 < lo >= low - allowed and hi <= high + allowed:
         return lo, hi
     degree = 1 + stride * (len(step) - 1)
