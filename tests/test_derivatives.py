@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pathlib
-import re
-
 import mpmath
 import numpy as np
 import pytest
-from conftest import DTYPES, HALF, LIBRARIES, Library, library
+from conftest import DTYPES, HALF, Library, library
 
 import polarlib
 from polarlib._derivatives import Dual, DualOps, polar_gradient
@@ -596,17 +593,3 @@ def test_jax_says_what_it_cannot():
     u = by_svd(singular)
     traced = jax.jit(lambda a: polar_gradient(a, u, jnp.ones((3, 3)), None))(singular)
     assert np.isnan(np.array(traced)).all()
-
-
-# -- documentation -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_examples_of_the_page(name):
-    text = (pathlib.Path(__file__).parent.parent / "docs" / "derivatives.md").read_text("utf-8")
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if f"import {name}" in b]
-    if name in ("numpy", "torch", "jax"):
-        assert blocks, f"no example for {name}"
-        library(name)
-    for block in blocks:
-        exec(compile(block, "docs/derivatives.md", "exec"), {})
