@@ -378,7 +378,7 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
 def _found_root(a: Array) -> Array:
     """Square root of Hermitian matrices that nobody differentiates."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root with condition=, and multiply by a")
+    refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
     x = ops.at_least_single(a)
     # By the square of a power of two, so that scaling back is exact.
     root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a")))

@@ -1063,6 +1063,13 @@ class TorchOps(InPlaceOps):
         under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
         return TorchGradOps(self.xp, self.device, open_ended=under_autocast)
 
+    def together(self, *arrays: Array) -> Ops:
+        """Arithmetic for several arrays: functional, if torch records one of them."""
+        if any(ops_of(x).records(x) for x in arrays):
+            # Torch differentiates these products later, under settings of then.
+            return TorchGradOps(self.xp, self.device, open_ended=True)
+        return self
+
     def working_in(self, format_name: str) -> Ops:
         """Return the same arithmetic for a native format; tf32 is native where torch is set so."""
         other: Any = super().working_in(format_name)
