@@ -12,7 +12,6 @@ import math
 import numbers
 import operator
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -31,7 +30,7 @@ from polarlib.formats import (
     round_number,
     target_value,
 )
-from polarlib.result import ScheduleWarning
+from polarlib.result import ScheduleWarning, warn
 
 __all__ = [
     "NORMALISATIONS",
@@ -294,11 +293,10 @@ class Schedule:
                 for s in (ordered, self.steps)
             )
             if least < 0.5 * error < math.inf and error > 2.0**-40:
-                warnings.warn(
+                warn(
                     f"schedule {self.name!r}: the same steps sorted by slope have less than half "
                     "the error; are they in the order in which they were designed?",
                     ScheduleWarning,
-                    stacklevel=4,
                 )
 
     def _hazard(self, *, extended: bool) -> str:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ import numpy as np
 from polarlib.decompose import default_tolerance, polar
 from polarlib.formats import format_of, nearest
 from polarlib.ops import not_finite
-from polarlib.result import ConvergenceWarning, PolarResult, Status
+from polarlib.result import ConvergenceWarning, PolarResult, Status, warn
 
 __all__ = ["polar_tall"]
 
@@ -452,12 +451,11 @@ def _result(
     elif not np.isfinite(h).all():
         status = Status.OVERFLOW
     if status is not Status.CONVERGED:
-        warnings.warn(
+        warn(
             f"polar_tall(method={method!r}): orthogonality {orthogonality:.2e}, backward error "
             f"{backward_error:.2e}, tolerance {tol:.2e}; "
             + ("try method='qr'" if status is Status.NOT_CONVERGED else status.value),
             ConvergenceWarning,
-            stacklevel=4,
         )
     return PolarResult(
         unitary=unitary,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ from polarlib.ops import (
     ops_of,
     under_default_promotion,
 )
-from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status
+from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status, warn
 
 __all__ = [
     "check_method",
@@ -155,22 +154,20 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
 
 
 def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
-    """Warn, for the caller's caller, where rounding or the input can leave the schedule's range."""
+    """Warn where rounding or the input can leave the schedule's range."""
     if not schedule.survives(format_of(precision)):
-        warnings.warn(
+        warn(
             f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
             f"rounding to {precision} can go beyond: it has no safety factor for this format; use "
             "schedule='auto', or a wider precision",
             ScheduleWarning,
-            stacklevel=3,
         )
     if normalisation != "none" and schedule.upper * schedule.input_safety < 1:
-        warnings.warn(
+        warn(
             f"schedule {schedule.name!r} is valid for singular values up to {schedule.upper}, and "
             f"{normalisation} normalisation lets them reach 1 (a rank-one matrix does): such "
             "directions may change sign",
             ScheduleWarning,
-            stacklevel=3,
         )
 
 
@@ -760,7 +757,7 @@ def _decompose(
         )
         if throw:
             raise ConvergenceWarning(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=4)
+        warn(message, ConvergenceWarning)
     single = a.ndim == 2
     return PolarResult(
         unitary=ops.like(ops.adjoint(u) if problem.wide else u, a),
@@ -936,7 +933,7 @@ def _factor(
                 )
                 if throw:
                     raise ConvergenceWarning(message)
-                warnings.warn(message, ConvergenceWarning, stacklevel=4)
+                warn(message, ConvergenceWarning)
     else:
         u = partial_isometry(x, ops)
     if not check_finite:

@@ -6,7 +6,9 @@ import csv
 import enum
 import io
 import os
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = [
     "ScheduleWarning",
     "Status",
     "Trace",
+    "warn",
     "write_whole",
 ]
 
@@ -31,6 +34,15 @@ class ConvergenceWarning(UserWarning):
 
 class ScheduleWarning(UserWarning):
     """A schedule is used where it may blow up or flip a sign, or its steps look misordered."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn of the line that called polarlib, however deep inside the warning arises."""
+    frame, level = sys._getframe(1), 2
+    here = os.path.dirname(__file__)
+    while frame.f_back and frame.f_code.co_filename.startswith((here, "<string>")):  # dataclasses
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 class Status(enum.Enum):

@@ -33,7 +33,7 @@ from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
 from polarlib.formats import nearest, odd_image
-from polarlib.result import ScheduleWarning
+from polarlib.result import ScheduleWarning, warn
 
 __all__ = ["for_spectrum", "tune"]
 
@@ -441,12 +441,11 @@ def tune(
             continue
         least, best = reached, found
     if best is start:
-        warnings.warn(
+        warn(
             f"nothing better than {start.name!r} by its {name} was found with values from "
             f"{lo:.6g} to {hi:.6g}: the start is returned; try wider bounds, more starts or "
             "another start",
             ScheduleWarning,
-            stacklevel=2,
         )
     return best
 
