@@ -118,7 +118,7 @@ def top_singular(
           devices.
     rtol : float, optional
         Relative error of each value, 1e-6 by default. In no format can it be below rounding, which
-        is ``max(100, m, n) * eps * sigma_1``, absolute; values below that are noise, as the SVD's.
+        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as the SVD's.
 
     Returns
     -------
@@ -444,7 +444,7 @@ def _is_certified(
 ) -> bool:
     """Whether orthonormality, residual and the norm of the rest prove the values to `rtol`."""
     values = ops.to_host(s)
-    rounding = max(100, *x.shape) * format_of(ops.format_name(x)).epsilon
+    rounding = max(100, min(x.shape)) * format_of(ops.format_name(x)).epsilon
     slack = max(rtol / 2 * values[-1], rounding * values[0])
     bound = float(values[-1] + slack)
     if bound == 0:  # only a zero matrix has s_1 = 0
