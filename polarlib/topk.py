@@ -118,7 +118,8 @@ def top_singular(
           devices.
     rtol : float, optional
         Relative error of each value, 1e-6 by default. In no format can it be below rounding, which
-        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as the SVD's.
+        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as those
+        of the SVD are.
 
     Returns
     -------
