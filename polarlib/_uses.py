@@ -13,7 +13,13 @@ from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
 from polarlib._schedule import is_number
-from polarlib.decompose import default_tolerance, polar, refuse_hidden, unitary_factor
+from polarlib.decompose import (
+    default_tolerance,
+    hermitian_part,
+    polar,
+    refuse_hidden,
+    unitary_factor,
+)
 from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
 from polarlib.result import ConvergenceWarning
 
@@ -383,14 +389,8 @@ def _found_root(a: Array) -> Array:
     # By the square of a power of two, so that scaling back is exact.
     root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a")))
     x = ops.divide(ops.divide(x, root), root)
-    z = ops.hermitian_part(x)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
-    skew = ops.read(ops.frobenius(x - z) / ops.divisor(ops.frobenius(x)))
-    if not skew <= tolerance:
-        raise ValueError(
-            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-            "pass (a + a^H) / 2 if that is what you mean"
-        )
+    z = hermitian_part(x, ops, tolerance)
     return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
 
 

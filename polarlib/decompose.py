@@ -58,6 +58,7 @@ __all__ = [
     "check_normalisation",
     "choose_form",
     "default_tolerance",
+    "hermitian_part",
     "orthogonalize",
     "orthogonalize_all",
     "polar",
@@ -450,6 +451,19 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
     Not of m: sums over long columns are taken in blocks, and their errors do not grow.
     """
     return max(100, min(shape[-2:])) * format_of(format_name).epsilon
+
+
+def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -> Array:
+    """Return the Hermitian part of `x`; raise if `look` and the rest exceeds the tolerance."""
+    h = ops.hermitian_part(x)
+    if look:
+        skew = ops.read(ops.frobenius(x - h) / ops.divisor(ops.frobenius(x)))
+        if not skew <= tolerance:
+            raise ValueError(
+                f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+                "pass (a + a^H) / 2 if that is what you mean"
+            )
+    return h
 
 
 class _Problem(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarlib._derivatives import differentiable_inverse_root
 from polarlib._schedule import Schedule, is_count
-from polarlib.decompose import default_tolerance
+from polarlib.decompose import default_tolerance, hermitian_part
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
@@ -153,15 +153,7 @@ def _computed(
     finite_peak(x, ops, "a", look=reads)
     scale = ops.constant(lambda x: _scale(ops.max_abs(x), p, ops), x)
     y = ops.divide(x, scale)
-    h = ops.hermitian_part(y)
-    if reads:
-        tolerance = default_tolerance(a.shape, ops.format_name(a))
-        skew = ops.read(ops.frobenius(y - h) / ops.divisor(ops.frobenius(h)))
-        if not skew <= tolerance:
-            raise ValueError(
-                f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-                "pass (a + a^H) / 2 if that is what you mean"
-            )
+    h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
