@@ -137,3 +137,11 @@ def test_speed_in_the_readme(readme):
     )
     assert f"on {found[1]} matrices and two cores, it is {found[2]} times as fast" in readme
     assert f"{found[3]} times at worst with a pause before each call" in readme
+    data = ROOT / "docs" / "data" / "polar_benchmarks_without_pauses.json"
+    cases = json.loads(data.read_text(encoding="utf-8"))["cases"]
+    ratios = [rows["polar"]["ratio"] for rows in cases.values()]
+    assert len(ratios) == int(found[1])
+    said = (
+        f"{statistics.median(ratios):.2f} times in the median and {min(ratios):.2f} times at worst"
+    )
+    assert said in readme
