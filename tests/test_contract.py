@@ -58,7 +58,7 @@ TABLE: dict[str, Properties] = {
     "newton_schulz": Properties(epsilons=120, needs_full_rank=True),
     "zolotarev": Properties(needs_full_rank=True),
     "qr": Properties(kind="orthonormal"),
-    "halley": Properties(needs_full_rank=True),
+    "halley": Properties(needs_full_rank=True, epsilons=100),
     "halley_fixed": Properties(kind="rational"),
 } | {name: Properties(kind="fixed") for name in polarlib.schedules()}
 

@@ -88,7 +88,7 @@ def test_closed_forms():
     np.testing.assert_allclose(du, (e - e.T) / (s[:, None] + s), atol=1e-12 * np.max(np.abs(du)))
     np.testing.assert_allclose(dh, (s[:, None] * e + e.T * s) / (s[:, None] + s), atol=1e-14)
     # The nearest rotation of [[a, -b], [b, a]] + ... is the phase of (a11 + a22) + i (a21 - a12).
-    a, e = sample((2, 2), 6) + 2 * np.eye(2), sample((2, 2), 7)
+    a, e = sample((2, 2), 6) + 8 * np.eye(2), sample((2, 2), 7)
     z, dz = (x[0, 0] + x[1, 1] + 1j * (x[1, 0] - x[0, 1]) for x in (a, e))
     turn = (dz / z).imag
     assert np.linalg.det(a) > 0

@@ -149,8 +149,8 @@ def assert_root(found, a: np.ndarray, p: int) -> None:
     w, v = scipy.linalg.eigh(a, driver="evd")
     lapack = ((v * w ** (-1 / p)) @ v.conj().T).astype(a.dtype)
     n, unit = len(a), float(np.finfo(a.dtype).eps) / 2
-    # One entry is a power and a product, each rounded.
-    least = p * unit * (2 if n == 1 else n)
+    # One entry is a power and two products, each rounded.
+    least = p * unit * (3 if n == 1 else n)
     assert residual(found, a, p) <= max(3 * residual(lapack, a, p), least), (n, p)
     np.testing.assert_allclose(found, found.conj().T, rtol=4 * unit, atol=0)
 
