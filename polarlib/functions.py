@@ -150,8 +150,7 @@ def _computed(
     x = ops.cast(a, "float64") if ops.has_double(a) else ops.at_least_single(a)
     told = schedule is not None or condition is not None
     reads = not ops.hidden(x) and (ops.host or not told)
-    finite_peak(x, ops, "a", look=reads)
-    scale = ops.constant(lambda x: _scale(ops.max_abs(x), p, ops), x)
+    scale = ops.constant(lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
     y = ops.divide(x, scale)
     h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
