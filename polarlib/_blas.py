@@ -131,7 +131,9 @@ def mirror(z: Array, out: Array | None = None) -> Array:
 @functools.lru_cache(maxsize=16)
 def _below(n: int) -> Array:
     """Where the strictly lower triangle is."""
-    return np.tri(n, k=-1, dtype=bool)
+    below = np.tri(n, k=-1, dtype=bool)
+    below.flags.writeable = False
+    return below
 
 
 # -- products --------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ def _leading(a: Array) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _scalar(value: float, kind: str) -> Array:
-    return np.array(value, dtype=kind)
+    scalar = np.array(value, dtype=kind)
+    scalar.flags.writeable = False
+    return scalar
 
 
 def _gemm(
