@@ -111,7 +111,7 @@ def _leading(a: Array) -> int:
     return a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0])
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # read-only, since routines take its address
 def _scalar(value: float, kind: str) -> Array:
     scalar = np.array(value, dtype=kind)
     scalar.flags.writeable = False

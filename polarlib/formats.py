@@ -285,6 +285,8 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
 def multiple_precision(digits: int = DIGITS) -> Any:
     """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
 
+    Threads share it: no function here changes its precision.
+
     Examples
     --------
     >>> multiple_precision(30).dps

@@ -2028,6 +2028,7 @@ def ops_of(x: Array) -> Ops:
     return _ops_of_namespace(xp)
 
 
+# Shared by threads: an Ops is never changed after it is made.
 @functools.cache
 def _ops_of_namespace(xp: Any) -> Ops:
     if array_api_compat.is_numpy_namespace(xp):

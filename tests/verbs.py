@@ -1,6 +1,6 @@
 """One call of every public function that computes, for tests of what lies around the calls.
 
-Used by the tests of determinism, threads and processes, and by `benchmarks/determinism.py`.
+Used by the tests of determinism, threads and processes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SETS = ("jordan", "cans", "halley")
 
 
 def gaussian(*shape: int, seed: int = 0, is_complex: bool = False) -> np.ndarray:
-    """Gaussian matrices, always the same."""
-    rng = np.random.default_rng([seed, *shape])
+    """Gaussian matrices, the same in every process whatever pytest's --seed."""
+    rng = np.random.Generator(np.random.PCG64([seed, *shape]))
     x = rng.standard_normal(shape)
     return x + 1j * rng.standard_normal(shape) if is_complex else x
 
