@@ -77,8 +77,8 @@ def norms_of_every_kind() -> dict[str, Norm]:
         "convolution": norms.convolution(norms.spectral()),
         "modular": norms.modular([norms.spectral(), norms.lp(1)], [1.0, 2.0]),
     }
-    found |= {f"dual of {name}": n.dual() for name, n in found.items()}
-    return found | {f"2 {name}": 2.0 * n for name, n in found.items()}
+    others = {f"dual of {name}": n.dual() for name, n in found.items()}
+    return found | others | {f"2 {name}": 2.0 * n for name, n in found.items()}
 
 
 def examples() -> dict[str, Any]:
@@ -212,7 +212,7 @@ from polarlib import design
 
 
 def work(seed):
-    a = np.random.default_rng(seed).standard_normal((180, 180))
+    a = np.random.default_rng(seed).standard_normal((120, 120))
     u, h = polarlib.polar(a)
     q = polarlib.orthogonalize(a)
     s = design.greedy(1e-2, [5, 5])
