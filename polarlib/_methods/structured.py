@@ -355,7 +355,7 @@ def one_by_one(
     for index in np.ndindex(*x.shape[:-2]):
         u[index], run = method(x[index], None)
         runs.append(run)
-    return u, _worst(runs)
+    return u, _worst(runs, x.shape[:-2])
 
 
 def _single(
@@ -381,14 +381,16 @@ def _single(
     )
 
 
-def _worst(runs: list[Run]) -> Run:
-    """What a stack of runs amounts to."""
+def _worst(runs: list[Run], batch: tuple[int, ...]) -> Run:
+    """What a stack of runs amounts to; singular values where each of them has some."""
     if not runs:
         return Run(0, 0, True)
     bounds = [run.bounds for run in runs if run.bounds is not None]
     known = len(bounds) == len(runs)
+    values = [run.singular_values for run in runs if run.singular_values is not None]
     return max(runs, key=lambda run: run.iterations)._replace(
         matmuls=max(run.matmuls for run in runs),
         converged=all(run.converged for run in runs),
+        singular_values=np.stack(values).reshape(*batch, -1) if len(values) == len(runs) else None,
         bounds=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
     )
