@@ -39,6 +39,8 @@ every_library = pytest.mark.parametrize(
 def calls_of(name: str) -> dict[str, verbs.Call]:
     """Calls of one library, those on the host alone among NumPy's."""
     found = verbs.on_arrays(library(name).asarray)
+    if name == "jax":  # each is compiled, for seconds
+        return dict(list(found.items())[::3])
     return found | verbs.on_host() if name == "numpy" else found
 
 

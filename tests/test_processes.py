@@ -186,12 +186,16 @@ def test_functions_that_pickle_cannot_name_are_refused():
 
 @pytest.mark.slow  # matplotlib
 def test_pictures():
+    import matplotlib
+
     from polarlib import plot
 
+    before = dict(matplotlib.rcParams)  # the backend among them
     ax = plot.polynomial(polarlib.schedule("jordan"))
     lines = [line.get_xydata() for line in ax.get_lines()]
     other = pickle.loads(pickle.dumps(ax))
     np.testing.assert_equal([line.get_xydata() for line in other.get_lines()], lines)
+    assert dict(matplotlib.rcParams) == before
 
 
 # -- processes ----------------------------------------------------------------------------------
