@@ -444,6 +444,10 @@ def caches() -> dict[str, Any]:
     }
 
 
+# Tables that are filled once, under a lock, by file.
+FILLED_UNDER_A_LOCK = {("_operator.py", "_defined")}
+
+
 def test_nothing_is_written_to_modules():
     """Tables of modules are constants: no function assigns to them or to their entries."""
     writing = {
@@ -477,6 +481,8 @@ def test_nothing_is_written_to_modules():
             ):
                 stored = isinstance(node.ctx, ast.Store | ast.Del)
                 called = isinstance(node, ast.Attribute) and node.attr in writing
+                if (path.name, node.value.id) in FILLED_UNDER_A_LOCK:
+                    continue
                 if node.value.id in tables and (stored or called):
                     wrong.append((path.name, node.lineno, node.value.id))
     assert wrong == []
