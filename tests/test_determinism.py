@@ -224,6 +224,7 @@ def distance(one: Any, other: Any) -> float:
     return float(np.max(np.abs(one - other)) / np.max(np.abs(one)) / UNIT[one.dtype.name])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_layout_stacks_and_threads_change_rounding_only(name, dtype):
