@@ -468,7 +468,6 @@ def _halves(p: list[int]) -> tuple[list[int], list[int]]:
 # Targets other than 1
 
 
-# Shared by threads: its precision is never changed.
 @functools.cache
 def _multiple(bits: int) -> Any:
     import mpmath  # lazily: only these targets need it
