@@ -204,12 +204,11 @@ def schedule_derivative(
         moved = iterate(pair, schedule.steps, dual, form=form, restarts=restarts)
         return cast(Dual, moved).tangent
 
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        if normalisation == "none":
-            d = along(x, e)
-        else:
-            y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
-            d = after(along(y, e)) if gradient else along(y, before(e))
+    if normalisation == "none":
+        d = along(x, e)
+    else:
+        y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
+        d = after(along(y, e)) if gradient else along(y, before(e))
     return ops.adjoint(d) if wide else d
 
 
@@ -476,9 +475,8 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
     It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
     """
     p = _tall(a, u)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
-        du = _turn(p, e, equation)[2]
+    e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
+    du = _turn(p, e, equation)[2]
     return p.ops.adjoint(du) if p.wide else du
 
 
@@ -486,9 +484,8 @@ def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
     ops = ops_of(h).functional()
     scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = ops.hermitian_part(ops.divide(e, scale))
-        return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
+    e = ops.hermitian_part(ops.divide(e, scale))
+    return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
 
 
 def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
@@ -501,19 +498,18 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     ops = ops_of(x).functional()
     scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
     real = not ops.is_complex(x)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        f = f * scale ** (1 / p)
-        g = ops.hermitian_part(ops.inverse(f))
-        dg = ops.hermitian_part(ops.divide(e, scale))
-        if p > 2:
-            g, dg = ops.as_complex(g), ops.as_complex(dg)
-        for k in range(1, p):
-            weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
-            dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
-        if real and p > 2:
-            dg = ops.xp.real(dg)
-        df = ops.matmul(ops.matmul(f, dg), f)
-        return ops.hermitian_part(df) * -(scale ** (-1 / p))
+    f = f * scale ** (1 / p)
+    g = ops.hermitian_part(ops.inverse(f))
+    dg = ops.hermitian_part(ops.divide(e, scale))
+    if p > 2:
+        g, dg = ops.as_complex(g), ops.as_complex(dg)
+    for k in range(1, p):
+        weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
+        dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
+    if real and p > 2:
+        dg = ops.xp.real(dg)
+    df = ops.matmul(ops.matmul(f, dg), f)
+    return ops.hermitian_part(df) * -(scale ** (-1 / p))
 
 
 def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
@@ -548,14 +544,13 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
     """
     p = _tall(a, u)
     ops, x, u = p.ops, p.x, p.u
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
-        c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
-        if p.wide == (side == "left"):
-            dh = c - ops.matmul(omega, p.h)
-        else:  # the larger factor, X U^H
-            dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
-        dh = ops.hermitian_part(dh) * p.scale
+    e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
+    c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
+    if p.wide == (side == "left"):
+        dh = c - ops.matmul(omega, p.h)
+    else:  # the larger factor, X U^H
+        dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
+    dh = ops.hermitian_part(dh) * p.scale
     return ops.adjoint(du) if p.wide else du, dh
 
 
@@ -584,24 +579,23 @@ def polar_gradient(
     """
     p = _tall(a, u)
     ops, x, u = p.ops, p.x, p.u
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
-        rest = None
-        if b is not None:
-            b = ops.hermitian_part(b)
-            if p.wide != (side == "left"):  # the larger factor, X U^H
-                y = y + ops.matmul(b, x)
-                rest, b = ops.matmul(b, u), None
-        c = ops.matmul(ops.adjoint(u), y)
-        w = c - ops.adjoint(c)
-        if b is not None:
-            hb = ops.matmul(p.h, b)
-            w = w + (hb - ops.adjoint(hb))
-        omega = Equation("polar", x.shape[-2]).solve(p.h, w)
-        d = ops.matmul(u, omega if b is None else b + omega)
-        if x.shape[-2] > x.shape[-1]:
-            d = d + _outside(p, y, c)
-        d = d if rest is None else d + rest
+    y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
+    rest = None
+    if b is not None:
+        b = ops.hermitian_part(b)
+        if p.wide != (side == "left"):  # the larger factor, X U^H
+            y = y + ops.matmul(b, x)
+            rest, b = ops.matmul(b, u), None
+    c = ops.matmul(ops.adjoint(u), y)
+    w = c - ops.adjoint(c)
+    if b is not None:
+        hb = ops.matmul(p.h, b)
+        w = w + (hb - ops.adjoint(hb))
+    omega = Equation("polar", x.shape[-2]).solve(p.h, w)
+    d = ops.matmul(u, omega if b is None else b + omega)
+    if x.shape[-2] > x.shape[-1]:
+        d = d + _outside(p, y, c)
+    d = d if rest is None else d + rest
     return ops.adjoint(d) if p.wide else d
 
 

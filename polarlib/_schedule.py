@@ -30,7 +30,7 @@ from polarlib.formats import (
     round_number,
     target_value,
 )
-from polarlib.result import ScheduleWarning, warn
+from polarlib.result import ScheduleWarning, ignore_float_errors, warn
 
 __all__ = [
     "NORMALISATIONS",
@@ -353,6 +353,7 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @ignore_float_errors
     def __call__(self, x: Any) -> Any:
         """Apply the steps to a scalar or, entry by entry, to an array; no input division.
 

@@ -20,7 +20,15 @@ from polarlib.decompose import (
     refuse_hidden,
     unitary_factor,
 )
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    dtype_name,
+    finite_peak,
+    ops_of,
+    under_default_promotion,
+)
 from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
@@ -137,7 +145,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     Parameters
     ----------
     a, b : array or array-like, shape (..., m, n)
-        Of one array library, never changed; leading axes broadcast. Integers become float64.
+        Of one array library and device, never changed; leading axes broadcast. Integers become
+        float64.
     rotation : bool, optional
         Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
     regularization : float, optional
@@ -148,8 +157,9 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     Returns
     -------
     array, shape (..., n, n)
-        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the common dtype of `a`
-        and `b`. Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
+        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the dtype to which the
+        library promotes those of `a` and `b`, float32 where it has no rule for two of 16 bits.
+        Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
         otherwise one of the best.
 
     Raises
@@ -158,8 +168,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
         If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
         a rotation is asked for.
     ValueError
-        For shapes that do not match, NaN or infinity, a regularization that is negative; for
-        derivatives where Q is not unique, as :func:`nearest_rotation`.
+        For shapes that do not match, two devices, NaN or infinity, a regularization that is
+        negative; for derivatives where Q is not unique, as :func:`nearest_rotation`.
     ConvergenceWarning
         Of rotations, as :func:`nearest_rotation`.
 
@@ -271,12 +281,8 @@ def _scaled(a: Array, ops: Ops, name: str) -> Array:
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
     """Two stacks of matrices of one shape, one library and one dtype."""
-    (a, ops), (b, other) = as_matrix(a), as_matrix(b, "b")
-    if ops.xp is not other.xp:
-        raise TypeError(
-            "a and b must be arrays of one library, got "
-            f"{type(a).__module__.partition('.')[0]} and {type(b).__module__.partition('.')[0]}"
-        )
+    (a, ops), (b, _) = as_matrix(a), as_matrix(b, "b")
+    check_same_place(a, "a", b, "b")
     shapes = tuple(a.shape), tuple(b.shape)
     if shapes[0][-2:] != shapes[1][-2:]:
         raise ValueError(
@@ -289,7 +295,7 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
             f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
-        common = ops.xp.result_type(a, b)
+        common = ops.common_dtype(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.together(a, b)
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from polarlib.ops import (
     dtype_name,
     finite_peak,
     is_array,
+    is_out_of_memory,
     ops_of,
     under_default_promotion,
 )
@@ -69,6 +70,7 @@ __all__ = [
 ]
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Entries of matrices up to which a stack of them is faster on the host than one after the other.
 # Chosen by experiment (benchmarks/orthogonalize.py).
@@ -369,20 +371,19 @@ def _apply(
     ops = ops_of(x)
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
-    with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
-        if isinstance(schedule, RationalSchedule):
-            u, _ = rational(y, ops, schedule, precision=precision)
-        else:
-            u, _ = polynomial(
-                y,
-                ops,
-                schedule,
-                precision=precision,
-                gram_precision=gram_precision,
-                normalisation=kind,
-                form=form,
-                restarts=restarts,
-            )
+    if isinstance(schedule, RationalSchedule):
+        u, _ = rational(y, ops, schedule, precision=precision)
+    else:
+        u, _ = polynomial(
+            y,
+            ops,
+            schedule,
+            precision=precision,
+            gram_precision=gram_precision,
+            normalisation=kind,
+            form=form,
+            restarts=restarts,
+        )
     return ops.like(ops.adjoint(u) if wide else u, x)
 
 
@@ -566,8 +567,7 @@ def _name(method: str | Schedule) -> str:
 
 def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
     """Take the SVD after a method that failed; its work is counted."""
-    with np.errstate(all="ignore"):
-        u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
+    u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
     note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
     run = run._replace(matmuls=run.matmuls + after.matmuls, bounds=None, note=note)
     return u, run._replace(singular_values=after.singular_values)
@@ -643,6 +643,9 @@ def polar(
     ValueError
         For fewer than two dimensions, an unknown method or side, NaN or infinity, a bound that
         cannot be one.
+    MemoryError
+        If H is the larger of the two Hermitian factors, n x n for a matrix with m < n, and exceeds
+        the memory of the host (before any work) or what the library can allocate.
 
     Warns
     -----
@@ -690,7 +693,36 @@ def polar(
     return _stored(apply(a), stored)
 
 
+def _with_room_for_h(decompose: F) -> F:
+    """Raise MemoryError with the way out where the larger Hermitian factor cannot be stored."""
+
+    @functools.wraps(decompose)
+    def run(a: Array, *, side: str, **options: Any) -> PolarResult:
+        (m, n), ops = a.shape[-2:], ops_of(a)
+        if m == n or (m < n) != (side == "right"):
+            return decompose(a, side=side, **options)
+        shape = (*a.shape[:-2], max(m, n), max(m, n))
+        other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
+        message = (
+            f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
+            f"{shape}, {size * ops.bytes_of_entry(a) / 2**30:,.0f} GiB, which does not fit in "
+            f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
+            "nearest_orthogonal for U alone"
+        )
+        if not ops.fits(shape, a):
+            raise MemoryError(message)
+        try:
+            return decompose(a, side=side, **options)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(message) from error
+            raise
+
+    return cast(F, run)
+
+
 @under_default_promotion
+@_with_room_for_h
 def _decompose(
     a: Array,
     *,
@@ -826,8 +858,7 @@ def _is_small(a: Array) -> bool:
 
 def _polar_small(a: Array, ops: Ops, side: str, tol: float, completion: bool) -> PolarResult | None:
     """Decompose stacks of small matrices in one go; None where another way must be taken."""
-    with np.errstate(all="ignore"):
-        done = small.decompose(ops.adjoint(a) if side == "left" else a, ops, tol=tol)
+    done = small.decompose(ops.adjoint(a) if side == "left" else a, ops, tol=tol)
     evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
     n = a.shape[-1]
     if not evident.all() or (not completion and np.any(done.rank < n)):
@@ -1070,7 +1101,7 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
     figures = np.zeros(batch) if batch else 0.0
     return PolarResult(
         unitary=ops.xp.zeros_like(a),
-        hermitian=ops.eye(n, a) * 0.0 + ops.xp.zeros((*batch, 1, 1), dtype=a.dtype),
+        hermitian=ops.xp.broadcast_to(ops.eye(n, a), (*batch, n, n)) * 0.0,
         status=Status.CONVERGED,
         converged=True,
         iterations=0,

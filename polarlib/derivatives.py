@@ -22,7 +22,14 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    dtype_name,
+    finite_peak,
+    under_default_promotion,
+)
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
@@ -294,12 +301,8 @@ def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
 
 def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> Array:
     """A direction or a gradient that goes with X, in the dtype of X."""
-    e, other = as_matrix(e, name)
-    if other.xp is not ops.xp:
-        raise TypeError(
-            f"{name} must be an array of the matrix's library, {ops.xp.__name__}, got one of "
-            f"{other.xp.__name__}"
-        )
+    e, _ = as_matrix(e, name)
+    check_same_place(x, "the matrix", e, name)
     if tuple(e.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(e.shape)}")
     if ops.is_complex(e) and not ops.is_complex(x):
@@ -309,4 +312,4 @@ def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> A
 
 def _zero_hermitian(x: Array, ops: Ops, side: str) -> Array:
     k = x.shape[-1] if side == "right" else x.shape[-2]
-    return ops.xp.zeros((*x.shape[:-2], k, k), dtype=x.dtype)
+    return ops.xp.broadcast_to(ops.eye(k, x), (*x.shape[:-2], k, k)) * 0.0

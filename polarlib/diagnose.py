@@ -107,7 +107,6 @@ def measure(
     x = ops.at_least_single(x)
 
     rows: list[dict[str, Any]] = []
-    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
     def record(k: int, iterate: Array) -> None:
         rows.append(_figures(ops.to_host(iterate), exact, u, v))
@@ -127,8 +126,7 @@ def measure(
         x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
-        with quiet:
-            _, run = METHODS[name](x, ops, tol=tol, callback=record)
+        _, run = METHODS[name](x, ops, tol=tol, callback=record)
         # A method's products are spent evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
         spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
@@ -145,23 +143,21 @@ def measure(
                 raise ValueError(
                     f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"
                 )
-            with quiet:
-                _, run = rational(x, ops, schedule, precision=precision, callback=record)
+            _, run = rational(x, ops, schedule, precision=precision, callback=record)
             spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
             at = design.restarts(schedule, precision) if form == "gram" else ()
-            with quiet:
-                _, run = polynomial(
-                    x,
-                    ops,
-                    schedule,
-                    precision=precision,
-                    form=form,
-                    restarts=at,
-                    callback=record,
-                )
+            _, run = polynomial(
+                x,
+                ops,
+                schedule,
+                precision=precision,
+                form=form,
+                restarts=at,
+                callback=record,
+            )
             total = matrix_products(schedule.steps, form=form, restarts=at)
             spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
@@ -218,19 +214,18 @@ def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict
         path = np.full(k, np.nan)
         figures = dict.fromkeys(("orthogonality", "backward_error", "distance"), math.nan)
         return {"singular_values": path, "alignment": path, **figures}
-    with np.errstate(over="ignore", invalid="ignore"):
-        w = x.conj().T @ a
-        residual = a - x @ ((w + w.conj().T) / 2)
-        images = x @ v
-        length = np.linalg.norm(images, axis=0)
-        cosine = np.sum(u.conj() * images, axis=0).real / np.where(length == 0, 1, length)
-        return {
-            "singular_values": _tracked(x, u, v),
-            "alignment": cosine,
-            "orthogonality": np.linalg.norm(x.conj().T @ x - np.eye(k)) / math.sqrt(k),
-            "backward_error": np.linalg.norm(residual) / (np.linalg.norm(a) or 1.0),
-            "distance": np.linalg.norm(x - u @ v.conj().T) / math.sqrt(k),
-        }
+    w = x.conj().T @ a
+    residual = a - x @ ((w + w.conj().T) / 2)
+    images = x @ v
+    length = np.linalg.norm(images, axis=0)
+    cosine = np.sum(u.conj() * images, axis=0).real / np.where(length == 0, 1, length)
+    return {
+        "singular_values": _tracked(x, u, v),
+        "alignment": cosine,
+        "orthogonality": np.linalg.norm(x.conj().T @ x - np.eye(k)) / math.sqrt(k),
+        "backward_error": np.linalg.norm(residual) / (np.linalg.norm(a) or 1.0),
+        "distance": np.linalg.norm(x - u @ v.conj().T) / math.sqrt(k),
+    }
 
 
 def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -7,15 +7,20 @@ import math
 import numbers
 from typing import Any, NoReturn
 
-import numpy as np
-
 from polarlib._derivatives import differentiable_inverse_root
 from polarlib._schedule import Schedule, is_count
 from polarlib.decompose import default_tolerance, hermitian_part
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    finite_peak,
+    ops_of,
+    under_default_promotion,
+)
 
 __all__ = ["inverse_root"]
 
@@ -165,8 +170,7 @@ def _computed(
         if reads and schedule is None and not _meets(root, h, p, given.unit_roundoff, ops)[0]:
             root = None
     if root is None:
-        with np.errstate(invalid="ignore"):  # NaN of a matrix that is not definite
-            root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
+        root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
     return ops.like(ops.scale(root, scale ** (-1 / p)), a)
 
 
@@ -182,12 +186,8 @@ def _check_schedule(schedule: Schedule, p: int) -> None:
 
 
 def _checked_start(start: Array, a: Array, ops: Ops) -> Array:
-    start, other = as_matrix(start, "start")
-    if other.xp is not ops.xp:
-        raise TypeError(
-            f"start must be an array of the library of a, {type(a).__module__.partition('.')[0]}, "
-            f"got {type(start).__module__.partition('.')[0]}"
-        )
+    start, _ = as_matrix(start, "start")
+    check_same_place(a, "a", start, "start")
     if start.shape != a.shape:
         raise ValueError(
             f"start must have the shape of a, {tuple(a.shape)}, got {tuple(start.shape)}"
@@ -359,12 +359,11 @@ def _from_start(r: Array, h: Array, p: int, unit: float, ops: Ops) -> Array | No
     """
     finite_peak(r, ops, "start")
     r, last = ops.hermitian_part(r), 1 / PROGRESS
-    with np.errstate(over="ignore", invalid="ignore"):  # of one that is far away
-        while True:
-            good, size, residual = _meets(r, h, p, unit, ops)
-            if good:  # a root of A = R**-p that is definite is the root, and A is definite
-                return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
-            if not size < PROGRESS * last:
-                return None
-            last = size
-            r = r + ops.hermitian_part(ops.matmul(r, residual)) * (1 / p)
+    while True:
+        good, size, residual = _meets(r, h, p, unit, ops)
+        if good:  # a root of A = R**-p that is definite is the root, and A is definite
+            return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
+        if not size < PROGRESS * last:
+            return None
+        last = size
+        r = r + ops.hermitian_part(ops.matmul(r, residual)) * (1 / p)

@@ -17,7 +17,9 @@ import importlib
 import itertools
 import math
 import operator
+import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
@@ -29,15 +31,18 @@ from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
 from polarlib.formats import FORMATS, Format, format_of
+from polarlib.result import ignore_float_errors
 
 __all__ = [
     "Diagonal",
     "Ops",
     "above_noise",
     "as_matrix",
+    "check_same_place",
     "dtype_name",
     "finite_peak",
     "is_array",
+    "is_out_of_memory",
     "libraries",
     "not_finite",
     "ops_of",
@@ -139,7 +144,9 @@ class Diagonal(NamedTuple):
 def under_default_promotion(f: F) -> F:
     """Run a function under JAX's own rules of promotion, which a caller may have made stricter.
 
-    They hold for the caller's thread, and are the caller's again afterwards.
+    NumPy's handling of floating-point errors is off meanwhile: intermediate results underflow and
+    overflow, and what a caller must know of it is in the result, in a warning of polarlib's own or
+    in an exception. Both settings are of the caller's thread, and the caller's again afterwards.
     """
 
     @functools.wraps(f)
@@ -155,7 +162,7 @@ def under_default_promotion(f: F) -> F:
                 settings.enter_context(jax.numpy_rank_promotion("allow"))
             return f(*args, **kwargs)
 
-    return cast(F, run)
+    return ignore_float_errors(run)
 
 
 def _finite_only(factorise: F) -> F:
@@ -245,13 +252,12 @@ class Ops:
         name = _dtype_for(format_name, self.is_complex(x))
         if dtype_name(x) == name:
             return x
-        y = self.xp.astype(x, self.dtype(name))
-        if dtype_name(y) != name:  # JAX silently gives single precision for double
+        if format_name == "float64" and not self.has_double(x):
             raise ValueError(
-                f"{self.xp.__name__} gives {dtype_name(y)} where {name} was asked for; enable "
-                "64-bit types (jax_enable_x64), or ask for precision='float32'"
+                f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; ask for "
+                "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
             )
-        return y
+        return self.xp.astype(x, self.dtype(name))
 
     def at_least_single(self, x: Array) -> Array:
         """Widen formats narrower than float32 to it; everything else stays."""
@@ -259,13 +265,20 @@ class Ops:
 
     def has_double(self, x: Array) -> bool:
         """Whether double precision is to be had where `x` lies."""
-        return True
+        return _has_double(self.xp, array_api_compat.device(x))
 
     def as_complex(self, x: Array) -> Array:
         """Convert to the complex dtype of the same precision, at least single."""
         if self.is_complex(x):
             return x
         return self.xp.astype(x, self.dtype(_dtype_for(self.format_name(x), True)))
+
+    def common_dtype(self, x: Array, y: Array) -> Any:
+        """Dtype to which the library promotes two; float32 where it has no rule, for 16 bits."""
+        try:
+            return self.xp.result_type(x, y)
+        except TypeError:
+            return self.xp.result_type(self.at_least_single(x), self.at_least_single(y))
 
     def dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
@@ -277,23 +290,45 @@ class Ops:
             ) from None
 
     def like(self, x: Array, reference: Array) -> Array:
-        """Convert to the dtype of another array; overflow gives infinity without a warning."""
+        """Convert to the dtype of another array; overflow gives infinity."""
         if x.dtype == reference.dtype:
             return x
         if self.is_complex(x) and not self.is_complex(reference):
             raise TypeError(
                 f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}"
             )
-        with np.errstate(over="ignore", under="ignore"):
-            return self.xp.astype(x, reference.dtype)
+        return self.xp.astype(x, reference.dtype)
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
+        if self.host_device is not None and not self.on_cpu(x):
+            x = array_api_compat.to_device(x, self.host_device)
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+
+    @functools.cached_property
+    def host_device(self) -> Any:
+        """The library's device whose arrays NumPy reads; None where none is known or needed."""
+        if not hasattr(self.xp, "__array_namespace_info__"):
+            return None
+        devices = self.xp.__array_namespace_info__().devices()
+        return next((d for d in devices if "cpu" in str(d).lower()), None)
 
     def on_cpu(self, x: Array) -> bool:
         """Whether an array lies in the memory of the host."""
         return "cpu" in str(array_api_compat.device(x)).lower()
+
+    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
+        """Whether an array, in at least single precision, is no larger than the host's memory.
+
+        If `like` lies elsewhere, or it is not known where, the library is left to find out.
+        """
+        if self.hidden(like) or self.spread(like) or not self.on_cpu(like):
+            return True
+        return math.prod(shape) * self.bytes_of_entry(like) <= _memory()
+
+    def bytes_of_entry(self, x: Array) -> int:
+        """Bytes that an entry takes in at least single precision."""
+        return (8 if self.format_name(x) == "float64" else 4) * (2 if self.is_complex(x) else 1)
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
@@ -383,7 +418,9 @@ class Ops:
         return out
 
     def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`."""
+        """The dtype of double precision that goes with `x`, where it is to be had."""
+        if not self.has_double(x):
+            return x.dtype
         return self.dtype("complex128" if self.is_complex(x) else "float64")
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
@@ -471,9 +508,8 @@ class Ops:
         return self.like(x / s, x)
 
     def scale(self, x: Array, s: Array | float) -> Array:
-        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
-        with np.errstate(over="ignore", under="ignore"):
-            return x * s
+        """Return ``x * s``, a new array; overflow gives infinity."""
+        return x * s
 
     def hermitian_part(self, z: Array) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
@@ -578,8 +614,7 @@ class Ops:
 
     def _is_finite(self, x: Array) -> bool:
         """Whether every entry is finite, of an array on the host."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
+        total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
         return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
 
     @_finite_only
@@ -838,6 +873,10 @@ class NumpyOps(InPlaceOps):
     """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
 
     host = True
+
+    def has_double(self, x: Array) -> bool:
+        """Always."""
+        return True
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
@@ -1141,10 +1180,6 @@ class TorchOps(InPlaceOps):
         if x.dtype not in self._single or self.as_set:
             return False
         return self.open_ended or self._operands(x.dtype) != "float32"
-
-    def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`; Metal has none, and no settings."""
-        return super()._double(x) if self.has_double(x) else x.dtype
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
@@ -1588,6 +1623,7 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    host_device = None  # NumPy reads arrays of every device, in parts as well
 
     def has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
@@ -1601,10 +1637,6 @@ class JaxOps(Ops):
         """Not of what is traced or lies in parts, which blocks could cut across."""
         known = not (self.records(a) or self.records(b) or self.spread(a) or self.spread(b))
         return known and super()._is_long(a, b)
-
-    def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`, where it is enabled."""
-        return super()._double(x) if self.has_double(x) else x.dtype
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, as one compiled function."""
@@ -1851,6 +1883,10 @@ class DaskOps(Ops):
     factor is the upper one: those of the library of the blocks are used.
     """
 
+    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
+        """Blocks need not be in memory at once."""
+        return True
+
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:
@@ -1963,6 +1999,24 @@ def _is_contiguous(x: Array) -> bool:
     return bool(x.flags.c_contiguous or x.flags.f_contiguous)
 
 
+def _memory() -> float:
+    """Bytes of memory of this machine, infinity where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library raised an error since it could not allocate."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
+        or "RESOURCE_EXHAUSTED" in str(error)  # JAX
+        or "not enough memory" in str(error)  # torch on a CPU
+    )
+
+
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
     """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
     cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
@@ -1988,6 +2042,14 @@ def _numpy_dtype(name: str) -> np.dtype:
     except ImportError:
         raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
     return np.dtype(getattr(ml_dtypes, name))
+
+
+@functools.lru_cache(maxsize=128)
+def _has_double(xp: Any, device: Any) -> bool:
+    """Whether a library has double precision on a device; one that does not list dtypes has it."""
+    if not hasattr(xp, "__array_namespace_info__"):
+        return True
+    return "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
 
 
 def _dtype_for(format_name: str, is_complex: bool) -> str:
@@ -2047,33 +2109,34 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     Parameters
     ----------
     a : array or array-like
-        Arrays of a supported library are taken as they are; lists and scalars of numbers become
-        NumPy arrays. Integers and booleans become float64.
+        Arrays of a supported library are taken as they are. Subclasses of NumPy's arrays, and all
+        that `numpy.asarray` takes, become plain NumPy arrays: matrices, memory maps, tables, nested
+        lists and buffers of numbers; units are dropped. Integers and booleans become float64,
+        float32 where there is no double.
     name : str, optional
         What the caller calls it, for messages.
 
     Raises
     ------
     TypeError
-        If `a` is not numeric, or of a dtype that no format stands for.
+        If `a` is not numeric, or of a dtype that no format stands for; if it is sparse or masked.
     ValueError
         If it has fewer than two dimensions.
     """
+    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
+        _refuse_sparse_or_masked(block, a, name)
     if not is_array(a):
-        if hasattr(a, "toarray"):
-            raise TypeError(f"{name} is sparse ({type(a).__name__}); pass {name}.toarray()")
         given = a
         try:
             a = np.asarray(a)
-        except ValueError as error:  # ragged lists
-            raise ValueError(f"{name} is not a rectangular array: {error}") from None
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign devices
+            raise ValueError(f"{name} is not a rectangular array of numbers: {error}") from None
         if a.dtype.kind not in "biufc":
             raise TypeError(
-                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {given!r}"
+                f"{name} must be an array of numbers, got dtype {a.dtype.name}: "
+                f"{reprlib.repr(given)}"
             )
-    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
-        if isinstance(a, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a masked array: fill the masked entries first")
+    elif isinstance(a, np.ndarray) and type(a) is not np.ndarray:
         a = a.view(np.ndarray)  # np.matrix: its operators mean other things
     if a.ndim < 2:
         raise ValueError(
@@ -2083,13 +2146,51 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     ops = ops_of(a)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
-        return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
+        return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
     if not ops.format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def _refuse_sparse_or_masked(block: Any, a: Any, name: str) -> None:
+    """Raise for matrices of which not every entry is stored and meant, and name what makes them so.
+
+    Sparse matrices would silently be made dense, whatever that takes; the numbers that a mask hides
+    have no meaning.
+    """
+    dense = next((method for method in ("toarray", "todense") if hasattr(block, method)), "")
+    masked = isinstance(block, np.ma.MaskedArray)
+    if not dense and not masked:
+        return
+    kind = f"{'sparse' if dense else 'a masked array'} ({type(block).__name__})"
+    if block is not a:
+        remedy = f"lambda block: block.{dense}()" if dense else "numpy.ma.filled, fill_value=..."
+        raise TypeError(f"{name} has blocks that are {kind}; pass {name}.map_blocks({remedy})")
+    filled = f"{name}.filled(...), or {name}.data if no entry is masked"
+    remedy = f"{name}.{dense}()" if dense else filled
+    raise TypeError(f"{name} is {kind}; pass {remedy}")
+
+
+def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None:
+    """Raise TypeError for arrays of two libraries, ValueError for arrays on two devices."""
+    both, ops, others = f"{name} and {other_name}", ops_of(x), ops_of(other)
+    if ops.xp is not others.xp:
+        first, second = (
+            o.xp.__name__.removeprefix("array_api_compat.").partition(".")[0] for o in (ops, others)
+        )
+        raise TypeError(
+            f"{both} must be arrays of one library, got {first} and {second}; convert one of them"
+        )
+    if any(o.hidden(t) or o.spread(t) for o, t in ((ops, x), (others, other))):
+        return
+    first, second = map(array_api_compat.device, (x, other))
+    if first != second:
+        raise ValueError(
+            f"{both} must be on one device, got {first} and {second}; move one of them"
+        )
 
 
 def finite_peak(

@@ -43,7 +43,7 @@ from matplotlib.transforms import ScaledTranslation
 from polarlib._norms.base import MatrixNorm
 from polarlib._schedule import Schedule, is_count
 from polarlib.formats import FORMATS, nearest, odd_value, target_value, turning_points
-from polarlib.result import Trace, write_whole
+from polarlib.result import Trace, ignore_float_errors, write_whole
 
 __all__ = ["compare", "convergence", "polynomial", "save", "singular_values", "unit_ball"]
 
@@ -266,6 +266,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@ignore_float_errors
 def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     """Plot what a schedule makes of a singular value: its composition s(x).
 
@@ -325,8 +326,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     top, last, y = float(aim.max()) + error, len(s), x / divisor
     value = "s(x)" if divisor == 1 else f"s(x / {divisor:g})"
     for k, step in enumerate(s.steps, 1):
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = odd_value(step, y, s.stride)
+        y = odd_value(step, y, s.stride)
         top = max(top, float(y[inside].max()))
         # Far out of the picture a curve is cut, since drawing overflows as well.
         shown = np.where(np.abs(y) < FAR, y, np.nan)

@@ -75,16 +75,18 @@ def _rounded_bits(x: Array, precision: Format, xp: Any) -> Array:
 
 
 def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
-    """Round to multiples of the unit in the last place, in double precision: for any library."""
+    """Round to multiples of the unit in the last place: for any library."""
     xp = ops.xp
     finite = xp.isfinite(x)
-    wide = xp.astype(xp.where(finite, x, xp.zeros_like(x)), xp.float64)
+    wide = xp.where(finite, x, xp.zeros_like(x))
+    if ops.has_double(x):
+        wide = xp.astype(wide, xp.float64)
     size = xp.abs(wide)
     normal = size >= precision.smallest_normal
-    # Exact: a float32 below a power of two is far enough below it for a double's logarithm.
-    exponent = xp.floor(
-        xp.log2(xp.where(normal, size, xp.full_like(size, precision.smallest_normal)))
-    )
+    size = xp.where(normal, size, xp.full_like(size, precision.smallest_normal))
+    exponent = xp.floor(xp.log2(size))
+    # Just below a power of two a logarithm in single precision is rounded up to its exponent.
+    exponent = xp.where(2.0**exponent > size, exponent - 1, exponent)
     unit = 2.0**exponent * precision.epsilon
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 

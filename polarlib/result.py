@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import enum
+import functools
 import io
 import os
 import sys
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -23,9 +24,13 @@ __all__ = [
     "ScheduleWarning",
     "Status",
     "Trace",
+    "ignore_float_errors",
     "warn",
     "write_whole",
 ]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ConvergenceWarning(UserWarning):
@@ -43,6 +48,20 @@ def warn(message: str, category: type[Warning]) -> None:
     while frame.f_back and frame.f_code.co_filename.startswith((here, "<string>")):  # dataclasses
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def ignore_float_errors(f: F) -> F:
+    """Run a function with NumPy's handling of floating-point errors off, whatever the caller set.
+
+    `numpy.errstate` as a decorator would be the caller whom `warn` finds.
+    """
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return f(*args, **kwargs)
+
+    return cast(F, run)
 
 
 class Status(enum.Enum):

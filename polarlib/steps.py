@@ -30,10 +30,14 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from polarlib._schedule import is_number
-from polarlib.ops import dtype_name, is_array, ops_of, under_default_promotion
+from polarlib.ops import (
+    check_same_place,
+    dtype_name,
+    is_array,
+    ops_of,
+    under_default_promotion,
+)
 
 __all__ = [
     "debias",
@@ -200,8 +204,7 @@ def presgdw_step(
     else:
         _check(x, h, "h")
         ops = ops_of(x)
-        with np.errstate(all="ignore"):
-            solved = ops.at_least_single(d) / ops.at_least_single(h)
+        solved = ops.at_least_single(d) / ops.at_least_single(h)
     return _sum(x, (1 - rate * decay, x), (-rate, solved))
 
 
@@ -380,15 +383,15 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
 # -- what they share -------------------------------------------------------------------------
 
 
+@under_default_promotion
 def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        weight, array = terms[0]
-        total = ops.at_least_single(array) * weight
-        for weight, array in terms[1:]:
-            total = total + ops.at_least_single(array) * weight
-        return ops.like(total, like)
+    weight, array = terms[0]
+    total = ops.at_least_single(array) * weight
+    for weight, array in terms[1:]:
+        total = total + ops.at_least_single(array) * weight
+    return ops.like(total, like)
 
 
 def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:
@@ -408,10 +411,7 @@ def _check(x: Array, other: Any, name: str) -> None:
         if not ops_of(value).format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
     ops, mine = ops_of(x), ops_of(other)
-    if ops.xp is not mine.xp:
-        raise TypeError(
-            f"the arrays are of two libraries: {ops.xp.__name__} and, {name}, {mine.xp.__name__}"
-        )
+    check_same_place(x, "the first array", other, name)
     if x.shape != other.shape:
         raise ValueError(
             f"{name} must have the shape of the first array, {tuple(x.shape)}, got "

@@ -23,6 +23,7 @@ import scipy.linalg
 
 from polarlib.formats import format_of, nearest
 from polarlib.ops import is_array, ops_of
+from polarlib.result import ignore_float_errors
 
 __all__ = [
     "SPECTRA",
@@ -85,6 +86,7 @@ def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.
     return (q * (diagonal / np.abs(diagonal))).astype(dtype)
 
 
+@ignore_float_errors
 def with_singular_values(
     s: Any, m: int | None = None, n: int | None = None, *, seed: int = 0, dtype: Any = "float64"
 ) -> np.ndarray:
@@ -239,6 +241,7 @@ def growth(n: int) -> np.ndarray:
     return a
 
 
+@ignore_float_errors
 def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
     """Rotation by `angle` in a random plane.
 
@@ -267,6 +270,7 @@ def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
     return value * np.eye(n) + np.eye(n, k=1)
 
 
+@ignore_float_errors
 def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
     """Gaussian matrix whose rows and columns fall geometrically from 1 to `low`.
 
@@ -604,6 +608,7 @@ def _assert_semidefinite(h: np.ndarray, what: str, rtol: float) -> None:
         _fail_above(f"the negative part of {what}, relative to its norm,", negative, rtol)
 
 
+@ignore_float_errors
 def assert_unitary_factor(
     a: Array, u: Array, *, rtol: float | None = None, completion: bool = True
 ) -> None:
@@ -657,6 +662,7 @@ def assert_unitary_factor(
     _fail_above("the backward error ||A - U H|| / ||A||", _norm(x - v @ h) / size, rtol)
 
 
+@ignore_float_errors
 def assert_polar(
     a: Array,
     u: Array,

@@ -35,6 +35,7 @@ from polarlib.ops import (
     Ops,
     above_noise,
     as_matrix,
+    check_same_place,
     dtype_name,
     finite_peak,
     ops_of,
@@ -695,10 +696,9 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     x = ops.at_least_single(m)
     y = ops.like(q, x)
     scale = ops.binary_scale(ops.max_abs(x))
-    with np.errstate(invalid="ignore"):  # of matrices that are not finite
-        x = ops.divide(x, scale)
-        p, _ = ops.qr(ops.matmul(x, y))
-        r = ops.matmul(ops.adjoint(x), p)
+    x = ops.divide(x, scale)
+    p, _ = ops.qr(ops.matmul(x, y))
+    r = ops.matmul(ops.adjoint(x), p)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
     return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
@@ -743,12 +743,11 @@ def range_lmo(g: Array, p: Array) -> Array:
     g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
     x = ops.at_least_single(g)
     y = ops.like(p, x)
-    with np.errstate(invalid="ignore"):  # of matrices that are not finite
-        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
-        u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
-        # NaN times zero, so that a matrix that is not finite gives NaN.
-        kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-        t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
+    x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+    u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
+    # NaN times zero, so that a matrix that is not finite gives NaN.
+    kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+    t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     return ops.like(t, g)
 
 
@@ -756,9 +755,8 @@ def _factor(
     a: Array, name: str, m: Array, ops: Ops, rows: int, columns: int
 ) -> tuple[Array, Array]:
     """Return a matrix and its factor, of the right library and shape, both complex if one is."""
-    a, others = as_matrix(a, name)
-    if others.xp is not ops.xp:
-        raise TypeError(f"{name} must be of the library of the matrix, {ops.xp.__name__}")
+    a, _ = as_matrix(a, name)
+    check_same_place(m, "m" if name == "q" else "g", a, name)
     if a.shape[-2] != rows or not 0 < a.shape[-1] <= columns:
         raise ValueError(
             f"{name} must have {rows} rows and from 1 to {columns} columns, got shape "

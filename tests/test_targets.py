@@ -375,7 +375,7 @@ def test_bad_starts(torch):
     with pytest.raises(ValueError, match="start contains NaN"):
         inverse_root(a, 2, start=np.full((4, 4), np.nan))
     with pytest.raises(
-        TypeError, match="start must be an array of the library of a, numpy, got torch"
+        TypeError, match="a and start must be arrays of one library, got numpy and torch"
     ):
         inverse_root(a, 2, start=torch.eye(4))
     with pytest.raises(ValueError, match="not positive definite"):

@@ -138,8 +138,6 @@ def rational(l: float) -> Rational:
     return Rational(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
 
 
-# Matrices that are not finite give NaN, without a warning.
-@np.errstate(invalid="ignore", over="ignore")
 def lift(
     x: np.ndarray,
     *,

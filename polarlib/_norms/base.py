@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, finite_peak, under_default_promotion
+from polarlib.ops import Ops, as_matrix, check_same_place, finite_peak, under_default_promotion
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -247,6 +247,7 @@ class MatrixNorm(Norm):
     @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
+        check_same_place(p.x, "g", q.x, "t")
         if p.x.shape != q.x.shape:
             raise ValueError(f"t must have the shape of g, {p.x.shape}, got {q.x.shape}")
         if 0 in p.x.shape:
@@ -349,6 +350,7 @@ class Scaled(MatrixNorm):
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         return self.norm._lmo(g, ops, precision) / self.factor
 
+    @under_default_promotion
     def lmo(self, g: Any) -> Array:
         # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
         g, ops = as_matrix(g, "g")

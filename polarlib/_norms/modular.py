@@ -17,11 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from polarlib._norms.base import MatrixNorm, Norm, factor
 from polarlib._schedule import is_count
-from polarlib.ops import is_array, ops_of
+from polarlib.ops import is_array, ops_of, under_default_promotion
 
 __all__ = [
     "Convolution",
@@ -212,9 +210,8 @@ class Modular(Norm):
         """Sum or largest of the layers' values."""
         collected = values[0]
         xp = ops_of(collected).xp
-        with np.errstate(over="ignore"):
-            for v in values[1:]:
-                collected = collected + v if total else xp.maximum(collected, v)
+        for v in values[1:]:
+            collected = collected + v if total else xp.maximum(collected, v)
         return collected
 
     def _values(self, x: Any) -> list[Array]:
@@ -223,12 +220,15 @@ class Modular(Norm):
     def _dual_values(self, g: Any) -> list[Array]:
         return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
 
+    @under_default_promotion
     def __call__(self, x: Any) -> Array:
         return self._collect(self._values(x), self.total)
 
+    @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         return self._collect(self._dual_values(g), not self.total)
 
+    @under_default_promotion
     def lmo(self, g: Any) -> list[Array]:
         ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
         if not self.total:
@@ -242,6 +242,7 @@ class Modular(Norm):
             chosen.append(ops_of(t).xp.where(_per_matrix(here, t), t, ops_of(t).xp.zeros_like(t)))
         return chosen
 
+    @under_default_promotion
     def sharp(self, g: Any) -> list[Array]:
         total = self.dual_norm(g)
         return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
@@ -259,6 +260,7 @@ class Modular(Norm):
         s = factor(s)
         return Modular(self.norms, tuple(s * t for t in self.scales), self.total)
 
+    @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         dual, size = self.dual_norm(g), self(t)
         shares = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import nearest, odd_value
+from polarlib.result import ignore_float_errors
 
 __all__ = [
     "Spectrum",
@@ -278,6 +279,7 @@ def _checked(s: Spectrum) -> Spectrum:
     return s
 
 
+@ignore_float_errors
 def spectrum(density_or_singular_values: Any, *, normalisation: str | None = None) -> Spectrum:
     """Spectrum of measured singular values, or of any density.
 
@@ -336,6 +338,7 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     return _measured(given, normalisation)
 
 
+@ignore_float_errors
 def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
     """Mean of ``|1 - s(x / input_safety)|`` over a spectrum.
 
@@ -374,8 +377,6 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
 
 def mean_deviation(steps: Sequence[Sequence[float]], x: Any, weights: Any) -> float:
     """``sum w |1 - s(x)|`` of a composition."""
-    # A step may be huge beyond its interval.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in steps:
-            x = odd_value(step, x)
-        return float(weights @ abs(1 - x))
+    for step in steps:
+        x = odd_value(step, x)
+    return float(weights @ abs(1 - x))

@@ -33,7 +33,7 @@ from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
 from polarlib.formats import nearest, odd_image
-from polarlib.result import ScheduleWarning, warn
+from polarlib.result import ScheduleWarning, ignore_float_errors, warn
 
 __all__ = ["for_spectrum", "tune"]
 
@@ -187,7 +187,7 @@ def _minimise(problem: _Problem, z: Any) -> list[Any]:
     cuts = [np.sin(angle) for _ in problem.sizes]
     found: list[Any] = []
     for k in range(ROUNDS):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # values clipped, a step that overflows
             result = minimize(
                 lambda z: problem.value(_split(z, problem.sizes)),
@@ -332,6 +332,7 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
     return getattr(objective, "__name__", "an objective"), lambda steps: _called(objective, steps)
 
 
+@ignore_float_errors
 def tune(
     objective: Any,
     start: Schedule,
@@ -561,6 +562,7 @@ def _best_greedy(spectrum: Spectrum, degrees: Sequence[int]) -> Schedule:
     return greedy(math.exp(refined.x if refined.fun < errors[k] else t[k]), degrees)
 
 
+@ignore_float_errors
 def for_spectrum(
     density_or_singular_values: Any,
     steps: int,

@@ -26,6 +26,7 @@ import numpy as np
 from polarlib._schedule import continued, is_count, is_number
 from polarlib.design.remez import BeyondDoublesError
 from polarlib.formats import multiple_precision
+from polarlib.result import ignore_float_errors
 
 __all__ = ["RationalSchedule", "zolotarev"]
 
@@ -86,6 +87,7 @@ class RationalSchedule:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @ignore_float_errors
     def __call__(self, x: Any) -> Any:
         """Apply the steps to a scalar or, entry by entry, to an array.
 
