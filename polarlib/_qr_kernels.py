@@ -57,19 +57,22 @@ def _published(name: str) -> tuple[Any, bytes]:
 
     tables = scipy.linalg.cython_blas.__pyx_capi__, scipy.linalg.cython_lapack.__pyx_capi__
     capsule = next(table[name] for table in tables if name in table)
-    name_of = ctypes.pythonapi.PyCapsule_GetName
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    return capsule, name_of(capsule)
+    return capsule, _of_capsule("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
+
+
+def _of_capsule(name: str, *types: Any) -> Callable[..., Any]:
+    """A function of Python's own, with types of ours: those of ctypes.pythonapi's are shared."""
+    return ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
 
 
 @functools.cache
 def _routine(name: str) -> Callable[..., None]:
     """A routine by its name, which begins with the letter of its type."""
     capsule, signature = _published(name)
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    types = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
+    pointer = _of_capsule("PyCapsule_GetPointer", *types)(capsule, signature)
     arguments = [ctypes.c_void_p] * (signature.count(b",") + 1)
-    return ctypes.CFUNCTYPE(None, *arguments)(pointer_of(capsule, signature))
+    return ctypes.CFUNCTYPE(None, *arguments)(pointer)
 
 
 @functools.cache

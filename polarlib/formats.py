@@ -294,7 +294,14 @@ def multiple_precision(digits: int = DIGITS) -> Any:
 
     context = mpmath.MPContext()
     context.dps = digits
+    # mpmath pickles the numbers of its global context only.
+    context.mpf.__reduce__ = lambda x: (_zero, (digits,), x.__getstate__())
     return context
+
+
+def _zero(digits: int) -> Any:
+    """A number of a context, to be given its value: what pickle and copy begin with."""
+    return multiple_precision(digits).mpf(0)
 
 
 def odd_images(

@@ -54,18 +54,22 @@ def default_schedule(
     """Look up, or design, the library's own schedule for a number format.
 
     Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
-    for the widest interval on which the worst error is at most 0.019 (a quarter of it for every
-    step beyond the sixth); the input is divided by a
-    bound of its largest singular value that the first Gram matrix gives ("moments").
+    for the widest interval on which the worst error is at most 0.019 (about a quarter of it for
+    every step beyond the sixth, down to what rounding of the coefficients leaves). The input is
+    divided by a bound of its largest singular value from the first Gram matrix ("moments").
+
+    Up to 16 steps are stored. Other schedules are designed at first use, which takes seconds (about
+    6 for 17 steps), and kept in memory: the 256 used last.
 
     Parameters
     ----------
     format : str
         Name of the number format in which the matrices are rounded.
     steps : int, optional
-        Number of quintics, 5 by default.
+        Number of quintics, 5 by default. More than 16 are designed at first use.
     matmuls : int, optional
-        Instead of steps: the best degrees for so many matrix products, at least 2.
+        Instead of steps: the best degrees for so many matrix products, at least 2; designed at
+        first use.
 
     Returns
     -------
@@ -85,22 +89,21 @@ def default_schedule(
     name = format_of(format).name
     if steps is None and matmuls is None:
         steps = DEFAULT_STEPS
-    if matmuls is None and steps is not None and is_count(steps):
-        return _own(name, int(steps))
-    products = matmuls if matmuls is not None and is_count(matmuls) else 3
-    return _designed(name, products, steps, matmuls)
+    if (steps is None) != (matmuls is None) and is_count(matmuls if steps is None else steps):
+        return _own(name, *(None if k is None else int(k) for k in (steps, matmuls)))
+    return design.for_precision(name, steps=steps, matmuls=matmuls, error=OWN_ERROR)  # refuses
 
 
 @functools.lru_cache(maxsize=256)
-def _own(name: str, steps: int) -> Schedule:
+def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     entry = _data("own_schedules")[name].get(str(steps))
-    return _designed(name, 3 * steps, steps, None) if entry is None else _named(name, **entry)
-
-
-def _designed(name: str, products: int, steps: int | None, matmuls: int | None) -> Schedule:
-    error, cushion = own_goals(products)
-    found = design.for_precision(name, steps=steps, matmuls=matmuls, error=error, cushion=cushion)
-    return _named(name, found.steps, found.lower, error, cushion)
+    if entry is None:
+        error, cushion = own_goals(3 * (steps or 0) + (matmuls or 0))
+        found = design.for_precision(
+            name, steps=steps, matmuls=matmuls, error=error, cushion=cushion
+        )
+        entry = {"steps": found.steps, "lower": found.lower, "error": error, "cushion": cushion}
+    return _named(name, **entry)
 
 
 def _named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import enum
 import functools
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar, cast
@@ -24,6 +26,7 @@ __all__ = [
     "ScheduleWarning",
     "Status",
     "Trace",
+    "held_back",
     "ignore_float_errors",
     "warn",
     "write_whole",
@@ -41,8 +44,35 @@ class ScheduleWarning(UserWarning):
     """A schedule is used where it may blow up or flip a sign, or its steps look misordered."""
 
 
+# Per thread, where warnings.catch_warnings would change the filters of all threads.
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[list[str]]:
+    """Collect the messages of polarlib's warnings in a list instead of giving them.
+
+    Examples
+    --------
+    >>> with held_back() as messages:
+    ...     warn("too steep", ScheduleWarning)
+    >>> messages
+    ['too steep']
+    """
+    messages: list[str] = []
+    token = _held.set(messages)
+    try:
+        yield messages
+    finally:
+        _held.reset(token)
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warn of the line that called polarlib, however deep inside the warning arises."""
+    held = _held.get()
+    if held is not None:
+        held.append(message)
+        return
     frame, level = sys._getframe(1), 2
     here = os.path.dirname(__file__)
     while frame.f_back and frame.f_code.co_filename.startswith((here, "<string>")):  # dataclasses

@@ -19,10 +19,11 @@ from polarlib import (
     default_schedule,
     design,
     orthogonalize,
+    published,
     schedule,
 )
 from polarlib._schedule import even_products
-from polarlib.formats import odd_image
+from polarlib.formats import FORMATS, odd_image
 from polarlib.published import conventions, own_goals
 
 NAMES = polarlib.schedules()
@@ -594,7 +595,6 @@ def test_own_schedules_are_what_the_design_gives(name, k):
 def test_own_schedules_of_any_length_and_cost():
     assert default_schedule("bfloat16").matmuls == 15
     assert default_schedule("bfloat16", matmuls=10).matmuls == 10
-    assert len(default_schedule("float32", steps=11)) == 11
     assert default_schedule("float64", steps=np.int64(3)) == default_schedule("float64", steps=3)
     with pytest.raises(ValueError, match="unknown number format 'half'"):
         default_schedule("half")
@@ -603,6 +603,38 @@ def test_own_schedules_of_any_length_and_cost():
             default_schedule("float32", steps=bad)
     with pytest.raises(ValueError, match="not both"):
         default_schedule("float32", steps=5, matmuls=15)
+
+
+def rounding(name: str) -> float:
+    """What the rounding of the last step's coefficients, about (1.9, -1.2, 0.4), may add."""
+    return 4 * FORMATS[FORMATS[name].carrier].unit_roundoff
+
+
+def test_own_schedules_of_up_to_16_steps_are_stored(monkeypatch):
+    """A design takes seconds, in every process that asks."""
+    published._own.cache_clear()
+    monkeypatch.setattr(design, "for_precision", None)
+    for name in FORMATS:
+        for k in range(1, 17):
+            s = default_schedule(name, steps=k)
+            assert len(s) == k
+            assert s is default_schedule(name, steps=k)
+            if k > 10:
+                assert s.error() <= 1.1 * own_goals(3 * k)[0] + rounding(name)
+
+
+def test_designed_schedules_are_kept_in_memory(monkeypatch):
+    published._own.cache_clear()
+    found = default_schedule("float32", matmuls=4)
+    monkeypatch.setattr(design, "for_precision", None)
+    assert default_schedule("float32", matmuls=4) is found
+
+
+@pytest.mark.slow  # the design
+def test_own_schedule_of_more_steps_than_are_stored():
+    s = default_schedule("float32", steps=17)
+    assert len(s) == 17
+    assert s.error() <= 1.1 * own_goals(51)[0] + rounding("float32")
 
 
 def test_schedules_on_arrays_of_any_library():

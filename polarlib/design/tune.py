@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
 from polarlib.formats import nearest, odd_image
-from polarlib.result import ScheduleWarning, ignore_float_errors, warn
+from polarlib.result import ScheduleWarning, held_back, ignore_float_errors, warn
 
 __all__ = ["for_spectrum", "tune"]
 
@@ -187,28 +186,26 @@ def _minimise(problem: _Problem, z: Any) -> list[Any]:
     cuts = [np.sin(angle) for _ in problem.sizes]
     found: list[Any] = []
     for k in range(ROUNDS):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # values clipped, a step that overflows
-            result = minimize(
-                lambda z: problem.value(_split(z, problem.sizes)),
-                z,
-                jac=problem.gradient or None,
-                method="SLSQP",
-                constraints={
-                    "type": "ineq",
-                    "fun": lambda z, cuts: _constraints(problem, z, cuts)[0],
-                    "jac": lambda z, cuts: _constraints(problem, z, cuts)[1],
-                    "args": (cuts,),
-                },
-                options={"maxiter": 300, "ftol": 1e-10},
-            )
-            if not np.all(np.isfinite(result.x)):
-                break
-            z = result.x
-            steps = _split(z, problem.sizes)
-            found.insert(0, steps)
-            fresh = [_turning(c) for c in steps]
-            kept = _constraints(problem, z, fresh)[0]
+        result = minimize(
+            lambda z: problem.value(_split(z, problem.sizes)),
+            z,
+            jac=problem.gradient or None,
+            method="SLSQP",
+            constraints={
+                "type": "ineq",
+                "fun": lambda z, cuts: _constraints(problem, z, cuts)[0],
+                "jac": lambda z, cuts: _constraints(problem, z, cuts)[1],
+                "args": (cuts,),
+            },
+            options={"maxiter": 300, "ftol": 1e-10},
+        )
+        if not np.all(np.isfinite(result.x)):
+            break
+        z = result.x
+        steps = _split(z, problem.sizes)
+        found.insert(0, steps)
+        fresh = [_turning(c) for c in steps]
+        kept = _constraints(problem, z, fresh)[0]
         if kept.min(initial=0.0) > -MARGIN / 2 or (k and not result.success):
             break
         cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
@@ -428,8 +425,7 @@ def tune(
         if odd_image(steps, lower, upper)[0] < lo:
             continue
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ScheduleWarning)
+            with held_back() as hazards:
                 found = replace(
                     start,
                     steps=steps,
@@ -438,7 +434,9 @@ def tune(
                     f"(0, {start.upper:g}]",
                     repeat=None,
                 )
-        except (ValueError, ScheduleWarning):  # a hazard
+        except ValueError:
+            continue
+        if hazards:
             continue
         least, best = reached, found
     if best is start:
@@ -633,13 +631,11 @@ def for_spectrum(
     degree = check_degree(degree)
     start = _best_greedy(found, [degree] * operator.index(steps))
     bounds = _check_bounds(bounds, start)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScheduleWarning)  # the best greedy one is a result too
+    with held_back():  # the best greedy one is a result too
         tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed)
     errors = mean_error(start, found), mean_error(tuned, found)
-    with warnings.catch_warnings():
-        # In another order the worst error on this interval may be smaller; the mean is what counts.
-        warnings.simplefilter("ignore", ScheduleWarning)
+    # In another order the worst error on this interval may be smaller; the mean is what counts.
+    with held_back():
         return replace(
             tuned,
             lower=min(float(np.min(found.values)), 1.0),
