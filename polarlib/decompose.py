@@ -202,8 +202,8 @@ def orthogonalize(
         the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
         `restarts`, `gram_precision` and `normalisation` are for polynomials.
     steps : int, optional
-        By default the listed length, or 5 for "auto" and for sets that repeat. With "auto", more
-        than 16 steps are designed at first use in each process: seconds.
+        By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
+        to 64.
     form : {"auto", "plain", "gram"}, optional
         Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
         with fewer.
@@ -706,7 +706,7 @@ def _with_room_for_h(decompose: F) -> F:
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
             f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
-            f"{shape}, {size * ops.bytes_of_entry(a) / 2**30:,.0f} GiB, which does not fit in "
+            f"{shape}, {size * ops.bytes_of_entry(a) / 2**30:,.1f} GiB, which does not fit in "
             f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
             "nearest_orthogonal for U alone"
         )

@@ -46,6 +46,7 @@ __all__ = [
     "libraries",
     "not_finite",
     "ops_of",
+    "plain_array",
     "under_default_promotion",
     "unless_it_fails",
 ]
@@ -2123,8 +2124,7 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     ValueError
         If it has fewer than two dimensions.
     """
-    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
-        _refuse_sparse_or_masked(block, a, name)
+    a = plain_array(a, name)
     if not is_array(a):
         given = a
         try:
@@ -2136,8 +2136,6 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
                 f"{name} must be an array of numbers, got dtype {a.dtype.name}: "
                 f"{reprlib.repr(given)}"
             )
-    elif isinstance(a, np.ndarray) and type(a) is not np.ndarray:
-        a = a.view(np.ndarray)  # np.matrix: its operators mean other things
     if a.ndim < 2:
         raise ValueError(
             f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
@@ -2153,6 +2151,21 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def plain_array(a: Any, name: str) -> Any:
+    """Return an instance of a subclass of NumPy's arrays as one of them, all else as it is.
+
+    Raises
+    ------
+    TypeError
+        If `a` is sparse or masked.
+    """
+    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
+        _refuse_sparse_or_masked(block, a, name)
+    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
+        return a.view(np.ndarray)  # np.matrix: its operators mean other things
+    return a
 
 
 def _refuse_sparse_or_masked(block: Any, a: Any, name: str) -> None:

@@ -6,14 +6,18 @@ Loads ``data/schedules.toml`` and ``data/own_schedules.toml``. A new set is an e
 from __future__ import annotations
 
 import functools
+import math
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
 from polarlib import design
 from polarlib._schedule import Schedule, is_count
-from polarlib.formats import format_of, nearest
+from polarlib.design.compose import pade
+from polarlib.design.lowbits import NOISE
+from polarlib.formats import format_of, nearest, odd_image, round_number
 
 __all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
@@ -28,6 +32,14 @@ OWN_CUSHION = 0.02
 REACHING_STEPS = 6
 ERROR_PER_STEP = 0.25
 CUSHION_BEYOND = 0.1
+# By this number of steps [u / 256, 1] is mapped to 1 up to rounding in every format: float64 takes
+# about 35. More would repeat the last one.
+MOST_STEPS = 64
+# Designs for more products take longer than ten seconds.
+MOST_PRODUCTS = 48
+# What a step repeated before a schedule leaves free: above it for rounding, in unit roundoffs, and
+# for being a little below its slope at the lower end. Chosen generously.
+ROUNDINGS, CURVED = 64, 1.01
 
 
 def own_goals(products: int) -> tuple[float, float]:
@@ -58,17 +70,20 @@ def default_schedule(
     every step beyond the sixth, down to what rounding of the coefficients leaves). The input is
     divided by a bound of its largest singular value from the first Gram matrix ("moments").
 
-    Up to 16 steps are stored. Other schedules are designed at first use, which takes seconds (about
-    6 for 17 steps), and kept in memory: the 256 used last.
+    Up to 16 steps are stored. More steps are made of those: the first one, divided by its largest
+    value, is repeated before them, until the interval reaches 1/256 unit roundoff, below which
+    singular values are noise; Newton-Schulz steps, which converge to rounding, follow after them.
+    Schedules for a number of products are designed at first use, which takes seconds, and kept in
+    memory: the 256 used last.
 
     Parameters
     ----------
     format : str
         Name of the number format in which the matrices are rounded.
     steps : int, optional
-        Number of quintics, 5 by default. More than 16 are designed at first use.
+        Number of quintics, from 1 to 64; 5 by default.
     matmuls : int, optional
-        Instead of steps: the best degrees for so many matrix products, at least 2; designed at
+        Instead of steps: the best degrees for so many matrix products, from 2 to 48; designed at
         first use.
 
     Returns
@@ -78,7 +93,7 @@ def default_schedule(
     Raises
     ------
     ValueError
-        For an unknown format, both of `steps` and `matmuls`, or a number below the least.
+        For an unknown format, both of `steps` and `matmuls`, or a number outside of these ranges.
 
     Examples
     --------
@@ -90,13 +105,27 @@ def default_schedule(
     if steps is None and matmuls is None:
         steps = DEFAULT_STEPS
     if (steps is None) != (matmuls is None) and is_count(matmuls if steps is None else steps):
+        if steps is not None and steps > MOST_STEPS:
+            raise ValueError(
+                f"the default schedule has from 1 to {MOST_STEPS} steps, by which it has converged "
+                f"to rounding in every format, got steps={steps}; leave steps out, or take polar"
+            )
+        if matmuls is not None and matmuls > MOST_PRODUCTS:
+            raise ValueError(
+                f"the default schedule is designed for from 2 to {MOST_PRODUCTS} products, got "
+                f"matmuls={matmuls}; give steps, up to {MOST_STEPS}"
+            )
         return _own(name, *(None if k is None else int(k) for k in (steps, matmuls)))
     return design.for_precision(name, steps=steps, matmuls=matmuls, error=OWN_ERROR)  # refuses
 
 
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
-    entry = _data("own_schedules")[name].get(str(steps))
+    stored = _data("own_schedules")[name]
+    longest = max(map(int, stored))
+    if steps is not None and steps > longest:
+        return _lengthened(_own(name, longest, None), name, steps)
+    entry = stored.get(str(steps))
     if entry is None:
         error, cushion = own_goals(3 * (steps or 0) + (matmuls or 0))
         found = design.for_precision(
@@ -104,6 +133,27 @@ def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
         )
         entry = {"steps": found.steps, "lower": found.lower, "error": error, "cushion": cushion}
     return _named(name, **entry)
+
+
+def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
+    """More steps: such as reach further down before, and such as converge after those of `s`.
+
+    With q the first step over its largest value, q maps [l / slope, 1] into [l, 1].
+    """
+    precision = format_of(name)
+    unit, carrier = precision.unit_roundoff, format_of(precision.carrier)
+    top = odd_image(s.steps[:1], s.lower, 1.0)[1] * (1 + ROUNDINGS * unit)
+    gentle = tuple(round_number(c / top, carrier) for c in s.steps[0])
+    slope = gentle[0] / CURVED
+    spare = steps - len(s)
+    reached = max(s.lower / (NOISE * unit), 1.0)
+    before = min(math.ceil(math.log(reached) / math.log(slope)), spare - 1)
+    return replace(
+        s,
+        steps=(gentle,) * before + s.steps + (pade(2),) * (spare - before),
+        lower=s.lower / slope**before,
+        source=f"{s.source}; {before} steps more before these, {spare - before} after",
+    )
 
 
 def _named(

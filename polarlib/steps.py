@@ -25,8 +25,10 @@ Muon with Nesterov momentum and Jordan's scale, one step:
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +38,7 @@ from polarlib.ops import (
     dtype_name,
     is_array,
     ops_of,
+    plain_array,
     under_default_promotion,
 )
 
@@ -387,11 +390,8 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
 def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
-    weight, array = terms[0]
-    total = ops.at_least_single(array) * weight
-    for weight, array in terms[1:]:
-        total = total + ops.at_least_single(array) * weight
-    return ops.like(total, like)
+    products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
+    return ops.like(functools.reduce(operator.add, products), like)
 
 
 def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:
@@ -408,6 +408,7 @@ def _check(x: Array, other: Any, name: str) -> None:
     for value, called in ((x, "the first array"), (other, name)):
         if not is_array(value):
             raise TypeError(f"{called} must be an array of a supported library, got {value!r}")
+        plain_array(value, called)
         if not ops_of(value).format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
     ops, mine = ops_of(x), ops_of(other)
