@@ -630,7 +630,6 @@ def test_designed_schedules_are_kept_in_memory(monkeypatch):
     assert default_schedule("float32", matmuls=4) is found
 
 
-@pytest.mark.slow  # the design
 def test_own_schedule_of_more_steps_than_are_stored():
     s = default_schedule("float32", steps=17)
     assert len(s) == 17

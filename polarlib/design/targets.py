@@ -20,6 +20,7 @@ from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.design.compose import greedy
 from polarlib.design.remez import BeyondDoublesError, check_degrees, check_interval
 from polarlib.formats import odd_value, parse_target, target_value
+from polarlib.result import ignore_float_errors
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
 
@@ -392,11 +393,11 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
     """
     from scipy.optimize import linprog  # lazily: it is slow to import
 
+    @ignore_float_errors  # what overflows is not taken
     def worst(steps: Steps) -> tuple[float, np.ndarray]:
-        with np.errstate(all="ignore"):  # what overflows is not taken
-            points = _extrema(target, steps, x)
-            both = np.concatenate([points, x])  # so that NaN is seen
-            off = _values(steps, both)[-1] - target_value(target, both)
+        points = _extrema(target, steps, x)
+        both = np.concatenate([points, x])  # so that NaN is seen
+        off = _values(steps, both)[-1] - target_value(target, both)
         return float(np.max(np.abs(off))), points
 
     error, maxima = worst(steps)
