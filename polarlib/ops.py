@@ -163,7 +163,7 @@ def under_default_promotion(f: F) -> F:
                 settings.enter_context(jax.numpy_rank_promotion("allow"))
             return f(*args, **kwargs)
 
-    return ignore_float_errors(run)
+    return ignore_float_errors(cast(F, run))
 
 
 def _finite_only(factorise: F) -> F:
@@ -811,6 +811,10 @@ class Ops:
 class InPlaceOps(Ops):
     """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
 
+    def has_double(self, x: Array) -> bool:
+        """Always."""
+        return True
+
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
         return self.xp.empty(shape, dtype=like.dtype, device=array_api_compat.device(like))
@@ -874,10 +878,6 @@ class NumpyOps(InPlaceOps):
     """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
 
     host = True
-
-    def has_double(self, x: Array) -> bool:
-        """Always."""
-        return True
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
