@@ -43,7 +43,7 @@ import numpy as np
 
 from polarlib.formats import format_of
 from polarlib.ops import Ops, dtype_name
-from polarlib.result import Run
+from polarlib.result import Run, ignore_float_errors
 
 __all__ = ["Decomposition", "decompose", "rotation", "small"]
 
@@ -615,6 +615,7 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     return results
 
 
+@ignore_float_errors  # what overflows is not believed
 def _everywhere(
     fast: Callable[..., list[Any]],
     robust: Callable[..., list[Any]] | None,
