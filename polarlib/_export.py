@@ -15,12 +15,11 @@ import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
-from pathlib import Path
 from typing import IO, Any
 
 from polarlib._version import __version__
 from polarlib.formats import FORMATS, nearest, round_number
-from polarlib.result import plain, write_whole
+from polarlib.result import load_json, plain, read_whole, write_whole
 
 __all__ = ["KINDS", "code", "document", "read_json", "write_json"]
 
@@ -29,6 +28,7 @@ Fields = Mapping[str, Any]
 
 SCHEMA = "polarlib.schedule"
 VERSION = 1
+LIMIT = 2**24  # bytes of a file that is read; a step takes about 200
 # The fields that version 1 began with: a file must have them. One that was added later takes its
 # default where a file is older than it.
 FIRST_FIELDS = (
@@ -151,11 +151,8 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
     OSError
         If it cannot be read.
     """
-    path = Path(path)
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    path = os.fspath(path)
+    found = load_json(read_whole(path, LIMIT), path)
     if not isinstance(found, dict):
         raise ValueError(
             f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(found)}"

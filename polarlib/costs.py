@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
+import reprlib
+import sys
 import tomllib
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polarlib.formats import format_of, nearest
+from polarlib.result import read_whole
 
 __all__ = ["KERNELS", "kernel_costs", "read_costs"]
 
 VARIABLE = "POLARLIB_COSTS"
+LIMIT = 2**20  # bytes of a file of costs; ours has 10 kB
 GENERIC = "generic"  # the table for libraries that have none
 DEVICES = ("cpu", "gpu")
 FORMATS = ("float32", "float64")
@@ -151,8 +153,9 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.toml'
     """
+    content = read_whole(path, LIMIT)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)}: is not text in UTF-8: {error.reason}") from None
     return _checked(text, os.fspath(path))
@@ -162,12 +165,14 @@ def _checked(text: str, file: str) -> Tables:
     """Parse a file of costs, or say what is wrong with it."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ValueError(f"{file}: is not TOML: it is nested too deeply") from None
+    except ValueError as error:  # of tomllib, or of an integer with thousands of digits
         raise ValueError(f"{file}: is not TOML: {error}") from None
 
     def require(condition: Any, key: str, allowed: str, value: Any) -> None:
         if not condition:
-            raise ValueError(f"{file}: {key} must be {allowed}, got {value!r}")
+            raise ValueError(f"{file}: {key} must be {allowed}, got {reprlib.repr(value)}")
 
     def only(given: dict[str, Any], key: str, known: tuple[str, ...], optional: Any = ()) -> None:
         for name in given:
@@ -206,5 +211,5 @@ def _numbers(values: Any) -> bool:
     return (
         isinstance(values, list)
         and len(values) > 0
-        and all(type(v) in (int, float) and 0 < v < math.inf for v in values)
+        and all(type(v) in (int, float) and 0 < v <= sys.float_info.max for v in values)
     )
