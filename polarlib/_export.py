@@ -18,7 +18,7 @@ from dataclasses import MISSING
 from typing import IO, Any
 
 from polarlib._version import __version__
-from polarlib.formats import FORMATS, nearest, round_number
+from polarlib.formats import FORMATS, nearest, printable, round_number
 from polarlib.result import load_json, plain, read_whole, write_whole
 
 __all__ = ["KINDS", "code", "document", "read_json", "write_json"]
@@ -272,10 +272,7 @@ def code(fields: Fields, kind: str) -> str:
 
 def _printable(text: Any) -> str:
     """One line without control characters, those that change the direction of text included."""
-    line = " ".join(str(text).split())
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
-    )
+    return printable(" ".join(str(text).split()))
 
 
 def _about(fields: Fields) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import platform
 import statistics
@@ -43,6 +42,8 @@ LIBRARIES = {
     # The array API and nothing else: the table for libraries without one of their own.
     "array_api_strict": ("array_api_strict", "array-api-strict"),
 }
+DAY = 86_400  # seconds
+LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
 LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
@@ -174,7 +175,7 @@ def sizes_of(text: str) -> list[int]:
     Raises
     ------
     ValueError
-        Unless it is numbers from 2 on with commas between.
+        Unless it is numbers from 2 to 32768 with commas between.
 
     Examples
     --------
@@ -185,16 +186,17 @@ def sizes_of(text: str) -> list[int]:
         sizes = sorted({int(n) for n in text.split(",")})
     except ValueError:
         sizes = []
-    if not sizes or sizes[0] < 2:
+    if not sizes or sizes[0] < 2 or sizes[-1] > LARGEST:
         raise ValueError(
-            f"--sizes must be numbers from 2 on with commas between, such as 256,512, got {text!r}"
+            f"--sizes must be numbers from 2 to {LARGEST} with commas between, such as 256,512, "
+            f"got {text!r}"
         )
     return sizes
 
 
 def _check_seconds(seconds: float) -> None:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"--seconds must be a positive number, got {seconds}")
+    if not 0 < seconds <= DAY:
+        raise ValueError(f"--seconds must be a positive number up to {DAY}, got {seconds}")
 
 
 # -- kernels ---------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def calibrate(
     --------
     >>> calibrate("numpy", sizes=[8], seconds=0)
     Traceback (most recent call last):
-    ValueError: --seconds must be a positive number, got 0
+    ValueError: --seconds must be a positive number up to 86400, got 0
     """
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device

@@ -212,7 +212,7 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
     write_npys({path: array})
 
 
-def write_npys(arrays: Mapping[str | os.PathLike[str], Any]) -> None:
+def write_npys(arrays: Mapping[Any, Any]) -> None:
     """Write arrays to .npy files, all or none.
 
     Parameters

@@ -10,13 +10,17 @@ An odd polynomial is the tuple of its coefficients in ascending odd powers:
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import functools
+import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,6 +28,7 @@ __all__ = [
     "FORMATS",
     "TARGETS",
     "Format",
+    "docstring",
     "format_of",
     "multiple_precision",
     "nearest",
@@ -31,6 +36,7 @@ __all__ = [
     "odd_images",
     "odd_value",
     "parse_target",
+    "printable",
     "round_number",
     "target_value",
     "turning_points",
@@ -98,6 +104,37 @@ FORMATS: dict[str, Format] = {
         Format("float8_e5m2", 3, 2.0**-14, 57344.0, _INF, "float32"),
     )
 }
+
+
+def printable(text: object) -> str:
+    r"""Return a text on one line: control characters, line breaks included, become escapes.
+
+    So do those that change the direction of text, and halves of characters.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31m\nb"))
+    a\x1b[31m\nb
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
+
+def docstring(f: Callable[..., Any]) -> str:
+    """Return the docstring of a function, from its source where ``python -OO`` has stripped it.
+
+    Examples
+    --------
+    >>> docstring(docstring).splitlines()[0]
+    'Return the docstring of a function, from its source where ``python -OO`` has stripped it.'
+    """
+    text = f.__doc__
+    if text is None:
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # no source
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(f))).body
+            text = ast.get_docstring(cast(ast.FunctionDef, definition))
+    return inspect.cleandoc(text or "")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -186,9 +186,9 @@ def _read(file: Path) -> dict[str, Any]:
                 "tolerance",
             )
         for key in ("value", "published"):
-            value = figure[key]
-            if any(isinstance(v, list | dict) for v in (value if type(value) is list else [value])):
-                raise _malformed(file, f"figure {figure['name']!r} needs a number or a list as {key}")
+            values = figure[key] if isinstance(figure[key], list) else [figure[key]]
+            if any(isinstance(value, list | dict) for value in values):
+                raise _malformed(file, f"figure {figure['name']!r}: {key} must be a number or list")
     judged = [figure["within"] for figure in figures]
     counts = {word: judged.count(w) for word, w in _VERDICTS.items()}
     return study | {

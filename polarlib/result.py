@@ -33,6 +33,7 @@ __all__ = [
     "load_json",
     "open_regular",
     "read_whole",
+    "replaceable",
     "warn",
     "write_together",
     "write_whole",
@@ -132,7 +133,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
     write_together({path: write})
 
 
-def write_together(writers: Mapping[str | os.PathLike[str], Callable[[IO[bytes]], Any]]) -> None:
+def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
     """Write several files, all or none, each as :func:`write_whole` does.
 
     Parameters
@@ -153,11 +154,11 @@ def write_together(writers: Mapping[str | os.PathLike[str], Callable[[IO[bytes]]
     temporaries: list[str] = []  # each is registered before it is made
     targets: list[str] = []
     replaced: list[tuple[str, str, str | None]] = []
-    path: str | os.PathLike[str] = ""
+    path: Any = ""
     with _stopped_by_signals() as armed:
         try:
             for path, write in writers.items():
-                target, mode = _target(path)
+                target, mode = replaceable(path)
                 targets.append(target)
                 temporaries.append(_beside(target))
                 # With the permissions that open() gives: no look at the umask, which is the
@@ -169,7 +170,8 @@ def write_together(writers: Mapping[str | os.PathLike[str], Callable[[IO[bytes]]
                     os.fsync(file.fileno())
                 if mode is not None:
                     os.chmod(temporaries[-1], mode)
-            for path, target, temporary in zip(writers, targets, temporaries[:], strict=True):
+            names = zip(writers, targets, temporaries[:], strict=True)
+            for path, target, temporary in names:  # noqa: B007, for messages
                 saved = None
                 if target is not targets[-1] and os.path.exists(target):
                     temporaries.append(saved := _beside(target))
@@ -187,8 +189,11 @@ def write_together(writers: Mapping[str | os.PathLike[str], Callable[[IO[bytes]]
                     os.unlink(target)
                 else:
                     os.replace(saved, target)
-            ours = isinstance(error, OSError) and error.filename in (None, *temporaries)
-            if ours and error.errno is not None:
+            if (
+                isinstance(error, OSError)
+                and error.errno is not None
+                and error.filename in (None, *temporaries)
+            ):
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
             raise
         finally:
@@ -198,19 +203,44 @@ def write_together(writers: Mapping[str | os.PathLike[str], Callable[[IO[bytes]]
                     os.unlink(temporary)
 
 
-def _target(path: str | os.PathLike[str]) -> tuple[str, int | None]:
-    """Return the file behind symbolic links, and its permissions if there is one to replace."""
+def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """Check that a file can be written, before anything is computed for it.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the file is to be.
+
+    Returns
+    -------
+    target : str
+        The file behind symbolic links.
+    mode : int or None
+        Its permissions, if there is one to replace.
+
+    Raises
+    ------
+    OSError
+        As :func:`write_whole` raises it.
+    """
     name = os.fsdecode(path)
     target = os.path.realpath(name)
     try:
-        mode = _regular(name, "name a file").st_mode
+        mode = stat.S_IMODE(_regular(name, "name a file").st_mode)
     except FileNotFoundError:
-        if not os.path.basename(name) or not os.path.isdir(os.path.dirname(target)):
+        if not os.path.basename(name):
             raise
-        return target, None
-    if not os.access(target, os.W_OK):  # a rename would go ahead all the same
+        mode = None
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        where = os.path.dirname(name) or folder
+        raise FileNotFoundError(f"{name}: there is no folder {where}; create it first")
+    if not os.access(folder, os.W_OK):
+        where = os.path.dirname(name) or "."
+        raise PermissionError(f"{name}: the folder {where} cannot be written")
+    if mode is not None and not os.access(target, os.W_OK):  # a rename would go ahead all the same
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
-    return target, stat.S_IMODE(mode)
+    return target, mode
 
 
 def _regular(path: str | os.PathLike[str], remedy: str) -> os.stat_result:

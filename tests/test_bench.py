@@ -80,7 +80,9 @@ def test_wrong_sizes(text):
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
 def test_wrong_seconds(seconds):
     for function in (bench.calibrate, bench.compare):
-        with pytest.raises(ValueError, match=f"--seconds must be a positive number, got {seconds}"):
+        with pytest.raises(
+            ValueError, match=f"--seconds must be a positive number up to 86400, got {seconds}"
+        ):
             function("numpy", sizes=[4], seconds=seconds)
 
 

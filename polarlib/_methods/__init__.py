@@ -29,6 +29,7 @@ from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.design.zolotarev import RationalSchedule
+from polarlib.formats import docstring
 
 __all__ = [
     "FIXED",
@@ -85,7 +86,7 @@ def methods() -> dict[str, str]:
     U V^H from the singular value decomposition.
     """
     described = METHODS | FIXED
-    exact = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in described.items()}
+    exact = {name: docstring(f).partition("\n")[0] for name, f in described.items()}
     fixed = {
         name: f"Fixed schedule of {len(published.schedule(name))} steps: "
         + published.schedule(name).source
