@@ -890,7 +890,8 @@ def bench(
     _check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
         read_costs(output)  # before minutes are spent: other files are not written over
-    listed = bench.sizes_of(sizes or (COST_SIZES if calibrate else BENCH_SIZES))
+    default = COST_SIZES if calibrate else BENCH_SIZES
+    listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
     measure = bench.calibrate if calibrate else bench.compare
     with _progress(len(listed) * 2) as advance, _noted() as notes:

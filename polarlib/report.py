@@ -24,6 +24,7 @@ from polarlib.result import load_json, read_whole, write_whole
 
 __all__ = ["collect", "render", "write"]
 
+MOST_FILES = 10_000  # in a folder of studies; one has about ten
 LIMIT = 2**26  # bytes of a file of a study
 PNG = b"\x89PNG\r\n\x1a\n"
 # Rows of a table that the page shows; the file has all.
@@ -134,10 +135,15 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{folder}: no such folder; {hint}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; name the folder that the studies wrote")
-    found = sorted(folder.rglob("result.json"))
+    found, seen = [], 0
+    for root, folders, names in os.walk(folder):
+        seen += len(folders) + len(names)
+        if seen > MOST_FILES:
+            raise ValueError(f"{folder}: holds more than {MOST_FILES} files; {hint}")
+        found += [Path(root, name) for name in names if name == "result.json"]
     if not found:
         raise ValueError(f"{folder}: holds no result.json; {hint}")
-    return [_read(file) for file in found]
+    return [_read(file) for file in sorted(found)]
 
 
 def render(studies: list[dict[str, Any]]) -> str:
