@@ -144,12 +144,18 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
         module = importlib.import_module(LIBRARIES[library][0])
     except ImportError:
         raise ValueError(f"{library} is not installed; install it, or choose another") from None
-    if library == "torch":
-        place: dict[str, Any] = {"device": "cuda" if device == "gpu" else "cpu"}
-    elif library == "jax":
-        place = {"device": importlib.import_module("jax").devices(device)[0]}
-    else:
-        place = {}
+    if device == "gpu" and library in ("numpy", "array_api_strict"):
+        raise ValueError(f"{library} has no arrays on a GPU; choose device cpu, or another library")
+    place: dict[str, Any] = {}
+    try:
+        if library == "torch":
+            place = {"device": "cuda" if device == "gpu" else "cpu"}
+        elif library == "jax":
+            place = {"device": importlib.import_module("jax").devices(device)[0]}
+        module.asarray(np.zeros(1), **place)
+    except Exception as error:  # each library has its own
+        text = " ".join(str(error).split())
+        raise ValueError(f"{library} cannot use a {device} here ({text}); choose another") from None
     with _both_formats(library):
         yield lambda a: module.asarray(a, **place)
 
