@@ -204,6 +204,9 @@ def test_reason_and_condition_are_shown():
     result = polar(gaussian((6, 6)))
     assert "condition" in repr(result)
     assert "condition" in result._repr_html_()
+    odd = dataclasses.replace(result, method="<script>", reason="a & <b>")._repr_html_()
+    assert "&lt;script&gt;" in odd
+    assert "a &amp; &lt;b&gt;" in odd
     assert set(result.to_dict()) >= {"condition_bounds", "reason", "method"}
 
 
