@@ -182,13 +182,9 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                 _sync_folder(folder)
         except BaseException as error:
             armed.clear()
-            for target, temporary, saved in reversed(replaced):
-                if os.path.exists(temporary):  # not renamed
-                    continue
-                if saved is None:
-                    os.unlink(target)
-                else:
-                    os.replace(saved, target)
+            waiting = [temporary for _, temporary, _ in replaced if os.path.exists(temporary)]
+            if waiting or len(replaced) < len(writers):  # else all are in their places
+                _restore([entry for entry in replaced if entry[1] not in waiting], temporaries)
             if (
                 isinstance(error, OSError)
                 and error.errno is not None
@@ -201,6 +197,17 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
             for temporary in temporaries:
                 with contextlib.suppress(OSError):  # renamed, or never made
                     os.unlink(temporary)
+
+
+def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]) -> None:
+    """Put back what was in the places of files that were renamed."""
+    for target, _, saved in replaced:
+        with contextlib.suppress(OSError):
+            if saved is None:
+                os.unlink(target)
+            else:
+                temporaries.remove(saved)  # it is the only copy
+                os.replace(saved, target)
 
 
 def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:

@@ -753,6 +753,18 @@ def test_several_files_are_written_all_or_none(here, monkeypatch, old, links, er
     assert left(here) == {"u": "new u", "h": "new h"}
 
 
+@pytest.mark.parametrize("names", ["u", "uh"])
+def test_an_interruption_after_the_last_file_is_in_place(here, monkeypatch, names):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(result, "_sync_folder", interrupted)
+    for text in ("first", "second"):
+        with pytest.raises(KeyboardInterrupt):
+            write_together({name: put(text) for name in names})
+        assert left(here) == dict.fromkeys(names, text)
+
+
 def test_several_files_of_which_one_fails(here):
     (here / "u").write_text("old")
     for wrong in ("nowhere/h", "."):
