@@ -1,8 +1,9 @@
 """The command line: a thin shell over the library, and the only module that prints.
 
 Every command reads with :mod:`polarlib.files`, computes with the library, and prints a table, or
-with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input. An error
-is one line on stderr; with ``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
+with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input, 130
+interrupted. An error is one line on stderr, with control characters escaped; with
+``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
 """
 
 from __future__ import annotations
@@ -463,9 +464,17 @@ def _draw(
     for what, ax in axes.items():
         ax.set_title("\n".join(filter(None, [name.replace("$", r"\$"), ax.get_title()])))
         path = folder / f"{stem}-{what}{suffix}"
-        _write({"--plots": path}, functools.partial(plot.save, ax, path))
+        _write({"--plots": path}, functools.partial(_save, ax, path))
         written.append(path)
     return written
+
+
+def _save(ax: Any, path: Path) -> None:
+    from polarlib import plot
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name has letters that the font lacks
+        plot.save(ax, path)
 
 
 # -- converge --------------------------------------------------------------------------------
@@ -537,7 +546,7 @@ def _draw_trace(t: Trace, path: Path) -> None:
     left, right = Figure(figsize=(13, 5.5), layout="constrained").subplots(1, 2)
     plot.convergence(t, ax=left)
     plot.singular_values(t, ax=right)
-    plot.save(left, path)
+    _save(left, path)
 
 
 # -- schedules -------------------------------------------------------------------------------
@@ -809,7 +818,7 @@ def _designed(
 def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
     from polarlib import plot
 
-    plot.save(plot.polynomial(s), path)
+    _save(plot.polynomial(s), path)
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:

@@ -123,7 +123,12 @@ def _shipped() -> Tables:
 
 @functools.cache
 def _read(path: str) -> Tables:
-    return read_costs(path)
+    try:
+        return read_costs(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        text = f"{path}: {reason}" if reason else error
+        raise type(error)(f"{text} (the file that {VARIABLE} names)") from None
 
 
 def read_costs(path: str | os.PathLike[str]) -> Tables:

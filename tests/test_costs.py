@@ -229,3 +229,10 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv(costs.VARIABLE, str(tmp_path / "nowhere.toml"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         kernel_costs("numpy", "float64", 8)
+
+
+def test_the_variable_is_named(tmp_path, monkeypatch):
+    for path, text in ((tmp_path, "is a folder"), (tmp_path / "no", "No such file")):
+        monkeypatch.setenv("POLARLIB_COSTS", str(path))
+        with pytest.raises(OSError, match=f"{text}.*POLARLIB_COSTS names"):
+            kernel_costs("numpy", "float64", 100)
