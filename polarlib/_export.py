@@ -18,6 +18,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import IO, Any
 
+from polarlib._checks import choice
 from polarlib._version import __version__
 from polarlib.formats import FORMATS, nearest, round_number
 from polarlib.result import plain, write_whole
@@ -266,10 +267,7 @@ def code(fields: Fields, kind: str) -> str:
         For an unknown kind, and for coefficients that overflow in single precision where the text
         holds them in it ("c", "cuda").
     """
-    try:
-        write = KINDS[kind]
-    except (KeyError, TypeError):
-        raise ValueError(f"unknown kind of code {kind!r}; {nearest(kind, KINDS)}") from None
+    write = KINDS[choice("kind of code", kind, KINDS)]
     return "\n".join(write(fields)) + "\n"
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._checks import flag, number
 from polarlib._derivatives import differentiable_root, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
-from polarlib._schedule import is_number
 from polarlib.decompose import (
     default_tolerance,
     hermitian_part,
@@ -118,7 +118,7 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     a, ops = as_matrix(a)
     _refuse_complex(a, ops, "nearest_rotation")
     _check_square(a, "nearest_rotation")
-    r = _check_regularization(regularization)
+    r = number("regularization", regularization, 0)
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
     exact = functools.partial(nearest_rotation, regularization=r)
@@ -177,9 +177,9 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     True
     """
     a, b, ops = _pair(a, b)
-    if rotation:
+    if flag("rotation", rotation):
         _refuse_complex(a, ops, "procrustes(rotation=True)")
-    r = _check_regularization(regularization)
+    r = number("regularization", regularization, 0)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
     x, y = _scaled(a, ops, "a"), _scaled(b, ops, "b")
     product = ops.matmul(ops.adjoint(x), y)
@@ -292,14 +292,6 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
         common = ops.xp.result_type(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.together(a, b)
-
-
-def _check_regularization(value: Any) -> float:
-    if not is_number(value) or not 0 <= float(value) < math.inf:
-        raise ValueError(
-            f"regularization must be a number of at least 0, got {value!r}; 0 is the exact rule"
-        )
-    return float(value)
 
 
 def _found_rotation(a: Array) -> Array:

@@ -25,8 +25,8 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import _blas, _qr_kernels, costs
+from polarlib._checks import choice
 from polarlib.decompose import orthogonalize, polar
-from polarlib.formats import nearest
 from polarlib.ops import Ops, ops_of
 from polarlib.result import write_whole
 
@@ -135,10 +135,8 @@ def _finished(x: Array, ops: Ops) -> Array:
 @contextlib.contextmanager
 def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray], Array]]:
     """A function that makes arrays of a library from NumPy's, both formats enabled."""
-    if library not in LIBRARIES:
-        raise ValueError(f"unknown library {library!r}; {nearest(library, LIBRARIES)}")
-    if device not in costs.DEVICES:
-        raise ValueError(f"unknown device {device!r}; {nearest(device, costs.DEVICES)}")
+    choice("library", library, LIBRARIES)
+    choice("device", device, costs.DEVICES)
     try:
         module = importlib.import_module(LIBRARIES[library][0])
     except ImportError:

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarlib._checks import choice
 from polarlib.decompose import default_tolerance, polar
-from polarlib.formats import format_of, nearest
+from polarlib.formats import format_of
 from polarlib.ops import not_finite
 from polarlib.result import ConvergenceWarning, PolarResult, Status, warn
 
@@ -229,8 +230,7 @@ def _near_identity(g: np.ndarray) -> bool:
 
 def _checked(x: Array, method: str) -> tuple[Array, Any]:
     """Return x in a dtype that we work in, and the dask module."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    choice("method", method, METHODS)
     if not type(x).__module__.startswith("dask."):
         raise TypeError(
             f"polar_tall takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "

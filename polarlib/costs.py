@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._checks import MOST_ROWS, choice, count, text
+from polarlib._checks import path as checked_path
 from polarlib.formats import format_of, nearest
 
 __all__ = ["KERNELS", "kernel_costs", "read_costs"]
@@ -87,11 +89,8 @@ def kernel_costs(
     >>> costs["matmul"], costs["cholesky"] < 1 < costs["qr"] < costs["svd"]
     (1.0, True)
     """
-    if device not in DEVICES:
-        raise ValueError(f"unknown device {device!r}; {nearest(device, DEVICES)}")
-    if not n >= 1:
-        raise ValueError(f"n must be at least 1, got {n!r}")
-    if library == "cupy":
+    device, n = choice("device", device, DEVICES), count("n", n, most=MOST_ROWS)
+    if text("library", library) == "cupy":
         device = "gpu"
     own = os.environ.get(VARIABLE) or None
     return dict(_costs(library, format_of(format_name).carrier, n, device, own))
@@ -152,7 +151,7 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.toml'
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(checked_path("path", path)).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)}: is not text in UTF-8: {error.reason}") from None
     return _checked(text, os.fspath(path))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib import design, published
+from polarlib._checks import choice, count, flag, function, items, nearest, number, shown
 from polarlib._derivatives import (
     differentiable_polar,
     differentiable_schedule,
@@ -39,9 +40,9 @@ from polarlib._methods import (
     rational,
     small,
 )
-from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
+from polarlib._schedule import NORMALISATIONS, Schedule, product_counts
 from polarlib.design import RationalSchedule
-from polarlib.formats import format_of, nearest
+from polarlib.formats import format_of
 from polarlib.ops import (
     Ops,
     as_matrix,
@@ -93,7 +94,7 @@ def resolve_schedule(
         For something that is neither a name nor a Schedule, an unknown name, a number of steps
         that it does not have, or a schedule for inverse roots, which has no odd matrix function.
     """
-    if schedule == "auto":
+    if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
     if isinstance(schedule, str) and schedule in RATIONAL:
         schedule = RATIONAL[schedule]()
@@ -109,7 +110,7 @@ def resolve_schedule(
                 "schedule for singular values has stride 2"
             )
         return schedule if steps is None else schedule.truncate(steps)
-    raise TypeError(f"schedule must be a name or a Schedule, got {schedule!r}")
+    raise TypeError(f"schedule must be a name or a Schedule, got {shown(schedule)}")
 
 
 def _check_rational(
@@ -120,17 +121,17 @@ def _check_rational(
     normalisation: str | None,
 ) -> None:
     """Refuse what is chosen for polynomials only."""
-    wrong = {
-        "form": form if form != "auto" else None,
-        "restarts": restarts if not isinstance(restarts, str) or restarts != "auto" else None,
-        "gram_precision": gram_precision,
-        "normalisation": normalisation if normalisation != "spectral" else None,
+    given = {
+        "form": (form, "auto"),
+        "restarts": (restarts, "auto"),
+        "gram_precision": (gram_precision, None),
+        "normalisation": (normalisation, "spectral"),
     }
-    for name, value in wrong.items():
-        if value is not None:
+    for name, (value, allowed) in given.items():
+        if value is not None and not (isinstance(value, str) and value == allowed):
             raise ValueError(
-                f"{name}={value!r} is for schedules of polynomials; schedule {schedule.name!r} is "
-                f"rational: leave {name} out"
+                f"{name}={shown(value)} is for schedules of polynomials; schedule "
+                f"{schedule.name!r} is rational: leave {name} out"
             )
 
 
@@ -138,10 +139,7 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     """Refuse a normalisation that the schedule was not made for."""
     if normalisation is None:
         return schedule.normalisation
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(
-            f"unknown normalisation {normalisation!r}; {nearest(normalisation, NORMALISATIONS)}"
-        )
+    normalisation = choice("normalisation", normalisation, NORMALISATIONS)
     # All but AOL bound the largest singular value, and only say where in (0, 1] the others
     # lie; AOL scales columns and gives another spectrum altogether.
     problems = {normalisation == "aol", schedule.normalisation == "aol"}
@@ -395,22 +393,23 @@ def choose_form(
     gram_precision: str | None = None,
 ) -> tuple[str, tuple[int, ...]]:
     """Return the form of the iteration and its restarts, checked and with "auto" decided."""
-    if form not in ("auto", "plain", "gram"):
-        raise ValueError(f"form must be 'auto', 'plain' or 'gram', got {form!r}")
+    form = choice("form", form, ("auto", "plain", "gram"))
     if isinstance(restarts, str):
         if restarts != "auto":
             raise ValueError(
-                f"restarts must be 'auto' or a sequence of step numbers, got {restarts!r}"
+                f"restarts must be 'auto' or a sequence of step numbers, got {shown(restarts)}"
             )
-        at = design.restarts(schedule, precision, gram_format=gram_precision)
+        at: tuple[int, ...] = ()
+        if form != "plain":
+            at = design.restarts(schedule, precision, gram_format=gram_precision)
     else:
-        given = list(restarts) if isinstance(restarts, Iterable) else [restarts]
-        if given == [restarts] or not all(is_count(k) and k <= len(schedule) for k in given):
-            raise ValueError(
-                f"restarts must be 'auto' or a sequence of step numbers from 1 to {len(schedule)}, "
-                f"got {restarts!r}"
-            )
-        at = tuple(sorted({int(k) for k in given if k < len(schedule)}))
+        last = len(schedule)
+        what = f"'auto' or a sequence of step numbers from 1 to {last}"
+        given = [
+            count("a number of restarts", k, 1, last, f"an integer from 1 to {last}")
+            for k in items("restarts", restarts, what, least=0)
+        ]
+        at = tuple(sorted({k for k in given if k < last}))
     if form == "auto":
         small, large = sorted(shape[-2:])
         aspect = large / max(small, 1)
@@ -429,7 +428,7 @@ def _check_out(
     shape = tuple(x.shape) if shape is None else shape
     same = is_array(out) and ops_of(out).xp is ops_of(x).xp and tuple(out.shape) == shape
     if not same or out.dtype != x.dtype:
-        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else repr(out)
+        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else shown(out)
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
@@ -481,9 +480,7 @@ def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
     if rtol is None:
         name = ops.format_name(a)
         return default_tolerance(a.shape, name if name == "float64" else "float32")
-    if not is_number(rtol) or not 0 < float(rtol) < 1:
-        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
-    return float(rtol)
+    return number("rtol", rtol, 0, 1, ends="()")
 
 
 def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
@@ -519,12 +516,9 @@ def _hint(
         )
     bounds = []
     if cond is not None:
-        if not is_number(cond) or not cond >= 1:
-            raise ValueError(f"cond must be a number of at least 1, got {cond!r}")
-        bounds.append(1 / float(cond))
+        bounds.append(1 / number("cond", cond, 1, math.inf, what="a number of at least 1"))
     if sigma_min is not None:
-        if not is_number(sigma_min) or not 0 < sigma_min < math.inf:
-            raise ValueError(f"sigma_min must be a positive number, got {sigma_min!r}")
+        sigma_min = number("sigma_min", sigma_min, 0, ends="(]")
         x, ops = problem.x, problem.ops
         if 0 in x.shape:
             return None
@@ -535,7 +529,7 @@ def _hint(
                 f"sigma_min={sigma_min!r} exceeds the largest singular value, which is at most "
                 f"{largest:.3g}; pass a lower bound of the smallest one"
             )
-        bounds.append(float(sigma_min) / largest)
+        bounds.append(sigma_min / largest)
     return max(bounds)
 
 
@@ -665,8 +659,11 @@ def polar(
     >>> bool(np.allclose(u @ h, [[1, -1], [2, 4]])), bool(np.allclose(u.T @ u, np.eye(2)))
     (True, True)
     """
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    side = choice("side", side, ("right", "left"))
+    completion, overwrite_a = flag("completion", completion), flag("overwrite_a", overwrite_a)
+    check_finite, throw = flag("check_finite", check_finite), flag("throw", throw)
+    if callback is not None:
+        function("callback", callback, "a function of the iteration and the iterate")
     given = a
     a, ops = as_matrix(a)
     check_method(method)
@@ -969,7 +966,7 @@ def _storage(
         u_out = h_out = None
     else:
         if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"out must be a pair (u, h) of arrays or None, got {out!r}")
+            raise TypeError(f"out must be a pair (u, h) of arrays or None, got {shown(out)}")
         u_out, h_out = out
     if overwrite_a:
         if u_out is not None:
@@ -1013,7 +1010,7 @@ def check_method(method: str | Schedule) -> None:
             "apply it with orthogonalize()"
         )
     if not known and not isinstance(method, Schedule | RationalSchedule):
-        raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+        raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 
 def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) -> None:

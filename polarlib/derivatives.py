@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib._checks import choice
 from polarlib._derivatives import polar_gradient, polar_tangents, schedule_derivative
 from polarlib._schedule import Schedule
 from polarlib.decompose import (
@@ -283,8 +284,7 @@ def _schedule(
 
 def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
     """The matrix in at least single precision, as it is, and its arithmetic."""
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    choice("side", side, ("right", "left"))
     a, ops = as_matrix(a, name)
     x = ops.at_least_single(a)
     if 0 not in x.shape:

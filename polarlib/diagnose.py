@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import design
+from polarlib._checks import choice
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._schedule import Schedule
 from polarlib.decompose import (
@@ -93,8 +94,8 @@ def measure(
     x, ops = as_matrix(a)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
-    if form not in ("plain", "gram"):
-        raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
+    form = choice("form", form, ("plain", "gram"))
+    reference = choice("reference", reference, ("svd", "mpmath"))
     if precision is None:
         a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
         precision = ops.format_name(x) if a_method else ops.multiplier(x)
@@ -138,7 +139,8 @@ def measure(
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
         # The default schedule goes by the name that callers give it.
-        name = schedule_or_method if schedule_or_method == "auto" else schedule.name
+        auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
+        name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
         if isinstance(schedule, RationalSchedule):
             if form == "gram":
@@ -201,14 +203,12 @@ def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "svd":
         u, _, vh = scipy.linalg.svd(a, full_matrices=False)
         return u, vh.conj().T
-    if kind == "mpmath":
-        import mpmath
+    import mpmath
 
-        context = mpmath.MPContext()
-        context.dps = 50
-        u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
-        return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
-    raise ValueError(f"reference must be 'svd' or 'mpmath', got {kind!r}")
+    context = mpmath.MPContext()
+    context.dps = 50
+    u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
+    return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
 
 
 def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:

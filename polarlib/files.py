@@ -32,6 +32,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from polarlib import _checks
 from polarlib.formats import nearest
 from polarlib.result import write_whole
 
@@ -89,7 +90,7 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     >>> split("a.npy")[1] is None
     True
     """
-    text = os.fspath(path)
+    text = os.fspath(_checks.path("path", path))
     parts = re.fullmatch(r"(.+?\.(?:npz|safetensors)):(.+)", text, re.IGNORECASE | re.DOTALL)
     if parts and not os.path.exists(text):
         return Path(parts[1]), parts[2]
@@ -160,14 +161,16 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     is wrong is told with the number of its line.
     """
     file, chosen = split(path)
-    name = chosen if name is None else name
+    name = chosen if name is None else _checks.text("name", name)
     kind = _kind(file)
     if kind == ".safetensors":
         return _read_tensor(file, name)
     if kind == ".npz":
         name = _choose(file, names(file), name)
     elif name is not None:
-        raise ValueError(f"{file}: a {kind} file holds one nameless array; leave {name!r} out")
+        raise ValueError(
+            f"{file}: a {kind} file holds one nameless array; leave {_checks.shown(name)} out"
+        )
     if kind == ".mtx":
         array = _read_mtx(file)
     else:
@@ -204,6 +207,7 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
     ValueError
         If the array does not hold numbers.
     """
+    path = _checks.path("path", path)
     array = np.asarray(array)
     if array.dtype.type.__module__ == "ml_dtypes":
         array = array.astype(np.float32)
@@ -337,7 +341,7 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
         )
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=LISTED, cutoff=0)
-        raise ValueError(f"{file}: holds no array {name!r}; {nearest(name, similar)}")
+        raise ValueError(f"{file}: holds no array {_checks.shown(name)}; {nearest(name, similar)}")
     return name
 
 

@@ -10,7 +10,6 @@ An odd polynomial is the tuple of its coefficients in ascending odd powers:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from polarlib._checks import choice, nearest, shown
 
 __all__ = [
     "FORMATS",
@@ -100,20 +101,6 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Say which names are allowed, the most similar first: the tail of an error message.
-
-    Examples
-    --------
-    >>> nearest("bf16", ["float32", "bfloat16"])
-    "did you mean 'bfloat16'? Known: 'float32', 'bfloat16'"
-    """
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}{'Known' if hint else 'known'}: {', '.join(map(repr, known))}"
-
-
 def format_of(name: str) -> Format:
     """Look a format up by name.
 
@@ -127,10 +114,8 @@ def format_of(name: str) -> Format:
     >>> format_of("bfloat16").unit_roundoff == 2.0**-8
     True
     """
-    try:
-        return FORMATS[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"unknown number format {name!r}; {nearest(name, FORMATS)}") from None
+    found = FORMATS.get(name) if isinstance(name, str) else None
+    return found or FORMATS[choice("number format", name, FORMATS)]
 
 
 def round_number(x: float, precision: Format) -> float:
@@ -196,9 +181,9 @@ def parse_target(target: str) -> tuple[str, float]:
     takes = kind in TARGETS and TARGETS[kind][1]
     if kind not in TARGETS or takes != (given is not None) or not math.isfinite(parameter):
         known = [f"{k}(number)" if TARGETS[k][1] else k for k in TARGETS]
-        raise ValueError(f"unknown target {target!r}; {nearest(target, known)}")
+        raise ValueError(f"unknown target {shown(target)}; {nearest(target, known)}")
     if kind == "smooth_sign" and not parameter > 0:
-        raise ValueError(f"smooth_sign needs a positive parameter, got {target!r}")
+        raise ValueError(f"smooth_sign needs a positive parameter, got {shown(target)}")
     return kind, parameter
 
 

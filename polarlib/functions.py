@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from typing import Any, NoReturn
 
 import numpy as np
 
+from polarlib._checks import count, instance, number
 from polarlib._derivatives import differentiable_inverse_root
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import MOST_STRIDE, Schedule
 from polarlib.decompose import default_tolerance, hermitian_part
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
@@ -113,14 +113,11 @@ def inverse_root(
     >>> bool(np.allclose(r @ r @ [[5.0, 4.0], [4.0, 5.0]], np.eye(2)))
     True
     """
-    if not is_count(p) or p < 2:
-        raise ValueError(f"p must be an integer of at least 2, got {p!r}")
+    p = count("p", p, 2, MOST_STRIDE)
     if schedule is not None:
         _check_schedule(schedule, p)
-    if condition is not None and (
-        not isinstance(condition, numbers.Real) or not 1 <= float(condition) < math.inf
-    ):
-        raise ValueError(f"condition must be a number of at least 1, got {condition!r}")
+    if condition is not None:
+        condition = number("condition", condition, 1)
     a, ops = as_matrix(a)
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
@@ -128,13 +125,11 @@ def inverse_root(
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
         return ops.xp.zeros_like(a)
-    find = functools.partial(
-        _computed, p=int(p), schedule=schedule, condition=condition, start=start
-    )
+    find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
     if schedule is not None:  # of an approximation, its products are recorded
         return find(a)
-    exact = functools.partial(inverse_root, p=int(p), condition=condition)
-    return differentiable_inverse_root(find, a, exact, int(p))
+    exact = functools.partial(inverse_root, p=p, condition=condition)
+    return differentiable_inverse_root(find, a, exact, p)
 
 
 def _computed(
@@ -171,8 +166,7 @@ def _computed(
 
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, got {schedule!r}")
+    instance("schedule", schedule, Schedule, "a Schedule")
     if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
         raise ValueError(
             f"schedule {schedule.name!r} has stride {schedule.stride}, target {schedule.target!r} "

@@ -12,13 +12,16 @@ from importlib import resources
 from typing import Any
 
 from polarlib import design
-from polarlib._schedule import Schedule, is_count
-from polarlib.formats import format_of, nearest
+from polarlib._checks import MOST_STEPS, choice, count
+from polarlib._schedule import Schedule
+from polarlib.formats import format_of
 
 __all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
+# Steps of the library's own: as many are designed in ten seconds, and five are of use.
+MOST_OWN = 20
 # What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
 # error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
 # larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
@@ -85,10 +88,10 @@ def default_schedule(
     name = format_of(format).name
     if steps is None and matmuls is None:
         steps = DEFAULT_STEPS
-    if matmuls is None and steps is not None and is_count(steps):
-        return _own(name, int(steps))
-    products = matmuls if matmuls is not None and is_count(matmuls) else 3
-    return _designed(name, products, steps, matmuls)
+    if matmuls is None:
+        return _own(name, count("steps", steps, most=MOST_OWN))
+    products = count("matmuls", matmuls, 2, 3 * MOST_OWN)
+    return _designed(name, products, steps, products)
 
 
 @functools.lru_cache(maxsize=256)
@@ -126,13 +129,6 @@ def schedules() -> tuple[str, ...]:
     return tuple(_sets())
 
 
-def _entry(name: str) -> dict[str, Any]:
-    try:
-        return _sets()[name]
-    except KeyError:
-        raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}") from None
-
-
 def conventions(name: str) -> str:
     """Return the scaling convention of a published set, in words.
 
@@ -146,10 +142,9 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return _entry(name)["scaling"]
+    return _sets()[choice("schedule", name, schedules())]["scaling"]
 
 
-@functools.lru_cache(maxsize=256)
 def listed(name: str) -> Schedule:
     """Look a published set up as listed, its repeat rule not yet applied.
 
@@ -163,7 +158,12 @@ def listed(name: str) -> Schedule:
     >>> len(listed("polar_express")), listed("polar_express").repeat
     (8, 'last')
     """
-    entry = _entry(name)
+    return _listed(choice("schedule", name, schedules()))
+
+
+@functools.lru_cache(maxsize=256)
+def _listed(name: str) -> Schedule:
+    entry = _sets()[name]
     steps = entry.get("steps")
     if steps is None:
         base = listed(entry["derived_from"])
@@ -212,11 +212,8 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    if not isinstance(name, str):
-        raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}")
-    if steps is not None and not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    return _truncated(name, None if steps is None else int(steps))
+    name = choice("schedule", name, schedules())
+    return _truncated(name, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 
 @functools.lru_cache(maxsize=256)

@@ -16,6 +16,9 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from polarlib._checks import instance
+from polarlib._checks import path as checked_path
+
 __all__ = [
     "ConvergenceWarning",
     "PolarResult",
@@ -214,7 +217,7 @@ class Trace:
             text.flush()
             text.detach()
 
-        write_whole(path, write)
+        write_whole(checked_path("path", path), write)
 
 
 def plain(value: Any) -> Any:
@@ -302,7 +305,7 @@ class PolarResult:
         return 2
 
     def __getitem__(self, index: int) -> Any:
-        return (self.unitary, self.hermitian)[index]
+        return (self.unitary, self.hermitian)[instance("index", index, int | slice, "0 or 1")]
 
     def _figures(self) -> dict[str, Any]:
         shape = tuple(self.unitary.shape)

@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import is_count
-from polarlib.formats import format_of, nearest
+from polarlib._checks import choice, count, number
+from polarlib.formats import format_of
 from polarlib.ops import (
     Ops,
     above_noise,
@@ -202,17 +201,12 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     """
     a, ops = as_matrix(a)
     m, n = a.shape[-2:]
-    if not is_count(k) or k > min(m, n):
-        raise ValueError(f"k must be an integer from 1 to min(m, n) = {min(m, n)}, got {k!r}")
-    k = int(k)
-    if method not in ("auto", *METHODS):
-        raise ValueError(f"unknown method {method!r}; {nearest(str(method), ('auto', *METHODS))}")
-    rtol = RTOL if rtol is None else rtol
-    if not isinstance(rtol, numbers.Real) or not 0 < float(rtol) < 1:
-        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    k = count("k", k, 1, min(m, n), f"an integer from 1 to min(m, n) = {min(m, n)}")
+    method = choice("method", method, ("auto", *METHODS))
+    rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
     if 0 not in a.shape and ops.records(a):
         return _differentiable(a, k, ops)
-    return _triplets(a, k, method, float(rtol))
+    return _triplets(a, k, method, rtol)
 
 
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:

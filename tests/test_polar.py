@@ -258,7 +258,7 @@ def test_a_wrong_hint_is_found_out(method):
         ({"cond": 0.5}, "cond must be a number of at least 1, got 0.5"),
         ({"cond": np.nan}, "cond must be .* got nan"),
         ({"cond": "10"}, "cond must be"),
-        ({"sigma_min": 0}, "sigma_min must be a positive number, got 0"),
+        ({"sigma_min": 0}, "sigma_min must be a number above 0, got 0"),
         ({"sigma_min": -1.0}, "sigma_min must be"),
         ({"sigma_min": True}, "sigma_min must be"),
         ({"sigma_min": 1e9}, "exceeds the largest singular value"),

@@ -554,7 +554,7 @@ def test_matrices_under_the_other_targets(name):
 
 def test_bad_targets():
     for upper in (1, 0.5, math.inf, math.nan, "a", None):
-        with pytest.raises(ValueError, match="upper end above 1"):
+        with pytest.raises(ValueError, match="number above 1"):
             targets.clip(upper, [5])
     for p in (1, -1, 2.5, math.nan, "a", True):
         with pytest.raises(ValueError, match="p must be a number between -1 and 1"):

@@ -9,15 +9,14 @@ matrices and what is not finite are settled here, once. Inside, values keep thei
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from polarlib._schedule import is_number
+from polarlib._checks import instance, number
 from polarlib.formats import format_of
 from polarlib.ops import Ops, as_matrix, finite_peak, under_default_promotion
 
-__all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
+__all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "order", "times"]
 
 Array = Any
 
@@ -26,21 +25,15 @@ Array = Any
 SMALLEST, LARGEST = 2.0**-126, 2.0**126
 
 
-def number(x: Any, name: str, low: float, high: float) -> float:
-    """Return a real parameter as a float, or raise ValueError or TypeError that names it."""
-    if not is_number(x):
-        raise TypeError(f"{name} must be a number, got {x!r}")
-    x = float(x)
-    if not low <= x <= high:
-        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {x!r}")
-    return x
+def order(name: str, p: Any) -> float:
+    """Return the order of a norm as a float, or raise ValueError that names it."""
+    return number(name, p, 1, math.inf, what="a number from 1 to infinity")
 
 
 def factor(x: Any, name: str = "the factor of a norm") -> float:
-    """Return a positive parameter as a float, or raise ValueError or TypeError that names it."""
-    if isinstance(x, numbers.Real) and not float(x) > 0:
-        raise ValueError(f"{name} must be positive, got {x!r}")
-    return number(x, name, SMALLEST, LARGEST)
+    """Return a positive parameter as a float, or raise ValueError that names it."""
+    what = f"a positive number, from {SMALLEST:.3g} to {LARGEST:.3g}"
+    return number(name, x, SMALLEST, LARGEST, what=what)
 
 
 class Norm:
@@ -401,6 +394,5 @@ def duality_gap(n: Norm, g: Any, t: Any) -> Any:
     >>> bool(0 <= norms.duality_gap(n, g, n.lmo(g)) < 0.2)
     True
     """
-    if not isinstance(n, Norm):
-        raise TypeError(f"n must be a norm of polarlib.norms, got {n!r}")
+    instance("n", n, Norm, "a norm of polarlib.norms")
     return n._gap(g, t)
