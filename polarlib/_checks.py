@@ -19,7 +19,7 @@ import os
 import re
 import reprlib
 import types
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "operand",
     "pair",
     "path",
+    "short",
     "shown",
     "text",
 ]
@@ -47,6 +48,8 @@ LONGEST, DIGITS = 120, 40
 # Steps of a schedule, degrees, ...: a hundred times what is of use. The restarts of as many take
 # seconds to place, and the time grows with the square.
 MOST_STEPS = 300
+# Members of lists that become arrays: of more, NumPy takes seconds to look at each.
+LONGEST_LIST = 10**7
 # Rows or columns of a matrix: products of two are exact as doubles.
 MOST_ROWS = 2**26
 
@@ -306,6 +309,13 @@ def path(name: str, value: Any) -> Any:
         written = b"\0"
     if b"\0" in written:
         raise ValueError(f"{name} must be a name that files can have, got {shown(value)}")
+    return value
+
+
+def short(name: str, value: Any, most: int = LONGEST_LIST) -> Any:
+    """Return a value as it is, unless it is a list of more members than an array is made of."""
+    if isinstance(value, Sequence) and len(value) > most:
+        raise ValueError(f"{name} must have at most {most} members, got {shown(value)}")
     return value
 
 

@@ -208,7 +208,7 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
         If the array does not hold numbers.
     """
     path = _checks.path("path", path)
-    array = np.asarray(array)
+    array = np.asarray(_checks.short("array", array))
     if array.dtype.type.__module__ == "ml_dtypes":
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufc":

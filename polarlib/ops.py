@@ -28,7 +28,7 @@ import scipy.linalg
 from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
-from polarlib._checks import shown
+from polarlib._checks import short, shown
 from polarlib.formats import FORMATS, Format, format_of
 
 __all__ = [
@@ -88,8 +88,6 @@ FOLDED = 2.0**20
 # ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
 CANCELS = 8.0
 # Modules that make arrays, by the name users know them by.
-# Members of lists that become arrays: of more, NumPy takes seconds to look at each.
-LONGEST_LIST = 10**7
 _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
 
@@ -2066,12 +2064,8 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
         if hasattr(a, "toarray"):
             raise TypeError(f"{name} is sparse ({type(a).__name__}); pass {name}.toarray()")
         given = a
-        if isinstance(a, Sequence) and len(a) > LONGEST_LIST:
-            raise ValueError(
-                f"{name} must be an array where it is so long, got {len(a)} members of {shown(a)}"
-            )
         try:
-            a = np.asarray(a)
+            a = np.asarray(short(name, a))
         except ValueError as error:  # ragged lists
             raise ValueError(f"{name} is not a rectangular array: {error}") from None
         if a.dtype.kind not in "biufc":

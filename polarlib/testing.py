@@ -51,6 +51,7 @@ Array = Any
 
 # Rows or columns: a matrix of 2 GiB, whose factors take minutes.
 LARGEST = 16384
+SMALLEST = 1e-300
 
 # -- matrices --------------------------------------------------------------------------------
 
@@ -234,6 +235,8 @@ def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
     shift = number("shift", shift)
     if shift.is_integer():
         raise ValueError(f"shift must not be an integer, where the matrix has poles, got {shift:g}")
+    if abs(shift) < SMALLEST:
+        raise ValueError(f"shift must not be below {SMALLEST:g} in size, got {shift:g}")
     i = np.arange(count("n", n, most=LARGEST))
     return 1.0 / (i[:, None] - i + shift)
 
@@ -293,7 +296,7 @@ def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
     np.True_
     """
     n, seed = count("n", n, most=LARGEST), count("seed", seed, 0)
-    scale = np.geomspace(1.0, number("low", low, 0, ends="(]"), n)
+    scale = np.geomspace(1.0, number("low", low, 0, 1, ends="(]"), n)
     return scale[:, None] * _gaussian(n, n, seed, "float64") * scale
 
 
@@ -562,15 +565,12 @@ def _format_name(dtype: np.dtype) -> str:
 
 def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
     """Copy to NumPy in double precision, and the epsilon of the format it came in."""
-    if not is_array(x):
-        x, _ = as_matrix(x, name)
-    elif x.ndim >= 2:
-        as_matrix(x, name)
-    ops = ops_of(x)
+    if is_array(x) and x.ndim < 2:
+        raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {x.shape}")
+    checked, ops = as_matrix(x, name)
+    x = x if is_array(x) else checked
     fmt = ops.format_name(x)
     y = ops.to_host(x)
-    if y.ndim < 2:
-        raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {y.shape}")
     if not np.all(np.isfinite(y)):
         raise AssertionError(f"{name} contains NaN or infinity")
     return y, format_of(fmt).epsilon if fmt else 2.0**-52

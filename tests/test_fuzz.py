@@ -561,6 +561,7 @@ LEAKED = re.compile(
 )
 # Words by which messages call an argument otherwise than its name.
 SAID = {
+    "array": "entries",
     "cost": "costs",
     "d": "g",
     "p": "degree",
@@ -615,13 +616,16 @@ def _allowed(entry: Entry) -> tuple[type[BaseException], ...]:
 
 def _named(message: str, names: tuple[str, ...], values: dict[str, Any]) -> bool:
     """Whether a message names one of the arguments, or its value."""
-    if re.search(r"\b(arrays?|matrix|matrices|shape)\b|min\(m, n\)", message):
+    if re.search(r"\b(arrays?|matrix|matrices|shape|dtype)\b|min\(m, n\)", message):
         return True
     for name in names:
         value = values[name]
         if re.search(rf"\b({name}|{SAID.get(name, name.rstrip('s'))})\b", message):
             return True
-        if _checks.shown(value)[:20] in message or type(value).__name__ in message:
+        known = [_checks.shown(value)[:20], type(value).__name__]
+        if isinstance(value, str | Path):
+            known.append(str.__str__(value)[:20] if isinstance(value, str) else str(value)[:20])
+        if any(k in message for k in known if k):
             return True
     return False
 
@@ -720,7 +724,7 @@ def _run(examples: int, record_property: Callable[[str, object], None]) -> None:
 
 
 def test_wrong_values(record_property: Callable[[str, object], None]) -> None:
-    _run(1000, record_property)
+    _run(700, record_property)
 
 
 @pytest.mark.slow

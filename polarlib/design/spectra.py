@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._checks import MOST_ROWS, choice, count, instance, number, shown
+from polarlib._checks import MOST_ROWS, choice, count, instance, number, short, shown
 from polarlib._schedule import Schedule
 from polarlib.formats import odd_value
 
@@ -212,9 +212,7 @@ def _integrated(density: Callable[[float], Any]) -> Spectrum:
 
 def _measured(values: Any, normalisation: str | None) -> Spectrum:
     """Spectrum of measured singular values."""
-    size = len(values) if hasattr(values, "__len__") and getattr(values, "shape", 0) != () else 0
-    if size > MOST_VALUES:
-        raise ValueError(f"there must be at most {MOST_VALUES} singular values, got {size}")
+    values = short("the list of singular values", values, MOST_VALUES)
     try:
         x = np.asarray(values)
     except (TypeError, ValueError):

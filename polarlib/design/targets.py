@@ -45,6 +45,8 @@ GAIN, FLOOR = 1e-6, 1e-12
 DEPENDENT = 1e-13
 # Upper ends of clip: a fit on so long an interval sees nothing of [0, 1].
 HIGHEST = 1e6
+# Degrees that are fitted together: more take minutes.
+MOST_FITTED = 12
 # Widths of smooth_sign: of a narrower one, no polynomial sees anything.
 NARROWEST = 1e-12
 
@@ -219,6 +221,8 @@ def _schedule(
     target: str, degrees: Sequence[int], lower: float, upper: float, normalisation: str, name: str
 ) -> Schedule:
     checked = tuple(check_degrees(degrees))
+    if len(checked) > MOST_FITTED:
+        raise ValueError(f"degrees must be at most {MOST_FITTED}, got {len(checked)}")
     steps = _fit(target, checked, lower, upper)
     _refuse_dependent(target, steps, lower, upper)
     return Schedule(
