@@ -45,8 +45,8 @@ __all__ = [
 
 NORMALISATIONS = ("frobenius", "spectral", "moments", "schatten4", "aol", "none")
 REPEATS = (None, "forever", "last")
-# Coefficients of a step, and the distance of its exponents: beyond, no double holds the powers.
-MOST_COEFFICIENTS, MOST_STRIDE = 1000, 1000
+# Coefficients of a step and of all steps, and distance of exponents: images of more take minutes.
+MOST_COEFFICIENTS, MOST_IN_ALL, MOST_STRIDE = 200, 3000, 1000
 
 
 @functools.cache
@@ -233,6 +233,8 @@ class Schedule:
             f"{at}steps", self.steps, "a list of at least one step, each a list of coefficients"
         )
         put("steps", tuple(coefficients(f"{at}step {k}", step) for k, step in enumerate(steps, 1)))
+        if sum(map(len, self.steps)) > MOST_IN_ALL:
+            raise ValueError(f"{at}steps must have at most {MOST_IN_ALL} coefficients in all")
         for name, least in (("lower", -math.inf), ("upper", -math.inf), ("input_safety", 1)):
             put(name, _checks.number(f"{at}{name}", getattr(self, name), least))
         put("stride", _checks.count(f"{at}stride", self.stride, 1, MOST_STRIDE))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._checks import MOST_ROWS, choice, count, text
+from polarlib._checks import choice, count, text
 from polarlib._checks import path as checked_path
 from polarlib.formats import format_of, nearest
 
@@ -89,7 +89,7 @@ def kernel_costs(
     >>> costs["matmul"], costs["cholesky"] < 1 < costs["qr"] < costs["svd"]
     (1.0, True)
     """
-    device, n = choice("device", device, DEVICES), count("n", n, most=MOST_ROWS)
+    device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
     if text("library", library) == "cupy":
         device = "gpu"
     own = os.environ.get(VARIABLE) or None

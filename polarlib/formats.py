@@ -199,7 +199,10 @@ def target_value(target: str, x: Any) -> Any:
     if kind == "clip":
         return np.minimum(x, 1.0) if isinstance(x, np.ndarray) else min(x, 0 * x + 1)
     if kind == "power":
-        return x**parameter
+        try:
+            return x**parameter
+        except OverflowError:  # of floats
+            return math.inf
     if kind == "smooth_sign":
         return x / (x * x + parameter * parameter) ** 0.5
     return 0 * x + 1
