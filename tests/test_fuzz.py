@@ -564,6 +564,7 @@ SAID = {
     "array": "entries",
     "cost": "costs",
     "d": "g",
+    "objective": "spectrum",
     "p": "degree",
     "traces": "Trace",
     "terms": "weight|term",
