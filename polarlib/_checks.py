@@ -242,8 +242,10 @@ def operand(name: str, value: Any) -> Any:
     raise TypeError(f"{name} must be a number or an array of numbers, got {shown(value)}")
 
 
-def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
+def choice(name: str, value: Any, known: Iterable[Any], where: str = "") -> Any:
     """Return one of the names that are known, or None where that is among them.
+
+    `where` is the beginning of the message.
 
     Examples
     --------
@@ -257,10 +259,10 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
     if isinstance(value, str) and str.__str__(value) in known:
         return str.__str__(value)
     if len(known) > 3:
-        raise ValueError(f"unknown {name} {shown(value)}; {nearest(value, known)}")
+        raise ValueError(f"{where}unknown {name} {shown(value)}; {nearest(value, known)}")
     *first, last = map(repr, known)
     allowed = f"{', '.join(first)} or {last}" if first else last
-    raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
+    raise ValueError(f"{where}{name} must be {allowed}, got {shown(value)}")
 
 
 def pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
@@ -273,8 +275,10 @@ def pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
 
 def text(name: str, value: Any, most: int = 10_000) -> str:
     """Return a string, of no subclass."""
-    if not isinstance(value, str) or len(value) > most:
-        raise ValueError(f"{name} must be text of at most {most} characters, got {shown(value)}")
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {shown(value)}")
+    if len(value) > most:
+        raise ValueError(f"{name} must have at most {most} characters, got {shown(value)}")
     return str.__str__(value)
 
 

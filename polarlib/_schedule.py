@@ -147,7 +147,7 @@ def coefficients(name: str, step: Any) -> tuple[float, ...]:
     (1.5, -0.5)
     """
     found = _checks.items(name, step, "a list of coefficients", most=MOST_COEFFICIENTS)
-    return tuple(_checks.number(f"a coefficient of {name}", c) for c in found)
+    return tuple(_checks.number(f"{name}: coefficient {i}", c) for i, c in enumerate(found, 1))
 
 
 def _image_or_overflow(
@@ -232,13 +232,18 @@ class Schedule:
         steps = _checks.items(
             f"{at}steps", self.steps, "a list of at least one step, each a list of coefficients"
         )
-        put("steps", tuple(coefficients(f"{at}step {k}", step) for k, step in enumerate(steps, 1)))
+        put(
+            "steps",
+            tuple(coefficients(f"{at}step {k} of steps", step) for k, step in enumerate(steps, 1)),
+        )
         if sum(map(len, self.steps)) > MOST_IN_ALL:
             raise ValueError(f"{at}steps must have at most {MOST_IN_ALL} coefficients in all")
         for name, least in (("lower", -math.inf), ("upper", -math.inf), ("input_safety", 1)):
             put(name, _checks.number(f"{at}{name}", getattr(self, name), least))
         put("stride", _checks.count(f"{at}stride", self.stride, 1, MOST_STRIDE))
-        put("normalisation", _checks.choice("normalisation", self.normalisation, NORMALISATIONS))
+        put(
+            "normalisation", _checks.choice("normalisation", self.normalisation, NORMALISATIONS, at)
+        )
         put("repeat", _checks.choice(f"{at}repeat", self.repeat, REPEATS))
         kind, parameter = parse_target(self.target)
         # A constant and negative powers have no odd approximation at 0.

@@ -449,7 +449,7 @@ def test_images_with_tiny_leading_coefficients():
 
 @pytest.mark.parametrize(("lower", "upper"), [(2.0, 1.0), (math.nan, 1.0), (0.1, math.inf)])
 def test_bad_intervals_of_images(lower, upper):
-    with pytest.raises(ValueError, match="image needs finite lower <= upper"):
+    with pytest.raises(ValueError, match=r"finite lower <= upper|must be a finite number"):
         schedule("you").image(lower, upper)
 
 
@@ -457,19 +457,19 @@ def test_bad_intervals_of_images(lower, upper):
 
 BAD = [
     ({"steps": []}, "at least one step"),
-    ({"steps": [()]}, "at least one step"),
+    ({"steps": [()]}, "step 1 of steps must be a list of coefficients"),
     ({"steps": [(math.nan, 1.0)]}, "finite.*nan"),
     ({"steps": [(math.inf,)]}, "finite.*inf"),
-    ({"steps": [1.5, -0.5]}, r"steps.*\[1.5, -0.5\]"),
+    ({"steps": [1.5, -0.5]}, "steps must be a list of coefficients, got 1.5"),
     ({"steps": "jordan"}, "steps.*'jordan'"),
-    ({"steps": None}, "steps=None"),
+    ({"steps": None}, "steps must be .* got None"),
     ({"steps": [(1 + 1j, 0.0)]}, "steps"),
     ({"lower": 0.0}, r"0 < lower <= upper.*\[0.0, 1.0\]"),
     ({"lower": -1.0}, "lower"),
     ({"lower": 2.0}, "lower"),
     ({"lower": math.nan}, "lower"),
     ({"upper": math.inf}, "upper"),
-    ({"lower": "small"}, "lower='small'"),
+    ({"lower": "small"}, "lower must be .*'small'"),
     ({"input_safety": 0.9}, "input_safety.*0.9"),
     ({"input_safety": math.nan}, "input_safety.*nan"),
     ({"normalisation": "frobenious"}, "'frobenious'.*did you mean 'frobenius'"),

@@ -302,11 +302,11 @@ def test_spectra_refuse():
         with pytest.raises(ValueError, match=r"[mn] must be an integer of at least 1"):
             marchenko_pastur(*shape)
     for alpha, low in ((math.nan, 0.1), ("1", 0.1), (1, 0), (1, 1), (1, math.nan), (1, None)):
-        with pytest.raises(ValueError, match="a power law needs alpha"):
+        with pytest.raises(ValueError, match=r"(alpha|low) must be a number"):
             power_law(alpha, low)
-    with pytest.raises(ValueError, match="low=2"):
+    with pytest.raises(ValueError, match="low must be a number between 0 and 1, got 2"):
         log_uniform(2)
-    with pytest.raises(TypeError, match="mean_error takes a Schedule"):
+    with pytest.raises(TypeError, match="schedule must be a Schedule"):
         mean_error([(1.5, -0.5)], [1.0])
 
 
