@@ -25,13 +25,25 @@ from polarlib.formats import format_of
 from polarlib.ops import Ops, above_noise
 from polarlib.result import Run
 
-__all__ = ["Evidence", "condition_bounds", "evidence", "figures", "is_definite", "rank_of"]
+__all__ = [
+    "Evidence",
+    "condition_bounds",
+    "evidence",
+    "figures",
+    "in_parts",
+    "is_definite",
+    "rank_of",
+    "sketch",
+    "sketched_figures",
+]
 
 Array = Any
 
 # Below, whole products cost next to nothing. Chosen by experiment.
 EXACT_UP_TO = 128
 PROBES = 8
+# Entries of a part of a stack on the host: temporary arrays of that size stay in a cache.
+PART = 1 << 16
 
 
 class Evidence(NamedTuple):
@@ -63,6 +75,17 @@ def within(figures: Iterable[np.ndarray], tol: float) -> bool:
 
 def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
     """Form the Hermitian factor of tall matrices and judge both factors."""
+    parts = in_parts(x)
+    if parts:
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        h = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
+        into = h.reshape(-1, *h.shape[-2:])
+        found = []
+        for part in parts:
+            into[part], *rest = evidence(flat[0][part], flat[1][part], ops)
+            found.append(rest)
+        whole = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*found, strict=True))
+        return Evidence(h, *whole)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     size = _norms(x, ops)
     return Evidence(h, *figures(u, h, x, ops), _norm_ratio(ops.to_host(skew)[..., 0, 0], size))
@@ -86,7 +109,10 @@ def figures(
     if n <= EXACT_UP_TO:
         g = ops.gram(u)
         defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
-        residual = x - (ops.matmul(h, u) if large else ops.matmul(u, h))
+        unit = _norms(defect, ops)
+        del g, defect  # before the residual takes storage
+        left, right = (h, u) if large else (u, h)
+        residual = ops.gemm(left, right, x, alpha=-1.0, beta=1.0)
         k = 1
     else:
         k = PROBES
@@ -101,13 +127,60 @@ def figures(
         defect = ops.matmul(ops.adjoint(u), right) - z
         if isometry:
             defect = ops.matmul(u, defect)
+        unit = _norms(defect, ops)
         residual = ops.matmul(x, z) - left
-    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
-    return orthogonality, _norm_ratio(_norms(residual, ops) / math.sqrt(k), _norms(x, ops))
+    residue = _norms(residual, ops) / math.sqrt(k)
+    return unit / math.sqrt(k * n), _norm_ratio(residue, _norms(x, ops))
+
+
+class Sketch(NamedTuple):
+    """What must be known of a tall matrix to measure its factors when its storage is used again.
+
+    Attributes
+    ----------
+    probes, products : array, shape (n, k) and (m, k)
+        Gaussian vectors, and what the matrix makes of them.
+    size : array
+        Frobenius norm.
+    """
+
+    probes: Array
+    products: Array
+    size: np.ndarray
+
+
+def sketch(x: Array, ops: Ops) -> Sketch:
+    """Products of a tall matrix with `PROBES` Gaussian vectors."""
+    z = _probe(x.shape[-1], PROBES, x, ops)
+    return Sketch(z, ops.matmul(x, z), _norms(x, ops))
+
+
+def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`figures` without the matrix, both norms estimated."""
+    z, n = known.probes, u.shape[-1]
+    both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
+    defect = ops.matmul(ops.adjoint(u), both[..., PROBES:]) - z
+    residual = known.products - both[..., :PROBES]
+    unit = _norms(defect, ops) / math.sqrt(PROBES * n)
+    return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
+
+
+def in_parts(x: Array) -> list[slice]:
+    """Parts of a large stack of NumPy matrices, whose temporary arrays stay small; else none."""
+    if not isinstance(x, np.ndarray) or x.ndim == 2 or x.size <= 2 * PART:
+        return []
+    count = max(1, PART // (x.shape[-2] * x.shape[-1]))
+    total = math.prod(x.shape[:-2])
+    return [slice(i, i + count) for i in range(0, total, count)]
 
 
 def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
     """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
+    if parts := in_parts(x):
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        each = [factor_figures(flat[0][part], flat[1][part], ops) for part in parts]
+        first, second = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*each, strict=True))
+        return first, second
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         defect = ops.add_diagonal(ops.gram(u), -1.0)

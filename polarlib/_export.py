@@ -12,7 +12,6 @@ import os
 import re
 import reprlib
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
@@ -311,6 +310,8 @@ def _identifier(name: Any) -> str:
     >>> _identifier("Björck, 2nd"), _identifier("%")
     ('polarlib_bjorck_2nd', 'polarlib_schedule')
     """
+    import unicodedata  # where it is first needed: its table is large
+
     ascii_name = unicodedata.normalize("NFKD", str(name)).encode("ascii", "ignore").decode("ascii")
     return "polarlib_" + (re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_") or "schedule")
 

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Householder", "apply", "factorise", "has_pointers", "invert", "two_triangles"]
+__all__ = [
+    "Householder",
+    "apply",
+    "factorise",
+    "has_pointers",
+    "invert",
+    "over_identity",
+    "two_triangles",
+]
 
 Array = np.ndarray
 
@@ -274,6 +282,32 @@ def apply(q: Householder, c: Array) -> Array:
     for j, t in reversed(list(zip(range(0, n, width), q.blocks, strict=True))):
         _reflect(q.x[j:, j : j + t.shape[0]], t, c[j:], work, adjoint=False)
     return c
+
+
+def over_identity(x: Array, root: float) -> Array:
+    """Return ``Q_1 Q_2^H`` with ``[root X; I] = [Q_1; Q_2] R``, by QR in the storage of the stack.
+
+    Parameters
+    ----------
+    x : array, shape (n, n)
+        Finite, in any memory order; not changed.
+    root : float
+        Positive.
+    """
+    n = x.shape[0]
+    kind = x.dtype.char
+    q = np.zeros((2 * n, n), kind, order="F")
+    np.multiply(x, x.dtype.type(root), out=q[:n])
+    np.einsum("ii->i", q[n:])[...] = 1
+    factors, info = np.empty(n, kind), np.zeros(1, np.intc)
+    work = np.empty(PANEL * n, kind)
+    _call("geqrf", 2 * n, n, q, factors, work, work.size, info)
+    explicit = "ungqr" if x.dtype.kind == "c" else "orgqr"
+    _call(explicit, 2 * n, n, n, q, factors, work, work.size, info)
+    del work  # before the product takes storage
+    product = np.empty((n, n), kind, order="F")
+    _gemm(1.0, q[:n], q[n:], 0.0, product, right="C")
+    return product
 
 
 def two_triangles(r: Array, s: float, scale: float, work: Array) -> Array:

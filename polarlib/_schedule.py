@@ -55,7 +55,7 @@ def is_number(x: Any) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def even_products(degree: int) -> tuple[int, int]:
     """Cheapest Paterson-Stockmeyer split for a polynomial of a degree in a square matrix G.
 

@@ -391,6 +391,7 @@ def _found_root(a: Array) -> Array:
     x = ops.divide(ops.divide(x, root), root)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
     z = hermitian_part(x, ops, tolerance)
+    del x
     return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
 
 
@@ -401,7 +402,7 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """
     xp = ops.xp
     factor = ops.cholesky(z)
-    residual = ops.frobenius(ops.matmul(factor, ops.adjoint(factor)) - z)
+    residual = ops.frobenius(ops.gemm(factor, ops.adjoint(factor), z, beta=-1.0))
     limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
     right = residual <= limit  # NaN is not
     if bool(xp.all(right)):

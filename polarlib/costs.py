@@ -11,7 +11,6 @@ import functools
 import itertools
 import math
 import os
-import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,8 @@ def _shipped() -> Tables:
     return _checked(text, "data/costs.toml")
 
 
-@functools.cache
+# Paths are the user's.
+@functools.lru_cache(maxsize=16)
 def _read(path: str) -> Tables:
     return read_costs(path)
 
@@ -160,6 +160,8 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
 
 def _checked(text: str, file: str) -> Tables:
     """Parse a file of costs, or say what is wrong with it."""
+    import tomllib  # where it is first needed
+
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib import design, published
+from polarlib._blas import has_kernels
 from polarlib._derivatives import (
     differentiable_polar,
     differentiable_schedule,
@@ -22,9 +23,12 @@ from polarlib._evidence import (
     evidence,
     factor_figures,
     figures,
+    in_parts,
     is_definite,
     rank_cut,
     rank_of,
+    sketch,
+    sketched_figures,
     within,
 )
 from polarlib._methods import (
@@ -37,7 +41,9 @@ from polarlib._methods import (
     partial_isometry,
     polynomial,
     rational,
+    reduce_in_place,
     small,
+    worst_of,
 )
 from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
 from polarlib.design import RationalSchedule
@@ -221,7 +227,8 @@ def orthogonalize(
         not even the schedule's input safety) instead of the schedule's own. "moments" and
         "schatten4" are bounds from the Gram matrix of the first step and cost no product.
     out : array, optional
-        Where to store the result, of the shape and dtype of `g`.
+        Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
+        storage, which saves an array of that size (docs/memory.md).
 
     Returns
     -------
@@ -277,6 +284,7 @@ def orthogonalize(
         kind=kind,
         form=form,
         restarts=restarts,
+        **_storage_of(out, x),
     )
     if ops.records(x) and isinstance(chosen, Schedule):  # rational steps record themselves
         u = differentiable_schedule(
@@ -354,6 +362,17 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
     return results
 
 
+def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
+    """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
+    if not isinstance(out, np.ndarray) or type(x) is not np.ndarray:
+        return {}
+    same = out is x or not np.may_share_memory(out, x)
+    contiguous = out.flags.c_contiguous or out.flags.f_contiguous
+    # The adjoint of a complex matrix is no view.
+    wide_complex = x.shape[-2] < x.shape[-1] and x.dtype.kind == "c"
+    return {"out": out} if same and contiguous and not wide_complex else {}
+
+
 @under_default_promotion
 def _apply(
     x: Array,
@@ -364,11 +383,13 @@ def _apply(
     kind: str,
     form: str,
     restarts: Sequence[int],
+    out: Array | None = None,
 ) -> Array:
     """Normalise and iterate."""
     ops = ops_of(x)
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
+    place = y if out is x else ops.adjoint(out) if wide and out is not None else out
     with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
         if isinstance(schedule, RationalSchedule):
             u, _ = rational(y, ops, schedule, precision=precision)
@@ -382,6 +403,7 @@ def _apply(
                 normalisation=kind,
                 form=form,
                 restarts=restarts,
+                out=place,
             )
     return ops.like(ops.adjoint(u) if wide else u, x)
 
@@ -439,6 +461,9 @@ def _check_out(
 
 # -- polar -----------------------------------------------------------------------------------
 
+# Rows over columns (columns over rows) from which a matrix is reduced in its own storage, if that
+# may be overwritten: below, square matrices take as much storage as is saved.
+STORED_FROM = 4
 # Largest entries that need no scaling: products of them neither overflow nor lose what counts.
 COMFORTABLE = 2.0**20
 
@@ -455,14 +480,15 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
 
 def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -> Array:
     """Return the Hermitian part of `x`; raise if `look` and the rest exceeds the tolerance."""
-    h = ops.hermitian_part(x)
-    if look:
-        skew = ops.read(ops.frobenius(x - h) / ops.divisor(ops.frobenius(x)))
-        if not skew <= tolerance:
-            raise ValueError(
-                f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-                "pass (a + a^H) / 2 if that is what you mean"
-            )
+    if not look:
+        return ops.hermitian_part(x)
+    h, rest = ops.hermitian_split(ops.combine((1.0,), (x,)))  # of a copy, in its storage
+    skew = ops.read(rest / ops.divisor(ops.frobenius(x)))
+    if not skew <= tolerance:
+        raise ValueError(
+            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+            "pass (a + a^H) / 2 if that is what you mean"
+        )
     return h
 
 
@@ -547,6 +573,14 @@ def _run(
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule."""
     x, ops, tol = problem.x, problem.ops, problem.tol
+    parts = in_parts(x) if callback is None else []
+    if parts:
+        flat, u = x.reshape(-1, *x.shape[-2:]), np.empty(x.shape, x.dtype)
+        into, runs = u.reshape(flat.shape), []
+        for part in parts:
+            into[part], run = _run(problem._replace(x=flat[part]), method, lower, None)
+            runs.append(run)
+        return u, worst_of(runs, x.shape[:-2])
     with np.errstate(all="ignore"):  # the evidence decides
         if isinstance(method, str) and method in HINTED and lower is not None:
             return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
@@ -687,7 +721,68 @@ def polar(
     if ops.records(a):
         _refuse_fixed(method)
         return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
+    plain = method == "auto" or (method in METHODS and method not in ("qr", "small"))
+    if overwrite_a and plain and callback is None:
+        plainly = functools.partial(apply, side="right")
+        result = _in_its_storage(a, ops, side, plainly, _tolerance(a, ops, rtol), throw)
+        if result is not None:
+            return _stored(result, (None, stored[1]))
     return _stored(apply(a), stored)
+
+
+def _in_its_storage(
+    a: Array,
+    ops: Ops,
+    side: str,
+    decompose: Callable[[Array], PolarResult],
+    tol: float,
+    throw: bool,
+) -> PolarResult | None:
+    """Decompose a tall or wide matrix, U in its storage; None, and `a` unchanged, where not.
+
+    With A = Q S by Cholesky factors, Q where A was, and S = V H, the unitary factor is Q V.
+    Everything but the two norms of the result is found from S; they are estimated from products
+    that are taken before.
+    """
+    wide = a.shape[-2] < a.shape[-1]
+    few, many = sorted(a.shape[-2:])
+    asked = side == ("left" if wide else "right")  # for the smaller Hermitian factor
+    if not (isinstance(a, np.ndarray) and a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
+        return None
+    x = a.T if wide else a
+    peak = ops.read(ops.max_abs(x))
+    contiguous = x.flags.c_contiguous or x.flags.f_contiguous
+    if not (contiguous and has_kernels(x) and 1 / COMFORTABLE <= peak <= COMFORTABLE):
+        return None
+    conjugate = wide and ops.is_complex(x)
+    if conjugate:
+        np.conjugate(x, out=x)
+    known = sketch(x, ops)
+    reduced = reduce_in_place(x)
+    if reduced is not None:
+        s, restore = reduced
+        result = decompose(s)
+        restore(result.unitary)
+        figures = sketched_figures(x, result.hermitian, known, ops)
+    if conjugate:
+        np.conjugate(x, out=x)
+    if reduced is None:
+        return None
+    result = dataclasses.replace(
+        result,
+        unitary=a,
+        orthogonality=float(figures[0]),
+        backward_error=float(figures[1]),
+        matmuls=result.matmuls + 3,
+        reason="; ".join(filter(None, (result.reason, "reduced in the storage of a"))),
+    )
+    if within(figures, tol) or result.status not in _EXACT:
+        return result
+    message = _shortfall(result.method, *figures, tol, Status.NOT_CONVERGED)
+    if throw:
+        raise ConvergenceWarning(message)
+    warn(message, ConvergenceWarning)
+    return dataclasses.replace(result, status=Status.NOT_CONVERGED, converged=False)
 
 
 @under_default_promotion
@@ -742,7 +837,8 @@ def _decompose(
         orthogonality, _ = figures(u, h, x, ops, isometry=True)
     large = problem.wide != (side == "left")  # the larger of the two Hermitian factors is asked for
     if large:
-        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
+        del found, h  # the smaller factor
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)), owned=True)
         _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
@@ -757,7 +853,7 @@ def _decompose(
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
     if not isinstance(scale, float) or scale != 1.0:
-        h = ops.scale(h, scale)
+        h = ops.scale(h, scale, owned=True)
     h = ops.like(h, a)
     # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow without a scale.
     checked = a.dtype == x.dtype and isinstance(scale, float) and scale == 1.0
@@ -765,10 +861,7 @@ def _decompose(
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
-        message = (
-            f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, backward error "
-            f"{np.max(backward_error):.2e}, tolerance {tol:.2e}; {status.value}"
-        )
+        message = _shortfall(name, orthogonality, backward_error, tol, status)
         if throw:
             raise ConvergenceWarning(message)
         warn(message, ConvergenceWarning)
@@ -787,6 +880,16 @@ def _decompose(
         rank=int(rank) if single else rank,
         condition_bounds=(float(condition[0]), float(condition[1])) if single else condition,
         trace=run.changes,
+    )
+
+
+def _shortfall(
+    name: str, orthogonality: np.ndarray, backward_error: np.ndarray, tol: float, status: Status
+) -> str:
+    """What a warning says of factors that miss the tolerance."""
+    return (
+        f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, backward error "
+        f"{np.max(backward_error):.2e}, tolerance {tol:.2e}; {status.value}"
     )
 
 

@@ -281,7 +281,8 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
     return t
 
 
-@functools.cache
+# Digits are the user's. A context that has been dropped is made again in a millisecond.
+@functools.lru_cache(maxsize=32)
 def multiple_precision(digits: int = DIGITS) -> Any:
     """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
 

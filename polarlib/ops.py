@@ -470,13 +470,16 @@ class Ops:
         """Return ``x / s`` in the dtype of `x`, a new array unless `x` is `owned`."""
         return self.like(x / s, x)
 
-    def scale(self, x: Array, s: Array | float) -> Array:
-        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s``, a new array unless `owned`; overflow gives infinity without warning."""
         with np.errstate(over="ignore", under="ignore"):
             return x * s
 
-    def hermitian_part(self, z: Array) -> Array:
-        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow.
+
+        The result may take the storage of `z` if it is `owned`.
+        """
         half = z * 0.5
         return half + self.adjoint(half)
 
@@ -919,6 +922,31 @@ class NumpyOps(InPlaceOps):
         square *= c[2]
         return self.add_diagonal(square, -c[2] * s * s)
 
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array, summed in its storage."""
+        if self.fused:
+            return super().combine(coefficients, matrices)
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total += m if isinstance(c, float) and c == 1.0 else m * c
+        return total
+
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s``, in the storage of `x` if it is owned."""
+        if not owned:
+            return super().scale(x, s)
+        with np.errstate(over="ignore", under="ignore"):
+            x *= s
+        return x
+
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, in the storage of `z` if it is owned, else with one copy."""
+        if not _worth_blas(z.size, z):
+            return super().hermitian_part(z)
+        z = z if owned else z.copy(order="K")
+        _blas.split(z)
+        return z
+
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
         """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
         if not _worth_blas(w.size, w):
@@ -955,8 +983,13 @@ class NumpyOps(InPlaceOps):
         if flat[0].shape[0] == 0:  # an empty stack: the shapes come from one matrix of zeros
             results = f(*(np.zeros(s.shape[-2:], s.dtype) for s in stacks))
             return tuple(np.empty((*batch, *r.shape), r.dtype) for r in results)
-        each = [f(*matrices) for matrices in zip(*flat, strict=True)]
-        return tuple(np.stack(r).reshape((*batch, *r[0].shape)) for r in zip(*each, strict=True))
+        whole: tuple[Array, ...] = ()
+        for i, matrices in enumerate(zip(*flat, strict=True)):
+            results = f(*matrices)
+            whole = whole or tuple(np.empty((len(flat[0]), *r.shape), r.dtype) for r in results)
+            for stack, r in zip(whole, results, strict=True):
+                stack[i] = r
+        return tuple(stack.reshape((*batch, *stack.shape[1:])) for stack in whole)
 
     @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
@@ -964,10 +997,13 @@ class NumpyOps(InPlaceOps):
 
         def one(a: Array) -> tuple[Array, ...]:
             svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
-            (m, n), k = a.shape, min(a.shape)
-            lost = [self._nan(a, shape) for shape in ((m, k), (k,), (k, n))]
+
+            def lost() -> tuple[Array, ...]:
+                (m, n), k = a.shape, min(a.shape)
+                return tuple(self._nan(a, shape) for shape in ((m, k), (k,), (k, n)))
+
             return unless_it_fails(
-                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
+                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lost)
             )
 
         u, s, vh = self._each(one, x)
@@ -1385,7 +1421,7 @@ class TorchOps(InPlaceOps):
         return self.in_full(invert, x)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
     """Format to which torch rounds operands under a setting that permits it: tried, not believed.
 
@@ -1791,11 +1827,11 @@ class CupyOps(InPlaceOps):
         """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
         return self.xp.divide(x, s, out=x if owned else self.xp.empty_like(x))
 
-    def scale(self, x: Array, s: Array | float) -> Array:
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x * s`` in the dtype of `x`, a new array."""
         return self.xp.multiply(x, s, out=self.xp.empty_like(x))
 
-    def hermitian_part(self, z: Array) -> Array:
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 
@@ -1943,7 +1979,7 @@ def _square(dtype: str) -> str:
     return "y = float(x) * float(x)" if dtype in ("bfloat16", "float16") else "y = x * x"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _elementwise(xp: Any, inputs: str, output: str, operation: str, name: str) -> Any:
     """CuPy's kernel of a source, made once."""
     return xp.ElementwiseKernel(inputs, output, operation, name)

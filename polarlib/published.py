@@ -6,7 +6,6 @@ Loads ``data/schedules.toml`` and ``data/own_schedules.toml``. A new set is an e
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -40,6 +39,8 @@ def own_goals(products: int) -> tuple[float, float]:
 
 @functools.cache
 def _data(name: str) -> dict[str, dict[str, Any]]:
+    import tomllib  # where it is first needed
+
     text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 

@@ -18,14 +18,14 @@ from polarlib._methods import small
 from polarlib._methods.auto import auto
 from polarlib._methods.halley import halley as halley_schedule
 from polarlib._methods.halley import rational
-from polarlib._methods.hybrid import hybrid
+from polarlib._methods.hybrid import hybrid, reduce_in_place
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
-from polarlib._methods.structured import structured
+from polarlib._methods.structured import structured, worst_of
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.design.zolotarev import RationalSchedule
@@ -40,7 +40,9 @@ __all__ = [
     "partial_isometry",
     "polynomial",
     "rational",
+    "reduce_in_place",
     "small",
+    "worst_of",
 ]
 
 METHODS: dict[str, Callable[..., Any]] = {

@@ -97,7 +97,7 @@ class _Arithmetic(NamedTuple):
 _DOUBLE = _Arithmetic(float, lambda x, n: math.sqrt(x) if n == 2 else x ** (1 / n), 2.0**-53)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def _multiple(digits: int) -> _Arithmetic:
     context = multiple_precision(digits)
     return _Arithmetic(context.mpf, context.root, context.mpf(10) ** -digits)
