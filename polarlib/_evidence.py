@@ -124,7 +124,7 @@ def figures(
         else:
             both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
             left, right = both[..., :k], both[..., k:]
-        defect = ops.matmul(ops.adjoint(u), right) - z
+        defect = _back(u, right, ops) - z
         if isometry:
             defect = ops.matmul(u, defect)
         unit = _norms(defect, ops)
@@ -159,7 +159,7 @@ def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.nd
     """:func:`figures` without the matrix, both norms estimated."""
     z, n = known.probes, u.shape[-1]
     both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
-    defect = ops.matmul(ops.adjoint(u), both[..., PROBES:]) - z
+    defect = _back(u, both[..., PROBES:], ops) - z
     residual = known.products - both[..., :PROBES]
     unit = _norms(defect, ops) / math.sqrt(PROBES * n)
     return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
@@ -191,11 +191,16 @@ def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray
         k = PROBES
         z = _probe(n, k, x, ops)
         uz, xz = ops.matmul(u, z), ops.matmul(x, z)
-        back = ops.matmul(ops.adjoint(u), ops.xp.concat([uz, xz], axis=-1))
+        back = _back(u, ops.xp.concat([uz, xz], axis=-1), ops)
         defect = back[..., :k] - z
-        skew = (back[..., k:] - ops.matmul(ops.adjoint(x), uz)) * 0.5
+        skew = (back[..., k:] - _back(x, uz, ops)) * 0.5
     orthogonality = _norms(defect, ops) / math.sqrt(k * n)
     return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
+
+
+def _back(u: Array, few: Array, ops: Ops) -> Array:
+    """``U^H F`` of a few columns, without the adjoint of U, which is a copy if it is complex."""
+    return ops.adjoint(ops.matmul(ops.adjoint(few), u))
 
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:

@@ -662,7 +662,11 @@ def polar(
     out : tuple of two arrays or None, optional
         Where to store U and H; None for an array that is to be new.
     overwrite_a : bool, optional
-        Store U in the memory of `a`, and return that.
+        Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
+        rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
+        decomposed in its own storage if the smaller Hermitian factor is asked for: the peak falls
+        by about the size of `a`, and `backward_error` is estimated (docs/memory.md). Every other
+        matrix is needed until the end, and the peak is that without `overwrite_a`.
 
     Returns
     -------
