@@ -660,7 +660,8 @@ def polar(
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
         must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
     out : tuple of two arrays or None, optional
-        Where to store U and H; None for an array that is to be new.
+        Where to store U and H; None for an array that is to be new. With NumPy the larger of the
+        two Hermitian factors is formed in its place, so that none is needed besides.
     overwrite_a : bool, optional
         Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
         rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
@@ -721,6 +722,7 @@ def polar(
         check_finite=check_finite,
         throw=throw,
         callback=callback,
+        h_out=stored[1],
     )
     if ops.records(a):
         _refuse_fixed(method)
@@ -802,6 +804,7 @@ def _decompose(
     check_finite: bool,
     throw: bool,
     callback: Callable[[int, Array], None] | None,
+    h_out: Array | None = None,
 ) -> PolarResult:
     """Choose, run and give evidence."""
     ops = ops_of(a)
@@ -842,7 +845,15 @@ def _decompose(
     large = problem.wide != (side == "left")  # the larger of the two Hermitian factors is asked for
     if large:
         del found, h  # the smaller factor
-        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)), owned=True)
+        # NumPy forms the large factor where it is to be stored.
+        into = h_out
+        if (
+            not isinstance(into, np.ndarray)
+            or into.dtype != x.dtype
+            or np.may_share_memory(into, a)
+        ):
+            into = None
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u), into), owned=True)
         _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
@@ -1096,7 +1107,7 @@ def _storage(
 
 
 def _copied(x: Array, out: Array | None) -> Array:
-    if out is None:
+    if out is None or out is x:
         return x
     out[...] = x
     return out

@@ -185,6 +185,25 @@ def test_overwriting_reports_a_tolerance_that_is_missed():
         polar(sample((600, 20)), overwrite_a=True, rtol=1e-30, throw=True)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_out_takes_the_large_factor_as_it_is_formed(dtype):
+    a = sample((50, 600), dtype)
+    h = np.empty((600, 600), dtype)
+    usual, expected = peak(polar, a)
+    used, result = peak(lambda x: polar(x, out=(None, h)), a)
+    assert used <= usual - 0.9 * h.nbytes
+    assert result.hermitian is h
+    assert np.array_equal(h, expected.hermitian)
+    # Storage that is not contiguous, or that overlaps the matrix, is written at the end.
+    wide = np.empty((600, 1200), dtype)
+    for out in (wide[:, ::2], wide[:, :600], np.empty((600, 600), dtype, order="F")):
+        result = polar(a, out=(None, out))
+        assert result.hermitian is out
+        assert np.allclose(out, expected.hermitian, atol=1e-3)
+    wide[:50, :600] = a
+    assert np.allclose(polar(wide[:50, :600], out=(None, wide[:, :600])).hermitian, h, atol=1e-3)
+
+
 @pytest.mark.parametrize("form", ["plain", "gram"])
 @pytest.mark.parametrize("shape", [(1500, 100), (100, 1500)], ids=str)
 def test_out_saves_an_input(form, shape):
