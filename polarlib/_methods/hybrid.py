@@ -12,7 +12,7 @@ import numpy as np
 from polarlib import _blas
 from polarlib._methods.qdwh import weights
 from polarlib._methods.reduction import start
-from polarlib._methods.structured import lift, one_by_one, rational
+from polarlib._methods.structured import TILE, lift, one_by_one, rational
 from polarlib._methods.svd import svd
 from polarlib._qr_kernels import has_pointers
 from polarlib.costs import kernel_costs
@@ -53,8 +53,6 @@ EXTRA_STEPS, MUST_FALL = 8, 0.97
 LIFTING_PAYS = 0.9
 # |1 - sigma^2| below which a correction is as good in single precision.
 SINGLE_BELOW = 2.0**-27
-# Columns that are worked on at a time, so that temporary arrays stay in the caches.
-TILE = 64
 # Rows of a tall matrix that are multiplied at a time, in its own storage.
 ROWS = 256
 # |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
