@@ -697,24 +697,56 @@ def differentiable_polar(
     a: Array,
     exact: Callable[[Array], Array],
     side: str,
+    refuse: Callable[[], None],
 ) -> PolarResult:
-    """``apply(a)``, for whose factors the library that records it finds the rules."""
+    """``apply(a)``, for whose factors the library that records it finds the rules.
+
+    `refuse` raises where the derivative of the polar factor is not that of the result.
+    """
     found: list[PolarResult] = []
 
-    def factors(a: Array) -> tuple[Array, Array]:
-        found.append(apply(a))
-        return found[-1].unitary, found[-1].hermitian
+    def factors(a: Array) -> tuple[Array, ...]:
+        r = apply(a)
+        found.append(r)
+        if r.status is not None:
+            return r.unitary, r.hermitian
+        # Figures that belong to the trace have to leave it as results, of which rules need floats.
+        return (r.unitary, r.hermitian, *(_as_float(x, r) for x in _figures(r)))
 
-    u, h = ops_of(a).differentiable(factors, *_polar_rules(exact, side), (a,), keep=True)
-    return dataclasses.replace(found[-1], unitary=u, hermitian=h)
+    u, h, *rest = ops_of(a).differentiable(
+        factors, *_polar_rules(exact, side, refuse), (a,), keep=True
+    )
+    r = dataclasses.replace(found[-1], unitary=u, hermitian=h)
+    if not rest:
+        return r
+    xp = ops_of(a).xp
+    rest = [xp.astype(x, y.dtype) for x, y in zip(rest, _figures(r), strict=True)]
+    names = dict(zip(_FIGURES, rest, strict=False))
+    return dataclasses.replace(r, **names, condition_bounds=(rest[-2], rest[-1]))
 
 
-def _polar_rules(exact: Callable[[Array], Array], side: str) -> tuple[Callable, Callable]:
+# Arrays, where a library hides the entries; `condition_bounds` is a pair of them.
+_FIGURES = ("converged", "iterations", "matmuls", "orthogonality", "backward_error", "rank")
+
+
+def _figures(r: PolarResult) -> list[Array]:
+    return [*(getattr(r, name) for name in _FIGURES), *r.condition_bounds]
+
+
+def _as_float(x: Array, r: PolarResult) -> Array:
+    return ops_of(x).xp.astype(x, r.orthogonality.dtype)
+
+
+def _polar_rules(
+    exact: Callable[[Array], Array], side: str, refuse: Callable[[], None]
+) -> tuple[Callable, Callable]:
     def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        refuse()
         (a,), (e,) = primals, tangents
         x, u = _widened(a, results[0], exact)
         moved = polar_tangents(x, u, ops_of(e).like(e, x), side=side)
-        return tuple(ops_of(d).like(d, a) for d in moved)
+        zeros = (ops_of(x).xp.zeros_like(x) for x in results[2:])
+        return (*(ops_of(d).like(d, a) for d in moved), *zeros)
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
         (a,) = primals

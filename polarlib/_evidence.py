@@ -25,7 +25,15 @@ from polarlib.formats import format_of
 from polarlib.ops import Ops, above_noise
 from polarlib.result import Run
 
-__all__ = ["Evidence", "condition_bounds", "evidence", "figures", "is_definite", "rank_of"]
+__all__ = [
+    "Evidence",
+    "condition_bounds",
+    "evidence",
+    "figures",
+    "is_definite",
+    "rank_of",
+    "traced_verdict",
+]
 
 Array = Any
 
@@ -42,6 +50,7 @@ class Evidence(NamedTuple):
     hermitian : array, shape (..., n, n)
         Hermitian part of ``U^H A``.
     orthogonality, backward_error, skew : ndarray, shape (...,)
+        (Arrays of the library where it hides the entries.)
         ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``; the skew-Hermitian part of
         ``U^H A`` over ``||A||_F``.
     """
@@ -65,7 +74,7 @@ def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
     """Form the Hermitian factor of tall matrices and judge both factors."""
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     size = _norms(x, ops)
-    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(ops.to_host(skew)[..., 0, 0], size))
+    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(_figure(skew, ops), size))
 
 
 def figures(
@@ -162,6 +171,38 @@ def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
 
 
+def traced_verdict(
+    found: Evidence, x: Array, run: Run, tol: float, ops: Ops, *, semidefinite: bool
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Whether each factor of tall matrices is the polar factor, rank, bounds of condition numbers.
+
+    For matrices that a library hides: what :func:`rank_of` and its neighbours find, as arrays, from
+    singular values of the method, or else from the eigenvalues of H.
+
+    Parameters
+    ----------
+    semidefinite : bool
+        Whether H is so by construction.
+    """
+    xp, h, n = ops.xp, found.hermitian, x.shape[-1]
+    s = run.singular_values
+    good = (found.orthogonality <= tol) & (found.backward_error <= tol) & (found.skew <= tol)
+    if not semidefinite:
+        values = ops.eigenvalues(h)
+        good = good & (values[..., 0] >= -tol * ops.frobenius(h)[..., 0, 0])
+        if s is None and (n > EXACT_UP_TO or ops.spread(x)):
+            s = xp.flip(values, axis=-1)
+    s = ops.singular_values(x) if s is None else s
+    rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)
+    noise = max(x.shape[-2:]) * format_of(ops.format_name(s)).epsilon * s[..., 0]
+    top, low, high = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+    lower = xp.where(top > 0, top / (low + (low <= 0)), xp.ones_like(top))
+    lower = xp.where(lower > 1, lower, xp.ones_like(lower))
+    upper = (top + noise) / (high + (high <= 0) * (1 - high))
+    upper = xp.where((rank == n) & (high > 0), upper, xp.full_like(upper, math.inf))
+    return good, rank, (lower, upper)
+
+
 def rank_cut(shape: tuple[int, ...], format_name: str) -> float:
     """Twice the relative cut of the numerical rank, since H is known to rounding only."""
     return 2 * max(shape[-2:]) * format_of(format_name).epsilon
@@ -198,11 +239,16 @@ def condition_bounds(
     return np.minimum(lower, upper), upper
 
 
+def _figure(v: Array, ops: Ops) -> np.ndarray:
+    """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
+    return (v if ops.hidden(v) else ops.to_host(v))[..., 0, 0]
+
+
 def _norms(x: Array, ops: Ops) -> np.ndarray:
-    """Frobenius norms of a stack of matrices, on the host."""
-    return ops.to_host(ops.frobenius(x))[..., 0, 0]
+    """Frobenius norms of a stack of matrices."""
+    return _figure(ops.frobenius(x), ops)
 
 
 def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``; the part itself for a zero matrix."""
-    return part / np.where(whole == 0, 1.0, whole)
+    return part / (whole + (whole == 0))

@@ -17,7 +17,6 @@ from polarlib.decompose import (
     default_tolerance,
     hermitian_part,
     polar,
-    refuse_hidden,
     unitary_factor,
 )
 from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
@@ -384,14 +383,32 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
 def _found_root(a: Array) -> Array:
     """Square root of Hermitian matrices that nobody differentiates."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
+    hidden = ops.hidden(a)
     x = ops.at_least_single(a)
     # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a")))
+    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a", look=not hidden)))
     x = ops.divide(ops.divide(x, root), root)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
-    z = hermitian_part(x, ops, tolerance)
-    return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+    z = hermitian_part(x, ops, tolerance, look=not hidden)
+    h = _hidden_root(x, z, tolerance, ops) if hidden else _root(z, root, tolerance, ops)
+    return ops.like(ops.scale(h, root), a)
+
+
+def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
+    """Square roots by eigenvalues; NaN where :func:`sqrtm_psd` would raise."""
+    xp = ops.xp
+    values, vectors = ops.eigh(z)
+    low, high = values[..., :1, None], values[..., -1:, None]
+    right = ops.frobenius(x - z) <= tolerance * ops.frobenius(x)
+    right = right & (low >= -tolerance * xp.where(high > -low, high, -low))  # NaN is not
+    return xp.where(right, _of_eigenvalues(values, vectors, ops), xp.full_like(x, math.nan))
+
+
+def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
+    """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
+    xp = ops.xp
+    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
+    return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
 
 
 def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
@@ -416,7 +433,6 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
-    xp = ops.xp
     values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
@@ -428,5 +444,4 @@ def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: O
             f"a is not positive semidefinite: its smallest eigenvalue is "
             f"{smallest[worst] * size * size:.3e}{where}"
         )
-    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
-    return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
+    return _of_eigenvalues(values, vectors, ops)

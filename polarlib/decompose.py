@@ -25,6 +25,7 @@ from polarlib._evidence import (
     is_definite,
     rank_cut,
     rank_of,
+    traced_verdict,
     within,
 )
 from polarlib._methods import (
@@ -32,7 +33,9 @@ from polarlib._methods import (
     HINTED,
     METHODS,
     RATIONAL,
+    TRACED,
     auto,
+    fixed_schedule,
     methods,
     partial_isometry,
     polynomial,
@@ -62,7 +65,6 @@ __all__ = [
     "orthogonalize",
     "orthogonalize_all",
     "polar",
-    "refuse_hidden",
     "resolve_schedule",
     "unitary_factor",
     "warn_of_hazards",
@@ -488,6 +490,8 @@ def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
 
 def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
     x = ops.at_least_single(a)
+    hidden = ops.hidden(a)
+    check_finite = check_finite and not hidden
     if 0 in a.shape:
         return _Problem(x, ops, tol, 1.0, x, False)
     remedy = "remove them, or pass check_finite=False to get NaN back"
@@ -500,7 +504,7 @@ def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
         peak = ops.xp.where(finite, peak, ops.xp.zeros_like(peak))
     scale: Array | float = 1.0
-    if not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
+    if hidden or not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
         scale = ops.binary_scale(peak)
         x = ops.divide(x, scale)
     return _Problem(x, ops, tol, scale, finite, wide)
@@ -526,8 +530,8 @@ def _hint(
         if not is_number(sigma_min) or not 0 < sigma_min < math.inf:
             raise ValueError(f"sigma_min must be a positive number, got {sigma_min!r}")
         x, ops = problem.x, problem.ops
-        if 0 in x.shape:
-            return None
+        if 0 in x.shape or ops.hidden(x):  # what it is worth depends on the largest
+            return None if cond is None else bounds[0]
         upper = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
         largest = ops.read(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
         if sigma_min > largest:
@@ -548,13 +552,18 @@ def _run(
     """Run one method, or one fixed schedule."""
     x, ops, tol = problem.x, problem.ops, problem.tol
     with np.errstate(all="ignore"):  # the evidence decides
+        if ops.hidden(x):
+            if method in TRACED:
+                return TRACED[method](x, ops, tol=tol, lower=lower)
+            chosen = resolve_schedule(method, None, ops.format_name(x))
+            return fixed_schedule(x, ops, chosen)
         if isinstance(method, str) and method in HINTED and lower is not None:
             return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
         if method == "auto":
             return auto(x, ops, tol=tol, callback=callback)
         if isinstance(method, str) and method in METHODS:
             return METHODS[method](x, ops, tol=tol, callback=callback)
-        chosen = resolve_schedule(method, None, ops.format_name(problem.x))
+        chosen = resolve_schedule(method, None, ops.format_name(x))
         if isinstance(chosen, RationalSchedule):
             return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
         return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
@@ -685,8 +694,10 @@ def polar(
         callback=callback,
     )
     if ops.records(a):
-        _refuse_fixed(method)
-        return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
+        refuse = functools.partial(_refuse_fixed, method)
+        if not ops.hidden(a):  # of what is hidden nobody knows whether it will be differentiated
+            refuse()
+        return _stored(differentiable_polar(apply, a, unitary_factor, side, refuse), stored)
     return _stored(apply(a), stored)
 
 
@@ -706,9 +717,11 @@ def _decompose(
 ) -> PolarResult:
     """Choose, run and give evidence."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, "polar")
     m, n = a.shape[-2:]
     tol = _tolerance(a, ops, rtol)
+    if ops.hidden(a):
+        _refuse_traced(method, "polar", throw=throw, callback=callback)
+        return _decompose_hidden(a, ops, side, method, completion, tol, sigma_min, cond)
     hints = sigma_min is not None or cond is not None
     worth = method == "small" or (method == "auto" and _pays(a))
     if worth and _is_small(a) and not hints and callback is None:
@@ -790,23 +803,103 @@ def _decompose(
     )
 
 
+def _decompose_hidden(
+    a: Array,
+    ops: Ops,
+    side: str,
+    method: str | Schedule,
+    completion: bool,
+    tol: float,
+    sigma_min: float | None,
+    cond: float | None,
+) -> PolarResult:
+    """Decompose matrices that their library hides: no choice, no fall-back, evidence as arrays."""
+    xp, name = ops.xp, "svd" if method == "auto" else _name(method)
+    problem = _prepare(a, ops, tol, False)
+    lower = _hint(method, sigma_min, cond, problem)
+    if 0 in a.shape:
+        zero = xp.zeros(a.shape[:-2], dtype=problem.x.dtype)
+        zero = xp.real(zero) if ops.is_complex(a) else zero
+        return dataclasses.replace(
+            _empty(a, ops, side, name),
+            status=None,
+            reason=None,
+            converged=zero == 0,
+            iterations=xp.asarray(0),
+            matmuls=xp.asarray(0),
+            orthogonality=zero,
+            backward_error=zero,
+            rank=xp.astype(zero, int),
+            condition_bounds=(zero + 1, zero + 1),
+        )
+    x = problem.x
+    u, run = _run(problem, method, lower, None)
+    found = evidence(u, x, ops)
+    good, rank, bounds = traced_verdict(found, x, run, tol, ops, semidefinite=name == "svd")
+    h, orthogonality, backward_error = found[:3]
+    if not completion:
+        u = xp.where((rank < x.shape[-1])[..., None, None], partial_isometry(x, ops), u)
+        found = evidence(u, x, ops)
+        h = found.hermitian
+        orthogonality, backward_error = figures(u, h, x, ops, isometry=True)
+        within = (orthogonality <= tol) & (backward_error <= tol) & (found.skew <= tol)
+        good = within & (good | (rank < x.shape[-1]))
+    large = problem.wide != (side == "left")
+    if large:
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
+        _, backward_error = figures(u, h, x, ops, large=True)
+    if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
+        v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
+        orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=not completion)
+    finite = problem.finite
+    u, h = (
+        ops.like(xp.where(finite, t, xp.full_like(t, math.nan)), a) for t in (u, h * problem.scale)
+    )
+    # An H that overflows is finite before it is scaled back, or rounded to half precision.
+    fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
+    finite = finite[..., 0, 0]
+    orthogonality, backward_error, low, high = (
+        xp.where(finite, t, xp.full_like(t, math.nan))
+        for t in (orthogonality, backward_error, *bounds)
+    )
+    return PolarResult(
+        unitary=ops.adjoint(u) if problem.wide else u,
+        hermitian=h,
+        status=None,
+        converged=good & fits & (name != "qr"),
+        iterations=xp.asarray(run.iterations),
+        matmuls=xp.asarray(run.matmuls),
+        method=name,
+        orthogonality=orthogonality,
+        backward_error=backward_error,
+        rank=xp.astype(xp.where(finite, rank, xp.zeros_like(rank)), int),
+        condition_bounds=(low, high),
+        reason=None,
+    )
+
+
+def _refuse_traced(method: str | Schedule, name: str, *, throw: bool, callback: Any = None) -> None:
+    """Raise where what is asked for takes a look at the entries, which a library hides."""
+    if callback is not None or throw:
+        what = "throw=True" if throw else "callback"
+        raise TypeError(
+            f"{what} needs the entries of the matrix, which jax.jit and jax.vmap hide: leave it "
+            "out, and ask `converged` of the result"
+        )
+    if isinstance(method, str) and method in METHODS and method not in TRACED:
+        raise TypeError(
+            f"{name} by method={method!r} looks at its matrix, which jax.jit and jax.vmap hide: "
+            f"take a method of fixed work ({', '.join(TRACED)}, a schedule), or call it outside of "
+            "jit (under grad it may be) and on a whole stack instead of vmap"
+        )
+
+
 def _refuse_fixed(method: str | Schedule) -> None:
     """Raise where the derivative of the unitary polar factor is not that of the result."""
     if method == "qr" or (method != "auto" and _is_fixed(method)):
         raise ValueError(
             f"method={_name(method)!r} stops short of the polar factor and is not differentiated; "
             "orthogonalize() has the derivative of its schedule, or detach the matrix"
-        )
-
-
-def refuse_hidden(
-    a: Array, ops: Ops, name: str, remedy: str = "use orthogonalize(), which does not look"
-) -> None:
-    """Raise where a method could not look at its matrix."""
-    if ops.hidden(a):
-        raise TypeError(
-            f"{name} looks at its matrix, which jax.jit and jax.vmap hide: call it outside of jit "
-            f"(under grad it may be) and on a whole stack instead of vmap, or {remedy}"
         )
 
 
@@ -925,7 +1018,9 @@ def _factor(
 ) -> Array:
     """Choose, run and measure."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, name)
+    hidden = ops.hidden(a)
+    if hidden:
+        _refuse_traced(method, name, throw=throw)
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
@@ -934,9 +1029,9 @@ def _factor(
     x = problem.x
     if completion:
         u, run = _run(problem, method, lower, None)
-        found = factor_figures(u, x, ops)
+        found = None if hidden else factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
-        if not within(found, tol) and not fixed and not ops.spread(x):
+        if found and not within(found, tol) and not fixed and not ops.spread(x):
             u, run = _fall_back(problem, run)
             found = factor_figures(u, x, ops)
             if not within(found, tol):
@@ -950,9 +1045,8 @@ def _factor(
                 warn(message, ConvergenceWarning)
     else:
         u = partial_isometry(x, ops)
-    if not check_finite:
-        lost = np.where(ops.to_host(problem.finite) == 0, math.nan, 0.0)
-        u = u + ops.like(ops.from_host(lost, x), x)
+    if hidden or not check_finite:
+        u = ops.xp.where(problem.finite, u, ops.xp.full_like(u, math.nan))
     return ops.like(ops.adjoint(u) if problem.wide else u, a)
 
 

@@ -29,6 +29,7 @@ from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
 from polarlib.formats import FORMATS, Format, format_of
+from polarlib.result import PolarResult
 
 __all__ = [
     "Diagonal",
@@ -137,15 +138,17 @@ class Diagonal(NamedTuple):
 
 
 def under_default_promotion(f: F) -> F:
-    """Run a function under JAX's own rules of promotion, which a caller may have made stricter.
+    """Run a function under JAX's own rules of promotion, and without its search for NaN.
 
-    They hold for the caller's thread, and are the caller's again afterwards.
+    A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
+    a result that has none. Settings hold for the caller's thread, and are the caller's again
+    afterwards: a result that is NaN is then found.
     """
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
         jax = sys.modules.get("jax")
-        if jax is None:
+        if jax is None or not hasattr(jax, "config"):  # it is being imported
             return f(*args, **kwargs)
         config = jax.config
         with contextlib.ExitStack() as settings:
@@ -153,7 +156,16 @@ def under_default_promotion(f: F) -> F:
                 settings.enter_context(jax.numpy_dtype_promotion("standard"))
             if config.jax_numpy_rank_promotion != "allow":
                 settings.enter_context(jax.numpy_rank_promotion("allow"))
-            return f(*args, **kwargs)
+            searches = config.jax_debug_nans, config.jax_debug_infs
+            if not any(searches):
+                return f(*args, **kwargs)
+            for search in (jax.debug_nans, jax.debug_infs):
+                settings.enter_context(search(False))
+            result = f(*args, **kwargs)
+        if searches[0] and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(result)):
+            # Any operation of JAX raises now where there is NaN in it.
+            jax.tree.map(lambda x: x + x if isinstance(x, jax.Array) else x, result)
+        return result
 
     return cast(F, run)
 
@@ -636,7 +648,7 @@ class Ops:
 
     def count_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
-        values = self.to_host(self._eigenvalues(h))
+        values = self.to_host(self.eigenvalues(h))
         return np.sum(values > cut * values[..., -1:], axis=-1)
 
     @_finite_only
@@ -651,7 +663,7 @@ class Ops:
         return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
 
     @_finite_only
-    def _eigenvalues(self, h: Array) -> Array:
+    def eigenvalues(self, h: Array) -> Array:
         """Eigenvalues of Hermitian matrices, ascending, without the vectors."""
 
         def lost(h: Array) -> tuple[Array]:
@@ -710,6 +722,14 @@ class Ops:
     def hidden(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
+
+    def repeat_while(
+        self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
+    ) -> Any:
+        """Apply a step to a tuple of arrays while a test of it holds."""
+        while bool(going(state)):
+            state = step(state)
+        return state
 
     def differentiable(
         self,
@@ -1584,6 +1604,14 @@ def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Call
     return jax.jit(functools.partial(f, **dict(fixed)))
 
 
+def _register_results() -> None:
+    """Make PolarResult a pytree of JAX: what is no number or array of it is part of its type."""
+    fixed = ("status", "method", "reason")
+    names = [name for name in PolarResult.__dataclass_fields__ if name not in fixed]
+    with contextlib.suppress(ValueError):  # another thread was quicker
+        importlib.import_module("jax").tree_util.register_dataclass(PolarResult, names, fixed)
+
+
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
@@ -1625,6 +1653,12 @@ class JaxOps(Ops):
     def hidden(self, x: Array) -> bool:
         """Whether JAX knows no entries."""
         return self.records(x)
+
+    def repeat_while(
+        self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
+    ) -> Any:
+        """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
+        return importlib.import_module("jax").lax.while_loop(going, step, state)
 
     def differentiable(
         self,
@@ -1879,9 +1913,9 @@ class DaskOps(Ops):
         values, vectors = self._by_blocks("eigh", "(n,n)->(n),(n,n)", z)
         return values, vectors
 
-    def _eigenvalues(self, h: Array) -> Array:
+    def eigenvalues(self, h: Array) -> Array:
         """Eigenvalues of Hermitian matrices, ascending."""
-        return self._by_blocks("_eigenvalues", "(n,n)->(n)", h)
+        return self._by_blocks("eigenvalues", "(n,n)->(n)", h)
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
@@ -2033,6 +2067,7 @@ def _ops_of_namespace(xp: Any) -> Ops:
     if array_api_compat.is_numpy_namespace(xp):
         return NumpyOps(xp)
     if array_api_compat.is_jax_namespace(xp):
+        _register_results()
         return JaxOps(xp)
     if array_api_compat.is_cupy_namespace(xp):
         return CupyOps(xp)

@@ -229,6 +229,9 @@ def plain(value: Any) -> Any:
         return value.name.lower()
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
+    if hasattr(value, "shape"):  # of another library
+        known = _known(value)
+        return str(value) if known is None else plain(known)
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -247,6 +250,11 @@ class PolarResult:
     Half-precision matrices are decomposed in float32: `status` judges those factors, the error
     figures are those of the rounded ones that are returned.
 
+    For JAX this is a pytree, whose leaves are all attributes but `status`, `method` and `reason`.
+    Under ``jax.jit`` and ``jax.vmap`` the leaves are arrays of JAX, computed with the factors, one
+    value for each matrix; there `status` and `reason`, which depend on values, are None, and
+    `trace` is empty.
+
     Attributes
     ----------
     unitary : array, shape (..., m, n)
@@ -254,11 +262,11 @@ class PolarResult:
     hermitian : array, shape (..., n, n) or (..., m, m)
         Hermitian factor H: ``A = U H`` (side "right") or ``A = H U`` (side "left"). Hermitian bit
         for bit, positive semidefinite to rounding.
-    status : Status
+    status : Status or None
         How it ended; ``status.value`` is the remedy.
     converged : bool
         Whether, for every matrix, orthogonality and backward error met the tolerance and H is
-        positive semidefinite.
+        positive semidefinite. Under ``jax.jit`` an array, for each matrix.
     iterations, matmuls : int
         Iterations and matrix products of the method (factorisations are not products).
     method : str
@@ -283,16 +291,16 @@ class PolarResult:
 
     unitary: Any
     hermitian: Any
-    status: Status
-    converged: bool
-    iterations: int
-    matmuls: int
+    status: Any
+    converged: Any
+    iterations: Any
+    matmuls: Any
     method: str
     orthogonality: Any
     backward_error: Any
     rank: Any
     condition_bounds: tuple[Any, Any] = (1.0, float("inf"))
-    reason: str = ""
+    reason: str | None = ""
     trace: tuple[float, ...] = field(default=())
 
     def __iter__(self) -> Iterator[Any]:
@@ -304,14 +312,20 @@ class PolarResult:
     def __getitem__(self, index: int) -> Any:
         return (self.unitary, self.hermitian)[index]
 
+    def _shape(self) -> tuple[int, ...]:
+        # While JAX takes a tree to pieces, there may be anything in place of a factor.
+        return tuple(getattr(self.unitary, "shape", ()))
+
     def _figures(self) -> dict[str, Any]:
-        shape = tuple(self.unitary.shape)
+        status = f"converged: {_short(self.converged)}"
+        if self.status is not None:
+            status = f"{self.status.name.lower()}: {self.status.value}"
         return {
-            "shape": shape,
+            "shape": self._shape(),
             "method": self.method,
-            "status": f"{self.status.name.lower()}: {self.status.value}",
-            "iterations": self.iterations,
-            "matrix products": self.matmuls,
+            "status": status,
+            "iterations": _short(self.iterations),
+            "matrix products": _short(self.matmuls),
             "orthogonality": _short(self.orthogonality),
             "backward error": _short(self.backward_error),
             "rank": _short(self.rank),
@@ -332,23 +346,36 @@ class PolarResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the figures (not the factors) as plain numbers and strings, ready for JSON."""
         names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
-        return {"shape": list(self.unitary.shape)} | {n: plain(getattr(self, n)) for n in names}
+        return {"shape": list(self._shape())} | {n: plain(getattr(self, n)) for n in names}
+
+
+def _known(value: Any) -> np.ndarray | None:
+    """The numbers of a figure; None where it is traced, or no number."""
+    try:
+        known = np.asarray(value)
+    except TypeError:  # JAX's tracers
+        return None
+    return known if known.dtype.kind in "biuf" else None
 
 
 def _between(lower: Any, upper: Any) -> str:
     """Say in which range condition numbers lie."""
-    lower, upper = np.asarray(lower), np.asarray(upper)
-    if lower.size == 0:
+    low, high = _known(lower), _known(upper)
+    if low is None or high is None:
+        return f"{lower} to {upper}"
+    if low.size == 0:
         return "none"
-    return f"{lower.min().item():.2e} to {upper.max().item():.2e}"
+    return f"{low.min().item():.2e} to {high.max().item():.2e}"
 
 
 def _short(value: Any) -> str:
     """Format one figure, or the range of a batch."""
-    value = np.asarray(value)
-    text = (lambda v: f"{v:.2e}") if value.dtype.kind == "f" else str
-    if value.size == 0:
+    known = _known(value)
+    if known is None:
+        return str(value)
+    text = (lambda v: f"{v:.2e}") if known.dtype.kind == "f" else str
+    if known.size == 0:
         return "none"
-    if value.size == 1:
-        return text(value.item())
-    return f"{text(value.min().item())} to {text(value.max().item())}"
+    if known.size == 1:
+        return text(known.item())
+    return f"{text(known.min().item())} to {text(known.max().item())}"

@@ -82,7 +82,8 @@ class Triplets(NamedTuple):
         not counted.
     residual : float
         Largest ``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2) / s_1`` of the stack, of what was
-        computed before half precision is rounded; 0 for zero matrices.
+        computed before half precision is rounded; 0 for zero matrices, NaN where ``jax.jit`` hides
+        them.
     """
 
     u: Any
@@ -148,7 +149,8 @@ def top_singular(
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
     at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
     The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
-    matrix. Numbers are read off the device, so that this cannot be traced by ``jax.jit``.
+    matrix. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where none can be,
+    the SVD is taken whatever the method, and a matrix that is not finite gives NaN.
 
     torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
     whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
@@ -218,17 +220,13 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     """Scale, choose and run."""
     ops = ops_of(a)
-    if ops.hidden(a):
-        raise TypeError(
-            "top_singular looks at its matrix, which jax.jit and jax.vmap hide: call it outside of "
-            "jit (under grad it may be) and on a whole stack instead of vmap"
-        )
+    hidden = ops.hidden(a)
     m, n = a.shape[-2:]
     x = ops.at_least_single(a)
     if math.prod(a.shape[:-2]) == 0:
         u, vh = a[..., :k], a[..., :k, :]
         return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    scale = ops.binary_scale(finite_peak(x, ops, "a"))
+    scale = ops.binary_scale(finite_peak(x, ops, "a", look=not hidden))
     x = ops.divide(x, scale)
     wide = m < n
     if wide:
@@ -423,6 +421,8 @@ def _one(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
 def _by_svd(x: Array, k: int, ops: Ops) -> Triplets:
     u, s, vh = ops.svd(x)
     u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
+    if ops.hidden(s):
+        return Triplets(u, s, vh, "svd", 0, math.nan)
     residual = _residual(x, ops.adjoint(x), u, s, ops.adjoint(vh), ops)
     return Triplets(u, s, vh, "svd", 0, _relative(residual, s, ops))
 

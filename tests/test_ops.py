@@ -668,6 +668,13 @@ def check_count_above(lab):
     np.testing.assert_array_equal(got, np.full(lab.stack, n - n // 2))
 
 
+def check_eigenvalues(lab):
+    for z in (lab.definite(), -lab.definite()):
+        want = np.linalg.eigvalsh(z.astype("c16"))
+        got = lab.ops.eigenvalues(lab.make(z))
+        lab.equal(got, want, dtype=lab.real, bound=16 * np.abs(want).max(-1, keepdims=True))
+
+
 def check_solve_lower(lab):
     n = lab.columns
     l = np.tril(lab.sample(n, n)) + 2 * n * np.eye(n, dtype=lab.dtype)
@@ -732,6 +739,16 @@ def check_spread(lab):
 
 def check_hidden(lab):
     assert lab.ops.hidden(lab.make(lab.sample())) is False
+
+
+def check_repeat_while(lab):
+    x = lab.ops.frobenius(lab.make(lab.sample(1, 1))) * 0 + 1
+
+    def going(state):
+        return lab.ops.xp.max(state[0]) < 5
+
+    (y,) = lab.ops.repeat_while(going, lambda state: (state[0] * 2,), (x,))
+    assert np.all(lab.host(y) == 8)
 
 
 def check_differentiable(lab):

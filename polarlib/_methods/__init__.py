@@ -27,6 +27,7 @@ from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
 from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
+from polarlib._methods.traced import TRACED, fixed_schedule
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.design.zolotarev import RationalSchedule
 
@@ -35,7 +36,9 @@ __all__ = [
     "HINTED",
     "METHODS",
     "RATIONAL",
+    "TRACED",
     "auto",
+    "fixed_schedule",
     "methods",
     "partial_isometry",
     "polynomial",
