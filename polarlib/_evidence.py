@@ -172,7 +172,14 @@ def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray
 
 
 def traced_verdict(
-    found: Evidence, x: Array, run: Run, tol: float, ops: Ops, *, semidefinite: bool
+    found: Evidence,
+    x: Array,
+    run: Run,
+    tol: float,
+    ops: Ops,
+    *,
+    semidefinite: bool,
+    products: bool,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
     """Whether each factor of tall matrices is the polar factor, rank, bounds of condition numbers.
 
@@ -183,6 +190,8 @@ def traced_verdict(
     ----------
     semidefinite : bool
         Whether H is so by construction.
+    products : bool
+        Whether the method is one of products alone: `x`, which may be sharded, is not factorised.
     """
     xp, h, n = ops.xp, found.hermitian, x.shape[-1]
     s = run.singular_values
@@ -190,7 +199,7 @@ def traced_verdict(
     if not semidefinite:
         values = ops.eigenvalues(h)
         good = good & (values[..., 0] >= -tol * ops.frobenius(h)[..., 0, 0])
-        if s is None and (n > EXACT_UP_TO or ops.spread(x)):
+        if s is None and (n > EXACT_UP_TO or products):
             s = xp.flip(values, axis=-1)
     s = ops.singular_values(x) if s is None else s
     rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)

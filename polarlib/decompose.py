@@ -280,12 +280,15 @@ def orthogonalize(
         form=form,
         restarts=restarts,
     )
-    if ops.records(x) and isinstance(chosen, Schedule):  # rational steps record themselves
-        u = differentiable_schedule(
-            apply, x, chosen, normalisation=kind, form=form, restarts=restarts
-        )
-    else:
-        u = apply(x)
+
+    def find(x: Array) -> Array:
+        # Rational steps record themselves.
+        if not isinstance(chosen, Schedule) or not ops.records(x):
+            return apply(x)
+        how: Any = {"normalisation": kind, "form": form, "restarts": restarts}
+        return differentiable_schedule(apply, x, chosen, **how)
+
+    u = ops.with_shards(find, x)
     if out is None:
         return u
     out[...] = u
@@ -693,12 +696,16 @@ def polar(
         throw=throw,
         callback=callback,
     )
-    if ops.records(a):
-        refuse = functools.partial(_refuse_fixed, method)
-        if not ops.hidden(a):  # of what is hidden nobody knows whether it will be differentiated
-            refuse()
-        return _stored(differentiable_polar(apply, a, unitary_factor, side, refuse), stored)
-    return _stored(apply(a), stored)
+    refuse = functools.partial(_refuse_fixed, method)
+    if ops.records(a) and not ops.hidden(a):
+        refuse()  # of what is hidden nobody knows whether it will be differentiated
+
+    def find(a: Array) -> PolarResult:
+        if not ops.records(a):
+            return apply(a)
+        return differentiable_polar(apply, a, unitary_factor, side, refuse)
+
+    return _stored(ops.with_shards(find, a), stored)
 
 
 @under_default_promotion
@@ -835,7 +842,15 @@ def _decompose_hidden(
     x = problem.x
     u, run = _run(problem, method, lower, None)
     found = evidence(u, x, ops)
-    good, rank, bounds = traced_verdict(found, x, run, tol, ops, semidefinite=name == "svd")
+    good, rank, bounds = traced_verdict(
+        found,
+        x,
+        run,
+        tol,
+        ops,
+        semidefinite=name == "svd",
+        products=name == "newton_schulz",
+    )
     h, orthogonality, backward_error = found[:3]
     if not completion:
         u = xp.where((rank < x.shape[-1])[..., None, None], partial_isometry(x, ops), u)

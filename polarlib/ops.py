@@ -303,6 +303,10 @@ class Ops:
         """Copy to NumPy in float64 or complex128."""
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
 
+    def device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to its device."""
+        return array_api_compat.device(x)
+
     def on_cpu(self, x: Array) -> bool:
         """Whether an array lies in the memory of the host."""
         return "cpu" in str(array_api_compat.device(x)).lower()
@@ -311,7 +315,7 @@ class Ops:
         """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
         same = a.dtype.kind == "c" or not self.is_complex(like)
         dtype = like.dtype if same else self.dtype(self.format_name(like))
-        return self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
+        return self.xp.asarray(np.array(a), dtype=dtype, device=self.device_of(like))
 
     def read(self, x: Array) -> float:
         """Return the largest entry as a Python float (a synchronisation on a device)."""
@@ -468,7 +472,7 @@ class Ops:
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity with the dtype and device of `like`."""
-        return self.xp.eye(n, dtype=like.dtype, device=array_api_compat.device(like))
+        return self.xp.eye(n, dtype=like.dtype, device=self.device_of(like))
 
     def _diagonal(self, z: Array) -> Array:
         """Diagonals of square matrices, shape (..., n)."""
@@ -674,7 +678,7 @@ class Ops:
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
         dtype = x.dtype if len(shape) > 1 else self.dtype(self.format_name(x))
-        return self.xp.full(shape, math.nan, dtype=dtype, device=array_api_compat.device(x))
+        return self.xp.full(shape, math.nan, dtype=dtype, device=self.device_of(x))
 
     def _all_nan(self, *matrices: Array) -> tuple[Array]:
         return (self._nan(matrices[-1], matrices[-1].shape),)
@@ -722,6 +726,10 @@ class Ops:
     def hidden(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array) -> Any:
+        """Return ``f(x)``, a pytree; a result of the shape of `x` is sharded as `x` is."""
+        return f(x)
 
     def repeat_while(
         self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
@@ -797,7 +805,7 @@ class InPlaceOps(Ops):
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
-        return self.xp.empty(shape, dtype=like.dtype, device=array_api_compat.device(like))
+        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
@@ -1612,6 +1620,23 @@ def _register_results() -> None:
         importlib.import_module("jax").tree_util.register_dataclass(PolarResult, names, fixed)
 
 
+def _explicit_sharding(x: Array) -> Any:
+    """Sharding over a mesh with explicit axes, which are part of the type of `x`, or None."""
+    jax = importlib.import_module("jax")
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if any("Explicit" in str(kind) for kind in types) else None
+
+
+def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
+    """Sharding of a result: as `x`, if it has its shape, else along the axes of a stack alone."""
+    if shape == x.shape:
+        return sharding
+    jax = importlib.import_module("jax")
+    spec = tuple(sharding.spec)[: max(0, min(x.ndim - 2, len(shape)))]
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+
+
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
@@ -1647,8 +1672,49 @@ class JaxOps(Ops):
         return isinstance(x, importlib.import_module("jax").core.Tracer)
 
     def spread(self, x: Array) -> bool:
-        """Whether no device has all of `x`; under jit nobody knows."""
-        return not self.records(x) and not x.sharding.is_fully_replicated
+        """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
+        if not self.records(x):
+            return not x.sharding.is_fully_replicated
+        sharding = _explicit_sharding(x)
+        return sharding is not None and any(axes is not None for axes in sharding.spec)
+
+    def device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to every device that has a part of it."""
+        if self.records(x) or len(x.sharding.device_set) == 1:
+            return super().device_of(x)
+        sharding = importlib.import_module("jax").sharding
+        if not isinstance(x.sharding, sharding.NamedSharding):
+            return None
+        return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array) -> Any:
+        """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
+        jax = importlib.import_module("jax")
+        given = _explicit_sharding(x)
+        if self.records(x):
+            if given is None:
+                return f(x)
+            shapes = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
+            places = jax.tree.map(lambda y: _place_like(x, given, y.shape), shapes)
+            return jax.sharding.auto_axes(f, out_sharding=places)(x)
+        if given is None:
+            if x.sharding.is_fully_replicated:
+                return f(x)
+            place, result = x.sharding, f(x)
+        else:
+            sharding = jax.sharding
+            types = (sharding.AxisType.Auto,) * len(given.mesh.axis_names)
+            mesh = sharding.Mesh(given.mesh.devices, given.mesh.axis_names, axis_types=types)
+            with sharding.use_abstract_mesh(mesh.abstract_mesh):
+                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)))
+            place = given
+
+        def put(y: Any) -> Any:
+            if not isinstance(y, jax.Array) or (given is None and y.shape != x.shape):
+                return y
+            return jax.device_put(y, _place_like(x, place, y.shape))
+
+        return jax.tree.map(put, result)
 
     def hidden(self, x: Array) -> bool:
         """Whether JAX knows no entries."""

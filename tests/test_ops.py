@@ -741,6 +741,16 @@ def check_hidden(lab):
     assert lab.ops.hidden(lab.make(lab.sample())) is False
 
 
+def check_device_of(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.device_of(x) == array_api_compat.device(x)
+
+
+def check_with_shards(lab):
+    x = lab.make(lab.sample())
+    assert lab.ops.with_shards(lambda x: x, x) is x
+
+
 def check_repeat_while(lab):
     x = lab.ops.frobenius(lab.make(lab.sample(1, 1))) * 0 + 1
 

@@ -41,8 +41,11 @@ class _Square(NamedTuple):
     matmuls: int
 
 
-def _start(x: Array, ops: Ops, lower: float | None) -> _Square:
-    """Reduce tall matrices by Householder's QR, and scale them by a bound of their norm."""
+def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Square:
+    """Reduce tall matrices by Householder's QR, and scale them by a bound of their norm.
+
+    Singular values down to so many powers of epsilon are taken for more than zero.
+    """
     m, n = x.shape[-2:]
     lift: Callable[[Array], Array] = lambda u: u  # noqa: E731
     if m > n:
@@ -51,8 +54,8 @@ def _start(x: Array, ops: Ops, lower: float | None) -> _Square:
     g = ops.gram(x)
     high, _, _ = largest(x, g, ops)
     # The bound is at most the 1-norm of G, and that is at most sqrt(n) sigma_1^2.
-    floor = format_of(ops.format_name(x)).epsilon ** FLOOR
-    l = floor if lower is None else max(floor, lower * n**-0.25)
+    worst = format_of(ops.format_name(x)).epsilon ** floor
+    l = worst if lower is None else max(worst, lower * n**-0.25)
     return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
 
 
@@ -77,7 +80,8 @@ def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[
     """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    x, gram, low, lift, matmuls = _start(x, ops, lower)
+    # Poles are near the squares of the lower end, which the format has to hold.
+    x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
     high = 1.0
     steps, errors = _steps(low, eps, None)
     for (scale, residues, shifts), error in zip(steps, errors, strict=True):
@@ -100,34 +104,31 @@ def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tu
     cut = max(m, n) * eps * xp.sqrt(mean / high)
     x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
 
-    def size_of(g: Array) -> Array:
-        return ops.frobenius(ops.add_diagonal(g * -1.0, 1.0))
-
-    def worst(size: Array) -> Array:
-        return ops.max(size) / math.sqrt(n)
-
-    def going(state: Any) -> Array:
-        _, g, before, left, k = state
-        size = size_of(g)
-        defect = worst(size)
-        settled = (defect <= SETTLED * eps) | ((defect <= tol) & (defect > 0.5 * before))
-        go = ~settled & xp.isfinite(defect) & (k < MAX_ITERATIONS)
-        if lower is None:  # what is left of the spectrum of a singular matrix is rounding
-            singular = xp.any((size > STALLED) & (cut > left))
-            go = go & ~((defect > STALLED * before) & singular)
-        return go
+    def defect_of(g: Array) -> Array:
+        return ops.frobenius(ops.add_diagonal(g * -1.0, 1.0)) / math.sqrt(n)
 
     def step(state: Any) -> Any:
-        x, g, _, _, k = state
+        x, g, before, active, k = state
         e = ops.add_diagonal(g * -1.0, 1.0)
-        size = ops.frobenius(e)
-        new = ops.gemm(x, e, x, alpha=0.5, beta=1.0)
-        # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
-        left = 2 * ops.frobenius(new - x) / GROWTH ** xp.astype(k, size.dtype)
-        return new, ops.gram(new), worst(size), left, k + 1
+        # A matrix that is done waits for the others of its stack.
+        new = xp.where(active, ops.gemm(x, e, x, alpha=0.5, beta=1.0), x)
+        g = ops.gram(new)
+        defect = defect_of(g)
+        settled = (defect <= SETTLED * eps) | ((defect <= tol) & (defect > 0.5 * before))
+        active = active & ~settled & xp.isfinite(defect)
+        if lower is None:  # what is left of the spectrum of a singular matrix is rounding
+            # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
+            left = 2 * ops.frobenius(new - x) / GROWTH ** xp.astype(k, defect.dtype)
+            stalled = (defect > STALLED * before) & (defect * math.sqrt(n) > STALLED)
+            active = active & ~(stalled & (cut > left))
+        return new, g, defect, active, k + 1
 
-    start = x, g, xp.max(high) * math.inf, xp.full_like(high, math.inf), xp.asarray(0)
-    x, _, _, _, k = ops.repeat_while(going, step, start)
+    def going(state: Any) -> Array:
+        return xp.any(state[3]) & (state[4] < MAX_ITERATIONS)
+
+    defect = defect_of(g)
+    state = x, g, defect, defect > SETTLED * eps, xp.asarray(0)
+    x, _, _, _, k = ops.repeat_while(going, step, state)
     return x, Run(k, 1 + 2 * k, True)
 
 
