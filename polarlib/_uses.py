@@ -54,6 +54,7 @@ def nearest_orthogonal(a: Array) -> Array:
 
     Notes
     -----
+    Under ``jax.jit`` and ``jax.vmap`` by the SVD; NaN or infinity gives NaN there.
     K. Fan and A. J. Hoffman, Proc. AMS 6 (1955) 111-116; N. J. Higham, Functions of Matrices (SIAM,
     2008), section 8.1.
 
@@ -223,7 +224,8 @@ def sqrtm_psd(a: Array) -> Array:
     rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
     zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
     its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
-    largest are noise.
+    largest are noise. Under ``jax.jit`` and ``jax.vmap`` it is made of eigenvalues, and NaN where
+    anything would be raised.
 
     Examples
     --------

@@ -670,6 +670,13 @@ def polar(
     ``H = (U^H A + A^H U) / 2``: the Hermitian matrix nearest to ``U^H A``, positive semidefinite up
     to rounding. N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 8.
 
+    Under ``jax.jit`` and ``jax.vmap``, where no entry can be read, methods of fixed work are taken:
+    "svd" (and "auto", which is the same there), "qdwh" and "zolotarev" with the steps for `cond`,
+    or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Figures
+    and `converged` of the result are arrays then, `status` and `reason` None; nothing warns, no SVD
+    takes over, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min` is not
+    used. docs/derivatives.md has a table of what comes out.
+
     Examples
     --------
     >>> import numpy as np
