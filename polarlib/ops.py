@@ -1678,6 +1678,22 @@ class JaxOps(Ops):
         sharding = _explicit_sharding(x)
         return sharding is not None and any(axes is not None for axes in sharding.spec)
 
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return super().to_host(self._visible(x))
+
+    def read(self, x: Array) -> float:
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
+        return float(self._visible(self.max(x)))
+
+    def _visible(self, x: Array) -> Array:
+        if self.hidden(x):
+            raise TypeError(
+                "this computation looks at its matrix, which jax.jit and jax.vmap hide: call it "
+                "outside of them, on a whole stack instead of vmap"
+            )
+        return x
+
     def device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""
         if self.records(x) or len(x.sharding.device_set) == 1:

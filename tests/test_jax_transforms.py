@@ -147,6 +147,8 @@ def test_what_cannot_be_traced_is_refused():
             TypeError, match=f"'{method}' looks at its matrix.*qdwh.*outside of jit"
         ):
             jax.jit(lambda a, m=method: tuple(polar(a, method=m)))(a)
+    with pytest.raises(TypeError, match=r"looks at its matrix.*call it outside"):
+        jax.jit(norms.f_fanion(2, 0.5))(a)
     with pytest.raises(TypeError, match="throw=True needs the entries"):
         jax.jit(lambda a: polar(a, throw=True))(a)
     with pytest.raises(TypeError, match="callback needs the entries"):
