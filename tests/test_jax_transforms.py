@@ -352,7 +352,7 @@ ON_MESHES = """
                 f, wanted = calls[name], calls[name](matrix)
                 for compiled in (False, True):
                     for inside in (False, True):
-                        if inside and not whole:
+                        if inside and (not whole or spec != P("r", None)):
                             continue
                         with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
                             q = (jax.jit(f) if compiled else f)(x)
