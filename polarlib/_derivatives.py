@@ -50,6 +50,7 @@ __all__ = [
     "polar_gradient",
     "polar_tangents",
     "schedule_derivative",
+    "schedule_rule",
 ]
 
 Array = Any
@@ -618,23 +619,27 @@ def differentiable_schedule(
     restarts: Sequence[int],
 ) -> Array:
     """``apply(x)``, for which the library that records it finds the rules of a schedule."""
-    derivative = functools.partial(
-        schedule_derivative,
+    rule = functools.partial(
+        schedule_rule,
         schedule=schedule,
         normalisation=normalisation,
         form=form,
         restarts=restarts,
     )
 
-    def rule(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
-        (x,), (e,) = primals, e
-        wide = ops_of(x).at_least_single(x)
-        d = derivative(wide, ops_of(e).like(e, wide), gradient=gradient)
-        return (ops_of(d).like(d, x),)
+    def along(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
+        return (rule(primals[0], e[0], gradient=gradient),)
 
-    jvp, vjp = (functools.partial(rule, gradient=g) for g in (False, True))
+    jvp, vjp = (functools.partial(along, gradient=g) for g in (False, True))
     (q,) = ops_of(x).differentiable(lambda x: (apply(x),), jvp, vjp, (x,), keep=False)
     return q
+
+
+def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
+    """:func:`schedule_derivative` in at least single precision, in the dtype of X."""
+    wide = ops_of(x).at_least_single(x)
+    d = schedule_derivative(wide, ops_of(e).like(e, wide), **how)
+    return ops_of(d).like(d, x)
 
 
 def differentiable_unitary(

@@ -20,7 +20,15 @@ from polarlib.decompose import (
     refuse_hidden,
     unitary_factor,
 )
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    dtype_name,
+    finite_peak,
+    looks,
+    ops_of,
+    under_default_promotion,
+)
 from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
@@ -28,6 +36,7 @@ __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 Array = Any
 
 
+@looks
 def nearest_orthogonal(a: Array) -> Array:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
@@ -66,6 +75,7 @@ def nearest_orthogonal(a: Array) -> Array:
     return unitary_factor(a, name="nearest_orthogonal")
 
 
+@looks
 @under_default_promotion
 def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
@@ -120,11 +130,12 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     _check_square(a, "nearest_rotation")
     r = _check_regularization(regularization)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     exact = functools.partial(nearest_rotation, regularization=r)
     return differentiable_unitary(_found_rotation, a, exact, rotation=True, regularization=r)
 
 
+@looks
 @under_default_promotion
 def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
@@ -186,11 +197,14 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     if 0 in product.shape:
         return ops.like(product, a)
     find = _found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
+    if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
+        return ops.like(ops.constant(find, product) + product * 0.0, a)
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
     return ops.like(q, a)
 
 
+@looks
 @under_default_promotion
 def sqrtm_psd(a: Array) -> Array:
     """Principal square root of a Hermitian positive semidefinite matrix.
@@ -236,7 +250,7 @@ def sqrtm_psd(a: Array) -> Array:
     a, ops = as_matrix(a)
     _check_square(a, "sqrtm_psd")
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     return differentiable_root(_found_root, a, sqrtm_psd)
 
 

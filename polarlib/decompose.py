@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib import design, published
+from polarlib import _operator, design, published
 from polarlib._derivatives import (
     differentiable_polar,
     differentiable_schedule,
     differentiable_unitary,
+    schedule_rule,
 )
 from polarlib._evidence import (
     Evidence,
@@ -45,10 +47,14 @@ from polarlib.formats import format_of, nearest
 from polarlib.ops import (
     Ops,
     as_matrix,
+    at_trace_time,
     dtype_name,
     finite_peak,
     is_array,
+    looks,
+    looks_at_nothing,
     ops_of,
+    traced_by_dynamo,
     under_default_promotion,
 )
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status, warn
@@ -253,7 +259,81 @@ def orthogonalize(
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """
+    how = {
+        "schedule": schedule,
+        "steps": steps,
+        "form": form,
+        "restarts": restarts,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "normalisation": normalisation,
+    }
+    if traced_by_dynamo() and out is None and _operator.takes(g):
+        options, error = _packed_or_error(**how)
+        if error:  # what torch.compile cannot do, and eager mode refuses by itself
+            raise ValueError(error)
+        if options and _operator.is_transformed():
+            return _by_options(g, options)
+        if options:
+            return _operator.call(g, options)
+    return _orthogonalize(g, out, how)
+
+
+@looks_at_nothing
+def _by_options(g: Array, options: str) -> Array:
+    return _orthogonalize(g, None, _unpacked(options))
+
+
+@functools.partial(
+    looks,
+    reason="under torch.compile, polarlib.orthogonalize is one operator for schedules of "
+    "polynomials, a dense tensor of two dimensions or more, and no out=; leave fullgraph=True out "
+    "for anything else",
+)
+def _orthogonalize(g: Array, out: Array | None, how: dict[str, Any]) -> Array:
+    """Validate and run, by torch's operator where torch records for other tensors than these."""
     x, ops = as_matrix(g, "g")
+    options = _packed(**how) if _operator.records(x, ops) else ""
+    if out is not None:
+        _check_out(out, x, "out", "g")
+    u = _recorded(x, ops, options) if options else _orthogonalized(x, ops, how)
+    if out is None:
+        return u
+    out[...] = u
+    return out
+
+
+def _recorded(x: Array, ops: Ops, options: str) -> Array:
+    """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
+    if not _operator.is_transformed():
+        return _operator.call(x, options)
+    rule = _rule_of(_resolved(x, ops, **_unpacked(options)))
+    return differentiable_schedule(lambda x: _operator.call(x, options), x, **rule)
+
+
+def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any]) -> Array:
+    """Approximate unitary factor of matrices that as_matrix has taken."""
+    resolved = _resolved(x, ops, **how)
+    if 0 in x.shape:
+        return ops.empty_result(x)
+    apply = ops.compiled(_apply, **resolved)
+    if ops.records(x) and isinstance(resolved["schedule"], Schedule):
+        return differentiable_schedule(apply, x, **_rule_of(resolved))
+    return apply(x)  # rational steps record themselves
+
+
+def _resolved(
+    x: Array,
+    ops: Ops,
+    schedule: str | Schedule | RationalSchedule,
+    steps: int | None,
+    form: str,
+    restarts: str | Sequence[int],
+    precision: str | None,
+    gram_precision: str | None,
+    normalisation: str | None,
+) -> dict[str, Any]:
+    """Check the options of `orthogonalize` and decide what is "auto": arguments of `_apply`."""
     precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if gram_precision is not None:
@@ -265,29 +345,92 @@ def orthogonalize(
         kind = check_normalisation(chosen, normalisation)
         form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
         warn_of_hazards(chosen, precision, kind)
-    if out is not None:
-        _check_out(out, x, "out", "g")
-    if 0 in x.shape:
-        return ops.xp.zeros_like(x) if out is None else out
-    apply = ops.compiled(
-        _apply,
-        schedule=chosen,
-        precision=precision,
-        gram_precision=gram_precision,
-        kind=kind,
-        form=form,
-        restarts=restarts,
+    return {
+        "schedule": chosen,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "kind": kind,
+        "form": form,
+        "restarts": restarts,
+    }
+
+
+def _rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What the derivative of a schedule depends on: it is taken in full precision."""
+    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
+    return {**rule, "normalisation": resolved["kind"]}
+
+
+# -- as an operator of torch -----------------------------------------------------------------
+
+
+def _packed(
+    schedule: str | Schedule | RationalSchedule = "auto",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    gram_precision: str | None = None,
+    normalisation: str | None = None,
+) -> str:
+    """Options of `orthogonalize` as JSON, which saved programs of torch keep; "" if rational.
+
+    They are checked here. What is "auto" is decided when the program runs.
+    """
+    # A name is looked up in single precision: only "auto" depends on it, and stays.
+    chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
+    if isinstance(chosen, RationalSchedule):
+        return ""
+    for name in (precision, gram_precision):
+        if name is not None:
+            format_of(name)
+    check_normalisation(chosen, normalisation)
+    at = choose_form(chosen, (1, 1), form, restarts, precision or "float32", gram_precision)[1]
+    named = isinstance(schedule, str) and schedule == "auto"
+    _operator.define(_run_packed, _derive_packed)
+    return json.dumps(
+        {
+            "schedule": "auto" if named else _fields(chosen),
+            "steps": steps if named else None,
+            "form": form,
+            "restarts": restarts if isinstance(restarts, str) else at,
+            "precision": precision,
+            "gram_precision": gram_precision,
+            "normalisation": normalisation,
+        }
     )
-    if ops.records(x) and isinstance(chosen, Schedule):  # rational steps record themselves
-        u = differentiable_schedule(
-            apply, x, chosen, normalisation=kind, form=form, restarts=restarts
-        )
-    else:
-        u = apply(x)
-    if out is None:
-        return u
-    out[...] = u
-    return out
+
+
+@at_trace_time
+def _packed_or_error(**how: Any) -> tuple[str, str]:
+    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    try:
+        return _packed(**how), ""
+    except (TypeError, ValueError) as error:
+        return "", str(error)
+
+
+def _fields(schedule: Schedule) -> dict[str, Any]:
+    """What makes a schedule; JSON keeps every bit of its numbers."""
+    return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.init}
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(options: str) -> dict[str, Any]:
+    how = json.loads(options)
+    if how["schedule"] != "auto":
+        how["schedule"] = Schedule(**how["schedule"])
+    return how
+
+
+def _run_packed(x: Array, options: str) -> Array:
+    return _orthogonalized(x, ops_of(x), _unpacked(options))
+
+
+def _derive_packed(x: Array, e: Array, options: str) -> Array:
+    """Gradient with respect to X, from one with respect to the result."""
+    resolved = _resolved(x, ops_of(x), **_unpacked(options))
+    return schedule_rule(x, e, **_rule_of(resolved), gradient=True)
 
 
 def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
@@ -326,17 +469,44 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
     """
     if "out" in same:
         raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
-    if is_array(gradients) or not isinstance(gradients, Iterable):
+    listed = isinstance(gradients, list | tuple)
+    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
         raise TypeError(
             f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
             "pass one array or stack to orthogonalize"
         )
+    if traced_by_dynamo():
+        gradients = list(gradients)
+        if all(map(_operator.takes, gradients)):
+            options, error = _packed_or_error(**same)
+            if error:
+                raise ValueError(error)
+            if options:
+                return list(_all_by_options(gradients, options))
+    return _orthogonalize_all(gradients, same)
+
+
+@looks_at_nothing
+def _all_by_options(gradients: list[Array], options: str) -> list[Array]:
+    return _orthogonalize_all(gradients, _unpacked(options))
+
+
+@looks
+def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list[Array]:
     arrays = [as_matrix(g, f"gradients[{i}]") for i, g in enumerate(gradients)]
     groups: dict[Any, list[int]] = {}
     for i, (x, ops) in enumerate(arrays):
         # On the host large products are as fast one by one, and a stack is a copy.
-        alone = (i,) if ops.host and math.prod(x.shape) > BATCH_UP_TO else ()
-        key = (ops.xp, x.dtype, tuple(x.shape), str(getattr(x, "device", "")), alone)
+        large = ops.host and math.prod(x.shape) > BATCH_UP_TO
+        known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
+        alone = (i,) if large or not known else ()
+        key = (
+            ops.xp,
+            x.dtype,
+            tuple(x.shape) if known else (),
+            str(getattr(x, "device", "")),
+            alone,
+        )
         groups.setdefault(key, []).append(i)
     results: list[Array] = [None] * len(arrays)
     for members in groups.values():
@@ -573,6 +743,7 @@ def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
     return u, run._replace(singular_values=after.singular_values)
 
 
+@looks
 def polar(
     a: Array,
     side: str = "right",
@@ -684,7 +855,7 @@ def polar(
         throw=throw,
         callback=callback,
     )
-    if ops.records(a):
+    if ops.records(a) and 0 not in a.shape:
         _refuse_fixed(method)
         return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
     return _stored(apply(a), stored)
@@ -802,12 +973,9 @@ def _refuse_fixed(method: str | Schedule) -> None:
 def refuse_hidden(
     a: Array, ops: Ops, name: str, remedy: str = "use orthogonalize(), which does not look"
 ) -> None:
-    """Raise where a method could not look at its matrix."""
-    if ops.hidden(a):
-        raise TypeError(
-            f"{name} looks at its matrix, which jax.jit and jax.vmap hide: call it outside of jit "
-            f"(under grad it may be) and on a whole stack instead of vmap, or {remedy}"
-        )
+    """Raise where a method could not look at the entries of its matrix."""
+    if 0 not in a.shape and ops.hidden(a):
+        raise TypeError(f"{name} looks at its matrix, which {ops.hiding}, or {remedy}")
 
 
 def _pays(a: Array) -> bool:
@@ -904,7 +1072,7 @@ def unitary_factor(
         throw=throw,
         name=name,
     )
-    if ops.records(a):
+    if ops.records(a) and 0 not in a.shape:
         _refuse_fixed(method)
         return _copied(differentiable_unitary(apply, a, unitary_factor), u_out)
     return _copied(apply(a), u_out)
@@ -930,7 +1098,7 @@ def _factor(
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     x = problem.x
     if completion:
         u, run = _run(problem, method, lower, None)
@@ -1069,8 +1237,9 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
     batch = a.shape[:-2]
     figures = np.zeros(batch) if batch else 0.0
     return PolarResult(
-        unitary=ops.xp.zeros_like(a),
-        hermitian=ops.eye(n, a) * 0.0 + ops.xp.zeros((*batch, 1, 1), dtype=a.dtype),
+        unitary=ops.empty_result(a),
+        # Their sums are zero too, and in the graph of what is recorded.
+        hermitian=ops.eye(n, a) * 0.0 + ops.xp.sum(a, axis=(-2, -1), keepdims=True),
         status=Status.CONVERGED,
         converged=True,
         iterations=0,
@@ -1081,3 +1250,7 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
         rank=np.zeros(batch, int) if batch else 0,
         condition_bounds=(figures + 1, figures + 1),
     )
+
+
+# A process that loads a saved program of torch may never call orthogonalize itself.
+_operator.define(_run_packed, _derive_packed)

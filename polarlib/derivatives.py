@@ -22,13 +22,21 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    dtype_name,
+    finite_peak,
+    looks,
+    under_default_promotion,
+)
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
 Array = Any
 
 
+@looks
 @under_default_promotion
 def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
@@ -78,10 +86,11 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     e = _along(da, "da", x, ops, tuple(x.shape))
     if 0 in x.shape:
         return ops.like(e, like), ops.like(_zero_hermitian(x, ops, side), like)
-    du, dh = polar_tangents(x, unitary_factor(x), e, side=side)
+    du, dh = polar_tangents(x, unitary_factor(x, name="polar_jvp"), e, side=side)
     return ops.like(du, like), ops.like(dh, like)
 
 
+@looks
 @under_default_promotion
 def polar_vjp(
     a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
@@ -129,9 +138,10 @@ def polar_vjp(
     b = None if h_bar is None else _along(h_bar, "h_bar", x, ops, (*x.shape[:-2], k, k))
     if 0 in x.shape:
         return ops.like(x, like)
-    return ops.like(polar_gradient(x, unitary_factor(x), y, b, side=side), like)
+    return ops.like(polar_gradient(x, unitary_factor(x, name="polar_vjp"), y, b, side=side), like)
 
 
+@looks
 @under_default_promotion
 def orthogonalize_jvp(
     g: Array,
@@ -196,6 +206,7 @@ def orthogonalize_jvp(
     return _schedule(g, dg, "dg", *plan, gradient=False)
 
 
+@looks
 @under_default_promotion
 def orthogonalize_vjp(
     g: Array,

@@ -15,13 +15,14 @@ from polarlib._schedule import Schedule
 from polarlib.decompose import (
     check_method,
     default_tolerance,
+    refuse_hidden,
     resolve_schedule,
     warn_of_hazards,
 )
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, not_finite, under_default_promotion
+from polarlib.ops import as_matrix, looks, not_finite, under_default_promotion
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -33,6 +34,7 @@ Array = Any
 MATCH_UP_TO = 2000
 
 
+@looks
 @under_default_promotion
 def measure(
     a: Array,
@@ -91,6 +93,7 @@ def measure(
     ((13, 3), True)
     """
     x, ops = as_matrix(a)
+    refuse_hidden(x, ops, "measure")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
     if form not in ("plain", "gram"):

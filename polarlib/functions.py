@@ -15,7 +15,7 @@ from polarlib.decompose import default_tolerance, hermitian_part
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import Ops, as_matrix, finite_peak, looks, ops_of, under_default_promotion
 
 __all__ = ["inverse_root"]
 
@@ -35,6 +35,7 @@ DIAGONAL = 0.5
 PROGRESS = 0.5
 
 
+@looks
 @under_default_promotion
 def inverse_root(
     a: Array,
@@ -127,7 +128,7 @@ def inverse_root(
     if start is not None:
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     find = functools.partial(
         _computed, p=int(p), schedule=schedule, condition=condition, start=start
     )

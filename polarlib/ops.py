@@ -35,12 +35,16 @@ __all__ = [
     "Ops",
     "above_noise",
     "as_matrix",
+    "at_trace_time",
     "dtype_name",
     "finite_peak",
     "is_array",
     "libraries",
+    "looks",
+    "looks_at_nothing",
     "not_finite",
     "ops_of",
+    "traced_by_dynamo",
     "under_default_promotion",
     "unless_it_fails",
 ]
@@ -145,7 +149,7 @@ def under_default_promotion(f: F) -> F:
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
         jax = sys.modules.get("jax")
-        if jax is None:
+        if jax is None or traced_by_dynamo():
             return f(*args, **kwargs)
         config = jax.config
         with contextlib.ExitStack() as settings:
@@ -154,6 +158,61 @@ def under_default_promotion(f: F) -> F:
             if config.jax_numpy_rank_promotion != "allow":
                 settings.enter_context(jax.numpy_rank_promotion("allow"))
             return f(*args, **kwargs)
+
+    return cast(F, run)
+
+
+def traced_by_dynamo() -> bool:
+    """Whether torch.compile is reading this very code; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def at_trace_time(f: F) -> F:
+    """Let torch.compile run a function instead of reading it, once for equal arguments.
+
+    What ``torch.compiler.assume_constant_result`` does, which would import torch.
+    """
+    f._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return f
+
+
+def looks(f: F, *, reason: str = "") -> F:
+    """Keep torch.compile out of a function that reads numbers: one graph break, not one a number.
+
+    With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
+    """
+    reason = reason or (
+        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) and "
+        "torch.export hide: leave fullgraph out, call it outside, or use orthogonalize(), which "
+        "does not look"
+    )
+    return _for_dynamo(f, lambda torch: torch.compiler.disable(f, reason=reason))
+
+
+def looks_at_nothing(f: F) -> F:
+    """Let torch.compile record what a function does to tensors, without reading its Python.
+
+    Its arguments and results are tensors, numbers, text, and lists and tuples of them.
+    """
+    return _for_dynamo(f, lambda torch: torch.compiler.allow_in_graph(f))
+
+
+def _for_dynamo(f: F, wrap: Callable[[Any], Any]) -> F:
+    """`f`, in whose place torch.compile finds ``wrap(torch)``, which is made when it first asks."""
+    made: list[Any] = []
+
+    @at_trace_time
+    def make() -> None:
+        if not made:
+            made.append(wrap(sys.modules["torch"]))
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if traced_by_dynamo():
+            make()
+            return made[0](*args, **kwargs)
+        return f(*args, **kwargs)
 
     return cast(F, run)
 
@@ -205,6 +264,8 @@ class Ops:
         Formats whose products the library computes itself.
     host : bool
         Whether reading a scalar is free; elsewhere it would stall the device.
+    hiding : str
+        What hides entries (:meth:`hidden`) and what to do then, the end of a sentence.
     working : str
         The format that :func:`polarlib.precision.rounded` chose; "" where nothing was chosen.
     """
@@ -212,6 +273,7 @@ class Ops:
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False
+    hiding = "its library hides"
     working = ""
 
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
@@ -711,6 +773,10 @@ class Ops:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
 
+    def empty_result(self, x: Array) -> Array:
+        """Result of the shape of `x`, which has no entries; what records `x` records it too."""
+        return self.xp.zeros_like(x)
+
     def differentiable(
         self,
         f: Callable[..., tuple[Array, ...]],
@@ -1041,6 +1107,9 @@ class TorchOps(InPlaceOps):
     """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    hiding = (
+        "torch.export, torch.jit.trace, meta and fake tensors hide: call it on tensors with entries"
+    )
 
     # Whether float32 is multiplied as torch is set to, not in full.
     as_set = False
@@ -1188,6 +1257,23 @@ class TorchOps(InPlaceOps):
             return True
         return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
 
+    def hidden(self, x: Array) -> bool:
+        """Whether what is done is recorded for tensors of other entries, or there are none."""
+        torch = self.torch
+        if x.device.type == "meta" or torch.jit.is_tracing():
+            return True
+        # torch.func wraps tensors: not their type, but the mode they live in tells of fake ones.
+        if torch._C._len_torch_dispatch_stack() and _torch_records():
+            return True
+        if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
+            return False
+        fake = torch._subclasses
+        return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
+
+    def empty_result(self, x: Array) -> Array:
+        """Result of the shape of `x`, which has no entries, in its graph."""
+        return x.clone()
+
     def differentiable(
         self,
         f: Callable[..., tuple[Array, ...]],
@@ -1198,8 +1284,8 @@ class TorchOps(InPlaceOps):
         keep: bool,
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
-        if not any(self.records(x) for x in arrays):
-            return f(*arrays)
+        if self.torch.jit.is_tracing() or not any(self.records(x) for x in arrays):
+            return f(*arrays)  # a trace has operations of torch alone
         return _torch_function().apply(f, jvp, vjp, keep, *arrays)
 
     def lyapunov(
@@ -1406,6 +1492,13 @@ def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
     return min(found, key=_significand)
 
 
+def _torch_records() -> bool:
+    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
+    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
+    return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
+
+
 def _torch_without_autocast(device: Any) -> Any:
     torch = importlib.import_module("torch")
     if torch.amp.is_autocast_available(device.type):
@@ -1503,6 +1596,12 @@ class TorchGradOps(TorchOps):
     divide = Ops.divide
 
 
+class TorchTracedOps(TorchGradOps):
+    """torch tensors of unknown entries, under torch.export, torch.jit.trace and the like."""
+
+    records = TorchOps.records
+
+
 class TorchPartsOps(TorchGradOps):
     """DTensors, in parts on several processes: nothing is written in place.
 
@@ -1588,6 +1687,10 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    hiding = (
+        "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
+        "stack instead of vmap"
+    )
 
     def has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
@@ -1625,6 +1728,10 @@ class JaxOps(Ops):
     def hidden(self, x: Array) -> bool:
         """Whether JAX knows no entries."""
         return self.records(x)
+
+    def empty_result(self, x: Array) -> Array:
+        """Itself: it is immutable."""
+        return x
 
     def differentiable(
         self,
@@ -2024,7 +2131,8 @@ def ops_of(x: Array) -> Ops:
             return TorchGradOps(xp, x.device, open_ended=True)
         if hasattr(x, "placements"):
             return TorchPartsOps(xp, x.device)
-        return TorchOps(xp, x.device, host=x.device.type == "cpu")
+        ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
+        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
     return _ops_of_namespace(xp)
 
 
@@ -2071,6 +2179,8 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             raise TypeError(
                 f"{name} must be an array of numbers, got dtype {a.dtype.name}: {given!r}"
             )
+    elif array_api_compat.is_torch_array(a):
+        _refuse_layout(a, name)
     if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
         if isinstance(a, np.ma.MaskedArray):
             raise TypeError(f"{name} is a masked array: fill the masked entries first")
@@ -2090,6 +2200,21 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def _refuse_layout(x: Array, name: str) -> None:
+    """Raise for tensors that are no dense arrays of numbers, and say how to make one of them."""
+    if x.is_quantized:
+        raise TypeError(f"{name} is a quantised tensor ({x.dtype}); pass {name}.dequantize()")
+    if x.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pass its matrices, {name}.unbind(), one by one (a list of "
+            "them to orthogonalize_all)"
+        )
+    layout = str(x.layout).rpartition(".")[2]
+    if layout != "strided":
+        kind = "sparse" if layout.startswith("sparse") else "not a dense tensor"
+        raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
 
 
 def finite_peak(

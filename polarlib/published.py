@@ -14,6 +14,7 @@ from typing import Any
 from polarlib import design
 from polarlib._schedule import Schedule, is_count
 from polarlib.formats import format_of, nearest
+from polarlib.ops import looks
 
 __all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
 
@@ -38,6 +39,13 @@ def own_goals(products: int) -> tuple[float, float]:
     return OWN_ERROR * ERROR_PER_STEP**beyond, CUSHION_BEYOND
 
 
+_reads_a_table = functools.partial(
+    looks,
+    reason="polarlib looks schedules up in a table: do it before torch.compile, or pass the name "
+    "to orthogonalize",
+)
+
+
 @functools.cache
 def _data(name: str) -> dict[str, dict[str, Any]]:
     text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
@@ -48,6 +56,7 @@ def _sets() -> dict[str, dict[str, Any]]:
     return _data("schedules")
 
 
+@_reads_a_table
 def default_schedule(
     format: str, *, steps: int | None = None, matmuls: int | None = None
 ) -> Schedule:
@@ -186,6 +195,7 @@ def listed(name: str) -> Schedule:
     )
 
 
+@_reads_a_table
 def schedule(name: str, steps: int | None = None) -> Schedule:
     """Look a published set up by name.
 

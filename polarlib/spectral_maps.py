@@ -23,7 +23,7 @@ from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
 from polarlib._schedule import Schedule, is_count, is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, above_noise, as_matrix, not_finite, under_default_promotion
+from polarlib.ops import Ops, above_noise, as_matrix, looks, not_finite, under_default_promotion
 
 __all__ = [
     "polargrad",
@@ -53,7 +53,7 @@ def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
     a, ops = as_matrix(g, "g")
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     p = prepared(a, ops, "g")
     return p.result(direction(p.x, p.scale, ops))
 
@@ -75,6 +75,7 @@ def _product(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
 # -- powers ----------------------------------------------------------------------------------
 
 
+@looks
 def spectral_power(g: Array, exponent: float) -> Array:
     """Freon's direction: ``U (sigma / M)^e V^H``, M the power mean of the spectrum.
 
@@ -159,6 +160,7 @@ def _log_mean(
 # -- spectra that are replaced ---------------------------------------------------------------
 
 
+@looks
 def random_spectrum(
     g: Array,
     rng: np.random.Generator,
@@ -223,6 +225,7 @@ def random_spectrum(
     return _mapped(g, drawn)
 
 
+@looks
 def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     """Kaon's scrambled direction: a chaotic map of the singular values, by matrix products.
 
@@ -279,6 +282,7 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
 # -- the polar factor, scaled ----------------------------------------------------------------
 
 
+@looks
 def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | None = None) -> Array:
     """PolarGrad's direction: the nuclear norm times the polar factor, ``||G||_* U V^H``.
 
@@ -338,6 +342,7 @@ def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | No
 # -- clipping --------------------------------------------------------------------------------
 
 
+@looks
 def spectral_clip(g: Array, limit: float) -> Array:
     """Singular values above a limit become the limit: ``U min(sigma, limit) V^H``.
 

@@ -33,7 +33,13 @@ from typing import Any
 import numpy as np
 
 from polarlib._schedule import is_number
-from polarlib.ops import dtype_name, is_array, ops_of, under_default_promotion
+from polarlib.ops import (
+    dtype_name,
+    is_array,
+    looks_at_nothing,
+    ops_of,
+    under_default_promotion,
+)
 
 __all__ = [
     "debias",
@@ -199,9 +205,7 @@ def presgdw_step(
         solved = _called(h, "h", x, d)
     else:
         _check(x, h, "h")
-        ops = ops_of(x)
-        with np.errstate(all="ignore"):
-            solved = ops.at_least_single(d) / ops.at_least_single(h)
+        solved = _divided(d, h)
     return _sum(x, (1 - rate * decay, x), (-rate, solved))
 
 
@@ -380,6 +384,7 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
 # -- what they share -------------------------------------------------------------------------
 
 
+@looks_at_nothing
 def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
@@ -400,6 +405,14 @@ def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array
     return t
 
 
+@looks_at_nothing
+def _divided(d: Array, h: Array) -> Array:
+    ops = ops_of(d)
+    with np.errstate(all="ignore"):
+        return ops.at_least_single(d) / ops.at_least_single(h)
+
+
+@looks_at_nothing
 def _check(x: Array, other: Any, name: str) -> None:
     """Refuse what would broadcast, lose an imaginary part or mix libraries."""
     for value, called in ((x, "the first array"), (other, name)):

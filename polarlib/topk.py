@@ -37,6 +37,7 @@ from polarlib.ops import (
     as_matrix,
     dtype_name,
     finite_peak,
+    looks,
     ops_of,
     under_default_promotion,
 )
@@ -93,6 +94,7 @@ class Triplets(NamedTuple):
     residual: float
 
 
+@looks
 def top_singular(
     a: Array, k: int, *, method: str = "auto", rtol: float | None = None
 ) -> tuple[Array, Array, Array]:
@@ -174,6 +176,7 @@ def top_singular(
     return found.u, found.s, found.vh
 
 
+@looks
 @under_default_promotion
 def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
     """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
@@ -218,11 +221,8 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     """Scale, choose and run."""
     ops = ops_of(a)
-    if ops.hidden(a):
-        raise TypeError(
-            "top_singular looks at its matrix, which jax.jit and jax.vmap hide: call it outside of "
-            "jit (under grad it may be) and on a whole stack instead of vmap"
-        )
+    if 0 not in a.shape and ops.hidden(a):
+        raise TypeError(f"top_singular looks at its matrix, which {ops.hiding}")
     m, n = a.shape[-2:]
     x = ops.at_least_single(a)
     if math.prod(a.shape[:-2]) == 0:

@@ -734,6 +734,15 @@ def check_hidden(lab):
     assert lab.ops.hidden(lab.make(lab.sample())) is False
 
 
+def check_empty_result(lab):
+    x = lab.make(lab.sample()[..., :0])
+    y = lab.ops.empty_result(x)
+    assert (tuple(y.shape), y.dtype) == (tuple(x.shape), x.dtype)
+    if lab.kind == "torch, recording":
+        y.abs().sum().backward()
+        assert x.grad.shape == x.shape
+
+
 def check_differentiable(lab):
     x = lab.make(lab.sample())
 

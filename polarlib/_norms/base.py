@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 
 from polarlib._schedule import is_number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, finite_peak, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    finite_peak,
+    looks,
+    looks_at_nothing,
+    ops_of,
+    traced_by_dynamo,
+    under_default_promotion,
+)
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
 
@@ -202,6 +211,7 @@ class MatrixNorm(Norm):
         self._check(a.shape)
         return prepared(a, ops, name)
 
+    @looks
     @under_default_promotion
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")
@@ -209,6 +219,7 @@ class MatrixNorm(Norm):
             return p.number(_none(p))
         return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
 
+    @looks
     @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         p = self._prepare(g, "g")
@@ -216,27 +227,30 @@ class MatrixNorm(Norm):
             return p.number(_none(p))
         return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
 
+    @looks
     @under_default_promotion
     def lmo(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
 
+    @looks
     @under_default_promotion
     def sharp(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         t = self._lmo(p.x, p.ops, p.ops.format_name(p.given))
         d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
         return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
 
+    @looks
     @under_default_promotion
     def project(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         radius = p.ops.xp.ones_like(p.ops.max_abs(p.x)) / p.scale
         return p.result(p.ops.scale(self._project(p.x, radius, p.ops), p.scale))
 
@@ -244,6 +258,7 @@ class MatrixNorm(Norm):
         s = factor(s)
         return self if s == 1 else Scaled(s, self)
 
+    @looks
     @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
@@ -274,8 +289,10 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
     return xp.sum(products, axis=(-2, -1), keepdims=True)
 
 
-def times(x: Array, s: float, ops: Ops) -> Array:
+@looks_at_nothing
+def times(x: Array, s: float) -> Array:
     """A new array ``s x`` of the dtype of `x`, half precision rounded once."""
+    ops = ops_of(x)
     return ops.like(ops.at_least_single(x) * s, x)
 
 
@@ -351,9 +368,10 @@ class Scaled(MatrixNorm):
 
     def lmo(self, g: Any) -> Array:
         # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
-        g, ops = as_matrix(g, "g")
+        if not traced_by_dynamo():
+            g, _ = as_matrix(g, "g")
         self._check(g.shape)
-        return times(self.norm.lmo(g), 1 / self.factor, ops)
+        return times(self.norm.lmo(g), 1 / self.factor)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         return self.norm._project(x, radius / self.factor, ops)

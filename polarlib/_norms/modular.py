@@ -21,7 +21,7 @@ import numpy as np
 
 from polarlib._norms.base import MatrixNorm, Norm, factor
 from polarlib._schedule import is_count
-from polarlib.ops import is_array, ops_of
+from polarlib.ops import is_array, looks, ops_of
 
 __all__ = [
     "Convolution",
@@ -118,21 +118,26 @@ class Convolution(Norm):
     def __repr__(self) -> str:
         return f"convolution({self.norm!r}, spatial={self.spatial})"
 
+    @looks
     def __call__(self, x: Any) -> Array:
         return self.norm(kernel_to_matrix(x, spatial=self.spatial))
 
+    @looks
     def dual_norm(self, g: Any) -> Array:
         return self.norm.dual_norm(kernel_to_matrix(g, spatial=self.spatial))
 
     def _through(self, f: Callable[[Array], Array], w: Any) -> Array:
         return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
 
+    @looks
     def lmo(self, g: Any) -> Array:
         return self._through(self.norm.lmo, g)
 
+    @looks
     def sharp(self, g: Any) -> Array:
         return self._through(self.norm.sharp, g)
 
+    @looks
     def project(self, x: Any) -> Array:
         return self._through(self.norm.project, x)
 
@@ -142,6 +147,7 @@ class Convolution(Norm):
     def __rmul__(self, s: float) -> Convolution:
         return Convolution(s * self.norm, self.spatial)
 
+    @looks
     def _gap(self, g: Any, t: Any) -> Array:
         return self.norm._gap(*(kernel_to_matrix(w, spatial=self.spatial) for w in (g, t)))
 
@@ -223,12 +229,15 @@ class Modular(Norm):
     def _dual_values(self, g: Any) -> list[Array]:
         return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
 
+    @looks
     def __call__(self, x: Any) -> Array:
         return self._collect(self._values(x), self.total)
 
+    @looks
     def dual_norm(self, g: Any) -> Array:
         return self._collect(self._dual_values(g), not self.total)
 
+    @looks
     def lmo(self, g: Any) -> list[Array]:
         ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
         if not self.total:
@@ -242,10 +251,12 @@ class Modular(Norm):
             chosen.append(ops_of(t).xp.where(_per_matrix(here, t), t, ops_of(t).xp.zeros_like(t)))
         return chosen
 
+    @looks
     def sharp(self, g: Any) -> list[Array]:
         total = self.dual_norm(g)
         return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
 
+    @looks
     def project(self, x: Any) -> list[Array]:
         if self.total:
             raise NotImplementedError(f"{self!r} has no projection in closed form")
@@ -259,6 +270,7 @@ class Modular(Norm):
         s = factor(s)
         return Modular(self.norms, tuple(s * t for t in self.scales), self.total)
 
+    @looks
     def _gap(self, g: Any, t: Any) -> Array:
         dual, size = self.dual_norm(g), self(t)
         shares = []
