@@ -303,6 +303,8 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
             f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
+        # Nothing is promoted to a format of 8 bits or from it.
+        a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
         common = ops.xp.result_type(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.together(a, b)

@@ -1134,6 +1134,9 @@ class TorchOps(InPlaceOps):
 
     def together(self, *arrays: Array) -> Ops:
         """Arithmetic for several arrays: functional, if torch records one of them."""
+        devices = sorted({str(x.device) for x in arrays})
+        if len(devices) > 1:
+            raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
         if any(ops_of(x).records(x) for x in arrays):
             # Torch differentiates these products later, under settings of then.
             return TorchGradOps(self.xp, self.device, open_ended=True)
@@ -1247,15 +1250,7 @@ class TorchOps(InPlaceOps):
 
     def records(self, x: Array) -> bool:
         """Whether gradients or forward derivatives are recorded, or vmap batches."""
-        torch = self.torch
-        if x.requires_grad and torch.is_grad_enabled():
-            return True
-        # Where torch does not say, the rules are right for every tensor, only slower to enter.
-        functions = getattr(torch._C, "_functorch", None)
-        wrapped = getattr(functions, "is_functorch_wrapped_tensor", None)
-        if wrapped is None or wrapped(x):
-            return True
-        return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+        return _torch_differentiates(x, self.torch)
 
     def hidden(self, x: Array) -> bool:
         """Whether what is done is recorded for tensors of other entries, or there are none."""
@@ -1490,6 +1485,19 @@ def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
                     break
             found.add(name)
     return min(found, key=_significand)
+
+
+def _torch_differentiates(x: Array, torch: Any) -> bool:
+    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
+    if getattr(forward, "_current_level", 0) < 0:
+        return False
+    return forward.unpack_dual(x).tangent is not None
 
 
 def _torch_records() -> bool:
@@ -2126,8 +2134,9 @@ def ops_of(x: Array) -> Ops:
     xp = array_namespace(x)
     if array_api_compat.is_torch_array(x):
         torch = importlib.import_module("torch")
-        if x.requires_grad and torch.is_grad_enabled():
-            # Not on the host: a norm that is read as a number would lose its gradient.
+        if _torch_differentiates(x, torch):
+            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
+            # has no numbers to read.
             return TorchGradOps(xp, x.device, open_ended=True)
         if hasattr(x, "placements"):
             return TorchPartsOps(xp, x.device)

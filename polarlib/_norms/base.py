@@ -331,7 +331,18 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
         middle = (low + high) / 2
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap
         low, high = xp.where(fits, middle, low), xp.where(fits, high, middle)
-    return at(low)
+    if not ops.records(z):
+        return at(low)
+    # Bisection has no derivative. That of phi is that of its end, or follows from the sum.
+    phi = ops.constant(lambda low: low * 1.0, low)
+    total = xp.sum(at(phi), axis=axis, keepdims=True)
+    inside = xp.astype((y + phi > 0) & (y + phi < cap), z.dtype)
+    count = xp.sum(inside, axis=axis, keepdims=True)
+    change = (k * cap - total) / xp.where(count > 0, count, xp.ones_like(count))
+    end = xp.minimum(cap, pivot)
+    bound = xp.sum(at(end), axis=axis, keepdims=True) > k * cap
+    change = xp.where(bound, change, end)
+    return at(phi + change - ops.constant(lambda change: change * 1.0, change))
 
 
 @dataclass(frozen=True, repr=False)
