@@ -1173,7 +1173,7 @@ def _stored(result: PolarResult, stored: tuple[Array | None, Array | None]) -> P
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
     known = isinstance(method, str) and (
-        method in ("auto", *METHODS, *FIXED) or method in published.schedules()
+        method in ("auto", *METHODS, *FIXED) or published.is_published(method)
     )
     if isinstance(method, Schedule) and method.target != "polar":
         raise ValueError(

@@ -228,6 +228,7 @@ def _finite_only(factorise: F) -> F:
     def of_finite(self: Ops, *arrays: Array, **options: Any) -> Any:
         if self.host and all(self._is_finite(x) for x in arrays):
             return factorise(self, *arrays, **options)
+        run = functools.partial(self._where_it_can, factorise)
         xp = self.xp
         finite = functools.reduce(
             operator.and_, (xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True) for x in arrays)
@@ -241,7 +242,7 @@ def _finite_only(factorise: F) -> F:
             mask = finite if r.ndim == finite.ndim else finite[..., 0]
             return xp.where(mask, r, xp.full_like(r, math.nan))
 
-        results = factorise(self, *map(of_matrices, arrays), **options)
+        results = run(*map(of_matrices, arrays), **options)
         return tuple(map(or_nan, results)) if isinstance(results, tuple) else or_nan(results)
 
     return cast(F, of_finite)
@@ -643,6 +644,10 @@ class Ops:
         with np.errstate(over="ignore", invalid="ignore"):
             total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
         return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Run a factorisation of this class where the library has it."""
+        return factorise(self, *arrays, **options)
 
     @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
@@ -1311,8 +1316,21 @@ class TorchOps(InPlaceOps):
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
     def has_double(self, x: Array) -> bool:
-        """Everywhere but on Apple's GPUs."""
-        return bool(x.device.type != "mps")
+        """Everywhere but on Apple's GPUs and some of Intel's."""
+        return _torch_has_double(x.device)
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Run a factorisation, on the host if the device lacks it: Apple's GPUs do some."""
+        try:
+            return factorise(self, *arrays, **options)
+        except NotImplementedError:
+            if self.device.type in ("cpu", "meta"):
+                raise
+        host = [x.cpu() for x in arrays]
+        results = getattr(ops_of(host[0]), factorise.__name__)(*host, **options)
+        if isinstance(results, tuple):
+            return tuple(r.to(self.device) for r in results)
+        return results.to(self.device)
 
     def dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
@@ -1331,7 +1349,8 @@ class TorchOps(InPlaceOps):
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
-        return x.detach().to(dtype=wide, device="cpu", copy=True).resolve_conj().numpy()
+        # Moved first, as the device may lack double precision.
+        return x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy()
 
     def read(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
@@ -1339,7 +1358,7 @@ class TorchOps(InPlaceOps):
 
     def max_abs(self, x: Array) -> Array:
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
-        if self.is_complex(x) or x.ndim > 2:
+        if self.is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
             return super().max_abs(x)
         # Its reduction over both axes copies what is not contiguous.
         low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
@@ -1497,6 +1516,9 @@ def _torch_differentiates(x: Array, torch: Any) -> bool:
     # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
     if getattr(forward, "_current_level", 0) < 0:
         return False
+    # Fake tensors cannot be asked: what is right for derivatives is right without.
+    if torch._C._len_torch_dispatch_stack():
+        return True
     return forward.unpack_dual(x).tangent is not None
 
 
@@ -1516,6 +1538,14 @@ def _torch_without_autocast(device: Any) -> Any:
 
 def _significand(name: str) -> int:
     return format_of(name).significand
+
+
+@functools.cache
+def _torch_has_double(device: Any) -> bool:
+    if device.type == "xpu":
+        properties = importlib.import_module("torch").xpu.get_device_properties(device)
+        return bool(getattr(properties, "has_fp64", True))
+    return bool(device.type != "mps")
 
 
 @functools.cache
@@ -1576,7 +1606,7 @@ class TorchGradOps(TorchOps):
 
     def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
         super().__init__(xp, device, host=False)
-        self.open_ended = open_ended and device.type != "mps"
+        self.open_ended = open_ended and _torch_has_double(device)
 
     def records(self, x: Array) -> bool:
         """Always, for all that is known."""
@@ -2165,7 +2195,7 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     ----------
     a : array or array-like
         Arrays of a supported library are taken as they are; lists and scalars of numbers become
-        NumPy arrays. Integers and booleans become float64.
+        NumPy arrays. Integers and booleans become float64, or float32 where a device lacks it.
     name : str, optional
         What the caller calls it, for messages.
 
@@ -2202,7 +2232,8 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
     ops = ops_of(a)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
-        return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
+        name = "float64" if ops.has_double(a) else "float32"
+        return ops.xp.astype(a, getattr(ops.xp, name, float)), ops
     if not ops.format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "

@@ -14,9 +14,9 @@ from typing import Any
 from polarlib import design
 from polarlib._schedule import Schedule, is_count
 from polarlib.formats import format_of, nearest
-from polarlib.ops import looks
+from polarlib.ops import at_trace_time, looks
 
-__all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
+__all__ = ["conventions", "default_schedule", "is_published", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
@@ -133,6 +133,18 @@ def schedules() -> tuple[str, ...]:
     True
     """
     return tuple(_sets())
+
+
+@at_trace_time
+def is_published(name: Any) -> bool:
+    """Whether something is the name of a published set; torch.compile may ask.
+
+    Examples
+    --------
+    >>> is_published("jordan"), is_published("auto")
+    (True, False)
+    """
+    return isinstance(name, str) and name in _sets()
 
 
 def _entry(name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from polarlib._norms.mixed import conjugate, frobenius, lp_norm
 from polarlib._schedule import Schedule, is_count
 from polarlib.decompose import check_method, orthogonalize, polar
 from polarlib.formats import nearest
-from polarlib.ops import Ops, above_noise, at_trace_time
+from polarlib.ops import Ops, above_noise
 from polarlib.topk import METHODS as TOP_METHODS
 from polarlib.topk import top_singular
 
@@ -143,7 +143,7 @@ class Unitary(MatrixNorm):
 
     def _polar_factor(self, g: Any, precision: str | None) -> Array:
         chosen = self.solver
-        if _is_schedule(chosen):
+        if isinstance(chosen, Schedule) or published.is_published(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
             return polar(g, method=chosen, completion=False).unitary
@@ -171,11 +171,6 @@ class Unitary(MatrixNorm):
             w = xp.minimum(s, cap + xp.zeros_like(s))
         inside = self._gauge(s, self.of_dual, ops) <= cap
         return xp.where(inside[..., None], x, ops.matmul(u * ops.like(w, u)[..., None, :], vh))
-
-
-@at_trace_time
-def _is_schedule(solver: Any) -> bool:
-    return isinstance(solver, Schedule) or solver in published.schedules()
 
 
 def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
