@@ -294,7 +294,7 @@ RECORDERS = {"export": exported, "jit.trace": traced, "make_fx": proxied}
 @trace_checks
 @pytest.mark.parametrize("recorder", RECORDERS)
 @pytest.mark.parametrize("name", UNSEEN)
-@pytest.mark.thinned(11)
+@pytest.mark.thinned(22)
 def test_recorded_for_other_entries(recorder, name):
     f = UNSEEN[name]
     recorded = RECORDERS[recorder](f, gaussian(5, 3))
