@@ -253,7 +253,7 @@ def orthogonalize(
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """
-    x, ops = as_matrix(g, "g")
+    x, ops = as_matrix(g, "g", sharded=True)
     precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if gram_precision is not None:
@@ -267,8 +267,9 @@ def orthogonalize(
         warn_of_hazards(chosen, precision, kind)
     if out is not None:
         _check_out(out, x, "out", "g")
+    x, ops, back, _ = ops.laid_out(x, "g")
     if 0 in x.shape:
-        return ops.xp.zeros_like(x) if out is None else out
+        return back(ops.xp.zeros_like(x)) if out is None else out
     apply = ops.compiled(
         _apply,
         schedule=chosen,
@@ -284,10 +285,7 @@ def orthogonalize(
         )
     else:
         u = apply(x)
-    if out is None:
-        return u
-    out[...] = u
-    return out
+    return _copied(back(u), out)
 
 
 def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
@@ -331,12 +329,13 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
             f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
             "pass one array or stack to orthogonalize"
         )
-    arrays = [as_matrix(g, f"gradients[{i}]") for i, g in enumerate(gradients)]
+    arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
     groups: dict[Any, list[int]] = {}
     for i, (x, ops) in enumerate(arrays):
         # On the host large products are as fast one by one, and a stack is a copy.
         alone = (i,) if ops.host and math.prod(x.shape) > BATCH_UP_TO else ()
-        key = (ops.xp, x.dtype, tuple(x.shape), str(getattr(x, "device", "")), alone)
+        where = str(getattr(x, "device", "")), ops.placements(x)
+        key = (ops.xp, x.dtype, tuple(x.shape), where, alone)
         groups.setdefault(key, []).append(i)
     results: list[Array] = [None] * len(arrays)
     for members in groups.values():
@@ -433,6 +432,10 @@ def _check_out(
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
+    # Of equal meshes, or neither a DTensor.
+    if ops_of(out).placements(out)[:1] != ops_of(x).placements(x)[:1]:
+        kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
+        raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
     if not ops_of(out).writable(out):
         raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
@@ -668,10 +671,11 @@ def polar(
     if side not in ("right", "left"):
         raise ValueError(f"side must be 'right' or 'left', got {side!r}")
     given = a
-    a, ops = as_matrix(a)
+    a, ops = as_matrix(a, sharded=True)
     check_method(method)
     _check_spread(a, ops, method, completion)
     stored = _storage(given, a, ops, side, out, overwrite_a)
+    a, ops, back, whole = ops.laid_out(a, "a")
     apply = functools.partial(
         _decompose,
         side=side,
@@ -686,8 +690,11 @@ def polar(
     )
     if ops.records(a):
         _refuse_fixed(method)
-        return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
-    return _stored(apply(a), stored)
+        result = differentiable_polar(apply, a, unitary_factor, side)
+    else:
+        result = apply(a)
+    u, h = _copied(back(result.unitary), stored[0]), _copied(whole(result.hermitian), stored[1])
+    return dataclasses.replace(result, unitary=u, hermitian=h)
 
 
 @under_default_promotion
@@ -887,12 +894,13 @@ def unitary_factor(
     [[1.0, 0.0], [0.0, -1.0]]
     """
     given = a
-    a, ops = as_matrix(a)
+    a, ops = as_matrix(a, sharded=True)
     check_method(method)
     _check_spread(a, ops, method, completion)
     if method == "qr":
         raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
     u_out, _ = _storage(given, a, ops, "right", None if out is None else (out, None), overwrite_a)
+    a, ops, back, _ = ops.laid_out(a, "a")
     apply = functools.partial(
         _factor,
         method=method,
@@ -906,8 +914,8 @@ def unitary_factor(
     )
     if ops.records(a):
         _refuse_fixed(method)
-        return _copied(differentiable_unitary(apply, a, unitary_factor), u_out)
-    return _copied(apply(a), u_out)
+        return _copied(back(differentiable_unitary(apply, a, unitary_factor)), u_out)
+    return _copied(back(apply(a)), u_out)
 
 
 @under_default_promotion
@@ -991,15 +999,8 @@ def _storage(
 def _copied(x: Array, out: Array | None) -> Array:
     if out is None:
         return x
-    out[...] = x
+    ops_of(out).store(x, out)
     return out
-
-
-def _stored(result: PolarResult, stored: tuple[Array | None, Array | None]) -> PolarResult:
-    if all(place is None for place in stored):
-        return result
-    u, h = _copied(result.unitary, stored[0]), _copied(result.hermitian, stored[1])
-    return dataclasses.replace(result, unitary=u, hermitian=h)
 
 
 def check_method(method: str | Schedule) -> None:
@@ -1023,7 +1024,8 @@ def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) 
         what = f"method={method!r}" if completion else "completion=False"
         raise ValueError(
             f"a lies in parts on several devices, and {what} would bring all of it to each of "
-            "them; take method='newton_schulz' or a schedule, or orthogonalize, or gather a first"
+            "them; use polar with method='newton_schulz' or a schedule, or orthogonalize, or gather"
+            " a first"
         )
 
 

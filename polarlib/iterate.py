@@ -344,7 +344,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
 def checked_peak(x: Array, ops: Ops) -> Array:
     """Return the largest absolute entry; raise where it costs nothing that it is not finite."""
     remedy = "remove them before orthogonalising"
-    peak = finite_peak(x, ops, "the matrix", look=ops.host, locate=False, remedy=remedy)
+    peak = finite_peak(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
     return ops.at_least_single(peak)
 
 

@@ -29,6 +29,7 @@ from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
 from polarlib.formats import FORMATS, Format, format_of
+from polarlib.result import warn
 
 __all__ = [
     "Diagonal",
@@ -136,6 +137,29 @@ class Diagonal(NamedTuple):
     shift: Any = None
 
 
+class Laid(NamedTuple):
+    """Matrices in the layout that their arithmetic works in, and the way back.
+
+    Attributes
+    ----------
+    x : array
+        The matrices.
+    ops : Ops
+        Their arithmetic.
+    back, whole : callable
+        What a result of the shape of `x` goes back by, and one that is as large on every process.
+    """
+
+    x: Any
+    ops: Ops
+    back: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+
+
+def _itself(x: Array) -> Array:
+    return x
+
+
 def under_default_promotion(f: F) -> F:
     """Run a function under JAX's own rules of promotion, which a caller may have made stricter.
 
@@ -224,6 +248,11 @@ class Ops:
         other.working = format_name
         other.fused = format_name not in ("float64", "float32")
         return other
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN, since it costs little."""
+        return self.host
 
     def enter(self, x: Array) -> Array:
         """Convert to the format that this arithmetic works in; not a copy if it is there."""
@@ -322,6 +351,10 @@ class Ops:
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
         return hasattr(x, "__setitem__")
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to an array."""
+        out[...] = x
 
     def multiplier(self, x: Array) -> str:
         """Name of the format in which products of `x` are taken: its own, but for settings."""
@@ -706,6 +739,18 @@ class Ops:
     def spread(self, x: Array) -> bool:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
         return False
+
+    def placements(self, x: Array) -> tuple[Any, ...]:
+        """Where the parts of `x` lie; arrays of equal placements can be stacked."""
+        return ()
+
+    def laid_out(self, x: Array, name: str) -> Laid:
+        """Bring matrices into the layout that this arithmetic works in; `name` is for messages."""
+        return Laid(x, self, _itself, _itself)
+
+    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)`` for a function of single entries."""
+        return f(x)
 
     def hidden(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
@@ -1503,26 +1548,168 @@ class TorchGradOps(TorchOps):
     divide = Ops.divide
 
 
-class TorchPartsOps(TorchGradOps):
-    """DTensors, in parts on several processes: nothing is written in place.
+def _of_whole(name: str) -> Any:
+    """Return a primitive of matrices that no process has in part, by that of the local tensors."""
 
-    A product over parts is a sum that has still to be made. It is made at once: left to torch, each
-    use of the product makes it again.
+    @functools.wraps(getattr(Ops, name))
+    def of_whole(self: TorchShardedOps, *stacks: Array, **how: Any) -> Any:
+        axes = [axis for x in stacks for axis in _layout(x)]
+        if -1 in axes or -2 in axes:
+            raise ValueError(
+                f"{name.strip('_')} needs whole matrices, got placements {stacks[-1].placements}; "
+                "gather them first, as with full_tensor()"
+            )
+        return self._on_local(lambda *x: getattr(ops_of(x[0]), name)(*x, **how), *stacks)
+
+    return of_whole
+
+
+class TorchShardedOps(TorchGradOps):
+    """DTensors, sharded over the processes of a mesh; nothing is written in place.
+
+    `laid_out` brings matrices into a layout in which Gram matrices are the only sums: along every
+    dimension of the mesh the longer side is sharded, or an axis of the stack, or nothing. Products,
+    largest entries and factorisations are those of local tensors: torch's rules for DTensors lack
+    some operations, gather operands unasked, and fail on a process whose shard is empty.
+
+    Every process makes the same collectives, since all decisions rest on shapes and placements, or
+    on numbers that `read` and `to_host` take from one process.
     """
 
     records = TorchOps.records
 
+    def functional(self) -> Ops:
+        """Itself: nothing is overwritten, and products have a rule."""
+        return self
+
+    def together(self, *arrays: Array) -> Ops:
+        """Itself, as `functional`."""
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN: on CPUs, as at other tensors there."""
+        return bool(self.device.type == "cpu")
+
+    # -- layouts: for each dimension of the mesh the axis that is sharded along it, counted from the
+    # last one, -1; 0 where none is
+
     def spread(self, x: Array) -> bool:
         """Whether no process has all of `x`."""
-        return any(place.is_shard() for place in x.placements)
+        return any(_layout(x))
+
+    def placements(self, x: Array) -> tuple[Any, ...]:
+        """Mesh and placements, those of pending sums as they are once summed."""
+        whole = _dtensors().Replicate()
+        return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
+
+    def laid_out(self, x: Array, name: str) -> Laid:
+        """Shard the longer side; what every process has becomes a plain tensor."""
+        mesh, *back = self.placements(x)
+        layout = _layout(x)
+        if not any(layout):
+            local = x.redistribute(placements=back).to_local()
+            wrap = functools.partial(_dtensors().DTensor.from_local, device_mesh=mesh)
+            return Laid(local, ops_of(local), wrap, wrap)
+        few, many = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
+        target = [many if axis == few else axis for axis in layout]
+        why = f"{name} is not sharded along its longer side by Shard, as products need it"
+        laid = self._moved(_summed(x), target, why)
+        # Also where nothing moves: the derivatives of redistribute lay gradients out.
+        return Laid(laid, self, lambda u: u.redistribute(placements=back), _itself)
+
+    def _moved(self, x: Array, layout: Sequence[int], why: str = "") -> Array:
+        """Return `x` in another layout; warn if parts of a matrix that is not square are sent."""
+        mesh, target = x.device_mesh, _placements(layout, x.ndim)
+        now, sent = _layout(x), 0.0
+        for i, axis in enumerate(now):
+            if axis and x.placements[i] != target[i]:
+                others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
+                parts = mesh.size(i)
+                # From one axis to another torch gathers all on CPUs, and selects.
+                exchange = layout[i] and mesh.device_type != "cpu"
+                total = x.numel() * x.element_size() / others
+                sent += total * (1 - 1 / parts) / (parts if exchange else 1)
+        if sent and x.shape[-2] != x.shape[-1]:
+            why = why or "the larger Hermitian factor needs all of the unitary one"
+            warn(
+                f"{why}: {sent / 1e6:.2g} MB are sent to each process, of shape {tuple(x.shape)} "
+                f"with placements {x.placements}",
+                UserWarning,
+            )
+        return x.redistribute(placements=target)
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries can be assigned to, which those of pending sums cannot."""
+        return not any(p.is_partial() for p in x.placements)
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to a DTensor, in the placements of that."""
+        out.copy_(x.redistribute(placements=out.placements))
+
+    # -- local tensors
+
+    def _wrapped(self, local: Array, mesh: Any, layout: Sequence[int], shape: Any) -> Array:
+        """Return the DTensor of a shape and layout that has a local tensor."""
+        stride = self.torch.empty(shape, device="meta").stride()
+        return _dtensors().DTensor.from_local(
+            local,
+            mesh,
+            _placements(layout, len(shape)),
+            run_check=False,
+            shape=shape,
+            stride=stride,
+        )
+
+    def _on_local(self, f: Callable[..., Any], *stacks: Array) -> Any:
+        """Apply a function of stacks that keeps their leading axes to local tensors."""
+        first = stacks[0]
+        results = f(*(x.to_local() for x in stacks))
+        layout, batch = _layout(first), first.shape[:-2]
+
+        def wrap(y: Array) -> Array:
+            shape = self.torch.Size((*batch, *y.shape[len(batch) :]))
+            fewer = first.ndim - y.ndim  # vectors of values
+            return self._wrapped(y, first.device_mesh, [d and d + fewer for d in layout], shape)
+
+        return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
+
+    def _reduced(self, local: Array, x: Array, how: str) -> Array:
+        """Sum, or take the largest of, numbers of parts of matrices, shape (..., 1, 1)."""
+        tensor, shape = _dtensors(), self.torch.Size((*x.shape[:-2], 1, 1))
+        places = [
+            tensor.Partial(how) if axis in (-1, -2) else place
+            for axis, place in zip(_layout(x), x.placements, strict=True)
+        ]
+        stride = self.torch.empty(shape, device="meta").stride()
+        y = tensor.DTensor.from_local(
+            local, x.device_mesh, places, run_check=False, shape=shape, stride=stride
+        )
+        return _summed(y)
+
+    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)`` for a function of single entries."""
+        return self._wrapped(f(x.to_local()), x.device_mesh, _layout(x), x.shape)
+
+    _diagonal = _of_whole("_diagonal")
+    svd = _of_whole("svd")
+    singular_values = _of_whole("singular_values")
+    eigh = _of_whole("eigh")
+    qr = _of_whole("qr")
+    determinant_sign = _of_whole("determinant_sign")
+    cholesky = _of_whole("cholesky")
+    solve_lower = _of_whole("solve_lower")
+    inverse = _of_whole("inverse")
+    _eigenvalues = _of_whole("_eigenvalues")
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
-        return self._summed(super().matmul(a, b))
-
-    def _is_long(self, a: Array, b: Array) -> bool:
-        """Never: parts are summed by themselves, and blocks would cut across them."""
-        return False
+        if not hasattr(a, "placements"):  # blocks of local tensors
+            return super().matmul(a, b, out)
+        a, b = self._aligned(a, b)
+        if self.records(a) or self.records(b):
+            return _torch_product().apply(self, a, b)
+        return self._product(a, b)
 
     def gemm(
         self,
@@ -1533,34 +1720,104 @@ class TorchPartsOps(TorchGradOps):
         beta: float = 0.0,
         out: Array | None = None,
     ) -> Array:
-        """Return ``alpha a @ b + beta c``."""
-        return self._summed(super().gemm(a, b, c, alpha, beta))
+        """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
+        a, b = self._aligned(a, b)
+        layout, sums = _layout_of_product(a, b)
+        if sums or layout != _layout(c) or any(self.records(x) for x in (a, b, c)):
+            return Ops.gemm(self, a, b, c, alpha, beta)
+        local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
+        return self._wrapped(local, c.device_mesh, layout, c.shape)
+
+    def _product(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` of aligned DTensors; sums over processes are in at least float32."""
+        layout, sums = _layout_of_product(a, b)
+        local = super().matmul(a.to_local(), b.to_local())
+        batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        shape = self.torch.Size((*batch, a.shape[-2], b.shape[-1]))
+        wide = self.at_least_single(local) if sums else local
+        y = self._wrapped(wide, a.device_mesh, layout, shape)
+        if sums:
+            partial = _dtensors().Partial()
+            places = [partial if i in sums else p for i, p in enumerate(y.placements)]
+            y = _summed(
+                _dtensors().DTensor.from_local(
+                    wide, a.device_mesh, places, run_check=False, shape=shape, stride=y.stride()
+                )
+            )
+        return self.like(y, a)
+
+    def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """Operands whose local tensors can be multiplied; what every process has is only cut."""
+        a, b = _summed(a), _summed(b)
+        left, right = list(_layout(a)), list(_layout(b))
+        for i, (p, q) in enumerate(zip(left, right, strict=True)):
+            batch = min(p, q)
+            if batch < -2:
+                left[i] = batch if a.ndim >= -batch and a.shape[batch] > 1 else 0
+                right[i] = batch if b.ndim >= -batch and b.shape[batch] > 1 else 0
+            elif p == -1:
+                right[i] = -2
+            elif q == -2 and p == 0:
+                left[i] = -1
+            elif p == -2:
+                right[i] = 0
+        a = a if _layout(a) == tuple(left) else self._moved(a, left)
+        return a, b if _layout(b) == tuple(right) else self._moved(b, right)
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN; the axis is gathered."""
+        axes = (axis,) if isinstance(axis, int) else axis or range(-x.ndim, 0)
+        gone = {d if d < 0 else d - x.ndim for d in axes}
+        x = self._moved(x, [0 if d in gone else d for d in _layout(x)])
+        return super().max(x, axis=axis, keepdims=keepdims)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
+        local = x.detach().to_local()
+        if 0 in local.shape[-2:]:
+            kind = self.dtype(self.format_name(x))
+            peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
+        else:
+            peak = ops_of(local).max_abs(local)
+        wide = self.at_least_single(peak.nan_to_num(math.inf, math.inf))
+        return self._reduced(wide, x, "max").to(peak.dtype)
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm, the same number on every process."""
-        return self._summed(Ops.frobenius(self, x))
+        local = x.to_local()
+        local = ops_of(local).frobenius(local)
+        return self.xp.sqrt(self._reduced(local * local, x, "sum"))
 
-    def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry, the same number on every process."""
-        return self._summed(Ops.max_abs(self, x))
-
-    def _summed(self, x: Array) -> Array:
-        if not any(place.is_partial() for place in x.placements):
-            return x
-        whole = _torch_parts().Replicate()
-        return x.redistribute(placements=[whole if p.is_partial() else p for p in x.placements])
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1."""
+        return _summed(super().sums(x, axis))
 
     def read(self, x: Array) -> float:
         """Largest entry as a Python float, the same on every process."""
-        return float(x.detach().full_tensor().max())
+        return float(self._agreed(x).max())
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128, the same whole on every process."""
+        return super().to_host(self._agreed(x))
+
+    def _agreed(self, x: Array) -> Array:
+        """Return the whole tensor, as the first process of the mesh has it.
+
+        Processes need not round alike, and one that decided otherwise would wait for ever.
+        """
+        if not hasattr(x, "placements"):
+            return x
+        whole = x.detach().full_tensor().clone(memory_format=self.torch.contiguous_format)
+        dist = importlib.import_module("torch.distributed")
+        for group in x.device_mesh.get_all_groups():
+            dist.broadcast(whole, group=group, group_src=0)
+        return whole
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity, whole on every process."""
         return self._whole(self.torch.eye(n, dtype=like.dtype, device=like.device), like)
-
-    def to_host(self, x: Array) -> np.ndarray:
-        """Copy to NumPy in float64 or complex128, whole on every process."""
-        return super().to_host(x.full_tensor() if hasattr(x, "full_tensor") else x)
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the mesh of `like`, whole on every process."""
@@ -1570,11 +1827,64 @@ class TorchPartsOps(TorchGradOps):
 
     def _whole(self, x: Array, like: Array) -> Array:
         """A DTensor of the same tensor on every process; nothing is sent."""
-        return _torch_parts().DTensor.from_local(x, like.device_mesh, run_check=False)
+        return _dtensors().DTensor.from_local(x, like.device_mesh, run_check=False)
 
 
-def _torch_parts() -> Any:
+def _dtensors() -> Any:
     return importlib.import_module("torch.distributed.tensor")
+
+
+def _layout(x: Array) -> tuple[int, ...]:
+    """Axis that is sharded along each dimension of a mesh, counted from -1; 0 for none."""
+    axes = (getattr(p, "dim", None) for p in x.placements)
+    return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in axes)
+
+
+def _placements(layout: Sequence[int], ndim: int) -> list[Any]:
+    tensor = _dtensors()
+    return [tensor.Shard(d + ndim) if d else tensor.Replicate() for d in layout]
+
+
+def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
+    """Layout of a product of aligned operands, and the dimensions of the mesh to sum over."""
+    pairs = list(zip(_layout(a), _layout(b), strict=True))
+    sums = {i for i, pair in enumerate(pairs) if pair == (-1, -2)}
+    return tuple(0 if i in sums else min(pair) for i, pair in enumerate(pairs)), sums
+
+
+def _summed(x: Array) -> Array:
+    """Make the sums over processes that torch would make anew at each use."""
+    for i, place in enumerate(x.placements):  # one at a time: torch warns of several
+        if place.is_partial():
+            places = list(x.placements)
+            places[i] = _dtensors().Replicate()
+            x = x.redistribute(placements=places)
+    return x
+
+
+@functools.cache
+def _torch_product() -> Any:
+    """Product of aligned DTensors whose derivatives are such products."""
+    torch: Any = importlib.import_module("torch")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
+            ctx.ops = ops
+            ctx.save_for_backward(a, b)
+            return ops._product(a, b)
+
+        @staticmethod
+        def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
+            (a, b), ops = ctx.saved_tensors, ctx.ops
+            _, of_a, of_b = ctx.needs_input_grad
+            return (
+                None,
+                ops.matmul(g, ops.adjoint(b)) if of_a else None,
+                ops.matmul(ops.adjoint(a), g) if of_b else None,
+            )
+
+    return Product
 
 
 @functools.lru_cache(maxsize=256)
@@ -2019,11 +2329,11 @@ def ops_of(x: Array) -> Ops:
     xp = array_namespace(x)
     if array_api_compat.is_torch_array(x):
         torch = importlib.import_module("torch")
+        if hasattr(x, "placements"):
+            return TorchShardedOps(xp, x.device)
         if x.requires_grad and torch.is_grad_enabled():
             # Not on the host: a norm that is read as a number would lose its gradient.
             return TorchGradOps(xp, x.device, open_ended=True)
-        if hasattr(x, "placements"):
-            return TorchPartsOps(xp, x.device)
         return TorchOps(xp, x.device, host=x.device.type == "cpu")
     return _ops_of_namespace(xp)
 
@@ -2041,7 +2351,7 @@ def _ops_of_namespace(xp: Any) -> Ops:
     return Ops(xp)
 
 
-def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
+def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array, Ops]:
     """Return a stack of matrices of a floating dtype, and the arithmetic of its library.
 
     Parameters
@@ -2051,6 +2361,8 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
         NumPy arrays. Integers and booleans become float64.
     name : str, optional
         What the caller calls it, for messages.
+    sharded : bool, optional
+        Whether torch's DTensors are taken.
 
     Raises
     ------
@@ -2081,6 +2393,8 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             f"reshape a vector with {name}[:, None]"
         )
     ops = ops_of(a)
+    if isinstance(ops, TorchShardedOps):
+        _check_dtensor(a, name, sharded)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
         return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
@@ -2090,6 +2404,27 @@ def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def _check_dtensor(a: Array, name: str, sharded: bool) -> None:
+    """Refuse, on every process alike, DTensors where whole matrices are needed or none can be."""
+    if not sharded:
+        raise TypeError(
+            f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo of "
+            f"spectral(polar=orthogonalize) take; pass the whole tensor, {name}.full_tensor()"
+        )
+    if a.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"{name} is a DTensor on {a.device_mesh}, of which this process is no member; call "
+            "this on the processes of the mesh only"
+        )
+    try:
+        a.device_mesh.get_all_groups()
+    except Exception as error:  # torch has several kinds
+        raise ValueError(
+            f"{name} is a DTensor whose process group is gone ({error}); initialise "
+            f"torch.distributed and make {name} anew, or pass {name}.to_local()"
+        ) from None
 
 
 def finite_peak(
@@ -2130,6 +2465,7 @@ def finite_peak(
     """
     peak = ops.max_abs(x)
     if look and not math.isfinite(ops.read(peak)):
+        locate = locate and not ops.spread(x)  # which would gather all of it
         trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
         raise ValueError(f"{name} {trouble}; {remedy}")
     return peak

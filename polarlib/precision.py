@@ -10,6 +10,7 @@ module can tell which; a trace says so.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,9 +48,15 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     >>> [float(v) for v in round_to(x, format_of("bfloat16"), ops_of(x))]
     [1.0, 1.015625, inf]
     """
+    return ops.entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+
+
+def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
     if ops.is_complex(x):
-        return round_to(xp.real(x), precision, ops) + 1j * round_to(xp.imag(x), precision, ops)
+        return _rounded_to(xp.real(x), precision, ops) + 1j * _rounded_to(
+            xp.imag(x), precision, ops
+        )
     y = _rounded_bits(x, precision, xp) if hasattr(x, "view") else _rounded_units(x, precision, ops)
     y = xp.where(y > precision.largest, precision.saturates_to, y)
     y = xp.where(y < -precision.largest, -precision.saturates_to, y)

@@ -730,6 +730,28 @@ def check_spread(lab):
     assert lab.ops.spread(lab.make(lab.sample())) is False
 
 
+def check_placements(lab):
+    assert lab.ops.placements(lab.make(lab.sample())) == ()
+
+
+def check_laid_out(lab):
+    x = lab.make(lab.sample())
+    laid, _, back, whole = lab.ops.laid_out(x, "x")
+    assert laid is back(x) is whole(x) is x
+
+
+def check_entrywise(lab):
+    a = lab.sample()
+    lab.equal(lab.ops.entrywise(lambda x: x * 2.0, lab.make(a)), 2 * a)
+
+
+def check_store(lab):
+    a, out = lab.sample(), lab.give(lab.sample(seed=1))
+    if lab.ops.writable(out) and not lab.ops.records(lab.make(a)):
+        lab.ops.store(lab.make(a), out)
+        lab.equal(out, a)
+
+
 def check_hidden(lab):
     assert lab.ops.hidden(lab.make(lab.sample())) is False
 

@@ -351,7 +351,7 @@ class Scaled(MatrixNorm):
 
     def lmo(self, g: Any) -> Array:
         # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
-        g, ops = as_matrix(g, "g")
+        g, ops = as_matrix(g, "g", sharded=True)
         self._check(g.shape)
         return times(self.norm.lmo(g), 1 / self.factor, ops)
 
