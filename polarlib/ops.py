@@ -1770,7 +1770,8 @@ class TorchShardedOps(TorchGradOps):
         """Return the largest entries, NaN where one is NaN; the axis is gathered."""
         axes = (axis,) if isinstance(axis, int) else axis or range(-x.ndim, 0)
         gone = {d if d < 0 else d - x.ndim for d in axes}
-        x = self._moved(x, [0 if d in gone else d for d in _layout(x)])
+        layout = [0 if d in gone else d for d in _layout(x)]
+        x = x.redistribute(placements=_placements(layout, x.ndim))
         return super().max(x, axis=axis, keepdims=keepdims)
 
     def max_abs(self, x: Array) -> Array:
