@@ -694,6 +694,8 @@ def polar(
     else:
         result = apply(a)
     u, h = _copied(back(result.unitary), stored[0]), _copied(whole(result.hermitian), stored[1])
+    if u is result.unitary and h is result.hermitian:
+        return result
     return dataclasses.replace(result, unitary=u, hermitian=h)
 
 

@@ -1621,6 +1621,8 @@ class TorchShardedOps(TorchGradOps):
     def _moved(self, x: Array, layout: Sequence[int], why: str = "") -> Array:
         """Return `x` in another layout; warn if parts of a matrix that is not square are sent."""
         mesh, target = x.device_mesh, _placements(layout, x.ndim)
+        if list(x.placements) == target and not why:
+            return x
         now, sent = _layout(x), 0.0
         for i, axis in enumerate(now):
             if axis and x.placements[i] != target[i]:
@@ -1649,47 +1651,50 @@ class TorchShardedOps(TorchGradOps):
 
     # -- local tensors
 
-    def _wrapped(self, local: Array, mesh: Any, layout: Sequence[int], shape: Any) -> Array:
-        """Return the DTensor of a shape and layout that has a local tensor."""
+    def _wrapped(
+        self,
+        local: Array,
+        like: Array,
+        layout: Sequence[int],
+        shape: Sequence[int],
+        pending: Iterable[int] = (),
+        how: str = "sum",
+    ) -> Array:
+        """Return the DTensor of a layout that has a local tensor, reduced where that is pending."""
+        places, tensor = _placements(layout, len(shape)), _dtensors()
+        for i in pending:
+            places[i] = tensor.Partial(how)
+        shape = self.torch.Size(shape)
         stride = self.torch.empty(shape, device="meta").stride()
-        return _dtensors().DTensor.from_local(
-            local,
-            mesh,
-            _placements(layout, len(shape)),
-            run_check=False,
-            shape=shape,
-            stride=stride,
+        return _summed(
+            tensor.DTensor.from_local(
+                local, like.device_mesh, places, run_check=False, shape=shape, stride=stride
+            )
         )
 
     def _on_local(self, f: Callable[..., Any], *stacks: Array) -> Any:
         """Apply a function of stacks that keeps their leading axes to local tensors."""
-        first = stacks[0]
-        results = f(*(x.to_local() for x in stacks))
-        layout, batch = _layout(first), first.shape[:-2]
+        layout = [min(axes) for axes in zip(*map(_layout, stacks), strict=True)]
+        results = f(*(self._moved(x, layout).to_local() for x in stacks))
+        first, batch = stacks[0], stacks[0].shape[:-2]
 
         def wrap(y: Array) -> Array:
-            shape = self.torch.Size((*batch, *y.shape[len(batch) :]))
             fewer = first.ndim - y.ndim  # vectors of values
-            return self._wrapped(y, first.device_mesh, [d and d + fewer for d in layout], shape)
+            shape = (*batch, *y.shape[len(batch) :])
+            return self._wrapped(y, first, [d and d + fewer for d in layout], shape)
 
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
 
     def _reduced(self, local: Array, x: Array, how: str) -> Array:
         """Sum, or take the largest of, numbers of parts of matrices, shape (..., 1, 1)."""
-        tensor, shape = _dtensors(), self.torch.Size((*x.shape[:-2], 1, 1))
-        places = [
-            tensor.Partial(how) if axis in (-1, -2) else place
-            for axis, place in zip(_layout(x), x.placements, strict=True)
-        ]
-        stride = self.torch.empty(shape, device="meta").stride()
-        y = tensor.DTensor.from_local(
-            local, x.device_mesh, places, run_check=False, shape=shape, stride=stride
-        )
-        return _summed(y)
+        layout = _layout(x)
+        pending = [i for i, axis in enumerate(layout) if axis in (-1, -2)]
+        batch = [0 if i in pending else axis for i, axis in enumerate(layout)]
+        return self._wrapped(local, x, batch, (*x.shape[:-2], 1, 1), pending, how)
 
     def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)`` for a function of single entries."""
-        return self._wrapped(f(x.to_local()), x.device_mesh, _layout(x), x.shape)
+        return self._wrapped(f(x.to_local()), x, _layout(x), x.shape)
 
     _diagonal = _of_whole("_diagonal")
     svd = _of_whole("svd")
@@ -1726,25 +1731,16 @@ class TorchShardedOps(TorchGradOps):
         if sums or layout != _layout(c) or any(self.records(x) for x in (a, b, c)):
             return Ops.gemm(self, a, b, c, alpha, beta)
         local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
-        return self._wrapped(local, c.device_mesh, layout, c.shape)
+        return self._wrapped(local, c, layout, c.shape)
 
     def _product(self, a: Array, b: Array) -> Array:
         """Return ``a @ b`` of aligned DTensors; sums over processes are in at least float32."""
         layout, sums = _layout_of_product(a, b)
         local = super().matmul(a.to_local(), b.to_local())
         batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        shape = self.torch.Size((*batch, a.shape[-2], b.shape[-1]))
-        wide = self.at_least_single(local) if sums else local
-        y = self._wrapped(wide, a.device_mesh, layout, shape)
-        if sums:
-            partial = _dtensors().Partial()
-            places = [partial if i in sums else p for i, p in enumerate(y.placements)]
-            y = _summed(
-                _dtensors().DTensor.from_local(
-                    wide, a.device_mesh, places, run_check=False, shape=shape, stride=y.stride()
-                )
-            )
-        return self.like(y, a)
+        local = self.at_least_single(local) if sums else local
+        shape = (*batch, a.shape[-2], b.shape[-1])
+        return self.like(self._wrapped(local, a, layout, shape, sums), a)
 
     def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Operands whose local tensors can be multiplied; what every process has is only cut."""
@@ -1761,8 +1757,7 @@ class TorchShardedOps(TorchGradOps):
                 left[i] = -1
             elif p == -2:
                 right[i] = 0
-        a = a if _layout(a) == tuple(left) else self._moved(a, left)
-        return a, b if _layout(b) == tuple(right) else self._moved(b, right)
+        return self._moved(a, left), self._moved(b, right)
 
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
@@ -1828,7 +1823,7 @@ class TorchShardedOps(TorchGradOps):
 
     def _whole(self, x: Array, like: Array) -> Array:
         """A DTensor of the same tensor on every process; nothing is sent."""
-        return _dtensors().DTensor.from_local(x, like.device_mesh, run_check=False)
+        return self._wrapped(x, like, [0] * like.device_mesh.ndim, x.shape)
 
 
 def _dtensors() -> Any:

@@ -169,11 +169,11 @@ def placements_are_kept():
     """Every layout of tall, wide and square matrices, with uneven shards."""
     for shape in (10, 3), (3, 10), (6, 6):
         a = matrix(*shape)
-        want = polarlib.orthogonalize(a, steps=2)
+        want = polarlib.orthogonalize(a, steps=1)
         for where, placements in itertools.islice(layouts(), 4 if shape == (6, 6) else None):
             x = distributed(a, where, placements)
             with warned(moves(shape, placements)):
-                q = polarlib.orthogonalize(x, steps=2)
+                q = polarlib.orthogonalize(x, steps=1)
             assert q.placements == summed(placements), (shape, placements, q.placements)
             close(q, want)
 
@@ -258,6 +258,11 @@ def stacks():
     a = matrix(2, 3, 7, 3)
     x = distributed(a, mesh.square, (Shard(1), Shard(2)))
     close(polarlib.orthogonalize(x, form="gram"), polarlib.orthogonalize(a, form="gram"))
+    a = matrix(5, 7, 3)
+    x = distributed(a, mesh.line, (ROWS,))
+    close(
+        polarlib.orthogonalize(x, schedule="halley"), polarlib.orthogonalize(a, schedule="halley")
+    )
     a = matrix(3, 3, 2)
     a += 3 * torch.eye(3, 2)  # few steps
     r = polarlib.polar(distributed(a, mesh.line, (ROWS,)), method="newton_schulz")
@@ -423,7 +428,6 @@ def gradients():
     f = next(functions())
     differentiate(f, matrix(3, 9), mesh.square, (ROWS, COLUMNS))
     differentiate(f, matrix(3, 2), mesh.line, (ROWS,))
-    differentiate(f, matrix(4, 5, 2), mesh.line, (ROWS,))
     x = distributed(matrix(9, 3), mesh.line, (ROWS,)).requires_grad_()
     polarlib.orthogonalize(x).to_local().sum().backward()
     y = matrix(9, 3).requires_grad_()
@@ -437,7 +441,7 @@ def gradients_in_every_layout():
     for where, placements in layouts():
         for shape, f in itertools.product(((9, 3), (3, 9)), functions()):
             differentiate(f, matrix(*shape), where, placements)
-        for shape in (4, 4), (2, 3):
+        for shape in (4, 4), (2, 3), (4, 5, 2):
             differentiate(next(functions()), matrix(*shape), where, placements)
 
 
