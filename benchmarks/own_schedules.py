@@ -19,7 +19,7 @@ from polarlib.formats import FORMATS
 from polarlib.published import own_goals
 from polarlib.result import write_whole
 
-STEPS = range(1, 11)
+STEPS = range(1, 17)
 OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"
 HEAD = """\
 # The library's own schedules, made by `python benchmarks/own_schedules.py`: for each number format

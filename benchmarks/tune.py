@@ -32,6 +32,7 @@ from polarlib.design import (
     spectrum,
 )
 from polarlib.files import shipped
+from polarlib.result import write_whole
 
 FIXED = 1e-3
 # Steps of the grid on which the best lower end is sought, as a check on the library's own search.
@@ -118,7 +119,8 @@ def main(
         )
     console.print(table)
     if to_json is not None:
-        to_json.write_text(json.dumps({"spectra": rows, "bands": bands}, indent=1) + "\n")
+        text = json.dumps({"spectra": rows, "bands": bands}, indent=1) + "\n"
+        write_whole(to_json, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

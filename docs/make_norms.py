@@ -23,6 +23,7 @@ from polarlib._norms.base import Scaled
 from polarlib._norms.mixed import Mixed
 from polarlib._norms.sums import MinkowskiSum
 from polarlib._norms.unitary import Unitary
+from polarlib.result import write_whole
 
 PAGE = Path(__file__).parent / "norms.md"
 FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
@@ -349,7 +350,8 @@ def figure() -> None:
 
 def main() -> None:
     """Write the page and the figure."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    page = filled(PAGE.read_text(encoding="utf-8")).encode()
+    write_whole(PAGE, lambda file: file.write(page))
     figure()
 
 

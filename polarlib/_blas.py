@@ -23,6 +23,7 @@ import scipy.linalg
 from scipy.linalg import blas, lapack
 
 __all__ = [
+    "ADJOINT",
     "add_diagonal",
     "cholesky",
     "columns",
@@ -60,7 +61,7 @@ RITZ_STEPS = 10
 DIRECTION = 20120911
 
 _LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
-_HERMITIAN = 2  # BLAS's code for the conjugate transpose
+ADJOINT = 2  # BLAS's code for the conjugate transpose
 
 
 def has_kernels(*arrays: Array) -> bool:
@@ -131,7 +132,9 @@ def mirror(z: Array, out: Array | None = None) -> Array:
 @functools.lru_cache(maxsize=16)
 def _below(n: int) -> Array:
     """Where the strictly lower triangle is."""
-    return np.tri(n, k=-1, dtype=bool)
+    below = np.tri(n, k=-1, dtype=bool)
+    below.flags.writeable = False
+    return below
 
 
 # -- products --------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ def gram(x: Array, out: Array | None = None, *, alpha: float = 1.0, rows: bool =
     k = x.shape[0 if rows else 1]
     if out is None:
         out = np.zeros((k, k), x.dtype, order="F")
-    trans = 0 if rows else _HERMITIAN
+    trans = 0 if rows else ADJOINT
     return routines(x.dtype.char).herk(alpha, x, trans=trans, c=out, overwrite_c=True)
 
 
@@ -228,8 +231,8 @@ def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool
         part = out[:, j:end]
         if end < n:
             a, b = out[:, end:], z[j:end, end:]
-            call.gemm(-1.0, a, b, trans_b=_HERMITIAN, beta=1.0, c=part, overwrite_c=True)
-        call.trmm(1.0, inverse, part, side=1, trans_a=_HERMITIAN, overwrite_b=True)
+            call.gemm(-1.0, a, b, trans_b=ADJOINT, beta=1.0, c=part, overwrite_c=True)
+        call.trmm(1.0, inverse, part, side=1, trans_a=ADJOINT, overwrite_b=True)
     if beta:
         call.axpy(_flat(x), _flat(out), a=beta)
     return True
@@ -242,7 +245,7 @@ def solve(x: Array, r: Array, out: Array, *, rows: bool = False) -> None:
     """
     if rows:
         np.copyto(out, x)
-        routines(x.dtype.char).trsm(1.0, r, out, side=0, trans_a=_HERMITIAN, overwrite_b=True)
+        routines(x.dtype.char).trsm(1.0, r, out, side=0, trans_a=ADJOINT, overwrite_b=True)
     else:
         _solve(x, r, _inverse_blocks(r), out, 1.0)
 
@@ -303,7 +306,7 @@ def largest(z: Array, steps: int) -> float:
 def smallest(r: Array, steps: int) -> float:
     """Estimate of the smallest eigenvalue of ``R^H R``, by Lanczos' method on its inverse."""
     trsv = routines(r.dtype.char).trsv
-    inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans=_HERMITIAN)), r.shape[0], r.dtype, steps)
+    inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans=ADJOINT)), r.shape[0], r.dtype, steps)
     return 1 / inverse if inverse > 0 else math.nan
 
 

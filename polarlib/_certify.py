@@ -377,7 +377,8 @@ def _positive(a: Interval) -> Interval:
     return max(a[0], 0), max(a[1], 0), a[2]
 
 
-@functools.cache
+# Degrees are the user's, and weights of degree n have n^2 / 2 integers.
+@functools.lru_cache(maxsize=64)
 def _bernstein(n: int) -> list[list[int]]:
     """Integer weights from the powers of [0, 1] to Bernstein coefficients, times their lcm."""
     scale = math.lcm(*(math.comb(n, i) for i in range(n + 1)))
@@ -468,7 +469,7 @@ def _halves(p: list[int]) -> tuple[list[int], list[int]]:
 # Targets other than 1
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def _multiple(bits: int) -> Any:
     import mpmath  # lazily: only these targets need it
 

@@ -192,7 +192,7 @@ def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
     return importlib.import_module("cupy").broadcast_to(x, (*stack, *x.shape[-2:]))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _types(dtype: np.dtype) -> tuple[str, str, str] | None:
     return TYPES.get(dtype.name)
 

@@ -50,6 +50,7 @@ __all__ = [
     "polar_gradient",
     "polar_tangents",
     "schedule_derivative",
+    "schedule_rule",
 ]
 
 Array = Any
@@ -204,12 +205,11 @@ def schedule_derivative(
         moved = iterate(pair, schedule.steps, dual, form=form, restarts=restarts)
         return cast(Dual, moved).tangent
 
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        if normalisation == "none":
-            d = along(x, e)
-        else:
-            y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
-            d = after(along(y, e)) if gradient else along(y, before(e))
+    if normalisation == "none":
+        d = along(x, e)
+    else:
+        y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
+        d = after(along(y, e)) if gradient else along(y, before(e))
     return ops.adjoint(d) if wide else d
 
 
@@ -476,9 +476,8 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
     It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
     """
     p = _tall(a, u)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
-        du = _turn(p, e, equation)[2]
+    e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
+    du = _turn(p, e, equation)[2]
     return p.ops.adjoint(du) if p.wide else du
 
 
@@ -486,9 +485,8 @@ def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
     ops = ops_of(h).functional()
     scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = ops.hermitian_part(ops.divide(e, scale))
-        return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
+    e = ops.hermitian_part(ops.divide(e, scale))
+    return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
 
 
 def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
@@ -501,19 +499,18 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     ops = ops_of(x).functional()
     scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
     real = not ops.is_complex(x)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        f = f * scale ** (1 / p)
-        g = ops.hermitian_part(ops.inverse(f))
-        dg = ops.hermitian_part(ops.divide(e, scale))
-        if p > 2:
-            g, dg = ops.as_complex(g), ops.as_complex(dg)
-        for k in range(1, p):
-            weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
-            dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
-        if real and p > 2:
-            dg = ops.xp.real(dg)
-        df = ops.matmul(ops.matmul(f, dg), f)
-        return ops.hermitian_part(df) * -(scale ** (-1 / p))
+    f = f * scale ** (1 / p)
+    g = ops.hermitian_part(ops.inverse(f))
+    dg = ops.hermitian_part(ops.divide(e, scale))
+    if p > 2:
+        g, dg = ops.as_complex(g), ops.as_complex(dg)
+    for k in range(1, p):
+        weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
+        dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
+    if real and p > 2:
+        dg = ops.xp.real(dg)
+    df = ops.matmul(ops.matmul(f, dg), f)
+    return ops.hermitian_part(df) * -(scale ** (-1 / p))
 
 
 def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
@@ -548,14 +545,13 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
     """
     p = _tall(a, u)
     ops, x, u = p.ops, p.x, p.u
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
-        c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
-        if p.wide == (side == "left"):
-            dh = c - ops.matmul(omega, p.h)
-        else:  # the larger factor, X U^H
-            dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
-        dh = ops.hermitian_part(dh) * p.scale
+    e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
+    c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
+    if p.wide == (side == "left"):
+        dh = c - ops.matmul(omega, p.h)
+    else:  # the larger factor, X U^H
+        dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
+    dh = ops.hermitian_part(dh) * p.scale
     return ops.adjoint(du) if p.wide else du, dh
 
 
@@ -584,24 +580,23 @@ def polar_gradient(
     """
     p = _tall(a, u)
     ops, x, u = p.ops, p.x, p.u
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
-        rest = None
-        if b is not None:
-            b = ops.hermitian_part(b)
-            if p.wide != (side == "left"):  # the larger factor, X U^H
-                y = y + ops.matmul(b, x)
-                rest, b = ops.matmul(b, u), None
-        c = ops.matmul(ops.adjoint(u), y)
-        w = c - ops.adjoint(c)
-        if b is not None:
-            hb = ops.matmul(p.h, b)
-            w = w + (hb - ops.adjoint(hb))
-        omega = Equation("polar", x.shape[-2]).solve(p.h, w)
-        d = ops.matmul(u, omega if b is None else b + omega)
-        if x.shape[-2] > x.shape[-1]:
-            d = d + _outside(p, y, c)
-        d = d if rest is None else d + rest
+    y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
+    rest = None
+    if b is not None:
+        b = ops.hermitian_part(b)
+        if p.wide != (side == "left"):  # the larger factor, X U^H
+            y = y + ops.matmul(b, x)
+            rest, b = ops.matmul(b, u), None
+    c = ops.matmul(ops.adjoint(u), y)
+    w = c - ops.adjoint(c)
+    if b is not None:
+        hb = ops.matmul(p.h, b)
+        w = w + (hb - ops.adjoint(hb))
+    omega = Equation("polar", x.shape[-2]).solve(p.h, w)
+    d = ops.matmul(u, omega if b is None else b + omega)
+    if x.shape[-2] > x.shape[-1]:
+        d = d + _outside(p, y, c)
+    d = d if rest is None else d + rest
     return ops.adjoint(d) if p.wide else d
 
 
@@ -618,23 +613,27 @@ def differentiable_schedule(
     restarts: Sequence[int],
 ) -> Array:
     """``apply(x)``, for which the library that records it finds the rules of a schedule."""
-    derivative = functools.partial(
-        schedule_derivative,
+    rule = functools.partial(
+        schedule_rule,
         schedule=schedule,
         normalisation=normalisation,
         form=form,
         restarts=restarts,
     )
 
-    def rule(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
-        (x,), (e,) = primals, e
-        wide = ops_of(x).at_least_single(x)
-        d = derivative(wide, ops_of(e).like(e, wide), gradient=gradient)
-        return (ops_of(d).like(d, x),)
+    def along(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
+        return (rule(primals[0], e[0], gradient=gradient),)
 
-    jvp, vjp = (functools.partial(rule, gradient=g) for g in (False, True))
+    jvp, vjp = (functools.partial(along, gradient=g) for g in (False, True))
     (q,) = ops_of(x).differentiable(lambda x: (apply(x),), jvp, vjp, (x,), keep=False)
     return q
+
+
+def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
+    """:func:`schedule_derivative` in at least single precision, in the dtype of X."""
+    wide = ops_of(x).at_least_single(x)
+    d = schedule_derivative(wide, ops_of(e).like(e, wide), **how)
+    return ops_of(d).like(d, x)
 
 
 def differentiable_unitary(
@@ -697,24 +696,56 @@ def differentiable_polar(
     a: Array,
     exact: Callable[[Array], Array],
     side: str,
+    refuse: Callable[[], None],
 ) -> PolarResult:
-    """``apply(a)``, for whose factors the library that records it finds the rules."""
+    """``apply(a)``, for whose factors the library that records it finds the rules.
+
+    `refuse` raises where the derivative of the polar factor is not that of the result.
+    """
     found: list[PolarResult] = []
 
-    def factors(a: Array) -> tuple[Array, Array]:
-        found.append(apply(a))
-        return found[-1].unitary, found[-1].hermitian
+    def factors(a: Array) -> tuple[Array, ...]:
+        r = apply(a)
+        found.append(r)
+        if r.status is not None:
+            return r.unitary, r.hermitian
+        # Figures that belong to the trace have to leave it as results, of which rules need floats.
+        return (r.unitary, r.hermitian, *(_as_float(x, r) for x in _figures(r)))
 
-    u, h = ops_of(a).differentiable(factors, *_polar_rules(exact, side), (a,), keep=True)
-    return dataclasses.replace(found[-1], unitary=u, hermitian=h)
+    u, h, *rest = ops_of(a).differentiable(
+        factors, *_polar_rules(exact, side, refuse), (a,), keep=True
+    )
+    r = dataclasses.replace(found[-1], unitary=u, hermitian=h)
+    if not rest:
+        return r
+    xp = ops_of(a).xp
+    rest = [xp.astype(x, y.dtype) for x, y in zip(rest, _figures(r), strict=True)]
+    names = dict(zip(_FIGURES, rest, strict=False))
+    return dataclasses.replace(r, **names, condition_bounds=(rest[-2], rest[-1]))
 
 
-def _polar_rules(exact: Callable[[Array], Array], side: str) -> tuple[Callable, Callable]:
+# Arrays, where a library hides the entries; `condition_bounds` is a pair of them.
+_FIGURES = ("converged", "iterations", "matmuls", "orthogonality", "backward_error", "rank")
+
+
+def _figures(r: PolarResult) -> list[Array]:
+    return [*(getattr(r, name) for name in _FIGURES), *r.condition_bounds]
+
+
+def _as_float(x: Array, r: PolarResult) -> Array:
+    return ops_of(x).xp.astype(x, r.orthogonality.dtype)
+
+
+def _polar_rules(
+    exact: Callable[[Array], Array], side: str, refuse: Callable[[], None]
+) -> tuple[Callable, Callable]:
     def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        refuse()
         (a,), (e,) = primals, tangents
         x, u = _widened(a, results[0], exact)
         moved = polar_tangents(x, u, ops_of(e).like(e, x), side=side)
-        return tuple(ops_of(d).like(d, a) for d in moved)
+        zeros = (ops_of(x).xp.zeros_like(x) for x in results[2:])
+        return (*(ops_of(d).like(d, a) for d in moved), *zeros)
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
         (a,) = primals

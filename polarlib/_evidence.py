@@ -25,13 +25,26 @@ from polarlib.formats import format_of
 from polarlib.ops import Ops, above_noise
 from polarlib.result import Run
 
-__all__ = ["Evidence", "condition_bounds", "evidence", "figures", "is_definite", "rank_of"]
+__all__ = [
+    "Evidence",
+    "condition_bounds",
+    "evidence",
+    "figures",
+    "in_parts",
+    "is_definite",
+    "rank_of",
+    "sketch",
+    "sketched_figures",
+    "traced_verdict",
+]
 
 Array = Any
 
 # Below, whole products cost next to nothing. Chosen by experiment.
 EXACT_UP_TO = 128
 PROBES = 8
+# Entries of a part of a stack on the host: temporary arrays of that size stay in a cache.
+PART = 1 << 16
 
 
 class Evidence(NamedTuple):
@@ -42,6 +55,7 @@ class Evidence(NamedTuple):
     hermitian : array, shape (..., n, n)
         Hermitian part of ``U^H A``.
     orthogonality, backward_error, skew : ndarray, shape (...,)
+        (Arrays of the library where it hides the entries.)
         ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``; the skew-Hermitian part of
         ``U^H A`` over ``||A||_F``.
     """
@@ -63,9 +77,20 @@ def within(figures: Iterable[np.ndarray], tol: float) -> bool:
 
 def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
     """Form the Hermitian factor of tall matrices and judge both factors."""
+    parts = in_parts(x)
+    if parts:
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        h = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
+        into = h.reshape(-1, *h.shape[-2:])
+        found = []
+        for part in parts:
+            into[part], *rest = evidence(flat[0][part], flat[1][part], ops)
+            found.append(rest)
+        whole = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*found, strict=True))
+        return Evidence(h, *whole)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     size = _norms(x, ops)
-    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(ops.to_host(skew)[..., 0, 0], size))
+    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(_figure(skew, ops), size))
 
 
 def figures(
@@ -86,7 +111,10 @@ def figures(
     if n <= EXACT_UP_TO:
         g = ops.gram(u)
         defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
-        residual = x - (ops.matmul(h, u) if large else ops.matmul(u, h))
+        unit = _norms(defect, ops)
+        del g, defect  # before the residual takes storage
+        left, right = (h, u) if large else (u, h)
+        residual = ops.gemm(left, right, x, alpha=-1.0, beta=1.0)
         k = 1
     else:
         k = PROBES
@@ -98,16 +126,63 @@ def figures(
         else:
             both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
             left, right = both[..., :k], both[..., k:]
-        defect = ops.matmul(ops.adjoint(u), right) - z
+        defect = _back(u, right, ops) - z
         if isometry:
             defect = ops.matmul(u, defect)
+        unit = _norms(defect, ops)
         residual = ops.matmul(x, z) - left
-    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
-    return orthogonality, _norm_ratio(_norms(residual, ops) / math.sqrt(k), _norms(x, ops))
+    residue = _norms(residual, ops) / math.sqrt(k)
+    return unit / math.sqrt(k * n), _norm_ratio(residue, _norms(x, ops))
+
+
+class Sketch(NamedTuple):
+    """What must be known of a tall matrix to measure its factors when its storage is used again.
+
+    Attributes
+    ----------
+    probes, products : array, shape (n, k) and (m, k)
+        Gaussian vectors, and what the matrix makes of them.
+    size : array
+        Frobenius norm.
+    """
+
+    probes: Array
+    products: Array
+    size: np.ndarray
+
+
+def sketch(x: Array, ops: Ops) -> Sketch:
+    """Products of a tall matrix with `PROBES` Gaussian vectors."""
+    z = _probe(x.shape[-1], PROBES, x, ops)
+    return Sketch(z, ops.matmul(x, z), _norms(x, ops))
+
+
+def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`figures` without the matrix, both norms estimated."""
+    z, n = known.probes, u.shape[-1]
+    both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
+    defect = _back(u, both[..., PROBES:], ops) - z
+    residual = known.products - both[..., :PROBES]
+    unit = _norms(defect, ops) / math.sqrt(PROBES * n)
+    return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
+
+
+def in_parts(x: Array) -> list[slice]:
+    """Parts of a large stack of NumPy matrices, whose temporary arrays stay small; else none."""
+    if not isinstance(x, np.ndarray) or x.ndim == 2 or x.size <= 2 * PART:
+        return []
+    count = max(1, PART // (x.shape[-2] * x.shape[-1]))
+    total = math.prod(x.shape[:-2])
+    return [slice(i, i + count) for i in range(0, total, count)]
 
 
 def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
     """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
+    if parts := in_parts(x):
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        each = [factor_figures(flat[0][part], flat[1][part], ops) for part in parts]
+        first, second = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*each, strict=True))
+        return first, second
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         defect = ops.add_diagonal(ops.gram(u), -1.0)
@@ -118,11 +193,16 @@ def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray
         k = PROBES
         z = _probe(n, k, x, ops)
         uz, xz = ops.matmul(u, z), ops.matmul(x, z)
-        back = ops.matmul(ops.adjoint(u), ops.xp.concat([uz, xz], axis=-1))
+        back = _back(u, ops.xp.concat([uz, xz], axis=-1), ops)
         defect = back[..., :k] - z
-        skew = (back[..., k:] - ops.matmul(ops.adjoint(x), uz)) * 0.5
+        skew = (back[..., k:] - _back(x, uz, ops)) * 0.5
     orthogonality = _norms(defect, ops) / math.sqrt(k * n)
     return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
+
+
+def _back(u: Array, few: Array, ops: Ops) -> Array:
+    """``U^H F`` of a few columns, without the adjoint of U, which is a copy if it is complex."""
+    return ops.adjoint(ops.matmul(ops.adjoint(few), u))
 
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
@@ -162,6 +242,47 @@ def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
 
 
+def traced_verdict(
+    found: Evidence,
+    x: Array,
+    run: Run,
+    tol: float,
+    ops: Ops,
+    *,
+    semidefinite: bool,
+    products: bool,
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Whether each factor of tall matrices is the polar factor, rank, bounds of condition numbers.
+
+    For matrices that a library hides: what :func:`rank_of` and its neighbours find, as arrays, from
+    singular values of the method, or else from the eigenvalues of H.
+
+    Parameters
+    ----------
+    semidefinite : bool
+        Whether H is so by construction.
+    products : bool
+        Whether the method is one of products alone: `x`, which may be sharded, is not factorised.
+    """
+    xp, h, n = ops.xp, found.hermitian, x.shape[-1]
+    s = run.singular_values
+    good = (found.orthogonality <= tol) & (found.backward_error <= tol) & (found.skew <= tol)
+    if not semidefinite:
+        values = ops.eigenvalues(h)
+        good = good & (values[..., 0] >= -tol * ops.frobenius(h)[..., 0, 0])
+        if s is None and (n > EXACT_UP_TO or products):
+            s = xp.flip(values, axis=-1)
+    s = ops.singular_values(x) if s is None else s
+    rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)
+    noise = max(x.shape[-2:]) * format_of(ops.format_name(s)).epsilon * s[..., 0]
+    top, low, high = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+    lower = xp.where(top > 0, top / (low + (low <= 0)), xp.ones_like(top))
+    lower = xp.where(lower > 1, lower, xp.ones_like(lower))
+    upper = (top + noise) / (high + (high <= 0) * (1 - high))
+    upper = xp.where((rank == n) & (high > 0), upper, xp.full_like(upper, math.inf))
+    return good, rank, (lower, upper)
+
+
 def rank_cut(shape: tuple[int, ...], format_name: str) -> float:
     """Twice the relative cut of the numerical rank, since H is known to rounding only."""
     return 2 * max(shape[-2:]) * format_of(format_name).epsilon
@@ -198,11 +319,16 @@ def condition_bounds(
     return np.minimum(lower, upper), upper
 
 
+def _figure(v: Array, ops: Ops) -> np.ndarray:
+    """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
+    return (v if ops.hidden(v) else ops.to_host(v))[..., 0, 0]
+
+
 def _norms(x: Array, ops: Ops) -> np.ndarray:
-    """Frobenius norms of a stack of matrices, on the host."""
-    return ops.to_host(ops.frobenius(x))[..., 0, 0]
+    """Frobenius norms of a stack of matrices."""
+    return _figure(ops.frobenius(x), ops)
 
 
 def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``; the part itself for a zero matrix."""
-    return part / np.where(whole == 0, 1.0, whole)
+    return part / (whole + (whole == 0))

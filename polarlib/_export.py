@@ -12,15 +12,14 @@ import os
 import re
 import reprlib
 import textwrap
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
-from pathlib import Path
 from typing import IO, Any
 
+from polarlib._checks import choice
 from polarlib._version import __version__
-from polarlib.formats import FORMATS, nearest, round_number
-from polarlib.result import plain, write_whole
+from polarlib.formats import FORMATS, nearest, printable, round_number
+from polarlib.result import load_json, plain, read_whole, write_whole
 
 __all__ = ["KINDS", "code", "document", "read_json", "write_json"]
 
@@ -29,6 +28,7 @@ Fields = Mapping[str, Any]
 
 SCHEMA = "polarlib.schedule"
 VERSION = 1
+LIMIT = 2**24  # bytes of a file that is read; a step takes about 200
 # The fields that version 1 began with: a file must have them. One that was added later takes its
 # default where a file is older than it.
 FIRST_FIELDS = (
@@ -151,11 +151,8 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
     OSError
         If it cannot be read.
     """
-    path = Path(path)
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    path = os.fspath(path)
+    found = load_json(read_whole(path, LIMIT), path)
     if not isinstance(found, dict):
         raise ValueError(
             f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(found)}"
@@ -266,19 +263,13 @@ def code(fields: Fields, kind: str) -> str:
         For an unknown kind, and for coefficients that overflow in single precision where the text
         holds them in it ("c", "cuda").
     """
-    try:
-        write = KINDS[kind]
-    except (KeyError, TypeError):
-        raise ValueError(f"unknown kind of code {kind!r}; {nearest(kind, KINDS)}") from None
+    write = KINDS[choice("kind of code", kind, KINDS)]
     return "\n".join(write(fields)) + "\n"
 
 
 def _printable(text: Any) -> str:
     """One line without control characters, those that change the direction of text included."""
-    line = " ".join(str(text).split())
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
-    )
+    return printable(" ".join(str(text).split()))
 
 
 def _about(fields: Fields) -> list[str]:
@@ -311,6 +302,8 @@ def _identifier(name: Any) -> str:
     >>> _identifier("Björck, 2nd"), _identifier("%")
     ('polarlib_bjorck_2nd', 'polarlib_schedule')
     """
+    import unicodedata  # where it is first needed: its table is large
+
     ascii_name = unicodedata.normalize("NFKD", str(name)).encode("ascii", "ignore").decode("ascii")
     return "polarlib_" + (re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_") or "schedule")
 

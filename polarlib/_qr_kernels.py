@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Householder", "apply", "factorise", "has_pointers", "invert", "two_triangles"]
+__all__ = [
+    "Householder",
+    "apply",
+    "factorise",
+    "has_pointers",
+    "invert",
+    "over_identity",
+    "two_triangles",
+]
 
 Array = np.ndarray
 
@@ -57,19 +65,22 @@ def _published(name: str) -> tuple[Any, bytes]:
 
     tables = scipy.linalg.cython_blas.__pyx_capi__, scipy.linalg.cython_lapack.__pyx_capi__
     capsule = next(table[name] for table in tables if name in table)
-    name_of = ctypes.pythonapi.PyCapsule_GetName
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    return capsule, name_of(capsule)
+    return capsule, _of_capsule("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
+
+
+def _of_capsule(name: str, *types: Any) -> Callable[..., Any]:
+    """A function of Python's own, with types of ours: those of ctypes.pythonapi's are shared."""
+    return ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
 
 
 @functools.cache
 def _routine(name: str) -> Callable[..., None]:
     """A routine by its name, which begins with the letter of its type."""
     capsule, signature = _published(name)
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    types = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
+    pointer = _of_capsule("PyCapsule_GetPointer", *types)(capsule, signature)
     arguments = [ctypes.c_void_p] * (signature.count(b",") + 1)
-    return ctypes.CFUNCTYPE(None, *arguments)(pointer_of(capsule, signature))
+    return ctypes.CFUNCTYPE(None, *arguments)(pointer)
 
 
 @functools.cache
@@ -108,9 +119,11 @@ def _leading(a: Array) -> int:
     return a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0])
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # read-only, since routines take its address
 def _scalar(value: float, kind: str) -> Array:
-    return np.array(value, dtype=kind)
+    scalar = np.array(value, dtype=kind)
+    scalar.flags.writeable = False
+    return scalar
 
 
 def _gemm(
@@ -274,6 +287,32 @@ def apply(q: Householder, c: Array) -> Array:
     for j, t in reversed(list(zip(range(0, n, width), q.blocks, strict=True))):
         _reflect(q.x[j:, j : j + t.shape[0]], t, c[j:], work, adjoint=False)
     return c
+
+
+def over_identity(x: Array, root: float) -> Array:
+    """Return ``Q_1 Q_2^H`` with ``[root X; I] = [Q_1; Q_2] R``, by QR in the storage of the stack.
+
+    Parameters
+    ----------
+    x : array, shape (n, n)
+        Finite, in any memory order; not changed.
+    root : float
+        Positive.
+    """
+    n = x.shape[0]
+    kind = x.dtype.char
+    q = np.zeros((2 * n, n), kind, order="F")
+    np.multiply(x, x.dtype.type(root), out=q[:n])
+    np.einsum("ii->i", q[n:])[...] = 1
+    factors, info = np.empty(n, kind), np.zeros(1, np.intc)
+    work = np.empty(PANEL * n, kind)
+    _call("geqrf", 2 * n, n, q, factors, work, work.size, info)
+    explicit = "ungqr" if x.dtype.kind == "c" else "orgqr"
+    _call(explicit, 2 * n, n, n, q, factors, work, work.size, info)
+    del work  # before the product takes storage
+    product = np.empty((n, n), kind, order="F")
+    _gemm(1.0, q[:n], q[n:], 0.0, product, right="C")
+    return product
 
 
 def two_triangles(r: Array, s: float, scale: float, work: Array) -> Array:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-from polarlib import _export
+import numpy as np
+
+from polarlib import _checks, _export
 from polarlib._certify import Certificate, certify
 from polarlib.formats import (
     Format,
     format_of,
     multiple_precision,
-    nearest,
     odd_image,
     odd_images,
     odd_value,
@@ -30,32 +30,26 @@ from polarlib.formats import (
     round_number,
     target_value,
 )
-from polarlib.result import ScheduleWarning, warn
+from polarlib.result import ScheduleWarning, ignore_float_errors, warn
 
 __all__ = [
+    "MOST_STRIDE",
     "NORMALISATIONS",
+    "REPEATS",
     "Schedule",
+    "coefficients",
     "continued",
     "even_products",
-    "is_count",
-    "is_number",
     "product_counts",
 ]
 
 NORMALISATIONS = ("frobenius", "spectral", "moments", "schatten4", "aol", "none")
+REPEATS = (None, "forever", "last")
+# Coefficients of a step and of all steps, and distance of exponents: images of more take minutes.
+MOST_COEFFICIENTS, MOST_IN_ALL, MOST_STRIDE = 200, 3000, 1000
 
 
-def is_count(k: Any) -> bool:
-    """Whether `k` is a positive integer (True is not)."""
-    return isinstance(k, numbers.Integral) and not isinstance(k, bool) and int(k) > 0
-
-
-def is_number(x: Any) -> bool:
-    """Whether `x` is a real number (True is not)."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool)
-
-
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def even_products(degree: int) -> tuple[int, int]:
     """Cheapest Paterson-Stockmeyer split for a polynomial of a degree in a square matrix G.
 
@@ -132,18 +126,28 @@ def continued(steps: tuple[Any, ...], k: Any, repeat: str | None, name: str) -> 
     >>> continued((1, 2, 3), 5, "last", "a"), continued((1, 2, 3), 5, "forever", "a")
     ((1, 2, 3, 3, 3), (1, 2, 3, 1, 2))
     """
-    if not is_count(k):
-        raise ValueError(f"steps must be an integer of at least 1, got {k!r}")
-    k, have = operator.index(k), len(steps)
+    k, have = _checks.count("steps", k, 1, _checks.MOST_STEPS), len(steps)
     if k > have and repeat is None:
         raise ValueError(
-            f"steps must be at most {have} for schedule {name!r}, which has {have} steps and does "
-            f"not repeat, got {k}; truncate({k}, repeat='last') goes on with its last step, "
-            "repeat='forever' from its beginning"
+            f"steps must be at most {have} for schedule {_checks.shown(name)}, which has {have} "
+            f"steps and does not repeat, got {k}; truncate({k}, repeat='last') goes on with its "
+            "last step, repeat='forever' from its beginning"
         )
     if repeat == "last":
         return (steps + steps[-1:] * (k - have))[:k]
     return (steps * math.ceil(k / have))[:k]
+
+
+def coefficients(name: str, step: Any) -> tuple[float, ...]:
+    """Return the coefficients of a step, checked, as floats.
+
+    Examples
+    --------
+    >>> coefficients("step", [1.5, -0.5])
+    (1.5, -0.5)
+    """
+    found = _checks.items(name, step, "a list of coefficients", most=MOST_COEFFICIENTS)
+    return tuple(_checks.number(f"{name}: coefficient {i}", c) for i, c in enumerate(found, 1))
 
 
 def _image_or_overflow(
@@ -222,34 +226,25 @@ class Schedule:
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
-        try:
-            put("steps", tuple(tuple(float(c) for c in step) for step in self.steps))
-            for name in ("lower", "upper", "input_safety"):
-                put(name, float(getattr(self, name)))
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"schedule {self.name!r}: steps must be a list of coefficient lists and bounds "
-                f"numbers, got steps={self.steps!r}, lower={self.lower!r}, "
-                f"upper={self.upper!r}, input_safety={self.input_safety!r}"
-            ) from None
-        if not isinstance(self.name, str) or not isinstance(self.source, str):
-            raise ValueError(
-                f"a schedule's name and source are text, got {self.name!r} and {self.source!r}"
-            )
-        if not self.steps or not all(self.steps):
-            raise ValueError(
-                f"schedule {self.name!r}: give at least one step, each with coefficients"
-            )
-        if not all(math.isfinite(c) for step in self.steps for c in step):
-            raise ValueError(
-                f"schedule {self.name!r}: coefficients must be finite, got {self.steps}"
-            )
-        if not is_count(self.stride):
-            raise ValueError(
-                f"schedule {self.name!r}: stride must be an integer of at least 1, "
-                f"got {self.stride!r}"
-            )
-        put("stride", operator.index(self.stride))
+        for name in ("name", "source"):
+            put(name, _checks.text(f"the {name} of a schedule", getattr(self, name)))
+        at = f"schedule {_checks.shown(self.name)}: "
+        steps = _checks.items(
+            f"{at}steps", self.steps, "a list of at least one step, each a list of coefficients"
+        )
+        put(
+            "steps",
+            tuple(coefficients(f"{at}step {k} of steps", step) for k, step in enumerate(steps, 1)),
+        )
+        if sum(map(len, self.steps)) > MOST_IN_ALL:
+            raise ValueError(f"{at}steps must have at most {MOST_IN_ALL} coefficients in all")
+        for name, least in (("lower", -math.inf), ("upper", -math.inf), ("input_safety", 1)):
+            put(name, _checks.number(f"{at}{name}", getattr(self, name), least))
+        put("stride", _checks.count(f"{at}stride", self.stride, 1, MOST_STRIDE))
+        put(
+            "normalisation", _checks.choice("normalisation", self.normalisation, NORMALISATIONS, at)
+        )
+        put("repeat", _checks.choice(f"{at}repeat", self.repeat, REPEATS))
         kind, parameter = parse_target(self.target)
         # A constant and negative powers have no odd approximation at 0.
         zero = kind not in ("polar", "power") or (kind == "power" and parameter > 0)
@@ -257,23 +252,8 @@ class Schedule:
             self.upper > 0 and self.lower <= self.upper < math.inf
         ):
             raise ValueError(
-                f"schedule {self.name!r}: the interval needs 0 {'<=' if zero else '<'} lower <= "
-                f"upper, got [{self.lower}, {self.upper}]"
-            )
-        if not 1 <= self.input_safety < math.inf:
-            raise ValueError(
-                f"schedule {self.name!r}: input_safety divides the input and must be at least 1, "
-                f"got {self.input_safety}"
-            )
-        if self.normalisation not in NORMALISATIONS:
-            raise ValueError(
-                f"schedule {self.name!r}: unknown normalisation {self.normalisation!r}; "
-                f"{nearest(self.normalisation, NORMALISATIONS)}"
-            )
-        if self.repeat not in (None, "forever", "last"):
-            raise ValueError(
-                f"schedule {self.name!r}: repeat must be None, 'forever' or 'last', "
-                f"got {self.repeat!r}"
+                f"{at}the interval needs 0 {'<=' if zero else '<'} lower <= upper, got "
+                f"[{self.lower}, {self.upper}]"
             )
         if kind == "polar":
             self._refuse_hazards()
@@ -282,7 +262,7 @@ class Schedule:
         # What double precision finds may be its own rounding, which every step multiplies.
         trouble = self._hazard(extended=False) and self._hazard(extended=True)
         if trouble:
-            raise ValueError(f"schedule {self.name!r}: {trouble}")
+            raise ValueError(f"schedule {_checks.shown(self.name)}: {trouble}")
         # Steeper steps come first in every designed schedule. "Much better" is a factor of two in
         # the error, chosen so that none of the published sets is suspected; rounding is no error.
         ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
@@ -294,8 +274,8 @@ class Schedule:
             )
             if least < 0.5 * error < math.inf and error > 2.0**-40:
                 warn(
-                    f"schedule {self.name!r}: the same steps sorted by slope have less than half "
-                    "the error; are they in the order in which they were designed?",
+                    f"schedule {_checks.shown(self.name)}: the same steps sorted by slope have "
+                    "less than half the error; are they in the order in which they were designed?",
                     ScheduleWarning,
                 )
 
@@ -347,12 +327,15 @@ class Schedule:
         lower, upper : number
             mpmath numbers, or floats.
         """
-        number = multiple_precision().mpf if extended else float
-        return number(lower) / self.input_divisor, number(upper) / self.input_divisor
+        ends = _checks.number("lower", lower), _checks.number("upper", upper)
+        number = multiple_precision().mpf if _checks.flag("extended", extended) else float
+        lo, hi = (number(v) / self.input_divisor for v in ends)
+        return lo, hi
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    @ignore_float_errors
     def __call__(self, x: Any) -> Any:
         """Apply the steps to a scalar or, entry by entry, to an array; no input division.
 
@@ -366,8 +349,10 @@ class Schedule:
         number or array
             Singular values of the output.
         """
-        for step in self.steps:
-            x = odd_value(step, x, self.stride)
+        x = _checks.operand("x", x)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN tell it
+            for step in self.steps:
+                x = odd_value(step, x, self.stride)
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
@@ -396,9 +381,9 @@ class Schedule:
     def _certified(
         self, lower: float | None, upper: float | None, asked: str, target: str
     ) -> Certificate:
-        lower = self.lower if lower is None else float(lower)
-        upper = self.upper if upper is None else float(upper)
-        if not -math.inf < lower <= upper < math.inf:
+        lower = self.lower if lower is None else _checks.number("lower", lower)
+        upper = self.upper if upper is None else _checks.number("upper", upper)
+        if lower > upper:
             raise ValueError(f"{asked} needs finite lower <= upper, got [{lower}, {upper}]")
         if self.stride != 2 and lower < 0:
             raise ValueError(
@@ -463,10 +448,11 @@ class Schedule:
         """
         if format is not None:
             return self.quantize(format).certify(lower)
-        lower = self.lower if lower is None else float(lower)
+        lower = self.lower if lower is None else _checks.number("lower", lower)
         if not (lower > 0 or lower == self.lower) or not lower <= self.upper:
             raise ValueError(
-                f"schedule {self.name!r}: certify needs 0 < lower <= {self.upper}, got {lower}"
+                f"schedule {_checks.shown(self.name)}: certify needs 0 < lower <= {self.upper}, "
+                f"got {lower}"
             )
         return self._certified(lower, None, "certify", self.target)
 
@@ -574,6 +560,7 @@ class Schedule:
         bool
             ``divergence_limit * input_divisor >= 1 + unit_roundoff``.
         """
+        precision = _checks.instance("precision", precision, Format, "a Format, of format_of")
         return self.divergence_limit * self.input_divisor >= 1 + precision.unit_roundoff
 
     def quantize(self, format: str) -> Schedule:
@@ -604,6 +591,7 @@ class Schedule:
         (((3.4375, -4.78125, 2.03125),), 'jordan, coefficients in bfloat16')
         """
         target = format_of(format)
+        format = target.name
         note = f", coefficients in {format}"
         return replace(
             self,
@@ -650,7 +638,7 @@ class Schedule:
         OSError
             If it cannot be written; `path` is then as it was.
         """
-        _export.write_json(path, self.to_dict())
+        _export.write_json(_checks.path("path", path), self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
@@ -677,6 +665,7 @@ class Schedule:
         OSError
             If it cannot be read.
         """
+        path = _checks.path("path", path)
         values = _export.read_json(path, {f.name: f.default for f in fields(cls) if f.init})
         try:
             return cls(**values)

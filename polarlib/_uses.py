@@ -8,19 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._checks import flag, number
 from polarlib._derivatives import differentiable_root, differentiable_unitary
 from polarlib._methods.small import LARGEST
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.svd import polished
-from polarlib._schedule import is_number
 from polarlib.decompose import (
     default_tolerance,
     hermitian_part,
     polar,
-    refuse_hidden,
     unitary_factor,
 )
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    dtype_name,
+    finite_peak,
+    looks,
+    ops_of,
+    refuse_hidden,
+    under_default_promotion,
+)
 from polarlib.result import ConvergenceWarning
 
 __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
@@ -28,6 +37,7 @@ __all__ = ["nearest_orthogonal", "nearest_rotation", "procrustes", "sqrtm_psd"]
 Array = Any
 
 
+@looks
 def nearest_orthogonal(a: Array) -> Array:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
@@ -55,6 +65,7 @@ def nearest_orthogonal(a: Array) -> Array:
 
     Notes
     -----
+    Under ``jax.jit`` and ``jax.vmap`` by the SVD; NaN or infinity gives NaN there.
     K. Fan and A. J. Hoffman, Proc. AMS 6 (1955) 111-116; N. J. Higham, Functions of Matrices (SIAM,
     2008), section 8.1.
 
@@ -66,6 +77,7 @@ def nearest_orthogonal(a: Array) -> Array:
     return unitary_factor(a, name="nearest_orthogonal")
 
 
+@looks
 @under_default_promotion
 def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
@@ -118,13 +130,14 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     a, ops = as_matrix(a)
     _refuse_complex(a, ops, "nearest_rotation")
     _check_square(a, "nearest_rotation")
-    r = _check_regularization(regularization)
+    r = number("regularization", regularization, 0)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     exact = functools.partial(nearest_rotation, regularization=r)
     return differentiable_unitary(_found_rotation, a, exact, rotation=True, regularization=r)
 
 
+@looks
 @under_default_promotion
 def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
@@ -137,7 +150,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     Parameters
     ----------
     a, b : array or array-like, shape (..., m, n)
-        Of one array library, never changed; leading axes broadcast. Integers become float64.
+        Of one array library and device, never changed; leading axes broadcast. Integers become
+        float64.
     rotation : bool, optional
         Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
     regularization : float, optional
@@ -148,8 +162,9 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     Returns
     -------
     array, shape (..., n, n)
-        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the common dtype of `a`
-        and `b`. Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
+        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the dtype to which the
+        library promotes those of `a` and `b`, float32 where it has no rule for two of 16 bits.
+        Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
         otherwise one of the best.
 
     Raises
@@ -158,8 +173,8 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
         If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
         a rotation is asked for.
     ValueError
-        For shapes that do not match, NaN or infinity, a regularization that is negative; for
-        derivatives where Q is not unique, as :func:`nearest_rotation`.
+        For shapes that do not match, two devices, NaN or infinity, a regularization that is
+        negative; for derivatives where Q is not unique, as :func:`nearest_rotation`.
     ConvergenceWarning
         Of rotations, as :func:`nearest_rotation`.
 
@@ -177,20 +192,23 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     True
     """
     a, b, ops = _pair(a, b)
-    if rotation:
+    if flag("rotation", rotation):
         _refuse_complex(a, ops, "procrustes(rotation=True)")
-    r = _check_regularization(regularization)
+    r = number("regularization", regularization, 0)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
     x, y = _scaled(a, ops, "a"), _scaled(b, ops, "b")
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return ops.like(product, a)
     find = _found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
+    if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
+        return ops.like(ops.constant(find, product) + product * 0.0, a)
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
     return ops.like(q, a)
 
 
+@looks
 @under_default_promotion
 def sqrtm_psd(a: Array) -> Array:
     """Principal square root of a Hermitian positive semidefinite matrix.
@@ -224,7 +242,8 @@ def sqrtm_psd(a: Array) -> Array:
     rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
     zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
     its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
-    largest are noise.
+    largest are noise. Under ``jax.jit`` and ``jax.vmap`` it is made of eigenvalues, and NaN where
+    anything would be raised.
 
     Examples
     --------
@@ -236,7 +255,7 @@ def sqrtm_psd(a: Array) -> Array:
     a, ops = as_matrix(a)
     _check_square(a, "sqrtm_psd")
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     return differentiable_root(_found_root, a, sqrtm_psd)
 
 
@@ -271,12 +290,8 @@ def _scaled(a: Array, ops: Ops, name: str) -> Array:
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
     """Two stacks of matrices of one shape, one library and one dtype."""
-    (a, ops), (b, other) = as_matrix(a), as_matrix(b, "b")
-    if ops.xp is not other.xp:
-        raise TypeError(
-            "a and b must be arrays of one library, got "
-            f"{type(a).__module__.partition('.')[0]} and {type(b).__module__.partition('.')[0]}"
-        )
+    (a, ops), (b, _) = as_matrix(a), as_matrix(b, "b")
+    check_same_place(a, "a", b, "b")
     shapes = tuple(a.shape), tuple(b.shape)
     if shapes[0][-2:] != shapes[1][-2:]:
         raise ValueError(
@@ -289,17 +304,11 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
             f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
-        common = ops.xp.result_type(a, b)
+        # Nothing is promoted to a format of 8 bits or from it.
+        a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
+        common = ops.common_dtype(a, b)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.together(a, b)
-
-
-def _check_regularization(value: Any) -> float:
-    if not is_number(value) or not 0 <= float(value) < math.inf:
-        raise ValueError(
-            f"regularization must be a number of at least 0, got {value!r}; 0 is the exact rule"
-        )
-    return float(value)
 
 
 def _found_rotation(a: Array) -> Array:
@@ -385,13 +394,34 @@ def _found_root(a: Array) -> Array:
     """Square root of Hermitian matrices that nobody differentiates."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
+    hidden = ops.hidden(a)
     x = ops.at_least_single(a)
     # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a")))
+    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a", look=not hidden)))
     x = ops.divide(ops.divide(x, root), root)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
-    z = hermitian_part(x, ops, tolerance)
+    z = hermitian_part(x, ops, tolerance, look=not hidden)
+    if hidden:
+        return ops.like(ops.scale(_hidden_root(x, z, tolerance, ops), root), a)
+    del x
     return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+
+
+def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
+    """Square roots by eigenvalues; NaN where :func:`sqrtm_psd` would raise."""
+    xp = ops.xp
+    values, vectors = ops.eigh(z)
+    low, high = values[..., :1, None], values[..., -1:, None]
+    right = ops.frobenius(x - z) <= tolerance * ops.frobenius(x)
+    right = right & (low >= -tolerance * xp.where(high > -low, high, -low))  # NaN is not
+    return xp.where(right, _of_eigenvalues(values, vectors, ops), xp.full_like(x, math.nan))
+
+
+def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
+    """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
+    xp = ops.xp
+    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
+    return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
 
 
 def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
@@ -401,7 +431,7 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """
     xp = ops.xp
     factor = ops.cholesky(z)
-    residual = ops.frobenius(ops.matmul(factor, ops.adjoint(factor)) - z)
+    residual = ops.frobenius(ops.gemm(factor, ops.adjoint(factor), z, beta=-1.0))
     limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
     right = residual <= limit  # NaN is not
     if bool(xp.all(right)):
@@ -416,7 +446,6 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
-    xp = ops.xp
     values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
@@ -428,5 +457,4 @@ def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: O
             f"a is not positive semidefinite: its smallest eigenvalue is "
             f"{smallest[worst] * size * size:.3e}{where}"
         )
-    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
-    return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
+    return _of_eigenvalues(values, vectors, ops)

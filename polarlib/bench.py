@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import os
 import platform
 import statistics
@@ -25,8 +24,8 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import _blas, _qr_kernels, costs
+from polarlib._checks import choice
 from polarlib.decompose import orthogonalize, polar
-from polarlib.formats import nearest
 from polarlib.ops import Ops, ops_of
 from polarlib.result import write_whole
 
@@ -43,6 +42,8 @@ LIBRARIES = {
     # The array API and nothing else: the table for libraries without one of their own.
     "array_api_strict": ("array_api_strict", "array-api-strict"),
 }
+DAY = 86_400  # seconds
+LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
 LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
@@ -135,20 +136,24 @@ def _finished(x: Array, ops: Ops) -> Array:
 @contextlib.contextmanager
 def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray], Array]]:
     """A function that makes arrays of a library from NumPy's, both formats enabled."""
-    if library not in LIBRARIES:
-        raise ValueError(f"unknown library {library!r}; {nearest(library, LIBRARIES)}")
-    if device not in costs.DEVICES:
-        raise ValueError(f"unknown device {device!r}; {nearest(device, costs.DEVICES)}")
+    choice("library", library, LIBRARIES)
+    choice("device", device, costs.DEVICES)
     try:
         module = importlib.import_module(LIBRARIES[library][0])
     except ImportError:
         raise ValueError(f"{library} is not installed; install it, or choose another") from None
-    if library == "torch":
-        place: dict[str, Any] = {"device": "cuda" if device == "gpu" else "cpu"}
-    elif library == "jax":
-        place = {"device": importlib.import_module("jax").devices(device)[0]}
-    else:
-        place = {}
+    if device == "gpu" and library in ("numpy", "array_api_strict"):
+        raise ValueError(f"{library} has no arrays on a GPU; choose device cpu, or another library")
+    place: dict[str, Any] = {}
+    try:
+        if library == "torch":
+            place = {"device": "cuda" if device == "gpu" else "cpu"}
+        elif library == "jax":
+            place = {"device": importlib.import_module("jax").devices(device)[0]}
+        module.asarray(np.zeros(1), **place)
+    except Exception as error:  # each library has its own
+        text = " ".join(str(error).split())
+        raise ValueError(f"{library} cannot use a {device} here ({text}); choose another") from None
     with _both_formats(library):
         yield lambda a: module.asarray(a, **place)
 
@@ -174,7 +179,7 @@ def sizes_of(text: str) -> list[int]:
     Raises
     ------
     ValueError
-        Unless it is numbers from 2 on with commas between.
+        Unless it is numbers from 2 to 32768 with commas between.
 
     Examples
     --------
@@ -185,16 +190,17 @@ def sizes_of(text: str) -> list[int]:
         sizes = sorted({int(n) for n in text.split(",")})
     except ValueError:
         sizes = []
-    if not sizes or sizes[0] < 2:
+    if not sizes or sizes[0] < 2 or sizes[-1] > LARGEST:
         raise ValueError(
-            f"--sizes must be numbers from 2 on with commas between, such as 256,512, got {text!r}"
+            f"--sizes must be numbers from 2 to {LARGEST} with commas between, such as 256,512, "
+            f"got {text!r}"
         )
     return sizes
 
 
 def _check_seconds(seconds: float) -> None:
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"--seconds must be a positive number, got {seconds}")
+    if not 0 < seconds <= DAY:
+        raise ValueError(f"--seconds must be a positive number up to {DAY}, got {seconds}")
 
 
 # -- kernels ---------------------------------------------------------------------------------
@@ -326,7 +332,7 @@ def calibrate(
     --------
     >>> calibrate("numpy", sizes=[8], seconds=0)
     Traceback (most recent call last):
-    ValueError: --seconds must be a positive number, got 0
+    ValueError: --seconds must be a positive number up to 86400, got 0
     """
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device

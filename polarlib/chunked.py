@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarlib._checks import choice
 from polarlib.decompose import default_tolerance, polar
-from polarlib.formats import format_of, nearest
-from polarlib.ops import not_finite
-from polarlib.result import ConvergenceWarning, PolarResult, Status, warn
+from polarlib.formats import format_of
+from polarlib.ops import not_finite, under_default_promotion
+from polarlib.result import ConvergenceWarning, PolarResult, Status, ignore_float_errors, warn
 
 __all__ = ["polar_tall"]
 
@@ -154,6 +155,7 @@ def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarr
     return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
 
 
+@ignore_float_errors  # computed when the caller asks, under settings of then
 def _unitary_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
 ) -> np.ndarray:
@@ -229,8 +231,7 @@ def _near_identity(g: np.ndarray) -> bool:
 
 def _checked(x: Array, method: str) -> tuple[Array, Any]:
     """Return x in a dtype that we work in, and the dask module."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; {nearest(method, METHODS)}")
+    choice("method", method, METHODS)
     if not type(x).__module__.startswith("dask."):
         raise TypeError(
             f"polar_tall takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "
@@ -271,6 +272,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
     return x, dask
 
 
+@under_default_promotion
 def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
 
@@ -400,8 +402,7 @@ def _finish(x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, *
         dtype=x.dtype,
         meta=np.empty((0, 0), x.dtype),
     )
-    with np.errstate(over="ignore"):
-        h = _shifted(h, basis.exponent).astype(x.dtype)
+    h = _shifted(h, basis.exponent).astype(x.dtype)
     return _result(
         x,
         h,

@@ -1,8 +1,9 @@
 """The command line: a thin shell over the library, and the only module that prints.
 
 Every command reads with :mod:`polarlib.files`, computes with the library, and prints a table, or
-with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input. An error
-is one line on stderr; with ``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
+with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input, 130
+interrupted. An error is one line on stderr, with control characters escaped; with
+``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import dataclasses
 import functools
 import importlib
 import json
+import logging
 import math
 import operator
 import os
 import platform
 import re
+import shutil
 import statistics
 import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -39,10 +42,10 @@ import polarlib
 from polarlib import files, published
 from polarlib._methods.small import LARGEST
 from polarlib.costs import read_costs
-from polarlib.formats import FORMATS, format_of, nearest
+from polarlib.formats import FORMATS, docstring, format_of, nearest, printable
 from polarlib.ops import as_matrix, dtype_name, libraries, not_finite, ops_of
 from polarlib.precision import rounded
-from polarlib.result import Status, Trace, plain, write_whole
+from polarlib.result import Status, Trace, plain, replaceable, write_whole
 
 __all__ = ["app", "main"]
 
@@ -63,6 +66,10 @@ PICTURES = (".png", ".pdf", ".svg")
 TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
 PATIENCE = 2.0  # seconds after which a progress bar appears
 UNLIMITED = 10_000  # columns of a pipe or a file
+# Limits of options: larger values take minutes, and no schedule needs them.
+MOST_STEPS, MOST_MATMULS, MOST_DEGREE = 100, 300, 101
+LONGEST = 400  # characters of a message
+LONGEST_NAME = 60  # of a matrix in titles and names of plots
 SOFTWARE = 70  # exit code of an internal error: EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # what shells give for Ctrl-C
 
@@ -74,12 +81,16 @@ class _Shell(TyperGroup):
         extra["standalone_mode"] = False
         try:
             code = super().main(*args, **extra)
+            if code == INTERRUPTED:  # typer's own answer
+                raise KeyboardInterrupt
         except (typer.Abort, KeyboardInterrupt):
             code = _complain("interrupted", INTERRUPTED)
         except Exception as error:
             if os.environ.get("POLARLIB_TRACEBACK"):
                 raise
             code = _complain(*_explained(error))
+        for stream in (sys.stdout, sys.stderr):
+            _finish(stream)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -89,7 +100,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     if usage is not None:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
-        return usage().rstrip(".") + hint, 2
+        return " ".join(usage().split()).rstrip(".") + hint, 2
     if isinstance(error, MemoryError):
         return "the memory of this machine does not suffice; take a smaller matrix", 2
     if isinstance(error, OSError) and error.strerror:
@@ -97,10 +108,20 @@ def _explained(error: Exception) -> tuple[str, int]:
         return where + error.strerror, 2
     if isinstance(error, ValueError | TypeError | OSError):
         return str(error), 2
+    text = " ".join(str(error).split())
     return (
-        f"internal error, {type(error).__name__}: {error}; POLARLIB_TRACEBACK=1 shows where",
+        f"internal error, {type(error).__name__}: {text}; POLARLIB_TRACEBACK=1 shows where",
         SOFTWARE,
     )
+
+
+def _command(**extra: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with its docstring as help, also where Python strips docstrings."""
+
+    def register(f: Callable[..., None]) -> Callable[..., None]:
+        return app.command(help=docstring(f), **extra)(f)
+
+    return register
 
 
 app = typer.Typer(
@@ -130,6 +151,8 @@ def main() -> None:
         # A file name that the terminal's encoding lacks is no reason to fail.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # It says on stderr where it keeps its fonts if there is no home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     app(prog_name="polarlib")
 
 
@@ -147,15 +170,13 @@ Version = Annotated[
 
 @app.callback(
     invoke_without_command=True,
+    help="Polar decompositions and orthogonalisation of matrices.\n\n"
+    "Exit codes: 0 done, 1 failed to converge, 2 bad input, 130 interrupted.",
     epilog=f"Example: polarlib converge {REPRESENTATIVE[0]} --schedule jordan",
 )
 def _start(context: typer.Context, version: Version = False) -> None:
-    """Polar decompositions and orthogonalisation of matrices.
-
-    Exit codes: 0 done, 1 failed to converge, 2 bad input.
-    """
     if context.invoked_subcommand is None:
-        _say(context.get_help())
+        _say(*context.get_help().split("\n"))
 
 
 # -- polar -----------------------------------------------------------------------------------
@@ -172,7 +193,7 @@ Rtol = Annotated[
 ]
 
 
-@app.command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
+@_command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
 def polar(
     file: Source,
     output: Annotated[
@@ -199,12 +220,9 @@ def polar(
     failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
     if failed:
         output = hermitian = None
-    for option, path, factor in (
-        ("-o", output, result.unitary),
-        ("--hermitian", hermitian, result.hermitian),
-    ):
-        if path is not None:
-            _write(option, path, functools.partial(files.write_npy, array=factor))
+    written = {output: result.unitary, hermitian: result.hermitian}
+    arrays = {path: factor for path, factor in written.items() if path is not None}
+    _write(outputs, lambda: files.write_npys(arrays))
     if as_json:
         document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
         document |= {"remedy": result.status.value}
@@ -237,7 +255,7 @@ def polar(
 # -- compare ---------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: polarlib compare A.npy --precision bfloat16 --plots pictures")
+@_command(epilog="Example: polarlib compare A.npy --precision bfloat16 --plots pictures")
 def compare(
     file: Annotated[
         str | None,
@@ -440,21 +458,29 @@ def _draw(
         axes[f"{DEFAULT}-convergence"] = plot.convergence(t)
         axes[f"{DEFAULT}-singular-values"] = plot.singular_values(t)
     folder.mkdir(exist_ok=True)
-    name = Path(name).name
+    name = printable(Path(name).name)[:LONGEST_NAME]
     stem = re.sub(r"[^\w.-]+", "_", name)
     written = []
     for what, ax in axes.items():
         ax.set_title("\n".join(filter(None, [name.replace("$", r"\$"), ax.get_title()])))
         path = folder / f"{stem}-{what}{suffix}"
-        _write("--plots", path, functools.partial(plot.save, ax))
+        _write({"--plots": path}, functools.partial(_save, ax, path))
         written.append(path)
     return written
+
+
+def _save(ax: Any, path: Path) -> None:
+    from polarlib import plot
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name has letters that the font lacks
+        plot.save(ax, path)
 
 
 # -- converge --------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: polarlib converge A.npy --schedule jordan --plot out.png")
+@_command(epilog="Example: polarlib converge A.npy --schedule jordan --plot out.png")
 def converge(
     file: Source,
     schedule: Annotated[
@@ -464,7 +490,9 @@ def converge(
             f"'schedules'), or {', '.join(METHODS)}."
         ),
     ] = DEFAULT,
-    steps: Annotated[int | None, typer.Option(help="Number of steps of a schedule.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(max=MOST_STEPS, help="Number of steps of a schedule.")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help=f"{', '.join(FORMATS)}; that of the matrix by default.")
     ] = None,
@@ -480,9 +508,9 @@ def converge(
     with _noted() as notes:
         t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
     if plot is not None:
-        _write("--plot", plot, lambda path: _draw_trace(t, path))
+        _write({"--plot": plot}, functools.partial(_draw_trace, t, plot))
     if csv is not None:
-        _write("--csv", csv, t.to_csv)
+        _write({"--csv": csv}, functools.partial(t.to_csv, csv))
     if as_json:
         _say_json({"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict())
         return
@@ -518,19 +546,21 @@ def _draw_trace(t: Trace, path: Path) -> None:
     left, right = Figure(figsize=(13, 5.5), layout="constrained").subplots(1, 2)
     plot.convergence(t, ax=left)
     plot.singular_values(t, ax=right)
-    plot.save(left, path)
+    _save(left, path)
 
 
 # -- schedules -------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: polarlib schedules polar_express --steps 8")
+@_command(epilog="Example: polarlib schedules polar_express --steps 8")
 def schedules(
     name: Annotated[
         str | None,
         typer.Argument(metavar="NAME", help="Show this one in full.", show_default=False),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of steps of the one.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(max=MOST_STEPS, help="Number of steps of the one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Published coefficient sets, or one of them in full."""
@@ -646,17 +676,19 @@ def _coefficients(s: polarlib.Schedule) -> list[str | Text]:
 EXPORTS = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
 
 
-@app.command(epilog="Example: polarlib design --lower 1e-3 --matmuls 15 --precision bfloat16")
+@_command(epilog="Example: polarlib design --lower 1e-3 --matmuls 15 --precision bfloat16")
 def design(
     lower: Annotated[
         float, typer.Option(help="Smallest singular value that the schedule is to bring to 1.")
     ],
     upper: Annotated[float, typer.Option(help="Largest one.")] = 1.0,
     matmuls: Annotated[
-        int | None, typer.Option(help="Matrix products that may be spent: the best degrees.")
+        int | None,
+        typer.Option(max=MOST_MATMULS, help="Matrix products that may be spent: the best degrees."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Number of degree-5 steps, instead of --matmuls.")
+        int | None,
+        typer.Option(max=MOST_STEPS, help="Number of degree-5 steps, instead of --matmuls."),
     ] = None,
     degrees: Annotated[
         str | None, typer.Option(help="Degree of each step, such as 3,5,5, instead of --matmuls.")
@@ -696,9 +728,9 @@ def design(
     rows = polarlib.design.table(s)
     certificate = s.certify()
     if plot is not None:
-        _write("--plot", plot, functools.partial(_draw_schedule, s))
+        _write({"--plot": plot}, functools.partial(_draw_schedule, s, plot))
     if export is not None:
-        _write("--export", export, functools.partial(_export, s))
+        _write({"--export": export}, functools.partial(_export, s, export))
     if as_json:
         document = s.to_dict() | {"table": rows, "certificate": dataclasses.asdict(certificate)}
         _say_json(document | {"plot_file": plot, "export_file": export})
@@ -776,13 +808,17 @@ def _designed(
         raise ValueError(
             f"--degrees must be odd numbers with commas between, such as 3,5,5, got {degrees!r}"
         ) from None
+    if len(listed) > MOST_STEPS or max(listed) > MOST_DEGREE:
+        raise ValueError(
+            f"--degrees must be at most {MOST_STEPS} numbers up to {MOST_DEGREE}, got {degrees!r}"
+        )
     return polarlib.design.greedy(lower, listed, upper=upper, safety=safety, cushion=cushion)
 
 
 def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
     from polarlib import plot
 
-    plot.save(plot.polynomial(s), path)
+    _save(plot.polynomial(s), path)
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:
@@ -803,7 +839,7 @@ def _export(s: polarlib.Schedule, path: Path) -> None:
 # -- report ----------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: polarlib report -o report.html analysis-output")
+@_command(epilog="Example: polarlib report -o report.html analysis-output")
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Where the studies of analysis/ wrote.")
@@ -816,6 +852,7 @@ def report(
     """Results of the studies as one self-contained HTML page."""
     from polarlib.report import write
 
+    _check_outputs({"-o": output}, ())
     studies = write(output, folder)
     if as_json:
         _say_json({"report": output, "studies": studies})
@@ -836,7 +873,7 @@ BENCH_SIZES, BENCH_SECONDS = "256,512", 10.0
 COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
 
 
-@app.command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
+@_command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
 def bench(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure what kernels cost instead.")
@@ -862,7 +899,8 @@ def bench(
     _check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
         read_costs(output)  # before minutes are spent: other files are not written over
-    listed = bench.sizes_of(sizes or (COST_SIZES if calibrate else BENCH_SIZES))
+    default = COST_SIZES if calibrate else BENCH_SIZES
+    listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
     measure = bench.calibrate if calibrate else bench.compare
     with _progress(len(listed) * 2) as advance, _noted() as notes:
@@ -895,7 +933,7 @@ def bench(
         _say_notes(notes)
         return
     if output is not None:
-        _write("-o", output, lambda path: bench.add_costs(path, found))
+        _write({"-o": output}, functools.partial(bench.add_costs, output, found))
     if as_json:
         _say_json({"costs": found, "costs_file": output, "notes": notes})
         return
@@ -921,7 +959,7 @@ def bench(
 # -- info ------------------------------------------------------------------------------------
 
 
-@app.command()
+@_command()
 def info(as_json: Json = False) -> None:
     """Versions, array libraries, BLAS, number formats, processors."""
     document: dict[str, Any] = {
@@ -1044,16 +1082,18 @@ def _check_outputs(
     outputs: dict[str, Path | None], suffixes: Sequence[str], source: str | None = None
 ) -> None:
     """Refuse outputs that cannot be written or would overwrite, before anything is computed."""
-    taken = {} if source is None else {files.split(source)[0].resolve(): "the input"}
+    # Not Path.resolve, which raises RuntimeError for links that go in circles.
+    taken = {} if source is None else {os.path.realpath(files.split(source)[0]): "the input"}
     for option, path in outputs.items():
         if path is None:
             continue
-        if path.suffix.lower() not in suffixes:
+        if suffixes and path.suffix.lower() not in suffixes:
             raise ValueError(f"{option} {path}: name a file that ends in {' or '.join(suffixes)}")
-        if path.is_dir():
-            raise ValueError(f"{option} {path}: is a folder; name a file in it")
-        _check_parent(option, path)
-        place = path.resolve()
+        try:
+            place, _ = replaceable(path)
+        except OSError as error:
+            text = f"{path}: cannot be written: {error.strerror}" if error.strerror else error
+            raise ValueError(f"{option} {text}") from None
         if place in taken:
             raise ValueError(f"{option} {path}: would overwrite {taken[place]}; choose another")
         taken[place] = f"the file of {option}"
@@ -1061,27 +1101,21 @@ def _check_outputs(
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        if folder.exists():
+        if os.path.lexists(folder):
             raise ValueError(f"--plots {folder}: is a file; name a folder")
-        _check_parent("--plots", folder)
+        _check_outputs({"--plots": folder}, ())
     elif not os.access(folder, os.W_OK):
         raise ValueError(f"--plots {folder}: the folder cannot be written")
 
 
-def _check_parent(option: str, path: Path) -> None:
-    parent = path.parent
-    if not parent.is_dir():
-        raise ValueError(f"{option} {path}: there is no folder {parent}; create it first")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"{option} {path}: the folder {parent} cannot be written")
-
-
-def _write(option: str, path: Path, write: Callable[[Path], None]) -> None:
-    """Write, and name the file that was meant, not the temporary one, if that fails."""
+def _write(outputs: Mapping[str, Path | None], write: Callable[[], None]) -> None:
+    """Write, and name the option and the file if that fails."""
     try:
-        write(path)
+        write()
     except OSError as error:
-        raise OSError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
+        named = [f"{option} {path}" for option, path in outputs.items() if path is not None]
+        (which,) = [n for n in named if n.endswith(f" {error.filename}")][:1] or named[:1]
+        raise OSError(f"{which}: cannot be written: {error.strerror or error}") from error
 
 
 # -- printing --------------------------------------------------------------------------------
@@ -1091,23 +1125,44 @@ class _Console(Console):
     """A console whose reader may leave early, as head does: that is no failure."""
 
     def on_broken_pipe(self) -> None:
-        # What is still flushed when the process ends goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _finish(self.file)
         raise SystemExit(0)
 
 
+def _finish(stream: IO[str] | None) -> None:
+    """Flush a stream; where that fails, what the process still flushes at its end goes nowhere."""
+    if stream is None:  # closed before the process began
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # a stream without a number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _console(*, stderr: bool = False) -> Console:
-    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    # Sizes are given, as rich fails on a COLUMNS such as "0" or "²".
+    return _Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=_columns(), height=25
+    )
+
+
+def _columns() -> int:
+    """Columns that COLUMNS asks for, or those of the terminal; at least 20."""
+    return min(max(shutil.get_terminal_size((UNLIMITED, 25)).columns, 20), UNLIMITED)
 
 
 def _say(*lines: str | Text) -> None:
-    """Print lines as they are, neither wrapped nor cut."""
-    text = Text("\n").join(Text(line) if isinstance(line, str) else line for line in lines)
-    _console().print(text, soft_wrap=True)
+    """Print lines as they are, neither wrapped nor cut, with control characters escaped."""
+    texts = (line if isinstance(line, Text) else Text(printable(line)) for line in lines)
+    try:
+        _console().print(Text("\n").join(texts), soft_wrap=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def _say_json(document: dict[str, Any]) -> None:
-    _say(json.dumps(plain(document), indent=2, allow_nan=False))
+    _say(*json.dumps(plain(document), indent=2, allow_nan=False).split("\n"))
 
 
 def _say_notes(notes: Sequence[str], mark: str = "!") -> None:
@@ -1117,7 +1172,11 @@ def _say_notes(notes: Sequence[str], mark: str = "!") -> None:
 
 def _complain(message: str, code: int) -> int:
     """Print one line on stderr; return the exit code."""
-    _console(stderr=True).print(Text("polarlib: " + " ".join(message.split())), soft_wrap=True)
+    line = printable(message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    with contextlib.suppress(OSError, SystemExit):  # nobody reads it
+        _console(stderr=True).print(Text(f"polarlib: {line}"), soft_wrap=True)
     return code
 
 
@@ -1139,7 +1198,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     bar = Progress(
         BarColumn(20),
         MofNCompleteColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         console=console,
         transient=True,
         auto_refresh=False,  # no thread of its own, which would disturb what is timed
@@ -1160,13 +1219,12 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _width() -> int:
-    """Columns of the terminal, or those that COLUMNS asks for."""
-    console = _console()
-    return console.width if console.is_terminal or os.environ.get("COLUMNS") else UNLIMITED
+    """Columns for tables: those of the terminal, or of COLUMNS where the output goes elsewhere."""
+    return _columns() if os.environ.get("COLUMNS") or _console().is_terminal else UNLIMITED
 
 
 def _wrapped(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(text, min(_width(), 100), subsequent_indent=" " * indent)
+    return textwrap.wrap(printable(text), min(_width(), 100), subsequent_indent=" " * indent)
 
 
 def _facts(facts: dict[str, str]) -> list[str]:
@@ -1179,7 +1237,9 @@ def _facts(facts: dict[str, str]) -> list[str]:
         break_on_hyphens=False,
     )
     return [
-        line for name, value in facts.items() for line in wrapper.wrap(f"{name:<{left}}{value}")
+        line
+        for name, value in facts.items()
+        for line in wrapper.wrap(f"{name:<{left}}{printable(value)}")
     ]
 
 
@@ -1212,7 +1272,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Any]) -> list[str | Text]:
     # Headings stand on the rule, whatever their height.
     texts = [
         [*("\n" * (height - 1 - heading.count("\n")) + heading).split("\n")]
-        + [str(cell(row)) for row in rows]
+        + [printable(cell(row)) for row in rows]
         for heading, _, cell in columns
     ]
     widths = [max(map(len, column)) for column in texts]

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
-import tomllib
+import reprlib
+import sys
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polarlib._checks import choice, count, text
+from polarlib._checks import path as checked_path
 from polarlib.formats import format_of, nearest
+from polarlib.result import read_whole
 
 __all__ = ["KERNELS", "kernel_costs", "read_costs"]
 
 VARIABLE = "POLARLIB_COSTS"
+LIMIT = 2**20  # bytes of a file of costs; ours has 10 kB
 GENERIC = "generic"  # the table for libraries that have none
 DEVICES = ("cpu", "gpu")
 FORMATS = ("float32", "float64")
@@ -87,11 +90,8 @@ def kernel_costs(
     >>> costs["matmul"], costs["cholesky"] < 1 < costs["qr"] < costs["svd"]
     (1.0, True)
     """
-    if device not in DEVICES:
-        raise ValueError(f"unknown device {device!r}; {nearest(device, DEVICES)}")
-    if not n >= 1:
-        raise ValueError(f"n must be at least 1, got {n!r}")
-    if library == "cupy":
+    device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
+    if text("library", library) == "cupy":
         device = "gpu"
     own = os.environ.get(VARIABLE) or None
     return dict(_costs(library, format_of(format_name).carrier, n, device, own))
@@ -119,9 +119,15 @@ def _shipped() -> Tables:
     return _checked(text, "data/costs.toml")
 
 
-@functools.cache
+# Paths are the user's.
+@functools.lru_cache(maxsize=16)
 def _read(path: str) -> Tables:
-    return read_costs(path)
+    try:
+        return read_costs(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        text = f"{path}: {reason}" if reason else error
+        raise type(error)(f"{text} (the file that {VARIABLE} names)") from None
 
 
 def read_costs(path: str | os.PathLike[str]) -> Tables:
@@ -151,8 +157,9 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.toml'
     """
+    content = read_whole(checked_path("path", path), LIMIT)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)}: is not text in UTF-8: {error.reason}") from None
     return _checked(text, os.fspath(path))
@@ -160,14 +167,18 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
 
 def _checked(text: str, file: str) -> Tables:
     """Parse a file of costs, or say what is wrong with it."""
+    import tomllib  # where it is first needed
+
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ValueError(f"{file}: is not TOML: it is nested too deeply") from None
+    except ValueError as error:  # of tomllib, or of an integer with thousands of digits
         raise ValueError(f"{file}: is not TOML: {error}") from None
 
     def require(condition: Any, key: str, allowed: str, value: Any) -> None:
         if not condition:
-            raise ValueError(f"{file}: {key} must be {allowed}, got {value!r}")
+            raise ValueError(f"{file}: {key} must be {allowed}, got {reprlib.repr(value)}")
 
     def only(given: dict[str, Any], key: str, known: tuple[str, ...], optional: Any = ()) -> None:
         for name in given:
@@ -206,5 +217,5 @@ def _numbers(values: Any) -> bool:
     return (
         isinstance(values, list)
         and len(values) > 0
-        and all(type(v) in (int, float) and 0 < v < math.inf for v in values)
+        and all(type(v) in (int, float) and 0 < v <= sys.float_info.max for v in values)
     )

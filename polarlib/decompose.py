@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from polarlib import design, published
+from polarlib import _operator, design, published
+from polarlib._blas import has_kernels
+from polarlib._checks import choice, count, flag, function, items, nearest, number, shown
 from polarlib._derivatives import (
     differentiable_polar,
     differentiable_schedule,
     differentiable_unitary,
+    schedule_rule,
 )
 from polarlib._evidence import (
     Evidence,
@@ -22,9 +26,13 @@ from polarlib._evidence import (
     evidence,
     factor_figures,
     figures,
+    in_parts,
     is_definite,
     rank_cut,
     rank_of,
+    sketch,
+    sketched_figures,
+    traced_verdict,
     within,
 )
 from polarlib._methods import (
@@ -32,23 +40,33 @@ from polarlib._methods import (
     HINTED,
     METHODS,
     RATIONAL,
+    TRACED,
     auto,
+    fixed_schedule,
     methods,
     partial_isometry,
     polynomial,
     rational,
+    reduce_in_place,
     small,
+    worst_of,
 )
-from polarlib._schedule import NORMALISATIONS, Schedule, is_count, is_number, product_counts
+from polarlib._schedule import NORMALISATIONS, Schedule, product_counts
 from polarlib.design import RationalSchedule
-from polarlib.formats import format_of, nearest
+from polarlib.formats import format_of
 from polarlib.ops import (
     Ops,
     as_matrix,
+    at_trace_time,
     dtype_name,
     finite_peak,
     is_array,
+    is_out_of_memory,
+    looks,
+    looks_at_nothing,
     ops_of,
+    refuse_hidden,
+    traced_by_dynamo,
     under_default_promotion,
 )
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status, warn
@@ -62,13 +80,13 @@ __all__ = [
     "orthogonalize",
     "orthogonalize_all",
     "polar",
-    "refuse_hidden",
     "resolve_schedule",
     "unitary_factor",
     "warn_of_hazards",
 ]
 
 Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Entries of matrices up to which a stack of them is faster on the host than one after the other.
 # Chosen by experiment (benchmarks/orthogonalize.py).
@@ -93,7 +111,7 @@ def resolve_schedule(
         For something that is neither a name nor a Schedule, an unknown name, a number of steps
         that it does not have, or a schedule for inverse roots, which has no odd matrix function.
     """
-    if schedule == "auto":
+    if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
     if isinstance(schedule, str) and schedule in RATIONAL:
         schedule = RATIONAL[schedule]()
@@ -109,7 +127,7 @@ def resolve_schedule(
                 "schedule for singular values has stride 2"
             )
         return schedule if steps is None else schedule.truncate(steps)
-    raise TypeError(f"schedule must be a name or a Schedule, got {schedule!r}")
+    raise TypeError(f"schedule must be a name or a Schedule, got {shown(schedule)}")
 
 
 def _check_rational(
@@ -120,17 +138,17 @@ def _check_rational(
     normalisation: str | None,
 ) -> None:
     """Refuse what is chosen for polynomials only."""
-    wrong = {
-        "form": form if form != "auto" else None,
-        "restarts": restarts if not isinstance(restarts, str) or restarts != "auto" else None,
-        "gram_precision": gram_precision,
-        "normalisation": normalisation if normalisation != "spectral" else None,
+    given = {
+        "form": (form, "auto"),
+        "restarts": (restarts, "auto"),
+        "gram_precision": (gram_precision, None),
+        "normalisation": (normalisation, "spectral"),
     }
-    for name, value in wrong.items():
-        if value is not None:
+    for name, (value, allowed) in given.items():
+        if value is not None and not (isinstance(value, str) and value == allowed):
             raise ValueError(
-                f"{name}={value!r} is for schedules of polynomials; schedule {schedule.name!r} is "
-                f"rational: leave {name} out"
+                f"{name}={shown(value)} is for schedules of polynomials; schedule "
+                f"{schedule.name!r} is rational: leave {name} out"
             )
 
 
@@ -138,10 +156,7 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     """Refuse a normalisation that the schedule was not made for."""
     if normalisation is None:
         return schedule.normalisation
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(
-            f"unknown normalisation {normalisation!r}; {nearest(normalisation, NORMALISATIONS)}"
-        )
+    normalisation = choice("normalisation", normalisation, NORMALISATIONS)
     # All but AOL bound the largest singular value, and only say where in (0, 1] the others
     # lie; AOL scales columns and gives another spectrum altogether.
     problems = {normalisation == "aol", schedule.normalisation == "aol"}
@@ -200,7 +215,8 @@ def orthogonalize(
         the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
         `restarts`, `gram_precision` and `normalisation` are for polynomials.
     steps : int, optional
-        By default the listed length, or 5 for "auto" and for sets that repeat.
+        By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
+        to 64.
     form : {"auto", "plain", "gram"}, optional
         Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
         with fewer.
@@ -221,7 +237,8 @@ def orthogonalize(
         not even the schedule's input safety) instead of the schedule's own. "moments" and
         "schatten4" are bounds from the Gram matrix of the first step and cost no product.
     out : array, optional
-        Where to store the result, of the shape and dtype of `g`.
+        Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
+        storage, which saves an array of that size (docs/memory.md).
 
     Returns
     -------
@@ -253,7 +270,83 @@ def orthogonalize(
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """
-    x, ops = as_matrix(g, "g")
+    how = {
+        "schedule": schedule,
+        "steps": steps,
+        "form": form,
+        "restarts": restarts,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "normalisation": normalisation,
+    }
+    if traced_by_dynamo() and out is None and _operator.takes(g):
+        options, error = _packed_or_error(**how)
+        if error:  # what torch.compile cannot do, and eager mode refuses by itself
+            raise ValueError(error)
+        if options and _operator.is_transformed():
+            return _by_options(g, options)
+        if options:
+            return _operator.call(g, options)
+    return _orthogonalize(g, out, how)
+
+
+@looks_at_nothing
+def _by_options(g: Array, options: str) -> Array:
+    return _orthogonalize(g, None, _unpacked(options))
+
+
+@functools.partial(
+    looks,
+    reason="under torch.compile, polarlib.orthogonalize is one operator for schedules of "
+    "polynomials, a dense tensor of two dimensions or more, and no out=; leave fullgraph=True out "
+    "for anything else",
+)
+def _orthogonalize(g: Array, out: Array | None, how: dict[str, Any]) -> Array:
+    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    x, ops = as_matrix(g, "g", sharded=True)
+    options = _packed(**how) if _operator.records(x, ops) else ""
+    if out is not None:
+        _check_out(out, x, "out", "g")
+    u = _recorded(x, ops, options) if options else _orthogonalized(x, ops, how, out)
+    return _copied(u, out)
+
+
+def _recorded(x: Array, ops: Ops, options: str) -> Array:
+    """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
+    if not _operator.is_transformed():
+        return _operator.call(x, options)
+    rule = _rule_of(_resolved(x, ops, **_unpacked(options)))
+    return differentiable_schedule(lambda x: _operator.call(x, options), x, **rule)
+
+
+def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None = None) -> Array:
+    """Approximate unitary factor of matrices that as_matrix has taken."""
+    resolved = _resolved(x, ops, **how)
+    apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
+
+    def find(x: Array) -> Array:
+        if 0 in x.shape:
+            return ops_of(x).empty_result(x)
+        # Rational steps record themselves.
+        if not isinstance(resolved["schedule"], Schedule) or not ops_of(x).records(x):
+            return apply(x)
+        return differentiable_schedule(apply, x, **_rule_of(resolved))
+
+    return ops.with_shards(find, x, "g")
+
+
+def _resolved(
+    x: Array,
+    ops: Ops,
+    schedule: str | Schedule | RationalSchedule,
+    steps: int | None,
+    form: str,
+    restarts: str | Sequence[int],
+    precision: str | None,
+    gram_precision: str | None,
+    normalisation: str | None,
+) -> dict[str, Any]:
+    """Check the options of `orthogonalize` and decide what is "auto": arguments of `_apply`."""
     precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if gram_precision is not None:
@@ -265,29 +358,92 @@ def orthogonalize(
         kind = check_normalisation(chosen, normalisation)
         form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
         warn_of_hazards(chosen, precision, kind)
-    if out is not None:
-        _check_out(out, x, "out", "g")
-    if 0 in x.shape:
-        return ops.xp.zeros_like(x) if out is None else out
-    apply = ops.compiled(
-        _apply,
-        schedule=chosen,
-        precision=precision,
-        gram_precision=gram_precision,
-        kind=kind,
-        form=form,
-        restarts=restarts,
+    return {
+        "schedule": chosen,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "kind": kind,
+        "form": form,
+        "restarts": restarts,
+    }
+
+
+def _rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What the derivative of a schedule depends on: it is taken in full precision."""
+    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
+    return {**rule, "normalisation": resolved["kind"]}
+
+
+# -- as an operator of torch -----------------------------------------------------------------
+
+
+def _packed(
+    schedule: str | Schedule | RationalSchedule = "auto",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    gram_precision: str | None = None,
+    normalisation: str | None = None,
+) -> str:
+    """Options of `orthogonalize` as JSON, which saved programs of torch keep; "" if rational.
+
+    They are checked here. What is "auto" is decided when the program runs.
+    """
+    # A name is looked up in single precision: only "auto" depends on it, and stays.
+    chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
+    if isinstance(chosen, RationalSchedule):
+        return ""
+    for name in (precision, gram_precision):
+        if name is not None:
+            format_of(name)
+    check_normalisation(chosen, normalisation)
+    at = choose_form(chosen, (1, 1), form, restarts, precision or "float32", gram_precision)[1]
+    named = isinstance(schedule, str) and schedule == "auto"
+    _operator.define(_run_packed, _derive_packed)
+    return json.dumps(
+        {
+            "schedule": "auto" if named else _fields(chosen),
+            "steps": steps if named else None,
+            "form": form,
+            "restarts": restarts if isinstance(restarts, str) else at,
+            "precision": precision,
+            "gram_precision": gram_precision,
+            "normalisation": normalisation,
+        }
     )
-    if ops.records(x) and isinstance(chosen, Schedule):  # rational steps record themselves
-        u = differentiable_schedule(
-            apply, x, chosen, normalisation=kind, form=form, restarts=restarts
-        )
-    else:
-        u = apply(x)
-    if out is None:
-        return u
-    out[...] = u
-    return out
+
+
+@at_trace_time
+def _packed_or_error(**how: Any) -> tuple[str, str]:
+    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    try:
+        return _packed(**how), ""
+    except (TypeError, ValueError) as error:
+        return "", str(error)
+
+
+def _fields(schedule: Schedule) -> dict[str, Any]:
+    """What makes a schedule; JSON keeps every bit of its numbers."""
+    return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.init}
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(options: str) -> dict[str, Any]:
+    how = json.loads(options)
+    if how["schedule"] != "auto":
+        how["schedule"] = Schedule(**how["schedule"])
+    return how
+
+
+def _run_packed(x: Array, options: str) -> Array:
+    return _orthogonalized(x, ops_of(x), _unpacked(options))
+
+
+def _derive_packed(x: Array, e: Array, options: str) -> Array:
+    """Gradient with respect to X, from one with respect to the result."""
+    resolved = _resolved(x, ops_of(x), **_unpacked(options))
+    return schedule_rule(x, e, **_rule_of(resolved), gradient=True)
 
 
 def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
@@ -326,17 +482,45 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
     """
     if "out" in same:
         raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
-    if is_array(gradients) or not isinstance(gradients, Iterable):
+    listed = isinstance(gradients, list | tuple)
+    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
         raise TypeError(
             f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
             "pass one array or stack to orthogonalize"
         )
-    arrays = [as_matrix(g, f"gradients[{i}]") for i, g in enumerate(gradients)]
+    if traced_by_dynamo():
+        gradients = list(gradients)
+        if all(map(_operator.takes, gradients)):
+            options, error = _packed_or_error(**same)
+            if error:
+                raise ValueError(error)
+            if options:
+                return list(_all_by_options(gradients, options))
+    return _orthogonalize_all(gradients, same)
+
+
+@looks_at_nothing
+def _all_by_options(gradients: list[Array], options: str) -> list[Array]:
+    return _orthogonalize_all(gradients, _unpacked(options))
+
+
+@looks
+def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list[Array]:
+    arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
     groups: dict[Any, list[int]] = {}
     for i, (x, ops) in enumerate(arrays):
         # On the host large products are as fast one by one, and a stack is a copy.
-        alone = (i,) if ops.host and math.prod(x.shape) > BATCH_UP_TO else ()
-        key = (ops.xp, x.dtype, tuple(x.shape), str(getattr(x, "device", "")), alone)
+        large = ops.host and math.prod(x.shape) > BATCH_UP_TO
+        known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
+        alone = (i,) if large or not known else ()
+        key = (
+            ops.xp,
+            x.dtype,
+            tuple(x.shape) if known else (),
+            str(getattr(x, "device", "")),
+            ops.placements(x),
+            alone,
+        )
         groups.setdefault(key, []).append(i)
     results: list[Array] = [None] * len(arrays)
     for members in groups.values():
@@ -354,6 +538,17 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
     return results
 
 
+def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
+    """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
+    if not isinstance(out, np.ndarray) or type(x) is not np.ndarray:
+        return {}
+    same = out is x or not np.may_share_memory(out, x)
+    contiguous = out.flags.c_contiguous or out.flags.f_contiguous
+    # The adjoint of a complex matrix is no view.
+    wide_complex = x.shape[-2] < x.shape[-1] and x.dtype.kind == "c"
+    return {"out": out} if same and contiguous and not wide_complex else {}
+
+
 @under_default_promotion
 def _apply(
     x: Array,
@@ -364,25 +559,27 @@ def _apply(
     kind: str,
     form: str,
     restarts: Sequence[int],
+    out: Array | None = None,
 ) -> Array:
     """Normalise and iterate."""
     ops = ops_of(x)
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
-    with np.errstate(over="ignore", invalid="ignore"):  # it was warned of, and shows
-        if isinstance(schedule, RationalSchedule):
-            u, _ = rational(y, ops, schedule, precision=precision)
-        else:
-            u, _ = polynomial(
-                y,
-                ops,
-                schedule,
-                precision=precision,
-                gram_precision=gram_precision,
-                normalisation=kind,
-                form=form,
-                restarts=restarts,
-            )
+    place = y if out is x else ops.adjoint(out) if wide and out is not None else out
+    if isinstance(schedule, RationalSchedule):
+        u, _ = rational(y, ops, schedule, precision=precision)
+    else:
+        u, _ = polynomial(
+            y,
+            ops,
+            schedule,
+            precision=precision,
+            gram_precision=gram_precision,
+            normalisation=kind,
+            form=form,
+            restarts=restarts,
+            out=place,
+        )
     return ops.like(ops.adjoint(u) if wide else u, x)
 
 
@@ -395,22 +592,23 @@ def choose_form(
     gram_precision: str | None = None,
 ) -> tuple[str, tuple[int, ...]]:
     """Return the form of the iteration and its restarts, checked and with "auto" decided."""
-    if form not in ("auto", "plain", "gram"):
-        raise ValueError(f"form must be 'auto', 'plain' or 'gram', got {form!r}")
+    form = choice("form", form, ("auto", "plain", "gram"))
     if isinstance(restarts, str):
         if restarts != "auto":
             raise ValueError(
-                f"restarts must be 'auto' or a sequence of step numbers, got {restarts!r}"
+                f"restarts must be 'auto' or a sequence of step numbers, got {shown(restarts)}"
             )
-        at = design.restarts(schedule, precision, gram_format=gram_precision)
+        at: tuple[int, ...] = ()
+        if form != "plain":
+            at = design.restarts(schedule, precision, gram_format=gram_precision)
     else:
-        given = list(restarts) if isinstance(restarts, Iterable) else [restarts]
-        if given == [restarts] or not all(is_count(k) and k <= len(schedule) for k in given):
-            raise ValueError(
-                f"restarts must be 'auto' or a sequence of step numbers from 1 to {len(schedule)}, "
-                f"got {restarts!r}"
-            )
-        at = tuple(sorted({int(k) for k in given if k < len(schedule)}))
+        last = len(schedule)
+        what = f"'auto' or a sequence of step numbers from 1 to {last}"
+        given = [
+            count("a number of restarts", k, 1, last, f"an integer from 1 to {last}")
+            for k in items("restarts", restarts, what, least=0)
+        ]
+        at = tuple(sorted({k for k in given if k < last}))
     if form == "auto":
         small, large = sorted(shape[-2:])
         aspect = large / max(small, 1)
@@ -429,16 +627,23 @@ def _check_out(
     shape = tuple(x.shape) if shape is None else shape
     same = is_array(out) and ops_of(out).xp is ops_of(x).xp and tuple(out.shape) == shape
     if not same or out.dtype != x.dtype:
-        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else repr(out)
+        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else shown(out)
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
+    # Of equal meshes, or neither a DTensor.
+    if ops_of(out).placements(out)[:1] != ops_of(x).placements(x)[:1]:
+        kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
+        raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
     if not ops_of(out).writable(out):
         raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
 
 # -- polar -----------------------------------------------------------------------------------
 
+# Rows over columns (columns over rows) from which a matrix is reduced in its own storage, if that
+# may be overwritten: below, square matrices take as much storage as is saved.
+STORED_FROM = 4
 # Largest entries that need no scaling: products of them neither overflow nor lose what counts.
 COMFORTABLE = 2.0**20
 
@@ -455,14 +660,15 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
 
 def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -> Array:
     """Return the Hermitian part of `x`; raise if `look` and the rest exceeds the tolerance."""
-    h = ops.hermitian_part(x)
-    if look:
-        skew = ops.read(ops.frobenius(x - h) / ops.divisor(ops.frobenius(x)))
-        if not skew <= tolerance:
-            raise ValueError(
-                f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-                "pass (a + a^H) / 2 if that is what you mean"
-            )
+    if not look:
+        return ops.hermitian_part(x)
+    h, rest = ops.hermitian_split(ops.combine((1.0,), (x,)))  # of a copy, in its storage
+    skew = ops.read(rest / ops.divisor(ops.frobenius(x)))
+    if not skew <= tolerance:
+        raise ValueError(
+            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+            "pass (a + a^H) / 2 if that is what you mean"
+        )
     return h
 
 
@@ -481,13 +687,13 @@ def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
     if rtol is None:
         name = ops.format_name(a)
         return default_tolerance(a.shape, name if name == "float64" else "float32")
-    if not is_number(rtol) or not 0 < float(rtol) < 1:
-        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
-    return float(rtol)
+    return number("rtol", rtol, 0, 1, ends="()")
 
 
 def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
     x = ops.at_least_single(a)
+    hidden = ops.hidden(a)
+    check_finite = check_finite and not hidden
     if 0 in a.shape:
         return _Problem(x, ops, tol, 1.0, x, False)
     remedy = "remove them, or pass check_finite=False to get NaN back"
@@ -500,7 +706,7 @@ def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
         peak = ops.xp.where(finite, peak, ops.xp.zeros_like(peak))
     scale: Array | float = 1.0
-    if not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
+    if hidden or not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
         scale = ops.binary_scale(peak)
         x = ops.divide(x, scale)
     return _Problem(x, ops, tol, scale, finite, wide)
@@ -519,15 +725,12 @@ def _hint(
         )
     bounds = []
     if cond is not None:
-        if not is_number(cond) or not cond >= 1:
-            raise ValueError(f"cond must be a number of at least 1, got {cond!r}")
-        bounds.append(1 / float(cond))
+        bounds.append(1 / number("cond", cond, 1, math.inf, what="a number of at least 1"))
     if sigma_min is not None:
-        if not is_number(sigma_min) or not 0 < sigma_min < math.inf:
-            raise ValueError(f"sigma_min must be a positive number, got {sigma_min!r}")
+        sigma_min = number("sigma_min", sigma_min, 0, ends="(]")
         x, ops = problem.x, problem.ops
-        if 0 in x.shape:
-            return None
+        if 0 in x.shape or ops.hidden(x):  # what it is worth depends on the largest
+            return None if cond is None else bounds[0]
         upper = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
         largest = ops.read(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
         if sigma_min > largest:
@@ -535,7 +738,7 @@ def _hint(
                 f"sigma_min={sigma_min!r} exceeds the largest singular value, which is at most "
                 f"{largest:.3g}; pass a lower bound of the smallest one"
             )
-        bounds.append(float(sigma_min) / largest)
+        bounds.append(sigma_min / largest)
     return max(bounds)
 
 
@@ -547,14 +750,27 @@ def _run(
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule."""
     x, ops, tol = problem.x, problem.ops, problem.tol
+    parts = in_parts(x) if callback is None else []
+    if parts:
+        flat, u = x.reshape(-1, *x.shape[-2:]), np.empty(x.shape, x.dtype)
+        into, runs = u.reshape(flat.shape), []
+        for part in parts:
+            into[part], run = _run(problem._replace(x=flat[part]), method, lower, None)
+            runs.append(run)
+        return u, worst_of(runs, x.shape[:-2])
     with np.errstate(all="ignore"):  # the evidence decides
+        if ops.hidden(x):
+            if method in TRACED:
+                return TRACED[method](x, ops, tol=tol, lower=lower)
+            chosen = resolve_schedule(method, None, ops.format_name(x))
+            return fixed_schedule(x, ops, chosen)
         if isinstance(method, str) and method in HINTED and lower is not None:
             return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
         if method == "auto":
             return auto(x, ops, tol=tol, callback=callback)
         if isinstance(method, str) and method in METHODS:
             return METHODS[method](x, ops, tol=tol, callback=callback)
-        chosen = resolve_schedule(method, None, ops.format_name(problem.x))
+        chosen = resolve_schedule(method, None, ops.format_name(x))
         if isinstance(chosen, RationalSchedule):
             return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
         return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
@@ -566,13 +782,13 @@ def _name(method: str | Schedule) -> str:
 
 def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
     """Take the SVD after a method that failed; its work is counted."""
-    with np.errstate(all="ignore"):
-        u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
+    u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
     note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
     run = run._replace(matmuls=run.matmuls + after.matmuls, bounds=None, note=note)
     return u, run._replace(singular_values=after.singular_values)
 
 
+@looks
 def polar(
     a: Array,
     side: str = "right",
@@ -626,9 +842,14 @@ def polar(
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
         must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
     out : tuple of two arrays or None, optional
-        Where to store U and H; None for an array that is to be new.
+        Where to store U and H; None for an array that is to be new. With NumPy the larger of the
+        two Hermitian factors is formed in its place, so that none is needed besides.
     overwrite_a : bool, optional
-        Store U in the memory of `a`, and return that.
+        Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
+        rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
+        decomposed in its own storage if the smaller Hermitian factor is asked for: the peak falls
+        by about the size of `a`, and `backward_error` is estimated (docs/memory.md). Every other
+        matrix is needed until the end, and the peak is that without `overwrite_a`.
 
     Returns
     -------
@@ -643,6 +864,9 @@ def polar(
     ValueError
         For fewer than two dimensions, an unknown method or side, NaN or infinity, a bound that
         cannot be one.
+    MemoryError
+        If H is the larger of the two Hermitian factors, n x n for a matrix with m < n, and exceeds
+        the memory of the host (before any work) or what the library can allocate.
 
     Warns
     -----
@@ -658,6 +882,13 @@ def polar(
     ``H = (U^H A + A^H U) / 2``: the Hermitian matrix nearest to ``U^H A``, positive semidefinite up
     to rounding. N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 8.
 
+    Under ``jax.jit`` and ``jax.vmap``, where no entry can be read, methods of fixed work are taken:
+    "svd" (and "auto", which is the same there), "qdwh" and "zolotarev" with the steps for `cond`,
+    or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Figures
+    and `converged` of the result are arrays then, `status` and `reason` None; nothing warns, no SVD
+    takes over, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min` is not
+    used. docs/derivatives.md has a table of what comes out.
+
     Examples
     --------
     >>> import numpy as np
@@ -665,10 +896,13 @@ def polar(
     >>> bool(np.allclose(u @ h, [[1, -1], [2, 4]])), bool(np.allclose(u.T @ u, np.eye(2)))
     (True, True)
     """
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    side = choice("side", side, ("right", "left"))
+    completion, overwrite_a = flag("completion", completion), flag("overwrite_a", overwrite_a)
+    check_finite, throw = flag("check_finite", check_finite), flag("throw", throw)
+    if callback is not None:
+        function("callback", callback, "a function of the iteration and the iterate")
     given = a
-    a, ops = as_matrix(a)
+    a, ops = as_matrix(a, sharded=True)
     check_method(method)
     _check_spread(a, ops, method, completion)
     stored = _storage(given, a, ops, side, out, overwrite_a)
@@ -683,14 +917,112 @@ def polar(
         check_finite=check_finite,
         throw=throw,
         callback=callback,
+        h_out=stored[1],
     )
-    if ops.records(a):
-        _refuse_fixed(method)
-        return _stored(differentiable_polar(apply, a, unitary_factor, side), stored)
-    return _stored(apply(a), stored)
+    refuse = functools.partial(_refuse_fixed, method)
+    recorded = ops.records(a) and 0 not in a.shape
+    if recorded and not ops.hidden(a):
+        refuse()  # of what is hidden nobody knows whether it will be differentiated
+
+    def find(a: Array) -> PolarResult:
+        if not recorded or not ops_of(a).records(a):
+            return apply(a)
+        return differentiable_polar(apply, a, unitary_factor, side, refuse)
+
+    plain = method == "auto" or (method in METHODS and method not in ("qr", "small"))
+    if overwrite_a and plain and callback is None and not recorded:
+        plainly = functools.partial(apply, side="right")
+        result = _in_its_storage(a, ops, side, plainly, _tolerance(a, ops, rtol), throw)
+        if result is not None:
+            return _stored(result, (None, stored[1]))
+    return _stored(ops.with_shards(find, a, "a"), stored)
+
+
+def _with_room_for_h(decompose: F) -> F:
+    """Raise MemoryError with the way out where the larger Hermitian factor cannot be stored."""
+
+    @functools.wraps(decompose)
+    def run(a: Array, *, side: str, **options: Any) -> PolarResult:
+        (m, n), ops = a.shape[-2:], ops_of(a)
+        if m == n or (m < n) != (side == "right"):
+            return decompose(a, side=side, **options)
+        shape = (*a.shape[:-2], max(m, n), max(m, n))
+        other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
+        message = (
+            f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
+            f"{shape}, {size * ops.bytes_of_entry(a) / 2**30:,.1f} GiB, which does not fit in "
+            f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
+            "nearest_orthogonal for U alone"
+        )
+        if not ops.fits(shape, a):
+            raise MemoryError(message)
+        try:
+            return decompose(a, side=side, **options)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(message) from error
+            raise
+
+    return cast(F, run)
+
+
+def _in_its_storage(
+    a: Array,
+    ops: Ops,
+    side: str,
+    decompose: Callable[[Array], PolarResult],
+    tol: float,
+    throw: bool,
+) -> PolarResult | None:
+    """Decompose a tall or wide matrix, U in its storage; None, and `a` unchanged, where not.
+
+    With A = Q S by Cholesky factors, Q where A was, and S = V H, the unitary factor is Q V.
+    Everything but the two norms of the result is found from S; they are estimated from products
+    that are taken before.
+    """
+    wide = a.shape[-2] < a.shape[-1]
+    few, many = sorted(a.shape[-2:])
+    asked = side == ("left" if wide else "right")  # for the smaller Hermitian factor
+    if not (isinstance(a, np.ndarray) and a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
+        return None
+    x = a.T if wide else a
+    peak = ops.read(ops.max_abs(x))
+    contiguous = x.flags.c_contiguous or x.flags.f_contiguous
+    if not (contiguous and has_kernels(x) and 1 / COMFORTABLE <= peak <= COMFORTABLE):
+        return None
+    conjugate = wide and ops.is_complex(x)
+    if conjugate:
+        np.conjugate(x, out=x)
+    known = sketch(x, ops)
+    reduced = reduce_in_place(x)
+    if reduced is not None:
+        s, restore = reduced
+        result = decompose(s)
+        restore(result.unitary)
+        figures = sketched_figures(x, result.hermitian, known, ops)
+    if conjugate:
+        np.conjugate(x, out=x)
+    if reduced is None:
+        return None
+    result = dataclasses.replace(
+        result,
+        unitary=a,
+        orthogonality=float(figures[0]),
+        backward_error=float(figures[1]),
+        matmuls=result.matmuls + 3,
+        reason="; ".join(filter(None, (result.reason, "reduced in the storage of a"))),
+    )
+    if within(figures, tol) or result.status not in _EXACT:
+        return result
+    message = _shortfall(result.method, *figures, tol, Status.NOT_CONVERGED)
+    if throw:
+        raise ConvergenceWarning(message)
+    warn(message, ConvergenceWarning)
+    return dataclasses.replace(result, status=Status.NOT_CONVERGED, converged=False)
 
 
 @under_default_promotion
+@_with_room_for_h
 def _decompose(
     a: Array,
     *,
@@ -703,12 +1035,16 @@ def _decompose(
     check_finite: bool,
     throw: bool,
     callback: Callable[[int, Array], None] | None,
+    h_out: Array | None = None,
 ) -> PolarResult:
     """Choose, run and give evidence."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, "polar")
     m, n = a.shape[-2:]
     tol = _tolerance(a, ops, rtol)
+    if ops.hidden(a):
+        refuse_hidden(a, ops, "polar")
+        _refuse_traced(method, "polar", ops, throw=throw, callback=callback)
+        return _decompose_hidden(a, ops, side, method, completion, tol, sigma_min, cond)
     hints = sigma_min is not None or cond is not None
     worth = method == "small" or (method == "auto" and _pays(a))
     if worth and _is_small(a) and not hints and callback is None:
@@ -742,7 +1078,16 @@ def _decompose(
         orthogonality, _ = figures(u, h, x, ops, isometry=True)
     large = problem.wide != (side == "left")  # the larger of the two Hermitian factors is asked for
     if large:
-        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
+        del found, h  # the smaller factor
+        # NumPy forms the large factor where it is to be stored.
+        into = h_out
+        if (
+            not isinstance(into, np.ndarray)
+            or into.dtype != x.dtype
+            or np.may_share_memory(into, a)
+        ):
+            into = None
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u), into), owned=True)
         _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
@@ -757,7 +1102,7 @@ def _decompose(
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
     if not isinstance(scale, float) or scale != 1.0:
-        h = ops.scale(h, scale)
+        h = ops.scale(h, scale, owned=True)
     h = ops.like(h, a)
     # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow without a scale.
     checked = a.dtype == x.dtype and isinstance(scale, float) and scale == 1.0
@@ -765,10 +1110,7 @@ def _decompose(
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
-        message = (
-            f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, backward error "
-            f"{np.max(backward_error):.2e}, tolerance {tol:.2e}; {status.value}"
-        )
+        message = _shortfall(name, orthogonality, backward_error, tol, status)
         if throw:
             raise ConvergenceWarning(message)
         warn(message, ConvergenceWarning)
@@ -790,23 +1132,122 @@ def _decompose(
     )
 
 
+def _decompose_hidden(
+    a: Array,
+    ops: Ops,
+    side: str,
+    method: str | Schedule,
+    completion: bool,
+    tol: float,
+    sigma_min: float | None,
+    cond: float | None,
+) -> PolarResult:
+    """Decompose matrices that their library hides: no choice, no fall-back, evidence as arrays."""
+    xp, name = ops.xp, "svd" if method == "auto" else _name(method)
+    problem = _prepare(a, ops, tol, False)
+    lower = _hint(method, sigma_min, cond, problem)
+    if 0 in a.shape:
+        zero = xp.zeros(a.shape[:-2], dtype=problem.x.dtype)
+        zero = xp.real(zero) if ops.is_complex(a) else zero
+        return dataclasses.replace(
+            _empty(a, ops, side, name),
+            status=None,
+            reason=None,
+            converged=zero == 0,
+            iterations=xp.asarray(0),
+            matmuls=xp.asarray(0),
+            orthogonality=zero,
+            backward_error=zero,
+            rank=xp.astype(zero, int),
+            condition_bounds=(zero + 1, zero + 1),
+        )
+    x = problem.x
+    u, run = _run(problem, method, lower, None)
+    found = evidence(u, x, ops)
+    good, rank, bounds = traced_verdict(
+        found,
+        x,
+        run,
+        tol,
+        ops,
+        semidefinite=name == "svd",
+        products=name == "newton_schulz",
+    )
+    h, orthogonality, backward_error = found[:3]
+    if not completion:
+        u = xp.where((rank < x.shape[-1])[..., None, None], partial_isometry(x, ops), u)
+        found = evidence(u, x, ops)
+        h = found.hermitian
+        orthogonality, backward_error = figures(u, h, x, ops, isometry=True)
+        within = (orthogonality <= tol) & (backward_error <= tol) & (found.skew <= tol)
+        good = within & (good | (rank < x.shape[-1]))
+    large = problem.wide != (side == "left")
+    if large:
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
+        _, backward_error = figures(u, h, x, ops, large=True)
+    if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
+        v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
+        orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=not completion)
+    finite = problem.finite
+    u, h = (
+        ops.like(xp.where(finite, t, xp.full_like(t, math.nan)), a) for t in (u, h * problem.scale)
+    )
+    # An H that overflows is finite before it is scaled back, or rounded to half precision.
+    fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
+    finite = finite[..., 0, 0]
+    orthogonality, backward_error, low, high = (
+        xp.where(finite, t, xp.full_like(t, math.nan))
+        for t in (orthogonality, backward_error, *bounds)
+    )
+    return PolarResult(
+        unitary=ops.adjoint(u) if problem.wide else u,
+        hermitian=h,
+        status=None,
+        converged=good & fits & (name != "qr"),
+        iterations=xp.asarray(run.iterations),
+        matmuls=xp.asarray(run.matmuls),
+        method=name,
+        orthogonality=orthogonality,
+        backward_error=backward_error,
+        rank=xp.astype(xp.where(finite, rank, xp.zeros_like(rank)), int),
+        condition_bounds=(low, high),
+        reason=None,
+    )
+
+
+def _refuse_traced(
+    method: str | Schedule, name: str, ops: Ops, *, throw: bool, callback: Any = None
+) -> None:
+    """Raise where what is asked for takes a look at the entries, which a library hides."""
+    if callback is not None or throw:
+        what = "throw=True" if throw else "callback"
+        raise TypeError(
+            f"{what} needs the entries of the matrix, which {ops.hiding}, or leave it out and ask "
+            "`converged` of the result"
+        )
+    if isinstance(method, str) and method in METHODS and method not in TRACED:
+        raise TypeError(
+            f"{name} by method={method!r} looks at its matrix, which {ops.hiding}, or take a "
+            f"method of fixed work ({', '.join(TRACED)}, a schedule)"
+        )
+
+
+def _shortfall(
+    name: str, orthogonality: np.ndarray, backward_error: np.ndarray, tol: float, status: Status
+) -> str:
+    """What a warning says of factors that miss the tolerance."""
+    return (
+        f"polar(method={name!r}): orthogonality {np.max(orthogonality):.2e}, backward error "
+        f"{np.max(backward_error):.2e}, tolerance {tol:.2e}; {status.value}"
+    )
+
+
 def _refuse_fixed(method: str | Schedule) -> None:
     """Raise where the derivative of the unitary polar factor is not that of the result."""
     if method == "qr" or (method != "auto" and _is_fixed(method)):
         raise ValueError(
             f"method={_name(method)!r} stops short of the polar factor and is not differentiated; "
             "orthogonalize() has the derivative of its schedule, or detach the matrix"
-        )
-
-
-def refuse_hidden(
-    a: Array, ops: Ops, name: str, remedy: str = "use orthogonalize(), which does not look"
-) -> None:
-    """Raise where a method could not look at its matrix."""
-    if ops.hidden(a):
-        raise TypeError(
-            f"{name} looks at its matrix, which jax.jit and jax.vmap hide: call it outside of jit "
-            f"(under grad it may be) and on a whole stack instead of vmap, or {remedy}"
         )
 
 
@@ -826,8 +1267,7 @@ def _is_small(a: Array) -> bool:
 
 def _polar_small(a: Array, ops: Ops, side: str, tol: float, completion: bool) -> PolarResult | None:
     """Decompose stacks of small matrices in one go; None where another way must be taken."""
-    with np.errstate(all="ignore"):
-        done = small.decompose(ops.adjoint(a) if side == "left" else a, ops, tol=tol)
+    done = small.decompose(ops.adjoint(a) if side == "left" else a, ops, tol=tol)
     evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
     n = a.shape[-1]
     if not evident.all() or (not completion and np.any(done.rank < n)):
@@ -887,7 +1327,7 @@ def unitary_factor(
     [[1.0, 0.0], [0.0, -1.0]]
     """
     given = a
-    a, ops = as_matrix(a)
+    a, ops = as_matrix(a, sharded=True)
     check_method(method)
     _check_spread(a, ops, method, completion)
     if method == "qr":
@@ -904,10 +1344,14 @@ def unitary_factor(
         throw=throw,
         name=name,
     )
-    if ops.records(a):
+    recorded = ops.records(a) and 0 not in a.shape
+    if recorded:
         _refuse_fixed(method)
-        return _copied(differentiable_unitary(apply, a, unitary_factor), u_out)
-    return _copied(apply(a), u_out)
+
+    def find(a: Array) -> Array:
+        return differentiable_unitary(apply, a, unitary_factor) if recorded else apply(a)
+
+    return _copied(ops.with_shards(find, a, "a"), u_out)
 
 
 @under_default_promotion
@@ -925,18 +1369,21 @@ def _factor(
 ) -> Array:
     """Choose, run and measure."""
     ops = ops_of(a)
-    refuse_hidden(a, ops, name)
+    hidden = ops.hidden(a)
+    if hidden:
+        refuse_hidden(a, ops, name)
+        _refuse_traced(method, name, ops, throw=throw)
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
     lower = _hint(method, sigma_min, cond, problem)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     x = problem.x
     if completion:
         u, run = _run(problem, method, lower, None)
-        found = factor_figures(u, x, ops)
+        found = None if hidden else factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
-        if not within(found, tol) and not fixed and not ops.spread(x):
+        if found and not within(found, tol) and not fixed and not ops.spread(x):
             u, run = _fall_back(problem, run)
             found = factor_figures(u, x, ops)
             if not within(found, tol):
@@ -950,9 +1397,8 @@ def _factor(
                 warn(message, ConvergenceWarning)
     else:
         u = partial_isometry(x, ops)
-    if not check_finite:
-        lost = np.where(ops.to_host(problem.finite) == 0, math.nan, 0.0)
-        u = u + ops.like(ops.from_host(lost, x), x)
+    if hidden or not check_finite:
+        u = ops.xp.where(problem.finite, u, ops.xp.full_like(u, math.nan))
     return ops.like(ops.adjoint(u) if problem.wide else u, a)
 
 
@@ -969,7 +1415,7 @@ def _storage(
         u_out = h_out = None
     else:
         if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"out must be a pair (u, h) of arrays or None, got {out!r}")
+            raise TypeError(f"out must be a pair (u, h) of arrays or None, got {shown(out)}")
         u_out, h_out = out
     if overwrite_a:
         if u_out is not None:
@@ -989,23 +1435,23 @@ def _storage(
 
 
 def _copied(x: Array, out: Array | None) -> Array:
-    if out is None:
+    if out is None or out is x:
         return x
-    out[...] = x
+    ops_of(out).store(x, out)
     return out
 
 
 def _stored(result: PolarResult, stored: tuple[Array | None, Array | None]) -> PolarResult:
-    if all(place is None for place in stored):
-        return result
     u, h = _copied(result.unitary, stored[0]), _copied(result.hermitian, stored[1])
+    if u is result.unitary and h is result.hermitian:
+        return result
     return dataclasses.replace(result, unitary=u, hermitian=h)
 
 
 def check_method(method: str | Schedule) -> None:
     """Raise ValueError for an unknown method."""
     known = isinstance(method, str) and (
-        method in ("auto", *METHODS, *FIXED) or method in published.schedules()
+        method in ("auto", *METHODS, *FIXED) or published.is_published(method)
     )
     if isinstance(method, Schedule) and method.target != "polar":
         raise ValueError(
@@ -1013,7 +1459,7 @@ def check_method(method: str | Schedule) -> None:
             "apply it with orthogonalize()"
         )
     if not known and not isinstance(method, Schedule | RationalSchedule):
-        raise ValueError(f"unknown method {method!r}; {nearest(method, ['auto', *methods()])}")
+        raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 
 def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) -> None:
@@ -1023,7 +1469,8 @@ def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) 
         what = f"method={method!r}" if completion else "completion=False"
         raise ValueError(
             f"a lies in parts on several devices, and {what} would bring all of it to each of "
-            "them; take method='newton_schulz' or a schedule, or orthogonalize, or gather a first"
+            "them; use polar with method='newton_schulz' or a schedule, or orthogonalize, or gather"
+            " a first"
         )
 
 
@@ -1069,8 +1516,10 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
     batch = a.shape[:-2]
     figures = np.zeros(batch) if batch else 0.0
     return PolarResult(
-        unitary=ops.xp.zeros_like(a),
-        hermitian=ops.eye(n, a) * 0.0 + ops.xp.zeros((*batch, 1, 1), dtype=a.dtype),
+        unitary=ops.empty_result(a),
+        # Their sums are zero too, and in the graph of what is recorded.
+        hermitian=ops.xp.broadcast_to(ops.eye(n, a), (*batch, n, n)) * 0.0
+        + ops.xp.sum(a, axis=(-2, -1), keepdims=True),
         status=Status.CONVERGED,
         converged=True,
         iterations=0,
@@ -1081,3 +1530,7 @@ def _empty(a: Array, ops: Ops, side: str, method: str | Schedule) -> PolarResult
         rank=np.zeros(batch, int) if batch else 0,
         condition_bounds=(figures + 1, figures + 1),
     )
+
+
+# A process that loads a saved program of torch may never call orthogonalize itself.
+_operator.define(_run_packed, _derive_packed)

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib._checks import choice
 from polarlib._derivatives import polar_gradient, polar_tangents, schedule_derivative
 from polarlib._schedule import Schedule
 from polarlib.decompose import (
@@ -22,13 +23,22 @@ from polarlib.decompose import (
     unitary_factor,
 )
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, dtype_name, finite_peak, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    dtype_name,
+    finite_peak,
+    looks,
+    under_default_promotion,
+)
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
 Array = Any
 
 
+@looks
 @under_default_promotion
 def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
@@ -78,10 +88,11 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     e = _along(da, "da", x, ops, tuple(x.shape))
     if 0 in x.shape:
         return ops.like(e, like), ops.like(_zero_hermitian(x, ops, side), like)
-    du, dh = polar_tangents(x, unitary_factor(x), e, side=side)
+    du, dh = polar_tangents(x, unitary_factor(x, name="polar_jvp"), e, side=side)
     return ops.like(du, like), ops.like(dh, like)
 
 
+@looks
 @under_default_promotion
 def polar_vjp(
     a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
@@ -129,9 +140,10 @@ def polar_vjp(
     b = None if h_bar is None else _along(h_bar, "h_bar", x, ops, (*x.shape[:-2], k, k))
     if 0 in x.shape:
         return ops.like(x, like)
-    return ops.like(polar_gradient(x, unitary_factor(x), y, b, side=side), like)
+    return ops.like(polar_gradient(x, unitary_factor(x, name="polar_vjp"), y, b, side=side), like)
 
 
+@looks
 @under_default_promotion
 def orthogonalize_jvp(
     g: Array,
@@ -196,6 +208,7 @@ def orthogonalize_jvp(
     return _schedule(g, dg, "dg", *plan, gradient=False)
 
 
+@looks
 @under_default_promotion
 def orthogonalize_vjp(
     g: Array,
@@ -283,8 +296,7 @@ def _schedule(
 
 def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
     """The matrix in at least single precision, as it is, and its arithmetic."""
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    choice("side", side, ("right", "left"))
     a, ops = as_matrix(a, name)
     x = ops.at_least_single(a)
     if 0 not in x.shape:
@@ -294,12 +306,8 @@ def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
 
 def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> Array:
     """A direction or a gradient that goes with X, in the dtype of X."""
-    e, other = as_matrix(e, name)
-    if other.xp is not ops.xp:
-        raise TypeError(
-            f"{name} must be an array of the matrix's library, {ops.xp.__name__}, got one of "
-            f"{other.xp.__name__}"
-        )
+    e, _ = as_matrix(e, name)
+    check_same_place(x, "the matrix", e, name)
     if tuple(e.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(e.shape)}")
     if ops.is_complex(e) and not ops.is_complex(x):
@@ -309,4 +317,4 @@ def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> A
 
 def _zero_hermitian(x: Array, ops: Ops, side: str) -> Array:
     k = x.shape[-1] if side == "right" else x.shape[-2]
-    return ops.xp.zeros((*x.shape[:-2], k, k), dtype=x.dtype)
+    return ops.xp.broadcast_to(ops.eye(k, x), (*x.shape[:-2], k, k)) * 0.0

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import design
+from polarlib._checks import choice
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._schedule import Schedule
 from polarlib.decompose import (
@@ -21,7 +22,7 @@ from polarlib.decompose import (
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, not_finite, under_default_promotion
+from polarlib.ops import as_matrix, looks, not_finite, refuse_hidden, under_default_promotion
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -33,6 +34,7 @@ Array = Any
 MATCH_UP_TO = 2000
 
 
+@looks
 @under_default_promotion
 def measure(
     a: Array,
@@ -91,10 +93,11 @@ def measure(
     ((13, 3), True)
     """
     x, ops = as_matrix(a)
+    refuse_hidden(x, ops, "measure", fixed_work=False)
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
-    if form not in ("plain", "gram"):
-        raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
+    form = choice("form", form, ("plain", "gram"))
+    reference = choice("reference", reference, ("svd", "mpmath"))
     if precision is None:
         a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
         precision = ops.format_name(x) if a_method else ops.multiplier(x)
@@ -107,7 +110,6 @@ def measure(
     x = ops.at_least_single(x)
 
     rows: list[dict[str, Any]] = []
-    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the trace will tell
 
     def record(k: int, iterate: Array) -> None:
         rows.append(_figures(ops.to_host(iterate), exact, u, v))
@@ -127,8 +129,7 @@ def measure(
         x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
-        with quiet:
-            _, run = METHODS[name](x, ops, tol=tol, callback=record)
+        _, run = METHODS[name](x, ops, tol=tol, callback=record)
         # A method's products are spent evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
         spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
@@ -138,30 +139,29 @@ def measure(
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
         # The default schedule goes by the name that callers give it.
-        name = schedule_or_method if schedule_or_method == "auto" else schedule.name
+        auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
+        name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
         if isinstance(schedule, RationalSchedule):
             if form == "gram":
                 raise ValueError(
                     f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"
                 )
-            with quiet:
-                _, run = rational(x, ops, schedule, precision=precision, callback=record)
+            _, run = rational(x, ops, schedule, precision=precision, callback=record)
             spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
             at = design.restarts(schedule, precision) if form == "gram" else ()
-            with quiet:
-                _, run = polynomial(
-                    x,
-                    ops,
-                    schedule,
-                    precision=precision,
-                    form=form,
-                    restarts=at,
-                    callback=record,
-                )
+            _, run = polynomial(
+                x,
+                ops,
+                schedule,
+                precision=precision,
+                form=form,
+                restarts=at,
+                callback=record,
+            )
             total = matrix_products(schedule.steps, form=form, restarts=at)
             spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
@@ -201,14 +201,12 @@ def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     if kind == "svd":
         u, _, vh = scipy.linalg.svd(a, full_matrices=False)
         return u, vh.conj().T
-    if kind == "mpmath":
-        import mpmath
+    import mpmath
 
-        context = mpmath.MPContext()
-        context.dps = 50
-        u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
-        return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
-    raise ValueError(f"reference must be 'svd' or 'mpmath', got {kind!r}")
+    context = mpmath.MPContext()
+    context.dps = 50
+    u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
+    return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
 
 
 def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
@@ -218,19 +216,18 @@ def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict
         path = np.full(k, np.nan)
         figures = dict.fromkeys(("orthogonality", "backward_error", "distance"), math.nan)
         return {"singular_values": path, "alignment": path, **figures}
-    with np.errstate(over="ignore", invalid="ignore"):
-        w = x.conj().T @ a
-        residual = a - x @ ((w + w.conj().T) / 2)
-        images = x @ v
-        length = np.linalg.norm(images, axis=0)
-        cosine = np.sum(u.conj() * images, axis=0).real / np.where(length == 0, 1, length)
-        return {
-            "singular_values": _tracked(x, u, v),
-            "alignment": cosine,
-            "orthogonality": np.linalg.norm(x.conj().T @ x - np.eye(k)) / math.sqrt(k),
-            "backward_error": np.linalg.norm(residual) / (np.linalg.norm(a) or 1.0),
-            "distance": np.linalg.norm(x - u @ v.conj().T) / math.sqrt(k),
-        }
+    w = x.conj().T @ a
+    residual = a - x @ ((w + w.conj().T) / 2)
+    images = x @ v
+    length = np.linalg.norm(images, axis=0)
+    cosine = np.sum(u.conj() * images, axis=0).real / np.where(length == 0, 1, length)
+    return {
+        "singular_values": _tracked(x, u, v),
+        "alignment": cosine,
+        "orthogonality": np.linalg.norm(x.conj().T @ x - np.eye(k)) / math.sqrt(k),
+        "backward_error": np.linalg.norm(residual) / (np.linalg.norm(a) or 1.0),
+        "distance": np.linalg.norm(x - u @ v.conj().T) / math.sqrt(k),
+    }
 
 
 def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -25,17 +25,20 @@ import re
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
+from polarlib import _checks
 from polarlib.formats import nearest
-from polarlib.result import write_whole
+from polarlib.ops import dtype_name, ops_of
+from polarlib.result import open_regular, write_together
 
-__all__ = ["SUFFIXES", "names", "read", "shipped", "split", "stories", "write_npy"]
+__all__ = ["SUFFIXES", "names", "read", "shipped", "split", "stories", "write_npy", "write_npys"]
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
 
@@ -89,7 +92,7 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     >>> split("a.npy")[1] is None
     True
     """
-    text = os.fspath(path)
+    text = os.fspath(_checks.path("path", path))
     parts = re.fullmatch(r"(.+?\.(?:npz|safetensors)):(.+)", text, re.IGNORECASE | re.DOTALL)
     if parts and not os.path.exists(text):
         return Path(parts[1]), parts[2]
@@ -160,20 +163,25 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     is wrong is told with the number of its line.
     """
     file, chosen = split(path)
-    name = chosen if name is None else name
+    name = chosen if name is None else _checks.text("name", name)
     kind = _kind(file)
     if kind == ".safetensors":
         return _read_tensor(file, name)
     if kind == ".npz":
         name = _choose(file, names(file), name)
     elif name is not None:
-        raise ValueError(f"{file}: a {kind} file holds one nameless array; leave {name!r} out")
+        raise ValueError(
+            f"{file}: a {kind} file holds one nameless array; leave {_checks.shown(name)} out"
+        )
     if kind == ".mtx":
         array = _read_mtx(file)
     else:
         with _damage_told(file, kind), contextlib.ExitStack() as stack:
             if kind == ".npz":
                 archive = stack.enter_context(zipfile.ZipFile(file))
+                # Compressed zeros may take the memory of the whole machine.
+                if archive.getinfo(f"{name}.npy").file_size > _memory():
+                    raise MemoryError
                 stream = stack.enter_context(archive.open(f"{name}.npy"))
             else:
                 stream = stack.enter_context(open(file, "rb"))
@@ -204,12 +212,49 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
     ValueError
         If the array does not hold numbers.
     """
-    array = np.asarray(array)
+    write_npys({path: array})
+
+
+def write_npys(arrays: Mapping[Any, Any]) -> None:
+    """Write arrays to .npy files, all or none.
+
+    Parameters
+    ----------
+    arrays : mapping
+        From paths to arrays, as :func:`write_npy` takes them.
+
+    Raises
+    ------
+    OSError, ValueError
+        As :func:`write_npy` raises them; every file is then as it was.
+    """
+    write_together({path: _npy_writer(path, array) for path, array in arrays.items()})
+
+
+def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]], None]:
+    """Return what writes an array to a file object, from the host's memory."""
+    path, array = _checks.path("path", path), _checks.short("array", array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"{path}: the array is masked; fill the masked entries first")
+    try:
+        array = np.asarray(array)
+    except Exception as error:  # bfloat16, tensors that record gradients, arrays on a device
+        try:
+            kind = dtype_name(array)
+            array = ops_of(array).to_host(array).astype(kind if hasattr(np, kind) else np.float32)
+        except Exception:
+            text = " ".join(str(error).split())
+            raise ValueError(f"{path}: the array cannot be copied to the host: {text}") from None
     if array.dtype.type.__module__ == "ml_dtypes":
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufc":
         raise ValueError(f"{path}: entries of type {array.dtype} are not numbers")
-    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
+
+    def write(file: IO[bytes]) -> None:
+        # Without the file's number, which NumPy would use: its errors there give no reason.
+        np.save(cast(Any, SimpleNamespace(write=file.write)), array, allow_pickle=False)
+
+    return write
 
 
 def shipped() -> dict[str, np.ndarray]:
@@ -265,14 +310,14 @@ def _told() -> dict[str, Any]:
 def _kind(file: Path) -> str:
     """The suffix of a file that exists and begins as its suffix says."""
     kind = file.suffix.lower()
-    if file.is_dir():
-        raise IsADirectoryError(f"{file}: is a folder; name a file in it")
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             start = stream.read(max(map(len, MAGIC.values())))
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file") from None
     except OSError as error:
+        if error.strerror is None:  # it is no regular file, and says so
+            raise
         raise OSError(f"{file}: cannot be read: {error.strerror}") from None
     if kind not in SUFFIXES:
         raise ValueError(
@@ -316,6 +361,14 @@ def _damage_told(file: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
+def _memory() -> float:
+    """Bytes of memory of this machine, where the system gives them."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
 def _read_whole(stream: IO[bytes]) -> np.ndarray:
     """Read an array in NumPy's format that takes the whole stream."""
     array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
@@ -330,6 +383,11 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
     if name is None:
         if len(known) == 1:
             return known[0]
+        if {"format", "shape", "data"} <= set(known) and len(known) <= 6:
+            raise ValueError(
+                f"{file}: is a sparse matrix of scipy.sparse.save_npz; save its dense array, "
+                "scipy.sparse.load_npz(file).toarray(), with numpy.save"
+            )
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
         raise ValueError(
             f"{file}: holds {len(known)} arrays; choose one, as in {file}:{known[0]} "
@@ -337,7 +395,7 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
         )
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=LISTED, cutoff=0)
-        raise ValueError(f"{file}: holds no array {name!r}; {nearest(name, similar)}")
+        raise ValueError(f"{file}: holds no array {_checks.shown(name)}; {nearest(name, similar)}")
     return name
 
 
@@ -403,6 +461,7 @@ _MIRROR: dict[str, Any] = {
 }
 _FORTRAN = bytes.maketrans(b"dD", b"ee")
 _LINES = 2**16  # read at once
+LINE = 2**16  # bytes of a line that are read; the specification allows 1024
 
 Line = tuple[int, bytes]  # with its number in the file
 
@@ -427,7 +486,7 @@ def _read_mtx(file: Path) -> np.ndarray:
     number or have no rows it ends the process.
     """
     with _damage_told(file, ".mtx"), open(file, "rb") as stream:
-        words = _mtx_words(stream.readline())
+        words = _mtx_words(stream.readline(LINE))
         lines = _mtx_lines(stream)
         market = _mtx_sizes(lines, *words)
         size = math.prod(market.shape) * np.dtype(_FIELDS[market.field][1]).itemsize
@@ -456,7 +515,7 @@ def _mtx_words(line: bytes) -> tuple[str, str, str]:
 
 def _mtx_lines(stream: IO[bytes]) -> Iterator[Line]:
     """Lines after the header, without blank ones and comments."""
-    for number, line in enumerate(stream, 2):
+    for number, line in enumerate(iter(functools.partial(stream.readline, LINE), b""), 2):
         stripped = line.strip(b" \t\r\n")
         if stripped and not stripped.startswith(b"%"):
             yield number, stripped

@@ -10,20 +10,26 @@ An odd polynomial is the tuple of its coefficients in ascending odd powers:
 
 from __future__ import annotations
 
-import difflib
+import ast
+import contextlib
 import functools
+import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+
+from polarlib._checks import choice, nearest, shown
 
 __all__ = [
     "FORMATS",
     "TARGETS",
     "Format",
+    "docstring",
     "format_of",
     "multiple_precision",
     "nearest",
@@ -31,6 +37,7 @@ __all__ = [
     "odd_images",
     "odd_value",
     "parse_target",
+    "printable",
     "round_number",
     "target_value",
     "turning_points",
@@ -100,18 +107,35 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Say which names are allowed, the most similar first: the tail of an error message.
+def printable(text: object) -> str:
+    r"""Return a text on one line: control characters, line breaks included, become escapes.
+
+    So do those that change the direction of text, and halves of characters.
 
     Examples
     --------
-    >>> nearest("bf16", ["float32", "bfloat16"])
-    "did you mean 'bfloat16'? Known: 'float32', 'bfloat16'"
+    >>> print(printable("a\x1b[31m\nb"))
+    a\x1b[31m\nb
     """
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}{'Known' if hint else 'known'}: {', '.join(map(repr, known))}"
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
+
+def docstring(f: Callable[..., Any]) -> str:
+    """Return the docstring of a function, from its source where ``python -OO`` has stripped it.
+
+    Examples
+    --------
+    >>> docstring(docstring).splitlines()[0]
+    'Return the docstring of a function, from its source where ``python -OO`` has stripped it.'
+    """
+    text = f.__doc__
+    if text is None:
+        with contextlib.suppress(OSError, TypeError, SyntaxError):  # no source
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(f))).body
+            text = ast.get_docstring(cast(ast.FunctionDef, definition))
+    return inspect.cleandoc(text or "")
 
 
 def format_of(name: str) -> Format:
@@ -127,10 +151,8 @@ def format_of(name: str) -> Format:
     >>> format_of("bfloat16").unit_roundoff == 2.0**-8
     True
     """
-    try:
-        return FORMATS[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"unknown number format {name!r}; {nearest(name, FORMATS)}") from None
+    found = FORMATS.get(name) if isinstance(name, str) else None
+    return found or FORMATS[choice("number format", name, FORMATS)]
 
 
 def round_number(x: float, precision: Format) -> float:
@@ -196,9 +218,9 @@ def parse_target(target: str) -> tuple[str, float]:
     takes = kind in TARGETS and TARGETS[kind][1]
     if kind not in TARGETS or takes != (given is not None) or not math.isfinite(parameter):
         known = [f"{k}(number)" if TARGETS[k][1] else k for k in TARGETS]
-        raise ValueError(f"unknown target {target!r}; {nearest(target, known)}")
+        raise ValueError(f"unknown target {shown(target)}; {nearest(target, known)}")
     if kind == "smooth_sign" and not parameter > 0:
-        raise ValueError(f"smooth_sign needs a positive parameter, got {target!r}")
+        raise ValueError(f"smooth_sign needs a positive parameter, got {shown(target)}")
     return kind, parameter
 
 
@@ -214,7 +236,10 @@ def target_value(target: str, x: Any) -> Any:
     if kind == "clip":
         return np.minimum(x, 1.0) if isinstance(x, np.ndarray) else min(x, 0 * x + 1)
     if kind == "power":
-        return x**parameter
+        try:
+            return x**parameter
+        except OverflowError:  # of floats
+            return math.inf
     if kind == "smooth_sign":
         return x / (x * x + parameter * parameter) ** 0.5
     return 0 * x + 1
@@ -281,9 +306,12 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
     return t
 
 
-@functools.cache
+# Digits are the user's. A context that has been dropped is made again in a millisecond.
+@functools.lru_cache(maxsize=32)
 def multiple_precision(digits: int = DIGITS) -> Any:
     """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
+
+    Threads share it: no function here changes its precision.
 
     Examples
     --------
@@ -294,7 +322,14 @@ def multiple_precision(digits: int = DIGITS) -> Any:
 
     context = mpmath.MPContext()
     context.dps = digits
+    # mpmath pickles the numbers of its global context only.
+    context.mpf.__reduce__ = lambda x: (_zero, (digits,), x.__getstate__())
     return context
+
+
+def _zero(digits: int) -> Any:
+    """A number of a context, to be given its value: what pickle and copy begin with."""
+    return multiple_precision(digits).mpf(0)
 
 
 def odd_images(

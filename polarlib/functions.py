@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from typing import Any, NoReturn
 
-import numpy as np
-
+from polarlib._checks import count, instance, number
 from polarlib._derivatives import differentiable_inverse_root
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import MOST_STRIDE, Schedule
 from polarlib.decompose import default_tolerance, hermitian_part
 from polarlib.design import targets
 from polarlib.formats import format_of, odd_images
 from polarlib.iterate import coupled, spectral_bound
-from polarlib.ops import Ops, as_matrix, finite_peak, ops_of, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    finite_peak,
+    looks,
+    ops_of,
+    under_default_promotion,
+)
 
 __all__ = ["inverse_root"]
 
@@ -35,6 +41,7 @@ DIAGONAL = 0.5
 PROGRESS = 0.5
 
 
+@looks
 @under_default_promotion
 def inverse_root(
     a: Array,
@@ -113,28 +120,23 @@ def inverse_root(
     >>> bool(np.allclose(r @ r @ [[5.0, 4.0], [4.0, 5.0]], np.eye(2)))
     True
     """
-    if not is_count(p) or p < 2:
-        raise ValueError(f"p must be an integer of at least 2, got {p!r}")
+    p = count("p", p, 2, MOST_STRIDE)
     if schedule is not None:
         _check_schedule(schedule, p)
-    if condition is not None and (
-        not isinstance(condition, numbers.Real) or not 1 <= float(condition) < math.inf
-    ):
-        raise ValueError(f"condition must be a number of at least 1, got {condition!r}")
+    if condition is not None:
+        condition = number("condition", condition, 1)
     a, ops = as_matrix(a)
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
     if start is not None:
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
-    find = functools.partial(
-        _computed, p=int(p), schedule=schedule, condition=condition, start=start
-    )
+        return ops.empty_result(a)
+    find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
     if schedule is not None:  # of an approximation, its products are recorded
         return find(a)
-    exact = functools.partial(inverse_root, p=int(p), condition=condition)
-    return differentiable_inverse_root(find, a, exact, int(p))
+    exact = functools.partial(inverse_root, p=p, condition=condition)
+    return differentiable_inverse_root(find, a, exact, p)
 
 
 def _computed(
@@ -165,14 +167,12 @@ def _computed(
         if reads and schedule is None and not _meets(root, h, p, given.unit_roundoff, ops)[0]:
             root = None
     if root is None:
-        with np.errstate(invalid="ignore"):  # NaN of a matrix that is not definite
-            root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
+        root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
     return ops.like(ops.scale(root, scale ** (-1 / p)), a)
 
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a Schedule, got {schedule!r}")
+    instance("schedule", schedule, Schedule, "a Schedule")
     if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
         raise ValueError(
             f"schedule {schedule.name!r} has stride {schedule.stride}, target {schedule.target!r} "
@@ -182,12 +182,8 @@ def _check_schedule(schedule: Schedule, p: int) -> None:
 
 
 def _checked_start(start: Array, a: Array, ops: Ops) -> Array:
-    start, other = as_matrix(start, "start")
-    if other.xp is not ops.xp:
-        raise TypeError(
-            f"start must be an array of the library of a, {type(a).__module__.partition('.')[0]}, "
-            f"got {type(start).__module__.partition('.')[0]}"
-        )
+    start, _ = as_matrix(start, "start")
+    check_same_place(a, "a", start, "start")
     if start.shape != a.shape:
         raise ValueError(
             f"start must have the shape of a, {tuple(a.shape)}, got {tuple(start.shape)}"
@@ -359,12 +355,11 @@ def _from_start(r: Array, h: Array, p: int, unit: float, ops: Ops) -> Array | No
     """
     finite_peak(r, ops, "start")
     r, last = ops.hermitian_part(r), 1 / PROGRESS
-    with np.errstate(over="ignore", invalid="ignore"):  # of one that is far away
-        while True:
-            good, size, residual = _meets(r, h, p, unit, ops)
-            if good:  # a root of A = R**-p that is definite is the root, and A is definite
-                return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
-            if not size < PROGRESS * last:
-                return None
-            last = size
-            r = r + ops.hermitian_part(ops.matmul(r, residual)) * (1 / p)
+    while True:
+        good, size, residual = _meets(r, h, p, unit, ops)
+        if good:  # a root of A = R**-p that is definite is the root, and A is definite
+            return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
+        if not size < PROGRESS * last:
+            return None
+        last = size
+        r = r + ops.hermitian_part(ops.matmul(r, residual)) * (1 / p)

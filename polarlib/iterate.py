@@ -119,6 +119,7 @@ def iterate(
     small: Ops | None = None,
     gram: Array | None = None,
     owned: bool = False,
+    out: Array | None = None,
     callback: Callable[[int, Array], None] | None = None,
 ) -> Array:
     """Apply the steps to a stack of matrices.
@@ -141,6 +142,8 @@ def iterate(
         ``X^H X`` of that arithmetic, if it is known; given up.
     owned : bool, optional
         Whether the storage of `x` may be written; otherwise `x` is never changed.
+    out : array, shape (..., m, n), optional
+        Storage for the result, which shares none with `x`; used if it has the dtype of the iterate.
     callback : callable, optional
         Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
         which the step after the next one overwrites. In the Gram form the iterate is formed for it
@@ -150,9 +153,11 @@ def iterate(
     -------
     array, shape (..., m, n)
     """
+    if out is not None and (out.dtype != x.dtype or out.shape != x.shape):
+        out = None
     if form == "gram":
-        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, callback)
-    return _plain(x, steps, ops, owned, gram, callback)
+        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
+    return _plain(x, steps, ops, owned, gram, out, callback)
 
 
 def _plain(
@@ -161,6 +166,7 @@ def _plain(
     ops: Ops,
     owned: bool,
     gram: Array | None,
+    out: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
     # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
@@ -168,6 +174,8 @@ def _plain(
     square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
     g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
     turns = [x if owned and ops.reusable(x) else None, None]
+    if out is not None:  # its turn is the last one
+        turns[len(steps) % 2] = out
     for k, step in enumerate(steps, 1):
         out = turns[k % 2]
         if out is None:
@@ -191,6 +199,7 @@ def _gram(
     small: Ops,
     restarts: Sequence[int],
     gram: Array | None,
+    out: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
     ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
@@ -206,7 +215,8 @@ def _gram(
         del r  # before X Q takes storage
         q = ops.enter(q)
         whole = (alpha, beta) == (1.0, 0.0)
-        x = ops.matmul(x, q) if whole else ops.gemm(x, q, x, alpha=alpha, beta=beta)
+        into = out if end == ends[-1] else None
+        x = ops.matmul(x, q, into) if whole else ops.gemm(x, q, x, alpha, beta, into)
         if callback is not None:
             callback(end, x)
     return x
@@ -344,7 +354,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
 def checked_peak(x: Array, ops: Ops) -> Array:
     """Return the largest absolute entry; raise where it costs nothing that it is not finite."""
     remedy = "remove them before orthogonalising"
-    peak = finite_peak(x, ops, "the matrix", look=ops.host, locate=False, remedy=remedy)
+    peak = finite_peak(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
     return ops.at_least_single(peak)
 
 

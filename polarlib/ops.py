@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib
 import itertools
 import math
 import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -28,19 +30,29 @@ import scipy.linalg
 from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
+from polarlib._checks import short, shown
 from polarlib.formats import FORMATS, Format, format_of
+from polarlib.result import PolarResult, ignore_float_errors, warn
 
 __all__ = [
     "Diagonal",
     "Ops",
     "above_noise",
     "as_matrix",
+    "at_trace_time",
+    "check_same_place",
     "dtype_name",
     "finite_peak",
     "is_array",
+    "is_out_of_memory",
     "libraries",
+    "looks",
+    "looks_at_nothing",
     "not_finite",
     "ops_of",
+    "plain_array",
+    "refuse_hidden",
+    "traced_by_dynamo",
     "under_default_promotion",
     "unless_it_fails",
 ]
@@ -137,23 +149,94 @@ class Diagonal(NamedTuple):
 
 
 def under_default_promotion(f: F) -> F:
-    """Run a function under JAX's own rules of promotion, which a caller may have made stricter.
+    """Run a function under JAX's own rules of promotion, and without its search for NaN.
 
-    They hold for the caller's thread, and are the caller's again afterwards.
+    A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
+    a result that has none. NumPy's handling of floating-point errors is off meanwhile: intermediate
+    results underflow and overflow, and what a caller must know of it is in the result, in a warning
+    of polarlib's own or in an exception. Settings hold for the caller's thread, and are the
+    caller's again afterwards: a result of JAX that is NaN is then found.
     """
+    quiet = ignore_float_errors(f)
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
         jax = sys.modules.get("jax")
-        if jax is None:
+        if traced_by_dynamo():  # which records no settings
             return f(*args, **kwargs)
+        if jax is None or not hasattr(jax, "config"):  # it is being imported
+            return quiet(*args, **kwargs)
         config = jax.config
         with contextlib.ExitStack() as settings:
             if config.jax_numpy_dtype_promotion != "standard":
                 settings.enter_context(jax.numpy_dtype_promotion("standard"))
             if config.jax_numpy_rank_promotion != "allow":
                 settings.enter_context(jax.numpy_rank_promotion("allow"))
-            return f(*args, **kwargs)
+            searches = config.jax_debug_nans, config.jax_debug_infs
+            if not any(searches):
+                return quiet(*args, **kwargs)
+            for search in (jax.debug_nans, jax.debug_infs):
+                settings.enter_context(search(False))
+            result = quiet(*args, **kwargs)
+        if searches[0] and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(result)):
+            # Any operation of JAX raises now where there is NaN in it.
+            jax.tree.map(lambda x: x + x if isinstance(x, jax.Array) else x, result)
+        return result
+
+    return cast(F, run)
+
+
+def traced_by_dynamo() -> bool:
+    """Whether torch.compile is reading this very code; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def at_trace_time(f: F) -> F:
+    """Let torch.compile run a function instead of reading it, once for equal arguments.
+
+    What ``torch.compiler.assume_constant_result`` does, which would import torch.
+    """
+    f._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return f
+
+
+def looks(f: F, *, reason: str = "") -> F:
+    """Keep torch.compile out of a function that reads numbers: one graph break, not one a number.
+
+    With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
+    """
+    reason = reason or (
+        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) and "
+        "torch.export hide: leave fullgraph out, call it outside, or use orthogonalize(), which "
+        "does not look"
+    )
+    return _for_dynamo(f, lambda torch: torch.compiler.disable(f, reason=reason))
+
+
+def looks_at_nothing(f: F) -> F:
+    """Let torch.compile record what a function does to tensors, without reading its Python.
+
+    Its arguments and results are tensors, numbers, text, and lists and tuples of them.
+    """
+    return _for_dynamo(f, lambda torch: torch.compiler.allow_in_graph(f))
+
+
+def _for_dynamo(f: F, wrap: Callable[[Any], Any]) -> F:
+    """`f`, in whose place torch.compile finds ``wrap(torch)``, which is made when it first asks."""
+    made: list[Any] = []
+
+    @at_trace_time
+    def make() -> None:
+        if not made:
+            made.append(wrap(sys.modules["torch"]))
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if traced_by_dynamo():
+            make()
+            return made[0](*args, **kwargs)
+        return f(*args, **kwargs)
 
     return cast(F, run)
 
@@ -169,6 +252,7 @@ def _finite_only(factorise: F) -> F:
     def of_finite(self: Ops, *arrays: Array, **options: Any) -> Any:
         if self.host and all(self._is_finite(x) for x in arrays):
             return factorise(self, *arrays, **options)
+        run = functools.partial(self._where_it_can, factorise)
         xp = self.xp
         finite = functools.reduce(
             operator.and_, (xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True) for x in arrays)
@@ -182,7 +266,7 @@ def _finite_only(factorise: F) -> F:
             mask = finite if r.ndim == finite.ndim else finite[..., 0]
             return xp.where(mask, r, xp.full_like(r, math.nan))
 
-        results = factorise(self, *map(of_matrices, arrays), **options)
+        results = run(*map(of_matrices, arrays), **options)
         return tuple(map(or_nan, results)) if isinstance(results, tuple) else or_nan(results)
 
     return cast(F, of_finite)
@@ -205,6 +289,10 @@ class Ops:
         Formats whose products the library computes itself.
     host : bool
         Whether reading a scalar is free; elsewhere it would stall the device.
+    hiding : str
+        What hides entries (:meth:`hidden`) and what to do then, the end of a sentence.
+    fixed_work : bool
+        Whether functions that look at entries have a form that does without where they are hidden.
     working : str
         The format that :func:`polarlib.precision.rounded` chose; "" where nothing was chosen.
     """
@@ -212,6 +300,8 @@ class Ops:
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False
+    hiding = "its library hides"
+    fixed_work = False
     working = ""
 
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
@@ -224,6 +314,11 @@ class Ops:
         other.working = format_name
         other.fused = format_name not in ("float64", "float32")
         return other
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN, since it costs little."""
+        return self.host
 
     def enter(self, x: Array) -> Array:
         """Convert to the format that this arithmetic works in; not a copy if it is there."""
@@ -245,13 +340,12 @@ class Ops:
         name = _dtype_for(format_name, self.is_complex(x))
         if dtype_name(x) == name:
             return x
-        y = self.xp.astype(x, self.dtype(name))
-        if dtype_name(y) != name:  # JAX silently gives single precision for double
+        if format_name == "float64" and not self.has_double(x):
             raise ValueError(
-                f"{self.xp.__name__} gives {dtype_name(y)} where {name} was asked for; enable "
-                "64-bit types (jax_enable_x64), or ask for precision='float32'"
+                f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; ask for "
+                "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
             )
-        return y
+        return self.xp.astype(x, self.dtype(name))
 
     def at_least_single(self, x: Array) -> Array:
         """Widen formats narrower than float32 to it; everything else stays."""
@@ -259,13 +353,20 @@ class Ops:
 
     def has_double(self, x: Array) -> bool:
         """Whether double precision is to be had where `x` lies."""
-        return True
+        return _has_double(self.xp, array_api_compat.device(x))
 
     def as_complex(self, x: Array) -> Array:
         """Convert to the complex dtype of the same precision, at least single."""
         if self.is_complex(x):
             return x
         return self.xp.astype(x, self.dtype(_dtype_for(self.format_name(x), True)))
+
+    def common_dtype(self, x: Array, y: Array) -> Any:
+        """Dtype to which the library promotes two; float32 where it has no rule, for 16 bits."""
+        try:
+            return self.xp.result_type(x, y)
+        except TypeError:
+            return self.xp.result_type(self.at_least_single(x), self.at_least_single(y))
 
     def dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
@@ -277,29 +378,55 @@ class Ops:
             ) from None
 
     def like(self, x: Array, reference: Array) -> Array:
-        """Convert to the dtype of another array; overflow gives infinity without a warning."""
+        """Convert to the dtype of another array; overflow gives infinity."""
         if x.dtype == reference.dtype:
             return x
         if self.is_complex(x) and not self.is_complex(reference):
             raise TypeError(
                 f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}"
             )
-        with np.errstate(over="ignore", under="ignore"):
-            return self.xp.astype(x, reference.dtype)
+        return self.xp.astype(x, reference.dtype)
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
+        if self.host_device is not None and not self.on_cpu(x):
+            x = array_api_compat.to_device(x, self.host_device)
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+
+    @functools.cached_property
+    def host_device(self) -> Any:
+        """The library's device whose arrays NumPy reads; None where none is known or needed."""
+        if not hasattr(self.xp, "__array_namespace_info__"):
+            return None
+        devices = self.xp.__array_namespace_info__().devices()
+        return next((d for d in devices if "cpu" in str(d).lower()), None)
+
+    def device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to its device."""
+        return array_api_compat.device(x)
 
     def on_cpu(self, x: Array) -> bool:
         """Whether an array lies in the memory of the host."""
         return "cpu" in str(array_api_compat.device(x)).lower()
 
+    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
+        """Whether an array, in at least single precision, is no larger than the host's memory.
+
+        If `like` lies elsewhere, or it is not known where, the library is left to find out.
+        """
+        if self.hidden(like) or self.spread(like) or not self.on_cpu(like):
+            return True
+        return math.prod(shape) * self.bytes_of_entry(like) <= _memory()
+
+    def bytes_of_entry(self, x: Array) -> int:
+        """Bytes that an entry takes in at least single precision."""
+        return (8 if self.format_name(x) == "float64" else 4) * (2 if self.is_complex(x) else 1)
+
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
         same = a.dtype.kind == "c" or not self.is_complex(like)
         dtype = like.dtype if same else self.dtype(self.format_name(like))
-        return self.xp.asarray(np.array(a), dtype=dtype, device=array_api_compat.device(like))
+        return self.xp.asarray(np.array(a), dtype=dtype, device=self.device_of(like))
 
     def read(self, x: Array) -> float:
         """Return the largest entry as a Python float (a synchronisation on a device)."""
@@ -322,6 +449,10 @@ class Ops:
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
         return hasattr(x, "__setitem__")
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to an array."""
+        out[...] = x
 
     def multiplier(self, x: Array) -> str:
         """Name of the format in which products of `x` are taken: its own, but for settings."""
@@ -383,7 +514,9 @@ class Ops:
         return out
 
     def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`."""
+        """The dtype of double precision that goes with `x`, where it is to be had."""
+        if not self.has_double(x):
+            return x.dtype
         return self.dtype("complex128" if self.is_complex(x) else "float64")
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
@@ -456,7 +589,7 @@ class Ops:
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity with the dtype and device of `like`."""
-        return self.xp.eye(n, dtype=like.dtype, device=array_api_compat.device(like))
+        return self.xp.eye(n, dtype=like.dtype, device=self.device_of(like))
 
     def _diagonal(self, z: Array) -> Array:
         """Diagonals of square matrices, shape (..., n)."""
@@ -470,13 +603,15 @@ class Ops:
         """Return ``x / s`` in the dtype of `x`, a new array unless `x` is `owned`."""
         return self.like(x / s, x)
 
-    def scale(self, x: Array, s: Array | float) -> Array:
-        """Return ``x * s``, a new array; overflow gives infinity without a warning."""
-        with np.errstate(over="ignore", under="ignore"):
-            return x * s
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s``, a new array unless `x` is `owned`; overflow gives infinity."""
+        return x * s
 
-    def hermitian_part(self, z: Array) -> Array:
-        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow.
+
+        The result may take the storage of `z` if it is `owned`.
+        """
         half = z * 0.5
         return half + self.adjoint(half)
 
@@ -578,9 +713,12 @@ class Ops:
 
     def _is_finite(self, x: Array) -> bool:
         """Whether every entry is finite, of an array on the host."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
+        total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
         return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Run a factorisation of this class where the library has it."""
+        return factorise(self, *arrays, **options)
 
     @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
@@ -636,7 +774,7 @@ class Ops:
 
     def count_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
-        values = self.to_host(self._eigenvalues(h))
+        values = self.to_host(self.eigenvalues(h))
         return np.sum(values > cut * values[..., -1:], axis=-1)
 
     @_finite_only
@@ -651,7 +789,7 @@ class Ops:
         return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
 
     @_finite_only
-    def _eigenvalues(self, h: Array) -> Array:
+    def eigenvalues(self, h: Array) -> Array:
         """Eigenvalues of Hermitian matrices, ascending, without the vectors."""
 
         def lost(h: Array) -> tuple[Array]:
@@ -662,7 +800,7 @@ class Ops:
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
         dtype = x.dtype if len(shape) > 1 else self.dtype(self.format_name(x))
-        return self.xp.full(shape, math.nan, dtype=dtype, device=array_api_compat.device(x))
+        return self.xp.full(shape, math.nan, dtype=dtype, device=self.device_of(x))
 
     def _all_nan(self, *matrices: Array) -> tuple[Array]:
         return (self._nan(matrices[-1], matrices[-1].shape),)
@@ -707,9 +845,33 @@ class Ops:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
         return False
 
+    def placements(self, x: Array) -> tuple[Any, ...]:
+        """Where the parts of `x` lie; arrays of equal placements can be stacked."""
+        return ()
+
+    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)`` for a function of single entries."""
+        return f(x)
+
     def hidden(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
+        """Return ``f(x)``, a pytree; a result of the shape of `x` is sharded as `x` is."""
+        return f(x)
+
+    def repeat_while(
+        self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
+    ) -> Any:
+        """Apply a step to a tuple of arrays while a test of it holds."""
+        while bool(going(state)):
+            state = step(state)
+        return state
+
+    def empty_result(self, x: Array) -> Array:
+        """Result of the shape of `x`, which has no entries; what records `x` records it too."""
+        return self.xp.zeros_like(x)
 
     def differentiable(
         self,
@@ -775,9 +937,13 @@ class Ops:
 class InPlaceOps(Ops):
     """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
 
+    def has_double(self, x: Array) -> bool:
+        """Always."""
+        return True
+
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
-        return self.xp.empty(shape, dtype=like.dtype, device=array_api_compat.device(like))
+        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
@@ -919,6 +1085,31 @@ class NumpyOps(InPlaceOps):
         square *= c[2]
         return self.add_diagonal(square, -c[2] * s * s)
 
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array, summed in its storage."""
+        if self.fused:
+            return super().combine(coefficients, matrices)
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total += m if isinstance(c, float) and c == 1.0 else m * c
+        return total
+
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s``, in the storage of `x` if it is owned."""
+        if not owned:
+            return super().scale(x, s)
+        with np.errstate(over="ignore", under="ignore"):
+            x *= s
+        return x
+
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, in the storage of `z` if it is owned, else with one copy."""
+        if not _worth_blas(z.size, z):
+            return super().hermitian_part(z)
+        z = z if owned else z.copy(order="K")
+        _blas.split(z)
+        return z
+
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
         """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
         if not _worth_blas(w.size, w):
@@ -955,8 +1146,13 @@ class NumpyOps(InPlaceOps):
         if flat[0].shape[0] == 0:  # an empty stack: the shapes come from one matrix of zeros
             results = f(*(np.zeros(s.shape[-2:], s.dtype) for s in stacks))
             return tuple(np.empty((*batch, *r.shape), r.dtype) for r in results)
-        each = [f(*matrices) for matrices in zip(*flat, strict=True)]
-        return tuple(np.stack(r).reshape((*batch, *r[0].shape)) for r in zip(*each, strict=True))
+        whole: tuple[Array, ...] = ()
+        for i, matrices in enumerate(zip(*flat, strict=True)):
+            results = f(*matrices)
+            whole = whole or tuple(np.empty((len(flat[0]), *r.shape), r.dtype) for r in results)
+            for stack, r in zip(whole, results, strict=True):
+                stack[i] = r
+        return tuple(stack.reshape((*batch, *stack.shape[1:])) for stack in whole)
 
     @_finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
@@ -964,10 +1160,13 @@ class NumpyOps(InPlaceOps):
 
         def one(a: Array) -> tuple[Array, ...]:
             svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
-            (m, n), k = a.shape, min(a.shape)
-            lost = [self._nan(a, shape) for shape in ((m, k), (k,), (k, n))]
+
+            def lost() -> tuple[Array, ...]:
+                (m, n), k = a.shape, min(a.shape)
+                return tuple(self._nan(a, shape) for shape in ((m, k), (k,), (k, n)))
+
             return unless_it_fails(
-                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lambda: lost)
+                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lost)
             )
 
         u, s, vh = self._each(one, x)
@@ -1041,6 +1240,9 @@ class TorchOps(InPlaceOps):
     """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    hiding = (
+        "torch.export, torch.jit.trace, meta and fake tensors hide: call it on tensors with entries"
+    )
 
     # Whether float32 is multiplied as torch is set to, not in full.
     as_set = False
@@ -1065,6 +1267,9 @@ class TorchOps(InPlaceOps):
 
     def together(self, *arrays: Array) -> Ops:
         """Arithmetic for several arrays: functional, if torch records one of them."""
+        devices = sorted({str(x.device) for x in arrays})
+        if len(devices) > 1:
+            raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
         if any(ops_of(x).records(x) for x in arrays):
             # Torch differentiates these products later, under settings of then.
             return TorchGradOps(self.xp, self.device, open_ended=True)
@@ -1142,10 +1347,6 @@ class TorchOps(InPlaceOps):
             return False
         return self.open_ended or self._operands(x.dtype) != "float32"
 
-    def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`; Metal has none, and no settings."""
-        return super()._double(x) if self.has_double(x) else x.dtype
-
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
         return self.in_full(super().matmul, a, b, out=out)
@@ -1178,15 +1379,24 @@ class TorchOps(InPlaceOps):
 
     def records(self, x: Array) -> bool:
         """Whether gradients or forward derivatives are recorded, or vmap batches."""
+        return _torch_differentiates(x, self.torch)
+
+    def hidden(self, x: Array) -> bool:
+        """Whether what is done is recorded for tensors of other entries, or there are none."""
         torch = self.torch
-        if x.requires_grad and torch.is_grad_enabled():
+        if x.device.type == "meta" or torch.jit.is_tracing():
             return True
-        # Where torch does not say, the rules are right for every tensor, only slower to enter.
-        functions = getattr(torch._C, "_functorch", None)
-        wrapped = getattr(functions, "is_functorch_wrapped_tensor", None)
-        if wrapped is None or wrapped(x):
+        # torch.func wraps tensors: not their type, but the mode they live in tells of fake ones.
+        if torch._C._len_torch_dispatch_stack() and _torch_records():
             return True
-        return torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+        if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
+            return False
+        fake = torch._subclasses
+        return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
+
+    def empty_result(self, x: Array) -> Array:
+        """Result of the shape of `x`, which has no entries, in its graph."""
+        return x.clone()
 
     def differentiable(
         self,
@@ -1198,8 +1408,8 @@ class TorchOps(InPlaceOps):
         keep: bool,
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
-        if not any(self.records(x) for x in arrays):
-            return f(*arrays)
+        if self.torch.jit.is_tracing() or not any(self.records(x) for x in arrays):
+            return f(*arrays)  # a trace has operations of torch alone
         return _torch_function().apply(f, jvp, vjp, keep, *arrays)
 
     def lyapunov(
@@ -1230,8 +1440,21 @@ class TorchOps(InPlaceOps):
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
     def has_double(self, x: Array) -> bool:
-        """Everywhere but on Apple's GPUs."""
-        return bool(x.device.type != "mps")
+        """Everywhere but on Apple's GPUs and some of Intel's."""
+        return _torch_has_double(x.device)
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Run a factorisation, on the host if the device lacks it: Apple's GPUs do some."""
+        try:
+            return factorise(self, *arrays, **options)
+        except NotImplementedError:
+            if self.device.type in ("cpu", "meta"):
+                raise
+        host = [x.cpu() for x in arrays]
+        results = getattr(ops_of(host[0]), factorise.__name__)(*host, **options)
+        if isinstance(results, tuple):
+            return tuple(r.to(self.device) for r in results)
+        return results.to(self.device)
 
     def dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
@@ -1250,7 +1473,8 @@ class TorchOps(InPlaceOps):
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
-        return x.detach().to(dtype=wide, device="cpu", copy=True).resolve_conj().numpy()
+        # Moved first, as the device may lack double precision.
+        return x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy()
 
     def read(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
@@ -1258,7 +1482,7 @@ class TorchOps(InPlaceOps):
 
     def max_abs(self, x: Array) -> Array:
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
-        if self.is_complex(x) or x.ndim > 2:
+        if self.is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
             return super().max_abs(x)
         # Its reduction over both axes copies what is not contiguous.
         low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
@@ -1385,7 +1609,7 @@ class TorchOps(InPlaceOps):
         return self.in_full(invert, x)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
     """Format to which torch rounds operands under a setting that permits it: tried, not believed.
 
@@ -1406,6 +1630,29 @@ def _torch_operands(setting: tuple[str, str], device: Any, dtype: Any) -> str:
     return min(found, key=_significand)
 
 
+def _torch_differentiates(x: Array, torch: Any) -> bool:
+    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
+    if getattr(forward, "_current_level", 0) < 0:
+        return False
+    # Fake tensors cannot be asked: what is right for derivatives is right without.
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return forward.unpack_dual(x).tangent is not None
+
+
+def _torch_records() -> bool:
+    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
+    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
+    return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
+
+
 def _torch_without_autocast(device: Any) -> Any:
     torch = importlib.import_module("torch")
     if torch.amp.is_autocast_available(device.type):
@@ -1415,6 +1662,14 @@ def _torch_without_autocast(device: Any) -> Any:
 
 def _significand(name: str) -> int:
     return format_of(name).significand
+
+
+@functools.cache
+def _torch_has_double(device: Any) -> bool:
+    if device.type == "xpu":
+        properties = importlib.import_module("torch").xpu.get_device_properties(device)
+        return bool(getattr(properties, "has_fp64", True))
+    return bool(device.type != "mps")
 
 
 @functools.cache
@@ -1475,7 +1730,7 @@ class TorchGradOps(TorchOps):
 
     def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
         super().__init__(xp, device, host=False)
-        self.open_ended = open_ended and device.type != "mps"
+        self.open_ended = open_ended and _torch_has_double(device)
 
     def records(self, x: Array) -> bool:
         """Always, for all that is known."""
@@ -1503,26 +1758,191 @@ class TorchGradOps(TorchOps):
     divide = Ops.divide
 
 
-class TorchPartsOps(TorchGradOps):
-    """DTensors, in parts on several processes: nothing is written in place.
+class TorchTracedOps(TorchGradOps):
+    """torch tensors of unknown entries, under torch.export, torch.jit.trace and the like."""
 
-    A product over parts is a sum that has still to be made. It is made at once: left to torch, each
-    use of the product makes it again.
+    records = TorchOps.records
+
+
+def _of_whole(name: str) -> Any:
+    """Return a primitive of matrices that no process has in part, by that of the local tensors."""
+
+    @functools.wraps(getattr(Ops, name))
+    def of_whole(self: TorchShardedOps, *stacks: Array, **how: Any) -> Any:
+        axes = [axis for x in stacks for axis in _layout(x)]
+        if -1 in axes or -2 in axes:
+            raise ValueError(
+                f"{name.strip('_')} needs whole matrices, got placements {stacks[-1].placements}; "
+                "gather them first, as with full_tensor()"
+            )
+        return self._on_local(lambda *x: getattr(ops_of(x[0]), name)(*x, **how), *stacks)
+
+    return of_whole
+
+
+class TorchShardedOps(TorchGradOps):
+    """DTensors, sharded over the processes of a mesh; nothing is written in place.
+
+    `with_shards` brings matrices into a layout in which Gram matrices are the only sums: along
+    every dimension of the mesh the longer side is sharded, or an axis of the stack, or nothing.
+    Products, largest entries and factorisations are those of local tensors: torch's rules for
+    DTensors lack some operations, gather operands unasked, and fail on a process whose shard is
+    empty.
+
+    Every process makes the same collectives, since all decisions rest on shapes and placements, or
+    on numbers that `read` and `to_host` take from one process.
     """
 
     records = TorchOps.records
 
+    def functional(self) -> Ops:
+        """Itself: nothing is overwritten, and products have a rule."""
+        return self
+
+    def together(self, *arrays: Array) -> Ops:
+        """Itself, as `functional`."""
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN: on CPUs, as at other tensors there."""
+        return bool(self.device.type == "cpu")
+
+    # -- layouts: for each dimension of the mesh the axis that is sharded along it, counted from the
+    # last one, -1; 0 where none is
+
     def spread(self, x: Array) -> bool:
         """Whether no process has all of `x`."""
-        return any(place.is_shard() for place in x.placements)
+        return any(_layout(x))
+
+    def placements(self, x: Array) -> tuple[Any, ...]:
+        """Mesh and placements, those of pending sums as they are once summed."""
+        whole = _dtensors().Replicate()
+        return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
+        """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
+        laid, back, whole = self._laid_out(x, name)
+        result = f(laid)
+        if not isinstance(result, PolarResult):
+            return back(result)
+        u, h = back(result.unitary), whole(result.hermitian)
+        return dataclasses.replace(result, unitary=u, hermitian=h)
+
+    def _laid_out(
+        self, x: Array, name: str
+    ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
+        """Matrices in that layout, and ways back: of the shape of `x`, and of square results."""
+        mesh, *back = self.placements(x)
+        layout = _layout(x)
+        if not any(layout):
+            local = x.redistribute(placements=back).to_local()
+            wrap = functools.partial(_dtensors().DTensor.from_local, device_mesh=mesh)
+            return local, wrap, wrap
+        few, many = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
+        target = [many if axis == few else axis for axis in layout]
+        why = f"{name} is not sharded along its longer side by Shard, as products need it"
+        laid = self._moved(_summed(x), target, why)
+        # Also where nothing moves: the derivatives of redistribute lay gradients out.
+        return laid, lambda u: u.redistribute(placements=back), lambda h: h
+
+    def _moved(self, x: Array, layout: Sequence[int], why: str = "") -> Array:
+        """Return `x` in another layout; warn if parts of a matrix that is not square are sent."""
+        mesh, target = x.device_mesh, _placements(layout, x.ndim)
+        if list(x.placements) == target and not why:
+            return x
+        now, sent = _layout(x), 0.0
+        for i, axis in enumerate(now):
+            if axis and x.placements[i] != target[i]:
+                others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
+                parts = mesh.size(i)
+                # From one axis to another torch gathers all on CPUs, and selects.
+                exchange = layout[i] and mesh.device_type != "cpu"
+                total = x.numel() * x.element_size() / others
+                sent += total * (1 - 1 / parts) / (parts if exchange else 1)
+        if sent and x.shape[-2] != x.shape[-1]:
+            why = why or "the larger Hermitian factor needs all of the unitary one"
+            warn(
+                f"{why}: {sent / 1e6:.2g} MB are sent to each process, of shape {tuple(x.shape)} "
+                f"with placements {x.placements}",
+                UserWarning,
+            )
+        return x.redistribute(placements=target)
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries can be assigned to, which those of pending sums cannot."""
+        return not any(p.is_partial() for p in x.placements)
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to a DTensor, in the placements of that."""
+        out.copy_(x.redistribute(placements=out.placements))
+
+    # -- local tensors
+
+    def _wrapped(
+        self,
+        local: Array,
+        like: Array,
+        layout: Sequence[int],
+        shape: Sequence[int],
+        pending: Iterable[int] = (),
+        how: str = "sum",
+    ) -> Array:
+        """Return the DTensor of a layout that has a local tensor, reduced where that is pending."""
+        places, tensor = _placements(layout, len(shape)), _dtensors()
+        for i in pending:
+            places[i] = tensor.Partial(how)
+        shape = self.torch.Size(shape)
+        stride = self.torch.empty(shape, device="meta").stride()
+        return _summed(
+            tensor.DTensor.from_local(
+                local, like.device_mesh, places, run_check=False, shape=shape, stride=stride
+            )
+        )
+
+    def _on_local(self, f: Callable[..., Any], *stacks: Array) -> Any:
+        """Apply a function of stacks that keeps their leading axes to local tensors."""
+        layout = [min(axes) for axes in zip(*map(_layout, stacks), strict=True)]
+        results = f(*(self._moved(x, layout).to_local() for x in stacks))
+        first, batch = stacks[0], stacks[0].shape[:-2]
+
+        def wrap(y: Array) -> Array:
+            fewer = first.ndim - y.ndim  # vectors of values
+            shape = (*batch, *y.shape[len(batch) :])
+            return self._wrapped(y, first, [d and d + fewer for d in layout], shape)
+
+        return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
+
+    def _reduced(self, local: Array, x: Array, how: str) -> Array:
+        """Sum, or take the largest of, numbers of parts of matrices, shape (..., 1, 1)."""
+        layout = _layout(x)
+        pending = [i for i, axis in enumerate(layout) if axis in (-1, -2)]
+        batch = [0 if i in pending else axis for i, axis in enumerate(layout)]
+        return self._wrapped(local, x, batch, (*x.shape[:-2], 1, 1), pending, how)
+
+    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)`` for a function of single entries."""
+        return self._wrapped(f(x.to_local()), x, _layout(x), x.shape)
+
+    _diagonal = _of_whole("_diagonal")
+    svd = _of_whole("svd")
+    singular_values = _of_whole("singular_values")
+    eigh = _of_whole("eigh")
+    qr = _of_whole("qr")
+    determinant_sign = _of_whole("determinant_sign")
+    cholesky = _of_whole("cholesky")
+    solve_lower = _of_whole("solve_lower")
+    inverse = _of_whole("inverse")
+    eigenvalues = _of_whole("eigenvalues")
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
-        return self._summed(super().matmul(a, b))
-
-    def _is_long(self, a: Array, b: Array) -> bool:
-        """Never: parts are summed by themselves, and blocks would cut across them."""
-        return False
+        if not hasattr(a, "placements"):  # blocks of local tensors
+            return super().matmul(a, b, out)
+        a, b = self._aligned(a, b)
+        if self.records(a) or self.records(b):
+            return _torch_product().apply(self, a, b)
+        return self._product(a, b)
 
     def gemm(
         self,
@@ -1533,34 +1953,95 @@ class TorchPartsOps(TorchGradOps):
         beta: float = 0.0,
         out: Array | None = None,
     ) -> Array:
-        """Return ``alpha a @ b + beta c``."""
-        return self._summed(super().gemm(a, b, c, alpha, beta))
+        """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
+        a, b = self._aligned(a, b)
+        layout, sums = _layout_of_product(a, b)
+        if sums or layout != _layout(c) or any(self.records(x) for x in (a, b, c)):
+            return Ops.gemm(self, a, b, c, alpha, beta)
+        local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
+        return self._wrapped(local, c, layout, c.shape)
+
+    def _product(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` of aligned DTensors; sums over processes are in at least float32."""
+        layout, sums = _layout_of_product(a, b)
+        local = super().matmul(a.to_local(), b.to_local())
+        batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        local = self.at_least_single(local) if sums else local
+        shape = (*batch, a.shape[-2], b.shape[-1])
+        return self.like(self._wrapped(local, a, layout, shape, sums), a)
+
+    def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """Operands whose local tensors can be multiplied; what every process has is only cut."""
+        a, b = _summed(a), _summed(b)
+        left, right = list(_layout(a)), list(_layout(b))
+        for i, (p, q) in enumerate(zip(left, right, strict=True)):
+            batch = min(p, q)
+            if batch < -2:
+                left[i] = batch if a.ndim >= -batch and a.shape[batch] > 1 else 0
+                right[i] = batch if b.ndim >= -batch and b.shape[batch] > 1 else 0
+            elif p == -1:
+                right[i] = -2
+            elif q == -2 and p == 0:
+                left[i] = -1
+            elif p == -2:
+                right[i] = 0
+        return self._moved(a, left), self._moved(b, right)
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN; the axis is gathered."""
+        axes = (axis,) if isinstance(axis, int) else axis or range(-x.ndim, 0)
+        gone = {d if d < 0 else d - x.ndim for d in axes}
+        layout = [0 if d in gone else d for d in _layout(x)]
+        x = x.redistribute(placements=_placements(layout, x.ndim))
+        return super().max(x, axis=axis, keepdims=keepdims)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
+        local = x.detach().to_local()
+        if 0 in local.shape[-2:]:
+            kind = self.dtype(self.format_name(x))
+            peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
+        else:
+            peak = ops_of(local).max_abs(local)
+        wide = self.at_least_single(peak.nan_to_num(math.inf, math.inf))
+        return self._reduced(wide, x, "max").to(peak.dtype)
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm, the same number on every process."""
-        return self._summed(Ops.frobenius(self, x))
+        local = x.to_local()
+        local = ops_of(local).frobenius(local)
+        return self.xp.sqrt(self._reduced(local * local, x, "sum"))
 
-    def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry, the same number on every process."""
-        return self._summed(Ops.max_abs(self, x))
-
-    def _summed(self, x: Array) -> Array:
-        if not any(place.is_partial() for place in x.placements):
-            return x
-        whole = _torch_parts().Replicate()
-        return x.redistribute(placements=[whole if p.is_partial() else p for p in x.placements])
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1."""
+        return _summed(super().sums(x, axis))
 
     def read(self, x: Array) -> float:
         """Largest entry as a Python float, the same on every process."""
-        return float(x.detach().full_tensor().max())
+        return float(self._agreed(x).max())
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128, the same whole on every process."""
+        return super().to_host(self._agreed(x))
+
+    def _agreed(self, x: Array) -> Array:
+        """Return the whole tensor, as the first process of the mesh has it.
+
+        Processes need not round alike, and one that decided otherwise would wait for ever.
+        """
+        if not hasattr(x, "placements"):
+            return x
+        whole = x.detach().full_tensor().clone(memory_format=self.torch.contiguous_format)
+        dist = importlib.import_module("torch.distributed")
+        for group in x.device_mesh.get_all_groups():
+            dist.broadcast(whole, group=group, group_src=0)
+        return whole
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity, whole on every process."""
         return self._whole(self.torch.eye(n, dtype=like.dtype, device=like.device), like)
-
-    def to_host(self, x: Array) -> np.ndarray:
-        """Copy to NumPy in float64 or complex128, whole on every process."""
-        return super().to_host(x.full_tensor() if hasattr(x, "full_tensor") else x)
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the mesh of `like`, whole on every process."""
@@ -1570,11 +2051,64 @@ class TorchPartsOps(TorchGradOps):
 
     def _whole(self, x: Array, like: Array) -> Array:
         """A DTensor of the same tensor on every process; nothing is sent."""
-        return _torch_parts().DTensor.from_local(x, like.device_mesh, run_check=False)
+        return self._wrapped(x, like, [0] * like.device_mesh.ndim, x.shape)
 
 
-def _torch_parts() -> Any:
+def _dtensors() -> Any:
     return importlib.import_module("torch.distributed.tensor")
+
+
+def _layout(x: Array) -> tuple[int, ...]:
+    """Axis that is sharded along each dimension of a mesh, counted from -1; 0 for none."""
+    axes = (getattr(p, "dim", None) for p in x.placements)
+    return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in axes)
+
+
+def _placements(layout: Sequence[int], ndim: int) -> list[Any]:
+    tensor = _dtensors()
+    return [tensor.Shard(d + ndim) if d else tensor.Replicate() for d in layout]
+
+
+def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
+    """Layout of a product of aligned operands, and the dimensions of the mesh to sum over."""
+    pairs = list(zip(_layout(a), _layout(b), strict=True))
+    sums = {i for i, pair in enumerate(pairs) if pair == (-1, -2)}
+    return tuple(0 if i in sums else min(pair) for i, pair in enumerate(pairs)), sums
+
+
+def _summed(x: Array) -> Array:
+    """Make the sums over processes that torch would make anew at each use."""
+    for i, place in enumerate(x.placements):  # one at a time: torch warns of several
+        if place.is_partial():
+            places = list(x.placements)
+            places[i] = _dtensors().Replicate()
+            x = x.redistribute(placements=places)
+    return x
+
+
+@functools.cache
+def _torch_product() -> Any:
+    """Product of aligned DTensors whose derivatives are such products."""
+    torch: Any = importlib.import_module("torch")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
+            ctx.ops = ops
+            ctx.save_for_backward(a, b)
+            return ops._product(a, b)
+
+        @staticmethod
+        def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
+            (a, b), ops = ctx.saved_tensors, ctx.ops
+            _, of_a, of_b = ctx.needs_input_grad
+            return (
+                None,
+                ops.matmul(g, ops.adjoint(b)) if of_a else None,
+                ops.matmul(ops.adjoint(a), g) if of_b else None,
+            )
+
+    return Product
 
 
 @functools.lru_cache(maxsize=256)
@@ -1584,10 +2118,41 @@ def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Call
     return jax.jit(functools.partial(f, **dict(fixed)))
 
 
+def _register_results() -> None:
+    """Make PolarResult a pytree of JAX: what is no number or array of it is part of its type."""
+    fixed = ("status", "method", "reason")
+    names = [name for name in PolarResult.__dataclass_fields__ if name not in fixed]
+    with contextlib.suppress(ValueError):  # another thread was quicker
+        importlib.import_module("jax").tree_util.register_dataclass(PolarResult, names, fixed)
+
+
+def _explicit_sharding(x: Array) -> Any:
+    """Sharding over a mesh with explicit axes, which are part of the type of `x`, or None."""
+    jax = importlib.import_module("jax")
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if any("Explicit" in str(kind) for kind in types) else None
+
+
+def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
+    """Sharding of a result: as `x`, if it has its shape, else along the axes of a stack alone."""
+    if shape == x.shape:
+        return sharding
+    jax = importlib.import_module("jax")
+    spec = tuple(sharding.spec)[: max(0, min(x.ndim - 2, len(shape)))]
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+
+
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    fixed_work = True
+    host_device = None  # NumPy reads arrays of every device, in parts as well
+    hiding = (
+        "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
+        "stack instead of vmap"
+    )
 
     def has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
@@ -1602,10 +2167,6 @@ class JaxOps(Ops):
         known = not (self.records(a) or self.records(b) or self.spread(a) or self.spread(b))
         return known and super()._is_long(a, b)
 
-    def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`, where it is enabled."""
-        return super()._double(x) if self.has_double(x) else x.dtype
-
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, as one compiled function."""
         return _jitted(f, tuple(sorted(fixed.items())))
@@ -1619,12 +2180,79 @@ class JaxOps(Ops):
         return isinstance(x, importlib.import_module("jax").core.Tracer)
 
     def spread(self, x: Array) -> bool:
-        """Whether no device has all of `x`; under jit nobody knows."""
-        return not self.records(x) and not x.sharding.is_fully_replicated
+        """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
+        if not self.records(x):
+            return not x.sharding.is_fully_replicated
+        sharding = _explicit_sharding(x)
+        return sharding is not None and any(axes is not None for axes in sharding.spec)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return super().to_host(self._visible(x))
+
+    def read(self, x: Array) -> float:
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
+        return float(self._visible(self.max(x)))
+
+    def _visible(self, x: Array) -> Array:
+        if self.hidden(x):
+            raise TypeError(
+                "this computation looks at its matrix, which jax.jit and jax.vmap hide: call it "
+                "outside of them, on a whole stack instead of vmap"
+            )
+        return x
+
+    def device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to every device that has a part of it."""
+        if self.records(x) or len(x.sharding.device_set) == 1:
+            return super().device_of(x)
+        sharding = importlib.import_module("jax").sharding
+        if not isinstance(x.sharding, sharding.NamedSharding):
+            return None
+        return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
+        """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
+        jax = importlib.import_module("jax")
+        given = _explicit_sharding(x)
+        if self.records(x):
+            if given is None:
+                return f(x)
+            shapes = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
+            places = jax.tree.map(lambda y: _place_like(x, given, y.shape), shapes)
+            return jax.sharding.auto_axes(f, out_sharding=places)(x)
+        if given is None:
+            if x.sharding.is_fully_replicated:
+                return f(x)
+            place, result = x.sharding, f(x)
+        else:
+            sharding = jax.sharding
+            types = (sharding.AxisType.Auto,) * len(given.mesh.axis_names)
+            mesh = sharding.Mesh(given.mesh.devices, given.mesh.axis_names, axis_types=types)
+            with sharding.use_abstract_mesh(mesh.abstract_mesh):
+                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)))
+            place = given
+
+        def put(y: Any) -> Any:
+            if not isinstance(y, jax.Array) or (given is None and y.shape != x.shape):
+                return y
+            return jax.device_put(y, _place_like(x, place, y.shape))
+
+        return jax.tree.map(put, result)
 
     def hidden(self, x: Array) -> bool:
         """Whether JAX knows no entries."""
         return self.records(x)
+
+    def repeat_while(
+        self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
+    ) -> Any:
+        """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
+        return importlib.import_module("jax").lax.while_loop(going, step, state)
+
+    def empty_result(self, x: Array) -> Array:
+        """Itself: it is immutable."""
+        return x
 
     def differentiable(
         self,
@@ -1791,11 +2419,11 @@ class CupyOps(InPlaceOps):
         """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
         return self.xp.divide(x, s, out=x if owned else self.xp.empty_like(x))
 
-    def scale(self, x: Array, s: Array | float) -> Array:
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
         """Return ``x * s`` in the dtype of `x`, a new array."""
         return self.xp.multiply(x, s, out=self.xp.empty_like(x))
 
-    def hermitian_part(self, z: Array) -> Array:
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 
@@ -1851,6 +2479,10 @@ class DaskOps(Ops):
     factor is the upper one: those of the library of the blocks are used.
     """
 
+    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
+        """Blocks need not be in memory at once."""
+        return True
+
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:
@@ -1879,9 +2511,9 @@ class DaskOps(Ops):
         values, vectors = self._by_blocks("eigh", "(n,n)->(n),(n,n)", z)
         return values, vectors
 
-    def _eigenvalues(self, h: Array) -> Array:
+    def eigenvalues(self, h: Array) -> Array:
         """Eigenvalues of Hermitian matrices, ascending."""
-        return self._by_blocks("_eigenvalues", "(n,n)->(n)", h)
+        return self._by_blocks("eigenvalues", "(n,n)->(n)", h)
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
@@ -1943,7 +2575,7 @@ def _square(dtype: str) -> str:
     return "y = float(x) * float(x)" if dtype in ("bfloat16", "float16") else "y = x * x"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _elementwise(xp: Any, inputs: str, output: str, operation: str, name: str) -> Any:
     """CuPy's kernel of a source, made once."""
     return xp.ElementwiseKernel(inputs, output, operation, name)
@@ -1961,6 +2593,24 @@ def _ranges(length: int, size: int) -> list[slice]:
 
 def _is_contiguous(x: Array) -> bool:
     return bool(x.flags.c_contiguous or x.flags.f_contiguous)
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine, infinity where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a library raised an error since it could not allocate."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        not names.isdisjoint({"MemoryError", "OutOfMemoryError"})
+        or "RESOURCE_EXHAUSTED" in str(error)  # JAX
+        or "not enough memory" in str(error)  # torch on a CPU
+    )
 
 
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
@@ -1988,6 +2638,14 @@ def _numpy_dtype(name: str) -> np.dtype:
     except ImportError:
         raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
     return np.dtype(getattr(ml_dtypes, name))
+
+
+@functools.lru_cache(maxsize=128)
+def _has_double(xp: Any, device: Any) -> bool:
+    """Whether a library has double precision on a device; one that does not list dtypes has it."""
+    if not hasattr(xp, "__array_namespace_info__"):
+        return True
+    return "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
 
 
 def _dtype_for(format_name: str, is_complex: bool) -> str:
@@ -2019,20 +2677,24 @@ def ops_of(x: Array) -> Ops:
     xp = array_namespace(x)
     if array_api_compat.is_torch_array(x):
         torch = importlib.import_module("torch")
-        if x.requires_grad and torch.is_grad_enabled():
-            # Not on the host: a norm that is read as a number would lose its gradient.
-            return TorchGradOps(xp, x.device, open_ended=True)
         if hasattr(x, "placements"):
-            return TorchPartsOps(xp, x.device)
-        return TorchOps(xp, x.device, host=x.device.type == "cpu")
+            return TorchShardedOps(xp, x.device)
+        if _torch_differentiates(x, torch):
+            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
+            # has no numbers to read.
+            return TorchGradOps(xp, x.device, open_ended=True)
+        ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
+        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
     return _ops_of_namespace(xp)
 
 
+# Shared by threads: an Ops is never changed after it is made.
 @functools.cache
 def _ops_of_namespace(xp: Any) -> Ops:
     if array_api_compat.is_numpy_namespace(xp):
         return NumpyOps(xp)
     if array_api_compat.is_jax_namespace(xp):
+        _register_results()
         return JaxOps(xp)
     if array_api_compat.is_cupy_namespace(xp):
         return CupyOps(xp)
@@ -2041,55 +2703,160 @@ def _ops_of_namespace(xp: Any) -> Ops:
     return Ops(xp)
 
 
-def as_matrix(a: Any, name: str = "a") -> tuple[Array, Ops]:
+def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array, Ops]:
     """Return a stack of matrices of a floating dtype, and the arithmetic of its library.
 
     Parameters
     ----------
     a : array or array-like
-        Arrays of a supported library are taken as they are; lists and scalars of numbers become
-        NumPy arrays. Integers and booleans become float64.
+        Arrays of a supported library are taken as they are. Subclasses of NumPy's arrays, and all
+        that `numpy.asarray` takes, become plain NumPy arrays: matrices, memory maps, tables, nested
+        lists and buffers of numbers; units are dropped. Integers and booleans become float64,
+        float32 where there is no double.
     name : str, optional
         What the caller calls it, for messages.
+    sharded : bool, optional
+        Whether torch's DTensors are taken.
 
     Raises
     ------
     TypeError
-        If `a` is not numeric, or of a dtype that no format stands for.
+        If `a` is not numeric, or of a dtype that no format stands for; if it is sparse or masked.
     ValueError
         If it has fewer than two dimensions.
     """
+    a = plain_array(a, name)
     if not is_array(a):
-        if hasattr(a, "toarray"):
-            raise TypeError(f"{name} is sparse ({type(a).__name__}); pass {name}.toarray()")
         given = a
         try:
-            a = np.asarray(a)
-        except ValueError as error:  # ragged lists
-            raise ValueError(f"{name} is not a rectangular array: {error}") from None
+            a = np.asarray(short(name, a))
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign devices
+            raise ValueError(f"{name} is not a rectangular array of numbers: {error}") from None
         if a.dtype.kind not in "biufc":
             raise TypeError(
-                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {given!r}"
+                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {shown(given)}"
             )
-    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
-        if isinstance(a, np.ma.MaskedArray):
-            raise TypeError(f"{name} is a masked array: fill the masked entries first")
-        a = a.view(np.ndarray)  # np.matrix: its operators mean other things
     if a.ndim < 2:
         raise ValueError(
             f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
             f"reshape a vector with {name}[:, None]"
         )
     ops = ops_of(a)
+    if isinstance(ops, TorchShardedOps):
+        _check_dtensor(a, name, sharded)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
-        return ops.xp.astype(a, getattr(ops.xp, "float64", float)), ops
+        return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
     if not ops.format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
             "float64, float32, complex128 or complex64"
         )
     return a, ops
+
+
+def plain_array(a: Any, name: str) -> Any:
+    """Return an instance of a subclass of NumPy's arrays as one of them, all else as it is.
+
+    Raises
+    ------
+    TypeError
+        If `a` is sparse, masked, quantised or nested.
+    """
+    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
+        _refuse_sparse_or_masked(block, a, name)
+    if array_api_compat.is_torch_array(a):
+        _refuse_layout(a, name)
+    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
+        return a.view(np.ndarray)  # np.matrix: its operators mean other things
+    return a
+
+
+def _refuse_sparse_or_masked(block: Any, a: Any, name: str) -> None:
+    """Raise for matrices of which not every entry is stored and meant, and name what makes them so.
+
+    Sparse matrices would silently be made dense, whatever that takes; the numbers that a mask hides
+    have no meaning.
+    """
+    dense = next((method for method in ("toarray", "todense") if hasattr(block, method)), "")
+    masked = isinstance(block, np.ma.MaskedArray)
+    if not dense and not masked:
+        return
+    kind = f"{'sparse' if dense else 'a masked array'} ({type(block).__name__})"
+    if block is not a:
+        remedy = f"lambda block: block.{dense}()" if dense else "numpy.ma.filled, fill_value=..."
+        raise TypeError(f"{name} has blocks that are {kind}; pass {name}.map_blocks({remedy})")
+    filled = f"{name}.filled(...), or {name}.data if no entry is masked"
+    remedy = f"{name}.{dense}()" if dense else filled
+    raise TypeError(f"{name} is {kind}; pass {remedy}")
+
+
+def refuse_hidden(
+    a: Array,
+    ops: Ops,
+    name: str,
+    remedy: str = "use orthogonalize(), which does not look",
+    *,
+    fixed_work: bool = True,
+) -> None:
+    """Raise where a function cannot look at entries, unless it has a form that needs no look."""
+    if 0 not in a.shape and ops.hidden(a) and not (fixed_work and ops.fixed_work):
+        raise TypeError(f"{name} looks at its matrix, which {ops.hiding}, or {remedy}")
+
+
+def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None:
+    """Raise TypeError for arrays of two libraries, ValueError for arrays on two devices."""
+    both, ops, others = f"{name} and {other_name}", ops_of(x), ops_of(other)
+    if ops.xp is not others.xp:
+        first, second = (
+            o.xp.__name__.removeprefix("array_api_compat.").partition(".")[0] for o in (ops, others)
+        )
+        raise TypeError(
+            f"{both} must be arrays of one library, got {first} and {second}; convert one of them"
+        )
+    if any(o.hidden(t) or o.spread(t) for o, t in ((ops, x), (others, other))):
+        return
+    first, second = map(array_api_compat.device, (x, other))
+    if first != second:
+        raise ValueError(
+            f"{both} must be on one device, got {first} and {second}; move one of them"
+        )
+
+
+def _refuse_layout(x: Array, name: str) -> None:
+    """Raise for tensors that are no dense arrays of numbers, and say how to make one of them."""
+    if x.is_quantized:
+        raise TypeError(f"{name} is a quantised tensor ({x.dtype}); pass {name}.dequantize()")
+    if x.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pass its matrices, {name}.unbind(), one by one (a list of "
+            "them to orthogonalize_all)"
+        )
+    layout = str(x.layout).rpartition(".")[2]
+    if layout != "strided":
+        kind = "sparse" if layout.startswith("sparse") else "not a dense tensor"
+        raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
+
+
+def _check_dtensor(a: Array, name: str, sharded: bool) -> None:
+    """Refuse, on every process alike, DTensors where whole matrices are needed or none can be."""
+    if not sharded:
+        raise TypeError(
+            f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo of "
+            f"spectral(polar=orthogonalize) take; pass the whole tensor, {name}.full_tensor()"
+        )
+    if a.device_mesh.get_coordinate() is None:
+        raise ValueError(
+            f"{name} is a DTensor on {a.device_mesh}, of which this process is no member; call "
+            "this on the processes of the mesh only"
+        )
+    try:
+        a.device_mesh.get_all_groups()
+    except Exception as error:  # torch has several kinds
+        raise ValueError(
+            f"{name} is a DTensor whose process group is gone ({error}); initialise "
+            f"torch.distributed and make {name} anew, or pass {name}.to_local()"
+        ) from None
 
 
 def finite_peak(
@@ -2130,6 +2897,7 @@ def finite_peak(
     """
     peak = ops.max_abs(x)
     if look and not math.isfinite(ops.read(peak)):
+        locate = locate and not ops.spread(x)  # which would gather all of it
         trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
         raise ValueError(f"{name} {trouble}; {remedy}")
     return peak

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import io
 import os
-import reprlib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,10 +39,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from polarlib._checks import choice, items, number, pair, shown, text
+from polarlib._checks import path as checked_path
 from polarlib._norms.base import MatrixNorm
-from polarlib._schedule import Schedule, is_count
-from polarlib.formats import FORMATS, nearest, odd_value, target_value, turning_points
-from polarlib.result import Trace, write_whole
+from polarlib._schedule import Schedule
+from polarlib.formats import FORMATS, odd_value, target_value, turning_points
+from polarlib.result import Trace, ignore_float_errors, write_whole
 
 __all__ = ["compare", "convergence", "polynomial", "save", "singular_values", "unit_ball"]
 
@@ -83,6 +84,8 @@ BETWEEN = 16  # samples between two turning points of a composition
 BISECTIONS = 60
 RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
 ARROW = 0.16  # length of an arrow, in units of the largest ball so far
+MOST_ENTRIES = 10**8  # of all matrices along the rays
+HIGHEST_DPI = 1200
 BALL_SIZE = 5.6, 6.2  # inches
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 # Against rcParams that give saved figures another ground.
@@ -266,6 +269,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@ignore_float_errors
 def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     """Plot what a schedule makes of a singular value: its composition s(x).
 
@@ -325,8 +329,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     top, last, y = float(aim.max()) + error, len(s), x / divisor
     value = "s(x)" if divisor == 1 else f"s(x / {divisor:g})"
     for k, step in enumerate(s.steps, 1):
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = odd_value(step, y, s.stride)
+        y = odd_value(step, y, s.stride)
         top = max(top, float(y[inside].max()))
         # Far out of the picture a curve is cut, since drawing overflows as well.
         shown = np.where(np.abs(y) < FAR, y, np.nan)
@@ -450,13 +453,10 @@ def compare(
         raise TypeError(
             f"compare takes a list of Trace, got {_named(traces)}; for one trace use convergence"
         )
-    traces = list(traces)
+    traces = items("traces", traces, "a list of at least one Trace")
     for t in traces:
         _require(t, Trace, "compare", "a list of Trace, which polarlib.measure makes")
-    if not traces:
-        raise ValueError("compare: the list is empty; give at least one trace")
-    if not isinstance(figure, str) or figure not in FIGURES:
-        raise ValueError(f"compare: unknown figure {figure!r}; {nearest(figure, FIGURES)}")
+    figure = choice("figure", figure, FIGURES)
     several = len({t.shape for t in traces}) > 1
     labels = []
     for t in traces:
@@ -541,10 +541,11 @@ def unit_ball(
     ['spectral()', 'nuclear()']
     """
     _require(norm, MatrixNorm, "unit_ball", "a norm of matrices, such as norms.spectral()")
-    shape = getattr(norm, "shape", None) or (2, 2) if shape is None else shape
-    known = isinstance(shape, tuple) and len(shape) == 2 and all(is_count(d) for d in shape)
-    if not known or min(shape) < 2:
-        raise ValueError(f"unit_ball needs a shape of two numbers from 2, got {shape!r}")
+    shape = pair("shape", getattr(norm, "shape", None) or (2, 2) if shape is None else shape, 2)
+    if RAYS * shape[0] * shape[1] > MOST_ENTRIES:
+        raise ValueError(f"shape must have at most {MOST_ENTRIES // RAYS} entries, got {shape}")
+    if label is not None:
+        label = text("label", label)
     boundary = _boundary(norm, shape)
     new = ax is None
     ax = _axes(ax, legend_rows=2)
@@ -561,7 +562,7 @@ def unit_ball(
         marker=MARKERS[i % len(MARKERS)],
         markevery=[],
         markersize=6,
-        label=textwrap.fill(_text(repr(norm) if label is None else str(label)), 70),
+        label=textwrap.fill(_text(repr(norm) if label is None else label), 70),
         gid="unit_ball",
     )
     # Between the axes and diagonals, where several points of a ball may be farthest.
@@ -659,6 +660,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     ValueError: save: unknown suffix '.docx' in 'jordan.docx'; known: ...
     """
     _require(ax, Axes, "save", "a matplotlib Axes, which every function of polarlib.plot returns")
+    path, dpi = checked_path("path", path), number("dpi", dpi, 1, HIGHEST_DPI)
     root = _root(ax)
     known = sorted(root.canvas.get_supported_filetypes())
     suffix = Path(path).suffix
@@ -666,7 +668,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     if kind not in known:
         allowed = ", ".join(f".{name}" for name in known)
         raise ValueError(
-            f"save: unknown suffix {suffix!r} in {os.fspath(path)!r}; known: {allowed}"
+            f"save: unknown suffix {shown(suffix)} in {shown(os.fspath(path))}; known: {allowed}"
         )
     write_whole(path, lambda file: root.savefig(file, format=kind, dpi=dpi, **AS_SHOWN))
 
@@ -677,7 +679,7 @@ def _root(ax: Axes) -> Any:
 
 
 def _named(value: object) -> str:
-    return f"{type(value).__name__} {reprlib.repr(value)}"
+    return f"{type(value).__name__} {shown(value)}"
 
 
 def _require(value: object, kind: type, function: str, remedy: str) -> None:
@@ -697,8 +699,8 @@ def _axes(ax: Axes | None, legend_rows: int) -> Axes:
     ax.spines[:].set_color(INK)
     ax.grid(color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
-    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        text.set(color=INK, fontsize=11)
+    for written in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        written.set(color=INK, fontsize=11)
     return ax
 
 

@@ -10,6 +10,7 @@ module can tell which; a trace says so.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,9 +48,15 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     >>> [float(v) for v in round_to(x, format_of("bfloat16"), ops_of(x))]
     [1.0, 1.015625, inf]
     """
+    return ops.entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+
+
+def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
     if ops.is_complex(x):
-        return round_to(xp.real(x), precision, ops) + 1j * round_to(xp.imag(x), precision, ops)
+        return _rounded_to(xp.real(x), precision, ops) + 1j * _rounded_to(
+            xp.imag(x), precision, ops
+        )
     y = _rounded_bits(x, precision, xp) if hasattr(x, "view") else _rounded_units(x, precision, ops)
     y = xp.where(y > precision.largest, precision.saturates_to, y)
     y = xp.where(y < -precision.largest, -precision.saturates_to, y)
@@ -75,16 +82,18 @@ def _rounded_bits(x: Array, precision: Format, xp: Any) -> Array:
 
 
 def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
-    """Round to multiples of the unit in the last place, in double precision: for any library."""
+    """Round to multiples of the unit in the last place: for any library."""
     xp = ops.xp
     finite = xp.isfinite(x)
-    wide = xp.astype(xp.where(finite, x, xp.zeros_like(x)), xp.float64)
+    wide = xp.where(finite, x, xp.zeros_like(x))
+    if ops.has_double(x):
+        wide = xp.astype(wide, xp.float64)
     size = xp.abs(wide)
     normal = size >= precision.smallest_normal
-    # Exact: a float32 below a power of two is far enough below it for a double's logarithm.
-    exponent = xp.floor(
-        xp.log2(xp.where(normal, size, xp.full_like(size, precision.smallest_normal)))
-    )
+    size = xp.where(normal, size, xp.full_like(size, precision.smallest_normal))
+    exponent = xp.floor(xp.log2(size))
+    # Just below a power of two a logarithm in single precision is rounded up to its exponent.
+    exponent = xp.where(2.0**exponent > size, exponent - 1, exponent)
     unit = 2.0**exponent * precision.epsilon
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 

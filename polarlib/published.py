@@ -6,16 +6,21 @@ Loads ``data/schedules.toml`` and ``data/own_schedules.toml``. A new set is an e
 from __future__ import annotations
 
 import functools
-import tomllib
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
 from polarlib import design
-from polarlib._schedule import Schedule, is_count
-from polarlib.formats import format_of, nearest
+from polarlib._checks import MOST_STEPS, choice, count, shown
+from polarlib._schedule import Schedule
+from polarlib.design.compose import pade
+from polarlib.design.lowbits import NOISE
+from polarlib.formats import format_of, odd_image, round_number
+from polarlib.ops import at_trace_time, looks
 
-__all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules"]
+__all__ = ["conventions", "default_schedule", "is_published", "listed", "schedule", "schedules"]
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
@@ -28,6 +33,14 @@ OWN_CUSHION = 0.02
 REACHING_STEPS = 6
 ERROR_PER_STEP = 0.25
 CUSHION_BEYOND = 0.1
+# By this number of steps [u / 256, 1] is mapped to 1 up to rounding in every format: float64 takes
+# about 35. More would repeat the last one.
+MOST_OWN = 64
+# Designs for more products take longer than ten seconds.
+MOST_PRODUCTS = 48
+# What a step repeated before a schedule leaves free: above it for rounding, in unit roundoffs, and
+# for being a little below its slope at the lower end. Chosen generously.
+ROUNDINGS, CURVED = 64, 1.01
 
 
 def own_goals(products: int) -> tuple[float, float]:
@@ -38,8 +51,17 @@ def own_goals(products: int) -> tuple[float, float]:
     return OWN_ERROR * ERROR_PER_STEP**beyond, CUSHION_BEYOND
 
 
+_reads_a_table = functools.partial(
+    looks,
+    reason="polarlib looks schedules up in a table: do it before torch.compile, or pass the name "
+    "to orthogonalize",
+)
+
+
 @functools.cache
 def _data(name: str) -> dict[str, dict[str, Any]]:
+    import tomllib  # where it is first needed
+
     text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
@@ -48,24 +70,32 @@ def _sets() -> dict[str, dict[str, Any]]:
     return _data("schedules")
 
 
+@_reads_a_table
 def default_schedule(
     format: str, *, steps: int | None = None, matmuls: int | None = None
 ) -> Schedule:
     """Look up, or design, the library's own schedule for a number format.
 
     Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
-    for the widest interval on which the worst error is at most 0.019 (a quarter of it for every
-    step beyond the sixth); the input is divided by a
-    bound of its largest singular value that the first Gram matrix gives ("moments").
+    for the widest interval on which the worst error is at most 0.019 (about a quarter of it for
+    every step beyond the sixth, down to what rounding of the coefficients leaves). The input is
+    divided by a bound of its largest singular value from the first Gram matrix ("moments").
+
+    Up to 16 steps are stored. More steps are made of those: the first one, divided by its largest
+    value, is repeated before them, until the interval reaches 1/256 unit roundoff, below which
+    singular values are noise; Newton-Schulz steps, which converge to rounding, follow after them.
+    Schedules for a number of products are designed at first use, which takes seconds, and kept in
+    memory: the 256 used last.
 
     Parameters
     ----------
     format : str
         Name of the number format in which the matrices are rounded.
     steps : int, optional
-        Number of quintics, 5 by default.
+        Number of quintics, from 1 to 64; 5 by default.
     matmuls : int, optional
-        Instead of steps: the best degrees for so many matrix products, at least 2.
+        Instead of steps: the best degrees for so many matrix products, from 2 to 48; designed at
+        first use.
 
     Returns
     -------
@@ -74,7 +104,7 @@ def default_schedule(
     Raises
     ------
     ValueError
-        For an unknown format, both of `steps` and `matmuls`, or a number below the least.
+        For an unknown format, both of `steps` and `matmuls`, or a number outside of these ranges.
 
     Examples
     --------
@@ -85,22 +115,60 @@ def default_schedule(
     name = format_of(format).name
     if steps is None and matmuls is None:
         steps = DEFAULT_STEPS
-    if matmuls is None and steps is not None and is_count(steps):
-        return _own(name, int(steps))
-    products = matmuls if matmuls is not None and is_count(matmuls) else 3
-    return _designed(name, products, steps, matmuls)
+    if steps is not None and matmuls is not None:
+        return design.for_precision(name, steps=steps, matmuls=matmuls, error=OWN_ERROR)  # refuses
+    if matmuls is not None:
+        matmuls = count("matmuls", matmuls, 2)
+        if matmuls > MOST_PRODUCTS:
+            raise ValueError(
+                f"matmuls must be at most {MOST_PRODUCTS} for the default schedule, got "
+                f"{shown(matmuls)}; give steps, up to {MOST_OWN}"
+            )
+        return _own(name, None, matmuls)
+    steps = count("steps", steps)
+    if steps > MOST_OWN:
+        raise ValueError(
+            f"steps must be at most {MOST_OWN} for the default schedule, which has then converged "
+            f"to rounding in every format, got {shown(steps)}; leave steps out, or take polar"
+        )
+    return _own(name, steps, None)
 
 
 @functools.lru_cache(maxsize=256)
-def _own(name: str, steps: int) -> Schedule:
-    entry = _data("own_schedules")[name].get(str(steps))
-    return _designed(name, 3 * steps, steps, None) if entry is None else _named(name, **entry)
+def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
+    stored = _data("own_schedules")[name]
+    longest = max(map(int, stored))
+    if steps is not None and steps > longest:
+        return _lengthened(_own(name, longest, None), name, steps)
+    entry = stored.get(str(steps))
+    if entry is None:
+        error, cushion = own_goals(3 * (steps or 0) + (matmuls or 0))
+        found = design.for_precision(
+            name, steps=steps, matmuls=matmuls, error=error, cushion=cushion
+        )
+        entry = {"steps": found.steps, "lower": found.lower, "error": error, "cushion": cushion}
+    return _named(name, **entry)
 
 
-def _designed(name: str, products: int, steps: int | None, matmuls: int | None) -> Schedule:
-    error, cushion = own_goals(products)
-    found = design.for_precision(name, steps=steps, matmuls=matmuls, error=error, cushion=cushion)
-    return _named(name, found.steps, found.lower, error, cushion)
+def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
+    """More steps: such as reach further down before, and such as converge after those of `s`.
+
+    With q the first step over its largest value, q maps [l / slope, 1] into [l, 1].
+    """
+    precision = format_of(name)
+    unit, carrier = precision.unit_roundoff, format_of(precision.carrier)
+    top = odd_image(s.steps[:1], s.lower, 1.0)[1] * (1 + ROUNDINGS * unit)
+    gentle = tuple(round_number(c / top, carrier) for c in s.steps[0])
+    slope = gentle[0] / CURVED
+    spare = steps - len(s)
+    reached = max(s.lower / (NOISE * unit), 1.0)
+    before = min(math.ceil(math.log(reached) / math.log(slope)), spare - 1)
+    return replace(
+        s,
+        steps=(gentle,) * before + s.steps + (pade(2),) * (spare - before),
+        lower=s.lower / slope**before,
+        source=f"{s.source}; {before} steps more before these, {spare - before} after",
+    )
 
 
 def _named(
@@ -126,11 +194,16 @@ def schedules() -> tuple[str, ...]:
     return tuple(_sets())
 
 
-def _entry(name: str) -> dict[str, Any]:
-    try:
-        return _sets()[name]
-    except KeyError:
-        raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}") from None
+@at_trace_time
+def is_published(name: Any) -> bool:
+    """Whether something is the name of a published set; torch.compile may ask.
+
+    Examples
+    --------
+    >>> is_published("jordan"), is_published("auto")
+    (True, False)
+    """
+    return isinstance(name, str) and name in _sets()
 
 
 def conventions(name: str) -> str:
@@ -146,10 +219,9 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return _entry(name)["scaling"]
+    return _sets()[choice("schedule", name, schedules())]["scaling"]
 
 
-@functools.lru_cache(maxsize=256)
 def listed(name: str) -> Schedule:
     """Look a published set up as listed, its repeat rule not yet applied.
 
@@ -163,7 +235,12 @@ def listed(name: str) -> Schedule:
     >>> len(listed("polar_express")), listed("polar_express").repeat
     (8, 'last')
     """
-    entry = _entry(name)
+    return _listed(choice("schedule", name, schedules()))
+
+
+@functools.lru_cache(maxsize=256)
+def _listed(name: str) -> Schedule:
+    entry = _sets()[name]
     steps = entry.get("steps")
     if steps is None:
         base = listed(entry["derived_from"])
@@ -186,6 +263,7 @@ def listed(name: str) -> Schedule:
     )
 
 
+@_reads_a_table
 def schedule(name: str, steps: int | None = None) -> Schedule:
     """Look a published set up by name.
 
@@ -212,11 +290,8 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    if not isinstance(name, str):
-        raise ValueError(f"unknown schedule {name!r}; {nearest(name, schedules())}")
-    if steps is not None and not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    return _truncated(name, None if steps is None else int(steps))
+    name = choice("schedule", name, schedules())
+    return _truncated(name, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 
 @functools.lru_cache(maxsize=256)

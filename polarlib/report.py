@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -21,10 +20,12 @@ from typing import Any
 
 import jinja2
 
-from polarlib.result import write_whole
+from polarlib.result import load_json, read_whole, write_whole
 
 __all__ = ["collect", "render", "write"]
 
+MOST_FILES = 10_000  # in a folder of studies; one has about ten
+LIMIT = 2**26  # bytes of a file of a study
 PNG = b"\x89PNG\r\n\x1a\n"
 # Rows of a table that the page shows; the file has all.
 SHOWN = 40
@@ -91,7 +92,7 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
         raise IsADirectoryError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
-    page = render(studies).encode()
+    page = render(studies).encode("utf-8", "backslashreplace")  # JSON may hold lone surrogates
 
     def put(stream: Any) -> None:
         stream.write(page)
@@ -134,10 +135,15 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{folder}: no such folder; {hint}")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: is a file; name the folder that the studies wrote")
-    found = sorted(folder.rglob("result.json"))
+    found, seen = [], 0
+    for root, folders, names in os.walk(folder):
+        seen += len(folders) + len(names)
+        if seen > MOST_FILES:
+            raise ValueError(f"{folder}: holds more than {MOST_FILES} files; {hint}")
+        found += [Path(root, name) for name in names if name == "result.json"]
     if not found:
         raise ValueError(f"{folder}: holds no result.json; {hint}")
-    return [_read(file) for file in found]
+    return [_read(file) for file in sorted(found)]
 
 
 def render(studies: list[dict[str, Any]]) -> str:
@@ -168,10 +174,7 @@ def render(studies: list[dict[str, Any]]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     """One checked result with what belongs to it."""
-    try:
-        study = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: is not JSON ({error}); run the study again") from None
+    study = load_json(read_whole(file, LIMIT), file)
     if not isinstance(study, dict):
         raise _malformed(file, "is no object with the results of a study")
     for key, kind in _KEYS.items():
@@ -188,6 +191,10 @@ def _read(file: Path) -> dict[str, Any]:
                 f"figure {figure['name']!r} needs within, which is true, false or null, and a "
                 "tolerance",
             )
+        for key in ("value", "published"):
+            values = figure[key] if isinstance(figure[key], list) else [figure[key]]
+            if any(isinstance(value, list | dict) for value in values):
+                raise _malformed(file, f"figure {figure['name']!r}: {key} must be a number or list")
     judged = [figure["within"] for figure in figures]
     counts = {word: judged.count(w) for word, w in _VERDICTS.items()}
     return study | {
@@ -217,11 +224,10 @@ def _beside(file: Path, name: Any, what: str) -> bytes:
         raise _malformed(file, f"names the {what} {name!r}, which is no file name")
     path = file.with_name(name)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"{file}: its {what} {name} cannot be read ({error.strerror}); run the study again"
-        ) from None
+        return read_whole(path, LIMIT)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _malformed(file, f"its {what} {name} cannot be read ({reason})") from None
 
 
 def _picture(file: Path, name: Any) -> str:
@@ -279,12 +285,9 @@ def _tolerance(tolerance: dict[str, float]) -> str:
     >>> _tolerance({"relative": 0.01}), _tolerance({"at_least": 1, "at_most": 2})
     ('within 0.01 of itself', 'at least 1 and at most 2')
     """
-    words = {
-        "absolute": "within {}",
-        "relative": "within {} of itself",
-        "factor": "within a factor of {}",
-        "at_least": "at least {}",
-        "at_most": "at most {}",
-    }
-    parts = [words.get(key, key + " {}").format(_number(v)) for key, v in tolerance.items()]
-    return " and ".join(parts)
+    words = {"absolute": "within", "relative": "within", "factor": "within a factor of"}
+    words |= {"at_least": "at least", "at_most": "at most"}
+    after = {"relative": " of itself"}
+    return " and ".join(
+        f"{words.get(key, key)} {_number(v)}{after.get(key, '')}" for key, v in tolerance.items()
+    )

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from polarlib._checks import MOST_STEPS, count, function, instance, number
 from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
-from polarlib._schedule import Schedule, is_count, is_number
+from polarlib._schedule import Schedule
 from polarlib.formats import format_of
-from polarlib.ops import Ops, above_noise, as_matrix, not_finite, under_default_promotion
+from polarlib.ops import Ops, above_noise, as_matrix, looks, not_finite, under_default_promotion
 
 __all__ = [
     "polargrad",
@@ -53,7 +54,7 @@ def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
     a, ops = as_matrix(g, "g")
     if 0 in a.shape:
-        return ops.xp.zeros_like(a)
+        return ops.empty_result(a)
     p = prepared(a, ops, "g")
     return p.result(direction(p.x, p.scale, ops))
 
@@ -75,6 +76,7 @@ def _product(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
 # -- powers ----------------------------------------------------------------------------------
 
 
+@looks
 def spectral_power(g: Array, exponent: float) -> Array:
     """Freon's direction: ``U (sigma / M)^e V^H``, M the power mean of the spectrum.
 
@@ -115,11 +117,8 @@ def spectral_power(g: Array, exponent: float) -> Array:
     >>> spectral_power(np.diag([4.0, 1.0]), -1).round(12).tolist()
     [[0.5, 0.0], [0.0, 2.0]]
     """
-    if not is_number(exponent) or not abs(exponent) <= STEEPEST:
-        raise ValueError(
-            f"exponent must be a number of size at most {STEEPEST:g}, got {exponent!r}"
-        )
-    e = float(exponent)
+    what = f"a number of size at most {STEEPEST:g}"
+    e = number("exponent", exponent, -STEEPEST, STEEPEST, what=what)
 
     def power(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         xp = ops.xp
@@ -159,6 +158,7 @@ def _log_mean(
 # -- spectra that are replaced ---------------------------------------------------------------
 
 
+@looks
 def random_spectrum(
     g: Array,
     rng: np.random.Generator,
@@ -202,10 +202,10 @@ def random_spectrum(
     >>> random_spectrum(np.diag([5.0, 2.0, 0.0]), rng, half).round(12).tolist()
     [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
     """
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(
-            f"rng must be a numpy.random.Generator, such as default_rng(0), got {rng!r}"
-        )
+    what = "a numpy.random.Generator, such as default_rng(0)"
+    instance("rng", rng, np.random.Generator, what)
+    if sampler is not None:
+        function("sampler", sampler)
 
     def drawn(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         size = tuple(s.shape)
@@ -223,6 +223,7 @@ def random_spectrum(
     return _mapped(g, drawn)
 
 
+@looks
 def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     """Kaon's scrambled direction: a chaotic map of the singular values, by matrix products.
 
@@ -259,14 +260,13 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     >>> scrambled_spectrum(np.diag([4.0, 3.0]), steps=1).round(4).tolist()
     [[0.3618, 0.0], [0.0, 0.8575]]
     """
-    if not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    steps = count("steps", steps, most=MOST_STEPS)
 
     def direction(x: Array, _: Any, ops: Ops) -> Array:
         wide = x.shape[-2] < x.shape[-1]
         y = ops.adjoint(x) if wide else x
         y = y / ops.divisor(ops.frobenius(y))
-        for _step in range(int(steps)):
+        for _step in range(steps):
             # (I - G)^2 as a Gram product: semidefinite, so that no singular value changes its sign.
             rest = ops.gram(ops.add_diagonal(-ops.gram(y), 1.0))
             y = ops.matmul(y, rest) * KAON
@@ -279,6 +279,7 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
 # -- the polar factor, scaled ----------------------------------------------------------------
 
 
+@looks
 def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | None = None) -> Array:
     """PolarGrad's direction: the nuclear norm times the polar factor, ``||G||_* U V^H``.
 
@@ -338,6 +339,7 @@ def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | No
 # -- clipping --------------------------------------------------------------------------------
 
 
+@looks
 def spectral_clip(g: Array, limit: float) -> Array:
     """Singular values above a limit become the limit: ``U min(sigma, limit) V^H``.
 
@@ -373,14 +375,13 @@ def spectral_clip(g: Array, limit: float) -> Array:
     >>> spectral_clip(np.diag([3.0, 0.5]), 1.0).round(12).tolist()
     [[1.0, 0.0], [0.0, 0.5]]
     """
-    if not is_number(limit) or not limit > 0:
-        raise ValueError(f"limit must be a positive number, got {limit!r}")
+    limit = number("limit", limit, 0, math.inf, ends="(]", what="a positive number")
 
     def direction(x: Array, scale: Any, ops: Ops) -> Array:
         xp = ops.xp
         largest = format_of(ops.format_name(x)).largest
         smallest = format_of(ops.format_name(x)).smallest_normal
-        top = min(float(limit), largest)
+        top = min(limit, largest)
         peak = ops.max_abs(x)
         scale = xp.zeros_like(peak) + scale
         # In units of the smaller of scale and limit what overflows is clipped, and rightly so.

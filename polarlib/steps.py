@@ -25,15 +25,21 @@ Muon with Nesterov momentum and Jordan's scale, one step:
 
 from __future__ import annotations
 
-import math
-import numbers
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from polarlib._schedule import is_number
-from polarlib.ops import dtype_name, is_array, ops_of, under_default_promotion
+from polarlib._checks import count, function, number, shown
+from polarlib.ops import (
+    check_same_place,
+    dtype_name,
+    is_array,
+    looks_at_nothing,
+    ops_of,
+    plain_array,
+    under_default_promotion,
+)
 
 __all__ = [
     "debias",
@@ -47,6 +53,9 @@ __all__ = [
 ]
 
 Array = Any
+
+# Of more gradients, the correction is the same as of these to the last digit.
+MOST_GRADIENTS = 10**18
 
 
 # -- steps -----------------------------------------------------------------------------------
@@ -93,7 +102,7 @@ def scg_step(
     [0.7, 1.1]
     """
     _check(x, d, "d")
-    step, radius = _fraction(step, "step"), _positive(radius, "radius")
+    step, radius = number("step", step, 0, 1), number("radius", radius, 0, ends="(]")
     return _sum(x, (1 - step, x), (-step * radius, _called(lmo, "lmo", x, d)))
 
 
@@ -137,7 +146,7 @@ def uscg_step(
     [0.5, 1.5]
     """
     _check(x, d, "d")
-    rate, radius = _at_least_zero(rate, "rate"), _positive(radius, "radius")
+    rate, radius = number("rate", rate, 0), number("radius", radius, 0, ends="(]")
     return _sum(x, (1.0, x), (-rate * radius, _called(lmo, "lmo", x, d)))
 
 
@@ -192,16 +201,14 @@ def presgdw_step(
     [-0.6, 1.15]
     """
     _check(x, d, "d")
-    rate, decay = _at_least_zero(rate, "rate"), _at_least_zero(decay, "decay")
+    rate, decay = number("rate", rate, 0), number("decay", decay, 0)
     if h is None:
         solved = d
     elif callable(h):
         solved = _called(h, "h", x, d)
     else:
         _check(x, h, "h")
-        ops = ops_of(x)
-        with np.errstate(all="ignore"):
-            solved = ops.at_least_single(d) / ops.at_least_single(h)
+        solved = _divided(d, h)
     return _sum(x, (1 - rate * decay, x), (-rate, solved))
 
 
@@ -235,7 +242,7 @@ def ema(m: Array, g: Array, beta: float) -> Array:
     [0.25, -0.5]
     """
     _check(m, g, "g")
-    beta = _momentum(beta, "beta")
+    beta = number("beta", beta, 0, 1, ends="[)")
     return _sum(m, (beta, m), (1 - beta, g))
 
 
@@ -268,9 +275,8 @@ def debias(m: Array, k: int, beta: float) -> Array:
     [1.0, -2.0]
     """
     _check(m, m, "m")
-    if not isinstance(k, numbers.Integral) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k must be an integer of at least 1, got {k!r}")
-    return _sum(m, (1 / (1 - _momentum(beta, "beta") ** int(k)), m))
+    k, beta = min(count("k", k), MOST_GRADIENTS), number("beta", beta, 0, 1, ends="[)")
+    return _sum(m, (1 / (1 - beta**k), m))
 
 
 def polyak(b: Array, g: Array, mu: float) -> Array:
@@ -300,7 +306,7 @@ def polyak(b: Array, g: Array, mu: float) -> Array:
     [1.5, -1.5]
     """
     _check(b, g, "g")
-    return _sum(b, (_momentum(mu, "mu"), b), (1.0, g))
+    return _sum(b, (number("mu", mu, 0, 1, ends="[)"), b), (1.0, g))
 
 
 def nesterov(b: Array, g: Array, mu: float) -> Array:
@@ -336,7 +342,7 @@ def nesterov(b: Array, g: Array, mu: float) -> Array:
     [1.5, -3.0]
     """
     _check(b, g, "g")
-    return _sum(b, (1.0, g), (_momentum(mu, "mu"), b))
+    return _sum(b, (1.0, g), (number("mu", mu, 0, 1, ends="[)"), b))
 
 
 def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
@@ -373,45 +379,48 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
     ([0.5, -1.0], [0.25, -0.5])
     """
     _check(m, g, "g")
-    beta1, beta2 = _momentum(beta1, "beta1"), _momentum(beta2, "beta2")
+    beta1 = number("beta1", beta1, 0, 1, ends="[)")
+    beta2 = number("beta2", beta2, 0, 1, ends="[)")
     return ema(m, g, beta1), ema(m, g, beta2)
 
 
 # -- what they share -------------------------------------------------------------------------
 
 
+@looks_at_nothing
+@under_default_promotion
 def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        weight, array = terms[0]
-        total = ops.at_least_single(array) * weight
-        for weight, array in terms[1:]:
-            total = total + ops.at_least_single(array) * weight
-        return ops.like(total, like)
+    products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
+    return ops.like(functools.reduce(operator.add, products), like)
 
 
 def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:
     """What a function makes of the direction; it must go with `x`."""
-    if not callable(f):
-        raise TypeError(f"{name} must be a function of arrays, such as norms.spectral().lmo; {f!r}")
-    t = f(d)
+    t = function(name, f, "a function of arrays, such as norms.spectral().lmo")(d)
     _check(x, t, f"the result of {name}")
     return t
 
 
+@looks_at_nothing
+@under_default_promotion
+def _divided(d: Array, h: Array) -> Array:
+    ops = ops_of(d)
+    return ops.at_least_single(d) / ops.at_least_single(h)
+
+
+@looks_at_nothing
 def _check(x: Array, other: Any, name: str) -> None:
     """Refuse what would broadcast, lose an imaginary part or mix libraries."""
     for value, called in ((x, "the first array"), (other, name)):
         if not is_array(value):
-            raise TypeError(f"{called} must be an array of a supported library, got {value!r}")
+            raise TypeError(f"{called} must be an array of a supported library, got {shown(value)}")
+        plain_array(value, called)
         if not ops_of(value).format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
     ops, mine = ops_of(x), ops_of(other)
-    if ops.xp is not mine.xp:
-        raise TypeError(
-            f"the arrays are of two libraries: {ops.xp.__name__} and, {name}, {mine.xp.__name__}"
-        )
+    check_same_place(x, "the first array", other, name)
     if x.shape != other.shape:
         raise ValueError(
             f"{name} must have the shape of the first array, {tuple(x.shape)}, got "
@@ -419,25 +428,3 @@ def _check(x: Array, other: Any, name: str) -> None:
         )
     if mine.is_complex(other) and not ops.is_complex(x):
         raise TypeError(f"{name} is complex, the first array is {dtype_name(x)}")
-
-
-def _real(value: Any, name: str, allowed: str, holds: Callable[[float], bool]) -> float:
-    if not is_number(value) or not math.isfinite(value) or not holds(float(value)):
-        raise ValueError(f"{name} must be a number {allowed}, got {value!r}")
-    return float(value)
-
-
-def _fraction(value: Any, name: str) -> float:
-    return _real(value, name, "from 0 to 1", lambda v: 0 <= v <= 1)
-
-
-def _momentum(value: Any, name: str) -> float:
-    return _real(value, name, "from 0 to below 1", lambda v: 0 <= v < 1)
-
-
-def _at_least_zero(value: Any, name: str) -> float:
-    return _real(value, name, "that is not negative", lambda v: v >= 0)
-
-
-def _positive(value: Any, name: str) -> float:
-    return _real(value, name, "above 0", lambda v: v > 0)

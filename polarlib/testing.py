@@ -14,6 +14,7 @@ Examples
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,8 +22,10 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
-from polarlib.formats import format_of, nearest
-from polarlib.ops import is_array, ops_of
+from polarlib._checks import choice, count, flag, items, number, shown
+from polarlib.formats import format_of
+from polarlib.ops import as_matrix, is_array, ops_of
+from polarlib.result import ignore_float_errors
 
 __all__ = [
     "SPECTRA",
@@ -46,6 +49,10 @@ __all__ = [
 ]
 
 Array = Any
+
+# Rows or columns: a matrix of 2 GiB, whose factors take minutes.
+LARGEST = 16384
+SMALLEST = 1e-300
 
 # -- matrices --------------------------------------------------------------------------------
 
@@ -77,6 +84,8 @@ def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.
     >>> bool(np.allclose(q.T @ q, np.eye(3)))
     True
     """
+    m, n, seed = count("m", m, 0, LARGEST), count("n", n, 0, LARGEST), count("seed", seed, 0)
+    dtype = _dtype(dtype)
     if m < n:
         return orthonormal(n, m, seed=seed, dtype=dtype).conj().T
     g = _gaussian(m, n, seed, dtype)
@@ -85,6 +94,7 @@ def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.
     return (q * (diagonal / np.abs(diagonal))).astype(dtype)
 
 
+@ignore_float_errors
 def with_singular_values(
     s: Any, m: int | None = None, n: int | None = None, *, seed: int = 0, dtype: Any = "float64"
 ) -> np.ndarray:
@@ -116,15 +126,16 @@ def with_singular_values(
     >>> a.shape, np.linalg.svd(a, compute_uv=False).round(12).tolist()
     ((5, 3), [3.0, 2.0, 1.0])
     """
-    s = np.asarray(s, dtype=np.float64)
-    m = s.size if m is None else m
-    n = s.size if n is None else n
+    s = np.array([number("a singular value", v, 0) for v in items("s", s, "a list of numbers", 0)])
+    m = s.size if m is None else count("m", m, 0, LARGEST)
+    n = s.size if n is None else count("n", n, 0, LARGEST)
+    seed, dtype = count("seed", seed, 0), _dtype(dtype)
     if s.ndim != 1 or s.size != min(m, n):
         raise ValueError(
             f"with_singular_values needs min(m, n) = {min(m, n)} singular values, "
             f"got shape {s.shape}"
         )
-    wide = np.result_type(np.dtype(dtype), np.float64) if np.dtype(dtype).kind in "fc" else "f8"
+    wide = np.result_type(dtype, np.float64) if dtype.kind in "fc" else "f8"
     u = orthonormal(m, s.size, seed=2 * seed, dtype=wide)
     v = orthonormal(n, s.size, seed=2 * seed + 1, dtype=wide)
     return ((u * s) @ v.conj().T).astype(dtype)
@@ -138,7 +149,7 @@ def hilbert(n: int) -> np.ndarray:
     >>> hilbert(2).tolist()
     [[1.0, 0.5], [0.5, 0.3333333333333333]]
     """
-    return scipy.linalg.hilbert(n)
+    return scipy.linalg.hilbert(count("n", n, most=LARGEST))
 
 
 def frank(n: int) -> np.ndarray:
@@ -151,6 +162,7 @@ def frank(n: int) -> np.ndarray:
     >>> frank(3).tolist()
     [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [0.0, 1.0, 1.0]]
     """
+    n = count("n", n, most=LARGEST)
     i = np.arange(1, n + 1)
     values = n + 1.0 - np.maximum(i[:, None], i)
     return np.triu(values, -1)
@@ -166,6 +178,7 @@ def binomial(n: int) -> np.ndarray:
     >>> binomial(3).tolist()
     [[1.0, 2.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]
     """
+    n = count("n", n, most=1000)  # the largest entries would overflow
     low = scipy.linalg.pascal(n, kind="lower").astype(np.float64)
     return low @ np.diag((-2.0) ** np.arange(n)) @ low[::-1, ::-1]
 
@@ -180,6 +193,7 @@ def kahan(n: int, theta: float = 1.2) -> np.ndarray:
     >>> kahan(2, np.pi / 2).round(12).tolist()
     [[1.0, -0.0], [0.0, 1.0]]
     """
+    n, theta = count("n", n, most=LARGEST), number("theta", theta)
     rows = np.sin(theta) ** np.arange(n)
     return rows[:, None] * (np.eye(n) - np.cos(theta) * np.triu(np.ones((n, n)), 1))
 
@@ -192,7 +206,7 @@ def wilkinson(n: int) -> np.ndarray:
     >>> wilkinson(3).tolist()
     [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
     """
-    off = np.ones(n - 1)
+    off = np.ones(count("n", n, most=LARGEST) - 1)
     return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.diag(off, 1) + np.diag(off, -1)
 
 
@@ -206,7 +220,7 @@ def wilkinson_minus(n: int) -> np.ndarray:
     >>> wilkinson_minus(3).tolist()
     [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]
     """
-    off = np.ones(n - 1)
+    off = np.ones(count("n", n, most=LARGEST) - 1)
     return np.diag((n - 1) / 2 - np.arange(n)) + np.diag(off, 1) + np.diag(off, -1)
 
 
@@ -220,7 +234,12 @@ def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
     >>> cauchy(2).tolist()
     [[2.0, -2.0], [0.6666666666666666, 2.0]]
     """
-    i = np.arange(n)
+    shift = number("shift", shift)
+    if shift.is_integer():
+        raise ValueError(f"shift must not be an integer, where the matrix has poles, got {shift:g}")
+    if abs(shift) < SMALLEST:
+        raise ValueError(f"shift must not be below {SMALLEST:g} in size, got {shift:g}")
+    i = np.arange(count("n", n, most=LARGEST))
     return 1.0 / (i[:, None] - i + shift)
 
 
@@ -234,11 +253,13 @@ def growth(n: int) -> np.ndarray:
     >>> growth(3).tolist()
     [[1.0, 0.0, 1.0], [-1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]
     """
+    n = count("n", n, most=LARGEST)
     a = np.eye(n) - np.tril(np.ones((n, n)), -1)
     a[:, -1] = 1.0
     return a
 
 
+@ignore_float_errors
 def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
     """Rotation by `angle` in a random plane.
 
@@ -248,6 +269,7 @@ def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
     >>> bool(np.isclose(np.trace(r), -1)), bool(np.isclose(np.linalg.det(r), 1))
     (True, True)
     """
+    n, angle = count("n", n, most=LARGEST), number("angle", angle)
     if n < 2:
         return np.ones((n, n))
     plane = orthonormal(n, 2, seed=seed)
@@ -264,9 +286,11 @@ def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
     >>> jordan_block(2).tolist()
     [[0.1, 1.0], [0.0, 0.1]]
     """
+    n, value = count("n", n, most=LARGEST), number("value", value)
     return value * np.eye(n) + np.eye(n, k=1)
 
 
+@ignore_float_errors
 def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
     """Gaussian matrix whose rows and columns fall geometrically from 1 to `low`.
 
@@ -275,8 +299,18 @@ def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
     >>> np.abs(graded(4)[3, 3]) < 1e-20
     np.True_
     """
-    scale = np.geomspace(1.0, low, n)
+    n, seed = count("n", n, most=LARGEST), count("seed", seed, 0)
+    scale = np.geomspace(1.0, number("low", low, 0, 1, ends="(]"), n)
     return scale[:, None] * _gaussian(n, n, seed, "float64") * scale
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    """NumPy's dtype of a floating format."""
+    with contextlib.suppress(Exception):  # of all kinds
+        found = np.dtype(dtype)
+        if _format_name(found):
+            return found
+    raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
 
 
 def _gaussian(m: int, n: int, seed: int, dtype: Any) -> np.ndarray:
@@ -414,9 +448,9 @@ def zoo(
     >>> animals["gaussian tall"].shape, animals["complex hilbert"].dtype
     ((12, 4), dtype('complex128'))
     """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    target = None if dtype is None else np.dtype(dtype)
+    n, seed = count("n", n, most=LARGEST), count("seed", seed, 0)
+    complex_ = flag("complex_", complex_)
+    target = None if dtype is None else _dtype(dtype)
     want_real = target is None or target.kind != "c"
     want_complex = complex_ and (target is None or target.kind == "c")
     largest = math.inf if target is None else format_of(_format_name(target)).largest
@@ -522,10 +556,7 @@ def spectrum(name: str, k: int) -> np.ndarray:
     >>> spectrum("rank two", 4).tolist()
     [1.0, 0.32, 0.0, 0.0]
     """
-    if name not in _SPECTRA:
-        raise ValueError(f"unknown spectrum {name!r}; {nearest(name, SPECTRA)}")
-    if k < 1:
-        raise ValueError(f"a spectrum has at least one singular value, got k={k}")
+    name, k = choice("spectrum", name, SPECTRA), count("k", k, most=10 * LARGEST)
     return np.array(_SPECTRA[name](k), dtype=np.float64)
 
 
@@ -538,13 +569,12 @@ def _format_name(dtype: np.dtype) -> str:
 
 def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
     """Copy to NumPy in double precision, and the epsilon of the format it came in."""
-    if not is_array(x):
-        x = np.asarray(x)
-    ops = ops_of(x)
+    if is_array(x) and x.ndim < 2:
+        raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {x.shape}")
+    checked, ops = as_matrix(x, name)
+    x = x if is_array(x) else checked
     fmt = ops.format_name(x)
     y = ops.to_host(x)
-    if y.ndim < 2:
-        raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {y.shape}")
     if not np.all(np.isfinite(y)):
         raise AssertionError(f"{name} contains NaN or infinity")
     return y, format_of(fmt).epsilon if fmt else 2.0**-52
@@ -604,6 +634,7 @@ def _assert_semidefinite(h: np.ndarray, what: str, rtol: float) -> None:
         _fail_above(f"the negative part of {what}, relative to its norm,", negative, rtol)
 
 
+@ignore_float_errors
 def assert_unitary_factor(
     a: Array, u: Array, *, rtol: float | None = None, completion: bool = True
 ) -> None:
@@ -643,7 +674,8 @@ def assert_unitary_factor(
     v, eps = _host(u, "U")
     if x.shape != v.shape:
         raise AssertionError(f"U has shape {v.shape}, and A has {x.shape}")
-    rtol = _default_rtol(x.shape, eps) if rtol is None else rtol
+    rtol = _default_rtol(x.shape, eps) if rtol is None else number("rtol", rtol, 0)
+    completion = flag("completion", completion)
     _assert_isometry(v, rtol, completion)
     x = x / _unit(x)
     if x.shape[-2] < x.shape[-1]:
@@ -657,6 +689,7 @@ def assert_unitary_factor(
     _fail_above("the backward error ||A - U H|| / ||A||", _norm(x - v @ h) / size, rtol)
 
 
+@ignore_float_errors
 def assert_polar(
     a: Array,
     u: Array,
@@ -696,8 +729,7 @@ def assert_polar(
     Traceback (most recent call last):
     AssertionError: the negative part of H, relative to its norm, is 1.000e+00, above 1.110e-14
     """
-    if side not in ("right", "left"):
-        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
+    side = choice("side", side, ("right", "left"))
     x, _ = _host(a, "A")
     v, eps = _host(u, "U")
     p, _ = _host(h, "H")
@@ -706,7 +738,8 @@ def assert_polar(
         raise AssertionError(f"U has shape {v.shape}, and A has {x.shape}")
     if p.shape != (*x.shape[:-2], k, k):
         raise AssertionError(f"H has shape {p.shape}, expected {(*x.shape[:-2], k, k)}")
-    rtol = _default_rtol(x.shape, eps) if rtol is None else rtol
+    rtol = _default_rtol(x.shape, eps) if rtol is None else number("rtol", rtol, 0)
+    completion = flag("completion", completion)
     _assert_isometry(v, rtol, completion)
     if not np.array_equal(p, _adjoint(p)):
         worst = np.abs(p - _adjoint(p)).max()

@@ -23,21 +23,23 @@ from __future__ import annotations
 
 import importlib
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import is_count
-from polarlib.formats import format_of, nearest
+from polarlib._checks import choice, count, number
+from polarlib.formats import format_of
 from polarlib.ops import (
     Ops,
     above_noise,
     as_matrix,
+    check_same_place,
     dtype_name,
     finite_peak,
+    looks,
     ops_of,
+    refuse_hidden,
     under_default_promotion,
 )
 
@@ -82,7 +84,8 @@ class Triplets(NamedTuple):
         not counted.
     residual : float
         Largest ``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2) / s_1`` of the stack, of what was
-        computed before half precision is rounded; 0 for zero matrices.
+        computed before half precision is rounded; 0 for zero matrices, NaN where ``jax.jit`` hides
+        them.
     """
 
     u: Any
@@ -93,6 +96,7 @@ class Triplets(NamedTuple):
     residual: float
 
 
+@looks
 def top_singular(
     a: Array, k: int, *, method: str = "auto", rtol: float | None = None
 ) -> tuple[Array, Array, Array]:
@@ -148,7 +152,8 @@ def top_singular(
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
     at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
     The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
-    matrix. Numbers are read off the device, so that this cannot be traced by ``jax.jit``.
+    matrix. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where none can be,
+    the SVD is taken whatever the method, and a matrix that is not finite gives NaN.
 
     torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
     whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
@@ -174,6 +179,7 @@ def top_singular(
     return found.u, found.s, found.vh
 
 
+@looks
 @under_default_promotion
 def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
     """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
@@ -202,33 +208,25 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     """
     a, ops = as_matrix(a)
     m, n = a.shape[-2:]
-    if not is_count(k) or k > min(m, n):
-        raise ValueError(f"k must be an integer from 1 to min(m, n) = {min(m, n)}, got {k!r}")
-    k = int(k)
-    if method not in ("auto", *METHODS):
-        raise ValueError(f"unknown method {method!r}; {nearest(str(method), ('auto', *METHODS))}")
-    rtol = RTOL if rtol is None else rtol
-    if not isinstance(rtol, numbers.Real) or not 0 < float(rtol) < 1:
-        raise ValueError(f"rtol must be a number between 0 and 1, got {rtol!r}")
+    k = count("k", k, 1, min(m, n), f"an integer from 1 to min(m, n) = {min(m, n)}")
+    method = choice("method", method, ("auto", *METHODS))
+    rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
     if 0 not in a.shape and ops.records(a):
         return _differentiable(a, k, ops)
-    return _triplets(a, k, method, float(rtol))
+    return _triplets(a, k, method, rtol)
 
 
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     """Scale, choose and run."""
     ops = ops_of(a)
-    if ops.hidden(a):
-        raise TypeError(
-            "top_singular looks at its matrix, which jax.jit and jax.vmap hide: call it outside of "
-            "jit (under grad it may be) and on a whole stack instead of vmap"
-        )
+    refuse_hidden(a, ops, "top_singular", "take the whole SVD")
+    hidden = ops.hidden(a)
     m, n = a.shape[-2:]
     x = ops.at_least_single(a)
     if math.prod(a.shape[:-2]) == 0:
         u, vh = a[..., :k], a[..., :k, :]
         return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    scale = ops.binary_scale(finite_peak(x, ops, "a"))
+    scale = ops.binary_scale(finite_peak(x, ops, "a", look=not hidden))
     x = ops.divide(x, scale)
     wide = m < n
     if wide:
@@ -423,6 +421,8 @@ def _one(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
 def _by_svd(x: Array, k: int, ops: Ops) -> Triplets:
     u, s, vh = ops.svd(x)
     u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
+    if ops.hidden(s):
+        return Triplets(u, s, vh, "svd", 0, math.nan)
     residual = _residual(x, ops.adjoint(x), u, s, ops.adjoint(vh), ops)
     return Triplets(u, s, vh, "svd", 0, _relative(residual, s, ops))
 
@@ -695,10 +695,9 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     x = ops.at_least_single(m)
     y = ops.like(q, x)
     scale = ops.binary_scale(ops.max_abs(x))
-    with np.errstate(invalid="ignore"):  # of matrices that are not finite
-        x = ops.divide(x, scale)
-        p, _ = ops.qr(ops.matmul(x, y))
-        r = ops.matmul(ops.adjoint(x), p)
+    x = ops.divide(x, scale)
+    p, _ = ops.qr(ops.matmul(x, y))
+    r = ops.matmul(ops.adjoint(x), p)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
     return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
@@ -743,12 +742,11 @@ def range_lmo(g: Array, p: Array) -> Array:
     g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
     x = ops.at_least_single(g)
     y = ops.like(p, x)
-    with np.errstate(invalid="ignore"):  # of matrices that are not finite
-        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
-        u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
-        # NaN times zero, so that a matrix that is not finite gives NaN.
-        kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-        t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
+    x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+    u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
+    # NaN times zero, so that a matrix that is not finite gives NaN.
+    kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+    t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     return ops.like(t, g)
 
 
@@ -756,9 +754,8 @@ def _factor(
     a: Array, name: str, m: Array, ops: Ops, rows: int, columns: int
 ) -> tuple[Array, Array]:
     """Return a matrix and its factor, of the right library and shape, both complex if one is."""
-    a, others = as_matrix(a, name)
-    if others.xp is not ops.xp:
-        raise TypeError(f"{name} must be of the library of the matrix, {ops.xp.__name__}")
+    a, _ = as_matrix(a, name)
+    check_same_place(m, "m" if name == "q" else "g", a, name)
     if a.shape[-2] != rows or not 0 < a.shape[-1] <= columns:
         raise ValueError(
             f"{name} must have {rows} rows and from 1 to {columns} columns, got shape "

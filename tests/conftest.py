@@ -67,6 +67,14 @@ def _generator(default_rng: Any, extra: int, seed: Any = None) -> np.random.Gene
     return default_rng(seed)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many wrong calls were made (tests/test_fuzz.py)."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    counts = [n for r in reports for name, n in r.user_properties if name == "wrong calls"]
+    if counts:
+        terminalreporter.write_line(f"{sum(counts)} wrong calls of the public interface")
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as slow what `thinned` leaves out, and deselect what `--optional` does."""

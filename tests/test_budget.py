@@ -340,13 +340,13 @@ def test_the_unguarded_composition_does_blow_up():
         ({"upper": 1e-4}, "0 < lower < upper"),
         ({"matmuls": 1}, "matmuls=1 is below the cheapest step, which costs 2"),
         ({"matmuls": 2, "degrees": (5, 9)}, "below the cheapest step, which costs 3"),
-        ({"matmuls": 0}, "positive finite number, got 0"),
-        ({"matmuls": -3}, "positive finite number"),
-        ({"matmuls": math.nan}, "positive finite number"),
-        ({"matmuls": math.inf}, "positive finite number"),
-        ({"matmuls": "15"}, "positive finite number"),
-        ({"matmuls": True}, "positive finite number"),
-        ({"matmuls": None}, "positive finite number"),
+        ({"matmuls": 0}, "number above 0, got 0"),
+        ({"matmuls": -3}, "number above 0"),
+        ({"matmuls": math.nan}, "number above 0"),
+        ({"matmuls": math.inf}, "number above 0"),
+        ({"matmuls": "15"}, "number above 0"),
+        ({"matmuls": True}, "number above 0"),
+        ({"matmuls": None}, "number above 0"),
         ({"degrees": ()}, "list of odd degrees"),
         ({"degrees": 5}, "list of odd degrees to choose from, got 5"),
         ({"degrees": "35"}, "list of odd degrees"),
@@ -355,12 +355,12 @@ def test_the_unguarded_composition_does_blow_up():
         ({"degrees": (1,)}, "odd integer of at least 3, got 1"),
         ({"degrees": (3.0,)}, "odd integer of at least 3"),
         ({"cost": {3: 2.0, 5: 3.0}}, "no entry for degree 9"),
-        ({"cost": {3: 2.0, 5: 0.0, 9: 4.0}}, "degree 5 must be a positive finite number, got 0"),
-        ({"cost": {3: 2.0, 5: math.nan, 9: 4.0}}, "degree 5 must be a positive"),
-        ({"cost": lambda d: -d}, "degree 3 must be a positive finite number, got -3"),
-        ({"cost": lambda d: "much"}, "degree 3 must be a positive finite number, got 'much'"),
+        ({"cost": {3: 2.0, 5: 0.0, 9: 4.0}}, "degree 5 must be a number above 0, got 0"),
+        ({"cost": {3: 2.0, 5: math.nan, 9: 4.0}}, "degree 5 must be a number above 0"),
+        ({"cost": lambda d: -d}, "degree 3 must be a number above 0, got -3"),
+        ({"cost": lambda d: "much"}, "degree 3 must be a number above 0, got 'much'"),
         ({"cost": {0: -2.0, 3: 2.0, 5: 3.0, 9: 4.0}}, "must be positive"),
-        ({"cost": {0: math.nan, 3: 2.0, 5: 3.0, 9: 4.0}}, "must be positive"),
+        ({"cost": {0: math.nan, 3: 2.0, 5: 3.0, 9: 4.0}}, "must be a finite number"),
         ({"cost": 3.0}, "mapping of degrees to numbers"),
         ({"precision": "bf16"}, "unknown number format 'bf16'; did you mean 'bfloat16'"),
         ({"precision": 16}, "unknown number format"),
@@ -374,11 +374,11 @@ def test_bad_requests(search, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": 5}, "two positive integers, got 5"),
-        ({"shape": (5,)}, "two positive integers"),
-        ({"shape": (5, 0)}, "two positive integers"),
-        ({"shape": (5, 2.5)}, "two positive integers"),
-        ({"form": "grams"}, "unknown form 'grams'; did you mean 'gram'"),
+        ({"shape": 5}, "two integers of at least 1|an integer of at least 1, got 5"),
+        ({"shape": (5,)}, "two integers of at least 1|an integer of at least 1"),
+        ({"shape": (5, 0)}, "two integers of at least 1|an integer of at least 1"),
+        ({"shape": (5, 2.5)}, "two integers of at least 1|an integer of at least 1"),
+        ({"form": "grams"}, "form must be 'plain' or 'gram', got 'grams'"),
         ({"symmetric": 0.0}, "above 0 and at most 1"),
         ({"symmetric": 2}, "above 0 and at most 1"),
         ({"symmetric": math.nan}, "above 0 and at most 1"),
@@ -442,7 +442,7 @@ def test_gram_form_refuses():
         budget(1e-3, 9, form="auto")
     with pytest.raises(ValueError, match=r"shape is for the default cost model, .*cost=\{"):
         budget(1e-3, 9, shape=(4, 4), cost={3: 1, 5: 2, 9: 3})
-    with pytest.raises(ValueError, match="shape must be two positive integers"):
+    with pytest.raises(ValueError, match="shape must be an integer of at least 1"):
         frontier(1e-3, 9, shape=(4, 0), form="gram")
     plain = budget(1e-3, 12, shape=(512, 64), degrees=(3, 5))
     assert plain == budget(1e-3, 12, cost=costs((512, 64)), degrees=(3, 5))

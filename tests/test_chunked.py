@@ -397,7 +397,7 @@ def test_bad_arrays(da, make, error, match):
 
 
 def test_bad_method(da):
-    with pytest.raises(ValueError, match=r"unknown method 'grams'; did you mean 'gram'"):
+    with pytest.raises(ValueError, match="method must be 'auto', 'gram' or 'qr', got 'grams'"):
         polar_tall(da.ones((4, 2)), method="grams")
 
 
@@ -483,58 +483,8 @@ IN_JAX = """
     print("done")
 """
 
-IN_TORCH = """
-    import os, sys
-    import torch, torch.distributed as dist, polarlib
-    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-    from torch.distributed.tensor.debug import CommDebugMode
-
-    rank = int(sys.argv[1])
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method="file://" + sys.argv[2])
-    mesh = init_device_mesh("cpu", (2,))
-    torch.manual_seed(0)
-    a = torch.randn(64, 6, dtype=torch.float64)
-    x = distribute_tensor(a, mesh, [Shard(0)])
-    for how, sums in (dict(form="plain"), 5), (dict(form="gram", restarts=(2,)), 2):
-        with CommDebugMode() as watched:
-            q = polarlib.orthogonalize(x, **how)
-        counts = {
-            str(k).rpartition(".")[2].rstrip(")>'"): v
-            for k, v in watched.comm_counts.items()
-        }
-        assert counts == {"all_reduce": sums + 1}, counts  # and the largest entry
-        assert q.placements == (Shard(0),)
-        torch.testing.assert_close(
-            q.full_tensor(), polarlib.orthogonalize(a, **how), rtol=0, atol=1e-13
-        )
-    half = polarlib.orthogonalize(x.to(torch.bfloat16))
-    assert half.dtype == torch.bfloat16 and half.placements == (Shard(0),)
-    for method in "newton_schulz", "polar_express":
-        r, want = polarlib.polar(x, method=method), polarlib.polar(a, method=method)
-        assert r.unitary.placements == (Shard(0),)
-        torch.testing.assert_close(r.unitary.full_tensor(), want.unitary, rtol=0, atol=1e-13)
-        torch.testing.assert_close(r.hermitian.full_tensor(), want.hermitian, rtol=0, atol=1e-12)
-        assert (r.rank, r.status) == (want.rank, want.status)
-    for method in "auto", "svd":
-        try:
-            polarlib.polar(x, method=method)
-        except ValueError as error:
-            assert "several devices" in str(error)
-        else:
-            raise AssertionError(method)
-    dist.barrier()
-    dist.destroy_process_group()
-    print("done", flush=True)
-    os._exit(0)  # gloo's threads may abort a process that ends by itself
-"""
-
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_sharded_jax_arrays_stay_sharded():
     flags = "--xla_force_host_platform_device_count=4"
     finish(run(IN_JAX, XLA_FLAGS=flags, JAX_PLATFORMS="cpu"))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
-def test_dtensors_stay_in_parts(tmp_path):
-    finish(*[run(IN_TORCH, str(rank), str(tmp_path / "store")) for rank in range(2)])

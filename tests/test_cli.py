@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -138,6 +139,219 @@ def test_names_that_the_terminal_cannot_encode(here):
     assert (here / "Ü.npy").exists()
 
 
+ODD = "\x1b[31m[red]\n\u202ex\udcff"
+ESCAPED = r"\x1b[31m[red]\n\u202ex\udcff"
+
+
+def test_control_characters_of_names_are_escaped(here, monkeypatch):
+    """ESC bytes, line breaks, marks of direction, undecodable bytes; markup is no markup."""
+    name = f"{ODD}.npy"
+    try:
+        np.save(name, A)
+    except (OSError, UnicodeError):
+        name = name.replace("\udcff", "")
+        np.save(name, A)
+    escaped = name.replace(ODD[:-1], ESCAPED[:-6]).replace("\udcff", r"\udcff")
+    monkeypatch.setattr(cli, "METHODS", ("svd",))
+    monkeypatch.setattr(polarlib, "schedules", tuple)
+    out = f"{ODD[:-1]}-U.npy"
+    shown = [
+        done("polar", name, "-o", out),
+        done("converge", name),
+        done("compare", name, "--no-plots"),
+        done("design", "--lower", "0.1", "--steps", "2", "--name", ODD),
+        refused("polar", f"no{name}"),
+        refused("polar", name, "--method", ODD),
+        refused("converge", name, "--csv", f"{ODD}/x.csv"),
+        refused(ODD),
+        refused(f"--{ODD}"),
+    ]
+    for text in shown:
+        assert text.replace("\n", "").isprintable()
+        assert "[red]" in text
+    assert all(escaped in text for text in shown[1:3])
+    assert document("converge", name)["file"] == name
+
+
+@pytest.mark.slow
+def test_plots_of_files_with_any_name(here):
+    for k, name in enumerate((f"{ODD[:-1]}$\\frac{{a}}$日本語", "n" * 240)):
+        np.save(f"{name}.npy", A)
+        found = document("compare", f"{name}.npy", "--plots", f"P{k}", "--precision", "float32")
+        assert {path.name for path in (here / f"P{k}").iterdir()} == {
+            os.path.basename(path) for path in found["plots"]
+        }
+        assert all(os.path.basename(path).isprintable() for path in found["plots"])
+        done("design", "--lower", "0.1", "--steps", "2", "--name", name, "--plot", "p.png")
+
+
+@pytest.mark.parametrize("columns", ["0", "-5", "abc", "²", "1", "9" * 5000, "1e3", " "])
+def test_any_number_of_columns(columns):
+    for text in (done("polar", "A.npy", COLUMNS=columns), done("--help", COLUMNS=columns)):
+        assert "\n" in text
+    result = invoke("polar", "missing.npy", COLUMNS=columns)
+    assert (result.exit_code, result.stderr) == (2, "polarlib: missing.npy: no such file\n")
+
+
+def test_long_messages_are_cut():
+    assert len(refused("polar", "x" * 10_000)) < cli.LONGEST + 40
+
+
+def test_links_in_circles(here):
+    try:
+        (here / "loop.npy").symlink_to("loop.npy")
+    except OSError:
+        pytest.skip("no links")
+    assert "loop.npy: cannot be read" in refused("polar", "loop.npy", "-o", "U.npy")
+    assert "-o loop.npy: cannot be written" in refused("polar", "A.npy", "-o", "loop.npy")
+    assert "--plots loop.npy" in refused("compare", "A.npy", "--plots", "loop.npy")
+
+
+def test_both_factors_are_written_or_neither(here, monkeypatch):
+    (here / "U.npy").write_bytes(b"as it was")
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith("H.npy"):
+            raise OSError(28, "No space left on device", source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    text = refused("polar", "A.npy", "-o", "U.npy", "--hermitian", "H.npy")
+    assert text == "polarlib: --hermitian H.npy: cannot be written: No space left on device\n"
+    assert (here / "U.npy").read_bytes() == b"as it was"
+    assert {path.name for path in here.iterdir()} == {"A.npy", "U.npy"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("converge", "A.npy", "--steps", "10000000"),
+        ("converge", "A.npy", "--steps", "9" * 400),
+        ("schedules", "jordan", "--steps", "101"),
+        ("design", "--lower", "0.1", "--steps", "10000000"),
+        ("design", "--lower", "0.1", "--matmuls", "10000000"),
+        ("design", "--lower", "0.1", "--degrees", "10001"),
+        ("design", "--lower", "0.1", "--degrees", ",".join(["3"] * 101)),
+        ("bench", "--sizes", "1000000"),
+        ("bench", "--seconds", "1e9"),
+    ],
+)
+def test_limits(args):
+    assert re.search(r"<=|less than or equal|at most|up to|from 2 to", refused(*args))
+
+
+def test_devices_that_numpy_does_not_have():
+    assert "numpy has no arrays on a GPU" in refused("bench", "--device", "gpu")
+
+
+@pytest.mark.slow
+def test_a_device_that_is_not_there(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "asarray", lambda *args, **rest: torch.zeros(1, device="nowhere"))
+    assert "torch cannot use a gpu" in refused("bench", "--device", "gpu", "--library", "torch")
+
+
+def test_without_docstrings():
+    """Python strips them with -OO; help and the list of methods are the same."""
+    code = (
+        "import json, sys, polarlib; from polarlib.cli import app; "
+        "print(json.dumps(polarlib.methods())); app(['polar', '--help'])"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-OO", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    listed, _, text = shown.stdout.partition("\n")
+    assert json.loads(listed) == polarlib.methods()
+    assert text.partition("\n")[2].split() == done("polar", "--help").partition("\n")[2].split()
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "code", "out", "err"),
+    [
+        ("polar A.npy >&-", 0, "", ""),
+        ("polar missing.npy 2>&-", 2, "", ""),
+        ("polar A.npy --json >&- 2>&-", 0, "", ""),
+        ("schedules > /dev/full", 2, "", "polarlib: standard output: No space left on device\n"),
+        ("--help > /dev/full", 2, "", "polarlib: No space left on device\n"),
+        ("polar missing.npy 2> /dev/full", 2, "", ""),
+        ("schedules --json | head -n 1", 0, "{\n", ""),
+        ("polar $'\\xff.npy'", 2, "", "polarlib: \\udcff.npy: no such file\n"),
+        ("polar A.npy -o /dev/full.npy", 0, None, ""),
+    ],
+)
+def test_streams(here, call, code, out, err):
+    if call.endswith("/dev/full.npy"):  # a device as a file
+        (here / "full.npy").symlink_to("/dev/full")
+        call, code, out = "polar A.npy -o full.npy", 2, ""
+        err = "polarlib: -o full.npy: is a pipe, a socket or a device; name a file\n"
+    if "/dev/full" in call and not os.path.exists("/dev/full"):
+        pytest.skip("the system has no full device")
+    shown = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m polarlib {call}"],
+        capture_output=True,
+        env={k: v for k, v in os.environ.items() if k not in PLAIN},
+        timeout=120,
+    )
+    found = (shown.returncode, shown.stdout.decode(), shown.stderr.decode())
+    assert found == (code, out, err)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        {"TERM": "dumb"},
+        {"NO_COLOR": "1", "COLUMNS": "0"},
+        {"HOME": "/nowhere", "MPLCONFIGDIR": "/proc/nowhere"},
+    ],
+)
+def test_surroundings(here, env):
+    np.save("é.npy", A)
+    kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH")}
+    command = [sys.executable, "-m", "polarlib", "converge", "é.npy", "--plot", "p.png"]
+    shown = subprocess.run(command, capture_output=True, env=kept | env, timeout=120)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"\x1b" not in shown.stdout
+    assert (here / "p.png").exists()
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", -15), ("SIGHUP", -1)])
+def test_signals_while_a_file_is_written(here, name, code):
+    (here / "U.npy").write_bytes(b"as it was")
+    program = """
+import sys, numpy
+def save(file, array, **rest):
+    file.write(b"half")
+    print("writing", flush=True)
+    while True:
+        pass
+numpy.save = save
+from polarlib.cli import main
+sys.argv = ["polarlib", "polar", "A.npy", "-o", "U.npy", "--hermitian", "H.npy"]
+main()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err == (b"polarlib: interrupted\n" if code == 130 else b"")
+    assert {path.name for path in here.iterdir()} == {"A.npy", "U.npy"}
+    assert (here / "U.npy").read_bytes() == b"as it was"
+
+
 def test_usage_errors():
     assert "bogus" in refused("bogus")
     assert "--bogus" in refused("--bogus")
@@ -168,7 +382,7 @@ def test_interruption_and_lack_of_memory(monkeypatch):
         return compute
 
     monkeypatch.setattr(polarlib, "polar", raises(KeyboardInterrupt()))
-    assert invoke("polar", "A.npy").exit_code == 130
+    assert refused("polar", "A.npy", code=130) == "polarlib: interrupted\n"
     monkeypatch.setattr(polarlib, "polar", raises(MemoryError()))
     assert "memory" in refused("polar", "A.npy")
 

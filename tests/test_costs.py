@@ -157,9 +157,9 @@ def test_the_answer_is_the_callers_own():
     ("arguments", "device", "said"),
     [
         (("numpy", "float65", 8), "cpu", "float65.*float64"),
-        (("numpy", "float64", 0), "cpu", "n must be at least 1, got 0"),
-        (("numpy", "float64", math.nan), "cpu", "n must be at least 1, got nan"),
-        (("numpy", "float64", 8), "cuda", "unknown device 'cuda'.*'cpu', 'gpu'"),
+        (("numpy", "float64", 0), "cpu", "n must be an integer of at least 1, got 0"),
+        (("numpy", "float64", math.nan), "cpu", "n must be an integer of at least 1, got nan"),
+        (("numpy", "float64", 8), "cuda", "device must be .cpu. or .gpu."),
     ],
 )
 def test_wrong_arguments(arguments, device, said):
@@ -229,3 +229,10 @@ def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv(costs.VARIABLE, str(tmp_path / "nowhere.toml"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         kernel_costs("numpy", "float64", 8)
+
+
+def test_the_variable_is_named(tmp_path, monkeypatch):
+    for path, text in ((tmp_path, "is a folder"), (tmp_path / "no", "No such file")):
+        monkeypatch.setenv("POLARLIB_COSTS", str(path))
+        with pytest.raises(OSError, match=f"{text}.*POLARLIB_COSTS names"):
+            kernel_costs("numpy", "float64", 100)

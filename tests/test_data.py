@@ -38,7 +38,7 @@ def test_files_are_small():
 
 
 def test_no_temporary_file_is_left():
-    assert not list(NPZ.parent.glob("*.part"))
+    assert not list(NPZ.parent.glob(".*.tmp"))
 
 
 def test_every_aspect_is_present(arrays):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import mpmath
 import numpy as np
 import pytest
@@ -347,7 +349,7 @@ def test_bad_input():
                 call(np.diag([1.0, 1.0, bad]), a)
         assert np.isnan(np.asarray(call(a, a * np.nan))).all()
     strict = library("array_api_strict")
-    with pytest.raises(TypeError, match="must be an array of the matrix's library"):
+    with pytest.raises(TypeError, match="must be arrays of one library"):
         polar_jvp(a, strict.asarray(a))
 
 
@@ -579,7 +581,8 @@ def test_jax_says_what_it_cannot():
     import jax
 
     x = jnp.asarray(sample((2, 3, 3), 1))
-    for f in (unitary_factor, lambda a: polarlib.polar(a).unitary):
+    for f in (unitary_factor, lambda a, method: polarlib.polar(a, method=method).unitary):
+        f = functools.partial(f, method="newton")
         for transform in (jax.jit, jax.vmap):
             with pytest.raises(TypeError, match="looks at its matrix"):
                 transform(f)(x)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import concurrent.futures
 import decimal
+import errno
 import io
+import os
 import pickle
 import re
+import signal
+import stat
+import subprocess
+import sys
 import tomllib
 import zipfile
 from importlib import resources
@@ -18,7 +25,9 @@ import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polarlib import files
+import polarlib
+from polarlib import costs, files, report, result
+from polarlib.result import write_together, write_whole
 
 A = np.random.default_rng(0).standard_normal((5, 3))
 
@@ -269,6 +278,53 @@ def test_members_that_are_no_arrays(here):
     with zipfile.ZipFile("a.npz", "w") as archive:
         archive.writestr("text.npy", "hello")
     assert "damaged" in failure("a.npz")
+
+
+def test_sparse_matrices_of_scipy_are_named(here):
+    scipy.sparse.save_npz("a.npz", scipy.sparse.csr_array(np.eye(3)))
+    assert "sparse matrix of scipy.sparse.save_npz" in failure("a.npz")
+    np.testing.assert_array_equal(files.read("a.npz:data"), np.ones(3))
+
+
+def test_archives_that_unpack_to_more_than_the_memory(here, monkeypatch):
+    np.savez_compressed("a.npz", a=np.zeros(1000))
+    monkeypatch.setattr(files, "_memory", lambda: 5000.0)
+    assert "too large for the memory" in failure("a.npz")
+
+
+@pytest.mark.parametrize("head", ["%%MatrixMarket", ARRAY, ARRAY + "real general\n2 1\n"])
+def test_lines_without_end(here, head):
+    (here / "a.mtx").write_bytes(head.encode() + bytes(10**6))
+    assert len(failure("a.mtx")) < 500
+
+
+DEEP = 10**5
+
+
+@pytest.mark.parametrize("text", ["[" * DEEP, '{"a": ' * DEEP, "9" * 5000, '{"a": 1, "a": 2}'])
+def test_json_that_no_program_of_ours_wrote(here, text):
+    (here / "result.json").write_text(text)
+    for read, path in ((polarlib.Schedule.from_json, "result.json"), (report.collect, ".")):
+        with pytest.raises(ValueError, match=r"^result\.json: is not JSON: ") as caught:
+            read(path)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * DEEP,
+        "a = " + "9" * 5000,
+        "[numpy.cpu]\nmeasured = " + "[" * 200 + "]" * 200,
+        "[numpy.cpu]\nmeasured = true\nsource = ''\nsizes = [" + "9" * 400 + "]",
+        "a" * 2**21,
+    ],
+)
+def test_costs_that_no_program_of_ours_wrote(here, text):
+    (here / "costs.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"^costs\.toml: ") as caught:
+        costs.read_costs("costs.toml")
+    assert len(str(caught.value)) < 300
 
 
 def test_choice_of_an_array(here):
@@ -533,6 +589,228 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(here, monkeypatch):
     assert [path.name for path in here.iterdir()] == ["a.npy"]
     with pytest.raises(FileNotFoundError):
         files.write_npy("nowhere/a.npy", A)
+
+
+LIBRARIES = {
+    "torch": "x.clone()",
+    "torch bfloat16": "x.bfloat16()",
+    "torch float16": "x.half()",
+    "torch float8": "x.to(lib.float8_e4m3fn)",
+    "torch gradient": "x.clone().requires_grad_()",
+    "torch conjugate": "(x * 1j).mH",
+    "torch integers": "x.long()",
+    "jax": "x",
+    "jax bfloat16": "x.astype('bfloat16')",
+    "dask": "x",
+    "array_api_strict": "x",
+}
+
+
+@pytest.mark.parametrize("kind", LIBRARIES)
+def test_write_npy_of_other_libraries(here, kind):
+    name, _, what = kind.partition(" ")
+    lib = pytest.importorskip({"jax": "jax.numpy", "dask": "dask.array"}.get(name, name))
+    dense = np.round(A).astype(np.float32)
+    array = eval(LIBRARIES[kind], {"x": lib.asarray(dense), "lib": lib})
+    files.write_npy("a.npy", array)
+    a = np.load("a.npy")
+    expected = {"conjugate": (dense * 1j).conj().T}.get(what, dense)
+    np.testing.assert_array_equal(a, expected)
+    dtypes = {"float16": "float16", "conjugate": "complex64", "integers": "int64"}
+    assert a.dtype == dtypes.get(what, "float32")
+
+
+def test_write_npy_refuses_what_is_no_array_of_numbers(here):
+    masked = np.ma.masked_array(A, A > 0)
+    for array in (masked, scipy.sparse.eye_array(3), [[1], [2, 3]], ["a"], None):
+        with pytest.raises(ValueError, match=r"^a\.npy: "):
+            files.write_npy("a.npy", array)
+    assert not list(here.iterdir())
+
+
+# -- whole files ------------------------------------------------------------------------------
+
+
+def put(text):
+    return lambda file: file.write(text.encode())
+
+
+def left(folder):
+    """Names and texts of the files in a folder."""
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_permissions_are_those_of_open_or_of_the_file_that_is_replaced(here, monkeypatch):
+    before = os.umask(0o027)
+    try:
+        (here / "a").write_text("opened")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask is the process's"))
+            write_whole("b", put("new"))
+        assert os.stat("a").st_mode == os.stat("b").st_mode
+        for mode in (0o600, 0o644, 0o755):
+            os.chmod("b", mode)
+            write_whole("b", put("again"))
+            assert stat.S_IMODE(os.stat("b").st_mode) == mode
+    finally:
+        os.umask(before)
+    assert left(here) == {"a": "opened", "b": "again"}
+
+
+def test_files_that_may_not_be_written_are_not_replaced(here, monkeypatch):
+    (here / "a").write_text("old")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: not str(p).endswith("a") and access(p, mode))
+    with pytest.raises(PermissionError, match="'a'"):
+        write_whole("a", put("new"))
+    assert left(here) == {"a": "old"}
+
+
+def test_links_are_followed(here):
+    (here / "folder").mkdir()
+    (here / "folder" / "a").write_text("old")
+    try:
+        (here / "link").symlink_to("folder/a")
+    except OSError:
+        pytest.skip("no links")
+    (here / "new").symlink_to("folder/b")
+    (here / "loop").symlink_to("loop")
+    (here / "dangling").symlink_to("nowhere/b")
+    write_whole("link", put("new"))
+    write_whole("new", put("new"))
+    assert (here / "link").is_symlink()
+    assert left(here / "folder") == {"a": "new", "b": "new"}
+    with pytest.raises(OSError, match="'loop'"):
+        write_whole("loop", put("new"))
+    with pytest.raises(FileNotFoundError, match=r"dangling: there is no folder .*nowhere"):
+        write_whole("dangling", put("new"))
+
+
+def test_names_as_long_as_allowed(here):
+    name = "n" * 255
+    write_whole(name, put("new"))
+    assert left(here) == {name: "new"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_pipes_devices_and_folders_are_refused(here):
+    os.mkfifo("pipe.npy")
+    (here / "zero.npy").symlink_to("/dev/zero")
+    (here / "folder.npy").mkdir()
+    for name in ("pipe.npy", "zero.npy", "folder.npy"):
+        with pytest.raises(OSError, match=f"{name}: is a "):
+            write_whole(name, put("new"))
+        for read in (files.read, polarlib.Schedule.from_json, costs.read_costs):
+            with pytest.raises(OSError, match=f"{name}: is a "):
+                read(name)
+    (here / "study").mkdir()
+    (here / "study" / "result.json").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=r"result\.json: is a pipe, a socket or a device"):
+        report.collect("study")
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(here):
+    resource = pytest.importorskip("resource")
+    files.write_npy("a.npy", A)
+    before = (here / "a.npy").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        with pytest.raises(OSError, match=r"'a\.npy'") as caught:
+            files.write_npy("a.npy", np.zeros(2**16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert (here / "a.npy").read_bytes() == before
+    assert [path.name for path in here.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("old", [{}, {"u": "old u"}, {"h": "old h"}, {"u": "old u", "h": "old h"}])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_several_files_are_written_all_or_none(here, monkeypatch, old, links, error):
+    for name, text in old.items():
+        (here / name).write_text(text)
+    replace, renamed = os.replace, []
+
+    def fails(source, target):
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise error
+        replace(source, target)
+
+    def no_links(source, target):
+        raise OSError("no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(type(error)):
+        write_together({"u": put("new u"), "h": put("new h")})
+    assert left(here) == old
+    write_together({"u": put("new u"), "h": put("new h")})
+    assert left(here) == {"u": "new u", "h": "new h"}
+
+
+@pytest.mark.parametrize("names", ["u", "uh"])
+def test_an_interruption_after_the_last_file_is_in_place(here, monkeypatch, names):
+    def interrupted(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(result, "_sync_folder", interrupted)
+    for text in ("first", "second"):
+        with pytest.raises(KeyboardInterrupt):
+            write_together({name: put(text) for name in names})
+        assert left(here) == dict.fromkeys(names, text)
+
+
+def test_several_files_of_which_one_fails(here):
+    (here / "u").write_text("old")
+    for wrong in ("nowhere/h", "."):
+        with pytest.raises(OSError, match=r"nowhere|folder"):
+            write_together({"u": put("new"), wrong: put("new")})
+    assert left(here) == {"u": "old"}
+
+
+SIGNALS = ["SIGTERM", "SIGHUP"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signals_end_the_process_without_leaving_temporary_files(here, name):
+    (here / "a").write_text("old")
+    # Without the package, whose import takes longer than all else here.
+    code = f"""
+import os, runpy, signal
+def write(file):
+    file.write(b"new")
+    os.kill(os.getpid(), signal.{name})
+    raise SystemExit(3)
+runpy.run_path({result.__file__!r})["write_whole"]("a", write)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-getattr(signal, name), b"")
+    assert left(here) == {"a": "old"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_handlers_of_signals_are_left_as_they_were(here):
+    def during():
+        found = []
+        write_whole("a", lambda file: found.append(signal.getsignal(signal.SIGTERM)))
+        return found[0]
+
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert callable(during())
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(during).result() is signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert during() is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # -- shipped matrices -------------------------------------------------------------------------

@@ -408,6 +408,13 @@ def test_without_the_rational_step_singular_matrices_are_given_up(dtype, monkeyp
     assert np.isfinite(u).all()
     _, what = run(x, may_decompose=True)
     assert what.method == "svd"
+    # Of a stack, each matrix has values of its own.
+    _, what = run(np.stack([x, 2 * x]), may_decompose=True)
+    assert what.singular_values.shape == (2, len(x))
+    values = np.array(what.singular_values)
+    np.testing.assert_allclose(values[1], 2 * values[0], atol=1e-5)
+    # One that is not singular is not decomposed.
+    assert run(np.stack([x, np.eye(len(x), dtype=dtype)]), may_decompose=True)[1].converged
 
 
 def test_singular_matrices_of_other_libraries(lib):

@@ -312,7 +312,7 @@ def test_noise_gain():
     ("step", "upper"), [((1.0,), -1.0), ((1.0,), math.nan), ((math.inf,), 1.0), ((), 1.0)]
 )
 def test_noise_gain_refuses(step, upper):
-    with pytest.raises(ValueError, match="finite coefficients and upper >= 0"):
+    with pytest.raises(ValueError, match=r"(upper|step).* must be a"):
         noise_gain(step, upper)
 
 
@@ -344,5 +344,5 @@ def test_table_of_another_target():
 
 
 def test_table_takes_a_schedule():
-    with pytest.raises(TypeError, match="look a name up"):
+    with pytest.raises(TypeError, match="must be a Schedule"):
         table("polar_express")

@@ -479,10 +479,10 @@ def test_not_traces(few):
     for value, name in [(few, "Trace"), (3, "int"), ("jordan", "str"), ([few, 3], "int 3")]:
         with pytest.raises(TypeError, match=f"list of Trace.*got {name}"):
             plot.compare(value)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="at least one Trace"):
         plot.compare([])
     for figure in ("ortogonality", None, ["distance"]):
-        with pytest.raises(ValueError, match=r"unknown figure.*'orthogonality'"):
+        with pytest.raises(ValueError, match=r"figure must be .*'orthogonality'"):
             plot.compare([few], figure=figure)
 
 

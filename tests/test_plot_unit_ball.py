@@ -152,7 +152,10 @@ def test_shapes():
     with pytest.raises(ValueError, match="k = 3"):
         plot.unit_ball(norms.ky_fan(3))
     for shape in ((1, 5), (2,), (2.0, 2), "22", 3, (2, 2, 2)):
-        with pytest.raises(ValueError, match="unit_ball needs a shape of two numbers from 2, got"):
+        with pytest.raises(
+            ValueError,
+            match=r"shape must be .* of at least 2, got",
+        ):
             plot.unit_ball(norms.spectral(), shape=shape)
     with pytest.raises(ValueError, match="2 x 8"):
         plot.unit_ball(norms.rms_to_rms(2, 8), shape=(3, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -204,6 +205,9 @@ def test_reason_and_condition_are_shown():
     result = polar(gaussian((6, 6)))
     assert "condition" in repr(result)
     assert "condition" in result._repr_html_()
+    odd = dataclasses.replace(result, method="<script>", reason="a & <b>")._repr_html_()
+    assert "&lt;script&gt;" in odd
+    assert "a &amp; &lt;b&gt;" in odd
     assert set(result.to_dict()) >= {"condition_bounds", "reason", "method"}
 
 
@@ -258,7 +262,7 @@ def test_a_wrong_hint_is_found_out(method):
         ({"cond": 0.5}, "cond must be a number of at least 1, got 0.5"),
         ({"cond": np.nan}, "cond must be .* got nan"),
         ({"cond": "10"}, "cond must be"),
-        ({"sigma_min": 0}, "sigma_min must be a positive number, got 0"),
+        ({"sigma_min": 0}, "sigma_min must be a number above 0, got 0"),
         ({"sigma_min": -1.0}, "sigma_min must be"),
         ({"sigma_min": True}, "sigma_min must be"),
         ({"sigma_min": 1e9}, "exceeds the largest singular value"),

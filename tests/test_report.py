@@ -161,6 +161,9 @@ MALFORMED = [
     (json.dumps(result(plots=[{"name": "p", "png": "p.png"}])), "'plots' lacks 'caption'"),
     (json.dumps(spoiled("figures", within="yes")), "figure 'inside' needs within"),
     (json.dumps(spoiled("figures", tolerance=0.1)), "figure 'inside' needs within"),
+    (json.dumps(spoiled("figures", value=[[1]])), "figure 'inside': value must be a number"),
+    (json.dumps(spoiled("figures", published={"a": 1})), "published must be a number"),
+    ('{"study": 1, "study": 2}', "'study' occurs twice"),
     (json.dumps(spoiled("plots", png="../../secret.png")), "'../../secret.png', which is no file"),
     (json.dumps(spoiled("plots", png=7)), "names the picture 7"),
     (json.dumps(spoiled("plots", png="q.png")), "picture q.png cannot be read"),
@@ -199,6 +202,31 @@ def test_wrong_folders(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="none: no such folder; make it first"):
         report.write(tmp_path / "none" / "r.html", folder)
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".html"] == []
+
+
+def test_text_of_studies_is_no_format_and_no_markup(folder):
+    odd = "{0.__class__} %s {x!r} <script>alert(1)</script> \ud800"
+    name = "<img src=x>"
+    study(
+        folder,
+        "odd",
+        title=odd,
+        notes=[odd],
+        versions={odd: odd},
+        figures=[figure(odd, odd, True) | {"tolerance": {odd: odd}, "why": odd, "where": odd}],
+    )
+    (folder / "odd" / "numbers.csv").write_text(f"{name},b,c\n1,{name},{{0}}\n")
+    report.write(folder / "r.html", folder)
+    text = (folder / "r.html").read_text(encoding="utf-8")
+    assert text.count("{0.__class__} %s {x!r} &lt;script&gt;") >= 8
+    for forbidden in ("<script", "<img src=x", "\ud800"):
+        assert forbidden not in text
+
+
+def test_a_folder_with_too_many_files(folder, monkeypatch):
+    monkeypatch.setattr(report, "MOST_FILES", 3)
+    with pytest.raises(ValueError, match="holds more than 3 files"):
+        report.collect(folder)
 
 
 def test_nothing_to_show():

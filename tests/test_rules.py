@@ -530,17 +530,3 @@ def test_the_rest_on_jax(torch):
     wanted = gradient(torch, lambda x: invariants(x, 2)[2], a, b)
     got = jax.grad(lambda x: jnp.sum(invariants(x, 2)[2] * b))(jnp.asarray(a))
     np.testing.assert_allclose(got, wanted, atol=1e-12)
-
-
-def test_jax_says_what_cannot_be_traced():
-    jnp = library("jax").xp
-    import jax
-
-    x = jnp.asarray(definite([3, 2, 1]))
-    for f, remedy in (
-        (sqrtm_psd, "use inverse_root, and multiply"),
-        (lambda a: top_singular(a, 1)[1], "on a whole stack"),
-        (lambda a: procrustes(a, a), "on a whole stack"),
-    ):
-        with pytest.raises(TypeError, match=f"looks at its matrix.*{remedy}"):
-            jax.jit(f)(x)

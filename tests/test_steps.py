@@ -377,20 +377,26 @@ BAD_NUMBERS = {
         lambda x, v: uscg_step(x, x, np.sign, rate=1, radius=v),
         (0, -1.0, np.inf, 1j),
     ),
-    r"rate must be a number that is not negative, got": (
+    r"rate must be a number of at least 0, got": (
         lambda x, v: presgdw_step(x, x, rate=v),
         (-1e-3, np.nan, np.inf),
     ),
-    r"decay must be a number that is not negative, got": (
+    r"decay must be a number of at least 0, got": (
         lambda x, v: presgdw_step(x, x, rate=1, decay=v),
         (-1, None),
     ),
-    r"beta must be a number from 0 to below 1, got": (
+    r"beta must be a number of at least 0 and below 1, got": (
         lambda x, v: ema(x, x, v),
         (1, -0.1, np.nan),
     ),
-    r"mu must be a number from 0 to below 1, got": (lambda x, v: nesterov(x, x, v), (1, "a")),
-    r"beta2 must be a number from 0 to below 1, got": (lambda x, v: lion(x, x, 0.9, v), (1.0,)),
+    r"mu must be a number of at least 0 and below 1": (
+        lambda x, v: nesterov(x, x, v),
+        (1, "a"),
+    ),
+    r"beta2 must be a number of at least 0 and": (
+        lambda x, v: lion(x, x, 0.9, v),
+        (1.0,),
+    ),
     r"k must be an integer of at least 1, got": (
         lambda x, v: debias(x, v, 0.9),
         (0, 1.0, True, -1),
@@ -423,7 +429,9 @@ def test_bad_arrays(name):
 
 
 def test_two_libraries(torch):
-    with pytest.raises(TypeError, match=r"of two libraries: .*numpy and, d, .*torch"):
+    with pytest.raises(
+        TypeError, match="the first array and d must be arrays of one library, got numpy and torch"
+    ):
         presgdw_step(np.ones(2), torch.ones(2, dtype=torch.float64), rate=1)
 
 

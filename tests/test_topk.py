@@ -683,7 +683,7 @@ def test_dion_bad_input(f, a, factor, error, words):
 
 
 def test_dion_needs_one_library(torch):
-    with pytest.raises(TypeError, match="q must be of the library of the matrix"):
+    with pytest.raises(TypeError, match="m and q must be arrays of one library"):
         power_step(np.eye(3), torch.eye(3))
 
 

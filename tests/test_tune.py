@@ -292,21 +292,21 @@ def test_spectra_refuse():
         spectrum("marchenko_pastur")
     with pytest.raises(TypeError, match="made of singular values or of a density"):
         for_spectrum(greedy(0.1, [5]), 2)
-    with pytest.raises(ValueError, match="unknown normalisation 'l2'"):
+    with pytest.raises(ValueError, match=r"normalisation must be .*'l2'"):
         spectrum([1.0], normalisation="l2")
     with pytest.raises(ValueError, match="divided by their frobenius norm"):
         spectrum(marchenko_pastur(2, 2), normalisation="spectral")
-    with pytest.raises(ValueError, match="unknown normalisation 'aol'"):
+    with pytest.raises(ValueError, match="'frobenius' or 'spectral', got 'aol'"):
         marchenko_pastur(2, 2, normalisation="aol")
     for shape in ((0, 1), (1, 2.5), ("a", 1)):
-        with pytest.raises(ValueError, match="a shape is two integers"):
+        with pytest.raises(ValueError, match=r"[mn] must be an integer of at least 1"):
             marchenko_pastur(*shape)
     for alpha, low in ((math.nan, 0.1), ("1", 0.1), (1, 0), (1, 1), (1, math.nan), (1, None)):
-        with pytest.raises(ValueError, match="a power law needs alpha"):
+        with pytest.raises(ValueError, match=r"(alpha|low) must be a number"):
             power_law(alpha, low)
-    with pytest.raises(ValueError, match="low=2"):
+    with pytest.raises(ValueError, match="low must be a number between 0 and 1, got 2"):
         log_uniform(2)
-    with pytest.raises(TypeError, match="mean_error takes a Schedule"):
+    with pytest.raises(TypeError, match="schedule must be a Schedule"):
         mean_error([(1.5, -0.5)], [1.0])
 
 
@@ -481,7 +481,7 @@ def test_for_spectrum_refuses():
     with pytest.raises(ValueError, match="degree must be an odd integer"):
         for_spectrum([1.0, 0.1], 2, degree=4)
     for bounds in ((0, math.nan), 3, (2, 1)):
-        with pytest.raises(ValueError, match="bounds are two numbers"):
+        with pytest.raises(ValueError, match=r"number of bounds|bounds must be two numbers"):
             for_spectrum([1.0, 0.1], 2, bounds=bounds)
     with pytest.raises(ValueError, match="the start must keep the bounds"):
         for_spectrum([1.0, 0.1], 2, bounds=(0, 0.5))
@@ -611,7 +611,7 @@ def test_objectives_that_fail_on_the_way():
 
 def test_tune_refuses():
     start = greedy(0.05, [5, 5])
-    with pytest.raises(TypeError, match="tune starts from a Schedule"):
+    with pytest.raises(TypeError, match="start must be a Schedule"):
         tune("slope", "jordan")
     with pytest.raises(TypeError, match="an objective is a function"):
         tune(3, start)
@@ -624,7 +624,7 @@ def test_tune_refuses():
         with pytest.raises(ValueError, match="must return a number"):
             tune(lambda steps, v=value: v, start)
     for bounds in ((1.0, 0.5), (-1, 2), (0, math.inf), (math.nan, 1), 3, "ab"):
-        with pytest.raises(ValueError, match="bounds are two numbers"):
+        with pytest.raises(ValueError, match=r"number of bounds|bounds must be two numbers"):
             tune("slope", start, bounds=bounds)
     with pytest.raises(ValueError, match="the start must keep the bounds"):
         tune("slope", start, bounds=(0.9, 1.1))

@@ -13,9 +13,9 @@ stay.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
-import os
 import platform
 import sys
 import sysconfig
@@ -29,6 +29,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from polarlib.result import write_together, write_whole
 
 SHIPPED = Path(__file__).resolve().parents[2] / "polarlib" / "data" / "gradients.npz"
 COMMAND = "python analysis/gradients/train.py --out polarlib/data/gradients.npz"
@@ -480,14 +482,13 @@ def story(
 
 
 def write(out: Path, arrays: dict[str, np.ndarray], text: str) -> None:
-    """Write both files under temporary names, then rename, so that no half file is left."""
-    toml = out.with_suffix(".toml")
-    parts = [path.with_name(path.name + ".part") for path in (out, toml)]
-    with parts[0].open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    parts[1].write_text(text, encoding="utf-8")
-    os.replace(parts[0], out)
-    os.replace(parts[1], toml)
+    """Write both files or neither."""
+    write_together(
+        {
+            out: lambda file: np.savez_compressed(file, **arrays),
+            out.with_suffix(".toml"): lambda file: file.write(text.encode()),
+        }
+    )
 
 
 def read(data: Path) -> tuple[dict[str, np.ndarray], dict[str, dict[str, object]]]:
@@ -594,7 +595,8 @@ def plot(data: Path, figure: Path) -> None:
         axis.legend(loc="lower left", fontsize=9)
     axes[0].set_ylabel("singular value / largest")
     drawing.suptitle(f"Nonzero singular values; dashed: step {EARLY}, solid: step {LATE}")
-    drawing.savefig(figure, dpi=110)
+    save = functools.partial(drawing.savefig, format=figure.suffix.removeprefix("."), dpi=110)
+    write_whole(figure, save)
     plt.close(drawing)
 
 

@@ -18,29 +18,35 @@ from polarlib._methods import small
 from polarlib._methods.auto import auto
 from polarlib._methods.halley import halley as halley_schedule
 from polarlib._methods.halley import rational
-from polarlib._methods.hybrid import hybrid
+from polarlib._methods.hybrid import hybrid, reduce_in_place
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
-from polarlib._methods.structured import structured
+from polarlib._methods.structured import structured, worst_of
 from polarlib._methods.svd import partial_isometry, svd
+from polarlib._methods.traced import TRACED, fixed_schedule
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.design.zolotarev import RationalSchedule
+from polarlib.formats import docstring
 
 __all__ = [
     "FIXED",
     "HINTED",
     "METHODS",
     "RATIONAL",
+    "TRACED",
     "auto",
+    "fixed_schedule",
     "methods",
     "partial_isometry",
     "polynomial",
     "rational",
+    "reduce_in_place",
     "small",
+    "worst_of",
 ]
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -85,7 +91,7 @@ def methods() -> dict[str, str]:
     U V^H from the singular value decomposition.
     """
     described = METHODS | FIXED
-    exact = {name: (f.__doc__ or "").strip().splitlines()[0] for name, f in described.items()}
+    exact = {name: docstring(f).partition("\n")[0] for name, f in described.items()}
     fixed = {
         name: f"Fixed schedule of {len(published.schedule(name))} steps: "
         + published.schedule(name).source

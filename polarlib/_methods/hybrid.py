@@ -12,7 +12,7 @@ import numpy as np
 from polarlib import _blas
 from polarlib._methods.qdwh import weights
 from polarlib._methods.reduction import start
-from polarlib._methods.structured import lift, one_by_one, rational
+from polarlib._methods.structured import TILE, lift, one_by_one, rational
 from polarlib._methods.svd import svd
 from polarlib._qr_kernels import has_pointers
 from polarlib.costs import kernel_costs
@@ -23,7 +23,7 @@ from polarlib.iterate import even_part
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["Step", "hybrid", "library_of", "plan"]
+__all__ = ["Step", "hybrid", "library_of", "plan", "reduce_in_place"]
 
 Array = Any
 
@@ -53,6 +53,8 @@ EXTRA_STEPS, MUST_FALL = 8, 0.97
 LIFTING_PAYS = 0.9
 # |1 - sigma^2| below which a correction is as good in single precision.
 SINGLE_BELOW = 2.0**-27
+# Rows of a tall matrix that are multiplied at a time, in its own storage.
+ROWS = 256
 # |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
 LAST = {3: 3 / 8, 5: 5 / 16}
 
@@ -251,17 +253,35 @@ class _Anywhere:
 
 
 class _OnHost:
-    """Kernels for one column-major NumPy matrix, in three buffers that are used by turns."""
+    """Kernels for one column-major NumPy matrix, in three buffers that are used by turns.
 
-    def __init__(self, n: int, dtype: Any) -> None:
-        self._gram = np.zeros((n, n), dtype, order="F")  # nothing writes its lower triangle
-        self._iterates = [np.empty((n, n), dtype, order="F") for _ in range(2)]
+    With `owned`, the storage of the matrix is one of them.
+    """
+
+    def __init__(self, x: Array, *, owned: bool) -> None:
+        self._gram: Array | None = None
+        self._iterates: list[Array | None] = [x if owned else None, None]
 
     def free(self, x: Array) -> Array:
         """The buffer that does not hold X."""
-        return self._iterates[x is self._iterates[0]]
+        place = x is self._iterates[0]
+        buffer = self._iterates[place]
+        if buffer is None:
+            buffer = self._iterates[place] = np.empty(x.shape, x.dtype, order="F")
+        return buffer
+
+    def adopt(self, x: Array, other: Array | None = None) -> None:
+        """Take the storage of X, and of another array, for the buffers."""
+        self._iterates = [x, other]
+
+    def release(self) -> None:
+        """Give back the storage of the Gram matrix, and of iterates that nobody else holds."""
+        self._gram = None
+        self._iterates = [None, None]
 
     def gram(self, x: Array) -> Array:
+        if self._gram is None:  # nothing writes its lower triangle
+            self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
         return _blas.gram(x, self._gram)
 
     def defect(self, g: Array) -> float:
@@ -536,6 +556,7 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
     if not 0 < high < math.inf:
         return None
     if not low > 0:
+        del g, first
         return _lifted(x, None)
     q = np.empty_like(y, order="F")
     _blas.solve(y, first, q, rows=flip)
@@ -551,6 +572,40 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
         return call.gemm(1.0, q, t)
 
     return _Square(r, low / high if lower is None else lower, None, restore, 3)
+
+
+def reduce_in_place(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], None]] | None:
+    """Reduce a contiguous tall matrix to a square one, Q taking its storage.
+
+    Returns
+    -------
+    s, restore : ndarray, callable
+        ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, and the matrix as it was, where the
+        Gram matrix cannot tell the smallest singular value.
+    """
+    y, flip = _blas.columns(x)
+    call = _blas.routines(y.dtype.char)
+    g = _blas.gram(y, rows=flip)
+    first = np.empty_like(g)
+    low, high = _estimates(g, first, None)
+    del g
+    if not (low > 0 and high < math.inf):
+        return None
+    _blas.solve(y, first, y, rows=flip)
+    second = _blas.gram(y, rows=flip)
+    _blas.cholesky(second)  # near the identity: it has a factor
+    s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
+    del first
+    if flip:  # that was the factor of the conjugate
+        np.conjugate(s, out=s)
+        np.conjugate(second, out=second)
+
+    def restore(v: np.ndarray) -> None:
+        t = call.trsm(1.0, second, v)
+        for i in range(0, x.shape[0], ROWS):
+            x[i : i + ROWS] = _blas.matmul(np.array(x[i : i + ROWS]), t)
+
+    return s, restore
 
 
 def _lifted(
@@ -597,7 +652,7 @@ def _unitary(
     """Unitary factor of a column-major matrix; None if another method should be tried."""
     x, lower = found.x, found.lower
     eps = float(np.finfo(x.dtype).eps)
-    kernels = _OnHost(x.shape[1], x.dtype)
+    kernels = _OnHost(x, owned=found.restore is not None)
     g = kernels.gram(x)
     top = math.sqrt(_blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
     if found.certain is None:
@@ -608,17 +663,24 @@ def _unitary(
         return None
     ratio = low / high
     if not ratio > 0 and eps > SINGLE_BELOW:  # double precision can tell
+        del g
+        kernels.release()
         wide = _widened(x, course)
         if wide is not None:
             x, ratio = wide
+            kernels.adopt(x)
             low, high = ratio, 1.0
-            g = kernels.gram(x)
+        g = kernels.gram(x)
     own = plan(ratio, eps, costs)[1] if ratio > 0 else math.inf
     other = math.inf if found.certain else _cost_of_lifting(ratio, eps, costs)
     if may_decompose and not course.steps and costs["svd"] < min(own, other):
         return None
     if other < LIFTING_PAYS * own:
-        scratch = None if course.steps else (kernels.free(x), kernels.free(kernels.free(x)))
+        scratch = None
+        if not (course.steps or eps > SINGLE_BELOW or found.restore is not None):
+            scratch = kernels.free(x), kernels.free(kernels.free(x))
+        del g
+        kernels.release()
         better = _lifted(x, None if course.steps else top, scratch)
         if better is not None:
             before = course.restore
@@ -626,8 +688,10 @@ def _unitary(
             course.products += better.products
             found = better
             x, low, high = better.x, better.lower or 0.0, 1.0
+            kernels.adopt(x, None if scratch is None else scratch[0])
             ratio = low
-            g = kernels.gram(x)
+        del scratch
+        g = kernels.gram(x)
     if not ratio > 0:
         return None
     course.note = found.note
@@ -638,7 +702,11 @@ def _unitary(
     else:
         certain = course.certified(low)
         course.bounds = (certain, top) if certain > 0 else None
-    return x if course.restore is None else course.restore(x)
+    if course.restore is None:
+        return x
+    restore, course.restore = course.restore, None
+    del kernels, g, found  # before the factor takes storage
+    return restore(x)
 
 
 def _after(
@@ -657,13 +725,23 @@ def _widened(x: np.ndarray, course: _Course) -> tuple[np.ndarray, float] | None:
         cannot tell the smallest one either.
     """
     y = x.astype(np.result_type(x.dtype, np.float64), order="F")
-    kernels = _OnHost(y.shape[1], y.dtype)
+    kernels = _OnHost(y, owned=False)
     g = kernels.gram(y)
     low, high = _estimates(g, kernels.free(y), None)
     if not (low > 0 and high < math.inf):
         return None
     a, b, c = weights(low / high)
     step = Step((a, b), c)
-    new = kernels.apply(step.scaled(high), y, g).astype(x.dtype, order="F")
+    (a, b), c = step.scaled(high)
+    kernels.release()
+    g *= c
+    _blas.add_diagonal(g, 1.0)
+    if not _blas.resolvent(y, g, y, a - b / c, 0.0):
+        return None
+    del g
+    new = y.astype(x.dtype, order="F")
+    for j in range(0, x.shape[1], TILE):
+        new[:, j : j + TILE] = y[:, j : j + TILE] + x[:, j : j + TILE] * (b / c)
+    del y
     course.took(step.scaled(high), new, 3)
     return new, min(1.0, step(low / high))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from polarlib._methods.reduction import reduce_tall
+from polarlib._methods.svd import polished
 from polarlib.formats import format_of, nearest
 from polarlib.ops import Ops
 from polarlib.result import Run
@@ -67,7 +68,7 @@ def newton(
         else:
             zeta = _higham(x, inverse, ops) if change > SCALE_ABOVE else 1.0
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
-        new = x * (0.5 * zeta) + ops.adjoint(inverse) * (0.5 / zeta)
+        new = ops.combine((0.5 * zeta, 0.5 / zeta), (x, ops.adjoint(inverse)))
         change = ops.read(ops.norm_1(new - x) / ops.norm_1(x))
         x = new
         changes.append(change)
@@ -79,9 +80,9 @@ def newton(
             break
         inverse = ops.inverse(x)
     note = "" if math.isfinite(change) else "exactly singular: there is no inverse"
+    del new, inverse  # before the factor takes storage
     if converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
-        defect = ops.add_diagonal(-ops.gram(x), 1.0)
-        x = ops.gemm(x, defect, x, alpha=0.5, beta=1.0)
+        x = polished(x, ops)
         matmuls += 2
     if lift is not None:
         x = lift(x)

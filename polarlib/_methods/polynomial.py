@@ -32,6 +32,7 @@ def polynomial(
     normalisation: str | None = None,
     form: str = "plain",
     restarts: Sequence[int] = (),
+    out: Array | None = None,
     callback: Callable[[int, Array], None] | None = None,
 ) -> tuple[Array, Run]:
     """Apply a fixed schedule to tall matrices.
@@ -50,7 +51,7 @@ def polynomial(
         Number format of the n x n matrices of the Gram form, by default the same.
     normalisation : str, optional
         Instead of the schedule's own; "none" leaves its input safety out too.
-    form, restarts, callback
+    form, restarts, out, callback
         As :func:`polarlib.iterate.iterate` takes them. The callback is also called with step 0, the
         normalised input as rounded.
 
@@ -88,7 +89,8 @@ def polynomial(
         restarts=restarts,
         small=small,
         gram=g,
-        owned=z is not x,
+        owned=z is not x or out is x,
+        out=None if out is x else out,
         callback=callback,
     )
     products = matrix_products(schedule.steps, form=form, restarts=restarts)

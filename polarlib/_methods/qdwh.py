@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from polarlib import _blas
 from polarlib._methods.reduction import noise, start
+from polarlib._qr_kernels import has_pointers, over_identity
 from polarlib.formats import format_of
 from polarlib.ops import Ops
 from polarlib.result import Run
@@ -81,6 +85,10 @@ def resolvent(
     gram : array, optional
         ``X^H X``, if it is known. Not changed.
     """
+    on_host = isinstance(x, np.ndarray) and x.ndim == 2 and isinstance(c, float)
+    if on_host and _blas.has_kernels(x) and has_pointers():
+        spent = 1 if how == "householder" else int(gram is None) + 2 * (how != "cholesky")
+        return _resolvent_on_host(x, c, weight, how, gram), spent
     xp = ops.xp
     n = x.shape[-1]
     root = c**0.5
@@ -103,6 +111,43 @@ def resolvent(
     y = ops.solve_lower(factor, y)
     product = ops.matmul(ops.adjoint(y[..., :n]), y[..., n:])
     return product * (weight / root), spent + 2
+
+
+def _resolvent_on_host(
+    x: np.ndarray, c: float, weight: float, how: str, gram: np.ndarray | None
+) -> np.ndarray:
+    """:func:`resolvent` of a NumPy matrix, with little more storage than that of its stack."""
+    n = x.shape[-1]
+    call = _blas.routines(x.dtype.char)
+    lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
+    if how == "householder":
+        if not math.isfinite(_blas.max_abs(x)):  # LAPACK might not return
+            return lost
+        product = over_identity(x, math.sqrt(c))
+        product *= x.dtype.type(weight / math.sqrt(c))
+        return product
+    r = np.array(_blas.whole_gram(x) if gram is None else gram, order="F")
+    r *= x.dtype.type(c)
+    _blas.add_diagonal(r, 1.0)
+    if not _blas.cholesky(r):
+        return lost
+    if how == "cholesky":
+        y = np.array(x.T, order="F")
+        np.conjugate(y, out=y)
+        for turn in (_blas.ADJOINT, 0):  # R^-1 R^-H X^H
+            y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
+        return np.conjugate(y, out=y).T
+    y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
+    np.multiply(x.T, x.dtype.type(math.sqrt(c)), out=y[:, :n])
+    np.conjugate(y[:, :n], out=y[:, :n])
+    np.einsum("ii->i", y[:, n:])[...] = 1
+    y = call.trsm(1.0, r, y, trans_a=_blas.ADJOINT, overwrite_b=True)
+    _blas.gram(y, r, rows=True)
+    if not _blas.cholesky(r):
+        return lost
+    y = call.trsm(1.0, r, y, trans_a=_blas.ADJOINT, overwrite_b=True)
+    del r  # before the product takes storage
+    return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=_blas.ADJOINT)
 
 
 def qdwh(
@@ -135,8 +180,11 @@ def qdwh(
         a, b, c = weights(l)
         last = x
         how = form(1 + c, n, eps)
+        if how == "householder":
+            gram = None  # not used: its storage is free
         correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
-        x, gram = x * (b / c) + correction, None
+        x, gram = ops.combine((b / c, 1.0), (x, correction)), None
+        del correction
         matmuls += spent
         l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
         change = ops.read(ops.frobenius(x - last)) / math.sqrt(n)
@@ -181,7 +229,7 @@ def halley(
     while True:
         defect = ops.read(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
         correction, _ = resolvent(x, c, a - b / c, ops, how="cholesky", gram=gram)
-        last, x = x, x * (b / c) + correction
+        last, x = x, ops.combine((b / c, 1.0), (x, correction))
         changes.append(ops.read(ops.frobenius(x - last)) / math.sqrt(n))
         if callback is not None:
             callback(len(changes), lift(x))

@@ -43,7 +43,7 @@ import numpy as np
 
 from polarlib.formats import format_of
 from polarlib.ops import Ops, dtype_name
-from polarlib.result import Run
+from polarlib.result import Run, ignore_float_errors
 
 __all__ = ["Decomposition", "decompose", "rotation", "small"]
 
@@ -615,6 +615,7 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     return results
 
 
+@ignore_float_errors  # what overflows is not believed
 def _everywhere(
     fast: Callable[..., list[Any]],
     robust: Callable[..., list[Any]] | None,
@@ -623,21 +624,20 @@ def _everywhere(
 ) -> tuple[list[Array], Array]:
     """Results of `fast`, of `robust`, if any, where the last of them is false; and where it was."""
     xp = ops.xp
-    with np.errstate(all="ignore"):  # what overflows is not believed
-        *results, safe = _in_parts(fast, x, ops)
-        if robust is None:
-            return results, ~safe
-        if not ops.host:  # nothing is read off a device: both, everywhere
-            *others, _ = _in_parts(robust, x, ops)
-            for k, (r, other) in enumerate(zip(results, others, strict=True)):
-                mask = xp.reshape(safe, (-1,) + (1,) * (r.ndim - 1))
-                results[k] = xp.where(mask, r, other)
-            return results, ~safe
-        (index,) = xp.nonzero(~safe)
-        if index.shape[0]:
-            *others, _ = _in_parts(robust, xp.take(x, index, axis=0), ops)
-            for r, other in zip(results, others, strict=True):
-                r[index] = other
+    *results, safe = _in_parts(fast, x, ops)
+    if robust is None:
+        return results, ~safe
+    if not ops.host:  # nothing is read off a device: both, everywhere
+        *others, _ = _in_parts(robust, x, ops)
+        for k, (r, other) in enumerate(zip(results, others, strict=True)):
+            mask = xp.reshape(safe, (-1,) + (1,) * (r.ndim - 1))
+            results[k] = xp.where(mask, r, other)
+        return results, ~safe
+    (index,) = xp.nonzero(~safe)
+    if index.shape[0]:
+        *others, _ = _in_parts(robust, xp.take(x, index, axis=0), ops)
+        for r, other in zip(results, others, strict=True):
+            r[index] = other
     return results, ~safe
 
 

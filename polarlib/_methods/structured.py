@@ -38,7 +38,7 @@ from polarlib._qr_kernels import (
 from polarlib.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["Lifted", "Rational", "lift", "one_by_one", "rational", "structured"]
+__all__ = ["Lifted", "Rational", "lift", "one_by_one", "rational", "structured", "worst_of"]
 
 Array = Any
 
@@ -53,6 +53,9 @@ ENOUGH = 0.01
 # Lower bounds down to which functions with two and with three poles, the one at zero counted, map
 # to 0.05 and more: from there Halley steps have c of at most 100 and are accurate.
 TWO_POLES_ABOVE, THREE_POLES_ABOVE = 1e-7, 1e-11
+# Singular values of R in epsilons times the root of n, relative to the largest: how far they may be
+# from those of the matrix. Ten times the most that was seen.
+QR_MOVES = 10.0
 # Columns that are worked on at a time, so that temporary arrays stay in the caches.
 TILE = 64
 
@@ -138,8 +141,6 @@ def rational(l: float) -> Rational:
     return Rational(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
 
 
-# Matrices that are not finite give NaN, without a warning.
-@np.errstate(invalid="ignore", over="ignore")
 def lift(
     x: np.ndarray,
     *,
@@ -186,28 +187,32 @@ def lift(
     >>> bool(0.99 * lifted.lower <= s[2] and s[0] <= 1.01)
     True
     """
-    wide = np.result_type(x.dtype, np.float64)
-    if x.dtype != wide:
-        return _narrowed(lift(x.astype(wide), upper=upper), x.dtype)
+    narrow, wide = x.dtype, np.result_type(x.dtype, np.float64)
     m, n = x.shape
+    if narrow != wide and m > n:
+        return _lift_of_factor(x, upper)
     flip = m == n and x.flags.c_contiguous  # the factor of the transpose is the transpose
     x = x.T if flip else x
-    inverse = np.empty((n, n), x.dtype, order="F")
-    q = factorise(_copy(x))
+    inverse = np.empty((n, n), wide, order="F")
+    q = factorise(_copy(x, wide))
     size, condition, raised = _invert(q.x, inverse)
     if not condition <= PIVOT_ABOVE * n:
-        q = factorise(_copy(x), pivot=True)
+        del q
+        q = factorise(_copy(x, wide), pivot=True)
         size, condition, raised = _invert(q.x, inverse)
     upper = size if upper is None else min(size, upper)
     l = min(1.0, 1 / (_blas.norm(inverse) * upper))
     bounds = (max(0.0, l * upper - raised), upper)
 
+    del x
+
     def restore(u: np.ndarray) -> np.ndarray:
-        return _restore(q, u).T if flip else _restore(q, u)
+        v = _restore(q, u).astype(narrow, copy=False)
+        return v.T if flip else v
 
     note = "QR" if q.order is None else "QR with pivoting"
     if l >= ENOUGH:
-        y = _newton(q.x, inverse, 1 / upper, 0.0)
+        y = _newton(q.x, inverse, 1 / upper, 0.0).astype(narrow, order="F", copy=False)
         return Lifted(y, l, bounds, restore, note)
     f = rational(l)
     y = _newton(q.x, inverse, f.slope / upper, f.inverse * upper)
@@ -217,15 +222,25 @@ def lift(
         _copy_upper(q.x, term)
         # residue X (X^H X + c I)^-1 with X = R / upper
         y += two_triangles(term, upper * math.sqrt(c), residue / math.sqrt(c), work)
+    del term, work
     degree = 2 * len(f.poles) + 2
+    y = y.astype(narrow, order="F", copy=False)
     return Lifted(y, f.lower, bounds, restore, f"a rational step of degree {degree} by {note}")
 
 
-def _narrowed(found: Lifted, dtype: np.dtype) -> Lifted:
-    """The same in single precision."""
+def _lift_of_factor(x: np.ndarray, upper: float | None) -> Lifted:
+    """:func:`lift` of a tall matrix of single precision, by QR in that precision.
+
+    Only the square factor is computed with in double: a tall matrix there would take twice the
+    storage of the input, and its factor as much again.
+    """
+    q = factorise(_copy(x, x.dtype))
+    found = lift(np.triu(q.x[: x.shape[1]]), upper=upper)
+    low, high = found.bounds
+    moved = QR_MOVES * float(np.finfo(x.dtype).eps) * math.sqrt(x.shape[1]) * high
     return found._replace(
-        x=found.x.astype(dtype, order="F"),
-        restore=lambda u: found.restore(u).astype(dtype),
+        bounds=(max(0.0, low - moved), high + moved),
+        restore=lambda u: _restore(q, found.restore(u)),
     )
 
 
@@ -233,9 +248,9 @@ def _tiles(n: int) -> list[slice]:
     return [slice(j, min(n, j + TILE)) for j in range(0, n, TILE)]
 
 
-def _copy(x: np.ndarray) -> np.ndarray:
+def _copy(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A column-major copy."""
-    out = np.empty_like(x, order="F")
+    out = np.empty(x.shape, dtype, order="F")
     if x.flags.f_contiguous:
         np.copyto(out, x)
         return out
@@ -355,7 +370,7 @@ def one_by_one(
     for index in np.ndindex(*x.shape[:-2]):
         u[index], run = method(x[index], None)
         runs.append(run)
-    return u, _worst(runs)
+    return u, worst_of(runs, x.shape[:-2])
 
 
 def _single(
@@ -381,14 +396,20 @@ def _single(
     )
 
 
-def _worst(runs: list[Run]) -> Run:
-    """What a stack of runs amounts to."""
+def worst_of(runs: list[Run], batch: tuple[int, ...] = ()) -> Run:
+    """What the runs of the parts of a stack amount to; singular values in the order of `batch`."""
     if not runs:
         return Run(0, 0, True)
+    values = [run.singular_values for run in runs]
+    s = None
+    if not any(part is None for part in values):
+        s = np.concatenate([part.reshape(-1, part.shape[-1]) for part in values])
+        s = s.reshape(*batch, s.shape[-1])
     bounds = [run.bounds for run in runs if run.bounds is not None]
     known = len(bounds) == len(runs)
     return max(runs, key=lambda run: run.iterations)._replace(
         matmuls=max(run.matmuls for run in runs),
         converged=all(run.converged for run in runs),
+        singular_values=s,
         bounds=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
     )

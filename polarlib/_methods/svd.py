@@ -24,7 +24,9 @@ def svd(
     the rounding of U and V: orthogonality improves three to six times.
     """
     u, s, vh = ops.svd(x)
-    q = polished(ops.matmul(u, vh), ops)
+    q = ops.matmul(u, vh)
+    del u, vh  # before the refinement step takes storage
+    q = polished(q, ops)
     if callback is not None:
         callback(1, q)
     return q, Run(1, 3, True, singular_values=s)
@@ -32,8 +34,8 @@ def svd(
 
 def polished(q: Array, ops: Ops) -> Array:
     """One Newton-Schulz step, ``Q + Q (I - Q^H Q) / 2``, on an orthonormal matrix."""
-    defect = ops.add_diagonal(-ops.gram(q), 1.0)
-    return ops.gemm(q, defect, q, alpha=0.5, beta=1.0)
+    defect = ops.add_diagonal(ops.gram(q), -1.0)
+    return ops.gemm(q, defect, q, alpha=-0.5, beta=1.0)
 
 
 def partial_isometry(x: Array, ops: Ops) -> Array:

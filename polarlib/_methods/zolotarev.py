@@ -68,7 +68,9 @@ def zolotarev(
     for (scale, residues, shifts), error in zip(steps, errors, strict=True):
         hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
         terms, spent = _terms(x, gram, residues, shifts, hows, ops)
-        x = follow((x + terms) * scale, x)
+        del gram  # before the next iterate and its own take storage
+        x = follow(ops.combine((scale, scale), (x, terms)), x)
+        del terms
         matmuls += spent
         gram = ops.gram(x)  # for the next iteration, or the check
         matmuls += 1
@@ -89,9 +91,9 @@ def _terms(
 ) -> tuple[Array, int]:
     """Return ``sum_j a_j X (X^H X + c_j I)^-1``, and the products spent."""
     poles = sorted(zip(hows, shifts, residues, strict=True))
-    small = x.shape[-1] <= STACKED
+    small = x.ndim == 2 and x.shape[-1] <= STACKED  # a stack is one already
     one = ops.xp.ones_like(ops.norm_1(x))
-    total, matmuls = x * 0.0, 0
+    total, matmuls = None, 0
     for how, group in itertools.groupby(poles, key=operator.itemgetter(0)):
         members = list(group)
         inverses: list[Any] = [1 / c for _, c, _ in members]
@@ -100,7 +102,9 @@ def _terms(
             inverses, weights = ([ops.xp.stack([one * v for v in w])] for w in (inverses, weights))
         for c, w in zip(inverses, weights, strict=True):
             term, spent = resolvent(x, c, w, ops, how=how, gram=gram)
-            total = total + (ops.xp.sum(term, axis=0) if small else term)
+            term = ops.xp.sum(term, axis=0) if small else term
+            total = term if total is None else ops.combine((1.0, 1.0), (total, term))
+            del term
         matmuls += spent * len(members)
     return total, matmuls
 

@@ -9,15 +9,24 @@ matrices and what is not finite are settled here, once. Inside, values keep thei
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from polarlib._schedule import is_number
+from polarlib._checks import instance, number
 from polarlib.formats import format_of
-from polarlib.ops import Ops, as_matrix, finite_peak, under_default_promotion
+from polarlib.ops import (
+    Ops,
+    as_matrix,
+    check_same_place,
+    finite_peak,
+    looks,
+    looks_at_nothing,
+    ops_of,
+    traced_by_dynamo,
+    under_default_promotion,
+)
 
-__all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "number", "times"]
+__all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "order", "times"]
 
 Array = Any
 
@@ -26,21 +35,15 @@ Array = Any
 SMALLEST, LARGEST = 2.0**-126, 2.0**126
 
 
-def number(x: Any, name: str, low: float, high: float) -> float:
-    """Return a real parameter as a float, or raise ValueError or TypeError that names it."""
-    if not is_number(x):
-        raise TypeError(f"{name} must be a number, got {x!r}")
-    x = float(x)
-    if not low <= x <= high:
-        raise ValueError(f"{name} must be from {low:g} to {high:g}, got {x!r}")
-    return x
+def order(name: str, p: Any) -> float:
+    """Return the order of a norm as a float, or raise ValueError that names it."""
+    return number(name, p, 1, math.inf, what="a number from 1 to infinity")
 
 
 def factor(x: Any, name: str = "the factor of a norm") -> float:
-    """Return a positive parameter as a float, or raise ValueError or TypeError that names it."""
-    if isinstance(x, numbers.Real) and not float(x) > 0:
-        raise ValueError(f"{name} must be positive, got {x!r}")
-    return number(x, name, SMALLEST, LARGEST)
+    """Return a positive parameter as a float, or raise ValueError that names it."""
+    what = f"a positive number, from {SMALLEST:.3g} to {LARGEST:.3g}"
+    return number(name, x, SMALLEST, LARGEST, what=what)
 
 
 class Norm:
@@ -202,6 +205,7 @@ class MatrixNorm(Norm):
         self._check(a.shape)
         return prepared(a, ops, name)
 
+    @looks
     @under_default_promotion
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")
@@ -209,6 +213,7 @@ class MatrixNorm(Norm):
             return p.number(_none(p))
         return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
 
+    @looks
     @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         p = self._prepare(g, "g")
@@ -216,27 +221,30 @@ class MatrixNorm(Norm):
             return p.number(_none(p))
         return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
 
+    @looks
     @under_default_promotion
     def lmo(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
 
+    @looks
     @under_default_promotion
     def sharp(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         t = self._lmo(p.x, p.ops, p.ops.format_name(p.given))
         d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
         return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
 
+    @looks
     @under_default_promotion
     def project(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
-            return p.ops.xp.zeros_like(p.given)
+            return p.ops.empty_result(p.given)
         radius = p.ops.xp.ones_like(p.ops.max_abs(p.x)) / p.scale
         return p.result(p.ops.scale(self._project(p.x, radius, p.ops), p.scale))
 
@@ -244,9 +252,11 @@ class MatrixNorm(Norm):
         s = factor(s)
         return self if s == 1 else Scaled(s, self)
 
+    @looks
     @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
+        check_same_place(p.x, "g", q.x, "t")
         if p.x.shape != q.x.shape:
             raise ValueError(f"t must have the shape of g, {p.x.shape}, got {q.x.shape}")
         if 0 in p.x.shape:
@@ -274,8 +284,10 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
     return xp.sum(products, axis=(-2, -1), keepdims=True)
 
 
-def times(x: Array, s: float, ops: Ops) -> Array:
+@looks_at_nothing
+def times(x: Array, s: float) -> Array:
     """A new array ``s x`` of the dtype of `x`, half precision rounded once."""
+    ops = ops_of(x)
     return ops.like(ops.at_least_single(x) * s, x)
 
 
@@ -314,7 +326,18 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
         middle = (low + high) / 2
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap
         low, high = xp.where(fits, middle, low), xp.where(fits, high, middle)
-    return at(low)
+    if not ops.records(z):
+        return at(low)
+    # Bisection has no derivative. That of phi is that of its end, or follows from the sum.
+    phi = ops.constant(lambda low: low * 1.0, low)
+    total = xp.sum(at(phi), axis=axis, keepdims=True)
+    inside = xp.astype((y + phi > 0) & (y + phi < cap), z.dtype)
+    count = xp.sum(inside, axis=axis, keepdims=True)
+    change = (k * cap - total) / xp.where(count > 0, count, xp.ones_like(count))
+    end = xp.minimum(cap, pivot)
+    bound = xp.sum(at(end), axis=axis, keepdims=True) > k * cap
+    change = xp.where(bound, change, end)
+    return at(phi + change - ops.constant(lambda change: change * 1.0, change))
 
 
 @dataclass(frozen=True, repr=False)
@@ -349,11 +372,13 @@ class Scaled(MatrixNorm):
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         return self.norm._lmo(g, ops, precision) / self.factor
 
+    @under_default_promotion
     def lmo(self, g: Any) -> Array:
         # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
-        g, ops = as_matrix(g, "g")
+        if not traced_by_dynamo():
+            g, _ = as_matrix(g, "g", sharded=True)
         self._check(g.shape)
-        return times(self.norm.lmo(g), 1 / self.factor, ops)
+        return times(self.norm.lmo(g), 1 / self.factor)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         return self.norm._project(x, radius / self.factor, ops)
@@ -401,6 +426,5 @@ def duality_gap(n: Norm, g: Any, t: Any) -> Any:
     >>> bool(0 <= norms.duality_gap(n, g, n.lmo(g)) < 0.2)
     True
     """
-    if not isinstance(n, Norm):
-        raise TypeError(f"n must be a norm of polarlib.norms, got {n!r}")
+    instance("n", n, Norm, "a norm of polarlib.norms")
     return n._gap(g, t)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from polarlib._norms.base import MatrixNorm, capped_simplex, number
+from polarlib._norms.base import MatrixNorm, capped_simplex, order
 from polarlib.ops import Ops
 
 __all__ = ["Mixed", "frobenius", "induced", "lp", "lp_norm"]
@@ -175,7 +175,7 @@ def lp(p: float) -> MatrixNorm:
     >>> lp(math.inf).lmo(g).tolist(), lp(1).lmo(g).tolist()
     ([[1.0, -1.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, 0.0]])
     """
-    p = number(p, "p", 1, math.inf)
+    p = order("p", p)
     return Mixed(p, p)
 
 
@@ -230,7 +230,7 @@ def induced(a: float, b: float) -> MatrixNorm:
     >>> float(n(g)), float(n.dual_norm(g)), n.lmo(g).tolist()
     (5.0, 7.0, [[0.6, 0.0], [0.8, 1.0]])
     """
-    a, b = number(a, "a", 1, math.inf), number(b, "b", 1, math.inf)
+    a, b = order("a", a), order("b", b)
     if (a, b) == (1, math.inf):
         return lp(math.inf)
     if a == 1:

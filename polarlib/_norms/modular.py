@@ -17,11 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from polarlib._checks import count, instance, items, shown
 from polarlib._norms.base import MatrixNorm, Norm, factor
-from polarlib._schedule import is_count
-from polarlib.ops import is_array, ops_of
+from polarlib.ops import is_array, looks, ops_of, under_default_promotion
 
 __all__ = [
     "Convolution",
@@ -38,6 +36,9 @@ __all__ = [
 ]
 
 Array = Any
+
+# Dimensions that a kernel may have, and arrays of weights.
+MOST_SPATIAL, MOST_LAYERS = 32, 10**5
 
 
 # -- kernels ---------------------------------------------------------------------------------
@@ -69,10 +70,11 @@ def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
     >>> kernel_to_matrix(np.zeros((8, 3, 5, 5))).shape
     (8, 75)
     """
+    spatial = count("spatial", spatial, most=MOST_SPATIAL)
     if not is_array(w) or w.ndim < 2 + spatial:
-        got = f"shape {tuple(w.shape)}" if is_array(w) else repr(w)
         raise ValueError(
-            f"a kernel needs {2 + spatial} dimensions, out, in and {spatial} of space, got {got}"
+            f"a kernel must be an array of {2 + spatial} dimensions or more, out, in and {spatial} "
+            f"of space, got {shown(w)}"
         )
     split = w.ndim - 1 - spatial
     return ops_of(w).xp.reshape(w, (*w.shape[:split], math.prod(w.shape[split:])))
@@ -103,9 +105,15 @@ def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
     >>> matrix_to_kernel(np.zeros((8, 75)), (8, 3, 5, 5)).shape
     (8, 3, 5, 5)
     """
-    if math.prod(x.shape) != math.prod(shape):
-        raise ValueError(f"a matrix of shape {tuple(x.shape)} is no kernel of shape {tuple(shape)}")
-    return ops_of(x).xp.reshape(x, tuple(shape))
+    if not is_array(x):
+        raise TypeError(f"x must be an array, got {shown(x)}")
+    found = items("shape", shape, "a list of integers of at least 0")
+    found = [count("a number of shape", k, 0) for k in found]
+    if math.prod(x.shape) != math.prod(found):
+        raise ValueError(
+            f"x, a matrix of shape {tuple(x.shape)}, is no kernel of shape {shown(found)}"
+        )
+    return ops_of(x).xp.reshape(x, tuple(found))
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,21 +126,26 @@ class Convolution(Norm):
     def __repr__(self) -> str:
         return f"convolution({self.norm!r}, spatial={self.spatial})"
 
+    @looks
     def __call__(self, x: Any) -> Array:
         return self.norm(kernel_to_matrix(x, spatial=self.spatial))
 
+    @looks
     def dual_norm(self, g: Any) -> Array:
         return self.norm.dual_norm(kernel_to_matrix(g, spatial=self.spatial))
 
     def _through(self, f: Callable[[Array], Array], w: Any) -> Array:
         return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
 
+    @looks
     def lmo(self, g: Any) -> Array:
         return self._through(self.norm.lmo, g)
 
+    @looks
     def sharp(self, g: Any) -> Array:
         return self._through(self.norm.sharp, g)
 
+    @looks
     def project(self, x: Any) -> Array:
         return self._through(self.norm.project, x)
 
@@ -140,8 +153,9 @@ class Convolution(Norm):
         return Convolution(self.norm.dual(), self.spatial)
 
     def __rmul__(self, s: float) -> Convolution:
-        return Convolution(s * self.norm, self.spatial)
+        return Convolution(factor(s) * self.norm, self.spatial)
 
+    @looks
     def _gap(self, g: Any, t: Any) -> Array:
         return self.norm._gap(*(kernel_to_matrix(w, spatial=self.spatial) for w in (g, t)))
 
@@ -172,11 +186,8 @@ def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
     >>> convolution(spectral()).lmo(np.ones((4, 3, 2, 2))).shape
     (4, 3, 2, 2)
     """
-    if not isinstance(norm, MatrixNorm):
-        raise TypeError(f"convolution takes a norm of matrices, got {norm!r}")
-    if not is_count(spatial):
-        raise ValueError(f"spatial must be a positive integer, got {spatial!r}")
-    return Convolution(norm, int(spatial))
+    instance("norm", norm, MatrixNorm, "a norm of matrices")
+    return Convolution(norm, count("spatial", spatial, most=MOST_SPATIAL))
 
 
 # -- modular norms ---------------------------------------------------------------------------
@@ -212,9 +223,8 @@ class Modular(Norm):
         """Sum or largest of the layers' values."""
         collected = values[0]
         xp = ops_of(collected).xp
-        with np.errstate(over="ignore"):
-            for v in values[1:]:
-                collected = collected + v if total else xp.maximum(collected, v)
+        for v in values[1:]:
+            collected = collected + v if total else xp.maximum(collected, v)
         return collected
 
     def _values(self, x: Any) -> list[Array]:
@@ -223,12 +233,18 @@ class Modular(Norm):
     def _dual_values(self, g: Any) -> list[Array]:
         return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
 
+    @looks
+    @under_default_promotion
     def __call__(self, x: Any) -> Array:
         return self._collect(self._values(x), self.total)
 
+    @looks
+    @under_default_promotion
     def dual_norm(self, g: Any) -> Array:
         return self._collect(self._dual_values(g), not self.total)
 
+    @looks
+    @under_default_promotion
     def lmo(self, g: Any) -> list[Array]:
         ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
         if not self.total:
@@ -242,10 +258,13 @@ class Modular(Norm):
             chosen.append(ops_of(t).xp.where(_per_matrix(here, t), t, ops_of(t).xp.zeros_like(t)))
         return chosen
 
+    @looks
+    @under_default_promotion
     def sharp(self, g: Any) -> list[Array]:
         total = self.dual_norm(g)
         return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
 
+    @looks
     def project(self, x: Any) -> list[Array]:
         if self.total:
             raise NotImplementedError(f"{self!r} has no projection in closed form")
@@ -259,6 +278,8 @@ class Modular(Norm):
         s = factor(s)
         return Modular(self.norms, tuple(s * t for t in self.scales), self.total)
 
+    @looks
+    @under_default_promotion
     def _gap(self, g: Any, t: Any) -> Array:
         dual, size = self.dual_norm(g), self(t)
         shares = []
@@ -328,16 +349,14 @@ def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Mod
     >>> float(n(w)), float(n.dual_norm(w)), n.lmo(w)[1].tolist()
     (3.0, 4.5, [[0.0, 0.5]])
     """
-    norms = tuple(norms)
-    if not norms:
-        raise ValueError("modular needs at least one norm")
-    for n in norms:
-        if not isinstance(n, (MatrixNorm, Convolution)):
-            raise TypeError(f"modular takes norms of single arrays, got {n!r}")
-    scales = (1.0,) * len(norms) if scales is None else tuple(scales)
-    if len(scales) != len(norms):
-        raise ValueError(f"modular got {len(norms)} norms and {len(scales)} scales")
-    return Modular(norms, tuple(factor(s, "a scale") for s in scales))
+    layers = items("norms", norms, "a list of at least one norm", most=MOST_LAYERS)
+    for n in layers:
+        instance("a norm of norms", n, MatrixNorm | Convolution, "a norm of single arrays")
+    if scales is None:
+        return Modular(tuple(layers), (1.0,) * len(layers))
+    what = f"a list of {len(layers)} positive numbers, one for each norm"
+    factors = items("scales", scales, what, len(layers), len(layers))
+    return Modular(tuple(layers), tuple(factor(s, "a scale") for s in factors))
 
 
 class Module(NamedTuple):
@@ -489,8 +508,7 @@ def join(*modules: Module) -> Module:
 
 def _mass(modules: Sequence[Module]) -> float:
     for m in modules:
-        if not isinstance(m, Module):
-            raise TypeError(f"expected a Module, from layer() or bond(), got {m!r}")
+        instance("a module", m, Module, "a Module, from layer() or bond()")
     if not modules:
         raise ValueError("at least one module is needed")
     return sum(m.mass for m in modules)

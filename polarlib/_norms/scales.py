@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from polarlib._schedule import is_count
-from polarlib.formats import nearest
+from polarlib._checks import MOST_ROWS, choice, count, items, number
 
 __all__ = ["MUP", "UPDATE_SCALES", "Parametrization", "mup", "spectral_radii", "update_scale"]
 
 # AdamW's updates have a root mean square of about 0.2 to 0.4: Liu and others, Muon is scalable for
 # LLM training, arXiv 2502.16982, section 2.2.
 MOONLIGHT = 0.2
+MOST_LAYERS = 10**5
+LARGEST_EXPONENT = 1e6
 
 UPDATE_SCALES = MappingProxyType(
     {
@@ -24,12 +25,6 @@ UPDATE_SCALES = MappingProxyType(
         "moonlight": lambda m, n: MOONLIGHT * math.sqrt(max(m, n)),
     }
 )
-
-
-def _check_size(x: object, name: str) -> int:
-    if not is_count(x):
-        raise ValueError(f"{name} must be a positive integer, got {x!r}")
-    return int(x)  # type: ignore[call-overload]
 
 
 def update_scale(m: int, n: int, rule: str) -> float:
@@ -62,10 +57,8 @@ def update_scale(m: int, n: int, rule: str) -> float:
     >>> update_scale(4, 1, "rms_to_rms"), update_scale(1, 4, "jordan")
     (2.0, 1.0)
     """
-    m, n = _check_size(m, "m"), _check_size(n, "n")
-    if rule not in UPDATE_SCALES:
-        raise ValueError(f"unknown rule {rule!r}; {nearest(rule, UPDATE_SCALES)}")
-    return UPDATE_SCALES[rule](m, n)
+    m, n = count("m", m, most=MOST_ROWS), count("n", n, most=MOST_ROWS)
+    return UPDATE_SCALES[choice("rule", rule, UPDATE_SCALES)](m, n)
 
 
 def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
@@ -96,9 +89,8 @@ def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
     >>> spectral_radii([16, 64, 64, 4])
     (2.0, 1.0, 0.25)
     """
-    widths = [_check_size(p, "a width") for p in widths]
-    if len(widths) < 2:
-        raise ValueError(f"widths must be those of two layers or more, got {widths!r}")
+    found = items("widths", widths, "a list of the widths of two layers or more", 2, MOST_LAYERS)
+    widths = [count("a width", p, most=MOST_ROWS) for p in found]
     return tuple(math.sqrt(b / a) for a, b in itertools.pairwise(widths))
 
 
@@ -160,12 +152,10 @@ def mup(layer: str, optimizer: str = "sgd", *, a: float = 0.0) -> Parametrizatio
     >>> mup("output"), mup("output", a=0.5)
     (Parametrization(a=0.0, b=1.0, c=1.0), Parametrization(a=0.5, b=0.5, c=0.0))
     """
-    if optimizer not in MUP:
-        raise ValueError(f"unknown optimizer {optimizer!r}; {nearest(optimizer, MUP)}")
-    if layer not in MUP[optimizer]:
-        raise ValueError(f"unknown layer {layer!r}; {nearest(layer, MUP[optimizer])}")
-    old = MUP[optimizer][layer]
+    optimizer = choice("optimizer", optimizer, MUP)
+    old = MUP[optimizer][choice("layer", layer, MUP[optimizer])]
+    a = number("a", a, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     # w = p^(a' - a) w': SGD's step on w' shrinks twice, by the gradient and by the multiplier.
     twice = 2 if optimizer == "sgd" else 1
     moved = a - old.a
-    return Parametrization(float(a), float(old.b - moved), float(old.c - twice * moved))
+    return Parametrization(a, float(old.b - moved), float(old.c - twice * moved))

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._norms.base import MatrixNorm, Scaled, capped_simplex, factor, number
+from polarlib._checks import instance, items, number
+from polarlib._norms.base import MatrixNorm, Scaled, capped_simplex, factor
 from polarlib._norms.mixed import frobenius, lp
 from polarlib._norms.unitary import Unitary, fanion, svd
 from polarlib._schedule import Schedule
@@ -219,10 +220,12 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
     ([[0.8, 0.0], [0.0, 0.9]], 1.0)
     """
     merged: dict[MatrixNorm, float] = {}
-    for w, n in terms:
-        w = w if w == 0 else factor(w, "a weight")
-        if not isinstance(n, MatrixNorm):
-            raise TypeError(f"minkowski_sum takes norms of matrices, got {n!r}")
+    what = "a list of pairs of a weight and a norm"
+    for term in items("terms", terms, what):
+        w, n = items("a term", term, "a pair of a weight and a norm", 2, 2)
+        w = number("a weight", w, 0)
+        w = w and factor(w, "a weight")
+        instance("the norm of a term", n, MatrixNorm, "a norm of matrices")
         for v, part in n.terms if isinstance(n, MinkowskiSum) else ((1.0, n),):
             if isinstance(part, Scaled) and part.shape is None:
                 v, part = v / part.factor, part.norm
@@ -263,7 +266,7 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
     >>> f_fanion(1, 0.5).lmo(np.diag([4.0, 3.0])).tolist()
     [[0.9, 0.0], [0.0, 0.3]]
     """
-    alpha = number(alpha, "alpha", 0, 1)
+    alpha = number("alpha", alpha, 0, 1)
     return minkowski_sum([(alpha, fanion(k, polar=polar)), (1 - alpha, frobenius())])
 
 
@@ -336,7 +339,7 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
     >>> s_fanion(1, 0.5, 0.1).lmo(np.diag([4.0, 3.0])).tolist()
     [[0.55, 0.0], [0.0, 0.05]]
     """
-    alpha = number(alpha, "alpha", 0, 1)
+    alpha = number("alpha", alpha, 0, 1)
     eta = factor(eta, "eta")
     return minkowski_sum([(alpha, fanion(k, polar=polar)), ((1 - alpha) * eta, lp(math.inf))])
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarlib import published
+from polarlib._checks import MOST_ROWS, choice, count, shown
 from polarlib._methods.svd import partial_isometry
-from polarlib._norms.base import MatrixNorm, Scaled, capped_simplex, number
+from polarlib._norms.base import MatrixNorm, Scaled, capped_simplex, order
 from polarlib._norms.mixed import conjugate, frobenius, lp_norm
-from polarlib._schedule import Schedule, is_count
+from polarlib._schedule import Schedule
 from polarlib.decompose import check_method, orthogonalize, polar
-from polarlib.formats import nearest
 from polarlib.ops import Ops, above_noise
 from polarlib.topk import METHODS as TOP_METHODS
 from polarlib.topk import top_singular
@@ -143,7 +143,7 @@ class Unitary(MatrixNorm):
 
     def _polar_factor(self, g: Any, precision: str | None) -> Array:
         chosen = self.solver
-        if isinstance(chosen, Schedule) or chosen in published.schedules():
+        if isinstance(chosen, Schedule) or published.is_published(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
             return polar(g, method=chosen, completion=False).unitary
@@ -152,8 +152,8 @@ class Unitary(MatrixNorm):
         t = t[0] if isinstance(t, tuple) else t
         if getattr(t, "shape", None) != g.shape:
             raise ValueError(
-                f"polar={chosen!r} must give an array of shape {tuple(g.shape)}, got "
-                f"{getattr(t, 'shape', t)!r}"
+                f"polar={shown(chosen)} must give an array of shape {tuple(g.shape)}, got "
+                f"{shown(getattr(t, 'shape', t))}"
             )
         return t
 
@@ -219,19 +219,8 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
 # -- constructors ----------------------------------------------------------------------------
 
 
-def _order(p: Any) -> float:
-    return number(p, "p", 1, math.inf)
-
-
-def _count(k: Any) -> int:
-    if not is_count(k):
-        raise ValueError(f"k must be a positive integer, got {k!r}")
-    return int(k)
-
-
 def _top_method(method: str) -> str | None:
-    if method != "auto" and method not in TOP_METHODS:
-        raise ValueError(f"unknown method {method!r}; {nearest(method, ('auto', *TOP_METHODS))}")
+    method = choice("method", method, ("auto", *TOP_METHODS))
     return None if method == "auto" else method
 
 
@@ -276,7 +265,7 @@ def spectral(*, polar: Callable[[Array], Array] | str | Schedule | None = None) 
     if not callable(polar) or isinstance(polar, Schedule):
         if not isinstance(polar, (str, Schedule)):
             raise TypeError(
-                f"polar must be a function, the name of a method or a Schedule, got {polar!r}"
+                f"polar must be a function, the name of a method or a Schedule, got {shown(polar)}"
             )
         check_method(polar)
     return Unitary(1, 1.0, solver=polar)
@@ -337,7 +326,7 @@ def schatten(p: float) -> MatrixNorm:
     >>> float(schatten(3)(np.diag([3.0, 4.0, 5.0]))), schatten(4).dual()
     (6.0, schatten(1.33333))
     """
-    p = _order(p)
+    p = order("p", p)
     if p == 1:
         return nuclear()
     if p == 2:
@@ -413,10 +402,10 @@ def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
 
 
 def _kp(k: int | None, p: float, of_dual: bool) -> MatrixNorm:
-    p = _order(p)
+    p = order("p", p)
     if k is None:
         return schatten(conjugate(p) if of_dual else p)
-    k = _count(k)
+    k = count("k", k, most=MOST_ROWS)
     if k == 1 or p == math.inf:
         return nuclear() if of_dual else spectral()
     return Unitary(k, p, of_dual)
@@ -459,8 +448,8 @@ def fanion(
     if k is None:
         return spectral(polar=polar)
     if polar is not None:
-        raise ValueError(f"polar= needs k=None (all of min(m, n)), got k = {k!r}")
-    return Unitary(_count(k), 1.0, True, solver=solver)
+        raise ValueError(f"polar= needs k=None (all of min(m, n)), got k = {shown(k)}")
+    return Unitary(count("k", k, most=MOST_ROWS), 1.0, True, solver=solver)
 
 
 def neon(*, method: str = "auto") -> MatrixNorm:
@@ -515,8 +504,5 @@ def rms_to_rms(
     >>> float(n(np.ones((4, 1)))), n.lmo(np.ones((4, 1))).ravel().tolist()
     (1.0, [1.0, 1.0, 1.0, 1.0])
     """
-    for name, fan in (("fan_out", fan_out), ("fan_in", fan_in)):
-        if not is_count(fan):
-            raise ValueError(f"{name} must be a positive integer, got {fan!r}")
-    shape = (int(fan_out), int(fan_in))
+    shape = count("fan_out", fan_out, most=MOST_ROWS), count("fan_in", fan_in, most=MOST_ROWS)
     return Scaled(math.sqrt(shape[1] / shape[0]), spectral(polar=polar), shape)

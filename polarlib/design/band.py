@@ -10,11 +10,10 @@ slope 1 where rho is small and of slope q + 1 where it is near 1.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import replace
-from typing import Any
 
-from polarlib._schedule import Schedule, is_count, is_number
+from polarlib._checks import MOST_STEPS, count, number
+from polarlib._schedule import Schedule
 from polarlib.design.compose import greedy
 from polarlib.design.remez import best, check_degree, ideal
 
@@ -28,14 +27,6 @@ ATTEMPTS = 8
 SMALLEST = 2.0**-54
 # Smallest lower end of an interval: the minimum of a step there is lost in its rounding.
 WIDEST = 1e-15
-
-
-def _check_epsilon(epsilon: Any) -> float:
-    if not is_number(epsilon) or not 0 < float(epsilon) < 1:
-        raise ValueError(
-            f"epsilon must be a number between 0 and 1, both excluded, got {epsilon!r}"
-        )
-    return float(epsilon)
 
 
 def _before(degree: int, target: float) -> tuple[float, float]:
@@ -103,26 +94,25 @@ def band(steps: int, epsilon: float, *, degree: int = 5) -> Schedule:
     >>> f"{s.lower:.4g} {s.error():.6f} {s.slope:.1f}"
     '0.000502 0.300000 1480.0'
     """
-    if not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    count, epsilon, degree = operator.index(steps), _check_epsilon(epsilon), check_degree(degree)
+    steps = count("steps", steps, most=MOST_STEPS)
+    epsilon, degree = number("epsilon", epsilon, 0, 1, ends="()"), check_degree(degree)
     aim = max(epsilon, SMALLEST)
     z, rate = math.log1p(-aim) - math.log(2 * aim), 1.0
-    for _ in range(count):
+    for _ in range(steps):
         z, slope = _before(degree, z)
         rate *= slope
         if z < math.log(WIDEST):
             raise ValueError(
-                f"the widest interval for {count} steps of degree {degree} begins below "
-                f"{WIDEST:g}; take fewer steps"
+                f"the widest interval for {steps} steps of degree {degree} and epsilon={epsilon:g} "
+                f"begins below {WIDEST:g}; take fewer steps"
             )
     found: Schedule | None = None
     for attempt in range(ATTEMPTS):
         lower = 1 / (1 + math.exp(-z))
         s = replace(
-            greedy(lower, [degree] * count),
+            greedy(lower, [degree] * steps),
             name=f"band of {epsilon:g}",
-            source=f"widest interval that {count} steps of degree {degree} map to within "
+            source=f"widest interval that {steps} steps of degree {degree} map to within "
             f"{epsilon:g} of 1",
         )
         excess = s.error() - epsilon
@@ -172,7 +162,7 @@ def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
     >>> [round(c, 5) for c in s.steps[0]], s.repeat
     ([3.63555, -4.79161, 1.91249], 'forever')
     """
-    epsilon, degree = _check_epsilon(epsilon), check_degree(degree)
+    epsilon, degree = number("epsilon", epsilon, 0, 1, ends="()"), check_degree(degree)
     lower = band(1, epsilon, degree=degree).lower * (1 + epsilon)
     return Schedule(
         steps=(best(degree, lower, 1 + epsilon).coefficients,),

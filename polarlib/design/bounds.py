@@ -26,6 +26,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from polarlib._checks import count
+from polarlib._schedule import MOST_STRIDE
 from polarlib.design.remez import check_degrees, check_interval, ideal
 
 __all__ = ["largest_complement", "least_error"]
@@ -126,6 +128,7 @@ def largest_complement(
 def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> Fraction:
     """Upper bound of the least over the largest value of every such composition."""
     l, u = check_interval(lower, upper)
+    stride = count("stride", stride, most=MOST_STRIDE)
     rho = Fraction(l) / Fraction(u)
     for degree in check_degrees(degrees, stride):
         rho = min(Fraction(1), _step(rho, degree, stride))

@@ -23,11 +23,12 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polarlib._schedule import Schedule, even_products, is_count, is_number
+from polarlib import _checks
+from polarlib._checks import items, number, pair, shown
+from polarlib._schedule import Schedule, even_products
 from polarlib.design.compose import flat_step, greedy
 from polarlib.design.remez import (
     BeyondDoublesError,
@@ -38,10 +39,11 @@ from polarlib.design.remez import (
     image_of_rounded,
 )
 from polarlib.design.restarts import restarts as _restarts
-from polarlib.formats import format_of, nearest
+from polarlib.formats import format_of
 
-__all__ = ["Choice", "best_degrees", "budget", "costs", "frontier"]
+__all__ = ["FORMS", "Choice", "best_degrees", "budget", "costs", "frontier"]
 
+FORMS = ("plain", "gram")
 # gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
 # wider format, and where they do not. Overshoots of single steps, measured at n = 48 and 128, were
 # .04 to .36 of that (the most where all singular values sit on one maximum of the step) and .3 to
@@ -187,29 +189,16 @@ def costs(
     >>> costs((512, 128), form="gram", symmetric=0.5, degrees=(3, 5))
     {0: 1.125, 3: 0.375, 5: 0.5}
     """
-    try:
-        m, n = shape
-    except (TypeError, ValueError):
-        m = n = 0
-    if not (is_count(m) and is_count(n)):
-        raise ValueError(f"shape must be two positive integers, got {shape!r}")
-    if form not in ("plain", "gram"):
-        raise ValueError(f"unknown form {form!r}; {nearest(form, ('plain', 'gram'))}")
-    if not _is_finite(symmetric) or not 0 < symmetric <= 1:
-        raise ValueError(
-            f"symmetric must be a number above 0 and at most 1, the cost of a symmetric product "
-            f"relative to a full one, got {symmetric!r}"
-        )
-    large, small = 1.0 + float(symmetric), float(symmetric) * min(m, n) / max(m, n)
+    m, n = pair("shape", shape, 1)
+    form = _checks.choice("form", form, FORMS)
+    symmetric = number("symmetric", symmetric, 0, 1, ends="(]")
+    large, small = 1.0 + symmetric, symmetric * (min(m, n) / max(m, n))
     # The engine's products, as polarlib._schedule.product_counts has them: Gram matrix and X P in
     # each step; in Gram form once, and three small ones for Q and R after each step but the last.
     once, each, between = (0.0, large, 0) if form == "plain" else (large - 3 * small, 0.0, 3)
+    degrees = items("degrees", degrees, "a list of odd degrees", least=0)
     table = {d: each + (even_products(check_degree(d) // 2)[1] + between) * small for d in degrees}
     return {0: once, **table}
-
-
-def _is_finite(x: Any) -> bool:
-    return is_number(x) and math.isfinite(x)
 
 
 def _prices(
@@ -219,19 +208,13 @@ def _prices(
     shape: Sequence[int] | None,
 ) -> tuple[float, dict[int, float]]:
     """Cost paid once (in Gram form for every section), and cost by degree, both checked."""
-    if form not in ("plain", "gram"):
-        raise ValueError(f"form must be 'plain' or 'gram', got {form!r}")
+    form = _checks.choice("form", form, FORMS)
     if cost is not None and shape is not None:
         raise ValueError(
-            f"shape is for the default cost model, got shape={shape!r} and cost={cost!r}; make the "
-            "cost with costs(shape, form=form)"
+            f"shape is for the default cost model, got shape={shown(shape)} and "
+            f"cost={shown(cost)}; make the cost with costs(shape, form=form)"
         )
-    given = () if isinstance(degrees, str) or not isinstance(degrees, Iterable) else tuple(degrees)
-    if not given:
-        raise ValueError(
-            f"degrees must be a list of odd degrees to choose from, got "
-            f"{degrees if isinstance(degrees, (str, numbers.Number)) else given!r}"
-        )
+    given = items("degrees", degrees, "a list of odd degrees to choose from")
     allowed = sorted({check_degree(d) for d in given})
     if cost is None:
         cost = costs((1, 1) if shape is None else shape, form=form, degrees=allowed)
@@ -241,23 +224,24 @@ def _prices(
     if isinstance(model, Mapping):
         missing = [d for d in allowed if d not in model]
         if missing:
-            raise ValueError(f"cost has no entry for degree {missing[0]}, only {sorted(model)}")
+            raise ValueError(
+                f"cost has no entry for degree {missing[0]}, only {shown(list(model))}"
+            )
         once, table = model.get(0, 0.0), {d: model[d] for d in allowed}
     elif callable(model):
         table = {d: model(d) for d in allowed}
     else:
         raise ValueError(
             f"cost must be a mapping of degrees to numbers, a function of the degree or None, "
-            f"got {cost!r}"
+            f"got {shown(cost)}"
         )
-    for d, c in table.items():
-        if not _is_finite(c) or c <= 0:
-            raise ValueError(f"the cost of degree {d} must be a positive finite number, got {c!r}")
-    if not _is_finite(once) or once + min(table.values()) <= 0:
+    prices = {d: number(f"the cost of degree {d}", c, 0, ends="(]") for d, c in table.items()}
+    once = number("the cost of a composition", once)
+    if once + min(prices.values()) <= 0:
         raise ValueError(
-            f"the cost of a composition, once {once!r} and for each step {table}, must be positive"
+            f"the cost of a composition, once {once!r} and for each step {prices}, must be positive"
         )
-    return float(once), {d: float(c) for d, c in table.items()}
+    return once, prices
 
 
 def frontier(
@@ -326,8 +310,7 @@ def frontier(
     8 0.0006 (9, 9)
     """
     l, u = check_interval(lower, upper)
-    if not _is_finite(matmuls) or matmuls <= 0:
-        raise ValueError(f"matmuls must be a positive finite number, got {matmuls!r}")
+    matmuls = number("matmuls", matmuls, 0, ends="(]")
     section, each = once, prices = _prices(degrees, cost, form, shape)
     if form == "gram" and precision is None:
         precision = "float32"

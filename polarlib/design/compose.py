@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from polarlib._schedule import Schedule, is_count, is_number
+from polarlib._checks import choice, count, flag, number
+from polarlib._schedule import MOST_STRIDE, Schedule
 from polarlib.design.remez import (
     best,
     check_degrees,
@@ -18,11 +17,9 @@ from polarlib.design.remez import (
     image_of_rounded,
     lifted,
 )
-from polarlib.formats import nearest
 
 __all__ = ["flat_step", "greedy", "pade"]
 
-SAFETY_MODES = ("in_loop", "post_hoc")
 # Error that no step of doubles is known to go below: half the distance from 1 to the next double
 # below it.
 SMALLEST = 2.0**-54
@@ -52,18 +49,14 @@ def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[floa
     >>> flat_step(2, 1 - 1e-6, 1.0), flat_step(2, 0.9, 1.0)
     ((1.875, -1.25, 0.375), None)
     """
+    if upper >= 2:  # powers of larger ones can overflow
+        return None
     # 1 - p(x) = x sum_(k > q) t_k z^k, z = 1 - x^p, with t_k at most 1.
     z = max(abs(1 - v**stride) for v in (lower, upper))
     kept = q if stride != 2 else min(q, MOST_EXACT)
     if z >= 0.5 or upper * z ** (kept + 1) >= SMALLEST / 2:
         return None
     return (*pade(kept, stride), *[0.0] * (q - kept))
-
-
-def _amount(name: str, value: Any) -> float:
-    if not is_number(value) or not 0 <= float(value) < 1:
-        raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
-    return float(value)
 
 
 def _squeeze(step: Sequence[float], safety: float, stride: int) -> tuple[float, ...]:
@@ -135,17 +128,14 @@ def greedy(
     (0.1134, 15)
     """
     l, u = check_interval(lower, upper)
-    if not is_count(stride):
-        raise ValueError(f"stride must be an integer of at least 1, got {stride!r}")
-    stride = operator.index(stride)
+    stride = count("stride", stride, most=MOST_STRIDE)
     degrees = check_degrees(degrees, stride)
-    safety, cushion = _amount("safety", safety), _amount("cushion", cushion)
+    safety = number("safety", safety, 0, 1, ends="[)")
+    cushion = number("cushion", cushion, 0, 1, ends="[)")
     if peak is not None:
-        peak = 1 + _amount("peak - 1", peak - 1 if isinstance(peak, numbers.Real) else peak)
-    if safety_mode not in SAFETY_MODES:
-        raise ValueError(
-            f"unknown safety_mode {safety_mode!r}; {nearest(safety_mode, SAFETY_MODES)}"
-        )
+        peak = number("peak", peak, 1, 2, ends="[)")
+    safety_mode = choice("safety_mode", safety_mode, ("in_loop", "post_hoc"))
+    safety_on_last = flag("safety_on_last", safety_on_last)
     steps = []
     within: tuple[Any, Any] = (l, u)  # the image so far, with 40 digits
     squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety

@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count, is_number, product_counts
+from polarlib._checks import count, instance, number, shown
+from polarlib._schedule import MOST_STRIDE, Schedule, coefficients, product_counts
 from polarlib.design.compose import pade
 from polarlib.design.remez import Minimax, best, check_interval
 from polarlib.formats import (
@@ -117,12 +118,12 @@ def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float
     >>> noise_gain((1.875, -1.25, 0.375), 1.0)
     3.5
     """
-    c, u = [float(v) for v in step], float(upper)
-    if not 0 <= u < math.inf or not c or not all(map(math.isfinite, c)):
-        raise ValueError(
-            f"noise_gain needs finite coefficients and upper >= 0, got {step!r} and {upper!r}"
-        )
-    return sum(abs(v) * u ** (1 + stride * i) for i, v in enumerate(c))
+    u = number("upper", upper, 0)
+    stride = count("stride", stride, most=MOST_STRIDE)
+    try:
+        return sum(abs(v) * u ** (1 + stride * i) for i, v in enumerate(coefficients("step", step)))
+    except OverflowError:
+        return math.inf
 
 
 def table(schedule: Schedule) -> list[dict[str, Any]]:
@@ -153,8 +154,7 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     >>> [round(row["error"], 2) for row in rows]
     [0.99, 0.97, 0.86, 0.56, 0.12]
     """
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"table takes a Schedule, got {schedule!r}; look a name up with schedule()")
+    instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
     polar = parse_target(schedule.target)[0] == "polar"
     rows: list[dict[str, Any]] = []
     before = schedule.divided(schedule.lower, schedule.upper)
@@ -361,8 +361,7 @@ def _widest(
     designed: Callable[..., _State], error: Any, unit: float, cushion: float
 ) -> tuple[float, _State]:
     """Least lower end, to three digits, at which the design's error is at most `error`."""
-    if not is_number(error) or not 0 < float(error) < 1:
-        raise ValueError(f"error must be a number between 0 and 1, got {error!r}")
+    error = number("error", error, 0, 1, ends="()")
 
     def meets(found: _State, tolerance: float = error) -> bool:
         low, high = found.exact
@@ -471,36 +470,36 @@ def for_precision(
     """
     precision = format_of(format)
     if (lower is None) == (error is None):
-        raise ValueError(f"give lower or error, got lower={lower!r} and error={error!r}")
-    if target != "polar":
-        parse_target(target)
+        raise ValueError(f"give lower or error, got lower={shown(lower)} and error={shown(error)}")
+    if parse_target(target)[0] != "polar":
         raise ValueError(
-            f"for_precision designs for target 'polar' only, got {target!r}; design.clip, "
+            f"for_precision designs for target 'polar' only, got {shown(target)}; design.clip, "
             "design.power and design.smooth_sign design for the others"
         )
     if steps is not None and matmuls is not None:
-        raise ValueError(f"give steps or matmuls, not both, got {steps!r} and {matmuls!r}")
-    if steps is not None and not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    if matmuls is not None and not (is_count(matmuls) and matmuls >= 2):
-        raise ValueError(f"matmuls must be an integer of at least 2, got {matmuls!r}")
-    if not is_number(cushion) or not 0 <= cushion <= HIGHEST_CUSHION:
-        raise ValueError(f"cushion must be a number from 0 to {HIGHEST_CUSHION}, got {cushion!r}")
+        raise ValueError(
+            f"give steps or matmuls, not both, got {shown(steps)} and {shown(matmuls)}"
+        )
+    if steps is not None:
+        steps = count("steps", steps, most=MOST_STEPS)
+    if matmuls is not None:
+        matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
+    cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
     f, upper = _arithmetic(precision)
 
     def designed(l: float, cushion: float = cushion) -> _State:
         start, g = _State((), l, upper, (l, 1.0)), f._replace(cushion=cushion)
         if steps is not None:
-            return _steps_of(start, int(steps), g)
+            return _steps_of(start, steps, g)
         if matmuls is not None:
-            return _products_of(start, int(matmuls), g)
+            return _products_of(start, matmuls, g)
         return _until_rounding(start, g)
 
     if lower is not None:
         l, _ = check_interval(lower, 1.0)
         found = designed(l)
     elif steps is None and matmuls is None:
-        raise ValueError(f"error={error!r} needs steps or matmuls; without, give lower")
+        raise ValueError(f"error={shown(error)} needs steps or matmuls; without, give lower")
     else:
         l, found = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
     degrees = ", ".join(str(2 * len(step) - 1) for step in found.steps)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from polarlib._checks import shown
+from polarlib._schedule import coefficients
 from polarlib.design import remez
 
 __all__ = ["Fingerprint", "fingerprint"]
@@ -76,15 +78,12 @@ def fingerprint(step: Sequence[float]) -> Fingerprint:
     >>> round(f.lower / f.upper, 6), round(f.upper, 6)
     (0.02, 1.02)
     """
-    try:
-        c = tuple(map(float, step))
-    except (TypeError, ValueError):
-        c = ()
-    signs = all(math.isfinite(v) and v * (-1) ** i > 0 for i, v in enumerate(c))
+    c = coefficients("step", step)
+    signs = all(v * (-1) ** i > 0 for i, v in enumerate(c))
     if len(c) < 2 or not signs:
         raise ValueError(
-            "a step to fingerprint has two coefficients or more, finite, of alternating signs, "
-            f"the first positive, got {step!r}"
+            "a step to fingerprint has two coefficients or more, of alternating signs, the first "
+            f"positive, got {shown(step)}"
         )
     degree = 2 * len(c) - 1
     ratio: Callable[[Sequence[float]], float]

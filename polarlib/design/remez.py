@@ -16,15 +16,17 @@ accurate to rounding however small l is.
 
 from __future__ import annotations
 
+import decimal
 import functools
 import math
 import numbers
-import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._certify import certify
-from polarlib._schedule import Schedule
+from polarlib._checks import count, double, items, number, shown
+from polarlib._schedule import MOST_STRIDE, Schedule
 from polarlib.formats import multiple_precision, odd_images, odd_value, turning_points
 
 __all__ = [
@@ -56,6 +58,8 @@ ROUNDING_SHARE, ROUNDING_UNITS = 0.05, 2.0**-50
 COEFFICIENT = 4 * 2.0**-53
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
+# Terms of a step, and digits to compute with: a step of so many takes about ten seconds.
+MOST_TERMS, MOST_DIGITS = 50, 300
 
 
 class Minimax(NamedTuple):
@@ -97,7 +101,7 @@ class _Arithmetic(NamedTuple):
 _DOUBLE = _Arithmetic(float, lambda x, n: math.sqrt(x) if n == 2 else x ** (1 / n), 2.0**-53)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def _multiple(digits: int) -> _Arithmetic:
     context = multiple_precision(digits)
     return _Arithmetic(context.mpf, context.root, context.mpf(10) ** -digits)
@@ -111,19 +115,15 @@ def check_degree(degree: Any, stride: int = 2) -> int:
     ValueError
         For anything else.
     """
-    if (
-        not isinstance(degree, numbers.Integral)
-        or isinstance(degree, bool)
-        or int(degree) <= stride
-        or (int(degree) - 1) % stride
-    ):
-        allowed = (
-            "an odd integer of at least 3"
-            if stride == 2
-            else f"1 + {stride} k: {', '.join(str(1 + stride * k) for k in (1, 2, 3))}, ..."
-        )
-        raise ValueError(f"the degree must be {allowed}, got {degree!r}")
-    return operator.index(degree)
+    allowed = (
+        "an odd integer of at least 3"
+        if stride == 2
+        else f"1 + {stride} k: {', '.join(str(1 + stride * k) for k in (1, 2, 3))}, ..."
+    )
+    found = count("the degree", degree, 1 + stride, what=allowed)
+    if (found - 1) % stride:
+        raise ValueError(f"the degree must be {allowed}, got {shown(found)}")
+    return count("the degree", found, most=1 + stride * MOST_TERMS)
 
 
 def check_degrees(degrees: Any, stride: int = 2) -> list[int]:
@@ -134,9 +134,8 @@ def check_degrees(degrees: Any, stride: int = 2) -> list[int]:
     ValueError
         For no degrees, something that is no list, or one that :func:`check_degree` refuses.
     """
-    if isinstance(degrees, (str, numbers.Number)) or not len(degrees):
-        raise ValueError(f"degrees must be a list of odd degrees, one a step, got {degrees!r}")
-    return [check_degree(d, stride) for d in degrees]
+    found = items("degrees", degrees, "a list of odd degrees, one a step")
+    return [check_degree(d, stride) for d in found]
 
 
 def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:
@@ -147,13 +146,10 @@ def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:
     ValueError
         Unless ``0 < lower < upper < inf``.
     """
-    try:
-        l, u = float(lower), float(upper)
-    except (TypeError, ValueError):
-        l = u = math.nan
-    if not 0 < l < u < math.inf:
+    l, u = double(lower), double(upper)
+    if l is None or u is None or not 0 < l < u < math.inf:
         raise ValueError(
-            f"the interval needs 0 < lower < upper, got lower={lower!r}, upper={upper!r}"
+            f"the interval needs 0 < lower < upper, got lower={shown(lower)}, upper={shown(upper)}"
         )
     return l, u
 
@@ -327,11 +323,22 @@ def best(
         b = ideal(degree, lower, upper, stride=stride)
         image_of_rounded(b.coefficients, (b.complement, 2 - b.complement), lower, upper, stride)
         return b
+    stride = count("stride", stride, most=MOST_STRIDE)
     degree = check_degree(degree, stride)
-    check_interval(lower, upper)
-    if not isinstance(digits, numbers.Integral) or isinstance(digits, bool) or digits < 1:
-        raise ValueError(f"digits must be an integer of at least 1, got {digits!r}")
-    return _in_digits((degree - 1) // stride, lower, upper, int(digits), stride)
+    digits = count("digits", digits, most=MOST_DIGITS)
+    ends = _exact("lower", lower), _exact("upper", upper)
+    check_interval(*map(float, ends))
+    return _in_digits((degree - 1) // stride, *ends, digits, stride)
+
+
+def _exact(name: str, value: Any) -> Any:
+    """A number with all its digits, which may be given as text."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+\.?|\d*\.\d+)(e[+-]?\d{1,3})?", value):
+        return value
+    x = number(name, value)
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    return value if isinstance(value, numbers.Real) else x
 
 
 def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Minimax:
@@ -344,14 +351,15 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
     >>> round(ideal(51, 0.1).error, 6)
     0.001976
     """
+    stride = count("stride", stride, most=MOST_STRIDE)
     degree = check_degree(degree, stride)
-    check_interval(lower, upper)
-    if abs(degree * math.log10(float(upper))) > EXPONENTS:
+    l, u = check_interval(lower, upper)
+    if abs(degree * math.log10(u)) > EXPONENTS:
         raise ValueError(
-            f"coefficients of degree {degree} for upper={upper!r} leave the range of doubles; "
+            f"coefficients of degree {degree} for upper={shown(upper)} leave the range of doubles; "
             "scale the input so that upper is about 1, or give digits"
         )
-    return _best_double((degree - 1) // stride, float(lower), float(upper), stride)
+    return _best_double((degree - 1) // stride, l, u, stride)
 
 
 def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
@@ -549,13 +557,14 @@ def minimax(
     >>> round(s.error(), 12)
     0.607230127271
     """
+    lower, upper = check_interval(lower, upper)
     b = best(degree, lower, upper, digits=digits)
-    step, _ = lifted(tuple(map(float, b.coefficients)), float(lower), float(upper))
+    step, _ = lifted(tuple(map(float, b.coefficients)), lower, upper)
     image_of_rounded(step, (b.complement, 2 - b.complement), lower, upper)
     return Schedule(
         steps=(step,),
-        lower=float(lower),
-        upper=float(upper),
+        lower=lower,
+        upper=upper,
         name=f"minimax of degree {degree}",
         source=f"best odd polynomial of degree {degree} on [{lower}, {upper}]",
     )

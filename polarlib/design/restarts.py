@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+from polarlib._checks import instance
 from polarlib._schedule import Schedule
 from polarlib.formats import format_of, odd_image, odd_images
 
@@ -71,10 +72,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     >>> restarts(schedule("polar_express"), "float16")
     (2,)
     """
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"restarts takes a Schedule, got {schedule!r}; look a name up with schedule()"
-        )
+    instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
     unit = format_of(format).unit_roundoff
     if gram_format is None or format_of(gram_format) == format_of(format):
         return _restarts(schedule, unit, unit, ROUNDING_OF_Q * unit)

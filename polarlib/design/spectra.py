@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count, is_number
-from polarlib.formats import nearest, odd_value
+from polarlib._checks import MOST_ROWS, choice, count, instance, number, short, shown
+from polarlib._schedule import Schedule
+from polarlib.formats import odd_value
+from polarlib.result import ignore_float_errors
 
 __all__ = [
     "Spectrum",
@@ -29,6 +30,8 @@ PANELS, POINTS = 256, 4
 ROUNDED_UP = 1e-6
 # Densities are integrated from here on, and lower ends are searched for.
 SMALLEST = 1e-12
+# Measured singular values: what the search costs grows with their number.
+MOST_VALUES = 2**17
 # Ends of the three parts in which a density of any form is integrated: the first two in the
 # logarithm, the last as it is.
 BENT = (1e-2, 0.1)
@@ -95,14 +98,8 @@ def marchenko_pastur(m: int, n: int, *, normalisation: str = "frobenius") -> Spe
     >>> round(float(s.weights @ s.values**2) * 100, 12)
     1.0
     """
-    if not is_count(m) or not is_count(n):
-        raise ValueError(f"a shape is two integers of at least 1, got {m!r} and {n!r}")
-    if normalisation not in ("frobenius", "spectral"):
-        raise ValueError(
-            f"unknown normalisation {normalisation!r}; "
-            f"{nearest(normalisation, ('frobenius', 'spectral'))}"
-        )
-    m, n = operator.index(m), operator.index(n)
+    m, n = count("m", m, most=MOST_ROWS), count("n", n, most=MOST_ROWS)
+    normalisation = choice("normalisation", normalisation, ("frobenius", "spectral"))
     # The density sqrt((b - y) (y - a)) / y of the squares y, a <= y <= b, is smooth in the angle.
     angle, weights = _panels(0.0, math.pi)
     squares = m + n + 2 * math.sqrt(m) * math.sqrt(n) * np.cos(angle)
@@ -143,16 +140,9 @@ def power_law(alpha: float, low: float) -> Spectrum:
     >>> round(float(s.weights @ s.values), 4)
     0.5
     """
-    for name, value, inside in (
-        ("alpha", alpha, lambda v: abs(v) <= 100),
-        ("low", low, lambda v: 0 < v < 1),
-    ):
-        if not is_number(value) or not inside(float(value)):
-            raise ValueError(
-                "a power law needs alpha between -100 and 100 and low between 0 and 1, "
-                f"got {name}={value!r}"
-            )
-    exponent, start = float(alpha), math.log(float(low))
+    exponent = number("alpha", alpha, -100, 100)
+    low = number("low", low, 0, 1, ends="()")
+    start = math.log(low)
     t, weights = _panels(start, 0.0)
     # Relative to the end where the density is largest: no overflow.
     peak = max((1 - exponent) * start, 0.0)
@@ -161,7 +151,7 @@ def power_law(alpha: float, low: float) -> Spectrum:
         np.exp(t),
         weights / weights.sum(),
         "spectral",
-        f"power law of exponent {exponent:g} down to {float(low):g}",
+        f"power law of exponent {exponent:g} down to {low:g}",
     )
 
 
@@ -223,6 +213,7 @@ def _integrated(density: Callable[[float], Any]) -> Spectrum:
 
 def _measured(values: Any, normalisation: str | None) -> Spectrum:
     """Spectrum of measured singular values."""
+    values = short("the list of singular values", values, MOST_VALUES)
     try:
         x = np.asarray(values)
     except (TypeError, ValueError):
@@ -261,7 +252,13 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
 
 def _checked(s: Spectrum) -> Spectrum:
     """A spectrum that may have been built by hand."""
-    x, weights = np.asarray(s.values, dtype=float), np.asarray(s.weights, dtype=float)
+    try:
+        x, weights = np.asarray(s.values, dtype=float), np.asarray(s.weights, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"the spectrum {shown(s.name)} needs values and weights as lists of numbers, got "
+            f"{shown(s.values)} and {shown(s.weights)}"
+        ) from None
     if not (
         x.ndim == 1
         and x.shape == weights.shape
@@ -271,13 +268,14 @@ def _checked(s: Spectrum) -> Spectrum:
         and abs(weights.sum() - 1) <= ROUNDED_UP
     ):
         raise ValueError(
-            f"the spectrum {s.name!r} needs values in (0, 1] and as many weights, none negative, "
-            f"that sum to 1, got shapes {x.shape} and {weights.shape}, a sum of {weights.sum():g} "
-            f"and values {x}"
+            f"the spectrum {shown(s.name)} needs values in (0, 1] and as many weights, none "
+            f"negative, that sum to 1, got shapes {x.shape} and {weights.shape}, a sum "
+            f"of {weights.sum():g} and values {shown(x)}"
         )
     return s
 
 
+@ignore_float_errors
 def spectrum(density_or_singular_values: Any, *, normalisation: str | None = None) -> Spectrum:
     """Spectrum of measured singular values, or of any density.
 
@@ -313,15 +311,11 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     ([0.6, 0.8], 'frobenius')
     """
     given = density_or_singular_values
-    if normalisation not in (None, "frobenius", "spectral"):
-        raise ValueError(
-            f"unknown normalisation {normalisation!r}; "
-            f"{nearest(normalisation, ('frobenius', 'spectral'))}"
-        )
+    normalisation = choice("normalisation", normalisation, (None, "frobenius", "spectral"))
     if isinstance(given, (Schedule, str)):
         raise TypeError(
             "a spectrum is made of singular values or of a density; marchenko_pastur, log_uniform "
-            f"and power_law are others; got {given!r}"
+            f"and power_law are others; got {shown(given)}"
         )
     if isinstance(given, Spectrum):
         if normalisation not in (None, given.normalisation):
@@ -336,6 +330,7 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     return _measured(given, normalisation)
 
 
+@ignore_float_errors
 def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
     """Mean of ``|1 - s(x / input_safety)|`` over a spectrum.
 
@@ -366,16 +361,13 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
     >>> round(mean_error(s, log_uniform(1e-3)), 3)
     0.072
     """
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"mean_error takes a Schedule, got {schedule!r}")
+    instance("schedule", schedule, Schedule, "a Schedule")
     s = spectrum(density_or_singular_values)
     return mean_deviation(schedule.steps, s.values / schedule.input_divisor, s.weights)
 
 
 def mean_deviation(steps: Sequence[Sequence[float]], x: Any, weights: Any) -> float:
     """``sum w |1 - s(x)|`` of a composition."""
-    # A step may be huge beyond its interval.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in steps:
-            x = odd_value(step, x)
-        return float(weights @ abs(1 - x))
+    for step in steps:
+        x = odd_value(step, x)
+    return float(weights @ abs(1 - x))

@@ -16,10 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count, is_number
+from polarlib._checks import count, number
+from polarlib._schedule import MOST_STRIDE, Schedule
 from polarlib.design.compose import greedy
 from polarlib.design.remez import BeyondDoublesError, check_degrees, check_interval
 from polarlib.formats import odd_value, parse_target, target_value
+from polarlib.result import ignore_float_errors
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
 
@@ -42,6 +44,12 @@ GAIN, FLOOR = 1e-6, 1e-12
 # are any the fit is refused: doubles would not hold what it needs of them. By experiment steps of
 # degree 31 on a whole interval are then the best ones to 4e-4, and 35 is refused.
 DEPENDENT = 1e-13
+# Upper ends of clip: a fit on so long an interval sees nothing of [0, 1].
+HIGHEST = 1e6
+# Degrees that are fitted together: more take minutes.
+MOST_FITTED = 12
+# Widths of smooth_sign: of a narrower one, no polynomial sees anything.
+NARROWEST = 1e-12
 
 Steps = list[np.ndarray]
 
@@ -95,8 +103,7 @@ def inverse_root(
     >>> s.stride, round(s.error(), 4)
     (4, 0.1935)
     """
-    if not is_count(p) or p < 2:
-        raise ValueError(f"p must be an integer of at least 2, got {p!r}")
+    p = count("p", p, 2, MOST_STRIDE)
     s = greedy(lower, degrees, stride=p, safety=safety, cushion=cushion)
     said = ", ".join(str(int(d)) for d in degrees)
     return replace(s, name=f"inverse root {p} of degrees {said}")
@@ -134,12 +141,7 @@ def clip(upper: float, degrees: Sequence[int]) -> Schedule:
     >>> s.target, round(s.error(), 3)
     ('clip', 0.057)
     """
-    try:
-        u = float(upper)
-    except (TypeError, ValueError):
-        u = math.nan
-    if not 1 < u < math.inf:
-        raise ValueError(f"clip needs an upper end above 1 (min(x, 1) is x below), got {upper!r}")
+    u = number("upper", upper, 1, HIGHEST, ends="(]")
     return _schedule("clip", degrees, 0.0, u, "none", f"clip to 1 below {u:g}")
 
 
@@ -177,9 +179,7 @@ def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
     >>> s.target, round(s.error(), 3)
     ('power(0.5)', 0.066)
     """
-    if not is_number(p) or not -1 < float(p) < 1:
-        raise ValueError(f"p must be a number between -1 and 1, got {p!r}")
-    e = float(p)
+    e = number("p", p, -1, 1, ends="()")
     l, _ = check_interval(lower)
     target = f"power({e!r})"
     return _schedule(target, degrees, l, 1.0, "spectral", f"power {e:g} on [{l:g}, 1]")
@@ -212,9 +212,8 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
     >>> s.target, s.error() < 0.1
     ('smooth_sign(0.1)', True)
     """
-    if not is_number(delta) or not 0 < float(delta) < 1:
-        raise ValueError(f"delta must be a number between 0 and 1, got {delta!r}")
-    d = float(delta)
+    what = f"a number between 0 and 1, and at least {NARROWEST:g}"
+    d = number("delta", delta, NARROWEST, 1, ends="[)", what=what)
     target = f"smooth_sign({d!r})"
     return _schedule(target, degrees, 0.0, 1.0, "spectral", f"smooth sign of width {d:g}")
 
@@ -223,6 +222,8 @@ def _schedule(
     target: str, degrees: Sequence[int], lower: float, upper: float, normalisation: str, name: str
 ) -> Schedule:
     checked = tuple(check_degrees(degrees))
+    if len(checked) > MOST_FITTED:
+        raise ValueError(f"degrees must be at most {MOST_FITTED}, got {len(checked)}")
     steps = _fit(target, checked, lower, upper)
     _refuse_dependent(target, steps, lower, upper)
     return Schedule(
@@ -392,11 +393,11 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
     """
     from scipy.optimize import linprog  # lazily: it is slow to import
 
+    @ignore_float_errors  # what overflows is not taken
     def worst(steps: Steps) -> tuple[float, np.ndarray]:
-        with np.errstate(all="ignore"):  # what overflows is not taken
-            points = _extrema(target, steps, x)
-            both = np.concatenate([points, x])  # so that NaN is seen
-            off = _values(steps, both)[-1] - target_value(target, both)
+        points = _extrema(target, steps, x)
+        both = np.concatenate([points, x])  # so that NaN is seen
+        off = _values(steps, both)[-1] - target_value(target, both)
         return float(np.max(np.abs(off))), points
 
     error, maxima = worst(steps)

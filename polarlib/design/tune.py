@@ -19,21 +19,20 @@ It is a local optimisation from several starts. Nothing here proves that no bett
 from __future__ import annotations
 
 import math
-import numbers
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedule import Schedule, is_count
+from polarlib._checks import count, instance, is_number, items, nearest, number, shown
+from polarlib._schedule import Schedule
 from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
-from polarlib.formats import nearest, odd_image
-from polarlib.result import ScheduleWarning, warn
+from polarlib.formats import odd_image
+from polarlib.result import ScheduleWarning, held_back, ignore_float_errors, warn
 
 __all__ = ["for_spectrum", "tune"]
 
@@ -67,6 +66,8 @@ INTERVALS = (0.3, 0.1, 3.0)
 PERTURBATION = 0.03
 # Mean errors below this are rounding, and nothing is left to tune.
 ROUNDING = 1e-13
+# Local optimisations, and steps that are tuned together: more take minutes.
+MOST_STARTS, MOST_TUNED = 1000, 20
 # Lower ends that the search for the best greedy schedule tries first.
 SCANNED = 64
 
@@ -187,28 +188,26 @@ def _minimise(problem: _Problem, z: Any) -> list[Any]:
     cuts = [np.sin(angle) for _ in problem.sizes]
     found: list[Any] = []
     for k in range(ROUNDS):
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", RuntimeWarning)  # values clipped, a step that overflows
-            result = minimize(
-                lambda z: problem.value(_split(z, problem.sizes)),
-                z,
-                jac=problem.gradient or None,
-                method="SLSQP",
-                constraints={
-                    "type": "ineq",
-                    "fun": lambda z, cuts: _constraints(problem, z, cuts)[0],
-                    "jac": lambda z, cuts: _constraints(problem, z, cuts)[1],
-                    "args": (cuts,),
-                },
-                options={"maxiter": 300, "ftol": 1e-10},
-            )
-            if not np.all(np.isfinite(result.x)):
-                break
-            z = result.x
-            steps = _split(z, problem.sizes)
-            found.insert(0, steps)
-            fresh = [_turning(c) for c in steps]
-            kept = _constraints(problem, z, fresh)[0]
+        result = minimize(
+            lambda z: problem.value(_split(z, problem.sizes)),
+            z,
+            jac=problem.gradient or None,
+            method="SLSQP",
+            constraints={
+                "type": "ineq",
+                "fun": lambda z, cuts: _constraints(problem, z, cuts)[0],
+                "jac": lambda z, cuts: _constraints(problem, z, cuts)[1],
+                "args": (cuts,),
+            },
+            options={"maxiter": 300, "ftol": 1e-10},
+        )
+        if not np.all(np.isfinite(result.x)):
+            break
+        z = result.x
+        steps = _split(z, problem.sizes)
+        found.insert(0, steps)
+        fresh = [_turning(c) for c in steps]
+        kept = _constraints(problem, z, fresh)[0]
         if kept.min(initial=0.0) > -MARGIN / 2 or (k and not result.success):
             break
         cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
@@ -275,26 +274,23 @@ def _check_bounds(bounds: Any, start: Schedule) -> tuple[float, float]:
     own = odd_image(start.steps, lower, upper)[0], top
     if bounds is None:
         return LOWEST * own[0], max(HIGHEST, top)
-    try:
-        lo, hi = map(float, bounds)
-    except (TypeError, ValueError):
-        lo = hi = math.nan
-    if not 0 <= lo < hi < math.inf:
-        raise ValueError(f"bounds are two numbers, 0 <= lo < hi, got {bounds!r}")
+    what = "two numbers, 0 <= lo < hi"
+    lo, hi = (number("a number of bounds", v, 0) for v in items("bounds", bounds, what, 2, 2))
+    if not lo < hi:
+        raise ValueError(f"bounds must be {what}, got {shown(bounds)}")
     if own[0] < lo or own[1] > hi:
         raise ValueError(
             f"the start must keep the bounds: {start.name!r} has values in "
-            f"[{own[0]:.6g}, {own[1]:.6g}], got bounds={bounds!r}"
+            f"[{own[0]:.6g}, {own[1]:.6g}], got bounds={shown(bounds)}"
         )
     return lo, hi
 
 
 def _called(objective: Callable[[Steps], Any], steps: Steps) -> float:
     value = objective(steps)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"the objective must return a number, got {value!r}") from None
+    if not is_number(value):
+        raise ValueError(f"the objective must return a number, got {shown(value)}")
+    return float(value)
 
 
 def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], float]]:
@@ -313,8 +309,8 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
             raise ValueError(
-                f"unknown objective {objective!r}; {nearest(objective, OBJECTIVES)}, a Spectrum, "
-                "or a function of the steps"
+                f"unknown objective {shown(objective)}; {nearest(objective, OBJECTIVES)}, a "
+                "Spectrum, or a function of the steps"
             )
         if objective == "slope":
             return "slope", lambda steps: -math.prod(step[0] for step in steps)
@@ -327,11 +323,12 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
     if not callable(objective):
         raise TypeError(
             "an objective is a function of the steps, a Spectrum, 'slope' or 'error', "
-            f"got {objective!r}"
+            f"got {shown(objective)}"
         )
     return getattr(objective, "__name__", "an objective"), lambda steps: _called(objective, steps)
 
 
+@ignore_float_errors
 def tune(
     objective: Any,
     start: Schedule,
@@ -398,19 +395,14 @@ def tune(
     >>> round(start.slope, 1), round(s.slope, 1), s.image(0, 1)[1] <= 1.3
     (78.3, 85.1, True)
     """
-    if not isinstance(start, Schedule):
-        raise TypeError(
-            f"tune starts from a Schedule, got {start!r}; look a name up with schedule()"
-        )
+    instance("start", start, Schedule, "a Schedule, such as polarlib.schedule returns")
     if start.stride != 2 or start.target != "polar":
         raise ValueError(
             f"tune takes odd polynomials for the polar factor, got stride {start.stride} and "
             f"target {start.target!r}"
         )
-    if not is_count(starts):
-        raise ValueError(f"starts must be an integer of at least 1, got {starts!r}")
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"the seed must be an integer of at least 0, got {seed!r}")
+    starts = count("starts", starts, most=MOST_STARTS)
+    seed = count("seed", seed, 0)
     lo, hi = _check_bounds(bounds, start)
     lower, upper = _interval(start)
     name, value = _values(objective, start)
@@ -427,8 +419,7 @@ def tune(
         if odd_image(steps, lower, upper)[0] < lo:
             continue
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", ScheduleWarning)
+            with held_back() as hazards:
                 found = replace(
                     start,
                     steps=steps,
@@ -437,7 +428,9 @@ def tune(
                     f"(0, {start.upper:g}]",
                     repeat=None,
                 )
-        except (ValueError, ScheduleWarning):  # a hazard
+        except ValueError:
+            continue
+        if hazards:
             continue
         least, best = reached, found
     if best is start:
@@ -561,6 +554,7 @@ def _best_greedy(spectrum: Spectrum, degrees: Sequence[int]) -> Schedule:
     return greedy(math.exp(refined.x if refined.fun < errors[k] else t[k]), degrees)
 
 
+@ignore_float_errors
 def for_spectrum(
     density_or_singular_values: Any,
     steps: int,
@@ -626,18 +620,15 @@ def for_spectrum(
     [0.54, 0.14, 0.13]
     """
     found = spectrum(density_or_singular_values, normalisation=normalisation)
-    if not is_count(steps):
-        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-    degree = check_degree(degree)
-    start = _best_greedy(found, [degree] * operator.index(steps))
+    steps, degree = count("steps", steps, most=MOST_TUNED), check_degree(degree)
+    starts, seed = count("starts", starts, most=MOST_STARTS), count("seed", seed, 0)
+    start = _best_greedy(found, [degree] * steps)
     bounds = _check_bounds(bounds, start)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScheduleWarning)  # the best greedy one is a result too
+    with held_back():  # the best greedy one is a result too
         tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed)
     errors = mean_error(start, found), mean_error(tuned, found)
-    with warnings.catch_warnings():
-        # In another order the worst error on this interval may be smaller; the mean is what counts.
-        warnings.simplefilter("ignore", ScheduleWarning)
+    # In another order the worst error on this interval may be smaller; the mean is what counts.
+    with held_back():
         return replace(
             tuned,
             lower=min(float(np.min(found.values)), 1.0),

@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._schedule import continued, is_count, is_number
+from polarlib import _checks
+from polarlib._schedule import REPEATS, continued
 from polarlib.design.remez import BeyondDoublesError
 from polarlib.formats import multiple_precision
+from polarlib.result import ignore_float_errors
 
 __all__ = ["RationalSchedule", "zolotarev"]
 
@@ -37,6 +39,8 @@ SMALLEST_NORMAL = 2.0**-1022
 # Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on
 # the interval of design, by experiment.
 SAMPLES = 50
+# Poles of a step; with eight, two steps reach rounding from every lower end.
+MOST_POLES = 100
 
 Step = tuple[float, tuple[float, ...], tuple[float, ...]]
 
@@ -69,23 +73,23 @@ class RationalSchedule:
     source: str = ""
 
     def __post_init__(self) -> None:
-        for step in self.steps:
-            scale, residues, poles = step
-            values = (scale, *residues, *poles)
-            if len(residues) != len(poles) or not all(0 < v < math.inf for v in values):
-                raise ValueError(
-                    f"schedule {self.name!r}: a step is (scale, residues, poles), as many of the "
-                    f"ones as of the others, all positive, got {step!r}"
-                )
-        if not self.steps or not 0 < self.lower <= self.upper < math.inf:
+        put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
+        for name in ("name", "source"):
+            put(name, _checks.text(f"the {name} of a schedule", getattr(self, name)))
+        at = f"schedule {_checks.shown(self.name)}: "
+        what = "a list of at least one step (scale, residues, poles)"
+        put("steps", tuple(_step(at, s) for s in _checks.items(f"{at}steps", self.steps, what)))
+        for name in ("lower", "upper"):
+            put(name, _checks.number(f"{at}{name}", getattr(self, name), 0, ends="(]"))
+        if not self.lower <= self.upper:
             raise ValueError(
-                f"schedule {self.name!r}: give at least one step and an interval with "
-                f"0 < lower <= upper, got {len(self.steps)} steps on [{self.lower}, {self.upper}]"
+                f"{at}the interval needs 0 < lower <= upper, got [{self.lower}, {self.upper}]"
             )
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    @ignore_float_errors
     def __call__(self, x: Any) -> Any:
         """Apply the steps to a scalar or, entry by entry, to an array.
 
@@ -98,8 +102,10 @@ class RationalSchedule:
         -------
         number or array
         """
-        for step in self.steps:
-            x = _value(step, x)
+        x = _checks.operand("x", x)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN tell it
+            for step in self.steps:
+                x = _value(step, x)
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
@@ -126,13 +132,16 @@ class RationalSchedule:
 
     def _image(self, lower: float | None, upper: float) -> tuple[Any, Any]:
         """Image with 40 digits, not rounded."""
-        lower, upper = self.lower if lower is None else float(lower), float(upper)
-        if not 0 < lower <= upper < math.inf:
+        lower = _checks.number("lower", self.lower if lower is None else lower, 0, ends="(]")
+        upper = _checks.number("upper", upper, 0, ends="(]")
+        if lower > upper:
             raise ValueError(f"image needs 0 < lower <= upper, got [{lower}, {upper}]")
         number = multiple_precision(DIGITS).mpf
         lo, hi = number(lower), number(upper)
         for step in self.steps:
-            points = [lo, hi, *map(number, _turning_points(step, float(lo), float(hi)))]
+            with np.errstate(all="ignore"):  # of intervals near the ends of the doubles
+                turns = _turning_points(step, float(lo), float(hi))
+            points = [lo, hi, *map(number, turns)]
             values = [_value(step, p) for p in points if lo <= p <= hi]
             lo, hi = min(values), max(values)
         return lo, hi
@@ -184,10 +193,29 @@ class RationalSchedule:
         ValueError
             For any other k, or an unknown rule.
         """
-        if repeat not in (None, "last", "forever"):
-            raise ValueError(f"repeat must be None, 'forever' or 'last', got {repeat!r}")
+        repeat = _checks.choice("repeat", repeat, REPEATS)
         steps = continued(self.steps, k, repeat, self.name)
         return self if steps == self.steps else replace(self, steps=steps)
+
+
+def _step(at: str, step: Any) -> Step:
+    """A step, checked."""
+    what = "(scale, residues, poles)"
+    scale, *parts = _checks.items(f"{at}a step of steps", step, what, 3, 3)
+    scale = _checks.number(f"{at}the scale of a step", scale, 0, ends="(]")
+    residues, poles = (
+        tuple(
+            _checks.number(f"{at}a residue or pole of a step", v, 0, ends="(]")
+            for v in _checks.items(f"{at}residues and poles of a step", part, "lists of numbers", 0)
+        )
+        for part in parts
+    )
+    if len(residues) != len(poles):
+        raise ValueError(
+            f"{at}a step of steps must be {what}, as many of the ones as of the others, all "
+            f"positive, got {_checks.shown(step)}"
+        )
+    return scale, residues, poles
 
 
 def zolotarev(r: int, lower: float) -> RationalSchedule:
@@ -220,11 +248,9 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
     >>> round(zolotarev(1, 1e-16).truncate(3).error(), 3)
     0.122
     """
-    if not is_count(r):
-        raise ValueError(f"r must be an integer of at least 1, got {r!r}")
-    if not is_number(lower) or not 0 < float(lower) < 1:
-        raise ValueError(f"lower must be a number between 0 and 1, got {lower!r}")
-    steps, _ = best_steps(int(r), float(lower), ROUNDING)
+    r = _checks.count("r", r, most=MOST_POLES)
+    lower = _checks.number("lower", lower, 0, 1, ends="()")
+    steps, _ = best_steps(r, lower, ROUNDING)
     # All terms are positive, so their rounding cancels nothing; but poles can underflow.
     terms = [v for _, *parts in steps for part in parts for v in part]
     if not all(SMALLEST_NORMAL <= v < math.inf for v in terms):
@@ -234,7 +260,7 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
         )
     return RationalSchedule(
         steps=steps,
-        lower=float(lower),
+        lower=lower,
         name=f"zolotarev of type ({2 * r + 1}, {2 * r})",
         source=f"Zolotarev's best rational functions on [{lower}, 1]",
     )

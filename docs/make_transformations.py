@@ -1,0 +1,591 @@
+"""docs/transformations.md: which functions go through which transformations of torch and JAX.
+
+    python docs/make_transformations.py
+
+tries every function under every transformation, each library in a process of its own, writes what
+came out to docs/data/transformations.json, and the page from it. ``--check`` compares instead of
+writing. A value counts as right only if it is that of the plain call (of a call in NumPy, for an
+array in parts), a derivative if central differences of the plain call agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import polarlib
+from polarlib import norms
+
+PAGE = Path(__file__).parent / "transformations.md"
+DATA = Path(__file__).parent / "data" / "transformations.json"
+WORKS = "works"
+PARTS = ("torch", "jax", "mesh", "dtensor")
+RANKS = 2  # processes or devices for arrays in parts
+
+TALL = (6, 3)
+SQUARE = (3, 3)
+Function = Callable[[Any], Any]
+
+
+def definite(x: Any) -> Any:
+    """A Hermitian positive definite matrix that depends on x."""
+    return x.T @ x
+
+
+def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
+    """Every function of the table: the shape of its matrix, and its call."""
+    return {
+        "orthogonalize": (TALL, polarlib.orthogonalize),
+        "orthogonalize, form='gram'": (TALL, lambda x: polarlib.orthogonalize(x, form="gram")),
+        "orthogonalize, schedule='halley'": (
+            TALL,
+            lambda x: polarlib.orthogonalize(x, schedule="halley"),
+        ),
+        "orthogonalize_all": (
+            TALL,
+            lambda x: sum(polarlib.orthogonalize_all([x, x + 1, 2 * x])),
+        ),
+        "polar": (TALL, lambda x: tuple(polarlib.polar(x))),
+        **{
+            f"polar, method={name!r}": (
+                TALL,
+                lambda x, name=name: tuple(polarlib.polar(x, method=name)),
+            )
+            for name in ("svd", "qdwh", "newton_schulz")
+        },
+        "polar, schedule": (
+            TALL,
+            lambda x: tuple(polarlib.polar(x, method=polarlib.schedule("polar_express"))),
+        ),
+        "nearest_orthogonal": (TALL, polarlib.nearest_orthogonal),
+        "nearest_rotation": (SQUARE, polarlib.nearest_rotation),
+        "procrustes": (TALL, lambda x: polarlib.procrustes(x, 2 * x + 1)),
+        "procrustes, rotation=True": (
+            TALL,
+            lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
+        ),
+        "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
+        "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
+        "top_singular": (TALL, lambda x: polarlib.top_singular(x, 2)[1]),
+        "spectral().lmo": (TALL, lambda x: norms.spectral().lmo(x)),
+        "nuclear()": (TALL, lambda x: norms.nuclear()(x)),
+        "ky_fan(2).lmo": (TALL, lambda x: norms.ky_fan(2).lmo(x)),
+        "fanion(1).lmo": (TALL, lambda x: norms.fanion(1).lmo(x)),
+        "spectral_power": (TALL, lambda x: norms.spectral_power(x, 0.5)),
+    }
+
+
+def matrices(shape: tuple[int, int], count: int = 3) -> np.ndarray:
+    """Matrices with singular values well apart, so that every function has a derivative."""
+    rng = np.random.default_rng(0)
+    values = np.array([2.0, 1.1, 0.4])[: min(shape)]
+    a = rng.standard_normal((count, *shape))
+    u, _, vh = np.linalg.svd(a, full_matrices=False)
+    return (u * (values * (1 + 0.1 * rng.random((count, 1))))[:, None, :]) @ vh
+
+
+def flat(value: Any) -> np.ndarray:
+    """All entries of a result, one after the other."""
+    parts = value if isinstance(value, (tuple, list)) else [value]
+    return np.concatenate([np.ravel(np.asarray(to_numpy(part))) for part in parts])
+
+
+def to_numpy(x: Any) -> Any:
+    if hasattr(x, "full_tensor"):
+        x = x.full_tensor()
+    return x.detach().numpy() if hasattr(x, "detach") else x
+
+
+def weights(size: int) -> np.ndarray:
+    return np.cos(np.arange(1.0, size + 1))
+
+
+def slope(f: Function, like: Callable[[np.ndarray], Any], x: np.ndarray, e: np.ndarray) -> float:
+    """Central difference of the weighted sum of a result, of fourth order."""
+
+    def at(t: float) -> float:
+        y = flat(f(like(x + t * e)))
+        return float(weights(y.size) @ y)
+
+    h = 1e-4
+    return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+
+
+def close(got: Any, wanted: np.ndarray, atol: float = 1e-6) -> None:
+    np.testing.assert_allclose(flat(got), wanted, rtol=0, atol=atol)
+
+
+def outcome(run: Callable[[], None]) -> str:
+    """'works', the sentence of a refusal, or 'fails' with what came out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch and JAX warn of themselves
+        try:
+            run()
+        except AssertionError as error:
+            return f"fails: wrong value: {' '.join(str(error).split())[:160]}"
+        except Exception as error:
+            return refusal(error)
+    return WORKS
+
+
+def refusal(error: BaseException | None) -> str:
+    """What polarlib says in a chain of errors; torch wraps errors of traced code in its own."""
+    first, names = error, "|".join(polarlib.__all__)
+    sentence = re.compile(rf"((?:polarlib\.)?(?:{names}|a|x|torch|polarlib)\b [^\n]*)")
+    while error is not None:
+        for line in str(error).splitlines():
+            found = sentence.match(line.strip().removeprefix("Explanation: "))
+            if found and isinstance(error, (TypeError, ValueError)) or (
+                found and "polarlib" in str(error)
+            ):
+                return found[1]
+        error = error.__cause__ or error.__context__
+    text = " ".join(str(first).split())
+    return f"fails: {type(first).__name__}: {text[:160]}"
+
+
+# -- torch -----------------------------------------------------------------------------------------
+
+
+def torch_part() -> dict[str, dict[str, str]]:
+    import torch
+
+    like = torch.from_numpy
+    weighted = lambda y: sum(  # noqa: E731
+        (part.reshape(-1) * like(w)).sum() for part, w in in_pieces(y)
+    )
+
+    def vmap(f: Function, x: np.ndarray) -> None:
+        close(torch.vmap(f)(like(x)), flat_of_stack(f, like, x))
+
+    def backward(f: Function, x: np.ndarray) -> None:
+        a = like(x[0]).requires_grad_()
+        weighted(f(a)).backward()
+        check_gradient(f, like, x, a.grad)
+
+    def grad(f: Function, x: np.ndarray) -> None:
+        check_gradient(f, like, x, torch.func.grad(lambda a: weighted(f(a)))(like(x[0])))
+
+    def vmap_grad(f: Function, x: np.ndarray) -> None:
+        got = torch.vmap(torch.func.grad(lambda a: weighted(f(a))))(like(x))
+        for k in range(len(x)):
+            check_gradient(f, like, x[k:], got[k])
+
+    def jacobian(name: str) -> Callable[[Function, np.ndarray], None]:
+        def run(f: Function, x: np.ndarray) -> None:
+            def stacked(a: Any) -> Any:
+                y = f(a)
+                parts = y if isinstance(y, (tuple, list)) else [y]
+                return torch.cat([part.reshape(-1) for part in parts])
+
+            j = getattr(torch.func, name)(stacked)(like(x[0]))
+            check_gradient(f, like, x, torch.tensordot(like(weights(len(j))), j, 1))
+
+        return run
+
+    def compiled(full: bool) -> Callable[[Function, np.ndarray], None]:
+        def run(f: Function, x: np.ndarray) -> None:
+            torch._dynamo.reset()
+            g = torch.compile(f, backend="aot_eager", fullgraph=full)
+            close(g(like(x[0])), flat(f(like(x[0]))))
+            for more in (1, 2):  # other shapes: rows of another matrix below
+                y = np.concatenate([x[0], x[1][: more + 1]])[: None if tall(x) else x.shape[1]]
+                close(g(like(y)), flat(f(like(y))))
+            a = like(x[0]).requires_grad_()
+            weighted(g(a)).backward()
+            check_gradient(f, like, x, a.grad)
+
+        return run
+
+    class Model(torch.nn.Module):
+        def __init__(self, f: Function) -> None:
+            super().__init__()
+            self.f = f
+
+        def forward(self, x: Any) -> Any:
+            return self.f(x)
+
+    def export(f: Function, x: np.ndarray) -> None:
+        program = torch.export.export(Model(f), (like(x[0]),))
+        close(program.module()(like(3 * x[1])), flat(f(like(3 * x[1]))))
+
+    def jit_trace(f: Function, x: np.ndarray) -> None:
+        traced = torch.jit.trace(f, like(x[0]), check_trace=False)
+        close(traced(like(3 * x[1])), flat(f(like(3 * x[1]))))
+
+    def same_shapes(y: Any, wanted: Any) -> None:
+        y, wanted = (v if isinstance(v, (tuple, list)) else [v] for v in (y, wanted))
+        assert [p.shape for p in y] == [p.shape for p in wanted]
+
+    def meta(f: Function, x: np.ndarray) -> None:
+        same_shapes(f(like(x[0]).to("meta")), f(like(x[0])))
+
+    def fake(f: Function, x: np.ndarray) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        wanted = f(like(x[0]))
+        with FakeTensorMode() as mode:
+            same_shapes(f(mode.from_tensor(like(x[0]))), wanted)
+
+    def inference(f: Function, x: np.ndarray) -> None:
+        wanted = flat(f(like(x[0])))
+        with torch.inference_mode():
+            close(f(like(x[0])), wanted)
+
+    def autocast(f: Function, x: np.ndarray) -> None:
+        single = like(x[0].astype(np.float32))
+        wanted = flat(f(single))
+        with torch.autocast("cpu", torch.bfloat16):
+            close(f(single), wanted, 1e-4)
+
+    def empty(f: Function, x: np.ndarray) -> None:
+        a = torch.zeros(0, *x.shape[1:], dtype=torch.float64, requires_grad=True)
+        y = f(a)
+        sum(p.sum() for p in (y if isinstance(y, (tuple, list)) else [y])).backward()
+        assert a.grad is not None and a.grad.shape == a.shape
+
+    return every(
+        {
+            "backward": backward,
+            "vmap": vmap,
+            "func.grad": grad,
+            "vmap(grad)": vmap_grad,
+            "jacfwd": jacobian("jacfwd"),
+            "jacrev": jacobian("jacrev"),
+            "compile": compiled(False),
+            "compile(fullgraph=True)": compiled(True),
+            "export": export,
+            "jit.trace": jit_trace,
+            "meta tensor": meta,
+            "fake tensor": fake,
+            "inference_mode": inference,
+            "autocast": autocast,
+        }
+    )
+
+
+def tall(x: np.ndarray) -> bool:
+    return x.shape[1] > x.shape[2]
+
+
+def in_pieces(y: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    """Parts of a result, with the weights of their entries."""
+    parts = y if isinstance(y, (tuple, list)) else [y]
+    sizes = [int(np.prod(part.shape)) for part in parts]
+    w = np.split(weights(sum(sizes)), np.cumsum(sizes)[:-1])
+    return zip(parts, w, strict=True)
+
+
+def flat_of_stack(f: Function, like: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarray:
+    """Entries of the results for each matrix, in the order in which vmap has them."""
+    results = [f(like(each)) for each in x]
+    if isinstance(results[0], (tuple, list)):
+        return np.concatenate([flat([r[k] for r in results]) for k in range(len(results[0]))])
+    return flat(results)
+
+
+def check_gradient(
+    f: Function, like: Callable[[np.ndarray], Any], x: np.ndarray, gradient: Any
+) -> None:
+    """Compare with central differences along three directions."""
+    rng = np.random.default_rng(1)
+    gradient = np.asarray(to_numpy(gradient))
+    for _ in range(3):
+        e = rng.standard_normal(x[0].shape)
+        np.testing.assert_allclose(
+            np.sum(gradient * e), slope(f, like, x[0], e), rtol=1e-5, atol=1e-6
+        )
+
+
+def every(transformations: dict[str, Callable[[Function, np.ndarray], None]]) -> Any:
+    table: dict[str, dict[str, str]] = {}
+    for name, (shape, f) in shapes_and_functions().items():
+        table[name] = {}
+        for label, run in transformations.items():
+            start = time.process_time()
+            found = outcome(lambda f=f, run=run, shape=shape: run(f, matrices(shape)))
+            table[name][label] = found
+            print(f"{time.process_time() - start:6.1f} s  {name} | {label} | {found}", file=sys.stderr)
+    return table
+
+
+# -- JAX -------------------------------------------------------------------------------------------
+
+
+def jax_part() -> dict[str, dict[str, str]]:
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    like = jnp.asarray
+
+    def weighted(f: Function) -> Function:
+        return lambda a: sum(
+            jnp.sum(jnp.ravel(part) * jnp.asarray(w)) for part, w in in_pieces(f(a))
+        )
+
+    def jit(f: Function, x: np.ndarray) -> None:
+        close(jax.jit(f)(like(x[0])), flat(f(like(x[0]))))
+
+    def vmap(f: Function, x: np.ndarray) -> None:
+        close(jax.vmap(f)(like(x)), flat_of_stack(f, like, x))
+
+    def jit_vmap(f: Function, x: np.ndarray) -> None:
+        vmap(jax.jit(f), x)
+
+    def grad(f: Function, x: np.ndarray) -> None:
+        check_gradient(f, like, x, jax.grad(weighted(f))(like(x[0])))
+
+    def jit_vmap_grad(f: Function, x: np.ndarray) -> None:
+        got = jax.jit(jax.vmap(jax.grad(weighted(f))))(like(x))
+        for k in range(len(x)):
+            check_gradient(f, like, x[k:], got[k])
+
+    def jvp(f: Function, x: np.ndarray) -> None:
+        e = matrices(x.shape[1:], 1)[0][::-1].copy()
+        got = jax.jit(lambda a, t: jax.jvp(weighted(f), (a,), (t,))[1])(like(x[0]), like(e))
+        np.testing.assert_allclose(got, slope(f, like, x[0], e), rtol=1e-5, atol=1e-6)
+
+    def checkpoint(f: Function, x: np.ndarray) -> None:
+        got = jax.jit(jax.grad(jax.checkpoint(weighted(f))))(like(x[0]))
+        check_gradient(f, like, x, got)
+
+    def scan(f: Function, x: np.ndarray) -> None:
+        _, got = jax.lax.scan(lambda carry, a: (carry, f(a)), None, like(x))
+        close(got, flat_of_stack(f, like, x))
+
+    def under(name: str, value: Any, of: Function) -> Callable[[Function, np.ndarray], None]:
+        def run(f: Function, x: np.ndarray) -> None:
+            wanted = flat(f(like(x[0])))
+            before = getattr(jax.config, name)
+            jax.clear_caches()
+            jax.config.update(name, value)
+            try:
+                close(of(f)(like(x[0])), wanted)
+            finally:
+                jax.config.update(name, before)
+
+        return run
+
+    def single(of: Function) -> Callable[[Function, np.ndarray], None]:
+        def run(f: Function, x: np.ndarray) -> None:
+            wanted = flat(f(jnp.asarray(x[0], dtype=jnp.float32)))
+            with jax.enable_x64(False):
+                close(of(f)(jnp.asarray(x[0], dtype=jnp.float32)), wanted, 1e-3)
+
+        return run
+
+    plain: Function = lambda f: f  # noqa: E731
+    return every(
+        {
+            "jit": jit,
+            "vmap": vmap,
+            "jit(vmap)": jit_vmap,
+            "grad": grad,
+            "jit(vmap(grad))": jit_vmap_grad,
+            "jit(jvp)": jvp,
+            "jit(grad(checkpoint))": checkpoint,
+            "lax.scan": scan,
+            "jax_debug_nans": under("jax_debug_nans", True, plain),
+            "rank promotion 'raise'": under("jax_numpy_rank_promotion", "raise", plain),
+            "strict promotion": under("jax_numpy_dtype_promotion", "strict", plain),
+            "no 64-bit types": single(plain),
+            "no 64-bit types, jit": single(jax.jit),
+        }
+    )
+
+
+def mesh_part() -> dict[str, dict[str, str]]:
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    jax.config.update("jax_enable_x64", True)
+
+    def sharded(kind: Any, spec: Any, of: Function, wide: bool) -> Any:
+        def run(f: Function, x: np.ndarray) -> None:
+            one = np.vstack([x[0], x[1]])[: 2 * x.shape[1] // RANKS * RANKS]
+            one = one[: x.shape[2] // RANKS * RANKS] if not tall(x) else one
+            one = (one.T if wide else one).copy()
+            with jax.set_mesh(jax.make_mesh((RANKS,), ("d",), axis_types=(kind,))) as _:
+                mesh = jax.sharding.get_mesh()
+                place = NamedSharding(mesh, PartitionSpec(*spec))
+                y = of(f)(jax.device_put(jnp.asarray(one), place))
+            first = y[0] if isinstance(y, tuple) else y
+            close(y, flat(f(one)), 1e-4)
+            if first.shape == one.shape:
+                kept = first.sharding.is_equivalent_to(place, 2)
+                assert kept, f"the result has the sharding {first.sharding.spec}"
+
+        return run
+
+    plain: Function = lambda f: f  # noqa: E731
+    table: dict[str, Any] = {}
+    for label, kind in (("explicit mesh", AxisType.Explicit), ("automatic mesh", AxisType.Auto)):
+        table[f"{label}, rows"] = sharded(kind, ("d", None), plain, False)
+        table[f"{label}, rows, jit"] = sharded(kind, ("d", None), jax.jit, False)
+        table[f"{label}, columns of wide"] = sharded(kind, (None, "d"), plain, True)
+        table[f"{label}, replicated"] = sharded(kind, (None, None), plain, False)
+    return every(table)
+
+
+# -- DTensor ---------------------------------------------------------------------------------------
+
+
+def dtensor_part() -> dict[str, dict[str, str]]:
+    import tempfile
+
+    import torch.multiprocessing as processes
+
+    with tempfile.TemporaryDirectory() as folder:
+        processes.spawn(_rank, args=(folder,), nprocs=RANKS)
+        ranks = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    assert all(rank == ranks[0] for rank in ranks), "ranks differ"
+    return ranks[0]
+
+
+def _rank(rank: int, folder: str) -> None:
+    import datetime
+
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=RANKS,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    mesh = init_device_mesh("cpu", (RANKS,))
+
+    def layout(place: Any, rows: int, wide: bool, gradient: bool = False) -> Any:
+        def run(f: Function, x: np.ndarray) -> None:
+            one = np.vstack(list(x))[: rows if tall(x) else x.shape[1]]
+            one = (one.T if wide else one).copy()
+            a = distribute_tensor(torch.from_numpy(one), mesh, [place])
+            if gradient:
+                a = a.detach().requires_grad_()
+            y = f(a)
+            first = y[0] if isinstance(y, tuple) else y
+            if gradient:
+                w = torch.from_numpy(weights(one.size).reshape(one.shape))
+                (first * distribute_tensor(w, mesh, [place])).sum().backward()
+                assert a.grad.placements == a.placements, f"{a.grad.placements}"
+                f0 = lambda v: f(v)[0] if isinstance(f(v), tuple) else f(v)  # noqa: E731
+                check_gradient(f0, torch.from_numpy, one[None], a.grad)
+                return
+            close(y, flat(f(one)), 1e-6)
+            if tuple(first.shape) == one.shape:
+                assert first.placements == a.placements, f"placements {first.placements}"
+
+        return run
+
+    table = every(
+        {
+            "rows": layout(Shard(0), 8, False),
+            "rows, backward": layout(Shard(0), 8, False, True),
+            "rows, uneven": layout(Shard(0), 7, False),
+            "columns of wide": layout(Shard(1), 8, True),
+            "rows of wide": layout(Shard(0), 8, True),
+            "columns": layout(Shard(1), 8, False),
+            "replicated": layout(Replicate(), 8, False),
+        }
+    )
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(table))
+    dist.destroy_process_group()
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+TITLES = {
+    "torch": "torch",
+    "jax": "JAX",
+    "mesh": "JAX arrays sharded over two devices",
+    "dtensor": "torch DTensors on two processes",
+}
+
+
+def measured(part: str) -> dict[str, dict[str, str]]:
+    """Run one part in a process of its own: settings and devices are for the whole process."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={RANKS}"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--part", part],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"part {part}:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def page(data: dict[str, dict[str, dict[str, str]]]) -> str:
+    """The page of a table."""
+    lines = [
+        "# Transformations",
+        "",
+        "Made by `python docs/make_transformations.py`, checked by `tests/test_transformations.py`.",
+        "✓: the value, or the derivative, is right (`make_transformations.py` says how it is",
+        "compared). A number: refused, with the sentence below. Nothing else happens.",
+        "",
+    ]
+    sentences: list[str] = []
+    for part in PARTS:
+        if part not in data:
+            continue
+        names = list(next(iter(data[part].values())))
+        lines += [f"## {TITLES[part]}", "", "| | " + " | ".join(f"{n}" for n in names) + " |"]
+        lines.append("| --- |" + " :---: |" * len(names))
+        for function, row in data[part].items():
+            cells = []
+            for name in names:
+                if row[name] == WORKS:
+                    cells.append("✓")
+                    continue
+                if row[name] not in sentences:
+                    sentences.append(row[name])
+                cells.append(str(sentences.index(row[name]) + 1))
+            lines.append(f"| `{function}` | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["## Refusals", ""]
+    lines += [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the data and the page, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=PARTS, help="measure one part and print it as JSON")
+    parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS, help="parts to renew")
+    parser.add_argument("--check", action="store_true", help="compare with the data; write nothing")
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(globals()[f"{options.part}_part"]()))  # noqa: T201
+        return
+    data = json.loads(DATA.read_text("utf-8")) if DATA.exists() else {}
+    for part in options.only:
+        found = measured(part)
+        if options.check and found != data[part]:
+            raise SystemExit(f"{part} differs: python docs/make_transformations.py")
+        data[part] = found
+    if not options.check:
+        DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        PAGE.write_text(page(data), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Methods whose work does not depend on the entries, for matrices that a library hides.
+
+Under ``jax.jit`` and ``jax.vmap`` no number can be read. The steps of rational iterations then
+follow from a bound of the condition number that is known beforehand: the caller's, or the worst
+that the format can hold. The Newton-Schulz iteration is a loop of the library, which contains its
+stopping test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polarlib._methods.halley import rational
+from polarlib._methods.newton_schulz import GROWTH, MAX_ITERATIONS, SETTLED, STALLED
+from polarlib._methods.polynomial import polynomial
+from polarlib._methods.qdwh import form, resolvent, weights
+from polarlib._methods.qr import qr
+from polarlib._methods.reduction import FLOOR, largest
+from polarlib._methods.svd import polished, svd
+from polarlib._methods.zolotarev import _steps, _terms
+from polarlib._schedule import Schedule
+from polarlib.design.zolotarev import RationalSchedule
+from polarlib.formats import format_of
+from polarlib.ops import Ops
+from polarlib.result import Run
+
+__all__ = ["TRACED", "fixed_schedule"]
+
+Array = Any
+
+
+class _Square(NamedTuple):
+    """Square matrices with singular values in [lower, 1], and the way back to tall ones."""
+
+    x: Array
+    gram: Array
+    lower: float
+    lift: Callable[[Array], Array]
+    matmuls: int
+
+
+def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Square:
+    """Reduce tall matrices by Householder's QR, and scale them by a bound of their norm.
+
+    Singular values down to so many powers of epsilon are taken for more than zero.
+    """
+    m, n = x.shape[-2:]
+    lift: Callable[[Array], Array] = lambda u: u  # noqa: E731
+    if m > n:
+        q, x = ops.qr(x)
+        lift = lambda u: ops.matmul(q, u)  # noqa: E731
+    g = ops.gram(x)
+    high, _, _ = largest(x, g, ops)
+    # The bound is at most the 1-norm of G, and that is at most sqrt(n) sigma_1^2.
+    worst = format_of(ops.format_name(x)).epsilon ** floor
+    l = worst if lower is None else max(worst, lower * n**-0.25)
+    return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
+
+
+def _qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    """QDWH with the weights that a known lower bound gives."""
+    n = x.shape[-1]
+    eps = format_of(ops.format_name(x)).epsilon
+    x, gram, l, lift, matmuls = _start(x, ops, lower)
+    iterations = 0
+    while 1 - l > 5 * eps or not iterations:
+        a, b, c = weights(l)
+        how = form(1 + c, n, eps)
+        correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
+        x, gram = x * (b / c) + correction, None
+        matmuls += spent
+        iterations += 1
+        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
+    return lift(x), Run(iterations, matmuls, True)
+
+
+def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
+    n = x.shape[-1]
+    eps = format_of(ops.format_name(x)).epsilon
+    # Poles are near the squares of the lower end, which the format has to hold.
+    x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
+    high = 1.0
+    steps, errors = _steps(low, eps, None)
+    for (scale, residues, shifts), error in zip(steps, errors, strict=True):
+        hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
+        terms, spent = _terms(x, gram, residues, shifts, hows, ops)
+        x = (x + terms) * scale
+        gram = ops.gram(x)
+        matmuls += spent + 1
+        low, high = 1 - error, 1 + error
+    return lift(polished(x, ops)), Run(len(steps) + 1, matmuls + 1, True)
+
+
+def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    """Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
+    xp = ops.xp
+    m, n = x.shape[-2:]
+    eps = format_of(ops.format_name(x)).epsilon
+    g = ops.gram(x)
+    high, mean, _ = largest(x, g, ops)
+    cut = max(m, n) * eps * xp.sqrt(mean / high)
+    x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
+
+    def defect_of(g: Array) -> Array:
+        return ops.frobenius(ops.add_diagonal(g * -1.0, 1.0)) / math.sqrt(n)
+
+    def step(state: Any) -> Any:
+        x, g, before, active, k = state
+        e = ops.add_diagonal(g * -1.0, 1.0)
+        # A matrix that is done waits for the others of its stack.
+        new = xp.where(active, ops.gemm(x, e, x, alpha=0.5, beta=1.0), x)
+        g = ops.gram(new)
+        defect = defect_of(g)
+        settled = (defect <= SETTLED * eps) | ((defect <= tol) & (defect > 0.5 * before))
+        active = active & ~settled & xp.isfinite(defect)
+        if lower is None:  # what is left of the spectrum of a singular matrix is rounding
+            # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
+            left = 2 * ops.frobenius(new - x) / GROWTH ** xp.astype(k, defect.dtype)
+            stalled = (defect > STALLED * before) & (defect * math.sqrt(n) > STALLED)
+            active = active & ~(stalled & (cut > left))
+        return new, g, defect, active, k + 1
+
+    def going(state: Any) -> Array:
+        return xp.any(state[3]) & (state[4] < MAX_ITERATIONS)
+
+    defect = defect_of(g)
+    state = x, g, defect, defect > SETTLED * eps, xp.asarray(0)
+    x, _, _, _, k = ops.repeat_while(going, step, state)
+    return x, Run(k, 1 + 2 * k, True)
+
+
+def fixed_schedule(x: Array, ops: Ops, chosen: Schedule | RationalSchedule) -> tuple[Array, Run]:
+    """Every step of a schedule."""
+    apply: Any = rational if isinstance(chosen, RationalSchedule) else polynomial
+    u, run = apply(x, ops, chosen, precision=ops.format_name(x))
+    return u, run
+
+
+def _svd(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    return svd(x, ops, tol=tol)
+
+
+def _qr(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+    return qr(x, ops, tol=tol)
+
+
+# "auto" cannot estimate a condition number: it takes the method that never fails.
+TRACED: dict[str, Callable[..., tuple[Array, Run]]] = {
+    "auto": _svd,
+    "svd": _svd,
+    "qdwh": _qdwh,
+    "zolotarev": _zolotarev,
+    "newton_schulz": _newton_schulz,
+    "qr": _qr,
+}

@@ -1,0 +1,669 @@
+"""torch DTensors on four processes, gloo on CPUs.
+
+The processes run every case in the same order, and say after each whether it held. One that hangs
+is ended by an alarm, and the others by the connection that closes then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+dist = pytest.importorskip("torch.distributed")
+if not dist.is_available():
+    pytest.skip("torch was built without torch.distributed", allow_module_level=True)
+
+from torch.distributed.tensor import (  # noqa: E402
+    DeviceMesh,
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_tensor,
+    init_device_mesh,
+)
+from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+import polarlib  # noqa: E402
+from polarlib import derivatives, norms, steps, topk  # noqa: E402
+from polarlib.ops import ops_of  # noqa: E402
+
+PROCESSES = 4
+# Seconds after which a case has hung, and all of them.
+CASE, ALL = 60, 280
+WHOLE, ROWS, COLUMNS = Replicate(), Shard(0), Shard(1)
+CASES = {}
+
+
+def case(*, slow=False):
+    """Register what every process runs."""
+
+    def register(f):
+        CASES[f.__name__] = f, slow
+        return f
+
+    return register
+
+
+# -- what the cases share ----------------------------------------------------------------------
+
+
+class Meshes:
+    """The processes in a line and in a square."""
+
+    def __init__(self):
+        self.line = init_device_mesh("cpu", (PROCESSES,))
+        self.square = init_device_mesh("cpu", (2, PROCESSES // 2))
+
+
+mesh = None  # made in each process
+
+
+def layouts():
+    """Meshes and placements of a matrix: 4 along a line of processes, and 10 in a square."""
+    yield from ((mesh.line, (p,)) for p in (WHOLE, ROWS, COLUMNS, Partial()))
+    pairs = itertools.product((WHOLE, ROWS, COLUMNS), repeat=2)
+    yield from ((mesh.square, pair) for pair in (*pairs, (ROWS, Partial())))
+
+
+def matrix(*shape, dtype=torch.float64):
+    """A random matrix, the same on every process."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=wide).to(dtype)
+
+
+def distributed(a, where, placements):
+    """The DTensor of a matrix; a pending sum has the whole on its first process."""
+    if not any(p.is_partial() for p in placements):
+        return distribute_tensor(a, where, placements)
+    i = [p.is_partial() for p in placements].index(True)
+    known = [WHOLE if p.is_partial() else p for p in placements]
+    local = distribute_tensor(a, where, known).to_local()
+    local = local if where.get_coordinate()[i] == 0 else torch.zeros_like(local)
+    return DTensor.from_local(
+        local, where, placements, run_check=False, shape=a.shape, stride=a.stride()
+    )
+
+
+def summed(placements):
+    return tuple(WHOLE if p.is_partial() else p for p in placements)
+
+
+def close(got, want, atol=1e-9):
+    """Equal but for the order of sums, whose rounding a schedule enlarges by its slope at 0."""
+    torch.testing.assert_close(got.full_tensor(), want, rtol=0, atol=atol, check_stride=False)
+
+
+def moves(shape, placements):
+    """Whether a matrix that is not square has shards of its shorter side."""
+    short = COLUMNS if shape[0] > shape[1] else ROWS
+    return shape[0] != shape[1] and 0 not in shape and short in placements
+
+
+@contextlib.contextmanager
+def warned(expected):
+    """Every warning gives the megabytes that are sent, and there are some exactly if expected."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = [str(w.message) for w in caught]
+    assert bool(texts) == expected, texts
+    assert all("MB are sent to each process" in text for text in texts), texts
+
+
+def alike(f, kind, *words):
+    """Every process must raise the same error, of one sentence."""
+    try:
+        f()
+        text = "nothing was raised"
+    except kind as error:
+        text = str(error)
+    texts = [None] * PROCESSES
+    dist.all_gather_object(texts, text)
+    assert len(set(texts)) == 1, texts
+    assert all(word in text for word in words), text
+    assert "aten" not in text, text
+    assert "\n" not in text, text
+
+
+class Sent(TorchDispatchMode):
+    """The collectives, with the entries that a process hands to each."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(t, DTensor) for t in types):
+            return NotImplemented
+        name = str(func)
+        called = name.startswith(("_c10d_functional.", "c10d."))
+        if called and "wait" not in name and "wrap" not in name:
+            first = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+            self.calls.append((name.split(".")[1].rstrip("_"), first.numel()))
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name, size):
+        return self.calls.count((name, size))
+
+
+# -- layouts -----------------------------------------------------------------------------------
+
+
+@case()
+def placements_are_kept():
+    """Every layout of tall, wide and square matrices, with uneven shards."""
+    for shape in (10, 3), (3, 10), (6, 6):
+        a = matrix(*shape)
+        want = polarlib.orthogonalize(a, steps=1)
+        for where, placements in itertools.islice(layouts(), 4 if shape == (6, 6) else None):
+            x = distributed(a, where, placements)
+            with warned(moves(shape, placements)):
+                q = polarlib.orthogonalize(x, steps=1)
+            assert q.placements == summed(placements), (shape, placements, q.placements)
+            close(q, want)
+
+
+def every_function(a):
+    yield polarlib.orthogonalize(a, form="gram")
+    yield polarlib.orthogonalize(a, schedule="jordan")
+    yield polarlib.orthogonalize(a, schedule="turbo_muon")  # which divides columns
+    yield polarlib.orthogonalize(a, schedule="halley")
+    yield polarlib.orthogonalize(a, normalisation="spectral")
+    yield norms.spectral(polar=polarlib.orthogonalize).lmo(a)
+    yield polarlib.polar(a, method="polar_express")
+    yield polarlib.polar(a, method="newton_schulz")
+    yield polarlib.polar(a, "left", method="newton_schulz")
+
+
+def agree(a, where, placements):
+    """Results of a DTensor are those of one process, and lie as it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = distributed(a, where, placements)
+        for got, want in zip(every_function(x), every_function(a), strict=True):
+            if isinstance(want, polarlib.PolarResult):
+                assert (got.status, got.rank) == (want.status, want.rank)
+                close(got.hermitian, want.hermitian, atol=1e-9)
+                got, want = got.unitary, want.unitary
+            assert got.placements == summed(placements), (tuple(a.shape), placements)
+            close(got, want)
+
+
+@case()
+def functions_agree():
+    agree(matrix(9, 3), mesh.line, (ROWS,))
+
+
+@case(slow=True)
+def functions_agree_in_every_layout():
+    for shape in (10, 3), (3, 10), (6, 6):
+        for where, placements in layouts():
+            agree(matrix(*shape), where, placements)
+
+
+@case()
+def empty_shards():
+    """Fewer rows than processes, and matrices without any."""
+    for shape in (3, 2), (1, 1), (5, 5), (0, 3), (3, 0):
+        a = matrix(*shape)
+        for placements in (ROWS,), (COLUMNS,):
+            x = distributed(a, mesh.line, placements)
+            with warned(moves(shape, placements)):
+                q = polarlib.orthogonalize(x)
+            assert q.placements == placements
+            assert q.shape == a.shape
+            close(q, polarlib.orthogonalize(a))
+        r = polarlib.polar(distributed(a, mesh.line, (ROWS,)), method="newton_schulz")
+        want = polarlib.polar(a, method="newton_schulz")
+        assert r.rank == want.rank
+        close(r.unitary, want.unitary)
+        close(r.hermitian, want.hermitian)
+
+
+@case(slow=True)
+def empty_shards_of_every_function():
+    for shape in (3, 2), (2, 5), (1, 1), (5, 5), (0, 3), (3, 0):
+        for where, placements in layouts():
+            agree(matrix(*shape), where, placements)
+
+
+@case()
+def stacks():
+    for where, placements in (
+        (mesh.line, (ROWS,)),
+        (mesh.line, (COLUMNS,)),
+        (mesh.square, (ROWS, Shard(1))),
+        (mesh.square, (Shard(2), ROWS)),
+    ):
+        a = matrix(5, 7, 3)
+        with warned(Shard(2) in placements):
+            q = polarlib.orthogonalize(distributed(a, where, placements), steps=2)
+        assert q.placements == placements
+        close(q, polarlib.orthogonalize(a, steps=2))
+    a = matrix(2, 3, 7, 3)
+    x = distributed(a, mesh.square, (Shard(1), Shard(2)))
+    close(polarlib.orthogonalize(x, form="gram"), polarlib.orthogonalize(a, form="gram"))
+    a = matrix(5, 7, 3)
+    x = distributed(a, mesh.line, (ROWS,))
+    close(
+        polarlib.orthogonalize(x, schedule="halley"), polarlib.orthogonalize(a, schedule="halley")
+    )
+    a = matrix(3, 3, 2)
+    a += 3 * torch.eye(3, 2)  # few steps
+    r = polarlib.polar(distributed(a, mesh.line, (ROWS,)), method="newton_schulz")
+    want = polarlib.polar(a, method="newton_schulz")
+    assert r.unitary.placements == r.hermitian.placements == (ROWS,)
+    assert r.rank.tolist() == want.rank.tolist()
+    close(r.unitary, want.unitary)
+    close(r.hermitian, want.hermitian)
+
+
+@case()
+def strided_shards():
+    """As of FSDP2 on rows that tensor parallelism has sharded already."""
+    a = matrix(16, 4)
+    i, j = mesh.square.get_coordinate()
+    local = a[torch.arange(16).reshape(2, 2, 4)[j, i]].clone()
+    x = DTensor.from_local(
+        local,
+        mesh.square,
+        (_StridedShard(0, split_factor=2), ROWS),
+        run_check=False,
+        shape=a.shape,
+        stride=a.stride(),
+    )
+    with warned(True):
+        q = polarlib.orthogonalize(x)
+    assert q.placements == x.placements
+    close(q, polarlib.orthogonalize(a))
+
+
+# -- what is sent ------------------------------------------------------------------------------
+
+
+@case()
+def only_squares_are_sent():
+    for shape, placement in ((40, 3), ROWS), ((3, 40), COLUMNS):
+        x = distributed(matrix(*shape), mesh.line, (placement,))
+        for how, sums in ({"form": "plain"}, 5), ({"form": "gram", "restarts": (2,)}, 2):
+            with Sent() as sent:
+                polarlib.orthogonalize(x, **how)
+            assert sent.count("all_reduce", 9) == sums
+            # The largest entry, and whether all agree that it is finite.
+            assert sent.count("all_reduce", 1) == sent.count("broadcast", 1) == 1
+            assert len(sent.calls) == sums + 2, sent.calls
+    x = distributed(matrix(8, 3), mesh.square, (ROWS, ROWS))
+    with Sent() as sent:
+        polarlib.orthogonalize(x, form="plain")
+    assert sent.count("all_reduce", 9) == 2 * 5
+    with Sent() as sent:
+        polarlib.polar(x, method="polar_express")
+    assert max(size for _, size in sent.calls) == 9
+    x = distributed(matrix(8, 3), mesh.line, (WHOLE,))
+    with Sent() as sent:
+        polarlib.polar(x)
+    assert not sent.calls
+    stack = distributed(matrix(4, 8, 3), mesh.line, (ROWS,))
+    with Sent() as sent:
+        polarlib.orthogonalize(stack)
+    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+
+
+@case()
+def sizes_are_told():
+    """Of a column-sharded tall matrix three quarters of 8 m n bytes come from other processes."""
+    x = distributed(matrix(1000, 100), mesh.line, (COLUMNS,))
+    with pytest.warns(UserWarning, match=r"0\.6 MB are sent to each process"):
+        polarlib.orthogonalize(x, steps=1)
+
+
+# -- formats, where results go -----------------------------------------------------------------
+
+
+@case()
+def formats():
+    """As on one process, but for the order of sums: a few roundings, which steps enlarge."""
+    for form, dtype, precision, bound in (
+        ("plain", torch.float32, None, 1e-5),
+        ("gram", torch.float32, "bfloat16", 0.03),
+        ("plain", torch.float32, "float8_e4m3", 0.3),
+        ("plain", torch.bfloat16, None, 0.03),
+        ("gram", torch.bfloat16, None, 0.03),
+        ("gram", torch.bfloat16, "float32", 0.01),
+        ("plain", torch.float16, None, 0.004),
+        ("gram", torch.complex64, None, 1e-5),
+        ("plain", torch.complex128, "bfloat16", 0.03),
+        ("gram", torch.float64, "float32", 1e-5),
+    ):
+        a = matrix(9, 3, dtype=dtype)
+        x = distributed(a, mesh.line, (ROWS,))
+        q = polarlib.orthogonalize(x, form=form, precision=precision)
+        assert q.dtype == dtype
+        assert q.placements == (ROWS,)
+        close(q, polarlib.orthogonalize(a, form=form, precision=precision), atol=bound)
+
+
+@case()
+def storage():
+    a = matrix(9, 3)
+    x, want = distributed(a, mesh.line, (ROWS,)), polarlib.orthogonalize(a)
+    for placement in ROWS, COLUMNS, WHOLE:  # whatever it has
+        out = distributed(torch.zeros_like(a), mesh.line, (placement,))
+        assert polarlib.orthogonalize(x, out=out) is out
+        assert out.placements == (placement,)
+        close(out, want)
+    assert torch.equal(x.full_tensor(), a)
+    for given, bad in (x, a.clone()), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
+        alike(lambda g=given, b=bad: polarlib.orthogonalize(g, out=b), TypeError, "out must be a")
+    pending = distributed(a, mesh.line, (Partial(),))
+    alike(lambda: polarlib.orthogonalize(x, out=pending), ValueError, "cannot be written")
+    y = distributed(a, mesh.line, (ROWS,))
+    r = polarlib.polar(y, method="newton_schulz", overwrite_a=True)
+    assert r.unitary is y
+    close(y, polarlib.polar(a, method="newton_schulz").unitary)
+
+
+@case()
+def many_matrices():
+    where = mesh.line
+    kinds = [((9, 3), ROWS), ((3, 9), COLUMNS), ((9, 3), WHOLE), ((9, 3), ROWS), ((3, 9), COLUMNS)]
+    a = [matrix(*shape) + i for i, (shape, _) in enumerate(kinds)]
+    xs = [distributed(t, where, (p,)) for t, (_, p) in zip(a, kinds, strict=True)]
+    mixed = [*xs, a[0]]
+    with Sent() as sent:
+        qs = polarlib.orthogonalize_all(mixed, form="plain")
+    assert sent.count("all_reduce", 2 * 9) == 2 * 5  # the two pairs go as stacks
+    for q, x, t in zip(qs, xs, a, strict=False):
+        assert q.placements == x.placements
+        close(q, polarlib.orthogonalize(t, form="plain"))
+    assert torch.equal(qs[-1], polarlib.orthogonalize(a[0], form="plain"))
+
+
+# -- gradients ---------------------------------------------------------------------------------
+
+
+def differentiate(f, a, where, placements):
+    """The gradient has the placements of the matrix, and is that of one process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = distributed(a, where, placements).requires_grad_()
+        y = a.clone().requires_grad_()
+        w = matrix(*f(a).shape)
+        for t, weights in (x, distributed(w, where, (WHOLE,) * where.ndim)), (y, w):
+            (f(t) * weights).sum().backward()
+        assert x.grad.placements == summed(placements), (placements, x.grad.placements)
+        close(x.grad, y.grad, atol=1e-9 * (1 + float(y.grad.abs().max())))
+
+
+def functions():
+    yield lambda a: polarlib.orthogonalize(a)
+    yield lambda a: polarlib.polar(a, method="newton_schulz").unitary
+    yield lambda a: polarlib.polar(a, method="newton_schulz").hermitian
+    yield lambda a: polarlib.orthogonalize(a, form="gram", schedule="jordan")
+    yield lambda a: polarlib.orthogonalize(a, normalisation="spectral")
+    yield lambda a: polarlib.orthogonalize(a, schedule="turbo_muon")
+    yield lambda a: polarlib.orthogonalize(a, schedule="halley")
+    yield lambda a: polarlib.orthogonalize_all([a, a * 2.0])[1]
+
+
+@case()
+def gradients():
+    for f in itertools.islice(functions(), 3):
+        differentiate(f, matrix(9, 3), mesh.line, (ROWS,))
+    f = next(functions())
+    differentiate(f, matrix(3, 9), mesh.square, (ROWS, COLUMNS))
+    differentiate(f, matrix(3, 2), mesh.line, (ROWS,))
+    x = distributed(matrix(9, 3), mesh.line, (ROWS,)).requires_grad_()
+    polarlib.orthogonalize(x).to_local().sum().backward()
+    y = matrix(9, 3).requires_grad_()
+    polarlib.orthogonalize(y).sum().backward()
+    close(x.grad, y.grad, atol=1e-9)
+    alike(lambda: polarlib.polar(x, method="jordan"), ValueError, "is not differentiated")
+
+
+@case(slow=True)
+def gradients_in_every_layout():
+    for where, placements in layouts():
+        for shape, f in itertools.product(((9, 3), (3, 9)), functions()):
+            differentiate(f, matrix(*shape), where, placements)
+        for shape in (4, 4), (2, 3), (4, 5, 2):
+            differentiate(next(functions()), matrix(*shape), where, placements)
+
+
+@case(slow=True)
+def gradients_of_gradients():
+    found = []
+    for x in distributed(matrix(9, 3), mesh.line, (ROWS,)), matrix(9, 3):
+        x.requires_grad_()
+        q = polarlib.orthogonalize(x, form="plain")
+        (g,) = torch.autograd.grad((q**3).sum(), x, create_graph=True)
+        (g * g).sum().backward()
+        found.append(x.grad)
+    assert found[0].placements == (ROWS,)
+    close(*found, atol=1e-9 * float(found[1].abs().max()))
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+@case()
+def bad_entries():
+    """One shard has them, and every process says so."""
+    for value, placement in itertools.product((torch.nan, torch.inf), (ROWS, COLUMNS, WHOLE)):
+        a = matrix(9, 3)
+        a[8, 1] = value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = distributed(a, mesh.line, (placement,))
+            alike(lambda x=x: polarlib.orthogonalize(x), ValueError, "NaN or infinity")
+            polar = functools.partial(polarlib.polar, x, method="newton_schulz")
+            alike(polar, ValueError, "NaN or infinity")
+            r = polar(check_finite=False)
+        assert r.unitary.full_tensor().isnan().all()
+    stack = matrix(4, 5, 2)
+    stack[3, 0, 0] = torch.nan
+    x = distributed(stack, mesh.line, (ROWS,))
+    alike(lambda: polarlib.orthogonalize(x), ValueError, "NaN or infinity")
+
+
+@case()
+def bad_arguments():
+    x = distributed(matrix(9, 3), mesh.line, (ROWS,))
+    alike(lambda: polarlib.polar(x, method="best"), ValueError, "unknown method 'best'")
+    alike(lambda: polarlib.orthogonalize(x, schedule="best"), ValueError, "best")
+    alike(lambda: polarlib.orthogonalize(x, steps=0), ValueError, "steps")
+    whole = distributed(matrix(9), mesh.line, (WHOLE,))
+    alike(lambda: polarlib.orthogonalize(whole), ValueError, "must be a matrix")
+    alike(lambda: polarlib.orthogonalize_all([x, whole]), ValueError, "gradients[1]")
+    tol = {"method": "newton_schulz", "rtol": 1e-30, "throw": True}
+    alike(lambda: polarlib.polar(x, **tol), polarlib.ConvergenceWarning, "1.00e-30")
+
+
+@case()
+def numbers_are_agreed():
+    """A number that decides is the same everywhere, should processes round differently."""
+    number = torch.full((1, 1), float(dist.get_rank()), dtype=torch.float64)
+    for where in mesh.line, mesh.square:
+        x = DTensor.from_local(number, where, run_check=False)
+        assert ops_of(x).read(x) == 0.0
+        assert ops_of(x).to_host(x).item() == 0.0
+
+
+def refusing(x, spd):
+    """Functions that need factorisations, or entries of one process."""
+    yield from (lambda m=m: polarlib.polar(x, method=m) for m in ("auto", "svd", "qdwh", "qr"))
+    yield lambda: polarlib.polar(x, method="newton_schulz", completion=False)
+    yield lambda: polarlib.nearest_orthogonal(x)
+    yield from taking_no_dtensors(x, spd)
+
+
+def taking_no_dtensors(x, spd):
+    whole = x.full_tensor()
+    yield lambda: polarlib.nearest_rotation(x)
+    yield lambda: polarlib.procrustes(x, whole)
+    yield lambda: polarlib.procrustes(whole, x)
+    yield lambda: polarlib.sqrtm_psd(spd)
+    yield lambda: polarlib.inverse_root(spd, 2)
+    yield lambda: polarlib.top_singular(x, 2)
+    yield lambda: polarlib.measure(x, "jordan")
+    yield lambda: topk.power_step(x, x)
+    yield lambda: polarlib.polar_tall(x)
+    for norm in norms.spectral(), norms.nuclear(), norms.frobenius(), norms.lp(3), norms.ky_fan(2):
+        yield from (lambda f=f: f(x) for f in (norm, norm.lmo, norm.dual_norm, norm.sharp))
+    yield lambda: norms.modular([norms.spectral()], [1.0])([x])
+    yield lambda: norms.spectral_power(x, 0.5)
+    yield lambda: norms.duality_gap(norms.spectral(), x, x)
+    yield lambda: derivatives.polar_jvp(x, x)
+    yield lambda: derivatives.orthogonalize_vjp(x, x)
+
+
+@case()
+def refusals():
+    for placements in (ROWS,), (COLUMNS,), (Partial(),):
+        a = matrix(6, 6)
+        x = distributed(a, mesh.line, placements)
+        spd = distributed(a @ a.mT + torch.eye(6), mesh.line, placements)
+        # A pending sum is made, and is whole.
+        which = taking_no_dtensors if Partial() in placements else refusing
+        for f in which(x, spd):
+            alike(f, (TypeError, ValueError))
+
+
+@case()
+def whole_matrices_take_every_method():
+    a = matrix(8, 3)
+    x = distributed(a, mesh.square, (WHOLE, Partial()))
+    for how in {}, {"method": "qdwh"}, {"method": "qr"}, {"completion": False}:
+        r, want = polarlib.polar(x, **how), polarlib.polar(a, **how)
+        assert r.unitary.placements == r.hermitian.placements == (WHOLE, WHOLE)
+        close(r.unitary, want.unitary)
+        close(r.hermitian, want.hermitian)
+    close(polarlib.nearest_orthogonal(x), polarlib.nearest_orthogonal(a))
+
+
+@case()
+def elementwise_steps():
+    x = distributed(matrix(9, 3), mesh.line, (ROWS,))
+    lmo = norms.spectral(polar=polarlib.orthogonalize).lmo
+    new = steps.scg_step(x, steps.ema(x, x, 0.9), lmo, step=0.1)
+    assert (new[0] if isinstance(new, tuple) else new).placements == (ROWS,)
+
+
+@case()
+def zz_groups_that_are_gone():
+    """The last one: it ends the processes' group."""
+    x = distributed(matrix(9, 3), mesh.line, (ROWS,))
+    pair = DeviceMesh("cpu", [0, 1])
+    y = DTensor.from_local(matrix(5, 3), pair, (ROWS,), run_check=False)
+    if dist.get_rank() > 1:
+        with pytest.raises(ValueError, match="no member"):
+            polarlib.orthogonalize(y)
+    else:
+        assert polarlib.orthogonalize(y).placements == (ROWS,)
+    dist.barrier()
+    dist.destroy_process_group()
+    for f in polarlib.orthogonalize, lambda x: polarlib.polar(x, method="newton_schulz"):
+        with pytest.raises(ValueError, match="process group is gone"):
+            f(x)
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+
+def work(rank, folder, slow):
+    """Run the cases as one of the processes, and write down what came of each."""
+    global mesh
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", rank=rank, world_size=PROCESSES, init_method=(folder / "store").as_uri()
+    )
+    mesh = Meshes()
+    with open(folder / f"{rank}.txt", "w", buffering=1, encoding="utf-8") as file:
+        for name in sorted(CASES, key=lambda n: n.startswith("zz")):
+            f, is_slow = CASES[name]
+            if is_slow != slow and not name.startswith("zz"):
+                continue
+            if hasattr(signal, "alarm"):
+                signal.alarm(4 * CASE if slow else CASE)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    f()
+                trouble = ""
+            except Exception:
+                trouble = traceback.format_exc()
+            file.write(json.dumps([name, trouble]) + "\n")
+            if trouble:
+                break  # the others may wait for this process
+    os._exit(0)  # gloo's threads may abort a process that ends by itself
+
+
+def run(slow):
+    """Start the processes, and return what they wrote, by process and case."""
+    with tempfile.TemporaryDirectory() as name:
+        program = [sys.executable, __file__, name, str(int(slow))]
+        subprocess.run(program, timeout=ALL if not slow else 6 * ALL, check=False)
+        texts = [Path(name, f"{rank}.txt").read_text("utf-8") for rank in range(PROCESSES)]
+    return [dict(map(json.loads, text.splitlines())) for text in texts]
+
+
+def check(slow):
+    expected = {name for name, (_, is_slow) in CASES.items() if is_slow == slow or "zz" in name}
+    results = run(slow)
+    for rank, found in enumerate(results):
+        for name, trouble in found.items():
+            assert not trouble, f"{name} on process {rank}:\n{trouble}"
+    for rank, found in enumerate(results):
+        missing = expected - set(found)
+        assert not missing, f"process {rank} hung, or was ended, before it finished {missing}"
+
+
+def test_four_processes():
+    check(slow=False)
+
+
+@pytest.mark.slow
+def test_four_processes_slow():
+    check(slow=True)
+
+
+def test_plain_tensors_need_no_torch_distributed(monkeypatch):
+    for name in "torch.distributed", "torch.distributed.tensor":
+        monkeypatch.setitem(sys.modules, name, None)
+    a = torch.eye(3).requires_grad_()
+    polarlib.orthogonalize(a).sum().backward()
+    assert polarlib.polar(torch.eye(3)).converged
+
+
+def main(folder, slow):
+    """Fork, so that torch is imported once, where there is fork."""
+    import multiprocessing
+
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    everyone = [
+        context.Process(target=work, args=(rank, folder, slow)) for rank in range(PROCESSES)
+    ]
+    for process in everyone:
+        process.start()
+    for process in everyone:
+        process.join()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2] == "1")
