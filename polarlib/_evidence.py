@@ -299,23 +299,22 @@ def condition_bounds(
     """
     n = h.shape[-1]
     eps = format_of(ops.format_name(h)).epsilon
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        if run.singular_values is not None:
-            s = ops.to_host(run.singular_values)
-            noise = n * eps * s[..., 0]
-            top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
-            upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
-        else:
-            size = ops.xp.abs(h) if ops.is_complex(h) else h
-            columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
-            top = columns.max(axis=-1)
-            least = columns.min(axis=-1) + n * eps * top
-            upper = np.full(shape[:-2], np.inf)
-            if run.bounds is not None and run.bounds[0] > 0:
-                upper[...] = run.bounds[1] / run.bounds[0]
-            elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
-                upper[...] = 2 / rank_cut(shape, ops.format_name(h))
-        lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
+    if run.singular_values is not None:
+        s = ops.to_host(run.singular_values)
+        noise = n * eps * s[..., 0]
+        top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+        upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
+    else:
+        size = ops.xp.abs(h) if ops.is_complex(h) else h
+        columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
+        top = columns.max(axis=-1)
+        least = columns.min(axis=-1) + n * eps * top
+        upper = np.full(shape[:-2], np.inf)
+        if run.bounds is not None and run.bounds[0] > 0:
+            upper[...] = run.bounds[1] / run.bounds[0]
+        elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
+            upper[...] = 2 / rank_cut(shape, ops.format_name(h))
+    lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
     return np.minimum(lower, upper), upper
 
 

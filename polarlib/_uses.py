@@ -28,7 +28,7 @@ from polarlib.ops import (
     looks,
     ops_of,
     refuse_hidden,
-    under_default_promotion,
+    under_default_settings,
 )
 from polarlib.result import ConvergenceWarning
 
@@ -78,7 +78,7 @@ def nearest_orthogonal(a: Array) -> Array:
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
@@ -138,7 +138,7 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
@@ -209,7 +209,7 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def sqrtm_psd(a: Array) -> Array:
     """Principal square root of a Hermitian positive semidefinite matrix.
 

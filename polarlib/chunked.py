@@ -27,7 +27,7 @@ import numpy as np
 from polarlib._checks import choice
 from polarlib.decompose import default_tolerance, polar
 from polarlib.formats import format_of
-from polarlib.ops import not_finite, under_default_promotion
+from polarlib.ops import not_finite, under_default_settings
 from polarlib.result import ConvergenceWarning, PolarResult, Status, ignore_float_errors, warn
 
 __all__ = ["polar_tall"]
@@ -272,7 +272,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
     return x, dask
 
 
-@under_default_promotion
+@under_default_settings
 def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
 

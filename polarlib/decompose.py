@@ -67,7 +67,7 @@ from polarlib.ops import (
     ops_of,
     refuse_hidden,
     traced_by_dynamo,
-    under_default_promotion,
+    under_default_settings,
 )
 from polarlib.result import ConvergenceWarning, PolarResult, Run, ScheduleWarning, Status, warn
 
@@ -549,7 +549,7 @@ def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     return {"out": out} if same and contiguous and not wide_complex else {}
 
 
-@under_default_promotion
+@under_default_settings
 def _apply(
     x: Array,
     *,
@@ -758,22 +758,21 @@ def _run(
             into[part], run = _run(problem._replace(x=flat[part]), method, lower, None)
             runs.append(run)
         return u, worst_of(runs, x.shape[:-2])
-    with np.errstate(all="ignore"):  # the evidence decides
-        if ops.hidden(x):
-            if method in TRACED:
-                return TRACED[method](x, ops, tol=tol, lower=lower)
-            chosen = resolve_schedule(method, None, ops.format_name(x))
-            return fixed_schedule(x, ops, chosen)
-        if isinstance(method, str) and method in HINTED and lower is not None:
-            return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
-        if method == "auto":
-            return auto(x, ops, tol=tol, callback=callback)
-        if isinstance(method, str) and method in METHODS:
-            return METHODS[method](x, ops, tol=tol, callback=callback)
+    if ops.hidden(x):
+        if method in TRACED:
+            return TRACED[method](x, ops, tol=tol, lower=lower)
         chosen = resolve_schedule(method, None, ops.format_name(x))
-        if isinstance(chosen, RationalSchedule):
-            return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
-        return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+        return fixed_schedule(x, ops, chosen)
+    if isinstance(method, str) and method in HINTED and lower is not None:
+        return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+    if method == "auto":
+        return auto(x, ops, tol=tol, callback=callback)
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method](x, ops, tol=tol, callback=callback)
+    chosen = resolve_schedule(method, None, ops.format_name(x))
+    if isinstance(chosen, RationalSchedule):
+        return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+    return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
 
 
 def _name(method: str | Schedule) -> str:
@@ -1021,7 +1020,7 @@ def _in_its_storage(
     return dataclasses.replace(result, status=Status.NOT_CONVERGED, converged=False)
 
 
-@under_default_promotion
+@under_default_settings
 @_with_room_for_h
 def _decompose(
     a: Array,
@@ -1354,7 +1353,7 @@ def unitary_factor(
     return _copied(ops.with_shards(find, a, "a"), u_out)
 
 
-@under_default_promotion
+@under_default_settings
 def _factor(
     a: Array,
     *,

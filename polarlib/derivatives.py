@@ -30,7 +30,7 @@ from polarlib.ops import (
     dtype_name,
     finite_peak,
     looks,
-    under_default_promotion,
+    under_default_settings,
 )
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
@@ -39,7 +39,7 @@ Array = Any
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
 
@@ -93,7 +93,7 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def polar_vjp(
     a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
 ) -> Array:
@@ -144,7 +144,7 @@ def polar_vjp(
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def orthogonalize_jvp(
     g: Array,
     dg: Array,
@@ -209,7 +209,7 @@ def orthogonalize_jvp(
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def orthogonalize_vjp(
     g: Array,
     q_bar: Array,

@@ -22,7 +22,7 @@ from polarlib.decompose import (
 from polarlib.design import RationalSchedule
 from polarlib.formats import format_of
 from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, looks, not_finite, refuse_hidden, under_default_promotion
+from polarlib.ops import as_matrix, looks, not_finite, refuse_hidden, under_default_settings
 from polarlib.precision import rounded
 from polarlib.result import Trace
 
@@ -35,7 +35,7 @@ MATCH_UP_TO = 2000
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def measure(
     a: Array,
     schedule_or_method: str | Schedule,

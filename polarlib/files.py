@@ -35,7 +35,7 @@ import numpy as np
 
 from polarlib import _checks
 from polarlib.formats import nearest
-from polarlib.ops import dtype_name, ops_of
+from polarlib.ops import dtype_name, ops_of, physical_memory
 from polarlib.result import open_regular, write_together
 
 __all__ = ["SUFFIXES", "names", "read", "shipped", "split", "stories", "write_npy", "write_npys"]
@@ -180,7 +180,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
             if kind == ".npz":
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 # Compressed zeros may take the memory of the whole machine.
-                if archive.getinfo(f"{name}.npy").file_size > _memory():
+                if archive.getinfo(f"{name}.npy").file_size > physical_memory():
                     raise MemoryError
                 stream = stack.enter_context(archive.open(f"{name}.npy"))
             else:
@@ -359,14 +359,6 @@ def _damage_told(file: Path, kind: str) -> Iterator[None]:
         raise ValueError(
             f"{file}: the {kind} file is damaged or cut short ({text}); write it again"
         ) from None
-
-
-def _memory() -> float:
-    """Bytes of memory of this machine, where the system gives them."""
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def _read_whole(stream: IO[bytes]) -> np.ndarray:

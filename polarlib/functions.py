@@ -20,7 +20,7 @@ from polarlib.ops import (
     finite_peak,
     looks,
     ops_of,
-    under_default_promotion,
+    under_default_settings,
 )
 
 __all__ = ["inverse_root"]
@@ -42,7 +42,7 @@ PROGRESS = 0.5
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def inverse_root(
     a: Array,
     p: int,

@@ -50,10 +50,11 @@ __all__ = [
     "looks_at_nothing",
     "not_finite",
     "ops_of",
+    "physical_memory",
     "plain_array",
     "refuse_hidden",
     "traced_by_dynamo",
-    "under_default_promotion",
+    "under_default_settings",
     "unless_it_fails",
 ]
 
@@ -148,7 +149,7 @@ class Diagonal(NamedTuple):
     shift: Any = None
 
 
-def under_default_promotion(f: F) -> F:
+def under_default_settings(f: F) -> F:
     """Run a function under JAX's own rules of promotion, and without its search for NaN.
 
     A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
@@ -416,7 +417,7 @@ class Ops:
         """
         if self.hidden(like) or self.spread(like) or not self.on_cpu(like):
             return True
-        return math.prod(shape) * self.bytes_of_entry(like) <= _memory()
+        return math.prod(shape) * self.bytes_of_entry(like) <= physical_memory()
 
     def bytes_of_entry(self, x: Array) -> int:
         """Bytes that an entry takes in at least single precision."""
@@ -1098,8 +1099,7 @@ class NumpyOps(InPlaceOps):
         """Return ``x * s``, in the storage of `x` if it is owned."""
         if not owned:
             return super().scale(x, s)
-        with np.errstate(over="ignore", under="ignore"):
-            x *= s
+        x *= s
         return x
 
     def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
@@ -2271,7 +2271,7 @@ class JaxOps(Ops):
             return f(*arrays)
         jax = importlib.import_module("jax")
 
-        f, jvp = under_default_promotion(f), under_default_promotion(jvp)
+        f, jvp = under_default_settings(f), under_default_settings(jvp)
 
         @jax.custom_jvp
         def function(*arrays: Array) -> tuple[Array, ...]:
@@ -2595,7 +2595,7 @@ def _is_contiguous(x: Array) -> bool:
     return bool(x.flags.c_contiguous or x.flags.f_contiguous)
 
 
-def _memory() -> float:
+def physical_memory() -> float:
     """Bytes of memory of this machine, infinity where the system does not tell."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -24,7 +24,7 @@ from polarlib._norms.base import inner, prepared
 from polarlib._norms.unitary import spectral, svd
 from polarlib._schedule import Schedule
 from polarlib.formats import format_of
-from polarlib.ops import Ops, above_noise, as_matrix, looks, not_finite, under_default_promotion
+from polarlib.ops import Ops, above_noise, as_matrix, looks, not_finite, under_default_settings
 
 __all__ = [
     "polargrad",
@@ -49,7 +49,7 @@ KAON_DIVISOR = 1.175
 KAON_STEPS = 5
 
 
-@under_default_promotion
+@under_default_settings
 def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
     """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
     a, ops = as_matrix(g, "g")

@@ -38,7 +38,7 @@ from polarlib.ops import (
     looks_at_nothing,
     ops_of,
     plain_array,
-    under_default_promotion,
+    under_default_settings,
 )
 
 __all__ = [
@@ -150,7 +150,7 @@ def uscg_step(
     return _sum(x, (1.0, x), (-rate * radius, _called(lmo, "lmo", x, d)))
 
 
-@under_default_promotion
+@under_default_settings
 def presgdw_step(
     x: Array,
     d: Array,
@@ -388,7 +388,7 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
 
 
 @looks_at_nothing
-@under_default_promotion
+@under_default_settings
 def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
@@ -404,7 +404,7 @@ def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array
 
 
 @looks_at_nothing
-@under_default_promotion
+@under_default_settings
 def _divided(d: Array, h: Array) -> Array:
     ops = ops_of(d)
     return ops.at_least_single(d) / ops.at_least_single(h)
@@ -415,7 +415,10 @@ def _check(x: Array, other: Any, name: str) -> None:
     """Refuse what would broadcast, lose an imaginary part or mix libraries."""
     for value, called in ((x, "the first array"), (other, name)):
         if not is_array(value):
-            raise TypeError(f"{called} must be an array of a supported library, got {shown(value)}")
+            raise TypeError(
+                f"{called} must be an array of a supported library, got {shown(value)} "
+                f"({type(value).__name__})"
+            )
         plain_array(value, called)
         if not ops_of(value).format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")

@@ -40,7 +40,7 @@ from polarlib.ops import (
     looks,
     ops_of,
     refuse_hidden,
-    under_default_promotion,
+    under_default_settings,
 )
 
 __all__ = ["METHODS", "Triplets", "power_step", "range_lmo", "top_singular", "triplets"]
@@ -180,7 +180,7 @@ def top_singular(
 
 
 @looks
-@under_default_promotion
+@under_default_settings
 def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
     """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
 
@@ -648,7 +648,7 @@ def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Ar
 # -- Dion's power step -----------------------------------------------------------------------
 
 
-@under_default_promotion
+@under_default_settings
 def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     """One warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, Q anew.
 
@@ -703,7 +703,7 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
 
 
-@under_default_promotion
+@under_default_settings
 def range_lmo(g: Array, p: Array) -> Array:
     """Maximiser of ``Re tr(G^H T)`` over ``||T||_2 <= 1`` within a range: ``P polar(P^H G)``.
 

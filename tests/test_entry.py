@@ -316,7 +316,9 @@ def test_steps_of_subclasses_give_plain_arrays():
     np.testing.assert_allclose(steps.presgdw_step(x, x, np.abs(x), rate=0.1), A - 0.1 * np.sign(A))
     with pytest.raises(TypeError, match=r"g is a masked array .*g\.filled"):
         steps.polyak(A, np.ma.array(A), 0.9)
-    with pytest.raises(TypeError, match="must be an array of a supported library, got matrix"):
+    with pytest.raises(
+        TypeError, match=r"must be an array of a supported library, got .* \(matrix\)$"
+    ):
         steps.polyak(matrix(A), A, 0.9)
 
 
@@ -391,7 +393,7 @@ def test_blocks_of_dask_that_are_no_arrays():
     "name", ["numpy", "array_api_strict", *(pytest.param(x, marks=SLOW) for x in ("torch", "jax"))]
 )
 def test_a_hermitian_factor_larger_than_memory(name, monkeypatch):
-    monkeypatch.setattr(ops, "_memory", lambda: 1e6)
+    monkeypatch.setattr(ops, "physical_memory", lambda: 1e6)
     lib = library(name)
     for shape, side, other in (((2, 400), "right", "left"), ((400, 2), "left", "right")):
         a = lib.asarray(np.ones(shape))

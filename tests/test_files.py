@@ -288,7 +288,7 @@ def test_sparse_matrices_of_scipy_are_named(here):
 
 def test_archives_that_unpack_to_more_than_the_memory(here, monkeypatch):
     np.savez_compressed("a.npz", a=np.zeros(1000))
-    monkeypatch.setattr(files, "_memory", lambda: 5000.0)
+    monkeypatch.setattr(files, "physical_memory", lambda: 5000.0)
     assert "too large for the memory" in failure("a.npz")
 
 

@@ -23,7 +23,7 @@ from polarlib.ops import (
     looks_at_nothing,
     ops_of,
     traced_by_dynamo,
-    under_default_promotion,
+    under_default_settings,
 )
 
 __all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "order", "times"]
@@ -206,7 +206,7 @@ class MatrixNorm(Norm):
         return prepared(a, ops, name)
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def __call__(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
@@ -214,7 +214,7 @@ class MatrixNorm(Norm):
         return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def dual_norm(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
@@ -222,7 +222,7 @@ class MatrixNorm(Norm):
         return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def lmo(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
@@ -230,7 +230,7 @@ class MatrixNorm(Norm):
         return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def sharp(self, g: Any) -> Array:
         p = self._prepare(g, "g")
         if 0 in p.x.shape:
@@ -240,7 +240,7 @@ class MatrixNorm(Norm):
         return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def project(self, x: Any) -> Array:
         p = self._prepare(x, "x")
         if 0 in p.x.shape:
@@ -253,7 +253,7 @@ class MatrixNorm(Norm):
         return self if s == 1 else Scaled(s, self)
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def _gap(self, g: Any, t: Any) -> Array:
         p, q = self._prepare(g, "g"), self._prepare(t, "t")
         check_same_place(p.x, "g", q.x, "t")
@@ -372,7 +372,7 @@ class Scaled(MatrixNorm):
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         return self.norm._lmo(g, ops, precision) / self.factor
 
-    @under_default_promotion
+    @under_default_settings
     def lmo(self, g: Any) -> Array:
         # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
         if not traced_by_dynamo():

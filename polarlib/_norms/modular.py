@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from polarlib._checks import count, instance, items, shown
 from polarlib._norms.base import MatrixNorm, Norm, factor
-from polarlib.ops import is_array, looks, ops_of, under_default_promotion
+from polarlib.ops import is_array, looks, ops_of, under_default_settings
 
 __all__ = [
     "Convolution",
@@ -234,17 +234,17 @@ class Modular(Norm):
         return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def __call__(self, x: Any) -> Array:
         return self._collect(self._values(x), self.total)
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def dual_norm(self, g: Any) -> Array:
         return self._collect(self._dual_values(g), not self.total)
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def lmo(self, g: Any) -> list[Array]:
         ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
         if not self.total:
@@ -259,7 +259,7 @@ class Modular(Norm):
         return chosen
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def sharp(self, g: Any) -> list[Array]:
         total = self.dual_norm(g)
         return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
@@ -279,7 +279,7 @@ class Modular(Norm):
         return Modular(self.norms, tuple(s * t for t in self.scales), self.total)
 
     @looks
-    @under_default_promotion
+    @under_default_settings
     def _gap(self, g: Any, t: Any) -> Array:
         dual, size = self.dual_norm(g), self(t)
         shares = []
