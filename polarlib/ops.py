@@ -2716,7 +2716,7 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
     name : str, optional
         What the caller calls it, for messages.
     sharded : bool, optional
-        Whether torch's DTensors are taken.
+        Whether torch's DTensors and JAX arrays with explicit axes are taken.
 
     Raises
     ------
@@ -2744,6 +2744,8 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
     ops = ops_of(a)
     if isinstance(ops, TorchShardedOps):
         _check_dtensor(a, name, sharded)
+    if isinstance(ops, JaxOps) and not sharded:
+        _check_explicit(a, name)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
         return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
@@ -2836,6 +2838,18 @@ def _refuse_layout(x: Array, name: str) -> None:
     if layout != "strided":
         kind = "sparse" if layout.startswith("sparse") else "not a dense tensor"
         raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
+
+
+def _check_explicit(a: Array, name: str) -> None:
+    """Refuse JAX arrays whose matrices are sharded explicitly where whole matrices are needed."""
+    sharding = _explicit_sharding(a)
+    spec = () if sharding is None else (*sharding.spec, *[None] * a.ndim)[: a.ndim]
+    if any(axes is not None for axes in spec[-2:]):
+        raise TypeError(
+            f"{name} is sharded along explicit axes, {sharding.spec}, which orthogonalize, "
+            "orthogonalize_all, polar and the lmo of spectral(polar=orthogonalize) take; pass the "
+            f"whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
+        )
 
 
 def _check_dtensor(a: Array, name: str, sharded: bool) -> None:
