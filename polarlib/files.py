@@ -228,6 +228,7 @@ def write_npys(arrays: Mapping[Any, Any]) -> None:
     OSError, ValueError
         As :func:`write_npy` raises them; every file is then as it was.
     """
+    _checks.instance("arrays", arrays, Mapping, "a mapping from paths to arrays")
     write_together({path: _npy_writer(path, array) for path, array in arrays.items()})
 
 

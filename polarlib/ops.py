@@ -2410,7 +2410,9 @@ class CupyOps(InPlaceOps):
         return _elementwise(self.xp, inputs, output, operation, name)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``, a new array, in one pass and rounded once."""
+        """Return ``sum c_i M_i``, a new array, in one pass; rounded once if c are numbers."""
+        if not all(isinstance(c, float | int) for c in coefficients):
+            return super().combine(coefficients, matrices)
         source = _combination(len(matrices), dtype_name(matrices[0]))
         pairs = zip(matrices, map(float, coefficients), strict=True)
         return self._kernel(*source)(*itertools.chain.from_iterable(pairs))

@@ -43,9 +43,18 @@ def modules() -> list[Any]:
 # Classes that no public function returns: arithmetic, and what methods hand to each other.
 INTERNAL = {
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
-    *("TorchGradOps", "TorchOps", "TorchPartsOps", "Simulated", "Kernels", "Dual", "Equation"),
+    *(
+        "TorchGradOps",
+        "TorchOps",
+        "TorchShardedOps",
+        "TorchTracedOps",
+        "Simulated",
+        "Kernels",
+        "Dual",
+        "Equation",
+    ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
-    *("Start", "Step"),
+    *("Sketch", "Start", "Step"),
 }
 
 
