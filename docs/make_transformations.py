@@ -94,7 +94,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
 def matrices(shape: tuple[int, int], count: int = 3) -> np.ndarray:
     """Matrices with singular values well apart, so that every function has a derivative."""
     rng = np.random.default_rng(0)
-    values = np.array([2.0, 1.1, 0.4])[: min(shape)]
+    values = np.array([2.0, 1.1, 0.4, 0.2])[: min(shape)]
     a = rng.standard_normal((count, *shape))
     u, _, vh = np.linalg.svd(a, full_matrices=False)
     return (u * (values * (1 + 0.1 * rng.random((count, 1))))[:, None, :]) @ vh
@@ -153,7 +153,7 @@ def refusal(error: BaseException | None) -> str:
             return str(error).splitlines()[0]
         quoted = re.search(r"polarlib\.\w[^\n]* (?:looks at|is one operator) [^\n]*", str(error))
         if quoted:
-            return quoted[0]
+            return quoted[0].rstrip(")")
         error = error.__cause__ or error.__context__
     text = " ".join(str(first).split())
     return f"fails: {type(first).__name__}: {text[:160]}"
@@ -419,8 +419,7 @@ def mesh_part() -> dict[str, dict[str, str]]:
 
     def sharded(kind: Any, spec: Any, of: Function, wide: bool) -> Any:
         def run(f: Function, x: np.ndarray) -> None:
-            one = np.vstack([x[0], x[1]])[: 2 * x.shape[1] // RANKS * RANKS]
-            one = one[: x.shape[2] // RANKS * RANKS] if not tall(x) else one
+            one = np.vstack([x[0], x[1]]) if tall(x) else matrices((2 * RANKS, 2 * RANKS), 1)[0]
             one = (one.T if wide else one).copy()
             with jax.set_mesh(jax.make_mesh((RANKS,), ("d",), axis_types=(kind,))) as _:
                 mesh = jax.sharding.get_mesh()
@@ -478,7 +477,7 @@ def _rank(rank: int, folder: str) -> None:
 
     def layout(place: Any, rows: int, wide: bool, gradient: bool = False) -> Any:
         def run(f: Function, x: np.ndarray) -> None:
-            one = np.vstack(list(x))[: rows if tall(x) else x.shape[1]]
+            one = np.vstack(list(x))[:rows] if tall(x) else matrices((2 * RANKS, 2 * RANKS), 1)[0]
             one = (one.T if wide else one).copy()
             a = distribute_tensor(torch.from_numpy(one), mesh, [place])
             if gradient:

@@ -208,9 +208,8 @@ def looks(f: F, *, reason: str = "") -> F:
     With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
     """
     reason = reason or (
-        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) and "
-        "torch.export hide: leave fullgraph out, call it outside, or use orthogonalize(), which "
-        "does not look"
+        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) "
+        "hides: leave fullgraph out, call it outside, or use orthogonalize(), which does not look"
     )
     return _for_dynamo(f, lambda torch: torch.compiler.disable(f, reason=reason))
 
@@ -2820,7 +2819,10 @@ def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None
         )
     if any(o.hidden(t) or o.spread(t) for o, t in ((ops, x), (others, other))):
         return
-    first, second = map(array_api_compat.device, (x, other))
+    first, second = (
+        getattr(device, "device_set", device)  # of JAX, where several share an array
+        for device in map(array_api_compat.device, (x, other))
+    )
     if first != second:
         raise ValueError(
             f"{both} must be on one device, got {first} and {second}; move one of them"
