@@ -304,7 +304,7 @@ def instance(name: str, value: Any, kind: Any, what: str) -> Any:
 
 
 def path(name: str, value: Any) -> Any:
-    """Return a path as it is: text, bytes or an object that stands for one."""
+    """Return a path as it is, text as a str of no subclass."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a str or path-like, got {shown(value)}")
     try:
@@ -313,7 +313,7 @@ def path(name: str, value: Any) -> Any:
         written = b"\0"
     if b"\0" in written:
         raise ValueError(f"{name} must be a name that files can have, got {shown(value)}")
-    return value
+    return str.__str__(value) if isinstance(value, str) else value
 
 
 def short(name: str, value: Any, most: int = LONGEST_LIST) -> Any:

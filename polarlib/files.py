@@ -212,7 +212,7 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
     ValueError
         If the array does not hold numbers.
     """
-    write_npys({path: array})
+    write_npys({_checks.path("path", path): array})
 
 
 def write_npys(arrays: Mapping[Any, Any]) -> None:
@@ -234,7 +234,7 @@ def write_npys(arrays: Mapping[Any, Any]) -> None:
 
 def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]], None]:
     """Return what writes an array to a file object, from the host's memory."""
-    path, array = _checks.path("path", path), _checks.short("array", array)
+    path, array = _checks.path("a path of arrays", path), _checks.short("array", array)
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(f"{path}: the array is masked; fill the masked entries first")
     try:

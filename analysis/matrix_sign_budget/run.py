@@ -72,7 +72,7 @@ def search(out: Output, quick: bool) -> None:
     most = 7 if quick else 11
     worst, count = 0.0, 0
     for condition in (1e1, 1e3) if quick else (1e1, 1e3, 1e7):
-        found = design.frontier(1 / condition, most, degrees=few, cost=few)
+        found = design.frontier(1 / condition, most, degrees=list(few), cost=few)
         every = [(sum(few[d] for d in s), s) for s in sequences(most, few)]
         least = {s: design.largest_complement(1 / condition, s) for _, s in every}
         count += len(every)
@@ -104,7 +104,7 @@ def study(out: Output, quick: bool) -> None:
     some = {d: HORNER[d] for d in (3, 5, 7, 9, 11)}
     for condition in CONDITIONS[1:5:2] if quick else CONDITIONS:
         for budget in (18, 24, 36):
-            best = design.best_degrees(1 / condition, budget, degrees=some, cost=some)
+            best = design.best_degrees(1 / condition, budget, degrees=list(some), cost=some)
             mixed = design.best_degrees(1 / condition, budget)
             fives.append(best.count(5) / len(best) if condition >= 1e3 else np.nan)
             rows.append((condition, budget, "·".join(map(str, best)), "·".join(map(str, mixed))))
@@ -133,7 +133,7 @@ def study(out: Output, quick: bool) -> None:
     for condition, line in ((1e3, "-"), (1e7, "--")):
         for label, chosen, cost, colour, marker in (
             ("quintics alone", (5,), None, plot.SKY, "o"),
-            ("degrees 3 to 11, one product a power", some, some, plot.BLUE, "D"),
+            ("degrees 3 to 11, one product a power", list(some), some, plot.BLUE, "D"),
             ("degrees 3, 5, 9, in blocks", (3, 5, 9), None, plot.VERMILLION, "s"),
         ):
             choices = design.frontier(
