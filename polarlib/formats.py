@@ -323,13 +323,13 @@ def multiple_precision(digits: int = DIGITS) -> Any:
     context = mpmath.MPContext()
     context.dps = digits
     # mpmath pickles the numbers of its global context only.
-    context.mpf.__reduce__ = lambda x: (_zero, (digits,), x.__getstate__())
+    context.mpf.__reduce_ex__ = lambda x, protocol: (_number, (digits, *map(int, x._mpf_)))
     return context
 
 
-def _zero(digits: int) -> Any:
-    """A number of a context, to be given its value: what pickle and copy begin with."""
-    return multiple_precision(digits).mpf(0)
+def _number(digits: int, *parts: int) -> Any:
+    """A number of a context from its sign, mantissa, exponent and bits: how it is unpickled."""
+    return multiple_precision(digits).mpf(parts)
 
 
 def odd_images(
