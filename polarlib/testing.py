@@ -126,7 +126,8 @@ def with_singular_values(
     >>> a.shape, np.linalg.svd(a, compute_uv=False).round(12).tolist()
     ((5, 3), [3.0, 2.0, 1.0])
     """
-    s = np.array([number("a singular value", v, 0) for v in items("s", s, "a list of numbers", 0)])
+    found = items("s", s, "a list of numbers", 0, LARGEST)
+    s = np.array([number("a singular value", v, 0) for v in found])
     m = s.size if m is None else count("m", m, 0, LARGEST)
     n = s.size if n is None else count("n", n, 0, LARGEST)
     seed, dtype = count("seed", seed, 0), _dtype(dtype)

@@ -274,3 +274,8 @@ def test_arguments_of_callers_pass_their_errors() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         polarlib.polar(np.diag([1.0, 1e-3]), method="newton", callback=fails)
+
+
+def test_test_matrices_are_as_large_as_others() -> None:
+    """Lists of singular values are no lists of steps, which have at most 300 members."""
+    assert testing.with_singular_values(np.ones(301)).shape == (301, 301)
