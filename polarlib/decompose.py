@@ -388,7 +388,8 @@ def _packed(
 ) -> str:
     """Options of `orthogonalize` as JSON, which saved programs of torch keep; "" if rational.
 
-    They are checked here. What is "auto" is decided when the program runs.
+    They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when the
+    program runs.
     """
     # A name is looked up in single precision: only "auto" depends on it, and stays.
     chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
@@ -403,7 +404,7 @@ def _packed(
     _operator.define(_run_packed, _derive_packed)
     return json.dumps(
         {
-            "schedule": "auto" if named else _fields(chosen),
+            "schedule": "auto" if named else dataclasses.asdict(chosen),
             "steps": steps if named else None,
             "form": form,
             "restarts": restarts if isinstance(restarts, str) else at,
@@ -421,11 +422,6 @@ def _packed_or_error(**how: Any) -> tuple[str, str]:
         return _packed(**how), ""
     except (TypeError, ValueError) as error:
         return "", str(error)
-
-
-def _fields(schedule: Schedule) -> dict[str, Any]:
-    """What makes a schedule; JSON keeps every bit of its numbers."""
-    return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule) if f.init}
 
 
 @functools.lru_cache(maxsize=256)

@@ -2195,10 +2195,7 @@ class JaxOps(Ops):
 
     def _visible(self, x: Array) -> Array:
         if self.hidden(x):
-            raise TypeError(
-                "this computation looks at its matrix, which jax.jit and jax.vmap hide: call it "
-                "outside of them, on a whole stack instead of vmap"
-            )
+            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
         return x
 
     def device_of(self, x: Array) -> Any:
