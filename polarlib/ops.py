@@ -21,7 +21,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import array_api_compat
@@ -31,8 +31,9 @@ from array_api_compat import array_namespace
 
 from polarlib import _blas, _cublas, _cusolver
 from polarlib._checks import short, shown
+from polarlib._pytrees import Pytree
 from polarlib.formats import FORMATS, Format, format_of
-from polarlib.result import PolarResult, ignore_float_errors, warn
+from polarlib.result import ignore_float_errors, warn
 
 __all__ = [
     "Diagonal",
@@ -297,6 +298,8 @@ class Ops:
         The format that :func:`polarlib.precision.rounded` chose; "" where nothing was chosen.
     """
 
+    # The library that a class serves, as array_api_compat names it; "" for any other.
+    library = ""
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False
@@ -307,6 +310,14 @@ class Ops:
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
         self.xp = xp
         self.fused = fused
+
+    @classmethod
+    def of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic for an array of the namespace `xp`, which the class serves."""
+        return _shared(cast(Any, cls), xp)
+
+    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Raise for an array that is sharded where it is not taken, or cannot be computed with."""
 
     def working_in(self, format_name: str) -> Ops:
         """Return the same arithmetic for a native format."""
@@ -1003,6 +1014,7 @@ class InPlaceOps(Ops):
 class NumpyOps(InPlaceOps):
     """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
 
+    library = "numpy"
     host = True
 
     def writable(self, x: Array) -> bool:
@@ -1794,6 +1806,27 @@ class TorchShardedOps(TorchGradOps):
 
     records = TorchOps.records
 
+    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Refuse, on every process alike, DTensors where whole matrices are needed."""
+        if not taken:
+            raise TypeError(
+                f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo "
+                f"of spectral(polar=orthogonalize) take; pass the whole tensor, "
+                f"{name}.full_tensor()"
+            )
+        if x.device_mesh.get_coordinate() is None:
+            raise ValueError(
+                f"{name} is a DTensor on {x.device_mesh}, of which this process is no member; call "
+                "this on the processes of the mesh only"
+            )
+        try:
+            x.device_mesh.get_all_groups()
+        except Exception as error:  # torch has several kinds
+            raise ValueError(
+                f"{name} is a DTensor whose process group is gone ({error}); initialise "
+                f"torch.distributed and make {name} anew, or pass {name}.to_local()"
+            ) from None
+
     def functional(self) -> Ops:
         """Itself: nothing is overwritten, and products have a rule."""
         return self
@@ -1822,11 +1855,12 @@ class TorchShardedOps(TorchGradOps):
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
         laid, back, whole = self._laid_out(x, name)
-        result = f(laid)
-        if not isinstance(result, PolarResult):
+        result: Any = f(laid)
+        if not isinstance(result, Pytree):  # factors of polar
             return back(result)
-        u, h = back(result.unitary), whole(result.hermitian)
-        return dataclasses.replace(result, unitary=u, hermitian=h)
+        factors: Any = result
+        u, h = back(factors.unitary), whole(factors.hermitian)
+        return dataclasses.replace(factors, unitary=u, hermitian=h)
 
     def _laid_out(
         self, x: Array, name: str
@@ -2053,6 +2087,24 @@ class TorchShardedOps(TorchGradOps):
         return self._wrapped(x, like, [0] * like.device_mesh.ndim, x.shape)
 
 
+class AnyTorchOps(TorchOps):
+    """Chooses among the arithmetics of torch; never one itself."""
+
+    library = "torch"
+
+    @classmethod
+    def of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic for a tensor: sharded, differentiated, traced or none of them."""
+        if hasattr(x, "placements"):
+            return TorchShardedOps(xp, x.device)
+        if _torch_differentiates(x, importlib.import_module("torch")):
+            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
+            # has no numbers to read.
+            return TorchGradOps(xp, x.device, open_ended=True)
+        ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
+        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
+
+
 def _dtensors() -> Any:
     return importlib.import_module("torch.distributed.tensor")
 
@@ -2117,12 +2169,13 @@ def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Call
     return jax.jit(functools.partial(f, **dict(fixed)))
 
 
-def _register_results() -> None:
-    """Make PolarResult a pytree of JAX: what is no number or array of it is part of its type."""
-    fixed = ("status", "method", "reason")
-    names = [name for name in PolarResult.__dataclass_fields__ if name not in fixed]
+@functools.cache
+def _register(kind: Any) -> None:
+    """Make a class of results a pytree of JAX."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in kind.static]
     with contextlib.suppress(ValueError):  # another thread was quicker
-        importlib.import_module("jax").tree_util.register_dataclass(PolarResult, names, fixed)
+        jax = importlib.import_module("jax")
+        jax.tree_util.register_dataclass(kind, names, kind.static)
 
 
 def _explicit_sharding(x: Array) -> Any:
@@ -2145,6 +2198,7 @@ def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
 class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
+    library = "jax"
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
     fixed_work = True
     host_device = None  # NumPy reads arrays of every device, in parts as well
@@ -2152,6 +2206,26 @@ class JaxOps(Ops):
         "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
         "stack instead of vmap"
     )
+
+    @classmethod
+    def of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic; the first call makes classes of results known to JAX."""
+        for kind in Pytree.__subclasses__():
+            _register(cast(Any, kind))
+        return super().of(x, xp)
+
+    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Refuse matrices that are sharded explicitly where whole ones are needed."""
+        if taken:
+            return
+        sharding = _explicit_sharding(x)
+        spec = () if sharding is None else (*sharding.spec, *[None] * x.ndim)[: x.ndim]
+        if any(axes is not None for axes in spec[-2:]):
+            raise TypeError(
+                f"{name} is sharded along explicit axes, {sharding.spec}, which orthogonalize, "
+                "orthogonalize_all, polar and the lmo of spectral(polar=orthogonalize) take; pass "
+                f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
+            )
 
     def has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
@@ -2348,6 +2422,8 @@ class CupyOps(InPlaceOps):
     Norms and factorisations are kept out of its silent double precision for bfloat16.
     """
 
+    library = "cupy"
+
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
         super().__init__(xp, fused=fused)
         tf32 = {"tf32"} if _cublas.has_tf32() else set()
@@ -2476,6 +2552,8 @@ class DaskOps(Ops):
     Dask's own factorisations take no stacks, raise when blocks are computed, and its Cholesky
     factor is the upper one: those of the library of the blocks are used.
     """
+
+    library = "dask"
 
     def fits(self, shape: tuple[int, ...], like: Array) -> bool:
         """Blocks need not be in memory at once."""
@@ -2673,32 +2751,29 @@ def ops_of(x: Array) -> Ops:
     'NumpyOps'
     """
     xp = array_namespace(x)
-    if array_api_compat.is_torch_array(x):
-        torch = importlib.import_module("torch")
-        if hasattr(x, "placements"):
-            return TorchShardedOps(xp, x.device)
-        if _torch_differentiates(x, torch):
-            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
-            # has no numbers to read.
-            return TorchGradOps(xp, x.device, open_ended=True)
-        ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
-        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
-    return _ops_of_namespace(xp)
+    return _class_for(xp).of(x, xp)
 
 
 # Shared by threads: an Ops is never changed after it is made.
 @functools.cache
-def _ops_of_namespace(xp: Any) -> Ops:
-    if array_api_compat.is_numpy_namespace(xp):
-        return NumpyOps(xp)
-    if array_api_compat.is_jax_namespace(xp):
-        _register_results()
-        return JaxOps(xp)
-    if array_api_compat.is_cupy_namespace(xp):
-        return CupyOps(xp)
-    if array_api_compat.is_dask_namespace(xp):
-        return DaskOps(xp)
-    return Ops(xp)
+def _shared(kind: Any, xp: Any) -> Ops:
+    return cast(Ops, kind(xp))
+
+
+@functools.cache
+def _class_for(xp: Any) -> type[Ops]:
+    """The class that serves a namespace: the one that names its library, else `Ops`."""
+    for kind in _subclasses(Ops):
+        library = vars(kind).get("library")
+        if library and getattr(array_api_compat, f"is_{library}_namespace")(xp):
+            return kind
+    return Ops
+
+
+def _subclasses(kind: type[Ops]) -> Iterator[type[Ops]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
 
 
 def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array, Ops]:
@@ -2740,10 +2815,7 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
             f"reshape a vector with {name}[:, None]"
         )
     ops = ops_of(a)
-    if isinstance(ops, TorchShardedOps):
-        _check_dtensor(a, name, sharded)
-    if isinstance(ops, JaxOps) and not sharded:
-        _check_explicit(a, name)
+    ops.check_sharding(a, name, taken=sharded)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
         return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
@@ -2839,39 +2911,6 @@ def _refuse_layout(x: Array, name: str) -> None:
     if layout != "strided":
         kind = "sparse" if layout.startswith("sparse") else "not a dense tensor"
         raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
-
-
-def _check_explicit(a: Array, name: str) -> None:
-    """Refuse JAX arrays whose matrices are sharded explicitly where whole matrices are needed."""
-    sharding = _explicit_sharding(a)
-    spec = () if sharding is None else (*sharding.spec, *[None] * a.ndim)[: a.ndim]
-    if any(axes is not None for axes in spec[-2:]):
-        raise TypeError(
-            f"{name} is sharded along explicit axes, {sharding.spec}, which orthogonalize, "
-            "orthogonalize_all, polar and the lmo of spectral(polar=orthogonalize) take; pass the "
-            f"whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
-        )
-
-
-def _check_dtensor(a: Array, name: str, sharded: bool) -> None:
-    """Refuse, on every process alike, DTensors where whole matrices are needed or none can be."""
-    if not sharded:
-        raise TypeError(
-            f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo of "
-            f"spectral(polar=orthogonalize) take; pass the whole tensor, {name}.full_tensor()"
-        )
-    if a.device_mesh.get_coordinate() is None:
-        raise ValueError(
-            f"{name} is a DTensor on {a.device_mesh}, of which this process is no member; call "
-            "this on the processes of the mesh only"
-        )
-    try:
-        a.device_mesh.get_all_groups()
-    except Exception as error:  # torch has several kinds
-        raise ValueError(
-            f"{name} is a DTensor whose process group is gone ({error}); initialise "
-            f"torch.distributed and make {name} anew, or pass {name}.to_local()"
-        ) from None
 
 
 def finite_peak(

@@ -27,6 +27,7 @@ import numpy as np
 
 from polarlib._checks import instance
 from polarlib._checks import path as checked_path
+from polarlib._pytrees import Pytree
 
 __all__ = [
     "ConvergenceWarning",
@@ -554,7 +555,7 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class PolarResult:
+class PolarResult(Pytree):
     """A polar decomposition with its evidence; unpacks as ``u, h``.
 
     Half-precision matrices are decomposed in float32: `status` judges those factors, the error
@@ -598,6 +599,8 @@ class PolarResult:
         Size of the change in each iteration, as the method measures it (empty for direct methods
         and fixed schedules); :func:`polarlib.measure` gives the full story.
     """
+
+    static = ("status", "method", "reason")
 
     unitary: Any
     hermitian: Any

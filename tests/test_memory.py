@@ -273,7 +273,9 @@ FINITE = {
     "polarlib._blas.routines": "four types of BLAS",
     "polarlib._qr_kernels._routine": "names of LAPACK routines that the module calls",
     "polarlib.ops._torch_has_double": "devices of the machine",
-    "polarlib.ops._ops_of_namespace": "array libraries that are imported",
+    "polarlib.ops._shared": "array libraries that are imported",
+    "polarlib.ops._class_for": "array libraries that are imported",
+    "polarlib.ops._register": "classes of results",
     "polarlib.published._data": "files of the package",
 }
 

@@ -878,6 +878,16 @@ def check_constant(lab):
         np.testing.assert_allclose(lab.host(x.grad), 6 * lab.sample(), rtol=1e-6)
 
 
+def check_of(lab):
+    x = lab.make(lab.sample())
+    assert type(ops_of(x)) is type(lab.ops)
+    assert ops_of(x).xp is lab.ops.xp
+
+
+def check_check_sharding(lab):  # of sharded arrays: test_dtensor.py, test_jax_transforms.py
+    lab.ops.check_sharding(lab.make(lab.sample()), "x", taken=False)
+
+
 CHECKS = {
     name.removeprefix("check_"): f for name, f in globals().items() if name.startswith("check_")
 }
@@ -885,7 +895,7 @@ CHECKS = {
 
 def test_every_public_primitive_has_a_check():
     classes = [c for _, c in inspect.getmembers(seam, inspect.isclass) if issubclass(c, seam.Ops)]
-    public = {n for c in classes for n, f in vars(c).items() if callable(f) and n[0] != "_"}
+    public = {n for c in classes for n in vars(c) if callable(getattr(c, n)) and n[0] != "_"}
     assert public == set(CHECKS)
 
 

@@ -42,6 +42,8 @@ def modules() -> list[Any]:
 
 # Classes that no public function returns: arithmetic, and what methods hand to each other.
 INTERNAL = {
+    "AnyTorchOps",
+    "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
     *(
         "TorchGradOps",
