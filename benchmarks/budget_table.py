@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polarlib.design.budget import Choice, frontier
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 BUDGETS = range(6, 25)
 EXPONENTS = (1, 2, 3, 5, 7, 10, 16)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 
 def interleaved(functions: list[Callable[[], Any]], seconds: float) -> list[list[float]]:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 import polarlib
 from polarlib.files import shipped
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 FORMATS = ("bfloat16", "float16", "float32")
 

@@ -24,12 +24,12 @@ from rich.console import Console
 
 import polarlib
 from polarlib import Schedule, design, plot
-from polarlib._schedule import product_counts
-from polarlib.formats import format_of
-from polarlib.ops import ops_of
-from polarlib.precision import round_to
-from polarlib.result import write_whole
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib._schedules.products import product_counts
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to
+from polarlib.files.whole import write_whole
+from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
 SHAPES = ((512, 64), (256, 64), (256, 192))

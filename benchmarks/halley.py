@@ -22,10 +22,10 @@ from common import interleaved, replace_part
 import polarlib
 from polarlib import design
 from polarlib._methods.halley import LOWER, halley, rational
-from polarlib.formats import format_of
-from polarlib.ops import ops_of
-from polarlib.precision import round_to
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to
+from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 FORMATS = ("bfloat16", "float16")
 SHAPES = ((256, 256), (2048, 256))

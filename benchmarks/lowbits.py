@@ -22,13 +22,14 @@ from rich.console import Console
 
 import polarlib
 from polarlib import design
+from polarlib._schedules.images import odd_value
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to, rounded
 from polarlib.design import lowbits
-from polarlib.formats import format_of, odd_value
-from polarlib.iterate import iterate
-from polarlib.ops import ops_of
-from polarlib.precision import round_to, rounded
-from polarlib.result import write_whole
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib.engine.iterate import iterate
+from polarlib.files.whole import write_whole
+from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 # Formats, and the lower ends that are sensible in them.
 LOWER = {"bfloat16": 1e-3, "float16": 1e-3, "float8_e4m3": 1e-1, "float8_e5m2": 1e-1}

@@ -30,7 +30,7 @@ from stress import ours
 
 import polarlib
 from polarlib.bench import by_turns
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 Array = Any
 

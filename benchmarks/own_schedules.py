@@ -15,9 +15,9 @@ import typer
 from rich.progress import track
 
 from polarlib import design
-from polarlib.formats import FORMATS
+from polarlib.arrays.formats import FORMATS
+from polarlib.files.whole import write_whole
 from polarlib.published import own_goals
-from polarlib.result import write_whole
 
 STEPS = range(1, 17)
 OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"

@@ -32,11 +32,11 @@ from rich.table import Table
 import polarlib
 from polarlib import design
 from polarlib._methods.qdwh import weights
+from polarlib.arrays.ops import ops_of
 from polarlib.bench import by_turns
 from polarlib.design.zolotarev import best_steps
-from polarlib.ops import ops_of
-from polarlib.result import write_whole
-from polarlib.testing import with_singular_values
+from polarlib.files.whole import write_whole
+from polarlib.zoo import with_singular_values
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "data" / "polar_benchmarks.json"

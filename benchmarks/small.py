@@ -25,7 +25,7 @@ from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 import polarlib
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 COUNT = 200_000
 SECONDS = 6.0

@@ -28,14 +28,14 @@ from common import replace_part
 from rich.console import Console
 
 import polarlib
+from polarlib.arrays.formats import FORMATS as ALL_FORMATS
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to, rounded
+from polarlib.engine.iterate import iterate
 from polarlib.files import shipped
-from polarlib.formats import FORMATS as ALL_FORMATS
-from polarlib.formats import format_of
-from polarlib.iterate import iterate
-from polarlib.ops import ops_of
-from polarlib.precision import round_to, rounded
-from polarlib.result import write_whole
-from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.files.whole import write_whole
+from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
 
 METRICS = ("orthogonality", "backward error", "negative part", "dual gap", "bound violation")
 FORMATS = ("bfloat16", "float16", "float32")

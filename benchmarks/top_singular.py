@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from polarlib import topk
-from polarlib.ops import ops_of
+from polarlib.arrays.ops import ops_of
+from polarlib.norms import krylov, topk
 
 SIZE, K = 500, 5
 TARGETS = (1e-2, 1e-4, 1e-6)
@@ -89,14 +89,14 @@ def iteration(name: str) -> Callable[[np.ndarray, int], Iterator[tuple[Triplets,
         ops, scaled = ops_of(a), a / 4.0
         for rtol in np.geomspace(1, 1e-9, 28):
             if name == "lanczos":
-                found, products = topk._krylov(scaled, scaled.T, K, ops, 1, rtol)
+                found, products = krylov._krylov(scaled, scaled.T, K, ops, 1, rtol)
             elif name == "block_krylov":
-                block = K + topk.OVERSAMPLING
-                found, products = topk._krylov(scaled, scaled.T, K, ops, block, rtol)
+                block = K + krylov.OVERSAMPLING
+                found, products = krylov._krylov(scaled, scaled.T, K, ops, block, rtol)
             elif name == "arpack":
-                found, products = topk._arpack(scaled, scaled.T, K, ops, rtol)
+                found, products = krylov._arpack(scaled, scaled.T, K, ops, rtol)
             else:
-                found, products = topk._subspace(scaled, scaled.T, K, ops, rtol)
+                found, products = krylov._subspace(scaled, scaled.T, K, ops, rtol)
             if found is None:
                 return
             u, s, v = found
@@ -113,7 +113,7 @@ SOLVERS = {
 
 def products_needed(seeds: int) -> list[list[str]]:
     """Lines of the first table: medians over matrices of the products that an error takes."""
-    topk.BUDGET, usual = 100, topk.BUDGET  # the iterations alone, however long
+    krylov.BUDGET, usual = 100, krylov.BUDGET  # the iterations alone, however long
     needed: dict[str, list[list[float]]] = {name: [] for name in SOLVERS}
     values: dict[str, list[float]] = {name: [] for name in SOLVERS}
     for seed in range(seeds):
@@ -133,7 +133,7 @@ def products_needed(seeds: int) -> list[list[str]]:
                 if max(first) < float("inf"):
                     break
             needed[name].append(first)
-    topk.BUDGET = usual
+    krylov.BUDGET = usual
     lines = []
     for name, counts in needed.items():
         medians = [statistics.median(c) for c in zip(*counts, strict=True)]
@@ -161,7 +161,7 @@ def certified(a: np.ndarray, k: int, solver: str, tol: float) -> bool:
     """Whether our certificate accepts SciPy's triplets."""
     u, s, v = svds(a, k, solver, tol)
     ops = ops_of(a)
-    return topk._is_certified(a, u, s, v, topk._residual(a, a.T, u, s, v, ops), RTOL, ops)
+    return krylov._is_certified(a, u, s, v, krylov._residual(a, a.T, u, s, v, ops), RTOL, ops)
 
 
 def calls(a: np.ndarray, k: int) -> dict[str, Callable[[], Any]]:

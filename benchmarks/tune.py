@@ -32,7 +32,7 @@ from polarlib.design import (
     spectrum,
 )
 from polarlib.files import shipped
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
 
 FIXED = 1e-3
 # Steps of the grid on which the best lower end is sought, as a check on the library's own search.

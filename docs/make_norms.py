@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 
 from polarlib import norms, plot
-from polarlib._norms.base import Scaled
-from polarlib._norms.mixed import Mixed
-from polarlib._norms.sums import MinkowskiSum
-from polarlib._norms.unitary import Unitary
-from polarlib.result import write_whole
+from polarlib.files.whole import write_whole
+from polarlib.norms.base import Scaled
+from polarlib.norms.mixed import Mixed
+from polarlib.norms.sums import MinkowskiSum
+from polarlib.norms.unitary import Unitary
 
 PAGE = Path(__file__).parent / "norms.md"
 FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"

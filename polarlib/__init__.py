@@ -10,7 +10,7 @@ What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
 
 And what optimizers of matrices are made of
-    :mod:`polarlib.norms`                  norms, dual norms, maximisers; :mod:`polarlib.steps`
+    :mod:`polarlib.norms`                  norms, dual norms, maximisers; :mod:`polarlib.updates`
     :func:`top_singular`                   the leading singular triplets
 
 Four nouns
@@ -32,19 +32,22 @@ import importlib
 from typing import Any
 
 from polarlib import design
-from polarlib._certify import Certificate
 from polarlib._methods import methods
-from polarlib._schedule import Schedule
-from polarlib._uses import nearest_orthogonal, nearest_rotation, procrustes, sqrtm_psd
+from polarlib._schedules.certify import Certificate
+from polarlib._schedules.schedule import Schedule
 from polarlib._version import __version__
-from polarlib.chunked import polar_tall
-from polarlib.decompose import orthogonalize, orthogonalize_all, polar
+from polarlib.decomposition import polar
 from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
 from polarlib.diagnose import measure
-from polarlib.functions import inverse_root
+from polarlib.norms.topk import top_singular
+from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
-from polarlib.topk import top_singular
+from polarlib.uses.functions import inverse_root
+from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
+from polarlib.uses.procrustes import procrustes
+from polarlib.uses.roots import sqrtm_psd
+from polarlib.uses.tall import polar_tall
 
 __all__ = [
     "Certificate",
@@ -76,19 +79,20 @@ __all__ = [
     "procrustes",
     "schedule",
     "schedules",
-    "spectral_maps",
     "sqrtm_psd",
-    "steps",
     "testing",
     "top_singular",
+    "updates",
 ]
 
 
 # Imported where they are first named: matplotlib takes long.
-_LAZY = ("files", "norms", "plot", "spectral_maps", "steps", "testing")
+_LAZY = ("files", "norms", "plot", "testing", "updates")
+# Former names, until 0.3.
+_RENAMED = ("costs", "spectral_maps", "steps", "topk")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in (*_LAZY, *_RENAMED):
         return importlib.import_module(f"polarlib.{name}")
     raise AttributeError(f"module 'polarlib' has no attribute {name!r}")

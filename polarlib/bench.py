@@ -23,11 +23,13 @@ from typing import IO, Any
 import numpy as np
 import scipy.linalg
 
-from polarlib import _blas, _qr_kernels, costs
-from polarlib._checks import choice
-from polarlib.decompose import orthogonalize, polar
-from polarlib.ops import Ops, ops_of
-from polarlib.result import write_whole
+from polarlib.arrays import blas, qr_kernels
+from polarlib.arrays.checks import choice
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.decomposition import polar
+from polarlib.design import cost_tables
+from polarlib.files.whole import write_whole
+from polarlib.orthogonalization import orthogonalize
 
 __all__ = ["LIBRARIES", "add_costs", "by_turns", "calibrate", "compare", "kernels", "sizes_of"]
 
@@ -137,7 +139,7 @@ def _finished(x: Array, ops: Ops) -> Array:
 def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray], Array]]:
     """A function that makes arrays of a library from NumPy's, both formats enabled."""
     choice("library", library, LIBRARIES)
-    choice("device", device, costs.DEVICES)
+    choice("device", device, cost_tables.DEVICES)
     try:
         module = importlib.import_module(LIBRARIES[library][0])
     except ImportError:
@@ -207,7 +209,7 @@ def _check_seconds(seconds: float) -> None:
 
 
 def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> dict[str, Any]:
-    """The kernels of :data:`polarlib.costs.KERNELS`, as functions without arguments.
+    """The kernels of :data:`polarlib.design.cost_tables.KERNELS`, as functions without arguments.
 
     Parameters
     ----------
@@ -258,26 +260,26 @@ def _on_host(a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
 
     def cholesky() -> np.ndarray:
         np.copyto(work, g)
-        _blas.cholesky(work)
+        blas.cholesky(work)
         return work
 
     def solve() -> np.ndarray:
-        _blas.solve(b, r, out)
+        blas.solve(b, r, out)
         return out
 
     r = cholesky().copy(order="F")
-    factor = _qr_kernels.factorise(a.copy(order="F"))
+    factor = qr_kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
     return {
-        "matmul": lambda: _blas.matmul(a, b, out),
-        "gram": lambda: _blas.gram(a, out),
+        "matmul": lambda: blas.matmul(a, b, out),
+        "gram": lambda: blas.gram(a, out),
         "cholesky": cholesky,
         "solve": solve,
-        "hermitian_product": lambda: _blas.times(b, g, out),
-        "apply_q": lambda: _qr_kernels.apply(factor, rotated),
+        "hermitian_product": lambda: blas.times(b, g, out),
+        "apply_q": lambda: qr_kernels.apply(factor, rotated),
         "eigh": lambda: scipy.linalg.eigh(g)[1],
         "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
-        "lanczos": lambda: _blas.largest(g, LANCZOS_STEPS),
+        "lanczos": lambda: blas.largest(g, LANCZOS_STEPS),
     }
 
 
@@ -301,7 +303,7 @@ def calibrate(
     seconds: float,
     device: str = "cpu",
     advance: Callable[[str], None] = lambda what: None,
-) -> costs.Tables:
+) -> cost_tables.Tables:
     """Measure the costs of a library's kernels on this machine.
 
     Parameters
@@ -320,8 +322,8 @@ def calibrate(
     Returns
     -------
     dict
-        As :func:`polarlib.costs.read_costs` returns it: medians of the ratios, in single rounds, of
-        a kernel's time to that of a product.
+        As `read_costs` returns it: medians of the ratios, in single rounds, of a kernel's time to
+        that of a product.
 
     Raises
     ------
@@ -337,18 +339,20 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    table |= {name: {k: [] for k in costs.KERNELS if k != "matmul"} for name in costs.FORMATS}
-    share = seconds / (len(sizes) * len(costs.FORMATS))
+    table |= {
+        name: {k: [] for k in cost_tables.KERNELS if k != "matmul"} for name in cost_tables.FORMATS
+    }
+    share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
-        for format_name in costs.FORMATS:
+        for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
                 times = by_turns(kernels(n, format_name, make), share)
                 for name, column in table[format_name].items():
                     ratio = 1 / statistics.median(_ratios(times, "matmul", name))
                     column.append(float(f"{ratio:.3g}"))
-    return {costs.GENERIC if library == "array_api_strict" else library: {device: table}}
+    return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
 
 def _where(library: str, device: str) -> str:
@@ -365,7 +369,7 @@ def _where(library: str, device: str) -> str:
     )
 
 
-def add_costs(path: Path, tables: costs.Tables) -> None:
+def add_costs(path: Path, tables: cost_tables.Tables) -> None:
     """Write measured costs to a file, whole or not at all, beside what it has already.
 
     Sizes that a table of the same source has besides are kept; one of another source is replaced.
@@ -377,7 +381,7 @@ def add_costs(path: Path, tables: costs.Tables) -> None:
     OSError
         If it cannot be written.
     """
-    merged = costs.read_costs(path) if path.exists() else {}
+    merged = cost_tables.read_costs(path) if path.exists() else {}
     for library, devices in tables.items():
         for device, table in devices.items():
             there = merged.setdefault(library, {}).get(device)
@@ -396,7 +400,7 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
     sizes = sorted(origin)
     joined = new | {"sizes": sizes}
-    for name in costs.FORMATS:
+    for name in cost_tables.FORMATS:
         joined[name] = {
             kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
             for kernel in new[name]
@@ -404,13 +408,13 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
-def _toml(tables: costs.Tables) -> str:
+def _toml(tables: cost_tables.Tables) -> str:
     lines = [HEAD]
     for library, devices in tables.items():
         for device, table in devices.items():
             lines.append(f"[{library}.{device}]")
-            lines += [f"{key} = {json.dumps(table[key])}" for key in costs.ABOUT]
-            for name in costs.FORMATS:
+            lines += [f"{key} = {json.dumps(table[key])}" for key in cost_tables.ABOUT]
+            for name in cost_tables.FORMATS:
                 lines.append(f"\n[{library}.{device}.{name}]")
                 lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
             lines.append("")
@@ -450,9 +454,9 @@ def compare(
     """
     _check_seconds(seconds)
     rows = []
-    share = seconds / (len(sizes) * len(costs.FORMATS))
+    share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     with _arrays(library, device) as make:
-        for format_name in costs.FORMATS:
+        for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
                 rows += _compared(library, make, format_name, n, share)

@@ -13,25 +13,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from polarlib._checks import choice
-from polarlib._derivatives import polar_gradient, polar_tangents, schedule_derivative
-from polarlib._schedule import Schedule
-from polarlib.decompose import (
-    check_normalisation,
-    choose_form,
-    resolve_schedule,
-    unitary_factor,
-)
-from polarlib.formats import format_of
-from polarlib.ops import (
-    Ops,
-    as_matrix,
-    check_same_place,
-    dtype_name,
-    finite_peak,
-    looks,
-    under_default_settings,
-)
+from polarlib._methods.options import check_normalisation, choose_form, resolve_schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import choice
+from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, dtype_name
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import unitary_factor
+from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 

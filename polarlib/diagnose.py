@@ -10,20 +10,17 @@ import numpy as np
 import scipy.linalg
 
 from polarlib import design
-from polarlib._checks import choice
 from polarlib._methods import METHODS, polynomial, rational
-from polarlib._schedule import Schedule
-from polarlib.decompose import (
-    check_method,
-    default_tolerance,
-    resolve_schedule,
-    warn_of_hazards,
-)
+from polarlib._methods.options import resolve_schedule, warn_of_hazards
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import choice
+from polarlib.arrays.entry import as_matrix, not_finite, refuse_hidden
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.rounded import rounded
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import check_method, default_tolerance
 from polarlib.design import RationalSchedule
-from polarlib.formats import format_of
-from polarlib.iterate import matrix_products
-from polarlib.ops import as_matrix, looks, not_finite, refuse_hidden, under_default_settings
-from polarlib.precision import rounded
+from polarlib.engine.iterate import matrix_products
 from polarlib.result import Trace
 
 __all__ = ["measure"]

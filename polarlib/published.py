@@ -13,14 +13,16 @@ from importlib import resources
 from typing import Any
 
 from polarlib import design
-from polarlib._checks import MOST_STEPS, choice, count, shown
-from polarlib._schedule import Schedule
+from polarlib._schedules.images import odd_image
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
+from polarlib.arrays.formats import format_of, round_number
+from polarlib.arrays.settings import at_trace_time, looks
 from polarlib.design.compose import pade
 from polarlib.design.lowbits import NOISE
-from polarlib.formats import format_of, odd_image, round_number
-from polarlib.ops import at_trace_time, looks
 
 __all__ = ["conventions", "default_schedule", "is_published", "listed", "schedule", "schedules"]
+
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5

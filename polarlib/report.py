@@ -20,9 +20,10 @@ from typing import Any
 
 import jinja2
 
-from polarlib.result import load_json, read_whole, write_whole
+from polarlib.files.whole import load_json, read_whole, write_whole
 
 __all__ = ["collect", "render", "write"]
+
 
 MOST_FILES = 10_000  # in a folder of studies; one has about ten
 LIMIT = 2**26  # bytes of a file of a study

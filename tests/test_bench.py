@@ -16,7 +16,9 @@ import scipy.linalg
 import typer
 from typer.testing import CliRunner
 
-from polarlib import bench, cli, costs
+import polarlib
+from polarlib import bench, cli
+from polarlib.design import cost_tables
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "polar.py"
@@ -27,7 +29,7 @@ A_MOMENT = 0.001
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nothing here is about how long it takes."""
-    monkeypatch.delenv(costs.VARIABLE, raising=False)
+    monkeypatch.delenv(cost_tables.VARIABLE, raising=False)
     for name, value in (("PAUSE", 0.0), ("BURST", 1e-5), ("SHORT", 1e-5)):
         monkeypatch.setattr(bench, name, value)
 
@@ -99,7 +101,7 @@ def test_wrong_libraries_and_devices(monkeypatch):
 # -- kernels ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format_name", costs.FORMATS)
+@pytest.mark.parametrize("format_name", cost_tables.FORMATS)
 def test_kernels_compute_what_they_say(library, format_name):
     n = 12
     # As the kernels' own matrices, here in double precision.
@@ -135,7 +137,7 @@ def test_kernels_compute_what_they_say(library, format_name):
     signs = ("apply_q", "qr", "qr_stack", "svd", "eigh", "lanczos")
     with bench._arrays(library) as make:
         found = bench.kernels(n, format_name, make)
-        assert sorted(found) == sorted(costs.KERNELS) == sorted(expected)
+        assert sorted(found) == sorted(cost_tables.KERNELS) == sorted(expected)
         for name, kernel in found.items():
             if name != "apply_q" or library != "numpy":  # which turns its matrix in place
                 kernel()
@@ -188,27 +190,27 @@ def test_a_calibration_is_used(library, tmp_path, monkeypatch):
     assert len(told) == 4
     path = tmp_path / "costs.toml"
     bench.add_costs(path, tables)
-    assert costs.read_costs(path) == tables
-    name = costs.GENERIC if library == "array_api_strict" else library
+    assert cost_tables.read_costs(path) == tables
+    name = cost_tables.GENERIC if library == "array_api_strict" else library
     table = tables[name]["cpu"]
     assert table["measured"] is True
     assert f"--library {library};" in table["source"]
-    monkeypatch.setenv(costs.VARIABLE, str(path))
-    found = costs.kernel_costs(name, "float32", 8)
+    monkeypatch.setenv(cost_tables.VARIABLE, str(path))
+    found = cost_tables.kernel_costs(name, "float32", 8)
     assert found["svd"] == table["float32"]["svd"][1] > 0
 
 
 def test_costs_are_ratios_to_a_product(monkeypatch):
-    times = {name: [2.0, 4.0, 90.0] for name in costs.KERNELS} | {"matmul": [1.0, 2.0, 3.0]}
+    times = {name: [2.0, 4.0, 90.0] for name in cost_tables.KERNELS} | {"matmul": [1.0, 2.0, 3.0]}
     monkeypatch.setattr(bench, "by_turns", lambda functions, seconds: times)
     table = bench.calibrate("numpy", sizes=[4], seconds=1)["numpy"]["cpu"]
-    assert {v for f in costs.FORMATS for values in table[f].values() for v in values} == {2.0}
+    assert {v for f in cost_tables.FORMATS for values in table[f].values() for v in values} == {2.0}
 
 
 def made(value, sizes, source="here"):
     table = {"measured": True, "source": source, "sizes": sizes}
-    columns = {k: [value] * len(sizes) for k in costs.KERNELS if k != "matmul"}
-    return table | {name: dict(columns) for name in costs.FORMATS}
+    columns = {k: [value] * len(sizes) for k in cost_tables.KERNELS if k != "matmul"}
+    return table | {name: dict(columns) for name in cost_tables.FORMATS}
 
 
 def test_calibrations_of_one_machine_add_up(tmp_path):
@@ -216,12 +218,12 @@ def test_calibrations_of_one_machine_add_up(tmp_path):
     bench.add_costs(path, {"numpy": {"cpu": made(1.0, [64, 256])}})
     bench.add_costs(path, {"torch": {"gpu": made(5.0, [64])}})
     bench.add_costs(path, {"numpy": {"cpu": made(2.0, [128, 256])}})
-    found = costs.read_costs(path)
+    found = cost_tables.read_costs(path)
     assert found["torch"]["gpu"] == made(5.0, [64])
     assert found["numpy"]["cpu"]["sizes"] == [64, 128, 256]
     assert found["numpy"]["cpu"]["float64"]["qr"] == [1.0, 2.0, 2.0]
     bench.add_costs(path, {"numpy": {"cpu": made(3.0, [128], 'another "machine"')}})
-    assert costs.read_costs(path)["numpy"]["cpu"] == made(3.0, [128], 'another "machine"')
+    assert cost_tables.read_costs(path)["numpy"]["cpu"] == made(3.0, [128], 'another "machine"')
 
 
 def test_other_files_are_left_alone(tmp_path):
@@ -235,8 +237,8 @@ def test_other_files_are_left_alone(tmp_path):
 
 
 def test_the_shipped_file_is_what_would_be_written(tmp_path):
-    shipped = Path(costs.__file__).with_name("data") / "costs.toml"
-    bench.add_costs(tmp_path / "x.toml", costs._shipped())
+    shipped = Path(polarlib.__file__).with_name("data") / "costs.toml"
+    bench.add_costs(tmp_path / "x.toml", cost_tables._shipped())
     assert (tmp_path / "x.toml").read_text() == shipped.read_text()
 
 
@@ -261,7 +263,7 @@ def test_peers_are_compared(library):
     names += [] if library == "numpy" else [f"{library} svd"]
     assert [row["function"] for row in rows] == names * 4
     assert {(row["format"], row["size"]) for row in rows} == {
-        (f, n) for f in costs.FORMATS for n in (4, 6)
+        (f, n) for f in cost_tables.FORMATS for n in (4, 6)
     }
     for row in rows:
         low, high = row["quartiles"]
@@ -314,7 +316,7 @@ def test_the_command_calibrates(tmp_path):
     path = tmp_path / "costs.toml"
     text = run("--calibrate", "--sizes", "4", "--seconds", A_MOMENT, "-o", path)
     assert f"POLARLIB_COSTS={path}" in text
-    assert costs.read_costs(path)["numpy"]["cpu"]["sizes"] == [4]
+    assert cost_tables.read_costs(path)["numpy"]["cpu"]["sizes"] == [4]
     options = ("--calibrate", "--sizes", "4,5", "--seconds", A_MOMENT, "--json")
     found = json.loads(run(*options))
     assert found["costs"]["numpy"]["cpu"]["sizes"] == [4, 5]

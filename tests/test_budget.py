@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarlib import Schedule, orthogonalize
-from polarlib._schedule import product_counts
+from polarlib._schedules.images import odd_value
+from polarlib._schedules.products import product_counts
+from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.design import greedy, restarts
 from polarlib.design.budget import (
     WORTH,
@@ -26,8 +28,7 @@ from polarlib.design.budget import (
     frontier,
 )
 from polarlib.design.remez import ideal
-from polarlib.formats import FORMATS, format_of, odd_value
-from polarlib.testing import spectrum, with_singular_values
+from polarlib.zoo import spectrum, with_singular_values
 
 PRODUCTS = {3: 2, 5: 3, 7: 4, 9: 4, 11: 5, 13: 5}
 NARROW_FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3", "float8_e5m2")

@@ -15,7 +15,8 @@ import pytest
 from conftest import Library
 
 import polarlib
-from polarlib import _checks, design, norms, testing
+from polarlib import design, norms, testing
+from polarlib.arrays import checks
 
 
 class Stubborn:
@@ -53,7 +54,7 @@ class Stubborn:
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_shown(value: Any, said: str) -> None:
-    assert _checks.shown(value) == said
+    assert checks.shown(value) == said
 
 
 def test_shown_is_one_short_line() -> None:
@@ -64,7 +65,7 @@ def test_shown_is_one_short_line() -> None:
     itself.append(itself)
     schedule = polarlib.Schedule(steps=[(1.5, -0.5)] * 100, lower=0.5)
     for value in ("x" * 10**6, [1.0] * 10**6, nested, itself, [np.eye(3)] * 20, schedule, {1: {}}):
-        said = _checks.shown(value)
+        said = checks.shown(value)
         assert len(said) <= 120
         assert "\n" not in said
 
@@ -75,24 +76,24 @@ NO_NUMBERS = ["1", b"1", None, True, np.True_, 1j, np.complex64(1), [1.0], np.on
 
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 def test_numbers(value: Any) -> None:
-    found = _checks.number("x", value)
+    found = checks.number("x", value)
     assert type(found) is float
     assert found == 1
-    assert _checks.is_number(value)
+    assert checks.is_number(value)
 
 
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=_checks.shown)
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=checks.shown)
 def test_no_numbers(value: Any) -> None:
-    for check in (_checks.number, _checks.count):
+    for check in (checks.number, checks.count):
         with pytest.raises(ValueError, match=r"^x must be "):
             check("x", value)
-    assert not _checks.is_number(value)
+    assert not checks.is_number(value)
 
 
 def test_arrays_without_dimensions_are_numbers(lib: Library) -> None:
-    assert _checks.number("x", lib.asarray(np.array(0.5), "float32")) == 0.5
+    assert checks.number("x", lib.asarray(np.array(0.5), "float32")) == 0.5
     with pytest.raises(ValueError, match="x must be a finite number, got"):
-        _checks.number("x", lib.asarray(np.array(0.5j), "complex64"))
+        checks.number("x", lib.asarray(np.array(0.5j), "complex64"))
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_arrays_without_dimensions_are_numbers(lib: Library) -> None:
         (10**400, "[]", False),
         (-1, "[]", False),
     ],
-    ids=_checks.shown,
+    ids=checks.shown,
 )
 def test_intervals(value: float, ends: str, allowed: bool) -> None:
     if allowed:
-        assert _checks.number("x", value, 0, 1, ends=ends) == value
+        assert checks.number("x", value, 0, 1, ends=ends) == value
     else:
         with pytest.raises(ValueError, match=r"x must be a number .* got"):
-            _checks.number("x", value, 0, 1, ends=ends)
+            checks.number("x", value, 0, 1, ends=ends)
 
 
 @pytest.mark.parametrize(
@@ -131,60 +132,60 @@ def test_intervals(value: float, ends: str, allowed: bool) -> None:
 )
 def test_words_of_intervals(low: float, high: float, ends: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"^x must be a number {words}, got nan$"):
-        _checks.number("x", math.nan, low, high, ends=ends)
+        checks.number("x", math.nan, low, high, ends=ends)
     with pytest.raises(ValueError, match=r"finite|number"):
-        _checks.number("x", math.inf, low, high, ends=ends)
+        checks.number("x", math.inf, low, high, ends=ends)
 
 
 def test_counts() -> None:
-    assert _checks.count("n", np.int8(3), 3, 3) == 3
+    assert checks.count("n", np.int8(3), 3, 3) == 3
     for value in (2, 2.0, 3.0, "3", True, np.timedelta64(3, "s"), None):
         with pytest.raises(ValueError, match="n must be an integer of at least 3, got"):
-            _checks.count("n", value, 3)
+            checks.count("n", value, 3)
     with pytest.raises(ValueError, match="n must be at most 3, got about 10"):
-        _checks.count("n", 10**400, 1, 3)
+        checks.count("n", 10**400, 1, 3)
 
 
 def test_choices() -> None:
-    assert _checks.choice("side", np.str_("left"), ("right", "left")) == "left"
-    assert _checks.choice("repeat", None, (None, "last")) is None
+    assert checks.choice("side", np.str_("left"), ("right", "left")) == "left"
+    assert checks.choice("repeat", None, (None, "last")) is None
     for value in ("lef", None, ["left"], {}, np.array(["left", "right"]), Stubborn(), 0):
         with pytest.raises(ValueError, match="side must be 'right' or 'left', got"):
-            _checks.choice("side", value, ("right", "left"))
+            checks.choice("side", value, ("right", "left"))
     with pytest.raises(ValueError, match=r"unknown name 'bt'; did you mean 'bta'\? Known: 'aaaa'"):
-        _checks.choice("name", "bt", ("aaaa", "bta", "c", "d"))
+        checks.choice("name", "bt", ("aaaa", "bta", "c", "d"))
 
 
 def test_lists() -> None:
     for value in ([1, 2], (1, 2), np.array([1, 2]), range(1, 3), iter([1, 2])):
-        assert _checks.items("x", value, "a list") == [1, 2]
+        assert checks.items("x", value, "a list") == [1, 2]
     for value in ("12", b"12", {1, 2}, {1: 2}, 12, None, np.array(1), [], int):
         with pytest.raises(ValueError, match="x must be a list, got"):
-            _checks.items("x", value, "a list")
+            checks.items("x", value, "a list")
     for value in (itertools.count(), range(10**9), [0] * 10**6):
         with pytest.raises(
-            ValueError, match=f"x must have at most {_checks.MOST_STEPS} members, got"
+            ValueError, match=f"x must have at most {checks.MOST_STEPS} members, got"
         ):
-            _checks.items("x", value, "a list")
+            checks.items("x", value, "a list")
 
 
 def test_flags_and_functions() -> None:
-    assert _checks.flag("f", np.True_) is True
+    assert checks.flag("f", np.True_) is True
     for value in (1, 0, "yes", None, np.array([True, False]), Stubborn()):
         with pytest.raises(TypeError, match="f must be True or False, got"):
-            _checks.flag("f", value)
+            checks.flag("f", value)
     with pytest.raises(TypeError, match="f must be a function, got 3"):
-        _checks.function("f", 3)
+        checks.function("f", 3)
 
 
 def test_paths() -> None:
     for value in ("a", Path("a")):
-        assert _checks.path("path", value) == value
+        assert checks.path("path", value) == value
     for value in (3, None, b"a", ["a"]):
         with pytest.raises(TypeError, match="path must be a str or path-like, got"):
-            _checks.path("path", value)
+            checks.path("path", value)
     with pytest.raises(ValueError, match="path must be a name that files can have, got"):
-        _checks.path("path", "a\0b")
+        checks.path("path", "a\0b")
 
 
 # -- limits -----------------------------------------------------------------------------------
@@ -234,8 +235,8 @@ def test_what_is_too_large_is_refused_at_once(name: str) -> None:
 
 @pytest.mark.slow
 def test_most_steps_are_affordable() -> None:
-    s = polarlib.schedule("newton_schulz_3", _checks.MOST_STEPS)
-    assert len(s) == _checks.MOST_STEPS
+    s = polarlib.schedule("newton_schulz_3", checks.MOST_STEPS)
+    assert len(s) == checks.MOST_STEPS
     assert np.isfinite(polarlib.orthogonalize(np.eye(3), schedule=s)).all()
 
 

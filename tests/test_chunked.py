@@ -13,10 +13,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from polarlib import chunked, testing
-from polarlib.chunked import polar_tall
-from polarlib.decompose import polar
+from polarlib import testing
+from polarlib.decomposition import polar
 from polarlib.result import ConvergenceWarning, Status
+from polarlib.uses import tall
+from polarlib.uses.tall import polar_tall
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -317,13 +318,13 @@ def test_hermitian_factor_that_overflows(da):
 
 
 def spoiled(monkeypatch, factor: float | np.ndarray) -> None:
-    right = chunked._from_gram
+    right = tall._from_gram
 
     def wrong(x, dask):
         basis, lower, upper = right(x, dask)
         return basis._replace(values=basis.values * factor), lower, upper
 
-    monkeypatch.setattr(chunked, "_from_gram", wrong)
+    monkeypatch.setattr(tall, "_from_gram", wrong)
 
 
 def test_a_gram_matrix_that_lost_too_much_is_found(da, monkeypatch):
@@ -348,13 +349,13 @@ def test_a_factor_that_is_not_orthonormal_is_told(da, monkeypatch):
 
 def test_a_direction_that_is_left_out_is_told(da, monkeypatch):
     a = factors(200, 4, 10.0)[0]
-    right = chunked._from_triangle
+    right = tall._from_triangle
 
     def short(x, dask):
         basis = right(x, dask)
         return basis._replace(vectors=basis.vectors[:, :3], values=basis.values[:3])
 
-    monkeypatch.setattr(chunked, "_from_triangle", short)
+    monkeypatch.setattr(tall, "_from_triangle", short)
     with pytest.warns(ConvergenceWarning):
         result = polar_tall(da.from_array(a, chunks=(50, 4)), method="qr")
     told = left(a, result.unitary.compute(), result.hermitian)
@@ -411,7 +412,7 @@ def test_without_dask(monkeypatch):
 def test_example(da):
     """The example of the docstring, which doctest skips where there is no dask."""
     text = str(polar_tall.__doc__).replace("# doctest: +SKIP", "")
-    example = doctest.DocTestParser().get_doctest(text, vars(chunked).copy(), "polar_tall", None, 0)
+    example = doctest.DocTestParser().get_doctest(text, vars(tall).copy(), "polar_tall", None, 0)
     runner = doctest.DocTestRunner(verbose=False)
     assert runner.run(example).failed == 0
     assert runner.tries > 4

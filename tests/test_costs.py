@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from polarlib import costs
-from polarlib.costs import KERNELS, kernel_costs, read_costs
+from polarlib.design import cost_tables
+from polarlib.design.cost_tables import KERNELS, kernel_costs, read_costs
 
 LIBRARIES = ("numpy", "torch", "jax", "cupy", "array_api_strict")
 OTHERS = [name for name in KERNELS if name != "matmul"]
@@ -17,13 +17,13 @@ OTHERS = [name for name in KERNELS if name != "matmul"]
 
 @pytest.fixture(autouse=True)
 def no_file(monkeypatch):
-    monkeypatch.delenv(costs.VARIABLE, raising=False)
+    monkeypatch.delenv(cost_tables.VARIABLE, raising=False)
 
 
 def text(sizes="[100, 200]", values="[2.0, 4.0]", table="numpy.cpu", drop="", extra=""):
     """A file of costs; `drop` and `extra` make it wrong."""
     lines = [f"[{table}]", "measured = true", 'source = "a test"', f"sizes = {sizes}"]
-    for name in costs.FORMATS:
+    for name in cost_tables.FORMATS:
         lines += [f"[{table}.{name}]", *(f"{kernel} = {values}" for kernel in OTHERS)]
     return "\n".join(x for x in [*lines, extra] if not drop or not x.startswith(drop))
 
@@ -35,15 +35,15 @@ def own(tmp_path, monkeypatch):
     def write(contents):
         path = tmp_path / f"costs-{len(list(tmp_path.iterdir()))}.toml"
         path.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-        monkeypatch.setenv(costs.VARIABLE, str(path))
+        monkeypatch.setenv(cost_tables.VARIABLE, str(path))
         return path
 
     return write
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("format_name", costs.FORMATS)
-@pytest.mark.parametrize("device", costs.DEVICES)
+@pytest.mark.parametrize("format_name", cost_tables.FORMATS)
+@pytest.mark.parametrize("device", cost_tables.DEVICES)
 def test_every_kernel_has_a_positive_cost_at_every_size(library, format_name, device):
     for n in (1, 64, 100, 700, 2048, 10**6):
         found = kernel_costs(library, format_name, n, device=device)
@@ -53,8 +53,8 @@ def test_every_kernel_has_a_positive_cost_at_every_size(library, format_name, de
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("format_name", costs.FORMATS)
-@pytest.mark.parametrize("device", costs.DEVICES)
+@pytest.mark.parametrize("format_name", cost_tables.FORMATS)
+@pytest.mark.parametrize("device", cost_tables.DEVICES)
 def test_costs_are_in_the_order_of_their_operations(library, format_name, device):
     for n in (256, 512, 1024, 2048):
         found = kernel_costs(library, format_name, n, device=device)
@@ -87,16 +87,16 @@ def test_interpolation_is_linear_in_log_n_and_constant_beyond(own):
 )
 def test_the_shipped_table_is_met_exactly_at_its_sizes(table):
     library, device = table.split(".")
-    shipped = costs._shipped()[library][device]
+    shipped = cost_tables._shipped()[library][device]
     assert shipped["sizes"] == [64, 128, 256, 512, 1024, 2048]
-    for format_name in costs.FORMATS:
+    for format_name in cost_tables.FORMATS:
         for i, n in enumerate(shipped["sizes"]):
             found = kernel_costs(library, format_name, n, device=device)
             assert found == {"matmul": 1.0} | {k: shipped[format_name][k][i] for k in OTHERS}
 
 
 def test_the_shipped_file_says_what_was_measured():
-    for library, devices in costs._shipped().items():
+    for library, devices in cost_tables._shipped().items():
         for device, table in devices.items():
             assert table["measured"] == (device == "cpu")
             if table["measured"]:
@@ -108,7 +108,7 @@ def test_the_shipped_file_says_what_was_measured():
 
 
 def test_the_counted_table_follows_its_formula():
-    table = costs._shipped()["generic"]["gpu"]
+    table = cost_tables._shipped()["generic"]["gpu"]
     rate, band = map(float, re.findall(r"([\d.]+) (?:Tflop|GB)/s", table["source"]))
     launch = float(re.search(r"(\d+) microseconds", table["source"])[1]) * 1e-6
     rules = {
@@ -178,9 +178,9 @@ def test_an_own_file_goes_before_the_shipped_one(own, monkeypatch):
     assert kernel_costs("numpy", "float64", 256) == shipped["numpy"]
     for none in ("", None):
         if none is None:
-            monkeypatch.delenv(costs.VARIABLE)
+            monkeypatch.delenv(cost_tables.VARIABLE)
         else:
-            monkeypatch.setenv(costs.VARIABLE, none)
+            monkeypatch.setenv(cost_tables.VARIABLE, none)
         assert kernel_costs("numpy", "float64", 256) == shipped["numpy"]
 
 
@@ -226,7 +226,7 @@ def test_malformed_files(own, what):
 
 
 def test_a_file_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setenv(costs.VARIABLE, str(tmp_path / "nowhere.toml"))
+    monkeypatch.setenv(cost_tables.VARIABLE, str(tmp_path / "nowhere.toml"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.toml"):
         kernel_costs("numpy", "float64", 8)
 

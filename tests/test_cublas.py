@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from standin import cublas, cupy_standin
 
-from polarlib import _cublas
+from polarlib.arrays import cublas as kernels
 
 DTYPES = ["f4", "f8", "c8", "c16", "f2", ml_dtypes.bfloat16]
 # Stacks of the first and of the second operand.
@@ -79,7 +79,7 @@ def test_every_type_operation_and_stack(cupy, dtype, stacks):
         out = cupy.asarray(c)
         how = {"adjoint_a": bool(adjoint_a), "adjoint_b": bool(adjoint_b)}
         with cupy_standin.no_sync():
-            got = _cublas.gemm(cupy.asarray(a), cupy.asarray(b), out, alpha=alpha, beta=beta, **how)
+            got = kernels.gemm(cupy.asarray(a), cupy.asarray(b), out, alpha=alpha, beta=beta, **how)
         assert got is out
         np.testing.assert_array_equal(out.get(), expected(op_a, op_b, c, alpha, beta, dtype))
     assert set(gemm_calls()) == {"cublas.gemmStridedBatchedEx" if batch else "cublas.gemmEx"}
@@ -129,7 +129,7 @@ def test_views(cupy, view, dtype, stack):
         views = {key: cupy.asarray(value) for key, value in seen.items()}
         views[name] = cupy_standin.to_device(host)  # asarray would copy and lose the strides
         how = {f"adjoint_{name}": True} if turned else {}
-        out = _cublas.gemm(views["a"], views["b"], views["c"], alpha=0.5, beta=-1.0, **how)
+        out = kernels.gemm(views["a"], views["b"], views["c"], alpha=0.5, beta=-1.0, **how)
         assert out is views["c"]
         want = expected(a, b, c, 0.5, -1.0, dtype)
         np.testing.assert_array_equal(out.get(), want)
@@ -147,10 +147,10 @@ def test_operands_that_cublas_can_read_are_not_copied(cupy):
     turned = cupy.empty((3, 4, 4), dtype="f4").swapaxes(-1, -2)
     cupy_standin.reset()
     for target in (out, turned):
-        _cublas.gemm(x, x, target, adjoint_a=True)
-        _cublas.gemm(x.swapaxes(-1, -2), y.swapaxes(-1, -2), target)
-        _cublas.gemm(x[:, 1:5, :3], y[:, 1:4, 2:6], cupy.empty((3, 4, 4), dtype="f4"))
-    _cublas.gemm(x[:1, :4], cupy.broadcast_to(y[:1], (3, 4, 8)), cupy.empty((3, 4, 8), "f4"))
+        kernels.gemm(x, x, target, adjoint_a=True)
+        kernels.gemm(x.swapaxes(-1, -2), y.swapaxes(-1, -2), target)
+        kernels.gemm(x[:, 1:5, :3], y[:, 1:4, 2:6], cupy.empty((3, 4, 4), dtype="f4"))
+    kernels.gemm(x[:1, :4], cupy.broadcast_to(y[:1], (3, 4, 8)), cupy.empty((3, 4, 8), "f4"))
     names = {call.name for call in cupy_standin.calls()}
     assert not names & {"copy", "ascontiguousarray", "setitem", "astype"}
     assert len(gemm_calls()) == 7
@@ -158,7 +158,7 @@ def test_operands_that_cublas_can_read_are_not_copied(cupy):
 
 def test_complex_adjoint_of_a_row_major_matrix_is_not_copied(cupy):
     x = cupy.asarray(entries((6, 4), "c8"))
-    _cublas.gemm(x, x, adjoint_a=True)
+    kernels.gemm(x, x, adjoint_a=True)
     assert not cupy_standin.calls("conj")
     assert not cupy_standin.calls("conjugate")
 
@@ -172,12 +172,12 @@ def test_vectors(cupy, shape):
     left = (a, VIEWS["transposed"](a), VIEWS["every other column"](a))
     right = (b, VIEWS["transposed"](b), VIEWS["every other row"](b))
     for x, y in itertools.product(left, right):
-        got = _cublas.gemm(cupy_standin.to_device(x), cupy_standin.to_device(y))
+        got = kernels.gemm(cupy_standin.to_device(x), cupy_standin.to_device(y))
         np.testing.assert_array_equal(got.get(), a @ b)
     a, b = entries((2, k, m), "c8", 1), entries((2, n, k), "c8", 2)
     for x, y in itertools.product((a, VIEWS["transposed"](a)), (b, VIEWS["part"](b))):
         hosts = map(cupy_standin.to_device, (x, y))
-        got = _cublas.gemm(*hosts, adjoint_a=True, adjoint_b=True)
+        got = kernels.gemm(*hosts, adjoint_a=True, adjoint_b=True)
         np.testing.assert_array_equal(got.get(), adjoint(a) @ adjoint(b))
 
 
@@ -194,7 +194,7 @@ def test_scalars_on_the_device(cupy, dtype, which):
     out = cupy.asarray(c)
     low = loaded()
     with cupy_standin.no_sync():
-        _cublas.gemm(cupy.asarray(a), cupy.asarray(b), out, **given)
+        kernels.gemm(cupy.asarray(a), cupy.asarray(b), out, **given)
     np.testing.assert_array_equal(out.get(), expected(a, b, c, alpha, beta, dtype))
     assert low.getPointerMode(cublas.HANDLE) == low.CUBLAS_POINTER_MODE_HOST
 
@@ -204,7 +204,7 @@ def test_a_norm_scales_a_product_where_it_is(either):
     on_device = either.asarray(x)
     with cupy_standin.no_sync():
         norm = either.sqrt(either.sum(on_device * on_device))
-        y = _cublas.gemm(on_device, on_device, adjoint_a=True, alpha=1 / norm)
+        y = kernels.gemm(on_device, on_device, adjoint_a=True, alpha=1 / norm)
     np.testing.assert_allclose(y.get(), x.T @ x / np.linalg.norm(x), rtol=1e-6)
 
 
@@ -217,7 +217,7 @@ def test_the_pointer_mode_comes_back_after_a_failure(cupy, monkeypatch):
     monkeypatch.setattr(low, "gemmEx", fail)
     x = cupy.ones((2, 2), dtype="f4")
     with pytest.raises(cublas.CUBLASError):
-        _cublas.gemm(x, x, alpha=cupy.ones((), dtype="f4"))
+        kernels.gemm(x, x, alpha=cupy.ones((), dtype="f4"))
     assert low.getPointerMode(cublas.HANDLE) == low.CUBLAS_POINTER_MODE_HOST
 
 
@@ -230,7 +230,7 @@ def test_without_the_binding(cupy, monkeypatch, dtype, stack):
     for adjoint_a, adjoint_b in itertools.product((False, True), repeat=2):
         out = cupy.asarray(c)
         with cupy_standin.no_sync():
-            _cublas.gemm(
+            kernels.gemm(
                 cupy.asarray(a), cupy.asarray(b), out,
                 alpha=0.5, beta=-1.0, adjoint_a=adjoint_a, adjoint_b=adjoint_b,
             )  # fmt: skip
@@ -240,28 +240,28 @@ def test_without_the_binding(cupy, monkeypatch, dtype, stack):
         assert np.abs(wide(out.get()) - wide(want)).max() <= 8 * eps
     assert not gemm_calls()
     assert cupy_standin.calls("matmul")
-    assert not _cublas.has_tf32()
+    assert not kernels.has_tf32()
 
 
-@pytest.mark.parametrize("name", _cublas.NEEDED)
+@pytest.mark.parametrize("name", kernels.NEEDED)
 def test_without_one_of_its_names(cupy, monkeypatch, name):
     monkeypatch.delattr(loaded(), name)
     x = cupy.ones((2, 2), dtype="f4")
-    assert (_cublas.gemm(x, x).get() == 2).all()
+    assert (kernels.gemm(x, x).get() == 2).all()
     assert cupy_standin.calls("matmul")
 
 
 def test_of_another_vendor(cupy, monkeypatch):
     monkeypatch.setattr(cupy.cuda.runtime, "is_hip", True)
     x = cupy.ones((2, 2), dtype="f4")
-    _cublas.gemm(x, x)
+    kernels.gemm(x, x)
     assert cupy_standin.calls("matmul")
 
 
 def test_mixed_and_other_types_go_to_matmul(cupy):
     f, d = cupy.ones((2, 2), dtype="f4"), cupy.ones((2, 2), dtype="f8")
-    assert _cublas.gemm(f, d).dtype == "f8"
-    assert _cublas.gemm(cupy.ones((2, 2), dtype="i8"), cupy.ones((2, 2), dtype="i8")).dtype == "i8"
+    assert kernels.gemm(f, d).dtype == "f8"
+    assert kernels.gemm(cupy.ones((2, 2), dtype="i8"), cupy.ones((2, 2), dtype="i8")).dtype == "i8"
     assert not gemm_calls()
 
 
@@ -270,24 +270,24 @@ def test_one_row_or_column_again_and_again(cupy):
     a, b = entries((1, 4), "f4", 1), entries((4, 3), "f4", 2)
     x, y = cupy.asarray(a), cupy.asarray(b)
     again = np.broadcast_to(a, (5, 4))
-    np.testing.assert_array_equal(_cublas.gemm(cupy.broadcast_to(x, (5, 4)), y).get(), again @ b)
+    np.testing.assert_array_equal(kernels.gemm(cupy.broadcast_to(x, (5, 4)), y).get(), again @ b)
     turned = cupy.broadcast_to(x, (5, 4)).swapaxes(-1, -2)
     np.testing.assert_array_equal(
-        _cublas.gemm(turned, cupy.broadcast_to(x, (5, 4))).get(), again.T @ again
+        kernels.gemm(turned, cupy.broadcast_to(x, (5, 4))).get(), again.T @ again
     )
     windows = np.lib.stride_tricks.sliding_window_view(entries((6,), "f4", 3), 4)
-    got = _cublas.gemm(cupy_standin.to_device(windows), y)
+    got = kernels.gemm(cupy_standin.to_device(windows), y)
     np.testing.assert_array_equal(got.get(), windows @ b)
 
 
 def test_empty(either):
     f = either.asarray(entries((2, 2), "f4"))
-    assert _cublas.gemm(f[:0], f).shape == (0, 2)
-    assert _cublas.gemm(f[None][:0], f).shape == (0, 2, 2)
-    out = _cublas.gemm(f[:, :0], f[:0], f.copy(), beta=2.0)  # an empty sum
+    assert kernels.gemm(f[:0], f).shape == (0, 2)
+    assert kernels.gemm(f[None][:0], f).shape == (0, 2, 2)
+    out = kernels.gemm(f[:, :0], f[:0], f.copy(), beta=2.0)  # an empty sum
     np.testing.assert_array_equal(out.get(), 2 * f.get())
-    np.testing.assert_array_equal(_cublas.gemm(f[:, :0], f[:0]).get(), np.zeros((2, 2)))
-    new = _cublas.gemm(either.empty((2, 0), dtype="f4"), either.empty((0, 2), dtype="f4"))
+    np.testing.assert_array_equal(kernels.gemm(f[:, :0], f[:0]).get(), np.zeros((2, 2)))
+    new = kernels.gemm(either.empty((2, 0), dtype="f4"), either.empty((0, 2), dtype="f4"))
     np.testing.assert_array_equal(new.get(), np.zeros((2, 2)))
     assert not gemm_calls()
 
@@ -295,16 +295,16 @@ def test_empty(either):
 def test_what_is_in_out_does_not_matter_without_beta(either):
     x = either.ones((2, 2), dtype="f4")
     nan = either.full((2, 2), np.nan, dtype="f4")
-    assert (_cublas.gemm(x, x, nan).get() == 2).all()
+    assert (kernels.gemm(x, x, nan).get() == 2).all()
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
 def test_overflow_is_infinity(cupy, dtype):
     largest = ml_dtypes.finfo(dtype).max
     x = cupy.asarray(np.full((2, 2), largest, dtype))
-    assert np.isposinf(_cublas.gemm(x, x).get().astype("f4")).all()
+    assert np.isposinf(kernels.gemm(x, x).get().astype("f4")).all()
     one = cupy.ones((2, 2), dtype=dtype)
-    assert np.isposinf(_cublas.gemm(one, one, alpha=1e300).get().astype("f4")).all()
+    assert np.isposinf(kernels.gemm(one, one, alpha=1e300).get().astype("f4")).all()
 
 
 @pytest.mark.parametrize(
@@ -332,22 +332,22 @@ def test_bad_input(cupy, change, error, text):
     if change.get("alpha") == "many":
         change = {"alpha": a}
     with pytest.raises(error, match=text):
-        _cublas.gemm(a, b, out, **{k: v for k, v in change.items() if k != "b"})
+        kernels.gemm(a, b, out, **{k: v for k, v in change.items() if k != "b"})
 
 
 # Sizes that C's int cannot hold
 
 
 def test_dimensions_and_strides_that_do_not_fit_an_int_go_to_matmul(cupy, monkeypatch):
-    monkeypatch.setattr(_cublas, "LARGEST_INT", 5)
+    monkeypatch.setattr(kernels, "LARGEST_INT", 5)
     a, b = entries((4, 5), "f4", 1), entries((5, 3), "f4", 2)
-    fits, _ = _cublas.gemm(cupy.asarray(a), cupy.asarray(b)), gemm_calls()
+    fits, _ = kernels.gemm(cupy.asarray(a), cupy.asarray(b)), gemm_calls()
     assert gemm_calls() == ["cublas.gemmEx"]
     large = cupy.asarray(entries((4, 7), "f4"))[:, :5]  # its leading dimension is too large
     large[...] = cupy.asarray(a)
     cupy_standin.reset()
-    other = _cublas.gemm(large, cupy.asarray(b))
-    third = _cublas.gemm(cupy.ones((4, 6), dtype="f4"), cupy.ones((6, 3), dtype="f4"))
+    other = kernels.gemm(large, cupy.asarray(b))
+    third = kernels.gemm(cupy.ones((4, 6), dtype="f4"), cupy.ones((6, 3), dtype="f4"))
     assert not gemm_calls()
     assert len(cupy_standin.calls("matmul")) == 2
     np.testing.assert_array_equal(fits.get(), a @ b)
@@ -357,9 +357,9 @@ def test_dimensions_and_strides_that_do_not_fit_an_int_go_to_matmul(cupy, monkey
 
 def test_long_stacks_are_split(cupy, monkeypatch):
     a, b, c = (entries((7, 3, 3), "f4", i) for i in range(3))
-    assert _cublas.STACK < 65536
-    monkeypatch.setattr(_cublas, "STACK", 3)
-    out = _cublas.gemm(cupy.asarray(a), cupy.asarray(b[:1]), cupy.asarray(c), beta=1.0)
+    assert kernels.STACK < 65536
+    monkeypatch.setattr(kernels, "STACK", 3)
+    out = kernels.gemm(cupy.asarray(a), cupy.asarray(b[:1]), cupy.asarray(c), beta=1.0)
     np.testing.assert_array_equal(out.get(), a @ b[:1] + c)
     shapes = [call.outputs[0][1] for call in cupy_standin.calls("cublas.gemmStridedBatchedEx")]
     assert shapes == [(3, 3, 3), (3, 3, 3), (1, 3, 3)]
@@ -368,21 +368,21 @@ def test_long_stacks_are_split(cupy, monkeypatch):
 def test_addresses_beyond_32_bits():
     """Offsets are Python's integers: a stack of 2^40 entries is addressed as it must be."""
     shape, strides = (1 << 20, 1 << 10, 1 << 10), (1 << 22, 1 << 12, 4)
-    assert _cublas._layout(shape, strides, 4) == (False, 1 << 10, 1 << 20)
+    assert kernels._layout(shape, strides, 4) == (False, 1 << 10, 1 << 20)
 
 
 # tf32
 
 
 def test_tf32(cupy, monkeypatch):
-    assert _cublas.has_tf32()
+    assert kernels.has_tf32()
     x = np.full((2, 2), 1 + 2.0**-11, "f4")
-    exact = _cublas.gemm(cupy.asarray(x), cupy.asarray(x))
-    rounded = _cublas.gemm(cupy.asarray(x), cupy.asarray(x), tf32=True)
+    exact = kernels.gemm(cupy.asarray(x), cupy.asarray(x))
+    rounded = kernels.gemm(cupy.asarray(x), cupy.asarray(x), tf32=True)
     np.testing.assert_array_equal(exact.get(), x @ x)
     np.testing.assert_array_equal(rounded.get(), np.full((2, 2), 2.0, "f4"))
     d = cupy.asarray(x.astype("f8"))
-    np.testing.assert_array_equal(_cublas.gemm(d, d, tf32=True).get(), d.get() @ d.get())
+    np.testing.assert_array_equal(kernels.gemm(d, d, tf32=True).get(), d.get() @ d.get())
 
 
 @pytest.mark.parametrize("dtype", ["f4", "c8"])
@@ -391,7 +391,7 @@ def test_single_precision_is_full_in_every_math_mode(cupy, dtype):
     binding, handle = loaded(), cupy.cuda.device.get_cublas_handle()
     binding.setMathMode(handle, 3)
     try:
-        exact = _cublas.gemm(cupy.asarray(x), cupy.asarray(x), adjoint_a=True)
+        exact = kernels.gemm(cupy.asarray(x), cupy.asarray(x), adjoint_a=True)
         assert binding.getMathMode(handle) == 3
     finally:
         binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
@@ -407,17 +407,17 @@ def test_the_fall_back_is_out_of_reach_of_cupy_tf32(cupy, monkeypatch, dtype):
         assert a.dtype.name in ("float64", "complex128")
         return matmul(a, b)
 
-    monkeypatch.setattr(_cublas, "_binding", lambda: None)
+    monkeypatch.setattr(kernels, "_binding", lambda: None)
     monkeypatch.setattr(cupy, "matmul", reduced)
     x = np.full((3, 3), 1 + 2.0**-11, dtype)
-    product = _cublas.gemm(cupy.asarray(x), cupy.asarray(x))
+    product = kernels.gemm(cupy.asarray(x), cupy.asarray(x))
     assert product.dtype == x.dtype
     np.testing.assert_array_equal(product.get(), x @ x)
 
 
 def test_tf32_needs_a_device_that_has_it(cupy, monkeypatch):
     monkeypatch.setattr(cupy.cuda.Device, "compute_capability", "75")
-    assert not _cublas.has_tf32()
+    assert not kernels.has_tf32()
 
 
 # With CuPy installed, and without a GPU
@@ -432,15 +432,15 @@ def test_the_real_binding_takes_our_arguments(monkeypatch):
                 loaded(), name, lambda *args, name=name: handed.append((name, args))
             )
         x = cupy.ones((3, 2, 2), dtype="f4")
-        _cublas.gemm(x, x)
-        _cublas.gemm(x[0], x[0])
-        constants = {name: getattr(loaded(), name) for name in _cublas.NEEDED[6:]}
-        constants[_cublas.TF32] = getattr(loaded(), _cublas.TF32)
-        numbers = {t[0]: getattr(cupy.cuda.runtime, t[0]) for t in _cublas.TYPES.values()}
+        kernels.gemm(x, x)
+        kernels.gemm(x[0], x[0])
+        constants = {name: getattr(loaded(), name) for name in kernels.NEEDED[6:]}
+        constants[kernels.TF32] = getattr(loaded(), kernels.TF32)
+        numbers = {t[0]: getattr(cupy.cuda.runtime, t[0]) for t in kernels.TYPES.values()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy looks for CUDA, and says that there is none
         cupy = pytest.importorskip("cupy")
-        binding = _cublas._binding()
+        binding = kernels._binding()
     assert binding is loaded()
     assert {name: getattr(binding, name) for name in constants} == constants
     assert {name: getattr(cupy.cuda.runtime, name) for name in numbers} == numbers

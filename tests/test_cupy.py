@@ -19,11 +19,11 @@ from standin import cupy_standin, memory
 from typer.testing import CliRunner
 
 import polarlib
-from polarlib import _cublas
 from polarlib._methods import METHODS
-from polarlib.iterate import iterate
-from polarlib.ops import ops_of
-from polarlib.precision import rounded
+from polarlib.arrays import cublas
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import rounded
+from polarlib.engine.iterate import iterate
 
 SHAPES = [(8, 8), (12, 5), (5, 12), (3, 9, 4), (2, 2, 4, 9)]
 
@@ -259,7 +259,7 @@ def test_elementwise_operations_keep_their_type(cupy, dtype):
 @pytest.mark.parametrize("form", ["plain", "gram"])
 def test_without_the_binding_of_cublas(monkeypatch, dtype, form):
     a = sample((3, 12, 5), dtype)
-    monkeypatch.setattr(_cublas, "_binding", lambda: None)
+    monkeypatch.setattr(cublas, "_binding", lambda: None)
     with cupy_standin.installed() as cupy:
         with cupy_standin.no_sync():
             q = polarlib.orthogonalize(cupy.asarray(a), form=form)
@@ -368,7 +368,7 @@ def test_the_gpu_script_passes_on_the_stand_in(cupy, part):
 
 
 def test_the_gpu_script_sees_a_second_rounding(cupy, monkeypatch):
-    monkeypatch.setattr(_cublas, "_binding", lambda: None)
+    monkeypatch.setattr(cublas, "_binding", lambda: None)
     failed = {row.what.split()[0] for row in gpu_run.products(cupy) if not row.passed}
     assert failed == {"bfloat16", "float16"}
 

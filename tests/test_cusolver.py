@@ -9,9 +9,9 @@ import pytest
 from standin import cupy_standin, cusolver
 
 import polarlib
-from polarlib import _cusolver
-from polarlib._evidence import is_definite
-from polarlib.ops import ops_of
+from polarlib.arrays import cusolver as kernels
+from polarlib.arrays.ops import ops_of
+from polarlib.engine.evidence import is_definite
 
 DTYPES = ["f4", "f8", "c8", "c16"]
 BINDING = "cupy_backends.cuda.libs.cusolver"
@@ -52,7 +52,7 @@ def factored(cupy, z):
     """The factor on the host, found without waiting for the device; operand unchanged."""
     x = cupy.asarray(z)
     with cupy_standin.no_sync():
-        l = _cusolver.cholesky(x)
+        l = kernels.cholesky(x)
     np.testing.assert_array_equal(x.get(), z)
     assert (l.dtype, l.shape) == (z.dtype, z.shape)
     return l.get()
@@ -94,7 +94,7 @@ def test_views(either, view):
         x = either.asarray(np.swapaxes(z, -1, -2).copy()).swapaxes(-1, -2)
     else:
         x = either.asarray(np.pad(z, [(0, 0), (1, 2), (3, 1)]))[:, 1:-2, 3:-1]
-    assert right(_cusolver.cholesky(x).get(), z)
+    assert right(kernels.cholesky(x).get(), z)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,7 +139,7 @@ def test_empty(either, shape):
     assert not calls()
 
 
-@pytest.mark.parametrize("name", _cusolver.NEEDED)
+@pytest.mark.parametrize("name", kernels.NEEDED)
 def test_without_one_of_its_names(cupy, monkeypatch, name):
     monkeypatch.delattr(loaded(), name)
     z = hermitian([1.0, 2.0], "f4")
@@ -179,7 +179,7 @@ def test_the_real_binding_takes_our_arguments(monkeypatch):
         for dtype in DTYPES:
             z = cupy.asarray(hermitian(np.ones((2, 3)), dtype))
             with monkeypatch.context() as patch:
-                for name in _cusolver.NEEDED:
+                for name in kernels.NEEDED:
                     whole = getattr(loaded(), name)
 
                     def note(*args, name=name, whole=whole):
@@ -187,14 +187,14 @@ def test_the_real_binding_takes_our_arguments(monkeypatch):
                         return whole(*args)
 
                     patch.setattr(loaded(), name, note)
-                _cusolver.cholesky(z)
-                _cusolver.cholesky(z[0])
-        upper = _cusolver._binding()[1]
-    assert {name for name, _ in handed} == set(_cusolver.NEEDED)
+                kernels.cholesky(z)
+                kernels.cholesky(z[0])
+        upper = kernels._binding()[1]
+    assert {name for name, _ in handed} == set(kernels.NEEDED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy looks for CUDA, and says that there is none
         cupy = pytest.importorskip("cupy")
-        found = _cusolver._binding()
+        found = kernels._binding()
     if found is None:
         pytest.skip("cuSOLVER is not installed")
     binding, code = found

@@ -10,12 +10,13 @@ import pytest
 from conftest import DTYPES, HALF, Library, library
 
 import polarlib
-from polarlib._derivatives import Dual, DualOps, polar_gradient
-from polarlib._schedule import product_counts
-from polarlib.decompose import unitary_factor
+from polarlib._schedules.products import product_counts
+from polarlib.arrays.dual import Dual, DualOps
+from polarlib.arrays.ops import Ops
+from polarlib.decomposition import unitary_factor
 from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
-from polarlib.iterate import iterate
-from polarlib.ops import Ops
+from polarlib.engine.derivatives import polar_gradient
+from polarlib.engine.iterate import iterate
 
 SHAPES = [(5, 3), (3, 5), (4, 4), (2, 3, 2)]
 # A polynomial that is moderate everywhere on [0, 1], so that finite differences are accurate.

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarlib import Schedule, design
+from polarlib._schedules.images import odd_value
 from polarlib.design.remez import ideal
-from polarlib.formats import odd_value
 from polarlib.published import listed
 
 DEGREES = (3, 5, 7, 9, 11, 13, 17, 25)

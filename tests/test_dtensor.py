@@ -39,8 +39,9 @@ from torch.distributed.tensor.placement_types import _StridedShard  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import polarlib  # noqa: E402
-from polarlib import derivatives, norms, steps, topk  # noqa: E402
-from polarlib.ops import ops_of  # noqa: E402
+from polarlib import derivatives, norms, updates  # noqa: E402
+from polarlib.arrays.ops import ops_of  # noqa: E402
+from polarlib.norms import low_rank  # noqa: E402
 
 PROCESSES = 4
 # Seconds after which a case has hung, and all of them.
@@ -521,7 +522,7 @@ def taking_no_dtensors(x, spd):
     yield lambda: polarlib.inverse_root(spd, 2)
     yield lambda: polarlib.top_singular(x, 2)
     yield lambda: polarlib.measure(x, "jordan")
-    yield lambda: topk.power_step(x, x)
+    yield lambda: low_rank.power_step(x, x)
     yield lambda: polarlib.polar_tall(x)
     for norm in norms.spectral(), norms.nuclear(), norms.frobenius(), norms.lp(3), norms.ky_fan(2):
         yield from (lambda f=f: f(x) for f in (norm, norm.lmo, norm.dual_norm, norm.sharp))
@@ -560,7 +561,7 @@ def whole_matrices_take_every_method():
 def elementwise_steps():
     x = distributed(matrix(9, 3), mesh.line, (ROWS,))
     lmo = norms.spectral(polar=polarlib.orthogonalize).lmo
-    new = steps.scg_step(x, steps.ema(x, x, 0.9), lmo, step=0.1)
+    new = updates.scg_step(x, updates.ema(x, x, 0.9), lmo, step=0.1)
     assert (new[0] if isinstance(new, tuple) else new).placements == (ROWS,)
 
 

@@ -12,11 +12,12 @@ import verbs
 from conftest import library
 
 import polarlib
-from polarlib import decompose, default_schedule, norms, ops, orthogonalize, polar, steps, testing
+from polarlib import decomposition, default_schedule, norms, orthogonalize, polar, testing, updates
+from polarlib.arrays import ops
+from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.rounded import round_to
 from polarlib.derivatives import polar_jvp
-from polarlib.formats import FORMATS
-from polarlib.precision import round_to
-from polarlib.topk import power_step
+from polarlib.norms.low_rank import power_step
 
 A = np.random.default_rng(0).standard_normal((6, 4))
 SQUARE = A[:4]
@@ -115,9 +116,9 @@ def test_errors_of_numpy_in_what_takes_numpy_alone(kind):
         polarlib.measure(a, "jordan")
         polarlib.measure(a, "qdwh")
         testing.assert_unitary_factor(a, polar(a, method="svd").unitary, rtol=1e-6)
-        for step in (steps.ema, steps.polyak, steps.nesterov):
+        for step in (updates.ema, updates.polyak, updates.nesterov):
             step(a, a, 0.9)
-        steps.presgdw_step(a, a, np.abs(a), rate=0.1)
+        updates.presgdw_step(a, a, np.abs(a), rate=0.1)
         norms.modular([norms.spectral(), norms.frobenius()]).sharp([a, a])
         s(wide)
         polarlib.design.zolotarev(4, 1e-10)(wide)
@@ -311,15 +312,17 @@ def test_matrices_that_share_memory_with_themselves():
 
 def test_steps_of_subclasses_give_plain_arrays():
     x = A.view(Quantity)
-    for got in (*steps.lion(x, x, 0.9, 0.99), steps.presgdw_step(x, x, np.abs(x), rate=0.1)):
+    for got in (*updates.lion(x, x, 0.9, 0.99), updates.presgdw_step(x, x, np.abs(x), rate=0.1)):
         assert type(got) is np.ndarray
-    np.testing.assert_allclose(steps.presgdw_step(x, x, np.abs(x), rate=0.1), A - 0.1 * np.sign(A))
+    np.testing.assert_allclose(
+        updates.presgdw_step(x, x, np.abs(x), rate=0.1), A - 0.1 * np.sign(A)
+    )
     with pytest.raises(TypeError, match=r"g is a masked array .*g\.filled"):
-        steps.polyak(A, np.ma.array(A), 0.9)
+        updates.polyak(A, np.ma.array(A), 0.9)
     with pytest.raises(
         TypeError, match=r"must be an array of a supported library, got .* \(matrix\)$"
     ):
-        steps.polyak(matrix(A), A, 0.9)
+        updates.polyak(matrix(A), A, 0.9)
 
 
 class Foreign:
@@ -412,7 +415,7 @@ def test_an_allocation_that_fails(error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(decompose, "evidence", fail)
+    monkeypatch.setattr(decomposition, "evidence", fail)
     with pytest.raises(MemoryError, match=r"factor of shape \(6, 6\).*side='right'"):
         polar(A, "left", method="svd")
     with pytest.raises(type(error)):  # the smaller factor: no side would help
@@ -427,7 +430,7 @@ PAIRS = {
     "polar_jvp": lambda a, b: polar_jvp(a, b),
     "power_step": lambda a, b: power_step(a, b),
     "duality_gap": lambda a, b: norms.duality_gap(norms.spectral(), a, b),
-    "ema": lambda a, b: steps.ema(a, b, 0.9),
+    "ema": lambda a, b: updates.ema(a, b, 0.9),
 }
 
 

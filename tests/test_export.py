@@ -25,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarlib
-from polarlib import Schedule, ScheduleWarning, _export, schedule
-from polarlib._schedule import NORMALISATIONS
-from polarlib.formats import format_of, round_number
+from polarlib import Schedule, ScheduleWarning, schedule
+from polarlib._schedules import export
+from polarlib._schedules.schedule import NORMALISATIONS
+from polarlib.arrays.formats import format_of, round_number
 
 DTYPE_OF = {
     "bfloat16": "bfloat16",
@@ -454,8 +455,8 @@ def test_types_of_new_fields(key, value, expected, tmp_path):
 
 
 def test_words_for_every_normalisation_and_repeat():
-    assert set(_export.SCALING) == set(NORMALISATIONS)
-    assert set(_export.REPEATS) == {None, "last", "forever"}
+    assert set(export.SCALING) == set(NORMALISATIONS)
+    assert set(export.REPEATS) == {None, "last", "forever"}
     # "none" divides by nothing, not even the safety.
     for kind, said in (("none", False), ("spectral", True)):
         s = Schedule(steps=[(1.5, -0.5)], lower=0.5, normalisation=kind, input_safety=1.25)

@@ -12,9 +12,10 @@ import scipy.linalg
 from array_api_compat.numpy import linalg as compat
 
 import polarlib
-from polarlib import _blas, derivatives, norms
-from polarlib.ops import ops_of
-from polarlib.topk import power_step, range_lmo
+from polarlib import derivatives, norms
+from polarlib.arrays import blas
+from polarlib.arrays.ops import ops_of
+from polarlib.norms.low_rank import power_step, range_lmo
 
 NAMES = (
     *("cholesky", "det", "eig", "eigh", "eigh_tridiagonal", "eigvals", "eigvalsh", "inv"),
@@ -49,7 +50,7 @@ def guarded(monkeypatch):
         lambda names, arrays: [checked(f) for f in lapack(names, arrays)],
     )
     for kind in "fdFD":
-        found = _blas.routines(kind)
+        found = blas.routines(kind)
         for name in ("potrf", "hetrf", "trtri"):
             monkeypatch.setattr(found, name, checked(getattr(found, name), triangle=True))
     return counts

@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import polarlib
-from polarlib import costs, files, report, result
-from polarlib.result import write_together, write_whole
+from polarlib import files, report, result
+from polarlib.design import cost_tables
+from polarlib.files.whole import write_together, write_whole
 
 A = np.random.default_rng(0).standard_normal((5, 3))
 
@@ -323,7 +324,7 @@ def test_json_that_no_program_of_ours_wrote(here, text):
 def test_costs_that_no_program_of_ours_wrote(here, text):
     (here / "costs.toml").write_text(text)
     with pytest.raises(ValueError, match=r"^costs\.toml: ") as caught:
-        costs.read_costs("costs.toml")
+        cost_tables.read_costs("costs.toml")
     assert len(str(caught.value)) < 300
 
 
@@ -701,7 +702,7 @@ def test_pipes_devices_and_folders_are_refused(here):
     for name in ("pipe.npy", "zero.npy", "folder.npy"):
         with pytest.raises(OSError, match=f"{name}: is a "):
             write_whole(name, put("new"))
-        for read in (files.read, polarlib.Schedule.from_json, costs.read_costs):
+        for read in (files.read, polarlib.Schedule.from_json, cost_tables.read_costs):
             with pytest.raises(OSError, match=f"{name}: is a "):
                 read(name)
     (here / "study").mkdir()

@@ -16,8 +16,9 @@ from standin import cupy_standin
 from test_ops import OnCupy
 
 import polarlib
-from polarlib import norms, spectral_maps, steps
-from polarlib.topk import power_step, range_lmo
+from polarlib import norms, updates
+from polarlib.norms import spectral_maps
+from polarlib.norms.low_rank import power_step, range_lmo
 
 NAMES = ("numpy", "torch", "jax", "dask", "array_api_strict", "cupy")
 N = 72
@@ -45,7 +46,7 @@ OTHERS = {
     "polargrad": spectral_maps.polargrad,
     "range_lmo": lambda x: range_lmo(x, x[:, :2] * 0 + 1),
     "power_step": lambda x: power_step(x, x[:, :2] * 0 + 1)[0],
-    "scg_step": lambda x: steps.scg_step(x, x, norms.lp(INF).lmo, step=0.1),
+    "scg_step": lambda x: updates.scg_step(x, x, norms.lp(INF).lmo, step=0.1),
 } | {
     f"{n}.{method}": getattr(n, method)
     for n in (

@@ -37,21 +37,21 @@ import pytest
 from hypothesis import strategies as st
 
 import polarlib
-from polarlib import _checks, design, formats, norms, plot
+from polarlib import design, norms, plot
+from polarlib.arrays import checks, formats
 
 MODULES = (
     "polarlib",
     "polarlib.design",
     "polarlib.norms",
-    "polarlib.spectral_maps",
-    "polarlib.steps",
+    "polarlib.updates",
     "polarlib.plot",
     "polarlib.files",
     "polarlib.testing",
     "polarlib.derivatives",
     "polarlib.published",
-    "polarlib.topk",
-    "polarlib.costs",
+    "polarlib.norms.topk",
+    "polarlib.design.cost_tables",
 )
 # Values with names: their constructors take what they are given.
 RECORDS = (
@@ -225,19 +225,27 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.norms.spectral": dict,
     "polarlib.norms.spectral_radii": lambda: {"widths": [4, 8]},
     "polarlib.norms.update_scale": lambda: {"m": 4, "n": 3, "rule": "jordan"},
-    "polarlib.spectral_maps.polargrad": lambda: {"g": A},
-    "polarlib.spectral_maps.random_spectrum": lambda: {"g": A, "rng": np.random.default_rng(0)},
-    "polarlib.spectral_maps.scrambled_spectrum": lambda: {"g": A},
-    "polarlib.spectral_maps.spectral_clip": lambda: {"g": A, "limit": 1.0},
-    "polarlib.spectral_maps.spectral_power": lambda: {"g": A, "exponent": 0.5},
-    "polarlib.steps.debias": lambda: {"m": A, "k": 2, "beta": 0.9},
-    "polarlib.steps.ema": lambda: {"m": A, "g": A, "beta": 0.9},
-    "polarlib.steps.lion": lambda: {"m": A, "g": A, "beta1": 0.9, "beta2": 0.99},
-    "polarlib.steps.nesterov": lambda: {"b": A, "g": A, "mu": 0.9},
-    "polarlib.steps.polyak": lambda: {"b": A, "g": A, "mu": 0.9},
-    "polarlib.steps.presgdw_step": lambda: {"x": A, "d": A, "h": S, "rate": 0.1},
-    "polarlib.steps.scg_step": lambda: {"x": A, "d": A, "lmo": norms.spectral().lmo, "step": 0.1},
-    "polarlib.steps.uscg_step": lambda: {"x": A, "d": A, "lmo": norms.spectral().lmo, "rate": 0.1},
+    "polarlib.norms.spectral_maps.polargrad": lambda: {"g": A},
+    "polarlib.norms.spectral_maps.random_spectrum": lambda: {
+        "g": A,
+        "rng": np.random.default_rng(0),
+    },
+    "polarlib.norms.spectral_maps.scrambled_spectrum": lambda: {"g": A},
+    "polarlib.norms.spectral_maps.spectral_clip": lambda: {"g": A, "limit": 1.0},
+    "polarlib.norms.spectral_maps.spectral_power": lambda: {"g": A, "exponent": 0.5},
+    "polarlib.updates.debias": lambda: {"m": A, "k": 2, "beta": 0.9},
+    "polarlib.updates.ema": lambda: {"m": A, "g": A, "beta": 0.9},
+    "polarlib.updates.lion": lambda: {"m": A, "g": A, "beta1": 0.9, "beta2": 0.99},
+    "polarlib.updates.nesterov": lambda: {"b": A, "g": A, "mu": 0.9},
+    "polarlib.updates.polyak": lambda: {"b": A, "g": A, "mu": 0.9},
+    "polarlib.updates.presgdw_step": lambda: {"x": A, "d": A, "h": S, "rate": 0.1},
+    "polarlib.updates.scg_step": lambda: {"x": A, "d": A, "lmo": norms.spectral().lmo, "step": 0.1},
+    "polarlib.updates.uscg_step": lambda: {
+        "x": A,
+        "d": A,
+        "lmo": norms.spectral().lmo,
+        "rate": 0.1,
+    },
     "polarlib.plot.compare": lambda: {"traces": [_sample("trace")]},
     "polarlib.plot.convergence": lambda: {"t": _sample("trace")},
     "polarlib.plot.polynomial": lambda: {"s": _sample("schedule")},
@@ -261,11 +269,15 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.published.is_published": lambda: {"name": "jordan"},
     "polarlib.published.conventions": lambda: {"name": "jordan"},
     "polarlib.published.listed": lambda: {"name": "jordan"},
-    "polarlib.topk.power_step": lambda: {"m": A, "q": np.eye(3)},
-    "polarlib.topk.range_lmo": lambda: {"g": A, "p": np.eye(4)},
-    "polarlib.topk.triplets": lambda: {"a": A, "k": 2},
-    "polarlib.costs.kernel_costs": lambda: {"library": "numpy", "format_name": "float64", "n": 100},
-    "polarlib.costs.read_costs": lambda: {"path": _path("none.toml")},
+    "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},
+    "polarlib.norms.range_lmo": lambda: {"g": A, "p": np.eye(4)},
+    "polarlib.norms.topk.triplets": lambda: {"a": A, "k": 2},
+    "polarlib.design.cost_tables.kernel_costs": lambda: {
+        "library": "numpy",
+        "format_name": "float64",
+        "n": 100,
+    },
+    "polarlib.design.cost_tables.read_costs": lambda: {"path": _path("none.toml")},
 }
 for _name in [
     "binomial",
@@ -365,7 +377,7 @@ def interface() -> dict[str, Entry]:
             if not callable(value) or id(value) in seen:
                 continue
             home = getattr(value, "__module__", "")
-            if module_name == "polarlib.norms" and home == "polarlib.spectral_maps":
+            if module_name == "polarlib.norms" and home == "polarlib.norms.spectral_maps":
                 continue
             seen.add(id(value))
             name = f"{module_name}.{key}"
@@ -625,7 +637,7 @@ def _named(message: str, names: tuple[str, ...], values: dict[str, Any]) -> bool
         value = values[name]
         if re.search(rf"\b({name}|{SAID.get(name, name.rstrip('s'))})\b", message):
             return True
-        known = [_checks.shown(value)[:20], type(value).__name__]
+        known = [checks.shown(value)[:20], type(value).__name__]
         if isinstance(value, str | Path):
             known.append(str.__str__(value)[:20] if isinstance(value, str) else str(value)[:20])
         if any(k in message for k in known if k):
@@ -702,7 +714,7 @@ def test_every_public_name_has_a_row() -> None:
 def test_rows_can_be_called() -> None:
     failed = {name: judge(entry, {}) for name, entry in interface().items()}
     # Of an array in memory, and a file that is not there.
-    del failed["polarlib.polar_tall"], failed["polarlib.costs.read_costs"]
+    del failed["polarlib.polar_tall"], failed["polarlib.design.cost_tables.read_costs"]
     assert not any(failed.values()), {name: why for name, why in failed.items() if why}
 
 

@@ -14,10 +14,10 @@ from conftest import Library, library, with_dask
 import polarlib
 from polarlib import Status, design, orthogonalize, polar
 from polarlib._methods.halley import halley, rational
-from polarlib.formats import format_of
-from polarlib.ops import Ops, ops_of
-from polarlib.precision import round_to
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.rounded import round_to
+from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 module = importlib.import_module("polarlib._methods.halley")
 FORMATS = ("bfloat16", "float16", "float32")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import DTYPES, with_dask
 
-from polarlib import _blas
-from polarlib._methods.hybrid import LAST, hybrid, plan
-from polarlib.costs import kernel_costs
-from polarlib.ops import Ops, ops_of
-from polarlib.testing import assert_polar, orthonormal, with_singular_values, zoo
+from polarlib._methods.hybrid import hybrid, plan
+from polarlib.arrays import blas
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.design.cost_tables import kernel_costs
+from polarlib.engine.drive import LAST
+from polarlib.testing import assert_polar
+from polarlib.zoo import orthonormal, with_singular_values, zoo
 
 EPS = {d: float(np.finfo(d).eps) for d in DTYPES}
 # One block of a kernel, one entry more than a block, several with a rest.
@@ -67,53 +69,53 @@ def check(x: np.ndarray, u: np.ndarray, epsilons: float, orthonormal: float = 12
 def test_kernels(n, dtype):
     x = np.asfortranarray(gaussian(n, n, dtype) / math.sqrt(n))
     eps = 100 * EPS[dtype]
-    g = _blas.gram(x)
+    g = blas.gram(x)
     reference = x.conj().T @ x
     np.testing.assert_allclose(np.triu(g), np.triu(reference), atol=eps)
     assert not np.tril(g, -1).any()
-    rows = _blas.gram(x, alpha=2.0, rows=True)
+    rows = blas.gram(x, alpha=2.0, rows=True)
     np.testing.assert_allclose(np.triu(rows), 2 * np.triu(x @ x.conj().T), atol=eps)
     size = np.linalg.norm(reference)
-    assert _blas.upper_norm(g) == pytest.approx(size, rel=eps)
-    assert _blas.norm(x) == pytest.approx(np.linalg.norm(x), rel=eps)
-    whole = _blas.mirror(g, np.empty_like(g))
+    assert blas.upper_norm(g) == pytest.approx(size, rel=eps)
+    assert blas.norm(x) == pytest.approx(np.linalg.norm(x), rel=eps)
+    whole = blas.mirror(g, np.empty_like(g))
     np.testing.assert_array_equal(whole, whole.conj().T)
-    np.testing.assert_array_equal(_blas.mirror(g.copy(order="F")), whole)
+    np.testing.assert_array_equal(blas.mirror(g.copy(order="F")), whole)
     out = np.empty_like(x)
-    np.testing.assert_allclose(_blas.times(x, g, out), x @ reference, atol=eps)
-    np.testing.assert_allclose(_blas.times(x, g, out, beta=0.5), x @ reference + 0.5 * x, atol=eps)
+    np.testing.assert_allclose(blas.times(x, g, out), x @ reference, atol=eps)
+    np.testing.assert_allclose(blas.times(x, g, out, beta=0.5), x @ reference + 0.5 * x, atol=eps)
     square = g.copy(order="F")
-    _blas.quadratic(square, out, 3.0, -4.0, 2.0)
+    blas.quadratic(square, out, 3.0, -4.0, 2.0)
     expected = 3 * np.eye(n) - 4 * reference + 2 * reference @ reference
     np.testing.assert_allclose(np.triu(square), np.triu(expected), atol=8 * eps)
     z = g.copy(order="F")
-    _blas.add_diagonal(z, 0.5)
+    blas.add_diagonal(z, 0.5)
     shifted = reference + 0.5 * np.eye(n)
     factor = z.copy(order="F")
-    assert _blas.resolvent(x, z, out, 1.5, 0.25)
+    assert blas.resolvent(x, z, out, 1.5, 0.25)
     np.testing.assert_allclose(out @ shifted, 1.5 * x + 0.25 * x @ shifted, atol=eps)
-    assert _blas.cholesky(factor)
+    assert blas.cholesky(factor)
     r = np.triu(factor)
     np.testing.assert_allclose(r.conj().T @ r, shifted, atol=eps)
     tall = np.asfortranarray(gaussian(n + 3, n, dtype, 1))
     solved = np.empty_like(tall)
-    _blas.solve(tall, factor, solved)
+    blas.solve(tall, factor, solved)
     np.testing.assert_allclose(solved @ r, tall, atol=10 * eps)
     wide = np.asfortranarray(tall.conj().T)
     solved = np.empty_like(wide)
-    _blas.solve(wide, factor, solved, rows=True)
+    blas.solve(wide, factor, solved, rows=True)
     np.testing.assert_allclose(r.conj().T @ solved, wide, atol=10 * eps)
     values = np.linalg.eigvalsh(shifted)
     upper = np.asfortranarray(np.triu(shifted))
-    assert _blas.largest(upper, 8) == pytest.approx(values[-1], rel=0.1)
-    assert _blas.smallest(factor, 8) == pytest.approx(values[0], rel=0.1)
+    assert blas.largest(upper, 8) == pytest.approx(values[-1], rel=0.1)
+    assert blas.smallest(factor, 8) == pytest.approx(values[0], rel=0.1)
 
 
 def test_kernels_say_when_a_matrix_is_not_definite():
     z = np.asfortranarray(np.diag([1.0, -1.0]))
-    assert not _blas.cholesky(z.copy(order="F"))
-    assert not _blas.resolvent(np.eye(2, order="F"), z, np.empty((2, 2), order="F"), 1.0, 0.0)
-    assert math.isnan(_blas.largest(np.full((3, 3), np.inf, order="F"), 3))
+    assert not blas.cholesky(z.copy(order="F"))
+    assert not blas.resolvent(np.eye(2, order="F"), z, np.empty((2, 2), order="F"), 1.0, 0.0)
+    assert math.isnan(blas.largest(np.full((3, 3), np.inf, order="F"), 3))
 
 
 def layouts(x: np.ndarray) -> list[np.ndarray]:

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 import polarlib
 from polarlib import Schedule, design, orthogonalize, schedule
 from polarlib._methods import polynomial
+from polarlib.arrays.numpy_ops import NumpyOps
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.design import restarts
-from polarlib.iterate import coupled, iterate, matrix_products, normalise
-from polarlib.ops import NumpyOps, Ops, ops_of
-from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.engine.iterate import coupled, iterate, matrix_products
+from polarlib.engine.normalise import normalise
+from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
 
 NAMES = polarlib.schedules()
 SAFE = ("you", "jordan", "polar_express", "polar_express_105", "polar_express_102")

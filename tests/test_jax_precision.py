@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polarlib
-from polarlib.decompose import unitary_factor
+from polarlib.decomposition import unitary_factor
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402

@@ -161,7 +161,7 @@ def test_what_cannot_be_traced_is_refused():
 
 
 def test_results_are_pytrees():
-    polarlib.ops.ops_of(asarray(SQUARE))  # the first array of JAX that polarlib sees
+    polarlib.arrays.ops.ops_of(asarray(SQUARE))  # the first array of JAX that polarlib sees
     r = polar(SQUARE)
     leaves, tree = jax.tree.flatten(r)
     again = jax.tree.unflatten(tree, leaves)

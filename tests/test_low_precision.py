@@ -21,10 +21,11 @@ from polarlib import (
     schedule,
     schedules,
 )
-from polarlib.formats import FORMATS, format_of
-from polarlib.iterate import FROM_GRAM, matrix_products, normalise
-from polarlib.ops import Ops, ops_of
-from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.arrays.formats import FORMATS, format_of
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.engine.iterate import matrix_products
+from polarlib.engine.normalise import FROM_GRAM, normalise
+from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
 
@@ -225,7 +226,7 @@ def test_accuracy_on_the_interval():
 @pytest.mark.parametrize(("dtype", "apart"), [("bfloat16", 0.1), ("float32", 1e-4)])
 def test_large_torch_products_by_panels(torch, shape, dtype, apart):
     """Half of a Hermitian product, mirrored: the same result as the whole."""
-    from polarlib import ops
+    from polarlib.arrays import ops
 
     s = np.geomspace(1, 0.3, min(shape))
     u, v = orthonormal(shape[0], s.size, seed=1), orthonormal(s.size, shape[1], seed=2)
@@ -263,7 +264,7 @@ def test_torch_keeps_the_memory_order(torch):
 
 def test_jax_compiles_once_for_a_shape():
     jnp = library("jax").xp
-    from polarlib import decompose
+    from polarlib import decomposition as decompose
 
     traced = []
     original = decompose.polynomial

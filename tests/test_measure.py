@@ -15,7 +15,7 @@ import scipy.linalg
 import polarlib
 from polarlib import Schedule, ScheduleWarning, Trace, measure, polar, schedule
 from polarlib._methods import METHODS
-from polarlib.testing import binomial, frank, hilbert, with_singular_values
+from polarlib.zoo import binomial, frank, hilbert, with_singular_values
 
 A = with_singular_values(np.geomspace(1, 1e-2, 6), 10, seed=1)
 
@@ -118,7 +118,7 @@ def test_warns_as_orthogonalize_does(name, precision, form):
             run()
         told.append([(str(w.message), w.filename) for w in caught])
     assert told[0] == told[1]
-    known = polarlib.formats.format_of(precision)
+    known = polarlib.arrays.formats.format_of(precision)
     assert len(told[0]) == (not schedule(name).survives(known))
 
 
@@ -171,7 +171,7 @@ def test_precisions(lib, precision):
     )
     assert t.precision == precision
     assert t.simulated is not native
-    unit = polarlib.formats.FORMATS[precision].unit_roundoff
+    unit = polarlib.arrays.formats.FORMATS[precision].unit_roundoff
     path = schedule("polar_express")(t.singular_values[0])
     np.testing.assert_allclose(t.singular_values[-1], path, atol=300 * unit)
 

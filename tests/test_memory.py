@@ -22,10 +22,10 @@ import scipy.linalg
 
 import polarlib
 from polarlib import Schedule, Status, design, orthogonalize, polar
-from polarlib._evidence import PART
-from polarlib._uses import nearest_orthogonal
-from polarlib.formats import multiple_precision
-from polarlib.ops import Ops, ops_of
+from polarlib._schedules.images import multiple_precision
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.engine.evidence import PART
+from polarlib.uses.nearest import nearest_orthogonal
 
 ROOT = Path(__file__).resolve().parent.parent
 # Lists, frames, and tiles of a fixed size count more on the small matrices of tests.
@@ -270,12 +270,12 @@ def test_work_in_place_gives_the_same_bits(dtype, shape):
 
 # Caches without a bound whose arguments come from a finite set.
 FINITE = {
-    "polarlib._blas.routines": "four types of BLAS",
-    "polarlib._qr_kernels._routine": "names of LAPACK routines that the module calls",
-    "polarlib.ops._torch_has_double": "devices of the machine",
-    "polarlib.ops._shared": "array libraries that are imported",
-    "polarlib.ops._class_for": "array libraries that are imported",
-    "polarlib.ops._register": "classes of results",
+    "polarlib.arrays.blas.routines": "four types of BLAS",
+    "polarlib.arrays.qr_kernels._routine": "names of LAPACK routines that the module calls",
+    "polarlib.arrays.torch_settings.has_double": "devices of the machine",
+    "polarlib.arrays.ops._shared": "array libraries that are imported",
+    "polarlib.arrays.ops._class_for": "array libraries that are imported",
+    "polarlib.arrays.jax_ops._register": "classes of results",
     "polarlib.published._data": "files of the package",
 }
 

@@ -18,8 +18,8 @@ from standin import cupy_standin
 
 import polarlib
 from polarlib import norms
-from polarlib.ops import NumpyOps
-from polarlib.testing import orthonormal, with_singular_values
+from polarlib.arrays.numpy_ops import NumpyOps
+from polarlib.zoo import orthonormal, with_singular_values
 
 INF = math.inf
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from polarlib import norms, plot, spectral_maps, steps
+from polarlib import norms, plot, updates
+from polarlib.norms import spectral_maps
 
 DOCS = Path(__file__).parents[1] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
@@ -53,7 +54,7 @@ def test_wrong_formulas_are_noticed(maker):
 
 
 def test_every_public_name_of_the_page_exists(page):
-    for module in (steps, spectral_maps):
+    for module in (updates, spectral_maps):
         for name in module.__all__:
             assert name in page
     for name in re.findall(r"norms\.([a-z_]+)\(", page):

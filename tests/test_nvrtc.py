@@ -14,7 +14,7 @@ from gpu import run as gpu_run
 from standin import cupy_standin
 
 import polarlib
-from polarlib.ops import ops_of
+from polarlib.arrays.ops import ops_of
 
 # Turing (the first that CUDA 13 compiles for), Ampere, Hopper, and both of Blackwell.
 ARCHITECTURES = ("75", "80", "90", "100", "120")

@@ -19,8 +19,10 @@ import pytest
 from conftest import Library, library
 from standin import cupy_standin
 
-from polarlib import ops as seam
-from polarlib.ops import Diagonal, finite_peak, ops_of
+from polarlib.arrays import numpy_ops, torch_ops
+from polarlib.arrays import ops as seam
+from polarlib.arrays.entry import finite_peak
+from polarlib.arrays.ops import Diagonal, ops_of
 
 KINDS = (
     "numpy",
@@ -348,7 +350,7 @@ def check_made_hermitian(lab):
     noisy = z + np.triu(lab.sample(lab.columns, lab.columns, 3), 1) * lab.eps
     got = lab.host(lab.ops.made_hermitian(lab.give(noisy)))
     assert np.all(np.abs(got - z) <= 8 * lab.eps * (1 + np.abs(z)))
-    if isinstance(lab.ops, seam.NumpyOps):
+    if isinstance(lab.ops, numpy_ops.NumpyOps):
         np.testing.assert_array_equal(got, adjoint(got))
 
 
@@ -715,7 +717,7 @@ def check_functional(lab):
     """Where a library differentiates, nothing is overwritten, whatever else may be."""
     ops = lab.ops.functional()
     if lab.kind.startswith("torch"):
-        assert isinstance(ops, seam.TorchGradOps)
+        assert isinstance(ops, torch_ops.TorchGradOps)
     elif lab.kind != "jax":
         assert ops is lab.ops
         return

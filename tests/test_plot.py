@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import polarlib
 from polarlib import plot
-from polarlib.formats import FORMATS
+from polarlib.arrays.formats import FORMATS
 from polarlib.result import Trace
 
 FIGURES = ("orthogonality", "backward_error", "distance")

@@ -12,11 +12,12 @@ from conftest import DTYPES, library
 
 import polarlib
 from polarlib import ConvergenceWarning, Status, polar
-from polarlib._evidence import EXACT_UP_TO, PROBES, factor_figures, figures
 from polarlib._methods import HINTED, METHODS, partial_isometry
-from polarlib.decompose import unitary_factor
-from polarlib.ops import ops_of
-from polarlib.testing import assert_polar, assert_unitary_factor, orthonormal, with_singular_values
+from polarlib.arrays.ops import ops_of
+from polarlib.decomposition import unitary_factor
+from polarlib.engine.evidence import EXACT_UP_TO, PROBES, factor_figures, figures
+from polarlib.testing import assert_polar, assert_unitary_factor
+from polarlib.zoo import orthonormal, with_singular_values
 
 EPS = float(np.finfo("f8").eps)
 

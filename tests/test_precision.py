@@ -9,10 +9,10 @@ import pytest
 from conftest import library, ml_dtype
 
 from polarlib import orthogonalize
-from polarlib.formats import FORMATS, format_of
-from polarlib.ops import ops_of
-from polarlib.precision import round_to, rounded
-from polarlib.testing import SPECTRA, spectrum, with_singular_values
+from polarlib.arrays.formats import FORMATS, format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to, rounded
+from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 DTYPE_OF = {
     "bfloat16": "bfloat16",

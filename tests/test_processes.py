@@ -23,9 +23,9 @@ from conftest import library
 
 import polarlib
 from polarlib import ConvergenceWarning, ScheduleWarning, Status, design, norms
-from polarlib._norms.base import Norm
-from polarlib.formats import FORMATS
-from polarlib.topk import triplets
+from polarlib.arrays.formats import FORMATS
+from polarlib.norms.base import Norm
+from polarlib.norms.topk import triplets
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(polarlib.__file__).parent
@@ -370,7 +370,7 @@ sys.meta_path.insert(0, Absent())
 ON_HIDDEN = """
 import numpy as np, verbs, polarlib
 from polarlib import cli, testing
-from polarlib._qr_kernels import has_pointers
+from polarlib.arrays.qr_kernels import has_pointers
 from typer.testing import CliRunner
 assert not has_pointers()
 for n in (3, 70):
@@ -501,10 +501,10 @@ def test_nothing_is_written_to_modules():
 
 # Caches whose values are arrays, with arguments.
 ARRAYS = {
-    "polarlib._blas._below": (3,),
-    "polarlib._blas._direction": (3, "d"),
-    "polarlib._evidence._gaussian": (3, 2),
-    "polarlib._qr_kernels._scalar": (1.0, "d"),
+    "polarlib.arrays.blas._below": (3,),
+    "polarlib.arrays.blas._direction": (3, "d"),
+    "polarlib.engine.evidence._gaussian": (3, 2),
+    "polarlib.arrays.qr_kernels._scalar": (1.0, "d"),
 }
 
 

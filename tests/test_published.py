@@ -22,8 +22,9 @@ from polarlib import (
     published,
     schedule,
 )
-from polarlib._schedule import even_products
-from polarlib.formats import FORMATS, odd_image
+from polarlib._schedules.images import odd_image
+from polarlib._schedules.products import even_products
+from polarlib.arrays.formats import FORMATS
 from polarlib.published import conventions, own_goals
 
 NAMES = polarlib.schedules()
@@ -185,7 +186,7 @@ def with_normalised(x, kind):
 
 
 @pytest.mark.parametrize("safety", [None, 1.25])
-@pytest.mark.parametrize("kind", polarlib._schedule.NORMALISATIONS)
+@pytest.mark.parametrize("kind", polarlib._schedules.schedule.NORMALISATIONS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
 def test_error_is_that_of_a_matrix(name, kind, safety):

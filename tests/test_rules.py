@@ -319,11 +319,11 @@ def test_mixed_arguments_of_other_functions(torch):
     q = torch.tensor(gaussian(4, 2, seed=2))
     p = torch.linalg.qr(torch.tensor(gaussian(5, 2, seed=3)))[0]
     calls = [
-        (lambda a, q: polarlib.topk.power_step(a, q)[1], a, q),
-        (polarlib.topk.range_lmo, a, p),
+        (lambda a, q: polarlib.norms.power_step(a, q)[1], a, q),
+        (polarlib.norms.range_lmo, a, p),
         (lambda a, b: polarlib.norms.duality_gap(polarlib.norms.nuclear(), a, b), a, b),
-        (lambda a, b: polarlib.steps.nesterov(a, b, 0.5), a, b),
-        (lambda a, b: polarlib.steps.scg_step(a, b, polarlib.orthogonalize, step=0.5), a, b),
+        (lambda a, b: polarlib.updates.nesterov(a, b, 0.5), a, b),
+        (lambda a, b: polarlib.updates.scg_step(a, b, polarlib.orthogonalize, step=0.5), a, b),
         (polar_vjp, a, b),
         (polarlib.derivatives.orthogonalize_jvp, a, b),
         (lambda a, b: sum(polarlib.orthogonalize_all([a, b])), a, b),

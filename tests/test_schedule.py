@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import polarlib
 from polarlib import Schedule
-from polarlib.formats import odd_image, odd_value, parse_target, target_value
+from polarlib._schedules.images import odd_image, odd_value
+from polarlib._schedules.targets import parse_target, target_value
 
 
 @pytest.mark.parametrize(

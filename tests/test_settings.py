@@ -11,7 +11,8 @@ import pytest
 
 import polarlib
 from polarlib import derivatives, norms
-from polarlib import ops as ops_module
+from polarlib.arrays import ops as ops_module
+from polarlib.arrays import torch_settings
 
 torch = pytest.importorskip("torch")
 
@@ -55,10 +56,10 @@ class Reduced(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def settings_restored():
-    ops_module._torch_operands.cache_clear()
+    torch_settings.operand_format.cache_clear()
     yield
     torch.set_float32_matmul_precision("highest")
-    ops_module._torch_operands.cache_clear()
+    torch_settings.operand_format.cache_clear()
 
 
 @contextlib.contextmanager
@@ -242,7 +243,7 @@ INPUTS = [("tall", x), ("wide", large.mT), ("stack", stack)]
 
 
 def test_tf32_is_native_under_its_setting_alone():
-    from polarlib.precision import rounded
+    from polarlib.arrays.rounded import rounded
 
     assert rounded(ops_module.ops_of(x), "tf32").simulated
     with setting("reduced tf32"):
@@ -289,7 +290,7 @@ def test_settings_are_found_wherever_they_are_made_and_are_left_alone():
         for holder in holders:
             holder.fp32_precision = "tf32"
             made = read()
-            ops_module._torch_operands.cache_clear()
+            torch_settings.operand_format.cache_clear()
             with Reduced("tf32"):
                 assert ops_module.ops_of(x).multiplier(x) == "tf32"
                 polarlib.polar(x)

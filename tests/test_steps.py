@@ -10,18 +10,9 @@ from conftest import DTYPES, HALF, Library
 
 import polarlib
 from polarlib import norms
-from polarlib.spectral_maps import polargrad
-from polarlib.steps import (
-    debias,
-    ema,
-    lion,
-    nesterov,
-    polyak,
-    presgdw_step,
-    scg_step,
-    uscg_step,
-)
-from polarlib.topk import power_step, range_lmo
+from polarlib.norms.low_rank import power_step, range_lmo
+from polarlib.norms.spectral_maps import polargrad
+from polarlib.updates import debias, ema, lion, nesterov, polyak, presgdw_step, scg_step, uscg_step
 
 STEPS = 6
 RATE = 0.03

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import polarlib
-from polarlib.formats import format_of
-from polarlib.testing import SPECTRA
+from polarlib.arrays.formats import format_of
+from polarlib.zoo import SPECTRA
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")

@@ -10,17 +10,11 @@ import pytest
 import scipy.linalg
 from conftest import Library, with_dask
 
-from polarlib import _qr_kernels as kernels
 from polarlib import testing
-from polarlib._methods.structured import (
-    ENOUGH,
-    THREE_POLES_ABOVE,
-    TWO_POLES_ABOVE,
-    lift,
-    rational,
-    structured,
-)
-from polarlib.ops import ops_of
+from polarlib._methods.lifting import ENOUGH, THREE_POLES_ABOVE, TWO_POLES_ABOVE, lift, rational
+from polarlib._methods.structured import structured
+from polarlib.arrays import qr_kernels as kernels
+from polarlib.arrays.ops import ops_of
 
 pytestmark = pytest.mark.skipif(not kernels.has_pointers(), reason="SciPy publishes no pointers")
 

@@ -9,9 +9,12 @@ import pytest
 from conftest import DTYPES, HALF, library, ml_dtype, with_dask
 from standin import cupy_standin
 
-from polarlib import testing, topk
-from polarlib.ops import NumpyOps, ops_of
-from polarlib.topk import METHODS, power_step, range_lmo, top_singular, triplets
+from polarlib import testing
+from polarlib.arrays.numpy_ops import NumpyOps
+from polarlib.arrays.ops import ops_of
+from polarlib.norms import krylov, topk
+from polarlib.norms.low_rank import power_step, range_lmo
+from polarlib.norms.topk import METHODS, top_singular, triplets
 
 ITERATIONS = METHODS[1:]
 SINGLE = ("float32", "complex64")
@@ -144,7 +147,7 @@ def test_restarts(block, ratio, dtype):
     """Slow decay, many restarts: the recurrence still holds, and the bases are orthonormal."""
     a = testing.with_singular_values(ratio ** np.arange(160), 200, dtype=dtype)
     ops = ops_of(a)
-    (u, s, v), products = topk._krylov(a, ops.adjoint(a), 4, ops, block, 1e-9)
+    (u, s, v), products = krylov._krylov(a, ops.adjoint(a), 4, ops, block, 1e-9)
     assert products > 2 * (48 if block > 1 else 38)  # more than one basis takes
     np.testing.assert_allclose(s, ratio ** np.arange(4), rtol=1e-12)
     np.testing.assert_allclose(a @ v, u * s, atol=1e-13)
@@ -201,11 +204,11 @@ def with_copies():
 def test_lanczos_misses_a_copy_and_is_found_out():
     a = with_copies()
     ops = ops_of(a)
-    (u, s, v), _ = topk._krylov(a, a.T, 2, ops, 1, 1e-6)
+    (u, s, v), _ = krylov._krylov(a, a.T, 2, ops, 1, 1e-6)
     assert s[1] < 2.6  # so the test tests something: the residual alone is content with this
-    residual = topk._residual(a, a.T, u, s, v, ops)
+    residual = krylov._residual(a, a.T, u, s, v, ops)
     assert residual < 1e-6
-    assert not topk._is_certified(a, u, s, v, residual, 1e-6, ops)
+    assert not krylov._is_certified(a, u, s, v, residual, 1e-6, ops)
     found = triplets(a, 2, method="lanczos")
     assert found.method == "lanczos, then svd"
     np.testing.assert_allclose(found.s, [3.0, 3.0])
@@ -236,9 +239,9 @@ def test_arpack_misses_a_copy_and_is_found_out(monkeypatch):
             return draw
 
     monkeypatch.setattr(topk.np.random, "default_rng", lambda seed=None: Generator())
-    (u, s, v), _ = topk._arpack(a, a.T, 2, ops, 1e-6)
+    (u, s, v), _ = krylov._arpack(a, a.T, 2, ops, 1e-6)
     np.testing.assert_allclose(s, [3.0, 2.5])
-    assert not topk._is_certified(a, u, s, v, topk._residual(a, a.T, u, s, v, ops), 1e-6, ops)
+    assert not krylov._is_certified(a, u, s, v, krylov._residual(a, a.T, u, s, v, ops), 1e-6, ops)
     found = triplets(a, 2, method="arpack")
     assert found.method == "arpack, then svd"
     np.testing.assert_allclose(found.s, [3.0, 3.0])
@@ -278,7 +281,7 @@ def test_certificate():
     v = vh.T
 
     def certified(u, s, v, rtol=1e-6):
-        return topk._is_certified(a, u, s, v, topk._residual(a, a.T, u, s, v, ops), rtol, ops)
+        return krylov._is_certified(a, u, s, v, krylov._residual(a, a.T, u, s, v, ops), rtol, ops)
 
     assert certified(u[:, :3], s[:3], v[:, :3])
     assert certified(u[:, :4], s[:4], v[:, :4])  # a tie at k
@@ -293,10 +296,10 @@ def test_certificate():
     assert not certified(u[:, [0, 0]], s[[0, 0]], v[:, [0, 0]])
     twice = np.eye(2)
     residual = np.asarray(0.0)
-    assert not topk._is_certified(
+    assert not krylov._is_certified(
         twice, twice[:, [0, 0]], np.ones(2), twice[:, [0, 0]], residual, 1e-6, ops
     )
-    assert not topk._is_certified(a, u[:, :3], s[:3], v[:, :3], np.asarray(np.nan), 1e-6, ops)
+    assert not krylov._is_certified(a, u[:, :3], s[:3], v[:, :3], np.asarray(np.nan), 1e-6, ops)
 
 
 def test_certificate_is_sharp():
@@ -304,7 +307,9 @@ def test_certificate_is_sharp():
     for excess, proved in ((0.4e-6, True), (0.6e-6, False)):
         a = np.diag([2.0, 1.0, 1.0 + excess, *np.linspace(0.9, 0.1, 37)])
         u = np.eye(40)[:, :2]
-        result = topk._is_certified(a, u, np.array([2.0, 1.0]), u, np.asarray(0.0), 1e-6, ops_of(a))
+        result = krylov._is_certified(
+            a, u, np.array([2.0, 1.0]), u, np.asarray(0.0), 1e-6, ops_of(a)
+        )
         assert result is proved
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import polarlib
-from polarlib import norms, spectral_maps, steps
-from polarlib import ops as seam
+from polarlib import norms, updates
+from polarlib.arrays import ops as seam
+from polarlib.arrays import torch_ops
+from polarlib.norms import spectral_maps
 
 torch = pytest.importorskip("torch")
 
@@ -145,10 +147,10 @@ def test_two_schedules_of_one_function():
 
 def test_compiled_training_step():
     def loss(w, x):
-        g = steps.nesterov(w * 0.5, w, 0.9)
-        w = steps.uscg_step(w, g, norms.spectral(polar=JORDAN).lmo, rate=0.1)
-        w = steps.scg_step(w, x, polarlib.orthogonalize, step=0.1)
-        w = steps.presgdw_step(w, x, x * x + 1, rate=0.1, decay=0.1)
+        g = updates.nesterov(w * 0.5, w, 0.9)
+        w = updates.uscg_step(w, g, norms.spectral(polar=JORDAN).lmo, rate=0.1)
+        w = updates.scg_step(w, x, polarlib.orthogonalize, step=0.1)
+        w = updates.presgdw_step(w, x, x * x + 1, rate=0.1, decay=0.1)
         q, _ = polarlib.orthogonalize_all([w, x])
         return (norms.rms_to_rms(5, 3, polar="jordan").lmo(q) ** 3).sum()
 
@@ -207,7 +209,7 @@ def test_wrong_arguments_in_compiled_code():
     with pytest.raises(ValueError, match="must be a matrix"):
         compiled(polarlib.orthogonalize)(x[0])
     with pytest.raises(Exception, match="shape of the first array"):
-        compiled(lambda x: steps.nesterov(x, x[1:], 0.9), fullgraph=True)(x)
+        compiled(lambda x: updates.nesterov(x, x[1:], 0.9), fullgraph=True)(x)
 
 
 @pytest.mark.slow
@@ -599,15 +601,15 @@ def no_double(monkeypatch):
 
         return run
 
-    init = seam.TorchOps.__init__
+    init = torch_ops.TorchOps.__init__
 
     def on_device(self, xp, device, *, fused=False, host=True):
         init(self, xp, device, fused=fused, host=False)
 
     monkeypatch.setattr(seam, "_torch_has_double", lambda device: False)
-    monkeypatch.setattr(seam.TorchOps, "__init__", on_device)
+    monkeypatch.setattr(torch_ops.TorchOps, "__init__", on_device)
     for name in ("to_host", "from_host"):
-        monkeypatch.setattr(seam.TorchOps, name, on_host(getattr(seam.TorchOps, name)))
+        monkeypatch.setattr(torch_ops.TorchOps, name, on_host(getattr(torch_ops.TorchOps, name)))
     return mode
 
 
@@ -635,7 +637,7 @@ def test_what_a_device_lacks_is_factorised_on_the_host(monkeypatch, name):
     x = definite(gaussian(5, 3))
     ops = seam.ops_of(x)
     wanted = getattr(ops, name)(x)
-    there = seam.TorchOps(ops.xp, torch.device("mps"), host=False)
+    there = torch_ops.TorchOps(ops.xp, torch.device("mps"), host=False)
     moved = []
 
     def to(self, device):  # there is no such device

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from polarlib import Schedule, ScheduleWarning, schedule
+from polarlib._schedules.images import odd_image
 from polarlib.design import (
     Spectrum,
     band,
@@ -32,7 +33,6 @@ from polarlib.design import (
 )
 from polarlib.design.tune import _constraints, _mean_and_gradient, _Problem
 from polarlib.files import shipped
-from polarlib.formats import odd_image
 
 JORDAN = functools.cache(lambda: schedule("jordan", steps=5))
 

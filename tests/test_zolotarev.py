@@ -12,11 +12,12 @@ import pytest
 from polarlib import Status, polar
 from polarlib._methods import METHODS
 from polarlib._methods.qdwh import weights
-from polarlib._methods.zolotarev import _steps, zolotarev
+from polarlib._methods.zolotarev import steps_for, zolotarev
+from polarlib.arrays.ops import ops_of
 from polarlib.design.zolotarev import RationalSchedule, best_steps
 from polarlib.design.zolotarev import zolotarev as design_zolotarev
-from polarlib.ops import ops_of
-from polarlib.testing import assert_polar, assert_unitary_factor, with_singular_values, zoo
+from polarlib.testing import assert_polar, assert_unitary_factor
+from polarlib.zoo import with_singular_values, zoo
 
 LOWERS = (1e-30, 1e-16, 1e-8, 1e-3, 0.1, 0.9, 0.999)
 
@@ -172,7 +173,7 @@ def _listed(monkeypatch):
     [(1.001, 1), (2, 2), (10, 3), (1e3, 4), (1e5, 5), (1e7, 6), (1e10, 7), (1e16, 8)],
 )
 def test_two_iterations_with_few_poles(condition, poles):
-    steps, errors = _steps(1 / condition, 2.0**-52, None)
+    steps, errors = steps_for(1 / condition, 2.0**-52, None)
     assert len(steps) <= 2
     assert len(steps[0][2]) == poles
     assert errors[-1] < 1e-15

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 import polarlib
-from polarlib import Schedule, design, norms, spectral_maps, steps, testing
-from polarlib.topk import power_step, range_lmo
+from polarlib import Schedule, design, norms, testing, updates
+from polarlib.norms import spectral_maps
+from polarlib.norms.low_rank import power_step, range_lmo
 
 Call = Callable[[], Any]
 # Methods of polar for tall matrices, and fixed schedules.
@@ -76,7 +77,7 @@ def on_arrays(convert: Callable[[np.ndarray], Any] = np.array, size: int = 40) -
         "norms.ky_fan": one(norms.ky_fan(5, 3).dual_norm, x),
         "norms.lp": one(norms.lp(1.5).sharp, x),
         "norms.project": one(norms.nuclear().project, x),
-        "steps.nesterov": one(steps.nesterov, x, 2 * x, 0.9),
+        "steps.nesterov": one(updates.nesterov, x, 2 * x, 0.9),
         "spectral_maps.spectral_power": one(spectral_maps.spectral_power, x, 0.5),
         "spectral_maps.spectral_clip": one(spectral_maps.spectral_clip, x, 2.0),
     }

@@ -13,7 +13,7 @@ import scipy.optimize
 import scipy.special
 from matplotlib.figure import Figure
 
-from polarlib import norms, plot, steps
+from polarlib import norms, plot, updates
 from polarlib.norms import Norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -207,13 +207,13 @@ def descend(
     lengths: list[float] = []
     for k in range(most):
         losses[k], gradients = problem.loss(x)
-        buffers = [steps.polyak(b, g, MOMENTUM) for b, g in zip(buffers, gradients, strict=True)]
-        d = [steps.nesterov(b, g, MOMENTUM) for b, g in zip(buffers, gradients, strict=True)]
+        buffers = [updates.polyak(b, g, MOMENTUM) for b, g in zip(buffers, gradients, strict=True)]
+        d = [updates.nesterov(b, g, MOMENTUM) for b, g in zip(buffers, gradients, strict=True)]
         if not lengths:
             lengths = [float(np.linalg.norm(f(v))) or 1.0 for f, v in zip(lmos, d, strict=True)]
         now = rate * problem.size * (1 - k / most * falling)
         x = tuple(
-            steps.uscg_step(a, v, f, rate=now * math.sqrt(min(a.shape)) / length)
+            updates.uscg_step(a, v, f, rate=now * math.sqrt(min(a.shape)) / length)
             for a, v, f, length in zip(x, d, lmos, lengths, strict=True)
         )
     losses[most], _ = problem.loss(x)

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polarlib.result import write_together, write_whole
+from polarlib.files.whole import write_together, write_whole
 
 SHIPPED = Path(__file__).resolve().parents[2] / "polarlib" / "data" / "gradients.npz"
 COMMAND = "python analysis/gradients/train.py --out polarlib/data/gradients.npz"

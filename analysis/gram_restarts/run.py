@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 import polarlib
 from polarlib import Schedule, design, plot, testing
-from polarlib.formats import FORMATS, Format
-from polarlib.iterate import matrix_products
-from polarlib.ops import ops_of
-from polarlib.precision import round_to
+from polarlib.arrays.formats import FORMATS, Format
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to
+from polarlib.engine.iterate import matrix_products
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import polarlib
 from polarlib import Schedule, design, plot, testing
-from polarlib.formats import FORMATS
+from polarlib.arrays.formats import FORMATS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, svds
 
 from polarlib import plot, testing
-from polarlib.topk import triplets
+from polarlib.norms.topk import triplets
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import TWO_COLUMNS, Output, main, panels

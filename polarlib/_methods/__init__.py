@@ -25,12 +25,13 @@ from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
-from polarlib._methods.structured import structured, worst_of
+from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.traced import TRACED, fixed_schedule
 from polarlib._methods.zolotarev import zolotarev
+from polarlib.arrays.formats import docstring
 from polarlib.design.zolotarev import RationalSchedule
-from polarlib.formats import docstring
+from polarlib.engine.drive import worst_of
 
 __all__ = [
     "FIXED",
@@ -48,6 +49,7 @@ __all__ = [
     "small",
     "worst_of",
 ]
+
 
 METHODS: dict[str, Callable[..., Any]] = {
     "svd": svd,

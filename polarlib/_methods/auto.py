@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from polarlib._methods.hybrid import hybrid, library_of
-from polarlib._methods.small import LARGEST, WORTH, small
+from polarlib._methods.small import WORTH, small
+from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import svd
-from polarlib.costs import kernel_costs
-from polarlib.ops import Ops
+from polarlib.arrays.ops import Ops
+from polarlib.design.cost_tables import kernel_costs
 from polarlib.result import Run
 
 __all__ = ["auto"]

@@ -31,11 +31,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._methods.qdwh import resolvent
+from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.rounded import round_to, rounded
 from polarlib.design.zolotarev import RationalSchedule, Step, zolotarev
-from polarlib.formats import Format, format_of
-from polarlib.iterate import checked_peak, spectral_bound
-from polarlib.ops import Ops
-from polarlib.precision import round_to, rounded
+from polarlib.engine.normalise import checked_peak, spectral_bound
 from polarlib.result import Run
 
 __all__ = ["halley", "rational"]
@@ -120,7 +120,7 @@ def rational(
     Examples
     --------
     >>> import numpy as np
-    >>> from polarlib.ops import ops_of
+    >>> from polarlib.arrays.ops import ops_of
     >>> x = np.diag(np.float32([1e9, -1e7, 0]))
     >>> u, run = rational(x, ops_of(x), halley(), precision="bfloat16")
     >>> bool(np.allclose(np.diag(u), [1, -1, 0], atol=0.03)), run.matmuls

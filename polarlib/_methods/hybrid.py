@@ -5,25 +5,26 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib import _blas
+from polarlib._methods.lifting import TILE, lift, rational
 from polarlib._methods.qdwh import weights
 from polarlib._methods.reduction import start
-from polarlib._methods.structured import TILE, lift, one_by_one, rational
 from polarlib._methods.svd import svd
-from polarlib._qr_kernels import has_pointers
-from polarlib.costs import kernel_costs
+from polarlib.arrays import blas
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.qr_kernels import has_pointers
 from polarlib.design.compose import pade
+from polarlib.design.cost_tables import kernel_costs
 from polarlib.design.remez import best
-from polarlib.formats import format_of
-from polarlib.iterate import even_part
-from polarlib.ops import Ops
+from polarlib.engine.drive import LAST, SINGLE_BELOW, History, Step, converge, one_by_one
+from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
-__all__ = ["Step", "hybrid", "library_of", "plan", "reduce_in_place"]
+__all__ = ["hybrid", "library_of", "plan", "reduce_in_place"]
 
 Array = Any
 
@@ -46,52 +47,10 @@ POLYNOMIAL_FROM, HALLEY_TO = 0.2, 0.9
 PADE_FROM = 0.9
 # Passes over a matrix that a step of degree 5 takes, most of them to complete triangles.
 MIRRORED = 8
-# Steps after the planned ones, for singular values that the estimate missed; each of them must
-# reduce the defect to that part.
-EXTRA_STEPS, MUST_FALL = 8, 0.97
 # The rational step must save this much: its factor is twice as far from orthonormal.
 LIFTING_PAYS = 0.9
-# |1 - sigma^2| below which a correction is as good in single precision.
-SINGLE_BELOW = 2.0**-27
 # Rows of a tall matrix that are multiplied at a time, in its own storage.
 ROWS = 256
-# |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
-LAST = {3: 3 / 8, 5: 5 / 16}
-
-
-class Step(NamedTuple):
-    """An odd function of the singular values, and how it is computed.
-
-    With a denominator, ``s (a + b s^2) / (1 + c s^2)`` by a Cholesky factor; without, the odd
-    polynomial with these coefficients.
-    """
-
-    numerator: tuple[float, ...]
-    denominator: float = 0.0
-
-    def __call__(self, s: float) -> float:
-        """Value at a singular value."""
-        value = 0.0
-        for coefficient in reversed(self.numerator):
-            value = value * s * s + coefficient
-        return value * s / (1 + self.denominator * s * s)
-
-    def largest(self, s: float) -> float:
-        """Largest value on [0, s]: at s, or at the first turn before it."""
-        # Derivatives are quadratics in s^2 times what is positive: p + 2 q y + r y^2.
-        first, second, third = (*self.numerator, 0.0, 0.0)[:3]
-        p, q, r = first, 1.5 * second, 5 * third
-        if self.denominator:
-            q, r = 0.5 * (3 * second - first * self.denominator), second * self.denominator
-        root = q * q - p * r
-        if q < 0 and root >= 0 and p < s * s * (math.sqrt(root) - q):
-            return max(self(math.sqrt(p / (math.sqrt(root) - q))), self(s))
-        return self(s)
-
-    def scaled(self, upper: float) -> Step:
-        """The step for singular values that are larger by a factor."""
-        numerator = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(self.numerator))
-        return Step(numerator, self.denominator / upper**2)
 
 
 # -- the plan --------------------------------------------------------------------------------
@@ -133,7 +92,8 @@ def plan(
     eps : float
         Error that counts as none.
     costs : mapping, optional
-        Costs of kernels, as :func:`polarlib.costs.kernel_costs` gives them; NumPy's by default.
+        Costs of kernels, as :func:`polarlib.design.cost_tables.kernel_costs` gives them; by
+        default NumPy's.
 
     Returns
     -------
@@ -201,25 +161,6 @@ def _search(
     return found
 
 
-# -- two sets of kernels ---------------------------------------------------------------------
-
-
-class Kernels(Protocol):
-    """What the iteration is made of. Gram matrices are given up by whoever takes them."""
-
-    def gram(self, x: Array) -> Array:
-        """X^H X."""
-
-    def defect(self, g: Array) -> float:
-        """``||I - G||_F``, the worst of a stack."""
-
-    def apply(self, step: Step, x: Array, g: Array) -> Array:
-        """X after a step; NaN where a factorisation failed."""
-
-    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
-        """X after a step of Newton-Schulz type, as a correction."""
-
-
 class _Anywhere:
     """Kernels of any array library, for stacks."""
 
@@ -282,12 +223,12 @@ class _OnHost:
     def gram(self, x: Array) -> Array:
         if self._gram is None:  # nothing writes its lower triangle
             self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
-        return _blas.gram(x, self._gram)
+        return blas.gram(x, self._gram)
 
     def defect(self, g: Array) -> float:
-        _blas.add_diagonal(g, -1.0)
-        size = _blas.upper_norm(g)
-        _blas.add_diagonal(g, 1.0)
+        blas.add_diagonal(g, -1.0)
+        size = blas.upper_norm(g)
+        blas.add_diagonal(g, 1.0)
         return size
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
@@ -295,139 +236,31 @@ class _OnHost:
         if step.denominator:
             (a, b), c = step.numerator, step.denominator
             g *= c
-            _blas.add_diagonal(g, 1.0)
-            if not _blas.resolvent(x, g, out, a - b / c, b / c):
+            blas.add_diagonal(g, 1.0)
+            if not blas.resolvent(x, g, out, a - b / c, b / c):
                 out.fill(math.nan)
             return out
         if len(step.numerator) == 2:
             g *= step.numerator[1]
-            _blas.add_diagonal(g, step.numerator[0])
+            blas.add_diagonal(g, step.numerator[0])
         else:
-            _blas.quadratic(g, out, *step.numerator)
-        return _blas.times(x, g, out)
+            blas.quadratic(g, out, *step.numerator)
+        return blas.times(x, g, out)
 
     def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
         out = self.free(x)
         g *= -0.5
-        _blas.add_diagonal(g, 0.5)
+        blas.add_diagonal(g, 0.5)
         narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
         if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
             small = np.empty(x.shape, narrow, order="F")
-            _blas.times(x.astype(narrow), g.astype(narrow), small)
+            blas.times(x.astype(narrow), g.astype(narrow), small)
             return np.add(x, small, out=out)
         if degree == 5:  # E^2 in single precision where it is small enough
             kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
-            square = _blas.mirror(g, np.empty(g.shape, kind, order="F"))
-            g += _blas.gram(square, alpha=1.5)
-        return _blas.times(x, g, out, beta=1.0)
-
-
-# -- the iteration ---------------------------------------------------------------------------
-
-
-class _Course:
-    """What happened, as it happens."""
-
-    def __init__(self, callback: Callable[[int, Array], None] | None, products: int) -> None:
-        self.callback = callback
-        self.restore: Callable[[Array], Array] | None = None  # from an iterate to the caller's
-        self.note = ""
-        self.products = products
-        self.bounds: tuple[float, float] | None = None
-        self.steps: list[Step] = []
-        self.defects: list[float] = []
-        self.iterations = 0
-        self.converged = False
-        self.size = math.inf  # ||I - X^H X||_F before the last step
-
-    def took(self, step: Step | None, x: Array, degree: int) -> None:
-        """Count a step; None is the last one, of a degree that the defect decides."""
-        self.iterations += 1
-        if step is not None:
-            self.steps.append(step)
-        by_cholesky = step is not None and step.denominator > 0
-        square = degree == 5 and not by_cholesky
-        self.products += 1 + (not by_cholesky) + square  # the Gram matrix among them
-        if self.callback is not None:
-            self.callback(self.iterations, x if self.restore is None else self.restore(x))
-
-    def run(self) -> Run:
-        """The account of it."""
-        halley = sum(step.denominator > 0 for step in self.steps)
-        steps = f"{halley} Halley and {self.iterations - halley} polynomial steps"
-        note = f"{self.note}, {steps}" if self.note else steps
-        return Run(
-            self.iterations,
-            self.products,
-            self.converged,
-            tuple(self.defects),
-            bounds=self.bounds,
-            note=note,
-        )
-
-    def certified(self, guess: float) -> float:
-        """Largest bound of sigma_min, up to a guess, that what was measured proves.
-
-        No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``: none
-        of the matrix is so small that the steps could not have brought it there.
-        """
-
-        def proven(s: float) -> bool:
-            for step in self.steps:
-                s = step.largest(s)
-            return s * s <= 1 - self.size
-
-        if proven(guess):
-            return guess
-        low, high = 0.0, guess
-        for _ in range(50):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if proven(middle) else (low, middle)
-        return low
-
-
-def _converge(
-    kernels: Kernels,
-    x: Array,
-    g: Array,
-    steps: tuple[Step, ...],
-    low: float,
-    course: _Course,
-    eps: float,
-) -> Array:
-    """Take the planned steps, then as many as are needed, as long as they help."""
-    root = math.sqrt(x.shape[-1])
-    todo = list(steps)
-    upper = 1.0
-    extra = 0
-    while True:
-        if not (todo and todo[0].denominator):
-            size = kernels.defect(g)
-            rms, before = size / root, course.defects[-1] if course.defects else math.inf
-            course.size = size
-            course.defects.append(rms)
-            # What the plan predicts for every singular value, unless the measured mean exceeds it.
-            worst = max(1 - low * low, upper * upper - 1)
-            if todo or rms > worst:
-                worst = size
-            for degree, factor in LAST.items():
-                if factor * worst ** ((degree + 1) // 2) <= eps:
-                    x = kernels.last(degree, x, g, worst)
-                    course.took(None, x, degree)
-                    course.converged = True
-                    return x
-            if not todo:
-                extra += 1
-                if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
-                    return x
-                todo.append(Step(pade(2)))
-        step = todo.pop(0)
-        low, upper = step(low), 1.0
-        if step.denominator == 0:
-            low, upper = min(low, 1.0), max(2 - low, 1.0)
-        x = kernels.apply(step, x, g)
-        course.took(step, x, 2 * len(step.numerator) - 1)
-        g = kernels.gram(x)
+            square = blas.mirror(g, np.empty(g.shape, kind, order="F"))
+            g += blas.gram(square, alpha=1.5)
+        return blas.times(x, g, out, beta=1.0)
 
 
 # -- the way in ------------------------------------------------------------------------------
@@ -483,12 +316,12 @@ def _anywhere(
     """The iteration on stacks of any library, from a certified bound."""
     eps = format_of(ops.format_name(x)).epsilon
     x, g, l, restore, bounds, matmuls = start(x, ops, lower=lower)
-    course = _Course(callback, matmuls)
+    course = History(callback, matmuls)
     course.restore = restore
     course.bounds = bounds
     if l >= eps:  # else it is singular, or as good as that
         steps, _ = plan(l, eps, costs)
-        x = _converge(_Anywhere(ops), x, g, steps, l, course, eps)
+        x = converge(_Anywhere(ops), x, g, steps, l, course, eps)
     return restore(x), course.run()
 
 
@@ -502,8 +335,8 @@ def _on_host(
     costs: Mapping[str, float],
 ) -> tuple[np.ndarray, Run]:
     """The iteration on one NumPy matrix, in place; row-major matrices as their transposes."""
-    y, flip = _blas.columns(x)
-    course = _Course(callback, 0)
+    y, flip = blas.columns(x)
+    course = History(callback, 0)
     found = _tall(x, y, flip, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
     u = None
     if found is not None:
@@ -549,8 +382,8 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
     Cholesky-QR twice, the last triangular solve left to the square factor: Y. Yamamoto and others,
     ETNA 44 (2015) 306-326.
     """
-    call = _blas.routines(y.dtype.char)
-    g = _blas.gram(y, rows=flip)
+    call = blas.routines(y.dtype.char)
+    g = blas.gram(y, rows=flip)
     first = np.empty_like(g)
     low, high = _estimates(g, first, None)
     if not 0 < high < math.inf:
@@ -559,9 +392,9 @@ def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Squ
         del g, first
         return _lifted(x, None)
     q = np.empty_like(y, order="F")
-    _blas.solve(y, first, q, rows=flip)
-    second = _blas.gram(q, rows=flip)
-    if not _blas.cholesky(second):
+    blas.solve(y, first, q, rows=flip)
+    second = blas.gram(q, rows=flip)
+    if not blas.cholesky(second):
         return _lifted(x, None)
     r = call.trmm(1.0, second, first)
 
@@ -583,17 +416,17 @@ def reduce_in_place(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], N
         ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, and the matrix as it was, where the
         Gram matrix cannot tell the smallest singular value.
     """
-    y, flip = _blas.columns(x)
-    call = _blas.routines(y.dtype.char)
-    g = _blas.gram(y, rows=flip)
+    y, flip = blas.columns(x)
+    call = blas.routines(y.dtype.char)
+    g = blas.gram(y, rows=flip)
     first = np.empty_like(g)
     low, high = _estimates(g, first, None)
     del g
     if not (low > 0 and high < math.inf):
         return None
-    _blas.solve(y, first, y, rows=flip)
-    second = _blas.gram(y, rows=flip)
-    _blas.cholesky(second)  # near the identity: it has a factor
+    blas.solve(y, first, y, rows=flip)
+    second = blas.gram(y, rows=flip)
+    blas.cholesky(second)  # near the identity: it has a factor
     s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
     del first
     if flip:  # that was the factor of the conjugate
@@ -603,7 +436,7 @@ def reduce_in_place(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], N
     def restore(v: np.ndarray) -> None:
         t = call.trsm(1.0, second, v)
         for i in range(0, x.shape[0], ROWS):
-            x[i : i + ROWS] = _blas.matmul(np.array(x[i : i + ROWS]), t)
+            x[i : i + ROWS] = blas.matmul(np.array(x[i : i + ROWS]), t)
 
     return s, restore
 
@@ -635,26 +468,26 @@ def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
 
 def _estimates(g: np.ndarray, scratch: np.ndarray, lower: float | None) -> tuple[float, float]:
     """Estimates of the smallest singular value (0 if it cannot be told) and of the largest."""
-    high = math.sqrt(max(0.0, _blas.largest(g, STEPS))) * (1 + SLACK)
+    high = math.sqrt(max(0.0, blas.largest(g, STEPS))) * (1 + SLACK)
     if lower is not None:
         return lower * high, high
     np.copyto(scratch, g)
     low = 0.0
-    if high > 0 and _blas.cholesky(scratch):
-        low = math.sqrt(max(0.0, _blas.smallest(scratch, STEPS))) * (1 - 2 * SLACK)
+    if high > 0 and blas.cholesky(scratch):
+        low = math.sqrt(max(0.0, blas.smallest(scratch, STEPS))) * (1 - 2 * SLACK)
     resolved = RESOLVED * math.sqrt(np.finfo(g.dtype).eps) * high
     return (min(low, high) if low > resolved else 0.0), high
 
 
 def _unitary(
-    found: _Square, course: _Course, costs: Mapping[str, float], may_decompose: bool
+    found: _Square, course: History, costs: Mapping[str, float], may_decompose: bool
 ) -> np.ndarray | None:
     """Unitary factor of a column-major matrix; None if another method should be tried."""
     x, lower = found.x, found.lower
     eps = float(np.finfo(x.dtype).eps)
     kernels = _OnHost(x, owned=found.restore is not None)
     g = kernels.gram(x)
-    top = math.sqrt(_blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
+    top = math.sqrt(blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
     if found.certain is None:
         low, high = _estimates(g, kernels.free(x), lower)
     else:
@@ -696,7 +529,7 @@ def _unitary(
         return None
     course.note = found.note
     first, *others = plan(ratio, eps, costs)[0]
-    x = _converge(kernels, x, g, (first.scaled(high), *others), low, course, eps)
+    x = converge(kernels, x, g, (first.scaled(high), *others), low, course, eps)
     if found.certain is not None:
         course.bounds = found.certain
     else:
@@ -715,7 +548,7 @@ def _after(
     return last if first is None else lambda v: last(first(v))
 
 
-def _widened(x: np.ndarray, course: _Course) -> tuple[np.ndarray, float] | None:
+def _widened(x: np.ndarray, course: History) -> tuple[np.ndarray, float] | None:
     """Take one Halley step in double precision, where its best c is no trouble.
 
     Returns
@@ -735,8 +568,8 @@ def _widened(x: np.ndarray, course: _Course) -> tuple[np.ndarray, float] | None:
     (a, b), c = step.scaled(high)
     kernels.release()
     g *= c
-    _blas.add_diagonal(g, 1.0)
-    if not _blas.resolvent(y, g, y, a - b / c, 0.0):
+    blas.add_diagonal(g, 1.0)
+    if not blas.resolvent(y, g, y, a - b / c, 0.0):
         return None
     del g
     new = y.astype(x.dtype, order="F")

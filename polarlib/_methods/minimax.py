@@ -9,10 +9,11 @@ from typing import Any
 
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.reduction import rounded_down, start
+from polarlib._schedules.images import odd_value
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.design import greedy
-from polarlib.formats import format_of, odd_value
-from polarlib.iterate import even_part
-from polarlib.ops import Ops
+from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
 __all__ = ["minimax"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from polarlib._methods.reduction import reduce_tall
 from polarlib._methods.svd import polished
-from polarlib.formats import format_of, nearest
-from polarlib.ops import Ops
+from polarlib.arrays.checks import nearest
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["SCALINGS", "newton"]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.reduction import largest
-from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["newton_schulz", "settle"]

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from polarlib._schedule import Schedule
-from polarlib.iterate import (
-    FROM_GRAM,
-    iterate,
-    matrix_products,
-    normalise,
-    normalised_with_gram,
-)
-from polarlib.ops import Ops
-from polarlib.precision import rounded
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.rounded import rounded
+from polarlib.engine.iterate import iterate, matrix_products
+from polarlib.engine.normalise import FROM_GRAM, normalise, normalised_with_gram
 from polarlib.result import Run
 
 __all__ = ["polynomial"]
@@ -52,8 +47,8 @@ def polynomial(
     normalisation : str, optional
         Instead of the schedule's own; "none" leaves its input safety out too.
     form, restarts, out, callback
-        As :func:`polarlib.iterate.iterate` takes them. The callback is also called with step 0, the
-        normalised input as rounded.
+        As :func:`polarlib.engine.iterate.iterate` takes them. The callback is also called with
+        step 0, the normalised input as rounded.
 
     Returns
     -------

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from polarlib import _blas
 from polarlib._methods.reduction import noise, start
-from polarlib._qr_kernels import has_pointers, over_identity
-from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.arrays import blas
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.qr_kernels import has_pointers, over_identity
 from polarlib.result import Run
 
 __all__ = ["form", "halley", "qdwh", "resolvent", "weights"]
@@ -86,7 +86,7 @@ def resolvent(
         ``X^H X``, if it is known. Not changed.
     """
     on_host = isinstance(x, np.ndarray) and x.ndim == 2 and isinstance(c, float)
-    if on_host and _blas.has_kernels(x) and has_pointers():
+    if on_host and blas.has_kernels(x) and has_pointers():
         spent = 1 if how == "householder" else int(gram is None) + 2 * (how != "cholesky")
         return _resolvent_on_host(x, c, weight, how, gram), spent
     xp = ops.xp
@@ -118,36 +118,36 @@ def _resolvent_on_host(
 ) -> np.ndarray:
     """:func:`resolvent` of a NumPy matrix, with little more storage than that of its stack."""
     n = x.shape[-1]
-    call = _blas.routines(x.dtype.char)
+    call = blas.routines(x.dtype.char)
     lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
     if how == "householder":
-        if not math.isfinite(_blas.max_abs(x)):  # LAPACK might not return
+        if not math.isfinite(blas.max_abs(x)):  # LAPACK might not return
             return lost
         product = over_identity(x, math.sqrt(c))
         product *= x.dtype.type(weight / math.sqrt(c))
         return product
-    r = np.array(_blas.whole_gram(x) if gram is None else gram, order="F")
+    r = np.array(blas.whole_gram(x) if gram is None else gram, order="F")
     r *= x.dtype.type(c)
-    _blas.add_diagonal(r, 1.0)
-    if not _blas.cholesky(r):
+    blas.add_diagonal(r, 1.0)
+    if not blas.cholesky(r):
         return lost
     if how == "cholesky":
         y = np.array(x.T, order="F")
         np.conjugate(y, out=y)
-        for turn in (_blas.ADJOINT, 0):  # R^-1 R^-H X^H
+        for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H
             y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
         return np.conjugate(y, out=y).T
     y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
     np.multiply(x.T, x.dtype.type(math.sqrt(c)), out=y[:, :n])
     np.conjugate(y[:, :n], out=y[:, :n])
     np.einsum("ii->i", y[:, n:])[...] = 1
-    y = call.trsm(1.0, r, y, trans_a=_blas.ADJOINT, overwrite_b=True)
-    _blas.gram(y, r, rows=True)
-    if not _blas.cholesky(r):
+    y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
+    blas.gram(y, r, rows=True)
+    if not blas.cholesky(r):
         return lost
-    y = call.trsm(1.0, r, y, trans_a=_blas.ADJOINT, overwrite_b=True)
+    y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
     del r  # before the product takes storage
-    return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=_blas.ADJOINT)
+    return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=blas.ADJOINT)
 
 
 def qdwh(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["qr"]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from polarlib.formats import format_of
-from polarlib.ops import Ops
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 
 __all__ = ["Start", "largest", "noise", "reduce_tall", "rounded_down", "start"]
 

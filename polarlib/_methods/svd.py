@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polarlib.ops import Ops, above_noise
+from polarlib.arrays.ops import Ops, above_noise
 from polarlib.result import Run
 
 __all__ = ["partial_isometry", "polished", "svd"]

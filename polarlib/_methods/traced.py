@@ -19,11 +19,11 @@ from polarlib._methods.qdwh import form, resolvent, weights
 from polarlib._methods.qr import qr
 from polarlib._methods.reduction import FLOOR, largest
 from polarlib._methods.svd import polished, svd
-from polarlib._methods.zolotarev import _steps, _terms
-from polarlib._schedule import Schedule
+from polarlib._methods.zolotarev import partial_fractions, steps_for
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.design.zolotarev import RationalSchedule
-from polarlib.formats import format_of
-from polarlib.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["TRACED", "fixed_schedule"]
@@ -83,10 +83,10 @@ def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[
     # Poles are near the squares of the lower end, which the format has to hold.
     x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
     high = 1.0
-    steps, errors = _steps(low, eps, None)
+    steps, errors = steps_for(low, eps, None)
     for (scale, residues, shifts), error in zip(steps, errors, strict=True):
         hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
-        terms, spent = _terms(x, gram, residues, shifts, hows, ops)
+        terms, spent = partial_fractions(x, gram, residues, shifts, hows, ops)
         x = (x + terms) * scale
         gram = ops.gram(x)
         matmuls += spent + 1

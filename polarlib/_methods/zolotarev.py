@@ -13,9 +13,9 @@ from typing import Any
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
 from polarlib._methods.reduction import rounded_down, start
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
 from polarlib.design.zolotarev import Step, best_steps
-from polarlib.formats import format_of
-from polarlib.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["zolotarev"]
@@ -55,7 +55,7 @@ def zolotarev(
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
-    steps, errors = _steps(l, eps, poles)
+    steps, errors = steps_for(l, eps, poles)
     changes: list[float] = []
 
     def follow(new: Array, old: Array) -> Array:
@@ -67,7 +67,7 @@ def zolotarev(
     low, high = l, 1.0
     for (scale, residues, shifts), error in zip(steps, errors, strict=True):
         hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
-        terms, spent = _terms(x, gram, residues, shifts, hows, ops)
+        terms, spent = partial_fractions(x, gram, residues, shifts, hows, ops)
         del gram  # before the next iterate and its own take storage
         x = follow(ops.combine((scale, scale), (x, terms)), x)
         del terms
@@ -81,7 +81,7 @@ def zolotarev(
     return lift(x), Run(len(changes), matmuls, defect <= tol, tuple(changes), bounds=bounds)
 
 
-def _terms(
+def partial_fractions(
     x: Array,
     gram: Array,
     residues: Sequence[float],
@@ -109,7 +109,7 @@ def _terms(
     return total, matmuls
 
 
-def _steps(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...], list[float]]:
+def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...], list[float]]:
     """Steps for [l, 1] with so many poles; by default the fewest that need two iterations."""
     return _designed(min(rounded_down(l), 1 - 2.0**-10), 4 * eps, poles)
 

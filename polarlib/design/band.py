@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from polarlib._checks import MOST_STEPS, count, number
-from polarlib._schedule import Schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import MOST_STEPS, count, number
 from polarlib.design.compose import greedy
 from polarlib.design.remez import best, check_degree, ideal
 
 __all__ = ["band", "stationary"]
+
 
 # Fewer take 4 to 8 secant steps; the last digit of rho near 1 may need some more.
 SECANTS = 40

@@ -26,9 +26,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from polarlib import _checks
-from polarlib._checks import items, number, pair, shown
-from polarlib._schedule import Schedule, even_products
+from polarlib._schedules.products import even_products
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays import checks
+from polarlib.arrays.checks import items, number, pair, shown
+from polarlib.arrays.formats import format_of
 from polarlib.design.compose import flat_step, greedy
 from polarlib.design.remez import (
     BeyondDoublesError,
@@ -39,9 +41,9 @@ from polarlib.design.remez import (
     image_of_rounded,
 )
 from polarlib.design.restarts import restarts as _restarts
-from polarlib.formats import format_of
 
 __all__ = ["FORMS", "Choice", "best_degrees", "budget", "costs", "frontier"]
+
 
 FORMS = ("plain", "gram")
 # gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
@@ -190,11 +192,11 @@ def costs(
     {0: 1.125, 3: 0.375, 5: 0.5}
     """
     m, n = pair("shape", shape, 1)
-    form = _checks.choice("form", form, FORMS)
+    form = checks.choice("form", form, FORMS)
     symmetric = number("symmetric", symmetric, 0, 1, ends="(]")
     large, small = 1.0 + symmetric, symmetric * (min(m, n) / max(m, n))
-    # The engine's products, as polarlib._schedule.product_counts has them: Gram matrix and X P in
-    # each step; in Gram form once, and three small ones for Q and R after each step but the last.
+    # The engine's products, as `product_counts` has them: Gram matrix and X P in each step; in Gram
+    # form once, and three small ones for Q and R after each step but the last.
     once, each, between = (0.0, large, 0) if form == "plain" else (large - 3 * small, 0.0, 3)
     degrees = items("degrees", degrees, "a list of odd degrees", least=0)
     table = {d: each + (even_products(check_degree(d) // 2)[1] + between) * small for d in degrees}
@@ -208,7 +210,7 @@ def _prices(
     shape: Sequence[int] | None,
 ) -> tuple[float, dict[int, float]]:
     """Cost paid once (in Gram form for every section), and cost by degree, both checked."""
-    form = _checks.choice("form", form, FORMS)
+    form = checks.choice("form", form, FORMS)
     if cost is not None and shape is not None:
         raise ValueError(
             f"shape is for the default cost model, got shape={shown(shape)} and "

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from polarlib._checks import choice, count, flag, number
-from polarlib._schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib.arrays.checks import choice, count, flag, number
 from polarlib.design.remez import (
     best,
     check_degrees,
@@ -19,6 +19,7 @@ from polarlib.design.remez import (
 )
 
 __all__ = ["flat_step", "greedy", "pade"]
+
 
 # Error that no step of doubles is known to go below: half the distance from 1 to the next double
 # below it.

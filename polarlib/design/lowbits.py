@@ -30,22 +30,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._checks import count, instance, number, shown
-from polarlib._schedule import MOST_STRIDE, Schedule, coefficients, product_counts
+from polarlib._schedules.images import odd_image, odd_images, odd_value, turning_points
+from polarlib._schedules.products import product_counts
+from polarlib._schedules.schedule import MOST_STRIDE, Schedule, coefficients
+from polarlib._schedules.targets import parse_target
+from polarlib.arrays.checks import count, instance, number, shown
+from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.design.compose import pade
 from polarlib.design.remez import Minimax, best, check_interval
-from polarlib.formats import (
-    Format,
-    format_of,
-    odd_image,
-    odd_images,
-    odd_value,
-    parse_target,
-    round_number,
-    turning_points,
-)
 
 __all__ = ["for_precision", "noise_gain", "table"]
+
 
 # Share of the bound u r(x) that is kept free above a step. Chosen by experiment: over 5e6 scalar
 # chains in bfloat16 and float16, 0.65 let one escape and 0.7 none (benchmarks/lowbits.py). The

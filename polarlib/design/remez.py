@@ -24,10 +24,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarlib._certify import certify
-from polarlib._checks import count, double, items, number, shown
-from polarlib._schedule import MOST_STRIDE, Schedule
-from polarlib.formats import multiple_precision, odd_images, odd_value, turning_points
+from polarlib._schedules.certify import certify
+from polarlib._schedules.images import multiple_precision, odd_images, odd_value, turning_points
+from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib.arrays.checks import count, double, items, number, shown
 
 __all__ = [
     "BeyondDoublesError",
@@ -42,6 +42,7 @@ __all__ = [
     "lifted",
     "minimax",
 ]
+
 
 # Digits asked for where none are: a double, and what its last digit costs.
 DIGITS = 17

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from polarlib._checks import instance
-from polarlib._schedule import Schedule
-from polarlib.formats import format_of, odd_image, odd_images
+from polarlib._schedules.images import odd_image, odd_images
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import instance
+from polarlib.arrays.formats import format_of
 
 __all__ = ["restarts"]
+
 
 # Spurious eigenvalue of R that is tolerated before a restart: up to it eigenvalues grow by the
 # square of the slope, beyond it faster (docs/gram_form.md).

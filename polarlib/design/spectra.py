@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._checks import MOST_ROWS, choice, count, instance, number, short, shown
-from polarlib._schedule import Schedule
-from polarlib.formats import odd_value
-from polarlib.result import ignore_float_errors
+from polarlib._schedules.images import odd_value
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import MOST_ROWS, choice, count, instance, number, short, shown
+from polarlib.arrays.settings import ignore_float_errors
 
 __all__ = [
     "Spectrum",
@@ -22,6 +22,7 @@ __all__ = [
     "power_law",
     "spectrum",
 ]
+
 
 # Quadrature of densities: panels with so many Gauss points each. They give the mean error of five
 # quintics to a thousandth; |1 - s| has a kink at each of its two hundred zeros.

@@ -16,14 +16,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from polarlib._checks import count, number
-from polarlib._schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.images import odd_value
+from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.targets import parse_target, target_value
+from polarlib.arrays.checks import count, number
+from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
 from polarlib.design.remez import BeyondDoublesError, check_degrees, check_interval
-from polarlib.formats import odd_value, parse_target, target_value
-from polarlib.result import ignore_float_errors
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
+
 
 # Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
 # crowded at the ends; its maxima are then refined. Chosen by experiment: with twice as many the

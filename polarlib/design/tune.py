@@ -26,15 +26,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._checks import count, instance, is_number, items, nearest, number, shown
-from polarlib._schedule import Schedule
+from polarlib._schedules.images import odd_image
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
+from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
-from polarlib.formats import odd_image
-from polarlib.result import ScheduleWarning, held_back, ignore_float_errors, warn
+from polarlib.result import ScheduleWarning
 
 __all__ = ["for_spectrum", "tune"]
+
 
 OBJECTIVES = ("slope", "error")
 # Measured singular values beyond this number are thinned, to order statistics, while optimising.

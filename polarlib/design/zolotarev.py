@@ -23,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from polarlib import _checks
-from polarlib._schedule import REPEATS, continued
+from polarlib._schedules.images import multiple_precision
+from polarlib._schedules.products import continued
+from polarlib._schedules.schedule import REPEATS
+from polarlib.arrays import checks
+from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.remez import BeyondDoublesError
-from polarlib.formats import multiple_precision
-from polarlib.result import ignore_float_errors
 
 __all__ = ["RationalSchedule", "zolotarev"]
+
 
 # Digits beside those of l, with room for what sums and differences of the c_i lose.
 DIGITS = 40
@@ -75,12 +77,12 @@ class RationalSchedule:
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
         for name in ("name", "source"):
-            put(name, _checks.text(f"the {name} of a schedule", getattr(self, name)))
-        at = f"schedule {_checks.shown(self.name)}: "
+            put(name, checks.text(f"the {name} of a schedule", getattr(self, name)))
+        at = f"schedule {checks.shown(self.name)}: "
         what = "a list of at least one step (scale, residues, poles)"
-        put("steps", tuple(_step(at, s) for s in _checks.items(f"{at}steps", self.steps, what)))
+        put("steps", tuple(_step(at, s) for s in checks.items(f"{at}steps", self.steps, what)))
         for name in ("lower", "upper"):
-            put(name, _checks.number(f"{at}{name}", getattr(self, name), 0, ends="(]"))
+            put(name, checks.number(f"{at}{name}", getattr(self, name), 0, ends="(]"))
         if not self.lower <= self.upper:
             raise ValueError(
                 f"{at}the interval needs 0 < lower <= upper, got [{self.lower}, {self.upper}]"
@@ -102,7 +104,7 @@ class RationalSchedule:
         -------
         number or array
         """
-        x = _checks.operand("x", x)
+        x = checks.operand("x", x)
         with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN tell it
             for step in self.steps:
                 x = _value(step, x)
@@ -132,8 +134,8 @@ class RationalSchedule:
 
     def _image(self, lower: float | None, upper: float) -> tuple[Any, Any]:
         """Image with 40 digits, not rounded."""
-        lower = _checks.number("lower", self.lower if lower is None else lower, 0, ends="(]")
-        upper = _checks.number("upper", upper, 0, ends="(]")
+        lower = checks.number("lower", self.lower if lower is None else lower, 0, ends="(]")
+        upper = checks.number("upper", upper, 0, ends="(]")
         if lower > upper:
             raise ValueError(f"image needs 0 < lower <= upper, got [{lower}, {upper}]")
         number = multiple_precision(DIGITS).mpf
@@ -193,7 +195,7 @@ class RationalSchedule:
         ValueError
             For any other k, or an unknown rule.
         """
-        repeat = _checks.choice("repeat", repeat, REPEATS)
+        repeat = checks.choice("repeat", repeat, REPEATS)
         steps = continued(self.steps, k, repeat, self.name)
         return self if steps == self.steps else replace(self, steps=steps)
 
@@ -201,19 +203,19 @@ class RationalSchedule:
 def _step(at: str, step: Any) -> Step:
     """A step, checked."""
     what = "(scale, residues, poles)"
-    scale, *parts = _checks.items(f"{at}a step of steps", step, what, 3, 3)
-    scale = _checks.number(f"{at}the scale of a step", scale, 0, ends="(]")
+    scale, *parts = checks.items(f"{at}a step of steps", step, what, 3, 3)
+    scale = checks.number(f"{at}the scale of a step", scale, 0, ends="(]")
     residues, poles = (
         tuple(
-            _checks.number(f"{at}a residue or pole of a step", v, 0, ends="(]")
-            for v in _checks.items(f"{at}residues and poles of a step", part, "lists of numbers", 0)
+            checks.number(f"{at}a residue or pole of a step", v, 0, ends="(]")
+            for v in checks.items(f"{at}residues and poles of a step", part, "lists of numbers", 0)
         )
         for part in parts
     )
     if len(residues) != len(poles):
         raise ValueError(
             f"{at}a step of steps must be {what}, as many of the ones as of the others, all "
-            f"positive, got {_checks.shown(step)}"
+            f"positive, got {checks.shown(step)}"
         )
     return scale, residues, poles
 
@@ -248,8 +250,8 @@ def zolotarev(r: int, lower: float) -> RationalSchedule:
     >>> round(zolotarev(1, 1e-16).truncate(3).error(), 3)
     0.122
     """
-    r = _checks.count("r", r, most=MOST_POLES)
-    lower = _checks.number("lower", lower, 0, 1, ends="()")
+    r = checks.count("r", r, most=MOST_POLES)
+    lower = checks.number("lower", lower, 0, 1, ends="()")
     steps, _ = best_steps(r, lower, ROUNDING)
     # All terms are positive, so their rounding cancels nothing; but poles can underflow.
     terms = [v for _, *parts in steps for part in parts for v in part]

@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 import polarlib
-from polarlib import _cublas
-from polarlib.ops import ops_of
-from polarlib.precision import rounded
-from polarlib.result import write_whole
+from polarlib.arrays import cublas
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import rounded
+from polarlib.files.whole import write_whole
 
 Array = Any
 
@@ -172,13 +172,13 @@ def products(cupy: Any) -> list[Row]:
                 (" transposed", turned, 1.375),
                 (" alpha on the device", x, alpha),
             ):
-                got = _cublas.gemm(left, y, z.copy(), alpha=scale, beta=-0.625)
+                got = cublas.gemm(left, y, z.copy(), alpha=scale, beta=-0.625)
                 error = in_roundings(got.get(), a, b, c, 1.375, -0.625)
                 rows.append(Row("products", f"{name} {shape}{what}", error, 1.01))
     # cuBLAS may sum parts of a long k in 16 bits unless told not to: a figure, no check.
     for name in ("bfloat16", "float16"):
         a, b = matrices((64, 16384), name, 1), matrices((16384, 64), name, 2)
-        got = _cublas.gemm(cupy.asarray(a), cupy.asarray(b)).get()
+        got = cublas.gemm(cupy.asarray(a), cupy.asarray(b)).get()
         rows.append(Row("products", f"{name} k = 16384", in_roundings(got, a, b, got, 1.0, 0.0)))
     return rows
 
@@ -304,8 +304,8 @@ def speed(
             times = seconds(
                 cupy,
                 {
-                    "ours": lambda x=x, out=out, tf32=tf32: _cublas.gemm(x, x, out, tf32=tf32),
-                    "with addend": lambda x=x, out=out, tf32=tf32: _cublas.gemm(
+                    "ours": lambda x=x, out=out, tf32=tf32: cublas.gemm(x, x, out, tf32=tf32),
+                    "with addend": lambda x=x, out=out, tf32=tf32: cublas.gemm(
                         x, x, out, alpha=0.5, beta=0.5, tf32=tf32
                     ),
                     "cupy.matmul": lambda x=x, out=out: cupy.matmul(x, x, out=out),
@@ -404,8 +404,8 @@ def machine(cupy: Any) -> dict[str, Any]:
         "numpy": np.__version__,
         "polarlib": polarlib.__version__,
         "python": platform.python_version(),
-        "by cuBLAS's binding": _cublas._binding() is not None,
-        "tf32": _cublas.has_tf32(),
+        "by cuBLAS's binding": cublas._binding() is not None,
+        "tf32": cublas.has_tf32(),
     }
 
 

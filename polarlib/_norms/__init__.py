@@ -1,1 +1,0 @@
-"""Behind :mod:`polarlib.norms`: one file a family of norms."""

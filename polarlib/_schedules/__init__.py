@@ -1,0 +1,1 @@
+"""Schedules: their steps, images and targets, certificates, files and code."""

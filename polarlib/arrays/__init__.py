@@ -1,0 +1,50 @@
+"""Arrays: the way in, the arithmetic of each library, number formats, checks of arguments.
+
+Importing this package makes the classes of all libraries known to :func:`ops_of`; no library is
+imported for it.
+"""
+
+from polarlib.arrays.cupy_ops import CupyOps
+from polarlib.arrays.dask_ops import DaskOps
+from polarlib.arrays.entry import (
+    as_matrix,
+    check_same_place,
+    finite_peak,
+    is_array,
+    libraries,
+    not_finite,
+    plain_array,
+    refuse_hidden,
+)
+from polarlib.arrays.in_place import InPlaceOps
+from polarlib.arrays.jax_ops import JaxOps
+from polarlib.arrays.numpy_ops import NumpyOps
+from polarlib.arrays.ops import Diagonal, Ops, above_noise, dtype_name, ops_of
+from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
+from polarlib.arrays.torch_sharded import AnyTorchOps, TorchShardedOps
+
+__all__ = [
+    "AnyTorchOps",
+    "CupyOps",
+    "DaskOps",
+    "Diagonal",
+    "InPlaceOps",
+    "JaxOps",
+    "NumpyOps",
+    "Ops",
+    "TorchGradOps",
+    "TorchOps",
+    "TorchShardedOps",
+    "TorchTracedOps",
+    "above_noise",
+    "as_matrix",
+    "check_same_place",
+    "dtype_name",
+    "finite_peak",
+    "is_array",
+    "libraries",
+    "not_finite",
+    "ops_of",
+    "plain_array",
+    "refuse_hidden",
+]

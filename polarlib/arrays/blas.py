@@ -1,0 +1,392 @@
+"""Kernels on NumPy matrices through SciPy's BLAS and LAPACK: in place, in one memory order.
+
+Matrices here are two-dimensional and column-major (``x.flags.f_contiguous``), of one of the four
+types of BLAS. A row-major matrix is worked on as its transpose, without conjugation: whoever calls
+knows what that means for what is computed. Hermitian matrices are stored in their upper triangle;
+no kernel reads the lower one, and only :func:`mirror` writes it.
+
+NumPy's and SciPy's wheels each bring an OpenBLAS with a pool of threads, and when both are awake
+they wait for each other, many times as long as a product takes: hence neither ``@`` nor ``np.vdot``
+on large arrays wherever these kernels are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from scipy.linalg import blas, lapack
+
+__all__ = [
+    "ADJOINT",
+    "add_diagonal",
+    "cholesky",
+    "columns",
+    "diagonal",
+    "gram",
+    "has_kernels",
+    "largest",
+    "matmul",
+    "max_abs",
+    "mirror",
+    "norm",
+    "quadratic",
+    "resolvent",
+    "routines",
+    "smallest",
+    "solve",
+    "split",
+    "times",
+    "upper_norm",
+    "whole_gram",
+]
+
+Array = Any
+
+# Columns that are worked on at a time: of triangular solves, where the blocks on the diagonal are
+# inverted (smaller ones below n = 1024); of transpositions; entries of reductions, in the caches.
+# All chosen by experiment.
+SOLVED, SMALLER, SMALLER_BELOW = 256, 128, 1024
+TILE = 96
+CHUNK = 1 << 15
+# Lanczos steps for the largest eigenvalue, right to a percent or so.
+RITZ_STEPS = 10
+# Seed of the vector that Lanczos' method starts from: one that nobody makes matrices with, since a
+# matrix of the same numbers may be orthogonal to it.
+DIRECTION = 20120911
+
+_LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
+ADJOINT = 2  # BLAS's code for the conjugate transpose
+
+
+def has_kernels(*arrays: Array) -> bool:
+    """Whether arrays are matrices of one type, and one that BLAS computes in."""
+    kind = arrays[0].dtype.char
+    return kind in _LETTERS and all(a.ndim == 2 and a.dtype.char == kind for a in arrays)
+
+
+@functools.cache
+def routines(kind: str) -> SimpleNamespace:
+    """BLAS and LAPACK routines of a type (``dtype.char``), Hermitian ones under one name."""
+    letter = _LETTERS[kind]
+    real = letter in "sd"
+    names = {name: name for name in ("gemm", "trmm", "trsm", "trsv", "axpy")}
+    names |= {"herk": "syrk", "hemm": "symm", "hemv": "symv"} if real else {}
+    hetrf = "sytrf" if real else "hetrf"
+    names = {name: name for name in ("herk", "hemm", "hemv")} | names
+    found = {name: getattr(blas, letter + of) for name, of in names.items()}
+    found |= {name: getattr(lapack, letter + name) for name in ("potrf", "trtri")}
+    found["hetrf"] = getattr(lapack, letter + hetrf)
+    found["dot"] = getattr(blas, ("s" if letter in "sc" else "d") + "dot")
+    return SimpleNamespace(**found)
+
+
+# -- storage ---------------------------------------------------------------------------------
+
+
+def columns(x: Array) -> tuple[Array, bool]:
+    """Return the matrix column-major, and whether that is its transpose; a copy if it must be."""
+    if x.flags.f_contiguous:
+        return x, False
+    if x.flags.c_contiguous:
+        return x.T, True
+    return np.asfortranarray(x), False
+
+
+def _flat(x: Array) -> Array:
+    """All entries, as a view."""
+    return x.T.reshape(-1)
+
+
+def diagonal(z: Array) -> Array:
+    """Writable view of the diagonal."""
+    return _flat(z)[:: z.shape[0] + 1]
+
+
+def add_diagonal(z: Array, a: float) -> None:
+    """Add ``a I``."""
+    d = diagonal(z)
+    d += d.dtype.type(a)
+
+
+def mirror(z: Array, out: Array | None = None) -> Array:
+    """Complete a Hermitian matrix from its upper triangle, in place or in `out` of any type."""
+    n = z.shape[0]
+    out = z if out is None else out
+    for j in range(0, n, TILE):
+        e = min(n, j + TILE)
+        if out is not z:
+            out[:e, j:e] = z[:e, j:e]
+        for i in range(0, j, TILE):
+            out[j:e, i : i + TILE] = z[i : i + TILE, j:e].conj().T
+        block = out[j:e, j:e]
+        np.copyto(block, block.conj().T, where=_below(e - j))
+    return out
+
+
+@functools.lru_cache(maxsize=16)
+def _below(n: int) -> Array:
+    """Where the strictly lower triangle is."""
+    below = np.tri(n, k=-1, dtype=bool)
+    below.flags.writeable = False
+    return below
+
+
+# -- products --------------------------------------------------------------------------------
+
+
+def gram(x: Array, out: Array | None = None, *, alpha: float = 1.0, rows: bool = False) -> Array:
+    """Upper triangle of ``alpha X^H X``, or with `rows` of ``alpha X X^H``."""
+    k = x.shape[0 if rows else 1]
+    if out is None:
+        out = np.zeros((k, k), x.dtype, order="F")
+    trans = 0 if rows else ADJOINT
+    return routines(x.dtype.char).herk(alpha, x, trans=trans, c=out, overwrite_c=True)
+
+
+def times(x: Array, z: Array, out: Array, *, beta: float = 0.0) -> Array:
+    """Store ``X Z + beta X`` in `out`, Z Hermitian."""
+    if beta:
+        np.multiply(x, x.dtype.type(beta), out=out)
+    hemm = routines(x.dtype.char).hemm
+    return hemm(1.0, z, x, side=1, beta=float(beta != 0), c=out, overwrite_c=True)
+
+
+def quadratic(g: Array, work: Array, c0: float, c1: float, c2: float) -> None:
+    """Replace a Hermitian G by ``c0 I + c1 G + c2 G^2``; `work` is written over."""
+    # c2 (G + s I)^2 + (c0 - c2 s^2) I: half a product, and passes over diagonals only.
+    s = c1 / (2 * c2)
+    mirror(g, work)
+    add_diagonal(work, s)
+    gram(work, g, alpha=c2)
+    add_diagonal(g, c0 - c2 * s * s)
+
+
+def matmul(
+    a: Array, b: Array, out: Array | None = None, *, alpha: float = 1.0, beta: float = 0.0
+) -> Array:
+    """Return ``alpha a @ b + beta out``, whatever their memory order; row-major without `out`."""
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), a.dtype)
+    target, flip = columns(out)
+    if flip:
+        a, b = b.T, a.T
+    (a, turn_a), (b, turn_b) = columns(a), columns(b)
+    gemm = routines(a.dtype.char).gemm
+    turns = {"trans_a": int(turn_a), "trans_b": int(turn_b)}
+    result = gemm(alpha, a, b, beta=beta, c=target, overwrite_c=True, **turns)
+    if not (out.flags.f_contiguous or out.flags.c_contiguous):  # then `target` is a copy
+        out[...] = result
+    return out
+
+
+def whole_gram(x: Array, out: Array | None = None) -> Array:
+    """Return ``X^H X``, both triangles, whatever the memory order of X; row-major without `out`."""
+    if out is None:
+        out = np.empty((x.shape[1], x.shape[1]), x.dtype)
+    target, turned = columns(out)
+    y, flip = columns(x)
+    # Row-major storage of a Hermitian matrix is column-major storage of its conjugate: what BLAS
+    # gives for the transpose of X. Where only one of the two is row-major, a pass is needed.
+    result = mirror(gram(y, target, rows=flip))
+    if flip != turned and x.dtype.kind == "c":
+        np.conjugate(result, out=result)
+    if not (out.flags.f_contiguous or out.flags.c_contiguous):
+        out[...] = result
+    return out
+
+
+# -- factorisations --------------------------------------------------------------------------
+
+
+def cholesky(z: Array) -> bool:
+    """Replace the upper triangle of Z by R with ``Z = R^H R``; False if it is not definite."""
+    # Some implementations go on when they meet NaN: sums of rows show it, of the triangle alone.
+    if not np.isfinite(routines(z.dtype.char).hemv(1.0, z, np.ones(len(z), z.dtype))).all():
+        return False
+    return bool(routines(z.dtype.char).potrf(z, lower=0, clean=0, overwrite_a=True)[1] == 0)
+
+
+def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool:
+    """Store ``alpha X Z^-1 + beta X`` in `out`, Z Hermitian and given up; False if not definite.
+
+    By a Cholesky factor and two triangular solves, whose blocks on the diagonal are inverted: these
+    become products of small triangles with many columns, faster than solving with them. That is as
+    stable as the solves for the condition numbers that are met here, those of blocks of the
+    factor of ``I + c X^H X``, c up to 1000.
+    """
+    if not cholesky(z):
+        return False
+    inverses = _inverse_blocks(z)
+    _solve(x, z, inverses, out, alpha)
+    n = z.shape[0]
+    call = routines(x.dtype.char)
+    for j, inverse in reversed(inverses):
+        end = j + inverse.shape[0]
+        part = out[:, j:end]
+        if end < n:
+            a, b = out[:, end:], z[j:end, end:]
+            call.gemm(-1.0, a, b, trans_b=ADJOINT, beta=1.0, c=part, overwrite_c=True)
+        call.trmm(1.0, inverse, part, side=1, trans_a=ADJOINT, overwrite_b=True)
+    if beta:
+        call.axpy(_flat(x), _flat(out), a=beta)
+    return True
+
+
+def solve(x: Array, r: Array, out: Array, *, rows: bool = False) -> None:
+    """Store ``X R^-1`` in `out`, which may be X, or with `rows` ``R^-H X``.
+
+    R is upper triangular and not singular, X of any size that fits.
+    """
+    if rows:
+        np.copyto(out, x)
+        routines(x.dtype.char).trsm(1.0, r, out, side=0, trans_a=ADJOINT, overwrite_b=True)
+    else:
+        _solve(x, r, _inverse_blocks(r), out, 1.0)
+
+
+def _inverse_blocks(r: Array) -> list[tuple[int, Array]]:
+    """Where the blocks on the diagonal of a triangular matrix begin, and their inverses."""
+    n = r.shape[0]
+    size = SMALLER if n < SMALLER_BELOW else SOLVED
+    trtri = routines(r.dtype.char).trtri
+    blocks = ((j, np.array(r[j : j + size, j : j + size], order="F")) for j in range(0, n, size))
+    return [(j, trtri(block, lower=0, overwrite_c=True)[0]) for j, block in blocks]
+
+
+def _solve(x: Array, r: Array, inverses: list[tuple[int, Array]], out: Array, alpha: float) -> None:
+    call = routines(x.dtype.char)
+    for j, inverse in inverses:
+        end = j + inverse.shape[0]
+        part = out[:, j:end]
+        np.multiply(x[:, j:end], x.dtype.type(alpha), out=part)
+        if j:
+            call.gemm(-1.0, out[:, :j], r[:j, j:end], beta=1.0, c=part, overwrite_c=True)
+        call.trmm(1.0, inverse, part, side=1, overwrite_b=True)
+
+
+# -- norms and extreme eigenvalues -----------------------------------------------------------
+
+
+def norm(x: Array) -> float:
+    """Frobenius norm of entries that can be squared."""
+    return math.sqrt(_square(x))
+
+
+def _square(x: Array) -> float:
+    """Sum of the squares of a contiguous array; NumPy would wake its own pool for it."""
+    flat = x.ravel(order="K")
+    return _inner(flat, flat)
+
+
+def _inner(v: Array, w: Array) -> float:
+    """Real part of the inner product of two vectors."""
+    v, w = v.view(v.real.dtype), w.view(w.real.dtype)
+    dot = routines(v.dtype.char).dot
+    starts = range(0, v.size, CHUNK)  # an error that grows like the length of one run
+    return sum(float(dot(v[i : i + CHUNK], w[i : i + CHUNK])) for i in starts)
+
+
+def upper_norm(z: Array) -> float:
+    """Frobenius norm of a Hermitian matrix whose lower triangle holds zeros."""
+    return math.sqrt(max(0.0, 2 * norm(z) ** 2 - float(np.sum(np.square(diagonal(z).real)))))
+
+
+def largest(z: Array, steps: int) -> float:
+    """Estimate of the largest eigenvalue of a positive semidefinite matrix, by Lanczos' method."""
+    hemv = routines(z.dtype.char).hemv
+    return _lanczos(lambda v: hemv(1.0, z, v), z.shape[0], z.dtype, steps)
+
+
+def smallest(r: Array, steps: int) -> float:
+    """Estimate of the smallest eigenvalue of ``R^H R``, by Lanczos' method on its inverse."""
+    trsv = routines(r.dtype.char).trsv
+    inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans=ADJOINT)), r.shape[0], r.dtype, steps)
+    return 1 / inverse if inverse > 0 else math.nan
+
+
+def count_above(z: Array, cut: float) -> int:
+    """How many eigenvalues of a Hermitian matrix exceed `cut` times the largest one.
+
+    The largest is estimated; the count is the inertia of ``Z - cut z_1 I``, from its factorisation
+    ``L D L^H`` by Bunch and Kaufman, whose 2 x 2 blocks have an eigenvalue of either sign.
+    """
+    factor = z.copy(order="F")
+    call = routines(z.dtype.char)
+    top = _lanczos(lambda v: call.hemv(1.0, factor, v), z.shape[0], z.dtype, RITZ_STEPS)
+    if not math.isfinite(top):
+        return 0
+    add_diagonal(factor, -cut * top)
+    factor, pivots, _ = call.hetrf(factor, lwork=64 * z.shape[0], overwrite_a=True)
+    alone = pivots > 0
+    return int(np.sum(diagonal(factor).real[alone] > 0)) + int(np.sum(~alone)) // 2
+
+
+def _lanczos(apply: Callable[[Array], Array], n: int, dtype: Any, steps: int) -> float:
+    """Largest Ritz value and its residual, summed; NaN where the products are not finite."""
+    v = _direction(n, dtype.char)
+    previous = np.zeros_like(v)
+    main: list[float] = []
+    off: list[float] = []
+    for _ in range(min(steps, n)):
+        w = apply(v)
+        main.append(_inner(v, w))
+        w -= v.dtype.type(main[-1]) * v
+        if off:
+            w -= v.dtype.type(off[-1]) * previous
+        off.append(math.sqrt(_square(w)))
+        # An invariant subspace: nothing is left but rounding.
+        if not off[-1] > n * np.finfo(dtype).eps * abs(main[-1]):
+            break
+        previous, v = v, w * v.dtype.type(1 / off[-1])
+    if not (np.all(np.isfinite(main)) and np.all(np.isfinite(off))):
+        return math.nan
+    values, vectors = scipy.linalg.eigh_tridiagonal(main, off[:-1])
+    return float(values[-1] + off[-1] * abs(vectors[-1, -1]))
+
+
+@functools.lru_cache(maxsize=16)
+def _direction(n: int, kind: str) -> Array:
+    """Random vector of length one, always the same."""
+    v = np.random.default_rng(DIRECTION).standard_normal(n)
+    v = (v / math.sqrt(float(v @ v))).astype(kind)
+    v.flags.writeable = False
+    return v
+
+
+# -- passes over memory ----------------------------------------------------------------------
+
+
+def max_abs(x: Array) -> float:
+    """Largest absolute entry (of real and imaginary parts, if complex); NaN if there is one."""
+    flat = _flat(columns(x)[0])
+    flat = flat.view(flat.real.dtype)
+    peak = 0.0
+    for i in range(0, flat.size, CHUNK):
+        part = flat[i : i + CHUNK]
+        peak = float(np.maximum(peak, np.maximum(part.max(), -part.min())))
+    return peak
+
+
+def split(w: Array) -> float:
+    """Replace W by its Hermitian part, bit for bit; return the Frobenius norm of the rest."""
+    n = w.shape[0]
+    half = w.real.dtype.type(0.5)
+    rest = 0.0
+    for j in range(0, n, TILE):
+        columns_j = slice(j, j + TILE)
+        for i in range(0, j + 1, TILE):
+            rows_i = slice(i, i + TILE)
+            above = w[rows_i, columns_j] * half
+            below = w[columns_j, rows_i].conj().T * half
+            part = above + below
+            above -= below
+            w[rows_i, columns_j] = part
+            w[columns_j, rows_i] = part.conj().T
+            rest += (1 + (i < j)) * _square(above)
+    return math.sqrt(rest)

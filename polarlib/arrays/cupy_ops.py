@@ -1,0 +1,174 @@
+"""CuPy: products by cuBLAS, sums by one kernel."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays import cublas, cusolver
+from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.in_place import InPlaceOps
+from polarlib.arrays.ops import FORMAT_OF_DTYPE, dtype_name, numpy_dtype
+
+Array = Any
+# Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
+# where either could overflow. Chosen generously.
+FOLDED = 2.0**20
+
+
+class CupyOps(InPlaceOps):
+    """CuPy 14: products by cuBLAS with their addends, one kernel for each combination.
+
+    Norms and factorisations are kept out of its silent double precision for bfloat16.
+    """
+
+    library = "cupy"
+
+    def __init__(self, xp: Any, *, fused: bool = False) -> None:
+        super().__init__(xp, fused=fused)
+        tf32 = {"tf32"} if cublas.has_tf32() else set()
+        self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
+
+    def on_cpu(self, x: Array) -> bool:
+        """Never."""
+        return False
+
+    def dtype(self, name: str) -> Any:
+        """CuPy's dtypes are NumPy's and ml_dtypes'."""
+        return numpy_dtype(name)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return x.get().astype(np.complex128 if self.is_complex(x) else np.float64)
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
+        return cublas.is_readable(x)
+
+    def _product(self, a: Array, b: Array, out: Array | None = None, **how: Any) -> Array:
+        # Of the narrow formats, in which arithmetic is fused, tf32 alone is carried in float32.
+        return cublas.gemm(a, b, out, tf32=self.fused, **how)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self._product(a, b, out)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``; nothing is transposed or conjugated in memory."""
+        return self._product(x, x, out, adjoint_a=True)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: Array | float = 1.0,
+        beta: Array | float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
+        if not cublas.is_number(beta, 0.0):
+            out = self.xp.empty(c.shape, dtype=c.dtype) if out is None else out
+            out[...] = c
+        return self._product(a, b, out, alpha=alpha, beta=beta)
+
+    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+        """Absorb beta alone, ``alpha (Z + beta / alpha I)``: a product scales at no cost."""
+        if self.fused or not abs(beta) <= FOLDED * abs(alpha):
+            return super().fold(z, alpha, beta)
+        return self.add_diagonal(z, beta / alpha), alpha, 0.0
+
+    def _kernel(self, inputs: str, output: str, operation: str, name: str) -> Any:
+        return _elementwise(self.xp, inputs, output, operation, name)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array, in one pass; rounded once if c are numbers."""
+        if not all(isinstance(c, float | int) for c in coefficients):
+            return super().combine(coefficients, matrices)
+        source = _combination(len(matrices), dtype_name(matrices[0]))
+        pairs = zip(matrices, map(float, coefficients), strict=True)
+        return self._kernel(*source)(*itertools.chain.from_iterable(pairs))
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
+        return self.xp.divide(x, s, out=x if owned else self.xp.empty_like(x))
+
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s`` in the dtype of `x`, a new array."""
+        return self.xp.multiply(x, s, out=self.xp.empty_like(x))
+
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+        return self.combine((0.5, 0.5), (z, self.adjoint(z)))
+
+    def binary_scale(self, peak: Array) -> Array | float:
+        """Power of two near the largest entry of each matrix, as everywhere, in one kernel."""
+        limit = round(-math.log2(FORMATS[self.format_name(peak)].smallest_normal))
+        return self._kernel(
+            "T peak, int32 limit",
+            "T y",
+            "y = peak > 0 && isfinite(peak) ? ldexp(T(1), max(-limit, min(limit, ilogb(peak))))"
+            " : T(1)",
+            "polarlib_binary_scale",
+        )(peak, limit)
+
+    def divisor(self, s: Array | float) -> Array | float:
+        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        if isinstance(s, float):
+            return super().divisor(s)
+        operation = "y = s == 0 ? T(1) : s + (s - s)"  # s - s is NaN for infinity
+        return self._kernel("T s", "T y", operation, "polarlib_divisor")(s)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm; squares are formed in one pass, in at least single precision."""
+        wide = "float64" if self.format_name(x) == "float64" else "float32"
+        squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
+        return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite: cuSOLVER's info is read."""
+        return cusolver.cholesky(z)
+
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; CuPy's own of a stack leaves anything where a matrix is singular."""
+        eye = self.eye(x.shape[-1], x)
+        return self.xp.linalg.solve(x, self.xp.broadcast_to(eye, x.shape))
+
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
+        solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+        trans = "C" if adjoint else "N"
+        if l.ndim == 2:
+            return solve(l, b, lower=True, trans=trans)
+        out = self.xp.empty_like(b)
+        for index in np.ndindex(*l.shape[:-2]):
+            out[index] = solve(l[index], b[index], lower=True, trans=trans)
+        return out
+
+
+def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:
+    """Source of a kernel ``y = c0 * m0 + c1 * m1 + ...``, in single precision for 16 bits."""
+    scalar = "float64" if FORMAT_OF_DTYPE.get(dtype, dtype) == "float64" else "float32"
+    inputs = ", ".join(f"T m{i}, {scalar} c{i}" for i in range(count))
+    entry = "float(m{})" if dtype in ("bfloat16", "float16") else "m{}"
+    terms = " + ".join(f"c{i} * {entry.format(i)}" for i in range(count))
+    return inputs, "T y", f"y = {terms}", f"polarlib_combine_{count}"
+
+
+def _square(dtype: str) -> str:
+    """Operation of a kernel that squares absolute values, in single precision for 16 bits."""
+    if dtype.startswith("complex"):
+        return "y = x.real() * x.real() + x.imag() * x.imag()"
+    return "y = float(x) * float(x)" if dtype in ("bfloat16", "float16") else "y = x * x"
+
+
+@functools.lru_cache(maxsize=256)
+def _elementwise(xp: Any, inputs: str, output: str, operation: str, name: str) -> Any:
+    """CuPy's kernel of a source, made once."""
+    return xp.ElementwiseKernel(inputs, output, operation, name)

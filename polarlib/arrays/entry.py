@@ -1,0 +1,268 @@
+"""The way in: what a caller gives, as a matrix of a supported library, or a refusal."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from polarlib.arrays.checks import short, shown
+from polarlib.arrays.ops import Ops, dtype_name, ops_of
+
+__all__ = [
+    "as_matrix",
+    "check_same_place",
+    "finite_peak",
+    "is_array",
+    "libraries",
+    "not_finite",
+    "plain_array",
+    "refuse_hidden",
+]
+
+Array = Any
+
+
+def check_out(
+    out: Array, x: Array, name: str, like: str, shape: tuple[int, ...] | None = None
+) -> None:
+    shape = tuple(x.shape) if shape is None else shape
+    same = is_array(out) and ops_of(out).xp is ops_of(x).xp and tuple(out.shape) == shape
+    if not same or out.dtype != x.dtype:
+        got = f"{dtype_name(out)} of shape {tuple(out.shape)}" if is_array(out) else shown(out)
+        raise TypeError(
+            f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
+        )
+    # Of equal meshes, or neither a DTensor.
+    if ops_of(out).placements(out)[:1] != ops_of(x).placements(x)[:1]:
+        kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
+        raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
+    if not ops_of(out).writable(out):
+        raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
+
+
+def copied(x: Array, out: Array | None) -> Array:
+    if out is None or out is x:
+        return x
+    ops_of(out).store(x, out)
+    return out
+
+
+# Modules that make arrays, by the name users know them by.
+_LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
+
+
+def is_array(x: Any) -> bool:
+    """Whether an object is an array of a library that we can compute with."""
+    return array_api_compat.is_array_api_obj(x)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the array libraries that are installed, by name (imports none that is not)."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        found[name] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array, Ops]:
+    """Return a stack of matrices of a floating dtype, and the arithmetic of its library.
+
+    Parameters
+    ----------
+    a : array or array-like
+        Arrays of a supported library are taken as they are. Subclasses of NumPy's arrays, and all
+        that `numpy.asarray` takes, become plain NumPy arrays: matrices, memory maps, tables, nested
+        lists and buffers of numbers; units are dropped. Integers and booleans become float64,
+        float32 where there is no double.
+    name : str, optional
+        What the caller calls it, for messages.
+    sharded : bool, optional
+        Whether torch's DTensors and JAX arrays with explicit axes are taken.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not numeric, or of a dtype that no format stands for; if it is sparse or masked.
+    ValueError
+        If it has fewer than two dimensions.
+    """
+    a = plain_array(a, name)
+    if not is_array(a):
+        given = a
+        try:
+            a = np.asarray(short(name, a))
+        except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign devices
+            raise ValueError(f"{name} is not a rectangular array of numbers: {error}") from None
+        if a.dtype.kind not in "biufc":
+            raise TypeError(
+                f"{name} must be an array of numbers, got dtype {a.dtype.name}: {shown(given)}"
+            )
+    if a.ndim < 2:
+        raise ValueError(
+            f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
+            f"reshape a vector with {name}[:, None]"
+        )
+    ops = ops_of(a)
+    ops.check_sharding(a, name, taken=sharded)
+    kind = dtype_name(a)
+    if kind == "bool" or kind.startswith(("int", "uint")):
+        return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
+    if not ops.format_name(a):
+        raise TypeError(
+            f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
+            "float64, float32, complex128 or complex64"
+        )
+    return a, ops
+
+
+def plain_array(a: Any, name: str) -> Any:
+    """Return an instance of a subclass of NumPy's arrays as one of them, all else as it is.
+
+    Raises
+    ------
+    TypeError
+        If `a` is sparse, masked, quantised or nested.
+    """
+    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
+        _refuse_sparse_or_masked(block, a, name)
+    if array_api_compat.is_torch_array(a):
+        _refuse_layout(a, name)
+    if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
+        return a.view(np.ndarray)  # np.matrix: its operators mean other things
+    return a
+
+
+def _refuse_sparse_or_masked(block: Any, a: Any, name: str) -> None:
+    """Raise for matrices of which not every entry is stored and meant, and name what makes them so.
+
+    Sparse matrices would silently be made dense, whatever that takes; the numbers that a mask hides
+    have no meaning.
+    """
+    dense = next((method for method in ("toarray", "todense") if hasattr(block, method)), "")
+    masked = isinstance(block, np.ma.MaskedArray)
+    if not dense and not masked:
+        return
+    kind = f"{'sparse' if dense else 'a masked array'} ({type(block).__name__})"
+    if block is not a:
+        remedy = f"lambda block: block.{dense}()" if dense else "numpy.ma.filled, fill_value=..."
+        raise TypeError(f"{name} has blocks that are {kind}; pass {name}.map_blocks({remedy})")
+    filled = f"{name}.filled(...), or {name}.data if no entry is masked"
+    remedy = f"{name}.{dense}()" if dense else filled
+    raise TypeError(f"{name} is {kind}; pass {remedy}")
+
+
+def refuse_hidden(
+    a: Array,
+    ops: Ops,
+    name: str,
+    remedy: str = "use orthogonalize(), which does not look",
+    *,
+    fixed_work: bool = True,
+) -> None:
+    """Raise where a function cannot look at entries, unless it has a form that needs no look."""
+    if 0 not in a.shape and ops.hidden(a) and not (fixed_work and ops.fixed_work):
+        raise TypeError(f"{name} looks at its matrix, which {ops.hiding}, or {remedy}")
+
+
+def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None:
+    """Raise TypeError for arrays of two libraries, ValueError for arrays on two devices."""
+    both, ops, others = f"{name} and {other_name}", ops_of(x), ops_of(other)
+    if ops.xp is not others.xp:
+        first, second = (
+            o.xp.__name__.removeprefix("array_api_compat.").partition(".")[0] for o in (ops, others)
+        )
+        raise TypeError(
+            f"{both} must be arrays of one library, got {first} and {second}; convert one of them"
+        )
+    if any(o.hidden(t) or o.spread(t) for o, t in ((ops, x), (others, other))):
+        return
+    first, second = (
+        getattr(device, "device_set", device)  # of JAX, where several share an array
+        for device in map(array_api_compat.device, (x, other))
+    )
+    if first != second:
+        raise ValueError(
+            f"{both} must be on one device, got {first} and {second}; move one of them"
+        )
+
+
+def _refuse_layout(x: Array, name: str) -> None:
+    """Raise for tensors that are no dense arrays of numbers, and say how to make one of them."""
+    if x.is_quantized:
+        raise TypeError(f"{name} is a quantised tensor ({x.dtype}); pass {name}.dequantize()")
+    if x.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pass its matrices, {name}.unbind(), one by one (a list of "
+            "them to orthogonalize_all)"
+        )
+    layout = str(x.layout).rpartition(".")[2]
+    if layout != "strided":
+        kind = "sparse" if layout.startswith("sparse") else "not a dense tensor"
+        raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
+
+
+def finite_peak(
+    x: Array,
+    ops: Ops,
+    name: str,
+    *,
+    look: bool = True,
+    locate: bool = True,
+    remedy: str = "remove them first",
+) -> Array:
+    """Return the largest absolute entry of each matrix, all of which must be finite.
+
+    Parameters
+    ----------
+    x : array
+        Stack of matrices that are not empty.
+    ops : Ops
+        Its arithmetic.
+    name : str
+        What the caller calls it, for the message.
+    look : bool, optional
+        Whether to read the entries at all, which stalls a device.
+    locate : bool, optional
+        Whether the message names an index: only where `x` has the shape that the caller gave.
+    remedy : str, optional
+        End of the message.
+
+    Returns
+    -------
+    array, shape (..., 1, 1)
+        As `Ops.max_abs` gives it: NaN or infinity for a matrix that is not finite, unless `look`.
+
+    Raises
+    ------
+    ValueError
+        If an entry is NaN or infinite, and `look`.
+    """
+    peak = ops.max_abs(x)
+    if look and not math.isfinite(ops.read(peak)):
+        locate = locate and not ops.spread(x)  # which would gather all of it
+        trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
+        raise ValueError(f"{name} {trouble}; {remedy}")
+    return peak
+
+
+def not_finite(a: np.ndarray) -> str:
+    """Say how many entries of an array are not finite and where the first is; "" if none.
+
+    Examples
+    --------
+    >>> not_finite(np.array([[1.0, np.nan]]))
+    'contains NaN or infinity in 1 of 2 entries, first at index (0, 1)'
+    """
+    bad = ~np.isfinite(a)
+    if not bad.any():
+        return ""
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    return f"contains NaN or infinity in {bad.sum()} of {a.size} entries, first at index {first}"

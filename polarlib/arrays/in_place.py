@@ -1,0 +1,75 @@
+"""What arrays that can be written to share: products and sums in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polarlib.arrays.ops import Ops
+
+Array = Any
+
+
+class InPlaceOps(Ops):
+    """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
+
+    def has_double(self, x: Array) -> bool:
+        """Always."""
+        return True
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``."""
+        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        return bool(x.flags.c_contiguous)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        if self._is_long(a, b):
+            return self._in_blocks(a, b, out)
+        return self.xp.matmul(a, b) if out is None else self.xp.matmul(a, b, out=out)
+
+    def _diagonal(self, z: Array) -> Array:
+        """Writable view of the diagonals."""
+        return z.diagonal(0, -2, -1)
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` in the storage of `z`."""
+        diagonal = self._diagonal(z)
+        diagonal += a
+        return z
+
+    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+        """Absorb ``alpha Z + beta I`` into the storage of Z."""
+        if self.fused:
+            return z, alpha, beta
+        if alpha != 1.0:
+            z *= alpha
+        return self.add_diagonal(z, beta), 1.0, 0.0
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; no operand is changed."""
+        product = self.matmul(a, b, out)
+        if alpha != 1.0:
+            product *= alpha
+        if beta == 1.0:
+            product += c
+        elif beta:
+            product += c * beta
+        return product
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
+        if owned:
+            x /= s
+            return x
+        return self.like(x / s, x)

@@ -1,0 +1,273 @@
+"""JAX: functional, traceable, sharded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from polarlib.arrays.ops import Diagonal, Ops, finite_only
+from polarlib.arrays.pytrees import Pytree
+from polarlib.arrays.settings import under_default_settings
+
+Array = Any
+
+
+@functools.lru_cache(maxsize=256)
+def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    """One compiled function for equal arguments: JAX traces it once for each shape."""
+    jax = importlib.import_module("jax")
+    return jax.jit(functools.partial(f, **dict(fixed)))
+
+
+@functools.cache
+def _register(kind: Any) -> None:
+    """Make a class of results a pytree of JAX."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in kind.static]
+    with contextlib.suppress(ValueError):  # another thread was quicker
+        jax = importlib.import_module("jax")
+        jax.tree_util.register_dataclass(kind, names, kind.static)
+
+
+def _explicit_sharding(x: Array) -> Any:
+    """Sharding over a mesh with explicit axes, which are part of the type of `x`, or None."""
+    jax = importlib.import_module("jax")
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+    types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
+    return sharding if any("Explicit" in str(kind) for kind in types) else None
+
+
+def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
+    """Sharding of a result: as `x`, if it has its shape, else along the axes of a stack alone."""
+    if shape == x.shape:
+        return sharding
+    jax = importlib.import_module("jax")
+    spec = tuple(sharding.spec)[: max(0, min(x.ndim - 2, len(shape)))]
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+
+
+class JaxOps(Ops):
+    """JAX: functional, traceable under jit."""
+
+    library = "jax"
+    native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    fixed_work = True
+    host_device = None  # NumPy reads arrays of every device, in parts as well
+    hiding = (
+        "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
+        "stack instead of vmap"
+    )
+
+    @classmethod
+    def of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic; the first call makes classes of results known to JAX."""
+        for kind in Pytree.__subclasses__():
+            _register(cast(Any, kind))
+        return super().of(x, xp)
+
+    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Refuse matrices that are sharded explicitly where whole ones are needed."""
+        if taken:
+            return
+        sharding = _explicit_sharding(x)
+        spec = () if sharding is None else (*sharding.spec, *[None] * x.ndim)[: x.ndim]
+        if any(axes is not None for axes in spec[-2:]):
+            raise TypeError(
+                f"{name} is sharded along explicit axes, {sharding.spec}, which orthogonalize, "
+                "orthogonalize_all, polar and the lmo of spectral(polar=orthogonalize) take; pass "
+                f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
+            )
+
+    def has_double(self, x: Array) -> bool:
+        """Only with 64-bit types enabled."""
+        return bool(importlib.import_module("jax").config.jax_enable_x64)
+
+    def _matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` in full: by default float32 is tf32 on GPUs and bfloat16 on TPUs."""
+        return self.xp.matmul(a, b, precision="highest")
+
+    def _is_long(self, a: Array, b: Array) -> bool:
+        """Not of what is traced or lies in parts, which blocks could cut across."""
+        known = not (self.records(a) or self.records(b) or self.spread(a) or self.spread(b))
+        return known and super()._is_long(a, b)
+
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
+        """Return ``f`` with all but its array fixed, as one compiled function."""
+        return _jitted(f, tuple(sorted(fixed.items())))
+
+    def writable(self, x: Array) -> bool:
+        """JAX arrays are immutable."""
+        return False
+
+    def records(self, x: Array) -> bool:
+        """Whether JAX traces: under grad, jvp, vmap or jit."""
+        return isinstance(x, importlib.import_module("jax").core.Tracer)
+
+    def spread(self, x: Array) -> bool:
+        """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
+        if not self.records(x):
+            return not x.sharding.is_fully_replicated
+        sharding = _explicit_sharding(x)
+        return sharding is not None and any(axes is not None for axes in sharding.spec)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return super().to_host(self._visible(x))
+
+    def read(self, x: Array) -> float:
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
+        return float(self._visible(self.max(x)))
+
+    def _visible(self, x: Array) -> Array:
+        if self.hidden(x):
+            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
+        return x
+
+    def device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to every device that has a part of it."""
+        if self.records(x) or len(x.sharding.device_set) == 1:
+            return super().device_of(x)
+        sharding = importlib.import_module("jax").sharding
+        if not isinstance(x.sharding, sharding.NamedSharding):
+            return None
+        return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
+        """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
+        jax = importlib.import_module("jax")
+        given = _explicit_sharding(x)
+        if self.records(x):
+            if given is None:
+                return f(x)
+            shapes = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
+            places = jax.tree.map(lambda y: _place_like(x, given, y.shape), shapes)
+            return jax.sharding.auto_axes(f, out_sharding=places)(x)
+        if given is None:
+            if x.sharding.is_fully_replicated:
+                return f(x)
+            place, result = x.sharding, f(x)
+        else:
+            sharding = jax.sharding
+            types = (sharding.AxisType.Auto,) * len(given.mesh.axis_names)
+            mesh = sharding.Mesh(given.mesh.devices, given.mesh.axis_names, axis_types=types)
+            with sharding.use_abstract_mesh(mesh.abstract_mesh):
+                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)))
+            place = given
+
+        def put(y: Any) -> Any:
+            if not isinstance(y, jax.Array) or (given is None and y.shape != x.shape):
+                return y
+            return jax.device_put(y, _place_like(x, place, y.shape))
+
+        return jax.tree.map(put, result)
+
+    def hidden(self, x: Array) -> bool:
+        """Whether JAX knows no entries."""
+        return self.records(x)
+
+    def repeat_while(
+        self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
+    ) -> Any:
+        """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
+        return importlib.import_module("jax").lax.while_loop(going, step, state)
+
+    def empty_result(self, x: Array) -> Array:
+        """Itself: it is immutable."""
+        return x
+
+    def differentiable(
+        self,
+        f: Callable[..., tuple[Array, ...]],
+        jvp: Callable[..., tuple[Array, ...]],
+        vjp: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        keep: bool,
+    ) -> tuple[Array, ...]:
+        """Return ``f(*arrays)`` with a rule for forward derivatives, which JAX transposes.
+
+        Where results are not kept, what lies between is computed anew: ``jax.checkpoint``.
+        """
+        if not any(self.records(x) for x in arrays):
+            return f(*arrays)
+        jax = importlib.import_module("jax")
+
+        f, jvp = under_default_settings(f), under_default_settings(jvp)
+
+        @jax.custom_jvp
+        def function(*arrays: Array) -> tuple[Array, ...]:
+            return f(*map(self.xp.asarray, arrays))  # JAX may hand NumPy's arrays on
+
+        @function.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            primals = tuple(map(self.xp.asarray, primals))
+            results = function(*primals)
+            if keep:
+                return results, jvp(primals, results, tangents)
+            return results, jax.checkpoint(lambda x, e: jvp(x, (), e))(primals, tangents)
+
+        return function(*arrays)
+
+    def lyapunov(
+        self,
+        h: Array,
+        w: Array,
+        diagonalise: Callable[[Array], Diagonal],
+        weight: complex = 1.0,
+    ) -> Array:
+        """Solve the equation; JAX differentiates it, not the eigenvectors."""
+        if not (self.records(h) or self.records(w)):
+            return super().lyapunov(h, w, diagonalise, weight)
+        lax = importlib.import_module("jax").lax
+        d = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
+        conj = self.xp.conj
+
+        def multiplied(x: Array) -> Array:
+            y = self.matmul(h, x) + weight * self.matmul(x, h)
+            return y if d.shift is None else y + d.shift * x
+
+        return lax.custom_linear_solve(
+            multiplied,
+            w,
+            lambda _, b: self._by_eigenvectors(b, d),
+            lambda _, b: conj(self._by_eigenvectors(conj(b), self._adjoint_of(d))),
+        )
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN: XLA loses it in 4096 and more."""
+        xp = self.xp
+        lost = xp.any(xp.isnan(x), axis=axis, keepdims=keepdims)
+        return xp.where(lost, math.nan, xp.max(x, axis=axis, keepdims=keepdims))
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; 16-bit products stay in float32 until the addend is in.
+
+        JAX would round Python scalars to the 16-bit format: they meet float32 arrays only.
+        """
+        if not self.fused:
+            return super().gemm(a, b, c, alpha, beta)
+        wide = self.xp.float32
+        product = self.xp.matmul(a, b, precision="highest", preferred_element_type=wide)
+        return (product * alpha + c.astype(wide) * beta).astype(a.dtype)
+
+    @finite_only
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``."""
+        solve = importlib.import_module("jax.scipy.linalg").solve_triangular
+        return solve(l, b, lower=True, trans="C" if adjoint else "N")

@@ -1,0 +1,266 @@
+"""NumPy: kernels in place through BLAS, factorisations through SciPy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from polarlib.arrays import blas
+from polarlib.arrays.in_place import InPlaceOps
+from polarlib.arrays.ops import LARGE_BLOCK, finite_only, numpy_dtype, ranges, unless_it_fails
+
+Array = Any
+# Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
+# more. Chosen by experiment.
+BLAS_FROM = 1 << 14
+# ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
+CANCELS = 8.0
+
+
+class NumpyOps(InPlaceOps):
+    """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
+
+    library = "numpy"
+    host = True
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries of `x` can be assigned to."""
+        return bool(x.flags.writeable)
+
+    def dtype(self, name: str) -> Any:
+        """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
+        return numpy_dtype(name)
+
+    def cast(self, x: Array, format_name: str) -> Array:
+        """Convert to the dtype of a format, in the byte order that kernels work in."""
+        x = super().cast(x, format_name)
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+    def at_least_single(self, x: Array) -> Array:
+        """Widen formats narrower than float32 to it, in the byte order that kernels work in."""
+        name = self.format_name(x)
+        return self.cast(x, name if name in ("float32", "float64") else "float32")
+
+    def _diagonal(self, z: Array) -> Array:
+        """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
+        return np.einsum("...ii->...i", z)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        work = a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if self._is_long(a, b) or not _worth_blas(work, a, b, a if out is None else out):
+            return super().matmul(a, b, out)
+        return blas.matmul(a, b, out)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``, Hermitian bit for bit."""
+        if x.shape[-2] >= 2 * LARGE_BLOCK:
+            blocks = ranges(x.shape[-2], LARGE_BLOCK)
+            return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
+        if not _worth_blas(x.shape[-2] * x.shape[-1] ** 2, x, x if out is None else out):
+            return super().gram(x, out)
+        return blas.whole_gram(x, out)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` without temporaries, rounded once."""
+        work = a.shape[-2] * a.shape[-1] * b.shape[-1]
+        if not _worth_blas(work, a, b, c, a if out is None else out):
+            return super().gemm(a, b, c, alpha, beta, out)
+        if beta:
+            out = np.empty(c.shape, c.dtype) if out is None else out
+            out[...] = c
+        return blas.matmul(a, b, out, alpha=alpha, beta=beta)
+
+    def made_hermitian(self, z: Array) -> Array:
+        """Hermitian bit for bit, since squares are taken as Gram products."""
+        if not _worth_blas(z.size, z) or not _is_contiguous(z):
+            return self.hermitian_part(z)
+        blas.mirror(blas.columns(z)[0])
+        return z
+
+    def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
+        """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.
+
+        It is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over diagonals, and
+        a square that is a Gram product. `g` is given back bit for bit.
+        """
+        if not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
+            return super().quadratic(g, c, out)
+        s = c[1] / (2 * c[2])
+        diagonal = self._diagonal(g)
+        saved = diagonal + 0.0
+        diagonal += s
+        square = self.gram(g, out)
+        diagonal[...] = saved
+        square *= c[2]
+        return self.add_diagonal(square, -c[2] * s * s)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array, summed in its storage."""
+        if self.fused:
+            return super().combine(coefficients, matrices)
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total += m if isinstance(c, float) and c == 1.0 else m * c
+        return total
+
+    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x * s``, in the storage of `x` if it is owned."""
+        if not owned:
+            return super().scale(x, s)
+        x *= s
+        return x
+
+    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, in the storage of `z` if it is owned, else with one copy."""
+        if not _worth_blas(z.size, z):
+            return super().hermitian_part(z)
+        z = z if owned else z.copy(order="K")
+        blas.split(z)
+        return z
+
+    def hermitian_split(self, w: Array) -> tuple[Array, Array]:
+        """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
+        if not _worth_blas(w.size, w):
+            return super().hermitian_split(w)
+        rest = blas.split(w)
+        return w, np.full((1, 1), rest, w.real.dtype)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry (of real and imaginary parts, if complex), in one pass."""
+        if not _worth_blas(x.size, x) or not _is_contiguous(x):
+            return super().max_abs(x)
+        return np.full((1, 1), blas.max_abs(x), x.real.dtype)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm without a temporary."""
+        x = self.at_least_single(x)
+        if _worth_blas(x.size, x) and _is_contiguous(x):
+            return np.full((1, 1), blas.norm(x), x.real.dtype)
+        parts = (x.real, x.imag) if self.is_complex(x) else (x,)
+        if x.shape[-2] * x.shape[-1] <= BLAS_FROM:
+            square = sum(np.einsum("...ij,...ij->...", part, part) for part in parts)
+        else:  # one run over all entries would lose digits
+            rows = sum(np.einsum("...ij,...ij->...i", part, part) for part in parts)
+            square = np.sum(rows, axis=-1, dtype=np.float64)
+        return np.asarray(np.sqrt(square), dtype=x.real.dtype)[..., None, None]
+
+    @staticmethod
+    def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
+        """Apply a function of matrices to stacks of them (SciPy batches only some routines)."""
+        batch = stacks[0].shape[:-2]
+        if not batch:
+            return f(*stacks)
+        flat = [s.reshape((-1, *s.shape[-2:])) for s in stacks]
+        if flat[0].shape[0] == 0:  # an empty stack: the shapes come from one matrix of zeros
+            results = f(*(np.zeros(s.shape[-2:], s.dtype) for s in stacks))
+            return tuple(np.empty((*batch, *r.shape), r.dtype) for r in results)
+        whole: tuple[Array, ...] = ()
+        for i, matrices in enumerate(zip(*flat, strict=True)):
+            results = f(*matrices)
+            whole = whole or tuple(np.empty((len(flat[0]), *r.shape), r.dtype) for r in results)
+            for stack, r in zip(whole, results, strict=True):
+                stack[i] = r
+        return tuple(stack.reshape((*batch, *stack.shape[1:])) for stack in whole)
+
+    @finite_only
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
+
+        def one(a: Array) -> tuple[Array, ...]:
+            svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
+
+            def lost() -> tuple[Array, ...]:
+                (m, n), k = a.shape, min(a.shape)
+                return tuple(self._nan(a, shape) for shape in ((m, k), (k,), (k, n)))
+
+            return unless_it_fails(
+                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lost)
+            )
+
+        u, s, vh = self._each(one, x)
+        return u, s, vh
+
+    @finite_only
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
+        return q, r
+
+    @finite_only
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+
+        def one(a: Array) -> tuple[Array, ...]:
+            factor = functools.partial(scipy.linalg.cholesky, a, lower=True, check_finite=False)
+            return (unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
+
+        return self._each(one, z)[0]
+
+    def is_definite(self, z: Array, shift: Array) -> bool:
+        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
+
+        def one(a: Array, s: Array) -> bool:
+            # The transpose of a Hermitian matrix has its eigenvalues, and the other memory order.
+            y = np.array(blas.columns(a)[0], order="F")
+            blas.add_diagonal(y, -s.item())
+            # Some implementations go on when they meet NaN.
+            return blas.cholesky(y) and bool(np.isfinite(blas.diagonal(y)).all())
+
+        stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
+        return all(one(a, s) for a, s in stacks)
+
+    def count_above(self, h: Array, cut: float) -> np.ndarray:
+        """How many eigenvalues exceed `cut` times the largest: the inertia of a shifted matrix."""
+        counts = [blas.count_above(blas.columns(a)[0], cut) for a in h.reshape(-1, *h.shape[-2:])]
+        return np.array(counts, dtype=int).reshape(h.shape[:-2])
+
+    @finite_only
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
+
+        def one(l: Array, b: Array) -> tuple[Array, ...]:
+            trans = "C" if adjoint else "N"
+            solve = functools.partial(
+                scipy.linalg.solve_triangular, l, b, lower=True, trans=trans, check_finite=False
+            )
+            return (unless_it_fails(solve, lambda: np.full_like(b, np.nan)),)
+
+        return self._each(one, l, b)[0]
+
+    @finite_only
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; NaN if singular."""
+        getrf, getri, work_size = scipy.linalg.get_lapack_funcs(
+            ("getrf", "getri", "getri_lwork"), (x,)
+        )
+
+        def one(a: Array) -> tuple[Array, ...]:
+            lu, pivots, info = getrf(a)
+            if info > 0:
+                return (np.full_like(a, np.nan),)
+            work, _ = work_size(a.shape[0])
+            return (getri(lu, pivots, lwork=int(np.real(work)), overwrite_lu=True)[0],)
+
+        return self._each(one, x)[0]
+
+
+def _worth_blas(size: int, *arrays: Array) -> bool:
+    """Whether matrices are for SciPy's kernels: of one of their types, and large enough."""
+    return size >= BLAS_FROM and blas.has_kernels(*arrays)
+
+
+def _is_contiguous(x: Array) -> bool:
+    return bool(x.flags.c_contiguous or x.flags.f_contiguous)

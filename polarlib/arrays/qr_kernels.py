@@ -1,0 +1,377 @@
+"""QR factorisations of NumPy matrices in place, with pivoting if asked, and of two triangles.
+
+SciPy's wrappers of LAPACK copy whatever is not contiguous, and blocks of a matrix never are. So
+these algorithms call the routines themselves, with leading dimensions, through the pointers that
+``scipy.linalg.cython_blas`` and ``cython_lapack`` publish for compiled code. Matrices are
+column-major, of one of the four types of BLAS; blocks of them are views.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "Householder",
+    "apply",
+    "factorise",
+    "has_pointers",
+    "invert",
+    "over_identity",
+    "two_triangles",
+]
+
+Array = Any
+
+# Columns of a block reflector, and of the panels in it that LAPACK factorises: of the factorisation
+# without pivoting (wide blocks are applied faster), and everywhere else. Chosen by experiment.
+WIDE, PANEL = 128, 64
+# Of the sketches. Not a number that users seed matrices with: a sketch must know nothing of them.
+SEED = 0x51C3
+_LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
+
+
+class Householder(NamedTuple):
+    """``X P = Q R``: what is left where X was, and where the columns went.
+
+    Attributes
+    ----------
+    x : array, shape (m, n)
+        R on and above the diagonal, Householder vectors below.
+    blocks : list of array
+        Triangular factors T of the block reflectors ``I - V T V^H``.
+    order : array of int, shape (n,), or None
+        Column ``order[j]`` of X is column j of X P; None without pivoting.
+    """
+
+    x: Array
+    blocks: list[Array]
+    order: Array | None
+
+
+# -- BLAS and LAPACK with leading dimensions ----------------------------------------------------
+
+_flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "CLNRUT"}
+
+
+def _published(name: str) -> tuple[Any, bytes]:
+    """The capsule that SciPy publishes for a routine, and the signature in it."""
+    import scipy.linalg.cython_blas
+    import scipy.linalg.cython_lapack
+
+    tables = scipy.linalg.cython_blas.__pyx_capi__, scipy.linalg.cython_lapack.__pyx_capi__
+    capsule = next(table[name] for table in tables if name in table)
+    return capsule, _of_capsule("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
+
+
+def _of_capsule(name: str, *types: Any) -> Callable[..., Any]:
+    """A function of Python's own, with types of ours: those of ctypes.pythonapi's are shared."""
+    return ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
+
+
+@functools.cache
+def _routine(name: str) -> Callable[..., None]:
+    """A routine by its name, which begins with the letter of its type."""
+    capsule, signature = _published(name)
+    types = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
+    pointer = _of_capsule("PyCapsule_GetPointer", *types)(capsule, signature)
+    arguments = [ctypes.c_void_p] * (signature.count(b",") + 1)
+    return ctypes.CFUNCTYPE(None, *arguments)(pointer)
+
+
+@functools.cache
+def has_pointers() -> bool:
+    """Whether SciPy publishes the pointers, for integers of the size that is used here."""
+    try:
+        for name in ("trmm", "trsm", "geqrt", "trtri", "getrf"):
+            _routine("d" + name)
+        signature = _published("dgemm")[1]
+    except (AttributeError, ImportError, StopIteration):
+        return False
+    return signature.startswith(b"void (char *, char *, int *, int *, int *, ")
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Call a routine: letters, integers and matrices (with leading dimension) as they come.
+
+    Numbers that are no integers must be given as arrays.
+    """
+    matrix = next(a for a in arguments if isinstance(a, np.ndarray) and a.ndim == 2)
+    passed: list[Any] = []
+    for a in arguments:
+        if isinstance(a, str):
+            passed.append(_flags[a])
+        elif isinstance(a, int):
+            passed.append(ctypes.byref(ctypes.c_int(a)))
+        else:
+            passed.append(a.ctypes.data)
+            if a.ndim == 2:
+                passed.append(ctypes.byref(ctypes.c_int(_leading(a))))
+    _routine(_LETTERS[matrix.dtype.char] + name)(*passed)
+
+
+def _leading(a: Array) -> int:
+    """Leading dimension. Strides of axes of length one mean nothing."""
+    return a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0])
+
+
+@functools.lru_cache(maxsize=64)  # read-only, since routines take its address
+def _scalar(value: float, kind: str) -> Array:
+    scalar = np.array(value, dtype=kind)
+    scalar.flags.writeable = False
+    return scalar
+
+
+def _gemm(
+    alpha: float, a: Array, b: Array, beta: float, c: Array, *, left: str = "N", right: str = "N"
+) -> None:
+    """``C <- alpha op(A) op(B) + beta C``."""
+    k = a.shape[1] if left == "N" else a.shape[0]
+    if c.size and k:
+        kind = c.dtype.char
+        scalars = _scalar(alpha, kind), _scalar(beta, kind)
+        _call("gemm", left, right, *c.shape, k, scalars[0], a, b, scalars[1], c)
+
+
+def _trmm(
+    alpha: float,
+    a: Array,
+    b: Array,
+    *,
+    side: str = "L",
+    uplo: str = "U",
+    trans: str = "N",
+    unit: bool = False,
+) -> None:
+    """``B <- alpha op(A) B`` or ``alpha B op(A)``, A triangular."""
+    if b.size:
+        diagonal = "U" if unit else "N"
+        _call("trmm", side, uplo, trans, diagonal, *b.shape, _scalar(alpha, b.dtype.char), a, b)
+
+
+def invert(r: Array) -> bool:
+    """Replace an upper triangular matrix by its inverse; False if its diagonal has a zero."""
+    info = np.zeros(1, np.intc)
+    if r.size:
+        _call("trtri", "U", "N", r.shape[0], r, info)
+    return not info[0]
+
+
+# -- QR ------------------------------------------------------------------------------------------
+
+
+def _panel(v: Array) -> Array:
+    """QR of a few columns in place; the triangular factor of their block reflector."""
+    m, b = v.shape
+    t = np.zeros((b, b), v.dtype, order="F")
+    inner = min(PANEL, b)
+    parts = np.empty((inner, b), v.dtype, order="F")
+    info = np.zeros(1, np.intc)
+    _call("geqrt", m, b, inner, v, parts, np.empty(inner * b, v.dtype), info)
+    for i in range(0, b, inner):
+        e = min(b, i + inner)
+        t[i:e, i:e] = np.triu(parts[: e - i, i:e])
+        if i:  # -T_1 V_1^H V_2 T_2
+            corner = t[:i, i:e]
+            corner[...] = v[i:e, :i].conj().T
+            _trmm(1.0, v[i:e, i:e], corner, side="R", uplo="L", unit=True)
+            _gemm(1.0, v[e:, :i], v[e:, i:e], 1.0, corner, left="C")
+            _trmm(-1.0, t[:i, :i], corner)
+            _trmm(1.0, t[i:e, i:e], corner, side="R")
+    return t
+
+
+def _reflect(v: Array, t: Array, c: Array, work: Array, *, adjoint: bool) -> None:
+    """``C <- (I - V T V^H) C``, or with T^H; V unit lower trapezoidal."""
+    b = v.shape[1]
+    w = _shaped(work, b, c.shape[1])
+    w[...] = c[:b]
+    _trmm(1.0, v[:b], w, uplo="L", trans="C", unit=True)
+    _gemm(1.0, v[b:], c[b:], 1.0, w, left="C")
+    _trmm(1.0, t, w, trans="C" if adjoint else "N")
+    _gemm(-1.0, v[b:], w, 1.0, c[b:])
+    _trmm(1.0, v[:b], w, uplo="L", unit=True)
+    c[:b] -= w
+
+
+def _shaped(work: Array, rows: int, columns: int) -> Array:
+    """A column-major matrix in the storage of a vector."""
+    return work[: rows * columns].reshape((rows, columns), order="F")
+
+
+def factorise(x: Array, *, pivot: bool = False) -> Householder:
+    """QR factorisation of a tall matrix, in its own storage.
+
+    Parameters
+    ----------
+    x : array, shape (m, n)
+        Column-major, m >= n; written over.
+    pivot : bool, optional
+        Order the columns, a block at a time, by Gaussian elimination with pivoting on a random
+        sketch of what is left: the rows of R come out graded, and well-conditioned apart from that.
+        A third more expensive; the generator's seed is fixed.
+
+    Returns
+    -------
+    Householder
+
+    Notes
+    -----
+    Pivots from sketches: P.-G. Martinsson, G. Quintana-Orti, N. Heavner, R. van de Geijn, SIAM J.
+    Sci. Comput. 39 (2017) C96-C115; by Gaussian elimination: Y. Dong, P.-G. Martinsson, Adv.
+    Comput. Math. 49 (2023) 66.
+    """
+    m, n = x.shape
+    width = max(1, min(PANEL if pivot else WIDE, n))
+    work = np.empty(width * n, x.dtype)
+    order: Array | None = None
+    sketch: Array | None = None
+    if pivot:
+        order = np.arange(n)
+        sketch = np.empty((width, n), x.dtype, order="F")
+        random = np.random.default_rng(SEED).standard_normal((m, width)).astype(x.dtype).T
+        _gemm(1.0, random, x, 0.0, sketch)
+    blocks = []
+    for j in range(0, n, width):
+        e = min(n, j + width)
+        if sketch is not None and order is not None:
+            moved, source = _exchanges(sketch[:, j:], work)
+            for a in (x.T, sketch.T, order):
+                a[j + moved] = a[j + source]
+        v, rest = x[j:, j:e], x[j:, e:]
+        t = _panel(v)
+        blocks.append(t)
+        _reflect(v, t, rest, work, adjoint=True)
+        if sketch is not None and e < n:
+            if not np.all(np.diagonal(v)):  # exactly singular: nothing is left to be ordered
+                sketch = None
+                continue
+            w = _shaped(work, e - j, n - e)
+            w[...] = rest[: e - j]
+            one = _scalar(1.0, x.dtype.char)
+            _call("trsm", "L", "U", "N", "N", *w.shape, one, v, w)
+            _gemm(-1.0, sketch[:, j:e], w, 1.0, sketch[:, e:])
+    return Householder(x, blocks, order)
+
+
+def _exchanges(sketch: Array, work: Array) -> tuple[Array, Array]:
+    """Positions that change when the columns of most weight come first, and what they then hold."""
+    b, n = sketch.shape
+    a = _shaped(work, n, b)
+    a[...] = sketch.T
+    pivots = np.zeros(min(n, b), np.intc)
+    _call("getrf", n, b, a, pivots, np.zeros(1, np.intc))
+    source = np.arange(n)
+    for i, p in enumerate((pivots - 1).tolist()):
+        source[[i, p]] = source[[p, i]]
+    moved = np.flatnonzero(source != np.arange(n))
+    return moved, source[moved]
+
+
+def apply(q: Householder, c: Array) -> Array:
+    """Replace C, of m rows, by Q C, in place.
+
+    Parameters
+    ----------
+    q : Householder
+    c : array, shape (m, k)
+        Column-major.
+    """
+    n = q.x.shape[1]
+    width = q.blocks[0].shape[0] if q.blocks else 1
+    work = np.empty(width * c.shape[1], c.dtype)
+    for j, t in reversed(list(zip(range(0, n, width), q.blocks, strict=True))):
+        _reflect(q.x[j:, j : j + t.shape[0]], t, c[j:], work, adjoint=False)
+    return c
+
+
+def over_identity(x: Array, root: float) -> Array:
+    """Return ``Q_1 Q_2^H`` with ``[root X; I] = [Q_1; Q_2] R``, by QR in the storage of the stack.
+
+    Parameters
+    ----------
+    x : array, shape (n, n)
+        Finite, in any memory order; not changed.
+    root : float
+        Positive.
+    """
+    n = x.shape[0]
+    kind = x.dtype.char
+    q = np.zeros((2 * n, n), kind, order="F")
+    np.multiply(x, x.dtype.type(root), out=q[:n])
+    np.einsum("ii->i", q[n:])[...] = 1
+    factors, info = np.empty(n, kind), np.zeros(1, np.intc)
+    work = np.empty(PANEL * n, kind)
+    _call("geqrf", 2 * n, n, q, factors, work, work.size, info)
+    explicit = "ungqr" if x.dtype.kind == "c" else "orgqr"
+    _call(explicit, 2 * n, n, n, q, factors, work, work.size, info)
+    del work  # before the product takes storage
+    product = np.empty((n, n), kind, order="F")
+    _gemm(1.0, q[:n], q[n:], 0.0, product, right="C")
+    return product
+
+
+def two_triangles(r: Array, s: float, scale: float, work: Array) -> Array:
+    """Replace R by ``scale Q_1 Q_2^H`` with ``[R; s I] = [Q_1; Q_2] S``, Q_1 and Q_2 triangular.
+
+    That is ``scale s R (R^H R + s^2 I)^-1``, in as many operations as one product of full matrices
+    takes, where QR of the stack without regard to its zeros takes five times as many.
+
+    Parameters
+    ----------
+    r : array, shape (n, n)
+        Upper triangular, zeros below; column-major; written over.
+    s, scale : float
+        Positive.
+    work : array, shape (n, n)
+        Column-major; written over.
+
+    Returns
+    -------
+    array, shape (n, n)
+        In the storage of `r`.
+    """
+    n = r.shape[0]
+    v = work
+    v[...] = 0
+    v.T.reshape(-1)[:: n + 1] = s
+    width = min(PANEL, n)
+    buffer = np.empty(width * n, r.dtype)
+    stack = np.empty(width * (n + width), r.dtype)
+    starts = range(0, n, width)
+    blocks = []
+    # Householder vectors are [I; V] with V upper triangular: R and V become S and V.
+    for j in starts:
+        e = min(n, j + width)
+        b = e - j
+        panel = _shaped(stack, b + e, b)
+        panel[:b], panel[b:] = r[j:e, j:e], v[:e, j:e]
+        t = _panel(panel)
+        blocks.append(t)
+        v[:e, j:e] = panel[b:]
+        if e < n:
+            rest = r[j:e, e:]
+            w = _shaped(buffer, b, n - e)
+            w[...] = rest
+            _gemm(1.0, v[:e, j:e], v[:e, e:], 1.0, w, left="C")
+            _trmm(1.0, t, w, trans="C")
+            rest -= w
+            _gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
+    # The first n columns of Q, from the last block to the first: S and V become Q_1 and Q_2.
+    for j, t in reversed(list(zip(starts, blocks, strict=True))):
+        e = min(n, j + width)
+        if e < n:
+            w = _shaped(buffer, e - j, n - e)
+            _gemm(1.0, v[:e, j:e], v[:e, e:], 0.0, w, left="C")
+            _trmm(1.0, t, w)
+            np.negative(w, out=r[j:e, e:])
+            _gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
+        r[j:e, j:e] = -t
+        _trmm(-1.0, t, v[:e, j:e], side="R")
+    r.T.reshape(-1)[:: n + 1] += 1
+    _trmm(scale, v, r, side="R", trans="C")
+    return r

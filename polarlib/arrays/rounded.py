@@ -1,0 +1,215 @@
+"""rounded(ops, format): the same algorithms in another number format.
+
+Where the library multiplies in the format itself, it does. Elsewhere the hardware is simulated as
+it works: operands rounded to the format, the product in single precision, the addend joined there,
+one rounding of the result. Matrices of 8 bits carry a power of two each, as the operands of 8-bit
+products do, that brings the largest entry near the top of the format: unscaled, e4m3 would lose all
+entries below 2**-10, and with them most of a normalised matrix of 1000 columns. Nothing above this
+module can tell which; a trace says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.ops import Ops, is_native
+
+__all__ = ["Simulated", "round_to", "rounded"]
+
+Array = Any
+
+
+def round_to(x: Array, precision: Format, ops: Ops) -> Array:
+    """Round a float32 or complex64 array to a narrower format, to nearest, ties to even.
+
+    Parameters
+    ----------
+    x : array
+        float32 or complex64.
+    precision : Format
+        tf32, bfloat16, float16, float8_e4m3 or float8_e5m2.
+    ops : Ops
+        Arithmetic of the array's library.
+
+    Returns
+    -------
+    array
+        Same dtype, every entry a number of the format. Overflow gives infinity, in e4m3 NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.arrays.ops import ops_of
+    >>> x = np.float32([1 + 2**-8, 1 + 3 * 2**-8, 3.4e38])
+    >>> [float(v) for v in round_to(x, format_of("bfloat16"), ops_of(x))]
+    [1.0, 1.015625, inf]
+    """
+    return ops.entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+
+
+def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
+    xp = ops.xp
+    if ops.is_complex(x):
+        return _rounded_to(xp.real(x), precision, ops) + 1j * _rounded_to(
+            xp.imag(x), precision, ops
+        )
+    y = _rounded_bits(x, precision, xp) if hasattr(x, "view") else _rounded_units(x, precision, ops)
+    y = xp.where(y > precision.largest, precision.saturates_to, y)
+    y = xp.where(y < -precision.largest, -precision.saturates_to, y)
+    # Neither way of rounding need keep a NaN one.
+    return xp.where(xp.isnan(x), x, y)
+
+
+def _rounded_bits(x: Array, precision: Format, xp: Any) -> Array:
+    """Round by the bit pattern: fast, for libraries that show it.
+
+    Half a unit is added and the tail masked off; a carry runs into the exponent as it must.
+    Subnormal numbers are multiples of the smallest.
+    """
+    drop = 24 - precision.significand
+    bits = xp.asarray(x, copy=True).view(xp.int32)  # a copy is contiguous, as views of bits need
+    half = (1 << (drop - 1)) - 1
+    y = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(xp.float32)
+    if precision.smallest_normal > 2.0**-126:
+        small = xp.abs(x) < precision.smallest_normal
+        unit = precision.smallest_normal * precision.epsilon
+        y = xp.where(small, xp.round(xp.where(small, x, 0.0) / unit) * unit, y)
+    return y
+
+
+def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
+    """Round to multiples of the unit in the last place: for any library."""
+    xp = ops.xp
+    finite = xp.isfinite(x)
+    wide = xp.where(finite, x, xp.zeros_like(x))
+    if ops.has_double(x):
+        wide = xp.astype(wide, xp.float64)
+    size = xp.abs(wide)
+    normal = size >= precision.smallest_normal
+    size = xp.where(normal, size, xp.full_like(size, precision.smallest_normal))
+    exponent = xp.floor(xp.log2(size))
+    # Just below a power of two a logarithm in single precision is rounded up to its exponent.
+    exponent = xp.where(2.0**exponent > size, exponent - 1, exponent)
+    unit = 2.0**exponent * precision.epsilon
+    return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
+
+
+class Simulated:
+    """Arithmetic in a narrow format on float32 or complex64 carriers.
+
+    A wrapper: whatever is not a product, a combination or a conversion is the library's own.
+    Results are numbers of the format; in 8 bits, times one power of two for each matrix.
+
+    Parameters
+    ----------
+    base : Ops
+        Full-precision arithmetic of the library.
+    precision : Format
+        The format that is simulated.
+    """
+
+    simulated = True
+    fused = True
+    gram = Ops.gram
+    gemm_hermitian = Ops.gemm_hermitian
+    quadratic = Ops.quadratic
+    made_hermitian = Ops.made_hermitian
+    buffer = Ops.buffer
+    reusable = Ops.reusable
+    fold = Ops.fold
+    enter = Ops.enter
+
+    def __init__(self, base: Ops, precision: Format) -> None:
+        self.base = base
+        self.precision = precision
+        self.working = precision.name
+        # A tf32 product reads rounded operands and leaves a float32 result.
+        self._rounds_results = precision.name != "tf32"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def _round(self, x: Array) -> Array:
+        if not self.precision.scaled:
+            return round_to(x, self.precision, self.base)
+        # Largest entries lie in [top, 2 top), and rounding up to 2 top does not overflow.
+        top = 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
+        scale = self.base.binary_scale(self.base.max_abs(x)) / top
+        return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
+
+    def cast(self, x: Array, format_name: str) -> Array:
+        """Convert to the carrier and round, if to the simulated format."""
+        if format_name != self.precision.name:
+            return self.base.cast(x, format_name)
+        x = self.base.cast(x, self.precision.carrier)
+        return self._round(x) if self._rounds_results else x
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b`` rounded once."""
+        return self.gemm(a, b, a, out=out)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
+        if not self._rounds_results:
+            a, b = self._round(a), self._round(b)
+        y = self.base.matmul(a, b) * alpha
+        if beta:
+            y = y + c * beta
+        return self._round(y) if self._rounds_results else y
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` rounded once; `z` is given up."""
+        y = self.base.add_diagonal(z, a)
+        return self._round(y) if self._rounds_results else y
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i`` rounded once."""
+        y = self.base.combine(coefficients, matrices)
+        return self._round(y) if self._rounds_results else y
+
+
+def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
+    """Arithmetic of a library in a number format: its own, or a simulation.
+
+    Parameters
+    ----------
+    ops : Ops
+        Full-precision arithmetic of the library.
+    precision : str
+        Format name.
+    is_complex : bool, optional
+        Whether the entries are complex: narrow formats are then always simulated, part by part.
+
+    Returns
+    -------
+    Ops
+        Its ``simulated`` says which. Use its ``cast(x, precision)`` first.
+
+    Raises
+    ------
+    ValueError
+        For an unknown format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.arrays.ops import ops_of
+    >>> rounded(ops_of(np.eye(2)), "bfloat16").simulated
+    True
+    """
+    wanted = format_of(precision)
+    if is_native(ops, wanted, is_complex=is_complex):
+        return ops.working_in(wanted.name)
+    return cast(Ops, Simulated(ops, wanted))

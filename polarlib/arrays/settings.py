@@ -1,0 +1,169 @@
+"""Settings of libraries and of the caller, for the time of a call: errors, promotion, warnings."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+__all__ = [
+    "at_trace_time",
+    "held_back",
+    "ignore_float_errors",
+    "looks",
+    "looks_at_nothing",
+    "traced_by_dynamo",
+    "under_default_settings",
+    "warn",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def under_default_settings(f: F) -> F:
+    """Run a function under JAX's own rules of promotion, and without its search for NaN.
+
+    A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
+    a result that has none. NumPy's handling of floating-point errors is off meanwhile: intermediate
+    results underflow and overflow, and what a caller must know of it is in the result, in a warning
+    of polarlib's own or in an exception. Settings hold for the caller's thread, and are the
+    caller's again afterwards: a result of JAX that is NaN is then found.
+    """
+    quiet = ignore_float_errors(f)
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        jax = sys.modules.get("jax")
+        if traced_by_dynamo():  # which records no settings
+            return f(*args, **kwargs)
+        if jax is None or not hasattr(jax, "config"):  # it is being imported
+            return quiet(*args, **kwargs)
+        config = jax.config
+        with contextlib.ExitStack() as settings:
+            if config.jax_numpy_dtype_promotion != "standard":
+                settings.enter_context(jax.numpy_dtype_promotion("standard"))
+            if config.jax_numpy_rank_promotion != "allow":
+                settings.enter_context(jax.numpy_rank_promotion("allow"))
+            searches = config.jax_debug_nans, config.jax_debug_infs
+            if not any(searches):
+                return quiet(*args, **kwargs)
+            for search in (jax.debug_nans, jax.debug_infs):
+                settings.enter_context(search(False))
+            result = quiet(*args, **kwargs)
+        if searches[0] and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(result)):
+            # Any operation of JAX raises now where there is NaN in it.
+            jax.tree.map(lambda x: x + x if isinstance(x, jax.Array) else x, result)
+        return result
+
+    return cast(F, run)
+
+
+def traced_by_dynamo() -> bool:
+    """Whether torch.compile is reading this very code; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def at_trace_time(f: F) -> F:
+    """Let torch.compile run a function instead of reading it, once for equal arguments.
+
+    What ``torch.compiler.assume_constant_result`` does, which would import torch.
+    """
+    f._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return f
+
+
+def looks(f: F, *, reason: str = "") -> F:
+    """Keep torch.compile out of a function that reads numbers: one graph break, not one a number.
+
+    With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
+    """
+    reason = reason or (
+        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) "
+        "hides: leave fullgraph out, call it outside, or use orthogonalize(), which does not look"
+    )
+    return _for_dynamo(f, lambda torch: torch.compiler.disable(f, reason=reason))
+
+
+def looks_at_nothing(f: F) -> F:
+    """Let torch.compile record what a function does to tensors, without reading its Python.
+
+    Its arguments and results are tensors, numbers, text, and lists and tuples of them.
+    """
+    return _for_dynamo(f, lambda torch: torch.compiler.allow_in_graph(f))
+
+
+def _for_dynamo(f: F, wrap: Callable[[Any], Any]) -> F:
+    """`f`, in whose place torch.compile finds ``wrap(torch)``, which is made when it first asks."""
+    made: list[Any] = []
+
+    @at_trace_time
+    def make() -> None:
+        if not made:
+            made.append(wrap(sys.modules["torch"]))
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if traced_by_dynamo():
+            make()
+            return made[0](*args, **kwargs)
+        return f(*args, **kwargs)
+
+    return cast(F, run)
+
+
+# Per thread, where warnings.catch_warnings would change the filters of all threads.
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[list[str]]:
+    """Collect the messages of polarlib's warnings in a list instead of giving them.
+
+    Examples
+    --------
+    >>> with held_back() as messages:
+    ...     warn("too steep", ScheduleWarning)
+    >>> messages
+    ['too steep']
+    """
+    messages: list[str] = []
+    token = _held.set(messages)
+    try:
+        yield messages
+    finally:
+        _held.reset(token)
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn of the line that called polarlib, however deep inside the warning arises."""
+    held = _held.get()
+    if held is not None:
+        held.append(message)
+        return
+    frame, level = sys._getframe(1), 2
+    here = os.path.dirname(os.path.dirname(__file__))
+    while frame.f_back and frame.f_code.co_filename.startswith((here, "<string>")):  # dataclasses
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def ignore_float_errors(f: F) -> F:
+    """Run a function with NumPy's handling of floating-point errors off, whatever the caller set.
+
+    `numpy.errstate` as a decorator would be the caller whom `warn` finds.
+    """
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return f(*args, **kwargs)
+
+    return cast(F, run)

@@ -1,0 +1,516 @@
+"""torch: products as torch is set to multiply, derivatives by rules."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from polarlib.arrays.in_place import InPlaceOps
+from polarlib.arrays.ops import MANY, Diagonal, Ops, finite_only, ops_of
+from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
+
+Array = Any
+# torch's Hermitian products: from so many multiplications in panels, and in how many. Four panels
+# take 10/16 of the operations and leave products large. Chosen by experiment.
+PANELS_FROM = 1 << 29
+PANELS = 4
+# Rows from which torch's LAPACK loses 50 eps and more of singular values.
+VERY_LONG = 1 << 16
+# Entries whose norm torch takes in one run: more lose up to 1 % (4000 x 4000, equal entries).
+NORM_BLOCK = 1 << 10
+# What torch's settings call float32 products that are left alone, and formats with less.
+EXACT = frozenset({"none", "ieee"})
+REDUCED = {"tf32": "tf32", "bf16": "bfloat16"}
+
+
+class TorchOps(InPlaceOps):
+    """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
+
+    native = frozenset({"float64", "float32", "bfloat16", "float16"})
+    hiding = (
+        "torch.export, torch.jit.trace, meta and fake tensors hide: call it on tensors with entries"
+    )
+
+    # Whether float32 is multiplied as torch is set to, not in full.
+    as_set = False
+    # Reading it takes as long as a small product: once for the arithmetic of one call.
+    _setting: tuple[str, str] | None = None
+    # Whether torch differentiates each product by itself, later and under settings of then.
+    open_ended = False
+
+    def __init__(self, xp: Any, device: Any, *, fused: bool = False, host: bool = True) -> None:
+        super().__init__(xp, fused=fused)
+        self.host = host
+        self.device = device
+        self.torch = torch = importlib.import_module("torch")
+        self.autocasts = torch.amp.is_autocast_available(device.type)
+        self._single = torch.float32, torch.complex64
+
+    def functional(self) -> Ops:
+        """Arithmetic for what torch itself may differentiate or batch."""
+        # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
+        under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
+        return TorchGradOps(self.xp, self.device, open_ended=under_autocast)
+
+    def together(self, *arrays: Array) -> Ops:
+        """Arithmetic for several arrays: functional, if torch records one of them."""
+        devices = sorted({str(x.device) for x in arrays})
+        if len(devices) > 1:
+            raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
+        if any(ops_of(x).records(x) for x in arrays):
+            # Torch differentiates these products later, under settings of then.
+            return TorchGradOps(self.xp, self.device, open_ended=True)
+        return self
+
+    def working_in(self, format_name: str) -> Ops:
+        """Return the same arithmetic for a native format; tf32 is native where torch is set so."""
+        other: Any = super().working_in(format_name)
+        other.as_set = format_name == "tf32"
+        return cast(Ops, other)
+
+    # -- settings of torch: autocast and the precision of float32 products. They are read, never
+    # changed, since they belong to all of the process; every product goes through in_full.
+
+    def multiplier(self, x: Array) -> str:
+        """Format in which products of `x` are taken: of float32, what torch is set to and does.
+
+        Complex products are taken in full under every setting.
+        """
+        return self._operands(x.dtype) if x.dtype == self.torch.float32 else self.format_name(x)
+
+    def multiplies_in(self, format_name: str) -> bool:
+        """Whether products in a format are torch's own; tf32 under a setting alone."""
+        if format_name != "tf32":
+            return format_name in self.native
+        return self._operands(self.torch.float32) == "tf32"
+
+    def _operands(self, dtype: Any) -> str:
+        """Name of the format to which torch rounds operands of single precision."""
+        torch = self.torch
+        if self._setting is None:
+            of_cpu, of_cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+            self._setting = of_cpu.fp32_precision, of_cuda.fp32_precision
+        if EXACT.issuperset(self._setting):
+            return "float32"
+        believed = min((REDUCED.get(s, "float32") for s in self._setting), key=significand)
+        captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if captured or torch.compiler.is_compiling():
+            return believed
+        try:
+            return operand_format(self._setting, self.device, dtype)
+        except RuntimeError:  # tensors without entries
+            return believed
+
+    def in_full(
+        self, f: Callable[..., Any], *x: Array, out: Array | None = None, double: bool = False
+    ) -> Any:
+        """Return ``f(*x)`` in the format of `x`: no autocast, no reduced products.
+
+        Where torch is set to less than float32, which other threads may rely on, it is computed in
+        double and rounded: the setting does not reach that. So is what torch records, as neither
+        settings nor autocast reach its derivatives then.
+        """
+        torch = self.torch
+        if self.autocasts and torch.is_autocast_enabled(self.device.type):
+            with without_autocast(self.device):
+                return self.in_full(f, *x, out=out, double=double)
+        if not double and not self._needs_double(x[0]):
+            return f(*x) if out is None else f(*x, out=out)
+        wide = self._double(x[0])
+        result = f(*(t.to(wide) for t in x))
+        if out is not None:
+            return out.copy_(result)
+        if isinstance(result, tuple):
+            return tuple(self._narrowed(t, x[0]) for t in result)
+        return self._narrowed(result, x[0])
+
+    def _narrowed(self, t: Array, like: Array) -> Array:
+        """From double to the single precision of `like`, staying real or complex."""
+        return t.to(like.dtype if self.is_complex(t) else self.torch.float32)
+
+    def _needs_double(self, x: Array) -> bool:
+        """Whether torch would multiply in less than the single precision of `x`, now or later."""
+        if x.dtype not in self._single or self.as_set:
+            return False
+        return self.open_ended or self._operands(x.dtype) != "float32"
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self.in_full(super().matmul, a, b, out=out)
+
+    def svd(self, x: Array) -> tuple[Array, Array, Array]:
+        """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
+        u, s, vh = self.in_full(super().svd, x, double=self._is_very_long(x))
+        return u, s, vh
+
+    def singular_values(self, x: Array) -> Array:
+        """Singular values, descending; of very long columns in double."""
+        return self.in_full(super().singular_values, x, double=self._is_very_long(x))
+
+    def eigh(self, z: Array) -> tuple[Array, Array]:
+        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors; NaN as for the SVD."""
+        values, vectors = self.in_full(super().eigh, z)
+        return values, vectors
+
+    def determinant_sign(self, x: Array) -> Array:
+        """Signs of the determinants of real matrices, shape (..., 1, 1); NaN as for the SVD."""
+        return self.in_full(super().determinant_sign, x)
+
+    def _is_very_long(self, x: Array) -> bool:
+        few, many = sorted(x.shape[-2:])
+        return self.host and many >= VERY_LONG and few < MANY and x.dtype in self._single
+
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1; torch adds in pairs."""
+        return self.xp.sum(x, axis=axis, keepdims=True)
+
+    def records(self, x: Array) -> bool:
+        """Whether gradients or forward derivatives are recorded, or vmap batches."""
+        return is_differentiated(x, self.torch)
+
+    def hidden(self, x: Array) -> bool:
+        """Whether what is done is recorded for tensors of other entries, or there are none."""
+        torch = self.torch
+        if x.device.type == "meta" or torch.jit.is_tracing():
+            return True
+        # torch.func wraps tensors: not their type, but the mode they live in tells of fake ones.
+        if torch._C._len_torch_dispatch_stack() and is_recorded():
+            return True
+        if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
+            return False
+        fake = torch._subclasses
+        return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
+
+    def empty_result(self, x: Array) -> Array:
+        """Result of the shape of `x`, which has no entries, in its graph."""
+        return x.clone()
+
+    def differentiable(
+        self,
+        f: Callable[..., tuple[Array, ...]],
+        jvp: Callable[..., tuple[Array, ...]],
+        vjp: Callable[..., tuple[Array, ...]],
+        arrays: tuple[Array, ...],
+        *,
+        keep: bool,
+    ) -> tuple[Array, ...]:
+        """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
+        if self.torch.jit.is_tracing() or not any(self.records(x) for x in arrays):
+            return f(*arrays)  # a trace has operations of torch alone
+        return _function().apply(f, jvp, vjp, keep, *arrays)
+
+    def lyapunov(
+        self,
+        h: Array,
+        w: Array,
+        diagonalise: Callable[[Array], Diagonal],
+        weight: complex = 1.0,
+    ) -> Array:
+        """Solve ``H X + c X H + shift X = W``; its derivative solves the same equation."""
+        conjugate = weight.conjugate()
+
+        def f(h: Array, w: Array) -> tuple[Array]:
+            return (self._by_eigenvectors(w, diagonalise(h)),)
+
+        def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
+            (h, _), (x,), (dh, dw) = arrays, results, tangents
+            moved = self.matmul(dh, x) + weight * self.matmul(x, dh)
+            return (self.lyapunov(h, dw - moved, diagonalise, weight),)
+
+        def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array, Array]:
+            w = self.lyapunov(
+                arrays[0], gradients[0], lambda h: self._adjoint_of(diagonalise(h)), conjugate
+            )
+            adjoint = self.adjoint(results[0])
+            return -(self.matmul(w, adjoint) + conjugate * self.matmul(adjoint, w)), w
+
+        return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
+
+    def has_double(self, x: Array) -> bool:
+        """Everywhere but on Apple's GPUs and some of Intel's."""
+        return has_double(x.device)
+
+    def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+        """Run a factorisation, on the host if the device lacks it: Apple's GPUs do some."""
+        try:
+            return factorise(self, *arrays, **options)
+        except NotImplementedError:
+            if self.device.type in ("cpu", "meta"):
+                raise
+        host = [x.cpu() for x in arrays]
+        results = getattr(ops_of(host[0]), factorise.__name__)(*host, **options)
+        if isinstance(results, tuple):
+            return tuple(r.to(self.device) for r in results)
+        return results.to(self.device)
+
+    def dtype(self, name: str) -> Any:
+        """Torch's dtype, which the array API namespace lists only in part."""
+        return getattr(self.torch, name)
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
+        if shape == tuple(like.shape) and like.ndim == 2 and like.stride(-1) > like.stride(-2):
+            return self.torch.empty(shape[::-1], dtype=like.dtype, device=like.device).mT
+        return self.torch.empty(shape, dtype=like.dtype, device=like.device)
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        return x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous())
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
+        # Moved first, as the device may lack double precision.
+        return x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy()
+
+    def read(self, x: Array) -> float:
+        """Largest entry as a Python float (a synchronisation on a device)."""
+        return float(x.detach().max())
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
+        if self.is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
+            return super().max_abs(x)
+        # Its reduction over both axes copies what is not contiguous.
+        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
+        return self.torch.maximum(high, -low).reshape(1, 1)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm without a temporary, accumulated in at least single precision."""
+        norm = functools.partial(self.torch.linalg.vector_norm, keepdim=True)
+        wide = self.format_name(x) in ("float32", "float64")
+        kind = None if wide else self.torch.float32
+        if x.shape[-2] * x.shape[-1] <= 4 * NORM_BLOCK:
+            return norm(x, dim=(-2, -1), dtype=kind)
+        # Along memory: reductions that convert are slow across it, or over all at once.
+        flat = (x if x.is_contiguous() else x.mT).flatten(-2)
+        end = flat.shape[-1] // NORM_BLOCK * NORM_BLOCK
+        blocks = norm(flat[..., :end].unflatten(-1, (-1, NORM_BLOCK)), dim=-1, dtype=kind)
+        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
+        total = norm(blocks, dim=(-2, -1), dtype=self._double(blocks))
+        return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
+
+    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
+        return self.torch.div(x, s, out=x if owned else self.buffer(tuple(x.shape), x))
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, rounded once."""
+        multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
+        product = functools.partial(
+            self.in_full, functools.partial(multiply, beta=beta, alpha=alpha)
+        )
+        if a.ndim == 2 and out is not None and not out.is_contiguous():
+            product(c.mT, b.mT, a.mT, out=out.mT)
+            return out
+        if a.ndim <= 3:
+            return product(c, a, b, out=out)
+        stack = [t.reshape((-1, *t.shape[-2:])) for t in (c, a, b)]
+        flat = None if out is None else out.view((-1, *out.shape[-2:]))
+        return product(*stack, out=flat).reshape(c.shape)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``; one matrix alone needs no copy in float32 to be rounded once."""
+        if len(matrices) == 1:
+            return matrices[0] * coefficients[0]
+        return super().combine(coefficients, matrices)
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``, large ones by panels."""
+        h = self.adjoint(x)
+        if self._is_long(h, x) or not self._by_panels(h, x):
+            return self.matmul(h, x, out)
+        return self.gemm_hermitian(h, x, x, out=out)
+
+    def gemm_hermitian(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, Hermitian: panels from the diagonal on, and mirrored."""
+        if not self._by_panels(a, b):
+            return self.gemm(a, b, c, alpha, beta, out)
+        torch, n = self.torch, a.shape[0]
+        out = torch.empty((n, n), dtype=a.dtype, device=a.device) if out is None else out
+        width = -(-n // PANELS)
+        for i in range(0, n, width):
+            j = min(i + width, n)
+            panel = out[i:j, i:]
+            if beta:
+                add = functools.partial(torch.addmm, beta=beta, alpha=alpha)
+                self.in_full(add, c[i:j, i:], a[i:j], b[:, i:], out=panel)
+            else:
+                self.in_full(torch.mm, a[i:j], b[:, i:], out=panel)
+                if alpha != 1.0:
+                    panel *= alpha
+            out[j:, i:j] = self.adjoint(out[i:j, j:])
+        return out
+
+    def _by_panels(self, a: Array, b: Array) -> bool:
+        """Whether a Hermitian product of matrices on the host is worth several calls."""
+        n, k = a.shape[-2:]
+        return self.host and a.ndim == 2 and n >= 512 and n * n * k >= PANELS_FROM
+
+    @finite_only
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR; SciPy's where MKL's is NaN, as of complex ones of low rank."""
+        q, r = super().qr(x)
+        if not self.host or self._is_finite(q):
+            return q, r
+        host = x.detach().resolve_conj().numpy()
+        q, r = (self.torch.as_tensor(factor) for factor in ops_of(host).qr(host))
+        return q, r
+
+    @finite_only
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+        factor, info = self.torch.linalg.cholesky_ex(z)
+        return self.torch.where((info == 0)[..., None, None], factor, math.nan)
+
+    @finite_only
+    def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
+        """Return ``l^-1 b`` or ``l^-H b``."""
+        solve = functools.partial(self.torch.linalg.solve_triangular, upper=adjoint)
+        return self.in_full(solve, self.adjoint(l) if adjoint else l, b)
+
+    @finite_only
+    def inverse(self, x: Array) -> Array:
+        """Inverse by LU; NaN if singular."""
+
+        def invert(x: Array) -> Array:
+            inverse, info = self.torch.linalg.inv_ex(x)
+            return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
+
+        return self.in_full(invert, x)
+
+
+def is_differentiated(x: Array, torch: Any) -> bool:
+    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
+    if getattr(forward, "_current_level", 0) < 0:
+        return False
+    # Fake tensors cannot be asked: what is right for derivatives is right without.
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return forward.unpack_dual(x).tangent is not None
+
+
+def is_recorded() -> bool:
+    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
+    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
+    return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
+
+
+@functools.cache
+def _function() -> Any:
+    """Torch's way to give rules; the class is made once torch is there."""
+    torch: Any = importlib.import_module("torch")
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array) -> tuple[Array, ...]:
+            # A view would be one of a matrix that nobody records.
+            return tuple(x.clone() if x._is_view() else x for x in f(*arrays))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            _, ctx.along, ctx.against, keep, *arrays = inputs
+            ctx.count = len(arrays)
+            ctx.set_materialize_grads(False)
+            saved = (*arrays, *(output if keep else ()))
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Array | None) -> tuple[Array | None, ...]:
+            if all(g is None for g in gradients):
+                return (None,) * (4 + ctx.count)
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            return (None, None, None, None, *ctx.against(arrays, results, gradients))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            known = (
+                torch.zeros_like(x) if t is None else t
+                for t, x in zip(tangents[4:], arrays, strict=True)
+            )
+            return ctx.along(arrays, results, tuple(known))
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: Any, f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array
+        ) -> Any:
+            moved = (
+                x.unsqueeze(0) if d is None else x.movedim(d, 0)
+                for x, d in zip(arrays, in_dims[4:], strict=True)
+            )
+            results = Differentiable.apply(f, jvp, vjp, keep, *moved)
+            return results, (0,) * len(results)
+
+    return Differentiable
+
+
+class TorchGradOps(TorchOps):
+    """torch tensors that record gradients: nothing is written in place."""
+
+    gram = Ops.gram
+    gemm_hermitian = Ops.gemm_hermitian
+
+    def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
+        super().__init__(xp, device, host=False)
+        self.open_ended = open_ended and has_double(device)
+
+    def records(self, x: Array) -> bool:
+        """Always, for all that is known."""
+        return True
+
+    # Derivatives of factorisations are made of products.
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced Householder QR."""
+        q, r = self.in_full(super().qr, x)
+        return q, r
+
+    def cholesky(self, z: Array) -> Array:
+        """Lower Cholesky factor; NaN where it is not positive definite."""
+        return self.in_full(super().cholesky, z)
+
+    def adjoint(self, x: Array) -> Array:
+        """Conjugate transpose; vmap does not know what the array API's is made of."""
+        return x.mH
+
+    buffer = Ops.buffer
+    reusable = Ops.reusable
+    fold = Ops.fold
+    add_diagonal = Ops.add_diagonal
+    divide = Ops.divide
+
+
+class TorchTracedOps(TorchGradOps):
+    """torch tensors of unknown entries, under torch.export, torch.jit.trace and the like."""
+
+    records = TorchOps.records

@@ -1,0 +1,406 @@
+"""torch: tensors sharded over the processes of a mesh, and the choice among its arithmetics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.pytrees import Pytree
+from polarlib.arrays.settings import warn
+from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps, is_differentiated
+
+Array = Any
+
+
+def _of_whole(name: str) -> Any:
+    """Return a primitive of matrices that no process has in part, by that of the local tensors."""
+
+    @functools.wraps(getattr(Ops, name))
+    def of_whole(self: TorchShardedOps, *stacks: Array, **how: Any) -> Any:
+        axes = [axis for x in stacks for axis in _layout(x)]
+        if -1 in axes or -2 in axes:
+            raise ValueError(
+                f"{name.strip('_')} needs whole matrices, got placements {stacks[-1].placements}; "
+                "gather them first, as with full_tensor()"
+            )
+        return self._on_local(lambda *x: getattr(ops_of(x[0]), name)(*x, **how), *stacks)
+
+    return of_whole
+
+
+class TorchShardedOps(TorchGradOps):
+    """DTensors, sharded over the processes of a mesh; nothing is written in place.
+
+    `with_shards` brings matrices into a layout in which Gram matrices are the only sums: along
+    every dimension of the mesh the longer side is sharded, or an axis of the stack, or nothing.
+    Products, largest entries and factorisations are those of local tensors: torch's rules for
+    DTensors lack some operations, gather operands unasked, and fail on a process whose shard is
+    empty.
+
+    Every process makes the same collectives, since all decisions rest on shapes and placements, or
+    on numbers that `read` and `to_host` take from one process.
+    """
+
+    records = TorchOps.records
+
+    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Refuse, on every process alike, DTensors where whole matrices are needed."""
+        if not taken:
+            raise TypeError(
+                f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo "
+                f"of spectral(polar=orthogonalize) take; pass the whole tensor, "
+                f"{name}.full_tensor()"
+            )
+        if x.device_mesh.get_coordinate() is None:
+            raise ValueError(
+                f"{name} is a DTensor on {x.device_mesh}, of which this process is no member; call "
+                "this on the processes of the mesh only"
+            )
+        try:
+            x.device_mesh.get_all_groups()
+        except Exception as error:  # torch has several kinds
+            raise ValueError(
+                f"{name} is a DTensor whose process group is gone ({error}); initialise "
+                f"torch.distributed and make {name} anew, or pass {name}.to_local()"
+            ) from None
+
+    def functional(self) -> Ops:
+        """Itself: nothing is overwritten, and products have a rule."""
+        return self
+
+    def together(self, *arrays: Array) -> Ops:
+        """Itself, as `functional`."""
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN: on CPUs, as at other tensors there."""
+        return bool(self.device.type == "cpu")
+
+    # -- layouts: for each dimension of the mesh the axis that is sharded along it, counted from the
+    # last one, -1; 0 where none is
+
+    def spread(self, x: Array) -> bool:
+        """Whether no process has all of `x`."""
+        return any(_layout(x))
+
+    def placements(self, x: Array) -> tuple[Any, ...]:
+        """Mesh and placements, those of pending sums as they are once summed."""
+        whole = _dtensors().Replicate()
+        return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
+
+    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
+        """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
+        laid, back, whole = self._laid_out(x, name)
+        result: Any = f(laid)
+        if not isinstance(result, Pytree):  # factors of polar
+            return back(result)
+        factors: Any = result
+        u, h = back(factors.unitary), whole(factors.hermitian)
+        return dataclasses.replace(factors, unitary=u, hermitian=h)
+
+    def _laid_out(
+        self, x: Array, name: str
+    ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
+        """Matrices in that layout, and ways back: of the shape of `x`, and of square results."""
+        mesh, *back = self.placements(x)
+        layout = _layout(x)
+        if not any(layout):
+            local = x.redistribute(placements=back).to_local()
+            wrap = functools.partial(_dtensors().DTensor.from_local, device_mesh=mesh)
+            return local, wrap, wrap
+        few, many = (-2, -1) if x.shape[-2] < x.shape[-1] else (-1, -2)
+        target = [many if axis == few else axis for axis in layout]
+        why = f"{name} is not sharded along its longer side by Shard, as products need it"
+        laid = self._moved(_summed(x), target, why)
+        # Also where nothing moves: the derivatives of redistribute lay gradients out.
+        return laid, lambda u: u.redistribute(placements=back), lambda h: h
+
+    def _moved(self, x: Array, layout: Sequence[int], why: str = "") -> Array:
+        """Return `x` in another layout; warn if parts of a matrix that is not square are sent."""
+        mesh, target = x.device_mesh, _placements(layout, x.ndim)
+        if list(x.placements) == target and not why:
+            return x
+        now, sent = _layout(x), 0.0
+        for i, axis in enumerate(now):
+            if axis and x.placements[i] != target[i]:
+                others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
+                parts = mesh.size(i)
+                # From one axis to another torch gathers all on CPUs, and selects.
+                exchange = layout[i] and mesh.device_type != "cpu"
+                total = x.numel() * x.element_size() / others
+                sent += total * (1 - 1 / parts) / (parts if exchange else 1)
+        if sent and x.shape[-2] != x.shape[-1]:
+            why = why or "the larger Hermitian factor needs all of the unitary one"
+            warn(
+                f"{why}: {sent / 1e6:.2g} MB are sent to each process, of shape {tuple(x.shape)} "
+                f"with placements {x.placements}",
+                UserWarning,
+            )
+        return x.redistribute(placements=target)
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries can be assigned to, which those of pending sums cannot."""
+        return not any(p.is_partial() for p in x.placements)
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to a DTensor, in the placements of that."""
+        out.copy_(x.redistribute(placements=out.placements))
+
+    # -- local tensors
+
+    def _wrapped(
+        self,
+        local: Array,
+        like: Array,
+        layout: Sequence[int],
+        shape: Sequence[int],
+        pending: Iterable[int] = (),
+        how: str = "sum",
+    ) -> Array:
+        """Return the DTensor of a layout that has a local tensor, reduced where that is pending."""
+        places, tensor = _placements(layout, len(shape)), _dtensors()
+        for i in pending:
+            places[i] = tensor.Partial(how)
+        shape = self.torch.Size(shape)
+        stride = self.torch.empty(shape, device="meta").stride()
+        return _summed(
+            tensor.DTensor.from_local(
+                local, like.device_mesh, places, run_check=False, shape=shape, stride=stride
+            )
+        )
+
+    def _on_local(self, f: Callable[..., Any], *stacks: Array) -> Any:
+        """Apply a function of stacks that keeps their leading axes to local tensors."""
+        layout = [min(axes) for axes in zip(*map(_layout, stacks), strict=True)]
+        results = f(*(self._moved(x, layout).to_local() for x in stacks))
+        first, batch = stacks[0], stacks[0].shape[:-2]
+
+        def wrap(y: Array) -> Array:
+            fewer = first.ndim - y.ndim  # vectors of values
+            shape = (*batch, *y.shape[len(batch) :])
+            return self._wrapped(y, first, [d and d + fewer for d in layout], shape)
+
+        return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
+
+    def _reduced(self, local: Array, x: Array, how: str) -> Array:
+        """Sum, or take the largest of, numbers of parts of matrices, shape (..., 1, 1)."""
+        layout = _layout(x)
+        pending = [i for i, axis in enumerate(layout) if axis in (-1, -2)]
+        batch = [0 if i in pending else axis for i, axis in enumerate(layout)]
+        return self._wrapped(local, x, batch, (*x.shape[:-2], 1, 1), pending, how)
+
+    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``f(x)`` for a function of single entries."""
+        return self._wrapped(f(x.to_local()), x, _layout(x), x.shape)
+
+    _diagonal = _of_whole("_diagonal")
+    svd = _of_whole("svd")
+    singular_values = _of_whole("singular_values")
+    eigh = _of_whole("eigh")
+    qr = _of_whole("qr")
+    determinant_sign = _of_whole("determinant_sign")
+    cholesky = _of_whole("cholesky")
+    solve_lower = _of_whole("solve_lower")
+    inverse = _of_whole("inverse")
+    eigenvalues = _of_whole("eigenvalues")
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        if not hasattr(a, "placements"):  # blocks of local tensors
+            return super().matmul(a, b, out)
+        a, b = self._aligned(a, b)
+        if self.records(a) or self.records(b):
+            return _product().apply(self, a, b)
+        return self._product(a, b)
+
+    def gemm(
+        self,
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        out: Array | None = None,
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
+        a, b = self._aligned(a, b)
+        layout, sums = _layout_of_product(a, b)
+        if sums or layout != _layout(c) or any(self.records(x) for x in (a, b, c)):
+            return Ops.gemm(self, a, b, c, alpha, beta)
+        local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
+        return self._wrapped(local, c, layout, c.shape)
+
+    def _product(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` of aligned DTensors; sums over processes are in at least float32."""
+        layout, sums = _layout_of_product(a, b)
+        local = super().matmul(a.to_local(), b.to_local())
+        batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        local = self.at_least_single(local) if sums else local
+        shape = (*batch, a.shape[-2], b.shape[-1])
+        return self.like(self._wrapped(local, a, layout, shape, sums), a)
+
+    def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """Operands whose local tensors can be multiplied; what every process has is only cut."""
+        a, b = _summed(a), _summed(b)
+        left, right = list(_layout(a)), list(_layout(b))
+        for i, (p, q) in enumerate(zip(left, right, strict=True)):
+            batch = min(p, q)
+            if batch < -2:
+                left[i] = batch if a.ndim >= -batch and a.shape[batch] > 1 else 0
+                right[i] = batch if b.ndim >= -batch and b.shape[batch] > 1 else 0
+            elif p == -1:
+                right[i] = -2
+            elif q == -2 and p == 0:
+                left[i] = -1
+            elif p == -2:
+                right[i] = 0
+        return self._moved(a, left), self._moved(b, right)
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN; the axis is gathered."""
+        axes = (axis,) if isinstance(axis, int) else axis or range(-x.ndim, 0)
+        gone = {d if d < 0 else d - x.ndim for d in axes}
+        layout = [0 if d in gone else d for d in _layout(x)]
+        x = x.redistribute(placements=_placements(layout, x.ndim))
+        return super().max(x, axis=axis, keepdims=keepdims)
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
+        local = x.detach().to_local()
+        if 0 in local.shape[-2:]:
+            kind = self.dtype(self.format_name(x))
+            peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
+        else:
+            peak = ops_of(local).max_abs(local)
+        wide = self.at_least_single(peak.nan_to_num(math.inf, math.inf))
+        return self._reduced(wide, x, "max").to(peak.dtype)
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm, the same number on every process."""
+        local = x.to_local()
+        local = ops_of(local).frobenius(local)
+        return self.xp.sqrt(self._reduced(local * local, x, "sum"))
+
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1."""
+        return _summed(super().sums(x, axis))
+
+    def read(self, x: Array) -> float:
+        """Largest entry as a Python float, the same on every process."""
+        return float(self._agreed(x).max())
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128, the same whole on every process."""
+        return super().to_host(self._agreed(x))
+
+    def _agreed(self, x: Array) -> Array:
+        """Return the whole tensor, as the first process of the mesh has it.
+
+        Processes need not round alike, and one that decided otherwise would wait for ever.
+        """
+        if not hasattr(x, "placements"):
+            return x
+        whole = x.detach().full_tensor().clone(memory_format=self.torch.contiguous_format)
+        dist = importlib.import_module("torch.distributed")
+        for group in x.device_mesh.get_all_groups():
+            dist.broadcast(whole, group=group, group_src=0)
+        return whole
+
+    def eye(self, n: int, like: Array) -> Array:
+        """Return the n x n identity, whole on every process."""
+        return self._whole(self.torch.eye(n, dtype=like.dtype, device=like.device), like)
+
+    def from_host(self, a: np.ndarray, like: Array) -> Array:
+        """Move a NumPy array to the mesh of `like`, whole on every process."""
+        same = a.dtype.kind == "c" or not self.is_complex(like)
+        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
+
+    def _whole(self, x: Array, like: Array) -> Array:
+        """A DTensor of the same tensor on every process; nothing is sent."""
+        return self._wrapped(x, like, [0] * like.device_mesh.ndim, x.shape)
+
+
+class AnyTorchOps(TorchOps):
+    """Chooses among the arithmetics of torch; never one itself."""
+
+    library = "torch"
+
+    @classmethod
+    def of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic for a tensor: sharded, differentiated, traced or none of them."""
+        if hasattr(x, "placements"):
+            return TorchShardedOps(xp, x.device)
+        if is_differentiated(x, importlib.import_module("torch")):
+            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
+            # has no numbers to read.
+            return TorchGradOps(xp, x.device, open_ended=True)
+        ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
+        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
+
+
+def _dtensors() -> Any:
+    return importlib.import_module("torch.distributed.tensor")
+
+
+def _layout(x: Array) -> tuple[int, ...]:
+    """Axis that is sharded along each dimension of a mesh, counted from -1; 0 for none."""
+    axes = (getattr(p, "dim", None) for p in x.placements)
+    return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in axes)
+
+
+def _placements(layout: Sequence[int], ndim: int) -> list[Any]:
+    tensor = _dtensors()
+    return [tensor.Shard(d + ndim) if d else tensor.Replicate() for d in layout]
+
+
+def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
+    """Layout of a product of aligned operands, and the dimensions of the mesh to sum over."""
+    pairs = list(zip(_layout(a), _layout(b), strict=True))
+    sums = {i for i, pair in enumerate(pairs) if pair == (-1, -2)}
+    return tuple(0 if i in sums else min(pair) for i, pair in enumerate(pairs)), sums
+
+
+def _summed(x: Array) -> Array:
+    """Make the sums over processes that torch would make anew at each use."""
+    for i, place in enumerate(x.placements):  # one at a time: torch warns of several
+        if place.is_partial():
+            places = list(x.placements)
+            places[i] = _dtensors().Replicate()
+            x = x.redistribute(placements=places)
+    return x
+
+
+@functools.cache
+def _product() -> Any:
+    """Product of aligned DTensors whose derivatives are such products."""
+    torch: Any = importlib.import_module("torch")
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
+            ctx.ops = ops
+            ctx.save_for_backward(a, b)
+            return ops._product(a, b)
+
+        @staticmethod
+        def backward(ctx: Any, g: Array) -> tuple[Array | None, ...]:
+            (a, b), ops = ctx.saved_tensors, ctx.ops
+            _, of_a, of_b = ctx.needs_input_grad
+            return (
+                None,
+                ops.matmul(g, ops.adjoint(b)) if of_a else None,
+                ops.matmul(ops.adjoint(a), g) if of_b else None,
+            )
+
+    return Product

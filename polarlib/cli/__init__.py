@@ -1,0 +1,12 @@
+"""The command line: a thin shell over the library, and the only module that prints.
+
+Every command reads with :mod:`polarlib.files`, computes with the library, and prints a table, or
+with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input, 130
+interrupted. An error is one line on stderr, with control characters escaped; with
+``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
+"""
+
+from polarlib.cli import compare, design, info, polar  # commands register themselves
+from polarlib.cli.console import app, main
+
+__all__ = ["app", "compare", "design", "info", "main", "polar"]

@@ -1,0 +1,432 @@
+"""The console: the application, what is read and written, and how tables are laid out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import operator
+import os
+import re
+import shutil
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+from typer.core import TyperGroup
+
+import polarlib
+from polarlib import files
+from polarlib.arrays.checks import nearest
+from polarlib.arrays.entry import as_matrix, not_finite
+from polarlib.arrays.formats import docstring, printable
+from polarlib.files.whole import replaceable
+from polarlib.result import plain
+
+__all__ = ["app", "main"]
+
+SOFTWARE = 70  # exit code of an internal error: EX_SOFTWARE of sysexits.h
+
+
+# What `compare` takes without a file: an easy one, one with a dominant direction, a very hard one.
+REPRESENTATIVE = (
+    "transformer_mlp_in_late",
+    "transformer_attention_qkv_early",
+    "digits_hidden2_late",
+)
+# The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
+DEFAULT = "auto"
+PATIENCE = 2.0  # seconds after which a progress bar appears
+UNLIMITED = 10_000  # columns of a pipe or a file
+LONGEST = 400  # characters of a message
+LONGEST_NAME = 60  # of a matrix in titles and names of plots
+INTERRUPTED = 130  # what shells give for Ctrl-C
+
+
+class _Shell(TyperGroup):
+    """The group of commands; every way to fail ends here, in one line and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+            if code == INTERRUPTED:  # typer's own answer
+                raise KeyboardInterrupt
+        except (typer.Abort, KeyboardInterrupt):
+            code = complain("interrupted", INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("POLARLIB_TRACEBACK"):
+                raise
+            code = complain(*_explained(error))
+        for stream in (sys.stdout, sys.stderr):
+            _finish(stream)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to say of an exception, and the exit code."""
+    usage = getattr(error, "format_message", None)  # of the command line's parser
+    if usage is not None:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        return " ".join(usage().split()).rstrip(".") + hint, 2
+    if isinstance(error, MemoryError):
+        return "the memory of this machine does not suffice; take a smaller matrix", 2
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return where + error.strerror, 2
+    if isinstance(error, ValueError | TypeError | OSError):
+        return str(error), 2
+    text = " ".join(str(error).split())
+    return (
+        f"internal error, {type(error).__name__}: {text}; POLARLIB_TRACEBACK=1 shows where",
+        SOFTWARE,
+    )
+
+
+def command(**extra: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command, with its docstring as help, also where Python strips docstrings."""
+
+    def register(f: Callable[..., None]) -> Callable[..., None]:
+        return app.command(help=docstring(f), **extra)(f)
+
+    return register
+
+
+app = typer.Typer(
+    name="polarlib",
+    cls=_Shell,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+KINDS = ".npy, .npz, .safetensors or .mtx; FILE:name chooses an array"
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help=f"{KINDS}. Or a matrix that comes with polarlib, such as {REPRESENTATIVE[0]}.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that the terminal's encoding lacks is no reason to fail.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # It says on stderr where it keeps its fonts if there is no home.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    app(prog_name="polarlib")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"polarlib {polarlib.__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+]
+
+
+@app.callback(
+    invoke_without_command=True,
+    help="Polar decompositions and orthogonalisation of matrices.\n\n"
+    "Exit codes: 0 done, 1 failed to converge, 2 bad input, 130 interrupted.",
+    epilog=f"Example: polarlib converge {REPRESENTATIVE[0]} --schedule jordan",
+)
+def _start(context: typer.Context, version: Version = False) -> None:
+    if context.invoked_subcommand is None:
+        say(*context.get_help().split("\n"))
+
+
+def save_picture(ax: Any, path: Path) -> None:
+    from polarlib import plot
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name has letters that the font lacks
+        plot.save(ax, path)
+
+
+# -- inputs and outputs ----------------------------------------------------------------------
+
+
+def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
+    """A matrix or stack from a file, or a shipped matrix; checked, so that messages name it."""
+    file, _ = files.split(source)
+    if not file.exists() and not file.suffix:
+        known = files.shipped()
+        if source not in known:
+            raise ValueError(
+                f"{source}: neither a file nor a matrix that comes with polarlib; "
+                f"{nearest(source, known)}"
+            )
+        return known[source]
+    a = files.read(source)
+    if a.ndim < 2 or (single and a.ndim > 2):
+        raise ValueError(
+            f"{source}: {'one' if single else 'a'} matrix is needed, got an array of shape "
+            f"{a.shape}; reshape it or choose a part, and save that"
+        )
+    if single and 0 in a.shape:
+        raise ValueError(f"{source}: the matrix has no entries, its shape is {a.shape}")
+    if trouble := not_finite(a):
+        raise ValueError(f"{source}: {trouble}; remove them")
+    return as_matrix(a, source)[0]
+
+
+def check_outputs(
+    outputs: dict[str, Path | None], suffixes: Sequence[str], source: str | None = None
+) -> None:
+    """Refuse outputs that cannot be written or would overwrite, before anything is computed."""
+    # Not Path.resolve, which raises RuntimeError for links that go in circles.
+    taken = {} if source is None else {os.path.realpath(files.split(source)[0]): "the input"}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise ValueError(f"{option} {path}: name a file that ends in {' or '.join(suffixes)}")
+        try:
+            place, _ = replaceable(path)
+        except OSError as error:
+            text = f"{path}: cannot be written: {error.strerror}" if error.strerror else error
+            raise ValueError(f"{option} {text}") from None
+        if place in taken:
+            raise ValueError(f"{option} {path}: would overwrite {taken[place]}; choose another")
+        taken[place] = f"the file of {option}"
+
+
+def check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise ValueError(f"--plots {folder}: is a file; name a folder")
+        check_outputs({"--plots": folder}, ())
+    elif not os.access(folder, os.W_OK):
+        raise ValueError(f"--plots {folder}: the folder cannot be written")
+
+
+def write_named(outputs: Mapping[str, Path | None], write: Callable[[], None]) -> None:
+    """Write, and name the option and the file if that fails."""
+    try:
+        write()
+    except OSError as error:
+        named = [f"{option} {path}" for option, path in outputs.items() if path is not None]
+        (which,) = [n for n in named if n.endswith(f" {error.filename}")][:1] or named[:1]
+        raise OSError(f"{which}: cannot be written: {error.strerror or error}") from error
+
+
+# -- printing --------------------------------------------------------------------------------
+
+
+class _Console(Console):
+    """A console whose reader may leave early, as head does: that is no failure."""
+
+    def on_broken_pipe(self) -> None:
+        _finish(self.file)
+        raise SystemExit(0)
+
+
+def _finish(stream: IO[str] | None) -> None:
+    """Flush a stream; where that fails, what the process still flushes at its end goes nowhere."""
+    if stream is None:  # closed before the process began
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # a stream without a number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Sizes are given, as rich fails on a COLUMNS such as "0" or "²".
+    return _Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=_columns(), height=25
+    )
+
+
+def _columns() -> int:
+    """Columns that COLUMNS asks for, or those of the terminal; at least 20."""
+    return min(max(shutil.get_terminal_size((UNLIMITED, 25)).columns, 20), UNLIMITED)
+
+
+def say(*lines: str | Text) -> None:
+    """Print lines as they are, neither wrapped nor cut, with control characters escaped."""
+    texts = (line if isinstance(line, Text) else Text(printable(line)) for line in lines)
+    try:
+        _console().print(Text("\n").join(texts), soft_wrap=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def say_json(document: dict[str, Any]) -> None:
+    say(*json.dumps(plain(document), indent=2, allow_nan=False).split("\n"))
+
+
+def say_notes(notes: Sequence[str], mark: str = "!") -> None:
+    for note in dict.fromkeys(notes):
+        say(*wrapped(f"{mark} {note}", indent=2))
+
+
+def complain(message: str, code: int) -> int:
+    """Print one line on stderr; return the exit code."""
+    line = printable(message)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
+    with contextlib.suppress(OSError, SystemExit):  # nobody reads it
+        _console(stderr=True).print(Text(f"polarlib: {line}"), soft_wrap=True)
+    return code
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect the library's warnings as notes for a footnote, in place of raw warnings."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield notes
+    told = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    notes.extend(dict.fromkeys(told))
+
+
+@contextlib.contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr, if that is a terminal and it takes long; it is told of each job to come."""
+    console = _console(stderr=True)
+    bar = Progress(
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # no thread of its own, which would disturb what is timed
+    )
+    task = bar.add_task("", total=total, completed=-1)
+    begun = time.monotonic()
+
+    with contextlib.ExitStack() as stack:
+
+        def advance(what: str) -> None:
+            bar.update(task, advance=1, description=what)
+            if console.is_terminal and time.monotonic() - begun > PATIENCE:
+                if not bar.live.is_started:
+                    stack.enter_context(bar)
+                bar.refresh()
+
+        yield advance
+
+
+def _width() -> int:
+    """Columns for tables: those of the terminal, or of COLUMNS where the output goes elsewhere."""
+    return _columns() if os.environ.get("COLUMNS") or _console().is_terminal else UNLIMITED
+
+
+def wrapped(text: str, indent: int = 0) -> list[str]:
+    return textwrap.wrap(printable(text), min(_width(), 100), subsequent_indent=" " * indent)
+
+
+def fact_lines(facts: dict[str, str]) -> list[str]:
+    """Names and values in two columns; long values are wrapped in theirs."""
+    left = max(map(len, facts)) + 2
+    wrapper = textwrap.TextWrapper(
+        _width(),
+        subsequent_indent=" " * left,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [
+        line
+        for name, value in facts.items()
+        for line in wrapper.wrap(f"{name:<{left}}{printable(value)}")
+    ]
+
+
+Column = tuple[str, str, Callable[[Any], Any]]
+
+
+def numbered_columns(headings: Sequence[str], align: str = ">") -> list[Column]:
+    """Columns of rows that are lists."""
+    return [(heading, align, operator.itemgetter(i)) for i, heading in enumerate(headings)]
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> list[str | Text]:
+    """Lay out a table whose cells are never cut.
+
+    Where the terminal is too narrow for the whole, the first column turns into headings of the
+    rows that share it.
+
+    Parameters
+    ----------
+    columns : sequence of (heading, alignment, function of a row)
+        Headings may have two lines; the alignment is "<" or ">".
+    rows : sequence
+
+    Returns
+    -------
+    list of str or Text
+        Lines.
+    """
+    height = max(heading.count("\n") for heading, _, _ in columns) + 1
+    # Headings stand on the rule, whatever their height.
+    texts = [
+        [*("\n" * (height - 1 - heading.count("\n")) + heading).split("\n")]
+        + [printable(cell(row)) for row in rows]
+        for heading, _, cell in columns
+    ]
+    widths = [max(map(len, column)) for column in texts]
+
+    def fits(first: int, gap: int) -> bool:
+        return sum(widths[first:]) + gap * (len(widths) - first - 1) <= _width()
+
+    first = int(not fits(0, 2) and len(set(texts[0][height:])) < len(rows))
+    gap = "  " if fits(first, 2) else " "
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [f"{cell:{c[1]}{w}}" for cell, c, w in zip(cells, columns, widths, strict=True)]
+        return gap.join(padded[first:]).rstrip()
+
+    cells = list(zip(*texts, strict=True))
+    head = [*cells[:height], tuple("-" * width for width in widths)]
+    lines: list[str | Text] = [Text(line(row), style="bold") for row in head]
+    before = None
+    for row in cells[height:]:
+        if first and row[0] != before:
+            before = row[0]
+            lines.append(Text(f"{columns[0][0]}: {before}", style="bold"))
+        lines.append(line(row))
+    return lines
+
+
+def format_number(x: Any) -> str:
+    """Two digits, which is what an error figure deserves."""
+    return re.sub(r"e([+-])0", r"e\1", f"{x:.1e}")
+
+
+def format_range(value: Any) -> str:
+    """A figure, or the smallest and the largest of a stack."""
+    value = np.asarray(value)
+    text: Callable[[Any], str] = format_number if value.dtype.kind == "f" else str
+    if value.size == 0:
+        return "none"
+    ends = (text(value.min().item()), text(value.max().item()))
+    return " to ".join(dict.fromkeys(ends))
+
+
+def format_shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,256 @@
+"""polarlib info, bench and report."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+import platform
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import threadpoolctl
+import typer
+
+import polarlib
+from polarlib.arrays.entry import libraries
+from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import rounded
+from polarlib.cli.console import (
+    Column,
+    Json,
+    check_outputs,
+    collected_warnings,
+    command,
+    fact_lines,
+    numbered_columns,
+    progress_bar,
+    say,
+    say_json,
+    say_notes,
+    table_lines,
+    wrapped,
+    write_named,
+)
+from polarlib.design.cost_tables import read_costs
+
+# -- report ----------------------------------------------------------------------------------
+
+
+@command(epilog="Example: polarlib report -o report.html analysis-output")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where the studies of analysis/ wrote.")
+    ] = Path("analysis-output"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML page.")
+    ] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Results of the studies as one self-contained HTML page."""
+    from polarlib.report import write
+
+    check_outputs({"-o": output}, ())
+    studies = write(output, folder)
+    if as_json:
+        say_json({"report": output, "studies": studies})
+        return
+    columns: list[Column] = [
+        ("study", "<", lambda s: s["study"] + " (quick)" * s["quick"]),
+        ("within", ">", lambda s: s["within"]),
+        ("outside", ">", lambda s: s["outside"]),
+        ("not run", ">", lambda s: s["not run"]),
+    ]
+    say(*table_lines(columns, studies), f"Written to {output}.")
+
+
+# -- bench -----------------------------------------------------------------------------------
+
+# Sizes and seconds that are taken if none are given.
+BENCH_SIZES, BENCH_SECONDS = "256,512", 10.0
+COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
+
+
+@command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
+def bench(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure what kernels cost instead.")
+    ] = False,
+    library: Annotated[str, typer.Option(help="numpy, torch, jax or cupy.")] = "numpy",
+    sizes: Annotated[
+        str | None, typer.Option(help=f"{BENCH_SIZES}; of a calibration {COST_SIZES}.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="For about how long in all; more if sizes are large.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Add the costs to this .toml.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Speed of polar() and of other libraries on this machine; or costs of its kernels."""
+    from polarlib import bench
+
+    if output is not None and not calibrate:
+        raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
+    check_outputs({"-o": output}, (".toml",))
+    if output is not None and output.exists():
+        read_costs(output)  # before minutes are spent: other files are not written over
+    default = COST_SIZES if calibrate else BENCH_SIZES
+    listed = bench.sizes_of(default if sizes is None else sizes)
+    share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
+    measure = bench.calibrate if calibrate else bench.compare
+    with progress_bar(len(listed) * 2) as advance, collected_warnings() as notes:
+        found: Any = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+    if not calibrate:
+        if as_json:
+            say_json({"rows": found, "notes": notes})
+            return
+        say(
+            *table_lines(
+                [
+                    ("format", "<", lambda row: row["format"]),
+                    ("size", ">", lambda row: row["size"]),
+                    ("function", "<", lambda row: row["function"]),
+                    ("method", "<", lambda row: row["method"]),
+                    ("ms", ">", lambda row: f"{row['milliseconds']:.2f}"),
+                    ("matrix\nproducts", ">", lambda row: f"{row['matrix_products']:.1f}"),
+                    ("SciPy's\ntime / its", ">", lambda row: f"{row['ratio']:.2f}"),
+                    ("quartiles", ">", lambda row: "{:.2f}-{:.2f}".format(*row["quartiles"])),
+                    ("rounds", ">", lambda row: row["rounds"]),
+                ],
+                found,
+            ),
+            "",
+            *wrapped(
+                "Gaussian matrices, by turns; medians over rounds, of times and of their ratios. "
+                "SVDs with the two products that make U and H."
+            ),
+        )
+        say_notes(notes)
+        return
+    if output is not None:
+        write_named({"-o": output}, functools.partial(bench.add_costs, output, found))
+    if as_json:
+        say_json({"costs": found, "costs_file": output, "notes": notes})
+        return
+    ((name, tables),) = found.items()
+    ((kind, table),) = tables.items()
+    rows = [
+        [form, kernel, *values]
+        for form in ("float32", "float64")
+        for kernel, values in table[form].items()
+    ]
+    say(
+        f"{name}, {kind}: costs in products of two n x n matrices",
+        "",
+        *table_lines(
+            numbered_columns(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows
+        ),
+    )
+    say_notes(notes)
+    if output is None:
+        say("", "To use such costs, write them to a file with -o.")
+    else:
+        say("", f"Written to {output}. To use it: export POLARLIB_COSTS={output.resolve()}")
+
+
+# -- info ------------------------------------------------------------------------------------
+
+
+@command()
+def info(as_json: Json = False) -> None:
+    """Versions, array libraries, BLAS, number formats, processors."""
+    document: dict[str, Any] = {
+        "polarlib": polarlib.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": _packages(),
+        "array_libraries": libraries(),
+        "formats": _formats(),
+        "blas": _blas(),
+        "thread_pools": _thread_pools(),
+        "processors": os.cpu_count(),
+        "processors_usable": _usable_processors(),
+    }
+    if as_json:
+        say_json(document)
+        return
+
+    def pairs(versions: dict[str, str | None]) -> str:
+        return ", ".join(f"{name} {version or '(missing)'}" for name, version in versions.items())
+
+    pools = [f"{pool['library']} {pool['threads']}" for pool in document["thread_pools"]]
+    facts = {
+        "polarlib": document["polarlib"],
+        "python": f"{document['python']}, {document['platform']}",
+        "packages": pairs(document["packages"]),
+        "array libraries": pairs(document["array_libraries"]),
+        "BLAS of NumPy": " ".join(filter(None, document["blas"].values())),
+        "threads": ", ".join(pools) or "unknown",
+        "processors": f"{document['processors']}, of which {document['processors_usable']} usable",
+    }
+    formats = document["formats"]
+    rows = [[form, *(formats[name].get(form, "-") for name in formats)] for form in FORMATS]
+    say(*fact_lines(facts), "", *table_lines(numbered_columns(["format", *formats], "<"), rows))
+
+
+def _packages() -> dict[str, str | None]:
+    """Versions of the packages that polarlib uses, None where one is missing."""
+    names = "numpy scipy array-api-compat matplotlib mpmath rich typer ml_dtypes safetensors"
+    found: dict[str, str | None] = {}
+    for name in names.split():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+# Where arrays are made, if not in the module that has the library's name.
+_ARRAYS = {"jax": "jax.numpy", "dask": "dask.array"}
+
+
+def _formats() -> dict[str, dict[str, str]]:
+    """Native or simulated, for the formats that each array library can compute in here."""
+    table: dict[str, dict[str, str]] = {}
+    for library in libraries():
+        table[library] = {}
+        try:
+            module = importlib.import_module(_ARRAYS.get(library, library))
+            x = module.ones((1, 1), dtype=module.float32)
+        except Exception:  # CuPy without a device, say: it makes no arrays
+            continue
+        for name in FORMATS:
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # JAX tells by a warning that it lacks float64
+                ops = rounded(ops_of(x), name)
+                ops.cast(x, name)
+                table[library][name] = "simulated" if ops.simulated else "native"
+    return table
+
+
+def _blas() -> dict[str, str]:
+    found: Any = np.show_config(mode="dicts")
+    blas = found.get("Build Dependencies", {}).get("blas", {})
+    return {key: str(blas.get(key, "")) for key in ("name", "version")}
+
+
+def _thread_pools() -> list[dict[str, Any]]:
+    """Threads of the BLAS and OpenMP libraries that are loaded."""
+    return [
+        {"library": p["internal_api"], "version": p["version"], "threads": p["num_threads"]}
+        for p in threadpoolctl.threadpool_info()
+    ]
+
+
+def _usable_processors() -> int | None:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

@@ -1,0 +1,182 @@
+"""polarlib polar and polarlib converge."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import polarlib
+from polarlib import files
+from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.ops import dtype_name
+from polarlib.cli.compare import METHODS, PICTURES
+from polarlib.cli.console import (
+    DEFAULT,
+    Json,
+    Source,
+    check_outputs,
+    collected_warnings,
+    command,
+    complain,
+    fact_lines,
+    format_number,
+    format_range,
+    format_shape,
+    read_matrix,
+    save_picture,
+    say,
+    say_json,
+    say_notes,
+    table_lines,
+    write_named,
+)
+from polarlib.cli.design import MOST_STEPS
+from polarlib.result import Status, Trace
+
+# -- polar -----------------------------------------------------------------------------------
+
+Side = Annotated[str, typer.Option(help="right: A = U H; left: A = H U.")]
+Method = Annotated[
+    str, typer.Option(help=f"auto, {', '.join(METHODS)}, or a schedule (see 'schedules').")
+]
+Completion = Annotated[
+    bool, typer.Option(help="Complete the factor of a rank-deficient matrix to orthonormal.")
+]
+Rtol = Annotated[
+    float | None, typer.Option(help="Orthogonality and backward error that count as converged.")
+]
+
+
+@command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
+def polar(
+    file: Source,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the unitary factor to this .npy.")
+    ] = None,
+    hermitian: Annotated[
+        Path | None, typer.Option(help="Write the Hermitian factor to this .npy.")
+    ] = None,
+    side: Side = "right",
+    method: Method = "auto",
+    completion: Completion = True,
+    rtol: Rtol = None,
+    as_json: Json = False,
+) -> None:
+    """Polar decomposition of a matrix, with its errors and rank."""
+    outputs = {"-o": output, "--hermitian": hermitian}
+    check_outputs(outputs, (".npy",), file)
+    a = read_matrix(file)
+    if a.dtype.type.__module__ == "ml_dtypes":
+        # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
+        a = a.astype(np.float32)
+    with collected_warnings() as notes:
+        result = polarlib.polar(a, side=side, method=method, completion=completion, rtol=rtol)
+    failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
+    if failed:
+        output = hermitian = None
+    written = {output: result.unitary, hermitian: result.hermitian}
+    arrays = {path: factor for path, factor in written.items() if path is not None}
+    write_named(outputs, lambda: files.write_npys(arrays))
+    if as_json:
+        document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
+        document |= {"remedy": result.status.value}
+        say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
+    else:
+        lower, upper = (np.asarray(bound) for bound in result.condition_bounds)
+        condition = f"{lower.min():.2e} to {upper.max():.2e}" if lower.size else "none"
+        facts = {
+            "matrix": f"{format_shape(a.shape)}, {dtype_name(a)}",
+            "factors": "A = U H" if side == "right" else "A = H U",
+            "method": result.method,
+            "because": result.reason,
+            "status": f"{result.status.name.lower()}: {result.status.value}",
+            "iterations": str(result.iterations),
+            "matrix products": str(result.matmuls),
+            "orthogonality": format_range(result.orthogonality),
+            "backward error": format_range(result.backward_error),
+            "rank": format_range(result.rank),
+            "condition number": condition,
+            "U written to": str(output or ""),
+            "H written to": str(hermitian or ""),
+        }
+        say(*fact_lines({name: value for name, value in facts.items() if value}))
+    if failed:
+        nothing = "; nothing was written" if any(outputs.values()) else ""
+        text = f"{file}: {'; '.join(notes)}{nothing}"
+        raise typer.Exit(complain(text, 1))
+
+
+# -- converge --------------------------------------------------------------------------------
+
+
+@command(epilog="Example: polarlib converge A.npy --schedule jordan --plot out.png")
+def converge(
+    file: Source,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="auto (orthogonalize's default for the format), a published set (see "
+            f"'schedules'), or {', '.join(METHODS)}."
+        ),
+    ] = DEFAULT,
+    steps: Annotated[
+        int | None, typer.Option(max=MOST_STEPS, help="Number of steps of a schedule.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=f"{', '.join(FORMATS)}; that of the matrix by default.")
+    ] = None,
+    form: Annotated[str, typer.Option(help="plain or gram.")] = "plain",
+    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the figures to this .csv.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Singular values and errors after each step of a schedule."""
+    check_outputs({"--plot": plot}, PICTURES, file)
+    check_outputs({"--csv": csv}, (".csv",), file)
+    a = read_matrix(file, single=True)
+    with collected_warnings() as notes:
+        t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
+    if plot is not None:
+        write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
+    if csv is not None:
+        write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
+    if as_json:
+        say_json({"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict())
+        return
+    simulated = " (simulated)" if t.simulated else ""
+    form = f", {t.form} form" if t.form else ""
+    say(
+        f"{file} ({format_shape(t.shape)}): {t.method}, {t.precision}{simulated}{form}",
+        "",
+        *table_lines(
+            [
+                ("step", ">", lambda k: k),
+                ("matrix\nproducts", ">", lambda k: t.matmuls[k]),
+                ("smallest\ns. value", ">", lambda k: f"{t.singular_values[k].min():.6g}"),
+                ("largest\ns. value", ">", lambda k: f"{t.singular_values[k].max():.6g}"),
+                ("ortho-\ngonality", ">", lambda k: format_number(t.orthogonality[k])),
+                ("backward\nerror", ">", lambda k: format_number(t.backward_error[k])),
+                ("smallest\nalignment", ">", lambda k: f"{t.alignment[k].min():.6f}"),
+            ],
+            range(t.steps + 1),
+        ),
+    )
+    say_notes(notes)
+    for path in filter(None, (plot, csv)):
+        say(f"Written to {path}.")
+
+
+def _draw_trace(t: Trace, path: Path) -> None:
+    """Write one picture: errors beside singular values."""
+    from matplotlib.figure import Figure
+
+    from polarlib import plot
+
+    left, right = Figure(figsize=(13, 5.5), layout="constrained").subplots(1, 2)
+    plot.convergence(t, ax=left)
+    plot.singular_values(t, ax=right)
+    save_picture(left, path)

@@ -1,0 +1,222 @@
+"""What kernels cost, in matrix products: data, measured once, that choices between methods read.
+
+``data/costs.toml`` has a table for each library and kind of device. ``polarlib bench --calibrate``
+measures the same on another machine; the environment variable ``POLARLIB_COSTS`` names the file
+that it wrote, whose tables then go before the shipped ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import reprlib
+import sys
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays.checks import choice, count, nearest, text
+from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.formats import format_of
+from polarlib.files.whole import read_whole
+
+__all__ = ["KERNELS", "kernel_costs", "read_costs"]
+
+
+VARIABLE = "POLARLIB_COSTS"
+LIMIT = 2**20  # bytes of a file of costs; ours has 10 kB
+GENERIC = "generic"  # the table for libraries that have none
+DEVICES = ("cpu", "gpu")
+FORMATS = ("float32", "float64")
+ABOUT = ("measured", "source", "sizes")  # what a table has besides its formats
+
+# What each kernel is, on n x n matrices; the costs are in units of the first.
+KERNELS: dict[str, str] = {
+    "matmul": "product of two matrices",
+    "gram": "X^H X",
+    "cholesky": "Cholesky factorisation",
+    "solve": "triangular solve with n right-hand sides",
+    "hermitian_product": "product of a Hermitian matrix with another one",
+    "qr": "reduced Householder QR, Q formed",
+    "qr_stack": "the same of a 2n x n matrix",
+    "apply_q": "product of the Q of a Householder QR with a matrix",
+    "inverse": "inverse by LU",
+    "svd": "singular values and vectors",
+    "eigh": "eigenvalues and eigenvectors of a Hermitian matrix",
+    "elementwise": "one pass: a matrix read, another one written",
+    "lanczos": "8 Lanczos steps, without reorthogonalisation",
+}
+
+Tables = dict[str, dict[str, Any]]
+
+
+def kernel_costs(
+    library: str, format_name: str, n: int, *, device: str = "cpu"
+) -> dict[str, float]:
+    """Costs of kernels on n x n matrices, in products of two such matrices.
+
+    Interpolated linearly in log n between the sizes of the table, constant beyond them. Complex
+    matrices have the costs of the format of their parts; formats narrower than float32 those of
+    float32, in which methods compute.
+
+    Parameters
+    ----------
+    library : str
+        ``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``; any other has the table of libraries that
+        are served through the array API alone.
+    format_name : str
+        Number format.
+    n : int
+        Order of the matrices, at least 1.
+    device : {"cpu", "gpu"}, optional
+        Kind of device; CuPy's is always a GPU.
+
+    Returns
+    -------
+    dict
+        From the names in ``KERNELS`` to positive numbers; ``matmul`` is 1.
+
+    Raises
+    ------
+    ValueError
+        For an unknown format or device, n below 1, or a malformed file of ``POLARLIB_COSTS``.
+    OSError
+        If that file cannot be read.
+
+    Examples
+    --------
+    >>> costs = kernel_costs("numpy", "float64", 1000)
+    >>> costs["matmul"], costs["cholesky"] < 1 < costs["qr"] < costs["svd"]
+    (1.0, True)
+    """
+    device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
+    if text("library", library) == "cupy":
+        device = "gpu"
+    own = os.environ.get(VARIABLE) or None
+    return dict(_costs(library, format_of(format_name).carrier, n, device, own))
+
+
+@functools.lru_cache(maxsize=1024)
+def _costs(library: str, format_name: str, n: int, device: str, own: str | None) -> Any:
+    table = _table(library, device, own)
+    at, nodes = np.log(n), np.log(table["sizes"])
+    costs = {k: float(np.interp(at, nodes, v)) for k, v in table[format_name].items()}
+    return {"matmul": 1.0} | costs
+
+
+def _table(library: str, device: str, own: str | None) -> dict[str, Any]:
+    """The user's table of a library, or the shipped one, or the shipped one for any library."""
+    for tables in (_read(own) if own else {}, _shipped()):
+        if device in tables.get(library, {}):
+            return tables[library][device]
+    return _shipped()[GENERIC][device]
+
+
+@functools.cache
+def _shipped() -> Tables:
+    text = resources.files("polarlib").joinpath("data/costs.toml").read_text(encoding="utf-8")
+    return _checked(text, "data/costs.toml")
+
+
+# Paths are the user's.
+@functools.lru_cache(maxsize=16)
+def _read(path: str) -> Tables:
+    try:
+        return read_costs(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None)
+        text = f"{path}: {reason}" if reason else error
+        raise type(error)(f"{text} (the file that {VARIABLE} names)") from None
+
+
+def read_costs(path: str | os.PathLike[str]) -> Tables:
+    """Read and check a file of costs.
+
+    Parameters
+    ----------
+    path : path-like
+        TOML. ``[library.device]`` has ``sizes`` (ascending), ``measured``, ``source``, and for
+        each of "float32" and "float64" a table of the kernels' costs, one number a size.
+
+    Returns
+    -------
+    dict
+        From library and device to such tables.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file: the message names it, the key, and what is allowed.
+    OSError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> read_costs("nowhere.toml")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.toml'
+    """
+    content = read_whole(checked_path("path", path), LIMIT)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: is not text in UTF-8: {error.reason}") from None
+    return _checked(text, os.fspath(path))
+
+
+def _checked(text: str, file: str) -> Tables:
+    """Parse a file of costs, or say what is wrong with it."""
+    import tomllib  # where it is first needed
+
+    try:
+        tables = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"{file}: is not TOML: it is nested too deeply") from None
+    except ValueError as error:  # of tomllib, or of an integer with thousands of digits
+        raise ValueError(f"{file}: is not TOML: {error}") from None
+
+    def require(condition: Any, key: str, allowed: str, value: Any) -> None:
+        if not condition:
+            raise ValueError(f"{file}: {key} must be {allowed}, got {reprlib.repr(value)}")
+
+    def only(given: dict[str, Any], key: str, known: tuple[str, ...], optional: Any = ()) -> None:
+        for name in given:
+            if name not in known:
+                raise ValueError(f"{file}: unknown key {key}{name}; {nearest(name, known)}")
+        for name in known:
+            if name not in given and name not in optional:
+                raise ValueError(f"{file}: {key}{name} is missing")
+
+    require(tables, "the file", "a table such as [numpy.cpu] at least", tables)
+    for library, devices in tables.items():
+        require(isinstance(devices, dict) and devices, library, "a table", devices)
+        only(devices, f"{library}.", DEVICES, optional=DEVICES)
+        for device, table in devices.items():
+            key = f"{library}.{device}"
+            require(isinstance(table, dict), key, "a table", table)
+            only(table, f"{key}.", (*ABOUT, *FORMATS))
+            measured, source, sizes = (table[name] for name in ABOUT)
+            require(isinstance(measured, bool), f"{key}.measured", "true or false", measured)
+            require(isinstance(source, str), f"{key}.source", "text", source)
+            rising = _numbers(sizes) and all(a < b for a, b in itertools.pairwise(sizes))
+            require(rising, f"{key}.sizes", "a list of ascending positive numbers", sizes)
+            for name in FORMATS:
+                costs, where = table[name], f"{key}.{name}"
+                require(isinstance(costs, dict), where, "a table", costs)
+                only(costs, f"{where}.", tuple(k for k in KERNELS if k != "matmul"))
+                for kernel, values in costs.items():
+                    right = _numbers(values) and len(values) == len(sizes)
+                    allowed = f"a list of {len(sizes)} positive numbers, one for each of sizes"
+                    require(right, f"{where}.{kernel}", allowed, values)
+    return tables
+
+
+def _numbers(values: Any) -> bool:
+    """Whether a value is a list of positive finite numbers."""
+    return (
+        isinstance(values, list)
+        and len(values) > 0
+        and all(type(v) in (int, float) and 0 < v <= sys.float_info.max for v in values)
+    )

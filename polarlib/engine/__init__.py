@@ -1,0 +1,1 @@
+"""What methods share: normalisation, iteration, the driver, evidence, rules of derivatives."""

@@ -1,0 +1,355 @@
+"""Derivatives of the polar factors and of schedules, in a direction and against a gradient.
+
+Both are generalised matrix functions ``U diag(f(sigma)) V^H``: their derivative is self-adjoint in
+the inner product ``Re tr(X^H Y)``, so that one function serves both directions. Sources and costs
+are in docs/derivatives.md.
+
+The polar factor, A = U H tall and of full rank. With C = U^H E and Omega from the equation
+``H Omega + Omega H = C - C^H``,
+
+    dU = U Omega + (E - U C) H^-1,    dH = Hermitian part of C - Omega H.
+
+Against gradients Y of U and B of H (made Hermitian), with C = U^H Y,
+
+    gradient = U (B + Omega) + (Y - U C) H^-1,    H Omega + Omega H = C - C^H + H B - B H.
+
+The nearest rotation R of a square real matrix has the same rule with ``H = R^T A``, symmetric, of
+which one eigenvalue may be negative. The square root of a positive definite matrix solves
+``H dH + dH H = dA``; the inverse p-th root is made of p - 1 such equations.
+
+A schedule: the engine runs on dual numbers, pairs of matrices. Nothing of the forward pass is
+needed but its input. The normalisation, no such function for most norms, has a rule of its own.
+
+Everything is made of U, of products and of the solution of that one equation, whose derivative is
+its own solution again: so derivatives have derivatives.
+"""
+
+from __future__ import annotations
+
+import cmath
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.dual import Dual, DualOps
+from polarlib.arrays.ops import Diagonal, Ops, ops_of
+from polarlib.engine.equation import Equation
+from polarlib.engine.iterate import iterate
+from polarlib.engine.normalise import normalise
+
+__all__ = ["polar_gradient", "polar_tangents", "schedule_derivative"]
+
+Array = Any
+Linear = Callable[[Array], Array]
+
+
+def schedule_derivative(
+    x: Array,
+    e: Array,
+    schedule: Schedule,
+    *,
+    normalisation: str,
+    form: str,
+    restarts: Sequence[int],
+    gradient: bool,
+) -> Array:
+    """Derivative of a schedule with its normalisation at X, applied to E.
+
+    Parameters
+    ----------
+    x, e : array, shape (..., m, n)
+        In at least single precision; of one shape and dtype.
+    schedule : Schedule
+        The steps.
+    normalisation : str
+        As :func:`polarlib.engine.normalise.normalise` takes it.
+    form, restarts
+        As :func:`polarlib.engine.iterate.iterate` takes them.
+    gradient : bool
+        Whether E is a gradient with respect to the result, and the result one with respect to X;
+        otherwise E is a direction of X.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        Zero where there is no derivative since a norm, or a column's, is zero.
+    """
+    ops = ops_of(x).functional()
+    wide = x.shape[-2] < x.shape[-1]
+    if wide:
+        x, e = ops.adjoint(x), ops.adjoint(e)
+
+    def along(y: Array, e: Array) -> Array:
+        pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
+        moved = iterate(pair, schedule.steps, dual, form=form, restarts=restarts)
+        return cast(Dual, moved).tangent
+
+    if normalisation == "none":
+        d = along(x, e)
+    else:
+        y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
+        d = after(along(y, e)) if gradient else along(y, before(e))
+    return ops.adjoint(d) if wide else d
+
+
+def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array, Linear, Linear]:
+    """Normalised matrix, derivative of the normalisation, and its adjoint.
+
+    With Y = X / c and a direction D along which the norm grows, ``dc / c = <D, E> / <D, X>``, since
+    norms are homogeneous: the size of D does not matter.
+    """
+    xp = ops.xp
+    scale = ops.binary_scale(ops.max_abs(x))
+    x = ops.divide(x, scale)  # so that no norm overflows
+    y, _ = normalise(x, ops, kind, safety)
+    size = _norms(x, ops, kind)
+    lost = size == 0
+    c = ops.divisor(size) / ops.divisor(_norms(y, ops, kind))
+
+    def divided(e: Array) -> Array:
+        return xp.where(lost, xp.zeros_like(e), e / c)
+
+    if kind == "aol":
+        growth, adjoint = _growth_of_columns(x, y, ops)
+        return (
+            y,
+            lambda e: ops.divide(divided(e) - growth(e), scale),
+            lambda e: ops.divide(divided(e) - adjoint(e), scale),
+        )
+    d = _growth(y * safety, ops, kind)
+    whole = ops.divisor(_inner(d, y, ops))
+
+    def along(e: Array) -> Array:
+        e = ops.divide(e, scale)
+        return divided(e - y * (_inner(d, e, ops) / whole))
+
+    def against(e: Array) -> Array:
+        return ops.divide(divided(e - d * (_inner(y, e, ops) / whole)), scale)
+
+    return y, along, against
+
+
+def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
+    """Of "aol", Y times the relative growth of its norms in a direction of X, and the adjoint."""
+    xp = ops.xp
+    g = ops.gram(x)
+    absolute = xp.abs(g)
+    # 0 where an absolute value has no derivative.
+    signs = g / xp.where(absolute == 0, xp.ones_like(absolute), absolute)
+    sums = 2 * ops.divisor(xp.sum(absolute, axis=-2, keepdims=True))
+
+    def along(e: Array) -> Array:
+        half = ops.matmul(ops.adjoint(x), e)
+        return y * (_inner(signs, half + ops.adjoint(half), ops, axis=-2) / sums)
+
+    def against(e: Array) -> Array:
+        half = signs * (_inner(y, e, ops, axis=-2) / sums)
+        return ops.matmul(x, half + ops.adjoint(half))
+
+    return along, against
+
+
+def _growth(y: Array, ops: Ops, kind: str) -> Array:
+    """A multiple of the gradient of a norm at a matrix that it normalises.
+
+    Of Schatten norms, ``(tr G^k)^(1 / 2k)`` for G = Y^H Y, it is ``Y G^(k - 1)``.
+    """
+    if kind == "frobenius":
+        return y
+    g = ops.gram(y)
+    if kind == "moments":  # mu + sqrt(n - 1) sigma of the eigenvalues of G
+        n = g.shape[-1]
+        mean = ops.trace(g) / n
+        k = g - ops.eye(n, g) * mean
+        k = k * (math.sqrt(n * (n - 1)) / ops.divisor(ops.frobenius(k)))
+        return y + ops.matmul(y, k)
+    power = product = g
+    for _ in range({"schatten4": 0, "spectral": 3}[kind]):  # G, G^3, G^7, G^15
+        power = ops.gram(power)
+        product = ops.matmul(product, power)
+    return ops.matmul(y, product)
+
+
+def _norms(x: Array, ops: Ops, kind: str) -> Array:
+    """Frobenius norms of matrices, or of their columns."""
+    return ops.xp.sqrt(_inner(x, x, ops, axis=-2)) if kind == "aol" else ops.frobenius(x)
+
+
+def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1)) -> Array:
+    """Real inner product ``Re sum(conj(a) b)``."""
+    xp = ops.xp
+    if ops.is_complex(a):
+        return _inner(xp.real(a), xp.real(b), ops, axis) + _inner(xp.imag(a), xp.imag(b), ops, axis)
+    return xp.sum(a * b, axis=axis, keepdims=True)
+
+
+class _Scaled(NamedTuple):
+    """A tall matrix over a power of two, its factors and the arithmetic of its library."""
+
+    x: Array
+    u: Array
+    h: Array
+    scale: Array | float
+    ops: Ops
+    wide: bool
+
+
+def _tall(a: Array, u: Array) -> _Scaled:
+    ops = ops_of(a).functional()
+    wide = a.shape[-2] < a.shape[-1]
+    if wide:
+        a, u = ops.adjoint(a), ops.adjoint(u)
+    # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
+    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
+    x = ops.divide(a, scale)
+    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
+    return _Scaled(x, u, h, scale, ops, wide)
+
+
+def _turn(p: _Scaled, e: Array, equation: Equation) -> tuple[Array, Array, Array]:
+    """``C = U^H E``, Omega and dU for a scaled direction E."""
+    ops, u = p.ops, p.u
+    c = ops.matmul(ops.adjoint(u), e)
+    omega = equation.solve(p.h, c - ops.adjoint(c))
+    du = ops.matmul(u, omega)
+    if u.shape[-2] > u.shape[-1]:
+        du = du + _outside(p, e, c)
+    return c, omega, du
+
+
+def _outside(p: _Scaled, e: Array, c: Array) -> Array:
+    """``(E - U C) H^-1``, the part that is orthogonal to the columns of U."""
+    ops = p.ops
+    return ops.matmul(ops.gemm(p.u, c, e, alpha=-1.0, beta=1.0), ops.inverse(p.h))
+
+
+def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Array:
+    """Derivative of the unitary factor, or rotation, applied to a direction or to a gradient.
+
+    It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
+    """
+    p = _tall(a, u)
+    e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
+    du = _turn(p, e, equation)[2]
+    return p.ops.adjoint(du) if p.wide else du
+
+
+def root_derivative(h: Array, e: Array) -> Array:
+    """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
+    ops = ops_of(h).functional()
+    scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
+    e = ops.hermitian_part(ops.divide(e, scale))
+    return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
+
+
+def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
+    """Derivative of ``F = A^(-1/p)`` for A positive definite, applied to a direction or gradient.
+
+    With ``G = F^-1``: ``dF = -F dG F``, and ``sum_k G^k dG G^(p-1-k) = dA``. The polynomial
+    ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w but 1, so that
+    one equation ``G X - w X G = W`` after another solves it.
+    """
+    ops = ops_of(x).functional()
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    real = not ops.is_complex(x)
+    f = f * scale ** (1 / p)
+    g = ops.hermitian_part(ops.inverse(f))
+    dg = ops.hermitian_part(ops.divide(e, scale))
+    if p > 2:
+        g, dg = ops.as_complex(g), ops.as_complex(dg)
+    for k in range(1, p):
+        weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
+        dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
+    if real and p > 2:
+        dg = ops.xp.real(dg)
+    df = ops.matmul(ops.matmul(f, dg), f)
+    return ops.hermitian_part(df) * -(scale ** (-1 / p))
+
+
+def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
+    """``H X + c X H`` in the eigenvectors of H."""
+    ops = ops_of(h).functional()
+    is_complex = ops.is_complex(h)
+    s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
+    if is_complex:
+        s, v = ops.as_complex(s), ops.as_complex(v)
+    return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
+
+
+def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tuple[Array, Array]:
+    """Derivatives of both factors in a direction.
+
+    Parameters
+    ----------
+    a, u, e : array, shape (..., m, n)
+        Matrix, its unitary factor and the direction, in at least single precision.
+    side : {"right", "left"}, optional
+        Which Hermitian factor.
+
+    Returns
+    -------
+    du, dh : array
+        As the factors.
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient matrix.
+    """
+    p = _tall(a, u)
+    ops, x, u = p.ops, p.x, p.u
+    e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
+    c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
+    if p.wide == (side == "left"):
+        dh = c - ops.matmul(omega, p.h)
+    else:  # the larger factor, X U^H
+        dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
+    dh = ops.hermitian_part(dh) * p.scale
+    return ops.adjoint(du) if p.wide else du, dh
+
+
+def polar_gradient(
+    a: Array, u: Array, y: Array | None, b: Array | None, *, side: str = "right"
+) -> Array:
+    """Gradient with respect to A, from gradients with respect to U and H.
+
+    Parameters
+    ----------
+    a, u : array, shape (..., m, n)
+        Matrix and its unitary factor, in at least single precision.
+    y, b : array or None
+        Gradients; None for zero, one of them at most.
+    side : {"right", "left"}, optional
+        Which Hermitian factor.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient matrix.
+    """
+    p = _tall(a, u)
+    ops, x, u = p.ops, p.x, p.u
+    y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
+    rest = None
+    if b is not None:
+        b = ops.hermitian_part(b)
+        if p.wide != (side == "left"):  # the larger factor, X U^H
+            y = y + ops.matmul(b, x)
+            rest, b = ops.matmul(b, u), None
+    c = ops.matmul(ops.adjoint(u), y)
+    w = c - ops.adjoint(c)
+    if b is not None:
+        hb = ops.matmul(p.h, b)
+        w = w + (hb - ops.adjoint(hb))
+    omega = Equation("polar", x.shape[-2]).solve(p.h, w)
+    d = ops.matmul(u, omega if b is None else b + omega)
+    if x.shape[-2] > x.shape[-1]:
+        d = d + _outside(p, y, c)
+    d = d if rest is None else d + rest
+    return ops.adjoint(d) if p.wide else d

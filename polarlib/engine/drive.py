@@ -1,0 +1,220 @@
+"""The driver of methods with a stopping test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from polarlib.design.compose import pade
+from polarlib.result import Run
+
+__all__ = ["Step", "one_by_one", "worst_of"]
+
+Array = Any
+# Steps after the planned ones, for singular values that the estimate missed; each of them must
+# reduce the defect to that part.
+EXTRA_STEPS, MUST_FALL = 8, 0.97
+# |1 - sigma^2| below which a correction is as good in single precision.
+SINGLE_BELOW = 2.0**-27
+# |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
+LAST = {3: 3 / 8, 5: 5 / 16}
+
+
+class Step(NamedTuple):
+    """An odd function of the singular values, and how it is computed.
+
+    With a denominator, ``s (a + b s^2) / (1 + c s^2)`` by a Cholesky factor; without, the odd
+    polynomial with these coefficients.
+    """
+
+    numerator: tuple[float, ...]
+    denominator: float = 0.0
+
+    def __call__(self, s: float) -> float:
+        """Value at a singular value."""
+        value = 0.0
+        for coefficient in reversed(self.numerator):
+            value = value * s * s + coefficient
+        return value * s / (1 + self.denominator * s * s)
+
+    def largest(self, s: float) -> float:
+        """Largest value on [0, s]: at s, or at the first turn before it."""
+        # Derivatives are quadratics in s^2 times what is positive: p + 2 q y + r y^2.
+        first, second, third = (*self.numerator, 0.0, 0.0)[:3]
+        p, q, r = first, 1.5 * second, 5 * third
+        if self.denominator:
+            q, r = 0.5 * (3 * second - first * self.denominator), second * self.denominator
+        root = q * q - p * r
+        if q < 0 and root >= 0 and p < s * s * (math.sqrt(root) - q):
+            return max(self(math.sqrt(p / (math.sqrt(root) - q))), self(s))
+        return self(s)
+
+    def scaled(self, upper: float) -> Step:
+        """The step for singular values that are larger by a factor."""
+        numerator = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(self.numerator))
+        return Step(numerator, self.denominator / upper**2)
+
+
+# -- two sets of kernels ---------------------------------------------------------------------
+
+
+class Kernels(Protocol):
+    """What the iteration is made of. Gram matrices are given up by whoever takes them."""
+
+    def gram(self, x: Array) -> Array:
+        """X^H X."""
+
+    def defect(self, g: Array) -> float:
+        """``||I - G||_F``, the worst of a stack."""
+
+    def apply(self, step: Step, x: Array, g: Array) -> Array:
+        """X after a step; NaN where a factorisation failed."""
+
+    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
+        """X after a step of Newton-Schulz type, as a correction."""
+
+
+# -- the iteration ---------------------------------------------------------------------------
+
+
+class History:
+    """What happened, as it happens."""
+
+    def __init__(self, callback: Callable[[int, Array], None] | None, products: int) -> None:
+        self.callback = callback
+        self.restore: Callable[[Array], Array] | None = None  # from an iterate to the caller's
+        self.note = ""
+        self.products = products
+        self.bounds: tuple[float, float] | None = None
+        self.steps: list[Step] = []
+        self.defects: list[float] = []
+        self.iterations = 0
+        self.converged = False
+        self.size = math.inf  # ||I - X^H X||_F before the last step
+
+    def took(self, step: Step | None, x: Array, degree: int) -> None:
+        """Count a step; None is the last one, of a degree that the defect decides."""
+        self.iterations += 1
+        if step is not None:
+            self.steps.append(step)
+        by_cholesky = step is not None and step.denominator > 0
+        square = degree == 5 and not by_cholesky
+        self.products += 1 + (not by_cholesky) + square  # the Gram matrix among them
+        if self.callback is not None:
+            self.callback(self.iterations, x if self.restore is None else self.restore(x))
+
+    def run(self) -> Run:
+        """The account of it."""
+        halley = sum(step.denominator > 0 for step in self.steps)
+        steps = f"{halley} Halley and {self.iterations - halley} polynomial steps"
+        note = f"{self.note}, {steps}" if self.note else steps
+        return Run(
+            self.iterations,
+            self.products,
+            self.converged,
+            tuple(self.defects),
+            bounds=self.bounds,
+            note=note,
+        )
+
+    def certified(self, guess: float) -> float:
+        """Largest bound of sigma_min, up to a guess, that what was measured proves.
+
+        No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``: none
+        of the matrix is so small that the steps could not have brought it there.
+        """
+
+        def proven(s: float) -> bool:
+            for step in self.steps:
+                s = step.largest(s)
+            return s * s <= 1 - self.size
+
+        if proven(guess):
+            return guess
+        low, high = 0.0, guess
+        for _ in range(50):
+            middle = 0.5 * (low + high)
+            low, high = (middle, high) if proven(middle) else (low, middle)
+        return low
+
+
+def converge(
+    kernels: Kernels,
+    x: Array,
+    g: Array,
+    steps: tuple[Step, ...],
+    low: float,
+    course: History,
+    eps: float,
+) -> Array:
+    """Take the planned steps, then as many as are needed, as long as they help."""
+    root = math.sqrt(x.shape[-1])
+    todo = list(steps)
+    upper = 1.0
+    extra = 0
+    while True:
+        if not (todo and todo[0].denominator):
+            size = kernels.defect(g)
+            rms, before = size / root, course.defects[-1] if course.defects else math.inf
+            course.size = size
+            course.defects.append(rms)
+            # What the plan predicts for every singular value, unless the measured mean exceeds it.
+            worst = max(1 - low * low, upper * upper - 1)
+            if todo or rms > worst:
+                worst = size
+            for degree, factor in LAST.items():
+                if factor * worst ** ((degree + 1) // 2) <= eps:
+                    x = kernels.last(degree, x, g, worst)
+                    course.took(None, x, degree)
+                    course.converged = True
+                    return x
+            if not todo:
+                extra += 1
+                if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
+                    return x
+                todo.append(Step(pade(2)))
+        step = todo.pop(0)
+        low, upper = step(low), 1.0
+        if step.denominator == 0:
+            low, upper = min(low, 1.0), max(2 - low, 1.0)
+        x = kernels.apply(step, x, g)
+        course.took(step, x, 2 * len(step.numerator) - 1)
+        g = kernels.gram(x)
+
+
+def one_by_one(
+    method: Callable[[np.ndarray, Callable[[int, Array], None] | None], tuple[np.ndarray, Run]],
+    x: np.ndarray,
+    callback: Callable[[int, Array], None] | None,
+) -> tuple[np.ndarray, Run]:
+    """Run a method for one matrix on each of a stack, without callbacks; report the worst."""
+    if x.ndim == 2:
+        return method(x, callback)
+    u = np.empty(x.shape, x.dtype)
+    runs = []
+    for index in np.ndindex(*x.shape[:-2]):
+        u[index], run = method(x[index], None)
+        runs.append(run)
+    return u, worst_of(runs, x.shape[:-2])
+
+
+def worst_of(runs: list[Run], batch: tuple[int, ...] = ()) -> Run:
+    """What the runs of the parts of a stack amount to; singular values in the order of `batch`."""
+    if not runs:
+        return Run(0, 0, True)
+    values = [run.singular_values for run in runs]
+    s = None
+    if not any(part is None for part in values):
+        s = np.concatenate([part.reshape(-1, part.shape[-1]) for part in values])
+        s = s.reshape(*batch, s.shape[-1])
+    bounds = [run.bounds for run in runs if run.bounds is not None]
+    known = len(bounds) == len(runs)
+    return max(runs, key=lambda run: run.iterations)._replace(
+        matmuls=max(run.matmuls for run in runs),
+        converged=all(run.converged for run in runs),
+        singular_values=s,
+        bounds=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
+    )

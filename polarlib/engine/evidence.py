@@ -1,0 +1,333 @@
+"""Evidence: how good a polar decomposition is, whatever the method says of itself.
+
+``A = U H`` is measured by ``||U^H U - I||_F`` and ``||A - U H||_F``; that U is the polar factor and
+no other factor of the kind, by H being positive semidefinite: the existence of a Cholesky factor
+proves that up to rounding.
+
+The two norms cost two matrix products. Above `EXACT_UP_TO` columns they are estimated instead: for
+Gaussian Z with k columns, ``||M Z||_F^2 / k`` has the mean ``||M||_F^2`` and at most the variance
+``2 ||M||_F^4 / k``, which it has for M of rank one; it falls below ``||M||_F^2 / 100`` with
+probability 1e-7 at k = 8, and for rounding errors, which have many directions, it is right to a few
+percent. The skew part of ``U^H A`` is exact. D. A. Girard (1989); M. F. Hutchinson (1990);
+P.-G. Martinsson, J. A. Tropp, Acta Numerica 29 (2020) 403-572, section 4.8.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, above_noise
+from polarlib.result import Run
+
+__all__ = [
+    "Evidence",
+    "condition_bounds",
+    "evidence",
+    "figures",
+    "in_parts",
+    "is_definite",
+    "rank_of",
+    "sketch",
+    "sketched_figures",
+    "traced_verdict",
+]
+
+Array = Any
+
+# Below, whole products cost next to nothing. Chosen by experiment.
+EXACT_UP_TO = 128
+PROBES = 8
+# Entries of a part of a stack on the host: temporary arrays of that size stay in a cache.
+PART = 1 << 16
+
+
+class Evidence(NamedTuple):
+    """Hermitian factor of tall matrices, and what is left of ``A - U H`` and ``U^H U - I``.
+
+    Attributes
+    ----------
+    hermitian : array, shape (..., n, n)
+        Hermitian part of ``U^H A``.
+    orthogonality, backward_error, skew : ndarray, shape (...,)
+        (Arrays of the library where it hides the entries.)
+        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``; the skew-Hermitian part of
+        ``U^H A`` over ``||A||_F``.
+    """
+
+    hermitian: Array
+    orthogonality: np.ndarray
+    backward_error: np.ndarray
+    skew: np.ndarray
+
+    def within(self, tol: float) -> bool:
+        """Whether every figure of every matrix is; NaN is not."""
+        return within((self.orthogonality, self.backward_error, self.skew), tol)
+
+
+def within(figures: Iterable[np.ndarray], tol: float) -> bool:
+    """Whether every figure of every matrix is within a tolerance; NaN is not."""
+    return all(bool(np.all(figure <= tol)) for figure in figures)
+
+
+def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
+    """Form the Hermitian factor of tall matrices and judge both factors."""
+    parts = in_parts(x)
+    if parts:
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        h = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
+        into = h.reshape(-1, *h.shape[-2:])
+        found = []
+        for part in parts:
+            into[part], *rest = evidence(flat[0][part], flat[1][part], ops)
+            found.append(rest)
+        whole = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*found, strict=True))
+        return Evidence(h, *whole)
+    h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
+    size = _norms(x, ops)
+    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(_figure(skew, ops), size))
+
+
+def figures(
+    u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonality and backward error of tall matrices.
+
+    Parameters
+    ----------
+    u, h, x : array
+        Factors and the matrices, shape (..., m, n).
+    large : bool, optional
+        `h` is m x m: ``A = H U``.
+    isometry : bool, optional
+        Measure ``U U^H U - U`` in place of ``U^H U - I``.
+    """
+    n = u.shape[-1]
+    if n <= EXACT_UP_TO:
+        g = ops.gram(u)
+        defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
+        unit = _norms(defect, ops)
+        del g, defect  # before the residual takes storage
+        left, right = (h, u) if large else (u, h)
+        residual = ops.gemm(left, right, x, alpha=-1.0, beta=1.0)
+        k = 1
+    else:
+        k = PROBES
+        z = _probe(n, k, x, ops)
+        uz = ops.matmul(u, z)
+        # As many passes over large matrices as there must be: they, not operations, take time.
+        if large:
+            left, right = ops.matmul(h, uz), uz
+        else:
+            both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
+            left, right = both[..., :k], both[..., k:]
+        defect = _back(u, right, ops) - z
+        if isometry:
+            defect = ops.matmul(u, defect)
+        unit = _norms(defect, ops)
+        residual = ops.matmul(x, z) - left
+    residue = _norms(residual, ops) / math.sqrt(k)
+    return unit / math.sqrt(k * n), _norm_ratio(residue, _norms(x, ops))
+
+
+class Sketch(NamedTuple):
+    """What must be known of a tall matrix to measure its factors when its storage is used again.
+
+    Attributes
+    ----------
+    probes, products : array, shape (n, k) and (m, k)
+        Gaussian vectors, and what the matrix makes of them.
+    size : array
+        Frobenius norm.
+    """
+
+    probes: Array
+    products: Array
+    size: np.ndarray
+
+
+def sketch(x: Array, ops: Ops) -> Sketch:
+    """Products of a tall matrix with `PROBES` Gaussian vectors."""
+    z = _probe(x.shape[-1], PROBES, x, ops)
+    return Sketch(z, ops.matmul(x, z), _norms(x, ops))
+
+
+def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`figures` without the matrix, both norms estimated."""
+    z, n = known.probes, u.shape[-1]
+    both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
+    defect = _back(u, both[..., PROBES:], ops) - z
+    residual = known.products - both[..., :PROBES]
+    unit = _norms(defect, ops) / math.sqrt(PROBES * n)
+    return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
+
+
+def in_parts(x: Array) -> list[slice]:
+    """Parts of a large stack of NumPy matrices, whose temporary arrays stay small; else none."""
+    if not isinstance(x, np.ndarray) or x.ndim == 2 or x.size <= 2 * PART:
+        return []
+    count = max(1, PART // (x.shape[-2] * x.shape[-1]))
+    total = math.prod(x.shape[:-2])
+    return [slice(i, i + count) for i in range(0, total, count)]
+
+
+def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
+    if parts := in_parts(x):
+        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
+        each = [factor_figures(flat[0][part], flat[1][part], ops) for part in parts]
+        first, second = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*each, strict=True))
+        return first, second
+    n = u.shape[-1]
+    if n <= EXACT_UP_TO:
+        defect = ops.add_diagonal(ops.gram(u), -1.0)
+        w = ops.matmul(ops.adjoint(u), x)
+        skew = (w - ops.adjoint(w)) * 0.5
+        k = 1
+    else:
+        k = PROBES
+        z = _probe(n, k, x, ops)
+        uz, xz = ops.matmul(u, z), ops.matmul(x, z)
+        back = _back(u, ops.xp.concat([uz, xz], axis=-1), ops)
+        defect = back[..., :k] - z
+        skew = (back[..., k:] - _back(x, uz, ops)) * 0.5
+    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
+    return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
+
+
+def _back(u: Array, few: Array, ops: Ops) -> Array:
+    """``U^H F`` of a few columns, without the adjoint of U, which is a copy if it is complex."""
+    return ops.adjoint(ops.matmul(ops.adjoint(few), u))
+
+
+def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
+    """Gaussian vectors, the same for every matrix of a stack."""
+    z = ops.like(ops.from_host(_gaussian(n, k), x), x)
+    return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
+
+
+@functools.lru_cache(maxsize=16)
+def _gaussian(n: int, k: int) -> np.ndarray:
+    z = np.random.default_rng(0).standard_normal((n, k))
+    z.flags.writeable = False
+    return z
+
+
+def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
+    """Whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, in every matrix of a stack.
+
+    With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
+    """
+    shift = ops.frobenius(h) * (sign * cut)
+    if sign < 0:  # so that a zero matrix passes
+        shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
+    return ops.is_definite(h, shift)
+
+
+def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray:
+    """Numerical rank: full if that was certified, else from singular values.
+
+    Above `EXACT_UP_TO` columns they may be the eigenvalues of H, which are right to rounding.
+    """
+    if full:
+        return np.full(x.shape[:-2], x.shape[-1])
+    if run.singular_values is None and (x.shape[-1] > EXACT_UP_TO or ops.spread(x)):
+        return ops.count_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
+    s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
+    return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
+
+
+def traced_verdict(
+    found: Evidence,
+    x: Array,
+    run: Run,
+    tol: float,
+    ops: Ops,
+    *,
+    semidefinite: bool,
+    products: bool,
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Whether each factor of tall matrices is the polar factor, rank, bounds of condition numbers.
+
+    For matrices that a library hides: what :func:`rank_of` and its neighbours find, as arrays, from
+    singular values of the method, or else from the eigenvalues of H.
+
+    Parameters
+    ----------
+    semidefinite : bool
+        Whether H is so by construction.
+    products : bool
+        Whether the method is one of products alone: `x`, which may be sharded, is not factorised.
+    """
+    xp, h, n = ops.xp, found.hermitian, x.shape[-1]
+    s = run.singular_values
+    good = (found.orthogonality <= tol) & (found.backward_error <= tol) & (found.skew <= tol)
+    if not semidefinite:
+        values = ops.eigenvalues(h)
+        good = good & (values[..., 0] >= -tol * ops.frobenius(h)[..., 0, 0])
+        if s is None and (n > EXACT_UP_TO or products):
+            s = xp.flip(values, axis=-1)
+    s = ops.singular_values(x) if s is None else s
+    rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)
+    noise = max(x.shape[-2:]) * format_of(ops.format_name(s)).epsilon * s[..., 0]
+    top, low, high = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+    lower = xp.where(top > 0, top / (low + (low <= 0)), xp.ones_like(top))
+    lower = xp.where(lower > 1, lower, xp.ones_like(lower))
+    upper = (top + noise) / (high + (high <= 0) * (1 - high))
+    upper = xp.where((rank == n) & (high > 0), upper, xp.full_like(upper, math.inf))
+    return good, rank, (lower, upper)
+
+
+def rank_cut(shape: tuple[int, ...], format_name: str) -> float:
+    """Twice the relative cut of the numerical rank, since H is known to rounding only."""
+    return 2 * max(shape[-2:]) * format_of(format_name).epsilon
+
+
+def condition_bounds(
+    h: Array, shape: tuple[int, ...], run: Run, ops: Ops, *, full: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds, up to rounding, of the condition number of each matrix; infinite if not full rank.
+
+    From singular values, where the method has them; else from below by the largest and smallest
+    column of H, whose columns are as long as those of A, and from above by the method's certified
+    bounds or by the Cholesky factor that has certified the rank.
+    """
+    n = h.shape[-1]
+    eps = format_of(ops.format_name(h)).epsilon
+    if run.singular_values is not None:
+        s = ops.to_host(run.singular_values)
+        noise = n * eps * s[..., 0]
+        top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+        upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
+    else:
+        size = ops.xp.abs(h) if ops.is_complex(h) else h
+        columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
+        top = columns.max(axis=-1)
+        least = columns.min(axis=-1) + n * eps * top
+        upper = np.full(shape[:-2], np.inf)
+        if run.bounds is not None and run.bounds[0] > 0:
+            upper[...] = run.bounds[1] / run.bounds[0]
+        elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
+            upper[...] = 2 / rank_cut(shape, ops.format_name(h))
+    lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
+    return np.minimum(lower, upper), upper
+
+
+def _figure(v: Array, ops: Ops) -> np.ndarray:
+    """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
+    return (v if ops.hidden(v) else ops.to_host(v))[..., 0, 0]
+
+
+def _norms(x: Array, ops: Ops) -> np.ndarray:
+    """Frobenius norms of a stack of matrices."""
+    return _figure(ops.frobenius(x), ops)
+
+
+def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole``; the part itself for a zero matrix."""
+    return part / (whole + (whole == 0))

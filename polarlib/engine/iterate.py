@@ -1,0 +1,273 @@
+"""One engine: applies a schedule to a matrix, in plain or in Gram form, with restarts.
+
+What it computes: ``U diag(s(sigma)) V^H`` for ``X = U diag(sigma) V^H`` and a schedule s, by matrix
+products alone. A step of degree 2d + 1 with coefficients c_0 .. c_d is
+
+    X <- X P(G),    P(G) = c_0 I + c_1 G + ... + c_d G^d,    G = X^H X.
+
+Plain form: G anew in every step; 2 products for degree 3, 3 for degree 5, then Paterson-Stockmeyer.
+Gram form: with Q the product of the P's so far and R = Q G Q the current Gram matrix,
+
+    Q <- Q P(R),    R <- P(R) R P(R),    and X Q at the end,
+
+so the m x n matrix is touched twice, and everything else is n x n (Dao-AILab, gram-newton-schulz,
+2025). The two agree in exact arithmetic. In floating point R loses its small eigenvalues, which can
+turn negative and grow by the square of a step's slope: a restart forms X Q and its Gram matrix.
+
+With R <- R P(R)^p instead, and steps of stride p, the same Q tends to R^(-1/p) of the R that it
+begins with: inverse p-th roots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polarlib._schedules.products import even_products, product_counts
+from polarlib.arrays.ops import Ops
+
+__all__ = ["coupled", "iterate", "matrix_products"]
+
+Array = Any
+
+
+def even_part(
+    g: Array, step: Sequence[float], ops: Ops, out: Array | None = None
+) -> tuple[Array, float, float]:
+    """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I = c_0 I + c_1 G + ... + c_d G^d``.
+
+    Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j
+    and B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s meets no identity matrix, so
+    none is ever rounded together with a block.
+    """
+    beta, *c = step
+    degree = len(c)
+    if degree == 1:
+        return g, c[0], beta
+    block, _ = even_products(degree)
+    if block == 1:
+        if degree == 2:
+            return ops.quadratic(g, step, out), 1.0, beta
+        z = ops.gemm_hermitian(g, g, g, alpha=c[-1], beta=c[-2], out=out)
+        for k in range(degree - 3, -1, -1):
+            z = ops.gemm_hermitian(z, g, g, beta=c[k])
+        return z, 1.0, beta
+    powers = [g, ops.gram(g)]
+    while len(powers) < block:
+        powers.append(ops.matmul(powers[-1], g))
+    starts = range(0, degree, block)
+    blocks = [ops.combine(c[i : i + block], powers[: len(c[i : i + block])]) for i in starts]
+    z = blocks.pop()
+    while blocks:
+        z = ops.gemm_hermitian(z, powers[-1], blocks.pop(), beta=1.0)
+    return z, 1.0, beta
+
+
+def matrix_products(
+    steps: Sequence[Sequence[float]], *, form: str = "plain", restarts: Sequence[int] = ()
+) -> int:
+    """Matrix products that :func:`iterate` will take, of either size.
+
+    Parameters
+    ----------
+    steps : sequence of sequences of float
+        Coefficients of each step.
+    form : {"plain", "gram"}, optional
+        Form of the iteration.
+    restarts : sequence of int, optional
+        Restarts of the Gram form, as in :func:`iterate`.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> quintic = [(1.875, -1.25, 0.375)] * 5
+    >>> matrix_products(quintic), matrix_products(quintic, form="gram", restarts=(2,))
+    (15, 18)
+    """
+    return sum(product_counts(steps, form=form, restarts=restarts))
+
+
+def iterate(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    *,
+    form: str = "plain",
+    restarts: Sequence[int] = (),
+    small: Ops | None = None,
+    gram: Array | None = None,
+    owned: bool = False,
+    out: Array | None = None,
+    callback: Callable[[int, Array], None] | None = None,
+) -> Array:
+    """Apply the steps to a stack of matrices.
+
+    Parameters
+    ----------
+    x : array, shape (..., m, n)
+        Normalised, already of the dtype that `ops` works in, m >= n for the least work.
+    steps : sequence of sequences of float
+        Coefficients in ascending odd powers, first step first.
+    ops : Ops
+        Arithmetic.
+    form : {"plain", "gram"}, optional
+        Form of the iteration.
+    restarts : sequence of int, optional
+        Numbers (from 1) of the steps after which the Gram form starts again from ``X Q``.
+    small : Ops, optional
+        Arithmetic of the n x n matrices of the Gram form, by default `ops`.
+    gram : array, shape (..., n, n), optional
+        ``X^H X`` of that arithmetic, if it is known; given up.
+    owned : bool, optional
+        Whether the storage of `x` may be written; otherwise `x` is never changed.
+    out : array, shape (..., m, n), optional
+        Storage for the result, which shares none with `x`; used if it has the dtype of the iterate.
+    callback : callable, optional
+        Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
+        which the step after the next one overwrites. In the Gram form the iterate is formed for it
+        by a product that is not counted.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+    """
+    if out is not None and (out.dtype != x.dtype or out.shape != x.shape):
+        out = None
+    if form == "gram":
+        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
+    return _plain(x, steps, ops, owned, gram, out, callback)
+
+
+def _plain(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    owned: bool,
+    gram: Array | None,
+    out: Array | None,
+    callback: Callable[[int, Array], None] | None,
+) -> Array:
+    # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
+    # small matrices come back to the same storage in every step.
+    square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
+    g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
+    turns = [x if owned and ops.reusable(x) else None, None]
+    if out is not None:  # its turn is the last one
+        turns[len(steps) % 2] = out
+    for k, step in enumerate(steps, 1):
+        out = turns[k % 2]
+        if out is None:
+            out = turns[k % 2] = ops.buffer(x.shape, x)
+        if len(step) == 1:
+            x = ops.combine(step, (x,))
+        else:
+            known, gram = gram, None
+            r = ops.gram(x, g) if known is None else known
+            p, alpha, beta = ops.fold(*even_part(r, step, ops, z))
+            x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
+        if callback is not None:
+            callback(k, x)
+    return x
+
+
+def _gram(
+    x: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    small: Ops,
+    restarts: Sequence[int],
+    gram: Array | None,
+    out: Array | None,
+    callback: Callable[[int, Array], None] | None,
+) -> Array:
+    ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
+    for start, end in zip([0, *ends], ends, strict=False):
+
+        def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
+            if callback is not None:
+                callback(start + k, ops.matmul(x, ops.enter(q)))
+
+        watch = None if callback is None else inside
+        r, gram = small.gram(small.enter(x)) if gram is None else gram, None
+        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
+        del r  # before X Q takes storage
+        q = ops.enter(q)
+        whole = (alpha, beta) == (1.0, 0.0)
+        into = out if end == ends[-1] else None
+        x = ops.matmul(x, q, into) if whole else ops.gemm(x, q, x, alpha, beta, into)
+        if callback is not None:
+            callback(end, x)
+    return x
+
+
+def coupled(
+    r: Array,
+    steps: Sequence[Sequence[float]],
+    ops: Ops,
+    *,
+    stride: int = 2,
+    callback: Callable[[int, Array], None] | None = None,
+) -> tuple[Array, float, float]:
+    """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
+
+    ``Q <- Q P(R)``, ``R <- R P(R)**stride`` for each step; after the last one R is not needed.
+
+    Parameters
+    ----------
+    r : array, shape (..., n, n)
+        Hermitian positive semidefinite, with eigenvalues ``x**stride`` for x in the interval of the
+        steps. Given up: its storage may be written.
+    steps : sequence of sequences of float
+        Coefficients in ascending powers 1 + stride i, first step first; at least one.
+    ops : Ops
+        Arithmetic.
+    stride : int, optional
+        Q tends to ``R**(-1/stride)``.
+    callback : callable, optional
+        Called as ``callback(k, q)`` after every step k but the last.
+
+    Returns
+    -------
+    z : array, shape (..., n, n)
+        For a single step of two coefficients the storage of `r`.
+    alpha, beta : float
+        1 and 0 but for a single step, which is never rounded together with the identity in narrow
+        formats.
+    """
+    q = None
+    free: list[Array] = []
+
+    def renewed(a: Array, b: Array, c: Array, alpha: float, beta: float) -> Array:
+        """``alpha a b + beta c``, and the storage of c is free."""
+        out = free.pop() if free else ops.buffer(c.shape, c)
+        product = ops.gemm_hermitian(a, b, c, alpha=alpha, beta=beta, out=out)
+        if ops.reusable(c):
+            free.append(c)
+        return product
+
+    for k, step in enumerate(steps, 1):
+        last = k == len(steps)
+        out = free.pop() if free else ops.buffer(r.shape, r)
+        z, alpha, beta = even_part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
+        if z is r and not last:
+            z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
+            alpha = 1.0
+        z, alpha, beta = ops.fold(z, alpha, beta)
+        if q is not None:
+            q = renewed(q, z, q, alpha, beta)
+        if last:
+            return (z, alpha, beta) if q is None else (q, 1.0, 0.0)
+        if q is None:
+            q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
+        for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
+            left, right = (z, r) if i % 2 else (r, z)
+            r = renewed(left, right, r, alpha, beta)
+        r = ops.made_hermitian(r)
+        if ops.reusable(z):
+            free.append(z)
+        if callback is not None:
+            callback(k, q)
+    raise ValueError("coupled needs at least one step")

@@ -1,0 +1,330 @@
+"""Files that are written whole or not at all, and read within limits."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import json
+import os
+import reprlib
+import shutil
+import signal
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = [
+    "load_json",
+    "open_regular",
+    "read_whole",
+    "replaceable",
+    "write_together",
+    "write_whole",
+]
+
+PICKLED = (
+    "{}: holds pickled Python objects, which are not loaded since they may run code; save the "
+    "numbers alone, as float64 or float32"
+)
+
+
+@contextlib.contextmanager
+def damage_named(file: Path, kind: str) -> Iterator[None]:
+    """Turn what readers raise on damaged files into one line.
+
+    They raise whatever their parsers do, from BadZipFile to TokenError, and promise no list.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise ValueError(
+            f"{file}: too large for the memory of this machine, or its header is damaged"
+        ) from None
+    except OSError as error:
+        raise OSError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "allow_pickle" in text:
+            raise ValueError(PICKLED.format(file)) from None
+        raise ValueError(
+            f"{file}: the {kind} file is damaged or cut short ({text}); write it again"
+        ) from None
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGHUP while files are written."""
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all: to a temporary name beside it, then rename.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the file is to be. A symbolic link is followed: the file that it names is replaced.
+        A file that is replaced keeps its permissions, a new one gets those that `open` gives.
+    write : callable
+        Called with a binary file object.
+
+    Raises
+    ------
+    OSError
+        If the folder does not exist or cannot be written, if `path` is a folder, a pipe, a socket
+        or a device, or may not be written; `path` is then as it was.
+    """
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
+    """Write several files, all or none, each as :func:`write_whole` does.
+
+    Parameters
+    ----------
+    writers : mapping
+        From paths to callables that are called with a binary file object.
+
+    Raises
+    ------
+    OSError
+        As :func:`write_whole` raises it, with the path that was given; every file is as it was.
+
+    Notes
+    -----
+    SIGTERM and SIGHUP, where their handlers are the default ones, end the process only after the
+    temporary files are removed.
+    """
+    temporaries: list[str] = []  # each is registered before it is made
+    targets: list[str] = []
+    replaced: list[tuple[str, str, str | None]] = []
+    path: Any = ""
+    with _stopped_by_signals() as armed:
+        try:
+            for path, write in writers.items():
+                target, mode = replaceable(path)
+                targets.append(target)
+                temporaries.append(_beside(target))
+                # With the permissions that open() gives: no look at the umask, which is the
+                # process's and could be read only by changing it.
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+                with os.fdopen(os.open(temporaries[-1], flags, 0o666), "wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if mode is not None:
+                    os.chmod(temporaries[-1], mode)
+            names = zip(writers, targets, temporaries[:], strict=True)
+            for path, target, temporary in names:  # noqa: B007, for messages
+                saved = None
+                if target is not targets[-1] and os.path.exists(target):
+                    temporaries.append(saved := _beside(target))
+                    _second_name(target, saved)
+                replaced.append((target, temporary, saved))
+                os.replace(temporary, target)
+            for folder in {os.path.dirname(target) for target in targets}:
+                _sync_folder(folder)
+        except BaseException as error:
+            armed.clear()
+            waiting = [temporary for _, temporary, _ in replaced if os.path.exists(temporary)]
+            if waiting or len(replaced) < len(writers):  # else all are in their places
+                _restore([entry for entry in replaced if entry[1] not in waiting], temporaries)
+            if (
+                isinstance(error, OSError)
+                and error.errno is not None
+                and error.filename in (None, *temporaries)
+            ):
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+            raise
+        finally:
+            armed.clear()
+            for temporary in temporaries:
+                with contextlib.suppress(OSError):  # renamed, or never made
+                    os.unlink(temporary)
+
+
+def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]) -> None:
+    """Put back what was in the places of files that were renamed."""
+    for target, _, saved in replaced:
+        with contextlib.suppress(OSError):
+            if saved is None:
+                os.unlink(target)
+            else:
+                temporaries.remove(saved)  # it is the only copy
+                os.replace(saved, target)
+
+
+def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """Check that a file can be written, before anything is computed for it.
+
+    Parameters
+    ----------
+    path : path-like
+        Where the file is to be.
+
+    Returns
+    -------
+    target : str
+        The file behind symbolic links.
+    mode : int or None
+        Its permissions, if there is one to replace.
+
+    Raises
+    ------
+    OSError
+        As :func:`write_whole` raises it.
+    """
+    name = os.fsdecode(path)
+    target = os.path.realpath(name)
+    try:
+        mode = stat.S_IMODE(_regular(name, "name a file").st_mode)
+    except FileNotFoundError:
+        if not os.path.basename(name):
+            raise
+        mode = None
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        where = os.path.dirname(name) or folder
+        raise FileNotFoundError(f"{name}: there is no folder {where}; create it first")
+    if not os.access(folder, os.W_OK):
+        where = os.path.dirname(name) or "."
+        raise PermissionError(f"{name}: the folder {where} cannot be written")
+    if mode is not None and not os.access(target, os.W_OK):  # a rename would go ahead all the same
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+    return target, mode
+
+
+def _regular(path: str | os.PathLike[str], remedy: str) -> os.stat_result:
+    """Return the state of a regular file; refuse what may have no end or no other side."""
+    state = os.stat(path)
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(f"{os.fspath(path)}: is a folder; name a file in it")
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(f"{os.fspath(path)}: is a pipe, a socket or a device; {remedy}")
+    return state
+
+
+def _beside(target: str) -> str:
+    """Return a name that nothing has, in the same folder and short enough for it."""
+    folder, name = os.path.split(target)
+    return os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.tmp")
+
+
+def _second_name(file: str, name: str) -> None:
+    try:
+        os.link(file, name)
+    except OSError:  # a file system without links, or not our file
+        shutil.copy2(file, name)
+
+
+def _sync_folder(folder: str) -> None:
+    """Write the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[list[bool]]:
+    """Turn SIGTERM and SIGHUP into an exception; let them end the process after the block.
+
+    Gives a list; once it is empty, as it should be while files are removed, nothing is raised.
+    """
+    caught: list[int] = []
+    armed = [True]
+
+    def stop(number: int, frame: Any) -> None:
+        caught.append(number)
+        if armed:
+            armed.clear()
+            raise _Stopped
+
+    ours = []
+    for name in ("SIGTERM", "SIGHUP"):  # Windows lacks the second
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not the main thread
+                signal.signal(number, stop)
+                ours.append(number)
+    try:
+        yield armed
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        if caught:
+            signal.raise_signal(caught[0])
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file to read it.
+
+    Parameters
+    ----------
+    path : path-like
+        Folders, pipes, sockets and devices are refused: they may be read for ever.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened or is no regular file.
+    """
+    _regular(path, "copy what it gives into a file")
+    return open(path, "rb")
+
+
+def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a regular file that is no larger than a limit.
+
+    Parameters
+    ----------
+    path : path-like
+        The file, as :func:`open_regular` takes it.
+    limit : int
+        Number of bytes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read or is no regular file.
+    ValueError
+        If it is larger.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{os.fspath(path)}: is larger than {limit / 2**20:g} MiB")
+    return content
+
+
+def load_json(content: bytes, file: str | os.PathLike[str]) -> Any:
+    """Parse JSON whose keys are unique.
+
+    Parameters
+    ----------
+    content : bytes
+        The text.
+    file : path-like
+        What messages name.
+
+    Raises
+    ------
+    ValueError
+        If the text is not JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"the key {reprlib.repr(twice)} occurs twice")
+        return found
+
+    try:
+        return json.loads(content, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError(f"{os.fspath(file)}: is not JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(file)}: is not JSON: {error}") from None

@@ -1,0 +1,170 @@
+"""Norms of convolution kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from polarlib.arrays.checks import count, instance, items, shown
+from polarlib.arrays.entry import is_array
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.settings import looks
+from polarlib.norms.base import MatrixNorm, Norm, factor
+
+__all__ = ["Convolution", "convolution", "kernel_to_matrix", "matrix_to_kernel"]
+
+Array = Any
+
+# Dimensions that a kernel may have, and arrays of weights.
+MOST_SPATIAL, MOST_LAYERS = 32, 10**5
+
+
+# -- kernels ---------------------------------------------------------------------------------
+
+
+def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
+    """Kernel of a convolution as the matrix that maps a patch to the outputs.
+
+    Parameters
+    ----------
+    w : array, shape (..., out, in, k_1, ..., k_spatial)
+        Kernel.
+    spatial : int, optional
+        Spatial dimensions.
+
+    Returns
+    -------
+    array, shape (..., out, in * k_1 * ... * k_spatial)
+        Fan-out by fan-in. Row-major, as torch stores kernels.
+
+    Raises
+    ------
+    ValueError
+        For too few dimensions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> kernel_to_matrix(np.zeros((8, 3, 5, 5))).shape
+    (8, 75)
+    """
+    spatial = count("spatial", spatial, most=MOST_SPATIAL)
+    if not is_array(w) or w.ndim < 2 + spatial:
+        raise ValueError(
+            f"a kernel must be an array of {2 + spatial} dimensions or more, out, in and {spatial} "
+            f"of space, got {shown(w)}"
+        )
+    split = w.ndim - 1 - spatial
+    return ops_of(w).xp.reshape(w, (*w.shape[:split], math.prod(w.shape[split:])))
+
+
+def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
+    """Inverse of :func:`kernel_to_matrix`.
+
+    Parameters
+    ----------
+    x : array, shape (..., out, fan_in)
+        Matrix.
+    shape : sequence of int
+        Of the kernel.
+
+    Returns
+    -------
+    array
+
+    Raises
+    ------
+    ValueError
+        If the sizes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> matrix_to_kernel(np.zeros((8, 75)), (8, 3, 5, 5)).shape
+    (8, 3, 5, 5)
+    """
+    if not is_array(x):
+        raise TypeError(f"x must be an array, got {shown(x)}")
+    found = items("shape", shape, "a list of integers of at least 0")
+    found = [count("a number of shape", k, 0) for k in found]
+    if math.prod(x.shape) != math.prod(found):
+        raise ValueError(
+            f"x, a matrix of shape {tuple(x.shape)}, is no kernel of shape {shown(found)}"
+        )
+    return ops_of(x).xp.reshape(x, tuple(found))
+
+
+@dataclass(frozen=True, repr=False)
+class Convolution(Norm):
+    """Norm of kernels: that of their matrices."""
+
+    norm: MatrixNorm
+    spatial: int
+
+    def __repr__(self) -> str:
+        return f"convolution({self.norm!r}, spatial={self.spatial})"
+
+    @looks
+    def __call__(self, x: Any) -> Array:
+        return self.norm(kernel_to_matrix(x, spatial=self.spatial))
+
+    @looks
+    def dual_norm(self, g: Any) -> Array:
+        return self.norm.dual_norm(kernel_to_matrix(g, spatial=self.spatial))
+
+    def _through(self, f: Callable[[Array], Array], w: Any) -> Array:
+        return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
+
+    @looks
+    def lmo(self, g: Any) -> Array:
+        return self._through(self.norm.lmo, g)
+
+    @looks
+    def sharp(self, g: Any) -> Array:
+        return self._through(self.norm.sharp, g)
+
+    @looks
+    def project(self, x: Any) -> Array:
+        return self._through(self.norm.project, x)
+
+    def dual(self) -> Convolution:
+        return Convolution(self.norm.dual(), self.spatial)
+
+    def __rmul__(self, s: float) -> Convolution:
+        return Convolution(factor(s) * self.norm, self.spatial)
+
+    @looks
+    def _gap(self, g: Any, t: Any) -> Array:
+        return self.norm._gap(*(kernel_to_matrix(w, spatial=self.spatial) for w in (g, t)))
+
+
+def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
+    """Norm of convolution kernels: of their matrices, outputs by inputs times positions.
+
+    Parameters
+    ----------
+    norm : Norm
+        Of matrices, for example ``rms_to_rms(out, in * height * width)``.
+    spatial : int, optional
+        Spatial dimensions of the kernels, (..., out, in, k_1, ..., k_spatial).
+
+    Returns
+    -------
+    Norm
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `norm` is no norm of matrices, or `spatial` no positive integer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.norms import spectral
+    >>> convolution(spectral()).lmo(np.ones((4, 3, 2, 2))).shape
+    (4, 3, 2, 2)
+    """
+    instance("norm", norm, MatrixNorm, "a norm of matrices")
+    return Convolution(norm, count("spatial", spatial, most=MOST_SPATIAL))

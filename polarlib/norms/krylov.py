@@ -1,0 +1,303 @@
+"""Leading singular triplets of one matrix, certified."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
+
+__all__ = ["Triplets"]
+
+Array = Any
+# Vectors beyond k in a block; Halko, Martinsson and Tropp (2011), section 4.2, take 5 to 10.
+OVERSAMPLING = 10
+# Products after which an iteration gives up, in units of min(m, n): what bidiagonalising the whole
+# matrix takes.
+BUDGET = 2
+# Columns by which a basis grows between two looks at its residual (an SVD of the projection).
+LOOK = 8
+# An iteration stops at this part of the residual that the certificate will ask for, so that
+# rounding does not decide; any factor below 1 would do.
+MARGIN = 0.5
+# Residual that rounding leaves, in epsilons of the largest value: by experiment, below 3.
+STAGNATION = 10
+
+
+class Triplets(NamedTuple):
+    """Singular triplets with their evidence.
+
+    Attributes
+    ----------
+    u, s, vh : array, shape (..., m, k), (..., k), (..., k, n)
+        As :func:`top_singular` returns them.
+    method : str
+        What made them, for example ``"lanczos"``, or ``"lanczos, then svd"`` if that was so for
+        any matrix of the stack.
+    products : int
+        Products of A or its adjoint with one vector, in the whole stack. The SVD, and what the
+        certificate takes besides its residual (one Gram product, one Cholesky factorisation), are
+        not counted.
+    residual : float
+        Largest ``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2) / s_1`` of the stack, of what was
+        computed before half precision is rounded; 0 for zero matrices, NaN where ``jax.jit`` hides
+        them.
+    """
+
+    u: Any
+    s: Any
+    vh: Any
+    method: str
+    products: int
+    residual: float
+
+
+def leading(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
+    """Iterate on one matrix; what is not certified is computed again by the SVD."""
+    xh = ops.adjoint(x)
+    if method == "arpack":
+        found, products = _arpack(x, xh, k, ops, rtol)
+    elif method == "randomized":
+        found, products = _subspace(x, xh, k, ops, rtol)
+    else:
+        block = 1 if method == "lanczos" else k + OVERSAMPLING
+        found, products = _krylov(x, xh, k, ops, block, rtol)
+    if found is not None:
+        u, s, v = found
+        residual = _residual(x, xh, u, s, v, ops)
+        products += 2 * k
+        if _is_certified(x, u, s, v, residual, rtol, ops):
+            return Triplets(u, s, ops.adjoint(v), method, products, _relative(residual, s, ops))
+    return by_svd(x, k, ops)._replace(method=f"{method}, then svd", products=products)
+
+
+def by_svd(x: Array, k: int, ops: Ops) -> Triplets:
+    u, s, vh = ops.svd(x)
+    u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
+    if ops.hidden(s):
+        return Triplets(u, s, vh, "svd", 0, math.nan)
+    residual = _residual(x, ops.adjoint(x), u, s, ops.adjoint(vh), ops)
+    return Triplets(u, s, vh, "svd", 0, _relative(residual, s, ops))
+
+
+def _residual(x: Array, xh: Array, u: Array, s: Array, v: Array, ops: Ops) -> np.ndarray:
+    """``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2)``, on the host."""
+    row = s[..., None, :]
+    parts = [ops.matmul(x, v) - u * row, ops.matmul(xh, u) - v * row]
+    return ops.to_host(ops.frobenius(ops.xp.concat(parts, axis=-2)))[..., 0, 0]
+
+
+def _relative(residual: np.ndarray, s: Array, ops: Ops) -> float:
+    """Largest residual of a stack, relative to each matrix' largest value."""
+    largest = ops.to_host(s)[..., 0]
+    return float(np.max(residual / np.where(largest == 0, 1.0, largest)))
+
+
+def _is_certified(
+    x: Array, u: Array, s: Array, v: Array, residual: np.ndarray, rtol: float, ops: Ops
+) -> bool:
+    """Whether orthonormality, residual and the norm of the rest prove the values to `rtol`."""
+    values = ops.to_host(s)
+    rounding = max(100, min(x.shape)) * format_of(ops.format_name(x)).epsilon
+    slack = max(rtol / 2 * values[-1], rounding * values[0])
+    bound = float(values[-1] + slack)
+    if bound == 0:  # only a zero matrix has s_1 = 0
+        return ops.read(ops.frobenius(x)) == 0
+    if not residual <= slack:
+        return False
+    for basis in (u, v):
+        defect = ops.add_diagonal(ops.gram(basis), -1.0)
+        if not ops.read(ops.frobenius(defect)) <= rounding:
+            return False
+    rest = (x - ops.matmul(u * s[None, :], ops.adjoint(v))) / bound
+    return math.isfinite(ops.read(ops.frobenius(_definite(ops.gram(rest), ops))))
+
+
+def _definite(g: Array, ops: Ops) -> Array:
+    """Cholesky factor of ``I - G``: NaN unless every eigenvalue of G is below 1."""
+    return ops.cholesky(ops.add_diagonal(-g, 1.0))
+
+
+# -- iterations ------------------------------------------------------------------------------
+
+
+def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
+    """Seeded Gaussian matrices, made on the host, so that every library gets the same numbers."""
+    rng = np.random.default_rng(0)
+
+    def draw(m: int, n: int) -> Array:
+        return ops.like(ops.from_host(rng.standard_normal((m, n)), like), like)
+
+    return draw
+
+
+def _extend(
+    w: Array, basis: Array, floor: float, draw: Callable[[int, int], Array], ops: Ops
+) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Orthonormal Q, orthogonal to a basis, with ``w = basis h + Q r``; h and r on the host.
+
+    Block Gram-Schmidt, twice. Columns that nothing is left of (an invariant subspace is found) are
+    replaced by random ones, so that an iteration goes on to what it has not seen.
+    """
+    adjoint = ops.adjoint(basis)
+    h = ops.matmul(adjoint, w)
+    w = w - ops.matmul(basis, h)
+    q, r = _qr(w, ops)
+    lost = np.abs(np.diagonal(ops.to_host(r))) <= floor
+    if lost.any():
+        kept = ops.from_host(~lost * 1.0, w)
+        q, _ = _qr(w * kept + draw(*w.shape) * (1 - kept), ops)
+    q, _ = _qr(q - ops.matmul(basis, ops.matmul(adjoint, q)), ops)
+    return q, ops.to_host(h), ops.to_host(ops.matmul(ops.adjoint(q), w))
+
+
+def _qr(w: Array, ops: Ops) -> tuple[Array, Array]:
+    """QR; of a single column without LAPACK, which takes longer than a product with A."""
+    if w.shape[-1] > 1:
+        return ops.qr(w)
+    r = ops.frobenius(w)
+    return ops.divide(w, ops.divisor(r)), r
+
+
+def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
+    """Put columns where the basis has zeros; in its storage, if that can be written."""
+    if ops.writable(basis):
+        basis[:, at : at + q.shape[-1]] = q
+        return basis
+    return basis + ops.matmul(q, ops.from_host(np.eye(q.shape[-1], basis.shape[-1], at), q))
+
+
+def _goal(s: np.ndarray, k: int, rtol: float, eps: float) -> float:
+    """Residual at which an iteration stops."""
+    return max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0])
+
+
+def _krylov(
+    x: Array, xh: Array, k: int, ops: Ops, block: int, rtol: float
+) -> tuple[tuple[Array, Array, Array] | None, int]:
+    """Block Golub-Kahan-Lanczos with full reorthogonalisation and thick restart.
+
+    With orthonormal U and V, and F the next block of V,
+
+        A V = U B,    A^H U = V B^H + F R L^H,
+
+    L the last columns of the identity. The SVD ``B = P S Z^H`` gives triplets ``U p_i, s_i, V z_i``
+    with residual ``F R L^H p_i``. A restart keeps the leading ones: B becomes diagonal, and the
+    inner products of the next step fill its spike. The bases have zero columns to begin with, so
+    that no shape ever changes (JAX compiles for each shape).
+    """
+    m, n = x.shape
+    size = min(max(2 * k + 30, 8 * block), n - block)
+    keep = k + (size - k - block) // 4
+    draw = _gaussian(x, ops)
+    if keep < k:  # no room for a restart: the SVD is the better method
+        return None, 0
+    eps = format_of(ops.format_name(x)).epsilon
+    floor = 2 * eps * ops.read(ops.frobenius(x))
+    u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
+    b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)
+    f, _, _ = _extend(draw(n, block), v, 0.0, draw, ops)
+    used = looked = products = 0
+    while products < BUDGET * n:
+        v = _place(v, f, used, ops)
+        new = slice(used, used + block)
+        w, b[:, new], b[new, new] = _extend(ops.matmul(x, f), u, floor, draw, ops)
+        u = _place(u, w, used, ops)
+        used += block
+        f, _, r = _extend(ops.matmul(xh, w), v, floor, draw, ops)
+        products += 2 * block
+        full = used + block > size
+        if used < k or not (full or used - looked >= LOOK):
+            continue
+        looked = used
+        p, s, zh = np.linalg.svd(b[:used, :used])
+        left = np.linalg.norm(r @ p[new, :k])
+        done = left <= _goal(s, k, rtol, eps)
+        if done or full:
+            count = k if done else keep
+            turn_u, turn_v = np.zeros_like(b), np.zeros_like(b)
+            turn_u[:used, :count], turn_v[:used, :count] = p[:, :count], zh[:count].conj().T
+            u, v = (ops.matmul(t, ops.from_host(turn, x)) for t, turn in ((u, turn_u), (v, turn_v)))
+            if done:
+                return (u[:, :k], ops.from_host(s[:k], x), v[:, :k]), products
+            b = np.zeros_like(b)
+            np.fill_diagonal(b[:keep, :keep], s)
+            used = looked = keep
+    return None, products
+
+
+def _arpack(
+    x: Array, xh: Array, k: int, ops: Ops, rtol: float
+) -> tuple[tuple[Array, Array, Array] | None, int]:
+    """ARPACK's eigenvectors of ``A^H A``, vectors on the host, products where A is."""
+    linalg = importlib.import_module("scipy.sparse.linalg")
+    n, products = x.shape[-1], 0
+    size = min(n, max(2 * k + 1, 20))  # SciPy's own choice
+    if k >= size - 1:
+        return None, 0
+
+    def multiply(v: np.ndarray) -> np.ndarray:
+        nonlocal products
+        products += 2
+        column = ops.like(ops.from_host(v.reshape(n, 1), x), x)
+        return ops.to_host(ops.matmul(xh, ops.matmul(x, column)))[:, 0]
+
+    eps = format_of(ops.format_name(x)).epsilon
+    square = linalg.LinearOperator((n, n), multiply, dtype=complex if ops.is_complex(x) else float)
+    try:
+        _, v = linalg.eigsh(
+            square,
+            k,
+            ncv=size,
+            maxiter=math.ceil(BUDGET * n / (2 * (size - k))),
+            tol=max(MARGIN * rtol / 2 / math.sqrt(k), eps),
+            v0=np.random.default_rng(0).standard_normal(n),
+        )
+    except linalg.ArpackError:  # no convergence, or a zero matrix
+        return None, products
+    v, _ = ops.qr(ops.from_host(v, x))  # complex eigenvectors come normalised only
+    u, s, v, _, _ = _ritz(x, v, k, ops)
+    return (u, s, v), products + k
+
+
+def _subspace(
+    x: Array, xh: Array, k: int, ops: Ops, rtol: float
+) -> tuple[tuple[Array, Array, Array] | None, int]:
+    """Randomized SVD with as many power iterations as the residual asks for.
+
+    The residual comes with the product that the next iteration starts from.
+    """
+    n = x.shape[-1]
+    draw = _gaussian(x, ops)
+    eps = format_of(ops.format_name(x)).epsilon
+    size = min(k + OVERSAMPLING, n)
+    v, _ = ops.qr(draw(n, size))
+    products = 0
+    while products < BUDGET * n:
+        u, s, w, q, left = _ritz(x, v, k, ops)
+        z = ops.matmul(xh, q)
+        products += 2 * size
+        rest = ops.matmul(z, left) - w * s[None, :]
+        if ops.read(ops.frobenius(rest)) <= _goal(ops.to_host(s), k, rtol, eps):
+            return (u, s, w), products
+        v, _ = ops.qr(z)
+    return None, products
+
+
+def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Array, Array]:
+    """Leading triplets within a range: of ``A V = Q R``, ``R = P S G^H``, for orthonormal V.
+
+    Returns
+    -------
+    u, s, v, q, p
+        ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; and Q and P themselves.
+    """
+    q, r = ops.qr(ops.matmul(x, v))
+    p, s, gh = np.linalg.svd(ops.to_host(r))
+    left, right = (ops.from_host(t, x) for t in (p[:, :k], gh[:k].conj().T))
+    return ops.matmul(q, left), ops.from_host(s[:k], x), ops.matmul(v, right), q, left

@@ -1,0 +1,195 @@
+"""Norms of the entries: p-norms along columns or rows, and the q-norm of these.
+
+The dual takes the conjugate orders. A maximiser is one of the q-norm on the dual norms of the
+vectors, times one of the p-norm in each vector. Every induced norm with a closed form but the
+spectral one is of this kind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from polarlib.arrays.ops import Ops
+from polarlib.norms.base import MatrixNorm, capped_simplex, order
+
+__all__ = ["Mixed", "frobenius", "lp", "lp_norm"]
+
+Array = Any
+
+
+@dataclass(frozen=True, repr=False)
+class Mixed(MatrixNorm):
+    """q-norm of the p-norms of columns (axis -2) or rows (-1), or the p-norm of all entries."""
+
+    p: float
+    q: float
+    axis: int | None = None
+
+    def __repr__(self) -> str:
+        if self.axis is None:
+            return "frobenius()" if self.p == 2 else f"lp({self.p:g})"
+        largest = self.q == math.inf
+        b = self.p if largest else conjugate(self.p)
+        orders = f"(1, {b:g})" if self.axis == -2 else f"({conjugate(b):g}, inf)"
+        return f"induced{orders}" if largest else f"induced{orders}.dual()"
+
+    def dual(self) -> MatrixNorm:
+        return Mixed(conjugate(self.p), conjugate(self.q), self.axis)
+
+    def _value(self, x: Array, ops: Ops) -> Array:
+        a = ops.xp.abs(x)
+        if self.axis is None:
+            return lp_norm(_flat(a, ops), self.p, -1, ops)[..., None]
+        return lp_norm(lp_norm(a, self.p, self.axis, ops), self.q, self._across, ops)
+
+    @property
+    def _across(self) -> int:
+        return -3 - (self.axis or 0)
+
+    def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
+        if self.axis is None:
+            return ops.xp.reshape(lp_lmo(_flat(g, ops), self.p, -1, ops), g.shape)
+        t = lp_lmo(g, self.p, self.axis, ops)
+        if self.q == math.inf:
+            return t
+        sizes = lp_norm(ops.xp.abs(g), conjugate(self.p), self.axis, ops)
+        return t * ops.like(lp_lmo(sizes, self.q, self._across, ops), t)
+
+    def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
+        if self.axis is None and self.p in (1, 2, math.inf):
+            flat = _lp_project(_flat(x, ops), self.p, radius[..., 0], -1, ops)
+            return ops.xp.reshape(flat, x.shape)
+        if self.axis is not None and self.q == math.inf and self.p in (1, 2, math.inf):
+            return _lp_project(x, self.p, radius, self.axis, ops)
+        if self.axis is not None and (self.p, self.q) == (2, 1):
+            sizes = lp_norm(ops.xp.abs(x), 2, self.axis, ops)
+            shrunk = _lp_project(sizes, 1, radius, self._across, ops)
+            factor = ops.xp.where(
+                sizes == shrunk, ops.xp.ones_like(sizes), shrunk / _nonzero(sizes, ops)
+            )
+            return x * factor
+        return super()._project(x, radius, ops)
+
+
+def conjugate(p: float) -> float:
+    """The q with ``1/p + 1/q = 1``."""
+    if p == 1:
+        return math.inf
+    return 1.0 if p == math.inf else p / (p - 1)
+
+
+def _flat(x: Array, ops: Ops) -> Array:
+    return ops.xp.reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+
+
+def _nonzero(a: Array, ops: Ops) -> Array:
+    """Divisors: 1 where `a` is 0."""
+    return ops.xp.where(a == 0, ops.xp.ones_like(a), a)
+
+
+def _phase(x: Array, a: Array, ops: Ops) -> Array:
+    """``x / |x|``, 0 for 0."""
+    if ops.is_complex(x):
+        return x / _nonzero(a, ops)
+    one = ops.xp.ones_like(x)  # array-api-compat's sign asks a device for NaN
+    return ops.xp.where(x > 0, one, ops.xp.where(x < 0, -one, ops.xp.zeros_like(x)))
+
+
+def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
+    """p-norms of nonnegative vectors along an axis, which keeps length 1.
+
+    Each vector is divided by its largest entry first, so that no power of a small one underflows.
+    """
+    peak = ops.max(a, axis=axis, keepdims=True)
+    if p == math.inf:
+        return peak
+    if p == 1:
+        return ops.sums(a, axis)
+    return peak * ops.sums((a / _nonzero(peak, ops)) ** p, axis) ** (1 / p)
+
+
+def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
+    """Maximisers over the unit ball of the p-norm; for p = 1 the first of the largest entries."""
+    xp = ops.xp
+    a = xp.abs(g)
+    if p == math.inf:
+        return _phase(g, a, ops)
+    if p == 1:
+        largest = a == ops.max(a, axis=axis, keepdims=True)
+        first = xp.cumulative_sum(xp.astype(largest, a.dtype), axis=axis) == 1
+        return xp.where(largest & first, _phase(g, a, ops), xp.zeros_like(g))
+    peak = _nonzero(ops.max(a, axis=axis, keepdims=True), ops)
+    if p == 2:
+        y = g / peak
+        return y / _nonzero(lp_norm(a / peak, 2, axis, ops), ops)
+    q = conjugate(p)
+    powers = ops.sums((a / peak) ** q, axis)
+    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / _nonzero(powers, ops) ** (1 / p))
+
+
+def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array:
+    """Project vectors along an axis onto the ball of the 1-, 2- or infinity-norm."""
+    xp = ops.xp
+    a = xp.abs(x)
+    if p == math.inf:
+        return xp.where(a <= radius, x, _phase(x, a, ops) * radius)
+    size = lp_norm(a, p, axis, ops)
+    if p == 2:
+        return xp.where(size <= radius, x, x / _nonzero(size, ops) * radius)
+    cap = radius + xp.zeros_like(size)
+    peak = ops.max(a, axis=axis, keepdims=True)
+    return xp.where(
+        size <= radius, x, _phase(x, a, ops) * capped_simplex(a, cap, peak, 1, ops, axis)
+    )
+
+
+# -- constructors ----------------------------------------------------------------------------
+
+
+def lp(p: float) -> MatrixNorm:
+    """p-norm of the entries.
+
+    Parameters
+    ----------
+    p : float
+        From 1 to infinity; 2 is the Frobenius norm.
+
+    Returns
+    -------
+    Norm
+        Dual: the q-norm of the entries, ``1/p + 1/q = 1``. For p = infinity the LMO is ``sign(G)``
+        (phases, if complex; 0 where G is 0): signSGD. For p = 1 it is one entry, the first of the
+        largest in row-major order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For p below 1, or no number.
+
+    Examples
+    --------
+    >>> import math, numpy as np
+    >>> g = np.array([[3.0, -1.0], [0.0, -3.0]])
+    >>> lp(math.inf).lmo(g).tolist(), lp(1).lmo(g).tolist()
+    ([[1.0, -1.0], [0.0, -1.0]], [[1.0, 0.0], [0.0, 0.0]])
+    """
+    p = order("p", p)
+    return Mixed(p, p)
+
+
+def frobenius() -> MatrixNorm:
+    """Frobenius norm, its own dual; the LMO is ``G / ||G||_F``, sharp is G: gradient descent.
+
+    Returns
+    -------
+    Norm
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> frobenius().lmo(np.array([[3.0, 4.0]])).tolist(), frobenius() == lp(2)
+    ([[0.6, 0.8]], True)
+    """
+    return Mixed(2.0, 2.0)

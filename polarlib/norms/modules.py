@@ -1,0 +1,352 @@
+"""Norms of lists of arrays: the modular norm of a network, and kernels as matrices.
+
+A modular norm is ``max_l s_l ||W_l||_l``. Mass and sensitivity of modules say what the scales are
+(Large, Liu, Huh, Bahng, Isola and Bernstein, Scalable optimization in the modular norm, 2024):
+
+    composition M1 after M0    mass m = m0 + m1, sensitivity c1 c0, scales of M0 times c1 m / m0,
+                               scales of M1 times m / m1
+    side by side (M0, M1)      mass m = m0 + m1, sensitivity c0 + c1, scales of M_i times m / m_i
+
+A layer's update then changes the output by a share of its mass, to first order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from polarlib.arrays.checks import instance, items
+from polarlib.arrays.entry import is_array
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.norms.base import MatrixNorm, Norm, factor
+from polarlib.norms.convolutions import MOST_LAYERS, Convolution
+
+__all__ = ["Modular", "Module", "bond", "compose", "join", "layer", "modular"]
+
+Array = Any
+
+
+# -- modular norms ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Modular(Norm):
+    """``max_l s_l ||W_l||_l`` of lists of arrays, or the sum over l: their duals are such again."""
+
+    norms: tuple[Norm, ...]
+    scales: tuple[float, ...]
+    total: bool = False
+
+    def __repr__(self) -> str:
+        if self.total:
+            return f"{self.dual()!r}.dual()"
+        return f"modular({list(self.norms)!r}, {list(self.scales)!r})"
+
+    def _layers(self, arrays: Any) -> list[tuple[Norm, float, Array]]:
+        if is_array(arrays) or not isinstance(arrays, Sequence):
+            raise TypeError(
+                f"a modular norm takes a list of {len(self.norms)} arrays, got "
+                f"{type(arrays).__name__}"
+            )
+        if len(arrays) != len(self.norms):
+            raise ValueError(
+                f"a modular norm of {len(self.norms)} layers needs as many arrays, got "
+                f"{len(arrays)}"
+            )
+        return list(zip(self.norms, self.scales, arrays, strict=True))
+
+    def _collect(self, values: list[Array], total: bool) -> Array:
+        """Sum or largest of the layers' values."""
+        collected = values[0]
+        xp = ops_of(collected).xp
+        for v in values[1:]:
+            collected = collected + v if total else xp.maximum(collected, v)
+        return collected
+
+    def _values(self, x: Any) -> list[Array]:
+        return [_scale(n(_wide(w)), s) for n, s, w in self._layers(x)]
+
+    def _dual_values(self, g: Any) -> list[Array]:
+        return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
+
+    @looks
+    @under_default_settings
+    def __call__(self, x: Any) -> Array:
+        return self._collect(self._values(x), self.total)
+
+    @looks
+    @under_default_settings
+    def dual_norm(self, g: Any) -> Array:
+        return self._collect(self._dual_values(g), not self.total)
+
+    @looks
+    @under_default_settings
+    def lmo(self, g: Any) -> list[Array]:
+        ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
+        if not self.total:
+            return ts
+        values = self._dual_values(g)
+        best = self._collect(values, False)
+        taken, chosen = best < best, []
+        for v, t in zip(values, ts, strict=True):  # the first of the largest, and no other
+            here = (v == best) & ~taken
+            taken = taken | here
+            chosen.append(ops_of(t).xp.where(_per_matrix(here, t), t, ops_of(t).xp.zeros_like(t)))
+        return chosen
+
+    @looks
+    @under_default_settings
+    def sharp(self, g: Any) -> list[Array]:
+        total = self.dual_norm(g)
+        return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
+
+    @looks
+    def project(self, x: Any) -> list[Array]:
+        if self.total:
+            raise NotImplementedError(f"{self!r} has no projection in closed form")
+        return [(s * n).project(w) for n, s, w in self._layers(x)]
+
+    def dual(self) -> Modular:
+        norms = tuple(n.dual() for n in self.norms)
+        return Modular(norms, tuple(1 / s for s in self.scales), not self.total)
+
+    def __rmul__(self, s: float) -> Modular:
+        s = factor(s)
+        return Modular(self.norms, tuple(s * t for t in self.scales), self.total)
+
+    @looks
+    @under_default_settings
+    def _gap(self, g: Any, t: Any) -> Array:
+        dual, size = self.dual_norm(g), self(t)
+        shares = []
+        for (n, s, w), (_, _, v) in zip(self._layers(g), self._layers(t), strict=True):
+            # Each layer's share of <G, T> is its own (1 - gap) times both of its norms.
+            a, b = _scale(n.dual_norm(_wide(w)), 1 / s), _scale(n(_wide(v)), s)
+            shares.append((1 - n._gap(_wide(w), _wide(v))) * _ratio(a, dual) * _ratio(b, size))
+        xp = ops_of(dual).xp
+        gap = 1 - self._collect(shares, True)
+        return xp.where(dual == 0, xp.zeros_like(gap), gap)
+
+
+def _wide(w: Any) -> Any:
+    """Half precision in float32, so that values of layers are not rounded one by one."""
+    if is_array(w) and ops_of(w).format_name(w):
+        return ops_of(w).at_least_single(w)
+    return w
+
+
+def _scale(x: Array, s: Any) -> Array:
+    """``s x`` in the dtype of x; overflow gives infinity."""
+    ops = ops_of(x)
+    return ops.like(ops.scale(ops.at_least_single(x), s), x)
+
+
+def _per_matrix(v: Array, t: Array) -> Array:
+    """Values of shape (...) against arrays with more dimensions."""
+    return ops_of(t).xp.reshape(v, (*v.shape, *(1,) * (t.ndim - v.ndim)))
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """``a / b``, 0 for 0 / 0."""
+    xp = ops_of(a).xp
+    return a / xp.where(b == 0, xp.ones_like(b), b)
+
+
+def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Modular:
+    """Modular norm ``max_l s_l ||W_l||_l`` of a list of arrays, one norm a layer.
+
+    Parameters
+    ----------
+    norms : sequence of Norm
+        Of matrices or kernels.
+    scales : sequence of float, optional
+        Positive; all 1 by default. :func:`compose` derives them from masses.
+
+    Returns
+    -------
+    Norm
+        Of lists: the value and the dual norm ``sum_l ||G_l||_dual / s_l`` are arrays of shape
+        (...), in at least single precision; ``lmo`` gives the list of ``lmo_l(G_l) / s_l``, and
+        ``sharp`` multiplies every layer by the dual norm of all. The LMO of the dual moves one
+        layer, the first with the largest dual norm.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is no norm of arrays, or there are not as many positive scales as norms; of the
+        norm, for another number of arrays than norms.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.norms import frobenius, spectral
+    >>> n = modular([spectral(), frobenius()], [1.0, 2.0])
+    >>> w = [np.diag([3.0, 1.0]), np.array([[0.0, 1.0]])]
+    >>> float(n(w)), float(n.dual_norm(w)), n.lmo(w)[1].tolist()
+    (3.0, 4.5, [[0.0, 0.5]])
+    """
+    layers = items("norms", norms, "a list of at least one norm", most=MOST_LAYERS)
+    for n in layers:
+        instance("a norm of norms", n, MatrixNorm | Convolution, "a norm of single arrays")
+    if scales is None:
+        return Modular(tuple(layers), (1.0,) * len(layers))
+    what = f"a list of {len(layers)} positive numbers, one for each norm"
+    factors = items("scales", scales, what, len(layers), len(layers))
+    return Modular(tuple(layers), tuple(factor(s, "a scale") for s in factors))
+
+
+class Module(NamedTuple):
+    """What the modular norm knows of a part of a network.
+
+    Attributes
+    ----------
+    norms : tuple of Norm
+        Of its weights, in order of application.
+    scales : tuple of float
+        That each is multiplied by.
+    mass : float
+        Share of the change of the output that the part may cause.
+    sensitivity : float
+        Lipschitz constant from input to output.
+    """
+
+    norms: tuple[Norm, ...]
+    scales: tuple[float, ...]
+    mass: float
+    sensitivity: float
+
+    def norm(self) -> Modular:
+        """Modular norm of the weights."""
+        return modular(self.norms, self.scales)
+
+
+def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
+    """A module with one array of weights.
+
+    Parameters
+    ----------
+    norm : Norm
+        Of the weights.
+    mass, sensitivity : float, optional
+        Positive.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`modular`, and for numbers that are not positive.
+
+    Examples
+    --------
+    >>> from polarlib.norms import rms_to_rms
+    >>> layer(rms_to_rms(4, 1), mass=2.0)
+    Module(norms=(0.5 * spectral(),), scales=(1.0,), mass=2.0, sensitivity=1.0)
+    """
+    mass = factor(mass, "mass")
+    sensitivity = factor(sensitivity, "sensitivity")
+    return Module(modular([norm]).norms, (1.0,), mass, sensitivity)
+
+
+def bond(sensitivity: float = 1.0) -> Module:
+    """A module without weights, such as an activation.
+
+    Parameters
+    ----------
+    sensitivity : float, optional
+        Its Lipschitz constant, positive.
+
+    Returns
+    -------
+    Module
+        Of mass 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a sensitivity that is not positive.
+
+    Examples
+    --------
+    >>> bond(0.5)
+    Module(norms=(), scales=(), mass=0.0, sensitivity=0.5)
+    """
+    return Module((), (), 0.0, factor(sensitivity, "sensitivity"))
+
+
+def compose(*modules: Module) -> Module:
+    """Modules one after another, the first applied first.
+
+    Parameters
+    ----------
+    *modules : Module
+        At least one.
+
+    Returns
+    -------
+    Module
+        Masses add, sensitivities multiply; the scales of each module are multiplied by total mass
+        over its own, and by the sensitivities of all modules after it. Composition is associative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is no module, or nothing.
+
+    Examples
+    --------
+    >>> from polarlib.norms import spectral
+    >>> m = compose(layer(spectral()), bond(0.5), layer(spectral(), mass=3.0))
+    >>> m.scales, m.mass, m.sensitivity
+    ((2.0, 1.3333333333333333), 4.0, 0.5)
+    """
+    mass = _mass(modules)
+    scales: tuple[float, ...] = ()
+    after = 1.0
+    for m in reversed(modules):
+        scales = tuple(s * after * mass / m.mass for s in m.scales) + scales
+        after *= m.sensitivity
+    return Module(sum((m.norms for m in modules), ()), scales, mass, after)
+
+
+def join(*modules: Module) -> Module:
+    """Modules side by side, on the same input, their outputs a tuple or (sensitivities) a sum.
+
+    Parameters
+    ----------
+    *modules : Module
+        At least one.
+
+    Returns
+    -------
+    Module
+        Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`compose`.
+
+    Examples
+    --------
+    >>> from polarlib.norms import spectral
+    >>> m = join(layer(spectral()), layer(spectral(), mass=3.0))
+    >>> m.scales, m.mass, m.sensitivity
+    ((4.0, 1.3333333333333333), 4.0, 2.0)
+    """
+    mass = _mass(modules)
+    scales = tuple(s * mass / m.mass for m in modules for s in m.scales)
+    norms: tuple[Norm, ...] = sum((m.norms for m in modules), ())
+    return Module(norms, scales, mass, sum(m.sensitivity for m in modules))
+
+
+def _mass(modules: Sequence[Module]) -> float:
+    for m in modules:
+        instance("a module", m, Module, "a Module, from layer() or bond()")
+    if not modules:
+        raise ValueError("at least one module is needed")
+    return sum(m.mass for m in modules)

@@ -1,0 +1,392 @@
+"""Spectral maps that are no maximiser over a unit ball: U diag(f(sigma)) V^H for other f.
+
+The maximisers of :mod:`polarlib.norms` reward large singular values; these maps need not. They are
+the optimizers Freon (powers, negative ones too), Kaon (random or scrambled spectra) and PolarGrad
+(the polar factor times the nuclear norm), and the projection to a ball of the spectral norm.
+
+All take stacks of matrices of any library, real or complex, compute half precision in float32,
+give zero for zero and never change their input. Large and tiny matrices are scaled by a power of
+two first. NaN or infinity in NumPy arrays and torch tensors on a CPU raises ValueError; in other
+arrays, where the check might wait for a device, such a matrix gives NaN and leaves the others of
+its stack alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import MOST_STEPS, count, function, instance, number
+from polarlib.arrays.entry import as_matrix, not_finite
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.norms.base import inner, prepared
+from polarlib.norms.unitary import spectral, svd
+
+__all__ = ["polargrad", "random_spectrum", "scrambled_spectrum", "spectral_clip", "spectral_power"]
+
+Array = Any
+
+# Below this |q|, the power mean is the geometric mean to all digits, and q log(sigma) is still a
+# normal number in single precision.
+GEOMETRIC = 1e-30
+# Beyond this |e|, rounding of log(sigma) in single precision leaves sigma^e no digit.
+STEEPEST = 1e6
+
+# Kaon's map x <- KAON x (1 - x^2)^2 and its divisor (Shumaylov and others, arXiv 2605.11181). Its
+# maximum KAON * 16 / 25 / sqrt(5) = 1.17349 is taken at 1 / sqrt(5).
+KAON = 4.1
+KAON_DIVISOR = 1.175
+KAON_STEPS = 5
+
+
+@under_default_settings
+def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
+    """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
+    a, ops = as_matrix(g, "g")
+    if 0 in a.shape:
+        return ops.empty_result(a)
+    p = prepared(a, ops, "g")
+    return p.result(direction(p.x, p.scale, ops))
+
+
+def _mapped(g: Array, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> Array:
+    """U diag(f(sigma)) V^H for an f that does not depend on the scale of sigma."""
+
+    def direction(y: Array, _: Any, ops: Ops) -> Array:
+        u, s, vh = svd(y, ops)
+        return _product(u, f(s, y.shape, ops), vh, ops)
+
+    return _apply(g, direction)
+
+
+def _product(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
+    return ops.matmul(u * ops.like(s, u)[..., None, :], vh)
+
+
+# -- powers ----------------------------------------------------------------------------------
+
+
+@looks
+def spectral_power(g: Array, exponent: float) -> Array:
+    """Freon's direction: ``U (sigma / M)^e V^H``, M the power mean of the spectrum.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Matrix.
+    exponent : float
+        e. 1 is SGD's direction, 0 Muon's polar factor, -1/3 Freon's default; in its paper
+        ``e = 1 - 2 c``.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``mu U sigma^e V^H`` with ``mu = mean(sigma^q)^((1 - q) / q)``, ``q = 1 + e``: the same for
+        every positive multiple of `g`. Array library, device and dtype of `g`.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers.
+    ValueError
+        For an exponent that is no number or beyond 1e6 in size, fewer than two dimensions, NaN or
+        infinity.
+
+    Notes
+    -----
+    For e <= 0 the singular values above ``max(m, n) * eps * sigma_1`` count, in the map and in the
+    mean, and the others give 0: they are noise that a negative power would make the largest of all.
+    For e > 0 all min(m, n) values count, so that the map is continuous. For q = 0 the mean is the
+    geometric one. For q >= 1 the maximiser over the ball whose dual norm is Schatten-q is the same
+    with a sum in place of the mean; for e < 0 this is the maximiser of no unitarily invariant norm.
+    Cost: one SVD. Shumaylov and others, arXiv 2605.11181.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spectral_power(np.diag([4.0, 1.0]), -1).round(12).tolist()
+    [[0.5, 0.0], [0.0, 2.0]]
+    """
+    what = f"a number of size at most {STEEPEST:g}"
+    e = number("exponent", exponent, -STEEPEST, STEEPEST, what=what)
+
+    def power(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
+        xp = ops.xp
+        counts = above_noise(s, shape, ops) if e <= 0 else s > 0
+        level = xp.log(xp.where(counts, s, xp.ones_like(s)))
+        middle, rest = _log_mean(level, counts, s.shape[-1] if e > 0 else None, 1 + e, ops)
+        kept = xp.astype(counts, s.dtype)
+        return kept * xp.exp(ops.scale(level - middle, e) - e * rest)
+
+    return _mapped(g, power)
+
+
+def _log_mean(
+    level: Array, counts: Array, size: int | None, q: float, ops: Ops
+) -> tuple[Array, Array]:
+    """Logarithm of ``(sum sigma^q / size)^(1 / q)`` over what counts, in two parts.
+
+    `level` is log sigma; by default the size is the number of those that count. The first part is
+    the extreme value, so that no power overflows; expm1 and log1p keep digits as q goes to 0.
+    """
+    xp = ops.xp
+    kept = xp.astype(counts, level.dtype)
+    rank = xp.sum(kept, axis=-1, keepdims=True)
+    some = xp.where(rank == 0, xp.ones_like(rank), rank)
+    if abs(q) < GEOMETRIC:
+        return xp.sum(kept * level, axis=-1, keepdims=True) / some, xp.zeros_like(rank)
+    sign = math.copysign(1.0, q)
+    known = xp.where(counts, sign * level, xp.full_like(level, -math.inf))
+    middle = ops.max(known, axis=-1, keepdims=True) * sign
+    middle = xp.where(rank == 0, xp.zeros_like(middle), middle)
+    excess = xp.sum(kept * xp.expm1(ops.scale(level - middle, q)), axis=-1, keepdims=True)
+    if size is not None:  # what does not count adds nothing to the sum, and 1 to the size
+        excess = excess - xp.where(rank == 0, rank, size - rank)
+    return middle, xp.log1p(excess / (some if size is None else size)) / q
+
+
+# -- spectra that are replaced ---------------------------------------------------------------
+
+
+@looks
+def random_spectrum(
+    g: Array,
+    rng: np.random.Generator,
+    sampler: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None,
+) -> Array:
+    """Kaon's random direction: the singular vectors of G with singular values drawn at random.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Matrix.
+    rng : numpy.random.Generator
+        Where the numbers come from, on the host: the same on every library.
+    sampler : callable, optional
+        ``sampler(rng, shape)`` gives real numbers of shape ``(..., min(m, n))``, in the order of
+        the singular values of `g`, which descend; uniform on (0, 1] by default.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``U diag(s) V^H``. Where a singular value of `g` is at most ``max(m, n) * eps * sigma_1``
+        its vectors are arbitrary and it stays 0. Array library, device and dtype of `g`.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers or `rng` not a NumPy generator.
+    ValueError
+        If the sampler's numbers are not real, finite and of that shape; for fewer than two
+        dimensions, NaN or infinity.
+
+    Notes
+    -----
+    Cost: one SVD. Shumaylov and others, arXiv 2605.11181.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> half = lambda rng, shape: np.full(shape, 0.5)
+    >>> random_spectrum(np.diag([5.0, 2.0, 0.0]), rng, half).round(12).tolist()
+    [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    """
+    what = "a numpy.random.Generator, such as default_rng(0)"
+    instance("rng", rng, np.random.Generator, what)
+    if sampler is not None:
+        function("sampler", sampler)
+
+    def drawn(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
+        size = tuple(s.shape)
+        values = np.asarray(1 - rng.random(size) if sampler is None else sampler(rng, size))
+        if values.dtype.kind not in "iuf" or values.shape != size:
+            raise ValueError(
+                f"sampler must give real numbers of shape {size}, got {values.dtype.name} of shape "
+                f"{values.shape}"
+            )
+        if trouble := not_finite(values):
+            raise ValueError(f"sampler must give finite numbers; what it gave {trouble}")
+        values = ops.xp.asarray(values, dtype=s.dtype, device=s.device)
+        return values * ops.xp.astype(above_noise(s, shape, ops), s.dtype)
+
+    return _mapped(g, drawn)
+
+
+@looks
+def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
+    """Kaon's scrambled direction: a chaotic map of the singular values, by matrix products.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Matrix.
+    steps : int, optional
+        Times that the map is applied, 5 by default.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``U diag(s) V^H``, s the iterates of ``x <- 4.1 x (1 - x^2)^2`` from ``sigma / ||G||_F``,
+        divided by 1.175: at most 1.1735 / 1.175. Array library, device and dtype of `g`.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers.
+    ValueError
+        For a number of steps below 1, fewer than two dimensions, NaN or infinity.
+
+    Notes
+    -----
+    Neither monotone nor, over five steps, predictable: small values grow by 4.1 a step until they
+    reach the hump at ``1 / sqrt(5)``, those near 1 fall to nearly 0. A rounding error grows by 4.1
+    a step as well, 1159 times in five steps. The singular values stay nonnegative. Cost: three
+    products a step. Shumaylov and others, arXiv 2605.11181.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scrambled_spectrum(np.diag([4.0, 3.0]), steps=1).round(4).tolist()
+    [[0.3618, 0.0], [0.0, 0.8575]]
+    """
+    steps = count("steps", steps, most=MOST_STEPS)
+
+    def direction(x: Array, _: Any, ops: Ops) -> Array:
+        wide = x.shape[-2] < x.shape[-1]
+        y = ops.adjoint(x) if wide else x
+        y = y / ops.divisor(ops.frobenius(y))
+        for _step in range(steps):
+            # (I - G)^2 as a Gram product: semidefinite, so that no singular value changes its sign.
+            rest = ops.gram(ops.add_diagonal(-ops.gram(y), 1.0))
+            y = ops.matmul(y, rest) * KAON
+        y = y / KAON_DIVISOR
+        return ops.adjoint(y) if wide else y
+
+    return _apply(g, direction)
+
+
+# -- the polar factor, scaled ----------------------------------------------------------------
+
+
+@looks
+def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | None = None) -> Array:
+    """PolarGrad's direction: the nuclear norm times the polar factor, ``||G||_* U V^H``.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Matrix.
+    polar : callable, str or Schedule, optional
+        What computes the polar factor, approximately perhaps, as of ``norms.spectral``; by default
+        the partial isometry of the exact SVD.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        The spectral norm's steepest descent direction with its length (its `sharp`). Array library,
+        device and dtype of `g`.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers, or `polar` none of these.
+    ValueError
+        For an unknown name, fewer than two dimensions, NaN or infinity.
+
+    Notes
+    -----
+    With `polar` given the nuclear norm is not computed but estimated by ``<G, T>``, as codes do.
+    For ``T = U diag(t) V^H`` that is ``sum sigma_i t_i``: off by the relative error
+    ``sum sigma_i (t_i - 1) / sum sigma_i``, the mean error of T weighted by the singular values;
+    the direction inherits T's own error besides. Where t_i > 1 it may overestimate. Cost: one
+    SVD, or what `polar` costs and one inner product. Lau, Long and Su, PolarGrad, arXiv 2505.21799.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> polargrad(np.diag([3.0, -1.0])).round(12).tolist()
+    [[4.0, 0.0], [0.0, -4.0]]
+    >>> polargrad(np.diag([3.0, -1.0]), polar=lambda g: np.diag([1.0, -0.6])).round(12).tolist()
+    [[3.6, 0.0], [0.0, -2.16]]
+    """
+    factor = spectral(polar=polar)
+
+    def direction(x: Array, scale: Any, ops: Ops) -> Array:
+        if polar is None:
+            u, s, vh = svd(x, ops)
+            kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
+            t = _product(u, kept, vh, ops)
+            nuclear = ops.xp.sum(s, axis=-1, keepdims=True)[..., None]
+        else:
+            t = ops.like(factor.lmo(g), x)
+            nuclear = inner(x, t, ops)
+        return ops.scale(ops.scale(t, ops.like(nuclear, t)), scale)
+
+    return _apply(g, direction)
+
+
+# -- clipping --------------------------------------------------------------------------------
+
+
+@looks
+def spectral_clip(g: Array, limit: float) -> Array:
+    """Singular values above a limit become the limit: ``U min(sigma, limit) V^H``.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Matrix.
+    limit : float
+        Positive.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        The nearest matrix (in the Frobenius norm) of spectral norm at most `limit`; `g`
+        unrounded where that is one already. Array library, device and dtype of `g`.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers.
+    ValueError
+        If the limit is not positive; for fewer than two dimensions, NaN or infinity.
+
+    Notes
+    -----
+    Cost: one SVD. In half precision the result is rounded once, and its norm can exceed the limit
+    by that. Unlike the other maps, this one shrinks nothing that is small: it is what spectral
+    weight clipping does to weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spectral_clip(np.diag([3.0, 0.5]), 1.0).round(12).tolist()
+    [[1.0, 0.0], [0.0, 0.5]]
+    """
+    limit = number("limit", limit, 0, math.inf, ends="(]", what="a positive number")
+
+    def direction(x: Array, scale: Any, ops: Ops) -> Array:
+        xp = ops.xp
+        largest = format_of(ops.format_name(x)).largest
+        smallest = format_of(ops.format_name(x)).smallest_normal
+        top = min(limit, largest)
+        peak = ops.max_abs(x)
+        scale = xp.zeros_like(peak) + scale
+        # In units of the smaller of scale and limit what overflows is clipped, and rightly so.
+        unit = xp.where(scale > top, xp.full_like(scale, max(top, smallest)), scale)
+        u, s, vh = svd(x, ops)
+        row = ops.scale(ops.scale(s[..., None, :], 1 / unit), scale)
+        level = ops.scale(1 / unit, top)
+        clipped = _product(u, xp.minimum(row, level)[..., 0, :], vh, ops)
+        inside = ops.max(row, axis=-1, keepdims=True) <= level
+        return xp.where(inside, x * ops.like(scale, x), clipped * ops.like(unit, x))
+
+    return _apply(g, direction)

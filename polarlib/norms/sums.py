@@ -1,0 +1,365 @@
+"""Norms whose unit ball is a Minkowski sum of balls: the F- and S-variants of Muon and Fanion.
+
+The dual norm and the LMO of ``sum w_i ball_i`` are the weighted sums of the terms'. The norm itself
+asks for the least t with X in t times the sum, which has a closed form in few cases only.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import instance, items, number
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, factor
+from polarlib.norms.fans import fanion
+from polarlib.norms.mixed import frobenius, lp
+from polarlib.norms.unitary import Unitary, svd
+
+__all__ = ["MinkowskiSum", "f_fanion", "f_muon", "f_neon", "minkowski_sum", "s_fanion", "s_muon"]
+
+Array = Any
+Polar = Callable[[Any], Any] | str | Schedule | None
+
+# Absolute error of a root of order 1 / sqrt(n) or more: below its last bit.
+TINY = 1e-17
+
+
+@dataclass(frozen=True, repr=False)
+class MinkowskiSum(MatrixNorm):
+    """Norm with the unit ball ``sum w_i ball_i``; at least two different terms."""
+
+    terms: tuple[tuple[float, MatrixNorm], ...]
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return all(n.exact for _, n in self.terms)
+
+    def __repr__(self) -> str:
+        return f"minkowski_sum({list(self.terms)!r})"
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        for _, n in self.terms:
+            n._check(shape)
+
+    def _dual_value(self, g: Array, ops: Ops) -> Array:
+        return _total(w * n._dual_value(g, ops) for w, n in self.terms)
+
+    def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
+        # A low-precision term comes in its own format: the sum is formed in that of g.
+        return _total(w * ops.like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+
+    def _value(self, x: Array, ops: Ops) -> Array:
+        return self._solve(x, ops)[0]
+
+    def _solve(self, x: Array, ops: Ops) -> tuple[Array, Array]:
+        """The norm t, and the part of X that is ``t w`` times a point of the Frobenius ball."""
+        top = [(w, _rank_of_fanion(n)) for w, n in self.terms]
+        top = [(w, k) for w, k in top if k]
+        other = [w for w, n in self.terms if n == frobenius()]
+        if len(self.terms) != 2 or len(top) != 1 or len(other) != 1:
+            names = " + ".join(repr(n) for _, n in self.terms)
+            raise NotImplementedError(
+                f"the norm whose ball is a sum of those of {names} has no closed form: a point "
+                "must be split between the balls, which takes a convex solver; dual_norm, lmo and "
+                "sharp do without"
+            )
+        (a, k), (b,) = top[0], other
+        u, s, vh = svd(x, ops)
+        full = k >= s.shape[-1]
+        t, rest = _with_spectral(s, a, b, ops) if full else _with_fanion(s, k, a, b, ops)
+        return t[..., None], ops.matmul(u * ops.like(rest, u)[..., None, :], vh)
+
+    def dual(self) -> MatrixNorm:
+        return SumDual(self)
+
+
+def _rank_of_fanion(n: MatrixNorm) -> int:
+    """The k of Fanion-k, beyond all for the spectral norm; 0 for other norms."""
+    if not isinstance(n, Unitary) or n.p != 1 or n.k is None:
+        return 0
+    return n.k if n.of_dual else sys.maxsize if n.k == 1 else 0
+
+
+@dataclass(frozen=True, repr=False)
+class SumDual(MatrixNorm):
+    """Dual of a Minkowski sum, ``sum w_i ||.||_i`` of the terms' dual norms."""
+
+    norm: MinkowskiSum
+
+    def __repr__(self) -> str:
+        return f"{self.norm!r}.dual()"
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        self.norm._check(shape)
+
+    def _value(self, x: Array, ops: Ops) -> Array:
+        return self.norm._dual_value(x, ops)
+
+    def _dual_value(self, g: Array, ops: Ops) -> Array:
+        return self.norm._value(g, ops)
+
+    def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
+        # T is normal to every ball at its part of G. At the part in the Frobenius ball, which never
+        # vanishes, only one direction is.
+        rest = self.norm._solve(g, ops)[1]
+        return rest / ops.divisor(self.norm._dual_value(rest, ops))
+
+    def dual(self) -> MatrixNorm:
+        return self.norm
+
+
+def _total(parts: Iterable[Array]) -> Array:
+    first, *others = parts
+    for part in others:
+        first = first + part
+    return first
+
+
+def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
+    """The t with ``sum (sigma_i - a t)_+^2 = b^2 t^2``, and ``(sigma - a t)_+``.
+
+    With j terms, their sums S1 and S2 of values and squares, and the sum of squares V of their
+    deviations from the mean, ``(j a^2 - b^2) t^2 - 2 a S1 t + S2 = 0``, of discriminant
+    ``b^2 S2 - a^2 j V``. The left side minus the right one decreases with t, so that sigma_i is
+    among the terms if and only if it is negative at ``t = sigma_i / a``.
+    """
+    xp = ops.xp
+    size = ops.divisor(s[..., :1])
+    z = s / size
+    count = xp.cumulative_sum(xp.ones_like(z), axis=-1)
+    # From the largest: the squares of small differences keep their digits.
+    y = z[..., :1] - z
+    excess = xp.cumulative_sum(y * y, axis=-1) - 2 * y * xp.cumulative_sum(y, axis=-1)
+    excess = excess + count * y * y
+    # The first always is; rounding must not say otherwise where b is tiny.
+    inside = (excess < (b / a * z) ** 2) | (count == 1)
+    kept = xp.astype(inside, z.dtype)
+    j = xp.sum(kept, axis=-1, keepdims=True)
+    s1 = xp.sum(kept * z, axis=-1, keepdims=True)
+    s2 = xp.sum(kept * z * z, axis=-1, keepdims=True)
+    deviation = kept * (z - s1 / j)
+    root = b * b * s2 - a * a * j * xp.sum(deviation * deviation, axis=-1, keepdims=True)
+    denominator = a * s1 + xp.sqrt(xp.maximum(root, xp.zeros_like(root)))
+    t = s2 / xp.where(denominator == 0, xp.ones_like(denominator), denominator)
+    return t * size, xp.maximum(z - a * t, xp.zeros_like(z)) * size
+
+
+def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
+    """The t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and what is left.
+
+    By root search, on the host in double precision, one matrix after another.
+    """
+    from scipy.optimize import brentq  # slow to import
+
+    found = [np.zeros((*s.shape[:-1], 1)), np.zeros(s.shape)]
+    z = ops.to_host(s)
+    host = ops_of(z)
+    for i in np.ndindex(z.shape[:-1]):
+        if z[i][0] == 0:
+            continue
+        y = z[i] / z[i][0]
+        rest_of = functools.partial(_rest, y, k=k, ops=host)
+        high = min(max(1, y.sum() / k) / a, np.linalg.norm(y) / b)
+        t = brentq(lambda t, d=rest_of: np.linalg.norm(d(a * t)) - b * t, 0, 2 * high, xtol=TINY)
+        found[0][i], found[1][i] = t * z[i][0], rest_of(a * t) * z[i][0]
+    t, rest = (ops.xp.asarray(x, dtype=s.dtype, device=s.device) for x in found)
+    return t, rest
+
+
+def _rest(y: np.ndarray, cap: float, *, k: int, ops: Ops) -> np.ndarray:
+    """Distance vector of descending values to ``cap`` times the ball of Fanion-k."""
+    if y[0] <= cap and y.sum() <= k * cap:
+        return np.zeros_like(y)
+    return y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
+
+
+# -- constructors ----------------------------------------------------------------------------
+
+
+def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
+    """Norm whose unit ball is ``sum w_i ball_i``: dual norm and LMO are weighted sums.
+
+    Parameters
+    ----------
+    terms : iterable of (float, Norm)
+        Weights, at least 0 and not all 0, and norms of matrices.
+
+    Returns
+    -------
+    Norm
+        ``dual_norm = sum w_i dual_norm_i``, ``lmo = sum w_i lmo_i``, its dual ``sum w_i`` times the
+        norms' duals. Equal norms are merged: a sum that is a multiple of one norm is that. The norm
+        itself, and the LMO of the dual, have a closed form for Fanion (or spectral) plus
+        Frobenius, elsewhere NotImplementedError. With Fanion of k < min(m, n) they are solved for
+        on the host: the singular values are read off a device, and no gradient passes.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a negative weight, weights that are all 0, something that is no norm of matrices.
+
+    Notes
+    -----
+    The support function of a sum of sets is the sum of their support functions: R. T. Rockafellar,
+    Convex Analysis (1970), theorem 13.1. The weighted sum of NORMS is another norm, whose LMO
+    clips the spectrum.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.norms import spectral
+    >>> n = minkowski_sum([(0.5, spectral()), (0.5, frobenius())])
+    >>> n.lmo(np.diag([3.0, 4.0])).tolist(), round(float(n(np.diag([0.8, 0.9]))), 12)
+    ([[0.8, 0.0], [0.0, 0.9]], 1.0)
+    """
+    merged: dict[MatrixNorm, float] = {}
+    what = "a list of pairs of a weight and a norm"
+    for term in items("terms", terms, what):
+        w, n = items("a term", term, "a pair of a weight and a norm", 2, 2)
+        w = number("a weight", w, 0)
+        w = w and factor(w, "a weight")
+        instance("the norm of a term", n, MatrixNorm, "a norm of matrices")
+        for v, part in n.terms if isinstance(n, MinkowskiSum) else ((1.0, n),):
+            if isinstance(part, Scaled) and part.shape is None:
+                v, part = v / part.factor, part.norm
+            if w:
+                merged[part] = merged.get(part, 0.0) + w * v
+    if not merged:
+        raise ValueError("minkowski_sum needs a term with a positive weight")
+    if len(merged) == 1:
+        (n, w), *_ = merged.items()
+        return (1 / w) * n
+    return MinkowskiSum(tuple((w, n) for n, w in merged.items()))
+
+
+def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
+    """Norm of F-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) G / ||G||_F``.
+
+    Parameters
+    ----------
+    k, polar
+        As of :func:`fanion`.
+    alpha : float
+        From 0 (Frobenius) to 1 (Fanion-k).
+
+    Returns
+    -------
+    Norm
+        A :func:`minkowski_sum`. Its dual norm is alpha times Ky Fan's plus 1 - alpha times
+        Frobenius'.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For alpha outside [0, 1] and as :func:`fanion`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> f_fanion(1, 0.5).lmo(np.diag([4.0, 3.0])).tolist()
+    [[0.9, 0.0], [0.0, 0.3]]
+    """
+    alpha = number("alpha", alpha, 0, 1)
+    return minkowski_sum([(alpha, fanion(k, polar=polar)), (1 - alpha, frobenius())])
+
+
+def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
+    """Norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
+
+    Parameters
+    ----------
+    alpha, polar
+        As of :func:`f_fanion`.
+
+    Returns
+    -------
+    Norm
+
+    Examples
+    --------
+    >>> f_muon(0.5) == f_fanion(None, 0.5)
+    True
+    """
+    return f_fanion(None, alpha, polar=polar)
+
+
+def f_neon(alpha: float) -> MatrixNorm:
+    """Norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
+
+    Parameters
+    ----------
+    alpha : float
+        As of :func:`f_fanion`.
+
+    Returns
+    -------
+    Norm
+
+    Examples
+    --------
+    >>> f_neon(0.5) == f_fanion(1, 0.5)
+    True
+    """
+    return f_fanion(1, alpha)
+
+
+def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
+    """Norm of S-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) eta sign(G)``.
+
+    Parameters
+    ----------
+    k, polar
+        As of :func:`fanion`.
+    alpha : float
+        From 0 (signs) to 1 (Fanion-k).
+    eta : float
+        Positive: the size of the signs.
+
+    Returns
+    -------
+    Norm
+        A :func:`minkowski_sum`. Its dual norm is alpha times Ky Fan's plus ``(1 - alpha) eta``
+        times the sum of absolute entries. The norm itself raises NotImplementedError.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For alpha outside [0, 1], eta that is not positive and as :func:`fanion`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> s_fanion(1, 0.5, 0.1).lmo(np.diag([4.0, 3.0])).tolist()
+    [[0.55, 0.0], [0.0, 0.05]]
+    """
+    alpha = number("alpha", alpha, 0, 1)
+    eta = factor(eta, "eta")
+    return minkowski_sum([(alpha, fanion(k, polar=polar)), ((1 - alpha) * eta, lp(math.inf))])
+
+
+def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
+    """Norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
+
+    Parameters
+    ----------
+    alpha, eta, polar
+        As of :func:`s_fanion`.
+
+    Returns
+    -------
+    Norm
+
+    Examples
+    --------
+    >>> s_muon(0.5, 0.1) == s_fanion(None, 0.5, 0.1)
+    True
+    """
+    return s_fanion(None, alpha, eta, polar=polar)

@@ -1,0 +1,354 @@
+"""The k largest singular triplets: Lanczos, block Krylov and randomized methods, certified.
+
+What is computed: U (m x k), s and V (n x k) of the k largest singular values of A. The iterations
+make orthonormal U and V with ``A V = U diag(s)``; what they leave is ``E = A^H U - V diag(s)``, and
+
+    A = U diag(s) V^H + U E^H + D,      D = (I - U U^H) A (I - V V^H).
+
+A residual alone says that some singular value is near, not which one: Lanczos sees one copy of a
+multiple value. So the iterations are not believed. With the Frobenius norm of the residuals as rho,
+
+    |s_i - sigma_i| <= rho + max(0, ||D||_2 - s_i)                    (Weyl's inequality).
+
+``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves
+``||D||_2 <= ||A - U diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD takes
+over. The bound is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the
+rest of the spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that
+values are usually far better than asked for.
+
+The second part is Dion's warm-started power step, and the exact maximiser within its range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.checks import choice, count, number
+from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, dtype_name, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.norms.krylov import Triplets, by_svd, leading
+
+__all__ = ["METHODS", "top_singular", "triplets"]
+
+Array = Any
+
+METHODS = ("svd", "lanczos", "arpack", "randomized", "block_krylov")
+
+# Relative error of each value that is asked for by default.
+RTOL = 1e-6
+# "auto" iterates where min(m, n) is at least this, and at least this many times k: by experiment on
+# the host (benchmarks/top_singular.py), the SVD is as fast below.
+AUTO_SIZE, AUTO_RATIO = 256, 16
+
+
+@looks
+def top_singular(
+    a: Array, k: int, *, method: str = "auto", rtol: float | None = None
+) -> tuple[Array, Array, Array]:
+    """The k largest singular values and their vectors, each value to a relative error.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., m, n)
+        Never changed. Integers become float64; half precision is computed in float32.
+    k : int
+        From 1 to min(m, n).
+    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
+        - svd: the whole SVD, cut.
+        - lanczos: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation and thick
+          restart. Fewest products.
+        - arpack: ARPACK's Lanczos on ``A^H A``, by way of SciPy; its vectors are NumPy's, the
+          products are made where A is. Quickest on the host.
+        - block_krylov: Golub-Kahan-Lanczos from a block of k + 10 vectors: sees multiple values,
+          and asks a device fewer and larger questions.
+        - randomized: subspace iteration (power iterations, orthonormalised in each half step) on
+          k + 10 vectors until the residual suffices. For spectra that fall quickly.
+        - auto: svd for small matrices and large k, else arpack on the host and block_krylov on
+          devices.
+    rtol : float, optional
+        Relative error of each value, 1e-6 by default. In no format can it be below rounding, which
+        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as those
+        of the SVD are.
+
+    Returns
+    -------
+    u : array, shape (..., m, k)
+        Orthonormal columns.
+    s : array, shape (..., k)
+        Real, descending. A value beyond the largest number of the dtype is infinity.
+    vh : array, shape (..., k, n)
+        Orthonormal rows. Array library, device and dtype (real for `s`) are those of `a`.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers.
+    ValueError
+        For fewer than two dimensions, k below 1 or above min(m, n) or no integer, an unknown
+        method, rtol outside (0, 1), NaN or infinity.
+
+    Notes
+    -----
+    Values are certified (see the head of this module). The SVD takes over where an iteration
+    missed one, as a single vector's Krylov space does with multiple values among the wanted ones,
+    or was not done after ``2 min(m, n)`` products. The certificate costs one Gram product and a
+    Cholesky factorisation.
+
+    Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
+    at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
+    The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
+    matrix. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where none can be,
+    the SVD is taken whatever the method, and a matrix that is not finite gives NaN.
+
+    torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
+    whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
+    is zero to rounding, or equal to any other (those beyond k among themselves may be equal),
+    vectors have no derivative: ValueError. torch's backward mode asks for no gap where the
+    gradient with respect to the values alone is wanted.
+
+    Golub and Kahan, SIAM J. Numer. Anal. 2 (1965); Baglama and Reichel, SIAM J. Sci. Comput. 27
+    (2005), algorithm 3.1 (thick restart); Hernandez, Roman and Tomas, ETNA 31 (2008); Lehoucq,
+    Sorensen and Yang, ARPACK Users' Guide (SIAM, 1998); Halko, Martinsson and Tropp, SIAM Rev. 53
+    (2011), algorithms 4.4 and 5.1; Musco and Musco, NeurIPS 2015, algorithm 2, with a restart where
+    the space grows large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.diag([3.0, 1.0, 2.0])
+    >>> u, s, vh = top_singular(a, 2)
+    >>> s.round(12).tolist(), np.abs(u @ np.diag(s) @ vh).round(12).tolist()[0]
+    ([3.0, 2.0], [3.0, 0.0, 0.0])
+    """
+    found = triplets(a, k, method=method, rtol=rtol)
+    return found.u, found.s, found.vh
+
+
+@looks
+@under_default_settings
+def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
+    """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
+
+    Parameters
+    ----------
+    a, k, method, rtol
+        As of :func:`top_singular`.
+
+    Returns
+    -------
+    Triplets
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`top_singular`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.random.default_rng(0).standard_normal((400, 300))
+    >>> found = triplets(a, 3, method="lanczos")
+    >>> found.method, found.products < 200, found.residual < 1e-6
+    ('lanczos', True, True)
+    """
+    a, ops = as_matrix(a)
+    m, n = a.shape[-2:]
+    k = count("k", k, 1, min(m, n), f"an integer from 1 to min(m, n) = {min(m, n)}")
+    method = choice("method", method, ("auto", *METHODS))
+    rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
+    if 0 not in a.shape and ops.records(a):
+        return _differentiable(a, k, ops)
+    return _triplets(a, k, method, rtol)
+
+
+def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
+    """Scale, choose and run."""
+    ops = ops_of(a)
+    refuse_hidden(a, ops, "top_singular", "take the whole SVD")
+    hidden = ops.hidden(a)
+    m, n = a.shape[-2:]
+    x = ops.at_least_single(a)
+    if math.prod(a.shape[:-2]) == 0:
+        u, vh = a[..., :k], a[..., :k, :]
+        return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
+    scale = ops.binary_scale(finite_peak(x, ops, "a", look=not hidden))
+    x = ops.divide(x, scale)
+    wide = m < n
+    if wide:
+        x = ops.adjoint(x)
+    if method == "auto":
+        method = _choose(x, k, ops)
+    found = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
+    u, vh = (ops.adjoint(found.vh), ops.adjoint(found.u)) if wide else (found.u, found.vh)
+    s = ops.scale(found.s[..., None, :], scale)[..., 0, :]
+    if dtype_name(a) != dtype_name(x):
+        u, s, vh = ops.like(u, a), ops.like(s, _real(a, ops)), ops.like(vh, a)
+    return found._replace(u=u, s=s, vh=vh)
+
+
+def _choose(x: Array, k: int, ops: Ops) -> str:
+    """Name the method of "auto" for tall matrices."""
+    n = x.shape[-1]
+    if n < AUTO_SIZE or AUTO_RATIO * k > n:
+        return "svd"
+    return "arpack" if ops.host else "block_krylov"
+
+
+# -- derivatives -----------------------------------------------------------------------------
+
+
+def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
+    """Triplets by the SVD, for which the library that traces them finds the rules.
+
+    With ``A^H U = V S`` and ``A V = U S``, the part of dv_i that is orthogonal to V solves
+
+        (s_i^2 - B^H B) dv_i = s_i (I - V V^H) E^H u_i + B^H (I - U U^H) E v_i,    B = A - U S V^H.
+
+    Nothing is asked of the values beyond k, but that they differ from the others.
+    """
+    found: list[Triplets] = []
+
+    def apply(a: Array) -> tuple[Array, ...]:
+        found.append(_triplets(a, k, "svd", RTOL))
+        return found[-1][:3]
+
+    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        moved = _rule(primals[0], results).along(tangents[0])
+        return tuple(ops_of(d).like(d, r) for d, r in zip(moved, results, strict=True))
+
+    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
+        return (
+            ops_of(primals[0]).like(_rule(primals[0], results).against(*gradients), primals[0]),
+        )
+
+    u, s, vh = ops.differentiable(apply, jvp, vjp, (a,), keep=True)
+    return found[-1]._replace(u=u, s=s, vh=vh)
+
+
+def _rule(a: Array, results: Sequence[Array]) -> _Rule:
+    ops = ops_of(a).functional()
+    x = ops.at_least_single(a)
+    u, s, vh = results
+    if x.dtype != a.dtype:  # rounded triplets would not do
+        u, s, vh = top_singular(x, s.shape[-1])
+    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    wide = x.shape[-2] < x.shape[-1]
+    u, v = (ops.adjoint(vh), u) if wide else (u, ops.adjoint(vh))
+    x = ops.divide(ops.adjoint(x) if wide else x, scale)
+    return _Rule(x, u, ops.divide(s[..., None, :], scale), v, scale, ops, wide)
+
+
+class _Rule(NamedTuple):
+    """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
+
+    x: Array
+    u: Array
+    s: Array  # shape (..., 1, k)
+    v: Array
+    scale: Array
+    ops: Ops
+    wide: bool
+
+    def along(self, e: Array) -> tuple[Array, Array, Array]:
+        """Derivatives of u, s and vh in a direction of the matrix that was given."""
+        ops, u, s, v = self.ops, self.u, self.s, self.v
+        e = ops.divide(ops.like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
+        rest, inverses, f, eye = self._parts()
+        ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
+        p = ops.matmul(ops.adjoint(u), ev)
+        q, r = ops.adjoint(p), ops.adjoint(s)
+        phase = eye * (p - q) / (4 * s)  # of complex vectors, in equal parts
+        ev = ev - ops.matmul(u, p)
+        right = s * (eu - ops.matmul(v, ops.matmul(ops.adjoint(v), eu)))
+        t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
+        du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
+        dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
+        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.scale[..., 0]
+        return (dv, ds, ops.adjoint(du)) if self.wide else (du, ds, ops.adjoint(dv))
+
+    def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
+        """Gradient with respect to the matrix that was given; None for a gradient of zero."""
+        ops, u, s, v = self.ops, self.u, self.s, self.v
+        d = 0.0 * ops.matmul(u, ops.adjoint(v))
+        if gs is not None:
+            d = ops.matmul(u * ops.like(gs, s)[..., None, :], ops.adjoint(v))
+        if gu is not None or gvh is not None:
+            gv = None if gvh is None else ops.adjoint(gvh)
+            gu, gv = (gv, gu) if self.wide else (gu, gv)
+            gu, gv = (w * 0.0 if g is None else ops.like(g, w) for g, w in ((gu, u), (gv, v)))
+            rest, inverses, f, eye = self._parts()
+            ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
+            ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
+            core = f * (ku * s + ops.adjoint(s) * kv) + eye * (ku - kv) / (4 * s)
+            y = self._solved(inverses, ops.matmul(ops.adjoint(rest), gu / s) + gv)
+            left = gu / s + ops.matmul(rest, y)
+            left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
+            moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
+            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.scale)
+        return ops.adjoint(d) if self.wide else d
+
+    def _parts(self) -> tuple[Array, Array, Array, Array]:
+        """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""
+        ops, s = self.ops, self.s
+        rest = self.x - ops.matmul(self.u * s, ops.adjoint(self.v))
+        gram = ops.gram(rest)
+        guard = ops.constant(self._guard, s, gram)
+        square = s * s
+        shifts = ops.adjoint(square)[..., None]
+        inverses = ops.inverse(ops.eye(gram.shape[-1], gram) * shifts - gram[..., None, :, :])
+        same = ops.eye(s.shape[-1], s)
+        f = (1.0 - same) / (square - ops.adjoint(square) + same) + guard
+        return rest, inverses, f, ops.eye(s.shape[-1], self.u)
+
+    def _guard(self, s: Array, gram: Array) -> Array:
+        """Zero; NaN, or an error, where one of the k values is not apart from all others."""
+        ops = ops_of(gram).functional()
+        xp = ops.xp
+        beyond = ops.eigh(gram)[0][..., None, -1:]
+        beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
+        gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
+        least = xp.min(gaps, axis=-1, keepdims=True)
+        noise = max(self.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
+        poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
+        if not ops.hidden(poor) and bool(xp.any(poor)):
+            worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
+            where = f" in matrix {worst} of the stack" if worst else ""
+            raise ValueError(
+                f"singular vectors have no derivative where one of the {s.shape[-1]} values is, to "
+                f"rounding, zero or equal to another one{where}; the values alone have a gradient"
+            )
+        return xp.where(poor, xp.full_like(least, math.nan), xp.zeros_like(least))
+
+    def _solved(self, inverses: Array, right: Array) -> Array:
+        """Columns solved each by its own matrix, orthogonal to V."""
+        ops = self.ops
+        rows = ops.matmul(ops.adjoint(right)[..., None, :], inverses)[..., 0, :]
+        t = ops.adjoint(rows)
+        return t - ops.matmul(self.v, ops.matmul(ops.adjoint(self.v), t))
+
+
+# -- one matrix after another, and the evidence ----------------------------------------------
+
+
+def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
+    """Iterate on each matrix of a stack; tall, scaled, finite."""
+    xp = ops.xp
+    batch = x.shape[:-2]
+    flat = xp.reshape(x, (-1, *x.shape[-2:]))
+    found = [leading(flat[i, ...], k, ops, method, rtol) for i in range(flat.shape[0])]
+    u, s, vh = (
+        xp.reshape(xp.stack(parts), (*batch, *parts[0].shape))
+        for parts in zip(*(f[:3] for f in found), strict=True)
+    )
+    name = max((f.method for f in found), key=len)
+    return Triplets(u, s, vh, name, sum(f.products for f in found), max(f.residual for f in found))
+
+
+def _real(x: Array, ops: Ops) -> Array:
+    return ops.xp.real(x) if ops.is_complex(x) else x

@@ -1,0 +1,439 @@
+"""orthogonalize(): a schedule of matrix products, in the array library of its input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from polarlib._methods import polynomial, rational
+from polarlib._methods.options import (
+    check_normalisation,
+    check_rational,
+    choose_form,
+    resolve_schedule,
+    warn_of_hazards,
+)
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays import torch_operator
+from polarlib.arrays.entry import as_matrix, check_out, copied, is_array
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import (
+    at_trace_time,
+    looks,
+    looks_at_nothing,
+    traced_by_dynamo,
+    under_default_settings,
+)
+from polarlib.design import RationalSchedule
+from polarlib.engine.rules import differentiable_schedule, schedule_rule
+
+__all__ = ["orthogonalize", "orthogonalize_all"]
+
+Array = Any
+
+# Entries of matrices up to which a stack of them is faster on the host than one after the other.
+# Chosen by experiment (benchmarks/orthogonalize.py).
+BATCH_UP_TO = 1 << 14
+
+
+# -- orthogonalize ---------------------------------------------------------------------------
+
+
+def orthogonalize(
+    g: Array,
+    *,
+    schedule: str | Schedule | RationalSchedule = "auto",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    gram_precision: str | None = None,
+    normalisation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Approximate unitary factor by a fixed schedule of matrix products.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Of any supported library and floating dtype. Never changed.
+    schedule : str, Schedule or RationalSchedule, optional
+        "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
+        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" (or
+        "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
+        the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
+        `restarts`, `gram_precision` and `normalisation` are for polynomials.
+    steps : int, optional
+        By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
+        to 64.
+    form : {"auto", "plain", "gram"}, optional
+        Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
+        with fewer.
+    restarts : "auto" or sequence of int, optional
+        Steps, from 1, after which the Gram form restarts; "auto" asks
+        :func:`polarlib.design.restarts`.
+    precision : str, optional
+        Number format of the iteration; by default the input's own, or the one in which torch is
+        set to multiply float32 (``torch.set_float32_matmul_precision``) where the device does.
+        Native where the library multiplies in it, simulated elsewhere. The norm is always taken in
+        at least float32.
+    gram_precision : str, optional
+        Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
+        products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
+        the iteration: it needs fewer restarts (docs/gram_form.md).
+    normalisation : str, optional
+        "frobenius", "spectral", "moments", "schatten4", "aol" or "none" (nothing is divided out,
+        not even the schedule's input safety) instead of the schedule's own. "moments" and
+        "schatten4" are bounds from the Gram matrix of the first step and cost no product.
+    out : array, optional
+        Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
+        storage, which saves an array of that size (docs/memory.md).
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``U diag(s(sigma)) V^H`` for the schedule s and ``g = c U diag(sigma) V^H``, c from the
+        normalisation; array library, device and dtype of `g`. Rank-deficient matrices are not
+        completed, a zero matrix gives zero.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers, or `out` does not match.
+    ValueError
+        For an unknown name or format, a number of steps that the set does not have, a normalisation
+        that it was not made for, fewer than two dimensions; for NaN or infinity in a NumPy array or
+        a torch tensor on a CPU (of other arrays, where the check might wait for a device, such a
+        matrix gives NaN).
+
+    Warns
+    -----
+    ScheduleWarning
+        If the schedule has no safety factor that covers one rounding of the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.random.default_rng(0).standard_normal((64, 16))
+    >>> q = orthogonalize(g)
+    >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
+    True
+    """
+    how = {
+        "schedule": schedule,
+        "steps": steps,
+        "form": form,
+        "restarts": restarts,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "normalisation": normalisation,
+    }
+    if traced_by_dynamo() and out is None and torch_operator.takes(g):
+        options, error = _packed_or_error(**how)
+        if error:  # what torch.compile cannot do, and eager mode refuses by itself
+            raise ValueError(error)
+        if options and torch_operator.is_transformed():
+            return _by_options(g, options)
+        if options:
+            return torch_operator.call(g, options)
+    return _orthogonalize(g, out, how)
+
+
+@looks_at_nothing
+def _by_options(g: Array, options: str) -> Array:
+    return _orthogonalize(g, None, _unpacked(options))
+
+
+@functools.partial(
+    looks,
+    reason="under torch.compile, polarlib.orthogonalize is one operator for schedules of "
+    "polynomials, a dense tensor of two dimensions or more, and no out=; leave fullgraph=True out "
+    "for anything else",
+)
+def _orthogonalize(g: Array, out: Array | None, how: dict[str, Any]) -> Array:
+    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    x, ops = as_matrix(g, "g", sharded=True)
+    options = _packed(**how) if torch_operator.records(x, ops) else ""
+    if out is not None:
+        check_out(out, x, "out", "g")
+    u = _recorded(x, ops, options) if options else _orthogonalized(x, ops, how, out)
+    return copied(u, out)
+
+
+def _recorded(x: Array, ops: Ops, options: str) -> Array:
+    """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
+    if not torch_operator.is_transformed():
+        return torch_operator.call(x, options)
+    rule = _rule_of(_resolved(x, ops, **_unpacked(options)))
+    return differentiable_schedule(lambda x: torch_operator.call(x, options), x, **rule)
+
+
+def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None = None) -> Array:
+    """Approximate unitary factor of matrices that as_matrix has taken."""
+    resolved = _resolved(x, ops, **how)
+    apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
+
+    def find(x: Array) -> Array:
+        if 0 in x.shape:
+            return ops_of(x).empty_result(x)
+        # Rational steps record themselves.
+        if not isinstance(resolved["schedule"], Schedule) or not ops_of(x).records(x):
+            return apply(x)
+        return differentiable_schedule(apply, x, **_rule_of(resolved))
+
+    return ops.with_shards(find, x, "g")
+
+
+def _resolved(
+    x: Array,
+    ops: Ops,
+    schedule: str | Schedule | RationalSchedule,
+    steps: int | None,
+    form: str,
+    restarts: str | Sequence[int],
+    precision: str | None,
+    gram_precision: str | None,
+    normalisation: str | None,
+) -> dict[str, Any]:
+    """Check the options of `orthogonalize` and decide what is "auto": arguments of `_apply`."""
+    precision = ops.multiplier(x) if precision is None else format_of(precision).name
+    chosen = resolve_schedule(schedule, steps, precision)
+    if gram_precision is not None:
+        gram_precision = format_of(gram_precision).name
+    if isinstance(chosen, RationalSchedule):
+        check_rational(chosen, form, restarts, gram_precision, normalisation)
+        kind, restarts = "spectral", ()
+    else:
+        kind = check_normalisation(chosen, normalisation)
+        form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
+        warn_of_hazards(chosen, precision, kind)
+    return {
+        "schedule": chosen,
+        "precision": precision,
+        "gram_precision": gram_precision,
+        "kind": kind,
+        "form": form,
+        "restarts": restarts,
+    }
+
+
+def _rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What the derivative of a schedule depends on: it is taken in full precision."""
+    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
+    return {**rule, "normalisation": resolved["kind"]}
+
+
+# -- as an operator of torch -----------------------------------------------------------------
+
+
+def _packed(
+    schedule: str | Schedule | RationalSchedule = "auto",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    gram_precision: str | None = None,
+    normalisation: str | None = None,
+) -> str:
+    """Options of `orthogonalize` as JSON, which saved programs of torch keep; "" if rational.
+
+    They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when the
+    program runs.
+    """
+    # A name is looked up in single precision: only "auto" depends on it, and stays.
+    chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
+    if isinstance(chosen, RationalSchedule):
+        return ""
+    for name in (precision, gram_precision):
+        if name is not None:
+            format_of(name)
+    check_normalisation(chosen, normalisation)
+    at = choose_form(chosen, (1, 1), form, restarts, precision or "float32", gram_precision)[1]
+    named = isinstance(schedule, str) and schedule == "auto"
+    torch_operator.define(_run_packed, _derive_packed)
+    return json.dumps(
+        {
+            "schedule": "auto" if named else dataclasses.asdict(chosen),
+            "steps": steps if named else None,
+            "form": form,
+            "restarts": restarts if isinstance(restarts, str) else at,
+            "precision": precision,
+            "gram_precision": gram_precision,
+            "normalisation": normalisation,
+        }
+    )
+
+
+@at_trace_time
+def _packed_or_error(**how: Any) -> tuple[str, str]:
+    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    try:
+        return _packed(**how), ""
+    except (TypeError, ValueError) as error:
+        return "", str(error)
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(options: str) -> dict[str, Any]:
+    how = json.loads(options)
+    if how["schedule"] != "auto":
+        how["schedule"] = Schedule(**how["schedule"])
+    return how
+
+
+def _run_packed(x: Array, options: str) -> Array:
+    return _orthogonalized(x, ops_of(x), _unpacked(options))
+
+
+def _derive_packed(x: Array, e: Array, options: str) -> Array:
+    """Gradient with respect to X, from one with respect to the result."""
+    resolved = _resolved(x, ops_of(x), **_unpacked(options))
+    return schedule_rule(x, e, **_rule_of(resolved), gradient=True)
+
+
+def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
+    """Orthogonalise many matrices, equal shapes in one batch.
+
+    Parameters
+    ----------
+    gradients : iterable of array, shapes (..., m, n)
+        Any mixture of shapes, dtypes, devices and libraries. Never changed.
+    **same
+        What :func:`orthogonalize` takes, but `out`, the same for all.
+
+    Returns
+    -------
+    list of array
+        In the order of the input. A matrix that is alone in its shape, dtype and device, or has
+        more than 16,384 entries on the host, comes out exactly as :func:`orthogonalize` gives it.
+        The others go in a batch, whose sums are rounded in another order. With u the unit roundoff,
+        the difference in spectral norm is about u times the schedule's slope at 0 (at most 20 times
+        that was measured, in float32 and float64), and with the default schedule, where singular
+        values are nearly equal, about 4 sqrt(n u) (0.01 for n = 100 in float32), because its bound
+        of the norm cancels there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`orthogonalize`; the message names the first matrix that is to blame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> gradients = [rng.standard_normal(shape) for shape in [(8, 4), (3, 5), (8, 4)]]
+    >>> [q.shape for q in orthogonalize_all(gradients)]
+    [(8, 4), (3, 5), (8, 4)]
+    """
+    if "out" in same:
+        raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+    listed = isinstance(gradients, list | tuple)
+    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
+        raise TypeError(
+            f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
+            "pass one array or stack to orthogonalize"
+        )
+    if traced_by_dynamo():
+        gradients = list(gradients)
+        if all(map(torch_operator.takes, gradients)):
+            options, error = _packed_or_error(**same)
+            if error:
+                raise ValueError(error)
+            if options:
+                return list(_all_by_options(gradients, options))
+    return _orthogonalize_all(gradients, same)
+
+
+@looks_at_nothing
+def _all_by_options(gradients: list[Array], options: str) -> list[Array]:
+    return _orthogonalize_all(gradients, _unpacked(options))
+
+
+@looks
+def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list[Array]:
+    arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
+    groups: dict[Any, list[int]] = {}
+    for i, (x, ops) in enumerate(arrays):
+        # On the host large products are as fast one by one, and a stack is a copy.
+        large = ops.host and math.prod(x.shape) > BATCH_UP_TO
+        known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
+        alone = (i,) if large or not known else ()
+        key = (
+            ops.xp,
+            x.dtype,
+            tuple(x.shape) if known else (),
+            str(getattr(x, "device", "")),
+            ops.placements(x),
+            alone,
+        )
+        groups.setdefault(key, []).append(i)
+    results: list[Array] = [None] * len(arrays)
+    for members in groups.values():
+        first, ops = arrays[members[0]]
+        try:
+            if len(members) == 1:
+                results[members[0]] = orthogonalize(first, **same)
+                continue
+            stack = orthogonalize(ops.xp.stack([arrays[i][0] for i in members]), **same)
+        except ValueError as error:
+            which = ", ".join(map(str, members))
+            raise ValueError(f"gradients[{which}]: {error}") from None
+        for j, i in enumerate(members):
+            results[i] = stack[j, ...]
+    return results
+
+
+def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
+    """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
+    if not isinstance(out, np.ndarray) or type(x) is not np.ndarray:
+        return {}
+    same = out is x or not np.may_share_memory(out, x)
+    contiguous = out.flags.c_contiguous or out.flags.f_contiguous
+    # The adjoint of a complex matrix is no view.
+    wide_complex = x.shape[-2] < x.shape[-1] and x.dtype.kind == "c"
+    return {"out": out} if same and contiguous and not wide_complex else {}
+
+
+@under_default_settings
+def _apply(
+    x: Array,
+    *,
+    schedule: Schedule | RationalSchedule,
+    precision: str,
+    gram_precision: str | None,
+    kind: str,
+    form: str,
+    restarts: Sequence[int],
+    out: Array | None = None,
+) -> Array:
+    """Normalise and iterate."""
+    ops = ops_of(x)
+    wide = x.shape[-2] < x.shape[-1]
+    y = ops.adjoint(x) if wide else x
+    place = y if out is x else ops.adjoint(out) if wide and out is not None else out
+    if isinstance(schedule, RationalSchedule):
+        u, _ = rational(y, ops, schedule, precision=precision)
+    else:
+        u, _ = polynomial(
+            y,
+            ops,
+            schedule,
+            precision=precision,
+            gram_precision=gram_precision,
+            normalisation=kind,
+            form=form,
+            restarts=restarts,
+            out=place,
+        )
+    return ops.like(ops.adjoint(u) if wide else u, x)
+
+
+# A process that loads a saved program of torch may never call orthogonalize itself.
+torch_operator.define(_run_packed, _derive_packed)

@@ -1,0 +1,175 @@
+"""Unit balls of norms."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from polarlib.arrays.checks import pair, text
+from polarlib.norms.base import MatrixNorm
+from polarlib.plot.style import (
+    BLUE,
+    COLOURS,
+    GREEN,
+    LINES,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    add_legend,
+    label_axes,
+    new_axes,
+    plain_text,
+    require,
+    whole_figure,
+)
+
+__all__ = ["unit_ball"]
+
+RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
+ARROW = 0.16  # length of an arrow, in units of the largest ball so far
+MOST_ENTRIES = 10**8  # of all matrices along the rays
+BALL_SIZE = 5.6, 6.2  # inches
+
+
+def unit_ball(
+    norm: MatrixNorm,
+    ax: Axes | None = None,
+    *,
+    label: str | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Axes:
+    """Plot the unit ball of a norm in two singular values, and where its lmo goes.
+
+    Parameters
+    ----------
+    norm : Norm
+        Of matrices, from :mod:`polarlib.norms`. Call again with the returned Axes for further
+        norms in one picture: colours, line styles and markers differ.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; a new figure by default.
+    label : str, optional
+        What the legend calls the norm; by default how it is written.
+    shape : tuple of int, optional
+        (m, n) of the matrices ``diag(s1, s2, 0, ...)``; by default the shape that the norm was made
+        for, or 2 x 2. Ky Fan norms need min(m, n) of at least k.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The boundary of the ball, signs of the singular values included; and for 16 directions
+        G = diag(g1, g2) an arrow along G from the diagonal of its lmo, the point of the ball that
+        is farthest that way. No arrow of a direction could leave a point farther out.
+
+    Raises
+    ------
+    TypeError
+        If `norm` is no norm of matrices or `ax` not an Axes.
+    ValueError
+        If the shape has not two singular values, or the norm does not fit it.
+
+    Notes
+    -----
+    The boundary is ``d / norm(d)`` over 1440 directions d. Where a norm has no closed form, as
+    ``s_fanion`` has none, it is the convex hull of the lmos: every norm of this library is blind to
+    the signs of rows, so that the diagonal of an lmo is in the ball as well.
+
+    Examples
+    --------
+    >>> from polarlib import norms
+    >>> ax = unit_ball(norms.spectral())
+    >>> ax = unit_ball(norms.nuclear(), ax)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['spectral()', 'nuclear()']
+    """
+    require(norm, MatrixNorm, "unit_ball", "a norm of matrices, such as norms.spectral()")
+    shape = pair("shape", getattr(norm, "shape", None) or (2, 2) if shape is None else shape, 2)
+    if RAYS * shape[0] * shape[1] > MOST_ENTRIES:
+        raise ValueError(f"shape must have at most {MOST_ENTRIES // RAYS} entries, got {shape}")
+    if label is not None:
+        label = text("label", label)
+    boundary = _boundary(norm, shape)
+    new = ax is None
+    ax = new_axes(ax, legend_rows=2)
+    if new:
+        whole_figure(ax).set_size_inches(*BALL_SIZE)
+        whole_figure(ax).set_layout_engine("compressed")  # the layout of pictures with equal axes
+    i = sum(line.get_gid() == "unit_ball" for line in ax.get_lines())
+    colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[i % len(COLOURS)]
+    ax.plot(
+        *boundary.T,
+        color=colour,
+        linestyle=LINES[i % len(LINES)],
+        linewidth=1.8,
+        marker=MARKERS[i % len(MARKERS)],
+        markevery=[],
+        markersize=6,
+        label=textwrap.fill(plain_text(repr(norm) if label is None else label), 70),
+        gid="unit_ball",
+    )
+    # Between the axes and diagonals, where several points of a ball may be farthest.
+    angles = (np.arange(ARROWS) + 0.5) * 2 * np.pi / ARROWS
+    along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    points = _lmos(norm, along, shape)
+    ax.plot(
+        *points.T,
+        color=colour,
+        linestyle="none",
+        marker=MARKERS[i % len(MARKERS)],
+        markersize=6,
+        gid="lmo",
+    )
+    drawn = max(float(np.abs(line.get_xydata()).max()) for line in ax.get_lines())
+    tips = ARROW * drawn * along
+    ax.quiver(
+        *points.T,
+        *tips.T,
+        color=colour,
+        alpha=0.75,
+        angles="xy",
+        scale_units="xy",
+        scale=1.0,
+        width=0.004,
+        headwidth=4.5,
+        headlength=5.5,
+        headaxislength=5.0,
+    )
+    # Room for the arrows, not less than there was: earlier calls drew some too.
+    reach = max(1.04 * max(drawn, float(np.abs(points + tips).max())), *ax.get_xlim())
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    title = "unit balls, and arrows along G from lmo(G)"
+    label_axes(ax, "first singular value, signed", "second singular value, signed", title)
+    add_legend(ax)
+    return ax
+
+
+def _diagonal(s: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Matrices diag(s1, s2, 0, ...), one for each row of s."""
+    x = np.zeros((len(s), *shape))
+    x[:, 0, 0], x[:, 1, 1] = s.T
+    return x
+
+
+def _lmos(norm: MatrixNorm, along: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Diagonals of the lmos of directions."""
+    return np.asarray(norm.lmo(_diagonal(along, shape)))[:, (0, 1), (0, 1)]
+
+
+def _boundary(norm: MatrixNorm, shape: tuple[int, int]) -> np.ndarray:
+    """Boundary of the ball, counterclockwise and closed, shape (points, 2)."""
+    angles = np.arange(RAYS) * 2 * np.pi / RAYS
+    along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    try:
+        points = along / np.asarray(norm(_diagonal(along, shape)))[:, None]
+    except NotImplementedError:
+        from scipy.spatial import ConvexHull  # slow to import, and seldom needed
+
+        # Half a step off the axes and diagonals, where lmos choose among several points.
+        angles = angles + np.pi / RAYS
+        along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        points = _lmos(norm, along, shape)
+        points = points[ConvexHull(points).vertices]
+    return np.concatenate([points, points[:1]])

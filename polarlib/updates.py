@@ -1,0 +1,418 @@
+"""Optimizer steps on arrays: the two templates behind SGD, Adam, Lion, Muon, Scion and their kin.
+
+A step of training is ``x <- argmin gamma <d, y> + h(y)`` over y, with a direction d made of
+gradients and a model h of what changes cost. Either h is quadratic (:func:`presgdw_step`), or it
+confines y to a ball (:func:`scg_step`, :func:`uscg_step`). The optimizers differ in the direction
+and in the ball: docs/norms.md has them as one-liners. After the survey Training Neural Networks at
+Any Scale, arXiv 2511.11163.
+
+Conventions. An `lmo` MAXIMISES ``<d, t>`` over the unit ball, as in :mod:`polarlib.norms`, and the
+step subtracts it; Scion's paper minimises and adds. Functions are pure: they take arrays and return
+new ones, of the library, shape and dtype of the first argument; half precision is computed in
+float32 and rounded once. Any shape will do where the lmo takes it. Nothing is read off a device:
+NaN and overflow propagate.
+
+Examples
+--------
+Muon with Nesterov momentum and Jordan's scale, one step:
+
+>>> import numpy as np, polarlib
+>>> rng = np.random.default_rng(0)
+>>> x, g, b = rng.standard_normal((4, 3)), rng.standard_normal((4, 3)), np.zeros((4, 3))
+>>> b = polyak(b, g, 0.95)
+>>> x = uscg_step(x, nesterov(b, g, 0.95), polarlib.orthogonalize, rate=0.02, radius=(4 / 3) ** 0.5)
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from polarlib.arrays.checks import count, function, number, shown
+from polarlib.arrays.entry import check_same_place, is_array, plain_array
+from polarlib.arrays.ops import dtype_name, ops_of
+from polarlib.arrays.settings import looks_at_nothing, under_default_settings
+
+__all__ = ["debias", "ema", "lion", "nesterov", "polyak", "presgdw_step", "scg_step", "uscg_step"]
+
+Array = Any
+
+# Of more gradients, the correction is the same as of these to the last digit.
+MOST_GRADIENTS = 10**18
+
+
+# -- steps -----------------------------------------------------------------------------------
+
+
+def scg_step(
+    x: Array, d: Array, lmo: Callable[[Array], Array], *, step: float, radius: float = 1.0
+) -> Array:
+    """Stochastic conditional gradient: ``(1 - lambda) x - lambda rho lmo(d)``.
+
+    Parameters
+    ----------
+    x, d : array
+        Point and direction, of one shape.
+    lmo : callable
+        Maximiser of ``<d, t>`` over the unit ball of a norm, such as ``norms.spectral().lmo``.
+    step : float
+        lambda, from 0 to 1: step size and weight decay in one.
+    radius : float, optional
+        rho. A point within the ball of this radius stays there.
+
+    Returns
+    -------
+    array
+        Like `x`.
+
+    Raises
+    ------
+    TypeError
+        If `d` or what `lmo` returns is not an array that goes with `x`, or `lmo` not callable.
+    ValueError
+        For shapes that differ, a step outside [0, 1], a radius that is not positive.
+
+    Notes
+    -----
+    Decoupled weight decay is this step: rate r and decay w are ``step = r w``, ``radius = 1 / w``.
+    Pethick and others, Scion, arXiv 2502.07529, algorithm 2 (constrained).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, d = np.array([1.0, 1.0]), np.array([3.0, -2.0])
+    >>> scg_step(x, d, np.sign, step=0.1, radius=2.0).tolist()
+    [0.7, 1.1]
+    """
+    _check(x, d, "d")
+    step, radius = number("step", step, 0, 1), number("radius", radius, 0, ends="(]")
+    return _sum(x, (1 - step, x), (-step * radius, _called(lmo, "lmo", x, d)))
+
+
+def uscg_step(
+    x: Array, d: Array, lmo: Callable[[Array], Array], *, rate: float, radius: float = 1.0
+) -> Array:
+    """Unconstrained conditional gradient: ``x - gamma rho lmo(d)``.
+
+    Parameters
+    ----------
+    x, d : array
+        Point and direction, of one shape.
+    lmo : callable
+        Maximiser of ``<d, t>`` over the unit ball of a norm.
+    rate : float
+        gamma, not negative.
+    radius : float, optional
+        rho: the length of the step, in the norm, is ``gamma rho``. Scales such as
+        ``norms.update_scale`` go here.
+
+    Returns
+    -------
+    array
+        Like `x`.
+
+    Raises
+    ------
+    TypeError
+        If `d` or what `lmo` returns is not an array that goes with `x`, or `lmo` not callable.
+    ValueError
+        For shapes that differ, a negative rate, a radius that is not positive.
+
+    Notes
+    -----
+    Pethick and others, Scion, arXiv 2502.07529, algorithm 1 (unconstrained).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> uscg_step(np.array([1.0, 1.0]), np.array([3.0, -2.0]), np.sign, rate=0.5).tolist()
+    [0.5, 1.5]
+    """
+    _check(x, d, "d")
+    rate, radius = number("rate", rate, 0), number("radius", radius, 0, ends="(]")
+    return _sum(x, (1.0, x), (-rate * radius, _called(lmo, "lmo", x, d)))
+
+
+@under_default_settings
+def presgdw_step(
+    x: Array,
+    d: Array,
+    h: Array | Callable[[Array], Array] | None = None,
+    *,
+    rate: float,
+    decay: float = 0.0,
+) -> Array:
+    """Preconditioned SGD with decoupled decay: ``(1 - gamma lambda) x - gamma H^-1 d``.
+
+    Parameters
+    ----------
+    x, d : array
+        Point and direction, of one shape.
+    h : array or callable, optional
+        H: the diagonal of it, positive, in the shape of `x` (``sqrt(v) + eps`` is Adam); or a
+        function that gives ``H^-1 d``; by default the identity. A zero on the diagonal gives
+        infinity or NaN there.
+    rate : float
+        gamma, not negative.
+    decay : float, optional
+        lambda, not negative.
+
+    Returns
+    -------
+    array
+        Like `x`.
+
+    Raises
+    ------
+    TypeError
+        If `d`, `h` or what it returns is not an array that goes with `x`.
+    ValueError
+        For shapes that differ, a negative rate or decay.
+
+    Notes
+    -----
+    The minimiser of ``gamma <d, y> + gamma lambda <x, y>_H + ||y - x||_H^2 / 2`` over y: H acts on
+    the decay before it is taken off again, which is what decoupled means.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, d, h = np.array([1.0, 1.0]), np.array([3.0, -2.0]), np.array([1.0, 4.0])
+    >>> presgdw_step(x, d, h, rate=0.5, decay=0.2).tolist()
+    [-0.6, 1.15]
+    >>> presgdw_step(x, d, lambda d: d / h, rate=0.5, decay=0.2).tolist()
+    [-0.6, 1.15]
+    """
+    _check(x, d, "d")
+    rate, decay = number("rate", rate, 0), number("decay", decay, 0)
+    if h is None:
+        solved = d
+    elif callable(h):
+        solved = _called(h, "h", x, d)
+    else:
+        _check(x, h, "h")
+        solved = _divided(d, h)
+    return _sum(x, (1 - rate * decay, x), (-rate, solved))
+
+
+# -- directions ------------------------------------------------------------------------------
+
+
+def ema(m: Array, g: Array, beta: float) -> Array:
+    """Exponential moving average: ``beta m + (1 - beta) g``.
+
+    Parameters
+    ----------
+    m, g : array
+        Average so far (zeros to begin with) and gradient, of one shape.
+    beta : float
+        From 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `m`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not go together, shapes that differ, beta outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ema(np.zeros(2), np.array([1.0, -2.0]), 0.75).tolist()
+    [0.25, -0.5]
+    """
+    _check(m, g, "g")
+    beta = number("beta", beta, 0, 1, ends="[)")
+    return _sum(m, (beta, m), (1 - beta, g))
+
+
+def debias(m: Array, k: int, beta: float) -> Array:
+    """Adam's correction of an average that began with zeros: ``m / (1 - beta^k)``.
+
+    Parameters
+    ----------
+    m : array
+        From :func:`ema`.
+    k : int
+        Gradients that went into it, from 1.
+    beta : float
+        Of the average, from 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `m`; the mean of the gradients, with weights that sum to 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `m` is no array, k no integer from 1, beta outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> debias(ema(np.zeros(2), np.array([1.0, -2.0]), 0.75), 1, 0.75).tolist()
+    [1.0, -2.0]
+    """
+    _check(m, m, "m")
+    k, beta = min(count("k", k), MOST_GRADIENTS), number("beta", beta, 0, 1, ends="[)")
+    return _sum(m, (1 / (1 - beta**k), m))
+
+
+def polyak(b: Array, g: Array, mu: float) -> Array:
+    """Heavy-ball momentum: ``mu b + g``.
+
+    Parameters
+    ----------
+    b, g : array
+        Buffer (zeros to begin with) and gradient, of one shape.
+    mu : float
+        From 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `b`: ``1 / (1 - mu)`` times the average of :func:`ema`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not go together, shapes that differ, mu outside [0, 1).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> polyak(np.array([1.0, 1.0]), np.array([1.0, -2.0]), 0.5).tolist()
+    [1.5, -1.5]
+    """
+    _check(b, g, "g")
+    return _sum(b, (number("mu", mu, 0, 1, ends="[)"), b), (1.0, g))
+
+
+def nesterov(b: Array, g: Array, mu: float) -> Array:
+    """Nesterov's direction from a buffer that has seen the gradient: ``g + mu b``.
+
+    Parameters
+    ----------
+    b, g : array
+        Buffer, from :func:`polyak` with this gradient, and gradient, of one shape.
+    mu : float
+        From 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `b`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not go together, shapes that differ, mu outside [0, 1).
+
+    Notes
+    -----
+    With an average in place of the buffer the direction is ``ema(m, g, mu)`` once more: ``1 - mu``
+    times this one, which no lmo tells apart.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([1.0, -2.0])
+    >>> nesterov(polyak(np.zeros(2), g, 0.5), g, 0.5).tolist()
+    [1.5, -3.0]
+    """
+    _check(b, g, "g")
+    return _sum(b, (1.0, g), (number("mu", mu, 0, 1, ends="[)"), b))
+
+
+def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
+    """Lion's feedback: the direction weighs the gradient otherwise than the state does.
+
+    Parameters
+    ----------
+    m, g : array
+        State (zeros to begin with) and gradient, of one shape.
+    beta1, beta2 : float
+        Of the direction and of the state, from 0 to below 1; Lion's are 0.9 and 0.99.
+
+    Returns
+    -------
+    d : array
+        ``beta1 m + (1 - beta1) g``, like `m`.
+    m : array
+        ``beta2 m + (1 - beta2) g``: the state of the next step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not go together, shapes that differ, a beta outside [0, 1).
+
+    Notes
+    -----
+    Chen and others, Symbolic discovery of optimization algorithms, arXiv 2302.06675, program 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> d, m = lion(np.zeros(2), np.array([1.0, -2.0]), 0.5, 0.75)
+    >>> d.tolist(), m.tolist()
+    ([0.5, -1.0], [0.25, -0.5])
+    """
+    _check(m, g, "g")
+    beta1 = number("beta1", beta1, 0, 1, ends="[)")
+    beta2 = number("beta2", beta2, 0, 1, ends="[)")
+    return ema(m, g, beta1), ema(m, g, beta2)
+
+
+# -- what they share -------------------------------------------------------------------------
+
+
+@looks_at_nothing
+@under_default_settings
+def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
+    """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
+    ops = ops_of(like)
+    products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
+    return ops.like(functools.reduce(operator.add, products), like)
+
+
+def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:
+    """What a function makes of the direction; it must go with `x`."""
+    t = function(name, f, "a function of arrays, such as norms.spectral().lmo")(d)
+    _check(x, t, f"the result of {name}")
+    return t
+
+
+@looks_at_nothing
+@under_default_settings
+def _divided(d: Array, h: Array) -> Array:
+    ops = ops_of(d)
+    return ops.at_least_single(d) / ops.at_least_single(h)
+
+
+@looks_at_nothing
+def _check(x: Array, other: Any, name: str) -> None:
+    """Refuse what would broadcast, lose an imaginary part or mix libraries."""
+    for value, called in ((x, "the first array"), (other, name)):
+        if not is_array(value):
+            raise TypeError(
+                f"{called} must be an array of a supported library, got {shown(value)} "
+                f"({type(value).__name__})"
+            )
+        plain_array(value, called)
+        if not ops_of(value).format_name(value):
+            raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
+    ops, mine = ops_of(x), ops_of(other)
+    check_same_place(x, "the first array", other, name)
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} must have the shape of the first array, {tuple(x.shape)}, got "
+            f"{tuple(other.shape)}"
+        )
+    if mine.is_complex(other) and not ops.is_complex(x):
+        raise TypeError(f"{name} is complex, the first array is {dtype_name(x)}")

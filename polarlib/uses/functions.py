@@ -1,0 +1,361 @@
+"""Functions of Hermitian matrices: inverse p-th roots."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NoReturn
+
+from polarlib._schedules.images import odd_images
+from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib.arrays.checks import count, instance, number
+from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import default_tolerance, hermitian_part
+from polarlib.design import targets
+from polarlib.engine.iterate import coupled
+from polarlib.engine.normalise import spectral_bound
+from polarlib.engine.rules import differentiable_inverse_root
+
+__all__ = ["inverse_root"]
+
+Array = Any
+
+# Degree of every step in R: one product more than degree 1, among 2 + p in all.
+DEGREE = 2
+# More than any condition number of a double asks for.
+MOST_STEPS = 80
+# Largest p of the default schedule: beyond, a step's error of p roundings is amplified by slopes
+# to the p-th power, and at p = 64 nothing is left. Chosen by experiment.
+LARGEST_P = 16
+# How far from I a matrix of eigenvectors may leave the scaled eigenvalues: below 1 the matrix is
+# definite, and what the correction of first order leaves is the square of this.
+DIAGONAL = 0.5
+# A warm start is given up where a step takes off less than half of its residual.
+PROGRESS = 0.5
+
+
+@looks
+@under_default_settings
+def inverse_root(
+    a: Array,
+    p: int,
+    *,
+    schedule: Schedule | None = None,
+    condition: float | None = None,
+    start: Array | None = None,
+) -> Array:
+    """Inverse p-th root ``A**(-1/p)`` of a Hermitian positive definite matrix.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., n, n)
+        Never changed. Integers become float64.
+    p : int
+        At least 2.
+    schedule : Schedule, optional
+        Of :func:`polarlib.design.inverse_root` for this p: the root is then what its products give.
+    condition : float, optional
+        Upper bound of the condition number, where it is known: with it nothing is read from a
+        device. Used where the root is computed by products.
+    start : array, shape (..., n, n), optional
+        An approximation of the root, such as that of a matrix before it changed a little. Newton's
+        steps from it are tried first. They converge from near the root, for condition numbers up to
+        about 10; at any condition number, a start that already is the root is returned. The result
+        is as good as without. Not used under ``jax.jit`` and other traces.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Hermitian up to rounding in the last place; array library, device and dtype of `a`.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers, or `start` is of another library.
+    ValueError
+        For p below 2 or no integer, a schedule for something else, a condition below 1, matrices
+        that are not square, a start of another shape; and, unless `a` is on a device and nothing
+        needs to be read there, for NaN or infinity, a matrix that is not Hermitian up to
+        ``max(100, n)`` epsilons, and one that is not positive definite or too near to singular.
+
+    Notes
+    -----
+    Single precision and narrower formats are computed in double where the library has it: for
+    p <= 16 by matrix products, ``Q <- Q q(R)``, ``R <- R q(R)**p`` from Q = I and ``R = A / c``,
+    c a bound of the largest eigenvalue within a factor of ``n**(1/16)``; then ``A**(-1/p) =
+    c**(-1/p) Q``. Cost: a Cholesky factorisation, 3 products for c, 5 for the smallest eigenvalue
+    unless `condition` is given, p + 2 a step (about 7 steps for condition 1e4), and 8 to check the
+    result, where that can be read. Coupled iterations for roots: C.-H. Guo and N. J. Higham, SIAM
+    J. Matrix Anal. Appl. 28 (2006) 788-804.
+
+    Otherwise (double precision, JAX without 64-bit types, p > 16) by eigenvectors V, with
+    ``V^H A V`` in half as many bits again by exact products of parts (K. Ozaki et al., Numer.
+    Algorithms 59 (2012) 95-118), whose root is corrected to first order for what is not diagonal.
+
+    With u the unit roundoff of the dtype of `a`, the residual
+    ``||R**floor(p/2) A R**ceil(p/2) - I||_F``, evaluated in twice the format, is at most the larger
+    of p n u and three times that of ``V w**(-1/p) V^H`` by LAPACK's eigenvalues in the same format,
+    for condition numbers up to 0.01 / u: 1.6e5 in float32, 9e13 in float64. Beyond, up to
+    1 / (2 u), a root is returned only where all eigenvalues are told apart from zero. A `schedule`
+    of one's own has its own error.
+
+    Where a device is not asked for anything (`condition` or `schedule` given, or under a trace), a
+    matrix that is not finite or not definite gives NaN, and one that is not Hermitian is replaced
+    by its Hermitian part.
+
+    torch and JAX differentiate the exact root by a rule (docs/derivatives.md); with `schedule` they
+    differentiate the products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> r = inverse_root(np.array([[5.0, 4.0], [4.0, 5.0]]), 2)
+    >>> bool(np.allclose(r @ r @ [[5.0, 4.0], [4.0, 5.0]], np.eye(2)))
+    True
+    """
+    p = count("p", p, 2, MOST_STRIDE)
+    if schedule is not None:
+        _check_schedule(schedule, p)
+    if condition is not None:
+        condition = number("condition", condition, 1)
+    a, ops = as_matrix(a)
+    if a.shape[-2] != a.shape[-1]:
+        raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
+    if start is not None:
+        start = _checked_start(start, a, ops)
+    if 0 in a.shape:
+        return ops.empty_result(a)
+    find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
+    if schedule is not None:  # of an approximation, its products are recorded
+        return find(a)
+    exact = functools.partial(inverse_root, p=p, condition=condition)
+    return differentiable_inverse_root(find, a, exact, p)
+
+
+def _computed(
+    a: Array,
+    *,
+    p: int,
+    schedule: Schedule | None,
+    condition: float | None,
+    start: Array | None,
+) -> Array:
+    """Inverse root of square matrices that are not empty."""
+    ops = ops_of(a).together(a)
+    x = ops.cast(a, "float64") if ops.has_double(a) else ops.at_least_single(a)
+    told = schedule is not None or condition is not None
+    reads = not ops.hidden(x) and (ops.host or not told)
+    scale = ops.constant(lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
+    y = ops.divide(x, scale)
+    h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
+    given = format_of(ops.format_name(ops.at_least_single(a)))
+    wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
+    root = None
+    if start is not None and not ops.hidden(x):
+        guess = ops.scale(ops.like(start, x), scale ** (1 / p))
+        root = _from_start(guess, h, p, given.unit_roundoff, ops)
+    by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
+    if root is None and by_products:
+        root = _by_products(h, p, schedule, condition, given.epsilon, reads, ops)
+        if reads and schedule is None and not _meets(root, h, p, given.unit_roundoff, ops)[0]:
+            root = None
+    if root is None:
+        root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
+    return ops.like(ops.scale(root, scale ** (-1 / p)), a)
+
+
+def _check_schedule(schedule: Schedule, p: int) -> None:
+    instance("schedule", schedule, Schedule, "a Schedule")
+    if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
+        raise ValueError(
+            f"schedule {schedule.name!r} has stride {schedule.stride}, target {schedule.target!r} "
+            f"and upper end {schedule.upper:g}, not {p}, 'polar' and 1; make one with "
+            f"design.inverse_root({p}, ...)"
+        )
+
+
+def _checked_start(start: Array, a: Array, ops: Ops) -> Array:
+    start, _ = as_matrix(start, "start")
+    check_same_place(a, "a", start, "start")
+    if start.shape != a.shape:
+        raise ValueError(
+            f"start must have the shape of a, {tuple(a.shape)}, got {tuple(start.shape)}"
+        )
+    if ops.is_complex(start) and not ops.is_complex(a):
+        raise ValueError("start must be real, as a is, got complex entries; pass start.real")
+    return start
+
+
+def _scale(peak: Array, p: int, ops: Ops) -> Array | float:
+    """Power of two near the largest entry, of a p-th power where p is small: its root is exact."""
+    scale = ops.binary_scale(peak)
+    if p > 64:  # entries of the size of 2**(p / 2) would lose range
+        return scale
+    if isinstance(scale, float):
+        return 2.0 ** (p * round(math.log2(scale) / p))
+    return 2.0 ** (ops.xp.round(ops.xp.log2(scale) / p) * p)
+
+
+def _refuse(eps: float) -> NoReturn:
+    raise ValueError(
+        "a is not positive definite, or its condition number exceeds what its format resolves "
+        f"(at most {1 / eps:.0e}); add a multiple of the identity, or pass a in double precision"
+    )
+
+
+# -- by products -----------------------------------------------------------------------------------
+
+
+def _by_products(
+    h: Array,
+    p: int,
+    schedule: Schedule | None,
+    condition: float | None,
+    eps: float,
+    reads: bool,
+    ops: Ops,
+) -> Array:
+    bound, _ = spectral_bound(h, ops)
+    r = ops.divide(h, ops.divisor(bound))
+    factor = ops.cholesky(r)
+    if reads and not math.isfinite(ops.read(ops.max_abs(factor))):
+        _refuse(eps)
+    if schedule is None:
+        if condition is None:
+            smallest = _smallest(factor, ops)
+            if not smallest > eps:
+                _refuse(eps)
+        else:
+            smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
+        working = format_of(ops.format_name(h)).epsilon
+        schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
+    z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
+    q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
+    # Each root by itself: their product could overflow where the result does not.
+    q = ops.hermitian_part(q) * ops.divisor(bound) ** (-1 / p)
+    return q if reads else q + ops.max_abs(factor) * 0  # NaN where there is no factor
+
+
+def _smallest(factor: Array, ops: Ops) -> float:
+    """Lower bound of the eigenvalues of ``L L^H`` in a stack, within ``n**(1/16)``."""
+    eye = ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
+    inverse = ops.solve_lower(factor, eye)
+    peak = ops.max_abs(inverse)
+    bound, _ = spectral_bound(ops.gram(inverse / ops.like(peak, inverse)), ops)
+    return -ops.read(-(1 / (bound * peak * peak)))
+
+
+@functools.lru_cache(maxsize=256)
+def _converging(p: int, exponent: int, eps: float) -> Schedule:
+    """Steps for eigenvalues from ``2**(p exponent)`` to rounding."""
+    lower = 2.0 ** min(exponent, -1)
+    whole = targets.inverse_root(p, lower, [1 + DEGREE * p] * MOST_STEPS)
+    for k, (lo, hi) in enumerate(odd_images(whole.steps, lower, 1.0, stride=p), 1):
+        if max(1 - lo, hi - 1) <= 4 * eps:
+            return whole.truncate(k)
+    return whole
+
+
+# -- by eigenvectors -------------------------------------------------------------------------------
+
+
+def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Array:
+    """``V f(V^H A V) V^H``, f to first order around the diagonal, where nearly all of it is.
+
+    Eigenvalues near u ``||A||`` are lost in the rounding of the eigenvectors, but not from
+    ``V^H A V``, whatever V is, where that has more bits.
+    """
+    xp = ops.xp
+    _, v = ops.eigh(h)
+    b = _congruence(v, h, v, ops)
+    w = xp.linalg.diagonal(b)
+    w = xp.real(w) if ops.is_complex(b) else w
+    w = xp.where(w > eps * xp.max(w, axis=-1, keepdims=True), w, xp.full_like(w, math.nan))
+    rows, columns = w[..., :, None], w[..., None, :]
+    eye = ops.eye(w.shape[-1], w)
+    off = ops.frobenius(b / ops.like(xp.sqrt(rows) * xp.sqrt(columns), b) - ops.like(eye, b))
+    if reads and not ops.read(off) <= DIAGONAL:
+        _refuse(eps)
+    # Divided differences of f, from the logarithm of the quotient: no cancellation.
+    s = 1 / p
+    log = xp.log(rows / columns)
+    apart = xp.where(log == 0, xp.ones_like(log), log)
+    slopes = xp.where(log == 0, xp.full_like(log, -s), xp.expm1(-s * apart) / xp.expm1(apart))
+    slopes = ops.like(slopes * columns ** (-1 - s), b)
+    core = xp.where(eye == 1, ops.like(rows**-s, b), b * slopes)
+    root = ops.hermitian_part(ops.matmul(ops.matmul(v, core), ops.adjoint(v)))
+    return root if reads else root + xp.where(off <= DIAGONAL, off * 0, off * math.nan)
+
+
+def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
+    """``left^H h right`` in half as many bits again: products of leading parts are exact.
+
+    Parts are multiples of a unit that is so large that no sum of their products is rounded.
+    """
+    xp = ops.xp
+    share = 2.0 ** -((format_of(ops.format_name(h)).significand - 1) // 2)
+
+    def leading(x: Array) -> Array:
+        unit = ops.binary_scale(ops.frobenius(x)) * (2 * share)
+        if not ops.is_complex(x):
+            return xp.round(x / unit) * unit
+        real, imag = (ops.like(xp.round(f(x) / unit) * unit, x) for f in (xp.real, xp.imag))
+        return real + imag * 1j
+
+    def product(x: Array, y: Array) -> tuple[Array, Array]:
+        """``x y`` as the sum of an exact product and a small one."""
+        x0, y0 = leading(x), leading(y)
+        rest = ops.matmul(x0, y - y0) + ops.matmul(x - x0, y)
+        return ops.matmul(x0, y0), rest
+
+    high, low = product(h, right)
+    left = ops.adjoint(left)
+    exact, rest = product(left, high)
+    return exact + (rest + ops.matmul(left, low))
+
+
+# -- evidence, and a warm start --------------------------------------------------------------------
+
+
+def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, float, Array]:
+    """Whether a root is as good as is promised; its largest residual, and the residual itself."""
+    n, low = r.shape[-1], _power(r, p // 2, ops)
+    m = _congruence(low, h, low if p % 2 == 0 else ops.matmul(low, r), ops)
+    residual = ops.like(ops.eye(n, r), r) - m
+    norm = ops.frobenius(residual)
+    # What rounding R alone would leave: the root of the condition number, here from below.
+    condition = ops.max_abs(r) ** p * ops.max_abs(h)
+    worst = ops.read(norm / (ops.xp.sqrt(n * condition) + p * n / 2))
+    size = ops.read(norm)
+    return worst <= unit and size <= DIAGONAL, size, residual
+
+
+def _power(r: Array, k: int, ops: Ops) -> Array:
+    """``R**k`` for k >= 1."""
+    if k == 1:
+        return r
+    half = _power(r, k // 2, ops)
+    square = ops.matmul(half, half)
+    return ops.matmul(square, r) if k % 2 else square
+
+
+def _from_start(r: Array, h: Array, p: int, unit: float, ops: Ops) -> Array | None:
+    """Newton's steps from an approximate root; None where they do not get there.
+
+    ``R (I - E)`` with E the residual is Newton's step for what commutes with A; rounding, and a
+    change of A, do not, and grow by about ``sqrt(condition) / 4`` in every step (N. J. Higham,
+    Math. Comp. 46 (1986) 537-549): hence the check of each step.
+    """
+    finite_peak(r, ops, "start")
+    r, last = ops.hermitian_part(r), 1 / PROGRESS
+    while True:
+        good, size, residual = _meets(r, h, p, unit, ops)
+        if good:  # a root of A = R**-p that is definite is the root, and A is definite
+            return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
+        if not size < PROGRESS * last:
+            return None
+        last = size
+        r = r + ops.hermitian_part(ops.matmul(r, residual)) * (1 / p)

@@ -1,0 +1,230 @@
+"""What the unitary factor is for: nearest matrices, Procrustes problems, square roots."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from polarlib._methods.small import rotation as small_rotation
+from polarlib._methods.small_algebra import LARGEST
+from polarlib._methods.svd import polished
+from polarlib.arrays.checks import number
+from polarlib.arrays.entry import as_matrix, finite_peak
+from polarlib.arrays.ops import Ops, dtype_name, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import default_tolerance, unitary_factor
+from polarlib.engine.rules import differentiable_unitary
+from polarlib.result import ConvergenceWarning
+
+__all__ = ["nearest_orthogonal", "nearest_rotation"]
+
+Array = Any
+
+
+@looks
+def nearest_orthogonal(a: Array) -> Array:
+    """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
+
+    Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
+    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` gives the Hermitian factor and evidence
+    besides, :func:`polarlib.orthogonalize` an approximation by few matrix products.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., m, n)
+        Real or complex. Never changed. Integers become float64.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        Array library, device and dtype of `a`. For a rank-deficient matrix the nearest one is not
+        unique: one of them, with orthonormal columns all the same.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers.
+    ValueError
+        For fewer than two dimensions, NaN or infinity.
+
+    Notes
+    -----
+    Under ``jax.jit`` and ``jax.vmap`` by the SVD; NaN or infinity gives NaN there.
+    K. Fan and A. J. Hoffman, Proc. AMS 6 (1955) 111-116; N. J. Higham, Functions of Matrices (SIAM,
+    2008), section 8.1.
+
+    Examples
+    --------
+    >>> nearest_orthogonal([[0.0, -3.0], [2.0, 0.0]]).tolist()
+    [[0.0, -1.0], [1.0, 0.0]]
+    """
+    return unitary_factor(a, name="nearest_orthogonal")
+
+
+@looks
+@under_default_settings
+def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
+    """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., n, n)
+        Real. Never changed. Integers become float64.
+    regularization : float, optional
+        r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
+        ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes
+        ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant: derivatives are bounded by
+        ``1 / (r sigma_1)``, and exist where the rotation is not unique. The relative bias is
+        ``(r sigma_1 / d)^2``.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Array library, device and dtype of `a`. Where det A > 0 this is the unitary polar factor;
+        where det A < 0 the direction of the smallest singular value is turned over:
+        ``U diag(1, ..., 1, -1) V^T``, at the distance ``sqrt(sum((sigma_i - 1)**2) + 4 sigma_n)``.
+        Unique if ``sigma_{n-1} > 0``, and ``sigma_{n-1} > sigma_n`` where det A < 0; otherwise one
+        of the nearest.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of real numbers. The special unitary matrix nearest to a complex one
+        has no closed form.
+    ValueError
+        For matrices that are not square, NaN or infinity, a regularization that is negative. With
+        torch or JAX, when a derivative is computed without regularization where the rotation is
+        not unique to rounding, ``d <= n eps sigma_1``; in code that JAX traces it is NaN.
+    ConvergenceWarning
+        If neither closed forms nor the SVD give a matrix that is shown to be the nearest rotation.
+
+    Notes
+    -----
+    Every result is checked, to ``max(100, n)`` epsilons: R is orthogonal, det R = +1, ``R^T A`` is
+    symmetric, and ``tr(R^T A)`` is the largest that there is. Under jax.jit and jax.vmap, where
+    nothing can be raised, NaN stands for a matrix that is not finite or has no such R.
+    G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
+    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/derivatives.md.
+
+    Examples
+    --------
+    >>> nearest_rotation([[2.0, 0.0], [0.0, -1.0]]).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    a, ops = as_matrix(a)
+    refuse_complex(a, ops, "nearest_rotation")
+    check_square(a, "nearest_rotation")
+    r = number("regularization", regularization, 0)
+    if 0 in a.shape:
+        return ops.empty_result(a)
+    exact = functools.partial(nearest_rotation, regularization=r)
+    return differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
+
+
+# -- shared ----------------------------------------------------------------------------------
+
+
+def check_square(a: Array, name: str) -> None:
+    if a.shape[-2] != a.shape[-1]:
+        raise ValueError(f"{name} needs square matrices, got shape {tuple(a.shape)}")
+
+
+def refuse_complex(a: Array, ops: Ops, name: str) -> None:
+    if ops.is_complex(a):
+        raise TypeError(
+            f"{name} needs real matrices, got {dtype_name(a)}: the nearest special unitary matrix "
+            "has no closed form; use nearest_orthogonal or procrustes for the nearest unitary one"
+        )
+
+
+def scaled(a: Array, ops: Ops, name: str) -> Array:
+    """In at least single precision, over a power of two near the largest entry."""
+    x = ops.at_least_single(a)
+    if 0 in x.shape:
+        return x
+    return ops.divide(
+        x,
+        ops.constant(
+            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.hidden(x))), x
+        ),
+    )
+
+
+def found_rotation(a: Array) -> Array:
+    """Nearest rotation of real matrices that nobody differentiates."""
+    ops = ops_of(a)
+    return ops.like(_rotation(ops.at_least_single(a), ops), a)
+
+
+def _rotation(x: Array, ops: Ops) -> Array:
+    """Nearest rotation of each real matrix, none that is not shown to be one.
+
+    Parameters
+    ----------
+    x : array, shape (..., n, n)
+        Real, in at least single precision, of any scale.
+    ops : Ops
+        Arithmetic of its library.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Where numbers cannot be looked at, NaN in place of errors.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity.
+    ConvergenceWarning
+        If the SVD does not give a nearest rotation either.
+    """
+    xp = ops.xp
+    r = ops.compiled(_shown_rotation)(x)
+    if not ops.hidden(x) and not bool(xp.all(xp.isfinite(r))):
+        finite_peak(x, ops, "a")
+        raise ConvergenceWarning(
+            "the nearest rotation was not found: the SVD did not converge; use float64"
+        )
+    return r
+
+
+def _shown_rotation(x: Array) -> Array:
+    """Nearest rotations of real matrices of any scale; NaN where none is shown to be one."""
+    ops = ops_of(x)
+    xp = ops.xp
+    shown = None
+    if x.shape[-1] <= LARGEST:
+        r, shown = small_rotation(x, ops)
+        if not ops.hidden(x) and bool(xp.all(shown)):
+            return r
+    peak = ops.max_abs(x)
+    finite = xp.isfinite(peak)
+    y = xp.where(finite, ops.divide(x, ops.binary_scale(peak)), xp.zeros_like(x))
+    other, found = _rotation_by_svd(y, ops)
+    other = xp.where(finite & found, other, xp.full_like(x, math.nan))
+    return other if shown is None else xp.where(shown[..., None, None], r, other)
+
+
+def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
+    """Nearest rotations of scaled matrices, and whether each is shown to be one, (..., 1, 1).
+
+    R is the nearest if ``R^T A`` is symmetric and its trace is the largest that there is,
+    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``.
+    """
+    xp = ops.xp
+    u, s, vh = ops.svd(x)
+    sign = ops.determinant_sign(ops.matmul(u, vh))
+    last = u[..., -1:] * sign
+    r = polished(ops.matmul(xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+    tol = default_tolerance(x.shape, ops.format_name(x))
+    size = ops.frobenius(x)
+    w = ops.matmul(ops.adjoint(r), x)
+    best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]
+    shown = (
+        (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
+        & (ops.determinant_sign(r) > 0)
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)
+        & (ops.trace(w) >= best - tol * size)
+    )
+    return r, shown

@@ -1,0 +1,114 @@
+"""The orthogonal Procrustes problem."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays.checks import flag, number
+from polarlib.arrays.entry import as_matrix, check_same_place
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import unitary_factor
+from polarlib.engine.rules import differentiable_unitary
+from polarlib.uses.nearest import found_rotation, refuse_complex, scaled
+
+__all__ = ["procrustes"]
+
+Array = Any
+
+
+@looks
+@under_default_settings
+def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
+    """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
+
+    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
+    and any array library besides. Rows of A and B are points, or observations: to align clouds of
+    points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
+    ``sum(conj(A Q) * B).real / sum(abs(A)**2)``.
+
+    Parameters
+    ----------
+    a, b : array or array-like, shape (..., m, n)
+        Of one array library and device, never changed; leading axes broadcast. Integers become
+        float64.
+    rotation : bool, optional
+        Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
+    regularization : float, optional
+        For derivatives by torch or JAX, with respect to both arguments: see
+        :func:`nearest_rotation`. Without `rotation` the sums are those of any two singular values
+        of ``A^H B``.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the dtype to which the
+        library promotes those of `a` and `b`, float32 where it has no rule for two of 16 bits.
+        Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
+        otherwise one of the best.
+
+    Raises
+    ------
+    TypeError
+        If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
+        a rotation is asked for.
+    ValueError
+        For shapes that do not match, two devices, NaN or infinity, a regularization that is
+        negative; for derivatives where Q is not unique, as :func:`nearest_rotation`.
+    ConvergenceWarning
+        Of rotations, as :func:`nearest_rotation`.
+
+    Notes
+    -----
+    P. H. Schonemann, Psychometrika 31 (1966) 1-10; N. J. Higham, Functions of Matrices (SIAM,
+    2008), section 8.1; W. Kabsch, Acta Cryst. A 32 (1976) 922-923.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> a = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    >>> bool(np.allclose(procrustes(a, a @ quarter_turn), quarter_turn))
+    True
+    """
+    a, b, ops = _pair(a, b)
+    if flag("rotation", rotation):
+        refuse_complex(a, ops, "procrustes(rotation=True)")
+    r = number("regularization", regularization, 0)
+    # Each by its own power of two: Q is the same, and their product cannot overflow.
+    x, y = scaled(a, ops, "a"), scaled(b, ops, "b")
+    product = ops.matmul(ops.adjoint(x), y)
+    if 0 in product.shape:
+        return ops.like(product, a)
+    find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
+    if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
+        return ops.like(ops.constant(find, product) + product * 0.0, a)
+    # In at least single precision, so that nothing need be found again for the rule.
+    q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
+    return ops.like(q, a)
+
+
+def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
+    """Two stacks of matrices of one shape, one library and one dtype."""
+    (a, ops), (b, _) = as_matrix(a), as_matrix(b, "b")
+    check_same_place(a, "a", b, "b")
+    shapes = tuple(a.shape), tuple(b.shape)
+    if shapes[0][-2:] != shapes[1][-2:]:
+        raise ValueError(
+            f"a and b must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
+        )
+    try:
+        np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
+    except ValueError:
+        raise ValueError(
+            f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
+        ) from None
+    if a.dtype != b.dtype:
+        # Nothing is promoted to a format of 8 bits or from it.
+        a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
+        common = ops.common_dtype(a, b)
+        a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
+    return a, b, ops.together(a, b)

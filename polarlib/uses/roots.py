@@ -1,0 +1,140 @@
+"""Square roots of positive semidefinite matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import default_tolerance, hermitian_part, polar
+from polarlib.engine.rules import differentiable_root
+from polarlib.uses.nearest import check_square
+
+__all__ = ["sqrtm_psd"]
+
+Array = Any
+
+
+@looks
+@under_default_settings
+def sqrtm_psd(a: Array) -> Array:
+    """Principal square root of a Hermitian positive semidefinite matrix.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        The positive semidefinite H with ``H @ H = A``, Hermitian bit for bit. Array library, device
+        and dtype of `a`; half precision is computed in float32.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers.
+    ValueError
+        For matrices that are not square, not Hermitian, or have an eigenvalue below
+        ``-max(100, n)`` epsilons of the largest; for NaN or infinity. With torch or JAX, when a
+        derivative is computed at a matrix that has an eigenvalue below n epsilons of the largest.
+
+    Notes
+    -----
+    ``A = L L^H`` by Cholesky, and H of the polar decomposition ``L^H = U H``: ``H^2 = L L^H``.
+    N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174; Functions of Matrices (SIAM, 2008),
+    Algorithm 6.21. The condition number is that of L, the root of that of A. Where
+    ``||L L^H - A||_F`` exceeds ``max(100, n)`` epsilons of ``||A||_F``, since A is singular to
+    rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
+    zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
+    its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
+    largest are noise. Under ``jax.jit`` and ``jax.vmap`` it is made of eigenvalues, and NaN where
+    anything would be raised.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h = sqrtm_psd([[5.0, 4.0], [4.0, 5.0]])
+    >>> bool(np.allclose(h, [[2.0, 1.0], [1.0, 2.0]]))
+    True
+    """
+    a, ops = as_matrix(a)
+    check_square(a, "sqrtm_psd")
+    if 0 in a.shape:
+        return ops.empty_result(a)
+    return differentiable_root(_found_root, a, sqrtm_psd)
+
+
+def _found_root(a: Array) -> Array:
+    """Square root of Hermitian matrices that nobody differentiates."""
+    ops = ops_of(a)
+    refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
+    hidden = ops.hidden(a)
+    x = ops.at_least_single(a)
+    # By the square of a power of two, so that scaling back is exact.
+    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a", look=not hidden)))
+    x = ops.divide(ops.divide(x, root), root)
+    tolerance = default_tolerance(a.shape, ops.format_name(a))
+    z = hermitian_part(x, ops, tolerance, look=not hidden)
+    if hidden:
+        return ops.like(ops.scale(_hidden_root(x, z, tolerance, ops), root), a)
+    del x
+    return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+
+
+def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
+    """Square roots by eigenvalues; NaN where :func:`sqrtm_psd` would raise."""
+    xp = ops.xp
+    values, vectors = ops.eigh(z)
+    low, high = values[..., :1, None], values[..., -1:, None]
+    right = ops.frobenius(x - z) <= tolerance * ops.frobenius(x)
+    right = right & (low >= -tolerance * xp.where(high > -low, high, -low))  # NaN is not
+    return xp.where(right, _of_eigenvalues(values, vectors, ops), xp.full_like(x, math.nan))
+
+
+def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
+    """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
+    xp = ops.xp
+    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
+    return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
+
+
+def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
+    """Square roots of matrices over ``root**2``, by Cholesky where that is shown to be right.
+
+    A library may leave NaN, or numbers of no meaning, of a matrix that is not positive definite.
+    """
+    xp = ops.xp
+    factor = ops.cholesky(z)
+    residual = ops.frobenius(ops.gemm(factor, ops.adjoint(factor), z, beta=-1.0))
+    limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
+    right = residual <= limit  # NaN is not
+    if bool(xp.all(right)):
+        return polar(ops.adjoint(factor)).hermitian
+    h = _root_by_eigenvalues(z, root, tolerance, ops)
+    if not bool(xp.any(right)):
+        return h
+    eye = xp.broadcast_to(ops.eye(z.shape[-1], z), z.shape)
+    known = polar(ops.adjoint(xp.where(right, factor, eye))).hermitian
+    return xp.where(right, known, h)
+
+
+def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
+    """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
+    values, vectors = ops.eigh(z)
+    smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
+    bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
+    if bad.any():
+        worst = tuple(int(i) for i in np.argwhere(bad)[0])
+        size = root if isinstance(root, float) else ops.to_host(root)[..., 0, 0][worst]
+        where = f" in matrix {worst} of the stack" if worst else ""
+        raise ValueError(
+            f"a is not positive semidefinite: its smallest eigenvalue is "
+            f"{smallest[worst] * size * size:.3e}{where}"
+        )
+    return _of_eigenvalues(values, vectors, ops)

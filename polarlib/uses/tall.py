@@ -1,0 +1,475 @@
+"""Polar decomposition of tall matrices that are larger than memory, in blocks of rows, on Dask.
+
+A is read a fixed number of times; what is kept between the passes is n x n. Products and sums are
+in double precision whatever the dtype of A.
+
+1. Singular values s and right singular vectors V of A, roughly: from the Gram matrix, a sum over
+   blocks, or from R of a QR factorisation, a tree over blocks (J. Demmel, L. Grigori, M. Hoemmen,
+   J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
+2. B = A V diag(1/s) has nearly orthonormal columns, and its Gram matrix C^2, near I, is accurate
+   (Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular
+   factors). So A = W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n:
+   its polar factors Q and H make those of A, U = W Q = B (C^-1 Q) and H.
+
+Rounding takes B off orthonormal by eps cond(A)^2 after a Gram matrix and by eps cond(A) after a QR
+factorisation, and C takes that back, as long as it is below 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.checks import choice
+from polarlib.arrays.entry import not_finite
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.settings import ignore_float_errors, under_default_settings, warn
+from polarlib.decomposition import default_tolerance, polar
+from polarlib.result import ConvergenceWarning, PolarResult, Status
+
+__all__ = ["polar_tall"]
+
+Array = Any
+
+METHODS = ("auto", "gram", "qr")
+DTYPES = ("float32", "float64", "complex64", "complex128")
+EPS = format_of("float64").epsilon
+# Rows that are worked on at a time, in bytes: a slice and its copies stay in the cache of a core,
+# and no copy of a whole block is made. Chosen by experiment.
+SLICE = 1 << 22
+# Blocks that are summed at a time. Chosen generously: a sum is n x n.
+FAN_IN = 8
+# Gram matrices are enough up to where rounding moves the smallest eigenvalue by this part of it.
+MOVED = 0.25
+# Exponents between which squares neither overflow nor vanish, with room for sums.
+COMFORTABLE = 300
+
+
+class _Part(NamedTuple):
+    """What blocks of rows add up to: ``2**exponent`` times the factor they were divided by."""
+
+    exponent: int
+    matrix: np.ndarray
+
+
+class _Basis(NamedTuple):
+    """Right singular vectors and singular values of ``A / 2**exponent``, of full numerical rank."""
+
+    exponent: int
+    vectors: np.ndarray
+    values: np.ndarray
+
+
+# -- work on one block -----------------------------------------------------------------------
+
+
+def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
+    return np.complex128 if a.dtype.kind == "c" else np.float64
+
+
+def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
+    """Rows of ``a / 2**exponent`` in double precision, a few at a time; not to be written."""
+    n = a.shape[1]
+    step = max(SLICE // max(16 * n, 1), 4 * n, 1)
+    for start in range(0, a.shape[0], step):
+        rows = a[start : start + step].astype(_wide(a), copy=False)
+        yield _shifted(rows, -exponent)
+
+
+def _exponent(a: np.ndarray, first: int) -> int:
+    """Power of two to divide a block by; ValueError for NaN and infinity."""
+    if a.size == 0:
+        return 0
+    parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
+    peak = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may lose NaN
+    if not math.isfinite(peak):
+        raise ValueError(
+            f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"
+        )
+    exponent = math.frexp(peak)[1]
+    return exponent if abs(exponent) > COMFORTABLE else 0
+
+
+def _gram_of_block(a: np.ndarray, first: int) -> _Part:
+    exponent = _exponent(a, first)
+    total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
+    for rows in _slices(a, exponent):
+        total += rows.conj().T @ rows
+    return _Part(exponent, total)
+
+
+def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
+    top = max(p.exponent for p in parts)
+    total = np.zeros_like(parts[0].matrix)
+    for p in parts:
+        total += _shifted(p.matrix, 2 * (p.exponent - top))
+    return _Part(top, total)
+
+
+def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
+    exponent = _exponent(a, first)
+    r = np.zeros((0, a.shape[1]), dtype=_wide(a))
+    for rows in _slices(a, exponent):
+        r = _triangle(np.concatenate([r, rows]))
+    return _Part(exponent, r)
+
+
+def _triangle_of_triangles(parts: Sequence[_Part]) -> _Part:
+    top = max(p.exponent for p in parts)
+    stacked = np.concatenate([_shifted(p.matrix, p.exponent - top) for p in parts])
+    return _Part(top, _triangle(stacked))
+
+
+def _triangle(a: np.ndarray) -> np.ndarray:
+    r: Any = np.linalg.qr(a, mode="r")
+    return np.asarray(r)
+
+
+def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
+    """``2**exponent a``; what is too small to matter becomes zero."""
+    if not exponent:
+        return a
+    a = np.array(a, order="C")  # a copy, contiguous, so that complex numbers are pairs
+    np.ldexp(a.view(np.float64), exponent, out=a.view(np.float64))
+    return a
+
+
+def _second_of_block(
+    a: np.ndarray, exponent: int, right: np.ndarray, back: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Gram matrix of B = A `right`, and the sum of squares of ``A - B back``."""
+    total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
+    squares = 0.0
+    for rows in _slices(a, exponent):
+        b = rows @ right
+        total += b.conj().T @ b
+        left = rows - b @ back
+        squares += float(np.vdot(left, left).real)
+    return total, squares
+
+
+def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
+    return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
+
+
+@ignore_float_errors  # computed when the caller asks, under settings of then
+def _unitary_of_block(
+    a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
+) -> np.ndarray:
+    """``(A right) small`` in the dtype of A: the same B as in the second pass, bit for bit."""
+    u = np.empty_like(a, order="C")
+    start = 0
+    for rows in _slices(a, exponent):
+        u[start : start + len(rows)] = (rows @ right) @ small
+        start += len(rows)
+    return u
+
+
+# -- passes over all blocks ------------------------------------------------------------------
+
+
+def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) -> Any:
+    """Sum over blocks, a few at a time, so that few are in memory."""
+    together = dask.delayed(merge)
+    while len(parts) > 1:
+        parts = [together(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
+    return parts[0].compute()
+
+
+def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
+    starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
+    work = dask.delayed(each)
+    blocks = x.to_delayed().ravel()
+    return _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
+
+
+def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
+    right = dask.delayed(basis.vectors / basis.values)
+    back = dask.delayed(basis.values[:, None] * basis.vectors.conj().T)
+    work = dask.delayed(_second_of_block)
+    parts = [work(b, basis.exponent, right, back) for b in x.to_delayed().ravel()]
+    return _tree(parts, _sum_of_seconds, dask)
+
+
+def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
+    """Basis, and bounds of the condition number, from the Gram matrix.
+
+    Rounding moves eigenvalues by sqrt(m) eps tr(G) at most, if its errors are independent and of
+    mean zero (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The second
+    pass shows whether they were.
+    """
+    part = _first_pass(x, _gram_of_block, _sum_of_grams, dask)
+    if not part.matrix.any():
+        return _Basis(0, np.zeros((x.shape[1], 0), part.matrix.dtype), np.zeros(0)), 1.0, 1.0
+    values, vectors = np.linalg.eigh(part.matrix)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    moved = math.sqrt(x.shape[0]) * EPS * float(np.trace(part.matrix).real)
+    least, top = float(values[-1]), float(values[0])
+    upper = math.sqrt((top + moved) / (least - moved)) if least > moved / MOVED else math.inf
+    lower = math.sqrt(max(top - moved, 0.0) / max(least + moved, moved)) if moved else math.inf
+    return _Basis(part.exponent, vectors, np.sqrt(np.maximum(values, 0.0))), lower, upper
+
+
+def _from_triangle(x: Array, dask: Any) -> _Basis:
+    """Basis from R of a QR factorisation, without the singular values that are noise."""
+    part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
+    _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
+    rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
+    return _Basis(part.exponent, adjoint[:rank].conj().T, values[:rank])
+
+
+def _near_identity(g: np.ndarray) -> bool:
+    """Whether B is near enough to orthonormal for its Gram matrix to be accurate."""
+    return float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED if len(g) else True
+
+
+# -- the whole -------------------------------------------------------------------------------
+
+
+def _checked(x: Array, method: str) -> tuple[Array, Any]:
+    """Return x in a dtype that we work in, and the dask module."""
+    choice("method", method, METHODS)
+    if not type(x).__module__.startswith("dask."):
+        raise TypeError(
+            f"polar_tall takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "
+            "and dask.array.from_array makes dask arrays"
+        )
+    try:
+        dask = importlib.import_module("dask")
+        importlib.import_module("dask.array")
+    except ImportError as error:  # x is an object of dask without its arrays
+        raise ImportError("polar_tall needs dask.array: pip install 'polarlib[dask]'") from error
+    if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:
+        kind = type(getattr(x, "_meta", x)).__name__
+        raise TypeError(f"polar_tall takes a dask array with blocks of NumPy's, got {kind}")
+    if x.ndim != 2:
+        raise ValueError(f"polar_tall takes a matrix, got shape {x.shape}")
+    if x.dtype.kind in "biu":
+        x = x.astype(np.float64)
+    if x.dtype.name not in DTYPES:
+        raise TypeError(
+            f"x has dtype {x.dtype.name}, and polar_tall takes {', '.join(DTYPES)}; convert it "
+            "with x.astype"
+        )
+    m, n = x.shape
+    if any(math.isnan(k) for sizes in x.chunks for k in sizes):
+        raise ValueError("x has blocks of unknown size; call x.compute_chunk_sizes() first")
+    if m < n:
+        raise ValueError(
+            f"polar_tall takes tall matrices, got shape {x.shape}; decompose x.conj().T, whose U^H "
+            "and H are the factors of x = H U"
+        )
+    if x.numblocks[1] > 1:
+        size = max(x.chunks[0]) * n * x.dtype.itemsize
+        raise ValueError(
+            f"x has {x.numblocks[1]} blocks of columns, and polar_tall works on whole rows; pass "
+            f"x.rechunk({{1: -1}}), with blocks of up to {size / 1e6:.3g} MB, or with fewer rows "
+            "x.rechunk(('auto', -1))"
+        )
+    return x, dask
+
+
+@under_default_settings
+def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
+    """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
+
+    Parameters
+    ----------
+    x : dask.array.Array, shape (m, n)
+        float32, float64, complex64 or complex128 (integers become float64), m >= n, in blocks of
+        whole rows. Blocks must come out the same whenever they are computed.
+    method : {"auto", "gram", "qr"}, optional
+        Where the first pass gets singular values and vectors from. "gram" is the faster and good up
+        to condition numbers of about 1e6; "qr" is good for any matrix; "auto" takes "gram", and
+        "qr" in a further pass where bounds from the Gram matrix do not rule ill-conditioning out.
+
+    Returns
+    -------
+    PolarResult
+        ``unitary`` is a lazy dask array with the dtype and chunks of `x`, ``hermitian`` a NumPy
+        array, (n, n). ``iterations`` counts the passes over `x` that were made: 2, or 3 where
+        "auto" went on to "qr"; computing U is one more. ``matmuls`` counts products with all of
+        `x`. A rank-deficient matrix gives the partial isometry, U^H U the projector onto its row
+        space, and a zero matrix zero: as :func:`polar` does with ``completion=False``. The rank
+        counts singular values above ``n * eps * sigma_max``, eps of double precision.
+
+    Raises
+    ------
+    ImportError
+        If dask is not installed.
+    TypeError
+        If `x` is not a dask array of NumPy blocks of one of these dtypes.
+    ValueError
+        For an unknown method, a matrix that is not tall, several blocks of columns, blocks of
+        unknown size, NaN or infinity, and for "gram" where the matrix is too ill-conditioned.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If orthogonality or backward error missed ``max(100, n) * eps``, or H overflows.
+
+    Notes
+    -----
+    A block is worked on in slices of rows, in double precision, so a worker needs a block, a block
+    of U, and a few n x n matrices. Orthogonality and backward error are not estimates but bounds,
+    up to the rounding of one product: they come from ``B^H B`` and ``||A - B K||_F``, summed
+    in the second pass, and have the rounding of U and H to their dtype added. Blocks are computed
+    anew for U: if B then comes out otherwise rounded, on another kind of processor say, U is off
+    by eps times the condition number.
+
+    See Also
+    --------
+    polar : for arrays in memory, and arrays distributed over devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dask.array as da  # doctest: +SKIP
+    >>> x = da.random.default_rng(0).random((1000, 3), chunks=(250, 3))  # doctest: +SKIP
+    >>> u, h = polar_tall(x)  # doctest: +SKIP
+    >>> u.chunks == x.chunks, h.shape  # doctest: +SKIP
+    (True, (3, 3))
+    >>> bool(np.allclose((u @ h).compute(), x.compute()))  # doctest: +SKIP
+    True
+    """
+    x, dask = _checked(x, method)
+    m, n = x.shape
+    if m == 0 or n == 0:
+        return _result(x, np.zeros((n, n), x.dtype), dask.array.zeros_like(x), method=method)
+    name, reason, passes, products = method, "", 0, 0
+    basis = None
+    if method != "qr":
+        passes, products = 1, 1
+        basis, lower, upper = _from_gram(x, dask)
+        if math.isfinite(upper):
+            name, reason = "gram", f"condition number of at most {upper:.1e}"
+        elif method == "auto":
+            name, reason = "qr", f"condition number of at least {lower:.1e}"
+            basis = None
+        else:
+            raise ValueError(
+                f"method='gram' is for well-conditioned matrices, and this one has a condition "
+                f"number of at least {lower:.1e}, which a Gram matrix cannot resolve; "
+                "method='auto' or 'qr' reads it once more"
+            )
+    while True:
+        if basis is None:
+            passes += 1
+            basis = _from_triangle(x, dask)
+        passes, products = passes + 1, products + 2
+        g, squares = _second_pass(x, basis, dask)
+        if method != "auto" or name != "gram" or _near_identity(g):
+            break
+        name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
+    return _finish(
+        x, basis, g, squares, dask, method=name, reason=reason, passes=passes, products=products
+    )
+
+
+def _finish(x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, **told: Any) -> Any:
+    """Polar factors of A from those of K, with bounds of their errors."""
+    n = x.shape[1]
+    back = basis.values[:, None] * basis.vectors.conj().T
+    w, z = np.linalg.eigh(g)
+    # An eigenvalue far from 1 is an accident, of which the evidence is to tell.
+    root = np.sqrt(np.maximum(w, MOVED**2))
+    k = ((z * root) @ z.conj().T) @ back
+    q, h = polar(k)
+    small = ((z / root) @ z.conj().T) @ q
+    values = np.linalg.svd(k, compute_uv=False)
+    rank = len(values)
+
+    def of_b(d: np.ndarray) -> float:
+        """``||B D||_F``, free of cancellation."""
+        return math.sqrt(max(float(np.vdot(d, g @ d).real), 0.0))
+
+    inner = small.conj().T @ g @ small
+    whole = rank == n
+    off = float(np.linalg.norm(inner - np.eye(n))) if whole else of_b(small @ inner - small)
+    size = float(np.linalg.norm(values)) or 1.0
+    left = (math.sqrt(squares) + of_b(back - small @ h)) / size
+    unit = format_of(_format_name(x)).unit_roundoff
+    top = float(values[0]) if rank else 0.0
+    unitary = dask.array.map_blocks(
+        _unitary_of_block,
+        x,
+        basis.exponent,
+        dask.delayed(basis.vectors / basis.values),
+        dask.delayed(small),
+        dtype=x.dtype,
+        meta=np.empty((0, 0), x.dtype),
+    )
+    h = _shifted(h, basis.exponent).astype(x.dtype)
+    return _result(
+        x,
+        h,
+        unitary,
+        orthogonality=off / math.sqrt(n) + 2 * unit * bool(rank),
+        backward_error=left + unit * (1 + math.sqrt(n) * top / size) * bool(rank),
+        rank=rank,
+        condition_bounds=_condition(values, n),
+        **told,
+    )
+
+
+def _format_name(x: Array) -> str:
+    return "float64" if x.dtype.name in ("float64", "complex128") else "float32"
+
+
+def _condition(values: np.ndarray, n: int) -> tuple[float, float]:
+    """Bounds of the condition number, where singular values are known to ``n eps sigma_max``."""
+    if not len(values):
+        return 1.0, math.inf
+    noise = n * EPS * float(values[0])
+    least = float(values[-1]) if len(values) == n else 0.0
+    lower = max(float(values[0]) / (least + noise), 1.0)
+    return lower, (float(values[0]) + noise) / (least - noise) if least > noise else math.inf
+
+
+def _result(
+    x: Array,
+    h: np.ndarray,
+    unitary: Array,
+    *,
+    method: str,
+    reason: str = "",
+    passes: int = 0,
+    products: int = 0,
+    orthogonality: float = 0.0,
+    backward_error: float = 0.0,
+    rank: int = 0,
+    condition_bounds: tuple[float, float] = (1.0, 1.0),
+) -> PolarResult:
+    """Judge, warn, and put everything together."""
+    n = x.shape[1]
+    tol = default_tolerance((n, n), _format_name(x))
+    status = Status.CONVERGED
+    if not max(orthogonality, backward_error) <= tol:
+        status = Status.NOT_CONVERGED
+    elif not np.isfinite(h).all():
+        status = Status.OVERFLOW
+    if status is not Status.CONVERGED:
+        warn(
+            f"polar_tall(method={method!r}): orthogonality {orthogonality:.2e}, backward error "
+            f"{backward_error:.2e}, tolerance {tol:.2e}; "
+            + ("try method='qr'" if status is Status.NOT_CONVERGED else status.value),
+            ConvergenceWarning,
+        )
+    return PolarResult(
+        unitary=unitary,
+        hermitian=h,
+        status=status,
+        converged=status is Status.CONVERGED,
+        iterations=passes,
+        matmuls=products,
+        method=method,
+        orthogonality=orthogonality,
+        backward_error=backward_error,
+        rank=rank,
+        condition_bounds=condition_bounds,
+        reason=reason,
+    )
