@@ -138,7 +138,7 @@ def seconds() -> str:
 
         def ours(x: Any = x, ops: Any = ops) -> Any:
             wide = ops.at_least_single(x)
-            return ops.like(rational(wide, ops, halley(), precision="bfloat16")[0], x)
+            return ops.astype_like(rational(wide, ops, halley(), precision="bfloat16")[0], x)
 
         def theirs(form: str, x: Any = x) -> Callable[[], Any]:
             return lambda: polarlib.orthogonalize(x, schedule=quintics, form=form)

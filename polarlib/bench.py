@@ -291,7 +291,7 @@ def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
     for _ in range(LANCZOS_STEPS):
         w = ops.matmul(g, v) - before * beta
         w = w - v * xp.sum(w * v)
-        beta = ops.read(ops.frobenius(w))
+        beta = ops.item(ops.frobenius(w))
         before, v = v, w * (1 / beta)
     return v
 

@@ -84,7 +84,7 @@ def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -
     if not look:
         return ops.hermitian_part(x)
     h, rest = ops.hermitian_split(ops.combine((1.0,), (x,)))  # of a copy, in its storage
-    skew = ops.read(rest / ops.divisor(ops.frobenius(x)))
+    skew = ops.item(rest / ops.divisor(ops.frobenius(x)))
     if not skew <= tolerance:
         raise ValueError(
             f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
@@ -113,7 +113,7 @@ def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
 
 def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
     x = ops.at_least_single(a)
-    hidden = ops.hidden(a)
+    hidden = ops.is_abstract(a)
     check_finite = check_finite and not hidden
     if 0 in a.shape:
         return _Problem(x, ops, tol, 1.0, x, False)
@@ -127,13 +127,13 @@ def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
         x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
         peak = ops.xp.where(finite, peak, ops.xp.zeros_like(peak))
     scale: Array | float = 1.0
-    if hidden or not 1 / COMFORTABLE <= -ops.read(-peak) <= ops.read(peak) <= COMFORTABLE:
+    if hidden or not 1 / COMFORTABLE <= -ops.item(-peak) <= ops.item(peak) <= COMFORTABLE:
         scale = ops.binary_scale(peak)
         x = ops.divide(x, scale)
     return _Problem(x, ops, tol, scale, finite, wide)
 
 
-def _hint(
+def _lower_bound(
     method: str | Schedule, sigma_min: float | None, cond: float | None, problem: _Problem
 ) -> float | None:
     """Turn what the caller knows into a lower bound of sigma_min / sigma_max."""
@@ -150,10 +150,10 @@ def _hint(
     if sigma_min is not None:
         sigma_min = number("sigma_min", sigma_min, 0, ends="(]")
         x, ops = problem.x, problem.ops
-        if 0 in x.shape or ops.hidden(x):  # what it is worth depends on the largest
+        if 0 in x.shape or ops.is_abstract(x):  # what it is worth depends on the largest
             return None if cond is None else bounds[0]
         upper = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
-        largest = ops.read(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
+        largest = ops.item(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
         if sigma_min > largest:
             raise ValueError(
                 f"sigma_min={sigma_min!r} exceeds the largest singular value, which is at most "
@@ -179,7 +179,7 @@ def _run(
             into[part], run = _run(problem._replace(x=flat[part]), method, lower, None)
             runs.append(run)
         return u, worst_of(runs, x.shape[:-2])
-    if ops.hidden(x):
+    if ops.is_abstract(x):
         if method in TRACED:
             return TRACED[method](x, ops, tol=tol, lower=lower)
         chosen = resolve_schedule(method, None, ops.format_name(x))
@@ -200,7 +200,7 @@ def _name(method: str | Schedule) -> str:
     return method if isinstance(method, str) else method.name
 
 
-def _fall_back(problem: _Problem, run: Run) -> tuple[Array, Run]:
+def _recompute_by_svd(problem: _Problem, run: Run) -> tuple[Array, Run]:
     """Take the SVD after a method that failed; its work is counted."""
     u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
     note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
@@ -340,12 +340,12 @@ def polar(
         h_out=stored[1],
     )
     refuse = functools.partial(_refuse_fixed, method)
-    recorded = ops.records(a) and 0 not in a.shape
-    if recorded and not ops.hidden(a):
+    recorded = ops.is_traced(a) and 0 not in a.shape
+    if recorded and not ops.is_abstract(a):
         refuse()  # of what is hidden nobody knows whether it will be differentiated
 
     def find(a: Array) -> PolarResult:
-        if not recorded or not ops_of(a).records(a):
+        if not recorded or not ops_of(a).is_traced(a):
             return apply(a)
         return differentiable_polar(apply, a, unitary_factor, side, refuse)
 
@@ -406,7 +406,7 @@ def _in_its_storage(
     if not (isinstance(a, np.ndarray) and a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
         return None
     x = a.T if wide else a
-    peak = ops.read(ops.max_abs(x))
+    peak = ops.item(ops.max_abs(x))
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
     if not (contiguous and has_kernels(x) and 1 / COMFORTABLE <= peak <= COMFORTABLE):
         return None
@@ -461,18 +461,18 @@ def _decompose(
     ops = ops_of(a)
     m, n = a.shape[-2:]
     tol = _tolerance(a, ops, rtol)
-    if ops.hidden(a):
+    if ops.is_abstract(a):
         refuse_hidden(a, ops, "polar")
         _refuse_traced(method, "polar", ops, throw=throw, callback=callback)
         return _decompose_hidden(a, ops, side, method, completion, tol, sigma_min, cond)
     hints = sigma_min is not None or cond is not None
-    worth = method == "small" or (method == "auto" and _pays(a))
+    worth = method == "small" or (method == "auto" and _use_closed_form(a))
     if worth and _is_small(a) and not hints and callback is None:
         done = _polar_small(a, ops, side, tol, completion)
         if done is not None:
             return done
     problem = _prepare(a, ops, tol, check_finite)
-    lower = _hint(method, sigma_min, cond, problem)
+    lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return _empty(a, ops, side, method)
     x, scale = problem.x, problem.scale
@@ -480,12 +480,12 @@ def _decompose(
     u, run = _run(problem, method, lower, callback)
     name = run.method or _name(method)
     found = evidence(u, x, ops)
-    status, full = _judge(name, method, found, x.shape, tol, ops)
-    if status is Status.NOT_CONVERGED and name not in ("svd", "qr") and not ops.spread(x):
-        u, run = _fall_back(problem, run)
+    status, full = _status_from_errors(name, method, found, x.shape, tol, ops)
+    if status is Status.NOT_CONVERGED and name not in ("svd", "qr") and not ops.is_sharded(x):
+        u, run = _recompute_by_svd(problem, run)
         name += ", then svd"
         found = evidence(u, x, ops)
-        judged, full = _judge("svd", "svd", found, x.shape, tol, ops)
+        judged, full = _status_from_errors("svd", "svd", found, x.shape, tol, ops)
         status = Status.FELL_BACK if judged is Status.CONVERGED else judged
     h, orthogonality, backward_error = found[:3]
     rank = rank_of(x, h, run, ops, full=full)
@@ -507,14 +507,14 @@ def _decompose(
             or np.may_share_memory(into, a)
         ):
             into = None
-        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u), into), owned=True)
+        h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u), into), may_overwrite=True)
         _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
-        v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
+        v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (u, h))
         orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=isometry)
     if not check_finite:
         lost = np.where(ops.to_host(problem.finite)[..., 0, 0] == 0, math.nan, 0.0)
-        poison = ops.like(ops.from_host(lost[..., None, None], x), x)
+        poison = ops.astype_like(ops.from_host(lost[..., None, None], x), x)
         u, h = u + poison, h + poison
         orthogonality, backward_error = orthogonality + lost, backward_error + lost
         condition = (condition[0] + lost, condition[1] + lost)
@@ -522,11 +522,11 @@ def _decompose(
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
     if not isinstance(scale, float) or scale != 1.0:
-        h = ops.scale(h, scale, owned=True)
-    h = ops.like(h, a)
+        h = ops.scale(h, scale, may_overwrite=True)
+    h = ops.astype_like(h, a)
     # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow without a scale.
     checked = a.dtype == x.dtype and isinstance(scale, float) and scale == 1.0
-    overflow = not checked and not math.isfinite(ops.read(ops.max_abs(ops.at_least_single(h))))
+    overflow = not checked and not math.isfinite(ops.item(ops.max_abs(ops.at_least_single(h))))
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
     if status in (Status.NOT_CONVERGED, Status.OVERFLOW):
@@ -536,7 +536,7 @@ def _decompose(
         warn(message, ConvergenceWarning)
     single = a.ndim == 2
     return PolarResult(
-        unitary=ops.like(ops.adjoint(u) if problem.wide else u, a),
+        unitary=ops.astype_like(ops.adjoint(u) if problem.wide else u, a),
         hermitian=h,
         status=status,
         converged=status in _EXACT,
@@ -565,7 +565,7 @@ def _decompose_hidden(
     """Decompose matrices that their library hides: no choice, no fall-back, evidence as arrays."""
     xp, name = ops.xp, "svd" if method == "auto" else _name(method)
     problem = _prepare(a, ops, tol, False)
-    lower = _hint(method, sigma_min, cond, problem)
+    lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         zero = xp.zeros(a.shape[:-2], dtype=problem.x.dtype)
         zero = xp.real(zero) if ops.is_complex(a) else zero
@@ -606,11 +606,12 @@ def _decompose_hidden(
         h = ops.hermitian_part(ops.matmul(x, ops.adjoint(u)))
         _, backward_error = figures(u, h, x, ops, large=True)
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
-        v, g = (ops.at_least_single(ops.like(t, a)) for t in (u, h))
+        v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (u, h))
         orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=not completion)
     finite = problem.finite
     u, h = (
-        ops.like(xp.where(finite, t, xp.full_like(t, math.nan)), a) for t in (u, h * problem.scale)
+        ops.astype_like(xp.where(finite, t, xp.full_like(t, math.nan)), a)
+        for t in (u, h * problem.scale)
     )
     # An H that overflows is finite before it is scaled back, or rounded to half precision.
     fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
@@ -671,7 +672,7 @@ def _refuse_fixed(method: str | Schedule) -> None:
         )
 
 
-def _pays(a: Array) -> bool:
+def _use_closed_form(a: Array) -> bool:
     """Whether a stack is large enough for closed forms to be faster than the SVD."""
     n = a.shape[-1]
     return n <= small.LARGEST and math.prod(a.shape[:-2]) >= small.WORTH[n]
@@ -764,7 +765,7 @@ def unitary_factor(
         throw=throw,
         name=name,
     )
-    recorded = ops.records(a) and 0 not in a.shape
+    recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded:
         _refuse_fixed(method)
 
@@ -789,13 +790,13 @@ def _factor(
 ) -> Array:
     """Choose, run and measure."""
     ops = ops_of(a)
-    hidden = ops.hidden(a)
+    hidden = ops.is_abstract(a)
     if hidden:
         refuse_hidden(a, ops, name)
         _refuse_traced(method, name, ops, throw=throw)
     tol = _tolerance(a, ops, rtol)
     problem = _prepare(a, ops, tol, check_finite)
-    lower = _hint(method, sigma_min, cond, problem)
+    lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return ops.empty_result(a)
     x = problem.x
@@ -803,8 +804,8 @@ def _factor(
         u, run = _run(problem, method, lower, None)
         found = None if hidden else factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
-        if found and not within(found, tol) and not fixed and not ops.spread(x):
-            u, run = _fall_back(problem, run)
+        if found and not within(found, tol) and not fixed and not ops.is_sharded(x):
+            u, run = _recompute_by_svd(problem, run)
             found = factor_figures(u, x, ops)
             if not within(found, tol):
                 message = (
@@ -819,7 +820,7 @@ def _factor(
         u = partial_isometry(x, ops)
     if hidden or not check_finite:
         u = ops.xp.where(problem.finite, u, ops.xp.full_like(u, math.nan))
-    return ops.like(ops.adjoint(u) if problem.wide else u, a)
+    return ops.astype_like(ops.adjoint(u) if problem.wide else u, a)
 
 
 def _storage(
@@ -878,7 +879,7 @@ def check_method(method: str | Schedule) -> None:
 def _check_spread(a: Array, ops: Ops, method: str | Schedule, completion: bool) -> None:
     """Refuse what would bring a distributed matrix to each of its devices, as factorisations do."""
     small_only = method == "newton_schulz" or _is_fixed(method)
-    if ops.spread(a) and (method == "auto" or not small_only or not completion):
+    if ops.is_sharded(a) and (method == "auto" or not small_only or not completion):
         what = f"method={method!r}" if completion else "completion=False"
         raise ValueError(
             f"a lies in parts on several devices, and {what} would bring all of it to each of "
@@ -891,7 +892,7 @@ def _is_fixed(method: str | Schedule) -> bool:
     return not isinstance(method, str) or method not in METHODS
 
 
-def _judge(
+def _status_from_errors(
     name: str,
     method: str | Schedule,
     found: Evidence,

@@ -77,9 +77,9 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     x, like, ops = _matrix(a, "a", side)
     e = _along(da, "da", x, ops, tuple(x.shape))
     if 0 in x.shape:
-        return ops.like(e, like), ops.like(_zero_hermitian(x, ops, side), like)
+        return ops.astype_like(e, like), ops.astype_like(_zero_hermitian(x, ops, side), like)
     du, dh = polar_tangents(x, unitary_factor(x, name="polar_jvp"), e, side=side)
-    return ops.like(du, like), ops.like(dh, like)
+    return ops.astype_like(du, like), ops.astype_like(dh, like)
 
 
 @looks
@@ -129,8 +129,10 @@ def polar_vjp(
     y = None if u_bar is None else _along(u_bar, "u_bar", x, ops, tuple(x.shape))
     b = None if h_bar is None else _along(h_bar, "h_bar", x, ops, (*x.shape[:-2], k, k))
     if 0 in x.shape:
-        return ops.like(x, like)
-    return ops.like(polar_gradient(x, unitary_factor(x, name="polar_vjp"), y, b, side=side), like)
+        return ops.astype_like(x, like)
+    return ops.astype_like(
+        polar_gradient(x, unitary_factor(x, name="polar_vjp"), y, b, side=side), like
+    )
 
 
 @looks
@@ -278,10 +280,10 @@ def _schedule(
     wide = ops.at_least_single(x)
     e = _along(e, name, wide, ops, tuple(x.shape))
     if 0 in x.shape:
-        return ops.like(e, x)
+        return ops.astype_like(e, x)
     finite_peak(wide, ops, "g", look=ops.host)
     derivative = functools.partial(schedule_derivative, normalisation=kind, form=form, restarts=at)
-    return ops.like(derivative(wide, e, chosen, gradient=gradient), x)
+    return ops.astype_like(derivative(wide, e, chosen, gradient=gradient), x)
 
 
 def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
@@ -302,7 +304,7 @@ def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> A
         raise ValueError(f"{name} must have shape {shape}, got {tuple(e.shape)}")
     if ops.is_complex(e) and not ops.is_complex(x):
         raise TypeError(f"{name} is {dtype_name(e)}, but the matrix is real; take its real part")
-    return ops.like(e, x)
+    return ops.astype_like(e, x)
 
 
 def _zero_hermitian(x: Array, ops: Ops, side: str) -> Array:

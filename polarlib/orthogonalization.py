@@ -160,7 +160,7 @@ def _by_options(g: Array, options: str) -> Array:
 def _orthogonalize(g: Array, out: Array | None, how: dict[str, Any]) -> Array:
     """Validate and run, by torch's operator where torch records for other tensors than these."""
     x, ops = as_matrix(g, "g", sharded=True)
-    options = _packed(**how) if torch_operator.records(x, ops) else ""
+    options = _packed(**how) if torch_operator.is_traced(x, ops) else ""
     if out is not None:
         check_out(out, x, "out", "g")
     u = _recorded(x, ops, options) if options else _orthogonalized(x, ops, how, out)
@@ -184,7 +184,7 @@ def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None =
         if 0 in x.shape:
             return ops_of(x).empty_result(x)
         # Rational steps record themselves.
-        if not isinstance(resolved["schedule"], Schedule) or not ops_of(x).records(x):
+        if not isinstance(resolved["schedule"], Schedule) or not ops_of(x).is_traced(x):
             return apply(x)
         return differentiable_schedule(apply, x, **_rule_of(resolved))
 
@@ -432,7 +432,7 @@ def _apply(
             restarts=restarts,
             out=place,
         )
-    return ops.like(ops.adjoint(u) if wide else u, x)
+    return ops.astype_like(ops.adjoint(u) if wide else u, x)
 
 
 # A process that loads a saved program of torch may never call orthogonalize itself.

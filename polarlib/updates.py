@@ -378,7 +378,7 @@ def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
     """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
     products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
-    return ops.like(functools.reduce(operator.add, products), like)
+    return ops.astype_like(functools.reduce(operator.add, products), like)
 
 
 def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:

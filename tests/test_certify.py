@@ -15,6 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from polarlib import Schedule, design
+from polarlib._schedules import certify as module
 from polarlib._schedules.certify import Certificate, certify
 from polarlib.arrays.formats import FORMATS, round_number
 from polarlib.design import bounds
@@ -37,7 +38,7 @@ def _ulps(lo: float, hi: float) -> int:
 
 
 def _intervals(steps):
-    return [[certify._exact(c) for c in step] for step in steps]
+    return [[module._exact(c) for c in step] for step in steps]
 
 
 def _composition(steps, x, stride=2):
@@ -147,13 +148,13 @@ def _encloses(a, lo, hi, bits):
 @given(numbers_, numbers_, st.sampled_from((8, 53, 200)), st.integers(1, 6))
 def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
     (al, ah), (bl, bh) = _ends(a), _ends(b)
-    assert _encloses(certify._add(a, b, bits), al + bl, ah + bh, bits)
+    assert _encloses(module._add(a, b, bits), al + bl, ah + bh, bits)
     products = [v * w for v in (al, ah) for w in (bl, bh)]
-    assert _encloses(certify._mul(a, b, bits), min(products), max(products), bits)
+    assert _encloses(module._mul(a, b, bits), min(products), max(products), bits)
     powers = [al**n, ah**n] + ([Fraction(0)] if al <= 0 <= ah else [])
-    assert _encloses(certify._power(a, n, bits), min(powers), max(powers), bits)
+    assert _encloses(module._power(a, n, bits), min(powers), max(powers), bits)
     point = abs(a[0]), abs(a[0]), a[2]
-    low, high = _ends(certify._root(point, n, bits))
+    low, high = _ends(module._root(point, n, bits))
     value = _ends(point)[0]
     assert low**n <= value <= high**n
     assert high - low <= high / 2 ** (bits - 2)
@@ -164,11 +165,11 @@ def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
 def test_comparisons_and_conversions_are_exact(a, b):
     x, y = (a[0], a[0], a[2]), (b[0], b[0], b[2])
     (v, _), (w, _) = _ends(x), _ends(y)
-    assert certify._compare(x, y) == (v > w) - (v < w)
-    low, high = certify._floats(x)
+    assert module._compare(x, y) == (v > w) - (v < w)
+    low, high = module._floats(x)
     assert Fraction(low) <= v <= Fraction(high)
     assert _ulps(low, high) <= 1
-    largest, smallest = certify._maximum([a, b]), certify._minimum([a, b])
+    largest, smallest = module._maximum([a, b]), module._minimum([a, b])
     (al, ah), (bl, bh) = _ends(a), _ends(b)
     assert _ends(largest) == (max(al, bl), max(ah, bh))
     assert _ends(smallest) == (min(al, bl), min(ah, bh))
@@ -176,15 +177,15 @@ def test_comparisons_and_conversions_are_exact(a, b):
 
 def test_conversions_at_the_ends_of_the_doubles():
     largest, least = float(np.finfo(float).max), 5e-324
-    assert certify._floats((1, 1, 1024)) == (largest, math.inf)
-    assert certify._floats((-1, -1, 1024)) == (-math.inf, -largest)
-    assert certify._floats((1, 1, -1075)) == (0.0, least)
-    assert certify._floats((-3, -3, -1075)) == (-2 * least, -least)
-    assert certify._floats((1, 1, -(10**30))) == (0.0, least)
-    assert certify._floats((1, 1, 10**30)) == (largest, math.inf)
-    assert math.copysign(1, certify._floats((0, 0, 0))[1]) == 1
+    assert module._floats((1, 1, 1024)) == (largest, math.inf)
+    assert module._floats((-1, -1, 1024)) == (-math.inf, -largest)
+    assert module._floats((1, 1, -1075)) == (0.0, least)
+    assert module._floats((-3, -3, -1075)) == (-2 * least, -least)
+    assert module._floats((1, 1, -(10**30))) == (0.0, least)
+    assert module._floats((1, 1, 10**30)) == (largest, math.inf)
+    assert math.copysign(1, module._floats((0, 0, 0))[1]) == 1
     for x in (least, -least, largest, 1e-310, 0.1, -0.0):
-        assert certify._floats(certify._exact(x)) == (x, x)
+        assert module._floats(module._exact(x)) == (x, x)
 
 
 # Known answers.
@@ -307,7 +308,7 @@ nonzero = coefficients.filter(bool)
 def test_images_hold_at_any_precision(steps, lower, length, bits):
     """With few bits every rounding shows: what is rounded inward, or sure too early, fails."""
     upper = lower + length
-    found = certify._image(_intervals(steps), lower, upper, 2, bits)
+    found = module._image(_intervals(steps), lower, upper, 2, bits)
     with mpmath.workdps(DIGITS):
         exact = _image_by_roots(steps, lower, upper)
         for (low, high, e), value in zip(found, exact, strict=True):
@@ -319,7 +320,7 @@ def test_images_hold_at_any_precision(steps, lower, length, bits):
 def test_a_turning_point_that_may_be_outside_is_not_sure(bits):
     """1000.1 - 999.6 = 0.5 is known badly, and the next step turns at sqrt(2 / 3), above it."""
     steps = [(1000.1, -999.6), (2.0, -1.0)]
-    _, (low, high, e) = certify._image(_intervals(steps), 1.0, 1.0, 2, bits)
+    _, (low, high, e) = module._image(_intervals(steps), 1.0, 1.0, 2, bits)
     value = _composition([tuple(map(Fraction, step)) for step in steps], Fraction(1))
     assert low * 2.0**e <= value <= high * 2.0**e
 
@@ -437,7 +438,7 @@ WILD = [
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1e-30, 1.0), (1e-300, 1e300), (0.7, 0.7)])
 @pytest.mark.parametrize("steps", WILD)
 def test_wild_steps_give_ordered_bounds_and_no_nan(steps, interval, target, monkeypatch):
-    monkeypatch.setattr(certify, "PIECES", 60)  # honest, if wide
+    monkeypatch.setattr(module, "PIECES", 60)  # honest, if wide
     c = certify(steps, *interval, target=target)
     assert 0 <= c.lower <= c.upper
     assert c.complement[0] <= c.complement[1]
@@ -566,7 +567,7 @@ def test_random_compositions_against_other_targets(steps, lower, length, stride,
 
 def test_few_pieces_give_honest_wide_bounds(monkeypatch):
     sharp = certify([JORDAN] * 3, 0.0, 1.0, target="clip")
-    monkeypatch.setattr(certify, "PIECES", 5)
+    monkeypatch.setattr(module, "PIECES", 5)
     rough = certify([JORDAN] * 3, 0.0, 1.0, target="clip")
     assert rough.width > 1e-3
     assert rough.lower <= sharp.upper

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import polarlib
 from polarlib import cli, files
+from polarlib.cli import compare, console
 
 A = np.random.default_rng(0).standard_normal((6, 4))
 # What the surroundings of a test run might set.
@@ -152,7 +153,7 @@ def test_control_characters_of_names_are_escaped(here, monkeypatch):
         name = name.replace("\udcff", "")
         np.save(name, A)
     escaped = name.replace(ODD[:-1], ESCAPED[:-6]).replace("\udcff", r"\udcff")
-    monkeypatch.setattr(cli, "METHODS", ("svd",))
+    monkeypatch.setattr(compare, "METHODS", ("svd",))
     monkeypatch.setattr(polarlib, "schedules", tuple)
     out = f"{ODD[:-1]}-U.npy"
     shown = [
@@ -194,7 +195,7 @@ def test_any_number_of_columns(columns):
 
 
 def test_long_messages_are_cut():
-    assert len(refused("polar", "x" * 10_000)) < cli.LONGEST + 40
+    assert len(refused("polar", "x" * 10_000)) < console.LONGEST + 40
 
 
 def test_links_in_circles(here):
@@ -709,15 +710,15 @@ def compared(*args):
 def test_compare_has_every_method_and_schedule(here):
     rows = compared("A.npy", "--no-plots")
     keys = [(row["method"], row["format"]) for row in rows]
-    expected = [(m, f) for m in cli.METHODS for f in ("float64", "float32")]
+    expected = [(m, f) for m in compare.METHODS for f in ("float64", "float32")]
     expected += [(s, f) for f in ("float32", "bfloat16") for s in ("auto", *polarlib.schedules())]
     assert keys == expected
-    assert set(cli.METHODS) | set(polarlib.schedules()) == set(polarlib.methods())
+    assert set(compare.METHODS) | set(polarlib.schedules()) == set(polarlib.methods())
     for row in rows:
         assert row["matrix"] == "A.npy"
         assert 0 < row["seconds"] < 60
         assert row["simulated"] is (row["format"] == "bfloat16")
-        assert row["kind"] == ("method" if row["method"] in cli.METHODS else "schedule")
+        assert row["kind"] == ("method" if row["method"] in compare.METHODS else "schedule")
         a = A.astype(np.float64 if row["format"] == "float64" else np.float32)
         # What the table calls a row is accepted as its name.
         with warnings.catch_warnings():
@@ -802,8 +803,8 @@ def test_compare_plots(here):
 
 def test_compare_takes_representative_matrices(monkeypatch):
     shipped = files.shipped()
-    assert set(cli.REPRESENTATIVE) < set(shipped)
-    monkeypatch.setattr(cli, "REPRESENTATIVE", (ONE,))
+    assert set(console.REPRESENTATIVE) < set(shipped)
+    monkeypatch.setattr(compare, "REPRESENTATIVE", (ONE,))
     assert {row["matrix"] for row in compared("--no-plots")} == {ONE}
     monkeypatch.setattr(files, "shipped", lambda: {"x": A, "y": A})
     assert {row["matrix"] for row in compared("--no-plots", "--matrix", "all")} == {"x", "y"}
@@ -812,14 +813,14 @@ def test_compare_takes_representative_matrices(monkeypatch):
 
 def test_timing_is_of_the_median_call(monkeypatch):
     clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 11.0])
-    monkeypatch.setattr(cli.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
     calls = []
-    assert cli._timed(lambda: calls.append(0)) == (2.0, None)
+    assert compare._timed(lambda: calls.append(0)) == (2.0, None)
     assert len(calls) == 4  # one to warm up
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch):
-    monkeypatch.setattr(cli, "PATIENCE", -1.0)
+    monkeypatch.setattr(console, "PATIENCE", -1.0)
     result = invoke("compare", "A.npy", "--no-plots")
     assert result.stderr == ""
     result = invoke("compare", "A.npy", "--no-plots", FORCE_COLOR="1")

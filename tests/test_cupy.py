@@ -154,7 +154,7 @@ def test_workspace_of_the_engine(cupy, shape, turned, dtype):
     steps = [(1.5, -0.5)] * 2 + [(1.875, -1.25, 0.375)] * 2
     memory.usage.reset()
     before = memory.usage.used
-    iterate(x, steps, ops, owned=True)
+    iterate(x, steps, ops, may_overwrite=True)
     assert memory.usage.peak - before <= x.nbytes + 2 * square
     assert memory.usage.allocations == 3
 
@@ -209,7 +209,7 @@ def test_fold_is_the_same_polynomial(cupy, dtype):
     z = sample((6, 6), dtype)
     for alpha, beta in ((1.0, 2.0), (-0.5, 1.5), (1e-12, 1.5), (0.0, 1.5)):
         ops = ops_of(cupy.asarray(z))
-        folded, a, b = ops.fold(cupy.asarray(z), alpha, beta)
+        folded, a, b = ops.add_scaled_identity(cupy.asarray(z), alpha, beta)
         got = a * folded.get().astype("c16") + b * np.eye(6)
         want = alpha * z.astype("c16") + beta * np.eye(6)
         np.testing.assert_allclose(got, want, atol=tolerance(dtype))
@@ -251,8 +251,8 @@ def test_elementwise_operations_keep_their_type(cupy, dtype):
     np.testing.assert_array_equal(x.get(), a)
     h = ops.hermitian_part(x).get()
     np.testing.assert_array_equal(h, np.conj(h.mT))
-    owned = x.copy()
-    assert ops.divide(owned, norm, owned=True) is owned
+    copied = x.copy()
+    assert ops.divide(copied, norm, may_overwrite=True) is copied
 
 
 @pytest.mark.parametrize("dtype", ["f4", "c8", "f2", ml_dtypes.bfloat16], ids=str)

@@ -501,7 +501,7 @@ def numbers_are_agreed():
     number = torch.full((1, 1), float(dist.get_rank()), dtype=torch.float64)
     for where in mesh.line, mesh.square:
         x = DTensor.from_local(number, where, run_check=False)
-        assert ops_of(x).read(x) == 0.0
+        assert ops_of(x).item(x) == 0.0
         assert ops_of(x).to_host(x).item() == 0.0
 
 

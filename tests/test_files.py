@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import polarlib
-from polarlib import files, report, result
+from polarlib import files, report
 from polarlib.design import cost_tables
+from polarlib.files import matrices, matrix_market, whole
 from polarlib.files.whole import write_together, write_whole
 
 A = np.random.default_rng(0).standard_normal((5, 3))
@@ -171,7 +172,7 @@ def test_matrix_market_by_its_rules(here, text, expected):
 
 
 def test_matrix_market_longer_than_one_read(here, monkeypatch):
-    monkeypatch.setattr(files, "_LINES", 3)
+    monkeypatch.setattr(matrix_market, "_LINES", 3)
     for symmetric in (False, True):
         dense = A @ A.T if symmetric else A
         for matrix in (dense, scipy.sparse.coo_array(dense)):
@@ -289,7 +290,7 @@ def test_sparse_matrices_of_scipy_are_named(here):
 
 def test_archives_that_unpack_to_more_than_the_memory(here, monkeypatch):
     np.savez_compressed("a.npz", a=np.zeros(1000))
-    monkeypatch.setattr(files, "physical_memory", lambda: 5000.0)
+    monkeypatch.setattr(matrices, "physical_memory", lambda: 5000.0)
     assert "too large for the memory" in failure("a.npz")
 
 
@@ -547,7 +548,9 @@ def test_large_sparse_matrices_are_not_made_dense(here):
     text = "%%MatrixMarket matrix coordinate {} general\n{} {} 1\n1 1 {}\n"
     (here / "a.mtx").write_text(text.format("real", 10**6, 10**6, "1.0"))
     assert "GiB" in failure("a.mtx")
-    side = int((files.DENSE_LIMIT / 8) ** 0.5)  # real: just allowed, complex: twice too large
+    side = int(
+        (matrix_market.DENSE_LIMIT / 8) ** 0.5
+    )  # real: just allowed, complex: twice too large
     (here / "a.mtx").write_text(text.format("complex", side, side, "1.0 0.0"))
     assert "GiB" in failure("a.mtx")
 
@@ -759,7 +762,7 @@ def test_an_interruption_after_the_last_file_is_in_place(here, monkeypatch, name
     def interrupted(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(result, "_sync_folder", interrupted)
+    monkeypatch.setattr(whole, "_sync_folder", interrupted)
     for text in ("first", "second"):
         with pytest.raises(KeyboardInterrupt):
             write_together({name: put(text) for name in names})
@@ -789,7 +792,7 @@ def write(file):
     file.write(b"new")
     os.kill(os.getpid(), signal.{name})
     raise SystemExit(3)
-runpy.run_path({result.__file__!r})["write_whole"]("a", write)
+runpy.run_path({whole.__file__!r})["write_whole"]("a", write)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (-getattr(signal, name), b"")

@@ -225,14 +225,14 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.norms.spectral": dict,
     "polarlib.norms.spectral_radii": lambda: {"widths": [4, 8]},
     "polarlib.norms.update_scale": lambda: {"m": 4, "n": 3, "rule": "jordan"},
-    "polarlib.norms.spectral_maps.polargrad": lambda: {"g": A},
-    "polarlib.norms.spectral_maps.random_spectrum": lambda: {
+    "polarlib.norms.polargrad": lambda: {"g": A},
+    "polarlib.norms.random_spectrum": lambda: {
         "g": A,
         "rng": np.random.default_rng(0),
     },
-    "polarlib.norms.spectral_maps.scrambled_spectrum": lambda: {"g": A},
-    "polarlib.norms.spectral_maps.spectral_clip": lambda: {"g": A, "limit": 1.0},
-    "polarlib.norms.spectral_maps.spectral_power": lambda: {"g": A, "exponent": 0.5},
+    "polarlib.norms.scrambled_spectrum": lambda: {"g": A},
+    "polarlib.norms.spectral_clip": lambda: {"g": A, "limit": 1.0},
+    "polarlib.norms.spectral_power": lambda: {"g": A, "exponent": 0.5},
     "polarlib.updates.debias": lambda: {"m": A, "k": 2, "beta": 0.9},
     "polarlib.updates.ema": lambda: {"m": A, "g": A, "beta": 0.9},
     "polarlib.updates.lion": lambda: {"m": A, "g": A, "beta1": 0.9, "beta2": 0.99},
@@ -375,9 +375,6 @@ def interface() -> dict[str, Entry]:
         for key in module.__all__:
             value = getattr(module, key)
             if not callable(value) or id(value) in seen:
-                continue
-            home = getattr(value, "__module__", "")
-            if module_name == "polarlib.norms" and home == "polarlib.norms.spectral_maps":
                 continue
             seen.add(id(value))
             name = f"{module_name}.{key}"

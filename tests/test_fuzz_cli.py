@@ -26,6 +26,7 @@ import typer
 
 import polarlib
 from polarlib import bench, cli
+from polarlib.cli import compare, console
 
 A = np.random.default_rng(0).standard_normal((6, 4))
 SECONDS = 10  # of processor time
@@ -320,7 +321,7 @@ def check(folder: Path, args: list[str]) -> int:
     if code:
         assert err.startswith("polarlib: ")
         assert err.count("\n") == 1
-        assert 20 < len(err) < cli.LONGEST + 40
+        assert 20 < len(err) < console.LONGEST + 40
         assert "None" not in err or "None" in args
     else:
         assert err == ""
@@ -353,10 +354,10 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench, "PAUSE", 0)
     monkeypatch.setattr(bench, "BURST", 0)
-    monkeypatch.setattr(cli, "METHODS", ("svd",))  # of compare, which would take seconds
+    monkeypatch.setattr(compare, "METHODS", ("svd",))  # of compare, which would take seconds
     monkeypatch.setattr(polarlib, "schedules", lambda: ("jordan",))
-    monkeypatch.setattr(cli, "TIMED", 1)
-    monkeypatch.setattr(cli, "TIMED_SECONDS", 0)
+    monkeypatch.setattr(compare, "TIMED", 1)
+    monkeypatch.setattr(compare, "TIMED_SECONDS", 0)
     make_files(tmp_path)
     return tmp_path
 

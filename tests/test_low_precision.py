@@ -226,7 +226,8 @@ def test_accuracy_on_the_interval():
 @pytest.mark.parametrize(("dtype", "apart"), [("bfloat16", 0.1), ("float32", 1e-4)])
 def test_large_torch_products_by_panels(torch, shape, dtype, apart):
     """Half of a Hermitian product, mirrored: the same result as the whole."""
-    from polarlib.arrays import ops
+    from polarlib.arrays import torch_ops
+    from polarlib.arrays.ops import ops_of
 
     s = np.geomspace(1, 0.3, min(shape))
     u, v = orthonormal(shape[0], s.size, seed=1), orthonormal(s.size, shape[1], seed=2)
@@ -234,11 +235,11 @@ def test_large_torch_products_by_panels(torch, shape, dtype, apart):
     before = a.clone()
     by_panels = [orthogonalize(a, form=form) for form in ("plain", "gram")]
     assert torch.equal(a, before)
-    limit, ops.PANELS_FROM = ops.PANELS_FROM, 1 << 62
+    limit, torch_ops.PANELS_FROM = torch_ops.PANELS_FROM, 1 << 62
     try:
         whole = [orthogonalize(a, form=form) for form in ("plain", "gram")]
     finally:
-        ops.PANELS_FROM = limit
+        torch_ops.PANELS_FROM = limit
     unit = format_of(dtype).unit_roundoff
     for x, y in zip(by_panels, whole, strict=True):
         assert x.shape == a.shape
@@ -246,7 +247,7 @@ def test_large_torch_products_by_panels(torch, shape, dtype, apart):
         away = np.linalg.norm(x.double().numpy() - u @ v) / math.sqrt(min(shape))
         assert away <= default_schedule(dtype).error() + 4 * unit
     g = torch.from_numpy(np.random.default_rng(0).standard_normal((1024, 1024))).to(a.dtype)
-    product = ops.ops_of(g).gram(g)
+    product = ops_of(g).gram(g)
     assert torch.equal(product, product.mT)
     # One rounding each, and those of the sums in single precision.
     exact = g.mT.double() @ g.double()
@@ -264,17 +265,17 @@ def test_torch_keeps_the_memory_order(torch):
 
 def test_jax_compiles_once_for_a_shape():
     jnp = library("jax").xp
-    from polarlib import decomposition as decompose
+    from polarlib import orthogonalization
 
     traced = []
-    original = decompose.polynomial
+    original = orthogonalization.polynomial
 
     def spy(*args, **kwargs):
         traced.append(args[0].shape)
         return original(*args, **kwargs)
 
     x = jnp.asarray(np.random.default_rng(0).standard_normal((11, 7)), dtype=jnp.float32)
-    decompose.polynomial = spy
+    orthogonalization.polynomial = spy
     try:
         for c in (1.0, 2.0, 3.0):
             orthogonalize(c * x, steps=3)
@@ -284,7 +285,7 @@ def test_jax_compiles_once_for_a_shape():
         orthogonalize(x, steps=3)
         assert len(traced) == 2
     finally:
-        decompose.polynomial = original
+        orthogonalization.polynomial = original
 
 
 # -- many matrices, and memory ---------------------------------------------------------------

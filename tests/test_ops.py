@@ -197,11 +197,15 @@ def check_working_in(lab):
     assert lab.ops.working_in("bfloat16").fused
 
 
-def check_enter(lab):
+def check_to_working_format(lab):
     x = lab.make(lab.sample())
-    assert lab.ops.enter(x) is x
+    assert lab.ops.to_working_format(x) is x
     single = "complex64" if lab.dtype.startswith("complex") else "float32"
-    lab.equal(lab.ops.working_in("float32").enter(x), lab.sample().astype(single), dtype=single)
+    lab.equal(
+        lab.ops.working_in("float32").to_working_format(x),
+        lab.sample().astype(single),
+        dtype=single,
+    )
 
 
 def check_is_complex(lab):
@@ -235,13 +239,13 @@ def check_dtype(lab):
     assert lab.ops.dtype(lab.dtype) == x.dtype
 
 
-def check_like(lab):
+def check_astype_like(lab):
     x, y = lab.make(lab.sample()), lab.make(lab.sample(), lab.dtype)
-    assert lab.ops.like(x, y) is x
+    assert lab.ops.astype_like(x, y) is x
     wider = {"float32": "float64", "complex64": "complex128"}.get(lab.dtype, lab.dtype)
     large = lab.make(np.full((2, 2), 1e300), wider)
     want = np.full((2, 2), 1e300 if wider == lab.dtype else INF)
-    host = lab.host(lab.ops.like(large, x))
+    host = lab.host(lab.ops.astype_like(large, x))
     np.testing.assert_array_equal(host.real, want)
     assert host.dtype == lab.dtype
 
@@ -266,14 +270,14 @@ def check_from_host(lab):
         np.testing.assert_array_equal(a, before)
 
 
-def check_read(lab):
+def check_item(lab):
     a = lab.sample().real
-    got = lab.ops.read(lab.make(a, lab.real))
+    got = lab.ops.item(lab.make(a, lab.real))
     assert type(got) is float
     assert got == a.max()
     many = np.zeros((80, 80))
     many[50, 3] = NAN
-    assert math.isnan(lab.ops.read(lab.make(many, lab.real)))
+    assert math.isnan(lab.ops.item(lab.make(many, lab.real)))
 
 
 def doubled(x, factor=1):
@@ -345,10 +349,10 @@ def check_gemm_hermitian(lab):
         lab.equal(got, want, bound=8 * size(z) ** 2)
 
 
-def check_made_hermitian(lab):
+def check_make_hermitian(lab):
     z = lab.definite()
     noisy = z + np.triu(lab.sample(lab.columns, lab.columns, 3), 1) * lab.eps
-    got = lab.host(lab.ops.made_hermitian(lab.give(noisy)))
+    got = lab.host(lab.ops.make_hermitian(lab.give(noisy)))
     assert np.all(np.abs(got - z) <= 8 * lab.eps * (1 + np.abs(z)))
     if isinstance(lab.ops, numpy_ops.NumpyOps):
         np.testing.assert_array_equal(got, adjoint(got))
@@ -365,10 +369,10 @@ def check_quadratic(lab):
             np.testing.assert_array_equal(lab.host(x), z)  # given back
 
 
-def check_fold(lab):
+def check_add_scaled_identity(lab):
     z = lab.definite()
     for alpha, beta in ((1.0, 2.0), (-0.5, 1.5), (0.0, 1.5)):
-        folded, a, b = lab.ops.fold(lab.give(z), alpha, beta)
+        folded, a, b = lab.ops.add_scaled_identity(lab.give(z), alpha, beta)
         got = a * wide(lab.host(folded)) + b * np.eye(lab.columns)
         want = alpha * wide(z) + beta * np.eye(lab.columns)
         assert np.all(np.abs(got - want) <= 4 * lab.eps * (np.abs(z) + 2))
@@ -406,7 +410,9 @@ def check_divide(lab):
     for divisor, number in ((1.5, 1.5), (lab.make(s, lab.real), wide(s))):
         want = wide(a) / number
         lab.equal(lab.ops.divide(lab.make(a), divisor), want, bound=4 * np.abs(a))
-        lab.equal(lab.ops.divide(lab.give(a), divisor, owned=True), want, bound=4 * np.abs(a))
+        lab.equal(
+            lab.ops.divide(lab.give(a), divisor, may_overwrite=True), want, bound=4 * np.abs(a)
+        )
 
 
 def check_scale(lab):
@@ -483,17 +489,17 @@ def check_divisor(lab):
         np.testing.assert_array_equal(np.ravel(got), [want])
 
 
-def check_number(lab):
+def check_as_scalar(lab):
     s = np.abs(lab.sample(1, 1).real).astype(lab.real)
     x = lab.make(s, lab.real)
-    got = lab.ops.number(x)
+    got = lab.ops.as_scalar(x)
     assert np.all(lab.host(got) == s)
     assert isinstance(got, float) == (lab.ops.host and s.size == 1)
 
 
-def check_root(lab):
-    assert lab.ops.root(4.0) == 2.0
-    lab.equal(lab.ops.root(lab.make(np.full((1, 1), 2.25), lab.real)), [[1.5]], dtype=lab.real)
+def check_sqrt(lab):
+    assert lab.ops.sqrt(4.0) == 2.0
+    lab.equal(lab.ops.sqrt(lab.make(np.full((1, 1), 2.25), lab.real)), [[1.5]], dtype=lab.real)
 
 
 def check_frobenius(lab):
@@ -660,12 +666,12 @@ def check_is_definite(lab):
         assert lab.ops.is_definite(alone, lab.make(np.zeros((1, 1)), lab.real)) is False
 
 
-def check_count_above(lab):
+def check_count_eigenvalues_above(lab):
     n = lab.columns
     values = np.linspace(1, 2, n)
     values[: n // 2] = 1e-3
     q = np.linalg.qr(lab.sample(n, n).astype("c16" if lab.dtype.startswith("c") else "f8"))[0]
-    got = lab.ops.count_above(lab.make((q * values) @ adjoint(q)), 0.1)
+    got = lab.ops.count_eigenvalues_above(lab.make((q * values) @ adjoint(q)), 0.1)
     assert isinstance(got, np.ndarray | np.integer)
     np.testing.assert_array_equal(got, np.full(lab.stack, n - n // 2))
 
@@ -725,18 +731,22 @@ def check_functional(lab):
     x = lab.make(z)
     assert ops.buffer((2, 2), x) is None
     lab.equal(ops.add_diagonal(x, 1.0), z + np.eye(lab.columns), bound=np.abs(z) + 1)
-    lab.equal(ops.fold(x, 2.0, 1.0)[0], 2 * z + np.eye(lab.columns), bound=2 * np.abs(z) + 2)
-    lab.equal(ops.divide(x, 2.0, owned=True), z / 2)
-    lab.equal(ops.made_hermitian(x), z)
+    lab.equal(
+        ops.add_scaled_identity(x, 2.0, 1.0)[0],
+        2 * z + np.eye(lab.columns),
+        bound=2 * np.abs(z) + 2,
+    )
+    lab.equal(ops.divide(x, 2.0, may_overwrite=True), z / 2)
+    lab.equal(ops.make_hermitian(x), z)
 
 
-def check_records(lab):
+def check_is_traced(lab):
     x = lab.make(lab.sample())
-    assert lab.ops.records(x) == (lab.kind == "torch, recording")
+    assert lab.ops.is_traced(x) == (lab.kind == "torch, recording")
 
 
-def check_spread(lab):
-    assert lab.ops.spread(lab.make(lab.sample())) is False
+def check_is_sharded(lab):
+    assert lab.ops.is_sharded(lab.make(lab.sample())) is False
 
 
 def check_placements(lab):
@@ -750,7 +760,7 @@ def check_entrywise(lab):
 
 def check_store(lab):
     a, out = lab.sample(), lab.give(lab.sample(seed=1))
-    if lab.ops.writable(out) and not lab.ops.records(lab.make(a)):
+    if lab.ops.writable(out) and not lab.ops.is_traced(lab.make(a)):
         lab.ops.store(lab.make(a), out)
         lab.equal(out, a)
 
@@ -772,8 +782,8 @@ def check_common_dtype(lab):
     assert lab.ops.common_dtype(x, x) == x.dtype
 
 
-def check_hidden(lab):
-    assert lab.ops.hidden(lab.make(lab.sample())) is False
+def check_is_abstract(lab):
+    assert lab.ops.is_abstract(lab.make(lab.sample())) is False
 
 
 def check_device_of(lab):
@@ -915,8 +925,8 @@ def test_contract(kind, name):
 
 
 # Where SciPy's kernels take over from NumPy's.
-LARGE = ["matmul", "gram", "gemm", "made_hermitian", "quadratic", "max_abs", "frobenius"]
-LARGE += ["hermitian_split", "is_definite", "count_above"]
+LARGE = ["matmul", "gram", "gemm", "make_hermitian", "quadratic", "max_abs", "frobenius"]
+LARGE += ["hermitian_split", "is_definite", "count_eigenvalues_above"]
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -969,8 +979,8 @@ def test_nan_is_kept(kind, dtype):
             assert not np.isfinite(got[1]).all(), name
         parts = lab.ops.xp.real(x) if lab.ops.is_complex(x) else x
         imaginary = lab.ops.xp.imag(x) if lab.ops.is_complex(x) else x
-        assert math.isfinite(lab.ops.read(parts)) == (dtype == "complex128")
-        assert math.isnan(lab.ops.read(imaginary))
+        assert math.isfinite(lab.ops.item(parts)) == (dtype == "complex128")
+        assert math.isnan(lab.ops.item(imaginary))
         for axis in (-1, -2, (-2, -1)):
             got = lab.host(lab.ops.max(imaginary, axis=axis))
             assert np.isnan(got).sum() == (2 if dtype == "complex128" and axis != (-2, -1) else 1)
@@ -1011,7 +1021,7 @@ def test_views_and_memory_orders():
         x = lab.give(a)
         for part, seen in ((x[2:, 2:], False), (x[::2, ::2], False), (x[1:, 1:], True),
                            (x[:, 1:3], True), (lab.ops.adjoint(x)[1:4], True)):  # fmt: skip
-            assert math.isfinite(lab.ops.read(lab.ops.max_abs(part))) != seen
+            assert math.isfinite(lab.ops.item(lab.ops.max_abs(part))) != seen
 
 
 # -- empty stacks ----------------------------------------------------------------------------
@@ -1049,4 +1059,4 @@ def test_empty_stacks(kind, dtype):
         kinds = [lab.real if shape[1:] in ((1, 1), (5,)) else dtype for shape in shapes]
         assert [lab.lib.dtype_name(r) for r in results] == kinds, name
     assert lab.ops.is_definite(x, lab.give(np.zeros((0, 1, 1)), lab.real)) is True
-    assert np.shape(lab.ops.count_above(x, 0.5)) == (0,)
+    assert np.shape(lab.ops.count_eigenvalues_above(x, 0.5)) == (0,)

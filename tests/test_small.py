@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarlib._methods import small as module
+from polarlib._methods import small_algebra
 from polarlib._methods.small import decompose, small
 from polarlib.arrays.ops import ops_of
 from polarlib.uses.nearest import _shown_rotation as rotation
@@ -373,7 +374,7 @@ def test_only_nearest_rotations_are_shown_to_be_such(n):
                 nearest = np.linalg.det(r) > 0 and np.trace(r.T @ a) > best - 0.1
                 for t in (r, r + 1e-9 * gaussian((n, n))) if nearest else (r,):
                     entries = [[[np.array([v]) for v in row] for row in m] for m in (t, a)]
-                    shown = module._is_nearest_rotation(*entries, 2e-14, ops_of(a))[0]
+                    shown = small_algebra.is_nearest_rotation(*entries, 2e-14, ops_of(a))[0]
                     assert shown == (nearest and t is r)
 
 
@@ -388,7 +389,7 @@ def test_closed_forms_near_rank_one_are_not_believed(dtype):
         entries = [[a[:, i, j] for j in range(3)] for i in range(3)]
         for proper in (False, True):
             with np.errstate(all="ignore"):
-                factor = module._factor(entries, ops_of(a), proper=proper)
+                factor = small_algebra.fast_factor(entries, ops_of(a), proper=proper)
             u = np.stack([np.stack(row, -1) for row in factor.unitary], -2)[factor.safe]
             defect = norm(adjoint(u) @ u - np.eye(3))
             assert defect.max(initial=0) <= 3 * FEW * np.finfo(dtype).eps

@@ -11,6 +11,7 @@ import scipy.linalg
 from conftest import Library, with_dask
 
 from polarlib import testing
+from polarlib._methods import lifting
 from polarlib._methods.lifting import ENOUGH, THREE_POLES_ABOVE, TWO_POLES_ABOVE, lift, rational
 from polarlib._methods.structured import structured
 from polarlib.arrays import qr_kernels as kernels
@@ -236,7 +237,7 @@ def test_smooth_kernels_are_pivoted(shift, monkeypatch):
     u, run = structured(a, ops_of(a), tol=TOL)
     assert "pivoting" in run.note
     assert max(figures(a, u)) < 5e-15
-    monkeypatch.setattr(MODULE, "PIVOT_ABOVE", math.inf)
+    monkeypatch.setattr(lifting, "PIVOT_ABOVE", math.inf)
     u, _ = structured(a, ops_of(a), tol=TOL)
     assert figures(a, u)[0] > 1e-13
 

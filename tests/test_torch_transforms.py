@@ -606,7 +606,7 @@ def no_double(monkeypatch):
     def on_device(self, xp, device, *, fused=False, host=True):
         init(self, xp, device, fused=fused, host=False)
 
-    monkeypatch.setattr(seam, "_torch_has_double", lambda device: False)
+    monkeypatch.setattr(torch_ops, "has_double", lambda device: False)
     monkeypatch.setattr(torch_ops.TorchOps, "__init__", on_device)
     for name in ("to_host", "from_host"):
         monkeypatch.setattr(torch_ops.TorchOps, name, on_host(getattr(torch_ops.TorchOps, name)))

@@ -46,7 +46,7 @@ def given(lib: Library, a: np.ndarray, dtype: str):
     return x, lib.to_numpy(x).astype(wide)
 
 
-def check_like(lib: Library, x, reference, shape: tuple[int, ...]) -> np.ndarray:
+def check_astype_like(lib: Library, x, reference, shape: tuple[int, ...]) -> np.ndarray:
     """Type, dtype, device, shape; the values in double precision."""
     assert type(x) is type(reference)
     assert lib.dtype_name(x) == lib.dtype_name(reference)
@@ -70,7 +70,7 @@ def test_nearest_orthogonal(lib):
         for shape in shapes[::3] if lib.name == "jax" else shapes:
             a = gaussian(*shape, dtype="complex128" if dtype.startswith("complex") else "float64")
             x, wide = given(lib, a, dtype)
-            u = check_like(lib, nearest_orthogonal(x), x, shape)
+            u = check_astype_like(lib, nearest_orthogonal(x), x, shape)
             np.testing.assert_array_equal(lib.to_numpy(x), lib.to_numpy(given(lib, a, dtype)[0]))
             assert_unitary_factor(
                 wide, u, rtol=3 * EPS[dtype] if dtype in HALF else 50 * EPS[dtype]
@@ -110,14 +110,14 @@ def test_empty(lib, shape):
     if lib.name == "jax" and shape != (0, 2, 2):
         pytest.skip("slow: compiled for every shape")
     x = lib.asarray(np.zeros(shape))
-    check_like(lib, nearest_orthogonal(x), x, shape)
+    check_astype_like(lib, nearest_orthogonal(x), x, shape)
     square = (*shape[:-2], shape[-1], shape[-1])
     for turn in (False, True):
-        q = check_like(lib, procrustes(x, x, rotation=turn), x, square)
+        q = check_astype_like(lib, procrustes(x, x, rotation=turn), x, square)
         np.testing.assert_allclose(adjoint(q) @ q, np.broadcast_to(np.eye(shape[-1]), square))
     if shape[-1] == shape[-2]:
-        check_like(lib, nearest_rotation(x), x, shape)
-        check_like(lib, sqrtm_psd(x), x, shape)
+        check_astype_like(lib, nearest_rotation(x), x, shape)
+        check_astype_like(lib, sqrtm_psd(x), x, shape)
 
 
 # -- nearest rotation ------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_rotations_on_dask():
     lib = library("dask")
     for n in (3, 6):
         x, wide = given(lib, gaussian(2, n, n, seed=n), "float32")
-        q = check_like(lib, nearest_rotation(x), x, (2, n, n))
+        q = check_astype_like(lib, nearest_rotation(x), x, (2, n, n))
         np.testing.assert_allclose(q, nearest_rotation(wide), atol=20 * EPS["float32"])
 
 
@@ -215,7 +215,7 @@ def test_rotations_of_every_library(lib):
             stack[0, 1, 0] = stack[0, 1, -1] if n > 1 else 0
             stack[1, 2] = 0
             x, wide = given(lib, stack, dtype)
-            q = check_like(lib, nearest_rotation(x), x, stack.shape)
+            q = check_astype_like(lib, nearest_rotation(x), x, stack.shape)
             np.testing.assert_array_equal(lib.to_numpy(x).astype("f8"), wide)
             is_rotation(q, atol=(3 if dtype in HALF else 20) * eps)
             best = np.linalg.svd(wide, compute_uv=False)
@@ -257,7 +257,7 @@ def test_rotations_of_nearly_rank_one(lib, dtype):
     sizes = (3, 5) if lib.name in ("jax", "array_api_strict") else (1, 2, 3, 4, 5)
     for n in sizes:
         a = near_low_rank(3 if n > 4 else 100, n, dtype, seed=n)
-        r = check_like(lib, nearest_rotation(lib.asarray(a)), lib.asarray(a), a.shape)
+        r = check_astype_like(lib, nearest_rotation(lib.asarray(a)), lib.asarray(a), a.shape)
         is_nearest(a, r, EPS[dtype])
 
 
@@ -271,7 +271,7 @@ def test_kabsch_of_points_on_a_line(lib, dtype):
         p = (p - p.mean(axis=1, keepdims=True)).astype(dtype)
         b = p @ np.linalg.qr(rng.standard_normal((300, 3, 3)))[0].astype(dtype)
         q = procrustes(lib.asarray(p), lib.asarray(b), rotation=True)
-        q = check_like(lib, q, lib.asarray(p), (300, 3, 3))
+        q = check_astype_like(lib, q, lib.asarray(p), (300, 3, 3))
         is_nearest(adjoint(p.astype(float)) @ b, q, EPS[dtype])
         np.testing.assert_allclose(p @ q, b, atol=100 * EPS[dtype])
 
@@ -291,18 +291,18 @@ def test_rotations_that_cannot_be_looked_at():
 
 def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
     """Wrong closed forms are followed by an SVD; after a wrong SVD there is nothing to return."""
-    right = small._factor
+    right = small.fast_factor
 
     def wrong(x, ops, *, proper=False):
         factor = right(x, ops, proper=proper)
         rows = [factor.unitary[1], factor.unitary[0], *factor.unitary[2:]]
         return factor._replace(unitary=rows)
 
-    monkeypatch.setattr(small, "_factor", wrong)
+    monkeypatch.setattr(small, "fast_factor", wrong)
     a = gaussian(20, 3, 3)  # JAX remembers what it compiled by shape
     x = lib.asarray(a)
     is_nearest(a, lib.to_numpy(nearest_rotation(x)), EPS["float64"])
-    monkeypatch.setattr(small, "_robust_factor", lambda y, ops, eps, proper: (y, []))
+    monkeypatch.setattr(small, "robust_factor", lambda y, ops, eps, proper: (y, []))
     kind = next(k for k in type(ops_of(x)).__mro__ if "svd" in vars(k))
     svd = kind.svd
 
@@ -386,7 +386,7 @@ def test_procrustes_of_every_library(lib):
         exact = np.stack([orthonormal(3, 3, seed=i, dtype=wide) for i in range(2)])
         x, _ = given(lib, a, dtype)
         y, _ = given(lib, lib.to_numpy(x) @ exact, dtype)
-        q = check_like(lib, procrustes(x, y), x, (2, 3, 3))
+        q = check_astype_like(lib, procrustes(x, y), x, (2, 3, 3))
         np.testing.assert_allclose(q, exact, atol=20 * EPS[dtype])
         np.testing.assert_array_equal(lib.to_numpy(x), lib.to_numpy(given(lib, a, dtype)[0]))
 
@@ -502,7 +502,7 @@ def test_square_roots_of_every_library(lib):
         stack = stack * np.array([1.0, 1e-3, 1e2])[:, None, None]
         x, values = given(lib, stack, dtype)
         before = values.copy()
-        h = check_like(lib, sqrtm_psd(x), x, (3, 4, 4))
+        h = check_astype_like(lib, sqrtm_psd(x), x, (3, 4, 4))
         np.testing.assert_array_equal(lib.to_numpy(x), before.astype(lib.to_numpy(x).dtype))
         np.testing.assert_array_equal(h, adjoint(h))
         size = np.linalg.norm(values, axis=(-2, -1))
@@ -515,7 +515,7 @@ def test_semidefinite(lib):
         g = np.round(3 * gaussian(5, 2)) + (1j if wide == "complex128" else 0)
         stack = np.stack([g @ g.conj().T, np.zeros((5, 5)), definite(np.arange(1, 6.0), wide)])
         x, values = given(lib, stack.astype(wide), dtype)
-        h = check_like(lib, sqrtm_psd(x), x, (3, 5, 5))
+        h = check_astype_like(lib, sqrtm_psd(x), x, (3, 5, 5))
         np.testing.assert_array_equal(h, adjoint(h))
         assert not h[1].any()
         size = np.linalg.norm(values, axis=(-2, -1))

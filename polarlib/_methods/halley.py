@@ -153,7 +153,7 @@ def rational(
         if not ops.host:
             break
         failed = ~xp.isfinite(ops.max_abs(factors[-1]))
-        if not xp.any(failed) or ops.read(jitter) > 1:
+        if not xp.any(failed) or ops.item(jitter) > 1:
             break
         jitter = xp.where(failed, jitter * GROWTH, jitter)
         retries += 1

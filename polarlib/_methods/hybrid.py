@@ -161,7 +161,7 @@ def _search(
     return found
 
 
-class _Anywhere:
+class _GenericKernels:
     """Kernels of any array library, for stacks."""
 
     def __init__(self, ops: Ops) -> None:
@@ -171,13 +171,13 @@ class _Anywhere:
         return self.ops.gram(x)
 
     def defect(self, g: Array) -> float:
-        return self.ops.read(self.ops.frobenius(self.ops.add_diagonal(-g, 1.0)))
+        return self.ops.item(self.ops.frobenius(self.ops.add_diagonal(-g, 1.0)))
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
         ops = self.ops
         if step.denominator == 0:
             z, alpha, beta = even_part(g, step.numerator, ops)
-            z, alpha, beta = ops.fold(z, alpha, beta)
+            z, alpha, beta = ops.add_scaled_identity(z, alpha, beta)
             return ops.gemm(x, z, x, alpha=alpha, beta=beta)
         (a, b), c = step.numerator, step.denominator
         factor = ops.cholesky(ops.add_diagonal(g * c, 1.0))
@@ -193,15 +193,15 @@ class _Anywhere:
         return ops.gemm(x, e, x, beta=1.0)
 
 
-class _OnHost:
+class _NumpyKernels:
     """Kernels for one column-major NumPy matrix, in three buffers that are used by turns.
 
-    With `owned`, the storage of the matrix is one of them.
+    With `may_overwrite`, the storage of the matrix is one of them.
     """
 
-    def __init__(self, x: Array, *, owned: bool) -> None:
+    def __init__(self, x: Array, *, may_overwrite: bool) -> None:
         self._gram: Array | None = None
-        self._iterates: list[Array | None] = [x if owned else None, None]
+        self._iterates: list[Array | None] = [x if may_overwrite else None, None]
 
     def free(self, x: Array) -> Array:
         """The buffer that does not hold X."""
@@ -321,7 +321,7 @@ def _anywhere(
     course.bounds = bounds
     if l >= eps:  # else it is singular, or as good as that
         steps, _ = plan(l, eps, costs)
-        x = converge(_Anywhere(ops), x, g, steps, l, course, eps)
+        x = converge(_GenericKernels(ops), x, g, steps, l, course, eps)
     return restore(x), course.run()
 
 
@@ -485,7 +485,7 @@ def _unitary(
     """Unitary factor of a column-major matrix; None if another method should be tried."""
     x, lower = found.x, found.lower
     eps = float(np.finfo(x.dtype).eps)
-    kernels = _OnHost(x, owned=found.restore is not None)
+    kernels = _NumpyKernels(x, may_overwrite=found.restore is not None)
     g = kernels.gram(x)
     top = math.sqrt(blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
     if found.certain is None:
@@ -558,7 +558,7 @@ def _widened(x: np.ndarray, course: History) -> tuple[np.ndarray, float] | None:
         cannot tell the smallest one either.
     """
     y = x.astype(np.result_type(x.dtype, np.float64), order="F")
-    kernels = _OnHost(y, owned=False)
+    kernels = _NumpyKernels(y, may_overwrite=False)
     g = kernels.gram(y)
     low, high = _estimates(g, kernels.free(y), None)
     if not (low > 0 and high < math.inf):

@@ -60,13 +60,13 @@ def minimax(
         return lift(x), Run(0, matmuls, False, bounds=bounds, note=note)
 
     def follow(new: Array, old: Array) -> Array:
-        changes.append(ops.read(ops.frobenius(new - old)) / math.sqrt(n))
+        changes.append(ops.item(ops.frobenius(new - old)) / math.sqrt(n))
         if callback is not None:
             callback(len(changes), lift(new))
         return new
 
     for step in _steps(rounded_down(l), cushion, eps):
-        z, alpha, beta = ops.fold(*even_part(gram, step, ops))
+        z, alpha, beta = ops.add_scaled_identity(*even_part(gram, step, ops))
         x = follow(ops.gemm(x, z, x, alpha=alpha, beta=beta), x)
         gram = ops.gram(x)
         matmuls += 3

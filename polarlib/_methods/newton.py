@@ -59,7 +59,7 @@ def newton(
     inverse = ops.inverse(x)
     low, high = 1 / _bound(inverse, ops), _bound(x, ops)
     factors = _byers_xu(low, high)
-    ends = -ops.read(-low), ops.read(high)
+    ends = -ops.item(-low), ops.item(high)
     bounds = ends if all(map(math.isfinite, ends)) else None
     changes: list[float] = []
     change = math.inf
@@ -70,7 +70,7 @@ def newton(
             zeta = _higham(x, inverse, ops) if change > SCALE_ABOVE else 1.0
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
         new = ops.combine((0.5 * zeta, 0.5 / zeta), (x, ops.adjoint(inverse)))
-        change = ops.read(ops.norm_1(new - x) / ops.norm_1(x))
+        change = ops.item(ops.norm_1(new - x) / ops.norm_1(x))
         x = new
         changes.append(change)
         if callback is not None:

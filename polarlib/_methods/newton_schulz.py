@@ -53,14 +53,14 @@ def newton_schulz(
     # The cut of the rank, with sigma_1 >= ||X||_F / sqrt(n).
     cut = max(m, n) * eps * ops.xp.sqrt(mean / high)
     x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
-    bounds = 0.0, math.sqrt(ops.read(high))
+    bounds = 0.0, math.sqrt(ops.item(high))
     matmuls = 1
     defects: list[float] = []
     before, note = math.inf, ""
     while True:
         e = ops.add_diagonal(g * -1.0, 1.0)
         size = ops.frobenius(e)
-        defect = ops.read(size) / math.sqrt(n)
+        defect = ops.item(size) / math.sqrt(n)
         converged = defect <= tol
         settled = defect <= SETTLED * eps or (converged and defect > 0.5 * before)
         if settled or not math.isfinite(defect) or len(defects) == MAX_ITERATIONS:
@@ -70,7 +70,7 @@ def newton_schulz(
         if lower is None and defect > STALLED * before:
             # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
             left = 2 * ops.frobenius(new - x) / GROWTH ** len(defects)
-            if ops.read(ops.xp.where(size > STALLED, cut / left, ops.xp.zeros_like(size))) > 1:
+            if ops.item(ops.xp.where(size > STALLED, cut / left, ops.xp.zeros_like(size))) > 1:
                 note = "numerically singular: what is left of the spectrum is rounding"
                 break
         x, before = new, defect
@@ -100,7 +100,7 @@ def settle(
     defect, matmuls = math.inf, 0
     while True:
         before, e = defect, ops.add_diagonal(gram * -1.0, 1.0)
-        defect = ops.read(ops.frobenius(e)) / math.sqrt(x.shape[-1])
+        defect = ops.item(ops.frobenius(e)) / math.sqrt(x.shape[-1])
         # Zeros do not move. Below 0.1 the defect is squared in each step, or is rounding.
         if not floor < defect < (STALLED if before > 0.1 else 0.5) * before:
             return x, defect, matmuls

@@ -72,7 +72,7 @@ def polynomial(
         alone = kind in ("frobenius", "none") and not low.simulated
         y = x if alone and ops.format_name(x) == precision else ops.at_least_single(x)
         y, spent = normalise(y, ops, kind, schedule.input_safety)
-        z = low.enter(y)
+        z = low.to_working_format(y)
         del y
     if callback is not None:
         callback(0, z if steps is schedule.steps else _normalised(z, steps[0], schedule, ops))
@@ -84,7 +84,7 @@ def polynomial(
         restarts=restarts,
         small=small,
         gram=g,
-        owned=z is not x or out is x,
+        may_overwrite=z is not x or out is x,
         out=None if out is x else out,
         callback=callback,
     )

@@ -187,7 +187,7 @@ def qdwh(
         del correction
         matmuls += spent
         l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
-        change = ops.read(ops.frobenius(x - last)) / math.sqrt(n)
+        change = ops.item(ops.frobenius(x - last)) / math.sqrt(n)
         changes.append(change)
         if callback is not None:
             callback(len(changes), lift(x))
@@ -227,10 +227,10 @@ def halley(
     changes: list[float] = []
     most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
     while True:
-        defect = ops.read(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
+        defect = ops.item(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
         correction, _ = resolvent(x, c, a - b / c, ops, how="cholesky", gram=gram)
         last, x = x, ops.combine((b / c, 1.0), (x, correction))
-        changes.append(ops.read(ops.frobenius(x - last)) / math.sqrt(n))
+        changes.append(ops.item(ops.frobenius(x - last)) / math.sqrt(n))
         if callback is not None:
             callback(len(changes), lift(x))
         # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.

@@ -34,7 +34,7 @@ def qr(
     # that size has no phase is given the phase 1, as zero is.
     small = size <= math.sqrt(format_of(ops.format_name(size)).smallest_normal)
     phase = xp.where(small, xp.ones_like(diagonal), diagonal)
-    q = q * (phase / ops.like(xp.where(small, xp.ones_like(size), size), diagonal))
+    q = q * (phase / ops.astype_like(xp.where(small, xp.ones_like(size), size), diagonal))
     if callback is not None:
         callback(1, q)
     return q, Run(1, 0, False)

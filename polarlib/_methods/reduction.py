@@ -137,7 +137,7 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         blur = 0.0 if tall else noise(2 * n, eps) * n  # what G has lost, over the mean
         factor = ops.adjoint(x) if tall else ops.cholesky(g)
         low = inverse_norm(factor, ops) ** -2.0
-        if not (tall or ops.read(blur * mean / low) <= TRUSTED):  # NaN compares false
+        if not (tall or ops.item(blur * mean / low) <= TRUSTED):  # NaN compares false
             factor, blur = ops.adjoint(ops.qr(x)[1]), 0.0
             low = inverse_norm(factor, ops) ** -2.0
         low = low - blur * mean
@@ -151,9 +151,9 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         ratio = lower * xp.sqrt(rayleigh / high)
     # One l serves a whole stack: the smallest. Where it is 0, or NaN, it cannot be known.
     known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
-    found = -ops.read(-known * xp.sqrt(high)) if lower is None else 0.0
-    bounds = found, math.sqrt(ops.read(high))
-    l = min(1.0, max(-ops.read(-known), eps**FLOOR))
+    found = -ops.item(-known * xp.sqrt(high)) if lower is None else 0.0
+    bounds = found, math.sqrt(ops.item(high))
+    l = min(1.0, max(-ops.item(-known), eps**FLOOR))
     return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
 
 
@@ -177,7 +177,7 @@ def reduce_tall(x: Array, ops: Ops) -> tuple[Array, Callable[[Array], Array], in
     if m >= TALL * n:
         first = ops.cholesky(ops.gram(x))
         size = inverse_norm(first, ops) * ops.frobenius(x)
-        if ops.read(size * size) * noise(m + n, format_of(ops.format_name(x)).epsilon) <= TRUSTED:
+        if ops.item(size * size) * noise(m + n, format_of(ops.format_name(x)).epsilon) <= TRUSTED:
             q = ops.adjoint(ops.solve_lower(first, ops.adjoint(x)))
             second = ops.cholesky(ops.gram(q))
             s = ops.adjoint(ops.matmul(first, second))

@@ -59,7 +59,7 @@ def zolotarev(
     changes: list[float] = []
 
     def follow(new: Array, old: Array) -> Array:
-        changes.append(ops.read(ops.frobenius(new - old)) / math.sqrt(n))
+        changes.append(ops.item(ops.frobenius(new - old)) / math.sqrt(n))
         if callback is not None:
             callback(len(changes), lift(new))
         return new

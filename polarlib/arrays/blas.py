@@ -310,7 +310,7 @@ def smallest(r: Array, steps: int) -> float:
     return 1 / inverse if inverse > 0 else math.nan
 
 
-def count_above(z: Array, cut: float) -> int:
+def count_eigenvalues_above(z: Array, cut: float) -> int:
     """How many eigenvalues of a Hermitian matrix exceed `cut` times the largest one.
 
     The largest is estimated; the count is the inertia of ``Z - cut z_1 I``, from its factorisation

@@ -78,10 +78,12 @@ class CupyOps(InPlaceOps):
             out[...] = c
         return self._product(a, b, out, alpha=alpha, beta=beta)
 
-    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+    def add_scaled_identity(
+        self, z: Array, alpha: float, beta: float
+    ) -> tuple[Array, float, float]:
         """Absorb beta alone, ``alpha (Z + beta / alpha I)``: a product scales at no cost."""
         if self.fused or not abs(beta) <= FOLDED * abs(alpha):
-            return super().fold(z, alpha, beta)
+            return super().add_scaled_identity(z, alpha, beta)
         return self.add_diagonal(z, beta / alpha), alpha, 0.0
 
     def _kernel(self, inputs: str, output: str, operation: str, name: str) -> Any:
@@ -95,15 +97,15 @@ class CupyOps(InPlaceOps):
         pairs = zip(matrices, map(float, coefficients), strict=True)
         return self._kernel(*source)(*itertools.chain.from_iterable(pairs))
 
-    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
-        return self.xp.divide(x, s, out=x if owned else self.xp.empty_like(x))
+    def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if that may be overwritten."""
+        return self.xp.divide(x, s, out=x if may_overwrite else self.xp.empty_like(x))
 
-    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
+    def scale(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x * s`` in the dtype of `x`, a new array."""
         return self.xp.multiply(x, s, out=self.xp.empty_like(x))
 
-    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+    def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 

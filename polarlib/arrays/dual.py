@@ -36,7 +36,7 @@ class DualOps:
     def __init__(self, base: Ops) -> None:
         self.base = base
 
-    def enter(self, x: Dual) -> Dual:
+    def to_working_format(self, x: Dual) -> Dual:
         """Itself: there is one precision."""
         return x
 
@@ -71,7 +71,7 @@ class DualOps:
         value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
         return Dual(value, self._tangent(a, b, c, alpha, beta))
 
-    def made_hermitian(self, z: Dual) -> Dual:
+    def make_hermitian(self, z: Dual) -> Dual:
         """Itself: values and derivatives are multiplied as they are."""
         return z
 
@@ -101,9 +101,9 @@ class DualOps:
         tangent = base.gemm(a.tangent, b.value, c.tangent, alpha, beta)
         return base.gemm(a.value, b.tangent, tangent, alpha, 1.0)
 
-    def fold(self, z: Dual, alpha: float, beta: float) -> tuple[Dual, float, float]:
+    def add_scaled_identity(self, z: Dual, alpha: float, beta: float) -> tuple[Dual, float, float]:
         """Return ``alpha Z + beta I``."""
-        value, _, _ = self.base.fold(z.value, alpha, beta)
+        value, _, _ = self.base.add_scaled_identity(z.value, alpha, beta)
         tangent = z.tangent if alpha == 1.0 else self.base.combine((alpha,), (z.tangent,))
         return Dual(value, tangent), 1.0, 0.0
 

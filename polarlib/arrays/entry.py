@@ -168,7 +168,7 @@ def refuse_hidden(
     fixed_work: bool = True,
 ) -> None:
     """Raise where a function cannot look at entries, unless it has a form that needs no look."""
-    if 0 not in a.shape and ops.hidden(a) and not (fixed_work and ops.fixed_work):
+    if 0 not in a.shape and ops.is_abstract(a) and not (fixed_work and ops.fixed_work):
         raise TypeError(f"{name} looks at its matrix, which {ops.hiding}, or {remedy}")
 
 
@@ -182,7 +182,7 @@ def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None
         raise TypeError(
             f"{both} must be arrays of one library, got {first} and {second}; convert one of them"
         )
-    if any(o.hidden(t) or o.spread(t) for o, t in ((ops, x), (others, other))):
+    if any(o.is_abstract(t) or o.is_sharded(t) for o, t in ((ops, x), (others, other))):
         return
     first, second = (
         getattr(device, "device_set", device)  # of JAX, where several share an array
@@ -246,8 +246,8 @@ def finite_peak(
         If an entry is NaN or infinite, and `look`.
     """
     peak = ops.max_abs(x)
-    if look and not math.isfinite(ops.read(peak)):
-        locate = locate and not ops.spread(x)  # which would gather all of it
+    if look and not math.isfinite(ops.item(peak)):
+        locate = locate and not ops.is_sharded(x)  # which would gather all of it
         trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
         raise ValueError(f"{name} {trouble}; {remedy}")
     return peak

@@ -40,7 +40,9 @@ class InPlaceOps(Ops):
         diagonal += a
         return z
 
-    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+    def add_scaled_identity(
+        self, z: Array, alpha: float, beta: float
+    ) -> tuple[Array, float, float]:
         """Absorb ``alpha Z + beta I`` into the storage of Z."""
         if self.fused:
             return z, alpha, beta
@@ -67,9 +69,9 @@ class InPlaceOps(Ops):
             product += c * beta
         return product
 
-    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
-        if owned:
+    def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if that may be overwritten."""
+        if may_overwrite:
             x /= s
             return x
-        return self.like(x / s, x)
+        return self.astype_like(x / s, x)

@@ -94,7 +94,9 @@ class JaxOps(Ops):
 
     def _is_long(self, a: Array, b: Array) -> bool:
         """Not of what is traced or lies in parts, which blocks could cut across."""
-        known = not (self.records(a) or self.records(b) or self.spread(a) or self.spread(b))
+        known = not (
+            self.is_traced(a) or self.is_traced(b) or self.is_sharded(a) or self.is_sharded(b)
+        )
         return known and super()._is_long(a, b)
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
@@ -105,13 +107,13 @@ class JaxOps(Ops):
         """JAX arrays are immutable."""
         return False
 
-    def records(self, x: Array) -> bool:
+    def is_traced(self, x: Array) -> bool:
         """Whether JAX traces: under grad, jvp, vmap or jit."""
         return isinstance(x, importlib.import_module("jax").core.Tracer)
 
-    def spread(self, x: Array) -> bool:
+    def is_sharded(self, x: Array) -> bool:
         """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
-        if not self.records(x):
+        if not self.is_traced(x):
             return not x.sharding.is_fully_replicated
         sharding = _explicit_sharding(x)
         return sharding is not None and any(axes is not None for axes in sharding.spec)
@@ -120,18 +122,18 @@ class JaxOps(Ops):
         """Copy to NumPy in float64 or complex128."""
         return super().to_host(self._visible(x))
 
-    def read(self, x: Array) -> float:
+    def item(self, x: Array) -> float:
         """Return the largest entry as a Python float (a synchronisation on a device)."""
         return float(self._visible(self.max(x)))
 
     def _visible(self, x: Array) -> Array:
-        if self.hidden(x):
+        if self.is_abstract(x):
             raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
         return x
 
     def device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""
-        if self.records(x) or len(x.sharding.device_set) == 1:
+        if self.is_traced(x) or len(x.sharding.device_set) == 1:
             return super().device_of(x)
         sharding = importlib.import_module("jax").sharding
         if not isinstance(x.sharding, sharding.NamedSharding):
@@ -142,7 +144,7 @@ class JaxOps(Ops):
         """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
         jax = importlib.import_module("jax")
         given = _explicit_sharding(x)
-        if self.records(x):
+        if self.is_traced(x):
             if given is None:
                 return f(x)
             shapes = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -167,9 +169,9 @@ class JaxOps(Ops):
 
         return jax.tree.map(put, result)
 
-    def hidden(self, x: Array) -> bool:
+    def is_abstract(self, x: Array) -> bool:
         """Whether JAX knows no entries."""
-        return self.records(x)
+        return self.is_traced(x)
 
     def repeat_while(
         self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
@@ -194,7 +196,7 @@ class JaxOps(Ops):
 
         Where results are not kept, what lies between is computed anew: ``jax.checkpoint``.
         """
-        if not any(self.records(x) for x in arrays):
+        if not any(self.is_traced(x) for x in arrays):
             return f(*arrays)
         jax = importlib.import_module("jax")
 
@@ -222,7 +224,7 @@ class JaxOps(Ops):
         weight: complex = 1.0,
     ) -> Array:
         """Solve the equation; JAX differentiates it, not the eigenvectors."""
-        if not (self.records(h) or self.records(w)):
+        if not (self.is_traced(h) or self.is_traced(w)):
             return super().lyapunov(h, w, diagonalise, weight)
         lax = importlib.import_module("jax").lax
         d = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors

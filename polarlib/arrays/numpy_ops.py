@@ -83,7 +83,7 @@ class NumpyOps(InPlaceOps):
             out[...] = c
         return blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
-    def made_hermitian(self, z: Array) -> Array:
+    def make_hermitian(self, z: Array) -> Array:
         """Hermitian bit for bit, since squares are taken as Gram products."""
         if not _worth_blas(z.size, z) or not _is_contiguous(z):
             return self.hermitian_part(z)
@@ -116,18 +116,18 @@ class NumpyOps(InPlaceOps):
             total += m if isinstance(c, float) and c == 1.0 else m * c
         return total
 
-    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x * s``, in the storage of `x` if it is owned."""
-        if not owned:
+    def scale(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x * s``, in the storage of `x` if that may be overwritten."""
+        if not may_overwrite:
             return super().scale(x, s)
         x *= s
         return x
 
-    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
-        """Return ``(z + z^H) / 2``, in the storage of `z` if it is owned, else with one copy."""
+    def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, in the storage of `z` or of one copy."""
         if not _worth_blas(z.size, z):
             return super().hermitian_part(z)
-        z = z if owned else z.copy(order="K")
+        z = z if may_overwrite else z.copy(order="K")
         blas.split(z)
         return z
 
@@ -222,9 +222,12 @@ class NumpyOps(InPlaceOps):
         stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
         return all(one(a, s) for a, s in stacks)
 
-    def count_above(self, h: Array, cut: float) -> np.ndarray:
+    def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues exceed `cut` times the largest: the inertia of a shifted matrix."""
-        counts = [blas.count_above(blas.columns(a)[0], cut) for a in h.reshape(-1, *h.shape[-2:])]
+        counts = [
+            blas.count_eigenvalues_above(blas.columns(a)[0], cut)
+            for a in h.reshape(-1, *h.shape[-2:])
+        ]
         return np.array(counts, dtype=int).reshape(h.shape[:-2])
 
     @finite_only

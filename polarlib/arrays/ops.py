@@ -125,7 +125,7 @@ class Ops:
     host : bool
         Whether reading a scalar is free; elsewhere it would stall the device.
     hiding : str
-        What hides entries (:meth:`hidden`) and what to do then, the end of a sentence.
+        What hides entries (:meth:`is_abstract`) and what to do then, the end of a sentence.
     fixed_work : bool
         Whether functions that look at entries have a form that does without where they are hidden.
     working : str
@@ -165,7 +165,7 @@ class Ops:
         """Whether a fixed schedule looks for NaN, since it costs little."""
         return self.host
 
-    def enter(self, x: Array) -> Array:
+    def to_working_format(self, x: Array) -> Array:
         """Convert to the format that this arithmetic works in; not a copy if it is there."""
         return self.cast(x, self.working) if self.working else x
 
@@ -222,7 +222,7 @@ class Ops:
                 f"{self.xp.__name__} has no dtype {name}; use a library that has it, such as torch"
             ) from None
 
-    def like(self, x: Array, reference: Array) -> Array:
+    def astype_like(self, x: Array, reference: Array) -> Array:
         """Convert to the dtype of another array; overflow gives infinity."""
         if x.dtype == reference.dtype:
             return x
@@ -259,7 +259,7 @@ class Ops:
 
         If `like` lies elsewhere, or it is not known where, the library is left to find out.
         """
-        if self.hidden(like) or self.spread(like) or not self.on_cpu(like):
+        if self.is_abstract(like) or self.is_sharded(like) or not self.on_cpu(like):
             return True
         return math.prod(shape) * self.bytes_of_entry(like) <= physical_memory()
 
@@ -273,7 +273,7 @@ class Ops:
         dtype = like.dtype if same else self.dtype(self.format_name(like))
         return self.xp.asarray(np.array(a), dtype=dtype, device=self.device_of(like))
 
-    def read(self, x: Array) -> float:
+    def item(self, x: Array) -> float:
         """Return the largest entry as a Python float (a synchronisation on a device)."""
         return float(self.max(x))
 
@@ -352,7 +352,7 @@ class Ops:
     def _total(self, parts: Iterable[Array], like: Array, out: Array | None) -> Array:
         """Sum of matrices in double, rounded once."""
         wide = self._double(like)
-        total = self.like(sum(self.xp.astype(part, wide) for part in parts), like)
+        total = self.astype_like(sum(self.xp.astype(part, wide) for part in parts), like)
         if out is None:
             return total
         out[...] = total
@@ -395,7 +395,7 @@ class Ops:
         """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
         return self.gemm(a, b, c, alpha, beta, out)
 
-    def made_hermitian(self, z: Array) -> Array:
+    def make_hermitian(self, z: Array) -> Array:
         """Return Z, which is Hermitian up to rounding, as squares of it need it; Z is given up."""
         return z
 
@@ -403,7 +403,9 @@ class Ops:
         """Return ``c_1 G + c_2 G^2`` of a Hermitian G, for a polynomial that begins with c_0."""
         return self.gemm_hermitian(g, g, g, c[2], c[1], out)
 
-    def fold(self, z: Array, alpha: float, beta: float) -> tuple[Array, float, float]:
+    def add_scaled_identity(
+        self, z: Array, alpha: float, beta: float
+    ) -> tuple[Array, float, float]:
         """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` is given up.
 
         Returns
@@ -430,7 +432,7 @@ class Ops:
         total = matrices[0] * coefficients[0]
         for c, m in zip(coefficients[1:], matrices[1:], strict=True):
             total = total + m * c
-        return self.like(total, first)
+        return self.astype_like(total, first)
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity with the dtype and device of `like`."""
@@ -444,18 +446,18 @@ class Ops:
         """Return ``z + a I``; `z` is given up."""
         return z + self.eye(z.shape[-1], z) * a
 
-    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s`` in the dtype of `x`, a new array unless `x` is `owned`."""
-        return self.like(x / s, x)
+    def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, a new array unless `x` may be overwritten."""
+        return self.astype_like(x / s, x)
 
-    def scale(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x * s``, a new array unless `x` is `owned`; overflow gives infinity."""
+    def scale(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x * s``, a new array unless `x` may be overwritten; overflow gives infinity."""
         return x * s
 
-    def hermitian_part(self, z: Array, *, owned: bool = False) -> Array:
+    def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
         """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow.
 
-        The result may take the storage of `z` if it is `owned`.
+        The result may take the storage of `z` if that may be overwritten.
         """
         half = z * 0.5
         return half + self.adjoint(half)
@@ -495,7 +497,7 @@ class Ops:
         xp = self.xp
         limit = -math.log2(FORMATS[self.format_name(peak)].smallest_normal)
         if self._is_scalar(peak):
-            known = self.read(peak)
+            known = self.item(peak)
             exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
             return 2.0 ** min(max(exponent, -limit), limit)
         known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
@@ -507,7 +509,7 @@ class Ops:
         """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
         xp = self.xp
         if isinstance(s, float) or self._is_scalar(s):
-            known = s if isinstance(s, float) else self.read(s)
+            known = s if isinstance(s, float) else self.item(s)
             return (known or 1.0) if math.isfinite(known) else math.nan
         finite = xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan))
         return xp.where(s == 0, xp.ones_like(s), finite)
@@ -516,11 +518,11 @@ class Ops:
         """Whether Python's arithmetic will do, which is quicker than a library's on one number."""
         return self.host and math.prod(s.shape) == 1
 
-    def number(self, s: Array) -> Array | float:
+    def as_scalar(self, s: Array) -> Array | float:
         """Python's float for a single number on the host, else the array itself."""
-        return self.read(s) if self._is_scalar(s) else s
+        return self.item(s) if self._is_scalar(s) else s
 
-    def root(self, s: Array | float) -> Array | float:
+    def sqrt(self, s: Array | float) -> Array | float:
         """Square root."""
         return math.sqrt(s) if isinstance(s, float) else self.xp.sqrt(s)
 
@@ -543,7 +545,7 @@ class Ops:
         """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""
         if self.format_name(x) != "float32":
             return self.xp.sum(x, axis=axis, keepdims=True)
-        return self.like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x)
+        return self.astype_like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x)
 
     def norm_1(self, x: Array) -> Array:
         """Largest absolute column sum."""
@@ -614,10 +616,10 @@ class Ops:
         """
         if 0 in z.shape:
             return True
-        shifted = z - self.eye(z.shape[-1], z) * self.like(shift, z)
-        return math.isfinite(self.read(self.max_abs(self.cholesky(shifted))))
+        shifted = z - self.eye(z.shape[-1], z) * self.astype_like(shift, z)
+        return math.isfinite(self.item(self.max_abs(self.cholesky(shifted))))
 
-    def count_above(self, h: Array, cut: float) -> np.ndarray:
+    def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
         values = self.to_host(self.eigenvalues(h))
         return np.sum(values > cut * values[..., -1:], axis=-1)
@@ -678,15 +680,15 @@ class Ops:
         """Arithmetic that the library may differentiate: reads and overwrites nothing."""
         return self
 
-    def records(self, x: Array) -> bool:
+    def is_traced(self, x: Array) -> bool:
         """Whether the library traces or differentiates what is done with `x`."""
         return False
 
     def together(self, *arrays: Array) -> Ops:
         """Arithmetic for several arrays of the library: functional, if it records one of them."""
-        return self.functional() if any(ops_of(x).records(x) for x in arrays) else self
+        return self.functional() if any(ops_of(x).is_traced(x) for x in arrays) else self
 
-    def spread(self, x: Array) -> bool:
+    def is_sharded(self, x: Array) -> bool:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
         return False
 
@@ -698,7 +700,7 @@ class Ops:
         """Return ``f(x)`` for a function of single entries."""
         return f(x)
 
-    def hidden(self, x: Array) -> bool:
+    def is_abstract(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
 
@@ -771,7 +773,7 @@ class Ops:
 
     def _by_eigenvectors(self, w: Array, d: Diagonal) -> Array:
         v = d.vectors
-        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.like(d.sums, v)
+        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.astype_like(d.sums, v)
         return self.matmul(self.matmul(v, core), self.adjoint(v))
 
     def _adjoint_of(self, d: Diagonal) -> Diagonal:

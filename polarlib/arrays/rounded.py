@@ -117,11 +117,11 @@ class Simulated:
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
     quadratic = Ops.quadratic
-    made_hermitian = Ops.made_hermitian
+    make_hermitian = Ops.make_hermitian
     buffer = Ops.buffer
     reusable = Ops.reusable
-    fold = Ops.fold
-    enter = Ops.enter
+    add_scaled_identity = Ops.add_scaled_identity
+    to_working_format = Ops.to_working_format
 
     def __init__(self, base: Ops, precision: Format) -> None:
         self.base = base

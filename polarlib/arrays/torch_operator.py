@@ -20,7 +20,7 @@ from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import at_trace_time
 
-__all__ = ["call", "define", "is_transformed", "records", "takes"]
+__all__ = ["call", "define", "is_traced", "is_transformed", "takes"]
 
 Array = Any
 
@@ -41,10 +41,10 @@ def is_transformed() -> bool:
     return bool(sys.modules["torch"]._C._functorch.maybe_current_level() is not None)
 
 
-def records(x: Array, ops: Ops) -> bool:
+def is_traced(x: Array, ops: Ops) -> bool:
     """Whether torch records what is done with `x`, for tensors of other entries."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor) and ops.hidden(x)
+    return torch is not None and isinstance(x, torch.Tensor) and ops.is_abstract(x)
 
 
 def call(x: Array, options: str) -> Array:

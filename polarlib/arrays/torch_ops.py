@@ -62,7 +62,7 @@ class TorchOps(InPlaceOps):
         devices = sorted({str(x.device) for x in arrays})
         if len(devices) > 1:
             raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
-        if any(ops_of(x).records(x) for x in arrays):
+        if any(ops_of(x).is_traced(x) for x in arrays):
             # Torch differentiates these products later, under settings of then.
             return TorchGradOps(self.xp, self.device, open_ended=True)
         return self
@@ -169,11 +169,11 @@ class TorchOps(InPlaceOps):
         """Sums along an axis, which keeps length 1; torch adds in pairs."""
         return self.xp.sum(x, axis=axis, keepdims=True)
 
-    def records(self, x: Array) -> bool:
+    def is_traced(self, x: Array) -> bool:
         """Whether gradients or forward derivatives are recorded, or vmap batches."""
         return is_differentiated(x, self.torch)
 
-    def hidden(self, x: Array) -> bool:
+    def is_abstract(self, x: Array) -> bool:
         """Whether what is done is recorded for tensors of other entries, or there are none."""
         torch = self.torch
         if x.device.type == "meta" or torch.jit.is_tracing():
@@ -200,7 +200,7 @@ class TorchOps(InPlaceOps):
         keep: bool,
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
-        if self.torch.jit.is_tracing() or not any(self.records(x) for x in arrays):
+        if self.torch.jit.is_tracing() or not any(self.is_traced(x) for x in arrays):
             return f(*arrays)  # a trace has operations of torch alone
         return _function().apply(f, jvp, vjp, keep, *arrays)
 
@@ -268,7 +268,7 @@ class TorchOps(InPlaceOps):
         # Moved first, as the device may lack double precision.
         return x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy()
 
-    def read(self, x: Array) -> float:
+    def item(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
         return float(x.detach().max())
 
@@ -295,9 +295,9 @@ class TorchOps(InPlaceOps):
         total = norm(blocks, dim=(-2, -1), dtype=self._double(blocks))
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
-    def divide(self, x: Array, s: Array | float, *, owned: bool = False) -> Array:
-        """Return ``x / s`` in the dtype of `x`, and in its storage if it is owned."""
-        return self.torch.div(x, s, out=x if owned else self.buffer(tuple(x.shape), x))
+    def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, and in its storage if that may be overwritten."""
+        return self.torch.div(x, s, out=x if may_overwrite else self.buffer(tuple(x.shape), x))
 
     def gemm(
         self,
@@ -484,7 +484,7 @@ class TorchGradOps(TorchOps):
         super().__init__(xp, device, host=False)
         self.open_ended = open_ended and has_double(device)
 
-    def records(self, x: Array) -> bool:
+    def is_traced(self, x: Array) -> bool:
         """Always, for all that is known."""
         return True
 
@@ -505,7 +505,7 @@ class TorchGradOps(TorchOps):
 
     buffer = Ops.buffer
     reusable = Ops.reusable
-    fold = Ops.fold
+    add_scaled_identity = Ops.add_scaled_identity
     add_diagonal = Ops.add_diagonal
     divide = Ops.divide
 
@@ -513,4 +513,4 @@ class TorchGradOps(TorchOps):
 class TorchTracedOps(TorchGradOps):
     """torch tensors of unknown entries, under torch.export, torch.jit.trace and the like."""
 
-    records = TorchOps.records
+    is_traced = TorchOps.is_traced

@@ -45,10 +45,10 @@ class TorchShardedOps(TorchGradOps):
     empty.
 
     Every process makes the same collectives, since all decisions rest on shapes and placements, or
-    on numbers that `read` and `to_host` take from one process.
+    on numbers that `item` and `to_host` take from one process.
     """
 
-    records = TorchOps.records
+    is_traced = TorchOps.is_traced
 
     def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Refuse, on every process alike, DTensors where whole matrices are needed."""
@@ -87,7 +87,7 @@ class TorchShardedOps(TorchGradOps):
     # -- layouts: for each dimension of the mesh the axis that is sharded along it, counted from the
     # last one, -1; 0 where none is
 
-    def spread(self, x: Array) -> bool:
+    def is_sharded(self, x: Array) -> bool:
         """Whether no process has all of `x`."""
         return any(_layout(x))
 
@@ -217,7 +217,7 @@ class TorchShardedOps(TorchGradOps):
         if not hasattr(a, "placements"):  # blocks of local tensors
             return super().matmul(a, b, out)
         a, b = self._aligned(a, b)
-        if self.records(a) or self.records(b):
+        if self.is_traced(a) or self.is_traced(b):
             return _product().apply(self, a, b)
         return self._product(a, b)
 
@@ -233,7 +233,7 @@ class TorchShardedOps(TorchGradOps):
         """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
         a, b = self._aligned(a, b)
         layout, sums = _layout_of_product(a, b)
-        if sums or layout != _layout(c) or any(self.records(x) for x in (a, b, c)):
+        if sums or layout != _layout(c) or any(self.is_traced(x) for x in (a, b, c)):
             return Ops.gemm(self, a, b, c, alpha, beta)
         local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
         return self._wrapped(local, c, layout, c.shape)
@@ -245,7 +245,7 @@ class TorchShardedOps(TorchGradOps):
         batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         local = self.at_least_single(local) if sums else local
         shape = (*batch, a.shape[-2], b.shape[-1])
-        return self.like(self._wrapped(local, a, layout, shape, sums), a)
+        return self.astype_like(self._wrapped(local, a, layout, shape, sums), a)
 
     def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Operands whose local tensors can be multiplied; what every process has is only cut."""
@@ -295,7 +295,7 @@ class TorchShardedOps(TorchGradOps):
         """Sums along an axis, which keeps length 1."""
         return _summed(super().sums(x, axis))
 
-    def read(self, x: Array) -> float:
+    def item(self, x: Array) -> float:
         """Largest entry as a Python float, the same on every process."""
         return float(self._agreed(x).max())
 
@@ -346,7 +346,7 @@ class AnyTorchOps(TorchOps):
             # has no numbers to read.
             return TorchGradOps(xp, x.device, open_ended=True)
         ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
-        return TorchTracedOps(xp, x.device) if ops.hidden(x) else ops
+        return TorchTracedOps(xp, x.device) if ops.is_abstract(x) else ops
 
 
 def _dtensors() -> Any:

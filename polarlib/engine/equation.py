@@ -81,7 +81,7 @@ class Equation:
             return Diagonal(ops.as_complex(sums) + shift, ops.as_complex(v), shift)
         # NaN is no degeneracy, and gives NaN.
         poor = ~self._is_unique(s, ops) & ~ops.xp.isnan(s[..., :1])[..., None]
-        if not ops.hidden(poor) and bool(ops.xp.any(poor)):
+        if not ops.is_abstract(poor) and bool(ops.xp.any(poor)):
             raise ValueError(self._refusal(ops.to_host(s), ops.to_host(poor)[..., 0, 0] != 0))
         return Diagonal(ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums), v)
 

@@ -207,7 +207,7 @@ def _back(u: Array, few: Array, ops: Ops) -> Array:
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
     """Gaussian vectors, the same for every matrix of a stack."""
-    z = ops.like(ops.from_host(_gaussian(n, k), x), x)
+    z = ops.astype_like(ops.from_host(_gaussian(n, k), x), x)
     return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
 
 
@@ -236,8 +236,8 @@ def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray
     """
     if full:
         return np.full(x.shape[:-2], x.shape[-1])
-    if run.singular_values is None and (x.shape[-1] > EXACT_UP_TO or ops.spread(x)):
-        return ops.count_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
+    if run.singular_values is None and (x.shape[-1] > EXACT_UP_TO or ops.is_sharded(x)):
+        return ops.count_eigenvalues_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
     return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
 
@@ -320,7 +320,7 @@ def condition_bounds(
 
 def _figure(v: Array, ops: Ops) -> np.ndarray:
     """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
-    return (v if ops.hidden(v) else ops.to_host(v))[..., 0, 0]
+    return (v if ops.is_abstract(v) else ops.to_host(v))[..., 0, 0]
 
 
 def _norms(x: Array, ops: Ops) -> np.ndarray:

@@ -99,7 +99,7 @@ def iterate(
     restarts: Sequence[int] = (),
     small: Ops | None = None,
     gram: Array | None = None,
-    owned: bool = False,
+    may_overwrite: bool = False,
     out: Array | None = None,
     callback: Callable[[int, Array], None] | None = None,
 ) -> Array:
@@ -121,7 +121,7 @@ def iterate(
         Arithmetic of the n x n matrices of the Gram form, by default `ops`.
     gram : array, shape (..., n, n), optional
         ``X^H X`` of that arithmetic, if it is known; given up.
-    owned : bool, optional
+    may_overwrite : bool, optional
         Whether the storage of `x` may be written; otherwise `x` is never changed.
     out : array, shape (..., m, n), optional
         Storage for the result, which shares none with `x`; used if it has the dtype of the iterate.
@@ -138,14 +138,14 @@ def iterate(
         out = None
     if form == "gram":
         return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
-    return _plain(x, steps, ops, owned, gram, out, callback)
+    return _plain(x, steps, ops, may_overwrite, gram, out, callback)
 
 
 def _plain(
     x: Array,
     steps: Sequence[Sequence[float]],
     ops: Ops,
-    owned: bool,
+    may_overwrite: bool,
     gram: Array | None,
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
@@ -154,7 +154,7 @@ def _plain(
     # small matrices come back to the same storage in every step.
     square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
     g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
-    turns = [x if owned and ops.reusable(x) else None, None]
+    turns = [x if may_overwrite and ops.reusable(x) else None, None]
     if out is not None:  # its turn is the last one
         turns[len(steps) % 2] = out
     for k, step in enumerate(steps, 1):
@@ -166,7 +166,7 @@ def _plain(
         else:
             known, gram = gram, None
             r = ops.gram(x, g) if known is None else known
-            p, alpha, beta = ops.fold(*even_part(r, step, ops, z))
+            p, alpha, beta = ops.add_scaled_identity(*even_part(r, step, ops, z))
             x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
         if callback is not None:
             callback(k, x)
@@ -188,13 +188,13 @@ def _gram(
 
         def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
             if callback is not None:
-                callback(start + k, ops.matmul(x, ops.enter(q)))
+                callback(start + k, ops.matmul(x, ops.to_working_format(q)))
 
         watch = None if callback is None else inside
-        r, gram = small.gram(small.enter(x)) if gram is None else gram, None
+        r, gram = small.gram(small.to_working_format(x)) if gram is None else gram, None
         q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
         del r  # before X Q takes storage
-        q = ops.enter(q)
+        q = ops.to_working_format(q)
         whole = (alpha, beta) == (1.0, 0.0)
         into = out if end == ends[-1] else None
         x = ops.matmul(x, q, into) if whole else ops.gemm(x, q, x, alpha, beta, into)
@@ -255,7 +255,7 @@ def coupled(
         if z is r and not last:
             z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
             alpha = 1.0
-        z, alpha, beta = ops.fold(z, alpha, beta)
+        z, alpha, beta = ops.add_scaled_identity(z, alpha, beta)
         if q is not None:
             q = renewed(q, z, q, alpha, beta)
         if last:
@@ -265,7 +265,7 @@ def coupled(
         for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
             left, right = (z, r) if i % 2 else (r, z)
             r = renewed(left, right, r, alpha, beta)
-        r = ops.made_hermitian(r)
+        r = ops.make_hermitian(r)
         if ops.reusable(z):
             free.append(z)
         if callback is not None:

@@ -79,7 +79,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
             norm, spent = _bound_from_gram(g, ops, kind, format_of(ops.format_name(g))), 1
         else:
             norm, spent = _gram_moment(g, ops, 3)
-    return ops.divide(y, ops.divisor(norm) * safety, owned=True), spent
+    return ops.divide(y, ops.divisor(norm) * safety, may_overwrite=True), spent
 
 
 def checked_peak(x: Array, ops: Ops) -> Array:
@@ -128,9 +128,9 @@ def normalised_with_gram(
     widest = min(form.largest, format_of(low.working).largest) > 2.0**MOST_BITS
     native = not low.simulated and ops.format_name(x) == low.working
     if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
-        z = low.enter(x)
-        g = small.gram(small.enter(z))
-        square = ops.read(ops.trace(g))
+        z = low.to_working_format(x)
+        g = small.gram(small.to_working_format(z))
+        square = ops.item(ops.trace(g))
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
@@ -143,14 +143,14 @@ def normalised_with_gram(
         # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
         # those of its square n at most: float16 keeps both up to thousands of columns.
         twice = ops.frobenius(y) * (2 * y.shape[-1] ** -0.25)
-        y = ops.divide(y, ops.binary_scale(twice), owned=True)
-    z = low.enter(y)
-    g = small.gram(small.enter(z))
+        y = ops.divide(y, ops.binary_scale(twice), may_overwrite=True)
+    z = low.to_working_format(y)
+    g = small.gram(small.to_working_format(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
     if isinstance(s, float):
         return z, g, _absorbing(first, s)
-    g = small.enter(ops.divide(g, s * s, owned=True))
-    return low.enter(ops.divide(y, s, owned=True)), g, tuple(first)
+    g = small.to_working_format(ops.divide(g, s * s, may_overwrite=True))
+    return low.to_working_format(ops.divide(y, s, may_overwrite=True)), g, tuple(first)
 
 
 def _absorbing(step: Sequence[float], s: float) -> tuple[float, ...]:
@@ -166,15 +166,15 @@ def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | flo
     n = g.shape[-1]
     norm = ops.frobenius(g)
     sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
-    norm = ops.number(norm)
+    norm = ops.as_scalar(norm)
     slack = form.unit_roundoff + sums
     if kind == "schatten4":
-        return ops.root(norm * (1 + slack))
-    mean = ops.number(ops.trace(g)) / n
+        return ops.sqrt(norm * (1 + slack))
+    mean = ops.as_scalar(ops.trace(g)) / n
     # Cancels where singular values are equal, to within the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
-    return ops.root(mean + ops.root(spread) + norm * slack)
+    return ops.sqrt(mean + ops.sqrt(spread) + norm * slack)
 
 
 def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, int]:
@@ -205,12 +205,12 @@ def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
     """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value, and the products spent."""
     exponent = 0.5
     bound = ops.frobenius(g)
-    g = ops.divide(g, ops.divisor(bound), owned=True)
+    g = ops.divide(g, ops.divisor(bound), may_overwrite=True)
     bound = bound**exponent
     for _ in range(squarings):
         g = ops.gram(g)
         norm = ops.frobenius(g)
-        g = ops.divide(g, ops.divisor(norm), owned=True)
+        g = ops.divide(g, ops.divisor(norm), may_overwrite=True)
         exponent /= 2
         bound = bound * norm**exponent
     # Rounding in the products is at most n eps relative to the norms, then the root is taken.

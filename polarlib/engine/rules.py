@@ -64,8 +64,8 @@ def differentiable_schedule(
 def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
     """:func:`schedule_derivative` in at least single precision, in the dtype of X."""
     wide = ops_of(x).at_least_single(x)
-    d = schedule_derivative(wide, ops_of(e).like(e, wide), **how)
-    return ops_of(d).like(d, x)
+    d = schedule_derivative(wide, ops_of(e).astype_like(e, wide), **how)
+    return ops_of(d).astype_like(d, x)
 
 
 def differentiable_unitary(
@@ -111,7 +111,7 @@ def _self_adjoint(
     def rule(primals: Any, results: Any, e: Any) -> tuple[Array]:
         (a,), (e,) = primals, e
         x, f = _widened(a, results[0], exact)
-        return (ops_of(a).like(derivative(x, f, ops_of(e).like(e, x)), a),)
+        return (ops_of(a).astype_like(derivative(x, f, ops_of(e).astype_like(e, x)), a),)
 
     (f,) = ops_of(a).differentiable(lambda a: (apply(a),), rule, rule, (a,), keep=True)
     return f
@@ -175,15 +175,15 @@ def _polar_rules(
         refuse()
         (a,), (e,) = primals, tangents
         x, u = _widened(a, results[0], exact)
-        moved = polar_tangents(x, u, ops_of(e).like(e, x), side=side)
+        moved = polar_tangents(x, u, ops_of(e).astype_like(e, x), side=side)
         zeros = (ops_of(x).xp.zeros_like(x) for x in results[2:])
-        return (*(ops_of(d).like(d, a) for d in moved), *zeros)
+        return (*(ops_of(d).astype_like(d, a) for d in moved), *zeros)
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
         (a,) = primals
         x, u = _widened(a, results[0], exact)
-        wide = (None if g is None else ops_of(g).like(g, x) for g in gradients)
+        wide = (None if g is None else ops_of(g).astype_like(g, x) for g in gradients)
         d = polar_gradient(x, u, *wide, side=side)
-        return (ops_of(d).like(d, a),)
+        return (ops_of(d).astype_like(d, a),)
 
     return jvp, vjp

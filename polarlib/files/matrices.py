@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -288,6 +287,8 @@ def stories() -> dict[str, dict[str, Any]]:
 @functools.cache
 def _told() -> dict[str, Any]:
     text = resources.files("polarlib").joinpath("data/gradients.toml").read_text(encoding="utf-8")
+    import tomllib  # where it is first needed
+
     return tomllib.loads(text)
 
 

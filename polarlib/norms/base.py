@@ -136,13 +136,13 @@ class Prepared(NamedTuple):
 
     def result(self, x: Array) -> Array:
         """Matrices in the dtype of the input."""
-        return self.ops.like(x if self.poison is None else x + self.poison, self.given)
+        return self.ops.astype_like(x if self.poison is None else x + self.poison, self.given)
 
     def number(self, v: Array) -> Array:
         """Values of shape (..., 1, 1) as values of shape (...)."""
         v = v if self.poison is None else v + self.poison
         if not self.ops.is_complex(self.given):
-            v = self.ops.like(v, self.given)
+            v = self.ops.astype_like(v, self.given)
         return v[..., 0, 0]
 
 
@@ -234,7 +234,7 @@ class MatrixNorm(Norm):
             return p.ops.empty_result(p.given)
         t = self._lmo(p.x, p.ops, p.ops.format_name(p.given))
         d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
-        return p.result(p.ops.scale(p.ops.like(t, p.x) * d, p.scale))
+        return p.result(p.ops.scale(p.ops.astype_like(t, p.x) * d, p.scale))
 
     @looks
     @under_default_settings
@@ -285,7 +285,7 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
 def times(x: Array, s: float) -> Array:
     """A new array ``s x`` of the dtype of `x`, half precision rounded once."""
     ops = ops_of(x)
-    return ops.like(ops.at_least_single(x) * s, x)
+    return ops.astype_like(ops.at_least_single(x) * s, x)
 
 
 def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: int) -> Array:
@@ -323,7 +323,7 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
         middle = (low + high) / 2
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap
         low, high = xp.where(fits, middle, low), xp.where(fits, high, middle)
-    if not ops.records(z):
+    if not ops.is_traced(z):
         return at(low)
     # Bisection has no derivative. That of phi is that of its end, or follows from the sum.
     phi = ops.constant(lambda low: low * 1.0, low)

@@ -79,7 +79,7 @@ def leading(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
 def by_svd(x: Array, k: int, ops: Ops) -> Triplets:
     u, s, vh = ops.svd(x)
     u, s, vh = u[..., :k], s[..., :k], vh[..., :k, :]
-    if ops.hidden(s):
+    if ops.is_abstract(s):
         return Triplets(u, s, vh, "svd", 0, math.nan)
     residual = _residual(x, ops.adjoint(x), u, s, ops.adjoint(vh), ops)
     return Triplets(u, s, vh, "svd", 0, _relative(residual, s, ops))
@@ -107,15 +107,15 @@ def _is_certified(
     slack = max(rtol / 2 * values[-1], rounding * values[0])
     bound = float(values[-1] + slack)
     if bound == 0:  # only a zero matrix has s_1 = 0
-        return ops.read(ops.frobenius(x)) == 0
+        return ops.item(ops.frobenius(x)) == 0
     if not residual <= slack:
         return False
     for basis in (u, v):
         defect = ops.add_diagonal(ops.gram(basis), -1.0)
-        if not ops.read(ops.frobenius(defect)) <= rounding:
+        if not ops.item(ops.frobenius(defect)) <= rounding:
             return False
     rest = (x - ops.matmul(u * s[None, :], ops.adjoint(v))) / bound
-    return math.isfinite(ops.read(ops.frobenius(_definite(ops.gram(rest), ops))))
+    return math.isfinite(ops.item(ops.frobenius(_definite(ops.gram(rest), ops))))
 
 
 def _definite(g: Array, ops: Ops) -> Array:
@@ -131,7 +131,7 @@ def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
     rng = np.random.default_rng(0)
 
     def draw(m: int, n: int) -> Array:
-        return ops.like(ops.from_host(rng.standard_normal((m, n)), like), like)
+        return ops.astype_like(ops.from_host(rng.standard_normal((m, n)), like), like)
 
     return draw
 
@@ -198,7 +198,7 @@ def _krylov(
     if keep < k:  # no room for a restart: the SVD is the better method
         return None, 0
     eps = format_of(ops.format_name(x)).epsilon
-    floor = 2 * eps * ops.read(ops.frobenius(x))
+    floor = 2 * eps * ops.item(ops.frobenius(x))
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
     b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)
     f, _, _ = _extend(draw(n, block), v, 0.0, draw, ops)
@@ -244,7 +244,7 @@ def _arpack(
     def multiply(v: np.ndarray) -> np.ndarray:
         nonlocal products
         products += 2
-        column = ops.like(ops.from_host(v.reshape(n, 1), x), x)
+        column = ops.astype_like(ops.from_host(v.reshape(n, 1), x), x)
         return ops.to_host(ops.matmul(xh, ops.matmul(x, column)))[:, 0]
 
     eps = format_of(ops.format_name(x)).epsilon
@@ -283,7 +283,7 @@ def _subspace(
         z = ops.matmul(xh, q)
         products += 2 * size
         rest = ops.matmul(z, left) - w * s[None, :]
-        if ops.read(ops.frobenius(rest)) <= _goal(ops.to_host(s), k, rtol, eps):
+        if ops.item(ops.frobenius(rest)) <= _goal(ops.to_host(s), k, rtol, eps):
             return (u, s, w), products
         v, _ = ops.qr(z)
     return None, products

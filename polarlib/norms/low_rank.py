@@ -61,14 +61,14 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     m, ops = as_matrix(m, "m")
     m, q = _factor(q, "q", m, ops, m.shape[-1], min(m.shape[-2:]))
     x = ops.at_least_single(m)
-    y = ops.like(q, x)
+    y = ops.astype_like(q, x)
     scale = ops.binary_scale(ops.max_abs(x))
     x = ops.divide(x, scale)
     p, _ = ops.qr(ops.matmul(x, y))
     r = ops.matmul(ops.adjoint(x), p)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
-    return ops.like(p, m), ops.like(ops.scale(r, scale), m), ops.like(y, q)
+    return ops.astype_like(p, m), ops.astype_like(ops.scale(r, scale), m), ops.astype_like(y, q)
 
 
 @under_default_settings
@@ -109,13 +109,13 @@ def range_lmo(g: Array, p: Array) -> Array:
     g, ops = as_matrix(g, "g")
     g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
     x = ops.at_least_single(g)
-    y = ops.like(p, x)
+    y = ops.astype_like(p, x)
     x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
     u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
     # NaN times zero, so that a matrix that is not finite gives NaN.
     kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
-    return ops.like(t, g)
+    return ops.astype_like(t, g)
 
 
 def _factor(

@@ -55,7 +55,7 @@ class Mixed(MatrixNorm):
         if self.q == math.inf:
             return t
         sizes = lp_norm(ops.xp.abs(g), conjugate(self.p), self.axis, ops)
-        return t * ops.like(lp_lmo(sizes, self.q, self._across, ops), t)
+        return t * ops.astype_like(lp_lmo(sizes, self.q, self._across, ops), t)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         if self.axis is None and self.p in (1, 2, math.inf):

@@ -140,7 +140,7 @@ def _wide(w: Any) -> Any:
 def _scale(x: Array, s: Any) -> Array:
     """``s x`` in the dtype of x; overflow gives infinity."""
     ops = ops_of(x)
-    return ops.like(ops.scale(ops.at_least_single(x), s), x)
+    return ops.astype_like(ops.scale(ops.at_least_single(x), s), x)
 
 
 def _per_matrix(v: Array, t: Array) -> Array:

@@ -66,7 +66,7 @@ def _mapped(g: Array, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> Arra
 
 
 def _product(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
-    return ops.matmul(u * ops.like(s, u)[..., None, :], vh)
+    return ops.matmul(u * ops.astype_like(s, u)[..., None, :], vh)
 
 
 # -- powers ----------------------------------------------------------------------------------
@@ -325,9 +325,9 @@ def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | No
             t = _product(u, kept, vh, ops)
             nuclear = ops.xp.sum(s, axis=-1, keepdims=True)[..., None]
         else:
-            t = ops.like(factor.lmo(g), x)
+            t = ops.astype_like(factor.lmo(g), x)
             nuclear = inner(x, t, ops)
-        return ops.scale(ops.scale(t, ops.like(nuclear, t)), scale)
+        return ops.scale(ops.scale(t, ops.astype_like(nuclear, t)), scale)
 
     return _apply(g, direction)
 
@@ -387,6 +387,6 @@ def spectral_clip(g: Array, limit: float) -> Array:
         level = ops.scale(1 / unit, top)
         clipped = _product(u, xp.minimum(row, level)[..., 0, :], vh, ops)
         inside = ops.max(row, axis=-1, keepdims=True) <= level
-        return xp.where(inside, x * ops.like(scale, x), clipped * ops.like(unit, x))
+        return xp.where(inside, x * ops.astype_like(scale, x), clipped * ops.astype_like(unit, x))
 
     return _apply(g, direction)

@@ -54,7 +54,7 @@ class MinkowskiSum(MatrixNorm):
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         # A low-precision term comes in its own format: the sum is formed in that of g.
-        return _total(w * ops.like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        return _total(w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
 
     def _value(self, x: Array, ops: Ops) -> Array:
         return self._solve(x, ops)[0]
@@ -75,7 +75,7 @@ class MinkowskiSum(MatrixNorm):
         u, s, vh = svd(x, ops)
         full = k >= s.shape[-1]
         t, rest = _with_spectral(s, a, b, ops) if full else _with_fanion(s, k, a, b, ops)
-        return t[..., None], ops.matmul(u * ops.like(rest, u)[..., None, :], vh)
+        return t[..., None], ops.matmul(u * ops.astype_like(rest, u)[..., None, :], vh)
 
     def dual(self) -> MatrixNorm:
         return SumDual(self)

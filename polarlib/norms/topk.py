@@ -162,7 +162,7 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     k = count("k", k, 1, min(m, n), f"an integer from 1 to min(m, n) = {min(m, n)}")
     method = choice("method", method, ("auto", *METHODS))
     rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
-    if 0 not in a.shape and ops.records(a):
+    if 0 not in a.shape and ops.is_traced(a):
         return _differentiable(a, k, ops)
     return _triplets(a, k, method, rtol)
 
@@ -171,7 +171,7 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     """Scale, choose and run."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "top_singular", "take the whole SVD")
-    hidden = ops.hidden(a)
+    hidden = ops.is_abstract(a)
     m, n = a.shape[-2:]
     x = ops.at_least_single(a)
     if math.prod(a.shape[:-2]) == 0:
@@ -188,7 +188,7 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     u, vh = (ops.adjoint(found.vh), ops.adjoint(found.u)) if wide else (found.u, found.vh)
     s = ops.scale(found.s[..., None, :], scale)[..., 0, :]
     if dtype_name(a) != dtype_name(x):
-        u, s, vh = ops.like(u, a), ops.like(s, _real(a, ops)), ops.like(vh, a)
+        u, s, vh = ops.astype_like(u, a), ops.astype_like(s, _real(a, ops)), ops.astype_like(vh, a)
     return found._replace(u=u, s=s, vh=vh)
 
 
@@ -220,11 +220,13 @@ def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
 
     def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
         moved = _rule(primals[0], results).along(tangents[0])
-        return tuple(ops_of(d).like(d, r) for d, r in zip(moved, results, strict=True))
+        return tuple(ops_of(d).astype_like(d, r) for d, r in zip(moved, results, strict=True))
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
         return (
-            ops_of(primals[0]).like(_rule(primals[0], results).against(*gradients), primals[0]),
+            ops_of(primals[0]).astype_like(
+                _rule(primals[0], results).against(*gradients), primals[0]
+            ),
         )
 
     u, s, vh = ops.differentiable(apply, jvp, vjp, (a,), keep=True)
@@ -258,7 +260,7 @@ class _Rule(NamedTuple):
     def along(self, e: Array) -> tuple[Array, Array, Array]:
         """Derivatives of u, s and vh in a direction of the matrix that was given."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
-        e = ops.divide(ops.like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
+        e = ops.divide(ops.astype_like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
         rest, inverses, f, eye = self._parts()
         ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
         p = ops.matmul(ops.adjoint(u), ev)
@@ -277,11 +279,13 @@ class _Rule(NamedTuple):
         ops, u, s, v = self.ops, self.u, self.s, self.v
         d = 0.0 * ops.matmul(u, ops.adjoint(v))
         if gs is not None:
-            d = ops.matmul(u * ops.like(gs, s)[..., None, :], ops.adjoint(v))
+            d = ops.matmul(u * ops.astype_like(gs, s)[..., None, :], ops.adjoint(v))
         if gu is not None or gvh is not None:
             gv = None if gvh is None else ops.adjoint(gvh)
             gu, gv = (gv, gu) if self.wide else (gu, gv)
-            gu, gv = (w * 0.0 if g is None else ops.like(g, w) for g, w in ((gu, u), (gv, v)))
+            gu, gv = (
+                w * 0.0 if g is None else ops.astype_like(g, w) for g, w in ((gu, u), (gv, v))
+            )
             rest, inverses, f, eye = self._parts()
             ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
             ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
@@ -316,7 +320,7 @@ class _Rule(NamedTuple):
         least = xp.min(gaps, axis=-1, keepdims=True)
         noise = max(self.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
         poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
-        if not ops.hidden(poor) and bool(xp.any(poor)):
+        if not ops.is_abstract(poor) and bool(xp.any(poor)):
             worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
             where = f" in matrix {worst} of the stack" if worst else ""
             raise ValueError(

@@ -123,7 +123,7 @@ class Unitary(MatrixNorm):
             u, s, vh = top_singular(g, self.k, method=self.solver or "auto")
         else:
             u, s, vh = svd(g, ops)
-        weights = ops.like(self._weights(s, g.shape, ops), u)
+        weights = ops.astype_like(self._weights(s, g.shape, ops), u)
         if self.of_dual:  # beyond k they are zero
             u, vh, weights = u[..., : self.k], vh[..., : self.k, :], weights[..., : self.k]
         return ops.matmul(u * weights[..., None, :], vh)
@@ -161,7 +161,9 @@ class Unitary(MatrixNorm):
         else:
             w = xp.minimum(s, cap + xp.zeros_like(s))
         inside = self._gauge(s, self.of_dual, ops) <= cap
-        return xp.where(inside[..., None], x, ops.matmul(u * ops.like(w, u)[..., None, :], vh))
+        return xp.where(
+            inside[..., None], x, ops.matmul(u * ops.astype_like(w, u)[..., None, :], vh)
+        )
 
 
 def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:

@@ -21,8 +21,43 @@ said in the legend.
 """
 
 from polarlib.plot.balls import unit_ball
+from polarlib.plot.figures import (
+    BLUE,
+    CEILING,
+    COLOURS,
+    GREEN,
+    HEIGHT,
+    INK,
+    LINES,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    save,
+)
 from polarlib.plot.schedules import polynomial
-from polarlib.plot.style import save
 from polarlib.plot.traces import compare, convergence, singular_values
 
-__all__ = ["compare", "convergence", "polynomial", "save", "singular_values", "unit_ball"]
+__all__ = [
+    "BLUE",
+    "CEILING",
+    "COLOURS",
+    "GREEN",
+    "HEIGHT",
+    "INK",
+    "LINES",
+    "MARKERS",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "WIDTH",
+    "compare",
+    "convergence",
+    "polynomial",
+    "save",
+    "singular_values",
+    "unit_ball",
+]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from polarlib.arrays.checks import pair, text
 from polarlib.norms.base import MatrixNorm
-from polarlib.plot.style import (
+from polarlib.plot.figures import (
     BLUE,
     COLOURS,
     GREEN,

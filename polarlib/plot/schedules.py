@@ -9,7 +9,7 @@ from polarlib._schedules.images import odd_value, turning_points
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.targets import target_value
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.plot.style import (
+from polarlib.plot.figures import (
     AS_FAR,
     BLUE,
     FAR,

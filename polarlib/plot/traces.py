@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from polarlib.arrays.checks import choice, items
 from polarlib.arrays.formats import FORMATS
-from polarlib.plot.style import (
+from polarlib.plot.figures import (
     BLUE,
     CEILING,
     COLOURS,

@@ -147,15 +147,15 @@ def _computed(
     ops = ops_of(a).together(a)
     x = ops.cast(a, "float64") if ops.has_double(a) else ops.at_least_single(a)
     told = schedule is not None or condition is not None
-    reads = not ops.hidden(x) and (ops.host or not told)
+    reads = not ops.is_abstract(x) and (ops.host or not told)
     scale = ops.constant(lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
     y = ops.divide(x, scale)
     h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
-    if start is not None and not ops.hidden(x):
-        guess = ops.scale(ops.like(start, x), scale ** (1 / p))
+    if start is not None and not ops.is_abstract(x):
+        guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
     if root is None and by_products:
@@ -164,7 +164,7 @@ def _computed(
             root = None
     if root is None:
         root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
-    return ops.like(ops.scale(root, scale ** (-1 / p)), a)
+    return ops.astype_like(ops.scale(root, scale ** (-1 / p)), a)
 
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
@@ -221,7 +221,7 @@ def _by_products(
     bound, _ = spectral_bound(h, ops)
     r = ops.divide(h, ops.divisor(bound))
     factor = ops.cholesky(r)
-    if reads and not math.isfinite(ops.read(ops.max_abs(factor))):
+    if reads and not math.isfinite(ops.item(ops.max_abs(factor))):
         _refuse(eps)
     if schedule is None:
         if condition is None:
@@ -244,8 +244,8 @@ def _smallest(factor: Array, ops: Ops) -> float:
     eye = ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     inverse = ops.solve_lower(factor, eye)
     peak = ops.max_abs(inverse)
-    bound, _ = spectral_bound(ops.gram(inverse / ops.like(peak, inverse)), ops)
-    return -ops.read(-(1 / (bound * peak * peak)))
+    bound, _ = spectral_bound(ops.gram(inverse / ops.astype_like(peak, inverse)), ops)
+    return -ops.item(-(1 / (bound * peak * peak)))
 
 
 @functools.lru_cache(maxsize=256)
@@ -276,16 +276,18 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
     w = xp.where(w > eps * xp.max(w, axis=-1, keepdims=True), w, xp.full_like(w, math.nan))
     rows, columns = w[..., :, None], w[..., None, :]
     eye = ops.eye(w.shape[-1], w)
-    off = ops.frobenius(b / ops.like(xp.sqrt(rows) * xp.sqrt(columns), b) - ops.like(eye, b))
-    if reads and not ops.read(off) <= DIAGONAL:
+    off = ops.frobenius(
+        b / ops.astype_like(xp.sqrt(rows) * xp.sqrt(columns), b) - ops.astype_like(eye, b)
+    )
+    if reads and not ops.item(off) <= DIAGONAL:
         _refuse(eps)
     # Divided differences of f, from the logarithm of the quotient: no cancellation.
     s = 1 / p
     log = xp.log(rows / columns)
     apart = xp.where(log == 0, xp.ones_like(log), log)
     slopes = xp.where(log == 0, xp.full_like(log, -s), xp.expm1(-s * apart) / xp.expm1(apart))
-    slopes = ops.like(slopes * columns ** (-1 - s), b)
-    core = xp.where(eye == 1, ops.like(rows**-s, b), b * slopes)
+    slopes = ops.astype_like(slopes * columns ** (-1 - s), b)
+    core = xp.where(eye == 1, ops.astype_like(rows**-s, b), b * slopes)
     root = ops.hermitian_part(ops.matmul(ops.matmul(v, core), ops.adjoint(v)))
     return root if reads else root + xp.where(off <= DIAGONAL, off * 0, off * math.nan)
 
@@ -302,7 +304,7 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
         unit = ops.binary_scale(ops.frobenius(x)) * (2 * share)
         if not ops.is_complex(x):
             return xp.round(x / unit) * unit
-        real, imag = (ops.like(xp.round(f(x) / unit) * unit, x) for f in (xp.real, xp.imag))
+        real, imag = (ops.astype_like(xp.round(f(x) / unit) * unit, x) for f in (xp.real, xp.imag))
         return real + imag * 1j
 
     def product(x: Array, y: Array) -> tuple[Array, Array]:
@@ -324,12 +326,12 @@ def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, flo
     """Whether a root is as good as is promised; its largest residual, and the residual itself."""
     n, low = r.shape[-1], _power(r, p // 2, ops)
     m = _congruence(low, h, low if p % 2 == 0 else ops.matmul(low, r), ops)
-    residual = ops.like(ops.eye(n, r), r) - m
+    residual = ops.astype_like(ops.eye(n, r), r) - m
     norm = ops.frobenius(residual)
     # What rounding R alone would leave: the root of the condition number, here from below.
     condition = ops.max_abs(r) ** p * ops.max_abs(h)
-    worst = ops.read(norm / (ops.xp.sqrt(n * condition) + p * n / 2))
-    size = ops.read(norm)
+    worst = ops.item(norm / (ops.xp.sqrt(n * condition) + p * n / 2))
+    size = ops.item(norm)
     return worst <= unit and size <= DIAGONAL, size, residual
 
 

@@ -146,7 +146,7 @@ def scaled(a: Array, ops: Ops, name: str) -> Array:
     return ops.divide(
         x,
         ops.constant(
-            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.hidden(x))), x
+            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.is_abstract(x))), x
         ),
     )
 
@@ -154,7 +154,7 @@ def scaled(a: Array, ops: Ops, name: str) -> Array:
 def found_rotation(a: Array) -> Array:
     """Nearest rotation of real matrices that nobody differentiates."""
     ops = ops_of(a)
-    return ops.like(_rotation(ops.at_least_single(a), ops), a)
+    return ops.astype_like(_rotation(ops.at_least_single(a), ops), a)
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
@@ -181,7 +181,7 @@ def _rotation(x: Array, ops: Ops) -> Array:
     """
     xp = ops.xp
     r = ops.compiled(_shown_rotation)(x)
-    if not ops.hidden(x) and not bool(xp.all(xp.isfinite(r))):
+    if not ops.is_abstract(x) and not bool(xp.all(xp.isfinite(r))):
         finite_peak(x, ops, "a")
         raise ConvergenceWarning(
             "the nearest rotation was not found: the SVD did not converge; use float64"
@@ -196,7 +196,7 @@ def _shown_rotation(x: Array) -> Array:
     shown = None
     if x.shape[-1] <= LARGEST:
         r, shown = small_rotation(x, ops)
-        if not ops.hidden(x) and bool(xp.all(shown)):
+        if not ops.is_abstract(x) and bool(xp.all(shown)):
             return r
     peak = ops.max_abs(x)
     finite = xp.isfinite(peak)

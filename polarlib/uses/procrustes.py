@@ -82,13 +82,13 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     x, y = scaled(a, ops, "a"), scaled(b, ops, "b")
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
-        return ops.like(product, a)
+        return ops.astype_like(product, a)
     find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
     if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
-        return ops.like(ops.constant(find, product) + product * 0.0, a)
+        return ops.astype_like(ops.constant(find, product) + product * 0.0, a)
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
-    return ops.like(q, a)
+    return ops.astype_like(q, a)
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:

@@ -74,7 +74,7 @@ def _found_root(a: Array) -> Array:
     """Square root of Hermitian matrices that nobody differentiates."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
-    hidden = ops.hidden(a)
+    hidden = ops.is_abstract(a)
     x = ops.at_least_single(a)
     # By the square of a power of two, so that scaling back is exact.
     root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a", look=not hidden)))
@@ -82,9 +82,9 @@ def _found_root(a: Array) -> Array:
     tolerance = default_tolerance(a.shape, ops.format_name(a))
     z = hermitian_part(x, ops, tolerance, look=not hidden)
     if hidden:
-        return ops.like(ops.scale(_hidden_root(x, z, tolerance, ops), root), a)
+        return ops.astype_like(ops.scale(_hidden_root(x, z, tolerance, ops), root), a)
     del x
-    return ops.like(ops.scale(_root(z, root, tolerance, ops), root), a)
+    return ops.astype_like(ops.scale(_root(z, root, tolerance, ops), root), a)
 
 
 def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
@@ -100,7 +100,7 @@ def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
 def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
     """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
     xp = ops.xp
-    roots = ops.like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
+    roots = ops.astype_like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
     return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
 
 
