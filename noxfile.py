@@ -15,12 +15,9 @@ LIBRARIES = ("torch==2.13.0", "jax>=0.6", "dask[array]>=2024.8")
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, types, and the layers of the package."""
-    session.install("-e", ".[test]")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
-    session.run("lint-imports")
+    """Style, types, and the layers of the package: the hooks of .pre-commit-config.yaml."""
+    session.install("-e", ".[test]", "pre-commit>=4")
+    session.run("pre-commit", "run", "--all-files")
 
 
 @nox.session
@@ -35,6 +32,37 @@ def full(session: nox.Session) -> None:
     """Every test, slow ones included, with torch, JAX and Dask."""
     session.install("-e", ".[test]", *LIBRARIES)
     session.run("python", "-m", "pytest", "-m", "", *session.posargs)
+
+
+@nox.session
+def measures(session: nox.Session) -> None:
+    """Measures of the code's structure, into docs/architecture.md."""
+    # mypy reads the types of torch and JAX, and a call of torch is traced.
+    session.install("-e", ".[test]", *LIBRARIES)
+    session.run("python", "benchmarks/measures.py")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """The default run, and which lines of polarlib it does not reach."""
+    session.install("-e", ".[test]")
+    session.run(
+        "python", "-m", "pytest", "--cov", "--cov-report=term:skip-covered", *session.posargs
+    )
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """SciPy's own tests of polar on polarlib, and the comparison with JAX over its grid."""
+    session.install("-e", ".[test]", *LIBRARIES)
+    session.run("python", "tests/peers/scipy_polar.py")
+    session.run("python", "tests/peers/jax_grid.py")
+
+
+@nox.session(python=False)
+def device(session: nox.Session) -> None:
+    """The checks that need a GPU, with the CuPy and torch of the environment."""
+    session.run("python", "tests/gpu/run.py", *session.posargs)
 
 
 @nox.session(python="3.11")
