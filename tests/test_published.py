@@ -30,9 +30,11 @@ from polarlib.published import conventions, own_goals
 NAMES = polarlib.schedules()
 
 # Minimum on [1e-3, 1], maximum on (0, 1], and the smallest sigma > 1 with |output| > 2, computed
-# elsewhere from the published digits; five steps, ten of deepseek_v4, four of aol_nv. The input
-# safety is left out.
+# elsewhere from the published digits; five steps, ten of deepseek_v4, four of the aol sets. The
+# input safety is left out.
 QUALITY = {
+    "newton_schulz_3": (0.0076, 1.0000, 2.236),
+    "newton_schulz_5": (0.0232, 1.0000, 1.528),
     "jordan": (0.4705, 1.2024, 1.264),
     "you": (0.4750, 1.1450, 1.325),
     "polar_express_raw": (0.8764, 1.1236, 1.0000),
@@ -42,6 +44,7 @@ QUALITY = {
     "cans": (0.8844, 1.1198, 1.0000),
     "cubic5": (0.1191, 1.3000, 1.183),
     "deepseek_v4": (1.0000, 1.0020, 1.264),
+    "turbo_muon": (0.1466, 1.0500, 1.104),
     "aol_nv": (-1.084, 1.084, 1.181),
 }
 
@@ -111,7 +114,7 @@ def worst(steps, lower, upper, divisor=1.0, points=400):
 @pytest.mark.parametrize("name", QUALITY)
 def test_quality(name):
     s = schedule(name)
-    assert len(s) == {"deepseek_v4": 10, "aol_nv": 4}.get(name, 5)
+    assert len(s) == {"deepseek_v4": 10, "turbo_muon": 4, "aol_nv": 4}.get(name, 5)
     low, high, limit = QUALITY[name]
     bare = dataclasses.replace(s, input_safety=1.0)
     lo, hi = bare.image(1e-3, 1.0)
