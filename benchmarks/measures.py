@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
+import importlib.util
 import inspect
 import io
 import itertools
@@ -107,22 +109,29 @@ def _outside(file: str) -> bool:
     return not file.startswith(ARRAYS)
 
 
-def _code_lines(text: str) -> set[int]:
+@functools.cache
+def nodes(text: str) -> tuple[ast.AST, ...]:
+    """Return the nodes of a file's syntax tree, never changed."""
+    return tuple(ast.walk(ast.parse(text)))
+
+
+@functools.cache
+def _code_lines(text: str) -> frozenset[int]:
     """Numbers of the lines that hold code: no comments, docstrings, or empty lines."""
     blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in blank | {tokenize.ENDMARKER}:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for docstring in docstrings(ast.parse(text)):
+    for docstring in docstrings(text):
         lines.difference_update(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
-    return lines
+    return frozenset(lines)
 
 
-def docstrings(tree: ast.AST) -> list[ast.Constant]:
+def docstrings(text: str) -> list[ast.Constant]:
     """Return the docstrings of a module, its classes and functions."""
     found = []
-    for node in ast.walk(tree):
+    for node in nodes(text):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -149,7 +158,7 @@ def longest_function(files: dict[str, str]) -> tuple[int, str]:
     best = (0, "")
     for file, text in files.items():
         code = _code_lines(text)
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = len(code & set(range(node.lineno, (node.end_lineno or 0) + 1)))
                 best = max(best, (lines, f"{file}: {node.name}"))
@@ -165,7 +174,7 @@ def numpy_checks(files: dict[str, str]) -> list[Place]:
     for file, text in files.items():
         if not _outside(file):
             continue
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             asked: list[ast.expr] = []
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
                 "isinstance",
@@ -190,9 +199,8 @@ def library_names(files: dict[str, str]) -> list[Place]:
     for file, text in files.items():
         if not _outside(file):
             continue
-        tree = ast.parse(text)
-        prose = {id(each) for each in docstrings(tree)}
-        for node in ast.walk(tree):
+        prose = {id(each) for each in docstrings(text)}
+        for node in nodes(text):
             given: list[str] = []
             if isinstance(node, ast.Import):
                 given = [alias.name for alias in node.names]
@@ -222,7 +230,7 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
     modules = {module_name(file): file for file in files}
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, file in modules.items():
-        for node in ast.walk(ast.parse(files[file])):
+        for node in nodes(files[file]):
             if isinstance(node, ast.Import):
                 graph[name].update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

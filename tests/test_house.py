@@ -136,11 +136,6 @@ def files(measures) -> dict[str, str]:
     return measures.sources(PACKAGE)
 
 
-def trees(files: dict[str, str]) -> Iterator[tuple[str, ast.Module]]:
-    for file, text in files.items():
-        yield file, ast.parse(text)
-
-
 def assert_offenders(rule: str, found: list[Any]) -> None:
     """Places, or names of files, are those that OFFENDERS lists."""
     names = sorted(each if isinstance(each, str) else each.file for each in found)
@@ -209,8 +204,8 @@ def test_names_and_checks_are_noticed(measures, text, checks, names):
 def test_results_are_made_in_one_place(measures, files):
     found = [
         measures.Place(file, node.lineno, "PolarResult(...)")
-        for file, tree in trees(files)
-        for node in ast.walk(tree)
+        for file, text in files.items()
+        for node in measures.nodes(text)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("PolarResult")
     ]
     assert found
@@ -319,6 +314,8 @@ def test_the_measures_are_those_of_this_code(measures):
     kept = data["after"]["measures"]
     for key, value in measures.still(ROOT).items():
         assert kept[key] == pytest.approx(value, rel=0.05), f"{key}: run `nox -s measures`"
+    for name in {file for walk in data["walks"].values() for file in walk}:
+        assert (PACKAGE / name).exists(), f"{name}: run `nox -s measures`"
     for part in (measures.table(data), measures.walk_table(data["walks"])):
         assert part in page
     missed = {m.key for m in measures.MEASURES if measures.missed(m, kept.get(m.key))}
