@@ -140,7 +140,7 @@ def assert_offenders(rule: str, found: list[Any]) -> None:
     """Places, or names of files, are those that OFFENDERS lists."""
     names = sorted(each if isinstance(each, str) else each.file for each in found)
     shown = "\n".join(map(str, found))
-    assert names == sorted(OFFENDERS.get(rule, [])), f"{rule}:\n{shown}"
+    assert names == sorted(OFFENDERS.get(rule, [])), f"{rule} are now\n{names}\n{shown}"
 
 
 # -- rules -----------------------------------------------------------------------------------
