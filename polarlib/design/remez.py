@@ -363,6 +363,25 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
     return _best_double((degree - 1) // stride, l, u, stride)
 
 
+def rough(degree: int, lower: float, upper: float) -> Minimax:
+    """Best polynomial to about nine digits: in double precision up to degree 9, for searches.
+
+    Examples
+    --------
+    >>> abs(rough(9, 1e-3, 1.0).error / best(9, 1e-3).error - 1) < 1e-9
+    True
+    """
+    q, low = degree // 2, lower / upper
+    if q == 4 and low < 0.9:
+        try:
+            found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
+        except (ArithmeticError, ValueError):
+            found = None
+        if found is not None and _lost(q, low, found[1]) < LOSS:
+            return _scaled(found, low, upper, float, 2)
+    return best(degree, lower, upper)
+
+
 def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
     """Value of a step, evaluated with 40 digits: in doubles high degrees cancel.
 
