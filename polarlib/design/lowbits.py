@@ -18,7 +18,8 @@ from polarlib._schedules.schedule import MOST_STRIDE, Schedule, coefficients
 from polarlib._schedules.targets import parse_target
 from polarlib.arrays.checks import count, instance, items, number, shown
 from polarlib.arrays.formats import format_of
-from polarlib.design.remez import BeyondDoublesError, best, check_degree, check_interval
+from polarlib.design.doubles import BeyondDoublesError
+from polarlib.design.remez import best, check_degree, check_interval
 from polarlib.design.rounding import (
     HIGHEST_START,
     UPWARD,
