@@ -445,7 +445,7 @@ entries are rounded alike: directions of smaller ones are lost before the first 
 
 ## Degrees
 
-Best sequences of degrees 3 and 5 for a number of products (`matmuls=`), and their exact errors. The
+Best sequences for a number of products (`matmuls=`, `degrees=(3, 5)`), and their exact errors. The
 quotient of the ends is all that a step sees of those before it, so dynamic programming over
 products is exact.
 

@@ -173,8 +173,11 @@ def _products_of(
 ) -> _DesignState:
     """Best degrees for a number of products: a state is a quotient, and more is never worse."""
     cost = {d: sum(product_counts([(1.0,) * (d // 2 + 1)])) for d in degrees}
+    cheapest = min(cost.values())
+    if matmuls < cheapest:
+        raise ValueError(f"matmuls={matmuls} is below the cheapest step, which costs {cheapest}")
     states: dict[int, _DesignState] = {0: start}
-    for m in range(1, matmuls - min(cost.values()) + 1):
+    for m in range(1, matmuls - cheapest + 1):
         reached = 0.0
         for d in reversed(degrees):
             before = states.get(m - cost[d])
@@ -193,7 +196,7 @@ def _products_of(
     if not ends:
         raise BeyondDoublesError(
             f"degrees {', '.join(map(str, degrees))} on [{start.lower:g}, 1] are beyond double "
-            f"coefficients, or cost more than {matmuls} products; allow lower degrees"
+            "coefficients or this format; allow lower degrees"
         )
     gentle = [end for end in ends if end[2] <= QUINTIC]
     error, chosen, _ = min(gentle or ends, key=lambda end: end[0])
