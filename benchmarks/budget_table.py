@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polarlib.design.budget import Choice, frontier
+from polarlib.design.budget import DegreeSequence, frontier
 from polarlib.files.whole import write_whole
 
 BUDGETS = range(6, 25)
@@ -45,7 +45,7 @@ def figure(error: float) -> str:
     return f"{error:.3f}" if error >= 0.01 else f"{error:.1e}".replace("e-0", "e-")
 
 
-def within(found: tuple[Choice, ...], matmuls: int) -> Choice | None:
+def within(found: tuple[DegreeSequence, ...], matmuls: int) -> DegreeSequence | None:
     """Last entry that a budget affords: a smaller one gives the beginning of the list."""
     return next((c for c in reversed(found) if c.cost <= matmuls), None)
 

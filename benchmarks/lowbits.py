@@ -26,7 +26,7 @@ from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to, rounded
-from polarlib.design import lowbits
+from polarlib.design import lowbits, rounding
 from polarlib.engine.iterate import iterate
 from polarlib.files.whole import write_whole
 from polarlib.zoo import SPECTRA, spectrum, with_singular_values
@@ -131,11 +131,11 @@ def chain_error(schedule: polarlib.Schedule, precision: str, phases: int) -> tup
 
 def escapes(share: float, precision: str, phases: int) -> tuple[float, float, float, float]:
     """Design with another share of the bound: error, chain error, largest, share of escapes."""
-    before, lowbits.UPWARD = lowbits.UPWARD, share
+    before, rounding.UPWARD = rounding.UPWARD, share
     try:
         s = lowbits.for_precision(precision, LOWER[precision], steps=5)
     finally:
-        lowbits.UPWARD = before
+        rounding.UPWARD = before
     bits = format_of(precision).significand
     inside = chain_inputs(2.0**-bits) >= 1.01 * s.lower
     x = np.concatenate([chain(s.steps, bits, phases, seed)[:, inside] for seed in range(3)])
@@ -204,7 +204,7 @@ def degrees_table() -> str:
     for m in range(12, 22):
         row = [str(m)]
         for precision in LOWER:
-            s = lowbits.for_precision(precision, LOWER[precision], matmuls=m)
+            s = lowbits.for_precision(precision, LOWER[precision], matmuls=m, degrees=(3, 5))
             row.append(f"{', '.join(str(2 * len(c) - 1) for c in s.steps)}: {figure(s.error())}")
         rows.append(row)
     return rows_of(["products", *(f"{f}, {lower:g}" for f, lower in LOWER.items())], rows)
@@ -445,7 +445,7 @@ entries are rounded alike: directions of smaller ones are lost before the first 
 
 ## Degrees
 
-Best sequences of degrees 3 and 5 for a number of products (`matmuls=`), and their exact errors. The
+Best sequences for a number of products (`matmuls=`, `degrees=(3, 5)`), and their exact errors. The
 quotient of the ends is all that a step sees of those before it, so dynamic programming over
 products is exact.
 

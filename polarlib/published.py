@@ -146,7 +146,7 @@ def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     if entry is None:
         error, cushion = own_goals(3 * (steps or 0) + (matmuls or 0))
         found = design.for_precision(
-            name, steps=steps, matmuls=matmuls, error=error, cushion=cushion
+            name, steps=steps, matmuls=matmuls, degrees=(3, 5), error=error, cushion=cushion
         )
         entry = {"steps": found.steps, "lower": found.lower, "error": error, "cushion": cushion}
     return _named(name, **entry)

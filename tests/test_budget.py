@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarlib import Schedule, orthogonalize
+from polarlib import Schedule, design, orthogonalize
 from polarlib._schedules.images import odd_value
 from polarlib._schedules.products import product_counts
 from polarlib.arrays.formats import FORMATS, format_of
@@ -24,9 +24,9 @@ from polarlib.design.budget import (
     _step,
     best_degrees,
     budget,
-    costs,
     frontier,
 )
+from polarlib.design.prices import costs
 from polarlib.design.remez import ideal
 from polarlib.zoo import spectrum, with_singular_values
 
@@ -325,6 +325,11 @@ def test_the_unguarded_composition_does_blow_up():
     with pytest.warns(match="bfloat16"):
         q = orthogonalize(a, schedule=s, precision="bfloat16", form="plain", normalisation="none")
     assert not np.linalg.norm(np.nan_to_num(q, nan=1e9), 2) < 2
+
+
+def test_former_name_of_a_degree_sequence():
+    with pytest.warns(DeprecationWarning, match=r"design\.Choice is now polarlib\.design\.Degree"):
+        assert design.Choice is design.DegreeSequence
 
 
 # -- bad requests ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import inspect
 import itertools
@@ -11,12 +12,14 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
+from flint import arb, ctx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from polarlib import Schedule, design
-from polarlib._schedules import certify as module
+from polarlib._schedules import enclosures
 from polarlib._schedules.certify import Certificate, certify
+from polarlib._schedules.targets import TARGETS, parse_target, target_value
 from polarlib.arrays.formats import FORMATS, round_number
 from polarlib.design import bounds
 from polarlib.design.bounds import largest_complement, least_error
@@ -35,10 +38,6 @@ def _ulps(lo: float, hi: float) -> int:
             return k
         lo = math.nextafter(lo, math.inf)
     return 9
-
-
-def _intervals(steps):
-    return [[module._exact(c) for c in step] for step in steps]
 
 
 def _composition(steps, x, stride=2):
@@ -123,69 +122,127 @@ def _greedy(lower, degrees):
     return steps
 
 
-# The arithmetic, against exact fractions.
+# From balls to doubles, and the zeros of derivatives.
 
-numbers_ = st.builds(
-    lambda m, w, e: (m, m + w, e),
-    st.integers(-(2**70), 2**70),
-    st.one_of(st.just(0), st.integers(0, 2**70)),
-    st.integers(-300, 300),
-)
-
-
-def _ends(a):
-    return a[0] * Fraction(2) ** a[2], a[1] * Fraction(2) ** a[2]
-
-
-def _encloses(a, lo, hi, bits):
-    """Whether an interval contains another, and by how much at most: two units of its size."""
-    al, ah = _ends(a)
-    unit = 2 * max(abs(al), abs(ah)) / 2 ** (bits - 1)
-    return al <= lo <= hi <= ah and lo - al <= unit and ah - hi <= unit
+ENDS = st.builds(lambda m, e: (m, e), st.integers(-(2**70), 2**70), st.integers(-1200, 1200))
 
 
 @settings(max_examples=300)
-@given(numbers_, numbers_, st.sampled_from((8, 53, 200)), st.integers(1, 6))
-def test_arithmetic_rounds_outward_and_not_far(a, b, bits, n):
-    (al, ah), (bl, bh) = _ends(a), _ends(b)
-    assert _encloses(module._add(a, b, bits), al + bl, ah + bh, bits)
-    products = [v * w for v in (al, ah) for w in (bl, bh)]
-    assert _encloses(module._mul(a, b, bits), min(products), max(products), bits)
-    powers = [al**n, ah**n] + ([Fraction(0)] if al <= 0 <= ah else [])
-    assert _encloses(module._power(a, n, bits), min(powers), max(powers), bits)
-    point = abs(a[0]), abs(a[0]), a[2]
-    low, high = _ends(module._root(point, n, bits))
-    value = _ends(point)[0]
-    assert low**n <= value <= high**n
-    assert high - low <= high / 2 ** (bits - 2)
-
-
-@settings(max_examples=300)
-@given(numbers_, numbers_)
-def test_comparisons_and_conversions_are_exact(a, b):
-    x, y = (a[0], a[0], a[2]), (b[0], b[0], b[2])
-    (v, _), (w, _) = _ends(x), _ends(y)
-    assert module._compare(x, y) == (v > w) - (v < w)
-    low, high = module._floats(x)
-    assert Fraction(low) <= v <= Fraction(high)
+@given(ENDS, ENDS)
+def test_doubles_around_a_ball_are_the_narrowest(a, b):
+    with enclosures.working_precision(200):
+        low, high = enclosures.floats(arb(a))
+        both = enclosures.floats(arb(a).union(arb(b)))
+    (m, e), (n, f) = a, b
+    value, other = m * Fraction(2) ** e, n * Fraction(2) ** f
+    assert low == -math.inf or Fraction(low) <= value
+    assert high == math.inf or value <= Fraction(high)
     assert _ulps(low, high) <= 1
-    largest, smallest = module._maximum([a, b]), module._minimum([a, b])
-    (al, ah), (bl, bh) = _ends(a), _ends(b)
-    assert _ends(largest) == (max(al, bl), max(ah, bh))
-    assert _ends(smallest) == (min(al, bl), min(ah, bh))
+    assert both[0] <= min(float_or_infinite(value), float_or_infinite(other))
+    assert both[1] >= max(float_or_infinite(value), float_or_infinite(other))
+
+
+def float_or_infinite(value):
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def test_conversions_at_the_ends_of_the_doubles():
     largest, least = float(np.finfo(float).max), 5e-324
-    assert module._floats((1, 1, 1024)) == (largest, math.inf)
-    assert module._floats((-1, -1, 1024)) == (-math.inf, -largest)
-    assert module._floats((1, 1, -1075)) == (0.0, least)
-    assert module._floats((-3, -3, -1075)) == (-2 * least, -least)
-    assert module._floats((1, 1, -(10**30))) == (0.0, least)
-    assert module._floats((1, 1, 10**30)) == (largest, math.inf)
-    assert math.copysign(1, module._floats((0, 0, 0))[1]) == 1
+    for ball, expected in {
+        (1, 1024): (largest, math.inf),
+        (-1, 1024): (-math.inf, -largest),
+        (1, -1075): (0.0, least),
+        (-3, -1075): (-2 * least, -least),
+        (1, -(10**30)): (0.0, least),
+        (1, 10**30): (largest, math.inf),
+    }.items():
+        assert enclosures.floats(arb(ball)) == expected
+    assert math.copysign(1, enclosures.floats(arb(0))[1]) == 1
     for x in (least, -least, largest, 1e-310, 0.1, -0.0):
-        assert module._floats(module._exact(x)) == (x, x)
+        assert enclosures.floats(arb(x)) == (x, x)
+    for x in (arb("nan"), arb("inf"), arb("+/- inf")):
+        assert enclosures.floats(x) == (-math.inf, math.inf)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.floats(-4, 4).filter(lambda c: abs(c) > 1e-3), min_size=2, max_size=6),
+    st.integers(1, 4),
+)
+def test_turning_points_are_all_found_and_nothing_else(step, stride):
+    found = enclosures._turning_points(tuple(step), stride, 150)
+    with mpmath.workdps(DIGITS):
+        slope = [(1 + stride * i) * mpmath.mpf(c) for i, c in enumerate(step)]
+        roots = _polynomial_roots(slope)
+        real = [mpmath.re(y) for y in roots if abs(mpmath.im(y)) < 1e-20 * abs(y)]
+        exact = [
+            sign * mpmath.root(abs(y), stride) * (-1 if y < 0 else 1)
+            for y in real
+            if stride % 2 or y > 0
+            for sign in ((1,) if stride % 2 else (1, -1))
+        ]
+        assert len(found) == len(exact)
+        for t, x in zip(sorted(map(float, found)), sorted(exact), strict=True):
+            assert abs(t - x) <= 1e-15 * abs(x)
+        for t in found:
+            low, high = (m * mpmath.mpf(2) ** e for m, e in _man_exp(t.lower(), t.upper()))
+            assert any(low - 1e-40 <= x <= high + 1e-40 for x in exact)
+
+
+def _man_exp(*balls):
+    return [tuple(map(int, ball.man_exp())) for ball in balls]
+
+
+def test_multiple_zeros_of_a_derivative_are_exact():
+    for q in (1, 2, 5, 12):
+        points = enclosures._turning_points(tuple(pade(q)), 2, 128)
+        # Rounded coefficients have other zeros than pade's.
+        if all(Fraction(c) == v for c, v in zip(pade(q), _pade(q), strict=True)):
+            assert sorted(map(float, points)) == [-1.0, 1.0]
+            assert all(t.is_exact() for t in points)
+
+
+def _pade(q):
+    """Coefficients of x sum_k binom(2k, k) (1 - x**2)**k / 4**k as fractions."""
+    total = [Fraction(0)] * (q + 1)
+    for k in range(q + 1):
+        for i in range(k + 1):
+            weight = Fraction(math.comb(2 * k, k), 4**k) * math.comb(k, i)
+            total[i] += weight * (-1) ** i
+    return total
+
+
+# The process: flint has one precision for all threads.
+
+
+def test_precision_of_flint_is_restored():
+    before = ctx.prec
+    certify([JORDAN] * 3, 0.1, 1.0, target="clip")
+    assert ctx.prec == before
+    with enclosures.working_precision(77):
+        assert ctx.prec == 77
+        with pytest.raises(ValueError, match="negative"), enclosures.working_precision(99):
+            math.isqrt(-ctx.prec)
+        assert ctx.prec == 77
+    assert ctx.prec == before
+
+
+def test_threads_do_not_change_each_other():
+    """Certificates that need 128, 256 and more bits at the same time."""
+    cases = [
+        {"steps": [JORDAN] * 5, "lower": 1e-3, "upper": 1.0},
+        {"steps": [pade(2)] * 12, "lower": 0.9, "upper": 1.0},
+        {"steps": [JORDAN] * 2, "lower": 0.1, "upper": 1.0, "target": "power(0.5)"},
+        {"steps": [(1e-300, 1e300)] * 2, "lower": 1e-300, "upper": 1.0},
+    ]
+    alone, before = [certify(**case) for case in cases], ctx.prec
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda case: certify(**case), cases * 16))
+    assert together == alone * 16
+    assert ctx.prec == before
 
 
 # Known answers.
@@ -308,21 +365,33 @@ nonzero = coefficients.filter(bool)
 def test_images_hold_at_any_precision(steps, lower, length, bits):
     """With few bits every rounding shows: what is rounded inward, or sure too early, fails."""
     upper = lower + length
-    found = module._image(_intervals(steps), lower, upper, 2, bits)
+    found = _image(steps, lower, upper, bits)
     with mpmath.workdps(DIGITS):
         exact = _image_by_roots(steps, lower, upper)
-        for (low, high, e), value in zip(found, exact, strict=True):
+        for (low, high), value in zip(found, exact, strict=True):
             slack = mpmath.mpf(10) ** -40 * (1 + abs(value))
-            assert low * mpmath.mpf(2) ** e - slack <= value <= high * mpmath.mpf(2) ** e + slack
+            assert low - slack <= value <= high + slack
+
+
+def _image(steps, lower, upper, bits):
+    """Ends of both balls as mpmath numbers, computed with few bits and converted with many."""
+    with enclosures.working_precision(bits):
+        balls = enclosures.image([tuple(s) for s in steps], arb(lower), arb(upper), 2)
+    with enclosures.working_precision(200), mpmath.workdps(DIGITS):
+        return [
+            [m * mpmath.mpf(2) ** e for m, e in _man_exp(ball.lower(), ball.upper())]
+            for ball in balls
+        ]
 
 
 @pytest.mark.parametrize("bits", [10, 11, 12])
 def test_a_turning_point_that_may_be_outside_is_not_sure(bits):
     """1000.1 - 999.6 = 0.5 is known badly, and the next step turns at sqrt(2 / 3), above it."""
     steps = [(1000.1, -999.6), (2.0, -1.0)]
-    _, (low, high, e) = module._image(_intervals(steps), 1.0, 1.0, 2, bits)
-    value = _composition([tuple(map(Fraction, step)) for step in steps], Fraction(1))
-    assert low * 2.0**e <= value <= high * 2.0**e
+    _, (low, high) = _image(steps, 1.0, 1.0, bits)
+    with mpmath.workdps(DIGITS):
+        value = _composition([tuple(map(mpmath.mpf, step)) for step in steps], mpmath.mpf(1))
+    assert low <= value <= high
 
 
 @pytest.mark.parametrize(
@@ -438,7 +507,7 @@ WILD = [
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1e-30, 1.0), (1e-300, 1e300), (0.7, 0.7)])
 @pytest.mark.parametrize("steps", WILD)
 def test_wild_steps_give_ordered_bounds_and_no_nan(steps, interval, target, monkeypatch):
-    monkeypatch.setattr(module, "PIECES", 60)  # honest, if wide
+    monkeypatch.setattr(enclosures, "PIECES", 60)  # honest, if wide
     c = certify(steps, *interval, target=target)
     assert 0 <= c.lower <= c.upper
     assert c.complement[0] <= c.complement[1]
@@ -567,11 +636,88 @@ def test_random_compositions_against_other_targets(steps, lower, length, stride,
 
 def test_few_pieces_give_honest_wide_bounds(monkeypatch):
     sharp = certify([JORDAN] * 3, 0.0, 1.0, target="clip")
-    monkeypatch.setattr(module, "PIECES", 5)
+    monkeypatch.setattr(enclosures, "PIECES", 5)
     rough = certify([JORDAN] * 3, 0.0, 1.0, target="clip")
     assert rough.width > 1e-3
     assert rough.lower <= sharp.upper
     assert sharp.lower <= rough.upper
+
+
+PARAMETERS = {"power": (0.5, -0.3, 1.0, 2.5, 0.0), "smooth_sign": (0.05, 4.0, 1e-12)}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@settings(max_examples=60)
+@given(
+    st.floats(0, 3),
+    st.sampled_from((0.0, 1e-9, 1e-3, 0.7, 3.0)),
+    st.sampled_from((53, 128)),
+)
+def test_every_target_is_enclosed_with_its_derivative(kind, a, length, bits):
+    """What certificates rest on, for every entry of the table, against mpmath's derivative."""
+    b = a + length
+    for parameter in PARAMETERS.get(kind, (0.0,)):
+        with enclosures.working_precision(bits):
+            value, slope = TARGETS[kind].enclose(arb(a), arb(b), parameter)
+        with mpmath.workdps(DIGITS), enclosures.working_precision(300):
+            for k in range(9):
+                x = a + (mpmath.mpf(b) - a) * k / 8
+                if x == 0 and kind == "power":
+                    continue
+                assert _contains(value, TARGETS[kind].value(x, parameter), 1e-50)
+                if x and x not in TARGETS[kind].corners:
+                    step = x * mpmath.mpf(10) ** -20
+                    f = [TARGETS[kind].value(x + h, parameter) for h in (-step, step)]
+                    assert _contains(slope, (f[1] - f[0]) / (2 * step), 1e-15)
+            for corner in TARGETS[kind].corners:
+                assert kind == "clip"
+                if a <= corner <= b and a < b:
+                    assert all(_contains(slope, v, 0) for v in (0, 1)) or corner in (a, b)
+
+
+def _contains(ball, value, tolerance):
+    if not ball.is_finite():
+        return True
+    low, high = (m * mpmath.mpf(2) ** e for m, e in _man_exp(ball.lower(), ball.upper()))
+    slack = tolerance * (abs(value) + mpmath.mpf(10) ** -30)
+    return low - slack <= value <= high + slack
+
+
+def test_every_target_has_parameters_in_the_test_above():
+    assert set(PARAMETERS) == {kind for kind, target in TARGETS.items() if target.has_parameter}
+
+
+@pytest.mark.parametrize("target", ["hump(1.0)", "wave"])
+def test_a_target_of_any_shape_is_certified(target, monkeypatch):
+    """Neither values nor derivatives need be monotone: only enclosures are used."""
+    square = lambda a, b: a.union(b) ** 2  # noqa: E731
+    hump = dataclasses.replace(
+        TARGETS["power"],
+        value=lambda x, p: p * x / (1 + 400 * (x - 0.6) ** 2),
+        enclose=lambda a, b, p: (
+            p * a.union(b) / (1 + 400 * square(a - arb("0.6"), b - arb("0.6"))),
+            p / (1 + 400 * square(a - arb("0.6"), b - arb("0.6")))
+            - 800
+            * p
+            * a.union(b)
+            * (a.union(b) - arb("0.6"))
+            / (1 + 400 * square(a - arb("0.6"), b - arb("0.6"))) ** 2,
+        ),
+    )
+    wave = dataclasses.replace(
+        TARGETS["polar"],
+        value=lambda x, _: np.sin(40 * np.float64(x)),
+        enclose=lambda a, b, _: ((40 * a.union(b)).sin(), 40 * (40 * a.union(b)).cos()),
+    )
+    monkeypatch.setitem(TARGETS, "hump", hump)
+    monkeypatch.setitem(TARGETS, "wave", wave)
+    steps, x = [(1.5, -0.5)], np.linspace(0.0, 1.0, 200001)
+    c = certify(steps, 0.0, 1.0, target=target)
+    kind, parameter = parse_target(target)
+    seen = np.abs(TARGETS[kind].value(x, parameter) - _composition(steps, x)).max()
+    assert c.lower * (1 - 1e-8) <= seen <= c.upper * (1 + 1e-15)
+    assert c.width <= 1e-7 * c.upper
+    assert abs(target_value(target, 0.5) - TARGETS[kind].value(0.5, parameter)) == 0
 
 
 # Least errors.

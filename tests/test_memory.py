@@ -357,7 +357,8 @@ def test_a_thousand_different_calls_do_not_grow():
 # -- imports ---------------------------------------------------------------------------------------
 
 LATER = (
-    *("matplotlib", "mpmath", "typer", "rich", "jinja2", "threadpoolctl", "tomllib", "unicodedata"),
+    *("matplotlib", "mpmath", "flint", "typer", "rich", "jinja2", "threadpoolctl", "tomllib"),
+    "unicodedata",
     *("scipy.optimize", "scipy.stats", "scipy.sparse", "scipy.special", "torch", "jax", "dask"),
 )
 

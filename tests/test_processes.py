@@ -57,7 +57,7 @@ INTERNAL = {
         "Equation",
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
-    *("Sketch", "Start", "Step"),
+    *("Problem", "Rounding", "Sketch", "Start", "Step", "Target"),
 }
 
 

@@ -31,7 +31,7 @@ from polarlib.design import (
     stationary,
     tune,
 )
-from polarlib.design.tune import _constraints, _mean_and_gradient, _Problem
+from polarlib.design.fit import Problem, constraints, mean_and_gradient
 from polarlib.files import shipped
 
 JORDAN = functools.cache(lambda: schedule("jordan", steps=5))
@@ -330,18 +330,18 @@ def test_gradients_agree_with_differences():
     split = [3, 5]
 
     def value(z):
-        return _mean_and_gradient(np.split(z, split), x, weights, 0.01)[0]
+        return mean_and_gradient(np.split(z, split), x, weights, 0.01)[0]
 
-    found = _mean_and_gradient(steps, x, weights, 0.01)
+    found = mean_and_gradient(steps, x, weights, 0.01)
     mean = np.mean(np.hypot(Schedule(steps=steps, lower=0.9)(x) - 1, 0.01))
     assert math.isclose(found[0], math.log(mean))
     np.testing.assert_allclose(found[1], _differences(value, z), rtol=1e-6, atol=1e-8)
-    problem = _Problem(sizes, 1.2, (0.05, 0.8), (0.1, 0.1, 0.1), lambda steps: 0.0, False)
+    problem = Problem(sizes, 1.2, (0.05, 0.8), (0.1, 0.1, 0.1), lambda steps: 0.0, False)
     z = np.concatenate([z, np.log([0.1, 0.3])])
     cuts = [np.array([0.01, 0.2, 0.7, 1.0])] * 3
     np.testing.assert_allclose(
-        _constraints(problem, z, cuts)[1],
-        _differences(lambda z: _constraints(problem, z, cuts)[0], z).T,
+        constraints(problem, z, cuts)[1],
+        _differences(lambda z: constraints(problem, z, cuts)[0], z).T,
         rtol=1e-6,
         atol=1e-7,
     )

@@ -3,11 +3,15 @@
 Pure functions of intervals, schedules and number formats; nothing here touches an array.
 """
 
+import warnings
+from typing import Any
+
 from polarlib.design.band import band, stationary
 from polarlib.design.bounds import largest_complement, least_error
-from polarlib.design.budget import Choice, best_degrees, budget, costs, frontier
+from polarlib.design.budget import DegreeSequence, best_degrees, budget, frontier
 from polarlib.design.compose import greedy
 from polarlib.design.lowbits import for_precision, noise_gain, table
+from polarlib.design.prices import costs
 from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best, minimax
 from polarlib.design.restarts import restarts
@@ -24,7 +28,7 @@ from polarlib.design.tune import for_spectrum, tune
 from polarlib.design.zolotarev import RationalSchedule, zolotarev
 
 __all__ = [
-    "Choice",
+    "DegreeSequence",
     "Fingerprint",
     "Minimax",
     "RationalSchedule",
@@ -58,3 +62,16 @@ __all__ = [
     "tune",
     "zolotarev",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Find the former name of a class, until 0.3."""
+    if name == "Choice":
+        warnings.warn(
+            "polarlib.design.Choice is now polarlib.design.DegreeSequence; the former name ends "
+            "with polarlib 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return DegreeSequence
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,28 +24,21 @@ import functools
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from polarlib._schedules.products import even_products
 from polarlib._schedules.schedule import Schedule
-from polarlib.arrays import checks
-from polarlib.arrays.checks import items, number, pair, shown
+from polarlib.arrays.checks import number
 from polarlib.arrays.formats import format_of
 from polarlib.design.compose import flat_step, greedy
-from polarlib.design.remez import (
-    BeyondDoublesError,
-    best,
-    check_degree,
-    check_interval,
-    exact_value,
-    image_of_rounded,
-)
+from polarlib.design.doubles import BeyondDoublesError, exact_value, image_of_rounded
+from polarlib.design.prices import prices_by_degree
+from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
 
-__all__ = ["FORMS", "Choice", "best_degrees", "budget", "costs", "frontier"]
+__all__ = ["DegreeSequence", "best_degrees", "budget", "frontier"]
 
 
-FORMS = ("plain", "gram")
 # gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
 # wider format, and where they do not. Overshoots of single steps, measured at n = 48 and 128, were
 # .04 to .36 of that (the most where all singular values sit on one maximum of the step) and .3 to
@@ -69,7 +62,7 @@ SHARE = 0.5
 WORTH = 2e-15
 
 
-class Choice(NamedTuple):
+class DegreeSequence(NamedTuple):
     """One sequence of degrees that no cheaper sequence reaches.
 
     Attributes
@@ -146,106 +139,6 @@ def _start(lower: float, upper: float, rounding: _Rounding) -> float:
     return lower / (upper * (1 + rounding.noise(1.0, (1.0,))))
 
 
-def costs(
-    shape: Sequence[int] = (1, 1),
-    *,
-    form: str = "plain",
-    symmetric: float = 1.0,
-    degrees: Iterable[int] = range(3, 27, 2),
-) -> dict[int, float]:
-    """Cost of a step by its degree, for matrices of a shape.
-
-    The unit is one product of an m x n matrix with an n x n one, m >= n (a wide matrix is worked on
-    as its adjoint); a product of two n x n matrices costs n / m of it.
-
-    Parameters
-    ----------
-    shape : (int, int), optional
-        Rows and columns.
-    form : {"plain", "gram"}, optional
-        Form of the iteration. In Gram form the products with X are two in all, and the first and
-        last step take fewer small ones than the others: the entry for degree 0. Every restart costs
-        that entry once more: ``budget(..., form="gram")`` places the restarts and counts them.
-    symmetric : float, optional
-        Cost of a product with a symmetric result, relative to a full one: 1, or 0.5 where only one
-        triangle is computed. Every product has one but those of X with a polynomial.
-    degrees : iterable of int, optional
-        Odd degrees.
-
-    Returns
-    -------
-    dict
-        Degree to cost, and 0 to what a composition costs once (0 in plain form, possibly negative
-        in Gram form).
-
-    Raises
-    ------
-    ValueError
-        For a shape that is not two positive integers, an unknown form, `symmetric` outside (0, 1],
-        a degree that is not odd and at least 3.
-
-    Examples
-    --------
-    >>> costs((64, 64), degrees=(3, 5, 9))
-    {0: 0.0, 3: 2.0, 5: 3.0, 9: 4.0}
-    >>> costs((512, 128), form="gram", symmetric=0.5, degrees=(3, 5))
-    {0: 1.125, 3: 0.375, 5: 0.5}
-    """
-    m, n = pair("shape", shape, 1)
-    form = checks.choice("form", form, FORMS)
-    symmetric = number("symmetric", symmetric, 0, 1, ends="(]")
-    large, small = 1.0 + symmetric, symmetric * (min(m, n) / max(m, n))
-    # The engine's products, as `product_counts` has them: Gram matrix and X P in each step; in Gram
-    # form once, and three small ones for Q and R after each step but the last.
-    once, each, between = (0.0, large, 0) if form == "plain" else (large - 3 * small, 0.0, 3)
-    degrees = items("degrees", degrees, "a list of odd degrees", least=0)
-    table = {d: each + (even_products(check_degree(d) // 2)[1] + between) * small for d in degrees}
-    return {0: once, **table}
-
-
-def _prices(
-    degrees: Iterable[int],
-    cost: Callable[[int], float] | Mapping[int, float] | None,
-    form: str,
-    shape: Sequence[int] | None,
-) -> tuple[float, dict[int, float]]:
-    """Cost paid once (in Gram form for every section), and cost by degree, both checked."""
-    form = checks.choice("form", form, FORMS)
-    if cost is not None and shape is not None:
-        raise ValueError(
-            f"shape is for the default cost model, got shape={shown(shape)} and "
-            f"cost={shown(cost)}; make the cost with costs(shape, form=form)"
-        )
-    given = items("degrees", degrees, "a list of odd degrees to choose from")
-    allowed = sorted({check_degree(d) for d in given})
-    if cost is None:
-        cost = costs((1, 1) if shape is None else shape, form=form, degrees=allowed)
-    model = cost
-    once: Any = 0.0
-    table: dict[int, Any]
-    if isinstance(model, Mapping):
-        missing = [d for d in allowed if d not in model]
-        if missing:
-            raise ValueError(
-                f"cost has no entry for degree {missing[0]}, only {shown(list(model))}"
-            )
-        once, table = model.get(0, 0.0), {d: model[d] for d in allowed}
-    elif callable(model):
-        table = {d: model(d) for d in allowed}
-    else:
-        raise ValueError(
-            f"cost must be a mapping of degrees to numbers, a function of the degree or None, "
-            f"got {shown(cost)}"
-        )
-    prices = {d: number(f"the cost of degree {d}", c, 0, ends="(]") for d, c in table.items()}
-    once = number("the cost of a composition", once)
-    if once + min(prices.values()) <= 0:
-        raise ValueError(
-            f"the cost of a composition, once {once!r} and for each step {prices}, must be positive"
-        )
-    return once, prices
-
-
 def frontier(
     lower: float,
     matmuls: float,
@@ -256,7 +149,7 @@ def frontier(
     precision: str | None = None,
     form: str = "plain",
     shape: Sequence[int] | None = None,
-) -> tuple[Choice, ...]:
+) -> tuple[DegreeSequence, ...]:
     """Best sequences of degrees for all costs up to a budget, the cheapest first.
 
     Parameters
@@ -280,7 +173,7 @@ def frontier(
 
     Returns
     -------
-    tuple of Choice
+    tuple of DegreeSequence
         Costs rise and errors fall. An entry is in it if ``(1 - E) / (1 + E)``, E its error, exceeds
         that of the entry before by more than a few roundings of a double (of the format, if one is
         given): among equals the cheapest, then the shortest, then the one with smaller degrees
@@ -313,7 +206,7 @@ def frontier(
     """
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
-    section, each = once, prices = _prices(degrees, cost, form, shape)
+    section, each = once, prices = prices_by_degree(degrees, cost, form, shape)
     if form == "gram" and precision is None:
         precision = "float32"
     rounding = _rounding(precision)
@@ -325,7 +218,7 @@ def frontier(
             f"matmuls={matmuls:g} is below the cheapest step, which costs {cheapest:g}"
         )
     worth = 1 + max(WORTH, max(1.0, rounding.gamma) * rounding.unit)
-    found: list[Choice] = []
+    found: list[DegreeSequence] = []
     reached = kept = 0.0
     # Sequences in the order of their costs, of equal ones the best first.
     heap: list[tuple[float, float, int, tuple[int, ...]]] = [(once, -_start(l, u, rounding), 0, ())]
@@ -338,7 +231,7 @@ def frontier(
             reached = rho
             if rho > kept * worth:
                 kept = rho
-                found.append(Choice(spent, (1 - rho) / (1 + rho), sequence))
+                found.append(DegreeSequence(spent, (1 - rho) / (1 + rho), sequence))
         for d in prices:
             longer = (*sequence, d)
             spent = math.fsum((once, *(prices[k] for k in longer)))
@@ -366,14 +259,14 @@ def frontier(
 
 
 def _with_restarts(
-    choices: Iterable[Choice],
+    choices: Iterable[DegreeSequence],
     lower: float,
     upper: float,
     matmuls: float,
     section: float,
     prices: Mapping[int, float],
     precision: str,
-) -> tuple[Choice, ...]:
+) -> tuple[DegreeSequence, ...]:
     """Price sequences with the restarts of their Gram form, and keep those that no other beats."""
     priced = []
     for choice in choices:
@@ -381,7 +274,7 @@ def _with_restarts(
         cost = math.fsum(([section] * (1 + restarts)) + [prices[d] for d in choice.degrees])
         if cost <= matmuls:
             priced.append(choice._replace(cost=cost))
-    kept: list[Choice] = []
+    kept: list[DegreeSequence] = []
     for choice in sorted(priced):
         if not kept or choice.error < kept[-1].error:
             kept.append(choice)

@@ -9,14 +9,8 @@ from typing import Any
 
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule
 from polarlib.arrays.checks import choice, count, flag, number
-from polarlib.design.remez import (
-    best,
-    check_degrees,
-    check_interval,
-    exact_value,
-    image_of_rounded,
-    lifted,
-)
+from polarlib.design.doubles import exact_value, image_of_rounded, lifted
+from polarlib.design.remez import best, check_degrees, check_interval
 
 __all__ = ["flat_step", "greedy", "pade"]
 

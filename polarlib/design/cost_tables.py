@@ -110,8 +110,8 @@ def _table(library: str, device: str, own: str | None) -> dict[str, Any]:
     """The user's table of a library, or the shipped one, or the shipped one for any library."""
     for tables in (_read(own) if own else {}, _shipped()):
         if device in tables.get(library, {}):
-            return tables[library][device]
-    return _shipped()[GENERIC][device]
+            return dict(tables[library][device])
+    return dict(_shipped()[GENERIC][device])
 
 
 @functools.cache

@@ -24,10 +24,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarlib._schedules.certify import certify
-from polarlib._schedules.images import multiple_precision, odd_images, odd_value, turning_points
+from polarlib._schedules.images import multiple_precision
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule
 from polarlib.arrays.checks import count, double, items, number, shown
+from polarlib.design.doubles import BeyondDoublesError, image_of_rounded, lifted
 
 __all__ = [
     "BeyondDoublesError",
@@ -36,11 +36,9 @@ __all__ = [
     "check_degree",
     "check_degrees",
     "check_interval",
-    "exact_value",
     "ideal",
-    "image_of_rounded",
-    "lifted",
     "minimax",
+    "rough",
 ]
 
 
@@ -49,14 +47,6 @@ DIGITS = 17
 # Digits that double precision may lose before multiple precision takes over; then 12 remain.
 LOSS = 2.5
 EXCHANGES = 60
-# Times that a step is raised at most (by experiment twice), and the values at the lower end below
-# which it is worth it: above, the rounding of coefficients is no part of 1 - E.
-LIFTS, LIFT_BELOW = 8, 0.1
-# What the rounding of coefficients to doubles may add to the least error: this part of it, or eight
-# units of the last place of 1.
-ROUNDING_SHARE, ROUNDING_UNITS = 0.05, 2.0**-50
-# Relative rounding of a coefficient, with room for the products and quotients that scale a step.
-COEFFICIENT = 4 * 2.0**-53
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
 # Terms of a step, and digits to compute with: a step of so many takes about ten seconds.
@@ -85,10 +75,6 @@ class Minimax(NamedTuple):
     complement: Any
     rho: Any
     extrema: tuple[Any, ...]
-
-
-class BeyondDoublesError(ValueError):
-    """Coefficients that doubles cannot hold: rounded, their error is not the least any more."""
 
 
 class _Arithmetic(NamedTuple):
@@ -363,64 +349,23 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
     return _best_double((degree - 1) // stride, l, u, stride)
 
 
-def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
-    """Value of a step, evaluated with 40 digits: in doubles high degrees cancel.
+def rough(degree: int, lower: float, upper: float) -> Minimax:
+    """Best polynomial to about nine digits: in double precision up to degree 9, for searches.
 
     Examples
     --------
-    >>> exact_value((1.5, -0.5), 1.0)
-    1.0
+    >>> abs(rough(9, 1e-3, 1.0).error / best(9, 1e-3).error - 1) < 1e-9
+    True
     """
-    number = multiple_precision().mpf
-    return float(odd_value([number(c) for c in step], number(x), stride))
-
-
-def image_of_rounded(
-    step: Sequence[float], ends: tuple[Any, Any], lower: Any, upper: Any, stride: int = 2
-) -> tuple[float, float] | None:
-    """Refuse a step that the rounding of its coefficients takes too far from the ideal one.
-
-    The one test of all designs: rounding adds at most max(5 % of the least error, 2^-50).
-
-    Parameters
-    ----------
-    step : sequence of float
-        Coefficients as rounded.
-    ends : (number, number)
-        Image of the interval under the step before rounding.
-    lower, upper : number
-        The interval.
-    stride : int, optional
-        Difference of the exponents.
-
-    Returns
-    -------
-    (float, float) or None
-        Image of the interval under the rounded step, from outside; None where a bound of the
-        rounding is below what is allowed, and it need not be known.
-
-    Raises
-    ------
-    BeyondDoublesError
-        If it adds more, or the least value is no longer positive.
-    """
-    low, high = map(float, ends)
-    error = max(1 - low, high - 1)
-    allowed = max(ROUNDING_SHARE * error, ROUNDING_UNITS)
-    u = float(upper)
-    rounding = COEFFICIENT * sum(abs(c) * u ** (stride * i + 1) for i, c in enumerate(step))
-    if rounding <= min(allowed, low / 2):
-        return None
-    # Rounding can turn the ends of an interval of no width round.
-    (lo, _), (_, hi) = certify([step], min(float(lower), u), u, stride=stride).image
-    if 0 < lo >= low - allowed and hi <= high + allowed:
-        return lo, hi
-    degree = 1 + stride * (len(step) - 1)
-    raise BeyondDoublesError(
-        f"degree {degree} on [{float(lower):g}, {u:g}] is beyond double coefficients: rounded, its "
-        f"worst error is {max(1 - lo, hi - 1):.3g}, that of the best step {error:.3g}; take a "
-        "lower degree, several steps (design.greedy), or design.best with digits="
-    )
+    q, low = degree // 2, lower / upper
+    if q == 4 and low < 0.9:
+        try:
+            found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
+        except (ArithmeticError, ValueError):
+            found = None
+        if found is not None and _lost(q, low, found[1]) < LOSS:
+            return _scaled(found, low, upper, float, 2)
+    return best(degree, lower, upper)
 
 
 def _chebyshev(q: int) -> list[float]:
@@ -452,40 +397,6 @@ def _positive(
     """Coefficients of which rounding did not make p negative between its zeros."""
     rounding = 2.0**-52 * sum(abs(v) * upper ** (stride * i + 1) for i, v in enumerate(c))
     return c if complement > 4 * rounding else lifted(c, lower, upper, stride)[0]
-
-
-def lifted(
-    step: Sequence[float], lower: Any, upper: Any, stride: int = 2
-) -> tuple[tuple[float, ...], tuple[Any, Any]]:
-    """Raise p until no minimum lies below the value at the lower end, and give its image.
-
-    The rounding of coefficients moves minima by more than 1 - E is large, where that is small; an
-    addend of that size to one coefficient lifts them, and hardly moves the value at the lower end.
-
-    Examples
-    --------
-    >>> c = best(5, 1e-14).coefficients
-    >>> [f"{float(s[1][0] / best(5, 1e-14).complement):.3f}" for s in [lifted(c, 1e-14, 1.0)]]
-    ['1.000']
-    """
-    step = tuple(step)
-    for _ in range(LIFTS):
-        ends = next(odd_images([step], lower, upper, stride=stride))
-        zero = ends[0] * 0
-        exact = [zero + c for c in step]
-        at = odd_value(exact, zero + lower, stride)
-        if ends[0] >= at or not 0 < at < LIFT_BELOW:
-            break
-        points = [zero + t for t in turning_points(step, stride) if lower < t < upper]
-        below = [(t, at - odd_value(exact, t, stride)) for t in (*points, zero + upper)]
-        # Any coefficient will do; that which changes least.
-        rises = [
-            float(max(gap / t ** (stride * i + 1) for t, gap in below)) for i in range(len(step))
-        ]
-        i = min(range(len(step)), key=lambda i: rises[i] / abs(step[i]) if step[i] else math.inf)
-        raised = max(step[i] + rises[i], math.nextafter(step[i], math.inf))
-        step = (*step[:i], raised, *step[i + 1 :])
-    return step, ends
 
 
 def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:

@@ -22,7 +22,8 @@ from polarlib._schedules.targets import parse_target, target_value
 from polarlib.arrays.checks import count, number
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
-from polarlib.design.remez import BeyondDoublesError, check_degrees, check_interval
+from polarlib.design.doubles import BeyondDoublesError
+from polarlib.design.remez import check_degrees, check_interval
 
 __all__ = ["clip", "inverse_root", "power", "smooth_sign"]
 
@@ -294,7 +295,7 @@ def _starts(
 
 
 def _power(e: float, x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 1e-9) ** e  # a fit may dip below 0
+    return np.asarray(np.maximum(x, 1e-9) ** e)  # a fit may dip below 0
 
 
 def _chain(
@@ -317,7 +318,7 @@ def _nearest(h: np.ndarray, f: np.ndarray, degree: int) -> np.ndarray:
     """Odd polynomial in h that is nearest to f in least squares."""
     terms = h[:, None] ** (2 * np.arange(degree // 2 + 1) + 1)
     size = np.abs(terms).max(axis=0)
-    return np.linalg.lstsq(terms / size, f, rcond=None)[0] / size
+    return np.asarray(np.linalg.lstsq(terms / size, f, rcond=None)[0] / size)
 
 
 # -- fitting ---------------------------------------------------------------------------------
@@ -444,7 +445,8 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
 
 def _powers(step: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Powers of a step at points, the largest of which is scaled to 1."""
-    return (h[:, None] / np.abs(h).max()) ** (2 * np.arange(len(step)) + 1) / math.sqrt(len(h))
+    scaled = h[:, None] / np.abs(h).max()
+    return np.asarray(scaled ** (2 * np.arange(len(step)) + 1) / math.sqrt(len(h)))
 
 
 def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -457,4 +459,4 @@ def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
     _, s, vh = np.linalg.svd(_powers(step, h), full_matrices=False)
     inverse = np.where(s > DEPENDENT * s[0], 1 / np.maximum(s, DEPENDENT * s[0]), 0.0)
     size = np.abs(odd_value(tuple(step), h)).max()
-    return vh.T * inverse * size / largest ** power[:, None]
+    return np.asarray(vh.T * inverse * size / largest ** power[:, None])

@@ -22,7 +22,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
 from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
+from polarlib.design.fit import Problem, mean_and_gradient, minimise, odd_powers
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
 from polarlib.result import ScheduleWarning
@@ -48,16 +49,10 @@ HIGHEST = 1.1
 # without it (0) intervals without singular values are sent to almost zero, for at most another 8
 # percent.
 LOWEST = 0.5
-# Cuts of (0, 1] to begin with, in each step.
-CUTS = 12
-# Optimisations from one start, each with the extrema of the one before among its cuts.
-ROUNDS = 6
 # Least p(x) / x of a scaled step, so that rounding does not make it negative; or half the start's.
 FLOOR = 1e-3
 # |e| is smoothed to sqrt(e^2 + d^2), d this part of the mean error: gradients have no jumps.
 SMOOTHING = 1e-3
-# Bounds are kept by that much while optimising, and the exact image needs no more.
-MARGIN = 1e-9
 # And the lower one by that part of itself, since the search meets constraints to 1e-10 only.
 INWARD = 1e-7
 # Values above the bound by at most this part are scaled down; others are thrown away.
@@ -74,146 +69,6 @@ MOST_STARTS, MOST_TUNED = 1000, 20
 SCANNED = 64
 
 Steps = tuple[tuple[float, ...], ...]
-
-
-# The optimisation. z holds the coefficients of the scaled steps one after another and, where a
-# lower bound is to be kept, the logarithms of the lower ends of the images between steps.
-
-
-class _Problem(NamedTuple):
-    """What is optimised: sizes of the steps, the bounds, and the objective of scaled steps."""
-
-    sizes: tuple[int, ...]
-    top: float  # the last step's largest value
-    ends: tuple[float, float] | None  # lower end of the domain, and of the last image
-    floors: tuple[float, ...]  # least p(x) / x of every step
-    value: Callable[[list[Any]], Any]  # the objective, with its gradient where `gradient`
-    gradient: bool
-
-
-def _powers(x: Any, count: int) -> Any:
-    """Odd powers of points, shape (points, count)."""
-    rows = [x]
-    for _ in range(count - 1):
-        rows.append(rows[-1] * x * x)
-    return np.stack(rows, axis=1)
-
-
-def _split(z: Any, sizes: Sequence[int]) -> list[Any]:
-    return np.split(z[: sum(sizes)], np.cumsum(sizes)[:-1])
-
-
-def _mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) -> Any:
-    """Logarithm of the smoothed mean error and its gradient by all coefficients."""
-    inputs, slopes = [], []
-    for c in steps:
-        inputs.append(x)
-        y = x * x
-        value, slope = c[-1], (2 * len(c) - 1) * c[-1]
-        for i in range(len(c) - 2, -1, -1):
-            value, slope = value * y + c[i], slope * y + (2 * i + 1) * c[i]
-        x = value * x
-        slopes.append(slope)
-    e = x - 1
-    size = np.sqrt(e * e + smoothing * smoothing)
-    total = weights @ size
-    # Backward: the derivative by the values after a step, then by its coefficients.
-    adjoint = weights * e / size / total
-    parts = []
-    for c, y, slope in zip(reversed(steps), reversed(inputs), reversed(slopes), strict=True):
-        parts.append(adjoint @ _powers(y, len(c)))
-        adjoint = adjoint * slope
-    return math.log(total), np.concatenate(parts[::-1])
-
-
-def _constraints(problem: _Problem, z: Any, cuts: Sequence[Any]) -> tuple[Any, Any]:
-    """Values that must not be negative, and their Jacobian."""
-    sizes, count = problem.sizes, sum(problem.sizes)
-    steps, n = _split(z, sizes), len(problem.sizes)
-    values, rows = [], []
-    lows = None
-    if problem.ends is not None:
-        lows = [problem.ends[0], *np.exp(z[count:]), problem.ends[1]]
-    at = 0
-    for k, (c, t) in enumerate(zip(steps, cuts, strict=True)):
-        own = slice(at, at + len(c))
-        at += len(c)
-        powers = _powers(t, len(c))
-        p = powers @ c
-        top = 1.0 if k < n - 1 else problem.top
-        for value, part in (
-            (top * (1 - MARGIN) - p, -powers),
-            (p / t - problem.floors[k], powers / t[:, None]),
-        ):
-            row = np.zeros((len(t), len(z)))
-            row[:, own] = part
-            values.append(value)
-            rows.append(row)
-        if lows is None:
-            continue
-        low, after = lows[k], lows[k + 1]
-        # Points below the lower end need not stay above its image.
-        x = np.maximum(np.append(t, low), low)
-        powers = _powers(x, len(c)) / after
-        p = powers @ c
-        row = np.zeros((len(x), len(z)))
-        row[:, own] = powers
-        if k:  # x = exp(r): dp/dr = x p'(x)
-            odd = np.arange(1, 2 * len(c), 2)
-            row[:, count + k - 1] = np.where(x == low, powers @ (odd * c), 0.0)
-        if k < n - 1:
-            row[:, count + k] = -p
-        values.append(p - 1 - MARGIN)
-        rows.append(row)
-    return np.concatenate(values), np.concatenate(rows)
-
-
-def _turning(c: Any) -> Any:
-    """Points in (0, 1) where p or p / x is extremal."""
-    found = []
-    for weights in (np.arange(1, 2 * len(c), 2), np.arange(0, 2 * len(c), 2)):
-        d = np.trim_zeros(weights * c, "b")
-        if weights[0] == 0:  # the derivative of p / x begins one power of y higher
-            d = d[1:]
-        if len(d) > 1:
-            y = np.roots(d[::-1])
-            y = y.real[(abs(y.imag) <= 1e-9 * abs(y)) & (y.real > 0) & (y.real < 1)]
-            found.append(np.sqrt(y))
-    return np.concatenate([np.empty(0), *found])
-
-
-def _minimise(problem: _Problem, z: Any) -> list[Any]:
-    """Scaled steps of a local minimum: of every round, the last first."""
-    from scipy.optimize import minimize  # lazily: its import takes longer than the search
-
-    angle = np.linspace(0, math.pi / 2, CUTS + 1)[1:]
-    cuts = [np.sin(angle) for _ in problem.sizes]
-    found: list[Any] = []
-    for k in range(ROUNDS):
-        result = minimize(
-            lambda z: problem.value(_split(z, problem.sizes)),
-            z,
-            jac=problem.gradient or None,
-            method="SLSQP",
-            constraints={
-                "type": "ineq",
-                "fun": lambda z, cuts: _constraints(problem, z, cuts)[0],
-                "jac": lambda z, cuts: _constraints(problem, z, cuts)[1],
-                "args": (cuts,),
-            },
-            options={"maxiter": 300, "ftol": 1e-10},
-        )
-        if not np.all(np.isfinite(result.x)):
-            break
-        z = result.x
-        steps = _split(z, problem.sizes)
-        found.insert(0, steps)
-        fresh = [_turning(c) for c in steps]
-        kept = _constraints(problem, z, fresh)[0]
-        if kept.min(initial=0.0) > -MARGIN / 2 or (k and not result.success):
-            break
-        cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
-    return found
 
 
 def _tops(steps: Sequence[Sequence[float]], upper: float) -> list[float]:
@@ -474,7 +329,7 @@ def _candidates(
     sizes = tuple(map(len, first))
     points = np.linspace(0, 1, 257)[1:]  # p(x) / x is smooth: its minimum to three digits
     floors = tuple(
-        min(FLOOR, 0.5 * float(np.min(_powers(points, len(c)) @ c / points))) for c in first
+        min(FLOOR, 0.5 * float(np.min(odd_powers(points, len(c)) @ c / points))) for c in first
     )
     x = weights = None
     smoothing, begun = 0.0, value(start.steps)
@@ -493,7 +348,7 @@ def _candidates(
 
     def measured(steps: list[Any]) -> Any:
         if x is not None:
-            found = _mean_and_gradient(steps, x, weights, smoothing)
+            found = mean_and_gradient(steps, x, weights, smoothing)
             return found if math.isfinite(found[0]) else (math.inf, np.zeros(sum(sizes)))
         if objective == "slope":
             if min(c[0] for c in steps) <= 0:
@@ -519,7 +374,7 @@ def _candidates(
         found = measured(steps)
         return (found[0], np.append(found[1], np.zeros(extra))) if gradient else found
 
-    problem = _Problem(sizes, hi, ends, floors, with_gradient, gradient)
+    problem = Problem(sizes, hi, ends, floors, with_gradient, gradient)
     generator = np.random.default_rng(seed)
     for k in range(starts):
         scaled = first
@@ -530,7 +385,7 @@ def _candidates(
             scaled = _scaled(other, _tops(other, upper))
         elif k:
             scaled = [c * (1 + PERTURBATION * generator.standard_normal(len(c))) for c in first]
-        for steps in _minimise(problem, np.concatenate([*scaled, lows])):
+        for steps in minimise(problem, np.concatenate([*scaled, lows])):
             yield _unscaled(steps, tops)
 
 
