@@ -174,7 +174,7 @@ def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
 
 def _goal(s: np.ndarray, k: int, rtol: float, eps: float) -> float:
     """Residual at which an iteration stops."""
-    return max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0])
+    return float(max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0]))
 
 
 def _krylov(

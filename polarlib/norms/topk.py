@@ -22,7 +22,6 @@ The second part is Dion's warm-started power step, and the exact maximiser withi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +31,8 @@ from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.engine.derivatives import Tall, tall
+from polarlib.engine.rules import by_rules
 from polarlib.norms.krylov import Triplets, by_svd, leading
 
 __all__ = ["METHODS", "top_singular", "triplets"]
@@ -163,7 +164,7 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     method = choice("method", method, ("auto", *METHODS))
     rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
     if 0 not in a.shape and ops.is_traced(a):
-        return _differentiable(a, k, ops)
+        return _differentiable(a, k)
     return _triplets(a, k, method, rtol)
 
 
@@ -203,7 +204,7 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
 # -- derivatives -----------------------------------------------------------------------------
 
 
-def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
+def _differentiable(a: Array, k: int) -> Triplets:
     """Triplets by the SVD, for which the library that traces them finds the rules.
 
     With ``A^H U = V S`` and ``A V = U S``, the part of dv_i that is orthogonal to V solves
@@ -212,55 +213,42 @@ def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
 
     Nothing is asked of the values beyond k, but that they differ from the others.
     """
-    found: list[Triplets] = []
+    computed: list[Triplets] = []
 
     def apply(a: Array) -> tuple[Array, ...]:
-        found.append(_triplets(a, k, "svd", RTOL))
-        return found[-1][:3]
+        computed.append(_triplets(a, k, "svd", RTOL))
+        return computed[-1][:3]
 
-    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
-        moved = _rule(primals[0], results).along(tangents[0])
-        return tuple(ops_of(d).astype_like(d, r) for d, r in zip(moved, results, strict=True))
-
-    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
-        return (
-            ops_of(primals[0]).astype_like(
-                _rule(primals[0], results).against(*gradients), primals[0]
-            ),
-        )
-
-    u, s, vh = ops.differentiable(apply, jvp, vjp, (a,), keep=True)
-    return found[-1]._replace(u=u, s=s, vh=vh)
+    u, s, vh = by_rules(
+        apply,
+        a,
+        lambda x, results, e: _rule(x, *results).along(e),
+        lambda x, results, *gradients: _rule(x, *results).against(*gradients),
+        exact=lambda x: top_singular(x, k),
+    )
+    return computed[-1]._replace(u=u, s=s, vh=vh)
 
 
-def _rule(a: Array, results: Sequence[Array]) -> _Rule:
-    ops = ops_of(a).functional()
-    x = ops.at_least_single(a)
-    u, s, vh = results
-    if x.dtype != a.dtype:  # rounded triplets would not do
-        u, s, vh = top_singular(x, s.shape[-1])
-    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
-    wide = x.shape[-2] < x.shape[-1]
-    u, v = (ops.adjoint(vh), u) if wide else (u, ops.adjoint(vh))
-    x = ops.divide(ops.adjoint(x) if wide else x, scale)
-    return _Rule(x, u, ops.divide(s[..., None, :], scale), v, scale, ops, wide)
+def _rule(x: Array, u: Array, s: Array, vh: Array) -> _Rule:
+    p = tall(x)
+    v = p.ops.adjoint(vh)
+    u, v = (v, u) if p.wide else (u, v)
+    return _Rule(p, u, p.ops.divide(s[..., None, :], p.scale), v, p.ops)
 
 
 class _Rule(NamedTuple):
     """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
 
-    x: Array
+    at: Tall
     u: Array
     s: Array  # shape (..., 1, k)
     v: Array
-    scale: Array
     ops: Ops
-    wide: bool
 
     def along(self, e: Array) -> tuple[Array, Array, Array]:
         """Derivatives of u, s and vh in a direction of the matrix that was given."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
-        e = ops.divide(ops.astype_like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
+        e = self.at.scaled(e)
         rest, inverses, f, eye = self._parts()
         ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
         p = ops.matmul(ops.adjoint(u), ev)
@@ -271,21 +259,19 @@ class _Rule(NamedTuple):
         t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
         du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
         dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
-        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.scale[..., 0]
-        return (dv, ds, ops.adjoint(du)) if self.wide else (du, ds, ops.adjoint(dv))
+        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.at.scale[..., 0]
+        return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
 
     def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
         """Gradient with respect to the matrix that was given; None for a gradient of zero."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
         d = 0.0 * ops.matmul(u, ops.adjoint(v))
         if gs is not None:
-            d = ops.matmul(u * ops.astype_like(gs, s)[..., None, :], ops.adjoint(v))
+            d = ops.matmul(u * gs[..., None, :], ops.adjoint(v))
         if gu is not None or gvh is not None:
             gv = None if gvh is None else ops.adjoint(gvh)
-            gu, gv = (gv, gu) if self.wide else (gu, gv)
-            gu, gv = (
-                w * 0.0 if g is None else ops.astype_like(g, w) for g, w in ((gu, u), (gv, v))
-            )
+            gu, gv = (gv, gu) if self.at.wide else (gu, gv)
+            gu, gv = (w * 0.0 if g is None else g for g, w in ((gu, u), (gv, v)))
             rest, inverses, f, eye = self._parts()
             ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
             ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
@@ -294,13 +280,13 @@ class _Rule(NamedTuple):
             left = gu / s + ops.matmul(rest, y)
             left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
             moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
-            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.scale)
-        return ops.adjoint(d) if self.wide else d
+            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.at.scale)
+        return self.at.turned(d)
 
     def _parts(self) -> tuple[Array, Array, Array, Array]:
         """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""
         ops, s = self.ops, self.s
-        rest = self.x - ops.matmul(self.u * s, ops.adjoint(self.v))
+        rest = self.at.x - ops.matmul(self.u * s, ops.adjoint(self.v))
         gram = ops.gram(rest)
         guard = ops.constant(self._guard, s, gram)
         square = s * s
@@ -318,7 +304,7 @@ class _Rule(NamedTuple):
         beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
         gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
         least = xp.min(gaps, axis=-1, keepdims=True)
-        noise = max(self.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
+        noise = max(self.at.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
         poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
         if not ops.is_abstract(poor) and bool(xp.any(poor)):
             worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
