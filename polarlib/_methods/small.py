@@ -55,7 +55,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, dtype_name
 from polarlib.result import Run
 
-__all__ = ["Decomposition", "decompose", "rotation", "small"]
+__all__ = ["LARGEST", "Decomposition", "decompose", "rotation", "small"]
 
 Array = Any
 # Matrices in a stack from which this is faster than one SVD each, by n: some 300 calls of the array
@@ -260,8 +260,8 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
 
     def on_host(r: Array) -> np.ndarray:
         if ops.host:  # of NumPy no copy: the array has no other owner
-            r = np.asarray(r).reshape(batch)
-            return r if r.dtype == bool else r.astype("f8", copy=False)
+            numbers: np.ndarray = np.asarray(r).reshape(batch)
+            return numbers if numbers.dtype == bool else numbers.astype("f8", copy=False)
         return ops.to_host(ops.xp.reshape(ops.xp.astype(r, real, copy=False), batch))
 
     orthogonality, backward_error, definite, rank, lower, upper, repaired = (

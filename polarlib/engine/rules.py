@@ -138,8 +138,7 @@ def differentiable_unitary(
 
     `exact` computes the factor in single precision where that of `apply` is in half precision.
     """
-    kind = "rotation" if rotation else "polar"
-    equation = Equation(kind, max(a.shape[-2:]), regularization)
+    equation = Equation("rotation" if rotation else "polar", max(a.shape[-2:]), regularization)
     return _self_adjoint(apply, a, exact, functools.partial(unitary_derivative, equation=equation))
 
 

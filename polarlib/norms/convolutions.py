@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from polarlib.arrays.checks import count, instance, items, shown
 from polarlib.arrays.entry import is_array
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks
-from polarlib.norms.base import MatrixNorm, Norm, factor
+from polarlib.norms.base import A, MatrixNorm, Norm, factor
 
 __all__ = ["Convolution", "convolution", "kernel_to_matrix", "matrix_to_kernel"]
 
@@ -118,16 +118,16 @@ class Convolution(Norm):
         return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
 
     @looks
-    def lmo(self, g: Any) -> Array:
-        return self._through(self.norm.lmo, g)
+    def lmo(self, g: A) -> A:
+        return cast(A, self._through(self.norm.lmo, g))
 
     @looks
-    def sharp(self, g: Any) -> Array:
-        return self._through(self.norm.sharp, g)
+    def sharp(self, g: A) -> A:
+        return cast(A, self._through(self.norm.sharp, g))
 
     @looks
-    def project(self, x: Any) -> Array:
-        return self._through(self.norm.project, x)
+    def project(self, x: A) -> A:
+        return cast(A, self._through(self.norm.project, x))
 
     def dual(self) -> Convolution:
         return Convolution(self.norm.dual(), self.spatial)

@@ -1,7 +1,8 @@
 """Norms whose unit ball is a Minkowski sum of balls: the F- and S-variants of Muon and Fanion.
 
-The dual norm and the LMO of ``sum w_i ball_i`` are the weighted sums of the terms'. The norm itself
-asks for the least t with X in t times the sum, which has a closed form in few cases only.
+The dual norm and the LMO (linear maximisation oracle) of ``sum w_i ball_i`` are the weighted sums
+of those of the terms. The norm itself is the least t with X in t times the sum, which has a closed
+form in few cases only.
 """
 
 from __future__ import annotations
@@ -9,24 +10,22 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import instance, items, number
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, factor
 from polarlib.norms.fans import fanion
 from polarlib.norms.mixed import frobenius, lp
-from polarlib.norms.unitary import Unitary, svd
+from polarlib.norms.unitary import Polar, Unitary, of_spectrum, svd
 
 __all__ = ["MinkowskiSum", "f_fanion", "f_muon", "f_neon", "minkowski_sum", "s_fanion", "s_muon"]
 
 Array = Any
-Polar = Callable[[Any], Any] | str | Schedule | None
 
 # Absolute error of a root of order 1 / sqrt(n) or more: below its last bit.
 TINY = 1e-17
@@ -75,7 +74,7 @@ class MinkowskiSum(MatrixNorm):
         u, s, vh = svd(x, ops)
         full = k >= s.shape[-1]
         t, rest = _with_spectral(s, a, b, ops) if full else _with_fanion(s, k, a, b, ops)
-        return t[..., None], ops.matmul(u * ops.astype_like(rest, u)[..., None, :], vh)
+        return t[..., None], of_spectrum(u, rest, vh, ops)
 
     def dual(self) -> MatrixNorm:
         return SumDual(self)
@@ -139,7 +138,7 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
     y = z[..., :1] - z
     excess = xp.cumulative_sum(y * y, axis=-1) - 2 * y * xp.cumulative_sum(y, axis=-1)
     excess = excess + count * y * y
-    # The first always is; rounding must not say otherwise where b is tiny.
+    # The first always is, also where rounding decides otherwise for tiny b.
     inside = (excess < (b / a * z) ** 2) | (count == 1)
     kept = xp.astype(inside, z.dtype)
     j = xp.sum(kept, axis=-1, keepdims=True)
@@ -153,7 +152,7 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
 
 
 def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
-    """The t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and what is left.
+    """Return the t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and the rest.
 
     By root search, on the host in double precision, one matrix after another.
     """
@@ -178,7 +177,8 @@ def _rest(y: np.ndarray, cap: float, *, k: int, ops: Ops) -> np.ndarray:
     """Distance vector of descending values to ``cap`` times the ball of Fanion-k."""
     if y[0] <= cap and y.sum() <= k * cap:
         return np.zeros_like(y)
-    return y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
+    rest: np.ndarray = y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
+    return rest
 
 
 # -- constructors ----------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        For a negative weight, weights that are all 0, something that is no norm of matrices.
+        For a negative weight, weights that are all 0, a term that is not a norm of matrices.
 
     Notes
     -----

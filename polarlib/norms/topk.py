@@ -6,30 +6,30 @@ make orthonormal U and V with ``A V = U diag(s)``; what they leave is ``E = A^H 
     A = U diag(s) V^H + U E^H + D,      D = (I - U U^H) A (I - V V^H).
 
 A residual alone says that some singular value is near, not which one: Lanczos sees one copy of a
-multiple value. So the iterations are not believed. With the Frobenius norm of the residuals as rho,
+multiple value. So the results of iterations are checked. With the Frobenius norm of the residuals
+as rho,
 
     |s_i - sigma_i| <= rho + max(0, ||D||_2 - s_i)                    (Weyl's inequality).
 
-``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves
-``||D||_2 <= ||A - U diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD takes
-over. The bound is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the
-rest of the spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that
-values are usually far better than asked for.
-
-The second part is Dion's warm-started power step, and the exact maximiser within its range.
+``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves ``||D||_2 <= ||A - U
+diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD is computed instead. The bound
+is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the rest of the
+spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that values are
+usually far more accurate than `rtol`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from polarlib.arrays.checks import choice, count, number
-from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
+from polarlib.arrays.entered import enter
+from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, dtype_name, ops_of
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.derivatives import Tall, tall
 from polarlib.engine.rules import by_rules
@@ -38,8 +38,10 @@ from polarlib.norms.krylov import Triplets, by_svd, leading
 __all__ = ["METHODS", "top_singular", "triplets"]
 
 Array = Any
+A = TypeVar("A")
+Method = Literal["auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"]
 
-METHODS = ("svd", "lanczos", "arpack", "randomized", "block_krylov")
+METHODS: tuple[str, ...] = get_args(Method)[1:]
 
 # Relative error of each value that is asked for by default.
 RTOL = 1e-6
@@ -50,9 +52,9 @@ AUTO_SIZE, AUTO_RATIO = 256, 16
 
 @looks
 def top_singular(
-    a: Array, k: int, *, method: str = "auto", rtol: float | None = None
-) -> tuple[Array, Array, Array]:
-    """The k largest singular values and their vectors, each value to a relative error.
+    a: A, k: int, *, method: Method = "auto", rtol: float | None = None
+) -> tuple[A, A, A]:
+    """Return the k largest singular values and their vectors, each value to a relative error.
 
     Parameters
     ----------
@@ -64,18 +66,18 @@ def top_singular(
         - svd: the whole SVD, cut.
         - lanczos: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation and thick
           restart. Fewest products.
-        - arpack: ARPACK's Lanczos on ``A^H A``, by way of SciPy; its vectors are NumPy's, the
-          products are made where A is. Quickest on the host.
-        - block_krylov: Golub-Kahan-Lanczos from a block of k + 10 vectors: sees multiple values,
-          and asks a device fewer and larger questions.
+        - arpack: ARPACK's Lanczos on ``A^H A``, through SciPy; its vectors are NumPy's, the
+          products are computed where A is. Fastest on the host.
+        - block_krylov: Golub-Kahan-Lanczos from a block of k + 10 vectors: finds multiple values,
+          and needs fewer, larger operations, which suits GPUs.
         - randomized: subspace iteration (power iterations, orthonormalised in each half step) on
           k + 10 vectors until the residual suffices. For spectra that fall quickly.
         - auto: svd for small matrices and large k, else arpack on the host and block_krylov on
           devices.
     rtol : float, optional
-        Relative error of each value, 1e-6 by default. In no format can it be below rounding, which
-        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as those
-        of the SVD are.
+        Relative error of each value, 1e-6 by default. It cannot be below rounding, which is
+        ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are rounding errors,
+        as those of the SVD are.
 
     Returns
     -------
@@ -96,22 +98,22 @@ def top_singular(
 
     Notes
     -----
-    Values are certified (see the head of this module). The SVD takes over where an iteration
-    missed one, as a single vector's Krylov space does with multiple values among the wanted ones,
-    or was not done after ``2 min(m, n)`` products. The certificate costs one Gram product and a
+    Values are certified (see the head of this module). The SVD is computed instead where an
+    iteration missed a value, as the Krylov space of a single vector does with multiple values, or
+    was not finished after ``2 min(m, n)`` products. The certificate costs one Gram product and a
     Cholesky factorisation.
 
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
     at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
-    The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
-    matrix. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where none can be,
-    the SVD is taken whatever the method, and a matrix that is not finite gives NaN.
+    The start is the same for every library: a seeded Gaussian block. The matrices of a stack are
+    processed one by one. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where
+    none can be read, the SVD is used for every method, and a matrix that is not finite gives NaN.
 
     torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
     whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
     is zero to rounding, or equal to any other (those beyond k among themselves may be equal),
-    vectors have no derivative: ValueError. torch's backward mode asks for no gap where the
-    gradient with respect to the values alone is wanted.
+    vectors have no derivative: ValueError. torch's backward mode requires no gap for the gradient
+    with respect to the values alone.
 
     Golub and Kahan, SIAM J. Numer. Anal. 2 (1965); Baglama and Reichel, SIAM J. Sci. Comput. 27
     (2005), algorithm 3.1 (thick restart); Hernandez, Roman and Tomas, ETNA 31 (2008); Lehoucq,
@@ -127,14 +129,13 @@ def top_singular(
     >>> s.round(12).tolist(), np.abs(u @ np.diag(s) @ vh).round(12).tolist()[0]
     ([3.0, 2.0], [3.0, 0.0, 0.0])
     """
-    found = triplets(a, k, method=method, rtol=rtol)
-    return found.u, found.s, found.vh
+    return triplets(a, k, method=method, rtol=rtol)[:3]
 
 
 @looks
 @under_default_settings
-def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
-    """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
+def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = None) -> Triplets:
+    """Return singular triplets as :func:`top_singular`, with method, products and residual.
 
     Parameters
     ----------
@@ -169,28 +170,19 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
 
 
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
-    """Scale, choose and run."""
+    """Scale, choose a method and run it."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "top_singular", "take the whole SVD")
-    hidden = ops.is_abstract(a)
-    m, n = a.shape[-2:]
-    x = ops.at_least_single(a)
-    if math.prod(a.shape[:-2]) == 0:
-        u, vh = a[..., :k], a[..., :k, :]
-        return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    scale = ops.binary_scale(finite_peak(x, ops, "a", look=not hidden))
-    x = ops.divide(x, scale)
-    wide = m < n
-    if wide:
-        x = ops.adjoint(x)
+    e = enter(a, ops=ops, tall=True)
+    x = e.x
+    if e.is_empty:  # k is at least 1, so that there are no matrices
+        return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
     if method == "auto":
         method = _choose(x, k, ops)
-    found = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
-    u, vh = (ops.adjoint(found.vh), ops.adjoint(found.u)) if wide else (found.u, found.vh)
-    s = ops.scale(found.s[..., None, :], scale)[..., 0, :]
-    if dtype_name(a) != dtype_name(x):
-        u, s, vh = ops.astype_like(u, a), ops.astype_like(s, _real(a, ops)), ops.astype_like(vh, a)
-    return found._replace(u=u, s=s, vh=vh)
+    top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
+    u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if e.wide else (top.u, top.vh)
+    s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], ops.format_name(a))
+    return top._replace(u=e.leave(u, turn=False), s=s, vh=e.leave(vh, turn=False))
 
 
 def _choose(x: Array, k: int, ops: Ops) -> str:
@@ -323,7 +315,7 @@ class _Rule(NamedTuple):
         return t - ops.matmul(self.v, ops.matmul(ops.adjoint(self.v), t))
 
 
-# -- one matrix after another, and the evidence ----------------------------------------------
+# -- one matrix after another ----------------------------------------------------------------------
 
 
 def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
