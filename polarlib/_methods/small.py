@@ -53,6 +53,7 @@ from polarlib._methods.small_algebra import (
 )
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, dtype_name
+from polarlib.arrays.settings import ignore_float_errors
 from polarlib.result import Run
 
 __all__ = ["LARGEST", "Decomposition", "decompose", "rotation", "small"]
@@ -179,6 +180,7 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     return results
 
 
+@ignore_float_errors  # closed forms overflow where they do not hold, also if called directly
 def _combined(
     closed: Callable[..., list[Any]], svd: Callable[..., list[Any]] | None, x: Array, ops: Ops
 ) -> tuple[list[Array], Array]:

@@ -65,6 +65,10 @@ class Entered(NamedTuple):
         """Whether `x` is known to have the scale of the given matrices."""
         return isinstance(self.scale, float) and self.scale == 1.0
 
+    def alike(self, e: Array) -> Array:
+        """Return another matrix as `x` came from the given one: turned, and divided by `scale`."""
+        return self.ops.divide(self.ops.adjoint(e) if self.wide else e, self.scale)
+
     def or_nan(self, y: Array) -> Array:
         """Return results of shape (..., k, l), NaN where a matrix is not finite."""
         if self.finite is None:

@@ -17,11 +17,11 @@ The nearest rotation R of a square real matrix has the same rule with ``H = R^T 
 which one eigenvalue may be negative. The square root of a positive definite matrix solves
 ``H dH + dH H = dA``; the inverse p-th root is made of p - 1 such equations.
 
-A schedule: the engine runs on dual numbers, pairs of matrices. Nothing of the forward pass is
-needed but its input. The normalisation, no such function for most norms, has a rule of its own.
+The derivative of a schedule is computed by the engine on dual numbers, pairs of matrices, from the
+input alone. The normalisation is not a matrix function for most norms and has a rule of its own.
 
-Everything is made of U, of products and of the solution of that one equation, whose derivative is
-its own solution again: so derivatives have derivatives.
+All rules consist of U, of products and of solutions of that one equation, whose derivative is
+another solution of it: so derivatives have derivatives.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import cmath
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
+from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -185,35 +186,15 @@ def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1))
     return xp.sum(a * b, axis=axis, keepdims=True)
 
 
-class Tall(NamedTuple):
-    """A tall matrix, divided by a power of two, and what follows it there and back."""
-
-    x: Array
-    scale: Array
-    ops: Ops
-    wide: bool
-
-    def turned(self, e: Array) -> Array:
-        """Return a matrix of the shape of A as one of the shape of X, or the converse."""
-        return self.ops.adjoint(e) if self.wide else e
-
-    def scaled(self, e: Array) -> Array:
-        """Return a direction, or a gradient, at A as one at X."""
-        return self.ops.divide(self.turned(e), self.scale)
-
-
-def tall(a: Array) -> Tall:
+def tall(a: Array) -> Entered:
     """Return the matrix, or its adjoint if m < n, over the power of two near its largest entry."""
-    ops = ops_of(a).functional()
-    # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
-    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
-    p = Tall(a, scale, ops, a.shape[-2] < a.shape[-1])
-    return p._replace(x=p.scaled(a))
+    return enter(a, ops=ops_of(a).functional(), look="never", tall=True)
 
 
-def _factors(a: Array, u: Array) -> tuple[Tall, Array, Array]:
+def _factors(a: Array, u: Array) -> tuple[Entered, Array, Array]:
+    """Return the tall matrix and its factors U and H, from those of the given one."""
     p = tall(a)
-    u = p.turned(u)
+    u = p.ops.adjoint(u) if p.wide else u
     return p, u, p.ops.hermitian_part(p.ops.matmul(p.ops.adjoint(u), p.x))
 
 
@@ -237,13 +218,13 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
     It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
     """
     p, u, h = _factors(a, u)
-    return p.turned(_turn(p.ops, u, h, p.scaled(e), equation)[2])
+    return p.leave(_turn(p.ops, u, h, p.alike(e), equation)[2])
 
 
 def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
     p = tall(h)
-    e = p.ops.hermitian_part(p.scaled(e))
+    e = p.ops.hermitian_part(p.alike(e))
     return p.ops.hermitian_part(Equation("root").solve(p.x, e))
 
 
@@ -259,7 +240,7 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     real = not ops.is_complex(x)
     f = f * scale ** (1 / p)
     g = ops.hermitian_part(ops.inverse(f))
-    dg = ops.hermitian_part(at.scaled(e))
+    dg = ops.hermitian_part(at.alike(e))
     if p > 2:
         g, dg = ops.as_complex(g), ops.as_complex(dg)
     for k in range(1, p):
@@ -302,13 +283,13 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
         For a rank-deficient matrix.
     """
     p, u, h = _factors(a, u)
-    ops, x, e = p.ops, p.x, p.scaled(e)
+    ops, x, e = p.ops, p.x, p.alike(e)
     c, omega, du = _turn(ops, u, h, e, Equation("polar", x.shape[-2]))
     if p.wide == (side == "left"):
         dh = c - ops.matmul(omega, h)
     else:  # the larger factor, X U^H
         dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
-    return p.turned(du), ops.hermitian_part(dh) * p.scale
+    return p.leave(du), ops.hermitian_part(dh) * p.scale
 
 
 def polar_gradient(
@@ -336,7 +317,7 @@ def polar_gradient(
     """
     p, u, h = _factors(a, u)
     ops, x = p.ops, p.x
-    y = x * 0.0 if y is None else p.scaled(y)
+    y = x * 0.0 if y is None else p.alike(y)
     rest = None
     if b is not None:
         b = ops.hermitian_part(b)
@@ -350,4 +331,4 @@ def polar_gradient(
         w = w + (hb - ops.adjoint(hb))
     omega = Equation("polar", x.shape[-2]).solve(h, w)
     d = _with_outside(ops.matmul(u, omega if b is None else b + omega), u, h, y, c, ops)
-    return p.turned(d if rest is None else d + rest)
+    return p.leave(d if rest is None else d + rest)

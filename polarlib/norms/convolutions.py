@@ -25,7 +25,7 @@ MOST_SPATIAL, MOST_LAYERS = 32, 10**5
 
 
 def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
-    """Kernel of a convolution as the matrix that maps a patch to the outputs.
+    """Return the kernel of a convolution as the matrix that maps a patch to the outputs.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
 
 
 def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
-    """Inverse of :func:`kernel_to_matrix`.
+    """Return a matrix as a kernel: the inverse of :func:`kernel_to_matrix`.
 
     Parameters
     ----------
@@ -106,16 +106,19 @@ class Convolution(Norm):
     def __repr__(self) -> str:
         return f"convolution({self.norm!r}, spatial={self.spatial})"
 
+    def _matrix(self, w: Any) -> Array:
+        return kernel_to_matrix(w, spatial=self.spatial)
+
     @looks
     def __call__(self, x: Any) -> Array:
-        return self.norm(kernel_to_matrix(x, spatial=self.spatial))
+        return self.norm(self._matrix(x))
 
     @looks
     def dual_norm(self, g: Any) -> Array:
-        return self.norm.dual_norm(kernel_to_matrix(g, spatial=self.spatial))
+        return self.norm.dual_norm(self._matrix(g))
 
     def _through(self, f: Callable[[Array], Array], w: Any) -> Array:
-        return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
+        return matrix_to_kernel(f(self._matrix(w)), w.shape)
 
     @looks
     def lmo(self, g: A) -> A:
@@ -137,11 +140,11 @@ class Convolution(Norm):
 
     @looks
     def _gap(self, g: Any, t: Any) -> Array:
-        return self.norm._gap(*(kernel_to_matrix(w, spatial=self.spatial) for w in (g, t)))
+        return self.norm._gap(self._matrix(g), self._matrix(t))
 
 
 def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
-    """Norm of convolution kernels: of their matrices, outputs by inputs times positions.
+    """Return the norm of convolution kernels that is one of their matrices.
 
     Parameters
     ----------
@@ -157,7 +160,7 @@ def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
     Raises
     ------
     TypeError, ValueError
-        If `norm` is no norm of matrices, or `spatial` no positive integer.
+        If `norm` is not a norm of matrices, or `spatial` not a positive integer.
 
     Examples
     --------

@@ -14,7 +14,7 @@ __all__ = ["fanion", "ky_fan", "ky_fan_dual", "neon"]
 
 
 def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
-    """(k, p)-norm, ``(sum of sigma_i^p over the k largest)^(1/p)``; Ky Fan's for p = 1.
+    """Return the (k, p)-norm, ``(sum of sigma_i^p over the k largest)^(1/p)``; Ky Fan's for p = 1.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
 
 
 def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
-    """Dual of the (k, p)-norm; for p = 1 ``max(sigma_1, sum sigma_i / k)``.
+    """Return the dual of the (k, p)-norm; for p = 1 ``max(sigma_1, sum sigma_i / k)``.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def fanion(
     polar: Polar = None,
     method: Method = "auto",
 ) -> MatrixNorm:
-    """Norm of Fanion-k, the dual of Ky Fan's: its LMO is ``U_k V_k^H``.
+    """Return the norm of Fanion-k, the dual of Ky Fan's: its LMO is ``U_k V_k^H``.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def fanion(
 
 
 def neon(*, method: Method = "auto") -> MatrixNorm:
-    """Norm of Neon: Fanion of rank 1, the nuclear norm.
+    """Return the norm of Neon: Fanion of rank 1, the nuclear norm.
 
     Parameters
     ----------

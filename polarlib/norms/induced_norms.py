@@ -12,7 +12,7 @@ __all__ = ["induced"]
 
 
 def induced(a: float, b: float) -> MatrixNorm:
-    """Operator norm from the a-norm to the b-norm of vectors.
+    """Return the operator norm from the a-norm to the b-norm of vectors.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     orthonormal, _ = ops.qr(ops.matmul(e.x, y))
     r = ops.matmul(ops.adjoint(e.x), orthonormal)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
-    y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
+    y = ops.xp.where(size == 0, y, r / ops.divisor(size))
     return e.leave(orthonormal), e.leave(r, e.scale), ops.astype_like(y, right)
 
 
@@ -103,6 +103,8 @@ def range_lmo(g: A, p: A) -> A:
     """
     e, _, y = _entered(g, "g", p, "p", -2)
     ops, x = e.ops, e.x
+    if e.is_empty:
+        return cast(A, ops.empty_result(e.given))
     u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
     # NaN times zero, so that a matrix that is not finite gives NaN.
     kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)

@@ -121,7 +121,7 @@ def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
         return y / ops.divisor(lp_norm(a / peak, 2, axis, ops))
     q = conjugate(p)
     powers = ops.sums((a / peak) ** q, axis)
-    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / ops.divisor(powers) ** (1 / p))
+    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / ops.divisor(powers ** (1 / p)))
 
 
 def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array:
@@ -144,7 +144,7 @@ def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array
 
 
 def lp(p: float) -> MatrixNorm:
-    """p-norm of the entries.
+    """Return the p-norm of the entries.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def lp(p: float) -> MatrixNorm:
 
 
 def frobenius() -> MatrixNorm:
-    """Frobenius norm, its own dual; the LMO is ``G / ||G||_F``, sharp is G: gradient descent.
+    """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
 
     Returns
     -------

@@ -12,6 +12,8 @@ A layer's update then changes the output by a share of its mass, to first order.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -58,12 +60,8 @@ class Modular(Norm):
         return list(zip(self.norms, self.scales, arrays, strict=True))
 
     def _collect(self, values: list[Array], total: bool) -> Array:
-        """Sum or largest of the layers' values."""
-        collected = values[0]
-        xp = ops_of(collected).xp
-        for v in values[1:]:
-            collected = collected + v if total else xp.maximum(collected, v)
-        return collected
+        """Return the sum or the largest of the values of the layers."""
+        return functools.reduce(operator.add if total else ops_of(values[0]).xp.maximum, values)
 
     def _values(self, x: Any) -> list[Array]:
         return [times(n(_wide(w)), s) for n, s, w in self._layers(x)]
@@ -120,19 +118,21 @@ class Modular(Norm):
     @looks
     @under_default_settings
     def _gap(self, g: Any, t: Any) -> Array:
-        dual, size = self.dual_norm(g), self(t)
-        ops, shares = ops_of(dual), []
-        for (n, s, w), (_, _, v) in zip(self._layers(g), self._layers(t), strict=True):
-            # Each layer's share of <G, T> is its own (1 - gap) times both of its norms.
-            a, b = times(n.dual_norm(_wide(w)), 1 / s), times(n(_wide(v)), s)
-            a, b = a / ops.divisor(dual), b / ops.divisor(size)
-            shares.append((1 - n._gap(_wide(w), _wide(v))) * a * b)
+        duals, sizes = self._dual_values(g), self._values(t)
+        dual, size = self._collect(duals, not self.total), self._collect(sizes, self.total)
+        ops = ops_of(dual)
+        a, b = ops.divisor(dual), ops.divisor(size)
+        # The share of a layer in <G, T> is its own (1 - gap) times both of its norms.
+        shares = [
+            (1 - n._gap(_wide(w), _wide(v))) * (d / a) * (r / b)
+            for n, w, v, d, r in zip(self.norms, g, t, duals, sizes, strict=True)
+        ]
         gap = 1 - self._collect(shares, True)
         return ops.xp.where(dual == 0, ops.xp.zeros_like(gap), gap)
 
 
 def _wide(w: Any) -> Any:
-    """Half precision in float32, so that values of layers are not rounded one by one."""
+    """Convert half precision to float32, so that values of layers are not rounded one by one."""
     if is_array(w) and ops_of(w).format_name(w):
         return ops_of(w).at_least_single(w)
     return w
@@ -144,7 +144,7 @@ def _per_matrix(v: Array, t: Array) -> Array:
 
 
 def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Modular:
-    """Modular norm ``max_l s_l ||W_l||_l`` of a list of arrays, one norm a layer.
+    """Return the modular norm ``max_l s_l ||W_l||_l`` of a list of arrays, one norm per layer.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Mod
     Raises
     ------
     TypeError, ValueError
-        If something is no norm of arrays, or there are not as many positive scales as norms; of the
+        If `norms` has other entries, or there are not as many positive scales as norms; of the
         norm, for another number of arrays than norms.
 
     Examples
@@ -212,7 +212,7 @@ class Module(NamedTuple):
 
 
 def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
-    """A module with one array of weights.
+    """Return a module with one array of weights.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
 
 
 def bond(sensitivity: float = 1.0) -> Module:
-    """A module without weights, such as an activation.
+    """Return a module without weights, such as an activation.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def bond(sensitivity: float = 1.0) -> Module:
 
 
 def compose(*modules: Module) -> Module:
-    """Modules one after another, the first applied first.
+    """Return the composition of modules, the first applied first.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def compose(*modules: Module) -> Module:
     Raises
     ------
     TypeError, ValueError
-        For something that is no module, or nothing.
+        For an argument that is not a module, or no argument.
 
     Examples
     --------
@@ -303,7 +303,7 @@ def compose(*modules: Module) -> Module:
 
 
 def join(*modules: Module) -> Module:
-    """Modules side by side, on the same input, their outputs a tuple or (sensitivities) a sum.
+    """Return modules side by side, on the same input; their outputs are a tuple or added.
 
     Parameters
     ----------

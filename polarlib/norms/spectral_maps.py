@@ -27,7 +27,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, above_noise
 from polarlib.arrays.settings import looks
 from polarlib.norms.base import A, inner, of_matrices
-from polarlib.norms.unitary import Polar, of_spectrum, spectral, svd
+from polarlib.norms.unitary import Polar, of_spectrum, on_tall, spectral, svd
 
 __all__ = ["polargrad", "random_spectrum", "scrambled_spectrum", "spectral_clip", "spectral_power"]
 
@@ -122,7 +122,7 @@ def _log_mean(
     xp = ops.xp
     kept = xp.astype(counts, level.dtype)
     rank = xp.sum(kept, axis=-1, keepdims=True)
-    some = xp.where(rank == 0, xp.ones_like(rank), rank)
+    some = ops.divisor(rank)
     if abs(q) < GEOMETRIC:
         return xp.sum(kept * level, axis=-1, keepdims=True) / some, xp.zeros_like(rank)
     sign = math.copysign(1.0, q)
@@ -238,18 +238,15 @@ def scrambled_spectrum(g: A, *, steps: int = KAON_STEPS) -> A:
     """
     steps = count("steps", steps, most=MOST_STEPS)
 
-    def direction(e: Entered) -> tuple[Array, float]:
-        ops, wide = e.ops, e.x.shape[-2] < e.x.shape[-1]
-        y = ops.adjoint(e.x) if wide else e.x
-        y = y / ops.divisor(ops.frobenius(y))
-        for _step in range(steps):
+    def scrambled(x: Array, ops: Ops) -> Array:
+        y = x / ops.divisor(ops.frobenius(x))
+        for _ in range(steps):
             # (I - G)^2 as a Gram product: semidefinite, so that no singular value changes its sign.
             rest = ops.gram(ops.add_diagonal(-ops.gram(y), 1.0))
             y = ops.matmul(y, rest) * KAON
-        y = y / KAON_DIVISOR
-        return ops.adjoint(y) if wide else y, 1.0
+        return y / KAON_DIVISOR
 
-    return of_matrices(direction, g, "g")
+    return of_matrices(lambda e: (on_tall(scrambled, e.x, e.ops), 1.0), g, "g")
 
 
 # -- the polar factor, scaled ----------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -49,11 +50,12 @@ class MinkowskiSum(MatrixNorm):
             n._check(shape)
 
     def _dual_value(self, g: Array, ops: Ops) -> Array:
-        return _total(w * n._dual_value(g, ops) for w, n in self.terms)
+        return functools.reduce(operator.add, (w * n._dual_value(g, ops) for w, n in self.terms))
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         # A low-precision term comes in its own format: the sum is formed in that of g.
-        return _total(w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        lmos = (w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        return functools.reduce(operator.add, lmos)
 
     def _value(self, x: Array, ops: Ops) -> Array:
         return self._solve(x, ops)[0]
@@ -115,13 +117,6 @@ class SumDual(MatrixNorm):
         return self.norm
 
 
-def _total(parts: Iterable[Array]) -> Array:
-    first, *others = parts
-    for part in others:
-        first = first + part
-    return first
-
-
 def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
     """The t with ``sum (sigma_i - a t)_+^2 = b^2 t^2``, and ``(sigma - a t)_+``.
 
@@ -147,7 +142,7 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
     deviation = kept * (z - s1 / j)
     root = b * b * s2 - a * a * j * xp.sum(deviation * deviation, axis=-1, keepdims=True)
     denominator = a * s1 + xp.sqrt(xp.maximum(root, xp.zeros_like(root)))
-    t = s2 / xp.where(denominator == 0, xp.ones_like(denominator), denominator)
+    t = s2 / ops.divisor(denominator)
     return t * size, xp.maximum(z - a * t, xp.zeros_like(z)) * size
 
 
@@ -185,7 +180,7 @@ def _rest(y: np.ndarray, cap: float, *, k: int, ops: Ops) -> np.ndarray:
 
 
 def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
-    """Norm whose unit ball is ``sum w_i ball_i``: dual norm and LMO are weighted sums.
+    """Return the norm with the unit ball ``sum w_i ball_i``: dual norm and LMO are weighted sums.
 
     Parameters
     ----------
@@ -241,7 +236,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
 
 
 def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of F-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) G / ||G||_F``.
 
     Parameters
     ----------
@@ -272,7 +267,7 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 
 
 def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
 
     Parameters
     ----------
@@ -292,7 +287,7 @@ def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
 
 
 def f_neon(alpha: float) -> MatrixNorm:
-    """Norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
 
     Parameters
     ----------
@@ -312,7 +307,7 @@ def f_neon(alpha: float) -> MatrixNorm:
 
 
 def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of S-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) eta sign(G)``.
+    """Return the norm of S-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) eta sign(G)``.
 
     Parameters
     ----------
@@ -346,7 +341,7 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 
 
 def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
+    """Return the norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
 
     Parameters
     ----------

@@ -26,12 +26,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 
 from polarlib.arrays.checks import choice, count, number
-from polarlib.arrays.entered import enter
+from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.engine.derivatives import Tall, tall
+from polarlib.engine.derivatives import tall
 from polarlib.engine.rules import by_rules
 from polarlib.norms.krylov import Triplets, by_svd, leading
 
@@ -173,16 +173,17 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     """Scale, choose a method and run it."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "top_singular", "take the whole SVD")
-    e = enter(a, ops=ops, tall=True)
-    x = e.x
+    e = enter(a, ops=ops)
+    wide = a.shape[-2] < a.shape[-1]
+    x = ops.adjoint(e.x) if wide else e.x  # a view where the library has views
     if e.is_empty:  # k is at least 1, so that there are no matrices
         return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
     if method == "auto":
         method = _choose(x, k, ops)
     top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
-    u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if e.wide else (top.u, top.vh)
+    u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if wide else (top.u, top.vh)
     s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], ops.format_name(a))
-    return top._replace(u=e.leave(u, turn=False), s=s, vh=e.leave(vh, turn=False))
+    return top._replace(u=e.leave(u), s=s, vh=e.leave(vh))
 
 
 def _choose(x: Array, k: int, ops: Ops) -> str:
@@ -231,7 +232,7 @@ def _rule(x: Array, u: Array, s: Array, vh: Array) -> _Rule:
 class _Rule(NamedTuple):
     """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
 
-    at: Tall
+    at: Entered
     u: Array
     s: Array  # shape (..., 1, k)
     v: Array
@@ -240,7 +241,7 @@ class _Rule(NamedTuple):
     def along(self, e: Array) -> tuple[Array, Array, Array]:
         """Derivatives of u, s and vh in a direction of the matrix that was given."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
-        e = self.at.scaled(e)
+        e = self.at.alike(e)
         rest, inverses, f, eye = self._parts()
         ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
         p = ops.matmul(ops.adjoint(u), ev)
@@ -251,7 +252,8 @@ class _Rule(NamedTuple):
         t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
         du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
         dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
-        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.at.scale[..., 0]
+        ds = ops.xp.sum(_real(eye * p, ops), axis=-1, keepdims=True)
+        ds = ops.scale(ds, self.at.scale)[..., 0]
         return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
 
     def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
@@ -273,7 +275,7 @@ class _Rule(NamedTuple):
             left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
             moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
             d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.at.scale)
-        return self.at.turned(d)
+        return self.at.leave(d)
 
     def _parts(self) -> tuple[Array, Array, Array, Array]:
         """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""

@@ -117,7 +117,7 @@ class Unitary(MatrixNorm):
         if not self.exact:
             return self._polar_factor(g, precision)
         if self.k == 1 and not self.of_dual:
-            return _tall(partial_isometry, g, ops)
+            return on_tall(partial_isometry, g, ops)
         if self.of_dual and self.k is not None and self._iterates(ops):
             u, s, vh = top_singular(g, self.k, method=self.solver or "auto")
         else:
@@ -191,7 +191,7 @@ def _positions(s: Array, ops: Ops) -> Array:
     return ops.xp.cumulative_sum(ops.xp.ones_like(s), axis=-1) - 1
 
 
-def _tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
+def on_tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
     """Apply a function that commutes with the adjoint to tall matrices."""
     if x.shape[-2] >= x.shape[-1]:
         return f(x, ops)
@@ -221,7 +221,7 @@ def top_method(method: str) -> str | None:
 
 
 def spectral(*, polar: Polar = None) -> MatrixNorm:
-    """Spectral norm, the largest singular value; its LMO is the polar factor ``U_r V_r^H``: Muon.
+    """Return the spectral norm sigma_1; its LMO is the polar factor ``U_r V_r^H``: Muon.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def spectral(*, polar: Polar = None) -> MatrixNorm:
 
 
 def nuclear(*, method: Method = "auto") -> MatrixNorm:
-    """Nuclear norm, the sum of the singular values; its LMO is ``u_1 v_1^H``.
+    """Return the nuclear norm, the sum of the singular values; its LMO is ``u_1 v_1^H``.
 
     Parameters
     ----------
@@ -297,7 +297,7 @@ def nuclear(*, method: Method = "auto") -> MatrixNorm:
 
 
 def schatten(p: float) -> MatrixNorm:
-    """Schatten norm, the p-norm of the singular values.
+    """Return the Schatten norm, the p-norm of the singular values.
 
     Parameters
     ----------
@@ -335,7 +335,7 @@ def rms_to_rms(
     *,
     polar: Polar = None,
 ) -> MatrixNorm:
-    """Operator norm between root mean squares, ``sqrt(fan_in / fan_out) * sigma_1``.
+    """Return the operator norm between root mean squares, ``sqrt(fan_in / fan_out) * sigma_1``.
 
     Parameters
     ----------
