@@ -134,14 +134,7 @@ def fanion(
 def neon(*, method: Method = "auto") -> MatrixNorm:
     """Return the norm of Neon: Fanion of rank 1, the nuclear norm.
 
-    Parameters
-    ----------
-    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
-        As of :func:`nuclear`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`nuclear`.
 
     Examples
     --------

@@ -269,14 +269,7 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
 
-    Parameters
-    ----------
-    alpha, polar
-        As of :func:`f_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`f_fanion`.
 
     Examples
     --------
@@ -289,14 +282,7 @@ def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_neon(alpha: float) -> MatrixNorm:
     """Return the norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
 
-    Parameters
-    ----------
-    alpha : float
-        As of :func:`f_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`f_fanion`.
 
     Examples
     --------
@@ -343,14 +329,7 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
 
-    Parameters
-    ----------
-    alpha, eta, polar
-        As of :func:`s_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`s_fanion`.
 
     Examples
     --------
