@@ -1,11 +1,11 @@
-"""Tables and the figure of docs/norms.md, made from the code.
+"""Write the tables and the figure of docs/norms.md from the code.
 
     python docs/make_norms.py
 
-writes what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on the page, and
-docs/figures/unit_balls.png. Formulas are written beside functions that compute them, and are
-compared with what the library gives before anything is written. tests/test_norms_page.py asks
-whether the page is up to date.
+writes the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on the page, and
+docs/figures/unit_balls.png. Each formula has a function that computes it, and is compared with the
+library before anything is written. tests/test_norms_page.py checks that the page is up to date and
+that every norm has a row.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
 
 EXAMPLE = np.diag([4.0, 2.0, 1.0])
 ALPHA, ETA = 0.5, 0.25  # of the mixed norms in the table
+# Norms that are in the row of another one.
+SAME = {"f_neon": "f_fanion", "minkowski_sum": "f_muon", "neon": "nuclear", "s_muon": "s_fanion"}
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]
 
 
 class Row(NamedTuple):
-    """A norm in the table: how it is made and what is said of it."""
+    """A norm in the table: the code that makes it, its formulas, and functions to check them."""
 
     code: str
     value: str
@@ -236,7 +238,7 @@ def made(row: Row, shape: tuple[int, int]) -> norms.Norm:
 
 
 def cost(n: norms.Norm) -> str:
-    """What an lmo costs, from what the norm is made of."""
+    """Return the cost of an lmo, from the class of the norm."""
     if isinstance(n, Mixed):
         return "one pass"
     if isinstance(n, MinkowskiSum):
@@ -269,7 +271,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def norm_table() -> str:
-    """One line a norm; the last columns are computed."""
+    """One line per norm; the last columns are computed."""
     body = []
     for row in rows():
         check(row)
@@ -323,7 +325,7 @@ TABLES = {"norms": norm_table, "scales": scale_table, "mup": mup_table}
 
 
 def filled(page: str) -> str:
-    """The page with its tables made anew."""
+    """Return the page with regenerated tables."""
     for name, make in TABLES.items():
         marks = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         pieces = re.split("|".join(marks), page)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from polarlib._methods.options import resolve_schedule
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.blas import has_kernels
 from polarlib.arrays.checks import choice, flag, function, nearest, number, shown
-from polarlib.arrays.entry import as_matrix, check_out, copied, finite_peak, refuse_hidden
+from polarlib.arrays.entered import COMFORTABLE, Entered, enter
+from polarlib.arrays.entry import as_matrix, check_out, copied, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
@@ -65,8 +66,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Rows over columns (columns over rows) from which a matrix is reduced in its own storage, if that
 # may be overwritten: below, square matrices take as much storage as is saved.
 STORED_FROM = 4
-# Largest entries that need no scaling: products of them neither overflow nor lose what counts.
-COMFORTABLE = 2.0**20
 
 _EXACT = (Status.CONVERGED, Status.FELL_BACK)
 
@@ -93,17 +92,6 @@ def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -
     return h
 
 
-class _Problem(NamedTuple):
-    """Tall matrices ready for a method: ``x = adjoint(a) / scale`` if wide, else ``a / scale``."""
-
-    x: Array
-    ops: Ops
-    tol: float
-    scale: Array | float
-    finite: Array
-    wide: bool
-
-
 def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
     if rtol is None:
         name = ops.format_name(a)
@@ -111,30 +99,20 @@ def _tolerance(a: Array, ops: Ops, rtol: float | None) -> float:
     return number("rtol", rtol, 0, 1, ends="()")
 
 
-def _prepare(a: Array, ops: Ops, tol: float, check_finite: bool) -> _Problem:
-    x = ops.at_least_single(a)
-    hidden = ops.is_abstract(a)
-    check_finite = check_finite and not hidden
-    if 0 in a.shape:
-        return _Problem(x, ops, tol, 1.0, x, False)
-    remedy = "remove them, or pass check_finite=False to get NaN back"
-    peak = finite_peak(x, ops, "a", look=check_finite, remedy=remedy)
-    wide = a.shape[-2] < a.shape[-1]
-    if wide:
-        x = ops.adjoint(x)
-    finite = ops.xp.isfinite(peak)
-    if not check_finite:  # zeros go through every method; NaN is put back at the end
-        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-        peak = ops.xp.where(finite, peak, ops.xp.zeros_like(peak))
-    scale: Array | float = 1.0
-    if hidden or not 1 / COMFORTABLE <= -ops.item(-peak) <= ops.item(peak) <= COMFORTABLE:
-        scale = ops.binary_scale(peak)
-        x = ops.divide(x, scale)
-    return _Problem(x, ops, tol, scale, finite, wide)
+def _enter(a: Array, ops: Ops, check_finite: bool) -> Entered:
+    return enter(
+        a,
+        ops=ops,
+        look="always" if check_finite else "never",
+        remedy="remove them, or pass check_finite=False to get NaN back",
+        mask=True,
+        tall=True,
+        comfortable=True,
+    )
 
 
 def _lower_bound(
-    method: str | Schedule, sigma_min: float | None, cond: float | None, problem: _Problem
+    method: str | Schedule, sigma_min: float | None, cond: float | None, problem: Entered
 ) -> float | None:
     """Turn what the caller knows into a lower bound of sigma_min / sigma_max."""
     if sigma_min is None and cond is None:
@@ -164,19 +142,20 @@ def _lower_bound(
 
 
 def _run(
-    problem: _Problem,
+    problem: Entered,
+    tol: float,
     method: str | Schedule,
     lower: float | None,
     callback: Callable[[int, Array], None] | None,
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule."""
-    x, ops, tol = problem.x, problem.ops, problem.tol
+    x, ops = problem.x, problem.ops
     parts = in_parts(x) if callback is None else []
     if parts:
         flat, u = x.reshape(-1, *x.shape[-2:]), np.empty(x.shape, x.dtype)
         into, runs = u.reshape(flat.shape), []
         for part in parts:
-            into[part], run = _run(problem._replace(x=flat[part]), method, lower, None)
+            into[part], run = _run(problem._replace(x=flat[part]), tol, method, lower, None)
             runs.append(run)
         return u, worst_of(runs, x.shape[:-2])
     if ops.is_abstract(x):
@@ -200,9 +179,9 @@ def _name(method: str | Schedule) -> str:
     return method if isinstance(method, str) else method.name
 
 
-def _recompute_by_svd(problem: _Problem, run: Run) -> tuple[Array, Run]:
+def _recompute_by_svd(problem: Entered, tol: float, run: Run) -> tuple[Array, Run]:
     """Take the SVD after a method that failed; its work is counted."""
-    u, after = METHODS["svd"](problem.x, problem.ops, tol=problem.tol)
+    u, after = METHODS["svd"](problem.x, problem.ops, tol=tol)
     note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
     run = run._replace(matmuls=run.matmuls + after.matmuls, bounds=None, note=note)
     return u, run._replace(singular_values=after.singular_values)
@@ -471,18 +450,17 @@ def _decompose(
         done = _polar_small(a, ops, side, tol, completion)
         if done is not None:
             return done
-    problem = _prepare(a, ops, tol, check_finite)
+    problem = _enter(a, ops, check_finite)
     lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return _empty(a, ops, side, method)
-    x, scale = problem.x, problem.scale
-
-    u, run = _run(problem, method, lower, callback)
+    x = problem.x
+    u, run = _run(problem, tol, method, lower, callback)
     name = run.method or _name(method)
     found = evidence(u, x, ops)
     status, full = _status_from_errors(name, method, found, x.shape, tol, ops)
     if status is Status.NOT_CONVERGED and name not in ("svd", "qr") and not ops.is_sharded(x):
-        u, run = _recompute_by_svd(problem, run)
+        u, run = _recompute_by_svd(problem, tol, run)
         name += ", then svd"
         found = evidence(u, x, ops)
         judged, full = _status_from_errors("svd", "svd", found, x.shape, tol, ops)
@@ -512,20 +490,16 @@ def _decompose(
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (u, h))
         orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=isometry)
-    if not check_finite:
+    if problem.finite is not None:
         lost = np.where(ops.to_host(problem.finite)[..., 0, 0] == 0, math.nan, 0.0)
-        poison = ops.astype_like(ops.from_host(lost[..., None, None], x), x)
-        u, h = u + poison, h + poison
         orthogonality, backward_error = orthogonality + lost, backward_error + lost
         condition = (condition[0] + lost, condition[1] + lost)
         rank = np.where(np.isnan(lost), 0, rank)
         if np.any(np.isnan(lost)):
             status = Status.NOT_CONVERGED
-    if not isinstance(scale, float) or scale != 1.0:
-        h = ops.scale(h, scale, may_overwrite=True)
-    h = ops.astype_like(h, a)
+    h = problem.leave(h, problem.scale, turn=False, may_overwrite=True)
     # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow without a scale.
-    checked = a.dtype == x.dtype and isinstance(scale, float) and scale == 1.0
+    checked = a.dtype == x.dtype and problem.unscaled
     overflow = not checked and not math.isfinite(ops.item(ops.max_abs(ops.at_least_single(h))))
     if overflow and status is not Status.NOT_CONVERGED:
         status = Status.OVERFLOW
@@ -536,7 +510,7 @@ def _decompose(
         warn(message, ConvergenceWarning)
     single = a.ndim == 2
     return PolarResult(
-        unitary=ops.astype_like(ops.adjoint(u) if problem.wide else u, a),
+        unitary=problem.leave(u),
         hermitian=h,
         status=status,
         converged=status in _EXACT,
@@ -564,7 +538,7 @@ def _decompose_hidden(
 ) -> PolarResult:
     """Decompose matrices that their library hides: no choice, no fall-back, evidence as arrays."""
     xp, name = ops.xp, "svd" if method == "auto" else _name(method)
-    problem = _prepare(a, ops, tol, False)
+    problem = _enter(a, ops, False)
     lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         zero = xp.zeros(a.shape[:-2], dtype=problem.x.dtype)
@@ -582,7 +556,7 @@ def _decompose_hidden(
             condition_bounds=(zero + 1, zero + 1),
         )
     x = problem.x
-    u, run = _run(problem, method, lower, None)
+    u, run = _run(problem, tol, method, lower, None)
     found = evidence(u, x, ops)
     good, rank, bounds = traced_verdict(
         found,
@@ -608,20 +582,16 @@ def _decompose_hidden(
     if a.dtype != x.dtype:  # half precision: the evidence is of what is returned
         v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (u, h))
         orthogonality, backward_error = figures(v, g, x, ops, large=large, isometry=not completion)
-    finite = problem.finite
-    u, h = (
-        ops.astype_like(xp.where(finite, t, xp.full_like(t, math.nan)), a)
-        for t in (u, h * problem.scale)
-    )
+    u, h = problem.leave(u), problem.leave(h, problem.scale, turn=False)
     # An H that overflows is finite before it is scaled back, or rounded to half precision.
     fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
-    finite = finite[..., 0, 0]
+    finite = cast(Array, problem.finite)[..., 0, 0]
     orthogonality, backward_error, low, high = (
         xp.where(finite, t, xp.full_like(t, math.nan))
         for t in (orthogonality, backward_error, *bounds)
     )
     return PolarResult(
-        unitary=ops.adjoint(u) if problem.wide else u,
+        unitary=u,
         hermitian=h,
         status=None,
         converged=good & fits & (name != "qr"),
@@ -795,17 +765,17 @@ def _factor(
         refuse_hidden(a, ops, name)
         _refuse_traced(method, name, ops, throw=throw)
     tol = _tolerance(a, ops, rtol)
-    problem = _prepare(a, ops, tol, check_finite)
+    problem = _enter(a, ops, check_finite)
     lower = _lower_bound(method, sigma_min, cond, problem)
     if 0 in a.shape:
         return ops.empty_result(a)
     x = problem.x
     if completion:
-        u, run = _run(problem, method, lower, None)
+        u, run = _run(problem, tol, method, lower, None)
         found = None if hidden else factor_figures(u, x, ops)
         fixed = _is_fixed(run.method or method)
         if found and not within(found, tol) and not fixed and not ops.is_sharded(x):
-            u, run = _recompute_by_svd(problem, run)
+            u, run = _recompute_by_svd(problem, tol, run)
             found = factor_figures(u, x, ops)
             if not within(found, tol):
                 message = (
@@ -818,9 +788,7 @@ def _factor(
                 warn(message, ConvergenceWarning)
     else:
         u = partial_isometry(x, ops)
-    if hidden or not check_finite:
-        u = ops.xp.where(problem.finite, u, ops.xp.full_like(u, math.nan))
-    return ops.astype_like(ops.adjoint(u) if problem.wide else u, a)
+    return problem.leave(u)
 
 
 def _storage(

@@ -1,16 +1,16 @@
-"""Optimizer steps on arrays: the two templates behind SGD, Adam, Lion, Muon, Scion and their kin.
+"""Optimizer steps on arrays: the two templates of SGD, Adam, Lion, Muon, Scion and related ones.
 
-A step of training is ``x <- argmin gamma <d, y> + h(y)`` over y, with a direction d made of
-gradients and a model h of what changes cost. Either h is quadratic (:func:`presgdw_step`), or it
-confines y to a ball (:func:`scg_step`, :func:`uscg_step`). The optimizers differ in the direction
-and in the ball: docs/norms.md has them as one-liners. After the survey Training Neural Networks at
-Any Scale, arXiv 2511.11163.
+A training step is ``x <- argmin gamma <d, y> + h(y)`` over y, with a direction d computed from
+gradients and a penalty h of changes. Either h is quadratic (:func:`presgdw_step`), or it confines y
+to a ball (:func:`scg_step`, :func:`uscg_step`). The optimizers differ in the direction and in the
+ball: docs/norms.md has them as one-liners. The templates are those of the survey Training Neural
+Networks at Any Scale, arXiv 2511.11163.
 
-Conventions. An `lmo` MAXIMISES ``<d, t>`` over the unit ball, as in :mod:`polarlib.norms`, and the
-step subtracts it; Scion's paper minimises and adds. Functions are pure: they take arrays and return
-new ones, of the library, shape and dtype of the first argument; half precision is computed in
-float32 and rounded once. Any shape will do where the lmo takes it. Nothing is read off a device:
-NaN and overflow propagate.
+An `lmo` (linear maximisation oracle) MAXIMISES ``<d, t>`` over the unit ball, as in
+:mod:`polarlib.norms`, and the step subtracts it; Scion's paper minimises and adds. Functions are
+pure and return new arrays of the library, shape and dtype of the first argument, which may have
+every shape that the lmo accepts; half precision is computed in float32 and rounded once. Nothing is
+read off a device: NaN and overflow propagate.
 
 Examples
 --------
@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import count, function, number, shown
 from polarlib.arrays.entry import check_same_place, is_array, plain_array
@@ -38,25 +38,25 @@ from polarlib.arrays.settings import looks_at_nothing, under_default_settings
 __all__ = ["debias", "ema", "lion", "nesterov", "polyak", "presgdw_step", "scg_step", "uscg_step"]
 
 Array = Any
+# Array library, shape and dtype of a result are those of the first argument.
+A = TypeVar("A")
 
-# Of more gradients, the correction is the same as of these to the last digit.
+# For more gradients the correction is the same to the last digit.
 MOST_GRADIENTS = 10**18
 
 
 # -- steps -----------------------------------------------------------------------------------
 
 
-def scg_step(
-    x: Array, d: Array, lmo: Callable[[Array], Array], *, step: float, radius: float = 1.0
-) -> Array:
-    """Stochastic conditional gradient: ``(1 - lambda) x - lambda rho lmo(d)``.
+def scg_step(x: A, d: A, lmo: Callable[[A], A], *, step: float, radius: float = 1.0) -> A:
+    """Return a stochastic conditional gradient step: ``(1 - lambda) x - lambda rho lmo(d)``.
 
     Parameters
     ----------
     x, d : array
         Point and direction, of one shape.
     lmo : callable
-        Maximiser of ``<d, t>`` over the unit ball of a norm, such as ``norms.spectral().lmo``.
+        LMO (linear maximisation oracle) of a norm, such as ``norms.spectral().lmo``.
     step : float
         lambda, from 0 to 1: step size and weight decay in one.
     radius : float, optional
@@ -69,10 +69,9 @@ def scg_step(
 
     Raises
     ------
-    TypeError
-        If `d` or what `lmo` returns is not an array that goes with `x`, or `lmo` not callable.
-    ValueError
-        For shapes that differ, a step outside [0, 1], a radius that is not positive.
+    TypeError, ValueError
+        If `d` or the result of `lmo` differs from `x` in library or shape, `lmo` is not callable,
+        for a step outside [0, 1], a radius that is not positive.
 
     Notes
     -----
@@ -91,17 +90,15 @@ def scg_step(
     return _sum(x, (1 - step, x), (-step * radius, _called(lmo, "lmo", x, d)))
 
 
-def uscg_step(
-    x: Array, d: Array, lmo: Callable[[Array], Array], *, rate: float, radius: float = 1.0
-) -> Array:
-    """Unconstrained conditional gradient: ``x - gamma rho lmo(d)``.
+def uscg_step(x: A, d: A, lmo: Callable[[A], A], *, rate: float, radius: float = 1.0) -> A:
+    """Return an unconstrained conditional gradient step: ``x - gamma rho lmo(d)``.
 
     Parameters
     ----------
     x, d : array
         Point and direction, of one shape.
     lmo : callable
-        Maximiser of ``<d, t>`` over the unit ball of a norm.
+        LMO (linear maximisation oracle) of a norm.
     rate : float
         gamma, not negative.
     radius : float, optional
@@ -115,10 +112,8 @@ def uscg_step(
 
     Raises
     ------
-    TypeError
-        If `d` or what `lmo` returns is not an array that goes with `x`, or `lmo` not callable.
-    ValueError
-        For shapes that differ, a negative rate, a radius that is not positive.
+    TypeError, ValueError
+        As :func:`scg_step`, and for a negative rate.
 
     Notes
     -----
@@ -137,23 +132,23 @@ def uscg_step(
 
 @under_default_settings
 def presgdw_step(
-    x: Array,
-    d: Array,
-    h: Array | Callable[[Array], Array] | None = None,
+    x: A,
+    d: A,
+    h: A | Callable[[A], A] | None = None,
     *,
     rate: float,
     decay: float = 0.0,
-) -> Array:
-    """Preconditioned SGD with decoupled decay: ``(1 - gamma lambda) x - gamma H^-1 d``.
+) -> A:
+    """Return a preconditioned step with decoupled decay: ``(1 - gamma lambda) x - gamma H^-1 d``.
 
     Parameters
     ----------
     x, d : array
         Point and direction, of one shape.
     h : array or callable, optional
-        H: the diagonal of it, positive, in the shape of `x` (``sqrt(v) + eps`` is Adam); or a
-        function that gives ``H^-1 d``; by default the identity. A zero on the diagonal gives
-        infinity or NaN there.
+        Diagonal of H, positive, in the shape of `x` (``sqrt(v) + eps`` is Adam), or a function that
+        returns ``H^-1 d``; by default H is the identity. A zero on the diagonal gives infinity or
+        NaN there.
     rate : float
         gamma, not negative.
     decay : float, optional
@@ -166,15 +161,14 @@ def presgdw_step(
 
     Raises
     ------
-    TypeError
-        If `d`, `h` or what it returns is not an array that goes with `x`.
-    ValueError
-        For shapes that differ, a negative rate or decay.
+    TypeError, ValueError
+        If `d`, `h` or the result of `h` differs from `x` in library or shape; for a negative rate
+        or decay.
 
     Notes
     -----
-    The minimiser of ``gamma <d, y> + gamma lambda <x, y>_H + ||y - x||_H^2 / 2`` over y: H acts on
-    the decay before it is taken off again, which is what decoupled means.
+    The minimiser of ``gamma <d, y> + gamma lambda <x, y>_H + ||y - x||_H^2 / 2`` over y: the decay
+    is multiplied by H and then by its inverse, so that it is decoupled from H.
 
     Examples
     --------
@@ -200,8 +194,8 @@ def presgdw_step(
 # -- directions ------------------------------------------------------------------------------
 
 
-def ema(m: Array, g: Array, beta: float) -> Array:
-    """Exponential moving average: ``beta m + (1 - beta) g``.
+def ema(m: A, g: A, beta: float) -> A:
+    """Return the exponential moving average: ``beta m + (1 - beta) g``.
 
     Parameters
     ----------
@@ -218,7 +212,7 @@ def ema(m: Array, g: Array, beta: float) -> Array:
     Raises
     ------
     TypeError, ValueError
-        For arrays that do not go together, shapes that differ, beta outside [0, 1).
+        For arrays of different libraries or shapes, beta outside [0, 1).
 
     Examples
     --------
@@ -231,15 +225,15 @@ def ema(m: Array, g: Array, beta: float) -> Array:
     return _sum(m, (beta, m), (1 - beta, g))
 
 
-def debias(m: Array, k: int, beta: float) -> Array:
-    """Adam's correction of an average that began with zeros: ``m / (1 - beta^k)``.
+def debias(m: A, k: int, beta: float) -> A:
+    """Return Adam's correction of an average that began with zeros: ``m / (1 - beta^k)``.
 
     Parameters
     ----------
     m : array
         From :func:`ema`.
     k : int
-        Gradients that went into it, from 1.
+        Number of gradients in the average, from 1.
     beta : float
         Of the average, from 0 to below 1.
 
@@ -251,7 +245,7 @@ def debias(m: Array, k: int, beta: float) -> Array:
     Raises
     ------
     TypeError, ValueError
-        If `m` is no array, k no integer from 1, beta outside [0, 1).
+        If `m` is not an array, k not an integer from 1, beta outside [0, 1).
 
     Examples
     --------
@@ -264,8 +258,8 @@ def debias(m: Array, k: int, beta: float) -> Array:
     return _sum(m, (1 / (1 - beta**k), m))
 
 
-def polyak(b: Array, g: Array, mu: float) -> Array:
-    """Heavy-ball momentum: ``mu b + g``.
+def polyak(b: A, g: A, mu: float) -> A:
+    """Return the heavy-ball momentum: ``mu b + g``.
 
     Parameters
     ----------
@@ -282,7 +276,7 @@ def polyak(b: Array, g: Array, mu: float) -> Array:
     Raises
     ------
     TypeError, ValueError
-        For arrays that do not go together, shapes that differ, mu outside [0, 1).
+        For arrays of different libraries or shapes, mu outside [0, 1).
 
     Examples
     --------
@@ -294,8 +288,8 @@ def polyak(b: Array, g: Array, mu: float) -> Array:
     return _sum(b, (number("mu", mu, 0, 1, ends="[)"), b), (1.0, g))
 
 
-def nesterov(b: Array, g: Array, mu: float) -> Array:
-    """Nesterov's direction from a buffer that has seen the gradient: ``g + mu b``.
+def nesterov(b: A, g: A, mu: float) -> A:
+    """Return Nesterov's direction from a buffer that contains the gradient: ``g + mu b``.
 
     Parameters
     ----------
@@ -312,12 +306,12 @@ def nesterov(b: Array, g: Array, mu: float) -> Array:
     Raises
     ------
     TypeError, ValueError
-        For arrays that do not go together, shapes that differ, mu outside [0, 1).
+        For arrays of different libraries or shapes, mu outside [0, 1).
 
     Notes
     -----
     With an average in place of the buffer the direction is ``ema(m, g, mu)`` once more: ``1 - mu``
-    times this one, which no lmo tells apart.
+    times this one, for which every lmo is the same.
 
     Examples
     --------
@@ -330,8 +324,8 @@ def nesterov(b: Array, g: Array, mu: float) -> Array:
     return _sum(b, (1.0, g), (number("mu", mu, 0, 1, ends="[)"), b))
 
 
-def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
-    """Lion's feedback: the direction weighs the gradient otherwise than the state does.
+def lion(m: A, g: A, beta1: float, beta2: float) -> tuple[A, A]:
+    """Return Lion's direction and state, two averages with different weights of the gradient.
 
     Parameters
     ----------
@@ -350,7 +344,7 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
     Raises
     ------
     TypeError, ValueError
-        For arrays that do not go together, shapes that differ, a beta outside [0, 1).
+        For arrays of different libraries or shapes, a beta outside [0, 1).
 
     Notes
     -----
@@ -369,20 +363,24 @@ def lion(m: Array, g: Array, beta1: float, beta2: float) -> tuple[Array, Array]:
     return ema(m, g, beta1), ema(m, g, beta2)
 
 
-# -- what they share -------------------------------------------------------------------------
+# -- shared ----------------------------------------------------------------------------------
 
 
 @looks_at_nothing
 @under_default_settings
-def _sum(like: Array, *terms: tuple[float, Array]) -> Array:
-    """Weighted sum in at least single precision, rounded once to the dtype of `like`."""
+def _weighted(like: Array, *terms: tuple[float, Array]) -> Array:
+    """Return the weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
     products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
     return ops.astype_like(functools.reduce(operator.add, products), like)
 
 
-def _called(f: Callable[[Array], Array], name: str, x: Array, d: Array) -> Array:
-    """What a function makes of the direction; it must go with `x`."""
+def _sum(like: A, *terms: tuple[float, Any]) -> A:
+    return cast(A, _weighted(like, *terms))
+
+
+def _called(f: Callable[[A], A], name: str, x: A, d: A) -> Any:
+    """Return the value of a function at the direction, after a check against `x`."""
     t = function(name, f, "a function of arrays, such as norms.spectral().lmo")(d)
     _check(x, t, f"the result of {name}")
     return t

@@ -165,6 +165,8 @@ WITHOUT_VALUE = {
         rank=2,
     ),
 }
+# Norms with tests of their own: of one shape, and other names of norms above.
+ELSEWHERE = {"minkowski_sum", "neon", "rms_to_rms"}
 SHAPES = [(5, 5), (7, 4), (4, 7), (1, 1), (1, 4), (4, 1), (2, 3, 5, 3)]
 KINDS = ("real", "complex", "rank 2", "tied", "equal entries", "zero")
 
@@ -238,6 +240,16 @@ def certified_value(n, x):
 
 def value(atom, x):
     return atom.value(x) if atom.value else certified_value(atom.make(), x)
+
+
+def test_every_norm_has_a_row():
+    makes = {name for name in norms.__all__ if _returns_a_norm(getattr(norms, name))}
+    rows = {name.partition("(")[0] for name in ATOMS | WITHOUT_VALUE if "*" not in name}
+    assert makes == rows | ELSEWHERE  # else: a row in ATOMS, with a reference
+
+
+def _returns_a_norm(f):
+    return inspect.isfunction(f) and inspect.signature(f).return_annotation == "MatrixNorm"
 
 
 # -- what every norm promises ------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,17 @@ def maker():
     del sys.modules["make_norms"]
 
 
+def constructors():
+    """Names of the functions that return a norm of matrices."""
+    functions = {name: f for name, f in vars(norms).items() if inspect.isfunction(f)}
+    return {
+        name
+        for name in norms.__all__
+        if name in functions
+        and inspect.signature(functions[name]).return_annotation == "MatrixNorm"
+    }
+
+
 @pytest.fixture(scope="module")
 def page():
     return (DOCS / "norms.md").read_text(encoding="utf-8")
@@ -42,6 +54,14 @@ def test_stale_and_lost_tables_are_noticed(maker, page):
     assert maker.filled(stale) == page
     with pytest.raises(ValueError, match="must have one pair of <!-- begin mup -->"):
         maker.filled(page.replace("<!-- end mup -->", ""))
+
+
+def test_every_norm_has_a_row(maker):
+    shown = {row.code.partition("(")[0] for row in maker.rows()}
+    assert constructors() == shown | set(maker.SAME)  # else: a row in docs/make_norms.py
+    for name, other in maker.SAME.items():
+        assert other in shown
+        assert name not in shown
 
 
 def test_wrong_formulas_are_noticed(maker):

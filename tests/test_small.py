@@ -389,7 +389,7 @@ def test_closed_forms_near_rank_one_are_not_believed(dtype):
         entries = [[a[:, i, j] for j in range(3)] for i in range(3)]
         for proper in (False, True):
             with np.errstate(all="ignore"):
-                factor = small_algebra.fast_factor(entries, ops_of(a), proper=proper)
+                factor = small_algebra.closed_factor(entries, ops_of(a), proper=proper)
             u = np.stack([np.stack(row, -1) for row in factor.unitary], -2)[factor.safe]
             defect = norm(adjoint(u) @ u - np.eye(3))
             assert defect.max(initial=0) <= 3 * FEW * np.finfo(dtype).eps

@@ -606,6 +606,7 @@ def test_dion_on_zero_and_low_rank():
     np.testing.assert_array_equal(y, q)
     np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-14)
     assert not range_lmo(np.zeros((9, 7)), p).any()
+    assert range_lmo(np.zeros((9, 0)), p).shape == (9, 0)
     g = np.outer(np.arange(1.0, 10), np.ones(7))
     p, _, _ = power_step(g, q)
     np.testing.assert_allclose(range_lmo(g, p), g / np.linalg.norm(g), atol=1e-14)

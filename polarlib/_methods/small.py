@@ -1,11 +1,11 @@
 """Stacks of matrices of at most four columns: the same few operations on all of them at once.
 
-A stack of n x n matrices is worked on as n^2 vectors, one an entry, so that every operation is one
-of vectors and runs at the speed of memory that is near: a stack on the host is taken in parts that
-stay in cache. Nearly all matrices go through `_fast`, closed forms and cofactors; the few that
-would lose accuracy there, singular ones and zero among them, are found by value and go through
-`_robust`, a Jacobi SVD of the same kind on the host (elsewhere the library's SVD, of the whole
-stack, since which ones they are is not read off a device).
+A stack of n x n matrices is stored as n^2 vectors, one per entry, so that every operation is one
+of vectors. A stack on the host is processed in chunks that stay in cache. Nearly all matrices are
+decomposed by closed forms and cofactors (`_closed`). The few matrices for which these are
+inaccurate, singular ones and zero among them, are found by value and decomposed by an SVD (`_svd`):
+on the host by Jacobi rotations, entry by entry; elsewhere by the library's SVD of the whole stack,
+since the indices of these matrices are not read off a device.
 
 The closed form of n = 3. With C = phase(det A) conj(cofactors of A), which is U (det H) H^-1, and
 the invariants i1, i2, i3 of H (trace, sum of principal minors, determinant), the theorem of Cayley
@@ -14,12 +14,12 @@ and Hamilton for H makes
     (i1 i2 - i3) U = i1 C + A ((i1^2 - i2) I - A^H A).
 
 i3 = |det A|, i1^2 = ||A||^2 + 2 i2, and i1 is the largest root of a quartic whose roots are all
-real: Newton's iteration from above. An error of i1 makes a polynomial of H out of the identity: U
-is then right up to a Hermitian factor near I, and one more Newton step for the polar factor removes
-it. Rounding is magnified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3): matrices
-of rank two lose nothing, those near rank one go the other way. Without the phase the same formula
-is the nearest rotation, with sigma_3 taken negative where det A is. Rotations are checked: polar
-factors come with their evidence, and a rotation is orthogonal, has the determinant +1, and
+real: Newton's iteration from above. An error of i1 multiplies U by a polynomial of H near the
+identity, a Hermitian factor that one more Newton step for the polar factor removes. Rounding is
+magnified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3): matrices of rank two lose
+nothing, those near rank one are left to the SVD. Without the phase the same formula is the nearest
+rotation, with sigma_3 taken negative where det A is. Results are checked: polar factors come with
+error estimates, and a rotation must be orthogonal, have the determinant +1, and
 ``R^T A`` is symmetric without two eigenvalues of negative sum.
 
 The other n. Newton's step X <- X / ||X|| + C / ||C|| is the one scaled best in Frobenius norm, and
@@ -43,25 +43,26 @@ import numpy as np
 from polarlib._methods.small_algebra import (
     LARGEST,
     Entries,
-    evidence,
-    fast_factor,
+    closed_factor,
+    error_estimates,
     frobenius2,
     is_nearest_rotation,
     map_entries,
-    robust_factor,
+    real_parts,
+    svd_factor,
 )
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, dtype_name
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.result import Run
 
-__all__ = ["Decomposition", "decompose", "rotation", "small"]
+__all__ = ["LARGEST", "Decomposition", "decompose", "rotation", "small"]
 
 Array = Any
-# Matrices in a stack from which this beats one SVD each, by n: some 300 calls of the array library
-# (1000 for n = 4) take their time whatever there is to do. By experiment.
+# Matrices in a stack from which this is faster than one SVD each, by n: some 300 calls of the array
+# library (1000 for n = 4) cost the same for every length. By experiment.
 WORTH = (0, 4, 6, 10, 250)
-# Matrices a part, on the host: some forty vectors of it fill a second-level cache. By experiment.
+# Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
 # Rounding of a determinant by cofactors, in epsilons of ||A||_F^n: at most seven roundings of half
 # an epsilon, times the permanent of |A|, which is at most n! / n^(n/2) <= 1.5 times ||A||_F^n.
@@ -71,12 +72,12 @@ JACOBI_ERROR = 8.0
 
 
 class Decomposition(NamedTuple):
-    """Polar decompositions of a stack, each with its evidence.
+    """Polar decompositions of a stack, each with its error estimates.
 
     Attributes
     ----------
     unitary, hermitian : array, shape (..., n, n)
-        ``A = U H``; H is Hermitian bit for bit.
+        ``A = U H``; H is exactly Hermitian.
     orthogonality, backward_error : ndarray
         ``||U^H U - I||_F / sqrt(n)`` and ``||A - U H||_F / ||A||_F`` (0 for a zero matrix), as
         measured; NaN for a matrix that is not finite.
@@ -87,7 +88,7 @@ class Decomposition(NamedTuple):
     lower, upper : ndarray
         Bounds of the smallest and of the largest singular value, up to rounding of the bounds.
     repaired : int
-        How many matrices went the robust way.
+        Number of matrices decomposed by the Jacobi SVD (on devices: by the library's).
     """
 
     unitary: Array
@@ -101,27 +102,27 @@ class Decomposition(NamedTuple):
     repaired: int
 
 
-def _fast(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
-    """Everything, and which matrices have full rank and moderate condition: believe only these."""
+def _closed(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+    """All results by closed forms, and where they hold: at full rank and moderate condition."""
     xp = ops.xp
     n = len(x)
-    u, safe, a, b, d = fast_factor(x, ops)
+    u, safe, a, b, d = closed_factor(x, ops)
     upper = xp.sqrt(a)
     # |det A| = sigma_n times the other singular values, whose product is at most ||C||.
     noise = DETERMINANT_ERROR * eps * upper**n
     lower = (d - noise) / xp.sqrt(xp.where(b > 0, b, xp.ones_like(b)))
-    # Twice the cut of the definition of rank.
+    # Twice the threshold of the definition of rank.
     safe = safe & (lower > 2 * n * eps * upper)
-    h, *figures = evidence(x, u, a, tol, ops)
+    h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = xp.full_like(a, float(n))
-    return [u, map_entries(lambda v: v * s, h), *figures, rank, lower * s, upper * s, safe]
+    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, safe]
 
 
-def _robust(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
-    """Everything, of any matrices."""
+def _svd(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+    """All results by the SVD, for every matrix."""
     xp = ops.xp
     n = len(x)
-    u, sizes = robust_factor(x, ops, eps)
+    u, sizes = svd_factor(x, ops, eps)
     a = frobenius2(x, ops)
     upper = xp.sqrt(a)
     smallest = functools.reduce(xp.minimum, sizes)
@@ -129,38 +130,25 @@ def _robust(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
     kept = [xp.astype(size > n * eps * largest, a.dtype) for size in sizes]
     lower = smallest - JACOBI_ERROR * eps * upper
     lower = xp.where(lower > 0, lower, xp.zeros_like(lower))
-    h, *figures = evidence(x, u, a, tol, ops)
+    h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = functools.reduce(operator.add, kept)
-    return [u, map_entries(lambda v: v * s, h), *figures, rank, lower * s, upper * s, a >= 0]
+    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, a >= 0]
 
 
-def _power_of_two(peak: Array, ops: Ops) -> Any:
-    """What to divide each matrix by."""
-    if not isinstance(peak, np.ndarray):
-        return ops.binary_scale(peak)
-    _, exponent = np.frexp(peak)  # ten times quicker than a logarithm and a power
-    limit = -np.finfo(peak.dtype).minexp - 1
-    return np.ldexp(np.ones_like(peak), np.clip(exponent, -limit, limit))
-
-
-def _part(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
-    """Apply a function of entries and scales to a stack (batch, n, n)."""
+def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
+    """Apply a function of scaled entries and their scales to a stack (batch, n, n)."""
     n = x.shape[-1]
     given = [[x[:, i, j] for j in range(n)] for i in range(n)]
-    sizes = [ops.xp.abs(p) for row in given for v in row for p in _real_parts(v, ops)]
+    sizes = [ops.xp.abs(p) for row in given for v in row for p in real_parts(v, ops)]
     peak = functools.reduce(ops.xp.maximum, sizes)
-    # NaN for a matrix that is not finite, so that all of it becomes NaN.
-    s = _power_of_two(peak, ops) + 0.0 * peak
+    # NaN for a matrix that is not finite, so that all its results become NaN.
+    s = ops.binary_scale(peak) + 0.0 * peak
     down = 1.0 / s
     return f(map_entries(lambda v: v * down, given), s)
 
 
-def _real_parts(x: Array, ops: Ops) -> list[Array]:
-    return [ops.xp.real(x), ops.xp.imag(x)] if ops.is_complex(x) else [x]
-
-
-def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
-    """The same, stacked; in parts that stay in cache, on the host."""
+def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
+    """The same, with matrices stacked; on the host in chunks that stay in cache."""
     xp = ops.xp
     count = x.shape[0]
     if not ops.host:
@@ -168,22 +156,22 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
             xp.reshape(xp.stack([v for row in r for v in row], axis=-1), x.shape)
             if isinstance(r, list)
             else r
-            for r in _part(f, x, ops)
+            for r in _of_entries(f, x, ops)
         ]
     results: list[Array] = []
     for k in range(0, max(count, 1), CHUNK):
-        part = _part(f, x[k : k + CHUNK, ...], ops)
+        chunk = _of_entries(f, x[k : k + CHUNK, ...], ops)
         if not results:
-            # One array for all figures: large ones come in large pages, and pages take the time.
-            first = next(r for r in part if not isinstance(r, list))
-            block = iter(xp.empty((len(part), count), dtype=first.dtype))
+            # One array for all numbers: the system gives large ones faster than several small ones.
+            first = next(r for r in chunk if not isinstance(r, list))
+            block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
             results = [
                 xp.empty_like(x)
                 if isinstance(r, list)
                 else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
-                for r in part
+                for r in chunk
             ]
-        for out, r in zip(results, part, strict=True):
+        for out, r in zip(results, chunk, strict=True):
             if not isinstance(r, list):
                 out[k : k + CHUNK] = r
                 continue
@@ -192,27 +180,24 @@ def _in_parts(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     return results
 
 
-@ignore_float_errors  # what overflows is not believed
-def _everywhere(
-    fast: Callable[..., list[Any]],
-    robust: Callable[..., list[Any]] | None,
-    x: Array,
-    ops: Ops,
+@ignore_float_errors  # closed forms overflow where they do not hold, also if called directly
+def _combined(
+    closed: Callable[..., list[Any]], svd: Callable[..., list[Any]] | None, x: Array, ops: Ops
 ) -> tuple[list[Array], Array]:
-    """Results of `fast`, of `robust`, if any, where the last of them is false; and where it was."""
+    """Results of `closed`, of `svd`, if any, where the last of them is false; and where it was."""
     xp = ops.xp
-    *results, safe = _in_parts(fast, x, ops)
-    if robust is None:
+    *results, safe = _in_chunks(closed, x, ops)
+    if svd is None:
         return results, ~safe
-    if not ops.host:  # nothing is read off a device: both, everywhere
-        *others, _ = _in_parts(robust, x, ops)
+    if not ops.host:  # no index is read off a device: both, for all matrices
+        *others, _ = _in_chunks(svd, x, ops)
         for k, (r, other) in enumerate(zip(results, others, strict=True)):
             mask = xp.reshape(safe, (-1,) + (1,) * (r.ndim - 1))
             results[k] = xp.where(mask, r, other)
         return results, ~safe
     (index,) = xp.nonzero(~safe)
     if index.shape[0]:
-        *others, _ = _in_parts(robust, xp.take(x, index, axis=0), ops)
+        *others, _ = _in_chunks(svd, xp.take(x, index, axis=0), ops)
         for r, other in zip(results, others, strict=True):
             r[index] = other
     return results, ~safe
@@ -229,7 +214,7 @@ def _check(x: Array, *, square: bool) -> None:
 
 
 def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
-    """Polar decompositions of a stack of matrices up to 4 x 4, with all evidence, in one go.
+    """Compute polar decompositions of a stack of matrices up to 4 x 4, with error estimates.
 
     Parameters
     ----------
@@ -266,9 +251,9 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     batch, n = x.shape[:-2], x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     tol = 100 * eps if tol is None else tol
-    results, bad = _everywhere(
-        lambda y, s: _fast(y, s, tol, eps, ops),
-        lambda y, s: _robust(y, s, tol, eps, ops),
+    results, bad = _combined(
+        lambda y, s: _closed(y, s, tol, eps, ops),
+        lambda y, s: _svd(y, s, tol, eps, ops),
         ops.xp.reshape(x, (-1, n, n)),
         ops,
     )
@@ -276,33 +261,24 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     real = results[2].dtype
 
     def on_host(r: Array) -> np.ndarray:
-        if isinstance(r, np.ndarray):  # nobody else has it: no copy
-            return (
-                r.reshape(batch) if r.dtype == bool else r.reshape(batch).astype("f8", copy=False)
-            )
+        if ops.host:  # of NumPy no copy: the array has no other owner
+            numbers: np.ndarray = np.asarray(r).reshape(batch)
+            return numbers if numbers.dtype == bool else numbers.astype("f8", copy=False)
         return ops.to_host(ops.xp.reshape(ops.xp.astype(r, real, copy=False), batch))
 
-    figures = [on_host(r) for r in (*results[2:], bad)]
-    orthogonality, backward_error, definite, rank, lower, upper, repaired = figures
-    return Decomposition(
-        u,
-        h,
-        orthogonality,
-        backward_error,
-        definite > 0,
-        rank.astype(int),
-        lower,
-        upper,
-        int(repaired.sum()),
+    orthogonality, backward_error, definite, rank, lower, upper, repaired = (
+        on_host(r) for r in (*results[2:], bad)
     )
+    estimates = orthogonality, backward_error, definite > 0, rank.astype(int), lower, upper
+    return Decomposition(u, h, *estimates, int(repaired.sum()))
 
 
 def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
-    """Nearest rotation, of determinant +1, of each real matrix of a stack up to 4 x 4.
+    """Compute the nearest rotation, of determinant +1, of each real matrix of a stack up to 4 x 4.
 
-    ``U diag(1, ..., 1, det(U V^T)) V^T`` of the SVD: what maximises ``trace(R^T A)`` among
+    It is ``U diag(1, ..., 1, det(U V^T)) V^T`` of the SVD and maximises ``trace(R^T A)`` among
     rotations. Where it is not unique (a reflection with two equal smallest singular values, rank
-    below n - 1) it is one of those that are nearest, always the same for the same matrix; the
+    below n - 1), one of the nearest rotations is returned, always the same for the same matrix; the
     identity for a zero matrix.
 
     Parameters
@@ -317,9 +293,9 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     r : array, shape (..., n, n)
         NaN for a matrix that is not finite.
     shown : array of bool, shape (...)
-        Whether R is shown to be the nearest rotation, to ``max(100, n)`` epsilons. Elsewhere it may
-        be anything. On the host matrices near rank one go through Jacobi rotations, on other
-        devices they are left to the caller, and not shown.
+        Whether R is shown to be the nearest rotation, to ``max(100, n)`` epsilons; otherwise R is
+        meaningless. Matrices near rank one are decomposed by the Jacobi SVD on the host; on devices
+        they are left to the caller, and not shown.
 
     Raises
     ------
@@ -354,36 +330,35 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     eps = format_of(ops.format_name(x)).epsilon
     n = x.shape[-1]
 
-    def fast(y: Entries, s: Any) -> list[Any]:
-        factor = fast_factor(y, ops, proper=True)
+    def closed(y: Entries, s: Any) -> list[Any]:
+        factor = closed_factor(y, ops, proper=True)
         shown = factor.safe & is_nearest_rotation(factor.unitary, y, 100 * eps, ops)
         return [factor.unitary, shown, shown]
 
-    def robust(y: Entries, s: Any) -> list[Any]:
-        r, _ = robust_factor(y, ops, eps, proper=True)
+    def svd(y: Entries, s: Any) -> list[Any]:
+        r, _ = svd_factor(y, ops, eps, proper=True)
         return [r, is_nearest_rotation(r, y, 100 * eps, ops), s > 0]
 
-    (r, shown), _ = _everywhere(
-        fast, robust if ops.host else None, ops.xp.reshape(x, (-1, n, n)), ops
-    )
+    y = ops.xp.reshape(x, (-1, n, n))
+    (r, shown), _ = _combined(closed, svd if ops.host else None, y, ops)
     return ops.xp.reshape(r, x.shape), ops.xp.reshape(shown, x.shape[:-2])
 
 
 def small(
     x: Array, ops: Ops, *, tol: float, callback: Callable[[int, Array], None] | None = None
 ) -> tuple[Array, Run]:
-    """Closed forms for stacks of matrices of up to 4 columns, without a loop over matrices.
+    """Apply closed forms to stacks of matrices of up to 4 columns, without a loop over matrices.
 
     Cofactors and the largest root of a quartic for n = 3, one exact step for n = 2, Newton steps
-    by cofactors for n = 4; a Jacobi SVD of the same kind for what is singular or nearly of rank
-    one. Tall matrices are reduced by QR first. Backward error and orthogonality are a few epsilons
-    for every matrix; zero and rank-deficient ones are completed to orthonormal columns.
+    by cofactors for n = 4; a Jacobi SVD for singular matrices and those nearly of rank one. Tall
+    matrices are reduced by QR first. Backward error and orthogonality are a few epsilons for every
+    matrix; zero and rank-deficient ones are completed to orthonormal columns.
     """
     _check(x, square=False)
     m, n = x.shape[-2:]
     q = None
     if m > n:
-        # Not ops.qr: NumPy's own takes a whole stack, and double precision does no harm.
+        # Not ops.qr: NumPy's own takes a whole stack, and its double precision costs little here.
         q, x = ops.xp.linalg.qr(x, mode="reduced")
     done = decompose(x, ops, tol=tol)
     u = done.unitary if q is None else ops.matmul(q, done.unitary)

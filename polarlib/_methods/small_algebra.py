@@ -22,8 +22,8 @@ LARGEST = 4
 QUARTIC_STEPS, QUARTIC_STEPS_SIGNED = 5, 8
 # Scaled Newton steps of n = 4, for everything above SAFE_NEWTON. By experiment.
 NEWTON_STEPS = 6
-# Below these, rounding costs more than five epsilons of backward error, and the matrix goes the
-# robust way: (i1 i2 - i3) / ||A||^3 for n = 3, and ||C|| / ||A||^3 for n = 4, where an uncertain
+# Below these, rounding costs more than five epsilons of backward error, and the Jacobi SVD is used
+# instead: (i1 i2 - i3) / ||A||^3 for n = 3, and ||C|| / ||A||^3 for n = 4, where an uncertain
 # phase of the determinant makes complex matrices worse. By experiment.
 SAFE_CLOSED_FORM = 1 / 10
 # Since i1^2 <= 3 ||A||^2 and i2^2 <= 3 ||C||^2, i1 i2 - i3 is at most 10/3 ||A|| ||C||: below this
@@ -61,6 +61,15 @@ def _conj(x: Entries, ops: Ops) -> Entries:
     return map_entries(ops.xp.conj, x) if ops.is_complex(x[0][0]) else x
 
 
+def _conj_of(x: Array, ops: Ops) -> Array:
+    return ops.xp.conj(x) if ops.is_complex(x) else x
+
+
+def real_parts(x: Array, ops: Ops) -> list[Array]:
+    """Real part of a vector, and the imaginary part if there is one."""
+    return [ops.xp.real(x), ops.xp.imag(x)] if ops.is_complex(x) else [x]
+
+
 def _product(a: Entries, b: Entries) -> Entries:
     columns = _columns(b)
     return [[_dot(row, column) for column in columns] for row in a]
@@ -69,7 +78,7 @@ def _product(a: Entries, b: Entries) -> Entries:
 def _hermitian_product(
     a: Entries, b: Entries, ops: Ops, f: Callable[[bool, Array], Array] = lambda diagonal, v: v
 ) -> Entries:
-    """``a^H b``, Hermitian as the caller knows, after a function of (on the diagonal?, entry)."""
+    """``a^H b``, which must be Hermitian, after a function of (on the diagonal?, entry)."""
     n = len(a[0])
     left, right = _columns(_conj(a, ops)), _columns(b)
     upper = [[f(i == j, _dot(left[i], right[j])) for j in range(i, n)] for i in range(n)]
@@ -79,10 +88,8 @@ def _hermitian_product(
 
 def _square(x: Array, ops: Ops) -> Array:
     """``|x|^2``, real."""
-    if not ops.is_complex(x):
-        return x * x
-    re, im = ops.xp.real(x), ops.xp.imag(x)
-    return re * re + im * im
+    first, *others = (p * p for p in real_parts(x, ops))
+    return first + others[0] if others else first
 
 
 def _sum_of_squares(vectors: Sequence[Array], ops: Ops) -> Array:
@@ -150,7 +157,7 @@ def _phase(d: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 class _Factor(NamedTuple):
-    """Unitary factor of each matrix, whether to believe it, and what it was made of."""
+    """Unitary factor of each matrix, whether it is accurate, and the invariants it was made of."""
 
     unitary: Entries
     safe: Array
@@ -163,7 +170,7 @@ def _newton_step(half: Entries, ops: Ops) -> Entries:
     """``(X + X^-H) / 2`` of ``X / 2``: near a unitary matrix the error of X is squared."""
     c = _cofactors(half, ops)
     d = _dot(half[0], c[0])
-    quarter = 0.25 / (ops.xp.conj(d) if ops.is_complex(d) else d)
+    quarter = 0.25 / _conj_of(d, ops)
     return map_entries(lambda a, b: a + b * quarter, half, _conj(c, ops))
 
 
@@ -185,7 +192,7 @@ def _closed_form(x: Entries, ops: Ops, *, proper: bool) -> _Factor:
     square = i1 * i1
     i2 = 0.5 * (square - a)
     denominator = i1 * i2 - size
-    # U / 2, with the signs of both factors of the product turned round.
+    # U / 2, with the signs of both factors of the product changed.
     half = -0.5 / denominator
     shift = square - i2
     inner = _hermitian_product(x, x, ops, lambda i, g: (g - shift if i else g) * half)
@@ -233,12 +240,13 @@ def _scaled_newton(x: Entries, ops: Ops, *, proper: bool) -> _Factor:
     return _Factor(_newton_step(x, ops), safe & (d > 0) if proper else safe, a, b, d)
 
 
-def fast_factor(x: Entries, ops: Ops, *, proper: bool = False) -> _Factor:
+def closed_factor(x: Entries, ops: Ops, *, proper: bool = False) -> _Factor:
+    """Polar factor (nearest rotation if `proper`) without a loop that depends on the matrix."""
     solve = {3: _closed_form, LARGEST: _scaled_newton}.get(len(x), _one_step)
     return solve(x, ops, proper=proper)
 
 
-def robust_factor(
+def svd_factor(
     x: Entries, ops: Ops, eps: float, *, proper: bool = False
 ) -> tuple[Entries, list[Array]]:
     """Polar factor (nearest rotation if `proper`) and singular values of any matrix, zero too."""
@@ -268,8 +276,8 @@ def _jacobi(x: Entries, ops: Ops, eps: float) -> tuple[Entries, list[Array], Ent
     """Columns of U, singular values, columns of V, by one-sided Jacobi rotations.
 
     Rotations of pairs of columns make ``W = A V`` with orthogonal columns, whose lengths are the
-    singular values. Columns that are nothing but rounding are replaced by orthonormal ones, made of
-    the axes that are farthest from what is there.
+    singular values. Columns that are only rounding errors are replaced by orthonormal ones, made of
+    the axes that are farthest from the span of the others.
     """
     xp = ops.xp
     n = len(x)
@@ -308,7 +316,7 @@ def _rotation_of_columns(p: list[Array], q: list[Array], ops: Ops) -> tuple[Arra
     t = size / xp.where(root > 0, root, xp.ones_like(root))
     t = xp.where(difference < 0, -t, t)
     c = 1.0 / xp.sqrt(1.0 + t * t)
-    return c, t * c, _conj([[phase]], ops)[0][0]
+    return c, t * c, _conj_of(phase, ops)
 
 
 def _farthest_axis(q: Entries, ops: Ops) -> list[Array]:
@@ -355,8 +363,8 @@ def _turned(q: Entries, v: Entries, sizes: list[Array], ops: Ops) -> Entries:
 # -- stacks ----------------------------------------------------------------------------------
 
 
-def evidence(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) -> list[Any]:
-    """H, orthogonality, backward error, and whether H is semidefinite."""
+def error_estimates(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) -> list[Any]:
+    """Return H, orthogonality, backward error, and whether H is semidefinite."""
     xp = ops.xp
     n = len(x)
     w = _product(_columns(_conj(u, ops)), x)
@@ -365,9 +373,8 @@ def evidence(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) -> list
         if ops.is_complex(w[i][i]):
             h[i][i] = xp.astype(xp.real(w[i][i]), w[i][i].dtype)
         for j in range(i):
-            other = xp.conj(w[j][i]) if ops.is_complex(w[j][i]) else w[j][i]
-            h[i][j] = 0.5 * (w[i][j] + other)
-            h[j][i] = xp.conj(h[i][j]) if ops.is_complex(h[i][j]) else h[i][j]
+            h[i][j] = 0.5 * (w[i][j] + _conj_of(w[j][i], ops))
+            h[j][i] = _conj_of(h[i][j], ops)
     size = xp.where(norm2 == 0, xp.ones_like(norm2), norm2)
     residual = frobenius2(map_entries(lambda a, b: a - b, x, _product(u, h)), ops)
     return [
@@ -382,10 +389,7 @@ def _defect(u: Entries, ops: Ops) -> Array:
     """``||U^H U - I||_F^2``."""
     n = len(u)
     gram = _hermitian_product(u, u, ops)
-    diagonal = [
-        (ops.xp.real(gram[i][i]) if ops.is_complex(gram[i][i]) else gram[i][i]) - 1.0
-        for i in range(n)
-    ]
+    diagonal = [real_parts(gram[i][i], ops)[0] - 1.0 for i in range(n)]
     defect = _sum_of_squares(diagonal, ops)
     above = [gram[i][j] for i in range(n) for j in range(i + 1, n)]
     return defect + 2.0 * _sum_of_squares(above, ops) if above else defect
@@ -437,11 +441,10 @@ def _is_definite(h: Entries, shift: Array, ops: Ops) -> Array:
     m = [list(row) for row in h]
     definite = shift > 0
     for k in range(n):
-        pivot = m[k][k]
-        pivot = (ops.xp.real(pivot) if ops.is_complex(pivot) else pivot) + shift
+        pivot = real_parts(m[k][k], ops)[0] + shift
         definite = definite & (pivot > 0)
         for i in range(k + 1, n):
             f = m[i][k] / pivot
             for j in range(k + 1, i + 1):
-                m[i][j] = m[i][j] - f * _conj([[m[j][k]]], ops)[0][0]
+                m[i][j] = m[i][j] - f * _conj_of(m[j][k], ops)
     return definite

@@ -17,11 +17,11 @@ The nearest rotation R of a square real matrix has the same rule with ``H = R^T 
 which one eigenvalue may be negative. The square root of a positive definite matrix solves
 ``H dH + dH H = dA``; the inverse p-th root is made of p - 1 such equations.
 
-A schedule: the engine runs on dual numbers, pairs of matrices. Nothing of the forward pass is
-needed but its input. The normalisation, no such function for most norms, has a rule of its own.
+The derivative of a schedule is computed by the engine on dual numbers, pairs of matrices, from the
+input alone. The normalisation is not a matrix function for most norms and has a rule of its own.
 
-Everything is made of U, of products and of the solution of that one equation, whose derivative is
-its own solution again: so derivatives have derivatives.
+All rules consist of U, of products and of solutions of that one equation, whose derivative is
+another solution of it: so derivatives have derivatives.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import cmath
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
+from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -185,44 +186,30 @@ def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1))
     return xp.sum(a * b, axis=axis, keepdims=True)
 
 
-class _Scaled(NamedTuple):
-    """A tall matrix over a power of two, its factors and the arithmetic of its library."""
-
-    x: Array
-    u: Array
-    h: Array
-    scale: Array | float
-    ops: Ops
-    wide: bool
+def tall(a: Array) -> Entered:
+    """Return the matrix, or its adjoint if m < n, over the power of two near its largest entry."""
+    return enter(a, ops=ops_of(a).functional(), look="never", tall=True)
 
 
-def _tall(a: Array, u: Array) -> _Scaled:
-    ops = ops_of(a).functional()
-    wide = a.shape[-2] < a.shape[-1]
-    if wide:
-        a, u = ops.adjoint(a), ops.adjoint(u)
-    # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
-    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
-    x = ops.divide(a, scale)
-    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
-    return _Scaled(x, u, h, scale, ops, wide)
+def _factors(a: Array, u: Array) -> tuple[Entered, Array, Array]:
+    """Return the tall matrix and its factors U and H, from those of the given one."""
+    p = tall(a)
+    u = p.ops.adjoint(u) if p.wide else u
+    return p, u, p.ops.hermitian_part(p.ops.matmul(p.ops.adjoint(u), p.x))
 
 
-def _turn(p: _Scaled, e: Array, equation: Equation) -> tuple[Array, Array, Array]:
+def _turn(ops: Ops, u: Array, h: Array, e: Array, equation: Equation) -> tuple[Array, Array, Array]:
     """``C = U^H E``, Omega and dU for a scaled direction E."""
-    ops, u = p.ops, p.u
     c = ops.matmul(ops.adjoint(u), e)
-    omega = equation.solve(p.h, c - ops.adjoint(c))
-    du = ops.matmul(u, omega)
-    if u.shape[-2] > u.shape[-1]:
-        du = du + _outside(p, e, c)
-    return c, omega, du
+    omega = equation.solve(h, c - ops.adjoint(c))
+    return c, omega, _with_outside(ops.matmul(u, omega), u, h, e, c, ops)
 
 
-def _outside(p: _Scaled, e: Array, c: Array) -> Array:
-    """``(E - U C) H^-1``, the part that is orthogonal to the columns of U."""
-    ops = p.ops
-    return ops.matmul(ops.gemm(p.u, c, e, alpha=-1.0, beta=1.0), ops.inverse(p.h))
+def _with_outside(d: Array, u: Array, h: Array, e: Array, c: Array, ops: Ops) -> Array:
+    """Add ``(E - U C) H^-1``, the part orthogonal to the columns of U, which square ones lack."""
+    if u.shape[-2] == u.shape[-1]:
+        return d
+    return d + ops.matmul(ops.gemm(u, c, e, alpha=-1.0, beta=1.0), ops.inverse(h))
 
 
 def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Array:
@@ -230,18 +217,15 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
 
     It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
     """
-    p = _tall(a, u)
-    e = p.ops.divide(p.ops.adjoint(e) if p.wide else e, p.scale)
-    du = _turn(p, e, equation)[2]
-    return p.ops.adjoint(du) if p.wide else du
+    p, u, h = _factors(a, u)
+    return p.leave(_turn(p.ops, u, h, p.alike(e), equation)[2])
 
 
 def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
-    ops = ops_of(h).functional()
-    scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
-    e = ops.hermitian_part(ops.divide(e, scale))
-    return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
+    p = tall(h)
+    e = p.ops.hermitian_part(p.alike(e))
+    return p.ops.hermitian_part(Equation("root").solve(p.x, e))
 
 
 def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
@@ -251,12 +235,12 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w but 1, so that
     one equation ``G X - w X G = W`` after another solves it.
     """
-    ops = ops_of(x).functional()
-    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    at = tall(x)
+    ops, scale = at.ops, at.scale
     real = not ops.is_complex(x)
     f = f * scale ** (1 / p)
     g = ops.hermitian_part(ops.inverse(f))
-    dg = ops.hermitian_part(ops.divide(e, scale))
+    dg = ops.hermitian_part(at.alike(e))
     if p > 2:
         g, dg = ops.as_complex(g), ops.as_complex(dg)
     for k in range(1, p):
@@ -298,16 +282,14 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
     ValueError
         For a rank-deficient matrix.
     """
-    p = _tall(a, u)
-    ops, x, u = p.ops, p.x, p.u
-    e = ops.divide(ops.adjoint(e) if p.wide else e, p.scale)
-    c, omega, du = _turn(p, e, Equation("polar", x.shape[-2]))
+    p, u, h = _factors(a, u)
+    ops, x, e = p.ops, p.x, p.alike(e)
+    c, omega, du = _turn(ops, u, h, e, Equation("polar", x.shape[-2]))
     if p.wide == (side == "left"):
-        dh = c - ops.matmul(omega, p.h)
+        dh = c - ops.matmul(omega, h)
     else:  # the larger factor, X U^H
         dh = ops.matmul(e, ops.adjoint(u)) + ops.matmul(x, ops.adjoint(du))
-    dh = ops.hermitian_part(dh) * p.scale
-    return ops.adjoint(du) if p.wide else du, dh
+    return p.leave(du), ops.hermitian_part(dh) * p.scale
 
 
 def polar_gradient(
@@ -333,9 +315,9 @@ def polar_gradient(
     ValueError
         For a rank-deficient matrix.
     """
-    p = _tall(a, u)
-    ops, x, u = p.ops, p.x, p.u
-    y = p.x * 0.0 if y is None else ops.divide(ops.adjoint(y) if p.wide else y, p.scale)
+    p, u, h = _factors(a, u)
+    ops, x = p.ops, p.x
+    y = x * 0.0 if y is None else p.alike(y)
     rest = None
     if b is not None:
         b = ops.hermitian_part(b)
@@ -345,11 +327,8 @@ def polar_gradient(
     c = ops.matmul(ops.adjoint(u), y)
     w = c - ops.adjoint(c)
     if b is not None:
-        hb = ops.matmul(p.h, b)
+        hb = ops.matmul(h, b)
         w = w + (hb - ops.adjoint(hb))
-    omega = Equation("polar", x.shape[-2]).solve(p.h, w)
-    d = ops.matmul(u, omega if b is None else b + omega)
-    if x.shape[-2] > x.shape[-1]:
-        d = d + _outside(p, y, c)
-    d = d if rest is None else d + rest
-    return ops.adjoint(d) if p.wide else d
+    omega = Equation("polar", x.shape[-2]).solve(h, w)
+    d = _with_outside(ops.matmul(u, omega if b is None else b + omega), u, h, y, c, ops)
+    return p.leave(d if rest is None else d + rest)

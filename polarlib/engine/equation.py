@@ -1,11 +1,11 @@
-"""The one linear equation that derivatives of polar factors and roots solve."""
+"""The linear equation that the derivatives of polar factors and roots solve."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,20 +15,17 @@ from polarlib.arrays.ops import Diagonal, Ops, ops_of
 Array = Any
 
 
-# -- the polar factors -------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """``H X + X H = W`` for Hermitian H and one of the functions that have it for their rule.
+    """``H X + X H = W`` for Hermitian H, as a function differentiated by it needs it.
 
     Parameters
     ----------
     kind : {"polar", "rotation", "root"}
-        What H belongs to: the unitary polar factor; the nearest rotation, where H has one negative
-        eigenvalue at most and W is skew-symmetric; the square root H.
+        The function: the unitary polar factor; the nearest rotation, for which H has at most one
+        negative eigenvalue and W is skew-symmetric; the square root H.
     size : int, optional
-        Larger dimension of the matrix that H belongs to, for what counts as zero.
+        Larger dimension of the differentiated matrix, for the threshold of zero.
     regularization : float, optional
         r, for skew-Hermitian W: with ``d = s_i + s_j``, ``1 / d`` becomes
         ``d / (d^2 + (r s_1)^2)``, s_1 the largest, a constant.
@@ -39,12 +36,12 @@ class Equation:
     skew-Hermitian part of Z in ``H Z + Z H + i e Z = W``, which has derivatives of the same kind.
     """
 
-    kind: str
+    kind: Literal["polar", "rotation", "root"]
     size: int = 1
     regularization: float = 0.0
 
     def solve(self, h: Array, w: Array) -> Array:
-        """Solve the equation, in a way that the library can differentiate any number of times.
+        """Solve the equation; the library can differentiate the solution any number of times.
 
         Parameters
         ----------
@@ -58,7 +55,7 @@ class Equation:
         Raises
         ------
         ValueError
-            If it has no unique solution, to rounding. Where numbers cannot be read, NaN.
+            If the solution is not unique, to rounding. Where numbers cannot be read, it is NaN.
         """
         ops = ops_of(w).functional()
         if not self.regularization:
@@ -79,16 +76,16 @@ class Equation:
             shift = ops.xp.where(largest > 0, largest * self.regularization, largest + 1.0)
             shift = ops.as_complex(shift) * 1j
             return Diagonal(ops.as_complex(sums) + shift, ops.as_complex(v), shift)
-        # NaN is no degeneracy, and gives NaN.
+        # NaN is not a degeneracy, and gives NaN.
         poor = ~self._is_unique(s, ops) & ~ops.xp.isnan(s[..., :1])[..., None]
         if not ops.is_abstract(poor) and bool(ops.xp.any(poor)):
             raise ValueError(self._refusal(ops.to_host(s), ops.to_host(poor)[..., 0, 0] != 0))
         return Diagonal(ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums), v)
 
     def _off_diagonal(self, sums: Array, s: Array, ops: Ops) -> Array:
-        """The sums; for rotations, nothing is divided by those of a value with itself.
+        """Return the sums; for rotations, those of a value with itself are replaced.
 
-        W has no diagonal there, but for rounding, and such a sum may be zero.
+        The diagonal of W is zero there, up to rounding, and such a sum may be zero.
         """
         if self.kind != "rotation":
             return sums

@@ -1,13 +1,16 @@
-"""Rules of differentiation, as the libraries take them."""
+"""Rules of differentiation in the form that array libraries take.
+
+:func:`by_rules` is the only place where a function of a matrix becomes an operation with rules:
+half precision is widened for the rules and their results are rounded there, once for all functions.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.ops import ops_of
 from polarlib.engine.derivatives import (
     inverse_root_derivative,
@@ -21,6 +24,7 @@ from polarlib.engine.equation import Equation
 from polarlib.result import PolarResult
 
 __all__ = [
+    "by_rules",
     "differentiable_inverse_root",
     "differentiable_polar",
     "differentiable_root",
@@ -30,160 +34,168 @@ __all__ = [
 ]
 
 Array = Any
+Function = Callable[[Array], Array]
 
 
-# -- what a library's own differentiation asks for ---------------------------------------------
-
-
-def differentiable_schedule(
-    apply: Callable[[Array], Array],
-    x: Array,
-    schedule: Schedule,
+def by_rules(
+    apply: Callable[[Array], tuple[Array, ...]],
+    a: Array,
+    along: Callable[..., tuple[Array, ...]],
+    against: Callable[..., Array],
     *,
-    normalisation: str,
-    form: str,
-    restarts: Sequence[int],
-) -> Array:
-    """``apply(x)``, for which the library that records it finds the rules of a schedule."""
-    rule = functools.partial(
-        schedule_rule,
-        schedule=schedule,
-        normalisation=normalisation,
-        form=form,
-        restarts=restarts,
+    exact: Callable[[Array], tuple[Array, ...]] | None = None,
+) -> tuple[Array, ...]:
+    """Return ``apply(a)``, which the library that traces `a` differentiates by rules.
+
+    Parameters
+    ----------
+    apply : callable
+        From the matrix to a tuple of arrays.
+    a : array, shape (..., m, n)
+        The matrix.
+    along : callable
+        ``along(x, results, e)`` returns the derivatives of the results in the direction E. Results
+        beyond those that it returns have the derivative zero.
+    against : callable
+        ``against(x, results, *gradients)`` returns the gradient with respect to X, from those with
+        respect to the results; None stands for a gradient of zero.
+    exact : callable, optional
+        As `apply`, for the results that the rules see where `a` is in half precision, since rounded
+        results are not accurate enough. By default the rules see none, and none is stored.
+
+    Returns
+    -------
+    tuple of array
+        The rules compute in at least single precision, and what they return is converted to the
+        dtypes of `a` and of the results.
+    """
+
+    def widened(primals: Any, results: Any, *others: Any) -> tuple[Any, ...]:
+        ops = ops_of(primals[0])
+        x = ops.at_least_single(primals[0])
+        if exact is not None and x.dtype != primals[0].dtype:
+            results = exact(x)
+        name = ops.format_name(x)
+        return x, results, *(None if e is None else ops.cast(e, name) for e in others)
+
+    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
+        moved = along(*widened(primals, results, *tangents))
+        like = results or primals
+        zeros = (ops_of(r).xp.zeros_like(r) for r in like[len(moved) :])
+        return (*(ops_of(d).astype_like(d, r) for d, r in zip(moved, like, strict=False)), *zeros)
+
+    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
+        d = against(*widened(primals, results, *gradients))
+        return (ops_of(d).astype_like(d, primals[0]),)
+
+    return ops_of(a).differentiable(apply, jvp, vjp, (a,), keep=exact is not None)
+
+
+# -- functions with one result -----------------------------------------------------------------
+
+
+def differentiable_schedule(apply: Function, x: Array, **how: Any) -> Array:
+    """Return ``apply(x)``, a schedule, with its rules; options are those of the derivative."""
+    (q,) = by_rules(
+        lambda x: (apply(x),),
+        x,
+        lambda x, _, e: (schedule_derivative(x, e, gradient=False, **how),),
+        lambda x, _, e: schedule_derivative(x, e, gradient=True, **how),
     )
-
-    def along(primals: Any, _: Any, e: Any, *, gradient: bool) -> tuple[Array]:
-        return (rule(primals[0], e[0], gradient=gradient),)
-
-    jvp, vjp = (functools.partial(along, gradient=g) for g in (False, True))
-    (q,) = ops_of(x).differentiable(lambda x: (apply(x),), jvp, vjp, (x,), keep=False)
     return q
 
 
 def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
-    """:func:`schedule_derivative` in at least single precision, in the dtype of X."""
+    """Return :func:`schedule_derivative`, computed in at least single precision, like X."""
     wide = ops_of(x).at_least_single(x)
     d = schedule_derivative(wide, ops_of(e).astype_like(e, wide), **how)
     return ops_of(d).astype_like(d, x)
 
 
+def _self_adjoint(
+    apply: Function, a: Array, exact: Function, derivative: Callable[[Array, Array, Array], Array]
+) -> Array:
+    """Return ``apply(a)``; its derivative, of A and the result in a direction, is self-adjoint."""
+    (f,) = by_rules(
+        lambda a: (apply(a),),
+        a,
+        lambda x, f, e: (derivative(x, f[0], e),),
+        lambda x, f, e: derivative(x, f[0], e),
+        exact=lambda x: (exact(x),),
+    )
+    return f
+
+
 def differentiable_unitary(
-    apply: Callable[[Array], Array],
+    apply: Function,
     a: Array,
-    exact: Callable[[Array], Array],
+    exact: Function,
     *,
     rotation: bool = False,
     regularization: float = 0.0,
 ) -> Array:
-    """``apply(a)``, a unitary factor or rotation, for which the library that traces it finds rules.
+    """Return ``apply(a)``, a unitary factor or nearest rotation, with its rules.
 
-    `exact` finds it in full precision where the one in half precision will not do.
+    `exact` computes the factor in single precision where that of `apply` is in half precision.
     """
-    kind = "rotation" if rotation else "polar"
-    equation = Equation(kind, max(a.shape[-2:]), regularization)
+    equation = Equation("rotation" if rotation else "polar", max(a.shape[-2:]), regularization)
     return _self_adjoint(apply, a, exact, functools.partial(unitary_derivative, equation=equation))
 
 
-def differentiable_root(
-    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array]
-) -> Array:
-    """``apply(a)``, a Hermitian square root, for which the library that records it finds rules."""
+def differentiable_root(apply: Function, a: Array, exact: Function) -> Array:
+    """Return ``apply(a)``, a Hermitian square root, with its rules."""
     return _self_adjoint(apply, a, exact, lambda _, h, e: root_derivative(h, e))
 
 
-def differentiable_inverse_root(
-    apply: Callable[[Array], Array], a: Array, exact: Callable[[Array], Array], p: int
-) -> Array:
-    """``apply(a)``, an inverse p-th root, for which the library that records it finds rules."""
-    derivative = functools.partial(inverse_root_derivative, p=p)
-    return _self_adjoint(apply, a, exact, derivative)
+def differentiable_inverse_root(apply: Function, a: Array, exact: Function, p: int) -> Array:
+    """Return ``apply(a)``, an inverse p-th root, with its rules."""
+    return _self_adjoint(apply, a, exact, functools.partial(inverse_root_derivative, p=p))
 
 
-def _self_adjoint(
-    apply: Callable[[Array], Array],
-    a: Array,
-    exact: Callable[[Array], Array],
-    derivative: Callable[[Array, Array, Array], Array],
-) -> Array:
-    """``apply(a)``, whose derivative, at A and the result in a direction, is self-adjoint."""
+# -- both polar factors ------------------------------------------------------------------------
 
-    def rule(primals: Any, results: Any, e: Any) -> tuple[Array]:
-        (a,), (e,) = primals, e
-        x, f = _widened(a, results[0], exact)
-        return (ops_of(a).astype_like(derivative(x, f, ops_of(e).astype_like(e, x)), a),)
-
-    (f,) = ops_of(a).differentiable(lambda a: (apply(a),), rule, rule, (a,), keep=True)
-    return f
+# Fields of a result that are arrays under a trace; `condition_bounds` is a pair of arrays.
+_ESTIMATES = ("converged", "iterations", "matmuls", "orthogonality", "backward_error", "rank")
 
 
-def _widened(a: Array, f: Array, exact: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """A matrix and a function of it, in at least single precision."""
-    x = ops_of(a).at_least_single(a)
-    return x, f if x.dtype == a.dtype else exact(x)
+def _estimates(r: PolarResult) -> list[Array]:
+    return [*(getattr(r, name) for name in _ESTIMATES), *r.condition_bounds]
 
 
 def differentiable_polar(
     apply: Callable[[Array], PolarResult],
     a: Array,
-    exact: Callable[[Array], Array],
+    exact: Function,
     side: str,
     refuse: Callable[[], None],
 ) -> PolarResult:
-    """``apply(a)``, for whose factors the library that records it finds the rules.
+    """Return ``apply(a)``, whose factors have the rules of the polar decomposition.
 
     `refuse` raises where the derivative of the polar factor is not that of the result.
     """
-    found: list[PolarResult] = []
+    computed: list[PolarResult] = []
 
     def factors(a: Array) -> tuple[Array, ...]:
         r = apply(a)
-        found.append(r)
+        computed.append(r)
         if r.status is not None:
             return r.unitary, r.hermitian
-        # Figures that belong to the trace have to leave it as results, of which rules need floats.
-        return (r.unitary, r.hermitian, *(_as_float(x, r) for x in _figures(r)))
+        # Arrays of a trace must leave it as results, and libraries differentiate floats only.
+        real = r.orthogonality.dtype
+        return (r.unitary, r.hermitian, *(ops_of(x).xp.astype(x, real) for x in _estimates(r)))
 
-    u, h, *rest = ops_of(a).differentiable(
-        factors, *_polar_rules(exact, side, refuse), (a,), keep=True
-    )
-    r = dataclasses.replace(found[-1], unitary=u, hermitian=h)
+    def along(x: Array, results: Any, e: Array) -> tuple[Array, Array]:
+        refuse()
+        return polar_tangents(x, results[0], e, side=side)
+
+    def against(x: Array, results: Any, y: Array | None, b: Array | None, *_: Any) -> Array:
+        return polar_gradient(x, results[0], y, b, side=side)
+
+    u, h, *rest = by_rules(factors, a, along, against, exact=lambda x: (exact(x),))
+    r = dataclasses.replace(computed[-1], unitary=u, hermitian=h)
     if not rest:
         return r
     xp = ops_of(a).xp
-    rest = [xp.astype(x, y.dtype) for x, y in zip(rest, _figures(r), strict=True)]
-    names = dict(zip(_FIGURES, rest, strict=False))
+    rest = [xp.astype(x, y.dtype) for x, y in zip(rest, _estimates(r), strict=True)]
+    names = dict(zip(_ESTIMATES, rest, strict=False))
     return dataclasses.replace(r, **names, condition_bounds=(rest[-2], rest[-1]))
-
-
-# Arrays, where a library hides the entries; `condition_bounds` is a pair of them.
-_FIGURES = ("converged", "iterations", "matmuls", "orthogonality", "backward_error", "rank")
-
-
-def _figures(r: PolarResult) -> list[Array]:
-    return [*(getattr(r, name) for name in _FIGURES), *r.condition_bounds]
-
-
-def _as_float(x: Array, r: PolarResult) -> Array:
-    return ops_of(x).xp.astype(x, r.orthogonality.dtype)
-
-
-def _polar_rules(
-    exact: Callable[[Array], Array], side: str, refuse: Callable[[], None]
-) -> tuple[Callable, Callable]:
-    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
-        refuse()
-        (a,), (e,) = primals, tangents
-        x, u = _widened(a, results[0], exact)
-        moved = polar_tangents(x, u, ops_of(e).astype_like(e, x), side=side)
-        zeros = (ops_of(x).xp.zeros_like(x) for x in results[2:])
-        return (*(ops_of(d).astype_like(d, a) for d in moved), *zeros)
-
-    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
-        (a,) = primals
-        x, u = _widened(a, results[0], exact)
-        wide = (None if g is None else ops_of(g).astype_like(g, x) for g in gradients)
-        d = polar_gradient(x, u, *wide, side=side)
-        return (ops_of(d).astype_like(d, a),)
-
-    return jvp, vjp

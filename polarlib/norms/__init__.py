@@ -1,9 +1,10 @@
-"""Norms, dual norms, linear maximisers and duality maps of matrices.
+"""Norms of matrices, with dual norms, LMOs and duality maps.
 
-    n = norms.spectral()       a norm; every constructor below makes one
+    n = norms.spectral()       a norm, as every constructor below returns it
     n(x)                       its value
     n.dual_norm(g)             max of Re tr(G^H T) over ||T|| <= 1
-    n.lmo(g)                   a T where that maximum is attained: a MAXIMISER; descend along -T
+    n.lmo(g)                   linear maximisation oracle (LMO): a T that attains that MAXIMUM;
+                               descent steps along -T
     n.sharp(g)                 dual_norm(g) * lmo(g), the duality map
     n.project(x)               nearest point of the unit ball, where that has a closed form
     n.dual(), s * n            norms again
@@ -11,12 +12,11 @@
 An optimizer is a norm: spectral is Muon's, ``lp(inf)`` signSGD's, ``induced(1, 2)`` SCALE's,
 ``rms_to_rms`` Scion's and Modula's, the Fanions' are ``fanion(k)`` and its F- and S-variants.
 
-Conventions. A zero matrix has a zero lmo. Singular values up to ``max(m, n) * eps * sigma_1``
-count as zero, so that a rank-deficient matrix has the partial isometry ``U_r V_r^H`` for its
-spectral lmo. Where several maximisers are best, each norm says which it takes. Results do not
-depend on the scale of the input. Half precision is computed in float32. NumPy arrays and
-torch tensors on a CPU with NaN or infinity raise ValueError; in other arrays, where the check might
-wait for a device, such a matrix gives NaN.
+The LMO of a zero matrix is zero. Singular values up to ``max(m, n) * eps * sigma_1`` count as zero,
+so that the spectral LMO of a rank-deficient matrix is the partial isometry ``U_r V_r^H``. Where the
+LMO is not unique, each norm documents its choice. Results do not depend on the scale of the input.
+Half precision is computed in float32. NumPy arrays and torch tensors on a CPU with NaN or infinity
+raise ValueError; in other arrays, where the check might wait for a device, such a matrix gives NaN.
 
 Examples
 --------

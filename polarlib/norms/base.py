@@ -1,19 +1,26 @@
-"""What every norm can do: value, dual norm, linear maximiser, duality map, projection.
+"""The protocol of every norm: value, dual norm, LMO, duality map, projection.
 
-A norm of matrices implements four small functions on matrices that are finite, in at least single
-precision and scaled so that the largest entry is about 1. Validation, scale, half precision, empty
-matrices and what is not finite are settled here, once. Inside, values keep their dimensions, shape
-(..., 1, 1), so that they multiply the matrices they belong to.
+LMO stands for linear maximisation oracle: a T of the unit ball that maximises ``Re tr(G^H T)``.
+
+To add a norm of matrices, derive a class from :class:`MatrixNorm` in a file of its own and
+implement `_value`, `_lmo` and `dual`, and where known `_project`. They get matrices that are
+finite, in at least single precision and scaled to a largest entry of about 1; values keep their
+dimensions, shape (..., 1, 1), so that they multiply the matrices that they belong to. Arguments,
+scale, half precision, empty matrices and NaN are handled by :func:`of_matrices` and
+:func:`of_values`. Export the constructor in norms/__init__.py, and add a row to ATOMS of
+tests/test_norms.py and one to docs/make_norms.py: a test fails where one is missing.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import instance, number
-from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
+from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
@@ -23,10 +30,22 @@ from polarlib.arrays.settings import (
     under_default_settings,
 )
 
-__all__ = ["MatrixNorm", "Norm", "Scaled", "duality_gap", "factor", "order", "times"]
+__all__ = [
+    "MatrixNorm",
+    "Norm",
+    "Scaled",
+    "duality_gap",
+    "factor",
+    "of_matrices",
+    "of_values",
+    "order",
+    "times",
+]
 
 Array = Any
-
+# Array library, device and dtype of a result are those of the argument.
+A = TypeVar("A")
+Check = Callable[[tuple[int, ...]], None]
 
 # Factors and their reciprocals are normal numbers of single precision.
 SMALLEST, LARGEST = 2.0**-126, 2.0**126
@@ -44,51 +63,53 @@ def factor(x: Any, name: str = "the factor of a norm") -> float:
 
 
 class Norm:
-    """A norm with its dual norm, linear maximiser, duality map, projection and dual."""
+    """A norm of arrays, real or complex, of every supported library; arguments are not modified.
 
-    def __call__(self, x: Any) -> Any:
-        """Norm of each matrix.
+    Results have the array library, device and precision of the argument.
+    """
+
+    def __call__(self, x: A) -> A:
+        """Return the norm of each matrix.
 
         Parameters
         ----------
         x : array, shape (..., m, n)
-            Real or complex, of any supported library. Never changed.
+            The matrices.
 
         Returns
         -------
         array, shape (...)
-            Real, of the precision of `x`; infinity where that cannot hold the value.
+            Real; infinity where its format cannot represent the value.
 
         Raises
         ------
         TypeError
             If `x` is not an array of numbers.
         ValueError
-            For fewer than two dimensions, a shape that the norm does not fit; NaN or infinity in a
-            NumPy array or a torch tensor on a CPU (of others the result is NaN).
+            For fewer than two dimensions, a shape that does not fit the norm; NaN or infinity in a
+            NumPy array or a torch tensor on a CPU (in other arrays the result is NaN).
         NotImplementedError
             Where the norm has no closed form; the message gives the reason.
         """
         raise NotImplementedError
 
-    def dual_norm(self, g: Any) -> Any:
-        """Largest ``Re tr(G^H T)`` over ``||T|| <= 1``; arguments and errors as of the norm."""
+    def dual_norm(self, g: A) -> A:
+        """Return the largest ``Re tr(G^H T)`` over ``||T|| <= 1``; arguments as of the norm."""
         raise NotImplementedError
 
-    def lmo(self, g: Any) -> Any:
-        """A T with ``||T|| <= 1`` that maximises ``Re tr(G^H T)``: a maximiser, not a minimiser.
+    def lmo(self, g: A) -> A:
+        """Return a T with ``||T|| <= 1`` that maximises ``Re tr(G^H T)``.
 
         Parameters
         ----------
         g : array, shape (..., m, n)
-            Say, a gradient. Descent steps along ``-lmo(g)``.
+            For example a gradient. Descent steps along ``-lmo(g)``.
 
         Returns
         -------
         array, shape (..., m, n)
-            Array library, device and dtype of `g`. A zero matrix gives zero. Singular values up to
-            ``max(m, n) * eps * sigma_1`` count as zero. Where several T are best, the choice of the
-            norm, always the same.
+            Zero for a zero matrix. Singular values up to ``max(m, n) * eps * sigma_1`` count as
+            zero. Where T is not unique, the norm documents which T it returns, always the same.
 
         Raises
         ------
@@ -97,16 +118,16 @@ class Norm:
         """
         raise NotImplementedError
 
-    def sharp(self, g: Any) -> Any:
-        """The T that maximises ``Re tr(G^H T) - ||T||^2 / 2``: ``dual_norm(g) * lmo(g)``.
+    def sharp(self, g: A) -> A:
+        """Return the T that maximises ``Re tr(G^H T) - ||T||^2 / 2``: ``dual_norm(g) * lmo(g)``.
 
         This is the duality map of steepest descent. (Modula's documents call the bare polar factor
         "sharp", which is :meth:`lmo` here.) Arguments, result and errors as of :meth:`lmo`.
         """
         raise NotImplementedError
 
-    def project(self, x: Any) -> Any:
-        """Nearest point of the unit ball in the Frobenius norm; `x` itself if it is inside.
+    def project(self, x: A) -> A:
+        """Return the point of the unit ball nearest to `x` in the Frobenius norm; `x` if inside.
 
         Arguments, result and errors as of :meth:`lmo`, and NotImplementedError with the reason
         for norms whose projection is not known in closed form.
@@ -114,7 +135,7 @@ class Norm:
         raise NotImplementedError
 
     def dual(self) -> Norm:
-        """The dual norm as a norm: ``n.dual()(g)`` is ``n.dual_norm(g)``."""
+        """Return the dual norm as a norm: ``n.dual()(g)`` is ``n.dual_norm(g)``."""
         raise NotImplementedError
 
     def __rmul__(self, s: float) -> Norm:
@@ -125,53 +146,45 @@ class Norm:
         raise NotImplementedError
 
 
-class Prepared(NamedTuple):
-    """A stack of matrices as the norms work on it, and how to go back."""
-
-    given: Array
-    x: Array  # at least single precision, finite, largest entry about 1
-    ops: Ops
-    scale: Array | float  # given = scale * x
-    poison: Array | None  # 0, or NaN for matrices that were not finite; None on the host
-
-    def result(self, x: Array) -> Array:
-        """Matrices in the dtype of the input."""
-        return self.ops.astype_like(x if self.poison is None else x + self.poison, self.given)
-
-    def number(self, v: Array) -> Array:
-        """Values of shape (..., 1, 1) as values of shape (...)."""
-        v = v if self.poison is None else v + self.poison
-        if not self.ops.is_complex(self.given):
-            v = self.ops.astype_like(v, self.given)
-        return v[..., 0, 0]
+# -- from the caller's matrices to functions of prepared ones, and back ------------------------
 
 
-def prepared(a: Array, ops: Ops, name: str) -> Prepared:
-    """Scale a stack of matrices, in at least single precision, and settle what is not finite.
+def _entered(a: Any, name: str, check: Check | None = None) -> Entered:
+    a, ops = as_matrix(a, name)
+    if check is not None:
+        check(a.shape)
+    return enter(a, name, ops=ops, look="if free", mask=True)
 
-    Raises
-    ------
-    ValueError
-        For NaN or infinity in a NumPy array or a torch tensor on a CPU; of others such a matrix is
-        worked on as zeros, and its results are NaN.
+
+@under_default_settings
+def of_matrices(
+    f: Callable[[Entered], tuple[Array, Array | float]], a: A, name: str, check: Check | None = None
+) -> A:
+    """Return the matrices of ``f(entered)``, times the factor that it returns, like `a`.
+
+    Where NaN is not looked for, since that would make a device wait, such a matrix gives NaN.
     """
-    x = ops.at_least_single(a)
-    if 0 in a.shape:
-        return Prepared(a, x, ops, 1.0, None)
-    peak = finite_peak(x, ops, name, look=ops.host)
-    poison = None
-    if not ops.host:
-        finite, zero = ops.xp.isfinite(peak), ops.xp.zeros_like(peak)
-        x = ops.xp.where(finite, x, ops.xp.zeros_like(x))
-        poison = ops.xp.where(finite, zero, ops.xp.full_like(peak, math.nan))
-    scale = ops.binary_scale(peak)
-    return Prepared(a, ops.divide(x, scale), ops, scale, poison)
+    e = _entered(a, name, check)
+    return cast(A, e.ops.empty_result(e.given) if e.is_empty else e.leave(*f(e)))
+
+
+@under_default_settings
+def of_values(f: Callable[[Array, Ops], Array], a: A, name: str, check: Check) -> A:
+    """Return values of shape (..., 1, 1) of a function that is homogeneous, with shape (...)."""
+    e = _entered(a, name, check)
+    return cast(A, _leave(e, _nothing(e) if e.is_empty else e.ops.scale(f(e.x, e.ops), e.scale)))
+
+
+def _leave(e: Entered, v: Array) -> Array:
+    """Values of shape (..., 1, 1) as real values of shape (...)."""
+    v = e.or_nan(v)
+    return (v if e.ops.is_complex(e.given) else e.ops.astype_like(v, e.given))[..., 0, 0]
 
 
 class MatrixNorm(Norm):
     """A norm of matrices."""
 
-    # Whether _lmo is the maximiser to rounding, so that one inner product is the dual norm.
+    # Whether _lmo is the LMO to rounding, so that one inner product is the dual norm.
     exact = True
 
     def _value(self, x: Array, ops: Ops) -> Array:
@@ -181,7 +194,7 @@ class MatrixNorm(Norm):
         return self.dual()._value(g, ops)
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
-        """Maximiser; `precision` is the format of the caller's array."""
+        """Return the LMO; `precision` is the format of the caller's array."""
         raise NotImplementedError
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
@@ -191,59 +204,43 @@ class MatrixNorm(Norm):
         )
 
     def dual(self) -> MatrixNorm:
-        """The dual norm as a norm."""
+        """Return the dual norm as a norm."""
         raise NotImplementedError
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError for a shape that the norm does not fit."""
-
-    def _prepare(self, a: Any, name: str) -> Prepared:
-        a, ops = as_matrix(a, name)
-        self._check(a.shape)
-        return prepared(a, ops, name)
+        """Raise ValueError for a shape that does not fit the norm."""
 
     @looks
-    @under_default_settings
-    def __call__(self, x: Any) -> Array:
-        p = self._prepare(x, "x")
-        if 0 in p.x.shape:
-            return p.number(_none(p))
-        return p.number(p.ops.scale(self._value(p.x, p.ops), p.scale))
+    def __call__(self, x: A) -> A:
+        return of_values(self._value, x, "x", self._check)
 
     @looks
-    @under_default_settings
-    def dual_norm(self, g: Any) -> Array:
-        p = self._prepare(g, "g")
-        if 0 in p.x.shape:
-            return p.number(_none(p))
-        return p.number(p.ops.scale(self._dual_value(p.x, p.ops), p.scale))
+    def dual_norm(self, g: A) -> A:
+        return of_values(self._dual_value, g, "g", self._check)
+
+    def _lmo_of(self, e: Entered) -> Array:
+        return self._lmo(e.x, e.ops, e.ops.format_name(e.given))
 
     @looks
-    @under_default_settings
-    def lmo(self, g: Any) -> Array:
-        p = self._prepare(g, "g")
-        if 0 in p.x.shape:
-            return p.ops.empty_result(p.given)
-        return p.result(self._lmo(p.x, p.ops, p.ops.format_name(p.given)))
+    def lmo(self, g: A) -> A:
+        return of_matrices(lambda e: (self._lmo_of(e), 1.0), g, "g", self._check)
 
     @looks
-    @under_default_settings
-    def sharp(self, g: Any) -> Array:
-        p = self._prepare(g, "g")
-        if 0 in p.x.shape:
-            return p.ops.empty_result(p.given)
-        t = self._lmo(p.x, p.ops, p.ops.format_name(p.given))
-        d = inner(p.x, t, p.ops) if self.exact else self._dual_value(p.x, p.ops)
-        return p.result(p.ops.scale(p.ops.astype_like(t, p.x) * d, p.scale))
+    def sharp(self, g: A) -> A:
+        def direction(e: Entered) -> tuple[Array, Array | float]:
+            t = self._lmo_of(e)
+            d = inner(e.x, t, e.ops) if self.exact else self._dual_value(e.x, e.ops)
+            return e.ops.astype_like(t, e.x) * d, e.scale
+
+        return of_matrices(direction, g, "g", self._check)
 
     @looks
-    @under_default_settings
-    def project(self, x: Any) -> Array:
-        p = self._prepare(x, "x")
-        if 0 in p.x.shape:
-            return p.ops.empty_result(p.given)
-        radius = p.ops.xp.ones_like(p.ops.max_abs(p.x)) / p.scale
-        return p.result(p.ops.scale(self._project(p.x, radius, p.ops), p.scale))
+    def project(self, x: A) -> A:
+        def nearest(e: Entered) -> tuple[Array, Array | float]:
+            radius = e.ops.xp.ones_like(e.ops.max_abs(e.x)) / e.scale
+            return self._project(e.x, radius, e.ops), e.scale
+
+        return of_matrices(nearest, x, "x", self._check)
 
     def __rmul__(self, s: float) -> MatrixNorm:
         s = factor(s)
@@ -252,40 +249,40 @@ class MatrixNorm(Norm):
     @looks
     @under_default_settings
     def _gap(self, g: Any, t: Any) -> Array:
-        p, q = self._prepare(g, "g"), self._prepare(t, "t")
+        p, q = _entered(g, "g", self._check), _entered(t, "t", self._check)
         check_same_place(p.x, "g", q.x, "t")
         if p.x.shape != q.x.shape:
             raise ValueError(f"t must have the shape of g, {p.x.shape}, got {q.x.shape}")
-        if 0 in p.x.shape:
-            return p.number(_none(p))
+        if p.is_empty:
+            return _leave(p, _nothing(p))
         ops = p.ops
         d, size = self._dual_value(p.x, ops), self._value(q.x, ops)
         ratio = inner(p.x, q.x, ops) / ops.divisor(size) / ops.divisor(d)
         gap = ops.xp.where(d == 0, ops.xp.zeros_like(ratio), 1 - ratio)
-        return p.number(gap if q.poison is None else gap + q.poison)
+        return _leave(p, q.or_nan(gap))
 
 
-def _none(p: Prepared) -> Array:
-    """Values of matrices without entries: 0, shape (..., 1, 1)."""
-    return p.ops.xp.sum(p.ops.xp.abs(p.x), axis=(-2, -1), keepdims=True)
+def _nothing(e: Entered) -> Array:
+    """Values of matrices without entries: 0, shape (..., 1, 1), in the graph of what is traced."""
+    return e.ops.xp.sum(e.ops.xp.abs(e.x), axis=(-2, -1), keepdims=True)
 
 
 def inner(x: Array, y: Array, ops: Ops) -> Array:
-    """``Re tr(X^H Y)``, shape (..., 1, 1)."""
+    """Return ``Re tr(X^H Y)``, shape (..., 1, 1)."""
     xp = ops.xp
     if ops.is_complex(x) and ops.is_complex(y):
         products = xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y)
-    else:  # an imaginary part that meets none does not count
+    else:  # an imaginary part times a real number has no real part
         x, y = (xp.real(z) if ops.is_complex(z) else z for z in (x, y))
         products = x * y
     return xp.sum(products, axis=(-2, -1), keepdims=True)
 
 
 @looks_at_nothing
-def times(x: Array, s: float) -> Array:
-    """A new array ``s x`` of the dtype of `x`, half precision rounded once."""
+def times(x: Array, s: Array | float) -> Array:
+    """Return ``s x`` in the dtype of `x`, a new array; half precision is rounded once."""
     ops = ops_of(x)
-    return ops.astype_like(ops.at_least_single(x) * s, x)
+    return ops.astype_like(ops.scale(ops.at_least_single(x), s), x)
 
 
 def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: int) -> Array:
@@ -308,8 +305,8 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
     -------
     array
         ``clip(z - theta, 0, cap)``, theta = max(0, pivot - phi), phi in [0, cap] by bisection to
-        the last bit: sums of differences from the pivot keep their digits where z is far larger
-        than the cap, and a fixed number of steps never asks the device.
+        the last bit: sums of differences from the pivot are accurate where z is far larger than the
+        cap, and a fixed number of steps reads nothing from a device.
     """
     xp = ops.xp
     y = z - pivot
@@ -370,12 +367,12 @@ class Scaled(MatrixNorm):
         return self.norm._lmo(g, ops, precision) / self.factor
 
     @under_default_settings
-    def lmo(self, g: Any) -> Array:
-        # Straight to the norm, so that a schedule gets the caller's array and nothing else is done.
+    def lmo(self, g: A) -> A:
+        # Directly, not by of_matrices: a schedule then costs nothing beyond orthogonalize.
         if not traced_by_dynamo():
-            g, _ = as_matrix(g, "g", sharded=True)
-        self._check(g.shape)
-        return times(self.norm.lmo(g), 1 / self.factor)
+            g = as_matrix(g, "g", sharded=True)[0]
+        self._check(cast(Array, g).shape)
+        return cast(A, times(self.norm.lmo(g), 1 / self.factor))
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         return self.norm._project(x, radius / self.factor, ops)
@@ -389,20 +386,20 @@ class Scaled(MatrixNorm):
 
 
 def duality_gap(n: Norm, g: Any, t: Any) -> Any:
-    """How far T is from a maximiser: ``1 - Re tr(G^H T) / (||T|| ||G||_dual)``.
+    """Return how far T is from an LMO: ``1 - Re tr(G^H T) / (||T|| ||G||_dual)``.
 
     Parameters
     ----------
     n : Norm
         Any norm of :mod:`polarlib.norms`.
     g, t : array, shape (..., m, n)
-        Matrix, and what an inexact method took for ``n.lmo(g)``, of any length. Lists of arrays for
-        a modular norm.
+        Matrix, and an approximation of ``n.lmo(g)``, of any length. Lists of arrays for a modular
+        norm.
 
     Returns
     -------
     array, shape (...)
-        Certified: 0 for a multiple of a maximiser, at most 2, 1 for a zero T; 0 for G = 0.
+        Certified: 0 for a positive multiple of an LMO, at most 2, 1 for a zero T; 0 for G = 0.
 
     Raises
     ------
@@ -412,7 +409,7 @@ def duality_gap(n: Norm, g: Any, t: Any) -> Any:
     Notes
     -----
     Costs the value of the norm and of its dual, so for the spectral norm two sets of singular
-    values: far more than an approximate polar factor. Compute it where it is to be reported.
+    values: far more than an approximate polar factor.
 
     Examples
     --------

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from polarlib.arrays.checks import count, instance, items, shown
 from polarlib.arrays.entry import is_array
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks
-from polarlib.norms.base import MatrixNorm, Norm, factor
+from polarlib.norms.base import A, MatrixNorm, Norm, factor
 
 __all__ = ["Convolution", "convolution", "kernel_to_matrix", "matrix_to_kernel"]
 
@@ -25,7 +25,7 @@ MOST_SPATIAL, MOST_LAYERS = 32, 10**5
 
 
 def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
-    """Kernel of a convolution as the matrix that maps a patch to the outputs.
+    """Return the kernel of a convolution as the matrix that maps a patch to the outputs.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
 
 
 def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
-    """Inverse of :func:`kernel_to_matrix`.
+    """Return a matrix as a kernel: the inverse of :func:`kernel_to_matrix`.
 
     Parameters
     ----------
@@ -106,28 +106,31 @@ class Convolution(Norm):
     def __repr__(self) -> str:
         return f"convolution({self.norm!r}, spatial={self.spatial})"
 
+    def _matrix(self, w: Any) -> Array:
+        return kernel_to_matrix(w, spatial=self.spatial)
+
     @looks
     def __call__(self, x: Any) -> Array:
-        return self.norm(kernel_to_matrix(x, spatial=self.spatial))
+        return self.norm(self._matrix(x))
 
     @looks
     def dual_norm(self, g: Any) -> Array:
-        return self.norm.dual_norm(kernel_to_matrix(g, spatial=self.spatial))
+        return self.norm.dual_norm(self._matrix(g))
 
     def _through(self, f: Callable[[Array], Array], w: Any) -> Array:
-        return matrix_to_kernel(f(kernel_to_matrix(w, spatial=self.spatial)), w.shape)
+        return matrix_to_kernel(f(self._matrix(w)), w.shape)
 
     @looks
-    def lmo(self, g: Any) -> Array:
-        return self._through(self.norm.lmo, g)
+    def lmo(self, g: A) -> A:
+        return cast(A, self._through(self.norm.lmo, g))
 
     @looks
-    def sharp(self, g: Any) -> Array:
-        return self._through(self.norm.sharp, g)
+    def sharp(self, g: A) -> A:
+        return cast(A, self._through(self.norm.sharp, g))
 
     @looks
-    def project(self, x: Any) -> Array:
-        return self._through(self.norm.project, x)
+    def project(self, x: A) -> A:
+        return cast(A, self._through(self.norm.project, x))
 
     def dual(self) -> Convolution:
         return Convolution(self.norm.dual(), self.spatial)
@@ -137,11 +140,11 @@ class Convolution(Norm):
 
     @looks
     def _gap(self, g: Any, t: Any) -> Array:
-        return self.norm._gap(*(kernel_to_matrix(w, spatial=self.spatial) for w in (g, t)))
+        return self.norm._gap(self._matrix(g), self._matrix(t))
 
 
 def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
-    """Norm of convolution kernels: of their matrices, outputs by inputs times positions.
+    """Return the norm of convolution kernels that is one of their matrices.
 
     Parameters
     ----------
@@ -157,7 +160,7 @@ def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
     Raises
     ------
     TypeError, ValueError
-        If `norm` is no norm of matrices, or `spatial` no positive integer.
+        If `norm` is not a norm of matrices, or `spatial` not a positive integer.
 
     Examples
     --------

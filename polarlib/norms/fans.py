@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, count, shown
 from polarlib.norms.base import MatrixNorm, order
 from polarlib.norms.mixed import conjugate
-from polarlib.norms.unitary import Unitary, nuclear, schatten, spectral, top_method
+from polarlib.norms.topk import Method
+from polarlib.norms.unitary import Polar, Unitary, nuclear, schatten, spectral, top_method
 
 __all__ = ["fanion", "ky_fan", "ky_fan_dual", "neon"]
 
-Array = Any
-
 
 def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
-    """(k, p)-norm, ``(sum of sigma_i^p over the k largest)^(1/p)``; Ky Fan's for p = 1.
+    """Return the (k, p)-norm, ``(sum of sigma_i^p over the k largest)^(1/p)``; Ky Fan's for p = 1.
 
     Parameters
     ----------
@@ -36,7 +32,7 @@ def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        For k that is no positive integer or p below 1.
+        If k is not a positive integer or p below 1.
 
     Examples
     --------
@@ -49,7 +45,7 @@ def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
 
 
 def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
-    """Dual of the (k, p)-norm; for p = 1 ``max(sigma_1, sum sigma_i / k)``.
+    """Return the dual of the (k, p)-norm; for p = 1 ``max(sigma_1, sum sigma_i / k)``.
 
     Parameters
     ----------
@@ -97,10 +93,10 @@ def _kp(k: int | None, p: float, of_dual: bool) -> MatrixNorm:
 def fanion(
     k: int | None,
     *,
-    polar: Callable[[Array], Array] | str | Schedule | None = None,
-    method: str = "auto",
+    polar: Polar = None,
+    method: Method = "auto",
 ) -> MatrixNorm:
-    """Norm of Fanion-k, the dual of Ky Fan's: its LMO is ``U_k V_k^H``.
+    """Return the norm of Fanion-k, the dual of Ky Fan's: its LMO is ``U_k V_k^H``.
 
     Parameters
     ----------
@@ -108,7 +104,7 @@ def fanion(
         Rank of the LMO; None for min(m, n), the spectral norm.
     polar : callable, str or Schedule, optional
         As of :func:`spectral`; for k = None only.
-    method : str, optional
+    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
         As of :func:`nuclear`; for a number k only.
 
     Returns
@@ -119,7 +115,7 @@ def fanion(
     Raises
     ------
     ValueError, TypeError
-        For k that is no positive integer, and unknown names.
+        If k is not a positive integer, and unknown names.
 
     Examples
     --------
@@ -135,17 +131,10 @@ def fanion(
     return Unitary(count("k", k, most=MOST_ROWS), 1.0, True, solver=solver)
 
 
-def neon(*, method: str = "auto") -> MatrixNorm:
-    """Norm of Neon: Fanion of rank 1, the nuclear norm.
+def neon(*, method: Method = "auto") -> MatrixNorm:
+    """Return the norm of Neon: Fanion of rank 1, the nuclear norm.
 
-    Parameters
-    ----------
-    method : str, optional
-        As of :func:`nuclear`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`nuclear`.
 
     Examples
     --------

@@ -6,12 +6,13 @@ import math
 
 from polarlib.norms.base import MatrixNorm, order
 from polarlib.norms.mixed import Mixed, conjugate, lp
+from polarlib.norms.unitary import spectral
 
 __all__ = ["induced"]
 
 
 def induced(a: float, b: float) -> MatrixNorm:
-    """Operator norm from the a-norm to the b-norm of vectors.
+    """Return the operator norm from the a-norm to the b-norm of vectors.
 
     Parameters
     ----------
@@ -53,8 +54,6 @@ def induced(a: float, b: float) -> MatrixNorm:
     if b == math.inf:
         return Mixed(conjugate(a), math.inf, -1)
     if (a, b) == (2, 2):
-        from polarlib.norms.unitary import spectral  # built on this module
-
         return spectral()
     known = "is NP-hard" if a >= b else "has no known closed form"
     raise ValueError(

@@ -17,36 +17,34 @@ __all__ = ["Triplets"]
 Array = Any
 # Vectors beyond k in a block; Halko, Martinsson and Tropp (2011), section 4.2, take 5 to 10.
 OVERSAMPLING = 10
-# Products after which an iteration gives up, in units of min(m, n): what bidiagonalising the whole
-# matrix takes.
+# Products after which an iteration stops, in units of min(m, n): the cost of bidiagonalising the
+# whole matrix.
 BUDGET = 2
-# Columns by which a basis grows between two looks at its residual (an SVD of the projection).
-LOOK = 8
-# An iteration stops at this part of the residual that the certificate will ask for, so that
-# rounding does not decide; any factor below 1 would do.
+# Columns by which a basis grows between two checks of its residual (an SVD of the projection).
+CHECK_EVERY = 8
+# An iteration stops at this part of the residual that the certificate requires, so that rounding
+# does not decide; any factor below 1 suffices.
 MARGIN = 0.5
 # Residual that rounding leaves, in epsilons of the largest value: by experiment, below 3.
 STAGNATION = 10
 
 
 class Triplets(NamedTuple):
-    """Singular triplets with their evidence.
+    """Singular triplets with method, cost and residual.
 
     Attributes
     ----------
     u, s, vh : array, shape (..., m, k), (..., k), (..., k, n)
         As :func:`top_singular` returns them.
     method : str
-        What made them, for example ``"lanczos"``, or ``"lanczos, then svd"`` if that was so for
-        any matrix of the stack.
+        The method that computed them, for example ``"lanczos"``, or ``"lanczos, then svd"`` if the
+        SVD was needed for any matrix of the stack.
     products : int
-        Products of A or its adjoint with one vector, in the whole stack. The SVD, and what the
-        certificate takes besides its residual (one Gram product, one Cholesky factorisation), are
-        not counted.
+        Products of A or its adjoint with one vector, in the whole stack. The SVD, and the Gram
+        product and Cholesky factorisation of the certificate, are not counted.
     residual : float
-        Largest ``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2) / s_1`` of the stack, of what was
-        computed before half precision is rounded; 0 for zero matrices, NaN where ``jax.jit`` hides
-        them.
+        Largest ``(||A V - U S||_F^2 + ||A^H U - V S||_F^2)^(1/2) / s_1`` of the stack, before
+        results are rounded to half precision; 0 for zero matrices, NaN under ``jax.jit``.
     """
 
     u: Any
@@ -58,7 +56,7 @@ class Triplets(NamedTuple):
 
 
 def leading(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
-    """Iterate on one matrix; what is not certified is computed again by the SVD."""
+    """Iterate on one matrix; results that are not certified are replaced by those of the SVD."""
     xh = ops.adjoint(x)
     if method == "arpack":
         found, products = _arpack(x, xh, k, ops, rtol)
@@ -127,7 +125,7 @@ def _definite(g: Array, ops: Ops) -> Array:
 
 
 def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
-    """Seeded Gaussian matrices, made on the host, so that every library gets the same numbers."""
+    """Seeded Gaussian matrices from the host, so that every library gets the same numbers."""
     rng = np.random.default_rng(0)
 
     def draw(m: int, n: int) -> Array:
@@ -141,8 +139,8 @@ def _extend(
 ) -> tuple[Array, np.ndarray, np.ndarray]:
     """Orthonormal Q, orthogonal to a basis, with ``w = basis h + Q r``; h and r on the host.
 
-    Block Gram-Schmidt, twice. Columns that nothing is left of (an invariant subspace is found) are
-    replaced by random ones, so that an iteration goes on to what it has not seen.
+    Block Gram-Schmidt, twice. Columns of which nothing is left (an invariant subspace is found) are
+    replaced by random ones, so that the iteration continues in the rest of the space.
     """
     adjoint = ops.adjoint(basis)
     h = ops.matmul(adjoint, w)
@@ -157,7 +155,7 @@ def _extend(
 
 
 def _qr(w: Array, ops: Ops) -> tuple[Array, Array]:
-    """QR; of a single column without LAPACK, which takes longer than a product with A."""
+    """QR; of a single column without LAPACK, which would take longer than a product with A."""
     if w.shape[-1] > 1:
         return ops.qr(w)
     r = ops.frobenius(w)
@@ -165,7 +163,7 @@ def _qr(w: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
-    """Put columns where the basis has zeros; in its storage, if that can be written."""
+    """Set columns where the basis has zeros; in its storage, if that can be written."""
     if ops.writable(basis):
         basis[:, at : at + q.shape[-1]] = q
         return basis
@@ -174,7 +172,7 @@ def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
 
 def _goal(s: np.ndarray, k: int, rtol: float, eps: float) -> float:
     """Residual at which an iteration stops."""
-    return max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0])
+    return float(max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0]))
 
 
 def _krylov(
@@ -202,7 +200,7 @@ def _krylov(
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
     b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)
     f, _, _ = _extend(draw(n, block), v, 0.0, draw, ops)
-    used = looked = products = 0
+    used = checked = products = 0
     while products < BUDGET * n:
         v = _place(v, f, used, ops)
         new = slice(used, used + block)
@@ -212,9 +210,9 @@ def _krylov(
         f, _, r = _extend(ops.matmul(xh, w), v, floor, draw, ops)
         products += 2 * block
         full = used + block > size
-        if used < k or not (full or used - looked >= LOOK):
+        if used < k or not (full or used - checked >= CHECK_EVERY):
             continue
-        looked = used
+        checked = used
         p, s, zh = np.linalg.svd(b[:used, :used])
         left = np.linalg.norm(r @ p[new, :k])
         done = left <= _goal(s, k, rtol, eps)
@@ -227,7 +225,7 @@ def _krylov(
                 return (u[:, :k], ops.from_host(s[:k], x), v[:, :k]), products
             b = np.zeros_like(b)
             np.fill_diagonal(b[:keep, :keep], s)
-            used = looked = keep
+            used = checked = keep
     return None, products
 
 
@@ -268,9 +266,9 @@ def _arpack(
 def _subspace(
     x: Array, xh: Array, k: int, ops: Ops, rtol: float
 ) -> tuple[tuple[Array, Array, Array] | None, int]:
-    """Randomized SVD with as many power iterations as the residual asks for.
+    """Randomized SVD with as many power iterations as the residual requires.
 
-    The residual comes with the product that the next iteration starts from.
+    The product of the residual is the one that the next iteration starts from.
     """
     n = x.shape[-1]
     draw = _gaussian(x, ops)

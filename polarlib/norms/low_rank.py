@@ -1,29 +1,28 @@
-"""Power steps and maximisers of low rank, warm-started."""
+"""Power steps and LMOs (linear maximisation oracles) of low rank, warm-started."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.ops import above_noise
 from polarlib.arrays.settings import under_default_settings
 
 __all__ = ["power_step", "range_lmo"]
 
 Array = Any
-
-
-# -- Dion's power step -----------------------------------------------------------------------
+A = TypeVar("A")
 
 
 @under_default_settings
-def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
-    """One warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, Q anew.
+def power_step(m: A, q: A) -> tuple[A, A, A]:
+    """Return one warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, and the next Q.
 
     Parameters
     ----------
     m : array, shape (..., m, n)
-        Matrix, say a momentum. In Dion error feedback then takes ``(1 - mu) P R^H`` off it.
+        For example a momentum. Dion's error feedback then subtracts ``(1 - mu) P R^H``.
     q : array, shape (..., n, k)
         Right factor of the step before, or Gaussian to begin with; k from 1 to min(m, n).
 
@@ -47,7 +46,7 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     Cost: two products with k vectors and one QR. Half precision is computed in float32. Nothing is
     read off a device; NaN gives NaN. Ahn, Xu and others, Dion, arXiv 2504.05295, algorithm 1, which
     steps by ``P Q^H``: not the polar factor of ``P R^H``, since normalised columns are not
-    orthonormal; its spectral norm exceeds 1. :func:`range_lmo` is what it stands for.
+    orthonormal; its spectral norm exceeds 1. :func:`range_lmo` is the LMO that it approximates.
 
     Examples
     --------
@@ -58,22 +57,18 @@ def power_step(m: Array, q: Array) -> tuple[Array, Array, Array]:
     >>> bool(np.allclose(r, m.T @ p)), bool(np.linalg.norm(p @ q.T, 2) > 1)
     (True, True)
     """
-    m, ops = as_matrix(m, "m")
-    m, q = _factor(q, "q", m, ops, m.shape[-1], min(m.shape[-2:]))
-    x = ops.at_least_single(m)
-    y = ops.astype_like(q, x)
-    scale = ops.binary_scale(ops.max_abs(x))
-    x = ops.divide(x, scale)
-    p, _ = ops.qr(ops.matmul(x, y))
-    r = ops.matmul(ops.adjoint(x), p)
+    e, right, y = _entered(m, "m", q, "q", -1)
+    ops = e.ops
+    orthonormal, _ = ops.qr(ops.matmul(e.x, y))
+    r = ops.matmul(ops.adjoint(e.x), orthonormal)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
-    y = ops.xp.where(size == 0, y, r / ops.xp.where(size == 0, ops.xp.ones_like(size), size))
-    return ops.astype_like(p, m), ops.astype_like(ops.scale(r, scale), m), ops.astype_like(y, q)
+    y = ops.xp.where(size == 0, y, r / ops.divisor(size))
+    return e.leave(orthonormal), e.leave(r, e.scale), ops.astype_like(y, right)
 
 
 @under_default_settings
-def range_lmo(g: Array, p: Array) -> Array:
-    """Maximiser of ``Re tr(G^H T)`` over ``||T||_2 <= 1`` within a range: ``P polar(P^H G)``.
+def range_lmo(g: A, p: A) -> A:
+    """Return ``P polar(P^H G)``, which maximises ``Re tr(G^H T)`` over ``||T||_2 <= 1`` in a range.
 
     Parameters
     ----------
@@ -97,8 +92,8 @@ def range_lmo(g: Array, p: Array) -> Array:
     Notes
     -----
     Cost: two products with k vectors and an SVD of n x k. NaN or infinity gives NaN. Where the
-    columns of P span the k leading left singular vectors this is ``U_k V_k^H``, the maximiser in
-    the unit ball of the Ky Fan k-norm's dual.
+    columns of P span the k leading left singular vectors this is ``U_k V_k^H``, the LMO of the
+    dual of the Ky Fan k-norm.
 
     Examples
     --------
@@ -106,29 +101,33 @@ def range_lmo(g: Array, p: Array) -> Array:
     >>> range_lmo(np.diag([3.0, 2.0, 1.0]), np.eye(3)[:, :2]).round(12).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
-    g, ops = as_matrix(g, "g")
-    g, p = _factor(p, "p", g, ops, g.shape[-2], g.shape[-2])
-    x = ops.at_least_single(g)
-    y = ops.astype_like(p, x)
-    x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+    e, _, y = _entered(g, "g", p, "p", -2)
+    ops, x = e.ops, e.x
+    if e.is_empty:
+        return cast(A, ops.empty_result(e.given))
     u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
     # NaN times zero, so that a matrix that is not finite gives NaN.
     kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
-    return ops.astype_like(t, g)
+    return cast(A, e.leave(t))
 
 
-def _factor(
-    a: Array, name: str, m: Array, ops: Ops, rows: int, columns: int
-) -> tuple[Array, Array]:
-    """Return a matrix and its factor, of the right library and shape, both complex if one is."""
-    a, _ = as_matrix(a, name)
-    check_same_place(m, "m" if name == "q" else "g", a, name)
+def _entered(
+    m: Any, name: str, factor: Any, factor_name: str, side: int
+) -> tuple[Entered, Array, Array]:
+    """Return the matrix, and its factor as given and in the dtype that is computed with.
+
+    Both are complex if one is. The factor has as many rows as the matrix on its side -2 or -1.
+    """
+    (m, ops), (a, _) = as_matrix(m, name), as_matrix(factor, factor_name)
+    check_same_place(m, name, a, factor_name)
+    rows, columns = m.shape[side], m.shape[-2] if side == -2 else min(m.shape[-2:])
     if a.shape[-2] != rows or not 0 < a.shape[-1] <= columns:
         raise ValueError(
-            f"{name} must have {rows} rows and from 1 to {columns} columns, got shape "
+            f"{factor_name} must have {rows} rows and from 1 to {columns} columns, got shape "
             f"{tuple(a.shape)}"
         )
     if ops.is_complex(a) or ops.is_complex(m):
-        return ops.as_complex(m), ops.as_complex(a)
-    return m, a
+        m, a = ops.as_complex(m), ops.as_complex(a)
+    e = enter(m, name, ops=ops, look="never")
+    return e, a, ops.astype_like(a, e.x)

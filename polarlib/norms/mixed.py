@@ -1,8 +1,8 @@
 """Norms of the entries: p-norms along columns or rows, and the q-norm of these.
 
-The dual takes the conjugate orders. A maximiser is one of the q-norm on the dual norms of the
-vectors, times one of the p-norm in each vector. Every induced norm with a closed form but the
-spectral one is of this kind.
+The dual has the conjugate orders. An LMO (linear maximisation oracle) is one of the q-norm for the
+dual norms of the vectors, times one of the p-norm in each vector. Every induced norm with a closed
+form but the spectral one is of this kind.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Mixed(MatrixNorm):
             sizes = lp_norm(ops.xp.abs(x), 2, self.axis, ops)
             shrunk = _lp_project(sizes, 1, radius, self._across, ops)
             factor = ops.xp.where(
-                sizes == shrunk, ops.xp.ones_like(sizes), shrunk / _nonzero(sizes, ops)
+                sizes == shrunk, ops.xp.ones_like(sizes), shrunk / ops.divisor(sizes)
             )
             return x * factor
         return super()._project(x, radius, ops)
@@ -84,15 +84,10 @@ def _flat(x: Array, ops: Ops) -> Array:
     return ops.xp.reshape(x, (*x.shape[:-2], x.shape[-2] * x.shape[-1]))
 
 
-def _nonzero(a: Array, ops: Ops) -> Array:
-    """Divisors: 1 where `a` is 0."""
-    return ops.xp.where(a == 0, ops.xp.ones_like(a), a)
-
-
 def _phase(x: Array, a: Array, ops: Ops) -> Array:
     """``x / |x|``, 0 for 0."""
     if ops.is_complex(x):
-        return x / _nonzero(a, ops)
+        return x / ops.xp.where(a == 0, ops.xp.ones_like(a), a)
     one = ops.xp.ones_like(x)  # array-api-compat's sign asks a device for NaN
     return ops.xp.where(x > 0, one, ops.xp.where(x < 0, -one, ops.xp.zeros_like(x)))
 
@@ -107,11 +102,11 @@ def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
         return peak
     if p == 1:
         return ops.sums(a, axis)
-    return peak * ops.sums((a / _nonzero(peak, ops)) ** p, axis) ** (1 / p)
+    return peak * ops.sums((a / ops.divisor(peak)) ** p, axis) ** (1 / p)
 
 
 def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
-    """Maximisers over the unit ball of the p-norm; for p = 1 the first of the largest entries."""
+    """LMO of the p-norm, for vectors along an axis; for p = 1 the first of the largest entries."""
     xp = ops.xp
     a = xp.abs(g)
     if p == math.inf:
@@ -120,13 +115,13 @@ def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
         largest = a == ops.max(a, axis=axis, keepdims=True)
         first = xp.cumulative_sum(xp.astype(largest, a.dtype), axis=axis) == 1
         return xp.where(largest & first, _phase(g, a, ops), xp.zeros_like(g))
-    peak = _nonzero(ops.max(a, axis=axis, keepdims=True), ops)
+    peak = ops.divisor(ops.max(a, axis=axis, keepdims=True))
     if p == 2:
         y = g / peak
-        return y / _nonzero(lp_norm(a / peak, 2, axis, ops), ops)
+        return y / ops.divisor(lp_norm(a / peak, 2, axis, ops))
     q = conjugate(p)
     powers = ops.sums((a / peak) ** q, axis)
-    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / _nonzero(powers, ops) ** (1 / p))
+    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / ops.divisor(powers ** (1 / p)))
 
 
 def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array:
@@ -137,7 +132,7 @@ def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array
         return xp.where(a <= radius, x, _phase(x, a, ops) * radius)
     size = lp_norm(a, p, axis, ops)
     if p == 2:
-        return xp.where(size <= radius, x, x / _nonzero(size, ops) * radius)
+        return xp.where(size <= radius, x, x / ops.divisor(size) * radius)
     cap = radius + xp.zeros_like(size)
     peak = ops.max(a, axis=axis, keepdims=True)
     return xp.where(
@@ -149,7 +144,7 @@ def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array
 
 
 def lp(p: float) -> MatrixNorm:
-    """p-norm of the entries.
+    """Return the p-norm of the entries.
 
     Parameters
     ----------
@@ -180,7 +175,7 @@ def lp(p: float) -> MatrixNorm:
 
 
 def frobenius() -> MatrixNorm:
-    """Frobenius norm, its own dual; the LMO is ``G / ||G||_F``, sharp is G: gradient descent.
+    """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
 
     Returns
     -------

@@ -1,6 +1,6 @@
-"""Norms of lists of arrays: the modular norm of a network, and kernels as matrices.
+"""Norms of lists of arrays: the modular norm of a network.
 
-A modular norm is ``max_l s_l ||W_l||_l``. Mass and sensitivity of modules say what the scales are
+A modular norm is ``max_l s_l ||W_l||_l``. Mass and sensitivity of modules determine the scales
 (Large, Liu, Huh, Bahng, Isola and Bernstein, Scalable optimization in the modular norm, 2024):
 
     composition M1 after M0    mass m = m0 + m1, sensitivity c1 c0, scales of M0 times c1 m / m0,
@@ -12,15 +12,17 @@ A layer's update then changes the output by a share of its mass, to first order.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from polarlib.arrays.checks import instance, items
 from polarlib.arrays.entry import is_array
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.norms.base import MatrixNorm, Norm, factor
+from polarlib.norms.base import A, MatrixNorm, Norm, factor, times
 from polarlib.norms.convolutions import MOST_LAYERS, Convolution
 
 __all__ = ["Modular", "Module", "bond", "compose", "join", "layer", "modular"]
@@ -58,18 +60,14 @@ class Modular(Norm):
         return list(zip(self.norms, self.scales, arrays, strict=True))
 
     def _collect(self, values: list[Array], total: bool) -> Array:
-        """Sum or largest of the layers' values."""
-        collected = values[0]
-        xp = ops_of(collected).xp
-        for v in values[1:]:
-            collected = collected + v if total else xp.maximum(collected, v)
-        return collected
+        """Return the sum or the largest of the values of the layers."""
+        return functools.reduce(operator.add if total else ops_of(values[0]).xp.maximum, values)
 
     def _values(self, x: Any) -> list[Array]:
-        return [_scale(n(_wide(w)), s) for n, s, w in self._layers(x)]
+        return [times(n(_wide(w)), s) for n, s, w in self._layers(x)]
 
     def _dual_values(self, g: Any) -> list[Array]:
-        return [_scale(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
+        return [times(n.dual_norm(_wide(w)), 1 / s) for n, s, w in self._layers(g)]
 
     @looks
     @under_default_settings
@@ -83,10 +81,10 @@ class Modular(Norm):
 
     @looks
     @under_default_settings
-    def lmo(self, g: Any) -> list[Array]:
-        ts = [_scale(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
+    def lmo(self, g: A) -> A:
+        ts = [times(n.lmo(w), 1 / s) for n, s, w in self._layers(g)]
         if not self.total:
-            return ts
+            return cast(A, ts)
         values = self._dual_values(g)
         best = self._collect(values, False)
         taken, chosen = best < best, []
@@ -94,19 +92,20 @@ class Modular(Norm):
             here = (v == best) & ~taken
             taken = taken | here
             chosen.append(ops_of(t).xp.where(_per_matrix(here, t), t, ops_of(t).xp.zeros_like(t)))
-        return chosen
+        return cast(A, chosen)
 
     @looks
     @under_default_settings
-    def sharp(self, g: Any) -> list[Array]:
+    def sharp(self, g: A) -> A:
         total = self.dual_norm(g)
-        return [_scale(t, _per_matrix(total, t)) for t in self.lmo(g)]
+        layers = cast(list[Array], self.lmo(g))
+        return cast(A, [times(t, _per_matrix(total, t)) for t in layers])
 
     @looks
-    def project(self, x: Any) -> list[Array]:
+    def project(self, x: A) -> A:
         if self.total:
             raise NotImplementedError(f"{self!r} has no projection in closed form")
-        return [(s * n).project(w) for n, s, w in self._layers(x)]
+        return cast(A, [(s * n).project(w) for n, s, w in self._layers(x)])
 
     def dual(self) -> Modular:
         norms = tuple(n.dual() for n in self.norms)
@@ -119,28 +118,24 @@ class Modular(Norm):
     @looks
     @under_default_settings
     def _gap(self, g: Any, t: Any) -> Array:
-        dual, size = self.dual_norm(g), self(t)
-        shares = []
-        for (n, s, w), (_, _, v) in zip(self._layers(g), self._layers(t), strict=True):
-            # Each layer's share of <G, T> is its own (1 - gap) times both of its norms.
-            a, b = _scale(n.dual_norm(_wide(w)), 1 / s), _scale(n(_wide(v)), s)
-            shares.append((1 - n._gap(_wide(w), _wide(v))) * _ratio(a, dual) * _ratio(b, size))
-        xp = ops_of(dual).xp
+        duals, sizes = self._dual_values(g), self._values(t)
+        dual, size = self._collect(duals, not self.total), self._collect(sizes, self.total)
+        ops = ops_of(dual)
+        a, b = ops.divisor(dual), ops.divisor(size)
+        # The share of a layer in <G, T> is its own (1 - gap) times both of its norms.
+        shares = [
+            (1 - n._gap(_wide(w), _wide(v))) * (d / a) * (r / b)
+            for n, w, v, d, r in zip(self.norms, g, t, duals, sizes, strict=True)
+        ]
         gap = 1 - self._collect(shares, True)
-        return xp.where(dual == 0, xp.zeros_like(gap), gap)
+        return ops.xp.where(dual == 0, ops.xp.zeros_like(gap), gap)
 
 
 def _wide(w: Any) -> Any:
-    """Half precision in float32, so that values of layers are not rounded one by one."""
+    """Convert half precision to float32, so that values of layers are not rounded one by one."""
     if is_array(w) and ops_of(w).format_name(w):
         return ops_of(w).at_least_single(w)
     return w
-
-
-def _scale(x: Array, s: Any) -> Array:
-    """``s x`` in the dtype of x; overflow gives infinity."""
-    ops = ops_of(x)
-    return ops.astype_like(ops.scale(ops.at_least_single(x), s), x)
 
 
 def _per_matrix(v: Array, t: Array) -> Array:
@@ -148,14 +143,8 @@ def _per_matrix(v: Array, t: Array) -> Array:
     return ops_of(t).xp.reshape(v, (*v.shape, *(1,) * (t.ndim - v.ndim)))
 
 
-def _ratio(a: Array, b: Array) -> Array:
-    """``a / b``, 0 for 0 / 0."""
-    xp = ops_of(a).xp
-    return a / xp.where(b == 0, xp.ones_like(b), b)
-
-
 def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Modular:
-    """Modular norm ``max_l s_l ||W_l||_l`` of a list of arrays, one norm a layer.
+    """Return the modular norm ``max_l s_l ||W_l||_l`` of a list of arrays, one norm per layer.
 
     Parameters
     ----------
@@ -175,7 +164,7 @@ def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Mod
     Raises
     ------
     TypeError, ValueError
-        If something is no norm of arrays, or there are not as many positive scales as norms; of the
+        If `norms` has other entries, or there are not as many positive scales as norms; of the
         norm, for another number of arrays than norms.
 
     Examples
@@ -198,7 +187,7 @@ def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Mod
 
 
 class Module(NamedTuple):
-    """What the modular norm knows of a part of a network.
+    """A part of a network, as modular norms describe it.
 
     Attributes
     ----------
@@ -223,7 +212,7 @@ class Module(NamedTuple):
 
 
 def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
-    """A module with one array of weights.
+    """Return a module with one array of weights.
 
     Parameters
     ----------
@@ -253,7 +242,7 @@ def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
 
 
 def bond(sensitivity: float = 1.0) -> Module:
-    """A module without weights, such as an activation.
+    """Return a module without weights, such as an activation.
 
     Parameters
     ----------
@@ -279,7 +268,7 @@ def bond(sensitivity: float = 1.0) -> Module:
 
 
 def compose(*modules: Module) -> Module:
-    """Modules one after another, the first applied first.
+    """Return the composition of modules, the first applied first.
 
     Parameters
     ----------
@@ -295,7 +284,7 @@ def compose(*modules: Module) -> Module:
     Raises
     ------
     TypeError, ValueError
-        For something that is no module, or nothing.
+        For an argument that is not a module, or no argument.
 
     Examples
     --------
@@ -314,7 +303,7 @@ def compose(*modules: Module) -> Module:
 
 
 def join(*modules: Module) -> Module:
-    """Modules side by side, on the same input, their outputs a tuple or (sensitivities) a sum.
+    """Return modules side by side, on the same input; their outputs are a tuple or added.
 
     Parameters
     ----------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from polarlib.arrays.checks import MOST_ROWS, choice, count, items, number
 
@@ -19,7 +19,11 @@ MOONLIGHT = 0.2
 MOST_LAYERS = 10**5
 LARGEST_EXPONENT = 1e6
 
-UPDATE_SCALES = MappingProxyType(
+Rule = Literal["rms_to_rms", "jordan", "moonlight"]
+Layer = Literal["input", "hidden", "output"]
+Optimizer = Literal["sgd", "adam"]
+
+UPDATE_SCALES: Mapping[str, Callable[[int, int], float]] = MappingProxyType(
     {
         "rms_to_rms": lambda m, n: math.sqrt(m / n),
         "jordan": lambda m, n: math.sqrt(max(1.0, m / n)),
@@ -28,8 +32,8 @@ UPDATE_SCALES = MappingProxyType(
 )
 
 
-def update_scale(m: int, n: int, rule: str) -> float:
-    """Factor of an orthogonal update ``U V^H`` for one layer.
+def update_scale(m: int, n: int, rule: Rule) -> float:
+    """Return the factor of an orthogonal update ``U V^H`` for one layer.
 
     Parameters
     ----------
@@ -41,8 +45,8 @@ def update_scale(m: int, n: int, rule: str) -> float:
         - moonlight: ``0.2 sqrt(max(m, n))``, a root mean square of 0.2 at full rank, AdamW's
           (arXiv 2502.16982).
 
-        The names "spectral" and "spectral_norm" mean different ones of these in two code bases, and
-        are none here.
+        The names "spectral" and "spectral_norm" mean different rules in two code bases, and are
+        not accepted.
 
     Returns
     -------
@@ -51,7 +55,7 @@ def update_scale(m: int, n: int, rule: str) -> float:
     Raises
     ------
     ValueError
-        For an unknown rule, or a size that is no positive integer.
+        For an unknown rule, or a size that is not a positive integer.
 
     Examples
     --------
@@ -63,7 +67,7 @@ def update_scale(m: int, n: int, rule: str) -> float:
 
 
 def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
-    """Spectral norms of weights and updates that keep features of order 1: ``sqrt(p_l / p_(l-1))``.
+    """Return spectral norms of weights and updates for features of order 1, one per layer.
 
     Parameters
     ----------
@@ -73,12 +77,12 @@ def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
     Returns
     -------
     tuple of float
-        L radii, first layer first, up to one constant.
+        ``sqrt(p_l / p_(l-1))`` for L layers, first layer first, up to one constant.
 
     Raises
     ------
     ValueError
-        For fewer than two widths, or one that is no positive integer.
+        For fewer than two widths, or one that is not a positive integer.
 
     Notes
     -----
@@ -125,8 +129,8 @@ MUP = MappingProxyType(
 )
 
 
-def mup(layer: str, optimizer: str = "sgd", *, a: float = 0.0) -> Parametrization:
-    """The maximal update parametrization of a layer.
+def mup(layer: Layer, optimizer: Optimizer = "sgd", *, a: float = 0.0) -> Parametrization:
+    """Return the maximal update parametrization of a layer.
 
     Parameters
     ----------

@@ -1,14 +1,15 @@
-"""Spectral maps that are no maximiser over a unit ball: U diag(f(sigma)) V^H for other f.
+"""Spectral functions ``U diag(f(sigma)) V^H`` that are not the LMO of a norm.
 
-The maximisers of :mod:`polarlib.norms` reward large singular values; these maps need not. They are
-the optimizers Freon (powers, negative ones too), Kaon (random or scrambled spectra) and PolarGrad
-(the polar factor times the nuclear norm), and the projection to a ball of the spectral norm.
+LMOs (linear maximisation oracles, :mod:`polarlib.norms`) increase with the singular values; these
+functions need not. They are the optimizers Freon (powers, negative ones too), Kaon (random or
+scrambled spectra) and PolarGrad (the polar factor times the nuclear norm), and the projection to a
+ball of the spectral norm.
 
-All take stacks of matrices of any library, real or complex, compute half precision in float32,
-give zero for zero and never change their input. Large and tiny matrices are scaled by a power of
-two first. NaN or infinity in NumPy arrays and torch tensors on a CPU raises ValueError; in other
-arrays, where the check might wait for a device, such a matrix gives NaN and leaves the others of
-its stack alone.
+All of them accept stacks of matrices of any library, real or complex, compute half precision in
+float32, return zero for zero and do not modify their argument. NaN or infinity in NumPy arrays and
+torch tensors on a CPU raises ValueError; in other arrays, where the check might wait for a device,
+such a matrix gives NaN, and the others of its stack are not affected. Results have the array
+library, device and dtype of the argument.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_STEPS, count, function, instance, number
-from polarlib.arrays.entry import as_matrix, not_finite
+from polarlib.arrays.entered import Entered
+from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, above_noise
-from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.norms.base import inner, prepared
-from polarlib.norms.unitary import spectral, svd
+from polarlib.arrays.settings import looks
+from polarlib.norms.base import A, inner, of_matrices
+from polarlib.norms.unitary import Polar, of_spectrum, on_tall, spectral, svd
 
 __all__ = ["polargrad", "random_spectrum", "scrambled_spectrum", "spectral_clip", "spectral_power"]
 
@@ -45,36 +46,22 @@ KAON_DIVISOR = 1.175
 KAON_STEPS = 5
 
 
-@under_default_settings
-def _apply(g: Array, direction: Callable[[Array, Any, Ops], Array]) -> Array:
-    """Validate, run ``direction(y, scale, ops)`` on the finite ``y = g / scale``, and cast back."""
-    a, ops = as_matrix(g, "g")
-    if 0 in a.shape:
-        return ops.empty_result(a)
-    p = prepared(a, ops, "g")
-    return p.result(direction(p.x, p.scale, ops))
+def _mapped(g: A, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> A:
+    """Return ``U diag(f(sigma)) V^H`` for an f that does not depend on the scale of sigma."""
 
+    def direction(e: Entered) -> tuple[Array, float]:
+        u, s, vh = svd(e.x, e.ops)
+        return of_spectrum(u, f(s, e.x.shape, e.ops), vh, e.ops), 1.0
 
-def _mapped(g: Array, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> Array:
-    """U diag(f(sigma)) V^H for an f that does not depend on the scale of sigma."""
-
-    def direction(y: Array, _: Any, ops: Ops) -> Array:
-        u, s, vh = svd(y, ops)
-        return _product(u, f(s, y.shape, ops), vh, ops)
-
-    return _apply(g, direction)
-
-
-def _product(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
-    return ops.matmul(u * ops.astype_like(s, u)[..., None, :], vh)
+    return of_matrices(direction, g, "g")
 
 
 # -- powers ----------------------------------------------------------------------------------
 
 
 @looks
-def spectral_power(g: Array, exponent: float) -> Array:
-    """Freon's direction: ``U (sigma / M)^e V^H``, M the power mean of the spectrum.
+def spectral_power(g: A, exponent: float) -> A:
+    """Return Freon's direction ``U (sigma / M)^e V^H``, M the power mean of the spectrum.
 
     Parameters
     ----------
@@ -88,24 +75,21 @@ def spectral_power(g: Array, exponent: float) -> Array:
     -------
     array, shape (..., m, n)
         ``mu U sigma^e V^H`` with ``mu = mean(sigma^q)^((1 - q) / q)``, ``q = 1 + e``: the same for
-        every positive multiple of `g`. Array library, device and dtype of `g`.
+        every positive multiple of `g`.
 
     Raises
     ------
-    TypeError
-        If `g` is not an array of numbers.
-    ValueError
-        For an exponent that is no number or beyond 1e6 in size, fewer than two dimensions, NaN or
-        infinity.
+    TypeError, ValueError
+        For an exponent that is not a number or beyond 1e6 in size, and as every LMO.
 
     Notes
     -----
     For e <= 0 the singular values above ``max(m, n) * eps * sigma_1`` count, in the map and in the
-    mean, and the others give 0: they are noise that a negative power would make the largest of all.
-    For e > 0 all min(m, n) values count, so that the map is continuous. For q = 0 the mean is the
-    geometric one. For q >= 1 the maximiser over the ball whose dual norm is Schatten-q is the same
-    with a sum in place of the mean; for e < 0 this is the maximiser of no unitarily invariant norm.
-    Cost: one SVD. Shumaylov and others, arXiv 2605.11181.
+    mean, and the others give 0: they are rounding errors, of which a negative power would be
+    largest. For e > 0 all min(m, n) values count, so that the map is continuous. For q = 0 the mean
+    is the geometric one. For q >= 1 the LMO of the norm whose dual is Schatten-q is the same with a
+    sum in place of the mean; for e < 0 this is not the LMO of any unitarily invariant norm. Cost:
+    one SVD. Shumaylov and others, arXiv 2605.11181.
 
     Examples
     --------
@@ -138,7 +122,7 @@ def _log_mean(
     xp = ops.xp
     kept = xp.astype(counts, level.dtype)
     rank = xp.sum(kept, axis=-1, keepdims=True)
-    some = xp.where(rank == 0, xp.ones_like(rank), rank)
+    some = ops.divisor(rank)
     if abs(q) < GEOMETRIC:
         return xp.sum(kept * level, axis=-1, keepdims=True) / some, xp.zeros_like(rank)
     sign = math.copysign(1.0, q)
@@ -156,11 +140,11 @@ def _log_mean(
 
 @looks
 def random_spectrum(
-    g: Array,
+    g: A,
     rng: np.random.Generator,
     sampler: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray] | None = None,
-) -> Array:
-    """Kaon's random direction: the singular vectors of G with singular values drawn at random.
+) -> A:
+    """Return Kaon's random direction: the singular vectors of G with random singular values.
 
     Parameters
     ----------
@@ -176,15 +160,13 @@ def random_spectrum(
     -------
     array, shape (..., m, n)
         ``U diag(s) V^H``. Where a singular value of `g` is at most ``max(m, n) * eps * sigma_1``
-        its vectors are arbitrary and it stays 0. Array library, device and dtype of `g`.
+        its vectors are arbitrary and it stays 0.
 
     Raises
     ------
-    TypeError
-        If `g` is not an array of numbers or `rng` not a NumPy generator.
-    ValueError
-        If the sampler's numbers are not real, finite and of that shape; for fewer than two
-        dimensions, NaN or infinity.
+    TypeError, ValueError
+        If `rng` is not a NumPy generator, or the sampler's numbers are not real, finite and of that
+        shape, and as every LMO.
 
     Notes
     -----
@@ -220,8 +202,8 @@ def random_spectrum(
 
 
 @looks
-def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
-    """Kaon's scrambled direction: a chaotic map of the singular values, by matrix products.
+def scrambled_spectrum(g: A, *, steps: int = KAON_STEPS) -> A:
+    """Return Kaon's scrambled direction: a chaotic map of the singular values, by matrix products.
 
     Parameters
     ----------
@@ -234,14 +216,12 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     -------
     array, shape (..., m, n)
         ``U diag(s) V^H``, s the iterates of ``x <- 4.1 x (1 - x^2)^2`` from ``sigma / ||G||_F``,
-        divided by 1.175: at most 1.1735 / 1.175. Array library, device and dtype of `g`.
+        divided by 1.175: at most 1.1735 / 1.175.
 
     Raises
     ------
-    TypeError
-        If `g` is not an array of numbers.
-    ValueError
-        For a number of steps below 1, fewer than two dimensions, NaN or infinity.
+    TypeError, ValueError
+        For a number of steps below 1, and as every LMO.
 
     Notes
     -----
@@ -258,55 +238,49 @@ def scrambled_spectrum(g: Array, *, steps: int = KAON_STEPS) -> Array:
     """
     steps = count("steps", steps, most=MOST_STEPS)
 
-    def direction(x: Array, _: Any, ops: Ops) -> Array:
-        wide = x.shape[-2] < x.shape[-1]
-        y = ops.adjoint(x) if wide else x
-        y = y / ops.divisor(ops.frobenius(y))
-        for _step in range(steps):
+    def scrambled(x: Array, ops: Ops) -> Array:
+        y = x / ops.divisor(ops.frobenius(x))
+        for _ in range(steps):
             # (I - G)^2 as a Gram product: semidefinite, so that no singular value changes its sign.
             rest = ops.gram(ops.add_diagonal(-ops.gram(y), 1.0))
             y = ops.matmul(y, rest) * KAON
-        y = y / KAON_DIVISOR
-        return ops.adjoint(y) if wide else y
+        return y / KAON_DIVISOR
 
-    return _apply(g, direction)
+    return of_matrices(lambda e: (on_tall(scrambled, e.x, e.ops), 1.0), g, "g")
 
 
 # -- the polar factor, scaled ----------------------------------------------------------------
 
 
 @looks
-def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | None = None) -> Array:
-    """PolarGrad's direction: the nuclear norm times the polar factor, ``||G||_* U V^H``.
+def polargrad(g: A, *, polar: Polar = None) -> A:
+    """Return PolarGrad's direction, the nuclear norm times the polar factor: ``||G||_* U V^H``.
 
     Parameters
     ----------
     g : array, shape (..., m, n)
         Matrix.
     polar : callable, str or Schedule, optional
-        What computes the polar factor, approximately perhaps, as of ``norms.spectral``; by default
-        the partial isometry of the exact SVD.
+        What computes the polar factor, possibly an approximation, as of ``norms.spectral``; by
+        default the partial isometry of the exact SVD.
 
     Returns
     -------
     array, shape (..., m, n)
-        The spectral norm's steepest descent direction with its length (its `sharp`). Array library,
-        device and dtype of `g`.
+        The spectral norm's steepest descent direction with its length (its `sharp`).
 
     Raises
     ------
-    TypeError
-        If `g` is not an array of numbers, or `polar` none of these.
-    ValueError
-        For an unknown name, fewer than two dimensions, NaN or infinity.
+    TypeError, ValueError
+        For an unknown name or another type of `polar`, and as every LMO.
 
     Notes
     -----
-    With `polar` given the nuclear norm is not computed but estimated by ``<G, T>``, as codes do.
-    For ``T = U diag(t) V^H`` that is ``sum sigma_i t_i``: off by the relative error
-    ``sum sigma_i (t_i - 1) / sum sigma_i``, the mean error of T weighted by the singular values;
-    the direction inherits T's own error besides. Where t_i > 1 it may overestimate. Cost: one
-    SVD, or what `polar` costs and one inner product. Lau, Long and Su, PolarGrad, arXiv 2505.21799.
+    With `polar` given the nuclear norm is not computed but estimated by ``<G, T>``, as in published
+    codes. For ``T = U diag(t) V^H`` that is ``sum sigma_i t_i``: off by the relative error ``sum
+    sigma_i (t_i - 1) / sum sigma_i``, the mean error of T weighted by the singular values; the
+    direction has the error of T in addition. Where t_i > 1 it may overestimate. Cost: one SVD, or
+    what `polar` costs and one inner product. Lau, Long and Su, PolarGrad, arXiv 2505.21799.
 
     Examples
     --------
@@ -318,26 +292,27 @@ def polargrad(g: Array, *, polar: Callable[[Array], Array] | str | Schedule | No
     """
     factor = spectral(polar=polar)
 
-    def direction(x: Array, scale: Any, ops: Ops) -> Array:
+    def direction(e: Entered) -> tuple[Array, Array | float]:
+        x, ops = e.x, e.ops
         if polar is None:
             u, s, vh = svd(x, ops)
             kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-            t = _product(u, kept, vh, ops)
+            t = of_spectrum(u, kept, vh, ops)
             nuclear = ops.xp.sum(s, axis=-1, keepdims=True)[..., None]
         else:
             t = ops.astype_like(factor.lmo(g), x)
             nuclear = inner(x, t, ops)
-        return ops.scale(ops.scale(t, ops.astype_like(nuclear, t)), scale)
+        return ops.scale(t, ops.astype_like(nuclear, t)), e.scale
 
-    return _apply(g, direction)
+    return of_matrices(direction, g, "g")
 
 
 # -- clipping --------------------------------------------------------------------------------
 
 
 @looks
-def spectral_clip(g: Array, limit: float) -> Array:
-    """Singular values above a limit become the limit: ``U min(sigma, limit) V^H``.
+def spectral_clip(g: A, limit: float) -> A:
+    """Return ``U min(sigma, limit) V^H``: singular values above a limit become the limit.
 
     Parameters
     ----------
@@ -350,20 +325,18 @@ def spectral_clip(g: Array, limit: float) -> Array:
     -------
     array, shape (..., m, n)
         The nearest matrix (in the Frobenius norm) of spectral norm at most `limit`; `g`
-        unrounded where that is one already. Array library, device and dtype of `g`.
+        unrounded where that is one already.
 
     Raises
     ------
-    TypeError
-        If `g` is not an array of numbers.
-    ValueError
-        If the limit is not positive; for fewer than two dimensions, NaN or infinity.
+    TypeError, ValueError
+        If the limit is not positive, and as every LMO.
 
     Notes
     -----
     Cost: one SVD. In half precision the result is rounded once, and its norm can exceed the limit
-    by that. Unlike the other maps, this one shrinks nothing that is small: it is what spectral
-    weight clipping does to weights.
+    by that rounding. Unlike the other maps, this one leaves small singular values unchanged:
+    spectral weight clipping applies it to weights.
 
     Examples
     --------
@@ -373,20 +346,22 @@ def spectral_clip(g: Array, limit: float) -> Array:
     """
     limit = number("limit", limit, 0, math.inf, ends="(]", what="a positive number")
 
-    def direction(x: Array, scale: Any, ops: Ops) -> Array:
-        xp = ops.xp
+    def direction(e: Entered) -> tuple[Array, float]:
+        x, ops, xp = e.x, e.ops, e.ops.xp
         largest = format_of(ops.format_name(x)).largest
         smallest = format_of(ops.format_name(x)).smallest_normal
         top = min(limit, largest)
         peak = ops.max_abs(x)
-        scale = xp.zeros_like(peak) + scale
+        scale = xp.zeros_like(peak) + e.scale
         # In units of the smaller of scale and limit what overflows is clipped, and rightly so.
         unit = xp.where(scale > top, xp.full_like(scale, max(top, smallest)), scale)
         u, s, vh = svd(x, ops)
         row = ops.scale(ops.scale(s[..., None, :], 1 / unit), scale)
         level = ops.scale(1 / unit, top)
-        clipped = _product(u, xp.minimum(row, level)[..., 0, :], vh, ops)
+        clipped = of_spectrum(u, xp.minimum(row, level)[..., 0, :], vh, ops)
         inside = ops.max(row, axis=-1, keepdims=True) <= level
-        return xp.where(inside, x * ops.astype_like(scale, x), clipped * ops.astype_like(unit, x))
+        # One of the two overflows at most, and is not taken then.
+        own, other = x * ops.astype_like(scale, x), clipped * ops.astype_like(unit, x)
+        return xp.where(inside, own, other), 1.0
 
-    return _apply(g, direction)
+    return of_matrices(direction, g, "g")

@@ -1,32 +1,32 @@
 """Norms whose unit ball is a Minkowski sum of balls: the F- and S-variants of Muon and Fanion.
 
-The dual norm and the LMO of ``sum w_i ball_i`` are the weighted sums of the terms'. The norm itself
-asks for the least t with X in t times the sum, which has a closed form in few cases only.
+The dual norm and the LMO (linear maximisation oracle) of ``sum w_i ball_i`` are the weighted sums
+of those of the terms. The norm itself is the least t with X in t times the sum, which has a closed
+form in few cases only.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import instance, items, number
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, factor
 from polarlib.norms.fans import fanion
 from polarlib.norms.mixed import frobenius, lp
-from polarlib.norms.unitary import Unitary, svd
+from polarlib.norms.unitary import Polar, Unitary, of_spectrum, svd
 
 __all__ = ["MinkowskiSum", "f_fanion", "f_muon", "f_neon", "minkowski_sum", "s_fanion", "s_muon"]
 
 Array = Any
-Polar = Callable[[Any], Any] | str | Schedule | None
 
 # Absolute error of a root of order 1 / sqrt(n) or more: below its last bit.
 TINY = 1e-17
@@ -50,11 +50,12 @@ class MinkowskiSum(MatrixNorm):
             n._check(shape)
 
     def _dual_value(self, g: Array, ops: Ops) -> Array:
-        return _total(w * n._dual_value(g, ops) for w, n in self.terms)
+        return functools.reduce(operator.add, (w * n._dual_value(g, ops) for w, n in self.terms))
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         # A low-precision term comes in its own format: the sum is formed in that of g.
-        return _total(w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        lmos = (w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        return functools.reduce(operator.add, lmos)
 
     def _value(self, x: Array, ops: Ops) -> Array:
         return self._solve(x, ops)[0]
@@ -75,7 +76,7 @@ class MinkowskiSum(MatrixNorm):
         u, s, vh = svd(x, ops)
         full = k >= s.shape[-1]
         t, rest = _with_spectral(s, a, b, ops) if full else _with_fanion(s, k, a, b, ops)
-        return t[..., None], ops.matmul(u * ops.astype_like(rest, u)[..., None, :], vh)
+        return t[..., None], of_spectrum(u, rest, vh, ops)
 
     def dual(self) -> MatrixNorm:
         return SumDual(self)
@@ -116,13 +117,6 @@ class SumDual(MatrixNorm):
         return self.norm
 
 
-def _total(parts: Iterable[Array]) -> Array:
-    first, *others = parts
-    for part in others:
-        first = first + part
-    return first
-
-
 def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
     """The t with ``sum (sigma_i - a t)_+^2 = b^2 t^2``, and ``(sigma - a t)_+``.
 
@@ -139,7 +133,7 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
     y = z[..., :1] - z
     excess = xp.cumulative_sum(y * y, axis=-1) - 2 * y * xp.cumulative_sum(y, axis=-1)
     excess = excess + count * y * y
-    # The first always is; rounding must not say otherwise where b is tiny.
+    # The first always is, also where rounding decides otherwise for tiny b.
     inside = (excess < (b / a * z) ** 2) | (count == 1)
     kept = xp.astype(inside, z.dtype)
     j = xp.sum(kept, axis=-1, keepdims=True)
@@ -148,12 +142,12 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
     deviation = kept * (z - s1 / j)
     root = b * b * s2 - a * a * j * xp.sum(deviation * deviation, axis=-1, keepdims=True)
     denominator = a * s1 + xp.sqrt(xp.maximum(root, xp.zeros_like(root)))
-    t = s2 / xp.where(denominator == 0, xp.ones_like(denominator), denominator)
+    t = s2 / ops.divisor(denominator)
     return t * size, xp.maximum(z - a * t, xp.zeros_like(z)) * size
 
 
 def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
-    """The t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and what is left.
+    """Return the t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and the rest.
 
     By root search, on the host in double precision, one matrix after another.
     """
@@ -178,14 +172,15 @@ def _rest(y: np.ndarray, cap: float, *, k: int, ops: Ops) -> np.ndarray:
     """Distance vector of descending values to ``cap`` times the ball of Fanion-k."""
     if y[0] <= cap and y.sum() <= k * cap:
         return np.zeros_like(y)
-    return y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
+    rest: np.ndarray = y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
+    return rest
 
 
 # -- constructors ----------------------------------------------------------------------------
 
 
 def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
-    """Norm whose unit ball is ``sum w_i ball_i``: dual norm and LMO are weighted sums.
+    """Return the norm with the unit ball ``sum w_i ball_i``: dual norm and LMO are weighted sums.
 
     Parameters
     ----------
@@ -204,7 +199,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        For a negative weight, weights that are all 0, something that is no norm of matrices.
+        For a negative weight, weights that are all 0, a term that is not a norm of matrices.
 
     Notes
     -----
@@ -241,7 +236,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
 
 
 def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of F-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) G / ||G||_F``.
 
     Parameters
     ----------
@@ -272,16 +267,9 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 
 
 def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
 
-    Parameters
-    ----------
-    alpha, polar
-        As of :func:`f_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`f_fanion`.
 
     Examples
     --------
@@ -292,16 +280,9 @@ def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
 
 
 def f_neon(alpha: float) -> MatrixNorm:
-    """Norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
+    """Return the norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
 
-    Parameters
-    ----------
-    alpha : float
-        As of :func:`f_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`f_fanion`.
 
     Examples
     --------
@@ -312,7 +293,7 @@ def f_neon(alpha: float) -> MatrixNorm:
 
 
 def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of S-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) eta sign(G)``.
+    """Return the norm of S-Fanion-k: its LMO is ``alpha U_k V_k^H + (1 - alpha) eta sign(G)``.
 
     Parameters
     ----------
@@ -346,16 +327,9 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 
 
 def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
-    """Norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
+    """Return the norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
 
-    Parameters
-    ----------
-    alpha, eta, polar
-        As of :func:`s_fanion`.
-
-    Returns
-    -------
-    Norm
+    Arguments and errors are those of :func:`s_fanion`.
 
     Examples
     --------

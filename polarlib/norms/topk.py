@@ -6,39 +6,42 @@ make orthonormal U and V with ``A V = U diag(s)``; what they leave is ``E = A^H 
     A = U diag(s) V^H + U E^H + D,      D = (I - U U^H) A (I - V V^H).
 
 A residual alone says that some singular value is near, not which one: Lanczos sees one copy of a
-multiple value. So the iterations are not believed. With the Frobenius norm of the residuals as rho,
+multiple value. So the results of iterations are checked. With the Frobenius norm of the residuals
+as rho,
 
     |s_i - sigma_i| <= rho + max(0, ||D||_2 - s_i)                    (Weyl's inequality).
 
-``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves
-``||D||_2 <= ||A - U diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD takes
-over. The bound is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the
-rest of the spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that
-values are usually far better than asked for.
-
-The second part is Dion's warm-started power step, and the exact maximiser within its range.
+``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves ``||D||_2 <= ||A - U
+diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD is computed instead. The bound
+is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the rest of the
+spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that values are
+usually far more accurate than `rtol`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 
 from polarlib.arrays.checks import choice, count, number
-from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
+from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, dtype_name, ops_of
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.engine.derivatives import tall
+from polarlib.engine.rules import by_rules
 from polarlib.norms.krylov import Triplets, by_svd, leading
 
 __all__ = ["METHODS", "top_singular", "triplets"]
 
 Array = Any
+A = TypeVar("A")
+Method = Literal["auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"]
 
-METHODS = ("svd", "lanczos", "arpack", "randomized", "block_krylov")
+METHODS: tuple[str, ...] = get_args(Method)[1:]
 
 # Relative error of each value that is asked for by default.
 RTOL = 1e-6
@@ -49,9 +52,9 @@ AUTO_SIZE, AUTO_RATIO = 256, 16
 
 @looks
 def top_singular(
-    a: Array, k: int, *, method: str = "auto", rtol: float | None = None
-) -> tuple[Array, Array, Array]:
-    """The k largest singular values and their vectors, each value to a relative error.
+    a: A, k: int, *, method: Method = "auto", rtol: float | None = None
+) -> tuple[A, A, A]:
+    """Return the k largest singular values and their vectors, each value to a relative error.
 
     Parameters
     ----------
@@ -63,18 +66,18 @@ def top_singular(
         - svd: the whole SVD, cut.
         - lanczos: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation and thick
           restart. Fewest products.
-        - arpack: ARPACK's Lanczos on ``A^H A``, by way of SciPy; its vectors are NumPy's, the
-          products are made where A is. Quickest on the host.
-        - block_krylov: Golub-Kahan-Lanczos from a block of k + 10 vectors: sees multiple values,
-          and asks a device fewer and larger questions.
+        - arpack: ARPACK's Lanczos on ``A^H A``, through SciPy; its vectors are NumPy's, the
+          products are computed where A is. Fastest on the host.
+        - block_krylov: Golub-Kahan-Lanczos from a block of k + 10 vectors: finds multiple values,
+          and needs fewer, larger operations, which suits GPUs.
         - randomized: subspace iteration (power iterations, orthonormalised in each half step) on
           k + 10 vectors until the residual suffices. For spectra that fall quickly.
         - auto: svd for small matrices and large k, else arpack on the host and block_krylov on
           devices.
     rtol : float, optional
-        Relative error of each value, 1e-6 by default. In no format can it be below rounding, which
-        is ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are noise, as those
-        of the SVD are.
+        Relative error of each value, 1e-6 by default. It cannot be below rounding, which is
+        ``max(100, min(m, n)) * eps * sigma_1``, absolute; values below that are rounding errors,
+        as those of the SVD are.
 
     Returns
     -------
@@ -95,22 +98,22 @@ def top_singular(
 
     Notes
     -----
-    Values are certified (see the head of this module). The SVD takes over where an iteration
-    missed one, as a single vector's Krylov space does with multiple values among the wanted ones,
-    or was not done after ``2 min(m, n)`` products. The certificate costs one Gram product and a
+    Values are certified (see the head of this module). The SVD is computed instead where an
+    iteration missed a value, as the Krylov space of a single vector does with multiple values, or
+    was not finished after ``2 min(m, n)`` products. The certificate costs one Gram product and a
     Cholesky factorisation.
 
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
     at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
-    The start is the same on every library: a seeded Gaussian block. A stack is worked on matrix by
-    matrix. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where none can be,
-    the SVD is taken whatever the method, and a matrix that is not finite gives NaN.
+    The start is the same for every library: a seeded Gaussian block. The matrices of a stack are
+    processed one by one. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where
+    none can be read, the SVD is used for every method, and a matrix that is not finite gives NaN.
 
     torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
     whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
     is zero to rounding, or equal to any other (those beyond k among themselves may be equal),
-    vectors have no derivative: ValueError. torch's backward mode asks for no gap where the
-    gradient with respect to the values alone is wanted.
+    vectors have no derivative: ValueError. torch's backward mode requires no gap for the gradient
+    with respect to the values alone.
 
     Golub and Kahan, SIAM J. Numer. Anal. 2 (1965); Baglama and Reichel, SIAM J. Sci. Comput. 27
     (2005), algorithm 3.1 (thick restart); Hernandez, Roman and Tomas, ETNA 31 (2008); Lehoucq,
@@ -126,14 +129,13 @@ def top_singular(
     >>> s.round(12).tolist(), np.abs(u @ np.diag(s) @ vh).round(12).tolist()[0]
     ([3.0, 2.0], [3.0, 0.0, 0.0])
     """
-    found = triplets(a, k, method=method, rtol=rtol)
-    return found.u, found.s, found.vh
+    return triplets(a, k, method=method, rtol=rtol)[:3]
 
 
 @looks
 @under_default_settings
-def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = None) -> Triplets:
-    """Singular triplets as :func:`top_singular` gives them, with method, products and residual.
+def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = None) -> Triplets:
+    """Return singular triplets as :func:`top_singular`, with method, products and residual.
 
     Parameters
     ----------
@@ -163,33 +165,25 @@ def triplets(a: Array, k: int, *, method: str = "auto", rtol: float | None = Non
     method = choice("method", method, ("auto", *METHODS))
     rtol = RTOL if rtol is None else number("rtol", rtol, 0, 1, ends="()")
     if 0 not in a.shape and ops.is_traced(a):
-        return _differentiable(a, k, ops)
+        return _differentiable(a, k)
     return _triplets(a, k, method, rtol)
 
 
 def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
-    """Scale, choose and run."""
+    """Scale, choose a method and run it."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "top_singular", "take the whole SVD")
-    hidden = ops.is_abstract(a)
-    m, n = a.shape[-2:]
-    x = ops.at_least_single(a)
-    if math.prod(a.shape[:-2]) == 0:
-        u, vh = a[..., :k], a[..., :k, :]
-        return Triplets(u, _real(x, ops)[..., 0, :k], vh, "svd", 0, 0.0)
-    scale = ops.binary_scale(finite_peak(x, ops, "a", look=not hidden))
-    x = ops.divide(x, scale)
-    wide = m < n
-    if wide:
-        x = ops.adjoint(x)
+    e = enter(a, ops=ops)
+    wide = a.shape[-2] < a.shape[-1]
+    x = ops.adjoint(e.x) if wide else e.x  # a view where the library has views
+    if e.is_empty:  # k is at least 1, so that there are no matrices
+        return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
     if method == "auto":
         method = _choose(x, k, ops)
-    found = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
-    u, vh = (ops.adjoint(found.vh), ops.adjoint(found.u)) if wide else (found.u, found.vh)
-    s = ops.scale(found.s[..., None, :], scale)[..., 0, :]
-    if dtype_name(a) != dtype_name(x):
-        u, s, vh = ops.astype_like(u, a), ops.astype_like(s, _real(a, ops)), ops.astype_like(vh, a)
-    return found._replace(u=u, s=s, vh=vh)
+    top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
+    u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if wide else (top.u, top.vh)
+    s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], ops.format_name(a))
+    return top._replace(u=e.leave(u), s=s, vh=e.leave(vh))
 
 
 def _choose(x: Array, k: int, ops: Ops) -> str:
@@ -203,7 +197,7 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
 # -- derivatives -----------------------------------------------------------------------------
 
 
-def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
+def _differentiable(a: Array, k: int) -> Triplets:
     """Triplets by the SVD, for which the library that traces them finds the rules.
 
     With ``A^H U = V S`` and ``A V = U S``, the part of dv_i that is orthogonal to V solves
@@ -212,55 +206,42 @@ def _differentiable(a: Array, k: int, ops: Ops) -> Triplets:
 
     Nothing is asked of the values beyond k, but that they differ from the others.
     """
-    found: list[Triplets] = []
+    computed: list[Triplets] = []
 
     def apply(a: Array) -> tuple[Array, ...]:
-        found.append(_triplets(a, k, "svd", RTOL))
-        return found[-1][:3]
+        computed.append(_triplets(a, k, "svd", RTOL))
+        return computed[-1][:3]
 
-    def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
-        moved = _rule(primals[0], results).along(tangents[0])
-        return tuple(ops_of(d).astype_like(d, r) for d, r in zip(moved, results, strict=True))
-
-    def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
-        return (
-            ops_of(primals[0]).astype_like(
-                _rule(primals[0], results).against(*gradients), primals[0]
-            ),
-        )
-
-    u, s, vh = ops.differentiable(apply, jvp, vjp, (a,), keep=True)
-    return found[-1]._replace(u=u, s=s, vh=vh)
+    u, s, vh = by_rules(
+        apply,
+        a,
+        lambda x, results, e: _rule(x, *results).along(e),
+        lambda x, results, *gradients: _rule(x, *results).against(*gradients),
+        exact=lambda x: top_singular(x, k),
+    )
+    return computed[-1]._replace(u=u, s=s, vh=vh)
 
 
-def _rule(a: Array, results: Sequence[Array]) -> _Rule:
-    ops = ops_of(a).functional()
-    x = ops.at_least_single(a)
-    u, s, vh = results
-    if x.dtype != a.dtype:  # rounded triplets would not do
-        u, s, vh = top_singular(x, s.shape[-1])
-    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
-    wide = x.shape[-2] < x.shape[-1]
-    u, v = (ops.adjoint(vh), u) if wide else (u, ops.adjoint(vh))
-    x = ops.divide(ops.adjoint(x) if wide else x, scale)
-    return _Rule(x, u, ops.divide(s[..., None, :], scale), v, scale, ops, wide)
+def _rule(x: Array, u: Array, s: Array, vh: Array) -> _Rule:
+    p = tall(x)
+    v = p.ops.adjoint(vh)
+    u, v = (v, u) if p.wide else (u, v)
+    return _Rule(p, u, p.ops.divide(s[..., None, :], p.scale), v, p.ops)
 
 
 class _Rule(NamedTuple):
     """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
 
-    x: Array
+    at: Entered
     u: Array
     s: Array  # shape (..., 1, k)
     v: Array
-    scale: Array
     ops: Ops
-    wide: bool
 
     def along(self, e: Array) -> tuple[Array, Array, Array]:
         """Derivatives of u, s and vh in a direction of the matrix that was given."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
-        e = ops.divide(ops.astype_like(ops.adjoint(e) if self.wide else e, self.x), self.scale)
+        e = self.at.alike(e)
         rest, inverses, f, eye = self._parts()
         ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
         p = ops.matmul(ops.adjoint(u), ev)
@@ -271,21 +252,20 @@ class _Rule(NamedTuple):
         t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
         du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
         dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
-        ds = ops.xp.sum(_real(eye * p, ops), axis=-1) * self.scale[..., 0]
-        return (dv, ds, ops.adjoint(du)) if self.wide else (du, ds, ops.adjoint(dv))
+        ds = ops.xp.sum(_real(eye * p, ops), axis=-1, keepdims=True)
+        ds = ops.scale(ds, self.at.scale)[..., 0]
+        return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
 
     def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
         """Gradient with respect to the matrix that was given; None for a gradient of zero."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
         d = 0.0 * ops.matmul(u, ops.adjoint(v))
         if gs is not None:
-            d = ops.matmul(u * ops.astype_like(gs, s)[..., None, :], ops.adjoint(v))
+            d = ops.matmul(u * gs[..., None, :], ops.adjoint(v))
         if gu is not None or gvh is not None:
             gv = None if gvh is None else ops.adjoint(gvh)
-            gu, gv = (gv, gu) if self.wide else (gu, gv)
-            gu, gv = (
-                w * 0.0 if g is None else ops.astype_like(g, w) for g, w in ((gu, u), (gv, v))
-            )
+            gu, gv = (gv, gu) if self.at.wide else (gu, gv)
+            gu, gv = (w * 0.0 if g is None else g for g, w in ((gu, u), (gv, v)))
             rest, inverses, f, eye = self._parts()
             ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
             ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
@@ -294,13 +274,13 @@ class _Rule(NamedTuple):
             left = gu / s + ops.matmul(rest, y)
             left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
             moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
-            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.scale)
-        return ops.adjoint(d) if self.wide else d
+            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.at.scale)
+        return self.at.leave(d)
 
     def _parts(self) -> tuple[Array, Array, Array, Array]:
         """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""
         ops, s = self.ops, self.s
-        rest = self.x - ops.matmul(self.u * s, ops.adjoint(self.v))
+        rest = self.at.x - ops.matmul(self.u * s, ops.adjoint(self.v))
         gram = ops.gram(rest)
         guard = ops.constant(self._guard, s, gram)
         square = s * s
@@ -318,7 +298,7 @@ class _Rule(NamedTuple):
         beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
         gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
         least = xp.min(gaps, axis=-1, keepdims=True)
-        noise = max(self.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
+        noise = max(self.at.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
         poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
         if not ops.is_abstract(poor) and bool(xp.any(poor)):
             worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
@@ -337,7 +317,7 @@ class _Rule(NamedTuple):
         return t - ops.matmul(self.v, ops.matmul(ops.adjoint(self.v), t))
 
 
-# -- one matrix after another, and the evidence ----------------------------------------------
+# -- one matrix after another ----------------------------------------------------------------------
 
 
 def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:

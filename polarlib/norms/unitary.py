@@ -1,8 +1,8 @@
 """Unitarily invariant norms: the (k, p)-norms of the singular values, and their duals.
 
 The (k, p)-norm is ``(sum_{i <= k} sigma_i^p)^(1/p)``. With p = 1 it is Ky Fan's, with
-k = min(m, n) Schatten's, with k = 1 the spectral norm. The LMO of its dual is, up to scale,
-``U_k diag(sigma^(p-1)) V_k^H``: Fanion-k for p = 1.
+k = min(m, n) Schatten's, with k = 1 the spectral norm. The LMO (linear maximisation oracle) of its
+dual is, up to scale, ``U_k diag(sigma^(p-1)) V_k^H``: Fanion-k for p = 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from polarlib import published
 from polarlib._methods.svd import partial_isometry
@@ -18,15 +18,17 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
 from polarlib.arrays.ops import Ops, above_noise
 from polarlib.decomposition import check_method, polar
-from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, order
+from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm
-from polarlib.norms.topk import METHODS as TOP_METHODS
-from polarlib.norms.topk import top_singular
+from polarlib.norms.topk import METHODS, Method, top_singular
 from polarlib.orthogonalization import orthogonalize
 
 __all__ = ["Unitary", "nuclear", "rms_to_rms", "schatten", "spectral"]
 
 Array = Any
+# What computes the LMO of the spectral norm: a function, the name of a method or of a published
+# schedule, a schedule; None for the SVD.
+Polar = Callable[[Any], Any] | str | Schedule | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,9 +69,6 @@ class Unitary(MatrixNorm):
     def _value(self, x: Array, ops: Ops) -> Array:
         return self._gauge(ops.singular_values(x), self.of_dual, ops)[..., None]
 
-    def _dual_value(self, g: Array, ops: Ops) -> Array:
-        return self.dual()._value(g, ops)
-
     def _gauge(self, s: Array, of_dual: bool, ops: Ops) -> Array:
         """Value on descending singular values, shape (..., 1)."""
         k = s.shape[-1] if self.k is None else self.k
@@ -108,28 +107,28 @@ class Unitary(MatrixNorm):
         size = ops.divisor(self._gauge(s, True, ops))
         return kept * ((head * s + (1 - head) * a) / size) ** (conjugate(self.p) - 1)
 
-    def lmo(self, g: Any) -> Array:
+    def lmo(self, g: A) -> A:
         if self.exact:
             return super().lmo(g)
-        # Straight to the method: it validates by itself, and nothing else is computed.
-        return self._polar_factor(g, None)
+        # Directly: the method validates its argument, and nothing else is computed.
+        return cast(A, self._polar_factor(g, None))
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         if not self.exact:
             return self._polar_factor(g, precision)
         if self.k == 1 and not self.of_dual:
-            return _tall(partial_isometry, g, ops)
+            return on_tall(partial_isometry, g, ops)
         if self.of_dual and self.k is not None and self._iterates(ops):
             u, s, vh = top_singular(g, self.k, method=self.solver or "auto")
         else:
             u, s, vh = svd(g, ops)
-        weights = ops.astype_like(self._weights(s, g.shape, ops), u)
+        weights = self._weights(s, g.shape, ops)
         if self.of_dual:  # beyond k they are zero
             u, vh, weights = u[..., : self.k], vh[..., : self.k, :], weights[..., : self.k]
-        return ops.matmul(u * weights[..., None, :], vh)
+        return of_spectrum(u, weights, vh, ops)
 
     def _iterates(self, ops: Ops) -> bool:
-        """Whether leading triplets are asked for; by default not of a device: that would stall."""
+        """Whether to iterate for leading triplets; by default not on a device, which would wait."""
         return self.solver not in (None, "svd") or (self.solver is None and ops.host)
 
     def _polar_factor(self, g: Any, precision: str | None) -> Array:
@@ -161,9 +160,7 @@ class Unitary(MatrixNorm):
         else:
             w = xp.minimum(s, cap + xp.zeros_like(s))
         inside = self._gauge(s, self.of_dual, ops) <= cap
-        return xp.where(
-            inside[..., None], x, ops.matmul(u * ops.astype_like(w, u)[..., None, :], vh)
-        )
+        return xp.where(inside[..., None], x, of_spectrum(u, w, vh, ops))
 
 
 def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
@@ -194,7 +191,7 @@ def _positions(s: Array, ops: Ops) -> Array:
     return ops.xp.cumulative_sum(ops.xp.ones_like(s), axis=-1) - 1
 
 
-def _tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
+def on_tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
     """Apply a function that commutes with the adjoint to tall matrices."""
     if x.shape[-2] >= x.shape[-1]:
         return f(x, ops)
@@ -209,42 +206,47 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
     return ops.adjoint(vh), s, ops.adjoint(u)
 
 
+def of_spectrum(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
+    """Return ``U diag(s) V^H``."""
+    return ops.matmul(u * ops.astype_like(s, u)[..., None, :], vh)
+
+
 # -- constructors ----------------------------------------------------------------------------
 
 
 def top_method(method: str) -> str | None:
-    method = choice("method", method, ("auto", *TOP_METHODS))
+    """Return the name of a method of `top_singular`, None for "auto"."""
+    method = choice("method", method, ("auto", *METHODS))
     return None if method == "auto" else method
 
 
-def spectral(*, polar: Callable[[Array], Array] | str | Schedule | None = None) -> MatrixNorm:
-    """Spectral norm, the largest singular value; its LMO is the polar factor ``U_r V_r^H``: Muon.
+def spectral(*, polar: Polar = None) -> MatrixNorm:
+    """Return the spectral norm sigma_1; its LMO is the polar factor ``U_r V_r^H``: Muon.
 
     Parameters
     ----------
     polar : callable, str or Schedule, optional
-        What computes the LMO: a function of the matrix (one that returns a pair, as
-        :func:`scipy.linalg.polar` does, is asked for its first), a name of
-        :func:`polarlib.methods`, or a schedule for :func:`polarlib.orthogonalize`. By default the
+        What computes the LMO: a function of the matrix (of a pair, as
+        :func:`scipy.linalg.polar` returns it, the first is used), a name of
+        :func:`polarlib.methods` or of :func:`polarlib.schedules`, or a schedule. By default the
         exact partial isometry, from the SVD.
 
     Returns
     -------
     Norm
-        Dual: nuclear. The LMO is unique if and only if the rank is min(m, n); for less it is the
-        maximiser of least Frobenius norm.
+        Dual: nuclear. The LMO is unique if and only if the rank is min(m, n); otherwise the one of
+        least Frobenius norm is returned.
 
     Raises
     ------
     ValueError, TypeError
-        For an unknown name, or something that is none of these.
+        For an unknown name, or another type.
 
     Notes
     -----
-    A schedule's LMO is inexact: its singular values are those that the schedule ends with, and may
-    exceed 1. :func:`duality_gap` certifies what it lost. It costs what `orthogonalize` costs:
-    nothing else is computed. J. Bernstein and L. Newhouse, arXiv 2409.20325; K. Jordan and others,
-    Muon, 2024.
+    The LMO by a schedule is inexact: its singular values are the images of those of the matrix, and
+    may exceed 1; :func:`duality_gap` bounds the loss. It costs as much as `orthogonalize`. J.
+    Bernstein and L. Newhouse, arXiv 2409.20325; K. Jordan and others, Muon, 2024.
 
     Examples
     --------
@@ -264,12 +266,12 @@ def spectral(*, polar: Callable[[Array], Array] | str | Schedule | None = None) 
     return Unitary(1, 1.0, solver=polar)
 
 
-def nuclear(*, method: str = "auto") -> MatrixNorm:
-    """Nuclear norm, the sum of the singular values; its LMO is ``u_1 v_1^H``.
+def nuclear(*, method: Method = "auto") -> MatrixNorm:
+    """Return the nuclear norm, the sum of the singular values; its LMO is ``u_1 v_1^H``.
 
     Parameters
     ----------
-    method : str, optional
+    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
         How :func:`polarlib.top_singular` finds the leading triplet for the LMO. "auto" is the SVD
         for small matrices and on devices, else Lanczos.
 
@@ -295,7 +297,7 @@ def nuclear(*, method: str = "auto") -> MatrixNorm:
 
 
 def schatten(p: float) -> MatrixNorm:
-    """Schatten norm, the p-norm of the singular values.
+    """Return the Schatten norm, the p-norm of the singular values.
 
     Parameters
     ----------
@@ -331,9 +333,9 @@ def rms_to_rms(
     fan_out: int,
     fan_in: int,
     *,
-    polar: Callable[[Array], Array] | str | Schedule | None = None,
+    polar: Polar = None,
 ) -> MatrixNorm:
-    """Operator norm between root mean squares, ``sqrt(fan_in / fan_out) * sigma_1``.
+    """Return the operator norm between root mean squares, ``sqrt(fan_in / fan_out) * sigma_1``.
 
     Parameters
     ----------
