@@ -9,7 +9,6 @@ for work makes a small product of the other a hundred times slower.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ import scipy.linalg
 
 from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
+from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
@@ -141,7 +141,7 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
     choice("library", library, LIBRARIES)
     choice("device", device, cost_tables.DEVICES)
     try:
-        module = importlib.import_module(LIBRARIES[library][0])
+        module = import_library(LIBRARIES[library][0])
     except ImportError:
         raise ValueError(f"{library} is not installed; install it, or choose another") from None
     if device == "gpu" and library in ("numpy", "array_api_strict"):
@@ -151,7 +151,7 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
         if library == "torch":
             place = {"device": "cuda" if device == "gpu" else "cpu"}
         elif library == "jax":
-            place = {"device": importlib.import_module("jax").devices(device)[0]}
+            place = {"device": import_library("jax").devices(device)[0]}
         module.asarray(np.zeros(1), **place)
     except Exception as error:  # each library has its own
         text = " ".join(str(error).split())
@@ -166,7 +166,7 @@ def _both_formats(library: str) -> Iterator[None]:
     if library != "jax":
         yield
         return
-    config = importlib.import_module("jax").config
+    config = import_library("jax").config
     before = config.jax_enable_x64
     config.update("jax_enable_x64", True)
     try:

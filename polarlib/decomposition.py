@@ -30,6 +30,8 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import choice, flag, function, nearest, number, shown
 from polarlib.arrays.entry import as_matrix, check_out, copied, finite_peak, refuse_hidden
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import norm_bound
+from polarlib.arrays.library import bytes_of_entry
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings, warn
@@ -150,7 +152,7 @@ def _lower_bound(
         x, ops = problem.x, problem.ops
         if 0 in x.shape or ops.is_abstract(x):  # what it is worth depends on the largest
             return None if cond is None else bounds[0]
-        upper = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
+        upper = norm_bound(x, ops)
         largest = ops.item(ops.xp.minimum(upper, ops.frobenius(x)) * problem.scale)
         if sigma_min > largest:
             raise ValueError(
@@ -368,7 +370,7 @@ def _with_room_for_h(decompose: F) -> F:
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
             f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
-            f"{shape}, {size * ops.bytes_of_entry(a) / 2**30:,.1f} GiB, which does not fit in "
+            f"{shape}, {size * bytes_of_entry(a, ops) / 2**30:,.1f} GiB, which does not fit in "
             f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
             "nearest_orthogonal for U alone"
         )

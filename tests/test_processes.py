@@ -46,6 +46,7 @@ INTERNAL = {
     "History",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
+    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *(
         "TorchGradOps",
         "TorchOps",

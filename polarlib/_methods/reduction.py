@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
 
 __all__ = ["Start", "largest", "noise", "reduce_tall", "rounded_down", "start"]
@@ -63,7 +64,7 @@ def inverse_norm(factor: Array, ops: Ops) -> Array:
     inverse = ops.solve_lower(
         factor, ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     )
-    sums = ops.xp.sqrt(ops.norm_1(inverse)) * ops.xp.sqrt(ops.norm_inf(inverse))
+    sums = norm_bound(inverse, ops)
     return ops.xp.minimum(ops.frobenius(inverse), sums)
 
 
@@ -87,7 +88,7 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
     mean = xp.where(trace == 0, xp.ones_like(trace), trace / n)
     spread = ops.frobenius(ops.add_diagonal(ops.divide(g, mean), -1.0)) * math.sqrt((n - 1) / n)
     spread = xp.where(trace == 0, xp.ones_like(trace), spread)
-    high = xp.minimum(ops.norm_1(g), mean * (1 + spread))
+    high = xp.minimum(norm_1(g, ops), mean * (1 + spread))
     return xp.where(high == 0, xp.ones_like(high), high), mean, spread
 
 

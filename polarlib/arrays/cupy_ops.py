@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from polarlib.arrays import cublas, cusolver
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.ops import FORMAT_OF_DTYPE, dtype_name, numpy_dtype
+from polarlib.arrays.library import FORMAT_OF_DTYPE, dtype_name, import_library, numpy_dtype
 
 Array = Any
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
@@ -144,7 +143,7 @@ class CupyOps(InPlaceOps):
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
-        solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+        solve = import_library("cupyx.scipy.linalg").solve_triangular
         trans = "C" if adjoint else "N"
         if l.ndim == 2:
             return solve(l, b, lower=True, trans=trans)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
+from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
 
 Array = Any
@@ -90,7 +90,7 @@ class DaskOps(Ops):
         def each(*blocks: Array) -> Any:
             return getattr(ops_of(blocks[0]), primitive)(*blocks, **how)
 
-        return importlib.import_module("dask.array").apply_gufunc(
+        return import_library("dask.array").apply_gufunc(
             each,
             signature,
             *stacks,

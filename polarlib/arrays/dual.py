@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from polarlib.arrays.ops import Ops
+from polarlib.arrays.wrapper import Wrapper
 
 Array = Any
 
@@ -26,7 +27,7 @@ class Dual(NamedTuple):
         return tuple(self.value.shape)
 
 
-class DualOps:
+class DualOps(Wrapper, exact=frozenset()):
     """What the engine asks of Ops, on values and their derivatives.
 
     Products of one Hermitian matrix with itself take one product for the derivative, since its

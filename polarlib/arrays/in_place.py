@@ -18,7 +18,7 @@ class InPlaceOps(Ops):
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
-        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+        return self.xp.empty(shape, dtype=like.dtype, device=self._device_of(like))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""

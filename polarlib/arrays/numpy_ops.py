@@ -10,9 +10,11 @@ import numpy as np
 import scipy.linalg
 
 from polarlib.arrays import blas
+from polarlib.arrays.arithmetic import LARGE_BLOCK, ranges
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.ops import LARGE_BLOCK, finite_only, numpy_dtype, ranges, unless_it_fails
+from polarlib.arrays.library import numpy_dtype
+from polarlib.arrays.ops import finite_only, unless_it_fails
 
 Array = Any
 # Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost

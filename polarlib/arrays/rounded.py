@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.ops import Ops, is_native
+from polarlib.arrays.wrapper import Wrapper
 
 __all__ = ["Simulated", "round_to", "rounded"]
 
@@ -98,10 +99,9 @@ def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 
 
-class Simulated:
+class Simulated(Wrapper):
     """Arithmetic in a narrow format on float32 or complex64 carriers.
 
-    A wrapper: whatever is not a product, a combination or a conversion is the library's own.
     Results are numbers of the format; in 8 bits, times one power of two for each matrix.
 
     Parameters
@@ -129,9 +129,6 @@ class Simulated:
         self.working = precision.name
         # A tf32 product reads rounded operands and leaves a float32 result.
         self._rounds_results = precision.name != "tf32"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.base, name)
 
     def _round(self, x: Array) -> Array:
         if not self.precision.scaled:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from polarlib.arrays.arithmetic import MANY
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.ops import MANY, Diagonal, Ops, finite_only, ops_of
+from polarlib.arrays.library import import_library
+from polarlib.arrays.ops import Diagonal, Ops, finite_only, ops_of
 from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
 
 Array = Any
@@ -47,7 +48,7 @@ class TorchOps(InPlaceOps):
         super().__init__(xp, fused=fused)
         self.host = host
         self.device = device
-        self.torch = torch = importlib.import_module("torch")
+        self.torch = torch = import_library("torch")
         self.autocasts = torch.amp.is_autocast_available(device.type)
         self._single = torch.float32, torch.complex64
 
@@ -83,7 +84,7 @@ class TorchOps(InPlaceOps):
         """
         return self._operands(x.dtype) if x.dtype == self.torch.float32 else self.format_name(x)
 
-    def multiplies_in(self, format_name: str) -> bool:
+    def _multiplies_in(self, format_name: str) -> bool:
         """Whether products in a format are torch's own; tf32 under a setting alone."""
         if format_name != "tf32":
             return format_name in self.native
@@ -419,7 +420,7 @@ def is_differentiated(x: Array, torch: Any) -> bool:
 
 def is_recorded() -> bool:
     """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
-    dispatch = importlib.import_module("torch.utils._python_dispatch")
+    dispatch = import_library("torch.utils._python_dispatch")
     names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
     return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
 
@@ -427,7 +428,7 @@ def is_recorded() -> bool:
 @functools.cache
 def _function() -> Any:
     """Torch's way to give rules; the class is made once torch is there."""
-    torch: Any = importlib.import_module("torch")
+    torch: Any = import_library("torch")
 
     class Differentiable(torch.autograd.Function):
         @staticmethod

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, cast
 
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
+from polarlib.arrays.functions import as_complex, constant
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -202,7 +203,7 @@ def _tall(a: Array, u: Array) -> _Scaled:
     if wide:
         a, u = ops.adjoint(a), ops.adjoint(u)
     # A constant: the derivative of a power of two is zero, but what leads to it may overflow.
-    scale = ops.constant(lambda a: ops.binary_scale(ops.max_abs(a)), a)
+    scale = constant(ops, lambda a: ops.binary_scale(ops.max_abs(a)), a)
     x = ops.divide(a, scale)
     h = ops.hermitian_part(ops.matmul(ops.adjoint(u), x))
     return _Scaled(x, u, h, scale, ops, wide)
@@ -239,7 +240,7 @@ def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Arra
 def root_derivative(h: Array, e: Array) -> Array:
     """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
     ops = ops_of(h).functional()
-    scale = ops.constant(lambda h: ops.binary_scale(ops.max_abs(h)), h)
+    scale = constant(ops, lambda h: ops.binary_scale(ops.max_abs(h)), h)
     e = ops.hermitian_part(ops.divide(e, scale))
     return ops.hermitian_part(Equation("root").solve(ops.divide(h, scale), e))
 
@@ -252,13 +253,13 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     one equation ``G X - w X G = W`` after another solves it.
     """
     ops = ops_of(x).functional()
-    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    scale = constant(ops, lambda x: ops.binary_scale(ops.max_abs(x)), x)
     real = not ops.is_complex(x)
     f = f * scale ** (1 / p)
     g = ops.hermitian_part(ops.inverse(f))
     dg = ops.hermitian_part(ops.divide(e, scale))
     if p > 2:
-        g, dg = ops.as_complex(g), ops.as_complex(dg)
+        g, dg = as_complex(g, ops), as_complex(dg, ops)
     for k in range(1, p):
         weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
         dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
@@ -274,7 +275,7 @@ def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
     is_complex = ops.is_complex(h)
     s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
     if is_complex:
-        s, v = ops.as_complex(s), ops.as_complex(v)
+        s, v = as_complex(s, ops), as_complex(v, ops)
     return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
 
 

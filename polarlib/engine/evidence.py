@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from polarlib.arrays.entry import as_matrix, check_same_place
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise, as_complex
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import under_default_settings
 
 __all__ = ["power_step", "range_lmo"]
@@ -130,5 +131,5 @@ def _factor(
             f"{tuple(a.shape)}"
         )
     if ops.is_complex(a) or ops.is_complex(m):
-        return ops.as_complex(m), ops.as_complex(a)
+        return as_complex(m, ops), as_complex(a, ops)
     return m, a

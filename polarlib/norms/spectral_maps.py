@@ -23,7 +23,8 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_STEPS, count, function, instance, number
 from polarlib.arrays.entry import as_matrix, not_finite
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.norms.base import inner, prepared
 from polarlib.norms.unitary import spectral, svd

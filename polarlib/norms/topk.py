@@ -30,6 +30,7 @@ import numpy as np
 from polarlib.arrays.checks import choice, count, number
 from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.norms.krylov import Triplets, by_svd, leading
@@ -239,7 +240,7 @@ def _rule(a: Array, results: Sequence[Array]) -> _Rule:
     u, s, vh = results
     if x.dtype != a.dtype:  # rounded triplets would not do
         u, s, vh = top_singular(x, s.shape[-1])
-    scale = ops.constant(lambda x: ops.binary_scale(ops.max_abs(x)), x)
+    scale = constant(ops, lambda x: ops.binary_scale(ops.max_abs(x)), x)
     wide = x.shape[-2] < x.shape[-1]
     u, v = (ops.adjoint(vh), u) if wide else (u, ops.adjoint(vh))
     x = ops.divide(ops.adjoint(x) if wide else x, scale)
@@ -302,7 +303,7 @@ class _Rule(NamedTuple):
         ops, s = self.ops, self.s
         rest = self.x - ops.matmul(self.u * s, ops.adjoint(self.v))
         gram = ops.gram(rest)
-        guard = ops.constant(self._guard, s, gram)
+        guard = constant(ops, self._guard, s, gram)
         square = s * s
         shifts = ops.adjoint(square)[..., None]
         inverses = ops.inverse(ops.eye(gram.shape[-1], gram) * shifts - gram[..., None, :, :])

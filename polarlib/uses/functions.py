@@ -11,6 +11,7 @@ from polarlib._schedules.schedule import MOST_STRIDE, Schedule
 from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, hermitian_part
@@ -148,7 +149,7 @@ def _computed(
     x = ops.cast(a, "float64") if ops.has_double(a) else ops.at_least_single(a)
     told = schedule is not None or condition is not None
     reads = not ops.is_abstract(x) and (ops.host or not told)
-    scale = ops.constant(lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
+    scale = constant(ops, lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
     y = ops.divide(x, scale)
     h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))

@@ -11,6 +11,7 @@ from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import polished
 from polarlib.arrays.checks import number
 from polarlib.arrays.entry import as_matrix, finite_peak
+from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, unitary_factor
@@ -145,8 +146,10 @@ def scaled(a: Array, ops: Ops, name: str) -> Array:
         return x
     return ops.divide(
         x,
-        ops.constant(
-            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.is_abstract(x))), x
+        constant(
+            ops,
+            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.is_abstract(x))),
+            x,
         ),
     )
 
