@@ -128,9 +128,7 @@ def _finished(x: Array, ops: Ops) -> Array:
     """Wait for a result: some libraries return before it is there."""
     if hasattr(x, "block_until_ready"):
         return x.block_until_ready()
-    if (
-        not ops.host
-    ):  # reading an entry waits; where nothing is pending it costs nothing to speak of
+    if not ops.host:  # reading an entry waits, and costs next to nothing where nothing is pending
         float(x[(-1,) * x.ndim])
     return x
 

@@ -15,6 +15,7 @@ from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.kernels import SINGLE_BELOW, NumpyKernels
+from polarlib.arrays.library import library_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.design.cost_tables import kernel_costs
@@ -23,7 +24,7 @@ from polarlib.engine.drive import LAST, History, Step, converge, one_by_one
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
-__all__ = ["hybrid", "library_of", "plan"]
+__all__ = ["hybrid", "plan"]
 
 Array = Any
 
@@ -214,7 +215,7 @@ def hybrid(
     Cholesky factors.
     """
     if costs is None:
-        costs = kernel_costs(library_of(ops), ops.format_name(x), x.shape[-1])
+        costs = kernel_costs(library_name(ops), ops.format_name(x), x.shape[-1])
     kernels = ops.kernels(x)
     if kernels is None or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
@@ -223,12 +224,6 @@ def hybrid(
         x,
         callback,
     )
-
-
-def library_of(ops: Ops) -> str:
-    """Name of the array library, as the table of costs has it."""
-    parts = ops.xp.__name__.split(".")
-    return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
 def _anywhere(

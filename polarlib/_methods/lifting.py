@@ -285,7 +285,8 @@ def _invert(
 
 def _magnitude(a: np.ndarray) -> np.ndarray:
     """Absolute values, of complex numbers up to a factor of the root of two above."""
-    return np.abs(a.real) + np.abs(a.imag) if a.dtype.kind == "c" else np.abs(a)
+    size: np.ndarray = np.abs(a.real) + np.abs(a.imag) if a.dtype.kind == "c" else np.abs(a)
+    return size
 
 
 def _newton(qr: np.ndarray, inverse: np.ndarray, alpha: float, beta: float) -> np.ndarray:

@@ -44,7 +44,7 @@ class CupyOps(InPlaceOps):
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
-        return x.get().astype(np.complex128 if self.is_complex(x) else np.float64)
+        return np.asarray(x.get().astype(np.complex128 if self.is_complex(x) else np.float64))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""

@@ -23,7 +23,8 @@ Array = Any
 def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
     """One compiled function for equal arguments: JAX traces it once for each shape."""
     jax = import_library("jax")
-    return jax.jit(functools.partial(f, **dict(fixed)))
+    compiled: Callable[..., Array] = jax.jit(functools.partial(f, **dict(fixed)))
+    return compiled
 
 
 @functools.cache
@@ -202,11 +203,9 @@ class JaxOps(Ops):
 
         f, jvp = under_default_settings(f), under_default_settings(jvp)
 
-        @jax.custom_jvp
-        def function(*arrays: Array) -> tuple[Array, ...]:
-            return f(*map(self.xp.asarray, arrays))  # JAX may hand NumPy's arrays on
+        # JAX may hand NumPy's arrays on.
+        function = jax.custom_jvp(lambda *arrays: f(*map(self.xp.asarray, arrays)))
 
-        @function.defjvp
         def rule(primals: Any, tangents: Any) -> Any:
             primals = tuple(map(self.xp.asarray, primals))
             results = function(*primals)
@@ -214,7 +213,9 @@ class JaxOps(Ops):
                 return results, jvp(primals, results, tangents)
             return results, jax.checkpoint(lambda x, e: jvp(x, (), e))(primals, tangents)
 
-        return function(*arrays)
+        function.defjvp(rule)
+        results: tuple[Array, ...] = function(*arrays)
+        return results
 
     def lyapunov(
         self,

@@ -15,7 +15,14 @@ import numpy as np
 
 from polarlib.arrays.formats import FORMATS
 
-__all__ = ["Library", "bytes_of_entry", "dtype_name", "import_library", "numpy_dtype"]
+__all__ = [
+    "Library",
+    "bytes_of_entry",
+    "dtype_name",
+    "import_library",
+    "library_name",
+    "numpy_dtype",
+]
 
 Array = Any
 
@@ -173,6 +180,12 @@ class Library:
         return functools.partial(f, **fixed)
 
 
+def library_name(library: Library) -> str:
+    """Name of an array library, as users know it."""
+    parts: list[str] = library.xp.__name__.split(".")
+    return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
 def bytes_of_entry(x: Array, library: Library) -> int:
     """Bytes that an entry takes in at least single precision."""
     double = library.format_name(x) == "float64"
@@ -187,7 +200,8 @@ def numpy_dtype(name: str) -> np.dtype:
         import ml_dtypes
     except ImportError:
         raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 @functools.lru_cache(maxsize=128)

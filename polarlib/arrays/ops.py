@@ -31,6 +31,7 @@ __all__ = ["Diagonal", "Ops", "dtype_name", "finite_only", "is_native", "ops_of"
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class Diagonal(NamedTuple):
@@ -176,7 +177,7 @@ class Ops(Arithmetic):
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
         values = self.to_host(self.eigenvalues(h))
-        return np.sum(values > cut * values[..., -1:], axis=-1)
+        return np.asarray(np.sum(values > cut * values[..., -1:], axis=-1))
 
     @finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
@@ -331,7 +332,7 @@ class Ops(Arithmetic):
         return d._replace(sums=self.xp.conj(d.sums)) if self.is_complex(d.sums) else d
 
 
-def unless_it_fails(factorise: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+def unless_it_fails(factorise: Callable[[], T], otherwise: Callable[[], T]) -> T:
     """Run a factorisation; where it raises its library's LinAlgError, return the other value."""
     try:
         return factorise()

@@ -14,7 +14,8 @@ from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
-from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps, is_differentiated
+from polarlib.arrays.torch_autograd import is_differentiated
+from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
 
@@ -386,7 +387,7 @@ def _product() -> Any:
     """Product of aligned DTensors whose derivatives are such products."""
     torch: Any = import_library("torch")
 
-    class Product(torch.autograd.Function):
+    class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         @staticmethod
         def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
             ctx.ops = ops
