@@ -58,7 +58,7 @@ INTERNAL = {
         "Equation",
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
-    *("Sketch", "Start", "Step"),
+    *("ReducedProblem", "Sketch", "Step"),
 }
 
 

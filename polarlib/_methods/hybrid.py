@@ -63,7 +63,7 @@ def _halley(l: float) -> Step:
 
 def _polynomial(degree: int, ratio: float) -> tuple[Step, float]:
     """The best polynomial on [ratio, 1], or nearly, and its error."""
-    if degree == 3:
+    if degree == 3:  # in closed form: 1 - E at both ends, and 1 + E at the maximum between them
         slope = math.sqrt(3 / (1 + ratio + ratio * ratio))
         s = ratio * (1 + ratio) * slope**3
         return Step((6 * slope / (2 + s), -2 * slope**3 / (2 + s))), (2 - s) / (2 + s)
@@ -138,7 +138,7 @@ def _search(
                 single = worst <= SINGLE_BELOW and degree == 3 and eps < SINGLE_BELOW
                 cost = gram + polynomial[degree] * (0.5 if single else 1.0)
                 found = min(found, (cost, ()))
-    if found[1] == () and found[0] < math.inf:
+    if found[0] < math.inf:  # the last step suffices: another one before it only adds to the cost
         return found
     if after != "polynomial" and ratio < HALLEY_TO:
         step = _halley(ratio)

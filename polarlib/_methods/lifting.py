@@ -83,7 +83,8 @@ def rational(l: float) -> Rational:
     >>> round(f.lower, 3), round(f(1e-12), 12), round(f(1.0), 12)
     (0.106, 1.0, 1.0)
     """
-    # The first Newton step, y = (x + l / x) / (1 + l), in [low, 1].
+    # The first Newton step, y = (x + l / x) / (1 + l), in [low, 1]: it is 1 at both ends, and
+    # least at sqrt(l), where the two terms are equal.
     low = 2 * math.sqrt(l) / (1 + l)
     # Then alpha y + beta / y + gamma y / (y^2 + s).
     if l > TWO_POLES_ABOVE:
@@ -107,7 +108,7 @@ def rational(l: float) -> Rational:
     if gamma:  # y / (y^2 + s) = (1 + l) x (x^2 + l) / ((x^2 + p) (x^2 + q)), p q = l^2
         excess = s * (1 + l) ** 2
         p = l + 0.5 * (excess + math.sqrt(excess * (excess + 4 * l)))
-        q = l * l / p
+        q = l * l / p  # the other root as a difference would cancel
         poles += [p, q]
         residues += [gamma * (1 + l) * abs(r - l) / (p - q) for r in (p, q)]
     return Rational(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
@@ -256,14 +257,14 @@ def _invert(
     n = qr.shape[1]
     inverse.fill(0)
     _copy_upper(qr, inverse)
-    length = kernels.norm(inverse)
+    length = kernels.norm(inverse)  # of R, whose copy is inverted below
     diagonal = np.einsum("ii->i", qr[:n])
     floor = RAISED * float(np.finfo(qr.dtype).eps) * length / math.sqrt(n) or 1.0
-    small = np.abs(diagonal) < floor
+    small = np.abs(diagonal) < floor  # 1 for a zero matrix, where any diagonal will do
     raised = 0.0
     if small.any():
         raised = floor
-        negative = diagonal.real < 0
+        negative = diagonal.real < 0  # a real part keeps its sign: R changes little
         diagonal[small] = np.where(negative, -floor, floor)[small]
         kernels.diagonal(inverse)[...] = diagonal
         length += floor

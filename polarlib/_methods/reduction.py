@@ -10,7 +10,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
 
-__all__ = ["Start", "largest", "noise", "reduce_tall", "rounded_down", "start"]
+__all__ = ["ReducedProblem", "largest", "noise", "reduce_tall", "rounded_down", "start"]
 
 Array = Any
 
@@ -26,7 +26,7 @@ TALL = 2
 FLOOR = 3
 
 
-class Start(NamedTuple):
+class ReducedProblem(NamedTuple):
     """Square matrices with singular values in [lower, 1], and the way back.
 
     Attributes
@@ -37,7 +37,7 @@ class Start(NamedTuple):
         ``x^H x``.
     lower : float
         Certified up to rounding, or as the caller promised; the smallest of a stack.
-    lift : callable
+    back_transform : callable
         From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
     bounds : tuple of float
         Of the singular values of the matrices given, the worst over a stack, as they were found: a
@@ -49,7 +49,7 @@ class Start(NamedTuple):
     x: Array
     gram: Array
     lower: float
-    lift: Callable[[Array], Array]
+    back_transform: Callable[[Array], Array]
     bounds: tuple[float, float]
     matmuls: int
 
@@ -94,6 +94,7 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
 
 def rounded_down(l: float) -> float:
     """A number not above l, of few, so that few schedules are designed; near 1 as near to it."""
+    # Five bits of the mantissa: the result is at most 1/16 off.
     if l > 0.5:
         mantissa, exponent = math.frexp(1 - l)
         return 1 - math.ldexp(math.ceil(mantissa * 32) / 32, exponent)
@@ -101,7 +102,7 @@ def rounded_down(l: float) -> float:
     return math.ldexp(math.floor(mantissa * 32) / 32, exponent)
 
 
-def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> Start:
+def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> ReducedProblem:
     """Reduce tall matrices to square ones, scale them, and bound their singular values.
 
     Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
@@ -122,7 +123,7 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
 
     Returns
     -------
-    Start
+    ReducedProblem
     """
     xp = ops.xp
     m, n = x.shape[-2:]
@@ -141,11 +142,12 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         if not (tall or ops.item(blur * mean / low) <= TRUSTED):  # NaN compares false
             factor, blur = ops.adjoint(ops.qr(x)[1]), 0.0
             low = inverse_norm(factor, ops) ** -2.0
-        low = low - blur * mean
+        low = low - blur * mean  # Weyl: rounding of G moves no eigenvalue by more
         near = mean * (1 - spread - noise(2 * n, eps) * n)
         low = xp.where(low > near, low, near)
         ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     else:
+        # Lower bounds of the largest eigenvalue: sigma_min is at least `lower` times its root.
         columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
         rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
         rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
@@ -155,7 +157,8 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
     found = -ops.item(-known * xp.sqrt(high)) if lower is None else 0.0
     bounds = found, math.sqrt(ops.item(high))
     l = min(1.0, max(-ops.item(-known), eps**FLOOR))
-    return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
+    x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
+    return ReducedProblem(x, g, l, lift, bounds, matmuls + 1)
 
 
 def _same(u: Array) -> Array:

@@ -361,7 +361,7 @@ def _lanczos(apply: Callable[[Array], Array], n: int, dtype: Any, steps: int) ->
     previous = np.zeros_like(v)
     main: list[float] = []
     off: list[float] = []
-    for _ in range(min(steps, n)):
+    for _ in range(min(steps, n)):  # so few that vectors stay orthogonal without more
         w = apply(v)
         main.append(_inner(v, w))
         w -= v.dtype.type(main[-1]) * v

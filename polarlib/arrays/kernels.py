@@ -107,6 +107,8 @@ class NumpyKernels:
     def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
         """Return X after a step of Newton-Schulz type, as a correction. G may be overwritten."""
         out = self.free(x)
+        # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: products make the small
+        # correction alone, so that single precision suffices where that is below 2^-27.
         g *= -0.5
         blas.add_diagonal(g, 0.5)
         narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
@@ -152,7 +154,7 @@ class NumpyKernels:
         if how == "cholesky":
             y = np.array(x.T, order="F")
             np.conjugate(y, out=y)
-            for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H
+            for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H, the weight in the first solve
                 y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
             return np.conjugate(y, out=y).T
         y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
@@ -216,7 +218,9 @@ class NumpyKernels:
             return None
         blas.solve(y, first, y, rows=flip)
         second = blas.gram(y, rows=flip)
-        blas.cholesky(second)  # near the identity: it has a factor
+        # The Gram matrix resolved the condition number, so that Q is near to orthonormal, and its
+        # Gram matrix near to the identity: it has a Cholesky factor.
+        blas.cholesky(second)
         s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
         del first
         if flip:  # that was the factor of the conjugate

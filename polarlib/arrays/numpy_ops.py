@@ -65,6 +65,7 @@ class NumpyOps(InPlaceOps):
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, Hermitian bit for bit."""
+        # BLAS sums long columns in one run: see `LONG` in arithmetic.py.
         if x.shape[-2] >= 2 * LARGE_BLOCK:
             blocks = ranges(x.shape[-2], LARGE_BLOCK)
             return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
