@@ -26,6 +26,7 @@ from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
@@ -154,23 +155,8 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
     except Exception as error:  # each library has its own
         text = " ".join(str(error).split())
         raise ValueError(f"{library} cannot use a {device} here ({text}); choose another") from None
-    with _both_formats(library):
+    with double_enabled(library):
         yield lambda a: module.asarray(a, **place)
-
-
-@contextlib.contextmanager
-def _both_formats(library: str) -> Iterator[None]:
-    """JAX takes float64 for float32 unless told otherwise."""
-    if library != "jax":
-        yield
-        return
-    config = import_library("jax").config
-    before = config.jax_enable_x64
-    config.update("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        config.update("jax_enable_x64", before)
 
 
 def sizes_of(text: str) -> list[int]:
