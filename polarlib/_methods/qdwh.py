@@ -121,7 +121,7 @@ def qdwh(
 
     Computes ``X <- X (a I + b X^H X)(I + c X^H X)^-1`` with weights from a certified lower bound l
     of the singular values: at most 6 iterations for condition numbers to 1e16, cubic convergence.
-    Cost: a Gram product and a Cholesky factorisation for the bound (a QR factorisation besides for
+    Cost: a Gram product and a Cholesky factorisation for the bound (and a QR factorisation for
     condition numbers above about eps^-1/2, and the reduction of tall matrices to n x n); then for
     c > 100 two Cholesky factorisations of a 2n x n stack, or Householder's QR of it for c above
     about 1 / eps; a Gram product, a Cholesky factorisation and two triangular solves after that.

@@ -123,13 +123,7 @@ class Arithmetic(Library):
         return self.matmul(self.adjoint(x), x, out)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; no operand is changed."""
         product = self.matmul(a, b, out)
@@ -138,19 +132,13 @@ class Arithmetic(Library):
         return product + c * beta if beta else product
 
     def gemm_hermitian(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
         return self.gemm(a, b, c, alpha, beta, out)
 
     def make_hermitian(self, z: Array) -> Array:
-        """Return Z, which is Hermitian up to rounding, as squares of it need it; Z is given up."""
+        """Return the Hermitian part of Z as squares of Z need it; Z may be overwritten."""
         return z
 
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
@@ -160,7 +148,7 @@ class Arithmetic(Library):
     def add_scaled_identity(
         self, z: Array, alpha: float, beta: float
     ) -> tuple[Array, float, float]:
-        """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` is given up.
+        """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` may be overwritten.
 
         Returns
         -------
@@ -197,7 +185,7 @@ class Arithmetic(Library):
         return self.xp.linalg.diagonal(z)
 
     def add_diagonal(self, z: Array, a: float) -> Array:
-        """Return ``z + a I``; `z` is given up."""
+        """Return ``z + a I``; `z` may be overwritten."""
         return z + self.eye(z.shape[-1], z) * a
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
@@ -209,7 +197,7 @@ class Arithmetic(Library):
         return x * s
 
     def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
-        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow.
+        """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow.
 
         The result may take the storage of `z` if that may be overwritten.
         """
@@ -217,7 +205,7 @@ class Arithmetic(Library):
         return half + self.adjoint(half)
 
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
-        """Hermitian part of W, bit for bit, and the Frobenius norm of the rest; `w` is given up."""
+        """Return the Hermitian part and the norm of the skew part; `w` may be overwritten."""
         skew = self.frobenius((w - self.adjoint(w)) * 0.5)
         return self.hermitian_part(w), skew
 

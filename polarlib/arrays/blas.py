@@ -224,9 +224,9 @@ def cholesky(z: Array) -> bool:
 
 
 def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool:
-    """Store ``alpha X Z^-1 + beta X`` in `out`, Z Hermitian and given up; False if not definite.
+    """Store ``alpha X Z^-1 + beta X`` in `out`; False if Z is not definite.
 
-    By a Cholesky factor and two triangular solves, whose blocks on the diagonal are inverted: these
+    Z is Hermitian and may be overwritten. By a Cholesky factor and two triangular solves, whose blocks on the diagonal are inverted: these
     become products of small triangles with many columns, faster than solving with them. That is as
     stable as the solves for the condition numbers that are met here, those of blocks of the
     factor of ``I + c X^H X``, c up to 1000.
@@ -402,7 +402,7 @@ def max_abs(x: Array) -> float:
 
 
 def split(w: Array) -> float:
-    """Replace W by its Hermitian part, bit for bit; return the Frobenius norm of the rest."""
+    """Replace W by its Hermitian part, exactly; return the Frobenius norm of the rest."""
     n = w.shape[0]
     half = w.real.dtype.type(0.5)
     rest = 0.0

@@ -1,12 +1,12 @@
 """Products of CuPy arrays by cuBLAS's extended interface: scaled, added to, rounded once.
 
-``cupy.matmul`` has no addend, copies what it has just been told is transposed, and refuses stacks
+``cupy.matmul`` has no addend, copies operands that are transposed, and refuses stacks
 of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a stack as for one
 matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
 here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over.
 
 cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
-handed over in the other order; a matrix that lies there transposed is told from its strides.
+handed over in the other order; strides show whether a matrix is stored transposed.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class CupyOps(InPlaceOps):
         c: Array,
         alpha: Array | float = 1.0,
         beta: Array | float = 0.0,
-        out: Array | None = None,
+        out: Array = None,
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
         if not cublas.is_number(beta, 0.0):
@@ -105,7 +105,7 @@ class CupyOps(InPlaceOps):
         return self.xp.multiply(x, s, out=self.xp.empty_like(x))
 
     def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
-        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+        """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 
     def binary_scale(self, peak: Array) -> Array | float:

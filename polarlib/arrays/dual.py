@@ -60,13 +60,7 @@ class DualOps(Wrapper, exact=frozenset()):
         return Dual(self.base.gram(x.value), half + self.base.adjoint(half))
 
     def gemm(
-        self,
-        a: Dual,
-        b: Dual,
-        c: Dual,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: None = None,
+        self, a: Dual, b: Dual, c: Dual, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Dual:
         """Return ``alpha a @ b + beta c``; a and b are Hermitian if they are one."""
         value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
@@ -81,13 +75,7 @@ class DualOps(Wrapper, exact=frozenset()):
         return self.gemm_hermitian(g, g, g, c[2], c[1])
 
     def gemm_hermitian(
-        self,
-        a: Dual,
-        b: Dual,
-        c: Dual,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: None = None,
+        self, a: Dual, b: Dual, c: Dual, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Dual:
         """Return ``alpha a @ b + beta c`` that is Hermitian."""
         value = self.base.gemm_hermitian(a.value, b.value, c.value, alpha, beta)

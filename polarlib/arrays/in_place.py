@@ -51,13 +51,7 @@ class InPlaceOps(Ops):
         return self.add_diagonal(z, beta), 1.0, 0.0
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; no operand is changed."""
         product = self.matmul(a, b, out)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.library import import_library
-from polarlib.arrays.ops import Diagonal, Ops, finite_only
+from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import under_default_settings
 
@@ -185,17 +185,11 @@ class JaxOps(Ops):
         return x
 
     def differentiable(
-        self,
-        f: Callable[..., tuple[Array, ...]],
-        jvp: Callable[..., tuple[Array, ...]],
-        vjp: Callable[..., tuple[Array, ...]],
-        arrays: tuple[Array, ...],
-        *,
-        keep: bool,
+        self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)`` with a rule for forward derivatives, which JAX transposes.
 
-        Where results are not kept, what lies between is computed anew: ``jax.checkpoint``.
+        Where results are not kept, intermediate results are recomputed: ``jax.checkpoint``.
         """
         if not any(self.is_traced(x) for x in arrays):
             return f(*arrays)
@@ -218,11 +212,7 @@ class JaxOps(Ops):
         return results
 
     def lyapunov(
-        self,
-        h: Array,
-        w: Array,
-        diagonalise: Callable[[Array], Diagonal],
-        weight: complex = 1.0,
+        self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
         """Solve the equation; JAX differentiates it, not the eigenvectors."""
         if not (self.is_traced(h) or self.is_traced(w)):
@@ -251,13 +241,7 @@ class JaxOps(Ops):
         return xp.where(lost, math.nan, xp.max(x, axis=axis, keepdims=keepdims))
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; 16-bit products stay in float32 until the addend is in.
 

@@ -32,6 +32,8 @@ __all__ = ["Diagonal", "Ops", "dtype_name", "finite_only", "is_native", "ops_of"
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
+# A function of arrays, or a rule for its derivatives.
+Rule = Callable[..., tuple[Array, ...]]
 
 
 class Diagonal(NamedTuple):
@@ -283,13 +285,7 @@ class Ops(Arithmetic):
         return self.xp.zeros_like(x)
 
     def differentiable(
-        self,
-        f: Callable[..., tuple[Array, ...]],
-        jvp: Callable[..., tuple[Array, ...]],
-        vjp: Callable[..., tuple[Array, ...]],
-        arrays: tuple[Array, ...],
-        *,
-        keep: bool,
+        self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, which the library differentiates by rules, not through its steps.
 
@@ -310,11 +306,7 @@ class Ops(Arithmetic):
         return f(*arrays)
 
     def lyapunov(
-        self,
-        h: Array,
-        w: Array,
-        diagonalise: Callable[[Array], Diagonal],
-        weight: complex = 1.0,
+        self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
         """Solve ``H X + c X H + shift X = W`` for Hermitian H, so that it can be differentiated.
 

@@ -138,25 +138,21 @@ class Simulated(Wrapper):
         scale = self.base.binary_scale(self.base.max_abs(x)) / top
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
 
+    def _result(self, y: Array) -> Array:
+        return self._round(y) if self._rounds_results else y
+
     def cast(self, x: Array, format_name: str) -> Array:
         """Convert to the carrier and round, if to the simulated format."""
         if format_name != self.precision.name:
             return self.base.cast(x, format_name)
-        x = self.base.cast(x, self.precision.carrier)
-        return self._round(x) if self._rounds_results else x
+        return self._result(self.base.cast(x, self.precision.carrier))
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
         return self.gemm(a, b, a, out=out)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
         if not self._rounds_results:
@@ -164,17 +160,15 @@ class Simulated(Wrapper):
         y = self.base.matmul(a, b) * alpha
         if beta:
             y = y + c * beta
-        return self._round(y) if self._rounds_results else y
+        return self._result(y)
 
     def add_diagonal(self, z: Array, a: float) -> Array:
-        """Return ``z + a I`` rounded once; `z` is given up."""
-        y = self.base.add_diagonal(z, a)
-        return self._round(y) if self._rounds_results else y
+        """Return ``z + a I`` rounded once; `z` may be overwritten."""
+        return self._result(self.base.add_diagonal(z, a))
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i`` rounded once."""
-        y = self.base.combine(coefficients, matrices)
-        return self._round(y) if self._rounds_results else y
+        return self._result(self.base.combine(coefficients, matrices))
 
 
 def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:

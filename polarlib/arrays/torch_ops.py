@@ -12,7 +12,7 @@ import numpy as np
 from polarlib.arrays.arithmetic import MANY
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import import_library
-from polarlib.arrays.ops import Diagonal, Ops, finite_only, ops_of
+from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
 from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
 
@@ -180,7 +180,7 @@ class TorchOps(InPlaceOps):
         torch = self.torch
         if x.device.type == "meta" or torch.jit.is_tracing():
             return True
-        # torch.func wraps tensors: not their type, but the mode they live in tells of fake ones.
+        # torch.func wraps tensors: the dispatch mode, not the type, shows fake ones.
         if torch._C._len_torch_dispatch_stack() and is_recorded():
             return True
         if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
@@ -193,13 +193,7 @@ class TorchOps(InPlaceOps):
         return x.clone()
 
     def differentiable(
-        self,
-        f: Callable[..., tuple[Array, ...]],
-        jvp: Callable[..., tuple[Array, ...]],
-        vjp: Callable[..., tuple[Array, ...]],
-        arrays: tuple[Array, ...],
-        *,
-        keep: bool,
+        self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
         if self.torch.jit.is_tracing() or not any(self.is_traced(x) for x in arrays):
@@ -208,11 +202,7 @@ class TorchOps(InPlaceOps):
         return results
 
     def lyapunov(
-        self,
-        h: Array,
-        w: Array,
-        diagonalise: Callable[[Array], Diagonal],
-        weight: complex = 1.0,
+        self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
         """Solve ``H X + c X H + shift X = W``; its derivative solves the same equation."""
         conjugate = weight.conjugate()
@@ -303,13 +293,7 @@ class TorchOps(InPlaceOps):
         return self.torch.div(x, s, out=x if may_overwrite else self.buffer(tuple(x.shape), x))
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
         multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
@@ -339,13 +323,7 @@ class TorchOps(InPlaceOps):
         return self.gemm_hermitian(h, x, x, out=out)
 
     def gemm_hermitian(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian: panels from the diagonal on, and mirrored."""
         if not self._by_panels(a, b):

@@ -223,13 +223,7 @@ class TorchShardedOps(TorchGradOps):
         return self._product(a, b)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
         a, b = self._aligned(a, b)
@@ -373,7 +367,7 @@ def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
 
 
 def _summed(x: Array) -> Array:
-    """Make the sums over processes that torch would make anew at each use."""
+    """Make the sums over processes that torch would repeat at each use."""
     for i, place in enumerate(x.placements):  # one at a time: torch warns of several
         if place.is_partial():
             places = list(x.placements)
