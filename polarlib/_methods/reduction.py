@@ -106,8 +106,8 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
     """Reduce tall matrices to square ones, scale them, and bound their singular values.
 
     Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
-    and a triangular solve; in addition a QR factorisation where the Gram matrix is too ill-conditioned
-    to be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
+    and a triangular solve; also a QR factorisation where the Gram matrix is too ill-conditioned to
+    be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
     which is sharp near orthonormal matrices.
 
     Parameters

@@ -226,10 +226,10 @@ def cholesky(z: Array) -> bool:
 def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool:
     """Store ``alpha X Z^-1 + beta X`` in `out`; False if Z is not definite.
 
-    Z is Hermitian and may be overwritten. By a Cholesky factor and two triangular solves, whose blocks on the diagonal are inverted: these
-    become products of small triangles with many columns, faster than solving with them. That is as
-    stable as the solves for the condition numbers that are met here, those of blocks of the
-    factor of ``I + c X^H X``, c up to 1000.
+    Z is Hermitian and may be overwritten. By a Cholesky factor and two triangular solves, whose
+    blocks on the diagonal are inverted: these become products of small triangles with many columns,
+    faster than solving with them. That is as stable as the solves for the condition numbers that
+    are met here, those of blocks of the factor of ``I + c X^H X``, c up to 1000.
     """
     if not cholesky(z):
         return False
