@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import array_api_compat
@@ -920,6 +921,14 @@ def test_every_public_primitive_has_a_check():
     classes = [c for _, c in inspect.getmembers(seam, inspect.isclass) if issubclass(c, seam.Ops)]
     public = {n for c in classes for n in dir(c) if callable(getattr(c, n)) and n[0] != "_"}
     assert public | FUNCTIONS == set(CHECKS)
+
+
+def test_a_library_is_added_by_a_class_that_names_it(monkeypatch):
+    monkeypatch.setattr(seam, "_class_for", seam._class_for.__wrapped__)  # remembers nothing
+    library = ModuleType("ndonnx")  # known to array_api_compat, not to polarlib
+    assert seam._class_for(library) is seam.Ops
+    kind = type("NdonnxOps", (seam.Ops,), {"library": "ndonnx"})
+    assert seam._class_for(library) is kind
 
 
 def without_warnings(f, *args):
