@@ -31,7 +31,6 @@ class NumpyKernels:
     Gram matrices have their upper triangle only.
     """
 
-    add_diagonal = staticmethod(blas.add_diagonal)
     cholesky = staticmethod(blas.cholesky)
     columns = staticmethod(blas.columns)
     diagonal = staticmethod(blas.diagonal)

@@ -51,7 +51,7 @@ def _name_of_dtype(dtype: Any) -> str:
 
 
 class Library:
-    """Arithmetic on stacks of matrices of one array namespace; functional, any library.
+    """Dtypes, devices and storage of one array namespace, and settings of the arithmetic.
 
     Parameters
     ----------
