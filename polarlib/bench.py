@@ -9,7 +9,6 @@ for work makes a small product of the other a hundred times slower.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import platform
@@ -23,9 +22,11 @@ from typing import IO, Any
 import numpy as np
 import scipy.linalg
 
-from polarlib.arrays import blas, qr_kernels
 from polarlib.arrays.checks import choice
+from polarlib.arrays.kernels import NumpyKernels
+from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
@@ -128,9 +129,7 @@ def _finished(x: Array, ops: Ops) -> Array:
     """Wait for a result: some libraries return before it is there."""
     if hasattr(x, "block_until_ready"):
         return x.block_until_ready()
-    if (
-        not ops.host
-    ):  # reading an entry waits; where nothing is pending it costs nothing to speak of
+    if not ops.host:  # reading an entry waits, and costs next to nothing where nothing is pending
         float(x[(-1,) * x.ndim])
     return x
 
@@ -141,7 +140,7 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
     choice("library", library, LIBRARIES)
     choice("device", device, cost_tables.DEVICES)
     try:
-        module = importlib.import_module(LIBRARIES[library][0])
+        module = import_library(LIBRARIES[library][0])
     except ImportError:
         raise ValueError(f"{library} is not installed; install it, or choose another") from None
     if device == "gpu" and library in ("numpy", "array_api_strict"):
@@ -151,28 +150,13 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
         if library == "torch":
             place = {"device": "cuda" if device == "gpu" else "cpu"}
         elif library == "jax":
-            place = {"device": importlib.import_module("jax").devices(device)[0]}
+            place = {"device": import_library("jax").devices(device)[0]}
         module.asarray(np.zeros(1), **place)
     except Exception as error:  # each library has its own
         text = " ".join(str(error).split())
         raise ValueError(f"{library} cannot use a {device} here ({text}); choose another") from None
-    with _both_formats(library):
+    with double_enabled(library):
         yield lambda a: module.asarray(a, **place)
-
-
-@contextlib.contextmanager
-def _both_formats(library: str) -> Iterator[None]:
-    """JAX takes float64 for float32 unless told otherwise."""
-    if library != "jax":
-        yield
-        return
-    config = importlib.import_module("jax").config
-    before = config.jax_enable_x64
-    config.update("jax_enable_x64", True)
-    try:
-        yield
-    finally:
-        config.update("jax_enable_x64", before)
 
 
 def sizes_of(text: str) -> list[int]:
@@ -248,38 +232,39 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
         "elementwise": lambda: a * 1.5,
         "lanczos": lambda: _lanczos(g, v, ops),
     }
-    if ops.host and isinstance(a, np.ndarray):
-        return found | _on_host(a, b, g)
+    in_place = ops.kernels(a)
+    if in_place is not None:
+        return found | _in_place(in_place, a, b, g)
     return {name: lambda f=f: _finished(f(), ops) for name, f in found.items()}
 
 
-def _on_host(a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
+def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
     """NumPy's kernels as the methods for it call them: in place, through SciPy, column-major."""
     a, b, g = (np.asfortranarray(x) for x in (a, b, g))
     out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
 
     def cholesky() -> np.ndarray:
         np.copyto(work, g)
-        blas.cholesky(work)
+        kernels.cholesky(work)
         return work
 
     def solve() -> np.ndarray:
-        blas.solve(b, r, out)
+        kernels.solve(b, r, out)
         return out
 
     r = cholesky().copy(order="F")
-    factor = qr_kernels.factorise(a.copy(order="F"))
+    factor = kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
     return {
-        "matmul": lambda: blas.matmul(a, b, out),
-        "gram": lambda: blas.gram(a, out),
+        "matmul": lambda: kernels.matmul(a, b, out),
+        "gram": lambda: kernels.gram(a),
         "cholesky": cholesky,
         "solve": solve,
-        "hermitian_product": lambda: blas.times(b, g, out),
-        "apply_q": lambda: qr_kernels.apply(factor, rotated),
+        "hermitian_product": lambda: kernels.times(b, g, out),
+        "apply_q": lambda: kernels.apply_q(factor, rotated),
         "eigh": lambda: scipy.linalg.eigh(g)[1],
         "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
-        "lanczos": lambda: blas.largest(g, LANCZOS_STEPS),
+        "lanczos": lambda: kernels.largest(g, LANCZOS_STEPS),
     }
 
 

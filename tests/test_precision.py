@@ -9,9 +9,11 @@ import pytest
 from conftest import library, ml_dtype
 
 from polarlib import orthogonalize
+from polarlib.arrays.dual import DualOps
 from polarlib.arrays.formats import FORMATS, format_of
-from polarlib.arrays.ops import ops_of
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import round_to, rounded
+from polarlib.arrays.wrapper import COMPUTED, EXACT, Wrapper
 from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 DTYPE_OF = {
@@ -314,3 +316,48 @@ def test_half_precision_is_as_good_as_its_format(name):
         # The direction of every large singular vector is kept.
         skew = np.linalg.norm(h - h.T) / np.linalg.norm(a)
         assert skew < 16 * u, key
+
+
+# -- the protocol of wrappers ----------------------------------------------------------------
+
+# Results of the primitives that a wrapper computes, but for those that give storage.
+RESULTS = {
+    "add_diagonal": lambda ops, x: ops.add_diagonal(x + 0.0, 0.3),
+    "add_scaled_identity": lambda ops, x: ops.add_scaled_identity(x + 0.0, 0.7, 0.3)[0],
+    "combine": lambda ops, x: ops.combine((0.3, 0.7), (x, x)),
+    "gemm": lambda ops, x: ops.gemm(x, x, x, alpha=0.3, beta=0.7),
+    "gemm_hermitian": lambda ops, x: ops.gemm_hermitian(x, x, x, alpha=0.3, beta=0.7),
+    "gram": lambda ops, x: ops.gram(x),
+    "make_hermitian": lambda ops, x: ops.make_hermitian(x + 0.0),
+    "matmul": lambda ops, x: ops.matmul(x, x),
+    "quadratic": lambda ops, x: ops.quadratic(x, (0.1, 0.3, 0.7)),
+    "to_working_format": lambda ops, x: ops.to_working_format(x * 0.3),
+}
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_every_result_of_a_simulation_is_rounded(name):
+    assert set(RESULTS) == COMPUTED - {"buffer", "reusable"}
+    base = ops_of(np.eye(2))
+    low, fmt = rounded(base, name), format_of(name)
+    x = np.random.default_rng(0).standard_normal((20, 20)).astype("float32")
+    x = round_to(x @ x.T / 20, fmt, base)
+    for primitive, apply in RESULTS.items():
+        got = apply(low, x)
+        np.testing.assert_array_equal(got, round_to(got, fmt, base), err_msg=primitive)
+    for primitive in EXACT:
+        np.testing.assert_array_equal(getattr(low, primitive)(x), getattr(base, primitive)(x))
+
+
+def test_a_new_primitive_must_be_declared(monkeypatch):
+    monkeypatch.setattr(Ops, "square", lambda self, x: x * x, raising=False)
+    base = ops_of(np.eye(2))
+    for wrapper in (rounded(base, "bfloat16"), DualOps(base)):
+        with pytest.raises(TypeError, match=r"declare each primitive .* \['square'\]"):
+            type("Forgetful", (type(wrapper),), {})
+        assert not hasattr(wrapper, "square")
+
+
+def test_a_wrapper_must_compute():
+    with pytest.raises(TypeError, match=r"Partial must define .*'gemm'"):
+        type("Partial", (Wrapper,), {"matmul": Ops.matmul})

@@ -46,6 +46,7 @@ INTERNAL = {
     "History",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
+    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *(
         "TorchGradOps",
         "TorchOps",
@@ -57,7 +58,7 @@ INTERNAL = {
         "Equation",
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
-    *("Problem", "Rounding", "Sketch", "Start", "Step", "Target"),
+    *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
 }
 
 

@@ -10,6 +10,7 @@ from polarlib._methods.reduction import reduce_tall
 from polarlib._methods.svd import polished
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
@@ -70,7 +71,7 @@ def newton(
             zeta = _higham(x, inverse, ops) if change > SCALE_ABOVE else 1.0
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
         new = ops.combine((0.5 * zeta, 0.5 / zeta), (x, ops.adjoint(inverse)))
-        change = ops.item(ops.norm_1(new - x) / ops.norm_1(x))
+        change = ops.item(norm_1(new - x, ops) / norm_1(x, ops))
         x = new
         changes.append(change)
         if callback is not None:
@@ -92,15 +93,14 @@ def newton(
 
 def _bound(x: Array, ops: Ops) -> Array:
     """Upper bound of the spectral norm."""
-    # Roots first: the product of two norms could overflow.
-    sums = ops.xp.sqrt(ops.norm_1(x)) * ops.xp.sqrt(ops.norm_inf(x))
+    sums = norm_bound(x, ops)
     return ops.xp.minimum(ops.frobenius(x), sums)
 
 
 def _higham(x: Array, inverse: Array, ops: Ops) -> Array:
     xp = ops.xp
-    above = xp.sqrt(ops.norm_1(inverse)) * xp.sqrt(ops.norm_inf(inverse))
-    return xp.sqrt(above / (xp.sqrt(ops.norm_1(x)) * xp.sqrt(ops.norm_inf(x))))
+    above = norm_bound(inverse, ops)
+    return xp.sqrt(above / norm_bound(x, ops))
 
 
 def _byers_xu(low: Array, high: Array) -> Iterator[Array]:

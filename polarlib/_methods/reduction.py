@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
 
-__all__ = ["Start", "largest", "noise", "reduce_tall", "rounded_down", "start"]
+__all__ = ["ReducedProblem", "largest", "noise", "reduce_tall", "rounded_down", "start"]
 
 Array = Any
 
@@ -25,7 +26,7 @@ TALL = 2
 FLOOR = 3
 
 
-class Start(NamedTuple):
+class ReducedProblem(NamedTuple):
     """Square matrices with singular values in [lower, 1], and the way back.
 
     Attributes
@@ -36,7 +37,7 @@ class Start(NamedTuple):
         ``x^H x``.
     lower : float
         Certified up to rounding, or as the caller promised; the smallest of a stack.
-    lift : callable
+    back_transform : callable
         From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
     bounds : tuple of float
         Of the singular values of the matrices given, the worst over a stack, as they were found: a
@@ -48,7 +49,7 @@ class Start(NamedTuple):
     x: Array
     gram: Array
     lower: float
-    lift: Callable[[Array], Array]
+    back_transform: Callable[[Array], Array]
     bounds: tuple[float, float]
     matmuls: int
 
@@ -63,7 +64,7 @@ def inverse_norm(factor: Array, ops: Ops) -> Array:
     inverse = ops.solve_lower(
         factor, ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     )
-    sums = ops.xp.sqrt(ops.norm_1(inverse)) * ops.xp.sqrt(ops.norm_inf(inverse))
+    sums = norm_bound(inverse, ops)
     return ops.xp.minimum(ops.frobenius(inverse), sums)
 
 
@@ -87,12 +88,13 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
     mean = xp.where(trace == 0, xp.ones_like(trace), trace / n)
     spread = ops.frobenius(ops.add_diagonal(ops.divide(g, mean), -1.0)) * math.sqrt((n - 1) / n)
     spread = xp.where(trace == 0, xp.ones_like(trace), spread)
-    high = xp.minimum(ops.norm_1(g), mean * (1 + spread))
+    high = xp.minimum(norm_1(g, ops), mean * (1 + spread))
     return xp.where(high == 0, xp.ones_like(high), high), mean, spread
 
 
 def rounded_down(l: float) -> float:
     """A number not above l, of few, so that few schedules are designed; near 1 as near to it."""
+    # Five bits of the mantissa: the result is at most 1/16 off.
     if l > 0.5:
         mantissa, exponent = math.frexp(1 - l)
         return 1 - math.ldexp(math.ceil(mantissa * 32) / 32, exponent)
@@ -100,12 +102,12 @@ def rounded_down(l: float) -> float:
     return math.ldexp(math.floor(mantissa * 32) / 32, exponent)
 
 
-def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> Start:
+def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> ReducedProblem:
     """Reduce tall matrices to square ones, scale them, and bound their singular values.
 
     Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
-    and a triangular solve; a QR factorisation besides where the Gram matrix is too ill-conditioned
-    to be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
+    and a triangular solve; also a QR factorisation where the Gram matrix is too ill-conditioned to
+    be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
     which is sharp near orthonormal matrices.
 
     Parameters
@@ -121,7 +123,7 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
 
     Returns
     -------
-    Start
+    ReducedProblem
     """
     xp = ops.xp
     m, n = x.shape[-2:]
@@ -140,11 +142,12 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         if not (tall or ops.item(blur * mean / low) <= TRUSTED):  # NaN compares false
             factor, blur = ops.adjoint(ops.qr(x)[1]), 0.0
             low = inverse_norm(factor, ops) ** -2.0
-        low = low - blur * mean
+        low = low - blur * mean  # Weyl: rounding of G moves no eigenvalue by more
         near = mean * (1 - spread - noise(2 * n, eps) * n)
         low = xp.where(low > near, low, near)
         ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     else:
+        # Lower bounds of the largest eigenvalue: sigma_min is at least `lower` times its root.
         columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
         rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
         rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
@@ -154,7 +157,8 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
     found = -ops.item(-known * xp.sqrt(high)) if lower is None else 0.0
     bounds = found, math.sqrt(ops.item(high))
     l = min(1.0, max(-ops.item(-known), eps**FLOOR))
-    return Start(ops.divide(x, xp.sqrt(high)), ops.divide(g, high), l, lift, bounds, matmuls + 1)
+    x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
+    return ReducedProblem(x, g, l, lift, bounds, matmuls + 1)
 
 
 def _same(u: Array) -> Array:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
 __all__ = ["partial_isometry", "polished", "svd"]

@@ -14,6 +14,7 @@ from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
 from polarlib._methods.reduction import rounded_down, start
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import norm_1
 from polarlib.arrays.ops import Ops
 from polarlib.design.zolotarev import Step, best_steps
 from polarlib.result import Run
@@ -92,7 +93,7 @@ def partial_fractions(
     """Return ``sum_j a_j X (X^H X + c_j I)^-1``, and the products spent."""
     poles = sorted(zip(hows, shifts, residues, strict=True))
     small = x.ndim == 2 and x.shape[-1] <= STACKED  # a stack is one already
-    one = ops.xp.ones_like(ops.norm_1(x))
+    one = ops.xp.ones_like(norm_1(x, ops))
     total, matmuls = None, 0
     for how, group in itertools.groupby(poles, key=operator.itemgetter(0)):
         members = list(group)

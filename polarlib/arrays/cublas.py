@@ -1,19 +1,18 @@
 """Products of CuPy arrays by cuBLAS's extended interface: scaled, added to, rounded once.
 
-``cupy.matmul`` has no addend, copies what it has just been told is transposed, and refuses stacks
+``cupy.matmul`` has no addend, copies operands that are transposed, and refuses stacks
 of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a stack as for one
 matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
 here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over.
 
 cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
-handed over in the other order; a matrix that lies there transposed is told from its strides.
+handed over in the other order; strides show whether a matrix is stored transposed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import itertools
 import math
 import operator
@@ -21,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from polarlib.arrays.library import import_library
 
 __all__ = ["gemm", "has_tf32", "is_number", "is_readable"]
 
@@ -80,7 +81,7 @@ def _binding() -> ModuleType | None:
         _all_needed(binding)
     except (ImportError, AttributeError):
         return None
-    runtime = importlib.import_module("cupy").cuda.runtime
+    runtime = import_library("cupy").cuda.runtime
     return None if getattr(runtime, "is_hip", False) else binding
 
 
@@ -88,7 +89,7 @@ def has_tf32() -> bool:
     """Whether products in tf32 are there: the compute type, and a device that has it."""
     if not hasattr(_binding(), TF32):
         return False
-    device = importlib.import_module("cupy").cuda.Device()
+    device = import_library("cupy").cuda.Device()
     return int(device.compute_capability) >= TF32_FROM
 
 
@@ -143,7 +144,7 @@ def gemm(
     TypeError
         If `out` has another dtype, or a scalar of real matrices is complex.
     """
-    cupy = importlib.import_module("cupy")
+    cupy = import_library("cupy")
     m, k = _shape(a, adjoint_a)
     inner, n = _shape(b, adjoint_b)
     if k != inner:
@@ -189,7 +190,7 @@ def _shape(x: Array, adjoint: bool) -> tuple[int, int]:
 def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
     if x.shape[:-2] == stack:
         return x
-    return importlib.import_module("cupy").broadcast_to(x, (*stack, *x.shape[-2:]))
+    return import_library("cupy").broadcast_to(x, (*stack, *x.shape[-2:]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -210,7 +211,7 @@ def _by_cublas(
         turned = (b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2))
         _by_cublas(binding, *turned, scalars, adjoints[::-1], tf32)
         return out
-    cupy = importlib.import_module("cupy")
+    cupy = import_library("cupy")
     c = out if is_readable(out) else out.copy()  # a copy is contiguous
     (m, k), n = _shape(a, adjoints[0]), out.shape[-1]
     op_a, left, lda, step_a = _operand(cupy, binding, a, adjoints[0])
@@ -346,7 +347,7 @@ def _by_matmul(
 
     Single precision is multiplied in double, which ``CUPY_TF32`` does not reach.
     """
-    cupy = importlib.import_module("cupy")
+    cupy = import_library("cupy")
     alpha, beta = scalars
     wide = {"float32": "float64", "complex64": "complex128"}.get(out.dtype.name)
     if wide is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from polarlib.arrays import cublas, cusolver
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.ops import FORMAT_OF_DTYPE, dtype_name, numpy_dtype
+from polarlib.arrays.library import FORMAT_OF_DTYPE, dtype_name, import_library, numpy_dtype
 
 Array = Any
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
@@ -45,7 +44,7 @@ class CupyOps(InPlaceOps):
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
-        return x.get().astype(np.complex128 if self.is_complex(x) else np.float64)
+        return np.asarray(x.get().astype(np.complex128 if self.is_complex(x) else np.float64))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
@@ -70,7 +69,7 @@ class CupyOps(InPlaceOps):
         c: Array,
         alpha: Array | float = 1.0,
         beta: Array | float = 0.0,
-        out: Array | None = None,
+        out: Array = None,
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
         if not cublas.is_number(beta, 0.0):
@@ -106,7 +105,7 @@ class CupyOps(InPlaceOps):
         return self.xp.multiply(x, s, out=self.xp.empty_like(x))
 
     def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
-        """Return ``(z + z^H) / 2``, Hermitian bit for bit and free of overflow."""
+        """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 
     def binary_scale(self, peak: Array) -> Array | float:
@@ -144,7 +143,7 @@ class CupyOps(InPlaceOps):
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
-        solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+        solve = import_library("cupyx.scipy.linalg").solve_triangular
         trans = "C" if adjoint else "N"
         if l.ndim == 2:
             return solve(l, b, lower=True, trans=trans)

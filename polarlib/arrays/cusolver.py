@@ -8,13 +8,14 @@ waiting. Where the binding or a name of it is missing, the factor is checked by 
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from polarlib.arrays.library import import_library
 
 __all__ = ["cholesky"]
 
@@ -44,7 +45,7 @@ def _binding() -> tuple[ModuleType, int] | None:
         upper = getattr(cublas, UPPER)
     except (ImportError, AttributeError):
         return None
-    runtime = importlib.import_module("cupy").cuda.runtime
+    runtime = import_library("cupy").cuda.runtime
     return None if getattr(runtime, "is_hip", False) else (cusolver, upper)
 
 
@@ -61,7 +62,7 @@ def cholesky(z: Array) -> Array:
     cupy.ndarray, shape (..., n, n)
         The host does not wait for the device.
     """
-    cupy = importlib.import_module("cupy")
+    cupy = import_library("cupy")
     if z.size == 0:
         return cupy.empty_like(z)
     found = _binding()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from polarlib.arrays.ops import Ops
+from polarlib.arrays.wrapper import Wrapper
 
 Array = Any
 
@@ -26,7 +27,7 @@ class Dual(NamedTuple):
         return tuple(self.value.shape)
 
 
-class DualOps:
+class DualOps(Wrapper, exact=frozenset()):
     """What the engine asks of Ops, on values and their derivatives.
 
     Products of one Hermitian matrix with itself take one product for the derivative, since its
@@ -59,13 +60,7 @@ class DualOps:
         return Dual(self.base.gram(x.value), half + self.base.adjoint(half))
 
     def gemm(
-        self,
-        a: Dual,
-        b: Dual,
-        c: Dual,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: None = None,
+        self, a: Dual, b: Dual, c: Dual, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Dual:
         """Return ``alpha a @ b + beta c``; a and b are Hermitian if they are one."""
         value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
@@ -80,13 +75,7 @@ class DualOps:
         return self.gemm_hermitian(g, g, g, c[2], c[1])
 
     def gemm_hermitian(
-        self,
-        a: Dual,
-        b: Dual,
-        c: Dual,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: None = None,
+        self, a: Dual, b: Dual, c: Dual, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Dual:
         """Return ``alpha a @ b + beta c`` that is Hermitian."""
         value = self.base.gemm_hermitian(a.value, b.value, c.value, alpha, beta)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from polarlib.arrays.entry import as_matrix, refuse_not_finite
+from polarlib.arrays.functions import as_scalar, constant
 from polarlib.arrays.ops import Ops
 
 __all__ = ["COMFORTABLE", "Entered", "enter"]
@@ -192,7 +193,7 @@ def enter(
         x = xp.where(finite, x, xp.zeros_like(x))
         scale = find(x, xp.where(finite, peak, xp.zeros_like(peak)))
     elif scaling is not None:
-        scale = ops.constant(find, x)
+        scale = constant(ops, find, x)
     elif looks:
         find(x)
     wide = tall and a.shape[-2] < a.shape[-1]
@@ -204,7 +205,7 @@ def enter(
 
 def _extent(peak: Array, ops: Ops) -> float:
     """Return how far largest entries are from 1, as a factor: infinite for 0, NaN stays."""
-    known = ops.as_scalar(peak)
+    known = as_scalar(peak, ops)
     if isinstance(known, float):
         return max(known, 1 / known) if known else math.inf
     return ops.item(ops.xp.maximum(peak, 1 / peak))

@@ -18,7 +18,7 @@ class InPlaceOps(Ops):
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
-        return self.xp.empty(shape, dtype=like.dtype, device=self.device_of(like))
+        return self.xp.empty(shape, dtype=like.dtype, device=self._device_of(like))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
@@ -51,13 +51,7 @@ class InPlaceOps(Ops):
         return self.add_diagonal(z, beta), 1.0, 0.0
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; no operand is changed."""
         product = self.matmul(a, b, out)

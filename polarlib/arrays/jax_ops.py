@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib
 import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 
-from polarlib.arrays.ops import Diagonal, Ops, finite_only
+from polarlib.arrays.library import import_library
+from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import under_default_settings
 
@@ -22,8 +22,9 @@ Array = Any
 @functools.lru_cache(maxsize=256)
 def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
     """One compiled function for equal arguments: JAX traces it once for each shape."""
-    jax = importlib.import_module("jax")
-    return jax.jit(functools.partial(f, **dict(fixed)))
+    jax = import_library("jax")
+    compiled: Callable[..., Array] = jax.jit(functools.partial(f, **dict(fixed)))
+    return compiled
 
 
 @functools.cache
@@ -31,13 +32,13 @@ def _register(kind: Any) -> None:
     """Make a class of results a pytree of JAX."""
     names = [f.name for f in dataclasses.fields(kind) if f.name not in kind.static]
     with contextlib.suppress(ValueError):  # another thread was quicker
-        jax = importlib.import_module("jax")
+        jax = import_library("jax")
         jax.tree_util.register_dataclass(kind, names, kind.static)
 
 
 def _explicit_sharding(x: Array) -> Any:
     """Sharding over a mesh with explicit axes, which are part of the type of `x`, or None."""
-    jax = importlib.import_module("jax")
+    jax = import_library("jax")
     sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
     types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
     return sharding if any("Explicit" in str(kind) for kind in types) else None
@@ -47,7 +48,7 @@ def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
     """Sharding of a result: as `x`, if it has its shape, else along the axes of a stack alone."""
     if shape == x.shape:
         return sharding
-    jax = importlib.import_module("jax")
+    jax = import_library("jax")
     spec = tuple(sharding.spec)[: max(0, min(x.ndim - 2, len(shape)))]
     return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
 
@@ -58,7 +59,7 @@ class JaxOps(Ops):
     library = "jax"
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
     fixed_work = True
-    host_device = None  # NumPy reads arrays of every device, in parts as well
+    _host_device = None  # NumPy reads arrays of every device, in parts as well
     hiding = (
         "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
         "stack instead of vmap"
@@ -86,7 +87,7 @@ class JaxOps(Ops):
 
     def has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
-        return bool(importlib.import_module("jax").config.jax_enable_x64)
+        return bool(import_library("jax").config.jax_enable_x64)
 
     def _matmul(self, a: Array, b: Array) -> Array:
         """Return ``a @ b`` in full: by default float32 is tf32 on GPUs and bfloat16 on TPUs."""
@@ -109,7 +110,7 @@ class JaxOps(Ops):
 
     def is_traced(self, x: Array) -> bool:
         """Whether JAX traces: under grad, jvp, vmap or jit."""
-        return isinstance(x, importlib.import_module("jax").core.Tracer)
+        return isinstance(x, import_library("jax").core.Tracer)
 
     def is_sharded(self, x: Array) -> bool:
         """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
@@ -131,18 +132,18 @@ class JaxOps(Ops):
             raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
         return x
 
-    def device_of(self, x: Array) -> Any:
+    def _device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""
         if self.is_traced(x) or len(x.sharding.device_set) == 1:
-            return super().device_of(x)
-        sharding = importlib.import_module("jax").sharding
+            return super()._device_of(x)
+        sharding = import_library("jax").sharding
         if not isinstance(x.sharding, sharding.NamedSharding):
             return None
         return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
 
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
-        jax = importlib.import_module("jax")
+        jax = import_library("jax")
         given = _explicit_sharding(x)
         if self.is_traced(x):
             if given is None:
@@ -177,36 +178,28 @@ class JaxOps(Ops):
         self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
     ) -> Any:
         """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
-        return importlib.import_module("jax").lax.while_loop(going, step, state)
+        return import_library("jax").lax.while_loop(going, step, state)
 
     def empty_result(self, x: Array) -> Array:
         """Itself: it is immutable."""
         return x
 
     def differentiable(
-        self,
-        f: Callable[..., tuple[Array, ...]],
-        jvp: Callable[..., tuple[Array, ...]],
-        vjp: Callable[..., tuple[Array, ...]],
-        arrays: tuple[Array, ...],
-        *,
-        keep: bool,
+        self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)`` with a rule for forward derivatives, which JAX transposes.
 
-        Where results are not kept, what lies between is computed anew: ``jax.checkpoint``.
+        Where results are not kept, intermediate results are recomputed: ``jax.checkpoint``.
         """
         if not any(self.is_traced(x) for x in arrays):
             return f(*arrays)
-        jax = importlib.import_module("jax")
+        jax = import_library("jax")
 
         f, jvp = under_default_settings(f), under_default_settings(jvp)
 
-        @jax.custom_jvp
-        def function(*arrays: Array) -> tuple[Array, ...]:
-            return f(*map(self.xp.asarray, arrays))  # JAX may hand NumPy's arrays on
+        # JAX may hand NumPy's arrays on.
+        function = jax.custom_jvp(lambda *arrays: f(*map(self.xp.asarray, arrays)))
 
-        @function.defjvp
         def rule(primals: Any, tangents: Any) -> Any:
             primals = tuple(map(self.xp.asarray, primals))
             results = function(*primals)
@@ -214,19 +207,17 @@ class JaxOps(Ops):
                 return results, jvp(primals, results, tangents)
             return results, jax.checkpoint(lambda x, e: jvp(x, (), e))(primals, tangents)
 
-        return function(*arrays)
+        function.defjvp(rule)
+        results: tuple[Array, ...] = function(*arrays)
+        return results
 
     def lyapunov(
-        self,
-        h: Array,
-        w: Array,
-        diagonalise: Callable[[Array], Diagonal],
-        weight: complex = 1.0,
+        self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
         """Solve the equation; JAX differentiates it, not the eigenvectors."""
         if not (self.is_traced(h) or self.is_traced(w)):
             return super().lyapunov(h, w, diagonalise, weight)
-        lax = importlib.import_module("jax").lax
+        lax = import_library("jax").lax
         d = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
         conj = self.xp.conj
 
@@ -250,13 +241,7 @@ class JaxOps(Ops):
         return xp.where(lost, math.nan, xp.max(x, axis=axis, keepdims=keepdims))
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; 16-bit products stay in float32 until the addend is in.
 
@@ -271,5 +256,5 @@ class JaxOps(Ops):
     @finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
-        solve = importlib.import_module("jax.scipy.linalg").solve_triangular
+        solve = import_library("jax.scipy.linalg").solve_triangular
         return solve(l, b, lower=True, trans="C" if adjoint else "N")

@@ -10,8 +10,11 @@ import numpy as np
 import scipy.linalg
 
 from polarlib.arrays import blas
+from polarlib.arrays.arithmetic import LARGE_BLOCK, ranges
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.ops import LARGE_BLOCK, finite_only, numpy_dtype, ranges, unless_it_fails
+from polarlib.arrays.kernels import NumpyKernels
+from polarlib.arrays.library import numpy_dtype
+from polarlib.arrays.ops import finite_only, unless_it_fails
 
 Array = Any
 # Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
@@ -26,6 +29,10 @@ class NumpyOps(InPlaceOps):
 
     library = "numpy"
     host = True
+
+    def kernels(self, x: Array) -> NumpyKernels | None:
+        """Return kernels for the matrices of `x`, if BLAS computes in their type."""
+        return NumpyKernels() if blas.computes_in(x.dtype) else None
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
@@ -65,7 +72,8 @@ class NumpyOps(InPlaceOps):
         return blas.matmul(a, b, out)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
-        """Return ``x^H x``, Hermitian bit for bit."""
+        """Return ``x^H x``, exactly Hermitian."""
+        # BLAS sums long columns in one run: see `LONG` in arithmetic.py.
         if x.shape[-2] >= 2 * LARGE_BLOCK:
             blocks = ranges(x.shape[-2], LARGE_BLOCK)
             return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
@@ -74,13 +82,7 @@ class NumpyOps(InPlaceOps):
         return blas.whole_gram(x, out)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` without temporaries, rounded once."""
         work = a.shape[-2] * a.shape[-1] * b.shape[-1]
@@ -92,7 +94,7 @@ class NumpyOps(InPlaceOps):
         return blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
     def make_hermitian(self, z: Array) -> Array:
-        """Hermitian bit for bit, since squares are taken as Gram products."""
+        """Exactly Hermitian, since squares are taken as Gram products."""
         if not _worth_blas(z.size, z) or not _is_contiguous(z):
             return self.hermitian_part(z)
         blas.mirror(blas.columns(z)[0])
@@ -102,7 +104,7 @@ class NumpyOps(InPlaceOps):
         """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.
 
         It is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over diagonals, and
-        a square that is a Gram product. `g` is given back bit for bit.
+        a square that is a Gram product. `g` is restored exactly.
         """
         if not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
             return super().quadratic(g, c, out)

@@ -116,7 +116,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 def _leading(a: Array) -> int:
     """Leading dimension. Strides of axes of length one mean nothing."""
-    return a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0])
+    return int(a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0]))
 
 
 @functools.lru_cache(maxsize=64)  # read-only, since routines take its address

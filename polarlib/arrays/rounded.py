@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.ops import Ops, is_native
+from polarlib.arrays.wrapper import Wrapper
 
 __all__ = ["Simulated", "round_to", "rounded"]
 
@@ -98,10 +99,9 @@ def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 
 
-class Simulated:
+class Simulated(Wrapper):
     """Arithmetic in a narrow format on float32 or complex64 carriers.
 
-    A wrapper: whatever is not a product, a combination or a conversion is the library's own.
     Results are numbers of the format; in 8 bits, times one power of two for each matrix.
 
     Parameters
@@ -130,9 +130,6 @@ class Simulated:
         # A tf32 product reads rounded operands and leaves a float32 result.
         self._rounds_results = precision.name != "tf32"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.base, name)
-
     def _round(self, x: Array) -> Array:
         if not self.precision.scaled:
             return round_to(x, self.precision, self.base)
@@ -141,25 +138,21 @@ class Simulated:
         scale = self.base.binary_scale(self.base.max_abs(x)) / top
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
 
+    def _result(self, y: Array) -> Array:
+        return self._round(y) if self._rounds_results else y
+
     def cast(self, x: Array, format_name: str) -> Array:
         """Convert to the carrier and round, if to the simulated format."""
         if format_name != self.precision.name:
             return self.base.cast(x, format_name)
-        x = self.base.cast(x, self.precision.carrier)
-        return self._round(x) if self._rounds_results else x
+        return self._result(self.base.cast(x, self.precision.carrier))
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
         return self.gemm(a, b, a, out=out)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
         if not self._rounds_results:
@@ -167,17 +160,15 @@ class Simulated:
         y = self.base.matmul(a, b) * alpha
         if beta:
             y = y + c * beta
-        return self._round(y) if self._rounds_results else y
+        return self._result(y)
 
     def add_diagonal(self, z: Array, a: float) -> Array:
-        """Return ``z + a I`` rounded once; `z` is given up."""
-        y = self.base.add_diagonal(z, a)
-        return self._round(y) if self._rounds_results else y
+        """Return ``z + a I`` rounded once; `z` may be overwritten."""
+        return self._result(self.base.add_diagonal(z, a))
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i`` rounded once."""
-        y = self.base.combine(coefficients, matrices)
-        return self._round(y) if self._rounds_results else y
+        return self._result(self.base.combine(coefficients, matrices))
 
 
 def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:

@@ -13,8 +13,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from polarlib.arrays.library import import_library
+
 __all__ = [
     "at_trace_time",
+    "double_enabled",
     "held_back",
     "ignore_float_errors",
     "looks",
@@ -63,6 +66,21 @@ def under_default_settings(f: F) -> F:
         return result
 
     return cast(F, run)
+
+
+@contextlib.contextmanager
+def double_enabled(library: str) -> Iterator[None]:
+    """Have double precision in a library that must be asked for it, by name: JAX."""
+    if library != "jax":
+        yield
+        return
+    config = import_library("jax").config
+    before = config.jax_enable_x64
+    config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
 
 
 def traced_by_dynamo() -> bool:
@@ -130,7 +148,7 @@ def held_back() -> Iterator[list[str]]:
     Examples
     --------
     >>> with held_back() as messages:
-    ...     warn("too steep", ScheduleWarning)
+    ...     warn("too steep", UserWarning)
     >>> messages
     ['too steep']
     """

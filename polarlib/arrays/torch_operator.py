@@ -81,15 +81,16 @@ def _made(torch: Any, run: Callable[..., Array], derive: Callable[..., Array]) -
 
     operator = functools.partial(torch.library.custom_op, mutates_args=())
 
-    @operator("polarlib::orthogonalize", schema="(Tensor x, str options) -> Tensor")
-    def whole(x: Array, options: str) -> Array:
-        return eager(run, as_matrix(x, "g")[0], options=options)
-
-    @operator(
-        "polarlib::orthogonalize_gradient", schema="(Tensor x, Tensor e, str options) -> Tensor"
+    whole = operator(
+        "polarlib::orthogonalize",
+        lambda x, options: eager(run, as_matrix(x, "g")[0], options=options),
+        schema="(Tensor x, str options) -> Tensor",
     )
-    def gradient(x: Array, e: Array, options: str) -> Array:
-        return eager(derive, x, e, options=options)
+    gradient = operator(
+        "polarlib::orthogonalize_gradient",
+        lambda x, e, options: eager(derive, x, e, options=options),
+        schema="(Tensor x, Tensor e, str options) -> Tensor",
+    )
 
     whole.register_fake(lambda x, options: like(as_matrix(x, "g")[0]))
     gradient.register_fake(lambda x, e, options: like(x))
@@ -99,7 +100,8 @@ def _made(torch: Any, run: Callable[..., Array], derive: Callable[..., Array]) -
         ctx.save_for_backward(x)
 
     def backward(ctx: Any, e: Array) -> tuple[Array, None]:
-        return gradient(*ctx.saved_tensors, e, ctx.options), None
+        found: Array = gradient(*ctx.saved_tensors, e, ctx.options)
+        return found, None
 
     def refuse(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from polarlib.arrays.arithmetic import MANY
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.ops import MANY, Diagonal, Ops, finite_only, ops_of
+from polarlib.arrays.library import import_library
+from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
+from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
 from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
 
 Array = Any
@@ -47,7 +49,7 @@ class TorchOps(InPlaceOps):
         super().__init__(xp, fused=fused)
         self.host = host
         self.device = device
-        self.torch = torch = importlib.import_module("torch")
+        self.torch = torch = import_library("torch")
         self.autocasts = torch.amp.is_autocast_available(device.type)
         self._single = torch.float32, torch.complex64
 
@@ -83,7 +85,7 @@ class TorchOps(InPlaceOps):
         """
         return self._operands(x.dtype) if x.dtype == self.torch.float32 else self.format_name(x)
 
-    def multiplies_in(self, format_name: str) -> bool:
+    def _multiplies_in(self, format_name: str) -> bool:
         """Whether products in a format are torch's own; tf32 under a setting alone."""
         if format_name != "tf32":
             return format_name in self.native
@@ -178,7 +180,7 @@ class TorchOps(InPlaceOps):
         torch = self.torch
         if x.device.type == "meta" or torch.jit.is_tracing():
             return True
-        # torch.func wraps tensors: not their type, but the mode they live in tells of fake ones.
+        # torch.func wraps tensors: the dispatch mode, not the type, shows fake ones.
         if torch._C._len_torch_dispatch_stack() and is_recorded():
             return True
         if type(x) is torch.Tensor or type(x) is torch.nn.Parameter:
@@ -191,25 +193,16 @@ class TorchOps(InPlaceOps):
         return x.clone()
 
     def differentiable(
-        self,
-        f: Callable[..., tuple[Array, ...]],
-        jvp: Callable[..., tuple[Array, ...]],
-        vjp: Callable[..., tuple[Array, ...]],
-        arrays: tuple[Array, ...],
-        *,
-        keep: bool,
+        self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
         if self.torch.jit.is_tracing() or not any(self.is_traced(x) for x in arrays):
             return f(*arrays)  # a trace has operations of torch alone
-        return _function().apply(f, jvp, vjp, keep, *arrays)
+        results: tuple[Array, ...] = differentiable_function().apply(f, jvp, vjp, keep, *arrays)
+        return results
 
     def lyapunov(
-        self,
-        h: Array,
-        w: Array,
-        diagonalise: Callable[[Array], Diagonal],
-        weight: complex = 1.0,
+        self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
         """Solve ``H X + c X H + shift X = W``; its derivative solves the same equation."""
         conjugate = weight.conjugate()
@@ -260,13 +253,13 @@ class TorchOps(InPlaceOps):
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
-        return x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous())
+        return bool(x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous()))
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
         # Moved first, as the device may lack double precision.
-        return x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy()
+        return np.asarray(x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy())
 
     def item(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
@@ -300,13 +293,7 @@ class TorchOps(InPlaceOps):
         return self.torch.div(x, s, out=x if may_overwrite else self.buffer(tuple(x.shape), x))
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
         multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
@@ -336,13 +323,7 @@ class TorchOps(InPlaceOps):
         return self.gemm_hermitian(h, x, x, out=out)
 
     def gemm_hermitian(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian: panels from the diagonal on, and mirrored."""
         if not self._by_panels(a, b):
@@ -399,79 +380,6 @@ class TorchOps(InPlaceOps):
             return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
 
         return self.in_full(invert, x)
-
-
-def is_differentiated(x: Array, torch: Any) -> bool:
-    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
-    if x.requires_grad and torch.is_grad_enabled():
-        return True
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
-    forward = torch.autograd.forward_ad
-    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
-    if getattr(forward, "_current_level", 0) < 0:
-        return False
-    # Fake tensors cannot be asked: what is right for derivatives is right without.
-    if torch._C._len_torch_dispatch_stack():
-        return True
-    return forward.unpack_dual(x).tangent is not None
-
-
-def is_recorded() -> bool:
-    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
-    dispatch = importlib.import_module("torch.utils._python_dispatch")
-    names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
-    return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
-
-
-@functools.cache
-def _function() -> Any:
-    """Torch's way to give rules; the class is made once torch is there."""
-    torch: Any = importlib.import_module("torch")
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array) -> tuple[Array, ...]:
-            # A view would be one of a matrix that nobody records.
-            return tuple(x.clone() if x._is_view() else x for x in f(*arrays))
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            _, ctx.along, ctx.against, keep, *arrays = inputs
-            ctx.count = len(arrays)
-            ctx.set_materialize_grads(False)
-            saved = (*arrays, *(output if keep else ()))
-            ctx.save_for_backward(*saved)
-            ctx.save_for_forward(*saved)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Array | None) -> tuple[Array | None, ...]:
-            if all(g is None for g in gradients):
-                return (None,) * (4 + ctx.count)
-            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-            return (None, None, None, None, *ctx.against(arrays, results, gradients))
-
-        @staticmethod
-        def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
-            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-            known = (
-                torch.zeros_like(x) if t is None else t
-                for t, x in zip(tangents[4:], arrays, strict=True)
-            )
-            return ctx.along(arrays, results, tuple(known))
-
-        @staticmethod
-        def vmap(
-            info: Any, in_dims: Any, f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array
-        ) -> Any:
-            moved = (
-                x.unsqueeze(0) if d is None else x.movedim(d, 0)
-                for x, d in zip(arrays, in_dims[4:], strict=True)
-            )
-            results = Differentiable.apply(f, jvp, vjp, keep, *moved)
-            return results, (0,) * len(results)
-
-    return Differentiable
 
 
 class TorchGradOps(TorchOps):

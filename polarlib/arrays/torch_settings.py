@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from typing import Any
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import import_library
 
 # Columns of the product that shows how torch multiplies: oneDNN takes its reduced path from 16^3
 # multiplications on.
@@ -21,7 +21,7 @@ def operand_format(setting: tuple[str, str], device: Any, dtype: Any) -> str:
     Many processors ignore the setting. Products with the identity, of one matrix and of a stack,
     show to how many digits the other operand is rounded.
     """
-    torch = importlib.import_module("torch")
+    torch = import_library("torch")
     one = torch.eye(PROBE, dtype=dtype, device=device)
     found = set()
     with torch.no_grad(), without_autocast(device):
@@ -36,7 +36,7 @@ def operand_format(setting: tuple[str, str], device: Any, dtype: Any) -> str:
 
 
 def without_autocast(device: Any) -> Any:
-    torch = importlib.import_module("torch")
+    torch = import_library("torch")
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
@@ -49,6 +49,6 @@ def significand(name: str) -> int:
 @functools.cache
 def has_double(device: Any) -> bool:
     if device.type == "xpu":
-        properties = importlib.import_module("torch").xpu.get_device_properties(device)
+        properties = import_library("torch").xpu.get_device_properties(device)
         return bool(getattr(properties, "has_fp64", True))
     return bool(device.type != "mps")

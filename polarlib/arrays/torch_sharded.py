@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
-from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps, is_differentiated
+from polarlib.arrays.torch_autograd import is_differentiated
+from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 
 Array = Any
 
@@ -222,13 +223,7 @@ class TorchShardedOps(TorchGradOps):
         return self._product(a, b)
 
     def gemm(
-        self,
-        a: Array,
-        b: Array,
-        c: Array,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        out: Array | None = None,
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
         a, b = self._aligned(a, b)
@@ -311,7 +306,7 @@ class TorchShardedOps(TorchGradOps):
         if not hasattr(x, "placements"):
             return x
         whole = x.detach().full_tensor().clone(memory_format=self.torch.contiguous_format)
-        dist = importlib.import_module("torch.distributed")
+        dist = import_library("torch.distributed")
         for group in x.device_mesh.get_all_groups():
             dist.broadcast(whole, group=group, group_src=0)
         return whole
@@ -341,7 +336,7 @@ class AnyTorchOps(TorchOps):
         """Return the arithmetic for a tensor: sharded, differentiated, traced or none of them."""
         if hasattr(x, "placements"):
             return TorchShardedOps(xp, x.device)
-        if is_differentiated(x, importlib.import_module("torch")):
+        if is_differentiated(x, import_library("torch")):
             # Not on the host: a norm that is read as a number would lose its gradient, and vmap
             # has no numbers to read.
             return TorchGradOps(xp, x.device, open_ended=True)
@@ -350,7 +345,7 @@ class AnyTorchOps(TorchOps):
 
 
 def _dtensors() -> Any:
-    return importlib.import_module("torch.distributed.tensor")
+    return import_library("torch.distributed.tensor")
 
 
 def _layout(x: Array) -> tuple[int, ...]:
@@ -372,7 +367,7 @@ def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
 
 
 def _summed(x: Array) -> Array:
-    """Make the sums over processes that torch would make anew at each use."""
+    """Make the sums over processes that torch would repeat at each use."""
     for i, place in enumerate(x.placements):  # one at a time: torch warns of several
         if place.is_partial():
             places = list(x.placements)
@@ -384,9 +379,9 @@ def _summed(x: Array) -> Array:
 @functools.cache
 def _product() -> Any:
     """Product of aligned DTensors whose derivatives are such products."""
-    torch: Any = importlib.import_module("torch")
+    torch: Any = import_library("torch")
 
-    class Product(torch.autograd.Function):
+    class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         @staticmethod
         def forward(ctx: Any, ops: TorchShardedOps, a: Array, b: Array) -> Array:
             ctx.ops = ops

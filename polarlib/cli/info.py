@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import os
 import platform
 import warnings
@@ -19,6 +18,7 @@ import typer
 import polarlib
 from polarlib.arrays.entry import libraries
 from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.cli.console import (
@@ -223,7 +223,7 @@ def _formats() -> dict[str, dict[str, str]]:
     for library in libraries():
         table[library] = {}
         try:
-            module = importlib.import_module(_ARRAYS.get(library, library))
+            module = import_library(_ARRAYS.get(library, library))
             x = module.ones((1, 1), dtype=module.float32)
         except Exception:  # CuPy without a device, say: it makes no arrays
             continue

@@ -35,6 +35,7 @@ from typing import Any, cast
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
 from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.functions import as_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -242,7 +243,7 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     g = ops.hermitian_part(ops.inverse(f))
     dg = ops.hermitian_part(at.alike(e))
     if p > 2:
-        g, dg = ops.as_complex(g), ops.as_complex(dg)
+        g, dg = as_complex(g, ops), as_complex(dg, ops)
     for k in range(1, p):
         weight = 1.0 if 2 * k == p else -cmath.exp(2j * math.pi * k / p)
         dg = ops.lyapunov(g, dg, functools.partial(_weighted, weight=weight, real=real), weight)
@@ -258,7 +259,7 @@ def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
     is_complex = ops.is_complex(h)
     s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
     if is_complex:
-        s, v = ops.as_complex(s), ops.as_complex(v)
+        s, v = as_complex(s, ops), as_complex(v, ops)
     return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
 
 

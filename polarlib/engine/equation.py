@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import as_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 
 Array = Any
@@ -62,7 +63,7 @@ class Equation:
             return ops.lyapunov(h, w, self._diagonalise)
         real = not ops.is_complex(w)
         diagonalise = functools.partial(self._diagonalise, real=real)
-        z = ops.lyapunov(ops.as_complex(h), ops.as_complex(w), diagonalise)
+        z = ops.lyapunov(as_complex(h, ops), as_complex(w, ops), diagonalise)
         x = (z - ops.adjoint(z)) * 0.5
         return ops.xp.real(x) if real else x
 
@@ -74,9 +75,9 @@ class Equation:
         if self.regularization:
             largest = _largest(s, ops)
             shift = ops.xp.where(largest > 0, largest * self.regularization, largest + 1.0)
-            shift = ops.as_complex(shift) * 1j
-            return Diagonal(ops.as_complex(sums) + shift, ops.as_complex(v), shift)
-        # NaN is not a degeneracy, and gives NaN.
+            shift = as_complex(shift, ops) * 1j
+            return Diagonal(as_complex(sums, ops) + shift, as_complex(v, ops), shift)
+        # NaN is no degeneracy, and gives NaN.
         poor = ~self._is_unique(s, ops) & ~ops.xp.isnan(s[..., :1])[..., None]
         if not ops.is_abstract(poor) and bool(ops.xp.any(poor)):
             raise ValueError(self._refusal(ops.to_host(s), ops.to_host(poor)[..., 0, 0] != 0))

@@ -8,6 +8,7 @@ from typing import Any
 
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.functions import as_scalar, sqrt
 from polarlib.arrays.ops import Ops
 
 __all__ = ["FROM_GRAM", "checked_peak", "normalise", "normalised_with_gram", "spectral_bound"]
@@ -166,15 +167,15 @@ def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | flo
     n = g.shape[-1]
     norm = ops.frobenius(g)
     sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
-    norm = ops.as_scalar(norm)
+    norm = as_scalar(norm, ops)
     slack = form.unit_roundoff + sums
     if kind == "schatten4":
-        return ops.sqrt(norm * (1 + slack))
-    mean = ops.as_scalar(ops.trace(g)) / n
+        return sqrt(norm * (1 + slack), ops)
+    mean = as_scalar(ops.trace(g), ops) / n
     # Cancels where singular values are equal, to within the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
-    return ops.sqrt(mean + ops.sqrt(spread) + norm * slack)
+    return sqrt(mean + sqrt(spread, ops) + norm * slack, ops)
 
 
 def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, int]:

@@ -22,6 +22,7 @@ from polarlib.arrays.checks import instance, number
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     looks,
@@ -323,7 +324,7 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
     if not ops.is_traced(z):
         return at(low)
     # Bisection has no derivative. That of phi is that of its end, or follows from the sum.
-    phi = ops.constant(lambda low: low * 1.0, low)
+    phi = constant(ops, lambda low: low * 1.0, low)
     total = xp.sum(at(phi), axis=axis, keepdims=True)
     inside = xp.astype((y + phi > 0) & (y + phi < cap), z.dtype)
     count = xp.sum(inside, axis=axis, keepdims=True)
@@ -331,7 +332,7 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
     end = xp.minimum(cap, pivot)
     bound = xp.sum(at(end), axis=axis, keepdims=True) > k * cap
     change = xp.where(bound, change, end)
-    return at(phi + change - ops.constant(lambda change: change * 1.0, change))
+    return at(phi + change - constant(ops, lambda change: change * 1.0, change))
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
-from polarlib.arrays.ops import above_noise
+from polarlib.arrays.functions import above_noise, as_complex
 from polarlib.arrays.settings import under_default_settings
 
 __all__ = ["power_step", "range_lmo"]
@@ -128,6 +128,6 @@ def _entered(
             f"{tuple(a.shape)}"
         )
     if ops.is_complex(a) or ops.is_complex(m):
-        m, a = ops.as_complex(m), ops.as_complex(a)
+        m, a = as_complex(m, ops), as_complex(a, ops)
     e = enter(m, name, ops=ops, look="never")
     return e, a, ops.astype_like(a, e.x)

@@ -24,7 +24,8 @@ from polarlib.arrays.checks import MOST_STEPS, count, function, instance, number
 from polarlib.arrays.entered import Entered
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks
 from polarlib.norms.base import A, inner, of_matrices
 from polarlib.norms.unitary import Polar, of_spectrum, on_tall, spectral, svd

@@ -29,6 +29,7 @@ from polarlib.arrays.checks import choice, count, number
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.derivatives import tall
@@ -282,7 +283,7 @@ class _Rule(NamedTuple):
         ops, s = self.ops, self.s
         rest = self.at.x - ops.matmul(self.u * s, ops.adjoint(self.v))
         gram = ops.gram(rest)
-        guard = ops.constant(self._guard, s, gram)
+        guard = constant(ops, self._guard, s, gram)
         square = s * s
         shifts = ops.adjoint(square)[..., None]
         inverses = ops.inverse(ops.eye(gram.shape[-1], gram) * shifts - gram[..., None, :, :])

@@ -16,7 +16,8 @@ from polarlib import published
 from polarlib._methods.svd import partial_isometry
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
-from polarlib.arrays.ops import Ops, above_noise
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.ops import Ops
 from polarlib.decomposition import check_method, polar
 from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm

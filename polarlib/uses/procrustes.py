@@ -10,6 +10,7 @@ import numpy as np
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, check_same_place
+from polarlib.arrays.functions import common_dtype, constant
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
@@ -86,7 +87,7 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
         return ops.astype_like(product, a)
     find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
     if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
-        return ops.astype_like(ops.constant(find, product) + product * 0.0, a)
+        return ops.astype_like(constant(ops, find, product) + product * 0.0, a)
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
     return ops.astype_like(q, a)
@@ -110,6 +111,6 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
     if a.dtype != b.dtype:
         # Nothing is promoted to a format of 8 bits or from it.
         a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
-        common = ops.common_dtype(a, b)
+        common = common_dtype(a, b, ops)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.together(a, b)

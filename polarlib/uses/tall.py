@@ -17,7 +17,6 @@ factorisation, and C takes that back, as long as it is below 1.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import numpy as np
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import import_library
 from polarlib.arrays.settings import ignore_float_errors, under_default_settings, warn
 from polarlib.decomposition import default_tolerance, polar
 from polarlib.result import ConvergenceWarning, PolarResult, Status
@@ -239,8 +239,8 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
             "and dask.array.from_array makes dask arrays"
         )
     try:
-        dask = importlib.import_module("dask")
-        importlib.import_module("dask.array")
+        dask = import_library("dask")
+        import_library("dask.array")
     except ImportError as error:  # x is an object of dask without its arrays
         raise ImportError("polar_tall needs dask.array: pip install 'polarlib[dask]'") from error
     if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:

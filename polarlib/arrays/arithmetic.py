@@ -1,0 +1,287 @@
+"""Products, sums and norms, for any array library.
+
+The second part of :class:`polarlib.arrays.ops.Ops`. Matrices are the last two axes. Primitives that
+take ``out=`` may store the result there, and callers use the return value; ``out`` never is one of
+the operands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import array_api_compat
+
+from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.library import Library
+
+__all__ = ["Arithmetic"]
+
+Array = Any
+
+# Terms that a BLAS is given to sum in one run. MKL and OpenBLAS sum the products of a few long
+# columns one after the other, to an error that grows like the length (1e6 x 1 of equal float32
+# entries: 1.3 %). Blocks of BLOCK rows keep it below 20 eps; a block has FEW times as many rows as
+# columns, so that sums of blocks take 1 / FEW of the storage of an operand. From MANY columns on
+# kernels sum in pieces of some hundreds, and LARGE_BLOCK rows will do.
+LONG = 1 << 10
+BLOCK = 1 << 8
+FEW = 16
+MANY = 1 << 9
+LARGE_BLOCK = 1 << 12
+
+
+class Arithmetic(Library):
+    """Products, combinations and norms of stacks of matrices; functional, any library."""
+
+    def item(self, x: Array) -> float:
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
+        return float(self.max(x))
+
+    # -- products ----------------------------------------------------------------------------
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``; None where the library has no use for one."""
+        return None
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``."""
+        return False
+
+    def writable(self, x: Array) -> bool:
+        """Whether entries of `x` can be assigned to."""
+        return hasattr(x, "__setitem__")
+
+    def store(self, x: Array, out: Array) -> None:
+        """Write `x` to an array."""
+        out[...] = x
+
+    def multiplier(self, x: Array) -> str:
+        """Name of the format in which products of `x` are taken: its own, but for settings."""
+        return self.format_name(x)
+
+    def _multiplies_in(self, format_name: str) -> bool:
+        """Whether products in a format are the library's own."""
+        return format_name in self.native
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b``."""
+        return self._in_blocks(a, b) if self._is_long(a, b) else self._matmul(a, b)
+
+    def _matmul(self, a: Array, b: Array) -> Array:
+        """Return ``a @ b`` by one call of the library."""
+        return self.xp.matmul(a, b)
+
+    def _is_long(self, a: Array, b: Array) -> bool:
+        """Whether one call would sum too many terms of ``a @ b`` in one run."""
+        k, few = a.shape[-1], min(a.shape[-2], b.shape[-1])
+        large = few >= MANY or array_api_compat.is_dask_namespace(self.xp)
+        if k < LONG or k < 2 * (LARGE_BLOCK if large else FEW * few):
+            return False
+        return self.format_name(a) in ("float32", "float64")
+
+    def _in_blocks(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """Return ``a @ b`` by blocks of the inner dimension, whose products are summed in double.
+
+        Blocks are views of the operands.
+        """
+        xp, few = self.xp, min(a.shape[-2], b.shape[-1])
+        if array_api_compat.is_dask_namespace(xp):  # it sums over its chunks
+            return xp.matmul(a.rechunk({-1: LARGE_BLOCK}), b.rechunk({-2: LARGE_BLOCK}))
+        if few >= MANY:
+            blocks = ranges(a.shape[-1], LARGE_BLOCK)
+            return self._total((self.matmul(a[..., i], b[..., i, :]) for i in blocks), a, out)
+        size = max(BLOCK, FEW * few)
+        count = a.shape[-1] // size
+        end = count * size
+        left = xp.reshape(a[..., :end], (*a.shape[:-1], count, size))
+        right = xp.reshape(b[..., :end, :], (*b.shape[:-2], count, size, b.shape[-1]))
+        products = self._matmul(xp.moveaxis(left, -2, -3), right)
+        parts = [xp.sum(products, axis=-3, dtype=self._double(a))]
+        if end < a.shape[-1]:
+            parts.append(self._matmul(a[..., end:], b[..., end:, :]))
+        return self._total(parts, a, out)
+
+    def _total(self, parts: Iterable[Array], like: Array, out: Array | None) -> Array:
+        """Sum of matrices in double, rounded once."""
+        wide = self._double(like)
+        total = self.astype_like(sum(self.xp.astype(part, wide) for part in parts), like)
+        if out is None:
+            return total
+        out[...] = total
+        return out
+
+    def _double(self, x: Array) -> Any:
+        """The dtype of double precision that goes with `x`, where it is to be had."""
+        if not self.has_double(x):
+            return x.dtype
+        return self.dtype("complex128" if self.is_complex(x) else "float64")
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x``."""
+        return self.matmul(self.adjoint(x), x, out)
+
+    def gemm(
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``; no operand is changed."""
+        product = self.matmul(a, b, out)
+        if alpha != 1.0:
+            product = product * alpha
+        return product + c * beta if beta else product
+
+    def gemm_hermitian(
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
+        return self.gemm(a, b, c, alpha, beta, out)
+
+    def make_hermitian(self, z: Array) -> Array:
+        """Return the Hermitian part of Z as squares of Z need it; Z may be overwritten."""
+        return z
+
+    def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
+        """Return ``c_1 G + c_2 G^2`` of a Hermitian G, for a polynomial that begins with c_0."""
+        return self.gemm_hermitian(g, g, g, c[2], c[1], out)
+
+    def add_scaled_identity(
+        self, z: Array, alpha: float, beta: float
+    ) -> tuple[Array, float, float]:
+        """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` may be overwritten.
+
+        Returns
+        -------
+        z, alpha, beta
+            An equivalent triple, ``(alpha Z + beta I, 1, 0)`` in full precision.
+        """
+        if self.fused:
+            return z, alpha, beta
+        return self.add_diagonal(z * alpha, beta), 1.0, 0.0
+
+    # -- elementwise -------------------------------------------------------------------------
+
+    def adjoint(self, x: Array) -> Array:
+        """Conjugate transpose."""
+        xp = self.xp
+        return xp.conj(xp.matrix_transpose(x)) if self.is_complex(x) else xp.matrix_transpose(x)
+
+    def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
+        """Return ``sum c_i M_i``, a new array; 16-bit matrices are combined in float32."""
+        first = matrices[0]
+        if self.fused:
+            matrices = [self.xp.astype(m, self.xp.float32) for m in matrices]
+        total = matrices[0] * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total = total + m * c
+        return self.astype_like(total, first)
+
+    def eye(self, n: int, like: Array) -> Array:
+        """Return the n x n identity with the dtype and device of `like`."""
+        return self.xp.eye(n, dtype=like.dtype, device=self._device_of(like))
+
+    def _diagonal(self, z: Array) -> Array:
+        """Diagonals of square matrices, shape (..., n)."""
+        return self.xp.linalg.diagonal(z)
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I``; `z` may be overwritten."""
+        return z + self.eye(z.shape[-1], z) * a
+
+    def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x / s`` in the dtype of `x`, a new array unless `x` may be overwritten."""
+        return self.astype_like(x / s, x)
+
+    def scale(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
+        """Return ``x * s``, a new array unless `x` may be overwritten; overflow gives infinity."""
+        return x * s
+
+    def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
+        """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow.
+
+        The result may take the storage of `z` if that may be overwritten.
+        """
+        half = z * 0.5
+        return half + self.adjoint(half)
+
+    def hermitian_split(self, w: Array) -> tuple[Array, Array]:
+        """Return the Hermitian part and the norm of the skew part; `w` may be overwritten."""
+        skew = self.frobenius((w - self.adjoint(w)) * 0.5)
+        return self.hermitian_part(w), skew
+
+    def max(
+        self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+    ) -> Array:
+        """Return the largest entries, NaN where one is NaN."""
+        return self.xp.max(x, axis=axis, keepdims=keepdims)
+
+    # -- norms: shape (..., 1, 1), real, so that they divide the matrices they belong to ------
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry (of real and imaginary parts, if complex: it cannot overflow).
+
+        It is finite exactly where all entries are: every check for NaN and infinity reads it.
+        """
+        xp = self.xp
+        if self.is_complex(x):
+            return xp.maximum(self.max_abs(xp.real(x)), self.max_abs(xp.imag(x)))
+        # Without a temporary of the size of x; `max` propagates NaN, so `min` need not.
+        high = self.max(x, axis=(-2, -1), keepdims=True)
+        low = xp.min(x, axis=(-2, -1), keepdims=True)
+        return xp.maximum(high, -low)
+
+    def binary_scale(self, peak: Array) -> Array | float:
+        """Power of two near the largest entry of each matrix, so that scaling by it is exact.
+
+        The reciprocal is a normal number too: some libraries divide by multiplying with it, and
+        flush subnormal numbers to zero.
+        """
+        xp = self.xp
+        limit = -math.log2(FORMATS[self.format_name(peak)].smallest_normal)
+        if self._is_scalar(peak):
+            known = self.item(peak)
+            exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
+            return 2.0 ** min(max(exponent, -limit), limit)
+        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
+        exponent = xp.floor(xp.log2(known))
+        exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
+        return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
+
+    def divisor(self, s: Array | float) -> Array | float:
+        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        xp = self.xp
+        if isinstance(s, float) or self._is_scalar(s):
+            known = s if isinstance(s, float) else self.item(s)
+            return (known or 1.0) if math.isfinite(known) else math.nan
+        finite = xp.where(xp.isfinite(s), s, xp.full_like(s, math.nan))
+        return xp.where(s == 0, xp.ones_like(s), finite)
+
+    def _is_scalar(self, s: Array) -> bool:
+        """Whether Python's arithmetic will do, which is quicker than a library's on one number."""
+        return self.host and math.prod(s.shape) == 1
+
+    def frobenius(self, x: Array) -> Array:
+        """Frobenius norm, in at least single precision; `x` scaled to entries of about 1."""
+        xp = self.xp
+        x = self.at_least_single(x)
+        if self.is_complex(x):
+            re, im = xp.real(x), xp.imag(x)
+            return xp.sqrt(xp.sum(re * re + im * im, axis=(-2, -1), keepdims=True))
+        return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+
+    def trace(self, x: Array) -> Array:
+        """Trace of Hermitian matrices, in at least single precision."""
+        diagonal = self.at_least_single(self._diagonal(x))
+        diagonal = self.xp.real(diagonal) if self.is_complex(x) else diagonal
+        return self.xp.sum(diagonal, axis=-1)[..., None, None]
+
+    def sums(self, x: Array, axis: int) -> Array:
+        """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""
+        if self.format_name(x) != "float32":
+            return self.xp.sum(x, axis=axis, keepdims=True)
+        return self.astype_like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x)
+
+
+def ranges(length: int, size: int) -> list[slice]:
+    """Slices of at most `size` that make up a length."""
+    return [slice(i, i + size) for i in range(0, length, size)]

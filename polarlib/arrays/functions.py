@@ -1,0 +1,79 @@
+"""Functions of arrays that are made of primitives of :class:`Ops`, alike for every library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
+
+__all__ = [
+    "above_noise",
+    "as_complex",
+    "as_scalar",
+    "common_dtype",
+    "constant",
+    "norm_1",
+    "norm_bound",
+    "sqrt",
+]
+
+Array = Any
+
+
+def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
+    """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
+    cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
+    return s > cut * ops.max(s, axis=-1, keepdims=True)
+
+
+def as_complex(x: Array, ops: Ops) -> Array:
+    """Convert to the complex dtype of the same precision, at least single."""
+    if ops.is_complex(x):
+        return x
+    name = "complex128" if ops.format_name(x) == "float64" else "complex64"
+    return ops.xp.astype(x, ops.dtype(name))
+
+
+def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
+    """Dtype to which the library promotes two; float32 where it has no rule, for 16 bits."""
+    try:
+        return ops.xp.result_type(x, y)
+    except TypeError:
+        return ops.xp.result_type(ops.at_least_single(x), ops.at_least_single(y))
+
+
+def as_scalar(s: Array, ops: Ops) -> Array | float:
+    """Python's float for a single number on the host, else the array itself."""
+    return ops.item(s) if ops.host and math.prod(s.shape) == 1 else s
+
+
+def sqrt(s: Array | float, ops: Ops) -> Array | float:
+    """Square root."""
+    return math.sqrt(s) if isinstance(s, float) else ops.xp.sqrt(s)
+
+
+def norm_1(x: Array, ops: Ops) -> Array:
+    """Largest absolute column sum, shape (..., 1, 1)."""
+    return ops.max(ops.sums(ops.xp.abs(x), -2), axis=-1, keepdims=True)
+
+
+def norm_bound(x: Array, ops: Ops) -> Array:
+    """Upper bound of the spectral norm by the 1-norm and the infinity norm, shape (..., 1, 1)."""
+    norm_inf = ops.max(ops.sums(ops.xp.abs(x), -1), axis=-2, keepdims=True)
+    # Two roots: the product of the norms may overflow where the bound does not.
+    return ops.xp.sqrt(norm_1(x, ops)) * ops.xp.sqrt(norm_inf)
+
+
+def constant(ops: Ops, f: Callable[..., Array], *arrays: Array) -> Array:
+    """Return ``f(*arrays)``, whose derivatives are zero."""
+
+    def jvp(_: Any, results: Any, __: Any) -> tuple[Array]:
+        return (ops.xp.zeros_like(results[0]),)
+
+    def vjp(*_: Any) -> Any:
+        return (None,) * len(arrays)
+
+    return ops.differentiable(lambda *x: (f(*x),), jvp, vjp, arrays, keep=True)[0]

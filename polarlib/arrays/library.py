@@ -1,0 +1,220 @@
+"""What is specific to a library of arrays: dtypes, devices, the host, number formats.
+
+The first part of :class:`polarlib.arrays.ops.Ops`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from polarlib.arrays.formats import FORMATS
+
+__all__ = [
+    "Library",
+    "bytes_of_entry",
+    "dtype_name",
+    "import_library",
+    "library_name",
+    "numpy_dtype",
+]
+
+Array = Any
+
+# Names of dtypes that differ from the names of their formats.
+FORMAT_OF_DTYPE = {
+    "complex64": "float32",
+    "complex128": "float64",
+    "float8_e4m3fn": "float8_e4m3",
+}
+
+
+def import_library(name: str) -> Any:
+    """Import an array library, or a module of one: polarlib requires NumPy alone."""
+    return importlib.import_module(name)
+
+
+def dtype_name(x: Array) -> str:
+    """Name of an array's dtype, the same for every library: ``"float32"``, ``"complex128"``, ..."""
+    return _name_of_dtype(x.dtype)
+
+
+# NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
+@functools.lru_cache(maxsize=128, typed=True)
+def _name_of_dtype(dtype: Any) -> str:
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+class Library:
+    """Dtypes, devices and storage of one array namespace, and settings of the arithmetic.
+
+    Parameters
+    ----------
+    xp : namespace
+        From ``array_api_compat.array_namespace``.
+    fused : bool, optional
+        Working in a format of 16 bits or fewer: products with an addend are rounded once, and
+        identities are kept apart from small matrices (``a I + Z`` is not rounded as a matrix).
+
+    Attributes
+    ----------
+    native : frozenset of str
+        Formats whose products the library computes itself.
+    host : bool
+        Whether reading a scalar is free; elsewhere it would stall the device.
+    hiding : str
+        What hides entries (:meth:`is_abstract`) and what to do then, the end of a sentence.
+    fixed_work : bool
+        Whether functions that look at entries have a form that does without where they are hidden.
+    working : str
+        The format that :func:`polarlib.arrays.rounded.rounded` chose; "" where nothing was chosen.
+    """
+
+    # The library that a class serves, as array_api_compat names it; "" for any other.
+    library = ""
+    native = frozenset({"float64", "float32"})
+    host = False
+    simulated = False
+    hiding = "its library hides"
+    fixed_work = False
+    working = ""
+
+    def __init__(self, xp: Any, *, fused: bool = False) -> None:
+        self.xp = xp
+        self.fused = fused
+
+    @property
+    def looks(self) -> bool:
+        """Whether a fixed schedule looks for NaN, since it costs little."""
+        return self.host
+
+    def to_working_format(self, x: Array) -> Array:
+        """Convert to the format that this arithmetic works in; not a copy if it is there."""
+        return self.cast(x, self.working) if self.working else x
+
+    # -- dtypes and conversion ---------------------------------------------------------------
+
+    def is_complex(self, x: Array) -> bool:
+        """Whether the entries are complex."""
+        return dtype_name(x).startswith("complex")
+
+    def format_name(self, x: Array) -> str:
+        """Name of the format of an array's entries (of their parts, if complex); "" if none."""
+        name = FORMAT_OF_DTYPE.get(dtype_name(x), dtype_name(x))
+        return name if name in FORMATS else ""
+
+    def cast(self, x: Array, format_name: str) -> Array:
+        """Convert to the dtype of a format, staying real or complex; not a copy if it is there."""
+        name = _dtype_for(format_name, self.is_complex(x))
+        if dtype_name(x) == name:
+            return x
+        if format_name == "float64" and not self.has_double(x):
+            raise ValueError(
+                f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; ask for "
+                "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
+            )
+        return self.xp.astype(x, self.dtype(name))
+
+    def at_least_single(self, x: Array) -> Array:
+        """Widen formats narrower than float32 to it; everything else stays."""
+        return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
+
+    def has_double(self, x: Array) -> bool:
+        """Whether double precision is to be had where `x` lies."""
+        return _has_double(self.xp, array_api_compat.device(x))
+
+    def dtype(self, name: str) -> Any:
+        """The library's dtype of a name."""
+        try:
+            return getattr(self.xp, name)
+        except AttributeError:
+            raise ValueError(
+                f"{self.xp.__name__} has no dtype {name}; use a library that has it, such as torch"
+            ) from None
+
+    def astype_like(self, x: Array, reference: Array) -> Array:
+        """Convert to the dtype of another array; overflow gives infinity."""
+        if x.dtype == reference.dtype:
+            return x
+        if self.is_complex(x) and not self.is_complex(reference):
+            raise TypeError(
+                f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}"
+            )
+        return self.xp.astype(x, reference.dtype)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        if self._host_device is not None and not self.on_cpu(x):
+            x = array_api_compat.to_device(x, self._host_device)
+        return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+
+    @functools.cached_property
+    def _host_device(self) -> Any:
+        """The library's device whose arrays NumPy reads; None where none is known or needed."""
+        if not hasattr(self.xp, "__array_namespace_info__"):
+            return None
+        devices = self.xp.__array_namespace_info__().devices()
+        return next((d for d in devices if "cpu" in str(d).lower()), None)
+
+    def _device_of(self, x: Array) -> Any:
+        """Where small matrices go that meet `x`: to its device."""
+        return array_api_compat.device(x)
+
+    def on_cpu(self, x: Array) -> bool:
+        """Whether an array lies in the memory of the host."""
+        return "cpu" in str(array_api_compat.device(x)).lower()
+
+    def from_host(self, a: np.ndarray, like: Array) -> Array:
+        """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
+        same = a.dtype.kind == "c" or not self.is_complex(like)
+        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
+
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
+        """Return ``f`` with all but its array fixed, compiled once where the library compiles."""
+        return functools.partial(f, **fixed)
+
+
+def library_name(library: Library) -> str:
+    """Name of an array library, as users know it."""
+    parts: list[str] = library.xp.__name__.split(".")
+    return parts[1] if parts[0] == "array_api_compat" else parts[0]
+
+
+def bytes_of_entry(x: Array, library: Library) -> int:
+    """Bytes that an entry takes in at least single precision."""
+    double = library.format_name(x) == "float64"
+    return (8 if double else 4) * (2 if library.is_complex(x) else 1)
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
+    if hasattr(np, name):
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
+    found: np.dtype = np.dtype(getattr(ml_dtypes, name))
+    return found
+
+
+@functools.lru_cache(maxsize=128)
+def _has_double(xp: Any, device: Any) -> bool:
+    """Whether a library has double precision on a device; one that does not list dtypes has it."""
+    if not hasattr(xp, "__array_namespace_info__"):
+        return True
+    return "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+
+
+def _dtype_for(format_name: str, is_complex: bool) -> str:
+    """Name of the dtype that stores a format; tf32 and fp8 products are carried in float32."""
+    carrier = {"tf32": "float32", "float8_e4m3": "float8_e4m3fn"}.get(format_name, format_name)
+    if is_complex:
+        carrier = "complex128" if format_name == "float64" else "complex64"
+    return carrier

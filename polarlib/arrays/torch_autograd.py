@@ -1,0 +1,87 @@
+"""torch's autograd: what it records, and how it is given rules of derivatives."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from polarlib.arrays.library import import_library
+
+__all__ = ["differentiable_function", "is_differentiated", "is_recorded"]
+
+Array = Any
+
+
+def is_differentiated(x: Array, torch: Any) -> bool:
+    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return True
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    forward = torch.autograd.forward_ad
+    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
+    if getattr(forward, "_current_level", 0) < 0:
+        return False
+    # Fake tensors cannot be asked: what is right for derivatives is right without.
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return forward.unpack_dual(x).tangent is not None
+
+
+def is_recorded() -> bool:
+    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
+    dispatch = import_library("torch.utils._python_dispatch")
+    names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
+    return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
+
+
+@functools.cache
+def differentiable_function() -> Any:
+    """Torch's way to give rules; the class is made once torch is there."""
+    torch: Any = import_library("torch")
+
+    class Differentiable(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+        @staticmethod
+        def forward(f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array) -> tuple[Array, ...]:
+            # A view would be one of a matrix that nobody records.
+            return tuple(x.clone() if x._is_view() else x for x in f(*arrays))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            _, ctx.along, ctx.against, keep, *arrays = inputs
+            ctx.count = len(arrays)
+            ctx.set_materialize_grads(False)
+            saved = (*arrays, *(output if keep else ()))
+            ctx.save_for_backward(*saved)
+            ctx.save_for_forward(*saved)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Array | None) -> tuple[Array | None, ...]:
+            if all(g is None for g in gradients):
+                return (None,) * int(4 + ctx.count)
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            found: tuple[Array | None, ...] = ctx.against(arrays, results, gradients)
+            return (None, None, None, None, *found)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
+            arrays, results = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+            known = (
+                torch.zeros_like(x) if t is None else t
+                for t, x in zip(tangents[4:], arrays, strict=True)
+            )
+            tangent: tuple[Array, ...] = ctx.along(arrays, results, tuple(known))
+            return tangent
+
+        @staticmethod
+        def vmap(
+            info: Any, in_dims: Any, f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array
+        ) -> Any:
+            moved = (
+                x.unsqueeze(0) if d is None else x.movedim(d, 0)
+                for x, d in zip(arrays, in_dims[4:], strict=True)
+            )
+            results = Differentiable.apply(f, jvp, vjp, keep, *moved)
+            return results, (0,) * len(results)
+
+    return Differentiable

@@ -1,0 +1,73 @@
+"""What a wrapper of an arithmetic must define: the protocol of number formats and dual numbers.
+
+An iteration runs on `Ops` or on a wrapper of it. Every primitive is declared here as one of three
+kinds. A wrapper has no other attributes: one that forwarded unknown names to its base would
+silently compute a new primitive in full precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarlib.arrays.ops import Ops
+
+__all__ = ["COMPUTED", "EXACT", "FULL_PRECISION", "Wrapper", "primitives"]
+
+# Arithmetic and storage: each wrapper defines these.
+COMPUTED = frozenset({
+    *("add_diagonal", "add_scaled_identity", "combine", "gemm", "gemm_hermitian", "gram"),
+    *("make_hermitian", "matmul", "quadratic", "to_working_format", "buffer", "reusable"),
+})  # fmt: skip
+# Exact in every format, since entries are moved and signs changed: forwarded to the base.
+EXACT = frozenset({"adjoint"})
+# Called on the base alone, before and after an iteration; a wrapper may define some of them.
+FULL_PRECISION = frozenset({
+    *("at_least_single", "astype_like", "cast", "dtype", "format_name", "is_complex"),
+    *("from_host", "item", "to_host", "has_double", "fits", "on_cpu", "writable", "store"),
+    *("divide", "scale", "eye", "binary_scale", "divisor", "entrywise", "multiplier"),
+    *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums", "trace"),
+    *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
+    *("is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
+    *("check_sharding", "is_sharded", "placements", "with_shards", "compiled", "kernels", "of"),
+    *("differentiable", "empty_result", "functional", "is_abstract", "is_traced", "repeat_while"),
+    *("together", "working_in"),
+})  # fmt: skip
+
+
+def primitives() -> set[str]:
+    """Names of the public methods of `Ops`."""
+    return {name for name in dir(Ops) if name[0] != "_" and callable(getattr(Ops, name))}
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def forwarded(self: Wrapper, *args: Any, **options: Any) -> Any:
+        return getattr(self.base, name)(*args, **options)
+
+    return forwarded
+
+
+class Wrapper:
+    """Base of wrappers; a subclass that does not define what it must is refused.
+
+    Attributes
+    ----------
+    base : Ops
+        The arithmetic that is wrapped.
+    """
+
+    base: Ops
+
+    def __init_subclass__(cls, *, exact: frozenset[str] = EXACT) -> None:
+        """Check the protocol, and forward the primitives in `exact`."""
+        undeclared = primitives() ^ (COMPUTED | EXACT | FULL_PRECISION)
+        if undeclared:
+            raise TypeError(
+                f"arrays/wrapper.py must declare each primitive of Ops once, and no other name; "
+                f"see {sorted(undeclared)}"
+            )
+        missing = COMPUTED - set(dir(cls))
+        if missing:
+            raise TypeError(f"{cls.__name__} must define {sorted(missing)}: wrappers compute them")
+        for name in exact:
+            setattr(cls, name, _forward(name))
