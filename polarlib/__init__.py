@@ -29,7 +29,7 @@ True
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarlib import design
 from polarlib._methods import methods
@@ -91,8 +91,15 @@ _LAZY = ("files", "norms", "plot", "testing", "updates")
 # Former names, until 0.3.
 _RENAMED = ("costs", "spectral_maps", "steps", "topk")
 
+if TYPE_CHECKING:
+    from polarlib import files, norms, plot, testing, updates
+else:  # hidden from type checkers, which would take any name for an attribute
 
-def __getattr__(name: str) -> Any:
-    if name in (*_LAZY, *_RENAMED):
-        return importlib.import_module(f"polarlib.{name}")
-    raise AttributeError(f"module 'polarlib' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in (*_LAZY, *_RENAMED):
+            return importlib.import_module(f"polarlib.{name}")
+        raise AttributeError(f"module 'polarlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -31,7 +31,16 @@ from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
 
-__all__ = ["LIBRARIES", "add_costs", "by_turns", "calibrate", "compare", "kernels", "sizes_of"]
+__all__ = [
+    "LIBRARIES",
+    "add_costs",
+    "by_turns",
+    "calibrate",
+    "compare",
+    "kernels",
+    "ratios",
+    "sizes_of",
+]
 
 Array = Any
 
@@ -68,7 +77,9 @@ def by_turns(
     seconds: float,
     *,
     least: int = LEAST,
+    most: int = MOST,
     pause: float | None = None,
+    burst: float | None = None,
 ) -> dict[str, list[float]]:
     """Time functions by turns, after one warm-up each.
 
@@ -80,13 +91,17 @@ def by_turns(
         For about how long, the warm-up not counted.
     least : int, optional
         Rounds to take even if that takes longer.
+    most : int, optional
+        Rounds after which no further one begins.
     pause : float, optional
         Seconds to wait before each turn, 0.1 by default.
+    burst : float, optional
+        Seconds that the calls of a turn take together, 0.01 by default; 0 for one call per turn.
 
     Returns
     -------
     dict
-        Seconds of a call in each round, by name.
+        Seconds of a call in each round, by name: the median over the turn.
 
     Examples
     --------
@@ -98,21 +113,21 @@ def by_turns(
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     end = time.perf_counter() + seconds
-    for done in range(MOST):
+    for done in range(most):
         if done >= least and time.perf_counter() >= end:
             break
         turn = done % len(names)
         for name in names[turn:] + names[:turn]:
             time.sleep(PAUSE if pause is None else pause)
-            times[name].append(_burst(functions[name]))
+            times[name].append(_turn(functions[name], BURST if burst is None else burst))
     return times
 
 
-def _burst(function: Callable[[], Any]) -> float:
+def _turn(function: Callable[[], Any], burst: float) -> float:
     """Median seconds of a call over a turn."""
     each: list[float] = []
     spent = 0.0
-    while spent < BURST or (len(each) < LEAST and min(each) < SHORT):
+    while not each or (burst and (spent < burst or (len(each) < LEAST and min(each) < SHORT))):
         begun = time.perf_counter()
         function()
         each.append(time.perf_counter() - begun)
@@ -120,7 +135,14 @@ def _burst(function: Callable[[], Any]) -> float:
     return statistics.median(each)
 
 
-def _ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
+def ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
+    """Return the times of a reference over those of a function, round by round.
+
+    Examples
+    --------
+    >>> ratios({"a": [2.0, 3.0], "b": [1.0, 6.0]}, "a", "b")
+    [2.0, 0.5]
+    """
     return [r / t for r, t in zip(times[reference], times[name], strict=True)]
 
 
@@ -222,7 +244,7 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
 
     Examples
     --------
-    >>> sorted(kernels(4, "float64", np.asarray)) == sorted(costs.KERNELS)
+    >>> sorted(kernels(4, "float64", np.asarray)) == sorted(cost_tables.KERNELS)
     True
     """
     rng = np.random.default_rng(0)
@@ -350,7 +372,7 @@ def calibrate(
                 advance(f"{library}, {format_name}, {n} x {n}")
                 times = by_turns(kernels(n, format_name, make), share)
                 for name, column in table[format_name].items():
-                    ratio = 1 / statistics.median(_ratios(times, "matmul", name))
+                    ratio = 1 / statistics.median(ratios(times, "matmul", name))
                     column.append(float(f"{ratio:.3g}"))
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
@@ -488,7 +510,7 @@ def _compared(
     product = statistics.median(times.pop("product"))
     rows = []
     for name, each in times.items():
-        ratios = _ratios(times, "scipy.linalg.polar", name)
+        faster = ratios(times, "scipy.linalg.polar", name)
         rows.append(
             {
                 "library": library,
@@ -497,8 +519,8 @@ def _compared(
                 "function": name,
                 "milliseconds": 1e3 * statistics.median(each),
                 "matrix_products": statistics.median(each) / product,
-                "ratio": statistics.median(ratios),
-                "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "ratio": statistics.median(faster),
+                "quartiles": statistics.quantiles(faster, n=4)[::2],
                 "rounds": len(each),
                 "method": polar(x).method if name == "polar" else "",
             }

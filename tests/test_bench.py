@@ -55,22 +55,23 @@ def test_turns_rotate_and_warm_up():
 
 
 def test_a_turn_is_a_median(monkeypatch):
-    monkeypatch.setattr(bench, "BURST", 0.01)
     monkeypatch.setattr(bench, "SHORT", 0.1)
-    spent = iter([0.05, 0.001, 0.002, 0.2])
+    spent = iter([0.05, 0.001, 0.002, 0.2, 0.003])
     now = [0.0]
 
     def call():
         now[0] += next(spent)
 
     monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-    assert bench._burst(call) == pytest.approx(0.002)  # of three: the first waited for threads
-    assert bench._burst(call) == pytest.approx(0.2)  # a long one is not repeated
+    assert bench._turn(call, 0.01) == pytest.approx(0.002)  # of three: the first waited for threads
+    assert bench._turn(call, 0.01) == pytest.approx(0.2)  # a long one is not repeated
+    assert bench._turn(call, 0) == pytest.approx(0.003)  # nor any, where a turn is one call
 
 
 def test_rounds_go_on_for_the_time_given():
     rounds = {s: len(bench.by_turns({"a": lambda: None}, s)["a"]) for s in (0, 1e9)}
     assert rounds == {0: bench.LEAST, 1e9: bench.MOST}
+    assert len(bench.by_turns({"a": lambda: None}, 1e9, most=5, burst=0)["a"]) == 5
 
 
 @pytest.mark.parametrize("text", ["", "1", "0,8", "8,", "8;9", "8.5", "-8"])

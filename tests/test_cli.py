@@ -567,7 +567,7 @@ def test_stacks_and_empty_matrices_where_one_matrix_is_needed():
         (("converge", "--schedule", "svd", "--steps", "3"), "stopping test"),
         (("converge", "--schedule", "svd", "--precision", "bfloat16"), "float32 or float64"),
         (("compare", "--precision", "bf16"), "did you mean 'bfloat16'"),
-        (("compare", "--format", "gif"), "'png', 'pdf', 'svg'"),
+        (("compare", "--image-format", "gif"), "'png', 'pdf', 'svg'"),
         (("compare", "--matrix", "all"), "not both"),
     ],
 )
@@ -796,9 +796,21 @@ def test_compare_plots(here):
     for name in found["plots"]:
         assert name.startswith(os.path.join("polarlib-plots", ONE))
         assert (here / name).read_bytes().startswith(b"\x89PNG")
-    text = done("compare", "A.npy", "--plots", "P", "--format", "svg", "--precision", "float32")
+    text = done(
+        "compare", "A.npy", "--plots", "P", "--image-format", "svg", "--precision", "float32"
+    )
     assert "4 plots are in P" in text
     assert {path.suffix for path in (here / "P").iterdir()} == {".svg"}
+
+
+def test_the_former_name_of_an_option(here):
+    """Until 0.3."""
+    assert "--format" not in done("compare", "--help")
+    args = ("A.npy", "--plots", "P", "--precision", "float32", "--format", "pdf")
+    assert "! --format is now --image-format" in done("compare", *args)
+    found = document("compare", *args)
+    assert "--image-format" in found["notes"][0]
+    assert {path.suffix for path in (here / "P").iterdir()} == {".pdf"}
 
 
 def test_compare_takes_representative_matrices(monkeypatch):
@@ -812,15 +824,21 @@ def test_compare_takes_representative_matrices(monkeypatch):
 
 
 def test_timing_is_of_the_median_call(monkeypatch):
-    clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 11.0])
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
-    calls = []
-    assert compare._timed(lambda: calls.append(0)) == (2.0, None)
-    assert len(calls) == 4  # one to warm up
+    given = []
+
+    def by_turns(functions, seconds, **rest):
+        (compute,) = functions.values()
+        given.append((seconds, rest))
+        compute()
+        return {name: [1.0, 8.0, 2.0] for name in functions}
+
+    monkeypatch.setattr(compare, "by_turns", by_turns)
+    assert {row["seconds"] for row in compared("A.npy", "--no-plots")} == {2.0}
+    assert given[0] == (0.05, {"least": 3, "most": 15, "pause": 0, "burst": 0})
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch):
-    monkeypatch.setattr(console, "PATIENCE", -1.0)
+    monkeypatch.setattr(console, "PROGRESS_AFTER", -1.0)
     result = invoke("compare", "A.npy", "--no-plots")
     assert result.stderr == ""
     result = invoke("compare", "A.npy", "--no-plots", FORCE_COLOR="1")

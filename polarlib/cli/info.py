@@ -27,14 +27,14 @@ from polarlib.cli.console import (
     check_outputs,
     collected_warnings,
     command,
-    fact_lines,
+    grid,
     numbered_columns,
+    paragraph,
     progress_bar,
     say,
     say_json,
     say_notes,
-    table_lines,
-    wrapped,
+    tabulated,
     write_named,
 )
 from polarlib.design.cost_tables import read_costs
@@ -66,7 +66,7 @@ def report(
         ("outside", ">", lambda s: s["outside"]),
         ("not run", ">", lambda s: s["not run"]),
     ]
-    say(*table_lines(columns, studies), f"Written to {output}.")
+    say(*tabulated(columns, studies), f"Written to {output}.")
 
 
 # -- bench -----------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def bench(
             say_json({"rows": found, "notes": notes})
             return
         say(
-            *table_lines(
+            *tabulated(
                 [
                     ("format", "<", lambda row: row["format"]),
                     ("size", ">", lambda row: row["size"]),
@@ -128,7 +128,7 @@ def bench(
                 found,
             ),
             "",
-            *wrapped(
+            paragraph(
                 "Gaussian matrices, by turns; medians over rounds, of times and of their ratios. "
                 "SVDs with the two products that make U and H."
             ),
@@ -150,7 +150,7 @@ def bench(
     say(
         f"{name}, {kind}: costs in products of two n x n matrices",
         "",
-        *table_lines(
+        *tabulated(
             numbered_columns(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows
         ),
     )
@@ -198,7 +198,7 @@ def info(as_json: Json = False) -> None:
     }
     formats = document["formats"]
     rows = [[form, *(formats[name].get(form, "-") for name in formats)] for form in FORMATS]
-    say(*fact_lines(facts), "", *table_lines(numbered_columns(["format", *formats], "<"), rows))
+    say(grid(facts.items()), "", *tabulated(numbered_columns(["format", *formats], "<"), rows))
 
 
 def _packages() -> dict[str, str | None]:

@@ -1,0 +1,44 @@
+"""Packages that only an extra installs, such as matplotlib by ``polarlib[plot]``."""
+
+from __future__ import annotations
+
+import importlib
+
+__all__ = ["MissingExtraError", "require"]
+
+
+class MissingExtraError(ImportError):
+    """A package of an extra is not installed; the message names the extra."""
+
+
+def require(subject: str, extra: str, *packages: str) -> None:
+    """Import packages, or raise an error that names the extra which installs them.
+
+    Parameters
+    ----------
+    subject : str
+        Part of polarlib that needs the packages, as the message names it.
+    extra : str
+        Name of the extra in pyproject.toml.
+    *packages : str
+        Names of the packages.
+
+    Raises
+    ------
+    MissingExtraError
+        If one of them is not installed.
+
+    Examples
+    --------
+    >>> require("polarlib.sound", "sound", "loudspeaker")
+    Traceback (most recent call last):
+    polarlib._extras.MissingExtraError: polarlib.sound needs loudspeaker; install polarlib[sound]
+    """
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name not in packages:  # a package is there, and damaged
+            raise
+        text = f"{subject} needs {' and '.join(packages)}; install polarlib[{extra}]"
+        raise MissingExtraError(text) from None
