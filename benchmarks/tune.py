@@ -31,7 +31,7 @@ from polarlib.design import (
     power_law,
     spectrum,
 )
-from polarlib.files import shipped
+from polarlib.files import sample_matrices
 from polarlib.files.whole import write_whole
 
 FIXED = 1e-3
@@ -52,7 +52,7 @@ def spectra(quick: bool) -> list[Spectrum]:
         power_law(0.5, 1e-4),
         power_law(2.0, 1e-3),
     ]
-    for name, matrix in list(shipped().items())[: 1 if quick else None]:
+    for name, matrix in list(sample_matrices().items())[: 1 if quick else None]:
         values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
         found.append(spectrum(values)._replace(name=name))
     return found
@@ -79,7 +79,7 @@ def row(sp: Spectrum, steps: int) -> dict[str, Any]:
 
 def main(
     to_json: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
-    quick: Annotated[bool, typer.Option(help="2 and 3 steps, one shipped matrix.")] = False,
+    quick: Annotated[bool, typer.Option(help="2 and 3 steps, one bundled matrix.")] = False,
 ) -> None:
     """Print both tables."""
     console = Console(width=130)

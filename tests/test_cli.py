@@ -23,7 +23,7 @@ from polarlib.cli import compare, console
 A = np.random.default_rng(0).standard_normal((6, 4))
 # What the surroundings of a test run might set.
 PLAIN = dict.fromkeys(("COLUMNS", "POLARLIB_TRACEBACK", "NO_COLOR", "FORCE_COLOR"))
-ONE = "digits_head_late"  # the smallest shipped matrix
+ONE = "digits_head_late"  # the smallest bundled matrix
 
 
 @pytest.fixture(autouse=True)
@@ -491,9 +491,11 @@ def test_polar_of_narrow_tensors(name):
     np.testing.assert_array_equal(u, polarlib.polar(a.astype(np.float32)).unitary)
 
 
-def test_polar_of_a_shipped_matrix():
+def test_polar_of_a_bundled_matrix():
     done("polar", ONE, "-o", "U.npy")
-    np.testing.assert_array_equal(np.load("U.npy"), polarlib.polar(files.shipped()[ONE]).unitary)
+    np.testing.assert_array_equal(
+        np.load("U.npy"), polarlib.polar(files.sample_matrices()[ONE]).unitary
+    )
     assert f"did you mean '{ONE}'" in refused("polar", ONE[:-1])
 
 
@@ -679,7 +681,7 @@ def test_converge_files(here):
         text = done("converge", ONE, "--plot", name, "--csv", "out.csv")
         assert f"Written to {name}." in text
         assert (here / name).read_bytes().startswith(magic)
-    polarlib.measure(files.shipped()[ONE], "auto").to_csv("expected.csv")
+    polarlib.measure(files.sample_matrices()[ONE], "auto").to_csv("expected.csv")
     assert (here / "out.csv").read_text() == (here / "expected.csv").read_text()
 
 
@@ -814,11 +816,11 @@ def test_the_former_name_of_an_option(here):
 
 
 def test_compare_takes_representative_matrices(monkeypatch):
-    shipped = files.shipped()
-    assert set(console.REPRESENTATIVE) < set(shipped)
+    bundled = files.sample_matrices()
+    assert set(console.REPRESENTATIVE) < set(bundled)
     monkeypatch.setattr(compare, "REPRESENTATIVE", (ONE,))
     assert {row["matrix"] for row in compared("--no-plots")} == {ONE}
-    monkeypatch.setattr(files, "shipped", lambda: {"x": A, "y": A})
+    monkeypatch.setattr(files, "sample_matrices", lambda: {"x": A, "y": A})
     assert {row["matrix"] for row in compared("--no-plots", "--matrix", "all")} == {"x", "y"}
     assert "'all', 'x', 'y'" in refused("compare", "--matrix", "z")
 

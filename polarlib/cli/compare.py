@@ -166,7 +166,7 @@ def _chosen(file: str | None, names: list[str] | None) -> dict[str, np.ndarray]:
         if names:
             raise ValueError("give FILE or --matrix, not both")
         return {file: read_matrix(file, single=True)}
-    known = files.shipped()
+    known = files.sample_matrices()
     for name in names or ():
         if name not in ("all", *known):
             raise ValueError(f"unknown --matrix {name!r}; {nearest(name, ['all', *known])}")

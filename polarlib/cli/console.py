@@ -179,10 +179,10 @@ def save_picture(ax: Any, path: Path) -> None:
 
 
 def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
-    """A matrix or stack from a file, or a shipped matrix; checked, so that messages name it."""
+    """A matrix or stack from a file, or a bundled matrix; checked, so that messages name it."""
     file, _ = files.split(source)
     if not file.exists() and not file.suffix:
-        known = files.shipped()
+        known = files.sample_matrices()
         if source not in known:
             raise ValueError(
                 f"{source}: neither a file nor a matrix that comes with polarlib; "
