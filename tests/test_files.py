@@ -848,7 +848,7 @@ def test_sample_matrices_are_the_callers_own():
 
 def test_former_names():
     """Until 0.3."""
-    with pytest.warns(DeprecationWarning, match=r"files\.shipped is now files\.sample_matrices;"):
+    with pytest.warns(DeprecationWarning, match=r"shipped is now files\.sample_matrices;"):
         matrices = files.shipped()
     assert all((a == matrices[name]).all() for name, a in files.sample_matrices().items())
     with pytest.warns(DeprecationWarning, match=r"stories is now .*metadata; .*ends with polarlib"):

@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import tomllib
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -21,6 +20,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from polarlib._renamed import warn_renamed
 from polarlib.arrays import checks
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.memory import physical_memory
@@ -305,19 +305,14 @@ def _metadata() -> dict[str, Any]:
 
 def shipped() -> dict[str, np.ndarray]:
     """Former name of :func:`sample_matrices`, until 0.3."""
-    _renamed("shipped", "sample_matrices")
+    warn_renamed("files.shipped", "files.sample_matrices")
     return sample_matrices()
 
 
 def stories() -> dict[str, dict[str, Any]]:
     """Former name of :func:`sample_metadata`, until 0.3, with `description` as `story` too."""
-    _renamed("stories", "sample_metadata")
+    warn_renamed("files.stories", "files.sample_metadata")
     return {name: m | {"story": m["description"]} for name, m in sample_metadata().items()}
-
-
-def _renamed(old: str, new: str) -> None:
-    text = f"polarlib.files.{old} is now files.{new}; the former name ends with polarlib 0.3"
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 def _kind(file: Path) -> str:
