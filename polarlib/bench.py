@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Array = Any
+Library = Literal["numpy", "torch", "jax", "cupy", "array_api_strict"]
+Device = Literal["cpu", "gpu"]
 
 # Where arrays are made, and the package whose version says which library it was.
 LIBRARIES = {
@@ -319,11 +321,11 @@ def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
 
 
 def calibrate(
-    library: str,
+    library: Library,
     *,
     sizes: Sequence[int],
     seconds: float,
-    device: str = "cpu",
+    device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> cost_tables.Tables:
     """Measure the costs of a library's kernels on this machine.
@@ -447,11 +449,11 @@ def _toml(tables: cost_tables.Tables) -> str:
 
 
 def compare(
-    library: str = "numpy",
+    library: Library = "numpy",
     *,
     sizes: Sequence[int],
     seconds: float,
-    device: str = "cpu",
+    device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """Time polar() and orthogonalize() beside what else gives a polar factor, on this machine.

@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,9 +106,9 @@ def bench(
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
-    measure = bench.calibrate if calibrate else bench.compare
+    measure: Callable[..., Any] = bench.calibrate if calibrate else bench.compare
     with progress_bar(len(listed) * 2) as advance, collected_warnings() as notes:
-        found: Any = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+        found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
     if not calibrate:
         if as_json:
             say_json({"rows": found, "notes": notes})
