@@ -1,9 +1,8 @@
-"""What ``polarlib bench`` does: time polar() beside its peers, and measure what kernels cost.
+"""What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
 
-Everything is timed by turns, in an order that rotates, so that all meet the same machine: its other
-work and its clock. Before each turn there is a pause, in which the idle threads of what was timed
-before fall asleep: NumPy and SciPy, for one, bring a pool of threads each, and one that still looks
-for work makes a small product of the other a hundred times slower.
+Before each turn of :func:`polarlib.timing.interleaved` there is a pause, in which the idle threads
+of the function before fall asleep: NumPy and SciPy bring a pool of threads each, and one whose
+threads still wait for work makes a small product of the other a hundred times slower.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -30,15 +28,14 @@ from polarlib.decomposition import polar
 from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
+from polarlib.timing import interleaved, ratios
 
 __all__ = [
     "LIBRARIES",
     "add_costs",
-    "by_turns",
     "calibrate",
     "compare",
     "kernels",
-    "ratios",
     "sizes_of",
 ]
 
@@ -60,9 +57,7 @@ LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
 LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
-# A turn is the median of calls that take BURST seconds together, of LEAST where they are SHORT:
-# the first after the pause may wait long for its threads.
-BURST, SHORT = 0.01, 0.1
+BURST = 0.01  # seconds that the calls of a turn take together
 LANCZOS_STEPS = 8
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
@@ -74,78 +69,8 @@ HEAD = """\
 # -- timing ----------------------------------------------------------------------------------
 
 
-def by_turns(
-    functions: dict[str, Callable[[], Any]],
-    seconds: float,
-    *,
-    least: int = LEAST,
-    most: int = MOST,
-    pause: float | None = None,
-    burst: float | None = None,
-) -> dict[str, list[float]]:
-    """Time functions by turns, after one warm-up each.
-
-    Parameters
-    ----------
-    functions : dict
-        Functions without arguments, by name.
-    seconds : float
-        For about how long, the warm-up not counted.
-    least : int, optional
-        Rounds to take even if that takes longer.
-    most : int, optional
-        Rounds after which no further one begins.
-    pause : float, optional
-        Seconds to wait before each turn, 0.1 by default.
-    burst : float, optional
-        Seconds that the calls of a turn take together, 0.01 by default; 0 for one call per turn.
-
-    Returns
-    -------
-    dict
-        Seconds of a call in each round, by name: the median over the turn.
-
-    Examples
-    --------
-    >>> {name: len(times) for name, times in by_turns({"sum": lambda: sum((1, 2))}, 0).items()}
-    {'sum': 3}
-    """
-    for f in functions.values():
-        f()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    names = list(functions)
-    end = time.perf_counter() + seconds
-    for done in range(most):
-        if done >= least and time.perf_counter() >= end:
-            break
-        turn = done % len(names)
-        for name in names[turn:] + names[:turn]:
-            time.sleep(PAUSE if pause is None else pause)
-            times[name].append(_turn(functions[name], BURST if burst is None else burst))
-    return times
-
-
-def _turn(function: Callable[[], Any], burst: float) -> float:
-    """Median seconds of a call over a turn."""
-    each: list[float] = []
-    spent = 0.0
-    while not each or (burst and (spent < burst or (len(each) < LEAST and min(each) < SHORT))):
-        begun = time.perf_counter()
-        function()
-        each.append(time.perf_counter() - begun)
-        spent += each[-1]
-    return statistics.median(each)
-
-
-def ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
-    """Return the times of a reference over those of a function, round by round.
-
-    Examples
-    --------
-    >>> ratios({"a": [2.0, 3.0], "b": [1.0, 6.0]}, "a", "b")
-    [2.0, 0.5]
-    """
-    return [r / t for r, t in zip(times[reference], times[name], strict=True)]
+def _times(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    return interleaved(functions, seconds, least=LEAST, most=MOST, pause=PAUSE, burst=BURST)
 
 
 def _finished(x: Array, ops: Ops) -> Array:
@@ -372,7 +297,7 @@ def calibrate(
         for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
-                times = by_turns(kernels(n, format_name, make), share)
+                times = _times(kernels(n, format_name, make), share)
                 for name, column in table[format_name].items():
                     ratio = 1 / statistics.median(ratios(times, "matmul", name))
                     column.append(float(f"{ratio:.3g}"))
@@ -508,7 +433,7 @@ def _compared(
     }
     if library == "numpy":
         del functions["numpy svd"]
-    times = by_turns(functions, seconds)
+    times = _times(functions, seconds)
     product = statistics.median(times.pop("product"))
     rows = []
     for name, each in times.items():

@@ -828,15 +828,15 @@ def test_compare_takes_representative_matrices(monkeypatch):
 def test_timing_is_of_the_median_call(monkeypatch):
     given = []
 
-    def by_turns(functions, seconds, **rest):
+    def interleaved(functions, seconds, **rest):
         (compute,) = functions.values()
         given.append((seconds, rest))
         compute()
         return {name: [1.0, 8.0, 2.0] for name in functions}
 
-    monkeypatch.setattr(compare, "by_turns", by_turns)
+    monkeypatch.setattr(compare, "interleaved", interleaved)
     assert {row["seconds"] for row in compared("A.npy", "--no-plots")} == {2.0}
-    assert given[0] == (0.05, {"least": 3, "most": 15, "pause": 0, "burst": 0})
+    assert given[0] == (0.05, {"least": 3, "most": 15})
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch):

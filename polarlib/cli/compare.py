@@ -20,7 +20,6 @@ from polarlib import files
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of, printable
-from polarlib.bench import by_turns
 from polarlib.cli.console import (
     DEFAULT,
     KINDS,
@@ -44,6 +43,7 @@ from polarlib.cli.console import (
     write_named,
 )
 from polarlib.result import Status, Trace
+from polarlib.timing import interleaved
 
 METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
 METHOD_FORMATS = ("float64", "float32")
@@ -207,8 +207,7 @@ def _compared(
     }
     try:
         with collected_warnings() as notes:
-            turns: dict[str, Any] = {"least": TIMED, "most": TIMED_MOST, "pause": 0, "burst": 0}
-            (times,) = by_turns({method: compute}, TIMED_SECONDS, **turns).values()
+            times = interleaved({"": compute}, TIMED_SECONDS, least=TIMED, most=TIMED_MOST)[""]
             # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
             # whose threads wait for one another, and longer where another process computes.
             with threadpoolctl.threadpool_limits(1):

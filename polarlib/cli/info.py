@@ -130,8 +130,8 @@ def bench(
             ),
             "",
             paragraph(
-                "Gaussian matrices, by turns; medians over rounds, of times and of their ratios. "
-                "SVDs with the two products that make U and H."
+                "Gaussian matrices, interleaved runs; medians over rounds, of times and of their "
+                "ratios. SVDs with the two products that make U and H."
             ),
         )
         say_notes(notes)
