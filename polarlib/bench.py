@@ -37,6 +37,7 @@ __all__ = [
     "compare",
     "kernels",
     "sizes_of",
+    "usable_processors",
 ]
 
 Array = Any
@@ -306,16 +307,26 @@ def calibrate(
 
 def _where(library: str, device: str) -> str:
     """The command and the machine, for the file's reader."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity else os.cpu_count()
     versions = [LIBRARIES[library][1]] + (["scipy"] if library == "numpy" else [])
     with contextlib.suppress(metadata.PackageNotFoundError):  # cupy-cuda13x has another name
         versions = [f"{name} {metadata.version(name)}" for name in versions]
     option = "" if device == "cpu" or library == "cupy" else f" --device {device}"
     return (
         f"polarlib bench --calibrate --library {library}{option}; {platform.machine()}, "
-        f"{processors} processors, {', '.join(versions)}"
+        f"{usable_processors()} processors, {', '.join(versions)}"
     )
+
+
+def usable_processors() -> int | None:
+    """Return the number of processors that this process may use, where the system reports it.
+
+    Examples
+    --------
+    >>> usable_processors() >= 1
+    True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def add_costs(path: Path, tables: cost_tables.Tables) -> None:

@@ -22,6 +22,7 @@ from polarlib.arrays.entry import libraries
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
+from polarlib.bench import usable_processors
 from polarlib.cli.console import (
     Column,
     Json,
@@ -178,7 +179,7 @@ def info(as_json: Json = False) -> None:
         "blas": _blas(),
         "thread_pools": _thread_pools(),
         "processors": os.cpu_count(),
-        "processors_usable": _usable_processors(),
+        "processors_usable": usable_processors(),
     }
     if as_json:
         say_json(document)
@@ -204,9 +205,9 @@ def info(as_json: Json = False) -> None:
 
 def _packages() -> dict[str, str | None]:
     """Versions of the packages that polarlib uses, None where one is missing."""
-    names = "numpy scipy array-api-compat matplotlib mpmath rich typer ml_dtypes safetensors"
+    names = "numpy scipy array-api-compat mpmath typer rich threadpoolctl matplotlib jinja2"
     found: dict[str, str | None] = {}
-    for name in names.split():
+    for name in (*names.split(), "ml_dtypes", "safetensors"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -249,9 +250,3 @@ def _thread_pools() -> list[dict[str, Any]]:
         {"library": p["internal_api"], "version": p["version"], "threads": p["num_threads"]}
         for p in threadpoolctl.threadpool_info()
     ]
-
-
-def _usable_processors() -> int | None:
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
