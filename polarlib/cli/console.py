@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import logging
@@ -277,13 +278,12 @@ def _width() -> int:
 
 def say(*parts: RenderableType) -> None:
     """Print lines as they are, with control characters escaped, and what rich lays out."""
-    console = _console()
-    with console.capture() as captured:
-        for part in parts:
-            line = isinstance(part, str | Text)
-            text = Text(printable(part)) if isinstance(part, str) else part
-            console.print(text, soft_wrap=line)
-    _write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))  # rich fills columns up
+    console = _console()  # which looks at standard output for what it can show
+    console.file = text = io.StringIO()
+    for part in parts:
+        line = isinstance(part, str | Text)
+        console.print(Text(printable(part)) if isinstance(part, str) else part, soft_wrap=line)
+    _write(re.sub(r" +$", "", text.getvalue(), flags=re.MULTILINE))  # rich fills columns up
 
 
 def say_json(document: dict[str, Any]) -> None:

@@ -28,18 +28,6 @@ from polarlib.arrays.ops import dtype_name, ops_of
 from polarlib.files.matrix_market import read_market
 from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
 
-__all__ = [
-    "SUFFIXES",
-    "names",
-    "read",
-    "sample_matrices",
-    "sample_metadata",
-    "split",
-    "write_npy",
-    "write_npys",
-]
-
-
 SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
 
 # How files begin; .safetensors files begin with the length of their header.
@@ -287,13 +275,10 @@ def sample_metadata() -> dict[str, dict[str, Any]]:
     'The easiest one: a tall, well-conditioned matrix with a slowly decaying spectrum.'
     """
     metadata = _metadata()
+    networks, shared = metadata["network"], ("data", "licence", "attribution")
     return {
-        fact["name"]: fact
-        | {
-            key: metadata["network"][fact["network"]][key]
-            for key in ("data", "licence", "attribution")
-        }
-        for fact in metadata["matrix"]
+        m["name"]: m | {key: networks[m["network"]][key] for key in shared}
+        for m in metadata["matrix"]
     }
 
 
