@@ -2,14 +2,14 @@
 
 import sys
 
-from polarlib._extras import MissingExtraError
-
 
 def main() -> None:
     """Run the command line, or name the extra that installs it; never returns."""
     try:
         from polarlib.cli import main as run
-    except MissingExtraError as error:
+    except ModuleNotFoundError:  # a package is there, and damaged
+        raise
+    except ImportError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     run()

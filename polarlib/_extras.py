@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-__all__ = ["MissingExtraError", "require"]
-
-
-class MissingExtraError(ImportError):
-    """A package of an extra is not installed; the message names the extra."""
+__all__ = ["require"]
 
 
 def require(subject: str, extra: str, *packages: str) -> None:
@@ -25,14 +21,14 @@ def require(subject: str, extra: str, *packages: str) -> None:
 
     Raises
     ------
-    MissingExtraError
+    ImportError
         If one of them is not installed.
 
     Examples
     --------
     >>> require("polarlib.sound", "sound", "loudspeaker")
     Traceback (most recent call last):
-    polarlib._extras.MissingExtraError: polarlib.sound needs loudspeaker; install polarlib[sound]
+    ImportError: polarlib.sound needs loudspeaker; install polarlib[sound]
     """
     try:
         for package in packages:
@@ -41,4 +37,4 @@ def require(subject: str, extra: str, *packages: str) -> None:
         if error.name not in packages:  # a package is there, and damaged
             raise
         text = f"{subject} needs {' and '.join(packages)}; install polarlib[{extra}]"
-        raise MissingExtraError(text) from None
+        raise ImportError(text) from None

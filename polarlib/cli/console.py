@@ -32,7 +32,6 @@ from typer.core import TyperGroup
 
 import polarlib
 from polarlib import files
-from polarlib._extras import MissingExtraError
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.entry import as_matrix, not_finite
 from polarlib.arrays.formats import docstring, printable
@@ -95,7 +94,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return where + error.strerror, 2
-    if isinstance(error, ValueError | TypeError | OSError | MissingExtraError):
+    if isinstance(error, ValueError | TypeError | OSError | ImportError):
         return str(error), 2
     text = " ".join(str(error).split())
     return (
