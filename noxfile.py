@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import nox
@@ -68,7 +69,9 @@ def device(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The default run with the oldest versions that pyproject.toml admits."""
-    needed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["files"]]
+    tools = ("cli", "files", "plot", "report")
+    extras = (PROJECT["optional-dependencies"][name] for name in tools)
+    needed = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras)]
     session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))
     # Old versions call what newer ones of their own dependencies deprecate.
     quiet = ("-W", "ignore::DeprecationWarning")

@@ -11,7 +11,6 @@ import itertools
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from polarlib.design.budget import DegreeSequence, frontier
 from polarlib.files.whole import write_whole
+from polarlib.timing import interleaved
 
 BUDGETS = range(6, 25)
 EXPONENTS = (1, 2, 3, 5, 7, 10, 16)
@@ -74,12 +74,12 @@ def rows(degrees: tuple[int, ...], precision: str | None) -> list[list[str]]:
 
 def seconds(precision: str | None) -> float:
     """Median time of a search, each on an interval that was not seen before."""
-    times = []
-    for k in range(9):
-        start = time.perf_counter()
-        frontier(1e-3 * (1 + k / 1000), SEARCHED, degrees=DEGREES, precision=precision)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])  # the first one imports mpmath
+    lowers = (1e-3 * (1 + k / 1000) for k in itertools.count())
+
+    def search() -> None:
+        frontier(next(lowers), SEARCHED, degrees=DEGREES, precision=precision)
+
+    return statistics.median(interleaved({"": search}, 0, least=8)[""])
 
 
 def main(

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing by turns, and the parts of pages that they make anew."""
+"""What the benchmarks share: parts of pages that they rewrite, and files of figures."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import importlib.util
 import json
 import os
 import platform
-import time
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from polarlib.files.whole import write_whole
-
-
-def interleaved(functions: list[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """Time functions by turns, after one warm-up each, for about `seconds` in all."""
-    for f in functions:
-        f()
-    times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for f, t in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            f()
-            t.append(time.perf_counter() - start)
-    return times
 
 
 def replace_part(page: Path, name: str, body: str) -> None:

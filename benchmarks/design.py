@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from polarlib import design
+from polarlib.timing import interleaved
 
 SECONDS = 1.0  # spent on each line at least, five calls at least
 
@@ -38,14 +38,7 @@ def forget() -> None:
 
 def median(f: Callable[[], Any]) -> tuple[float, int]:
     """Median milliseconds of a call, and the number of calls."""
-    f()
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while time.perf_counter() < end or len(times) < 5:
-        forget()
-        start = time.perf_counter()
-        f()
-        times.append(time.perf_counter() - start)
+    times = interleaved({"": f}, SECONDS, before=forget)[""]
     return 1e3 * statistics.median(times), len(times)
 
 

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 import polarlib
-from polarlib.files import shipped
+from polarlib.files import sample_matrices
 from polarlib.files.whole import write_whole
 
 FORMATS = ("bfloat16", "float16", "float32")
@@ -50,7 +50,7 @@ def figures(a: np.ndarray, q: np.ndarray) -> dict[str, float]:
 
 def row(matrix: str, precision: str, name: str) -> dict[str, Any]:
     """A published set beside the default schedule of as many products, on one bundled matrix."""
-    a = shipped()[matrix]
+    a = sample_matrices()[matrix]
     s = polarlib.schedule(name)
     options = {"precision": precision, "form": "plain"}
     q = stress.factor(a, schedule=s, **options)
@@ -88,7 +88,7 @@ def main(
     rows = [
         row(matrix, precision, name)
         for precision in FORMATS
-        for matrix in shipped()
+        for matrix in sample_matrices()
         for name in polarlib.schedules()
     ]
     Console(highlight=False, soft_wrap=True).print("\n".join(summary(rows)))

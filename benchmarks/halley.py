@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 import typer
-from common import interleaved, replace_part
+from common import replace_part
 
 import polarlib
 from polarlib import design
@@ -25,6 +25,7 @@ from polarlib._methods.halley import LOWER, halley, rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to
+from polarlib.timing import interleaved
 from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 FORMATS = ("bfloat16", "float16")
@@ -143,8 +144,8 @@ def seconds() -> str:
         def theirs(form: str, x: Any = x) -> Callable[[], Any]:
             return lambda: polarlib.orthogonalize(x, schedule=quintics, form=form)
 
-        times = interleaved([ours, theirs("plain"), theirs("gram")], SECONDS)
-        best = [1e3 * min(t) for t in times]
+        functions = {"halley": ours, "plain": theirs("plain"), "gram": theirs("gram")}
+        best = [1e3 * min(t) for t in interleaved(functions, SECONDS).values()]
         each = " | ".join(f"{t:.1f}" for t in best)
         rows.append(f"| {m} × {n} | {each} | {best[0] / min(best[1:]):.2f} |")
     return "\n".join(rows)

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import interleaved, replace_part
+from common import replace_part
 from rich.console import Console
 from rich.table import Table
 
 import polarlib
 from polarlib import norms
+from polarlib.timing import interleaved, ratios
 
 SHAPES = [(512, 512), (1024, 1024), (2048, 512)]
 SECONDS = 6.0
@@ -44,10 +45,11 @@ def matrices() -> list[tuple[str, Any]]:
 def ratio(g: Any) -> tuple[int, float, float, list[float]]:
     """Calls, median milliseconds of orthogonalize, ratio of medians, quartiles of ratios."""
     lmo = norms.spectral(polar="polar_express").lmo
-    times = interleaved([lambda: polarlib.orthogonalize(g), lambda: lmo(g)], SECONDS)
-    base, other = map(statistics.median, times)
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    return len(ratios), 1e3 * base, other / base, statistics.quantiles(ratios, n=4)[::2]
+    functions = {"lmo": lambda: lmo(g), "base": lambda: polarlib.orthogonalize(g)}
+    times = interleaved(functions, SECONDS)
+    other, base = map(statistics.median, times.values())
+    slower = ratios(times, "lmo", "base")
+    return len(slower), 1e3 * base, other / base, statistics.quantiles(slower, n=4)[::2]
 
 
 def main(

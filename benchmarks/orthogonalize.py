@@ -5,7 +5,7 @@
 
 The first command measures the cases whose name contains the text ("torch bfloat16 1024 x 1024", all
 without one) and adds them to a file of figures; the second makes the page of that file. Everything
-is timed by turns with a pause before each, on the same data in one process.
+is timed interleaved, with a pause before each, on the same data in one process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from rich.table import Table
 from stress import ours
 
 import polarlib
-from polarlib.bench import by_turns
+from polarlib.bench import BURST, MOST, PAUSE
 from polarlib.files.whole import write_whole
+from polarlib.timing import interleaved, ratios
 
 Array = Any
 
@@ -219,14 +220,14 @@ def workspace(library: str, precision: str, shape: tuple[int, ...]) -> dict[str,
 
 def measured(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
     """Medians and quartiles of times, of ratios to the textbook loop, and to the products."""
-    times = by_turns(functions, seconds, least=5)
+    times = interleaved(functions, seconds, most=MOST, pause=PAUSE, burst=BURST)
     rows = {}
     for name, each in times.items():
         row: dict[str, Any] = {"milliseconds": 1e3 * statistics.median(each), "rounds": len(each)}
         for reference in ("textbook", "products"):
-            ratios = [r / t for r, t in zip(times[reference], each, strict=True)]
-            row[reference] = statistics.median(ratios)
-            row[f"{reference} quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+            faster = ratios(times, reference, name)
+            row[reference] = statistics.median(faster)
+            row[f"{reference} quartiles"] = statistics.quantiles(faster, n=4)[::2]
         rows[name] = row
     return rows
 

@@ -6,7 +6,7 @@
     python benchmarks/polar.py --page docs/polar_benchmarks.md
 
 A call measures some cases and adds them to a file of figures; the last one makes the tables and the
-picture of a page from it. Every contender is timed by turns with scipy.linalg.polar and a matrix
+picture of a page from it. Every contender is timed interleaved with scipy.linalg.polar and a matrix
 product, on the same matrix in the same process: ratios are medians of the ratios of single rounds.
 Where others give an SVD only, the two products that make U and H of it are timed with it, as
 SciPy's own are.
@@ -33,9 +33,10 @@ import polarlib
 from polarlib import design
 from polarlib._methods.qdwh import weights
 from polarlib.arrays.ops import ops_of
-from polarlib.bench import by_turns
+from polarlib.bench import BURST, MOST, PAUSE
 from polarlib.design.zolotarev import best_steps
 from polarlib.files.whole import write_whole
+from polarlib.timing import interleaved, ratios
 from polarlib.zoo import with_singular_values
 
 HERE = Path(__file__).parent
@@ -185,12 +186,13 @@ def measured(
 
     functions = {name: kept(name, f) for name, f in contenders(a, wanted).items()}
     functions[PRODUCT] = lambda: ops.matmul(a, square)
-    times = by_turns(functions, seconds, least=rounds, pause=pause)
+    rest = PAUSE if pause is None else pause
+    times = interleaved(functions, seconds, least=rounds, most=MOST, pause=rest, burst=BURST)
     product = statistics.median(times.pop(PRODUCT))
     reference = statistics.median(times[REFERENCE])
     rows = {}
     for name, each in times.items():
-        ratios = [s / t for s, t in zip(times[REFERENCE], each, strict=True)]
+        faster = ratios(times, REFERENCE, name)
         middle = statistics.median(each)
         result = last[name]
         rows[name] = {
@@ -198,8 +200,8 @@ def measured(
             "matrix_products": middle / product,
             "reference_milliseconds": 1e3 * reference,
             "reference_products": reference / product,
-            "ratio": statistics.median(ratios),
-            "quartiles": statistics.quantiles(ratios, n=4)[::2],
+            "ratio": statistics.median(faster),
+            "quartiles": statistics.quantiles(faster, n=4)[::2],
             "rounds": len(each),
             **accuracy(a, *(np.asarray(x) for x in result)),
         }

@@ -19,13 +19,14 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.linalg
 import typer
-from common import interleaved, replace_part
+from common import replace_part
 from rich.console import Console
 from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 import polarlib
 from polarlib.files.whole import write_whole
+from polarlib.timing import interleaved, ratios
 
 COUNT = 200_000
 SECONDS = 6.0
@@ -104,16 +105,12 @@ def main(
     cells = []
     for name, a in stacks(count):
         functions = contenders(a)
-        times = interleaved([f for f, _ in functions.values()], seconds)
-        each = [
-            [t / taken for t in ts]
-            for ts, (_, taken) in zip(times, functions.values(), strict=True)
-        ]
+        times = interleaved({what: f for what, (f, _) in functions.items()}, seconds)
+        each = {what: [t / functions[what][1] for t in ts] for what, ts in times.items()}
         worst = float(polarlib.polar(a).backward_error.max())
-        for what, ts in zip(functions, each, strict=True):
-            ratios = [s / t for s, t in zip(each[0], ts, strict=True)]
-            low, _, high = statistics.quantiles(ratios, n=4)
-            ratio = statistics.median(each[0]) / statistics.median(ts)
+        for what, ts in each.items():
+            low, _, high = statistics.quantiles(ratios(each, "svd", what), n=4)
+            ratio = statistics.median(each["svd"]) / statistics.median(ts)
             error = f"{worst:.1e}" if what == "polar" else ""
             ns = f"{1e9 * statistics.median(ts):.0f}"
             cells.append((name, what, ns, f"{ratio:.2f}", f"{low:.2f}-{high:.2f}", error))

@@ -33,7 +33,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to, rounded
 from polarlib.engine.iterate import iterate
-from polarlib.files import shipped
+from polarlib.files import sample_matrices
 from polarlib.files.whole import write_whole
 from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
 
@@ -108,7 +108,7 @@ def stress_cases(
 
 def gradient_cases(precision: str, limit: int) -> list[Case]:
     """The gradients that the package ships, as many as wanted."""
-    return [case(name, a, precision) for name, a in list(shipped().items())[:limit]]
+    return [case(name, a, precision) for name, a in list(sample_matrices().items())[:limit]]
 
 
 def metrics(case: Case, q: np.ndarray) -> np.ndarray:

@@ -22,13 +22,14 @@ import numpy as np
 import scipy
 import scipy.sparse.linalg
 import typer
-from common import interleaved, replace_part
+from common import replace_part
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from polarlib.arrays.ops import ops_of
 from polarlib.norms import krylov, topk
+from polarlib.timing import interleaved
 
 SIZE, K = 500, 5
 TARGETS = (1e-2, 1e-4, 1e-6)
@@ -185,8 +186,8 @@ def times(cases: list[tuple[str, int, int]], seconds: float) -> list[list[str]]:
     for dtype, n, k in cases:
         a = gaussian(n, 1, dtype)
         functions = calls(a, k)
-        runs = interleaved([*functions.values()], seconds)
-        median = {c: 1e3 * statistics.median(t) for c, t in zip(functions, runs, strict=True)}
+        runs = interleaved(functions, seconds)
+        median = {c: 1e3 * statistics.median(t) for c, t in runs.items()}
         shown = [f"{median[c]:.1f}" if c in median else "" for c in COLUMNS]
         ratio = f"{median['arpack'] / median['svd']:.2f}"
         auto = topk.triplets(a, k).method

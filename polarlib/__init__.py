@@ -29,7 +29,7 @@ True
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarlib import design
 from polarlib._methods import methods
@@ -39,7 +39,6 @@ from polarlib._version import __version__
 from polarlib.decomposition import polar
 from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
 from polarlib.diagnose import measure
-from polarlib.norms.topk import top_singular
 from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
@@ -91,8 +90,18 @@ _LAZY = ("files", "norms", "plot", "testing", "updates")
 # Former names, until 0.3.
 _RENAMED = ("costs", "spectral_maps", "steps", "topk")
 
+if TYPE_CHECKING:
+    from polarlib import files, norms, plot, testing, updates
+    from polarlib.norms.topk import top_singular
+else:  # hidden from type checkers, which would take any name for an attribute
 
-def __getattr__(name: str) -> Any:
-    if name in (*_LAZY, *_RENAMED):
-        return importlib.import_module(f"polarlib.{name}")
-    raise AttributeError(f"module 'polarlib' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in (*_LAZY, *_RENAMED):
+            return importlib.import_module(f"polarlib.{name}")
+        if name == "top_singular":  # in a folder whose other files `import polarlib` does not need
+            return importlib.import_module("polarlib.norms.topk").top_singular
+        raise AttributeError(f"module 'polarlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,9 +1,8 @@
-"""What ``polarlib bench`` does: time polar() beside its peers, and measure what kernels cost.
+"""What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
 
-Everything is timed by turns, in an order that rotates, so that all meet the same machine: its other
-work and its clock. Before each turn there is a pause, in which the idle threads of what was timed
-before fall asleep: NumPy and SciPy, for one, bring a pool of threads each, and one that still looks
-for work makes a small product of the other a hundred times slower.
+Before each turn of :func:`polarlib.timing.interleaved` there is a pause, in which the idle threads
+of the function before fall asleep: NumPy and SciPy bring a pool of threads each, and one whose
+threads still wait for work makes a small product of the other a hundred times slower.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -31,10 +29,21 @@ from polarlib.decomposition import polar
 from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
+from polarlib.timing import interleaved, ratios
 
-__all__ = ["LIBRARIES", "add_costs", "by_turns", "calibrate", "compare", "kernels", "sizes_of"]
+__all__ = [
+    "LIBRARIES",
+    "add_costs",
+    "calibrate",
+    "compare",
+    "kernels",
+    "sizes_of",
+    "usable_processors",
+]
 
 Array = Any
+Library = Literal["numpy", "torch", "jax", "cupy", "array_api_strict"]
+Device = Literal["cpu", "gpu"]
 
 # Where arrays are made, and the package whose version says which library it was.
 LIBRARIES = {
@@ -50,9 +59,7 @@ LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
 LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
-# A turn is the median of calls that take BURST seconds together, of LEAST where they are SHORT:
-# the first after the pause may wait long for its threads.
-BURST, SHORT = 0.01, 0.1
+BURST = 0.01  # seconds that the calls of a turn take together
 LANCZOS_STEPS = 8
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
@@ -64,65 +71,8 @@ HEAD = """\
 # -- timing ----------------------------------------------------------------------------------
 
 
-def by_turns(
-    functions: dict[str, Callable[[], Any]],
-    seconds: float,
-    *,
-    least: int = LEAST,
-    pause: float | None = None,
-) -> dict[str, list[float]]:
-    """Time functions by turns, after one warm-up each.
-
-    Parameters
-    ----------
-    functions : dict
-        Functions without arguments, by name.
-    seconds : float
-        For about how long, the warm-up not counted.
-    least : int, optional
-        Rounds to take even if that takes longer.
-    pause : float, optional
-        Seconds to wait before each turn, 0.1 by default.
-
-    Returns
-    -------
-    dict
-        Seconds of a call in each round, by name.
-
-    Examples
-    --------
-    >>> {name: len(times) for name, times in by_turns({"sum": lambda: sum((1, 2))}, 0).items()}
-    {'sum': 3}
-    """
-    for f in functions.values():
-        f()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    names = list(functions)
-    end = time.perf_counter() + seconds
-    for done in range(MOST):
-        if done >= least and time.perf_counter() >= end:
-            break
-        turn = done % len(names)
-        for name in names[turn:] + names[:turn]:
-            time.sleep(PAUSE if pause is None else pause)
-            times[name].append(_burst(functions[name]))
-    return times
-
-
-def _burst(function: Callable[[], Any]) -> float:
-    """Median seconds of a call over a turn."""
-    each: list[float] = []
-    spent = 0.0
-    while spent < BURST or (len(each) < LEAST and min(each) < SHORT):
-        begun = time.perf_counter()
-        function()
-        each.append(time.perf_counter() - begun)
-        spent += each[-1]
-    return statistics.median(each)
-
-
-def _ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
-    return [r / t for r, t in zip(times[reference], times[name], strict=True)]
+def _times(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    return interleaved(functions, seconds, least=LEAST, most=MOST, pause=PAUSE, burst=BURST)
 
 
 def _finished(x: Array, ops: Ops) -> Array:
@@ -206,7 +156,7 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
 
     Examples
     --------
-    >>> sorted(kernels(4, "float64", np.asarray)) == sorted(costs.KERNELS)
+    >>> sorted(kernels(4, "float64", np.asarray)) == sorted(cost_tables.KERNELS)
     True
     """
     rng = np.random.default_rng(0)
@@ -282,11 +232,11 @@ def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
 
 
 def calibrate(
-    library: str,
+    library: Library,
     *,
     sizes: Sequence[int],
     seconds: float,
-    device: str = "cpu",
+    device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> cost_tables.Tables:
     """Measure the costs of a library's kernels on this machine.
@@ -333,25 +283,35 @@ def calibrate(
         for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
-                times = by_turns(kernels(n, format_name, make), share)
+                times = _times(kernels(n, format_name, make), share)
                 for name, column in table[format_name].items():
-                    ratio = 1 / statistics.median(_ratios(times, "matmul", name))
+                    ratio = 1 / statistics.median(ratios(times, "matmul", name))
                     column.append(float(f"{ratio:.3g}"))
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
 
 def _where(library: str, device: str) -> str:
     """The command and the machine, for the file's reader."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    processors = len(affinity(0)) if affinity else os.cpu_count()
     versions = [LIBRARIES[library][1]] + (["scipy"] if library == "numpy" else [])
     with contextlib.suppress(metadata.PackageNotFoundError):  # cupy-cuda13x has another name
         versions = [f"{name} {metadata.version(name)}" for name in versions]
     option = "" if device == "cpu" or library == "cupy" else f" --device {device}"
     return (
         f"polarlib bench --calibrate --library {library}{option}; {platform.machine()}, "
-        f"{processors} processors, {', '.join(versions)}"
+        f"{usable_processors()} processors, {', '.join(versions)}"
     )
+
+
+def usable_processors() -> int | None:
+    """Return the number of processors that this process may use, where the system reports it.
+
+    Examples
+    --------
+    >>> usable_processors() >= 1
+    True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def add_costs(path: Path, tables: cost_tables.Tables) -> None:
@@ -410,11 +370,11 @@ def _toml(tables: cost_tables.Tables) -> str:
 
 
 def compare(
-    library: str = "numpy",
+    library: Library = "numpy",
     *,
     sizes: Sequence[int],
     seconds: float,
-    device: str = "cpu",
+    device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """Time polar() and orthogonalize() beside what else gives a polar factor, on this machine.
@@ -469,11 +429,11 @@ def _compared(
     }
     if library == "numpy":
         del functions["numpy svd"]
-    times = by_turns(functions, seconds)
+    times = _times(functions, seconds)
     product = statistics.median(times.pop("product"))
     rows = []
     for name, each in times.items():
-        ratios = _ratios(times, "scipy.linalg.polar", name)
+        faster = ratios(times, "scipy.linalg.polar", name)
         rows.append(
             {
                 "library": library,
@@ -482,8 +442,8 @@ def _compared(
                 "function": name,
                 "milliseconds": 1e3 * statistics.median(each),
                 "matrix_products": statistics.median(each) / product,
-                "ratio": statistics.median(ratios),
-                "quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "ratio": statistics.median(faster),
+                "quartiles": statistics.quantiles(faster, n=4)[::2],
                 "rounds": len(each),
                 "method": polar(x).method if name == "polar" else "",
             }

@@ -18,12 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from polarlib._extras import require
 from polarlib.files.whole import load_json, read_whole, write_whole
 
 __all__ = ["collect", "render", "write"]
-
 
 MOST_FILES = 10_000  # in a folder of studies; one has about ten
 LIMIT = 2**26  # bytes of a file of a study
@@ -165,6 +163,9 @@ def render(studies: list[dict[str, Any]]) -> str:
     >>> "nothing to show" in render([])
     True
     """
+    require("polarlib.report", "report", "jinja2")
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

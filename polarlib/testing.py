@@ -15,7 +15,7 @@ Examples
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,7 +80,8 @@ def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
 
 
 def _adjoint(x: np.ndarray) -> np.ndarray:
-    return np.conj(np.swapaxes(x, -1, -2))
+    adjoint: np.ndarray = np.conj(np.swapaxes(x, -1, -2))
+    return adjoint
 
 
 def _norm(x: np.ndarray) -> np.ndarray:
@@ -194,7 +195,7 @@ def assert_polar(
     u: Array,
     h: Array,
     *,
-    side: str = "right",
+    side: Literal["right", "left"] = "right",
     rtol: float | None = None,
     completion: bool = True,
 ) -> None:

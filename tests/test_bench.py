@@ -1,4 +1,4 @@
-"""Benchmarks: timing by turns, kernels, the table of a calibration, the command, the page."""
+"""Benchmarks: kernels, the table of a calibration, the command, the page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 import polarlib
-from polarlib import bench, cli
+from polarlib import bench, cli, timing
 from polarlib.arrays import blas
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.design import cost_tables
@@ -32,8 +32,9 @@ A_MOMENT = 0.001
 def quick(monkeypatch):
     """Nothing here is about how long it takes."""
     monkeypatch.delenv(cost_tables.VARIABLE, raising=False)
-    for name, value in (("PAUSE", 0.0), ("BURST", 1e-5), ("SHORT", 1e-5)):
-        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench, "PAUSE", 0.0)
+    monkeypatch.setattr(bench, "BURST", 1e-5)
+    monkeypatch.setattr(timing, "SHORT", 1e-5)
 
 
 @pytest.fixture(params=[name for name in bench.LIBRARIES if name != "cupy"])
@@ -48,31 +49,54 @@ def library(request):
 def test_turns_rotate_and_warm_up():
     called = []
     functions = {name: lambda name=name: called.append(name) for name in "abc"}
-    clock = bench.by_turns(functions, 0, least=4)
+    clock = timing.interleaved(functions, 0, least=4, burst=1e-5)
     assert {name: len(times) for name, times in clock.items()} == dict.fromkeys("abc", 4)
     assert all(t >= 0 for times in clock.values() for t in times)
     turns = "".join(called[3:])
     assert re.fullmatch("a+b+c+b+c+a+c+a+b+a+b+c+", turns), turns
     assert called[:3] == list("abc")
+    called.clear()
+    timing.interleaved(functions, 0, least=4)
+    assert "".join(called) == "abc" + "abcbcacababc"
 
 
 def test_a_turn_is_a_median(monkeypatch):
-    monkeypatch.setattr(bench, "BURST", 0.01)
-    monkeypatch.setattr(bench, "SHORT", 0.1)
-    spent = iter([0.05, 0.001, 0.002, 0.2])
+    monkeypatch.setattr(timing, "SHORT", 0.1)
+    spent = iter([9.0, 0.05, 0.001, 0.002, 0.2, 7.0, 0.003, 0.004])
     now = [0.0]
+    paused = []
 
     def call():
         now[0] += next(spent)
 
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
-    assert bench._burst(call) == pytest.approx(0.002)  # of three: the first waited for threads
-    assert bench._burst(call) == pytest.approx(0.2)  # a long one is not repeated
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "sleep", paused.append)
+    # Of three calls: the first waited for threads. A long one is not repeated.
+    assert timing.interleaved({"a": call}, 0, least=2, burst=0.01, pause=0.5) == {
+        "a": pytest.approx([0.002, 0.2])
+    }
+    assert paused == [0.5, 0.5]
+    assert timing.interleaved({"a": call}, 0, least=2) == {"a": pytest.approx([0.003, 0.004])}
+
+
+def test_what_goes_before_a_call_is_not_timed(monkeypatch):
+    now = [0.0]
+
+    def later(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    given = {"a": lambda: later(0.25)}
+    times = timing.interleaved(given, 0, least=3, before=lambda: later(8.0))
+    assert times == {"a": [0.25] * 3}
+    assert now == [4 * 8.25]
 
 
 def test_rounds_go_on_for_the_time_given():
-    rounds = {s: len(bench.by_turns({"a": lambda: None}, s)["a"]) for s in (0, 1e9)}
-    assert rounds == {0: bench.LEAST, 1e9: bench.MOST}
+    def rounds(seconds):
+        return len(bench._times({"a": lambda: None}, seconds)["a"])
+
+    assert {s: rounds(s) for s in (0, 1e9)} == {0: bench.LEAST, 1e9: bench.MOST}
 
 
 @pytest.mark.parametrize("text", ["", "1", "0,8", "8,", "8;9", "8.5", "-8"])
@@ -204,7 +228,7 @@ def test_a_calibration_is_used(library, tmp_path, monkeypatch):
 
 def test_costs_are_ratios_to_a_product(monkeypatch):
     times = {name: [2.0, 4.0, 90.0] for name in cost_tables.KERNELS} | {"matmul": [1.0, 2.0, 3.0]}
-    monkeypatch.setattr(bench, "by_turns", lambda functions, seconds: times)
+    monkeypatch.setattr(bench, "interleaved", lambda functions, seconds, **rest: times)
     table = bench.calibrate("numpy", sizes=[4], seconds=1)["numpy"]["cpu"]
     assert {v for f in cost_tables.FORMATS for values in table[f].values() for v in values} == {2.0}
 
@@ -279,11 +303,11 @@ def test_peers_are_compared(library):
 
 
 def test_ratios_are_of_single_rounds(monkeypatch):
-    def times(functions, seconds):
+    def times(functions, seconds, **rest):
         found = {name: [4.0, 4.0, 4.0] for name in functions}
         return found | {"polar": [1.0, 2.0, 8.0], "scipy.linalg.polar": [2.0, 8.0, 8.0]}
 
-    monkeypatch.setattr(bench, "by_turns", times)
+    monkeypatch.setattr(bench, "interleaved", times)
     row = bench.compare(sizes=[4], seconds=1)[0]
     assert (row["ratio"], row["milliseconds"], row["matrix_products"]) == (2.0, 2000.0, 0.5)
     assert row["quartiles"] == [1.0, 4.0]

@@ -23,7 +23,7 @@ from polarlib.cli import compare, console
 A = np.random.default_rng(0).standard_normal((6, 4))
 # What the surroundings of a test run might set.
 PLAIN = dict.fromkeys(("COLUMNS", "POLARLIB_TRACEBACK", "NO_COLOR", "FORCE_COLOR"))
-ONE = "digits_head_late"  # the smallest shipped matrix
+ONE = "digits_head_late"  # the smallest bundled matrix
 
 
 @pytest.fixture(autouse=True)
@@ -491,9 +491,11 @@ def test_polar_of_narrow_tensors(name):
     np.testing.assert_array_equal(u, polarlib.polar(a.astype(np.float32)).unitary)
 
 
-def test_polar_of_a_shipped_matrix():
+def test_polar_of_a_bundled_matrix():
     done("polar", ONE, "-o", "U.npy")
-    np.testing.assert_array_equal(np.load("U.npy"), polarlib.polar(files.shipped()[ONE]).unitary)
+    np.testing.assert_array_equal(
+        np.load("U.npy"), polarlib.polar(files.sample_matrices()[ONE]).unitary
+    )
     assert f"did you mean '{ONE}'" in refused("polar", ONE[:-1])
 
 
@@ -567,7 +569,7 @@ def test_stacks_and_empty_matrices_where_one_matrix_is_needed():
         (("converge", "--schedule", "svd", "--steps", "3"), "stopping test"),
         (("converge", "--schedule", "svd", "--precision", "bfloat16"), "float32 or float64"),
         (("compare", "--precision", "bf16"), "did you mean 'bfloat16'"),
-        (("compare", "--format", "gif"), "'png', 'pdf', 'svg'"),
+        (("compare", "--image-format", "gif"), "'png', 'pdf', 'svg'"),
         (("compare", "--matrix", "all"), "not both"),
     ],
 )
@@ -679,7 +681,7 @@ def test_converge_files(here):
         text = done("converge", ONE, "--plot", name, "--csv", "out.csv")
         assert f"Written to {name}." in text
         assert (here / name).read_bytes().startswith(magic)
-    polarlib.measure(files.shipped()[ONE], "auto").to_csv("expected.csv")
+    polarlib.measure(files.sample_matrices()[ONE], "auto").to_csv("expected.csv")
     assert (here / "out.csv").read_text() == (here / "expected.csv").read_text()
 
 
@@ -796,31 +798,49 @@ def test_compare_plots(here):
     for name in found["plots"]:
         assert name.startswith(os.path.join("polarlib-plots", ONE))
         assert (here / name).read_bytes().startswith(b"\x89PNG")
-    text = done("compare", "A.npy", "--plots", "P", "--format", "svg", "--precision", "float32")
+    text = done(
+        "compare", "A.npy", "--plots", "P", "--image-format", "svg", "--precision", "float32"
+    )
     assert "4 plots are in P" in text
     assert {path.suffix for path in (here / "P").iterdir()} == {".svg"}
 
 
+def test_the_former_name_of_an_option(here):
+    """Until 0.3."""
+    assert "--format" not in done("compare", "--help")
+    args = ("A.npy", "--plots", "P", "--precision", "float32", "--format", "pdf")
+    assert "! --format is now --image-format" in done("compare", *args)
+    found = document("compare", *args)
+    assert "--image-format" in found["notes"][0]
+    assert {path.suffix for path in (here / "P").iterdir()} == {".pdf"}
+
+
 def test_compare_takes_representative_matrices(monkeypatch):
-    shipped = files.shipped()
-    assert set(console.REPRESENTATIVE) < set(shipped)
+    bundled = files.sample_matrices()
+    assert set(console.REPRESENTATIVE) < set(bundled)
     monkeypatch.setattr(compare, "REPRESENTATIVE", (ONE,))
     assert {row["matrix"] for row in compared("--no-plots")} == {ONE}
-    monkeypatch.setattr(files, "shipped", lambda: {"x": A, "y": A})
+    monkeypatch.setattr(files, "sample_matrices", lambda: {"x": A, "y": A})
     assert {row["matrix"] for row in compared("--no-plots", "--matrix", "all")} == {"x", "y"}
     assert "'all', 'x', 'y'" in refused("compare", "--matrix", "z")
 
 
 def test_timing_is_of_the_median_call(monkeypatch):
-    clock = iter([0.0, 1.0, 1.0, 9.0, 9.0, 11.0])
-    monkeypatch.setattr(compare.time, "perf_counter", lambda: next(clock))
-    calls = []
-    assert compare._timed(lambda: calls.append(0)) == (2.0, None)
-    assert len(calls) == 4  # one to warm up
+    given = []
+
+    def interleaved(functions, seconds, **rest):
+        (compute,) = functions.values()
+        given.append((seconds, rest))
+        compute()
+        return {name: [1.0, 8.0, 2.0] for name in functions}
+
+    monkeypatch.setattr(compare, "interleaved", interleaved)
+    assert {row["seconds"] for row in compared("A.npy", "--no-plots")} == {2.0}
+    assert given[0] == (0.05, {"least": 3, "most": 15})
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch):
-    monkeypatch.setattr(console, "PATIENCE", -1.0)
+    monkeypatch.setattr(console, "PROGRESS_AFTER", -1.0)
     result = invoke("compare", "A.npy", "--no-plots")
     assert result.stderr == ""
     result = invoke("compare", "A.npy", "--no-plots", FORCE_COLOR="1")

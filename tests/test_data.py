@@ -1,4 +1,4 @@
-"""The shipped gradient matrices are what their TOML file says they are."""
+"""The bundled gradient matrices are what their TOML file says they are."""
 
 import math
 import tomllib
@@ -65,7 +65,7 @@ def test_array_is_as_told(arrays, name):
     assert np.sum(~matrix.any(axis=0)) == fact["zero_columns"]
     assert fact["kind"] in {"gradient", "momentum"}
     assert fact["step"] >= 1
-    assert fact["story"].endswith(".")
+    assert fact["description"].endswith(".")
     assert name.startswith(fact["network"] + "_")
 
 
@@ -97,7 +97,7 @@ def test_spectrum_is_as_told(arrays, name):
     assert largest == pytest.approx(fact["largest_over_frobenius"], rel=1e-9)
 
 
-def test_stories_hold(arrays):
+def test_descriptions_hold(arrays):
     # Not more directions than nonzero rows: bytes that do not occur.
     embedding = FACTS["transformer_embedding_early"]
     assert embedding["rank"] == embedding["shape"][0] - embedding["zero_rows"]

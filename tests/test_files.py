@@ -818,29 +818,41 @@ def test_handlers_of_signals_are_left_as_they_were(here):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-# -- shipped matrices -------------------------------------------------------------------------
+# -- bundled matrices -------------------------------------------------------------------------
 
 
-def test_shipped():
-    matrices, stories = files.shipped(), files.stories()
-    assert list(matrices) == list(stories)
+def test_sample_matrices():
+    matrices, metadata = files.sample_matrices(), files.sample_metadata()
+    assert list(matrices) == list(metadata)
     data = resources.files("polarlib").joinpath("data")
     facts = tomllib.loads(data.joinpath("gradients.toml").read_text(encoding="utf-8"))["matrix"]
     with data.joinpath("gradients.npz").open("rb") as stream, np.load(stream) as stored:
         for fact in facts:
-            a, story = matrices[fact["name"]], stories[fact["name"]]
+            a, known = matrices[fact["name"]], metadata[fact["name"]]
             assert a.dtype == np.float32
-            assert list(a.shape) == story["shape"] == fact["shape"]
-            assert story["story"] == fact["story"]
-            assert story["licence"]
-            assert story["attribution"]
+            assert list(a.shape) == known["shape"] == fact["shape"]
+            assert known["description"] == fact["description"]
+            assert known["licence"]
+            assert known["attribution"]
             expected = stored[fact["name"]].astype(np.float64) * fact["scale"]
             np.testing.assert_array_equal(a, expected)
 
 
-def test_shipped_matrices_are_the_callers_own():
-    name = next(iter(files.stories()))
-    files.shipped()[name][...] = 0
-    files.stories()[name]["story"] = ""
-    assert files.shipped()[name].any()
-    assert files.stories()[name]["story"]
+def test_sample_matrices_are_the_callers_own():
+    name = next(iter(files.sample_metadata()))
+    files.sample_matrices()[name][...] = 0
+    files.sample_metadata()[name]["description"] = ""
+    assert files.sample_matrices()[name].any()
+    assert files.sample_metadata()[name]["description"]
+
+
+def test_former_names():
+    """Until 0.3."""
+    with pytest.warns(DeprecationWarning, match=r"shipped is now files\.sample_matrices;"):
+        matrices = files.shipped()
+    assert all((a == matrices[name]).all() for name, a in files.sample_matrices().items())
+    with pytest.warns(DeprecationWarning, match=r"stories is now .*metadata; .*ends with polarlib"):
+        stories = files.stories()
+    for name, known in files.sample_metadata().items():
+        assert stories[name] == known | {"story": known["description"]}
+    assert not {"shipped", "stories"} & set(dir(files))

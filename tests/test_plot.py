@@ -18,7 +18,7 @@ from polarlib import plot
 from polarlib.arrays.formats import FORMATS
 from polarlib.result import Trace
 
-FIGURES = ("orthogonality", "backward_error", "distance")
+QUANTITIES = ("orthogonality", "backward_error", "distance")
 
 
 def make_trace(values, **changes):
@@ -84,7 +84,7 @@ def test_convergence_draws_the_figures_of_the_trace(many):
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
     assert "polar_express" in ax.get_title()
     assert "30 × 20" in ax.get_title()
-    for name in FIGURES:
+    for name in QUANTITIES:
         line = labelled(ax, name.replace("_", " "))
         np.testing.assert_array_equal(line.get_xdata(), many.matmuls)
         np.testing.assert_array_equal(line.get_ydata(), getattr(many, name))
@@ -286,16 +286,16 @@ def test_polynomial_whose_parts_swing_wider_than_a_schedule_may():
 # -------------------------------------------------------------------------------------- compare
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_compare_draws_one_figure_of_each(few, figure):
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_compare_draws_one_quantity_of_each(few, quantity):
     others = [few, replace(few, form="gram", matmuls=few.matmuls + 1), replace(few, method="b")]
-    ax = render(plot.compare(others, figure=figure))
+    ax = render(plot.compare(others, quantity=quantity))
     assert ax.get_xlabel() == "matrix products"
-    assert ax.get_ylabel().startswith(figure.replace("_", " ") + " (dimensionless)")
+    assert ax.get_ylabel().startswith(quantity.replace("_", " ") + " (dimensionless)")
     assert ax.get_yscale() == "log"
     for line, t in zip(ax.get_lines(), others, strict=True):
         np.testing.assert_array_equal(line.get_xdata(), t.matmuls)
-        np.testing.assert_array_equal(line.get_ydata(), getattr(t, figure))
+        np.testing.assert_array_equal(line.get_ydata(), getattr(t, quantity))
     assert legend(ax) == [
         "jordan, bfloat16 (simulated), plain",
         "jordan, bfloat16 (simulated), gram",
@@ -481,9 +481,16 @@ def test_not_traces(few):
             plot.compare(value)
     with pytest.raises(ValueError, match="at least one Trace"):
         plot.compare([])
-    for figure in ("ortogonality", None, ["distance"]):
-        with pytest.raises(ValueError, match=r"figure must be .*'orthogonality'"):
-            plot.compare([few], figure=figure)
+    for quantity in ("ortogonality", None, ["distance"]):
+        with pytest.raises(ValueError, match=r"quantity must be .*'orthogonality'"):
+            plot.compare([few], quantity=quantity)
+
+
+def test_the_former_name_of_quantity(few):
+    """Until 0.3."""
+    with pytest.warns(DeprecationWarning, match=r"compare\(figure=\) is now quantity="):
+        ax = plot.compare([few], figure="distance")
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), few.distance)
 
 
 def test_no_singular_values(few):

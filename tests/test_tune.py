@@ -32,7 +32,7 @@ from polarlib.design import (
     tune,
 )
 from polarlib.design.fit import Problem, constraints, mean_and_gradient
-from polarlib.files import shipped
+from polarlib.files import sample_matrices
 
 JORDAN = functools.cache(lambda: schedule("jordan", steps=5))
 
@@ -383,9 +383,9 @@ def test_better_than_the_best_greedy_schedule_and_in_bounds(name, steps):
 
 
 @pytest.mark.thinned(3)
-@pytest.mark.parametrize("name", sorted(shipped())[::4])
+@pytest.mark.parametrize("name", sorted(sample_matrices())[::4])
 def test_better_on_shipped_gradients(name):
-    values = np.linalg.svd(shipped()[name].astype(float), compute_uv=False)
+    values = np.linalg.svd(sample_matrices()[name].astype(float), compute_uv=False)
     for steps in (3, 4):
         s = for_spectrum(values, steps, starts=2)
         sp = spectrum(values)

@@ -1,8 +1,8 @@
 """Train two small networks on real data and keep a few of their gradient matrices.
 
 ``--out FILE.npz`` trains both networks and writes the matrices to ``FILE.npz`` and
-their story to ``FILE.toml``.  ``--describe`` and ``--plot FIGURE`` read such a pair
-back (the shipped one, unless ``--data`` names another) and need no training.
+their description to ``FILE.toml``.  ``--describe`` and ``--plot FIGURE`` read such a pair
+back (the bundled one, unless ``--data`` names another) and need no training.
 
 A run is deterministic for a given seed, torch version and processor.  Another torch
 version or processor may sum in another order; the rounding differences grow during
@@ -61,7 +61,7 @@ class Wanted:
     layer: str
     step: int
     kind: str
-    story: str
+    description: str
 
 
 WANTED = (

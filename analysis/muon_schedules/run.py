@@ -172,13 +172,13 @@ def against_products(out: Output) -> Figure:
 def traces(
     names: tuple[str, ...], matrices: tuple[str, ...]
 ) -> Iterator[tuple[str, str, str, polarlib.Trace]]:
-    shipped = files.shipped()
+    bundled = files.sample_matrices()
     for precision in ("float32", "bfloat16"):
         for matrix in matrices:
             for name in names:
                 s = found(name)
                 s = s.truncate(5) if len(s) > 5 else s
-                t = polarlib.measure(shipped[matrix], s, precision=precision)
+                t = polarlib.measure(bundled[matrix], s, precision=precision)
                 yield precision, matrix, name, t
 
 
@@ -192,7 +192,7 @@ def gradients(out: Output, quick: bool) -> Figure:
         for i, p in enumerate(("float32", "bfloat16"))
         for j, m in enumerate(MATRICES)
     }
-    everything = tuple(files.stories())
+    everything = tuple(files.sample_metadata())
     rows, largest = [], 0.0
     for precision, matrix, name, t in traces(names, MATRICES if quick else everything):
         start, end = t.singular_values[0], t.singular_values[-1]
@@ -247,7 +247,7 @@ def study(out: Output, quick: bool) -> None:
     out.plot(
         "gradients",
         gradients(out, quick),
-        "Distance ‖Q − UVᴴ‖_F/√k to the polar factor of three shipped gradient matrices against "
+        "Distance ‖Q − UVᴴ‖_F/√k to the polar factor of three bundled gradient matrices against "
         "matrix products, in float32 and in bfloat16.",
     )
     fastest = math.log(polarlib.schedule("polar_express", 5).slope) / 15

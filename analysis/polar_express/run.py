@@ -134,7 +134,7 @@ def first_experiment(out: Output, quick: bool) -> dict[str, list[float]]:
 
 def gradients(out: Output, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Products spent and relative Frobenius error on a real gradient, in single precision."""
-    a = files.shipped()[name]
+    a = files.sample_matrices()[name]
     s = np.linalg.svd(a.astype(float), compute_uv=False)
     least = float(s[-1] / np.linalg.norm(s))
     runs = {

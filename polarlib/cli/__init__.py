@@ -5,6 +5,12 @@ with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 b
 interrupted. An error is one line on stderr, with control characters escaped; with
 ``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
 """
+# ruff: noqa: E402 - the extra is asked for before what needs it is imported
+
+from polarlib._extras import require
+
+require("polarlib's command line", "cli", "typer", "rich")
+require("polarlib's command line", "cli", "threadpoolctl")
 
 from polarlib.cli import compare, design, info, polar  # commands register themselves
 from polarlib.cli.console import app, main

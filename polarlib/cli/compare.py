@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from polarlib.cli.console import (
     DEFAULT,
     KINDS,
     LONGEST_NAME,
+    PICTURES,
     REPRESENTATIVE,
     Json,
     check_folder,
@@ -32,24 +32,24 @@ from polarlib.cli.console import (
     command,
     format_number,
     format_shape,
+    paragraph,
     progress_bar,
     read_matrix,
     save_picture,
     say,
     say_json,
     say_notes,
-    table_lines,
-    wrapped,
+    tabulated,
     write_named,
 )
 from polarlib.result import Status, Trace
+from polarlib.timing import interleaved
 
 METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
 METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
-PICTURES = (".png", ".pdf", ".svg")
 
-# A call is timed so often at least, and again until so many seconds are spent or so often at most.
+# Number of calls that are timed at least, seconds after which they suffice, and number at most.
 TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
 
 
@@ -83,16 +83,21 @@ def compare(
     ),
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Write no plots.")] = False,
     picture: Annotated[
-        str, typer.Option("--format", metavar="KIND", help="Of the plots: png, pdf or svg.")
+        str, typer.Option("--image-format", metavar="KIND", help="Of the plots: png, pdf or svg.")
     ] = "png",
+    former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """All methods and schedules on a matrix: a table and plots."""
     formats = list(dict.fromkeys(format_of(name).name for name in precision or SCHEDULE_FORMATS))
+    notes = []
+    if former is not None:
+        picture = former
+        notes.append("--format is now --image-format; the former name ends with polarlib 0.3")
     suffix = f".{picture}"
     if suffix not in PICTURES:
         known = [name.removeprefix(".") for name in PICTURES]
-        raise ValueError(f"unknown --format {picture!r}; {nearest(picture, known)}")
+        raise ValueError(f"unknown --image-format {picture!r}; {nearest(picture, known)}")
     if not no_plots:
         check_folder(plots)
     matrices = _chosen(file, matrix)
@@ -118,10 +123,10 @@ def compare(
                 written += _draw(name, traces, formats, plots, suffix)
     elapsed = time.perf_counter() - begun
     if as_json:
-        say_json({"rows": rows, "plots": written, "seconds_in_all": elapsed})
+        say_json({"rows": rows, "plots": written, "seconds_in_all": elapsed, "notes": notes})
         return
     say(
-        *table_lines(
+        *tabulated(
             [
                 ("matrix", "<", lambda row: f"{row['matrix']} ({format_shape(row['shape'])})"),
                 ("method", "<", lambda row: row["method"] + "!" * bool(row["notes"])),
@@ -139,7 +144,7 @@ def compare(
             rows,
         ),
         "",
-        *wrapped(
+        paragraph(
             "Of the last iterate: orthogonality ||X^H X - I||_F / sqrt(k), backward error "
             "||A - X H||_F / ||A||_F, smallest singular value. Seconds: median of at least "
             f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and "
@@ -149,7 +154,7 @@ def compare(
     if any(row["simulated"] for row in rows):
         what = "operands rounded, products in float32, one rounding; times of the simulation"
         say_notes([what], "*")
-    say_notes([note for row in rows for note in row["notes"]])
+    say_notes([*notes, *(note for row in rows for note in row["notes"])])
     if written:
         say(f"{len(written)} plots are in {plots}.")
     say(f"{elapsed:.0f} seconds in all.")
@@ -161,7 +166,7 @@ def _chosen(file: str | None, names: list[str] | None) -> dict[str, np.ndarray]:
         if names:
             raise ValueError("give FILE or --matrix, not both")
         return {file: read_matrix(file, single=True)}
-    known = files.shipped()
+    known = files.sample_matrices()
     for name in names or ():
         if name not in ("all", *known):
             raise ValueError(f"unknown --matrix {name!r}; {nearest(name, ['all', *known])}")
@@ -179,10 +184,13 @@ def _compared(
     x = (x / 2.0 ** min(int(exponent), 1023)).astype(carriers[precision != "float64"])
     fixed = method not in METHODS
 
-    def compute() -> Any:
+    def compute() -> None:
         if fixed:
-            return polarlib.orthogonalize(x, schedule=method, precision=precision, form="plain")
-        return polarlib.polar(x, method=method)
+            polarlib.orthogonalize(x, schedule=method, precision=precision, form="plain")
+        else:
+            latest["result"] = polarlib.polar(x, method=method)
+
+    latest: dict[str, polarlib.PolarResult] = {}
 
     row: dict[str, Any] = {
         "matrix": name,
@@ -199,12 +207,14 @@ def _compared(
     }
     try:
         with collected_warnings() as notes:
-            seconds, result = _timed(compute)
-            with _one_thread():
+            times = interleaved({"": compute}, TIMED_SECONDS, least=TIMED, most=TIMED_MOST)[""]
+            # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
+            # whose threads wait for one another, and longer where another process computes.
+            with threadpoolctl.threadpool_limits(1):
                 t = polarlib.measure(x, method, precision=precision)
     except ValueError as error:  # a method that is not for this matrix
         return row | {"notes": [f"{method}: {error}"]}, None
-    if not fixed and result.status is Status.FELL_BACK:
+    if not fixed and latest["result"].status is Status.FELL_BACK:
         notes.append(
             f"{method} failed on {name} and the SVD took over: the seconds include that, the other "
             f"figures are {method}'s own"
@@ -212,32 +222,12 @@ def _compared(
     return row | {
         "simulated": t.simulated,
         "matrix_products": int(t.matmuls[-1]),
-        "seconds": seconds,
+        "seconds": statistics.median(times),
         "orthogonality": t.orthogonality[-1],
         "backward_error": t.backward_error[-1],
         "smallest_singular_value": t.singular_values[-1].min(),
         "notes": notes,
     }, t
-
-
-def _timed(compute: Callable[[], Any]) -> tuple[float, Any]:
-    """Median seconds of a call, and what it returns."""
-    result = compute()
-    times: list[float] = []
-    while len(times) < TIMED or (sum(times) < TIMED_SECONDS and len(times) < TIMED_MOST):
-        begun = time.perf_counter()
-        compute()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times), result
-
-
-def _one_thread() -> contextlib.AbstractContextManager[Any]:
-    """Keep BLAS to one thread where nothing is timed.
-
-    A trace takes many small decompositions, whose threads wait for one another, and many times
-    longer than they compute where another process wants the processors too.
-    """
-    return threadpoolctl.threadpool_limits(1)
 
 
 def _draw(

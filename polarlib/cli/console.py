@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
+import itertools
 import json
 import logging
 import operator
@@ -10,17 +13,20 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
+from rich.box import Box
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -45,10 +51,14 @@ REPRESENTATIVE = (
 )
 # The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
 DEFAULT = "auto"
-PATIENCE = 2.0  # seconds after which a progress bar appears
+PROGRESS_AFTER = 2.0  # seconds after which a progress bar appears
+PICTURES = (".png", ".pdf", ".svg")
 UNLIMITED = 10_000  # columns of a pipe or a file
 LONGEST = 400  # characters of a message
 LONGEST_NAME = 60  # of a matrix in titles and names of plots
+PROSE = 100  # columns of paragraphs
+# A table without lines but the one below its head.
+RULED = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
@@ -84,7 +94,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return where + error.strerror, 2
-    if isinstance(error, ValueError | TypeError | OSError):
+    if isinstance(error, ValueError | TypeError | OSError | ImportError):
         return str(error), 2
     text = " ".join(str(error).split())
     return (
@@ -169,10 +179,10 @@ def save_picture(ax: Any, path: Path) -> None:
 
 
 def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
-    """A matrix or stack from a file, or a shipped matrix; checked, so that messages name it."""
+    """A matrix or stack from a file, or a bundled matrix; checked, so that messages name it."""
     file, _ = files.split(source)
     if not file.exists() and not file.suffix:
-        known = files.shipped()
+        known = files.sample_matrices()
         if source not in known:
             raise ValueError(
                 f"{source}: neither a file nor a matrix that comes with polarlib; "
@@ -189,7 +199,8 @@ def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
         raise ValueError(f"{source}: the matrix has no entries, its shape is {a.shape}")
     if trouble := not_finite(a):
         raise ValueError(f"{source}: {trouble}; remove them")
-    return as_matrix(a, source)[0]
+    matrix: np.ndarray = as_matrix(a, source)[0]
+    return matrix
 
 
 def check_outputs(
@@ -211,9 +222,13 @@ def check_outputs(
         if place in taken:
             raise ValueError(f"{option} {path}: would overwrite {taken[place]}; choose another")
         taken[place] = f"the file of {option}"
+        if path.suffix.lower() in PICTURES:
+            importlib.import_module("polarlib.plot")  # or the error that names its extra
 
 
 def check_folder(folder: Path) -> None:
+    """Refuse a folder that pictures cannot be written to, before anything is computed."""
+    importlib.import_module("polarlib.plot")
     if not folder.is_dir():
         if os.path.lexists(folder):
             raise ValueError(f"--plots {folder}: is a file; name a folder")
@@ -235,14 +250,6 @@ def write_named(outputs: Mapping[str, Path | None], write: Callable[[], None]) -
 # -- printing --------------------------------------------------------------------------------
 
 
-class _Console(Console):
-    """A console whose reader may leave early, as head does: that is no failure."""
-
-    def on_broken_pipe(self) -> None:
-        _finish(self.file)
-        raise SystemExit(0)
-
-
 def _finish(stream: IO[str] | None) -> None:
     """Flush a stream; where that fails, what the process still flushes at its end goes nowhere."""
     if stream is None:  # closed before the process began
@@ -254,34 +261,50 @@ def _finish(stream: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console(*, stderr: bool = False, width: int = UNLIMITED) -> Console:
+    # As wide as the widest table by default: a terminal wraps lines, and rich would cut cells.
     # Sizes are given, as rich fails on a COLUMNS such as "0" or "²".
-    return _Console(
-        stderr=stderr, highlight=False, markup=False, emoji=False, width=_columns(), height=25
-    )
+    size: dict[str, Any] = {"width": width, "height": 25}
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, **size)
 
 
-def _columns() -> int:
-    """Columns that COLUMNS asks for, or those of the terminal; at least 20."""
+def _width() -> int:
+    """Columns of the terminal, or of COLUMNS where the output goes elsewhere; at least 20."""
+    if not os.environ.get("COLUMNS") and not _console().is_terminal:
+        return UNLIMITED
     return min(max(shutil.get_terminal_size((UNLIMITED, 25)).columns, 20), UNLIMITED)
 
 
-def say(*lines: str | Text) -> None:
-    """Print lines as they are, neither wrapped nor cut, with control characters escaped."""
-    texts = (line if isinstance(line, Text) else Text(printable(line)) for line in lines)
-    try:
-        _console().print(Text("\n").join(texts), soft_wrap=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from None
+def say(*parts: RenderableType) -> None:
+    """Print lines as they are, with control characters escaped, and what rich lays out."""
+    console = _console()  # which looks at standard output for what it can show
+    console.file = text = io.StringIO()
+    for part in parts:
+        line = isinstance(part, str | Text)
+        console.print(Text(printable(part)) if isinstance(part, str) else part, soft_wrap=line)
+    _write(re.sub(r" +$", "", text.getvalue(), flags=re.MULTILINE))  # rich fills columns up
 
 
 def say_json(document: dict[str, Any]) -> None:
-    say(*json.dumps(plain(document), indent=2, allow_nan=False).split("\n"))
+    _write(json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
 
 
 def say_notes(notes: Sequence[str], mark: str = "!") -> None:
-    for note in dict.fromkeys(notes):
-        say(*wrapped(f"{mark} {note}", indent=2))
+    if notes:
+        say(grid([(mark, note) for note in dict.fromkeys(notes)], 1, PROSE))
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:  # closed before the process began
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader left early, as head does: that is no failure
+        _finish(sys.stdout)
+        raise SystemExit(0) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def complain(message: str, code: int) -> int:
@@ -289,8 +312,10 @@ def complain(message: str, code: int) -> int:
     line = printable(message)
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
-    with contextlib.suppress(OSError, SystemExit):  # nobody reads it
-        _console(stderr=True).print(Text(f"polarlib: {line}"), soft_wrap=True)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):  # nobody reads it
+            sys.stderr.write(f"polarlib: {line}\n")
+            sys.stderr.flush()
     return code
 
 
@@ -308,7 +333,7 @@ def collected_warnings() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
     """A bar on stderr, if that is a terminal and it takes long; it is told of each job to come."""
-    console = _console(stderr=True)
+    console = _console(stderr=True, width=_width())
     bar = Progress(
         BarColumn(20),
         MofNCompleteColumn(),
@@ -324,7 +349,7 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
 
         def advance(what: str) -> None:
             bar.update(task, advance=1, description=what)
-            if console.is_terminal and time.monotonic() - begun > PATIENCE:
+            if console.is_terminal and time.monotonic() - begun > PROGRESS_AFTER:
                 if not bar.live.is_started:
                     stack.enter_context(bar)
                 bar.refresh()
@@ -332,85 +357,63 @@ def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
         yield advance
 
 
-def _width() -> int:
-    """Columns for tables: those of the terminal, or of COLUMNS where the output goes elsewhere."""
-    return _columns() if os.environ.get("COLUMNS") or _console().is_terminal else UNLIMITED
+def paragraph(text: str) -> RenderableType:
+    return Constrain(Text(printable(text)), min(_width(), PROSE))
 
 
-def wrapped(text: str, indent: int = 0) -> list[str]:
-    return textwrap.wrap(printable(text), min(_width(), 100), subsequent_indent=" " * indent)
-
-
-def fact_lines(facts: dict[str, str]) -> list[str]:
-    """Names and values in two columns; long values are wrapped in theirs."""
-    left = max(map(len, facts)) + 2
-    wrapper = textwrap.TextWrapper(
-        _width(),
-        subsequent_indent=" " * left,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [
-        line
-        for name, value in facts.items()
-        for line in wrapper.wrap(f"{name:<{left}}{printable(value)}")
-    ]
+def grid(rows: Iterable[tuple[str, str]], gap: int = 2, most: int = UNLIMITED) -> RenderableType:
+    """Lay out names and values in two columns; long values are wrapped in theirs."""
+    lines = Table.grid(padding=(0, gap, 0, 0))
+    lines.add_column(no_wrap=True, overflow="fold")
+    lines.add_column(overflow="fold")
+    for name, value in rows:
+        lines.add_row(name, Text(printable(value)))
+    return Constrain(lines, min(_width(), most))
 
 
 Column = tuple[str, str, Callable[[Any], Any]]
 
 
 def numbered_columns(headings: Sequence[str], align: str = ">") -> list[Column]:
-    """Columns of rows that are lists."""
+    """Return the columns of rows that are lists."""
     return [(heading, align, operator.itemgetter(i)) for i, heading in enumerate(headings)]
 
 
-def table_lines(columns: Sequence[Column], rows: Sequence[Any]) -> list[str | Text]:
-    """Lay out a table whose cells are never cut.
+def tabulated(columns: Sequence[Column], rows: Sequence[Any]) -> list[RenderableType]:
+    """Lay out a table whose cells are never cut, as arguments of :func:`say`.
 
+    A column is its heading, of one line or two, its alignment "<" or ">", and a function of a row.
     Where the terminal is too narrow for the whole, the first column turns into headings of the
     rows that share it.
-
-    Parameters
-    ----------
-    columns : sequence of (heading, alignment, function of a row)
-        Headings may have two lines; the alignment is "<" or ">".
-    rows : sequence
-
-    Returns
-    -------
-    list of str or Text
-        Lines.
     """
-    height = max(heading.count("\n") for heading, _, _ in columns) + 1
-    # Headings stand on the rule, whatever their height.
-    texts = [
-        [*("\n" * (height - 1 - heading.count("\n")) + heading).split("\n")]
-        + [printable(cell(row)) for row in rows]
-        for heading, _, cell in columns
+    cells = [[printable(cell(row)) for _, _, cell in columns] for row in rows]
+    widths = [
+        max(map(cell_len, "\n".join((heading, *column)).split("\n")))
+        for (heading, _, _), *column in zip(columns, *cells, strict=True)
     ]
-    widths = [max(map(len, column)) for column in texts]
 
     def fits(first: int, gap: int) -> bool:
         return sum(widths[first:]) + gap * (len(widths) - first - 1) <= _width()
 
-    first = int(not fits(0, 2) and len(set(texts[0][height:])) < len(rows))
-    gap = "  " if fits(first, 2) else " "
+    first = int(not fits(0, 2) and len({row[0] for row in cells}) < len(cells))
+    padding = (0, int(fits(first, 2)), 0, 0)
 
-    def line(cells: Sequence[str]) -> str:
-        padded = [f"{cell:{c[1]}{w}}" for cell, c, w in zip(cells, columns, widths, strict=True)]
-        return gap.join(padded[first:]).rstrip()
+    def part(rows: Iterable[list[str]], header: bool = True) -> Table:
+        lines = Table(box=RULED, padding=padding, show_edge=False, show_header=header)
+        for (heading, align, _), width in [*zip(columns, widths, strict=True)][first:]:
+            look: dict[str, Any] = {"justify": "left" if align == "<" else "right"}
+            look |= {"vertical": "bottom", "min_width": width, "no_wrap": True}
+            lines.add_column(heading, **look)
+        for row in rows:
+            lines.add_row(*map(Text, row[first:]))
+        return lines
 
-    cells = list(zip(*texts, strict=True))
-    head = [*cells[:height], tuple("-" * width for width in widths)]
-    lines: list[str | Text] = [Text(line(row), style="bold") for row in head]
-    before = None
-    for row in cells[height:]:
-        if first and row[0] != before:
-            before = row[0]
-            lines.append(Text(f"{columns[0][0]}: {before}", style="bold"))
-        lines.append(line(row))
-    return lines
+    if not first:
+        return [part(cells)]
+    parts: list[RenderableType] = []
+    for name, group in itertools.groupby(cells, operator.itemgetter(0)):
+        parts += [Text(f"{columns[0][0]}: {name}", style="bold"), part(group, not parts)]
+    return parts
 
 
 def format_number(x: Any) -> str:

@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
-from rich.text import Text
+from rich.console import RenderableType
 
 import polarlib
 from polarlib import published
 from polarlib.arrays.formats import format_of
-from polarlib.cli.compare import PICTURES
 from polarlib.cli.console import (
+    PICTURES,
     Json,
     check_outputs,
     command,
-    fact_lines,
     format_number,
+    grid,
     numbered_columns,
+    paragraph,
     save_picture,
     say,
     say_json,
-    table_lines,
-    wrapped,
+    tabulated,
     write_named,
 )
 from polarlib.files.whole import write_whole
@@ -59,7 +59,7 @@ def schedules(
         say_json({"schedules": sets})
         return
     say(
-        *table_lines(
+        *tabulated(
             [
                 ("normalisation", "<", lambda s: s["normalisation"]),
                 ("name", "<", lambda s: s["name"]),
@@ -77,7 +77,7 @@ def schedules(
             sets,
         ),
         "",
-        *wrapped(
+        paragraph(
             "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
             "input safety first. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
@@ -137,24 +137,24 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     }
     intervals = [[k, f"{lo:.8g}", f"{hi:.8g}"] for k, (lo, hi) in enumerate(images, 1)]
     say(
-        *fact_lines(facts),
+        grid(facts.items()),
         "",
         *_coefficients(s),
         "",
-        *table_lines(
+        *tabulated(
             numbered_columns(["after\nstep", "image of the\ninterval from", "to"]), intervals
         ),
     )
 
 
-def _coefficients(s: polarlib.Schedule) -> list[str | Text]:
+def _coefficients(s: polarlib.Schedule) -> list[RenderableType]:
     """A table of the coefficients, all digits."""
     powers = [f"x^{1 + s.stride * i}" for i in range(max(map(len, s.steps)))]
     rows = [
         [k, *(repr(c) for c in step), *[""] * (len(powers) - len(step))]
         for k, step in enumerate(s.steps, 1)
     ]
-    return table_lines(numbered_columns(["step", *powers]), rows)
+    return tabulated(numbered_columns(["step", *powers]), rows)
 
 
 # -- design ----------------------------------------------------------------------------------
@@ -234,9 +234,9 @@ def design(
         "diverges above": f"{s.divergence_limit:.7g}",
     }
     say(
-        *fact_lines(facts),
+        grid(facts.items()),
         "",
-        *table_lines(
+        *tabulated(
             [
                 ("step", ">", lambda row: row["step"]),
                 ("degree", ">", lambda row: row["degree"]),

@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,20 +22,21 @@ from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
+from polarlib.bench import usable_processors
 from polarlib.cli.console import (
     Column,
     Json,
     check_outputs,
     collected_warnings,
     command,
-    fact_lines,
+    grid,
     numbered_columns,
+    paragraph,
     progress_bar,
     say,
     say_json,
     say_notes,
-    table_lines,
-    wrapped,
+    tabulated,
     write_named,
 )
 from polarlib.design.cost_tables import read_costs
@@ -66,7 +68,7 @@ def report(
         ("outside", ">", lambda s: s["outside"]),
         ("not run", ">", lambda s: s["not run"]),
     ]
-    say(*table_lines(columns, studies), f"Written to {output}.")
+    say(*tabulated(columns, studies), f"Written to {output}.")
 
 
 # -- bench -----------------------------------------------------------------------------------
@@ -105,15 +107,15 @@ def bench(
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
-    measure = bench.calibrate if calibrate else bench.compare
+    measure: Callable[..., Any] = bench.calibrate if calibrate else bench.compare
     with progress_bar(len(listed) * 2) as advance, collected_warnings() as notes:
-        found: Any = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+        found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
     if not calibrate:
         if as_json:
             say_json({"rows": found, "notes": notes})
             return
         say(
-            *table_lines(
+            *tabulated(
                 [
                     ("format", "<", lambda row: row["format"]),
                     ("size", ">", lambda row: row["size"]),
@@ -128,9 +130,9 @@ def bench(
                 found,
             ),
             "",
-            *wrapped(
-                "Gaussian matrices, by turns; medians over rounds, of times and of their ratios. "
-                "SVDs with the two products that make U and H."
+            paragraph(
+                "Gaussian matrices, interleaved runs; medians over rounds, of times and of their "
+                "ratios. SVDs with the two products that make U and H."
             ),
         )
         say_notes(notes)
@@ -150,7 +152,7 @@ def bench(
     say(
         f"{name}, {kind}: costs in products of two n x n matrices",
         "",
-        *table_lines(
+        *tabulated(
             numbered_columns(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows
         ),
     )
@@ -177,7 +179,7 @@ def info(as_json: Json = False) -> None:
         "blas": _blas(),
         "thread_pools": _thread_pools(),
         "processors": os.cpu_count(),
-        "processors_usable": _usable_processors(),
+        "processors_usable": usable_processors(),
     }
     if as_json:
         say_json(document)
@@ -198,14 +200,14 @@ def info(as_json: Json = False) -> None:
     }
     formats = document["formats"]
     rows = [[form, *(formats[name].get(form, "-") for name in formats)] for form in FORMATS]
-    say(*fact_lines(facts), "", *table_lines(numbered_columns(["format", *formats], "<"), rows))
+    say(grid(facts.items()), "", *tabulated(numbered_columns(["format", *formats], "<"), rows))
 
 
 def _packages() -> dict[str, str | None]:
     """Versions of the packages that polarlib uses, None where one is missing."""
-    names = "numpy scipy array-api-compat matplotlib mpmath rich typer ml_dtypes safetensors"
+    names = "numpy scipy array-api-compat mpmath typer rich threadpoolctl matplotlib jinja2"
     found: dict[str, str | None] = {}
-    for name in names.split():
+    for name in (*names.split(), "ml_dtypes", "safetensors"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -248,9 +250,3 @@ def _thread_pools() -> list[dict[str, Any]]:
         {"library": p["internal_api"], "version": p["version"], "threads": p["num_threads"]}
         for p in threadpoolctl.threadpool_info()
     ]
-
-
-def _usable_processors() -> int | None:
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()

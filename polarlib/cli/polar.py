@@ -13,25 +13,26 @@ import polarlib
 from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.ops import dtype_name
-from polarlib.cli.compare import METHODS, PICTURES
+from polarlib.cli.compare import METHODS
 from polarlib.cli.console import (
     DEFAULT,
+    PICTURES,
     Json,
     Source,
     check_outputs,
     collected_warnings,
     command,
     complain,
-    fact_lines,
     format_number,
     format_range,
     format_shape,
+    grid,
     read_matrix,
     save_picture,
     say,
     say_json,
     say_notes,
-    table_lines,
+    tabulated,
     write_named,
 )
 from polarlib.cli.design import MOST_STEPS
@@ -103,7 +104,7 @@ def polar(
             "U written to": str(output or ""),
             "H written to": str(hermitian or ""),
         }
-        say(*fact_lines({name: value for name, value in facts.items() if value}))
+        say(grid((name, value) for name, value in facts.items() if value))
     if failed:
         nothing = "; nothing was written" if any(outputs.values()) else ""
         text = f"{file}: {'; '.join(notes)}{nothing}"
@@ -152,7 +153,7 @@ def converge(
     say(
         f"{file} ({format_shape(t.shape)}): {t.method}, {t.precision}{simulated}{form}",
         "",
-        *table_lines(
+        *tabulated(
             [
                 ("step", ">", lambda k: k),
                 ("matrix\nproducts", ">", lambda k: t.matmuls[k]),

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -19,15 +20,13 @@ from typing import IO, Any, cast
 
 import numpy as np
 
+from polarlib._renamed import warn_renamed
 from polarlib.arrays import checks
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import dtype_name, ops_of
 from polarlib.files.matrix_market import read_market
 from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
-
-__all__ = ["SUFFIXES", "names", "read", "shipped", "split", "stories", "write_npy", "write_npys"]
-
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
 
@@ -240,56 +239,65 @@ def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]
     return write
 
 
-def shipped() -> dict[str, np.ndarray]:
-    """Real gradient and momentum matrices of two small networks, by name.
+def sample_matrices() -> dict[str, np.ndarray]:
+    """Return real gradient and momentum matrices of two small networks, by name.
 
     Returns
     -------
     dict of str to ndarray
-        float32; :func:`stories` tells where each comes from and what is hard about it.
+        float32; :func:`sample_metadata` gives the origin of each and what is hard about it.
 
     Examples
     --------
-    >>> shipped()["transformer_mlp_in_late"].shape
+    >>> sample_matrices()["transformer_mlp_in_late"].shape
     (512, 128)
     """
-    facts = stories()
     file = resources.files("polarlib").joinpath("data/gradients.npz")
     with file.open("rb") as stream, np.load(stream) as archive:
         return {
-            name: archive[name].astype(np.float32) * np.float32(fact["scale"])
-            for name, fact in facts.items()
+            fact["name"]: archive[fact["name"]].astype(np.float32) * np.float32(fact["scale"])
+            for fact in _metadata()["matrix"]
         }
 
 
-def stories() -> dict[str, dict[str, Any]]:
-    """What is known of every shipped matrix.
+def sample_metadata() -> dict[str, dict[str, Any]]:
+    """Return the metadata of the bundled matrices.
 
     Returns
     -------
     dict of str to dict
-        Layer, training step, rank, condition number, the story in a sentence and so on, with the
-        data that its network was trained on, their licence and attribution.
+        Layer, training step, rank, condition number, a description and so on, with the data that
+        its network was trained on, their licence and attribution.
 
     Examples
     --------
-    >>> stories()["transformer_mlp_in_late"]["story"]
+    >>> sample_metadata()["transformer_mlp_in_late"]["description"]
     'The easiest one: a tall, well-conditioned matrix with a slowly decaying spectrum.'
     """
-    told = _told()
+    metadata = _metadata()
+    networks, shared = metadata["network"], ("data", "licence", "attribution")
     return {
-        fact["name"]: fact
-        | {key: told["network"][fact["network"]][key] for key in ("data", "licence", "attribution")}
-        for fact in told["matrix"]
+        m["name"]: m | {key: networks[m["network"]][key] for key in shared}
+        for m in metadata["matrix"]
     }
 
 
 @functools.cache
-def _told() -> dict[str, Any]:
+def _metadata() -> dict[str, Any]:
     text = resources.files("polarlib").joinpath("data/gradients.toml").read_text(encoding="utf-8")
-    import tomllib  # where it is first needed
-
     return tomllib.loads(text)
+
+
+def shipped() -> dict[str, np.ndarray]:
+    """Former name of :func:`sample_matrices`, until 0.3."""
+    warn_renamed("files.shipped", "files.sample_matrices")
+    return sample_matrices()
+
+
+def stories() -> dict[str, dict[str, Any]]:
+    """Former name of :func:`sample_metadata`, until 0.3, with `description` as `story` too."""
+    warn_renamed("files.stories", "files.sample_metadata")
+    return {name: m | {"story": m["description"]} for name, m in sample_metadata().items()}
 
 
 def _kind(file: Path) -> str:

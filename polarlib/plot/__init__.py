@@ -19,6 +19,11 @@ The legend stands below the Axes where the figure has a layout engine that makes
 inside elsewhere. What a logarithmic axis cannot show (exact zeros, values that are not finite) is
 said in the legend.
 """
+# ruff: noqa: E402 - the extra is asked for before what needs it is imported
+
+from polarlib._extras import require
+
+require("polarlib.plot", "plot", "matplotlib")
 
 from polarlib.plot.balls import unit_ball
 from polarlib.plot.figures import (

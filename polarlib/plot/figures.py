@@ -23,10 +23,10 @@ __all__ = ["save"]
 
 MARKED = 30  # steps that get a marker each
 
-NEAR = 1.4  # a divergence limit up to this multiple of the upper bound is in the picture
-FAR = 1e3  # values of s(x) beyond are not drawn
-AS_FAR = 0.999  # of the worst error counts as it
-MANY = 5000  # points of worst error that are too many for a picture
+LIMIT_VISIBLE_UP_TO = 1.4  # a divergence limit up to this multiple of the upper bound is shown
+CLIP_ABOVE = 1e3  # larger values of s(x) are not drawn
+EXTREMUM_TOLERANCE = 1e-3  # points within this share of the worst error are marked
+MARKERS_MAX = 5000  # more points of worst error than this are not marked
 
 CEILING = 1e3  # an error above it says no more than that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
@@ -47,7 +47,8 @@ MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK = "#222222"
 
-FIGURES = {
+# What a trace holds for each step, by the names of its fields.
+QUANTITIES = {
     "orthogonality": r"orthogonality $\|X^H X - I\|_F / \sqrt{k}$",
     "backward_error": r"backward error $\|A - X H\|_F / \|A\|_F$",
     "distance": r"distance $\|X - U\|_F / \sqrt{k}$",
@@ -75,7 +76,8 @@ class _Axes(Axes):
     """Axes that notebooks show as their whole figure."""
 
     def _repr_png_(self) -> bytes:
-        return whole_figure(self)._repr_png_()
+        png: bytes = whole_figure(self)._repr_png_()
+        return png
 
 
 def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
@@ -102,7 +104,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     Examples
     --------
     >>> import polarlib
-    >>> save(polynomial(polarlib.schedule("jordan")), "jordan.docx")
+    >>> save(polarlib.plot.polynomial(polarlib.schedule("jordan")), "jordan.docx")
     Traceback (most recent call last):
     ...
     ValueError: save: unknown suffix '.docx' in 'jordan.docx'; known: ...

@@ -10,11 +10,11 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.targets import target_value
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.plot.figures import (
-    AS_FAR,
     BLUE,
-    FAR,
-    MANY,
-    NEAR,
+    CLIP_ABOVE,
+    EXTREMUM_TOLERANCE,
+    LIMIT_VISIBLE_UP_TO,
+    MARKERS_MAX,
     SKY,
     VERMILLION,
     above_one,
@@ -67,7 +67,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, legend_rows=4)
     divisor, error = s.input_divisor, s.error()
     limit = s.divergence_limit * divisor  # as a singular value before the division
-    near = limit <= NEAR * s.upper
+    near = limit <= LIMIT_VISIBLE_UP_TO * s.upper
     right = 1.2 * limit if near and limit > s.upper else 1.05 * s.upper
     left = s.lower / 10
     # The last decade holds most of the turning points.
@@ -93,8 +93,8 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     for k, step in enumerate(s.steps, 1):
         y = odd_value(step, y, s.stride)
         top = max(top, float(y[inside].max()))
-        # Far out of the picture a curve is cut, since drawing overflows as well.
-        shown = np.where(np.abs(y) < FAR, y, np.nan)
+        # A curve far outside the picture is clipped, because drawing it would overflow.
+        shown = np.where(np.abs(y) < CLIP_ABOVE, y, np.nan)
         if k == last:
             label = f"{value}, slope {s.slope / divisor:.4g} at 0"
             ax.plot(x, shown, color=BLUE, linewidth=1.8, label=label)
@@ -142,17 +142,18 @@ def _farthest(s: Schedule, error: float) -> np.ndarray:
         # one, the composition turns.
         turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride)]
         x = np.unique(np.concatenate([x, *turns]))
-        if len(x) > MANY:
+        if len(x) > MARKERS_MAX:
             return x[:0]
     between = s.target != "polar"
     if between:  # the worst differences from a curve need not be where s turns
         x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
     e = np.abs(s(x) - target_value(s.target, x * s.input_divisor))
-    far = e >= AS_FAR * error
+    far = e >= (1 - EXTREMUM_TOLERANCE) * error
     if between:
         around = np.concatenate([[-np.inf], e, [-np.inf]])
         far &= (e >= around[:-2]) & (e >= around[2:])
-    return x[far] * s.input_divisor
+    worst: np.ndarray = x[far] * s.input_divisor
+    return worst
 
 
 def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:
@@ -165,7 +166,8 @@ def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:
 
     ends = value(x)
     inside = ends[:-1] * ends[1:] < 0
-    a, b, sign = x[:-1][inside], x[1:][inside], np.sign(ends[:-1][inside])
+    a: np.ndarray = x[:-1][inside]
+    b, sign = x[1:][inside], np.sign(ends[:-1][inside])
     for _ in range(BISECTIONS):
         middle = (a + b) / 2
         same = np.sign(value(middle)) == sign

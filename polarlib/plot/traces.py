@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,17 +13,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from polarlib._renamed import renamed_argument
 from polarlib.arrays.checks import choice, items
 from polarlib.arrays.formats import FORMATS
 from polarlib.plot.figures import (
     BLUE,
     CEILING,
     COLOURS,
-    FIGURES,
     GREEN,
     LINES,
     MARKED,
     MARKERS,
+    QUANTITIES,
     SKY,
     VERMILLION,
     add_legend,
@@ -42,11 +44,13 @@ from polarlib.result import Trace
 
 __all__ = ["compare", "convergence", "singular_values"]
 
-FEW = 8  # singular values that get a marker and a line in the legend each
+Quantity = Literal["orthogonality", "backward_error", "distance"]
+
+LEGEND_MAX_LINES = 8  # up to so many singular values have a marker and a legend entry each
 
 
 def convergence(t: Trace, ax: Axes | None = None) -> Axes:
-    """Plot orthogonality, backward error and distance of a trace against the products spent.
+    """Plot orthogonality, backward error and distance of a trace against the products used.
 
     Parameters
     ----------
@@ -78,7 +82,7 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     by_products = bool(np.all(np.diff(t.matmuls) > 0))
     x = t.matmuls if by_products else np.arange(t.steps + 1)
     every = -(-len(x) // MARKED)
-    for i, (name, label) in enumerate(FIGURES.items()):
+    for i, (name, label) in enumerate(QUANTITIES.items()):
         y = getattr(t, name)
         lines = ax.plot(
             x,
@@ -148,7 +152,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             f"{values.shape}); take it with polarlib.measure"
         )
     start, k = values[0], values.shape[1]
-    few = k <= FEW
+    few = k <= LEGEND_MAX_LINES
     ax = new_axes(ax, legend_rows=3 + few * -(-k // 2))
     finite = np.isfinite(values).all(axis=1)
     known, steps = values[finite], np.arange(len(values))
@@ -206,10 +210,14 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@renamed_argument("figure", "quantity")
 def compare(
-    traces: Iterable[Trace], ax: Axes | None = None, *, figure: str = "orthogonality"
+    traces: Iterable[Trace],
+    ax: Axes | None = None,
+    *,
+    quantity: Quantity = "orthogonality",
 ) -> Axes:
-    """Plot one figure of several traces against the matrix products spent.
+    """Plot one quantity of several traces against the matrix products used.
 
     Parameters
     ----------
@@ -217,8 +225,8 @@ def compare(
         From :func:`polarlib.measure`.
     ax : matplotlib.axes.Axes, optional
         Where to draw; a new figure by default.
-    figure : {"orthogonality", "backward_error", "distance"}, optional
-        Which figure.
+    quantity : {"orthogonality", "backward_error", "distance"}, optional
+        The ordinate.
 
     Returns
     -------
@@ -230,7 +238,7 @@ def compare(
     TypeError
         If `traces` does not hold traces, or `ax` is not an Axes.
     ValueError
-        If there is no trace, or no such figure.
+        If there is no trace, or no such quantity.
 
     Notes
     -----
@@ -252,7 +260,7 @@ def compare(
     traces = items("traces", traces, "a list of at least one Trace")
     for t in traces:
         require(t, Trace, "compare", "a list of Trace, which polarlib.measure makes")
-    figure = choice("figure", figure, FIGURES)
+    quantity = choice("quantity", quantity, QUANTITIES)
     several = len({t.shape for t in traces}) > 1
     labels = []
     for t in traces:
@@ -261,7 +269,7 @@ def compare(
         text = (
             f"{plain_text(t.method)}, {t.precision}{simulated}{', ' * bool(t.form)}{t.form}{shape}"
         )
-        labels.append(textwrap.fill(text + hidden_note(getattr(t, figure)), 80))
+        labels.append(textwrap.fill(text + hidden_note(getattr(t, quantity)), 80))
     columns = 2 if len(labels) > 3 and max(map(len, labels)) <= 34 else 1
     rows = sum(label.count("\n") + 1 for label in labels)
     ax = new_axes(ax, legend_rows=-(-rows // columns))
@@ -269,7 +277,7 @@ def compare(
     for i, (t, label) in enumerate(zip(traces, labels, strict=True)):
         lines = ax.plot(
             t.matmuls,
-            getattr(t, figure),
+            getattr(t, quantity),
             color=colours[i % len(colours)],
             linestyle=LINES[i % len(LINES)],
             marker=MARKERS[i % len(MARKERS)],
@@ -280,7 +288,7 @@ def compare(
         )
         draw_zeros(ax, lines[0])
         _abscissa(ax, t.matmuls)
-    ordinate = FIGURES[figure].replace(" $", " (dimensionless)\n$")
+    ordinate = QUANTITIES[quantity].replace(" $", " (dimensionless)\n$")
     label_axes(
         ax, "matrix products", ordinate, "" if several else f"matrix of {shape_text(traces[0])}"
     )

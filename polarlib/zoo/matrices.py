@@ -1,0 +1,293 @@
+"""Matrices that have broken polar decompositions: families by name, and orthonormal ones."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from polarlib.arrays.checks import count, items, number, shown
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.settings import ignore_float_errors
+
+# Rows or columns: a matrix of 2 GiB, whose factors take minutes.
+LARGEST = 16384
+SMALLEST = 1e-300
+
+
+def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.ndarray:
+    """Matrix with orthonormal columns (rows, if m < n), uniform among them.
+
+    Parameters
+    ----------
+    m, n : int
+        Shape.
+    seed : int, optional
+        Of NumPy's default generator.
+    dtype : dtype, optional
+        Real or complex; computed in double precision and converted.
+
+    Returns
+    -------
+    ndarray, shape (m, n)
+
+    Notes
+    -----
+    QR of a Gaussian matrix with the phases of R's diagonal moved into Q. F. Mezzadri, Notices of
+    the AMS 54 (2007) 592-604.
+
+    Examples
+    --------
+    >>> q = orthonormal(5, 3)
+    >>> bool(np.allclose(q.T @ q, np.eye(3)))
+    True
+    """
+    m, n, seed = count("m", m, 0, LARGEST), count("n", n, 0, LARGEST), count("seed", seed, 0)
+    dtype = floating(dtype)
+    if m < n:
+        return orthonormal(n, m, seed=seed, dtype=dtype).conj().T
+    g = gaussian(m, n, seed, dtype)
+    q, r = scipy.linalg.qr(g, mode="economic")
+    diagonal = np.diagonal(r)
+    unique: np.ndarray = q * (diagonal / np.abs(diagonal))
+    return unique.astype(dtype)
+
+
+@ignore_float_errors
+def with_singular_values(
+    s: Any, m: int | None = None, n: int | None = None, *, seed: int = 0, dtype: Any = "float64"
+) -> np.ndarray:
+    """Matrix with given singular values and uniformly random singular vectors.
+
+    Parameters
+    ----------
+    s : array-like, shape (k,)
+        Singular values, k = min(m, n).
+    m, n : int, optional
+        Shape; square by default, and ``n = k`` if only `m` is given.
+    seed : int, optional
+        Of NumPy's default generator.
+    dtype : dtype, optional
+        Real or complex; computed in double precision and rounded once.
+
+    Returns
+    -------
+    ndarray, shape (m, n)
+
+    Raises
+    ------
+    ValueError
+        If the number of singular values is not the smaller dimension.
+
+    Examples
+    --------
+    >>> a = with_singular_values([3.0, 2.0, 1.0], 5, dtype="complex128")
+    >>> a.shape, np.linalg.svd(a, compute_uv=False).round(12).tolist()
+    ((5, 3), [3.0, 2.0, 1.0])
+    """
+    found = items("s", s, "a list of numbers", 0, LARGEST)
+    s = np.array([number("a singular value", v, 0) for v in found])
+    m = s.size if m is None else count("m", m, 0, LARGEST)
+    n = s.size if n is None else count("n", n, 0, LARGEST)
+    seed, dtype = count("seed", seed, 0), floating(dtype)
+    if s.ndim != 1 or s.size != min(m, n):
+        raise ValueError(
+            f"with_singular_values needs min(m, n) = {min(m, n)} singular values, "
+            f"got shape {s.shape}"
+        )
+    wide = np.result_type(dtype, np.float64) if dtype.kind in "fc" else "f8"
+    u = orthonormal(m, s.size, seed=2 * seed, dtype=wide)
+    v = orthonormal(n, s.size, seed=2 * seed + 1, dtype=wide)
+    a: np.ndarray = (u * s) @ v.conj().T
+    return a.astype(dtype)
+
+
+def hilbert(n: int) -> np.ndarray:
+    """Hilbert matrix ``1 / (i + j - 1)``: condition number about ``exp(3.5 n)``.
+
+    Examples
+    --------
+    >>> hilbert(2).tolist()
+    [[1.0, 0.5], [0.5, 0.3333333333333333]]
+    """
+    a: np.ndarray = scipy.linalg.hilbert(count("n", n, most=LARGEST))
+    return a
+
+
+def frank(n: int) -> np.ndarray:
+    """Frank matrix: upper Hessenberg, determinant 1, ill-conditioned small eigenvalues.
+
+    W. L. Frank, J. SIAM 6 (1958) 378-392.
+
+    Examples
+    --------
+    >>> frank(3).tolist()
+    [[3.0, 2.0, 1.0], [2.0, 2.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    n = count("n", n, most=LARGEST)
+    i = np.arange(1, n + 1)
+    values = n + 1.0 - np.maximum(i[:, None], i)
+    return np.triu(values, -1)
+
+
+def binomial(n: int) -> np.ndarray:
+    """Binomial matrix: a multiple of an involution, ``A @ A = 2**(n - 1) I``.
+
+    N. J. Higham, The Matrix Computation Toolbox.
+
+    Examples
+    --------
+    >>> binomial(3).tolist()
+    [[1.0, 2.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]
+    """
+    n = count("n", n, most=1000)  # the largest entries would overflow
+    low = scipy.linalg.pascal(n, kind="lower").astype(np.float64)
+    a: np.ndarray = low @ np.diag((-2.0) ** np.arange(n)) @ low[::-1, ::-1]
+    return a
+
+
+def kahan(n: int, theta: float = 1.2) -> np.ndarray:
+    """Kahan matrix: triangular, and QR with column pivoting does not see its small singular value.
+
+    W. Kahan, Canad. Math. Bull. 9 (1966) 757-801.
+
+    Examples
+    --------
+    >>> kahan(2, np.pi / 2).round(12).tolist()
+    [[1.0, -0.0], [0.0, 1.0]]
+    """
+    n, theta = count("n", n, most=LARGEST), number("theta", theta)
+    rows = np.sin(theta) ** np.arange(n)
+    a: np.ndarray = rows[:, None] * (np.eye(n) - np.cos(theta) * np.triu(np.ones((n, n)), 1))
+    return a
+
+
+def wilkinson(n: int) -> np.ndarray:
+    """Wilkinson matrix W+: symmetric tridiagonal, indefinite, eigenvalues in nearly equal pairs.
+
+    Examples
+    --------
+    >>> wilkinson(3).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+    """
+    off = np.ones(count("n", n, most=LARGEST) - 1)
+    return np.diag(np.abs(np.arange(n) - (n - 1) / 2)) + np.diag(off, 1) + np.diag(off, -1)
+
+
+def wilkinson_minus(n: int) -> np.ndarray:
+    """Wilkinson matrix W-: its eigenvalues come in pairs ``+-x`` that have one singular value.
+
+    J. H. Wilkinson, The Algebraic Eigenvalue Problem (Oxford, 1965), section 5.45.
+
+    Examples
+    --------
+    >>> wilkinson_minus(3).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]
+    """
+    off = np.ones(count("n", n, most=LARGEST) - 1)
+    return np.diag((n - 1) / 2 - np.arange(n)) + np.diag(off, 1) + np.diag(off, -1)
+
+
+def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
+    """Cauchy matrix ``1 / (i - j + shift)``: singular values gather at ``pi / sin(pi shift)``.
+
+    S. V. Parter, Linear Algebra Appl. 80 (1986) 115-130.
+
+    Examples
+    --------
+    >>> cauchy(2).tolist()
+    [[2.0, -2.0], [0.6666666666666666, 2.0]]
+    """
+    shift = number("shift", shift)
+    if shift.is_integer():
+        raise ValueError(f"shift must not be an integer, where the matrix has poles, got {shift:g}")
+    if abs(shift) < SMALLEST:
+        raise ValueError(f"shift must not be below {SMALLEST:g} in size, got {shift:g}")
+    i = np.arange(count("n", n, most=LARGEST))
+    return 1.0 / (i[:, None] - i + shift)
+
+
+def growth(n: int) -> np.ndarray:
+    """Matrix whose elements grow by ``2**(n - 1)`` in LU factorisation with partial pivoting.
+
+    J. H. Wilkinson, J. ACM 8 (1961) 281-330.
+
+    Examples
+    --------
+    >>> growth(3).tolist()
+    [[1.0, 0.0, 1.0], [-1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]
+    """
+    n = count("n", n, most=LARGEST)
+    a = np.eye(n) - np.tril(np.ones((n, n)), -1)
+    a[:, -1] = 1.0
+    return a
+
+
+@ignore_float_errors
+def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
+    """Rotation by `angle` in a random plane.
+
+    Examples
+    --------
+    >>> r = rotation(3, np.pi)
+    >>> bool(np.isclose(np.trace(r), -1)), bool(np.isclose(np.linalg.det(r), 1))
+    (True, True)
+    """
+    n, angle = count("n", n, most=LARGEST), number("angle", angle)
+    if n < 2:
+        return np.ones((n, n))
+    plane = orthonormal(n, 2, seed=seed)
+    # 1 - cos without cancellation, so that small angles are exact.
+    less, sine = 2 * np.sin(angle / 2) ** 2, np.sin(angle)
+    a: np.ndarray = np.eye(n) + plane @ np.array([[-less, -sine], [sine, -less]]) @ plane.T
+    return a
+
+
+def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
+    """Jordan block; its smallest singular value is about ``value**n``.
+
+    Examples
+    --------
+    >>> jordan_block(2).tolist()
+    [[0.1, 1.0], [0.0, 0.1]]
+    """
+    n, value = count("n", n, most=LARGEST), number("value", value)
+    return value * np.eye(n) + np.eye(n, k=1)
+
+
+@ignore_float_errors
+def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
+    """Gaussian matrix whose rows and columns fall geometrically from 1 to `low`.
+
+    Examples
+    --------
+    >>> np.abs(graded(4)[3, 3]) < 1e-20
+    np.True_
+    """
+    n, seed = count("n", n, most=LARGEST), count("seed", seed, 0)
+    scale = np.geomspace(1.0, number("low", low, 0, 1, ends="(]"), n)
+    a: np.ndarray = scale[:, None] * gaussian(n, n, seed, "float64") * scale
+    return a
+
+
+def floating(dtype: Any) -> np.dtype[Any]:
+    """NumPy's dtype of a floating format."""
+    with contextlib.suppress(Exception):  # of all kinds
+        found: np.dtype[Any] = np.dtype(dtype)
+        if format_name(found):
+            return found
+    raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
+
+
+def gaussian(m: int, n: int, seed: int, dtype: Any) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    g = rng.standard_normal((m, n))
+    if np.dtype(dtype).kind == "c":
+        return g + 1j * rng.standard_normal((m, n))
+    return g
+
+
+def format_name(dtype: np.dtype[Any]) -> str:
+    return ops_of(np.empty(0, dtype)).format_name(np.empty(0, dtype))
