@@ -291,14 +291,14 @@ def test_rotations_that_cannot_be_looked_at():
 
 def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
     """Wrong closed forms are followed by an SVD; after a wrong SVD there is nothing to return."""
-    right = small.fast_factor
+    right = small.closed_factor
 
     def wrong(x, ops, *, proper=False):
         factor = right(x, ops, proper=proper)
         rows = [factor.unitary[1], factor.unitary[0], *factor.unitary[2:]]
         return factor._replace(unitary=rows)
 
-    monkeypatch.setattr(small, "fast_factor", wrong)
+    monkeypatch.setattr(small, "closed_factor", wrong)
     a = gaussian(20, 3, 3)  # JAX remembers what it compiled by shape
     x = lib.asarray(a)
     is_nearest(a, lib.to_numpy(nearest_rotation(x)), EPS["float64"])
