@@ -148,7 +148,7 @@ def behaviour(value: Any) -> Any:
     if isinstance(value, Norm):
         x = kernel(value)
         return [result(f, x) for f in (value, value.dual_norm, value.lmo)], repr(value)
-    if isinstance(value, polarlib.Schedule | design.RationalSchedule):
+    if isinstance(value, polarlib.Schedule):
         return value, value(0.3), value.error(), value.slope, value.image(), repr(value)
     return verbs.bits(value), repr(value)
 

@@ -29,8 +29,8 @@ from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
 from polarlib._methods.traced import TRACED, fixed_schedule
 from polarlib._methods.zolotarev import zolotarev
+from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import docstring
-from polarlib.design.zolotarev import RationalSchedule
 from polarlib.engine.drive import worst_of
 
 __all__ = [
@@ -74,7 +74,7 @@ HINTED: dict[str, Callable[..., Any]] = {
     "minimax": minimax,
 }
 # Fixed schedules of rational steps, beside the published ones of polynomials.
-FIXED: dict[str, Callable[[], RationalSchedule]] = {"halley_fixed": halley_schedule}
+FIXED: dict[str, Callable[[], Schedule]] = {"halley_fixed": halley_schedule}
 # Names of rational schedules: "halley" is an iteration that converges where it names a method.
 RATIONAL = FIXED | {"halley": halley_schedule}
 

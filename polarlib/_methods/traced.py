@@ -23,7 +23,6 @@ from polarlib._methods.zolotarev import partial_fractions, steps_for
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.design.zolotarev import RationalSchedule
 from polarlib.result import Run
 
 __all__ = ["TRACED", "fixed_schedule"]
@@ -132,9 +131,9 @@ def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tu
     return x, Run(k, 1 + 2 * k, True)
 
 
-def fixed_schedule(x: Array, ops: Ops, chosen: Schedule | RationalSchedule) -> tuple[Array, Run]:
+def fixed_schedule(x: Array, ops: Ops, chosen: Schedule) -> tuple[Array, Run]:
     """Every step of a schedule."""
-    apply: Any = rational if isinstance(chosen, RationalSchedule) else polynomial
+    apply: Any = rational if chosen.is_rational else polynomial
     u, run = apply(x, ops, chosen, precision=ops.format_name(x))
     return u, run
 

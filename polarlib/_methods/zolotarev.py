@@ -13,9 +13,10 @@ from typing import Any
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
 from polarlib._methods.reduction import rounded_down, start
+from polarlib._schedules.steps import Rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.design.zolotarev import Step, best_steps
+from polarlib.design.zolotarev import best_steps
 from polarlib.result import Run
 
 __all__ = ["zolotarev"]
@@ -109,7 +110,7 @@ def partial_fractions(
     return total, matmuls
 
 
-def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...], list[float]]:
+def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Rational, ...], list[float]]:
     """Steps for [l, 1] with so many poles; by default the fewest that need two iterations."""
     return _designed(min(rounded_down(l), 1 - 2.0**-10), 4 * eps, poles)
 
@@ -117,7 +118,7 @@ def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...]
 @functools.lru_cache(maxsize=256)
 def _designed(
     l: float, tolerance: float, poles: int | None
-) -> tuple[tuple[Step, ...], list[float]]:
+) -> tuple[tuple[Rational, ...], list[float]]:
     def two(r: int) -> bool:
         return len(best_steps(r, l, tolerance)[0]) <= 2
 

@@ -33,6 +33,7 @@ import numpy as np
 from polarlib._schedules.images import odd_image, odd_images, odd_value, turning_points
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule, coefficients
+from polarlib._schedules.steps import polynomials
 from polarlib._schedules.targets import parse_target
 from polarlib.arrays.checks import count, instance, number, shown
 from polarlib.arrays.formats import Format, format_of, round_number
@@ -150,6 +151,7 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     [0.99, 0.97, 0.86, 0.56, 0.12]
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
+    polynomials(schedule, "design.table")
     polar = parse_target(schedule.target)[0] == "polar"
     rows: list[dict[str, Any]] = []
     before = schedule.divided(schedule.lower, schedule.upper)

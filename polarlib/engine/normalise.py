@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.ops import Ops
@@ -134,7 +135,7 @@ def normalised_with_gram(
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
-            return z, g, _absorbing(first, s)
+            return z, g, absorbed(first, s)
     if not native:
         x = ops.at_least_single(x)
     y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
@@ -148,14 +149,9 @@ def normalised_with_gram(
     g = small.gram(small.to_working_format(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
     if isinstance(s, float):
-        return z, g, _absorbing(first, s)
+        return z, g, absorbed(first, s)
     g = small.to_working_format(ops.divide(g, s * s, may_overwrite=True))
     return low.to_working_format(ops.divide(y, s, may_overwrite=True)), g, tuple(first)
-
-
-def _absorbing(step: Sequence[float], s: float) -> tuple[float, ...]:
-    """The step that makes of X what `step` makes of ``X / s``."""
-    return tuple(c / s ** (2 * i + 1) for i, c in enumerate(step))
 
 
 def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | float:
