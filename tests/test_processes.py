@@ -44,6 +44,7 @@ def modules() -> list[Any]:
 INTERNAL = {
     "AnyTorchOps",
     "History",
+    "Progress",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
     *(

@@ -322,7 +322,7 @@ def _anywhere(
     if l >= eps:  # else it is singular, or as good as that
         steps, _ = plan(l, eps, costs)
         x = converge(_GenericKernels(ops), x, g, steps, l, course, eps)
-    return restore(x), course.run()
+    return restore(x), course.statistics()
 
 
 def _on_host(
@@ -344,7 +344,7 @@ def _on_host(
         course.products = found.products
         u = _unitary(found, course, costs, may_decompose)
     if u is not None:
-        return u, course.run()
+        return u, course.statistics()
     if may_decompose:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note="the singular value decomposition costs less")
@@ -576,5 +576,6 @@ def _widened(x: np.ndarray, course: History) -> tuple[np.ndarray, float] | None:
     for j in range(0, x.shape[1], TILE):
         new[:, j : j + TILE] = y[:, j : j + TILE] + x[:, j : j + TILE] * (b / c)
     del y
-    course.took(step.scaled(high), new, 3)
+    course.steps.append(step.scaled(high))
+    course.append(new, step.products)
     return new, min(1.0, step(low / high))

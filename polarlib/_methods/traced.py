@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from polarlib._methods.halley import rational
 from polarlib._methods.newton_schulz import GROWTH, MAX_ITERATIONS, SETTLED, STALLED
 from polarlib._methods.polynomial import polynomial
-from polarlib._methods.qdwh import form, resolvent, weights
+from polarlib._methods.qdwh import plan, resolvent
 from polarlib._methods.qr import qr
 from polarlib._methods.reduction import FLOOR, largest
 from polarlib._methods.svd import polished, svd
-from polarlib._methods.zolotarev import partial_fractions, steps_for
+from polarlib._methods.zolotarev import partial_fractions
+from polarlib._methods.zolotarev import plan as rational_plan
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
@@ -64,14 +65,13 @@ def _qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, matmuls = _start(x, ops, lower)
     iterations = 0
-    while 1 - l > 5 * eps or not iterations:
-        a, b, c = weights(l)
-        how = form(1 + c, n, eps)
+    for (a, b, c), how, after in plan(l, n, eps):
         correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
         x, gram = x * (b / c) + correction, None
         matmuls += spent
         iterations += 1
-        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
+        if 1 - after <= 5 * eps:
+            break
     return lift(x), Run(iterations, matmuls, True)
 
 
@@ -81,16 +81,14 @@ def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[
     eps = format_of(ops.format_name(x)).epsilon
     # Poles are near the squares of the lower end, which the format has to hold.
     x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
-    high = 1.0
-    steps, errors = steps_for(low, eps, None)
-    for (scale, residues, shifts), error in zip(steps, errors, strict=True):
-        hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
-        terms, spent = partial_fractions(x, gram, residues, shifts, hows, ops)
-        x = (x + terms) * scale
+    iterations = 1
+    for step, hows in rational_plan(low, n, eps, None):
+        terms, spent = partial_fractions(x, gram, step, hows, ops)
+        x = (x + terms) * step.scale
         gram = ops.gram(x)
         matmuls += spent + 1
-        low, high = 1 - error, 1 + error
-    return lift(polished(x, ops)), Run(len(steps) + 1, matmuls + 1, True)
+        iterations += 1
+    return lift(polished(x, ops)), Run(iterations, matmuls + 1, True)
 
 
 def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
