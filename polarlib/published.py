@@ -222,7 +222,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return _sets()[choice("schedule", name, schedules())]["scaling"]
+    return str(_sets()[choice("schedule", name, schedules())]["scaling"])
 
 
 def listed(name: str) -> Schedule:

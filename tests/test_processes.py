@@ -45,6 +45,7 @@ INTERNAL = {
     "AnyTorchOps",
     "History",
     "Progress",
+    "Method",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
     *(

@@ -1,7 +1,7 @@
-"""Methods whose work does not depend on the entries, for matrices that a library hides.
+"""Forms of methods whose work does not depend on the entries, for traced matrices.
 
-Under ``jax.jit`` and ``jax.vmap`` no number can be read. The steps of rational iterations then
-follow from a bound of the condition number that is known beforehand: the caller's, or the worst
+Under ``jax.jit`` and ``jax.vmap`` no number can be read. The plan of a rational iteration then
+follows from a bound of the condition number that is known beforehand: the caller's, or the worst
 that the format can hold. The Newton-Schulz iteration is a loop of the library, which contains its
 stopping test.
 """
@@ -26,9 +26,17 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["TRACED", "fixed_schedule"]
+__all__ = [
+    "fixed_qr",
+    "fixed_schedule",
+    "fixed_svd",
+    "newton_schulz",
+    "qdwh",
+    "zolotarev",
+]
 
 Array = Any
+Method = Callable[..., tuple[Array, Run]]
 
 
 class _Square(NamedTuple):
@@ -59,7 +67,7 @@ def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Squa
     return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
 
 
-def _qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """QDWH with the weights that a known lower bound gives."""
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
@@ -75,7 +83,7 @@ def _qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array
     return lift(x), Run(iterations, matmuls, True)
 
 
-def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
@@ -91,7 +99,7 @@ def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[
     return lift(polished(x, ops)), Run(iterations, matmuls + 1, True)
 
 
-def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
     xp = ops.xp
     m, n = x.shape[-2:]
@@ -136,20 +144,13 @@ def fixed_schedule(x: Array, ops: Ops, chosen: Schedule) -> tuple[Array, Run]:
     return u, run
 
 
-def _svd(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    return svd(x, ops, tol=tol)
+def _without_bound(method: Method) -> Method:
+    """The form for traced matrices of a method whose work is fixed anyway."""
+
+    def run(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+        return method(x, ops, tol=tol)
+
+    return run
 
 
-def _qr(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    return qr(x, ops, tol=tol)
-
-
-# "auto" cannot estimate a condition number: it takes the method that never fails.
-TRACED: dict[str, Callable[..., tuple[Array, Run]]] = {
-    "auto": _svd,
-    "svd": _svd,
-    "qdwh": _qdwh,
-    "zolotarev": _zolotarev,
-    "newton_schulz": _newton_schulz,
-    "qr": _qr,
-}
+fixed_svd, fixed_qr = _without_bound(svd), _without_bound(qr)
