@@ -80,6 +80,7 @@ def _sample(name: str) -> Any:
     jordan = polarlib.schedule("jordan", 2)
     return {
         "schedule": lambda: jordan,
+        "rational": lambda: design.zolotarev(1, 0.1),
         "trace": lambda: polarlib.measure(A, jordan),
         "result": lambda: polarlib.polar(A),
         "spectrum": lambda: design.log_uniform(1e-3),

@@ -81,7 +81,7 @@ def form(condition: float, n: int, eps: float) -> str:
 def resolvent(
     x: Array, c: Any, weight: Any, ops: Ops, *, how: str, gram: Array | None = None
 ) -> tuple[Array, int]:
-    """Return ``weight X (I + c X^H X)^-1``, and the products spent.
+    """Return ``weight X (I + c X^H X)^-1``, and the number of products.
 
     By a Cholesky factor of ``Z = I + c X^H X`` where it is well-conditioned. Otherwise by
     ``X Z^-1 = Q_1 Q_2^H / sqrt(c)`` with the orthonormal factor Q of the stack ``[sqrt(c) X; I]``:

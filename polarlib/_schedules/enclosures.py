@@ -17,11 +17,11 @@ def enclosed(
     steps: Sequence[Step],
     lower: float,
     upper: float,
-    *,
-    asked: str,
     stride: int,
     target: str,
     divisor: float,
+    *,
+    asked: str,
 ) -> Certificate:
     """Return bounds as :func:`certify` proves them; of rational steps, values in 40 digits.
 
@@ -46,7 +46,7 @@ def enclosed(
     Examples
     --------
     >>> halley = Rational(1 / 3, (8 / 3,), (1 / 3,))
-    >>> enclosed([halley], 0.5, 1.0, asked="image", stride=2, target="polar", divisor=1.0)
+    >>> enclosed([halley], 0.5, 1.0, 2, "polar", 1.0, asked="image")
     Certificate(0.0714285714285715 <= error <= 0.0714285714285715)
     """
     rational = isinstance(steps[0], Rational)

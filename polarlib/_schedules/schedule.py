@@ -164,14 +164,13 @@ class Schedule:
             Singular values of the output.
         """
         x = checks.operand("x", x)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN tell it
+        with np.errstate(over="ignore", invalid="ignore"):  # the result is infinite or NaN
             for step in self.steps:
                 x = odd_value(step, x, self.stride)
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
-        """Image of an interval: by interval arithmetic, rounded outwards; of rational steps in 40
-        digits.
+        """Image of an interval, by interval arithmetic, or in 40 digits for rational steps.
 
         Parameters
         ----------
@@ -196,14 +195,10 @@ class Schedule:
     def _enclosed(
         self, lower: float | None, upper: float | None, asked: str, target: str
     ) -> Certificate:
-        ends = self.lower if lower is None else lower, self.upper if upper is None else upper
+        lower = self.lower if lower is None else lower
+        upper = self.upper if upper is None else upper
         return enclosed(
-            self.steps,
-            *ends,
-            asked=asked,
-            stride=self.stride,
-            target=target,
-            divisor=self.input_divisor,
+            self.steps, lower, upper, self.stride, target, self.input_divisor, asked=asked
         )
 
     def error(self, lower: float | None = None) -> float:
@@ -361,14 +356,12 @@ class Schedule:
     def survives(self, precision: Format) -> bool:
         """Former name of :meth:`is_safe_in`, until 0.3; of a Format, not its name."""
         precision = checks.instance("precision", precision, Format, "a Format, of format_of")
-        message = "Schedule.survives is now Schedule.is_safe_in; the former name ends with 0.3"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        text = "Schedule.survives is now Schedule.is_safe_in; the former name ends with 0.3"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
         return self.is_safe_in(precision.name)
 
     def quantize(self, format: str) -> Schedule:
-        """Return the schedule with every coefficient rounded to a number format.
-
-        Nothing is redesigned: interval, normalisation and the rest stay, and the error may grow.
+        """Return the schedule with every coefficient rounded to a number format, not redesigned.
 
         Parameters
         ----------
@@ -378,7 +371,7 @@ class Schedule:
         Returns
         -------
         Schedule
-            Its name ends with the format.
+            The error may be larger.
 
         Raises
         ------
@@ -393,26 +386,21 @@ class Schedule:
         (((3.4375, -4.78125, 2.03125),), 'jordan, coefficients in bfloat16')
         """
         target = format_of(format)
-        format = target.name
-        note = f", coefficients in {format}"
-        return replace(
-            self,
-            steps=tuple(
-                tuple(mapped(step, lambda c: round_number(c, target))) for step in self.steps
-            ),
-            name=self.name.removesuffix(note) + note,
-        )
+        note = f", coefficients in {target.name}"
+        rounded = (mapped(step, lambda c: round_number(c, target)) for step in self.steps)
+        name = self.name.removesuffix(note) + note
+        return replace(self, steps=tuple(map(tuple, rounded)), name=name)
 
     def _fields(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return fields and derived figures as plain data, ready for JSON.
+        """Return fields and derived values as plain data, ready for JSON.
 
         Returns
         -------
         dict
-            What :meth:`to_json` writes. A step is its coefficients as decimal numbers and as
+            Content of :meth:`to_json`. A step is its coefficients as decimal numbers and as
             hexadecimal strings, nested lists for a rational one; an infinite value is None.
 
         Examples

@@ -57,7 +57,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     y : array, shape (..., m, n)
         A new array (`x` itself for "none"). A zero matrix stays zero.
     matmuls : int
-        Matrix products spent.
+        Number of matrix products.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def checked_peak(x: Array, ops: Ops) -> Array:
 def normalised_with_gram(
     x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
 ) -> tuple[Array, Array, tuple[float, ...]]:
-    """Normalise by a bound from the Gram matrix that the first step needs: no product is spent.
+    """Normalise by a bound from the Gram matrix that the first step needs, at no product.
 
     Where the bound is a number, the step's coefficients absorb it, and a matrix that needs no
     scaling is neither copied nor rounded.
@@ -190,7 +190,7 @@ def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, in
     bound : array, shape (..., 1, 1)
         0 for zero matrices.
     matmuls : int
-        Matrix products spent.
+        Number of matrix products.
     """
     copy = ops.combine((1.0,), (g,))  # the moments are taken in its storage
     bound, spent = _gram_moment(copy, ops, squarings)
@@ -198,7 +198,7 @@ def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, in
 
 
 def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
-    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value, and the products spent."""
+    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value; number of products."""
     exponent = 0.5
     bound = ops.frobenius(g)
     g = ops.divide(g, ops.divisor(bound), may_overwrite=True)
