@@ -233,8 +233,7 @@ def steps_of(name: str, steps: int) -> polarlib.Schedule | None:
 
 def surviving(precision: str) -> list[str]:
     """Published sets that one rounding of the format cannot push past divergence."""
-    known = format_of(precision)
-    return [n for n in polarlib.schedules() if polarlib.schedule(n).survives(known)]
+    return [n for n in polarlib.schedules() if polarlib.schedule(n).is_safe_in(precision)]
 
 
 class Safety(NamedTuple):

@@ -36,7 +36,6 @@ from polarlib.arrays.library import bytes_of_entry
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings, warn
-from polarlib.design import RationalSchedule
 from polarlib.engine.evidence import (
     Evidence,
     condition_bounds,
@@ -170,7 +169,7 @@ def _run(
     if isinstance(method, str) and method in METHODS:
         return METHODS[method](x, ops, tol=tol, callback=callback)
     chosen = resolve_schedule(method, None, ops.format_name(x))
-    if isinstance(chosen, RationalSchedule):
+    if chosen.is_rational:
         return rational(x, ops, chosen, precision=ops.format_name(x), callback=callback)
     return polynomial(x, ops, chosen, precision=ops.format_name(x), callback=callback)
 
@@ -841,7 +840,7 @@ def check_method(method: str | Schedule) -> None:
             f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
             "apply it with orthogonalize()"
         )
-    if not known and not isinstance(method, Schedule | RationalSchedule):
+    if not known and not isinstance(method, Schedule):
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 

@@ -270,7 +270,7 @@ def _schedule(
     x, ops = entered.given, entered.ops
     precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
-    if not isinstance(chosen, Schedule):
+    if chosen.is_rational:
         raise ValueError(
             f"schedule {chosen.name!r} has rational steps, for which there is no rule; take one of "
             "polynomials, or let torch or JAX differentiate its steps"

@@ -20,7 +20,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import check_method, default_tolerance
-from polarlib.design import RationalSchedule
 from polarlib.engine.iterate import matrix_products
 from polarlib.result import Trace
 
@@ -138,7 +137,7 @@ def measure(
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
-        if isinstance(schedule, RationalSchedule):
+        if schedule.is_rational:
             if form == "gram":
                 raise ValueError(
                     f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"

@@ -31,7 +31,6 @@ from polarlib.arrays.settings import (
     traced_by_dynamo,
     under_default_settings,
 )
-from polarlib.design import RationalSchedule
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 
 __all__ = ["orthogonalize", "orthogonalize_all"]
@@ -49,7 +48,7 @@ BATCH_UP_TO = 1 << 14
 def orthogonalize(
     g: Array,
     *,
-    schedule: str | Schedule | RationalSchedule = "auto",
+    schedule: str | Schedule = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
@@ -64,7 +63,7 @@ def orthogonalize(
     ----------
     g : array, shape (..., m, n)
         Of any supported library and floating dtype. Never changed.
-    schedule : str, Schedule or RationalSchedule, optional
+    schedule : str or Schedule, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
         published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" (or
         "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
@@ -184,7 +183,7 @@ def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None =
         if 0 in x.shape:
             return ops_of(x).empty_result(x)
         # Rational steps record themselves.
-        if not isinstance(resolved["schedule"], Schedule) or not ops_of(x).is_traced(x):
+        if resolved["schedule"].is_rational or not ops_of(x).is_traced(x):
             return apply(x)
         return differentiable_schedule(apply, x, **_rule_of(resolved))
 
@@ -194,7 +193,7 @@ def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None =
 def _resolved(
     x: Array,
     ops: Ops,
-    schedule: str | Schedule | RationalSchedule,
+    schedule: str | Schedule,
     steps: int | None,
     form: str,
     restarts: str | Sequence[int],
@@ -207,7 +206,7 @@ def _resolved(
     chosen = resolve_schedule(schedule, steps, precision)
     if gram_precision is not None:
         gram_precision = format_of(gram_precision).name
-    if isinstance(chosen, RationalSchedule):
+    if chosen.is_rational:
         check_rational(chosen, form, restarts, gram_precision, normalisation)
         kind, restarts = "spectral", ()
     else:
@@ -234,7 +233,7 @@ def _rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _packed(
-    schedule: str | Schedule | RationalSchedule = "auto",
+    schedule: str | Schedule = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
@@ -249,7 +248,7 @@ def _packed(
     """
     # A name is looked up in single precision: only "auto" depends on it, and stays.
     chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
-    if isinstance(chosen, RationalSchedule):
+    if chosen.is_rational:
         return ""
     for name in (precision, gram_precision):
         if name is not None:
@@ -405,7 +404,7 @@ def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
 def _apply(
     x: Array,
     *,
-    schedule: Schedule | RationalSchedule,
+    schedule: Schedule,
     precision: str,
     gram_precision: str | None,
     kind: str,
@@ -418,7 +417,7 @@ def _apply(
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
     place = y if out is x else ops.adjoint(out) if wide and out is not None else out
-    if isinstance(schedule, RationalSchedule):
+    if schedule.is_rational:
         u, _ = rational(y, ops, schedule, precision=precision)
     else:
         u, _ = polynomial(

@@ -15,6 +15,7 @@ from typing import Any
 from polarlib import design
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.steps import absorbed
 from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
 from polarlib.arrays.formats import format_of, round_number
 from polarlib.arrays.settings import at_trace_time, looks
@@ -221,7 +222,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return _sets()[choice("schedule", name, schedules())]["scaling"]
+    return str(_sets()[choice("schedule", name, schedules())]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -247,7 +248,7 @@ def _listed(name: str) -> Schedule:
     if steps is None:
         base = listed(entry["derived_from"])
         s = entry["post_hoc_safety"]
-        steps = [tuple(c / s ** (2 * i + 1) for i, c in enumerate(step)) for step in base.steps]
+        steps = [absorbed(step, s) for step in base.steps]
         if not entry["safety_on_last"]:
             steps[-1] = base.steps[-1]
         steps = steps[: entry.get("length")]

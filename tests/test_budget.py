@@ -262,7 +262,7 @@ def test_schedules_for_a_format_leave_room_for_its_rounding(precision, lower):
     for matmuls in (2, 5, 9, 14, 20):
         last = frontier(lower, matmuls, precision=precision)[-1]
         s = budget(lower, matmuls, precision=precision)
-        assert s.survives(format_of(precision))
+        assert s.is_safe_in(precision)
         assert s.matmuls == last.cost
         assert tuple(2 * len(step) - 1 for step in s.steps) == last.degrees
         assert s.error() <= last.error + 1e-10

@@ -18,6 +18,7 @@ from polarlib import (
     ConvergenceWarning,
     ScheduleWarning,
     Status,
+    _methods,
     decomposition,
     orthogonalize,
     polar,
@@ -38,8 +39,6 @@ class Properties:
     kind: str = "exact"
     # Backward error and orthogonality in machine epsilons at small n, whatever the condition.
     epsilons: float = 50.0
-    # Fails on exactly singular matrices, so that the SVD takes over.
-    needs_full_rank: bool = False
     # Takes matrices with at most so many columns (rows, if these are fewer).
     columns: int | None = None
 
@@ -48,21 +47,18 @@ class Properties:
         return self.columns is None or min(shape[-2:]) <= self.columns
 
 
+# LU inverses and Newton-Schulz steps only just meet the tolerance of polar().
+EPSILONS = {"newton": 120.0, "newton_schulz": 120.0, "halley": 100.0}
 TABLE: dict[str, Properties] = {
-    "svd": Properties(),
-    "hybrid": Properties(needs_full_rank=True),
-    "structured": Properties(needs_full_rank=True),
-    "minimax": Properties(needs_full_rank=True),
-    "small": Properties(columns=4),
-    "qdwh": Properties(needs_full_rank=True),
-    # LU inverses, and an orthogonality that only just meets the tolerance of polar().
-    "newton": Properties(epsilons=120, needs_full_rank=True),
-    "newton_schulz": Properties(epsilons=120, needs_full_rank=True),
-    "zolotarev": Properties(needs_full_rank=True),
-    "qr": Properties(kind="orthonormal"),
-    "halley": Properties(needs_full_rank=True, epsilons=100),
-    "halley_fixed": Properties(kind="rational"),
-} | {name: Properties(kind="fixed") for name in polarlib.schedules()}
+    name: Properties(
+        kind="exact" if method.kind == "polar" else method.kind,
+        epsilons=EPSILONS.get(name, Properties.epsilons),
+        columns=method.columns,
+    )
+    for name, method in METHODS.items()
+}
+TABLE |= {name: Properties(kind="rational") for name in _methods.FIXED}
+TABLE |= {name: Properties(kind="fixed") for name in polarlib.schedules()}
 
 EXACT = [name for name, p in TABLE.items() if p.kind == "exact" and p.columns is None]
 FIXED = [name for name, p in TABLE.items() if p.kind == "fixed"]

@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 
 import polarlib
 from polarlib import design, norms, plot
-from polarlib.arrays import checks, formats
+from polarlib.arrays import checks
 
 MODULES = (
     "polarlib",
@@ -63,6 +63,7 @@ RECORDS = (
     polarlib.Trace,
 )
 SPECIAL_METHODS = ("__call__", "__getitem__", "__rmul__")
+FORMER = ("survives",)  # former names, which warn
 SECONDS = 10
 LONGEST = 500
 
@@ -119,7 +120,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Schedule.from_json": lambda: {"path": _file("read.json")},
     "polarlib.Schedule.image": dict,
     "polarlib.Schedule.quantize": lambda: {"format": "float32"},
-    "polarlib.Schedule.survives": lambda: {"precision": formats.format_of("bfloat16")},
+    "polarlib.Schedule.is_safe_in": lambda: {"format": "bfloat16"},
     "polarlib.Schedule.to_code": lambda: {"kind": "python"},
     "polarlib.Schedule.to_dict": dict,
     "polarlib.Schedule.to_json": lambda: {"path": _path("write.json")},
@@ -147,14 +148,6 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.schedules": dict,
     "polarlib.sqrtm_psd": lambda: {"a": S},
     "polarlib.top_singular": lambda: {"a": A, "k": 2},
-    "polarlib.design.RationalSchedule": lambda: {
-        "steps": ((1 / 3, (8 / 3,), (1 / 3,)),),
-        "lower": 0.5,
-    },
-    "polarlib.design.RationalSchedule.__call__": lambda: {"x": 0.5},
-    "polarlib.design.RationalSchedule.error": dict,
-    "polarlib.design.RationalSchedule.image": dict,
-    "polarlib.design.RationalSchedule.truncate": lambda: {"k": 1},
     "polarlib.design.band": lambda: {"steps": 1, "epsilon": 0.3, "degree": 3},
     "polarlib.design.best": lambda: {"degree": 3, "lower": 0.1},
     "polarlib.design.best_degrees": lambda: {"lower": 0.1, "matmuls": 5},
@@ -305,7 +298,6 @@ SELVES = {
     "polarlib.Schedule": "schedule",
     "polarlib.PolarResult": "result",
     "polarlib.Trace": "trace",
-    "polarlib.design.RationalSchedule": "rational",
     "polarlib.norms.Module": "layer",
     "polarlib.norms.norm": "norm",
     "polarlib.norms.convolution": "convolution",
@@ -358,7 +350,7 @@ def _members(name: str, cls: type) -> Iterator[tuple[str, Callable[..., Any], bo
         for key in dir(cls):
             member = inspect.getattr_static(cls, key)
             inherited = hasattr(tuple, key) or key in ("add_note", "with_traceback")
-            public = not key.startswith("_") or key in SPECIAL_METHODS
+            public = key not in FORMER and (not key.startswith("_") or key in SPECIAL_METHODS)
             if not public or (issubclass(cls, tuple) and (inherited or key.startswith("_"))):
                 continue
             if isinstance(member, types.FunctionType | classmethod):

@@ -339,7 +339,7 @@ def test_every_interval_in_every_format(precision, lower):
         s = for_precision(precision, lower, steps=steps)
         assert isinstance(s, Schedule)
         assert (len(s), s.lower, s.upper, s.matmuls) == (steps, lower, 1.0, 3 * steps)
-        assert s.survives(format_of(precision))
+        assert s.is_safe_in(precision)
         if precision != "float64":
             assert all(np.float32(c) == c for step in s.steps for c in step)
         # No interval is so narrow or wide that coefficients grow.

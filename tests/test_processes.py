@@ -44,6 +44,8 @@ def modules() -> list[Any]:
 INTERNAL = {
     "AnyTorchOps",
     "History",
+    "Progress",
+    "Method",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
     *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
@@ -149,7 +151,7 @@ def behaviour(value: Any) -> Any:
     if isinstance(value, Norm):
         x = kernel(value)
         return [result(f, x) for f in (value, value.dual_norm, value.lmo)], repr(value)
-    if isinstance(value, polarlib.Schedule | design.RationalSchedule):
+    if isinstance(value, polarlib.Schedule):
         return value, value(0.3), value.error(), value.slope, value.image(), repr(value)
     return verbs.bits(value), repr(value)
 

@@ -14,6 +14,7 @@ import polarlib
 from polarlib import Schedule
 from polarlib._schedules.images import odd_image, odd_value
 from polarlib._schedules.targets import parse_target, target_value
+from polarlib.arrays.formats import format_of
 
 
 @pytest.mark.parametrize(
@@ -148,3 +149,13 @@ def test_hazards_are_not_made_of_rounding():
     # A chain that is wrong by more than rounding is refused.
     with pytest.raises(ValueError, match="step 2 sends"):
         Schedule(steps=[(3.0, -3.0, 0.9), (1.5, -1.5)], lower=0.1)
+
+
+def test_safe_formats_and_the_former_name():
+    s = polarlib.schedule("polar_express_raw", 9)
+    assert not s.is_safe_in("bfloat16")
+    assert polarlib.schedule("jordan").is_safe_in("float8_e5m2")
+    with pytest.raises(ValueError, match="unknown number format"):
+        s.is_safe_in("bf16")
+    with pytest.warns(DeprecationWarning, match="Schedule.survives is now Schedule.is_safe_in"):
+        assert not s.survives(format_of("bfloat16"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 
@@ -9,10 +10,11 @@ import mpmath
 import numpy as np
 import pytest
 
-from polarlib import Status, polar
+from polarlib import Schedule, Status, design, plot, polar
 from polarlib._methods import METHODS
 from polarlib._methods.qdwh import weights
 from polarlib._methods.zolotarev import steps_for, zolotarev
+from polarlib._schedules.steps import numbers
 from polarlib.arrays.ops import ops_of
 from polarlib.design.zolotarev import RationalSchedule, best_steps
 from polarlib.design.zolotarev import zolotarev as design_zolotarev
@@ -155,9 +157,54 @@ def test_steps_go_on():
             s.image(*interval)
     for steps in (((1.0, (1.0,), ()),), ((1.0, (-1.0,), (1.0,)),), ((math.nan, (1.0,), (1.0,)),)):
         with pytest.raises(ValueError, match=r"all positive|must be a number above 0"):
-            RationalSchedule(steps=steps, lower=0.1)
+            Schedule(steps=steps, lower=0.1, normalisation="spectral")
     with pytest.raises(ValueError, match="at least one step"):
-        RationalSchedule(steps=(), lower=0.1)
+        Schedule(steps=(), lower=0.1, normalisation="spectral")
+
+
+def test_the_former_name_makes_a_schedule():
+    s = design_zolotarev(2, 0.1)
+    with pytest.warns(DeprecationWarning, match="design.RationalSchedule is now polarlib.Schedule"):
+        old = RationalSchedule(steps=s.steps, lower=s.lower, name=s.name, source=s.source)
+    assert old == s
+
+
+@pytest.mark.parametrize("r", [1, 3, 8])
+def test_the_interface_of_every_schedule(r, tmp_path):
+    s = design_zolotarev(r, 1e-8)
+    s.to_json(tmp_path / "s.json")
+    assert Schedule.from_json(tmp_path / "s.json") == s
+    assert ast.literal_eval(s.to_code("python")) == s.steps
+    for kind in ("c", "triton", "cuda", "latex"):
+        with pytest.raises(ValueError, match=r"is for schedules of polynomials; .* is rational"):
+            s.to_code(kind)
+    for refused in (s.certify, lambda: design.restarts(s, "bfloat16"), lambda: design.table(s)):
+        with pytest.raises(ValueError, match=r"is for schedules of polynomials; .* is rational"):
+            refused()
+    assert s.is_rational
+    assert not Schedule(steps=[(1.5, -0.5)], lower=0.5).is_rational
+    assert s.divergence_limit > 1.5
+    assert max(map(abs, s.image(1, s.divergence_limit * (1 - 1e-12)))) <= 2
+    assert max(map(abs, s.image(1, s.divergence_limit * (1 + 1e-12)))) > 2
+    assert s.is_safe_in("bfloat16")
+    assert s.to_dict()["figures"]["error"] == s.error()
+    rounded = s.quantize("float32")
+    assert all(float(np.float32(v)) == v for step in rounded.steps for v in numbers(step))
+    assert rounded.error() < 1e-5
+    ax = plot.polynomial(s.truncate(1))
+    assert "worst error, at" in " ".join(t.get_text() for t in ax.get_legend().get_texts())
+
+
+def test_what_rational_steps_cannot_be_combined_with():
+    step = (1 / 3, [8 / 3], [1 / 3])
+    fields = {"steps": [step], "lower": 0.5, "normalisation": "spectral"}
+    for name, value in (("normalisation", "frobenius"), ("input_safety", 1.01), ("stride", 3)):
+        with pytest.raises(ValueError, match=f"{name} must be .* for rational steps, got"):
+            Schedule(**fields | {name: value})
+    with pytest.raises(ValueError, match="target must be 'polar' for rational steps, got 'clip'"):
+        Schedule(**fields, target="clip")
+    with pytest.raises(ValueError, match="all polynomials or all rational, got both"):
+        Schedule(**fields | {"steps": [step, (1.5, -0.5)]})
 
 
 # -- the method ------------------------------------------------------------------------------

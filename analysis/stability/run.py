@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def rational_growth(r: int) -> float:
     lower, upper = s.lower, 1.0
     found = []
     for k, step in enumerate(s.steps, 1):
-        found.append(growth(design.RationalSchedule(steps=(step,), lower=lower), lower, upper))
+        found.append(growth(replace(s, steps=(step,), lower=lower, upper=upper), lower, upper))
         lower, upper = s.truncate(k).image()
     return max(found)
 

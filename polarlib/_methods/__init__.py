@@ -1,20 +1,22 @@
-"""Methods for the unitary factor: one file a method, one dictionary from names to functions.
+"""Methods for the unitary factor: one file per method, one table of records.
 
 A method is a function ``(x, ops, *, tol, callback) -> (u, Run)``. Its matrices are tall, in at
-least single precision, finite, and scaled so that the largest entry is about 1. Side, wide
-matrices, scale, the Hermitian factor, rank and evidence are :func:`polarlib.polar`'s business,
-once. A method that fails returns what it has: the evidence will tell, and the SVD takes over.
+least single precision, finite, and scaled so that the largest entry is about 1. The side, wide
+matrices, scale, the Hermitian factor, rank and the a-posteriori check belong to
+:func:`polarlib.polar`. A method that fails returns its last iterate: the check rejects it, and the
+SVD is used.
 
-To add a method, write such a function and name it in ``METHODS``.
+To add a method, write such a function and add its record to ``METHODS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from polarlib import published
-from polarlib._methods import small
+from polarlib._methods import small, traced
 from polarlib._methods.auto import auto
 from polarlib._methods.halley import halley as halley_schedule
 from polarlib._methods.halley import rational
@@ -25,13 +27,16 @@ from polarlib._methods.newton_schulz import newton_schulz
 from polarlib._methods.polynomial import polynomial
 from polarlib._methods.qdwh import halley, qdwh
 from polarlib._methods.qr import qr
+from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.structured import structured
 from polarlib._methods.svd import partial_isometry, svd
-from polarlib._methods.traced import TRACED, fixed_schedule
+from polarlib._methods.traced import fixed_schedule
 from polarlib._methods.zolotarev import zolotarev
+from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import docstring
-from polarlib.design.zolotarev import RationalSchedule
+from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import worst_of
+from polarlib.result import Run
 
 __all__ = [
     "FIXED",
@@ -39,6 +44,7 @@ __all__ = [
     "METHODS",
     "RATIONAL",
     "TRACED",
+    "Method",
     "auto",
     "fixed_schedule",
     "methods",
@@ -50,32 +56,63 @@ __all__ = [
 ]
 
 
-METHODS: dict[str, Callable[..., Any]] = {
-    "svd": svd,
-    "hybrid": hybrid,
-    "structured": structured,
-    "qdwh": qdwh,
-    "zolotarev": zolotarev,
-    "halley": halley,
-    "newton": newton,
-    "newton_schulz": newton_schulz,
-    "minimax": minimax,
-    "qr": qr,
-    "small": small.small,
+@dataclass(frozen=True)
+class Method:
+    """A method and its properties.
+
+    Attributes
+    ----------
+    function : callable
+        The method; a record is called like it.
+    takes_lower : bool
+        Whether it takes ``lower=``, a lower bound of sigma_min / sigma_max.
+    traced : callable or None
+        Form of fixed work for matrices without readable entries, ``(x, ops, *, tol, lower)``.
+    kind : {"polar", "orthonormal"}
+        What it computes: the unitary polar factor, or just an orthonormal basis.
+    columns : int or None
+        Largest smaller dimension that it takes.
+    """
+
+    function: Callable[..., tuple[Any, Run]]
+    takes_lower: bool = False
+    traced: Callable[..., tuple[Any, Run]] | None = None
+    kind: Literal["polar", "orthonormal"] = "polar"
+    columns: int | None = None
+
+    def __call__(self, x: Any, ops: Ops, **how: Any) -> tuple[Any, Run]:
+        """Run the method."""
+        return self.function(x, ops, **how)
+
+    @property
+    def description(self) -> str:
+        """First line of its docstring."""
+        return docstring(self.function).partition("\n")[0]
+
+
+METHODS: dict[str, Method] = {
+    "svd": Method(svd, traced=traced.fixed_svd),
+    "hybrid": Method(hybrid, takes_lower=True),
+    "structured": Method(structured, takes_lower=True),
+    "qdwh": Method(qdwh, takes_lower=True, traced=traced.qdwh),
+    "zolotarev": Method(zolotarev, traced=traced.zolotarev),
+    "halley": Method(halley),
+    "newton": Method(newton),
+    "newton_schulz": Method(newton_schulz, takes_lower=True, traced=traced.newton_schulz),
+    "minimax": Method(minimax, takes_lower=True),
+    "qr": Method(qr, traced=traced.fixed_qr, kind="orthonormal"),
+    "small": Method(small.small, columns=LARGEST),
 }
-# Methods that take ``lower=``, a lower bound of sigma_min / sigma_max.
-HINTED: dict[str, Callable[..., Any]] = {
-    "auto": auto,
-    "hybrid": hybrid,
-    "structured": structured,
-    "qdwh": qdwh,
-    "newton_schulz": newton_schulz,
-    "minimax": minimax,
+# Traced, "auto" cannot estimate a condition number: it takes the method that never fails.
+_ALL = {"auto": Method(auto, takes_lower=True, traced=traced.fixed_svd)} | METHODS
+HINTED = {name: method for name, method in _ALL.items() if method.takes_lower}
+TRACED = {name: method.traced for name, method in _ALL.items() if method.traced}
+# Names of schedules of rational steps. Where a method has the name, `polar` takes the method.
+RATIONAL: dict[str, Callable[[], Schedule]] = {
+    "halley_fixed": halley_schedule,
+    "halley": halley_schedule,
 }
-# Fixed schedules of rational steps, beside the published ones of polynomials.
-FIXED: dict[str, Callable[[], RationalSchedule]] = {"halley_fixed": halley_schedule}
-# Names of rational schedules: "halley" is an iteration that converges where it names a method.
-RATIONAL = FIXED | {"halley": halley_schedule}
+FIXED = {name: f for name, f in RATIONAL.items() if name not in METHODS}
 
 
 def methods() -> dict[str, str]:
@@ -91,8 +128,8 @@ def methods() -> dict[str, str]:
     >>> print(methods()["svd"])
     U V^H from the singular value decomposition.
     """
-    described = METHODS | FIXED
-    exact = {name: docstring(f).partition("\n")[0] for name, f in described.items()}
+    exact = {name: method.description for name, method in METHODS.items()}
+    exact |= {name: docstring(f).partition("\n")[0] for name, f in FIXED.items()}
     fixed = {
         name: f"Fixed schedule of {len(published.schedule(name))} steps: "
         + published.schedule(name).source

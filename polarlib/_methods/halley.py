@@ -31,10 +31,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._methods.qdwh import resolvent
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.steps import Step
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import round_to, rounded
-from polarlib.design.zolotarev import RationalSchedule, Step, zolotarev
+from polarlib.design.zolotarev import zolotarev
 from polarlib.engine.normalise import checked_peak, spectral_bound
 from polarlib.result import Run
 
@@ -59,7 +61,7 @@ NARROWEST = 8
 
 
 @functools.cache
-def halley() -> RationalSchedule:
+def halley() -> Schedule:
     """Two dynamically weighted Halley steps on one Gram matrix, best on [1e-3, 1]: error 0.019.
 
     Y. Nakatsukasa, Z. Bai, F. Gygi, SIAM J. Matrix Anal. Appl. 31 (2010), for the weights; scaled
@@ -76,7 +78,7 @@ def halley() -> RationalSchedule:
 def rational(
     x: Array,
     ops: Ops,
-    schedule: RationalSchedule,
+    schedule: Schedule,
     *,
     precision: str,
     callback: Callable[[int, Array], None] | None = None,
@@ -95,8 +97,8 @@ def rational(
         m >= n. Not changed.
     ops : Ops
         Full-precision arithmetic of the library.
-    schedule : RationalSchedule
-        The steps, for singular values in (0, 1].
+    schedule : Schedule
+        Of rational steps, for singular values in (0, 1].
     precision : str
         Number format of the matrix and of the products with it, of 16 bits or more. All n x n
         matrices are in float32, or in float64 if that is the format.
@@ -170,10 +172,8 @@ def rational(
         for k, q in enumerate(factors[:-1], 1):
             callback(k, times(q))
         callback(len(schedule), u)
-    inner = sum(len(poles) + 2 for _, _, poles in schedule.steps[:-1])
-    inner -= len(schedule) > 1  # the first W is Q
     note = f"Cholesky factorisations failed, jitter grown {retries} times" if retries else ""
-    return u, Run(len(schedule), 1 + spent + inner + parts, False, note=note)
+    return u, Run(len(schedule), schedule.matmuls + spent + parts - 1, False, note=note)
 
 
 def _times(z: Array, q: Array, fmt: Format, ops: Ops, low: Ops) -> Array:

@@ -242,7 +242,7 @@ def _anywhere(
     if l >= eps:  # else it is singular, or as good as that
         steps, _ = plan(l, eps, costs)
         x = converge(_GenericKernels(ops), x, g, steps, l, course, eps)
-    return restore(x), course.run()
+    return restore(x), course.statistics()
 
 
 def _in_place(
@@ -268,7 +268,7 @@ def _in_place(
         course.products = found.products
         u = _unitary(found, course, kernels, costs, may_decompose)
     if u is not None:
-        return u, course.run()
+        return u, course.statistics()
     kernels.release()
     if may_decompose:
         u, run = svd(x, ops, tol=tol, callback=callback)
@@ -436,5 +436,6 @@ def _widened(x: Array, course: History, kernels: NumpyKernels) -> tuple[Array, f
     for j in range(0, x.shape[1], TILE):
         new[:, j : j + TILE] = y[:, j : j + TILE] + x[:, j : j + TILE] * (b / c)
     del y
-    course.took(step.scaled(high), new, 3)
+    course.steps.append(step.scaled(high))
+    course.append(new, step.products)
     return new, min(1.0, step(low / high))

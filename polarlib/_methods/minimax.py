@@ -13,6 +13,7 @@ from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.design import greedy
+from polarlib.engine.drive import Progress
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
@@ -51,27 +52,19 @@ def minimax(
     N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932, sections 3-4;
     stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
     """
-    n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower, square=False)
-    changes: list[float] = []
+    done = Progress(callback, matmuls, lift, bounds)
     if l < eps**2:
-        note = "exactly singular: no interval of positive numbers holds the singular values"
-        return lift(x), Run(0, matmuls, False, bounds=bounds, note=note)
-
-    def follow(new: Array, old: Array) -> Array:
-        changes.append(ops.item(ops.frobenius(new - old)) / math.sqrt(n))
-        if callback is not None:
-            callback(len(changes), lift(new))
-        return new
-
+        done.note = "exactly singular: no interval of positive numbers holds the singular values"
+        return done.result(x)
     for step in _steps(rounded_down(l), cushion, eps):
         z, alpha, beta = ops.add_scaled_identity(*even_part(gram, step, ops))
-        x = follow(ops.gemm(x, z, x, alpha=alpha, beta=beta), x)
+        last, x = x, ops.gemm(x, z, x, alpha=alpha, beta=beta)
+        done.follow(x, last, ops, 3)
+        del last
         gram = ops.gram(x)
-        matmuls += 3
-    x, defect, spent = settle(x, gram, ops, follow)
-    return lift(x), Run(len(changes), matmuls + spent, defect <= tol, tuple(changes), bounds=bounds)
+    return settle(x, gram, ops, done, tol)
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
+from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
 __all__ = ["SCALINGS", "newton"]
@@ -62,7 +63,7 @@ def newton(
     factors = _byers_xu(low, high)
     ends = -ops.item(-low), ops.item(high)
     bounds = ends if all(map(math.isfinite, ends)) else None
-    changes: list[float] = []
+    done = Progress(callback, matmuls, lift, bounds)
     change = math.inf
     while True:
         if scaling == "byers_xu":
@@ -73,22 +74,20 @@ def newton(
         new = ops.combine((0.5 * zeta, 0.5 / zeta), (x, ops.adjoint(inverse)))
         change = ops.item(norm_1(new - x, ops) / norm_1(x, ops))
         x = new
-        changes.append(change)
-        if callback is not None:
-            callback(len(changes), x if lift is None else lift(x))
+        done.append(x, 0, change)
         # Quadratic convergence: the error left is about change^2 / 2.
-        converged = change <= stop
-        if converged or not math.isfinite(change) or len(changes) == MAX_ITERATIONS:
+        done.converged = change <= stop
+        last = done.iterations == MAX_ITERATIONS
+        if done.converged or not math.isfinite(change) or last:
             break
         inverse = ops.inverse(x)
-    note = "" if math.isfinite(change) else "exactly singular: there is no inverse"
+    if not math.isfinite(change):
+        done.note = "exactly singular: there is no inverse"
     del new, inverse  # before the factor takes storage
-    if converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
+    if done.converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
         x = polished(x, ops)
-        matmuls += 2
-    if lift is not None:
-        x = lift(x)
-    return x, Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds, note=note)
+        done.products += 2
+    return done.result(x)
 
 
 def _bound(x: Array, ops: Ops) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 from polarlib._methods.reduction import largest
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
+from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
 __all__ = ["newton_schulz", "settle"]
@@ -54,56 +55,59 @@ def newton_schulz(
     cut = max(m, n) * eps * ops.xp.sqrt(mean / high)
     x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
     bounds = 0.0, math.sqrt(ops.item(high))
-    matmuls = 1
-    defects: list[float] = []
-    before, note = math.inf, ""
+    done = Progress(callback, 1, bounds=bounds)
+    before = math.inf
     while True:
         e = ops.add_diagonal(g * -1.0, 1.0)
         size = ops.frobenius(e)
         defect = ops.item(size) / math.sqrt(n)
-        converged = defect <= tol
-        settled = defect <= SETTLED * eps or (converged and defect > 0.5 * before)
-        if settled or not math.isfinite(defect) or len(defects) == MAX_ITERATIONS:
+        done.converged = defect <= tol
+        settled = defect <= SETTLED * eps or (done.converged and defect > 0.5 * before)
+        if settled or not math.isfinite(defect) or done.iterations == MAX_ITERATIONS:
             break
         new = ops.gemm(x, e, x, alpha=0.5, beta=1.0)
-        matmuls += 1
+        done.products += 1
         if lower is None and defect > STALLED * before:
             # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
-            left = 2 * ops.frobenius(new - x) / GROWTH ** len(defects)
+            left = 2 * ops.frobenius(new - x) / GROWTH**done.iterations
             if ops.item(ops.xp.where(size > STALLED, cut / left, ops.xp.zeros_like(size))) > 1:
-                note = "numerically singular: what is left of the spectrum is rounding"
+                done.note = "numerically singular: what is left of the spectrum is rounding"
                 break
         x, before = new, defect
         g = ops.gram(x)
-        matmuls += 1
-        defects.append(defect)
-        if callback is not None:
-            callback(len(defects), x)
-    return x, Run(len(defects), matmuls, converged, tuple(defects), bounds=bounds, note=note)
+        done.append(x, 1, defect)
+    return done.result(x)
 
 
-def settle(
-    x: Array, gram: Array, ops: Ops, follow: Callable[[Array, Array], Array]
-) -> tuple[Array, float, int]:
-    """Newton-Schulz steps as long as they help: what bounds that were noise have left.
+def settle(x: Array, gram: Array, ops: Ops, done: Progress, tol: float) -> tuple[Array, Run]:
+    """Take Newton-Schulz steps as long as they help, after a bound that may have been noise.
+
+    Parameters
+    ----------
+    x, gram : array
+        The last iterate and its Gram matrix.
+    ops : Ops
+        Arithmetic.
+    done : Progress
+        The iterations before, which gets the further ones.
+    tol : float
+        Converged is a defect ``||X^H X - I||_F / sqrt(n)``, the largest of a stack, up to that.
 
     Returns
     -------
-    x : array
-        The last iterate.
-    defect : float
-        ``||X^H X - I||_F / sqrt(n)``, the largest of a stack.
-    matmuls : int
-        Products spent.
+    u, run : array, Run
+        Result of the method.
     """
     floor = SETTLED * format_of(ops.format_name(x)).epsilon
-    defect, matmuls = math.inf, 0
+    defect = math.inf
     while True:
         before, e = defect, ops.add_diagonal(gram * -1.0, 1.0)
         defect = ops.item(ops.frobenius(e)) / math.sqrt(x.shape[-1])
         # Zeros do not move. Below 0.1 the defect is squared in each step, or is rounding.
         if not floor < defect < (STALLED if before > 0.1 else 0.5) * before:
-            return x, defect, matmuls
-        x = follow(ops.gemm(x, e, x, alpha=0.5, beta=1.0), x)
+            done.converged = defect <= tol
+            return done.result(x)
+        last, x = x, ops.gemm(x, e, x, alpha=0.5, beta=1.0)
+        done.follow(x, last, ops, 2)
+        del last
         gram = ops.gram(x)
-        matmuls += 2

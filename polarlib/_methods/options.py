@@ -10,9 +10,7 @@ from polarlib._methods import RATIONAL
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import NORMALISATIONS, Schedule
 from polarlib.arrays.checks import choice, count, items, shown
-from polarlib.arrays.formats import format_of
 from polarlib.arrays.settings import warn
-from polarlib.design import RationalSchedule
 from polarlib.result import ScheduleWarning
 
 __all__ = ["check_normalisation", "choose_form", "resolve_schedule", "warn_of_hazards"]
@@ -24,9 +22,7 @@ GRAM_SAVES = 0.9
 # -- validation ------------------------------------------------------------------------------
 
 
-def resolve_schedule(
-    schedule: str | Schedule | RationalSchedule, steps: int | None, precision: str
-) -> Schedule | RationalSchedule:
+def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str) -> Schedule:
     """Return the schedule of a name (or the one given) with a number of steps.
 
     "auto" is the library's own for the number format.
@@ -43,8 +39,6 @@ def resolve_schedule(
         schedule = RATIONAL[schedule]()
     if isinstance(schedule, str):
         return published.schedule(schedule, steps)
-    if isinstance(schedule, RationalSchedule):
-        return schedule if steps is None else schedule.truncate(steps)
     if isinstance(schedule, Schedule):
         if schedule.stride != 2:
             raise ValueError(
@@ -57,7 +51,7 @@ def resolve_schedule(
 
 
 def check_rational(
-    schedule: RationalSchedule,
+    schedule: Schedule,
     form: str,
     restarts: Any,
     gram_precision: str | None,
@@ -97,7 +91,7 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
 
 def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
     """Warn where rounding or the input can leave the schedule's range."""
-    if not schedule.survives(format_of(precision)):
+    if not schedule.is_safe_in(precision):
         warn(
             f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
             f"rounding to {precision} can go beyond: it has no safety factor for this format; use "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from polarlib._methods.reduction import noise, start
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
+from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
-__all__ = ["form", "halley", "qdwh", "resolvent", "weights"]
+__all__ = ["form", "halley", "plan", "qdwh", "resolvent", "weights"]
 
 Array = Any
 
@@ -45,6 +47,20 @@ def weights(l: float) -> tuple[float, float, float]:
     return a, b, a + b - 1
 
 
+def plan(l: float, n: int, eps: float) -> Iterator[tuple[tuple[float, float, float], str, float]]:
+    """Yield the weights of each step, how to apply it, and the lower bound after it.
+
+    Examples
+    --------
+    >>> [(how, round(l, 3)) for _, how, l in itertools.islice(plan(1e-3, 100, 2.0**-52), 3)]
+    [('cholesky twice', 0.248), ('cholesky', 0.963), ('cholesky', 1.0)]
+    """
+    while True:
+        a, b, c = weights(l)
+        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
+        yield (a, b, c), form(1 + c, n, eps), l
+
+
 def form(condition: float, n: int, eps: float) -> str:
     """How to apply the inverse of an n x n matrix ``I + c X^H X`` of this condition number.
 
@@ -61,7 +77,7 @@ def form(condition: float, n: int, eps: float) -> str:
 def resolvent(
     x: Array, c: Any, weight: Any, ops: Ops, *, how: str, gram: Array | None = None
 ) -> tuple[Array, int]:
-    """Return ``weight X (I + c X^H X)^-1``, and the products spent.
+    """Return ``weight X (I + c X^H X)^-1``, and the number of products.
 
     By a Cholesky factor of ``Z = I + c X^H X`` where it is well-conditioned. Otherwise by
     ``X Z^-1 = Q_1 Q_2^H / sqrt(c)`` with the orthonormal factor Q of the stack ``[sqrt(c) X; I]``:
@@ -134,29 +150,20 @@ def qdwh(
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
-    changes: list[float] = []
-    while len(changes) < MAX_ITERATIONS:
-        a, b, c = weights(l)
+    done = Progress(callback, matmuls, lift, bounds)
+    for (a, b, c), how, after in itertools.islice(plan(l, n, eps), MAX_ITERATIONS):
         last = x
-        how = form(1 + c, n, eps)
         if how == "householder":
             gram = None  # not used: its storage is free
         correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
         x, gram = ops.combine((b / c, 1.0), (x, correction)), None
         del correction
-        matmuls += spent
-        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
-        change = ops.item(ops.frobenius(x - last)) / math.sqrt(n)
-        changes.append(change)
-        if callback is not None:
-            callback(len(changes), lift(x))
+        change = done.follow(x, last, ops, spent)
         # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
-        converged = abs(1 - l) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
-        if converged or not math.isfinite(change):
+        done.converged = abs(1 - after) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
+        if done.converged or not math.isfinite(change):
             break
-    else:
-        converged = False
-    return lift(x), Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds)
+    return done.result(x)
 
 
 def halley(
@@ -179,22 +186,19 @@ def halley(
     (SIAM, 2008), chapter 8.
     """
     eps = format_of(ops.format_name(x)).epsilon
-    n = x.shape[-1]
     # No bound is asked for: a promise costs nothing, and is not used.
     x, gram, _, lift, bounds, matmuls = start(x, ops, lower=1.0)
     a, b, c = weights(1.0)
-    changes: list[float] = []
+    done = Progress(callback, matmuls, lift, bounds)
     most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
     while True:
         defect = ops.item(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
         correction, _ = resolvent(x, c, a - b / c, ops, how="cholesky", gram=gram)
         last, x = x, ops.combine((b / c, 1.0), (x, correction))
-        changes.append(ops.item(ops.frobenius(x - last)) / math.sqrt(n))
-        if callback is not None:
-            callback(len(changes), lift(x))
+        done.follow(x, last, ops)
         # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
-        converged = defect**3 <= 16 * eps
-        if converged or len(changes) == most or not math.isfinite(defect):
-            return lift(x), Run(len(changes), matmuls, converged, tuple(changes), bounds=bounds)
+        done.converged = defect**3 <= 16 * eps
+        if done.converged or done.iterations == most or not math.isfinite(defect):
+            return done.result(x)
         gram = ops.gram(x)
-        matmuls += 1
+        done.products += 1

@@ -1,7 +1,7 @@
-"""Methods whose work does not depend on the entries, for matrices that a library hides.
+"""Forms of methods whose work does not depend on the entries, for traced matrices.
 
-Under ``jax.jit`` and ``jax.vmap`` no number can be read. The steps of rational iterations then
-follow from a bound of the condition number that is known beforehand: the caller's, or the worst
+Under ``jax.jit`` and ``jax.vmap`` no number can be read. The plan of a rational iteration then
+follows from a bound of the condition number that is known beforehand: the caller's, or the worst
 that the format can hold. The Newton-Schulz iteration is a loop of the library, which contains its
 stopping test.
 """
@@ -15,20 +15,28 @@ from typing import Any, NamedTuple
 from polarlib._methods.halley import rational
 from polarlib._methods.newton_schulz import GROWTH, MAX_ITERATIONS, SETTLED, STALLED
 from polarlib._methods.polynomial import polynomial
-from polarlib._methods.qdwh import form, resolvent, weights
+from polarlib._methods.qdwh import plan, resolvent
 from polarlib._methods.qr import qr
 from polarlib._methods.reduction import FLOOR, largest
 from polarlib._methods.svd import polished, svd
-from polarlib._methods.zolotarev import partial_fractions, steps_for
+from polarlib._methods.zolotarev import partial_fractions
+from polarlib._methods.zolotarev import plan as rational_plan
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.design.zolotarev import RationalSchedule
 from polarlib.result import Run
 
-__all__ = ["TRACED", "fixed_schedule"]
+__all__ = [
+    "fixed_qr",
+    "fixed_schedule",
+    "fixed_svd",
+    "newton_schulz",
+    "qdwh",
+    "zolotarev",
+]
 
 Array = Any
+Method = Callable[..., tuple[Array, Run]]
 
 
 class _Square(NamedTuple):
@@ -59,42 +67,39 @@ def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Squa
     return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
 
 
-def _qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """QDWH with the weights that a known lower bound gives."""
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, matmuls = _start(x, ops, lower)
     iterations = 0
-    while 1 - l > 5 * eps or not iterations:
-        a, b, c = weights(l)
-        how = form(1 + c, n, eps)
+    for (a, b, c), how, after in plan(l, n, eps):
         correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
         x, gram = x * (b / c) + correction, None
         matmuls += spent
         iterations += 1
-        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
+        if 1 - after <= 5 * eps:
+            break
     return lift(x), Run(iterations, matmuls, True)
 
 
-def _zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     # Poles are near the squares of the lower end, which the format has to hold.
     x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
-    high = 1.0
-    steps, errors = steps_for(low, eps, None)
-    for (scale, residues, shifts), error in zip(steps, errors, strict=True):
-        hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
-        terms, spent = partial_fractions(x, gram, residues, shifts, hows, ops)
-        x = (x + terms) * scale
+    iterations = 1
+    for step, hows in rational_plan(low, n, eps, None):
+        terms, spent = partial_fractions(x, gram, step, hows, ops)
+        x = (x + terms) * step.scale
         gram = ops.gram(x)
         matmuls += spent + 1
-        low, high = 1 - error, 1 + error
-    return lift(polished(x, ops)), Run(len(steps) + 1, matmuls + 1, True)
+        iterations += 1
+    return lift(polished(x, ops)), Run(iterations, matmuls + 1, True)
 
 
-def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
     xp = ops.xp
     m, n = x.shape[-2:]
@@ -132,27 +137,20 @@ def _newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tu
     return x, Run(k, 1 + 2 * k, True)
 
 
-def fixed_schedule(x: Array, ops: Ops, chosen: Schedule | RationalSchedule) -> tuple[Array, Run]:
+def fixed_schedule(x: Array, ops: Ops, chosen: Schedule) -> tuple[Array, Run]:
     """Every step of a schedule."""
-    apply: Any = rational if isinstance(chosen, RationalSchedule) else polynomial
+    apply: Any = rational if chosen.is_rational else polynomial
     u, run = apply(x, ops, chosen, precision=ops.format_name(x))
     return u, run
 
 
-def _svd(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    return svd(x, ops, tol=tol)
+def _without_bound(method: Method) -> Method:
+    """The form for traced matrices of a method whose work is fixed anyway."""
+
+    def run(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
+        return method(x, ops, tol=tol)
+
+    return run
 
 
-def _qr(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    return qr(x, ops, tol=tol)
-
-
-# "auto" cannot estimate a condition number: it takes the method that never fails.
-TRACED: dict[str, Callable[..., tuple[Array, Run]]] = {
-    "auto": _svd,
-    "svd": _svd,
-    "qdwh": _qdwh,
-    "zolotarev": _zolotarev,
-    "newton_schulz": _newton_schulz,
-    "qr": _qr,
-}
+fixed_svd, fixed_qr = _without_bound(svd), _without_bound(qr)

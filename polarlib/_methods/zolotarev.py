@@ -5,18 +5,19 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
 from polarlib._methods.reduction import rounded_down, start
+from polarlib._schedules.steps import Rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1
 from polarlib.arrays.ops import Ops
-from polarlib.design.zolotarev import Step, best_steps
+from polarlib.design.zolotarev import best_steps
+from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
 __all__ = ["zolotarev"]
@@ -56,42 +57,36 @@ def zolotarev(
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
-    steps, errors = steps_for(l, eps, poles)
-    changes: list[float] = []
-
-    def follow(new: Array, old: Array) -> Array:
-        changes.append(ops.item(ops.frobenius(new - old)) / math.sqrt(n))
-        if callback is not None:
-            callback(len(changes), lift(new))
-        return new
-
-    low, high = l, 1.0
-    for (scale, residues, shifts), error in zip(steps, errors, strict=True):
-        hows = [form((c + high * high) / (c + low * low), n, eps) for c in shifts]
-        terms, spent = partial_fractions(x, gram, residues, shifts, hows, ops)
+    done = Progress(callback, matmuls, lift, bounds)
+    for step, hows in plan(l, n, eps, poles):
+        terms, spent = partial_fractions(x, gram, step, hows, ops)
         del gram  # before the next iterate and its own take storage
-        x = follow(ops.combine((scale, scale), (x, terms)), x)
+        last, x = x, ops.combine((step.scale, step.scale), (x, terms))
         del terms
-        matmuls += spent
+        done.follow(x, last, ops, spent + 1)
+        del last
         gram = ops.gram(x)  # for the next iteration, or the check
-        matmuls += 1
-        low, high = 1 - error, 1 + error
     # A bound l that is noise misses the smallest singular values: they end below 1.
-    x, defect, spent = settle(x, gram, ops, follow)
-    matmuls += spent
-    return lift(x), Run(len(changes), matmuls, defect <= tol, tuple(changes), bounds=bounds)
+    return settle(x, gram, ops, done, tol)
+
+
+def plan(l: float, n: int, eps: float, poles: int | None) -> Iterator[tuple[Rational, list[str]]]:
+    """Yield each step, and how to apply the inverse that belongs to each of its poles."""
+    low, high = l, 1.0
+    for step, error in zip(*steps_for(l, eps, poles), strict=True):
+        yield step, [form((c + high * high) / (c + low * low), n, eps) for c in step.poles]
+        low, high = 1 - error, 1 + error
 
 
 def partial_fractions(
     x: Array,
     gram: Array,
-    residues: Sequence[float],
-    shifts: Sequence[float],
+    step: Rational,
     hows: Sequence[str],
     ops: Ops,
 ) -> tuple[Array, int]:
-    """Return ``sum_j a_j X (X^H X + c_j I)^-1``, and the products spent."""
-    poles = sorted(zip(hows, shifts, residues, strict=True))
+    """Return ``sum_j a_j X (X^H X + c_j I)^-1``, and the number of products."""
+    poles = sorted(zip(hows, step.poles, step.residues, strict=True))
     small = x.ndim == 2 and x.shape[-1] <= STACKED  # a stack is one already
     one = ops.xp.ones_like(norm_1(x, ops))
     total, matmuls = None, 0
@@ -110,7 +105,7 @@ def partial_fractions(
     return total, matmuls
 
 
-def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...], list[float]]:
+def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Rational, ...], list[float]]:
     """Steps for [l, 1] with so many poles; by default the fewest that need two iterations."""
     return _designed(min(rounded_down(l), 1 - 2.0**-10), 4 * eps, poles)
 
@@ -118,7 +113,7 @@ def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Step, ...]
 @functools.lru_cache(maxsize=256)
 def _designed(
     l: float, tolerance: float, poles: int | None
-) -> tuple[tuple[Step, ...], list[float]]:
+) -> tuple[tuple[Rational, ...], list[float]]:
     def two(r: int) -> bool:
         return len(best_steps(r, l, tolerance)[0]) <= 2
 

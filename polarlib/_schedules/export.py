@@ -1,7 +1,7 @@
-"""Schedules as text: JSON that reads back bit for bit, and code in other languages.
+"""Schedules as text: JSON that is read back exactly, and code in other languages.
 
-Works on the fields of a schedule as a plain mapping; every field that there is goes into every
-text, so that a field added later is not lost.
+The functions take the fields of a schedule as a plain mapping and write every field, so that a
+field added later is not lost.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import reprlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 
+from polarlib._schedules.steps import Rational, Step, mapped
 from polarlib._version import __version__
-from polarlib.arrays.checks import choice, nearest
+from polarlib.arrays.checks import choice, nearest, shown
 from polarlib.arrays.formats import FORMATS, printable, round_number
 from polarlib.files.whole import load_json, read_whole, write_whole
 from polarlib.result import plain
 
-__all__ = ["KINDS", "code", "document", "read_json", "write_json"]
+__all__ = ["KINDS", "Kind", "code", "document", "read_json", "write_json"]
 
 
-Steps = Sequence[Sequence[float]]
+Steps = Sequence[Step]
 Fields = Mapping[str, Any]
+Kind = Literal["python", "c", "triton", "cuda", "latex"]
 
 SCHEMA = "polarlib.schedule"
 VERSION = 1
@@ -45,6 +47,10 @@ FIRST_FIELDS = (
 )
 
 CONVENTION = "step (a, b, c, ...) is p(x) = a x + b x^{} + c x^{} + ..., first step first"
+RATIONAL = (
+    "step (M, (a, b, ...), (c, d, ...)) is M (x + a x / (x^2 + c) + b x / (x^2 + d) + ...), "
+    "first step first"
+)
 # What is done to the matrix X before the first step.
 SCALING = {
     "frobenius": "X is divided by its Frobenius norm",
@@ -61,7 +67,13 @@ REPEATS = {
 }
 
 
+def _is_rational(fields: Fields) -> bool:
+    return isinstance(fields["steps"][0], Rational)
+
+
 def _convention(fields: Fields) -> str:
+    if _is_rational(fields):
+        return RATIONAL
     return CONVENTION.format(*(1 + i * fields["stride"] for i in (1, 2)))
 
 
@@ -89,10 +101,11 @@ def document(fields: Fields, figures: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         Schema name and version, polarlib's version, the convention in words, the fields, the
-        figures. A step is its coefficients as decimal numbers and as hexadecimal strings.
+        figures. A step is its coefficients as decimal numbers and as hexadecimal strings; a
+        rational one ``[scale, residues, poles]`` of either.
     """
     steps = [
-        {"decimal": list(step), "hex": [float.hex(c) for c in step]} for step in fields["steps"]
+        {"decimal": mapped(step, float), "hex": mapped(step, float.hex)} for step in fields["steps"]
     ]
     others = {key: value for key, value in fields.items() if key != "steps"}
     header = {
@@ -197,11 +210,21 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
     return fields
 
 
-def _read_step(step: Any, where: str) -> list[float]:
-    """Coefficients of one step: the hexadecimal ones, which the decimal ones must equal."""
-    decimal, hexadecimal = (
+def _read_step(step: Any, where: str) -> list[Any]:
+    """Numbers of one step: the hexadecimal ones, which the decimal ones must equal."""
+    parts: list[Any] = [
         step.get(key) if isinstance(step, dict) else None for key in ("decimal", "hex")
-    )
+    ]
+    decimal, hexadecimal = parts
+    if all(
+        isinstance(part, list) and [isinstance(v, list) for v in part] == [False, True, True]
+        for part in parts
+    ):
+        scale = _read_step({"decimal": decimal[:1], "hex": hexadecimal[:1]}, where)
+        return scale + [
+            _read_step({"decimal": d, "hex": h}, where) if d or h else []
+            for d, h in zip(decimal[1:], hexadecimal[1:], strict=True)
+        ]
     if (
         not (isinstance(decimal, list) and isinstance(hexadecimal, list))
         or not len(decimal) == len(hexadecimal) > 0
@@ -262,10 +285,15 @@ def code(fields: Fields, kind: str) -> str:
     Raises
     ------
     ValueError
-        For an unknown kind, and for coefficients that overflow in single precision where the text
-        holds them in it ("c", "cuda").
+        For an unknown kind, for coefficients that overflow in single precision where the text
+        holds them in it ("c", "cuda"), and for rational steps in all kinds but "python".
     """
     write = KINDS[choice("kind of code", kind, KINDS)]
+    if _is_rational(fields) and kind != "python":
+        raise ValueError(
+            f"code of kind {kind!r} is for schedules of polynomials; schedule "
+            f"{shown(fields['name'])} is rational: use 'python'"
+        )
     return "\n".join(write(fields)) + "\n"
 
 
@@ -276,8 +304,9 @@ def _printable(text: Any) -> str:
 
 def _about(fields: Fields) -> list[str]:
     """Lines for a comment: what the numbers are, then every field but the steps."""
+    kind = "rational functions" if _is_rational(fields) else "polynomials"
     lines = [
-        f"Coefficients of a composition of odd polynomials, written by polarlib {__version__}.",
+        f"Coefficients of a composition of odd {kind}, written by polarlib {__version__}.",
         f"Convention: {_convention(fields)}.",
         f"Before the first step: {_scaling(fields)}.",
         f"After the last one: {REPEATS[fields['repeat']]}.",
@@ -452,4 +481,4 @@ def _latex(fields: Fields) -> list[str]:
     ]
 
 
-KINDS = {"python": _python, "c": _c, "triton": _triton, "cuda": _cuda, "latex": _latex}
+KINDS = dict(zip(get_args(Kind), (_python, _c, _triton, _cuda, _latex), strict=True))

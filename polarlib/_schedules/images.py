@@ -1,14 +1,26 @@
-"""Odd polynomials and their compositions: values, turning points, images of intervals."""
+"""Steps and their compositions: values, turning points, images of intervals."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["multiple_precision", "odd_image", "odd_images", "odd_value", "turning_points"]
+from polarlib._schedules.steps import Rational, Step
+
+__all__ = [
+    "divergence_limit",
+    "divided",
+    "image_or_overflow",
+    "multiple_precision",
+    "odd_image",
+    "odd_images",
+    "odd_value",
+    "turning_points",
+]
 
 
 # Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
@@ -17,13 +29,15 @@ DIGITS = 40
 
 
 def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
-    """Evaluate an odd polynomial by Horner's rule in ``x**2``; any type with ``+`` and ``*``.
+    """Evaluate a step, a polynomial by Horner's rule in ``x**2``; any type with ``+`` and ``*``.
 
     Examples
     --------
     >>> odd_value((1.5, -0.5), 1.0)
     1.0
     """
+    if isinstance(step, Rational):
+        return step(x)
     y = x * x if stride == 2 else x**stride
     value = step[-1]
     for c in reversed(step[:-1]):
@@ -31,15 +45,25 @@ def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
     return value * x
 
 
-@functools.lru_cache(maxsize=4096)
-def turning_points(step: tuple[float, ...], stride: int = 2) -> tuple[float, ...]:
-    """Real zeros of p' in double precision, ascending; some may be found twice.
+def turning_points(
+    step: Step, stride: int = 2, within: tuple[float, float] = (0.0, math.inf)
+) -> tuple[float, ...]:
+    """Real zeros of a step's derivative in double precision, ascending; some may be found twice.
+
+    Those of a rational step are searched `within` an interval of positive numbers only.
 
     Examples
     --------
     >>> turning_points((1.5, -0.5))
     (-1.0, 1.0)
     """
+    if isinstance(step, Rational):
+        return tuple(map(float, step.turning_points(*within)))
+    return _turning_points(step, stride)
+
+
+@functools.lru_cache(maxsize=4096)
+def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
     derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
     found = [np.empty(0)]
     while len(derivative) > 1:
@@ -103,8 +127,22 @@ def _number(digits: int, *parts: int) -> Any:
     return multiple_precision(digits).mpf(parts)
 
 
+def divided(
+    lower: float, upper: float, divisor: float, *, extended: bool = True
+) -> tuple[Any, Any]:
+    """Return the ends of an interval over a divisor, as mpmath numbers of 40 digits or as floats.
+
+    Examples
+    --------
+    >>> divided(0.5, 1.0, 2.0, extended=False)
+    (0.25, 0.5)
+    """
+    number = multiple_precision().mpf if extended else float
+    return number(lower) / divisor, number(upper) / divisor
+
+
 def odd_images(
-    steps: Iterable[Sequence[float]],
+    steps: Iterable[Sequence[Any]],
     lower: Any,
     upper: Any,
     *,
@@ -114,7 +152,8 @@ def odd_images(
     """Images of ``[lower, upper]`` after each step of a composition, not rounded to doubles.
 
     The image of an interval is an interval, so it is followed step by step: its ends are values at
-    the ends and at the turning points between them. Nothing is sampled. What a step makes of the
+    the ends and at the turning points between them. Nothing but the brackets of the turning points
+    of rational steps is sampled. What a step makes of the
     rounding of its upper end, the next one multiplies: an image is only as good as its digits.
 
     Parameters
@@ -130,6 +169,12 @@ def odd_images(
     number = multiple_precision().mpf if extended else float
     lo, hi = number(lower), number(upper)
     for step in steps:
+        if isinstance(step, Rational):
+            turns = map(number, turning_points(step, stride, (float(lo), float(hi))))
+            values = [step(x) for x in (lo, hi, *(t for t in turns if lo <= t <= hi))]
+            lo, hi = min(values), max(values)
+            yield lo, hi
+            continue
         turning = turning_points(tuple(map(float, step)), stride)
         coefficients = [number(c) for c in step]
         slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
@@ -145,21 +190,21 @@ def odd_images(
 
 
 def odd_image(
-    steps: Iterable[Sequence[float]],
+    steps: Iterable[Sequence[Any]],
     lower: float,
     upper: float,
     *,
     extended: bool = True,
     stride: int = 2,
 ) -> tuple[float, float]:
-    """Image of ``[lower, upper]`` under a composition of odd polynomials.
+    """Image of ``[lower, upper]`` under a composition of steps.
 
     Parameters
     ----------
-    steps : iterable of sequences of float
-        Coefficients in ascending odd powers, first step first.
+    steps : iterable of steps
+        Coefficients in ascending odd powers, or rational steps; first step first.
     lower, upper : float
-        The interval, ``lower <= upper``.
+        The interval, ``lower <= upper``, positive for rational steps.
     extended : bool, optional
         Evaluate with 40 decimal digits (default) or in double precision.
     stride : int, optional
@@ -179,3 +224,64 @@ def odd_image(
     for lo, hi in odd_images(steps, lower, upper, extended=extended, stride=stride):  # noqa: B007
         pass
     return float(lo), float(hi)
+
+
+def image_or_overflow(
+    steps: Iterable[Step], lower: float, upper: float, stride: int = 2
+) -> tuple[float, float]:
+    """Return the image in double precision, or the whole line where it overflows.
+
+    Examples
+    --------
+    >>> image_or_overflow([(1e308, 1e308)], 1.0, 2.0)
+    (-inf, inf)
+    """
+    try:
+        lo, hi = odd_image(steps, lower, upper, extended=False, stride=stride)
+    except OverflowError:
+        return -math.inf, math.inf
+    return (lo, hi) if math.isfinite(lo) and math.isfinite(hi) else (-math.inf, math.inf)
+
+
+def divergence_limit(steps: Sequence[Step], start: float, limit: float, stride: int = 2) -> float:
+    """Return the smallest x above `start` at which a composition exceeds a limit, by bisection.
+
+    Parameters
+    ----------
+    steps : sequence of steps
+        First step first.
+    start : float
+        Where the search begins.
+    limit : float
+        Bound of the absolute value.
+    stride : int, optional
+        Difference of the exponents.
+
+    Returns
+    -------
+    float
+        Infinity if there is none below 1e300.
+
+    Examples
+    --------
+    >>> round(divergence_limit([(1.5, -0.5)], 1.0, 2.0), 9)
+    2.195823345
+    """
+
+    def stays(x: float) -> bool:
+        lo, hi = image_or_overflow(steps, start, x, stride)
+        return lo >= -limit and hi <= limit
+
+    if not stays(start):
+        return start
+    inside, outside = start, 2 * start
+    while stays(outside):
+        inside, outside = outside, 2 * outside
+        if outside > 1e300:
+            return math.inf
+    while outside - inside > 4e-16 * outside:
+        middle = (inside + outside) / 2
+        if middle in (inside, outside):
+            break
+        inside, outside = (middle, outside) if stays(middle) else (inside, middle)
+    return outside

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib._schedules.steps import Rational
 from polarlib.arrays import checks
 
-__all__ = ["continued", "even_products", "product_counts"]
+__all__ = ["continued", "even_products", "matmuls", "product_counts"]
 
 
 @functools.lru_cache(maxsize=256)
@@ -44,16 +45,16 @@ def even_products(degree: int) -> tuple[int, int]:
 
 
 def product_counts(
-    steps: Sequence[Sequence[float]], *, form: str = "plain", restarts: Sequence[int] = ()
+    steps: Sequence[Sequence[Any]], *, form: str = "plain", restarts: Sequence[int] = ()
 ) -> tuple[int, int]:
     """Matrix products of the engine: with the m x n matrix, and among n x n matrices.
 
     Parameters
     ----------
-    steps : sequence of sequences of float
-        Coefficients of each step.
+    steps : sequence of steps
+        All polynomials or all rational.
     form : {"plain", "gram"}, optional
-        Form of the iteration.
+        Form of the iteration of polynomials. Rational steps are taken on one Gram matrix.
     restarts : sequence of int, optional
         Numbers (from 1) of the steps after which the Gram form restarts.
 
@@ -67,6 +68,10 @@ def product_counts(
     >>> product_counts(quintic), product_counts(quintic, form="gram", restarts=(2,))
     ((10, 5), (4, 14))
     """
+    if steps and isinstance(steps[0], Rational):
+        # For each step but the last a Gram product per pole, W G W, and Q W, of which the first
+        # W is Q itself.
+        return 2, sum(len(poles) + 2 for _, _, poles in steps[:-1]) - int(len(steps) > 1)
     inner = sum(even_products(len(step) - 1)[1] for step in steps)
     if form == "plain":  # the Gram matrix and X P in every step that is not a mere scaling
         return 2 * sum(len(step) > 1 for step in steps), inner
@@ -76,8 +81,24 @@ def product_counts(
     return 2 * sections, inner + 3 * (len(steps) - sections)
 
 
-def continued(steps: tuple[Any, ...], k: Any, repeat: str | None, name: str) -> tuple[Any, ...]:
-    """First k steps of a list that goes on as a rule says: the one mechanism of repetition.
+def matmuls(steps: Sequence[Sequence[Any]], stride: int) -> int:
+    """Return the matrix products of the plain form, or of the coupled form for inverse roots.
+
+    Examples
+    --------
+    >>> matmuls([(1.5, -0.5)] * 2, 2), matmuls([(1.5, -0.5)] * 2, 3)
+    (4, 4)
+    """
+    if stride == 2:
+        return sum(product_counts(steps))
+    inner = sum(even_products(len(step) - 1)[1] for step in steps)
+    return inner + (1 + stride) * (len(steps) - 1)
+
+
+def continued(
+    steps: tuple[Any, ...], k: Any, repeat: Any, name: str
+) -> tuple[tuple[Any, ...], Any]:
+    """Return the first k steps of a list that goes on as a rule says, and how these go on.
 
     Raises
     ------
@@ -87,7 +108,7 @@ def continued(steps: tuple[Any, ...], k: Any, repeat: str | None, name: str) -> 
     Examples
     --------
     >>> continued((1, 2, 3), 5, "last", "a"), continued((1, 2, 3), 5, "forever", "a")
-    ((1, 2, 3, 3, 3), (1, 2, 3, 1, 2))
+    (((1, 2, 3, 3, 3), 'last'), ((1, 2, 3, 1, 2), None))
     """
     k, have = checks.count("steps", k, 1, checks.MOST_STEPS), len(steps)
     if k > have and repeat is None:
@@ -97,5 +118,13 @@ def continued(steps: tuple[Any, ...], k: Any, repeat: str | None, name: str) -> 
             "last step, repeat='forever' from its beginning"
         )
     if repeat == "last":
-        return (steps + steps[-1:] * (k - have))[:k]
-    return (steps * math.ceil(k / have))[:k]
+        found = (steps + steps[-1:] * (k - have))[:k]
+    else:
+        found = (steps * math.ceil(k / have))[:k]
+    if k > have:
+        on = repeat == "last" or k % have == 0 or have == 1
+    else:
+        # A cut list has another last step, and would go on otherwise than the whole one; a list
+        # of equal steps goes on the same.
+        on = k == have or len(set(steps)) == 1
+    return found, repeat if on else None

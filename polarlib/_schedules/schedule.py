@@ -1,101 +1,90 @@
-"""Schedule: an immutable composition of odd polynomials.
+"""Schedule: an immutable composition of odd steps, polynomials or rational functions.
 
-A schedule is data for one engine (:mod:`polarlib.engine.iterate`). As a function of one variable
-it says what happens to every singular value: if ``A = U diag(sigma) V^H`` then applying the steps
-to ``A`` gives ``U diag(s(sigma)) V^H`` in exact arithmetic.
+A schedule is data for the engines (:mod:`polarlib.engine`). As a function of one variable it says
+what happens to every singular value: if ``A = U diag(sigma) V^H`` then applying the steps to ``A``
+gives ``U diag(s(sigma)) V^H`` in exact arithmetic.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import operator
 import os
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 
 from polarlib._schedules import export
-from polarlib._schedules.certify import Certificate, certify
-from polarlib._schedules.images import multiple_precision, odd_image, odd_images, odd_value
-from polarlib._schedules.products import continued, even_products, product_counts
-from polarlib._schedules.targets import parse_target, target_value
+from polarlib._schedules.bounds import enclosed
+from polarlib._schedules.certify import Certificate
+from polarlib._schedules.images import divergence_limit, divided, odd_value
+from polarlib._schedules.products import continued, matmuls
+from polarlib._schedules.steps import (
+    Rational,
+    Step,
+    coefficients,
+    mapped,
+    polynomials,
+    slope_at_zero,
+)
+from polarlib._schedules.targets import target_value
+from polarlib._schedules.validity import (
+    MOST_STRIDE,
+    NORMALISATIONS,
+    REPEATS,
+    Normalisation,
+    Repeat,
+    checked_fields,
+)
 from polarlib.arrays import checks
 from polarlib.arrays.formats import Format, format_of, round_number
-from polarlib.arrays.settings import ignore_float_errors, warn
-from polarlib.result import ScheduleWarning
+from polarlib.arrays.settings import ignore_float_errors
 
-__all__ = ["MOST_STRIDE", "NORMALISATIONS", "REPEATS", "Schedule", "coefficients"]
-
-
-NORMALISATIONS = ("frobenius", "spectral", "moments", "schatten4", "aol", "none")
-REPEATS = (None, "forever", "last")
-# Coefficients of a step and of all steps, and distance of exponents: images of more take minutes.
-MOST_COEFFICIENTS, MOST_IN_ALL, MOST_STRIDE = 200, 3000, 1000
-
-
-def coefficients(name: str, step: Any) -> tuple[float, ...]:
-    """Return the coefficients of a step, checked, as floats.
-
-    Examples
-    --------
-    >>> coefficients("step", [1.5, -0.5])
-    (1.5, -0.5)
-    """
-    found = checks.items(name, step, "a list of coefficients", most=MOST_COEFFICIENTS)
-    return tuple(checks.number(f"{name}: coefficient {i}", c) for i, c in enumerate(found, 1))
-
-
-def _image_or_overflow(
-    steps: Sequence[Sequence[float]], lower: float, upper: float, stride: int = 2
-) -> tuple[float, float]:
-    """Image in double precision; the whole line where it overflows."""
-    try:
-        lo, hi = odd_image(steps, lower, upper, extended=False, stride=stride)
-    except OverflowError:
-        return -math.inf, math.inf
-    return (lo, hi) if math.isfinite(lo) and math.isfinite(hi) else (-math.inf, math.inf)
+__all__ = ["MOST_STRIDE", "NORMALISATIONS", "REPEATS", "Normalisation", "Schedule", "coefficients"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A composition of odd polynomials that drives singular values to 1.
+    """A composition of odd functions that drives singular values to 1.
 
     Parameters
     ----------
-    steps : sequence of sequences of float
-        Coefficients of each step in ascending odd powers: ``(a, b, c)`` is
-        ``a x + b x**3 + c x**5``. Any odd degree; the first step is applied first.
+    steps : sequence of steps
+        The first is applied first. Polynomials of any odd degree, by their coefficients in
+        ascending odd powers: ``(a, b, c)`` is ``a x + b x**3 + c x**5``. Or rational functions
+        ``M (x + sum_j a_j x / (x**2 + c_j))`` as ``(M, (a_1, ...), (c_1, ...))``, all numbers
+        positive: see :func:`polarlib.design.zolotarev`. Not both.
     lower, upper : float, optional
         The interval that the schedule is meant for, ``0 < lower <= upper``.
-    normalisation : str, optional
+    normalisation : {"frobenius", "spectral", "moments", "schatten4", "aol", "none"}, optional
         What the input is divided by so that its singular values lie in (0, 1]: "frobenius",
         "spectral", "moments", "schatten4" (bounds of the largest singular value, interchangeable),
-        "aol" (columns scaled, another problem: it changes the answer), or "none".
+        "aol" (columns scaled, another problem: it changes the answer), or "none". Rational steps
+        need "spectral".
     input_safety : float, optional
         Further divisor of the normalised input, at least 1; not used where the normalisation is
-        "none".
+        "none". 1 for rational steps.
     name, source : str, optional
-        What it is called and where it comes from.
+        Name and origin.
     repeat : {None, "forever", "last"}, optional
         How the list goes on after its end: not at all, from its beginning, or with its last step.
     stride : int, optional
         Difference p of the exponents ``1, 1 + p, 1 + 2 p, ...``; 2 are the odd polynomials, any
         other serves inverse p-th roots (:func:`polarlib.design.inverse_root`).
     target : str, optional
-        What it approximates on the interval: "polar" (1), "clip" (min(x, 1)), "power(e)" (x^e),
-        "smooth_sign(d)" (x / sqrt(x^2 + d^2)). Errors are differences from that. `lower` may be 0
-        for any other than "polar".
+        Function that is approximated on the interval: "polar" (1), "clip" (min(x, 1)), "power(e)"
+        (x^e), "smooth_sign(d)" (x / sqrt(x^2 + d^2)). Errors are differences from it. `lower` may
+        be 0 for any other than "polar".
 
     Raises
     ------
     ValueError
-        For an empty or non-finite list, a bad interval, an unknown normalisation or target; and
-        for the hazards of target "polar": a step that is not positive on the image of the steps
-        before it (the output would be an ascent direction), an image of ``[lower, upper]`` that
-        leaves (0, 2).
+        For an empty or non-finite list, a bad interval, an unknown normalisation or target. For
+        polynomials with target "polar" also where a step is not positive on the image of the steps
+        before it (the output would be an ascent direction), and where the image of
+        ``[lower, upper]`` leaves (0, 2).
 
     Warns
     -----
@@ -109,99 +98,30 @@ class Schedule:
     (1.0, 3.375, 6)
     >>> s.image(0.5, 1.0)[1]
     1.0
+    >>> halley = Schedule(steps=[(1 / 3, [8 / 3], [1 / 3])], lower=0.5, normalisation="spectral")
+    >>> halley(1.0), halley.image()[0] > 0.9
+    (1.0, True)
     """
 
-    steps: tuple[tuple[float, ...], ...]
+    steps: tuple[Step, ...]
     lower: float = 1e-3
     upper: float = 1.0
-    normalisation: str = "frobenius"
+    normalisation: Normalisation = "frobenius"
     input_safety: float = 1.0
     name: str = "custom"
     source: str = ""
-    repeat: str | None = None
+    repeat: Repeat | None = None
     stride: int = 2
     target: str = "polar"
 
     def __post_init__(self) -> None:
-        put = functools.partial(object.__setattr__, self)  # the dataclass is frozen
-        for name in ("name", "source"):
-            put(name, checks.text(f"the {name} of a schedule", getattr(self, name)))
-        at = f"schedule {checks.shown(self.name)}: "
-        steps = checks.items(
-            f"{at}steps", self.steps, "a list of at least one step, each a list of coefficients"
-        )
-        put(
-            "steps",
-            tuple(coefficients(f"{at}step {k} of steps", step) for k, step in enumerate(steps, 1)),
-        )
-        if sum(map(len, self.steps)) > MOST_IN_ALL:
-            raise ValueError(f"{at}steps must have at most {MOST_IN_ALL} coefficients in all")
-        for name, least in (("lower", -math.inf), ("upper", -math.inf), ("input_safety", 1)):
-            put(name, checks.number(f"{at}{name}", getattr(self, name), least))
-        put("stride", checks.count(f"{at}stride", self.stride, 1, MOST_STRIDE))
-        put("normalisation", checks.choice("normalisation", self.normalisation, NORMALISATIONS, at))
-        put("repeat", checks.choice(f"{at}repeat", self.repeat, REPEATS))
-        kind, parameter = parse_target(self.target)
-        # A constant and negative powers have no odd approximation at 0.
-        zero = kind not in ("polar", "power") or (kind == "power" and parameter > 0)
-        if not (self.lower > 0 or (zero and self.lower == 0)) or not (
-            self.upper > 0 and self.lower <= self.upper < math.inf
-        ):
-            raise ValueError(
-                f"{at}the interval needs 0 {'<=' if zero else '<'} lower <= upper, got "
-                f"[{self.lower}, {self.upper}]"
-            )
-        if kind == "polar":
-            self._refuse_hazards()
+        for name, value in checked_fields(self._fields()).items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
-    def _refuse_hazards(self) -> None:
-        # What double precision finds may be its own rounding, which every step multiplies.
-        trouble = self._hazard(extended=False) and self._hazard(extended=True)
-        if trouble:
-            raise ValueError(f"schedule {checks.shown(self.name)}: {trouble}")
-        # Steeper steps come first in every designed schedule. "Much better" is a factor of two in
-        # the error, chosen so that none of the published sets is suspected; rounding is no error.
-        ordered = sorted(self.steps, key=operator.itemgetter(0), reverse=True)
-        if tuple(ordered) != self.steps:
-            lo, hi = self.divided(self.lower, self.upper, extended=False)
-            least, error = (
-                max(abs(1 - v) for v in _image_or_overflow(s, lo, hi, self.stride))
-                for s in (ordered, self.steps)
-            )
-            if least < 0.5 * error < math.inf and error > 2.0**-40:
-                warn(
-                    f"schedule {checks.shown(self.name)}: the same steps sorted by slope have "
-                    "less than half the error; are they in the order in which they were designed?",
-                    ScheduleWarning,
-                )
-
-    def _hazard(self, *, extended: bool) -> str:
-        """What is wrong with the image of the interval, or ""."""
-        lo, hi = before = self.divided(self.lower, self.upper, extended=extended)
-        images = odd_images(self.steps, lo, hi, extended=extended, stride=self.stride)
-        try:
-            for k, (lo, hi) in enumerate(images, 1):
-                if not 0 < lo <= hi < math.inf:
-                    was, now = (
-                        "[{:.4g}, {:.4g}]".format(*map(float, ends)) for ends in (before, (lo, hi))
-                    )
-                    return (
-                        f"step {k} sends {was} to {now}, which is not positive: singular vectors "
-                        "would change sign; name a smaller interval or another step"
-                    )
-                if k < len(self.steps):
-                    before = lo, hi
-        except OverflowError:  # of floats
-            return "it overflows"
-        # Best steps for tiny lower bounds reach 2 but for the rounding of their coefficients.
-        last, u = self.steps[-1], float(before[1])
-        terms = [abs(c) * u ** (self.stride * i + 1) for i, c in enumerate(last)]
-        if hi >= 2 + 2.0**-48 * sum(terms) * (len(last) > 1):
-            return (
-                f"the image [{float(lo):.4g}, {float(hi):.4g}] of [{self.lower:.4g}, "
-                f"{self.upper:.4g}] leaves (0, 2); name a smaller interval or add a safety factor"
-            )
-        return ""
+    @property
+    def is_rational(self) -> bool:
+        """Whether the steps are rational functions; they are all of one kind."""
+        return isinstance(self.steps[0], Rational)
 
     @property
     def input_divisor(self) -> float:
@@ -224,9 +144,7 @@ class Schedule:
             mpmath numbers, or floats.
         """
         ends = checks.number("lower", lower), checks.number("upper", upper)
-        number = multiple_precision().mpf if checks.flag("extended", extended) else float
-        lo, hi = (number(v) / self.input_divisor for v in ends)
-        return lo, hi
+        return divided(*ends, self.input_divisor, extended=checks.flag("extended", extended))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -246,13 +164,13 @@ class Schedule:
             Singular values of the output.
         """
         x = checks.operand("x", x)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN tell it
+        with np.errstate(over="ignore", invalid="ignore"):  # the result is infinite or NaN
             for step in self.steps:
                 x = odd_value(step, x, self.stride)
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
-        """Image of an interval, by interval arithmetic, rounded outwards.
+        """Image of an interval, by interval arithmetic, or in 40 digits for rational steps.
 
         Parameters
         ----------
@@ -271,28 +189,16 @@ class Schedule:
         ValueError
             If the interval is empty or not finite.
         """
-        (lo, _), (_, hi) = self._certified(lower, upper, "image", "polar").image
-        return lo, hi
+        (least, _), (_, most) = self._enclosed(lower, upper, "image", "polar").image
+        return least, most
 
-    def _certified(
+    def _enclosed(
         self, lower: float | None, upper: float | None, asked: str, target: str
     ) -> Certificate:
-        lower = self.lower if lower is None else checks.number("lower", lower)
-        upper = self.upper if upper is None else checks.number("upper", upper)
-        if lower > upper:
-            raise ValueError(f"{asked} needs finite lower <= upper, got [{lower}, {upper}]")
-        if self.stride != 2 and lower < 0:
-            raise ValueError(
-                f"{asked} needs lower >= 0 for stride {self.stride}: roots of negative numbers are "
-                f"not defined, got {lower}"
-            )
-        return certify(
-            self.steps,
-            lower,
-            upper,
-            stride=self.stride,
-            target=target,
-            divisor=self.input_divisor,
+        lower = self.lower if lower is None else lower
+        upper = self.upper if upper is None else upper
+        return enclosed(
+            self.steps, lower, upper, self.stride, target, self.input_divisor, asked=asked
         )
 
     def error(self, lower: float | None = None) -> float:
@@ -300,7 +206,7 @@ class Schedule:
 
         x are the singular values of the normalised input; normalisation "none" divides by nothing.
         For another target than "polar", the worst difference from the target at x. It is the upper
-        bound of :meth:`certify`.
+        bound of :meth:`certify`; of rational steps, the error evaluated in 40 digits.
 
         Parameters
         ----------
@@ -311,7 +217,7 @@ class Schedule:
         -------
         float
         """
-        return self._certified(lower, None, "error", self.target).upper
+        return self._enclosed(lower, None, "error", self.target).upper
 
     def certify(self, lower: float | None = None, format: str | None = None) -> Certificate:
         """Rigorous bounds of the worst error, by interval arithmetic.
@@ -333,8 +239,8 @@ class Schedule:
         Raises
         ------
         ValueError
-            For an unknown format, coefficients that :meth:`quantize` refuses, and a lower end
-            outside ``(0, self.upper]``.
+            For an unknown format, coefficients that :meth:`quantize` refuses, a lower end outside
+            ``(0, self.upper]``, and rational steps.
 
         Examples
         --------
@@ -342,6 +248,7 @@ class Schedule:
         >>> c.lower <= 0.3125 <= c.upper < 0.3126
         True
         """
+        polynomials(self, "certify")
         if format is not None:
             return self.quantize(format).certify(lower)
         lower = self.lower if lower is None else checks.number("lower", lower)
@@ -350,12 +257,12 @@ class Schedule:
                 f"schedule {checks.shown(self.name)}: certify needs 0 < lower <= {self.upper}, "
                 f"got {lower}"
             )
-        return self._certified(lower, None, "certify", self.target)
+        return self._enclosed(lower, None, "certify", self.target)
 
     @functools.cached_property
     def slope(self) -> float:
         """Slope of s at 0: how much the smallest singular values grow; no input division."""
-        return math.prod(step[0] for step in self.steps)
+        return math.prod(map(slope_at_zero, self.steps))
 
     @functools.cached_property
     def divergence_limit(self) -> float:
@@ -370,38 +277,24 @@ class Schedule:
         if self.target != "polar":
             ends = [target_value(self.target, x) for x in (self.lower or self.upper, self.upper)]
             start, limit = max(1.0, self.upper), 2.0 * max(1.0, *ends)
-
-        def stays(x: float) -> bool:
-            lo, hi = _image_or_overflow(self.steps, start, x, self.stride)
-            return lo >= -limit and hi <= limit
-
-        if not stays(start):
-            return start
-        inside, outside = start, 2 * start
-        while stays(outside):
-            inside, outside = outside, 2 * outside
-            if outside > 1e300:
-                return math.inf
-        while outside - inside > 4e-16 * outside:
-            middle = (inside + outside) / 2
-            if middle in (inside, outside):
-                break
-            inside, outside = (middle, outside) if stays(middle) else (inside, middle)
-        return outside
+        return divergence_limit(self.steps, start, limit, self.stride)
 
     @property
     def matmuls(self) -> int:
         """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ...
 
         For another stride than 2, of the coupled form for inverse roots, where Q and R take
-        1 + stride products between two steps.
+        1 + stride products between two steps. For rational steps, of the iteration on one Gram
+        matrix in single precision, without the bound of its norm; see `factorisations`.
         """
-        if self.stride == 2:
-            return sum(product_counts(self.steps))
-        inner = sum(even_products(len(step) - 1)[1] for step in self.steps)
-        return inner + (1 + self.stride) * (len(self.steps) - 1)
+        return matmuls(self.steps, self.stride)
 
-    def truncate(self, k: int, *, repeat: str | None = None) -> Schedule:
+    @property
+    def factorisations(self) -> int:
+        """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
+        return sum(len(step.poles) for step in self.steps if isinstance(step, Rational))
+
+    def truncate(self, k: int, *, repeat: Repeat | None = None) -> Schedule:
         """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
 
         Parameters
@@ -431,38 +324,44 @@ class Schedule:
         """
         if repeat is not None:
             return replace(self, repeat=repeat).truncate(k)
-        steps = continued(self.steps, k, self.repeat, self.name)
-        k, have = len(steps), len(self.steps)
-        if k == have:
-            return self
-        if k > have:
-            on = self.repeat == "last" or k % have == 0 or have == 1
-        else:
-            # A cut list has another last step, and would go on otherwise than the whole one; a
-            # list of equal steps goes on the same.
-            on = len(set(self.steps)) == 1
-        return replace(self, steps=steps, repeat=self.repeat if on else None)
+        steps, on = continued(self.steps, k, self.repeat, self.name)
+        return self if steps == self.steps else replace(self, steps=steps, repeat=on)
 
-    def survives(self, precision: Format) -> bool:
+    def is_safe_in(self, format: str) -> bool:
         """Whether one rounding in a format cannot push a singular value 1 past divergence.
 
         Parameters
         ----------
-        precision : Format
-            The number format.
+        format : str
+            Name of the number format.
 
         Returns
         -------
         bool
             ``divergence_limit * input_divisor >= 1 + unit_roundoff``.
+
+        Raises
+        ------
+        ValueError
+            For an unknown format.
+
+        Examples
+        --------
+        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5).is_safe_in("bfloat16")
+        True
         """
+        unit_roundoff = format_of(format).unit_roundoff
+        return self.divergence_limit * self.input_divisor >= 1 + unit_roundoff
+
+    def survives(self, precision: Format) -> bool:
+        """Former name of :meth:`is_safe_in`, until 0.3; of a Format, not its name."""
         precision = checks.instance("precision", precision, Format, "a Format, of format_of")
-        return self.divergence_limit * self.input_divisor >= 1 + precision.unit_roundoff
+        text = "Schedule.survives is now Schedule.is_safe_in; the former name ends with 0.3"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return self.is_safe_in(precision.name)
 
     def quantize(self, format: str) -> Schedule:
-        """Return the schedule with every coefficient rounded to a number format.
-
-        Nothing is redesigned: interval, normalisation and the rest stay, and the error may grow.
+        """Return the schedule with every coefficient rounded to a number format, not redesigned.
 
         Parameters
         ----------
@@ -472,7 +371,7 @@ class Schedule:
         Returns
         -------
         Schedule
-            Its name tells the format.
+            The error may be larger.
 
         Raises
         ------
@@ -487,25 +386,22 @@ class Schedule:
         (((3.4375, -4.78125, 2.03125),), 'jordan, coefficients in bfloat16')
         """
         target = format_of(format)
-        format = target.name
-        note = f", coefficients in {format}"
-        return replace(
-            self,
-            steps=tuple(tuple(round_number(c, target) for c in step) for step in self.steps),
-            name=self.name.removesuffix(note) + note,
-        )
+        note = f", coefficients in {target.name}"
+        rounded = (mapped(step, lambda c: round_number(c, target)) for step in self.steps)
+        name = self.name.removesuffix(note) + note
+        return replace(self, steps=tuple(map(tuple, rounded)), name=name)
 
     def _fields(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return fields and derived figures as plain data, ready for JSON.
+        """Return fields and derived values as plain data, ready for JSON.
 
         Returns
         -------
         dict
-            What :meth:`to_json` writes. A step is its coefficients as decimal numbers and as
-            hexadecimal strings; an infinite figure is None.
+            Content of :meth:`to_json`. A step is its coefficients as decimal numbers and as
+            hexadecimal strings, nested lists for a rational one; an infinite value is None.
 
         Examples
         --------
@@ -522,7 +418,7 @@ class Schedule:
         return export.document(self._fields(), figures)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the schedule to a JSON file, whole or not at all; it reads back bit for bit.
+        """Write the schedule to a JSON file, whole or not at all; it is read back exactly.
 
         Parameters
         ----------
@@ -541,8 +437,8 @@ class Schedule:
         """Read a schedule that :meth:`to_json` wrote.
 
         The hexadecimal coefficients count; the decimal ones must be the same numbers. The derived
-        figures, the convention and polarlib's version are for readers and are not looked at. Any
-        other unknown key is refused: it may be a field without which the schedule is another one.
+        values, the convention and the version are informative and ignored on reading. Any other
+        unknown key is refused: it may be a field without which the schedule is another one.
 
         Parameters
         ----------
@@ -568,13 +464,13 @@ class Schedule:
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
-    def to_code(self, kind: str) -> str:
-        """Write the coefficients as source code, with a comment that says what they are.
+    def to_code(self, kind: export.Kind) -> str:
+        """Write the coefficients as source code, with a comment that states their convention.
 
         Parameters
         ----------
         kind : {"python", "c", "triton", "cuda", "latex"}
-            - python: a literal that evaluates to ``steps``.
+            - python: a literal that evaluates to ``steps``. The only one for rational steps.
             - c: a C99 header with arrays of doubles, of floats (rounded to nearest) and degrees.
             - triton: a Python module of ``tl.constexpr`` constants.
             - cuda: a header with ``__constant__ constexpr`` arrays of floats and degrees.
@@ -589,7 +485,8 @@ class Schedule:
         Raises
         ------
         ValueError
-            For an unknown kind, and for coefficients beyond float32 in "c" and "cuda".
+            For an unknown kind, for coefficients beyond float32 in "c" and "cuda", and for
+            rational steps in all but "python".
 
         Examples
         --------

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 import polarlib
 from polarlib import published
-from polarlib.arrays.formats import format_of
+from polarlib._schedules.export import Kind
 from polarlib.cli.console import (
     PICTURES,
     Json,
@@ -102,8 +102,8 @@ def _about(name: str, steps: int | None) -> dict[str, Any]:
         "error": s.error(),
         "divergence_limit": s.divergence_limit,
         "matrix_products": s.matmuls,
-        "safe_in_bfloat16": s.survives(format_of("bfloat16")),
-        "safe_in_float16": s.survives(format_of("float16")),
+        "safe_in_bfloat16": s.is_safe_in("bfloat16"),
+        "safe_in_float16": s.is_safe_in("float16"),
     }
 
 
@@ -160,7 +160,7 @@ def _coefficients(s: polarlib.Schedule) -> list[RenderableType]:
 # -- design ----------------------------------------------------------------------------------
 
 # Endings of files that a schedule is exported to, and the kind of their text; JSON besides.
-EXPORTS = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
+EXPORTS: dict[str, Kind] = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
 
 
 @command(epilog="Example: polarlib design --lower 1e-3 --matmuls 15 --precision bfloat16")
@@ -314,7 +314,7 @@ def _export(s: polarlib.Schedule, path: Path) -> None:
     if suffix == ".json":
         s.to_json(path)
         return
-    kind = "triton" if path.name.lower().endswith("_triton.py") else EXPORTS[suffix]
+    kind: Kind = "triton" if path.name.lower().endswith("_triton.py") else EXPORTS[suffix]
     text = s.to_code(kind).encode()
 
     def write(file: IO[bytes]) -> None:

@@ -25,13 +25,13 @@ from polarlib.design.spectra import (
 )
 from polarlib.design.targets import clip, inverse_root, power, smooth_sign
 from polarlib.design.tune import for_spectrum, tune
-from polarlib.design.zolotarev import RationalSchedule, zolotarev
+from polarlib.design.zolotarev import RationalSchedule as RationalSchedule
+from polarlib.design.zolotarev import zolotarev
 
 __all__ = [
     "DegreeSequence",
     "Fingerprint",
     "Minimax",
-    "RationalSchedule",
     "Spectrum",
     "band",
     "best",

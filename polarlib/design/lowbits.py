@@ -15,6 +15,7 @@ from typing import Any
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule, coefficients
+from polarlib._schedules.steps import polynomials
 from polarlib._schedules.targets import parse_target
 from polarlib.arrays.checks import count, instance, items, number, shown
 from polarlib.arrays.formats import format_of
@@ -118,6 +119,7 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     [0.99, 0.97, 0.86, 0.56, 0.12]
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
+    polynomials(schedule, "design.table")
     polar = parse_target(schedule.target)[0] == "polar"
     rows: list[dict[str, Any]] = []
     before = schedule.divided(schedule.lower, schedule.upper)

@@ -6,6 +6,7 @@ import functools
 
 from polarlib._schedules.images import odd_image, odd_images
 from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import instance
 from polarlib.arrays.formats import format_of
 
@@ -75,6 +76,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     (2,)
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
+    polynomials(schedule, "design.restarts")
     unit = format_of(format).unit_roundoff
     if gram_format is None or format_of(gram_format) == format_of(format):
         return _restarts(schedule, unit, unit, ROUNDING_OF_Q * unit)

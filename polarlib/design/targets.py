@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from polarlib._schedules.images import odd_value
-from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.schedule import MOST_STRIDE, Normalisation, Schedule
 from polarlib._schedules.targets import parse_target, target_value
 from polarlib.arrays.checks import count, number
 from polarlib.arrays.settings import ignore_float_errors
@@ -222,7 +222,12 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
 
 
 def _schedule(
-    target: str, degrees: Sequence[int], lower: float, upper: float, normalisation: str, name: str
+    target: str,
+    degrees: Sequence[int],
+    lower: float,
+    upper: float,
+    normalisation: Normalisation,
+    name: str,
 ) -> Schedule:
     checked = tuple(check_degrees(degrees))
     if len(checked) > MOST_FITTED:

@@ -22,12 +22,13 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from polarlib._schedules.images import odd_image
-from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.schedule import Normalisation, Schedule
+from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
 from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
@@ -253,6 +254,7 @@ def tune(
     (78.3, 85.1, True)
     """
     instance("start", start, Schedule, "a Schedule, such as polarlib.schedule returns")
+    polynomials(start, "design.tune")
     if start.stride != 2 or start.target != "polar":
         raise ValueError(
             f"tune takes odd polynomials for the polar factor, got stride {start.stride} and "
@@ -489,7 +491,7 @@ def for_spectrum(
         return replace(
             tuned,
             lower=min(float(np.min(found.values)), 1.0),
-            normalisation=found.normalisation,
+            normalisation=cast(Normalisation, found.normalisation),
             name=f"for {found.name}",
             source=f"mean error {errors[1]:.4g} on {found.name}, {errors[0]:.4g} by the best "
             f"greedy schedule, of [{start.lower:.6g}, 1]; at least {bounds[0]:.6g} there, and at "

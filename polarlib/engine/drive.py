@@ -1,4 +1,4 @@
-"""The driver of methods with a stopping test."""
+"""Iterations with a stopping test: the driver of plans, and the history that every method keeps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from polarlib._schedules.steps import absorbed
+from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.result import Run
 
-__all__ = ["Step", "one_by_one", "worst_of"]
+__all__ = ["History", "Progress", "Step", "converge", "one_by_one", "worst_of"]
 
 Array = Any
 # Steps after the planned ones, for singular values that the estimate missed; each of them must
@@ -32,14 +34,14 @@ class Step(NamedTuple):
     denominator: float = 0.0
 
     def __call__(self, s: float) -> float:
-        """Value at a singular value."""
+        """Return the value at a singular value."""
         value = 0.0
         for coefficient in reversed(self.numerator):
             value = value * s * s + coefficient
         return value * s / (1 + self.denominator * s * s)
 
     def largest(self, s: float) -> float:
-        """Largest value on [0, s]: at s, or at the first turn before it."""
+        """Return the largest value on [0, s]: at s, or at the first turning point before it."""
         # Derivatives are quadratics in s^2 times what is positive: p + 2 q y + r y^2.
         first, second, third = (*self.numerator, 0.0, 0.0)[:3]
         p, q, r = first, 1.5 * second, 5 * third
@@ -51,16 +53,20 @@ class Step(NamedTuple):
         return self(s)
 
     def scaled(self, upper: float) -> Step:
-        """The step for singular values that are larger by a factor."""
-        numerator = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(self.numerator))
-        return Step(numerator, self.denominator / upper**2)
+        """Return the step for singular values that are larger by a factor."""
+        return Step(absorbed(self.numerator, upper), self.denominator / upper**2)
+
+    @property
+    def products(self) -> int:
+        """Matrix products, that of the Gram matrix included."""
+        return 1 if self.denominator else len(self.numerator)
 
 
 # -- two sets of kernels ---------------------------------------------------------------------
 
 
 class Kernels(Protocol):
-    """What the iteration is made of. Gram matrices are given up by whoever takes them."""
+    """Arithmetic of the iteration. A function may overwrite the Gram matrix that it takes."""
 
     def gram(self, x: Array) -> Array:
         """X^H X."""
@@ -78,51 +84,76 @@ class Kernels(Protocol):
 # -- the iteration ---------------------------------------------------------------------------
 
 
-class History:
-    """What happened, as it happens."""
+class Progress:
+    """Iterations so far: their number, their products, and the size of each change."""
 
-    def __init__(self, callback: Callable[[int, Array], None] | None, products: int) -> None:
+    def __init__(
+        self,
+        callback: Callable[[int, Array], None] | None = None,
+        products: int = 0,
+        restore: Callable[[Array], Array] | None = None,
+        bounds: tuple[float, float] | None = None,
+    ) -> None:
         self.callback = callback
-        self.restore: Callable[[Array], Array] | None = None  # from an iterate to the caller's
-        self.note = ""
         self.products = products
-        self.bounds: tuple[float, float] | None = None
-        self.steps: list[Step] = []
-        self.defects: list[float] = []
+        self.restore = restore  # back-transformation of an iterate to the matrix of the caller
+        self.bounds = bounds
+        self.note = ""
+        self.changes: list[float] = []
         self.iterations = 0
         self.converged = False
-        self.size = math.inf  # ||I - X^H X||_F before the last step
 
-    def took(self, step: Step | None, x: Array, degree: int) -> None:
-        """Count a step; None is the last one, of a degree that the defect decides."""
+    def append(self, x: Array, products: int = 0, change: float | None = None) -> None:
+        """Count an iteration with result `x`, and pass it to the callback."""
         self.iterations += 1
-        if step is not None:
-            self.steps.append(step)
-        by_cholesky = step is not None and step.denominator > 0
-        square = degree == 5 and not by_cholesky
-        self.products += 1 + (not by_cholesky) + square  # the Gram matrix among them
+        self.products += products
+        if change is not None:
+            self.changes.append(change)
         if self.callback is not None:
             self.callback(self.iterations, x if self.restore is None else self.restore(x))
 
-    def run(self) -> Run:
-        """The account of it."""
-        halley = sum(step.denominator > 0 for step in self.steps)
-        steps = f"{halley} Halley and {self.iterations - halley} polynomial steps"
-        note = f"{self.note}, {steps}" if self.note else steps
+    def follow(self, new: Array, old: Array, ops: Ops, products: int = 0) -> float:
+        """Append an iteration, and return its change ``||new - old||_F / sqrt(n)``."""
+        change = ops.item(ops.frobenius(new - old)) / math.sqrt(new.shape[-1])
+        self.append(new, products, change)
+        return change
+
+    def statistics(self) -> Run:
+        """Return the statistics of the run."""
         return Run(
             self.iterations,
             self.products,
             self.converged,
-            tuple(self.defects),
+            tuple(self.changes),
             bounds=self.bounds,
-            note=note,
+            note=self.note,
         )
 
-    def certified(self, guess: float) -> float:
-        """Largest bound of sigma_min, up to a guess, that what was measured proves.
+    def result(self, x: Array) -> tuple[Array, Run]:
+        """Return the last iterate, transformed back, and the statistics."""
+        return x if self.restore is None else self.restore(x), self.statistics()
 
-        No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``: none
-        of the matrix is so small that the steps could not have brought it there.
+
+class History(Progress):
+    """Progress of a plan: also its steps, with defects ``||I - X^H X||_F / sqrt(n)`` as changes."""
+
+    def __init__(self, callback: Callable[[int, Array], None] | None, products: int) -> None:
+        super().__init__(callback, products)
+        self.steps: list[Step] = []
+        self.size = math.inf  # ||I - X^H X||_F before the last step
+
+    def statistics(self) -> Run:
+        """Return the statistics of the run; the note counts the steps of each kind."""
+        halley = sum(step.denominator > 0 for step in self.steps)
+        steps = f"{halley} Halley and {self.iterations - halley} polynomial steps"
+        note = f"{self.note}, {steps}" if self.note else steps
+        return super().statistics()._replace(note=note)
+
+    def certified(self, guess: float) -> float:
+        """Return the largest lower bound of sigma_min, up to a guess, that the last defect proves.
+
+        No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. So
+        none of the matrix is smaller than the numbers that the steps map to that root.
         """
 
         def proven(s: float) -> bool:
@@ -145,10 +176,32 @@ def converge(
     g: Array,
     steps: tuple[Step, ...],
     low: float,
-    course: History,
+    history: History,
     eps: float,
 ) -> Array:
-    """Take the planned steps, then as many as are needed, as long as they help."""
+    """Take the planned steps, then further ones as long as they help.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        Arithmetic.
+    x, g : array
+        The matrix, singular values in [low, 1] as far as known, and its Gram matrix. Both may be
+        overwritten.
+    steps : tuple of Step
+        The plan: Halley steps, then polynomials.
+    low : float
+        Estimate of the smallest singular value.
+    history : History
+        Gets every step and defect.
+    eps : float
+        Error that counts as none: a last step, of a degree that the defect decides, must reach it.
+
+    Returns
+    -------
+    array
+        The last iterate; `history` says whether it converged.
+    """
     root = math.sqrt(x.shape[-1])
     todo = list(steps)
     upper = 1.0
@@ -156,18 +209,18 @@ def converge(
     while True:
         if not (todo and todo[0].denominator):
             size = kernels.defect(g)
-            rms, before = size / root, course.defects[-1] if course.defects else math.inf
-            course.size = size
-            course.defects.append(rms)
-            # What the plan predicts for every singular value, unless the measured mean exceeds it.
+            rms, before = size / root, history.changes[-1] if history.changes else math.inf
+            history.size = size
+            history.changes.append(rms)
+            # The plan predicts the worst defect, unless the measured mean exceeds the prediction.
             worst = max(1 - low * low, upper * upper - 1)
             if todo or rms > worst:
                 worst = size
             for degree, factor in LAST.items():
                 if factor * worst ** ((degree + 1) // 2) <= eps:
                     x = kernels.last(degree, x, g, worst)
-                    course.took(None, x, degree)
-                    course.converged = True
+                    history.append(x, (degree + 1) // 2)
+                    history.converged = True
                     return x
             if not todo:
                 extra += 1
@@ -179,7 +232,8 @@ def converge(
         if step.denominator == 0:
             low, upper = min(low, 1.0), max(2 - low, 1.0)
         x = kernels.apply(step, x, g)
-        course.took(step, x, 2 * len(step.numerator) - 1)
+        history.steps.append(step)
+        history.append(x, step.products)
         g = kernels.gram(x)
 
 
@@ -200,7 +254,7 @@ def one_by_one(
 
 
 def worst_of(runs: list[Run], batch: tuple[int, ...] = ()) -> Run:
-    """What the runs of the parts of a stack amount to; singular values in the order of `batch`."""
+    """Return the worst of the runs of the parts of a stack, with all of their singular values."""
     if not runs:
         return Run(0, 0, True)
     values = [run.singular_values for run in runs]

@@ -66,7 +66,7 @@ def even_part(
 def matrix_products(
     steps: Sequence[Sequence[float]], *, form: str = "plain", restarts: Sequence[int] = ()
 ) -> int:
-    """Matrix products that :func:`iterate` will take, of either size.
+    """Return the number of matrix products of :func:`iterate`, of either size.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def iterate(
     small : Ops, optional
         Arithmetic of the n x n matrices of the Gram form, by default `ops`.
     gram : array, shape (..., n, n), optional
-        ``X^H X`` of that arithmetic, if it is known; given up.
+        ``X^H X`` of that arithmetic, if it is known; may be overwritten.
     may_overwrite : bool, optional
         Whether the storage of `x` may be written; otherwise `x` is never changed.
     out : array, shape (..., m, n), optional
@@ -219,7 +219,7 @@ def coupled(
     ----------
     r : array, shape (..., n, n)
         Hermitian positive semidefinite, with eigenvalues ``x**stride`` for x in the interval of the
-        steps. Given up: its storage may be written.
+        steps. May be overwritten.
     steps : sequence of sequences of float
         Coefficients in ascending powers 1 + stride i, first step first; at least one.
     ops : Ops

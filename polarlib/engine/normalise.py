@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import as_scalar, sqrt
@@ -57,7 +58,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     y : array, shape (..., m, n)
         A new array (`x` itself for "none"). A zero matrix stays zero.
     matmuls : int
-        Matrix products spent.
+        Number of matrix products.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def checked_peak(x: Array, ops: Ops) -> Array:
 def normalised_with_gram(
     x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
 ) -> tuple[Array, Array, tuple[float, ...]]:
-    """Normalise by a bound from the Gram matrix that the first step needs: no product is spent.
+    """Normalise by a bound from the Gram matrix that the first step needs, at no product.
 
     Where the bound is a number, the step's coefficients absorb it, and a matrix that needs no
     scaling is neither copied nor rounded.
@@ -135,7 +136,7 @@ def normalised_with_gram(
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
-            return z, g, _absorbing(first, s)
+            return z, g, absorbed(first, s)
     if not native:
         x = ops.at_least_single(x)
     y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
@@ -149,14 +150,9 @@ def normalised_with_gram(
     g = small.gram(small.to_working_format(z))
     s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
     if isinstance(s, float):
-        return z, g, _absorbing(first, s)
+        return z, g, absorbed(first, s)
     g = small.to_working_format(ops.divide(g, s * s, may_overwrite=True))
     return low.to_working_format(ops.divide(y, s, may_overwrite=True)), g, tuple(first)
-
-
-def _absorbing(step: Sequence[float], s: float) -> tuple[float, ...]:
-    """The step that makes of X what `step` makes of ``X / s``."""
-    return tuple(c / s ** (2 * i + 1) for i, c in enumerate(step))
 
 
 def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | float:
@@ -195,7 +191,7 @@ def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, in
     bound : array, shape (..., 1, 1)
         0 for zero matrices.
     matmuls : int
-        Matrix products spent.
+        Number of matrix products.
     """
     copy = ops.combine((1.0,), (g,))  # the moments are taken in its storage
     bound, spent = _gram_moment(copy, ops, squarings)
@@ -203,7 +199,7 @@ def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, in
 
 
 def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
-    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value, and the products spent."""
+    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value; number of products."""
     exponent = 0.5
     bound = ops.frobenius(g)
     g = ops.divide(g, ops.divisor(bound), may_overwrite=True)

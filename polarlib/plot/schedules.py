@@ -138,9 +138,12 @@ def _farthest(s: Schedule, error: float) -> np.ndarray:
     """Points of the interval where the error is the worst one; none where they are too many."""
     x = np.array(s.divided(s.lower, s.upper, extended=False))
     for k, step in enumerate(s.steps):
+        y = x
+        for before in s.steps[:k]:
+            y = odd_value(before, y, s.stride)
         # Between neighbours the steps before are monotone: where they meet a turning point of this
         # one, the composition turns.
-        turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride)]
+        turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride, (y.min(), y.max()))]
         x = np.unique(np.concatenate([x, *turns]))
         if len(x) > MARKERS_MAX:
             return x[:0]

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
@@ -175,6 +176,7 @@ def _computed(
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
     instance("schedule", schedule, Schedule, "a Schedule")
+    polynomials(schedule, "inverse_root")
     if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
         raise ValueError(
             f"schedule {schedule.name!r} has stride {schedule.stride}, target {schedule.target!r} "
