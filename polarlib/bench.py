@@ -23,8 +23,8 @@ from typing import IO, Any
 import numpy as np
 import scipy.linalg
 
-from polarlib.arrays import blas, qr_kernels
 from polarlib.arrays.checks import choice
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
@@ -248,38 +248,39 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
         "elementwise": lambda: a * 1.5,
         "lanczos": lambda: _lanczos(g, v, ops),
     }
-    if ops.host and isinstance(a, np.ndarray):
-        return found | _on_host(a, b, g)
+    in_place = ops.kernels(a)
+    if in_place is not None:
+        return found | _in_place(in_place, a, b, g)
     return {name: lambda f=f: _finished(f(), ops) for name, f in found.items()}
 
 
-def _on_host(a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
+def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
     """NumPy's kernels as the methods for it call them: in place, through SciPy, column-major."""
     a, b, g = (np.asfortranarray(x) for x in (a, b, g))
     out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
 
     def cholesky() -> np.ndarray:
         np.copyto(work, g)
-        blas.cholesky(work)
+        kernels.cholesky(work)
         return work
 
     def solve() -> np.ndarray:
-        blas.solve(b, r, out)
+        kernels.solve(b, r, out)
         return out
 
     r = cholesky().copy(order="F")
-    factor = qr_kernels.factorise(a.copy(order="F"))
+    factor = kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
     return {
-        "matmul": lambda: blas.matmul(a, b, out),
-        "gram": lambda: blas.gram(a, out),
+        "matmul": lambda: kernels.matmul(a, b, out),
+        "gram": lambda: kernels.gram(a),
         "cholesky": cholesky,
         "solve": solve,
-        "hermitian_product": lambda: blas.times(b, g, out),
-        "apply_q": lambda: qr_kernels.apply(factor, rotated),
+        "hermitian_product": lambda: kernels.times(b, g, out),
+        "apply_q": lambda: kernels.apply_q(factor, rotated),
         "eigh": lambda: scipy.linalg.eigh(g)[1],
         "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
-        "lanczos": lambda: blas.largest(g, LANCZOS_STEPS),
+        "lanczos": lambda: kernels.largest(g, LANCZOS_STEPS),
     }
 
 

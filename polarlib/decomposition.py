@@ -22,13 +22,11 @@ from polarlib._methods import (
     partial_isometry,
     polynomial,
     rational,
-    reduce_in_place,
     small,
     worst_of,
 )
 from polarlib._methods.options import resolve_schedule
 from polarlib._schedules.schedule import Schedule
-from polarlib.arrays.blas import has_kernels
 from polarlib.arrays.checks import choice, flag, function, nearest, number, shown
 from polarlib.arrays.entered import COMFORTABLE, Entered, enter
 from polarlib.arrays.entry import as_matrix, check_out, copied, refuse_hidden
@@ -150,7 +148,7 @@ def _run(
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule."""
     x, ops = problem.x, problem.ops
-    parts = in_parts(x) if callback is None else []
+    parts = in_parts(x, ops) if callback is None else []
     if parts:
         flat, u = x.reshape(-1, *x.shape[-2:]), np.empty(x.shape, x.dtype)
         into, runs = u.reshape(flat.shape), []
@@ -382,18 +380,19 @@ def _in_its_storage(
     wide = a.shape[-2] < a.shape[-1]
     few, many = sorted(a.shape[-2:])
     asked = side == ("left" if wide else "right")  # for the smaller Hermitian factor
-    if not (isinstance(a, np.ndarray) and a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
+    kernels = ops.kernels(a)
+    if kernels is None or not (a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
         return None
     x = a.T if wide else a
     peak = ops.item(ops.max_abs(x))
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
-    if not (contiguous and has_kernels(x) and 1 / COMFORTABLE <= peak <= COMFORTABLE):
+    if not (contiguous and 1 / COMFORTABLE <= peak <= COMFORTABLE):
         return None
     conjugate = wide and ops.is_complex(x)
     if conjugate:
         np.conjugate(x, out=x)
     known = sketch(x, ops)
-    reduced = reduce_in_place(x)
+    reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced
         result = decompose(s)

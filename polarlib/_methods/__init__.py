@@ -18,7 +18,7 @@ from polarlib._methods import small
 from polarlib._methods.auto import auto
 from polarlib._methods.halley import halley as halley_schedule
 from polarlib._methods.halley import rational
-from polarlib._methods.hybrid import hybrid, reduce_in_place
+from polarlib._methods.hybrid import hybrid
 from polarlib._methods.minimax import minimax
 from polarlib._methods.newton import newton
 from polarlib._methods.newton_schulz import newton_schulz
@@ -45,7 +45,6 @@ __all__ = [
     "partial_isometry",
     "polynomial",
     "rational",
-    "reduce_in_place",
     "small",
     "worst_of",
 ]

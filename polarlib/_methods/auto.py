@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from polarlib._methods.hybrid import hybrid, library_of
 from polarlib._methods.small import WORTH, small
 from polarlib._methods.small_algebra import LARGEST
@@ -46,13 +44,12 @@ def auto(
     if m == n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
-    on_host = isinstance(x, np.ndarray)
     if n < WORTH_IT:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
     device = "cpu" if ops.on_cpu(x) else "gpu"
     costs = kernel_costs(library_of(ops), ops.format_name(x), n, device=device)
-    if not on_host:
+    if ops.kernels(x) is None:  # the hybrid weighs the SVD itself where it works in place
         steps = sum(costs[kernel] * count for kernel, count in STEPS.items())
         if costs["svd"] < steps:
             note = f"the SVD costs {costs['svd']:.0f} products, iterations about {steps:.0f}"

@@ -13,18 +13,17 @@ from polarlib._methods.lifting import TILE, lift, rational
 from polarlib._methods.qdwh import weights
 from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
-from polarlib.arrays import blas
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.kernels import SINGLE_BELOW, NumpyKernels
 from polarlib.arrays.ops import Ops
-from polarlib.arrays.qr_kernels import has_pointers
 from polarlib.design.compose import pade
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.design.remez import best
-from polarlib.engine.drive import LAST, SINGLE_BELOW, History, Step, converge, one_by_one
+from polarlib.engine.drive import LAST, History, Step, converge, one_by_one
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
-__all__ = ["hybrid", "library_of", "plan", "reduce_in_place"]
+__all__ = ["hybrid", "library_of", "plan"]
 
 Array = Any
 
@@ -34,10 +33,6 @@ Array = Any
 # with a cap of 200 and 3.7e-15 with one of 60, for a step less and a step more. One step with
 # c = 740 alone costs 4.3e-15.
 STABLE_BELOW, CAP = 500.0, 100.0
-# sigma_min / sigma_max, in square roots of epsilon, that a Gram matrix can tell.
-RESOLVED = 10.0
-# Relative slack of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
-SLACK, STEPS = 0.02, 8
 # A plan is made for l up to that.
 NEAREST = 0.99
 # Polynomial steps begin where l is above: below they are slow, and shrink large singular values.
@@ -49,8 +44,6 @@ PADE_FROM = 0.9
 MIRRORED = 8
 # The rational step must save this much: its factor is twice as far from orthonormal.
 LIFTING_PAYS = 0.9
-# Rows of a tall matrix that are multiplied at a time, in its own storage.
-ROWS = 256
 
 
 # -- the plan --------------------------------------------------------------------------------
@@ -193,76 +186,6 @@ class _GenericKernels:
         return ops.gemm(x, e, x, beta=1.0)
 
 
-class _NumpyKernels:
-    """Kernels for one column-major NumPy matrix, in three buffers that are used by turns.
-
-    With `may_overwrite`, the storage of the matrix is one of them.
-    """
-
-    def __init__(self, x: Array, *, may_overwrite: bool) -> None:
-        self._gram: Array | None = None
-        self._iterates: list[Array | None] = [x if may_overwrite else None, None]
-
-    def free(self, x: Array) -> Array:
-        """The buffer that does not hold X."""
-        place = x is self._iterates[0]
-        buffer = self._iterates[place]
-        if buffer is None:
-            buffer = self._iterates[place] = np.empty(x.shape, x.dtype, order="F")
-        return buffer
-
-    def adopt(self, x: Array, other: Array | None = None) -> None:
-        """Take the storage of X, and of another array, for the buffers."""
-        self._iterates = [x, other]
-
-    def release(self) -> None:
-        """Give back the storage of the Gram matrix, and of iterates that nobody else holds."""
-        self._gram = None
-        self._iterates = [None, None]
-
-    def gram(self, x: Array) -> Array:
-        if self._gram is None:  # nothing writes its lower triangle
-            self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
-        return blas.gram(x, self._gram)
-
-    def defect(self, g: Array) -> float:
-        blas.add_diagonal(g, -1.0)
-        size = blas.upper_norm(g)
-        blas.add_diagonal(g, 1.0)
-        return size
-
-    def apply(self, step: Step, x: Array, g: Array) -> Array:
-        out = self.free(x)
-        if step.denominator:
-            (a, b), c = step.numerator, step.denominator
-            g *= c
-            blas.add_diagonal(g, 1.0)
-            if not blas.resolvent(x, g, out, a - b / c, b / c):
-                out.fill(math.nan)
-            return out
-        if len(step.numerator) == 2:
-            g *= step.numerator[1]
-            blas.add_diagonal(g, step.numerator[0])
-        else:
-            blas.quadratic(g, out, *step.numerator)
-        return blas.times(x, g, out)
-
-    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
-        out = self.free(x)
-        g *= -0.5
-        blas.add_diagonal(g, 0.5)
-        narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
-        if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
-            small = np.empty(x.shape, narrow, order="F")
-            blas.times(x.astype(narrow), g.astype(narrow), small)
-            return np.add(x, small, out=out)
-        if degree == 5:  # E^2 in single precision where it is small enough
-            kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
-            square = blas.mirror(g, np.empty(g.shape, kind, order="F"))
-            g += blas.gram(square, alpha=1.5)
-        return blas.times(x, g, out, beta=1.0)
-
-
 # -- the way in ------------------------------------------------------------------------------
 
 
@@ -292,11 +215,13 @@ def hybrid(
     """
     if costs is None:
         costs = kernel_costs(library_of(ops), ops.format_name(x), x.shape[-1])
-    on_host = ops.host and isinstance(x, np.ndarray)
-    if not on_host or (x.ndim > 2 and callback is not None):
+    kernels = ops.kernels(x)
+    if kernels is None or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
     return one_by_one(
-        lambda a, show: _on_host(a, ops, tol, show, lower, may_decompose, costs), x, callback
+        lambda a, show: _in_place(a, ops, kernels, tol, show, lower, may_decompose, costs),
+        x,
+        callback,
     )
 
 
@@ -325,30 +250,35 @@ def _anywhere(
     return restore(x), course.run()
 
 
-def _on_host(
-    x: np.ndarray,
+def _in_place(
+    x: Array,
     ops: Ops,
+    kernels: NumpyKernels,
     tol: float,
     callback: Callable[[int, Array], None] | None,
     lower: float | None,
     may_decompose: bool,
     costs: Mapping[str, float],
-) -> tuple[np.ndarray, Run]:
-    """The iteration on one NumPy matrix, in place; row-major matrices as their transposes."""
-    y, flip = blas.columns(x)
+) -> tuple[Array, Run]:
+    """The iteration on one matrix, in place; row-major matrices as their transposes."""
+    kernels.release()
+    y, flip = kernels.columns(x)
     course = History(callback, 0)
-    found = _tall(x, y, flip, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
+    found = _tall(x, kernels, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
     u = None
     if found is not None:
-        course.restore = np.transpose if flip and found.restore is None else found.restore
+        course.restore = (
+            ops.xp.matrix_transpose if flip and found.restore is None else found.restore
+        )
         course.products = found.products
-        u = _unitary(found, course, costs, may_decompose)
+        u = _unitary(found, course, kernels, costs, may_decompose)
     if u is not None:
         return u, course.run()
+    kernels.release()
     if may_decompose:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note="the singular value decomposition costs less")
-    return np.zeros_like(x), Run(0, 0, False, note="the Gram matrix is not definite")
+    return ops.xp.zeros_like(x), Run(0, 0, False, note="the Gram matrix is not definite")
 
 
 class _Square(NamedTuple):
@@ -356,7 +286,7 @@ class _Square(NamedTuple):
 
     Attributes
     ----------
-    x : ndarray
+    x : array
     lower : float or None
         Ratio of its extreme singular values; with `certain`, its smallest, the largest being 1.
     certain : tuple of float or None
@@ -368,7 +298,7 @@ class _Square(NamedTuple):
     note : str
     """
 
-    x: np.ndarray
+    x: Array
     lower: float | None
     certain: tuple[float, float] | None = None
     restore: Callable[[Array], Array] | None = None
@@ -376,80 +306,26 @@ class _Square(NamedTuple):
     note: str = ""
 
 
-def _tall(x: np.ndarray, y: np.ndarray, flip: bool, lower: float | None) -> _Square | None:
-    """Reduce tall matrices, by Cholesky-QR if the Gram matrix allows; `y` is x^T with `flip`.
-
-    Cholesky-QR twice, the last triangular solve left to the square factor: Y. Yamamoto and others,
-    ETNA 44 (2015) 306-326.
-    """
-    call = blas.routines(y.dtype.char)
-    g = blas.gram(y, rows=flip)
-    first = np.empty_like(g)
-    low, high = _estimates(g, first, None)
+def _tall(x: Array, kernels: NumpyKernels, lower: float | None) -> _Square | None:
+    """Reduce tall matrices, by Cholesky-QR if the Gram matrix allows, else by the rational step."""
+    r, restore, low, high = kernels.cholesky_qr(x)
     if not 0 < high < math.inf:
         return None
-    if not low > 0:
-        del g, first
-        return _lifted(x, None)
-    q = np.empty_like(y, order="F")
-    blas.solve(y, first, q, rows=flip)
-    second = blas.gram(q, rows=flip)
-    if not blas.cholesky(second):
-        return _lifted(x, None)
-    r = call.trmm(1.0, second, first)
-
-    def restore(v: Array) -> Array:
-        t = call.trsm(1.0, second, v)
-        if flip:
-            return call.gemm(1.0, t, q, trans_a=2).T
-        return call.gemm(1.0, q, t)
-
+    if r is None:
+        return _lifted(x, kernels, None)
     return _Square(r, low / high if lower is None else lower, None, restore, 3)
 
 
-def reduce_in_place(x: np.ndarray) -> tuple[np.ndarray, Callable[[np.ndarray], None]] | None:
-    """Reduce a contiguous tall matrix to a square one, Q taking its storage.
-
-    Returns
-    -------
-    s, restore : ndarray, callable
-        ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, and the matrix as it was, where the
-        Gram matrix cannot tell the smallest singular value.
-    """
-    y, flip = blas.columns(x)
-    call = blas.routines(y.dtype.char)
-    g = blas.gram(y, rows=flip)
-    first = np.empty_like(g)
-    low, high = _estimates(g, first, None)
-    del g
-    if not (low > 0 and high < math.inf):
-        return None
-    blas.solve(y, first, y, rows=flip)
-    second = blas.gram(y, rows=flip)
-    blas.cholesky(second)  # near the identity: it has a factor
-    s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
-    del first
-    if flip:  # that was the factor of the conjugate
-        np.conjugate(s, out=s)
-        np.conjugate(second, out=second)
-
-    def restore(v: np.ndarray) -> None:
-        t = call.trsm(1.0, second, v)
-        for i in range(0, x.shape[0], ROWS):
-            x[i : i + ROWS] = blas.matmul(np.array(x[i : i + ROWS]), t)
-
-    return s, restore
-
-
 def _lifted(
-    x: np.ndarray,
+    x: Array,
+    kernels: NumpyKernels,
     upper: float | None,
-    scratch: tuple[np.ndarray, np.ndarray] | None = None,
+    scratch: tuple[Array, Array] | None = None,
 ) -> _Square | None:
     """A matrix of better condition, by the rational step on a QR factor, in double precision."""
-    if not has_pointers():
+    if not kernels.has_qr:
         return None
-    found = lift(x, upper=upper, scratch=scratch)
+    found = lift(x, kernels, upper=upper, scratch=scratch)
     if not found.lower > 0:
         return None
     return _Square(found.x, found.lower, found.bounds, found.restore, 1, found.note)
@@ -457,8 +333,6 @@ def _lifted(
 
 def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
     """Cost of the rational step and of what then follows, in applications of Q, by experiment."""
-    if not has_pointers():
-        return math.inf
     f = rational(max(l, eps))
     each = costs["apply_q"]
     step = (2.4 + 1.8 * len(f.poles)) * each + costs["cholesky"] + 4 * costs["elementwise"]
@@ -466,30 +340,22 @@ def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
     return step + costs["gram"] + plan(f.lower, eps, costs)[1]
 
 
-def _estimates(g: np.ndarray, scratch: np.ndarray, lower: float | None) -> tuple[float, float]:
-    """Estimates of the smallest singular value (0 if it cannot be told) and of the largest."""
-    high = math.sqrt(max(0.0, blas.largest(g, STEPS))) * (1 + SLACK)
-    if lower is not None:
-        return lower * high, high
-    np.copyto(scratch, g)
-    low = 0.0
-    if high > 0 and blas.cholesky(scratch):
-        low = math.sqrt(max(0.0, blas.smallest(scratch, STEPS))) * (1 - 2 * SLACK)
-    resolved = RESOLVED * math.sqrt(np.finfo(g.dtype).eps) * high
-    return (min(low, high) if low > resolved else 0.0), high
-
-
 def _unitary(
-    found: _Square, course: History, costs: Mapping[str, float], may_decompose: bool
-) -> np.ndarray | None:
+    found: _Square,
+    course: History,
+    kernels: NumpyKernels,
+    costs: Mapping[str, float],
+    may_decompose: bool,
+) -> Array | None:
     """Unitary factor of a column-major matrix; None if another method should be tried."""
     x, lower = found.x, found.lower
     eps = float(np.finfo(x.dtype).eps)
-    kernels = _NumpyKernels(x, may_overwrite=found.restore is not None)
+    if found.restore is not None:  # nobody else holds the storage of X
+        kernels.adopt(x)
     g = kernels.gram(x)
-    top = math.sqrt(blas.upper_norm(g))  # ||G||_F is at least the square of sigma_max
+    top = math.sqrt(kernels.upper_norm(g))  # ||G||_F is at least the square of sigma_max
     if found.certain is None:
-        low, high = _estimates(g, kernels.free(x), lower)
+        low, high = kernels.extremes(g, kernels.free(x), lower)
     else:
         low, high = lower or 0.0, 1.0
     if not 0 < high < math.inf:
@@ -498,14 +364,15 @@ def _unitary(
     if not ratio > 0 and eps > SINGLE_BELOW:  # double precision can tell
         del g
         kernels.release()
-        wide = _widened(x, course)
+        wide = _widened(x, course, kernels)
         if wide is not None:
             x, ratio = wide
             kernels.adopt(x)
             low, high = ratio, 1.0
         g = kernels.gram(x)
     own = plan(ratio, eps, costs)[1] if ratio > 0 else math.inf
-    other = math.inf if found.certain else _cost_of_lifting(ratio, eps, costs)
+    lifts = not found.certain and kernels.has_qr
+    other = _cost_of_lifting(ratio, eps, costs) if lifts else math.inf
     if may_decompose and not course.steps and costs["svd"] < min(own, other):
         return None
     if other < LIFTING_PAYS * own:
@@ -514,7 +381,7 @@ def _unitary(
             scratch = kernels.free(x), kernels.free(kernels.free(x))
         del g
         kernels.release()
-        better = _lifted(x, None if course.steps else top, scratch)
+        better = _lifted(x, kernels, None if course.steps else top, scratch)
         if better is not None:
             before = course.restore
             course.restore = better.restore if before is None else _after(before, better.restore)
@@ -538,7 +405,8 @@ def _unitary(
     if course.restore is None:
         return x
     restore, course.restore = course.restore, None
-    del kernels, g, found  # before the factor takes storage
+    kernels.release()
+    del g, found  # before the factor takes storage
     return restore(x)
 
 
@@ -548,7 +416,7 @@ def _after(
     return last if first is None else lambda v: last(first(v))
 
 
-def _widened(x: np.ndarray, course: History) -> tuple[np.ndarray, float] | None:
+def _widened(x: Array, course: History, kernels: NumpyKernels) -> tuple[Array, float] | None:
     """Take one Halley step in double precision, where its best c is no trouble.
 
     Returns
@@ -558,18 +426,15 @@ def _widened(x: np.ndarray, course: History) -> tuple[np.ndarray, float] | None:
         cannot tell the smallest one either.
     """
     y = x.astype(np.result_type(x.dtype, np.float64), order="F")
-    kernels = _NumpyKernels(y, may_overwrite=False)
     g = kernels.gram(y)
-    low, high = _estimates(g, kernels.free(y), None)
+    low, high = kernels.extremes(g, kernels.free(y))
+    kernels.release()
     if not (low > 0 and high < math.inf):
         return None
     a, b, c = weights(low / high)
     step = Step((a, b), c)
     (a, b), c = step.scaled(high)
-    kernels.release()
-    g *= c
-    blas.add_diagonal(g, 1.0)
-    if not blas.resolvent(y, g, y, a - b / c, 0.0):
+    if not kernels.resolvent(y, g, y, c, a - b / c, 0.0):
         return None
     del g
     new = y.astype(x.dtype, order="F")

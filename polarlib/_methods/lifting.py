@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarlib._methods.qdwh import weights
-from polarlib.arrays import blas
-from polarlib.arrays.qr_kernels import Householder, apply, factorise, invert, two_triangles
+from polarlib.arrays.kernels import NumpyKernels
 
 __all__ = ["Lifted", "Rational", "lift", "rational"]
 
@@ -116,6 +115,7 @@ def rational(l: float) -> Rational:
 
 def lift(
     x: np.ndarray,
+    kernels: NumpyKernels,
     *,
     upper: float | None = None,
     scratch: tuple[np.ndarray, np.ndarray] | None = None,
@@ -131,6 +131,8 @@ def lift(
     x : ndarray, shape (m, n)
         m >= n, finite, real or complex; in any memory order, not changed. Single precision is
         computed in double.
+    kernels : NumpyKernels
+        As `Ops.kernels` gives them.
     upper : float, optional
         Upper bound of the largest singular value, if one is known.
     scratch : tuple of two ndarrays, optional
@@ -153,7 +155,8 @@ def lift(
     Examples
     --------
     >>> import numpy as np
-    >>> lifted = lift(np.diag([1.0, 1e-4, 1e-8]))
+    >>> from polarlib.arrays.kernels import NumpyKernels
+    >>> lifted = lift(np.diag([1.0, 1e-4, 1e-8]), NumpyKernels())
     >>> round(lifted.lower, 2)
     0.15
     >>> s = np.linalg.svd(lifted.x, compute_uv=False)
@@ -163,24 +166,24 @@ def lift(
     narrow, wide = x.dtype, np.result_type(x.dtype, np.float64)
     m, n = x.shape
     if narrow != wide and m > n:
-        return _lift_of_factor(x, upper)
+        return _lift_of_factor(x, kernels, upper)
     flip = m == n and x.flags.c_contiguous  # the factor of the transpose is the transpose
     x = x.T if flip else x
     inverse = np.empty((n, n), wide, order="F")
-    q = factorise(_copy(x, wide))
-    size, condition, raised = _invert(q.x, inverse)
+    q = kernels.factorise(_copy(x, wide))
+    size, condition, raised = _invert(q.x, inverse, kernels)
     if not condition <= PIVOT_ABOVE * n:
         del q
-        q = factorise(_copy(x, wide), pivot=True)
-        size, condition, raised = _invert(q.x, inverse)
+        q = kernels.factorise(_copy(x, wide), pivot=True)
+        size, condition, raised = _invert(q.x, inverse, kernels)
     upper = size if upper is None else min(size, upper)
-    l = min(1.0, 1 / (blas.norm(inverse) * upper))
+    l = min(1.0, 1 / (kernels.norm(inverse) * upper))
     bounds = (max(0.0, l * upper - raised), upper)
 
     del x
 
     def restore(u: np.ndarray) -> np.ndarray:
-        v = _restore(q, u).astype(narrow, copy=False)
+        v = _restore(q, u, kernels).astype(narrow, copy=False)
         return v.T if flip else v
 
     note = "QR" if q.order is None else "QR with pivoting"
@@ -194,26 +197,26 @@ def lift(
         term.fill(0)
         _copy_upper(q.x, term)
         # residue X (X^H X + c I)^-1 with X = R / upper
-        y += two_triangles(term, upper * math.sqrt(c), residue / math.sqrt(c), work)
+        y += kernels.two_triangles(term, upper * math.sqrt(c), residue / math.sqrt(c), work)
     del term, work
     degree = 2 * len(f.poles) + 2
     y = y.astype(narrow, order="F", copy=False)
     return Lifted(y, f.lower, bounds, restore, f"a rational step of degree {degree} by {note}")
 
 
-def _lift_of_factor(x: np.ndarray, upper: float | None) -> Lifted:
+def _lift_of_factor(x: np.ndarray, kernels: NumpyKernels, upper: float | None) -> Lifted:
     """:func:`lift` of a tall matrix of single precision, by QR in that precision.
 
     Only the square factor is computed with in double: a tall matrix there would take twice the
     storage of the input, and its factor as much again.
     """
-    q = factorise(_copy(x, x.dtype))
-    found = lift(np.triu(q.x[: x.shape[1]]), upper=upper)
+    q = kernels.factorise(_copy(x, x.dtype))
+    found = lift(np.triu(q.x[: x.shape[1]]), kernels, upper=upper)
     low, high = found.bounds
     moved = QR_MOVES * float(np.finfo(x.dtype).eps) * math.sqrt(x.shape[1]) * high
     return found._replace(
         bounds=(max(0.0, low - moved), high + moved),
-        restore=lambda u: _restore(q, found.restore(u)),
+        restore=lambda u: _restore(q, found.restore(u), kernels),
     )
 
 
@@ -240,7 +243,9 @@ def _copy_upper(a: np.ndarray, out: np.ndarray) -> None:
         out[c, c] = np.triu(a[c, c])
 
 
-def _invert(qr: np.ndarray, inverse: np.ndarray) -> tuple[float, float, float]:
+def _invert(
+    qr: np.ndarray, inverse: np.ndarray, kernels: NumpyKernels
+) -> tuple[float, float, float]:
     """Invert R, its diagonal raised where it is below rounding.
 
     Returns
@@ -251,7 +256,7 @@ def _invert(qr: np.ndarray, inverse: np.ndarray) -> tuple[float, float, float]:
     n = qr.shape[1]
     inverse.fill(0)
     _copy_upper(qr, inverse)
-    length = blas.norm(inverse)
+    length = kernels.norm(inverse)
     diagonal = np.einsum("ii->i", qr[:n])
     floor = RAISED * float(np.finfo(qr.dtype).eps) * length / math.sqrt(n) or 1.0
     small = np.abs(diagonal) < floor
@@ -260,14 +265,14 @@ def _invert(qr: np.ndarray, inverse: np.ndarray) -> tuple[float, float, float]:
         raised = floor
         negative = diagonal.real < 0
         diagonal[small] = np.where(negative, -floor, floor)[small]
-        blas.diagonal(inverse)[...] = diagonal
+        kernels.diagonal(inverse)[...] = diagonal
         length += floor
     rows, columns = np.zeros(n), np.zeros(n)
     for c in _tiles(n):
         part = _magnitude(inverse[: c.stop, c])
         rows[: c.stop] += part.sum(axis=1)
         columns[c] = part.sum(axis=0)
-    if not invert(inverse):
+    if not kernels.invert(inverse):
         return length, math.nan, raised
     product = np.zeros(n)
     for c in _tiles(n):
@@ -295,12 +300,12 @@ def _newton(qr: np.ndarray, inverse: np.ndarray, alpha: float, beta: float) -> n
     return inverse
 
 
-def _restore(q: Householder, u: np.ndarray) -> np.ndarray:
+def _restore(q: Any, u: np.ndarray, kernels: NumpyKernels) -> np.ndarray:
     """Q U P^T."""
     m, n = q.x.shape
     full = np.zeros((m, n), q.x.dtype, order="F")
     full[:n] = u
-    apply(q, full)
+    kernels.apply_q(q, full)
     if q.order is None:
         return full
     ordered = np.empty_like(full)

@@ -6,13 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from polarlib._methods.reduction import noise, start
-from polarlib.arrays import blas
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.arrays.qr_kernels import has_pointers, over_identity
 from polarlib.result import Run
 
 __all__ = ["form", "halley", "qdwh", "resolvent", "weights"]
@@ -85,10 +81,10 @@ def resolvent(
     gram : array, optional
         ``X^H X``, if it is known. Not changed.
     """
-    on_host = isinstance(x, np.ndarray) and x.ndim == 2 and isinstance(c, float)
-    if on_host and blas.has_kernels(x) and has_pointers():
+    kernels = ops.kernels(x) if x.ndim == 2 and isinstance(c, float) else None
+    if kernels is not None and kernels.has_qr:
         spent = 1 if how == "householder" else int(gram is None) + 2 * (how != "cholesky")
-        return _resolvent_on_host(x, c, weight, how, gram), spent
+        return kernels.stable_resolvent(x, c, weight, how, gram), spent
     xp = ops.xp
     n = x.shape[-1]
     root = c**0.5
@@ -111,43 +107,6 @@ def resolvent(
     y = ops.solve_lower(factor, y)
     product = ops.matmul(ops.adjoint(y[..., :n]), y[..., n:])
     return product * (weight / root), spent + 2
-
-
-def _resolvent_on_host(
-    x: np.ndarray, c: float, weight: float, how: str, gram: np.ndarray | None
-) -> np.ndarray:
-    """:func:`resolvent` of a NumPy matrix, with little more storage than that of its stack."""
-    n = x.shape[-1]
-    call = blas.routines(x.dtype.char)
-    lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
-    if how == "householder":
-        if not math.isfinite(blas.max_abs(x)):  # LAPACK might not return
-            return lost
-        product = over_identity(x, math.sqrt(c))
-        product *= x.dtype.type(weight / math.sqrt(c))
-        return product
-    r = np.array(blas.whole_gram(x) if gram is None else gram, order="F")
-    r *= x.dtype.type(c)
-    blas.add_diagonal(r, 1.0)
-    if not blas.cholesky(r):
-        return lost
-    if how == "cholesky":
-        y = np.array(x.T, order="F")
-        np.conjugate(y, out=y)
-        for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H
-            y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
-        return np.conjugate(y, out=y).T
-    y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
-    np.multiply(x.T, x.dtype.type(math.sqrt(c)), out=y[:, :n])
-    np.conjugate(y[:, :n], out=y[:, :n])
-    np.einsum("ii->i", y[:, n:])[...] = 1
-    y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
-    blas.gram(y, r, rows=True)
-    if not blas.cholesky(r):
-        return lost
-    y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
-    del r  # before the product takes storage
-    return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=blas.ADJOINT)
 
 
 def qdwh(

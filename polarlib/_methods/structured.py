@@ -23,12 +23,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from polarlib._methods.hybrid import hybrid
 from polarlib._methods.lifting import lift
 from polarlib._methods.qdwh import qdwh
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.ops import Ops
-from polarlib.arrays.qr_kernels import has_pointers
 from polarlib.engine.drive import one_by_one
 from polarlib.result import Run
 
@@ -54,20 +53,23 @@ def structured(
 
     See :func:`lift` for the step and its sources.
     """
-    if not (ops.host and isinstance(x, np.ndarray) and has_pointers()):
+    kernels = ops.kernels(x)
+    if kernels is None or not kernels.has_qr:
         return qdwh(x, ops, tol=tol, callback=callback, lower=lower)
-    return one_by_one(lambda a, show: _single(a, ops, tol, show), x, callback)
+    return one_by_one(lambda a, show: _single(a, ops, kernels, tol, show), x, callback)
 
 
 def _single(
-    x: np.ndarray, ops: Ops, tol: float, callback: Callable[[int, Array], None] | None
-) -> tuple[np.ndarray, Run]:
+    x: Array,
+    ops: Ops,
+    kernels: NumpyKernels,
+    tol: float,
+    callback: Callable[[int, Array], None] | None,
+) -> tuple[Array, Run]:
     """The method on one matrix."""
-    from polarlib._methods.hybrid import hybrid
+    lifted = lift(x, kernels)
 
-    lifted = lift(x)
-
-    def show(k: int, v: np.ndarray) -> None:
+    def show(k: int, v: Array) -> None:
         if callback is not None:
             callback(k + 1, lifted.restore(v))
 

@@ -27,7 +27,9 @@ __all__ = [
     "add_diagonal",
     "cholesky",
     "columns",
+    "computes_in",
     "diagonal",
+    "extremes",
     "gram",
     "has_kernels",
     "largest",
@@ -56,12 +58,21 @@ TILE = 96
 CHUNK = 1 << 15
 # Lanczos steps for the largest eigenvalue, right to a percent or so.
 RITZ_STEPS = 10
+# Relative slack of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
+SLACK, STEPS = 0.02, 8
+# sigma_min / sigma_max, in square roots of epsilon, that a Gram matrix can resolve.
+RESOLVED = 10.0
 # Seed of the vector that Lanczos' method starts from: one that nobody makes matrices with, since a
 # matrix of the same numbers may be orthogonal to it.
 DIRECTION = 20120911
 
 _LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
 ADJOINT = 2  # BLAS's code for the conjugate transpose
+
+
+def computes_in(dtype: np.dtype) -> bool:
+    """Whether BLAS computes in a type; without the byte order of other machines."""
+    return dtype.char in _LETTERS and dtype.isnative
 
 
 def has_kernels(*arrays: Array) -> bool:
@@ -308,6 +319,23 @@ def smallest(r: Array, steps: int) -> float:
     trsv = routines(r.dtype.char).trsv
     inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans=ADJOINT)), r.shape[0], r.dtype, steps)
     return 1 / inverse if inverse > 0 else math.nan
+
+
+def extremes(g: Array, scratch: Array, lower: float | None = None) -> tuple[float, float]:
+    """Estimate the smallest and the largest singular value of X from ``G = X^H X``.
+
+    The smallest is 0 where G cannot resolve it, or `lower` times the largest if that is given. The
+    upper triangle of `scratch` then holds the Cholesky factor of G, if G has one.
+    """
+    high = math.sqrt(max(0.0, largest(g, STEPS))) * (1 + SLACK)
+    if lower is not None:
+        return lower * high, high
+    np.copyto(scratch, g)
+    low = 0.0
+    if high > 0 and cholesky(scratch):
+        low = math.sqrt(max(0.0, smallest(scratch, STEPS))) * (1 - 2 * SLACK)
+    resolved = RESOLVED * math.sqrt(np.finfo(g.dtype).eps) * high
+    return (min(low, high) if low > resolved else 0.0), high
 
 
 def count_eigenvalues_above(z: Array, cut: float) -> int:

@@ -11,6 +11,7 @@ import scipy.linalg
 
 from polarlib.arrays import blas
 from polarlib.arrays.in_place import InPlaceOps
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.ops import LARGE_BLOCK, finite_only, numpy_dtype, ranges, unless_it_fails
 
 Array = Any
@@ -26,6 +27,10 @@ class NumpyOps(InPlaceOps):
 
     library = "numpy"
     host = True
+
+    def kernels(self, x: Array) -> NumpyKernels | None:
+        """Return kernels for the matrices of `x`, if BLAS computes in their type."""
+        return NumpyKernels() if blas.computes_in(x.dtype) else None
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""

@@ -22,6 +22,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from polarlib.arrays.formats import FORMATS, Format, format_of
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.memory import physical_memory
 
 __all__ = ["Diagonal", "Ops", "above_noise", "dtype_name", "ops_of", "unless_it_fails"]
@@ -673,6 +674,13 @@ class Ops:
             return tuple(xp.reshape(xp.stack(r), (*batch, *r[0].shape)) for r in results)
 
         return unless_it_fails(lambda: tuple(factorise(*stacks)), one_by_one)
+
+    def kernels(self, x: Array) -> NumpyKernels | None:
+        """Return kernels that work in place on matrices like `x`.
+
+        None where the library has none: methods are then made of the other primitives.
+        """
+        return None
 
     # -- differentiation, where the library does it --------------------------------------------
 

@@ -130,7 +130,7 @@ def held_back() -> Iterator[list[str]]:
     Examples
     --------
     >>> with held_back() as messages:
-    ...     warn("too steep", ScheduleWarning)
+    ...     warn("too steep", UserWarning)
     >>> messages
     ['too steep']
     """

@@ -17,8 +17,6 @@ Array = Any
 # Steps after the planned ones, for singular values that the estimate missed; each of them must
 # reduce the defect to that part.
 EXTRA_STEPS, MUST_FALL = 8, 0.97
-# |1 - sigma^2| below which a correction is as good in single precision.
-SINGLE_BELOW = 2.0**-27
 # |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
 LAST = {3: 3 / 8, 5: 5 / 16}
 

@@ -77,7 +77,7 @@ def within(figures: Iterable[np.ndarray], tol: float) -> bool:
 
 def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
     """Form the Hermitian factor of tall matrices and judge both factors."""
-    parts = in_parts(x)
+    parts = in_parts(x, ops)
     if parts:
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
         h = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
@@ -167,9 +167,9 @@ def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.nd
     return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
 
 
-def in_parts(x: Array) -> list[slice]:
-    """Parts of a large stack of NumPy matrices, whose temporary arrays stay small; else none."""
-    if not isinstance(x, np.ndarray) or x.ndim == 2 or x.size <= 2 * PART:
+def in_parts(x: Array, ops: Ops) -> list[slice]:
+    """Parts of a large stack whose library works in place, to keep temporary arrays small."""
+    if x.ndim == 2 or ops.kernels(x) is None or x.size <= 2 * PART:
         return []
     count = max(1, PART // (x.shape[-2] * x.shape[-1]))
     total = math.prod(x.shape[:-2])
@@ -178,7 +178,7 @@ def in_parts(x: Array) -> list[slice]:
 
 def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
     """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
-    if parts := in_parts(x):
+    if parts := in_parts(x, ops):
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
         each = [factor_figures(flat[0][part], flat[1][part], ops) for part in parts]
         first, second = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*each, strict=True))

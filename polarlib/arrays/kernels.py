@@ -1,0 +1,236 @@
+"""Kernels on one NumPy matrix, in place: what `Ops.kernels` gives to the methods.
+
+The methods that work in place (hybrid, structured, qdwh and the reduction in the storage of the
+input) take all that they need of BLAS and LAPACK from here. Where a library has no such kernels,
+`Ops.kernels` returns None and the methods use the primitives of `Ops`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarlib.arrays import blas, qr_kernels
+
+__all__ = ["SINGLE_BELOW", "NumpyKernels"]
+
+Array = Any
+# |1 - sigma^2| below which a correction is as good in single precision.
+SINGLE_BELOW = 2.0**-27
+# Rows of a tall matrix that are multiplied at a time, in its own storage.
+ROWS = 256
+
+
+class NumpyKernels:
+    """Kernels for column-major NumPy matrices of one of the four types of BLAS.
+
+    The iterates and the Gram matrix of one iteration lie in three buffers that are used in turn.
+    Gram matrices have their upper triangle only.
+    """
+
+    add_diagonal = staticmethod(blas.add_diagonal)
+    cholesky = staticmethod(blas.cholesky)
+    columns = staticmethod(blas.columns)
+    diagonal = staticmethod(blas.diagonal)
+    extremes = staticmethod(blas.extremes)
+    largest = staticmethod(blas.largest)
+    matmul = staticmethod(blas.matmul)
+    norm = staticmethod(blas.norm)
+    solve = staticmethod(blas.solve)
+    times = staticmethod(blas.times)
+    upper_norm = staticmethod(blas.upper_norm)
+    apply_q = staticmethod(qr_kernels.apply)
+    factorise = staticmethod(qr_kernels.factorise)
+    invert = staticmethod(qr_kernels.invert)
+    two_triangles = staticmethod(qr_kernels.two_triangles)
+
+    def __init__(self) -> None:
+        self._gram: Array | None = None
+        self._iterates: list[Array | None] = [None, None]
+
+    @property
+    def has_qr(self) -> bool:
+        """Whether QR factorisations in place are there: SciPy publishes the routines."""
+        return qr_kernels.has_pointers()
+
+    # -- storage -----------------------------------------------------------------------------
+
+    def free(self, x: Array) -> Array:
+        """Return the buffer that does not hold X."""
+        place = x is self._iterates[0]
+        buffer = self._iterates[place]
+        if buffer is None:
+            buffer = self._iterates[place] = np.empty(x.shape, x.dtype, order="F")
+        return buffer
+
+    def adopt(self, x: Array, other: Array | None = None) -> None:
+        """Use the storage of X, and of another array, as buffers: both may be overwritten."""
+        self._iterates = [x, other]
+
+    def release(self) -> None:
+        """Free the storage of the Gram matrix, and of iterates that nobody else holds."""
+        self._gram, self._iterates = None, [None, None]
+
+    # -- the steps of an iteration: `polarlib.engine.drive.Kernels` ---------------------------
+
+    def gram(self, x: Array) -> Array:
+        """Return the upper triangle of ``X^H X``."""
+        if self._gram is None:  # nothing writes its lower triangle
+            self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
+        return blas.gram(x, self._gram)
+
+    def defect(self, g: Array) -> float:
+        """Return ``||I - G||_F``."""
+        blas.add_diagonal(g, -1.0)
+        size = blas.upper_norm(g)
+        blas.add_diagonal(g, 1.0)
+        return size
+
+    def apply(self, step: Any, x: Array, g: Array) -> Array:
+        """Return X after a step; NaN where the factorisation failed. G may be overwritten."""
+        out = self.free(x)
+        if step.denominator:
+            (a, b), c = step.numerator, step.denominator
+            if not self.resolvent(x, g, out, c, a - b / c, b / c):
+                out.fill(math.nan)
+            return out
+        if len(step.numerator) == 2:
+            g *= step.numerator[1]
+            blas.add_diagonal(g, step.numerator[0])
+        else:
+            blas.quadratic(g, out, *step.numerator)
+        return blas.times(x, g, out)
+
+    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
+        """Return X after a step of Newton-Schulz type, as a correction. G may be overwritten."""
+        out = self.free(x)
+        g *= -0.5
+        blas.add_diagonal(g, 0.5)
+        narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
+        if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
+            small = np.empty(x.shape, narrow, order="F")
+            blas.times(x.astype(narrow), g.astype(narrow), small)
+            return np.add(x, small, out=out)
+        if degree == 5:  # E^2 in single precision where it is small enough
+            kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
+            square = blas.mirror(g, np.empty(g.shape, kind, order="F"))
+            g += blas.gram(square, alpha=1.5)
+        return blas.times(x, g, out, beta=1.0)
+
+    # -- resolvents and reductions -----------------------------------------------------------
+
+    @staticmethod
+    def resolvent(x: Array, g: Array, out: Array, c: float, alpha: float, beta: float) -> bool:
+        """Store ``alpha X (I + c G)^-1 + beta X`` in `out`; False if the factorisation fails."""
+        g *= c
+        blas.add_diagonal(g, 1.0)
+        return blas.resolvent(x, g, out, alpha, beta)
+
+    @staticmethod
+    def stable_resolvent(x: Array, c: float, weight: float, how: str, gram: Array | None) -> Array:
+        """Return ``weight X (I + c X^H X)^-1`` by one of the forms of `polarlib._methods.qdwh`.
+
+        `x` may have any memory order. Little more storage is used than that of the 2n x n stack.
+        """
+        n = x.shape[-1]
+        call = blas.routines(x.dtype.char)
+        lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
+        if how == "householder":
+            if not math.isfinite(blas.max_abs(x)):  # LAPACK might not return
+                return lost
+            product = qr_kernels.over_identity(x, math.sqrt(c))
+            product *= x.dtype.type(weight / math.sqrt(c))
+            return product
+        r = np.array(blas.whole_gram(x) if gram is None else gram, order="F")
+        r *= x.dtype.type(c)
+        blas.add_diagonal(r, 1.0)
+        if not blas.cholesky(r):
+            return lost
+        if how == "cholesky":
+            y = np.array(x.T, order="F")
+            np.conjugate(y, out=y)
+            for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H
+                y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
+            return np.conjugate(y, out=y).T
+        y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
+        np.multiply(x.T, x.dtype.type(math.sqrt(c)), out=y[:, :n])
+        np.conjugate(y[:, :n], out=y[:, :n])
+        np.einsum("ii->i", y[:, n:])[...] = 1
+        y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
+        blas.gram(y, r, rows=True)
+        if not blas.cholesky(r):
+            return lost
+        y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
+        del r  # before the product takes storage
+        return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=blas.ADJOINT)
+
+    @staticmethod
+    def cholesky_qr(x: Array) -> tuple[Array | None, Callable[[Array], Array], float, float]:
+        """Return R of ``X = Q R``, the back-transformation, and bounds of the singular values.
+
+        Cholesky-QR twice, the last triangular solve left to the square factor: Y. Yamamoto and
+        others, ETNA 44 (2015) 306-326. R is None where the Gram matrix cannot resolve the smallest
+        singular value.
+        """
+        y, flip = blas.columns(x)
+        call = blas.routines(y.dtype.char)
+        g = blas.gram(y, rows=flip)
+        first = np.empty_like(g)
+        low, high = blas.extremes(g, first)
+        if not (low > 0 and high < math.inf):
+            return None, _same, low, high
+        q = np.empty_like(y, order="F")
+        blas.solve(y, first, q, rows=flip)
+        second = blas.gram(q, rows=flip)
+        if not blas.cholesky(second):
+            return None, _same, low, high
+
+        def back(v: Array) -> Array:
+            t = call.trsm(1.0, second, v)
+            if flip:
+                return call.gemm(1.0, t, q, trans_a=blas.ADJOINT).T
+            return call.gemm(1.0, q, t)
+
+        return call.trmm(1.0, second, first), back, low, high
+
+    @staticmethod
+    def cholesky_qr_in_place(x: Array) -> tuple[Array, Callable[[Array], None]] | None:
+        """Reduce a contiguous tall matrix to a square one, Q taking its storage.
+
+        Returns
+        -------
+        s, restore : ndarray, callable
+            ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, and the matrix as it was, where
+            the Gram matrix cannot resolve the smallest singular value.
+        """
+        y, flip = blas.columns(x)
+        call = blas.routines(y.dtype.char)
+        g = blas.gram(y, rows=flip)
+        first = np.empty_like(g)
+        low, high = blas.extremes(g, first)
+        del g
+        if not (low > 0 and high < math.inf):
+            return None
+        blas.solve(y, first, y, rows=flip)
+        second = blas.gram(y, rows=flip)
+        blas.cholesky(second)  # near the identity: it has a factor
+        s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
+        del first
+        if flip:  # that was the factor of the conjugate
+            np.conjugate(s, out=s)
+            np.conjugate(second, out=second)
+
+        def restore(v: Array) -> None:
+            t = call.trsm(1.0, second, v)
+            # Blocks of rows: a copy of a block is all the storage that the product takes.
+            for i in range(0, x.shape[0], ROWS):
+                x[i : i + ROWS] = blas.matmul(np.array(x[i : i + ROWS]), t)
+
+        return s, restore
+
+
+def _same(u: Array) -> Array:
+    return u
