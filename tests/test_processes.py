@@ -58,6 +58,7 @@ INTERNAL = {
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
     *("Sketch", "Start", "Step"),
+    *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
 
