@@ -16,9 +16,10 @@ from typing import Any
 from polarlib._methods.options import check_normalisation, choose_form, resolve_schedule
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import choice
-from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
+from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, dtype_name
+from polarlib.arrays.ops import dtype_name
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
@@ -74,12 +75,14 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
     >>> du.tolist(), dh.tolist()
     ([[0.0, 1.0], [-1.0, 0.0]], [[1.0, 1.0], [1.0, 0.0]])
     """
-    x, like, ops = _matrix(a, "a", side)
-    e = _along(da, "da", x, ops, tuple(x.shape))
-    if 0 in x.shape:
-        return ops.astype_like(e, like), ops.astype_like(_zero_hermitian(x, ops, side), like)
+    entered, shape = _matrix(a, side)
+    x, ops = entered.x, entered.ops
+    e = _along(da, "da", entered)
+    if entered.is_empty:
+        zero = ops.xp.broadcast_to(ops.eye(shape[-1], x), shape) * 0.0
+        return entered.leave(e), entered.leave(zero)
     du, dh = polar_tangents(x, unitary_factor(x, name="polar_jvp"), e, side=side)
-    return ops.astype_like(du, like), ops.astype_like(dh, like)
+    return entered.leave(du), entered.leave(dh)
 
 
 @looks
@@ -124,15 +127,13 @@ def polar_vjp(
     """
     if u_bar is None and h_bar is None:
         raise ValueError("give u_bar, h_bar or both: without either the gradient is zero")
-    x, like, ops = _matrix(a, "a", side)
-    k = x.shape[-1] if side == "right" else x.shape[-2]
-    y = None if u_bar is None else _along(u_bar, "u_bar", x, ops, tuple(x.shape))
-    b = None if h_bar is None else _along(h_bar, "h_bar", x, ops, (*x.shape[:-2], k, k))
-    if 0 in x.shape:
-        return ops.astype_like(x, like)
-    return ops.astype_like(
-        polar_gradient(x, unitary_factor(x, name="polar_vjp"), y, b, side=side), like
-    )
+    entered, shape = _matrix(a, side)
+    y = None if u_bar is None else _along(u_bar, "u_bar", entered)
+    b = None if h_bar is None else _along(h_bar, "h_bar", entered, shape)
+    if entered.is_empty:
+        return entered.leave(entered.x)
+    u = unitary_factor(entered.x, name="polar_vjp")
+    return entered.leave(polar_gradient(entered.x, u, y, b, side=side))
 
 
 @looks
@@ -265,7 +266,8 @@ def _schedule(
     *,
     gradient: bool,
 ) -> Array:
-    x, ops = as_matrix(g, "g")
+    entered = enter(g, "g", look="if free", scaling=None)
+    x, ops = entered.given, entered.ops
     precision = ops.multiplier(x) if precision is None else format_of(precision).name
     chosen = resolve_schedule(schedule, steps, precision)
     if not isinstance(chosen, Schedule):
@@ -277,27 +279,25 @@ def _schedule(
     if gram_precision is not None:
         gram_precision = format_of(gram_precision).name
     form, at = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
-    wide = ops.at_least_single(x)
-    e = _along(e, name, wide, ops, tuple(x.shape))
-    if 0 in x.shape:
-        return ops.astype_like(e, x)
-    finite_peak(wide, ops, "g", look=ops.host)
+    e = _along(e, name, entered)
+    if entered.is_empty:
+        return entered.leave(e)
     derivative = functools.partial(schedule_derivative, normalisation=kind, form=form, restarts=at)
-    return ops.astype_like(derivative(wide, e, chosen, gradient=gradient), x)
+    return entered.leave(derivative(entered.x, e, chosen, gradient=gradient))
 
 
-def _matrix(a: Array, name: str, side: str) -> tuple[Array, Array, Ops]:
-    """The matrix in at least single precision, as it is, and its arithmetic."""
+def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:
+    """The matrix, not scaled, and the shape of its Hermitian factor."""
     choice("side", side, ("right", "left"))
-    a, ops = as_matrix(a, name)
-    x = ops.at_least_single(a)
-    if 0 not in x.shape:
-        finite_peak(x, ops, name, look=ops.host)
-    return x, a, ops
+    entered = enter(a, look="if free", scaling=None)
+    k = entered.x.shape[-1] if side == "right" else entered.x.shape[-2]
+    return entered, (*entered.x.shape[:-2], k, k)
 
 
-def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> Array:
-    """A direction or a gradient that goes with X, in the dtype of X."""
+def _along(e: Array, name: str, entered: Entered, shape: tuple[int, ...] | None = None) -> Array:
+    """A direction or a gradient that goes with X, in the dtype and, by default, the shape of X."""
+    x, ops = entered.x, entered.ops
+    shape = tuple(x.shape) if shape is None else shape
     e, _ = as_matrix(e, name)
     check_same_place(x, "the matrix", e, name)
     if tuple(e.shape) != shape:
@@ -305,8 +305,3 @@ def _along(e: Array, name: str, x: Array, ops: Ops, shape: tuple[int, ...]) -> A
     if ops.is_complex(e) and not ops.is_complex(x):
         raise TypeError(f"{name} is {dtype_name(e)}, but the matrix is real; take its real part")
     return ops.astype_like(e, x)
-
-
-def _zero_hermitian(x: Array, ops: Ops, side: str) -> Array:
-    k = x.shape[-1] if side == "right" else x.shape[-2]
-    return ops.xp.broadcast_to(ops.eye(k, x), (*x.shape[:-2], k, k)) * 0.0

@@ -14,7 +14,8 @@ from polarlib._methods import METHODS, polynomial, rational
 from polarlib._methods.options import resolve_schedule, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import choice
-from polarlib.arrays.entry import as_matrix, not_finite, refuse_hidden
+from polarlib.arrays.entered import enter
+from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
@@ -100,11 +101,9 @@ def measure(
         precision = ops.format_name(x) if a_method else ops.multiplier(x)
     precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
-    if shape[0] < shape[1]:
-        x = ops.adjoint(x)
+    x = enter(x, "measure: the matrix", ops=ops, remedy="remove them", tall=True, scaling=None).x
     exact = _scaled(ops.to_host(x))
     u, v = _reference(exact, reference)
-    x = ops.at_least_single(x)
 
     rows: list[dict[str, Any]] = []
 
@@ -187,8 +186,6 @@ def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[
 
 
 def _scaled(a: np.ndarray) -> np.ndarray:
-    if trouble := not_finite(a):
-        raise ValueError(f"measure: the matrix {trouble}; remove them")
     peak = max(np.abs(a.real).max(), np.abs(a.imag).max())
     return a / peak if peak else a
 

@@ -12,8 +12,10 @@ import verbs
 from conftest import library
 
 import polarlib
-from polarlib import decomposition, default_schedule, norms, orthogonalize, polar, testing, updates
+from polarlib import default_schedule, norms, orthogonalize, polar, testing, updates
+from polarlib._stages import stages
 from polarlib.arrays import ops
+from polarlib.arrays.entered import enter
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.rounded import round_to
 from polarlib.derivatives import polar_jvp
@@ -415,7 +417,7 @@ def test_an_allocation_that_fails(error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(decomposition, "evidence", fail)
+    monkeypatch.setattr(stages, "evidence", fail)
     with pytest.raises(MemoryError, match=r"factor of shape \(6, 6\).*side='right'"):
         polar(A, "left", method="svd")
     with pytest.raises(type(error)):  # the smaller factor: no side would help
@@ -513,3 +515,50 @@ def test_too_many_steps(steps):
         default_schedule("float16", steps=steps)
     with pytest.raises(ValueError, match=f"matmuls must be at most 48 .* got {steps}; give steps"):
         default_schedule("float16", matmuls=steps)
+
+
+# -- enter and leave ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 3, 5), (2, 4, 4)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128", ">f8"])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 6e4])
+def test_leave_undoes_enter(shape, dtype, size):
+    rng = np.random.default_rng(1)
+    a = (rng.uniform(0.5, 1, shape) * size).astype(dtype)
+    for options in ({}, {"tall": True}, {"comfortable": True}, {"tall": True, "double": True}):
+        entered = enter(a, **options)
+        x = entered.x
+        assert x.shape[-2] >= x.shape[-1] or not entered.wide
+        assert x.dtype.itemsize >= 4
+        assert x.dtype.isnative
+        assert 0.5 <= np.max(np.abs(x)) < 3 or options.get("comfortable")
+        back = entered.leave(x, entered.scale)
+        assert back.dtype == a.dtype
+        assert np.array_equal(back, a)
+
+
+def test_matrices_that_are_not_finite_are_masked():
+    a = np.stack([A, A, 0 * A])
+    a[1, 2, 3] = np.nan
+    entered = enter(a, look="never", mask=True, tall=True)
+    assert np.all(entered.x[1] == 0)
+    back = entered.leave(entered.x, entered.scale)
+    assert np.isnan(back[1]).all()
+    assert np.array_equal(back[::2], a[::2])
+    with pytest.raises(ValueError, match=r"^a contains NaN .* \(1, 2, 3\); remove them first$"):
+        enter(a, mask=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"comfortable": True}, {"mask": True, "tall": True}])
+@pytest.mark.parametrize("factor", [1.0, 1e-20])
+def test_enter_reads_one_number(monkeypatch, options, factor):
+    strict = pytest.importorskip("array_api_strict")
+    read = []
+    item = ops.Ops.item
+    monkeypatch.setattr(ops.Ops, "item", lambda self, x: read.append(x.shape) or item(self, x))
+    stack = strict.asarray(np.stack([A, 3 * A]) * factor)
+    enter(stack, **options)
+    assert len(read) == 1
+    enter(stack, look="if free", **options)  # which it is not, unless the scale must be known
+    assert len(read) == 1 + ("comfortable" in options)

@@ -46,7 +46,6 @@ INTERNAL = {
     "History",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
-    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *(
         "TorchGradOps",
         "TorchOps",
@@ -59,6 +58,8 @@ INTERNAL = {
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
     *("ReducedProblem", "Sketch", "Step"),
+    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
+    *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
 

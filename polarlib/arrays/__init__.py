@@ -6,6 +6,7 @@ imported for it.
 
 from polarlib.arrays.cupy_ops import CupyOps
 from polarlib.arrays.dask_ops import DaskOps
+from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import (
     as_matrix,
     check_same_place,
@@ -29,6 +30,7 @@ __all__ = [
     "CupyOps",
     "DaskOps",
     "Diagonal",
+    "Entered",
     "InPlaceOps",
     "JaxOps",
     "NumpyOps",
@@ -41,6 +43,7 @@ __all__ = [
     "as_matrix",
     "check_same_place",
     "dtype_name",
+    "enter",
     "finite_peak",
     "is_array",
     "libraries",

@@ -21,6 +21,7 @@ __all__ = [
     "not_finite",
     "plain_array",
     "refuse_hidden",
+    "refuse_not_finite",
 ]
 
 Array = Any
@@ -246,11 +247,19 @@ def finite_peak(
         If an entry is NaN or infinite, and `look`.
     """
     peak = ops.max_abs(x)
-    if look and not math.isfinite(ops.item(peak)):
+    if look:
+        refuse_not_finite(x, peak, ops, name, locate=locate, remedy=remedy)
+    return peak
+
+
+def refuse_not_finite(
+    x: Array, peak: Array, ops: Ops, name: str, *, locate: bool = True, remedy: str
+) -> None:
+    """Raise ValueError where a largest entry is NaN or infinite; see :func:`finite_peak`."""
+    if not math.isfinite(ops.item(peak)):
         locate = locate and not ops.is_sharded(x)  # which would gather all of it
         trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
         raise ValueError(f"{name} {trouble}; {remedy}")
-    return peak
 
 
 def not_finite(a: np.ndarray) -> str:

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule
 from polarlib.arrays.checks import count, instance, number
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, hermitian_part
@@ -146,12 +146,17 @@ def _computed(
 ) -> Array:
     """Inverse root of square matrices that are not empty."""
     ops = ops_of(a).together(a)
-    x = ops.cast(a, "float64") if ops.has_double(a) else ops.at_least_single(a)
     told = schedule is not None or condition is not None
+    entered = enter(
+        a,
+        ops=ops,
+        look="if free" if told else "always",
+        double=True,
+        scaling=functools.partial(_scale, p=p),
+    )
+    x, scale = entered.x, entered.scale
     reads = not ops.is_abstract(x) and (ops.host or not told)
-    scale = constant(ops, lambda x: _scale(finite_peak(x, ops, "a", look=reads), p, ops), x)
-    y = ops.divide(x, scale)
-    h = hermitian_part(y, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
+    h = hermitian_part(x, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
@@ -165,7 +170,7 @@ def _computed(
             root = None
     if root is None:
         root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
-    return ops.astype_like(ops.scale(root, scale ** (-1 / p)), a)
+    return entered.leave(root, scale ** (-1 / p))
 
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
@@ -190,7 +195,7 @@ def _checked_start(start: Array, a: Array, ops: Ops) -> Array:
     return start
 
 
-def _scale(peak: Array, p: int, ops: Ops) -> Array | float:
+def _scale(peak: Array, ops: Ops, *, p: int) -> Array | float:
     """Power of two near the largest entry, of a p-th power where p is small: its root is exact."""
     scale = ops.binary_scale(peak)
     if p > 64:  # entries of the size of 2**(p / 2) would lose range

@@ -10,8 +10,8 @@ from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import polished
 from polarlib.arrays.checks import number
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, finite_peak
-from polarlib.arrays.functions import constant
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, unitary_factor
@@ -139,21 +139,6 @@ def refuse_complex(a: Array, ops: Ops, name: str) -> None:
         )
 
 
-def scaled(a: Array, ops: Ops, name: str) -> Array:
-    """In at least single precision, over a power of two near the largest entry."""
-    x = ops.at_least_single(a)
-    if 0 in x.shape:
-        return x
-    return ops.divide(
-        x,
-        constant(
-            ops,
-            lambda x: ops.binary_scale(finite_peak(x, ops, name, look=not ops.is_abstract(x))),
-            x,
-        ),
-    )
-
-
 def found_rotation(a: Array) -> Array:
     """Nearest rotation of real matrices that nobody differentiates."""
     ops = ops_of(a)
@@ -201,11 +186,9 @@ def _shown_rotation(x: Array) -> Array:
         r, shown = small_rotation(x, ops)
         if not ops.is_abstract(x) and bool(xp.all(shown)):
             return r
-    peak = ops.max_abs(x)
-    finite = xp.isfinite(peak)
-    y = xp.where(finite, ops.divide(x, ops.binary_scale(peak)), xp.zeros_like(x))
-    other, found = _rotation_by_svd(y, ops)
-    other = xp.where(finite & found, other, xp.full_like(x, math.nan))
+    entered = enter(x, ops=ops, look="never", mask=True)
+    other, found = _rotation_by_svd(entered.x, ops)
+    other = xp.where(entered.finite & found, other, xp.full_like(x, math.nan))
     return other if shown is None else xp.where(shown[..., None, None], r, other)
 
 

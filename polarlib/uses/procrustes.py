@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from polarlib.arrays.checks import flag, number
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import common_dtype, constant
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.rules import differentiable_unitary
-from polarlib.uses.nearest import found_rotation, refuse_complex, scaled
+from polarlib.uses.nearest import found_rotation, refuse_complex
 
 __all__ = ["procrustes"]
 
@@ -80,7 +81,7 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
         refuse_complex(a, ops, "procrustes(rotation=True)")
     r = number("regularization", regularization, 0)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
-    x, y = scaled(a, ops, "a"), scaled(b, ops, "b")
+    x, y = enter(a, "a", ops=ops).x, enter(b, "b", ops=ops).x
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return ops.astype_like(product, a)

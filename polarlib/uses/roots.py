@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from polarlib.arrays.entry import as_matrix, finite_peak, refuse_hidden
+from polarlib.arrays.entered import enter
+from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, hermitian_part, polar
@@ -75,16 +76,17 @@ def _found_root(a: Array) -> Array:
     ops = ops_of(a)
     refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
     hidden = ops.is_abstract(a)
-    x = ops.at_least_single(a)
     # By the square of a power of two, so that scaling back is exact.
-    root = ops.binary_scale(ops.xp.sqrt(finite_peak(x, ops, "a", look=not hidden)))
-    x = ops.divide(ops.divide(x, root), root)
+    entered = enter(a, ops=ops, scaling=lambda peak, ops: ops.binary_scale(ops.xp.sqrt(peak)))
+    root = entered.scale
+    x = ops.divide(entered.x, root)
+    entered = entered._replace(x=None)
     tolerance = default_tolerance(a.shape, ops.format_name(a))
     z = hermitian_part(x, ops, tolerance, look=not hidden)
     if hidden:
-        return ops.astype_like(ops.scale(_hidden_root(x, z, tolerance, ops), root), a)
+        return entered.leave(_hidden_root(x, z, tolerance, ops), root)
     del x
-    return ops.astype_like(ops.scale(_root(z, root, tolerance, ops), root), a)
+    return entered.leave(_root(z, root, tolerance, ops), root)
 
 
 def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:

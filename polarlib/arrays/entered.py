@@ -1,0 +1,207 @@
+"""Enter and leave: a caller's matrices as algorithms work on them, and results as callers get them.
+
+:func:`enter` asks once what every function must know of its argument: library, format, whether it
+is wide, finite, scaled, traced. :meth:`Entered.leave` undoes what was done for the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from polarlib.arrays.entry import as_matrix, refuse_not_finite
+from polarlib.arrays.functions import as_scalar, constant
+from polarlib.arrays.ops import Ops
+
+__all__ = ["COMFORTABLE", "Entered", "enter"]
+
+Array = Any
+Scaling = Callable[[Array, Ops], "Array | float"]
+
+# Largest entries up to this, and from its reciprocal, need no scaling: products of three such
+# entries neither overflow nor underflow in single precision.
+COMFORTABLE = 2.0**20
+
+
+class Entered(NamedTuple):
+    """Stack of matrices, ready for an algorithm: ``x = given / scale``, adjoint where `wide`.
+
+    Attributes
+    ----------
+    given : array, shape (..., m, n)
+        The matrices of the caller, of a floating dtype.
+    x : array
+        In at least single precision. Tall, if that was asked for; with entries of the size of 1, if
+        scaled; with zeros for matrices that are not finite, if masked.
+    ops : Ops
+        Arithmetic of the library.
+    scale : array, shape (..., 1, 1), or float
+        Powers of two that were divided out.
+    wide : bool
+        Whether `x` is the adjoint.
+    finite : array of bool, shape (..., 1, 1), or None
+        Which matrices are finite; None where nothing was masked.
+    """
+
+    given: Array
+    x: Array
+    ops: Ops
+    scale: Array | float = 1.0
+    wide: bool = False
+    finite: Array | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no entries."""
+        return 0 in self.given.shape
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether the library hides the entries: none can be read."""
+        return self.ops.is_abstract(self.given)
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether `x` is known to have the scale of the given matrices."""
+        return isinstance(self.scale, float) and self.scale == 1.0
+
+    def or_nan(self, y: Array) -> Array:
+        """Return results of shape (..., k, l), NaN where a matrix is not finite."""
+        if self.finite is None:
+            return y
+        return self.ops.xp.where(self.finite, y, self.ops.xp.full_like(y, math.nan))
+
+    def leave(
+        self,
+        y: Array,
+        factor: Array | float = 1.0,
+        *,
+        turn: bool = True,
+        may_overwrite: bool = False,
+    ) -> Array:
+        """Return results for `x` as results for the given matrices, in their dtype.
+
+        Parameters
+        ----------
+        y : array, shape (..., k, l)
+            Results.
+        factor : array or float, optional
+            What to multiply by, such as `scale`.
+        turn : bool, optional
+            Take the adjoint where `x` is the adjoint.
+        may_overwrite : bool, optional
+            Whether the storage of `y` may be used.
+        """
+        if not isinstance(factor, float) or factor != 1.0:
+            y = self.ops.scale(y, factor, may_overwrite=may_overwrite)
+        y = self.or_nan(y)
+        return self.ops.astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given)
+
+
+def near_peak(peak: Array, ops: Ops) -> Array | float:
+    """Return powers of two near the largest entries: the usual scaling."""
+    return ops.binary_scale(peak)
+
+
+def enter(
+    a: Any,
+    name: str = "a",
+    *,
+    ops: Ops | None = None,
+    sharded: bool = False,
+    look: Literal["always", "if free", "never"] = "always",
+    remedy: str = "remove them first",
+    mask: bool = False,
+    tall: bool = False,
+    double: bool = False,
+    scaling: Scaling | None = near_peak,
+    comfortable: bool = False,
+) -> Entered:
+    """Return the matrices of a caller as algorithms work on them.
+
+    At most one number is read from a device (two for a zero matrix, if `comfortable`).
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., m, n)
+        Any argument, or, with `ops`, what :func:`as_matrix` has returned.
+    name : str, optional
+        What the caller calls it, for messages.
+    ops : Ops, optional
+        Arithmetic for `a`, if `a` was accepted before.
+    sharded : bool, optional
+        Whether sharded arrays are taken; see :func:`as_matrix`.
+    look : {"always", "if free", "never"}, optional
+        When to raise for NaN and infinity, which reads a number: unless the library hides the
+        entries, only where reading does not make a device wait, or never.
+    remedy : str, optional
+        End of the message for NaN and infinity.
+    mask : bool, optional
+        Whether to put zeros in the place of matrices that are not finite, where none is raised
+        for; :meth:`Entered.leave` gives NaN for them.
+    tall : bool, optional
+        Whether to take the adjoint of matrices with m < n.
+    double : bool, optional
+        Whether to work in double precision, where the library has it.
+    scaling : callable or None, optional
+        ``scaling(peak, ops)`` gives what to divide by from the largest absolute entries; None to
+        divide by nothing. Derivatives take the result for a constant, unless matrices are masked.
+    comfortable : bool, optional
+        Whether matrices are left unscaled if the largest entries of all of them are `COMFORTABLE`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`as_matrix`; ValueError for NaN and infinity, where they are looked for.
+
+    Examples
+    --------
+    >>> entered = enter([[3.0, 4.0, 0.0]], tall=True)
+    >>> entered.x.tolist(), entered.scale, entered.wide
+    ([[0.75], [1.0], [0.0]], 4.0, True)
+    >>> entered.leave(entered.x, entered.scale).tolist()
+    [[3.0, 4.0, 0.0]]
+    """
+    if ops is None:
+        a, ops = as_matrix(a, name, sharded=sharded)
+    x = ops.cast(a, "float64") if double and ops.has_double(a) else ops.at_least_single(a)
+    if 0 in a.shape:
+        return Entered(a, x, ops)
+    abstract = ops.is_abstract(a)
+    looks = ops.host if look == "if free" else look == "always"
+    looks = looks and not abstract
+    comfortable = comfortable and not abstract and not ops.is_traced(a)
+    finite, scale = None, 1.0
+
+    def find(x: Array, peak: Array | None = None) -> Array | float:
+        peak = ops.max_abs(x) if peak is None else peak
+        extent = _extent(peak, ops) if comfortable else math.nan
+        if extent <= COMFORTABLE:
+            return 1.0
+        if looks and not math.isfinite(extent):
+            refuse_not_finite(x, peak, ops, name, remedy=remedy)
+        return 1.0 if scaling is None else scaling(peak, ops)
+
+    if mask and not looks:
+        xp, peak = ops.xp, ops.max_abs(x)
+        finite = xp.isfinite(peak)
+        x = xp.where(finite, x, xp.zeros_like(x))
+        scale = find(x, xp.where(finite, peak, xp.zeros_like(peak)))
+    elif scaling is not None:
+        scale = constant(ops, find, x)
+    elif looks:
+        find(x)
+    wide = tall and a.shape[-2] < a.shape[-1]
+    x = ops.adjoint(x) if wide else x
+    if scaling is not None and not (comfortable and isinstance(scale, float) and scale == 1.0):
+        x = ops.divide(x, scale)
+    return Entered(a, x, ops, scale, wide, finite)
+
+
+def _extent(peak: Array, ops: Ops) -> float:
+    """Return how far largest entries are from 1, as a factor: infinite for 0, NaN stays."""
+    known = as_scalar(peak, ops)
+    if isinstance(known, float):
+        return max(known, 1 / known) if known else math.inf
+    return ops.item(ops.xp.maximum(peak, 1 / peak))
