@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from polarlib._methods import polynomial, rational
 from polarlib._methods.options import (
     check_normalisation,
@@ -391,13 +389,11 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
 
 def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
-    if not isinstance(out, np.ndarray) or type(x) is not np.ndarray:
-        return {}
-    same = out is x or not np.may_share_memory(out, x)
-    contiguous = out.flags.c_contiguous or out.flags.f_contiguous
+    ops = ops_of(x)
     # The adjoint of a complex matrix is no view.
-    wide_complex = x.shape[-2] < x.shape[-1] and x.dtype.kind == "c"
-    return {"out": out} if same and contiguous and not wide_complex else {}
+    wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
+    usable = out is not None and not wide_complex and ops.can_hold(out, x)
+    return {"out": out} if usable else {}
 
 
 @under_default_settings

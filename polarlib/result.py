@@ -7,7 +7,9 @@ import enum
 import html
 import io
 import os
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
@@ -16,9 +18,18 @@ import numpy as np
 from polarlib.arrays.checks import instance
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.pytrees import Pytree
+from polarlib.arrays.settings import under_default_settings
 from polarlib.files.whole import write_whole
 
-__all__ = ["ConvergenceWarning", "PolarResult", "Run", "ScheduleWarning", "Status", "Trace"]
+__all__ = [
+    "ConvergenceWarning",
+    "Later",
+    "PolarResult",
+    "Run",
+    "ScheduleWarning",
+    "Status",
+    "Trace",
+]
 
 
 class ConvergenceWarning(UserWarning):
@@ -127,15 +138,25 @@ class Trace:
     distance: np.ndarray
 
     @property
-    def steps(self) -> int:
+    def n_steps(self) -> int:
         """Number of steps taken."""
         return len(self.matmuls) - 1
+
+    @property
+    def steps(self) -> int:
+        """Former name of `n_steps`."""
+        warnings.warn(
+            "Trace.steps is now Trace.n_steps; the former name ends with polarlib 0.3",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.n_steps
 
     def __repr__(self) -> str:
         s = self.singular_values[-1] if self.singular_values.size else np.zeros(1)
         return (
             f"Trace({self.method!r}, {self.precision}, {self.form + ', ' if self.form else ''}"
-            f"{'x'.join(map(str, self.shape))}, {self.steps} steps, {self.matmuls[-1]} products: "
+            f"{'x'.join(map(str, self.shape))}, {self.n_steps} steps, {self.matmuls[-1]} products: "
             f"singular values in [{s.min():.3g}, {s.max():.3g}], "
             f"orthogonality {self.orthogonality[-1]:.2e})"
         )
@@ -159,7 +180,7 @@ class Trace:
             names = ["matmuls", "orthogonality", "backward_error", "distance"]
             k = self.singular_values.shape[1]
             rows.writerow(["step", *names, *(f"sigma_{i + 1}" for i in range(k))])
-            for step in range(self.steps + 1):
+            for step in range(self.n_steps + 1):
                 figures = [getattr(self, name)[step] for name in names]
                 rows.writerow(
                     [step, *(repr(v.item()) for v in figures)]
@@ -195,6 +216,27 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
+
+
+@under_default_settings  # a value is computed under the settings of then
+def _computed(compute: Callable[[], Any]) -> Any:
+    return compute()
+
+
+class Later:
+    """A value that is computed when it is first called for, once, whichever thread asks first."""
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._compute: Callable[[], Any] | None = compute
+        self._value: Any = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._compute is not None:
+                # The matrices that it is computed from are released with it.
+                self._value, self._compute = _computed(self._compute), None
+        return self._value
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +277,9 @@ class PolarResult(Pytree):
         Number of singular values above ``max(m, n) * eps * sigma_max``.
     condition_bounds : tuple of two floats or ndarrays
         Lower and upper bound of the 2-norm condition number, up to rounding; the upper one is
-        infinite where full rank was not certified or `rank` is not full.
+        infinite where full rank was not certified or `rank` is not full. These bounds and `rank`
+        may be computed when they are first read, from `hermitian`: read them before `hermitian` is
+        changed in place.
     reason : str
         Why "auto" chose the method, or why the SVD took over; empty if there was no choice.
     trace : tuple of float
@@ -255,9 +299,34 @@ class PolarResult(Pytree):
     orthogonality: Any
     backward_error: Any
     rank: Any
-    condition_bounds: tuple[Any, Any] = (1.0, float("inf"))
+    # By a factory, since a default would be an attribute of the class, found before `__getattr__`.
+    condition_bounds: tuple[Any, Any] = field(default_factory=lambda: (1.0, float("inf")))
     reason: str | None = ""
     trace: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        known = self.__dict__
+        later = {name: value for name, value in known.items() if isinstance(value, Later)}
+        for name in later:
+            del known[name]
+        known["_later"] = later
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here for what is not in the instance: figures that are computed when read.
+        later = self.__dict__.get("_later", {}).get(name)
+        if later is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = self.__dict__[name] = later()
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def replaced(self, **changes: Any) -> PolarResult:
+        """Return a result with other values of some attributes; nothing is computed for it."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__ | changes)
+        return other
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.unitary, self.hermitian))

@@ -632,7 +632,7 @@ def test_converge_table():
     assert title == "A.npy (6 x 4): jordan, bfloat16 (simulated), plain form"
     assert set(rule) <= {"-", " "}
     rows = [line.split() for line in text.splitlines()[5:]]
-    assert len(rows) == t.steps + 1
+    assert len(rows) == t.n_steps + 1
     for k, row in enumerate(rows):
         s = t.singular_values[k]
         figures = [k, t.matmuls[k], s.min(), s.max(), t.orthogonality[k], t.backward_error[k]]

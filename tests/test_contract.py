@@ -19,11 +19,11 @@ from polarlib import (
     ScheduleWarning,
     Status,
     _methods,
-    decomposition,
     orthogonalize,
     polar,
 )
 from polarlib._methods import METHODS
+from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
 from polarlib.testing import assert_polar, assert_unitary_factor
 from polarlib.zoo import orthonormal, with_singular_values, zoo
@@ -319,9 +319,7 @@ WRONG = [_qr_factor, _negative, _overwrites, _adjoint_factor, _nearly]
 def test_wrong_method_fails_the_contract(monkeypatch, bad):
     """The checks above find it out by themselves: polar is made to believe every method."""
     monkeypatch.setitem(METHODS, "newton", bad)
-    monkeypatch.setattr(
-        decomposition, "_status_from_errors", lambda *args: (Status.CONVERGED, True)
-    )
+    monkeypatch.setattr(stages, "_status_from_errors", lambda *args: (Status.CONVERGED, True))
     assert polar(matrix((5, 5), "float32"), method="newton").status is Status.CONVERGED
     with pytest.raises(AssertionError):
         check_polar(Library("numpy"), "newton", matrix((5, 5), "float32"))

@@ -12,7 +12,8 @@ import verbs
 from conftest import library
 
 import polarlib
-from polarlib import decomposition, default_schedule, norms, orthogonalize, polar, testing, updates
+from polarlib import default_schedule, norms, orthogonalize, polar, testing, updates
+from polarlib._stages import stages
 from polarlib.arrays import ops
 from polarlib.arrays.entered import enter
 from polarlib.arrays.formats import FORMATS
@@ -416,7 +417,7 @@ def test_an_allocation_that_fails(error, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(decomposition, "evidence", fail)
+    monkeypatch.setattr(stages, "evidence", fail)
     with pytest.raises(MemoryError, match=r"factor of shape \(6, 6\).*side='right'"):
         polar(A, "left", method="svd")
     with pytest.raises(type(error)):  # the smaller factor: no side would help

@@ -416,7 +416,7 @@ def test_choices_for_polynomials_are_refused():
 def test_measure():
     a = np.random.default_rng(10).standard_normal((30, 20))
     t = polarlib.measure(a, "halley_fixed", precision="float32")
-    assert t.steps == 2
+    assert t.n_steps == 2
     assert t.matmuls.tolist() == [0, 5, 5]
     bound = np.sum(np.linalg.svd(a, compute_uv=False) ** 8) ** (1 / 8)
     s = np.linalg.svd(a, compute_uv=False) / bound

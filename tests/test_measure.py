@@ -27,7 +27,7 @@ def test_shapes(shape, form):
     k = min(shape)
     t = measure(a, "polar_express", steps=7, form=form)
     assert isinstance(t, Trace)
-    assert t.steps == 7
+    assert t.n_steps == 7
     assert t.shape == shape
     assert t.form == form
     assert t.precision == "float64"
@@ -138,8 +138,8 @@ def test_methods(method, shape):
     t = measure(a, method)
     result = polar(a, method=method)
     assert t.method == method
-    assert t.singular_values.shape == (t.steps + 1, 6)
-    assert t.steps == result.iterations
+    assert t.singular_values.shape == (t.n_steps + 1, 6)
+    assert t.n_steps == result.iterations
     assert t.matmuls[-1] == result.matmuls
     np.testing.assert_allclose(t.singular_values[0], np.geomspace(1, 1e-3, 6), rtol=1e-10)
     np.testing.assert_allclose(t.singular_values[-1], 1, atol=1e-12)

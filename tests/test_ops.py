@@ -909,6 +909,13 @@ def check_check_sharding(lab):  # of sharded arrays: test_dtensor.py, test_jax_t
     lab.ops.check_sharding(lab.make(lab.sample()), "x", taken=False)
 
 
+def check_can_hold(lab):
+    x, out = lab.make(lab.sample()), lab.make(lab.sample())
+    numpy = type(lab.ops).__name__ == "NumpyOps"
+    assert lab.ops.can_hold(out, x) == lab.ops.can_hold(x, x) == numpy
+    assert not lab.ops.can_hold(x[..., ::2], x)
+
+
 # Made of primitives, alike for every library.
 FUNCTIONS = {"as_complex", "as_scalar", "bytes_of_entry", "common_dtype", "constant", "norm_1"}
 FUNCTIONS |= {"is_native", "norm_bound", "sqrt"}

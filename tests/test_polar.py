@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import dataclasses
+import gc
 import math
+import pickle
 import warnings
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +20,10 @@ from conftest import DTYPES, library
 import polarlib
 from polarlib import ConvergenceWarning, Status, polar
 from polarlib._methods import HINTED, METHODS, partial_isometry
+from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
 from polarlib.decomposition import unitary_factor
-from polarlib.engine.evidence import EXACT_UP_TO, PROBES, factor_figures, figures
+from polarlib.engine.evidence import EXACT_UP_TO, PROBES, evidence, figures
 from polarlib.testing import assert_polar, assert_unitary_factor
 from polarlib.zoo import orthonormal, with_singular_values
 
@@ -60,7 +68,7 @@ def test_estimated_figures_agree_with_exact_ones(dtype, rank, factor, large):
         for found, true in zip(figures(u, h, x, ops, large=large), exact, strict=True):
             assert true / factor < found < true * factor
         skew = np.linalg.norm(u.conj().T @ x - x.conj().T @ u) / 2 / np.linalg.norm(x)
-        found = factor_figures(u, x, ops)[1]
+        found = evidence(u, x, ops, form_h=False).skew
         assert skew / factor < found < skew * factor
 
 
@@ -368,3 +376,86 @@ def test_unitary_factor_says_what_it_cannot_do():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         unitary_factor(gaussian((9, 9)), method="polar_express")  # a fixed schedule may end short
+
+
+# -- figures that are computed when they are read ---------------------------------------------
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Names of the functions that were called for figures."""
+    called = []
+    for name in ("rank_of", "condition_bounds"):
+        f = getattr(stages, name)
+        monkeypatch.setattr(
+            stages, name, lambda *a, f=f, name=name, **k: (called.append(name), f(*a, **k))[1]
+        )
+    return called
+
+
+READERS = {
+    "rank": lambda r: r.rank,
+    "condition_bounds": lambda r: r.condition_bounds,
+    "repr": repr,
+    "html": lambda r: r._repr_html_(),
+    "dict": lambda r: r.to_dict(),
+    "pickle": pickle.dumps,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "replace": lambda r: dataclasses.replace(r, reason="none"),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("method", ["auto", "svd", "polar_express", "newton_schulz"])
+def test_figures_are_computed_when_they_are_read(computed, method, read):
+    a = with_singular_values(np.geomspace(1, 0.1, 150))
+    result = polar(a, method=method)
+    assert "condition_bounds" not in computed
+    assert result.status is polar(a, method=method).status
+    with np.errstate(all="raise"):  # as they are computed under default settings
+        read(result)
+    assert "condition_bounds" in computed or read is READERS["rank"]
+    count = len(computed)
+    assert result.rank == 150
+    low, high = result.condition_bounds
+    assert low <= 10 <= high * (1 + 1e-12)
+    assert type(low) is type(high) is float
+    assert read is READERS["rank"] or len(computed) == count  # once
+
+
+def test_figures_that_are_not_read_survive_copies_and_threads(computed):
+    a = with_singular_values(np.r_[np.ones(140), np.zeros(10)])
+    result = polar(a, method="polar_express")
+    assert not computed
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: result.rank, range(64))) == {140}
+    assert computed == ["rank_of"]
+    for made in (pickle.loads(pickle.dumps(result)), copy.copy(result), result.replaced()):
+        assert (made.rank, made.condition_bounds) == (140, result.condition_bounds)
+        assert math.isinf(made.condition_bounds[1])
+    with pytest.raises(AttributeError, match="no attribute 'ranks'"):
+        _ = result.ranks
+
+
+@pytest.mark.parametrize("method", ["auto", "svd", "polar_express"])
+@pytest.mark.parametrize("n", [6, 150])
+def test_a_result_does_not_keep_its_matrix(method, n):
+    a = with_singular_values(np.geomspace(1, 0.1, n)).copy()
+    alive = weakref.ref(a)
+    result = polar(a, method=method)
+    del a
+    gc.collect()
+    assert alive() is None
+    assert result.rank == n
+
+
+def test_results_are_made_at_one_place():
+    root = Path(polarlib.__file__).parent
+    calls = [
+        f"{path.relative_to(root)}"
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PolarResult"
+    ]
+    assert calls == ["_stages/results.py"]

@@ -48,7 +48,6 @@ INTERNAL = {
     "Method",
     "Pytree",
     *("CupyOps", "DaskOps", "Diagonal", "DualOps", "InPlaceOps", "JaxOps", "NumpyOps", "Ops"),
-    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *(
         "TorchGradOps",
         "TorchOps",
@@ -61,6 +60,8 @@ INTERNAL = {
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
     *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
+    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
+    *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
 

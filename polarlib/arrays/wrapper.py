@@ -25,7 +25,7 @@ EXACT = frozenset({"adjoint"})
 FULL_PRECISION = frozenset({
     *("at_least_single", "astype_like", "cast", "dtype", "format_name", "is_complex"),
     *("from_host", "item", "to_host", "has_double", "fits", "on_cpu", "writable", "store"),
-    *("divide", "scale", "eye", "binary_scale", "divisor", "entrywise", "multiplier"),
+    *("can_hold", "divide", "scale", "eye", "binary_scale", "divisor", "entrywise", "multiplier"),
     *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums", "trace"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
     *("is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),

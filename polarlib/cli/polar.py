@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -75,7 +75,8 @@ def polar(
         # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
         a = a.astype(np.float32)
     with collected_warnings() as notes:
-        result = polarlib.polar(a, side=side, method=method, completion=completion, rtol=rtol)
+        known: Any = side  # one of two words, which polar checks
+        result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
     failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
     if failed:
         output = hermitian = None
@@ -163,7 +164,7 @@ def converge(
                 ("backward\nerror", ">", lambda k: format_number(t.backward_error[k])),
                 ("smallest\nalignment", ">", lambda k: f"{t.alignment[k].min():.6f}"),
             ],
-            range(t.steps + 1),
+            range(t.n_steps + 1),
         ),
     )
     say_notes(notes)

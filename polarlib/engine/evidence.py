@@ -53,22 +53,22 @@ class Evidence(NamedTuple):
 
     Attributes
     ----------
-    hermitian : array, shape (..., n, n)
-        Hermitian part of ``U^H A``.
+    hermitian : array, shape (..., n, n), or None
+        Hermitian part of ``U^H A``; None where it is not formed.
     orthogonality, backward_error, skew : ndarray, shape (...,)
         (Arrays of the library where it hides the entries.)
-        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``; the skew-Hermitian part of
-        ``U^H A`` over ``||A||_F``.
+        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``, None without H; the
+        skew-Hermitian part of ``U^H A`` over ``||A||_F``.
     """
 
-    hermitian: Array
-    orthogonality: np.ndarray
-    backward_error: np.ndarray
-    skew: np.ndarray
+    hermitian: Any = None
+    orthogonality: Any = None
+    backward_error: Any = None
+    skew: Any = None
 
     def within(self, tol: float) -> bool:
         """Whether every figure of every matrix is; NaN is not."""
-        return within((self.orthogonality, self.backward_error, self.skew), tol)
+        return within((f for f in self[1:] if f is not None), tol)
 
 
 def within(figures: Iterable[np.ndarray], tol: float) -> bool:
@@ -76,19 +76,25 @@ def within(figures: Iterable[np.ndarray], tol: float) -> bool:
     return all(bool(np.all(figure <= tol)) for figure in figures)
 
 
-def evidence(u: Array, x: Array, ops: Ops) -> Evidence:
-    """Form the Hermitian factor of tall matrices and judge both factors."""
-    parts = in_parts(x, ops)
-    if parts:
+def evidence(u: Array, x: Array, ops: Ops, *, form_h: bool = True) -> Evidence:
+    """Form the Hermitian factor of tall matrices, if asked for, and judge the factors."""
+    if parts := in_parts(x, ops):
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
-        h = np.empty((*x.shape[:-2], x.shape[-1], x.shape[-1]), x.dtype)
-        into = h.reshape(-1, *h.shape[-2:])
-        found = []
+        n, found = x.shape[-1], []
+        h = ops.buffer((*x.shape[:-2], n, n), x) if form_h else None
         for part in parts:
-            into[part], *rest = evidence(flat[0][part], flat[1][part], ops)
-            found.append(rest)
-        whole = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*found, strict=True))
+            one = evidence(flat[0][part], flat[1][part], ops, form_h=form_h)
+            if h is not None:
+                h.reshape(-1, n, n)[part] = one.hermitian
+            found.append(one[1:])
+        whole = (
+            None if f[0] is None else np.concatenate(f).reshape(x.shape[:-2])
+            for f in zip(*found, strict=True)
+        )
         return Evidence(h, *whole)
+    if not form_h:
+        orthogonality, skew = _factor_figures(u, x, ops)
+        return Evidence(None, orthogonality, None, skew)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     size = _norms(x, ops)
     return Evidence(h, *figures(u, h, x, ops), _norm_ratio(_figure(skew, ops), size))
@@ -177,13 +183,8 @@ def in_parts(x: Array, ops: Ops) -> list[slice]:
     return [slice(i, i + count) for i in range(0, total, count)]
 
 
-def factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
+def _factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
     """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
-    if parts := in_parts(x, ops):
-        flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
-        each = [factor_figures(flat[0][part], flat[1][part], ops) for part in parts]
-        first, second = (np.concatenate(f).reshape(x.shape[:-2]) for f in zip(*each, strict=True))
-        return first, second
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         defect = ops.add_diagonal(ops.gram(u), -1.0)
@@ -230,17 +231,26 @@ def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
     return ops.is_definite(h, shift)
 
 
-def rank_of(x: Array, h: Array, run: Run, ops: Ops, *, full: bool) -> np.ndarray:
-    """Numerical rank: full if that was certified, else from singular values.
+def rank_of(
+    h: Array,
+    shape: tuple[int, ...],
+    run: Run,
+    ops: Ops,
+    *,
+    full: bool,
+    x: Array | None = None,
+) -> np.ndarray:
+    """Numerical rank of matrices: full if that was certified, else from singular values.
 
-    Above `EXACT_UP_TO` columns they may be the eigenvalues of H, which are right to rounding.
+    Without those of the method and without the matrices `x`, they are the eigenvalues of H, which
+    are right to rounding.
     """
     if full:
-        return np.full(x.shape[:-2], x.shape[-1])
-    if run.singular_values is None and (x.shape[-1] > EXACT_UP_TO or ops.is_sharded(x)):
-        return ops.count_eigenvalues_above(h, rank_cut(x.shape, ops.format_name(h)) / 2)
+        return np.full(shape[:-2], shape[-1])
+    if run.singular_values is None and x is None:
+        return ops.count_eigenvalues_above(h, rank_cut(shape, ops.format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
-    return ops.to_host(ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)).sum(-1).astype(int)
+    return ops.to_host(ops.xp.astype(above_noise(s, shape, ops), s.dtype)).sum(-1).astype(int)
 
 
 def traced_verdict(

@@ -80,7 +80,7 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     require(t, Trace, "convergence", "a Trace, which polarlib.measure makes")
     ax = new_axes(ax, legend_rows=4)
     by_products = bool(np.all(np.diff(t.matmuls) > 0))
-    x = t.matmuls if by_products else np.arange(t.steps + 1)
+    x = t.matmuls if by_products else np.arange(t.n_steps + 1)
     every = -(-len(x) // MARKED)
     for i, (name, label) in enumerate(QUANTITIES.items()):
         y = getattr(t, name)

@@ -23,13 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarlib._stages.results import conclude, missed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import import_library
-from polarlib.arrays.settings import ignore_float_errors, under_default_settings, warn
+from polarlib.arrays.settings import ignore_float_errors, under_default_settings
 from polarlib.decomposition import default_tolerance, polar
-from polarlib.result import ConvergenceWarning, PolarResult, Status
+from polarlib.result import PolarResult, Run, Status
 
 __all__ = ["polar_tall"]
 
@@ -453,23 +454,17 @@ def _result(
     elif not np.isfinite(h).all():
         status = Status.OVERFLOW
     if status is not Status.CONVERGED:
-        warn(
-            f"polar_tall(method={method!r}): orthogonality {orthogonality:.2e}, backward error "
-            f"{backward_error:.2e}, tolerance {tol:.2e}; "
-            + ("try method='qr'" if status is Status.NOT_CONVERGED else status.value),
-            ConvergenceWarning,
-        )
-    return PolarResult(
-        unitary=unitary,
-        hermitian=h,
-        status=status,
-        converged=status is Status.CONVERGED,
-        iterations=passes,
-        matmuls=products,
-        method=method,
+        remedy = "try method='qr'" if status is Status.NOT_CONVERGED else status.value
+        errors = {"orthogonality": orthogonality, "backward_error": backward_error}
+        missed("polar_tall", method, tol, remedy, throw=False, **errors)
+    run = Run(passes, products, status is Status.CONVERGED, method=method, note=reason)
+    return conclude(
+        unitary,
+        h,
+        status,
+        run,
         orthogonality=orthogonality,
         backward_error=backward_error,
         rank=rank,
         condition_bounds=condition_bounds,
-        reason=reason,
     )

@@ -1,0 +1,138 @@
+"""The result of a decomposition: figures as numbers, warnings, and one place where it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarlib._methods import small
+from polarlib._stages.options import Options
+from polarlib.arrays.entered import Entered
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.settings import warn
+from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
+
+__all__ = ["SUCCESS", "closed_form", "conclude", "empty", "missed"]
+
+Array = Any
+SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
+
+
+def missed(caller: str, method: str, tol: float, remedy: str, *, throw: bool, **found: Any) -> None:
+    """Warn, or raise, that figures miss the tolerance."""
+    said = ", ".join(f"{k.replace('_', ' ')} {np.max(v):.2e}" for k, v in found.items())
+    message = f"{caller}(method={method!r}): {said}, tolerance {tol:.2e}; {remedy}"
+    if throw:
+        raise ConvergenceWarning(message)
+    warn(message, ConvergenceWarning)
+
+
+def conclude(
+    unitary: Array,
+    hermitian: Array,
+    status: Status | None,
+    run: Run,
+    *,
+    orthogonality: Any,
+    backward_error: Any,
+    rank: Any,
+    condition_bounds: Any,
+    single: bool = False,
+    converged: Any = None,
+) -> PolarResult:
+    """Return the result of a decomposition: the one place where it is made.
+
+    Parameters
+    ----------
+    run : Run
+        With the method that made U, and the reason.
+    single : bool, optional
+        Whether figures are those of one matrix, and become Python's numbers.
+    converged : optional
+        By default what the status says.
+    """
+
+    def plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:
+        if isinstance(value, Later):
+            return Later(lambda: plain(value(), kind))
+        return kind(value) if single else value
+
+    return PolarResult(
+        unitary=unitary,
+        hermitian=hermitian,
+        status=status,
+        converged=status in SUCCESS if converged is None else converged,
+        iterations=run.iterations,
+        matmuls=run.matmuls,
+        method=run.method,
+        orthogonality=plain(orthogonality),
+        backward_error=plain(backward_error),
+        rank=plain(rank, int),
+        condition_bounds=plain(condition_bounds, lambda pair: tuple(map(float, pair))),
+        reason=None if status is None else run.note,
+        trace=run.changes,
+    )
+
+
+def empty(entered: Entered, options: Options) -> PolarResult:
+    """Factors of matrices without entries: U as `a`, H zero, as SciPy gives them."""
+    a, ops = entered.given, entered.ops
+    xp, batch, hidden = ops.xp, a.shape[:-2], entered.is_abstract
+    n = a.shape[-1] if options.side == "right" else a.shape[-2]
+    zero, count, name = np.zeros(batch), 0, options.name
+    if hidden:
+        name = "svd" if name == "auto" else name
+        zero, count = xp.zeros(batch, dtype=entered.x.dtype), xp.asarray(0)
+        zero = xp.real(zero) if ops.is_complex(a) else zero
+    return conclude(
+        ops.empty_result(a),
+        # Their sums are zero too, and in the graph of what is recorded.
+        xp.broadcast_to(ops.eye(n, a), (*batch, n, n)) * 0.0
+        + xp.sum(a, axis=(-2, -1), keepdims=True),
+        None if hidden else Status.CONVERGED,
+        Run(count, count, True, method=name),
+        converged=zero == 0 if hidden else True,
+        orthogonality=zero,
+        backward_error=zero,
+        rank=xp.astype(zero, int) if hidden else zero.astype(int),
+        condition_bounds=(zero + 1, zero + 1),
+        single=not hidden and not batch,
+    )
+
+
+def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult | None:
+    """Decompose stacks of small matrices in one go; None where the stages must be taken."""
+    n, method = a.shape[-1], options.method
+    if a.shape[-2] != n or n > small.LARGEST or 0 in a.shape:
+        return None
+    hints = options.sigma_min is not None or options.cond is not None
+    if hints or options.callback is not None or a.dtype != ops.at_least_single(a).dtype:
+        return None
+    many = math.prod(a.shape[:-2]) >= small.WORTH[n]  # for it to be faster than the SVD
+    if method != "small" and not (many and method == "auto"):
+        return None
+    left = options.side == "left"
+    done = small.decompose(ops.adjoint(a) if left else a, ops, tol=tol)
+    evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
+    if not evident.all() or (not options.completion and np.any(done.rank < n)):
+        return None
+    if not done.upper.max() < 0.5 * float(np.finfo(ops.format_name(a)).max):  # H may overflow
+        return None
+    upper = np.full(done.lower.shape, np.inf)
+    np.divide(done.upper, done.lower, out=upper, where=(done.lower > 0) & (done.rank == n))
+    repaired = f", {done.repaired} of {done.rank.size} by Jacobi rotations" * bool(done.repaired)
+    note = f"closed forms for {n} x {n} matrices{repaired}"
+    return conclude(
+        ops.adjoint(done.unitary) if left else done.unitary,
+        done.hermitian,
+        Status.CONVERGED,
+        Run(1, 0, True, method="small", note=note),
+        orthogonality=done.orthogonality,
+        backward_error=done.backward_error,
+        rank=done.rank,
+        condition_bounds=(np.ones_like(upper), upper),
+        single=a.ndim == 2,
+    )

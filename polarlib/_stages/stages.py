@@ -1,0 +1,402 @@
+"""Stages of a polar decomposition: enter, run, check, fall back, complete, form H, leave.
+
+:func:`decompose` runs them for :func:`polarlib.polar`, and, without a Hermitian factor, for the
+functions that need the unitary factor alone. Matrices whose entries a library hides go through the
+same stages: no number is read, so nothing is chosen and nothing falls back.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from polarlib._methods import (
+    HINTED,
+    METHODS,
+    TRACED,
+    auto,
+    fixed_schedule,
+    partial_isometry,
+    polynomial,
+    rational,
+    worst_of,
+)
+from polarlib._methods.options import resolve_schedule
+from polarlib._stages.options import Options, lower_bound
+from polarlib._stages.results import SUCCESS, closed_form, conclude, empty, missed
+from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entry import refuse_hidden
+from polarlib.arrays.library import bytes_of_entry
+from polarlib.arrays.memory import is_out_of_memory
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import under_default_settings
+from polarlib.engine.evidence import (
+    EXACT_UP_TO,
+    Evidence,
+    condition_bounds,
+    evidence,
+    figures,
+    in_parts,
+    is_definite,
+    rank_cut,
+    rank_of,
+    traced_verdict,
+)
+from polarlib.result import Later, PolarResult, Run, Status
+
+__all__ = ["decompose"]
+
+Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _with_room_for_h(decompose: F) -> F:
+    """Raise MemoryError with the way out where the larger Hermitian factor cannot be stored."""
+
+    @functools.wraps(decompose)
+    def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
+        (m, n), ops, side = a.shape[-2:], ops_of(a), options.side
+        if not options.form_h or m == n or (m < n) != (side == "right"):
+            return decompose(a, options, h_out)
+        shape = (*a.shape[:-2], max(m, n), max(m, n))
+        other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
+        message = (
+            f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
+            f"{shape}, {size * bytes_of_entry(a, ops) / 2**30:,.1f} GiB, which does not fit in "
+            f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
+            "nearest_orthogonal for U alone"
+        )
+        if not ops.fits(shape, a):
+            raise MemoryError(message)
+        try:
+            return decompose(a, options, h_out)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(message) from error
+            raise
+
+    return cast(F, run)
+
+
+@under_default_settings
+@_with_room_for_h
+def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
+    """Run the stages for matrices that nobody differentiates.
+
+    Without a Hermitian factor (``options.form_h``) it is None in the result, as are the figures
+    that need one.
+    """
+    ops, tol = ops_of(a), options.tolerance(a, ops_of(a))
+    if ops.is_abstract(a):
+        refuse_hidden(a, ops, options.caller)
+        options.check_abstract(ops)
+    elif options.form_h and (closed := closed_form(a, ops, options, tol)) is not None:
+        return closed
+    entered = enter(
+        a,
+        ops=ops,
+        look="always" if options.check_finite else "never",
+        remedy="remove them, or pass check_finite=False to get NaN back",
+        mask=True,
+        tall=True,
+        comfortable=True,
+    )
+    lower = lower_bound(options, entered)
+    if entered.is_empty:
+        return empty(entered, options)
+    stages = (_HiddenStages if entered.is_abstract else _Stages)(entered, options, tol)
+    if not options.form_h and not options.completion:
+        return stages.unchecked(partial_isometry(entered.x, ops))
+    stages.run(lower)
+    stages.check()
+    stages.fall_back()
+    if not options.form_h:
+        return stages.leave_factor()
+    stages.complete(h_out)
+    stages.form_large(h_out)
+    stages.round()
+    return stages.leave()
+
+
+def _run(
+    x: Array, ops: Ops, options: Options, tol: float, lower: float | None
+) -> tuple[Array, Run]:
+    """Run one method, or one fixed schedule."""
+    method, callback = options.method, options.callback
+    parts = in_parts(x, ops) if callback is None else []
+    if parts:
+        flat, u = x.reshape(-1, *x.shape[-2:]), cast(Array, ops.buffer(x.shape, x))
+        into, runs = u.reshape(flat.shape), []
+        for part in parts:
+            into[part], run = _run(flat[part], ops, options, tol, lower)
+            runs.append(run)
+        return u, worst_of(runs, x.shape[:-2])
+    precision = ops.format_name(x)
+    if ops.is_abstract(x):
+        if isinstance(method, str) and method in TRACED:
+            return TRACED[method](x, ops, tol=tol, lower=lower)
+        return fixed_schedule(x, ops, resolve_schedule(method, None, precision))
+    if isinstance(method, str) and method in HINTED and lower is not None:
+        return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+    if method == "auto":
+        return auto(x, ops, tol=tol, callback=callback)
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method](x, ops, tol=tol, callback=callback)
+    chosen = resolve_schedule(method, None, precision)
+    apply: Any = rational if chosen.is_rational else polynomial
+    return apply(x, ops, chosen, precision=precision, callback=callback)
+
+
+def _status_from_errors(
+    name: str, fixed: bool, found: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
+) -> tuple[Status, bool]:
+    """Judge by the check alone: orthonormal, A = U H, and H positive semidefinite.
+
+    An orthonormal QR factor has to be orthonormal only. Where H is not formed, that it is
+    semidefinite rests on the method.
+
+    Returns
+    -------
+    status : Status
+    full : bool
+        Whether full rank was certified on the way.
+    """
+    if name == "qr":
+        orthonormal = bool(np.all(found.orthogonality <= tol))
+        return (Status.NOT_POLAR if orthonormal else Status.NOT_CONVERGED), False
+    h = found.hermitian
+    if found.within(tol):
+        if name == "svd" or h is None:  # the SVD's H is semidefinite by construction
+            return Status.CONVERGED, False
+        full = is_definite(h, 1, rank_cut(shape, ops.format_name(h)), ops)
+        if full or is_definite(h, -1, tol, ops):
+            return Status.CONVERGED, full
+    return (Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED), False
+
+
+class _Stages:
+    """One decomposition of tall, scaled matrices, stage by stage."""
+
+    def __init__(self, entered: Entered, options: Options, tol: float) -> None:
+        self.entered, self.options, self.tol = entered, options, tol
+        self.x, self.ops = entered.x, entered.ops
+        # Whether the larger of the two Hermitian factors is asked for.
+        self.large = entered.wide != (options.side == "left")
+        self.half = entered.given.dtype != entered.x.dtype
+        self.status: Status | None = None
+        self.full = self.isometry = False
+        self.rank: Any = None
+        self.condition: Any = None
+
+    def run(self, lower: float | None) -> None:
+        """Run the method."""
+        self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
+        self.statistics = run._replace(method=run.method or self.options.name)
+
+    def check(self) -> None:
+        """Measure the factors."""
+        self._measure()
+        name, fixed = self.statistics.method, self.options.is_fixed
+        self.status, self.full = self._judged(name, fixed)
+
+    def _measure(self) -> None:
+        self.found = evidence(self.u, self.x, self.ops, form_h=self.options.form_h)
+
+    def _judged(self, name: str, fixed: bool) -> tuple[Status, bool]:
+        return _status_from_errors(name, fixed, self.found, self.x.shape, self.tol, self.ops)
+
+    def fall_back(self) -> None:
+        """Take the SVD after a method that failed; the work of both is counted."""
+        run, sharded = self.statistics, self.ops.is_sharded(self.x)
+        if self.status is not Status.NOT_CONVERGED or run.method in ("svd", "qr") or sharded:
+            return
+        del self.u, self.found  # before the SVD takes storage
+        self.u, after = METHODS["svd"](self.x, self.ops, tol=self.tol)
+        note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
+        self.statistics = run._replace(
+            matmuls=run.matmuls + after.matmuls,
+            bounds=None,
+            singular_values=after.singular_values,
+            method=run.method + ", then svd",
+            note=note,
+        )
+        self._measure()
+        status, self.full = self._judged("svd", False)
+        self.status = Status.FELL_BACK if status is Status.CONVERGED else status
+
+    def complete(self, h_out: Array | None) -> None:
+        """Find rank and condition number, or put that off; take the partial isometry if asked."""
+        x, ops, n = self.x, self.ops, self.x.shape[-1]
+        run, full = self.statistics, self.full
+        self.h, self.orthogonality, self.backward_error, _ = self.found
+        del self.found
+        few = n <= EXACT_UP_TO and not ops.is_sharded(x)
+        by_svd = few and run.singular_values is None and not full
+        matrix = x if by_svd else None
+        find_rank = functools.partial(rank_of, self.h, x.shape, run, ops, full=full, x=matrix)
+        bounds = functools.partial(condition_bounds, self.h, x.shape, run, ops, full=full)
+
+        def condition(rank: Any) -> tuple[np.ndarray, np.ndarray]:
+            low, high = bounds()
+            return low, np.where(rank < n, np.inf, high)
+
+        # Put off where the result keeps H as it is, so that no array is kept for it alone.
+        later = self.entered.unscaled and self.entered.finite is None and h_out is None
+        later = later and not (self.half or self.large or ops.is_sharded(x))
+        if later and self.options.completion:
+            known = Later(find_rank)
+            self.rank = known() if full or by_svd else known
+            self.condition = Later(lambda: condition(known()))
+            return
+        self.rank = find_rank()
+        self.condition = condition(self.rank)
+        deficient = bool(np.any(self.rank < n)) and self.status in SUCCESS
+        if deficient and not self.options.completion:
+            self.isometry = True
+            self.u = partial_isometry(x, ops)
+            self.h, _, self.backward_error, _ = evidence(self.u, x, ops)
+            self.orthogonality, _ = figures(self.u, self.h, x, ops, isometry=True)
+
+    def form_large(self, h_out: Array | None) -> None:
+        """Form the larger of the two Hermitian factors, in the place where it is to be stored."""
+        if not self.large:
+            return
+        x, ops = self.x, self.ops
+        del self.h  # the smaller factor
+        a = self.entered.given
+        usable = h_out is not None and h_out is not a and ops.can_hold(h_out, a)
+        into = h_out if usable and not self.half else None
+        product = ops.matmul(x, ops.adjoint(self.u), into)
+        self.h = ops.hermitian_part(product, may_overwrite=True)
+        _, self.backward_error = figures(self.u, self.h, x, ops, large=True)
+
+    def round(self) -> None:
+        """Measure factors in half precision as they are returned."""
+        if self.half:
+            ops, a = self.ops, self.entered.given
+            v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (self.u, self.h))
+            self.orthogonality, self.backward_error = figures(
+                v, g, self.x, ops, large=self.large, isometry=self.isometry
+            )
+
+    def leave(self) -> PolarResult:
+        """Return the factors as the caller's arrays, and warn where they missed the tolerance."""
+        entered, ops = self.entered, self.ops
+        if entered.finite is not None:
+            lost = np.where(ops.to_host(entered.finite)[..., 0, 0] == 0, math.nan, 0.0)
+            self.orthogonality, self.backward_error = (
+                self.orthogonality + lost,
+                self.backward_error + lost,
+            )
+            self.condition = tuple(bound + lost for bound in self.condition)
+            self.rank = np.where(np.isnan(lost), 0, self.rank)
+            if np.any(np.isnan(lost)):
+                self.status = Status.NOT_CONVERGED
+        h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=True)
+        # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow unscaled.
+        safe = self.status is Status.NOT_CONVERGED or (entered.unscaled and not self.half)
+        if not safe and not math.isfinite(ops.item(ops.max_abs(ops.at_least_single(h)))):
+            self.status = Status.OVERFLOW
+        errors = {"orthogonality": self.orthogonality, "backward_error": self.backward_error}
+        self._warn(self.statistics.method, **errors)
+        return conclude(
+            entered.leave(self.u),
+            h,
+            self.status,
+            self.statistics,
+            rank=self.rank,
+            condition_bounds=self.condition,
+            single=entered.given.ndim == 2,
+            **errors,
+        )
+
+    def _warn(self, method: str, **errors: Any) -> None:
+        if self.status in (Status.NOT_CONVERGED, Status.OVERFLOW):
+            options, remedy = self.options, cast(Status, self.status).value
+            missed(options.caller, method, self.tol, remedy, throw=options.throw, **errors)
+
+    def unchecked(self, u: Array) -> PolarResult:
+        """Return a unitary factor alone, of which nothing was measured."""
+        self.u, self.statistics = u, Run(1, 0, True, method="svd")
+        self.found = Evidence()
+        return self.leave_factor()
+
+    def leave_factor(self) -> PolarResult:
+        """Return the unitary factor alone."""
+        _, orthogonality, _, skew = self.found
+        self._warn(self.options.name, orthogonality=orthogonality, skew_part=skew)
+        return conclude(
+            self.entered.leave(self.u),
+            None,
+            self.status,
+            self.statistics,
+            orthogonality=orthogonality,
+            backward_error=None,
+            rank=None,
+            condition_bounds=None,
+        )
+
+
+class _HiddenStages(_Stages):
+    """The stages where a library hides the entries: figures are arrays, no SVD takes over."""
+
+    def run(self, lower: float | None) -> None:
+        super().run(lower)
+        if self.statistics.method == "auto":
+            self.statistics = self.statistics._replace(method="svd")
+
+    def check(self) -> None:
+        if not self.options.form_h:
+            self.found = Evidence()
+            return
+        self._measure()
+        name = self.statistics.method
+        self.good, self.rank, self.condition = traced_verdict(
+            self.found,
+            self.x,
+            self.statistics,
+            self.tol,
+            self.ops,
+            semidefinite=name == "svd",
+            products=name == "newton_schulz",
+        )
+
+    def complete(self, h_out: Array | None) -> None:
+        x, ops, tol, n = self.x, self.ops, self.tol, self.x.shape[-1]
+        if not self.options.completion:
+            deficient, self.isometry = self.rank < n, True
+            part = partial_isometry(x, ops)
+            self.u = ops.xp.where(deficient[..., None, None], part, self.u)
+            self._measure()
+            orthogonality, error = figures(self.u, self.found.hermitian, x, ops, isometry=True)
+            self.found = self.found._replace(orthogonality=orthogonality, backward_error=error)
+            within = (orthogonality <= tol) & (error <= tol) & (self.found.skew <= tol)
+            self.good = within & (self.good | deficient)
+        self.h, self.orthogonality, self.backward_error, _ = self.found
+
+    def leave(self) -> PolarResult:
+        entered, ops, run = self.entered, self.ops, self.statistics
+        xp, finite = ops.xp, cast(Array, entered.finite)[..., 0, 0]
+        h = entered.leave(self.h, entered.scale, turn=False)
+        # An H that overflows is finite before it is scaled back, or rounded to half precision.
+        fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
+        orthogonality, backward_error, low, high = (
+            xp.where(finite, t, xp.full_like(t, math.nan))
+            for t in (self.orthogonality, self.backward_error, *self.condition)
+        )
+        counts = {"iterations": xp.asarray(run.iterations), "matmuls": xp.asarray(run.matmuls)}
+        return conclude(
+            entered.leave(self.u),
+            h,
+            None,
+            run._replace(changes=(), **counts),
+            converged=self.good & fits & (run.method != "qr"),
+            orthogonality=orthogonality,
+            backward_error=backward_error,
+            rank=xp.astype(xp.where(finite, self.rank, xp.zeros_like(self.rank)), int),
+            condition_bounds=(low, high),
+        )
