@@ -61,7 +61,7 @@ def _with_room_for_h(decompose: F) -> F:
     def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
         (m, n), ops, side = a.shape[-2:], ops_of(a), options.side
         if not options.form_h or m == n or (m < n) != (side == "right"):
-            return decompose(a, options, h_out)
+            return cast(PolarResult, decompose(a, options, h_out))
         shape = (*a.shape[:-2], max(m, n), max(m, n))
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
@@ -73,7 +73,7 @@ def _with_room_for_h(decompose: F) -> F:
         if not ops.fits(shape, a):
             raise MemoryError(message)
         try:
-            return decompose(a, options, h_out)
+            return cast(PolarResult, decompose(a, options, h_out))
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(message) from error
@@ -141,14 +141,16 @@ def _run(
             return TRACED[method](x, ops, tol=tol, lower=lower)
         return fixed_schedule(x, ops, resolve_schedule(method, None, precision))
     if isinstance(method, str) and method in HINTED and lower is not None:
-        return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+        return cast(
+            tuple[Array, Run], HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+        )
     if method == "auto":
         return auto(x, ops, tol=tol, callback=callback)
     if isinstance(method, str) and method in METHODS:
-        return METHODS[method](x, ops, tol=tol, callback=callback)
+        return cast(tuple[Array, Run], METHODS[method](x, ops, tol=tol, callback=callback))
     chosen = resolve_schedule(method, None, precision)
     apply: Any = rational if isinstance(chosen, RationalSchedule) else polynomial
-    return apply(x, ops, chosen, precision=precision, callback=callback)
+    return cast(tuple[Array, Run], apply(x, ops, chosen, precision=precision, callback=callback))
 
 
 def _status_from_errors(

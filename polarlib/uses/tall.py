@@ -20,7 +20,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -185,7 +185,9 @@ def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
     starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
     work = dask.delayed(each)
     blocks = x.to_delayed().ravel()
-    return _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
+    return cast(
+        _Part, _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
+    )
 
 
 def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
@@ -193,7 +195,7 @@ def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]
     back = dask.delayed(basis.values[:, None] * basis.vectors.conj().T)
     work = dask.delayed(_second_of_block)
     parts = [work(b, basis.exponent, right, back) for b in x.to_delayed().ravel()]
-    return _tree(parts, _sum_of_seconds, dask)
+    return cast(tuple[np.ndarray, float], _tree(parts, _sum_of_seconds, dask))
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
@@ -366,8 +368,11 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
         if method != "auto" or name != "gram" or _near_identity(g):
             break
         name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
-    return _finish(
-        x, basis, g, squares, dask, method=name, reason=reason, passes=passes, products=products
+    return cast(
+        PolarResult,
+        _finish(
+            x, basis, g, squares, dask, method=name, reason=reason, passes=passes, products=products
+        ),
     )
 
 
