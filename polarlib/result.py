@@ -324,7 +324,7 @@ class PolarResult(Pytree):
 
     def settled(self) -> PolarResult:
         """Return the result with every figure computed: what follows may be another trace."""
-        for name in list(self.__dict__["_later"]):
+        for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
 
