@@ -19,6 +19,7 @@ from polarlib.design import targets
 from polarlib.engine.iterate import coupled
 from polarlib.engine.normalise import spectral_bound
 from polarlib.engine.rules import differentiable_inverse_root
+from polarlib.uses.nearest import check_square
 
 __all__ = ["inverse_root"]
 
@@ -123,8 +124,7 @@ def inverse_root(
     if condition is not None:
         condition = number("condition", condition, 1)
     a, ops = as_matrix(a)
-    if a.shape[-2] != a.shape[-1]:
-        raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
+    check_square(a, "inverse_root")
     if start is not None:
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
