@@ -49,6 +49,10 @@ of the input. It is that of tracemalloc, to which NumPy reports arrays and the w
 it does not depend on the machine. "random" is Gaussian, a number a condition number with singular
 values in geometric progression."""
 OVERWRITING = """\
+A result of `polar` keeps its two factors. Its `rank` and `condition_bounds` are computed when they
+are first read, from its `hermitian` and, by the SVD, from n singular values: neither the input nor
+another array is kept for them.
+
 What may be overwritten:
 
 - `polar(a, overwrite_a=True)` decomposes a NumPy matrix in its own storage if it has at least 4

@@ -177,7 +177,8 @@ def polar(
         if not recorded or not ops_of(a).is_traced(a):
             return apply(a)
         refuse = options.check_differentiable
-        return differentiable_polar(apply, a, unitary_factor, options.side, refuse)
+        settled = lambda a: apply(a).settled()  # noqa: E731
+        return differentiable_polar(settled, a, unitary_factor, options.side, refuse)
 
     if options.overwrite_a and not recorded:
         result = _in_its_storage(a, ops, options)

@@ -9,20 +9,19 @@ those of the inner product ``Re sum(conj(x) y)``, of complex matrices too.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from polarlib._methods.options import check_normalisation, choose_form, resolve_schedule
 from polarlib._schedules.schedule import Schedule
+from polarlib._stages.options import Side
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import Entered, enter
-from polarlib.arrays.entry import as_matrix, check_same_place
-from polarlib.arrays.formats import format_of
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
 from polarlib.arrays.ops import dtype_name
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
+from polarlib.orthogonalization import Options, rule_of
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
@@ -31,7 +30,7 @@ Array = Any
 
 @looks
 @under_default_settings
-def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array]:
+def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, ArrayT]:
     """Derivatives of the factors of ``A = U H`` in a direction of A.
 
     Parameters
@@ -88,8 +87,8 @@ def polar_jvp(a: Array, da: Array, *, side: str = "right") -> tuple[Array, Array
 @looks
 @under_default_settings
 def polar_vjp(
-    a: Array, u_bar: Array | None, h_bar: Array | None = None, *, side: str = "right"
-) -> Array:
+    a: ArrayT, u_bar: Array | None, h_bar: Array | None = None, *, side: Side = "right"
+) -> ArrayT:
     """Gradient with respect to A of a function of the factors of ``A = U H``.
 
     Parameters
@@ -131,16 +130,16 @@ def polar_vjp(
     y = None if u_bar is None else _along(u_bar, "u_bar", entered)
     b = None if h_bar is None else _along(h_bar, "h_bar", entered, shape)
     if entered.is_empty:
-        return entered.leave(entered.x)
+        return cast(ArrayT, entered.leave(entered.x))
     u = unitary_factor(entered.x, name="polar_vjp")
-    return entered.leave(polar_gradient(entered.x, u, y, b, side=side))
+    return cast(ArrayT, entered.leave(polar_gradient(entered.x, u, y, b, side=side)))
 
 
 @looks
 @under_default_settings
 def orthogonalize_jvp(
-    g: Array,
-    dg: Array,
+    g: ArrayT,
+    dg: ArrayT,
     *,
     schedule: str | Schedule = "auto",
     steps: int | None = None,
@@ -149,7 +148,7 @@ def orthogonalize_jvp(
     precision: str | None = None,
     gram_precision: str | None = None,
     normalisation: str | None = None,
-) -> Array:
+) -> ArrayT:
     """Derivative of :func:`polarlib.orthogonalize` in a direction of its matrix.
 
     Parameters
@@ -197,15 +196,15 @@ def orthogonalize_jvp(
     >>> bool(np.max(np.abs(along)) < 1e-12)
     True
     """
-    plan = schedule, steps, form, restarts, precision, gram_precision, normalisation
-    return _schedule(g, dg, "dg", *plan, gradient=False)
+    given = schedule, steps, form, restarts, precision, gram_precision, normalisation
+    return cast(ArrayT, _schedule(g, dg, "dg", Options(*given), gradient=False))
 
 
 @looks
 @under_default_settings
 def orthogonalize_vjp(
-    g: Array,
-    q_bar: Array,
+    g: ArrayT,
+    q_bar: ArrayT,
     *,
     schedule: str | Schedule = "auto",
     steps: int | None = None,
@@ -214,7 +213,7 @@ def orthogonalize_vjp(
     precision: str | None = None,
     gram_precision: str | None = None,
     normalisation: str | None = None,
-) -> Array:
+) -> ArrayT:
     """Gradient with respect to G of a function of ``orthogonalize(G)``.
 
     Parameters
@@ -248,42 +247,23 @@ def orthogonalize_vjp(
     >>> bool(abs(np.sum(gradient * g)) < 1e-12)  # scaling changes nothing
     True
     """
-    plan = schedule, steps, form, restarts, precision, gram_precision, normalisation
-    return _schedule(g, q_bar, "q_bar", *plan, gradient=True)
+    given = schedule, steps, form, restarts, precision, gram_precision, normalisation
+    return cast(ArrayT, _schedule(g, q_bar, "q_bar", Options(*given), gradient=True))
 
 
-def _schedule(
-    g: Array,
-    e: Array,
-    name: str,
-    schedule: str | Schedule,
-    steps: int | None,
-    form: str,
-    restarts: str | Sequence[int],
-    precision: str | None,
-    gram_precision: str | None,
-    normalisation: str | None,
-    *,
-    gradient: bool,
-) -> Array:
+def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool) -> Array:
     entered = enter(g, "g", look="if free", scaling=None)
-    x, ops = entered.given, entered.ops
-    precision = ops.multiplier(x) if precision is None else format_of(precision).name
-    chosen = resolve_schedule(schedule, steps, precision)
-    if chosen.is_rational:
+    resolved = options.resolved(entered.given, entered.ops, warns=False)
+    if resolved["schedule"].is_rational:
         raise ValueError(
-            f"schedule {chosen.name!r} has rational steps, for which there is no rule; take one of "
-            "polynomials, or let torch or JAX differentiate its steps"
+            f"schedule {resolved['schedule'].name!r} has rational steps, for which there is no "
+            "rule; take one of polynomials, or let torch or JAX differentiate its steps"
         )
-    kind = check_normalisation(chosen, normalisation)
-    if gram_precision is not None:
-        gram_precision = format_of(gram_precision).name
-    form, at = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
     e = _along(e, name, entered)
     if entered.is_empty:
         return entered.leave(e)
-    derivative = functools.partial(schedule_derivative, normalisation=kind, form=form, restarts=at)
-    return entered.leave(derivative(entered.x, e, chosen, gradient=gradient))
+    derivative = schedule_derivative(entered.x, e, **rule_of(resolved), gradient=gradient)
+    return entered.leave(derivative)
 
 
 def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:

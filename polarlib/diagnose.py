@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.linalg
@@ -229,7 +229,7 @@ def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)
     if s.size > MATCH_UP_TO:
-        return s
+        return cast(np.ndarray, s)
     overlap = np.abs(u.conj().T @ p) * np.abs(qh @ v).T
     _, columns = linear_sum_assignment(overlap, maximize=True)
-    return s[columns]
+    return cast(np.ndarray, s[columns])

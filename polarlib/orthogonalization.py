@@ -19,7 +19,7 @@ from polarlib._methods.options import (
 )
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays import torch_operator
-from polarlib.arrays.entry import as_matrix, check_out, copied, is_array
+from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied, is_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
@@ -40,11 +40,83 @@ Array = Any
 BATCH_UP_TO = 1 << 14
 
 
+# -- options ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of :func:`orthogonalize`, as the caller gave them."""
+
+    schedule: str | Schedule = "auto"
+    steps: int | None = None
+    form: str = "auto"
+    restarts: str | Sequence[int] = "auto"
+    precision: str | None = None
+    gram_precision: str | None = None
+    normalisation: str | None = None
+
+    def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
+        """Check the options and decide what is "auto": arguments of `_apply`."""
+        precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
+        chosen = resolve_schedule(self.schedule, self.steps, precision)
+        gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
+        if gram_precision is not None:
+            gram_precision = format_of(gram_precision).name
+        if chosen.is_rational:
+            check_rational(chosen, form, restarts, gram_precision, self.normalisation)
+            kind, restarts = "spectral", ()
+        else:
+            kind = check_normalisation(chosen, self.normalisation)
+            form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
+            if warns:
+                warn_of_hazards(chosen, precision, kind)
+        return {
+            "schedule": chosen,
+            "precision": precision,
+            "gram_precision": gram_precision,
+            "kind": kind,
+            "form": form,
+            "restarts": restarts,
+        }
+
+    def packed(self) -> str:
+        """Return the options as JSON, which saved programs of torch keep; "" if rational.
+
+        They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when
+        the program runs.
+        """
+        # A name is looked up in single precision: only "auto" depends on it, and stays.
+        precision = self.precision or "float32"
+        chosen = resolve_schedule(self.schedule, self.steps, precision)
+        if chosen.is_rational:
+            return ""
+        for name in (self.precision, self.gram_precision):
+            if name is not None:
+                format_of(name)
+        check_normalisation(chosen, self.normalisation)
+        at = choose_form(chosen, (1, 1), self.form, self.restarts, precision, self.gram_precision)[
+            1
+        ]
+        torch_operator.define(_run_packed, _derive_packed)
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.restarts, str):
+            kept["restarts"] = at
+        if not (isinstance(self.schedule, str) and self.schedule == "auto"):
+            kept |= {"schedule": dataclasses.asdict(chosen), "steps": None}
+        return json.dumps(kept)
+
+
+def rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What the derivative of a schedule depends on: it is taken in full precision."""
+    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
+    return {**rule, "normalisation": resolved["kind"]}
+
+
 # -- orthogonalize ---------------------------------------------------------------------------
 
 
 def orthogonalize(
-    g: Array,
+    g: ArrayT,
     *,
     schedule: str | Schedule = "auto",
     steps: int | None = None,
@@ -53,8 +125,8 @@ def orthogonalize(
     precision: str | None = None,
     gram_precision: str | None = None,
     normalisation: str | None = None,
-    out: Array | None = None,
-) -> Array:
+    out: ArrayT | None = None,
+) -> ArrayT:
     """Approximate unitary factor by a fixed schedule of matrix products.
 
     Parameters
@@ -123,29 +195,25 @@ def orthogonalize(
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """
-    how = {
-        "schedule": schedule,
-        "steps": steps,
-        "form": form,
-        "restarts": restarts,
-        "precision": precision,
-        "gram_precision": gram_precision,
-        "normalisation": normalisation,
-    }
+    given = schedule, steps, form, restarts, precision, gram_precision, normalisation
+    u: ArrayT
+    options = ""
     if traced_by_dynamo() and out is None and torch_operator.takes(g):
-        options, error = _packed_or_error(**how)
+        options, error = _packed_or_error(*given)
         if error:  # what torch.compile cannot do, and eager mode refuses by itself
             raise ValueError(error)
-        if options and torch_operator.is_transformed():
-            return _by_options(g, options)
-        if options:
-            return torch_operator.call(g, options)
-    return _orthogonalize(g, out, how)
+    if not options:
+        u = _orthogonalize(g, out, *given)
+    elif torch_operator.is_transformed():
+        u = _by_options(g, options)
+    else:
+        u = torch_operator.call(g, options)
+    return u
 
 
 @looks_at_nothing
 def _by_options(g: Array, options: str) -> Array:
-    return _orthogonalize(g, None, _unpacked(options))
+    return _checked(g, None, _unpacked(options))
 
 
 @functools.partial(
@@ -154,13 +222,18 @@ def _by_options(g: Array, options: str) -> Array:
     "polynomials, a dense tensor of two dimensions or more, and no out=; leave fullgraph=True out "
     "for anything else",
 )
-def _orthogonalize(g: Array, out: Array | None, how: dict[str, Any]) -> Array:
+def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
+    # Made here, where torch.compile does not read: it need not understand the class.
+    return _checked(g, out, Options(*given))
+
+
+def _checked(g: Array, out: Array | None, how: Options) -> Array:
     """Validate and run, by torch's operator where torch records for other tensors than these."""
     x, ops = as_matrix(g, "g", sharded=True)
-    options = _packed(**how) if torch_operator.is_traced(x, ops) else ""
+    packed = how.packed() if torch_operator.is_traced(x, ops) else ""
     if out is not None:
         check_out(out, x, "out", "g")
-    u = _recorded(x, ops, options) if options else _orthogonalized(x, ops, how, out)
+    u = _recorded(x, ops, packed) if packed else _orthogonalized(x, ops, how, out)
     return copied(u, out)
 
 
@@ -168,13 +241,13 @@ def _recorded(x: Array, ops: Ops, options: str) -> Array:
     """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
     if not torch_operator.is_transformed():
         return torch_operator.call(x, options)
-    rule = _rule_of(_resolved(x, ops, **_unpacked(options)))
+    rule = rule_of(_unpacked(options).resolved(x, ops))
     return differentiable_schedule(lambda x: torch_operator.call(x, options), x, **rule)
 
 
-def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None = None) -> Array:
+def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
     """Approximate unitary factor of matrices that as_matrix has taken."""
-    resolved = _resolved(x, ops, **how)
+    resolved = options.resolved(x, ops)
     apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
 
     def find(x: Array) -> Array:
@@ -183,106 +256,29 @@ def _orthogonalized(x: Array, ops: Ops, how: dict[str, Any], out: Array | None =
         # Rational steps record themselves.
         if resolved["schedule"].is_rational or not ops_of(x).is_traced(x):
             return apply(x)
-        return differentiable_schedule(apply, x, **_rule_of(resolved))
+        return differentiable_schedule(apply, x, **rule_of(resolved))
 
     return ops.with_shards(find, x, "g")
-
-
-def _resolved(
-    x: Array,
-    ops: Ops,
-    schedule: str | Schedule,
-    steps: int | None,
-    form: str,
-    restarts: str | Sequence[int],
-    precision: str | None,
-    gram_precision: str | None,
-    normalisation: str | None,
-) -> dict[str, Any]:
-    """Check the options of `orthogonalize` and decide what is "auto": arguments of `_apply`."""
-    precision = ops.multiplier(x) if precision is None else format_of(precision).name
-    chosen = resolve_schedule(schedule, steps, precision)
-    if gram_precision is not None:
-        gram_precision = format_of(gram_precision).name
-    if chosen.is_rational:
-        check_rational(chosen, form, restarts, gram_precision, normalisation)
-        kind, restarts = "spectral", ()
-    else:
-        kind = check_normalisation(chosen, normalisation)
-        form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
-        warn_of_hazards(chosen, precision, kind)
-    return {
-        "schedule": chosen,
-        "precision": precision,
-        "gram_precision": gram_precision,
-        "kind": kind,
-        "form": form,
-        "restarts": restarts,
-    }
-
-
-def _rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What the derivative of a schedule depends on: it is taken in full precision."""
-    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
-    return {**rule, "normalisation": resolved["kind"]}
 
 
 # -- as an operator of torch -----------------------------------------------------------------
 
 
-def _packed(
-    schedule: str | Schedule = "auto",
-    steps: int | None = None,
-    form: str = "auto",
-    restarts: str | Sequence[int] = "auto",
-    precision: str | None = None,
-    gram_precision: str | None = None,
-    normalisation: str | None = None,
-) -> str:
-    """Options of `orthogonalize` as JSON, which saved programs of torch keep; "" if rational.
-
-    They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when the
-    program runs.
-    """
-    # A name is looked up in single precision: only "auto" depends on it, and stays.
-    chosen = resolve_schedule(schedule, steps, "float32" if precision is None else precision)
-    if chosen.is_rational:
-        return ""
-    for name in (precision, gram_precision):
-        if name is not None:
-            format_of(name)
-    check_normalisation(chosen, normalisation)
-    at = choose_form(chosen, (1, 1), form, restarts, precision or "float32", gram_precision)[1]
-    named = isinstance(schedule, str) and schedule == "auto"
-    torch_operator.define(_run_packed, _derive_packed)
-    return json.dumps(
-        {
-            "schedule": "auto" if named else dataclasses.asdict(chosen),
-            "steps": steps if named else None,
-            "form": form,
-            "restarts": restarts if isinstance(restarts, str) else at,
-            "precision": precision,
-            "gram_precision": gram_precision,
-            "normalisation": normalisation,
-        }
-    )
-
-
 @at_trace_time
-def _packed_or_error(**how: Any) -> tuple[str, str]:
+def _packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
     """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
     try:
-        return _packed(**how), ""
+        return Options(*given, **named).packed(), ""
     except (TypeError, ValueError) as error:
         return "", str(error)
 
 
 @functools.lru_cache(maxsize=256)
-def _unpacked(options: str) -> dict[str, Any]:
+def _unpacked(options: str) -> Options:
     how = json.loads(options)
     if how["schedule"] != "auto":
         how["schedule"] = Schedule(**how["schedule"])
-    return how
+    return Options(**how)
 
 
 def _run_packed(x: Array, options: str) -> Array:
@@ -291,11 +287,11 @@ def _run_packed(x: Array, options: str) -> Array:
 
 def _derive_packed(x: Array, e: Array, options: str) -> Array:
     """Gradient with respect to X, from one with respect to the result."""
-    resolved = _resolved(x, ops_of(x), **_unpacked(options))
-    return schedule_rule(x, e, **_rule_of(resolved), gradient=True)
+    resolved = _unpacked(options).resolved(x, ops_of(x))
+    return schedule_rule(x, e, **rule_of(resolved), gradient=True)
 
 
-def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
+def orthogonalize_all(gradients: Iterable[ArrayT], **same: Any) -> list[ArrayT]:
     """Orthogonalise many matrices, equal shapes in one batch.
 
     Parameters
@@ -350,7 +346,7 @@ def orthogonalize_all(gradients: Iterable[Array], **same: Any) -> list[Array]:
 
 @looks_at_nothing
 def _all_by_options(gradients: list[Array], options: str) -> list[Array]:
-    return _orthogonalize_all(gradients, _unpacked(options))
+    return _orthogonalize_all(gradients, vars(_unpacked(options)))
 
 
 @looks

@@ -414,7 +414,7 @@ def test_a_hermitian_factor_larger_than_memory(name, monkeypatch):
     [MemoryError(), RuntimeError("not enough memory"), ValueError("RESOURCE_EXHAUSTED: of memory")],
 )
 def test_an_allocation_that_fails(error, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(stages, "evidence", fail)

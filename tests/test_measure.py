@@ -28,6 +28,8 @@ def test_shapes(shape, form):
     t = measure(a, "polar_express", steps=7, form=form)
     assert isinstance(t, Trace)
     assert t.n_steps == 7
+    with pytest.warns(DeprecationWarning, match="is now Trace.n_steps"):
+        assert t.steps == 7
     assert t.shape == shape
     assert t.form == form
     assert t.precision == "float64"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polarlib._methods import small
+from polarlib._methods.small_algebra import LARGEST
 from polarlib._stages.options import Options
 from polarlib.arrays.entered import Entered
 from polarlib.arrays.ops import Ops
@@ -106,7 +107,7 @@ def empty(entered: Entered, options: Options) -> PolarResult:
 def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult | None:
     """Decompose stacks of small matrices in one go; None where the stages must be taken."""
     n, method = a.shape[-1], options.method
-    if a.shape[-2] != n or n > small.LARGEST or 0 in a.shape:
+    if a.shape[-2] != n or n > LARGEST or 0 in a.shape:
         return None
     hints = options.sigma_min is not None or options.cond is not None
     if hints or options.callback is not None or a.dtype != ops.at_least_single(a).dtype:

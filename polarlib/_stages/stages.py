@@ -61,7 +61,7 @@ def _with_room_for_h(decompose: F) -> F:
     def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
         (m, n), ops, side = a.shape[-2:], ops_of(a), options.side
         if not options.form_h or m == n or (m < n) != (side == "right"):
-            return decompose(a, options, h_out)
+            return cast(PolarResult, decompose(a, options, h_out))
         shape = (*a.shape[:-2], max(m, n), max(m, n))
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
@@ -73,7 +73,7 @@ def _with_room_for_h(decompose: F) -> F:
         if not ops.fits(shape, a):
             raise MemoryError(message)
         try:
-            return decompose(a, options, h_out)
+            return cast(PolarResult, decompose(a, options, h_out))
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(message) from error
@@ -141,14 +141,16 @@ def _run(
             return TRACED[method](x, ops, tol=tol, lower=lower)
         return fixed_schedule(x, ops, resolve_schedule(method, None, precision))
     if isinstance(method, str) and method in HINTED and lower is not None:
-        return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+        return cast(
+            tuple[Array, Run], HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
+        )
     if method == "auto":
         return auto(x, ops, tol=tol, callback=callback)
     if isinstance(method, str) and method in METHODS:
         return METHODS[method](x, ops, tol=tol, callback=callback)
     chosen = resolve_schedule(method, None, precision)
     apply: Any = rational if chosen.is_rational else polynomial
-    return apply(x, ops, chosen, precision=precision, callback=callback)
+    return cast(tuple[Array, Run], apply(x, ops, chosen, precision=precision, callback=callback))
 
 
 def _status_from_errors(
@@ -197,17 +199,13 @@ class _Stages:
         self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
         self.statistics = run._replace(method=run.method or self.options.name)
 
-    def check(self) -> None:
-        """Measure the factors."""
-        self._measure()
-        name, fixed = self.statistics.method, self.options.is_fixed
-        self.status, self.full = self._judged(name, fixed)
-
-    def _measure(self) -> None:
-        self.found = evidence(self.u, self.x, self.ops, form_h=self.options.form_h)
-
-    def _judged(self, name: str, fixed: bool) -> tuple[Status, bool]:
-        return _status_from_errors(name, fixed, self.found, self.x.shape, self.tol, self.ops)
+    def check(self, method: str = "") -> None:
+        """Measure the factors, and judge them as those of the method that made them."""
+        x, ops, name = self.x, self.ops, method or self.statistics.method
+        self.found = evidence(self.u, x, ops, form_h=self.options.form_h)
+        self.status, self.full = _status_from_errors(
+            name, self.options.is_fixed, self.found, x.shape, self.tol, ops
+        )
 
     def fall_back(self) -> None:
         """Take the SVD after a method that failed; the work of both is counted."""
@@ -224,9 +222,8 @@ class _Stages:
             method=run.method + ", then svd",
             note=note,
         )
-        self._measure()
-        status, self.full = self._judged("svd", False)
-        self.status = Status.FELL_BACK if status is Status.CONVERGED else status
+        self.check("svd")
+        self.status = {Status.CONVERGED: Status.FELL_BACK}.get(self.status, self.status)
 
     def complete(self, h_out: Array | None) -> None:
         """Find rank and condition number, or put that off; take the partial isometry if asked."""
@@ -349,11 +346,11 @@ class _HiddenStages(_Stages):
         if self.statistics.method == "auto":
             self.statistics = self.statistics._replace(method="svd")
 
-    def check(self) -> None:
+    def check(self, method: str = "") -> None:
         if not self.options.form_h:
             self.found = Evidence()
             return
-        self._measure()
+        self.found = evidence(self.u, self.x, self.ops)
         name = self.statistics.method
         self.good, self.rank, self.condition = traced_verdict(
             self.found,
@@ -371,7 +368,7 @@ class _HiddenStages(_Stages):
             deficient, self.isometry = self.rank < n, True
             part = partial_isometry(x, ops)
             self.u = ops.xp.where(deficient[..., None, None], part, self.u)
-            self._measure()
+            self.found = evidence(self.u, x, ops)
             orthogonality, error = figures(self.u, self.found.hermitian, x, ops, isometry=True)
             self.found = self.found._replace(orthogonality=orthogonality, backward_error=error)
             within = (orthogonality <= tol) & (error <= tol) & (self.found.skew <= tol)

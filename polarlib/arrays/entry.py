@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -13,6 +13,7 @@ from polarlib.arrays.checks import short, shown
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 
 __all__ = [
+    "ArrayT",
     "as_matrix",
     "check_same_place",
     "finite_peak",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 Array = Any
+# Of public functions that return the type of array that they are given. A list gives an ndarray.
+ArrayT = TypeVar("ArrayT", bound=Any)
 
 
 def check_out(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -250,7 +250,10 @@ def rank_of(
     if run.singular_values is None and x is None:
         return ops.count_eigenvalues_above(h, rank_cut(shape, ops.format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
-    return ops.to_host(ops.xp.astype(above_noise(s, shape, ops), s.dtype)).sum(-1).astype(int)
+    return cast(
+        np.ndarray,
+        ops.to_host(ops.xp.astype(above_noise(s, shape, ops), s.dtype)).sum(-1).astype(int),
+    )
 
 
 def traced_verdict(
@@ -341,4 +344,4 @@ def _norms(x: Array, ops: Ops) -> np.ndarray:
 
 def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """``part / whole``; the part itself for a zero matrix."""
-    return part / (whole + (whole == 0))
+    return cast(np.ndarray, part / (whole + (whole == 0)))

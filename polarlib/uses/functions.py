@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.schedule import MOST_STRIDE, Schedule
 from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, check_same_place, finite_peak
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
@@ -20,6 +20,7 @@ from polarlib.design import targets
 from polarlib.engine.iterate import coupled
 from polarlib.engine.normalise import spectral_bound
 from polarlib.engine.rules import differentiable_inverse_root
+from polarlib.uses.nearest import check_square
 
 __all__ = ["inverse_root"]
 
@@ -42,13 +43,13 @@ PROGRESS = 0.5
 @looks
 @under_default_settings
 def inverse_root(
-    a: Array,
+    a: ArrayT,
     p: int,
     *,
     schedule: Schedule | None = None,
     condition: float | None = None,
-    start: Array | None = None,
-) -> Array:
+    start: ArrayT | None = None,
+) -> ArrayT:
     """Inverse p-th root ``A**(-1/p)`` of a Hermitian positive definite matrix.
 
     Parameters
@@ -124,17 +125,16 @@ def inverse_root(
     if condition is not None:
         condition = number("condition", condition, 1)
     a, ops = as_matrix(a)
-    if a.shape[-2] != a.shape[-1]:
-        raise ValueError(f"inverse_root needs square matrices, got shape {tuple(a.shape)}")
+    check_square(a, "inverse_root")
     if start is not None:
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
-        return ops.empty_result(a)
+        return cast(ArrayT, ops.empty_result(a))
     find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
     if schedule is not None:  # of an approximation, its products are recorded
-        return find(a)
+        return cast(ArrayT, find(a))
     exact = functools.partial(inverse_root, p=p, condition=condition)
-    return differentiable_inverse_root(find, a, exact, p)
+    return cast(ArrayT, differentiable_inverse_root(find, a, exact, p))
 
 
 def _computed(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import polished
 from polarlib.arrays.checks import number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, finite_peak
+from polarlib.arrays.entry import ArrayT, as_matrix, finite_peak
 from polarlib.arrays.ops import Ops, dtype_name, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, unitary_factor
@@ -24,7 +24,7 @@ Array = Any
 
 
 @looks
-def nearest_orthogonal(a: Array) -> Array:
+def nearest_orthogonal(a: ArrayT) -> ArrayT:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
     Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
@@ -60,12 +60,12 @@ def nearest_orthogonal(a: Array) -> Array:
     >>> nearest_orthogonal([[0.0, -3.0], [2.0, 0.0]]).tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
-    return unitary_factor(a, name="nearest_orthogonal")
+    return cast(ArrayT, unitary_factor(a, name="nearest_orthogonal"))
 
 
 @looks
 @under_default_settings
-def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
+def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
     Parameters
@@ -118,9 +118,11 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     check_square(a, "nearest_rotation")
     r = number("regularization", regularization, 0)
     if 0 in a.shape:
-        return ops.empty_result(a)
+        return cast(ArrayT, ops.empty_result(a))
     exact = functools.partial(nearest_rotation, regularization=r)
-    return differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
+    return cast(
+        ArrayT, differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
+    )
 
 
 # -- shared ----------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, check_same_place
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
 from polarlib.arrays.functions import common_dtype, constant
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
@@ -24,7 +24,9 @@ Array = Any
 
 @looks
 @under_default_settings
-def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: float = 0.0) -> Array:
+def procrustes(
+    a: ArrayT, b: ArrayT, *, rotation: bool = False, regularization: float = 0.0
+) -> ArrayT:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
     Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
@@ -84,13 +86,13 @@ def procrustes(a: Array, b: Array, *, rotation: bool = False, regularization: fl
     x, y = enter(a, "a", ops=ops).x, enter(b, "b", ops=ops).x
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
-        return ops.astype_like(product, a)
+        return cast(ArrayT, ops.astype_like(product, a))
     find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
     if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
-        return ops.astype_like(constant(ops, find, product) + product * 0.0, a)
+        return cast(ArrayT, ops.astype_like(constant(ops, find, product) + product * 0.0, a))
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
-    return ops.astype_like(q, a)
+    return cast(ArrayT, ops.astype_like(q, a))
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, refuse_hidden
+from polarlib.arrays.entry import ArrayT, as_matrix, refuse_hidden
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import default_tolerance, hermitian_part, polar
@@ -22,7 +22,7 @@ Array = Any
 
 @looks
 @under_default_settings
-def sqrtm_psd(a: Array) -> Array:
+def sqrtm_psd(a: ArrayT) -> ArrayT:
     """Principal square root of a Hermitian positive semidefinite matrix.
 
     Parameters
@@ -67,8 +67,8 @@ def sqrtm_psd(a: Array) -> Array:
     a, ops = as_matrix(a)
     check_square(a, "sqrtm_psd")
     if 0 in a.shape:
-        return ops.empty_result(a)
-    return differentiable_root(_found_root, a, sqrtm_psd)
+        return cast(ArrayT, ops.empty_result(a))
+    return cast(ArrayT, differentiable_root(_found_root, a, sqrtm_psd))
 
 
 def _found_root(a: Array) -> Array:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -185,7 +185,9 @@ def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
     starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
     work = dask.delayed(each)
     blocks = x.to_delayed().ravel()
-    return _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
+    return cast(
+        _Part, _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
+    )
 
 
 def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
@@ -193,7 +195,7 @@ def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]
     back = dask.delayed(basis.values[:, None] * basis.vectors.conj().T)
     work = dask.delayed(_second_of_block)
     parts = [work(b, basis.exponent, right, back) for b in x.to_delayed().ravel()]
-    return _tree(parts, _sum_of_seconds, dask)
+    return cast(tuple[np.ndarray, float], _tree(parts, _sum_of_seconds, dask))
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
@@ -340,7 +342,16 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     x, dask = _checked(x, method)
     m, n = x.shape
     if m == 0 or n == 0:
-        return _result(x, np.zeros((n, n), x.dtype), dask.array.zeros_like(x), method=method)
+        return _result(
+            x,
+            np.zeros((n, n), x.dtype),
+            dask.array.zeros_like(x),
+            Run(0, 0, True, method=method),
+            orthogonality=0.0,
+            backward_error=0.0,
+            rank=0,
+            condition_bounds=(1.0, 1.0),
+        )
     name, reason, passes, products = method, "", 0, 0
     basis = None
     if method != "qr":
@@ -366,12 +377,13 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
         if method != "auto" or name != "gram" or _near_identity(g):
             break
         name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
-    return _finish(
-        x, basis, g, squares, dask, method=name, reason=reason, passes=passes, products=products
-    )
+    run = Run(passes, products, True, method=name, note=reason)
+    return _finish(x, basis, g, squares, dask, run)
 
 
-def _finish(x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, **told: Any) -> Any:
+def _finish(
+    x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, run: Run
+) -> PolarResult:
     """Polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
@@ -409,11 +421,11 @@ def _finish(x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, *
         x,
         h,
         unitary,
+        run,
         orthogonality=off / math.sqrt(n) + 2 * unit * bool(rank),
         backward_error=left + unit * (1 + math.sqrt(n) * top / size) * bool(rank),
         rank=rank,
         condition_bounds=_condition(values, n),
-        **told,
     )
 
 
@@ -435,15 +447,11 @@ def _result(
     x: Array,
     h: np.ndarray,
     unitary: Array,
+    run: Run,
     *,
-    method: str,
-    reason: str = "",
-    passes: int = 0,
-    products: int = 0,
-    orthogonality: float = 0.0,
-    backward_error: float = 0.0,
-    rank: int = 0,
-    condition_bounds: tuple[float, float] = (1.0, 1.0),
+    orthogonality: float,
+    backward_error: float,
+    **figures: Any,
 ) -> PolarResult:
     """Judge, warn, and put everything together."""
     n = x.shape[1]
@@ -453,18 +461,11 @@ def _result(
         status = Status.NOT_CONVERGED
     elif not np.isfinite(h).all():
         status = Status.OVERFLOW
+    errors: dict[str, Any] = {
+        "orthogonality": orthogonality,
+        "backward_error": backward_error,
+    }
     if status is not Status.CONVERGED:
         remedy = "try method='qr'" if status is Status.NOT_CONVERGED else status.value
-        errors = {"orthogonality": orthogonality, "backward_error": backward_error}
-        missed("polar_tall", method, tol, remedy, throw=False, **errors)
-    run = Run(passes, products, status is Status.CONVERGED, method=method, note=reason)
-    return conclude(
-        unitary,
-        h,
-        status,
-        run,
-        orthogonality=orthogonality,
-        backward_error=backward_error,
-        rank=rank,
-        condition_bounds=condition_bounds,
-    )
+        missed("polar_tall", run.method, tol, remedy, throw=False, **errors)
+    return conclude(unitary, h, status, run, **errors, **figures)
