@@ -141,9 +141,7 @@ def _run(
             return TRACED[method](x, ops, tol=tol, lower=lower)
         return fixed_schedule(x, ops, resolve_schedule(method, None, precision))
     if isinstance(method, str) and method in HINTED and lower is not None:
-        return cast(
-            tuple[Array, Run], HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
-        )
+        return HINTED[method](x, ops, tol=tol, callback=callback, lower=lower)
     if method == "auto":
         return auto(x, ops, tol=tol, callback=callback)
     if isinstance(method, str) and method in METHODS:
