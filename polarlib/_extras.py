@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-__all__ = ["require"]
-
 
 def require(subject: str, extra: str, *packages: str) -> None:
     """Import packages, or raise an error that names the extra which installs them.

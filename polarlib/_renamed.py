@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["renamed", "renamed_argument", "warn_renamed"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

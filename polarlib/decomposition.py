@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from polarlib._stages.options import Method, Options, Side, check_method, default_tolerance
+from polarlib._stages.options import Method, Options, Side, check_method
 from polarlib._stages.results import SUCCESS, missed
 from polarlib._stages.stages import decompose
 from polarlib.arrays.checks import shown
@@ -18,8 +18,6 @@ from polarlib.arrays.settings import looks
 from polarlib.engine.evidence import sketch, sketched_figures, within
 from polarlib.engine.rules import differentiable_polar, differentiable_unitary
 from polarlib.result import PolarResult, Status
-
-__all__ = ["check_method", "default_tolerance", "hermitian_part", "polar", "unitary_factor"]
 
 Array = Any
 Stored = tuple[Array | None, Array | None]

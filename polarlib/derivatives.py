@@ -17,7 +17,7 @@ from polarlib._stages.options import Side
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
-from polarlib.arrays.ops import dtype_name
+from polarlib.arrays.library import dtype_name
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative

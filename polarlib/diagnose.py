@@ -13,13 +13,13 @@ from polarlib import design
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._methods.options import resolve_schedule, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
+from polarlib._stages.options import check_method, default_tolerance
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.decomposition import check_method, default_tolerance
 from polarlib.engine.iterate import matrix_products
 from polarlib.result import Trace
 

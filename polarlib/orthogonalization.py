@@ -31,8 +31,6 @@ from polarlib.arrays.settings import (
 )
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 
-__all__ = ["orthogonalize", "orthogonalize_all"]
-
 Array = Any
 
 # Entries of matrices up to which a stack of them is faster on the host than one after the other.

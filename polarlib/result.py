@@ -17,6 +17,7 @@ import numpy as np
 
 from polarlib.arrays.checks import instance
 from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.entry import is_host_array
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import under_default_settings
 from polarlib.files.whole import write_whole
@@ -202,7 +203,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, enum.Enum):
         return value.name.lower()
-    if isinstance(value, np.ndarray | np.generic):
+    if is_host_array(value):
         return plain(value.tolist())
     if hasattr(value, "shape"):  # of another library
         known = _known(value)

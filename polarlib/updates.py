@@ -32,7 +32,8 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import count, function, number, shown
 from polarlib.arrays.entry import check_same_place, is_array, plain_array
-from polarlib.arrays.ops import dtype_name, ops_of
+from polarlib.arrays.library import dtype_name
+from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, under_default_settings
 
 __all__ = ["debias", "ema", "lion", "nesterov", "polyak", "presgdw_step", "scg_step", "uscg_step"]

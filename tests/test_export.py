@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import polarlib
 from polarlib import Schedule, ScheduleWarning, schedule
 from polarlib._schedules import export
-from polarlib._schedules.schedule import NORMALISATIONS
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.formats import format_of, round_number
 
 DTYPE_OF = {

@@ -26,8 +26,8 @@ import test_published
 
 import polarlib
 from polarlib import norms
-from polarlib._schedules.validity import NORMALISATIONS
 from polarlib._schedules.targets import TARGETS
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays import NumpyOps, Ops, entry
 from polarlib.engine.normalise import normalise
 from polarlib.norms.base import Norm

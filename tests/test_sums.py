@@ -12,8 +12,8 @@ import pytest
 from conftest import Library, _module, library
 
 import polarlib
+from polarlib._stages.options import default_tolerance
 from polarlib.arrays.ops import ops_of
-from polarlib.decomposition import default_tolerance
 
 # Epsilons that a sum may be off, however long: blocks of some hundreds are summed in one run.
 SUM = 60

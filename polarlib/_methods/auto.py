@@ -15,8 +15,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.result import Run
 
-__all__ = ["auto"]
-
 Array = Any
 
 # Columns from which the iterations beat the SVD on the host; below, calls take the time. By

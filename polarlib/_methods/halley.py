@@ -40,8 +40,6 @@ from polarlib.design.zolotarev import zolotarev
 from polarlib.engine.normalise import checked_peak, spectral_bound
 from polarlib.result import Run
 
-__all__ = ["halley", "rational"]
-
 Array = Any
 
 # The least singular value that Gram matrices in float32 resolve. Over the stress spectra smaller

@@ -24,8 +24,6 @@ from polarlib.engine.drive import LAST, History, Step, converge, one_by_one
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
-__all__ = ["hybrid", "plan"]
-
 Array = Any
 
 # A Halley step by Cholesky factors has backward error that grows with c. Above the first number a

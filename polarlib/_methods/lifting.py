@@ -11,9 +11,6 @@ import numpy as np
 from polarlib._methods.qdwh import weights
 from polarlib.arrays.kernels import NumpyKernels
 
-__all__ = ["Lifted", "Rational", "lift", "rational"]
-
-
 # || |R^-1| |R| || over n above which columns are pivoted. With random singular vectors it is 10 to
 # 50, for smooth kernels 1e3 to 1e15; the backward error grows from 1000 on. By experiment.
 PIVOT_ABOVE = 100.0

@@ -17,8 +17,6 @@ from polarlib.engine.drive import Progress
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
-__all__ = ["minimax"]
-
 Array = Any
 
 DEGREE = 5

@@ -15,8 +15,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
-__all__ = ["SCALINGS", "newton"]
-
 Array = Any
 
 # Higham's scaling ends, and quadratic convergence begins, below this relative change; from him.

@@ -12,8 +12,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
-__all__ = ["newton_schulz", "settle"]
-
 Array = Any
 
 # Slope at zero: small singular values grow by it in each step.

@@ -8,12 +8,11 @@ from typing import Any
 from polarlib import design, published
 from polarlib._methods import RATIONAL
 from polarlib._schedules.products import product_counts
-from polarlib._schedules.schedule import NORMALISATIONS, Schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
 from polarlib.result import ScheduleWarning
-
-__all__ = ["check_normalisation", "choose_form", "resolve_schedule", "warn_of_hazards"]
 
 # The Gram form must save this much before "auto" takes it: its small products run less efficiently.
 GRAM_SAVES = 0.9

@@ -12,8 +12,6 @@ from polarlib.engine.iterate import iterate, matrix_products
 from polarlib.engine.normalise import FROM_GRAM, normalise, normalised_with_gram
 from polarlib.result import Run
 
-__all__ = ["polynomial"]
-
 Array = Any
 
 

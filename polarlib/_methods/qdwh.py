@@ -13,8 +13,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
-__all__ = ["form", "halley", "plan", "qdwh", "resolvent", "weights"]
-
 Array = Any
 
 # Condition number of I + c X^H X above which the Cholesky form loses backward stability: its error

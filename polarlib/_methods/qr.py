@@ -10,8 +10,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["qr"]
-
 Array = Any
 
 

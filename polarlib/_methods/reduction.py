@@ -10,8 +10,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
 
-__all__ = ["ReducedProblem", "largest", "noise", "reduce_tall", "rounded_down", "start"]
-
 Array = Any
 
 # Rounding errors of length-k sums are below this many sqrt(k) unit roundoffs with near certainty

@@ -52,11 +52,10 @@ from polarlib._methods.small_algebra import (
     svd_factor,
 )
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.ops import Ops, dtype_name
+from polarlib.arrays.library import dtype_name
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.result import Run
-
-__all__ = ["LARGEST", "Decomposition", "decompose", "rotation", "small"]
 
 Array = Any
 # Matrices in a stack from which this is faster than one SVD each, by n: some 300 calls of the array

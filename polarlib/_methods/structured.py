@@ -31,8 +31,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import one_by_one
 from polarlib.result import Run
 
-__all__ = ["structured"]
-
 Array = Any
 
 

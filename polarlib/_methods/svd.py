@@ -9,8 +9,6 @@ from polarlib.arrays.functions import above_noise
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
-__all__ = ["partial_isometry", "polished", "svd"]
-
 Array = Any
 
 

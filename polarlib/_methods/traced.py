@@ -26,15 +26,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
-__all__ = [
-    "fixed_qr",
-    "fixed_schedule",
-    "fixed_svd",
-    "newton_schulz",
-    "qdwh",
-    "zolotarev",
-]
-
 Array = Any
 Method = Callable[..., tuple[Array, Run]]
 

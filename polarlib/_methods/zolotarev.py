@@ -20,8 +20,6 @@ from polarlib.design.zolotarev import best_steps
 from polarlib.engine.drive import Progress
 from polarlib.result import Run
 
-__all__ = ["zolotarev"]
-
 Array = Any
 
 # With 8 poles two iterations serve condition numbers to 1e16; more poles are less stable.

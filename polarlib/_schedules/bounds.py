@@ -10,8 +10,6 @@ from polarlib._schedules.images import odd_images
 from polarlib._schedules.steps import Rational, Step
 from polarlib.arrays import checks
 
-__all__ = ["enclosed"]
-
 
 def enclosed(
     steps: Sequence[Step],

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 from polarlib._schedules.targets import parse_target
 
-__all__ = ["Certificate", "certify"]
-
-
 # Bits to begin with, and to give up at: 128 do for most, 256 for errors far below 1e-16. Chosen by
 # experiment.
 BITS, MOST_BITS = 128, 4096

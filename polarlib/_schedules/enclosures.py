@@ -34,9 +34,6 @@ from flint import arb, arb_poly, ctx, fmpz_poly
 
 from polarlib._schedules.targets import TARGETS
 
-__all__ = ["floats", "image", "working_precision", "worst_error"]
-
-
 # For targets other than 1: relative gap at which to stop, and pieces after which the bounds are
 # returned as they are (about a second). Chosen by experiment.
 GAP, PIECES = 2.0**-48, 4000

@@ -23,9 +23,6 @@ from polarlib.arrays.formats import FORMATS, printable, round_number
 from polarlib.files.whole import load_json, read_whole, write_whole
 from polarlib.result import plain
 
-__all__ = ["KINDS", "Kind", "code", "document", "read_json", "write_json"]
-
-
 Steps = Sequence[Step]
 Fields = Mapping[str, Any]
 Kind = Literal["python", "c", "triton", "cuda", "latex"]

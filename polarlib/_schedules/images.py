@@ -11,18 +11,6 @@ import numpy as np
 
 from polarlib._schedules.steps import Rational, Step
 
-__all__ = [
-    "divergence_limit",
-    "divided",
-    "image_or_overflow",
-    "multiple_precision",
-    "odd_image",
-    "odd_images",
-    "odd_value",
-    "turning_points",
-]
-
-
 # Decimal digits for images and errors: the steps are doubles (17 digits) and five to ten of them
 # are composed, each losing at most the digits of its slope (about one): 40 leaves guard digits.
 DIGITS = 40

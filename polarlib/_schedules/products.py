@@ -10,8 +10,6 @@ from typing import Any
 from polarlib._schedules.steps import Rational
 from polarlib.arrays import checks
 
-__all__ = ["continued", "even_products", "matmuls", "product_counts"]
-
 
 @functools.lru_cache(maxsize=256)
 def even_products(degree: int) -> tuple[int, int]:

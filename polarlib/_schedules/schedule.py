@@ -24,16 +24,12 @@ from polarlib._schedules.products import continued, matmuls
 from polarlib._schedules.steps import (
     Rational,
     Step,
-    coefficients,
     mapped,
     polynomials,
     slope_at_zero,
 )
 from polarlib._schedules.targets import target_value
 from polarlib._schedules.validity import (
-    MOST_STRIDE,
-    NORMALISATIONS,
-    REPEATS,
     Normalisation,
     Repeat,
     checked_fields,
@@ -41,8 +37,6 @@ from polarlib._schedules.validity import (
 from polarlib.arrays import checks
 from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.arrays.settings import ignore_float_errors
-
-__all__ = ["MOST_STRIDE", "NORMALISATIONS", "REPEATS", "Normalisation", "Schedule", "coefficients"]
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,6 @@ import numpy as np
 
 from polarlib.arrays import checks
 
-__all__ = [
-    "Rational",
-    "Step",
-    "absorbed",
-    "checked_step",
-    "coefficients",
-    "mapped",
-    "numbers",
-    "polynomials",
-    "slope_at_zero",
-]
-
-
 # Images of steps with more coefficients take minutes.
 MOST_COEFFICIENTS = 200
 # Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on

@@ -15,8 +15,6 @@ from polarlib.arrays.checks import nearest, shown
 if TYPE_CHECKING:
     from flint import arb
 
-__all__ = ["TARGETS", "Target", "parse_target", "target_value"]
-
 
 @dataclass(frozen=True)
 class Target:

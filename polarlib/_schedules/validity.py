@@ -13,16 +13,6 @@ from polarlib.arrays import checks
 from polarlib.arrays.settings import warn
 from polarlib.result import ScheduleWarning
 
-__all__ = [
-    "MOST_STRIDE",
-    "NORMALISATIONS",
-    "REPEATS",
-    "Normalisation",
-    "Repeat",
-    "checked_fields",
-]
-
-
 Normalisation = Literal["frobenius", "spectral", "moments", "schatten4", "aol", "none"]
 Repeat = Literal["forever", "last"]
 NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)

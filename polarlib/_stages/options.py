@@ -16,8 +16,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_bound
 from polarlib.arrays.ops import Ops
 
-__all__ = ["Method", "Options", "Side", "check_method", "default_tolerance", "lower_bound"]
-
 Array = Any
 Side = Literal["right", "left"]
 Method = str | Schedule

@@ -16,8 +16,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import warn
 from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
 
-__all__ = ["SUCCESS", "closed_form", "conclude", "empty", "missed"]
-
 Array = Any
 SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
 

@@ -48,8 +48,6 @@ from polarlib.engine.evidence import (
 )
 from polarlib.result import Later, PolarResult, Run, Status
 
-__all__ = ["decompose"]
-
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 

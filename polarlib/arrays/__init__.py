@@ -20,8 +20,9 @@ from polarlib.arrays.entry import (
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.jax_ops import JaxOps
+from polarlib.arrays.library import dtype_name
 from polarlib.arrays.numpy_ops import NumpyOps
-from polarlib.arrays.ops import Diagonal, Ops, dtype_name, ops_of
+from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.arrays.torch_ops import TorchGradOps, TorchOps, TorchTracedOps
 from polarlib.arrays.torch_sharded import AnyTorchOps, TorchShardedOps
 

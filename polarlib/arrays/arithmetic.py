@@ -16,8 +16,6 @@ import array_api_compat
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import Library
 
-__all__ = ["Arithmetic"]
-
 Array = Any
 
 # Terms that a BLAS is given to sum in one run. MKL and OpenBLAS sum the products of a few long

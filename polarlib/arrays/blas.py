@@ -22,32 +22,6 @@ import numpy as np
 import scipy.linalg
 from scipy.linalg import blas, lapack
 
-__all__ = [
-    "ADJOINT",
-    "add_diagonal",
-    "cholesky",
-    "columns",
-    "computes_in",
-    "diagonal",
-    "extremes",
-    "gram",
-    "has_kernels",
-    "largest",
-    "matmul",
-    "max_abs",
-    "mirror",
-    "norm",
-    "quadratic",
-    "resolvent",
-    "routines",
-    "smallest",
-    "solve",
-    "split",
-    "times",
-    "upper_norm",
-    "whole_gram",
-]
-
 Array = Any
 
 # Columns that are worked on at a time: of triangular solves, where the blocks on the diagonal are

@@ -20,29 +20,7 @@ import re
 import reprlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
-
-__all__ = [
-    "MOST_ROWS",
-    "MOST_STEPS",
-    "choice",
-    "count",
-    "double",
-    "flag",
-    "function",
-    "instance",
-    "is_number",
-    "items",
-    "nearest",
-    "number",
-    "operand",
-    "pair",
-    "path",
-    "short",
-    "shown",
-    "text",
-]
-
+from typing import Any, cast
 
 # Characters of a value in a message; of an integer so many digits, of which Python writes 4300.
 LONGEST, DIGITS = 120, 40
@@ -294,7 +272,7 @@ def function(name: str, value: Any, what: str = "a function") -> Callable[..., A
     """Return something that can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
-    return value
+    return cast(Callable[..., Any], value)
 
 
 def instance(name: str, value: Any, kind: Any, what: str) -> Any:

@@ -23,8 +23,6 @@ import numpy as np
 
 from polarlib.arrays.library import import_library
 
-__all__ = ["gemm", "has_tf32", "is_number", "is_readable"]
-
 Array = Any
 
 # By dtype: the names of CUDA's type and of cuBLAS's compute type, and the dtype of alpha and beta.

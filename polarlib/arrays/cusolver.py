@@ -17,8 +17,6 @@ import numpy as np
 
 from polarlib.arrays.library import import_library
 
-__all__ = ["cholesky"]
-
 Array = Any
 
 # cuSOLVER's letter of each dtype.

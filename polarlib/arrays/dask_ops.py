@@ -6,10 +6,30 @@ import functools
 import re
 from typing import Any
 
+import numpy as np
+
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
 
 Array = Any
+
+
+def dask_of(x: Any, name: str) -> Any:
+    """Return the dask module for a dask array of NumPy blocks; else raise, naming a function."""
+    if not type(x).__module__.startswith("dask."):
+        raise TypeError(
+            f"{name} takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "
+            "and dask.array.from_array makes dask arrays"
+        )
+    try:
+        dask = import_library("dask")
+        import_library("dask.array")
+    except ImportError as error:  # x is an object of dask without its arrays
+        raise ImportError(f"{name} needs dask.array: pip install 'polarlib[dask]'") from error
+    if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:
+        kind = type(getattr(x, "_meta", x)).__name__
+        raise TypeError(f"{name} takes a dask array with blocks of NumPy's, got {kind}")
+    return dask
 
 
 def _of_whole(name: str, signature: str) -> Any:

@@ -14,8 +14,6 @@ from polarlib.arrays.entry import as_matrix, refuse_not_finite
 from polarlib.arrays.functions import as_scalar, constant
 from polarlib.arrays.ops import Ops
 
-__all__ = ["COMFORTABLE", "Entered", "enter"]
-
 Array = Any
 Scaling = Callable[[Array, Ops], "Array | float"]
 

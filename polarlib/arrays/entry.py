@@ -10,20 +10,8 @@ import array_api_compat
 import numpy as np
 
 from polarlib.arrays.checks import short, shown
-from polarlib.arrays.ops import Ops, dtype_name, ops_of
-
-__all__ = [
-    "ArrayT",
-    "as_matrix",
-    "check_same_place",
-    "finite_peak",
-    "is_array",
-    "libraries",
-    "not_finite",
-    "plain_array",
-    "refuse_hidden",
-    "refuse_not_finite",
-]
+from polarlib.arrays.library import dtype_name
+from polarlib.arrays.ops import Ops, ops_of
 
 Array = Any
 # Of public functions that return the type of array that they are given. A list gives an ndarray.
@@ -62,6 +50,11 @@ _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 def is_array(x: Any) -> bool:
     """Whether an object is an array of a library that we can compute with."""
     return array_api_compat.is_array_api_obj(x)
+
+
+def is_host_array(x: Any) -> bool:
+    """Whether an object is an array or a number of NumPy's, whatever its dtype."""
+    return isinstance(x, np.ndarray | np.generic)
 
 
 def libraries() -> dict[str, str]:

@@ -23,8 +23,6 @@ import numpy as np
 
 from polarlib.arrays.checks import choice
 
-__all__ = ["FORMATS", "Format", "docstring", "format_of", "printable", "round_number"]
-
 
 @dataclass(frozen=True)
 class Format:

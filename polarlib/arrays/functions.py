@@ -9,17 +9,6 @@ from typing import Any
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 
-__all__ = [
-    "above_noise",
-    "as_complex",
-    "as_scalar",
-    "common_dtype",
-    "constant",
-    "norm_1",
-    "norm_bound",
-    "sqrt",
-]
-
 Array = Any
 
 

@@ -15,8 +15,6 @@ import numpy as np
 
 from polarlib.arrays import blas, qr_kernels
 
-__all__ = ["SINGLE_BELOW", "NumpyKernels"]
-
 Array = Any
 # |1 - sigma^2| below which a correction is as good in single precision.
 SINGLE_BELOW = 2.0**-27

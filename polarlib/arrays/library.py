@@ -15,15 +15,6 @@ import numpy as np
 
 from polarlib.arrays.formats import FORMATS
 
-__all__ = [
-    "Library",
-    "bytes_of_entry",
-    "dtype_name",
-    "import_library",
-    "library_name",
-    "numpy_dtype",
-]
-
 Array = Any
 
 # Names of dtypes that differ from the names of their formats.

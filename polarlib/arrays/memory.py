@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 
-__all__ = ["is_out_of_memory", "physical_memory"]
-
 
 def physical_memory() -> float:
     """Bytes of memory of this machine, infinity where the system does not tell."""

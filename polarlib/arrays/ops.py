@@ -24,10 +24,8 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import bytes_of_entry, dtype_name
+from polarlib.arrays.library import bytes_of_entry
 from polarlib.arrays.memory import physical_memory
-
-__all__ = ["Diagonal", "Ops", "dtype_name", "finite_only", "is_native", "ops_of", "unless_it_fails"]
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["Pytree"]
-
 
 class Pytree:
     """Base of dataclasses that are pytrees of JAX: their fields but the static ones are leaves.

@@ -15,16 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "Householder",
-    "apply",
-    "factorise",
-    "has_pointers",
-    "invert",
-    "over_identity",
-    "two_triangles",
-]
-
 Array = Any
 
 # Columns of a block reflector, and of the panels in it that LAPACK factorises: of the factorisation

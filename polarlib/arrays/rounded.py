@@ -19,8 +19,6 @@ from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.ops import Ops, is_native
 from polarlib.arrays.wrapper import Wrapper
 
-__all__ = ["Simulated", "round_to", "rounded"]
-
 Array = Any
 
 

@@ -15,18 +15,6 @@ import numpy as np
 
 from polarlib.arrays.library import import_library
 
-__all__ = [
-    "at_trace_time",
-    "double_enabled",
-    "held_back",
-    "ignore_float_errors",
-    "looks",
-    "looks_at_nothing",
-    "traced_by_dynamo",
-    "under_default_settings",
-    "warn",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from polarlib.arrays.library import import_library
 
-__all__ = ["differentiable_function", "is_differentiated", "is_recorded"]
-
 Array = Any
 
 

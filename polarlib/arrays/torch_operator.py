@@ -20,8 +20,6 @@ from polarlib.arrays.entry import as_matrix
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import at_trace_time
 
-__all__ = ["call", "define", "is_traced", "is_transformed", "takes"]
-
 Array = Any
 
 _LOCK = threading.Lock()

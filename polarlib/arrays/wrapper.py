@@ -12,8 +12,6 @@ from typing import Any
 
 from polarlib.arrays.ops import Ops
 
-__all__ = ["COMPUTED", "EXACT", "FULL_PRECISION", "Wrapper", "primitives"]
-
 # Arithmetic and storage: each wrapper defines these.
 COMPUTED = frozenset({
     *("add_diagonal", "add_scaled_identity", "combine", "gemm", "gemm_hermitian", "gram"),

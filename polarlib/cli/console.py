@@ -38,8 +38,6 @@ from polarlib.arrays.formats import docstring, printable
 from polarlib.files.whole import replaceable
 from polarlib.result import plain
 
-__all__ = ["app", "main"]
-
 SOFTWARE = 70  # exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 

@@ -12,7 +12,7 @@ import typer
 import polarlib
 from polarlib import files
 from polarlib.arrays.formats import FORMATS
-from polarlib.arrays.ops import dtype_name
+from polarlib.arrays.library import dtype_name
 from polarlib.cli.compare import METHODS
 from polarlib.cli.console import (
     DEFAULT,

@@ -17,9 +17,6 @@ from polarlib.arrays.checks import MOST_STEPS, count, number
 from polarlib.design.compose import greedy
 from polarlib.design.remez import best, check_degree, ideal
 
-__all__ = ["band", "stationary"]
-
-
 # Fewer take 4 to 8 secant steps; the last digit of rho near 1 may need some more.
 SECANTS = 40
 # Attempts to make up for the rounding of coefficients, each twice as bold; two are the rule.

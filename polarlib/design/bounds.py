@@ -26,12 +26,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from polarlib._schedules.schedule import MOST_STRIDE
+from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count
 from polarlib.design.remez import check_degrees, check_interval, ideal
-
-__all__ = ["largest_complement", "least_error"]
-
 
 # Bits of rho: it is near 1 where the error is small, and 1 - rho is to be known down to the
 # smallest double.

@@ -36,9 +36,6 @@ from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
 
-__all__ = ["DegreeSequence", "best_degrees", "budget", "frontier"]
-
-
 # gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
 # wider format, and where they do not. Overshoots of single steps, measured at n = 48 and 128, were
 # .04 to .36 of that (the most where all singular values sit on one maximum of the step) and .3 to

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import choice, count, flag, number
 from polarlib.design.doubles import exact_value, image_of_rounded, lifted
 from polarlib.design.remez import best, check_degrees, check_interval
-
-__all__ = ["flat_step", "greedy", "pade"]
-
 
 # Error that no step of doubles is known to go below: half the distance from 1 to the next double
 # below it.

@@ -9,9 +9,6 @@ from typing import Any
 from polarlib._schedules.certify import certify
 from polarlib._schedules.images import multiple_precision, odd_images, odd_value, turning_points
 
-__all__ = ["BeyondDoublesError", "exact_value", "image_of_rounded", "lifted"]
-
-
 # Times that a step is raised at most (by experiment twice), and the values at the lower end below
 # which it is worth it: above, the rounding of coefficients is no part of 1 - E.
 LIFTS, LIFT_BELOW = 8, 0.1

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["MARGIN", "Problem", "constraints", "mean_and_gradient", "minimise", "odd_powers"]
-
-
 # Cuts of (0, 1] to begin with, in each step.
 CUTS = 12
 # Optimisations from one start, each with the extrema of the one before among its cuts.

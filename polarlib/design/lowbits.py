@@ -14,9 +14,10 @@ from typing import Any
 
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.products import product_counts
-from polarlib._schedules.schedule import MOST_STRIDE, Schedule, coefficients
-from polarlib._schedules.steps import polynomials
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.steps import coefficients, polynomials
 from polarlib._schedules.targets import parse_target
+from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, instance, items, number, shown
 from polarlib.arrays.formats import format_of
 from polarlib.design.doubles import BeyondDoublesError
@@ -30,9 +31,6 @@ from polarlib.design.rounding import (
     last_step,
     next_step,
 )
-
-__all__ = ["for_precision", "noise_gain", "table"]
-
 
 DEGREES = (3, 5, 7, 9)
 # Degree of the steps where their number is given.

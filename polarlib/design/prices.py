@@ -10,9 +10,6 @@ from polarlib.arrays import checks
 from polarlib.arrays.checks import items, number, pair, shown
 from polarlib.design.remez import check_degree
 
-__all__ = ["FORMS", "costs", "prices_by_degree"]
-
-
 FORMS = ("plain", "gram")
 
 

@@ -6,12 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarlib._schedules.schedule import coefficients
+from polarlib._schedules.steps import coefficients
 from polarlib.arrays.checks import shown
 from polarlib.design import remez
-
-__all__ = ["Fingerprint", "fingerprint"]
-
 
 # Ratios of the ends of the interval between which the answer is sought. Below, best steps differ by
 # less than the rounding of doubles; above, they are the Pade step to seven digits.

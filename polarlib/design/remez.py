@@ -25,22 +25,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedules.images import multiple_precision
-from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, double, items, number, shown
-from polarlib.design.doubles import BeyondDoublesError, image_of_rounded, lifted
-
-__all__ = [
-    "BeyondDoublesError",
-    "Minimax",
-    "best",
-    "check_degree",
-    "check_degrees",
-    "check_interval",
-    "ideal",
-    "minimax",
-    "rough",
-]
-
+from polarlib.design.doubles import image_of_rounded, lifted
 
 # Digits asked for where none are: a double, and what its last digit costs.
 DIGITS = 17

@@ -10,9 +10,6 @@ from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import instance
 from polarlib.arrays.formats import format_of
 
-__all__ = ["restarts"]
-
-
 # Spurious eigenvalue of R that is tolerated before a restart: up to it eigenvalues grow by the
 # square of the slope, beyond it faster (docs/gram_form.md).
 TOLERATED = 0.1

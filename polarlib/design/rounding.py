@@ -36,9 +36,6 @@ from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.design.compose import pade
 from polarlib.design.remez import Minimax, best, rough
 
-__all__ = ["Rounding", "first_state", "last_step", "next_step", "rounding_bound"]
-
-
 # Share of the bound u r(x) that is kept free above a step. Chosen by experiment: over 5e6 scalar
 # chains in bfloat16 and float16, 0.65 let one escape and 0.7 none (benchmarks/lowbits.py). The
 # steps after it forgive a little, since each is designed beyond its interval. Downward nothing

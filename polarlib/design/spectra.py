@@ -13,17 +13,6 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, choice, count, instance, number, short, shown
 from polarlib.arrays.settings import ignore_float_errors
 
-__all__ = [
-    "Spectrum",
-    "log_uniform",
-    "marchenko_pastur",
-    "mean_deviation",
-    "mean_error",
-    "power_law",
-    "spectrum",
-]
-
-
 # Quadrature of densities: panels with so many Gauss points each. They give the mean error of five
 # quintics to a thousandth; |1 - s| has a kink at each of its two hundred zeros.
 PANELS, POINTS = 256, 4

@@ -17,16 +17,14 @@ from dataclasses import replace
 import numpy as np
 
 from polarlib._schedules.images import odd_value
-from polarlib._schedules.schedule import MOST_STRIDE, Normalisation, Schedule
+from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.targets import parse_target, target_value
+from polarlib._schedules.validity import MOST_STRIDE, Normalisation
 from polarlib.arrays.checks import count, number
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
 from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.remez import check_degrees, check_interval
-
-__all__ = ["clip", "inverse_root", "power", "smooth_sign"]
-
 
 # Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
 # crowded at the ends; its maxima are then refined. Chosen by experiment: with twice as many the

@@ -27,8 +27,9 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib._schedules.images import odd_image
-from polarlib._schedules.schedule import Normalisation, Schedule
+from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
+from polarlib._schedules.validity import Normalisation
 from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
 from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
@@ -36,9 +37,6 @@ from polarlib.design.fit import Problem, mean_and_gradient, minimise, odd_powers
 from polarlib.design.remez import check_degree
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
 from polarlib.result import ScheduleWarning
-
-__all__ = ["for_spectrum", "tune"]
-
 
 OBJECTIVES = ("slope", "error")
 # Measured singular values beyond this number are thinned, to order statistics, while optimising.

@@ -24,10 +24,7 @@ from polarlib._schedules.images import multiple_precision
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import Rational, numbers
 from polarlib.arrays import checks
-from polarlib.design.remez import BeyondDoublesError
-
-__all__ = ["RationalSchedule", "zolotarev"]
-
+from polarlib.design.doubles import BeyondDoublesError
 
 # Digits beside those of l, with room for what sums and differences of the c_i lose.
 DIGITS = 40

@@ -41,8 +41,6 @@ from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
 from polarlib.engine.normalise import normalise
 
-__all__ = ["polar_gradient", "polar_tangents", "schedule_derivative"]
-
 Array = Any
 Linear = Callable[[Array], Array]
 

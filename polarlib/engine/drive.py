@@ -13,8 +13,6 @@ from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.result import Run
 
-__all__ = ["History", "Progress", "Step", "converge", "one_by_one", "worst_of"]
-
 Array = Any
 # Steps after the planned ones, for singular values that the estimate missed; each of them must
 # reduce the defect to that part.

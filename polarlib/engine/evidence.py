@@ -26,19 +26,6 @@ from polarlib.arrays.functions import above_noise
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
-__all__ = [
-    "Evidence",
-    "condition_bounds",
-    "evidence",
-    "figures",
-    "in_parts",
-    "is_definite",
-    "rank_of",
-    "sketch",
-    "sketched_figures",
-    "traced_verdict",
-]
-
 Array = Any
 
 # Below, whole products cost next to nothing. Chosen by experiment.

@@ -26,8 +26,6 @@ from typing import Any
 from polarlib._schedules.products import even_products, product_counts
 from polarlib.arrays.ops import Ops
 
-__all__ = ["coupled", "iterate", "matrix_products"]
-
 Array = Any
 
 

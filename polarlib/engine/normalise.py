@@ -12,8 +12,6 @@ from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import as_scalar, sqrt
 from polarlib.arrays.ops import Ops
 
-__all__ = ["FROM_GRAM", "checked_peak", "normalise", "normalised_with_gram", "spectral_bound"]
-
 Array = Any
 
 # Normalisations by a bound that the first step's own Gram matrix gives.

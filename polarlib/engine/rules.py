@@ -23,16 +23,6 @@ from polarlib.engine.derivatives import (
 from polarlib.engine.equation import Equation
 from polarlib.result import PolarResult
 
-__all__ = [
-    "by_rules",
-    "differentiable_inverse_root",
-    "differentiable_polar",
-    "differentiable_root",
-    "differentiable_schedule",
-    "differentiable_unitary",
-    "schedule_rule",
-]
-
 Array = Any
 Function = Callable[[Array], Array]
 

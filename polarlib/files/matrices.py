@@ -23,8 +23,9 @@ import numpy as np
 from polarlib._renamed import warn_renamed
 from polarlib.arrays import checks
 from polarlib.arrays.checks import nearest
+from polarlib.arrays.library import dtype_name
 from polarlib.arrays.memory import physical_memory
-from polarlib.arrays.ops import dtype_name, ops_of
+from polarlib.arrays.ops import ops_of
 from polarlib.files.matrix_market import read_market
 from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
 

@@ -15,15 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = [
-    "load_json",
-    "open_regular",
-    "read_whole",
-    "replaceable",
-    "write_together",
-    "write_whole",
-]
-
 PICKLED = (
     "{}: holds pickled Python objects, which are not loaded since they may run code; save the "
     "numbers alone, as float64 or float32"

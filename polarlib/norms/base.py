@@ -31,18 +31,6 @@ from polarlib.arrays.settings import (
     under_default_settings,
 )
 
-__all__ = [
-    "MatrixNorm",
-    "Norm",
-    "Scaled",
-    "duality_gap",
-    "factor",
-    "of_matrices",
-    "of_values",
-    "order",
-    "times",
-]
-
 Array = Any
 # Array library, device and dtype of a result are those of the argument.
 A = TypeVar("A")

@@ -13,8 +13,6 @@ from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks
 from polarlib.norms.base import A, MatrixNorm, Norm, factor
 
-__all__ = ["Convolution", "convolution", "kernel_to_matrix", "matrix_to_kernel"]
-
 Array = Any
 
 # Dimensions that a kernel may have, and arrays of weights.

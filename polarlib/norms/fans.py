@@ -10,8 +10,6 @@ from polarlib.norms.mixed import conjugate
 from polarlib.norms.topk import Method
 from polarlib.norms.unitary import Polar, Unitary, nuclear, schatten, spectral, top_method
 
-__all__ = ["fanion", "ky_fan", "ky_fan_dual", "neon"]
-
 
 def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
     """Return the (k, p)-norm, ``(sum of sigma_i^p over the k largest)^(1/p)``; Ky Fan's for p = 1.

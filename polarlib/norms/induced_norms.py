@@ -8,8 +8,6 @@ from polarlib.norms.base import MatrixNorm, order
 from polarlib.norms.mixed import Mixed, conjugate, lp
 from polarlib.norms.unitary import spectral
 
-__all__ = ["induced"]
-
 
 def induced(a: float, b: float) -> MatrixNorm:
     """Return the operator norm from the a-norm to the b-norm of vectors.

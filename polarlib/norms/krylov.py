@@ -12,8 +12,6 @@ import numpy as np
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 
-__all__ = ["Triplets"]
-
 Array = Any
 # Vectors beyond k in a block; Halko, Martinsson and Tropp (2011), section 4.2, take 5 to 10.
 OVERSAMPLING = 10

@@ -9,8 +9,6 @@ from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import above_noise, as_complex
 from polarlib.arrays.settings import under_default_settings
 
-__all__ = ["power_step", "range_lmo"]
-
 Array = Any
 A = TypeVar("A")
 

@@ -14,8 +14,6 @@ from typing import Any
 from polarlib.arrays.ops import Ops
 from polarlib.norms.base import MatrixNorm, capped_simplex, order
 
-__all__ = ["Mixed", "frobenius", "lp", "lp_norm"]
-
 Array = Any
 
 

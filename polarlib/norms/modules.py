@@ -25,8 +25,6 @@ from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.norms.base import A, MatrixNorm, Norm, factor, times
 from polarlib.norms.convolutions import MOST_LAYERS, Convolution
 
-__all__ = ["Modular", "Module", "bond", "compose", "join", "layer", "modular"]
-
 Array = Any
 
 

@@ -10,9 +10,6 @@ from typing import Literal, NamedTuple
 
 from polarlib.arrays.checks import MOST_ROWS, choice, count, items, number
 
-__all__ = ["MUP", "UPDATE_SCALES", "Parametrization", "mup", "spectral_radii", "update_scale"]
-
-
 # AdamW's updates have a root mean square of about 0.2 to 0.4: Liu and others, Muon is scalable for
 # LLM training, arXiv 2502.16982, section 2.2.
 MOONLIGHT = 0.2

@@ -24,8 +24,6 @@ from polarlib.norms.fans import fanion
 from polarlib.norms.mixed import frobenius, lp
 from polarlib.norms.unitary import Polar, Unitary, of_spectrum, svd
 
-__all__ = ["MinkowskiSum", "f_fanion", "f_muon", "f_neon", "minkowski_sum", "s_fanion", "s_muon"]
-
 Array = Any
 
 # Absolute error of a root of order 1 / sqrt(n) or more: below its last bit.

@@ -15,16 +15,15 @@ from typing import Any, cast
 from polarlib import published
 from polarlib._methods.svd import partial_isometry
 from polarlib._schedules.schedule import Schedule
+from polarlib._stages.options import check_method
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.ops import Ops
-from polarlib.decomposition import check_method, polar
+from polarlib.decomposition import polar
 from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm
 from polarlib.norms.topk import METHODS, Method, top_singular
 from polarlib.orthogonalization import orthogonalize
-
-__all__ = ["Unitary", "nuclear", "rms_to_rms", "schatten", "spectral"]
 
 Array = Any
 # What computes the LMO of the spectral norm: a function, the name of a method or of a published

@@ -27,8 +27,6 @@ from polarlib.plot.figures import (
     whole_figure,
 )
 
-__all__ = ["unit_ball"]
-
 RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
 ARROW = 0.16  # length of an arrow, in units of the largest ball so far
 MOST_ENTRIES = 10**8  # of all matrices along the rays

@@ -19,8 +19,6 @@ from polarlib.arrays.checks import path as checked_path
 from polarlib.files.whole import write_whole
 from polarlib.result import Trace
 
-__all__ = ["save"]
-
 MARKED = 30  # steps that get a marker each
 
 LIMIT_VISIBLE_UP_TO = 1.4  # a divergence limit up to this multiple of the upper bound is shown

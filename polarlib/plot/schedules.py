@@ -25,8 +25,6 @@ from polarlib.plot.figures import (
     require,
 )
 
-__all__ = ["polynomial"]
-
 BETWEEN = 16  # samples between two turning points of a composition
 BISECTIONS = 60
 

@@ -42,8 +42,6 @@ from polarlib.plot.figures import (
 )
 from polarlib.result import Trace
 
-__all__ = ["compare", "convergence", "singular_values"]
-
 Quantity = Literal["orthogonality", "backward_error", "distance"]
 
 LEGEND_MAX_LINES = 8  # up to so many singular values have a marker and a legend entry each

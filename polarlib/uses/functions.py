@@ -7,22 +7,22 @@ import math
 from typing import Any, NoReturn, cast
 
 from polarlib._schedules.images import odd_images
-from polarlib._schedules.schedule import MOST_STRIDE, Schedule
+from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
+from polarlib._schedules.validity import MOST_STRIDE
+from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.decomposition import default_tolerance, hermitian_part
+from polarlib.decomposition import hermitian_part
 from polarlib.design import targets
 from polarlib.engine.iterate import coupled
 from polarlib.engine.normalise import spectral_bound
 from polarlib.engine.rules import differentiable_inverse_root
 from polarlib.uses.nearest import check_square
-
-__all__ = ["inverse_root"]
 
 Array = Any
 

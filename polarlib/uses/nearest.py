@@ -9,16 +9,16 @@ from typing import Any, cast
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import polished
+from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, finite_peak
-from polarlib.arrays.ops import Ops, dtype_name, ops_of
+from polarlib.arrays.library import dtype_name
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.decomposition import default_tolerance, unitary_factor
+from polarlib.decomposition import unitary_factor
 from polarlib.engine.rules import differentiable_unitary
 from polarlib.result import ConvergenceWarning
-
-__all__ = ["nearest_orthogonal", "nearest_rotation"]
 
 Array = Any
 

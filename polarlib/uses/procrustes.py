@@ -17,8 +17,6 @@ from polarlib.decomposition import unitary_factor
 from polarlib.engine.rules import differentiable_unitary
 from polarlib.uses.nearest import found_rotation, refuse_complex
 
-__all__ = ["procrustes"]
-
 Array = Any
 
 

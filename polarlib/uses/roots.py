@@ -7,15 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from polarlib._stages.options import default_tolerance
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, refuse_hidden
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.decomposition import default_tolerance, hermitian_part, polar
+from polarlib.decomposition import hermitian_part, polar
 from polarlib.engine.rules import differentiable_root
 from polarlib.uses.nearest import check_square
-
-__all__ = ["sqrtm_psd"]
 
 Array = Any
 

@@ -23,16 +23,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from polarlib._stages.options import default_tolerance
 from polarlib._stages.results import conclude, missed
 from polarlib.arrays.checks import choice
+from polarlib.arrays.dask_ops import dask_of
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import import_library
 from polarlib.arrays.settings import ignore_float_errors, under_default_settings
-from polarlib.decomposition import default_tolerance, polar
+from polarlib.decomposition import polar
 from polarlib.result import PolarResult, Run, Status
-
-__all__ = ["polar_tall"]
 
 Array = Any
 
@@ -236,19 +235,7 @@ def _near_identity(g: np.ndarray) -> bool:
 def _checked(x: Array, method: str) -> tuple[Array, Any]:
     """Return x in a dtype that we work in, and the dask module."""
     choice("method", method, METHODS)
-    if not type(x).__module__.startswith("dask."):
-        raise TypeError(
-            f"polar_tall takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "
-            "and dask.array.from_array makes dask arrays"
-        )
-    try:
-        dask = import_library("dask")
-        import_library("dask.array")
-    except ImportError as error:  # x is an object of dask without its arrays
-        raise ImportError("polar_tall needs dask.array: pip install 'polarlib[dask]'") from error
-    if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:
-        kind = type(getattr(x, "_meta", x)).__name__
-        raise TypeError(f"polar_tall takes a dask array with blocks of NumPy's, got {kind}")
+    dask = dask_of(x, "polar_tall")
     if x.ndim != 2:
         raise ValueError(f"polar_tall takes a matrix, got shape {x.shape}")
     if x.dtype.kind in "biu":
