@@ -175,7 +175,7 @@ def polar(
         if not recorded or not ops_of(a).is_traced(a):
             return apply(a)
         refuse = options.check_differentiable
-        settled = lambda a: apply(a).settled()  # noqa: E731
+        settled = lambda a: apply(a)._settled()  # noqa: E731
         return differentiable_polar(settled, a, unitary_factor, options.side, refuse)
 
     if options.overwrite_a and not recorded:
@@ -265,7 +265,7 @@ def _stored(result: PolarResult, stored: Stored) -> PolarResult:
     u, h = copied(result.unitary, stored[0]), copied(result.hermitian, stored[1])
     if u is result.unitary and h is result.hermitian:
         return result
-    return result.replaced(unitary=u, hermitian=h)
+    return result._replace(unitary=u, hermitian=h)
 
 
 def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
@@ -303,7 +303,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
         ops.xp.conj(x, out=x)
     if reduced is None:
         return None
-    result = result.replaced(
+    result = result._replace(
         unitary=a,
         orthogonality=float(figures[0]),
         backward_error=float(figures[1]),
@@ -315,4 +315,4 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     status = Status.NOT_CONVERGED
     errors = {"orthogonality": result.orthogonality, "backward_error": result.backward_error}
     missed("polar", result.method, tol, status.value, throw=options.throw, **errors)
-    return result.replaced(status=status, converged=False)
+    return result._replace(status=status, converged=False)

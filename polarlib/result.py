@@ -323,13 +323,13 @@ class PolarResult(Pytree):
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def settled(self) -> PolarResult:
+    def _settled(self) -> PolarResult:
         """Return the result with every figure computed: what follows may be another trace."""
         for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
 
-    def replaced(self, **changes: Any) -> PolarResult:
+    def _replace(self, **changes: Any) -> PolarResult:
         """Return a result with other values of some attributes; nothing is computed for it."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)

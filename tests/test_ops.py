@@ -141,7 +141,7 @@ class Lab:
             assert np.all(np.abs(host - want) <= bound * self.eps), np.abs(host - want).max()
         return host
 
-    def settled(self) -> None:
+    def _settled(self) -> None:
         for x, before in self.kept:
             np.testing.assert_array_equal(self.host(x), before)
 
@@ -948,7 +948,7 @@ def test_contract(kind, name):
     for dtype, stack in FEWER.get(kind.args[0], CASES):
         lab = kind(dtype, stack)
         without_warnings(CHECKS[name], lab)
-        lab.settled()
+        lab._settled()
 
 
 # Where SciPy's kernels take over from NumPy's.
@@ -962,7 +962,7 @@ def test_contract_of_large_matrices(name):
         for kind in ("numpy", "numpy-readonly"):
             lab = Lab(kind, library(kind), dtype, (), large=True)
             without_warnings(CHECKS[name], lab)
-            lab.settled()
+            lab._settled()
 
 
 # -- NaN and infinity ------------------------------------------------------------------------

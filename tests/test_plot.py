@@ -95,7 +95,7 @@ def test_convergence_of_a_method_that_factorises_is_over_steps():
     t = polarlib.measure(np.array([[3.0, 1.0], [0.5, 2.0]]), "newton")
     ax = render(plot.convergence(t))
     assert ax.get_xlabel() == "step"
-    np.testing.assert_array_equal(labelled(ax, "distance").get_xdata(), np.arange(t.steps + 1))
+    np.testing.assert_array_equal(labelled(ax, "distance").get_xdata(), np.arange(t.n_steps + 1))
 
 
 def test_convergence_says_what_a_logarithm_cannot_show(blown_up):

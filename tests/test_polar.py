@@ -431,7 +431,7 @@ def test_figures_that_are_not_read_survive_copies_and_threads(computed):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: result.rank, range(64))) == {140}
     assert computed == ["rank_of"]
-    for made in (pickle.loads(pickle.dumps(result)), copy.copy(result), result.replaced()):
+    for made in (pickle.loads(pickle.dumps(result)), copy.copy(result), result._replace()):
         assert (made.rank, made.condition_bounds) == (140, result.condition_bounds)
         assert math.isinf(made.condition_bounds[1])
     with pytest.raises(AttributeError, match="no attribute 'ranks'"):

@@ -58,7 +58,7 @@ INTERNAL = {
         "Dual",
         "Equation",
     ),
-    *("Decomposition", "Evidence", "Householder", "Lifted", "Prepared", "Rational", "Run"),
+    *("Decomposition", "Evidence", "Householder", "Lifted", "Rational", "Run"),
     *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
@@ -112,7 +112,7 @@ def examples() -> dict[str, Any]:
         "warnings": (
             ConvergenceWarning("a"),
             ScheduleWarning("b"),
-            design.remez.BeyondDoublesError("c"),
+            design.doubles.BeyondDoublesError("c"),
         ),
         "format": FORMATS["bfloat16"],
         "best": design.best(5, 0.1),

@@ -24,6 +24,7 @@ from polarlib import (
 )
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.products import even_products
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.formats import FORMATS
 from polarlib.published import conventions, own_goals
 
@@ -189,7 +190,7 @@ def with_normalised(x, kind):
 
 
 @pytest.mark.parametrize("safety", [None, 1.25])
-@pytest.mark.parametrize("kind", polarlib._schedules.schedule.NORMALISATIONS)
+@pytest.mark.parametrize("kind", NORMALISATIONS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
 def test_error_is_that_of_a_matrix(name, kind, safety):

@@ -134,7 +134,7 @@ def convergence(out: Output, n: int) -> Figure:
             reached = np.flatnonzero(t.orthogonality <= GOAL)
             needed[method] = float(t.matmuls[reached[0]]) if reached.size else math.inf
             colour, line, marker = LOOKS[method]
-            last = (reached[0] if reached.size else t.steps) + 1
+            last = (reached[0] if reached.size else t.n_steps) + 1
             ax.semilogy(
                 t.matmuls[:last],
                 t.orthogonality[:last],

@@ -151,7 +151,7 @@ def gradients(out: Output, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]
         [
             (label, t.matmuls[k], t.distance[k], *np.sort(t.singular_values[k])[[0, -1]])
             for label, t in runs.items()
-            for k in range(t.steps + 1)
+            for k in range(t.n_steps + 1)
         ],
     )
     return {label: (t.matmuls, t.distance) for label, t in runs.items()}

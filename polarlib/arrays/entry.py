@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from polarlib.arrays.checks import short, shown
-from polarlib.arrays.library import dtype_name
+from polarlib.arrays.library import dtype_name, import_library
 from polarlib.arrays.ops import Ops, ops_of
 
 Array = Any
@@ -62,7 +61,7 @@ def libraries() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:
         try:
-            module = importlib.import_module(name)
+            module = import_library(name)
         except ImportError:
             continue
         found[name] = str(getattr(module, "__version__", "unknown"))

@@ -25,9 +25,20 @@ FORMAT_OF_DTYPE = {
 }
 
 
+# Libraries whose arrays are on GPUs alone.
+WITHOUT_CPU = frozenset({"cupy"})
+# Modules that make arrays, where they do not have the library's name.
+_ARRAY_MODULES = {"jax": "jax.numpy", "dask": "dask.array"}
+
+
 def import_library(name: str) -> Any:
     """Import an array library, or a module of one: polarlib requires NumPy alone."""
     return importlib.import_module(name)
+
+
+def import_arrays(name: str) -> Any:
+    """Import the module of a library that makes arrays."""
+    return import_library(_ARRAY_MODULES.get(name, name))
 
 
 def dtype_name(x: Array) -> str:

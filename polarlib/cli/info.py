@@ -19,7 +19,7 @@ import typer
 import polarlib
 from polarlib.arrays.entry import libraries
 from polarlib.arrays.formats import FORMATS
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import import_arrays
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.bench import usable_processors
@@ -215,17 +215,13 @@ def _packages() -> dict[str, str | None]:
     return found
 
 
-# Where arrays are made, if not in the module that has the library's name.
-_ARRAYS = {"jax": "jax.numpy", "dask": "dask.array"}
-
-
 def _formats() -> dict[str, dict[str, str]]:
     """Native or simulated, for the formats that each array library can compute in here."""
     table: dict[str, dict[str, str]] = {}
     for library in libraries():
         table[library] = {}
         try:
-            module = import_library(_ARRAYS.get(library, library))
+            module = import_arrays(library)
             x = module.ones((1, 1), dtype=module.float32)
         except Exception:  # CuPy without a device, say: it makes no arrays
             continue
