@@ -205,9 +205,10 @@ def info(as_json: Json = False) -> None:
 
 def _packages() -> dict[str, str | None]:
     """Versions of the packages that polarlib uses, None where one is missing."""
-    names = "numpy scipy array-api-compat mpmath typer rich threadpoolctl matplotlib jinja2"
+    core = "numpy scipy array-api-compat mpmath python-flint"
+    extras = "typer rich threadpoolctl matplotlib jinja2 ml_dtypes safetensors"
     found: dict[str, str | None] = {}
-    for name in (*names.split(), "ml_dtypes", "safetensors"):
+    for name in f"{core} {extras}".split():
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
