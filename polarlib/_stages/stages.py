@@ -57,9 +57,10 @@ def _with_room_for_h(decompose: F) -> F:
 
     @functools.wraps(decompose)
     def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
-        (m, n), ops, side = a.shape[-2:], ops_of(a), options.side
+        (m, n), side = a.shape[-2:], options.side
         if not options.form_h or m == n or (m < n) != (side == "right"):
             return cast(PolarResult, decompose(a, options, h_out))
+        ops = ops_of(a)
         shape = (*a.shape[:-2], max(m, n), max(m, n))
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
@@ -88,7 +89,8 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarRe
     Without a Hermitian factor (``options.form_h``) it is None in the result, as are the figures
     that need one.
     """
-    ops, tol = ops_of(a), options.tolerance(a, ops_of(a))
+    ops = ops_of(a)
+    tol = options.tolerance(a, ops)
     if ops.is_abstract(a):
         refuse_hidden(a, ops, options.caller)
         options.check_abstract(ops)
