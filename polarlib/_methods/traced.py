@@ -128,10 +128,10 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
     return x, Run(k, 1 + 2 * k, True)
 
 
-def fixed_schedule(x: Array, ops: Ops, chosen: Schedule) -> tuple[Array, Run]:
-    """Every step of a schedule."""
+def fixed_schedule(x: Array, ops: Ops, chosen: Schedule, callback: Any = None) -> tuple[Array, Run]:
+    """Every step of a schedule, in the format of the matrices."""
     apply: Any = rational if chosen.is_rational else polynomial
-    u, run = apply(x, ops, chosen, precision=ops.format_name(x))
+    u, run = apply(x, ops, chosen, precision=ops.format_name(x), callback=callback)
     return u, run
 
 

@@ -21,8 +21,6 @@ from polarlib._methods import (
     auto,
     fixed_schedule,
     partial_isometry,
-    polynomial,
-    rational,
     worst_of,
 )
 from polarlib._methods.options import resolve_schedule
@@ -146,9 +144,7 @@ def _run(
         return auto(x, ops, tol=tol, callback=callback)
     if isinstance(method, str) and method in METHODS:
         return METHODS[method](x, ops, tol=tol, callback=callback)
-    chosen = resolve_schedule(method, None, precision)
-    apply: Any = rational if chosen.is_rational else polynomial
-    return cast(tuple[Array, Run], apply(x, ops, chosen, precision=precision, callback=callback))
+    return fixed_schedule(x, ops, resolve_schedule(method, None, precision), callback)
 
 
 def _status_from_errors(
