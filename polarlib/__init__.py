@@ -10,7 +10,7 @@ What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
 
 And what optimizers of matrices are made of
-    :mod:`polarlib.norms`                  norms, dual norms, maximisers; :mod:`polarlib.updates`
+    :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
     :func:`top_singular`                   the leading singular triplets
 
 Four nouns
