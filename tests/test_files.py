@@ -300,6 +300,12 @@ def test_lines_without_end(here, head):
     assert len(failure("a.mtx")) < 500
 
 
+def test_json_that_is_no_text(here):
+    np.save("a.npy", np.eye(2))
+    with pytest.raises(ValueError, match=r"^a\.npy: is not JSON: it is not UTF-8 text$"):
+        polarlib.Schedule.from_json("a.npy")
+
+
 DEEP = 10**5
 
 

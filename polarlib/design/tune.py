@@ -252,7 +252,7 @@ def tune(
     (78.3, 85.1, True)
     """
     instance("start", start, Schedule, "a Schedule, such as polarlib.schedule returns")
-    polynomials(start, "design.tune")
+    polynomials(start, "design.tune(start=)")
     if start.stride != 2 or start.target != "polar":
         raise ValueError(
             f"tune takes odd polynomials for the polar factor, got stride {start.stride} and "

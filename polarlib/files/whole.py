@@ -317,5 +317,7 @@ def load_json(content: bytes, file: str | os.PathLike[str]) -> Any:
         return json.loads(content, object_pairs_hook=unique)
     except RecursionError:
         raise ValueError(f"{os.fspath(file)}: is not JSON: it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{os.fspath(file)}: is not JSON: it is not UTF-8 text") from None
     except ValueError as error:
         raise ValueError(f"{os.fspath(file)}: is not JSON: {error}") from None
