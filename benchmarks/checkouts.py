@@ -1,12 +1,12 @@
 """Times of one checkout divided by those of another, in strict alternation.
 
     git worktree add /elsewhere REVISION
+    export OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
     python benchmarks/checkouts.py /elsewhere . --json docs/data/checkouts.json
 
-Each checkout has a process of its own, with the BLAS threads of the environment. A turn takes as
-many calls as last 20 milliseconds; "ratio" is the median of the ratios of neighbouring turns, and
-"spread" their quartiles. The comparison of a checkout with a copy of itself shows what the machine
-adds: ratios from 0.97 to 1.03 where nothing else runs.
+Each checkout has a process of its own. Give it one thread: the idle threads of one process spin
+for a while, and take a processor from the other. A turn takes as many calls as last 20
+milliseconds; "ratio" is the median of the ratios of neighbouring turns, "spread" their quartiles.
 """
 
 from __future__ import annotations
