@@ -29,7 +29,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to
 from polarlib.files.whole import write_whole
-from polarlib.zoo import SPECTRA, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
 SHAPES = ((512, 64), (256, 64), (256, 192))

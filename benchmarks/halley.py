@@ -25,8 +25,8 @@ from polarlib._methods.halley import LOWER, halley, rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
 from polarlib.timing import interleaved
-from polarlib.zoo import SPECTRA, spectrum, with_singular_values
 
 FORMATS = ("bfloat16", "float16")
 SHAPES = ((256, 256), (2048, 256))

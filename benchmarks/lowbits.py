@@ -29,7 +29,7 @@ from polarlib.arrays.rounded import round_to, rounded
 from polarlib.design import lowbits, rounding
 from polarlib.engine.iterate import iterate
 from polarlib.files.whole import write_whole
-from polarlib.zoo import SPECTRA, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
 
 # Formats, and the lower ends that are sensible in them.
 LOWER = {"bfloat16": 1e-3, "float16": 1e-3, "float8_e4m3": 1e-1, "float8_e5m2": 1e-1}

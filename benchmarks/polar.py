@@ -36,8 +36,8 @@ from polarlib.arrays.ops import ops_of
 from polarlib.bench import BURST, MOST, PAUSE
 from polarlib.design.zolotarev import best_steps
 from polarlib.files.whole import write_whole
+from polarlib.testing import with_singular_values
 from polarlib.timing import interleaved, ratios
-from polarlib.zoo import with_singular_values
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "data" / "polar_benchmarks.json"

@@ -35,7 +35,7 @@ from polarlib.arrays.rounded import round_to, rounded
 from polarlib.engine.iterate import iterate
 from polarlib.files import sample_matrices
 from polarlib.files.whole import write_whole
-from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 METRICS = ("orthogonality", "backward error", "negative part", "dual gap", "bound violation")
 FORMATS = ("bfloat16", "float16", "float32")

@@ -23,8 +23,8 @@ from polarlib.arrays.checks import choice, flag, number
 from polarlib.arrays.entry import as_matrix, is_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.zoo import (
-    SPECTRA,
+from polarlib.zoo.collection import zoo
+from polarlib.zoo.matrices import (
     binomial,
     cauchy,
     frank,
@@ -35,12 +35,11 @@ from polarlib.zoo import (
     kahan,
     orthonormal,
     rotation,
-    spectrum,
     wilkinson,
     wilkinson_minus,
     with_singular_values,
-    zoo,
 )
+from polarlib.zoo.spectra import SPECTRA, spectrum
 
 __all__ = [
     "SPECTRA",

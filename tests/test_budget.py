@@ -28,7 +28,7 @@ from polarlib.design.budget import (
 )
 from polarlib.design.prices import costs
 from polarlib.design.remez import ideal
-from polarlib.zoo import spectrum, with_singular_values
+from polarlib.testing import spectrum, with_singular_values
 
 PRODUCTS = {3: 2, 5: 3, 7: 4, 9: 4, 11: 5, 13: 5}
 NARROW_FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3", "float8_e5m2")

@@ -25,8 +25,13 @@ from polarlib import (
 from polarlib._methods import METHODS
 from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
-from polarlib.testing import assert_polar, assert_unitary_factor
-from polarlib.zoo import orthonormal, with_singular_values, zoo
+from polarlib.testing import (
+    assert_polar,
+    assert_unitary_factor,
+    orthonormal,
+    with_singular_values,
+    zoo,
+)
 
 # -- the table -------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from polarlib._methods.halley import halley, rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import round_to
-from polarlib.zoo import SPECTRA, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
 
 module = importlib.import_module("polarlib._methods.halley")
 FORMATS = ("bfloat16", "float16", "float32")

@@ -14,8 +14,7 @@ from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.engine.drive import LAST
-from polarlib.testing import assert_polar
-from polarlib.zoo import orthonormal, with_singular_values, zoo
+from polarlib.testing import assert_polar, orthonormal, with_singular_values, zoo
 
 EPS = {d: float(np.finfo(d).eps) for d in DTYPES}
 # One block of a kernel, one entry more than a block, several with a rest.

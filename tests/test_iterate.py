@@ -19,7 +19,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.design import restarts
 from polarlib.engine.iterate import coupled, iterate, matrix_products
 from polarlib.engine.normalise import normalise
-from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 NAMES = polarlib.schedules()
 SAFE = ("you", "jordan", "polar_express", "polar_express_105", "polar_express_102")

@@ -25,7 +25,7 @@ from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.engine.iterate import matrix_products
 from polarlib.engine.normalise import FROM_GRAM, normalise
-from polarlib.zoo import SPECTRA, orthonormal, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
 

@@ -17,7 +17,7 @@ from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.design import rounding
 from polarlib.design.lowbits import for_precision, noise_gain, table
-from polarlib.zoo import spectrum, with_singular_values
+from polarlib.testing import spectrum, with_singular_values
 
 # A lower end that makes sense in each format.
 LOWER = {"bfloat16": 1e-3, "float16": 1e-3, "float8_e4m3": 1e-1, "float8_e5m2": 1e-2}

@@ -15,7 +15,7 @@ import scipy.linalg
 import polarlib
 from polarlib import Schedule, ScheduleWarning, Trace, measure, polar, schedule
 from polarlib._methods import METHODS
-from polarlib.zoo import binomial, frank, hilbert, with_singular_values
+from polarlib.testing import binomial, frank, hilbert, with_singular_values
 
 A = with_singular_values(np.geomspace(1, 1e-2, 6), 10, seed=1)
 

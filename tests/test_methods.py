@@ -18,8 +18,15 @@ from polarlib._methods.qdwh import CHOLESKY_BELOW, form, halley, qdwh, resolvent
 from polarlib._methods.reduction import largest, noise, reduce_tall, rounded_down, start
 from polarlib._methods.zolotarev import zolotarev
 from polarlib.arrays.ops import Ops, ops_of
-from polarlib.testing import assert_unitary_factor
-from polarlib.zoo import binomial, frank, hilbert, orthonormal, with_singular_values, zoo
+from polarlib.testing import (
+    assert_unitary_factor,
+    binomial,
+    frank,
+    hilbert,
+    orthonormal,
+    with_singular_values,
+    zoo,
+)
 
 # The modules, which functions of the same name hide.
 QDWH, MINIMAX = (importlib.import_module(f"polarlib._methods.{m}") for m in ("qdwh", "minimax"))

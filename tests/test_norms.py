@@ -20,7 +20,7 @@ import polarlib
 from polarlib import norms
 from polarlib.arrays.numpy_ops import NumpyOps
 from polarlib.norms import unitary
-from polarlib.zoo import orthonormal, with_singular_values
+from polarlib.testing import orthonormal, with_singular_values
 
 INF = math.inf
 

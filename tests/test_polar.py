@@ -24,8 +24,7 @@ from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.evidence import EXACT_UP_TO, PROBES, evidence, figures
-from polarlib.testing import assert_polar, assert_unitary_factor
-from polarlib.zoo import orthonormal, with_singular_values
+from polarlib.testing import assert_polar, assert_unitary_factor, orthonormal, with_singular_values
 
 EPS = float(np.finfo("f8").eps)
 

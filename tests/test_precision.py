@@ -14,7 +14,7 @@ from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import round_to, rounded
 from polarlib.arrays.wrapper import COMPUTED, EXACT, Wrapper
-from polarlib.zoo import SPECTRA, spectrum, with_singular_values
+from polarlib.testing import SPECTRA, spectrum, with_singular_values
 
 DTYPE_OF = {
     "bfloat16": "bfloat16",

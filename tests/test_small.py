@@ -15,8 +15,8 @@ from polarlib._methods import small as module
 from polarlib._methods import small_algebra
 from polarlib._methods.small import decompose, small
 from polarlib.arrays.ops import ops_of
+from polarlib.testing import with_singular_values
 from polarlib.uses.nearest import _shown_rotation as rotation
-from polarlib.zoo import with_singular_values
 
 SIZES = (1, 2, 3, 4)
 # Largest backward error and orthogonality, in epsilons: measured up to 4.5 on a million matrices.

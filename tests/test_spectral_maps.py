@@ -18,7 +18,7 @@ from polarlib.norms.spectral_maps import (
     spectral_clip,
     spectral_power,
 )
-from polarlib.zoo import with_singular_values
+from polarlib.testing import with_singular_values
 
 SHAPES = [(5, 5), (7, 4), (4, 7), (1, 1), (1, 4), (4, 1), (2, 3, 5, 3), (2, 3, 3, 5)]
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7} | {d: float(np.finfo(d).eps) for d in DTYPES}

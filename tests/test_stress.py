@@ -12,7 +12,7 @@ import pytest
 
 import polarlib
 from polarlib.arrays.formats import format_of
-from polarlib.zoo import SPECTRA
+from polarlib.testing import SPECTRA
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")

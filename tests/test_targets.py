@@ -20,8 +20,8 @@ from polarlib._schedules.images import odd_value
 from polarlib._schedules.targets import target_value
 from polarlib.design import targets
 from polarlib.design.remez import best
+from polarlib.testing import orthonormal
 from polarlib.uses.functions import inverse_root
-from polarlib.zoo import orthonormal
 
 # -- inverse roots: the steps ----------------------------------------------------------------
 

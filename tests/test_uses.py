@@ -14,11 +14,10 @@ from scipy.spatial.transform import Rotation
 from polarlib._methods import small
 from polarlib.arrays.ops import ops_of
 from polarlib.result import ConvergenceWarning
-from polarlib.testing import assert_unitary_factor
+from polarlib.testing import assert_unitary_factor, orthonormal, rotation, with_singular_values, zoo
 from polarlib.uses.nearest import _rotation, nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
 from polarlib.uses.roots import sqrtm_psd
-from polarlib.zoo import orthonormal, rotation, with_singular_values, zoo
 
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10} | {d: float(np.finfo(d).eps) for d in DTYPES}
 REAL = ("float32", "float64")

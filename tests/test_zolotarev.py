@@ -18,8 +18,7 @@ from polarlib._schedules.steps import numbers
 from polarlib.arrays.ops import ops_of
 from polarlib.design.zolotarev import RationalSchedule, best_steps
 from polarlib.design.zolotarev import zolotarev as design_zolotarev
-from polarlib.testing import assert_polar, assert_unitary_factor
-from polarlib.zoo import with_singular_values, zoo
+from polarlib.testing import assert_polar, assert_unitary_factor, with_singular_values, zoo
 
 LOWERS = (1e-30, 1e-16, 1e-8, 1e-3, 0.1, 0.9, 0.999)
 

@@ -18,7 +18,7 @@ import scipy.linalg
 
 from polarlib import polar
 from polarlib._methods import METHODS
-from polarlib.zoo import zoo
+from polarlib.testing import zoo
 
 METHODS_OF_POLAR = ["auto", *(name for name in METHODS if name not in ("qr", "small"))]
 ZOOS = {

@@ -15,7 +15,7 @@ from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
 
 import polarlib
 from polarlib import plot
-from polarlib.zoo import binomial, frank, hilbert, with_singular_values
+from polarlib.testing import binomial, frank, hilbert, with_singular_values
 
 EPS = 2.0**-52
 # The error after a change of this size is below 2.5 eps: convergence is quadratic.

@@ -14,7 +14,7 @@ from common import TWO_COLUMNS, Output, main, panels
 
 import polarlib
 from polarlib import design, files, plot
-from polarlib.zoo import with_singular_values
+from polarlib.testing import with_singular_values
 
 # The cushion that gives the printed list to the last digit, as ports of the authors' code name it;
 # the algorithm in the paper's text has 1/10.

@@ -16,7 +16,7 @@ from common import TWO_COLUMNS, Output, main, panels
 
 import polarlib
 from polarlib import design, plot
-from polarlib.zoo import with_singular_values
+from polarlib.testing import with_singular_values
 
 EPS = 2.0**-52
 CONDITION = 1e15

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polarlib
-from polarlib.testing import assert_polar
-from polarlib.zoo import with_singular_values
+from polarlib.testing import assert_polar, with_singular_values
 
 SHAPES = [(1, 1), (4, 4), (9, 9), (20, 8), (8, 20), (3, 6, 4), (2, 3, 4, 6)]
 DTYPES = ["float32", "float64", "complex64", "complex128"]
