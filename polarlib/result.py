@@ -8,13 +8,13 @@ import html
 import io
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from polarlib._renamed import warn_renamed
 from polarlib.arrays.checks import instance
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.entry import is_host_array
@@ -146,11 +146,7 @@ class Trace:
     @property
     def steps(self) -> int:
         """Former name of `n_steps`."""
-        warnings.warn(
-            "Trace.steps is now Trace.n_steps; the former name ends with polarlib 0.3",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed("Trace.steps", "Trace.n_steps")
         return self.n_steps
 
     def __repr__(self) -> str:

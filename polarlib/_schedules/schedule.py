@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 
+from polarlib._renamed import warn_renamed
 from polarlib._schedules import export
 from polarlib._schedules.bounds import enclosed
 from polarlib._schedules.certify import Certificate
@@ -350,8 +350,7 @@ class Schedule:
     def survives(self, precision: Format) -> bool:
         """Former name of :meth:`is_safe_in`, until 0.3; of a Format, not its name."""
         precision = checks.instance("precision", precision, Format, "a Format, of format_of")
-        text = "Schedule.survives is now Schedule.is_safe_in; the former name ends with 0.3"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        warn_renamed("Schedule.survives", "Schedule.is_safe_in")
         return self.is_safe_in(precision.name)
 
     def quantize(self, format: str) -> Schedule:

@@ -3,9 +3,9 @@
 Pure functions of intervals, schedules and number formats; nothing here touches an array.
 """
 
-import warnings
 from typing import Any
 
+from polarlib._renamed import warn_renamed
 from polarlib.design.band import band, stationary
 from polarlib.design.bounds import largest_complement, least_error
 from polarlib.design.budget import DegreeSequence, best_degrees, budget, frontier
@@ -67,11 +67,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Find the former name of a class, until 0.3."""
     if name == "Choice":
-        warnings.warn(
-            "polarlib.design.Choice is now polarlib.design.DegreeSequence; the former name ends "
-            "with polarlib 0.3",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        warn_renamed("polarlib.design.Choice", "polarlib.design.DegreeSequence")
         return DegreeSequence
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

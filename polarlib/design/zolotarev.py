@@ -17,9 +17,9 @@ series converge fast for every l; c_i c_(2r+1-i) = l^2 gives the larger half.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
+from polarlib._renamed import warn_renamed
 from polarlib._schedules.images import multiple_precision
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import Rational, numbers
@@ -39,11 +39,8 @@ def RationalSchedule(
     steps: Any, lower: float, upper: float = 1.0, name: str = "custom", source: str = ""
 ) -> Schedule:
     """Return a :class:`polarlib.Schedule` of rational steps; former name, until 0.3."""
-    message = (
-        "design.RationalSchedule is now polarlib.Schedule(steps=..., normalisation='spectral'); "
-        "the former name ends with polarlib 0.3"
-    )
-    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    now = "polarlib.Schedule(steps=..., normalisation='spectral')"
+    warn_renamed("design.RationalSchedule", now)
     return Schedule(
         steps=steps, lower=lower, upper=upper, normalisation="spectral", name=name, source=source
     )
