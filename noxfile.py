@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import nox
 
@@ -12,6 +13,8 @@ nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 # Torch 2.13 is the version that the tests of DTensor and compilation were written for.
 LIBRARIES = ("torch==2.13.0", "jax>=0.6", "dask[array]>=2024.8")
+# The parts of `nox -s full`.
+FULL = ("lint", "every", "versions-3.12", "versions-3.13", "lowest", "seeds", "fuzz", "peers")
 
 
 @nox.session
@@ -29,10 +32,33 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-def full(session: nox.Session) -> None:
+def every(session: nox.Session) -> None:
     """Every test, slow ones included, with torch, JAX and Dask."""
     session.install("-e", ".[test]", *LIBRARIES)
     session.run("python", "-m", "pytest", "-m", "", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """All that a machine without a GPU can check, in sessions that can be run alone."""
+    for part in FULL:
+        session.notify(part)
+
+
+@nox.session(python=["3.12", "3.13"])
+def versions(session: nox.Session) -> None:
+    """The default run on later Pythons than 3.11, which `lowest` has; missing ones are skipped."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Wrong and random arguments at length: other values for each seed."""
+    session.install("-e", ".[test]")
+    files = sorted(str(path) for path in Path("tests").rglob("test_fuzz*.py"))
+    for seed in session.posargs or map(str, range(1, 6)):
+        session.run("python", "-m", "pytest", "-m", "", *files, "--seed", seed)
 
 
 @nox.session
