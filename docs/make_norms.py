@@ -4,8 +4,8 @@
 
 writes the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on the page, and
 docs/figures/unit_balls.png. Each formula has a function that computes it, and is compared with the
-library before anything is written. tests/test_norms_page.py checks that the page is up to date and
-that every norm has a row.
+library before anything is written. tests/norms/test_norms_page.py checks that the page is up to
+date and that every norm has a row.
 """
 
 from __future__ import annotations

@@ -543,7 +543,7 @@ def page(data: dict[str, dict[str, dict[str, str]]]) -> str:
         "# Transformations",
         "",
         "Made by `python docs/make_transformations.py`, checked by",
-        "`tests/test_transformations.py`.",
+        "`tests/arrays/test_transformations.py`.",
         "✓: the value, or the derivative, is right (`make_transformations.py` says how it is",
         "compared). (✓): right, and every device has all of the result. A number: refused, with",
         "the sentence below. Nothing else happens.",

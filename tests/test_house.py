@@ -19,10 +19,10 @@ from typing import Any
 import conftest
 import numpy as np
 import pytest
-import test_contract
-import test_derivatives
-import test_norms
-import test_published
+from engine import test_derivatives
+from methods import test_contract
+from norms import test_norms
+from schedules import test_published
 
 import polarlib
 from polarlib import norms
@@ -282,7 +282,8 @@ def test_every_norm_has_its_rows():
     page = (DOCS / "norms.md").read_text(encoding="utf-8")
     tests = Path(test_norms.__file__).read_text(encoding="utf-8")
     others = "".join(
-        path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_norms_*.py")
+        path.read_text(encoding="utf-8")
+        for path in Path(test_norms.__file__).parent.glob("test_norms_*.py")
     )
     for name in makers:
         assert re.search(rf"norms\.{name}\b", tests + others), name
@@ -317,7 +318,11 @@ def test_every_target_has_its_rows():
     page = (DOCS / "design.md").read_text(encoding="utf-8")
     tests = {
         name: (ROOT / "tests" / name).read_text(encoding="utf-8")
-        for name in ("test_targets.py", "test_certify.py", "test_schedule.py")
+        for name in (
+            "design/test_targets.py",
+            "schedules/test_certify.py",
+            "schedules/test_schedule.py",
+        )
     }
     for name in set(TARGETS) - {"polar"}:
         assert f"`{name}`" in page

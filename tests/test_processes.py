@@ -404,7 +404,7 @@ def test_without_pointers_of_scipy_and_parts_of_the_system(tmp_path):
 def test_contract_without_pointers_of_scipy(tmp_path):
     code = (
         "import pytest\n"
-        "names = [root + '/tests/test_contract.py', root + '/tests/test_polar.py']\n"
+        "names = [root + f'/tests/methods/test_{name}.py' for name in ('contract', 'polar')]\n"
         "which = '(hybrid or qdwh or auto or svd) and numpy'\n"
         "sys.exit(pytest.main(['-n0', '-q', '-p', 'no:cacheprovider', '-k', which, *names]))\n"
     )

@@ -30,7 +30,7 @@ class Target:
         ``enclose(a, b, parameter)`` for python-flint's balls ``0 <= a <= b`` of one number each:
         balls that contain all values and all derivatives on [a, b]. At a corner the derivatives are
         those of both sides; where there is no bound the ball is not finite. Certificates rest on
-        this property, and `tests/test_certify.py` checks it for every entry of `TARGETS`.
+        this property, and `tests/schedules/test_certify.py` checks it for every entry of `TARGETS`.
     has_parameter, is_positive : bool
         Whether a parameter in brackets belongs to the name, and whether it has to be positive.
     corners : tuple of float

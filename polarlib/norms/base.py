@@ -8,7 +8,7 @@ finite, in at least single precision and scaled to a largest entry of about 1; v
 dimensions, shape (..., 1, 1), so that they multiply the matrices that they belong to. Arguments,
 scale, half precision, empty matrices and NaN are handled by :func:`of_matrices` and
 :func:`of_values`. Export the constructor in norms/__init__.py, and add a row to ATOMS of
-tests/test_norms.py and one to docs/make_norms.py: a test fails where one is missing.
+tests/norms/test_norms.py and one to docs/make_norms.py: a test fails where one is missing.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 from polarlib import norms, plot, updates
 from polarlib.norms import spectral_maps
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
 
 

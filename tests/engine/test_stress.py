@@ -14,7 +14,7 @@ import polarlib
 from polarlib.arrays.formats import format_of
 from polarlib.testing import SPECTRA
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import polarlib
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
 
 

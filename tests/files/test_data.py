@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NPZ = ROOT / "polarlib" / "data" / "gradients.npz"
 TOML = NPZ.with_suffix(".toml")
 README = ROOT / "analysis" / "gradients" / "README.md"
