@@ -48,7 +48,8 @@ _LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
 def is_array(x: Any) -> bool:
     """Whether an object is an array of a library that we can compute with."""
-    return array_api_compat.is_array_api_obj(x)
+    # Older versions of array-api-compat take NumPy's matrices, whose * is not elementwise.
+    return array_api_compat.is_array_api_obj(x) and not isinstance(x, np.matrix)
 
 
 def is_host_array(x: Any) -> bool:

@@ -100,6 +100,9 @@ def test_errors_of_numpy_are_not_the_callers(kind, mode):
     """Every public function: the same results, and the same settings afterwards."""
     with np.errstate(all="ignore"):
         calls = verbs.on_arrays(INPUTS[kind], SIZE)
+        if np.lib.NumpyVersion(scipy.__version__) < "1.17.0":
+            # Older versions of ARPACK restart at random in the null space, each time elsewhere.
+            del calls["top_singular.arpack"]
         wanted = {name: outcome(call) for name, call in calls.items()}
     with np.errstate(all=mode):
         before = np.geterr()

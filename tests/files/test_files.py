@@ -247,6 +247,10 @@ def test_shapes_that_do_not_fit_the_data(here, shape):
     (here / "a.npy").write_bytes(data)
     with zipfile.ZipFile("a.npz", "w") as archive:
         archive.writestr("a.npy", data)
+    if shape.startswith(b"(-") and np.lib.NumpyVersion(np.__version__) < "2.1.0":
+        # These versions of NumPy infer a negative length, as reshape does: nothing is lost.
+        np.testing.assert_array_equal(files.read("a.npy"), A)
+        return
     assert "damaged" in failure("a.npy")
     assert "damaged" in failure("a.npz")
 

@@ -32,10 +32,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_scipy_passes():
     done = run(str(SCRIPT))
     assert done.returncode == 0, done.stdout + done.stderr
-    # 32 in SciPy 1.17; the number is SciPy's business, that none was left out is ours.
+    # 32 in SciPy 1.17, 2 in 1.13, each over several matrices; that none was left out is ours.
     collected = int(done.stdout.partition("collected ")[2].split()[0])
     assert f"{collected} tests passed; polarlib.polar was called" in done.stdout
-    assert collected >= 14
+    assert collected >= (32 if scipy.__version__ >= "1.17" else 2)
 
 
 @needs_scipy_tests
