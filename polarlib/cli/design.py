@@ -13,21 +13,8 @@ from rich.console import RenderableType
 import polarlib
 from polarlib import published
 from polarlib._schedules.export import Kind
-from polarlib.cli.console import (
-    PICTURES,
-    Json,
-    check_outputs,
-    command,
-    format_number,
-    grid,
-    numbered_columns,
-    paragraph,
-    save_picture,
-    say,
-    say_json,
-    tabulated,
-    write_named,
-)
+from polarlib.cli import console
+from polarlib.cli.console import command, format_number, grid, say, tabulated
 from polarlib.files.whole import write_whole
 
 # Limits of options: larger values take minutes, and no schedule needs them.
@@ -46,7 +33,7 @@ def schedules(
     steps: Annotated[
         int | None, typer.Option(max=MOST_STEPS, help="Number of steps of the one.")
     ] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Published coefficient sets, or one of them in full."""
     if name is not None:
@@ -56,7 +43,7 @@ def schedules(
         raise ValueError("--steps is for one set: name it, as in 'polarlib schedules jordan'")
     sets = [_about(known, None) for known in polarlib.schedules()]
     if as_json:
-        say_json({"schedules": sets})
+        console.say_json({"schedules": sets})
         return
     say(
         *tabulated(
@@ -77,7 +64,7 @@ def schedules(
             sets,
         ),
         "",
-        paragraph(
+        console.paragraph(
             "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
             "input safety first. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
@@ -113,7 +100,7 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     images = [(row["image_lower"], row["image_upper"]) for row in polarlib.design.table(s)]
     if as_json:
         about |= {"coefficients": s.steps, "images": images, "source": s.source, "scaling": scaling}
-        say_json(about)
+        console.say_json(about)
         return
     repeat = {
         None: "not beyond",
@@ -142,7 +129,8 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
         *_coefficients(s),
         "",
         *tabulated(
-            numbered_columns(["after\nstep", "image of the\ninterval from", "to"]), intervals
+            console.numbered_columns(["after\nstep", "image of the\ninterval from", "to"]),
+            intervals,
         ),
     )
 
@@ -154,7 +142,7 @@ def _coefficients(s: polarlib.Schedule) -> list[RenderableType]:
         [k, *(repr(c) for c in step), *[""] * (len(powers) - len(step))]
         for k, step in enumerate(s.steps, 1)
     ]
-    return tabulated(numbered_columns(["step", *powers]), rows)
+    return tabulated(console.numbered_columns(["step", *powers]), rows)
 
 
 # -- design ----------------------------------------------------------------------------------
@@ -204,23 +192,23 @@ def design(
         Path | None,
         typer.Option(help=f"Write to this .json, {', '.join(EXPORTS)} or _triton.py file."),
     ] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Design a schedule for an interval, a budget, a number format."""
-    check_outputs({"--plot": plot}, PICTURES)
-    check_outputs({"--export": export}, (".json", *EXPORTS))
+    console.check_outputs({"--plot": plot}, console.PICTURES)
+    console.check_outputs({"--export": export}, (".json", *EXPORTS))
     s = _designed(lower, upper, matmuls, steps, degrees, precision, safety, cushion)
     if name is not None:
         s = dataclasses.replace(s, name=name)
     rows = polarlib.design.table(s)
     certificate = s.certify()
     if plot is not None:
-        write_named({"--plot": plot}, functools.partial(_draw_schedule, s, plot))
+        console.write_named({"--plot": plot}, functools.partial(_draw_schedule, s, plot))
     if export is not None:
-        write_named({"--export": export}, functools.partial(_export, s, export))
+        console.write_named({"--export": export}, functools.partial(_export, s, export))
     if as_json:
         document = s.to_dict() | {"table": rows, "certificate": dataclasses.asdict(certificate)}
-        say_json(document | {"plot_file": plot, "export_file": export})
+        console.say_json(document | {"plot_file": plot, "export_file": export})
         return
     facts = {
         "name": s.name,
@@ -305,7 +293,7 @@ def _designed(
 def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
     from polarlib import plot
 
-    save_picture(plot.polynomial(s), path)
+    console.save_picture(plot.polynomial(s), path)
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:
