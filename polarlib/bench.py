@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -333,11 +333,7 @@ def add_costs(path: Path, tables: cost_tables.Tables) -> None:
             same = there is not None and there["source"] == table["source"]
             merged[library][device] = _joined(there, table) if same and there else table
     text = _toml(merged).encode()
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: file.write(text))
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def measure(
     precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
     x = enter(x, "measure: the matrix", ops=ops, remedy="remove them", tall=True, scaling=None).x
-    exact = _scaled(ops.to_host(x))
+    exact = ops.to_host(x)
+    exact = exact / (max(np.abs(exact.real).max(), np.abs(exact.imag).max()) or 1.0)
     u, v = _reference(exact, reference)
 
     rows: list[dict[str, Any]] = []
@@ -182,11 +183,6 @@ def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[
         # Without X Q, but with the update of R that follows a step inside a section.
         counts.append(whole if ends else whole + 1)
     return counts
-
-
-def _scaled(a: np.ndarray) -> np.ndarray:
-    peak = max(np.abs(a.real).max(), np.abs(a.imag).max())
-    return a / peak if peak else a
 
 
 def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -92,11 +92,7 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     page = render(studies).encode("utf-8", "backslashreplace")  # JSON may hold lone surrogates
-
-    def put(stream: Any) -> None:
-        stream.write(page)
-
-    write_whole(path, put)
+    write_whole(path, lambda file: file.write(page))
     return [{"study": s["study"], "quick": s["quick"]} | s["counts"] for s in studies]
 
 

@@ -357,7 +357,7 @@ class PolarResult(Pytree):
             "orthogonality": _short(self.orthogonality),
             "backward error": _short(self.backward_error),
             "rank": _short(self.rank),
-            "condition": _between(*self.condition_bounds),
+            "condition": between(*self.condition_bounds),
         } | ({"reason": self.reason} if self.reason else {})
 
     def __repr__(self) -> str:
@@ -386,7 +386,7 @@ def _known(value: Any) -> np.ndarray | None:
     return known if known.dtype.kind in "biuf" else None
 
 
-def _between(lower: Any, upper: Any) -> str:
+def between(lower: Any, upper: Any) -> str:
     """Say in which range condition numbers lie."""
     low, high = _known(lower), _known(upper)
     if low is None or high is None:

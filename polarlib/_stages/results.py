@@ -44,14 +44,8 @@ def conclude(
 ) -> PolarResult:
     """Return the result of a decomposition: the one place where it is made.
 
-    Parameters
-    ----------
-    run : Run
-        With the method that made U, and the reason.
-    single : bool, optional
-        Whether figures are those of one matrix, and become Python's numbers.
-    converged : optional
-        By default what the status says.
+    `run` has the method that made U, and the reason. If `single`, the error estimates are those of
+    one matrix, and become Python's numbers. `converged` follows from the status by default.
     """
 
     def plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:

@@ -153,13 +153,7 @@ def _status_from_errors(
     """Judge by the check alone: orthonormal, A = U H, and H positive semidefinite.
 
     An orthonormal QR factor has to be orthonormal only. Where H is not formed, that it is
-    semidefinite rests on the method.
-
-    Returns
-    -------
-    status : Status
-    full : bool
-        Whether full rank was certified on the way.
+    semidefinite rests on the method. Also return whether full rank was certified by the check.
     """
     if name == "qr":
         orthonormal = bool(np.all(found.orthogonality <= tol))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -203,7 +203,10 @@ def design(
     rows = polarlib.design.table(s)
     certificate = s.certify()
     if plot is not None:
-        console.write_named({"--plot": plot}, functools.partial(_draw_schedule, s, plot))
+        from polarlib.plot import polynomial
+
+        picture = functools.partial(console.save_picture, polynomial(s), plot)
+        console.write_named({"--plot": plot}, picture)
     if export is not None:
         console.write_named({"--export": export}, functools.partial(_export, s, export))
     if as_json:
@@ -290,12 +293,6 @@ def _designed(
     return polarlib.design.greedy(lower, listed, upper=upper, safety=safety, cushion=cushion)
 
 
-def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
-    from polarlib import plot
-
-    console.save_picture(plot.polynomial(s), path)
-
-
 def _export(s: polarlib.Schedule, path: Path) -> None:
     """Write a schedule as what the ending of the file says."""
     suffix = path.suffix.lower()
@@ -304,11 +301,7 @@ def _export(s: polarlib.Schedule, path: Path) -> None:
         return
     kind: Kind = "triton" if path.name.lower().endswith("_triton.py") else EXPORTS[suffix]
     text = s.to_code(kind).encode()
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: file.write(text))
 
 
 def _slope(x: float) -> str:

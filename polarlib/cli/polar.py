@@ -17,7 +17,7 @@ from polarlib.cli import console
 from polarlib.cli.compare import METHODS
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.design import MOST_STEPS
-from polarlib.result import Status, Trace
+from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
 
@@ -69,8 +69,6 @@ def polar(
         document |= {"remedy": result.status.value}
         console.say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
     else:
-        lower, upper = (np.asarray(bound) for bound in result.condition_bounds)
-        condition = f"{lower.min():.2e} to {upper.max():.2e}" if lower.size else "none"
         facts = {
             "matrix": f"{console.format_shape(a.shape)}, {dtype_name(a)}",
             "factors": "A = U H" if side == "right" else "A = H U",
@@ -82,7 +80,7 @@ def polar(
             "orthogonality": format_range(result.orthogonality),
             "backward error": format_range(result.backward_error),
             "rank": format_range(result.rank),
-            "condition number": condition,
+            "condition number": between(*result.condition_bounds),
             "U written to": str(output or ""),
             "H written to": str(hermitian or ""),
         }

@@ -277,25 +277,10 @@ def times(x: Array, s: Array | float) -> Array:
 def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: int) -> Array:
     """Project nonnegative vectors onto ``{w : 0 <= w <= cap, sum w <= k cap}``.
 
-    Parameters
-    ----------
-    z : array
-        Vectors along `axis`.
-    cap, pivot : array
-        Largest entry allowed and k-th largest entry of `z`, of length 1 along `axis`.
-    k : int
-        The sum allowed, in caps. With k = 1 this is the simplex.
-    ops : Ops
-        Arithmetic.
-    axis : int
-        Of the vectors.
-
-    Returns
-    -------
-    array
-        ``clip(z - theta, 0, cap)``, theta = max(0, pivot - phi), phi in [0, cap] by bisection to
-        the last bit: sums of differences from the pivot are accurate where z is far larger than the
-        cap, and a fixed number of steps reads nothing from a device.
+    With k = 1 this is a simplex. `cap` and `pivot`, the k-th largest entry of `z`, have length 1
+    along `axis`. The projection is ``clip(z - theta, 0, cap)``, theta = max(0, pivot - phi), phi in
+    [0, cap] by bisection to the last bit: sums of differences from the pivot are accurate where z
+    is far larger than the cap, and a fixed number of steps reads nothing from a device.
     """
     xp = ops.xp
     y = z - pivot

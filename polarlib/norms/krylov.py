@@ -111,12 +111,9 @@ def _is_certified(
         if not ops.item(ops.frobenius(defect)) <= rounding:
             return False
     rest = (x - ops.matmul(u * s[None, :], ops.adjoint(v))) / bound
-    return math.isfinite(ops.item(ops.frobenius(_definite(ops.gram(rest), ops))))
-
-
-def _definite(g: Array, ops: Ops) -> Array:
-    """Cholesky factor of ``I - G``: NaN unless every eigenvalue of G is below 1."""
-    return ops.cholesky(ops.add_diagonal(-g, 1.0))
+    # The factor is NaN unless every eigenvalue of the Gram matrix is below 1.
+    factor = ops.cholesky(ops.add_diagonal(-ops.gram(rest), 1.0))
+    return math.isfinite(ops.item(ops.frobenius(factor)))
 
 
 # -- iterations ------------------------------------------------------------------------------
@@ -288,10 +285,7 @@ def _subspace(
 def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Array, Array]:
     """Leading triplets within a range: of ``A V = Q R``, ``R = P S G^H``, for orthonormal V.
 
-    Returns
-    -------
-    u, s, v, q, p
-        ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; and Q and P themselves.
+    These are ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; Q and P follow them.
     """
     q, r = ops.qr(ops.matmul(x, v))
     p, s, gh = np.linalg.svd(ops.to_host(r))

@@ -303,20 +303,8 @@ def compose(*modules: Module) -> Module:
 def join(*modules: Module) -> Module:
     """Return modules side by side, on the same input; their outputs are a tuple or added.
 
-    Parameters
-    ----------
-    *modules : Module
-        At least one.
-
-    Returns
-    -------
-    Module
-        Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`compose`.
+    Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
+    Arguments and errors are those of :func:`compose`.
 
     Examples
     --------

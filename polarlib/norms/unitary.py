@@ -168,13 +168,7 @@ def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
 
     The head has r entries, the largest r < k with ``sigma_r > a = sum_{i > r} sigma_i / (k - r)``
     (0 if none is); a stands k - r times. The condition holds for every smaller r too, so that
-    counting finds it.
-
-    Returns
-    -------
-    head : array, shape (..., min(m, n))
-        1 in the head, 0 beyond.
-    a : array, shape (..., 1)
+    counting finds it. The head is returned as an array of ones, and zeros beyond.
     """
     xp = ops.xp
     position = _positions(s, ops)

@@ -148,26 +148,10 @@ def found_rotation(a: Array) -> Array:
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation of each real matrix, none that is not shown to be one.
+    """Nearest rotation of each real matrix of any scale, in at least single precision.
 
-    Parameters
-    ----------
-    x : array, shape (..., n, n)
-        Real, in at least single precision, of any scale.
-    ops : Ops
-        Arithmetic of its library.
-
-    Returns
-    -------
-    array, shape (..., n, n)
-        Where numbers cannot be looked at, NaN in place of errors.
-
-    Raises
-    ------
-    ValueError
-        For NaN or infinity.
-    ConvergenceWarning
-        If the SVD does not give a nearest rotation either.
+    ValueError for NaN or infinity, ConvergenceWarning if the SVD does not give a nearest rotation
+    either. Where the library hides the entries, the result is NaN instead.
     """
     xp = ops.xp
     r = ops.compiled(_shown_rotation)(x)

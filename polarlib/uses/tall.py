@@ -224,11 +224,6 @@ def _from_triangle(x: Array, dask: Any) -> _Basis:
     return _Basis(part.exponent, adjoint[:rank].conj().T, values[:rank])
 
 
-def _near_identity(g: np.ndarray) -> bool:
-    """Whether B is near enough to orthonormal for its Gram matrix to be accurate."""
-    return float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED if len(g) else True
-
-
 # -- the whole -------------------------------------------------------------------------------
 
 
@@ -361,7 +356,10 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
             basis = _from_triangle(x, dask)
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
-        if method != "auto" or name != "gram" or _near_identity(g):
+        if method != "auto" or name != "gram":
+            break
+        # The Gram matrix of B is accurate where B is nearly orthonormal.
+        if not len(g) or float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED:
             break
         name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
     run = Run(passes, products, True, method=name, note=reason)
