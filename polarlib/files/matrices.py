@@ -76,7 +76,7 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """
     text = os.fspath(checks.path("path", path))
     parts = re.fullmatch(r"(.+?\.(?:npz|safetensors)):(.+)", text, re.IGNORECASE | re.DOTALL)
-    if parts and not os.path.exists(text):
+    if parts and not os.path.exists(text):  # a file may have a colon in its name
         return Path(parts[1]), parts[2]
     return Path(text), None
 
@@ -173,6 +173,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
             f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as float64 or "
             "float32"
         )
+    # Files may come from a machine of the other byte order, in which LAPACK does not compute.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -254,6 +255,7 @@ def sample_matrices() -> dict[str, np.ndarray]:
     (512, 128)
     """
     file = resources.files("polarlib").joinpath("data/gradients.npz")
+    # Stored as float16 over a power of two, which keeps the entries normal numbers: half the size.
     with file.open("rb") as stream, np.load(stream) as archive:
         return {
             fact["name"]: archive[fact["name"]].astype(np.float32) * np.float32(fact["scale"])
@@ -357,6 +359,7 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
             f"(known: {', '.join(map(repr, known[:LISTED]))}{more})"
         )
     if name not in known:
+        # Some, not all: a model may have thousands of tensors.
         similar = difflib.get_close_matches(name, known, n=LISTED, cutoff=0)
         raise ValueError(f"{file}: holds no array {checks.shown(name)}; {nearest(name, similar)}")
     return name
@@ -399,5 +402,6 @@ def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     dtype = np.dtype(getattr(ml_dtypes, kind, kind))
     shape = tuple(entry["shape"])
     first, _ = entry["data_offsets"]
+    # The format is little-endian on every machine.
     array = np.fromfile(file, dtype, count=math.prod(shape), offset=begin + first).reshape(shape)
     return array if sys.byteorder == "little" else array.byteswap()

@@ -38,7 +38,8 @@ class Unitary(MatrixNorm):
     k: int | None
     p: float
     of_dual: bool = False
-    # How the lmo is computed: polar factor of the spectral norm, leading triplets of Fanion's.
+    # How the lmo is computed: polar factor of the spectral norm, leading triplets of Fanion's. Not
+    # compared, since it does not change the norm: minkowski_sum merges equal ones.
     solver: Any = field(default=None, compare=False)
 
     @property
@@ -123,7 +124,7 @@ class Unitary(MatrixNorm):
         else:
             u, s, vh = svd(g, ops)
         weights = self._weights(s, g.shape, ops)
-        if self.of_dual:  # beyond k they are zero
+        if self.of_dual:  # beyond k the weights are zero: fewer columns to multiply
             u, vh, weights = u[..., : self.k], vh[..., : self.k, :], weights[..., : self.k]
         return of_spectrum(u, weights, vh, ops)
 
@@ -136,8 +137,10 @@ class Unitary(MatrixNorm):
         if isinstance(chosen, Schedule) or published.is_published(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
+            # The partial isometry, as the exact lmo of a rank-deficient matrix is.
             return polar(g, method=chosen, completion=False).unitary
         t = chosen(g)
+        # A result of polarlib.polar, or a pair as scipy.linalg.polar returns it.
         t = getattr(t, "unitary", t)
         t = t[0] if isinstance(t, tuple) else t
         if getattr(t, "shape", None) != g.shape:
@@ -160,6 +163,7 @@ class Unitary(MatrixNorm):
         else:
             w = xp.minimum(s, cap + xp.zeros_like(s))
         inside = self._gauge(s, self.of_dual, ops) <= cap
+        # A point of the ball comes back as it is, without the rounding of an SVD.
         return xp.where(inside[..., None], x, of_spectrum(u, w, vh, ops))
 
 
@@ -194,7 +198,7 @@ def on_tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
 
 def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
     """Thin SVD of tall and wide matrices."""
-    if x.shape[-2] >= x.shape[-1]:
+    if x.shape[-2] >= x.shape[-1]:  # which is what ops.svd takes
         return ops.svd(x)
     u, s, vh = ops.svd(ops.adjoint(x))
     return ops.adjoint(vh), s, ops.adjoint(u)

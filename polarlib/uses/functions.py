@@ -162,6 +162,7 @@ def _computed(
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
     if start is not None and not ops.is_abstract(x):
+        # The root of A / scale is scale**(1/p) times that of A.
         guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
@@ -237,8 +238,11 @@ def _by_products(
             if not smallest > eps:
                 _refuse(eps)
         else:
+            # The largest eigenvalue of R is 1 or, where the bound exceeds it, down to n**(-1/16).
             smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
         working = format_of(ops.format_name(h)).epsilon
+        # Rounded down to a power of 2**p, so that few schedules are designed and kept; a little
+        # more, since logarithms are rounded.
         schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
     z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
     q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)

@@ -168,7 +168,7 @@ def _shown_rotation(x: Array) -> Array:
     ops = ops_of(x)
     xp = ops.xp
     shown = None
-    if x.shape[-1] <= LARGEST:
+    if x.shape[-1] <= LARGEST:  # closed forms need no LAPACK call for each matrix of a stack
         r, shown = small_rotation(x, ops)
         if not ops.is_abstract(x) and bool(xp.all(shown)):
             return r

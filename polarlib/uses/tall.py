@@ -74,6 +74,7 @@ def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
 def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
     """Rows of ``a / 2**exponent`` in double precision, a few at a time; not to be written."""
     n = a.shape[1]
+    # At least 4 n rows, since each slice is factorised together with the n rows of R.
     step = max(SLICE // max(16 * n, 1), 4 * n, 1)
     for start in range(0, a.shape[0], step):
         rows = a[start : start + step].astype(_wide(a), copy=False)
@@ -103,6 +104,7 @@ def _gram_of_block(a: np.ndarray, first: int) -> _Part:
 
 
 def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
+    # By the largest exponent: what is far below it is below the rounding of the sum too.
     top = max(p.exponent for p in parts)
     total = np.zeros_like(parts[0].matrix)
     for p in parts:
@@ -113,6 +115,7 @@ def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
 def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
+    # R of what was read so far stands for it, so that a block is never factorised whole.
     for rows in _slices(a, exponent):
         r = _triangle(np.concatenate([r, rows]))
     return _Part(exponent, r)
@@ -181,6 +184,7 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
 
 
 def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
+    # Numbers of first rows, for the message that names where NaN is.
     starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
     work = dask.delayed(each)
     blocks = x.to_delayed().ravel()
