@@ -63,7 +63,7 @@ BURST = 0.01  # seconds that the calls of a turn take together
 LANCZOS_STEPS = 8
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
-# number for each of sizes. polarlib/costs.py reads it and says what the kernels are;
+# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
 # `polarlib bench --calibrate` measures and writes it.
 """
 
@@ -315,9 +315,9 @@ def usable_processors() -> int | None:
 
 
 def add_costs(path: Path, tables: cost_tables.Tables) -> None:
-    """Write measured costs to a file, whole or not at all, beside what it has already.
+    """Add measured costs to a file, which is written whole or not at all.
 
-    Sizes that a table of the same source has besides are kept; one of another source is replaced.
+    Other sizes of a table of the same source are kept; a table of another source is replaced.
 
     Raises
     ------
@@ -362,7 +362,7 @@ def _toml(tables: cost_tables.Tables) -> str:
     return "\n".join(lines)
 
 
-# -- peers -----------------------------------------------------------------------------------
+# -- other libraries -------------------------------------------------------------------------
 
 
 def compare(
@@ -373,7 +373,7 @@ def compare(
     device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Time polar() and orthogonalize() beside what else gives a polar factor, on this machine.
+    """Time polar(), orthogonalize() and other libraries' polar factors on this machine.
 
     Parameters
     ----------
@@ -383,7 +383,7 @@ def compare(
     Returns
     -------
     list of dict
-        A row a function, format and size: `milliseconds`, times of a matrix product
+        A row per function, format and size: `milliseconds`, times of a matrix product
         (`matrix_products`), how many times as fast as SciPy (`ratio`, with `quartiles` over the
         rounds), `rounds`, and what polar() took (`method`). Gaussian matrices.
 

@@ -252,7 +252,9 @@ def orthogonalize_vjp(
 
 
 def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool) -> Array:
+    # Not scaled: a scale would count as a constant, and the normalisation has a derivative.
     entered = enter(g, "g", look="if free", scaling=None)
+    # Derivatives are those without rounding: hazards of a format do not concern them.
     resolved = options.resolved(entered.given, entered.ops, warns=False)
     if resolved["schedule"].is_rational:
         raise ValueError(

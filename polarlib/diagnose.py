@@ -1,4 +1,4 @@
-"""measure(): what a schedule or a method does to a matrix, step by step."""
+"""measure(): singular values and errors of a schedule or a method, step by step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["measure"]
 
 Array = Any
 
-# Above this size matching computed singular vectors to exact ones costs more than it tells.
+# Above this size, matching computed singular vectors to exact ones is not worth its cost.
 MATCH_UP_TO = 2000
 
 
@@ -60,7 +60,7 @@ def measure(
         Number format of the iteration; by default as :func:`polarlib.orthogonalize` chooses it.
         Methods with factorisations run in float32 or float64, by default the input's own.
     form : {"plain", "gram"}, optional
-        Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` says.
+        Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` decides.
     reference : {"svd", "mpmath"}, optional
         Exact factors by LAPACK in double precision, or by mpmath with 50 digits (slow: up to about
         64 columns).
@@ -122,7 +122,7 @@ def measure(
                 f"precision={precision!r}; fixed schedules run in every format"
             )
         x = ops.cast(x, precision)
-        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))  # as polar scales it, exactly
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
         _, run = METHODS[name](x, ops, tol=tol, callback=record)
@@ -173,14 +173,14 @@ def measure(
 
 
 def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
-    """Products spent after 0, 1, ... steps; ``X Q`` counts at the end of its section."""
+    """Products used after 0, 1, ... steps; ``X Q`` counts at the end of its segment."""
     if form == "plain":
         return [matrix_products(schedule.steps[:k]) for k in range(len(schedule) + 1)]
     counts = [0]
     for k in range(1, len(schedule) + 1):
         whole = matrix_products(schedule.steps[:k], form="gram", restarts=restarts)
         ends = k == len(schedule) or k in restarts
-        # Without X Q, but with the update of R that follows a step inside a section.
+        # Without X Q, but with the update of R that follows a step inside a segment.
         counts.append(whole if ends else whole + 1)
     return counts
 
@@ -192,7 +192,7 @@ def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
         return u, vh.conj().T
     import mpmath
 
-    context = mpmath.MPContext()
+    context = mpmath.MPContext()  # the precision of mpmath.mp is the caller's
     context.dps = 50
     u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
     return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
@@ -226,6 +226,7 @@ def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)
     if s.size > MATCH_UP_TO:
         return cast(np.ndarray, s)
+    # By directions, not by size: the paths of singular values may cross.
     overlap = np.abs(u.conj().T @ p) * np.abs(qh @ v).T
     _, columns = linear_sum_assignment(overlap, maximize=True)
     return cast(np.ndarray, s[columns])

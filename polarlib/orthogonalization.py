@@ -355,7 +355,7 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
         # On the host large products are as fast one by one, and a stack is a copy.
         large = ops.host and math.prod(x.shape) > BATCH_UP_TO
         known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
-        alone = (i,) if large or not known else ()
+        alone = (i,) if large or not known else ()  # its number makes a group of its own
         key = (
             ops.xp,
             x.dtype,
@@ -406,6 +406,7 @@ def _apply(
     ops = ops_of(x)
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
+    # A wide matrix is iterated as its adjoint, in the adjoint of its storage.
     place = y if out is x else ops.adjoint(out) if wide and out is not None else out
     if schedule.is_rational:
         u, _ = rational(y, ops, schedule, precision=precision)

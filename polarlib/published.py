@@ -30,7 +30,7 @@ DEFAULT_STEPS = 5
 # What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
 # error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
 # larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
-# accuracy besides reach.
+# accuracy as well as reach.
 OWN_ERROR = 0.019
 OWN_CUSHION = 0.02
 REACHING_STEPS = 6
@@ -137,6 +137,7 @@ def default_schedule(
     return _own(name, steps, None)
 
 
+# A design takes seconds.
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     stored = _data("own_schedules")[name]
@@ -165,6 +166,7 @@ def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
     slope = gentle[0] / CURVED
     spare = steps - len(s)
     reached = max(s.lower / (NOISE * unit), 1.0)
+    # One step at least is left to converge after them.
     before = min(math.ceil(math.log(reached) / math.log(slope)), spare - 1)
     return replace(
         s,

@@ -133,7 +133,7 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     found, seen = [], 0
     for root, folders, names in os.walk(folder):
         seen += len(folders) + len(names)
-        if seen > MOST_FILES:
+        if seen > MOST_FILES:  # a folder named by mistake is not searched for minutes
             raise ValueError(f"{folder}: holds more than {MOST_FILES} files; {hint}")
         found += [Path(root, name) for name in names if name == "result.json"]
     if not found:
@@ -162,6 +162,7 @@ def render(studies: list[dict[str, Any]]) -> str:
     require("polarlib.report", "report", "jinja2")
     import jinja2
 
+    # Text of results is not HTML, and a key that the template misses is an error, not empty.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

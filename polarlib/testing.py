@@ -1,8 +1,8 @@
 """Matrices that break polar decompositions, spectra that break iterations, and assertions.
 
 For tests of this library, and of any other implementation: everything here is NumPy and SciPy,
-deterministic, and independent of the methods it judges. The assertions take arrays of any supported
-library and compute in double precision on the host, whatever the precision of what they judge.
+deterministic, and independent of the methods it checks. The assertions take arrays of any supported
+library and compute in double precision on the host, whatever the precision of what they check.
 
 Examples
 --------
@@ -200,7 +200,7 @@ def assert_polar(
 ) -> None:
     """Assert that U and H are polar factors of A.
 
-    U orthonormal (columns if m >= n, rows otherwise), H Hermitian bit for bit and positive
+    U orthonormal (columns if m >= n, rows otherwise), H exactly Hermitian and positive
     semidefinite to rounding, ``A = U H`` or ``A = H U``, in Frobenius norms relative to A.
 
     Parameters

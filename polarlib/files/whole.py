@@ -81,6 +81,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                 with os.fdopen(os.open(temporaries[-1], flags, 0o666), "wb") as file:
                     write(file)
                     file.flush()
+                    # Before the rename: after a crash the name must not stand for an empty file.
                     os.fsync(file.fileno())
                 if mode is not None:
                     os.chmod(temporaries[-1], mode)

@@ -320,6 +320,7 @@ def schatten(p: float) -> MatrixNorm:
     (6.0, schatten(1.33333))
     """
     p = order("p", p)
+    # These three have projections, and two of them an lmo that costs less than an SVD.
     if p == 1:
         return nuclear()
     if p == 2:

@@ -38,8 +38,8 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        One line a figure. The abscissa is the step where products do not tell the steps apart,
-        as in methods that factorise.
+        One line per error. The abscissa is the step where steps do not differ in products, as in
+        methods that factorise.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        One line a singular value, coloured by the value that it starts from, over a band from the
+        One line per singular value, coloured by the value that it starts from, over a band from the
         smallest to the largest. The step at which the iterate ceased to be finite is marked.
 
     Raises
@@ -110,8 +110,8 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     Notes
     -----
     A trace is taken in double precision, where a singular value below ``max(m, n) * 2.2e-16`` of
-    the largest cannot be told from zero. The legend counts the paths that start there, and the axis
-    does not reach down to them.
+    the largest cannot be distinguished from zero. The legend counts the paths that start there, and
+    the axis does not reach down to them.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def compare(
     Returns
     -------
     matplotlib.axes.Axes
-        One line a trace; colours, markers and line styles all differ.
+        One line per trace; colours, markers and line styles all differ.
 
     Raises
     ------

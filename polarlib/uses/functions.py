@@ -36,7 +36,7 @@ LARGEST_P = 16
 # How far from I a matrix of eigenvectors may leave the scaled eigenvalues: below 1 the matrix is
 # definite, and what the correction of first order leaves is the square of this.
 DIAGONAL = 0.5
-# A warm start is given up where a step takes off less than half of its residual.
+# A warm start ends where a step takes off less than half of its residual.
 PROGRESS = 0.5
 
 
@@ -102,7 +102,7 @@ def inverse_root(
     ``||R**floor(p/2) A R**ceil(p/2) - I||_F``, evaluated in twice the format, is at most the larger
     of p n u and three times that of ``V w**(-1/p) V^H`` by LAPACK's eigenvalues in the same format,
     for condition numbers up to 0.01 / u: 1.6e5 in float32, 9e13 in float64. Beyond, up to
-    1 / (2 u), a root is returned only where all eigenvalues are told apart from zero. A `schedule`
+    1 / (2 u), a root is returned only where all eigenvalues are distinct from zero. A `schedule`
     of one's own has its own error.
 
     Where a device is not asked for anything (`condition` or `schedule` given, or under a trace), a
@@ -331,7 +331,7 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
     return exact + (rest + ops.matmul(left, low))
 
 
-# -- evidence, and a warm start --------------------------------------------------------------------
+# -- the check, and a warm start -------------------------------------------------------------------
 
 
 def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, float, Array]:

@@ -1,4 +1,4 @@
-"""What the unitary factor is for: nearest matrices, Procrustes problems, square roots."""
+"""Nearest orthogonal matrices and rotations, and what Procrustes problems and roots share."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def nearest_orthogonal(a: ArrayT) -> ArrayT:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
     Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
-    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` gives the Hermitian factor and evidence
-    besides, :func:`polarlib.orthogonalize` an approximation by few matrix products.
+    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` also gives the Hermitian factor and
+    error estimates, :func:`polarlib.orthogonalize` an approximation by few matrix products.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
     shown = (
         (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
         & (ops.determinant_sign(r) > 0)
-        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # twice the skew part
         & (ops.trace(w) >= best - tol * size)
     )
     return r, shown

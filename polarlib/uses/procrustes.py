@@ -27,9 +27,9 @@ def procrustes(
 ) -> ArrayT:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
-    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
-    and any array library besides. Rows of A and B are points, or observations: to align clouds of
-    points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
+    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and also takes stacks of
+    matrices and arrays of any library. Rows of A and B are points, or observations: to align clouds
+    of points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
     ``sum(conj(A Q) * B).real / sum(abs(A)**2)``.
 
     Parameters

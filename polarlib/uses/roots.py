@@ -32,7 +32,7 @@ def sqrtm_psd(a: ArrayT) -> ArrayT:
     Returns
     -------
     array, shape (..., n, n)
-        The positive semidefinite H with ``H @ H = A``, Hermitian bit for bit. Array library, device
+        The positive semidefinite H with ``H @ H = A``, exactly Hermitian. Array library, device
         and dtype of `a`; half precision is computed in float32.
 
     Raises

@@ -163,7 +163,7 @@ def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarr
 def _unitary_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
 ) -> np.ndarray:
-    """``(A right) small`` in the dtype of A: the same B as in the second pass, bit for bit."""
+    """``(A right) small`` in the dtype of A: exactly the same B as in the second pass."""
     u = np.empty_like(a, order="C")
     start = 0
     for rows in _slices(a, exponent):
@@ -307,7 +307,7 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     of U, and a few n x n matrices. Orthogonality and backward error are not estimates but bounds,
     up to the rounding of one product: they come from ``B^H B`` and ``||A - B K||_F``, summed
     in the second pass, and have the rounding of U and H to their dtype added. Blocks are computed
-    anew for U: if B then comes out otherwise rounded, on another kind of processor say, U is off
+    again for U: if B is then rounded otherwise, on another kind of processor say, U is off
     by eps times the condition number.
 
     See Also
@@ -377,7 +377,7 @@ def _finish(
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
     w, z = np.linalg.eigh(g)
-    # An eigenvalue far from 1 is an accident, of which the evidence is to tell.
+    # An eigenvalue far from 1 is an accident, which the error bounds then report.
     root = np.sqrt(np.maximum(w, MOVED**2))
     k = ((z * root) @ z.conj().T) @ back
     q, h = polar(k)
@@ -442,7 +442,7 @@ def _result(
     backward_error: float,
     **figures: Any,
 ) -> PolarResult:
-    """Judge, warn, and put everything together."""
+    """Derive the status, warn, and put everything together."""
     n = x.shape[1]
     tol = default_tolerance((n, n), _format_name(x))
     status = Status.CONVERGED
