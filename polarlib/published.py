@@ -100,10 +100,6 @@ def default_schedule(
         Instead of steps: the best degrees for so many matrix products, from 2 to 48; designed at
         first use.
 
-    Returns
-    -------
-    Schedule
-
     Raises
     ------
     ValueError
@@ -279,10 +275,6 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     steps : int, optional
         Number of steps: the first `steps` of the list, then as its repeat rule says. By default
         the listed length, or 5 for sets that repeat.
-
-    Returns
-    -------
-    Schedule
 
     Raises
     ------

@@ -30,28 +30,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = 40
 TEMPLATE = "data/report.html.jinja"
 
-_KEYS = {
-    "study": str,
-    "title": str,
-    "source": str,
-    "command": str,
+_KEYS: dict[str, type] = {
+    **dict.fromkeys(("study", "title", "source", "command"), str),
     "quick": bool,
     "versions": dict,
-    "figures": list,
-    "tables": list,
-    "plots": list,
-    "notes": list,
+    **dict.fromkeys(("figures", "tables", "plots", "notes"), list),
 }
 _FIGURE_KEYS = (
-    "name",
-    "value",
-    "published",
-    "where",
-    "source_kind",
-    "tolerance",
-    "within",
-    "why",
-    "quick",
+    *("name", "value", "published", "where", "source_kind"),
+    *("tolerance", "within", "why", "quick"),
 )
 
 

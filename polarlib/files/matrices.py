@@ -89,10 +89,6 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     path : path-like
         The file.
 
-    Returns
-    -------
-    tuple of str
-
     Raises
     ------
     OSError

@@ -177,10 +177,6 @@ def lp(p: float) -> MatrixNorm:
 def frobenius() -> MatrixNorm:
     """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
 
-    Returns
-    -------
-    Norm
-
     Examples
     --------
     >>> import numpy as np

@@ -220,10 +220,6 @@ def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
     mass, sensitivity : float, optional
         Positive.
 
-    Returns
-    -------
-    Module
-
     Raises
     ------
     TypeError, ValueError

@@ -143,10 +143,6 @@ def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = 
     a, k, method, rtol
         As of :func:`top_singular`.
 
-    Returns
-    -------
-    Triplets
-
     Raises
     ------
     TypeError, ValueError
