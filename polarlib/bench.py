@@ -202,6 +202,7 @@ def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray
         kernels.solve(b, r, out)
         return out
 
+    # Factors are made once: a solve, and a product with Q, are timed without them.
     r = cholesky().copy(order="F")
     factor = kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
@@ -272,7 +273,7 @@ def calibrate(
     ValueError: --seconds must be a positive number up to 86400, got 0
     """
     _check_seconds(seconds)
-    device = "gpu" if library == "cupy" else device
+    device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
     table |= {
         name: {k: [] for k in cost_tables.KERNELS if k != "matmul"} for name in cost_tables.FORMATS
@@ -424,7 +425,7 @@ def _compared(
         "product": lambda: _finished(ops.matmul(x, x), ops),
     }
     if library == "numpy":
-        del functions["numpy svd"]
+        del functions["numpy svd"]  # is there as numpy.linalg.svd
     times = _times(functions, seconds)
     product = statistics.median(times.pop("product"))
     rows = []

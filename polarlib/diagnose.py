@@ -100,6 +100,7 @@ def measure(
         precision = ops.format_name(x) if a_method else ops.multiplier(x)
     precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
+    # Not scaled: row 0 is the matrix as the iteration normalises it.
     x = enter(x, "measure: the matrix", ops=ops, remedy="remove them", tall=True, scaling=None).x
     exact = ops.to_host(x)
     exact = exact / (max(np.abs(exact.real).max(), np.abs(exact.imag).max()) or 1.0)

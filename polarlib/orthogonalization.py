@@ -246,6 +246,7 @@ def _recorded(x: Array, ops: Ops, options: str) -> Array:
 def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
     """Approximate unitary factor of matrices that as_matrix has taken."""
     resolved = options.resolved(x, ops)
+    # One compiled function on JAX, the function itself elsewhere.
     apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
 
     def find(x: Array) -> Array:
@@ -271,6 +272,7 @@ def _packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
         return "", str(error)
 
 
+# Cached, since a schedule is checked whenever it is made.
 @functools.lru_cache(maxsize=256)
 def _unpacked(options: str) -> Options:
     how = json.loads(options)

@@ -70,6 +70,7 @@ def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
     if is_array(x) and x.ndim < 2:
         raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {x.shape}")
     checked, ops = as_matrix(x, name)
+    # The format as given: as_matrix makes float64 of integers, which have no rounding.
     x = x if is_array(x) else checked
     fmt = ops.format_name(x)
     y = ops.to_host(x)
@@ -95,7 +96,7 @@ def _default_rtol(shape: tuple[int, ...], eps: float) -> float:
 
 def _fail_above(what: str, values: Any, limit: float) -> None:
     values = np.asarray(values)
-    if values.size and not np.all(values <= limit):
+    if values.size and not np.all(values <= limit):  # NaN is above every limit
         worst = np.unravel_index(
             np.argmax(np.where(np.isnan(values), np.inf, values)), values.shape
         )

@@ -252,7 +252,7 @@ def debias(m: A, k: int, beta: float) -> A:
     >>> debias(ema(np.zeros(2), np.array([1.0, -2.0]), 0.75), 1, 0.75).tolist()
     [1.0, -2.0]
     """
-    _check(m, m, "m")
+    _check(m, m, "m")  # what is checked of a second array holds of itself
     k, beta = min(count("k", k), MOST_GRADIENTS), number("beta", beta, 0, 1, ends="[)")
     return _sum(m, (1 / (1 - beta**k), m))
 

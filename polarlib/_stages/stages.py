@@ -234,7 +234,8 @@ class _Stages:
             low, high = bounds()
             return low, np.where(rank < n, np.inf, high)
 
-        # Put off where the result keeps H as it is, so that no array is kept for it alone.
+        # Put off where the result keeps H as it is, so that no array is kept for it alone. Above
+        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for.
         later = self.entered.unscaled and self.entered.finite is None and h_out is None
         later = later and not (self.half or self.large or ops.is_sharded(x))
         if later and self.options.completion:

@@ -25,7 +25,9 @@ from polarlib.cli.console import REPRESENTATIVE, format_number, format_shape, sa
 from polarlib.result import Status, Trace
 from polarlib.timing import interleaved
 
+# polarlib.methods() lists the published schedules too, which have rows of their own.
 METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
+# Methods factorise: they compute 16-bit matrices in float32.
 METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
 
@@ -69,6 +71,7 @@ def compare(
     as_json: console.Json = False,
 ) -> None:
     """All methods and schedules on a matrix: a table and plots."""
+    # Each once, and unknown ones refused, before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or SCHEDULE_FORMATS))
     notes = []
     if former is not None:
@@ -93,7 +96,7 @@ def compare(
             for job in jobs:
                 advance(f"{job[0]}, {job[1]}")
                 if job[0] == "small" and min(a.shape) > LARGEST:
-                    continue
+                    continue  # closed forms end there: no row, rather than a note in every table
                 row, trace = _compared(name, a, *job)
                 rows.append(row)
                 if trace is not None:

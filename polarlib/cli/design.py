@@ -220,6 +220,7 @@ def design(
         "normalisation": s.normalisation,
         "interval": f"[{s.lower:g}, {s.upper:g}]",
         "error on it": f"{s.error():.6g}",
+        # 17 digits determine a double; bounds that are rounded further may not hold.
         "certified": f"between {certificate.lower:.17g} and {certificate.upper:.17g}",
         "slope at 0": _slope(s.slope),
         "diverges above": f"{s.divergence_limit:.7g}",

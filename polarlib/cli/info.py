@@ -83,7 +83,7 @@ def bench(
     as_json: console.Json = False,
 ) -> None:
     """Speed of polar() and of other libraries on this machine; or costs of its kernels."""
-    from polarlib import bench
+    from polarlib import bench  # here, since the command has the name of the module
 
     if output is not None and not calibrate:
         raise ValueError("-o goes with --calibrate: it is for the costs of kernels")

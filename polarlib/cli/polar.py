@@ -62,6 +62,7 @@ def polar(
     if failed:
         output = hermitian = None
     written = {output: result.unitary, hermitian: result.hermitian}
+    # Both or neither: factors of two runs do not belong together.
     arrays = {path: factor for path, factor in written.items() if path is not None}
     console.write_named(outputs, lambda: files.write_npys(arrays))
     if as_json:

@@ -102,6 +102,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         return tuple(_header(file)[0])
     if kind != ".npz":
         return ()
+    # An archive may have other members, which are not arrays.
     with damage_named(file, kind), zipfile.ZipFile(file) as archive:
         return tuple(m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy"))
 
@@ -333,6 +334,7 @@ def _kind(file: Path) -> str:
 def _read_whole(stream: IO[bytes]) -> np.ndarray:
     """Read an array in NumPy's format that takes the whole stream."""
     array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    # NumPy reads what the header declares and no further: a damaged shape would go unnoticed.
     if stream.read(1):
         raise ValueError("more data than its header declares")
     return array

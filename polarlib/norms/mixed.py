@@ -57,6 +57,7 @@ class Mixed(MatrixNorm):
         return t * ops.astype_like(lp_lmo(sizes, self.q, self._across, ops), t)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
+        # Closed forms are known for these orders only.
         if self.axis is None and self.p in (1, 2, math.inf):
             flat = _lp_project(_flat(x, ops), self.p, radius[..., 0], -1, ops)
             return ops.xp.reshape(flat, x.shape)

@@ -87,6 +87,7 @@ class Unitary(MatrixNorm):
     def _weights(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         """Singular values of the lmo."""
         xp = ops.xp
+        # Rounding errors are left out: a power q - 1 near 0 would lift 1e-16 to the size of 1.
         kept = xp.astype(above_noise(s, shape, ops), s.dtype)
         k = s.shape[-1] if self.k is None else self.k
         position = _positions(s, ops)

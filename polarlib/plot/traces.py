@@ -78,6 +78,7 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     label_axes(ax, unit, "error (dimensionless)", figures.title_of(t))
     figures.log_ordinate(ax, ceiling=figures.CEILING)
     _abscissa(ax, x)
+    # Ticks at steps alone: between them there are no values.
     ax.xaxis.set_major_locator(FixedLocator(x.tolist(), nbins=12))
     _roundoff(ax, t.precision)
     figures.add_legend(ax)
@@ -268,6 +269,7 @@ def compare(
         ax, "matrix products", ordinate, "" if several else f"matrix of {shape_text(traces[0])}"
     )
     figures.log_ordinate(ax, ceiling=figures.CEILING)
+    # Whole products; the steps of several schedules end at different ones.
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     figures.add_legend(ax, columns)
     return ax

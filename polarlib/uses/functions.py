@@ -165,6 +165,7 @@ def _computed(
         # The root of A / scale is scale**(1/p) times that of A.
         guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
+    # In the format of A itself products leave residuals far above those of an eigendecomposition.
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
     if root is None and by_products:
         root = _by_products(h, p, schedule, condition, given.epsilon, reads, ops)
@@ -229,6 +230,7 @@ def _by_products(
 ) -> Array:
     bound, _ = spectral_bound(h, ops)
     r = ops.divide(h, ops.divisor(bound))
+    # Also where `condition` is given: of an indefinite matrix, products give a root without notice.
     factor = ops.cholesky(r)
     if reads and not math.isfinite(ops.item(ops.max_abs(factor))):
         _refuse(eps)

@@ -224,6 +224,7 @@ def _from_triangle(x: Array, dask: Any) -> _Basis:
     """Basis from R of a QR factorisation, without the singular values that are noise."""
     part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
+    # Dropped, not completed: vectors for them are in no block of x.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
     return _Basis(part.exponent, adjoint[:rank].conj().T, values[:rank])
 
@@ -245,6 +246,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
             "with x.astype"
         )
     m, n = x.shape
+    # Dask's sizes are NaN after operations such as boolean indexing, until they are computed.
     if any(math.isnan(k) for sizes in x.chunks for k in sizes):
         raise ValueError("x has blocks of unknown size; call x.compute_chunk_sizes() first")
     if m < n:
@@ -252,7 +254,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
             f"polar_tall takes tall matrices, got shape {x.shape}; decompose x.conj().T, whose U^H "
             "and H are the factors of x = H U"
         )
-    if x.numblocks[1] > 1:
+    if x.numblocks[1] > 1:  # not rechunked here: the caller decides how large blocks may be
         size = max(x.chunks[0]) * n * x.dtype.itemsize
         raise ValueError(
             f"x has {x.numblocks[1]} blocks of columns, and polar_tall works on whole rows; pass "
