@@ -293,7 +293,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     conjugate = wide and ops.is_complex(x)  # the transpose is a view, the adjoint is not
     if conjugate:
         ops.xp.conj(x, out=x)
-    known = sketch(x, ops)  # now, for A is gone when there are factors to check
+    known = sketch(x, ops)  # before A is overwritten: its factors are checked by these products
     reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced

@@ -133,7 +133,7 @@ def default_schedule(
     return _own(name, steps, None)
 
 
-# A design takes seconds.
+# Cached, since a design takes seconds.
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     stored = _data("own_schedules")[name]

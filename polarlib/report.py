@@ -120,7 +120,7 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     found, seen = [], 0
     for root, folders, names in os.walk(folder):
         seen += len(folders) + len(names)
-        if seen > MOST_FILES:  # a folder named by mistake is not searched for minutes
+        if seen > MOST_FILES:
             raise ValueError(f"{folder}: holds more than {MOST_FILES} files; {hint}")
         found += [Path(root, name) for name in names if name == "result.json"]
     if not found:

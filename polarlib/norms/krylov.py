@@ -193,7 +193,7 @@ def _krylov(
     if keep < k:  # no room for a restart: the SVD is the better method
         return None, 0
     eps = format_of(ops.format_name(x)).epsilon
-    # A column of A V has no more digits than its rounding, eps ||A||, leaves.
+    # Below this, what Gram-Schmidt leaves of a column of A V is rounding.
     floor = 2 * eps * ops.item(ops.frobenius(x))
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
     b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)

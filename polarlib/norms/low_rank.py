@@ -127,6 +127,6 @@ def _entered(
         )
     if ops.is_complex(a) or ops.is_complex(m):
         m, a = as_complex(m, ops), as_complex(a, ops)
-    # No look: Dion takes a power step per matrix and step, and a read number makes a device wait.
+    # No look: Dion takes a step per matrix, and reading a number would make a device wait.
     e = enter(m, name, ops=ops, look="never")
     return e, a, ops.astype_like(a, e.x)

@@ -79,9 +79,8 @@ def unit_ball(
     ax = figures.new_axes(ax, legend_rows=2)
     if new:
         figures.whole_figure(ax).set_size_inches(*BALL_SIZE)
-        figures.whole_figure(ax).set_layout_engine(
-            "compressed"
-        )  # the layout of pictures with equal axes
+        # The layout of pictures with equal axes.
+        figures.whole_figure(ax).set_layout_engine("compressed")
     i = sum(line.get_gid() == "unit_ball" for line in ax.get_lines())
     colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[i % len(figures.COLOURS)]
     ax.plot(

@@ -240,10 +240,10 @@ def _by_products(
             if not smallest > eps:
                 _refuse(eps)
         else:
-            # The largest eigenvalue of R is 1 or, where the bound exceeds it, down to n**(-1/16).
+            # The bound exceeds the largest eigenvalue by a factor of up to n**(1/16).
             smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
         working = format_of(ops.format_name(h)).epsilon
-        # Rounded down to a power of 2**p, so that few schedules are designed and kept; a little
+        # Rounded down to a power of 2**p, so that few schedules are designed and kept; by 0.001
         # more, since logarithms are rounded.
         schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
     z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
