@@ -271,6 +271,7 @@ def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool
 def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:
     """The matrix, not scaled, and the shape of its Hermitian factor."""
     choice("side", side, ("right", "left"))
+    # The rules scale by themselves.
     entered = enter(a, look="if free", scaling=None)
     k = entered.x.shape[-1] if side == "right" else entered.x.shape[-2]
     return entered, (*entered.x.shape[:-2], k, k)

@@ -55,6 +55,8 @@ class Options:
 
     def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
         """Check the options and decide what is "auto": arguments of `_apply`."""
+        # For torch's float32 the format that torch is set to multiply in: planned for another one,
+        # an iteration may diverge (docs/decisions/0012).
         precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
         chosen = resolve_schedule(self.schedule, self.steps, precision)
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
@@ -92,6 +94,7 @@ class Options:
             if name is not None:
                 format_of(name)
         check_normalisation(chosen, self.normalisation)
+        # For its checks: the form is chosen when the program runs, for the shape of then.
         at = choose_form(chosen, (1, 1), self.form, self.restarts, precision, self.gram_precision)[
             1
         ]

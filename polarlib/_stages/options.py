@@ -74,6 +74,7 @@ class Options:
 
     def check_for(self, a: Array, ops: Ops) -> None:
         """Refuse what the matrices do not allow: factorisations would gather sharded ones."""
+        # Products, and sums of n x n matrices, are all that these take.
         small_only = self.method == "newton_schulz" or self.is_fixed
         if ops.is_sharded(a) and not (small_only and self.completion):
             what = f"method={self.method!r}" if self.completion else "completion=False"

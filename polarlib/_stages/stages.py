@@ -190,6 +190,7 @@ class _Stages:
     def run(self, lower: float | None) -> None:
         """Run the method."""
         self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
+        # Methods name themselves only where they chose among several.
         self.statistics = run._replace(method=run.method or self.options.name)
 
     def check(self, method: str = "") -> None:
@@ -337,6 +338,7 @@ class _HiddenStages(_Stages):
 
     def run(self, lower: float | None) -> None:
         super().run(lower)
+        # Without entries no condition number is estimated: "auto" takes the method that never fails.
         if self.statistics.method == "auto":
             self.statistics = self.statistics._replace(method="svd")
 
@@ -352,8 +354,8 @@ class _HiddenStages(_Stages):
             self.statistics,
             self.tol,
             self.ops,
-            semidefinite=name == "svd",
-            products=name == "newton_schulz",
+            semidefinite=name == "svd",  # by construction
+            products=name == "newton_schulz",  # its matrix may be sharded: no factorisation of it
         )
 
     def complete(self, h_out: Array | None) -> None:
@@ -385,7 +387,7 @@ class _HiddenStages(_Stages):
             h,
             None,
             run._replace(changes=(), **counts),
-            converged=self.good & fits & (run.method != "qr"),
+            converged=self.good & fits & (run.method != "qr"),  # whose factor is orthonormal only
             orthogonality=orthogonality,
             backward_error=backward_error,
             rank=xp.astype(xp.where(finite, self.rank, xp.zeros_like(self.rank)), int),
