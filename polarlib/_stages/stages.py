@@ -338,7 +338,7 @@ class _HiddenStages(_Stages):
 
     def run(self, lower: float | None) -> None:
         super().run(lower)
-        # Without entries no condition number is estimated: "auto" takes the method that never fails.
+        # No condition number is estimated without entries: "auto" is the method that never fails.
         if self.statistics.method == "auto":
             self.statistics = self.statistics._replace(method="svd")
 
