@@ -69,10 +69,6 @@ def _data(name: str) -> dict[str, dict[str, Any]]:
     return tomllib.loads(text)
 
 
-def _sets() -> dict[str, dict[str, Any]]:
-    return _data("schedules")
-
-
 @_reads_a_table
 def default_schedule(
     format: str, *, steps: int | None = None, matmuls: int | None = None
@@ -192,7 +188,7 @@ def schedules() -> tuple[str, ...]:
     >>> "polar_express" in schedules()
     True
     """
-    return tuple(_sets())
+    return tuple(_data("schedules"))
 
 
 @at_trace_time
@@ -204,7 +200,7 @@ def is_published(name: Any) -> bool:
     >>> is_published("jordan"), is_published("auto")
     (True, False)
     """
-    return isinstance(name, str) and name in _sets()
+    return isinstance(name, str) and name in _data("schedules")
 
 
 def conventions(name: str) -> str:
@@ -220,7 +216,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return str(_sets()[choice("schedule", name, schedules())]["scaling"])
+    return str(_data("schedules")[choice("schedule", name, schedules())]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -241,7 +237,7 @@ def listed(name: str) -> Schedule:
 
 @functools.lru_cache(maxsize=256)
 def _listed(name: str) -> Schedule:
-    entry = _sets()[name]
+    entry = _data("schedules")[name]
     steps = entry.get("steps")
     if steps is None:
         base = listed(entry["derived_from"])
