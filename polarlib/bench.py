@@ -60,7 +60,7 @@ LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
 BURST = 0.01  # seconds that the calls of a turn take together
-LANCZOS_STEPS = 8
+LANCZOS_STEPS = 8  # as many as estimate a singular value for method="auto"
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
 # number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;

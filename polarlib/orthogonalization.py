@@ -330,6 +330,7 @@ def orthogonalize_all(gradients: Iterable[ArrayT], **same: Any) -> list[ArrayT]:
     """
     if "out" in same:
         raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+    # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
     listed = isinstance(gradients, list | tuple)
     if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
         raise TypeError(

@@ -179,6 +179,7 @@ def save_picture(ax: Any, path: Path) -> None:
 def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
     """A matrix or stack from a file, or a bundled matrix; checked, so that messages name it."""
     file, _ = files.split(source)
+    # Files are read by their suffix: without one it can only be the name of a bundled matrix.
     if not file.exists() and not file.suffix:
         known = files.sample_matrices()
         if source not in known:

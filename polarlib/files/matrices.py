@@ -34,7 +34,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
 # How files begin; .safetensors files begin with the length of their header.
 MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".mtx": b"%%MatrixMarket"}
 
-PICKLE = b"\x80"
+PICKLE = b"\x80"  # of protocol 2 and later
 
 # Names that an error lists: a model may have thousands of tensors.
 LISTED = 20

@@ -188,6 +188,7 @@ def random_spectrum(
 
     def drawn(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         size = tuple(s.shape)
+        # In (0, 1], as rng.random is in [0, 1): 0 would lose a direction.
         values = np.asarray(1 - rng.random(size) if sampler is None else sampler(rng, size))
         if values.dtype.kind not in "iuf" or values.shape != size:
             raise ValueError(

@@ -13,7 +13,7 @@ from polarlib.plot import figures
 from polarlib.plot.figures import BLUE, ink_of, label_axes, require
 
 BETWEEN = 16  # samples between two turning points of a composition
-BISECTIONS = 60
+BISECTIONS = 60  # more than a double has bits
 
 
 @ignore_float_errors
