@@ -284,7 +284,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     kernels = ops.kernels(a)
     if kernels is None or not (a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
         return None
-    # A view, in which U is written to the storage of `a`. That cannot be scaled or moved either.
+    # A view of `a`, where U is to be: there is no copy that could be scaled or made contiguous.
     x = ops.xp.matrix_transpose(a) if wide else a
     peak = ops.item(ops.max_abs(x))
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
