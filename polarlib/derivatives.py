@@ -46,7 +46,7 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
     -------
     du, dh : array
         Shapes of the factors of :func:`polarlib.polar`; array library, device and dtype of `a`.
-        `dh` is Hermitian bit for bit.
+        `dh` is exactly Hermitian.
 
     Raises
     ------

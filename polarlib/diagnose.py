@@ -127,15 +127,15 @@ def measure(
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
         _, run = METHODS[name](x, ops, tol=tol, callback=record)
-        # A method's products are spent evenly but for the last of a reduced tall matrix.
+        # A method's products are used evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
-        spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
-        spent[-1] = run.matmuls
+        used = [min(k * per_step, run.matmuls) for k in range(len(rows))]
+        used[-1] = run.matmuls
         form = ""
     else:
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
-        # The default schedule goes by the name that callers give it.
+        # The default schedule has the name that callers give it.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
@@ -145,7 +145,7 @@ def measure(
                     f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"
                 )
             _, run = rational(x, ops, schedule, precision=precision, callback=record)
-            spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
+            used = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
@@ -160,7 +160,7 @@ def measure(
                 callback=record,
             )
             total = matrix_products(schedule.steps, form=form, restarts=at)
-            spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
+            used = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     return Trace(
         method=name,
@@ -168,7 +168,7 @@ def measure(
         form=form,
         shape=shape,
         simulated=simulated,
-        matmuls=np.array(spent),
+        matmuls=np.array(used),
         **columns,
     )
 

@@ -390,7 +390,7 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
 def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
     ops = ops_of(x)
-    # The adjoint of a complex matrix is no view.
+    # The adjoint of a complex matrix is not a view.
     wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
     usable = out is not None and not wide_complex and ops.can_hold(out, x)
     return {"out": out} if usable else {}

@@ -269,7 +269,7 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     name : str
         One of :func:`schedules`.
     steps : int, optional
-        Number of steps: the first `steps` of the list, then as its repeat rule says. By default
+        Number of steps: the first `steps` of the list, then by its repeat rule. By default
         the listed length, or 5 for sets that repeat.
 
     Raises

@@ -50,7 +50,7 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
     path : path-like
         Where the page is to be.
     folder : path-like
-        Where the studies wrote, ``analysis-output`` if they were not told otherwise.
+        Where the studies wrote, ``analysis-output`` by default.
 
     Returns
     -------
@@ -181,8 +181,8 @@ def _read(file: Path) -> dict[str, Any]:
             values = figure[key] if isinstance(figure[key], list) else [figure[key]]
             if any(isinstance(value, list | dict) for value in values):
                 raise _malformed(file, f"figure {figure['name']!r}: {key} must be a number or list")
-    judged = [figure["within"] for figure in figures]
-    counts = {word: judged.count(w) for word, w in _VERDICTS.items()}
+    verdicts = [figure["within"] for figure in figures]
+    counts = {word: verdicts.count(w) for word, w in _VERDICTS.items()}
     return study | {
         "counts": counts,
         "tables": [table | _table(file, table["csv"]) for table in tables],

@@ -147,7 +147,7 @@ def _coefficients(s: polarlib.Schedule) -> list[RenderableType]:
 
 # -- design ----------------------------------------------------------------------------------
 
-# Endings of files that a schedule is exported to, and the kind of their text; JSON besides.
+# Endings of files that a schedule is exported to, and the kind of their text; also JSON.
 EXPORTS: dict[str, Kind] = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
 
 
@@ -295,7 +295,7 @@ def _designed(
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:
-    """Write a schedule as what the ending of the file says."""
+    """Write a schedule in the format of the ending of the file."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         s.to_json(path)

@@ -89,7 +89,7 @@ def bench(
         raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
     console.check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
-        read_costs(output)  # before minutes are spent: other files are not written over
+        read_costs(output)  # before minutes are used: other files are not written over
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
@@ -210,11 +210,11 @@ def _formats() -> dict[str, dict[str, str]]:
         try:
             module = import_arrays(library)
             x = module.ones((1, 1), dtype=module.float32)
-        except Exception:  # CuPy without a device, say: it makes no arrays
+        except Exception:  # such as CuPy without a device: it makes no arrays
             continue
         for name in FORMATS:
             with contextlib.suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # JAX tells by a warning that it lacks float64
+                warnings.simplefilter("ignore")  # JAX warns where float64 is not enabled
                 ops = rounded(ops_of(x), name)
                 ops.cast(x, name)
                 table[library][name] = "simulated" if ops.simulated else "native"

@@ -155,7 +155,7 @@ def converge(
 
 
 def _draw_trace(t: Trace, path: Path) -> None:
-    """Write one picture: errors beside singular values."""
+    """Write one picture: errors on the left, singular values on the right."""
     from matplotlib.figure import Figure
 
     from polarlib import plot

@@ -94,7 +94,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     OSError
         If the file is missing or may not be read.
     ValueError
-        If it is damaged, or of another type than its suffix says.
+        If it is damaged, or of another type than its suffix.
     """
     file, _ = split(path)
     kind = _kind(file)
@@ -128,7 +128,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     OSError
         If the file is missing or may not be read.
     ValueError
-        If it is damaged or of another type than its suffix says, does not hold numbers, holds
+        If it is damaged or of another type than its suffix, does not hold numbers, holds
         several arrays of which none was chosen, or is a Matrix Market matrix that takes more than
         2 GiB as a dense one; if reading it takes the extra ``polarlib[files]``, which is not
         installed.
@@ -139,7 +139,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     their specification has (R. F. Boisvert, R. Pozo and K. A. Remington, NISTIR 5935, 1996), and
     with Fortran's exponents, 1.0D+01. Coordinate entries that are listed twice are added, as
     `scipy.io.mmread` adds them; entries above the diagonal of a symmetric matrix are refused. What
-    is wrong is told with the number of its line.
+    is wrong is reported with the number of its line.
     """
     file, chosen = split(path)
     name = chosen if name is None else checks.text("name", name)
@@ -301,7 +301,7 @@ def stories() -> dict[str, dict[str, Any]]:
 
 
 def _kind(file: Path) -> str:
-    """The suffix of a file that exists and begins as its suffix says."""
+    """The suffix of a file that exists and begins as files of that suffix do."""
     kind = file.suffix.lower()
     try:
         with open_regular(file) as stream:
@@ -309,7 +309,7 @@ def _kind(file: Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file") from None
     except OSError as error:
-        if error.strerror is None:  # it is no regular file, and says so
+        if error.strerror is None:  # the message that it is not a regular file
             raise
         raise OSError(f"{file}: cannot be read: {error.strerror}") from None
     if kind not in SUFFIXES:
@@ -364,7 +364,7 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
 
 
 def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """What a .safetensors file says of its tensors, by name, and where their data begin."""
+    """The header of a .safetensors file: its tensors by name, and where their data begin."""
     try:
         import ml_dtypes  # noqa: F401
         from safetensors import safe_open

@@ -75,7 +75,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                 target, mode = replaceable(path)
                 targets.append(target)
                 temporaries.append(_beside(target))
-                # With the permissions that open() gives: no look at the umask, which is the
+                # With the permissions that open() gives: the umask is not read, which is the
                 # process's and could be read only by changing it.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
                 with os.fdopen(os.open(temporaries[-1], flags, 0o666), "wb") as file:

@@ -153,7 +153,7 @@ def of_matrices(
 ) -> A:
     """Return the matrices of ``f(entered)``, times the factor that it returns, like `a`.
 
-    Where NaN is not looked for, since that would make a device wait, such a matrix gives NaN.
+    Where there is no check for NaN, since that would make a device wait, such a matrix gives NaN.
     """
     e = _entered(a, name, check)
     return cast(A, e.ops.empty_result(e.given) if e.is_empty else e.leave(*f(e)))

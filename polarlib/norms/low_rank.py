@@ -37,7 +37,7 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     Raises
     ------
     TypeError, ValueError
-        If M or Q is no matrix of numbers, or they do not fit.
+        If M or Q is not a matrix of numbers, or they do not fit.
 
     Notes
     -----
@@ -85,7 +85,7 @@ def range_lmo(g: A, p: A) -> A:
     Raises
     ------
     TypeError, ValueError
-        If G or P is no matrix of numbers, or they do not fit.
+        If G or P is not a matrix of numbers, or they do not fit.
 
     Notes
     -----

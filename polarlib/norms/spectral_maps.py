@@ -292,7 +292,7 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
     >>> polargrad(np.diag([3.0, -1.0]), polar=lambda g: np.diag([1.0, -0.6])).round(12).tolist()
     [[3.6, 0.0], [0.0, -2.16]]
     """
-    factor = spectral(polar=polar)  # checks `polar` before the matrix is looked at
+    factor = spectral(polar=polar)  # checks `polar` before the matrix
 
     def direction(e: Entered) -> tuple[Array, Array | float]:
         x, ops = e.x, e.ops

@@ -352,7 +352,7 @@ def rms_to_rms(
     Raises
     ------
     ValueError
-        If a fan is no positive integer; of the norm, for matrices of another shape.
+        If a fan is not a positive integer; of the norm, for matrices of another shape.
 
     Examples
     --------

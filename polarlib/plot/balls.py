@@ -50,7 +50,7 @@ def unit_ball(
     Raises
     ------
     TypeError
-        If `norm` is no norm of matrices or `ax` not an Axes.
+        If `norm` is not a norm of matrices or `ax` not an Axes.
     ValueError
         If the shape has not two singular values, or the norm does not fit it.
 

@@ -147,16 +147,16 @@ def _computed(
 ) -> Array:
     """Inverse root of square matrices that are not empty."""
     ops = ops_of(a).together(a)
-    told = schedule is not None or condition is not None
+    hinted = schedule is not None or condition is not None
     entered = enter(
         a,
         ops=ops,
-        look="if free" if told else "always",
+        look="if free" if hinted else "always",
         double=True,
         scaling=functools.partial(_scale, p=p),
     )
     x, scale = entered.x, entered.scale
-    reads = not ops.is_abstract(x) and (ops.host or not told)
+    reads = not ops.is_abstract(x) and (ops.host or not hinted)
     h = hermitian_part(x, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
@@ -166,7 +166,7 @@ def _computed(
         guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
     # In the format of A itself products leave residuals far above those of an eigendecomposition.
-    by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
+    by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or hinted))
     if root is None and by_products:
         root = _by_products(h, p, schedule, condition, given.epsilon, reads, ops)
         if reads and schedule is None and not _meets(root, h, p, given.unit_roundoff, ops)[0]:
