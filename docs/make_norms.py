@@ -14,14 +14,16 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarlib import norms, plot
 from polarlib.files.whole import write_whole
 from polarlib.norms.base import Scaled
+from polarlib.norms.convolutions import Convolution
 from polarlib.norms.mixed import Mixed
+from polarlib.norms.modules import Modular
 from polarlib.norms.sums import MinkowskiSum
 from polarlib.norms.unitary import Unitary
 
@@ -31,12 +33,15 @@ FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
 EXAMPLE = np.diag([4.0, 2.0, 1.0])
 ALPHA, ETA = 0.5, 0.25  # of the mixed norms in the table
 # Norms that are in the row of another one.
-SAME = {"f_neon": "f_fanion", "minkowski_sum": "f_muon", "neon": "nuclear", "s_muon": "s_fanion"}
+SAME = {"minkowski_sum": "f_muon", "neon": "nuclear", "s_muon": "s_fanion"}
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]
 
 
 class Row(NamedTuple):
-    """A norm in the table: the code that makes it, its formulas, and functions to check them."""
+    """A norm in the table: the code that makes it, its formulas, and functions to check them.
+
+    `given` makes the argument of the norm from a matrix, and `matrix` turns that back.
+    """
 
     code: str
     value: str
@@ -45,6 +50,8 @@ class Row(NamedTuple):
     optimizers: str
     dual_of: Callable[[np.ndarray], float]
     lmo_of: Callable[[np.ndarray], np.ndarray]
+    given: Callable[[np.ndarray], Any] = np.asarray
+    matrix: Callable[[Any], np.ndarray] = np.asarray
 
 
 def spectrum(g: np.ndarray) -> np.ndarray:
@@ -169,9 +176,18 @@ def rows() -> list[Row]:
             "by bisection",
             "α Σ_{i≤k} σᵢ + (1−α) ‖G‖_F",
             "α U_k V_kᴴ + (1−α) G/‖G‖_F",
-            "F-Fanion-k; k = 1 is F-Neon",
+            "F-Fanion-k",
             lambda g: ALPHA * spectrum(g)[:2].sum() + (1 - ALPHA) * size(g),
             lambda g: mixed(g, 2, g / size(g)),
+        ),
+        Row(
+            "f_neon(0.5)",
+            "by bisection",
+            "α σ₁ + (1−α) ‖G‖_F",
+            "α u₁ v₁ᴴ + (1−α) G/‖G‖_F",
+            "F-Neon",
+            lambda g: ALPHA * spectrum(g)[0] + (1 - ALPHA) * size(g),
+            lambda g: mixed(g, 1, g / size(g)),
         ),
         Row(
             "s_fanion(2, 0.5, 0.25)",
@@ -227,6 +243,28 @@ def rows() -> list[Row]:
             lambda g: np.abs(g).max(axis=0).sum(),
             lambda g: one_hot(g, 0),
         ),
+        Row(
+            "convolution(spectral(), spatial=1)",
+            "σ₁ of the kernel as a matrix, out × (in · taps)",
+            "Σ σᵢ of it",
+            "its U Vᴴ, as a kernel",
+            "Muon on kernels",
+            lambda g: spectrum(g).sum(),
+            lambda g: mapped(g, np.ones_like),
+            given=lambda g: g[:, None, :],
+            matrix=lambda w: w[:, 0, :],
+        ),
+        Row(
+            "modular([spectral(), lp(inf)], [1, 2])",
+            "max_l s_l ‖W_l‖_l",
+            "Σ_l ‖G_l‖_l† / s_l",
+            "the list of lmo_l(G_l) / s_l",
+            "Modula; Scion: a norm for each layer",
+            lambda g: spectrum(g[:1]).sum() + np.abs(g[1:]).sum() / 2,
+            lambda g: np.concatenate([mapped(g[:1], np.ones_like), np.sign(g[1:]) / 2]),
+            given=lambda g: [g[:1], g[1:]],
+            matrix=np.concatenate,
+        ),
     ]
 
 
@@ -247,7 +285,9 @@ def cost(n: norms.Norm) -> str:
         if n.k == 1 and not n.of_dual:
             return "polar factor"
         return f"{n.k} triplet{'s' * (n.k > 1)}" if n.of_dual and n.k else "SVD"
-    if isinstance(n, Scaled):
+    if isinstance(n, Modular):
+        return " + ".join(map(cost, n.norms))
+    if isinstance(n, Scaled | Convolution):
         return cost(n.norm)
     raise TypeError(f"no cost is known of {n!r}")
 
@@ -257,8 +297,9 @@ def check(row: Row) -> None:
     for seed, shape in enumerate([(5, 4), (3, 6), (4, 4)]):
         g = np.random.default_rng(seed).standard_normal(shape)
         n = made(row, shape)
-        np.testing.assert_allclose(n.dual_norm(g), row.dual_of(g), rtol=1e-12)
-        np.testing.assert_allclose(n.lmo(g), row.lmo_of(g), atol=1e-12)
+        x = row.given(g)
+        np.testing.assert_allclose(n.dual_norm(x), row.dual_of(g), rtol=1e-12)
+        np.testing.assert_allclose(row.matrix(n.lmo(x)), row.lmo_of(g), atol=1e-12)
 
 
 def number(x: float) -> str:
@@ -275,17 +316,17 @@ def norm_table() -> str:
     body = []
     for row in rows():
         check(row)
-        n = made(row, EXAMPLE.shape)
+        n, x = made(row, EXAMPLE.shape), row.given(EXAMPLE)
         try:
-            value = number(float(n(EXAMPLE)))
+            value = number(float(n(x)))
         except NotImplementedError:
             value = "–"
         try:
-            n.project(EXAMPLE)
+            n.project(x)
             project = "yes"
         except NotImplementedError:
             project = "–"
-        t = ", ".join(number(float(x)) for x in np.diag(n.lmo(EXAMPLE)))
+        t = ", ".join(number(float(v)) for v in np.diag(row.matrix(n.lmo(x))))
         body.append(
             [
                 f"`{row.code}`",
@@ -295,7 +336,7 @@ def norm_table() -> str:
                 row.optimizers,
                 cost(n),
                 project,
-                f"{value}; {number(float(n.dual_norm(EXAMPLE)))}; ({t})",
+                f"{value}; {number(float(n.dual_norm(x)))}; ({t})",
             ]
         )
     head = ["norm", "value", "dual norm", "lmo", "optimizers", "cost of lmo", "project", "example"]

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -60,10 +60,10 @@ LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
 PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
 BURST = 0.01  # seconds that the calls of a turn take together
-LANCZOS_STEPS = 8
+LANCZOS_STEPS = 8  # as many as estimate a singular value for method="auto"
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
-# number for each of sizes. polarlib/costs.py reads it and says what the kernels are;
+# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
 # `polarlib bench --calibrate` measures and writes it.
 """
 
@@ -202,6 +202,7 @@ def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray
         kernels.solve(b, r, out)
         return out
 
+    # Factors are made once: a solve, and a product with Q, are timed without them.
     r = cholesky().copy(order="F")
     factor = kernels.factorise(a.copy(order="F"))
     rotated = b.copy(order="F")
@@ -272,7 +273,7 @@ def calibrate(
     ValueError: --seconds must be a positive number up to 86400, got 0
     """
     _check_seconds(seconds)
-    device = "gpu" if library == "cupy" else device
+    device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
     table |= {
         name: {k: [] for k in cost_tables.KERNELS if k != "matmul"} for name in cost_tables.FORMATS
@@ -315,9 +316,9 @@ def usable_processors() -> int | None:
 
 
 def add_costs(path: Path, tables: cost_tables.Tables) -> None:
-    """Write measured costs to a file, whole or not at all, beside what it has already.
+    """Add measured costs to a file, which is written whole or not at all.
 
-    Sizes that a table of the same source has besides are kept; one of another source is replaced.
+    Other sizes of a table of the same source are kept; a table of another source is replaced.
 
     Raises
     ------
@@ -333,11 +334,7 @@ def add_costs(path: Path, tables: cost_tables.Tables) -> None:
             same = there is not None and there["source"] == table["source"]
             merged[library][device] = _joined(there, table) if same and there else table
     text = _toml(merged).encode()
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: file.write(text))
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -366,7 +363,7 @@ def _toml(tables: cost_tables.Tables) -> str:
     return "\n".join(lines)
 
 
-# -- peers -----------------------------------------------------------------------------------
+# -- other libraries -------------------------------------------------------------------------
 
 
 def compare(
@@ -377,7 +374,7 @@ def compare(
     device: Device = "cpu",
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """Time polar() and orthogonalize() beside what else gives a polar factor, on this machine.
+    """Time polar(), orthogonalize() and other libraries' polar factors on this machine.
 
     Parameters
     ----------
@@ -387,7 +384,7 @@ def compare(
     Returns
     -------
     list of dict
-        A row a function, format and size: `milliseconds`, times of a matrix product
+        A row per function, format and size: `milliseconds`, times of a matrix product
         (`matrix_products`), how many times as fast as SciPy (`ratio`, with `quartiles` over the
         rounds), `rounds`, and what polar() took (`method`). Gaussian matrices.
 
@@ -428,7 +425,7 @@ def _compared(
         "product": lambda: _finished(ops.matmul(x, x), ops),
     }
     if library == "numpy":
-        del functions["numpy svd"]
+        del functions["numpy svd"]  # is there as numpy.linalg.svd
     times = _times(functions, seconds)
     product = statistics.median(times.pop("product"))
     rows = []

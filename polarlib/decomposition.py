@@ -57,11 +57,11 @@ def polar(
     out: Stored | None = None,
     overwrite_a: bool = False,
 ) -> PolarResult:
-    """Polar decomposition A = U H (or A = H U), with evidence.
+    """Polar decomposition A = U H (or A = H U), with error estimates.
 
     Equals :func:`scipy.linalg.polar` to rounding, for every shape (U of a rank-deficient matrix is
-    not unique), and takes stacks of matrices, arrays of torch, JAX, Dask and CuPy (CuPy: not run on
-    a GPU yet) and half precision (computed in float32) besides.
+    not unique), and also takes stacks of matrices, arrays of torch, JAX, Dask and CuPy (CuPy: not
+    run on a GPU yet) and half precision (computed in float32).
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def polar(
         must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
     out : tuple of two arrays or None, optional
         Where to store U and H; None for an array that is to be new. With NumPy the larger of the
-        two Hermitian factors is formed in its place, so that none is needed besides.
+        two Hermitian factors is formed in its place, so that no other array is needed.
     overwrite_a : bool, optional
         Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
         rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
@@ -108,7 +108,7 @@ def polar(
     -------
     PolarResult
         Unpacks as ``u, h``. Array library, device and dtype of `a`. A fixed schedule that ends
-        short of orthonormal is no failure: its status is FIXED_SCHEDULE.
+        short of orthonormal has not failed: its status is FIXED_SCHEDULE.
 
     Raises
     ------
@@ -137,10 +137,10 @@ def polar(
 
     Under ``jax.jit`` and ``jax.vmap``, where no entry can be read, methods of fixed work are taken:
     "svd" (and "auto", which is the same there), "qdwh" and "zolotarev" with the steps for `cond`,
-    or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Figures
+    or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Errors
     and `converged` of the result are arrays then, `status` and `reason` None; nothing warns, no SVD
-    takes over, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min` is not
-    used. docs/derivatives.md has a table of what comes out.
+    is computed instead, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min`
+    is not used. docs/derivatives.md has a table of the results.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def unitary_factor(
     """Unitary factor alone: :func:`polar` without the Hermitian factor and what it costs.
 
     Options and errors are those of :func:`polar`; `out` is one array. Orthogonality and the skew
-    part of ``U^H A`` are measured, and the SVD takes over where they miss `rtol`; that H is
+    part of ``U^H A`` are measured, and the SVD is used where they miss `rtol`; that H is
     positive semidefinite rests on the method, since H is not formed. The rank is not measured
     either, unless ``completion=False``, which takes an SVD. `name` is that of the function that the
     user has called, for messages.
@@ -284,15 +284,16 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     kernels = ops.kernels(a)
     if kernels is None or not (a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
         return None
+    # A view of `a`, where U is to be: there is no copy that could be scaled or made contiguous.
     x = ops.xp.matrix_transpose(a) if wide else a
     peak = ops.item(ops.max_abs(x))
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
     if not (contiguous and 1 / COMFORTABLE <= peak <= COMFORTABLE):
         return None
-    conjugate = wide and ops.is_complex(x)
+    conjugate = wide and ops.is_complex(x)  # the transpose is a view, the adjoint is not
     if conjugate:
         ops.xp.conj(x, out=x)
-    known = sketch(x, ops)
+    known = sketch(x, ops)  # before A is overwritten: its factors are checked by these products
     reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced
@@ -307,7 +308,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
         unitary=a,
         orthogonality=float(figures[0]),
         backward_error=float(figures[1]),
-        matmuls=result.matmuls + 3,
+        matmuls=result.matmuls + 3,  # two Gram matrices, and Q V
         reason="; ".join(filter(None, (result.reason, "reduced in the storage of a"))),
     )
     if within(figures, tol) or result.status not in SUCCESS:

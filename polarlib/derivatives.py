@@ -46,7 +46,7 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
     -------
     du, dh : array
         Shapes of the factors of :func:`polarlib.polar`; array library, device and dtype of `a`.
-        `dh` is Hermitian bit for bit.
+        `dh` is exactly Hermitian.
 
     Raises
     ------
@@ -252,7 +252,9 @@ def orthogonalize_vjp(
 
 
 def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool) -> Array:
+    # Not scaled: a scale would count as a constant, and the normalisation has a derivative.
     entered = enter(g, "g", look="if free", scaling=None)
+    # Derivatives are those without rounding: hazards of a format do not concern them.
     resolved = options.resolved(entered.given, entered.ops, warns=False)
     if resolved["schedule"].is_rational:
         raise ValueError(
@@ -269,6 +271,7 @@ def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool
 def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:
     """The matrix, not scaled, and the shape of its Hermitian factor."""
     choice("side", side, ("right", "left"))
+    # The rules scale by themselves.
     entered = enter(a, look="if free", scaling=None)
     k = entered.x.shape[-1] if side == "right" else entered.x.shape[-2]
     return entered, (*entered.x.shape[:-2], k, k)

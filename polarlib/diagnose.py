@@ -1,4 +1,4 @@
-"""measure(): what a schedule or a method does to a matrix, step by step."""
+"""measure(): singular values and errors of a schedule or a method, step by step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["measure"]
 
 Array = Any
 
-# Above this size matching computed singular vectors to exact ones costs more than it tells.
+# Above this size, matching computed singular vectors to exact ones is not worth its cost.
 MATCH_UP_TO = 2000
 
 
@@ -60,7 +60,7 @@ def measure(
         Number format of the iteration; by default as :func:`polarlib.orthogonalize` chooses it.
         Methods with factorisations run in float32 or float64, by default the input's own.
     form : {"plain", "gram"}, optional
-        Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` says.
+        Form of a schedule; the Gram form restarts as :func:`polarlib.design.restarts` decides.
     reference : {"svd", "mpmath"}, optional
         Exact factors by LAPACK in double precision, or by mpmath with 50 digits (slow: up to about
         64 columns).
@@ -100,8 +100,10 @@ def measure(
         precision = ops.format_name(x) if a_method else ops.multiplier(x)
     precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
+    # Not scaled: row 0 is the matrix as the iteration normalises it.
     x = enter(x, "measure: the matrix", ops=ops, remedy="remove them", tall=True, scaling=None).x
-    exact = _scaled(ops.to_host(x))
+    exact = ops.to_host(x)
+    exact = exact / (max(np.abs(exact.real).max(), np.abs(exact.imag).max()) or 1.0)
     u, v = _reference(exact, reference)
 
     rows: list[dict[str, Any]] = []
@@ -121,19 +123,19 @@ def measure(
                 f"precision={precision!r}; fixed schedules run in every format"
             )
         x = ops.cast(x, precision)
-        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))
+        x = ops.divide(x, ops.binary_scale(ops.max_abs(x)))  # as polar scales it, exactly
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
         _, run = METHODS[name](x, ops, tol=tol, callback=record)
-        # A method's products are spent evenly but for the last of a reduced tall matrix.
+        # A method's products are used evenly but for the last of a reduced tall matrix.
         per_step = run.matmuls // max(run.iterations, 1)
-        spent = [min(k * per_step, run.matmuls) for k in range(len(rows))]
-        spent[-1] = run.matmuls
+        used = [min(k * per_step, run.matmuls) for k in range(len(rows))]
+        used[-1] = run.matmuls
         form = ""
     else:
         check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
-        # The default schedule goes by the name that callers give it.
+        # The default schedule has the name that callers give it.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
@@ -143,7 +145,7 @@ def measure(
                     f"form='gram' is for schedules of polynomials; schedule {name!r} is rational"
                 )
             _, run = rational(x, ops, schedule, precision=precision, callback=record)
-            spent = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
+            used = [0, *[run.matmuls] * len(schedule)]  # all steps are taken together
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
@@ -158,7 +160,7 @@ def measure(
                 callback=record,
             )
             total = matrix_products(schedule.steps, form=form, restarts=at)
-            spent = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
+            used = [run.matmuls - total + k for k in _cumulative(schedule, form, at)]
     columns = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     return Trace(
         method=name,
@@ -166,27 +168,22 @@ def measure(
         form=form,
         shape=shape,
         simulated=simulated,
-        matmuls=np.array(spent),
+        matmuls=np.array(used),
         **columns,
     )
 
 
 def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
-    """Products spent after 0, 1, ... steps; ``X Q`` counts at the end of its section."""
+    """Products used after 0, 1, ... steps; ``X Q`` counts at the end of its segment."""
     if form == "plain":
         return [matrix_products(schedule.steps[:k]) for k in range(len(schedule) + 1)]
     counts = [0]
     for k in range(1, len(schedule) + 1):
         whole = matrix_products(schedule.steps[:k], form="gram", restarts=restarts)
         ends = k == len(schedule) or k in restarts
-        # Without X Q, but with the update of R that follows a step inside a section.
+        # Without X Q, but with the update of R that follows a step inside a segment.
         counts.append(whole if ends else whole + 1)
     return counts
-
-
-def _scaled(a: np.ndarray) -> np.ndarray:
-    peak = max(np.abs(a.real).max(), np.abs(a.imag).max())
-    return a / peak if peak else a
 
 
 def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +193,7 @@ def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
         return u, vh.conj().T
     import mpmath
 
-    context = mpmath.MPContext()
+    context = mpmath.MPContext()  # the precision of mpmath.mp is the caller's
     context.dps = 50
     u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
     return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
@@ -230,6 +227,7 @@ def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)
     if s.size > MATCH_UP_TO:
         return cast(np.ndarray, s)
+    # By directions, not by size: the paths of singular values may cross.
     overlap = np.abs(u.conj().T @ p) * np.abs(qh @ v).T
     _, columns = linear_sum_assignment(overlap, maximize=True)
     return cast(np.ndarray, s[columns])

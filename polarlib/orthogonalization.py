@@ -55,6 +55,8 @@ class Options:
 
     def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
         """Check the options and decide what is "auto": arguments of `_apply`."""
+        # For torch's float32 the format that torch is set to multiply in: planned for another one,
+        # an iteration may diverge (docs/decisions/0012).
         precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
         chosen = resolve_schedule(self.schedule, self.steps, precision)
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
@@ -92,6 +94,7 @@ class Options:
             if name is not None:
                 format_of(name)
         check_normalisation(chosen, self.normalisation)
+        # For its checks: the form is chosen when the program runs, for the shape of then.
         at = choose_form(chosen, (1, 1), self.form, self.restarts, precision, self.gram_precision)[
             1
         ]
@@ -246,6 +249,7 @@ def _recorded(x: Array, ops: Ops, options: str) -> Array:
 def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
     """Approximate unitary factor of matrices that as_matrix has taken."""
     resolved = options.resolved(x, ops)
+    # One compiled function on JAX, the function itself elsewhere.
     apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
 
     def find(x: Array) -> Array:
@@ -271,6 +275,7 @@ def _packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
         return "", str(error)
 
 
+# Cached, since a schedule is checked whenever it is made.
 @functools.lru_cache(maxsize=256)
 def _unpacked(options: str) -> Options:
     how = json.loads(options)
@@ -325,6 +330,7 @@ def orthogonalize_all(gradients: Iterable[ArrayT], **same: Any) -> list[ArrayT]:
     """
     if "out" in same:
         raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+    # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
     listed = isinstance(gradients, list | tuple)
     if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
         raise TypeError(
@@ -355,7 +361,7 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
         # On the host large products are as fast one by one, and a stack is a copy.
         large = ops.host and math.prod(x.shape) > BATCH_UP_TO
         known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
-        alone = (i,) if large or not known else ()
+        alone = (i,) if large or not known else ()  # its number makes a group of its own
         key = (
             ops.xp,
             x.dtype,
@@ -384,7 +390,7 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
 def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
     ops = ops_of(x)
-    # The adjoint of a complex matrix is no view.
+    # The adjoint of a complex matrix is not a view.
     wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
     usable = out is not None and not wide_complex and ops.can_hold(out, x)
     return {"out": out} if usable else {}
@@ -406,6 +412,7 @@ def _apply(
     ops = ops_of(x)
     wide = x.shape[-2] < x.shape[-1]
     y = ops.adjoint(x) if wide else x
+    # A wide matrix is iterated as its adjoint, in the adjoint of its storage.
     place = y if out is x else ops.adjoint(out) if wide and out is not None else out
     if schedule.is_rational:
         u, _ = rational(y, ops, schedule, precision=precision)

@@ -30,7 +30,7 @@ DEFAULT_STEPS = 5
 # What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
 # error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
 # larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
-# accuracy besides reach.
+# accuracy as well as reach.
 OWN_ERROR = 0.019
 OWN_CUSHION = 0.02
 REACHING_STEPS = 6
@@ -69,10 +69,6 @@ def _data(name: str) -> dict[str, dict[str, Any]]:
     return tomllib.loads(text)
 
 
-def _sets() -> dict[str, dict[str, Any]]:
-    return _data("schedules")
-
-
 @_reads_a_table
 def default_schedule(
     format: str, *, steps: int | None = None, matmuls: int | None = None
@@ -99,10 +95,6 @@ def default_schedule(
     matmuls : int, optional
         Instead of steps: the best degrees for so many matrix products, from 2 to 48; designed at
         first use.
-
-    Returns
-    -------
-    Schedule
 
     Raises
     ------
@@ -137,6 +129,7 @@ def default_schedule(
     return _own(name, steps, None)
 
 
+# Cached, since a design takes seconds.
 @functools.lru_cache(maxsize=256)
 def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     stored = _data("own_schedules")[name]
@@ -165,6 +158,7 @@ def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
     slope = gentle[0] / CURVED
     spare = steps - len(s)
     reached = max(s.lower / (NOISE * unit), 1.0)
+    # One step at least is left to converge after them.
     before = min(math.ceil(math.log(reached) / math.log(slope)), spare - 1)
     return replace(
         s,
@@ -194,7 +188,7 @@ def schedules() -> tuple[str, ...]:
     >>> "polar_express" in schedules()
     True
     """
-    return tuple(_sets())
+    return tuple(_data("schedules"))
 
 
 @at_trace_time
@@ -206,7 +200,7 @@ def is_published(name: Any) -> bool:
     >>> is_published("jordan"), is_published("auto")
     (True, False)
     """
-    return isinstance(name, str) and name in _sets()
+    return isinstance(name, str) and name in _data("schedules")
 
 
 def conventions(name: str) -> str:
@@ -222,7 +216,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return str(_sets()[choice("schedule", name, schedules())]["scaling"])
+    return str(_data("schedules")[choice("schedule", name, schedules())]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -243,7 +237,7 @@ def listed(name: str) -> Schedule:
 
 @functools.lru_cache(maxsize=256)
 def _listed(name: str) -> Schedule:
-    entry = _sets()[name]
+    entry = _data("schedules")[name]
     steps = entry.get("steps")
     if steps is None:
         base = listed(entry["derived_from"])
@@ -275,12 +269,8 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     name : str
         One of :func:`schedules`.
     steps : int, optional
-        Number of steps: the first `steps` of the list, then as its repeat rule says. By default
+        Number of steps: the first `steps` of the list, then by its repeat rule. By default
         the listed length, or 5 for sets that repeat.
-
-    Returns
-    -------
-    Schedule
 
     Raises
     ------

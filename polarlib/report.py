@@ -30,28 +30,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = 40
 TEMPLATE = "data/report.html.jinja"
 
-_KEYS = {
-    "study": str,
-    "title": str,
-    "source": str,
-    "command": str,
+_KEYS: dict[str, type] = {
+    **dict.fromkeys(("study", "title", "source", "command"), str),
     "quick": bool,
     "versions": dict,
-    "figures": list,
-    "tables": list,
-    "plots": list,
-    "notes": list,
+    **dict.fromkeys(("figures", "tables", "plots", "notes"), list),
 }
 _FIGURE_KEYS = (
-    "name",
-    "value",
-    "published",
-    "where",
-    "source_kind",
-    "tolerance",
-    "within",
-    "why",
-    "quick",
+    *("name", "value", "published", "where", "source_kind"),
+    *("tolerance", "within", "why", "quick"),
 )
 
 
@@ -63,7 +50,7 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
     path : path-like
         Where the page is to be.
     folder : path-like
-        Where the studies wrote, ``analysis-output`` if they were not told otherwise.
+        Where the studies wrote, ``analysis-output`` by default.
 
     Returns
     -------
@@ -92,11 +79,7 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder; make it first")
     page = render(studies).encode("utf-8", "backslashreplace")  # JSON may hold lone surrogates
-
-    def put(stream: Any) -> None:
-        stream.write(page)
-
-    write_whole(path, put)
+    write_whole(path, lambda file: file.write(page))
     return [{"study": s["study"], "quick": s["quick"]} | s["counts"] for s in studies]
 
 
@@ -166,6 +149,7 @@ def render(studies: list[dict[str, Any]]) -> str:
     require("polarlib.report", "report", "jinja2")
     import jinja2
 
+    # Text of results is not HTML, and a key that the template misses is an error, not empty.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -197,8 +181,8 @@ def _read(file: Path) -> dict[str, Any]:
             values = figure[key] if isinstance(figure[key], list) else [figure[key]]
             if any(isinstance(value, list | dict) for value in values):
                 raise _malformed(file, f"figure {figure['name']!r}: {key} must be a number or list")
-    judged = [figure["within"] for figure in figures]
-    counts = {word: judged.count(w) for word, w in _VERDICTS.items()}
+    verdicts = [figure["within"] for figure in figures]
+    counts = {word: verdicts.count(w) for word, w in _VERDICTS.items()}
     return study | {
         "counts": counts,
         "tables": [table | _table(file, table["csv"]) for table in tables],

@@ -1,4 +1,4 @@
-"""What comes out: :class:`PolarResult`, :class:`Trace`, :class:`Status`, and the warnings."""
+"""Results: :class:`PolarResult`, :class:`Trace`, :class:`Status`, and the warnings."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__ = [
 
 
 class ConvergenceWarning(UserWarning):
-    """A method ended before it reached its tolerance; the result's status says what to try."""
+    """A method ended before it reached its tolerance; the status of the result has the remedy."""
 
 
 class ScheduleWarning(UserWarning):
-    """A schedule is used where it may blow up or flip a sign, or its steps look misordered."""
+    """A schedule is used where it may diverge or flip a sign, or its steps look misordered."""
 
 
 class Status(enum.Enum):
@@ -62,7 +62,7 @@ class Status(enum.Enum):
 
 
 class Run(NamedTuple):
-    """What a method did.
+    """Statistics of the run of a method.
 
     Attributes
     ----------
@@ -78,9 +78,9 @@ class Run(NamedTuple):
         Certified bounds, up to rounding, of all singular values of the matrices that the method was
         given (over a stack: of every matrix in it), where the method has them.
     method : str
-        What ran, where that was a choice; empty if it goes without saying.
+        The method that ran, where that was a choice; otherwise empty.
     note : str
-        Why the method did what it did, in a phrase; empty if there was nothing to choose.
+        The reason for that choice, in a phrase; empty if there was none.
     """
 
     iterations: int
@@ -93,9 +93,10 @@ class Run(NamedTuple):
     note: str = ""
 
 
+# eq=False here and below: arrays compare to arrays, which have no truth value.
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What happened at each step; row 0 is the normalised input.
+    """Singular values and errors after each step; row 0 is the normalised input.
 
     Attributes
     ----------
@@ -110,7 +111,7 @@ class Trace:
     simulated : bool
         Whether the format was simulated (operands rounded, float32 accumulation, one rounding).
     matmuls : ndarray, shape (steps + 1,)
-        Matrix products spent so far.
+        Matrix products used so far.
     singular_values : ndarray, shape (steps + 1, k)
         Singular values of the iterate, k = min(m, n). A column follows one singular value of the
         input, largest first.
@@ -163,7 +164,7 @@ class Trace:
         return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one row a step: figures, then ``sigma_1 ... sigma_k``. Whole or not at all.
+        """Write one row per step: errors, then ``sigma_1 ... sigma_k``. Whole or not at all.
 
         Parameters
         ----------
@@ -172,19 +173,21 @@ class Trace:
         """
 
         def write(file: IO[bytes]) -> None:
+            # UTF-8 on every system, and line ends as the csv module writes them.
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             rows = csv.writer(text, lineterminator="\n")
             names = ["matmuls", "orthogonality", "backward_error", "distance"]
             k = self.singular_values.shape[1]
             rows.writerow(["step", *names, *(f"sigma_{i + 1}" for i in range(k))])
             for step in range(self.n_steps + 1):
+                # repr writes the fewest digits that are read back as the same double.
                 figures = [getattr(self, name)[step] for name in names]
                 rows.writerow(
                     [step, *(repr(v.item()) for v in figures)]
                     + [repr(float(v)) for v in self.singular_values[step]]
                 )
             text.flush()
-            text.detach()
+            text.detach()  # else the wrapper would close the file, which is still to be synced
 
         write_whole(checked_path("path", path), write)
 
@@ -238,10 +241,10 @@ class Later:
 
 @dataclass(frozen=True, eq=False)
 class PolarResult(Pytree):
-    """A polar decomposition with its evidence; unpacks as ``u, h``.
+    """A polar decomposition with its error estimates; unpacks as ``u, h``.
 
-    Half-precision matrices are decomposed in float32: `status` judges those factors, the error
-    figures are those of the rounded ones that are returned.
+    Half-precision matrices are decomposed in float32: `status` is that of those factors, the errors
+    are those of the rounded ones that are returned.
 
     For JAX this is a pytree, whose leaves are all attributes but `status`, `method` and `reason`.
     Under ``jax.jit`` and ``jax.vmap`` the leaves are arrays of JAX, computed with the factors, one
@@ -253,8 +256,8 @@ class PolarResult(Pytree):
     unitary : array, shape (..., m, n)
         Unitary factor U: orthonormal columns if m >= n, orthonormal rows otherwise.
     hermitian : array, shape (..., n, n) or (..., m, m)
-        Hermitian factor H: ``A = U H`` (side "right") or ``A = H U`` (side "left"). Hermitian bit
-        for bit, positive semidefinite to rounding.
+        Hermitian factor H: ``A = U H`` (side "right") or ``A = H U`` (side "left"). Exactly
+        Hermitian, positive semidefinite to rounding.
     status : Status or None
         How it ended; ``status.value`` is the remedy.
     converged : bool
@@ -265,11 +268,11 @@ class PolarResult(Pytree):
     method : str
         Method that made U, for example ``"svd"`` or ``"newton, then svd"``.
     orthogonality : float or ndarray
-        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one figure a matrix. Above
-        128 columns this and the next figure are estimates by eight random vectors, right to a
+        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one value per matrix. Above
+        128 columns this and the next value are estimates by eight random vectors, right to a
         few percent for rounding errors, which have many directions.
     backward_error : float or ndarray
-        ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one figure a matrix.
+        ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one value per matrix.
     rank : int or ndarray of int
         Number of singular values above ``max(m, n) * eps * sigma_max``.
     condition_bounds : tuple of two floats or ndarrays
@@ -278,10 +281,10 @@ class PolarResult(Pytree):
         may be computed when they are first read, from `hermitian`: read them before `hermitian` is
         changed in place.
     reason : str
-        Why "auto" chose the method, or why the SVD took over; empty if there was no choice.
+        Why "auto" chose the method, or why the SVD replaced it; empty if there was no choice.
     trace : tuple of float
         Size of the change in each iteration, as the method measures it (empty for direct methods
-        and fixed schedules); :func:`polarlib.measure` gives the full story.
+        and fixed schedules); :func:`polarlib.measure` gives errors and singular values too.
     """
 
     static = ("status", "method", "reason")
@@ -302,14 +305,14 @@ class PolarResult(Pytree):
     trace: tuple[float, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        known = self.__dict__
+        known = self.__dict__  # not setattr, which a frozen class refuses
         later = {name: value for name, value in known.items() if isinstance(value, Later)}
         for name in later:
             del known[name]
         known["_later"] = later
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is not in the instance: figures that are computed when read.
+        # Python asks here for what is not in the instance: values that are computed when read.
         later = self.__dict__.get("_later", {}).get(name)
         if later is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -317,10 +320,11 @@ class PolarResult(Pytree):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
+        # Everything is computed first: locks and closures cannot be pickled.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def _settled(self) -> PolarResult:
-        """Return the result with every figure computed: what follows may be another trace."""
+        """Return the result with every value computed: what follows may be another trace."""
         for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
@@ -357,7 +361,7 @@ class PolarResult(Pytree):
             "orthogonality": _short(self.orthogonality),
             "backward error": _short(self.backward_error),
             "rank": _short(self.rank),
-            "condition": _between(*self.condition_bounds),
+            "condition": between(*self.condition_bounds),
         } | ({"reason": self.reason} if self.reason else {})
 
     def __repr__(self) -> str:
@@ -372,13 +376,13 @@ class PolarResult(Pytree):
         return f"<table><caption>PolarResult</caption>{rows}</table>"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures (not the factors) as plain numbers and strings, ready for JSON."""
+        """Return all but the factors as plain numbers and strings, ready for JSON."""
         names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
         return {"shape": list(self._shape())} | {n: plain(getattr(self, n)) for n in names}
 
 
 def _known(value: Any) -> np.ndarray | None:
-    """The numbers of a figure; None where it is traced, or no number."""
+    """The numbers of an array; None where it is traced, or holds no numbers."""
     try:
         known = np.asarray(value)
     except TypeError:  # JAX's tracers
@@ -386,8 +390,8 @@ def _known(value: Any) -> np.ndarray | None:
     return known if known.dtype.kind in "biuf" else None
 
 
-def _between(lower: Any, upper: Any) -> str:
-    """Say in which range condition numbers lie."""
+def between(lower: Any, upper: Any) -> str:
+    """Format the range in which condition numbers lie."""
     low, high = _known(lower), _known(upper)
     if low is None or high is None:
         return f"{lower} to {upper}"
@@ -397,7 +401,7 @@ def _between(lower: Any, upper: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """Format one figure, or the range of a batch."""
+    """Format one value, or the range of a batch."""
     known = _known(value)
     if known is None:
         return str(value)

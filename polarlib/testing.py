@@ -1,8 +1,8 @@
 """Matrices that break polar decompositions, spectra that break iterations, and assertions.
 
 For tests of this library, and of any other implementation: everything here is NumPy and SciPy,
-deterministic, and independent of the methods it judges. The assertions take arrays of any supported
-library and compute in double precision on the host, whatever the precision of what they judge.
+deterministic, and independent of the methods it checks. The assertions take arrays of any supported
+library and compute in double precision on the host, whatever the precision of what they check.
 
 Examples
 --------
@@ -70,6 +70,7 @@ def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
     if is_array(x) and x.ndim < 2:
         raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {x.shape}")
     checked, ops = as_matrix(x, name)
+    # The format as given: as_matrix makes float64 of integers, which have no rounding.
     x = x if is_array(x) else checked
     fmt = ops.format_name(x)
     y = ops.to_host(x)
@@ -95,7 +96,7 @@ def _default_rtol(shape: tuple[int, ...], eps: float) -> float:
 
 def _fail_above(what: str, values: Any, limit: float) -> None:
     values = np.asarray(values)
-    if values.size and not np.all(values <= limit):
+    if values.size and not np.all(values <= limit):  # NaN is above every limit
         worst = np.unravel_index(
             np.argmax(np.where(np.isnan(values), np.inf, values)), values.shape
         )
@@ -200,7 +201,7 @@ def assert_polar(
 ) -> None:
     """Assert that U and H are polar factors of A.
 
-    U orthonormal (columns if m >= n, rows otherwise), H Hermitian bit for bit and positive
+    U orthonormal (columns if m >= n, rows otherwise), H exactly Hermitian and positive
     semidefinite to rounding, ``A = U H`` or ``A = H U``, in Frobenius norms relative to A.
 
     Parameters

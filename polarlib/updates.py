@@ -96,10 +96,8 @@ def uscg_step(x: A, d: A, lmo: Callable[[A], A], *, rate: float, radius: float =
 
     Parameters
     ----------
-    x, d : array
-        Point and direction, of one shape.
-    lmo : callable
-        LMO (linear maximisation oracle) of a norm.
+    x, d, lmo
+        As of :func:`scg_step`.
     rate : float
         gamma, not negative.
     radius : float, optional
@@ -254,7 +252,7 @@ def debias(m: A, k: int, beta: float) -> A:
     >>> debias(ema(np.zeros(2), np.array([1.0, -2.0]), 0.75), 1, 0.75).tolist()
     [1.0, -2.0]
     """
-    _check(m, m, "m")
+    _check(m, m, "m")  # what is checked of a second array holds of itself
     k, beta = min(count("k", k), MOST_GRADIENTS), number("beta", beta, 0, 1, ends="[)")
     return _sum(m, (1 / (1 - beta**k), m))
 
@@ -262,22 +260,8 @@ def debias(m: A, k: int, beta: float) -> A:
 def polyak(b: A, g: A, mu: float) -> A:
     """Return the heavy-ball momentum: ``mu b + g``.
 
-    Parameters
-    ----------
-    b, g : array
-        Buffer (zeros to begin with) and gradient, of one shape.
-    mu : float
-        From 0 to below 1.
-
-    Returns
-    -------
-    array
-        Like `b`: ``1 / (1 - mu)`` times the average of :func:`ema`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For arrays of different libraries or shapes, mu outside [0, 1).
+    The buffer b, zeros to begin with, is ``1 / (1 - mu)`` times the average of :func:`ema`, whose
+    arguments and errors these are.
 
     Examples
     --------
@@ -292,22 +276,8 @@ def polyak(b: A, g: A, mu: float) -> A:
 def nesterov(b: A, g: A, mu: float) -> A:
     """Return Nesterov's direction from a buffer that contains the gradient: ``g + mu b``.
 
-    Parameters
-    ----------
-    b, g : array
-        Buffer, from :func:`polyak` with this gradient, and gradient, of one shape.
-    mu : float
-        From 0 to below 1.
-
-    Returns
-    -------
-    array
-        Like `b`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For arrays of different libraries or shapes, mu outside [0, 1).
+    The buffer b is that of :func:`polyak` with this gradient. Arguments and errors are those of
+    :func:`ema`.
 
     Notes
     -----

@@ -50,7 +50,7 @@ class Options:
         checked: dict[str, Any] = {"side": choice("side", self.side, ("right", "left"))}
         for name in ("completion", "overwrite_a", "check_finite", "throw"):
             checked[name] = flag(name, getattr(self, name))
-        self.__dict__.update(checked)
+        self.__dict__.update(checked)  # a frozen class refuses setattr
         if self.callback is not None:
             function("callback", self.callback, "a function of the iteration and the iterate")
 
@@ -67,12 +67,14 @@ class Options:
     def tolerance(self, a: Array, ops: Ops) -> float:
         """Return `rtol` or its default for matrices."""
         if self.rtol is None:
+            # Half precision is decomposed, and checked, in float32.
             name = ops.format_name(a)
             return default_tolerance(a.shape, name if name == "float64" else "float32")
         return number("rtol", self.rtol, 0, 1, ends="()")
 
     def check_for(self, a: Array, ops: Ops) -> None:
         """Refuse what the matrices do not allow: factorisations would gather sharded ones."""
+        # Products, and sums of n x n matrices, are all that these take.
         small_only = self.method == "newton_schulz" or self.is_fixed
         if ops.is_sharded(a) and not (small_only and self.completion):
             what = f"method={self.method!r}" if self.completion else "completion=False"
@@ -137,6 +139,7 @@ def lower_bound(options: Options, entered: Entered) -> float | None:
         x, ops = entered.x, entered.ops
         if entered.is_empty or entered.is_abstract:  # what it is worth depends on the largest
             return None if cond is None else bounds[0]
+        # By an upper bound, so that the quotient is a lower one whatever the true norm is.
         upper = norm_bound(x, ops)
         largest = ops.item(ops.xp.minimum(upper, ops.frobenius(x)) * entered.scale)
         if sigma_min > largest:
@@ -145,4 +148,4 @@ def lower_bound(options: Options, entered: Entered) -> float | None:
                 f"{largest:.3g}; pass a lower bound of the smallest one"
             )
         bounds.append(sigma_min / largest)
-    return max(bounds)
+    return max(bounds)  # both hold

@@ -1,4 +1,4 @@
-"""The result of a decomposition: figures as numbers, warnings, and one place where it is made."""
+"""The result of a decomposition: errors as numbers, warnings, and one place where it is made."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
 
 
 def missed(caller: str, method: str, tol: float, remedy: str, *, throw: bool, **found: Any) -> None:
-    """Warn, or raise, that figures miss the tolerance."""
-    said = ", ".join(f"{k.replace('_', ' ')} {np.max(v):.2e}" for k, v in found.items())
-    message = f"{caller}(method={method!r}): {said}, tolerance {tol:.2e}; {remedy}"
+    """Warn, or raise, that errors miss the tolerance."""
+    listed = ", ".join(f"{k.replace('_', ' ')} {np.max(v):.2e}" for k, v in found.items())
+    message = f"{caller}(method={method!r}): {listed}, tolerance {tol:.2e}; {remedy}"
     if throw:
         raise ConvergenceWarning(message)
     warn(message, ConvergenceWarning)
@@ -44,14 +44,8 @@ def conclude(
 ) -> PolarResult:
     """Return the result of a decomposition: the one place where it is made.
 
-    Parameters
-    ----------
-    run : Run
-        With the method that made U, and the reason.
-    single : bool, optional
-        Whether figures are those of one matrix, and become Python's numbers.
-    converged : optional
-        By default what the status says.
+    `run` has the method that made U, and the reason. If `single`, the error estimates are those of
+    one matrix, and become Python's numbers. `converged` follows from the status by default.
     """
 
     def plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:
@@ -107,14 +101,18 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     n, method = a.shape[-1], options.method
     if a.shape[-2] != n or n > LARGEST or 0 in a.shape:
         return None
+    # What closed forms cannot serve: they start from no bound and have no iterates, and factors in
+    # half precision are measured as they are returned, in the stages.
     hints = options.sigma_min is not None or options.cond is not None
     if hints or options.callback is not None or a.dtype != ops.at_least_single(a).dtype:
         return None
     many = math.prod(a.shape[:-2]) >= small.WORTH[n]  # for it to be faster than the SVD
     if method != "small" and not (many and method == "auto"):
         return None
+    # A = H U is A^H = U^H H: the same factors, from the right.
     left = options.side == "left"
     done = small.decompose(ops.adjoint(a) if left else a, ops, tol=tol)
+    # One matrix that fails sends all to the stages, whose fallback is for whole stacks.
     evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
     if not evident.all() or (not options.completion and np.any(done.rank < n)):
         return None

@@ -51,11 +51,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _with_room_for_h(decompose: F) -> F:
-    """Raise MemoryError with the way out where the larger Hermitian factor cannot be stored."""
+    """Raise MemoryError with a remedy where the larger Hermitian factor cannot be stored."""
 
     @functools.wraps(decompose)
     def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
         (m, n), side = a.shape[-2:], options.side
+        # The smaller factor is at most as large as A.
         if not options.form_h or m == n or (m < n) != (side == "right"):
             return cast(PolarResult, decompose(a, options, h_out))
         ops = ops_of(a)
@@ -99,7 +100,7 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarRe
         ops=ops,
         look="always" if options.check_finite else "never",
         remedy="remove them, or pass check_finite=False to get NaN back",
-        mask=True,
+        mask=True,  # zeros go through every method; NaN is put back at the end
         tall=True,
         comfortable=True,
     )
@@ -108,6 +109,7 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarRe
         return empty(entered, options)
     stages = (_HiddenStages if entered.is_abstract else _Stages)(entered, options, tol)
     if not options.form_h and not options.completion:
+        # Without H only singular values give the rank, and their SVD has the factor.
         return stages.unchecked(partial_isometry(entered.x, ops))
     stages.run(lower)
     stages.check()
@@ -127,6 +129,7 @@ def _run(
     method, callback = options.method, options.callback
     parts = in_parts(x, ops) if callback is None else []
     if parts:
+        # Parts of a stack that stay in a cache; a callback is called with whole stacks.
         flat, u = x.reshape(-1, *x.shape[-2:]), cast(Array, ops.buffer(x.shape, x))
         into, runs = u.reshape(flat.shape), []
         for part in parts:
@@ -150,16 +153,10 @@ def _run(
 def _status_from_errors(
     name: str, fixed: bool, found: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
 ) -> tuple[Status, bool]:
-    """Judge by the check alone: orthonormal, A = U H, and H positive semidefinite.
+    """Derive the status from the check alone: orthonormal, A = U H, and H positive semidefinite.
 
     An orthonormal QR factor has to be orthonormal only. Where H is not formed, that it is
-    semidefinite rests on the method.
-
-    Returns
-    -------
-    status : Status
-    full : bool
-        Whether full rank was certified on the way.
+    semidefinite rests on the method. Also return whether full rank was certified by the check.
     """
     if name == "qr":
         orthonormal = bool(np.all(found.orthogonality <= tol))
@@ -168,6 +165,8 @@ def _status_from_errors(
     if found.within(tol):
         if name == "svd" or h is None:  # the SVD's H is semidefinite by construction
             return Status.CONVERGED, False
+        # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
+        # Cholesky factor at full rank; only if not, a second one shifted up is needed.
         full = is_definite(h, 1, rank_cut(shape, ops.format_name(h)), ops)
         if full or is_definite(h, -1, tol, ops):
             return Status.CONVERGED, full
@@ -191,10 +190,11 @@ class _Stages:
     def run(self, lower: float | None) -> None:
         """Run the method."""
         self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
+        # Methods name themselves only where they chose among several.
         self.statistics = run._replace(method=run.method or self.options.name)
 
     def check(self, method: str = "") -> None:
-        """Measure the factors, and judge them as those of the method that made them."""
+        """Measure the factors, and check them as those of the method that made them."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
         self.found = evidence(self.u, x, ops, form_h=self.options.form_h)
         self.status, self.full = _status_from_errors(
@@ -211,12 +211,12 @@ class _Stages:
         note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
         self.statistics = run._replace(
             matmuls=run.matmuls + after.matmuls,
-            bounds=None,
+            bounds=None,  # those of a method that failed are not relied upon
             singular_values=after.singular_values,
             method=run.method + ", then svd",
             note=note,
         )
-        self.check("svd")
+        self.check("svd")  # the SVD of a library may fail as well
         self.status = {Status.CONVERGED: Status.FELL_BACK}.get(self.status, self.status)
 
     def complete(self, h_out: Array | None) -> None:
@@ -235,7 +235,8 @@ class _Stages:
             low, high = bounds()
             return low, np.where(rank < n, np.inf, high)
 
-        # Put off where the result keeps H as it is, so that no array is kept for it alone.
+        # Put off where the result keeps H as it is, so that no array is kept for it alone. Above
+        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for.
         later = self.entered.unscaled and self.entered.finite is None and h_out is None
         later = later and not (self.half or self.large or ops.is_sharded(x))
         if later and self.options.completion:
@@ -257,7 +258,7 @@ class _Stages:
         if not self.large:
             return
         x, ops = self.x, self.ops
-        del self.h  # the smaller factor
+        del self.h  # the smaller factor, before the larger one takes storage
         a = self.entered.given
         usable = h_out is not None and h_out is not a and ops.can_hold(h_out, a)
         into = h_out if usable and not self.half else None
@@ -333,10 +334,11 @@ class _Stages:
 
 
 class _HiddenStages(_Stages):
-    """The stages where a library hides the entries: figures are arrays, no SVD takes over."""
+    """The stages where a library hides the entries: errors are arrays, nothing falls back."""
 
     def run(self, lower: float | None) -> None:
         super().run(lower)
+        # No condition number is estimated without entries: "auto" is the method that never fails.
         if self.statistics.method == "auto":
             self.statistics = self.statistics._replace(method="svd")
 
@@ -352,8 +354,8 @@ class _HiddenStages(_Stages):
             self.statistics,
             self.tol,
             self.ops,
-            semidefinite=name == "svd",
-            products=name == "newton_schulz",
+            semidefinite=name == "svd",  # by construction
+            products=name == "newton_schulz",  # its matrix may be sharded: no factorisation of it
         )
 
     def complete(self, h_out: Array | None) -> None:
@@ -385,7 +387,7 @@ class _HiddenStages(_Stages):
             h,
             None,
             run._replace(changes=(), **counts),
-            converged=self.good & fits & (run.method != "qr"),
+            converged=self.good & fits & (run.method != "qr"),  # whose factor is orthonormal only
             orthogonality=orthogonality,
             backward_error=backward_error,
             rank=xp.astype(xp.where(finite, self.rank, xp.zeros_like(self.rank)), int),

@@ -20,32 +20,14 @@ from polarlib import files
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of, printable
-from polarlib.cli.console import (
-    DEFAULT,
-    KINDS,
-    LONGEST_NAME,
-    PICTURES,
-    REPRESENTATIVE,
-    Json,
-    check_folder,
-    collected_warnings,
-    command,
-    format_number,
-    format_shape,
-    paragraph,
-    progress_bar,
-    read_matrix,
-    save_picture,
-    say,
-    say_json,
-    say_notes,
-    tabulated,
-    write_named,
-)
+from polarlib.cli import console
+from polarlib.cli.console import REPRESENTATIVE, format_number, format_shape, say, tabulated
 from polarlib.result import Status, Trace
 from polarlib.timing import interleaved
 
+# polarlib.methods() lists the published schedules too, which have rows of their own.
 METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
+# Methods factorise: they compute 16-bit matrices in float32.
 METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
 
@@ -56,14 +38,14 @@ TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
 # -- compare ---------------------------------------------------------------------------------
 
 
-@command(epilog="Example: polarlib compare A.npy --precision bfloat16 --plots pictures")
+@console.command(epilog="Example: polarlib compare A.npy --precision bfloat16 --plots pictures")
 def compare(
     file: Annotated[
         str | None,
         typer.Argument(
             metavar="FILE",
-            help=f"{KINDS}. Without one: {len(REPRESENTATIVE)} of the ten matrices that come with "
-            "polarlib, gradients and momenta.",
+            help=f"{console.KINDS}. Without one: {len(REPRESENTATIVE)} of the ten matrices that "
+            "come with polarlib, gradients and momenta.",
             show_default=False,
         ),
     ] = None,
@@ -86,34 +68,35 @@ def compare(
         str, typer.Option("--image-format", metavar="KIND", help="Of the plots: png, pdf or svg.")
     ] = "png",
     former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """All methods and schedules on a matrix: a table and plots."""
+    # Each once, and unknown ones refused, before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or SCHEDULE_FORMATS))
     notes = []
     if former is not None:
         picture = former
         notes.append("--format is now --image-format; the former name ends with polarlib 0.3")
     suffix = f".{picture}"
-    if suffix not in PICTURES:
-        known = [name.removeprefix(".") for name in PICTURES]
+    if suffix not in console.PICTURES:
+        known = [name.removeprefix(".") for name in console.PICTURES]
         raise ValueError(f"unknown --image-format {picture!r}; {nearest(picture, known)}")
     if not no_plots:
-        check_folder(plots)
+        console.check_folder(plots)
     matrices = _chosen(file, matrix)
 
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in (DEFAULT, *polarlib.schedules())]
+    jobs += [(name, form) for form in formats for name in (console.DEFAULT, *polarlib.schedules())]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
-    with progress_bar(len(matrices) * (len(jobs) + (not no_plots))) as advance:
+    with console.progress_bar(len(matrices) * (len(jobs) + (not no_plots))) as advance:
         for name, a in matrices.items():
             traces = {}
             for job in jobs:
                 advance(f"{job[0]}, {job[1]}")
                 if job[0] == "small" and min(a.shape) > LARGEST:
-                    continue
+                    continue  # closed forms end there: no row, rather than a note in every table
                 row, trace = _compared(name, a, *job)
                 rows.append(row)
                 if trace is not None:
@@ -123,7 +106,9 @@ def compare(
                 written += _draw(name, traces, formats, plots, suffix)
     elapsed = time.perf_counter() - begun
     if as_json:
-        say_json({"rows": rows, "plots": written, "seconds_in_all": elapsed, "notes": notes})
+        console.say_json(
+            {"rows": rows, "plots": written, "seconds_in_all": elapsed, "notes": notes}
+        )
         return
     say(
         *tabulated(
@@ -144,7 +129,7 @@ def compare(
             rows,
         ),
         "",
-        paragraph(
+        console.paragraph(
             "Of the last iterate: orthogonality ||X^H X - I||_F / sqrt(k), backward error "
             "||A - X H||_F / ||A||_F, smallest singular value. Seconds: median of at least "
             f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and "
@@ -153,8 +138,8 @@ def compare(
     )
     if any(row["simulated"] for row in rows):
         what = "operands rounded, products in float32, one rounding; times of the simulation"
-        say_notes([what], "*")
-    say_notes([*notes, *(note for row in rows for note in row["notes"])])
+        console.say_notes([what], "*")
+    console.say_notes([*notes, *(note for row in rows for note in row["notes"])])
     if written:
         say(f"{len(written)} plots are in {plots}.")
     say(f"{elapsed:.0f} seconds in all.")
@@ -165,7 +150,7 @@ def _chosen(file: str | None, names: list[str] | None) -> dict[str, np.ndarray]:
     if file is not None:
         if names:
             raise ValueError("give FILE or --matrix, not both")
-        return {file: read_matrix(file, single=True)}
+        return {file: console.read_matrix(file, single=True)}
     known = files.sample_matrices()
     for name in names or ():
         if name not in ("all", *known):
@@ -206,7 +191,7 @@ def _compared(
         "smallest_singular_value": math.nan,
     }
     try:
-        with collected_warnings() as notes:
+        with console.collected_warnings() as notes:
             times = interleaved({"": compute}, TIMED_SECONDS, least=TIMED, most=TIMED_MOST)[""]
             # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
             # whose threads wait for one another, and longer where another process computes.
@@ -248,17 +233,17 @@ def _draw(
             t for (m, form), t in traces.items() if m not in METHODS and form == wanted
         ]
     axes = {what: plot.compare(group) for what, group in groups.items() if group}
-    t = traces.get((DEFAULT, formats[-1]))
+    t = traces.get((console.DEFAULT, formats[-1]))
     if t is not None:
-        axes[f"{DEFAULT}-convergence"] = plot.convergence(t)
-        axes[f"{DEFAULT}-singular-values"] = plot.singular_values(t)
+        axes[f"{console.DEFAULT}-convergence"] = plot.convergence(t)
+        axes[f"{console.DEFAULT}-singular-values"] = plot.singular_values(t)
     folder.mkdir(exist_ok=True)
-    name = printable(Path(name).name)[:LONGEST_NAME]
+    name = printable(Path(name).name)[: console.LONGEST_NAME]
     stem = re.sub(r"[^\w.-]+", "_", name)
     written = []
     for what, ax in axes.items():
         ax.set_title("\n".join(filter(None, [name.replace("$", r"\$"), ax.get_title()])))
         path = folder / f"{stem}-{what}{suffix}"
-        write_named({"--plots": path}, functools.partial(save_picture, ax, path))
+        console.write_named({"--plots": path}, functools.partial(console.save_picture, ax, path))
         written.append(path)
     return written

@@ -81,7 +81,7 @@ class _Shell(TyperGroup):
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """What to say of an exception, and the exit code."""
+    """The message of an exception, and the exit code."""
     usage = getattr(error, "format_message", None)  # of the command line's parser
     if usage is not None:
         context = getattr(error, "ctx", None)
@@ -134,10 +134,10 @@ Source = Annotated[
 def main() -> None:
     """Run the command line with the arguments of the process; never returns."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name that the terminal's encoding lacks is no reason to fail.
+        # A file name that the terminal's encoding lacks must not end the command.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # It says on stderr where it keeps its fonts if there is no home.
+    # matplotlib reports on stderr where it keeps its fonts if there is no home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     app(prog_name="polarlib")
 
@@ -179,6 +179,7 @@ def save_picture(ax: Any, path: Path) -> None:
 def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
     """A matrix or stack from a file, or a bundled matrix; checked, so that messages name it."""
     file, _ = files.split(source)
+    # Files are read by their suffix: without one it can only be the name of a bundled matrix.
     if not file.exists() and not file.suffix:
         known = files.sample_matrices()
         if source not in known:
@@ -275,7 +276,7 @@ def _width() -> int:
 
 def say(*parts: RenderableType) -> None:
     """Print lines as they are, with control characters escaped, and what rich lays out."""
-    console = _console()  # which looks at standard output for what it can show
+    console = _console()  # which finds out what standard output can show
     console.file = text = io.StringIO()
     for part in parts:
         line = isinstance(part, str | Text)
@@ -298,7 +299,7 @@ def _write(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader left early, as head does: that is no failure
+    except BrokenPipeError:  # the reader left early, as head does: not a failure
         _finish(sys.stdout)
         raise SystemExit(0) from None
     except OSError as error:
@@ -324,13 +325,13 @@ def collected_warnings() -> Iterator[list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield notes
-    told = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
-    notes.extend(dict.fromkeys(told))
+    messages = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
+    notes.extend(dict.fromkeys(messages))
 
 
 @contextlib.contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, if that is a terminal and it takes long; it is told of each job to come."""
+    """A bar on stderr, if that is a terminal and it takes long; called before each job."""
     console = _console(stderr=True, width=_width())
     bar = Progress(
         BarColumn(20),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -13,21 +13,8 @@ from rich.console import RenderableType
 import polarlib
 from polarlib import published
 from polarlib._schedules.export import Kind
-from polarlib.cli.console import (
-    PICTURES,
-    Json,
-    check_outputs,
-    command,
-    format_number,
-    grid,
-    numbered_columns,
-    paragraph,
-    save_picture,
-    say,
-    say_json,
-    tabulated,
-    write_named,
-)
+from polarlib.cli import console
+from polarlib.cli.console import command, format_number, grid, say, tabulated
 from polarlib.files.whole import write_whole
 
 # Limits of options: larger values take minutes, and no schedule needs them.
@@ -46,7 +33,7 @@ def schedules(
     steps: Annotated[
         int | None, typer.Option(max=MOST_STEPS, help="Number of steps of the one.")
     ] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Published coefficient sets, or one of them in full."""
     if name is not None:
@@ -56,7 +43,7 @@ def schedules(
         raise ValueError("--steps is for one set: name it, as in 'polarlib schedules jordan'")
     sets = [_about(known, None) for known in polarlib.schedules()]
     if as_json:
-        say_json({"schedules": sets})
+        console.say_json({"schedules": sets})
         return
     say(
         *tabulated(
@@ -77,7 +64,7 @@ def schedules(
             sets,
         ),
         "",
-        paragraph(
+        console.paragraph(
             "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
             "input safety first. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
@@ -113,7 +100,7 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     images = [(row["image_lower"], row["image_upper"]) for row in polarlib.design.table(s)]
     if as_json:
         about |= {"coefficients": s.steps, "images": images, "source": s.source, "scaling": scaling}
-        say_json(about)
+        console.say_json(about)
         return
     repeat = {
         None: "not beyond",
@@ -142,7 +129,8 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
         *_coefficients(s),
         "",
         *tabulated(
-            numbered_columns(["after\nstep", "image of the\ninterval from", "to"]), intervals
+            console.numbered_columns(["after\nstep", "image of the\ninterval from", "to"]),
+            intervals,
         ),
     )
 
@@ -154,12 +142,12 @@ def _coefficients(s: polarlib.Schedule) -> list[RenderableType]:
         [k, *(repr(c) for c in step), *[""] * (len(powers) - len(step))]
         for k, step in enumerate(s.steps, 1)
     ]
-    return tabulated(numbered_columns(["step", *powers]), rows)
+    return tabulated(console.numbered_columns(["step", *powers]), rows)
 
 
 # -- design ----------------------------------------------------------------------------------
 
-# Endings of files that a schedule is exported to, and the kind of their text; JSON besides.
+# Endings of files that a schedule is exported to, and the kind of their text; also JSON.
 EXPORTS: dict[str, Kind] = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
 
 
@@ -204,23 +192,26 @@ def design(
         Path | None,
         typer.Option(help=f"Write to this .json, {', '.join(EXPORTS)} or _triton.py file."),
     ] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Design a schedule for an interval, a budget, a number format."""
-    check_outputs({"--plot": plot}, PICTURES)
-    check_outputs({"--export": export}, (".json", *EXPORTS))
+    console.check_outputs({"--plot": plot}, console.PICTURES)
+    console.check_outputs({"--export": export}, (".json", *EXPORTS))
     s = _designed(lower, upper, matmuls, steps, degrees, precision, safety, cushion)
     if name is not None:
         s = dataclasses.replace(s, name=name)
     rows = polarlib.design.table(s)
     certificate = s.certify()
     if plot is not None:
-        write_named({"--plot": plot}, functools.partial(_draw_schedule, s, plot))
+        from polarlib.plot import polynomial
+
+        picture = functools.partial(console.save_picture, polynomial(s), plot)
+        console.write_named({"--plot": plot}, picture)
     if export is not None:
-        write_named({"--export": export}, functools.partial(_export, s, export))
+        console.write_named({"--export": export}, functools.partial(_export, s, export))
     if as_json:
         document = s.to_dict() | {"table": rows, "certificate": dataclasses.asdict(certificate)}
-        say_json(document | {"plot_file": plot, "export_file": export})
+        console.say_json(document | {"plot_file": plot, "export_file": export})
         return
     facts = {
         "name": s.name,
@@ -229,6 +220,7 @@ def design(
         "normalisation": s.normalisation,
         "interval": f"[{s.lower:g}, {s.upper:g}]",
         "error on it": f"{s.error():.6g}",
+        # 17 digits determine a double; bounds that are rounded further may not hold.
         "certified": f"between {certificate.lower:.17g} and {certificate.upper:.17g}",
         "slope at 0": _slope(s.slope),
         "diverges above": f"{s.divergence_limit:.7g}",
@@ -302,25 +294,15 @@ def _designed(
     return polarlib.design.greedy(lower, listed, upper=upper, safety=safety, cushion=cushion)
 
 
-def _draw_schedule(s: polarlib.Schedule, path: Path) -> None:
-    from polarlib import plot
-
-    save_picture(plot.polynomial(s), path)
-
-
 def _export(s: polarlib.Schedule, path: Path) -> None:
-    """Write a schedule as what the ending of the file says."""
+    """Write a schedule in the format of the ending of the file."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         s.to_json(path)
         return
     kind: Kind = "triton" if path.name.lower().endswith("_triton.py") else EXPORTS[suffix]
     text = s.to_code(kind).encode()
-
-    def write(file: IO[bytes]) -> None:
-        file.write(text)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: file.write(text))
 
 
 def _slope(x: float) -> str:

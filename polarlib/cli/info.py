@@ -23,28 +23,14 @@ from polarlib.arrays.library import import_arrays
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.bench import usable_processors
-from polarlib.cli.console import (
-    Column,
-    Json,
-    check_outputs,
-    collected_warnings,
-    command,
-    grid,
-    numbered_columns,
-    paragraph,
-    progress_bar,
-    say,
-    say_json,
-    say_notes,
-    tabulated,
-    write_named,
-)
+from polarlib.cli import console
+from polarlib.cli.console import grid, numbered_columns, say, tabulated
 from polarlib.design.cost_tables import read_costs
 
 # -- report ----------------------------------------------------------------------------------
 
 
-@command(epilog="Example: polarlib report -o report.html analysis-output")
+@console.command(epilog="Example: polarlib report -o report.html analysis-output")
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="Where the studies of analysis/ wrote.")
@@ -52,17 +38,17 @@ def report(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML page.")
     ] = Path("report.html"),
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Results of the studies as one self-contained HTML page."""
     from polarlib.report import write
 
-    check_outputs({"-o": output}, ())
+    console.check_outputs({"-o": output}, ())
     studies = write(output, folder)
     if as_json:
-        say_json({"report": output, "studies": studies})
+        console.say_json({"report": output, "studies": studies})
         return
-    columns: list[Column] = [
+    columns: list[console.Column] = [
         ("study", "<", lambda s: s["study"] + " (quick)" * s["quick"]),
         ("within", ">", lambda s: s["within"]),
         ("outside", ">", lambda s: s["outside"]),
@@ -78,7 +64,7 @@ BENCH_SIZES, BENCH_SECONDS = "256,512", 10.0
 COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
 
 
-@command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
+@console.command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
 def bench(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure what kernels cost instead.")
@@ -94,25 +80,25 @@ def bench(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Add the costs to this .toml.")
     ] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Speed of polar() and of other libraries on this machine; or costs of its kernels."""
-    from polarlib import bench
+    from polarlib import bench  # here, since the command has the name of the module
 
     if output is not None and not calibrate:
         raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
-    check_outputs({"-o": output}, (".toml",))
+    console.check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
-        read_costs(output)  # before minutes are spent: other files are not written over
+        read_costs(output)  # before minutes are used: other files are not written over
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
     measure: Callable[..., Any] = bench.calibrate if calibrate else bench.compare
-    with progress_bar(len(listed) * 2) as advance, collected_warnings() as notes:
+    with console.progress_bar(len(listed) * 2) as advance, console.collected_warnings() as notes:
         found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
     if not calibrate:
         if as_json:
-            say_json({"rows": found, "notes": notes})
+            console.say_json({"rows": found, "notes": notes})
             return
         say(
             *tabulated(
@@ -130,17 +116,17 @@ def bench(
                 found,
             ),
             "",
-            paragraph(
+            console.paragraph(
                 "Gaussian matrices, interleaved runs; medians over rounds, of times and of their "
                 "ratios. SVDs with the two products that make U and H."
             ),
         )
-        say_notes(notes)
+        console.say_notes(notes)
         return
     if output is not None:
-        write_named({"-o": output}, functools.partial(bench.add_costs, output, found))
+        console.write_named({"-o": output}, functools.partial(bench.add_costs, output, found))
     if as_json:
-        say_json({"costs": found, "costs_file": output, "notes": notes})
+        console.say_json({"costs": found, "costs_file": output, "notes": notes})
         return
     ((name, tables),) = found.items()
     ((kind, table),) = tables.items()
@@ -156,7 +142,7 @@ def bench(
             numbered_columns(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows
         ),
     )
-    say_notes(notes)
+    console.say_notes(notes)
     if output is None:
         say("", "To use such costs, write them to a file with -o.")
     else:
@@ -166,8 +152,8 @@ def bench(
 # -- info ------------------------------------------------------------------------------------
 
 
-@command()
-def info(as_json: Json = False) -> None:
+@console.command()
+def info(as_json: console.Json = False) -> None:
     """Versions, array libraries, BLAS, number formats, processors."""
     document: dict[str, Any] = {
         "polarlib": polarlib.__version__,
@@ -182,7 +168,7 @@ def info(as_json: Json = False) -> None:
         "processors_usable": usable_processors(),
     }
     if as_json:
-        say_json(document)
+        console.say_json(document)
         return
 
     def pairs(versions: dict[str, str | None]) -> str:
@@ -224,11 +210,11 @@ def _formats() -> dict[str, dict[str, str]]:
         try:
             module = import_arrays(library)
             x = module.ones((1, 1), dtype=module.float32)
-        except Exception:  # CuPy without a device, say: it makes no arrays
+        except Exception:  # such as CuPy without a device: it makes no arrays
             continue
         for name in FORMATS:
             with contextlib.suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # JAX tells by a warning that it lacks float64
+                warnings.simplefilter("ignore")  # JAX warns where float64 is not enabled
                 ops = rounded(ops_of(x), name)
                 ops.cast(x, name)
                 table[library][name] = "simulated" if ops.simulated else "native"

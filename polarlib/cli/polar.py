@@ -13,30 +13,11 @@ import polarlib
 from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import dtype_name
+from polarlib.cli import console
 from polarlib.cli.compare import METHODS
-from polarlib.cli.console import (
-    DEFAULT,
-    PICTURES,
-    Json,
-    Source,
-    check_outputs,
-    collected_warnings,
-    command,
-    complain,
-    format_number,
-    format_range,
-    format_shape,
-    grid,
-    read_matrix,
-    save_picture,
-    say,
-    say_json,
-    say_notes,
-    tabulated,
-    write_named,
-)
+from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.design import MOST_STEPS
-from polarlib.result import Status, Trace
+from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
 
@@ -52,9 +33,9 @@ Rtol = Annotated[
 ]
 
 
-@command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
+@console.command(epilog="Example: polarlib polar A.npy -o U.npy --hermitian H.npy")
 def polar(
-    file: Source,
+    file: console.Source,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the unitary factor to this .npy.")
     ] = None,
@@ -65,33 +46,32 @@ def polar(
     method: Method = "auto",
     completion: Completion = True,
     rtol: Rtol = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Polar decomposition of a matrix, with its errors and rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
-    check_outputs(outputs, (".npy",), file)
-    a = read_matrix(file)
+    console.check_outputs(outputs, (".npy",), file)
+    a = console.read_matrix(file)
     if a.dtype.type.__module__ == "ml_dtypes":
         # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
         a = a.astype(np.float32)
-    with collected_warnings() as notes:
+    with console.collected_warnings() as notes:
         known: Any = side  # one of two words, which polar checks
         result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
     failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
     if failed:
         output = hermitian = None
     written = {output: result.unitary, hermitian: result.hermitian}
+    # Both or neither: factors of two runs do not belong together.
     arrays = {path: factor for path, factor in written.items() if path is not None}
-    write_named(outputs, lambda: files.write_npys(arrays))
+    console.write_named(outputs, lambda: files.write_npys(arrays))
     if as_json:
         document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
         document |= {"remedy": result.status.value}
-        say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
+        console.say_json(document | {"unitary_file": output, "hermitian_file": hermitian})
     else:
-        lower, upper = (np.asarray(bound) for bound in result.condition_bounds)
-        condition = f"{lower.min():.2e} to {upper.max():.2e}" if lower.size else "none"
         facts = {
-            "matrix": f"{format_shape(a.shape)}, {dtype_name(a)}",
+            "matrix": f"{console.format_shape(a.shape)}, {dtype_name(a)}",
             "factors": "A = U H" if side == "right" else "A = H U",
             "method": result.method,
             "because": result.reason,
@@ -101,7 +81,7 @@ def polar(
             "orthogonality": format_range(result.orthogonality),
             "backward error": format_range(result.backward_error),
             "rank": format_range(result.rank),
-            "condition number": condition,
+            "condition number": between(*result.condition_bounds),
             "U written to": str(output or ""),
             "H written to": str(hermitian or ""),
         }
@@ -109,22 +89,22 @@ def polar(
     if failed:
         nothing = "; nothing was written" if any(outputs.values()) else ""
         text = f"{file}: {'; '.join(notes)}{nothing}"
-        raise typer.Exit(complain(text, 1))
+        raise typer.Exit(console.complain(text, 1))
 
 
 # -- converge --------------------------------------------------------------------------------
 
 
-@command(epilog="Example: polarlib converge A.npy --schedule jordan --plot out.png")
+@console.command(epilog="Example: polarlib converge A.npy --schedule jordan --plot out.png")
 def converge(
-    file: Source,
+    file: console.Source,
     schedule: Annotated[
         str,
         typer.Option(
             help="auto (orthogonalize's default for the format), a published set (see "
             f"'schedules'), or {', '.join(METHODS)}."
         ),
-    ] = DEFAULT,
+    ] = console.DEFAULT,
     steps: Annotated[
         int | None, typer.Option(max=MOST_STEPS, help="Number of steps of a schedule.")
     ] = None,
@@ -134,25 +114,27 @@ def converge(
     form: Annotated[str, typer.Option(help="plain or gram.")] = "plain",
     plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the figures to this .csv.")] = None,
-    as_json: Json = False,
+    as_json: console.Json = False,
 ) -> None:
     """Singular values and errors after each step of a schedule."""
-    check_outputs({"--plot": plot}, PICTURES, file)
-    check_outputs({"--csv": csv}, (".csv",), file)
-    a = read_matrix(file, single=True)
-    with collected_warnings() as notes:
+    console.check_outputs({"--plot": plot}, console.PICTURES, file)
+    console.check_outputs({"--csv": csv}, (".csv",), file)
+    a = console.read_matrix(file, single=True)
+    with console.collected_warnings() as notes:
         t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
     if plot is not None:
-        write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
+        console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
     if csv is not None:
-        write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
+        console.write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
     if as_json:
-        say_json({"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict())
+        console.say_json(
+            {"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict()
+        )
         return
     simulated = " (simulated)" if t.simulated else ""
     form = f", {t.form} form" if t.form else ""
     say(
-        f"{file} ({format_shape(t.shape)}): {t.method}, {t.precision}{simulated}{form}",
+        f"{file} ({console.format_shape(t.shape)}): {t.method}, {t.precision}{simulated}{form}",
         "",
         *tabulated(
             [
@@ -167,13 +149,13 @@ def converge(
             range(t.n_steps + 1),
         ),
     )
-    say_notes(notes)
+    console.say_notes(notes)
     for path in filter(None, (plot, csv)):
         say(f"Written to {path}.")
 
 
 def _draw_trace(t: Trace, path: Path) -> None:
-    """Write one picture: errors beside singular values."""
+    """Write one picture: errors on the left, singular values on the right."""
     from matplotlib.figure import Figure
 
     from polarlib import plot
@@ -181,4 +163,4 @@ def _draw_trace(t: Trace, path: Path) -> None:
     left, right = Figure(figsize=(13, 5.5), layout="constrained").subplots(1, 2)
     plot.convergence(t, ax=left)
     plot.singular_values(t, ax=right)
-    save_picture(left, path)
+    console.save_picture(left, path)

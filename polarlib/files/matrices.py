@@ -34,7 +34,7 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
 # How files begin; .safetensors files begin with the length of their header.
 MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".mtx": b"%%MatrixMarket"}
 
-PICKLE = b"\x80"
+PICKLE = b"\x80"  # of protocol 2 and later
 
 # Names that an error lists: a model may have thousands of tensors.
 LISTED = 20
@@ -76,7 +76,7 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """
     text = os.fspath(checks.path("path", path))
     parts = re.fullmatch(r"(.+?\.(?:npz|safetensors)):(.+)", text, re.IGNORECASE | re.DOTALL)
-    if parts and not os.path.exists(text):
+    if parts and not os.path.exists(text):  # a file may have a colon in its name
         return Path(parts[1]), parts[2]
     return Path(text), None
 
@@ -89,16 +89,12 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     path : path-like
         The file.
 
-    Returns
-    -------
-    tuple of str
-
     Raises
     ------
     OSError
         If the file is missing or may not be read.
     ValueError
-        If it is damaged, or of another type than its suffix says.
+        If it is damaged, or of another type than its suffix.
     """
     file, _ = split(path)
     kind = _kind(file)
@@ -106,6 +102,7 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         return tuple(_header(file)[0])
     if kind != ".npz":
         return ()
+    # An archive may have other members, which are not arrays.
     with damage_named(file, kind), zipfile.ZipFile(file) as archive:
         return tuple(m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy"))
 
@@ -131,7 +128,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     OSError
         If the file is missing or may not be read.
     ValueError
-        If it is damaged or of another type than its suffix says, does not hold numbers, holds
+        If it is damaged or of another type than its suffix, does not hold numbers, holds
         several arrays of which none was chosen, or is a Matrix Market matrix that takes more than
         2 GiB as a dense one; if reading it takes the extra ``polarlib[files]``, which is not
         installed.
@@ -142,7 +139,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     their specification has (R. F. Boisvert, R. Pozo and K. A. Remington, NISTIR 5935, 1996), and
     with Fortran's exponents, 1.0D+01. Coordinate entries that are listed twice are added, as
     `scipy.io.mmread` adds them; entries above the diagonal of a symmetric matrix are refused. What
-    is wrong is told with the number of its line.
+    is wrong is reported with the number of its line.
     """
     file, chosen = split(path)
     name = chosen if name is None else checks.text("name", name)
@@ -173,6 +170,7 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
             f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as float64 or "
             "float32"
         )
+    # Files may come from a machine of the other byte order, in which LAPACK does not compute.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -254,6 +252,7 @@ def sample_matrices() -> dict[str, np.ndarray]:
     (512, 128)
     """
     file = resources.files("polarlib").joinpath("data/gradients.npz")
+    # Stored as float16 over a power of two, which keeps the entries normal numbers: half the size.
     with file.open("rb") as stream, np.load(stream) as archive:
         return {
             fact["name"]: archive[fact["name"]].astype(np.float32) * np.float32(fact["scale"])
@@ -302,7 +301,7 @@ def stories() -> dict[str, dict[str, Any]]:
 
 
 def _kind(file: Path) -> str:
-    """The suffix of a file that exists and begins as its suffix says."""
+    """The suffix of a file that exists and begins as files of that suffix do."""
     kind = file.suffix.lower()
     try:
         with open_regular(file) as stream:
@@ -310,7 +309,7 @@ def _kind(file: Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file") from None
     except OSError as error:
-        if error.strerror is None:  # it is no regular file, and says so
+        if error.strerror is None:  # the message that it is not a regular file
             raise
         raise OSError(f"{file}: cannot be read: {error.strerror}") from None
     if kind not in SUFFIXES:
@@ -335,6 +334,7 @@ def _kind(file: Path) -> str:
 def _read_whole(stream: IO[bytes]) -> np.ndarray:
     """Read an array in NumPy's format that takes the whole stream."""
     array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    # NumPy reads what the header declares and no further: a damaged shape would go unnoticed.
     if stream.read(1):
         raise ValueError("more data than its header declares")
     return array
@@ -357,13 +357,14 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
             f"(known: {', '.join(map(repr, known[:LISTED]))}{more})"
         )
     if name not in known:
+        # Some, not all: a model may have thousands of tensors.
         similar = difflib.get_close_matches(name, known, n=LISTED, cutoff=0)
         raise ValueError(f"{file}: holds no array {checks.shown(name)}; {nearest(name, similar)}")
     return name
 
 
 def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """What a .safetensors file says of its tensors, by name, and where their data begin."""
+    """The header of a .safetensors file: its tensors by name, and where their data begin."""
     try:
         import ml_dtypes  # noqa: F401
         from safetensors import safe_open
@@ -399,5 +400,6 @@ def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     dtype = np.dtype(getattr(ml_dtypes, kind, kind))
     shape = tuple(entry["shape"])
     first, _ = entry["data_offsets"]
+    # The format is little-endian on every machine.
     array = np.fromfile(file, dtype, count=math.prod(shape), offset=begin + first).reshape(shape)
     return array if sys.byteorder == "little" else array.byteswap()

@@ -51,19 +51,10 @@ class _Stopped(BaseException):
 def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
     """Write a file whole or not at all: to a temporary name beside it, then rename.
 
-    Parameters
-    ----------
-    path : path-like
-        Where the file is to be. A symbolic link is followed: the file that it names is replaced.
-        A file that is replaced keeps its permissions, a new one gets those that `open` gives.
-    write : callable
-        Called with a binary file object.
-
-    Raises
-    ------
-    OSError
-        If the folder does not exist or cannot be written, if `path` is a folder, a pipe, a socket
-        or a device, or may not be written; `path` is then as it was.
+    `write` is called with a binary file object. A symbolic link is followed: the file that it names
+    is replaced. A file that is replaced keeps its permissions, a new one gets those that `open`
+    gives. OSError if the folder does not exist or cannot be written, or if `path` is a folder, a
+    pipe, a socket or a device, or may not be written; `path` is then as it was.
     """
     write_together({path: write})
 
@@ -71,20 +62,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
 def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
     """Write several files, all or none, each as :func:`write_whole` does.
 
-    Parameters
-    ----------
-    writers : mapping
-        From paths to callables that are called with a binary file object.
-
-    Raises
-    ------
-    OSError
-        As :func:`write_whole` raises it, with the path that was given; every file is as it was.
-
-    Notes
-    -----
-    SIGTERM and SIGHUP, where their handlers are the default ones, end the process only after the
-    temporary files are removed.
+    An OSError has the path that was given; every file is then as it was. SIGTERM and SIGHUP, where
+    their handlers are the default ones, end the process only after the temporary files are removed.
     """
     temporaries: list[str] = []  # each is registered before it is made
     targets: list[str] = []
@@ -96,12 +75,13 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                 target, mode = replaceable(path)
                 targets.append(target)
                 temporaries.append(_beside(target))
-                # With the permissions that open() gives: no look at the umask, which is the
+                # With the permissions that open() gives: the umask is not read, which is the
                 # process's and could be read only by changing it.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
                 with os.fdopen(os.open(temporaries[-1], flags, 0o666), "wb") as file:
                     write(file)
                     file.flush()
+                    # Before the rename: after a crash the name must not stand for an empty file.
                     os.fsync(file.fileno())
                 if mode is not None:
                     os.chmod(temporaries[-1], mode)
@@ -148,22 +128,8 @@ def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]
 def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
     """Check that a file can be written, before anything is computed for it.
 
-    Parameters
-    ----------
-    path : path-like
-        Where the file is to be.
-
-    Returns
-    -------
-    target : str
-        The file behind symbolic links.
-    mode : int or None
-        Its permissions, if there is one to replace.
-
-    Raises
-    ------
-    OSError
-        As :func:`write_whole` raises it.
+    Return the file behind symbolic links, and its permissions if there is one to replace; raise
+    OSError as :func:`write_whole` does.
     """
     name = os.fsdecode(path)
     target = os.path.realpath(name)
@@ -252,37 +218,14 @@ def _stopped_by_signals() -> Iterator[list[bool]]:
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a regular file to read it.
 
-    Parameters
-    ----------
-    path : path-like
-        Folders, pipes, sockets and devices are refused: they may be read for ever.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened or is no regular file.
+    OSError for folders, pipes, sockets and devices, which may be read for ever.
     """
     _regular(path, "copy what it gives into a file")
     return open(path, "rb")
 
 
 def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file that is no larger than a limit.
-
-    Parameters
-    ----------
-    path : path-like
-        The file, as :func:`open_regular` takes it.
-    limit : int
-        Number of bytes.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read or is no regular file.
-    ValueError
-        If it is larger.
-    """
+    """Read a regular file, as :func:`open_regular` takes it; ValueError above a limit in bytes."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -291,20 +234,7 @@ def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def load_json(content: bytes, file: str | os.PathLike[str]) -> Any:
-    """Parse JSON whose keys are unique.
-
-    Parameters
-    ----------
-    content : bytes
-        The text.
-    file : path-like
-        What messages name.
-
-    Raises
-    ------
-    ValueError
-        If the text is not JSON.
-    """
+    """Parse JSON whose keys are unique; ValueError names the file where the text is not JSON."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

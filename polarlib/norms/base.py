@@ -142,6 +142,8 @@ def _entered(a: Any, name: str, check: Check | None = None) -> Entered:
     a, ops = as_matrix(a, name)
     if check is not None:
         check(a.shape)
+    # An optimizer calls an lmo in every step, and reading an entry would make a device wait.
+    # Masked, a matrix with NaN does not affect the others of its stack.
     return enter(a, name, ops=ops, look="if free", mask=True)
 
 
@@ -151,7 +153,7 @@ def of_matrices(
 ) -> A:
     """Return the matrices of ``f(entered)``, times the factor that it returns, like `a`.
 
-    Where NaN is not looked for, since that would make a device wait, such a matrix gives NaN.
+    Where there is no check for NaN, since that would make a device wait, such a matrix gives NaN.
     """
     e = _entered(a, name, check)
     return cast(A, e.ops.empty_result(e.given) if e.is_empty else e.leave(*f(e)))
@@ -167,6 +169,7 @@ def of_values(f: Callable[[Array, Ops], Array], a: A, name: str, check: Check) -
 def _leave(e: Entered, v: Array) -> Array:
     """Values of shape (..., 1, 1) as real values of shape (...)."""
     v = e.or_nan(v)
+    # Values of complex matrices are real: the dtype of the matrix would make them complex.
     return (v if e.ops.is_complex(e.given) else e.ops.astype_like(v, e.given))[..., 0, 0]
 
 
@@ -218,6 +221,8 @@ class MatrixNorm(Norm):
     def sharp(self, g: A) -> A:
         def direction(e: Entered) -> tuple[Array, Array | float]:
             t = self._lmo_of(e)
+            # An exact lmo attains the dual norm, and an inner product costs no second SVD. That of
+            # a schedule does not attain it, and may lie outside of the ball.
             d = inner(e.x, t, e.ops) if self.exact else self._dual_value(e.x, e.ops)
             return e.ops.astype_like(t, e.x) * d, e.scale
 
@@ -226,6 +231,7 @@ class MatrixNorm(Norm):
     @looks
     def project(self, x: A) -> A:
         def nearest(e: Entered) -> tuple[Array, Array | float]:
+            # The unit ball in the units of the scaled matrix.
             radius = e.ops.xp.ones_like(e.ops.max_abs(e.x)) / e.scale
             return self._project(e.x, radius, e.ops), e.scale
 
@@ -277,25 +283,10 @@ def times(x: Array, s: Array | float) -> Array:
 def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: int) -> Array:
     """Project nonnegative vectors onto ``{w : 0 <= w <= cap, sum w <= k cap}``.
 
-    Parameters
-    ----------
-    z : array
-        Vectors along `axis`.
-    cap, pivot : array
-        Largest entry allowed and k-th largest entry of `z`, of length 1 along `axis`.
-    k : int
-        The sum allowed, in caps. With k = 1 this is the simplex.
-    ops : Ops
-        Arithmetic.
-    axis : int
-        Of the vectors.
-
-    Returns
-    -------
-    array
-        ``clip(z - theta, 0, cap)``, theta = max(0, pivot - phi), phi in [0, cap] by bisection to
-        the last bit: sums of differences from the pivot are accurate where z is far larger than the
-        cap, and a fixed number of steps reads nothing from a device.
+    With k = 1 this is a simplex. `cap` and `pivot`, the k-th largest entry of `z`, have length 1
+    along `axis`. The projection is ``clip(z - theta, 0, cap)``, theta = max(0, pivot - phi), phi in
+    [0, cap] by bisection to the last bit: sums of differences from the pivot are accurate where z
+    is far larger than the cap, and a fixed number of steps reads nothing from a device.
     """
     xp = ops.xp
     y = z - pivot
@@ -307,6 +298,7 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
     low = xp.zeros_like(high)
     for _ in range(format_of(ops.format_name(z)).significand + 2):
         middle = (low + high) / 2
+        # Up only where the sum fits, so that the result is in the ball whatever is rounded.
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap
         low, high = xp.where(fits, middle, low), xp.where(fits, high, middle)
     if not ops.is_traced(z):
@@ -357,7 +349,8 @@ class Scaled(MatrixNorm):
 
     @under_default_settings
     def lmo(self, g: A) -> A:
-        # Directly, not by of_matrices: a schedule then costs nothing beyond orthogonalize.
+        # Directly, not by of_matrices: a schedule then costs nothing beyond orthogonalize, and sees
+        # the format of the caller's array.
         if not traced_by_dynamo():
             g = as_matrix(g, "g", sharded=True)[0]
         self._check(cast(Array, g).shape)

@@ -68,10 +68,6 @@ def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
     shape : sequence of int
         Of the kernel.
 
-    Returns
-    -------
-    array
-
     Raises
     ------
     ValueError
@@ -150,10 +146,6 @@ def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
         Of matrices, for example ``rms_to_rms(out, in * height * width)``.
     spatial : int, optional
         Spatial dimensions of the kernels, (..., out, in, k_1, ..., k_spatial).
-
-    Returns
-    -------
-    Norm
 
     Raises
     ------

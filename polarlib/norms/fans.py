@@ -83,7 +83,7 @@ def _kp(k: int | None, p: float, of_dual: bool) -> MatrixNorm:
     if k is None:
         return schatten(conjugate(p) if of_dual else p)
     k = count("k", k, most=MOST_ROWS)
-    if k == 1 or p == math.inf:
+    if k == 1 or p == math.inf:  # sigma_1 alone counts
         return nuclear() if of_dual else spectral()
     return Unitary(k, p, of_dual)
 

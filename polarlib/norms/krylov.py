@@ -65,6 +65,7 @@ def leading(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
         found, products = _krylov(x, xh, k, ops, block, rtol)
     if found is not None:
         u, s, v = found
+        # Computed from A: the residual of a recurrence does not include its rounding errors.
         residual = _residual(x, xh, u, s, v, ops)
         products += 2 * k
         if _is_certified(x, u, s, v, residual, rtol, ops):
@@ -106,17 +107,14 @@ def _is_certified(
         return ops.item(ops.frobenius(x)) == 0
     if not residual <= slack:
         return False
-    for basis in (u, v):
+    for basis in (u, v):  # the bounds of values hold for orthonormal bases only
         defect = ops.add_diagonal(ops.gram(basis), -1.0)
         if not ops.item(ops.frobenius(defect)) <= rounding:
             return False
+    # Over the bound: I - R^H R has a Cholesky factor, and not NaN in its place, if ||R||_2 < 1.
     rest = (x - ops.matmul(u * s[None, :], ops.adjoint(v))) / bound
-    return math.isfinite(ops.item(ops.frobenius(_definite(ops.gram(rest), ops))))
-
-
-def _definite(g: Array, ops: Ops) -> Array:
-    """Cholesky factor of ``I - G``: NaN unless every eigenvalue of G is below 1."""
-    return ops.cholesky(ops.add_diagonal(-g, 1.0))
+    factor = ops.cholesky(ops.add_diagonal(-ops.gram(rest), 1.0))
+    return math.isfinite(ops.item(ops.frobenius(factor)))
 
 
 # -- iterations ------------------------------------------------------------------------------
@@ -146,6 +144,7 @@ def _extend(
     q, r = _qr(w, ops)
     lost = np.abs(np.diagonal(ops.to_host(r))) <= floor
     if lost.any():
+        # By a mask, not by assignment: arrays of JAX cannot be written.
         kept = ops.from_host(~lost * 1.0, w)
         q, _ = _qr(w * kept + draw(*w.shape) * (1 - kept), ops)
     q, _ = _qr(q - ops.matmul(basis, ops.matmul(adjoint, q)), ops)
@@ -194,6 +193,7 @@ def _krylov(
     if keep < k:  # no room for a restart: the SVD is the better method
         return None, 0
     eps = format_of(ops.format_name(x)).epsilon
+    # Below this, what Gram-Schmidt leaves of a column of A V is rounding.
     floor = 2 * eps * ops.item(ops.frobenius(x))
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
     b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)
@@ -211,6 +211,7 @@ def _krylov(
         if used < k or not (full or used - checked >= CHECK_EVERY):
             continue
         checked = used
+        # Small, and in double on the host: the same for every library.
         p, s, zh = np.linalg.svd(b[:used, :used])
         left = np.linalg.norm(r @ p[new, :k])
         done = left <= _goal(s, k, rtol, eps)
@@ -234,7 +235,7 @@ def _arpack(
     linalg = importlib.import_module("scipy.sparse.linalg")
     n, products = x.shape[-1], 0
     size = min(n, max(2 * k + 1, 20))  # SciPy's own choice
-    if k >= size - 1:
+    if k >= size - 1:  # SciPy asks for k + 1 < ncv of complex matrices
         return None, 0
 
     def multiply(v: np.ndarray) -> np.ndarray:
@@ -250,8 +251,11 @@ def _arpack(
             square,
             k,
             ncv=size,
+            # A restart takes size - k products with A^H A.
             maxiter=math.ceil(BUDGET * n / (2 * (size - k))),
+            # ARPACK's test is one for each vector, the certificate's for all k together.
             tol=max(MARGIN * rtol / 2 / math.sqrt(k), eps),
+            # ARPACK's own start is another one in every call.
             v0=np.random.default_rng(0).standard_normal(n),
         )
     except linalg.ArpackError:  # no convergence, or a zero matrix
@@ -288,10 +292,7 @@ def _subspace(
 def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Array, Array]:
     """Leading triplets within a range: of ``A V = Q R``, ``R = P S G^H``, for orthonormal V.
 
-    Returns
-    -------
-    u, s, v, q, p
-        ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; and Q and P themselves.
+    These are ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; Q and P follow them.
     """
     q, r = ops.qr(ops.matmul(x, v))
     p, s, gh = np.linalg.svd(ops.to_host(r))

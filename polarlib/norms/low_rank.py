@@ -37,7 +37,7 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     Raises
     ------
     TypeError, ValueError
-        If M or Q is no matrix of numbers, or they do not fit.
+        If M or Q is not a matrix of numbers, or they do not fit.
 
     Notes
     -----
@@ -85,7 +85,7 @@ def range_lmo(g: A, p: A) -> A:
     Raises
     ------
     TypeError, ValueError
-        If G or P is no matrix of numbers, or they do not fit.
+        If G or P is not a matrix of numbers, or they do not fit.
 
     Notes
     -----
@@ -127,5 +127,6 @@ def _entered(
         )
     if ops.is_complex(a) or ops.is_complex(m):
         m, a = as_complex(m, ops), as_complex(a, ops)
+    # No look: Dion takes a step per matrix, and reading a number would make a device wait.
     e = enter(m, name, ops=ops, look="never")
     return e, a, ops.astype_like(a, e.x)

@@ -29,6 +29,7 @@ class Mixed(MatrixNorm):
         if self.axis is None:
             return "frobenius()" if self.p == 2 else f"lp({self.p:g})"
         largest = self.q == math.inf
+        # By Hoelder's inequality the norm from a to infinity takes the conjugate norm of rows.
         b = self.p if largest else conjugate(self.p)
         orders = f"(1, {b:g})" if self.axis == -2 else f"({conjugate(b):g}, inf)"
         return f"induced{orders}" if largest else f"induced{orders}.dual()"
@@ -56,6 +57,7 @@ class Mixed(MatrixNorm):
         return t * ops.astype_like(lp_lmo(sizes, self.q, self._across, ops), t)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
+        # Closed forms are known for these orders only.
         if self.axis is None and self.p in (1, 2, math.inf):
             flat = _lp_project(_flat(x, ops), self.p, radius[..., 0], -1, ops)
             return ops.xp.reshape(flat, x.shape)
@@ -95,7 +97,7 @@ def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
 
     Each vector is divided by its largest entry first, so that no power of a small one underflows.
     """
-    peak = ops.max(a, axis=axis, keepdims=True)
+    peak = ops.max(a, axis=axis, keepdims=True)  # not xp.max: XLA's on a CPU may drop NaN
     if p == math.inf:
         return peak
     if p == 1:
@@ -115,6 +117,7 @@ def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
         return xp.where(largest & first, _phase(g, a, ops), xp.zeros_like(g))
     peak = ops.divisor(ops.max(a, axis=axis, keepdims=True))
     if p == 2:
+        # Over the largest entry first: the norm of a vector of subnormal numbers has few bits.
         y = g / peak
         return y / ops.divisor(lp_norm(a / peak, 2, axis, ops))
     q = conjugate(p)
@@ -174,10 +177,6 @@ def lp(p: float) -> MatrixNorm:
 
 def frobenius() -> MatrixNorm:
     """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
-
-    Returns
-    -------
-    Norm
 
     Examples
     --------

@@ -85,7 +85,7 @@ class Modular(Norm):
             return cast(A, ts)
         values = self._dual_values(g)
         best = self._collect(values, False)
-        taken, chosen = best < best, []
+        taken, chosen = best < best, []  # False, in the shape and on the device of the values
         for v, t in zip(values, ts, strict=True):  # the first of the largest, and no other
             here = (v == best) & ~taken
             taken = taken | here
@@ -103,6 +103,7 @@ class Modular(Norm):
     def project(self, x: A) -> A:
         if self.total:
             raise NotImplementedError(f"{self!r} has no projection in closed form")
+        # The ball is the product of the layers' balls.
         return cast(A, [(s * n).project(w) for n, s, w in self._layers(x)])
 
     def dual(self) -> Modular:
@@ -219,10 +220,6 @@ def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
     mass, sensitivity : float, optional
         Positive.
 
-    Returns
-    -------
-    Module
-
     Raises
     ------
     TypeError, ValueError
@@ -294,6 +291,8 @@ def compose(*modules: Module) -> Module:
     mass = _mass(modules)
     scales: tuple[float, ...] = ()
     after = 1.0
+    # From the output, since a scale takes the sensitivities of what comes after. Modules of mass 0
+    # have no scales, so that nothing is divided by zero.
     for m in reversed(modules):
         scales = tuple(s * after * mass / m.mass for s in m.scales) + scales
         after *= m.sensitivity
@@ -303,20 +302,8 @@ def compose(*modules: Module) -> Module:
 def join(*modules: Module) -> Module:
     """Return modules side by side, on the same input; their outputs are a tuple or added.
 
-    Parameters
-    ----------
-    *modules : Module
-        At least one.
-
-    Returns
-    -------
-    Module
-        Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`compose`.
+    Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
+    Arguments and errors are those of :func:`compose`.
 
     Examples
     --------

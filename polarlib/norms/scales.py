@@ -45,10 +45,6 @@ def update_scale(m: int, n: int, rule: Rule) -> float:
         The names "spectral" and "spectral_norm" mean different rules in two code bases, and are
         not accepted.
 
-    Returns
-    -------
-    float
-
     Raises
     ------
     ValueError

@@ -188,6 +188,7 @@ def random_spectrum(
 
     def drawn(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         size = tuple(s.shape)
+        # In (0, 1], as rng.random is in [0, 1): 0 would lose a direction.
         values = np.asarray(1 - rng.random(size) if sampler is None else sampler(rng, size))
         if values.dtype.kind not in "iuf" or values.shape != size:
             raise ValueError(
@@ -291,7 +292,7 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
     >>> polargrad(np.diag([3.0, -1.0]), polar=lambda g: np.diag([1.0, -0.6])).round(12).tolist()
     [[3.6, 0.0], [0.0, -2.16]]
     """
-    factor = spectral(polar=polar)
+    factor = spectral(polar=polar)  # checks `polar` before the matrix
 
     def direction(e: Entered) -> tuple[Array, Array | float]:
         x, ops = e.x, e.ops

@@ -60,6 +60,7 @@ class MinkowskiSum(MatrixNorm):
 
     def _solve(self, x: Array, ops: Ops) -> tuple[Array, Array]:
         """The norm t, and the part of X that is ``t w`` times a point of the Frobenius ball."""
+        # Both balls are unitarily invariant: the split is one of the singular values alone.
         top = [(w, _rank_of_fanion(n)) for w, n in self.terms]
         top = [(w, k) for w, k in top if k]
         other = [w for w, n in self.terms if n == frobenius()]
@@ -159,6 +160,8 @@ def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array,
             continue
         y = z[i] / z[i][0]
         rest_of = functools.partial(_rest, y, k=k, ops=host)
+        # Each ball alone reaches y at its own t: no more is needed with both. Twice that, lest
+        # rounding leaves no change of sign.
         high = min(max(1, y.sum() / k) / a, np.linalg.norm(y) / b)
         t = brentq(lambda t, d=rest_of: np.linalg.norm(d(a * t)) - b * t, 0, 2 * high, xtol=TINY)
         found[0][i], found[1][i] = t * z[i][0], rest_of(a * t) * z[i][0]
@@ -218,9 +221,10 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
     for term in items("terms", terms, what):
         w, n = items("a term", term, "a pair of a weight and a norm", 2, 2)
         w = number("a weight", w, 0)
-        w = w and factor(w, "a weight")
+        w = w and factor(w, "a weight")  # 0 drops a term; what is kept needs a reciprocal
         instance("the norm of a term", n, MatrixNorm, "a norm of matrices")
         for v, part in n.terms if isinstance(n, MinkowskiSum) else ((1.0, n),):
+            # The ball of s * n is that of n over s. A shape would be lost with the factor.
             if isinstance(part, Scaled) and part.shape is None:
                 v, part = v / part.factor, part.norm
             if w:
@@ -229,6 +233,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
         raise ValueError("minkowski_sum needs a term with a positive weight")
     if len(merged) == 1:
         (n, w), *_ = merged.items()
+        # A ball w times as large is that of a norm 1 / w times as large.
         return (1 / w) * n
     return MinkowskiSum(tuple((w, n) for n, w in merged.items()))
 

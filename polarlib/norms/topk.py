@@ -143,10 +143,6 @@ def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = 
     a, k, method, rtol
         As of :func:`top_singular`.
 
-    Returns
-    -------
-    Triplets
-
     Raises
     ------
     TypeError, ValueError
@@ -179,10 +175,11 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     x = ops.adjoint(e.x) if wide else e.x  # a view where the library has views
     if e.is_empty:  # k is at least 1, so that there are no matrices
         return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
-    if method == "auto":
+    if method == "auto":  # after the adjoint: the choice is by the smaller dimension
         method = _choose(x, k, ops)
     top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
     u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if wide else (top.u, top.vh)
+    # Not e.leave, which would make the values complex with their matrix.
     s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], ops.format_name(a))
     return top._replace(u=e.leave(u), s=s, vh=e.leave(vh))
 
@@ -192,6 +189,8 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
     n = x.shape[-1]
     if n < AUTO_SIZE or AUTO_RATIO * k > n:
         return "svd"
+    # ARPACK is compiled, and its vectors are NumPy's. On a device fewer and larger products count
+    # for more (a guess: not measured on a GPU).
     return "arpack" if ops.host else "block_krylov"
 
 
@@ -207,6 +206,7 @@ def _differentiable(a: Array, k: int) -> Triplets:
 
     Nothing is asked of the values beyond k, but that they differ from the others.
     """
+    # Rules return arrays only; method and counts come from what was computed last.
     computed: list[Triplets] = []
 
     def apply(a: Array) -> tuple[Array, ...]:
@@ -297,6 +297,8 @@ class _Rule(NamedTuple):
         xp = ops.xp
         beyond = ops.eigh(gram)[0][..., None, -1:]
         beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
+        # Values descend: gaps between neighbours suffice, and of those beyond k the largest. As
+        # that is not negative, a gap also keeps the value away from zero.
         gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
         least = xp.min(gaps, axis=-1, keepdims=True)
         noise = max(self.at.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
@@ -331,7 +333,7 @@ def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
         xp.reshape(xp.stack(parts), (*batch, *parts[0].shape))
         for parts in zip(*(f[:3] for f in found), strict=True)
     )
-    name = max((f.method for f in found), key=len)
+    name = max((f.method for f in found), key=len)  # "lanczos, then svd" if any needed it
     return Triplets(u, s, vh, name, sum(f.products for f in found), max(f.residual for f in found))
 
 

@@ -38,7 +38,8 @@ class Unitary(MatrixNorm):
     k: int | None
     p: float
     of_dual: bool = False
-    # How the lmo is computed: polar factor of the spectral norm, leading triplets of Fanion's.
+    # How the lmo is computed: polar factor of the spectral norm, leading triplets of Fanion's. Not
+    # compared, since it does not change the norm: minkowski_sum merges equal ones.
     solver: Any = field(default=None, compare=False)
 
     @property
@@ -86,6 +87,7 @@ class Unitary(MatrixNorm):
     def _weights(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
         """Singular values of the lmo."""
         xp = ops.xp
+        # Rounding errors are left out: a power q - 1 near 0 would lift 1e-16 to the size of 1.
         kept = xp.astype(above_noise(s, shape, ops), s.dtype)
         k = s.shape[-1] if self.k is None else self.k
         position = _positions(s, ops)
@@ -123,7 +125,7 @@ class Unitary(MatrixNorm):
         else:
             u, s, vh = svd(g, ops)
         weights = self._weights(s, g.shape, ops)
-        if self.of_dual:  # beyond k they are zero
+        if self.of_dual:  # beyond k the weights are zero: fewer columns to multiply
             u, vh, weights = u[..., : self.k], vh[..., : self.k, :], weights[..., : self.k]
         return of_spectrum(u, weights, vh, ops)
 
@@ -136,8 +138,10 @@ class Unitary(MatrixNorm):
         if isinstance(chosen, Schedule) or published.is_published(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
+            # The partial isometry, as the exact lmo of a rank-deficient matrix is.
             return polar(g, method=chosen, completion=False).unitary
         t = chosen(g)
+        # A result of polarlib.polar, or a pair as scipy.linalg.polar returns it.
         t = getattr(t, "unitary", t)
         t = t[0] if isinstance(t, tuple) else t
         if getattr(t, "shape", None) != g.shape:
@@ -160,6 +164,7 @@ class Unitary(MatrixNorm):
         else:
             w = xp.minimum(s, cap + xp.zeros_like(s))
         inside = self._gauge(s, self.of_dual, ops) <= cap
+        # A point of the ball comes back as it is, without the rounding of an SVD.
         return xp.where(inside[..., None], x, of_spectrum(u, w, vh, ops))
 
 
@@ -168,13 +173,7 @@ def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
 
     The head has r entries, the largest r < k with ``sigma_r > a = sum_{i > r} sigma_i / (k - r)``
     (0 if none is); a stands k - r times. The condition holds for every smaller r too, so that
-    counting finds it.
-
-    Returns
-    -------
-    head : array, shape (..., min(m, n))
-        1 in the head, 0 beyond.
-    a : array, shape (..., 1)
+    counting finds it. The head is returned as an array of ones, and zeros beyond.
     """
     xp = ops.xp
     position = _positions(s, ops)
@@ -200,7 +199,7 @@ def on_tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
 
 def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
     """Thin SVD of tall and wide matrices."""
-    if x.shape[-2] >= x.shape[-1]:
+    if x.shape[-2] >= x.shape[-1]:  # which is what ops.svd takes
         return ops.svd(x)
     u, s, vh = ops.svd(ops.adjoint(x))
     return ops.adjoint(vh), s, ops.adjoint(u)
@@ -322,6 +321,7 @@ def schatten(p: float) -> MatrixNorm:
     (6.0, schatten(1.33333))
     """
     p = order("p", p)
+    # These three have projections, and two of them an lmo that costs less than an SVD.
     if p == 1:
         return nuclear()
     if p == 2:
@@ -352,7 +352,7 @@ def rms_to_rms(
     Raises
     ------
     ValueError
-        If a fan is no positive integer; of the norm, for matrices of another shape.
+        If a fan is not a positive integer; of the norm, for matrices of another shape.
 
     Examples
     --------

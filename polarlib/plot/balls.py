@@ -9,23 +9,8 @@ from matplotlib.axes import Axes
 
 from polarlib.arrays.checks import pair, text
 from polarlib.norms.base import MatrixNorm
-from polarlib.plot.figures import (
-    BLUE,
-    COLOURS,
-    GREEN,
-    LINES,
-    MARKERS,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    add_legend,
-    label_axes,
-    new_axes,
-    plain_text,
-    require,
-    whole_figure,
-)
+from polarlib.plot import figures
+from polarlib.plot.figures import BLUE, GREEN, LINES, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
 
 RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
 ARROW = 0.16  # length of an arrow, in units of the largest ball so far
@@ -65,7 +50,7 @@ def unit_ball(
     Raises
     ------
     TypeError
-        If `norm` is no norm of matrices or `ax` not an Axes.
+        If `norm` is not a norm of matrices or `ax` not an Axes.
     ValueError
         If the shape has not two singular values, or the norm does not fit it.
 
@@ -83,7 +68,7 @@ def unit_ball(
     >>> [text.get_text() for text in ax.get_legend().get_texts()]
     ['spectral()', 'nuclear()']
     """
-    require(norm, MatrixNorm, "unit_ball", "a norm of matrices, such as norms.spectral()")
+    figures.require(norm, MatrixNorm, "unit_ball", "a norm of matrices, such as norms.spectral()")
     shape = pair("shape", getattr(norm, "shape", None) or (2, 2) if shape is None else shape, 2)
     if RAYS * shape[0] * shape[1] > MOST_ENTRIES:
         raise ValueError(f"shape must have at most {MOST_ENTRIES // RAYS} entries, got {shape}")
@@ -91,12 +76,13 @@ def unit_ball(
         label = text("label", label)
     boundary = _boundary(norm, shape)
     new = ax is None
-    ax = new_axes(ax, legend_rows=2)
+    ax = figures.new_axes(ax, legend_rows=2)
     if new:
-        whole_figure(ax).set_size_inches(*BALL_SIZE)
-        whole_figure(ax).set_layout_engine("compressed")  # the layout of pictures with equal axes
+        figures.whole_figure(ax).set_size_inches(*BALL_SIZE)
+        # The layout of pictures with equal axes.
+        figures.whole_figure(ax).set_layout_engine("compressed")
     i = sum(line.get_gid() == "unit_ball" for line in ax.get_lines())
-    colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[i % len(COLOURS)]
+    colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[i % len(figures.COLOURS)]
     ax.plot(
         *boundary.T,
         color=colour,
@@ -105,7 +91,7 @@ def unit_ball(
         marker=MARKERS[i % len(MARKERS)],
         markevery=[],
         markersize=6,
-        label=textwrap.fill(plain_text(repr(norm) if label is None else label), 70),
+        label=textwrap.fill(figures.plain_text(repr(norm) if label is None else label), 70),
         gid="unit_ball",
     )
     # Between the axes and diagonals, where several points of a ball may be farthest.
@@ -139,8 +125,8 @@ def unit_ball(
     reach = max(1.04 * max(drawn, float(np.abs(points + tips).max())), *ax.get_xlim())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     title = "unit balls, and arrows along G from lmo(G)"
-    label_axes(ax, "first singular value, signed", "second singular value, signed", title)
-    add_legend(ax)
+    figures.label_axes(ax, "first singular value, signed", "second singular value, signed", title)
+    figures.add_legend(ax)
     return ax
 
 

@@ -26,7 +26,7 @@ CLIP_ABOVE = 1e3  # larger values of s(x) are not drawn
 EXTREMUM_TOLERANCE = 1e-3  # points within this share of the worst error are marked
 MARKERS_MAX = 5000  # more points of worst error than this are not marked
 
-CEILING = 1e3  # an error above it says no more than that the iteration diverged
+CEILING = 1e3  # an error above it only shows that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 
 
@@ -136,7 +136,7 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
 
 
 def new_axes(ax: Axes | None, legend_rows: int) -> Axes:
-    """The given Axes as they are, or new ones, whatever rcParams say, dark on white."""
+    """The given Axes as they are, or new ones, dark on white under every rcParams."""
     if ax is not None:
         require(ax, Axes, "ax", "one matplotlib Axes, or None for a new figure")
         return ax

@@ -9,24 +9,11 @@ from polarlib._schedules.images import odd_value, turning_points
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.targets import target_value
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.plot.figures import (
-    BLUE,
-    CLIP_ABOVE,
-    EXTREMUM_TOLERANCE,
-    LIMIT_VISIBLE_UP_TO,
-    MARKERS_MAX,
-    SKY,
-    VERMILLION,
-    above_one,
-    add_legend,
-    ink_of,
-    label_axes,
-    new_axes,
-    require,
-)
+from polarlib.plot import figures
+from polarlib.plot.figures import BLUE, ink_of, label_axes, require
 
 BETWEEN = 16  # samples between two turning points of a composition
-BISECTIONS = 60
+BISECTIONS = 60  # more than a double has bits
 
 
 @ignore_float_errors
@@ -62,10 +49,10 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
     ('jordan: 5 steps, 15 matrix products', 'log')
     """
     require(s, Schedule, "polynomial", "a Schedule, such as polarlib.schedule('polar_express')")
-    ax = new_axes(ax, legend_rows=4)
+    ax = figures.new_axes(ax, legend_rows=4)
     divisor, error = s.input_divisor, s.error()
     limit = s.divergence_limit * divisor  # as a singular value before the division
-    near = limit <= LIMIT_VISIBLE_UP_TO * s.upper
+    near = limit <= figures.LIMIT_VISIBLE_UP_TO * s.upper
     right = 1.2 * limit if near and limit > s.upper else 1.05 * s.upper
     left = s.lower / 10
     # The last decade holds most of the turning points.
@@ -80,7 +67,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         x[inside],
         aim - error,
         aim + error,
-        color=SKY,
+        color=figures.SKY,
         alpha=0.3,
         linewidth=0,
         label=f"within {error:.3g} of {named} on [{s.lower:.3g}, {s.upper:.3g}]",
@@ -92,7 +79,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         y = odd_value(step, y, s.stride)
         top = max(top, float(y[inside].max()))
         # A curve far outside the picture is clipped, because drawing it would overflow.
-        shown = np.where(np.abs(y) < CLIP_ABOVE, y, np.nan)
+        shown = np.where(np.abs(y) < figures.CLIP_ABOVE, y, np.nan)
         if k == last:
             label = f"{value}, slope {s.slope / divisor:.4g} at 0"
             ax.plot(x, shown, color=BLUE, linewidth=1.8, label=label)
@@ -112,9 +99,9 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         label = f"worst error, at {at}"
         ax.plot(worst, s(worst / divisor), ".", color=BLUE, markersize=5, label=label)
     if limit < np.inf:
-        beyond = f"divergence limit {above_one(limit)}"
+        beyond = f"divergence limit {figures.above_one(limit)}"
         if near:
-            ax.axvline(limit, color=VERMILLION, linewidth=1.5, linestyle="--", label=beyond)
+            ax.axvline(limit, color=figures.VERMILLION, linewidth=1.5, linestyle="--", label=beyond)
         else:
             ax.plot([], [], " ", label=beyond)
     root = f"root x = λ^(1/{s.stride}) of an eigenvalue of the normalised input"
@@ -128,7 +115,7 @@ def polynomial(s: Schedule, ax: Axes | None = None) -> Axes:
         ax.set_xscale("log")
     ax.set_xlim(left, right)
     ax.set_ylim(0, 1.05 * top)
-    add_legend(ax)
+    figures.add_legend(ax)
     return ax
 
 
@@ -143,13 +130,13 @@ def _farthest(s: Schedule, error: float) -> np.ndarray:
         # one, the composition turns.
         turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride, (y.min(), y.max()))]
         x = np.unique(np.concatenate([x, *turns]))
-        if len(x) > MARKERS_MAX:
+        if len(x) > figures.MARKERS_MAX:
             return x[:0]
     between = s.target != "polar"
     if between:  # the worst differences from a curve need not be where s turns
         x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
     e = np.abs(s(x) - target_value(s.target, x * s.input_divisor))
-    far = e >= (1 - EXTREMUM_TOLERANCE) * error
+    far = e >= (1 - figures.EXTREMUM_TOLERANCE) * error
     if between:
         around = np.concatenate([[-np.inf], e, [-np.inf]])
         far &= (e >= around[:-2]) & (e >= around[2:])

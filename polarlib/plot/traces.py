@@ -16,30 +16,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from polarlib._renamed import renamed_argument
 from polarlib.arrays.checks import choice, items
 from polarlib.arrays.formats import FORMATS
-from polarlib.plot.figures import (
-    BLUE,
-    CEILING,
-    COLOURS,
-    GREEN,
-    LINES,
-    MARKED,
-    MARKERS,
-    QUANTITIES,
-    SKY,
-    VERMILLION,
-    add_legend,
-    draw_zeros,
-    hidden_note,
-    ink_of,
-    label_axes,
-    log_ordinate,
-    new_axes,
-    plain_text,
-    require,
-    shape_text,
-    title_of,
-    type_and_value,
-)
+from polarlib.plot import figures
+from polarlib.plot.figures import MARKERS, hidden_note, ink_of, label_axes, require, shape_text
 from polarlib.result import Trace
 
 Quantity = Literal["orthogonality", "backward_error", "distance"]
@@ -60,8 +38,8 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        One line a figure. The abscissa is the step where products do not tell the steps apart,
-        as in methods that factorise.
+        One line per error. The abscissa is the step where steps do not differ in products, as in
+        methods that factorise.
 
     Raises
     ------
@@ -76,17 +54,17 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
     ('matrix products (one marker a step)', 'log', 3)
     """
     require(t, Trace, "convergence", "a Trace, which polarlib.measure makes")
-    ax = new_axes(ax, legend_rows=4)
+    ax = figures.new_axes(ax, legend_rows=4)
     by_products = bool(np.all(np.diff(t.matmuls) > 0))
     x = t.matmuls if by_products else np.arange(t.n_steps + 1)
-    every = -(-len(x) // MARKED)
-    for i, (name, label) in enumerate(QUANTITIES.items()):
+    every = -(-len(x) // figures.MARKED)
+    for i, (name, label) in enumerate(figures.QUANTITIES.items()):
         y = getattr(t, name)
         lines = ax.plot(
             x,
             y,
-            color=(BLUE, VERMILLION, GREEN)[i],
-            linestyle=LINES[i],
+            color=(figures.BLUE, figures.VERMILLION, figures.GREEN)[i],
+            linestyle=figures.LINES[i],
             marker=MARKERS[i],
             # Coinciding lines stay visible: the later, the smaller.
             markersize=8 - 2 * i,
@@ -94,15 +72,16 @@ def convergence(t: Trace, ax: Axes | None = None) -> Axes:
             markevery=every,
             label=label + hidden_note(y),
         )
-        draw_zeros(ax, lines[0])
+        figures.draw_zeros(ax, lines[0])
     marker = "one marker a step" if every == 1 else f"one marker every {every} steps"
     unit = f"matrix products ({marker})" if by_products else "step"
-    label_axes(ax, unit, "error (dimensionless)", title_of(t))
-    log_ordinate(ax, ceiling=CEILING)
+    label_axes(ax, unit, "error (dimensionless)", figures.title_of(t))
+    figures.log_ordinate(ax, ceiling=figures.CEILING)
     _abscissa(ax, x)
+    # Ticks at steps alone: between them there are no values.
     ax.xaxis.set_major_locator(FixedLocator(x.tolist(), nbins=12))
     _roundoff(ax, t.precision)
-    add_legend(ax)
+    figures.add_legend(ax)
     return ax
 
 
@@ -119,7 +98,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib.axes.Axes
-        One line a singular value, coloured by the value that it starts from, over a band from the
+        One line per singular value, coloured by the value that it starts from, over a band from the
         smallest to the largest. The step at which the iterate ceased to be finite is marked.
 
     Raises
@@ -132,8 +111,8 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
     Notes
     -----
     A trace is taken in double precision, where a singular value below ``max(m, n) * 2.2e-16`` of
-    the largest cannot be told from zero. The legend counts the paths that start there, and the axis
-    does not reach down to them.
+    the largest cannot be distinguished from zero. The legend counts the paths that start there, and
+    the axis does not reach down to them.
 
     Examples
     --------
@@ -151,7 +130,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
         )
     start, k = values[0], values.shape[1]
     few = k <= LEGEND_MAX_LINES
-    ax = new_axes(ax, legend_rows=3 + few * -(-k // 2))
+    ax = figures.new_axes(ax, legend_rows=3 + few * -(-k // 2))
     finite = np.isfinite(values).all(axis=1)
     known, steps = values[finite], np.arange(len(values))
     # Zero to double precision, as PolarResult.rank has it.
@@ -166,7 +145,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             steps[finite],
             known.min(axis=1),
             known.max(axis=1),
-            color=SKY,
+            color=figures.SKY,
             alpha=0.2,
             linewidth=0,
             label="from the smallest to the largest",
@@ -179,14 +158,14 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             line.set(marker=MARKERS[i % len(MARKERS)], markersize=6)
         if few:
             line.set_label(rf"$\sigma_{{{i + 1}}}$, at the start {start[i]:.3g}")
-            draw_zeros(ax, line)
+            figures.draw_zeros(ax, line)
     ax.axhline(1.0, color=ink_of(ax), linewidth=0.8, linestyle=":", label="1: orthonormal")
-    label_axes(ax, "step", "singular value\n(input normalised to norm 1)", title_of(t))
-    log_ordinate(ax, floor=zero)
+    label_axes(ax, "step", "singular value\n(input normalised to norm 1)", figures.title_of(t))
+    figures.log_ordinate(ax, floor=zero)
     if not finite.all():
         ax.axvline(
             int(np.argmin(finite)),
-            color=VERMILLION,
+            color=figures.VERMILLION,
             linewidth=1.5,
             linestyle="--",
             label=f"not finite in {t.precision} from step {np.argmin(finite)} on",
@@ -204,7 +183,7 @@ def singular_values(t: Trace, ax: Axes | None = None) -> Axes:
             fontsize=ax.yaxis.label.get_fontsize(),
         )
         bar.ax.tick_params(colors=ink_of(ax), which="both")
-    add_legend(ax, columns=2 if few and k > 2 else 1)
+    figures.add_legend(ax, columns=2 if few and k > 2 else 1)
     return ax
 
 
@@ -229,7 +208,7 @@ def compare(
     Returns
     -------
     matplotlib.axes.Axes
-        One line a trace; colours, markers and line styles all differ.
+        One line per trace; colours, markers and line styles all differ.
 
     Raises
     ------
@@ -252,47 +231,47 @@ def compare(
     """
     if isinstance(traces, Trace | str) or not isinstance(traces, Iterable):
         raise TypeError(
-            f"compare takes a list of Trace, got {type_and_value(traces)}; for one trace use "
-            "convergence"
+            f"compare takes a list of Trace, got {figures.type_and_value(traces)}; for one trace "
+            "use convergence"
         )
     traces = items("traces", traces, "a list of at least one Trace")
     for t in traces:
         require(t, Trace, "compare", "a list of Trace, which polarlib.measure makes")
-    quantity = choice("quantity", quantity, QUANTITIES)
+    quantity = choice("quantity", quantity, figures.QUANTITIES)
     several = len({t.shape for t in traces}) > 1
     labels = []
     for t in traces:
         simulated = " (simulated)" if t.simulated else ""
         shape = f", {shape_text(t)}" if several else ""
-        text = (
-            f"{plain_text(t.method)}, {t.precision}{simulated}{', ' * bool(t.form)}{t.form}{shape}"
-        )
+        form = f", {t.form}" if t.form else ""
+        text = f"{figures.plain_text(t.method)}, {t.precision}{simulated}{form}{shape}"
         labels.append(textwrap.fill(text + hidden_note(getattr(t, quantity)), 80))
     columns = 2 if len(labels) > 3 and max(map(len, labels)) <= 34 else 1
     rows = sum(label.count("\n") + 1 for label in labels)
-    ax = new_axes(ax, legend_rows=-(-rows // columns))
-    colours = (ink_of(ax), *COLOURS)
+    ax = figures.new_axes(ax, legend_rows=-(-rows // columns))
+    colours = (ink_of(ax), *figures.COLOURS)
     for i, (t, label) in enumerate(zip(traces, labels, strict=True)):
         lines = ax.plot(
             t.matmuls,
             getattr(t, quantity),
             color=colours[i % len(colours)],
-            linestyle=LINES[i % len(LINES)],
+            linestyle=figures.LINES[i % len(figures.LINES)],
             marker=MARKERS[i % len(MARKERS)],
             markersize=6,
-            markevery=-(-len(t.matmuls) // MARKED),
+            markevery=-(-len(t.matmuls) // figures.MARKED),
             linewidth=1.5,
             label=label,
         )
-        draw_zeros(ax, lines[0])
+        figures.draw_zeros(ax, lines[0])
         _abscissa(ax, t.matmuls)
-    ordinate = QUANTITIES[quantity].replace(" $", " (dimensionless)\n$")
+    ordinate = figures.QUANTITIES[quantity].replace(" $", " (dimensionless)\n$")
     label_axes(
         ax, "matrix products", ordinate, "" if several else f"matrix of {shape_text(traces[0])}"
     )
-    log_ordinate(ax, ceiling=CEILING)
+    figures.log_ordinate(ax, ceiling=figures.CEILING)
+    # Whole products; the steps of several schedules end at different ones.
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(ax, columns)
+    figures.add_legend(ax, columns)
     return ax
 
 

@@ -36,7 +36,7 @@ LARGEST_P = 16
 # How far from I a matrix of eigenvectors may leave the scaled eigenvalues: below 1 the matrix is
 # definite, and what the correction of first order leaves is the square of this.
 DIAGONAL = 0.5
-# A warm start is given up where a step takes off less than half of its residual.
+# A warm start ends where a step takes off less than half of its residual.
 PROGRESS = 0.5
 
 
@@ -102,7 +102,7 @@ def inverse_root(
     ``||R**floor(p/2) A R**ceil(p/2) - I||_F``, evaluated in twice the format, is at most the larger
     of p n u and three times that of ``V w**(-1/p) V^H`` by LAPACK's eigenvalues in the same format,
     for condition numbers up to 0.01 / u: 1.6e5 in float32, 9e13 in float64. Beyond, up to
-    1 / (2 u), a root is returned only where all eigenvalues are told apart from zero. A `schedule`
+    1 / (2 u), a root is returned only where all eigenvalues are distinct from zero. A `schedule`
     of one's own has its own error.
 
     Where a device is not asked for anything (`condition` or `schedule` given, or under a trace), a
@@ -147,24 +147,26 @@ def _computed(
 ) -> Array:
     """Inverse root of square matrices that are not empty."""
     ops = ops_of(a).together(a)
-    told = schedule is not None or condition is not None
+    hinted = schedule is not None or condition is not None
     entered = enter(
         a,
         ops=ops,
-        look="if free" if told else "always",
+        look="if free" if hinted else "always",
         double=True,
         scaling=functools.partial(_scale, p=p),
     )
     x, scale = entered.x, entered.scale
-    reads = not ops.is_abstract(x) and (ops.host or not told)
+    reads = not ops.is_abstract(x) and (ops.host or not hinted)
     h = hermitian_part(x, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
     given = format_of(ops.format_name(ops.at_least_single(a)))
     wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
     if start is not None and not ops.is_abstract(x):
+        # The root of A / scale is scale**(1/p) times that of A.
         guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
-    by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or told))
+    # In the format of A itself products leave residuals far above those of an eigendecomposition.
+    by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or hinted))
     if root is None and by_products:
         root = _by_products(h, p, schedule, condition, given.epsilon, reads, ops)
         if reads and schedule is None and not _meets(root, h, p, given.unit_roundoff, ops)[0]:
@@ -228,6 +230,7 @@ def _by_products(
 ) -> Array:
     bound, _ = spectral_bound(h, ops)
     r = ops.divide(h, ops.divisor(bound))
+    # Also where `condition` is given: of an indefinite matrix, products give a root without notice.
     factor = ops.cholesky(r)
     if reads and not math.isfinite(ops.item(ops.max_abs(factor))):
         _refuse(eps)
@@ -237,8 +240,11 @@ def _by_products(
             if not smallest > eps:
                 _refuse(eps)
         else:
+            # The bound exceeds the largest eigenvalue by a factor of up to n**(1/16).
             smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
         working = format_of(ops.format_name(h)).epsilon
+        # Rounded down to a power of 2**p, so that few schedules are designed and kept; by 0.001
+        # more, since logarithms are rounded.
         schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
     z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
     q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
@@ -327,7 +333,7 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
     return exact + (rest + ops.matmul(left, low))
 
 
-# -- evidence, and a warm start --------------------------------------------------------------------
+# -- the check, and a warm start -------------------------------------------------------------------
 
 
 def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, float, Array]:

@@ -1,4 +1,4 @@
-"""What the unitary factor is for: nearest matrices, Procrustes problems, square roots."""
+"""Nearest orthogonal matrices and rotations, and what Procrustes problems and roots share."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def nearest_orthogonal(a: ArrayT) -> ArrayT:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
     Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
-    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` gives the Hermitian factor and evidence
-    besides, :func:`polarlib.orthogonalize` an approximation by few matrix products.
+    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` also gives the Hermitian factor and
+    error estimates, :func:`polarlib.orthogonalize` an approximation by few matrix products.
 
     Parameters
     ----------
@@ -148,26 +148,10 @@ def found_rotation(a: Array) -> Array:
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation of each real matrix, none that is not shown to be one.
+    """Nearest rotation of each real matrix of any scale, in at least single precision.
 
-    Parameters
-    ----------
-    x : array, shape (..., n, n)
-        Real, in at least single precision, of any scale.
-    ops : Ops
-        Arithmetic of its library.
-
-    Returns
-    -------
-    array, shape (..., n, n)
-        Where numbers cannot be looked at, NaN in place of errors.
-
-    Raises
-    ------
-    ValueError
-        For NaN or infinity.
-    ConvergenceWarning
-        If the SVD does not give a nearest rotation either.
+    ValueError for NaN or infinity, ConvergenceWarning if the SVD does not give a nearest rotation
+    either. Where the library hides the entries, the result is NaN instead.
     """
     xp = ops.xp
     r = ops.compiled(_shown_rotation)(x)
@@ -184,7 +168,7 @@ def _shown_rotation(x: Array) -> Array:
     ops = ops_of(x)
     xp = ops.xp
     shown = None
-    if x.shape[-1] <= LARGEST:
+    if x.shape[-1] <= LARGEST:  # closed forms need no LAPACK call for each matrix of a stack
         r, shown = small_rotation(x, ops)
         if not ops.is_abstract(x) and bool(xp.all(shown)):
             return r
@@ -212,7 +196,7 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
     shown = (
         (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
         & (ops.determinant_sign(r) > 0)
-        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # twice the skew part
         & (ops.trace(w) >= best - tol * size)
     )
     return r, shown

@@ -27,9 +27,9 @@ def procrustes(
 ) -> ArrayT:
     """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
 
-    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and takes stacks of matrices
-    and any array library besides. Rows of A and B are points, or observations: to align clouds of
-    points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
+    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and also takes stacks of
+    matrices and arrays of any library. Rows of A and B are points, or observations: to align clouds
+    of points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
     ``sum(conj(A Q) * B).real / sum(abs(A)**2)``.
 
     Parameters
@@ -109,7 +109,7 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
             f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
-        # Nothing is promoted to a format of 8 bits or from it.
+        # Libraries promote nothing to a format of 8 bits or from it.
         a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
         common = common_dtype(a, b, ops)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)

@@ -32,7 +32,7 @@ def sqrtm_psd(a: ArrayT) -> ArrayT:
     Returns
     -------
     array, shape (..., n, n)
-        The positive semidefinite H with ``H @ H = A``, Hermitian bit for bit. Array library, device
+        The positive semidefinite H with ``H @ H = A``, exactly Hermitian. Array library, device
         and dtype of `a`; half precision is computed in float32.
 
     Raises
@@ -79,7 +79,7 @@ def _found_root(a: Array) -> Array:
     entered = enter(a, ops=ops, scaling=lambda peak, ops: ops.binary_scale(ops.xp.sqrt(peak)))
     root = entered.scale
     x = ops.divide(entered.x, root)
-    entered = entered._replace(x=None)
+    entered = entered._replace(x=None)  # so that the storage is free before the root takes more
     tolerance = default_tolerance(a.shape, ops.format_name(a))
     z = hermitian_part(x, ops, tolerance, look=not hidden)
     if hidden:
@@ -120,6 +120,7 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     h = _root_by_eigenvalues(z, root, tolerance, ops)
     if not bool(xp.any(right)):
         return h
+    # The identity in the place of failed factors, which may hold NaN: LAPACK need not end on it.
     eye = xp.broadcast_to(ops.eye(z.shape[-1], z), z.shape)
     known = polar(ops.adjoint(xp.where(right, factor, eye))).hermitian
     return xp.where(right, known, h)
@@ -129,7 +130,7 @@ def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: O
     """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
     values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
-    bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))
+    bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))  # NaN is bad
     if bad.any():
         worst = tuple(int(i) for i in np.argwhere(bad)[0])
         size = root if isinstance(root, float) else ops.to_host(root)[..., 0, 0][worst]

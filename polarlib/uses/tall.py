@@ -74,6 +74,7 @@ def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
 def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
     """Rows of ``a / 2**exponent`` in double precision, a few at a time; not to be written."""
     n = a.shape[1]
+    # At least 4 n rows, since each slice is factorised together with the n rows of R.
     step = max(SLICE // max(16 * n, 1), 4 * n, 1)
     for start in range(0, a.shape[0], step):
         rows = a[start : start + step].astype(_wide(a), copy=False)
@@ -103,6 +104,7 @@ def _gram_of_block(a: np.ndarray, first: int) -> _Part:
 
 
 def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
+    # By the largest exponent: what is far below it is below the rounding of the sum too.
     top = max(p.exponent for p in parts)
     total = np.zeros_like(parts[0].matrix)
     for p in parts:
@@ -113,6 +115,7 @@ def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
 def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
+    # R of what was read so far stands for it, so that a block is never factorised whole.
     for rows in _slices(a, exponent):
         r = _triangle(np.concatenate([r, rows]))
     return _Part(exponent, r)
@@ -160,7 +163,7 @@ def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarr
 def _unitary_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
 ) -> np.ndarray:
-    """``(A right) small`` in the dtype of A: the same B as in the second pass, bit for bit."""
+    """``(A right) small`` in the dtype of A: exactly the same B as in the second pass."""
     u = np.empty_like(a, order="C")
     start = 0
     for rows in _slices(a, exponent):
@@ -181,6 +184,7 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
 
 
 def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
+    # Numbers of first rows, for the message that names where NaN is.
     starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
     work = dask.delayed(each)
     blocks = x.to_delayed().ravel()
@@ -220,13 +224,9 @@ def _from_triangle(x: Array, dask: Any) -> _Basis:
     """Basis from R of a QR factorisation, without the singular values that are noise."""
     part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
+    # Dropped, not completed: vectors for them are in no block of x.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
     return _Basis(part.exponent, adjoint[:rank].conj().T, values[:rank])
-
-
-def _near_identity(g: np.ndarray) -> bool:
-    """Whether B is near enough to orthonormal for its Gram matrix to be accurate."""
-    return float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED if len(g) else True
 
 
 # -- the whole -------------------------------------------------------------------------------
@@ -246,6 +246,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
             "with x.astype"
         )
     m, n = x.shape
+    # Dask's sizes are NaN after operations such as boolean indexing, until they are computed.
     if any(math.isnan(k) for sizes in x.chunks for k in sizes):
         raise ValueError("x has blocks of unknown size; call x.compute_chunk_sizes() first")
     if m < n:
@@ -253,7 +254,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
             f"polar_tall takes tall matrices, got shape {x.shape}; decompose x.conj().T, whose U^H "
             "and H are the factors of x = H U"
         )
-    if x.numblocks[1] > 1:
+    if x.numblocks[1] > 1:  # not rechunked here: the caller decides how large blocks may be
         size = max(x.chunks[0]) * n * x.dtype.itemsize
         raise ValueError(
             f"x has {x.numblocks[1]} blocks of columns, and polar_tall works on whole rows; pass "
@@ -308,7 +309,7 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     of U, and a few n x n matrices. Orthogonality and backward error are not estimates but bounds,
     up to the rounding of one product: they come from ``B^H B`` and ``||A - B K||_F``, summed
     in the second pass, and have the rounding of U and H to their dtype added. Blocks are computed
-    anew for U: if B then comes out otherwise rounded, on another kind of processor say, U is off
+    again for U: if B is then rounded otherwise, on another kind of processor say, U is off
     by eps times the condition number.
 
     See Also
@@ -361,7 +362,10 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
             basis = _from_triangle(x, dask)
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
-        if method != "auto" or name != "gram" or _near_identity(g):
+        if method != "auto" or name != "gram":
+            break
+        # The Gram matrix of B is accurate where B is nearly orthonormal.
+        if not len(g) or float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED:
             break
         name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
     run = Run(passes, products, True, method=name, note=reason)
@@ -375,7 +379,7 @@ def _finish(
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
     w, z = np.linalg.eigh(g)
-    # An eigenvalue far from 1 is an accident, of which the evidence is to tell.
+    # An eigenvalue far from 1 is an accident, which the error bounds then report.
     root = np.sqrt(np.maximum(w, MOVED**2))
     k = ((z * root) @ z.conj().T) @ back
     q, h = polar(k)
@@ -440,7 +444,7 @@ def _result(
     backward_error: float,
     **figures: Any,
 ) -> PolarResult:
-    """Judge, warn, and put everything together."""
+    """Derive the status, warn, and put everything together."""
     n = x.shape[1]
     tol = default_tolerance((n, n), _format_name(x))
     status = Status.CONVERGED

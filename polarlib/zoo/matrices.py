@@ -14,6 +14,7 @@ from polarlib.arrays.settings import ignore_float_errors
 
 # Rows or columns: a matrix of 2 GiB, whose factors take minutes.
 LARGEST = 16384
+# Of a shift: 1 / shift is an entry, and must be finite.
 SMALLEST = 1e-300
 
 
@@ -98,6 +99,7 @@ def with_singular_values(
             f"got shape {s.shape}"
         )
     wide = np.result_type(dtype, np.float64) if dtype.kind in "fc" else "f8"
+    # Two seeds: of one, U and V would be the same columns.
     u = orthonormal(m, s.size, seed=2 * seed, dtype=wide)
     v = orthonormal(n, s.size, seed=2 * seed + 1, dtype=wide)
     a: np.ndarray = (u * s) @ v.conj().T

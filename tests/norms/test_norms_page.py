@@ -29,13 +29,14 @@ def maker():
 
 
 def constructors():
-    """Names of the functions that return a norm of matrices."""
+    """Names of the functions that return a norm: of matrices, of kernels, of lists of arrays."""
     functions = {name: f for name, f in vars(norms).items() if inspect.isfunction(f)}
     return {
         name
         for name in norms.__all__
         if name in functions
-        and inspect.signature(functions[name]).return_annotation == "MatrixNorm"
+        and inspect.signature(functions[name]).return_annotation
+        in ("MatrixNorm", "Convolution", "Modular")
     }
 
 
