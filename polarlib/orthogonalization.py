@@ -21,6 +21,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays import torch_operator
 from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied, is_array
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     at_trace_time,
@@ -250,7 +251,7 @@ def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = No
 
     def find(x: Array) -> Array:
         if 0 in x.shape:
-            return ops_of(x).empty_result(x)
+            return empty_result(x, ops_of(x))
         # Rational steps record themselves.
         if resolved["schedule"].is_rational or not ops_of(x).is_traced(x):
             return apply(x)

@@ -28,6 +28,7 @@ from polarlib._stages.options import Options, lower_bound
 from polarlib._stages.results import SUCCESS, closed_form, conclude, empty, missed
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import refuse_hidden
+from polarlib.arrays.functions import fits
 from polarlib.arrays.library import bytes_of_entry
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
@@ -67,7 +68,7 @@ def _with_room_for_h(decompose: F) -> F:
             f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
             "nearest_orthogonal for U alone"
         )
-        if not ops.fits(shape, a):
+        if not fits(shape, a, ops):
             raise MemoryError(message)
         try:
             return cast(PolarResult, decompose(a, options, h_out))

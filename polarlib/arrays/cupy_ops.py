@@ -34,11 +34,7 @@ class CupyOps(InPlaceOps):
         tf32 = {"tf32"} if cublas.has_tf32() else set()
         self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
 
-    def on_cpu(self, x: Array) -> bool:
-        """Never."""
-        return False
-
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
         return numpy_dtype(name)
 

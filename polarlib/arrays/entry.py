@@ -38,7 +38,7 @@ def check_out(
 def copied(x: Array, out: Array | None) -> Array:
     if out is None or out is x:
         return x
-    ops_of(out).store(x, out)
+    ops_of(out)._store(x, out)
     return out
 
 
@@ -107,10 +107,10 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
             f"reshape a vector with {name}[:, None]"
         )
     ops = ops_of(a)
-    ops.check_sharding(a, name, taken=sharded)
+    ops._check_sharding(a, name, taken=sharded)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
-        return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
+        return ops.xp.astype(a, ops._dtype("float64" if ops._has_double(a) else "float32")), ops
     if not ops.format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "

@@ -43,7 +43,7 @@ class NumpyOps(InPlaceOps):
         """Whether entries of `x` can be assigned to."""
         return bool(x.flags.writeable)
 
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return numpy_dtype(name)
 

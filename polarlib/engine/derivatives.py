@@ -35,7 +35,7 @@ from typing import Any, cast
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
 from polarlib.arrays.entered import Entered, enter
-from polarlib.arrays.functions import as_complex
+from polarlib.arrays.functions import as_complex, trace
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -161,7 +161,7 @@ def _growth(y: Array, ops: Ops, kind: str) -> Array:
     g = ops.gram(y)
     if kind == "moments":  # mu + sqrt(n - 1) sigma of the eigenvalues of G
         n = g.shape[-1]
-        mean = ops.trace(g) / n
+        mean = trace(g, ops) / n
         k = g - ops.eye(n, g) * mean
         k = k * (math.sqrt(n * (n - 1)) / ops.divisor(ops.frobenius(k)))
         return y + ops.matmul(y, k)

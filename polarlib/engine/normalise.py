@@ -9,7 +9,7 @@ from typing import Any
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
-from polarlib.arrays.functions import as_scalar, sqrt
+from polarlib.arrays.functions import as_scalar, sqrt, trace
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -130,7 +130,7 @@ def normalised_with_gram(
     if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
         z = low.to_working_format(x)
         g = small.gram(small.to_working_format(z))
-        square = ops.item(ops.trace(g))
+        square = ops.item(trace(g, ops))
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
@@ -165,7 +165,7 @@ def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | flo
     slack = form.unit_roundoff + sums
     if kind == "schatten4":
         return sqrt(norm * (1 + slack), ops)
-    mean = as_scalar(ops.trace(g), ops) / n
+    mean = as_scalar(trace(g, ops), ops) / n
     # Cancels where singular values are equal, to within the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
