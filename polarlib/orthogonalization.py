@@ -157,9 +157,9 @@ def orthogonalize(
         products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
         the iteration: it needs fewer restarts (docs/gram_form.md).
     normalisation : str, optional
-        "frobenius", "spectral", "moments", "schatten4", "aol" or "none" (nothing is divided out,
-        not even the schedule's input safety) instead of the schedule's own. "moments" and
-        "schatten4" are bounds from the Gram matrix of the first step and cost no product.
+        Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
+        divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
+        the Gram matrix of the first step and cost no product.
     out : array, optional
         Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
         storage, which saves an array of that size (docs/memory.md).

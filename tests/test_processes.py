@@ -60,7 +60,7 @@ INTERNAL = {
     ),
     *("Decomposition", "Evidence", "Householder", "Lifted", "Rational", "Run"),
     *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
-    *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
+    *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
