@@ -19,7 +19,7 @@ from polarlib._methods.options import (
 )
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays import torch_operator
-from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied, is_array
+from polarlib.arrays.entry import ArrayT, as_matrix, can_hold, check_out, copied, is_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops, ops_of
@@ -387,7 +387,7 @@ def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     ops = ops_of(x)
     # The adjoint of a complex matrix is no view.
     wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
-    usable = out is not None and not wide_complex and ops.can_hold(out, x)
+    usable = out is not None and not wide_complex and can_hold(out, x)
     return {"out": out} if usable else {}
 
 

@@ -47,10 +47,6 @@ class Arithmetic(Library):
         """Whether the storage of `x` serves as an ``out=``."""
         return False
 
-    def can_hold(self, out: Array, x: Array) -> bool:
-        """Whether results can be formed in the storage of `out` while `x` is still needed."""
-        return False
-
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
         return hasattr(x, "__setitem__")

@@ -28,6 +28,7 @@ class CupyOps(InPlaceOps):
     """
 
     library = "cupy"
+    has_cpu = False
 
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
         super().__init__(xp, fused=fused)

@@ -70,6 +70,7 @@ class DaskOps(Ops):
     """
 
     library = "dask"
+    module = "dask.array"
     in_memory = False
 
     def max(

@@ -10,7 +10,7 @@ import numpy as np
 
 from polarlib.arrays.checks import short, shown
 from polarlib.arrays.library import dtype_name, import_library
-from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.ops import Ops, ops_of, served
 
 Array = Any
 # Of public functions that return the type of array that they are given. A list gives an ndarray.
@@ -35,15 +35,18 @@ def check_out(
         raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
 
+def can_hold(out: Array, x: Array) -> bool:
+    """Whether NumPy forms results in the storage of `out`, which is `x` or apart from it."""
+    if not isinstance(out, np.ndarray) or not (out.flags.c_contiguous or out.flags.f_contiguous):
+        return False
+    return out is x or not np.may_share_memory(out, x)
+
+
 def copied(x: Array, out: Array | None) -> Array:
     if out is None or out is x:
         return x
     ops_of(out)._store(x, out)
     return out
-
-
-# Modules that make arrays, by the name users know them by.
-_LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
 
 def is_array(x: Any) -> bool:
@@ -59,7 +62,7 @@ def is_host_array(x: Any) -> bool:
 def libraries() -> dict[str, str]:
     """Versions of the array libraries that are installed, by name (imports none that is not)."""
     found = {}
-    for name in _LIBRARIES:
+    for name in sorted({*served(), "array_api_strict"}):
         try:
             module = import_library(name)
         except ImportError:

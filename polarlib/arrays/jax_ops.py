@@ -57,6 +57,7 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     library = "jax"
+    module = "jax.numpy"
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
     fixed_work = True
     _host_device = None  # NumPy reads arrays of every device, in parts as well

@@ -25,20 +25,9 @@ FORMAT_OF_DTYPE = {
 }
 
 
-# Libraries whose arrays are on GPUs alone.
-WITHOUT_CPU = frozenset({"cupy"})
-# Modules that make arrays, where they do not have the library's name.
-_ARRAY_MODULES = {"jax": "jax.numpy", "dask": "dask.array"}
-
-
 def import_library(name: str) -> Any:
     """Import an array library, or a module of one: polarlib requires NumPy alone."""
     return importlib.import_module(name)
-
-
-def import_arrays(name: str) -> Any:
-    """Import the module of a library that makes arrays."""
-    return import_library(_ARRAY_MODULES.get(name, name))
 
 
 def dtype_name(x: Array) -> str:
@@ -81,6 +70,10 @@ class Library:
 
     # The library that a class serves, as array_api_compat names it; "" for any other.
     library = ""
+    # The module that makes arrays, where it does not have the library's name.
+    module = ""
+    # Whether arrays can lie in the memory of the host.
+    has_cpu = True
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False

@@ -25,6 +25,7 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
+from polarlib.arrays.library import import_library
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -348,11 +349,20 @@ def _shared(kind: Any, xp: Any) -> Ops:
 @functools.cache
 def _class_for(xp: Any) -> type[Ops]:
     """The class that serves a namespace: the one that names its library, else `Ops`."""
-    for kind in _subclasses(Ops):
-        library = vars(kind).get("library")
-        if library and getattr(array_api_compat, f"is_{library}_namespace")(xp):
+    for library, kind in served().items():
+        if getattr(array_api_compat, f"is_{library}_namespace")(xp):
             return kind
     return Ops
+
+
+def served() -> dict[str, type[Ops]]:
+    """Classes of arithmetic, by the library that they name; `Ops` serves any other."""
+    return {vars(k)["library"]: k for k in _subclasses(Ops) if "library" in vars(k)}
+
+
+def import_arrays(name: str) -> Any:
+    """Import the module of a library that makes arrays."""
+    return import_library(served().get(name, Ops).module or name)
 
 
 def _subclasses(kind: type[Ops]) -> Iterator[type[Ops]]:

@@ -22,7 +22,7 @@ EXACT = frozenset({"adjoint"})
 # Called on the base alone, before and after an iteration; a wrapper may define some of them.
 FULL_PRECISION = frozenset({
     *("at_least_single", "astype_like", "cast", "format_name", "is_complex"),
-    *("from_host", "item", "to_host", "writable", "can_hold", "multiplier"),
+    *("from_host", "item", "to_host", "writable", "multiplier"),
     *("divide", "scale", "eye", "binary_scale", "divisor"),
     *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
