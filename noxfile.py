@@ -11,8 +11,7 @@ import nox
 nox.options.sessions = ["lint", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
-# Torch 2.13 is the version that the tests of DTensor and compilation were written for.
-LIBRARIES = ("torch==2.13.0", "jax>=0.6", "dask[array]>=2024.8")
+LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
 FULL = ("lint", "every", "versions-3.12", "versions-3.13", "lowest", "seeds", "fuzz", "peers")
 

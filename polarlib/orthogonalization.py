@@ -19,8 +19,9 @@ from polarlib._methods.options import (
 )
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays import torch_operator
-from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied, is_array
+from polarlib.arrays.entry import ArrayT, as_matrix, can_hold, check_out, copied, is_array
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     at_trace_time,
@@ -159,9 +160,9 @@ def orthogonalize(
         products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
         the iteration: it needs fewer restarts (docs/gram_form.md).
     normalisation : str, optional
-        "frobenius", "spectral", "moments", "schatten4", "aol" or "none" (nothing is divided out,
-        not even the schedule's input safety) instead of the schedule's own. "moments" and
-        "schatten4" are bounds from the Gram matrix of the first step and cost no product.
+        Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
+        divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
+        the Gram matrix of the first step and cost no product.
     out : array, optional
         Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
         storage, which saves an array of that size (docs/memory.md).
@@ -254,7 +255,7 @@ def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = No
 
     def find(x: Array) -> Array:
         if 0 in x.shape:
-            return ops_of(x).empty_result(x)
+            return empty_result(x, ops_of(x))
         # Rational steps record themselves.
         if resolved["schedule"].is_rational or not ops_of(x).is_traced(x):
             return apply(x)
@@ -392,7 +393,7 @@ def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     ops = ops_of(x)
     # The adjoint of a complex matrix is not a view.
     wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
-    usable = out is not None and not wide_complex and ops.can_hold(out, x)
+    usable = out is not None and not wide_complex and can_hold(out, x)
     return {"out": out} if usable else {}
 
 

@@ -18,10 +18,12 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from polarlib import testing
+from polarlib.arrays.ops import served
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
-LIBRARIES = (*ALWAYS, "torch", "jax")
+# CuPy has a stand-in.
+LIBRARIES = (*ALWAYS, *(name for name in served() if name not in ("numpy", "cupy", "dask")))
 # Dask computes a graph anew wherever a number is read: for tests that are few and small.
 with_dask = pytest.mark.parametrize("lib", [*LIBRARIES, "dask"], indirect=True)
 HALF = ("float16", "bfloat16")

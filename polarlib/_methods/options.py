@@ -12,6 +12,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
+from polarlib.engine.normalise import BOUNDS
 from polarlib.result import ScheduleWarning
 
 # The Gram form must save this much before "auto" takes it: its small products run less efficiently.
@@ -76,9 +77,9 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     if normalisation is None:
         return schedule.normalisation
     normalisation = choice("normalisation", normalisation, NORMALISATIONS)
-    # All but AOL bound the largest singular value, and only say where in (0, 1] the others
-    # lie; AOL scales columns and gives another spectrum altogether.
-    problems = {normalisation == "aol", schedule.normalisation == "aol"}
+    # Bounds of the largest singular value only say where in (0, 1] the others lie; scaled columns
+    # have another spectrum altogether.
+    problems = {BOUNDS[kind].growth is None for kind in (normalisation, schedule.normalisation)}
     if normalisation != "none" and len(problems) == 2:
         raise ValueError(
             f"schedule {schedule.name!r} was made for normalisation="

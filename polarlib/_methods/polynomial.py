@@ -9,7 +9,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import rounded
 from polarlib.engine.iterate import iterate, matrix_products
-from polarlib.engine.normalise import FROM_GRAM, normalise, normalised_with_gram
+from polarlib.engine.normalise import BOUNDS, normalise, normalised_with_gram
 from polarlib.result import Run
 
 Array = Any
@@ -60,14 +60,15 @@ def polynomial(
     if form == "gram" and gram_precision is not None:
         small = rounded(ops, gram_precision, is_complex=is_complex)
     steps, spent, g = schedule.steps, 0, None
-    if kind in FROM_GRAM and len(steps[0]) > 1:
+    bound = BOUNDS[kind]
+    if bound.from_gram is not None and len(steps[0]) > 1:
         z, g, first = normalised_with_gram(
-            x, ops, low, small, kind, schedule.input_safety, steps[0]
+            x, ops, low, small, bound.from_gram, schedule.input_safety, steps[0]
         )
         steps = (first, *steps[1:])
     else:
         # A native format of 16 bits is divided in itself; products want single precision.
-        alone = kind in ("frobenius", "none") and not low.simulated
+        alone = not bound.products and not low.simulated
         y = x if alone and ops.format_name(x) == precision else ops.at_least_single(x)
         y, spent = normalise(y, ops, kind, schedule.input_safety)
         z = low.to_working_format(y)

@@ -17,6 +17,7 @@ from dataclasses import MISSING
 from typing import IO, Any, Literal, get_args
 
 from polarlib._schedules.steps import Rational, Step, mapped
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib._version import __version__
 from polarlib.arrays.checks import choice, nearest, shown
 from polarlib.arrays.formats import FORMATS, printable, round_number
@@ -48,15 +49,6 @@ RATIONAL = (
     "step (M, (a, b, ...), (c, d, ...)) is M (x + a x / (x^2 + c) + b x / (x^2 + d) + ...), "
     "first step first"
 )
-# What is done to the matrix X before the first step.
-SCALING = {
-    "frobenius": "X is divided by its Frobenius norm",
-    "spectral": "X is divided by an upper bound of its spectral norm",
-    "moments": "X is divided by an upper bound of its spectral norm, from tr G and tr G^2",
-    "schatten4": "X is divided by its Schatten 4-norm",
-    "aol": "column j of X is divided by sqrt(sum_i |X^H X|_ij)",
-    "none": "X is taken as it is",
-}
 REPEATS = {
     None: "the list ends",
     "last": "its last step, again and again",
@@ -78,7 +70,7 @@ def _scaling(fields: Fields) -> str:
     """What happens to the input, in words; "none" divides by nothing, not even the safety."""
     kind, safety = fields["normalisation"], fields["input_safety"]
     further = "" if kind == "none" or safety == 1 else f", and by {safety!r}"
-    return SCALING[kind] + further
+    return NORMALISATIONS[kind] + further
 
 
 # -- JSON ------------------------------------------------------------------------------------

@@ -29,11 +29,7 @@ from polarlib._schedules.steps import (
     slope_at_zero,
 )
 from polarlib._schedules.targets import target_value
-from polarlib._schedules.validity import (
-    Normalisation,
-    Repeat,
-    checked_fields,
-)
+from polarlib._schedules.validity import NORMALISATIONS, Normalisation, Repeat, checked_fields
 from polarlib.arrays import checks
 from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.arrays.settings import ignore_float_errors
@@ -52,11 +48,11 @@ class Schedule:
         positive: see :func:`polarlib.design.zolotarev`. Not both.
     lower, upper : float, optional
         The interval that the schedule is meant for, ``0 < lower <= upper``.
-    normalisation : {"frobenius", "spectral", "moments", "schatten4", "aol", "none"}, optional
-        What the input is divided by so that its singular values lie in (0, 1]: "frobenius",
-        "spectral", "moments", "schatten4" (bounds of the largest singular value, interchangeable),
-        "aol" (columns scaled, another problem: it changes the answer), or "none". Rational steps
-        need "spectral".
+    normalisation : Normalisation, optional
+        What is done to the input X so that its singular values lie in (0, 1]:
+        NORMALISATIONS
+        Where X is divided by a norm or a bound, these are interchangeable; where its columns are,
+        the problem is another one, and so is the answer. Rational steps need "spectral".
     input_safety : float, optional
         Further divisor of the normalised input, at least 1; not used where the normalisation is
         "none". 1 for rational steps.
@@ -489,3 +485,8 @@ class Schedule:
         True
         """
         return export.code(self._fields(), kind)
+
+
+# The names stand once, in the table.
+_NAMES = "\n        ".join(f'- "{name}": {words}.' for name, words in NORMALISATIONS.items())
+Schedule.__doc__ = (Schedule.__doc__ or "").replace("NORMALISATIONS", _NAMES)

@@ -15,7 +15,15 @@ from polarlib.result import ScheduleWarning
 
 Normalisation = Literal["frobenius", "spectral", "moments", "schatten4", "aol", "none"]
 Repeat = Literal["forever", "last"]
-NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
+# What is done to the matrix X before the first step. What is divided by: `BOUNDS` of the engine.
+NORMALISATIONS: dict[Normalisation, str] = {
+    "frobenius": "X is divided by its Frobenius norm",
+    "spectral": "X is divided by an upper bound of its spectral norm",
+    "moments": "X is divided by an upper bound of its spectral norm, from tr G and tr G^2",
+    "schatten4": "X is divided by its Schatten 4-norm",
+    "aol": "column j of X is divided by sqrt(sum_i |X^H X|_ij)",
+    "none": "X is taken as it is",
+}
 REPEATS = (None, *get_args(Repeat))
 # Numbers of all steps, and difference of exponents: images of more take minutes.
 MOST_IN_ALL, MOST_STRIDE = 3000, 1000

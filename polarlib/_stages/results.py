@@ -12,6 +12,7 @@ from polarlib._methods import small
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._stages.options import Options
 from polarlib.arrays.entered import Entered
+from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import warn
 from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
@@ -81,7 +82,7 @@ def empty(entered: Entered, options: Options) -> PolarResult:
         zero, count = xp.zeros(batch, dtype=entered.x.dtype), xp.asarray(0)
         zero = xp.real(zero) if ops.is_complex(a) else zero
     return conclude(
-        ops.empty_result(a),
+        empty_result(a, ops),
         # Their sums are zero too, and in the graph of what is recorded.
         xp.broadcast_to(ops.eye(n, a), (*batch, n, n)) * 0.0
         + xp.sum(a, axis=(-2, -1), keepdims=True),

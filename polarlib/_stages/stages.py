@@ -27,7 +27,8 @@ from polarlib._methods.options import resolve_schedule
 from polarlib._stages.options import Options, lower_bound
 from polarlib._stages.results import SUCCESS, closed_form, conclude, empty, missed
 from polarlib.arrays.entered import Entered, enter
-from polarlib.arrays.entry import refuse_hidden
+from polarlib.arrays.entry import can_hold, refuse_hidden
+from polarlib.arrays.functions import fits
 from polarlib.arrays.library import bytes_of_entry
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
@@ -68,7 +69,7 @@ def _with_room_for_h(decompose: F) -> F:
             f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
             "nearest_orthogonal for U alone"
         )
-        if not ops.fits(shape, a):
+        if not fits(shape, a, ops):
             raise MemoryError(message)
         try:
             return cast(PolarResult, decompose(a, options, h_out))
@@ -260,7 +261,7 @@ class _Stages:
         x, ops = self.x, self.ops
         del self.h  # the smaller factor, before the larger one takes storage
         a = self.entered.given
-        usable = h_out is not None and h_out is not a and ops.can_hold(h_out, a)
+        usable = h_out is not None and h_out is not a and can_hold(h_out, a)
         into = h_out if usable and not self.half else None
         product = ops.matmul(x, ops.adjoint(self.u), into)
         self.h = ops.hermitian_part(product, may_overwrite=True)

@@ -47,15 +47,11 @@ class Arithmetic(Library):
         """Whether the storage of `x` serves as an ``out=``."""
         return False
 
-    def can_hold(self, out: Array, x: Array) -> bool:
-        """Whether results can be formed in the storage of `out` while `x` is still needed."""
-        return False
-
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
         return hasattr(x, "__setitem__")
 
-    def store(self, x: Array, out: Array) -> None:
+    def _store(self, x: Array, out: Array) -> None:
         """Write `x` to an array."""
         out[...] = x
 
@@ -116,9 +112,9 @@ class Arithmetic(Library):
 
     def _double(self, x: Array) -> Any:
         """The dtype of double precision that goes with `x`, where it is to be had."""
-        if not self.has_double(x):
+        if not self._has_double(x):
             return x.dtype
-        return self.dtype("complex128" if self.is_complex(x) else "float64")
+        return self._dtype("complex128" if self.is_complex(x) else "float64")
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``."""
@@ -270,12 +266,6 @@ class Arithmetic(Library):
             re, im = xp.real(x), xp.imag(x)
             return xp.sqrt(xp.sum(re * re + im * im, axis=(-2, -1), keepdims=True))
         return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
-
-    def trace(self, x: Array) -> Array:
-        """Trace of Hermitian matrices, in at least single precision."""
-        diagonal = self.at_least_single(self._diagonal(x))
-        diagonal = self.xp.real(diagonal) if self.is_complex(x) else diagonal
-        return self.xp.sum(diagonal, axis=-1)[..., None, None]
 
     def sums(self, x: Array, axis: int) -> Array:
         """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""

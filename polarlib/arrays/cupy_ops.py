@@ -28,17 +28,14 @@ class CupyOps(InPlaceOps):
     """
 
     library = "cupy"
+    has_cpu = False
 
     def __init__(self, xp: Any, *, fused: bool = False) -> None:
         super().__init__(xp, fused=fused)
         tf32 = {"tf32"} if cublas.has_tf32() else set()
         self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
 
-    def on_cpu(self, x: Array) -> bool:
-        """Never."""
-        return False
-
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
         return numpy_dtype(name)
 

@@ -70,10 +70,8 @@ class DaskOps(Ops):
     """
 
     library = "dask"
-
-    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
-        """Blocks need not be in memory at once."""
-        return True
+    module = "dask.array"
+    in_memory = False
 
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False

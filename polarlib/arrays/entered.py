@@ -167,7 +167,7 @@ def enter(
     """
     if ops is None:
         a, ops = as_matrix(a, name, sharded=sharded)
-    x = ops.cast(a, "float64") if double and ops.has_double(a) else ops.at_least_single(a)
+    x = ops.cast(a, "float64") if double and ops._has_double(a) else ops.at_least_single(a)
     if 0 in a.shape:
         return Entered(a, x, ops)
     abstract = ops.is_abstract(a)

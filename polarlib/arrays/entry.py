@@ -10,7 +10,7 @@ import numpy as np
 
 from polarlib.arrays.checks import short, shown
 from polarlib.arrays.library import dtype_name, import_library
-from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.ops import Ops, ops_of, served
 
 Array = Any
 # Of public functions that return the type of array that they are given. A list gives an ndarray.
@@ -35,15 +35,18 @@ def check_out(
         raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
 
+def can_hold(out: Array, x: Array) -> bool:
+    """Whether NumPy forms results in the storage of `out`, which is `x` or apart from it."""
+    if not isinstance(out, np.ndarray) or not (out.flags.c_contiguous or out.flags.f_contiguous):
+        return False
+    return out is x or not np.may_share_memory(out, x)
+
+
 def copied(x: Array, out: Array | None) -> Array:
     if out is None or out is x:
         return x
-    ops_of(out).store(x, out)
+    ops_of(out)._store(x, out)
     return out
-
-
-# Modules that make arrays, by the name users know them by.
-_LIBRARIES = ("numpy", "torch", "jax", "cupy", "dask", "array_api_strict")
 
 
 def is_array(x: Any) -> bool:
@@ -60,7 +63,7 @@ def is_host_array(x: Any) -> bool:
 def libraries() -> dict[str, str]:
     """Versions of the array libraries that are installed, by name (imports none that is not)."""
     found = {}
-    for name in _LIBRARIES:
+    for name in sorted({*served(), "array_api_strict"}):
         try:
             module = import_library(name)
         except ImportError:
@@ -108,10 +111,10 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
             f"reshape a vector with {name}[:, None]"
         )
     ops = ops_of(a)
-    ops.check_sharding(a, name, taken=sharded)
+    ops._check_sharding(a, name, taken=sharded)
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
-        return ops.xp.astype(a, ops.dtype("float64" if ops.has_double(a) else "float32")), ops
+        return ops.xp.astype(a, ops._dtype("float64" if ops._has_double(a) else "float32")), ops
     if not ops.format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "

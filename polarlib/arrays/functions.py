@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import bytes_of_entry, on_cpu
+from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -23,7 +25,7 @@ def as_complex(x: Array, ops: Ops) -> Array:
     if ops.is_complex(x):
         return x
     name = "complex128" if ops.format_name(x) == "float64" else "complex64"
-    return ops.xp.astype(x, ops.dtype(name))
+    return ops.xp.astype(x, ops._dtype(name))
 
 
 def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
@@ -37,6 +39,13 @@ def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
 def as_scalar(s: Array, ops: Ops) -> Array | float:
     """Python's float for a single number on the host, else the array itself."""
     return ops.item(s) if ops.host and math.prod(s.shape) == 1 else s
+
+
+def trace(x: Array, ops: Ops) -> Array:
+    """Trace of Hermitian matrices, in at least single precision, shape (..., 1, 1)."""
+    diagonal = ops.at_least_single(ops._diagonal(x))
+    diagonal = ops.xp.real(diagonal) if ops.is_complex(x) else diagonal
+    return ops.xp.sum(diagonal, axis=-1)[..., None, None]
 
 
 def sqrt(s: Array | float, ops: Ops) -> Array | float:
@@ -54,6 +63,22 @@ def norm_bound(x: Array, ops: Ops) -> Array:
     norm_inf = ops.max(ops.sums(ops.xp.abs(x), -1), axis=-2, keepdims=True)
     # Two roots: the product of the norms may overflow where the bound does not.
     return ops.xp.sqrt(norm_1(x, ops)) * ops.xp.sqrt(norm_inf)
+
+
+def empty_result(x: Array, ops: Ops) -> Array:
+    """Result of the shape of `x`, which has no entries; what records `x` records it too."""
+    return ops.divide(x, 1.0)
+
+
+def fits(shape: tuple[int, ...], like: Array, ops: Ops) -> bool:
+    """Whether an array, in at least single precision, is no larger than the host's memory.
+
+    If `like` lies elsewhere, or it is not known where, the library is left to find out.
+    """
+    known = ops.in_memory and not ops.is_abstract(like) and not ops.is_sharded(like)
+    if not known or not on_cpu(like):
+        return True
+    return math.prod(shape) * bytes_of_entry(like, ops) <= physical_memory()
 
 
 def constant(ops: Ops, f: Callable[..., Array], *arrays: Array) -> Array:

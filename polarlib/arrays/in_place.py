@@ -12,7 +12,7 @@ Array = Any
 class InPlaceOps(Ops):
     """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
 
-    def has_double(self, x: Array) -> bool:
+    def _has_double(self, x: Array) -> bool:
         """Always."""
         return True
 

@@ -57,6 +57,7 @@ class JaxOps(Ops):
     """JAX: functional, traceable under jit."""
 
     library = "jax"
+    module = "jax.numpy"
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
     fixed_work = True
     _host_device = None  # NumPy reads arrays of every device, in parts as well
@@ -66,13 +67,13 @@ class JaxOps(Ops):
     )
 
     @classmethod
-    def of(cls, x: Array, xp: Any) -> Ops:
+    def _of(cls, x: Array, xp: Any) -> Ops:
         """Return the arithmetic; the first call makes classes of results known to JAX."""
         for kind in Pytree.__subclasses__():
             _register(cast(Any, kind))
-        return super().of(x, xp)
+        return super()._of(x, xp)
 
-    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+    def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Refuse matrices that are sharded explicitly where whole ones are needed."""
         if taken:
             return
@@ -85,7 +86,7 @@ class JaxOps(Ops):
                 f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
             )
 
-    def has_double(self, x: Array) -> bool:
+    def _has_double(self, x: Array) -> bool:
         """Only with 64-bit types enabled."""
         return bool(import_library("jax").config.jax_enable_x64)
 
@@ -179,10 +180,6 @@ class JaxOps(Ops):
     ) -> Any:
         """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
         return import_library("jax").lax.while_loop(going, step, state)
-
-    def empty_result(self, x: Array) -> Array:
-        """Itself: it is immutable."""
-        return x
 
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool

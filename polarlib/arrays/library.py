@@ -25,20 +25,9 @@ FORMAT_OF_DTYPE = {
 }
 
 
-# Libraries whose arrays are on GPUs alone.
-WITHOUT_CPU = frozenset({"cupy"})
-# Modules that make arrays, where they do not have the library's name.
-_ARRAY_MODULES = {"jax": "jax.numpy", "dask": "dask.array"}
-
-
 def import_library(name: str) -> Any:
     """Import an array library, or a module of one: polarlib requires NumPy alone."""
     return importlib.import_module(name)
-
-
-def import_arrays(name: str) -> Any:
-    """Import the module of a library that makes arrays."""
-    return import_library(_ARRAY_MODULES.get(name, name))
 
 
 def dtype_name(x: Array) -> str:
@@ -71,6 +60,8 @@ class Library:
         Whether reading a scalar is free; elsewhere it would stall the device.
     hiding : str
         What hides entries (:meth:`is_abstract`) and what to do then, the end of a sentence.
+    in_memory : bool
+        Whether all of an array is in memory at once.
     fixed_work : bool
         Whether functions that look at entries have a form that does without where they are hidden.
     working : str
@@ -79,9 +70,14 @@ class Library:
 
     # The library that a class serves, as array_api_compat names it; "" for any other.
     library = ""
+    # The module that makes arrays, where it does not have the library's name.
+    module = ""
+    # Whether arrays can lie in the memory of the host.
+    has_cpu = True
     native = frozenset({"float64", "float32"})
     host = False
     simulated = False
+    in_memory = True
     hiding = "its library hides"
     fixed_work = False
     working = ""
@@ -115,22 +111,22 @@ class Library:
         name = _dtype_for(format_name, self.is_complex(x))
         if dtype_name(x) == name:
             return x
-        if format_name == "float64" and not self.has_double(x):
+        if format_name == "float64" and not self._has_double(x):
             raise ValueError(
                 f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; ask for "
                 "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
             )
-        return self.xp.astype(x, self.dtype(name))
+        return self.xp.astype(x, self._dtype(name))
 
     def at_least_single(self, x: Array) -> Array:
         """Widen formats narrower than float32 to it; everything else stays."""
         return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
 
-    def has_double(self, x: Array) -> bool:
+    def _has_double(self, x: Array) -> bool:
         """Whether double precision is to be had where `x` lies."""
         return _has_double(self.xp, array_api_compat.device(x))
 
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """The library's dtype of a name."""
         try:
             return getattr(self.xp, name)
@@ -151,7 +147,7 @@ class Library:
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
-        if self._host_device is not None and not self.on_cpu(x):
+        if self._host_device is not None and not on_cpu(x):
             x = array_api_compat.to_device(x, self._host_device)
         return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
 
@@ -167,19 +163,20 @@ class Library:
         """Where small matrices go that meet `x`: to its device."""
         return array_api_compat.device(x)
 
-    def on_cpu(self, x: Array) -> bool:
-        """Whether an array lies in the memory of the host."""
-        return "cpu" in str(array_api_compat.device(x)).lower()
-
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
         same = a.dtype.kind == "c" or not self.is_complex(like)
-        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        dtype = like.dtype if same else self._dtype(self.format_name(like))
         return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
         """Return ``f`` with all but its array fixed, compiled once where the library compiles."""
         return functools.partial(f, **fixed)
+
+
+def on_cpu(x: Array) -> bool:
+    """Whether an array lies in the memory of the host."""
+    return "cpu" in str(array_api_compat.device(x)).lower()
 
 
 def library_name(library: Library) -> str:

@@ -34,16 +34,11 @@ class NumpyOps(InPlaceOps):
         """Return kernels for the matrices of `x`, if BLAS computes in their type."""
         return NumpyKernels() if blas.computes_in(x.dtype) else None
 
-    def can_hold(self, out: Array, x: Array) -> bool:
-        """Whether `out` is in one block of memory, and is `x` or apart from it."""
-        contiguous = out.flags.c_contiguous or out.flags.f_contiguous
-        return bool(contiguous) and (out is x or not np.may_share_memory(out, x))
-
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
         return bool(x.flags.writeable)
 
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return numpy_dtype(name)
 

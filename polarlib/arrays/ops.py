@@ -3,6 +3,7 @@
 Every algorithm is written against the primitives of :class:`Ops`. The base class is purely
 functional and needs nothing beyond the array API standard (array-api-strict, Dask, any other). The
 subclasses are the fast paths of a library, and its peculiarities, and live here and nowhere else.
+Methods with an underscore are for this package alone.
 
 To add a library, write a file with a subclass that names it (``library = "name"``, as
 array_api_compat calls it) and import it in ``polarlib/arrays/__init__.py``.
@@ -24,8 +25,7 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import bytes_of_entry
-from polarlib.arrays.memory import physical_memory
+from polarlib.arrays.library import import_library
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -87,28 +87,19 @@ class Ops(Arithmetic):
     """Arithmetic on stacks of matrices of one array namespace; functional, any library."""
 
     @classmethod
-    def of(cls, x: Array, xp: Any) -> Ops:
+    def _of(cls, x: Array, xp: Any) -> Ops:
         """Return the arithmetic for an array of the namespace `xp`, which the class serves."""
         return _shared(cast(Any, cls), xp)
 
-    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+    def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Raise for an array that is sharded where it is not taken, or cannot be computed with."""
 
-    def working_in(self, format_name: str) -> Ops:
+    def _working_in(self, format_name: str) -> Ops:
         """Return the same arithmetic for a native format."""
         other = copy.copy(self)
         other.working = format_name
         other.fused = format_name not in ("float64", "float32")
         return other
-
-    def fits(self, shape: tuple[int, ...], like: Array) -> bool:
-        """Whether an array, in at least single precision, is no larger than the host's memory.
-
-        If `like` lies elsewhere, or it is not known where, the library is left to find out.
-        """
-        if self.is_abstract(like) or self.is_sharded(like) or not self.on_cpu(like):
-            return True
-        return math.prod(shape) * bytes_of_entry(like, self) <= physical_memory()
 
     # -- factorisations, in at least the precision of the input; a failure never raises: the
     # results of that matrix are NaN, those of the others in its stack are right
@@ -201,7 +192,7 @@ class Ops(Arithmetic):
 
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
-        dtype = x.dtype if len(shape) > 1 else self.dtype(self.format_name(x))
+        dtype = x.dtype if len(shape) > 1 else self._dtype(self.format_name(x))
         return self.xp.full(shape, math.nan, dtype=dtype, device=self._device_of(x))
 
     def _all_nan(self, *matrices: Array) -> tuple[Array]:
@@ -238,17 +229,16 @@ class Ops(Arithmetic):
 
     # -- differentiation, where the library does it --------------------------------------------
 
-    def functional(self) -> Ops:
-        """Arithmetic that the library may differentiate: reads and overwrites nothing."""
+    def functional(self, *arrays: Array) -> Ops:
+        """Arithmetic that the library may differentiate: reads and overwrites nothing.
+
+        Given arrays, which have to lie on one device, it is this one if none of them is recorded.
+        """
         return self
 
     def is_traced(self, x: Array) -> bool:
         """Whether the library traces or differentiates what is done with `x`."""
         return False
-
-    def together(self, *arrays: Array) -> Ops:
-        """Arithmetic for several arrays of the library: functional, if it records one of them."""
-        return self.functional() if any(ops_of(x).is_traced(x) for x in arrays) else self
 
     def is_sharded(self, x: Array) -> bool:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
@@ -258,7 +248,7 @@ class Ops(Arithmetic):
         """Where the parts of `x` lie; arrays of equal placements can be stacked."""
         return ()
 
-    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+    def _entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)`` for a function of single entries."""
         return f(x)
 
@@ -277,10 +267,6 @@ class Ops(Arithmetic):
         while bool(going(state)):
             state = step(state)
         return state
-
-    def empty_result(self, x: Array) -> Array:
-        """Result of the shape of `x`, which has no entries; what records `x` records it too."""
-        return self.xp.zeros_like(x)
 
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
@@ -351,7 +337,7 @@ def ops_of(x: Array) -> Ops:
     'NumpyOps'
     """
     xp = array_namespace(x)
-    return _class_for(xp).of(x, xp)
+    return _class_for(xp)._of(x, xp)
 
 
 # Shared by threads: an Ops is never changed after it is made.
@@ -363,11 +349,20 @@ def _shared(kind: Any, xp: Any) -> Ops:
 @functools.cache
 def _class_for(xp: Any) -> type[Ops]:
     """The class that serves a namespace: the one that names its library, else `Ops`."""
-    for kind in _subclasses(Ops):
-        library = vars(kind).get("library")
-        if library and getattr(array_api_compat, f"is_{library}_namespace")(xp):
+    for library, kind in served().items():
+        if getattr(array_api_compat, f"is_{library}_namespace")(xp):
             return kind
     return Ops
+
+
+def served() -> dict[str, type[Ops]]:
+    """Classes of arithmetic, by the library that they name; `Ops` serves any other."""
+    return {vars(k)["library"]: k for k in _subclasses(Ops) if "library" in vars(k)}
+
+
+def import_arrays(name: str) -> Any:
+    """Import the module of a library that makes arrays."""
+    return import_library(served().get(name, Ops).module or name)
 
 
 def _subclasses(kind: type[Ops]) -> Iterator[type[Ops]]:

@@ -47,7 +47,7 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     >>> [float(v) for v in round_to(x, format_of("bfloat16"), ops_of(x))]
     [1.0, 1.015625, inf]
     """
-    return ops.entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+    return ops._entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
 
 
 def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
@@ -85,7 +85,7 @@ def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
     finite = xp.isfinite(x)
     wide = xp.where(finite, x, xp.zeros_like(x))
-    if ops.has_double(x):
+    if ops._has_double(x):
         wide = xp.astype(wide, xp.float64)
     size = xp.abs(wide)
     normal = size >= precision.smallest_normal
@@ -200,5 +200,5 @@ def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
     """
     wanted = format_of(precision)
     if is_native(ops, wanted, is_complex=is_complex):
-        return ops.working_in(wanted.name)
+        return ops._working_in(wanted.name)
     return cast(Ops, Simulated(ops, wanted))

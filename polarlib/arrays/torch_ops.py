@@ -53,30 +53,26 @@ class TorchOps(InPlaceOps):
         self.autocasts = torch.amp.is_autocast_available(device.type)
         self._single = torch.float32, torch.complex64
 
-    def functional(self) -> Ops:
+    def functional(self, *arrays: Array) -> Ops:
         """Arithmetic for what torch itself may differentiate or batch."""
-        # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
-        under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
-        return TorchGradOps(self.xp, self.device, open_ended=under_autocast)
-
-    def together(self, *arrays: Array) -> Ops:
-        """Arithmetic for several arrays: functional, if torch records one of them."""
         devices = sorted({str(x.device) for x in arrays})
         if len(devices) > 1:
             raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
-        if any(ops_of(x).is_traced(x) for x in arrays):
-            # Torch differentiates these products later, under settings of then.
-            return TorchGradOps(self.xp, self.device, open_ended=True)
-        return self
+        if arrays and not any(ops_of(x).is_traced(x) for x in arrays):
+            return self
+        # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
+        under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
+        # Torch differentiates products of given arrays later, under settings of then.
+        return TorchGradOps(self.xp, self.device, open_ended=bool(arrays) or under_autocast)
 
-    def working_in(self, format_name: str) -> Ops:
+    def _working_in(self, format_name: str) -> Ops:
         """Return the same arithmetic for a native format; tf32 is native where torch is set so."""
-        other: Any = super().working_in(format_name)
+        other: Any = super()._working_in(format_name)
         other.as_set = format_name == "tf32"
         return cast(Ops, other)
 
     # -- settings of torch: autocast and the precision of float32 products. They are read, never
-    # changed, since they belong to all of the process; every product goes through in_full.
+    # changed, since they belong to all of the process; every product goes through _in_full.
 
     def multiplier(self, x: Array) -> str:
         """Format in which products of `x` are taken: of float32, what torch is set to and does.
@@ -108,7 +104,7 @@ class TorchOps(InPlaceOps):
         except RuntimeError:  # tensors without entries
             return believed
 
-    def in_full(
+    def _in_full(
         self, f: Callable[..., Any], *x: Array, out: Array | None = None, double: bool = False
     ) -> Any:
         """Return ``f(*x)`` in the format of `x`: no autocast, no reduced products.
@@ -120,7 +116,7 @@ class TorchOps(InPlaceOps):
         torch = self.torch
         if self.autocasts and torch.is_autocast_enabled(self.device.type):
             with without_autocast(self.device):
-                return self.in_full(f, *x, out=out, double=double)
+                return self._in_full(f, *x, out=out, double=double)
         if not double and not self._needs_double(x[0]):
             return f(*x) if out is None else f(*x, out=out)
         wide = self._double(x[0])
@@ -143,25 +139,25 @@ class TorchOps(InPlaceOps):
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
-        return self.in_full(super().matmul, a, b, out=out)
+        return self._in_full(super().matmul, a, b, out=out)
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
-        u, s, vh = self.in_full(super().svd, x, double=self._is_very_long(x))
+        u, s, vh = self._in_full(super().svd, x, double=self._is_very_long(x))
         return u, s, vh
 
     def singular_values(self, x: Array) -> Array:
         """Singular values, descending; of very long columns in double."""
-        return self.in_full(super().singular_values, x, double=self._is_very_long(x))
+        return self._in_full(super().singular_values, x, double=self._is_very_long(x))
 
     def eigh(self, z: Array) -> tuple[Array, Array]:
         """Eigenvalues of Hermitian matrices, ascending, and eigenvectors; NaN as for the SVD."""
-        values, vectors = self.in_full(super().eigh, z)
+        values, vectors = self._in_full(super().eigh, z)
         return values, vectors
 
     def determinant_sign(self, x: Array) -> Array:
         """Signs of the determinants of real matrices, shape (..., 1, 1); NaN as for the SVD."""
-        return self.in_full(super().determinant_sign, x)
+        return self._in_full(super().determinant_sign, x)
 
     def _is_very_long(self, x: Array) -> bool:
         few, many = sorted(x.shape[-2:])
@@ -187,10 +183,6 @@ class TorchOps(InPlaceOps):
             return False
         fake = torch._subclasses
         return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
-
-    def empty_result(self, x: Array) -> Array:
-        """Result of the shape of `x`, which has no entries, in its graph."""
-        return x.clone()
 
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
@@ -224,7 +216,7 @@ class TorchOps(InPlaceOps):
 
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
-    def has_double(self, x: Array) -> bool:
+    def _has_double(self, x: Array) -> bool:
         """Everywhere but on Apple's GPUs and some of Intel's."""
         return has_double(x.device)
 
@@ -241,7 +233,7 @@ class TorchOps(InPlaceOps):
             return tuple(r.to(self.device) for r in results)
         return results.to(self.device)
 
-    def dtype(self, name: str) -> Any:
+    def _dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
@@ -298,7 +290,7 @@ class TorchOps(InPlaceOps):
         """Return ``alpha a @ b + beta c``, rounded once."""
         multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
         product = functools.partial(
-            self.in_full, functools.partial(multiply, beta=beta, alpha=alpha)
+            self._in_full, functools.partial(multiply, beta=beta, alpha=alpha)
         )
         if a.ndim == 2 and out is not None and not out.is_contiguous():
             product(c.mT, b.mT, a.mT, out=out.mT)
@@ -336,9 +328,9 @@ class TorchOps(InPlaceOps):
             panel = out[i:j, i:]
             if beta:
                 add = functools.partial(torch.addmm, beta=beta, alpha=alpha)
-                self.in_full(add, c[i:j, i:], a[i:j], b[:, i:], out=panel)
+                self._in_full(add, c[i:j, i:], a[i:j], b[:, i:], out=panel)
             else:
-                self.in_full(torch.mm, a[i:j], b[:, i:], out=panel)
+                self._in_full(torch.mm, a[i:j], b[:, i:], out=panel)
                 if alpha != 1.0:
                     panel *= alpha
             out[j:, i:j] = self.adjoint(out[i:j, j:])
@@ -369,7 +361,7 @@ class TorchOps(InPlaceOps):
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``."""
         solve = functools.partial(self.torch.linalg.solve_triangular, upper=adjoint)
-        return self.in_full(solve, self.adjoint(l) if adjoint else l, b)
+        return self._in_full(solve, self.adjoint(l) if adjoint else l, b)
 
     @finite_only
     def inverse(self, x: Array) -> Array:
@@ -379,7 +371,7 @@ class TorchOps(InPlaceOps):
             inverse, info = self.torch.linalg.inv_ex(x)
             return self.torch.where((info == 0)[..., None, None], inverse, math.nan)
 
-        return self.in_full(invert, x)
+        return self._in_full(invert, x)
 
 
 class TorchGradOps(TorchOps):
@@ -400,12 +392,12 @@ class TorchGradOps(TorchOps):
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
-        q, r = self.in_full(super().qr, x)
+        q, r = self._in_full(super().qr, x)
         return q, r
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
-        return self.in_full(super().cholesky, z)
+        return self._in_full(super().cholesky, z)
 
     def adjoint(self, x: Array) -> Array:
         """Conjugate transpose; vmap does not know what the array API's is made of."""

@@ -51,7 +51,7 @@ class TorchShardedOps(TorchGradOps):
 
     is_traced = TorchOps.is_traced
 
-    def check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+    def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Refuse, on every process alike, DTensors where whole matrices are needed."""
         if not taken:
             raise TypeError(
@@ -72,12 +72,8 @@ class TorchShardedOps(TorchGradOps):
                 f"torch.distributed and make {name} anew, or pass {name}.to_local()"
             ) from None
 
-    def functional(self) -> Ops:
+    def functional(self, *arrays: Array) -> Ops:
         """Itself: nothing is overwritten, and products have a rule."""
-        return self
-
-    def together(self, *arrays: Array) -> Ops:
-        """Itself, as `functional`."""
         return self
 
     @property
@@ -151,7 +147,7 @@ class TorchShardedOps(TorchGradOps):
         """Whether entries can be assigned to, which those of pending sums cannot."""
         return not any(p.is_partial() for p in x.placements)
 
-    def store(self, x: Array, out: Array) -> None:
+    def _store(self, x: Array, out: Array) -> None:
         """Write `x` to a DTensor, in the placements of that."""
         out.copy_(x.redistribute(placements=out.placements))
 
@@ -198,7 +194,7 @@ class TorchShardedOps(TorchGradOps):
         batch = [0 if i in pending else axis for i, axis in enumerate(layout)]
         return self._wrapped(local, x, batch, (*x.shape[:-2], 1, 1), pending, how)
 
-    def entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
+    def _entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)`` for a function of single entries."""
         return self._wrapped(f(x.to_local()), x, _layout(x), x.shape)
 
@@ -273,7 +269,7 @@ class TorchShardedOps(TorchGradOps):
         """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
         local = x.detach().to_local()
         if 0 in local.shape[-2:]:
-            kind = self.dtype(self.format_name(x))
+            kind = self._dtype(self.format_name(x))
             peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
         else:
             peak = ops_of(local).max_abs(local)
@@ -318,7 +314,7 @@ class TorchShardedOps(TorchGradOps):
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the mesh of `like`, whole on every process."""
         same = a.dtype.kind == "c" or not self.is_complex(like)
-        dtype = like.dtype if same else self.dtype(self.format_name(like))
+        dtype = like.dtype if same else self._dtype(self.format_name(like))
         return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
 
     def _whole(self, x: Array, like: Array) -> Array:
@@ -332,7 +328,7 @@ class AnyTorchOps(TorchOps):
     library = "torch"
 
     @classmethod
-    def of(cls, x: Array, xp: Any) -> Ops:
+    def _of(cls, x: Array, xp: Any) -> Ops:
         """Return the arithmetic for a tensor: sharded, differentiated, traced or none of them."""
         if hasattr(x, "placements"):
             return TorchShardedOps(xp, x.device)

@@ -21,15 +21,14 @@ COMPUTED = frozenset({
 EXACT = frozenset({"adjoint"})
 # Called on the base alone, before and after an iteration; a wrapper may define some of them.
 FULL_PRECISION = frozenset({
-    *("at_least_single", "astype_like", "cast", "dtype", "format_name", "is_complex"),
-    *("from_host", "item", "to_host", "has_double", "fits", "on_cpu", "writable", "store"),
-    *("can_hold", "divide", "scale", "eye", "binary_scale", "divisor", "entrywise", "multiplier"),
-    *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums", "trace"),
+    *("at_least_single", "astype_like", "cast", "format_name", "is_complex"),
+    *("from_host", "item", "to_host", "writable", "multiplier"),
+    *("divide", "scale", "eye", "binary_scale", "divisor"),
+    *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
     *("is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
-    *("check_sharding", "is_sharded", "placements", "with_shards", "compiled", "kernels", "of"),
-    *("differentiable", "empty_result", "functional", "is_abstract", "is_traced", "repeat_while"),
-    *("together", "working_in"),
+    *("is_sharded", "placements", "with_shards", "compiled", "kernels"),
+    *("differentiable", "functional", "is_abstract", "is_traced", "repeat_while"),
 })  # fmt: skip
 
 

@@ -19,8 +19,7 @@ import typer
 import polarlib
 from polarlib.arrays.entry import libraries
 from polarlib.arrays.formats import FORMATS
-from polarlib.arrays.library import import_arrays
-from polarlib.arrays.ops import ops_of
+from polarlib.arrays.ops import import_arrays, ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.bench import usable_processors
 from polarlib.cli import console

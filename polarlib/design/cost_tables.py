@@ -20,7 +20,7 @@ import numpy as np
 from polarlib.arrays.checks import choice, count, nearest, text
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import WITHOUT_CPU
+from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
 __all__ = ["KERNELS", "kernel_costs", "read_costs"]
@@ -93,7 +93,7 @@ def kernel_costs(
     (1.0, True)
     """
     device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
-    if text("library", library) in WITHOUT_CPU:
+    if not served().get(text("library", library), Ops).has_cpu:
         device = "gpu"
     own = os.environ.get(VARIABLE) or None
     return dict(_costs(library, format_of(format_name).carrier, n, device, own))

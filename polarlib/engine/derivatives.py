@@ -39,7 +39,7 @@ from polarlib.arrays.functions import as_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
-from polarlib.engine.normalise import normalise
+from polarlib.engine.normalise import BOUNDS, normalise
 
 Array = Any
 Linear = Callable[[Array], Array]
@@ -104,21 +104,26 @@ def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array,
     scale = ops.binary_scale(ops.max_abs(x))
     x = ops.divide(x, scale)  # so that no norm overflows
     y, _ = normalise(x, ops, kind, safety)
-    size = _norms(x, ops, kind)
+    growth_of = BOUNDS[kind].growth
+
+    def norms(x: Array) -> Array:
+        return ops.frobenius(x) if growth_of else xp.sqrt(_inner(x, x, ops, axis=-2))
+
+    size = norms(x)
     lost = size == 0
-    c = ops.divisor(size) / ops.divisor(_norms(y, ops, kind))
+    c = ops.divisor(size) / ops.divisor(norms(y))
 
     def divided(e: Array) -> Array:
         return xp.where(lost, xp.zeros_like(e), e / c)
 
-    if kind == "aol":
+    if growth_of is None:
         growth, adjoint = _growth_of_columns(x, y, ops)
         return (
             y,
             lambda e: ops.divide(divided(e) - growth(e), scale),
             lambda e: ops.divide(divided(e) - adjoint(e), scale),
         )
-    d = _growth(y * safety, ops, kind)
+    d = growth_of(y * safety, ops)
     whole = ops.divisor(_inner(d, y, ops))
 
     def along(e: Array) -> Array:
@@ -149,32 +154,6 @@ def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
         return ops.matmul(x, half + ops.adjoint(half))
 
     return along, against
-
-
-def _growth(y: Array, ops: Ops, kind: str) -> Array:
-    """A multiple of the gradient of a norm at a matrix that it normalises.
-
-    Of Schatten norms, ``(tr G^k)^(1 / 2k)`` for G = Y^H Y, it is ``Y G^(k - 1)``.
-    """
-    if kind == "frobenius":
-        return y
-    g = ops.gram(y)
-    if kind == "moments":  # mu + sqrt(n - 1) sigma of the eigenvalues of G
-        n = g.shape[-1]
-        mean = ops.trace(g) / n
-        k = g - ops.eye(n, g) * mean
-        k = k * (math.sqrt(n * (n - 1)) / ops.divisor(ops.frobenius(k)))
-        return y + ops.matmul(y, k)
-    power = product = g
-    for _ in range({"schatten4": 0, "spectral": 3}[kind]):  # G, G^3, G^7, G^15
-        power = ops.gram(power)
-        product = ops.matmul(product, power)
-    return ops.matmul(y, product)
-
-
-def _norms(x: Array, ops: Ops, kind: str) -> Array:
-    """Frobenius norms of matrices, or of their columns."""
-    return ops.xp.sqrt(_inner(x, x, ops, axis=-2)) if kind == "aol" else ops.frobenius(x)
 
 
 def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1)) -> Array:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
-from polarlib.arrays.functions import as_scalar, sqrt
+from polarlib.arrays.functions import as_scalar, sqrt, trace
 from polarlib.arrays.ops import Ops
 
 Array = Any
+FromGram = Callable[[Array, Ops, Format], "Array | float"]
 
-# Normalisations by a bound that the first step's own Gram matrix gives.
-FROM_GRAM = ("moments", "schatten4")
 # Powers of Frobenius norms as high as the degree of a step must stay within 2**100 and its inverse:
 # coefficients that absorb the norm are then normal numbers of single precision.
 MOST_BITS = 100
 # Roundings of single precision that sums of squares and products are allowed, chosen generously.
 SUM_ROUNDINGS = 64
+# Of the Gram matrix, for the bound "spectral".
+SQUARINGS = 3
 
 
 def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array, int]:
@@ -35,19 +37,8 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         In at least single precision, m >= n.
     ops : Ops
         Full-precision arithmetic.
-    kind : {"frobenius", "spectral", "moments", "schatten4", "aol", "none"}
-        - frobenius: by ``||X||_F``.
-        - schatten4: by ``||X^H X||_F^(1/2) >= ||X||_2``.
-        - moments: by the best bound of ``||X||_2`` that the two norms above give together: with
-          mu and sigma**2 the mean and the variance of the n eigenvalues of the Gram matrix, the
-          largest is at most ``mu + sqrt(n - 1) sigma`` (H. Wolkowicz and G. P. H. Styan, Linear
-          Algebra Appl. 29 (1980) 471-506, Theorem 2.1). Exact for one or for equal singular values.
-        - spectral: by ``||G^8||_F^(1/16)``, G = X^H X, a certified bound that exceeds ``||X||_2``
-          by a factor of ``r^(1/32)`` at most for rank r (1.24 for r = 1024).
-        - aol: column j by the square root of ``sum_i |G_ij|`` (B. Prach and C. H. Lampert, ECCV
-          2022). This CHANGES THE ANSWER: the iteration then approximates the unitary factor of
-          X D, D diagonal.
-        - none: by nothing, not even `safety`.
+    kind : str
+        One of `BOUNDS`; for "none" the matrix is divided by nothing, not even `safety`.
     safety : float, optional
         Further divisor.
 
@@ -68,18 +59,9 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     if kind == "none":
         return x, 0
     y = ops.divide(x, ops.binary_scale(peak))
-    if kind == "frobenius":
-        norm, spent = ops.frobenius(y), 0
-    else:
-        g = ops.gram(y)
-        if kind == "aol":
-            sums = ops.xp.sum(ops.xp.abs(g), axis=-2, keepdims=True)
-            norm, spent = ops.xp.sqrt(sums), 1
-        elif kind in FROM_GRAM:
-            norm, spent = _bound_from_gram(g, ops, kind, format_of(ops.format_name(g))), 1
-        else:
-            norm, spent = _gram_moment(g, ops, 3)
-    return ops.divide(y, ops.divisor(norm) * safety, may_overwrite=True), spent
+    bound = BOUNDS[kind]
+    y = ops.divide(y, ops.divisor(bound.whole(y, ops)) * safety, may_overwrite=True)
+    return y, bound.products
 
 
 def checked_peak(x: Array, ops: Ops) -> Array:
@@ -90,7 +72,7 @@ def checked_peak(x: Array, ops: Ops) -> Array:
 
 
 def normalised_with_gram(
-    x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
+    x: Array, ops: Ops, low: Ops, small: Ops, bound: FromGram, safety: float, first: Sequence[float]
 ) -> tuple[Array, Array, tuple[float, ...]]:
     """Normalise by a bound from the Gram matrix that the first step needs, at no product.
 
@@ -103,8 +85,8 @@ def normalised_with_gram(
         m >= n, of any format. Not changed.
     ops, low, small : Ops
         Full-precision arithmetic, that of the iteration, and that of its Gram matrix.
-    kind : {"moments", "schatten4"}
-        As in :func:`normalise`.
+    bound : callable
+        As :class:`Bound` has it.
     safety : float
         Further divisor.
     first : sequence of float
@@ -130,10 +112,10 @@ def normalised_with_gram(
     if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
         z = low.to_working_format(x)
         g = small.gram(small.to_working_format(z))
-        square = ops.item(ops.trace(g))
+        square = ops.item(trace(g, ops))
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
-            s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
+            s = ops.divisor(bound(g, ops, form)) * safety
             return z, g, absorbed(first, s)
     if not native:
         x = ops.at_least_single(x)
@@ -146,33 +128,49 @@ def normalised_with_gram(
         y = ops.divide(y, ops.binary_scale(twice), may_overwrite=True)
     z = low.to_working_format(y)
     g = small.gram(small.to_working_format(z))
-    s = ops.divisor(_bound_from_gram(g, ops, kind, form)) * safety
+    s = ops.divisor(bound(g, ops, form)) * safety
     if isinstance(s, float):
         return z, g, absorbed(first, s)
     g = small.to_working_format(ops.divide(g, s * s, may_overwrite=True))
     return low.to_working_format(ops.divide(y, s, may_overwrite=True)), g, tuple(first)
 
 
-def _bound_from_gram(g: Array, ops: Ops, kind: str, form: Format) -> Array | float:
-    """Upper bound of ``||X||_2`` from a Gram matrix as rounded to a format; 0 for zero.
+# -- bounds of ``||X||_2`` from a Gram matrix G as rounded to a format; 0 for zero -------------
 
-    Its rounding moves eigenvalues by the unit roundoff times its Frobenius norm at most.
+
+def _schatten4(g: Array, ops: Ops, form: Format) -> Array | float:
+    """``||G||_F^(1/2)``."""
+    norm, slack, _ = _rounded_norm(g, ops, form)
+    return sqrt(norm * (1 + slack), ops)
+
+
+def _moments(g: Array, ops: Ops, form: Format) -> Array | float:
+    """The best bound that the Frobenius norms of X and G give together.
+
+    With mu and sigma**2 the mean and the variance of the n eigenvalues of G, the largest is at most
+    ``mu + sqrt(n - 1) sigma`` (H. Wolkowicz and G. P. H. Styan, Linear Algebra Appl. 29 (1980)
+    471-506, Theorem 2.1). Exact for one or for equal singular values.
     """
     n = g.shape[-1]
-    norm = ops.frobenius(g)
-    sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
-    norm = as_scalar(norm, ops)
-    slack = form.unit_roundoff + sums
-    if kind == "schatten4":
-        return sqrt(norm * (1 + slack), ops)
-    mean = as_scalar(ops.trace(g), ops) / n
+    norm, slack, sums = _rounded_norm(g, ops, form)
+    mean = as_scalar(trace(g, ops), ops) / n
     # Cancels where singular values are equal, to within the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
     return sqrt(mean + sqrt(spread, ops) + norm * slack, ops)
 
 
-def spectral_bound(g: Array, ops: Ops, *, squarings: int = 3) -> tuple[Array, int]:
+def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, float, float]:
+    """Frobenius norm of G, and relative errors: of eigenvalues of G, and of sums alone.
+
+    Rounding G moves eigenvalues by the unit roundoff times that norm at most.
+    """
+    norm = ops.frobenius(g)
+    sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
+    return as_scalar(norm, ops), form.unit_roundoff + sums, sums
+
+
+def spectral_bound(g: Array, ops: Ops, *, squarings: int = SQUARINGS) -> tuple[Array, int]:
     """Certified bound ``||G^(2^k)||_F^(1/2^k)`` of the largest absolute eigenvalue.
 
     Parameters
@@ -211,3 +209,83 @@ def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
     # Rounding in the products is at most n eps relative to the norms, then the root is taken.
     eps = format_of(ops.format_name(g)).epsilon
     return bound * (1 + g.shape[-1] * eps), 1 + squarings
+
+
+# -- the other bounds, and directions in which bounds grow -------------------------------------
+
+
+def _spectral(y: Array, ops: Ops) -> Array:
+    """``||G^8||_F^(1/16)``, certified: at most ``r^(1/32) ||X||_2`` for rank r (1.24 for 1024)."""
+    return _gram_moment(ops.gram(y), ops, SQUARINGS)[0]
+
+
+def _columns(y: Array, ops: Ops) -> Array:
+    """Of column j the square root of ``sum_i |G_ij|`` (B. Prach and C. H. Lampert, ECCV 2022)."""
+    return ops.xp.sqrt(ops.xp.sum(ops.xp.abs(ops.gram(y)), axis=-2, keepdims=True))
+
+
+def _growth_of_moments(y: Array, ops: Ops) -> Array:
+    """Of ``mu + sqrt(n - 1) sigma`` of the eigenvalues of G."""
+    g = ops.gram(y)
+    n = g.shape[-1]
+    mean = trace(g, ops) / n
+    k = g - ops.eye(n, g) * mean
+    k = k * (math.sqrt(n * (n - 1)) / ops.divisor(ops.frobenius(k)))
+    return y + ops.matmul(y, k)
+
+
+def _growth_of_power(y: Array, ops: Ops, *, squarings: int) -> Array:
+    """Of a Schatten norm, ``(tr G^k)^(1 / 2k)``: ``Y G^(k - 1)``, k = 2, 4, 8, 16."""
+    power = product = ops.gram(y)
+    for _ in range(squarings):
+        power = ops.gram(power)
+        product = ops.matmul(product, power)
+    return ops.matmul(y, product)
+
+
+def _of_whole(from_gram: FromGram) -> Callable[[Array, Ops], Array | float]:
+    """Bound of matrices by that from their Gram matrices."""
+
+    def bound(y: Array, ops: Ops) -> Array | float:
+        g = ops.gram(y)
+        return from_gram(g, ops, format_of(ops.format_name(g)))
+
+    return bound
+
+
+class Bound(NamedTuple):
+    """What matrices are divided by.
+
+    Attributes
+    ----------
+    products : int
+        Number of matrix products that it takes.
+    whole : callable
+        ``whole(y, ops)`` is the bound of ``||Y||_2`` for matrices with entries of the size of 1.
+    growth : callable or None
+        ``growth(y, ops)`` is a multiple of the gradient of the bound at a matrix that it
+        normalises. None where columns are divided: the answer is then that of another problem, the
+        unitary factor of X D with D diagonal.
+    from_gram : callable or None
+        ``from_gram(g, ops, format)`` is the bound from a Gram matrix as rounded to a format, where
+        that of the first step will do.
+    """
+
+    products: int
+    whole: Callable[[Array, Ops], Array | float]
+    growth: Callable[[Array, Ops], Array] | None
+    from_gram: FromGram | None = None
+
+
+BOUNDS = {
+    "frobenius": Bound(0, lambda y, ops: ops.frobenius(y), lambda y, _: y),
+    "spectral": Bound(
+        1 + SQUARINGS, _spectral, functools.partial(_growth_of_power, squarings=SQUARINGS)
+    ),
+    "moments": Bound(1, _of_whole(_moments), _growth_of_moments, _moments),
+    "schatten4": Bound(
+        1, _of_whole(_schatten4), functools.partial(_growth_of_power, squarings=0), _schatten4
+    ),
+    "aol": Bound(1, _columns, None),
+    "none": Bound(0, lambda *_: 1.0, lambda y, _: y * 0.0),
+}

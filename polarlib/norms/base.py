@@ -22,7 +22,7 @@ from polarlib.arrays.checks import instance, number
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import constant
+from polarlib.arrays.functions import constant, empty_result
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     looks,
@@ -156,7 +156,7 @@ def of_matrices(
     Where there is no check for NaN, since that would make a device wait, such a matrix gives NaN.
     """
     e = _entered(a, name, check)
-    return cast(A, e.ops.empty_result(e.given) if e.is_empty else e.leave(*f(e)))
+    return cast(A, empty_result(e.given, e.ops) if e.is_empty else e.leave(*f(e)))
 
 
 @under_default_settings

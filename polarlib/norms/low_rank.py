@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
-from polarlib.arrays.functions import above_noise, as_complex
+from polarlib.arrays.functions import above_noise, as_complex, empty_result
 from polarlib.arrays.settings import under_default_settings
 
 Array = Any
@@ -102,7 +102,7 @@ def range_lmo(g: A, p: A) -> A:
     e, _, y = _entered(g, "g", p, "p", -2)
     ops, x = e.ops, e.x
     if e.is_empty:
-        return cast(A, ops.empty_result(e.given))
+        return cast(A, empty_result(e.given, ops))
     u, s, vh = ops.svd(ops.matmul(ops.adjoint(x), y))
     # NaN times zero, so that a matrix that is not finite gives NaN.
     kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)

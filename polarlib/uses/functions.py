@@ -15,6 +15,7 @@ from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import hermitian_part
@@ -129,7 +130,7 @@ def inverse_root(
     if start is not None:
         start = _checked_start(start, a, ops)
     if 0 in a.shape:
-        return cast(ArrayT, ops.empty_result(a))
+        return cast(ArrayT, empty_result(a, ops))
     find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
     if schedule is not None:  # of an approximation, its products are recorded
         return cast(ArrayT, find(a))
@@ -146,7 +147,7 @@ def _computed(
     start: Array | None,
 ) -> Array:
     """Inverse root of square matrices that are not empty."""
-    ops = ops_of(a).together(a)
+    ops = ops_of(a)
     hinted = schedule is not None or condition is not None
     entered = enter(
         a,

@@ -13,6 +13,7 @@ from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, finite_peak
+from polarlib.arrays.functions import empty_result, trace
 from polarlib.arrays.library import dtype_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
@@ -118,7 +119,7 @@ def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
     check_square(a, "nearest_rotation")
     r = number("regularization", regularization, 0)
     if 0 in a.shape:
-        return cast(ArrayT, ops.empty_result(a))
+        return cast(ArrayT, empty_result(a, ops))
     exact = functools.partial(nearest_rotation, regularization=r)
     return cast(
         ArrayT, differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
@@ -197,6 +198,6 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
         (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
         & (ops.determinant_sign(r) > 0)
         & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # twice the skew part
-        & (ops.trace(w) >= best - tol * size)
+        & (trace(w, ops) >= best - tol * size)
     )
     return r, shown

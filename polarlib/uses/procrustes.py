@@ -113,4 +113,4 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
         a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
         common = common_dtype(a, b, ops)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
-    return a, b, ops.together(a, b)
+    return a, b, ops.functional(a, b)

@@ -10,6 +10,7 @@ import numpy as np
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, refuse_hidden
+from polarlib.arrays.functions import empty_result
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import hermitian_part, polar
@@ -66,7 +67,7 @@ def sqrtm_psd(a: ArrayT) -> ArrayT:
     a, ops = as_matrix(a)
     check_square(a, "sqrtm_psd")
     if 0 in a.shape:
-        return cast(ArrayT, ops.empty_result(a))
+        return cast(ArrayT, empty_result(a, ops))
     return cast(ArrayT, differentiable_root(_found_root, a, sqrtm_psd))
 
 

@@ -14,7 +14,7 @@ from conftest import library
 import polarlib
 from polarlib import default_schedule, norms, orthogonalize, polar, testing, updates
 from polarlib._stages import stages
-from polarlib.arrays import ops
+from polarlib.arrays import functions, ops
 from polarlib.arrays.entered import enter
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.rounded import round_to
@@ -401,7 +401,7 @@ def test_blocks_of_dask_that_are_no_arrays():
     "name", ["numpy", "array_api_strict", *(pytest.param(x, marks=SLOW) for x in ("torch", "jax"))]
 )
 def test_a_hermitian_factor_larger_than_memory(name, monkeypatch):
-    monkeypatch.setattr(ops, "physical_memory", lambda: 1e6)
+    monkeypatch.setattr(functions, "physical_memory", lambda: 1e6)
     lib = library(name)
     for shape, side, other in (((2, 400), "right", "left"), ((400, 2), "left", "right")):
         a = lib.asarray(np.ones(shape))

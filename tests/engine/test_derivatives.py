@@ -11,6 +11,7 @@ from conftest import DTYPES, HALF, Library, library
 
 import polarlib
 from polarlib._schedules.products import product_counts
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.dual import Dual, DualOps
 from polarlib.arrays.ops import Ops
 from polarlib.decomposition import unitary_factor
@@ -25,7 +26,6 @@ MILD = polarlib.Schedule(
 )
 ONE_STEP = polarlib.Schedule(steps=[(1.875, -1.25, 0.375)])
 MILD_AOL = polarlib.Schedule(steps=MILD.steps, normalisation="aol")
-NORMALISATIONS = ("frobenius", "schatten4", "moments", "spectral", "none", "aol")
 
 
 def sample(shape: tuple[int, ...], seed: int = 0, *, is_complex: bool = False) -> np.ndarray:

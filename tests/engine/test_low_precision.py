@@ -24,7 +24,7 @@ from polarlib import (
 from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.engine.iterate import matrix_products
-from polarlib.engine.normalise import FROM_GRAM, normalise
+from polarlib.engine.normalise import BOUNDS, normalise
 from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
@@ -43,6 +43,7 @@ def matrices():
 
 
 MATRICES = dict(matrices())
+FROM_GRAM = [name for name, bound in BOUNDS.items() if bound.from_gram]
 
 
 # -- the bounds from the Gram matrix ---------------------------------------------------------
