@@ -43,6 +43,7 @@ def modules() -> list[Any]:
 # Classes that no public function returns: arithmetic, and what methods hand to each other.
 INTERNAL = {
     "AnyTorchOps",
+    "Correction",
     "History",
     "Progress",
     "Method",
@@ -58,7 +59,7 @@ INTERNAL = {
         "Dual",
         "Equation",
     ),
-    *("Decomposition", "Evidence", "Householder", "Lifted", "Rational", "Run"),
+    *("Decomposition", "Evidence", "Householder", "Lift", "Lifted", "Rational", "Run"),
     *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage

@@ -211,7 +211,7 @@ class _Stages:
         note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
         self.statistics = run._replace(
             matmuls=run.matmuls + after.matmuls,
-            bounds=None,
+            certain=None,
             singular_values=after.singular_values,
             method=run.method + ", then svd",
             note=note,

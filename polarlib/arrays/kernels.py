@@ -90,8 +90,8 @@ class NumpyKernels:
         """Return X after a step; NaN where the factorisation failed. G may be overwritten."""
         out = self.free(x)
         if step.denominator:
-            (a, b), c = step.numerator, step.denominator
-            if not self.resolvent(x, g, out, c, a - b / c, b / c):
+            alpha, beta, c = step.fractions
+            if not self.resolvent(x, g, out, c, alpha, beta):
                 out.fill(math.nan)
             return out
         if len(step.numerator) == 2:
