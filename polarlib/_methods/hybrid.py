@@ -13,8 +13,9 @@ from polarlib._methods.lifting import TILE, lift, rational
 from polarlib._methods.qdwh import halley_step, weights
 from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
+from polarlib.arrays.blas import SINGLE_BELOW
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.kernels import SINGLE_BELOW, NumpyKernels
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import library_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
