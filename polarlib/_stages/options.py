@@ -29,7 +29,7 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
     return max(100, min(shape[-2:])) * format_of(format_name).epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Options:
     """Options of :func:`polarlib.polar`, checked; `caller` is the function that the user called."""
 
@@ -47,10 +47,9 @@ class Options:
     caller: str = "polar"
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {"side": choice("side", self.side, ("right", "left"))}
+        self.side = choice("side", self.side, ("right", "left"))
         for name in ("completion", "overwrite_a", "check_finite", "throw"):
-            checked[name] = flag(name, getattr(self, name))
-        self.__dict__.update(checked)
+            setattr(self, name, flag(name, getattr(self, name)))
         if self.callback is not None:
             function("callback", self.callback, "a function of the iteration and the iterate")
 
@@ -73,8 +72,9 @@ class Options:
 
     def check_for(self, a: Array, ops: Ops) -> None:
         """Refuse what the matrices do not allow: factorisations would gather sharded ones."""
-        small_only = self.method == "newton_schulz" or self.is_fixed
-        if ops.is_sharded(a) and not (small_only and self.completion):
+        if ops.is_sharded(a) and not (
+            self.completion and (self.method == "newton_schulz" or self.is_fixed)
+        ):
             what = f"method={self.method!r}" if self.completion else "completion=False"
             raise ValueError(
                 f"a lies in parts on several devices, and {what} would bring all of it to each of "
