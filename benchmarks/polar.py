@@ -232,7 +232,7 @@ def halley(l: float) -> int:
     """Iterations of QDWH from a lower bound."""
     k = 0
     while abs(1 - l) > 5 * EPS:
-        a, b, c = weights(l)
+        (a, b), c = weights(l)
         l, k = min(1.0, l * (a + b * l * l) / (1 + c * l * l)), k + 1
     return k
 

@@ -166,7 +166,9 @@ def polar(
     check_method(method)
     options.check_for(a, ops)
     stored = _storage(given, a, ops, options, out)
-    apply = functools.partial(decompose, options=options, h_out=stored[1])
+    apply: Callable[[Array], PolarResult] = functools.partial(
+        decompose, options=options, h_out=stored[1]
+    )
     recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded and not ops.is_abstract(a):
         options.check_differentiable()  # of what is hidden nobody knows whether it will be
@@ -219,7 +221,7 @@ def unitary_factor(
         how.check_differentiable()
 
     def apply(a: Array) -> Array:
-        return decompose(a, how).unitary
+        return decompose(a, how)
 
     def find(a: Array) -> Array:
         return differentiable_unitary(apply, a, unitary_factor) if recorded else apply(a)
@@ -297,7 +299,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced
-        result = decompose(s, dataclasses.replace(options, side="right"))
+        result: PolarResult = decompose(s, dataclasses.replace(options, side="right"))
         restore(result.unitary)
         figures = sketched_figures(x, result.hermitian, known, ops)
     if conjugate:

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -74,9 +74,8 @@ class Run(NamedTuple):
         Relative size of the change in each iteration, where the method measures it.
     singular_values : array or None
         Where the method has them.
-    bounds : tuple of float or None
-        Certified bounds, up to rounding, of all singular values of the matrices that the method was
-        given (over a stack: of every matrix in it), where the method has them.
+    certain : tuple of float, Later or None
+        What `bounds` is, or what computes it when it is read.
     method : str
         The method that ran, where that was a choice; otherwise empty.
     note : str
@@ -88,9 +87,18 @@ class Run(NamedTuple):
     converged: bool
     changes: tuple[float, ...] = ()
     singular_values: Any = None
-    bounds: tuple[float, float] | None = None
+    certain: Any = None
     method: str = ""
     note: str = ""
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Certified bounds, up to rounding, of all singular values of the matrices given.
+
+        Over a stack those of every matrix in it; None where the method has none.
+        """
+        found = self.certain() if isinstance(self.certain, Later) else self.certain
+        return cast("tuple[float, float] | None", found)
 
 
 # eq=False here and below: arrays compare to arrays, which have no truth value.

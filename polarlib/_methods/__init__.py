@@ -6,7 +6,9 @@ matrices, scale, the Hermitian factor, rank and the a-posteriori check belong to
 :func:`polarlib.polar`. A method that fails returns its last iterate: the check rejects it, and the
 SVD is used.
 
-To add a method, write such a function and add its record to ``METHODS``.
+An iteration is a plan of steps and a function that computes one:
+:func:`polarlib.engine.drive.drive` takes them. To add a method, write such a function and add its
+record to ``METHODS``.
 """
 
 from __future__ import annotations

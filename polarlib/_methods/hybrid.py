@@ -10,19 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib._methods.lifting import TILE, lift, rational
-from polarlib._methods.qdwh import weights
+from polarlib._methods.qdwh import halley_step, weights
 from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
+from polarlib.arrays.blas import SINGLE_BELOW
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.kernels import SINGLE_BELOW, NumpyKernels
+from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import library_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.design.remez import best
-from polarlib.engine.drive import LAST, History, Step, converge, one_by_one
+from polarlib.engine.drive import LAST, History, Step, certified, converge, one_by_one
 from polarlib.engine.iterate import even_part
-from polarlib.result import Run
+from polarlib.result import Later, Run
 
 Array = Any
 
@@ -50,13 +51,11 @@ LIFTING_PAYS = 0.9
 
 def _halley(l: float) -> Step:
     """The best Halley step on [l, 1] that is stable."""
-    a, b, c = weights(l)
-    if c > STABLE_BELOW:
-        cap = STABLE_BELOW if c <= 2 * STABLE_BELOW else CAP  # no capped steps will follow then
-        a = 2 * math.sqrt(1 + cap) - 1  # c = a + b - 1 and b = (a - 1)^2 / 4, solved for a
-        b = (a - 1) ** 2 / 4
-        c = a + b - 1
-    return Step((a, b), c)
+    step = weights(l)
+    if (c := step.denominator) <= STABLE_BELOW:
+        return step
+    cap = STABLE_BELOW if c <= 2 * STABLE_BELOW else CAP  # no capped steps will follow then
+    return halley_step(2 * math.sqrt(1 + cap) - 1)  # c = a + b - 1 with b = (a - 1)^2 / 4
 
 
 def _polynomial(degree: int, ratio: float) -> tuple[Step, float]:
@@ -171,11 +170,11 @@ class _GenericKernels:
             z, alpha, beta = even_part(g, step.numerator, ops)
             z, alpha, beta = ops.add_scaled_identity(z, alpha, beta)
             return ops.gemm(x, z, x, alpha=alpha, beta=beta)
-        (a, b), c = step.numerator, step.denominator
+        alpha, beta, c = step.fractions
         factor = ops.cholesky(ops.add_diagonal(g * c, 1.0))
         y = ops.solve_lower(factor, ops.adjoint(x))
         y = ops.solve_lower(factor, y, adjoint=True)
-        return x * (b / c) + ops.adjoint(y) * (a - b / c)
+        return x * beta + ops.adjoint(y) * alpha
 
     def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
         ops = self.ops
@@ -233,14 +232,14 @@ def _anywhere(
 ) -> tuple[Array, Run]:
     """The iteration on stacks of any library, from a certified bound."""
     eps = format_of(ops.format_name(x)).epsilon
-    x, g, l, restore, bounds, matmuls = start(x, ops, lower=lower)
-    course = History(callback, matmuls)
-    course.restore = restore
-    course.bounds = bounds
+    course = History(_GenericKernels(ops), callback=callback)
+    begun = start(x, ops, lower=lower)
+    course.x, course.gram, l, course.restore, course.bounds, course.products = begun
+    del begun  # the iteration alone holds its matrices
     if l >= eps:  # else it is singular, or as good as that
         steps, _ = plan(l, eps, costs)
-        x = converge(_GenericKernels(ops), x, g, steps, l, course, eps)
-    return restore(x), course.statistics()
+        converge(course, steps, l, eps)
+    return course.result()
 
 
 def _in_place(
@@ -256,7 +255,7 @@ def _in_place(
     """The iteration on one matrix, in place; row-major matrices as their transposes."""
     kernels.release()
     y, flip = kernels.columns(x)
-    course = History(callback, 0)
+    course = History(kernels, callback=callback)
     found = _tall(x, kernels, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
     u = None
     if found is not None:
@@ -389,18 +388,17 @@ def _unitary(
         return None
     course.note = found.note
     first, *others = plan(ratio, eps, costs)[0]
-    x = converge(kernels, x, g, (first.scaled(high), *others), low, course, eps)
-    if found.certain is not None:
-        course.bounds = found.certain
-    else:
-        certain = course.certified(low)
-        course.bounds = (certain, top) if certain > 0 else None
+    course.x, course.gram, course.bounds = x, g, found.certain
+    del x, g  # the iteration alone holds its matrices
+    converge(course, (first.scaled(high), *others), low, eps)
+    if found.certain is None:  # fifty evaluations of every step, when they are read
+        known = tuple(course.steps), course.size, low, top
+        course.bounds = Later(functools.partial(certified, *known))
     if course.restore is None:
-        return x
-    restore, course.restore = course.restore, None
+        return course.x
     kernels.release()
-    del g, found  # before the factor takes storage
-    return restore(x)
+    del found  # before the factor takes storage
+    return course.restore(course.x)
 
 
 def _after(
@@ -424,16 +422,16 @@ def _widened(x: Array, course: History, kernels: NumpyKernels) -> tuple[Array, f
     kernels.release()
     if not (low > 0 and high < math.inf):
         return None
-    a, b, c = weights(low / high)
-    step = Step((a, b), c)
-    (a, b), c = step.scaled(high)
-    if not kernels.resolvent(y, g, y, c, a - b / c, 0.0):
+    best_step = weights(low / high)
+    step = best_step.scaled(high)
+    alpha, beta, c = step.fractions
+    if not kernels.resolvent(y, g, y, c, alpha, 0.0):
         return None
     del g
     new = y.astype(x.dtype, order="F")
     for j in range(0, x.shape[1], TILE):
-        new[:, j : j + TILE] = y[:, j : j + TILE] + x[:, j : j + TILE] * (b / c)
+        new[:, j : j + TILE] = y[:, j : j + TILE] + x[:, j : j + TILE] * beta
     del y
-    course.steps.append(step.scaled(high))
+    course.steps.append(step)
     course.append(new, step.products)
-    return new, min(1.0, step(low / high))
+    return new, min(1.0, best_step(low / high))

@@ -53,7 +53,7 @@ class Lifted(NamedTuple):
     note: str
 
 
-class Rational(NamedTuple):
+class Lift(NamedTuple):
     """``slope x + inverse / x + sum_j residues[j] x / (x^2 + poles[j])``, onto [lower, 1]."""
 
     slope: float
@@ -68,7 +68,7 @@ class Rational(NamedTuple):
         return self.slope * x + self.inverse / x + sum(a * x / (x * x + c) for a, c in terms)
 
 
-def rational(l: float) -> Rational:
+def rational(l: float) -> Lift:
     """Zolotarev's best function on [l, 1] of degree 4, 6 or 8, as the lower bound l demands.
 
     Two or three scaled Newton steps, or a Newton step and a Halley step: compositions of best
@@ -89,9 +89,10 @@ def rational(l: float) -> Rational:
         alpha, beta, gamma, s = 1 / top, low / top, 0.0, 1.0
         lower = 2 * math.sqrt(low) / top
     elif l > THREE_POLES_ABOVE:
-        a, b, c = weights(low)
-        alpha, beta, gamma, s = b / c, 0.0, (a - b / c) / c, 1 / c
-        lower = low * (a + b * low * low) / (1 + c * low * low)
+        step = weights(low)
+        residue, alpha, c = step.fractions
+        beta, gamma, s = 0.0, residue / c, 1 / c
+        lower = step(low)
     else:
         root = math.sqrt(low)
         top = (1 + root) ** 2
@@ -108,7 +109,7 @@ def rational(l: float) -> Rational:
         q = l * l / p  # the other root as a difference would cancel
         poles += [p, q]
         residues += [gamma * (1 + l) * abs(r - l) / (p - q) for r in (p, q)]
-    return Rational(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
+    return Lift(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
 
 
 def lift(

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.newton_schulz import settle
-from polarlib._methods.reduction import rounded_down, start
+from polarlib._methods.reduction import begin, rounded_down
 from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.design import greedy
-from polarlib.engine.drive import Progress
+from polarlib.engine.drive import drive
 from polarlib.engine.iterate import even_part
 from polarlib.result import Run
 
@@ -51,18 +51,17 @@ def minimax(
     stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
     """
     eps = format_of(ops.format_name(x)).epsilon
-    x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower, square=False)
-    done = Progress(callback, matmuls, lift, bounds)
+    l, done = begin(x, ops, callback, lower=lower, square=False)
     if l < eps**2:
         done.note = "exactly singular: no interval of positive numbers holds the singular values"
-        return done.result(x)
-    for step in _steps(rounded_down(l), cushion, eps):
-        z, alpha, beta = ops.add_scaled_identity(*even_part(gram, step, ops))
-        last, x = x, ops.gemm(x, z, x, alpha=alpha, beta=beta)
-        done.follow(x, last, ops, 3)
-        del last
-        gram = ops.gram(x)
-    return settle(x, gram, ops, done, tol)
+        return done.result()
+
+    def apply(step: tuple[float, ...]) -> tuple[Array, int]:
+        z, alpha, beta = ops.add_scaled_identity(*even_part(done.formed_gram(), step, ops))
+        return ops.gemm(done.x, z, done.x, alpha=alpha, beta=beta), 3
+
+    drive(done, _steps(rounded_down(l), cushion, eps), apply)
+    return settle(done, ops, tol)
 
 
 @functools.lru_cache(maxsize=256)

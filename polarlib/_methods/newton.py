@@ -12,7 +12,7 @@ from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
-from polarlib.engine.drive import Progress
+from polarlib.engine.drive import Progress, drive
 from polarlib.result import Run
 
 Array = Any
@@ -52,40 +52,41 @@ def newton(
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling {scaling!r}; {nearest(scaling, SCALINGS)}")
     m, n = x.shape[-2:]
-    stop = math.sqrt(5 * format_of(ops.format_name(x)).epsilon)
-    lift, matmuls = None, 0
+    eps = format_of(ops.format_name(x)).epsilon
+    done = Progress(ops, x, callback=callback)
     if m > n:
-        x, lift, matmuls = reduce_tall(x, ops)
-    inverse = ops.inverse(x)
-    low, high = 1 / _bound(inverse, ops), _bound(x, ops)
-    factors = _byers_xu(low, high)
-    ends = -ops.item(-low), ops.item(high)
-    bounds = ends if all(map(math.isfinite, ends)) else None
-    done = Progress(callback, matmuls, lift, bounds)
-    change = math.inf
-    while True:
-        if scaling == "byers_xu":
-            zeta = next(factors)
-        else:
-            zeta = _higham(x, inverse, ops) if change > SCALE_ABOVE else 1.0
+        done.x, done.restore, done.products = reduce_tall(x, ops)
+
+    def scaled() -> Iterator[tuple[Any, Array]]:
+        inverse = ops.inverse(done.x)
+        low, high = 1 / _bound(inverse, ops), _bound(done.x, ops)
+        ends = -ops.item(-low), ops.item(high)
+        done.bounds = ends if all(map(math.isfinite, ends)) else None
+        for zeta in _byers_xu(low, high):
+            if scaling == "higham":
+                near = done.changes and not done.changes[-1] > SCALE_ABOVE
+                zeta = 1.0 if near else _higham(done.x, inverse, ops)
+            yield zeta, inverse
+            inverse = ops.inverse(done.x)
+
+    def apply(step: tuple[Any, Array]) -> tuple[Array, int]:
+        zeta, inverse = step
         # Halved before the sum, so that entries near the largest number cannot overflow in it.
-        new = ops.combine((0.5 * zeta, 0.5 / zeta), (x, ops.adjoint(inverse)))
-        change = ops.item(norm_1(new - x, ops) / norm_1(x, ops))
-        x = new
-        done.append(x, 0, change)
+        new = ops.combine((0.5 * zeta, 0.5 / zeta), (done.x, ops.adjoint(inverse)))
+        done.changes.append(ops.item(norm_1(new - done.x, ops) / norm_1(done.x, ops)))
+        return new, 0
+
+    def stop(step: tuple[Any, Array], change: float) -> bool:
         # Quadratic convergence: the error left is about change^2 / 2.
-        done.converged = change <= stop
-        last = done.iterations == MAX_ITERATIONS
-        if done.converged or not math.isfinite(change) or last:
-            break
-        inverse = ops.inverse(x)
-    if not math.isfinite(change):
+        return change <= math.sqrt(5 * eps)
+
+    drive(done, scaled(), apply, stop=stop, most=MAX_ITERATIONS, recorded=True)
+    if not math.isfinite(done.changes[-1]):
         done.note = "exactly singular: there is no inverse"
-    del new, inverse  # before the factor takes storage
     if done.converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
-        x = polished(x, ops)
+        done.x = polished(done.x, ops)
         done.products += 2
-    return done.result(x)
+    return done.result()
 
 
 def _bound(x: Array, ops: Ops) -> Array:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from polarlib._methods.reduction import largest
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.engine.drive import Progress
+from polarlib.engine.drive import Progress, drive
 from polarlib.result import Run
 
 Array = Any
@@ -51,43 +51,50 @@ def newton_schulz(
     high, mean, _ = largest(x, g, ops)
     # The cut of the rank, with sigma_1 >= ||X||_F / sqrt(n).
     cut = max(m, n) * eps * ops.xp.sqrt(mean / high)
-    x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
-    bounds = 0.0, math.sqrt(ops.item(high))
-    done = Progress(callback, 1, bounds=bounds)
-    before = math.inf
-    while True:
-        e = ops.add_diagonal(g * -1.0, 1.0)
-        size = ops.frobenius(e)
-        defect = ops.item(size) / math.sqrt(n)
-        done.converged = defect <= tol
-        settled = defect <= SETTLED * eps or (done.converged and defect > 0.5 * before)
-        if settled or not math.isfinite(defect) or done.iterations == MAX_ITERATIONS:
-            break
-        new = ops.gemm(x, e, x, alpha=0.5, beta=1.0)
+    done = Progress(ops, ops.divide(x, ops.xp.sqrt(high)), callback=callback, products=1)
+    done.gram = ops.divide(g, high)
+    done.bounds = 0.0, math.sqrt(ops.item(high))
+    del g
+
+    def errors() -> Iterator[tuple[Array, Array, float, float]]:
+        defect = math.inf
+        while True:
+            e = ops.add_diagonal(done.formed_gram() * -1.0, 1.0)
+            size, before = ops.frobenius(e), defect
+            defect = ops.item(size) / math.sqrt(n)
+            done.converged = defect <= tol
+            settled = defect <= SETTLED * eps or (done.converged and defect > 0.5 * before)
+            # The defect is measured after the last step, too.
+            if settled or not math.isfinite(defect) or done.iterations == MAX_ITERATIONS:
+                return
+            yield e, size, defect, before
+
+    def apply(found: tuple[Array, Array, float, float]) -> tuple[Array, int] | None:
+        e, size, defect, before = found
+        new = ops.gemm(done.x, e, done.x, alpha=0.5, beta=1.0)
         done.products += 1
         if lower is None and defect > STALLED * before:
             # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
-            left = 2 * ops.frobenius(new - x) / GROWTH**done.iterations
+            left = 2 * ops.frobenius(new - done.x) / GROWTH**done.iterations
             if ops.item(ops.xp.where(size > STALLED, cut / left, ops.xp.zeros_like(size))) > 1:
                 done.note = "numerically singular: what is left of the spectrum is rounding"
-                break
-        x, before = new, defect
-        g = ops.gram(x)
-        done.append(x, 1, defect)
-    return done.result(x)
+                return None
+        done.changes.append(defect)
+        return new, 1
+
+    drive(done, errors(), apply, recorded=True)
+    return done.result()
 
 
-def settle(x: Array, gram: Array, ops: Ops, done: Progress, tol: float) -> tuple[Array, Run]:
+def settle(done: Progress, ops: Ops, tol: float) -> tuple[Array, Run]:
     """Take Newton-Schulz steps as long as they help, after a bound that may have been noise.
 
     Parameters
     ----------
-    x, gram : array
-        The last iterate and its Gram matrix.
+    done : Progress
+        The iteration before, which gets the further steps.
     ops : Ops
         Arithmetic.
-    done : Progress
-        The iterations before, which gets the further ones.
     tol : float
         Converged is a defect ``||X^H X - I||_F / sqrt(n)``, the largest of a stack, up to that.
 
@@ -96,16 +103,18 @@ def settle(x: Array, gram: Array, ops: Ops, done: Progress, tol: float) -> tuple
     u, run : array, Run
         Result of the method.
     """
-    floor = SETTLED * format_of(ops.format_name(x)).epsilon
-    defect = math.inf
-    while True:
-        before, e = defect, ops.add_diagonal(gram * -1.0, 1.0)
-        defect = ops.item(ops.frobenius(e)) / math.sqrt(x.shape[-1])
-        # Zeros do not move. Below 0.1 the defect is squared in each step, or is rounding.
-        if not floor < defect < (STALLED if before > 0.1 else 0.5) * before:
-            done.converged = defect <= tol
-            return done.result(x)
-        last, x = x, ops.gemm(x, e, x, alpha=0.5, beta=1.0)
-        done.follow(x, last, ops, 2)
-        del last
-        gram = ops.gram(x)
+    floor = SETTLED * format_of(ops.format_name(done.x)).epsilon
+
+    def errors() -> Iterator[Array]:
+        defect = math.inf
+        while True:
+            before, e = defect, ops.add_diagonal(done.formed_gram() * -1.0, 1.0)
+            defect = ops.item(ops.frobenius(e)) / math.sqrt(e.shape[-1])
+            # Zeros do not move. Below 0.1 the defect is squared in each step, or is rounding.
+            if not floor < defect < (STALLED if before > 0.1 else 0.5) * before:
+                done.converged = defect <= tol
+                return
+            yield e
+
+    drive(done, errors(), lambda e: (ops.gemm(done.x, e, done.x, alpha=0.5, beta=1.0), 2))
+    return done.result()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from polarlib._methods.reduction import noise, start
+from polarlib._methods.reduction import begin, noise
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
-from polarlib.engine.drive import Progress
+from polarlib.engine.drive import Step, drive
 from polarlib.result import Run
 
 Array = Any
@@ -28,25 +27,29 @@ MAX_ITERATIONS = 12
 MORE_STEPS = 8
 
 
-def weights(l: float) -> tuple[float, float, float]:
-    """Halley weights a, b, c that are best for singular values in [l, 1].
+def halley_step(a: float) -> Step:
+    """Halley's step of slope a, at most 1 on [0, 1]: it is 1 at ``2 / (a - 1)`` and at 1."""
+    b = (a - 1) ** 2 / 4
+    return Step((a, b), a + b - 1)
+
+
+def weights(l: float) -> Step:
+    """Halley's step, weights a, b and c, that is best for singular values in [l, 1].
 
     Y. Nakatsukasa, Z. Bai, F. Gygi, SIAM J. Matrix Anal. Appl. 31 (2010), equations (3.18)-(3.21).
 
     Examples
     --------
     >>> weights(1.0)
-    (3.0, 1.0, 3.0)
+    Step(numerator=(3.0, 1.0), denominator=3.0)
     """
     d = (4 * (1 - l * l) / l**4) ** (1 / 3)
     root = math.sqrt(1 + d)
-    a = root + 0.5 * math.sqrt(8 - 4 * d + 8 * (2 - l * l) / (l * l * root))
-    b = (a - 1) ** 2 / 4
-    return a, b, a + b - 1
+    return halley_step(root + 0.5 * math.sqrt(8 - 4 * d + 8 * (2 - l * l) / (l * l * root)))
 
 
-def plan(l: float, n: int, eps: float) -> Iterator[tuple[tuple[float, float, float], str, float]]:
-    """Yield the weights of each step, how to apply it, and the lower bound after it.
+def plan(l: float, n: int, eps: float) -> Iterator[tuple[Step, str, float]]:
+    """Yield each step, how to apply it, and the lower bound after it.
 
     Examples
     --------
@@ -54,9 +57,9 @@ def plan(l: float, n: int, eps: float) -> Iterator[tuple[tuple[float, float, flo
     [('cholesky twice', 0.248), ('cholesky', 0.963), ('cholesky', 1.0)]
     """
     while True:
-        a, b, c = weights(l)
-        l = min(1.0, l * (a + b * l * l) / (1 + c * l * l))
-        yield (a, b, c), form(1 + c, n, eps), l
+        step = weights(l)
+        l = min(1.0, step(l))
+        yield step, form(1 + step.denominator, n, eps), l
 
 
 def form(condition: float, n: int, eps: float) -> str:
@@ -147,21 +150,22 @@ def qdwh(
     """
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
-    done = Progress(callback, matmuls, lift, bounds)
-    for (a, b, c), how, after in itertools.islice(plan(l, n, eps), MAX_ITERATIONS):
-        last = x
+    l, done = begin(x, ops, callback, lower=lower)
+
+    def apply(planned: tuple[Step, str, float]) -> tuple[Array, int]:
+        step, how, _ = planned
+        alpha, beta, c = step.fractions
         if how == "householder":
-            gram = None  # not used: its storage is free
-        correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
-        x, gram = ops.combine((b / c, 1.0), (x, correction)), None
-        del correction
-        change = done.follow(x, last, ops, spent)
+            done.gram = None  # not used: its storage is free
+        correction, spent = resolvent(done.x, c, alpha, ops, how=how, gram=done.gram)
+        return ops.combine((beta, 1.0), (done.x, correction)), spent
+
+    def stop(planned: tuple[Step, str, float], change: float) -> bool:
         # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
-        done.converged = abs(1 - after) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
-        if done.converged or not math.isfinite(change):
-            break
-    return done.result(x)
+        return abs(1 - planned[2]) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
+
+    drive(done, plan(l, n, eps), apply, stop=stop, most=MAX_ITERATIONS)
+    return done.result()
 
 
 def halley(
@@ -185,18 +189,22 @@ def halley(
     """
     eps = format_of(ops.format_name(x)).epsilon
     # No bound is asked for: a promise costs nothing, and is not used.
-    x, gram, _, lift, bounds, matmuls = start(x, ops, lower=1.0)
-    a, b, c = weights(1.0)
-    done = Progress(callback, matmuls, lift, bounds)
-    most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
-    while True:
-        defect = ops.item(ops.frobenius(ops.add_diagonal(-gram, 1.0)))
-        correction, _ = resolvent(x, c, a - b / c, ops, how="cholesky", gram=gram)
-        last, x = x, ops.combine((b / c, 1.0), (x, correction))
-        done.follow(x, last, ops)
+    _, done = begin(x, ops, callback, lower=1.0)
+    alpha, beta, c = weights(1.0).fractions
+
+    def defects() -> Iterator[float]:
+        while True:
+            yield ops.item(ops.frobenius(ops.add_diagonal(-done.formed_gram(), 1.0)))
+            done.products += 1  # the next Gram matrix
+
+    def apply(defect: float) -> tuple[Array, int]:
+        correction, _ = resolvent(done.x, c, alpha, ops, how="cholesky", gram=done.gram)
+        return ops.combine((beta, 1.0), (done.x, correction)), 0
+
+    def stop(defect: float, change: float) -> bool:
         # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
-        done.converged = defect**3 <= 16 * eps
-        if done.converged or done.iterations == most or not math.isfinite(defect):
-            return done.result(x)
-        gram = ops.gram(x)
-        done.products += 1
+        return defect**3 <= 16 * eps
+
+    most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
+    drive(done, defects(), apply, stop=stop, most=most)
+    return done.result()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
 from polarlib.arrays.ops import Ops
+from polarlib.engine.drive import Progress
 
 Array = Any
 
@@ -157,6 +158,14 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
     l = min(1.0, max(-ops.item(-known), eps**FLOOR))
     x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
     return ReducedProblem(x, g, l, lift, bounds, matmuls + 1)
+
+
+def begin(
+    x: Array, ops: Ops, callback: Callable[[int, Array], None] | None, **how: Any
+) -> tuple[float, Progress]:
+    """Return the lower bound that :func:`start` finds, and the beginning of an iteration."""
+    x, gram, lower, restore, bounds, products = start(x, ops, **how)
+    return lower, Progress(ops, x, gram, callback, products, restore, bounds)
 
 
 def _same(u: Array) -> Array:

@@ -365,4 +365,4 @@ def small(
         callback(1, u)
     bounds = (float(done.lower.min()), float(done.upper.max())) if done.lower.size else None
     note = f"{done.repaired} of {done.rank.size} near rank one or singular, by Jacobi rotations"
-    return u, Run(1, 0 if q is None else 1, True, bounds=bounds, note=note)
+    return u, Run(1, 0 if q is None else 1, True, certain=bounds, note=note)

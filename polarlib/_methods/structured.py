@@ -77,6 +77,6 @@ def _single(
     return lifted.restore(v), run._replace(
         iterations=run.iterations + 1,
         matmuls=run.matmuls + 1,
-        bounds=lifted.bounds if math.isfinite(lifted.bounds[1]) else None,
+        certain=lifted.bounds if math.isfinite(lifted.bounds[1]) else None,
         note=f"{lifted.note}; {run.note}",
     )

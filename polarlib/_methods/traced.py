@@ -64,9 +64,10 @@ def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array,
     eps = format_of(ops.format_name(x)).epsilon
     x, gram, l, lift, matmuls = _start(x, ops, lower)
     iterations = 0
-    for (a, b, c), how, after in plan(l, n, eps):
-        correction, spent = resolvent(x, c, a - b / c, ops, how=how, gram=gram)
-        x, gram = x * (b / c) + correction, None
+    for step, how, after in plan(l, n, eps):
+        alpha, beta, c = step.fractions
+        correction, spent = resolvent(x, c, alpha, ops, how=how, gram=gram)
+        x, gram = x * beta + correction, None
         matmuls += spent
         iterations += 1
         if 1 - after <= 5 * eps:

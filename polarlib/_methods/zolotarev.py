@@ -11,13 +11,13 @@ from typing import Any
 
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
-from polarlib._methods.reduction import rounded_down, start
+from polarlib._methods.reduction import begin, rounded_down
 from polarlib._schedules.steps import Rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1
 from polarlib.arrays.ops import Ops
 from polarlib.design.zolotarev import best_steps
-from polarlib.engine.drive import Progress
+from polarlib.engine.drive import drive
 from polarlib.result import Run
 
 Array = Any
@@ -54,18 +54,18 @@ def zolotarev(
     """
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
-    done = Progress(callback, matmuls, lift, bounds)
-    for step, hows in plan(l, n, eps, poles):
-        terms, spent = partial_fractions(x, gram, step, hows, ops)
-        del gram  # before the next iterate and its own take storage
-        last, x = x, ops.combine((step.scale, step.scale), (x, terms))
-        del terms
-        done.follow(x, last, ops, spent + 1)
-        del last
-        gram = ops.gram(x)  # for the next iteration, or the check
+    l, done = begin(x, ops, callback, lower=lower)
+
+    def apply(planned: tuple[Rational, list[str]]) -> tuple[Array, int]:
+        step, hows = planned
+        terms, spent = partial_fractions(done.x, done.formed_gram(), step, hows, ops)
+        done.gram = None  # before the next iterate takes storage
+        # The next Gram matrix, for the next iteration or the check, is counted with the step.
+        return ops.combine((step.scale, step.scale), (done.x, terms)), spent + 1
+
+    drive(done, plan(l, n, eps, poles), apply)
     # A bound l that is noise misses the smallest singular values: they end below 1.
-    return settle(x, gram, ops, done, tol)
+    return settle(done, ops, tol)
 
 
 def plan(l: float, n: int, eps: float, poles: int | None) -> Iterator[tuple[Rational, list[str]]]:

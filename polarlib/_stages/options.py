@@ -29,7 +29,7 @@ def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
     return max(100, min(shape[-2:])) * format_of(format_name).epsilon
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Options:
     """Options of :func:`polarlib.polar`, checked; `caller` is the function that the user called."""
 
@@ -47,10 +47,9 @@ class Options:
     caller: str = "polar"
 
     def __post_init__(self) -> None:
-        checked: dict[str, Any] = {"side": choice("side", self.side, ("right", "left"))}
+        self.side = choice("side", self.side, ("right", "left"))
         for name in ("completion", "overwrite_a", "check_finite", "throw"):
-            checked[name] = flag(name, getattr(self, name))
-        self.__dict__.update(checked)  # a frozen class refuses setattr
+            setattr(self, name, flag(name, getattr(self, name)))
         if self.callback is not None:
             function("callback", self.callback, "a function of the iteration and the iterate")
 

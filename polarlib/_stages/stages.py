@@ -55,11 +55,11 @@ def _with_room_for_h(decompose: F) -> F:
     """Raise MemoryError with a remedy where the larger Hermitian factor cannot be stored."""
 
     @functools.wraps(decompose)
-    def run(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
+    def run(a: Array, options: Options, h_out: Array | None = None) -> Any:
         (m, n), side = a.shape[-2:], options.side
         # The smaller factor is at most as large as A.
         if not options.form_h or m == n or (m < n) != (side == "right"):
-            return cast(PolarResult, decompose(a, options, h_out))
+            return decompose(a, options, h_out)
         ops = ops_of(a)
         shape = (*a.shape[:-2], max(m, n), max(m, n))
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
@@ -72,7 +72,7 @@ def _with_room_for_h(decompose: F) -> F:
         if not fits(shape, a, ops):
             raise MemoryError(message)
         try:
-            return cast(PolarResult, decompose(a, options, h_out))
+            return decompose(a, options, h_out)
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(message) from error
@@ -83,15 +83,15 @@ def _with_room_for_h(decompose: F) -> F:
 
 @under_default_settings
 @_with_room_for_h
-def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarResult:
-    """Run the stages for matrices that nobody differentiates.
+def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
+    """Run the stages for matrices that nobody differentiates: the result of :func:`polarlib.polar`.
 
-    Without a Hermitian factor (``options.form_h``) it is None in the result, as are the figures
-    that need one.
+    Without a Hermitian factor (``options.form_h``) the unitary factor alone.
     """
     ops = ops_of(a)
     tol = options.tolerance(a, ops)
-    if ops.is_abstract(a):
+    hidden = ops.is_abstract(a)
+    if hidden:
         refuse_hidden(a, ops, options.caller)
         options.check_abstract(ops)
     elif options.form_h and (closed := closed_form(a, ops, options, tol)) is not None:
@@ -107,11 +107,12 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> PolarRe
     )
     lower = lower_bound(options, entered)
     if entered.is_empty:
-        return empty(entered, options)
-    stages = (_HiddenStages if entered.is_abstract else _Stages)(entered, options, tol)
+        nothing = empty(entered, options)
+        return nothing if options.form_h else nothing.unitary
+    stages = (_HiddenStages if hidden else _Stages)(entered, options, tol)
     if not options.form_h and not options.completion:
         # Without H only singular values give the rank, and their SVD has the factor.
-        return stages.unchecked(partial_isometry(entered.x, ops))
+        return entered.leave(partial_isometry(entered.x, ops))
     stages.run(lower)
     stages.check()
     stages.fall_back()
@@ -152,7 +153,7 @@ def _run(
 
 
 def _status_from_errors(
-    name: str, fixed: bool, found: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
+    name: str, options: Options, found: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
 ) -> tuple[Status, bool]:
     """Derive the status from the check alone: orthonormal, A = U H, and H positive semidefinite.
 
@@ -171,7 +172,7 @@ def _status_from_errors(
         full = is_definite(h, 1, rank_cut(shape, ops.format_name(h)), ops)
         if full or is_definite(h, -1, tol, ops):
             return Status.CONVERGED, full
-    return (Status.FIXED_SCHEDULE if fixed else Status.NOT_CONVERGED), False
+    return (Status.FIXED_SCHEDULE if options.is_fixed else Status.NOT_CONVERGED), False
 
 
 class _Stages:
@@ -192,14 +193,14 @@ class _Stages:
         """Run the method."""
         self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
         # Methods name themselves only where they chose among several.
-        self.statistics = run._replace(method=run.method or self.options.name)
+        self.statistics = run if run.method else run._replace(method=self.options.name)
 
     def check(self, method: str = "") -> None:
         """Measure the factors, and check them as those of the method that made them."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
         self.found = evidence(self.u, x, ops, form_h=self.options.form_h)
         self.status, self.full = _status_from_errors(
-            name, self.options.is_fixed, self.found, x.shape, self.tol, ops
+            name, self.options, self.found, x.shape, self.tol, ops
         )
 
     def fall_back(self) -> None:
@@ -212,7 +213,7 @@ class _Stages:
         note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
         self.statistics = run._replace(
             matmuls=run.matmuls + after.matmuls,
-            bounds=None,  # those of a method that failed are not relied upon
+            certain=None,  # bounds of a method that failed are not relied upon
             singular_values=after.singular_values,
             method=run.method + ", then svd",
             note=note,
@@ -312,26 +313,11 @@ class _Stages:
             options, remedy = self.options, cast(Status, self.status).value
             missed(options.caller, method, self.tol, remedy, throw=options.throw, **errors)
 
-    def unchecked(self, u: Array) -> PolarResult:
-        """Return a unitary factor alone, of which nothing was measured."""
-        self.u, self.statistics = u, Run(1, 0, True, method="svd")
-        self.found = Evidence()
-        return self.leave_factor()
-
-    def leave_factor(self) -> PolarResult:
-        """Return the unitary factor alone."""
-        _, orthogonality, _, skew = self.found
-        self._warn(self.options.name, orthogonality=orthogonality, skew_part=skew)
-        return conclude(
-            self.entered.leave(self.u),
-            None,
-            self.status,
-            self.statistics,
-            orthogonality=orthogonality,
-            backward_error=None,
-            rank=None,
-            condition_bounds=None,
-        )
+    def leave_factor(self) -> Array:
+        """Return the unitary factor alone, as the caller's array."""
+        figures = {"orthogonality": self.found.orthogonality, "skew_part": self.found.skew}
+        self._warn(self.options.name, **figures)
+        return self.entered.leave(self.u)
 
 
 class _HiddenStages(_Stages):

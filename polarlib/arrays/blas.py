@@ -34,6 +34,8 @@ CHUNK = 1 << 15
 RITZ_STEPS = 10
 # Relative slack of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
 SLACK, STEPS = 0.02, 8
+# |1 - sigma^2| below which a correction is as good in single precision.
+SINGLE_BELOW = 2.0**-27
 # sigma_min / sigma_max, in square roots of epsilon, that a Gram matrix can resolve.
 RESOLVED = 10.0
 # Seed of the vector that Lanczos' method starts from: one that nobody makes matrices with, since a
@@ -83,14 +85,9 @@ def columns(x: Array) -> tuple[Array, bool]:
     return np.asfortranarray(x), False
 
 
-def _flat(x: Array) -> Array:
-    """All entries, as a view."""
-    return x.T.reshape(-1)
-
-
 def diagonal(z: Array) -> Array:
     """Writable view of the diagonal."""
-    return _flat(z)[:: z.shape[0] + 1]
+    return z.T.reshape(-1)[:: z.shape[0] + 1]
 
 
 def add_diagonal(z: Array, a: float) -> None:
@@ -219,7 +216,7 @@ def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool
             call.gemm(-1.0, a, b, trans_b=ADJOINT, beta=1.0, c=part, overwrite_c=True)
         call.trmm(1.0, inverse, part, side=1, trans_a=ADJOINT, overwrite_b=True)
     if beta:
-        call.axpy(_flat(x), _flat(out), a=beta)
+        call.axpy(x.T.reshape(-1), out.T.reshape(-1), a=beta)
     return True
 
 
@@ -255,22 +252,68 @@ def _solve(x: Array, r: Array, inverses: list[tuple[int, Array]], out: Array, al
         call.trmm(1.0, inverse, part, side=1, overwrite_b=True)
 
 
+# -- steps of an iteration: `polarlib.engine.drive.Kernels` -------------------------------------
+
+
+def defect(g: Array) -> float:
+    """Return ``||I - G||_F``."""
+    add_diagonal(g, -1.0)
+    size = upper_norm(g)
+    add_diagonal(g, 1.0)
+    return size
+
+
+def shifted_resolvent(x: Array, g: Array, out: Array, c: float, alpha: float, beta: float) -> bool:
+    """:func:`resolvent` with ``Z = I + c G``, in the storage of G."""
+    g *= c
+    add_diagonal(g, 1.0)
+    return resolvent(x, g, out, alpha, beta)
+
+
+def stepped(step: Any, x: Array, g: Array, out: Array) -> Array:
+    """Return X after a step, in `out`; NaN where the factorisation failed. G is written over."""
+    if step.denominator:
+        alpha, beta, c = step.fractions
+        if not shifted_resolvent(x, g, out, c, alpha, beta):
+            out.fill(math.nan)
+        return out
+    if len(step.numerator) == 2:
+        g *= step.numerator[1]
+        add_diagonal(g, step.numerator[0])
+    else:
+        quadratic(g, out, *step.numerator)
+    return times(x, g, out)
+
+
+def corrected(degree: int, x: Array, g: Array, worst: float, out: Array) -> Array:
+    """Return X after a step of Newton-Schulz type, in `out`. G is written over."""
+    # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: products make the small
+    # correction alone, so that single precision suffices where that is below 2^-27.
+    g *= -0.5
+    add_diagonal(g, 0.5)
+    narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
+    if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
+        small = np.empty(x.shape, narrow, order="F")
+        times(x.astype(narrow), g.astype(narrow), small)
+        return np.add(x, small, out=out)
+    if degree == 5:  # E^2 in single precision where it is small enough
+        kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
+        square = mirror(g, np.empty(g.shape, kind, order="F"))
+        g += gram(square, alpha=1.5)
+    return times(x, g, out, beta=1.0)
+
+
 # -- norms and extreme eigenvalues -----------------------------------------------------------
 
 
 def norm(x: Array) -> float:
-    """Frobenius norm of entries that can be squared."""
-    return math.sqrt(_square(x))
-
-
-def _square(x: Array) -> float:
-    """Sum of the squares of a contiguous array; NumPy would wake its own pool for it."""
+    """Frobenius norm of a contiguous array whose entries can be squared."""
     flat = x.ravel(order="K")
-    return _inner(flat, flat)
+    return math.sqrt(_inner(flat, flat))
 
 
 def _inner(v: Array, w: Array) -> float:
-    """Real part of the inner product of two vectors."""
+    """Real part of the inner product of two vectors; NumPy would wake its own pool for it."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
     dot = routines(v.dtype.char).dot
     starts = range(0, v.size, CHUNK)  # an error that grows like the length of one run
@@ -284,8 +327,8 @@ def upper_norm(z: Array) -> float:
 
 def largest(z: Array, steps: int) -> float:
     """Estimate of the largest eigenvalue of a positive semidefinite matrix, by Lanczos' method."""
-    hemv = routines(z.dtype.char).hemv
-    return _lanczos(lambda v: hemv(1.0, z, v), z.shape[0], z.dtype, steps)
+    apply = functools.partial(routines(z.dtype.char).hemv, 1.0, z)
+    return _lanczos(apply, z.shape[0], z.dtype, steps)
 
 
 def smallest(r: Array, steps: int) -> float:
@@ -320,7 +363,7 @@ def count_eigenvalues_above(z: Array, cut: float) -> int:
     """
     factor = z.copy(order="F")
     call = routines(z.dtype.char)
-    top = _lanczos(lambda v: call.hemv(1.0, factor, v), z.shape[0], z.dtype, RITZ_STEPS)
+    top = largest(factor, RITZ_STEPS)
     if not math.isfinite(top):
         return 0
     add_diagonal(factor, -cut * top)
@@ -341,7 +384,7 @@ def _lanczos(apply: Callable[[Array], Array], n: int, dtype: Any, steps: int) ->
         w -= v.dtype.type(main[-1]) * v
         if off:
             w -= v.dtype.type(off[-1]) * previous
-        off.append(math.sqrt(_square(w)))
+        off.append(math.sqrt(_inner(w, w)))
         # An invariant subspace: nothing is left but rounding.
         if not off[-1] > n * np.finfo(dtype).eps * abs(main[-1]):
             break
@@ -366,7 +409,7 @@ def _direction(n: int, kind: str) -> Array:
 
 def max_abs(x: Array) -> float:
     """Largest absolute entry (of real and imaginary parts, if complex); NaN if there is one."""
-    flat = _flat(columns(x)[0])
+    flat = columns(x)[0].T.reshape(-1)
     flat = flat.view(flat.real.dtype)
     peak = 0.0
     for i in range(0, flat.size, CHUNK):
@@ -379,6 +422,7 @@ def split(w: Array) -> float:
     """Replace W by its Hermitian part, exactly; return the Frobenius norm of the rest."""
     n = w.shape[0]
     half = w.real.dtype.type(0.5)
+    dot = routines(half.dtype.char).dot
     rest = 0.0
     for j in range(0, n, TILE):
         columns_j = slice(j, j + TILE)
@@ -390,5 +434,6 @@ def split(w: Array) -> float:
             above -= below
             w[rows_i, columns_j] = part
             w[columns_j, rows_i] = part.conj().T
-            rest += (1 + (i < j)) * _square(above)
+            flat = above.ravel(order="K").view(half.dtype)  # no more than CHUNK entries
+            rest += (1 + (i < j)) * float(dot(flat, flat))
     return math.sqrt(rest)

@@ -16,8 +16,6 @@ import numpy as np
 from polarlib.arrays import blas, qr_kernels
 
 Array = Any
-# |1 - sigma^2| below which a correction is as good in single precision.
-SINGLE_BELOW = 2.0**-27
 # Rows of a tall matrix that are multiplied at a time, in its own storage.
 ROWS = 256
 
@@ -31,11 +29,13 @@ class NumpyKernels:
 
     cholesky = staticmethod(blas.cholesky)
     columns = staticmethod(blas.columns)
+    defect = staticmethod(blas.defect)
     diagonal = staticmethod(blas.diagonal)
     extremes = staticmethod(blas.extremes)
     largest = staticmethod(blas.largest)
     matmul = staticmethod(blas.matmul)
     norm = staticmethod(blas.norm)
+    resolvent = staticmethod(blas.shifted_resolvent)
     solve = staticmethod(blas.solve)
     times = staticmethod(blas.times)
     upper_norm = staticmethod(blas.upper_norm)
@@ -79,54 +79,15 @@ class NumpyKernels:
             self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
         return blas.gram(x, self._gram)
 
-    def defect(self, g: Array) -> float:
-        """Return ``||I - G||_F``."""
-        blas.add_diagonal(g, -1.0)
-        size = blas.upper_norm(g)
-        blas.add_diagonal(g, 1.0)
-        return size
-
     def apply(self, step: Any, x: Array, g: Array) -> Array:
         """Return X after a step; NaN where the factorisation failed. G may be overwritten."""
-        out = self.free(x)
-        if step.denominator:
-            (a, b), c = step.numerator, step.denominator
-            if not self.resolvent(x, g, out, c, a - b / c, b / c):
-                out.fill(math.nan)
-            return out
-        if len(step.numerator) == 2:
-            g *= step.numerator[1]
-            blas.add_diagonal(g, step.numerator[0])
-        else:
-            blas.quadratic(g, out, *step.numerator)
-        return blas.times(x, g, out)
+        return blas.stepped(step, x, g, self.free(x))
 
     def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
         """Return X after a step of Newton-Schulz type, as a correction. G may be overwritten."""
-        out = self.free(x)
-        # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: products make the small
-        # correction alone, so that single precision suffices where that is below 2^-27.
-        g *= -0.5
-        blas.add_diagonal(g, 0.5)
-        narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
-        if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
-            small = np.empty(x.shape, narrow, order="F")
-            blas.times(x.astype(narrow), g.astype(narrow), small)
-            return np.add(x, small, out=out)
-        if degree == 5:  # E^2 in single precision where it is small enough
-            kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
-            square = blas.mirror(g, np.empty(g.shape, kind, order="F"))
-            g += blas.gram(square, alpha=1.5)
-        return blas.times(x, g, out, beta=1.0)
+        return blas.corrected(degree, x, g, worst, self.free(x))
 
     # -- resolvents and reductions -----------------------------------------------------------
-
-    @staticmethod
-    def resolvent(x: Array, g: Array, out: Array, c: float, alpha: float, beta: float) -> bool:
-        """Store ``alpha X (I + c G)^-1 + beta X`` in `out`; False if the factorisation fails."""
-        g *= c
-        blas.add_diagonal(g, 1.0)
-        return blas.resolvent(x, g, out, alpha, beta)
 
     @staticmethod
     def stable_resolvent(x: Array, c: float, weight: float, how: str, gram: Array | None) -> Array:

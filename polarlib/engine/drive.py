@@ -1,19 +1,21 @@
-"""Iterations with a stopping test: the driver of plans, and the history that every method keeps."""
+"""Iterations with a stopping test: one driver, which takes the steps of a plan."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from polarlib._schedules.steps import absorbed
-from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.result import Run
 
 Array = Any
+S = TypeVar("S")
 # Steps after the planned ones, for singular values that the estimate missed; each of them must
 # reduce the defect to that part.
 EXTRA_STEPS, MUST_FALL = 8, 0.97
@@ -50,6 +52,12 @@ class Step(NamedTuple):
             return max(self(math.sqrt(p / (math.sqrt(root) - q))), self(s))
         return self(s)
 
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        """Numbers alpha, beta, c of a Halley step as ``alpha s / (1 + c s^2) + beta s``."""
+        (a, b), c = self.numerator, self.denominator
+        return a - b / c, b / c, c
+
     def scaled(self, upper: float) -> Step:
         """Return the step for singular values that are larger by a factor."""
         return Step(absorbed(self.numerator, upper), self.denominator / upper**2)
@@ -79,42 +87,42 @@ class Kernels(Protocol):
         """X after a step of Newton-Schulz type, as a correction."""
 
 
-# -- the iteration ---------------------------------------------------------------------------
+# -- the driver ------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Progress:
-    """Iterations so far: their number, their products, and the size of each change."""
+    """An iteration so far: the iterate, and the number, products and changes of the steps.
 
-    def __init__(
-        self,
-        callback: Callable[[int, Array], None] | None = None,
-        products: int = 0,
-        restore: Callable[[Array], Array] | None = None,
-        bounds: tuple[float, float] | None = None,
-    ) -> None:
-        self.callback = callback
-        self.products = products
-        self.restore = restore  # back-transformation of an iterate to the matrix of the caller
-        self.bounds = bounds
-        self.note = ""
-        self.changes: list[float] = []
-        self.iterations = 0
-        self.converged = False
+    The iterate and its Gram matrix are kept here alone: a variable of a method would keep those
+    that it began with alive.
+    """
 
-    def append(self, x: Array, products: int = 0, change: float | None = None) -> None:
-        """Count an iteration with result `x`, and pass it to the callback."""
+    ops: Any  # Ops, or Kernels
+    x: Array = None
+    gram: Array | None = None
+    callback: Callable[[int, Array], None] | None = None
+    products: int = 0
+    restore: Callable[[Array], Array] | None = None  # from an iterate to the matrix of the caller
+    bounds: Any = None
+    note: str = ""
+    changes: list[float] = field(default_factory=list)
+    iterations: int = 0
+    converged: bool = False
+
+    def formed_gram(self) -> Array:
+        """Return the Gram matrix of the iterate; whoever uses it counts the product."""
+        if self.gram is None:
+            self.gram = self.ops.gram(self.x)
+        return self.gram
+
+    def append(self, x: Array, products: int = 0) -> None:
+        """Take a matrix for the next iterate, count the step, and call the callback."""
+        self.x, self.gram = x, None
         self.iterations += 1
         self.products += products
-        if change is not None:
-            self.changes.append(change)
         if self.callback is not None:
             self.callback(self.iterations, x if self.restore is None else self.restore(x))
-
-    def follow(self, new: Array, old: Array, ops: Ops, products: int = 0) -> float:
-        """Append an iteration, and return its change ``||new - old||_F / sqrt(n)``."""
-        change = ops.item(ops.frobenius(new - old)) / math.sqrt(new.shape[-1])
-        self.append(new, products, change)
-        return change
 
     def statistics(self) -> Run:
         """Return the statistics of the run."""
@@ -123,22 +131,82 @@ class Progress:
             self.products,
             self.converged,
             tuple(self.changes),
-            bounds=self.bounds,
+            certain=self.bounds,
             note=self.note,
         )
 
-    def result(self, x: Array) -> tuple[Array, Run]:
+    def result(self) -> tuple[Array, Run]:
         """Return the last iterate, transformed back, and the statistics."""
-        return x if self.restore is None else self.restore(x), self.statistics()
+        return self.x if self.restore is None else self.restore(self.x), self.statistics()
 
 
+def drive(
+    done: Progress,
+    plan: Iterable[S],
+    apply: Callable[[S], tuple[Array, int] | None],
+    *,
+    stop: Callable[[S, float], bool] | None = None,
+    most: int | None = None,
+    recorded: bool = False,
+) -> None:
+    """Take the steps of a plan: the loop of every iterative method.
+
+    Parameters
+    ----------
+    done : Progress
+        The iteration so far.
+    plan : iterable
+        Steps. One that depends on the iterates is a generator, which looks at `done` before it
+        gives a step, or ends.
+    apply : callable
+        From a step to the next iterate and the number of products; None ends the iteration.
+    stop : callable, optional
+        Whether the iteration has converged, by a step and the size of its change. With such a rule,
+        a change that is infinite or NaN ends the iteration as well.
+    most : int, optional
+        Largest number of steps.
+    recorded : bool, optional
+        Whether the plan appends the sizes of changes to ``done.changes``. By default they are
+        measured here: ``||X_new - X||_F / sqrt(n)``.
+    """
+    for step in itertools.islice(plan, most):
+        x, products = apply(step) or (None, 0)
+        if x is None:
+            return
+        done.gram = None  # before the difference takes storage
+        if not recorded:
+            size = done.ops.item(done.ops.frobenius(x - done.x))
+            done.changes.append(size / math.sqrt(x.shape[-1]))
+        done.append(x, products)
+        del x  # the next step needs one iterate only
+        if stop is not None:
+            change = done.changes[-1]
+            done.converged = stop(step, change)
+            if done.converged or not math.isfinite(change):
+                return
+
+
+# -- plans that follow the defect --------------------------------------------------------------
+
+
+class Correction(NamedTuple):
+    """A last step, of Newton-Schulz type, for singular values with ``|1 - sigma^2| <= worst``."""
+
+    degree: int
+    worst: float
+
+    @property
+    def products(self) -> int:
+        """Matrix products, that of the Gram matrix included."""
+        return (self.degree + 1) // 2
+
+
+@dataclass(eq=False)
 class History(Progress):
     """Progress of a plan: also its steps, with defects ``||I - X^H X||_F / sqrt(n)`` as changes."""
 
-    def __init__(self, callback: Callable[[int, Array], None] | None, products: int) -> None:
-        super().__init__(callback, products)
-        self.steps: list[Step] = []
-        self.size = math.inf  # ||I - X^H X||_F before the last step
+    steps: list[Step] = field(default_factory=list)
+    size: float = math.inf  # ||I - X^H X||_F before the last step
 
     def statistics(self) -> Run:
         """Return the statistics of the run; the note counts the steps of each kind."""
@@ -147,92 +215,86 @@ class History(Progress):
         note = f"{self.note}, {steps}" if self.note else steps
         return super().statistics()._replace(note=note)
 
-    def certified(self, guess: float) -> float:
-        """Return the largest lower bound of sigma_min, up to a guess, that the last defect proves.
 
-        No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. So
-        none of the matrix is smaller than the numbers that the steps map to that root.
-        """
-
-        def proven(s: float) -> bool:
-            for step in self.steps:
-                s = step.largest(s)
-            return s * s <= 1 - self.size
-
-        if proven(guess):
-            return guess
-        low, high = 0.0, guess
-        for _ in range(50):
-            middle = 0.5 * (low + high)
-            low, high = (middle, high) if proven(middle) else (low, middle)
-        return low
-
-
-def converge(
-    kernels: Kernels,
-    x: Array,
-    g: Array,
-    steps: tuple[Step, ...],
-    low: float,
-    history: History,
-    eps: float,
-) -> Array:
-    """Take the planned steps, then further ones as long as they help.
+def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> None:
+    """Take the planned steps, further ones as long as they help, and a correction.
 
     Parameters
     ----------
-    kernels : Kernels
-        Arithmetic.
-    x, g : array
-        The matrix, singular values in [low, 1] as far as known, and its Gram matrix. Both may be
-        overwritten.
+    done : History
+        With the matrix, singular values in [low, 1] as far as known, and its Gram matrix; both may
+        be overwritten. Gets every step and defect, and says whether the iteration has converged.
     steps : tuple of Step
         The plan: Halley steps, then polynomials.
     low : float
         Estimate of the smallest singular value.
-    history : History
-        Gets every step and defect.
     eps : float
         Error that counts as none: a last step, of a degree that the defect decides, must reach it.
-
-    Returns
-    -------
-    array
-        The last iterate; `history` says whether it converged.
     """
-    root = math.sqrt(x.shape[-1])
-    todo = list(steps)
-    upper = 1.0
-    extra = 0
-    while True:
-        if not (todo and todo[0].denominator):
-            size = kernels.defect(g)
-            rms, before = size / root, history.changes[-1] if history.changes else math.inf
-            history.size = size
-            history.changes.append(rms)
-            # The plan predicts the worst defect, unless the measured mean exceeds the prediction.
-            worst = max(1 - low * low, upper * upper - 1)
-            if todo or rms > worst:
-                worst = size
-            for degree, factor in LAST.items():
-                if factor * worst ** ((degree + 1) // 2) <= eps:
-                    x = kernels.last(degree, x, g, worst)
-                    history.append(x, (degree + 1) // 2)
-                    history.converged = True
-                    return x
-            if not todo:
-                extra += 1
-                if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
-                    return x
-                todo.append(Step(pade(2)))
-        step = todo.pop(0)
-        low, upper = step(low), 1.0
-        if step.denominator == 0:
-            low, upper = min(low, 1.0), max(2 - low, 1.0)
-        x = kernels.apply(step, x, g)
-        history.steps.append(step)
-        history.append(x, step.products)
-        g = kernels.gram(x)
+    kernels = done.ops
+
+    def plan(low: float) -> Iterator[Step | Correction]:
+        root = math.sqrt(done.x.shape[-1])
+        todo = list(steps)
+        upper = 1.0
+        extra = 0
+        while True:
+            if not (todo and todo[0].denominator):
+                done.size = kernels.defect(done.formed_gram())
+                rms, before = done.size / root, done.changes[-1] if done.changes else math.inf
+                done.changes.append(rms)
+                # The plan predicts the worst defect, unless the mean exceeds the prediction.
+                worst = max(1 - low * low, upper * upper - 1)
+                if todo or rms > worst:
+                    worst = done.size
+                for degree, factor in LAST.items():
+                    if factor * worst ** ((degree + 1) // 2) <= eps:
+                        yield Correction(degree, worst)
+                        done.converged = True
+                        return
+                if not todo:
+                    extra += 1
+                    if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
+                        return
+                    todo.append(Step(pade(2)))
+            step = todo.pop(0)
+            low, upper = step(low), 1.0
+            if step.denominator == 0:
+                low, upper = min(low, 1.0), max(2 - low, 1.0)
+            yield step
+
+    def apply(step: Step | Correction) -> tuple[Array, int]:
+        x, g = done.x, done.formed_gram()
+        if isinstance(step, Correction):
+            return kernels.last(step.degree, x, g, step.worst), step.products
+        done.steps.append(step)
+        return kernels.apply(step, x, g), step.products
+
+    drive(done, plan(low), apply, recorded=True)
+
+
+def certified(
+    steps: tuple[Step, ...], size: float, guess: float, top: float
+) -> tuple[float, float] | None:
+    """Return the largest lower bound of sigma_min, up to a guess, that a last defect proves; `top`.
+
+    No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. So none of
+    the matrix is smaller than the numbers that the steps map to that root.
+    """
+
+    def proven(s: float) -> bool:
+        for step in steps:
+            s = step.largest(s)
+        return s * s <= 1 - size
+
+    low, high = (guess, guess) if proven(guess) else (0.0, guess)
+    for _ in range(50 * (low < high)):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if proven(middle) else (low, middle)
+    return (low, top) if low > 0 else None
+
+
+# -- stacks ------------------------------------------------------------------------------------
 
 
 def one_by_one(
@@ -266,5 +328,5 @@ def worst_of(runs: list[Run], batch: tuple[int, ...] = ()) -> Run:
         matmuls=max(run.matmuls for run in runs),
         converged=all(run.converged for run in runs),
         singular_values=s,
-        bounds=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
+        certain=(min(b[0] for b in bounds), max(b[1] for b in bounds)) if known else None,
     )

@@ -55,12 +55,12 @@ class Evidence(NamedTuple):
 
     def within(self, tol: float) -> bool:
         """Whether every figure of every matrix is; NaN is not."""
-        return within((f for f in self[1:] if f is not None), tol)
+        return within(self[1:], tol)
 
 
-def within(figures: Iterable[np.ndarray], tol: float) -> bool:
+def within(figures: Iterable[np.ndarray | None], tol: float) -> bool:
     """Whether every figure of every matrix is within a tolerance; NaN is not."""
-    return all(bool(np.all(figure <= tol)) for figure in figures)
+    return all(bool(np.all(figure <= tol)) for figure in figures if figure is not None)
 
 
 def evidence(u: Array, x: Array, ops: Ops, *, form_h: bool = True) -> Evidence:

@@ -75,7 +75,7 @@ def test_errors_from_an_independent_source():
 
 @pytest.mark.parametrize("lower", [1e-16, 1e-8, 1e-3, 0.5, 0.9])
 def test_one_pole_is_the_weighted_halley_step(lower):
-    a, b, c = weights(lower)
+    (a, b), c = weights(lower)
     _, (residue,), (pole,) = design_zolotarev(1, lower).steps[0]
     assert pole * c == pytest.approx(1, rel=1e-14)
     assert (pole + residue) * b / a == pytest.approx(1, rel=1e-14)
