@@ -43,7 +43,6 @@ def modules() -> list[Any]:
 # Classes that no public function returns: arithmetic, and what methods hand to each other.
 INTERNAL = {
     "AnyTorchOps",
-    "Correction",
     "History",
     "Progress",
     "Method",
@@ -60,7 +59,7 @@ INTERNAL = {
         "Equation",
     ),
     *("Decomposition", "Evidence", "Householder", "Lift", "Lifted", "Rational", "Run"),
-    *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
+    *("Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
