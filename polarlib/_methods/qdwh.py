@@ -53,6 +53,7 @@ def plan(l: float, n: int, eps: float) -> Iterator[tuple[Step, str, float]]:
 
     Examples
     --------
+    >>> import itertools
     >>> [(how, round(l, 3)) for _, how, l in itertools.islice(plan(1e-3, 100, 2.0**-52), 3)]
     [('cholesky twice', 0.248), ('cholesky', 0.963), ('cholesky', 1.0)]
     """
