@@ -43,14 +43,13 @@ def modules() -> list[Any]:
 
 # Classes that no public function returns: arithmetic, and what methods hand to each other.
 INTERNAL = {
-    "Correction",
     "History",
     "Progress",
     "Method",
     "Pytree",
     *("Diagonal", "DualOps", "Simulated", "Kernels", "Dual", "Equation"),
     *("Decomposition", "Evidence", "Householder", "Lift", "Lifted", "Rational", "Run"),
-    *("Problem", "ReducedProblem", "Rounding", "Sketch", "Step", "Target"),
+    *("Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }

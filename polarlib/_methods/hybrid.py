@@ -18,10 +18,17 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import library_name
 from polarlib.arrays.ops import Ops
-from polarlib.design.compose import pade
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.design.remez import best
-from polarlib.engine.drive import LAST, History, Step, certified, converge, one_by_one
+from polarlib.engine.drive import (
+    LAST,
+    NEWTON_SCHULZ,
+    History,
+    Step,
+    certified,
+    converge,
+    one_by_one,
+)
 from polarlib.engine.iterate import even_part
 from polarlib.result import Later, Run
 
@@ -67,7 +74,7 @@ def _polynomial(degree: int, ratio: float) -> tuple[Step, float]:
     if ratio < PADE_FROM:
         minimax = best(degree, ratio)
         return Step(tuple(map(float, minimax.coefficients))), float(minimax.error)
-    centred = Step(pade(2)).scaled(0.5 * (1 + ratio))
+    centred = NEWTON_SCHULZ[5].scaled(0.5 * (1 + ratio))
     return centred, max(1 - centred(ratio), abs(1 - centred(1.0)))
 
 
@@ -176,10 +183,10 @@ class _GenericKernels:
         y = ops.solve_lower(factor, y, adjoint=True)
         return x * beta + ops.adjoint(y) * alpha
 
-    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
+    def correct(self, step: Step, x: Array, g: Array, worst: float) -> Array:
         ops = self.ops
         e = ops.add_diagonal(g * -0.5, 0.5)  # (I - 2 E)^(-1/2) = I + E + 3/2 E^2 + ...
-        if degree == 5:
+        if len(step.numerator) == 3:
             e = ops.gemm(e, e, e, alpha=1.5, beta=1.0)
         return ops.gemm(x, e, x, beta=1.0)
 
@@ -232,13 +239,12 @@ def _anywhere(
 ) -> tuple[Array, Run]:
     """The iteration on stacks of any library, from a certified bound."""
     eps = format_of(ops.format_name(x)).epsilon
-    course = History(_GenericKernels(ops), callback=callback)
-    begun = start(x, ops, lower=lower)
-    course.x, course.gram, l, course.restore, course.bounds, course.products = begun
+    begun = start(x, ops, callback, lower=lower)
+    course = History(**begun.__dict__ | {"ops": _GenericKernels(ops)})
     del begun  # the iteration alone holds its matrices
-    if l >= eps:  # else it is singular, or as good as that
-        steps, _ = plan(l, eps, costs)
-        converge(course, steps, l, eps)
+    if course.lower >= eps:  # else it is singular, or as good as that
+        steps, _ = plan(course.lower, eps, costs)
+        converge(course, steps, course.lower, eps)
     return course.result()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.newton_schulz import settle
-from polarlib._methods.reduction import begin, rounded_down
+from polarlib._methods.reduction import rounded_down, start
 from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
@@ -51,8 +51,8 @@ def minimax(
     stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
     """
     eps = format_of(ops.format_name(x)).epsilon
-    l, done = begin(x, ops, callback, lower=lower, square=False)
-    if l < eps**2:
+    done = start(x, ops, callback, lower=lower, square=False)
+    if done.lower < eps**2:
         done.note = "exactly singular: no interval of positive numbers holds the singular values"
         return done.result()
 
@@ -60,7 +60,7 @@ def minimax(
         z, alpha, beta = ops.add_scaled_identity(*even_part(done.formed_gram(), step, ops))
         return ops.gemm(done.x, z, done.x, alpha=alpha, beta=beta), 3
 
-    drive(done, _steps(rounded_down(l), cushion, eps), apply)
+    drive(done, _steps(rounded_down(done.lower), cushion, eps), apply)
     return settle(done, ops, tol)
 
 

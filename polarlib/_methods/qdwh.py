@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from polarlib._methods.reduction import begin, noise
+from polarlib._methods.reduction import noise, start
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Step, drive
@@ -53,6 +53,7 @@ def plan(l: float, n: int, eps: float) -> Iterator[tuple[Step, str, float]]:
 
     Examples
     --------
+    >>> import itertools
     >>> [(how, round(l, 3)) for _, how, l in itertools.islice(plan(1e-3, 100, 2.0**-52), 3)]
     [('cholesky twice', 0.248), ('cholesky', 0.963), ('cholesky', 1.0)]
     """
@@ -150,7 +151,7 @@ def qdwh(
     """
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    l, done = begin(x, ops, callback, lower=lower)
+    done = start(x, ops, callback, lower=lower)
 
     def apply(planned: tuple[Step, str, float]) -> tuple[Array, int]:
         step, how, _ = planned
@@ -164,7 +165,7 @@ def qdwh(
         # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
         return abs(1 - planned[2]) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
 
-    drive(done, plan(l, n, eps), apply, stop=stop, most=MAX_ITERATIONS)
+    drive(done, plan(done.lower, n, eps), apply, stop=stop, most=MAX_ITERATIONS)
     return done.result()
 
 
@@ -189,7 +190,7 @@ def halley(
     """
     eps = format_of(ops.format_name(x)).epsilon
     # No bound is asked for: a promise costs nothing, and is not used.
-    _, done = begin(x, ops, callback, lower=1.0)
+    done = start(x, ops, callback, lower=1.0)
     alpha, beta, c = weights(1.0).fractions
 
     def defects() -> Iterator[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
@@ -23,34 +23,6 @@ TRUSTED = 0.25
 TALL = 2
 # Nothing is lost below: an l of eps**3 costs a rational iteration one step more than eps.
 FLOOR = 3
-
-
-class ReducedProblem(NamedTuple):
-    """Square matrices with singular values in [lower, 1], and the way back.
-
-    Attributes
-    ----------
-    x : array, shape (..., n, n)
-        A new array, or factors of one.
-    gram : array, shape (..., n, n)
-        ``x^H x``.
-    lower : float
-        Certified up to rounding, or as the caller promised; the smallest of a stack.
-    back_transform : callable
-        From the unitary factor of `x` to that of the tall matrices: it multiplies by Q.
-    bounds : tuple of float
-        Of the singular values of the matrices given, the worst over a stack, as they were found: a
-        lower bound that the caller promised is not among them.
-    matmuls : int
-        Products spent.
-    """
-
-    x: Array
-    gram: Array
-    lower: float
-    back_transform: Callable[[Array], Array]
-    bounds: tuple[float, float]
-    matmuls: int
 
 
 def noise(k: int, eps: float) -> float:
@@ -101,7 +73,14 @@ def rounded_down(l: float) -> float:
     return math.ldexp(math.floor(mantissa * 32) / 32, exponent)
 
 
-def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True) -> ReducedProblem:
+def start(
+    x: Array,
+    ops: Ops,
+    callback: Callable[[int, Array], None] | None = None,
+    *,
+    lower: float | None = None,
+    square: bool = True,
+) -> Progress:
     """Reduce tall matrices to square ones, scale them, and bound their singular values.
 
     Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
@@ -115,6 +94,8 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
         m >= n. Not changed.
     ops : Ops
         Arithmetic.
+    callback : callable, optional
+        Of the iteration.
     lower : float, optional
         Lower bound of sigma_min / sigma_max, known: nothing is factorised for it.
     square : bool, optional
@@ -122,7 +103,11 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
 
     Returns
     -------
-    ReducedProblem
+    Progress
+        An iteration that begins with new matrices x, or factors of them, singular values in
+        [lower, 1]. Its `lower` is certified up to rounding, or as the caller promised, the smallest
+        of a stack; `bounds` are those of the matrices given, the worst over a stack, as they were
+        found: a lower bound that was promised is not among them.
     """
     xp = ops.xp
     m, n = x.shape[-2:]
@@ -157,15 +142,7 @@ def start(x: Array, ops: Ops, *, lower: float | None = None, square: bool = True
     bounds = found, math.sqrt(ops.item(high))
     l = min(1.0, max(-ops.item(-known), eps**FLOOR))
     x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
-    return ReducedProblem(x, g, l, lift, bounds, matmuls + 1)
-
-
-def begin(
-    x: Array, ops: Ops, callback: Callable[[int, Array], None] | None, **how: Any
-) -> tuple[float, Progress]:
-    """Return the lower bound that :func:`start` finds, and the beginning of an iteration."""
-    x, gram, lower, restore, bounds, products = start(x, ops, **how)
-    return lower, Progress(ops, x, gram, callback, products, restore, bounds)
+    return Progress(ops, x, g, callback, matmuls + 1, lift, bounds, l)
 
 
 def _same(u: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 from polarlib._methods.newton_schulz import settle
 from polarlib._methods.qdwh import form, resolvent
-from polarlib._methods.reduction import begin, rounded_down
+from polarlib._methods.reduction import rounded_down, start
 from polarlib._schedules.steps import Rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1
@@ -54,7 +54,7 @@ def zolotarev(
     """
     n = x.shape[-1]
     eps = format_of(ops.format_name(x)).epsilon
-    l, done = begin(x, ops, callback, lower=lower)
+    done = start(x, ops, callback, lower=lower)
 
     def apply(planned: tuple[Rational, list[str]]) -> tuple[Array, int]:
         step, hows = planned
@@ -63,8 +63,8 @@ def zolotarev(
         # The next Gram matrix, for the next iteration or the check, is counted with the step.
         return ops.combine((step.scale, step.scale), (done.x, terms)), spent + 1
 
-    drive(done, plan(l, n, eps, poles), apply)
-    # A bound l that is noise misses the smallest singular values: they end below 1.
+    drive(done, plan(done.lower, n, eps, poles), apply)
+    # A lower bound that is noise misses the smallest singular values: they end below 1.
     return settle(done, ops, tol)
 
 

@@ -285,18 +285,19 @@ def stepped(step: Any, x: Array, g: Array, out: Array) -> Array:
     return times(x, g, out)
 
 
-def corrected(degree: int, x: Array, g: Array, worst: float, out: Array) -> Array:
+def corrected(step: Any, x: Array, g: Array, worst: float, out: Array) -> Array:
     """Return X after a step of Newton-Schulz type, in `out`. G is written over."""
     # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: products make the small
     # correction alone, so that single precision suffices where that is below 2^-27.
     g *= -0.5
     add_diagonal(g, 0.5)
     narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
-    if degree == 3 and worst <= SINGLE_BELOW and narrow != x.dtype.char:
+    cubic = len(step.numerator) == 2
+    if cubic and worst <= SINGLE_BELOW and narrow != x.dtype.char:
         small = np.empty(x.shape, narrow, order="F")
         times(x.astype(narrow), g.astype(narrow), small)
         return np.add(x, small, out=out)
-    if degree == 5:  # E^2 in single precision where it is small enough
+    if not cubic:  # E^2 in single precision where it is small enough
         kind = narrow if worst * worst <= SINGLE_BELOW else x.dtype.char
         square = mirror(g, np.empty(g.shape, kind, order="F"))
         g += gram(square, alpha=1.5)

@@ -83,9 +83,9 @@ class NumpyKernels:
         """Return X after a step; NaN where the factorisation failed. G may be overwritten."""
         return blas.stepped(step, x, g, self.free(x))
 
-    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
+    def correct(self, step: Any, x: Array, g: Array, worst: float) -> Array:
         """Return X after a step of Newton-Schulz type, as a correction. G may be overwritten."""
-        return blas.corrected(degree, x, g, worst, self.free(x))
+        return blas.corrected(step, x, g, worst, self.free(x))
 
     # -- resolvents and reductions -----------------------------------------------------------
 

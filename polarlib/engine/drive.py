@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from polarlib._schedules.steps import absorbed
-from polarlib.design.compose import pade
 from polarlib.result import Run
 
 Array = Any
@@ -68,6 +67,10 @@ class Step(NamedTuple):
         return 1 if self.denominator else len(self.numerator)
 
 
+# Steps of Newton-Schulz type by degree: 1 at 1, where as many derivatives vanish as can.
+NEWTON_SCHULZ = {3: Step((1.5, -0.5)), 5: Step((1.875, -1.25, 0.375))}
+
+
 # -- two sets of kernels ---------------------------------------------------------------------
 
 
@@ -83,8 +86,8 @@ class Kernels(Protocol):
     def apply(self, step: Step, x: Array, g: Array) -> Array:
         """X after a step; NaN where a factorisation failed."""
 
-    def last(self, degree: int, x: Array, g: Array, worst: float) -> Array:
-        """X after a step of Newton-Schulz type, as a correction."""
+    def correct(self, step: Step, x: Array, g: Array, worst: float) -> Array:
+        """X after a step of Newton-Schulz type, as a correction; `worst` bounds |1 - sigma^2|."""
 
 
 # -- the driver ------------------------------------------------------------------------------
@@ -105,6 +108,7 @@ class Progress:
     products: int = 0
     restore: Callable[[Array], Array] | None = None  # from an iterate to the matrix of the caller
     bounds: Any = None
+    lower: float = 0.0  # bound of the singular values of the iterate that it begins with
     note: str = ""
     changes: list[float] = field(default_factory=list)
     iterations: int = 0
@@ -189,18 +193,6 @@ def drive(
 # -- plans that follow the defect --------------------------------------------------------------
 
 
-class Correction(NamedTuple):
-    """A last step, of Newton-Schulz type, for singular values with ``|1 - sigma^2| <= worst``."""
-
-    degree: int
-    worst: float
-
-    @property
-    def products(self) -> int:
-        """Matrix products, that of the Gram matrix included."""
-        return (self.degree + 1) // 2
-
-
 @dataclass(eq=False)
 class History(Progress):
     """Progress of a plan: also its steps, with defects ``||I - X^H X||_F / sqrt(n)`` as changes."""
@@ -233,7 +225,7 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
     """
     kernels = done.ops
 
-    def plan(low: float) -> Iterator[Step | Correction]:
+    def plan(low: float) -> Iterator[tuple[Step, float | None]]:
         root = math.sqrt(done.x.shape[-1])
         todo = list(steps)
         upper = 1.0
@@ -249,24 +241,24 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
                     worst = done.size
                 for degree, factor in LAST.items():
                     if factor * worst ** ((degree + 1) // 2) <= eps:
-                        yield Correction(degree, worst)
+                        yield NEWTON_SCHULZ[degree], worst
                         done.converged = True
                         return
                 if not todo:
                     extra += 1
                     if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
                         return
-                    todo.append(Step(pade(2)))
+                    todo.append(NEWTON_SCHULZ[5])
             step = todo.pop(0)
             low, upper = step(low), 1.0
             if step.denominator == 0:
                 low, upper = min(low, 1.0), max(2 - low, 1.0)
-            yield step
+            yield step, None
 
-    def apply(step: Step | Correction) -> tuple[Array, int]:
-        x, g = done.x, done.formed_gram()
-        if isinstance(step, Correction):
-            return kernels.last(step.degree, x, g, step.worst), step.products
+    def apply(planned: tuple[Step, float | None]) -> tuple[Array, int]:
+        (step, worst), x, g = planned, done.x, done.formed_gram()
+        if worst is not None:
+            return kernels.correct(step, x, g, worst), step.products
         done.steps.append(step)
         return kernels.apply(step, x, g), step.products
 
@@ -276,7 +268,7 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
 def certified(
     steps: tuple[Step, ...], size: float, guess: float, top: float
 ) -> tuple[float, float] | None:
-    """Return the largest lower bound of sigma_min, up to a guess, that a last defect proves; `top`.
+    """Return bounds of singular values: `top`, and what a last defect proves, up to a guess, below.
 
     No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. So none of
     the matrix is smaller than the numbers that the steps map to that root.
