@@ -15,7 +15,7 @@ from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.kernels import SINGLE_BELOW, NumpyKernels
-from polarlib.arrays.library import library_name
+from polarlib.arrays.library import format_name, library_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.compose import pade
 from polarlib.design.cost_tables import kernel_costs
@@ -213,7 +213,7 @@ def hybrid(
     Cholesky factors.
     """
     if costs is None:
-        costs = kernel_costs(library_name(ops), ops.format_name(x), x.shape[-1])
+        costs = kernel_costs(library_name(ops), format_name(x), x.shape[-1])
     kernels = ops.kernels(x)
     if kernels is None or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
@@ -232,7 +232,7 @@ def _anywhere(
     costs: Mapping[str, float],
 ) -> tuple[Array, Run]:
     """The iteration on stacks of any library, from a certified bound."""
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     x, g, l, restore, bounds, matmuls = start(x, ops, lower=lower)
     course = History(callback, matmuls)
     course.restore = restore

@@ -9,6 +9,7 @@ from typing import Any
 
 from polarlib._methods.reduction import noise, start
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
 from polarlib.result import Run
@@ -146,7 +147,7 @@ def qdwh(
     (2013) A1325-A1349, equations (5.2)-(5.4).
     """
     n = x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     x, gram, l, lift, bounds, matmuls = start(x, ops, lower=lower)
     done = Progress(callback, matmuls, lift, bounds)
     for (a, b, c), how, after in itertools.islice(plan(l, n, eps), MAX_ITERATIONS):
@@ -183,7 +184,7 @@ def halley(
     W. Gander, SIAM J. Sci. Stat. Comput. 11 (1990) 1102-1115; N. J. Higham, Functions of Matrices
     (SIAM, 2008), chapter 8.
     """
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     # No bound is asked for: a promise costs nothing, and is not used.
     x, gram, _, lift, bounds, matmuls = start(x, ops, lower=1.0)
     a, b, c = weights(1.0)
