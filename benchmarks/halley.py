@@ -23,6 +23,7 @@ import polarlib
 from polarlib import design
 from polarlib._methods.halley import LOWER, halley, rational
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import astype_like, at_least_single
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to
 from polarlib.testing import SPECTRA, spectrum, with_singular_values
@@ -138,8 +139,8 @@ def seconds() -> str:
         ops = ops_of(x)
 
         def ours(x: Any = x, ops: Any = ops) -> Any:
-            wide = ops.at_least_single(x)
-            return ops.astype_like(rational(wide, ops, halley(), precision="bfloat16")[0], x)
+            wide = at_least_single(x, ops)
+            return astype_like(rational(wide, ops, halley(), precision="bfloat16")[0], x, ops)
 
         def theirs(form: str, x: Any = x) -> Callable[[], Any]:
             return lambda: polarlib.orthogonalize(x, schedule=quintics, form=form)

@@ -13,6 +13,7 @@ from polarlib._stages.stages import decompose
 from polarlib.arrays.checks import shown
 from polarlib.arrays.entered import COMFORTABLE
 from polarlib.arrays.entry import as_matrix, check_out, copied
+from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks
 from polarlib.engine.evidence import sketch, sketched_figures, within
@@ -165,7 +166,7 @@ def polar(
     a, ops = as_matrix(a, sharded=True)
     check_method(method)
     options.check_for(a, ops)
-    stored = _storage(given, a, ops, options, out)
+    stored = _storage(given, a, options, out)
     apply: Callable[[Array], PolarResult] = functools.partial(
         decompose, options=options, h_out=stored[1]
     )
@@ -215,7 +216,7 @@ def unitary_factor(
     how.check_for(a, ops)
     if how.method == "qr":
         raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
-    u_out, _ = _storage(given, a, ops, how, None if out is None else (out, None))
+    u_out, _ = _storage(given, a, how, None if out is None else (out, None))
     recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded:
         how.check_differentiable()
@@ -232,13 +233,7 @@ def unitary_factor(
 # -- storage ---------------------------------------------------------------------------------
 
 
-def _storage(
-    given: Any,
-    a: Array,
-    ops: Ops,
-    options: Options,
-    out: Stored | None,
-) -> Stored:
+def _storage(given: Any, a: Array, options: Options, out: Stored | None) -> Stored:
     """Check where the factors are to be stored."""
     if out is None:
         u_out = h_out = None
@@ -279,7 +274,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     """
     if options.is_fixed or options.method in ("qr", "small") or options.callback is not None:
         return None
-    side, tol = options.side, options.tolerance(a, ops)
+    side, tol = options.side, options.tolerance(a)
     wide = a.shape[-2] < a.shape[-1]
     few, many = sorted(a.shape[-2:])
     asked = side == ("left" if wide else "right")  # for the smaller Hermitian factor
@@ -292,7 +287,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
     if not (contiguous and 1 / COMFORTABLE <= peak <= COMFORTABLE):
         return None
-    conjugate = wide and ops.is_complex(x)  # the transpose is a view, the adjoint is not
+    conjugate = wide and is_complex(x)  # the transpose is a view, the adjoint is not
     if conjugate:
         ops.xp.conj(x, out=x)
     known = sketch(x, ops)  # before A is overwritten: its factors are checked by these products

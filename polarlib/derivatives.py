@@ -17,7 +17,7 @@ from polarlib._stages.options import Side
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
-from polarlib.arrays.library import dtype_name
+from polarlib.arrays.library import astype_like, dtype_name, is_complex
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
@@ -285,6 +285,6 @@ def _along(e: Array, name: str, entered: Entered, shape: tuple[int, ...] | None 
     check_same_place(x, "the matrix", e, name)
     if tuple(e.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(e.shape)}")
-    if ops.is_complex(e) and not ops.is_complex(x):
+    if is_complex(e) and not is_complex(x):
         raise TypeError(f"{name} is {dtype_name(e)}, but the matrix is real; take its real part")
-    return ops.astype_like(e, x)
+    return astype_like(e, x, ops)

@@ -18,6 +18,7 @@ from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.iterate import matrix_products
@@ -97,7 +98,7 @@ def measure(
     reference = choice("reference", reference, ("svd", "mpmath"))
     if precision is None:
         a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
-        precision = ops.format_name(x) if a_method else ops.multiplier(x)
+        precision = format_name(x) if a_method else ops.multiplier(x)
     precision = format_of(precision).name
     shape = tuple(int(k) for k in x.shape)
     # Not scaled: row 0 is the matrix as the iteration normalises it.
@@ -138,7 +139,7 @@ def measure(
         # The default schedule has the name that callers give it.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name
-        simulated = bool(rounded(ops, precision, is_complex=ops.is_complex(x)).simulated)
+        simulated = bool(rounded(ops, precision, is_complex=is_complex(x)).simulated)
         if schedule.is_rational:
             if form == "gram":
                 raise ValueError(

@@ -22,6 +22,7 @@ from polarlib.arrays import torch_operator
 from polarlib.arrays.entry import ArrayT, as_matrix, can_hold, check_out, copied, is_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     at_trace_time,
@@ -30,6 +31,7 @@ from polarlib.arrays.settings import (
     traced_by_dynamo,
     under_default_settings,
 )
+from polarlib.arrays.torch_sharded import placements
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 
 Array = Any
@@ -368,7 +370,7 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
             x.dtype,
             tuple(x.shape) if known else (),
             str(getattr(x, "device", "")),
-            ops.placements(x),
+            placements(x),
             alone,
         )
         groups.setdefault(key, []).append(i)
@@ -390,9 +392,8 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
 
 def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:
     """Keywords of :func:`_apply` by which NumPy iterates in the storage of the result."""
-    ops = ops_of(x)
     # The adjoint of a complex matrix is not a view.
-    wide_complex = x.shape[-2] < x.shape[-1] and ops.is_complex(x)
+    wide_complex = x.shape[-2] < x.shape[-1] and is_complex(x)
     usable = out is not None and not wide_complex and can_hold(out, x)
     return {"out": out} if usable else {}
 
@@ -429,7 +430,7 @@ def _apply(
             restarts=restarts,
             out=place,
         )
-    return ops.astype_like(ops.adjoint(u) if wide else u, x)
+    return astype_like(ops.adjoint(u) if wide else u, x, ops)
 
 
 # A process that loads a saved program of torch may never call orthogonalize itself.

@@ -22,6 +22,7 @@ import numpy as np
 from polarlib.arrays.checks import choice, flag, number
 from polarlib.arrays.entry import as_matrix, is_array
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.zoo.collection import zoo
 from polarlib.zoo.matrices import (
@@ -72,7 +73,7 @@ def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
     checked, ops = as_matrix(x, name)
     # The format as given: as_matrix makes float64 of integers, which have no rounding.
     x = x if is_array(x) else checked
-    fmt = ops.format_name(x)
+    fmt = format_name(x)
     y = ops.to_host(x)
     if not np.all(np.isfinite(y)):
         raise AssertionError(f"{name} contains NaN or infinity")

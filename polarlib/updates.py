@@ -32,7 +32,13 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import count, function, number, shown
 from polarlib.arrays.entry import check_same_place, is_array, plain_array
-from polarlib.arrays.library import dtype_name
+from polarlib.arrays.library import (
+    astype_like,
+    at_least_single,
+    dtype_name,
+    format_name,
+    is_complex,
+)
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, under_default_settings
 
@@ -342,8 +348,8 @@ def lion(m: A, g: A, beta1: float, beta2: float) -> tuple[A, A]:
 def _weighted(like: Array, *terms: tuple[float, Array]) -> Array:
     """Return the weighted sum in at least single precision, rounded once to the dtype of `like`."""
     ops = ops_of(like)
-    products = [ops.at_least_single(plain_array(x, "the array")) * weight for weight, x in terms]
-    return ops.astype_like(functools.reduce(operator.add, products), like)
+    products = [at_least_single(plain_array(x, "the array"), ops) * weight for weight, x in terms]
+    return astype_like(functools.reduce(operator.add, products), like, ops)
 
 
 def _sum(like: A, *terms: tuple[float, Any]) -> A:
@@ -361,7 +367,7 @@ def _called(f: Callable[[A], A], name: str, x: A, d: A) -> Any:
 @under_default_settings
 def _divided(d: Array, h: Array) -> Array:
     ops = ops_of(d)
-    return ops.at_least_single(d) / ops.at_least_single(h)
+    return at_least_single(d, ops) / at_least_single(h, ops)
 
 
 @looks_at_nothing
@@ -374,14 +380,13 @@ def _check(x: Array, other: Any, name: str) -> None:
                 f"({type(value).__name__})"
             )
         plain_array(value, called)
-        if not ops_of(value).format_name(value):
+        if not format_name(value):
             raise TypeError(f"{called} must be of a floating dtype, got {dtype_name(value)}")
-    ops, mine = ops_of(x), ops_of(other)
     check_same_place(x, "the first array", other, name)
     if x.shape != other.shape:
         raise ValueError(
             f"{name} must have the shape of the first array, {tuple(x.shape)}, got "
             f"{tuple(other.shape)}"
         )
-    if mine.is_complex(other) and not ops.is_complex(x):
+    if is_complex(other) and not is_complex(x):
         raise TypeError(f"{name} is complex, the first array is {dtype_name(x)}")

@@ -60,7 +60,7 @@ def peak(f, *arrays):
 
 
 def scipys_peak(a, side="right"):
-    """Peak of scipy.linalg.polar; its SVD by hand: from 1.18 on tracemalloc sees only the results."""
+    """Peak of scipy.linalg.polar; its SVD by hand, whose work tracemalloc misses from 1.18 on."""
     (m, n), k = a.shape, min(a.shape)
     query = scipy.linalg.get_lapack_funcs("gesdd_lwork", dtype=a.dtype)
     work = int(query(m, n, compute_uv=True, full_matrices=False)[0].real)

@@ -10,7 +10,7 @@ from polarlib._methods.hybrid import hybrid
 from polarlib._methods.small import WORTH, small
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._methods.svd import svd
-from polarlib.arrays.library import library_name, on_cpu
+from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.result import Run
@@ -47,7 +47,7 @@ def auto(
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
     device = "cpu" if on_cpu(x) else "gpu"
-    costs = kernel_costs(library_name(ops), ops.format_name(x), n, device=device)
+    costs = kernel_costs(library_name(ops), format_name(x), n, device=device)
     if ops.kernels(x) is None:  # the hybrid weighs the SVD itself where it works in place
         steps = sum(costs[kernel] * count for kernel, count in STEPS.items())
         if costs["svd"] < steps:

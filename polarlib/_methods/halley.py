@@ -34,6 +34,7 @@ from polarlib._methods.qdwh import resolvent
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import Step
 from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import round_to, rounded
 from polarlib.design.zolotarev import zolotarev
@@ -133,9 +134,9 @@ def rational(
             "their steps does not fit; use a schedule of polynomials"
         )
     xp = ops.xp
-    x = ops.at_least_single(x)
+    x = at_least_single(x, ops)
     peak = checked_peak(x, ops)
-    low = rounded(ops, precision, is_complex=ops.is_complex(x))
+    low = rounded(ops, precision, is_complex=is_complex(x))
     z = low.cast(ops.divide(x, ops.binary_scale(peak)), precision)
     wide = ops.cast(z, "float64" if precision == "float64" else "float32")
     g = ops.gram(wide)
@@ -143,7 +144,7 @@ def rational(
     square = ops.divisor(square)
     g = ops.divide(g, square)
 
-    unit = format_of(ops.format_name(wide)).unit_roundoff
+    unit = format_of(format_name(wide)).unit_roundoff
     # Where nobody can look, the jitter has grown beforehand for poles that may need it.
     blind = not ops.host and schedule.lower < LOWER
     jitter = xp.full_like(ops.max_abs(g), JITTER * unit * (GROWTH if blind else 1.0))
@@ -178,7 +179,7 @@ def _times(z: Array, q: Array, fmt: Format, ops: Ops, low: Ops) -> Array:
     """``Z Q`` with Q as two matrices of the format; the small one first, so that it is not lost."""
     # Views of bits, as simulations round, keep no gradient.
     high = round_to(q, fmt, ops) if low.simulated else low.cast(q, fmt.name)
-    rest = low.matmul(z, low.cast(q - ops.at_least_single(high), fmt.name))
+    rest = low.matmul(z, low.cast(q - at_least_single(high, ops), fmt.name))
     return low.gemm(z, low.cast(high, fmt.name), rest, beta=1.0)
 
 

@@ -16,7 +16,7 @@ from polarlib._methods.svd import svd
 from polarlib.arrays.blas import SINGLE_BELOW
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import library_name
+from polarlib.arrays.library import format_name, library_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.cost_tables import kernel_costs
 from polarlib.design.remez import best
@@ -219,7 +219,7 @@ def hybrid(
     Cholesky factors.
     """
     if costs is None:
-        costs = kernel_costs(library_name(ops), ops.format_name(x), x.shape[-1])
+        costs = kernel_costs(library_name(ops), format_name(x), x.shape[-1])
     kernels = ops.kernels(x)
     if kernels is None or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
@@ -238,7 +238,7 @@ def _anywhere(
     costs: Mapping[str, float],
 ) -> tuple[Array, Run]:
     """The iteration on stacks of any library, from a certified bound."""
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     begun = start(x, ops, callback, lower=lower)
     course = History(**begun.__dict__ | {"ops": _GenericKernels(ops)})
     del begun  # the iteration alone holds its matrices

@@ -11,6 +11,7 @@ from polarlib._methods.newton_schulz import settle
 from polarlib._methods.reduction import rounded_down, start
 from polarlib._schedules.images import odd_value
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.design import greedy
 from polarlib.engine.drive import drive
@@ -50,7 +51,7 @@ def minimax(
     N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932, sections 3-4;
     stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
     """
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     done = start(x, ops, callback, lower=lower, square=False)
     if done.lower < eps**2:
         done.note = "exactly singular: no interval of positive numbers holds the singular values"

@@ -11,6 +11,7 @@ from polarlib._methods.svd import polished
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress, drive
 from polarlib.result import Run
@@ -52,7 +53,7 @@ def newton(
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling {scaling!r}; {nearest(scaling, SCALINGS)}")
     m, n = x.shape[-2:]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     done = Progress(ops, x, callback=callback)
     if m > n:
         done.x, done.restore, done.products = reduce_tall(x, ops)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polarlib._methods.reduction import largest
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress, drive
 from polarlib.result import Run
@@ -46,7 +47,7 @@ def newton_schulz(
     stability: Y. Nakatsukasa and N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 460-479.
     """
     m, n = x.shape[-2:]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     g = ops.gram(x)
     high, mean, _ = largest(x, g, ops)
     # The cut of the rank, with sigma_1 >= ||X||_F / sqrt(n).
@@ -103,7 +104,7 @@ def settle(done: Progress, ops: Ops, tol: float) -> tuple[Array, Run]:
     u, run : array, Run
         Result of the method.
     """
-    floor = SETTLED * format_of(ops.format_name(done.x)).epsilon
+    floor = SETTLED * format_of(format_name(done.x)).epsilon
 
     def errors() -> Iterator[Array]:
         defect = math.inf

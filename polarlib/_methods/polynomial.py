@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.library import at_least_single, format_name, is_complex, to_working_format
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import rounded
 from polarlib.engine.iterate import iterate, matrix_products
@@ -55,10 +56,10 @@ def polynomial(
     run : Run
     """
     kind = schedule.normalisation if normalisation is None else normalisation
-    is_complex = ops.is_complex(x)
-    low = small = rounded(ops, precision, is_complex=is_complex)
+    pairs = is_complex(x)
+    low = small = rounded(ops, precision, is_complex=pairs)
     if form == "gram" and gram_precision is not None:
-        small = rounded(ops, gram_precision, is_complex=is_complex)
+        small = rounded(ops, gram_precision, is_complex=pairs)
     steps, spent, g = schedule.steps, 0, None
     bound = BOUNDS[kind]
     if bound.from_gram is not None and len(steps[0]) > 1:
@@ -69,9 +70,9 @@ def polynomial(
     else:
         # A native format of 16 bits is divided in itself; products want single precision.
         alone = not bound.products and not low.simulated
-        y = x if alone and ops.format_name(x) == precision else ops.at_least_single(x)
+        y = x if alone and format_name(x) == precision else at_least_single(x, ops)
         y, spent = normalise(y, ops, kind, schedule.input_safety)
-        z = low.to_working_format(y)
+        z = to_working_format(y, low)
         del y
     if callback is not None:
         callback(0, z if steps is schedule.steps else _normalised(z, steps[0], schedule, ops))
@@ -95,4 +96,4 @@ def _normalised(z: Array, first: Sequence[float], schedule: Schedule, ops: Ops) 
     """The matrix that the schedule is for, where its first step has absorbed a factor of z."""
     pairs = enumerate(zip(first, schedule.steps[0], strict=True))
     scale = next((abs(c / d) ** (1 / (2 * i + 1)) for i, (c, d) in pairs if d), 1.0)
-    return ops.scale(ops.at_least_single(z), scale)
+    return ops.scale(at_least_single(z, ops), scale)

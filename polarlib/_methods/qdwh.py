@@ -8,6 +8,7 @@ from typing import Any
 
 from polarlib._methods.reduction import noise, start
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Step, drive
 from polarlib.result import Run
@@ -150,7 +151,7 @@ def qdwh(
     (2013) A1325-A1349, equations (5.2)-(5.4).
     """
     n = x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     done = start(x, ops, callback, lower=lower)
 
     def apply(planned: tuple[Step, str, float]) -> tuple[Array, int]:
@@ -188,7 +189,7 @@ def halley(
     W. Gander, SIAM J. Sci. Stat. Comput. 11 (1990) 1102-1115; N. J. Higham, Functions of Matrices
     (SIAM, 2008), chapter 8.
     """
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     # No bound is asked for: a promise costs nothing, and is not used.
     done = start(x, ops, callback, lower=1.0)
     alpha, beta, c = weights(1.0).fractions

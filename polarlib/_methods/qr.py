@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import astype_like, format_name
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
@@ -30,9 +31,9 @@ def qr(
     size = xp.abs(diagonal)
     # Some libraries divide complex numbers by way of squares, which vanish for small ones: a number
     # that size has no phase is given the phase 1, as zero is.
-    small = size <= math.sqrt(format_of(ops.format_name(size)).smallest_normal)
+    small = size <= math.sqrt(format_of(format_name(size)).smallest_normal)
     phase = xp.where(small, xp.ones_like(diagonal), diagonal)
-    q = q * (phase / ops.astype_like(xp.where(small, xp.ones_like(size), size), diagonal))
+    q = q * (phase / astype_like(xp.where(small, xp.ones_like(size), size), diagonal, ops))
     if callback is not None:
         callback(1, q)
     return q, Run(1, 0, False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1, norm_bound
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
 
@@ -111,7 +112,7 @@ def start(
     """
     xp = ops.xp
     m, n = x.shape[-2:]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     lift: Callable[[Array], Array] = _same
     matmuls = 0
     tall = m > n and (square or lower is None)
@@ -165,7 +166,7 @@ def reduce_tall(x: Array, ops: Ops) -> tuple[Array, Callable[[Array], Array], in
     if m >= TALL * n:
         first = ops.cholesky(ops.gram(x))
         size = inverse_norm(first, ops) * ops.frobenius(x)
-        if ops.item(size * size) * noise(m + n, format_of(ops.format_name(x)).epsilon) <= TRUSTED:
+        if ops.item(size * size) * noise(m + n, format_of(format_name(x)).epsilon) <= TRUSTED:
             q = ops.adjoint(ops.solve_lower(first, ops.adjoint(x)))
             second = ops.cholesky(ops.gram(q))
             s = ops.adjoint(ops.matmul(first, second))

@@ -52,7 +52,7 @@ from polarlib._methods.small_algebra import (
     svd_factor,
 )
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import dtype_name
+from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.result import Run
@@ -248,7 +248,7 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     """
     _check(x, square=True)
     batch, n = x.shape[:-2], x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     tol = 100 * eps if tol is None else tol
     results, bad = _combined(
         lambda y, s: _closed(y, s, tol, eps, ops),
@@ -321,12 +321,12 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     True
     """
     _check(x, square=True)
-    if ops.is_complex(x):
+    if is_complex(x):
         raise TypeError(
             f"the nearest rotation is of real matrices, got {dtype_name(x)}; for complex ones "
             "polar() gives the nearest unitary matrix"
         )
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     n = x.shape[-1]
 
     def closed(y: Entries, s: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -58,16 +59,16 @@ def map_entries(f: Callable[..., Array], *entries: Entries) -> Entries:
 
 
 def _conj(x: Entries, ops: Ops) -> Entries:
-    return map_entries(ops.xp.conj, x) if ops.is_complex(x[0][0]) else x
+    return map_entries(ops.xp.conj, x) if is_complex(x[0][0]) else x
 
 
 def _conj_of(x: Array, ops: Ops) -> Array:
-    return ops.xp.conj(x) if ops.is_complex(x) else x
+    return ops.xp.conj(x) if is_complex(x) else x
 
 
 def real_parts(x: Array, ops: Ops) -> list[Array]:
     """Real part of a vector, and the imaginary part if there is one."""
-    return [ops.xp.real(x), ops.xp.imag(x)] if ops.is_complex(x) else [x]
+    return [ops.xp.real(x), ops.xp.imag(x)] if is_complex(x) else [x]
 
 
 def _product(a: Entries, b: Entries) -> Entries:
@@ -147,9 +148,9 @@ def _phase(d: Array, ops: Ops) -> tuple[Array, Array]:
     """``d / |d|``, 1 where d is zero (or so small that the division would not be safe); ``|d|``."""
     xp = ops.xp
     size = xp.abs(d)
-    if not ops.is_complex(d):
+    if not is_complex(d):
         return xp.where(d < 0, -xp.ones_like(d), xp.ones_like(d)), size
-    divides = size > format_of(ops.format_name(d)).smallest_normal
+    divides = size > format_of(format_name(d)).smallest_normal
     return xp.where(divides, d * (1.0 / xp.where(divides, size, 1.0 + size)), 1.0 + 0.0 * d), size
 
 
@@ -234,7 +235,7 @@ def _scaled_newton(x: Entries, ops: Ops, *, proper: bool) -> _Factor:
         s, t = weight / xp.sqrt(a), weight * phase / xp.sqrt(b)
         x = map_entries(lambda p, q, s=s, t=t: p * s + q * t, x, c)
     a, b, d = first
-    cut = SAFE_NEWTON_COMPLEX if ops.is_complex(x[0][0]) else SAFE_NEWTON
+    cut = SAFE_NEWTON_COMPLEX if is_complex(x[0][0]) else SAFE_NEWTON
     safe = b > cut**2 * a * a * a
     # The iteration keeps the sign of the determinant.
     return _Factor(_newton_step(x, ops), safe & (d > 0) if proper else safe, a, b, d)
@@ -370,7 +371,7 @@ def error_estimates(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) 
     w = _product(_columns(_conj(u, ops)), x)
     h = [list(row) for row in w]
     for i in range(n):
-        if ops.is_complex(w[i][i]):
+        if is_complex(w[i][i]):
             h[i][i] = xp.astype(xp.real(w[i][i]), w[i][i].dtype)
         for j in range(i):
             h[i][j] = 0.5 * (w[i][j] + _conj_of(w[j][i], ops))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib.arrays.functions import above_noise
+from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
@@ -41,4 +42,4 @@ def partial_isometry(x: Array, ops: Ops) -> Array:
     """U_r V_r^H of the singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
     u, s, vh = ops.svd(x)
     keep = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-    return ops.matmul(u * ops.astype_like(keep, u)[..., None, :], vh)
+    return ops.matmul(u * astype_like(keep, u, ops)[..., None, :], vh)

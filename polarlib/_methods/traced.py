@@ -23,6 +23,7 @@ from polarlib._methods.zolotarev import partial_fractions
 from polarlib._methods.zolotarev import plan as rational_plan
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
@@ -53,7 +54,7 @@ def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Squa
     g = ops.gram(x)
     high, _, _ = largest(x, g, ops)
     # The bound is at most the 1-norm of G, and that is at most sqrt(n) sigma_1^2.
-    worst = format_of(ops.format_name(x)).epsilon ** floor
+    worst = format_of(format_name(x)).epsilon ** floor
     l = worst if lower is None else max(worst, lower * n**-0.25)
     return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
 
@@ -61,7 +62,7 @@ def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Squa
 def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """QDWH with the weights that a known lower bound gives."""
     n = x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     x, gram, l, lift, matmuls = _start(x, ops, lower)
     iterations = 0
     for step, how, after in plan(l, n, eps):
@@ -78,7 +79,7 @@ def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array,
 def zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
     """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
     n = x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     # Poles are near the squares of the lower end, which the format has to hold.
     x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
     iterations = 1
@@ -95,7 +96,7 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
     """Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
     xp = ops.xp
     m, n = x.shape[-2:]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     g = ops.gram(x)
     high, mean, _ = largest(x, g, ops)
     cut = max(m, n) * eps * xp.sqrt(mean / high)
@@ -132,7 +133,7 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
 def fixed_schedule(x: Array, ops: Ops, chosen: Schedule, callback: Any = None) -> tuple[Array, Run]:
     """Every step of a schedule, in the format of the matrices."""
     apply: Any = rational if chosen.is_rational else polynomial
-    u, run = apply(x, ops, chosen, precision=ops.format_name(x), callback=callback)
+    u, run = apply(x, ops, chosen, precision=format_name(x), callback=callback)
     return u, run
 
 

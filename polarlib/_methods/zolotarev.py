@@ -15,6 +15,7 @@ from polarlib._methods.reduction import rounded_down, start
 from polarlib._schedules.steps import Rational
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_1
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.design.zolotarev import best_steps
 from polarlib.engine.drive import drive
@@ -53,7 +54,7 @@ def zolotarev(
     Y. Nakatsukasa, R. W. Freund, SIAM Rev. 58 (2016) 461-493, Algorithm 5.1.
     """
     n = x.shape[-1]
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     done = start(x, ops, callback, lower=lower)
 
     def apply(planned: tuple[Rational, list[str]]) -> tuple[Array, int]:

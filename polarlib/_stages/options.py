@@ -14,6 +14,7 @@ from polarlib.arrays.checks import choice, flag, function, nearest, number, show
 from polarlib.arrays.entered import Entered
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_bound
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -63,11 +64,11 @@ class Options:
         """Whether the method is a schedule, which may end short of the polar factor."""
         return not isinstance(self.method, str) or self.method not in ("auto", *METHODS)
 
-    def tolerance(self, a: Array, ops: Ops) -> float:
+    def tolerance(self, a: Array) -> float:
         """Return `rtol` or its default for matrices."""
         if self.rtol is None:
             # Half precision is decomposed, and checked, in float32.
-            name = ops.format_name(a)
+            name = format_name(a)
             return default_tolerance(a.shape, name if name == "float64" else "float32")
         return number("rtol", self.rtol, 0, 1, ends="()")
 

@@ -13,6 +13,7 @@ from polarlib._methods.small_algebra import LARGEST
 from polarlib._stages.options import Options
 from polarlib.arrays.entered import Entered
 from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import warn
 from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
@@ -80,7 +81,7 @@ def empty(entered: Entered, options: Options) -> PolarResult:
     if hidden:
         name = "svd" if name == "auto" else name
         zero, count = xp.zeros(batch, dtype=entered.x.dtype), xp.asarray(0)
-        zero = xp.real(zero) if ops.is_complex(a) else zero
+        zero = xp.real(zero) if is_complex(a) else zero
     return conclude(
         empty_result(a, ops),
         # Their sums are zero too, and in the graph of what is recorded.
@@ -105,7 +106,7 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     # What closed forms cannot serve: they start from no bound and have no iterates, and factors in
     # half precision are measured as they are returned, in the stages.
     hints = options.sigma_min is not None or options.cond is not None
-    if hints or options.callback is not None or a.dtype != ops.at_least_single(a).dtype:
+    if hints or options.callback is not None or a.dtype != at_least_single(a, ops).dtype:
         return None
     many = math.prod(a.shape[:-2]) >= small.WORTH[n]  # for it to be faster than the SVD
     if method != "small" and not (many and method == "auto"):
@@ -117,7 +118,7 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
     if not evident.all() or (not options.completion and np.any(done.rank < n)):
         return None
-    if not done.upper.max() < 0.5 * float(np.finfo(ops.format_name(a)).max):  # H may overflow
+    if not done.upper.max() < 0.5 * float(np.finfo(format_name(a)).max):  # H may overflow
         return None
     upper = np.full(done.lower.shape, np.inf)
     np.divide(done.upper, done.lower, out=upper, where=(done.lower > 0) & (done.rank == n))

@@ -29,7 +29,7 @@ from polarlib._stages.results import SUCCESS, closed_form, conclude, empty, miss
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import can_hold, refuse_hidden
 from polarlib.arrays.functions import fits
-from polarlib.arrays.library import bytes_of_entry
+from polarlib.arrays.library import astype_like, at_least_single, bytes_of_entry, format_name
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import under_default_settings
@@ -65,7 +65,7 @@ def _with_room_for_h(decompose: F) -> F:
         other, size = {"right": "left", "left": "right"}[side], math.prod(shape)
         message = (
             f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
-            f"{shape}, {size * bytes_of_entry(a, ops) / 2**30:,.1f} GiB, which does not fit in "
+            f"{shape}, {size * bytes_of_entry(a) / 2**30:,.1f} GiB, which does not fit in "
             f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
             "nearest_orthogonal for U alone"
         )
@@ -89,7 +89,7 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
     Without a Hermitian factor (``options.form_h``) the unitary factor alone.
     """
     ops = ops_of(a)
-    tol = options.tolerance(a, ops)
+    tol = options.tolerance(a)
     hidden = ops.is_abstract(a)
     if hidden:
         refuse_hidden(a, ops, options.caller)
@@ -138,7 +138,7 @@ def _run(
             into[part], run = _run(flat[part], ops, options, tol, lower)
             runs.append(run)
         return u, worst_of(runs, x.shape[:-2])
-    precision = ops.format_name(x)
+    precision = format_name(x)
     if ops.is_abstract(x):
         if isinstance(method, str) and method in TRACED:
             return TRACED[method](x, ops, tol=tol, lower=lower)
@@ -169,7 +169,7 @@ def _status_from_errors(
             return Status.CONVERGED, False
         # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
         # Cholesky factor at full rank; only if not, a second one shifted up is needed.
-        full = is_definite(h, 1, rank_cut(shape, ops.format_name(h)), ops)
+        full = is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
         if full or is_definite(h, -1, tol, ops):
             return Status.CONVERGED, full
     return (Status.FIXED_SCHEDULE if options.is_fixed else Status.NOT_CONVERGED), False
@@ -272,7 +272,7 @@ class _Stages:
         """Measure factors in half precision as they are returned."""
         if self.half:
             ops, a = self.ops, self.entered.given
-            v, g = (ops.at_least_single(ops.astype_like(t, a)) for t in (self.u, self.h))
+            v, g = (at_least_single(astype_like(t, a, ops), ops) for t in (self.u, self.h))
             self.orthogonality, self.backward_error = figures(
                 v, g, self.x, ops, large=self.large, isometry=self.isometry
             )
@@ -293,7 +293,7 @@ class _Stages:
         h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=True)
         # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow unscaled.
         safe = self.status is Status.NOT_CONVERGED or (entered.unscaled and not self.half)
-        if not safe and not math.isfinite(ops.item(ops.max_abs(ops.at_least_single(h)))):
+        if not safe and not math.isfinite(ops.item(ops.max_abs(at_least_single(h, ops)))):
             self.status = Status.OVERFLOW
         errors = {"orthogonality": self.orthogonality, "backward_error": self.backward_error}
         self._warn(self.statistics.method, **errors)
@@ -363,7 +363,7 @@ class _HiddenStages(_Stages):
         xp, finite = ops.xp, cast(Array, entered.finite)[..., 0, 0]
         h = entered.leave(self.h, entered.scale, turn=False)
         # An H that overflows is finite before it is scaled back, or rounded to half precision.
-        fits = xp.isfinite(ops.max_abs(ops.at_least_single(h)))[..., 0, 0]
+        fits = xp.isfinite(ops.max_abs(at_least_single(h, ops)))[..., 0, 0]
         orthogonality, backward_error, low, high = (
             xp.where(finite, t, xp.full_like(t, math.nan))
             for t in (self.orthogonality, self.backward_error, *self.condition)

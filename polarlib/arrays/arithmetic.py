@@ -14,7 +14,7 @@ from typing import Any
 import array_api_compat
 
 from polarlib.arrays.formats import FORMATS
-from polarlib.arrays.library import Library
+from polarlib.arrays.library import Library, astype_like, at_least_single, format_name, is_complex
 
 Array = Any
 
@@ -57,7 +57,7 @@ class Arithmetic(Library):
 
     def multiplier(self, x: Array) -> str:
         """Name of the format in which products of `x` are taken: its own, but for settings."""
-        return self.format_name(x)
+        return format_name(x)
 
     def _multiplies_in(self, format_name: str) -> bool:
         """Whether products in a format are the library's own."""
@@ -77,7 +77,7 @@ class Arithmetic(Library):
         large = few >= MANY or array_api_compat.is_dask_namespace(self.xp)
         if k < LONG or k < 2 * (LARGE_BLOCK if large else FEW * few):
             return False
-        return self.format_name(a) in ("float32", "float64")
+        return format_name(a) in ("float32", "float64")
 
     def _in_blocks(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` by blocks of the inner dimension, whose products are summed in double.
@@ -104,7 +104,7 @@ class Arithmetic(Library):
     def _total(self, parts: Iterable[Array], like: Array, out: Array | None) -> Array:
         """Sum of matrices in double, rounded once."""
         wide = self._double(like)
-        total = self.astype_like(sum(self.xp.astype(part, wide) for part in parts), like)
+        total = astype_like(sum(self.xp.astype(part, wide) for part in parts), like, self)
         if out is None:
             return total
         out[...] = total
@@ -114,7 +114,7 @@ class Arithmetic(Library):
         """The dtype of double precision that goes with `x`, where it is to be had."""
         if not self._has_double(x):
             return x.dtype
-        return self._dtype("complex128" if self.is_complex(x) else "float64")
+        return self._dtype("complex128" if is_complex(x) else "float64")
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``."""
@@ -162,7 +162,7 @@ class Arithmetic(Library):
     def adjoint(self, x: Array) -> Array:
         """Conjugate transpose."""
         xp = self.xp
-        return xp.conj(xp.matrix_transpose(x)) if self.is_complex(x) else xp.matrix_transpose(x)
+        return xp.conj(xp.matrix_transpose(x)) if is_complex(x) else xp.matrix_transpose(x)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i``, a new array; 16-bit matrices are combined in float32."""
@@ -172,7 +172,7 @@ class Arithmetic(Library):
         total = matrices[0] * coefficients[0]
         for c, m in zip(coefficients[1:], matrices[1:], strict=True):
             total = total + m * c
-        return self.astype_like(total, first)
+        return astype_like(total, first, self)
 
     def eye(self, n: int, like: Array) -> Array:
         """Return the n x n identity with the dtype and device of `like`."""
@@ -188,7 +188,7 @@ class Arithmetic(Library):
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x / s`` in the dtype of `x`, a new array unless `x` may be overwritten."""
-        return self.astype_like(x / s, x)
+        return astype_like(x / s, x, self)
 
     def scale(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x * s``, a new array unless `x` may be overwritten; overflow gives infinity."""
@@ -221,7 +221,7 @@ class Arithmetic(Library):
         It is finite exactly where all entries are: every check for NaN and infinity reads it.
         """
         xp = self.xp
-        if self.is_complex(x):
+        if is_complex(x):
             return xp.maximum(self.max_abs(xp.real(x)), self.max_abs(xp.imag(x)))
         # Without a temporary of the size of x; `max` propagates NaN, so `min` need not.
         high = self.max(x, axis=(-2, -1), keepdims=True)
@@ -235,7 +235,7 @@ class Arithmetic(Library):
         flush subnormal numbers to zero.
         """
         xp = self.xp
-        limit = -math.log2(FORMATS[self.format_name(peak)].smallest_normal)
+        limit = -math.log2(FORMATS[format_name(peak)].smallest_normal)
         if self._is_scalar(peak):
             known = self.item(peak)
             exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
@@ -261,17 +261,17 @@ class Arithmetic(Library):
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm, in at least single precision; `x` scaled to entries of about 1."""
         xp = self.xp
-        x = self.at_least_single(x)
-        if self.is_complex(x):
+        x = at_least_single(x, self)
+        if is_complex(x):
             re, im = xp.real(x), xp.imag(x)
             return xp.sqrt(xp.sum(re * re + im * im, axis=(-2, -1), keepdims=True))
         return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
 
     def sums(self, x: Array, axis: int) -> Array:
         """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""
-        if self.format_name(x) != "float32":
+        if format_name(x) != "float32":
             return self.xp.sum(x, axis=axis, keepdims=True)
-        return self.astype_like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x)
+        return astype_like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x, self)
 
 
 def ranges(length: int, size: int) -> list[slice]:

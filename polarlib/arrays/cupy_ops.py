@@ -13,7 +13,14 @@ import numpy as np
 from polarlib.arrays import cublas, cusolver
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.library import FORMAT_OF_DTYPE, dtype_name, import_library, numpy_dtype
+from polarlib.arrays.library import (
+    FORMAT_OF_DTYPE,
+    dtype_name,
+    format_name,
+    import_library,
+    is_complex,
+    numpy_dtype,
+)
 
 Array = Any
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
@@ -41,7 +48,7 @@ class CupyOps(InPlaceOps):
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
-        return np.asarray(x.get().astype(np.complex128 if self.is_complex(x) else np.float64))
+        return np.asarray(x.get().astype(np.complex128 if is_complex(x) else np.float64))
 
     def reusable(self, x: Array) -> bool:
         """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
@@ -107,7 +114,7 @@ class CupyOps(InPlaceOps):
 
     def binary_scale(self, peak: Array) -> Array | float:
         """Power of two near the largest entry of each matrix, as everywhere, in one kernel."""
-        limit = round(-math.log2(FORMATS[self.format_name(peak)].smallest_normal))
+        limit = round(-math.log2(FORMATS[format_name(peak)].smallest_normal))
         return self._kernel(
             "T peak, int32 limit",
             "T y",
@@ -125,7 +132,7 @@ class CupyOps(InPlaceOps):
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm; squares are formed in one pass, in at least single precision."""
-        wide = "float64" if self.format_name(x) == "float64" else "float32"
+        wide = "float64" if format_name(x) == "float64" else "float32"
         squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 

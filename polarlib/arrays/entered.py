@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from polarlib.arrays.entry import as_matrix, refuse_not_finite
 from polarlib.arrays.functions import as_scalar, constant
+from polarlib.arrays.library import astype_like, at_least_single
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -98,7 +99,7 @@ class Entered(NamedTuple):
         if not isinstance(factor, float) or factor != 1.0:
             y = self.ops.scale(y, factor, may_overwrite=may_overwrite)
         y = self.or_nan(y)
-        return self.ops.astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given)
+        return astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given, self.ops)
 
 
 def near_peak(peak: Array, ops: Ops) -> Array | float:
@@ -167,7 +168,7 @@ def enter(
     """
     if ops is None:
         a, ops = as_matrix(a, name, sharded=sharded)
-    x = ops.cast(a, "float64") if double and ops._has_double(a) else ops.at_least_single(a)
+    x = ops.cast(a, "float64") if double and ops._has_double(a) else at_least_single(a, ops)
     if 0 in a.shape:
         return Entered(a, x, ops)
     abstract = ops.is_abstract(a)

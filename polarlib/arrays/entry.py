@@ -9,8 +9,9 @@ import array_api_compat
 import numpy as np
 
 from polarlib.arrays.checks import short, shown
-from polarlib.arrays.library import dtype_name, import_library
+from polarlib.arrays.library import dtype_name, format_name, import_library
 from polarlib.arrays.ops import Ops, ops_of, served
+from polarlib.arrays.torch_sharded import placements
 
 Array = Any
 # Of public functions that return the type of array that they are given. A list gives an ndarray.
@@ -28,7 +29,7 @@ def check_out(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
     # Of equal meshes, or neither a DTensor.
-    if ops_of(out).placements(out)[:1] != ops_of(x).placements(x)[:1]:
+    if placements(out)[:1] != placements(x)[:1]:
         kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
         raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
     if not ops_of(out).writable(out):
@@ -115,7 +116,7 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
     kind = dtype_name(a)
     if kind == "bool" or kind.startswith(("int", "uint")):
         return ops.xp.astype(a, ops._dtype("float64" if ops._has_double(a) else "float32")), ops
-    if not ops.format_name(a):
+    if not format_name(a):
         raise TypeError(
             f"{name} has dtype {kind}, which polarlib does not compute with; convert it to "
             "float64, float32, complex128 or complex64"

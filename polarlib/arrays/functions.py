@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import bytes_of_entry, on_cpu
+from polarlib.arrays.library import at_least_single, bytes_of_entry, format_name, is_complex, on_cpu
 from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import Ops
 
@@ -16,15 +16,15 @@ Array = Any
 
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
     """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
-    cut = max(shape[-2:]) * format_of(ops.format_name(s)).epsilon
+    cut = max(shape[-2:]) * format_of(format_name(s)).epsilon
     return s > cut * ops.max(s, axis=-1, keepdims=True)
 
 
 def as_complex(x: Array, ops: Ops) -> Array:
     """Convert to the complex dtype of the same precision, at least single."""
-    if ops.is_complex(x):
+    if is_complex(x):
         return x
-    name = "complex128" if ops.format_name(x) == "float64" else "complex64"
+    name = "complex128" if format_name(x) == "float64" else "complex64"
     return ops.xp.astype(x, ops._dtype(name))
 
 
@@ -33,7 +33,7 @@ def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
     try:
         return ops.xp.result_type(x, y)
     except TypeError:
-        return ops.xp.result_type(ops.at_least_single(x), ops.at_least_single(y))
+        return ops.xp.result_type(at_least_single(x, ops), at_least_single(y, ops))
 
 
 def as_scalar(s: Array, ops: Ops) -> Array | float:
@@ -43,8 +43,8 @@ def as_scalar(s: Array, ops: Ops) -> Array | float:
 
 def trace(x: Array, ops: Ops) -> Array:
     """Trace of Hermitian matrices, in at least single precision, shape (..., 1, 1)."""
-    diagonal = ops.at_least_single(ops._diagonal(x))
-    diagonal = ops.xp.real(diagonal) if ops.is_complex(x) else diagonal
+    diagonal = at_least_single(ops._diagonal(x), ops)
+    diagonal = ops.xp.real(diagonal) if is_complex(x) else diagonal
     return ops.xp.sum(diagonal, axis=-1)[..., None, None]
 
 
@@ -78,7 +78,7 @@ def fits(shape: tuple[int, ...], like: Array, ops: Ops) -> bool:
     known = ops.in_memory and not ops.is_abstract(like) and not ops.is_sharded(like)
     if not known or not on_cpu(like):
         return True
-    return math.prod(shape) * bytes_of_entry(like, ops) <= physical_memory()
+    return math.prod(shape) * bytes_of_entry(like) <= physical_memory()
 
 
 def constant(ops: Ops, f: Callable[..., Array], *arrays: Array) -> Array:

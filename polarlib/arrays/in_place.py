@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -68,4 +69,4 @@ class InPlaceOps(Ops):
         if may_overwrite:
             x /= s
             return x
-        return self.astype_like(x / s, x)
+        return astype_like(x / s, x, self)

@@ -41,6 +41,17 @@ def _name_of_dtype(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
+def is_complex(x: Array) -> bool:
+    """Whether the entries are complex."""
+    return dtype_name(x).startswith("complex")
+
+
+def format_name(x: Array) -> str:
+    """Name of the format of an array's entries (of their parts, if complex); "" if none."""
+    name = FORMAT_OF_DTYPE.get(dtype_name(x), dtype_name(x))
+    return name if name in FORMATS else ""
+
+
 class Library:
     """Dtypes, devices and storage of one array namespace, and settings of the arithmetic.
 
@@ -91,24 +102,11 @@ class Library:
         """Whether a fixed schedule looks for NaN, since it costs little."""
         return self.host
 
-    def to_working_format(self, x: Array) -> Array:
-        """Convert to the format that this arithmetic works in; not a copy if it is there."""
-        return self.cast(x, self.working) if self.working else x
-
     # -- dtypes and conversion ---------------------------------------------------------------
-
-    def is_complex(self, x: Array) -> bool:
-        """Whether the entries are complex."""
-        return dtype_name(x).startswith("complex")
-
-    def format_name(self, x: Array) -> str:
-        """Name of the format of an array's entries (of their parts, if complex); "" if none."""
-        name = FORMAT_OF_DTYPE.get(dtype_name(x), dtype_name(x))
-        return name if name in FORMATS else ""
 
     def cast(self, x: Array, format_name: str) -> Array:
         """Convert to the dtype of a format, staying real or complex; not a copy if it is there."""
-        name = _dtype_for(format_name, self.is_complex(x))
+        name = _dtype_for(format_name, is_complex(x))
         if dtype_name(x) == name:
             return x
         if format_name == "float64" and not self._has_double(x):
@@ -117,10 +115,6 @@ class Library:
                 "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
             )
         return self.xp.astype(x, self._dtype(name))
-
-    def at_least_single(self, x: Array) -> Array:
-        """Widen formats narrower than float32 to it; everything else stays."""
-        return x if self.format_name(x) in ("float32", "float64") else self.cast(x, "float32")
 
     def _has_double(self, x: Array) -> bool:
         """Whether double precision is to be had where `x` lies."""
@@ -135,21 +129,11 @@ class Library:
                 f"{self.xp.__name__} has no dtype {name}; use a library that has it, such as torch"
             ) from None
 
-    def astype_like(self, x: Array, reference: Array) -> Array:
-        """Convert to the dtype of another array; overflow gives infinity."""
-        if x.dtype == reference.dtype:
-            return x
-        if self.is_complex(x) and not self.is_complex(reference):
-            raise TypeError(
-                f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}"
-            )
-        return self.xp.astype(x, reference.dtype)
-
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         if self._host_device is not None and not on_cpu(x):
             x = array_api_compat.to_device(x, self._host_device)
-        return np.array(x, dtype=np.complex128 if self.is_complex(x) else np.float64)
+        return np.array(x, dtype=np.complex128 if is_complex(x) else np.float64)
 
     @functools.cached_property
     def _host_device(self) -> Any:
@@ -165,8 +149,8 @@ class Library:
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
-        same = a.dtype.kind == "c" or not self.is_complex(like)
-        dtype = like.dtype if same else self._dtype(self.format_name(like))
+        same = a.dtype.kind == "c" or not is_complex(like)
+        dtype = like.dtype if same else self._dtype(format_name(like))
         return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
 
     def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
@@ -179,16 +163,36 @@ def on_cpu(x: Array) -> bool:
     return "cpu" in str(array_api_compat.device(x)).lower()
 
 
+def at_least_single(x: Array, ops: Library) -> Array:
+    """Widen formats narrower than float32 to it; everything else stays."""
+    name = format_name(x)
+    return ops.cast(x, name if name in ("float32", "float64") else "float32")
+
+
+def to_working_format(x: Array, ops: Library) -> Array:
+    """Convert to the format that an arithmetic works in; not a copy if it is there."""
+    return ops.cast(x, ops.working) if ops.working else x
+
+
+def astype_like(x: Array, reference: Array, ops: Library) -> Array:
+    """Convert to the dtype of another array; overflow gives infinity."""
+    if x.dtype == reference.dtype:
+        return x
+    if is_complex(x) and not is_complex(reference):
+        raise TypeError(f"{dtype_name(x)} would lose its imaginary part in {dtype_name(reference)}")
+    return ops.xp.astype(x, reference.dtype)
+
+
 def library_name(library: Library) -> str:
     """Name of an array library, as users know it."""
     parts: list[str] = library.xp.__name__.split(".")
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
-def bytes_of_entry(x: Array, library: Library) -> int:
+def bytes_of_entry(x: Array) -> int:
     """Bytes that an entry takes in at least single precision."""
-    double = library.format_name(x) == "float64"
-    return (8 if double else 4) * (2 if library.is_complex(x) else 1)
+    double = format_name(x) == "float64"
+    return (8 if double else 4) * (2 if is_complex(x) else 1)
 
 
 def numpy_dtype(name: str) -> np.dtype:

@@ -13,7 +13,7 @@ from polarlib.arrays import blas
 from polarlib.arrays.arithmetic import LARGE_BLOCK, ranges
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import numpy_dtype
+from polarlib.arrays.library import at_least_single, format_name, is_complex, numpy_dtype
 from polarlib.arrays.ops import finite_only, unless_it_fails
 
 Array = Any
@@ -47,14 +47,9 @@ class NumpyOps(InPlaceOps):
         x = super().cast(x, format_name)
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
-    def at_least_single(self, x: Array) -> Array:
-        """Widen formats narrower than float32 to it, in the byte order that kernels work in."""
-        name = self.format_name(x)
-        return self.cast(x, name if name in ("float32", "float64") else "float32")
-
     def binary_scale(self, peak: Array) -> Array | float:
         """Power of two near the largest entry; of a stack without logarithms, ten times as fast."""
-        if self._is_scalar(peak) or self.format_name(peak) not in ("float32", "float64"):
+        if self._is_scalar(peak) or format_name(peak) not in ("float32", "float64"):
             return super().binary_scale(peak)
         limit = -np.finfo(peak.dtype).minexp
         _, exponent = np.frexp(np.where((peak > 0) & np.isfinite(peak), peak, 1))
@@ -156,10 +151,10 @@ class NumpyOps(InPlaceOps):
 
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary."""
-        x = self.at_least_single(x)
+        x = at_least_single(x, self)
         if _worth_blas(x.size, x) and _is_contiguous(x):
             return np.full((1, 1), blas.norm(x), x.real.dtype)
-        parts = (x.real, x.imag) if self.is_complex(x) else (x,)
+        parts = (x.real, x.imag) if is_complex(x) else (x,)
         if x.shape[-2] * x.shape[-1] <= BLAS_FROM:
             square = sum(np.einsum("...ij,...ij->...", part, part) for part in parts)
         else:  # one run over all entries would lose digits

@@ -25,7 +25,7 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import astype_like, format_name, import_library, is_complex
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -162,7 +162,7 @@ class Ops(Arithmetic):
         """
         if 0 in z.shape:
             return True
-        shifted = z - self.eye(z.shape[-1], z) * self.astype_like(shift, z)
+        shifted = z - self.eye(z.shape[-1], z) * astype_like(shift, z, self)
         return math.isfinite(self.item(self.max_abs(self.cholesky(shifted))))
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
@@ -192,7 +192,7 @@ class Ops(Arithmetic):
 
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
         """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
-        dtype = x.dtype if len(shape) > 1 else self._dtype(self.format_name(x))
+        dtype = x.dtype if len(shape) > 1 else self._dtype(format_name(x))
         return self.xp.full(shape, math.nan, dtype=dtype, device=self._device_of(x))
 
     def _all_nan(self, *matrices: Array) -> tuple[Array]:
@@ -243,10 +243,6 @@ class Ops(Arithmetic):
     def is_sharded(self, x: Array) -> bool:
         """Whether `x` lies in parts on several devices or processes, none of which has it all."""
         return False
-
-    def placements(self, x: Array) -> tuple[Any, ...]:
-        """Where the parts of `x` lie; arrays of equal placements can be stacked."""
-        return ()
 
     def _entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
         """Return ``f(x)`` for a function of single entries."""
@@ -300,12 +296,12 @@ class Ops(Arithmetic):
 
     def _by_eigenvectors(self, w: Array, d: Diagonal) -> Array:
         v = d.vectors
-        core = self.matmul(self.matmul(self.adjoint(v), w), v) / self.astype_like(d.sums, v)
+        core = self.matmul(self.matmul(self.adjoint(v), w), v) / astype_like(d.sums, v, self)
         return self.matmul(self.matmul(v, core), self.adjoint(v))
 
     def _adjoint_of(self, d: Diagonal) -> Diagonal:
         """The adjoint of an equation that is diagonalised."""
-        return d._replace(sums=self.xp.conj(d.sums)) if self.is_complex(d.sums) else d
+        return d._replace(sums=self.xp.conj(d.sums)) if is_complex(d.sums) else d
 
 
 def unless_it_fails(factorise: Callable[[], T], otherwise: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, is_native
 from polarlib.arrays.wrapper import Wrapper
 
@@ -52,7 +53,7 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
 
 def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
-    if ops.is_complex(x):
+    if is_complex(x):
         return _rounded_to(xp.real(x), precision, ops) + 1j * _rounded_to(
             xp.imag(x), precision, ops
         )
@@ -119,7 +120,6 @@ class Simulated(Wrapper):
     buffer = Ops.buffer
     reusable = Ops.reusable
     add_scaled_identity = Ops.add_scaled_identity
-    to_working_format = Ops.to_working_format
 
     def __init__(self, base: Ops, precision: Format) -> None:
         self.base = base

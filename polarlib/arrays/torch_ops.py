@@ -11,7 +11,7 @@ import numpy as np
 
 from polarlib.arrays.arithmetic import MANY
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
 from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
@@ -79,7 +79,7 @@ class TorchOps(InPlaceOps):
 
         Complex products are taken in full under every setting.
         """
-        return self._operands(x.dtype) if x.dtype == self.torch.float32 else self.format_name(x)
+        return self._operands(x.dtype) if x.dtype == self.torch.float32 else format_name(x)
 
     def _multiplies_in(self, format_name: str) -> bool:
         """Whether products in a format are torch's own; tf32 under a setting alone."""
@@ -129,7 +129,7 @@ class TorchOps(InPlaceOps):
 
     def _narrowed(self, t: Array, like: Array) -> Array:
         """From double to the single precision of `like`, staying real or complex."""
-        return t.to(like.dtype if self.is_complex(t) else self.torch.float32)
+        return t.to(like.dtype if is_complex(t) else self.torch.float32)
 
     def _needs_double(self, x: Array) -> bool:
         """Whether torch would multiply in less than the single precision of `x`, now or later."""
@@ -249,7 +249,7 @@ class TorchOps(InPlaceOps):
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
-        wide = self.torch.complex128 if self.is_complex(x) else self.torch.float64
+        wide = self.torch.complex128 if is_complex(x) else self.torch.float64
         # Moved first, as the device may lack double precision.
         return np.asarray(x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy())
 
@@ -259,7 +259,7 @@ class TorchOps(InPlaceOps):
 
     def max_abs(self, x: Array) -> Array:
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
-        if self.is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
+        if is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
             return super().max_abs(x)
         # Its reduction over both axes copies what is not contiguous.
         low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
@@ -268,7 +268,7 @@ class TorchOps(InPlaceOps):
     def frobenius(self, x: Array) -> Array:
         """Frobenius norm without a temporary, accumulated in at least single precision."""
         norm = functools.partial(self.torch.linalg.vector_norm, keepdim=True)
-        wide = self.format_name(x) in ("float32", "float64")
+        wide = format_name(x) in ("float32", "float64")
         kind = None if wide else self.torch.float32
         if x.shape[-2] * x.shape[-1] <= 4 * NORM_BLOCK:
             return norm(x, dim=(-2, -1), dtype=kind)

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import (
+    astype_like,
+    at_least_single,
+    format_name,
+    import_library,
+    is_complex,
+)
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import warn
@@ -88,11 +94,6 @@ class TorchShardedOps(TorchGradOps):
         """Whether no process has all of `x`."""
         return any(_layout(x))
 
-    def placements(self, x: Array) -> tuple[Any, ...]:
-        """Mesh and placements, those of pending sums as they are once summed."""
-        whole = _dtensors().Replicate()
-        return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
-
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
         laid, back, whole = self._laid_out(x, name)
@@ -107,7 +108,7 @@ class TorchShardedOps(TorchGradOps):
         self, x: Array, name: str
     ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
         """Matrices in that layout, and ways back: of the shape of `x`, and of square results."""
-        mesh, *back = self.placements(x)
+        mesh, *back = placements(x)
         layout = _layout(x)
         if not any(layout):
             local = x.redistribute(placements=back).to_local()
@@ -234,9 +235,9 @@ class TorchShardedOps(TorchGradOps):
         layout, sums = _layout_of_product(a, b)
         local = super().matmul(a.to_local(), b.to_local())
         batch = self.torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        local = self.at_least_single(local) if sums else local
+        local = at_least_single(local, self) if sums else local
         shape = (*batch, a.shape[-2], b.shape[-1])
-        return self.astype_like(self._wrapped(local, a, layout, shape, sums), a)
+        return astype_like(self._wrapped(local, a, layout, shape, sums), a, self)
 
     def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
         """Operands whose local tensors can be multiplied; what every process has is only cut."""
@@ -269,11 +270,11 @@ class TorchShardedOps(TorchGradOps):
         """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
         local = x.detach().to_local()
         if 0 in local.shape[-2:]:
-            kind = self._dtype(self.format_name(x))
+            kind = self._dtype(format_name(x))
             peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
         else:
             peak = ops_of(local).max_abs(local)
-        wide = self.at_least_single(peak.nan_to_num(math.inf, math.inf))
+        wide = at_least_single(peak.nan_to_num(math.inf, math.inf), self)
         return self._reduced(wide, x, "max").to(peak.dtype)
 
     def frobenius(self, x: Array) -> Array:
@@ -313,8 +314,8 @@ class TorchShardedOps(TorchGradOps):
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
         """Move a NumPy array to the mesh of `like`, whole on every process."""
-        same = a.dtype.kind == "c" or not self.is_complex(like)
-        dtype = like.dtype if same else self._dtype(self.format_name(like))
+        same = a.dtype.kind == "c" or not is_complex(like)
+        dtype = like.dtype if same else self._dtype(format_name(like))
         return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
 
     def _whole(self, x: Array, like: Array) -> Array:
@@ -342,6 +343,17 @@ class AnyTorchOps(TorchOps):
 
 def _dtensors() -> Any:
     return import_library("torch.distributed.tensor")
+
+
+def placements(x: Array) -> tuple[Any, ...]:
+    """Mesh and placements of a DTensor, those of pending sums as they are once summed; else ().
+
+    Arrays of equal placements can be stacked.
+    """
+    if not hasattr(x, "placements"):
+        return ()
+    whole = _dtensors().Replicate()
+    return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
 
 
 def _layout(x: Array) -> tuple[int, ...]:

@@ -15,19 +15,19 @@ from polarlib.arrays.ops import Ops
 # Arithmetic and storage: each wrapper defines these.
 COMPUTED = frozenset({
     *("add_diagonal", "add_scaled_identity", "combine", "gemm", "gemm_hermitian", "gram"),
-    *("make_hermitian", "matmul", "quadratic", "to_working_format", "buffer", "reusable"),
+    *("make_hermitian", "matmul", "quadratic", "buffer", "reusable"),
 })  # fmt: skip
 # Exact in every format, since entries are moved and signs changed: forwarded to the base.
 EXACT = frozenset({"adjoint"})
 # Called on the base alone, before and after an iteration; a wrapper may define some of them.
 FULL_PRECISION = frozenset({
-    *("at_least_single", "astype_like", "cast", "format_name", "is_complex"),
+    "cast",
     *("from_host", "item", "to_host", "writable", "multiplier"),
     *("divide", "scale", "eye", "binary_scale", "divisor"),
     *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
     *("is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
-    *("is_sharded", "placements", "with_shards", "compiled", "kernels"),
+    *("is_sharded", "with_shards", "compiled", "kernels"),
     *("differentiable", "functional", "is_abstract", "is_traced", "repeat_while"),
 })  # fmt: skip
 

@@ -36,6 +36,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.dual import Dual, DualOps
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.functions import as_complex
+from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import iterate
@@ -159,7 +160,7 @@ def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
 def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1)) -> Array:
     """Real inner product ``Re sum(conj(a) b)``."""
     xp = ops.xp
-    if ops.is_complex(a):
+    if is_complex(a):
         return _inner(xp.real(a), xp.real(b), ops, axis) + _inner(xp.imag(a), xp.imag(b), ops, axis)
     return xp.sum(a * b, axis=axis, keepdims=True)
 
@@ -215,7 +216,7 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
     """
     at = tall(x)
     ops, scale = at.ops, at.scale
-    real = not ops.is_complex(x)
+    real = not is_complex(x)
     f = f * scale ** (1 / p)
     g = ops.hermitian_part(ops.inverse(f))
     dg = ops.hermitian_part(at.alike(e))
@@ -233,9 +234,8 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
 def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
     """``H X + c X H`` in the eigenvectors of H."""
     ops = ops_of(h).functional()
-    is_complex = ops.is_complex(h)
-    s, v = ops.eigh(ops.xp.real(h) if is_complex and real else h)
-    if is_complex:
+    s, v = ops.eigh(ops.xp.real(h) if is_complex(h) and real else h)
+    if is_complex(h):
         s, v = as_complex(s, ops), as_complex(v, ops)
     return Diagonal(s[..., :, None] + weight * s[..., None, :], v)
 

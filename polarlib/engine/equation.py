@@ -11,6 +11,7 @@ import numpy as np
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import as_complex
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 
 Array = Any
@@ -61,7 +62,7 @@ class Equation:
         ops = ops_of(w).functional()
         if not self.regularization:
             return ops.lyapunov(h, w, self._diagonalise)
-        real = not ops.is_complex(w)
+        real = not is_complex(w)
         diagonalise = functools.partial(self._diagonalise, real=real)
         z = ops.lyapunov(as_complex(h, ops), as_complex(w, ops), diagonalise)
         x = (z - ops.adjoint(z)) * 0.5
@@ -97,7 +98,7 @@ class Equation:
 
     def _is_unique(self, s: Array, ops: Ops) -> Array:
         """Whether the smallest sum that counts is above rounding, shape (..., 1, 1)."""
-        noise = max(self.size, s.shape[-1]) * format_of(ops.format_name(s)).epsilon
+        noise = max(self.size, s.shape[-1]) * format_of(format_name(s)).epsilon
         largest = _largest(s, ops)
         if self.kind == "polar":
             return s[..., :1, None] > noise * largest

@@ -23,6 +23,7 @@ import numpy as np
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import above_noise
+from polarlib.arrays.library import astype_like, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.result import Run
 
@@ -196,7 +197,7 @@ def _back(u: Array, few: Array, ops: Ops) -> Array:
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
     """Gaussian vectors, the same for every matrix of a stack."""
-    z = ops.astype_like(ops.from_host(_gaussian(n, k), x), x)
+    z = astype_like(ops.from_host(_gaussian(n, k), x), x, ops)
     return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
 
 
@@ -235,7 +236,7 @@ def rank_of(
     if full:
         return np.full(shape[:-2], shape[-1])
     if run.singular_values is None and x is None:
-        return ops.count_eigenvalues_above(h, rank_cut(shape, ops.format_name(h)) / 2)
+        return ops.count_eigenvalues_above(h, rank_cut(shape, format_name(h)) / 2)
     s = ops.svd(x)[1] if run.singular_values is None else run.singular_values
     return cast(
         np.ndarray,
@@ -275,7 +276,7 @@ def traced_verdict(
             s = xp.flip(values, axis=-1)
     s = ops.singular_values(x) if s is None else s
     rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)
-    noise = max(x.shape[-2:]) * format_of(ops.format_name(s)).epsilon * s[..., 0]
+    noise = max(x.shape[-2:]) * format_of(format_name(s)).epsilon * s[..., 0]
     top, low, high = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
     lower = xp.where(top > 0, top / (low + (low <= 0)), xp.ones_like(top))
     lower = xp.where(lower > 1, lower, xp.ones_like(lower))
@@ -299,14 +300,14 @@ def condition_bounds(
     bounds or by the Cholesky factor that has certified the rank.
     """
     n = h.shape[-1]
-    eps = format_of(ops.format_name(h)).epsilon
+    eps = format_of(format_name(h)).epsilon
     if run.singular_values is not None:
         s = ops.to_host(run.singular_values)
         noise = n * eps * s[..., 0]
         top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
         upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
     else:
-        size = ops.xp.abs(h) if ops.is_complex(h) else h
+        size = ops.xp.abs(h) if is_complex(h) else h
         columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
         top = columns.max(axis=-1)
         least = columns.min(axis=-1) + n * eps * top
@@ -314,7 +315,7 @@ def condition_bounds(
         if run.bounds is not None and run.bounds[0] > 0:
             upper[...] = run.bounds[1] / run.bounds[0]
         elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
-            upper[...] = 2 / rank_cut(shape, ops.format_name(h))
+            upper[...] = 2 / rank_cut(shape, format_name(h))
     lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
     return np.minimum(lower, upper), upper
 

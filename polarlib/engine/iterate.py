@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polarlib._schedules.products import even_products, product_counts
+from polarlib.arrays.library import to_working_format
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -186,13 +187,13 @@ def _gram(
 
         def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
             if callback is not None:
-                callback(start + k, ops.matmul(x, ops.to_working_format(q)))
+                callback(start + k, ops.matmul(x, to_working_format(q, ops)))
 
         watch = None if callback is None else inside
-        r, gram = small.gram(small.to_working_format(x)) if gram is None else gram, None
+        r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
         q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
         del r  # before X Q takes storage
-        q = ops.to_working_format(q)
+        q = to_working_format(q, ops)
         whole = (alpha, beta) == (1.0, 0.0)
         into = out if end == ends[-1] else None
         x = ops.matmul(x, q, into) if whole else ops.gemm(x, q, x, alpha, beta, into)

@@ -11,6 +11,7 @@ from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import as_scalar, sqrt, trace
+from polarlib.arrays.library import at_least_single, format_name, to_working_format
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -68,7 +69,7 @@ def checked_peak(x: Array, ops: Ops) -> Array:
     """Return the largest absolute entry; raise where it costs nothing that it is not finite."""
     remedy = "remove them before orthogonalising"
     peak = finite_peak(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
-    return ops.at_least_single(peak)
+    return at_least_single(peak, ops)
 
 
 def normalised_with_gram(
@@ -108,17 +109,17 @@ def normalised_with_gram(
     """
     form = format_of(small.working)
     widest = min(form.largest, format_of(low.working).largest) > 2.0**MOST_BITS
-    native = not low.simulated and ops.format_name(x) == low.working
+    native = not low.simulated and format_name(x) == low.working
     if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
-        z = low.to_working_format(x)
-        g = small.gram(small.to_working_format(z))
+        z = to_working_format(x, low)
+        g = small.gram(to_working_format(z, small))
         square = ops.item(trace(g, ops))
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(bound(g, ops, form)) * safety
             return z, g, absorbed(first, s)
     if not native:
-        x = ops.at_least_single(x)
+        x = at_least_single(x, ops)
     y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
     if not widest:
         # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
@@ -126,13 +127,13 @@ def normalised_with_gram(
         # those of its square n at most: float16 keeps both up to thousands of columns.
         twice = ops.frobenius(y) * (2 * y.shape[-1] ** -0.25)
         y = ops.divide(y, ops.binary_scale(twice), may_overwrite=True)
-    z = low.to_working_format(y)
-    g = small.gram(small.to_working_format(z))
+    z = to_working_format(y, low)
+    g = small.gram(to_working_format(z, small))
     s = ops.divisor(bound(g, ops, form)) * safety
     if isinstance(s, float):
         return z, g, absorbed(first, s)
-    g = small.to_working_format(ops.divide(g, s * s, may_overwrite=True))
-    return low.to_working_format(ops.divide(y, s, may_overwrite=True)), g, tuple(first)
+    g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
+    return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
 
 
 # -- bounds of ``||X||_2`` from a Gram matrix G as rounded to a format; 0 for zero -------------
@@ -166,7 +167,7 @@ def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, floa
     Rounding G moves eigenvalues by the unit roundoff times that norm at most.
     """
     norm = ops.frobenius(g)
-    sums = SUM_ROUNDINGS * format_of(ops.format_name(norm)).unit_roundoff
+    sums = SUM_ROUNDINGS * format_of(format_name(norm)).unit_roundoff
     return as_scalar(norm, ops), form.unit_roundoff + sums, sums
 
 
@@ -207,7 +208,7 @@ def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
         exponent /= 2
         bound = bound * norm**exponent
     # Rounding in the products is at most n eps relative to the norms, then the root is taken.
-    eps = format_of(ops.format_name(g)).epsilon
+    eps = format_of(format_name(g)).epsilon
     return bound * (1 + g.shape[-1] * eps), 1 + squarings
 
 
@@ -248,7 +249,7 @@ def _of_whole(from_gram: FromGram) -> Callable[[Array, Ops], Array | float]:
 
     def bound(y: Array, ops: Ops) -> Array | float:
         g = ops.gram(y)
-        return from_gram(g, ops, format_of(ops.format_name(g)))
+        return from_gram(g, ops, format_of(format_name(g)))
 
     return bound
 

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from polarlib.arrays.library import astype_like, at_least_single, format_name
 from polarlib.arrays.ops import ops_of
 from polarlib.engine.derivatives import (
     inverse_root_derivative,
@@ -62,21 +63,21 @@ def by_rules(
 
     def widened(primals: Any, results: Any, *others: Any) -> tuple[Any, ...]:
         ops = ops_of(primals[0])
-        x = ops.at_least_single(primals[0])
+        x = at_least_single(primals[0], ops)
         if exact is not None and x.dtype != primals[0].dtype:
             results = exact(x)
-        name = ops.format_name(x)
+        name = format_name(x)
         return x, results, *(None if e is None else ops.cast(e, name) for e in others)
 
     def jvp(primals: Any, results: Any, tangents: Any) -> tuple[Array, ...]:
         moved = along(*widened(primals, results, *tangents))
         like = results or primals
         zeros = (ops_of(r).xp.zeros_like(r) for r in like[len(moved) :])
-        return (*(ops_of(d).astype_like(d, r) for d, r in zip(moved, like, strict=False)), *zeros)
+        return (*(astype_like(d, r, ops_of(d)) for d, r in zip(moved, like, strict=False)), *zeros)
 
     def vjp(primals: Any, results: Any, gradients: Any) -> tuple[Array]:
         d = against(*widened(primals, results, *gradients))
-        return (ops_of(d).astype_like(d, primals[0]),)
+        return (astype_like(d, primals[0], ops_of(d)),)
 
     return ops_of(a).differentiable(apply, jvp, vjp, (a,), keep=exact is not None)
 
@@ -97,9 +98,9 @@ def differentiable_schedule(apply: Function, x: Array, **how: Any) -> Array:
 
 def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
     """Return :func:`schedule_derivative`, computed in at least single precision, like X."""
-    wide = ops_of(x).at_least_single(x)
-    d = schedule_derivative(wide, ops_of(e).astype_like(e, wide), **how)
-    return ops_of(d).astype_like(d, x)
+    wide = at_least_single(x, ops_of(x))
+    d = schedule_derivative(wide, astype_like(e, wide, ops_of(e)), **how)
+    return astype_like(d, x, ops_of(d))
 
 
 def _self_adjoint(

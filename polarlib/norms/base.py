@@ -23,6 +23,7 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant, empty_result
+from polarlib.arrays.library import astype_like, at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     looks,
@@ -170,7 +171,7 @@ def _leave(e: Entered, v: Array) -> Array:
     """Values of shape (..., 1, 1) as real values of shape (...)."""
     v = e.or_nan(v)
     # Values of complex matrices are real: the dtype of the matrix would make them complex.
-    return (v if e.ops.is_complex(e.given) else e.ops.astype_like(v, e.given))[..., 0, 0]
+    return (v if is_complex(e.given) else astype_like(v, e.given, e.ops))[..., 0, 0]
 
 
 class MatrixNorm(Norm):
@@ -211,7 +212,7 @@ class MatrixNorm(Norm):
         return of_values(self._dual_value, g, "g", self._check)
 
     def _lmo_of(self, e: Entered) -> Array:
-        return self._lmo(e.x, e.ops, e.ops.format_name(e.given))
+        return self._lmo(e.x, e.ops, format_name(e.given))
 
     @looks
     def lmo(self, g: A) -> A:
@@ -224,7 +225,7 @@ class MatrixNorm(Norm):
             # An exact lmo attains the dual norm, and an inner product costs no second SVD. That of
             # a schedule does not attain it, and may lie outside of the ball.
             d = inner(e.x, t, e.ops) if self.exact else self._dual_value(e.x, e.ops)
-            return e.ops.astype_like(t, e.x) * d, e.scale
+            return astype_like(t, e.x, e.ops) * d, e.scale
 
         return of_matrices(direction, g, "g", self._check)
 
@@ -265,10 +266,10 @@ def _nothing(e: Entered) -> Array:
 def inner(x: Array, y: Array, ops: Ops) -> Array:
     """Return ``Re tr(X^H Y)``, shape (..., 1, 1)."""
     xp = ops.xp
-    if ops.is_complex(x) and ops.is_complex(y):
+    if is_complex(x) and is_complex(y):
         products = xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y)
     else:  # an imaginary part times a real number has no real part
-        x, y = (xp.real(z) if ops.is_complex(z) else z for z in (x, y))
+        x, y = (xp.real(z) if is_complex(z) else z for z in (x, y))
         products = x * y
     return xp.sum(products, axis=(-2, -1), keepdims=True)
 
@@ -277,7 +278,7 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
 def times(x: Array, s: Array | float) -> Array:
     """Return ``s x`` in the dtype of `x`, a new array; half precision is rounded once."""
     ops = ops_of(x)
-    return ops.astype_like(ops.scale(ops.at_least_single(x), s), x)
+    return astype_like(ops.scale(at_least_single(x, ops), s), x, ops)
 
 
 def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: int) -> Array:
@@ -296,7 +297,7 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
 
     high = xp.minimum(cap, pivot)
     low = xp.zeros_like(high)
-    for _ in range(format_of(ops.format_name(z)).significand + 2):
+    for _ in range(format_of(format_name(z)).significand + 2):
         middle = (low + high) / 2
         # Up only where the sum fits, so that the result is in the ball whatever is rounded.
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap

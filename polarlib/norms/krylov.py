@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import astype_like, format_name, is_complex
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -100,7 +101,7 @@ def _is_certified(
 ) -> bool:
     """Whether orthonormality, residual and the norm of the rest prove the values to `rtol`."""
     values = ops.to_host(s)
-    rounding = max(100, min(x.shape)) * format_of(ops.format_name(x)).epsilon
+    rounding = max(100, min(x.shape)) * format_of(format_name(x)).epsilon
     slack = max(rtol / 2 * values[-1], rounding * values[0])
     bound = float(values[-1] + slack)
     if bound == 0:  # only a zero matrix has s_1 = 0
@@ -125,7 +126,7 @@ def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
     rng = np.random.default_rng(0)
 
     def draw(m: int, n: int) -> Array:
-        return ops.astype_like(ops.from_host(rng.standard_normal((m, n)), like), like)
+        return astype_like(ops.from_host(rng.standard_normal((m, n)), like), like, ops)
 
     return draw
 
@@ -192,11 +193,11 @@ def _krylov(
     draw = _gaussian(x, ops)
     if keep < k:  # no room for a restart: the SVD is the better method
         return None, 0
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     # Below this, what Gram-Schmidt leaves of a column of A V is rounding.
     floor = 2 * eps * ops.item(ops.frobenius(x))
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
-    b = np.zeros((size, size), dtype=np.complex128 if ops.is_complex(x) else np.float64)
+    b = np.zeros((size, size), dtype=np.complex128 if is_complex(x) else np.float64)
     f, _, _ = _extend(draw(n, block), v, 0.0, draw, ops)
     used = checked = products = 0
     while products < BUDGET * n:
@@ -241,11 +242,11 @@ def _arpack(
     def multiply(v: np.ndarray) -> np.ndarray:
         nonlocal products
         products += 2
-        column = ops.astype_like(ops.from_host(v.reshape(n, 1), x), x)
+        column = astype_like(ops.from_host(v.reshape(n, 1), x), x, ops)
         return ops.to_host(ops.matmul(xh, ops.matmul(x, column)))[:, 0]
 
-    eps = format_of(ops.format_name(x)).epsilon
-    square = linalg.LinearOperator((n, n), multiply, dtype=complex if ops.is_complex(x) else float)
+    eps = format_of(format_name(x)).epsilon
+    square = linalg.LinearOperator((n, n), multiply, dtype=complex if is_complex(x) else float)
     try:
         _, v = linalg.eigsh(
             square,
@@ -274,7 +275,7 @@ def _subspace(
     """
     n = x.shape[-1]
     draw = _gaussian(x, ops)
-    eps = format_of(ops.format_name(x)).epsilon
+    eps = format_of(format_name(x)).epsilon
     size = min(k + OVERSAMPLING, n)
     v, _ = ops.qr(draw(n, size))
     products = 0

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import above_noise, as_complex, empty_result
+from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.settings import under_default_settings
 
 Array = Any
@@ -61,7 +62,7 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     r = ops.matmul(ops.adjoint(e.x), orthonormal)
     size = ops.xp.sqrt(ops.xp.sum(ops.xp.abs(r) ** 2, axis=-2, keepdims=True))
     y = ops.xp.where(size == 0, y, r / ops.divisor(size))
-    return e.leave(orthonormal), e.leave(r, e.scale), ops.astype_like(y, right)
+    return e.leave(orthonormal), e.leave(r, e.scale), astype_like(y, right, ops)
 
 
 @under_default_settings
@@ -125,8 +126,8 @@ def _entered(
             f"{factor_name} must have {rows} rows and from 1 to {columns} columns, got shape "
             f"{tuple(a.shape)}"
         )
-    if ops.is_complex(a) or ops.is_complex(m):
+    if is_complex(a) or is_complex(m):
         m, a = as_complex(m, ops), as_complex(a, ops)
     # No look: Dion takes a step per matrix, and reading a number would make a device wait.
     e = enter(m, name, ops=ops, look="never")
-    return e, a, ops.astype_like(a, e.x)
+    return e, a, astype_like(a, e.x, ops)

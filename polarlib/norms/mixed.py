@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.norms.base import MatrixNorm, capped_simplex, order
 
@@ -54,7 +55,7 @@ class Mixed(MatrixNorm):
         if self.q == math.inf:
             return t
         sizes = lp_norm(ops.xp.abs(g), conjugate(self.p), self.axis, ops)
-        return t * ops.astype_like(lp_lmo(sizes, self.q, self._across, ops), t)
+        return t * astype_like(lp_lmo(sizes, self.q, self._across, ops), t, ops)
 
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         # Closed forms are known for these orders only.
@@ -86,7 +87,7 @@ def _flat(x: Array, ops: Ops) -> Array:
 
 def _phase(x: Array, a: Array, ops: Ops) -> Array:
     """``x / |x|``, 0 for 0."""
-    if ops.is_complex(x):
+    if is_complex(x):
         return x / ops.xp.where(a == 0, ops.xp.ones_like(a), a)
     one = ops.xp.ones_like(x)  # array-api-compat's sign asks a device for NaN
     return ops.xp.where(x > 0, one, ops.xp.where(x < 0, -one, ops.xp.zeros_like(x)))

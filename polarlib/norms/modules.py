@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 
 from polarlib.arrays.checks import instance, items
 from polarlib.arrays.entry import is_array
+from polarlib.arrays.library import at_least_single, format_name
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.norms.base import A, MatrixNorm, Norm, factor, times
@@ -132,8 +133,8 @@ class Modular(Norm):
 
 def _wide(w: Any) -> Any:
     """Convert half precision to float32, so that values of layers are not rounded one by one."""
-    if is_array(w) and ops_of(w).format_name(w):
-        return ops_of(w).at_least_single(w)
+    if is_array(w) and format_name(w):
+        return at_least_single(w, ops_of(w))
     return w
 
 

@@ -25,6 +25,7 @@ from polarlib.arrays.entered import Entered
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import above_noise
+from polarlib.arrays.library import astype_like, format_name
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks
 from polarlib.norms.base import A, inner, of_matrices
@@ -302,9 +303,9 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
             t = of_spectrum(u, kept, vh, ops)
             nuclear = ops.xp.sum(s, axis=-1, keepdims=True)[..., None]
         else:
-            t = ops.astype_like(factor.lmo(g), x)
+            t = astype_like(factor.lmo(g), x, ops)
             nuclear = inner(x, t, ops)
-        return ops.scale(t, ops.astype_like(nuclear, t)), e.scale
+        return ops.scale(t, astype_like(nuclear, t, ops)), e.scale
 
     return of_matrices(direction, g, "g")
 
@@ -350,8 +351,8 @@ def spectral_clip(g: A, limit: float) -> A:
 
     def direction(e: Entered) -> tuple[Array, float]:
         x, ops, xp = e.x, e.ops, e.ops.xp
-        largest = format_of(ops.format_name(x)).largest
-        smallest = format_of(ops.format_name(x)).smallest_normal
+        largest = format_of(format_name(x)).largest
+        smallest = format_of(format_name(x)).smallest_normal
         top = min(limit, largest)
         peak = ops.max_abs(x)
         scale = xp.zeros_like(peak) + e.scale
@@ -363,7 +364,7 @@ def spectral_clip(g: A, limit: float) -> A:
         clipped = of_spectrum(u, xp.minimum(row, level)[..., 0, :], vh, ops)
         inside = ops.max(row, axis=-1, keepdims=True) <= level
         # One of the two overflows at most, and is not taken then.
-        own, other = x * ops.astype_like(scale, x), clipped * ops.astype_like(unit, x)
+        own, other = x * astype_like(scale, x, ops), clipped * astype_like(unit, x, ops)
         return xp.where(inside, own, other), 1.0
 
     return of_matrices(direction, g, "g")

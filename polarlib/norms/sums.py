@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from polarlib.arrays.checks import instance, items, number
+from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, factor
 from polarlib.norms.fans import fanion
@@ -52,7 +53,7 @@ class MinkowskiSum(MatrixNorm):
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         # A low-precision term comes in its own format: the sum is formed in that of g.
-        lmos = (w * ops.astype_like(n._lmo(g, ops, precision), g) for w, n in self.terms)
+        lmos = (w * astype_like(n._lmo(g, ops, precision), g, ops) for w, n in self.terms)
         return functools.reduce(operator.add, lmos)
 
     def _value(self, x: Array, ops: Ops) -> Array:

@@ -30,6 +30,7 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.derivatives import tall
@@ -180,7 +181,7 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
     u, vh = (ops.adjoint(top.vh), ops.adjoint(top.u)) if wide else (top.u, top.vh)
     # Not e.leave, which would make the values complex with their matrix.
-    s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], ops.format_name(a))
+    s = ops.cast(ops.scale(top.s[..., None, :], e.scale)[..., 0, :], format_name(a))
     return top._replace(u=e.leave(u), s=s, vh=e.leave(vh))
 
 
@@ -301,7 +302,7 @@ class _Rule(NamedTuple):
         # that is not negative, a gap also keeps the value away from zero.
         gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
         least = xp.min(gaps, axis=-1, keepdims=True)
-        noise = max(self.at.x.shape[-2:]) * format_of(ops.format_name(s)).epsilon
+        noise = max(self.at.x.shape[-2:]) * format_of(format_name(s)).epsilon
         poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
         if not ops.is_abstract(poor) and bool(xp.any(poor)):
             worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
@@ -338,4 +339,4 @@ def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
 
 
 def _real(x: Array, ops: Ops) -> Array:
-    return ops.xp.real(x) if ops.is_complex(x) else x
+    return ops.xp.real(x) if is_complex(x) else x

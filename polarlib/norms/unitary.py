@@ -18,6 +18,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
 from polarlib.arrays.functions import above_noise
+from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops
 from polarlib.decomposition import polar
 from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
@@ -207,7 +208,7 @@ def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
 
 def of_spectrum(u: Array, s: Array, vh: Array, ops: Ops) -> Array:
     """Return ``U diag(s) V^H``."""
-    return ops.matmul(u * ops.astype_like(s, u)[..., None, :], vh)
+    return ops.matmul(u * astype_like(s, u, ops)[..., None, :], vh)
 
 
 # -- constructors ----------------------------------------------------------------------------

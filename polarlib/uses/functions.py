@@ -16,6 +16,7 @@ from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_peak
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import astype_like, at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import hermitian_part
@@ -128,7 +129,7 @@ def inverse_root(
     a, ops = as_matrix(a)
     check_square(a, "inverse_root")
     if start is not None:
-        start = _checked_start(start, a, ops)
+        start = _checked_start(start, a)
     if 0 in a.shape:
         return cast(ArrayT, empty_result(a, ops))
     find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
@@ -158,13 +159,13 @@ def _computed(
     )
     x, scale = entered.x, entered.scale
     reads = not ops.is_abstract(x) and (ops.host or not hinted)
-    h = hermitian_part(x, ops, default_tolerance(a.shape, ops.format_name(a)), look=reads)
-    given = format_of(ops.format_name(ops.at_least_single(a)))
-    wider = format_of(ops.format_name(x)).unit_roundoff < given.unit_roundoff
+    h = hermitian_part(x, ops, default_tolerance(a.shape, format_name(a)), look=reads)
+    given = format_of(format_name(at_least_single(a, ops)))
+    wider = format_of(format_name(x)).unit_roundoff < given.unit_roundoff
     root = None
     if start is not None and not ops.is_abstract(x):
         # The root of A / scale is scale**(1/p) times that of A.
-        guess = ops.scale(ops.astype_like(start, x), scale ** (1 / p))
+        guess = ops.scale(astype_like(start, x, ops), scale ** (1 / p))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
     # In the format of A itself products leave residuals far above those of an eigendecomposition.
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or hinted))
@@ -188,14 +189,14 @@ def _check_schedule(schedule: Schedule, p: int) -> None:
         )
 
 
-def _checked_start(start: Array, a: Array, ops: Ops) -> Array:
+def _checked_start(start: Array, a: Array) -> Array:
     start, _ = as_matrix(start, "start")
     check_same_place(a, "a", start, "start")
     if start.shape != a.shape:
         raise ValueError(
             f"start must have the shape of a, {tuple(a.shape)}, got {tuple(start.shape)}"
         )
-    if ops.is_complex(start) and not ops.is_complex(a):
+    if is_complex(start) and not is_complex(a):
         raise ValueError("start must be real, as a is, got complex entries; pass start.real")
     return start
 
@@ -243,7 +244,7 @@ def _by_products(
         else:
             # The bound exceeds the largest eigenvalue by a factor of up to n**(1/16).
             smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
-        working = format_of(ops.format_name(h)).epsilon
+        working = format_of(format_name(h)).epsilon
         # Rounded down to a power of 2**p, so that few schedules are designed and kept; by 0.001
         # more, since logarithms are rounded.
         schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
@@ -259,7 +260,7 @@ def _smallest(factor: Array, ops: Ops) -> float:
     eye = ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     inverse = ops.solve_lower(factor, eye)
     peak = ops.max_abs(inverse)
-    bound, _ = spectral_bound(ops.gram(inverse / ops.astype_like(peak, inverse)), ops)
+    bound, _ = spectral_bound(ops.gram(inverse / astype_like(peak, inverse, ops)), ops)
     return -ops.item(-(1 / (bound * peak * peak)))
 
 
@@ -287,12 +288,12 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
     _, v = ops.eigh(h)
     b = _congruence(v, h, v, ops)
     w = xp.linalg.diagonal(b)
-    w = xp.real(w) if ops.is_complex(b) else w
+    w = xp.real(w) if is_complex(b) else w
     w = xp.where(w > eps * xp.max(w, axis=-1, keepdims=True), w, xp.full_like(w, math.nan))
     rows, columns = w[..., :, None], w[..., None, :]
     eye = ops.eye(w.shape[-1], w)
     off = ops.frobenius(
-        b / ops.astype_like(xp.sqrt(rows) * xp.sqrt(columns), b) - ops.astype_like(eye, b)
+        b / astype_like(xp.sqrt(rows) * xp.sqrt(columns), b, ops) - astype_like(eye, b, ops)
     )
     if reads and not ops.item(off) <= DIAGONAL:
         _refuse(eps)
@@ -301,8 +302,8 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
     log = xp.log(rows / columns)
     apart = xp.where(log == 0, xp.ones_like(log), log)
     slopes = xp.where(log == 0, xp.full_like(log, -s), xp.expm1(-s * apart) / xp.expm1(apart))
-    slopes = ops.astype_like(slopes * columns ** (-1 - s), b)
-    core = xp.where(eye == 1, ops.astype_like(rows**-s, b), b * slopes)
+    slopes = astype_like(slopes * columns ** (-1 - s), b, ops)
+    core = xp.where(eye == 1, astype_like(rows**-s, b, ops), b * slopes)
     root = ops.hermitian_part(ops.matmul(ops.matmul(v, core), ops.adjoint(v)))
     return root if reads else root + xp.where(off <= DIAGONAL, off * 0, off * math.nan)
 
@@ -313,13 +314,13 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
     Parts are multiples of a unit that is so large that no sum of their products is rounded.
     """
     xp = ops.xp
-    share = 2.0 ** -((format_of(ops.format_name(h)).significand - 1) // 2)
+    share = 2.0 ** -((format_of(format_name(h)).significand - 1) // 2)
 
     def leading(x: Array) -> Array:
         unit = ops.binary_scale(ops.frobenius(x)) * (2 * share)
-        if not ops.is_complex(x):
+        if not is_complex(x):
             return xp.round(x / unit) * unit
-        real, imag = (ops.astype_like(xp.round(f(x) / unit) * unit, x) for f in (xp.real, xp.imag))
+        real, imag = (astype_like(xp.round(f(x) / unit) * unit, x, ops) for f in (xp.real, xp.imag))
         return real + imag * 1j
 
     def product(x: Array, y: Array) -> tuple[Array, Array]:
@@ -341,7 +342,7 @@ def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, flo
     """Whether a root is as good as is promised; its largest residual, and the residual itself."""
     n, low = r.shape[-1], _power(r, p // 2, ops)
     m = _congruence(low, h, low if p % 2 == 0 else ops.matmul(low, r), ops)
-    residual = ops.astype_like(ops.eye(n, r), r) - m
+    residual = astype_like(ops.eye(n, r), r, ops) - m
     norm = ops.frobenius(residual)
     # What rounding R alone would leave: the root of the condition number, here from below.
     condition = ops.max_abs(r) ** p * ops.max_abs(h)

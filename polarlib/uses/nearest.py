@@ -14,7 +14,13 @@ from polarlib.arrays.checks import number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, finite_peak
 from polarlib.arrays.functions import empty_result, trace
-from polarlib.arrays.library import dtype_name
+from polarlib.arrays.library import (
+    astype_like,
+    at_least_single,
+    dtype_name,
+    format_name,
+    is_complex,
+)
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
@@ -115,7 +121,7 @@ def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
     [[1.0, 0.0], [0.0, 1.0]]
     """
     a, ops = as_matrix(a)
-    refuse_complex(a, ops, "nearest_rotation")
+    refuse_complex(a, "nearest_rotation")
     check_square(a, "nearest_rotation")
     r = number("regularization", regularization, 0)
     if 0 in a.shape:
@@ -134,8 +140,8 @@ def check_square(a: Array, name: str) -> None:
         raise ValueError(f"{name} needs square matrices, got shape {tuple(a.shape)}")
 
 
-def refuse_complex(a: Array, ops: Ops, name: str) -> None:
-    if ops.is_complex(a):
+def refuse_complex(a: Array, name: str) -> None:
+    if is_complex(a):
         raise TypeError(
             f"{name} needs real matrices, got {dtype_name(a)}: the nearest special unitary matrix "
             "has no closed form; use nearest_orthogonal or procrustes for the nearest unitary one"
@@ -145,7 +151,7 @@ def refuse_complex(a: Array, ops: Ops, name: str) -> None:
 def found_rotation(a: Array) -> Array:
     """Nearest rotation of real matrices that nobody differentiates."""
     ops = ops_of(a)
-    return ops.astype_like(_rotation(ops.at_least_single(a), ops), a)
+    return astype_like(_rotation(at_least_single(a, ops), ops), a, ops)
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
@@ -190,7 +196,7 @@ def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
     sign = ops.determinant_sign(ops.matmul(u, vh))
     last = u[..., -1:] * sign
     r = polished(ops.matmul(xp.concat([u[..., :-1], last], axis=-1), vh), ops)
-    tol = default_tolerance(x.shape, ops.format_name(x))
+    tol = default_tolerance(x.shape, format_name(x))
     size = ops.frobenius(x)
     w = ops.matmul(ops.adjoint(r), x)
     best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]

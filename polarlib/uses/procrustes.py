@@ -11,6 +11,7 @@ from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
 from polarlib.arrays.functions import common_dtype, constant
+from polarlib.arrays.library import astype_like, at_least_single, format_name
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
@@ -78,19 +79,19 @@ def procrustes(
     """
     a, b, ops = _pair(a, b)
     if flag("rotation", rotation):
-        refuse_complex(a, ops, "procrustes(rotation=True)")
+        refuse_complex(a, "procrustes(rotation=True)")
     r = number("regularization", regularization, 0)
     # Each by its own power of two: Q is the same, and their product cannot overflow.
     x, y = enter(a, "a", ops=ops).x, enter(b, "b", ops=ops).x
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
-        return cast(ArrayT, ops.astype_like(product, a))
+        return cast(ArrayT, astype_like(product, a, ops))
     find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
     if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
-        return cast(ArrayT, ops.astype_like(constant(ops, find, product) + product * 0.0, a))
+        return cast(ArrayT, astype_like(constant(ops, find, product) + product * 0.0, a, ops))
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
-    return cast(ArrayT, ops.astype_like(q, a))
+    return cast(ArrayT, astype_like(q, a, ops))
 
 
 def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
@@ -110,7 +111,7 @@ def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
         ) from None
     if a.dtype != b.dtype:
         # Libraries promote nothing to a format of 8 bits or from it.
-        a, b = (ops.at_least_single(x) if "float8" in ops.format_name(x) else x for x in (a, b))
+        a, b = (at_least_single(x, ops) if "float8" in format_name(x) else x for x in (a, b))
         common = common_dtype(a, b, ops)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
     return a, b, ops.functional(a, b)

@@ -11,6 +11,7 @@ from polarlib._stages.options import default_tolerance
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import ArrayT, as_matrix, refuse_hidden
 from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import astype_like, format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import hermitian_part, polar
@@ -81,7 +82,7 @@ def _found_root(a: Array) -> Array:
     root = entered.scale
     x = ops.divide(entered.x, root)
     entered = entered._replace(x=None)  # so that the storage is free before the root takes more
-    tolerance = default_tolerance(a.shape, ops.format_name(a))
+    tolerance = default_tolerance(a.shape, format_name(a))
     z = hermitian_part(x, ops, tolerance, look=not hidden)
     if hidden:
         return entered.leave(_hidden_root(x, z, tolerance, ops), root)
@@ -102,7 +103,7 @@ def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
 def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
     """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
     xp = ops.xp
-    roots = ops.astype_like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors)
+    roots = astype_like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors, ops)
     return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
 
 
@@ -114,7 +115,7 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     xp = ops.xp
     factor = ops.cholesky(z)
     residual = ops.frobenius(ops.gemm(factor, ops.adjoint(factor), z, beta=-1.0))
-    limit = default_tolerance(z.shape, ops.format_name(z)) * ops.frobenius(z)
+    limit = default_tolerance(z.shape, format_name(z)) * ops.frobenius(z)
     right = residual <= limit  # NaN is not
     if bool(xp.all(right)):
         return polar(ops.adjoint(factor)).hermitian

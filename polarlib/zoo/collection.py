@@ -11,12 +11,12 @@ import scipy.linalg
 
 from polarlib.arrays.checks import count, flag
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import format_name
 from polarlib.zoo.matrices import (
     LARGEST,
     binomial,
     cauchy,
     floating,
-    format_name,
     frank,
     gaussian,
     graded,
@@ -164,7 +164,7 @@ def zoo(
     target = None if dtype is None else floating(dtype)
     want_real = target is None or target.kind != "c"
     want_complex = complex_ and (target is None or target.kind == "c")
-    largest = math.inf if target is None else format_of(format_name(target)).largest
+    largest = math.inf if target is None else format_of(format_name(np.empty(0, target))).largest
     for name, a in _real_zoo(n, seed):
         if np.abs(a).max() > largest / (2 * a.size):
             continue

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.linalg
 
 from polarlib.arrays.checks import count, items, number, shown
-from polarlib.arrays.ops import ops_of
+from polarlib.arrays.library import format_name
 from polarlib.arrays.settings import ignore_float_errors
 
 # Rows or columns: a matrix of 2 GiB, whose factors take minutes.
@@ -278,7 +278,7 @@ def floating(dtype: Any) -> np.dtype[Any]:
     """NumPy's dtype of a floating format."""
     with contextlib.suppress(Exception):  # of all kinds
         found: np.dtype[Any] = np.dtype(dtype)
-        if format_name(found):
+        if format_name(np.empty(0, found)):
             return found
     raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
 
@@ -289,7 +289,3 @@ def gaussian(m: int, n: int, seed: int, dtype: Any) -> np.ndarray:
     if np.dtype(dtype).kind == "c":
         return g + 1j * rng.standard_normal((m, n))
     return g
-
-
-def format_name(dtype: np.dtype[Any]) -> str:
-    return ops_of(np.empty(0, dtype)).format_name(np.empty(0, dtype))

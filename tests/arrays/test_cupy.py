@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import polarlib
 from polarlib._methods import METHODS
 from polarlib.arrays import cublas
+from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.engine.iterate import iterate
@@ -150,7 +151,7 @@ def test_workspace_of_the_engine(cupy, shape, turned, dtype):
     x = cupy.asarray(sample(shape, dtype))
     x = x.swapaxes(-1, -2).copy().swapaxes(-1, -2) if turned else x
     square = x.nbytes * shape[-1] // shape[-2]
-    ops = rounded(ops_of(x), ops_of(x).format_name(x))
+    ops = rounded(ops_of(x), format_name(x))
     steps = [(1.5, -0.5)] * 2 + [(1.875, -1.25, 0.375)] * 2
     memory.usage.reset()
     before = memory.usage.used
@@ -198,7 +199,7 @@ def test_gemm_leaves_its_operands_alone(cupy, dtype):
     for given, before in ((x, a), (y, b), (z, c)):
         np.testing.assert_array_equal(given.get(), before)
     np.testing.assert_allclose(got.get(), 0.5 * (a @ b) - 2 * c, rtol=tolerance(dtype), atol=1e-5)
-    beta = cupy.full((), -2.0, dtype=ops.format_name(x))
+    beta = cupy.full((), -2.0, dtype=format_name(x))
     with cupy_standin.no_sync():
         again = ops.gemm(x, y, z, alpha=0.5, beta=beta)
     np.testing.assert_array_equal(again.get(), got.get())
@@ -238,7 +239,7 @@ def test_elementwise_operations_keep_their_type(cupy, dtype):
     wide = a.astype("c16")
     norm = ops.frobenius(x)
     assert norm.shape == (3, 1, 1)
-    assert norm.dtype == ("f8" if np.dtype(dtype).itemsize == 8 * (1 + ops.is_complex(x)) else "f4")
+    assert norm.dtype == ("f8" if np.dtype(dtype).itemsize == 8 * (1 + is_complex(x)) else "f4")
     np.testing.assert_allclose(norm.get()[:, 0, 0], np.linalg.norm(wide, axis=(1, 2)), rtol=1e-6)
     for got, want in (
         (ops.divide(x, norm), wide / norm.get()),

@@ -37,8 +37,17 @@ from polarlib.arrays.functions import (
     trace,
 )
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import bytes_of_entry, on_cpu
+from polarlib.arrays.library import (
+    astype_like,
+    at_least_single,
+    bytes_of_entry,
+    format_name,
+    is_complex,
+    on_cpu,
+    to_working_format,
+)
 from polarlib.arrays.ops import Diagonal, is_native, ops_of
+from polarlib.arrays.torch_sharded import placements
 
 KINDS = (
     "numpy",
@@ -215,39 +224,39 @@ def check_working_in(lab):
 
 def check_to_working_format(lab):
     x = lab.make(lab.sample())
-    assert lab.ops.to_working_format(x) is x
+    assert to_working_format(x, lab.ops) is x
     single = "complex64" if lab.dtype.startswith("complex") else "float32"
     lab.equal(
-        lab.ops._working_in("float32").to_working_format(x),
+        to_working_format(x, lab.ops._working_in("float32")),
         lab.sample().astype(single),
         dtype=single,
     )
 
 
 def check_is_complex(lab):
-    assert lab.ops.is_complex(lab.make(lab.sample())) == lab.dtype.startswith("complex")
+    assert is_complex(lab.make(lab.sample())) == lab.dtype.startswith("complex")
 
 
 def check_format_name(lab):
-    assert lab.ops.format_name(lab.make(lab.sample())) == lab.real
+    assert format_name(lab.make(lab.sample())) == lab.real
     if lab.kind not in ("torch, recording",):
-        assert lab.ops.format_name(lab.make(np.eye(2), "int32")) == ""
+        assert format_name(lab.make(np.eye(2), "int32")) == ""
 
 
 def check_cast(lab):
     x = lab.make(lab.sample())
     assert lab.ops.cast(x, lab.real) is x
     for name in ("float32", "float64"):
-        to = COMPLEX[name] if lab.ops.is_complex(x) else name
+        to = COMPLEX[name] if is_complex(x) else name
         lab.equal(lab.ops.cast(x, name), lab.sample().astype(to), dtype=to)
 
 
 def check_at_least_single(lab):
     x = lab.make(lab.sample())
-    assert lab.ops.at_least_single(x) is x
+    assert at_least_single(x, lab.ops) is x
     if lab.kind not in ("array_api_strict", "dask", "torch, recording"):
         half = lab.make(np.eye(2), "float16")
-        lab.equal(lab.ops.at_least_single(half), np.eye(2), dtype="float32", like=half)
+        lab.equal(at_least_single(half, lab.ops), np.eye(2), dtype="float32", like=half)
 
 
 def check_dtype(lab):
@@ -257,11 +266,11 @@ def check_dtype(lab):
 
 def check_astype_like(lab):
     x, y = lab.make(lab.sample()), lab.make(lab.sample(), lab.dtype)
-    assert lab.ops.astype_like(x, y) is x
+    assert astype_like(x, y, lab.ops) is x
     wider = {"float32": "float64", "complex64": "complex128"}.get(lab.dtype, lab.dtype)
     large = lab.make(np.full((2, 2), 1e300), wider)
     want = np.full((2, 2), 1e300 if wider == lab.dtype else INF)
-    host = lab.host(lab.ops.astype_like(large, x))
+    host = lab.host(astype_like(large, x, lab.ops))
     np.testing.assert_array_equal(host.real, want)
     assert host.dtype == lab.dtype
 
@@ -770,7 +779,7 @@ def check_is_sharded(lab):
 
 
 def check_placements(lab):
-    assert lab.ops.placements(lab.make(lab.sample())) == ()
+    assert placements(lab.make(lab.sample())) == ()
 
 
 def check_entrywise(lab):
@@ -794,7 +803,7 @@ def check_fits(lab):
 
 def check_bytes_of_entry(lab):
     x = lab.make(lab.sample())
-    assert bytes_of_entry(x, lab.ops) == np.dtype(lab.dtype).itemsize
+    assert bytes_of_entry(x) == np.dtype(lab.dtype).itemsize
 
 
 def check_common_dtype(lab):
@@ -916,10 +925,13 @@ def check_can_hold(lab):
     assert not can_hold(x[..., ::2], x)
 
 
-# Made of primitives, alike for every library.
-FUNCTIONS = {"as_complex", "as_scalar", "bytes_of_entry", "common_dtype", "constant", "norm_1"}
-FUNCTIONS |= {"can_hold", "empty_result", "fits", "is_native", "norm_bound", "on_cpu", "sqrt"}
-FUNCTIONS |= {"trace"}
+# Made of primitives, or of what an array says of itself.
+FUNCTIONS = {
+    *("as_complex", "as_scalar", "astype_like", "at_least_single", "bytes_of_entry"),
+    *("can_hold", "common_dtype", "constant", "empty_result", "fits", "format_name"),
+    *("is_complex", "is_native", "norm_1", "norm_bound", "on_cpu", "placements", "sqrt"),
+    *("to_working_format", "trace"),
+}
 # Methods that arrays/ alone calls.
 PRIVATE = {"check_sharding", "dtype", "entrywise", "has_double", "of", "store", "working_in"}
 CHECKS = {
@@ -1007,8 +1019,8 @@ def test_nan_is_kept(kind, dtype):
             got = lab.host(without_warnings(f, x, lab.ops))
             assert np.isfinite(got[0]).all(), name
             assert not np.isfinite(got[1]).all(), name
-        parts = lab.ops.xp.real(x) if lab.ops.is_complex(x) else x
-        imaginary = lab.ops.xp.imag(x) if lab.ops.is_complex(x) else x
+        parts = lab.ops.xp.real(x) if is_complex(x) else x
+        imaginary = lab.ops.xp.imag(x) if is_complex(x) else x
         assert math.isfinite(lab.ops.item(parts)) == (dtype == "complex128")
         assert math.isnan(lab.ops.item(imaginary))
         for axis in (-1, -2, (-2, -1)):

@@ -15,6 +15,7 @@ import polarlib
 from polarlib import Status, design, orthogonalize, polar
 from polarlib._methods.halley import halley, rational
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.library import at_least_single, format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import round_to
 from polarlib.testing import SPECTRA, spectrum, with_singular_values
@@ -315,8 +316,8 @@ def test_libraries_agree(lib, dtype):
         a = a + 1j * rng.standard_normal(a.shape)
     x = lib.asarray(a, dtype)
     ops = ops_of(x)
-    wide = ops.at_least_single(x)
-    precision = ops.format_name(x)
+    wide = at_least_single(x, ops)
+    precision = format_name(x)
     before = lib.to_numpy(x).tobytes()
     q, run = rational(wide, ops, halley(), precision=precision)
     assert lib.to_numpy(x).tobytes() == before

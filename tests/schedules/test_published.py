@@ -11,6 +11,7 @@ import mpmath
 import numpy as np
 import pytest
 from conftest import library
+from scipy.optimize import brentq
 
 import polarlib
 from polarlib import (
@@ -26,6 +27,8 @@ from polarlib._schedules.images import odd_image
 from polarlib._schedules.products import even_products
 from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.ops import ops_of
+from polarlib.engine.normalise import normalise
 from polarlib.published import conventions, own_goals
 
 NAMES = polarlib.schedules()
@@ -182,11 +185,14 @@ def with_normalised(x, kind):
         t = (1 - x * x) / (1 + x * x)
         w, v = np.linalg.eigh([[1.0, t], [t, 1.0]])
         return (v * np.sqrt(w)) @ v.T
-    # Bounds by sums of powers of singular values; "moments" is exact for two that differ.
-    power = {"frobenius": 2, "schatten4": 4, "spectral": 32}.get(kind)
-    if power is None:
+    if kind == "none":
         return np.diag([x, 1.0 if x < 1 else 0.5])
-    return np.diag([x, (1 - x**power) ** (1 / power)])
+
+    def excess(other):  # of the bound over 1, which grows with the other singular value
+        a = np.diag([x, other])
+        return x / normalise(a, ops_of(a), kind)[0][0, 0] - 1
+
+    return np.diag([x, brentq(excess, 0.0, 1.0) if excess(0.0) < 0 < excess(1.0) else float(x < 1)])
 
 
 @pytest.mark.parametrize("safety", [None, 1.25])
