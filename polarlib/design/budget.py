@@ -6,57 +6,46 @@ next rho grows with rho, so of two sequences the cheaper one with the larger rho
 both go on, and only sequences that no other one beats in cost and rho need be kept. That is exact:
 it finds what trying all sequences finds.
 
-With a number format, a step also has rounding noise, ``u (h + gamma sum |c_i| h**(2 i + 1))`` for u
-the unit roundoff, h the upper end of its interval or image. The next step is designed on an
-interval that is larger by that much, so noise costs rho, and the search weighs it against the
-degree. A step whose noise could turn singular vectors is not used at all. The noise depends on the
-degree and on rho alone, and shrinks as rho grows, so the search stays exact.
+With a number format, the ends are those of where rounding can take the interval, and every step is
+the best for them (:mod:`polarlib.design.rounding`). The last one has nothing after it and keeps no
+room, so every sequence is ended by a step of its own. A step is designed only where the rho that it
+would have in exact arithmetic is not reached by a cheaper sequence.
 
 References: composition of degrees by dynamic programming, for comparisons under homomorphic
 encryption, E. Lee, J.-W. Lee, J.-S. No, Y.-S. Kim, ePrint 2020/834; greedy optimality, N. Amsel,
-D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932. Costs of matrix products, and noise in the
+D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932. Costs of matrix products, and rounding in the
 state, are this library's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from polarlib._schedules.products import even_products
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import number
 from polarlib.arrays.formats import format_of
 from polarlib.design.compose import flat_step, greedy
-from polarlib.design.doubles import BeyondDoublesError, exact_value, image_of_rounded
+from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
+from polarlib.design.rounding import (
+    DesignState,
+    Rounding,
+    first_state,
+    last_step,
+    next_step,
+    rho_without_rounding,
+)
 
-# gamma: rounding noise of a step in units of u sum |c_i| h^(2i+1), where products accumulate in a
-# wider format, and where they do not. Overshoots of single steps, measured at n = 48 and 128, were
-# .04 to .36 of that (the most where all singular values sit on one maximum of the step) and .3 to
-# 2.1, growing with n. Chosen by experiment on compositions, some 200 for each value, five narrow
-# formats, hostile spectra: with .05 some diverge, with .1 one reaches 1.70 instead of 1.12, with .2
-# one exceeds its image by .026 and all others by at most .51 u times the sum of their last step. In
-# float32 .2 diverges, 2 does not.
-NOISE = 0.2
-NOISE_ACCUMULATED = 4.0
-# More of it where the engine forms powers and blocks (Paterson-Stockmeyer, degree 9 and above):
-# .36 / .2, from the same measurements; without it 3, 9, 9 reaches 1.55 instead of 1.11 in tf32.
-BLOCKS = 1.8
-# A step is designed on [c gamma u, 1] or less, so that no singular value above that comes out near
-# 0, where noise can turn its vectors. Chosen by experiment: in bfloat16 about the least that keeps
-# the wide quintic, and hostile singular values then kept their vectors.
-CUSHION = 16.0
-# Largest noise of a step, in units of its smallest value on the interval it was designed for.
-# Chosen by experiment: with 1, large singular values came out at half of what they should be.
-SHARE = 0.5
-# Relative gain in rho below which more products are not worth it: a few roundings of a double.
-WORTH = 2e-15
+# Relative gain in rho below which more products are not worth it: a few roundings of a double, and
+# that part of a rounding of the format.
+WORTH, WORTH_ROUNDINGS = 2e-15, 1 / 64
 
 
 class DegreeSequence(NamedTuple):
@@ -67,8 +56,8 @@ class DegreeSequence(NamedTuple):
     cost : float
         What it costs, in the units of the cost model (matrix products by default).
     error : float
-        Worst error ``|1 - s|`` on the interval; with a number format, the rounding noise of the
-        last step at the upper end included.
+        Worst error ``|1 - s|`` on the interval; with a number format, that with a fifth of the
+        bound of every rounding, the largest part that was measured.
     degrees : tuple of int
         Degree of each step, the first applied first.
     """
@@ -78,62 +67,119 @@ class DegreeSequence(NamedTuple):
     degrees: tuple[int, ...]
 
 
-class _Rounding(NamedTuple):
-    """Unit roundoff and gamma of a number format; zero for exact arithmetic."""
+class _Ratio(NamedTuple):
+    """What a composition has reached in exact arithmetic."""
 
-    unit: float = 0.0
-    gamma: float = 0.0
-
-    def noise(self, top: float, step: Sequence[float]) -> float:
-        """Noise of a result of size `top`, the sum of terms of the sizes of the coefficients."""
-        block, _ = even_products(len(step) - 1)
-        gain = sum(map(abs, step)) * (BLOCKS if block > 1 else 1.0)
-        return self.unit * (top + self.gamma * gain)
-
-
-class _Step(NamedTuple):
-    """A step on [rho, 1], not centred: coefficients, ends of the image, noise, and its limit."""
-
-    coefficients: tuple[float, ...]
-    low: float
-    high: float
-    noise: float
-    limit: float
-
-    @property
-    def rho(self) -> float:
-        """Ratio of the ends that the next step is designed for."""
-        return self.low / (self.high + self.noise)
+    rho: float
 
 
 @functools.lru_cache(maxsize=4096)
-def _step(degree: int, rho: float, rounding: _Rounding) -> _Step:
-    c = flat_step(degree // 2, rho, 1.0)
-    if c is not None:
-        return _Step(c, 1.0, 1.0, rounding.noise(1.0, c), SHARE)
-    start = max(rho, CUSHION * rounding.gamma * rounding.unit)
+def _ratio(degree: int, rho: float) -> float:
+    """The best rho after a step on [rho, 1]; 0 where doubles do not hold its coefficients."""
+    if flat_step(degree // 2, rho, 1.0) is not None:
+        return 1.0
     try:
-        b = best(degree, start)
-    except BeyondDoublesError:  # noise beyond any limit: it is not used
-        return _Step((), rho, 1.0, math.inf, 0.0)
-    c, smallest = b.coefficients, b.complement
-    # p grows up to its first maximum, so below `start` its least value is at rho.
-    low = smallest if start == rho else exact_value(c, rho)
-    high = 2 - smallest
-    return _Step(c, low, high, rounding.noise(high, c), SHARE * smallest)
+        smallest = float(best(degree, rho).complement)
+    except BeyondDoublesError:
+        return 0.0
+    return smallest / (2 - smallest)
 
 
-def _rounding(precision: str | None) -> _Rounding:
-    if precision is None:
-        return _Rounding()
-    f = format_of(precision)
-    own = f.carrier == f.name  # products accumulate in the format itself
-    return _Rounding(f.unit_roundoff, NOISE_ACCUMULATED if own else NOISE)
+def _unbeaten(
+    lower: float, most: float, once: float, prices: Mapping[int, float], f: Rounding | None
+) -> Iterator[tuple[float, tuple[int, ...], Any]]:
+    """Cost, degrees and state of all sequences that no cheaper one beats in rho, cheapest first."""
+    start = _Ratio(lower) if f is None else first_state(lower, f)
+    worth = 1.0 if f is None else 1 + WORTH_ROUNDINGS * f.unit
+    # By cost, of equal ones the best first: by a bound of rho until it is the turn of a step, which
+    # is then designed and put back.
+    heap: list[tuple[float, float, int, tuple[int, ...], Any, bool]]
+    heap = [(once, -start.rho, 0, (), start, True)]
+    reached = 0.0
+    while heap:
+        spent, rho, count, sequence, state, designed = heapq.heappop(heap)
+        if sequence and -rho <= reached * worth:
+            continue
+        if not designed:
+            with contextlib.suppress(BeyondDoublesError):
+                state = _Ratio(-rho) if f is None else next_step(state, sequence[-1], f)
+                heapq.heappush(heap, (spent, -state.rho, count, sequence, state, True))
+            continue
+        reached = -rho if sequence else 0.0
+        yield spent, sequence, state
+        for d in prices:
+            longer = (*sequence, d)
+            spent = math.fsum((once, *(prices[k] for k in longer)))
+            if spent <= most:
+                rho = _ratio(d, state.rho) if f is None else rho_without_rounding(state, d)
+                heapq.heappush(heap, (spent, -rho, count + 1, longer, state, False))
 
 
-def _start(lower: float, upper: float, rounding: _Rounding) -> float:
-    """First rho: the input is as noisy as the result of the step p(x) = x."""
-    return lower / (upper * (1 + rounding.noise(1.0, (1.0,))))
+def designed_for(
+    lower: float,
+    upper: float,
+    matmuls: float,
+    once: float,
+    prices: Mapping[int, float],
+    f: Rounding | None,
+) -> list[tuple[DegreeSequence, Any]]:
+    """The frontier on [lower, upper], with the state of each sequence on [lower / upper, 1]."""
+    cheapest = min(prices.values())
+    if matmuls < once + cheapest:
+        raise ValueError(
+            f"matmuls={matmuls:g} is below the cheapest step, which costs {once + cheapest:g}"
+        )
+    most = matmuls if f is None else matmuls - cheapest * (1 - 1e-9)  # sums are rounded
+    ends: list[tuple[float, float, tuple[int, ...], Any]] = []
+    for spent, sequence, state in _unbeaten(lower / upper, most, once, prices, f):
+        if f is None:
+            ends += [(spent, -state.rho, sequence, state)] * bool(sequence)
+            continue
+        for d in prices:
+            longer = (*sequence, d)
+            cost = math.fsum((once, *(prices[k] for k in longer)))
+            if cost <= matmuls:
+                with contextlib.suppress(BeyondDoublesError):
+                    done = last_step(state, d, f)[1]
+                    ends += [(cost, -done.rho_reached, longer, done)] * (done.lower > 0)
+    ends.sort(key=lambda end: (*end[:2], len(end[2]), end[2]))
+    worth = 1 + max(WORTH, WORTH_ROUNDINGS * f.unit if f else 0.0)
+    found: list[tuple[DegreeSequence, Any]] = []
+    kept = 0.0
+    for cost, rho, chosen, state in ends:
+        if -rho > kept * worth:
+            kept = -rho
+            found.append((DegreeSequence(cost, (1 + rho) / (1 - rho), chosen), state))
+    if not found:
+        said = (
+            f"degrees {', '.join(map(str, prices))} on [{lower:g}, {upper:g}] are beyond double "
+            "coefficients"
+        )
+        if f is not None:
+            said = (
+                f"{f.format.name} leaves no step within matmuls={matmuls:g} whose rounding keeps "
+                f"singular values above 0: {said} or this format"
+            )
+        raise BeyondDoublesError(f"{said}; allow lower degrees")
+    return found
+
+
+def schedule_of(state: DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
+    """The steps of a state as a schedule on [lower, upper]."""
+    first, *others = state.steps
+    scaled = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(first))
+    precision = f.format
+    return Schedule(
+        steps=(scaled, *others),
+        lower=lower,
+        upper=upper,
+        name=f"for {precision.name}, degrees {', '.join(str(2 * len(c) - 1) for c in state.steps)}",
+        source=(
+            f"best on [{lower:g}, {upper:g}] with rounding to {precision.name}: input up to "
+            f"{f.upper:.7g}, room for {f.upward:g} of the bound above each step and all of it "
+            f"below; coefficients in {precision.carrier}"
+        ),
+    )
 
 
 def frontier(
@@ -172,22 +218,23 @@ def frontier(
     -------
     tuple of DegreeSequence
         Costs rise and errors fall. An entry is in it if ``(1 - E) / (1 + E)``, E its error, exceeds
-        that of the entry before by more than a few roundings of a double (of the format, if one is
-        given): among equals the cheapest, then the shortest, then the one with smaller degrees
-        first. In plain form a smaller budget gives the beginning of the same list.
+        that of the entry before by more than a few roundings of a double (1/64 of one of the
+        format, if one is given): among equals the cheapest, then the shortest, then the one with
+        smaller degrees first. In plain form a smaller budget gives the beginning of the same list.
 
     Raises
     ------
     ValueError
         For a bad interval, budget, degree or cost, an unknown format; for a budget below the
-        cheapest step; where no affordable step is accurate enough in the format; and for an unknown
-        form, or a shape together with a cost.
+        cheapest step; where no affordable step keeps singular values above 0 in the format; and for
+        an unknown form, or a shape together with a cost.
 
     Notes
     -----
-    In plain form the search is exact. In Gram form it is exact but for the restarts, which depend
-    on all steps together: sequences that no cheaper one beats, were each as cheap as it can be, are
-    priced with their restarts, and the best of these are returned.
+    In plain form the search is exact; in a format, as far as the best steps under its rounding are
+    found, to some 1e-3 of the ratio of their ends. In Gram form it is exact but for the restarts,
+    which depend on all steps together: sequences that no cheaper one beats, were each as cheap as
+    it can be, are priced with their restarts, and the best of these are returned.
 
     Examples
     --------
@@ -201,103 +248,47 @@ def frontier(
     7 0.0103 (5, 9)
     8 0.0006 (9, 9)
     """
+    found = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)
+    return tuple(choice for choice, _ in found)
+
+
+def _frontier(
+    lower: float,
+    matmuls: float,
+    upper: float,
+    degrees: Iterable[int],
+    cost: Callable[[int], float] | Mapping[int, float] | None,
+    precision: str | None,
+    form: str,
+    shape: Sequence[int] | None,
+) -> list[tuple[DegreeSequence, Any]]:
+    """The frontier with a schedule for each sequence, None in exact arithmetic."""
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
     section, each = once, prices = prices_by_degree(degrees, cost, form, shape)
     if form == "gram" and precision is None:
         precision = "float32"
-    rounding = _rounding(precision)
     if form == "gram" and once < 0:  # no sequence is cheaper than with a restart after every step
         once, prices = 0.0, {d: c + once for d, c in prices.items()}
-    cheapest = once + min(prices.values())
-    if matmuls < cheapest:
-        raise ValueError(
-            f"matmuls={matmuls:g} is below the cheapest step, which costs {cheapest:g}"
-        )
-    worth = 1 + max(WORTH, max(1.0, rounding.gamma) * rounding.unit)
-    found: list[DegreeSequence] = []
-    reached = kept = 0.0
-    # Sequences in the order of their costs, of equal ones the best first.
-    heap: list[tuple[float, float, int, tuple[int, ...]]] = [(once, -_start(l, u, rounding), 0, ())]
-    while heap:
-        spent, rho, count, sequence = heapq.heappop(heap)
-        rho = -rho
-        if sequence:
-            if rho <= reached:
-                continue
-            reached = rho
-            if rho > kept * worth:
-                kept = rho
-                found.append(DegreeSequence(spent, (1 - rho) / (1 + rho), sequence))
-        for d in prices:
-            longer = (*sequence, d)
-            spent = math.fsum((once, *(prices[k] for k in longer)))
-            if spent > matmuls:
-                continue
-            step = _step(d, rho, rounding)
-            if step.noise <= step.limit:
-                heapq.heappush(heap, (spent, -step.rho, count + 1, longer))
-    if not found:
-        first = {d: _step(d, _start(l, u, rounding), rounding) for d in prices}
-        if precision is None:
-            raise BeyondDoublesError(
-                f"degrees {', '.join(map(str, prices))} on [{l:g}, {u:g}] are beyond double "
-                "coefficients; allow lower degrees"
-            )
-        said = ", ".join(f"degree {d} {s.noise:.2g} > {s.limit:.2g}" for d, s in first.items())
-        raise ValueError(
-            f"{precision} leaves no step within matmuls={matmuls:g} on [{l:g}, {u:g}]: the "
-            f"rounding noise of a first step exceeds half of its smallest value ({said}); allow "
-            "lower degrees or more products, or take a format with more digits"
-        )
+    f = None if precision is None else Rounding.of(format_of(precision))
+    found: list[tuple[DegreeSequence, Any]] = [
+        (choice, f and schedule_of(state, f, l, u))
+        for choice, state in designed_for(l, u, matmuls, once, prices, f)
+    ]
     if form == "plain" or precision is None:
-        return tuple(found)
-    return _with_restarts(found, l, u, matmuls, section, each, precision)
-
-
-def _with_restarts(
-    choices: Iterable[DegreeSequence],
-    lower: float,
-    upper: float,
-    matmuls: float,
-    section: float,
-    prices: Mapping[int, float],
-    precision: str,
-) -> tuple[DegreeSequence, ...]:
-    """Price sequences with the restarts of their Gram form, and keep those that no other beats."""
+        return found
+    # Priced with the restarts of their Gram form; those that no other one beats are kept.
     priced = []
-    for choice in choices:
-        restarts = len(_restarts(_composed(lower, upper, choice.degrees, precision), precision))
-        cost = math.fsum(([section] * (1 + restarts)) + [prices[d] for d in choice.degrees])
-        if cost <= matmuls:
-            priced.append(choice._replace(cost=cost))
-    kept: list[DegreeSequence] = []
-    for choice in sorted(priced):
-        if not kept or choice.error < kept[-1].error:
-            kept.append(choice)
-    return tuple(kept)
-
-
-def _composed(lower: float, upper: float, chosen: Sequence[int], precision: str) -> Schedule:
-    """Steps of these degrees, each on the image of the one before enlarged by its rounding."""
-    rounding = _rounding(precision)
-    rho = _start(lower, upper, rounding)
-    steps, top = [], lower / rho
-    for d in chosen:
-        s = _step(d, rho, rounding)
-        centre = (s.low + s.high) / 2
-        step = tuple(c / centre / top ** (2 * i + 1) for i, c in enumerate(s.coefficients))
-        image_of_rounded(step, (s.low / centre, s.high / centre), rho * top, top)
-        steps.append(step)
-        rho, top = s.rho, (s.high + s.noise) / centre
-    return Schedule(
-        steps=tuple(steps),
-        lower=lower,
-        upper=upper,
-        name=f"degrees {', '.join(map(str, chosen))} for {precision}",
-        source=f"minimax steps on [{lower}, {upper}], each on the image of the one before "
-        f"enlarged by its rounding noise in {precision}",
-    )
+    for choice, s in found:
+        sections = [section] * (1 + len(_restarts(s, precision)))
+        paid = math.fsum(sections + [each[d] for d in choice.degrees])
+        if paid <= matmuls:
+            priced.append((choice._replace(cost=paid), s))
+    found = []
+    for choice, s in sorted(priced, key=lambda pair: pair[0]):
+        if not found or choice.error < found[-1][0].error:
+            found.append((choice, s))
+    return found
 
 
 def best_degrees(
@@ -333,19 +324,10 @@ def best_degrees(
     >>> best_degrees(1e-3, 17, degrees=(3, 5))
     (3, 5, 5, 5, 5, 5)
     >>> best_degrees(1e-3, 17, precision="float16")
-    (3, 3, 5, 5, 9, 5)
+    (5, 5, 5, 9, 9)
     """
-    found = frontier(
-        lower,
-        matmuls,
-        upper=upper,
-        degrees=degrees,
-        cost=cost,
-        precision=precision,
-        form=form,
-        shape=shape,
-    )
-    return found[-1].degrees
+    found = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)
+    return found[-1][0].degrees
 
 
 def budget(
@@ -363,8 +345,9 @@ def budget(
 
     Without a number format it is the greedy composition of :func:`best_degrees`: no composition of
     steps of these degrees that costs as much has a smaller error. With one, each step is designed
-    on the image of the one before enlarged by its rounding noise, and on no interval wider than the
-    format resolves.
+    on where rounding can have taken the singular values before it, as :func:`for_precision` does:
+    ``budget(lower, n, degrees=d, precision=f)`` is ``for_precision(f, lower, matmuls=n,
+    degrees=d)``.
 
     Parameters
     ----------
@@ -382,9 +365,8 @@ def budget(
 
     Notes
     -----
-    Allowing for a format is a model of rounding, checked by experiment; it is no proof. It is that
-    of the plain form, and of float32 coefficients; :func:`polarlib.design.restarts` has that of the
-    Gram form.
+    Allowing for a format is a bound of rounding to first order, checked by experiment; it is no
+    proof. It is that of the plain form; :func:`polarlib.design.restarts` has that of the Gram form.
 
     Examples
     --------
@@ -393,26 +375,13 @@ def budget(
     (17, 0.0088)
     >>> s = budget(1e-3, 15, precision="bfloat16")
     >>> [2 * len(step) - 1 for step in s.steps], round(s.error(), 3)
-    ([5, 5, 5, 5, 5], 0.139)
+    ([5, 5, 5, 5, 5], 0.124)
 
     In Gram form the restarts that the format needs are paid for:
 
     >>> s = budget(1e-3, 8, form="gram", shape=(4096, 1024), precision="float16")
     >>> [2 * len(step) - 1 for step in s.steps]
-    [5, 5, 5, 9]
+    [5, 9, 9, 9]
     """
-    chosen = best_degrees(
-        lower,
-        matmuls,
-        upper=upper,
-        degrees=degrees,
-        cost=cost,
-        precision=precision,
-        form=form,
-        shape=shape,
-    )
-    if form == "gram" and precision is None:
-        precision = "float32"
-    if precision is None:
-        return greedy(lower, chosen, upper=upper)
-    return _composed(*check_interval(lower, upper), chosen, precision)
+    choice, s = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)[-1]
+    return s or greedy(lower, choice.degrees, upper=upper)

@@ -1,13 +1,11 @@
 """Design for a number format: the best schedule whose rounding errors are part of the design.
 
 Rounding is that of :mod:`polarlib.design.rounding`: each step is the best for the state before it.
-The best degrees for a number of products come from dynamic programming: a state counts by one
-number, the quotient of its ends.
+The best degrees for a number of products are those of :func:`polarlib.design.budget`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -18,15 +16,15 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import coefficients, polynomials
 from polarlib._schedules.targets import parse_target
 from polarlib._schedules.validity import MOST_STRIDE
-from polarlib.arrays.checks import count, instance, items, number, shown
+from polarlib.arrays.checks import count, instance, number, shown
 from polarlib.arrays.formats import format_of
-from polarlib.design.doubles import BeyondDoublesError
-from polarlib.design.remez import best, check_degree, check_interval
+from polarlib.design.budget import designed_for, schedule_of
+from polarlib.design.prices import prices_by_degree
+from polarlib.design.remez import check_interval
 from polarlib.design.rounding import (
     HIGHEST_START,
-    UPWARD,
+    DesignState,
     Rounding,
-    _DesignState,
     first_state,
     last_step,
     next_step,
@@ -44,9 +42,6 @@ FINEST = 0.005
 # upper end: large singular values then stay away from the noise, in which they would rotate.
 HIGHEST_CUSHION = 0.5
 LEAST_CUSHION = 1e-3
-# Part of the bound that rounding of a last step reaches on matrices with random singular vectors.
-# Measured on n = 128: 0.04 (float16) to 0.17 (8 bits) of it at degree 9.
-REACHED = 0.2
 # Error that double precision tells from none.
 DOUBLES = 2.0**-51
 
@@ -146,14 +141,14 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     return rows
 
 
-def _steps_of(start: _DesignState, count: int, f: Rounding) -> _DesignState:
+def _steps_of(start: DesignState, count: int, f: Rounding) -> DesignState:
     state = start
     for _ in range(count - 1):
         state = next_step(state, QUINTIC, f)
     return last_step(state, QUINTIC, f)[1]
 
 
-def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
+def _until_rounding(start: DesignState, f: Rounding) -> DesignState:
     """As many degree-5 steps as it takes for an error of one rounding."""
     state, floor = start, max(f.unit, DOUBLES)
     while True:
@@ -168,65 +163,13 @@ def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
         state = next_step(state, QUINTIC, f)
 
 
-def _products_of(
-    start: _DesignState, matmuls: int, f: Rounding, degrees: Sequence[int]
-) -> _DesignState:
-    """Best degrees for a number of products: a state is a quotient, and more is never worse."""
-    cost = {d: sum(product_counts([(1.0,) * (d // 2 + 1)])) for d in degrees}
-    cheapest = min(cost.values())
-    if matmuls < cheapest:
-        raise ValueError(f"matmuls={matmuls} is below the cheapest step, which costs {cheapest}")
-    states: dict[int, _DesignState] = {0: start}
-    for m in range(1, matmuls - cheapest + 1):
-        reached = 0.0
-        for d in reversed(degrees):
-            before = states.get(m - cost[d])
-            if before is None or _quotient_without_rounding(before, d) <= reached:
-                continue
-            with contextlib.suppress(BeyondDoublesError):
-                state = next_step(before, d, f)
-                if state.lower > reached * state.upper:
-                    reached, states[m] = state.lower / state.upper, state
-    ends = []
-    for d in degrees:
-        for m in (matmuls - cost[d], matmuls - cost[d] - 1):
-            if m in states:
-                with contextlib.suppress(BeyondDoublesError):
-                    ends.append((*last_step(states[m], d, f), d))
-    if not ends:
-        raise BeyondDoublesError(
-            f"degrees {', '.join(map(str, degrees))} on [{start.lower:g}, 1] are beyond double "
-            "coefficients or this format; allow lower degrees"
-        )
-    gentle = [end for end in ends if end[2] <= QUINTIC]
-    error, chosen, _ = min(gentle or ends, key=lambda end: end[0])
-    for other, state, _ in ends:
-        if other < error and _error_with_rounding(state) < _error_with_rounding(chosen):
-            error, chosen = other, state
-    return chosen
-
-
-def _error_with_rounding(state: _DesignState) -> float:
-    """Worst error with the part of the bound of its rounding that is reached."""
-    exact = max(abs(1 - v) for v in state.exact)
-    return exact + REACHED * (max(1 - state.lower, state.upper - 1) - exact)
-
-
-def _quotient_without_rounding(state: _DesignState, degree: int) -> float:
-    """Bound the quotient that a step can reach: in exact arithmetic."""
-    try:
-        return float(best(degree, state.lower, state.upper).rho) * (1 + 1e-9)
-    except BeyondDoublesError:
-        return math.inf
-
-
 def _widest(
-    designed: Callable[..., _DesignState], error: Any, unit: float, cushion: float
-) -> tuple[float, _DesignState]:
+    designed: Callable[..., DesignState], error: Any, unit: float, cushion: float
+) -> tuple[float, DesignState]:
     """Least lower end, to three digits, at which the design's error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
 
-    def meets(found: _DesignState, tolerance: float = error) -> bool:
+    def meets(found: DesignState, tolerance: float = error) -> bool:
         low, high = found.exact
         return max(1 - low, high - 1) <= tolerance
 
@@ -326,8 +269,7 @@ def for_precision(
     [3, 5, 5, 5, 5, 5]
     """
     precision = format_of(format)
-    given = items("degrees", degrees, "a list of odd degrees to choose from")
-    allowed = sorted({check_degree(d) for d in given})
+    _, prices = prices_by_degree(degrees, None, "plain", None)
     if (lower is None) == (error is None):
         raise ValueError(f"give lower or error, got lower={shown(lower)} and error={shown(error)}")
     if parse_target(target)[0] != "polar":
@@ -345,13 +287,14 @@ def for_precision(
         matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
     cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
 
-    def designed(l: float, cushion: float = cushion) -> _DesignState:
+    def designed(l: float, cushion: float = cushion) -> DesignState:
         f = Rounding.of(precision, cushion)
         start = first_state(l, f)
         if steps is not None:
             return _steps_of(start, steps, f)
         if matmuls is not None:
-            return _products_of(start, matmuls, f, allowed)
+            found: DesignState = designed_for(l, 1.0, matmuls, 0.0, prices, f)[-1][1]
+            return found
         return _until_rounding(start, f)
 
     if lower is not None:
@@ -361,14 +304,4 @@ def for_precision(
         raise ValueError(f"error={shown(error)} needs steps or matmuls; without, give lower")
     else:
         l, found = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
-    said = ", ".join(str(2 * len(step) - 1) for step in found.steps)
-    return Schedule(
-        steps=found.steps,
-        lower=l,
-        name=f"for {format}, degrees {said}",
-        source=(
-            f"best on [{l:g}, 1] with rounding to {format}: input up to "
-            f"{Rounding.of(precision).upper:.7g}, room for {UPWARD:g} of the bound above each step "
-            f"and all of it below; coefficients in {precision.carrier}"
-        ),
-    )
+    return schedule_of(found, Rounding.of(precision), l)

@@ -16,6 +16,7 @@ accurate to rounding however small l is.
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import functools
 import math
@@ -34,6 +35,8 @@ from polarlib.design.doubles import image_of_rounded, lifted
 DIGITS = 17
 # Digits that double precision may lose before multiple precision takes over; then 12 remain.
 LOSS = 2.5
+# And in searches, where the step found is designed again.
+ROUGH_LOSS = 6.0
 EXCHANGES = 60
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
@@ -337,8 +340,10 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
     return _best_double((degree - 1) // stride, l, u, stride)
 
 
-def rough(degree: int, lower: float, upper: float) -> Minimax:
-    """Best polynomial to about nine digits: in double precision up to degree 9, for searches.
+def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax:
+    """Best polynomial for searches: its values to about nine digits of max(E, fine), in doubles.
+
+    Below `fine` the error says nothing, and the polynomial may be another one of an error so small.
 
     Examples
     --------
@@ -346,12 +351,16 @@ def rough(degree: int, lower: float, upper: float) -> Minimax:
     True
     """
     q, low = degree // 2, lower / upper
-    if q == 4 and low < 0.9:
-        try:
-            found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
-        except (ArithmeticError, ValueError):
-            found = None
-        if found is not None and _lost(q, low, found[1]) < LOSS:
+    if q >= 3 and low < 0.95:
+        start = _chebyshev(q)
+        x, error, rho, values = _levelled(start, low, 2, _DOUBLE)
+        found = None
+        if error < fine:
+            found = _interpolate(start[1:], values[1:]), error, rho, start, x
+        else:
+            with contextlib.suppress(ArithmeticError, ValueError):
+                found = _exchange(q, low, start, _DOUBLE, 1e-9)
+        if found is not None and _lost(q, low, max(found[1], fine)) < ROUGH_LOSS:
             return _scaled(found, low, upper, float, 2)
     return best(degree, lower, upper)
 

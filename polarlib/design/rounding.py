@@ -24,16 +24,18 @@ The quotient of the ends is all that the next step depends on, and a larger quot
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib._schedules.images import odd_image, odd_value, turning_points
+from polarlib._schedules.images import odd_image, turning_points
 from polarlib._schedules.products import even_products
 from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.design.compose import pade
+from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.remez import Minimax, best, rough
 
 # Share of the bound u r(x) that is kept free above a step. Chosen by experiment: over 5e6 scalar
@@ -53,6 +55,9 @@ HIGHEST_START = 0.9
 # quotients are within 6e-4, relative, of those of a nested search over both, in e5m2 within 2e-3.
 ROUNDS = 2
 FINE = (0.003, 0.03)
+# Part of the bound that rounding reaches on matrices with random singular vectors. Measured for a
+# last step, n = 128: 0.04 (float16) to 0.17 (8 bits) of it at degree 9.
+REACHED = 0.2
 # Points at which the bound is evaluated besides ends and turning points, once a step.
 POINTS = np.linspace(0.0, 1.0, 257)
 # Where the error of the Pade step is below this part of its rounding, no step is better by more.
@@ -73,19 +78,22 @@ class Rounding(NamedTuple):
         Unit roundoff of the format.
     guarded : float
         The same with a bound of what rounding of the coefficients adds.
-    scalar : callable
-        Rounds a coefficient to the format in which products accumulate.
+    format : Format
+        The format; in its carrier products accumulate, and coefficients are rounded to it.
     cushion : float
         Least cushion of steps before the last, as a part of the upper end.
     upper : float
         Largest singular value of a normalised input.
+    upward : float
+        Share of the bound that is kept free above a step.
     """
 
     unit: float
     guarded: float
-    scalar: Callable[[float], float]
+    format: Format
     cushion: float
     upper: float
+    upward: float
 
     @classmethod
     def of(cls, precision: Format, cushion: float = 0.0) -> Rounding:
@@ -95,24 +103,45 @@ class Rounding(NamedTuple):
         return cls(
             unit,
             unit + GAIN_PER_BOUND * carrier.unit_roundoff,
-            lambda c: round_number(c, carrier),
+            precision,
             cushion,
             1 + unit + NORM_ROUNDINGS * carrier.unit_roundoff,
+            UPWARD,
         )
 
 
-class _DesignState(NamedTuple):
-    """Steps so far, where rounding can take [lower, 1], and where they take it without."""
+class DesignState(NamedTuple):
+    """Steps so far, where rounding can take [lower, 1], and where they take it without.
+
+    `reached` is where the part REACHED of each rounding takes it.
+    """
 
     steps: tuple[tuple[float, ...], ...]
     lower: float
     upper: float
     exact: tuple[float, float]
+    reached: tuple[float, float]
+
+    @property
+    def rho(self) -> float:
+        """Quotient of the ends: all that the next step depends on."""
+        return self.lower / self.upper
+
+    @property
+    def rho_reached(self) -> float:
+        """(1 - E) / (1 + E), E the worst error with the part of its rounding that is reached.
+
+        Rounding above 1 takes at most half of an exact 1 - E: where that is small, little is
+        reached whatever the rounding.
+        """
+        (low, high), (low_reached, high_reached) = self.exact, self.reached
+        left = min(low_reached, max(2 - high_reached, min(low, 2 - high) / 2))
+        return left / (2 - left)
 
 
-def first_state(lower: float, f: Rounding) -> _DesignState:
+def first_state(lower: float, f: Rounding) -> DesignState:
     """Return the state before the first step."""
-    return _DesignState((), lower, f.upper, (lower, 1.0))
+    return DesignState((), lower, f.upper, (lower, 1.0), (lower, 1.0))
 
 
 def rounding_bound(step: Sequence[float], x: Any) -> tuple[Any, Any]:
@@ -177,14 +206,20 @@ def _bound_by_products(step: Sequence[float], x: Any) -> tuple[Any, Any]:
 
 
 def _landing(
-    step: Sequence[float], lower: float, upper: float, turns: Iterable[float], unit: float
+    step: Sequence[float],
+    lower: float,
+    upper: float,
+    turns: Iterable[float],
+    unit: float,
+    upward: float,
 ) -> tuple[float, float]:
     """Where rounding can take [lower, upper]; `turns` are the turning points of the step."""
     x = np.concatenate([lower + (upper - lower) * POINTS, [t for t in turns if lower < t < upper]])
     p, r = rounding_bound(step, x)
-    return float((p - unit * r).min()), float((p + UPWARD * unit * r).max())
+    return float((p - unit * r).min()), float((p + upward * unit * r).max())
 
 
+@functools.lru_cache(maxsize=4096)
 def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -> Sequence[float]:
     """Step of a degree with the largest quotient of the ends of where rounding takes [l, u]."""
     unit = f.guarded
@@ -192,33 +227,36 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
 
     flat = pade(degree // 2)
     low, high = odd_image([flat], lower, upper, extended=False)
-    if max(1 - low, high - 1) <= NARROW * unit * rounding_bound(flat, 1.0)[1]:
+    flat_rounding = unit * rounding_bound(flat, 1.0)[1]
+    if max(1 - low, high - 1) <= NARROW * flat_rounding and (degree <= 5 or flat_rounding < 0.25):
         return flat
 
-    def ends(start: float, room: float) -> tuple[float, float, float]:
-        """Value at the lower end, and ends of where rounding takes the interval."""
+    def ends(start: float, room: float) -> tuple[float, float, float, float]:
+        """Value at the lower end, that less its rounding, and where rounding takes all."""
         b = designed(start, room)
-        low, high = _landing(b.coefficients, lower, upper, b.extrema, unit)
-        return odd_value(b.coefficients, lower), low, high
+        low, high = _landing(b.coefficients, lower, upper, b.extrema, unit, f.upward)
+        p, r = rounding_bound(b.coefficients, lower)
+        return p, p - unit * r, low, high
 
     def designed(start: float, room: float) -> Minimax:
-        return rough(degree, math.exp(start) * upper, upper * (1 + unit * math.exp(room)))
+        lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(room))
+        return rough(degree, lowest, highest, unit / 64)
 
     # The room is found for the value at the lower end, not at the minima, which the cushion raises
     # afterwards: of one function of both numbers, an alternation stops at its kinks.
     def for_room(room: float, start: float) -> float:
-        first, _, high = ends(start, room)
+        first, _, _, high = ends(start, room)
         return -first / high
 
     def for_start(start: float, room: float) -> float:
-        _, low, high = ends(start, room)
+        _, _, low, high = ends(start, room)
         return -low / high
 
     def least(
-        f: Callable[[float, float], float], bounds: tuple[float, float], other: float, fine: float
+        of: Callable[[float, float], float], bounds: tuple[float, float], other: float, fine: float
     ) -> float:
         found = minimize_scalar(
-            f, bounds=bounds, args=(other,), method="bounded", options={"xatol": fine}
+            of, bounds=bounds, args=(other,), method="bounded", options={"xatol": fine}
         )
         return float(found.x)
 
@@ -227,39 +265,51 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
     starts = math.log(lowest), math.log(HIGHEST_START)
     start = starts[0]
     for _ in range(ROUNDS):
-        room = least(for_room, rooms, start, FINE[1])
-        if starts[0] >= starts[1]:
+        before, room = start, least(for_room, rooms, start, FINE[1])
+        start, (_, first, low, _) = starts[0], ends(starts[0], room)
+        if starts[0] < starts[1] and low < first:  # a minimum is lower: a cushion raises it
+            found = least(for_start, starts, room, FINE[0])
+            if for_start(found, room) < for_start(start, room):  # the search only comes near it
+                start = found
+        if start == before:
             break
-        start = least(for_start, starts, room, FINE[0])
-        if for_start(starts[0], room) <= for_start(start, room):  # the search only comes near it
-            start = starts[0]
     lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(room))
     return best(degree, lowest, highest).coefficients
 
 
-def _after(state: _DesignState, step: Sequence[float], f: Rounding) -> _DesignState:
+def _after(state: DesignState, step: Sequence[float], f: Rounding) -> DesignState:
     """State after a step that is centred at 1 in exact arithmetic and rounded to scalars.
 
     The next step sees quotients only, so the centre is free, and errors are read off the exact.
     """
     low, high = odd_image([step], *state.exact, extended=False)
     centre = max((low + high) / 2, high / BELOW_TWO)
-    found = []
+    carrier, found = format_of(f.format.carrier), []
     for scale in (1.0, centre):  # near 1 the rounding of scaled coefficients can be worse
-        scaled = tuple(f.scalar(c / scale) for c in step)
+        scaled = tuple(round_number(c / scale, carrier) for c in step)
         low, high = exact = odd_image([scaled], *state.exact, extended=False)
         found.append((max(1 - low, high - 1), scaled, exact))
     _, step, exact = min(found)
-    low, high = _landing(step, state.lower, state.upper, turning_points(step), f.unit)
-    return _DesignState((*state.steps, step), low, high, exact)
+    turns = turning_points(step)
+    low, high = _landing(step, state.lower, state.upper, turns, f.unit, f.upward)
+    reached = _landing(step, *state.reached, turns, REACHED * f.unit, 1.0)
+    return DesignState((*state.steps, step), low, high, exact, reached)
 
 
-def next_step(state: _DesignState, degree: int, f: Rounding) -> _DesignState:
+def rho_without_rounding(state: DesignState, degree: int) -> float:
+    """Bound the quotient that a step can reach: in exact arithmetic."""
+    try:
+        return float(rough(degree, state.lower, state.upper).rho) * (1 + 1e-9)
+    except BeyondDoublesError:
+        return 1.0
+
+
+def next_step(state: DesignState, degree: int, f: Rounding) -> DesignState:
     """One more step that is not the last."""
     return _after(state, _best_under_rounding(degree, state.lower, state.upper, f), f)
 
 
-def last_step(state: _DesignState, degree: int, f: Rounding) -> tuple[float, _DesignState]:
+def last_step(state: DesignState, degree: int, f: Rounding) -> tuple[float, DesignState]:
     """One more step, the last: least error in exact arithmetic, and that error.
 
     Nothing comes after it that could diverge, so it keeps no room. It is designed up to where
@@ -273,5 +323,6 @@ def last_step(state: _DesignState, degree: int, f: Rounding) -> tuple[float, _De
         if candidates[0].lower <= 0:
             candidates = [next_step(state, degree, f)]
     candidates.append(_after(state, pade(degree // 2), f))
+    candidates = [s for s in candidates if s.lower > 0] or candidates
     error, k = min((max(abs(1 - v) for v in s.exact), k) for k, s in enumerate(candidates))
     return error, candidates[k]
