@@ -35,8 +35,8 @@ from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
 from polarlib.design.rounding import (
-    DesignState,
     Rounding,
+    _DesignState,
     first_state,
     last_step,
     next_step,
@@ -164,7 +164,7 @@ def designed_for(
     return found
 
 
-def schedule_of(state: DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
+def schedule_of(state: _DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
     """The steps of a state as a schedule on [lower, upper]."""
     first, *others = state.steps
     scaled = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(first))

@@ -23,8 +23,8 @@ from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import check_interval
 from polarlib.design.rounding import (
     HIGHEST_START,
-    DesignState,
     Rounding,
+    _DesignState,
     first_state,
     last_step,
     next_step,
@@ -141,14 +141,14 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     return rows
 
 
-def _steps_of(start: DesignState, count: int, f: Rounding) -> DesignState:
+def _steps_of(start: _DesignState, count: int, f: Rounding) -> _DesignState:
     state = start
     for _ in range(count - 1):
         state = next_step(state, QUINTIC, f)
     return last_step(state, QUINTIC, f)[1]
 
 
-def _until_rounding(start: DesignState, f: Rounding) -> DesignState:
+def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
     """As many degree-5 steps as it takes for an error of one rounding."""
     state, floor = start, max(f.unit, DOUBLES)
     while True:
@@ -164,12 +164,12 @@ def _until_rounding(start: DesignState, f: Rounding) -> DesignState:
 
 
 def _widest(
-    designed: Callable[..., DesignState], error: Any, unit: float, cushion: float
-) -> tuple[float, DesignState]:
+    designed: Callable[..., _DesignState], error: Any, unit: float, cushion: float
+) -> tuple[float, _DesignState]:
     """Least lower end, to three digits, at which the design's error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
 
-    def meets(found: DesignState, tolerance: float = error) -> bool:
+    def meets(found: _DesignState, tolerance: float = error) -> bool:
         low, high = found.exact
         return max(1 - low, high - 1) <= tolerance
 
@@ -287,13 +287,13 @@ def for_precision(
         matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
     cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
 
-    def designed(l: float, cushion: float = cushion) -> DesignState:
+    def designed(l: float, cushion: float = cushion) -> _DesignState:
         f = Rounding.of(precision, cushion)
         start = first_state(l, f)
         if steps is not None:
             return _steps_of(start, steps, f)
         if matmuls is not None:
-            found: DesignState = designed_for(l, 1.0, matmuls, 0.0, prices, f)[-1][1]
+            found: _DesignState = designed_for(l, 1.0, matmuls, 0.0, prices, f)[-1][1]
             return found
         return _until_rounding(start, f)
 

@@ -110,7 +110,7 @@ class Rounding(NamedTuple):
         )
 
 
-class DesignState(NamedTuple):
+class _DesignState(NamedTuple):
     """Steps so far, where rounding can take [lower, 1], and where they take it without.
 
     `reached` is where the part REACHED of each rounding takes it.
@@ -139,9 +139,9 @@ class DesignState(NamedTuple):
         return left / (2 - left)
 
 
-def first_state(lower: float, f: Rounding) -> DesignState:
+def first_state(lower: float, f: Rounding) -> _DesignState:
     """Return the state before the first step."""
-    return DesignState((), lower, f.upper, (lower, 1.0), (lower, 1.0))
+    return _DesignState((), lower, f.upper, (lower, 1.0), (lower, 1.0))
 
 
 def rounding_bound(step: Sequence[float], x: Any) -> tuple[Any, Any]:
@@ -277,7 +277,7 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
     return best(degree, lowest, highest).coefficients
 
 
-def _after(state: DesignState, step: Sequence[float], f: Rounding) -> DesignState:
+def _after(state: _DesignState, step: Sequence[float], f: Rounding) -> _DesignState:
     """State after a step that is centred at 1 in exact arithmetic and rounded to scalars.
 
     The next step sees quotients only, so the centre is free, and errors are read off the exact.
@@ -293,10 +293,10 @@ def _after(state: DesignState, step: Sequence[float], f: Rounding) -> DesignStat
     turns = turning_points(step)
     low, high = _landing(step, state.lower, state.upper, turns, f.unit, f.upward)
     reached = _landing(step, *state.reached, turns, REACHED * f.unit, 1.0)
-    return DesignState((*state.steps, step), low, high, exact, reached)
+    return _DesignState((*state.steps, step), low, high, exact, reached)
 
 
-def rho_without_rounding(state: DesignState, degree: int) -> float:
+def rho_without_rounding(state: _DesignState, degree: int) -> float:
     """Bound the quotient that a step can reach: in exact arithmetic."""
     try:
         return float(rough(degree, state.lower, state.upper).rho) * (1 + 1e-9)
@@ -304,12 +304,12 @@ def rho_without_rounding(state: DesignState, degree: int) -> float:
         return 1.0
 
 
-def next_step(state: DesignState, degree: int, f: Rounding) -> DesignState:
+def next_step(state: _DesignState, degree: int, f: Rounding) -> _DesignState:
     """One more step that is not the last."""
     return _after(state, _best_under_rounding(degree, state.lower, state.upper, f), f)
 
 
-def last_step(state: DesignState, degree: int, f: Rounding) -> tuple[float, DesignState]:
+def last_step(state: _DesignState, degree: int, f: Rounding) -> tuple[float, _DesignState]:
     """One more step, the last: least error in exact arithmetic, and that error.
 
     Nothing comes after it that could diverge, so it keeps no room. It is designed up to where
