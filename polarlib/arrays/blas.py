@@ -317,8 +317,10 @@ def _inner(v: Array, w: Array) -> float:
     """Real part of the inner product of two vectors; NumPy would wake its own pool for it."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
     dot = routines(v.dtype.char).dot
-    starts = range(0, v.size, CHUNK)  # an error that grows like the length of one run
-    return sum(float(dot(v[i : i + CHUNK], w[i : i + CHUNK])) for i in starts)
+    total = 0.0
+    for i in range(0, v.size, CHUNK):  # an error that grows like the length of one run
+        total += float(dot(v[i : i + CHUNK], w[i : i + CHUNK]))
+    return total
 
 
 def upper_norm(z: Array) -> float:

@@ -32,24 +32,26 @@ def import_library(name: str) -> Any:
 
 def dtype_name(x: Array) -> str:
     """Name of an array's dtype, the same for every library: ``"float32"``, ``"complex128"``, ..."""
-    return _name_of_dtype(x.dtype)
-
-
-# NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
-@functools.lru_cache(maxsize=128, typed=True)
-def _name_of_dtype(dtype: Any) -> str:
-    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-
-
-def is_complex(x: Array) -> bool:
-    """Whether the entries are complex."""
-    return dtype_name(x).startswith("complex")
+    return _names(x.dtype)[0]
 
 
 def format_name(x: Array) -> str:
     """Name of the format of an array's entries (of their parts, if complex); "" if none."""
-    name = FORMAT_OF_DTYPE.get(dtype_name(x), dtype_name(x))
-    return name if name in FORMATS else ""
+    return _names(x.dtype)[1]
+
+
+def is_complex(x: Array) -> bool:
+    """Whether the entries are complex."""
+    return _names(x.dtype)[0].startswith("complex")
+
+
+# NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
+@functools.lru_cache(maxsize=128, typed=True)
+def _names(dtype: Any) -> tuple[str, str]:
+    """Names of a dtype and of its format."""
+    name = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+    precision = FORMAT_OF_DTYPE.get(name, name)
+    return name, precision if precision in FORMATS else ""
 
 
 class Library:

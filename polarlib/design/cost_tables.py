@@ -93,14 +93,14 @@ def kernel_costs(
     (1.0, True)
     """
     device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
-    if not served().get(text("library", library), Ops).has_cpu:
-        device = "gpu"
     own = os.environ.get(VARIABLE) or None
-    return dict(_costs(library, format_of(format_name).carrier, n, device, own))
+    return dict(_costs(text("library", library), format_of(format_name).carrier, n, device, own))
 
 
 @functools.lru_cache(maxsize=1024)
 def _costs(library: str, format_name: str, n: int, device: str, own: str | None) -> Any:
+    if not served().get(library, Ops).has_cpu:
+        device = "gpu"
     table = _table(library, device, own)
     at, nodes = np.log(n), np.log(table["sizes"])
     costs = {k: float(np.interp(at, nodes, v)) for k, v in table[format_name].items()}
