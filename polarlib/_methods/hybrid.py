@@ -321,8 +321,6 @@ def _lifted(
     scratch: tuple[Array, Array] | None = None,
 ) -> _Square | None:
     """A matrix of better condition, by the rational step on a QR factor, in double precision."""
-    if not kernels.has_qr:
-        return None
     found = lift(x, kernels, upper=upper, scratch=scratch)
     if not found.lower > 0:
         return None
@@ -369,8 +367,7 @@ def _unitary(
             low, high = ratio, 1.0
         g = kernels.gram(x)
     own = plan(ratio, eps, costs)[1] if ratio > 0 else math.inf
-    lifts = not found.certain and kernels.has_qr
-    other = _cost_of_lifting(ratio, eps, costs) if lifts else math.inf
+    other = math.inf if found.certain else _cost_of_lifting(ratio, eps, costs)
     if may_decompose and not course.steps and costs["svd"] < min(own, other):
         return None
     if other < LIFTING_PAYS * own:

@@ -101,7 +101,7 @@ def resolvent(
         ``X^H X``, if it is known. Not changed.
     """
     kernels = ops.kernels(x) if x.ndim == 2 and isinstance(c, float) else None
-    if kernels is not None and kernels.has_qr:
+    if kernels is not None:
         spent = 1 if how == "householder" else int(gram is None) + 2 * (how != "cholesky")
         return kernels.stable_resolvent(x, c, weight, how, gram), spent
     xp = ops.xp

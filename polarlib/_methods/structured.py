@@ -52,7 +52,7 @@ def structured(
     See :func:`lift` for the step and its sources.
     """
     kernels = ops.kernels(x)
-    if kernels is None or not kernels.has_qr:
+    if kernels is None:
         return qdwh(x, ops, tol=tol, callback=callback, lower=lower)
     return one_by_one(lambda a, show: _single(a, ops, kernels, tol, show), x, callback)
 

@@ -1,13 +1,9 @@
-"""Kernels on NumPy matrices through SciPy's BLAS and LAPACK: in place, in one memory order.
+"""Kernels on NumPy matrices, made of routines of BLAS and LAPACK: in place, in one memory order.
 
 Matrices here are two-dimensional and column-major (``x.flags.f_contiguous``), of one of the four
 types of BLAS. A row-major matrix is worked on as its transpose, without conjugation: whoever calls
 knows what that means for what is computed. Hermitian matrices are stored in their upper triangle;
 no kernel reads the lower one, and only :func:`mirror` writes it.
-
-NumPy's and SciPy's wheels each bring an OpenBLAS with a pool of threads, and when both are awake
-they wait for each other, many times as long as a product takes: hence neither ``@`` nor ``np.vdot``
-on large arrays wherever these kernels are used.
 """
 
 from __future__ import annotations
@@ -15,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-from scipy.linalg import blas, lapack
+
+from polarlib.arrays import routines
+from polarlib.arrays.routines import LETTERS
 
 Array = Any
 
@@ -42,35 +38,16 @@ RESOLVED = 10.0
 # matrix of the same numbers may be orthogonal to it.
 DIRECTION = 20120911
 
-_LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
-ADJOINT = 2  # BLAS's code for the conjugate transpose
-
 
 def computes_in(dtype: np.dtype) -> bool:
     """Whether BLAS computes in a type; without the byte order of other machines."""
-    return dtype.char in _LETTERS and dtype.isnative
+    return dtype.char in LETTERS and dtype.isnative and routines.source() is not None
 
 
 def has_kernels(*arrays: Array) -> bool:
     """Whether arrays are matrices of one type, and one that BLAS computes in."""
-    kind = arrays[0].dtype.char
-    return kind in _LETTERS and all(a.ndim == 2 and a.dtype.char == kind for a in arrays)
-
-
-@functools.cache
-def routines(kind: str) -> SimpleNamespace:
-    """BLAS and LAPACK routines of a type (``dtype.char``), Hermitian ones under one name."""
-    letter = _LETTERS[kind]
-    real = letter in "sd"
-    names = {name: name for name in ("gemm", "trmm", "trsm", "trsv", "axpy")}
-    names |= {"herk": "syrk", "hemm": "symm", "hemv": "symv"} if real else {}
-    hetrf = "sytrf" if real else "hetrf"
-    names = {name: name for name in ("herk", "hemm", "hemv")} | names
-    found = {name: getattr(blas, letter + of) for name, of in names.items()}
-    found |= {name: getattr(lapack, letter + name) for name in ("potrf", "trtri")}
-    found["hetrf"] = getattr(lapack, letter + hetrf)
-    found["dot"] = getattr(blas, ("s" if letter in "sc" else "d") + "dot")
-    return SimpleNamespace(**found)
+    dtype = arrays[0].dtype
+    return computes_in(dtype) and all(a.ndim == 2 and a.dtype == dtype for a in arrays)
 
 
 # -- storage ---------------------------------------------------------------------------------
@@ -127,16 +104,14 @@ def gram(x: Array, out: Array | None = None, *, alpha: float = 1.0, rows: bool =
     k = x.shape[0 if rows else 1]
     if out is None:
         out = np.zeros((k, k), x.dtype, order="F")
-    trans = 0 if rows else ADJOINT
-    return routines(x.dtype.char).herk(alpha, x, trans=trans, c=out, overwrite_c=True)
+    return routines.herk(alpha, x, 0.0, out, trans="N" if rows else "C")
 
 
 def times(x: Array, z: Array, out: Array, *, beta: float = 0.0) -> Array:
     """Store ``X Z + beta X`` in `out`, Z Hermitian."""
     if beta:
         np.multiply(x, x.dtype.type(beta), out=out)
-    hemm = routines(x.dtype.char).hemm
-    return hemm(1.0, z, x, side=1, beta=float(beta != 0), c=out, overwrite_c=True)
+    return routines.hemm(x, z, float(beta != 0), out)
 
 
 def quadratic(g: Array, work: Array, c0: float, c1: float, c2: float) -> None:
@@ -159,9 +134,8 @@ def matmul(
     if flip:
         a, b = b.T, a.T
     (a, turn_a), (b, turn_b) = columns(a), columns(b)
-    gemm = routines(a.dtype.char).gemm
-    turns = {"trans_a": int(turn_a), "trans_b": int(turn_b)}
-    result = gemm(alpha, a, b, beta=beta, c=target, overwrite_c=True, **turns)
+    turns = {"left": "NT"[turn_a], "right": "NT"[turn_b]}
+    result = routines.gemm(alpha, a, b, beta, target, **turns)
     if not (out.flags.f_contiguous or out.flags.c_contiguous):  # then `target` is a copy
         out[...] = result
     return out
@@ -189,9 +163,9 @@ def whole_gram(x: Array, out: Array | None = None) -> Array:
 def cholesky(z: Array) -> bool:
     """Replace the upper triangle of Z by R with ``Z = R^H R``; False if it is not definite."""
     # Some implementations go on when they meet NaN: sums of rows show it, of the triangle alone.
-    if not np.isfinite(routines(z.dtype.char).hemv(1.0, z, np.ones(len(z), z.dtype))).all():
+    if not np.isfinite(routines.hemv(z, np.ones(len(z), z.dtype))).all():
         return False
-    return bool(routines(z.dtype.char).potrf(z, lower=0, clean=0, overwrite_a=True)[1] == 0)
+    return routines.potrf(z)
 
 
 def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool:
@@ -207,16 +181,14 @@ def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool
     inverses = _inverse_blocks(z)
     _solve(x, z, inverses, out, alpha)
     n = z.shape[0]
-    call = routines(x.dtype.char)
     for j, inverse in reversed(inverses):
         end = j + inverse.shape[0]
         part = out[:, j:end]
         if end < n:
-            a, b = out[:, end:], z[j:end, end:]
-            call.gemm(-1.0, a, b, trans_b=ADJOINT, beta=1.0, c=part, overwrite_c=True)
-        call.trmm(1.0, inverse, part, side=1, trans_a=ADJOINT, overwrite_b=True)
+            routines.gemm(-1.0, out[:, end:], z[j:end, end:], 1.0, part, right="C")
+        routines.trmm(1.0, inverse, part, side="R", trans="C")
     if beta:
-        call.axpy(x.T.reshape(-1), out.T.reshape(-1), a=beta)
+        routines.axpy(beta, x.T.reshape(-1), out.T.reshape(-1))
     return True
 
 
@@ -227,7 +199,7 @@ def solve(x: Array, r: Array, out: Array, *, rows: bool = False) -> None:
     """
     if rows:
         np.copyto(out, x)
-        routines(x.dtype.char).trsm(1.0, r, out, side=0, trans_a=ADJOINT, overwrite_b=True)
+        routines.trsm(1.0, r, out, trans="C")
     else:
         _solve(x, r, _inverse_blocks(r), out, 1.0)
 
@@ -236,20 +208,20 @@ def _inverse_blocks(r: Array) -> list[tuple[int, Array]]:
     """Where the blocks on the diagonal of a triangular matrix begin, and their inverses."""
     n = r.shape[0]
     size = SMALLER if n < SMALLER_BELOW else SOLVED
-    trtri = routines(r.dtype.char).trtri
-    blocks = ((j, np.array(r[j : j + size, j : j + size], order="F")) for j in range(0, n, size))
-    return [(j, trtri(block, lower=0, overwrite_c=True)[0]) for j, block in blocks]
+    blocks = [(j, np.array(r[j : j + size, j : j + size], order="F")) for j in range(0, n, size)]
+    for _, block in blocks:
+        routines.trtri(block)
+    return blocks
 
 
 def _solve(x: Array, r: Array, inverses: list[tuple[int, Array]], out: Array, alpha: float) -> None:
-    call = routines(x.dtype.char)
     for j, inverse in inverses:
         end = j + inverse.shape[0]
         part = out[:, j:end]
         np.multiply(x[:, j:end], x.dtype.type(alpha), out=part)
         if j:
-            call.gemm(-1.0, out[:, :j], r[:j, j:end], beta=1.0, c=part, overwrite_c=True)
-        call.trmm(1.0, inverse, part, side=1, overwrite_b=True)
+            routines.gemm(-1.0, out[:, :j], r[:j, j:end], 1.0, part)
+        routines.trmm(1.0, inverse, part, side="R")
 
 
 # -- steps of an iteration: `polarlib.engine.drive.Kernels` -------------------------------------
@@ -314,12 +286,11 @@ def norm(x: Array) -> float:
 
 
 def _inner(v: Array, w: Array) -> float:
-    """Real part of the inner product of two vectors; NumPy would wake its own pool for it."""
+    """Real part of the inner product of two vectors."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
-    dot = routines(v.dtype.char).dot
     total = 0.0
     for i in range(0, v.size, CHUNK):  # an error that grows like the length of one run
-        total += float(dot(v[i : i + CHUNK], w[i : i + CHUNK]))
+        total += float(np.dot(v[i : i + CHUNK], w[i : i + CHUNK]))
     return total
 
 
@@ -330,14 +301,13 @@ def upper_norm(z: Array) -> float:
 
 def largest(z: Array, steps: int) -> float:
     """Estimate of the largest eigenvalue of a positive semidefinite matrix, by Lanczos' method."""
-    apply = functools.partial(routines(z.dtype.char).hemv, 1.0, z)
-    return _lanczos(apply, z.shape[0], z.dtype, steps)
+    return _lanczos(functools.partial(routines.hemv, z), z.shape[0], z.dtype, steps)
 
 
 def smallest(r: Array, steps: int) -> float:
     """Estimate of the smallest eigenvalue of ``R^H R``, by Lanczos' method on its inverse."""
-    trsv = routines(r.dtype.char).trsv
-    inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans=ADJOINT)), r.shape[0], r.dtype, steps)
+    trsv = routines.trsv
+    inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans="C")), r.shape[0], r.dtype, steps)
     return 1 / inverse if inverse > 0 else math.nan
 
 
@@ -365,13 +335,11 @@ def count_eigenvalues_above(z: Array, cut: float) -> int:
     ``L D L^H`` by Bunch and Kaufman, whose 2 x 2 blocks have an eigenvalue of either sign.
     """
     factor = z.copy(order="F")
-    call = routines(z.dtype.char)
     top = largest(factor, RITZ_STEPS)
     if not math.isfinite(top):
         return 0
     add_diagonal(factor, -cut * top)
-    factor, pivots, _ = call.hetrf(factor, lwork=64 * z.shape[0], overwrite_a=True)
-    alone = pivots > 0
+    alone = routines.hetrf(factor) > 0
     return int(np.sum(diagonal(factor).real[alone] > 0)) + int(np.sum(~alone)) // 2
 
 
@@ -394,7 +362,8 @@ def _lanczos(apply: Callable[[Array], Array], n: int, dtype: Any, steps: int) ->
         previous, v = v, w * v.dtype.type(1 / off[-1])
     if not (np.all(np.isfinite(main)) and np.all(np.isfinite(off))):
         return math.nan
-    values, vectors = scipy.linalg.eigh_tridiagonal(main, off[:-1])
+    tridiagonal = np.diag(main) + np.diag(off[:-1], -1)  # of which the lower triangle is read
+    values, vectors = np.linalg.eigh(tridiagonal)
     return float(values[-1] + off[-1] * abs(vectors[-1, -1]))
 
 
@@ -425,7 +394,6 @@ def split(w: Array) -> float:
     """Replace W by its Hermitian part, exactly; return the Frobenius norm of the rest."""
     n = w.shape[0]
     half = w.real.dtype.type(0.5)
-    dot = routines(half.dtype.char).dot
     rest = 0.0
     for j in range(0, n, TILE):
         columns_j = slice(j, j + TILE)
@@ -438,5 +406,5 @@ def split(w: Array) -> float:
             w[rows_i, columns_j] = part
             w[columns_j, rows_i] = part.conj().T
             flat = above.ravel(order="K").view(half.dtype)  # no more than CHUNK entries
-            rest += (1 + (i < j)) * float(dot(flat, flat))
+            rest += (1 + (i < j)) * float(np.dot(flat, flat))
     return math.sqrt(rest)

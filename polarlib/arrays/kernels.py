@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polarlib.arrays import blas, qr_kernels
+from polarlib.arrays.routines import gemm, trmm, trsm, trtri
 
 Array = Any
 # Rows of a tall matrix that are multiplied at a time, in its own storage.
@@ -41,17 +42,12 @@ class NumpyKernels:
     upper_norm = staticmethod(blas.upper_norm)
     apply_q = staticmethod(qr_kernels.apply)
     factorise = staticmethod(qr_kernels.factorise)
-    invert = staticmethod(qr_kernels.invert)
+    invert = staticmethod(trtri)
     two_triangles = staticmethod(qr_kernels.two_triangles)
 
     def __init__(self) -> None:
         self._gram: Array | None = None
         self._iterates: list[Array | None] = [None, None]
-
-    @property
-    def has_qr(self) -> bool:
-        """Whether QR factorisations in place are there: SciPy publishes the routines."""
-        return qr_kernels.has_pointers()
 
     # -- storage -----------------------------------------------------------------------------
 
@@ -96,7 +92,6 @@ class NumpyKernels:
         `x` may have any memory order. Little more storage is used than that of the 2n x n stack.
         """
         n = x.shape[-1]
-        call = blas.routines(x.dtype.char)
         lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
         if how == "householder":
             if not math.isfinite(blas.max_abs(x)):  # LAPACK might not return
@@ -112,20 +107,21 @@ class NumpyKernels:
         if how == "cholesky":
             y = np.array(x.T, order="F")
             np.conjugate(y, out=y)
-            for turn in (blas.ADJOINT, 0):  # R^-1 R^-H X^H, the weight in the first solve
-                y = call.trsm(weight if turn else 1.0, r, y, trans_a=turn, overwrite_b=True)
+            for turn in "CN":  # R^-1 R^-H X^H, the weight in the first solve
+                trsm(weight if turn == "C" else 1.0, r, y, trans=turn)
             return np.conjugate(y, out=y).T
         y = np.zeros((n, 2 * n), x.dtype, order="F")  # the adjoint of the stack
         np.multiply(x.T, x.dtype.type(math.sqrt(c)), out=y[:, :n])
         np.conjugate(y[:, :n], out=y[:, :n])
         np.einsum("ii->i", y[:, n:])[...] = 1
-        y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
+        trsm(1.0, r, y, trans="C")
         blas.gram(y, r, rows=True)
         if not blas.cholesky(r):
             return lost
-        y = call.trsm(1.0, r, y, trans_a=blas.ADJOINT, overwrite_b=True)
+        trsm(1.0, r, y, trans="C")
         del r  # before the product takes storage
-        return call.gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], trans_a=blas.ADJOINT)
+        out = np.empty((n, n), x.dtype, order="F")
+        return gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], 0.0, out, left="C")
 
     @staticmethod
     def cholesky_qr(x: Array) -> tuple[Array | None, Callable[[Array], Array], float, float]:
@@ -136,7 +132,6 @@ class NumpyKernels:
         singular value.
         """
         y, flip = blas.columns(x)
-        call = blas.routines(y.dtype.char)
         g = blas.gram(y, rows=flip)
         first = np.empty_like(g)
         low, high = blas.extremes(g, first)
@@ -149,12 +144,12 @@ class NumpyKernels:
             return None, _same, low, high
 
         def back(v: Array) -> Array:
-            t = call.trsm(1.0, second, v)
+            t = trsm(1.0, second, np.array(v, order="F"))
             if flip:
-                return call.gemm(1.0, t, q, trans_a=blas.ADJOINT).T
-            return call.gemm(1.0, q, t)
+                return gemm(1.0, t, q, 0.0, np.empty_like(q, order="F"), left="C").T
+            return gemm(1.0, q, t, 0.0, np.empty_like(q, order="F"))
 
-        return call.trmm(1.0, second, first), back, low, high
+        return trmm(1.0, second, first), back, low, high
 
     @staticmethod
     def cholesky_qr_in_place(x: Array) -> tuple[Array, Callable[[Array], None]] | None:
@@ -167,7 +162,6 @@ class NumpyKernels:
             the Gram matrix cannot resolve the smallest singular value.
         """
         y, flip = blas.columns(x)
-        call = blas.routines(y.dtype.char)
         g = blas.gram(y, rows=flip)
         first = np.empty_like(g)
         low, high = blas.extremes(g, first)
@@ -179,14 +173,14 @@ class NumpyKernels:
         # The Gram matrix resolved the condition number, so that Q is near to orthonormal, and its
         # Gram matrix near to the identity: it has a Cholesky factor.
         blas.cholesky(second)
-        s = np.triu(call.trmm(1.0, second, first, overwrite_b=True))
+        s = np.triu(trmm(1.0, second, first))
         del first
         if flip:  # that was the factor of the conjugate
             np.conjugate(s, out=s)
             np.conjugate(second, out=second)
 
         def restore(v: Array) -> None:
-            t = call.trsm(1.0, second, v)
+            t = trsm(1.0, second, np.array(v, order="F"))
             # Blocks of rows: a copy of a block is all the storage that the product takes.
             for i in range(0, x.shape[0], ROWS):
                 x[i : i + ROWS] = blas.matmul(np.array(x[i : i + ROWS]), t)

@@ -1,31 +1,32 @@
-"""NumPy: kernels in place through BLAS, factorisations through SciPy."""
+"""NumPy: kernels in place and factorisations through BLAS and LAPACK themselves."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
-from polarlib.arrays import blas
+from polarlib.arrays import blas, routines
 from polarlib.arrays.arithmetic import LARGE_BLOCK, ranges
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import at_least_single, format_name, is_complex, numpy_dtype
-from polarlib.arrays.ops import finite_only, unless_it_fails
+from polarlib.arrays.ops import finite_only
 
 Array = Any
-# Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
-# more. Chosen by experiment.
+# Multiplications, or entries in a pass, from which routines of BLAS beat NumPy's functions; below,
+# calls cost more. Chosen by experiment.
 BLAS_FROM = 1 << 14
+# Columns up to which NumPy's own factorisations of whole stacks are faster, though they compute in
+# double precision. Chosen by experiment.
+STACKED_UP_TO = 64
 # ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
 CANCELS = 8.0
 
 
 class NumpyOps(InPlaceOps):
-    """NumPy, with SciPy's LAPACK: numpy.linalg would factorise float32 in double precision."""
+    """NumPy, with its LAPACK by address: numpy.linalg would factorise float32 in double."""
 
     library = "numpy"
     host = True
@@ -58,13 +59,6 @@ class NumpyOps(InPlaceOps):
     def _diagonal(self, z: Array) -> Array:
         """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
-
-    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
-        """Return ``a @ b``."""
-        work = a.shape[-2] * a.shape[-1] * b.shape[-1]
-        if self._is_long(a, b) or not _worth_blas(work, a, b, a if out is None else out):
-            return super().matmul(a, b, out)
-        return blas.matmul(a, b, out)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, exactly Hermitian."""
@@ -164,7 +158,7 @@ class NumpyOps(InPlaceOps):
 
     @staticmethod
     def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
-        """Apply a function of matrices to stacks of them (SciPy batches only some routines)."""
+        """Apply a function of matrices to each of a stack."""
         batch = stacks[0].shape[:-2]
         if not batch:
             return f(*stacks)
@@ -183,17 +177,13 @@ class NumpyOps(InPlaceOps):
     @finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
+        if not _one_by_one(x):
+            return super().svd(x)
 
         def one(a: Array) -> tuple[Array, ...]:
-            svd = functools.partial(scipy.linalg.svd, a, full_matrices=False, check_finite=False)
-
-            def lost() -> tuple[Array, ...]:
-                (m, n), k = a.shape, min(a.shape)
-                return tuple(self._nan(a, shape) for shape in ((m, k), (k,), (k, n)))
-
-            return unless_it_fails(
-                svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lost)
-            )
+            (m, n), k = a.shape, min(a.shape)
+            shapes = (m, k), (k,), (k, n)
+            return routines.svd(a) or tuple(self._nan(a, shape) for shape in shapes)
 
         u, s, vh = self._each(one, x)
         return u, s, vh
@@ -201,21 +191,28 @@ class NumpyOps(InPlaceOps):
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
-        q, r = self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
+        if not _one_by_one(x):
+            return super().qr(x)
+        q, r = self._each(routines.qr, x)
         return q, r
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
+        if not blas.computes_in(z.dtype):
+            return super().cholesky(z)
 
-        def one(a: Array) -> tuple[Array, ...]:
-            factor = functools.partial(scipy.linalg.cholesky, a, lower=True, check_finite=False)
-            return (unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
+        def one(a: Array) -> tuple[Array]:
+            # In row-major storage the lower triangle is the upper one of the transpose.
+            factor = np.tril(a)
+            return (factor if routines.potrf(factor.T) else np.full_like(a, np.nan),)
 
         return self._each(one, z)[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
         """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
+        if not blas.computes_in(z.dtype):
+            return super().is_definite(z, shift)
 
         def one(a: Array, s: Array) -> bool:
             # The transpose of a Hermitian matrix has its eigenvalues, and the other memory order.
@@ -229,6 +226,8 @@ class NumpyOps(InPlaceOps):
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues exceed `cut` times the largest: the inertia of a shifted matrix."""
+        if not blas.computes_in(h.dtype):
+            return super().count_eigenvalues_above(h, cut)
         counts = [
             blas.count_eigenvalues_above(blas.columns(a)[0], cut)
             for a in h.reshape(-1, *h.shape[-2:])
@@ -238,35 +237,40 @@ class NumpyOps(InPlaceOps):
     @finite_only
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
         """Return ``l^-1 b`` or ``l^-H b``; NaN if singular."""
+        if not blas.computes_in(b.dtype):
+            return super().solve_lower(l, b, adjoint=adjoint)
 
-        def one(l: Array, b: Array) -> tuple[Array, ...]:
-            trans = "C" if adjoint else "N"
-            solve = functools.partial(
-                scipy.linalg.solve_triangular, l, b, lower=True, trans=trans, check_finite=False
-            )
-            return (unless_it_fails(solve, lambda: np.full_like(b, np.nan)),)
+        def one(l: Array, b: Array) -> tuple[Array]:
+            if not np.diagonal(l).all():
+                return (np.full_like(b, np.nan),)
+            (a, turned), y = blas.columns(l), np.array(b, order="F")
+            if turned and adjoint and a.dtype.kind == "c":  # no letter takes the conjugate alone
+                a, turned = np.asfortranarray(l), False
+            trans = ("N" if turned else "C") if adjoint else ("T" if turned else "N")
+            return (routines.trsm(1.0, a, y, uplo="U" if turned else "L", trans=trans),)
 
         return self._each(one, l, b)[0]
 
     @finite_only
     def inverse(self, x: Array) -> Array:
         """Inverse by LU; NaN if singular."""
-        getrf, getri, work_size = scipy.linalg.get_lapack_funcs(
-            ("getrf", "getri", "getri_lwork"), (x,)
-        )
+        if not blas.computes_in(x.dtype):
+            return super().inverse(x)
 
-        def one(a: Array) -> tuple[Array, ...]:
-            lu, pivots, info = getrf(a)
-            if info > 0:
-                return (np.full_like(a, np.nan),)
-            work, _ = work_size(a.shape[0])
-            return (getri(lu, pivots, lwork=int(np.real(work)), overwrite_lu=True)[0],)
+        def one(a: Array) -> tuple[Array]:
+            found = routines.inverse(a)
+            return (np.full_like(a, np.nan) if found is None else found,)
 
         return self._each(one, x)[0]
 
 
+def _one_by_one(x: Array) -> bool:
+    """Whether matrices are factorised one after the other, not a stack by NumPy at once."""
+    return blas.computes_in(x.dtype) and (x.ndim == 2 or x.shape[-1] > STACKED_UP_TO)
+
+
 def _worth_blas(size: int, *arrays: Array) -> bool:
-    """Whether matrices are for SciPy's kernels: of one of their types, and large enough."""
+    """Whether matrices are for routines of BLAS: of one of their types, and large enough."""
     return size >= BLAS_FROM and blas.has_kernels(*arrays)
 
 

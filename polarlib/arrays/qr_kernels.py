@@ -1,19 +1,15 @@
 """QR factorisations of NumPy matrices in place, with pivoting if asked, and of two triangles.
 
-SciPy's wrappers of LAPACK copy whatever is not contiguous, and blocks of a matrix never are. So
-these algorithms call the routines themselves, with leading dimensions, through the pointers that
-``scipy.linalg.cython_blas`` and ``cython_lapack`` publish for compiled code. Matrices are
-column-major, of one of the four types of BLAS; blocks of them are views.
+Matrices are column-major, of one of the four types of BLAS; blocks of them are views.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from polarlib.arrays.routines import call, gemm, integers, trmm, trsm, with_work
 
 Array = Any
 
@@ -22,7 +18,6 @@ Array = Any
 WIDE, PANEL = 128, 64
 # Of the sketches. Not a number that users seed matrices with: a sketch must know nothing of them.
 SEED = 0x51C3
-_LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
 
 
 class Householder(NamedTuple):
@@ -43,114 +38,6 @@ class Householder(NamedTuple):
     order: Array | None
 
 
-# -- BLAS and LAPACK with leading dimensions ----------------------------------------------------
-
-_flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "CLNRUT"}
-
-
-def _published(name: str) -> tuple[Any, bytes]:
-    """The capsule that SciPy publishes for a routine, and the signature in it."""
-    import scipy.linalg.cython_blas
-    import scipy.linalg.cython_lapack
-
-    tables = scipy.linalg.cython_blas.__pyx_capi__, scipy.linalg.cython_lapack.__pyx_capi__
-    capsule = next(table[name] for table in tables if name in table)
-    return capsule, _of_capsule("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
-
-
-def _of_capsule(name: str, *types: Any) -> Callable[..., Any]:
-    """A function of Python's own, with types of ours: those of ctypes.pythonapi's are shared."""
-    return ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
-
-
-@functools.cache
-def _routine(name: str) -> Callable[..., None]:
-    """A routine by its name, which begins with the letter of its type."""
-    capsule, signature = _published(name)
-    types = ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p
-    pointer = _of_capsule("PyCapsule_GetPointer", *types)(capsule, signature)
-    arguments = [ctypes.c_void_p] * (signature.count(b",") + 1)
-    return ctypes.CFUNCTYPE(None, *arguments)(pointer)
-
-
-@functools.cache
-def has_pointers() -> bool:
-    """Whether SciPy publishes the pointers, for integers of the size that is used here."""
-    try:
-        for name in ("trmm", "trsm", "geqrt", "trtri", "getrf"):
-            _routine("d" + name)
-        signature = _published("dgemm")[1]
-    except (AttributeError, ImportError, StopIteration):
-        return False
-    return signature.startswith(b"void (char *, char *, int *, int *, int *, ")
-
-
-def _call(name: str, *arguments: Any) -> None:
-    """Call a routine: letters, integers and matrices (with leading dimension) as they come.
-
-    Numbers that are no integers must be given as arrays.
-    """
-    matrix = next(a for a in arguments if isinstance(a, np.ndarray) and a.ndim == 2)
-    passed: list[Any] = []
-    for a in arguments:
-        if isinstance(a, str):
-            passed.append(_flags[a])
-        elif isinstance(a, int):
-            passed.append(ctypes.byref(ctypes.c_int(a)))
-        else:
-            passed.append(a.ctypes.data)
-            if a.ndim == 2:
-                passed.append(ctypes.byref(ctypes.c_int(_leading(a))))
-    _routine(_LETTERS[matrix.dtype.char] + name)(*passed)
-
-
-def _leading(a: Array) -> int:
-    """Leading dimension. Strides of axes of length one mean nothing."""
-    return int(a.strides[1] // a.itemsize if a.shape[1] > 1 else max(1, a.shape[0]))
-
-
-@functools.lru_cache(maxsize=64)  # read-only, since routines take its address
-def _scalar(value: float, kind: str) -> Array:
-    scalar = np.array(value, dtype=kind)
-    scalar.flags.writeable = False
-    return scalar
-
-
-def _gemm(
-    alpha: float, a: Array, b: Array, beta: float, c: Array, *, left: str = "N", right: str = "N"
-) -> None:
-    """``C <- alpha op(A) op(B) + beta C``."""
-    k = a.shape[1] if left == "N" else a.shape[0]
-    if c.size and k:
-        kind = c.dtype.char
-        scalars = _scalar(alpha, kind), _scalar(beta, kind)
-        _call("gemm", left, right, *c.shape, k, scalars[0], a, b, scalars[1], c)
-
-
-def _trmm(
-    alpha: float,
-    a: Array,
-    b: Array,
-    *,
-    side: str = "L",
-    uplo: str = "U",
-    trans: str = "N",
-    unit: bool = False,
-) -> None:
-    """``B <- alpha op(A) B`` or ``alpha B op(A)``, A triangular."""
-    if b.size:
-        diagonal = "U" if unit else "N"
-        _call("trmm", side, uplo, trans, diagonal, *b.shape, _scalar(alpha, b.dtype.char), a, b)
-
-
-def invert(r: Array) -> bool:
-    """Replace an upper triangular matrix by its inverse; False if its diagonal has a zero."""
-    info = np.zeros(1, np.intc)
-    if r.size:
-        _call("trtri", "U", "N", r.shape[0], r, info)
-    return not info[0]
-
-
 # -- QR ------------------------------------------------------------------------------------------
 
 
@@ -160,18 +47,18 @@ def _panel(v: Array) -> Array:
     t = np.zeros((b, b), v.dtype, order="F")
     inner = min(PANEL, b)
     parts = np.empty((inner, b), v.dtype, order="F")
-    info = np.zeros(1, np.intc)
-    _call("geqrt", m, b, inner, v, parts, np.empty(inner * b, v.dtype), info)
+    work = np.empty(inner * b, v.dtype)
+    call("geqrt", v.dtype.char, m, b, inner, v, parts, work, integers(1))
     for i in range(0, b, inner):
         e = min(b, i + inner)
         t[i:e, i:e] = np.triu(parts[: e - i, i:e])
         if i:  # -T_1 V_1^H V_2 T_2
             corner = t[:i, i:e]
             corner[...] = v[i:e, :i].conj().T
-            _trmm(1.0, v[i:e, i:e], corner, side="R", uplo="L", unit=True)
-            _gemm(1.0, v[e:, :i], v[e:, i:e], 1.0, corner, left="C")
-            _trmm(-1.0, t[:i, :i], corner)
-            _trmm(1.0, t[i:e, i:e], corner, side="R")
+            trmm(1.0, v[i:e, i:e], corner, side="R", uplo="L", unit=True)
+            gemm(1.0, v[e:, :i], v[e:, i:e], 1.0, corner, left="C")
+            trmm(-1.0, t[:i, :i], corner)
+            trmm(1.0, t[i:e, i:e], corner, side="R")
     return t
 
 
@@ -180,11 +67,11 @@ def _reflect(v: Array, t: Array, c: Array, work: Array, *, adjoint: bool) -> Non
     b = v.shape[1]
     w = _shaped(work, b, c.shape[1])
     w[...] = c[:b]
-    _trmm(1.0, v[:b], w, uplo="L", trans="C", unit=True)
-    _gemm(1.0, v[b:], c[b:], 1.0, w, left="C")
-    _trmm(1.0, t, w, trans="C" if adjoint else "N")
-    _gemm(-1.0, v[b:], w, 1.0, c[b:])
-    _trmm(1.0, v[:b], w, uplo="L", unit=True)
+    trmm(1.0, v[:b], w, uplo="L", trans="C", unit=True)
+    gemm(1.0, v[b:], c[b:], 1.0, w, left="C")
+    trmm(1.0, t, w, trans="C" if adjoint else "N")
+    gemm(-1.0, v[b:], w, 1.0, c[b:])
+    trmm(1.0, v[:b], w, uplo="L", unit=True)
     c[:b] -= w
 
 
@@ -224,7 +111,7 @@ def factorise(x: Array, *, pivot: bool = False) -> Householder:
         order = np.arange(n)
         sketch = np.empty((width, n), x.dtype, order="F")
         random = np.random.default_rng(SEED).standard_normal((m, width)).astype(x.dtype).T
-        _gemm(1.0, random, x, 0.0, sketch)
+        gemm(1.0, random, x, 0.0, sketch)
     blocks = []
     for j in range(0, n, width):
         e = min(n, j + width)
@@ -242,9 +129,8 @@ def factorise(x: Array, *, pivot: bool = False) -> Householder:
                 continue
             w = _shaped(work, e - j, n - e)
             w[...] = rest[: e - j]
-            one = _scalar(1.0, x.dtype.char)
-            _call("trsm", "L", "U", "N", "N", *w.shape, one, v, w)
-            _gemm(-1.0, sketch[:, j:e], w, 1.0, sketch[:, e:])
+            trsm(1.0, v, w)
+            gemm(-1.0, sketch[:, j:e], w, 1.0, sketch[:, e:])
     return Householder(x, blocks, order)
 
 
@@ -253,8 +139,8 @@ def _exchanges(sketch: Array, work: Array) -> tuple[Array, Array]:
     b, n = sketch.shape
     a = _shaped(work, n, b)
     a[...] = sketch.T
-    pivots = np.zeros(min(n, b), np.intc)
-    _call("getrf", n, b, a, pivots, np.zeros(1, np.intc))
+    pivots = integers(min(n, b))
+    call("getrf", a.dtype.char, n, b, a, pivots, integers(1))
     source = np.arange(n)
     for i, p in enumerate((pivots - 1).tolist()):
         source[[i, p]] = source[[p, i]]
@@ -294,14 +180,11 @@ def over_identity(x: Array, root: float) -> Array:
     q = np.zeros((2 * n, n), kind, order="F")
     np.multiply(x, x.dtype.type(root), out=q[:n])
     np.einsum("ii->i", q[n:])[...] = 1
-    factors, info = np.empty(n, kind), np.zeros(1, np.intc)
-    work = np.empty(PANEL * n, kind)
-    _call("geqrf", 2 * n, n, q, factors, work, work.size, info)
-    explicit = "ungqr" if x.dtype.kind == "c" else "orgqr"
-    _call(explicit, 2 * n, n, n, q, factors, work, work.size, info)
-    del work  # before the product takes storage
+    factors = np.empty(n, kind)
+    with_work("geqrf", kind, 2 * n, n, q, factors)
+    with_work("ungqr", kind, 2 * n, n, n, q, factors)
     product = np.empty((n, n), kind, order="F")
-    _gemm(1.0, q[:n], q[n:], 0.0, product, right="C")
+    gemm(1.0, q[:n], q[n:], 0.0, product, right="C")
     return product
 
 
@@ -347,21 +230,21 @@ def two_triangles(r: Array, s: float, scale: float, work: Array) -> Array:
             rest = r[j:e, e:]
             w = _shaped(buffer, b, n - e)
             w[...] = rest
-            _gemm(1.0, v[:e, j:e], v[:e, e:], 1.0, w, left="C")
-            _trmm(1.0, t, w, trans="C")
+            gemm(1.0, v[:e, j:e], v[:e, e:], 1.0, w, left="C")
+            trmm(1.0, t, w, trans="C")
             rest -= w
-            _gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
+            gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
     # The first n columns of Q, from the last block to the first: S and V become Q_1 and Q_2.
     for j, t in reversed(list(zip(starts, blocks, strict=True))):
         e = min(n, j + width)
         if e < n:
             w = _shaped(buffer, e - j, n - e)
-            _gemm(1.0, v[:e, j:e], v[:e, e:], 0.0, w, left="C")
-            _trmm(1.0, t, w)
+            gemm(1.0, v[:e, j:e], v[:e, e:], 0.0, w, left="C")
+            trmm(1.0, t, w)
             np.negative(w, out=r[j:e, e:])
-            _gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
+            gemm(-1.0, v[:e, j:e], w, 1.0, v[:e, e:])
         r[j:e, j:e] = -t
-        _trmm(-1.0, t, v[:e, j:e], side="R")
+        trmm(-1.0, t, v[:e, j:e], side="R")
     r.T.reshape(-1)[:: n + 1] += 1
-    _trmm(scale, v, r, side="R", trans="C")
+    trmm(scale, v, r, side="R", trans="C")
     return r

@@ -1,0 +1,354 @@
+"""BLAS and LAPACK routines by their addresses, for NumPy matrices in place.
+
+Compiled libraries have these routines with leading dimensions, so that blocks of a matrix are
+worked on where they are; Python's wrappers copy them. NumPy's and SciPy's wheels each bring an
+OpenBLAS with a pool of threads. When both are awake, each waits for processors on which the other
+one's threads spin, many times as long as a product takes. What programs run around this package is
+NumPy, so that the routines come from the library that NumPy itself has loaded, where its names are
+known. Elsewhere (MKL, Accelerate, one BLAS that both share) they come through the pointers that
+``scipy.linalg.cython_blas`` and ``cython_lapack`` publish for compiled code.
+
+Matrices are two-dimensional and column-major, of one of the four types of BLAS; blocks of columns
+and of rows of them are views that need no copy. Everything is written in place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+
+LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
+# Routines of Hermitian matrices have other names in real types.
+_REAL = {"herk": "syrk", "hemm": "symm", "hemv": "symv", "hetrf": "sytrf", "ungqr": "orgqr"}
+# How the wheels of NumPy name the routines of their OpenBLAS, whose integers have 64 bits.
+_OPENBLAS = "scipy_{}_64_", "{}_64_"
+# How many distinct integers and real numbers are kept for calls.
+INTEGERS, NUMBERS = 1024, 256
+
+
+class _Source(NamedTuple):
+    """Where routines come from.
+
+    Attributes
+    ----------
+    name : {"numpy", "scipy"}
+        Whose library it is.
+    address : callable
+        From the name of a routine to its address; raises LookupError if there is none.
+    integer : type
+        ctypes' type of its integers.
+    """
+
+    name: str
+    address: Callable[[str], int]
+    integer: Any
+
+
+def _numpys() -> _Source:
+    """The OpenBLAS that NumPy's own module of linear algebra was linked with."""
+    # A library finds symbols in those that it depends on: no path of a file is guessed.
+    library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
+    pattern = next(p for p in _OPENBLAS if hasattr(library, p.format("dgemm")))
+
+    def address(name: str) -> int:
+        try:
+            return _address_of(getattr(library, pattern.format(name)))
+        except AttributeError:
+            raise LookupError(name) from None
+
+    return _Source("numpy", address, ctypes.c_int64)
+
+
+def _scipys() -> _Source:
+    """What SciPy publishes: capsules with a pointer, named by the signature in C."""
+    import scipy.linalg.cython_blas
+    import scipy.linalg.cython_lapack
+
+    published: Any = scipy.linalg.cython_blas, scipy.linalg.cython_lapack
+    tables = [module.__pyx_capi__ for module in published]
+    # Functions with types of ours: those of ctypes.pythonapi's are shared.
+    name_of = _python("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)
+    pointer_of = _python(
+        "PyCapsule_GetPointer", *(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    )
+
+    def address(name: str) -> int:
+        for table in tables:
+            if name in table:
+                return int(pointer_of(table[name], name_of(table[name])))
+        raise LookupError(name)
+
+    signature = name_of(tables[0]["dgemm"])
+    if not signature.startswith(b"void (char *, char *, int *, int *, int *, "):
+        raise LookupError(signature)
+    return _Source("scipy", address, ctypes.c_int)
+
+
+def _python(name: str, *types: Any) -> Callable[..., Any]:
+    return ctypes.PYFUNCTYPE(*types)((name, ctypes.pythonapi))
+
+
+def _address_of(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+@functools.cache
+def source() -> _Source | None:
+    """Where routines come from: NumPy's library, SciPy's pointers, or nowhere."""
+    for find in (_numpys, _scipys):
+        try:
+            found = find()
+            for name in ("dgemm", "dgesdd", "dgeqrt", "ztrtri"):
+                found.address(name)
+        except (AttributeError, ImportError, LookupError, OSError, StopIteration, TypeError):
+            continue
+        return found
+    return None
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+_flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "ACLNRSUT"}
+
+
+@functools.cache
+def _routine(name: str, arguments: int) -> Callable[..., Any]:
+    """A routine by its name, which begins with the letter of its type."""
+    found = source()
+    if found is None:
+        raise LookupError(name)
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(found.address(name))
+
+
+@functools.lru_cache(maxsize=INTEGERS)  # routines do not write to what comes through here
+def _integer(value: int) -> Any:
+    found = source()
+    return ctypes.byref((found.integer if found else ctypes.c_int)(value))
+
+
+@functools.lru_cache(maxsize=NUMBERS)
+def _number(value: float, kind: str) -> Any:
+    part = ctypes.c_float if kind in "fF" else ctypes.c_double
+    return ctypes.byref(part(value) if kind in "fd" else (part * 2)(value, 0.0))
+
+
+def integers(n: int) -> Array:
+    """Zeros of the integers of the routines: pivots, or the information that a routine returns."""
+    found = source()
+    return np.zeros(n, np.dtype(found.integer if found else ctypes.c_int))
+
+
+def call(name: str, kind: str, *arguments: Any) -> None:
+    """Call a routine for a type (``dtype.char``).
+
+    Letters, integers and numbers (floats, of that type) come as they are; matrices are followed by
+    their leading dimension, which is not given.
+    """
+    letter = LETTERS[kind]
+    name = letter + (_REAL.get(name, name) if letter in "sd" else name)
+    passed: list[Any] = []
+    for a in arguments:
+        of = type(a)
+        if of is np.ndarray:
+            passed.append(a.ctypes.data)
+            if a.ndim == 2:
+                # Strides of axes of length one mean nothing.
+                m, n = a.shape
+                passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
+        elif of is int:
+            passed.append(_integer(a))
+        elif of is float:
+            passed.append(_number(a, kind))
+        else:
+            passed.append(_flags[a] if of is str else a)
+    _routine(name, len(passed))(*passed)
+
+
+# -- BLAS -----------------------------------------------------------------------------------------
+
+
+def gemm(
+    alpha: float, a: Array, b: Array, beta: float, c: Array, *, left: str = "N", right: str = "N"
+) -> Array:
+    """``C <- alpha op(A) op(B) + beta C``; letters "N", "T" and "C" say what op is."""
+    k = a.shape[1] if left == "N" else a.shape[0]
+    if c.size and k:
+        call("gemm", c.dtype.char, left, right, *c.shape, k, alpha, a, b, beta, c)
+    elif c.size:
+        c *= c.dtype.type(beta)
+    return c
+
+
+def herk(alpha: float, x: Array, beta: float, c: Array, *, trans: str = "C") -> Array:
+    """Upper triangle of ``C <- alpha X^H X + beta C``, or with "N" of ``alpha X X^H + beta C``."""
+    n, k = c.shape[0], x.shape[1 if trans == "N" else 0]
+    if n and k:
+        kind = c.dtype.char
+        real = kind.lower()  # of both numbers, in complex types too
+        numbers = _number(alpha, real), _number(beta, real)
+        call("herk", kind, "U", trans, n, k, numbers[0], x, numbers[1], c)
+    return c
+
+
+def hemm(x: Array, z: Array, beta: float, out: Array) -> Array:
+    """``out <- X Z + beta out``, Z Hermitian, of which the upper triangle is read."""
+    if out.size:
+        call("hemm", out.dtype.char, "R", "U", *out.shape, 1.0, z, x, beta, out)
+    return out
+
+
+def hemv(z: Array, v: Array) -> Array:
+    """Return ``Z v``, Z Hermitian, of which the upper triangle is read."""
+    out = np.empty_like(v)
+    call("hemv", v.dtype.char, "U", len(v), 1.0, z, v, 1, 0.0, out, 1)
+    return out
+
+
+def trsv(r: Array, v: Array, *, trans: str = "N") -> Array:
+    """Return ``op(R)^-1 v``, R upper triangular."""
+    out = v.copy()
+    call("trsv", v.dtype.char, "U", trans, "N", len(v), r, out, 1)
+    return out
+
+
+def axpy(alpha: float, x: Array, y: Array) -> None:
+    """``y <- alpha x + y``, vectors."""
+    call("axpy", x.dtype.char, len(x), alpha, x, 1, y, 1)
+
+
+def trmm(
+    alpha: float,
+    a: Array,
+    b: Array,
+    *,
+    side: str = "L",
+    uplo: str = "U",
+    trans: str = "N",
+    unit: bool = False,
+) -> Array:
+    """``B <- alpha op(A) B`` or ``alpha B op(A)``, A triangular."""
+    return _triangular("trmm", alpha, a, b, side, uplo, trans, unit)
+
+
+def trsm(
+    alpha: float,
+    a: Array,
+    b: Array,
+    *,
+    side: str = "L",
+    uplo: str = "U",
+    trans: str = "N",
+    unit: bool = False,
+) -> Array:
+    """``B <- alpha op(A)^-1 B`` or ``alpha B op(A)^-1``, A triangular."""
+    return _triangular("trsm", alpha, a, b, side, uplo, trans, unit)
+
+
+def _triangular(
+    name: str, alpha: float, a: Array, b: Array, side: str, uplo: str, trans: str, unit: bool
+) -> Array:
+    if b.size:
+        diagonal = "U" if unit else "N"
+        call(name, b.dtype.char, side, uplo, trans, diagonal, *b.shape, alpha, a, b)
+    return b
+
+
+# -- LAPACK ---------------------------------------------------------------------------------------
+
+
+def potrf(z: Array, uplo: str = "U") -> bool:
+    """Replace a triangle of Z by its Cholesky factor; False where Z is not definite."""
+    info = integers(1)
+    if z.size:
+        call("potrf", z.dtype.char, uplo, z.shape[0], z, info)
+    return not info[0]
+
+
+def trtri(r: Array) -> bool:
+    """Replace an upper triangular matrix by its inverse; False if its diagonal has a zero."""
+    info = integers(1)
+    if r.size:
+        call("trtri", r.dtype.char, "U", "N", r.shape[0], r, info)
+    return not info[0]
+
+
+def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ()) -> int:
+    """Call a routine whose last arguments are work and its length, `last`, and information.
+
+    Returns
+    -------
+    int
+        The information: 0 where all went well.
+    """
+    work, info = np.empty(1, kind), integers(1)
+    call(name, kind, *arguments, work, -1, *last, info)  # asks for the best length
+    work = np.empty(max(1, int(work[0].real)), kind)
+    call(name, kind, *arguments, work, work.size, *last, info)
+    return int(info[0])
+
+
+def hetrf(z: Array) -> Array:
+    """Factorise a Hermitian matrix in place as ``U D U^H``, by Bunch and Kaufman; the pivots."""
+    pivots = integers(z.shape[0])
+    with_work("hetrf", z.dtype.char, "U", z.shape[0], z, pivots)
+    return pivots
+
+
+def svd(x: Array) -> tuple[Array, Array, Array] | None:
+    """Thin SVD ``u, s, vh`` by divide and conquer, else by QR iteration; None where both fail.
+
+    `x` is finite, in any memory order, and not changed.
+    """
+    kind, real = x.dtype.char, x.real.dtype
+    wide = x.flags.c_contiguous  # row-major storage is the transpose: what LAPACK then sees
+    m, n = x.shape[::-1] if wide else x.shape
+    k = min(m, n)
+    for name in ("gesdd", "gesvd"):
+        a = np.array(x.T if wide else x, order="F")
+        u, s = np.empty((m, k), kind, order="F"), np.empty(k, real)
+        vh = np.empty((k, n), kind, order="F")
+        # Of real types no such array is an argument.
+        complex_size = max(1, 5 * k * k + 7 * k, 2 * max(m, n) * k + 2 * k * k + k)
+        more: tuple[Any, ...] = ()
+        if x.dtype.kind == "c":
+            more = (np.empty(complex_size if name == "gesdd" else 5 * max(1, k), real),)
+        if name == "gesdd":
+            jobs: tuple[Any, ...] = ("S",)
+            more = (*more, integers(8 * k))
+        else:
+            jobs = ("S", "S")
+        if with_work(name, kind, *jobs, m, n, a, s, u, vh, last=more) == 0:
+            return (vh.T, s, u.T) if wide else (u, s, vh)
+    return None
+
+
+def qr(x: Array) -> tuple[Array, Array]:
+    """Reduced Householder QR of a matrix, which is not changed."""
+    kind, (m, n) = x.dtype.char, x.shape
+    k = min(m, n)
+    a, factors = np.array(x, order="F"), np.empty(k, kind)
+    with_work("geqrf", kind, m, n, a, factors)
+    r = np.triu(a[:k])
+    q = a if m >= n else np.array(a[:, :k], order="F")
+    with_work("ungqr", kind, m, k, k, q, factors)
+    return q, r
+
+
+def inverse(x: Array) -> Array | None:
+    """Inverse by LU with partial pivoting, of a matrix that is not changed; None if singular."""
+    # Of the transpose in row-major storage, whose inverse is the transpose of the inverse.
+    turned = x.flags.c_contiguous
+    a = np.array(x.T if turned else x, order="F")
+    n, pivots, info = x.shape[0], integers(x.shape[0]), integers(1)
+    if n:
+        call("getrf", a.dtype.char, n, n, a, pivots, info)
+        if info[0] > 0:
+            return None
+        with_work("getri", a.dtype.char, n, a, pivots)
+    return a.T if turned else a
