@@ -81,7 +81,17 @@ def _with_room_for_h(decompose: F) -> F:
     return cast(F, run)
 
 
+def _with_threads_that_pay(decompose: F) -> F:
+    @functools.wraps(decompose)
+    def run(a: Array, *args: Any, **options: Any) -> Any:
+        with ops_of(a)._threads_for(a):
+            return decompose(a, *args, **options)
+
+    return cast(F, run)
+
+
 @under_default_settings
+@_with_threads_that_pay
 @_with_room_for_h
 def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
     """Run the stages for matrices that nobody differentiates: the result of :func:`polarlib.polar`.

@@ -16,6 +16,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar, cast
 
 import array_api_compat
@@ -226,6 +227,10 @@ class Ops(Arithmetic):
         None where the library has none: methods are then made of the other primitives.
         """
         return None
+
+    def _threads_for(self, x: Array) -> AbstractContextManager[None]:
+        """Context in which matrices like `x` are decomposed with as many threads as pay."""
+        return nullcontext()
 
     # -- differentiation, where the library does it --------------------------------------------
 

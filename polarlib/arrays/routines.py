@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,11 +45,14 @@ class _Source(NamedTuple):
         From the name of a routine to its address; raises LookupError if there is none.
     integer : type
         ctypes' type of its integers.
+    threads : tuple of two functions, or None
+        How to read and to set the number of threads of NumPy's library.
     """
 
     name: str
     address: Callable[[str], int]
     integer: Any
+    threads: tuple[Callable[[], int], Callable[[int], None]] | None = None
 
 
 def _numpys() -> _Source:
@@ -62,7 +67,10 @@ def _numpys() -> _Source:
         except AttributeError:
             raise LookupError(name) from None
 
-    return _Source("numpy", address, ctypes.c_int64)
+    number = f"{pattern.partition('{}')[0]}openblas_{{}}_num_threads64_".format
+    get, put = getattr(library, number("get")), getattr(library, number("set"))
+    put.restype = None
+    return _Source("numpy", address, ctypes.c_int64, (get, put))
 
 
 def _scipys() -> _Source:
@@ -110,6 +118,62 @@ def source() -> _Source | None:
             continue
         return found
     return None
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+class _OneThread:
+    """Context in which NumPy's OpenBLAS computes with one thread, if routines come from it.
+
+    For work that is too small to be shared: where another pool's threads still spin, after a call
+    of SciPy's, or where other programs have the processors, two threads take several times as long
+    as one. The number of threads belongs to the process: while a thread of Python is in here, all
+    of them compute with one, and the last to leave restores what the first one found.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside: list[int] = []  # identifiers of threads
+        self.found = 1
+
+    def __enter__(self) -> None:
+        get, put = _number_of_threads()
+        with self.lock:
+            if not self.inside:
+                self.found = get()
+                if self.found > 1:
+                    put(1)
+            self.inside.append(threading.get_ident())
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside.remove(threading.get_ident())
+            self._restore()
+
+    def _restore(self) -> None:
+        if not self.inside and self.found > 1:
+            _number_of_threads()[1](self.found)
+
+    def after_fork(self) -> None:
+        """Go on in a child process, which has one thread only."""
+        self.lock = threading.Lock()
+        left = [thread for thread in self.inside if thread == threading.get_ident()]
+        if left != self.inside:
+            self.inside = left
+            self._restore()
+
+
+@functools.cache
+def _number_of_threads() -> tuple[Callable[[], int], Callable[[int], None]]:
+    """How to read and how to set it; one, and nothing, where routines come from elsewhere."""
+    found = source()
+    return (found and found.threads) or (lambda: 1, lambda _: None)
+
+
+one_thread = _OneThread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=one_thread.after_fork)
 
 
 # -- calls ----------------------------------------------------------------------------------------
