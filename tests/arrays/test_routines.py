@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -259,3 +262,118 @@ def test_threads_may_call_at_once():
     assert (errors, len(found)) == ([], 20)
     for u in found:
         np.testing.assert_allclose(u, expected, atol=1e-13)
+
+
+# -- the number of threads ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    """NumPy's library set to two threads, and how to read the number."""
+    found = routines.source()
+    if found is None or found.threads is None:
+        pytest.skip("NumPy's own library is not used here")
+    get, put = found.threads
+    before = get()
+    put(2)
+    if get() != 2:
+        put(before)
+        pytest.skip("the library was built for one thread")
+    yield get
+    put(before)
+
+
+def test_one_thread_is_restored(two_threads):
+    with routines.one_thread:
+        assert two_threads() == 1
+        with routines.one_thread:
+            assert two_threads() == 1
+        assert two_threads() == 1
+    assert two_threads() == 2
+    with pytest.raises(ZeroDivisionError), routines.one_thread:
+        raise ZeroDivisionError
+    assert two_threads() == 2
+
+
+def test_the_last_thread_of_python_restores_the_number(two_threads):
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay():
+        with routines.one_thread:
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=stay)
+    other.start()
+    assert inside.wait(10)
+    with routines.one_thread:
+        assert two_threads() == 1
+    assert two_threads() == 1  # the other one is still inside
+    leave.set()
+    other.join()
+    assert two_threads() == 2
+
+
+@pytest.mark.parametrize(("n", "threads"), [(16, 2), (64, 1), (256, 1), (512, 2)])
+def test_small_matrices_are_decomposed_by_one_thread(n, threads, two_threads, monkeypatch):
+    """Also where it fails; the number is what it was afterwards."""
+    seen, call = set(), routines.call
+
+    def watched(*arguments):
+        seen.add(two_threads())
+        return call(*arguments)
+
+    monkeypatch.setattr(routines, "call", watched)
+    a = matrix(n, n, "d")
+    polarlib.polar(a, method="hybrid")
+    assert seen == {threads}
+    assert two_threads() == 2
+    a[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        polarlib.polar(a)
+    assert two_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.parametrize("where", ["other", "same"])
+def test_number_of_threads_after_fork(where):
+    """A child that another thread's call would have left with one thread, or that forks in one."""
+    code = f"""
+import os, threading
+from polarlib.arrays import routines
+found = routines.source()
+if found is None or found.threads is None:
+    print("skip")
+    raise SystemExit
+get, put = found.threads
+put(2)
+inside, leave = threading.Event(), threading.Event()
+def stay():
+    with routines.one_thread:
+        inside.set()
+        leave.wait(10)
+def fork():
+    child = os.fork()
+    if child == 0:
+        with routines.one_thread:
+            pass
+        os._exit(get())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+if {where!r} == "other":
+    other = threading.Thread(target=stay)
+    other.start()
+    inside.wait()
+    print(fork(), get())
+    leave.set()
+    other.join()
+else:
+    with routines.one_thread:
+        print(fork(), get())
+print(get())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    if done.stdout.strip() == "skip":
+        pytest.skip("NumPy's own library is not used here")
+    assert done.stdout.split() == (["2", "1", "2"] if where == "other" else ["1", "1", "2"])
