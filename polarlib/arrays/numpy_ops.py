@@ -19,9 +19,9 @@ Array = Any
 # Multiplications, or entries in a pass, from which routines of BLAS beat NumPy's functions; below,
 # calls cost more. Chosen by experiment.
 BLAS_FROM = 1 << 14
-# Multiplications of a product with the matrix itself, from which OpenBLAS starts threads and up to
-# which one is faster. Chosen by experiment: docs/decisions/0016-one-pool-of-threads.md.
-ALONE = 1 << 17, 1 << 26
+# Multiplications of a product with the matrix itself, times bytes of an entry, from which OpenBLAS
+# starts threads and up to which one is faster: docs/decisions/0016-one-pool-of-threads.md.
+ALONE = 1 << 19, 3 << 28
 # Columns up to which NumPy's own factorisations of whole stacks are faster, though they compute in
 # double precision. Chosen by experiment.
 STACKED_UP_TO = 64
@@ -40,9 +40,10 @@ class NumpyOps(InPlaceOps):
         return NumpyKernels() if blas.computes_in(x.dtype) else None
 
     def _threads_for(self, x: Array) -> AbstractContextManager[None]:
-        """One thread for matrices of up to 400 columns or so: `polarlib.arrays.routines`."""
+        """One thread for matrices of up to 500 columns or so: `polarlib.arrays.routines`."""
         (m, n), (least, most) = x.shape[-2:], ALONE
-        return routines.one_thread if least <= m * n * min(m, n) <= most else nullcontext()
+        work = m * n * min(m, n) * x.dtype.itemsize
+        return routines.one_thread if least <= work <= most else nullcontext()
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""
