@@ -46,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         # BLAS and OpenMP read it when they are loaded, in a worker process or later in this one.
         os.environ[name] = str(config.getoption("--threads"))
+    # Choices of methods by the table alone: what is timed belongs to the machine.
+    os.environ.setdefault("POLARLIB_COSTS", "shipped")
     seed = config.getoption("--seed")
     # No deadline: how long an example takes depends on what else the machine does.
     hypothesis.settings.register_profile("polarlib", deadline=None, derandomize=not seed)

@@ -281,6 +281,7 @@ def test_work_in_place_gives_the_same_bits(dtype, shape):
 
 # Caches without a bound whose arguments come from a finite set.
 FINITE = {
+    "polarlib.design.cost_tables._svds_here": "float32 and float64",
     "polarlib.arrays.routines._routine": "names of routines of BLAS and LAPACK that are called",
     "polarlib.arrays.torch_settings.has_double": "devices of the machine",
     "polarlib.arrays.ops._shared": "array libraries that are imported",

@@ -18,7 +18,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import format_name, library_name
 from polarlib.arrays.ops import Ops
-from polarlib.design.cost_tables import kernel_costs
+from polarlib.design.cost_tables import kernel_costs, svd_costs_less
 from polarlib.design.remez import best
 from polarlib.engine.drive import (
     LAST,
@@ -368,8 +368,10 @@ def _unitary(
         g = kernels.gram(x)
     own = plan(ratio, eps, costs)[1] if ratio > 0 else math.inf
     other = math.inf if found.certain else _cost_of_lifting(ratio, eps, costs)
-    if may_decompose and not course.steps and costs["svd"] < min(own, other):
-        return None
+    if may_decompose and not course.steps:
+        best_steps = min(own, other)
+        if svd_costs_less(costs, best_steps, format_name(x)):
+            return None
     if other < LIFTING_PAYS * own:
         scratch = None
         if not (course.steps or eps > SINGLE_BELOW or found.restore is not None):

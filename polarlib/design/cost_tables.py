@@ -2,7 +2,9 @@
 
 ``data/costs.toml`` has a table for each library and kind of device. ``polarlib bench --calibrate``
 measures the same on another machine; the environment variable ``POLARLIB_COSTS`` names the file
-that it wrote, whose tables then go before the shipped ones.
+that it wrote, whose tables then go before the shipped ones. Without it, one number is corrected for
+the machine, where a choice depends on it: see :func:`svd_costs_less`. ``POLARLIB_COSTS=shipped``
+has nothing measured.
 """
 
 from __future__ import annotations
@@ -12,21 +14,28 @@ import itertools
 import os
 import reprlib
 import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
+from polarlib.arrays import routines
 from polarlib.arrays.checks import choice, count, nearest, text
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs"]
+__all__ = ["KERNELS", "kernel_costs", "read_costs", "svd_costs_less"]
 
 
 VARIABLE = "POLARLIB_COSTS"
+SHIPPED = "shipped"  # its value for the shipped tables as they are
+# Order of the SVD that is timed, how often, and how far from the table its cost may be found.
+TIMED, TIMES, FACTOR = 64, 4, 2.0
 LIMIT = 2**20  # bytes of a file of costs; ours has 10 kB
 GENERIC = "generic"  # the table for libraries that have none
 DEVICES = ("cpu", "gpu")
@@ -94,6 +103,7 @@ def kernel_costs(
     """
     device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
     own = os.environ.get(VARIABLE) or None
+    own = None if own == SHIPPED else own
     return dict(_costs(text("library", library), format_of(format_name).carrier, n, device, own))
 
 
@@ -105,6 +115,61 @@ def _costs(library: str, format_name: str, n: int, device: str, own: str | None)
     at, nodes = np.log(n), np.log(table["sizes"])
     costs = {k: float(np.interp(at, nodes, v)) for k, v in table[format_name].items()}
     return {"matmul": 1.0} | costs
+
+
+def svd_costs_less(costs: Mapping[str, float], steps: float, format_name: str) -> bool:
+    """Whether the SVD of a NumPy matrix costs less than steps of an iteration.
+
+    How many products an SVD costs depends more on the processor than any other cost: those with
+    twice as fast products have SVDs that are as slow. Where the table's number is within a factor
+    of two of `steps`, it is corrected by what an SVD of a 64 x 64 matrix takes, which is timed once
+    in a process and format, for 5 ms; not if ``POLARLIB_COSTS`` is set.
+
+    Parameters
+    ----------
+    costs : mapping
+        As :func:`kernel_costs` gives them.
+    steps : float
+        Cost of the steps, in products.
+    format_name : str
+        Number format.
+
+    Examples
+    --------
+    >>> svd_costs_less({"svd": 20.0}, 5.0, "float64")
+    False
+    """
+    svd = costs["svd"]
+    near = svd / FACTOR < steps < svd * FACTOR
+    if near and not os.environ.get(VARIABLE):
+        with _timing:  # one thread times, and all go by what it found
+            svd *= _svds_here(format_of(format_name).carrier)
+    return svd < steps
+
+
+_timing = threading.Lock()
+
+
+@functools.cache
+def _svds_here(format_name: str) -> float:
+    """How much more an SVD costs here than the shipped table says, within `FACTOR`."""
+    a = np.random.default_rng(0).standard_normal((TIMED, TIMED)).astype(format_name)
+    if routines.source() is None:
+        return 1.0
+
+    def shortest(f: Callable[[], Any], times: int) -> float:
+        spent = []
+        for _ in range(times):
+            start = time.perf_counter()
+            f()
+            spent.append(time.perf_counter() - start)
+        return min(spent)
+
+    with routines.one_thread:
+        product = shortest(lambda: a @ a, 8 * TIMES)
+        svd = shortest(lambda: routines.svd(a), TIMES)
+    known = _costs("numpy", format_name, TIMED, "cpu", None)["svd"]
+    return float(min(max(svd / (product * known), 1 / FACTOR), FACTOR))
 
 
 def _table(library: str, device: str, own: str | None) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import time
 
 import numpy as np
 import pytest
 
+import polarlib
 from polarlib.design import cost_tables
-from polarlib.design.cost_tables import KERNELS, kernel_costs, read_costs
+from polarlib.design.cost_tables import KERNELS, kernel_costs, read_costs, svd_costs_less
+from polarlib.testing import assert_polar, with_singular_values
 
 LIBRARIES = ("numpy", "torch", "jax", "cupy", "array_api_strict")
 OTHERS = [name for name in KERNELS if name != "matmul"]
@@ -236,3 +239,71 @@ def test_the_variable_is_named(tmp_path, monkeypatch):
         monkeypatch.setenv("POLARLIB_COSTS", str(path))
         with pytest.raises(OSError, match=f"{text}.*POLARLIB_COSTS names"):
             kernel_costs("numpy", "float64", 100)
+
+
+# -- the one cost that is timed ------------------------------------------------------------------
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A machine whose SVDs cost so many times what the table says; how often that was asked."""
+    asked = []
+
+    def machine(factor):
+        def found(format_name):
+            asked.append(format_name)
+            return factor
+
+        monkeypatch.setattr(cost_tables, "_svds_here", found)
+        return asked
+
+    monkeypatch.delenv("POLARLIB_COSTS", raising=False)
+    return machine
+
+
+def test_an_svd_is_timed_only_where_the_choice_is_near(timed):
+    asked = timed(2.0)
+    costs = {"svd": 20.0}
+    assert not svd_costs_less(costs, 9.0, "float64")
+    assert svd_costs_less(costs, 41.0, "float64")
+    assert svd_costs_less(costs, math.inf, "float64")
+    assert asked == []
+    assert not svd_costs_less(costs, 30.0, "bfloat16")
+    assert asked == ["float32"]
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, True), (1.0, False), (2.0, False)])
+def test_a_machine_with_faster_svds_takes_them(factor, expected, timed):
+    timed(factor)
+    assert svd_costs_less({"svd": 20.0}, 15.0, "float64") == expected
+
+
+def test_nothing_is_timed_if_costs_are_named(timed, monkeypatch):
+    asked = timed(0.5)
+    costs = kernel_costs("numpy", "float64", 300)
+    monkeypatch.setenv("POLARLIB_COSTS", "shipped")
+    assert kernel_costs("numpy", "float64", 300) == costs
+    assert not svd_costs_less({"svd": 20.0}, 15.0, "float64")
+    assert asked == []
+
+
+def test_what_is_timed_stays_for_the_process():
+    """The same number for each thread, within the bounds, and soon found."""
+    cost_tables._svds_here.cache_clear()
+    start = time.perf_counter()
+    first = cost_tables._svds_here("float64")
+    assert time.perf_counter() - start < 1.0  # 5 ms, on a machine that does nothing else
+    assert 1 / cost_tables.FACTOR <= first <= cost_tables.FACTOR
+    assert cost_tables._svds_here("float64") == first
+
+
+def test_an_ill_conditioned_matrix_goes_by_it(timed):
+    """Whatever is chosen is right, and its reason is given."""
+    a = with_singular_values(np.geomspace(1, 1e-9, 300), 300, 300)
+    methods = {}
+    for factor in (0.01, 100.0):
+        timed(factor)
+        result = polarlib.polar(a)
+        assert_polar(a, result.unitary, result.hermitian)
+        methods[factor] = result.method
+    assert methods[0.01] == "svd"
