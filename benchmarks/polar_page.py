@@ -20,7 +20,7 @@ from common import replace_part, run_name, runs, table
 
 import polarlib
 from polarlib.files.whole import write_whole
-from polarlib.timing import PAUSE, SITUATIONS
+from polarlib.timing import SITUATIONS
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "data" / "polar_benchmarks.json"
 SQUARE = (2, 4, 8, 16, 32, 64, 100, 127, 256, 512, 1024, 2048, 4096)
@@ -37,7 +37,7 @@ PEERS = ("numpy svd", "torch svd", "jax svd", "jax qdwh")
 CONDITIONS = (1.001, 1.1, 2.0, 10.0, 1e2, 1e3, 1e5, 1e7, 1e16)
 # As a reader who does not know the names has them.
 PRECEDED = {
-    "alone": f"after a pause of {PAUSE:g} s",
+    "alone": "after a pause",
     "alternation": "in alternation with SciPy",
     "after a product": "after a NumPy product",
 }
@@ -284,7 +284,7 @@ def picture(figures: dict[str, Any]) -> Any:
             ax.axhline(1.0, color=INK, linewidth=1.0, linestyle="--")
             ax.set_xscale("log", base=2)
             ax.set_yscale("log", base=2)
-            ax.set_xticks(orders, map(str, orders), rotation=60)
+            ax.set_xticks(orders, map(str, orders), rotation=90)
             ax.minorticks_off()
             ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
             ax.set_title(f"{dtype}, {situation}")

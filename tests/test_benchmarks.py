@@ -393,10 +393,10 @@ def test_the_claim_is_the_smallest_ratio_of_all(pages):
     figures = fake_figures(pages)
     assert pages.claim(figures) == (
         "In float64, on 72 matrices, it is at least 0.75 times as fast as `scipy.linalg.polar` "
-        "(2048 x 2048, κ = 1e15, after a pause of 0.15 s, 2 threads) and 1.75 times in the median; "
+        "(2048 x 2048, κ = 1e15, after a pause, 2 threads) and 1.75 times in the median; "
         "in float32, on 60 matrices, it is at least 0.99 times as fast as `scipy.linalg.polar` "
         "(2 x 2, κ = 10, after a NumPy product, 1 thread) and 1.75 times in the median. Each ratio "
-        "is the worst of those measured after a pause of 0.15 s, in alternation with SciPy and "
+        "is the worst of those measured after a pause, in alternation with SciPy and "
         "after a NumPy product, with 2 threads and with 1 thread "
         "(`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
     )
