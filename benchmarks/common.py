@@ -1,8 +1,7 @@
 """What the benchmarks share: pages and their tables, files of figures, and the runs of a program.
 
 A run is the measurements with one number of threads, on a machine that is idle or has one busy
-processor. The number of threads of a BLAS is read when it is loaded, so that another one needs
-another process.
+processor. A BLAS reads its number of threads when it is loaded: another number needs another process.
 """
 
 from __future__ import annotations
@@ -90,20 +89,13 @@ def with_threads(threads: int) -> dict[str, str]:
     return found
 
 
-def restarted(threads: int | None) -> int | None:
-    """Run this command in a child process that has a number of threads.
+def restart_with(threads: int | None) -> None:
+    """Start this command again with a number of threads, unless it has that, or none is given.
 
-    Returns
-    -------
-    int or None
-        The exit status of the child; None if this process has that number, or none is asked for.
+    The new process takes the place of this one, so that none is left if it is killed.
     """
-    if threads is None:
-        return None
-    wanted = with_threads(threads)
-    if wanted == dict(os.environ):
-        return None
-    return subprocess.run([sys.executable, *sys.argv], env=wanted, check=False).returncode
+    if threads is not None and (wanted := with_threads(threads)) != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import busy, load, restarted, run_of, store
+from common import busy, load, restart_with, run_of, store
 from orthogonalize_page import LIBRARIES, MUON, PRODUCTS, SHAPES, by, page
 from peers import Peer, find
 from stress import ours
@@ -254,7 +254,7 @@ def _row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
     for reference in ("textbook", "products"):
         faster = ratios(times, reference, name)
         row[reference] = statistics.median(faster)
-        row[f"{reference} quartiles"] = statistics.quantiles(faster, n=4)[::2]
+        row[f"{reference} quartiles"] = statistics.quantiles(faster, n=4, method="inclusive")[::2]
     return row
 
 
@@ -282,9 +282,7 @@ def main(
     markdown: Annotated[Path | None, typer.Option(help="Make this page instead.")] = None,
 ) -> None:
     """Measure some cases and add them to the figures; or make the page."""
-    status = restarted(threads)
-    if status is not None:
-        raise typer.Exit(status)
+    restart_with(threads)
     path = json_file or FIGURES
     figures = load(path, "runs", "workspace", "peers")
     if markdown is not None:

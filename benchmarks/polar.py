@@ -28,7 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.linalg
 import typer
-from common import busy, load, restarted, run_of, store
+from common import busy, load, restart_with, run_of, store
 from polar_page import (
     AUTO,
     CONDITIONS,
@@ -182,7 +182,7 @@ def _row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
         "milliseconds": 1e3 * statistics.median(times[name]),
         "reference_milliseconds": 1e3 * statistics.median(times[REFERENCE]),
         "ratio": statistics.median(faster),
-        "quartiles": statistics.quantiles(faster, n=4)[::2],
+        "quartiles": statistics.quantiles(faster, n=4, method="inclusive")[::2],
         "rounds": len(faster),
     }
 
@@ -330,9 +330,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure some cases and add them to the figures; or make the page, or its sentence."""
-    status = restarted(threads)
-    if status is not None:
-        raise typer.Exit(status)
+    restart_with(threads)
     console = Console(width=120)
     path = out or FIGURES
     figures = load(path, "runs", "counts")

@@ -121,27 +121,46 @@ def test_the_busy_process_ends_with_its_parent(common):
 
 def test_another_number_of_threads_is_another_process(common, monkeypatch):
     started = []
-
-    def run(command, env, check):
-        started.append((command, env))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(common.subprocess, "run", run)
+    monkeypatch.setattr(common.os, "execve", lambda *given: started.append(given))
     monkeypatch.setattr(sys, "argv", ["polar.py", "--threads", "1"])
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     monkeypatch.setenv("XLA_FLAGS", "--some")
-    assert common.restarted(None) is None
+    common.restart_with(None)
     assert started == []
-    assert common.restarted(1) == 3
-    ((command, env),) = started
+    common.restart_with(1)
+    ((path, command, env),) = started
+    assert path == sys.executable
     assert command == [sys.executable, "polar.py", "--threads", "1"]
     assert {env[name] for name in common.THREADS} == {"1"}
     assert env["XLA_FLAGS"] == f"--some {common.ONE_THREAD}"
-    # The child finds its own environment, and measures.
+    # The new process finds its own environment, and measures.
     for name in (*common.THREADS, "XLA_FLAGS"):
         monkeypatch.setenv(name, env[name])
-    assert common.restarted(1) is None
+    common.restart_with(1)
     assert len(started) == 1
+
+
+def test_the_new_process_has_the_threads(tmp_path):
+    out = tmp_path / "figures.json"
+    options = [
+        "--threads",
+        "1",
+        "--sizes",
+        "2",
+        "--dtypes",
+        "float32",
+        "--matrices",
+        "10",
+        "--quick",
+    ]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, str(BENCHMARKS / "polar.py"), *options, "--out", str(out)],
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    assert list(json.loads(out.read_text())["runs"]) == ["1 thread"]
 
 
 def test_runs_of_another_machine_are_replaced(common, monkeypatch):
