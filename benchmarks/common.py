@@ -1,7 +1,8 @@
 """What the benchmarks share: pages and their tables, files of figures, and the runs of a program.
 
 A run is the measurements with one number of threads, on a machine that is idle or has one busy
-processor. A BLAS reads its number of threads when it is loaded: another number needs another process.
+processor. A BLAS reads its number of threads when it is loaded, and another number is for another
+process.
 """
 
 from __future__ import annotations
