@@ -1,16 +1,48 @@
-"""What the benchmarks share: parts of pages that they rewrite, and files of figures."""
+"""What the benchmarks share: pages and their tables, files of figures, and the runs of a program.
+
+A run is the measurements with one number of threads, on a machine that is idle or has one busy
+processor. A BLAS reads its number of threads when it is loaded, and another number is for another
+process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import threadpoolctl
+
+from polarlib.bench import usable_processors
 from polarlib.files.whole import write_whole
+
+# Where numbers of threads are read from: OpenBLAS, OpenMP (torch), MKL.
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+XLA = "XLA_FLAGS"
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"  # of JAX; it has no flag for two
+# What keeps a processor busy: products, until the process that waits for it is gone.
+SPIN = """
+import os, sys
+import numpy as np
+a = np.ones((256, 256))
+print("busy", flush=True)
+while os.getppid() == int(sys.argv[1]):
+    a @ a
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def replace_part(page: Path, name: str, body: str) -> None:
@@ -33,14 +65,96 @@ def where() -> str:
     """The machine and the versions."""
     names = ("numpy", "scipy", "torch", "jax")
     versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
-    return f"{platform.machine()}, {os.cpu_count()} processors, {', '.join(versions)}"
+    pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+    blas = dict.fromkeys(f"{p['internal_api']} {p['version']}" for p in pools)
+    parts = [_processor(), f"{usable_processors()} processors", *versions, *blas]
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    """The name of the processor, which Linux alone has in a file."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} ({(names or [platform.processor()])[0]})"
+
+
+# -- runs ------------------------------------------------------------------------------------
+
+
+def with_threads(threads: int) -> dict[str, str]:
+    """The environment in which libraries take a number of threads."""
+    found = os.environ | dict.fromkeys(THREADS, str(threads))
+    if threads == 1 and ONE_THREAD not in found.get(XLA, ""):
+        found[XLA] = f"{found.get(XLA, '')} {ONE_THREAD}".strip()
+    return found
+
+
+def restart_with(threads: int | None) -> None:
+    """Start this command again with a number of threads, unless it has that, or none is given.
+
+    The new process takes the place of this one, so that none is left if it is killed.
+    """
+    if threads is not None and (wanted := with_threads(threads)) != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+
+
+@contextlib.contextmanager
+def busy(wanted: bool = True) -> Iterator[subprocess.Popen[str] | None]:
+    """Keep one processor busy by a child process, which ends with the block, errors included.
+
+    Raises
+    ------
+    RuntimeError
+        If the child does not begin.
+    """
+    if not wanted:
+        yield None
+        return
+    command = [sys.executable, "-c", SPIN, str(os.getpid())]
+    with subprocess.Popen(command, env=with_threads(1), stdout=subprocess.PIPE, text=True) as child:
+        try:
+            if child.stdout is None or child.stdout.readline() != "busy\n":
+                raise RuntimeError("the process that keeps a processor busy did not begin")
+            yield child
+        finally:
+            child.kill()
+
+
+def run_of(figures: dict[str, Any], occupied: bool) -> dict[str, Any]:
+    """The run of a file of figures that this process adds to.
+
+    Its number of threads is the one that the BLAS of this process has. A run of another machine, or
+    of other versions, is replaced: ratios of both do not belong in one table.
+    """
+    pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+    threads = max(p["num_threads"] for p in pools)
+    new: dict[str, Any] = {"threads": threads, "busy": occupied, "machine": where(), "cases": {}}
+    there = figures["runs"].get(run_name(new))
+    if there is None or there["machine"] != new["machine"]:
+        figures["runs"][run_name(new)] = new
+    return figures["runs"][run_name(new)]
+
+
+def run_name(run: dict[str, Any]) -> str:
+    """The name of a run, such as "2 threads" or "1 thread, one processor busy"."""
+    name = f"{run['threads']} thread" + "s" * (run["threads"] != 1)
+    return f"{name}, one processor busy" if run["busy"] else name
+
+
+def runs(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """All runs, idle machines before busy ones, many threads before few."""
+    return sorted(figures["runs"].values(), key=lambda run: (run["busy"], -run["threads"]))
+
+
+# -- files of figures ------------------------------------------------------------------------
 
 
 def load(path: Path, *parts: str) -> dict[str, Any]:
-    """The figures so far, or empty parts beside the machine."""
+    """The figures so far, or empty parts."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    return {"machine": where(), **{part: {} for part in parts}}
+    return {part: {} for part in parts}
 
 
 def store(path: Path, figures: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ def forget() -> None:
 
 def median(f: Callable[[], Any]) -> tuple[float, int]:
     """Median milliseconds of a call, and the number of calls."""
-    times = interleaved({"": f}, SECONDS, before=forget)[""]
+    times = interleaved({"": f}, SECONDS, situation=forget)[""]
     return 1e3 * statistics.median(times), len(times)
 
 

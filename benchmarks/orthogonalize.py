@@ -1,11 +1,13 @@
 """Speed of orthogonalize(): against textbook loops, its matrix products alone, and other packages.
 
-    python benchmarks/orthogonalize.py [--only TEXT] [--peers FOLDER] [--seconds S] [--json FILE]
+    python benchmarks/orthogonalize.py [--only TEXT] [--peers FOLDER] [--threads N] [--busy]
     python benchmarks/orthogonalize.py --markdown docs/benchmarks.md
 
-The first command measures the cases whose name contains the text ("torch bfloat16 1024 x 1024", all
-without one) and adds them to a file of figures; the second makes the page of that file. Everything
-is timed interleaved, with a pause before each, on the same data in one process.
+The first command measures the cases whose name contains the text, such as "torch bfloat16 768 x
+768"; all but those in float16 without it, in less than six minutes on two cores. It adds them to a
+file of figures, and the second command makes the page of that file. Functions are timed interleaved
+on the same data in one process, in three situations: alone, in alternation, after a product of the
+same library.
 """
 
 from __future__ import annotations
@@ -13,52 +15,40 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import math
 import statistics
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from common import load, store, where
+from common import busy, load, restart_with, run_of, store
+from orthogonalize_page import LIBRARIES, MUON, PRODUCTS, SHAPES, by, page
 from peers import Peer, find
-from rich.console import Console
-from rich.table import Table
 from stress import ours
 
 import polarlib
-from polarlib.bench import BURST, MOST, PAUSE
 from polarlib.files.whole import write_whole
-from polarlib.timing import interleaved, ratios
+from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
 
 Array = Any
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "data" / "orthogonalize.json"
-SHAPES = ((1024, 1024), (4096, 1024), (512, 4096), (256, 256), (16, 256, 256))
-LARGE = SHAPES[:3]  # what means are taken over
-LIBRARIES = (
-    *(("torch", f) for f in ("bfloat16", "float32")),
-    *(("numpy", f) for f in ("float32",)),
-    *(("jax", f) for f in ("float32", "bfloat16")),
-)
 FORMS = {"auto": "ours", "plain": "ours, plain", "gram": "ours, gram"}
-PRODUCTS = 15  # of every contender, in five steps
+OPTIONAL = "float16"  # processors without products in it multiply a hundred times slower
+# A call above 50 milliseconds is timed in seven rounds at least.
+ROUNDS, MOST, SECONDS = 7, 200, 0.5
+QUICK_ROUNDS, QUICK_SECONDS = 2, 0.01
 COEFFICIENTS = polarlib.schedule("polar_express").steps  # of the textbook loop; any would do
 # Packages that are timed: of those that differ in coefficients alone, one.
 TIMED = (
-    *("torch.optim.Muon", "KellerJordan/Muon", "dion, polar_express", "gram-newton-schulz"),
+    *(MUON, "KellerJordan/Muon", "dion, polar_express", "gram-newton-schulz"),
     *(f"Emerging-Optimizers, polar_express, {f}" for f in ("bfloat16", "float32")),
     *(f"optax, dion, {f}" for f in ("bfloat16", "float32")),
 )
 # Its torch products are in float16, which processors multiply a hundred times slower.
 SLOW = "gram-newton-schulz"
-
-
-def by(shape: Sequence[int]) -> str:
-    """A shape as the tables have it."""
-    return " x ".join(map(str, shape))
 
 
 # -- what is timed ---------------------------------------------------------------------------
@@ -218,18 +208,54 @@ def workspace(library: str, precision: str, shape: tuple[int, ...]) -> dict[str,
 # -- measuring -------------------------------------------------------------------------------
 
 
-def measured(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Medians and quartiles of times, of ratios to the textbook loop, and to the products."""
-    times = interleaved(functions, seconds, most=MOST, pause=PAUSE, burst=BURST)
-    rows = {}
-    for name, each in times.items():
-        row: dict[str, Any] = {"milliseconds": 1e3 * statistics.median(each), "rounds": len(each)}
-        for reference in ("textbook", "products"):
-            faster = ratios(times, reference, name)
-            row[reference] = statistics.median(faster)
-            row[f"{reference} quartiles"] = statistics.quantiles(faster, n=4)[::2]
-        rows[name] = row
-    return rows
+def product_of(library: str) -> Callable[[], Any]:
+    """The product of the situation "after a product", by a library."""
+    if library == "jax":
+        numpy = importlib.import_module("jax.numpy")
+        a, b = map(numpy.asarray, factors())
+        return lambda: (a @ b).block_until_ready()
+    a, b = factors()
+    if library == "torch":
+        a, b = map(importlib.import_module("torch").from_numpy, (a, b))
+    return lambda: a @ b
+
+
+def measured(
+    functions: dict[str, Callable[[], Any]],
+    product: Callable[[], Any],
+    rounds: int,
+    seconds: float,
+) -> dict[str, dict[str, Any]]:
+    """Rows of every function in each situation.
+
+    Returns
+    -------
+    dict
+        By situation and name: median milliseconds, rounds, and ratios of the times of the textbook
+        loop and of the products to it, medians and quartiles.
+    """
+    found = {}
+    for situation in SITUATIONS:
+        times = interleaved(
+            functions,
+            seconds,
+            least=rounds,
+            most=MOST,
+            situation=product if situation == "after a product" else situation,
+            burst=BURST,
+        )
+        found[situation] = {name: _row(times, name) for name in times}
+    return found
+
+
+def _row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
+    each = times[name]
+    row: dict[str, Any] = {"milliseconds": 1e3 * statistics.median(each), "rounds": len(each)}
+    for reference in ("textbook", "products"):
+        faster = ratios(times, reference, name)
+        row[reference] = statistics.median(faster)
+        row[f"{reference} quartiles"] = statistics.quantiles(faster, n=4, method="inclusive")[::2]
+    return row
 
 
 def jobs(only: str) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
@@ -239,148 +265,63 @@ def jobs(only: str) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
             continue
         for shape in SHAPES:
             name = f"{library} {precision} {by(shape)}"
-            if only in name:
+            if only in name and (precision != OPTIONAL or f" {OPTIONAL}" in f" {only}"):
                 yield name, library, precision, shape
-
-
-# -- the page --------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def geometric(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return math.exp(statistics.fmean(map(math.log, values)))
-
-
-def speed_tables(figures: dict[str, Any]) -> str:
-    """A table for each library and format."""
-    parts = []
-    for library, precision in LIBRARIES:
-        cases = {
-            shape: figures["cases"][name]
-            for shape in SHAPES
-            if (name := f"{library} {precision} {by(shape)}") in figures["cases"]
-        }
-        if not cases:
-            continue
-        names = list(dict.fromkeys(n for rows in cases.values() for n in rows))
-        lines = []
-        for name in names:
-            cells = [
-                f"{r['milliseconds']:.2f}: **{r['textbook']:.2f}** "
-                f"({'-'.join(f'{q:.2f}' for q in r['textbook quartiles'])})"
-                if (r := rows.get(name))
-                else "—"
-                for rows in cases.values()
-            ]
-            large = [cases[s][name]["textbook"] for s in LARGE if name in cases.get(s, {})]
-            mean = f"{geometric(large):.2f}" if len(large) == len(LARGE) else "—"
-            lines.append([name, *cells, mean])
-        header = ["", *(by(s) for s in cases), "geometric mean"]
-        parts += [f"### {library}, {precision}", table(header, lines)]
-        shares = [
-            f"{by(s)}: {1 / rows['ours, plain']['products']:.2f}" for s, rows in cases.items()
-        ]
-        parts.append(f"Plain form / its products alone: {'; '.join(shares)}.")
-    return "\n\n".join(parts)
-
-
-def workspace_table(figures: dict[str, Any]) -> str:
-    """Peaks in units of the input."""
-    rows = figures["workspace"]
-    names = list(next(iter(rows.values()))) if rows else []
-    lines = [[case, *(f"{row[n]:.2f}" for n in names)] for case, row in rows.items()]
-    return table(["", *names], lines)
-
-
-TEXT = """# Speed of orthogonalize()
-
-Made by `python benchmarks/orthogonalize.py --markdown docs/benchmarks.md` from
-[data/orthogonalize.json](data/orthogonalize.json), which calls of the same script without
-`--markdown` measured; nothing in the tables is typed by hand. Machine: {machine}.
-
-Five steps, {products} matrix products, on one Gaussian matrix, or a stack of 16. By turns, in an
-order that rotates, with a pause of 0.1 seconds before each turn; medians, and quartiles of the
-ratios of single rounds. Cells: milliseconds: **time of the textbook loop / time** (quartiles);
-above 1 is faster than the textbook loop. The geometric mean is over {large}.
-
-- *ours*: `orthogonalize` as it chooses its form, the norm and the check for NaN included; in plain
-  form; in Gram form. In JAX compiled by the caller as a whole, and called as it is.
-- *textbook*: the loop that papers print, X ← aX + (bG + cGG)X with G = XXᵀ, normalised by the
-  Frobenius norm; in JAX compiled.
-- *products*: the matrix products of the plain form into storage that is there, in full: neither
-  symmetry nor the Gram form saves any.
-- other packages as they come; those that are compiled by torch are compiled, which is not timed.
-  On a copy, timed with it, where a package overwrites what it is given ({sources}).
-
-{tables}
-
-## Workspace
-
-Most memory that a call holds at one time, its result included, in units of the input; *claim* is
-two copies of the input and three of the small square matrix.
-
-{workspace}
-"""
-
-
-def page(figures: dict[str, Any]) -> str:
-    """Fill the tables in."""
-    sources = "; ".join(f"{n}: {s}" for n, s in figures["peers"].items()) or "none was here"
-    return TEXT.format(
-        machine=figures["machine"],
-        products=PRODUCTS,
-        large=", ".join(by(s) for s in LARGE),
-        sources=sources,
-        tables=speed_tables(figures),
-        workspace=workspace_table(figures),
-    )
 
 
 def main(
     only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
-    seconds: Annotated[float, typer.Option(help="For each case, about.")] = 10.0,
     peers: Annotated[Path | None, typer.Option(help="Folder of other packages.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each library.", min=1)] = None,
+    occupied: Annotated[bool, typer.Option("--busy", help="Keep one processor busy.")] = False,
+    quick: Annotated[bool, typer.Option(help="A minute; nothing is kept without --json.")] = False,
     memory: Annotated[bool, typer.Option(help="Measure the workspace instead.")] = False,
-    json_file: Annotated[Path, typer.Option("--json", help="File of figures.")] = FIGURES,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File of figures. [docs/data/orthogonalize.json]")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="Make this page instead.")] = None,
 ) -> None:
     """Measure some cases and add them to the figures; or make the page."""
-    console = Console(width=140)
-    figures = load(json_file, "cases", "workspace", "peers")
+    restart_with(threads)
+    path = json_file or FIGURES
+    figures = load(path, "runs", "workspace", "peers")
     if markdown is not None:
         text = page(figures)
         write_whole(markdown, lambda f: f.write(text.encode()))
         return
-    found, _ = find(peers)
-    shown = Table("case", "", "ms", "textbook / it", "quartiles", "products / it", "rounds")
-    for name, library, precision, shape in jobs(only):
-        if memory:
+    if memory:
+        for name, library, precision, shape in jobs(only):
             if library != "jax":
                 figures["workspace"][name] = workspace(library, precision, shape)
-                console.print(name, figures["workspace"][name], markup=False)
-            store(json_file, figures)
-            continue
-        rows = measured(contenders(library, precision, shape, found), seconds)
-        figures["cases"][name] = rows
-        figures["machine"] = where()
-        figures["peers"] |= {
-            p.name.partition(",")[0]: p.source for p in found.values() if p.name in rows
-        }
-        store(json_file, figures)
-        for label, row in rows.items():
-            shown.add_row(
-                name, label, f"{row['milliseconds']:.2f}", f"{row['textbook']:.3f}",
-                "{:.2f}-{:.2f}".format(*row["textbook quartiles"]), f"{row['products']:.3f}",
-                str(row["rounds"]),
-            )  # fmt: skip
-    if not memory:
-        console.print(shown)
+                typer.echo(f"{name}: {figures['workspace'][name]}")
+                store(path, figures)
+        return
+    found, _ = find(peers)
+    effort = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
+    with busy(occupied):
+        run = run_of(figures, occupied)
+        for name, library, precision, shape in jobs(only):
+            functions = contenders(library, precision, shape, found)
+            rows = measured(functions, product_of(library), *effort)
+            run["cases"][name] = rows
+            figures["peers"] |= {
+                p.name.partition(",")[0]: p.source for p in found.values() if p.name in functions
+            }
+            if json_file is not None or not quick:
+                store(path, figures)
+            _print(name, rows)
+
+
+def _print(case: str, found: dict[str, dict[str, Any]]) -> None:
+    """One line per situation and function."""
+    for situation, rows in found.items():
+        for name, row in rows.items():
+            low, high = row["textbook quartiles"]
+            typer.echo(
+                f"{case}, {situation}, {name}: {row['milliseconds']:.3g} ms, textbook / it "
+                f"{row['textbook']:.2f} ({low:.2f}-{high:.2f}), products / it "
+                f"{row['products']:.2f}, {row['rounds']} rounds"
+            )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""polar() beside its peers: milliseconds, matrix products, accuracy, over sizes and conditions.
+"""polar() and other functions against scipy.linalg.polar: times, accuracy, iterations.
 
-    python benchmarks/polar.py --sizes 512 --dtypes float64 --matrices 10,1e4 --peers auto
-    python benchmarks/polar.py --peers auto --pause 0 --out without_pauses.json
+    python benchmarks/polar.py                                # below 15 minutes on two cores
+    python benchmarks/polar.py --threads 1 --busy
+    python benchmarks/polar.py --sizes 512 --dtypes float64 --matrices 10,1e4 --peers peers
     python benchmarks/polar.py --counts
     python benchmarks/polar.py --page docs/polar_benchmarks.md
+    python benchmarks/polar.py --claim
 
-A call measures some cases and adds them to a file of figures; the last one makes the tables and the
-picture of a page from it. Every contender is timed interleaved with scipy.linalg.polar and a matrix
-product, on the same matrix in the same process: ratios are medians of the ratios of single rounds.
-Where others give an SVD only, the two products that make U and H of it are timed with it, as
-SciPy's own are.
+A call measures some cases and adds them to a file of figures; the last two make the page, and print
+the sentence of the README, from it. Every contender is timed interleaved with scipy.linalg.polar on
+the same matrix in the same process, in three situations: alone, in alternation, after a NumPy
+product. Ratios are medians of the ratios of single rounds. Where others give an SVD only, the two
+products that make U and H of it are timed with it, as SciPy's own are.
 """
 
 from __future__ import annotations
@@ -18,51 +20,48 @@ import functools
 import importlib.util
 import math
 import statistics
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import scipy.linalg
 import typer
-from common import load, replace_part, store, where
+from common import busy, load, restart_with, run_of, store
+from polar_page import (
+    AUTO,
+    CONDITIONS,
+    FIGURES,
+    MATRICES,
+    METHODS,
+    PEERS,
+    REFERENCE,
+    SHAPES,
+    about,
+    by,
+    claim,
+    counts_table,
+    make_page,
+)
 from rich.console import Console
-from rich.table import Table
 
 import polarlib
 from polarlib import design
 from polarlib._methods.qdwh import weights
-from polarlib.arrays.ops import ops_of
-from polarlib.bench import BURST, MOST, PAUSE
 from polarlib.design.zolotarev import best_steps
-from polarlib.files.whole import write_whole
 from polarlib.testing import with_singular_values
-from polarlib.timing import interleaved, ratios
+from polarlib.timing import BURST, SITUATIONS, interleaved, ratios
 
-HERE = Path(__file__).parent
-FIGURES = HERE.parent / "docs" / "data" / "polar_benchmarks.json"
-
-SHAPES = {name: shape for name, *shape in (
-    ("256", 256, 256), ("512", 512, 512), ("1024", 1024, 1024), ("2048", 2048, 2048),
-    ("4096x512", 4096, 512),
-)}  # fmt: skip
-# Condition numbers of geometric spectra; single precision ends before 1 / eps.
-MATRICES = {
-    "float64": ("10", "1e2", "1e4", "1e8", "1e15", "gaussian"),
-    "float32": ("10", "1e2", "1e4", "1e6", "gaussian"),
-}
-REFERENCE, PRODUCT = "scipy.linalg.polar", "product"
-AUTO = "polar"
-METHODS = tuple(name for name in polarlib._methods.METHODS if name not in ("qr", "small"))
-PEERS = ("numpy svd", "torch svd", "jax svd", "jax qdwh")
 GROUPS = {"auto": (AUTO,), "methods": METHODS, "peers": PEERS}
-ROUNDS = 5
-
-# Condition numbers of the table of iterations.
-CONDITIONS = (1.001, 1.1, 2.0, 10.0, 1e2, 1e3, 1e5, 1e7, 1e16)
-COUNTED = 64  # order of the matrices that they are compared on
+# A call above 50 milliseconds is timed in seven rounds at least; a short one alone as often, and in
+# the other situations in as many rounds as fit into the seconds of a situation.
+ROUNDS, MOST, SECONDS = 7, 200, 0.3
+QUICK_SIZES, QUICK_ROUNDS, QUICK_SECONDS = ("2", "64", "256"), 3, 0.05
+# Default runs leave out what takes most of the time: one size, and all but two matrices of another.
+OPTIONAL, LONGEST = "4096", "2048"
+COUNTED = 64  # order of the matrices that iterations are compared on
 EPS = 2.0**-52
-LEFT = 1e-2  # where the picture has Gaussian matrices, left of all condition numbers
 
 
 # -- contenders ------------------------------------------------------------------------------
@@ -158,71 +157,65 @@ def accuracy(a: np.ndarray, u: np.ndarray, h: np.ndarray) -> dict[str, float]:
 
 
 def measured(
-    a: np.ndarray,
-    wanted: tuple[str, ...],
-    seconds: float,
-    rounds: int,
-    pause: float | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Figures of all contenders on one matrix.
+    functions: dict[str, Callable[[], Any]], rounds: int, seconds: float
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows of all functions, the reference among them, in each situation.
 
     Returns
     -------
     dict
-        By name: milliseconds, matrix products of that size, the same of SciPy in these rounds,
-        ratio to SciPy, quartiles, rounds, accuracy; of polarlib's the method, why it was chosen,
-        iterations and products, too.
+        By situation and name: milliseconds, the same of the reference in these rounds, the ratio of
+        the reference's time to the function's, its quartiles, rounds.
     """
-    n = a.shape[1]
-    square = np.random.default_rng(1).standard_normal((n, n)).astype(a.dtype)
-    ops = ops_of(a)
-    last: dict[str, Any] = {}
+    found = {}
+    for situation in SITUATIONS:
+        times = interleaved(
+            functions, seconds, least=rounds, most=MOST, situation=situation, burst=BURST
+        )
+        found[situation] = {name: _row(times, name) for name in times}
+    return found
 
-    def kept(name: str, function: Callable[[], Any]) -> Callable[[], None]:
-        def call() -> None:
-            last[name] = function()
 
-        return call
+def _row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
+    faster = ratios(times, REFERENCE, name)
+    return {
+        "milliseconds": 1e3 * statistics.median(times[name]),
+        "reference_milliseconds": 1e3 * statistics.median(times[REFERENCE]),
+        "ratio": statistics.median(faster),
+        "quartiles": statistics.quantiles(faster, n=4, method="inclusive")[::2],
+        "rounds": len(faster),
+    }
 
-    functions = {name: kept(name, f) for name, f in contenders(a, wanted).items()}
-    functions[PRODUCT] = lambda: ops.matmul(a, square)
-    rest = PAUSE if pause is None else pause
-    times = interleaved(functions, seconds, least=rounds, most=MOST, pause=rest, burst=BURST)
-    product = statistics.median(times.pop(PRODUCT))
-    reference = statistics.median(times[REFERENCE])
-    rows = {}
-    for name, each in times.items():
-        faster = ratios(times, REFERENCE, name)
-        middle = statistics.median(each)
-        result = last[name]
-        rows[name] = {
-            "milliseconds": 1e3 * middle,
-            "matrix_products": middle / product,
-            "reference_milliseconds": 1e3 * reference,
-            "reference_products": reference / product,
-            "ratio": statistics.median(faster),
-            "quartiles": statistics.quantiles(faster, n=4)[::2],
-            "rounds": len(each),
-            **accuracy(a, *(np.asarray(x) for x in result)),
+
+def described(a: np.ndarray, result: Any) -> dict[str, Any]:
+    """Accuracy of both factors; of a result of polarlib the method and its reason as well."""
+    found: dict[str, Any] = accuracy(a, *(np.asarray(x) for x in result))
+    if isinstance(result, polarlib.PolarResult):
+        found |= {
+            "method": result.method,
+            "reason": result.reason,
+            "iterations": result.iterations,
+            "products_counted": result.matmuls,
         }
-        if isinstance(result, polarlib.PolarResult):
-            rows[name] |= {
-                "method": result.method,
-                "reason": result.reason,
-                "iterations": result.iterations,
-                "products_counted": result.matmuls,
-            }
-    return rows
+    return found
 
 
-def cases(figures: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Dtype, shape, matrix and rows of what was measured, in order."""
-    for dtype, kinds in MATRICES.items():
-        for shape in SHAPES:
-            for kind in kinds:
-                rows = figures["cases"].get(f"{dtype} {shape} {kind}")
-                if rows:
-                    yield dtype, shape, kind, rows
+def jobs(
+    sizes: str | None, dtypes: str | None, matrices: str | None, quick: bool
+) -> list[tuple[str, str, str]]:
+    """Dtype, shape and matrix of what is to be measured: of all, if nothing is named."""
+    every = tuple(dict.fromkeys(kind for kinds in MATRICES.values() for kind in kinds))
+    kinds = chosen(matrices, every, "--matrices")
+    shapes = chosen(sizes, tuple(SHAPES), "--sizes")
+    if sizes is None:
+        shapes = QUICK_SIZES if quick else tuple(s for s in shapes if s != OPTIONAL)
+    found = []
+    for dtype in chosen(dtypes, tuple(MATRICES), "--dtypes"):
+        for shape in shapes:
+            wanted = [kind for kind in MATRICES[dtype] if kind in kinds]
+            few = sizes is None and matrices is None and (quick or shape == LONGEST)
+            found += [(dtype, shape, kind) for kind in (wanted[-2:] if few else wanted)]
+    return found
 
 
 # -- iterations ------------------------------------------------------------------------------
@@ -289,184 +282,6 @@ def counts() -> dict[str, Any]:
     return {"recurrences": by_recurrence, "methods": by_method}
 
 
-# -- the page --------------------------------------------------------------------------------
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _by(shape: str) -> str:
-    return " x ".join(map(str, SHAPES[shape]))
-
-
-def _about(kind: str) -> str:
-    return "Gaussian" if kind == "gaussian" else f"κ = {kind}"
-
-
-def auto_table(figures: dict[str, Any]) -> str:
-    """polar() against SciPy."""
-    header = ["", "shape", "matrix", "SciPy ms", "polar ms", "SciPy products", "polar products"]
-    header += ["SciPy / polar", "quartiles", "rounds", "method", "why"]
-    lines = []
-    for dtype, shape, kind, rows in cases(figures):
-        if AUTO not in rows:
-            continue
-        own = rows[AUTO]
-        lines.append([
-            dtype, _by(shape), _about(kind),
-            f"{own['reference_milliseconds']:.1f}", f"{own['milliseconds']:.1f}",
-            f"{own['reference_products']:.1f}", f"{own['matrix_products']:.1f}",
-            f"{own['ratio']:.2f}", "{:.2f}-{:.2f}".format(*own["quartiles"]),
-            str(own["rounds"]), own["method"], own["reason"] or "-",
-        ])  # fmt: skip
-    return table(header, lines)
-
-
-def ratio_table(figures: dict[str, Any]) -> str:
-    """Everything measured, against SciPy."""
-    measured = {name for *_, rows in cases(figures) for name in rows}
-    names = [name for name in (AUTO, *METHODS, *PEERS) if name in measured]
-    lines = [
-        [dtype, _by(shape), _about(kind)]
-        + [f"{rows[name]['ratio']:.2f}" if name in rows else "-" for name in names]
-        for dtype, shape, kind, rows in cases(figures)
-    ]
-    return table(["", "shape", "matrix", *names], lines)
-
-
-def accuracy_table(figures: dict[str, Any]) -> str:
-    """Worst errors over the matrices of a shape."""
-    names = [AUTO, *METHODS, REFERENCE, *PEERS]
-    worst: dict[tuple[str, str, str], list[float]] = {}
-    for dtype, shape, _, rows in cases(figures):
-        for name in set(names) & set(rows):
-            found = [rows[name]["backward_error"], rows[name]["orthogonality"]]
-            before = worst.get((dtype, name, shape), [0.0, 0.0])
-            # NaN is worse than any number, and compares false.
-            both = zip(found, before, strict=True)
-            worst[dtype, name, shape] = [f if not f <= b else b for f, b in both]
-    lines = [
-        [dtype, name]
-        + [
-            "{:.1e} / {:.1e}".format(*worst[dtype, name, shape])
-            if (dtype, name, shape) in worst
-            else "-"
-            for shape in SHAPES
-        ]
-        for dtype in MATRICES
-        for name in names
-        if any((dtype, name, shape) in worst for shape in SHAPES)
-    ]
-    return table(["", "", *map(_by, SHAPES)], lines)
-
-
-def counts_table(figures: dict[str, Any]) -> str:
-    """Iterations of recurrences and methods."""
-    found = figures["counts"]
-    if not found:
-        return "Not measured."
-    header = ["κ", *(f"{k:g}" if k < 1e3 else f"1e{round(math.log10(k))}" for k in CONDITIONS)]
-    lines = [[name, *map(str, row)] for name, row in found["recurrences"].items()]
-    for name, row in found["methods"].items():
-        cells = [f"{i}; {m}" + "*" * ("svd" in who) for i, m, who in row]
-        lines.append([f'`method="{name}"`: iterations; products', *cells])
-    return table(header, lines)
-
-
-def summary(figures: dict[str, Any]) -> str:
-    """The worst and the typical ratio of each number format, in a sentence each."""
-    lines = []
-    for dtype in MATRICES:
-        found = [
-            (rows[AUTO]["ratio"], _by(shape), _about(kind))
-            for d, shape, kind, rows in cases(figures)
-            if d == dtype and AUTO in rows
-        ]
-        if found:
-            ratio, shape, kind = min(found)
-            best, *at = max(found)
-            middle = statistics.median(r for r, *_ in found)
-            lines.append(
-                f"- {dtype}, {len(found)} matrices: median {middle:.2f} times as fast as "
-                f"scipy.linalg.polar; least {ratio:.2f} ({shape}, {kind}), most {best:.2f} "
-                f"({', '.join(at)})."
-            )
-    return "\n".join([f"Machine: {figures['machine']}.", "", *lines])
-
-
-def picture(figures: dict[str, Any]) -> Any:
-    """Ratio to SciPy against the condition number, one panel a number format."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    from polarlib.plot import COLOURS, INK, MARKERS
-
-    drawn = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
-    panels = drawn.subplots(1, len(MATRICES), sharey=True)
-    for ax, (dtype, kinds) in zip(panels, MATRICES.items(), strict=True):
-        at = {kind: LEFT if kind == "gaussian" else float(kind) for kind in kinds}
-        for i, shape in enumerate(SHAPES):
-            style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "capsize": 3}
-            style["label"] = _by(shape)
-            for line, chosen in (("-", lambda k: k != "gaussian"), ("", lambda k: k == "gaussian")):
-                own = [
-                    (at[kind], rows[AUTO]["ratio"], *rows[AUTO]["quartiles"])
-                    for d, s, kind, rows in cases(figures)
-                    if (d, s) == (dtype, shape) and chosen(kind) and AUTO in rows
-                ]
-                if own:
-                    x, y, low, high = map(np.array, zip(*own, strict=True))
-                    bars = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
-                    ax.errorbar(x, y, yerr=bars, linestyle=line, **style)
-                    style["label"] = None
-        ax.axhline(1.0, color=INK, linewidth=1.0, linestyle="--", label="scipy.linalg.polar")
-        ax.set_xscale("log")
-        ax.set_yscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(list(at.values())))
-        ax.xaxis.set_minor_locator(NullLocator())
-        names = {value: _tick(kind) for kind, value in at.items()}
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _, names=names: names.get(v, "")))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        ax.set_xlabel("condition number, geometric spectrum")
-        ax.set_title(dtype)
-        ax.grid(color="#DDDDDD", linewidth=0.6)
-        ax.set_axisbelow(True)
-    panels[0].set_ylabel("times as fast as scipy.linalg.polar")
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return drawn
-
-
-def _tick(kind: str) -> str:
-    if kind == "gaussian":
-        return "Gaussian"
-    return f"$10^{{{round(math.log10(float(kind)))}}}$"
-
-
-def make_page(page: Path, figures: dict[str, Any]) -> None:
-    """Fill the tables of the page in, and draw its picture beside it."""
-    import matplotlib
-
-    replace_part(page, "summary", summary(figures))
-    replace_part(page, "auto", auto_table(figures))
-    replace_part(page, "ratios", ratio_table(figures))
-    replace_part(page, "accuracy", accuracy_table(figures))
-    replace_part(page, "counts", counts_table(figures))
-    folder = page.parent / "figures"
-    folder.mkdir(exist_ok=True)
-    # The same figures give the same files, bit for bit.
-    with matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
-        drawn = picture(figures)
-        for suffix, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
-            write_whole(
-                folder / f"polar_benchmarks.{suffix}",
-                functools.partial(drawn.savefig, format=suffix, **extra),
-            )
-
-
 # -- the command -----------------------------------------------------------------------------
 
 
@@ -475,72 +290,91 @@ def chosen(text: str | None, known: tuple[str, ...], option: str) -> tuple[str, 
     names = known if text is None else tuple(text.split(","))
     for name in names:
         if name not in known:
-            raise typer.BadParameter(f"unknown {name!r}; known: {', '.join(known)}", None, None)
+            raise typer.BadParameter(
+                f"{option} has the unknown name {name!r}; known: {', '.join(known)}"
+            )
     return names
 
 
+def contenders_of(peers: str) -> tuple[str, ...]:
+    """Single names of an option that may name groups."""
+    every = tuple(name for group in GROUPS.values() for name in group)
+    names = chosen(peers, (*GROUPS, *every), "--peers")
+    return tuple(one for name in names for one in GROUPS.get(name, (name,)))
+
+
 def main(
-    sizes: Annotated[str | None, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help=f"Of {', '.join(SHAPES)}; all but {OPTIONAL} by default.")
+    ] = None,
     dtypes: Annotated[str | None, typer.Option(help="float64, float32 or both.")] = None,
     matrices: Annotated[
         str | None, typer.Option(help="Condition numbers such as 10,1e2, and gaussian.")
     ] = None,
     peers: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(GROUPS)}, or single ones with commas between."),
+        str, typer.Option(help=f"{', '.join(GROUPS)}, or single ones with commas between.")
+    ] = "auto",
+    rounds: Annotated[
+        int | None, typer.Option(help=f"Least number of rounds. [{ROUNDS}]", min=2)
     ] = None,
-    seconds: Annotated[float, typer.Option(help="For about how long in all.")] = 40.0,
-    rounds: Annotated[int, typer.Option(help="Rounds to take even if that is longer.")] = ROUNDS,
-    pause: Annotated[
-        float | None, typer.Option(help="Seconds before each turn, 0.1 by default; needs --out.")
+    threads: Annotated[int | None, typer.Option(help="Threads of each library.", min=1)] = None,
+    occupied: Annotated[bool, typer.Option("--busy", help="Keep one processor busy.")] = False,
+    quick: Annotated[bool, typer.Option(help="A minute; nothing is kept without --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File of figures. [docs/data/polar_benchmarks.json]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="File of figures.")] = FIGURES,
     count: Annotated[bool, typer.Option("--counts", help="Count iterations instead.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Make this page anew instead.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Regenerate this page instead.")] = None,
+    claimed: Annotated[
+        bool, typer.Option("--claim", help="Print the README's sentence instead.")
+    ] = False,
 ) -> None:
-    """Measure some cases and add them to the figures; or make the page."""
+    """Measure some cases and add them to the figures; or make the page, or its sentence."""
+    restart_with(threads)
     console = Console(width=120)
-    figures = load(out, "cases", "counts")
+    path = out or FIGURES
+    figures = load(path, "runs", "counts")
     if page is not None:
         make_page(page, figures)
-        return
-    if count:
+    elif claimed:
+        typer.echo(textwrap.fill(claim(figures), 100, initial_indent="  ", subsequent_indent="  "))
+    elif count:
         figures["counts"] = counts()
-        store(out, figures)
+        store(path, figures)
         console.print(counts_table(figures), markup=False)
-        return
-    if pause is not None and out == FIGURES:
-        raise typer.BadParameter("the page is of runs with the default pause: name another --out")
-    every = tuple(dict.fromkeys(kind for kinds in MATRICES.values() for kind in kinds))
-    every_one = tuple(name for group in GROUPS.values() for name in group)
-    wanted = tuple(
-        one
-        for name in chosen(peers, (*GROUPS, *every_one), "--peers")
-        for one in GROUPS.get(name, (name,))
-    )
-    kinds = chosen(matrices, every, "--matrices")
-    jobs = [
-        (dtype, shape, kind)
-        for dtype in chosen(dtypes, tuple(MATRICES), "--dtypes")
-        for shape in chosen(sizes, tuple(SHAPES), "--sizes")
-        for kind in MATRICES[dtype]
-        if kind in kinds
-    ]
-    shown = Table("", "shape", "matrix", "", "ms", "products", "ratio", "quartiles", "rounds")
-    for dtype, shape, kind in jobs:
-        a = matrix(SHAPES[shape], kind, dtype)
-        rows = measured(a, wanted, seconds / len(jobs), rounds, pause)
-        there = figures["cases"].setdefault(f"{dtype} {shape} {kind}", {})
-        there.update(rows)
-        figures["machine"] = where()
-        store(out, figures)
+    else:
+        wanted, cases = contenders_of(peers), jobs(sizes, dtypes, matrices, quick)
+        least = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+        with busy(occupied):
+            run = run_of(figures, occupied)
+            for case in cases:
+                _measure(run, case, wanted, least, QUICK_SECONDS if quick else SECONDS)
+                if out is not None or not quick:
+                    store(path, figures)
+
+
+def _measure(
+    run: dict[str, Any],
+    case: tuple[str, str, str],
+    wanted: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Measure one case, add it to the run, and print it."""
+    dtype, shape, kind = case
+    a = matrix(SHAPES[shape], kind, dtype)
+    functions = contenders(a, wanted)
+    results = {name: described(a, function()) for name, function in functions.items()}
+    there = run["cases"].setdefault(" ".join(case), {"results": {}})
+    there["results"].update(results)
+    for situation, rows in measured(functions, rounds, seconds).items():
+        there.setdefault(situation, {}).update(rows)
         for name, row in rows.items():
-            spread = "{:.2f}-{:.2f}".format(*row["quartiles"])
-            shown.add_row(
-                dtype, _by(shape), kind, name, f"{row['milliseconds']:.1f}",
-                f"{row['matrix_products']:.1f}", f"{row['ratio']:.2f}", spread, str(row["rounds"]),
-            )  # fmt: skip
-    console.print(shown)
+            typer.echo(
+                f"{dtype} {by(shape)} {about(kind)}, {situation}, {name}: "
+                f"{row['milliseconds']:.3g} ms, {row['ratio']:.2f} "
+                f"({row['quartiles'][0]:.2f}-{row['quartiles'][1]:.2f}), {row['rounds']} rounds"
+            )
 
 
 if __name__ == "__main__":

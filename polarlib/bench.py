@@ -1,8 +1,9 @@
 """What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
 
-Before each turn of :func:`polarlib.timing.interleaved` there is a pause, in which the idle threads
-of the function before fall asleep: NumPy and SciPy bring a pool of threads each, and one whose
-threads still wait for work makes a small product of the other a hundred times slower.
+Kernels are timed after a pause, in which the idle threads of the kernel before stop waiting for
+work: NumPy and SciPy bring a pool of threads each, and one whose threads still wait makes a small
+product of the other a hundred times slower. Functions that users call are timed in one of the
+situations of :mod:`polarlib.timing`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from polarlib.decomposition import polar
 from polarlib.design import cost_tables
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
-from polarlib.timing import interleaved, ratios
+from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
 
 __all__ = [
     "LIBRARIES",
@@ -58,8 +59,9 @@ DAY = 86_400  # seconds
 LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
 LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
 MOST = 200
-PAUSE = 0.1  # seconds: OpenBLAS's idle threads look for work that long. Chosen by experiment.
-BURST = 0.01  # seconds that the calls of a turn take together
+# Seconds that the calls of a kernel take together after a pause: methods call kernels one after the
+# other, so that only the first one waits for its threads.
+KERNEL_BURST = 0.01
 LANCZOS_STEPS = 8  # as many as estimate a singular value for method="auto"
 HEAD = """\
 # What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
@@ -71,8 +73,22 @@ HEAD = """\
 # -- timing ----------------------------------------------------------------------------------
 
 
-def _times(functions: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    return interleaved(functions, seconds, least=LEAST, most=MOST, pause=PAUSE, burst=BURST)
+def _times(
+    functions: dict[str, Callable[[], Any]],
+    seconds: float,
+    situation: str | Callable[[], Any] = "alone",
+    burst: float = KERNEL_BURST,
+) -> dict[str, list[float]]:
+    return interleaved(functions, seconds, least=LEAST, most=MOST, situation=situation, burst=burst)
+
+
+def _preceding(situation: str, make: Callable[[np.ndarray], Array]) -> str | Callable[[], Any]:
+    """Return a situation whose product, if it has one, is of the library that is timed."""
+    if situation != "after a product":
+        return situation
+    a, b = map(make, factors())
+    ops = ops_of(a)
+    return lambda: _finished(ops.matmul(a, b), ops)
 
 
 def _finished(x: Array, ops: Ops) -> Array:
@@ -372,6 +388,7 @@ def compare(
     sizes: Sequence[int],
     seconds: float,
     device: Device = "cpu",
+    situation: str = "alternation",
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
     """Time polar(), orthogonalize() and other libraries' polar factors on this machine.
@@ -380,11 +397,14 @@ def compare(
     ----------
     library, sizes, seconds, device, advance
         As for :func:`calibrate`.
+    situation : {"alternation", "alone", "after a product"}, optional
+        What precedes each timed call, see :func:`polarlib.timing.interleaved`: the call of another
+        function; a pause; a product of two float64 matrices of order 512 by the library.
 
     Returns
     -------
     list of dict
-        A row per function, format and size: `milliseconds`, times of a matrix product
+        A row per function, format and size: `situation`, `milliseconds`, times of a matrix product
         (`matrix_products`), how many times as fast as SciPy (`ratio`, with `quartiles` over the
         rounds), `rounds`, and what polar() took (`method`). Gaussian matrices.
 
@@ -395,13 +415,15 @@ def compare(
     ['polar', 'orthogonalize', 'scipy.linalg.polar', 'numpy.linalg.svd']
     """
     _check_seconds(seconds)
+    choice("situation", situation, SITUATIONS)
     rows = []
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     with _arrays(library, device) as make:
         for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
-                rows += _compared(library, make, format_name, n, share)
+                found = _compared(library, make, format_name, n, share, situation)
+                rows += [{"situation": situation} | row for row in found]
     return rows
 
 
@@ -411,7 +433,12 @@ def _of_svd(u: Array, s: Array, vh: Array) -> tuple[Array, Array]:
 
 
 def _compared(
-    library: str, make: Callable[[np.ndarray], Array], format_name: str, n: int, seconds: float
+    library: str,
+    make: Callable[[np.ndarray], Array],
+    format_name: str,
+    n: int,
+    seconds: float,
+    situation: str,
 ) -> list[dict[str, Any]]:
     a = np.random.default_rng(0).standard_normal((n, n)).astype(format_name)
     x = make(a)
@@ -426,7 +453,7 @@ def _compared(
     }
     if library == "numpy":
         del functions["numpy svd"]  # is there as numpy.linalg.svd
-    times = _times(functions, seconds)
+    times = _times(functions, seconds, _preceding(situation, make), BURST)
     product = statistics.median(times.pop("product"))
     rows = []
     for name, each in times.items():

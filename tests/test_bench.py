@@ -1,19 +1,15 @@
-"""Benchmarks: kernels, the table of a calibration, the command, the page."""
+"""The timer and the command `bench`: situations, kernels, the table of a calibration."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
-import sys
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
-import typer
 from typer.testing import CliRunner
 
 import polarlib
@@ -22,9 +18,6 @@ from polarlib.arrays import blas
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.design import cost_tables
 
-ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "benchmarks" / "polar.py"
-PAGE = ROOT / "docs" / "polar_benchmarks.md"
 A_MOMENT = 0.001
 
 
@@ -32,9 +25,8 @@ A_MOMENT = 0.001
 def quick(monkeypatch):
     """Nothing here is about how long it takes."""
     monkeypatch.delenv(cost_tables.VARIABLE, raising=False)
-    monkeypatch.setattr(bench, "PAUSE", 0.0)
-    monkeypatch.setattr(bench, "BURST", 1e-5)
-    monkeypatch.setattr(timing, "SHORT", 1e-5)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+    monkeypatch.setattr(bench, "KERNEL_BURST", 1e-5)
 
 
 @pytest.fixture(params=[name for name in bench.LIBRARIES if name != "cupy"])
@@ -60,36 +52,78 @@ def test_turns_rotate_and_warm_up():
     assert "".join(called) == "abc" + "abcbcacababc"
 
 
-def test_a_turn_is_a_median(monkeypatch):
-    monkeypatch.setattr(timing, "SHORT", 0.1)
-    spent = iter([9.0, 0.05, 0.001, 0.002, 0.2, 7.0, 0.003, 0.004])
-    now = [0.0]
-    paused = []
-
-    def call():
-        now[0] += next(spent)
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing.time, "sleep", paused.append)
-    # Of three calls: the first waited for threads. A long one is not repeated.
-    assert timing.interleaved({"a": call}, 0, least=2, burst=0.01, pause=0.5) == {
-        "a": pytest.approx([0.002, 0.2])
-    }
-    assert paused == [0.5, 0.5]
-    assert timing.interleaved({"a": call}, 0, least=2) == {"a": pytest.approx([0.003, 0.004])}
+def test_with_two_functions_none_follows_itself():
+    called = []
+    functions = {name: lambda name=name: called.append(name) for name in "ab"}
+    timing.interleaved(functions, 0, least=3)
+    assert "".join(called) == "ab" + "ababab"
 
 
-def test_what_goes_before_a_call_is_not_timed(monkeypatch):
-    now = [0.0]
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still, and a function that advances it and keeps a diary."""
+    now, diary = [0.0], []
 
-    def later(seconds):
+    def later(what, seconds):
+        diary.append(what)
         now[0] += seconds
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    given = {"a": lambda: later(0.25)}
-    times = timing.interleaved(given, 0, least=3, before=lambda: later(8.0))
-    assert times == {"a": [0.25] * 3}
-    assert now == [4 * 8.25]
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: later("pause", seconds))
+    monkeypatch.setattr(timing.np, "matmul", lambda a, b: later(("product", a.shape, b.dtype), 2.0))
+    return later, diary
+
+
+@pytest.mark.parametrize(
+    ("situation", "precedes"),
+    [
+        ("alone", ["pause"]),
+        ("alternation", []),
+        ("after a product", [("product", (512, 512), np.dtype("float64"))]),
+    ],
+)
+def test_situations_precede_each_timed_call_and_are_not_timed(
+    situation, precedes, clock, monkeypatch
+):
+    later, diary = clock
+    monkeypatch.setattr(timing, "PAUSE", 8.0)
+    functions = {"a": lambda: later("a", 0.25), "b": lambda: later("b", 0.5)}
+    times = timing.interleaved(functions, 0, least=3, situation=situation)
+    assert times == {"a": [0.25] * 3, "b": [0.5] * 3}
+    assert diary == ["a", "b", *(3 * [*precedes, "a", *precedes, "b"])]
+
+
+def test_a_function_can_be_the_situation(clock):
+    later, diary = clock
+    times = timing.interleaved(
+        {"a": lambda: later("a", 0.25)}, 0, least=2, situation=lambda: later("given", 8.0)
+    )
+    assert times == {"a": [0.25] * 2}
+    assert diary == ["a", "given", "a", "given", "a"]
+
+
+def test_short_calls_are_repeated_until_the_clock_resolves_them(clock):
+    later, diary = clock
+    functions = {"a": lambda: later("a", 0.25), "b": lambda: later("b", 2.0)}
+    times = timing.interleaved(functions, 0, least=2, situation="alone", burst=1.0)
+    assert times == {"a": [0.25] * 2, "b": [2.0] * 2}
+    assert diary[2:] == 2 * ["pause", *"aaaa", "pause", "b"]
+
+
+def test_unknown_situations():
+    with pytest.raises(ValueError, match=r"situation must be one of alone, .*, got 'idle'"):
+        timing.interleaved({"a": int}, 0, situation="idle")
+    with pytest.raises(ValueError, match=r"situation must be 'alone', .*, got 'idle'"):
+        bench.compare(sizes=[4], seconds=1, situation="idle")
+
+
+def test_the_product_before_a_call_is_of_the_library(library):
+    with bench._arrays(library) as make:
+        assert bench._preceding("alone", make) == "alone"
+        x = bench._preceding("after a product", make)()
+        a, b = timing.factors()
+        assert type(x) is type(make(a))
+        np.testing.assert_allclose(np.asarray(x), a @ b, rtol=1e-12, atol=1e-12)
 
 
 def test_rounds_go_on_for_the_time_given():
@@ -283,8 +317,10 @@ def test_jax_is_left_as_it_was():
 # -- peers -----------------------------------------------------------------------------------
 
 
-def test_peers_are_compared(library):
-    rows = bench.compare(library, sizes=[4, 6], seconds=A_MOMENT)
+@pytest.mark.parametrize("situation", timing.SITUATIONS)
+def test_peers_are_compared(library, situation):
+    rows = bench.compare(library, sizes=[4, 6], seconds=A_MOMENT, situation=situation)
+    assert {row["situation"] for row in rows} == {situation}
     names = ["polar", "orthogonalize", "scipy.linalg.polar", "numpy.linalg.svd"]
     names += [] if library == "numpy" else [f"{library} svd"]
     assert [row["function"] for row in rows] == names * 4
@@ -333,8 +369,11 @@ def test_the_command_compares():
     text = run("--sizes", "4", "--seconds", A_MOMENT)
     assert "scipy.linalg.polar" in text
     assert "quartiles" in text
-    found = json.loads(run("--sizes", "4,5", "--seconds", A_MOMENT, "--json"))
+    assert "interleaved runs, alternation" in " ".join(text.split())
+    options = ("--sizes", "4,5", "--seconds", A_MOMENT, "--json", "--situation", "alone")
+    found = json.loads(run(*options))
     assert len(found["rows"]) == 16
+    assert {row["situation"] for row in found["rows"]} == {"alone"}
     assert found["rows"][0]["function"] == "polar"
 
 
@@ -357,6 +396,8 @@ def test_the_command_refuses(tmp_path):
         ("--seconds", "0"): "--seconds must be a positive number",
         ("--library", "nump"): "unknown library 'nump'",
         ("--device", "tpu"): "device must be 'cpu' or 'gpu', got 'tpu'",
+        ("--situation", "idle"): "situation must be 'alone'",
+        ("--calibrate", "--situation", "alone"): "--situation does not go with --calibrate",
         ("-o", tmp_path / "x.toml"): "-o goes with --calibrate",
         ("--calibrate", "-o", tmp_path / "x.json"): "name a file that ends in .toml",
         ("--calibrate", "-o", tmp_path / "nowhere" / "x.toml"): "there is no folder",
@@ -365,172 +406,3 @@ def test_the_command_refuses(tmp_path):
     for options, said in cases.items():
         assert said in run(*options, code=2)
     assert (tmp_path / "notes.toml").read_text() == "mine"
-
-
-# -- the script and its page -----------------------------------------------------------------
-
-needs_script = pytest.mark.skipif(not SCRIPT.is_file(), reason="the benchmarks are not installed")
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("benchmark_of_polar", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["benchmark_of_polar"] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        sys.modules.pop("benchmark_of_polar", None)
-        sys.modules.pop("common", None)
-
-
-@needs_script
-def test_products_of_slices_are_exact(script):
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((5, 40)) * 10.0 ** rng.integers(-6, 7, (5, 40)), rng.random((40, 4))
-    c = a @ b
-    exact = [
-        [
-            Fraction(c[i, j]) - sum(Fraction(a[i, k]) * Fraction(b[k, j]) for k in range(40))
-            for j in range(4)
-        ]
-        for i in range(5)
-    ]
-    found = script.residual(c, a, b)
-    scale = np.abs(a).max(axis=1) * 40
-    for i in range(5):
-        for j in range(4):
-            assert abs(float(found[i, j]) - float(exact[i][j])) <= 2.0**-58 * scale[i]
-    # Where doubles see nothing: a residual below their rounding.
-    assert float(np.abs(found).max()) > 0
-    a, b = np.array([[1.0, 2.0**-30]]), np.array([[1.0], [2.0**-30]])
-    assert float(script.residual(a @ b, a, b)[0, 0]) == -(2.0**-60)
-
-
-@needs_script
-def test_accuracy_is_of_what_was_returned(script):
-    a = np.array([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    u, h = np.eye(3, 2), np.diag([2.0, 1.0])
-    assert script.accuracy(a, u, h) == {"backward_error": 0, "orthogonality": 0}
-    found = script.accuracy(a, u * (1 + 2.0**-40), h)
-    assert found["backward_error"] == pytest.approx(2.0**-40, rel=1e-9)
-    assert found["orthogonality"] == pytest.approx(2.0**-39, rel=1e-9)
-
-
-@needs_script
-def test_recurrences_take_the_published_numbers_of_steps(script):
-    expected = {
-        "QDWH": [2, 2, 3, 4, 4, 4, 5, 5, 6],
-        "Zolotarev, 2 poles": [1, 2, 2, 3, 3, 3, 3, 4, 4],
-        "Zolotarev, 8 poles": [1, 1, 1, 2, 2, 2, 2, 2, 2],
-        "Newton, Byers and Xu": [3, 4, 4, 5, 6, 7, 7, 8, 9],
-        "Newton and Schulz": [3, 5, 7, 11, 17, 22, 34, 45, 96],
-        "minimax quintics, cushion 0.1": [2, 3, 3, 5, 6, 8, 12, 15, 30],
-    }
-    for name, steps in expected.items():
-        count = script.RECURRENCES[name]
-        some = slice(0, 6) if "quintics" in name else slice(None)  # the others take seconds
-        assert [count(1 / k) for k in script.CONDITIONS[some]] == steps[some], name
-
-
-@needs_script
-def test_the_script_measures(script, monkeypatch, tmp_path):
-    monkeypatch.setitem(script.SHAPES, "256", [6, 5])
-    out = tmp_path / "new" / "figures.json"
-    app = typer.Typer()
-    app.command()(script.main)
-    options = ["--sizes", "256", "--seconds", str(A_MOMENT), "--rounds", "2", "--out", str(out)]
-    one = ["--dtypes", "float32", "--matrices", "10,gaussian", "--peers", "auto"]
-    two = ["--dtypes", "float64", "--matrices", "1e15", "--peers", "qdwh,peers"]
-    for more in (one, two):
-        result = CliRunner().invoke(app, [*options, *more])
-        assert result.exit_code == 0, result.output
-    found = json.loads(out.read_text())
-    assert list(found["cases"]) == [
-        "float32 256 10", "float32 256 gaussian", "float64 256 1e15",
-    ]  # fmt: skip
-    rows = found["cases"]["float64 256 1e15"]
-    assert {"scipy.linalg.polar", "qdwh", "numpy svd"} <= set(rows)
-    for row in rows.values():
-        assert row["backward_error"] < 1e-14
-        assert row["orthogonality"] < 1e-14
-        assert row["rounds"] == 2
-    assert rows["qdwh"]["method"] == "qdwh"
-    assert found["cases"]["float32 256 10"]["polar"]["orthogonality"] > 1e-9
-    wrong = CliRunner().invoke(app, ["--peers", "matlab"])
-    assert wrong.exit_code == 2
-
-
-FAKE = {
-    "milliseconds": 2.0,
-    "matrix_products": 5.0,
-    "reference_milliseconds": 3.5,
-    "reference_products": 8.0,
-    "ratio": 1.75,
-    "quartiles": [1.5, 2.0],
-    "rounds": 9,
-    "backward_error": 1e-15,
-    "orthogonality": 2e-15,
-    "method": "invented",
-    "reason": "made up for a test",
-    "iterations": 3,
-    "products_counted": 4,
-}
-
-
-def fake_figures(script):
-    """Figures that nobody measured, and that say so."""
-    rows = {script.AUTO: FAKE, "qdwh": FAKE | {"backward_error": math.nan}}
-    rows[script.REFERENCE] = FAKE | {"ratio": 1.0, "quartiles": [1.0, 1.0]}
-    names = [
-        f"{d} {s} {k}" for d, kinds in script.MATRICES.items() for s in script.SHAPES for k in kinds
-    ]
-    cases = {name: rows for name in names if "4096" not in name}
-    slow = {script.AUTO: FAKE | {"ratio": 0.5}, script.REFERENCE: rows[script.REFERENCE]}
-    cases["float64 2048 1e15"] = slow
-    counts = {
-        "recurrences": {"QDWH": [4] * len(script.CONDITIONS)},
-        "methods": {"qdwh": [[5, 6, "qdwh, then svd"]] * len(script.CONDITIONS)},
-    }
-    return {"machine": "FAKE, for a test", "cases": cases, "counts": counts}
-
-
-@needs_script
-def test_the_page_is_made(script, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    figures = fake_figures(script)
-    script.make_page(page, figures)
-    text = page.read_text(encoding="utf-8")
-    assert "Machine: FAKE, for a test." in text
-    assert "least 0.50 (2048 x 2048, κ = 1e15), most 1.75" in text
-    row = "| float32 | 512 x 512 | κ = 1e4 | 3.5 | 2.0 | 8.0 | 5.0 | 1.75 | 1.50-2.00 | 9 |"
-    assert f"{row} invented | made up for a test |" in text
-    assert "| float64 | polar | 1.0e-15 / 2.0e-15 |" in text
-    assert "| float64 | qdwh | nan / 2.0e-15 |" in text
-    assert "| 5; 6* | 5; 6* |" in text
-    for suffix in ("png", "svg"):
-        assert (tmp_path / "figures" / f"polar_benchmarks.{suffix}").stat().st_size > 5000
-    # Again the same, bit for bit; and nothing is left of what is no longer there.
-    before = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()} | {"": text}
-    script.make_page(page, figures)
-    after = {p.name: p.read_bytes() for p in (tmp_path / "figures").iterdir()}
-    assert after | {"": page.read_text(encoding="utf-8")} == before
-    figures["cases"].clear()
-    figures["counts"] = {}
-    script.make_page(page, figures)
-    assert "invented" not in page.read_text(encoding="utf-8")
-
-
-@needs_script
-def test_the_page_in_the_docs_is_of_the_figures_in_the_docs(script, tmp_path):
-    if not script.FIGURES.is_file():
-        pytest.skip("not measured")
-    page = tmp_path / "page.md"
-    page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    script.make_page(page, script.load(script.FIGURES))
-    # else: python benchmarks/polar.py --page docs/polar_benchmarks.md
-    assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")

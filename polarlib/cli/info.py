@@ -25,6 +25,7 @@ from polarlib.bench import usable_processors
 from polarlib.cli import console
 from polarlib.cli.console import grid, numbered_columns, say, tabulated
 from polarlib.design.cost_tables import read_costs
+from polarlib.timing import SITUATIONS
 
 # -- report ----------------------------------------------------------------------------------
 
@@ -76,6 +77,10 @@ def bench(
         float | None, typer.Option(help="For about how long in all; more if sizes are large.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    situation: Annotated[
+        str | None,
+        typer.Option(help=f"What precedes each call: {', '.join(SITUATIONS)}. [alternation]"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Add the costs to this .toml.")
     ] = None,
@@ -86,13 +91,18 @@ def bench(
 
     if output is not None and not calibrate:
         raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
+    if situation is not None and calibrate:
+        raise ValueError("--situation does not go with --calibrate: kernels are timed alone")
     console.check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
         read_costs(output)  # before minutes are used: other files are not written over
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
-    measure: Callable[..., Any] = bench.calibrate if calibrate else bench.compare
+    situation = situation or "alternation"
+    measure: Callable[..., Any] = (
+        bench.calibrate if calibrate else functools.partial(bench.compare, situation=situation)
+    )
     with console.progress_bar(len(listed) * 2) as advance, console.collected_warnings() as notes:
         found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
     if not calibrate:
@@ -116,8 +126,8 @@ def bench(
             ),
             "",
             console.paragraph(
-                "Gaussian matrices, interleaved runs; medians over rounds, of times and of their "
-                "ratios. SVDs with the two products that make U and H."
+                f"Gaussian matrices, interleaved runs, {situation}; medians over rounds, of times "
+                "and of their ratios. SVDs with the two products that make U and H."
             ),
         )
         console.say_notes(notes)

@@ -25,7 +25,7 @@ import scipy.sparse
 import typer
 
 import polarlib
-from polarlib import bench, cli
+from polarlib import bench, cli, timing
 from polarlib.cli import compare, console
 
 A = np.random.default_rng(0).standard_normal((6, 4))
@@ -352,8 +352,8 @@ def here(tmp_path, monkeypatch):
     for name in ("COLUMNS", "POLARLIB_TRACEBACK", "POLARLIB_COSTS", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(bench, "PAUSE", 0)
-    monkeypatch.setattr(bench, "BURST", 0)
+    monkeypatch.setattr(timing, "PAUSE", 0)
+    monkeypatch.setattr(bench, "KERNEL_BURST", 0)
     monkeypatch.setattr(compare, "METHODS", ("svd",))  # of compare, which would take seconds
     monkeypatch.setattr(polarlib, "schedules", lambda: ("jordan",))
     monkeypatch.setattr(compare, "TIMED", 1)

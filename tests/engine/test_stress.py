@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import polarlib
+from polarlib import timing
 from polarlib.arrays.formats import format_of
 from polarlib.testing import SPECTRA
 
@@ -358,19 +359,53 @@ def test_peak_bytes_count_what_is_held(speed):
     assert found == pytest.approx(2 * 8 * 256**2, rel=0.05)
 
 
-def test_figures_are_added_up_and_make_the_page(speed, tmp_path):
+def test_figures_are_added_up_and_make_the_page(speed, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
     path = tmp_path / "data" / "figures.json"
-    figures = speed.load(path, "cases", "workspace", "peers")
+    figures = speed.load(path, "runs", "workspace", "peers")
     functions = {n: (lambda: sum(range(100))) for n in ("ours", "ours, plain", "textbook")}
-    rows = speed.measured(functions | {"products": lambda: None}, 0.0)
-    assert rows["textbook"]["textbook"] == 1.0
+    multiplied = []
+    functions |= {"products": lambda: None, speed.MUON: lambda: None}
+    found = speed.measured(functions, lambda: multiplied.append(0), 2, 0.0)
+    assert list(found) == list(timing.SITUATIONS)
+    assert all(rows["textbook"]["textbook"] == 1.0 for rows in found.values())
+    assert len(multiplied) == 2 * len(functions)
+    run = speed.run_of(figures, False)
     for shape in speed.SHAPES:
-        figures["cases"][f"numpy float32 {speed.by(shape)}"] = rows
+        run["cases"][f"numpy float32 {speed.by(shape)}"] = found
     figures["workspace"]["numpy float32 8 x 4"] = {"ours": 2.5, "claim": 3.5}
     speed.store(path, figures)
     assert speed.load(path) == figures
     text = speed.page(figures)
-    assert "### numpy, float32" in text
+    assert "### numpy, float32, after a product" in text
     assert "### torch" not in text
     assert "| numpy float32 8 x 4 | 2.50 | 3.50 |" in text
-    assert [j[0] for j in speed.jobs("numpy float32 4096")] == ["numpy float32 4096 x 1024"]
+    assert [j[0] for j in speed.jobs("numpy float32 512")] == ["numpy float32 512 x 4096"]
+
+
+def test_means_are_of_the_worst_situation_of_each_shape():
+    page = importlib.import_module("orthogonalize_page")
+
+    def case(ours, muon):
+        rows = zip(timing.SITUATIONS, ours, muon, strict=True)
+        return {s: {"ours": {"textbook": o}, page.MUON: {"textbook": m}} for s, o, m in rows}
+
+    found = {"a": case((2.0, 4.0, 8.0), (1.0, 1.0, 8.0)), "b": case((8.0, 9.0, 16.0), (1, 1, 1))}
+    for each in found["b"].values():
+        del each[page.MUON]
+    for each in found.values():
+        for rows in each.values():
+            rows["textbook"] = {"textbook": 1.0}
+    assert page.mean_ratio(found, timing.SITUATIONS, "textbook") == pytest.approx(4.0)
+    assert page.mean_ratio(found, ("alternation",), "textbook") == pytest.approx(6.0)
+    assert page.mean_ratio(found, timing.SITUATIONS, page.MUON) == pytest.approx(1.0)
+    assert page.mean_ratio({"a": {}}, timing.SITUATIONS, page.MUON) is None
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+def test_the_product_before_a_call_is_of_the_library(speed, library):
+    pytest.importorskip(library)
+    x = speed.product_of(library)()
+    a, b = timing.factors()
+    assert type(x).__module__.partition(".")[0].startswith((library, "jaxlib"))
+    np.testing.assert_allclose(np.asarray(x), a @ b, rtol=1e-3, atol=1e-2)
