@@ -200,12 +200,23 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
     }
     in_place = ops.kernels(a)
     if in_place is not None:
-        return found | _in_place(in_place, a, b, g)
+        found |= _in_place(in_place, a, b, g)
+        return {name: _with_threads_for(a, f, ops) for name, f in found.items()}
     return {name: lambda f=f: _finished(f(), ops) for name, f in found.items()}
 
 
+def _with_threads_for(a: Array, f: Callable[[], Any], ops: Ops) -> Callable[[], Any]:
+    """A kernel with as many threads as methods use for such matrices."""
+
+    def run() -> Any:
+        with ops._threads_for(a):
+            return f()
+
+    return run
+
+
 def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
-    """NumPy's kernels as the methods for it call them: in place, through SciPy, column-major."""
+    """NumPy's kernels as the methods for it call them: in place, column-major."""
     a, b, g = (np.asfortranarray(x) for x in (a, b, g))
     out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
 
@@ -229,7 +240,7 @@ def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray
         "solve": solve,
         "hermitian_product": lambda: kernels.times(b, g, out),
         "apply_q": lambda: kernels.apply_q(factor, rotated),
-        "eigh": lambda: scipy.linalg.eigh(g)[1],
+        "eigh": lambda: np.linalg.eigh(g)[1],
         "elementwise": lambda: np.multiply(a, a.dtype.type(1.5), out=out),
         "lanczos": lambda: kernels.largest(g, LANCZOS_STEPS),
     }
@@ -309,7 +320,7 @@ def calibrate(
 
 def _where(library: str, device: str) -> str:
     """The command and the machine, for the file's reader."""
-    versions = [LIBRARIES[library][1]] + (["scipy"] if library == "numpy" else [])
+    versions = [LIBRARIES[library][1]]
     with contextlib.suppress(metadata.PackageNotFoundError):  # cupy-cuda13x has another name
         versions = [f"{name} {metadata.version(name)}" for name in versions]
     option = "" if device == "cpu" or library == "cupy" else f" --device {device}"

@@ -328,11 +328,14 @@ def _lifted(
 
 
 def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
-    """Cost of the rational step and of what then follows, in applications of Q, by experiment."""
+    """Cost of the rational step and of what then follows, in applications of Q, by experiment.
+
+    Its many short calls take as long as some Lanczos steps do, whose cost is theirs as well.
+    """
     f = rational(max(l, eps))
     each = costs["apply_q"]
     step = (2.4 + 1.8 * len(f.poles)) * each + costs["cholesky"] + 4 * costs["elementwise"]
-    step *= 1 if eps < SINGLE_BELOW else 2
+    step = (step + 8 * costs["lanczos"]) * (1 if eps < SINGLE_BELOW else 2)
     return step + costs["gram"] + plan(f.lower, eps, costs)[1]
 
 
