@@ -90,7 +90,30 @@ def _with_threads_that_pay(decompose: F) -> F:
     return cast(F, run)
 
 
+def _by_numpy(decompose: F) -> F:
+    """Decompose another library's arrays in the memory of the host by NumPy, where it is faster."""
+
+    @functools.wraps(decompose)
+    def run(a: Array, options: Options, h_out: Array | None = None) -> Any:
+        plain = options.method == "auto" and options.callback is None and h_out is None
+        ops = ops_of(a)
+        view = ops._host_view(a) if plain and 0 not in a.shape and not ops.is_traced(a) else None
+        if view is None:
+            return decompose(a, options, h_out)
+        found = decompose(view, options)
+        if not options.form_h:
+            return ops.from_host(found, a)
+        factors = (ops.from_host(x, a) for x in found)
+        reason = "; ".join(filter(None, (found.reason, "by NumPy in the same memory")))
+        return found._replace(
+            **dict(zip(("unitary", "hermitian"), factors, strict=True)), reason=reason
+        )
+
+    return cast(F, run)
+
+
 @under_default_settings
+@_by_numpy
 @_with_threads_that_pay
 @_with_room_for_h
 def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:

@@ -228,6 +228,10 @@ class Ops(Arithmetic):
         """
         return None
 
+    def _host_view(self, x: Array) -> np.ndarray | None:
+        """NumPy's view of the storage of `x`, if there is one and NumPy decomposes it faster."""
+        return None
+
     def _threads_for(self, x: Array) -> AbstractContextManager[None]:
         """Context in which matrices like `x` are decomposed with as many threads as pay."""
         return nullcontext()
