@@ -1,4 +1,4 @@
-"""Arrays of other libraries in the memory of the host: NumPy decomposes them, where it is faster."""
+"""Arrays of other libraries in the memory of the host, which NumPy decomposes faster."""
 
 from __future__ import annotations
 
