@@ -20,6 +20,9 @@ Array = Any
 # Multiplications, or entries in a pass, from which SciPy's kernels beat NumPy's; below, calls cost
 # more. Chosen by experiment.
 BLAS_FROM = 1 << 14
+# Columns up to which numpy.linalg factorises a stack, in double precision: one call of LAPACK from
+# Python per matrix costs more. By experiment.
+STACKED = {"float32": 32, "float64": 64}
 # ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
 CANCELS = 8.0
 
@@ -162,6 +165,15 @@ class NumpyOps(InPlaceOps):
             square = np.sum(rows, axis=-1, dtype=np.float64)
         return np.asarray(np.sqrt(square), dtype=x.real.dtype)[..., None, None]
 
+    def _stacked(
+        self, factorise: Callable[..., tuple[Array, ...]], *stacks: Array
+    ) -> tuple[Array, ...] | None:
+        """Factorise stacks of small matrices by one call of numpy.linalg; None where it fails."""
+        first = stacks[0]
+        if first.ndim == 2 or min(first.shape[-2:]) > STACKED.get(format_name(first), 0):
+            return None
+        return unless_it_fails(lambda: tuple(factorise(*stacks)), lambda: None)
+
     @staticmethod
     def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
         """Apply a function of matrices to stacks of them (SciPy batches only some routines)."""
@@ -195,13 +207,15 @@ class NumpyOps(InPlaceOps):
                 svd, lambda: unless_it_fails(lambda: svd(lapack_driver="gesvd"), lost)
             )
 
-        u, s, vh = self._each(one, x)
+        done = self._stacked(lambda x: np.linalg.svd(x, full_matrices=False), x)
+        u, s, vh = done or self._each(one, x)
         return u, s, vh
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
-        q, r = self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
+        done = self._stacked(lambda x: np.linalg.qr(x, mode="reduced"), x)
+        q, r = done or self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
         return q, r
 
     @finite_only
@@ -212,7 +226,8 @@ class NumpyOps(InPlaceOps):
             factor = functools.partial(scipy.linalg.cholesky, a, lower=True, check_finite=False)
             return (unless_it_fails(factor, lambda: np.full_like(a, np.nan)),)
 
-        return self._each(one, z)[0]
+        done = self._stacked(lambda z: (np.linalg.cholesky(z),), z)
+        return (done or self._each(one, z))[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
         """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
@@ -224,6 +239,12 @@ class NumpyOps(InPlaceOps):
             # Some implementations go on when they meet NaN.
             return blas.cholesky(y) and bool(np.isfinite(blas.diagonal(y)).all())
 
+        if z.ndim > 2 and z.shape[-1] <= STACKED.get(format_name(z), 0):
+            y = z.copy()
+            self._diagonal(y)[...] -= shift[..., 0]
+            factor = self._stacked(lambda y: (np.linalg.cholesky(y),), y)
+            # LAPACK goes on where it meets NaN, which stays on the diagonal.
+            return factor is not None and bool(np.isfinite(self._diagonal(factor[0])).all())
         stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
         return all(one(a, s) for a, s in stacks)
 
