@@ -9,6 +9,7 @@ from typing import Any
 from polarlib._methods.hybrid import hybrid
 from polarlib._methods.small import WORTH, small
 from polarlib._methods.small_algebra import LARGEST
+from polarlib._methods.stacked import serves, stacked
 from polarlib._methods.svd import svd
 from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
@@ -43,6 +44,9 @@ def auto(
     if m == n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
+    if serves(x, ops):
+        u, run = stacked(x, ops, tol=tol, callback=callback)
+        return u, run._replace(method="hybrid")
     if n < WORTH_IT:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
