@@ -47,7 +47,6 @@ from polarlib._methods.small_algebra import (
     error_estimates,
     frobenius2,
     is_nearest_rotation,
-    map_entries,
     real_parts,
     svd_factor,
 )
@@ -63,6 +62,9 @@ Array = Any
 WORTH = (0, 4, 6, 10, 250)
 # Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
+# Squared norms between which matrices need no scaling: in single precision their cubes, and what
+# divides by them, are normal numbers.
+COMFORTABLE2 = 2.0**-20, 2.0**20
 # Rounding of a determinant by cofactors, in epsilons of ||A||_F^n: at most seven roundings of half
 # an epsilon, times the permanent of |A|, which is at most n! / n^(n/2) <= 1.5 times ||A||_F^n.
 DETERMINANT_ERROR = 6.0
@@ -101,28 +103,50 @@ class Decomposition(NamedTuple):
     repaired: int
 
 
-def _closed(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+class _Scaled(NamedTuple):
+    """Entries of a stack, divided by `scale`, powers of two, and their squared Frobenius norms.
+
+    Attributes
+    ----------
+    entries : array, shape (m, n, batch)
+        NaN for every entry of a matrix that is not finite.
+    norm2 : array, shape (batch,)
+    scale : array, shape (batch,), or None
+        None for 1.
+    """
+
+    entries: Entries
+    norm2: Array
+    scale: Array | None
+
+    def unscaled(self, y: Array) -> Array:
+        """Return results for the matrices as they were."""
+        return y if self.scale is None else y * self.scale
+
+
+def _closed(given: _Scaled, tol: float, eps: float, ops: Ops) -> list[Any]:
     """All results by closed forms, and where they hold: at full rank and moderate condition."""
     xp = ops.xp
-    n = len(x)
-    u, safe, a, b, d = closed_factor(x, ops)
+    x = given.entries
+    n = x.shape[1]
+    u, safe, a, b, d = closed_factor(x, given.norm2, ops)
     upper = xp.sqrt(a)
     # |det A| = sigma_n times the other singular values, whose product is at most ||C||.
-    noise = DETERMINANT_ERROR * eps * upper**n
+    noise = DETERMINANT_ERROR * eps * functools.reduce(operator.mul, [upper] * n)
     lower = (d - noise) / xp.sqrt(xp.where(b > 0, b, xp.ones_like(b)))
     # Twice the threshold of the definition of rank.
     safe = safe & (lower > 2 * n * eps * upper)
     h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = xp.full_like(a, float(n))
-    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, safe]
+    return [u, given.unscaled(h), *estimates, rank, *map(given.unscaled, (lower, upper)), safe]
 
 
-def _svd(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+def _svd(given: _Scaled, tol: float, eps: float, ops: Ops) -> list[Any]:
     """All results by the SVD, for every matrix."""
     xp = ops.xp
-    n = len(x)
+    x, a = given.entries, given.norm2
+    n = x.shape[1]
     u, sizes = svd_factor(x, ops, eps)
-    a = frobenius2(x, ops)
     upper = xp.sqrt(a)
     smallest = functools.reduce(xp.minimum, sizes)
     largest = functools.reduce(xp.maximum, sizes)
@@ -131,19 +155,29 @@ def _svd(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
     lower = xp.where(lower > 0, lower, xp.zeros_like(lower))
     h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = functools.reduce(operator.add, kept)
-    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, a >= 0]
+    return [u, given.unscaled(h), *estimates, rank, *map(given.unscaled, (lower, upper)), a >= 0]
 
 
 def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
-    """Apply a function of scaled entries and their scales to a stack (batch, n, n)."""
-    n = x.shape[-1]
-    given = [[x[:, i, j] for j in range(n)] for i in range(n)]
-    sizes = [ops.xp.abs(p) for row in given for v in row for p in real_parts(v, ops)]
-    peak = functools.reduce(ops.xp.maximum, sizes)
+    """Apply a function of scaled entries and their scales to a stack (batch, m, n)."""
+    xp = ops.xp
+    m, n = x.shape[1:]
+    e = xp.stack([x[:, i, j] for i in range(m) for j in range(n)], axis=0)
+    norm2 = frobenius2(xp.reshape(e, (m, n, -1)), ops)
+    if (
+        ops.host
+        and norm2.shape[0]
+        and COMFORTABLE2[0] <= xp.min(norm2)
+        and xp.max(norm2) <= COMFORTABLE2[1]
+    ):
+        return f(_Scaled(xp.reshape(e, (m, n, -1)), norm2, None))
+    sizes = [xp.max(xp.abs(p), axis=0) for p in real_parts(e, ops)]
+    peak = functools.reduce(xp.maximum, sizes)
     # NaN for a matrix that is not finite, so that all its results become NaN.
     s = ops.binary_scale(peak) + 0.0 * peak
-    down = 1.0 / s
-    return f(map_entries(lambda v: v * down, given), s)
+    e *= 1.0 / s
+    e = xp.reshape(e, (m, n, -1))
+    return f(_Scaled(e, frobenius2(e, ops), s))
 
 
 def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
@@ -151,32 +185,28 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     xp = ops.xp
     count = x.shape[0]
     if not ops.host:
-        return [
-            xp.reshape(xp.stack([v for row in r for v in row], axis=-1), x.shape)
-            if isinstance(r, list)
-            else r
-            for r in _of_entries(f, x, ops)
-        ]
+        return [_matrices(r, ops) for r in _of_entries(f, x, ops)]
     results: list[Array] = []
     for k in range(0, max(count, 1), CHUNK):
         chunk = _of_entries(f, x[k : k + CHUNK, ...], ops)
         if not results:
             # One array for all numbers: the system gives large ones faster than several small ones.
-            first = next(r for r in chunk if not isinstance(r, list))
+            first = next(r for r in chunk if r.ndim == 1)
             block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
             results = [
-                xp.empty_like(x)
-                if isinstance(r, list)
+                xp.empty((count, *r.shape[:-1]), dtype=r.dtype)
+                if r.ndim > 1
                 else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
                 for r in chunk
             ]
         for out, r in zip(results, chunk, strict=True):
-            if not isinstance(r, list):
-                out[k : k + CHUNK] = r
-                continue
-            for i, j in itertools.product(range(x.shape[-1]), repeat=2):
-                out[k : k + CHUNK, i, j] = r[i][j]
+            out[k : k + CHUNK] = _matrices(r, ops)
     return results
+
+
+def _matrices(r: Array, ops: Ops) -> Array:
+    """Results with one row per matrix."""
+    return r if r.ndim == 1 else ops.xp.permute_dims(r, (2, 0, 1))
 
 
 @ignore_float_errors  # closed forms overflow where they do not hold, also if called directly
@@ -251,8 +281,8 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     eps = format_of(format_name(x)).epsilon
     tol = 100 * eps if tol is None else tol
     results, bad = _combined(
-        lambda y, s: _closed(y, s, tol, eps, ops),
-        lambda y, s: _svd(y, s, tol, eps, ops),
+        lambda given: _closed(given, tol, eps, ops),
+        lambda given: _svd(given, tol, eps, ops),
         ops.xp.reshape(x, (-1, n, n)),
         ops,
     )
@@ -329,14 +359,16 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     eps = format_of(format_name(x)).epsilon
     n = x.shape[-1]
 
-    def closed(y: Entries, s: Any) -> list[Any]:
-        factor = closed_factor(y, ops, proper=True)
+    def closed(given: _Scaled) -> list[Any]:
+        y = given.entries
+        factor = closed_factor(y, given.norm2, ops, proper=True)
         shown = factor.safe & is_nearest_rotation(factor.unitary, y, 100 * eps, ops)
         return [factor.unitary, shown, shown]
 
-    def svd(y: Entries, s: Any) -> list[Any]:
+    def svd(given: _Scaled) -> list[Any]:
+        y = given.entries
         r, _ = svd_factor(y, ops, eps, proper=True)
-        return [r, is_nearest_rotation(r, y, 100 * eps, ops), s > 0]
+        return [r, is_nearest_rotation(r, y, 100 * eps, ops), given.norm2 >= 0]
 
     y = ops.xp.reshape(x, (-1, n, n))
     (r, shown), _ = _combined(closed, svd if ops.host else None, y, ops)

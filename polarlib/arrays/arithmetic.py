@@ -157,6 +157,13 @@ class Arithmetic(Library):
             return z, alpha, beta
         return self.add_diagonal(z * alpha, beta), 1.0, 0.0
 
+    def entry_product(self, a: Array, b: Array) -> Array:
+        """Product of matrices stored by entries, shapes (l, k, batch) and (k, n, batch)."""
+        total = a[:, 0, None, :] * b[None, 0, :, :]
+        for i in range(1, a.shape[1]):
+            total += a[:, i, None, :] * b[None, i, :, :]
+        return total
+
     # -- elementwise -------------------------------------------------------------------------
 
     def adjoint(self, x: Array) -> Array:

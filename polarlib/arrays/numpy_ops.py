@@ -91,6 +91,12 @@ class NumpyOps(InPlaceOps):
             out[...] = c
         return blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
+    def entry_product(self, a: Array, b: Array) -> Array:
+        """Product of matrices stored by entries, in one pass per multiplication and addition."""
+        if a.shape[-1] < 2:  # einsum would sum in another order
+            return super().entry_product(a, b)
+        return np.einsum("ikb,kjb->ijb", a, b)
+
     def make_hermitian(self, z: Array) -> Array:
         """Exactly Hermitian, since squares are taken as Gram products."""
         if not _worth_blas(z.size, z) or not _is_contiguous(z):
@@ -215,7 +221,9 @@ class NumpyOps(InPlaceOps):
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
         done = self._stacked(lambda x: np.linalg.qr(x, mode="reduced"), x)
-        q, r = done or self._each(lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x)
+        q, r = done or self._each(
+            lambda a: scipy.linalg.qr(a, mode="economic", check_finite=False), x
+        )
         return q, r
 
     @finite_only
