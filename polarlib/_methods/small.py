@@ -33,7 +33,6 @@ K. Veselic, SIAM J. Matrix Anal. Appl. 13 (1992) 1204-1245 (one-sided Jacobi).
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,6 +53,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import ignore_float_errors
+from polarlib.arrays.threads import available_threads, in_threads
 from polarlib.result import Run
 
 Array = Any
@@ -186,21 +186,30 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     count = x.shape[0]
     if not ops.host:
         return [_matrices(r, ops) for r in _of_entries(f, x, ops)]
-    results: list[Array] = []
-    for k in range(0, max(count, 1), CHUNK):
-        chunk = _of_entries(f, x[k : k + CHUNK, ...], ops)
-        if not results:
-            # One array for all numbers: the system gives large ones faster than several small ones.
-            first = next(r for r in chunk if r.ndim == 1)
-            block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
-            results = [
-                xp.empty((count, *r.shape[:-1]), dtype=r.dtype)
-                if r.ndim > 1
-                else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
-                for r in chunk
-            ]
+    size = max(1, CHUNK * LARGEST**2 // max(x.shape[1] * x.shape[2], LARGEST**2))
+    chunk = _of_entries(f, x[:size, ...], ops)
+    # One array for all numbers: the system gives large ones faster than several small ones.
+    first = next(r for r in chunk if r.ndim == 1)
+    block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
+    results = [
+        xp.empty((count, *r.shape[:-1]), dtype=r.dtype)
+        if r.ndim > 1
+        else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
+        for r in chunk
+    ]
+
+    def store(k: int, chunk: list[Any]) -> None:
         for out, r in zip(results, chunk, strict=True):
-            out[k : k + CHUNK] = _matrices(r, ops)
+            out[k : k + size] = _matrices(r, ops)
+
+    @ignore_float_errors  # which holds for one thread
+    def compute(k: int) -> None:
+        store(k, _of_entries(f, x[k : k + size, ...], ops))
+
+    store(0, chunk)
+    # Libraries without kernels in place have threads of their own.
+    threads = 1 if ops.kernels(x) is None else available_threads()
+    in_threads(compute, range(size, count, size), threads)
     return results
 
 

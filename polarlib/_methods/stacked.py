@@ -25,7 +25,7 @@ from polarlib.result import Run
 Array = Any
 
 # Smallest singular value over ``||A^H A||_F^(1/2)`` for which the steps are planned. Gaussian
-# matrices of n columns are below it with probability 2 n LOWER, and cost an SVD then. By experiment.
+# matrices of n columns are below it with probability 2 n LOWER, and cost an SVD then.
 LOWER = 1e-3
 # Columns up to which, and matrices from which, this is faster than NumPy's SVD of the stack.
 SMALL, MANY = 32, 20
