@@ -40,8 +40,8 @@ def auto(
     iterations slower; else the hybrid, which estimates the condition number and plans by the costs
     of kernels, the SVD among them.
     """
-    m, n = x.shape[-2:]
-    if m == n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
+    n = x.shape[-1]
+    if n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
     if serves(x, ops):

@@ -33,6 +33,7 @@ K. Veselic, SIAM J. Matrix Anal. Appl. 13 (1992) 1204-1245 (one-sided Jacobi).
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ from polarlib._methods.small_algebra import (
     real_parts,
     svd_factor,
 )
+from polarlib._methods.small_qr import reduced
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
@@ -62,6 +64,8 @@ Array = Any
 WORTH = (0, 4, 6, 10, 250)
 # Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
+# Rows up to which tall matrices are reduced entry by entry; above, by LAPACK. By experiment.
+FEW_ROWS = 32
 # Squared norms between which matrices need no scaling: in single precision their cubes, and what
 # divides by them, are normal numbers.
 COMFORTABLE2 = 2.0**-20, 2.0**20
@@ -77,7 +81,7 @@ class Decomposition(NamedTuple):
 
     Attributes
     ----------
-    unitary, hermitian : array, shape (..., n, n)
+    unitary, hermitian : array, shape (..., m, n) and (..., n, n)
         ``A = U H``; H is exactly Hermitian.
     orthogonality, backward_error : ndarray
         ``||U^H U - I||_F / sqrt(n)`` and ``||A - U H||_F / ||A||_F`` (0 for a zero matrix), as
@@ -85,7 +89,7 @@ class Decomposition(NamedTuple):
     definite : ndarray of bool
         Whether H is positive semidefinite up to the tolerance times ``||A||_F``.
     rank : ndarray of int
-        Number of singular values above ``n * eps * sigma_1``.
+        Number of singular values above ``m * eps * sigma_1``.
     lower, upper : ndarray
         Bounds of the smallest and of the largest singular value, up to rounding of the bounds.
     repaired : int
@@ -124,38 +128,50 @@ class _Scaled(NamedTuple):
         return y if self.scale is None else y * self.scale
 
 
-def _closed(given: _Scaled, tol: float, eps: float, ops: Ops) -> list[Any]:
+def _closed(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
     """All results by closed forms, and where they hold: at full rank and moderate condition."""
     xp = ops.xp
     x = given.entries
-    n = x.shape[1]
-    u, safe, a, b, d = closed_factor(x, given.norm2, ops)
+    m, n = x.shape[:2]
+    r, back = reduced(x, ops) if m > n else (x, None)
+    u, safe, a, b, d = closed_factor(r, given.norm2, ops)
+    u = u if back is None else back(u)
     upper = xp.sqrt(a)
     # |det A| = sigma_n times the other singular values, whose product is at most ||C||.
     noise = DETERMINANT_ERROR * eps * functools.reduce(operator.mul, [upper] * n)
     lower = (d - noise) / xp.sqrt(xp.where(b > 0, b, xp.ones_like(b)))
     # Twice the threshold of the definition of rank.
-    safe = safe & (lower > 2 * n * eps * upper)
-    h, *estimates = error_estimates(x, u, a, tol, ops)
+    safe = safe & (lower > 2 * m * eps * upper)
     rank = xp.full_like(a, float(n))
-    return [u, given.unscaled(h), *estimates, rank, *map(given.unscaled, (lower, upper)), safe]
+    bounds = map(given.unscaled, (lower, upper))
+    return [u, *_checked(given, u, tol, ops), rank, *bounds, safe]
 
 
-def _svd(given: _Scaled, tol: float, eps: float, ops: Ops) -> list[Any]:
+def _svd(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
     """All results by the SVD, for every matrix."""
     xp = ops.xp
     x, a = given.entries, given.norm2
-    n = x.shape[1]
-    u, sizes = svd_factor(x, ops, eps)
+    m, n = x.shape[:2]
+    r, back = reduced(x, ops) if m > n else (x, None)
+    u, sizes = svd_factor(r, ops, eps)
+    u = u if back is None else back(u)
     upper = xp.sqrt(a)
     smallest = functools.reduce(xp.minimum, sizes)
     largest = functools.reduce(xp.maximum, sizes)
-    kept = [xp.astype(size > n * eps * largest, a.dtype) for size in sizes]
+    kept = [xp.astype(size > m * eps * largest, a.dtype) for size in sizes]
     lower = smallest - JACOBI_ERROR * eps * upper
     lower = xp.where(lower > 0, lower, xp.zeros_like(lower))
-    h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = functools.reduce(operator.add, kept)
-    return [u, given.unscaled(h), *estimates, rank, *map(given.unscaled, (lower, upper)), a >= 0]
+    bounds = map(given.unscaled, (lower, upper))
+    return [u, *_checked(given, u, tol, ops), rank, *bounds, a >= 0]
+
+
+def _checked(given: _Scaled, u: Entries, tol: float | None, ops: Ops) -> list[Any]:
+    """H and the error estimates; nothing without a tolerance."""
+    if tol is None:
+        return []
+    h, *estimates = error_estimates(given.entries, u, given.norm2, tol, ops)
+    return [given.unscaled(h), *estimates]
 
 
 def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
@@ -252,13 +268,13 @@ def _check(x: Array, *, square: bool) -> None:
 
 
 def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
-    """Compute polar decompositions of a stack of matrices up to 4 x 4, with error estimates.
+    """Compute polar decompositions of a stack of matrices of up to 4 columns, with error estimates.
 
     Parameters
     ----------
-    x : array, shape (..., n, n)
-        1 <= n <= 4, in single or double precision, of any scale: each matrix is scaled by a power
-        of two of its own. Never changed.
+    x : array, shape (..., m, n)
+        1 <= n <= 4 and n <= m, in single or double precision, of any scale: each matrix is scaled
+        by a power of two of its own. Never changed.
     ops : Ops
         Arithmetic of its library.
     tol : float, optional
@@ -285,17 +301,10 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     >>> d.rank.tolist(), bool(d.backward_error.max() < 1e-15)
     ([2, 1], True)
     """
-    _check(x, square=True)
-    batch, n = x.shape[:-2], x.shape[-1]
-    eps = format_of(format_name(x)).epsilon
-    tol = 100 * eps if tol is None else tol
-    results, bad = _combined(
-        lambda given: _closed(given, tol, eps, ops),
-        lambda given: _svd(given, tol, eps, ops),
-        ops.xp.reshape(x, (-1, n, n)),
-        ops,
-    )
-    u, h = (ops.xp.reshape(r, x.shape) for r in results[:2])
+    batch = x.shape[:-2]
+    tol = 100 * format_of(format_name(x)).epsilon if tol is None else tol
+    results, bad = _factors(x, tol, ops)
+    u, h = (ops.xp.reshape(r, (*batch, *r.shape[1:])) for r in results[:2])
     real = results[2].dtype
 
     def on_host(r: Array) -> np.ndarray:
@@ -309,6 +318,19 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     )
     estimates = orthogonality, backward_error, definite > 0, rank.astype(int), lower, upper
     return Decomposition(u, h, *estimates, int(repaired.sum()))
+
+
+def _factors(x: Array, tol: float | None, ops: Ops) -> tuple[list[Array], Array]:
+    """All results for a flat stack, and which were not found by closed forms; see `_checked`."""
+    _check(x, square=False)
+    m, n = x.shape[-2:]
+    eps = format_of(format_name(x)).epsilon
+    return _combined(
+        lambda given: _closed(given, tol, eps, ops),
+        lambda given: _svd(given, tol, eps, ops),
+        ops.xp.reshape(x, (math.prod(x.shape[:-2]), m, n)),
+        ops,
+    )
 
 
 def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
@@ -397,13 +419,14 @@ def small(
     _check(x, square=False)
     m, n = x.shape[-2:]
     q = None
-    if m > n:
-        # Not ops.qr: NumPy's own takes a whole stack, and its double precision costs little here.
-        q, x = ops.xp.linalg.qr(x, mode="reduced")
-    done = decompose(x, ops, tol=tol)
-    u = done.unitary if q is None else ops.matmul(q, done.unitary)
+    if m > max(n, FEW_ROWS):
+        q, x = ops.qr(x)
+    (u, _, lower, upper), repaired = _factors(x, None, ops)  # errors are measured by the caller
+    u = ops.xp.reshape(u, x.shape)
+    u = u if q is None else ops.matmul(q, u)
     if callback is not None:
         callback(1, u)
-    bounds = (float(done.lower.min()), float(done.upper.max())) if done.lower.size else None
-    note = f"{done.repaired} of {done.rank.size} near rank one or singular, by Jacobi rotations"
-    return u, Run(1, 0 if q is None else 1, True, certain=bounds, note=note)
+    total, count = lower.shape[0], int(ops.xp.sum(ops.xp.astype(repaired, int)))
+    bounds = (-ops.item(-lower), ops.item(upper)) if total else None
+    note = f"{count} of {total} near rank one or singular, by Jacobi rotations"
+    return u, Run(1, int(q is not None), True, certain=bounds, note=note)

@@ -69,10 +69,10 @@ def _from_columns(columns: Sequence[Vectors], ops: Ops) -> Entries:
 
 
 def _adjoint(x: Entries, ops: Ops) -> Entries:
-    return _conj_of(ops.xp.permute_dims(x, (1, 0, 2)), ops)
+    return conj_of(ops.xp.permute_dims(x, (1, 0, 2)), ops)
 
 
-def _conj_of(x: Array, ops: Ops) -> Array:
+def conj_of(x: Array, ops: Ops) -> Array:
     return ops.xp.conj(x) if is_complex(x) else x
 
 
@@ -164,7 +164,7 @@ def _expand(r: Vectors, m: Vectors, sign: float) -> list[Array]:
     return c if sign > 0 else [-v for v in c]
 
 
-def _phase(d: Array, ops: Ops) -> tuple[Array, Array]:
+def phase_of(d: Array, ops: Ops) -> tuple[Array, Array]:
     """``d / |d|``, 1 where d is zero (or so small that the division would not be safe); ``|d|``."""
     xp = ops.xp
     size = xp.abs(d)
@@ -191,8 +191,8 @@ def _newton_step(half: Entries, ops: Ops) -> Entries:
     """``(X + X^-H) / 2`` of ``X / 2``: near a unitary matrix the error of X is squared."""
     c = _cofactors(half, ops)
     d = _determinant(half, c)
-    c = _conj_of(c, ops)
-    c *= 0.25 / _conj_of(d, ops)
+    c = conj_of(c, ops)
+    c *= 0.25 / conj_of(d, ops)
     c += half
     return c
 
@@ -203,7 +203,7 @@ def _closed_form(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
     c = _cofactors(x, ops)
     d = _determinant(x, c)
     b = frobenius2(c, ops)
-    phase, size = _phase(d, ops)
+    phase, size = phase_of(d, ops)
     if proper:
         phase, size = xp.ones_like(d), d
     # An upper bound: i2 <= sqrt(3) ||C||. Exact for rotations and for matrices of rank one.
@@ -229,7 +229,7 @@ def _closed_form(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
     inner = ops.entry_product(_adjoint(x, ops), x)
     inner = _plus_diagonal(inner, i2 - square, ops)
     inner *= half
-    c = _conj_of(c, ops)
+    c = conj_of(c, ops)
     c *= i1 * half * -phase
     c += ops.entry_product(x, inner)
     safe = (b > NEAR_RANK_ONE**2 * a * a) & (denominator > SAFE_CLOSED_FORM * a * xp.sqrt(a))
@@ -244,8 +244,8 @@ def _one_step(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
     d = _determinant(x, c)
     b = a if n == 2 else xp.ones_like(a)
     if not proper:
-        turn, d = _phase(d, ops)
-        c = _conj_of(c, ops) * turn
+        turn, d = phase_of(d, ops)
+        c = conj_of(c, ops) * turn
     u = x + (c if n == 2 else c * xp.sqrt(a))
     total = frobenius2(u, ops)
     u *= xp.sqrt(n / total)
@@ -259,9 +259,9 @@ def _scaled_newton(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
     for step in range(NEWTON_STEPS):
         c = _cofactors(x, ops)
         d = _determinant(x, c)
-        c = _conj_of(c, ops)
+        c = conj_of(c, ops)
         a, b = frobenius2(x, ops) if first else a, frobenius2(c, ops)
-        phase, size = _phase(d, ops)
+        phase, size = phase_of(d, ops)
         first = first or [a, b, d if proper else size]
         weight = 1.0 if step < NEWTON_STEPS - 1 else 0.5
         c *= weight * phase / xp.sqrt(b)
@@ -308,7 +308,7 @@ def _library_svd(x: Entries, ops: Ops, eps: float) -> _Svd:
     u, s, vh = ops.svd(xp.permute_dims(clean, (2, 0, 1)))
     poison = 0.0 * x[0, 0, :]
     left = [[u[:, i, j] + poison for i in range(n)] for j in range(n)]
-    right = [[_conj_of(vh[:, j, i], ops) for i in range(n)] for j in range(n)]
+    right = [[conj_of(vh[:, j, i], ops) for i in range(n)] for j in range(n)]
     # NaN is no singular value: it compares false.
     nan = xp.where(known, xp.zeros_like(s[:, 0]), xp.full_like(s[:, 0], math.nan))
     return left, [s[:, j] + nan for j in range(n)], right
@@ -350,15 +350,15 @@ def _jacobi(x: Entries, ops: Ops, eps: float) -> _Svd:
 def _rotation_of_columns(p: list[Array], q: list[Array], ops: Ops) -> tuple[Array, Array, Array]:
     """c, s and a phase t so that ``c p - s t q`` and ``s p + c t q`` are orthogonal."""
     xp = ops.xp
-    inner = _dot([_conj_of(v, ops) for v in p], q)
-    phase, size = _phase(inner, ops)
+    inner = _dot([conj_of(v, ops) for v in p], q)
+    phase, size = phase_of(inner, ops)
     difference = _sum_of_squares(q, ops) - _sum_of_squares(p, ops)
     size = 2.0 * size
     root = xp.abs(difference) + xp.sqrt(difference * difference + size * size)
     t = size / xp.where(root > 0, root, xp.ones_like(root))
     t = xp.where(difference < 0, -t, t)
     c = 1.0 / xp.sqrt(1.0 + t * t)
-    return c, t * c, _conj_of(phase, ops)
+    return c, t * c, conj_of(phase, ops)
 
 
 def _farthest_axis(q: list[list[Array]], ops: Ops) -> list[Array]:
@@ -380,7 +380,7 @@ def _farthest_axis(q: list[list[Array]], ops: Ops) -> list[Array]:
             xp.where(better, xp.ones_like(a) if i == k else xp.zeros_like(a), a)
             for i, a in enumerate(axis)
         ]
-    row = [_conj_of(v, ops) for v in row]
+    row = [conj_of(v, ops) for v in row]
     y = [a - _dot(r, row) for a, r in zip(axis, rows, strict=True)]
     size = xp.sqrt(_sum_of_squares(y, ops))
     size = xp.where(size > 0, size, xp.ones_like(size))
@@ -484,5 +484,5 @@ def _is_definite(h: list[list[Array]], shift: Array, ops: Ops) -> Array:
         for i in range(k + 1, n):
             f = m[i][k] / pivot
             for j in range(k + 1, i + 1):
-                m[i][j] = m[i][j] - f * _conj_of(m[j][k], ops)
+                m[i][j] = m[i][j] - f * conj_of(m[j][k], ops)
     return definite
