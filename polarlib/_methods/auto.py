@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.hybrid import hybrid
-from polarlib._methods.small import WORTH, small
-from polarlib._methods.small_algebra import LARGEST
+from polarlib._methods.small import is_worth, small
 from polarlib._methods.stacked import serves, stacked
 from polarlib._methods.svd import svd
 from polarlib.arrays.library import format_name, library_name, on_cpu
@@ -41,7 +39,7 @@ def auto(
     of kernels, the SVD among them.
     """
     n = x.shape[-1]
-    if n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
+    if is_worth(x.shape):
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
     if serves(x, ops):

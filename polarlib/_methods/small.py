@@ -59,9 +59,10 @@ from polarlib.arrays.threads import available_threads, in_threads
 from polarlib.result import Run
 
 Array = Any
-# Matrices in a stack from which this is faster than one SVD each, by n: some 300 calls of the array
-# library (1000 for n = 4) cost the same for every length. By experiment.
-WORTH = (0, 4, 6, 10, 250)
+# Matrices in a stack from which this is faster than their SVDs, by n, and of tall ones: some 300
+# calls of the array library (1000 for n = 4) cost the same for every length. By experiment.
+WORTH = (0, 60, 25, 60, 300)
+TALL_WORTH = (0, 200, 150, 200, 400)
 # Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
 # Rows up to which tall matrices are reduced entry by entry; above, by LAPACK. By experiment.
@@ -259,6 +260,14 @@ def _combined(
         for r, other in zip(results, others, strict=True):
             r[index] = other
     return results, ~safe
+
+
+def is_worth(shape: tuple[int, ...]) -> bool:
+    """Whether a stack of this shape is decomposed faster by closed forms than by SVDs."""
+    m, n = shape[-2:]
+    if n > LARGEST or m < n:
+        return False
+    return math.prod(shape[:-2]) >= (WORTH if m == n else TALL_WORTH)[n]
 
 
 def _check(x: Array, *, square: bool) -> None:

@@ -32,8 +32,9 @@ LOWER = 1e-3
 # errors at condition numbers from 100 to 700, n = 8: up to 12 epsilons, 27 for c = 60, 88 for 100,
 # 34 for the SVD. By experiment.
 CAP, CAPPED = 30.0, 3
-# Columns up to which, and matrices from which, this is faster than NumPy's SVD of the stack.
-SMALL, MANY = 32, 20
+# Columns of a matrix up to which, and columns of a stack from which, this is faster than NumPy's
+# SVD of the stack. By experiment.
+SMALL, MANY = 32, 1600
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def _steps() -> tuple[Step, ...]:
 
 def serves(x: Array, ops: Ops) -> bool:
     """Whether this is faster than the SVD: small complex products are slow."""
-    many = x.ndim > 2 and math.prod(x.shape[:-2]) >= MANY
+    many = x.ndim > 2 and math.prod(x.shape[:-2]) * x.shape[-1] >= MANY
     return many and x.shape[-1] <= SMALL and not is_complex(x) and ops.kernels(x) is not None
 
 
