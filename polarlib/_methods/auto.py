@@ -39,7 +39,7 @@ def auto(
     of kernels, the SVD among them.
     """
     n = x.shape[-1]
-    if is_worth(x.shape):
+    if is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
     if serves(x, ops):
