@@ -439,7 +439,7 @@ def small(
     u = u if q is None else ops.matmul(q, u)
     if callback is not None:
         callback(1, u)
-    total, count = lower.shape[0], int(ops.xp.sum(ops.xp.astype(repaired, int)))
+    total, count = lower.shape[0], int(ops.to_host(ops.xp.astype(repaired, lower.dtype)).sum())
     bounds = (-ops.item(-lower), ops.item(upper)) if total else None
     note = f"{count} of {total} near rank one or singular, by Jacobi rotations"
     return u, Run(1, int(q is not None), True, certain=bounds, note=note)

@@ -86,7 +86,7 @@ def stacked(
     defect = ops.frobenius(ops.add_diagonal(ops.combine((1.0,), (g,)), -1.0))
     y = _apply(NEWTON_SCHULZ[5], y, g, ops)
     missed = ~(LAST[5] * defect**3 <= eps)[..., 0, 0]
-    count = int(xp.sum(xp.astype(missed, int)))
+    count = int(ops.to_host(xp.astype(missed, x.dtype)).sum())
     if count:
         flat = xp.reshape(missed, (-1,))
         (index,) = xp.nonzero(flat)
