@@ -1,16 +1,17 @@
-"""Stacks of small matrices: polar factors with evidence, and nearest rotations, against the SVD.
+"""Stacks of small matrices: polar factors with error estimates, and rotations, against the SVD.
 
-    python benchmarks/small.py [--markdown docs/polar_benchmarks.md | --out small.md]
+    python benchmarks/small.py --json docs/data/small.json --markdown docs/polar_benchmarks.md
 
-Interleaved calls on the same stack. "svd" is numpy.linalg.svd of the stack with U and H formed from
-it; the others are for context. Nanoseconds a matrix are medians; ratios are of medians, with the
-quartiles of the ratios of neighbouring calls.
+Interleaved calls on the same stack, each after a product of two 512 x 512 matrices, which fills the
+caches. "svd" is numpy.linalg.svd of the stack with U and H formed from it; the others are for
+context. Nanoseconds per matrix are medians; ratios are of medians, with the quartiles of the ratios
+of neighbouring calls. polarlib computes in as many threads as OMP_NUM_THREADS allows, and otherwise
+in one per processor; numpy.linalg.svd of a stack in one.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,28 +20,57 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.linalg
 import typer
-from common import replace_part
+from common import replace_part, store, where
 from rich.console import Console
 from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 import polarlib
-from polarlib.files.whole import write_whole
+from polarlib.arrays.threads import available_threads
 from polarlib.timing import interleaved, ratios
 
 COUNT = 200_000
 SECONDS = 6.0
+# Rows of the matrices that are multiplied before each call.
+PRODUCT = 512
+COMMAND = (
+    "python benchmarks/small.py --json docs/data/small.json --markdown docs/polar_benchmarks.md"
+)
 # Matrices that are timed one by one: calls of SciPy take microseconds of Python each.
 FEW = 1_000
+
+
+# Shapes, with the lengths of their stacks over that of the longest.
+SHAPES = [
+    ((3, 3), 1.0, "float64"),
+    ((3, 3), 1.0, "float32"),
+    ((3, 3), 1.0, "complex128"),
+    ((2, 2), 1.0, "float64"),
+    ((4, 4), 1.0, "float64"),
+    ((10, 3), 0.005, "float64"),
+    ((10, 3), 0.005, "float32"),
+    ((10, 3), 0.005, "complex128"),
+    ((10, 3), 0.25, "float64"),
+    ((8, 8), 0.005, "float64"),
+    ((8, 8), 0.005, "float32"),
+    ((8, 8), 0.005, "complex128"),
+    ((16, 16), 0.005, "float64"),
+    ((32, 32), 0.001, "float64"),
+    ((64, 64), 0.0005, "float64"),
+]
 
 
 def stacks(count: int) -> list[tuple[str, np.ndarray]]:
     """Gaussian stacks, and one with worst cases among them."""
     rng = np.random.default_rng(0)
-    made = [
-        (f"{n} x {n}, {dtype}", rng.standard_normal((count, n, n)).astype(dtype))
-        for n, dtype in ((3, "float64"), (3, "float32"), (2, "float64"), (4, "float64"))
-    ]
+    made = []
+    for shape, part, dtype in SHAPES:
+        length = max(1, int(part * count))
+        a = rng.standard_normal((length, *shape))
+        if dtype.startswith("complex"):
+            a = a + 1j * rng.standard_normal(a.shape)
+        name = f"{length:,} of {shape[0]} x {shape[1]}, {dtype}"
+        made.append((name, a.astype(dtype)))
     mixed = rng.standard_normal((count, 3, 3))
     bad = rng.permutation(count)[: count // 100]
     parts = np.array_split(bad, 6)
@@ -50,14 +80,14 @@ def stacks(count: int) -> list[tuple[str, np.ndarray]]:
     mixed[parts[3]] *= 1e150
     mixed[parts[4]] *= 1e-150
     mixed[parts[5]] = -np.eye(3)
-    made.insert(1, ("3 x 3, float64, 1 % worst cases", mixed))
+    made.insert(1, (f"{count:,} of 3 x 3, float64, 1 % worst cases", mixed))
     return made
 
 
 def by_svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """U and H from a batched SVD."""
-    u, s, vh = np.linalg.svd(a)
-    return u @ vh, (np.swapaxes(vh, -1, -2) * s[..., None, :]) @ vh
+    u, s, vh = np.linalg.svd(a, full_matrices=False)
+    return u @ vh, (np.conj(np.swapaxes(vh, -1, -2)) * s[..., None, :]) @ vh
 
 
 def one_by_one(f: Callable[[np.ndarray], Any], a: np.ndarray) -> Callable[[], None]:
@@ -75,20 +105,24 @@ def contenders(a: np.ndarray) -> dict[str, tuple[Callable[[], Any], int]]:
     made: dict[str, tuple[Callable[[], Any], int]] = {
         "svd": (lambda: by_svd(a), len(a)),
         "polar": (lambda: polarlib.polar(a), len(a)),
-        "nearest_rotation": (lambda: polarlib.nearest_rotation(a), len(a)),
-        "scipy.linalg.polar": (one_by_one(scipy.linalg.polar, a), FEW),
+        "nearest_orthogonal": (lambda: polarlib.nearest_orthogonal(a), len(a)),
+        "scipy.linalg.polar": (one_by_one(scipy.linalg.polar, a), min(FEW, len(a))),
     }
-    if a.shape[-1] == 3:
+    square = a.shape[-2] == a.shape[-1]
+    if square and a.dtype.kind != "c":
+        made["nearest_rotation"] = (lambda: polarlib.nearest_rotation(a), len(a))
+    if a.shape[-2:] == (3, 3) and a.dtype.kind != "c":
         axes = np.eye(3)
         made["Rotation.align_vectors"] = (
             one_by_one(lambda x: Rotation.align_vectors(np.abs(x) + axes, axes), a),
-            FEW,
+            min(FEW, len(a)),
         )
     if importlib.util.find_spec("torch"):
         import torch
 
         t = torch.from_numpy(a)
-        made["torch svd"] = (lambda: torch.linalg.svd(t), len(a))
+        made["torch svd"] = (lambda: torch.linalg.svd(t, full_matrices=False), len(a))
+        made["polar of torch"] = (lambda: polarlib.polar(t), len(a))
     return made
 
 
@@ -98,39 +132,60 @@ def main(
     markdown: Annotated[
         Path | None, typer.Option(help="Page whose part between the markers is made anew.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File for the same text.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
 ) -> None:
     """Time small matrices."""
-    header = ("stack", "what", "ns a matrix", "svd / it", "quartiles", "backward error")
-    cells = []
+    header = ("stack", "what", "ns per matrix", "svd / it", "quartiles", "backward error")
+    rows: list[dict[str, Any]] = []
+    square = np.random.default_rng(1).standard_normal((PRODUCT, PRODUCT))
     for name, a in stacks(count):
         functions = contenders(a)
-        times = interleaved({what: f for what, (f, _) in functions.items()}, seconds)
+        times = interleaved(
+            {what: f for what, (f, _) in functions.items()}, seconds, before=lambda: square @ square
+        )
         each = {what: [t / functions[what][1] for t in ts] for what, ts in times.items()}
         worst = float(polarlib.polar(a).backward_error.max())
         for what, ts in each.items():
             low, _, high = statistics.quantiles(ratios(each, "svd", what), n=4)
-            ratio = statistics.median(each["svd"]) / statistics.median(ts)
-            error = f"{worst:.1e}" if what == "polar" else ""
-            ns = f"{1e9 * statistics.median(ts):.0f}"
-            cells.append((name, what, ns, f"{ratio:.2f}", f"{low:.2f}-{high:.2f}", error))
+            rows.append(
+                {
+                    "stack": name,
+                    "what": what,
+                    "ns": 1e9 * statistics.median(ts),
+                    "ratio": statistics.median(each["svd"]) / statistics.median(ts),
+                    "quartiles": [low, high],
+                    "rounds": len(ts),
+                    "backward_error": worst if what == "polar" else None,
+                }
+            )
+    cells = [
+        (
+            row["stack"],
+            row["what"],
+            f"{row['ns']:.0f}",
+            f"{row['ratio']:.2f}",
+            "{:.2f}-{:.2f}".format(*row["quartiles"]),
+            "" if row["backward_error"] is None else f"{row['backward_error']:.1e}",
+        )
+        for row in rows
+    ]
     table = Table(*header)
-    for row in cells:
-        table.add_row(*row)
-    Console(width=110).print(table)
-    command = "python benchmarks/small.py --markdown docs/polar_benchmarks.md"
-    text = "\n".join(
-        [
-            f"Made by `{command}`; {platform.machine()}, NumPy {np.__version__}, stacks of "
-            f"{count:,} matrices.",
-            "",
-            *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)),
-        ]
-    )
+    for cell in cells:
+        table.add_row(*cell)
+    Console(width=120).print(table)
+    threads = available_threads()
+    if json_file is not None:
+        store(json_file, {"machine": where(), "threads": threads, "rows": rows})
     if markdown is not None:
+        text = "\n".join(
+            [
+                f"Made by `{COMMAND}`; {where()}; threads of polarlib: {threads}. Data in "
+                "[data/small.json](data/small.json).",
+                "",
+                *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)),
+            ]
+        )
         replace_part(markdown, "small", text)
-    if out is not None:
-        write_whole(out, lambda file: file.write(f"{text}\n".encode()))
 
 
 if __name__ == "__main__":

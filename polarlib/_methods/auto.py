@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.hybrid import hybrid
-from polarlib._methods.small import WORTH, small
-from polarlib._methods.small_algebra import LARGEST
+from polarlib._methods.small import is_worth, small
+from polarlib._methods.stacked import serves, stacked
 from polarlib._methods.svd import svd
 from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
@@ -19,7 +18,7 @@ Array = Any
 
 # Columns from which the iterations beat the SVD on the host; below, calls take the time. By
 # experiment: benchmarks/polar.py.
-WORTH_IT = 128
+WORTH_IT = 192
 # Cost of the hybrid on other libraries than NumPy, in matrix products, for a condition number of
 # 1e4: three Halley steps, three polynomials, and the bound. The SVD is taken where it costs less.
 STEPS = {"gram": 6.0, "cholesky": 4.0, "solve": 7.0, "matmul": 3.0, "elementwise": 20.0}
@@ -39,10 +38,13 @@ def auto(
     iterations slower; else the hybrid, which estimates the condition number and plans by the costs
     of kernels, the SVD among them.
     """
-    m, n = x.shape[-2:]
-    if m == n <= LARGEST and math.prod(x.shape[:-2]) >= WORTH[n]:
+    n = x.shape[-1]
+    if is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
+    if serves(x, ops):
+        u, run = stacked(x, ops, tol=tol, callback=callback)
+        return u, run._replace(method="hybrid")
     if n < WORTH_IT:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")

@@ -33,7 +33,7 @@ K. Veselic, SIAM J. Matrix Anal. Appl. 13 (1992) 1204-1245 (one-sided Jacobi).
 from __future__ import annotations
 
 import functools
-import itertools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -47,22 +47,29 @@ from polarlib._methods.small_algebra import (
     error_estimates,
     frobenius2,
     is_nearest_rotation,
-    map_entries,
     real_parts,
     svd_factor,
 )
+from polarlib._methods.small_qr import reduced
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import ignore_float_errors
+from polarlib.arrays.threads import available_threads, in_threads
 from polarlib.result import Run
 
 Array = Any
-# Matrices in a stack from which this is faster than one SVD each, by n: some 300 calls of the array
-# library (1000 for n = 4) cost the same for every length. By experiment.
-WORTH = (0, 4, 6, 10, 250)
+# Matrices in a stack from which this is faster than their SVDs, by n, and of tall ones: some 300
+# calls of the array library (1000 for n = 4) cost the same for every length. By experiment.
+WORTH = (0, 60, 25, 60, 300)
+TALL_WORTH = (0, 200, 150, 200, 400)
 # Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
+# Rows up to which tall matrices are reduced entry by entry; above, by LAPACK. By experiment.
+FEW_ROWS = 32
+# Squared norms between which matrices need no scaling: in single precision their cubes, and what
+# divides by them, are normal numbers.
+COMFORTABLE2 = 2.0**-20, 2.0**20
 # Rounding of a determinant by cofactors, in epsilons of ||A||_F^n: at most seven roundings of half
 # an epsilon, times the permanent of |A|, which is at most n! / n^(n/2) <= 1.5 times ||A||_F^n.
 DETERMINANT_ERROR = 6.0
@@ -75,7 +82,7 @@ class Decomposition(NamedTuple):
 
     Attributes
     ----------
-    unitary, hermitian : array, shape (..., n, n)
+    unitary, hermitian : array, shape (..., m, n) and (..., n, n)
         ``A = U H``; H is exactly Hermitian.
     orthogonality, backward_error : ndarray
         ``||U^H U - I||_F / sqrt(n)`` and ``||A - U H||_F / ||A||_F`` (0 for a zero matrix), as
@@ -83,7 +90,7 @@ class Decomposition(NamedTuple):
     definite : ndarray of bool
         Whether H is positive semidefinite up to the tolerance times ``||A||_F``.
     rank : ndarray of int
-        Number of singular values above ``n * eps * sigma_1``.
+        Number of singular values above ``m * eps * sigma_1``.
     lower, upper : ndarray
         Bounds of the smallest and of the largest singular value, up to rounding of the bounds.
     repaired : int
@@ -101,49 +108,97 @@ class Decomposition(NamedTuple):
     repaired: int
 
 
-def _closed(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+class _Scaled(NamedTuple):
+    """Entries of a stack, divided by `scale`, powers of two, and their squared Frobenius norms.
+
+    Attributes
+    ----------
+    entries : array, shape (m, n, batch)
+        NaN for every entry of a matrix that is not finite.
+    norm2 : array, shape (batch,)
+    scale : array, shape (batch,), or None
+        None for 1.
+    """
+
+    entries: Entries
+    norm2: Array
+    scale: Array | None
+
+    def unscaled(self, y: Array) -> Array:
+        """Return results for the matrices as they were."""
+        return y if self.scale is None else y * self.scale
+
+
+def _closed(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
     """All results by closed forms, and where they hold: at full rank and moderate condition."""
     xp = ops.xp
-    n = len(x)
-    u, safe, a, b, d = closed_factor(x, ops)
+    x = given.entries
+    m, n = x.shape[:2]
+    r, back = reduced(x, ops) if m > n else (x, None)
+    u, safe, a, b, d = closed_factor(r, given.norm2, ops)
+    u = u if back is None else back(u)
     upper = xp.sqrt(a)
     # |det A| = sigma_n times the other singular values, whose product is at most ||C||.
-    noise = DETERMINANT_ERROR * eps * upper**n
+    noise = DETERMINANT_ERROR * eps * functools.reduce(operator.mul, [upper] * n)
     lower = (d - noise) / xp.sqrt(xp.where(b > 0, b, xp.ones_like(b)))
     # Twice the threshold of the definition of rank.
-    safe = safe & (lower > 2 * n * eps * upper)
-    h, *estimates = error_estimates(x, u, a, tol, ops)
+    safe = safe & (lower > 2 * m * eps * upper)
     rank = xp.full_like(a, float(n))
-    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, safe]
+    bounds = map(given.unscaled, (lower, upper))
+    return [u, *_checked(given, u, tol, ops), rank, *bounds, safe]
 
 
-def _svd(x: Entries, s: Any, tol: float, eps: float, ops: Ops) -> list[Any]:
+def _svd(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
     """All results by the SVD, for every matrix."""
     xp = ops.xp
-    n = len(x)
-    u, sizes = svd_factor(x, ops, eps)
-    a = frobenius2(x, ops)
+    x, a = given.entries, given.norm2
+    m, n = x.shape[:2]
+    r, back = reduced(x, ops) if m > n else (x, None)
+    u, sizes = svd_factor(r, ops, eps)
+    u = u if back is None else back(u)
     upper = xp.sqrt(a)
     smallest = functools.reduce(xp.minimum, sizes)
     largest = functools.reduce(xp.maximum, sizes)
-    kept = [xp.astype(size > n * eps * largest, a.dtype) for size in sizes]
+    kept = [xp.astype(size > m * eps * largest, a.dtype) for size in sizes]
     lower = smallest - JACOBI_ERROR * eps * upper
     lower = xp.where(lower > 0, lower, xp.zeros_like(lower))
-    h, *estimates = error_estimates(x, u, a, tol, ops)
     rank = functools.reduce(operator.add, kept)
-    return [u, map_entries(lambda v: v * s, h), *estimates, rank, lower * s, upper * s, a >= 0]
+    bounds = map(given.unscaled, (lower, upper))
+    return [u, *_checked(given, u, tol, ops), rank, *bounds, a >= 0]
+
+
+def _checked(given: _Scaled, u: Entries, tol: float | None, ops: Ops) -> list[Any]:
+    """H and the error estimates; nothing without a tolerance."""
+    if tol is None:
+        return []
+    h, *estimates = error_estimates(given.entries, u, given.norm2, tol, ops)
+    return [given.unscaled(h), *estimates]
 
 
 def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
-    """Apply a function of scaled entries and their scales to a stack (batch, n, n)."""
-    n = x.shape[-1]
-    given = [[x[:, i, j] for j in range(n)] for i in range(n)]
-    sizes = [ops.xp.abs(p) for row in given for v in row for p in real_parts(v, ops)]
-    peak = functools.reduce(ops.xp.maximum, sizes)
+    """Apply a function of scaled entries and their scales to a stack (batch, m, n)."""
+    xp = ops.xp
+    m, n = x.shape[1:]
+    if ops.kernels(x) is not None:  # half the time of the general form
+        e = xp.empty((m * n, x.shape[0]), dtype=x.dtype)
+        e[...] = xp.permute_dims(xp.reshape(x, (-1, m * n)), (1, 0))
+    else:
+        e = xp.stack([x[:, i, j] for i in range(m) for j in range(n)], axis=0)
+    norm2 = frobenius2(xp.reshape(e, (m, n, -1)), ops)
+    if (
+        ops.host
+        and norm2.shape[0]
+        and COMFORTABLE2[0] <= xp.min(norm2)
+        and xp.max(norm2) <= COMFORTABLE2[1]
+    ):
+        return f(_Scaled(xp.reshape(e, (m, n, -1)), norm2, None))
+    sizes = [xp.max(xp.abs(p), axis=0) for p in real_parts(e, ops)]
+    peak = functools.reduce(xp.maximum, sizes)
     # NaN for a matrix that is not finite, so that all its results become NaN.
     s = ops.binary_scale(peak) + 0.0 * peak
-    down = 1.0 / s
-    return f(map_entries(lambda v: v * down, given), s)
+    e *= 1.0 / s
+    e = xp.reshape(e, (m, n, -1))
+    return f(_Scaled(e, frobenius2(e, ops), s))
 
 
 def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
@@ -151,32 +206,37 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
     xp = ops.xp
     count = x.shape[0]
     if not ops.host:
-        return [
-            xp.reshape(xp.stack([v for row in r for v in row], axis=-1), x.shape)
-            if isinstance(r, list)
-            else r
-            for r in _of_entries(f, x, ops)
-        ]
-    results: list[Array] = []
-    for k in range(0, max(count, 1), CHUNK):
-        chunk = _of_entries(f, x[k : k + CHUNK, ...], ops)
-        if not results:
-            # One array for all numbers: the system gives large ones faster than several small ones.
-            first = next(r for r in chunk if not isinstance(r, list))
-            block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
-            results = [
-                xp.empty_like(x)
-                if isinstance(r, list)
-                else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
-                for r in chunk
-            ]
+        return [_matrices(r, ops) for r in _of_entries(f, x, ops)]
+    size = max(1, CHUNK * LARGEST**2 // max(x.shape[1] * x.shape[2], LARGEST**2))
+    chunk = _of_entries(f, x[:size, ...], ops)
+    # One array for all numbers: the system gives large ones faster than several small ones.
+    first = next(r for r in chunk if r.ndim == 1)
+    block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
+    results = [
+        xp.empty((count, *r.shape[:-1]), dtype=r.dtype)
+        if r.ndim > 1
+        else (next(block) if r.dtype == first.dtype else xp.empty((count,), dtype=r.dtype))
+        for r in chunk
+    ]
+
+    def store(k: int, chunk: list[Any]) -> None:
         for out, r in zip(results, chunk, strict=True):
-            if not isinstance(r, list):
-                out[k : k + CHUNK] = r
-                continue
-            for i, j in itertools.product(range(x.shape[-1]), repeat=2):
-                out[k : k + CHUNK, i, j] = r[i][j]
+            out[k : k + size] = _matrices(r, ops)
+
+    @ignore_float_errors  # which holds for one thread
+    def compute(k: int) -> None:
+        store(k, _of_entries(f, x[k : k + size, ...], ops))
+
+    store(0, chunk)
+    # Libraries without kernels in place have threads of their own.
+    threads = 1 if ops.kernels(x) is None else available_threads()
+    in_threads(compute, range(size, count, size), threads)
     return results
+
+
+def _matrices(r: Array, ops: Ops) -> Array:
+    """Results with one row per matrix."""
+    return r if r.ndim == 1 else ops.xp.permute_dims(r, (2, 0, 1))
 
 
 @ignore_float_errors  # closed forms overflow where they do not hold, also if called directly
@@ -202,6 +262,14 @@ def _combined(
     return results, ~safe
 
 
+def is_worth(shape: tuple[int, ...]) -> bool:
+    """Whether a stack of this shape is decomposed faster by closed forms than by SVDs."""
+    m, n = shape[-2:]
+    if n > LARGEST or m < n:
+        return False
+    return math.prod(shape[:-2]) >= (WORTH if m == n else TALL_WORTH)[n]
+
+
 def _check(x: Array, *, square: bool) -> None:
     m, n = x.shape[-2:]
     if not 1 <= n <= LARGEST or m < n or (square and m != n):
@@ -213,13 +281,13 @@ def _check(x: Array, *, square: bool) -> None:
 
 
 def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
-    """Compute polar decompositions of a stack of matrices up to 4 x 4, with error estimates.
+    """Compute polar decompositions of a stack of matrices of up to 4 columns, with error estimates.
 
     Parameters
     ----------
-    x : array, shape (..., n, n)
-        1 <= n <= 4, in single or double precision, of any scale: each matrix is scaled by a power
-        of two of its own. Never changed.
+    x : array, shape (..., m, n)
+        1 <= n <= 4 and n <= m, in single or double precision, of any scale: each matrix is scaled
+        by a power of two of its own. Never changed.
     ops : Ops
         Arithmetic of its library.
     tol : float, optional
@@ -246,17 +314,10 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     >>> d.rank.tolist(), bool(d.backward_error.max() < 1e-15)
     ([2, 1], True)
     """
-    _check(x, square=True)
-    batch, n = x.shape[:-2], x.shape[-1]
-    eps = format_of(format_name(x)).epsilon
-    tol = 100 * eps if tol is None else tol
-    results, bad = _combined(
-        lambda y, s: _closed(y, s, tol, eps, ops),
-        lambda y, s: _svd(y, s, tol, eps, ops),
-        ops.xp.reshape(x, (-1, n, n)),
-        ops,
-    )
-    u, h = (ops.xp.reshape(r, x.shape) for r in results[:2])
+    batch = x.shape[:-2]
+    tol = 100 * format_of(format_name(x)).epsilon if tol is None else tol
+    results, bad = _factors(x, tol, ops)
+    u, h = (ops.xp.reshape(r, (*batch, *r.shape[1:])) for r in results[:2])
     real = results[2].dtype
 
     def on_host(r: Array) -> np.ndarray:
@@ -270,6 +331,19 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     )
     estimates = orthogonality, backward_error, definite > 0, rank.astype(int), lower, upper
     return Decomposition(u, h, *estimates, int(repaired.sum()))
+
+
+def _factors(x: Array, tol: float | None, ops: Ops) -> tuple[list[Array], Array]:
+    """All results for a flat stack, and which were not found by closed forms; see `_checked`."""
+    _check(x, square=False)
+    m, n = x.shape[-2:]
+    eps = format_of(format_name(x)).epsilon
+    return _combined(
+        lambda given: _closed(given, tol, eps, ops),
+        lambda given: _svd(given, tol, eps, ops),
+        ops.xp.reshape(x, (math.prod(x.shape[:-2]), m, n)),
+        ops,
+    )
 
 
 def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
@@ -329,14 +403,16 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     eps = format_of(format_name(x)).epsilon
     n = x.shape[-1]
 
-    def closed(y: Entries, s: Any) -> list[Any]:
-        factor = closed_factor(y, ops, proper=True)
+    def closed(given: _Scaled) -> list[Any]:
+        y = given.entries
+        factor = closed_factor(y, given.norm2, ops, proper=True)
         shown = factor.safe & is_nearest_rotation(factor.unitary, y, 100 * eps, ops)
         return [factor.unitary, shown, shown]
 
-    def svd(y: Entries, s: Any) -> list[Any]:
+    def svd(given: _Scaled) -> list[Any]:
+        y = given.entries
         r, _ = svd_factor(y, ops, eps, proper=True)
-        return [r, is_nearest_rotation(r, y, 100 * eps, ops), s > 0]
+        return [r, is_nearest_rotation(r, y, 100 * eps, ops), given.norm2 >= 0]
 
     y = ops.xp.reshape(x, (-1, n, n))
     (r, shown), _ = _combined(closed, svd if ops.host else None, y, ops)
@@ -356,13 +432,14 @@ def small(
     _check(x, square=False)
     m, n = x.shape[-2:]
     q = None
-    if m > n:
-        # Not ops.qr: NumPy's own takes a whole stack, and its double precision costs little here.
-        q, x = ops.xp.linalg.qr(x, mode="reduced")
-    done = decompose(x, ops, tol=tol)
-    u = done.unitary if q is None else ops.matmul(q, done.unitary)
+    if m > max(n, FEW_ROWS):
+        q, x = ops.qr(x)
+    (u, _, lower, upper), repaired = _factors(x, None, ops)  # errors are measured by the caller
+    u = ops.xp.reshape(u, x.shape)
+    u = u if q is None else ops.matmul(q, u)
     if callback is not None:
         callback(1, u)
-    bounds = (float(done.lower.min()), float(done.upper.max())) if done.lower.size else None
-    note = f"{done.repaired} of {done.rank.size} near rank one or singular, by Jacobi rotations"
-    return u, Run(1, 0 if q is None else 1, True, certain=bounds, note=note)
+    total, count = lower.shape[0], int(ops.to_host(ops.xp.astype(repaired, lower.dtype)).sum())
+    bounds = (-ops.item(-lower), ops.item(upper)) if total else None
+    note = f"{count} of {total} near rank one or singular, by Jacobi rotations"
+    return u, Run(1, int(q is not None), True, certain=bounds, note=note)

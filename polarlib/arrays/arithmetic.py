@@ -28,6 +28,9 @@ BLOCK = 1 << 8
 FEW = 16
 MANY = 1 << 9
 LARGE_BLOCK = 1 << 12
+# Entries of products stored by entries up to which calls cost more than a temporary array of all
+# terms. By experiment, with torch.
+FEW_ENTRIES = 1 << 13
 
 
 class Arithmetic(Library):
@@ -156,6 +159,15 @@ class Arithmetic(Library):
         if self.fused:
             return z, alpha, beta
         return self.add_diagonal(z * alpha, beta), 1.0, 0.0
+
+    def entry_product(self, a: Array, b: Array) -> Array:
+        """Product of matrices stored by entries, shapes (l, k, batch) and (k, n, batch)."""
+        if a.shape[0] * b.shape[1] * a.shape[2] <= FEW_ENTRIES:
+            return self.xp.sum(a[:, :, None, :] * b[None, :, :, :], axis=1)
+        total = a[:, 0, None, :] * b[None, 0, :, :]
+        for i in range(1, a.shape[1]):
+            total += a[:, i, None, :] * b[None, i, :, :]
+        return total
 
     # -- elementwise -------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from polarlib.arrays.arithmetic import LARGE_BLOCK, ranges
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import at_least_single, format_name, is_complex, numpy_dtype
-from polarlib.arrays.ops import finite_only
+from polarlib.arrays.ops import finite_only, unless_it_fails
 
 Array = Any
 # Multiplications, or entries in a pass, from which routines of BLAS beat NumPy's functions; below,
@@ -22,9 +22,9 @@ BLAS_FROM = 1 << 14
 # Multiplications of a product with the matrix itself, times bytes of an entry, from which OpenBLAS
 # starts threads and up to which one is faster: docs/decisions/0016-one-pool-of-threads.md.
 ALONE = 1 << 19, 3 << 28
-# Columns up to which NumPy's own factorisations of whole stacks are faster, though they compute in
-# double precision. Chosen by experiment.
-STACKED_UP_TO = 64
+# Columns up to which numpy.linalg factorises a stack, in double precision: one call of LAPACK from
+# Python per matrix costs more. By experiment.
+STACKED = {"float32": 32, "float64": 64}
 # ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
 CANCELS = 8.0
 
@@ -91,6 +91,12 @@ class NumpyOps(InPlaceOps):
             out = np.empty(c.shape, c.dtype) if out is None else out
             out[...] = c
         return blas.matmul(a, b, out, alpha=alpha, beta=beta)
+
+    def entry_product(self, a: Array, b: Array) -> Array:
+        """Product of matrices stored by entries, in one pass per multiplication and addition."""
+        if a.shape[-1] == 1:  # einsum would sum in another order
+            return self.entry_product(np.repeat(a, 2, axis=-1), np.repeat(b, 2, axis=-1))[..., :1]
+        return np.einsum("ikb,kjb->ijb", a, b)
 
     def make_hermitian(self, z: Array) -> Array:
         """Exactly Hermitian, since squares are taken as Gram products."""
@@ -166,6 +172,15 @@ class NumpyOps(InPlaceOps):
             square = np.sum(rows, axis=-1, dtype=np.float64)
         return np.asarray(np.sqrt(square), dtype=x.real.dtype)[..., None, None]
 
+    def _stacked(
+        self, factorise: Callable[..., tuple[Array, ...]], *stacks: Array
+    ) -> tuple[Array, ...] | None:
+        """Factorise stacks of small matrices by one call of numpy.linalg; None where it fails."""
+        first = stacks[0]
+        if first.ndim == 2 or min(first.shape[-2:]) > STACKED.get(format_name(first), 0):
+            return None
+        return unless_it_fails(lambda: tuple(factorise(*stacks)), lambda: None)
+
     @staticmethod
     def _each(f: Callable[..., tuple[Array, ...]], *stacks: Array) -> tuple[Array, ...]:
         """Apply a function of matrices to each of a stack."""
@@ -187,7 +202,7 @@ class NumpyOps(InPlaceOps):
     @finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
-        if not _one_by_one(x):
+        if not blas.computes_in(x.dtype):
             return super().svd(x)
 
         def one(a: Array) -> tuple[Array, ...]:
@@ -195,15 +210,17 @@ class NumpyOps(InPlaceOps):
             shapes = (m, k), (k,), (k, n)
             return routines.svd(a) or tuple(self._nan(a, shape) for shape in shapes)
 
-        u, s, vh = self._each(one, x)
+        done = self._stacked(lambda x: np.linalg.svd(x, full_matrices=False), x)
+        u, s, vh = done or self._each(one, x)
         return u, s, vh
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
         """Reduced Householder QR."""
-        if not _one_by_one(x):
+        if not blas.computes_in(x.dtype):
             return super().qr(x)
-        q, r = self._each(routines.qr, x)
+        done = self._stacked(lambda x: np.linalg.qr(x, mode="reduced"), x)
+        q, r = done or self._each(routines.qr, x)
         return q, r
 
     @finite_only
@@ -217,7 +234,8 @@ class NumpyOps(InPlaceOps):
             factor = np.tril(a)
             return (factor if routines.potrf(factor.T) else np.full_like(a, np.nan),)
 
-        return self._each(one, z)[0]
+        done = self._stacked(lambda z: (np.linalg.cholesky(z),), z)
+        return (done or self._each(one, z))[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
         """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
@@ -231,6 +249,12 @@ class NumpyOps(InPlaceOps):
             # Some implementations go on when they meet NaN.
             return blas.cholesky(y) and bool(np.isfinite(blas.diagonal(y)).all())
 
+        if z.ndim > 2 and z.shape[-1] <= STACKED.get(format_name(z), 0):
+            y = z.copy()
+            self._diagonal(y)[...] -= shift[..., 0]
+            factor = self._stacked(lambda y: (np.linalg.cholesky(y),), y)
+            # LAPACK goes on where it meets NaN, which stays on the diagonal.
+            return factor is not None and bool(np.isfinite(self._diagonal(factor[0])).all())
         stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
         return all(one(a, s) for a, s in stacks)
 
@@ -272,11 +296,6 @@ class NumpyOps(InPlaceOps):
             return (np.full_like(a, np.nan) if found is None else found,)
 
         return self._each(one, x)[0]
-
-
-def _one_by_one(x: Array) -> bool:
-    """Whether matrices are factorised one after the other, not a stack by NumPy at once."""
-    return blas.computes_in(x.dtype) and (x.ndim == 2 or x.shape[-1] > STACKED_UP_TO)
 
 
 def _worth_blas(size: int, *arrays: Array) -> bool:

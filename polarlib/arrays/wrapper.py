@@ -22,7 +22,7 @@ EXACT = frozenset({"adjoint"})
 # Called on the base alone, before and after an iteration; a wrapper may define some of them.
 FULL_PRECISION = frozenset({
     "cast",
-    *("from_host", "item", "to_host", "writable", "multiplier"),
+    *("from_host", "item", "to_host", "writable", "multiplier", "entry_product"),
     *("divide", "scale", "eye", "binary_scale", "divisor"),
     *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),

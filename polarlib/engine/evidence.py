@@ -295,14 +295,18 @@ def condition_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds, up to rounding, of the condition number of each matrix; infinite if not full rank.
 
-    From singular values, where the method has them; else from below by the largest and smallest
-    column of H, whose columns are as long as those of A, and from above by the method's certified
-    bounds or by the Cholesky factor that has certified the rank.
+    From singular values, where the method has them; of few columns, where it has no bounds either,
+    from the eigenvalues of H, which are right to rounding; else from below by the largest and
+    smallest column of H, whose columns are as long as those of A, and from above by the method's
+    certified bounds or by the Cholesky factor that has certified the rank.
     """
     n = h.shape[-1]
     eps = format_of(format_name(h)).epsilon
-    if run.singular_values is not None:
-        s = ops.to_host(run.singular_values)
+    s = run.singular_values
+    if s is None and n <= EXACT_UP_TO and run.bounds is None and not ops.is_sharded(h):
+        s = ops.xp.abs(ops.xp.flip(ops.eigenvalues(h), axis=-1))
+    if s is not None:
+        s = ops.to_host(s)
         noise = n * eps * s[..., 0]
         top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
         upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)

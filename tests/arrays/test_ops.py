@@ -355,6 +355,15 @@ def check_gram(lab):
         assert np.all(np.abs(got - adjoint(got)) <= 4 * lab.eps * size(a) ** 2)
 
 
+def check_entry_product(lab):
+    for batch in (1, 5):
+        a = lab.sample(3, 4 * batch).reshape(-1, 3, 4, batch)[0]
+        b = lab.sample(4, 2 * batch, 1).reshape(-1, 4, 2, batch)[0]
+        want = np.einsum("ikb,kjb->ijb", wide(a), wide(b))
+        bound = 8 * np.einsum("ikb,kjb->ijb", np.abs(a), np.abs(b))
+        lab.equal(lab.ops.entry_product(lab.make(a), lab.make(b)), want, bound=bound)
+
+
 def check_gemm(lab):
     a, b, c = lab.sample(), lab.sample(lab.columns, 4, 1), lab.sample(lab.rows, 4, 2)
     for alpha, beta in ((1.0, 0.0), (-0.5, 1.0), (2.0, -1.5), (0.0, 1.0)):

@@ -292,10 +292,11 @@ def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
     """Wrong closed forms are followed by an SVD; after a wrong SVD there is nothing to return."""
     right = small.closed_factor
 
-    def wrong(x, ops, *, proper=False):
-        factor = right(x, ops, proper=proper)
-        rows = [factor.unitary[1], factor.unitary[0], *factor.unitary[2:]]
-        return factor._replace(unitary=rows)
+    def wrong(x, norm2, ops, *, proper=False):
+        factor = right(x, norm2, ops, proper=proper)
+        u = factor.unitary
+        rows = [u[1:2, :, :], u[:1, :, :], u[2:, :, :]]
+        return factor._replace(unitary=ops.xp.concat(rows, axis=0))
 
     monkeypatch.setattr(small, "closed_factor", wrong)
     a = gaussian(20, 3, 3)  # JAX remembers what it compiled by shape
