@@ -153,7 +153,10 @@ def polar(
     """
     # One question, before anything else is looked at: for small matrices every call counts.
     if (
-        callback is sigma_min is cond is out is None
+        callback is None
+        and sigma_min is None
+        and cond is None
+        and out is None
         and completion is True
         and overwrite_a is False
         and isinstance(throw, bool)

@@ -20,6 +20,8 @@ from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
 
 Array = Any
 SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
+# The one place where results are made: of all their attributes.
+finished = PolarResult._made
 
 
 def missed(caller: str, method: str, tol: float, remedy: str, *, throw: bool, **found: Any) -> None:
@@ -44,18 +46,17 @@ def conclude(
     single: bool = False,
     converged: Any = None,
 ) -> PolarResult:
-    """Return the result of a decomposition: the one place where it is made.
+    """Return the result of a decomposition, whatever way it went.
 
     `run` has the method that made U, and the reason. If `single`, the error estimates are those of
     one matrix, and become Python's numbers. `converged` follows from the status by default.
     """
-
     if single:
         orthogonality, backward_error = _plain(orthogonality), _plain(backward_error)
         rank = _plain(rank, int)
         condition_bounds = _plain(condition_bounds, _plain_pair)
     figures = (orthogonality, backward_error, rank, condition_bounds)
-    return PolarResult._made(unitary, hermitian, outcome(status, run, converged), *figures)
+    return finished(unitary, hermitian, outcome(status, run, converged), *figures)
 
 
 def outcome(status: Status | None, run: Run, converged: Any = None) -> dict[str, Any]:

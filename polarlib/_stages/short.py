@@ -2,8 +2,8 @@
 
 What :mod:`polarlib._stages.stages` does to such a matrix, without asking what a stack, another
 library or another scale would need. Only a result that meets the tolerance leaves this way: all
-else, errors and warnings among it, is left to the stages. Every function that is called here counts:
-after a call of LAPACK the code of the next one is no longer in the caches.
+else, errors and warnings among it, is left to the stages. Functions are few here, since after a
+call of LAPACK the code of the next one is no longer in the caches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from polarlib._methods import METHODS
 from polarlib._methods.auto import WORTH_IT
 from polarlib._stages.options import SIDES
-from polarlib._stages.results import outcome
+from polarlib._stages.results import finished, outcome
 from polarlib.arrays import single
 from polarlib.arrays.checks import number
 from polarlib.engine.evidence import single_condition, single_factor_figures, single_figures
@@ -58,7 +58,7 @@ def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult | None
     rank, condition = single_condition(values, max(m, n) * kind.epsilon, kind.epsilon)
     unitary = adjoint if m < n else u
     figures = (orthogonality, backward_error, rank, condition)
-    return PolarResult._made(unitary, h, OUTCOMES[method], *figures)
+    return finished(unitary, h, OUTCOMES[method], *figures)
 
 
 def short_factor(a: Any) -> np.ndarray | None:

@@ -109,7 +109,7 @@ def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
 
 def defect(u: Array) -> Array:
     """Return ``U^H U - I``."""
-    g = adjoint(u).dot(u)
+    g: Array = adjoint(u).dot(u)
     diagonal = g.reshape(-1)[:: len(g) + 1]
     diagonal -= 1
     return g
@@ -117,6 +117,6 @@ def defect(u: Array) -> Array:
 
 def hermitian_part(w: Array) -> Array:
     """Return ``(W + W^H) / 2``, a new array."""
-    h = w + adjoint(w)
+    h: Array = w + adjoint(w)
     h *= 0.5
     return h
