@@ -281,7 +281,7 @@ class PolarResult(Pytree):
         Method that made U, for example ``"svd"`` or ``"newton, then svd"``.
     orthogonality : float or ndarray
         ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one value per matrix. Above
-        128 columns this and the next value are estimates by eight random vectors, right to a
+        64 columns this and the next value are estimates by eight random vectors, right to a
         few percent for rounding errors, which have many directions.
     backward_error : float or ndarray
         ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one value per matrix.
