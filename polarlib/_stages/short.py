@@ -35,7 +35,8 @@ def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult | None
     """Return the result of :func:`polarlib.polar` for one small NumPy matrix.
 
     None for anything else, and where the stages must decide: for NaN and infinity, zero matrices,
-    those that need scaling, and those that miss the tolerance.
+    those that need scaling, those that miss the tolerance, and where the larger of two Hermitian
+    factors is asked for.
     """
     kind = single.kind_of(a, WORTH_IT)
     if kind is None or not isinstance(method, str) or not isinstance(side, str):
@@ -43,13 +44,15 @@ def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult | None
     if method not in OUTCOMES or side not in SIDES or METHODS["svd"] is not SVD:
         return None
     m, n = a.shape
+    large = (m < n) != (side == "left")  # the larger of the two Hermitian factors
+    if large and m != n:  # which may exceed the memory
+        return None
     tol = _tolerance(rtol, m, n, kind)
     with np.errstate(all="ignore"):
         found = _factors(a, kind, tol)
         if found is None:
             return None
         x, square, u, values = found
-        large = (m < n) != (side == "left")  # the larger of the two Hermitian factors
         adjoint = single.adjoint(u)
         h = single.hermitian_part(x.dot(adjoint) if large else adjoint.dot(x))
         orthogonality, backward_error = single_figures(u, h, x, square, large=large)

@@ -209,7 +209,7 @@ def test_reason_and_condition_are_shown():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["auto", "svd"])
 def test_rank_of_large_matrices(name, dtype, method):
-    """Above DECOMPOSED_UP_TO columns it is the inertia of H, and must be that of the singular values."""
+    """Above DECOMPOSED_UP_TO columns: the inertia of H must be that of the singular values."""
     lib = library(name)
     n = DECOMPOSED_UP_TO + 33
     for rank in (1, 2, n // 2, n - 1):

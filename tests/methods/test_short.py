@@ -42,6 +42,12 @@ def by_stages(a, side="right", **options):
     return polar(a, side, callback=lambda *_: None, **options)
 
 
+def is_larger(side, shape):
+    """Whether the larger of two Hermitian factors is asked for: it may exceed the memory."""
+    m, n = shape
+    return m != n and (m < n) != (side == "left")
+
+
 def outcome(result):
     names = ("status", "converged", "method", "reason", "iterations", "matmuls", "rank", "trace")
     return {name: getattr(result, name) for name in names}
@@ -70,7 +76,7 @@ def test_results_are_those_of_the_stages(shape, dtype, side):
     a = matrix(shape, dtype)
     eps = float(np.finfo(dtype).eps)
     for method in ("auto", "svd"):
-        assert short_polar(a, side, method, None) is not None
+        assert (short_polar(a, side, method, None) is None) == is_larger(side, shape)
         result, expected = polar(a, side, method=method), by_stages(a, side, method=method)
         assert outcome(result) == outcome(expected)
         assert_polar(a, *result, side=side, rtol=50 * eps)
@@ -97,7 +103,7 @@ def test_rank_deficient_matrices(shape, rank, dtype):
     a = a if a.shape == shape else np.ascontiguousarray(a.conj().T)
     eps = float(np.finfo(dtype).eps)
     for side in ("right", "left"):
-        assert short_polar(a, side, "auto", None) is not None
+        assert (short_polar(a, side, "auto", None) is None) == is_larger(side, shape)
         result, expected = polar(a, side), by_stages(a, side)
         assert outcome(result) == outcome(expected)
         assert result.rank == rank
@@ -132,7 +138,7 @@ def test_memory_orders(shape, dtype, layout):
     a = LAYOUTS[layout](plain)
     a.setflags(write=False)
     for side in ("right", "left"):
-        assert short_polar(a, side, "auto", None) is not None
+        assert (short_polar(a, side, "auto", None) is None) == is_larger(side, shape)
         result, expected = polar(a, side), polar(plain, side)
         eps = float(np.finfo(dtype).eps)
         np.testing.assert_allclose(result.unitary, expected.unitary, atol=1e3 * eps)
