@@ -152,16 +152,16 @@ def polar(
     (True, True)
     """
     # One question, before anything else is looked at: for small matrices every call counts.
-    if (
+    plain = (
         callback is None
         and sigma_min is None
         and cond is None
-        and out is None
         and completion is True
         and overwrite_a is False
         and isinstance(throw, bool)
         and isinstance(check_finite, bool)
-    ):
+    )
+    if plain and out is None:
         short = short_polar(a, side, method, rtol)
         if short is not None:
             return short
@@ -182,6 +182,10 @@ def polar(
     check_method(method)
     options.check_for(a, ops)
     stored = _storage(given, a, options, out)
+    if plain and out is not None:
+        short = short_polar(given, side, method, rtol)
+        if short is not None:
+            return _stored(short, stored)
     apply: Callable[[Array], PolarResult] = functools.partial(
         decompose, options=options, h_out=stored[1]
     )

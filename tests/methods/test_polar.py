@@ -455,6 +455,7 @@ def test_results_are_made_at_one_place():
         f"{path.relative_to(root)}"
         for path in root.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PolarResult"
+        if (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PolarResult")
+        or (isinstance(node, ast.Attribute) and node.attr == "_made")
     ]
     assert calls == ["_stages/results.py"]
