@@ -157,11 +157,10 @@ def polar(
         and sigma_min is None
         and cond is None
         and completion is True
-        and overwrite_a is False
         and isinstance(throw, bool)
         and isinstance(check_finite, bool)
     )
-    if plain and out is None:
+    if plain and out is None and overwrite_a is False:
         short = short_polar(a, side, method, rtol)
         if short is not None:
             return short
@@ -182,10 +181,6 @@ def polar(
     check_method(method)
     options.check_for(a, ops)
     stored = _storage(given, a, options, out)
-    if plain and out is not None:
-        short = short_polar(given, side, method, rtol)
-        if short is not None:
-            return _stored(short, stored)
     apply: Callable[[Array], PolarResult] = functools.partial(
         decompose, options=options, h_out=stored[1]
     )
@@ -204,6 +199,10 @@ def polar(
         result = _in_its_storage(a, ops, options)
         if result is not None:
             return _stored(result, (None, stored[1]))
+    if plain and (out is not None or options.overwrite_a):  # a result that is stored is the same
+        short = short_polar(given, side, method, rtol)
+        if short is not None:
+            return _stored(short, stored)
     return _stored(ops.with_shards(find, a, "a"), stored)
 
 
