@@ -99,12 +99,10 @@ def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
 
 def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
     """Thin SVD; None where LAPACK's does not converge."""
-    # Row-major storage is that of the transpose, which LAPACK reads without another copy.
-    turned = x.flags.c_contiguous
-    u, s, vh, failed = kind.gesdd(x.T if turned else x, full_matrices=False)
-    if failed:
-        return None
-    return (vh.T, s, u.T) if turned else (u, s, vh)
+    # Not of the transpose, as which LAPACK reads row-major storage without another copy: square
+    # roots of graded matrices then lost a digit.
+    u, s, vh, failed = kind.gesdd(x, full_matrices=False)
+    return None if failed else (u, s, vh)
 
 
 def defect(u: Array) -> Array:
