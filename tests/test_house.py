@@ -130,10 +130,11 @@ def test_names_and_checks_are_noticed(measures, text, checks, names):
 
 def test_results_are_made_in_one_place(measures, files):
     found = [
-        measures.Place(file, node.lineno, "PolarResult(...)")
+        measures.Place(file, node.lineno, ast.unparse(node))
         for file, text in files.items()
         for node in measures.nodes(text)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("PolarResult")
+        if (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("PolarResult"))
+        or (isinstance(node, ast.Attribute) and node.attr == "_made")
     ]
     assert found
     assert_offenders("further places that make a PolarResult", found[1:])

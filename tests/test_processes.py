@@ -48,7 +48,7 @@ INTERNAL = {
     "Method",
     "Pytree",
     *("Diagonal", "DualOps", "Simulated", "Kernels", "Dual", "Equation"),
-    *("Decomposition", "Evidence", "Householder", "Lift", "Lifted", "Rational", "Run"),
+    *("Decomposition", "Evidence", "Householder", "Kind", "Lift", "Lifted", "Rational", "Run"),
     *("Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage

@@ -20,6 +20,8 @@ from polarlib.arrays.ops import Ops
 Array = Any
 Side = Literal["right", "left"]
 Method = str | Schedule
+SIDES = ("right", "left")
+FLAGS = ("completion", "overwrite_a", "check_finite", "throw")
 
 
 def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
@@ -48,9 +50,12 @@ class Options:
     caller: str = "polar"
 
     def __post_init__(self) -> None:
-        self.side = choice("side", self.side, ("right", "left"))
-        for name in ("completion", "overwrite_a", "check_finite", "throw"):
-            setattr(self, name, flag(name, getattr(self, name)))
+        if type(self.side) is not str or self.side not in SIDES:
+            self.side = choice("side", self.side, SIDES)
+        for name in FLAGS:
+            value = getattr(self, name)
+            if type(value) is not bool:
+                setattr(self, name, flag(name, value))
         if self.callback is not None:
             function("callback", self.callback, "a function of the iteration and the iterate")
 

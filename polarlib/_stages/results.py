@@ -20,6 +20,8 @@ from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
 
 Array = Any
 SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
+# The one place where results are made: of all their attributes.
+finished = PolarResult._made
 
 
 def missed(caller: str, method: str, tol: float, remedy: str, *, throw: bool, **found: Any) -> None:
@@ -44,32 +46,39 @@ def conclude(
     single: bool = False,
     converged: Any = None,
 ) -> PolarResult:
-    """Return the result of a decomposition: the one place where it is made.
+    """Return the result of a decomposition, whatever way it went.
 
     `run` has the method that made U, and the reason. If `single`, the error estimates are those of
     one matrix, and become Python's numbers. `converged` follows from the status by default.
     """
+    if single:
+        orthogonality, backward_error = _plain(orthogonality), _plain(backward_error)
+        rank = _plain(rank, int)
+        condition_bounds = _plain(condition_bounds, _plain_pair)
+    figures = (orthogonality, backward_error, rank, condition_bounds)
+    return finished(unitary, hermitian, outcome(status, run, converged), *figures)
 
-    def plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:
-        if isinstance(value, Later):
-            return Later(lambda: plain(value(), kind))
-        return kind(value) if single else value
 
-    return PolarResult(
-        unitary=unitary,
-        hermitian=hermitian,
-        status=status,
-        converged=status in SUCCESS if converged is None else converged,
-        iterations=run.iterations,
-        matmuls=run.matmuls,
-        method=run.method,
-        orthogonality=plain(orthogonality),
-        backward_error=plain(backward_error),
-        rank=plain(rank, int),
-        condition_bounds=plain(condition_bounds, lambda pair: tuple(map(float, pair))),
-        reason=None if status is None else run.note,
-        trace=run.changes,
-    )
+def outcome(status: Status | None, run: Run, converged: Any = None) -> dict[str, Any]:
+    """Attributes of a result that are no numbers of its matrices."""
+    return {
+        "status": status,
+        "converged": status in SUCCESS if converged is None else converged,
+        "iterations": run.iterations,
+        "matmuls": run.matmuls,
+        "method": run.method,
+        "reason": None if status is None else run.note,
+        "trace": run.changes,
+    }
+
+
+def _plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:
+    """One number as Python's, when it is read if it is computed then."""
+    return Later(lambda: kind(value())) if isinstance(value, Later) else kind(value)
+
+
+def _plain_pair(pair: tuple[Any, Any]) -> tuple[float, float]:
+    return float(pair[0]), float(pair[1])
 
 
 def empty(entered: Entered, options: Options) -> PolarResult:

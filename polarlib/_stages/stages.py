@@ -34,7 +34,7 @@ from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import under_default_settings
 from polarlib.engine.evidence import (
-    EXACT_UP_TO,
+    DECOMPOSED_UP_TO,
     Evidence,
     condition_bounds,
     evidence,
@@ -260,7 +260,7 @@ class _Stages:
         run, full = self.statistics, self.full
         self.h, self.orthogonality, self.backward_error, _ = self.found
         del self.found
-        few = n <= EXACT_UP_TO and not ops.is_sharded(x)
+        few = n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
         by_svd = few and run.singular_values is None and not full
         matrix = x if by_svd else None
         find_rank = functools.partial(rank_of, self.h, x.shape, run, ops, full=full, x=matrix)

@@ -25,12 +25,15 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import astype_like, format_name, is_complex
 from polarlib.arrays.ops import Ops
+from polarlib.arrays.single import adjoint, defect, squared_norm
 from polarlib.result import Run
 
 Array = Any
 
 # Below, whole products cost next to nothing. Chosen by experiment.
-EXACT_UP_TO = 128
+EXACT_UP_TO = 64
+# Below, rank and condition number of a method without singular values are those of an SVD.
+DECOMPOSED_UP_TO = 128
 PROBES = 8
 # Entries of a part of a stack on the host: temporary arrays of that size stay in a cache.
 PART = 1 << 16
@@ -202,10 +205,67 @@ def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
 
 
 @functools.lru_cache(maxsize=16)
-def _gaussian(n: int, k: int) -> np.ndarray:
-    z = np.random.default_rng(0).standard_normal((n, k))
+def _gaussian(n: int, k: int, kind: str = "d") -> np.ndarray:
+    z = np.random.default_rng(0).standard_normal((n, k)).astype(kind)
     z.flags.writeable = False
     return z
+
+
+# -- one small NumPy matrix: the same figures with few calls -----------------------------------
+
+
+def single_figures(
+    u: np.ndarray, h: np.ndarray, x: np.ndarray, square: float, *, large: bool
+) -> tuple[float, float]:
+    """:func:`figures` of one tall NumPy matrix, of the squared Frobenius norm `square`."""
+    n, k = x.shape[1], 1
+    if n <= EXACT_UP_TO:
+        unit = defect(u)
+        residual = h.dot(u) if large else u.dot(h)
+        residual -= x
+    else:
+        k = PROBES
+        z = _gaussian(n, k, x.dtype.char)
+        if large:
+            right = u.dot(z)
+            left = h.dot(right)
+        else:
+            both = u.dot(np.concatenate((h.dot(z), z), axis=1))
+            left, right = both[:, :k], both[:, k:]
+        unit = adjoint(u).dot(right) - z
+        residual = left - x.dot(z)
+    return math.sqrt(squared_norm(unit) / (n * k)), math.sqrt(squared_norm(residual) / (square * k))
+
+
+def single_factor_figures(u: np.ndarray, x: np.ndarray, square: float) -> tuple[float, float]:
+    """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``."""
+    n, k = x.shape[1], 1
+    if n <= EXACT_UP_TO:
+        unit, w = defect(u), adjoint(u).dot(x)
+        twice = w - adjoint(w)
+    else:
+        k = PROBES
+        z = _gaussian(n, k, x.dtype.char)
+        right = u.dot(z)
+        both = adjoint(u).dot(np.concatenate((right, x.dot(z)), axis=1))
+        unit, twice = both[:, :k] - z, both[:, k:] - adjoint(x).dot(right)
+    skew = math.sqrt(squared_norm(twice) / (square * k)) / 2
+    return math.sqrt(squared_norm(unit) / (n * k)), skew
+
+
+def single_condition(
+    values: list[float], cut: float, eps: float
+) -> tuple[int, tuple[float, float]]:
+    """Rank of one matrix, and :func:`condition_bounds` of it, from its singular values.
+
+    `cut` is the relative one of the rank.
+    """
+    n, top, last = len(values), values[0], values[-1]
+    noise = n * eps * top
+    rank = n if last > cut * top else sum(value > cut * top for value in values)
+    upper = (top + noise) / (last - noise) if last > noise else math.inf
+    lower = min(max(top / (last + noise), 1.0), upper)
+    return rank, (lower, upper if rank == n else math.inf)
 
 
 def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
@@ -272,7 +332,7 @@ def traced_verdict(
     if not semidefinite:
         values = ops.eigenvalues(h)
         good = good & (values[..., 0] >= -tol * ops.frobenius(h)[..., 0, 0])
-        if s is None and (n > EXACT_UP_TO or products):
+        if s is None and (n > DECOMPOSED_UP_TO or products):
             s = xp.flip(values, axis=-1)
     s = ops.singular_values(x) if s is None else s
     rank = xp.sum(xp.astype(above_noise(s, x.shape, ops), s.dtype), axis=-1)

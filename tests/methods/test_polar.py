@@ -23,7 +23,7 @@ from polarlib._methods import HINTED, METHODS, partial_isometry
 from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
 from polarlib.decomposition import unitary_factor
-from polarlib.engine.evidence import EXACT_UP_TO, PROBES, evidence, figures
+from polarlib.engine.evidence import DECOMPOSED_UP_TO, EXACT_UP_TO, PROBES, evidence, figures
 from polarlib.testing import assert_polar, assert_unitary_factor, orthonormal, with_singular_values
 
 EPS = float(np.finfo("f8").eps)
@@ -209,9 +209,9 @@ def test_reason_and_condition_are_shown():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", ["auto", "svd"])
 def test_rank_of_large_matrices(name, dtype, method):
-    """Above EXACT_UP_TO columns it is the inertia of H, and must be that of the singular values."""
+    """Above DECOMPOSED_UP_TO columns: the inertia of H must be that of the singular values."""
     lib = library(name)
-    n = EXACT_UP_TO + 33
+    n = DECOMPOSED_UP_TO + 33
     for rank in (1, 2, n // 2, n - 1):
         s = np.r_[np.geomspace(1, 1e-2, rank), np.zeros(n - rank)]
         a = with_singular_values(s, n + 5, dtype=dtype)
@@ -455,6 +455,7 @@ def test_results_are_made_at_one_place():
         f"{path.relative_to(root)}"
         for path in root.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PolarResult"
+        if (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PolarResult")
+        or (isinstance(node, ast.Attribute) and node.attr == "_made")
     ]
     assert calls == ["_stages/results.py"]

@@ -1,0 +1,120 @@
+"""One small NumPy matrix: its factors by functions of NumPy and LAPACK themselves.
+
+Below some hundred columns the layers that serve every library, stacks and all scales take longer
+than the arithmetic. What is here does the same arithmetic for the plain case alone. Products are
+``x.dot(y)``, which takes half the time of ``x @ y`` to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.linalg import lapack
+
+Array = np.ndarray
+
+# Rows up to which one run sums columns without a loss of digits; see `LONG` in arithmetic.py.
+LONGEST = 1 << 10
+
+
+class Kind(NamedTuple):
+    """A type that LAPACK computes in.
+
+    Attributes
+    ----------
+    gesdd : callable
+        SVD by divide and conquer in that type: numpy.linalg computes float32 in double precision.
+    epsilon : float
+        Distance from 1 to the next number.
+    low, high : float
+        Squared Frobenius norms between which neither the squares of entries nor those of their
+        rounding errors leave the range of normal numbers.
+    """
+
+    gesdd: Callable[..., Any]
+    epsilon: float
+    low: float
+    high: float
+
+
+_KINDS = {
+    np.dtype(name): Kind(gesdd, float(np.finfo(name).eps), 1 / high, high)
+    for name, gesdd, high in (
+        ("f", lapack.sgesdd, 2.0**64),
+        ("d", lapack.dgesdd, 2.0**900),
+        ("F", lapack.cgesdd, 2.0**64),
+        ("D", lapack.zgesdd, 2.0**900),
+    )
+}
+
+
+def kind_of(a: object, columns: int) -> Kind | None:
+    """Return the type of one NumPy matrix, of no subclass, that LAPACK decomposes as it is.
+
+    None for anything else, for a smaller dimension from `columns` on, and for one above `LONGEST`.
+    """
+    if type(a) is not np.ndarray or a.ndim != 2:
+        return None
+    m, n = a.shape
+    small, large = (m, n) if m < n else (n, m)
+    return _KINDS.get(a.dtype) if 0 < small < columns and large <= LONGEST else None
+
+
+def tall(a: Array) -> Array:
+    """Return the matrix, or its adjoint if m < n, in storage that BLAS takes."""
+    if not (a.flags.forc and a.flags.aligned):
+        a = np.array(a, order="C")
+    return adjoint(a) if a.shape[0] < a.shape[1] else a
+
+
+def adjoint(x: Array) -> Array:
+    """Return the adjoint: a view if real."""
+    return x.T.conj() if x.dtype.kind == "c" else x.T
+
+
+def squared_norm(x: Array) -> float:
+    """Squared Frobenius norm."""
+    v = x.ravel("K")
+    return float(v.dot(v)) if v.dtype.kind == "f" else float(np.vdot(v, v).real)
+
+
+def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
+    """Unitary factor of a tall matrix by its SVD, and singular values; None where that fails.
+
+    One Newton-Schulz step takes off the rounding of the SVD, as :func:`polarlib._methods.svd.svd`
+    does.
+    """
+    found = _svd(x, kind)
+    if found is None:
+        return None
+    w, s, vh = found
+    q = w.dot(vh)
+    u = q.dot(defect(q))
+    u *= -0.5
+    u += q
+    return u, s
+
+
+def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
+    """Thin SVD; None where LAPACK's does not converge."""
+    # Not of the transpose, as which LAPACK reads row-major storage without another copy: square
+    # roots of graded matrices then lost a digit.
+    u, s, vh, failed = kind.gesdd(x, full_matrices=False)
+    return None if failed else (u, s, vh)
+
+
+def defect(u: Array) -> Array:
+    """Return ``U^H U - I``."""
+    g: Array = adjoint(u).dot(u)
+    diagonal = g.reshape(-1)[:: len(g) + 1]
+    diagonal -= 1
+    return g
+
+
+def hermitian_part(w: Array) -> Array:
+    """Return ``(W + W^H) / 2``, a new array."""
+    h: Array = w + adjoint(w)
+    h *= 0.5
+    return h
