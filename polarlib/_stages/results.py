@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -109,15 +108,16 @@ def empty(entered: Entered, options: Options) -> PolarResult:
 
 def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult | None:
     """Decompose stacks of small matrices in one go; None where the stages must be taken."""
-    n, method = a.shape[-1], options.method
-    if a.shape[-2] != n or n > LARGEST or 0 in a.shape:
+    (m, n), method = a.shape[-2:], options.method
+    tall = n < m <= small.FEW_ROWS and options.side == "right" and ops.kernels(a) is not None
+    if not (m == n or tall) or n > LARGEST or 0 in a.shape:
         return None
     # What closed forms cannot serve: they start from no bound and have no iterates, and factors in
     # half precision are measured as they are returned, in the stages.
     hints = options.sigma_min is not None or options.cond is not None
     if hints or options.callback is not None or a.dtype != at_least_single(a, ops).dtype:
         return None
-    many = math.prod(a.shape[:-2]) >= small.WORTH[n]  # for it to be faster than the SVD
+    many = small.is_worth(a.shape)
     if method != "small" and not (many and method == "auto"):
         return None
     # A = H U is A^H = U^H H: the same factors, from the right.
@@ -132,7 +132,7 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     upper = np.full(done.lower.shape, np.inf)
     np.divide(done.upper, done.lower, out=upper, where=(done.lower > 0) & (done.rank == n))
     repaired = f", {done.repaired} of {done.rank.size} by Jacobi rotations" * bool(done.repaired)
-    note = f"closed forms for {n} x {n} matrices{repaired}"
+    note = f"closed forms for {m} x {n} matrices{repaired}"
     return conclude(
         ops.adjoint(done.unitary) if left else done.unitary,
         done.hermitian,

@@ -19,6 +19,7 @@ from polarlib._stages.options import SIDES
 from polarlib._stages.results import finished, outcome
 from polarlib.arrays import single
 from polarlib.arrays.checks import number
+from polarlib.arrays.routines import threads_for
 from polarlib.engine.evidence import single_condition, single_factor_figures, single_figures
 from polarlib.result import PolarResult, Run, Status
 
@@ -48,7 +49,7 @@ def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult | None
     if large and m != n:  # which may exceed the memory
         return None
     tol = _tolerance(rtol, m, n, kind)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), threads_for(a):
         found = _factors(a, kind, tol)
         if found is None:
             return None
@@ -71,7 +72,7 @@ def short_factor(a: Any) -> np.ndarray | None:
         return None
     m, n = a.shape
     tol = _tolerance(None, m, n, kind)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), threads_for(a):
         found = _factors(a, kind, tol)
         if found is None:
             return None

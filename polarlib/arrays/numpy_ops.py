@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,6 @@ Array = Any
 # Multiplications, or entries in a pass, from which routines of BLAS beat NumPy's functions; below,
 # calls cost more. Chosen by experiment.
 BLAS_FROM = 1 << 14
-# Multiplications of a product with the matrix itself, times bytes of an entry, from which OpenBLAS
-# starts threads and up to which one is faster: docs/decisions/0016-one-pool-of-threads.md.
-ALONE = 1 << 19, 3 << 28
 # Columns up to which numpy.linalg factorises a stack, in double precision: one call of LAPACK from
 # Python per matrix costs more. By experiment.
 STACKED = {"float32": 32, "float64": 64}
@@ -40,10 +37,8 @@ class NumpyOps(InPlaceOps):
         return NumpyKernels() if blas.computes_in(x.dtype) else None
 
     def _threads_for(self, x: Array) -> AbstractContextManager[None]:
-        """One thread for matrices of up to 500 columns or so: `polarlib.arrays.routines`."""
-        (m, n), (least, most) = x.shape[-2:], ALONE
-        work = m * n * min(m, n) * x.dtype.itemsize
-        return routines.one_thread if least <= work <= most else nullcontext()
+        """One thread for matrices of up to 500 columns or so."""
+        return routines.threads_for(x)
 
     def writable(self, x: Array) -> bool:
         """Whether entries of `x` can be assigned to."""

@@ -14,6 +14,7 @@ and of rows of them are views that need no copy. Everything is written in place.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -30,6 +31,9 @@ LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
 _REAL = {"herk": "syrk", "hemm": "symm", "hemv": "symv", "hetrf": "sytrf", "ungqr": "orgqr"}
 # How the wheels of NumPy name the routines of their OpenBLAS, whose integers have 64 bits.
 _OPENBLAS = "scipy_{}_64_", "{}_64_"
+# Multiplications of a product with the matrix itself, times bytes of an entry, from which OpenBLAS
+# starts threads and up to which one is faster: docs/decisions/0016-one-pool-of-threads.md.
+ALONE = 1 << 19, 3 << 28
 # How many distinct integers and real numbers are kept for calls.
 INTEGERS, NUMBERS = 1024, 256
 
@@ -123,7 +127,7 @@ def source() -> _Source | None:
 # -- threads --------------------------------------------------------------------------------------
 
 
-class _OneThread:
+class _OneThread(contextlib.AbstractContextManager[None]):
     """Context in which NumPy's OpenBLAS computes with one thread, if routines come from it.
 
     For work that is too small to be shared: where another pool's threads still spin, after a call
@@ -172,6 +176,15 @@ def _number_of_threads() -> tuple[Callable[[], int], Callable[[int], None]]:
 
 
 one_thread = _OneThread()
+_as_set = contextlib.nullcontext()
+
+
+def threads_for(x: Array) -> contextlib.AbstractContextManager[None]:
+    """Context with as many threads as pay for the decomposition of a NumPy matrix."""
+    (m, n), (least, most) = x.shape[-2:], ALONE
+    return one_thread if least <= m * n * min(m, n) * x.dtype.itemsize <= most else _as_set
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=one_thread.after_fork)
 
@@ -370,11 +383,11 @@ def svd(x: Array) -> tuple[Array, Array, Array] | None:
     `x` is finite, in any memory order, and not changed.
     """
     kind, real = x.dtype.char, x.real.dtype
-    wide = x.flags.c_contiguous  # row-major storage is the transpose: what LAPACK then sees
-    m, n = x.shape[::-1] if wide else x.shape
-    k = min(m, n)
+    (m, n), k = x.shape, min(x.shape)
     for name in ("gesdd", "gesvd"):
-        a = np.array(x.T if wide else x, order="F")
+        # Not of the transpose, as which row-major storage is read without another order: square
+        # roots of graded matrices then lose a digit.
+        a = np.array(x, order="F")
         u, s = np.empty((m, k), kind, order="F"), np.empty(k, real)
         vh = np.empty((k, n), kind, order="F")
         # Of real types no such array is an argument.
@@ -388,7 +401,7 @@ def svd(x: Array) -> tuple[Array, Array, Array] | None:
         else:
             jobs = ("S", "S")
         if with_work(name, kind, *jobs, m, n, a, s, u, vh, last=more) == 0:
-            return (vh.T, s, u.T) if wide else (u, s, vh)
+            return u, s, vh
     return None
 
 

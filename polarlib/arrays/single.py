@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import lapack
 
+from polarlib.arrays import routines
+
 Array = np.ndarray
 
 # Rows up to which one run sums columns without a loss of digits; see `LONG` in arithmetic.py.
@@ -98,7 +100,13 @@ def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
 
 
 def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
-    """Thin SVD; None where LAPACK's does not converge."""
+    """Thin SVD; None where LAPACK's does not converge.
+
+    With work for threads from the library that NumPy's products come from; SciPy's wrapper takes
+    less time to call, and starts no threads below.
+    """
+    if routines.threads_for(x) is routines.one_thread and routines.source() is not None:
+        return routines.svd(x)
     # Not of the transpose, as which LAPACK reads row-major storage without another copy: square
     # roots of graded matrices then lost a digit.
     u, s, vh, failed = kind.gesdd(x, full_matrices=False)
