@@ -14,7 +14,14 @@ from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
-from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
+from polarlib.arrays.torch_settings import (
+    SIXTEEN_BITS,
+    has_double,
+    multiplies_at_speed,
+    operand_format,
+    significand,
+    without_autocast,
+)
 
 Array = Any
 # torch's Hermitian products: from so many multiplications in panels, and in how many. Four panels
@@ -86,6 +93,11 @@ class TorchOps(InPlaceOps):
         if format_name != "tf32":
             return format_name in self.native
         return self._operands(self.torch.float32) == "tf32"
+
+    def _multiplies_at_speed(self, format_name: str) -> bool:
+        """Whether products in a native format are no slower than float32 ones: on CPUs by theirs."""
+        known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
+        return known or multiplies_at_speed(format_name)
 
     def _operands(self, dtype: Any) -> str:
         """Name of the format to which torch rounds operands of single precision."""
@@ -236,6 +248,14 @@ class TorchOps(InPlaceOps):
     def _dtype(self, name: str) -> Any:
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
+
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` in the storage of `z`; torch would round `a` to 16 bits first."""
+        if not self.fused:
+            return super().add_diagonal(z, a)
+        diagonal = self._diagonal(z)
+        diagonal.copy_(diagonal.to(self.torch.float32) + a)
+        return z
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
