@@ -3,9 +3,10 @@
 Where the library multiplies in the format itself, and the processor does so at speed, it does.
 Elsewhere the same arithmetic is done on float32 arrays that hold numbers of the format: operands
 rounded to it, the product in single precision, the addend joined there, one rounding of the result.
-Where the library has no such products this is a simulation, and a trace says so. Matrices of 8 bits carry a power of two each, as the operands of 8-bit
-products do, that brings the largest entry near the top of the format: unscaled, e4m3 would lose all
-entries below 2**-10, and with them most of a normalised matrix of 1000 columns.
+Where the library has no such products this is a simulation, and a trace says so. Matrices of 8 bits
+carry a power of two each, as the operands of 8-bit products do, that brings the largest entry near
+the top of the format: unscaled, e4m3 would lose all entries below 2**-10, and with them most of a
+normalised matrix of 1000 columns.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Rounded(Wrapper):
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
 
     def _operand(self, x: Array) -> Array:
-        """What a product reads of a matrix, which is a number of the format already, but in tf32."""
+        """What a product reads of a matrix: but in tf32, its entries are of the format already."""
         return x if self._rounds_results else self._round(x)
 
     def _result(self, y: Array) -> Array:

@@ -50,7 +50,8 @@ def graded(steps: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     >>> found[0][0] == 2**0.6, [round(step[0], 4) for step in found[1:]]
     (True, [1.5422, 1.4917, 1.4967, 1.4993])
     """
-    found, rest = [], 0.0  # the iterate is 2**rest times that of the given steps
+    found: list[tuple[float, ...]] = []
+    rest = 0.0  # the iterate is 2**rest times that of the given steps
     for k, step in enumerate(steps, 1):
         if not step[0] > 0:
             return [tuple(step) for step in steps]
