@@ -95,7 +95,7 @@ class TorchOps(InPlaceOps):
         return self._operands(self.torch.float32) == "tf32"
 
     def _multiplies_at_speed(self, format_name: str) -> bool:
-        """Whether products in a native format are no slower than float32 ones: on CPUs it varies."""
+        """Whether products in a native format are no slower than in float32; on CPUs it varies."""
         known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
         return known or multiplies_at_speed(format_name)
 
