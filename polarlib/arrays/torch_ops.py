@@ -296,8 +296,10 @@ class TorchOps(InPlaceOps):
         flat = (x if x.is_contiguous() else x.mT).flatten(-2)
         end = flat.shape[-1] // NORM_BLOCK * NORM_BLOCK
         blocks = norm(flat[..., :end].unflatten(-1, (-1, NORM_BLOCK)), dim=-1, dtype=kind)
-        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         total = norm(blocks, dim=(-2, -1), dtype=self._double(blocks))
+        if end == flat.shape[-1]:
+            return total.to(blocks.dtype)
+        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
@@ -308,10 +310,9 @@ class TorchOps(InPlaceOps):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
-        multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
-        product = functools.partial(
-            self._in_full, functools.partial(multiply, beta=beta, alpha=alpha)
-        )
+        add = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
+        multiply = functools.partial(add, beta=beta, alpha=alpha)
+        product = functools.partial(self._in_full, multiply)
         if a.ndim == 2 and out is not None and not out.is_contiguous():
             product(c.mT, b.mT, a.mT, out=out.mT)
             return out
