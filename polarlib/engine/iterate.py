@@ -172,11 +172,13 @@ def iterate(
     if out is not None and (out.dtype != x.dtype or out.shape != x.shape):
         out = None
     absorbs = gram is not None and math.prod(x.shape[:-2]) == 1
+    part = even_part
     if ops.fused and absorbs and callback is None and len(steps) >= GRADED_FROM:
-        steps = graded(steps)
+        steps, part = graded(steps), _monic_part
     if form == "gram":
-        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
-    return _plain(x, steps, ops, may_overwrite, gram, out, callback)
+        small = ops if small is None else small
+        return _gram(x, steps, ops, small, restarts, gram, out, callback, part)
+    return _plain(x, steps, ops, may_overwrite, gram, out, callback, part)
 
 
 def _plain(
@@ -187,6 +189,7 @@ def _plain(
     gram: Array | None,
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
+    part: Callable[..., tuple[Array, float, float]],
 ) -> Array:
     # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
     # small matrices come back to the same storage in every step.
@@ -204,21 +207,21 @@ def _plain(
         else:
             known, gram = gram, None
             r = ops.gram(x, g) if known is None else known
-            p, alpha, beta = ops.add_scaled_identity(*_multiplier(r, step, ops, z))
+            p, alpha, beta = ops.add_scaled_identity(*part(r, step, ops, z))
             x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
         if callback is not None:
             callback(k, x)
     return x
 
 
-def _multiplier(
-    g: Array, step: Sequence[float], ops: Ops, out: Array | None
+def _monic_part(
+    g: Array, step: Sequence[float], ops: Ops, out: Array | None = None
 ) -> tuple[Array, float, float]:
-    """:func:`even_part` for a product, which takes alpha at no cost.
+    """:func:`even_part` as ``c_1 (G + c_2 / c_1 G**2)``, for a product, which takes c_1 as alpha.
 
-    In 16 bits ``c_1 (G + c_2 / c_1 G**2)``: the addend has one factor for all matrices.
+    The addend has one factor for all matrices; the rounding is that of ``c_1 G + c_2 G**2``.
     """
-    if ops.fused and len(step) == 3 and step[1] and step[0] * step[2] <= CANCELS * step[1] ** 2:
+    if len(step) == 3 and step[1] and step[0] * step[2] <= CANCELS * step[1] ** 2:
         c0, c1, c2 = step
         return ops.gemm_hermitian(g, g, g, alpha=c2 / c1, beta=1.0, out=out), c1, c0
     return even_part(g, step, ops, out)
@@ -233,6 +236,7 @@ def _gram(
     gram: Array | None,
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
+    part: Callable[..., tuple[Array, float, float]],
 ) -> Array:
     ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
     for start, end in zip([0, *ends], ends, strict=False):
@@ -243,7 +247,7 @@ def _gram(
 
         watch = None if callback is None else inside
         r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
-        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
+        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch, last_part=part)
         del r  # before X Q takes storage
         q = to_working_format(q, ops)
         whole = (alpha, beta) == (1.0, 0.0)
@@ -261,6 +265,7 @@ def coupled(
     *,
     stride: int = 2,
     callback: Callable[[int, Array], None] | None = None,
+    last_part: Callable[..., tuple[Array, float, float]] = even_part,
 ) -> tuple[Array, float, float]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
 
@@ -279,6 +284,8 @@ def coupled(
         Q tends to ``R**(-1/stride)``.
     callback : callable, optional
         Called as ``callback(k, q)`` after every step k but the last.
+    last_part : callable, optional
+        In place of :func:`even_part`, in the last step.
 
     Returns
     -------
@@ -302,8 +309,8 @@ def coupled(
     for k, step in enumerate(steps, 1):
         last = k == len(steps)
         out = free.pop() if free else ops.buffer(r.shape, r)
-        multiplier = _multiplier if last else even_part
-        z, alpha, beta = multiplier(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
+        part = last_part if last else even_part
+        z, alpha, beta = part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
         if z is r and not last:
             z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
             alpha = 1.0
