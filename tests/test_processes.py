@@ -47,7 +47,7 @@ INTERNAL = {
     "Progress",
     "Method",
     "Pytree",
-    *("Diagonal", "DualOps", "Simulated", "Kernels", "Dual", "Equation"),
+    *("Diagonal", "DualOps", "Rounded", "Kernels", "Dual", "Equation"),
     *("Decomposition", "Evidence", "Householder", "Kind", "Lift", "Lifted", "Rational", "Run"),
     *("Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),

@@ -70,13 +70,22 @@ def product_counts(
         # For each step but the last a Gram product per pole, W G W, and Q W, of which the first
         # W is Q itself.
         return 2, sum(len(poles) + 2 for _, _, poles in steps[:-1]) - int(len(steps) > 1)
-    inner = sum(even_products(len(step) - 1)[1] for step in steps)
+    return _counts_of_polynomials(tuple(map(len, steps)), form, tuple(restarts))
+
+
+# Every call of orthogonalize asks, with the same few schedules.
+@functools.lru_cache(maxsize=256)
+def _counts_of_polynomials(
+    lengths: tuple[int, ...], form: str, restarts: tuple[int, ...]
+) -> tuple[int, int]:
+    """:func:`product_counts` for steps with so many coefficients."""
+    inner = sum(even_products(length - 1)[1] for length in lengths)
     if form == "plain":  # the Gram matrix and X P in every step that is not a mere scaling
-        return 2 * sum(len(step) > 1 for step in steps), inner
+        return 2 * sum(length > 1 for length in lengths), inner
     # The Gram matrix and X Q in every section; after each of its steps but the last, one product
     # for Q and two for R.
-    sections = 1 + len({k for k in restarts if 0 < k < len(steps)})
-    return 2 * sections, inner + 3 * (len(steps) - sections)
+    sections = 1 + len({k for k in restarts if 0 < k < len(lengths)})
+    return 2 * sections, inner + 3 * (len(lengths) - sections)
 
 
 def matmuls(steps: Sequence[Sequence[Any]], stride: int) -> int:

@@ -66,6 +66,20 @@ class Arithmetic(Library):
         """Whether products in a format are the library's own."""
         return format_name in self.native
 
+    def _multiplies_at_speed(self, format_name: str) -> bool:
+        """Whether products in a native format are no slower than the library's float32 ones.
+
+        Where they are not, they are taken in float32 and rounded: see `rounded`.
+        """
+        return True
+
+    def _dtype_that_rounds(self, format_name: str) -> Any:
+        """Dtype to which the library converts float32 to nearest, as a format rounds; or None.
+
+        XLA removes conversions to a dtype and back, hence None unless a library is known.
+        """
+        return None
+
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
         return self._in_blocks(a, b) if self._is_long(a, b) else self._matmul(a, b)
@@ -196,7 +210,9 @@ class Arithmetic(Library):
 
     def add_diagonal(self, z: Array, a: float) -> Array:
         """Return ``z + a I``; `z` may be overwritten."""
-        return z + self.eye(z.shape[-1], z) * a
+        one = self.eye(z.shape[-1], z)
+        # Libraries round a Python number to 16 bits before they add it.
+        return self.combine((1.0, a), (z, one)) if self.fused else z + one * a
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x / s`` in the dtype of `x`, a new array unless `x` may be overwritten."""

@@ -21,6 +21,7 @@ from polarlib.arrays.library import (
     is_complex,
     numpy_dtype,
 )
+from polarlib.arrays.ops import Ops
 
 Array = Any
 # Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
@@ -45,6 +46,9 @@ class CupyOps(InPlaceOps):
     def _dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
         return numpy_dtype(name)
+
+    # What a device's conversions round has not been tried.
+    _dtype_that_rounds = Ops._dtype_that_rounds
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""

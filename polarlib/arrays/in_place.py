@@ -17,6 +17,15 @@ class InPlaceOps(Ops):
         """Always."""
         return True
 
+    def _dtype_that_rounds(self, format_name: str) -> Any:
+        """That of 16-bit formats; None without ml_dtypes, where it is NumPy's lack."""
+        if format_name not in ("bfloat16", "float16"):
+            return None
+        try:
+            return self._dtype(format_name)
+        except ValueError:
+            return None
+
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``."""
         return self.xp.empty(shape, dtype=like.dtype, device=self._device_of(like))

@@ -1,11 +1,12 @@
 """rounded(ops, format): the same algorithms in another number format.
 
-Where the library multiplies in the format itself, it does. Elsewhere the hardware is simulated as
-it works: operands rounded to the format, the product in single precision, the addend joined there,
-one rounding of the result. Matrices of 8 bits carry a power of two each, as the operands of 8-bit
-products do, that brings the largest entry near the top of the format: unscaled, e4m3 would lose all
-entries below 2**-10, and with them most of a normalised matrix of 1000 columns. Nothing above this
-module can tell which; a trace says so.
+Where the library multiplies in the format itself, and the processor does so at speed, it does.
+Elsewhere the same arithmetic is done on float32 arrays that hold numbers of the format: operands
+rounded to it, the product in single precision, the addend joined there, one rounding of the result.
+Where the library has no such products this is a simulation, and a trace says so. Matrices of 8 bits
+carry a power of two each, as the operands of 8-bit products do, that brings the largest entry near
+the top of the format: unscaled, e4m3 would lose all entries below 2**-10, and with them most of a
+normalised matrix of 1000 columns.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
-from polarlib.arrays.library import is_complex
+from polarlib.arrays.library import dtype_name, is_complex
 from polarlib.arrays.ops import Ops, is_native
+from polarlib.arrays.settings import ignore_float_errors
 from polarlib.arrays.wrapper import Wrapper
 
 Array = Any
 
 
-def round_to(x: Array, precision: Format, ops: Ops) -> Array:
+def round_to(x: Array, precision: Format, ops: Ops, *, may_overwrite: bool = False) -> Array:
     """Round a float32 or complex64 array to a narrower format, to nearest, ties to even.
 
     Parameters
@@ -34,6 +36,8 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
         tf32, bfloat16, float16, float8_e4m3 or float8_e5m2.
     ops : Ops
         Arithmetic of the array's library.
+    may_overwrite : bool, optional
+        Whether the result may take the storage of `x`.
 
     Returns
     -------
@@ -48,7 +52,20 @@ def round_to(x: Array, precision: Format, ops: Ops) -> Array:
     >>> [float(v) for v in round_to(x, format_of("bfloat16"), ops_of(x))]
     [1.0, 1.015625, inf]
     """
-    return ops._entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+    narrow = None if is_complex(x) else ops._dtype_that_rounds(precision.name)
+    if narrow is None:
+        return ops._entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
+    y = _converted(x, narrow, ops)
+    if may_overwrite and ops.reusable(x):
+        ops._store(y, x)
+        return x
+    return ops.xp.astype(y, x.dtype)
+
+
+@ignore_float_errors
+def _converted(x: Array, dtype: Any, ops: Ops) -> Array:
+    """Convert to a dtype; infinity, where it overflows, is what rounding gives."""
+    return ops.xp.astype(x, dtype)
 
 
 def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
@@ -98,7 +115,7 @@ def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
 
 
-class Simulated(Wrapper):
+class Rounded(Wrapper):
     """Arithmetic in a narrow format on float32 or complex64 carriers.
 
     Results are numbers of the format; in 8 bits, times one power of two for each matrix.
@@ -108,57 +125,79 @@ class Simulated(Wrapper):
     base : Ops
         Full-precision arithmetic of the library.
     precision : Format
-        The format that is simulated.
+        The format.
+    simulated : bool
+        Whether the library has no products in that format.
     """
 
-    simulated = True
     fused = True
-    gram = Ops.gram
-    gemm_hermitian = Ops.gemm_hermitian
+    # By a completed square, as NumPy has it, more than the result would be rounded.
     quadratic = Ops.quadratic
     make_hermitian = Ops.make_hermitian
-    buffer = Ops.buffer
-    reusable = Ops.reusable
     add_scaled_identity = Ops.add_scaled_identity
 
-    def __init__(self, base: Ops, precision: Format) -> None:
+    def __init__(self, base: Ops, precision: Format, *, simulated: bool) -> None:
         self.base = base
         self.precision = precision
+        self.simulated = simulated
         self.working = precision.name
         # A tf32 product reads rounded operands and leaves a float32 result.
         self._rounds_results = precision.name != "tf32"
 
-    def _round(self, x: Array) -> Array:
+    def _round(self, x: Array, *, may_overwrite: bool = False) -> Array:
         if not self.precision.scaled:
-            return round_to(x, self.precision, self.base)
+            return round_to(x, self.precision, self.base, may_overwrite=may_overwrite)
         # Largest entries lie in [top, 2 top), and rounding up to 2 top does not overflow.
         top = 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
         scale = self.base.binary_scale(self.base.max_abs(x)) / top
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
 
+    def _operand(self, x: Array) -> Array:
+        """What a product reads of a matrix: but in tf32, its entries are of the format already."""
+        return x if self._rounds_results else self._round(x)
+
     def _result(self, y: Array) -> Array:
-        return self._round(y) if self._rounds_results else y
+        """Round a new matrix, in its storage where the library writes to it."""
+        return self._round(y, may_overwrite=True) if self._rounds_results else y
+
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
+        """Storage for an ``out=``."""
+        return self.base.buffer(shape, like)
+
+    def reusable(self, x: Array) -> bool:
+        """Whether the storage of `x` serves as an ``out=``."""
+        return self.base.reusable(x)
 
     def cast(self, x: Array, format_name: str) -> Array:
         """Convert to the carrier and round, if to the simulated format."""
         if format_name != self.precision.name:
             return self.base.cast(x, format_name)
-        return self._result(self.base.cast(x, self.precision.carrier))
+        y = self.base.cast(x, self.precision.carrier)
+        # Of the format's own dtype entries are numbers of the format, and the carrier is new.
+        exact = dtype_name(x) == self.precision.name
+        return self._round(y) if self._rounds_results and not exact else y
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
-        return self.gemm(a, b, a, out=out)
+        return self._result(self.base.matmul(self._operand(a), self._operand(b), out))
+
+    def gram(self, x: Array, out: Array | None = None) -> Array:
+        """Return ``x^H x`` rounded once."""
+        return self._result(self.base.gram(self._operand(x), out))
 
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
-        if not self._rounds_results:
-            a, b = self._round(a), self._round(b)
-        y = self.base.matmul(a, b) * alpha
-        if beta:
-            y = y + c * beta
-        return self._result(y)
+        a, b = self._operand(a), self._operand(b)
+        return self._result(self.base.gemm(a, b, c, alpha, beta, out))
+
+    def gemm_hermitian(
+        self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
+    ) -> Array:
+        """Return ``alpha a @ b + beta c``, Hermitian up to rounding, rounded once."""
+        a, b = self._operand(a), self._operand(b)
+        return self._result(self.base.gemm_hermitian(a, b, c, alpha, beta, out))
 
     def add_diagonal(self, z: Array, a: float) -> Array:
         """Return ``z + a I`` rounded once; `z` may be overwritten."""
@@ -170,7 +209,7 @@ class Simulated(Wrapper):
 
 
 def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
-    """Arithmetic of a library in a number format: its own, or a simulation.
+    """Arithmetic of a library in a number format: its own, in float32 and rounded, or a simulation.
 
     Parameters
     ----------
@@ -199,6 +238,7 @@ def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
     True
     """
     wanted = format_of(precision)
-    if is_native(ops, wanted, is_complex=is_complex):
+    native = is_native(ops, wanted, is_complex=is_complex)
+    if native and ops._multiplies_at_speed(wanted.name):
         return ops._working_in(wanted.name)
-    return cast(Ops, Simulated(ops, wanted))
+    return cast(Ops, Rounded(ops, wanted, simulated=not native))

@@ -14,7 +14,14 @@ from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
-from polarlib.arrays.torch_settings import has_double, operand_format, significand, without_autocast
+from polarlib.arrays.torch_settings import (
+    SIXTEEN_BITS,
+    has_double,
+    multiplies_at_speed,
+    operand_format,
+    significand,
+    without_autocast,
+)
 
 Array = Any
 # torch's Hermitian products: from so many multiplications in panels, and in how many. Four panels
@@ -88,6 +95,11 @@ class TorchOps(InPlaceOps):
         if format_name != "tf32":
             return format_name in self.native
         return self._operands(self.torch.float32) == "tf32"
+
+    def _multiplies_at_speed(self, format_name: str) -> bool:
+        """Whether products in a native format are no slower than in float32; on CPUs it varies."""
+        known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
+        return known or multiplies_at_speed(format_name)
 
     def _operands(self, dtype: Any) -> str:
         """Name of the format to which torch rounds operands of single precision."""
@@ -248,6 +260,14 @@ class TorchOps(InPlaceOps):
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
+    def add_diagonal(self, z: Array, a: float) -> Array:
+        """Return ``z + a I`` in the storage of `z`; torch would round `a` to 16 bits first."""
+        if not self.fused:
+            return super().add_diagonal(z, a)
+        diagonal = self._diagonal(z)
+        diagonal.copy_(diagonal.to(self.torch.float32) + a)
+        return z
+
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
         """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
         if shape == tuple(like.shape) and like.ndim == 2 and like.stride(-1) > like.stride(-2):
@@ -287,8 +307,10 @@ class TorchOps(InPlaceOps):
         flat = (x if x.is_contiguous() else x.mT).flatten(-2)
         end = flat.shape[-1] // NORM_BLOCK * NORM_BLOCK
         blocks = norm(flat[..., :end].unflatten(-1, (-1, NORM_BLOCK)), dim=-1, dtype=kind)
-        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         total = norm(blocks, dim=(-2, -1), dtype=self._double(blocks))
+        if end == flat.shape[-1]:
+            return total.to(blocks.dtype)
+        rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
@@ -299,10 +321,9 @@ class TorchOps(InPlaceOps):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
-        multiply = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
-        product = functools.partial(
-            self._in_full, functools.partial(multiply, beta=beta, alpha=alpha)
-        )
+        add = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
+        multiply = functools.partial(add, beta=beta, alpha=alpha)
+        product = functools.partial(self._in_full, multiply)
         if a.ndim == 2 and out is not None and not out.is_contiguous():
             product(c.mT, b.mT, a.mT, out=out.mT)
             return out

@@ -12,6 +12,7 @@ from polarlib.arrays.library import import_library
 # Columns of the product that shows how torch multiplies: oneDNN takes its reduced path from 16^3
 # multiplications on.
 PROBE = 128
+SIXTEEN_BITS = frozenset({"bfloat16", "float16"})
 
 
 @functools.lru_cache(maxsize=64)
@@ -33,6 +34,33 @@ def operand_format(setting: tuple[str, str], device: Any, dtype: Any) -> str:
                     break
             found.add(name)
     return min(found, key=significand)
+
+
+def multiplies_at_speed(format_name: str) -> bool:
+    """Whether torch multiplies in a 16-bit format on this processor no slower than in float32.
+
+    oneDNN does where the processor has instructions for it, and is left out where it has not: a
+    loop then takes a hundred times as long as a product in float32. With AVX-512 alone it converts
+    bfloat16 blocks, which takes five times as long. What the processor can do decides, not a
+    measurement: results are then the same in every process of a machine.
+    """
+    torch = import_library("torch")
+    try:
+        return torch.backends.mkldnn.enabled and bool(_instructions()[format_name])
+    except AttributeError:  # built without oneDNN
+        return False
+
+
+@functools.cache
+def _instructions() -> dict[str, bool]:
+    """Formats of 16 bits, and whether oneDNN has instructions for them."""
+    torch = import_library("torch")
+    known, cpu = torch.ops.mkldnn, torch.cpu
+    wide = cpu._is_avx512_supported() and not cpu._is_avx512_bf16_supported()
+    return {
+        "bfloat16": bool(known._is_mkldnn_bf16_supported()) and not wide,
+        "float16": bool(known._is_mkldnn_fp16_supported()),
+    }
 
 
 def without_autocast(device: Any) -> Any:

@@ -51,9 +51,12 @@ class Wrapper:
     ----------
     base : Ops
         The arithmetic that is wrapped.
+    fused : bool
+        Whether it is of 16 bits or fewer, as of :class:`polarlib.arrays.library.Library`.
     """
 
     base: Ops
+    fused: bool = False
 
     def __init_subclass__(cls, *, exact: frozenset[str] = EXACT) -> None:
         """Check the protocol, and forward the primitives in `exact`."""

@@ -20,7 +20,7 @@ import polarlib
 from polarlib.arrays.entry import libraries
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.ops import import_arrays, ops_of
-from polarlib.arrays.rounded import rounded
+from polarlib.arrays.rounded import Rounded, rounded
 from polarlib.bench import usable_processors
 from polarlib.cli import console
 from polarlib.cli.console import grid, numbered_columns, say, tabulated
@@ -163,7 +163,11 @@ def bench(
 
 @console.command()
 def info(as_json: console.Json = False) -> None:
-    """Versions, array libraries, BLAS, number formats, processors."""
+    """Versions, array libraries, BLAS, number formats, processors.
+
+    A format is native to a library, native but multiplied in float32, where this processor has no
+    such products (each result is rounded once, as theirs), or simulated in the same way.
+    """
     document: dict[str, Any] = {
         "polarlib": polarlib.__version__,
         "python": platform.python_version(),
@@ -212,7 +216,10 @@ def _packages() -> dict[str, str | None]:
 
 
 def _formats() -> dict[str, dict[str, str]]:
-    """Native or simulated, for the formats that each array library can compute in here."""
+    """How each array library multiplies in the formats that it can compute in here.
+
+    "native", "native, in float32" where the processor has no such products, or "simulated".
+    """
     table: dict[str, dict[str, str]] = {}
     for library in libraries():
         table[library] = {}
@@ -226,7 +233,8 @@ def _formats() -> dict[str, dict[str, str]]:
                 warnings.simplefilter("ignore")  # JAX warns where float64 is not enabled
                 ops = rounded(ops_of(x), name)
                 ops.cast(x, name)
-                table[library][name] = "simulated" if ops.simulated else "native"
+                native = "native, in float32" if isinstance(ops, Rounded) else "native"
+                table[library][name] = "simulated" if ops.simulated else native
     return table
 
 
