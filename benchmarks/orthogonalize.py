@@ -15,7 +15,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import random
 import statistics
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ from stress import ours
 
 import polarlib
 from polarlib.files.whole import write_whole
-from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
+from polarlib.timing import BURST, PAUSE, SITUATIONS, factors, interleaved, ratios
 
 Array = Any
 
@@ -93,8 +95,8 @@ def products_alone(a: Array, xp: Any) -> Callable[[], Any]:
 
 def contenders(
     library: str, precision: str, shape: tuple[int, ...], peers: dict[str, Peer]
-) -> dict[str, Callable[[], Any]]:
-    """Functions without arguments, on one matrix or stack."""
+) -> tuple[dict[str, Callable[[], Any]], Callable[[], Any]]:
+    """Functions without arguments, on one matrix or stack, and one that gives it another norm."""
     host = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     made = _jax_contenders if library == "jax" else _host_contenders
     found, array = made(library, precision, host)
@@ -108,7 +110,7 @@ def contenders(
             fits = precision == peer.precision
         if fits:
             found[name] = _keeps(peer, array if peer.takes == precision else peer.given(host))
-    return found
+    return found, renewal(array)
 
 
 def _keeps(peer: Peer, given: Array) -> Callable[[], Any]:
@@ -136,6 +138,22 @@ def _host_contenders(
     found["textbook"] = lambda: textbook(a, norm_of(xp))
     found["products"] = products_alone(a, xp)
     return found, a
+
+
+def renewal(a: Array) -> Callable[[], Any]:
+    """A function that gives an array another norm, as the next gradient has; nothing for JAX.
+
+    oneDNN compiles products with addends anew for a factor that it has not met, and a benchmark of
+    one matrix never shows that.
+    """
+    if not (isinstance(a, np.ndarray) or hasattr(a, "copy_")):
+        return lambda: None
+    first, draws = (a.copy() if isinstance(a, np.ndarray) else a.clone()), random.Random(0)
+
+    def renew() -> None:
+        a[...] = first * draws.uniform(0.5, 2.0)
+
+    return renew
 
 
 def _jax_contenders(
@@ -223,6 +241,7 @@ def product_of(library: str) -> Callable[[], Any]:
 def measured(
     functions: dict[str, Callable[[], Any]],
     product: Callable[[], Any],
+    renew: Callable[[], Any],
     rounds: int,
     seconds: float,
 ) -> dict[str, dict[str, Any]]:
@@ -234,15 +253,20 @@ def measured(
         By situation and name: median milliseconds, rounds, and ratios of the times of the textbook
         loop and of the products to it, medians and quartiles.
     """
+    before = {
+        "alone": functools.partial(time.sleep, PAUSE),
+        "alternation": lambda: None,
+        "after a product": product,
+    }
     found = {}
     for situation in SITUATIONS:
+
+        def prepare(last: Callable[[], Any] = before[situation]) -> None:
+            renew()
+            last()
+
         times = interleaved(
-            functions,
-            seconds,
-            least=rounds,
-            most=MOST,
-            situation=product if situation == "after a product" else situation,
-            burst=BURST,
+            functions, seconds, least=rounds, most=MOST, situation=prepare, burst=BURST
         )
         found[situation] = {name: _row(times, name) for name in times}
     return found
@@ -301,8 +325,8 @@ def main(
     with busy(occupied):
         run = run_of(figures, occupied)
         for name, library, precision, shape in jobs(only):
-            functions = contenders(library, precision, shape, found)
-            rows = measured(functions, product_of(library), *effort)
+            functions, renew = contenders(library, precision, shape, found)
+            rows = measured(functions, product_of(library), renew, *effort)
             run["cases"][name] = rows
             figures["peers"] |= {
                 p.name.partition(",")[0]: p.source for p in found.values() if p.name in functions
