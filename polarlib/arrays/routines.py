@@ -36,6 +36,8 @@ _OPENBLAS = "scipy_{}_64_", "{}_64_"
 ALONE = 1 << 19, 3 << 28
 # How many distinct integers and real numbers are kept for calls.
 INTEGERS, NUMBERS = 1024, 256
+# For how many sizes the length of a work array is kept.
+LENGTHS = 256
 
 
 class _Source(NamedTuple):
@@ -221,11 +223,17 @@ def integers(n: int) -> Array:
     return np.zeros(n, np.dtype(found.integer if found else ctypes.c_int))
 
 
+def _leading(a: Array) -> int:
+    """Leading dimension of a matrix. Strides of axes of length one mean nothing."""
+    m, n = a.shape
+    return int(a.strides[1] // a.itemsize if n > 1 else max(1, m))
+
+
 def call(name: str, kind: str, *arguments: Any) -> None:
     """Call a routine for a type (``dtype.char``).
 
     Letters, integers and numbers (floats, of that type) come as they are; matrices are followed by
-    their leading dimension, which is not given.
+    their leading dimension, which is not given; None is an array that the routine does not read.
     """
     letter = LETTERS[kind]
     name = letter + (_REAL.get(name, name) if letter in "sd" else name)
@@ -235,9 +243,7 @@ def call(name: str, kind: str, *arguments: Any) -> None:
         if of is np.ndarray:
             passed.append(a.ctypes.data)
             if a.ndim == 2:
-                # Strides of axes of length one mean nothing.
-                m, n = a.shape
-                passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
+                passed.append(_integer(_leading(a)))
         elif of is int:
             passed.append(_integer(a))
         elif of is float:
@@ -363,11 +369,23 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
     int
         The information: 0 where all went well.
     """
-    work, info = np.empty(1, kind), integers(1)
-    call(name, kind, *arguments, work, -1, *last, info)  # asks for the best length
-    work = np.empty(max(1, int(work[0].real)), kind)
-    call(name, kind, *arguments, work, work.size, *last, info)
+    shown: list[Any] = []
+    for a in arguments:
+        if type(a) is not np.ndarray:
+            shown.append(a)
+        else:
+            shown += (None, _leading(a)) if a.ndim == 2 else (None,)
+    length, info = _length(name, kind, tuple(shown), len(last)), integers(1)
+    call(name, kind, *arguments, np.empty(length, kind), length, *last, info)
     return int(info[0])
+
+
+@functools.lru_cache(maxsize=LENGTHS)
+def _length(name: str, kind: str, shown: tuple[Any, ...], last: int) -> int:
+    """Best length of a work array, for which a routine looks at letters and sizes alone."""
+    work = np.empty(1, kind)
+    call(name, kind, *shown, work, -1, *[None] * last, integers(1))
+    return max(1, int(work[0].real))
 
 
 def hetrf(z: Array) -> Array:

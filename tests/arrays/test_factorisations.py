@@ -46,9 +46,11 @@ def guarded(monkeypatch):
     call = routines.call
 
     def checked_call(name, kind, *arguments):
-        if name in ("potrf", "hetrf", "trtri", "gesdd", "gesvd", "getrf", "geqrf"):
+        # Without a matrix, a call asks for the length of a work array.
+        a = next((a for a in arguments if isinstance(a, np.ndarray) and a.ndim == 2), None)
+        factorises = name in ("potrf", "hetrf", "trtri", "gesdd", "gesvd", "getrf", "geqrf")
+        if factorises and a is not None:
             counts["calls"] += 1
-            a = next(a for a in arguments if isinstance(a, np.ndarray) and a.ndim == 2)
             assert np.isfinite(np.triu(a) if name in ("potrf", "hetrf", "trtri") else a).all()
         return call(name, kind, *arguments)
 
@@ -143,4 +145,4 @@ def test_large_finite_matrices_are_finite(guarded):
     with np.errstate(over="ignore"):  # as in every public function
         q, _ = ops_of(a).qr(a)
     np.testing.assert_allclose(q.T @ q, np.eye(2), atol=1e-14)
-    assert guarded["calls"] == 2  # one asks for the length of a work array
+    assert guarded["calls"] == 1
