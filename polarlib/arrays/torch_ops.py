@@ -233,7 +233,8 @@ class TorchOps(InPlaceOps):
     def _host_view(self, x: Array) -> np.ndarray | None:
         """Of one matrix of `VIEWED` entries or more on the CPU; torch is as fast below."""
         torch = self.torch
-        if type(x) is not torch.Tensor or x.ndim != 2 or x.device.type != "cpu":
+        plain = type(x) in (torch.Tensor, torch.nn.Parameter)
+        if not plain or x.ndim != 2 or x.device.type != "cpu":
             return None
         if x.numel() < VIEWED or x.dtype not in (torch.float64, torch.complex128, *self._single):
             return None

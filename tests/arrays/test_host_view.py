@@ -25,7 +25,8 @@ def matrix(shape, dtype):
 def test_torch(shape, dtype):
     torch = pytest.importorskip("torch")
     a = matrix(shape, dtype)
-    for x in (torch.from_numpy(a), torch.from_numpy(a.T.copy()).mT, torch.from_numpy(a).clone()):
+    weight = torch.nn.Parameter(torch.from_numpy(a.copy()), requires_grad=False)
+    for x in (torch.from_numpy(a), torch.from_numpy(a.T.copy()).mT, weight):
         kept = x.clone()
         u, h = result = polarlib.polar(x)
         assert result.reason.endswith("by NumPy in the same memory")
