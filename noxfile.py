@@ -13,7 +13,10 @@ nox.options.reuse_existing_virtualenvs = True
 PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
-FULL = ("lint", "every", "versions-3.12", "versions-3.13", "lowest", "seeds", "fuzz", "peers", "coverage")
+FULL = (
+    *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
+    *("seeds", "fuzz", "peers", "coverage"),
+)
 
 
 @nox.session

@@ -5,8 +5,7 @@
 Interleaved calls on the same stack, each after a product of two 512 x 512 matrices, which fills the
 caches. "svd" is numpy.linalg.svd of the stack with U and H formed from it; the others are for
 context. Nanoseconds per matrix are medians; ratios are of medians, with the quartiles of the ratios
-of neighbouring calls. polarlib computes in as many threads as OMP_NUM_THREADS allows, and otherwise
-in one per processor; numpy.linalg.svd of a stack in one.
+of neighbouring calls. Both compute in one thread.
 """
 
 from __future__ import annotations
@@ -26,13 +25,10 @@ from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 import polarlib
-from polarlib.arrays.threads import available_threads
 from polarlib.timing import interleaved, ratios
 
 COUNT = 200_000
 SECONDS = 6.0
-# Rows of the matrices that are multiplied before each call.
-PRODUCT = 512
 COMMAND = (
     "python benchmarks/small.py --json docs/data/small.json --markdown docs/polar_benchmarks.md"
 )
@@ -137,11 +133,10 @@ def main(
     """Time small matrices."""
     header = ("stack", "what", "ns per matrix", "svd / it", "quartiles", "backward error")
     rows: list[dict[str, Any]] = []
-    square = np.random.default_rng(1).standard_normal((PRODUCT, PRODUCT))
     for name, a in stacks(count):
         functions = contenders(a)
         times = interleaved(
-            {what: f for what, (f, _) in functions.items()}, seconds, before=lambda: square @ square
+            {what: f for what, (f, _) in functions.items()}, seconds, situation="after a product"
         )
         each = {what: [t / functions[what][1] for t in ts] for what, ts in times.items()}
         worst = float(polarlib.polar(a).backward_error.max())
@@ -173,14 +168,12 @@ def main(
     for cell in cells:
         table.add_row(*cell)
     Console(width=120).print(table)
-    threads = available_threads()
     if json_file is not None:
-        store(json_file, {"machine": where(), "threads": threads, "rows": rows})
+        store(json_file, {"machine": where(), "rows": rows})
     if markdown is not None:
         text = "\n".join(
             [
-                f"Made by `{COMMAND}`; {where()}; threads of polarlib: {threads}. Data in "
-                "[data/small.json](data/small.json).",
+                f"Made by `{COMMAND}`; {where()}. Data in [data/small.json](data/small.json).",
                 "",
                 *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)),
             ]

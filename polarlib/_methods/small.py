@@ -55,7 +55,6 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.arrays.threads import available_threads, in_threads
 from polarlib.result import Run
 
 Array = Any
@@ -223,14 +222,9 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
         for out, r in zip(results, chunk, strict=True):
             out[k : k + size] = _matrices(r, ops)
 
-    @ignore_float_errors  # which holds for one thread
-    def compute(k: int) -> None:
-        store(k, _of_entries(f, x[k : k + size, ...], ops))
-
     store(0, chunk)
-    # Libraries without kernels in place have threads of their own.
-    threads = 1 if ops.kernels(x) is None else available_threads()
-    in_threads(compute, range(size, count, size), threads)
+    for k in range(size, count, size):  # no faster in two threads, which wait for Python's lock
+        store(k, _of_entries(f, x[k : k + size, ...], ops))
     return results
 
 

@@ -29,7 +29,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs", "svd_costs_less"]
+__all__ = ["KERNELS", "kernel_costs", "read_costs"]
 
 
 VARIABLE = "POLARLIB_COSTS"

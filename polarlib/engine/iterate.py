@@ -20,7 +20,6 @@ begins with: inverse p-th roots.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,41 +28,6 @@ from polarlib.arrays.library import to_working_format
 from polarlib.arrays.ops import Ops
 
 Array = Any
-# Values for each octave of the leading coefficient of a step that absorbs a norm, and the number of
-# steps from which the others take up the rest, to 1.2e-4: see `graded`.
-GRADES, GRADED_FROM = 5, 5
-# ``c_0 c_2 <= CANCELS c_1**2``: G + c_2 / c_1 G**2 is then no larger than a float16 holds.
-CANCELS = 256.0
-
-
-def graded(steps: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """Return steps with leading coefficients of few values, whatever norm the first has absorbed.
-
-    They are the given ones between iterates that are scaled by 2**(1/10) at most: the first leading
-    coefficient becomes a power of 2**(1/5), the kth is multiplied by one of five powers of
-    2**(5**-k), and the result is scaled by ``1 + e`` with ``abs(e) < 0.36 * 5**-K`` after K steps.
-    oneDNN compiles a product of 16 bits, for some milliseconds, for each new factor of its addend.
-
-    Examples
-    --------
-    >>> found = graded([(1.7 / 1.1, -0.7 / 1.1**3)] + [(1.5, -0.5)] * 4)
-    >>> found[0][0] == 2**0.6, [round(step[0], 4) for step in found[1:]]
-    (True, [1.5422, 1.4917, 1.4967, 1.4993])
-    """
-    found: list[tuple[float, ...]] = []
-    rest = 0.0  # the iterate is 2**rest times that of the given steps
-    for k, step in enumerate(steps, 1):
-        if not step[0] > 0:
-            return [tuple(step) for step in steps]
-        base = step[0] if found else 1.0
-        grade = float(GRADES**k)
-        exact = math.log2(step[0] / base) - rest
-        taken = round(exact * grade) / grade
-        after = taken - exact
-        tail = (c * 2.0 ** (after - (2 * i + 1) * rest) for i, c in enumerate(step[1:], 1))
-        found.append((base * 2.0**taken, *tail))
-        rest = after
-    return found
 
 
 def even_part(
@@ -171,14 +135,9 @@ def iterate(
     """
     if out is not None and (out.dtype != x.dtype or out.shape != x.shape):
         out = None
-    absorbs = gram is not None and math.prod(x.shape[:-2]) == 1
-    part = even_part
-    if ops.fused and absorbs and callback is None and len(steps) >= GRADED_FROM:
-        steps, part = graded(steps), _monic_part
     if form == "gram":
-        small = ops if small is None else small
-        return _gram(x, steps, ops, small, restarts, gram, out, callback, part)
-    return _plain(x, steps, ops, may_overwrite, gram, out, callback, part)
+        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
+    return _plain(x, steps, ops, may_overwrite, gram, out, callback)
 
 
 def _plain(
@@ -189,7 +148,6 @@ def _plain(
     gram: Array | None,
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
-    part: Callable[..., tuple[Array, float, float]],
 ) -> Array:
     # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
     # small matrices come back to the same storage in every step.
@@ -207,24 +165,11 @@ def _plain(
         else:
             known, gram = gram, None
             r = ops.gram(x, g) if known is None else known
-            p, alpha, beta = ops.add_scaled_identity(*part(r, step, ops, z))
+            p, alpha, beta = ops.add_scaled_identity(*even_part(r, step, ops, z))
             x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
         if callback is not None:
             callback(k, x)
     return x
-
-
-def _monic_part(
-    g: Array, step: Sequence[float], ops: Ops, out: Array | None = None
-) -> tuple[Array, float, float]:
-    """:func:`even_part` as ``c_1 (G + c_2 / c_1 G**2)``, for a product, which takes c_1 as alpha.
-
-    The addend has one factor for all matrices; the rounding is that of ``c_1 G + c_2 G**2``.
-    """
-    if len(step) == 3 and step[1] and step[0] * step[2] <= CANCELS * step[1] ** 2:
-        c0, c1, c2 = step
-        return ops.gemm_hermitian(g, g, g, alpha=c2 / c1, beta=1.0, out=out), c1, c0
-    return even_part(g, step, ops, out)
 
 
 def _gram(
@@ -236,7 +181,6 @@ def _gram(
     gram: Array | None,
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
-    part: Callable[..., tuple[Array, float, float]],
 ) -> Array:
     ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
     for start, end in zip([0, *ends], ends, strict=False):
@@ -247,7 +191,7 @@ def _gram(
 
         watch = None if callback is None else inside
         r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
-        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch, last_part=part)
+        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
         del r  # before X Q takes storage
         q = to_working_format(q, ops)
         whole = (alpha, beta) == (1.0, 0.0)
@@ -265,7 +209,6 @@ def coupled(
     *,
     stride: int = 2,
     callback: Callable[[int, Array], None] | None = None,
-    last_part: Callable[..., tuple[Array, float, float]] = even_part,
 ) -> tuple[Array, float, float]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
 
@@ -284,8 +227,6 @@ def coupled(
         Q tends to ``R**(-1/stride)``.
     callback : callable, optional
         Called as ``callback(k, q)`` after every step k but the last.
-    last_part : callable, optional
-        In place of :func:`even_part`, in the last step.
 
     Returns
     -------
@@ -309,8 +250,7 @@ def coupled(
     for k, step in enumerate(steps, 1):
         last = k == len(steps)
         out = free.pop() if free else ops.buffer(r.shape, r)
-        part = last_part if last else even_part
-        z, alpha, beta = part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
+        z, alpha, beta = even_part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
         if z is r and not last:
             z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
             alpha = 1.0

@@ -78,7 +78,7 @@ def normalised_with_gram(
     """Normalise by a bound from the Gram matrix that the first step needs, at no product.
 
     Where the bound is a number, the step's coefficients absorb it, and a matrix that needs no
-    scaling is neither copied nor rounded.
+    scaling is neither copied nor rounded; but for 16-bit products on CPUs.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def normalised_with_gram(
         bits = 2 * MOST_BITS / (2 * len(first) - 1)
         if 2.0**-bits <= square <= 2.0**bits:
             s = ops.divisor(bound(g, ops, form)) * safety
-            return z, g, absorbed(first, s)
+            return _normalised(z, g, s, first, ops, low, small)
     if not native:
         x = at_least_single(x, ops)
     y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
@@ -131,9 +131,24 @@ def normalised_with_gram(
     g = small.gram(to_working_format(z, small))
     s = ops.divisor(bound(g, ops, form)) * safety
     if isinstance(s, float):
-        return z, g, absorbed(first, s)
+        return _normalised(z, g, s, first, ops, low, small)
     g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
     return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
+
+
+def _normalised(
+    z: Array, g: Array, s: float, first: Sequence[float], ops: Ops, low: Ops, small: Ops
+) -> tuple[Array, Array, tuple[float, ...]]:
+    """Have the first step absorb a norm; or divide by it, if its products would be compiled anew.
+
+    oneDNN, which multiplies torch's 16-bit matrices on CPUs, compiles a product for each factor of
+    the addend that it has not met, in some milliseconds: twice for each new gradient.
+    """
+    compiled = low.fused and ops.host and low.working != "float16"  # whose range is too short
+    if not compiled:
+        return z, g, absorbed(first, s)
+    z = to_working_format(ops.divide(z, s), low)
+    return z, to_working_format(ops.divide(g, s * s, may_overwrite=True), small), tuple(first)
 
 
 # -- bounds of ``||X||_2`` from a Gram matrix G as rounded to a format; 0 for zero -------------

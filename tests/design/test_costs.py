@@ -91,7 +91,7 @@ def test_interpolation_is_linear_in_log_n_and_constant_beyond(own):
 def test_the_shipped_table_is_met_exactly_at_its_sizes(table):
     library, device = table.split(".")
     shipped = cost_tables._shipped()[library][device]
-    assert shipped["sizes"] == [64, 128, 256, 512, 1024, 2048]
+    assert {64, 128, 256, 512, 1024, 2048} <= set(shipped["sizes"])
     for format_name in cost_tables.FORMATS:
         for i, n in enumerate(shipped["sizes"]):
             found = kernel_costs(library, format_name, n, device=device)

@@ -332,7 +332,8 @@ def test_the_page_is_made_of_the_figures(script, tmp_path):
 )
 def test_contenders_do_the_same_work(speed, library, shape):
     pytest.importorskip(library)
-    found = speed.contenders(library, "float32", shape, {})
+    found, renew = speed.contenders(library, "float32", shape, {})
+    renew()
     assert {"ours", "ours, plain", "ours, gram", "textbook", "products"} <= set(found)
     for name, function in found.items():
         result = function()
@@ -364,12 +365,15 @@ def test_figures_are_added_up_and_make_the_page(speed, tmp_path, monkeypatch):
     path = tmp_path / "data" / "figures.json"
     figures = speed.load(path, "runs", "workspace", "peers")
     functions = {n: (lambda: sum(range(100))) for n in ("ours", "ours, plain", "textbook")}
-    multiplied = []
+    multiplied, renewed = [], []
     functions |= {"products": lambda: None, speed.MUON: lambda: None}
-    found = speed.measured(functions, lambda: multiplied.append(0), 2, 0.0)
+    found = speed.measured(
+        functions, lambda: multiplied.append(0), lambda: renewed.append(0), 2, 0.0
+    )
     assert list(found) == list(timing.SITUATIONS)
     assert all(rows["textbook"]["textbook"] == 1.0 for rows in found.values())
     assert len(multiplied) == 2 * len(functions)
+    assert len(renewed) == 3 * len(multiplied)
     run = speed.run_of(figures, False)
     for shape in speed.SHAPES:
         run["cases"][f"numpy float32 {speed.by(shape)}"] = found

@@ -1,10 +1,6 @@
-"""Stacks of small matrices: tall closed forms, Halley steps, threads, NumPy's LAPACK."""
+"""Stacks of small matrices: tall closed forms, Halley steps, NumPy's LAPACK."""
 
 from __future__ import annotations
-
-import itertools
-import multiprocessing
-import threading
 
 import numpy as np
 import pytest
@@ -12,10 +8,8 @@ import scipy.linalg
 from conftest import DTYPES
 
 from polarlib import ConvergenceWarning, Status, nearest_orthogonal, polar
-from polarlib._methods import small as module
 from polarlib._methods.small import decompose
 from polarlib._methods.stacked import serves, stacked
-from polarlib.arrays import threads
 from polarlib.arrays.ops import ops_of
 from polarlib.testing import with_singular_values
 
@@ -221,87 +215,6 @@ def test_other_matrices_do_not_change_a_result():
     b[::2] = 1
     v, _ = stacked(b, ops_of(b), tol=1e-13)
     np.testing.assert_array_equal(u[1::2], v[1::2])
-
-
-# -- threads ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def two_threads(monkeypatch):
-    monkeypatch.setattr(module, "available_threads", lambda: 2)
-    monkeypatch.setattr(module, "CHUNK", 32)
-
-
-def test_threads_change_no_bit(monkeypatch):
-    a = mixed(1000, 3, 3, "float64")
-    monkeypatch.setattr(module, "CHUNK", 32)
-    results = []
-    for count in (1, 2, 5):
-        monkeypatch.setattr(module, "available_threads", lambda count=count: count)
-        before = threading.active_count()
-        results.append(decompose(a, ops_of(a)))
-        assert threading.active_count() == before
-    for other in results[1:]:
-        for x, y in zip(results[0], other, strict=True):
-            assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
-
-
-def test_threads_keep_the_settings_of_the_caller(two_threads):
-    with np.errstate(all="raise"):  # zero matrices divide by zero
-        d = decompose(np.zeros((500, 3, 3)), ops_of(np.zeros(1)))
-    assert not d.rank.any()
-
-
-def _decomposed(a, queue):
-    queue.put(polar(a).unitary)
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_after_threads(two_threads, method):
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system cannot {method}")
-    a = gaussian((500, 3, 3))
-    u = polar(a).unitary
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    process = context.Process(target=_decomposed, args=(a, queue))
-    process.start()
-    np.testing.assert_array_equal(queue.get(), u)
-    process.join()
-    assert process.exitcode == 0
-
-
-@pytest.mark.parametrize(("given", "limit"), [("1", 1), ("2,1", 2), ("", 8), ("0", 8), ("all", 8)])
-def test_threads_that_are_allowed(monkeypatch, given, limit):
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(20)), raising=False)
-    assert threads.available_threads() == limit
-    monkeypatch.delattr(threads.os, "sched_getaffinity")
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: None)
-    assert threads.available_threads() == 1
-
-
-def test_every_item_is_taken_and_errors_are_raised(monkeypatch):
-    for count, length in itertools.product((1, 2, 3), (0, 1, 2, 7)):
-        seen = []
-        threads.in_threads(seen.append, range(length), count)
-        assert sorted(seen) == list(range(length))
-
-    def fails(k):
-        if k == 5:
-            raise ZeroDivisionError(k)
-
-    for count in (1, 3):
-        with pytest.raises(ZeroDivisionError, match="5"):
-            threads.in_threads(fails, range(7), count)
-
-    def refuse(*args):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threads.ThreadPoolExecutor, "submit", refuse)
-    seen = []
-    threads.in_threads(seen.append, range(7), 3)
-    assert sorted(seen) == list(range(7))
 
 
 # -- NumPy's LAPACK on stacks ----------------------------------------------------------------
