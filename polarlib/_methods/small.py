@@ -223,7 +223,7 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
             out[k : k + size] = _matrices(r, ops)
 
     store(0, chunk)
-    for k in range(size, count, size):  # no faster in two threads, which wait for Python's lock
+    for k in range(size, count, size):  # two threads were no faster
         store(k, _of_entries(f, x[k : k + size, ...], ops))
     return results
 
