@@ -66,7 +66,8 @@ def where() -> str:
     names = ("numpy", "scipy", "torch", "jax")
     versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
     pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
-    blas = dict.fromkeys(f"{p['internal_api']} {p['version']}" for p in pools)
+    # Sorted: the order in which libraries are loaded differs from process to process.
+    blas = sorted({f"{p['internal_api']} {p['version']}" for p in pools})
     parts = [_processor(), f"{usable_processors()} processors", *versions, *blas]
     return ", ".join(parts)
 
