@@ -223,12 +223,6 @@ def integers(n: int) -> Array:
     return np.zeros(n, np.dtype(found.integer if found else ctypes.c_int))
 
 
-def _leading(a: Array) -> int:
-    """Leading dimension of a matrix. Strides of axes of length one mean nothing."""
-    m, n = a.shape
-    return int(a.strides[1] // a.itemsize if n > 1 else max(1, m))
-
-
 def call(name: str, kind: str, *arguments: Any) -> None:
     """Call a routine for a type (``dtype.char``).
 
@@ -242,8 +236,9 @@ def call(name: str, kind: str, *arguments: Any) -> None:
         of = type(a)
         if of is np.ndarray:
             passed.append(a.ctypes.data)
-            if a.ndim == 2:
-                passed.append(_integer(_leading(a)))
+            if a.ndim == 2:  # the leading dimension; strides of axes of length one mean nothing
+                m, n = a.shape
+                passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
         elif of is int:
             passed.append(_integer(a))
         elif of is float:
@@ -374,7 +369,7 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
         if type(a) is not np.ndarray:
             shown.append(a)
         else:
-            shown += (None, _leading(a)) if a.ndim == 2 else (None,)
+            shown += (None, max(1, len(a))) if a.ndim == 2 else (None,)
     length, info = _length(name, kind, tuple(shown), len(last)), integers(1)
     call(name, kind, *arguments, np.empty(length, kind), length, *last, info)
     return int(info[0])
