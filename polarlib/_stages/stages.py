@@ -81,40 +81,32 @@ def _with_room_for_h(decompose: F) -> F:
     return cast(F, run)
 
 
-def _with_threads_that_pay(decompose: F) -> F:
-    @functools.wraps(decompose)
-    def run(a: Array, *args: Any, **options: Any) -> Any:
-        with ops_of(a)._threads_for(a):
-            return decompose(a, *args, **options)
-
-    return cast(F, run)
-
-
-def _by_numpy(decompose: F) -> F:
-    """Decompose another library's arrays in the memory of the host by NumPy, where it is faster."""
+def _where_it_is_fast(decompose: F) -> F:
+    """Decompose by NumPy what it can view and decomposes faster, with as many threads as pay."""
 
     @functools.wraps(decompose)
     def run(a: Array, options: Options, h_out: Array | None = None) -> Any:
-        plain = options.method == "auto" and options.callback is None and h_out is None
         ops = ops_of(a)
-        view = ops._host_view(a) if plain and 0 not in a.shape and not ops.is_traced(a) else None
+        plain = options.method == "auto" and options.callback is None and h_out is None
+        # What is traced has entries that stand for others: a result would stay as it is now.
+        known = not (ops.is_traced(a) or ops.is_abstract(a)) and 0 not in a.shape
+        view = ops._host_view(a) if plain and known else None
         if view is None:
-            return decompose(a, options, h_out)
-        found = decompose(view, options)
+            with ops._threads_for(a):
+                return decompose(a, options, h_out)
+        with ops_of(view)._threads_for(view):
+            found = decompose(view, options)
         if not options.form_h:
             return ops.from_host(found, a)
-        factors = (ops.from_host(x, a) for x in found)
+        u, h = (ops.from_host(x, a) for x in found)
         reason = "; ".join(filter(None, (found.reason, "by NumPy in the same memory")))
-        return found._replace(
-            **dict(zip(("unitary", "hermitian"), factors, strict=True)), reason=reason
-        )
+        return found._replace(unitary=u, hermitian=h, reason=reason)
 
     return cast(F, run)
 
 
 @under_default_settings
-@_by_numpy
-@_with_threads_that_pay
+@_where_it_is_fast
 @_with_room_for_h
 def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
     """Run the stages for matrices that nobody differentiates: the result of :func:`polarlib.polar`.

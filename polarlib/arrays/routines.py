@@ -257,7 +257,7 @@ def gemm(
     """``C <- alpha op(A) op(B) + beta C``; letters "N", "T" and "C" say what op is."""
     k = a.shape[1] if left == "N" else a.shape[0]
     if c.size and k:
-        call("gemm", c.dtype.char, left, right, *c.shape, k, alpha, a, b, beta, c)
+        call("gemm", c.dtype.char, left, right, *c.shape, k, float(alpha), a, b, float(beta), c)
     elif c.size:
         c *= c.dtype.type(beta)
     return c
@@ -277,7 +277,7 @@ def herk(alpha: float, x: Array, beta: float, c: Array, *, trans: str = "C") -> 
 def hemm(x: Array, z: Array, beta: float, out: Array) -> Array:
     """``out <- X Z + beta out``, Z Hermitian, of which the upper triangle is read."""
     if out.size:
-        call("hemm", out.dtype.char, "R", "U", *out.shape, 1.0, z, x, beta, out)
+        call("hemm", out.dtype.char, "R", "U", *out.shape, 1.0, z, x, float(beta), out)
     return out
 
 
@@ -297,7 +297,7 @@ def trsv(r: Array, v: Array, *, trans: str = "N") -> Array:
 
 def axpy(alpha: float, x: Array, y: Array) -> None:
     """``y <- alpha x + y``, vectors."""
-    call("axpy", x.dtype.char, len(x), alpha, x, 1, y, 1)
+    call("axpy", x.dtype.char, len(x), float(alpha), x, 1, y, 1)
 
 
 def trmm(
@@ -333,7 +333,7 @@ def _triangular(
 ) -> Array:
     if b.size:
         diagonal = "U" if unit else "N"
-        call(name, b.dtype.char, side, uplo, trans, diagonal, *b.shape, alpha, a, b)
+        call(name, b.dtype.char, side, uplo, trans, diagonal, *b.shape, float(alpha), a, b)
     return b
 
 

@@ -135,6 +135,25 @@ def test_triangles(kind, make, source):
         near(y, kept - v * v.dtype.type(2))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [int, float, np.float64, np.float32])
+def test_numbers_of_any_type(kind, number, source):
+    """An integer is not taken for one of the routine's integers."""
+    a, r = matrix(6, 6, kind), matrix(6, 6, kind, 1) + np.eye(6, dtype=kind) * 9
+    r = np.array(np.triu(r), order="F")
+    two, one = number(2), number(1)
+    near(routines.gemm(two, a, a, one, a.copy(order="F")), (2 * wide(a) @ wide(a) + a).astype(kind))
+    near(routines.trsm(two, r, routines.trmm(two, r, a.copy(order="F"))), a * a.dtype.type(4))
+    z = np.array(np.triu(a + a.conj().T), order="F")
+    expected = a + wide(a) @ (wide(a) + wide(a).conj().T)
+    near(routines.hemm(a, z, one, a.copy(order="F")), expected.astype(kind))
+    c = routines.herk(two, a, number(0), np.zeros((6, 6), kind, order="F"))
+    near(c, np.triu(2 * wide(a).conj().T @ wide(a)).astype(kind))
+    v = a[:, 0].copy()
+    routines.axpy(two, a[:, 1].copy(), v)
+    near(v, a[:, 0] + 2 * a[:, 1])
+
+
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("kind", KINDS)
 def test_factorisations(kind, order, source):

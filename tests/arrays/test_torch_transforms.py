@@ -309,10 +309,21 @@ def test_recorded_for_other_entries(recorder, name):
 @pytest.mark.parametrize("name", SEEN)
 @pytest.mark.thinned(6)
 def test_what_looks_is_not_recorded(recorder, name):
-    f, x = SEEN[name], gaussian(5, 3)
+    check_refused(recorder, SEEN[name], gaussian(5, 3))
+
+
+def check_refused(recorder, f, x):
     hidden = {**RECORDERS, "meta": lambda f, x: f(x.to("meta")), "fake": fake_result}
     with pytest.raises(TypeError, match=f"{LOOKS}, which torch.export, torch.jit.trace"):
         hidden[recorder](f, x)
+
+
+@trace_checks
+@pytest.mark.parametrize("recorder", [*RECORDERS, "meta", "fake"])
+@pytest.mark.parametrize("f", [lambda x: polarlib.polar(x)[0], polarlib.nearest_orthogonal])
+def test_large_matrices_are_not_recorded_either(recorder, f):
+    """Which NumPy could view: a trace would keep the result for the entries of now."""
+    check_refused(recorder, f, gaussian(512, 512))
 
 
 def fake_result(f, x):
