@@ -26,12 +26,15 @@ from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import (
     at_trace_time,
+    held_back,
     looks,
     looks_at_nothing,
     traced_by_dynamo,
     under_default_settings,
 )
+from polarlib.arrays.torch_bare import bare
 from polarlib.arrays.torch_sharded import placements
+from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 
 Array = Any
@@ -61,6 +64,12 @@ class Options:
         # For torch's float32 the format that torch is set to multiply in: planned for another one,
         # an iteration may diverge (docs/decisions/0012).
         precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
+        return self.resolved_for(x.shape, precision, warns=warns)
+
+    def resolved_for(
+        self, shape: tuple[int, ...], precision: str, *, warns: bool = True
+    ) -> dict[str, Any]:
+        """The same for matrices of a shape and a format of the iteration."""
         chosen = resolve_schedule(self.schedule, self.steps, precision)
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
         if gram_precision is not None:
@@ -70,7 +79,7 @@ class Options:
             kind, restarts = "spectral", ()
         else:
             kind = check_normalisation(chosen, self.normalisation)
-            form, restarts = choose_form(chosen, x.shape, form, restarts, precision, gram_precision)
+            form, restarts = choose_form(chosen, shape, form, restarts, precision, gram_precision)
             if warns:
                 warn_of_hazards(chosen, precision, kind)
         return {
@@ -228,7 +237,32 @@ def _by_options(g: Array, options: str) -> Array:
 )
 def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
     # Made here, where torch.compile does not read: it need not understand the class.
-    return _checked(g, out, Options(*given))
+    how = Options(*given)
+    u = _short(g, how) if out is None else None
+    return _checked(g, out, how) if u is None else u
+
+
+def _short(g: Array, how: Options) -> Array | None:
+    """The result for one small matrix in few calls; None where that is not the engine's."""
+    found = bare(g)
+    if found is None or not isinstance(how.restarts, str):
+        return None
+    try:
+        plan = _plan(how, found.format, *g.shape)
+    except TypeError:  # arguments that are not hashable, none of which is right
+        return None
+    return None if plan is None else short.apply(g, plan, found)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(how: Options, precision: str, m: int, n: int) -> short.Plan | None:
+    if how.precision not in (None, precision) or how.gram_precision is not None:
+        return None
+    with held_back() as warnings:
+        found = how.resolved_for((m, n), precision)
+    if warnings or found["form"] != "plain":
+        return None
+    return short.plan(found["schedule"], found["kind"], precision)
 
 
 def _checked(g: Array, out: Array | None, how: Options) -> Array:
@@ -251,15 +285,16 @@ def _recorded(x: Array, ops: Ops, options: str) -> Array:
 
 def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
     """Approximate unitary factor of matrices that as_matrix has taken."""
-    resolved = options.resolved(x, ops)
+    resolved, given = options.resolved(x, ops), x
     # One compiled function on JAX, the function itself elsewhere.
     apply = ops.compiled(_apply, **resolved, **_storage_of(out, x))
 
     def find(x: Array) -> Array:
+        own = ops if x is given else ops_of(x)
         if 0 in x.shape:
-            return empty_result(x, ops_of(x))
+            return empty_result(x, own)
         # Rational steps record themselves.
-        if resolved["schedule"].is_rational or not ops_of(x).is_traced(x):
+        if resolved["schedule"].is_rational or not own.is_traced(x):
             return apply(x)
         return differentiable_schedule(apply, x, **rule_of(resolved))
 

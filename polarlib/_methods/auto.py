@@ -18,7 +18,7 @@ Array = Any
 
 # Columns from which the iterations beat the SVD on the host; below, calls take the time. By
 # experiment: benchmarks/polar.py.
-WORTH_IT = 192
+WORTH_IT = 320
 # Cost of the hybrid on other libraries than NumPy, in matrix products, for a condition number of
 # 1e4: three Halley steps, three polynomials, and the bound. The SVD is taken where it costs less.
 STEPS = {"gram": 6.0, "cholesky": 4.0, "solve": 7.0, "matmul": 3.0, "elementwise": 20.0}

@@ -24,8 +24,8 @@ TWICE_BELOW = 1.0
 # Six suffice from l = 1e-16; the rest is for lower bounds that are loose by the noise in them.
 MAX_ITERATIONS = 12
 # Steps of the iteration without weights, each of which makes small singular values three times as
-# large, beyond those from rounding to 1.
-MORE_STEPS = 8
+# large, beyond those from rounding to 1: what is zero may begin far below rounding.
+MORE_STEPS = 12
 
 
 def halley_step(a: float) -> Step:

@@ -71,7 +71,10 @@ class NumpyOps(InPlaceOps):
         if x.shape[-2] >= 2 * LARGE_BLOCK:
             blocks = ranges(x.shape[-2], LARGE_BLOCK)
             return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
-        if not _worth_blas(x.shape[-2] * x.shape[-1] ** 2, x, x if out is None else out):
+        work = x.shape[-2] * x.shape[-1] ** 2
+        # NumPy takes half of a real product with a transpose, and mirrors it in C.
+        alike = not is_complex(x) and _is_contiguous(x) and (out is None or out.flags.c_contiguous)
+        if alike or not _worth_blas(work, x, x if out is None else out):
             return super().gram(x, out)
         return blas.whole_gram(x, out)
 

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from polarlib.arrays.arithmetic import MANY
+from polarlib.arrays.arithmetic import LONG, MANY
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
+    autocasts,
     has_double,
     multiplies_at_speed,
     operand_format,
@@ -49,8 +50,6 @@ class TorchOps(InPlaceOps):
 
     # Whether float32 is multiplied as torch is set to, not in full.
     as_set = False
-    # Reading it takes as long as a small product: once for the arithmetic of one call.
-    _setting: tuple[str, str] | None = None
     # Whether torch differentiates each product by itself, later and under settings of then.
     open_ended = False
 
@@ -59,7 +58,8 @@ class TorchOps(InPlaceOps):
         self.host = host
         self.device = device
         self.torch = torch = import_library("torch")
-        self.autocasts = torch.amp.is_autocast_available(device.type)
+        self._kind = device.type
+        self.autocasts = autocasts(device.type)
         self._single = torch.float32, torch.complex64
 
     def functional(self, *arrays: Array) -> Ops:
@@ -104,10 +104,7 @@ class TorchOps(InPlaceOps):
     def _operands(self, dtype: Any) -> str:
         """Name of the format to which torch rounds operands of single precision."""
         torch = self.torch
-        if self._setting is None:
-            of_cpu, of_cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
-            self._setting = of_cpu.fp32_precision, of_cuda.fp32_precision
-        if EXACT.issuperset(self._setting):
+        if self._is_exact:
             return "float32"
         believed = min((REDUCED.get(s, "float32") for s in self._setting), key=significand)
         captured = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
@@ -118,6 +115,27 @@ class TorchOps(InPlaceOps):
         except RuntimeError:  # tensors without entries
             return believed
 
+    @functools.cached_property
+    def _setting(self) -> tuple[str, str]:
+        """What torch is set to; reading it takes as long as a small product: once in a call."""
+        of_cpu, of_cuda = self.torch.backends.mkldnn.matmul, self.torch.backends.cuda.matmul
+        return of_cpu.fp32_precision, of_cuda.fp32_precision
+
+    @functools.cached_property
+    def _is_exact(self) -> bool:
+        """Whether torch is set to multiply float32 in full."""
+        return EXACT.issuperset(self._setting)
+
+    def _is_plain(self, a: Array, b: Array) -> bool:
+        """Whether torch's own product of two matrices, or stacks, is what `_in_full` would take."""
+        return (
+            self._is_exact
+            and not self.open_ended
+            and a.dtype == b.dtype
+            and a.shape[-1] < LONG
+            and not (self.autocasts and self.torch.is_autocast_enabled(self._kind))
+        )
+
     def _in_full(
         self, f: Callable[..., Any], *x: Array, out: Array | None = None, double: bool = False
     ) -> Any:
@@ -127,8 +145,7 @@ class TorchOps(InPlaceOps):
         double and rounded: the setting does not reach that. So is what torch records, as neither
         settings nor autocast reach its derivatives then.
         """
-        torch = self.torch
-        if self.autocasts and torch.is_autocast_enabled(self.device.type):
+        if self.autocasts and self.torch.is_autocast_enabled(self._kind):
             with without_autocast(self.device):
                 return self._in_full(f, *x, out=out, double=double)
         if not double and not self._needs_double(x[0]):
@@ -153,7 +170,13 @@ class TorchOps(InPlaceOps):
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
+        if self._is_plain(a, b):
+            return self.torch.matmul(a, b, out=out)
         return self._in_full(super().matmul, a, b, out=out)
+
+    def adjoint(self, x: Array) -> Array:
+        """Conjugate transpose; vmap does not know what the array API's is made of."""
+        return x.mH if x.dtype.is_complex else x.mT
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
@@ -287,7 +310,8 @@ class TorchOps(InPlaceOps):
 
     def item(self, x: Array) -> float:
         """Largest entry as a Python float (a synchronisation on a device)."""
-        return float(x.detach().max())
+        x = x.detach()
+        return float(x if x.numel() == 1 else x.max())
 
     def max_abs(self, x: Array) -> Array:
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
@@ -323,9 +347,12 @@ class TorchOps(InPlaceOps):
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
         add = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
+        contiguous = out is None or out.is_contiguous()
+        if a.ndim <= 3 and contiguous and c.dtype == a.dtype and self._is_plain(a, b):
+            return add(c, a, b, beta=beta, alpha=alpha, out=out)
         multiply = functools.partial(add, beta=beta, alpha=alpha)
         product = functools.partial(self._in_full, multiply)
-        if a.ndim == 2 and out is not None and not out.is_contiguous():
+        if a.ndim == 2 and not contiguous:
             product(c.mT, b.mT, a.mT, out=out.mT)
             return out
         if a.ndim <= 3:
@@ -431,10 +458,6 @@ class TorchGradOps(TorchOps):
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite."""
         return self._in_full(super().cholesky, z)
-
-    def adjoint(self, x: Array) -> Array:
-        """Conjugate transpose; vmap does not know what the array API's is made of."""
-        return x.mH
 
     buffer = Ops.buffer
     reusable = Ops.reusable

@@ -63,10 +63,15 @@ def _instructions() -> dict[str, bool]:
     }
 
 
+@functools.cache
+def autocasts(kind: str) -> bool:
+    """Whether torch has autocast on a kind of device."""
+    return bool(import_library("torch").amp.is_autocast_available(kind))
+
+
 def without_autocast(device: Any) -> Any:
-    torch = import_library("torch")
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
+    if autocasts(device.type):
+        return import_library("torch").autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 

@@ -15,7 +15,7 @@ from polarlib.arrays.library import at_least_single, format_name, to_working_for
 from polarlib.arrays.ops import Ops
 
 Array = Any
-FromGram = Callable[[Array, Ops, Format], "Array | float"]
+FromGram = Callable[[Array, "Array | float", Ops, Format], "Array | float"]
 
 # Powers of Frobenius norms as high as the degree of a step must stay within 2**100 and its inverse:
 # coefficients that absorb the norm are then normal numbers of single precision.
@@ -108,20 +108,19 @@ def normalised_with_gram(
         As :func:`normalise`.
     """
     form = format_of(small.working)
-    widest = min(form.largest, format_of(low.working).largest) > 2.0**MOST_BITS
+    most = most_absorbed(first, form) and most_absorbed(first, format_of(low.working))
     native = not low.simulated and format_name(x) == low.working
-    if native and widest and ops.host and math.prod(x.shape[:-2]) == 1:
+    if native and most and ops.host and math.prod(x.shape[:-2]) == 1:
         z = to_working_format(x, low)
         g = small.gram(to_working_format(z, small))
-        square = ops.item(trace(g, ops))
-        bits = 2 * MOST_BITS / (2 * len(first) - 1)
-        if 2.0**-bits <= square <= 2.0**bits:
-            s = ops.divisor(bound(g, ops, form)) * safety
+        square = as_scalar(trace(g, ops), ops)
+        if 1 / most <= square <= most:
+            s = ops.divisor(bound(g, square, ops, form)) * safety
             return _normalised(z, g, s, first, ops, low, small)
     if not native:
         x = at_least_single(x, ops)
     y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
-    if not widest:
+    if not most:
         # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
         # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
         # those of its square n at most: float16 keeps both up to thousands of columns.
@@ -129,11 +128,18 @@ def normalised_with_gram(
         y = ops.divide(y, ops.binary_scale(twice), may_overwrite=True)
     z = to_working_format(y, low)
     g = small.gram(to_working_format(z, small))
-    s = ops.divisor(bound(g, ops, form)) * safety
+    s = ops.divisor(_bound_from(g, bound, ops, form)) * safety
     if isinstance(s, float):
         return _normalised(z, g, s, first, ops, low, small)
     g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
     return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
+
+
+def most_absorbed(step: Sequence[float], form: Format) -> float:
+    """Largest squared norm that a step can absorb; 0 in formats of short range."""
+    if form.largest <= 2.0**MOST_BITS:
+        return 0.0
+    return float(2.0 ** (2 * MOST_BITS / (2 * len(step) - 1)))
 
 
 def _normalised(
@@ -154,13 +160,17 @@ def _normalised(
 # -- bounds of ``||X||_2`` from a Gram matrix G as rounded to a format; 0 for zero -------------
 
 
-def _schatten4(g: Array, ops: Ops, form: Format) -> Array | float:
+def _bound_from(g: Array, bound: FromGram, ops: Ops, form: Format) -> Array | float:
+    return bound(g, as_scalar(trace(g, ops), ops), ops, form)
+
+
+def _schatten4(g: Array, _: Array | float, ops: Ops, form: Format) -> Array | float:
     """``||G||_F^(1/2)``."""
     norm, slack, _ = _rounded_norm(g, ops, form)
     return sqrt(norm * (1 + slack), ops)
 
 
-def _moments(g: Array, ops: Ops, form: Format) -> Array | float:
+def _moments(g: Array, square: Array | float, ops: Ops, form: Format) -> Array | float:
     """The best bound that the Frobenius norms of X and G give together.
 
     With mu and sigma**2 the mean and the variance of the n eigenvalues of G, the largest is at most
@@ -169,7 +179,7 @@ def _moments(g: Array, ops: Ops, form: Format) -> Array | float:
     """
     n = g.shape[-1]
     norm, slack, sums = _rounded_norm(g, ops, form)
-    mean = as_scalar(trace(g, ops), ops) / n
+    mean = square / n
     # Cancels where singular values are equal, to within the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
@@ -264,7 +274,7 @@ def _of_whole(from_gram: FromGram) -> Callable[[Array, Ops], Array | float]:
 
     def bound(y: Array, ops: Ops) -> Array | float:
         g = ops.gram(y)
-        return from_gram(g, ops, format_of(format_name(g)))
+        return _bound_from(g, from_gram, ops, format_of(format_name(g)))
 
     return bound
 
@@ -283,8 +293,8 @@ class Bound(NamedTuple):
         normalises. None where columns are divided: the answer is then that of another problem, the
         unitary factor of X D with D diagonal.
     from_gram : callable or None
-        ``from_gram(g, ops, format)`` is the bound from a Gram matrix as rounded to a format, where
-        that of the first step will do.
+        ``from_gram(g, trace, ops, format)`` is the bound from a Gram matrix as rounded to a format,
+        and its trace, where that of the first step will do.
     """
 
     products: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -256,14 +258,23 @@ def _arpack(
             maxiter=math.ceil(BUDGET * n / (2 * (size - k))),
             # ARPACK's test is one for each vector, the certificate's for all k together.
             tol=max(MARGIN * rtol / 2 / math.sqrt(k), eps),
-            # ARPACK's own start is another one in every call.
+            # ARPACK's own start is another one in every call, and so are its restarts where it has
+            # found an invariant subspace, as of matrices of low rank.
             v0=np.random.default_rng(0).standard_normal(n),
+            **({"rng": np.random.default_rng(0)} if _restarts_are_seeded() else {}),
         )
     except linalg.ArpackError:  # no convergence, or a zero matrix
         return None, products
     v, _ = ops.qr(ops.from_host(v, x))  # complex eigenvectors come normalised only
     u, s, v, _, _ = _ritz(x, v, k, ops)
     return (u, s, v), products + k
+
+
+@functools.cache
+def _restarts_are_seeded() -> bool:
+    """Whether SciPy takes the random numbers of ARPACK's restarts, as from 1.17 on."""
+    eigsh = importlib.import_module("scipy.sparse.linalg").eigsh
+    return "rng" in inspect.signature(eigsh).parameters
 
 
 def _subspace(

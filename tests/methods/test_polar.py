@@ -20,6 +20,7 @@ from conftest import DTYPES, library
 import polarlib
 from polarlib import ConvergenceWarning, Status, polar
 from polarlib._methods import HINTED, METHODS, partial_isometry
+from polarlib._methods.auto import WORTH_IT
 from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
 from polarlib.decomposition import unitary_factor
@@ -408,7 +409,7 @@ READERS = {
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 @pytest.mark.parametrize("method", ["auto", "svd", "polar_express", "newton_schulz"])
 def test_figures_are_computed_when_they_are_read(computed, method, read):
-    a = with_singular_values(np.geomspace(1, 0.1, 250))
+    a = with_singular_values(np.geomspace(1, 0.1, WORTH_IT))
     result = polar(a, method=method)
     assert "condition_bounds" not in computed
     assert result.status is polar(a, method=method).status
@@ -416,7 +417,7 @@ def test_figures_are_computed_when_they_are_read(computed, method, read):
         read(result)
     assert "condition_bounds" in computed or read is READERS["rank"]
     count = len(computed)
-    assert result.rank == 250
+    assert result.rank == WORTH_IT
     low, high = result.condition_bounds
     assert low <= 10 <= high * (1 + 1e-12)
     assert type(low) is type(high) is float

@@ -226,7 +226,7 @@ def test_what_is_not_for_it_goes_through_the_stages():
         np.ones((2, 2), int),
         np.ones((0, 3)),
         matrix((2, 1025)),
-        matrix((200, 200)),
+        matrix((WORTH_IT, WORTH_IT)),
     ]:
         assert short_polar(other, "right", "auto", None) is None
         assert short_factor(other) is None
