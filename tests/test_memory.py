@@ -284,6 +284,7 @@ FINITE = {
     "polarlib.design.cost_tables._svds_here": "float32 and float64",
     "polarlib.arrays.routines._routine": "names of routines of BLAS and LAPACK that are called",
     "polarlib.arrays.torch_settings.has_double": "devices of the machine",
+    "polarlib.arrays.torch_settings.autocasts": "kinds of devices",
     "polarlib.arrays.ops._shared": "array libraries that are imported",
     "polarlib.arrays.ops._class_for": "array libraries that are imported",
     "polarlib.arrays.jax_ops._register": "classes of results",

@@ -49,7 +49,7 @@ INTERNAL = {
     "Pytree",
     *("Diagonal", "DualOps", "Rounded", "Kernels", "Dual", "Equation"),
     *("Decomposition", "Evidence", "Householder", "Kind", "Lift", "Lifted", "Rational", "Run"),
-    *("Problem", "Rounding", "Sketch", "Step", "Target"),
+    *("Bare", "Plan", "Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }

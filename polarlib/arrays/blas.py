@@ -24,7 +24,7 @@ Array = Any
 # on the diagonal are inverted; of transpositions; entries of reductions, in the caches. All chosen
 # by experiment.
 SOLVED = 128
-TILE = 64
+TILE = 96
 CHUNK = 1 << 15
 # Lanczos steps for the largest eigenvalue, right to a percent or so.
 RITZ_STEPS = 10
