@@ -125,8 +125,8 @@ def busy(wanted: bool = True) -> Iterator[subprocess.Popen[str] | None]:
 def run_of(figures: dict[str, Any], occupied: bool) -> dict[str, Any]:
     """The run of a file of figures that this process adds to.
 
-    Its number of threads is the one that the BLAS of this process has. A run of another machine, or
-    of other versions, is replaced: ratios of both do not belong in one table.
+    Its number of threads is the one that the BLAS of this process has. A run of another machine of
+    the vendor, or of other versions, is replaced: ratios of both do not belong in one table.
     """
     pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
     threads = max(p["num_threads"] for p in pools)
@@ -137,15 +137,20 @@ def run_of(figures: dict[str, Any], occupied: bool) -> dict[str, Any]:
     return figures["runs"][run_name(new)]
 
 
+VENDORS = ("AMD", "Apple", "ARM", "Intel")
+
+
 def run_name(run: dict[str, Any]) -> str:
-    """The name of a run, such as "2 threads" or "1 thread, one processor busy"."""
-    name = f"{run['threads']} thread" + "s" * (run["threads"] != 1)
+    """The name of a run, such as "AMD with 2 threads"; "2 threads" of an unknown processor."""
+    vendor = next((f"{v} with " for v in VENDORS if v in run["machine"]), "")
+    name = f"{vendor}{run['threads']} thread" + "s" * (run["threads"] != 1)
     return f"{name}, one processor busy" if run["busy"] else name
 
 
 def runs(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """All runs, idle machines before busy ones, many threads before few."""
-    return sorted(figures["runs"].values(), key=lambda run: (run["busy"], -run["threads"]))
+    order = lambda run: (run["busy"], -run["threads"], run["machine"])  # noqa: E731
+    return sorted(figures["runs"].values(), key=order)
 
 
 # -- files of figures ------------------------------------------------------------------------

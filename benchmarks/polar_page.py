@@ -252,10 +252,10 @@ def claim(figures: dict[str, Any]) -> str:
         )
     measured = {s for run in runs(figures) for *_, found in cases(run) for s in found}
     said = [text for situation, text in PRECEDED.items() if situation in measured]
-    named = " and with ".join(map(run_name, runs(figures)))
+    named = _listed(list(map(run_name, runs(figures))))
     sentence = (
-        f"{'; '.join(parts)}. Each ratio is the worst of those measured {_listed(said)}, with "
-        f"{named} (`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
+        f"{'; '.join(parts)}. Each ratio is the worst of those measured {_listed(said)}: {named} "
+        "(`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
     )
     return sentence[0].upper() + sentence[1:]
 
@@ -302,7 +302,8 @@ def picture(figures: dict[str, Any]) -> Any:
     names = [about(kind) for kind in _styles() if about(kind) in shown]
     if names:
         handles = [shown[name] for name in names]
-        drawn.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+        options = {"ncols": len(names), "frameon": False, "title": run_name(run)}
+        drawn.legend(handles, names, loc="outside lower center", **options)
     return drawn
 
 

@@ -160,7 +160,7 @@ def test_the_new_process_has_the_threads(tmp_path):
         stdout=subprocess.DEVNULL,
         check=True,
     )
-    assert list(json.loads(out.read_text())["runs"]) == ["1 thread"]
+    assert [run["threads"] for run in json.loads(out.read_text())["runs"].values()] == [1]
 
 
 def test_runs_of_another_machine_are_replaced(common, monkeypatch):
@@ -173,18 +173,25 @@ def test_runs_of_another_machine_are_replaced(common, monkeypatch):
     (name,) = (name for name in figures["runs"] if "busy" in name)
     assert name == common.run_name(run)
     assert [r["busy"] for r in common.runs(figures)] == [False, True]
-    monkeypatch.setattr(common, "where", lambda: "another")
-    assert common.run_of(figures, True) == run | {"machine": "another", "cases": {}}
+    newer = f"{run['machine']}, newer"
+    monkeypatch.setattr(common, "where", lambda: newer)
+    assert common.run_of(figures, True) == run | {"machine": newer, "cases": {}}
+    assert len(figures["runs"]) == 2
 
 
 def test_runs_have_names_and_an_order(common):
-    made = [{"threads": t, "busy": b} for t in (1, 2) for b in (True, False)]
+    made = [
+        {"threads": t, "busy": b, "machine": m}
+        for t in (1, 2)
+        for b in (True, False)
+        for m in ("x86_64 (Intel(R) Xeon(R) Processor)", "x86_64 (AMD EPYC)", "another")
+    ]
     figures = {"runs": {common.run_name(run): run for run in made}}
     assert [common.run_name(run) for run in common.runs(figures)] == [
-        "2 threads",
-        "1 thread",
-        "2 threads, one processor busy",
-        "1 thread, one processor busy",
+        f"{vendor}{threads}{busy}"
+        for busy in ("", ", one processor busy")
+        for threads in ("2 threads", "1 thread")
+        for vendor in ("", "AMD with ", "Intel with ")
     ]
 
 
@@ -416,7 +423,7 @@ def test_the_claim_is_the_smallest_ratio_of_all(pages):
         "in float32, on 60 matrices, it is at least 0.99 times as fast as `scipy.linalg.polar` "
         "(2 x 2, κ = 10, after a NumPy product, 1 thread) and 1.75 times in the median. Each ratio "
         "is the worst of those measured after a pause, in alternation with SciPy and "
-        "after a NumPy product, with 2 threads and with 1 thread "
+        "after a NumPy product: 2 threads and 1 thread "
         "(`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
     )
     worse = figures["runs"]["1 thread"]["cases"]["float32 2 10"]
