@@ -45,9 +45,9 @@ def bare(x: Any) -> Bare | None:
     torch = sys.modules.get("torch")
     if torch is None or type(x) not in (torch.Tensor, torch.nn.Parameter) or x.ndim != 2:
         return None
-    m, n = x.shape
-    if x.layout is not torch.strided or not x.is_contiguous():
+    if x.is_nested or x.layout is not torch.strided or not x.is_contiguous():
         return None
+    m, n = x.shape
     if not 0 < m * n * min(m, n) < PANELS_FROM or is_differentiated(x, torch):
         return None
     name = _FORMATS.get(str(x.dtype))

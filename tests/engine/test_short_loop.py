@@ -151,6 +151,22 @@ def test_wrong_arguments_are_refused_as_everywhere():
         assert str(of_torch.value) == str(of_numpy.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.nested.nested_tensor([x[0], x[1, :2]]),
+        lambda x: x.to_sparse(),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+    ],
+    ids=["nested", "sparse", "quantised"],
+)
+def test_other_kinds_of_tensors_are_refused_as_before(make):
+    with pytest.raises(TypeError, match=r"tensor|sparse"):
+        polarlib.orthogonalize(make(gaussian((6, 4), "float32")))
+
+
 def test_hazards_are_told_each_time(monkeypatch):
     monkeypatch.setattr(torch_ops, "multiplies_at_speed", lambda _: True)
     x = gaussian((6, 4), "bfloat16")
