@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -92,12 +93,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if _optional(item)]
 
 
+# Of tests that neither name a library nor get one, every so manyth runs again beside libraries.
+AGAIN = 16
+
+
 def _place(item: Any) -> int:
     """Sum of the numbers of a case's parameters, each list of cases counted once.
 
     Where it is 0 modulo k, each value of a parameter meets every kth value of another one, and
     every value if a third parameter has k values: a Latin square.
     """
+    if not hasattr(item, "callspec"):
+        return 0
     numbers = dict(item.callspec.indices)
     for mark in item.iter_markers("parametrize"):
         names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
@@ -107,17 +114,38 @@ def _place(item: Any) -> int:
 
 
 def _optional(item: Any) -> bool:
-    """Whether a test may depend on an optional library: by its parameters, or else its file."""
+    """Whether a test may depend on an optional library: by its parameters, its text, its file.
+
+    Of tests in files that name a library, those that do not are thinned: all of them are in the run
+    without libraries, and a part shows whether it matters that some are there.
+    """
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     libraries = {value for value in values if isinstance(value, str) and value in LIBRARIES}
     if libraries and libraries <= set(ALWAYS):
         return False
-    return isinstance(item, pytest.Function) and _names_a_library(item.path)
+    if not isinstance(item, pytest.Function) or not _names_a_library(item.path):
+        return False
+    named = libraries or _needs_a_library(item.path) or LIBRARY.search(item.nodeid)
+    return bool(named or _text_names_a_library(item.function)) or _place(item) % AGAIN == 0
+
+
+LIBRARY = re.compile(r"\b(torch|jax|dask|lib|library)\b")
 
 
 @functools.cache
 def _names_a_library(path: Path) -> bool:
-    return bool(re.search(r"\b(torch|jax|dask|lib|library)\b", path.read_text("utf-8")))
+    return bool(LIBRARY.search(path.read_text("utf-8")))
+
+
+@functools.cache
+def _needs_a_library(path: Path) -> bool:
+    """Whether all of a file is skipped without a library."""
+    return bool(re.search(r"(?m)^(\w+ = )?pytest\.importorskip", path.read_text("utf-8")))
+
+
+@functools.cache
+def _text_names_a_library(function: Any) -> bool:
+    return bool(LIBRARY.search(inspect.getsource(function)))
 
 
 @pytest.fixture(scope="session", autouse=True)

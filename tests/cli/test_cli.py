@@ -995,7 +995,8 @@ def test_info():
     assert found["formats"]["numpy"]["float32"] == "native"
     assert found["formats"]["numpy"]["bfloat16"] == "simulated"
     if "torch" in found["formats"]:
-        assert found["formats"]["torch"]["bfloat16"] == "native"
+        # On processors without such products they are taken in float32.
+        assert found["formats"]["torch"]["bfloat16"] in ("native", "native, in float32")
     assert found["processors"] >= found["processors_usable"] >= 1
     assert found["blas"]["name"]
     text = done("info")
