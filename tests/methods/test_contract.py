@@ -213,7 +213,7 @@ def test_table_is_complete():
     assert all(text for text in polarlib.methods().values())
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)  # one dtype of each method on each library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_polar(name, method, dtype):
