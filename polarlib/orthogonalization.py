@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import Any
 
 from polarlib._methods import polynomial, rational
@@ -245,7 +246,8 @@ def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
 def _short(g: Array, how: Options) -> Array | None:
     """The result for one small matrix in few calls; None where that is not the engine's."""
     found = bare(g)
-    if found is None or not isinstance(how.restarts, str):
+    # True and 5.0 are refused, and would find the plans of 1 and 5.
+    if found is None or not isinstance(how.restarts, str) or type(how.steps) not in (int, NoneType):
         return None
     try:
         plan = _plan(how, found.format, *g.shape)

@@ -143,7 +143,15 @@ def test_not_finite_is_refused(value):
 
 def test_wrong_arguments_are_refused_as_everywhere():
     x = gaussian((6, 4), "float32")
-    for wrong in ({"steps": 0}, {"form": "wide"}, {"schedule": {}}, {"precision": "float31"}):
+    polarlib.orthogonalize(x, steps=1)
+    for wrong in (
+        {"steps": 0},
+        {"steps": True},
+        {"steps": 1.0},
+        {"form": "wide"},
+        {"schedule": {}},
+        {"precision": "float31"},
+    ):
         with pytest.raises((TypeError, ValueError)) as of_torch:
             polarlib.orthogonalize(x, **wrong)
         with pytest.raises((TypeError, ValueError)) as of_numpy:
