@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.formats import Format, format_of
+from polarlib.arrays.functions import trace
 from polarlib.arrays.torch_bare import Bare
 from polarlib.engine.normalise import BOUNDS, FromGram, most_absorbed
 
@@ -60,9 +61,12 @@ def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
     multiply, add, ops, _ = bare
     wide = x.shape[0] < x.shape[1]
     narrow = how.form.significand < 24
-    g = multiply(x, x.mT) if wide else multiply(x.mT, x)
-    diagonal = ops.cast(g.diagonal(), "float32") if narrow else g.diagonal()
-    square = ops.item(diagonal.sum())
+
+    def gram(x: Array, out: Array | None = None) -> Array:
+        return multiply(x, x.mT, out=out) if wide else multiply(x.mT, x, out=out)
+
+    g = gram(x)
+    square = ops.item(trace(g, ops))
     if not 1 / how.most <= square <= how.most:  # NaN is not
         return None
     s = ops.divisor(how.bound(g, square, ops, how.form)) * how.safety
@@ -76,7 +80,7 @@ def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
     turns: list[Array] = [free, None]
     for k, (c0, c1, c2) in enumerate(steps, 1):
         if k > 1:
-            (multiply(x, x.mT, out=g) if wide else multiply(x.mT, x, out=g))
+            gram(x, g)
         add(g, g, g, beta=c1, alpha=c2, out=z)
         if turns[k % 2] is None:
             turns[k % 2] = ops.buffer(x.shape, x)
