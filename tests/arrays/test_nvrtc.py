@@ -14,6 +14,7 @@ from gpu import run as gpu_run
 from standin import cupy_standin
 
 import polarlib
+from polarlib.arrays import cupy_normaliser
 from polarlib.arrays.ops import ops_of
 
 # Turing (the first that CUDA 13 compiles for), Ampere, Hopper, and both of Blackwell.
@@ -121,6 +122,17 @@ def test_kernels_of_strided_stacks_compile(compiled, architecture):
     for *source, types in sources():
         if source[-1] == "polarlib_combine_2":
             assert compiled(*compiled.generated(*source, types, 3), architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("first", cupy_normaliser.TYPES)
+def test_normalisers_compile(compiled, first, architecture):
+    """With no headers but the compiler's own."""
+    for second in {first, *cupy_normaliser.TYPES} if first == "float32" else {first}:
+        source = cupy_normaliser.source(first, second)
+        binary = compiled(source, ("-std=c++17",), architecture)
+        for name in cupy_normaliser.Kernels._fields:
+            assert f"polarlib_{name}".encode() in binary
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

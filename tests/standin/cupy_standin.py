@@ -45,7 +45,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cublas, cusolver, functions, linalg, memory
+from . import cublas, cusolver, functions, linalg, memory, raw
 from .dtypes import BFLOAT16, checked_dtype, find_loop, loops, narrow, quiet, widen
 from .elementwise import Evaluator
 from .state import (
@@ -57,6 +57,7 @@ from .state import (
     kernels,
     log,
     no_sync,
+    raw_kernels,
     reset,
     state,
     synchronize,
@@ -71,6 +72,7 @@ __all__ = [
     "installed",
     "kernels",
     "no_sync",
+    "raw_kernels",
     "reset",
     "syncs",
     "uninstall",
@@ -1144,6 +1146,7 @@ def _member(path, name, text, submodules):
 
 _REPLACED = {
     "cupy.ElementwiseKernel": ElementwiseKernel,
+    "cupy.RawKernel": raw.RawKernel,
     "cupy.ndarray": ndarray,
     "cupy.ufunc": ufunc,
     "cupy.cuda.Device": Device,

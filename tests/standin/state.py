@@ -38,6 +38,7 @@ class State:
         self.syncs = 0
         self.calls = []
         self.kernels = set()
+        self.raw_kernels = set()
         self.errors = dict.fromkeys(("divide", "over", "under", "invalid", "linalg"))
         self.random = np.random.default_rng(0)
 
@@ -61,6 +62,11 @@ def kernels():
     Each is a tuple of inputs, outputs, operation, name, and the types of all parameters.
     """
     return sorted(state.kernels)
+
+
+def raw_kernels():
+    """Return source and name of each raw kernel that ran since `reset`."""
+    return sorted(state.raw_kernels)
 
 
 def reset():
