@@ -26,6 +26,7 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.library import astype_like, format_name, import_library, is_complex
 
 Array = Any
@@ -225,6 +226,13 @@ class Ops(Arithmetic):
         """Return kernels that work in place on matrices like `x`.
 
         None where the library has none: methods are then made of the other primitives.
+        """
+        return None
+
+    def normaliser(self, x: Array) -> Normaliser | None:
+        """Return kernels that normalise matrices like `x` on a device; None where there are none.
+
+        Normalisations are then made of the other primitives.
         """
         return None
 

@@ -12,8 +12,10 @@ import numpy as np
 from polarlib.arrays.arithmetic import LONG, MANY
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
+from polarlib.arrays.torch_normaliser import normaliser
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
     autocasts,
@@ -338,6 +340,11 @@ class TorchOps(InPlaceOps):
         rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
+    def normaliser(self, x: Array) -> Normaliser | None:
+        """Two operators, for real matrices of 16 or 32 bits on devices with double precision."""
+        taken = not self.host and x.dtype.is_floating_point and x.dtype.itemsize <= 4
+        return normaliser() if taken and self._has_double(x) else None
+
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x / s`` in the dtype of `x`, and in its storage if that may be overwritten."""
         return self.torch.div(x, s, out=x if may_overwrite else self.buffer(tuple(x.shape), x))
@@ -439,6 +446,7 @@ class TorchGradOps(TorchOps):
 
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
+    normaliser = Ops.normaliser
 
     def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
         super().__init__(xp, device, host=False)
