@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 from polarlib.arrays.library import import_library
+from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
 
@@ -235,7 +236,7 @@ def source(x: str, g: str) -> str:
     return SOURCE % {"threads": THREADS, "bytes": BYTES, "x": TYPES[x], "g": TYPES[g]}
 
 
-def normaliser(x: Array) -> CupyNormaliser | None:
+def normaliser(x: Array) -> Normaliser | None:
     """Return the normaliser of a stack of matrices; None where operators have to do.
 
     Parameters
@@ -249,65 +250,63 @@ def normaliser(x: Array) -> CupyNormaliser | None:
         return None
     # The source has instructions of NVIDIA's.
     is_hip = getattr(import_library("cupy").cuda.runtime, "is_hip", False)
-    return None if is_hip else CupyNormaliser()
+    return None if is_hip else Normaliser(by_norm, by_gram)
 
 
-class CupyNormaliser:
-    """Divides by norms that stay on the device: two kernels a call, sums in double."""
+def by_norm(x: Array, factor: float, power: bool) -> Array:
+    """Return ``X / s``, a new array that lies as `x` does, s the norm or a power of two.
 
-    def by_norm(self, x: Array, factor: float, *, power: bool) -> Array:
-        """Return ``X / s``, a new array that lies as `x` does, s the norm or a power of two.
+    Parameters
+    ----------
+    x : cupy.ndarray, shape (..., m, n)
+        As :func:`normaliser` takes it.
+    factor : float
+        s = factor ||X||_F; 1 for a zero matrix, NaN for one that is not finite.
+    power : bool
+        Whether s is rounded down to a power of two, by which division is exact.
+    """
+    cupy = import_library("cupy")
+    kernels = _kernels(cupy, x.dtype.name, x.dtype.name)
+    y, (count, size) = _empty_as(cupy, x), _counts(x)
+    parts, wide = _parts(x), _is_wide(x) and _is_wide(y)
+    grid, sums = (count * parts,), cupy.empty(count * parts, dtype="float64")
+    kernels.norm_sums(grid, (THREADS,), (x, sums, size, parts, int(wide)))
+    last = (float(factor), int(power))
+    kernels.norm_divide(grid, (THREADS,), (x, y, sums, size, parts, int(wide), *last))
+    return y
 
-        Parameters
-        ----------
-        x : cupy.ndarray, shape (..., m, n)
-            As :func:`normaliser` takes it.
-        factor : float
-            s = factor ||X||_F; 1 for a zero matrix, NaN for one that is not finite.
-        power : bool
-            Whether s is rounded down to a power of two, by which division is exact.
-        """
-        cupy = import_library("cupy")
-        kernels = _kernels(cupy, x.dtype.name, x.dtype.name)
-        y, (count, size) = _empty_as(cupy, x), _counts(x)
-        parts, wide = _parts(x), _is_wide(x) and _is_wide(y)
-        grid, sums = (count * parts,), cupy.empty(count * parts, dtype="float64")
-        kernels.norm_sums(grid, (THREADS,), (x, sums, size, parts, int(wide)))
-        last = (float(factor), int(power))
-        kernels.norm_divide(grid, (THREADS,), (x, y, sums, size, parts, int(wide), *last))
-        return y
 
-    def by_gram(
-        self, y: Array, g: Array, bound: str, slack: float, sums: float, safety: float
-    ) -> tuple[Array, Array]:
-        """Return ``Y / s`` and ``G / s^2`` for a bound s of the norm of Y, in their storage.
+def by_gram(
+    y: Array, g: Array, bound: str, slack: float, sums: float, safety: float
+) -> tuple[Array, Array]:
+    """Return ``Y / s`` and ``G / s^2`` for a bound s of the norm of Y, in their storage.
 
-        Parameters
-        ----------
-        y : cupy.ndarray, shape (..., m, n)
-            As :func:`normaliser` takes it; overwritten.
-        g : cupy.ndarray, shape (..., n, n)
-            The rounded Gram matrix, overwritten; of 16 bits where `y` may have 32.
-        bound : {"moments", "schatten4"}
-            The bound from the trace and the Frobenius norm of G.
-        slack, sums : float
-            Relative errors of the eigenvalues of G and of sums, as parts of its norm.
-        safety : float
-            Further divisor.
-        """
-        cupy = import_library("cupy")
-        y, g = (t if _is_dense(t) else cupy.ascontiguousarray(t) for t in (y, g))
-        kernels = _kernels(cupy, y.dtype.name, g.dtype.name)
-        (count, size), n = _counts(y), g.shape[-1]
-        parts_y, parts_g = _parts(y), _parts(g)
-        wide_y, wide_g = int(_is_wide(y)), int(_is_wide(g))
-        found = cupy.empty(2 * count * parts_g, dtype="float64")
-        kernels.gram_sums((count * parts_g,), (THREADS,), (g, found, n, parts_g, wide_g))
-        numbers = (int(bound == "moments"), float(slack), float(sums), float(safety))
-        layout = (size, n, parts_y, parts_g, wide_y, wide_g)
-        blocks = count * (parts_y + parts_g)
-        kernels.gram_divide((blocks,), (THREADS,), (y, g, found, *layout, *numbers))
-        return y, g
+    Parameters
+    ----------
+    y : cupy.ndarray, shape (..., m, n)
+        As :func:`normaliser` takes it; overwritten.
+    g : cupy.ndarray, shape (..., n, n)
+        The rounded Gram matrix, overwritten; of 16 bits where `y` may have 32.
+    bound : {"moments", "schatten4"}
+        The bound from the trace and the Frobenius norm of G.
+    slack, sums : float
+        Relative errors of the eigenvalues of G and of sums, as parts of its norm.
+    safety : float
+        Further divisor.
+    """
+    cupy = import_library("cupy")
+    y, g = (t if _is_dense(t) else cupy.ascontiguousarray(t) for t in (y, g))
+    kernels = _kernels(cupy, y.dtype.name, g.dtype.name)
+    (count, size), n = _counts(y), g.shape[-1]
+    parts_y, parts_g = _parts(y), _parts(g)
+    wide_y, wide_g = int(_is_wide(y)), int(_is_wide(g))
+    found = cupy.empty(2 * count * parts_g, dtype="float64")
+    kernels.gram_sums((count * parts_g,), (THREADS,), (g, found, n, parts_g, wide_g))
+    numbers = (int(bound == "moments"), float(slack), float(sums), float(safety))
+    layout = (size, n, parts_y, parts_g, wide_y, wide_g)
+    blocks = count * (parts_y + parts_g)
+    kernels.gram_divide((blocks,), (THREADS,), (y, g, found, *layout, *numbers))
+    return y, g
 
 
 def _is_dense(x: Array) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from polarlib.arrays import cublas, cusolver
+from polarlib.arrays.cupy_normaliser import normaliser
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import (
@@ -21,6 +22,7 @@ from polarlib.arrays.library import (
     is_complex,
     numpy_dtype,
 )
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -139,6 +141,10 @@ class CupyOps(InPlaceOps):
         wide = "float64" if format_name(x) == "float64" else "float32"
         squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
+
+    def normaliser(self, x: Array) -> Normaliser | None:
+        """Two kernels each, for real dense matrices of 16 or 32 bits."""
+        return normaliser(x)
 
     def cholesky(self, z: Array) -> Array:
         """Lower Cholesky factor; NaN where it is not positive definite: cuSOLVER's info is read."""

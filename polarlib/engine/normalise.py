@@ -207,7 +207,10 @@ def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, floa
 
 def _slacks(g: Array, form: Format) -> tuple[float, float]:
     """Relative errors of eigenvalues of G and of sums, taken in at least single precision."""
-    sums = SUM_ROUNDINGS * format_of("float64" if format_name(g) == "float64" else "float32").unit_roundoff
+    sums = (
+        SUM_ROUNDINGS
+        * format_of("float64" if format_name(g) == "float64" else "float32").unit_roundoff
+    )
     return form.unit_roundoff + sums, sums
 
 

@@ -68,7 +68,7 @@ def test_by_norm(cupy, dtype, shape, layout):
     for factor, power in itertools.product((1.0, 0.37, 2e3), (False, True)):
         cupy_standin.reset()
         with cupy_standin.no_sync():
-            y = kernels.by_norm(x, factor, power=power)
+            y = kernels.by_norm(x, factor, power)
         assert [c.name for c in cupy_standin.calls() if c.name.startswith("polarlib")] == [
             "polarlib_norm_sums",
             "polarlib_norm_divide",
@@ -91,7 +91,7 @@ def test_extremes_stay_with_their_matrix(cupy, dtype):
     a[1], a[2] = 0, largest
     a[3], a[4, 1, 1], a[5, 0, 0] = least, np.nan, np.inf
     for power in (False, True):
-        y = cupy_normaliser.normaliser(cupy.asarray(a)).by_norm(cupy.asarray(a), 1.0, power=power)
+        y = cupy_normaliser.normaliser(cupy.asarray(a)).by_norm(cupy.asarray(a), 1.0, power)
         y = y.get().astype("f8")
         assert (y[1] == 0).all()
         assert np.isnan(y[4:6]).all()
@@ -105,7 +105,7 @@ def test_extremes_stay_with_their_matrix(cupy, dtype):
 def test_powers_of_two_change_nothing(cupy):
     a = sample((128, 96), "f4")
     found = [
-        cupy_normaliser.normaliser(x).by_norm(x, 0.7, power=False).get()
+        cupy_normaliser.normaliser(x).by_norm(x, 0.7, False).get()
         for x in (cupy.asarray(a * np.float32(2.0) ** k) for k in (-90, 0, 41, 100))
     ]
     for other in found[1:]:
@@ -160,7 +160,7 @@ def test_gram_matrices_that_have_no_bound(cupy, bound, slack):
     y[1], g[1] = 0, 0
     g[2, 0, 1], g[3, 1, 0], g[4, 0, 0] = np.nan, np.inf, np.inf
     arrays = map(cupy.asarray, (y, g))
-    z, h = cupy_normaliser.CupyNormaliser().by_gram(*arrays, bound, slack, 0.0, 0.5)
+    z, h = cupy_normaliser.by_gram(*arrays, bound, slack, 0.0, 0.5)
     for got, given, power in ((z, y, 1), (h, g, 2)):
         s = bounds(g[:2], bound, slack, 0.0, 0.5) ** power
         np.testing.assert_allclose(got.get()[:2], given[:2] / s, rtol=1e-6)
@@ -181,7 +181,7 @@ def test_nothing_around_is_written(cupy, dtype):
 def test_matrices_that_are_not_dense_are_copied_by_gram(cupy):
     y, g = sample((12, 8), "f4"), np.eye(4, dtype="f4")
     one, two = cupy.asarray(y)[:, ::2], cupy.asarray(np.kron(g, np.eye(2, dtype="f4")))[::2, ::2]
-    z, h = cupy_normaliser.CupyNormaliser().by_gram(one, two, "schatten4", 0.0, 0.0, 1.0)
+    z, h = cupy_normaliser.by_gram(one, two, "schatten4", 0.0, 0.0, 1.0)
     np.testing.assert_allclose(z.get(), y[:, ::2] / 2**0.5, rtol=1e-6)
     np.testing.assert_allclose(h.get(), g / 2, rtol=1e-6)
     np.testing.assert_array_equal(one.get(), y[:, ::2])
@@ -208,8 +208,8 @@ def test_kernels_are_made_once(cupy):
     try:
         for dtype in (*DTYPES, *DTYPES):
             x = cupy.asarray(sample((4, 3), dtype))
-            cupy_normaliser.normaliser(x).by_norm(x, 1.0, power=True)
-            cupy_normaliser.normaliser(x).by_norm(x, 1.0, power=False)
+            cupy_normaliser.normaliser(x).by_norm(x, 1.0, True)
+            cupy_normaliser.normaliser(x).by_norm(x, 1.0, False)
     finally:
         cupy.RawKernel = whole
     assert len(made) == 4 * len(DTYPES)
