@@ -3,7 +3,8 @@
 ``cupy.matmul`` has no addend, copies operands that are transposed, and refuses stacks
 of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a stack as for one
 matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
-here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over.
+here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over. An
+addend in other storage goes to cublasLt (`polarlib.arrays.cublaslt`), or is copied.
 
 cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
 handed over in the other order; strides show whether a matrix is stored transposed.
@@ -17,10 +18,11 @@ import itertools
 import math
 import operator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarlib.arrays import cublaslt
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -108,11 +110,12 @@ def gemm(
     *,
     alpha: Array | complex = 1.0,
     beta: Array | complex = 0.0,
+    addend: Array | None = None,
     adjoint_a: bool = False,
     adjoint_b: bool = False,
     tf32: bool = False,
 ) -> Array:
-    """Compute ``out <- alpha op(a) @ op(b) + beta out`` without waiting for the device.
+    """Compute ``out <- alpha op(a) @ op(b) + beta addend`` without waiting for the device.
 
     Parameters
     ----------
@@ -123,7 +126,10 @@ def gemm(
         A new array if absent. It may overlap neither a nor b.
     alpha, beta : float, complex or cupy.ndarray
         Numbers, or arrays of one entry that stay on the device. With a `beta` of the host's 0 what
-        is in `out` does not matter, not even NaN.
+        is in the addend does not matter, not even NaN.
+    addend : cupy.ndarray, shape (..., m, n), optional
+        Not changed, but for the default, which is `out`. It may share storage with a and b, and
+        with `out` only if it is `out`.
     adjoint_a, adjoint_b : bool, optional
         op is the conjugate transpose; `a` or `b` then has the transposed shape.
     tf32 : bool, optional
@@ -159,8 +165,10 @@ def gemm(
         is_complex = isinstance(scalar, complex) if given is None else given.kind == "c"
         if is_complex and dtype.kind != "c":
             raise TypeError(f"{name} must be real for matrices of {dtype.name}, it is complex")
+    if addend is out or is_number(beta, 0.0):
+        addend = None
     if out is None:
-        if not is_number(beta, 0.0):
+        if addend is None and not is_number(beta, 0.0):
             raise ValueError(f"beta={beta} scales `out`, and there is none")
         out = cupy.empty((*stack, m, n), dtype=dtype)
     elif out.shape != (*stack, m, n):
@@ -174,10 +182,9 @@ def gemm(
     known = binding is not None and a.dtype == b.dtype and _types(dtype) is not None
     # Without inner dimension there is nothing to multiply, and no leading dimension to hand over.
     if not known or k == 0 or max(m, n, k) > LARGEST_INT:
-        return _by_matmul(a, b, out, scalars, adjoints)
-    return _by_cublas(
-        binding, _broadcast(a, stack), _broadcast(b, stack), out, scalars, adjoints, tf32
-    )
+        return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
+    operands = _broadcast(a, stack), _broadcast(b, stack), out, addend
+    return _by_cublas(binding, *operands, scalars, adjoints, tf32)
 
 
 def _shape(x: Array, adjoint: bool) -> tuple[int, int]:
@@ -196,72 +203,145 @@ def _types(dtype: np.dtype) -> tuple[str, str, str] | None:
     return TYPES.get(dtype.name)
 
 
+def _filled(out: Array, addend: Array | None) -> Array:
+    """Return `out`, with the addend in it if there is one."""
+    if addend is not None:
+        out[...] = addend
+    return out
+
+
+class _Call(NamedTuple):
+    """A product as cuBLAS takes it: column-major, so that the second operand comes first.
+
+    Of B, A and C in this order: arrays, leading dimensions, and steps between matrices of a stack.
+    """
+
+    operations: tuple[int, int]
+    sizes: tuple[int, int, int]
+    arrays: tuple[Array, Array, Array]
+    leading: tuple[int, int, int]
+    steps: tuple[int, int, int]
+    count: int
+    # CUDA's type of entries, cuBLAS's compute type, CUDA's type of alpha and beta.
+    types: tuple[int, int, int]
+    # Pointer mode and addresses of alpha and beta.
+    scalars: tuple[int, int, int]
+
+
 def _by_cublas(
     binding: Any,
     a: Array,
     b: Array,
     out: Array,
+    addend: Array | None,
     scalars: tuple[Array | complex, Array | complex],
     adjoints: tuple[bool, bool],
     tf32: bool,
 ) -> Array:
-    if _is_transposed(out):
-        turned = (b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2))
+    if is_transposed(out):
+        turned = (x if x is None else x.swapaxes(-1, -2) for x in (b, a, out, addend))
         _by_cublas(binding, *turned, scalars, adjoints[::-1], tf32)
         return out
     cupy = import_library("cupy")
-    c = out if is_readable(out) else out.copy()  # a copy is contiguous
+    c = out if is_readable(out) else _filled(out, addend).copy()  # a copy is contiguous
+    addend = addend if c is out else None
     (m, k), n = _shape(a, adjoints[0]), out.shape[-1]
     op_a, left, lda, step_a = _operand(cupy, binding, a, adjoints[0])
     op_b, right, ldb, step_b = _operand(cupy, binding, b, adjoints[1])
     _, ldc, step_c = _strides(c) or (False, 0, 0)
     if max(lda, ldb, ldc) > LARGEST_INT:
-        return _by_matmul(a, b, out, scalars, adjoints)
+        return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
     type_name, compute_name, scalar_type = _types(out.dtype) or ("", "", "")
-    kind = getattr(cupy.cuda.runtime, type_name)
-    compute = getattr(binding, TF32 if tf32 and type_name == "CUDA_R_32F" else compute_name)
+    compute_name = TF32 if tf32 and type_name == "CUDA_R_32F" else compute_name
+    runtime = cupy.cuda.runtime
     # cuBLAS reads the host's scalars at once; the device's are kept by the order of their stream.
     mode, held, at_alpha, at_beta = _scalars(cupy, binding, *scalars, scalar_type)
+    call = _Call(
+        (op_b, op_a),
+        (n, m, k),
+        (right, left, c),
+        (ldb, lda, ldc),
+        (step_b, step_a, step_c),
+        math.prod(out.shape[:-2]),
+        (
+            getattr(runtime, type_name),
+            getattr(binding, compute_name),
+            getattr(runtime, TYPES[scalar_type][0]),
+        ),
+        (mode, at_alpha, at_beta),
+    )
     # The handle is this thread's own, and is left as it was found.
     handle = cupy.cuda.device.get_cublas_handle()
-    before = binding.getPointerMode(handle)
-    # Other math modes multiply single precision in tf32, whatever the compute type.
-    math_mode = binding.getMathMode(handle)
-    binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
-    binding.setPointerMode(handle, mode)
-    try:
-        count = math.prod(out.shape[:-2])
-        for first in range(0, count, STACK):
-            at_a, at_b, at_c = (
-                x.data.ptr + first * step * x.itemsize
-                for x, step in ((left, step_a), (right, step_b), (c, step_c))
-            )
-            head = (handle, op_b, op_a, n, m, k, at_alpha)
-            if count == 1:
-                binding.gemmEx(
-                    *(*head, at_b, kind, ldb, at_a, kind, lda),
-                    *(at_beta, at_c, kind, ldc, compute, binding.CUBLAS_GEMM_DEFAULT),
-                )
-            else:
-                binding.gemmStridedBatchedEx(
-                    *(*head, at_b, kind, ldb, step_b, at_a, kind, lda, step_a),
-                    *(at_beta, at_c, kind, ldc, step_c, min(STACK, count - first)),
-                    *(compute, binding.CUBLAS_GEMM_DEFAULT),
-                )
-    finally:
-        binding.setPointerMode(handle, before)
-        binding.setMathMode(handle, math_mode)
+    if addend is None or not _beside(cupy, handle, call, addend):
+        _filled(out, addend)
+        _in_place(binding, handle, call)
     del held
     if c is not out:
         out[...] = c
     return out
 
 
+def _beside(cupy: Any, handle: int, call: _Call, addend: Array) -> bool:
+    """Add what lies in other storage, by cublasLt; return whether that was possible."""
+    c = call.arrays[2]
+    found = _strides(addend) if addend.shape == c.shape and addend.dtype == c.dtype else None
+    if found is None or found[0] or found[1] > LARGEST_INT or call.count > STACK:
+        return False
+    addresses = tuple(x.data.ptr for x in (*call.arrays[:2], addend, c))
+    (*first_two, ld), (*steps_of_two, step) = call.leading, call.steps
+    mode, *scalars = call.scalars
+    product = cublaslt.Product(
+        call.operations,
+        call.sizes,
+        call.types,
+        (*first_two, found[1], ld),
+        (*steps_of_two, found[2], step),
+        call.count,
+        mode,
+        tuple(map(cublaslt.aligned, addresses)),
+    )
+    return cublaslt.multiply(cupy, handle, product, tuple(scalars), addresses)
+
+
+def _in_place(binding: Any, handle: int, call: _Call) -> None:
+    """Add to what is in C, by gemmEx."""
+    kind, compute, _ = call.types
+    mode, at_alpha, at_beta = call.scalars
+    (ld_first, ld_second, ldc), (step_first, step_second, step_c) = call.leading, call.steps
+    before = binding.getPointerMode(handle)
+    # Other math modes multiply single precision in tf32, whatever the compute type.
+    math_mode = binding.getMathMode(handle)
+    binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
+    binding.setPointerMode(handle, mode)
+    head = (handle, *call.operations, *call.sizes, at_alpha)
+    last = (compute, binding.CUBLAS_GEMM_DEFAULT)
+    try:
+        for start in range(0, call.count, STACK):
+            first, second, c = (
+                x.data.ptr + start * step * x.itemsize
+                for x, step in zip(call.arrays, call.steps, strict=True)
+            )
+            if call.count == 1:
+                binding.gemmEx(
+                    *(*head, first, kind, ld_first, second, kind, ld_second),
+                    *(at_beta, c, kind, ldc, *last),
+                )
+            else:
+                binding.gemmStridedBatchedEx(
+                    *(*head, first, kind, ld_first, step_first),
+                    *(second, kind, ld_second, step_second, at_beta, c, kind, ldc, step_c),
+                    *(min(STACK, call.count - start), *last),
+                )
+    finally:
+        binding.setPointerMode(handle, before)
+        binding.setMathMode(handle, math_mode)
+
+
 def _operand(cupy: Any, binding: Any, x: Array, adjoint: bool) -> tuple[int, Array, int, int]:
     """An operand as cuBLAS is to read it: the operation, the array, and its strides."""
     if adjoint and x.dtype.kind != "c":
         x, adjoint = x.swapaxes(-1, -2), False
-    if adjoint and _is_transposed(x):  # no operation conjugates and does not transpose
+    if adjoint and is_transposed(x):  # no operation conjugates and does not transpose
         x, adjoint = cupy.conj(x).swapaxes(-1, -2), False
     found = _strides(x)
     if found is None:
@@ -272,7 +352,8 @@ def _operand(cupy: Any, binding: Any, x: Array, adjoint: bool) -> tuple[int, Arr
     return binding.CUBLAS_OP_C if adjoint else plain, x, leading, step
 
 
-def _is_transposed(x: Array) -> bool:
+def is_transposed(x: Array) -> bool:
+    """Whether matrices lie in memory by columns."""
     found = _strides(x)
     return found is not None and found[0]
 

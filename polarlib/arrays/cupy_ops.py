@@ -60,6 +60,13 @@ class CupyOps(InPlaceOps):
         """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
         return cublas.is_readable(x)
 
+    def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Storage for an ``out=``, by rows or by columns as `like` lies: addends must lie alike."""
+        if not cublas.is_transposed(like):
+            return self.xp.empty(shape, dtype=like.dtype)
+        *stack, m, n = shape
+        return self.xp.empty((*stack, n, m), dtype=like.dtype).swapaxes(-1, -2)
+
     def _product(self, a: Array, b: Array, out: Array | None = None, **how: Any) -> Array:
         # Of the narrow formats, in which arithmetic is fused, tf32 alone is carried in float32.
         return cublas.gemm(a, b, out, tf32=self.fused, **how)
@@ -70,6 +77,8 @@ class CupyOps(InPlaceOps):
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``; nothing is transposed or conjugated in memory."""
+        n = x.shape[-1]
+        out = self.buffer((*x.shape[:-2], n, n), x) if out is None else out
         return self._product(x, x, out, adjoint_a=True)
 
     def gemm(
@@ -82,10 +91,8 @@ class CupyOps(InPlaceOps):
         out: Array = None,
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
-        if not cublas.is_number(beta, 0.0):
-            out = self.xp.empty(c.shape, dtype=c.dtype) if out is None else out
-            out[...] = c
-        return self._product(a, b, out, alpha=alpha, beta=beta)
+        out = self.buffer(c.shape, c) if out is None else out
+        return self._product(a, b, out, alpha=alpha, beta=beta, addend=c)
 
     def add_scaled_identity(
         self, z: Array, alpha: float, beta: float
@@ -117,6 +124,10 @@ class CupyOps(InPlaceOps):
     def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
         """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow."""
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
+
+    def max_abs(self, x: Array) -> Array:
+        """Largest absolute entry; CUB would copy a matrix that lies by columns, and once more."""
+        return super().max_abs(x.swapaxes(-1, -2) if cublas.is_transposed(x) else x)
 
     def binary_scale(self, peak: Array) -> Array | float:
         """Power of two near the largest entry of each matrix, as everywhere, in one kernel."""

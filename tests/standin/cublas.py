@@ -150,38 +150,47 @@ class Cublas:
 
     def run(self, name, handle, sizes, scalars, operands, count, compute):
         self.checked(handle)
-        ta, tb, m, n, k = sizes
-        if not {ta, tb} <= {0, 1, 2} or min(m, n, k, count) < 0:
-            refuse("INVALID_VALUE", f"operations {ta}, {tb}, sizes {m}, {n}, {k}, {count}")
         kinds = {kind for _, kind, _, _ in operands}
         scalar_type = self.computes.get(compute, {}).get(min(kinds))
         if len(kinds) > 1 or scalar_type is None:
             refuse("NOT_SUPPORTED", f"types {kinds} in compute type {compute}")
-        dtype, scalar_type = DTYPES[kinds.pop()], np.dtype(scalar_type)
-        if not 0 < count <= 65535:
-            refuse("EXECUTION_FAILED", f"{count} matrices in one call")
-        alpha, beta = (scalar(at, scalar_type, self.mode) for at in scalars)
-        shapes = ((m, k) if ta == 0 else (k, m), (k, n) if tb == 0 else (n, k), (m, n))
-        a, b, c = (
-            stack(at, dtype, *shape, leading, step, count)
-            for shape, (at, _, leading, step) in zip(shapes, operands, strict=True)
-        )
-        if count > 1 and c.strides[0] < (n - 1) * c.strides[2] + m * dtype.itemsize:
-            refuse("EXECUTION_FAILED", "matrices of C overlap")
-        with np.errstate(all="ignore"):
-            a, b = (x.astype(scalar_type) for x in (a, b))
-            single = dtype in (np.float32, np.complex64)
-            if compute == self.tf32 or (single and self.math_mode == TF32_MATH):
-                a, b = to_tf32(a), to_tf32(b)
-            a, b = applied(ta, a), applied(tb, b)
-            # As rows: the same product of the same matrices as NumPy's, and the same rounding.
-            y = np.swapaxes(np.swapaxes(b, 1, 2) @ np.swapaxes(a, 1, 2), 1, 2) * alpha
-            if beta != 0:
-                y = y + c.astype(scalar_type) * beta
-            c[...] = y.astype(dtype)
-        batch = (count,) if name != "cublas.gemmEx" else ()
-        described = [(dtype.name, (*batch, *shape)) for shape in ((n, k), (k, m), (n, m))]
-        state.calls.append(Call(name, tuple(described[:2]), (described[2],)))
+        dtype = DTYPES[kinds.pop()]
+        single = dtype in (np.float32, np.complex64)
+        tf32 = compute == self.tf32 or (single and self.math_mode == TF32_MATH)
+        places = [(at, leading, step) for at, _, leading, step in operands]
+        places = (*places, places[2])
+        multiply(name, dtype, scalar_type, sizes, (*scalars, self.mode), places, count, tf32)
+
+
+def multiply(name, dtype, scalar_type, sizes, scalars, places, count, tf32):
+    """``D <- alpha op(A) op(B) + beta C``, each matrix an address, leading dimension and step."""
+    ta, tb, m, n, k = sizes
+    if not {ta, tb} <= {0, 1, 2} or min(m, n, k, count) < 0:
+        refuse("INVALID_VALUE", f"operations {ta}, {tb}, sizes {m}, {n}, {k}, {count}")
+    if not 0 < count <= 65535:
+        refuse("EXECUTION_FAILED", f"{count} matrices in one call")
+    scalar_type = np.dtype(scalar_type)
+    alpha, beta = (scalar(at, scalar_type, scalars[2]) for at in scalars[:2])
+    shapes = ((m, k) if ta == 0 else (k, m), (k, n) if tb == 0 else (n, k), (m, n), (m, n))
+    a, b, c, d = (
+        stack(at, dtype, *shape, leading, step, count)
+        for shape, (at, leading, step) in zip(shapes, places, strict=True)
+    )
+    if count > 1 and d.strides[0] < (n - 1) * d.strides[2] + m * dtype.itemsize:
+        refuse("EXECUTION_FAILED", "matrices of D overlap")
+    with np.errstate(all="ignore"):
+        a, b = (x.astype(scalar_type) for x in (a, b))
+        if tf32:
+            a, b = to_tf32(a), to_tf32(b)
+        a, b = applied(ta, a), applied(tb, b)
+        # As rows: the same product of the same matrices as NumPy's, and the same rounding.
+        y = np.swapaxes(np.swapaxes(b, 1, 2) @ np.swapaxes(a, 1, 2), 1, 2) * alpha
+        if beta != 0:
+            y = y + c.astype(scalar_type) * beta
+        d[...] = y.astype(dtype)
+    batch = (count,) if count > 1 or "Strided" in name else ()
+    described = [(dtype.name, (*batch, *shape)) for shape in ((n, k), (k, m), (n, m))]
+    state.calls.append(Call(name, tuple(described[:2]), (described[2],)))
 
 
 def applied(operation, x):
@@ -210,5 +219,5 @@ def module(recorded):
 def products(calls):
     """How many products were computed in these calls."""
     return sum(
-        math.prod(call.outputs[0][1][:-2]) for call in calls if call.name.startswith("cublas.gemm")
+        math.prod(call.outputs[0][1][:-2]) for call in calls if call.name.startswith("cublas")
     )

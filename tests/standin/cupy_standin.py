@@ -45,7 +45,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cublas, cusolver, functions, linalg, memory, raw
+from . import cublas, cublaslt, cusolver, functions, linalg, memory, raw
 from .dtypes import BFLOAT16, checked_dtype, find_loop, loops, narrow, quiet, widen
 from .elementwise import Evaluator
 from .state import (
@@ -1071,6 +1071,7 @@ class Stream:
     """A stream; all work is done at once, so it has nothing to order."""
 
     null = None  # an instance, set below
+    ptr = 0
     done = True
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
@@ -1253,15 +1254,16 @@ def install():
 
     A real CuPy that is imported already is set aside until `uninstall`.
     """
-    _saved.append(_remove_cupy())
+    _saved.append((_remove_cupy(), cublaslt.install()))
     sys.modules.update(_modules())
     return _modules()["cupy"]
 
 
 def uninstall():
     """Undo the last `install`: whatever was imported before is as it was."""
-    before = _saved.pop()
+    before, library = _saved.pop()
     _remove_cupy()
+    cublaslt.uninstall(library)
     sys.modules.update(before)
     for name, module in before.items():
         parent, _, child = name.rpartition(".")
