@@ -15,12 +15,13 @@ import pytest
 import typer
 from conftest import ml_dtype
 from gpu import run as gpu_run
+from standin import cublaslt as standin_cublaslt
 from standin import cupy_standin, memory
 from typer.testing import CliRunner
 
 import polarlib
 from polarlib._methods import METHODS
-from polarlib.arrays import cublas
+from polarlib.arrays import cublas, cublaslt
 from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import rounded
@@ -91,24 +92,36 @@ def test_16_bit_iterates_stay_16_bit(cupy, dtype, stack):
     assert all(len(shape) == 1 for name, shape in arrays if name == "float64")
 
 
-# Kernels and products of one more step: by form, degree, and width of the entries. With 16 bits an
-# addend is copied to where the product joins it; with 32 a diagonal takes it, if it can.
+# Products and other kernels of one more step: by form, degree, and width of the entries. With 16
+# bits cublasLt adds the iterate to the product; with 32 a diagonal takes it, if it can.
 STEP = {
-    ("plain", "quintic", 4): (3, ["add", "setitem"]),
-    ("plain", "quintic", 2): (3, ["setitem", "setitem"]),
+    ("plain", "quintic", 4): (3, ["add"]),
+    ("plain", "quintic", 2): (3, []),
     ("plain", "cubic", 4): (2, ["add"]),
-    ("plain", "cubic", 2): (2, ["setitem"]),
-    ("gram", "quintic", 4): (4, ["add", "setitem"]),
-    ("gram", "quintic", 2): (4, ["setitem"] * 4),
+    ("plain", "cubic", 2): (2, []),
+    ("gram", "quintic", 4): (4, ["add"]),
+    ("gram", "quintic", 2): (4, []),
     ("gram", "cubic", 4): (3, ["add", "polarlib_combine_1"]),
-    ("gram", "cubic", 2): (3, ["polarlib_combine_1"] + ["setitem"] * 3),
+    ("gram", "cubic", 2): (3, ["polarlib_combine_1"]),
+}
+# Where there is no cublasLt, each addend is copied to where the product joins it.
+COPIES = {
+    ("plain", "quintic", 4): 1,
+    ("plain", "quintic", 2): 2,
+    ("plain", "cubic", 2): 1,
+    ("gram", "quintic", 4): 1,
+    ("gram", "quintic", 2): 4,
+    ("gram", "cubic", 2): 3,
 }
 
 
+@pytest.mark.parametrize("library", ["cublasLt", "cuBLAS alone"])
 @pytest.mark.parametrize("dtype", ["f4", "f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(12, 8), (3, 12, 8)], ids=str)
 @pytest.mark.parametrize(("form", "kind"), sorted({key[:2] for key in STEP}))
-def test_what_a_step_launches(cupy, form, kind, dtype, shape):
+def test_what_a_step_launches(cupy, monkeypatch, form, kind, dtype, shape, library):
+    if library != "cublasLt":
+        monkeypatch.setattr(cublaslt, "library", lambda: None)
     schedule = {"quintic": "polar_express", "cubic": "newton_schulz_3"}[kind]
     x = cupy.asarray(sample(shape, dtype))
     counts = []
@@ -122,11 +135,26 @@ def test_what_a_step_launches(cupy, form, kind, dtype, shape):
     more = counts[1] - counts[0]
     assert not counts[0] - counts[1]
     expected, kernels = STEP[form, kind, x.itemsize]
-    product = "cublas.gemmEx" if len(shape) == 2 else "cublas.gemmStridedBatchedEx"
-    assert more.pop(product) == expected
+    assert sum(more.pop(name) for name in list(more) if name.startswith("cublas")) == expected
     for launches_nothing in ("diagonal", "swapaxes", "empty", "empty_like"):
         more.pop(launches_nothing, None)
-    assert sorted(more.elements()) == kernels
+    copies = COPIES.get((form, kind, x.itemsize), 0) * (library != "cublasLt")
+    assert sorted(more.elements()) == sorted([*kernels, *["setitem"] * copies])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 8), (8, 16), (3, 8, 16)], ids=str)
+@pytest.mark.parametrize("dtype", ["f2", ml_dtypes.bfloat16], ids=str)
+def test_all_launches_of_five_steps_of_16_bits(cupy, dtype, shape):
+    """15 products, and two kernels for each of the two divisions of the normalisation."""
+    x = cupy.asarray(sample(shape, dtype))
+    for schedule, divisions in (("auto", 2), ("jordan", 1)):
+        cupy_standin.reset()
+        q = polarlib.orthogonalize(x, form="plain", schedule=schedule)
+        names = [call.name for call in cupy_standin.calls()]
+        launches = [name for name in names if name not in ("empty", "swapaxes")]
+        assert sum(name.startswith("cublas") for name in launches) == 15
+        assert len(launches) == 15 + 2 * divisions
+        assert q.flags.c_contiguous
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48), (3, 32, 16), (2, 16, 32)], ids=str)
@@ -158,8 +186,9 @@ def test_workspace_of_the_engine(cupy, shape, turned, dtype):
     memory.usage.reset()
     before = memory.usage.used
     iterate(x, steps, ops, may_overwrite=True)
-    assert memory.usage.peak - before <= x.nbytes + 2 * square
-    assert memory.usage.allocations == 3
+    workspace = standin_cublaslt.WORKSPACE
+    assert memory.usage.peak - before <= x.nbytes + 2 * square + workspace
+    assert memory.usage.allocations == 3 + len(cupy_standin.calls("cublasLt.matmul"))
 
 
 def exact(shape, seed):

@@ -34,7 +34,7 @@ COMPUTES = {
 }
 TF32 = 77
 SCALAR_TYPES = {"f": 0, "d": 1, "F": 4, "D": 5}
-WORKSPACE = 4096
+WORKSPACE = 64
 SCRIBBLE = 0xA5
 
 
