@@ -167,15 +167,11 @@ class CupyOps(InPlaceOps):
         return self.xp.linalg.solve(x, self.xp.broadcast_to(eye, x.shape))
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
-        """Return ``l^-1 b`` or ``l^-H b``, one matrix at a time: cupyx does not batch."""
+        """Return ``l^-1 b`` or ``l^-H b``; a stack at once."""
+        if not b.size:
+            return self.xp.empty_like(b)
         solve = import_library("cupyx.scipy.linalg").solve_triangular
-        trans = "C" if adjoint else "N"
-        if l.ndim == 2:
-            return solve(l, b, lower=True, trans=trans)
-        out = self.xp.empty_like(b)
-        for index in np.ndindex(*l.shape[:-2]):
-            out[index] = solve(l[index], b[index], lower=True, trans=trans)
-        return out
+        return solve(l, b, lower=True, trans="C" if adjoint else "N")
 
 
 def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:

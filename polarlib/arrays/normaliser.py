@@ -35,3 +35,4 @@ class Normaliser(NamedTuple):
 
     by_norm: Callable[[Array, float, bool], Array]
     by_gram: Callable[[Array, Array, str, float, float, float], tuple[Array, Array]]
+

@@ -131,10 +131,10 @@ class TorchOps(InPlaceOps):
     def _is_plain(self, a: Array, b: Array) -> bool:
         """Whether torch's own product of two matrices, or stacks, is what `_in_full` would take."""
         return (
-            self._is_exact
+            (a.dtype not in self._single or self._is_exact)
             and not self.open_ended
             and a.dtype == b.dtype
-            and a.shape[-1] < LONG
+            and (a.shape[-1] < LONG or a.dtype.itemsize == 2)
             and not (self.autocasts and self.torch.is_autocast_enabled(self._kind))
         )
 
@@ -173,7 +173,9 @@ class TorchOps(InPlaceOps):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
         if self._is_plain(a, b):
-            return self.torch.matmul(a, b, out=out)
+            # torch.matmul copies the products of stacks into `out`.
+            stacks = a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0]
+            return (self.torch.bmm if stacks else self.torch.matmul)(a, b, out=out)
         return self._in_full(super().matmul, a, b, out=out)
 
     def adjoint(self, x: Array) -> Array:
@@ -212,8 +214,12 @@ class TorchOps(InPlaceOps):
 
     def is_abstract(self, x: Array) -> bool:
         """Whether what is done is recorded for tensors of other entries, or there are none."""
+        return x.device.type == "meta" or self._is_recorded(x)
+
+    def _is_recorded(self, x: Array) -> bool:
+        """Whether what is done with `x` is recorded, or only announced by fake tensors."""
         torch = self.torch
-        if x.device.type == "meta" or torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             return True
         # torch.func wraps tensors: the dispatch mode, not the type, shows fake ones.
         if torch._C._len_torch_dispatch_stack() and is_recorded():
@@ -291,7 +297,7 @@ class TorchOps(InPlaceOps):
         if not self.fused:
             return super().add_diagonal(z, a)
         diagonal = self._diagonal(z)
-        diagonal.copy_(diagonal.to(self.torch.float32) + a)
+        self.torch.add(diagonal.to(self.torch.float32), a, out=diagonal)
         return z
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:

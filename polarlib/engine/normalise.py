@@ -122,10 +122,7 @@ def normalised_with_gram(
             return _normalised(z, g, s, first, ops, low, small)
     if not native:
         x = at_least_single(x, ops)
-    # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
-    # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
-    # those of its square n at most: float16 keeps both up to thousands of columns.
-    halfway = 1.0 if most else 2 * x.shape[-1] ** -0.25
+    halfway = halfway_factor(x.shape[-1], most)
     kernels = ops.normaliser(x)
     if kernels is not None:
         y = kernels.by_norm(x, halfway, True)
@@ -137,13 +134,24 @@ def normalised_with_gram(
     z = to_working_format(y, low)
     g = small.gram(to_working_format(z, small))
     if kernels is not None:
-        y, g = kernels.by_gram(y, g, kind, *_slacks(g, form), safety)
+        y, g = kernels.by_gram(y, g, kind, *slacks(format_name(g), form), safety)
         return to_working_format(y, low), to_working_format(g, small), tuple(first)
     s = ops.divisor(_bound_from(g, bound, ops, form)) * safety
     if isinstance(s, float):
         return _normalised(z, g, s, first, ops, low, small)
     g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
     return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
+
+
+def halfway_factor(n: int, most: float) -> float:
+    """What the Frobenius norm of n columns is multiplied by before the first Gram matrix is taken.
+
+    1 where a step absorbs norms. In formats of short range the norm is put halfway between its two
+    bounds, ``||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F``. Entries of the Gram matrix are then about
+    1 / sqrt(n) on the diagonal and sqrt(n) at most, those of its square n at most: float16 keeps
+    both up to thousands of columns.
+    """
+    return 1.0 if most else float(2 * n**-0.25)
 
 
 def most_absorbed(step: Sequence[float], form: Format) -> float:
@@ -202,15 +210,13 @@ def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, floa
 
     Rounding G moves eigenvalues by the unit roundoff times that norm at most.
     """
-    return as_scalar(ops.frobenius(g), ops), *_slacks(g, form)
+    return as_scalar(ops.frobenius(g), ops), *slacks(format_name(g), form)
 
 
-def _slacks(g: Array, form: Format) -> tuple[float, float]:
+def slacks(carrier: str, form: Format) -> tuple[float, float]:
     """Relative errors of eigenvalues of G and of sums, taken in at least single precision."""
-    sums = (
-        SUM_ROUNDINGS
-        * format_of("float64" if format_name(g) == "float64" else "float32").unit_roundoff
-    )
+    wide = format_of("float64" if carrier == "float64" else "float32")
+    sums = SUM_ROUNDINGS * wide.unit_roundoff
     return form.unit_roundoff + sums, sums
 
 
