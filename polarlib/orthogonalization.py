@@ -30,6 +30,7 @@ from polarlib.arrays.settings import (
     held_back,
     looks,
     looks_at_nothing,
+    on_its_device,
     traced_by_dynamo,
     under_default_settings,
 )
@@ -267,6 +268,7 @@ def _plan(how: Options, precision: str, m: int, n: int, *, host: bool) -> short.
     return short.plan(found["schedule"], found["kind"], precision, min(m, n), host=host)
 
 
+@on_its_device
 def _checked(g: Array, out: Array | None, how: Options) -> Array:
     """Validate and run, by torch's operator where torch records for other tensors than these."""
     x, ops = as_matrix(g, "g", sharded=True)
@@ -418,13 +420,19 @@ def _orthogonalize_all(gradients: Iterable[Array], same: dict[str, Any]) -> list
             if len(members) == 1:
                 results[members[0]] = orthogonalize(first, **same)
                 continue
-            stack = orthogonalize(ops.xp.stack([arrays[i][0] for i in members]), **same)
+            stack = _stacked([arrays[i][0] for i in members], ops)
+            stack = orthogonalize(stack, **same)
         except ValueError as error:
             which = ", ".join(map(str, members))
             raise ValueError(f"gradients[{which}]: {error}") from None
         for j, i in enumerate(members):
             results[i] = stack[j, ...]
     return results
+
+
+@on_its_device
+def _stacked(matrices: list[Array], ops: Ops) -> Array:
+    return ops.xp.stack(matrices)
 
 
 def _storage_of(out: Array | None, x: Array) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from polarlib.arrays.checks import instance
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.entry import is_host_array
 from polarlib.arrays.pytrees import Pytree
-from polarlib.arrays.settings import under_default_settings
+from polarlib.arrays.settings import current_device, under_default_settings
 from polarlib.files.whole import write_whole
 
 __all__ = [
@@ -236,6 +236,7 @@ class Later:
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._compute: Callable[[], Any] | None = compute
+        self._device = current_device()
         self._value: Any = None
         self._lock = threading.Lock()
 
@@ -243,7 +244,8 @@ class Later:
         with self._lock:
             if self._compute is not None:
                 # The matrices that it is computed from are released with it.
-                self._value, self._compute = _computed(self._compute), None
+                with self._device:
+                    self._value, self._compute = _computed(self._compute), None
         return self._value
 
 

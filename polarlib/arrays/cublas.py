@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarlib.arrays import cublaslt
+from polarlib.arrays.cupy_device import LibraryNotFound, required
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -75,21 +76,28 @@ TF32_FROM = 80
 def _binding() -> ModuleType | None:
     """CuPy's private binding, None where it is missing, incomplete, or another vendor's."""
     try:
-        # From its package, which first loads the library where pip has put it.
-        from cupy_backends.cuda.libs import cublas as binding
-
+        binding: ModuleType = required("cuBLAS", _load)
         _all_needed(binding)
+    except LibraryNotFound:  # nor would cupy.matmul be there
+        raise
     except (ImportError, AttributeError):
         return None
     runtime = import_library("cupy").cuda.runtime
     return None if getattr(runtime, "is_hip", False) else binding
 
 
-def has_tf32() -> bool:
-    """Whether products in tf32 are there: the compute type, and a device that has it."""
+def _load() -> Any:
+    # From its package, which first loads the library where pip has put it.
+    from cupy_backends.cuda.libs import cublas
+
+    return cublas
+
+
+def has_tf32(number: int | None = None) -> bool:
+    """Whether products in tf32 are there: the compute type, and a device (the current one)."""
     if not hasattr(_binding(), TF32):
         return False
-    device = import_library("cupy").cuda.Device()
+    device = import_library("cupy").cuda.Device(number)
     return int(device.compute_capability) >= TF32_FROM
 
 
@@ -221,7 +229,7 @@ class _Call(NamedTuple):
     arrays: tuple[Array, Array, Array]
     leading: tuple[int, int, int]
     steps: tuple[int, int, int]
-    count: int
+    matrices: int
     # CUDA's type of entries, cuBLAS's compute type, CUDA's type of alpha and beta.
     types: tuple[int, int, int]
     # Pointer mode and addresses of alpha and beta.
@@ -239,8 +247,9 @@ def _by_cublas(
     tf32: bool,
 ) -> Array:
     if is_transposed(out):
-        turned = (x if x is None else x.swapaxes(-1, -2) for x in (b, a, out, addend))
-        _by_cublas(binding, *turned, scalars, adjoints[::-1], tf32)
+        first, second, result = (x.swapaxes(-1, -2) for x in (b, a, out))
+        third = None if addend is None else addend.swapaxes(-1, -2)
+        _by_cublas(binding, first, second, result, third, scalars, adjoints[::-1], tf32)
         return out
     cupy = import_library("cupy")
     c = out if is_readable(out) else _filled(out, addend).copy()  # a copy is contiguous
@@ -285,22 +294,22 @@ def _beside(cupy: Any, handle: int, call: _Call, addend: Array) -> bool:
     """Add what lies in other storage, by cublasLt; return whether that was possible."""
     c = call.arrays[2]
     found = _strides(addend) if addend.shape == c.shape and addend.dtype == c.dtype else None
-    if found is None or found[0] or found[1] > LARGEST_INT or call.count > STACK:
+    if found is None or found[0] or found[1] > LARGEST_INT or call.matrices > STACK:
         return False
     addresses = tuple(x.data.ptr for x in (*call.arrays[:2], addend, c))
     (*first_two, ld), (*steps_of_two, step) = call.leading, call.steps
-    mode, *scalars = call.scalars
+    mode, at_alpha, at_beta = call.scalars
     product = cublaslt.Product(
         call.operations,
         call.sizes,
         call.types,
         (*first_two, found[1], ld),
         (*steps_of_two, found[2], step),
-        call.count,
+        call.matrices,
         mode,
         tuple(map(cublaslt.aligned, addresses)),
     )
-    return cublaslt.multiply(cupy, handle, product, tuple(scalars), addresses)
+    return cublaslt.multiply(cupy, handle, product, (at_alpha, at_beta), addresses)
 
 
 def _in_place(binding: Any, handle: int, call: _Call) -> None:
@@ -316,12 +325,12 @@ def _in_place(binding: Any, handle: int, call: _Call) -> None:
     head = (handle, *call.operations, *call.sizes, at_alpha)
     last = (compute, binding.CUBLAS_GEMM_DEFAULT)
     try:
-        for start in range(0, call.count, STACK):
+        for start in range(0, call.matrices, STACK):
             first, second, c = (
                 x.data.ptr + start * step * x.itemsize
                 for x, step in zip(call.arrays, call.steps, strict=True)
             )
-            if call.count == 1:
+            if call.matrices == 1:
                 binding.gemmEx(
                     *(*head, first, kind, ld_first, second, kind, ld_second),
                     *(at_beta, c, kind, ldc, *last),
@@ -330,7 +339,7 @@ def _in_place(binding: Any, handle: int, call: _Call) -> None:
                 binding.gemmStridedBatchedEx(
                     *(*head, first, kind, ld_first, step_first),
                     *(second, kind, ld_second, step_second, at_beta, c, kind, ldc, step_c),
-                    *(min(STACK, call.count - start), *last),
+                    *(min(STACK, call.matrices - start), *last),
                 )
     finally:
         binding.setPointerMode(handle, before)

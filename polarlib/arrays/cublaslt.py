@@ -84,8 +84,8 @@ class Product(NamedTuple):
         CUDA's type of the entries, cuBLAS's compute type, CUDA's type of alpha and beta.
     leading, steps : tuple of int
         Leading dimensions, and steps between the matrices of a stack.
-    count : int
-        Matrices in the stack.
+    matrices : int
+        How many of them are in the stack.
     mode : int
         Pointer mode: whether alpha and beta are on the host (0) or the device (1).
     alignments : tuple of int
@@ -97,7 +97,7 @@ class Product(NamedTuple):
     types: tuple[int, int, int]
     leading: tuple[int, ...]
     steps: tuple[int, ...]
-    count: int
+    matrices: int
     mode: int
     alignments: tuple[int, ...]
 
@@ -208,11 +208,9 @@ def _plan(lt: Any, handle: int, product: Product) -> _Plan | None:
     plan.descriptors = [head]
     for shape, leading, step in zip(shapes, product.leading, product.steps, strict=True):
         layout = plan.create("MatrixLayout", kind, *shape, leading)
-        for name, number in (
-            ("BATCH_COUNT", ctypes.c_int32(product.count)),
-            ("STRIDED_BATCH_OFFSET", ctypes.c_int64(step)),
-        ):
-            plan.set("MatrixLayout", layout, f"CUBLASLT_MATRIX_LAYOUT_{name}", number)
+        matrices, offset = ctypes.c_int32(product.matrices), ctypes.c_int64(step)
+        plan.set("MatrixLayout", layout, "CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT", matrices)
+        plan.set("MatrixLayout", layout, "CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET", offset)
         plan.descriptors.append(layout)
     preference = plan.create("MatmulPreference")
     # Parts of a sum are added up in the compute type, so that a result is rounded once.

@@ -327,7 +327,7 @@ def _counts(x: Array) -> tuple[int, int]:
 
 def _parts(x: Array) -> int:
     """Blocks of one matrix."""
-    return min(MOST_PARTS, -(-math.prod(x.shape[-2:]) // ENTRIES))
+    return int(min(MOST_PARTS, -(-math.prod(x.shape[-2:]) // ENTRIES)))
 
 
 def _is_wide(x: Array) -> bool:

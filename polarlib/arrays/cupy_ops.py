@@ -6,11 +6,12 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from polarlib.arrays import cublas, cusolver
+from polarlib.arrays.cupy_device import check_compiler, refuse_capture
 from polarlib.arrays.cupy_normaliser import normaliser
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.in_place import InPlaceOps
@@ -40,10 +41,20 @@ class CupyOps(InPlaceOps):
     library = "cupy"
     has_cpu = False
 
-    def __init__(self, xp: Any, *, fused: bool = False) -> None:
+    @classmethod
+    def _of(cls, x: Array, xp: Any) -> Ops:
+        """Return the arithmetic for the device of an array."""
+        return _on_device(cast(Any, cls), xp, x.data.device_id)
+
+    def __init__(self, xp: Any, device: int = 0, *, fused: bool = False) -> None:
         super().__init__(xp, fused=fused)
-        tf32 = {"tf32"} if cublas.has_tf32() else set()
+        check_compiler()
+        tf32 = {"tf32"} if cublas.has_tf32(device) else set()
         self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
+
+    def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
+        """Raise while the stream is captured: every function that multiplies asks here first."""
+        refuse_capture(name)
 
     def _dtype(self, name: str) -> Any:
         """CuPy's dtypes are NumPy's and ml_dtypes'."""
@@ -172,6 +183,11 @@ class CupyOps(InPlaceOps):
             return self.xp.empty_like(b)
         solve = import_library("cupyx.scipy.linalg").solve_triangular
         return solve(l, b, lower=True, trans="C" if adjoint else "N")
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(kind: Any, xp: Any, device: int) -> CupyOps:
+    return cast(CupyOps, kind(xp, device))
 
 
 def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:

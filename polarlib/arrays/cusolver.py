@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from polarlib.arrays.cupy_device import LibraryNotFound, required
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -36,15 +37,22 @@ RESIDUAL = 3.0
 def _binding() -> tuple[ModuleType, int] | None:
     """Return CuPy's private binding and the code of a triangle; None without one of its names."""
     try:
-        # From its package, which first loads the library where pip has put it.
-        from cupy_backends.cuda.libs import cublas, cusolver
-
+        cublas, cusolver = required("cuSOLVER", _load)
         _all_needed(cusolver)
         upper = getattr(cublas, UPPER)
+    except LibraryNotFound:  # nor would cupy.linalg be there
+        raise
     except (ImportError, AttributeError):
         return None
     runtime = import_library("cupy").cuda.runtime
     return None if getattr(runtime, "is_hip", False) else (cusolver, upper)
+
+
+def _load() -> tuple[Any, Any]:
+    # From their package, which first loads the libraries where pip has put them.
+    from cupy_backends.cuda.libs import cublas, cusolver
+
+    return cublas, cusolver
 
 
 def cholesky(z: Array) -> Array:

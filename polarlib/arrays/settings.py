@@ -24,10 +24,11 @@ def under_default_settings(f: F) -> F:
     A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
     a result that has none. NumPy's handling of floating-point errors is off meanwhile: intermediate
     results underflow and overflow, and what a caller must know of it is in the result, in a warning
-    of polarlib's own or in an exception. Settings hold for the caller's thread, and are the
-    caller's again afterwards: a result of JAX that is NaN is then found.
+    of polarlib's own or in an exception. CuPy's current device is that of the arrays. Settings hold
+    for the caller's thread, and are the caller's again afterwards: a result of JAX that is NaN is
+    then found.
     """
-    quiet = ignore_float_errors(f)
+    quiet = ignore_float_errors(on_its_device(f))
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -54,6 +55,49 @@ def under_default_settings(f: F) -> F:
         return result
 
     return cast(F, run)
+
+
+def on_its_device(f: F) -> F:
+    """Run a function with the device of its arrays as CuPy's current one.
+
+    CuPy computes on the current device, wherever arrays lie: others are refused, or read from
+    there. That of the first array counts, which may be in a list; never imports CuPy.
+    """
+
+    @functools.wraps(f)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        kind = getattr(sys.modules.get("cupy"), "ndarray", None)  # None while it is being imported
+        x = None if kind is None else _first_of(kind, (*args, *kwargs.values()))
+        if x is None:
+            return f(*args, **kwargs)
+        with x.device:
+            return f(*args, **kwargs)
+
+    return cast(F, run)
+
+
+def _first_of(kind: type, values: Any) -> Any:
+    for value in values:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, list | tuple):
+            found = _first_of(kind, value)
+            if found is not None:
+                return found
+    return None
+
+
+def current_device() -> contextlib.AbstractContextManager[Any]:
+    """Context in which CuPy's current device is that of now; never imports CuPy."""
+    device = getattr(getattr(sys.modules.get("cupy"), "cuda", None), "Device", None)
+    return contextlib.nullcontext() if device is None else _current(device)
+
+
+def _current(device: Callable[[], Any]) -> contextlib.AbstractContextManager[Any]:
+    try:
+        return cast(contextlib.AbstractContextManager[Any], device())
+    except RuntimeError:  # CuPy is imported where there is no device
+        return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -236,6 +236,41 @@ def test_gemm_leaves_its_operands_alone(cupy, dtype):
     np.testing.assert_array_equal(again.get(), got.get())
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 2, 5, 4), (0, 5, 4), (5, 4), (5, 0)], ids=str)
+def test_triangular_systems_of_a_stack_are_solved_at_once(cupy, dtype, shape):
+    b, n = sample(shape, dtype), shape[-2]
+    l = np.tril(sample((*shape[:-1], n), dtype)) + 4 * np.eye(n, dtype=dtype)
+    ops = ops_of(cupy.asarray(b))
+    for adjoint in (False, True):
+        cupy_standin.reset()
+        y = ops.solve_lower(cupy.asarray(l), cupy.asarray(b), adjoint=adjoint)
+        assert y.shape == b.shape
+        assert len(cupy_standin.calls("cupyx.scipy.linalg.solve_triangular")) == bool(b.size)
+        op = np.conj(l.mT) if adjoint else l
+        np.testing.assert_allclose(op @ y.get(), b, atol=tolerance(dtype))
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (3, 8, 5), (5, 1), (1, 5)], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "c8", ml_dtypes.bfloat16], ids=str)
+def test_matrices_by_columns_keep_their_order(cupy, dtype, shape):
+    x = cupy.asarray(sample(shape, dtype)).swapaxes(-1, -2)
+    ops = ops_of(x)
+    square = (*shape[:-2], shape[-2], shape[-2])
+    for like in (x, x.swapaxes(-1, -2)):
+        for out in (ops.buffer(like.shape, like), ops.buffer(square, like)):
+            assert cublas.is_transposed(out) == (cublas.is_transposed(like) and out.shape[-1] > 1)
+    assert cublas.is_transposed(ops.gram(x)) == (min(shape[-2:]) > 1)
+    cupy_standin.reset()
+    peak = ops.max_abs(x)
+    if not is_complex(x) and min(shape[-2:]) > 1:
+        for call in cupy_standin.calls("max") + cupy_standin.calls("min"):
+            assert call.inputs[0][1] == shape  # by rows, as CUB reads it
+    parts = np.stack([x.get().real, x.get().imag]) if is_complex(x) else x.get()[None]
+    want = np.abs(parts.astype("f8")).max(axis=0).max(axis=(-2, -1), keepdims=True)
+    np.testing.assert_array_equal(peak.get().astype("f8"), want)
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "f2", ml_dtypes.bfloat16], ids=str)
 def test_fold_is_the_same_polynomial(cupy, dtype):
     z = sample((6, 6), dtype)

@@ -118,6 +118,8 @@ class Cublas:
     def checked(self, handle):
         if handle != HANDLE:
             refuse("NOT_INITIALIZED", f"handle {handle}")
+        if state.captured:  # in CuPy's setStream
+            raise NotImplementedError("calling cuBLAS API during stream capture is unsupported")
 
     def getPointerMode(self, handle):
         self.checked(handle)

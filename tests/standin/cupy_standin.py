@@ -11,6 +11,7 @@ exactly these rules, so tests on the host find such faults:
 - result types follow CuPy's loops, where ``bfloat16 * 1.5`` is float32;
 - linear algebra returns NaN where cuSOLVER fails, and does not raise;
 - uninitialized memory holds NaN;
+- arrays lie on one of two devices, and calls take those of the current one;
 - cuBLAS's private binding works on addresses, and only on those of the device's arrays that are
   still in use.
 
@@ -27,8 +28,7 @@ Use it as::
 
 Type resolution, argument checks and synchronizations were compared with those of CuPy 14.2.0
 itself. Where the stand-in deviates it is stricter, or raises NotImplementedError. It does not
-keep the memory layout of factorizations, rounding on the device, the order of streams, several
-devices, or graphs.
+keep the memory layout of factorizations, rounding on the device, the order of streams, or graphs.
 """
 
 import ast
@@ -202,10 +202,9 @@ class Flags:
 class MemoryPointer:
     """Address of an array; that of the stand-in's is on the host."""
 
-    device_id = 0
-
     def __init__(self, host):
         self.ptr = host.ctypes.data
+        self.device_id = memory.device_of(host)
 
 
 def _index(key):
@@ -263,7 +262,7 @@ class ndarray:
     strides = property(lambda self: self._host.strides)
     T = property(lambda self: to_device(self._host.T))
     mT = property(lambda self: to_device(self._host.mT))
-    device = property(lambda self: Device(0))
+    device = property(lambda self: Device(memory.device_of(self._host)))
     data = property(lambda self: MemoryPointer(self._host))
     flags = property(lambda self: Flags(self._host))
     base = property(lambda self: None if self._host.base is None else to_device(self._host.base))
@@ -1034,14 +1033,18 @@ def _seed(seed=None):
 # Devices -----------------------------------------------------------------------------------------
 
 
+DEVICES = 2
+
+
 class Device:
-    """A device; there is only the first one. Like CuPy's, it cannot be hashed."""
+    """One of two devices. Like CuPy's, it cannot be hashed."""
 
     __hash__ = None
     compute_capability = "90"
 
     def __init__(self, device=None):
-        self.id = int(getattr(device, "id", device) or 0)
+        self.id = state.device if device is None else int(getattr(device, "id", device))
+        self.before = []
 
     def __eq__(self, other):
         return isinstance(other, Device) and other.id == self.id
@@ -1050,12 +1053,14 @@ class Device:
         return self.id
 
     def __enter__(self):
-        if self.id != 0:
+        if self.id not in range(DEVICES):
             raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.before.append(state.device)
+        state.device = self.id
         return self
 
     def __exit__(self, *exception):
-        return None
+        state.device = self.before.pop()
 
     def __repr__(self):
         return f"<CUDA Device {self.id}>"
@@ -1068,23 +1073,37 @@ class Device:
 
 
 class Stream:
-    """A stream; all work is done at once, so it has nothing to order."""
+    """A stream; all work is done at once, so it has nothing to order. It may be captured."""
 
     null = None  # an instance, set below
-    ptr = 0
     done = True
+    _current = []
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        pass
+        self.ptr = 0 if null else id(self)
 
     def __enter__(self):
+        self._current.append(self)
         return self
 
     def __exit__(self, *exception):
-        return None
+        self._current.remove(self)
 
     def use(self):
         return self
+
+    def begin_capture(self, mode=None):
+        if not self.ptr:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: the default stream")
+        state.captured.add(self.ptr)
+
+    def end_capture(self):
+        state.captured.remove(self.ptr)
+
+    def is_capturing(self):
+        if not self.ptr and state.captured:
+            raise RuntimeError("cudaErrorStreamCaptureImplicit: another stream is captured")
+        return self.ptr in state.captured
 
     def record(self, event=None):
         return Event() if event is None else event
@@ -1096,7 +1115,11 @@ class Stream:
         synchronize("Stream.synchronize()")
 
 
-Stream.null = Stream()
+def _current_stream(device_id=-1):
+    return Stream._current[-1] if Stream._current else Stream.null
+
+
+Stream.null = Stream(null=True)
 
 
 class Event:
@@ -1157,8 +1180,8 @@ _REPLACED = {
     "cupy.cuda.device.Device": Device,
     "cupy.cuda.device.get_cublas_handle": lambda: cublas.HANDLE,
     "cupy.cuda.device.get_cusolver_handle": lambda: cusolver.HANDLE,
-    "cupy.cuda.get_current_stream": lambda device_id=-1: Stream.null,
-    "cupy.cuda.get_device_id": lambda: 0,
+    "cupy.cuda.get_current_stream": _current_stream,
+    "cupy.cuda.get_device_id": lambda: state.device,
     "cupy.cuda.is_available": lambda: True,
     "cupy.linalg.LinAlgError": np.linalg.LinAlgError,
     "cupy.random.seed": _seed,
@@ -1189,8 +1212,8 @@ def _modules():
     modules["cupy.cuda"].device = modules["cupy.cuda.device"]
     modules["cupy.cuda"].runtime = modules["cupy.cuda.runtime"]
     runtime = modules["cupy.cuda.runtime"]
-    runtime.getDeviceCount = lambda: 1
-    runtime.getDevice = lambda: 0
+    runtime.getDeviceCount = lambda: DEVICES
+    runtime.getDevice = lambda: state.device
     runtime.deviceSynchronize = lambda: synchronize("deviceSynchronize()")
     runtime.CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
     for name in ("Generator", "RandomState"):

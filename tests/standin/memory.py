@@ -8,6 +8,8 @@ import weakref
 
 import numpy as np
 
+from .state import state
+
 _arrays = weakref.WeakValueDictionary()  # by id, since the stand-in's arrays cannot be hashed
 _blocks = {}
 _hooks = []
@@ -48,7 +50,7 @@ def track(array):
     if key in _blocks:
         return
     size = owner.nbytes
-    _blocks[key] = size
+    _blocks[key] = state.device
     weakref.finalize(owner, _free, key, size).atexit = False
     usage.used += size
     usage.peak = max(usage.peak, usage.used)
@@ -57,10 +59,17 @@ def track(array):
         hook.malloc_postprocess(device_id=0, size=size, mem_size=size, mem_ptr=0, pmem_id=0)
 
 
+def device_of(host):
+    """Return the number of the device in whose memory an array lies."""
+    return _blocks[id(_owner(host))]
+
+
 def arrays_at(address, size):
-    """Return the arrays on the device in whose memory these bytes lie."""
+    """Return the arrays on the current device in whose memory these bytes lie."""
     found = []
     for array in list(_arrays.values()):
+        if array.device.id != state.device:
+            continue
         low, high = np.lib.array_utils.byte_bounds(_owner(array._host))
         if low <= address and address + size <= high:
             found.append(array)

@@ -32,6 +32,8 @@ class State:
 
     def __init__(self):
         self.forbidden = False
+        self.device = 0
+        self.captured = set()
         self.reset()
 
     def reset(self):
@@ -109,9 +111,20 @@ def has_arrays(value):
 
 
 def log(name, inputs=(), outputs=()):
-    """Note a call."""
+    """Note a call; raise for arrays of another device than the current one, unless it is a view."""
     described = [
         tuple((array.dtype.name, array.shape) for array in arrays_in(values))
         for values in (inputs, outputs)
     ]
+    given, results = list(arrays_in(inputs)), list(arrays_in(outputs))
+    is_view = results and all(
+        not any(y is x for x in given) and any(np.may_share_memory(x._host, y._host) for x in given)
+        for y in results
+    )
+    for array in (*given, *results):
+        if array.device.id != state.device and not is_view:
+            raise ValueError(
+                "Array device must be same as the current device: array device = "
+                f"{array.device.id} while current = {state.device}"
+            )
     state.calls.append(Call(name, *described))
