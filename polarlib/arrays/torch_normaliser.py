@@ -46,10 +46,10 @@ def normaliser() -> Normaliser:
 
 
 def _divide_by_norm(torch: Any, x: Array, factor: float, power: bool) -> Array:
-    s = factor * _frobenius(torch, x)
-    if power:
-        s = torch.ldexp(torch.ones_like(s), torch.frexp(s).exponent - 1)
-    return torch.div(x, _divisor(torch, s), out=torch.empty_like(x))
+    s = _divisor(torch, factor * _frobenius(torch, x))
+    if power:  # NaN, which has no exponent, stays
+        s = s / (2 * torch.frexp(s).mantissa)
+    return torch.div(x, s, out=torch.empty_like(x))
 
 
 def _divide_by_gram(
