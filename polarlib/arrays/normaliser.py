@@ -35,4 +35,3 @@ class Normaliser(NamedTuple):
 
     by_norm: Callable[[Array, float, bool], Array]
     by_gram: Callable[[Array, Array, str, float, float, float], tuple[Array, Array]]
-

@@ -26,8 +26,8 @@ from array_api_compat import array_namespace
 from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.library import astype_like, format_name, import_library, is_complex
+from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])

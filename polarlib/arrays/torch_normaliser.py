@@ -7,9 +7,11 @@ of torch. polarlib does not import torch: the operators are made when torch is t
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 from typing import Any
 
+from polarlib.arrays import triton_normaliser
 from polarlib.arrays.library import import_library
 from polarlib.arrays.normaliser import Normaliser
 
@@ -46,10 +48,10 @@ def normaliser() -> Normaliser:
 
 
 def _divide_by_norm(torch: Any, x: Array, factor: float, power: bool) -> Array:
-    s = factor * _frobenius(torch, x)
-    if power:
-        s = torch.ldexp(torch.ones_like(s), torch.frexp(s).exponent - 1)
-    return torch.div(x, _divisor(torch, s), out=torch.empty_like(x))
+    s = _divisor(torch, factor * _frobenius(torch, x))
+    if power:  # NaN, which has no exponent, stays
+        s = s / (2 * torch.frexp(s).mantissa)
+    return torch.div(x, s, out=torch.empty_like(x))
 
 
 def _divide_by_gram(
@@ -82,8 +84,6 @@ def _divisor(torch: Any, s: Array) -> Array:
 def _norm_on_cuda(torch: Any, x: Array, factor: float, power: bool) -> Array:
     if not _fuses(x.device):
         return _divide_by_norm(torch, x, factor, power)
-    from polarlib.arrays import triton_normaliser
-
     x = x if _flat(x) is not None else x.contiguous()
     y = torch.empty_like(x)
     with torch.cuda.device(x.device):
@@ -97,8 +97,6 @@ def _gram_on_cuda(
     flat = _flat(y), _flat(g)
     if None in flat or not _fuses(y.device):
         return _divide_by_gram(torch, y, g, bound, slack, sums, safety)
-    from polarlib.arrays import triton_normaliser
-
     with torch.cuda.device(y.device):
         triton_normaliser.by_gram(*flat, bound == "moments", slack, sums, safety)
 
@@ -113,9 +111,7 @@ def _flat(x: Array) -> Array | None:
 def _fuses(device: Any) -> bool:
     """Whether Triton is installed and compiles for a device: tried once, on a matrix of one."""
     torch: Any = import_library("torch")
-    try:
-        from polarlib.arrays import triton_normaliser
-    except ImportError:
+    if importlib.util.find_spec("triton") is None:
         return False
     one = torch.ones((1, 1, 1), dtype=torch.float32, device=device)
     try:

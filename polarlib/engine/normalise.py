@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
@@ -110,7 +110,7 @@ def normalised_with_gram(
     ValueError
         As :func:`normalise`.
     """
-    form, bound = format_of(small.working), BOUNDS[kind].from_gram
+    form, bound = format_of(small.working), from_gram(kind)
     most = most_absorbed(first, form) and most_absorbed(first, format_of(low.working))
     native = not low.simulated and format_name(x) == low.working
     if native and most and ops.host and math.prod(x.shape[:-2]) == 1:
@@ -141,6 +141,11 @@ def normalised_with_gram(
         return _normalised(z, g, s, first, ops, low, small)
     g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
     return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
+
+
+def from_gram(kind: str) -> FromGram:
+    """The bound from a Gram matrix of one of `BOUNDS` that has it."""
+    return cast(FromGram, BOUNDS[kind].from_gram)
 
 
 def halfway_factor(n: int, most: float) -> float:

@@ -15,8 +15,9 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import trace
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.torch_bare import Bare
-from polarlib.engine.normalise import BOUNDS, halfway_factor, most_absorbed, slacks
+from polarlib.engine.normalise import BOUNDS, from_gram, halfway_factor, most_absorbed, slacks
 
 Array = Any
 
@@ -54,9 +55,9 @@ def plan(schedule: Schedule, kind: str, precision: str, n: int, *, host: bool) -
         return None
     wanted = format_of(precision)
     most = most_absorbed(schedule.steps[0], wanted)
-    if BOUNDS[kind].from_gram is None or (host and not most):
-        if host or kind != "frobenius":
-            return None
+    by_gram = BOUNDS[kind].from_gram is not None
+    if not (by_gram and most if host else by_gram or kind == "frobenius"):
+        return None
     halfway = halfway_factor(n, most)
     return Plan(schedule.steps, kind, schedule.input_safety, wanted, most, halfway)
 
@@ -66,7 +67,8 @@ def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
     multiply, add, ops = bare[:3]
     wide = x.shape[0] < x.shape[1]
     narrow = how.form.significand < 24
-    begun = _begun(x, how, bare) if bare.kernels is None else _begun_on_device(x, how, bare)
+    kernels = bare.kernels
+    begun = _begun(x, how, bare) if kernels is None else _on_device(x, how, bare, kernels)
     if begun is None:
         return None
     x, g, steps, free = begun
@@ -96,23 +98,25 @@ def _gram(x: Array, wide: bool, multiply: Any, out: Array | None = None) -> Arra
 
 def _begun(x: Array, how: Plan, bare: Bare) -> tuple[Array, Array, Any, Array | None] | None:
     """The matrix, its Gram matrix, the steps for them, and storage that is free after a step."""
-    ops, bound = bare.ops, BOUNDS[how.kind].from_gram
+    ops = bare.ops
     g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)
     square = ops.item(trace(g, ops))
     if not 1 / how.most <= square <= how.most:  # NaN is not
         return None
-    s = ops.divisor(bound(g, square, ops, how.form)) * how.safety
+    s = ops.divisor(from_gram(how.kind)(g, square, ops, how.form)) * how.safety
     if how.form.significand < 24:  # as `_normalised` has it
         x = ops.divide(x, s)
         return x, ops.divide(g, s * s, may_overwrite=True), how.steps, x
     return x, g, (absorbed(how.steps[0], s), *how.steps[1:]), None
 
 
-def _begun_on_device(x: Array, how: Plan, bare: Bare) -> tuple[Array, Array, Any, Array | None]:
+def _on_device(
+    x: Array, how: Plan, bare: Bare, kernels: Normaliser
+) -> tuple[Array, Array, Any, Array | None]:
     """:func:`_begun` without a number on the host."""
     whole = how.kind == "frobenius"
-    x = bare.kernels.by_norm(x, how.safety if whole else how.halfway, not whole)
+    x = kernels.by_norm(x, how.safety if whole else how.halfway, not whole)
     g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)
     if not whole:
-        x, g = bare.kernels.by_gram(x, g, how.kind, *slacks(bare.format, how.form), how.safety)
+        x, g = kernels.by_gram(x, g, how.kind, *slacks(bare.format, how.form), how.safety)
     return x, g, how.steps, x
