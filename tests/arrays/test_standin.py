@@ -11,7 +11,7 @@ import array_api_compat
 import ml_dtypes
 import numpy as np
 import pytest
-from standin import cupy_standin, memory
+from standin import cupy_standin, memory, raw
 from standin.cupy_standin import HostSynchronization, no_sync, syncs
 
 
@@ -463,6 +463,61 @@ def test_kernels_that_cannot_be_evaluated(names):
         kernel(names["f"])
     with pytest.raises(ValueError, match="no kernel f"):
         names["cupy"].RawKernel("", "f")
+
+
+RAW = r"""
+typedef float T;
+extern "C" __global__ void reverse(const T* x, double* y, long long n, double shift) {
+    __shared__ T kept[64];
+    if (threadIdx.x < n) kept[threadIdx.x] = x[blockIdx.x * n + threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x < n) y[blockIdx.x * n + threadIdx.x] = kept[n - 1 - threadIdx.x] + shift;
+}
+extern "C" __global__ void apart(T* x) {
+    if (threadIdx.x % 2) __syncthreads();
+    x[0] = gridDim.x + blockDim.x;
+}
+"""
+
+
+@pytest.mark.skipif(not raw.COMPILER, reason="there is no g++ to compile kernels for the host")
+def test_raw_kernels(cupy):
+    kernel = cupy.RawKernel(RAW, "reverse")
+    x, y = cupy.asarray(np.arange(12, dtype="f").reshape(3, 4)), cupy.empty((3, 4))
+    for _ in range(2):
+        kernel((3,), (64,), (x, y, 4, 0.5))
+        np.testing.assert_array_equal(y.get(), x.get()[:, ::-1] + 0.5)
+    assert cupy_standin.raw_kernels() == [(RAW, "reverse")]
+    assert len(cupy_standin.calls("reverse")) == 2
+    for wrong in (
+        *((x, x, 4, 0.5), (y, y, 4, 0.5), (x.get(), y, 4, 0.5), (x, y, 4.0, 0.5)),
+        *((x, y, 4, 1), (x, y, 4), (x, y, np.int64(4), 0.5)),
+    ):
+        with pytest.raises(TypeError):
+            kernel((3,), (64,), wrong)
+    with pytest.raises(ValueError, match="blocks"):
+        kernel((0,), (64,), (x, y, 4, 0.5))
+    with pytest.raises(RuntimeError, match="barrier"):
+        cupy.RawKernel(RAW, "apart")((1,), (4,), (x,))
+    kernel((3,), (64,), (x, y, 4, 0.0))  # nothing is left of the failure
+    np.testing.assert_array_equal(y.get(), x.get()[:, ::-1])
+
+
+@pytest.mark.parametrize("text", ["ones(2)", "asarray(np.ones(2, 'f')).astype('d')", "eye(2)"])
+def test_calls_take_arrays_of_the_current_device(cupy, text):
+    with cupy.cuda.Device(1):
+        x = eval(f"cupy.{text}", {"cupy": cupy, "np": np})
+    view = x[..., :1]
+    assert x.device.id == view.device.id == view.data.device_id == 1
+    for call in (lambda: x + 1, lambda: cupy.max(view), x.astype, lambda: x.__setitem__(0, 1.0)):
+        with pytest.raises(ValueError, match="array device = 1 while current = 0"):
+            call(*("f",) * (call == x.astype))
+    with cupy.cuda.Device(1):
+        assert (x + 1).device.id == 1
+        with cupy.cuda.Device(0):
+            assert cupy.cuda.get_device_id() == 0
+        assert cupy.cuda.Device().id == 1
+    assert x.get().shape == x.shape
 
 
 # Other libraries

@@ -1077,17 +1077,16 @@ class Stream:
 
     null = None  # an instance, set below
     done = True
-    _current = []
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         self.ptr = 0 if null else id(self)
 
     def __enter__(self):
-        self._current.append(self)
+        state.streams.append(self)
         return self
 
     def __exit__(self, *exception):
-        self._current.remove(self)
+        state.streams.remove(self)
 
     def use(self):
         return self
@@ -1116,7 +1115,7 @@ class Stream:
 
 
 def _current_stream(device_id=-1):
-    return Stream._current[-1] if Stream._current else Stream.null
+    return state.streams[-1] if state.streams else Stream.null
 
 
 Stream.null = Stream(null=True)

@@ -1,9 +1,11 @@
 // CUDA's names for a C++ compiler: the threads of a block take turns between barriers.
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define __device__
@@ -46,17 +48,42 @@ static unsigned short to_half(float x) {
 }
 
 static const std::size_t STACK = 1 << 16;
-static ucontext_t scheduler;
-static std::vector<ucontext_t> threads;
-static std::vector<char> stacks, done;
+
+// A thread lives on, from block to block: a switch by setjmp needs no call of the system.
+struct Thread {
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    ucontext_t first;
+    jmp_buf place;
+    bool started = false, done = false;
+};
+
+static jmp_buf scheduler;
+static std::vector<Thread> threads;
 static const std::function<void()>* body;
 static unsigned current;
 
-static void __syncthreads() { swapcontext(&threads[current], &scheduler); }
+static void __syncthreads() {
+    if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
+}
 
-static void thread() {
-    (*body)();
-    done[current] = 1;
+static void live() {
+    for (;;) {
+        (*body)();
+        threads[current].done = true;
+        __syncthreads();
+    }
+}
+
+static void resume(Thread& thread) {
+    if (_setjmp(scheduler)) return;
+    if (thread.started) _longjmp(thread.place, 1);
+    thread.started = true;
+    getcontext(&thread.first);
+    thread.first.uc_stack.ss_sp = thread.stack.get();
+    thread.first.uc_stack.ss_size = STACK;
+    thread.first.uc_link = nullptr;
+    makecontext(&thread.first, live, 0);
+    setcontext(&thread.first);
 }
 
 // Run all blocks; 1 if a barrier was not reached by every thread of its block.
@@ -64,24 +91,19 @@ static int run(unsigned grid, unsigned block, const std::function<void()>& kerne
     body = &kernel;
     gridDim.x = grid;
     blockDim.x = block;
-    threads.resize(block);
-    stacks.resize(block * STACK);
+    if (threads.size() < block) threads = std::vector<Thread>(block);
     for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
-        done.assign(block, 0);
-        for (unsigned i = 0; i < block; ++i) {
-            getcontext(&threads[i]);
-            threads[i].uc_stack.ss_sp = &stacks[i * STACK];
-            threads[i].uc_stack.ss_size = STACK;
-            threads[i].uc_link = &scheduler;
-            makecontext(&threads[i], thread, 0);
-        }
+        for (Thread& thread : threads) thread.done = false;
         for (unsigned finished = 0; finished < block;) {
             for (current = 0; current < block; ++current) {
                 threadIdx.x = current;
-                swapcontext(&scheduler, &threads[current]);
-                finished += done[current];
+                resume(threads[current]);
+                finished += threads[current].done;
             }
-            if (finished % block) return 1;
+            if (finished % block) {
+                threads.clear();
+                return 1;
+            }
         }
     }
     return 0;

@@ -33,6 +33,7 @@ class State:
     def __init__(self):
         self.forbidden = False
         self.device = 0
+        self.streams = []
         self.captured = set()
         self.reset()
 
