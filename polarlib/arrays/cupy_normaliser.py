@@ -11,13 +11,13 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import import_library, is_complex
 from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
 
-# Types of the source below, by dtype.
-TYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float"}
+# Types of the source below, by dtype; complex entries are two numbers.
+TYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float", "complex64": "float"}
 # Threads of a block, and bytes that one of them reads at once.
 THREADS = 256
 BYTES = 16
@@ -172,15 +172,17 @@ extern "C" __global__ void polarlib_norm_divide(
     divide(x + matrix * size, y + matrix * size, size, Part(part, parts), wide, divisor);
 }
 
-// Of a square matrix: the sum of squares, and behind those of all blocks the trace.
+// Of a square matrix, whose entries are one or two numbers: the sum of squares, and behind those of
+// all blocks the trace, which is real.
 extern "C" __global__ void polarlib_gram_sums(
-    const G* g, double* sums, long long n, long long parts, long long wide) {
-    const long long matrix = blockIdx.x / parts;
+    const G* g, double* sums, long long n, long long numbers, long long parts, long long wide) {
+    const long long matrix = blockIdx.x / parts, size = n * n * numbers;
     const Part part(blockIdx.x %% parts, parts);
-    g += matrix * n * n;
-    const double sum = squares(g, n * n, part, wide);
+    g += matrix * size;
+    const double sum = squares(g, size, part, wide);
     double mine = 0;
-    for (long long i = part.first; i < n; i += part.step) mine += widened(g[i * (n + 1)]);
+    for (long long i = part.first; i < n; i += part.step)
+        mine += widened(g[i * (n + 1) * numbers]);
     const double trace = total(mine);
     if (threadIdx.x == 0) {
         sums[blockIdx.x] = sum;
@@ -190,9 +192,9 @@ extern "C" __global__ void polarlib_gram_sums(
 
 // The first blocks of a matrix divide Y, the others G.
 extern "C" __global__ void polarlib_gram_divide(
-    X* y, G* g, const double* sums, long long size, long long n, long long parts_y,
-    long long parts_g, long long wide_y, long long wide_g, long long moments, double slack,
-    double rounding, double safety) {
+    X* y, G* g, const double* sums, long long size, long long n, long long numbers,
+    long long parts_y, long long parts_g, long long wide_y, long long wide_g, long long moments,
+    double slack, double rounding, double safety) {
     const long long parts = parts_y + parts_g;
     const long long matrix = blockIdx.x / parts, part = blockIdx.x %% parts;
     const double* of_matrix = sums + matrix * parts_g;
@@ -208,8 +210,9 @@ extern "C" __global__ void polarlib_gram_divide(
         divide(y + matrix * size, y + matrix * size, size, mine, wide_y, Divisor(s, 0));
     } else {
         const Part mine(part - parts_y, parts_g);
-        g += matrix * n * n;
-        divide(g, g, n * n, mine, wide_g, Divisor(s * s, 0));
+        const long long size_g = n * n * numbers;
+        g += matrix * size_g;
+        divide(g, g, size_g, mine, wide_g, Divisor(s * s, 0));
     }
 }
 """
@@ -242,7 +245,7 @@ def normaliser(x: Array) -> Normaliser | None:
     Parameters
     ----------
     x : cupy.ndarray, shape (..., m, n)
-        Taken if it is real, of 16 or 32 bits, and dense: by rows or by columns.
+        Taken if its numbers are of 16 or 32 bits, and it is dense: by rows or by columns.
     """
     if x.dtype.name not in TYPES or not x.size or not _is_dense(x):
         return None
@@ -301,9 +304,9 @@ def by_gram(
     parts_y, parts_g = _parts(y), _parts(g)
     wide_y, wide_g = int(_is_wide(y)), int(_is_wide(g))
     found = cupy.empty(2 * count * parts_g, dtype="float64")
-    kernels.gram_sums((count * parts_g,), (THREADS,), (g, found, n, parts_g, wide_g))
+    kernels.gram_sums((count * parts_g,), (THREADS,), (g, found, n, _numbers(g), parts_g, wide_g))
     numbers = (int(bound == "moments"), float(slack), float(sums), float(safety))
-    layout = (size, n, parts_y, parts_g, wide_y, wide_g)
+    layout = (size, n, _numbers(g), parts_y, parts_g, wide_y, wide_g)
     blocks = count * (parts_y + parts_g)
     kernels.gram_divide((blocks,), (THREADS,), (y, g, found, *layout, *numbers))
     return y, g
@@ -321,8 +324,13 @@ def _empty_as(cupy: Any, x: Array) -> Array:
 
 
 def _counts(x: Array) -> tuple[int, int]:
-    """Numbers of matrices and of entries of one of them."""
-    return math.prod(x.shape[:-2]), math.prod(x.shape[-2:])
+    """How many matrices there are, and of how many numbers each."""
+    return math.prod(x.shape[:-2]), math.prod(x.shape[-2:]) * _numbers(x)
+
+
+def _numbers(x: Array) -> int:
+    """Numbers of one entry."""
+    return 2 if is_complex(x) else 1
 
 
 def _parts(x: Array) -> int:

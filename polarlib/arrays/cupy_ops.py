@@ -165,7 +165,7 @@ class CupyOps(InPlaceOps):
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 
     def normaliser(self, x: Array) -> Normaliser | None:
-        """Two kernels each, for real dense matrices of 16 or 32 bits."""
+        """Two kernels each, for dense matrices whose numbers are of 16 or 32 bits."""
         return normaliser(x)
 
     def cholesky(self, z: Array) -> Array:

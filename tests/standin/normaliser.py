@@ -7,7 +7,8 @@ import numpy as np
 
 
 def flat(x, count, size):
-    """View of the memory of a dense array, one row for each matrix."""
+    """View of the numbers of a dense array, one row for each matrix."""
+    x = x.real  # which begins where the complex numbers do
     step = x.itemsize
     return np.lib.stride_tricks.as_strided(x, (count, size), (size * step, step))
 
@@ -41,15 +42,16 @@ def norm_divide(grid, x, y, sums, size, parts, wide, factor, power):
     flat(y, len(s), size)[...] = quotient(flat(x, len(s), size), s)
 
 
-def gram_sums(grid, g, sums, n, parts, wide):
-    rows = flat(g, grid // parts, n * n).astype(np.float64)
+def gram_sums(grid, g, sums, n, numbers, parts, wide):
+    rows = flat(g, grid // parts, n * n * numbers).astype(np.float64)
     first_of(sums[:grid], parts, np.sum(rows * rows, axis=1))
-    first_of(sums[grid:], parts, rows[:, :: n + 1].sum(axis=1))
+    first_of(sums[grid:], parts, rows[:, :: (n + 1) * numbers].sum(axis=1))
 
 
 def gram_divide(
-    grid, y, g, sums, size, n, parts_y, parts_g, wide_y, wide_g, moments, slack, rounding, safety
-):
+    grid, y, g, sums, size, n, numbers, parts_y, parts_g, wide_y, wide_g,
+    moments, slack, rounding, safety,
+):  # fmt: skip
     square, trace = sums.reshape(2, -1, parts_g).sum(axis=2)
     norm, mean = np.sqrt(square), trace / n
     with np.errstate(all="ignore"):
@@ -58,7 +60,7 @@ def gram_divide(
         inside = mean + np.sqrt(spread) + norm * slack if moments else norm * (1 + slack)
         bound = np.sqrt(inside)
         s = known(np.where(bound == 0, 1.0, bound) * safety)
-        for x, entries, divisor in ((y, size, s), (g, n * n, s * s)):
+        for x, entries, divisor in ((y, size, s), (g, n * n * numbers, s * s)):
             rows = flat(x, len(s), entries)
             rows[...] = quotient(rows, divisor)
 

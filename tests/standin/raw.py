@@ -98,6 +98,7 @@ class RawKernel:
             if type(value) is not expected:
                 raise TypeError(f"{label} is a {kind}, not {value!r}")
             return convert(value)
-        if not hasattr(value, "_host") or value.dtype != dtype_of(self.code, kind):
+        # Complex entries are pairs of numbers.
+        if not hasattr(value, "_host") or value.real.dtype != dtype_of(self.code, kind):
             raise TypeError(f"{label} is a {kind}, not {getattr(value, 'dtype', value)}")
         return ctypes.c_void_p(value.data.ptr)
