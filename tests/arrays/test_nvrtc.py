@@ -5,6 +5,7 @@ device. The sources are those that ran on the stand-in; CuPy's own generator mak
 """
 
 import functools
+import re
 import warnings
 
 import ml_dtypes
@@ -107,7 +108,13 @@ def compiled():
             raise AssertionError(f"{source}\n{nvrtc.getProgramLog(program)}") from None
         return nvrtc.getCUBIN(program)
 
-    to_binary.generated, to_binary.complete = generated, complete
+    def to_text(source):
+        program = nvrtc.createProgram(source, "polarlib.cu", (), ())
+        nvrtc.compileProgram(program, ("-std=c++17", "-arch=compute_90"))
+        text = nvrtc.getPTX(program)
+        return text.decode() if isinstance(text, bytes) else text
+
+    to_binary.generated, to_binary.complete, to_binary.to_text = generated, complete, to_text
     return to_binary
 
 
@@ -134,6 +141,18 @@ def test_normalisers_compile(compiled, first, architecture):
         binary = compiled(source, ("-std=c++17",), architecture)
         for name in cupy_normaliser.Kernels._fields:
             assert f"polarlib_{name}".encode() in binary
+
+
+@pytest.mark.parametrize("first", ["bfloat16", "float16", "float32"])
+def test_normalisers_read_16_bytes_at_once_and_in_an_order(compiled, first):
+    """No atomic operation, by which results would depend on the order of blocks."""
+    text = compiled.to_text(cupy_normaliser.source(first, first))
+    kernels = text.split(".visible .entry ")[1:]
+    assert len(kernels) == 4
+    for kernel in kernels:
+        assert "ld.global.v4" in kernel
+        assert "bar.sync" in kernel
+        assert not re.search(r"\b(atom|red)\.", kernel)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
