@@ -5,17 +5,12 @@ of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a 
 matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
 here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over. An
 addend in other storage goes to cublasLt (`polarlib.arrays.cublaslt`), or is copied.
-
-cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
-handed over in the other order; strides show whether a matrix is stored transposed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
-import math
 import operator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -24,7 +19,8 @@ import numpy as np
 
 from polarlib.arrays import cublaslt
 from polarlib.arrays.cupy_device import LibraryNotFound, required
-from polarlib.arrays.library import import_library
+from polarlib.arrays.gemm_layout import Layout, described, matrix_strides
+from polarlib.arrays.library import dtype_name, import_library
 
 Array = Any
 
@@ -157,15 +153,45 @@ def gemm(
         If `out` has another dtype, or a scalar of real matrices is complex.
     """
     cupy = import_library("cupy")
-    m, k = _shape(a, adjoint_a)
-    inner, n = _shape(b, adjoint_b)
+    shape, inner = _result(a.shape, b.shape, adjoint_a, adjoint_b)
+    dtype = a.dtype if a.dtype == b.dtype else np.promote_types(a.dtype, b.dtype)
+    if type(alpha) is not float or type(beta) is not float:
+        _check_scalars(dtype, alpha=alpha, beta=beta)
+    if addend is out or is_number(beta, 0.0):
+        addend = None
+    if out is None:
+        if addend is None and not is_number(beta, 0.0):
+            raise ValueError(f"beta={beta} scales `out`, and there is none")
+        out = cupy.empty(shape, dtype=dtype)
+    elif out.shape != shape:
+        raise ValueError(f"out must have the shape {shape}, got {out.shape}")
+    elif out.dtype != dtype:
+        raise TypeError(f"out must have the dtype {dtype}, got {out.dtype}")
+    if out.size == 0:
+        return out
+    scalars, adjoints = (alpha, beta), (adjoint_a, adjoint_b)
+    binding = _binding()
+    known = binding is not None and a.dtype == b.dtype and dtype_name(out) in TYPES
+    # Without inner dimension there is nothing to multiply, and no leading dimension to hand over.
+    if not known or inner == 0 or max(*shape[-2:], inner) > LARGEST_INT:
+        return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
+    return _by_cublas(cupy, binding, a, b, out, addend, scalars, adjoints, tf32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _result(
+    a: tuple[int, ...], b: tuple[int, ...], adjoint_a: bool, adjoint_b: bool
+) -> tuple[tuple[int, ...], int]:
+    """Shape of a product, and its inner dimension."""
+    m, k = a[:-3:-1] if adjoint_a else a[-2:]
+    inner, n = b[:-3:-1] if adjoint_b else b[-2:]
     if k != inner:
         raise ValueError(f"a product of {m} x {k} by {inner} x {n} matrices does not exist")
-    stack = a.shape[:-2]
-    if stack != b.shape[:-2]:
-        stack = np.broadcast_shapes(stack, b.shape[:-2])
-    dtype = a.dtype if a.dtype == b.dtype else np.promote_types(a.dtype, b.dtype)
-    for name, scalar in (("alpha", alpha), ("beta", beta)):
+    return (*np.broadcast_shapes(a[:-2], b[:-2]), m, n), k
+
+
+def _check_scalars(dtype: np.dtype, **scalars: Array | complex) -> None:
+    for name, scalar in scalars.items():
         if getattr(scalar, "size", 1) != 1:
             shape = getattr(scalar, "shape", ())
             raise ValueError(f"{name} must be one number, got an array of shape {shape}")
@@ -173,31 +199,6 @@ def gemm(
         is_complex = isinstance(scalar, complex) if given is None else given.kind == "c"
         if is_complex and dtype.kind != "c":
             raise TypeError(f"{name} must be real for matrices of {dtype.name}, it is complex")
-    if addend is out or is_number(beta, 0.0):
-        addend = None
-    if out is None:
-        if addend is None and not is_number(beta, 0.0):
-            raise ValueError(f"beta={beta} scales `out`, and there is none")
-        out = cupy.empty((*stack, m, n), dtype=dtype)
-    elif out.shape != (*stack, m, n):
-        raise ValueError(f"out must have the shape {(*stack, m, n)}, got {out.shape}")
-    elif out.dtype != dtype:
-        raise TypeError(f"out must have the dtype {dtype}, got {out.dtype}")
-    if out.size == 0:
-        return out
-    scalars, adjoints = (alpha, beta), (adjoint_a, adjoint_b)
-    binding = _binding()
-    known = binding is not None and a.dtype == b.dtype and _types(dtype) is not None
-    # Without inner dimension there is nothing to multiply, and no leading dimension to hand over.
-    if not known or k == 0 or max(m, n, k) > LARGEST_INT:
-        return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
-    operands = _broadcast(a, stack), _broadcast(b, stack), out, addend
-    return _by_cublas(binding, *operands, scalars, adjoints, tf32)
-
-
-def _shape(x: Array, adjoint: bool) -> tuple[int, int]:
-    rows, columns = x.shape[-2:]
-    return (columns, rows) if adjoint else (rows, columns)
 
 
 def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
@@ -206,9 +207,26 @@ def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
     return import_library("cupy").broadcast_to(x, (*stack, *x.shape[-2:]))
 
 
+class _Types(NamedTuple):
+    """Codes of types and operations: constants of CUDA and of the binding."""
+
+    kind: int
+    compute: int
+    of_scalars: int
+    operations: tuple[int, int, int]
+
+
 @functools.lru_cache(maxsize=64)
-def _types(dtype: np.dtype) -> tuple[str, str, str] | None:
-    return TYPES.get(dtype.name)
+def _types(cupy: Any, binding: Any, dtype: str, tf32: bool) -> _Types:
+    kind, compute, of_scalars = TYPES[dtype]
+    compute = TF32 if tf32 and kind == "CUDA_R_32F" else compute
+    runtime = cupy.cuda.runtime
+    return _Types(
+        getattr(runtime, kind),
+        getattr(binding, compute),
+        getattr(runtime, TYPES[of_scalars][0]),
+        (binding.CUBLAS_OP_N, binding.CUBLAS_OP_T, binding.CUBLAS_OP_C),
+    )
 
 
 def _filled(out: Array, addend: Array | None) -> Array:
@@ -218,25 +236,8 @@ def _filled(out: Array, addend: Array | None) -> Array:
     return out
 
 
-class _Call(NamedTuple):
-    """A product as cuBLAS takes it: column-major, so that the second operand comes first.
-
-    Of B, A and C in this order: arrays, leading dimensions, and steps between matrices of a stack.
-    """
-
-    operations: tuple[int, int]
-    sizes: tuple[int, int, int]
-    arrays: tuple[Array, Array, Array]
-    leading: tuple[int, int, int]
-    steps: tuple[int, int, int]
-    matrices: int
-    # CUDA's type of entries, cuBLAS's compute type, CUDA's type of alpha and beta.
-    types: tuple[int, int, int]
-    # Pointer mode and addresses of alpha and beta.
-    scalars: tuple[int, int, int]
-
-
 def _by_cublas(
+    cupy: Any,
     binding: Any,
     a: Array,
     b: Array,
@@ -246,119 +247,124 @@ def _by_cublas(
     adjoints: tuple[bool, bool],
     tf32: bool,
 ) -> Array:
-    if is_transposed(out):
-        first, second, result = (x.swapaxes(-1, -2) for x in (b, a, out))
-        third = None if addend is None else addend.swapaxes(-1, -2)
-        _by_cublas(binding, first, second, result, third, scalars, adjoints[::-1], tf32)
+    if addend is not None and (addend.shape != out.shape or addend.dtype != out.dtype):
+        _filled(out, addend)
+        addend = None
+    views = [(x.shape, x.strides) for x in (a, b, out)]
+    beside = None if addend is None else (addend.shape, addend.strides)
+    is_complex = out.dtype.kind == "c"
+    layout = described(*views, beside, out.itemsize, is_complex, adjoints)
+    if not isinstance(layout, Layout):
+        if layout[0] == 2:
+            _filled(out, addend)
+            addend = None
+        a, b, c, adjoints = _copied(cupy, a, b, out, layout, adjoints)
+        _by_cublas(cupy, binding, a, b, c, addend, scalars, adjoints, tf32)
+        if c is not out:
+            out[...] = c
         return out
-    cupy = import_library("cupy")
-    c = out if is_readable(out) else _filled(out, addend).copy()  # a copy is contiguous
-    addend = addend if c is out else None
-    (m, k), n = _shape(a, adjoints[0]), out.shape[-1]
-    op_a, left, lda, step_a = _operand(cupy, binding, a, adjoints[0])
-    op_b, right, ldb, step_b = _operand(cupy, binding, b, adjoints[1])
-    _, ldc, step_c = _strides(c) or (False, 0, 0)
-    if max(lda, ldb, ldc) > LARGEST_INT:
+    if max(layout.leading) > LARGEST_INT:
         return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
-    type_name, compute_name, scalar_type = _types(out.dtype) or ("", "", "")
-    compute_name = TF32 if tf32 and type_name == "CUDA_R_32F" else compute_name
-    runtime = cupy.cuda.runtime
+    name = dtype_name(out)
+    types = _types(cupy, binding, name, tf32)
     # cuBLAS reads the host's scalars at once; the device's are kept by the order of their stream.
-    mode, held, at_alpha, at_beta = _scalars(cupy, binding, *scalars, scalar_type)
-    call = _Call(
-        (op_b, op_a),
-        (n, m, k),
-        (right, left, c),
-        (ldb, lda, ldc),
-        (step_b, step_a, step_c),
-        math.prod(out.shape[:-2]),
-        (
-            getattr(runtime, type_name),
-            getattr(binding, compute_name),
-            getattr(runtime, TYPES[scalar_type][0]),
-        ),
-        (mode, at_alpha, at_beta),
-    )
+    mode, held, *at_scalars = _scalars(cupy, binding, *scalars, TYPES[name][2])
     # The handle is this thread's own, and is left as it was found.
     handle = cupy.cuda.device.get_cublas_handle()
-    if addend is None or not _beside(cupy, handle, call, addend):
+    places = [x.data.ptr for x in ((b, a, out) if layout.turned else (a, b, out))]
+    given = layout, types, places, mode, at_scalars
+    if addend is None or not _beside(cupy, handle, *given, addend):
         _filled(out, addend)
-        _in_place(binding, handle, call)
+        _in_place(binding, handle, *given, out.itemsize)
     del held
-    if c is not out:
-        out[...] = c
     return out
 
 
-def _beside(cupy: Any, handle: int, call: _Call, addend: Array) -> bool:
+def _copied(
+    cupy: Any, a: Array, b: Array, out: Array, which: tuple[int, bool], adjoints: tuple[bool, bool]
+) -> tuple[Array, Array, Array, tuple[bool, bool]]:
+    """The operands with one of them as a copy that lies otherwise."""
+    i, conjugate = which
+    if i == 2:
+        return a, b, out.copy(), adjoints  # a copy is contiguous
+    operands, turned = [a, b], list(adjoints)
+    if conjugate:
+        operands[i], turned[i] = cupy.conj(operands[i]).swapaxes(-1, -2), False
+    else:
+        operands[i] = cupy.ascontiguousarray(_broadcast(operands[i], out.shape[:-2]))
+    return operands[0], operands[1], out, (turned[0], turned[1])
+
+
+def _beside(
+    cupy: Any,
+    handle: int,
+    layout: Layout,
+    types: _Types,
+    places: list[int],
+    mode: int,
+    scalars: list[int],
+    addend: Array,
+) -> bool:
     """Add what lies in other storage, by cublasLt; return whether that was possible."""
-    c = call.arrays[2]
-    found = _strides(addend) if addend.shape == c.shape and addend.dtype == c.dtype else None
-    if found is None or found[0] or found[1] > LARGEST_INT or call.matrices > STACK:
+    if layout.addend is None or layout.addend[0] > LARGEST_INT or layout.matrices > STACK:
         return False
-    addresses = tuple(x.data.ptr for x in (*call.arrays[:2], addend, c))
-    (*first_two, ld), (*steps_of_two, step) = call.leading, call.steps
-    mode, at_alpha, at_beta = call.scalars
+    (first, second, c), (ld_first, ld_second, ldc) = places, layout.leading
+    addresses = first, second, addend.data.ptr, c
     product = cublaslt.Product(
-        call.operations,
-        call.sizes,
-        call.types,
-        (*first_two, found[1], ld),
-        (*steps_of_two, found[2], step),
-        call.matrices,
+        (types.operations[layout.operations[0]], types.operations[layout.operations[1]]),
+        layout.sizes,
+        types[:3],
+        (ld_first, ld_second, layout.addend[0], ldc),
+        (*layout.steps[:2], layout.addend[1], layout.steps[2]),
+        layout.matrices,
         mode,
         tuple(map(cublaslt.aligned, addresses)),
     )
-    return cublaslt.multiply(cupy, handle, product, (at_alpha, at_beta), addresses)
+    return cublaslt.multiply(cupy, handle, product, (scalars[0], scalars[1]), addresses)
 
 
-def _in_place(binding: Any, handle: int, call: _Call) -> None:
+def _in_place(
+    binding: Any,
+    handle: int,
+    layout: Layout,
+    types: _Types,
+    places: list[int],
+    mode: int,
+    scalars: list[int],
+    itemsize: int,
+) -> None:
     """Add to what is in C, by gemmEx."""
-    kind, compute, _ = call.types
-    mode, at_alpha, at_beta = call.scalars
-    (ld_first, ld_second, ldc), (step_first, step_second, step_c) = call.leading, call.steps
+    kind, (ld_first, ld_second, ldc) = types.kind, layout.leading
+    step_first, step_second, step_c = layout.steps
+    at_alpha, at_beta = scalars
     before = binding.getPointerMode(handle)
     # Other math modes multiply single precision in tf32, whatever the compute type.
     math_mode = binding.getMathMode(handle)
     binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
     binding.setPointerMode(handle, mode)
-    head = (handle, *call.operations, *call.sizes, at_alpha)
-    last = (compute, binding.CUBLAS_GEMM_DEFAULT)
+    operations = (types.operations[i] for i in layout.operations)
+    head = (handle, *operations, *layout.sizes, at_alpha)
+    last = (types.compute, binding.CUBLAS_GEMM_DEFAULT)
     try:
-        for start in range(0, call.matrices, STACK):
-            first, second, c = (
-                x.data.ptr + start * step * x.itemsize
-                for x, step in zip(call.arrays, call.steps, strict=True)
+        if layout.matrices == 1:
+            first, second, c = places
+            binding.gemmEx(
+                *(*head, first, kind, ld_first, second, kind, ld_second),
+                *(at_beta, c, kind, ldc, *last),
             )
-            if call.matrices == 1:
-                binding.gemmEx(
-                    *(*head, first, kind, ld_first, second, kind, ld_second),
-                    *(at_beta, c, kind, ldc, *last),
-                )
-            else:
-                binding.gemmStridedBatchedEx(
-                    *(*head, first, kind, ld_first, step_first),
-                    *(second, kind, ld_second, step_second, at_beta, c, kind, ldc, step_c),
-                    *(min(STACK, call.matrices - start), *last),
-                )
+            return
+        for start in range(0, layout.matrices, STACK):
+            first, second, c = (
+                at + start * step * itemsize for at, step in zip(places, layout.steps, strict=True)
+            )
+            binding.gemmStridedBatchedEx(
+                *(*head, first, kind, ld_first, step_first),
+                *(second, kind, ld_second, step_second, at_beta, c, kind, ldc, step_c),
+                *(min(STACK, layout.matrices - start), *last),
+            )
     finally:
         binding.setPointerMode(handle, before)
         binding.setMathMode(handle, math_mode)
-
-
-def _operand(cupy: Any, binding: Any, x: Array, adjoint: bool) -> tuple[int, Array, int, int]:
-    """An operand as cuBLAS is to read it: the operation, the array, and its strides."""
-    if adjoint and x.dtype.kind != "c":
-        x, adjoint = x.swapaxes(-1, -2), False
-    if adjoint and is_transposed(x):  # no operation conjugates and does not transpose
-        x, adjoint = cupy.conj(x).swapaxes(-1, -2), False
-    found = _strides(x)
-    if found is None:
-        x = cupy.ascontiguousarray(x)
-        found = _strides(x) or (False, 0, 0)
-    transposed, leading, step = found
-    plain = binding.CUBLAS_OP_T if transposed else binding.CUBLAS_OP_N
-    return binding.CUBLAS_OP_C if adjoint else plain, x, leading, step
 
 
 def is_transposed(x: Array) -> bool:
@@ -372,30 +378,7 @@ def _strides(x: Array) -> tuple[bool, int, int] | None:
 
     Counted in entries; None if it does not lie as cuBLAS needs it.
     """
-    return _layout(x.shape, x.strides, x.itemsize)
-
-
-# A product takes microseconds to launch, so that looking again counts.
-@functools.lru_cache(maxsize=1024)
-def _layout(
-    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
-) -> tuple[bool, int, int] | None:
-    if any(s % itemsize for s in strides):
-        return None
-    *steps, down, right = (s // itemsize for s in strides)
-    *counts, rows, columns = shape
-    # Axes of one entry may have any stride.
-    axes = [(n, s) for n, s in zip(counts, steps, strict=True) if n > 1]
-    if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
-        return None  # more than one stride, unless all of them are 0
-    step = axes[-1][1] if axes else 0
-    if step < 0:
-        return None
-    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
-        return False, down if rows > 1 else columns, step
-    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
-        return True, right if columns > 1 else rows, step
-    return None
+    return matrix_strides(x.shape, x.strides, x.itemsize)
 
 
 def _scalars(

@@ -11,7 +11,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from polarlib.arrays.library import import_library, is_complex
+from polarlib.arrays.library import dtype_name, import_library, is_complex
 from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
@@ -247,7 +247,7 @@ def normaliser(x: Array) -> Normaliser | None:
     x : cupy.ndarray, shape (..., m, n)
         Taken if its numbers are of 16 or 32 bits, and it is dense: by rows or by columns.
     """
-    if x.dtype.name not in TYPES or not x.size or not _is_dense(x):
+    if dtype_name(x) not in TYPES or not x.size or not _is_dense(x):
         return None
     if _parts(x) * math.prod(x.shape[:-2]) > MOST_BLOCKS // 2:  # twice that for Y and G
         return None
@@ -269,7 +269,7 @@ def by_norm(x: Array, factor: float, power: bool) -> Array:
         Whether s is rounded down to a power of two, by which division is exact.
     """
     cupy = import_library("cupy")
-    kernels = _kernels(cupy, x.dtype.name, x.dtype.name)
+    kernels = _kernels(cupy, *(dtype_name(x),) * 2)
     y, (count, size) = _empty_as(cupy, x), _counts(x)
     parts, wide = _parts(x), _is_wide(x) and _is_wide(y)
     grid, sums = (count * parts,), cupy.empty(count * parts, dtype="float64")
@@ -299,7 +299,7 @@ def by_gram(
     """
     cupy = import_library("cupy")
     y, g = (t if _is_dense(t) else cupy.ascontiguousarray(t) for t in (y, g))
-    kernels = _kernels(cupy, y.dtype.name, g.dtype.name)
+    kernels = _kernels(cupy, dtype_name(y), dtype_name(g))
     (count, size), n = _counts(y), g.shape[-1]
     parts_y, parts_g = _parts(y), _parts(g)
     wide_y, wide_g = int(_is_wide(y)), int(_is_wide(g))

@@ -11,6 +11,7 @@ import pytest
 from standin import cublas, cupy_standin
 
 from polarlib.arrays import cublas as kernels
+from polarlib.arrays import gemm_layout
 
 DTYPES = ["f4", "f8", "c8", "c16", "f2", ml_dtypes.bfloat16]
 # Stacks of the first and of the second operand.
@@ -368,7 +369,7 @@ def test_long_stacks_are_split(cupy, monkeypatch):
 def test_addresses_beyond_32_bits():
     """Offsets are Python's integers: a stack of 2^40 entries is addressed as it must be."""
     shape, strides = (1 << 20, 1 << 10, 1 << 10), (1 << 22, 1 << 12, 4)
-    assert kernels._layout(shape, strides, 4) == (False, 1 << 10, 1 << 20)
+    assert gemm_layout.matrix_strides(shape, strides, 4) == (False, 1 << 10, 1 << 20)
 
 
 # tf32
