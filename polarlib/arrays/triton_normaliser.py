@@ -35,6 +35,7 @@ def kernels() -> Kernels:
     triton: Any = import_library("triton")
     tl: Any = import_library("triton.language")
 
+    # What the kernels share is written out: Triton's interpreter does not find functions in here.
     @triton.jit
     def polarlib_sums(x, partial, size, order, MOST: tl.constexpr, BLOCK: tl.constexpr):
         # Squares of shares of matrices of `size` entries; and diagonals, of matrices of an order.
@@ -52,18 +53,6 @@ def kernels() -> Kernels:
         tl.store(partial + (which * 2 + 1) * MOST + share, tl.sum(trace))
 
     @triton.jit
-    def divisor(s):
-        s = tl.where(s == 0.0, 1.0, s)
-        return tl.where(s - s == 0.0, s, float("nan"))  # infinity too
-
-    @triton.jit
-    def divide(x, y, first, size, s, BLOCK: tl.constexpr):
-        at = first + tl.arange(0, BLOCK)
-        entry = tl.load(x + at, at < size, 0.0).to(tl.float32).to(tl.float64)
-        found = (entry * (1.0 / s)).to(tl.float32)
-        tl.store(y + at, found.to(y.dtype.element_ty), at < size)
-
-    @triton.jit
     def polarlib_divide_by_norm(
         x, y, partial, size, factor,
         POWER: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
@@ -72,8 +61,12 @@ def kernels() -> Kernels:
         s = tl.sqrt(tl.sum(tl.load(partial + which * 2 * MOST + tl.arange(0, MOST)))) * factor
         if POWER:  # the bits of the exponent alone; of infinity and NaN they are infinity
             s = (s.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
-        start = which * size
-        divide(x + start, y + start, tl.program_id(1) * BLOCK, size, divisor(s), BLOCK)
+        s = tl.where(s == 0.0, 1.0, s)
+        s = tl.where(s - s == 0.0, s, float("nan"))
+        at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        entry = tl.load(x + which * size + at, at < size, 0.0).to(tl.float32).to(tl.float64)
+        entry = (entry * (1.0 / s)).to(tl.float32)
+        tl.store(y + which * size + at, entry.to(y.dtype.element_ty), at < size)
 
     @triton.jit
     def polarlib_divide_by_gram(
@@ -81,24 +74,30 @@ def kernels() -> Kernels:
         MOMENTS: tl.constexpr, MOST: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         which, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
-        at = partial + which * 2 * MOST + tl.arange(0, MOST)
-        squares = tl.sum(tl.load(at))
+        known = partial + which * 2 * MOST + tl.arange(0, MOST)
+        squares = tl.sum(tl.load(known))
         norm = tl.sqrt(squares)
         if MOMENTS:
-            mean = tl.sum(tl.load(at + MOST)) / order
+            mean = tl.sum(tl.load(known + MOST)) / order
             variance = squares * (1.0 + sums) / order - mean * mean
             # NaN stays NaN, unlike in a maximum.
             spread = tl.where(variance < 0.0, 0.0, variance) * (order - 1)
             bound = tl.sqrt(mean + tl.sqrt(spread) + norm * slack)
         else:
             bound = tl.sqrt(norm * (1.0 + slack))
-        s = divisor(bound) * safety
+        s = tl.where(bound == 0.0, 1.0, bound)
+        s = tl.where(s - s == 0.0, s, float("nan")) * safety
         blocks, square = tl.cdiv(size, BLOCK), order * order
         if share < blocks:
-            divide(y + which * size, y + which * size, share * BLOCK, size, s, BLOCK)
+            at = share * BLOCK + tl.arange(0, BLOCK)
+            entry = tl.load(y + which * size + at, at < size, 0.0).to(tl.float32).to(tl.float64)
+            entry = (entry * (1.0 / s)).to(tl.float32)
+            tl.store(y + which * size + at, entry.to(y.dtype.element_ty), at < size)
         else:
-            first = (share - blocks) * BLOCK
-            divide(g + which * square, g + which * square, first, square, s * s, BLOCK)
+            at = (share - blocks) * BLOCK + tl.arange(0, BLOCK)
+            entry = tl.load(g + which * square + at, at < square, 0.0).to(tl.float32)
+            entry = (entry.to(tl.float64) * (1.0 / (s * s))).to(tl.float32)
+            tl.store(g + which * square + at, entry.to(g.dtype.element_ty), at < square)
 
     return Kernels(polarlib_sums, polarlib_divide_by_norm, polarlib_divide_by_gram)
 
