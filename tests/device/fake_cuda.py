@@ -5,15 +5,15 @@
     with fake_cuda.recorded() as counts:
         polarlib.orthogonalize(cupy.ones((64, 32)))
 
-CuPy's modules call CUDA through tables of C functions, which are replaced here: memory is the host's,
-streams and events are numbers, launches and waits are counted. NVRTC is the real one. Calls of
-cuBLAS and cuSOLVER are counted by name, with the number and the types of their arguments checked.
+CuPy's modules call CUDA through tables of C functions, which are replaced here: memory is the
+host's, streams and events are numbers, launches and waits are counted. NVRTC is the real one. Calls
+of cuBLAS and cuSOLVER are counted by name, after a check of the number and the types of arguments.
 
 It proves which calls CuPy accepts, result types, launches, waits, copies and allocations, and that
 kernels compile. It proves no value, since memory holds the byte `FILL` wherever nothing was
 copied, and therefore no branch on a value; no speed; and nothing of what the libraries do.
-Sorting, searching and scans are compiled into CuPy and fail. Written for CuPy 14.2. A process ends by
-``os._exit``: handles of libraries cannot be destroyed.
+Sorting, searching and scans are compiled into CuPy and fail. Written for CuPy 14.2. A process ends
+by ``os._exit``: handles of libraries cannot be destroyed.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ PROPERTIES = {
 }
 # Functions of the runtime and the driver that have nothing to do here.
 IDLE = frozenset(
-    "eventDestroy eventRecord eventQuery streamDestroy streamQuery streamWaitEvent freeArray "
-    "deviceEnablePeerAccess _deviceEnsurePeerAccess profilerStart profilerStop graphDestroy "
-    "graphExecDestroy memPoolTrimTo moduleUnload funcSetAttribute ctxSetCurrent check_status "
-    "_ensure_context".split()
+    {
+        *("eventDestroy", "eventRecord", "eventQuery", "streamDestroy"),
+        *("streamQuery", "streamWaitEvent", "freeArray", "deviceEnablePeerAccess"),
+        *("_deviceEnsurePeerAccess", "profilerStart", "profilerStop", "graphDestroy"),
+        *("graphExecDestroy", "memPoolTrimTo", "moduleUnload", "funcSetAttribute"),
+        *("ctxSetCurrent", "check_status", "_ensure_context"),
+    }
 )
 # Functions that ask no device.
 KEPT = ("get_build_version", "_getLocalRuntimeVersion", "getLocalRuntimeVersion")

@@ -1,7 +1,7 @@
 """Replace the functions that a module of Cython exports to other modules.
 
-Such a module has its functions twice: under their names, for Python, and as C functions in the table
-``__pyx_capi__``, from which other compiled modules take them when they are imported. Both are
+Such a module has its functions twice: under their names, for Python, and as C functions in the
+table ``__pyx_capi__``, from which other compiled modules take them when they are imported. Both are
 replaced, so that replacing must come before the import of whatever calls them.
 """
 
@@ -53,10 +53,10 @@ def replace(
     module : module
         Of Cython, imported.
     make : callable
-        Of a name, the name of the C type of the result, and the number of arguments (-1: unknown).
+        Takes a name, the C type of the result, and the number of arguments (-1: unknown).
     failed : callable
-        Takes the name of a function and the exception that it raised where C called it: an exception
-        cannot pass through C.
+        Takes the name of a function and the exception that it raised where C called it: an
+        exception cannot pass through C.
 
     Returns
     -------
