@@ -83,6 +83,9 @@ class Emulated(torch.Tensor):
             device=device,
             requires_grad=False,
         )
+        # As on tensors of torch's own, these two decide what is resolved before an operator.
+        torch._C._set_conj(made, inner.is_conj())
+        torch._C._set_neg(made, inner.is_neg())
         made.inner = inner
         return made
 
