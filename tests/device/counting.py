@@ -10,7 +10,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
+
+import polarlib
 
 from .cases import Case, cases
 
@@ -55,14 +58,26 @@ def in_child(count: Callable[[Case], Row], case: Case) -> Row:
 
 
 def command(
-    library: str,
+    package: str,
     count: Callable[..., Row],
     extra: tuple[Case, ...] = (),
     *,
     isolated: bool = True,
 ) -> None:
-    """Count every case of a library; print the rows, as JSON or one to a line."""
-    parser = argparse.ArgumentParser(description=f"Counts of every case, {library}.")
+    """Count every case of a library; print the rows, as JSON or one to a line.
+
+    Parameters
+    ----------
+    package : str
+        Name under which the library is installed.
+    count : callable
+        Takes a case, and whether to print what it counts; returns its row.
+    extra : tuple of Case, optional
+        Cases of this library alone.
+    isolated : bool, optional
+        Whether each case has a process of its own.
+    """
+    parser = argparse.ArgumentParser(description=f"Counts of every case, {package}.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--only", default="", help="cases whose name has this pattern")
     parser.add_argument("-v", "--verbose", action="store_true", help="what was counted, by name")
@@ -77,7 +92,9 @@ def command(
                 shown = ", ".join(f"{k} {v}" for k, v in row.items() if v)
                 print(f"{case.name}: {shown}", flush=True)  # noqa: T201
     if options.json:
-        print(json.dumps(found))  # noqa: T201
+        # Where polarlib comes from, for a check that it is the checkout that was meant.
+        head = {"version": metadata.version(package), "polarlib": polarlib.__file__}
+        print(json.dumps(head | {"rows": found}))  # noqa: T201
     sys.stdout.flush()
     os._exit(0)  # handles of libraries that are not there cannot be destroyed
 

@@ -13,8 +13,10 @@ from . import fake_cuda
 
 CUPY = fake_cuda.install(compiled=False)
 
-from . import counting  # noqa: E402
+from . import counting, fake_cublaslt  # noqa: E402
 from .cases import Case  # noqa: E402
+
+fake_cublaslt.install()
 
 
 def count(case: Case, verbose: bool = False) -> counting.Row:
@@ -34,4 +36,4 @@ def count(case: Case, verbose: bool = False) -> counting.Row:
 
 
 if __name__ == "__main__":
-    counting.command("CuPy", count)
+    counting.command("cupy-cuda13x", count)

@@ -127,4 +127,4 @@ def count(case: Case, verbose: bool = False) -> counting.Row:
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
     # Threads of JAX do not survive a fork, and what is traced does not depend on earlier traces.
-    counting.command("JAX", count, isolated=False)
+    counting.command("jax", count, isolated=False)
