@@ -1,3 +1,3 @@
-"""Commands and what they import are no tests: they need a library, or replace a part of one."""
+"""Only tests are collected here: importing a command replaces parts of a library."""
 
 collect_ignore_glob = ["[!t]*.py", "tables.py"]
