@@ -54,6 +54,7 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
         "operators": ("kernels", "library calls", "copies"),
         "of libraries": ("library calls",),
         "copies": ("copies",),
+        "polarlib's own": ("own operators",),
         "reads": ("waits",),
         "to device": ("to device",),
     },
@@ -78,9 +79,10 @@ from CUDA, beyond what CuPy's memory pool holds. **Values mean nothing here**: a
 branches on them, as `polar` does, is counted on the path that it took, not on that of its
 matrix.""",
     "torch": """\
-Operators without views and empty tensors, in the second call of a process. Reads are what the host
-waits for: numbers, copies to the host, and factorisations that torch documents to synchronise. The
-values, and so the paths, are those of Gaussian matrices (of 1 + G Gᵀ / n for roots).""",
+Operators without views and empty tensors, in the second call of a process; one that polarlib
+registers is one operator here, and a few kernels on a device. Reads are what the host waits for:
+numbers, copies to the host, and factorisations that torch documents to synchronise. The values, and
+so the paths, are those of Gaussian matrices G (of 1 + G Gᵀ / n for roots).""",
     "jax": """\
 Operators of StableHLO, before XLA fuses them, with the branches of every condition and one round of
 every loop. A function that cannot be traced is refused, and runs operator by operator then.""",

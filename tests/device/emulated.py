@@ -42,6 +42,8 @@ COPIES = re.compile(r"aten::(copy_|clone|_to_copy)(\.|$)")
 EMPTY = re.compile(r"aten::(new_)?empty\w*(\.|$)")
 # Views by what they do; their schemas do not say it.
 VIEWS = re.compile(r"(aten::_unsafe_view|prim::\w+|aten::_has_\w+|aten::is_same_size)(\.|$)")
+# Operators that polarlib registers, each of which launches kernels that are not seen here.
+OWN = "polarlib::"
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Counts:
             "to device": self.transfers.total(),
             "copies": self.copies.total(),
             "allocations": self.allocations,
+            "own operators": sum(self.operators[n] for n in self.operators if n.startswith(OWN)),
         }
 
 

@@ -377,6 +377,15 @@ def install(
             continue
         _replace(module, state.library(name))
     _replace_compiled(cupy, state)
+    pool = cupy.get_default_memory_pool()
+
+    def malloc(size: int) -> Any:
+        # Which block the pool gives out again depends on addresses; what is in it must not.
+        memory = pool.malloc(size)
+        ctypes.memset(memory.ptr, FILL, size)
+        return memory
+
+    cupy.cuda.set_allocator(malloc)
     return cupy
 
 
