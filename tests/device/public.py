@@ -87,11 +87,14 @@ class Matrices:
             return convert(np.eye(rows if len(value) == 4 else columns))
         return convert(value)
 
-    def call(self, name: str, convert: Callable[[np.ndarray], Any]) -> Any:
-        """Call a public function, arrays converted."""
+    def arguments(self, name: str, convert: Callable[[np.ndarray], Any]) -> dict[str, Any]:
+        """Arguments of a public function, arrays converted."""
         values = test_fuzz.ROWS[name]()
-        given = {key: self.replaced(value, convert) for key, value in values.items()}
-        return test_fuzz.interface()[name].run(given)
+        return {key: self.replaced(value, convert) for key, value in values.items()}
+
+    def call(self, name: str, convert: Callable[[np.ndarray], Any]) -> Any:
+        """Call a public function."""
+        return test_fuzz.interface()[name].run(self.arguments(name, convert))
 
 
 def has_array(value: Any) -> bool:
