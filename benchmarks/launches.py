@@ -87,6 +87,11 @@ so the paths, are those of Gaussian matrices G (of 1 + G Gᵀ / n for roots)."""
 Operators of StableHLO, before XLA fuses them, with the branches of every condition and one round of
 every loop. A function that cannot be traced is refused, and runs operator by operator then.""",
 }
+SUMMARY = """\
+From [launches.md](launches.md), which has every number and says what is counted; two numbers are
+before ({before}) and now. CuPy's counts of calls that branch on values (`polar`,
+`nearest_rotation`) are of a path that no matrix has: see the columns of torch.
+"""
 # What the host waits for, by library.
 WAITS = {"cupy": "waits", "torch": "reads", "jax": "callbacks"}
 # Calls of the table in docs/gpu.md.
@@ -232,7 +237,8 @@ def short(data: Row) -> str:
                 names = COLUMNS[library][column]
                 cells.append("" if new is None else cell(old, new, names))
         body.append(cells)
-    return table(["call", "shape", "format", *head], body)
+    before = data.get("before", {}).get("commit", "an earlier commit")
+    return f"{SUMMARY.format(before=before)}\n{table(['call', 'shape', 'format', *head], body)}"
 
 
 def main() -> None:
