@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,22 @@ FULL = (
     *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
     *("seeds", "fuzz", "peers", "coverage"),
 )
+# Versions of the libraries whose calls of a device are counted.
+COUNTED = {
+    library: run["version"]
+    for library, run in json.loads(Path("docs/data/launches.json").read_text("utf-8"))[
+        "now"
+    ].items()
+}
+# What stands for a device, by library: packages, and tests besides those of tests/device.
+DEVICE = {
+    "cupy": (
+        (f"cupy-cuda13x[ctk]=={COUNTED['cupy']}", "ml_dtypes"),
+        ("arrays/test_cu*.py", "arrays/test_nvrtc.py", "arrays/test_standin.py"),
+    ),
+    "torch": ((f"torch=={COUNTED['torch']}",), ("**/test_triton*.py", "**/test_torch_n*.py")),
+    "jax": ((f"jax=={COUNTED['jax']}",), ("arrays/test_jax_precision.py",)),
+}
 
 
 @nox.session
@@ -88,8 +105,22 @@ def peers(session: nox.Session) -> None:
     session.run("python", "tests/peers/jax_grid.py")
 
 
+@nox.session
+@nox.parametrize("library", list(DEVICE))
+def device(session: nox.Session, library: str) -> None:
+    """Device code without a device: tests/device, and the tests of kernels, for each library.
+
+    The versions are those of which docs/data/launches.json has the counts. torch, which brings
+    triton, takes 6 GB with the libraries of CUDA; CuPy takes 2 GB.
+    """
+    packages, tests = DEVICE[library]
+    session.install("-e", ".[test]", *packages)
+    files = (str(path) for pattern in tests for path in sorted(Path("tests").glob(pattern)))
+    session.run("python", "-m", "pytest", "-m", "", "tests/device", *files, *session.posargs)
+
+
 @nox.session(python=False)
-def device(session: nox.Session) -> None:
+def gpu(session: nox.Session) -> None:
     """The checks that need a GPU, with the CuPy and torch of the environment."""
     session.run("python", "tests/gpu/run.py", *session.posargs)
 

@@ -1,9 +1,11 @@
 """JAX multiplies float32 in less unless it is told not to: the programs that it is given.
 
 By default products of float32 are taken in tf32 on GPUs and in one pass of bfloat16 on TPUs.
-Programs lowered for both show the precision of every product, without a device.
+Programs lowered for both show the precision of every product, and what else they call, without a
+device.
 """
 
+import functools
 import re
 
 import numpy as np
@@ -14,21 +16,19 @@ from polarlib.decomposition import unitary_factor
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
+from device.on_jax import arrays_of, lowered  # noqa: E402
 
 PLATFORMS = ("cuda", "tpu")
+# Targets of custom calls that a platform has.
+KNOWN = {
+    "cuda": re.compile(r"(cusolver|cublas|cusparse|cu)_\w+"),
+    "tpu": re.compile("Eigh|Qr|LuDecomposition|ProductOfElementaryHouseholderReflectors"),
+}
 
 
 def products(f, platform, *arrays):
     """Operand type and precision of every product in the program of a function."""
-    text = jax.jit(f).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
-    found = []
-    for line in text.splitlines():
-        if "dot_general" not in line:
-            continue
-        operand = re.findall(r"tensor<(?:\d+x)*([a-z]\w*(?:<\w+>)?)>", line)[0]
-        precision = re.search(r"precision = \[(\w+), (\w+)\]", line)
-        found.append((operand, precision.groups() if precision else ("DEFAULT",)))
-    return found
+    return lowered(f, platform, *arrays).products
 
 
 def array(shape, dtype):
@@ -42,6 +42,7 @@ def total(f):
 TALL = array((96, 32), "float32")
 COMPLEX = array((24, 16), "complex64")
 STACK = array((5, 12, 8), "float32")
+SQUARE = array((24, 24), "float32")
 
 
 def orthogonalize(**kwargs):
@@ -65,18 +66,47 @@ CASES = {
     "forward": (lambda x: jax.jvp(orthogonalize(), (x,), (x,))[1], TALL),
     "batched": (jax.vmap(orthogonalize()), STACK),
     "maximiser of a norm": (lambda x: polarlib.norms.spectral().lmo(x), TALL),
+    **{
+        f"polar by {method}": (functools.partial(polarlib.polar, method=method), TALL)
+        for method in ("auto", "svd", "qdwh", "newton_schulz")
+    },
+    "unitary factor, complex": (unitary_factor, COMPLEX),
+    "rotations": (polarlib.nearest_rotation, array((6, 3, 3), "float32")),
+    "root": (polarlib.sqrtm_psd, SQUARE),
+    "inverse root": (lambda x: polarlib.inverse_root(x, 2), SQUARE),
+    "gradient of orthogonalize": (lambda x: polarlib.orthogonalize_vjp(x, x), TALL),
+    "gradient of polar": (lambda x: polarlib.polar_vjp(x, x), TALL),
 }
+# What multiplies nothing by itself.
+CALLS = CASES | {"triplets": (lambda x: polarlib.top_singular(x, 2), TALL)}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", CASES)
 def test_no_product_of_float32_is_left_to_the_default(name, platform):
     f, shape = CASES[name]
-    found = products(f, platform, shape)
+    found = products(arrays_of(f), platform, shape)
     assert found
     for operand, precision in found:
         if operand in ("f32", "complex<f32>"):
             assert set(precision) == {"HIGHEST"}, (operand, precision)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", CALLS)
+def test_programs_call_what_their_platform_has(name, platform):
+    f, shape = CALLS[name]
+    program = lowered(arrays_of(f), platform, shape)
+    assert program.callbacks == 0
+    assert not [call for call in program.custom_calls if not KNOWN[platform].fullmatch(call)]
+
+
+def test_calls_of_the_host_and_of_other_platforms_are_seen():
+    called = lowered(lambda x: jax.pure_callback(np.asarray, TALL, x), "cpu", TALL)
+    assert called.callbacks == 1
+    foreign = lowered(jnp.linalg.cholesky, "cpu", SQUARE).custom_calls
+    assert foreign
+    assert not [call for call in foreign if KNOWN["cuda"].fullmatch(call)]
 
 
 def test_the_default_of_jax_is_no_request():
