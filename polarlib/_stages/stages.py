@@ -194,7 +194,9 @@ def _status_from_errors(
             return Status.CONVERGED, False
         # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
         # Cholesky factor at full rank; only if not, a second one shifted up is needed.
-        full = is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
+        full = found.full
+        if full is None:
+            full = is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
         if full or is_definite(h, -1, tol, ops):
             return Status.CONVERGED, full
     return (Status.FIXED_SCHEDULE if options.is_fixed else Status.NOT_CONVERGED), False
@@ -223,7 +225,10 @@ class _Stages:
     def check(self, method: str = "") -> None:
         """Measure the factors, and check them as those of the method that made them."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
-        self.found = evidence(self.u, x, ops, form_h=self.options.form_h)
+        form_h = self.options.form_h
+        # On a device a Cholesky factor that may not be needed costs less than a second wait.
+        certify = form_h and not ops.host and name not in ("svd", "qr")
+        self.found = evidence(self.u, x, ops, form_h=form_h, certify=certify)
         self.status, self.full = _status_from_errors(
             name, self.options, self.found, x.shape, self.tol, ops
         )
@@ -250,9 +255,10 @@ class _Stages:
         """Find rank and condition number, or put that off; take the partial isometry if asked."""
         x, ops, n = self.x, self.ops, self.x.shape[-1]
         run, full = self.statistics, self.full
-        self.h, self.orthogonality, self.backward_error, _ = self.found
+        self.h, self.orthogonality, self.backward_error = self.found[:3]
         del self.found
-        few = n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
+        # On a device the eigenvalues of H tell, if somebody asks.
+        few = ops.host and n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
         by_svd = few and run.singular_values is None and not full
         matrix = x if by_svd else None
         find_rank = functools.partial(rank_of, self.h, x.shape, run, ops, full=full, x=matrix)
@@ -277,7 +283,7 @@ class _Stages:
         if deficient and not self.options.completion:
             self.isometry = True
             self.u = partial_isometry(x, ops)
-            self.h, _, self.backward_error, _ = evidence(self.u, x, ops)
+            self.h, _, self.backward_error = evidence(self.u, x, ops)[:3]
             self.orthogonality, _ = figures(self.u, self.h, x, ops, isometry=True)
 
     def form_large(self, h_out: Array | None) -> None:
@@ -381,7 +387,7 @@ class _HiddenStages(_Stages):
             self.found = self.found._replace(orthogonality=orthogonality, backward_error=error)
             within = (orthogonality <= tol) & (error <= tol) & (self.found.skew <= tol)
             self.good = within & (self.good | deficient)
-        self.h, self.orthogonality, self.backward_error, _ = self.found
+        self.h, self.orthogonality, self.backward_error = self.found[:3]
 
     def leave(self) -> PolarResult:
         entered, ops, run = self.entered, self.ops, self.statistics
