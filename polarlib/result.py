@@ -248,7 +248,7 @@ class Later:
 
 
 # Attributes of a result that may be computed when they are read.
-_FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds")
+_FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,10 +194,9 @@ def _status_from_errors(
             return Status.CONVERGED, False
         # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
         # Cholesky factor at full rank; only if not, a second one shifted up is needed.
-        full = found.full
-        if full is None:
-            full = is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
-        if full or is_definite(h, -1, tol, ops):
+        known = found.definite
+        full = known[0] if known else is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
+        if full or (known[1] if known[1:] else is_definite(h, -1, tol, ops)):
             return Status.CONVERGED, full
     return (Status.FIXED_SCHEDULE if options.is_fixed else Status.NOT_CONVERGED), False
 
@@ -226,8 +225,13 @@ class _Stages:
         """Measure the factors, and check them as those of the method that made them."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
         form_h = self.options.form_h
-        # On a device a Cholesky factor that may not be needed costs less than a second wait.
-        certify = form_h and not ops.host and name not in ("svd", "qr")
+        certify: tuple[tuple[int, float], ...] = ()
+        if form_h and not ops.host and name not in ("svd", "qr"):
+            # On a device a Cholesky factor that may not be needed costs less than a second wait.
+            cut, bounds = rank_cut(x.shape, format_name(self.u)), self.statistics.bounds
+            certify = ((1, cut), (-1, self.tol))
+            # Full rank is expected, and then the first of them is enough.
+            certify = certify[: 1 if bounds is not None and bounds[0] > cut * bounds[1] else 2]
         self.found = evidence(self.u, x, ops, form_h=form_h, certify=certify)
         self.status, self.full = _status_from_errors(
             name, self.options, self.found, x.shape, self.tol, ops

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -50,15 +50,15 @@ class Evidence(NamedTuple):
         (Arrays of the library where it hides the entries.)
         ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``, None without H; the
         skew-Hermitian part of ``U^H A`` over ``||A||_F``.
-    full : bool or None
-        Whether a Cholesky factor certifies full rank, of every matrix; None where none was formed.
+    definite : tuple of bool
+        What :func:`is_definite` is for the signs and cuts that were asked for.
     """
 
     hermitian: Any = None
     orthogonality: Any = None
     backward_error: Any = None
     skew: Any = None
-    full: bool | None = None
+    definite: tuple[bool, ...] = ()
 
     def within(self, tol: float) -> bool:
         """Whether every figure of every matrix is; NaN is not."""
@@ -71,12 +71,12 @@ def within(figures: Iterable[np.ndarray | None], tol: float) -> bool:
 
 
 def evidence(
-    u: Array, x: Array, ops: Ops, *, form_h: bool = True, certify: bool = False
+    u: Array, x: Array, ops: Ops, *, form_h: bool = True, certify: Sequence[tuple[int, float]] = ()
 ) -> Evidence:
     """Form the Hermitian factor of tall matrices, if asked for, and judge the factors.
 
-    All figures are read off a device at once. If asked to `certify`, whether H has full rank is
-    among them, which takes a Cholesky factor whatever the others are; not for a stack in parts.
+    All figures are read off a device at once. Among them is :func:`is_definite` for each sign and
+    cut of `certify`: Cholesky factors, whatever the others are. Not for a stack in parts.
     """
     if parts := in_parts(x, ops):
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
@@ -97,12 +97,10 @@ def evidence(
         return Evidence(None, orthogonality, None, skew)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     measured = (*_measured(u, h, x, ops), ops.frobenius(x), skew)
-    if certify:
-        cut = rank_cut(x.shape, format_name(h))
-        measured = (*measured, ops.factor_peak(h, ops.frobenius(h) * cut))
-    unit, residue, size, skew, *peak = _numbers(ops, *measured)
-    full = bool(np.all(np.isfinite(peak[0]))) if certify else None
-    return Evidence(h, unit, _norm_ratio(residue, size), _norm_ratio(skew, size), full)
+    peaks = [ops.factor_peak(h, _shift(h, sign, cut, ops)) for sign, cut in certify]
+    unit, residue, size, skew, *peaks = _numbers(ops, *measured, *peaks)
+    definite = tuple(bool(np.all(np.isfinite(peak))) for peak in peaks)
+    return Evidence(h, unit, _norm_ratio(residue, size), _norm_ratio(skew, size), definite)
 
 
 def figures(
@@ -307,10 +305,14 @@ def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
 
     With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
     """
+    return ops.is_definite(h, _shift(h, sign, cut, ops))
+
+
+def _shift(h: Array, sign: int, cut: float, ops: Ops) -> Array:
     shift = ops.frobenius(h) * (sign * cut)
     if sign < 0:  # so that a zero matrix passes
         shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
-    return ops.is_definite(h, shift)
+    return shift
 
 
 def rank_of(
