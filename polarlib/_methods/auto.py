@@ -51,7 +51,7 @@ def auto(
     n = x.shape[-1]
     if not (ops.host or on_cpu(x)):
         return _on_device(x, ops, tol, callback, lower)
-    if is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
+    if ops.host and is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
     if serves(x, ops):

@@ -212,6 +212,7 @@ class _Stages:
         self.half = entered.given.dtype != entered.x.dtype
         self.status: Status | None = None
         self.full = self.isometry = False
+        self.fits: bool | None = None  # whether H is finite as it is returned, where that is known
         self.rank: Any = None
         self.condition: Any = None
 
@@ -273,9 +274,11 @@ class _Stages:
             return low, np.where(rank < n, np.inf, high)
 
         # Put off where the result keeps H as it is, so that no array is kept for it alone. Above
-        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for.
-        later = self.entered.unscaled and self.entered.finite is None and h_out is None
-        later = later and not (self.half or self.large or ops.is_sharded(x))
+        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for. On a
+        # device another H may be kept: its eigenvalues take longer than all else.
+        kept = self.entered.unscaled and not self.half
+        later = (kept or not ops.host) and self.entered.finite is None and h_out is None
+        later = later and not (self.large or ops.is_sharded(x))
         if later and self.options.completion:
             known = Later(find_rank)
             self.rank = known() if full or by_svd else known
@@ -308,9 +311,14 @@ class _Stages:
         if self.half:
             ops, a = self.ops, self.entered.given
             v, g = (at_least_single(astype_like(t, a, ops), ops) for t in (self.u, self.h))
-            self.orthogonality, self.backward_error = figures(
-                v, g, self.x, ops, large=self.large, isometry=self.isometry
+            peak = []
+            if not ops.host:  # read together, though H is rounded twice for it
+                h = self.entered.leave(self.h, self.entered.scale, turn=False)
+                peak = [ops.max_abs(at_least_single(h, ops))]
+            self.orthogonality, self.backward_error, *found = figures(
+                v, g, self.x, ops, large=self.large, isometry=self.isometry, also=peak
             )
+            self.fits = bool(np.all(np.isfinite(found))) if found else None
 
     def leave(self) -> PolarResult:
         """Return the factors as the caller's arrays, and warn where they missed the tolerance."""
@@ -325,10 +333,14 @@ class _Stages:
             self.rank = np.where(np.isnan(lost), 0, self.rank)
             if np.any(np.isnan(lost)):
                 self.status = Status.NOT_CONVERGED
-        h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=True)
+        kept = isinstance(self.condition, Later)  # for figures that are computed when they are read
+        h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=not kept)
         # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow unscaled.
         safe = self.status is Status.NOT_CONVERGED or (entered.unscaled and not self.half)
-        if not safe and not math.isfinite(ops.item(ops.max_abs(at_least_single(h, ops)))):
+        fits = self.fits
+        if fits is None and not safe:
+            fits = math.isfinite(ops.item(ops.max_abs(at_least_single(h, ops))))
+        if not (safe or fits):
             self.status = Status.OVERFLOW
         errors = {"orthogonality": self.orthogonality, "backward_error": self.backward_error}
         self._warn(self.statistics.method, **errors)

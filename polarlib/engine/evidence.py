@@ -104,8 +104,15 @@ def evidence(
 
 
 def figures(
-    u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    u: Array,
+    h: Array,
+    x: Array,
+    ops: Ops,
+    *,
+    large: bool = False,
+    isometry: bool = False,
+    also: Sequence[Array] = (),
+) -> tuple[np.ndarray, ...]:
     """Orthogonality and backward error of tall matrices.
 
     Parameters
@@ -116,10 +123,12 @@ def figures(
         `h` is m x m: ``A = H U``.
     isometry : bool, optional
         Measure ``U U^H U - U`` in place of ``U^H U - I``.
+    also : sequence of array, optional
+        Other numbers of shape (..., 1, 1) to be read with these, and returned after them.
     """
     measured = _measured(u, h, x, ops, large=large, isometry=isometry)
-    unit, residue, size = _numbers(ops, *measured, ops.frobenius(x))
-    return unit, _norm_ratio(residue, size)
+    unit, residue, size, *others = _numbers(ops, *measured, ops.frobenius(x), *also)
+    return unit, _norm_ratio(residue, size), *others
 
 
 def _measured(
