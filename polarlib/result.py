@@ -314,7 +314,7 @@ class PolarResult(Pytree):
     # By a factory, since a default would be an attribute of the class, found before `__getattr__`.
     condition_bounds: tuple[Any, Any] = field(default_factory=lambda: (1.0, float("inf")))
     reason: str | None = ""
-    trace: tuple[float, ...] = field(default=())
+    trace: tuple[float, ...] = field(default_factory=tuple)
 
     @classmethod
     def _made(
