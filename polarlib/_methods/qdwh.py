@@ -217,10 +217,13 @@ def halley(
         correction, _ = resolvent(done.x, c, alpha, ops, how="cholesky", gram=done.gram)
         return ops.combine((beta, 1.0), (done.x, correction)), 0
 
-    def stop(defect: float, change: float) -> bool:
+    def due(defect: float) -> bool:
         # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
+        return not defect**3 > 16 * eps  # NaN ends it too
+
+    def stop(defect: float, change: float) -> bool:
         return defect**3 <= 16 * eps
 
     most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
-    drive(done, defects(), apply, stop=stop, most=most)
+    drive(done, defects(), apply, stop=stop, most=most, due=due)
     return done.result()

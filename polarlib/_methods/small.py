@@ -185,11 +185,7 @@ def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
     else:
         e = xp.stack([x[:, i, j] for i in range(m) for j in range(n)], axis=0)
     norm2 = frobenius2(xp.reshape(e, (m, n, -1)), ops)
-    if (
-        norm2.shape[0]
-        and COMFORTABLE2[0] <= xp.min(norm2)
-        and xp.max(norm2) <= COMFORTABLE2[1]
-    ):
+    if norm2.shape[0] and COMFORTABLE2[0] <= xp.min(norm2) and xp.max(norm2) <= COMFORTABLE2[1]:
         return f(_Scaled(xp.reshape(e, (m, n, -1)), norm2, None))
     sizes = [xp.max(xp.abs(p), axis=0) for p in real_parts(e, ops)]
     peak = functools.reduce(xp.maximum, sizes)

@@ -262,8 +262,9 @@ class _Stages:
         run, full = self.statistics, self.full
         self.h, self.orthogonality, self.backward_error = self.found[:3]
         del self.found
-        # On a device the eigenvalues of H tell, if somebody asks.
-        few = ops.host and n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
+        # On a device the eigenvalues of H tell, if somebody asks, where H is that of A.
+        decomposed = ops.host or self.status not in SUCCESS
+        few = decomposed and n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
         by_svd = few and run.singular_values is None and not full
         matrix = x if by_svd else None
         find_rank = functools.partial(rank_of, self.h, x.shape, run, ops, full=full, x=matrix)
