@@ -118,18 +118,18 @@ def start(
     if tall:
         x, lift, matmuls = reduce_tall(x, ops)
     g = ops.gram(x)
-    high, *centre = largest(x, g, ops)
+    high, mean, spread = largest(x, g, ops)
     if lower is None:
         blur = 0.0 if tall else noise(2 * n, eps) * n  # what G has lost, over the mean
         factor = ops.adjoint(x) if tall else ops.cholesky(g)
-        doubt, found, top, l = _read_bounds(factor, blur, high, *centre, ops)
+        doubt, found, top, l = _read_bounds(factor, blur, high, mean, spread, ops)
         if not (tall or doubt <= TRUSTED):  # NaN compares false
             factor = ops.adjoint(ops.qr(x)[1])
-            _, found, top, l = _read_bounds(factor, 0.0, high, *centre, ops)
+            _, found, top, l = _read_bounds(factor, 0.0, high, mean, spread, ops)
         certain = found > LIKELY * math.sqrt(n) * eps * top
     else:
         found, certain = 0.0, False
-        top, l = _read_promise(x, lower, high, *centre, ops)
+        top, l = _read_promise(x, lower, high, mean, spread, ops)
     x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
     l = min(1.0, max(l, eps**FLOOR))
     return Progress(ops, x, g, callback, matmuls + 1, lift, (found, top), l, certain)

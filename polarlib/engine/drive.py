@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
     @property
     def _derivative(self) -> tuple[float, float, float]:
-        """The derivative is a quadratic in ``y = s^2``, p + 2 q y + r y^2, times what is positive."""
+        """Of the derivative, p, q, r of ``p + 2 q s^2 + r s^4`` times what is positive."""
         first, second, third = (*self.numerator, 0.0, 0.0)[:3]
         if self.denominator:
             c = self.denominator

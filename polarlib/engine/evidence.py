@@ -87,10 +87,10 @@ def evidence(
             if h is not None:
                 h.reshape(-1, n, n)[part] = one.hermitian
             found.append(one[1:4])
-        whole = (
+        whole: list[Any] = [
             None if f[0] is None else np.concatenate(f).reshape(x.shape[:-2])
             for f in zip(*found, strict=True)
-        )
+        ]
         return Evidence(h, *whole)
     if not form_h:
         orthogonality, skew = _factor_figures(u, x, ops)
