@@ -126,7 +126,7 @@ def start(
         if not (tall or doubt <= TRUSTED):  # NaN compares false
             factor = ops.adjoint(ops.qr(x)[1])
             _, found, top, l = _read_bounds(factor, 0.0, high, mean, spread, ops)
-        certain = found > LIKELY * math.sqrt(n) * eps * top
+        certain = l > LIKELY * math.sqrt(n) * eps
     else:
         found, certain = 0.0, False
         top, l = _read_promise(x, lower, high, mean, spread, ops)
