@@ -237,8 +237,9 @@ def drive(
             return
         done.gram = None  # before the difference takes storage
         if not recorded:
-            size = done.ops.frobenius(x - done.x) / math.sqrt(x.shape[-1])
-            done.changes.append(done.ops.item(size) if done.ops.host else size)
+            size = done.ops.frobenius(x - done.x)
+            size = done.ops.item(size) if done.ops.host else size
+            done.changes.append(size / math.sqrt(x.shape[-1]))
         done.append(x, products)
         del x  # the next step needs one iterate only
         if stop is not None:

@@ -252,7 +252,7 @@ class _Place:
 
 @functools.lru_cache(maxsize=16)
 def _placed(n: int, k: int, xp: Any, dtype: Any, place: _Place) -> Array:
-    """Gaussian vectors on a device, which a call need not transfer."""
+    """Gaussian vectors where matrices lie, which a call need not transfer. Never written."""
     like = xp.empty((1, 1), dtype=dtype, device=place.device)
     ops = ops_of(like)
     return astype_like(ops.from_host(_gaussian(n, k), like), like, ops)
