@@ -250,7 +250,7 @@ class Later:
 
 
 # Attributes of a result that may be computed when they are read.
-_FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds")
+_FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +316,7 @@ class PolarResult(Pytree):
     # By a factory, since a default would be an attribute of the class, found before `__getattr__`.
     condition_bounds: tuple[Any, Any] = field(default_factory=lambda: (1.0, float("inf")))
     reason: str | None = ""
-    trace: tuple[float, ...] = field(default=())
+    trace: tuple[float, ...] = field(default_factory=tuple)
 
     @classmethod
     def _made(

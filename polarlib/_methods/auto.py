@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib._methods.hybrid import hybrid
+from polarlib._methods.hybrid import iterate as hybrid_steps
+from polarlib._methods.qdwh import iterate as qdwh_steps
+from polarlib._methods.reduction import start
 from polarlib._methods.small import is_worth, small
 from polarlib._methods.stacked import serves, stacked
 from polarlib._methods.svd import svd
+from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
 from polarlib.design.cost_tables import kernel_costs
@@ -24,6 +28,11 @@ WORTH_IT = 320
 STEPS = {"gram": 6.0, "cholesky": 4.0, "solve": 7.0, "matmul": 3.0, "elementwise": 20.0}
 
 
+# Columns up to which libraries have SVDs of a stack in one kernel on devices; a matrix alone is
+# decomposed in a few milliseconds. Not measured.
+BATCHED = 32
+
+
 def auto(
     x: Array,
     ops: Ops,
@@ -36,10 +45,13 @@ def auto(
 
     Closed forms for stacks of small matrices; the SVD where calls or the library make the
     iterations slower; else the hybrid, which estimates the condition number and plans by the costs
-    of kernels, the SVD among them.
+    of kernels, the SVD among them. On a device the SVD of few columns alone, whose kernels take
+    stacks; else the hybrid, and QDWH where nothing bounds the smallest singular value.
     """
     n = x.shape[-1]
-    if is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
+    if not (ops.host or on_cpu(x)):
+        return _on_device(x, ops, tol, callback, lower)
+    if ops.host and is_worth(x.shape) and (x.shape[-2] == n or ops.kernels(x) is not None):
         u, run = small(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="small", note=f"closed forms; {run.note}")
     if serves(x, ops):
@@ -48,8 +60,7 @@ def auto(
     if n < WORTH_IT:
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
-    device = "cpu" if on_cpu(x) else "gpu"
-    costs = kernel_costs(library_name(ops), format_name(x), n, device=device)
+    costs = kernel_costs(library_name(ops), format_name(x), n)
     if ops.kernels(x) is None:  # the hybrid weighs the SVD itself where it works in place
         steps = sum(costs[kernel] * count for kernel, count in STEPS.items())
         if costs["svd"] < steps:
@@ -60,3 +71,24 @@ def auto(
         x, ops, tol=tol, callback=callback, lower=lower, may_decompose=True, costs=costs
     )
     return u, run if run.method else run._replace(method="hybrid")
+
+
+def _on_device(
+    x: Array,
+    ops: Ops,
+    tol: float,
+    callback: Callable[[int, Array], None] | None,
+    lower: float | None,
+) -> tuple[Array, Run]:
+    """The choice where every kernel is launched, and where a factorisation waits for itself."""
+    n = x.shape[-1]
+    if n <= BATCHED:
+        u, run = svd(x, ops, tol=tol, callback=callback)
+        return u, run._replace(method="svd", note=f"at most {BATCHED} columns on a device")
+    begun = start(x, ops, callback, lower=lower)
+    if begun.certain or (lower is not None and begun.lower >= format_of(format_name(x)).epsilon):
+        costs = kernel_costs(library_name(ops), format_name(x), n, device="gpu")
+        u, run = hybrid_steps(begun, ops, costs)
+        return u, run._replace(method="hybrid")
+    u, run = qdwh_steps(begun, ops, promised=lower is not None)
+    return u, run._replace(method="qdwh", note="the smallest singular value may be rounding")

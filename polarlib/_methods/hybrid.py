@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,9 @@ from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
 from polarlib.arrays.blas import SINGLE_BELOW
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import read
 from polarlib.arrays.kernels import NumpyKernels
-from polarlib.arrays.library import format_name, library_name
+from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
 from polarlib.design.cost_tables import kernel_costs, svd_costs_less
 from polarlib.design.remez import best
@@ -24,6 +25,7 @@ from polarlib.engine.drive import (
     LAST,
     NEWTON_SCHULZ,
     History,
+    Progress,
     Step,
     certified,
     converge,
@@ -164,12 +166,17 @@ class _GenericKernels:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
+        self.host = ops.host
 
     def gram(self, x: Array) -> Array:
         return self.ops.gram(x)
 
-    def defect(self, g: Array) -> float:
-        return self.ops.item(self.ops.frobenius(self.ops.add_diagonal(-g, 1.0)))
+    def defect(self, g: Array) -> Any:
+        size = self.ops.frobenius(self.ops.add_diagonal(-g, 1.0))
+        return self.ops.item(size) if self.host else size
+
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        return [float(known.max()) for known in read(self.ops, *numbers)]
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
         ops = self.ops
@@ -219,7 +226,8 @@ def hybrid(
     Cholesky factors.
     """
     if costs is None:
-        costs = kernel_costs(library_name(ops), format_name(x), x.shape[-1])
+        device = "cpu" if on_cpu(x) else "gpu"
+        costs = kernel_costs(library_name(ops), format_name(x), x.shape[-1], device=device)
     kernels = ops.kernels(x)
     if kernels is None or (x.ndim > 2 and callback is not None):
         return _anywhere(x, ops, callback, lower, costs)
@@ -238,10 +246,14 @@ def _anywhere(
     costs: Mapping[str, float],
 ) -> tuple[Array, Run]:
     """The iteration on stacks of any library, from a certified bound."""
-    eps = format_of(format_name(x)).epsilon
-    begun = start(x, ops, callback, lower=lower)
+    return iterate(start(x, ops, callback, lower=lower), ops, costs)
+
+
+def iterate(begun: Progress, ops: Ops, costs: Mapping[str, float]) -> tuple[Array, Run]:
+    """Take the steps from what :func:`polarlib._methods.reduction.start` gives, of any library."""
+    eps = format_of(format_name(begun.x)).epsilon
     course = History(**begun.__dict__ | {"ops": _GenericKernels(ops)})
-    del begun  # the iteration alone holds its matrices
+    del begun.x, begun.gram  # the iteration alone holds its matrices
     if course.lower >= eps:  # else it is singular, or as good as that
         steps, _ = plan(course.lower, eps, costs)
         converge(course, steps, course.lower, eps)

@@ -10,7 +10,7 @@ from polarlib._methods.reduction import reduce_tall
 from polarlib._methods.svd import polished
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import norm_1, norm_bound
+from polarlib.arrays.functions import norm_1, norm_bound, read
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress, drive
@@ -61,7 +61,8 @@ def newton(
     def scaled() -> Iterator[tuple[Any, Array]]:
         inverse = ops.inverse(done.x)
         low, high = 1 / _bound(inverse, ops), _bound(done.x, ops)
-        ends = -ops.item(-low), ops.item(high)
+        lows, highs = read(ops, low, high)
+        ends = float(lows.min()), float(highs.max())
         done.bounds = ends if all(map(math.isfinite, ends)) else None
         for zeta in _byers_xu(low, high):
             if scaling == "higham":

@@ -23,6 +23,8 @@ MAX_ITERATIONS = 120
 STALLED = 0.99
 # Orthogonality, in epsilons, that rounding leaves: two to five, by experiment.
 SETTLED = 10
+# Steps that are taken on a device without a look, while it is not known how many there will be.
+AHEAD = 8
 
 
 def newton_schulz(
@@ -54,8 +56,11 @@ def newton_schulz(
     cut = max(m, n) * eps * ops.xp.sqrt(mean / high)
     done = Progress(ops, ops.divide(x, ops.xp.sqrt(high)), callback=callback, products=1)
     done.gram = ops.divide(g, high)
-    done.bounds = 0.0, math.sqrt(ops.item(high))
     del g
+    if not ops.host:
+        drive(done, *_foreseen(done, ops, high, cut if lower is None else None, tol), recorded=True)
+        return done.result()
+    done.bounds = 0.0, math.sqrt(ops.item(high))
 
     def errors() -> Iterator[tuple[Array, Array, float, float]]:
         defect = math.inf
@@ -85,6 +90,87 @@ def newton_schulz(
 
     drive(done, errors(), apply, recorded=True)
     return done.result()
+
+
+Errors = Iterator[Array]
+
+
+def _foreseen(
+    done: Progress, ops: Ops, high: Array, cut: Array | None, tol: float
+) -> tuple[Errors, Callable[[Array], tuple[Array, int]]]:
+    """Plan and steps on a device, which is looked at when a step can be the last one.
+
+    The eigenvalues e of ``E = I - X^H X`` lie in [0, 1], and a step takes e to ``e^2 (3 + e) / 4``.
+    The largest one is at least the sum of their squares over their sum, the trace of E, and at most
+    the norm of E. So many steps there must be, and more there need not be; the two are the same
+    once one singular value is left. `cut` is that of the rank, None where it is full by a promise.
+    """
+    n = done.x.shape[-1]
+    settled = SETTLED * format_of(format_name(done.x)).epsilon
+    moved: list[Array] = []  # half ||X E||_F, of the last step before a look
+    ahead = 0
+
+    def look(size: Array, before: Array | None) -> tuple[float, float, bool, int, int]:
+        """Defect, that before, whether the rest is zero, and the least and most steps to come."""
+        trace = n - ops.frobenius(done.x) ** 2
+        found = [high, size, size * size / trace]
+        if before is not None:
+            found.append(before)
+        if moved and cut is not None:
+            # With every singular value at 0 or 1, it is the norm of those near 0.
+            left = 2 * moved.pop() / GROWTH ** (done.iterations - 1)
+            zero = ops.xp.zeros_like(size)
+            found.append(ops.xp.where(size > STALLED, cut / left, zero))
+        top, norm, ratio, *others = done.read(found)
+        done.bounds = 0.0, math.sqrt(top)
+        old, rest = (*others, math.inf, 0.0)[:2] if others else (math.inf, 0.0)
+        # Of small E the trace is rounding.
+        least = ratio if norm > 0.5 and 0 < ratio < 1 else norm / math.sqrt(n)
+        goal = settled * math.sqrt(n)
+        steps = _steps_between(least, goal), _steps_between(norm, goal)
+        return norm / math.sqrt(n), old / math.sqrt(n), rest > 1, *steps
+
+    def errors() -> Errors:
+        nonlocal ahead
+        before = None
+        while True:
+            if done.converged and not ahead:
+                return  # foreseen
+            e = ops.add_diagonal(done.formed_gram() * -1.0, 1.0)
+            size = ops.frobenius(e)
+            if not ahead:
+                defect, old, singular, least, most = look(size, before)
+                done.converged = defect <= tol
+                over = defect <= settled or (done.converged and defect > 0.5 * old)
+                if over or not math.isfinite(defect) or done.iterations >= MAX_ITERATIONS:
+                    return
+                if singular and defect > STALLED * old:
+                    done.note = "numerically singular: what is left of the spectrum is rounding"
+                    return
+                done.converged = most <= min(least + 1, MAX_ITERATIONS) and settled <= tol
+                ahead = most if done.converged else max(1, min(least, AHEAD))
+                ahead = min(ahead, MAX_ITERATIONS - done.iterations)
+            done.changes.append(size / math.sqrt(n))
+            ahead, before = ahead - 1, size
+            yield e
+
+    def apply(e: Array) -> tuple[Array, int]:
+        new = ops.gemm(done.x, e, done.x, alpha=0.5, beta=1.0)
+        done.products += 1
+        if cut is not None and not ahead:
+            moved.append(ops.frobenius(new - done.x))
+        return new, 1
+
+    return errors(), apply
+
+
+def _steps_between(e: float, goal: float) -> int:
+    """Steps that take ``1 - sigma^2`` from one value to another; too many from 1 on."""
+    for k in range(MAX_ITERATIONS + 1 if e < 1 else 0):
+        if e <= goal:
+            return k
+        e = e * e * (3 + e) / 4
+    return MAX_ITERATIONS + 1
 
 
 def settle(done: Progress, ops: Ops, tol: float) -> tuple[Array, Run]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from polarlib._methods.reduction import noise, start
+from polarlib._methods.reduction import FLOOR, noise, start
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
-from polarlib.engine.drive import Step, drive
+from polarlib.engine.drive import Progress, Step, drive
 from polarlib.result import Run
 
 Array = Any
@@ -150,9 +150,20 @@ def qdwh(
     Y. Nakatsukasa, Z. Bai, F. Gygi (2010); Y. Nakatsukasa, N. J. Higham, SIAM J. Sci. Comput. 35
     (2013) A1325-A1349, equations (5.2)-(5.4).
     """
-    n = x.shape[-1]
-    eps = format_of(format_name(x)).epsilon
-    done = start(x, ops, callback, lower=lower)
+    return iterate(start(x, ops, callback, lower=lower), ops, promised=lower is not None)
+
+
+def iterate(done: Progress, ops: Ops, *, promised: bool = False) -> tuple[Array, Run]:
+    """QDWH's steps on what :func:`polarlib._methods.reduction.start` gives.
+
+    `promised` says that the bound is the caller's.
+    """
+    n = done.x.shape[-1]
+    eps = format_of(format_name(done.x)).epsilon
+    if not (done.certain or promised or ops.host):
+        # A bound that is rounding may be too large. A step more from the floor costs less than to
+        # look, and then nothing but zeros is left.
+        done.lower, done.certain = eps**FLOOR, True
 
     def apply(planned: tuple[Step, str, float]) -> tuple[Array, int]:
         step, how, _ = planned
@@ -162,11 +173,14 @@ def qdwh(
         correction, spent = resolvent(done.x, c, alpha, ops, how=how, gram=done.gram)
         return ops.combine((beta, 1.0), (done.x, correction)), spent
 
+    def due(planned: tuple[Step, str, float]) -> bool:
+        return abs(1 - planned[2]) <= 5 * eps
+
     def stop(planned: tuple[Step, str, float], change: float) -> bool:
         # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
-        return abs(1 - planned[2]) <= 5 * eps and change <= (5 * eps) ** (1 / 3)
+        return due(planned) and change <= (5 * eps) ** (1 / 3)
 
-    drive(done, plan(done.lower, n, eps), apply, stop=stop, most=MAX_ITERATIONS)
+    drive(done, plan(done.lower, n, eps), apply, stop=stop, most=MAX_ITERATIONS, due=due)
     return done.result()
 
 
@@ -203,10 +217,13 @@ def halley(
         correction, _ = resolvent(done.x, c, alpha, ops, how="cholesky", gram=done.gram)
         return ops.combine((beta, 1.0), (done.x, correction)), 0
 
-    def stop(defect: float, change: float) -> bool:
+    def due(defect: float) -> bool:
         # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
+        return not defect**3 > 16 * eps  # NaN ends it too
+
+    def stop(defect: float, change: float) -> bool:
         return defect**3 <= 16 * eps
 
     most = math.ceil(math.log(1 / eps, 3)) + MORE_STEPS
-    drive(done, defects(), apply, stop=stop, most=most)
+    drive(done, defects(), apply, stop=stop, most=most, due=due)
     return done.result()

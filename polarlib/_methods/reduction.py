@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import norm_1, norm_bound
+from polarlib.arrays.functions import norm_1, norm_bound, read
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
 from polarlib.engine.drive import Progress
@@ -110,7 +110,6 @@ def start(
         of a stack; `bounds` are those of the matrices given, the worst over a stack, as they were
         found: a lower bound that was promised is not among them.
     """
-    xp = ops.xp
     m, n = x.shape[-2:]
     eps = format_of(format_name(x)).epsilon
     lift: Callable[[Array], Array] = _same
@@ -123,27 +122,60 @@ def start(
     if lower is None:
         blur = 0.0 if tall else noise(2 * n, eps) * n  # what G has lost, over the mean
         factor = ops.adjoint(x) if tall else ops.cholesky(g)
-        low = inverse_norm(factor, ops) ** -2.0
-        if not (tall or ops.item(blur * mean / low) <= TRUSTED):  # NaN compares false
-            factor, blur = ops.adjoint(ops.qr(x)[1]), 0.0
-            low = inverse_norm(factor, ops) ** -2.0
-        low = low - blur * mean  # Weyl: rounding of G moves no eigenvalue by more
-        near = mean * (1 - spread - noise(2 * n, eps) * n)
-        low = xp.where(low > near, low, near)
-        ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
+        doubt, found, top, l = _read_bounds(factor, blur, high, mean, spread, ops)
+        if not (tall or doubt <= TRUSTED):  # NaN compares false
+            factor = ops.adjoint(ops.qr(x)[1])
+            _, found, top, l = _read_bounds(factor, 0.0, high, mean, spread, ops)
+        certain = l > LIKELY * math.sqrt(n) * eps
     else:
-        # Lower bounds of the largest eigenvalue: sigma_min is at least `lower` times its root.
-        columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
-        rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
-        rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
-        ratio = lower * xp.sqrt(rayleigh / high)
-    # One l serves a whole stack: the smallest. Where it is 0, or NaN, it cannot be known.
+        found, certain = 0.0, False
+        top, l = _read_promise(x, lower, high, mean, spread, ops)
+    x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
+    l = min(1.0, max(l, eps**FLOOR))
+    return Progress(ops, x, g, callback, matmuls + 1, lift, (found, top), l, certain)
+
+
+def _read_bounds(
+    factor: Array, blur: float, high: Array, mean: Array, spread: Array, ops: Ops
+) -> tuple[float, float, float, float]:
+    """Bounds by the inverse of a triangular factor, or by trace and variance.
+
+    Returns
+    -------
+    doubt : float
+        What rounding, `blur` times the mean, moves the smallest eigenvalue by, as a part of it.
+    found, top : float
+        Bounds of the singular values.
+    l : float
+        The lower one over the root of `high`, the smallest of a stack; 0 where it cannot be known.
+    """
+    xp, n = ops.xp, factor.shape[-1]
+    low = inverse_norm(factor, ops) ** -2.0
+    doubt = blur * mean / low
+    low = low - blur * mean  # Weyl: rounding of G moves no eigenvalue by more
+    eps = format_of(format_name(high)).epsilon
+    near = mean * (1 - spread - noise(2 * n, eps) * n)
+    low = xp.where(low > near, low, near)
+    ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
-    found = -ops.item(-known * xp.sqrt(high)) if lower is None else 0.0
-    bounds = found, math.sqrt(ops.item(high))
-    l = min(1.0, max(-ops.item(-known), eps**FLOOR))
-    x, g = ops.divide(x, xp.sqrt(high)), ops.divide(g, high)
-    return Progress(ops, x, g, callback, matmuls + 1, lift, bounds, l)
+    # One l serves a whole stack: the smallest.
+    doubts, found, highs, ratios = read(ops, doubt, known * xp.sqrt(high), high, known)
+    return float(doubts.max()), float(found.min()), math.sqrt(highs.max()), float(ratios.min())
+
+
+def _read_promise(
+    x: Array, lower: float, high: Array, mean: Array, spread: Array, ops: Ops
+) -> tuple[float, float]:
+    """Bound of the largest singular value, and what a promise makes of it: l, as above."""
+    xp, n = ops.xp, x.shape[-1]
+    # Lower bounds of the largest eigenvalue: sigma_min is at least `lower` times its root.
+    columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
+    rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
+    rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
+    ratio = lower * xp.sqrt(rayleigh / high)
+    known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
+    highs, ratios = read(ops, high, known)
+    return math.sqrt(highs.max()), float(ratios.min())
 
 
 def _same(u: Array) -> Array:

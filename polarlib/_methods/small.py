@@ -3,9 +3,9 @@
 A stack of n x n matrices is stored as n^2 vectors, one per entry, so that every operation is one
 of vectors. A stack on the host is processed in chunks that stay in cache. Nearly all matrices are
 decomposed by closed forms and cofactors (`_closed`). The few matrices for which these are
-inaccurate, singular ones and zero among them, are found by value and decomposed by an SVD (`_svd`):
-on the host by Jacobi rotations, entry by entry; elsewhere by the library's SVD of the whole stack,
-since the indices of these matrices are not read off a device.
+inaccurate, singular ones and zero among them, are found by value and decomposed by an SVD of Jacobi
+rotations, entry by entry (`_svd`). All of this is for the host: on a device each operation is a
+launch, indices would have to be read, and the SVD of the whole stack is one kernel.
 
 The closed form of n = 3. With C = phase(det A) conj(cofactors of A), which is U (det H) H^-1, and
 the invariants i1, i2, i3 of H (trace, sum of principal minors, determinant), the theorem of Cayley
@@ -51,6 +51,7 @@ from polarlib._methods.small_algebra import (
     svd_factor,
 )
 from polarlib._methods.small_qr import reduced
+from polarlib._methods.svd import svd as library_svd
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops
@@ -93,7 +94,7 @@ class Decomposition(NamedTuple):
     lower, upper : ndarray
         Bounds of the smallest and of the largest singular value, up to rounding of the bounds.
     repaired : int
-        Number of matrices decomposed by the Jacobi SVD (on devices: by the library's).
+        Number of matrices decomposed by the Jacobi SVD.
     """
 
     unitary: Array
@@ -184,12 +185,7 @@ def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
     else:
         e = xp.stack([x[:, i, j] for i in range(m) for j in range(n)], axis=0)
     norm2 = frobenius2(xp.reshape(e, (m, n, -1)), ops)
-    if (
-        ops.host
-        and norm2.shape[0]
-        and COMFORTABLE2[0] <= xp.min(norm2)
-        and xp.max(norm2) <= COMFORTABLE2[1]
-    ):
+    if norm2.shape[0] and COMFORTABLE2[0] <= xp.min(norm2) and xp.max(norm2) <= COMFORTABLE2[1]:
         return f(_Scaled(xp.reshape(e, (m, n, -1)), norm2, None))
     sizes = [xp.max(xp.abs(p), axis=0) for p in real_parts(e, ops)]
     peak = functools.reduce(xp.maximum, sizes)
@@ -201,11 +197,9 @@ def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
 
 
 def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
-    """The same, with matrices stacked; on the host in chunks that stay in cache."""
+    """The same, with matrices stacked, in chunks that stay in cache."""
     xp = ops.xp
     count = x.shape[0]
-    if not ops.host:
-        return [_matrices(r, ops) for r in _of_entries(f, x, ops)]
     size = max(1, CHUNK * LARGEST**2 // max(x.shape[1] * x.shape[2], LARGEST**2))
     chunk = _of_entries(f, x[:size, ...], ops)
     # One array for all numbers: the system gives large ones faster than several small ones.
@@ -235,19 +229,11 @@ def _matrices(r: Array, ops: Ops) -> Array:
 
 @ignore_float_errors  # closed forms overflow where they do not hold, also if called directly
 def _combined(
-    closed: Callable[..., list[Any]], svd: Callable[..., list[Any]] | None, x: Array, ops: Ops
+    closed: Callable[..., list[Any]], svd: Callable[..., list[Any]], x: Array, ops: Ops
 ) -> tuple[list[Array], Array]:
-    """Results of `closed`, of `svd`, if any, where the last of them is false; and where it was."""
+    """Results of `closed`, of `svd` where the last of them is false; and where it was."""
     xp = ops.xp
     *results, safe = _in_chunks(closed, x, ops)
-    if svd is None:
-        return results, ~safe
-    if not ops.host:  # no index is read off a device: both, for all matrices
-        *others, _ = _in_chunks(svd, x, ops)
-        for k, (r, other) in enumerate(zip(results, others, strict=True)):
-            mask = xp.reshape(safe, (-1,) + (1,) * (r.ndim - 1))
-            results[k] = xp.where(mask, r, other)
-        return results, ~safe
     (index,) = xp.nonzero(~safe)
     if index.shape[0]:
         *others, _ = _in_chunks(svd, xp.take(x, index, axis=0), ops)
@@ -283,7 +269,7 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
         1 <= n <= 4 and n <= m, in single or double precision, of any scale: each matrix is scaled
         by a power of two of its own. Never changed.
     ops : Ops
-        Arithmetic of its library.
+        Arithmetic of its library, on the host.
     tol : float, optional
         For `definite`; 100 machine epsilons by default.
 
@@ -312,13 +298,11 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     tol = 100 * format_of(format_name(x)).epsilon if tol is None else tol
     results, bad = _factors(x, tol, ops)
     u, h = (ops.xp.reshape(r, (*batch, *r.shape[1:])) for r in results[:2])
-    real = results[2].dtype
 
     def on_host(r: Array) -> np.ndarray:
-        if ops.host:  # of NumPy no copy: the array has no other owner
-            numbers: np.ndarray = np.asarray(r).reshape(batch)
-            return numbers if numbers.dtype == bool else numbers.astype("f8", copy=False)
-        return ops.to_host(ops.xp.reshape(ops.xp.astype(r, real, copy=False), batch))
+        # Of NumPy no copy: the array has no other owner.
+        numbers: np.ndarray = np.asarray(r).reshape(batch)
+        return numbers if numbers.dtype == bool else numbers.astype("f8", copy=False)
 
     orthogonality, backward_error, definite, rank, lower, upper, repaired = (
         on_host(r) for r in (*results[2:], bad)
@@ -353,7 +337,7 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     x : array, shape (..., n, n)
         Real, 1 <= n <= 4, in single or double precision, of any scale. Never changed.
     ops : Ops
-        Arithmetic of its library.
+        Arithmetic of its library, on the host.
 
     Returns
     -------
@@ -361,8 +345,7 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
         NaN for a matrix that is not finite.
     shown : array of bool, shape (...)
         Whether R is shown to be the nearest rotation, to ``max(100, n)`` epsilons; otherwise R is
-        meaningless. Matrices near rank one are decomposed by the Jacobi SVD on the host; on devices
-        they are left to the caller, and not shown.
+        meaningless.
 
     Raises
     ------
@@ -409,7 +392,7 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
         return [r, is_nearest_rotation(r, y, 100 * eps, ops), given.norm2 >= 0]
 
     y = ops.xp.reshape(x, (-1, n, n))
-    (r, shown), _ = _combined(closed, svd if ops.host else None, y, ops)
+    (r, shown), _ = _combined(closed, svd, y, ops)
     return ops.xp.reshape(r, x.shape), ops.xp.reshape(shown, x.shape[:-2])
 
 
@@ -421,9 +404,13 @@ def small(
     Cofactors and the largest root of a quartic for n = 3, one exact step for n = 2, Newton steps
     by cofactors for n = 4; a Jacobi SVD for singular matrices and those nearly of rank one. Tall
     matrices are reduced by QR first. Backward error and orthogonality are a few epsilons for every
-    matrix; zero and rank-deficient ones are completed to orthonormal columns.
+    matrix; zero and rank-deficient ones are completed to orthonormal columns. On devices the SVD of
+    the library decomposes the whole stack: it has fewer kernels.
     """
     _check(x, square=False)
+    if not ops.host:
+        u, run = library_svd(x, ops, tol=tol, callback=callback)
+        return u, run._replace(note="by the SVD of the library, on a device")
     m, n = x.shape[-2:]
     q = None
     if m > max(n, FEW_ROWS):
@@ -433,7 +420,7 @@ def small(
     u = u if q is None else ops.matmul(q, u)
     if callback is not None:
         callback(1, u)
-    total, count = lower.shape[0], int(ops.to_host(ops.xp.astype(repaired, lower.dtype)).sum())
+    total, count = lower.shape[0], int(np.asarray(repaired).sum())
     bounds = (-ops.item(-lower), ops.item(upper)) if total else None
     note = f"{count} of {total} near rank one or singular, by Jacobi rotations"
     return u, Run(1, int(q is not None), True, certain=bounds, note=note)

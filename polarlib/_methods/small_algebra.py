@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -287,7 +286,7 @@ def svd_factor(
     x: Entries, ops: Ops, eps: float, *, proper: bool = False
 ) -> tuple[Entries, list[Array]]:
     """Polar factor (nearest rotation if `proper`) and singular values of any matrix, zero too."""
-    q, sizes, v = (_jacobi if ops.host else _library_svd)(x, ops, eps)
+    q, sizes, v = _jacobi(x, ops, eps)
     if proper:
         q = _turned(q, v, sizes, ops)
     half = _from_columns([[0.5 * p for p in column] for column in q], ops)
@@ -297,21 +296,6 @@ def svd_factor(
 
 # Columns of U, singular values, columns of V.
 _Svd = tuple[list[list[Array]], list[Array], list[list[Array]]]
-
-
-def _library_svd(x: Entries, ops: Ops, eps: float) -> _Svd:
-    """SVD of all matrices of a stack by the library, on a device."""
-    xp = ops.xp
-    n = x.shape[0]
-    known = xp.isfinite(x[0, 0, :])  # a matrix is finite or NaN as a whole
-    clean = xp.where(known, x, xp.zeros_like(x))
-    u, s, vh = ops.svd(xp.permute_dims(clean, (2, 0, 1)))
-    poison = 0.0 * x[0, 0, :]
-    left = [[u[:, i, j] + poison for i in range(n)] for j in range(n)]
-    right = [[conj_of(vh[:, j, i], ops) for i in range(n)] for j in range(n)]
-    # NaN is no singular value: it compares false.
-    nan = xp.where(known, xp.zeros_like(s[:, 0]), xp.full_like(s[:, 0], math.nan))
-    return left, [s[:, j] + nan for j in range(n)], right
 
 
 def _jacobi(x: Entries, ops: Ops, eps: float) -> _Svd:

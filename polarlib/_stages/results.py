@@ -110,7 +110,7 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     """Decompose stacks of small matrices in one go; None where the stages must be taken."""
     (m, n), method = a.shape[-2:], options.method
     tall = n < m <= small.FEW_ROWS and options.side == "right" and ops.kernels(a) is not None
-    if not (m == n or tall) or n > LARGEST or 0 in a.shape:
+    if not (m == n or tall) or n > LARGEST or 0 in a.shape or not ops.host:
         return None
     # What closed forms cannot serve: they start from no bound and have no iterates, and factors in
     # half precision are measured as they are returned, in the stages.

@@ -194,8 +194,9 @@ def _status_from_errors(
             return Status.CONVERGED, False
         # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
         # Cholesky factor at full rank; only if not, a second one shifted up is needed.
-        full = is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
-        if full or is_definite(h, -1, tol, ops):
+        known = found.definite
+        full = known[0] if known else is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
+        if full or (known[1] if known[1:] else is_definite(h, -1, tol, ops)):
             return Status.CONVERGED, full
     return (Status.FIXED_SCHEDULE if options.is_fixed else Status.NOT_CONVERGED), False
 
@@ -211,6 +212,7 @@ class _Stages:
         self.half = entered.given.dtype != entered.x.dtype
         self.status: Status | None = None
         self.full = self.isometry = False
+        self.fits: bool | None = None  # whether H is finite as it is returned, where that is known
         self.rank: Any = None
         self.condition: Any = None
 
@@ -223,7 +225,15 @@ class _Stages:
     def check(self, method: str = "") -> None:
         """Measure the factors, and check them as those of the method that made them."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
-        self.found = evidence(self.u, x, ops, form_h=self.options.form_h)
+        form_h = self.options.form_h
+        certify: tuple[tuple[int, float], ...] = ()
+        if form_h and not ops.host and name not in ("svd", "qr"):
+            # On a device a Cholesky factor that may not be needed costs less than a second wait.
+            cut, bounds = rank_cut(x.shape, format_name(self.u)), self.statistics.bounds
+            certify = ((1, cut), (-1, self.tol))
+            # Full rank is expected, and then the first of them is enough.
+            certify = certify[: 1 if bounds is not None and bounds[0] > cut * bounds[1] else 2]
+        self.found = evidence(self.u, x, ops, form_h=form_h, certify=certify)
         self.status, self.full = _status_from_errors(
             name, self.options, self.found, x.shape, self.tol, ops
         )
@@ -250,9 +260,11 @@ class _Stages:
         """Find rank and condition number, or put that off; take the partial isometry if asked."""
         x, ops, n = self.x, self.ops, self.x.shape[-1]
         run, full = self.statistics, self.full
-        self.h, self.orthogonality, self.backward_error, _ = self.found
+        self.h, self.orthogonality, self.backward_error = self.found[:3]
         del self.found
-        few = n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
+        # On a device the eigenvalues of H tell, if somebody asks, where H is that of A.
+        decomposed = ops.host or self.status not in SUCCESS
+        few = decomposed and n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
         by_svd = few and run.singular_values is None and not full
         matrix = x if by_svd else None
         find_rank = functools.partial(rank_of, self.h, x.shape, run, ops, full=full, x=matrix)
@@ -263,9 +275,11 @@ class _Stages:
             return low, np.where(rank < n, np.inf, high)
 
         # Put off where the result keeps H as it is, so that no array is kept for it alone. Above
-        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for.
-        later = self.entered.unscaled and self.entered.finite is None and h_out is None
-        later = later and not (self.half or self.large or ops.is_sharded(x))
+        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for. On a
+        # device another H may be kept: its eigenvalues take longer than all else.
+        kept = self.entered.unscaled and not self.half
+        later = (kept or not ops.host) and self.entered.finite is None and h_out is None
+        later = later and not (self.large or ops.is_sharded(x))
         if later and self.options.completion:
             known = Later(find_rank)
             self.rank = known() if full or by_svd else known
@@ -277,7 +291,7 @@ class _Stages:
         if deficient and not self.options.completion:
             self.isometry = True
             self.u = partial_isometry(x, ops)
-            self.h, _, self.backward_error, _ = evidence(self.u, x, ops)
+            self.h, _, self.backward_error = evidence(self.u, x, ops)[:3]
             self.orthogonality, _ = figures(self.u, self.h, x, ops, isometry=True)
 
     def form_large(self, h_out: Array | None) -> None:
@@ -298,9 +312,14 @@ class _Stages:
         if self.half:
             ops, a = self.ops, self.entered.given
             v, g = (at_least_single(astype_like(t, a, ops), ops) for t in (self.u, self.h))
-            self.orthogonality, self.backward_error = figures(
-                v, g, self.x, ops, large=self.large, isometry=self.isometry
+            peak = []
+            if not ops.host:  # read together, though H is rounded twice for it
+                h = self.entered.leave(self.h, self.entered.scale, turn=False)
+                peak = [ops.max_abs(at_least_single(h, ops))]
+            self.orthogonality, self.backward_error, *found = figures(
+                v, g, self.x, ops, large=self.large, isometry=self.isometry, also=peak
             )
+            self.fits = bool(np.all(np.isfinite(found))) if found else None
 
     def leave(self) -> PolarResult:
         """Return the factors as the caller's arrays, and warn where they missed the tolerance."""
@@ -315,10 +334,14 @@ class _Stages:
             self.rank = np.where(np.isnan(lost), 0, self.rank)
             if np.any(np.isnan(lost)):
                 self.status = Status.NOT_CONVERGED
-        h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=True)
+        kept = isinstance(self.condition, Later)  # for figures that are computed when they are read
+        h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=not kept)
         # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow unscaled.
         safe = self.status is Status.NOT_CONVERGED or (entered.unscaled and not self.half)
-        if not safe and not math.isfinite(ops.item(ops.max_abs(at_least_single(h, ops)))):
+        fits = self.fits
+        if fits is None and not safe:
+            fits = math.isfinite(ops.item(ops.max_abs(at_least_single(h, ops))))
+        if not (safe or fits):
             self.status = Status.OVERFLOW
         errors = {"orthogonality": self.orthogonality, "backward_error": self.backward_error}
         self._warn(self.statistics.method, **errors)
@@ -381,7 +404,7 @@ class _HiddenStages(_Stages):
             self.found = self.found._replace(orthogonality=orthogonality, backward_error=error)
             within = (orthogonality <= tol) & (error <= tol) & (self.found.skew <= tol)
             self.good = within & (self.good | deficient)
-        self.h, self.orthogonality, self.backward_error, _ = self.found
+        self.h, self.orthogonality, self.backward_error = self.found[:3]
 
     def leave(self) -> PolarResult:
         entered, ops, run = self.entered, self.ops, self.statistics

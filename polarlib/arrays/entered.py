@@ -123,7 +123,7 @@ def enter(
 ) -> Entered:
     """Return the matrices of a caller as algorithms work on them.
 
-    At most one number is read from a device (two for a zero matrix, if `comfortable`).
+    At most one number is read from a device.
 
     Parameters
     ----------
@@ -203,8 +203,9 @@ def enter(
 
 
 def _extent(peak: Array, ops: Ops) -> float:
-    """Return how far largest entries are from 1, as a factor: infinite for 0, NaN stays."""
+    """Return how far largest entries are from 1, as a factor: 1 for 0, NaN stays."""
     known = as_scalar(peak, ops)
     if isinstance(known, float):
-        return max(known, 1 / known) if known else math.inf
+        return max(known, 1 / known) if known else 1.0
+    peak = ops.xp.where(peak == 0, ops.xp.ones_like(peak), peak)
     return ops.item(ops.xp.maximum(peak, 1 / peak))

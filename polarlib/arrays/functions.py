@@ -6,10 +6,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.library import at_least_single, bytes_of_entry, format_name, is_complex, on_cpu
+from polarlib.arrays.library import (
+    astype_like,
+    at_least_single,
+    bytes_of_entry,
+    format_name,
+    is_complex,
+    on_cpu,
+)
 from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import Ops
+from polarlib.arrays.torch_sharded import placements
 
 Array = Any
 
@@ -18,6 +28,27 @@ def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
     """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
     cut = max(shape[-2:]) * format_of(format_name(s)).epsilon
     return s > cut * ops.max(s, axis=-1, keepdims=True)
+
+
+def lies_in_one_place(x: Array, ops: Ops) -> bool:
+    """Whether `x` has entries, on one device, so that a constant that meets it may be kept.
+
+    What is made in a trace ends with it, and what meets an array in parts has to lie in parts.
+    """
+    known = not (ops.is_abstract(x) or ops.is_traced(x))
+    return known and not (ops.is_sharded(x) or placements(x))
+
+
+def read(ops: Ops, *arrays: Array) -> list[np.ndarray]:
+    """Copy small real arrays to NumPy, with one transfer: a device is waited for once."""
+    if ops.host or len(arrays) == 1 or not all(lies_in_one_place(x, ops) for x in arrays):
+        return [ops.to_host(x) for x in arrays]
+    xp = ops.xp
+    wide = max(arrays, key=lambda x: format_name(x) == "float64")
+    flat = [xp.reshape(astype_like(x, wide, ops), (-1,)) for x in arrays]
+    ends = np.cumsum([math.prod(x.shape) for x in arrays])
+    parts = np.split(ops.to_host(xp.concat(flat)), ends[:-1])
+    return [part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True)]
 
 
 def as_complex(x: Array, ops: Ops) -> Array:

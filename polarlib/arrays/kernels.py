@@ -28,6 +28,7 @@ class NumpyKernels:
     Gram matrices have their upper triangle only.
     """
 
+    host = True
     cholesky = staticmethod(blas.cholesky)
     columns = staticmethod(blas.columns)
     defect = staticmethod(blas.defect)

@@ -162,10 +162,15 @@ class Ops(Arithmetic):
 
         `shift` has the shape (..., 1, 1) of norms.
         """
-        if 0 in z.shape:
-            return True
+        return 0 in z.shape or math.isfinite(self.item(self.factor_peak(z, shift)))
+
+    def factor_peak(self, z: Array, shift: Array) -> Array:
+        """Largest absolute entry of the Cholesky factor of ``z - shift I``: finite if it exists.
+
+        For :meth:`is_definite` where its answer is read together with others.
+        """
         shifted = z - self.eye(z.shape[-1], z) * astype_like(shift, z, self)
-        return math.isfinite(self.item(self.max_abs(self.cholesky(shifted))))
+        return self.max_abs(self.cholesky(shifted))
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
         """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from polarlib._schedules.steps import absorbed
-from polarlib.result import Run
+from polarlib.arrays.functions import read
+from polarlib.result import Later, Run
 
 Array = Any
 S = TypeVar("S")
@@ -41,15 +43,39 @@ class Step(NamedTuple):
 
     def largest(self, s: float) -> float:
         """Return the largest value on [0, s]: at s, or at the first turning point before it."""
-        # Derivatives are quadratics in s^2 times what is positive: p + 2 q y + r y^2.
-        first, second, third = (*self.numerator, 0.0, 0.0)[:3]
-        p, q, r = first, 1.5 * second, 5 * third
-        if self.denominator:
-            q, r = 0.5 * (3 * second - first * self.denominator), second * self.denominator
+        p, q, r = self._derivative
         root = q * q - p * r
         if q < 0 and root >= 0 and p < s * s * (math.sqrt(root) - q):
             return max(self(math.sqrt(p / (math.sqrt(root) - q))), self(s))
         return self(s)
+
+    def image(self, low: float, high: float) -> tuple[float, float]:
+        """Return the smallest and the largest value on [low, high], low > 0.
+
+        Examples
+        --------
+        >>> NEWTON_SCHULZ[3].image(0.5, 1.2)
+        (0.6875, 1.0)
+        """
+        p, q, r = self._derivative
+        turns = []
+        if r and q * q >= p * r:
+            root = math.sqrt(q * q - p * r)
+            turns = [(-q - root) / r, (-q + root) / r]
+        elif q and not r:
+            turns = [-0.5 * p / q]
+        inside = [math.sqrt(y) for y in turns if low * low < y < high * high]
+        values = [self(s) for s in (low, high, *inside)]
+        return min(values), max(values)
+
+    @property
+    def _derivative(self) -> tuple[float, float, float]:
+        """Of the derivative, p, q, r of ``p + 2 q s^2 + r s^4`` times what is positive."""
+        first, second, third = (*self.numerator, 0.0, 0.0)[:3]
+        if self.denominator:
+            c = self.denominator
+            return first, 0.5 * (3 * second - first * c), second * c
+        return first, 1.5 * second, 5 * third
 
     @property
     def fractions(self) -> tuple[float, float, float]:
@@ -75,13 +101,21 @@ NEWTON_SCHULZ = {3: Step((1.5, -0.5)), 5: Step((1.875, -1.25, 0.375))}
 
 
 class Kernels(Protocol):
-    """Arithmetic of the iteration. A function may overwrite the Gram matrix that it takes."""
+    """Arithmetic of the iteration. A function may overwrite the Gram matrix that it takes.
+
+    Where it is not that of the host, a defect is an array until it is read.
+    """
+
+    host: bool
 
     def gram(self, x: Array) -> Array:
         """X^H X."""
 
-    def defect(self, g: Array) -> float:
+    def defect(self, g: Array) -> Any:
         """``||I - G||_F``, the worst of a stack."""
+
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        """Single numbers, all at once; of a stack the largest."""
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
         """X after a step; NaN where a factorisation failed."""
@@ -98,7 +132,7 @@ class Progress:
     """An iteration so far: the iterate, and the number, products and changes of the steps.
 
     The iterate and its Gram matrix are kept here alone: a variable of a method would keep those
-    that it began with alive.
+    that it began with alive. On a device changes are single numbers there until they are read.
     """
 
     ops: Any  # Ops, or Kernels
@@ -109,8 +143,9 @@ class Progress:
     restore: Callable[[Array], Array] | None = None  # from an iterate to the matrix of the caller
     bounds: Any = None
     lower: float = 0.0  # bound of the singular values of the iterate that it begins with
+    certain: bool = False  # whether that bound is one, and no promise and no rounding error
     note: str = ""
-    changes: list[float] = field(default_factory=list)
+    changes: list[Any] = field(default_factory=list)
     iterations: int = 0
     converged: bool = False
 
@@ -128,13 +163,25 @@ class Progress:
         if self.callback is not None:
             self.callback(self.iterations, x if self.restore is None else self.restore(x))
 
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        """Read single numbers off a device, all at once; of a stack the largest."""
+        return [float(known.max()) for known in read(self.ops, *numbers)]
+
+    def read_changes(self) -> list[float]:
+        """Return the changes as numbers; those that are on a device are read."""
+        self.changes[:] = _read(self.changes, self.read)
+        return self.changes
+
     def statistics(self) -> Run:
-        """Return the statistics of the run."""
+        """Return the statistics of the run; changes that are on a device are read if asked for."""
+        changes: Any = tuple(self.changes)
+        if not all(isinstance(change, float) for change in changes):
+            changes = Later(functools.partial(_read, changes, self.read))
         return Run(
             self.iterations,
             self.products,
             self.converged,
-            tuple(self.changes),
+            changes,
             certain=self.bounds,
             note=self.note,
         )
@@ -142,6 +189,13 @@ class Progress:
     def result(self) -> tuple[Array, Run]:
         """Return the last iterate, transformed back, and the statistics."""
         return self.x if self.restore is None else self.restore(self.x), self.statistics()
+
+
+def _read(changes: Sequence[Any], reader: Callable[[list[Any]], list[float]]) -> tuple[float, ...]:
+    """Changes as numbers, those that are none yet read at once."""
+    there = [change for change in changes if not isinstance(change, float)]
+    known = iter(reader(there) if there else ())
+    return tuple(c if isinstance(c, float) else next(known) for c in changes)
 
 
 def drive(
@@ -152,6 +206,7 @@ def drive(
     stop: Callable[[S, float], bool] | None = None,
     most: int | None = None,
     recorded: bool = False,
+    due: Callable[[S], bool] | None = None,
 ) -> None:
     """Take the steps of a plan: the loop of every iterative method.
 
@@ -172,6 +227,9 @@ def drive(
     recorded : bool, optional
         Whether the plan appends the sizes of changes to ``done.changes``. By default they are
         measured here: ``||X_new - X||_F / sqrt(n)``.
+    due : callable, optional
+        Whether a step is the last one by the plan. On a device changes are read from then on, or
+        never, if the bound is certain that the plan was made for.
     """
     for step in itertools.islice(plan, most):
         x, products = apply(step) or (None, 0)
@@ -179,12 +237,19 @@ def drive(
             return
         done.gram = None  # before the difference takes storage
         if not recorded:
-            size = done.ops.item(done.ops.frobenius(x - done.x))
+            size = done.ops.frobenius(x - done.x)
+            size = done.ops.item(size) if done.ops.host else size
             done.changes.append(size / math.sqrt(x.shape[-1]))
         done.append(x, products)
         del x  # the next step needs one iterate only
         if stop is not None:
-            change = done.changes[-1]
+            if due is not None and not done.ops.host:
+                if not due(step):
+                    continue
+                if done.certain:
+                    done.converged = True
+                    return
+            change = done.read_changes()[-1]
             done.converged = stop(step, change)
             if done.converged or not math.isfinite(change):
                 return
@@ -199,6 +264,11 @@ class History(Progress):
 
     steps: list[Step] = field(default_factory=list)
     size: float = math.inf  # ||I - X^H X||_F before the last step
+
+    def read(self, numbers: Sequence[Array]) -> list[float]:
+        """Read single numbers off a device, all at once; of a stack the largest."""
+        found: list[float] = self.ops.read(numbers)
+        return found
 
     def statistics(self) -> Run:
         """Return the statistics of the run; the note counts the steps of each kind."""
@@ -232,24 +302,34 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
         extra = 0
         while True:
             if not (todo and todo[0].denominator):
-                done.size = kernels.defect(done.formed_gram())
-                rms, before = done.size / root, done.changes[-1] if done.changes else math.inf
-                done.changes.append(rms)
+                defect = kernels.defect(done.formed_gram())
+                done.changes.append(defect / root)
                 # The plan predicts the worst defect, unless the mean exceeds the prediction.
                 worst = max(1 - low * low, upper * upper - 1)
-                if todo or rms > worst:
-                    worst = done.size
-                for degree, factor in LAST.items():
-                    if factor * worst ** ((degree + 1) // 2) <= eps:
-                        yield NEWTON_SCHULZ[degree], worst
-                        done.converged = True
-                        return
+                rms, before = 0.0, math.inf
+                # On a device a prediction from a certain bound is enough; from another one it says
+                # when to look.
+                doubtful = not done.certain and (not todo or _last(worst, eps))
+                if kernels.host or doubtful:
+                    rms = done.read_changes()[-1]
+                    before = done.changes[-2] if done.changes[1:] else math.inf
+                    done.size = defect if kernels.host else rms * root
+                    if todo or rms > worst:
+                        worst = done.size
+                if degree := _last(worst, eps):
+                    yield NEWTON_SCHULZ[degree], worst
+                    done.converged = True
+                    return
                 if not todo:
                     extra += 1
                     if extra > EXTRA_STEPS or not rms < MUST_FALL * before:
                         return
                     todo.append(NEWTON_SCHULZ[5])
             step = todo.pop(0)
+            if not kernels.host and done.certain:
+                low, upper = step.image(low, upper)
+                yield step, None
+                continue
             low, upper = step(low), 1.0
             if step.denominator == 0:
                 low, upper = min(low, 1.0), max(2 - low, 1.0)
@@ -263,6 +343,14 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
         return kernels.apply(step, x, g), step.products
 
     drive(done, plan(low), apply, recorded=True)
+
+
+def _last(worst: float, eps: float) -> int:
+    """Degree of a step of Newton-Schulz type that can be the last one; 0 if none can."""
+    for degree, factor in LAST.items():
+        if factor * worst ** ((degree + 1) // 2) <= eps:
+            return degree
+    return 0
 
 
 def certified(

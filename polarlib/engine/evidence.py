@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import above_noise
+from polarlib.arrays.functions import above_noise, lies_in_one_place, read
 from polarlib.arrays.library import astype_like, format_name, is_complex
-from polarlib.arrays.ops import Ops
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.single import adjoint, defect, squared_norm
 from polarlib.result import Run
 
@@ -50,16 +50,19 @@ class Evidence(NamedTuple):
         (Arrays of the library where it hides the entries.)
         ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``, None without H; the
         skew-Hermitian part of ``U^H A`` over ``||A||_F``.
+    definite : tuple of bool
+        What :func:`is_definite` is for the signs and cuts that were asked for.
     """
 
     hermitian: Any = None
     orthogonality: Any = None
     backward_error: Any = None
     skew: Any = None
+    definite: tuple[bool, ...] = ()
 
     def within(self, tol: float) -> bool:
         """Whether every figure of every matrix is; NaN is not."""
-        return within(self[1:], tol)
+        return within(self[1:4], tol)
 
 
 def within(figures: Iterable[np.ndarray | None], tol: float) -> bool:
@@ -67,8 +70,14 @@ def within(figures: Iterable[np.ndarray | None], tol: float) -> bool:
     return all(bool(np.all(figure <= tol)) for figure in figures if figure is not None)
 
 
-def evidence(u: Array, x: Array, ops: Ops, *, form_h: bool = True) -> Evidence:
-    """Form the Hermitian factor of tall matrices, if asked for, and judge the factors."""
+def evidence(
+    u: Array, x: Array, ops: Ops, *, form_h: bool = True, certify: Sequence[tuple[int, float]] = ()
+) -> Evidence:
+    """Form the Hermitian factor of tall matrices, if asked for, and judge the factors.
+
+    All figures are read off a device at once. Among them is :func:`is_definite` for each sign and
+    cut of `certify`: Cholesky factors, whatever the others are. Not for a stack in parts.
+    """
     if parts := in_parts(x, ops):
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
         n, found = x.shape[-1], []
@@ -77,23 +86,33 @@ def evidence(u: Array, x: Array, ops: Ops, *, form_h: bool = True) -> Evidence:
             one = evidence(flat[0][part], flat[1][part], ops, form_h=form_h)
             if h is not None:
                 h.reshape(-1, n, n)[part] = one.hermitian
-            found.append(one[1:])
-        whole = (
+            found.append(one[1:4])
+        whole: list[Any] = [
             None if f[0] is None else np.concatenate(f).reshape(x.shape[:-2])
             for f in zip(*found, strict=True)
-        )
+        ]
         return Evidence(h, *whole)
     if not form_h:
         orthogonality, skew = _factor_figures(u, x, ops)
         return Evidence(None, orthogonality, None, skew)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
-    size = _norms(x, ops)
-    return Evidence(h, *figures(u, h, x, ops), _norm_ratio(_figure(skew, ops), size))
+    measured = (*_measured(u, h, x, ops), ops.frobenius(x), skew)
+    peaks = [ops.factor_peak(h, _shift(h, sign, cut, ops)) for sign, cut in certify]
+    unit, residue, size, skew, *peaks = _numbers(ops, *measured, *peaks)
+    definite = tuple(bool(np.all(np.isfinite(peak))) for peak in peaks)
+    return Evidence(h, unit, _norm_ratio(residue, size), _norm_ratio(skew, size), definite)
 
 
 def figures(
-    u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+    u: Array,
+    h: Array,
+    x: Array,
+    ops: Ops,
+    *,
+    large: bool = False,
+    isometry: bool = False,
+    also: Sequence[Array] = (),
+) -> tuple[np.ndarray, ...]:
     """Orthogonality and backward error of tall matrices.
 
     Parameters
@@ -104,12 +123,23 @@ def figures(
         `h` is m x m: ``A = H U``.
     isometry : bool, optional
         Measure ``U U^H U - U`` in place of ``U^H U - I``.
+    also : sequence of array, optional
+        Other numbers of shape (..., 1, 1) to be read with these, and returned after them.
     """
+    measured = _measured(u, h, x, ops, large=large, isometry=isometry)
+    unit, residue, size, *others = _numbers(ops, *measured, ops.frobenius(x), *also)
+    return unit, _norm_ratio(residue, size), *others
+
+
+def _measured(
+    u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
+) -> tuple[Array, Array]:
+    """Orthogonality, and ``||A - U H||_F``, as arrays of the library; see :func:`figures`."""
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         g = ops.gram(u)
         defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
-        unit = _norms(defect, ops)
+        unit = ops.frobenius(defect)
         del g, defect  # before the residual takes storage
         left, right = (h, u) if large else (u, h)
         residual = ops.gemm(left, right, x, alpha=-1.0, beta=1.0)
@@ -127,10 +157,9 @@ def figures(
         defect = _back(u, right, ops) - z
         if isometry:
             defect = ops.matmul(u, defect)
-        unit = _norms(defect, ops)
+        unit = ops.frobenius(defect)
         residual = ops.matmul(x, z) - left
-    residue = _norms(residual, ops) / math.sqrt(k)
-    return unit / math.sqrt(k * n), _norm_ratio(residue, _norms(x, ops))
+    return unit * (1 / math.sqrt(k * n)), ops.frobenius(residual) * (1 / math.sqrt(k))
 
 
 class Sketch(NamedTuple):
@@ -152,7 +181,7 @@ class Sketch(NamedTuple):
 def sketch(x: Array, ops: Ops) -> Sketch:
     """Products of a tall matrix with `PROBES` Gaussian vectors."""
     z = _probe(x.shape[-1], PROBES, x, ops)
-    return Sketch(z, ops.matmul(x, z), _norms(x, ops))
+    return Sketch(z, ops.matmul(x, z), _numbers(ops, ops.frobenius(x))[0])
 
 
 def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
@@ -161,8 +190,9 @@ def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.nd
     both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
     defect = _back(u, both[..., PROBES:], ops) - z
     residual = known.products - both[..., :PROBES]
-    unit = _norms(defect, ops) / math.sqrt(PROBES * n)
-    return unit, _norm_ratio(_norms(residual, ops) / math.sqrt(PROBES), known.size)
+    unit, residue = _numbers(ops, ops.frobenius(defect), ops.frobenius(residual))
+    residue = residue / math.sqrt(PROBES)
+    return unit / math.sqrt(PROBES * n), _norm_ratio(residue, known.size)
 
 
 def in_parts(x: Array, ops: Ops) -> list[slice]:
@@ -189,8 +219,8 @@ def _factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarra
         back = _back(u, ops.xp.concat([uz, xz], axis=-1), ops)
         defect = back[..., :k] - z
         skew = (back[..., k:] - _back(x, uz, ops)) * 0.5
-    orthogonality = _norms(defect, ops) / math.sqrt(k * n)
-    return orthogonality, _norm_ratio(_norms(skew, ops) / math.sqrt(k), _norms(x, ops))
+    unit, skew, size = _numbers(ops, *map(ops.frobenius, (defect, skew, x)))
+    return unit / math.sqrt(k * n), _norm_ratio(skew / math.sqrt(k), size)
 
 
 def _back(u: Array, few: Array, ops: Ops) -> Array:
@@ -200,8 +230,32 @@ def _back(u: Array, few: Array, ops: Ops) -> Array:
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
     """Gaussian vectors, the same for every matrix of a stack."""
-    z = astype_like(ops.from_host(_gaussian(n, k), x), x, ops)
+    if lies_in_one_place(x, ops):
+        z = _placed(n, k, ops.xp, x.dtype, _Place(ops._device_of(x)))
+    else:
+        z = astype_like(ops.from_host(_gaussian(n, k), x), x, ops)
     return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
+
+
+class _Place:
+    """A device as a key: CuPy's have no hash."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Place) and bool(self.device == other.device)
+
+    def __hash__(self) -> int:
+        return hash(str(self.device))
+
+
+@functools.lru_cache(maxsize=16)
+def _placed(n: int, k: int, xp: Any, dtype: Any, place: _Place) -> Array:
+    """Gaussian vectors where matrices lie, which a call need not transfer. Never written."""
+    like = xp.empty((1, 1), dtype=dtype, device=place.device)
+    ops = ops_of(like)
+    return astype_like(ops.from_host(_gaussian(n, k), like), like, ops)
 
 
 @functools.lru_cache(maxsize=16)
@@ -273,10 +327,14 @@ def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
 
     With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
     """
+    return ops.is_definite(h, _shift(h, sign, cut, ops))
+
+
+def _shift(h: Array, sign: int, cut: float, ops: Ops) -> Array:
     shift = ops.frobenius(h) * (sign * cut)
     if sign < 0:  # so that a zero matrix passes
         shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
-    return ops.is_definite(h, shift)
+    return shift
 
 
 def rank_of(
@@ -360,38 +418,51 @@ def condition_bounds(
     smallest column of H, whose columns are as long as those of A, and from above by the method's
     certified bounds or by the Cholesky factor that has certified the rank.
     """
-    n = h.shape[-1]
-    eps = format_of(format_name(h)).epsilon
+    return bounds_of(*sizes_of(h, run, ops), shape, run, ops, full=full)
+
+
+def sizes_of(h: Array, run: Run, ops: Ops) -> tuple[Array, bool]:
+    """What :func:`condition_bounds` needs of the matrices, n numbers each, none of them read.
+
+    Also whether these are singular values; otherwise they are lengths of columns.
+    """
     s = run.singular_values
-    if s is None and n <= EXACT_UP_TO and run.bounds is None and not ops.is_sharded(h):
+    few = h.shape[-1] <= EXACT_UP_TO
+    if s is None and few and run.bounds is None and not ops.is_sharded(h):
         s = ops.xp.abs(ops.xp.flip(ops.eigenvalues(h), axis=-1))
     if s is not None:
-        s = ops.to_host(s)
-        noise = n * eps * s[..., 0]
-        top, least, most = s[..., 0], s[..., -1] + noise, s[..., -1] - noise
+        return s, True
+    size = ops.xp.abs(h) if is_complex(h) else h
+    return ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)), False
+
+
+def bounds_of(
+    sizes: Array, singular: bool, shape: tuple[int, ...], run: Run, ops: Ops, *, full: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`condition_bounds` from what :func:`sizes_of` has found."""
+    n, name = shape[-1], format_name(sizes)
+    eps = format_of(name).epsilon
+    known = ops.to_host(sizes)
+    if singular:
+        noise = n * eps * known[..., 0]
+        top, least, most = known[..., 0], known[..., -1] + noise, known[..., -1] - noise
         upper = np.where(most > 0, (top + noise) / np.maximum(most, 0), np.inf)
     else:
-        size = ops.xp.abs(h) if is_complex(h) else h
-        columns = ops.to_host(ops.xp.sqrt(ops.xp.sum(size * size, axis=-2)))
-        top = columns.max(axis=-1)
-        least = columns.min(axis=-1) + n * eps * top
+        top = known.max(axis=-1)
+        least = known.min(axis=-1) + n * eps * top
         upper = np.full(shape[:-2], np.inf)
         if run.bounds is not None and run.bounds[0] > 0:
             upper[...] = run.bounds[1] / run.bounds[0]
         elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
-            upper[...] = 2 / rank_cut(shape, format_name(h))
+            upper[...] = 2 / rank_cut(shape, name)
     lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
     return np.minimum(lower, upper), upper
 
 
-def _figure(v: Array, ops: Ops) -> np.ndarray:
+def _numbers(ops: Ops, *v: Array) -> list[np.ndarray]:
     """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
-    return (v if ops.is_abstract(v) else ops.to_host(v))[..., 0, 0]
-
-
-def _norms(x: Array, ops: Ops) -> np.ndarray:
-    """Frobenius norms of a stack of matrices."""
-    return _figure(ops.frobenius(x), ops)
+    known = v if ops.is_abstract(v[0]) else read(ops, *v)
+    return [figure[..., 0, 0] for figure in known]
 
 
 def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

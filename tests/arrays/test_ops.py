@@ -702,6 +702,20 @@ def check_is_definite(lab):
         assert lab.ops.is_definite(alone, lab.make(np.zeros((1, 1)), lab.real)) is False
 
 
+def check_factor_peak(lab):
+    z = lab.definite()
+    none = lab.make(np.zeros((*lab.stack, 1, 1)), lab.real)
+    peak = lab.lib.to_numpy(lab.ops.factor_peak(lab.make(z), none))
+    factor = np.linalg.cholesky(z)
+    entries = np.maximum(np.abs(factor.real), np.abs(factor.imag))
+    np.testing.assert_allclose(peak[..., 0, 0], entries.max(axis=(-2, -1)), rtol=1e-5)
+    for value in INDEFINITE:
+        matrices = spoilt(z, value)
+        shift = lab.make(np.zeros((matrices.shape[0], 1, 1)), lab.real)
+        peak = lab.lib.to_numpy(lab.ops.factor_peak(lab.make(matrices), shift))
+        assert not np.isfinite(peak).all()
+
+
 def check_count_eigenvalues_above(lab):
     n = lab.columns
     values = np.linspace(1, 2, n)

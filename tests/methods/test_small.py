@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import mpmath
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polarlib import polar
 from polarlib._methods import small as module
 from polarlib._methods import small_algebra
 from polarlib._methods.small import decompose, small
@@ -337,12 +339,18 @@ def test_method(shape, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
 def test_libraries(lib, dtype):
+    """On the host by closed forms; on what may be a device by the library's SVD alone."""
     for n in (3,) if lib.name == "jax" else SIZES:
         a = gaussian((40, n, n), dtype)
         a[3], a[5], a[8, 0, 0] = 0, np.ones((n, n)), np.nan
         expected = decompose(a, ops_of(a))
         x = lib.asarray(a)
-        d = decompose(x, ops_of(x))
+        ops = ops_of(x)
+        if ops.host:
+            d = decompose(x, ops)
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                d = polar(x, method="small", check_finite=False)
         assert type(d.unitary) is type(x)
         assert lib.dtype_name(d.unitary) == dtype
         tall = np.delete(np.arange(40), [3, 5, 8])
@@ -354,8 +362,9 @@ def test_libraries(lib, dtype):
         np.testing.assert_array_equal(d.rank, expected.rank)
         assert np.isnan(lib.to_numpy(d.unitary)[8]).all()
         good = np.delete(np.arange(40), 8)
-        assert d.backward_error[good].max() <= FEW * np.finfo(dtype).eps
-        assert d.orthogonality[good].max() <= FEW * np.finfo(dtype).eps
+        few = (FEW if ops.host else 4 * FEW) * np.finfo(dtype).eps  # the SVD's: 2 to 16, by n
+        assert d.backward_error[good].max() <= few
+        assert d.orthogonality[good].max() <= few
         if not dtype.startswith("complex"):
             r = lib.to_numpy(rotation(x))
             assert np.all(np.abs(np.linalg.det(r[good].astype(float)) - 1) < 1e-5)
