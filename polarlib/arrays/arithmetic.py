@@ -270,8 +270,9 @@ class Arithmetic(Library):
             return 2.0 ** min(max(exponent, -limit), limit)
         known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
         exponent = xp.floor(xp.log2(known))
-        exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
-        return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
+        # CuPy's clip would synchronise, and torch's fake tensors take no number here.
+        exponent = xp.minimum(exponent, xp.full_like(exponent, limit))
+        return 2.0 ** xp.maximum(exponent, xp.full_like(exponent, -limit))
 
     def divisor(self, s: Array | float) -> Array | float:
         """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""

@@ -136,10 +136,11 @@ class JaxOps(Ops):
         """Return the largest entry as a Python float (a synchronisation on a device)."""
         return float(self._visible(self.max(x)))
 
-    def _visible(self, x: Array) -> Array:
-        if self.is_abstract(x):
-            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
-        return x
+    def _place(self, x: Array) -> str:
+        """Names of the devices that hold all of `x` each; "" of what is traced or sharded."""
+        if self.is_traced(x) or self.is_sharded(x):
+            return ""
+        return " and ".join(sorted(map(str, x.sharding.device_set)))
 
     def _device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""

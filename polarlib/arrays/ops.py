@@ -241,7 +241,7 @@ class Ops(Arithmetic):
     def functional(self, *arrays: Array) -> Ops:
         """Arithmetic that the library may differentiate: reads and overwrites nothing.
 
-        Given arrays, which have to lie on one device, it is this one if none of them is recorded.
+        Given arrays, it is this one if none of them is recorded.
         """
         return self
 
@@ -260,6 +260,16 @@ class Ops(Arithmetic):
     def is_abstract(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
+
+    def _place(self, x: Array) -> str:
+        """Name of the device that holds `x`; "" where it is not known or `x` is sharded."""
+        return str(array_api_compat.device(x))
+
+    def _visible(self, x: Array) -> Array:
+        """Return `x` if its entries can be read."""
+        if self.is_abstract(x):
+            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
+        return x
 
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, a pytree; a result of the shape of `x` is sharded as `x` is."""

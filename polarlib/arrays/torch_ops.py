@@ -64,9 +64,6 @@ class TorchOps(InPlaceOps):
 
     def functional(self, *arrays: Array) -> Ops:
         """Arithmetic for what torch itself may differentiate or batch."""
-        devices = sorted({str(x.device) for x in arrays})
-        if len(devices) > 1:
-            raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
         if arrays and not any(ops_of(x).is_traced(x) for x in arrays):
             return self
         # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
@@ -220,6 +217,10 @@ class TorchOps(InPlaceOps):
             return False
         fake = torch._subclasses
         return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
+
+    def _place(self, x: Array) -> str:
+        """Name of the device that holds `x`; CPUs have one name, with an index or without."""
+        return "cpu" if x.device.type == "cpu" else str(x.device)
 
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
@@ -447,6 +448,30 @@ class TorchGradOps(TorchOps):
     def is_traced(self, x: Array) -> bool:
         """Always, for all that is known."""
         return True
+
+    # What is recorded may have no entries.
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """Copy to NumPy in float64 or complex128."""
+        return super().to_host(self._visible(x))
+
+    def item(self, x: Array) -> float:
+        """Largest entry as a Python float (a synchronisation on a device)."""
+        return super().item(self._visible(x))
+
+    def eye(self, n: int, like: Array) -> Array:
+        """Return the n x n identity with the dtype and device of `like`."""
+        return self._beside(super().eye(n, like), like)
+
+    def from_host(self, a: np.ndarray, like: Array) -> Array:
+        """Move a NumPy array to the device and format of `like`; real ones stay real."""
+        return self._beside(super().from_host(a, like), like)
+
+    @staticmethod
+    def _beside(x: Array, like: Array) -> Array:
+        """Return a new tensor as a fake one, where `like` is one outside of its mode."""
+        mode = getattr(like, "fake_mode", None)
+        return x if mode is None or hasattr(x, "fake_mode") else mode.from_tensor(x)
 
     # Derivatives of factorisations are made of products.
 

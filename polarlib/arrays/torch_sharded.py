@@ -94,6 +94,10 @@ class TorchShardedOps(TorchGradOps):
         """Whether no process has all of `x`."""
         return any(_layout(x))
 
+    def _place(self, x: Array) -> str:
+        """Not known: see the placements."""
+        return ""
+
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
         laid, back, whole = self._laid_out(x, name)
