@@ -13,7 +13,7 @@ from typing import Any
 
 import array_api_compat
 
-from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.formats import FORMATS, Format
 from polarlib.arrays.library import Library, astype_like, at_least_single, format_name, is_complex
 
 Array = Any
@@ -78,6 +78,10 @@ class Arithmetic(Library):
 
         XLA removes conversions to a dtype and back, hence None unless a library is known.
         """
+        return None
+
+    def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
+        """Round to a format in few operations, where calls are what costs; None elsewhere."""
         return None
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:

@@ -102,6 +102,14 @@ class Ops(Arithmetic):
         other.fused = format_name not in ("float64", "float32")
         return other
 
+    def _of_rounded(self, format_name: str) -> Ops:
+        """Return the arithmetic of float32 operands that were rounded to a format."""
+        return self
+
+    def _multiplies_rounded(self, format_name: str) -> bool:
+        """Whether such products are those of the format, not simulated."""
+        return False
+
     # -- factorisations, in at least the precision of the input; a failure never raises: the
     # results of that matrix are NaN, those of the others in its stack are right
 

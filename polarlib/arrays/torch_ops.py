@@ -10,10 +10,13 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.arithmetic import LONG, MANY
+from polarlib.arrays.formats import Format
 from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
+from polarlib.arrays.torch_formats import eight_bits, rounded_by_sums
+from polarlib.arrays.torch_recorded import RecordedOps
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
     autocasts,
@@ -97,6 +100,15 @@ class TorchOps(InPlaceOps):
         """Whether products in a native format are no slower than in float32; on CPUs it varies."""
         known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
         return known or multiplies_at_speed(format_name)
+
+    def _dtype_that_rounds(self, format_name: str) -> Any:
+        """Dtypes of 16 bits, and of 8 bits where torch converts to them."""
+        eight = eight_bits(format_name, self._kind)
+        return self._dtype(eight) if eight else super()._dtype_that_rounds(format_name)
+
+    def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
+        """Round to tf32 on devices; on the host more calls cost nothing."""
+        return None if self.host else rounded_by_sums(x, precision)
 
     def _operands(self, dtype: Any) -> str:
         """Name of the format to which torch rounds operands of single precision."""
@@ -435,7 +447,7 @@ class TorchOps(InPlaceOps):
         return self._in_full(invert, x)
 
 
-class TorchGradOps(TorchOps):
+class TorchGradOps(RecordedOps, TorchOps):
     """torch tensors that record gradients: nothing is written in place."""
 
     gram = Ops.gram
@@ -448,30 +460,6 @@ class TorchGradOps(TorchOps):
     def is_traced(self, x: Array) -> bool:
         """Always, for all that is known."""
         return True
-
-    # What is recorded may have no entries.
-
-    def to_host(self, x: Array) -> np.ndarray:
-        """Copy to NumPy in float64 or complex128."""
-        return super().to_host(self._visible(x))
-
-    def item(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
-        return super().item(self._visible(x))
-
-    def eye(self, n: int, like: Array) -> Array:
-        """Return the n x n identity with the dtype and device of `like`."""
-        return self._beside(super().eye(n, like), like)
-
-    def from_host(self, a: np.ndarray, like: Array) -> Array:
-        """Move a NumPy array to the device and format of `like`; real ones stay real."""
-        return self._beside(super().from_host(a, like), like)
-
-    @staticmethod
-    def _beside(x: Array, like: Array) -> Array:
-        """Return a new tensor as a fake one, where `like` is one outside of its mode."""
-        mode = getattr(like, "fake_mode", None)
-        return x if mode is None or hasattr(x, "fake_mode") else mode.from_tensor(x)
 
     # Derivatives of factorisations are made of products.
 
