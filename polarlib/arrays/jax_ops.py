@@ -110,9 +110,7 @@ class JaxOps(Ops):
             return full(a, b)
         # Where a program will run is known when it is lowered.
         lax = import_library("jax").lax
-        native = functools.partial(
-            self.xp.matmul, precision=lax.DotAlgorithmPreset.TF32_TF32_F32
-        )
+        native = functools.partial(self.xp.matmul, precision=lax.DotAlgorithmPreset.TF32_TF32_F32)
         return lax.platform_dependent(a, b, cuda=native, rocm=native, default=full)
 
     def _of_rounded(self, format_name: str) -> Ops:

@@ -110,6 +110,15 @@ class Ops(Arithmetic):
         """Whether such products are those of the format, not simulated."""
         return False
 
+    def _product_of_rounded(
+        self, a: Array, b: Array, scales: tuple[Any, Any], format_name: str
+    ) -> Array | None:
+        """Return ``a @ b`` of float32 matrices whose quotients by scales are of a format.
+
+        By products of the format itself; None where there are none of these shapes.
+        """
+        return None
+
     # -- factorisations, in at least the precision of the input; a failure never raises: the
     # results of that matrix are NaN, those of the others in its stack are right
 

@@ -160,9 +160,30 @@ class Rounded(Wrapper):
         if not self.precision.scaled:
             return round_to(x, self.precision, self.base, may_overwrite=may_overwrite)
         # Largest entries lie in [top, 2 top), and rounding up to 2 top does not overflow.
-        top = 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
-        scale = self.base.binary_scale(self.base.max_abs(x)) / top
+        scale = self.base.binary_scale(self.base.max_abs(x)) / self._top
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
+
+    @property
+    def _top(self) -> float:
+        return 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
+
+    def _native_product(
+        self, a: Array, b: Array, c: Array = None, alpha: float = 1.0, beta: float = 0.0
+    ) -> Array | None:
+        """Return ``alpha a @ b + beta c`` by products of 8 bits; None where the base has none."""
+        if self.simulated or not self.precision.scaled:
+            return None
+        # Of rounded entries the largest may be 2 top: with the next scale the least would lose a
+        # bit. So far below it, and above no number but that one.
+        below = 1 - self.precision.epsilon / 4
+        left, right = (
+            self.base.binary_scale(self.base.max_abs(x) * below) / self._top for x in (a, b)
+        )
+        product = self.base._product_of_rounded(a, b, (left, right), self.precision.name)
+        if product is None:
+            return None
+        product = product * alpha if alpha != 1.0 else product
+        return self._result(product + c * beta if beta else product)
 
     def _operand(self, x: Array) -> Array:
         """What a product reads of a matrix: but in tf32, its entries are of the format already."""
@@ -196,16 +217,25 @@ class Rounded(Wrapper):
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
+        product = self._native_product(a, b)
+        if product is not None:
+            return product
         return self._result(self.base.matmul(*self._operands(a, b), out))
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x`` rounded once."""
+        product = self._native_product(self.base.adjoint(x), x)
+        if product is not None:
+            return product
         return self._result(self.base.gram(self._operand(x), out))
 
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
+        product = self._native_product(a, b, c, alpha, beta)
+        if product is not None:
+            return product
         a, b = self._operands(a, b)
         return self._result(self.base.gemm(a, b, c, alpha, beta, out))
 
@@ -213,6 +243,9 @@ class Rounded(Wrapper):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian up to rounding, rounded once."""
+        product = self._native_product(a, b, c, alpha, beta)
+        if product is not None:
+            return product
         a, b = self._operands(a, b)
         return self._result(self.base.gemm_hermitian(a, b, c, alpha, beta, out))
 

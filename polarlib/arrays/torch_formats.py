@@ -1,10 +1,12 @@
-"""How torch rounds to formats in few operations."""
+"""How torch rounds to formats in few operations, and multiplies in 8 bits."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from polarlib.arrays.formats import Format
+from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -14,9 +16,32 @@ EIGHT_BITS = {"float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
 EXPONENT_BITS, SMALLEST_NORMAL = 0x7F800000, 2.0**-126
 
 
-def eight_bits(format_name: str, kind: str) -> str:
-    """Name of torch's dtype of a format of 8 bits, where it converts to it; else ""."""
-    return EIGHT_BITS.get(format_name, "") if kind in ("cpu", "cuda", "meta") else ""
+class FormatOps(InPlaceOps):
+    """The part of torch's arithmetic that number formats are made of."""
+
+    device: Any
+
+    def _dtype_that_rounds(self, format_name: str) -> Any:
+        """Dtypes of 16 bits, and of 8 bits where torch converts to them."""
+        if format_name in EIGHT_BITS and self.device.type in ("cpu", "cuda", "meta"):
+            return self._dtype(EIGHT_BITS[format_name])
+        return super()._dtype_that_rounds(format_name)
+
+    def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
+        """Round to tf32 on devices; on the host more calls cost nothing."""
+        return None if self.host else rounded_by_sums(x, precision)
+
+    def _multiplies_rounded(self, format_name: str) -> bool:
+        """Whether the device multiplies rounded operands in a format of 8 bits."""
+        return multiplies_eight_bits(format_name, self.device)
+
+    def _product_of_rounded(
+        self, a: Array, b: Array, scales: tuple[Any, Any], format_name: str
+    ) -> Array | None:
+        """Return ``a @ b`` by tensor cores of 8 bits; torch neither batches nor derives these."""
+        if self.is_traced(a) or self.is_traced(b):
+            return None
+        return scaled_product(a, b, scales, format_name)
 
 
 def rounded_by_sums(x: Array, precision: Format) -> Array | None:
@@ -24,8 +49,8 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
 
     The multiple is of each entry's power of two: the last place of the sum is that of the format,
     and the addition rounds to nearest, ties to even. These are three kernels; by bit patterns they
-    are ten. Entries from 2**115 on become NaN, and subnormal ones stay as they are. None for other
-    formats.
+    are ten. Entries from 2**115 on become infinite or NaN, and subnormal ones stay as they are. None for
+    other formats.
     """
     torch = import_library("torch")
     if precision.smallest_normal != SMALLEST_NORMAL or precision.significand >= 24:
@@ -37,3 +62,34 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
     power = (x.view(torch.int32) & EXPONENT_BITS).view(torch.float32)
     shift = 1.5 * 2.0 ** (24 - precision.significand)
     return torch.add(x, power, alpha=shift).sub_(power, alpha=shift)
+
+
+@functools.lru_cache(maxsize=64)
+def multiplies_eight_bits(format_name: str, device: Any) -> bool:
+    """Whether torch multiplies a format of 8 bits on a device: e4m3 on NVIDIA's from 8.9 on.
+
+    cuBLAS has no products of two matrices of e5m2.
+    """
+    torch = import_library("torch")
+    if format_name != "float8_e4m3" or device.type != "cuda" or not torch.cuda.is_available():
+        return False
+    known = hasattr(torch, "_scaled_mm") and torch.version.hip is None
+    return known and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def scaled_product(a: Array, b: Array, scales: tuple[Any, Any], format_name: str) -> Array | None:
+    """Return ``a @ b`` in float32, multiplied in 8 bits; None for shapes that cuBLAS does not take.
+
+    ``a / scales[0]`` and ``b / scales[1]`` are numbers of the format.
+    """
+    torch = import_library("torch")
+    if a.ndim != 2 or b.ndim != 2 or b.shape[0] % 16 or b.shape[1] % 16 or 0 in a.shape:
+        return None
+    dtype = getattr(torch, EIGHT_BITS[format_name])
+    left, right = (torch.as_tensor(s, dtype=a.dtype, device=a.device).reshape(()) for s in scales)
+    # One operand by rows and the other by columns: of the adjoint of a matrix by rows no copy.
+    rows = (a / left).to(dtype).contiguous()
+    columns = (b / right).to(dtype).mT.contiguous().mT
+    return torch._scaled_mm(
+        rows, columns, scale_a=left, scale_b=right, out_dtype=a.dtype, use_fast_accum=False
+    )

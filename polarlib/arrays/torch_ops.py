@@ -10,12 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.arithmetic import LONG, MANY
-from polarlib.arrays.formats import Format
-from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
-from polarlib.arrays.torch_formats import eight_bits, rounded_by_sums
+from polarlib.arrays.torch_formats import FormatOps
 from polarlib.arrays.torch_recorded import RecordedOps
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
@@ -43,7 +41,7 @@ EXACT = frozenset({"none", "ieee"})
 REDUCED = {"tf32": "tf32", "bf16": "bfloat16"}
 
 
-class TorchOps(InPlaceOps):
+class TorchOps(FormatOps):
     """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
@@ -100,15 +98,6 @@ class TorchOps(InPlaceOps):
         """Whether products in a native format are no slower than in float32; on CPUs it varies."""
         known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
         return known or multiplies_at_speed(format_name)
-
-    def _dtype_that_rounds(self, format_name: str) -> Any:
-        """Dtypes of 16 bits, and of 8 bits where torch converts to them."""
-        eight = eight_bits(format_name, self._kind)
-        return self._dtype(eight) if eight else super()._dtype_that_rounds(format_name)
-
-    def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
-        """Round to tf32 on devices; on the host more calls cost nothing."""
-        return None if self.host else rounded_by_sums(x, precision)
 
     def _operands(self, dtype: Any) -> str:
         """Name of the format to which torch rounds operands of single precision."""
