@@ -12,8 +12,7 @@ from polarlib.arrays.library import import_library
 Array = Any
 
 EIGHT_BITS = {"float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
-# Of float32, and of every format with its exponent.
-EXPONENT_BITS, SMALLEST_NORMAL = 0x7F800000, 2.0**-126
+EXPONENT_BITS = 0x7F800000  # of float32
 
 
 class FormatOps(InPlaceOps):
@@ -49,11 +48,11 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
 
     The multiple is of each entry's power of two: the last place of the sum is that of the format,
     and the addition rounds to nearest, ties to even. These are three kernels; by bit patterns they
-    are ten. Entries from 2**115 on become infinite or NaN, and subnormal ones stay as they are. None for
-    other formats.
+    are ten. Entries from 2**115 on become infinite or NaN, and subnormal ones stay as they are.
+    None for other formats.
     """
     torch = import_library("torch")
-    if precision.smallest_normal != SMALLEST_NORMAL or precision.significand >= 24:
+    if precision.name != "tf32":
         return None
     if x.dtype == torch.complex64:
         return torch.view_as_complex(
