@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from polarlib.arrays.formats import Format
+from polarlib.arrays.formats import FORMATS, Format
 from polarlib.arrays.in_place import InPlaceOps
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import format_name, import_library
 
 Array = Any
 
 EIGHT_BITS = {"float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
-EXPONENT_BITS = 0x7F800000  # of float32
+# Those of the exponent.
+EXPONENT_BITS = {"float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
 class FormatOps(InPlaceOps):
@@ -25,6 +26,21 @@ class FormatOps(InPlaceOps):
         if format_name in EIGHT_BITS and self.device.type in ("cpu", "cuda", "meta"):
             return self._dtype(EIGHT_BITS[format_name])
         return super()._dtype_that_rounds(format_name)
+
+    def binary_scale(self, peak: Array) -> Array | float:
+        """Power of two near the largest entry of each matrix; on devices by the bits of exponents.
+
+        As `Ops.binary_scale` has it, in five operators instead of fourteen.
+        """
+        bits = EXPONENT_BITS.get(format_name(peak), 0)
+        if self.host or not bits or self.is_traced(peak):
+            return super().binary_scale(peak)
+        torch = import_library("torch")
+        integers = torch.int32 if peak.dtype == torch.float32 else torch.int64
+        power = (peak.view(integers) & bits).view(peak.dtype)
+        power = torch.nan_to_num(power, posinf=1.0)  # of infinity, and of NaN as it has its bits
+        limit = FORMATS[format_name(peak)].smallest_normal
+        return power.clamp(limit, 1 / limit).masked_fill(peak == 0, 1.0)
 
     def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
         """Round to tf32 on devices; on the host more calls cost nothing."""
@@ -58,7 +74,7 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
         return torch.view_as_complex(
             rounded_by_sums(torch.view_as_real(x.resolve_conj()), precision)
         )
-    power = (x.view(torch.int32) & EXPONENT_BITS).view(torch.float32)
+    power = (x.view(torch.int32) & EXPONENT_BITS["float32"]).view(torch.float32)
     shift = 1.5 * 2.0 ** (24 - precision.significand)
     return torch.add(x, power, alpha=shift).sub_(power, alpha=shift)
 

@@ -56,6 +56,10 @@ class TorchShardedOps(TorchGradOps):
     """
 
     is_traced = TorchOps.is_traced
+    # torch has no rules for bits and for products of 8 bits of DTensors.
+    binary_scale = Ops.binary_scale
+    _multiplies_rounded = Ops._multiplies_rounded
+    _product_of_rounded = Ops._product_of_rounded
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Refuse, on every process alike, DTensors where whole matrices are needed."""

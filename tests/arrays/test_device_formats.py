@@ -56,6 +56,32 @@ class Counting:
         return len([name for name in self.names if name not in views])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_binary_scales_by_bits(torch, dtype):
+    peaks = torch.tensor(np.abs(X), dtype=getattr(torch, dtype))
+    if dtype == "float64":
+        more = [5e-324, 1e-310, 2.3e-308, 1e300, 1.7e308]
+        peaks = torch.cat((peaks, torch.tensor(more, dtype=torch.float64)))
+    peaks = peaks[:, None, None]
+    on_host = np.asarray(ops_of(peaks.numpy()).binary_scale(peaks.numpy()))
+    with Counting() as run:
+        got = device_ops(peaks).binary_scale(peaks)
+    assert run.count == 5
+    assert got.dtype == peaks.dtype
+    # Logarithms are rounded: they may give the power of two next to a number that is close to one.
+    near = np.frexp(peaks.numpy())[0]
+    far = (near < 1 - 1e-6) & (near > 0.5 + 1e-6) & (peaks.numpy() > np.finfo(dtype).tiny)
+    assert far.mean() > 0.5
+    exact = far | (near == 0) | ~np.isfinite(near)
+    assert np.array_equal(got.numpy()[exact], on_host[exact])
+    normal = np.isfinite(peaks.numpy()) & (peaks.numpy() > np.finfo(dtype).tiny)
+    quotient = (peaks / got).numpy()[normal]
+    assert quotient.min() >= 1
+    assert (
+        quotient.max() < 4
+    )  # below 2, but for the largest exponent, whose reciprocal is subnormal
+
+
 # -- tf32 ------------------------------------------------------------------------------------------
 
 
