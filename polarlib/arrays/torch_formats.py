@@ -33,9 +33,10 @@ class FormatOps(InPlaceOps):
         As `Ops.binary_scale` has it, in five operators instead of fourteen.
         """
         bits = EXPONENT_BITS.get(format_name(peak), 0)
-        if self.host or not bits or self.is_traced(peak):
-            return super().binary_scale(peak)
         torch = import_library("torch")
+        # torch.jit.trace has no views of bits.
+        if self.host or not bits or self.is_traced(peak) or torch.jit.is_tracing():
+            return super().binary_scale(peak)
         integers = torch.int32 if peak.dtype == torch.float32 else torch.int64
         power = (peak.view(integers) & bits).view(peak.dtype)
         power = torch.nan_to_num(power, posinf=1.0)  # of infinity, and of NaN as it has its bits
