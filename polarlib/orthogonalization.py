@@ -244,27 +244,27 @@ def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
 
 
 def _short(g: Array, how: Options) -> Array | None:
-    """The result for one small matrix in few calls; None where that is not the engine's."""
+    """The result for one matrix in few calls; None where that is not the engine's."""
     found = bare(g)
     # True and 5.0 are refused, and would find the plans of 1 and 5.
     if found is None or not isinstance(how.restarts, str) or type(how.steps) not in (int, NoneType):
         return None
     try:
-        plan = _plan(how, found.format, *g.shape)
+        plan = _plan(how, found.format, *g.shape, host=found.kernels is None)
     except TypeError:  # arguments that are not hashable, none of which is right
         return None
     return None if plan is None else short.apply(g, plan, found)
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(how: Options, precision: str, m: int, n: int) -> short.Plan | None:
+def _plan(how: Options, precision: str, m: int, n: int, *, host: bool) -> short.Plan | None:
     if how.precision not in (None, precision) or how.gram_precision is not None:
         return None
     with held_back() as warnings:
         found = how.resolved_for((m, n), precision)
     if warnings or found["form"] != "plain":
         return None
-    return short.plan(found["schedule"], found["kind"], precision)
+    return short.plan(found["schedule"], found["kind"], precision, min(m, n), host=host)
 
 
 def _checked(g: Array, out: Array | None, how: Options) -> Array:

@@ -64,7 +64,7 @@ def polynomial(
     bound = BOUNDS[kind]
     if bound.from_gram is not None and len(steps[0]) > 1:
         z, g, first = normalised_with_gram(
-            x, ops, low, small, bound.from_gram, schedule.input_safety, steps[0]
+            x, ops, low, small, kind, schedule.input_safety, steps[0]
         )
         steps = (first, *steps[1:])
     else:

@@ -27,6 +27,7 @@ from polarlib.arrays.arithmetic import Arithmetic
 from polarlib.arrays.formats import Format
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import astype_like, format_name, import_library, is_complex
+from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
@@ -242,6 +243,13 @@ class Ops(Arithmetic):
         """Return kernels that work in place on matrices like `x`.
 
         None where the library has none: methods are then made of the other primitives.
+        """
+        return None
+
+    def normaliser(self, x: Array) -> Normaliser | None:
+        """Return kernels that normalise matrices like `x` on a device; None where there are none.
+
+        Normalisations are then made of the other primitives.
         """
         return None
 

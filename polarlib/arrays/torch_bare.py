@@ -1,4 +1,4 @@
-"""One torch matrix on a CPU whose products are right as torch takes them: asked once in a call."""
+"""One torch matrix whose products are right as torch takes them: asked once in a call."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarlib.arrays.library import import_library
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.torch_autograd import is_differentiated
 from polarlib.arrays.torch_ops import PANELS_FROM, TorchOps
@@ -27,38 +28,51 @@ class Bare(NamedTuple):
         The arithmetic that would ask each time, for all else.
     format : str
         Name of the format.
+    kernels : Normaliser or None
+        The normalisation's, on a device.
     """
 
     multiply: Callable[..., Array]
     add: Callable[..., Array]
     ops: Ops
     format: str
+    kernels: Normaliser | None
 
 
 def bare(x: Any) -> Bare | None:
-    """Return the functions for one real matrix of torch in contiguous storage on a CPU.
+    """Return the functions for one real matrix of torch in contiguous storage.
 
     None for anything else; where torch records, batches, traces or differentiates; under autocast
-    and where torch is set to multiply in less than the format of `x`; in 16-bit formats that the
-    processor lacks; and for matrices that are large enough for other products.
+    and where torch is set to multiply in less than the format of `x`. On a CPU also in 16-bit
+    formats that it lacks, and for matrices that are large enough for other products; on a device
+    where normalisations have no kernels.
     """
     torch = sys.modules.get("torch")
-    if torch is None or type(x) not in (torch.Tensor, torch.nn.Parameter) or x.ndim != 2:
+    if torch is None or not isinstance(x, torch.Tensor) or x.ndim != 2 or hasattr(x, "placements"):
         return None
     if x.is_nested or x.layout is not torch.strided or not x.is_contiguous():
         return None
-    m, n = x.shape
-    if not 0 < m * n * min(m, n) < PANELS_FROM or is_differentiated(x, torch):
-        return None
     name = _FORMATS.get(str(x.dtype))
+    if name is None or 0 in x.shape or is_differentiated(x, torch):
+        return None
     device = x.device
     ops = TorchOps(import_library("array_api_compat.torch"), device, host=device.type == "cpu")
-    if name is None or not ops.host or ops.is_abstract(x) or not ops._multiplies_at_speed(name):
-        return None
+    kernels = None
+    if ops.host:
+        taken = _on_host(x, ops, name, torch)
+    else:  # meta tensors go the way of those with entries: they show what it launches
+        kernels = None if ops._is_recorded(x) else ops.normaliser(x)
+        taken = kernels is not None
     # The longest sum is along the larger side.
-    if not ops._is_plain(x if m < n else x.mT, x):
+    if not taken or not ops._is_plain(x if x.shape[0] < x.shape[1] else x.mT, x):
         return None
-    return Bare(torch.mm, torch.addmm, ops, name)
+    return Bare(torch.mm, torch.addmm, ops, name, kernels)
+
+
+def _on_host(x: Any, ops: TorchOps, name: str, torch: Any) -> bool:
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and not ops.is_abstract(x)
+    m, n = x.shape
+    return plain and m * n * min(m, n) < PANELS_FROM and ops._multiplies_at_speed(name)
 
 
 _FORMATS = {f"torch.{name}": name for name in ("float64", "float32", "bfloat16", "float16")}

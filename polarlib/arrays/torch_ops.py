@@ -11,9 +11,11 @@ import numpy as np
 
 from polarlib.arrays.arithmetic import LONG, MANY
 from polarlib.arrays.library import format_name, import_library, is_complex
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
 from polarlib.arrays.torch_formats import FormatOps
+from polarlib.arrays.torch_normaliser import normaliser
 from polarlib.arrays.torch_recorded import RecordedOps
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
@@ -127,10 +129,10 @@ class TorchOps(FormatOps):
     def _is_plain(self, a: Array, b: Array) -> bool:
         """Whether torch's own product of two matrices, or stacks, is what `_in_full` would take."""
         return (
-            self._is_exact
+            (a.dtype not in self._single or self._is_exact)
             and not self.open_ended
             and a.dtype == b.dtype
-            and a.shape[-1] < LONG
+            and (a.shape[-1] < LONG or a.dtype.itemsize == 2)
             and not (self.autocasts and self.torch.is_autocast_enabled(self._kind))
         )
 
@@ -169,7 +171,9 @@ class TorchOps(FormatOps):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b``."""
         if self._is_plain(a, b):
-            return self.torch.matmul(a, b, out=out)
+            # torch.matmul copies the products of stacks into `out`.
+            stacks = a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0]
+            return (self.torch.bmm if stacks else self.torch.matmul)(a, b, out=out)
         return self._in_full(super().matmul, a, b, out=out)
 
     def adjoint(self, x: Array) -> Array:
@@ -208,8 +212,12 @@ class TorchOps(FormatOps):
 
     def is_abstract(self, x: Array) -> bool:
         """Whether what is done is recorded for tensors of other entries, or there are none."""
+        return x.device.type == "meta" or self._is_recorded(x)
+
+    def _is_recorded(self, x: Array) -> bool:
+        """Whether what is done with `x` is recorded, or only announced by fake tensors."""
         torch = self.torch
-        if x.device.type == "meta" or torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             return True
         # torch.func wraps tensors: the dispatch mode, not the type, shows fake ones.
         if torch._C._len_torch_dispatch_stack() and is_recorded():
@@ -291,7 +299,7 @@ class TorchOps(FormatOps):
         if not self.fused:
             return super().add_diagonal(z, a)
         diagonal = self._diagonal(z)
-        diagonal.copy_(diagonal.to(self.torch.float32) + a)
+        self.torch.add(diagonal.to(self.torch.float32), a, out=diagonal)
         return z
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
@@ -339,6 +347,11 @@ class TorchOps(FormatOps):
             return total.to(blocks.dtype)
         rest = norm(flat[..., None, end:], dim=-1, dtype=kind)
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
+
+    def normaliser(self, x: Array) -> Normaliser | None:
+        """Two operators, for real matrices of 16 or 32 bits on devices with double precision."""
+        taken = not self.host and x.dtype.is_floating_point and x.dtype.itemsize <= 4
+        return normaliser() if taken and self._has_double(x) else None
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
         """Return ``x / s`` in the dtype of `x`, and in its storage if that may be overwritten."""
@@ -441,6 +454,7 @@ class TorchGradOps(RecordedOps, TorchOps):
 
     gram = Ops.gram
     gemm_hermitian = Ops.gemm_hermitian
+    normaliser = Ops.normaliser
 
     def __init__(self, xp: Any, device: Any, *, open_ended: bool = False) -> None:
         super().__init__(xp, device, host=False)

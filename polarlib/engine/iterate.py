@@ -259,13 +259,14 @@ def coupled(
             q = renewed(q, z, q, alpha, beta)
         if last:
             return (z, alpha, beta) if q is None else (q, 1.0, 0.0)
-        if q is None:
-            q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
         for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
             left, right = (z, r) if i % 2 else (r, z)
             r = renewed(left, right, r, alpha, beta)
         r = ops.make_hermitian(r)
-        if ops.reusable(z):
+        if q is None:  # in the storage of Z, which nothing else needs
+            q = ops.combine((alpha,), (z,)) if alpha != 1.0 else z
+            q = ops.add_diagonal(q, beta) if beta else q
+        elif ops.reusable(z):
             free.append(z)
         if callback is not None:
             callback(k, q)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.entry import finite_peak
@@ -56,6 +56,9 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
         If the matrix is not finite and its library is on the host. On a device, where looking would
         stall it, the result of such a matrix is NaN.
     """
+    kernels = ops.normaliser(x)
+    if kernels is not None and kind == "frobenius":
+        return kernels.by_norm(x, safety, False), 0
     peak = checked_peak(x, ops)
     if kind == "none":
         return x, 0
@@ -73,7 +76,7 @@ def checked_peak(x: Array, ops: Ops) -> Array:
 
 
 def normalised_with_gram(
-    x: Array, ops: Ops, low: Ops, small: Ops, bound: FromGram, safety: float, first: Sequence[float]
+    x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
 ) -> tuple[Array, Array, tuple[float, ...]]:
     """Normalise by a bound from the Gram matrix that the first step needs, at no product.
 
@@ -86,8 +89,8 @@ def normalised_with_gram(
         m >= n, of any format. Not changed.
     ops, low, small : Ops
         Full-precision arithmetic, that of the iteration, and that of its Gram matrix.
-    bound : callable
-        As :class:`Bound` has it.
+    kind : str
+        One of `BOUNDS` that has a bound from a Gram matrix.
     safety : float
         Further divisor.
     first : sequence of float
@@ -107,7 +110,7 @@ def normalised_with_gram(
     ValueError
         As :func:`normalise`.
     """
-    form = format_of(small.working)
+    form, bound = format_of(small.working), from_gram(kind)
     most = most_absorbed(first, form) and most_absorbed(first, format_of(low.working))
     native = not low.simulated and format_name(x) == low.working
     if native and most and ops.host and math.prod(x.shape[:-2]) == 1:
@@ -119,20 +122,41 @@ def normalised_with_gram(
             return _normalised(z, g, s, first, ops, low, small)
     if not native:
         x = at_least_single(x, ops)
-    y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
-    if not most:
-        # ||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F: the norm is put halfway between the two bounds.
-        # Entries of the Gram matrix are then about 1 / sqrt(n) on the diagonal and sqrt(n) at most,
-        # those of its square n at most: float16 keeps both up to thousands of columns.
-        twice = ops.frobenius(y) * (2 * y.shape[-1] ** -0.25)
-        y = ops.divide(y, ops.binary_scale(twice), may_overwrite=True)
+    halfway = halfway_factor(x.shape[-1], most)
+    kernels = ops.normaliser(x)
+    if kernels is not None:
+        y = kernels.by_norm(x, halfway, True)
+    else:
+        y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
+        if not most:
+            power = ops.binary_scale(ops.frobenius(y) * halfway)
+            y = ops.divide(y, power, may_overwrite=True)
     z = to_working_format(y, low)
     g = small.gram(to_working_format(z, small))
+    if kernels is not None:
+        y, g = kernels.by_gram(y, g, kind, *slacks(format_name(g), form), safety)
+        return to_working_format(y, low), to_working_format(g, small), tuple(first)
     s = ops.divisor(_bound_from(g, bound, ops, form)) * safety
     if isinstance(s, float):
         return _normalised(z, g, s, first, ops, low, small)
     g = to_working_format(ops.divide(g, s * s, may_overwrite=True), small)
     return to_working_format(ops.divide(y, s, may_overwrite=True), low), g, tuple(first)
+
+
+def from_gram(kind: str) -> FromGram:
+    """The bound from a Gram matrix of one of `BOUNDS` that has it."""
+    return cast(FromGram, BOUNDS[kind].from_gram)
+
+
+def halfway_factor(n: int, most: float) -> float:
+    """What the Frobenius norm of n columns is multiplied by before the first Gram matrix is taken.
+
+    1 where a step absorbs norms. In formats of short range the norm is put halfway between its two
+    bounds, ``||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F``. Entries of the Gram matrix are then about
+    1 / sqrt(n) on the diagonal and sqrt(n) at most, those of its square n at most: float16 keeps
+    both up to thousands of columns.
+    """
+    return 1.0 if most else float(2 * n**-0.25)
 
 
 def most_absorbed(step: Sequence[float], form: Format) -> float:
@@ -191,9 +215,14 @@ def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, floa
 
     Rounding G moves eigenvalues by the unit roundoff times that norm at most.
     """
-    norm = ops.frobenius(g)
-    sums = SUM_ROUNDINGS * format_of(format_name(norm)).unit_roundoff
-    return as_scalar(norm, ops), form.unit_roundoff + sums, sums
+    return as_scalar(ops.frobenius(g), ops), *slacks(format_name(g), form)
+
+
+def slacks(carrier: str, form: Format) -> tuple[float, float]:
+    """Relative errors of eigenvalues of G and of sums, taken in at least single precision."""
+    wide = format_of("float64" if carrier == "float64" else "float32")
+    sums = SUM_ROUNDINGS * wide.unit_roundoff
+    return form.unit_roundoff + sums, sums
 
 
 def spectral_bound(g: Array, ops: Ops, *, squarings: int = SQUARINGS) -> tuple[Array, int]:

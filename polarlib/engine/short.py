@@ -1,9 +1,10 @@
-"""The engine on one small matrix of a library whose every call is felt: quintics in few calls.
+"""The engine on one matrix of a library whose every call is felt: quintics in few calls.
 
 What :func:`polarlib.engine.normalise.normalised_with_gram` and
 :func:`polarlib.engine.iterate.iterate` do to such a matrix, bit for bit, where its library has said
 once (:func:`polarlib.arrays.torch_bare.bare`) that its bare products are right. At 256 x 256 the
-layers that ask before each product take a fifth of the time of the products.
+layers that ask before each product take a fifth of the time of the products; on a device, the host
+must be faster than the products or the device waits for it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import trace
+from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.torch_bare import Bare
-from polarlib.engine.normalise import BOUNDS, FromGram, most_absorbed
+from polarlib.engine.normalise import BOUNDS, from_gram, halfway_factor, most_absorbed, slacks
 
 Array = Any
 
@@ -27,60 +29,54 @@ class Plan(NamedTuple):
     ----------
     steps : tuple of tuple of float
         Steps of degree 5.
-    bound : callable
-        Bound of the norm from the first Gram matrix, as :class:`polarlib.engine.normalise.Bound`
-        has it.
+    kind : str
+        The normalisation: on a host one with a bound from the first Gram matrix.
     safety : float
         Further divisor.
     form : Format
         Of the matrix and of its products.
     most : float
         Largest squared norm that the first step can absorb; the smallest is its inverse.
+    halfway : float
+        Factor of the norm, as :func:`polarlib.engine.normalise.halfway_factor` has it.
     """
 
     steps: Any
-    bound: FromGram
+    kind: str
     safety: float
     form: Format
     most: float
+    halfway: float
 
 
-def plan(schedule: Schedule, kind: str, precision: str) -> Plan | None:
+def plan(schedule: Schedule, kind: str, precision: str, n: int, *, host: bool) -> Plan | None:
     """Return the plan for matrices of a format; None where the engine must take them."""
     if schedule.is_rational or {len(step) for step in schedule.steps} != {3}:
         return None
-    bound, wanted = BOUNDS[kind].from_gram, format_of(precision)
+    wanted = format_of(precision)
     most = most_absorbed(schedule.steps[0], wanted)
-    if bound is None or not most:
+    by_gram = BOUNDS[kind].from_gram is not None
+    if not (by_gram and most if host else by_gram or kind == "frobenius"):
         return None
-    return Plan(schedule.steps, bound, schedule.input_safety, wanted, most)
+    halfway = halfway_factor(n, most)
+    return Plan(schedule.steps, kind, schedule.input_safety, wanted, most, halfway)
 
 
 def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
     """Approximate unitary factor of a matrix; None if its norm is out of range or not finite."""
-    multiply, add, ops, _ = bare
+    multiply, add, ops = bare[:3]
     wide = x.shape[0] < x.shape[1]
     narrow = how.form.significand < 24
-
-    def gram(x: Array, out: Array | None = None) -> Array:
-        return multiply(x, x.mT, out=out) if wide else multiply(x.mT, x, out=out)
-
-    g = gram(x)
-    square = ops.item(trace(g, ops))
-    if not 1 / how.most <= square <= how.most:  # NaN is not
+    kernels = bare.kernels
+    begun = _begun(x, how, bare) if kernels is None else _on_device(x, how, bare, kernels)
+    if begun is None:
         return None
-    s = ops.divisor(how.bound(g, square, ops, how.form)) * how.safety
-    steps, free = list(how.steps), None
-    if narrow:  # as `_normalised` has it
-        free = x = ops.divide(x, s)
-        g = ops.divide(g, s * s, may_overwrite=True)
-    else:
-        steps[0] = absorbed(steps[0], s)
+    x, g, steps, free = begun
     z: Array = ops.buffer(g.shape, g)
     turns: list[Array] = [free, None]
     for k, (c0, c1, c2) in enumerate(steps, 1):
         if k > 1:
-            gram(x, g)
+            _gram(x, wide, multiply, g)
         add(g, g, g, beta=c1, alpha=c2, out=z)
         if turns[k % 2] is None:
             turns[k % 2] = ops.buffer(x.shape, x)
@@ -94,3 +90,33 @@ def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
             multiply(left, right, out=out)
         x = out
     return x
+
+
+def _gram(x: Array, wide: bool, multiply: Any, out: Array | None = None) -> Array:
+    return multiply(x, x.mT, out=out) if wide else multiply(x.mT, x, out=out)
+
+
+def _begun(x: Array, how: Plan, bare: Bare) -> tuple[Array, Array, Any, Array | None] | None:
+    """The matrix, its Gram matrix, the steps for them, and storage that is free after a step."""
+    ops = bare.ops
+    g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)
+    square = ops.item(trace(g, ops))
+    if not 1 / how.most <= square <= how.most:  # NaN is not
+        return None
+    s = ops.divisor(from_gram(how.kind)(g, square, ops, how.form)) * how.safety
+    if how.form.significand < 24:  # as `_normalised` has it
+        x = ops.divide(x, s)
+        return x, ops.divide(g, s * s, may_overwrite=True), how.steps, x
+    return x, g, (absorbed(how.steps[0], s), *how.steps[1:]), None
+
+
+def _on_device(
+    x: Array, how: Plan, bare: Bare, kernels: Normaliser
+) -> tuple[Array, Array, Any, Array | None]:
+    """:func:`_begun` without a number on the host."""
+    whole = how.kind == "frobenius"
+    x = kernels.by_norm(x, how.safety if whole else how.halfway, not whole)
+    g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)
+    if not whole:
+        x, g = kernels.by_gram(x, g, how.kind, *slacks(bare.format, how.form), how.safety)
+    return x, g, how.steps, x

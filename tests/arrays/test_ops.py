@@ -886,6 +886,18 @@ def check_kernels(lab):
     assert isinstance(found, NumpyKernels) == lab.kind.startswith("numpy")
 
 
+def check_normaliser(lab):
+    kernels = lab.ops.normaliser(lab.make(lab.sample()))
+    assert kernels is None or lab.kind.startswith("cupy")
+    if kernels is None or lab.dtype not in ("float32",):
+        return
+    a = lab.sample()
+    norm = np.linalg.norm(wide(a), axis=(-2, -1), keepdims=True)
+    for power in (False, True):
+        s = 2.0 ** np.floor(np.log2(1.5 * norm)) if power else 1.5 * norm
+        lab.equal(kernels.by_norm(lab.make(a), 1.5, power), wide(a) / s, bound=2 * np.abs(a) / s)
+
+
 def check_is_native(lab):
     assert is_native(lab.ops, format_of(lab.real), is_complex=lab.dtype != lab.real)
     assert not is_native(lab.ops, format_of("float8_e5m2"), is_complex=False)

@@ -11,6 +11,7 @@ from polarlib.arrays import torch_ops
 from polarlib.engine import iterate
 
 torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 # torch's own, of forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
@@ -89,6 +90,11 @@ def test_it_is_taken(dtype, at_speed, taken, monkeypatch):
         assert not counted
 
 
+class Orthogonal(torch.nn.Module):
+    def forward(self, x):
+        return polarlib.orthogonalize(x)
+
+
 ELSEWHERE = {
     "records": lambda x: polarlib.orthogonalize(x.requires_grad_()),
     "a stack": lambda x: polarlib.orthogonalize(x[None]),
@@ -98,7 +104,8 @@ ELSEWHERE = {
     "complex": lambda x: polarlib.orthogonalize(x + 0j),
     "vmap": lambda x: torch.func.vmap(polarlib.orthogonalize)(x[None]),
     "jvp": lambda x: torch.func.jvp(polarlib.orthogonalize, (x,), (x,))[0],
-    "meta": lambda x: polarlib.orthogonalize(x.to("meta")),
+    "columns on meta": lambda x: polarlib.orthogonalize(x.to("meta").mT),
+    "recorded": lambda x: torch.export.export(Orthogonal(), (x,)).module()(x),
     "another format": lambda x: polarlib.orthogonalize(x, precision="bfloat16"),
     "steps of degree 3": lambda x: polarlib.orthogonalize(x, schedule="newton_schulz_3", steps=3),
     "rational steps": lambda x: polarlib.orthogonalize(x, schedule="halley"),
@@ -181,3 +188,70 @@ def test_hazards_are_told_each_time(monkeypatch):
     for _ in range(2):
         with pytest.warns(polarlib.ScheduleWarning, match="diverges above"):
             polarlib.orthogonalize(x, schedule="polar_express_raw")
+
+
+# -- the way of devices ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Tensors of the CPU go the way of those on devices."""
+    make = torch_ops.TorchOps.__init__
+
+    def made(self, xp, device, *, fused=False, host=True):
+        make(self, xp, device, fused=fused, host=False)
+
+    monkeypatch.setattr(torch_ops.TorchOps, "__init__", made)
+    monkeypatch.setattr(torch_ops, "multiplies_at_speed", lambda _: True)
+
+
+class Counted(TorchDispatchMode):
+    """Names of operators, without views and new storage; operators on one number apart."""
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        out = f(*args, **(kwargs or {}))
+        if f.name().split(".")[0] not in FREE:
+            self.names.append(f.name())
+            self.numbers += [f.name()] * all(t.numel() == 1 for t in args if is_tensor(t))
+        return out
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.numbers = [], []
+
+
+FREE = {f"aten::{name}" for name in ("empty", "transpose", "detach", "alias", "diagonal")}
+is_tensor = torch.is_tensor
+
+
+@pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
+@pytest.mark.parametrize(
+    "options", [*OPTIONS.values(), {"schedule": "jordan"}], ids=[*OPTIONS, "frobenius"]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_device_gets_the_results_of_the_engine(shape, dtype, options, device, monkeypatch):
+    for scale in (1.0, 1e-3, 1e18, 0.0, float("nan")):
+        x = gaussian(shape, dtype, scale)
+        before = x.clone()
+        found = polarlib.orthogonalize(x, **options)
+        wanted = by_engine(x, monkeypatch, **options)
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+        assert torch.equal(found.isnan(), wanted.isnan())
+        assert bool(found.isnan().all()) == bool(not x.isfinite().all())
+        assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(1024, 1024), (512, 128), (128, 512), (4, 64, 64)], ids=str)
+@pytest.mark.parametrize("schedule", ["auto", "jordan", "polar_express"])
+def test_five_quintics_are_twenty_operators(shape, dtype, schedule, device):
+    if dtype == "float16" and schedule == "polar_express":
+        pytest.skip("no room for roundings in float16")
+    x = gaussian(shape, dtype).to("meta" if shape == (1024, 1024) else "cpu")
+    with Counted() as counted:
+        polarlib.orthogonalize(x, schedule=schedule, steps=5)
+    products = [name for name in counted.names if "mm" in name]
+    assert len(counted.names) <= len(products) + (2 if shape[-1] == shape[-2] else 6)
+    assert shape[-1] != shape[-2] or len(products) == 15
+    assert not counted.numbers

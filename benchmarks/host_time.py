@@ -1,0 +1,94 @@
+"""Time of the host for a call of orthogonalize() on a device, beside torch.optim.Muon's five steps.
+
+    python benchmarks/host_time.py
+
+A device that is faster than its host waits for it, whatever the products take. Tensors without
+entries (torch's "meta") go the way of those on a device, and no operator computes: what is left is
+the time in which operators are chosen and announced. "Python" is our own part of it: the same call
+where each operator is a function that does nothing. By turns, medians; stored in
+docs/data/host_time.json, from which the sentence of docs/gpu.md is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from common import replace_part, store, where
+from torch.optim import _muon
+
+import polarlib
+from polarlib.arrays import torch_ops
+from polarlib.arrays.normaliser import Normaliser
+from polarlib.timing import interleaved
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA, PAGE = ROOT / "docs" / "data" / "host_time.json", ROOT / "docs" / "gpu.md"
+MUON = "torch.optim.Muon"
+JORDAN = (3.4445, -4.775, 2.0315)
+SECONDS = 4.0
+
+
+def contenders(x: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Calls on one matrix of 16 bits."""
+    return {
+        MUON: lambda: _muon._zeropower_via_newtonschulz(x, JORDAN, 5, 1e-7),
+        "auto": lambda: polarlib.orthogonalize(x),
+        "jordan": lambda: polarlib.orthogonalize(x, schedule="jordan"),
+    }
+
+
+@contextlib.contextmanager
+def nothing_computed() -> Iterator[None]:
+    """Operators of a call are functions that do nothing."""
+    kernels = Normaliser(lambda x, *_: x, lambda y, g, *_: (y, g))
+    idle = functools.partial(lambda *_, out=None, **__: out if out is not None else _[0])
+    with (
+        mock.patch.object(torch, "mm", idle),
+        mock.patch.object(torch, "addmm", idle),
+        mock.patch.object(torch_ops, "normaliser", lambda: kernels),
+    ):
+        yield
+
+
+def median(times: list[float]) -> float:
+    """Microseconds."""
+    return round(1e6 * statistics.median(times), 1)
+
+
+def main() -> None:
+    """Measure, store, and write the sentence."""
+    x = torch.zeros((1024, 1024), dtype=torch.bfloat16, device="meta")
+    with torch.no_grad():
+        calls = contenders(x)
+        found = {name: median(t) for name, t in interleaved(calls, SECONDS).items()}
+        with nothing_computed():
+            own = {n: median(t) for n, t in interleaved(calls, 1.0).items() if n != MUON}
+    figures = {"machine": where(), "microseconds": found, "Python": own}
+    store(DATA, figures)
+    replace_part(PAGE, "host time", sentence(figures))
+    print(sentence(figures))
+
+
+def sentence(figures: dict[str, Any]) -> str:
+    """What the figures say."""
+    times, own = figures["microseconds"], figures["Python"]
+    ratios = " and ".join(
+        f"{times[name] / times[MUON]:.2f} times ({name})" for name in ("auto", "jordan")
+    )
+    python = max(own.values())
+    return (
+        f"A call on a 1024 × 1024 bfloat16 tensor takes the host {ratios} as long as the five steps "
+        f"of `torch.optim.Muon`, both on meta tensors by turns; our own Python is {python:.0f} µs "
+        f"of it (`python benchmarks/host_time.py`; {figures['machine']})."
+    )
+
+
+if __name__ == "__main__":
+    main()
