@@ -401,7 +401,8 @@ TEXT = """# Designing for a number format
 Made by `python benchmarks/lowbits.py --markdown docs/low_precision.md`; nothing in the tables is
 typed by hand. u is the unit roundoff: 2⁻⁸ in bfloat16, 2⁻¹¹ in float16, 2⁻⁴ and 2⁻³ in the 8-bit
 formats e4m3 and e5m2. Formats are simulated as hardware works: operands rounded, products
-accumulated in single precision, one rounding of each result.
+accumulated in single precision, one rounding of each result. Where they are native, and what
+differs then: [methods.md](methods.md#number-formats).
 
 `design.for_precision("bfloat16", 1e-3, steps=5)` is the best schedule for iterating in a format. It
 needs no safety factor and no cushion from the user: both follow from a bound of the rounding.

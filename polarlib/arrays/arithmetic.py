@@ -13,7 +13,7 @@ from typing import Any
 
 import array_api_compat
 
-from polarlib.arrays.formats import FORMATS
+from polarlib.arrays.formats import FORMATS, Format
 from polarlib.arrays.library import Library, astype_like, at_least_single, format_name, is_complex
 
 Array = Any
@@ -78,6 +78,10 @@ class Arithmetic(Library):
 
         XLA removes conversions to a dtype and back, hence None unless a library is known.
         """
+        return None
+
+    def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
+        """Round to a format in few operations, where calls are what costs; None elsewhere."""
         return None
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -270,8 +274,9 @@ class Arithmetic(Library):
             return 2.0 ** min(max(exponent, -limit), limit)
         known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
         exponent = xp.floor(xp.log2(known))
-        exponent = xp.where(exponent > limit, limit, exponent)  # CuPy's clip would synchronise
-        return 2.0 ** xp.where(exponent < -limit, -limit, exponent)
+        # CuPy's clip would synchronise, and torch's fake tensors take no number here.
+        exponent = xp.minimum(exponent, xp.full_like(exponent, limit))
+        return 2.0 ** xp.maximum(exponent, xp.full_like(exponent, -limit))
 
     def divisor(self, s: Array | float) -> Array | float:
         """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""

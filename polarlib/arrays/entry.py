@@ -32,6 +32,7 @@ def check_out(
     if placements(out)[:1] != placements(x)[:1]:
         kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
         raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
+    check_same_place(x, like, out, name)
     if not ops_of(out).writable(out):
         raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
 
@@ -183,13 +184,8 @@ def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None
         raise TypeError(
             f"{both} must be arrays of one library, got {first} and {second}; convert one of them"
         )
-    if any(o.is_abstract(t) or o.is_sharded(t) for o, t in ((ops, x), (others, other))):
-        return
-    first, second = (
-        getattr(device, "device_set", device)  # of JAX, where several share an array
-        for device in map(array_api_compat.device, (x, other))
-    )
-    if first != second:
+    first, second = ops._place(x), others._place(other)
+    if first and second and first != second:
         raise ValueError(
             f"{both} must be on one device, got {first} and {second}; move one of them"
         )

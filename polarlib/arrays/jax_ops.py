@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -18,6 +19,8 @@ from polarlib.arrays.routines import LETTERS
 from polarlib.arrays.settings import under_default_settings
 
 Array = Any
+# What JAX calls its backends of NVIDIA's and AMD's devices.
+GPUS = frozenset({"gpu", "cuda", "rocm"})
 
 
 @functools.lru_cache(maxsize=256)
@@ -61,6 +64,8 @@ class JaxOps(Ops):
     module = "jax.numpy"
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
     fixed_work = True
+    # Whether operands of products are numbers of tf32.
+    _reads_tf32 = False
     _host_device = None  # NumPy reads arrays of every device, in parts as well
     hiding = (
         "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
@@ -100,7 +105,25 @@ class JaxOps(Ops):
 
     def _matmul(self, a: Array, b: Array) -> Array:
         """Return ``a @ b`` in full: by default float32 is tf32 on GPUs and bfloat16 on TPUs."""
-        return self.xp.matmul(a, b, precision="highest")
+        full = functools.partial(self.xp.matmul, precision="highest")
+        if not self._reads_tf32 or a.dtype != self.xp.float32 or b.dtype != a.dtype:
+            return full(a, b)
+        # Where a program will run is known when it is lowered.
+        lax = import_library("jax").lax
+        native = functools.partial(self.xp.matmul, precision=lax.DotAlgorithmPreset.TF32_TF32_F32)
+        return lax.platform_dependent(a, b, cuda=native, rocm=native, default=full)
+
+    def _of_rounded(self, format_name: str) -> Ops:
+        """Return the arithmetic of operands that were rounded to a format: tf32 by tensor cores."""
+        if format_name != "tf32":
+            return self
+        other = copy.copy(self)
+        other._reads_tf32 = True
+        return other
+
+    def _multiplies_rounded(self, format_name: str) -> bool:
+        """Whether the default device multiplies in tf32."""
+        return format_name == "tf32" and import_library("jax").default_backend() in GPUS
 
     def _is_long(self, a: Array, b: Array) -> bool:
         """Not of what is traced or lies in parts, which blocks could cut across."""
@@ -136,10 +159,11 @@ class JaxOps(Ops):
         """Return the largest entry as a Python float (a synchronisation on a device)."""
         return float(self._visible(self.max(x)))
 
-    def _visible(self, x: Array) -> Array:
-        if self.is_abstract(x):
-            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
-        return x
+    def _place(self, x: Array) -> str:
+        """Names of the devices that hold all of `x` each; "" of what is traced or sharded."""
+        if self.is_traced(x) or self.is_sharded(x):
+            return ""
+        return " and ".join(sorted(map(str, x.sharding.device_set)))
 
     def _device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""

@@ -103,6 +103,23 @@ class Ops(Arithmetic):
         other.fused = format_name not in ("float64", "float32")
         return other
 
+    def _of_rounded(self, format_name: str) -> Ops:
+        """Return the arithmetic of float32 operands that were rounded to a format."""
+        return self
+
+    def _multiplies_rounded(self, format_name: str) -> bool:
+        """Whether such products are those of the format, not simulated."""
+        return False
+
+    def _product_of_rounded(
+        self, a: Array, b: Array, scales: tuple[Any, Any], format_name: str
+    ) -> Array | None:
+        """Return ``a @ b`` of float32 matrices whose quotients by scales are of a format.
+
+        By products of the format itself; None where there are none of these shapes.
+        """
+        return None
+
     # -- factorisations, in at least the precision of the input; a failure never raises: the
     # results of that matrix are NaN, those of the others in its stack are right
 
@@ -254,7 +271,7 @@ class Ops(Arithmetic):
     def functional(self, *arrays: Array) -> Ops:
         """Arithmetic that the library may differentiate: reads and overwrites nothing.
 
-        Given arrays, which have to lie on one device, it is this one if none of them is recorded.
+        Given arrays, it is this one if none of them is recorded.
         """
         return self
 
@@ -273,6 +290,16 @@ class Ops(Arithmetic):
     def is_abstract(self, x: Array) -> bool:
         """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
         return False
+
+    def _place(self, x: Array) -> str:
+        """Name of the device that holds `x`; "" where it is not known or `x` is sharded."""
+        return str(array_api_compat.device(x))
+
+    def _visible(self, x: Array) -> Array:
+        """Return `x` if its entries can be read."""
+        if self.is_abstract(x):
+            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
+        return x
 
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, a pytree; a result of the shape of `x` is sharded as `x` is."""

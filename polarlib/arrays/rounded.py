@@ -56,6 +56,10 @@ def round_to(x: Array, precision: Format, ops: Ops, *, may_overwrite: bool = Fal
     if narrow is None:
         return ops._entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
     y = _converted(x, narrow, ops)
+    if math.isnan(precision.saturates_to):  # where libraries convert to the largest number, or NaN
+        xp, half = ops.xp, _unit_of_largest(precision) / 2
+        fits = xp.abs(x) <= precision.largest + half
+        return xp.where(fits, xp.astype(y, x.dtype), xp.full_like(x, math.nan))
     if may_overwrite and ops.reusable(x):
         ops._store(y, x)
         return x
@@ -68,8 +72,16 @@ def _converted(x: Array, dtype: Any, ops: Ops) -> Array:
     return ops.xp.astype(x, dtype)
 
 
+def _unit_of_largest(precision: Format) -> float:
+    """Distance from the largest number of a format to the one below it."""
+    return 2.0 ** (math.frexp(precision.largest)[1] - 1) * precision.epsilon
+
+
 def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
     xp = ops.xp
+    by_sums = ops._rounded_by_sums(x, precision)
+    if by_sums is not None:
+        return by_sums
     if is_complex(x):
         return _rounded_to(xp.real(x), precision, ops) + 1j * _rounded_to(
             xp.imag(x), precision, ops
@@ -148,13 +160,39 @@ class Rounded(Wrapper):
         if not self.precision.scaled:
             return round_to(x, self.precision, self.base, may_overwrite=may_overwrite)
         # Largest entries lie in [top, 2 top), and rounding up to 2 top does not overflow.
-        top = 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
-        scale = self.base.binary_scale(self.base.max_abs(x)) / top
+        scale = self.base.binary_scale(self.base.max_abs(x)) / self._top
         return round_to(self.base.divide(x, scale), self.precision, self.base) * scale
+
+    @property
+    def _top(self) -> float:
+        return 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
+
+    def _native_product(
+        self, a: Array, b: Array, c: Array = None, alpha: float = 1.0, beta: float = 0.0
+    ) -> Array | None:
+        """Return ``alpha a @ b + beta c`` by products of 8 bits; None where the base has none."""
+        if self.simulated or not self.precision.scaled:
+            return None
+        # Of rounded entries the largest may be 2 top: with the next scale the least would lose a
+        # bit. So far below it, and above no number but that one.
+        below = 1 - self.precision.epsilon / 4
+        left, right = (
+            self.base.binary_scale(self.base.max_abs(x) * below) / self._top for x in (a, b)
+        )
+        product = self.base._product_of_rounded(a, b, (left, right), self.precision.name)
+        if product is None:
+            return None
+        product = product * alpha if alpha != 1.0 else product
+        return self._result(product + c * beta if beta else product)
 
     def _operand(self, x: Array) -> Array:
         """What a product reads of a matrix: but in tf32, its entries are of the format already."""
         return x if self._rounds_results else self._round(x)
+
+    def _operands(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """What a product reads of two matrices, of a square only once."""
+        left = self._operand(a)
+        return left, left if b is a else self._operand(b)
 
     def _result(self, y: Array) -> Array:
         """Round a new matrix, in its storage where the library writes to it."""
@@ -179,24 +217,36 @@ class Rounded(Wrapper):
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
-        return self._result(self.base.matmul(self._operand(a), self._operand(b), out))
+        product = self._native_product(a, b)
+        if product is not None:
+            return product
+        return self._result(self.base.matmul(*self._operands(a, b), out))
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x`` rounded once."""
+        product = self._native_product(self.base.adjoint(x), x)
+        if product is not None:
+            return product
         return self._result(self.base.gram(self._operand(x), out))
 
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
-        a, b = self._operand(a), self._operand(b)
+        product = self._native_product(a, b, c, alpha, beta)
+        if product is not None:
+            return product
+        a, b = self._operands(a, b)
         return self._result(self.base.gemm(a, b, c, alpha, beta, out))
 
     def gemm_hermitian(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian up to rounding, rounded once."""
-        a, b = self._operand(a), self._operand(b)
+        product = self._native_product(a, b, c, alpha, beta)
+        if product is not None:
+            return product
+        a, b = self._operands(a, b)
         return self._result(self.base.gemm_hermitian(a, b, c, alpha, beta, out))
 
     def add_diagonal(self, z: Array, a: float) -> Array:
@@ -241,4 +291,5 @@ def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
     native = is_native(ops, wanted, is_complex=is_complex)
     if native and ops._multiplies_at_speed(wanted.name):
         return ops._working_in(wanted.name)
-    return cast(Ops, Rounded(ops, wanted, simulated=not native))
+    native = native or (not is_complex and ops._multiplies_rounded(wanted.name))
+    return cast(Ops, Rounded(ops._of_rounded(wanted.name), wanted, simulated=not native))

@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.arithmetic import LONG, MANY
-from polarlib.arrays.in_place import InPlaceOps
 from polarlib.arrays.library import format_name, import_library, is_complex
 from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
+from polarlib.arrays.torch_formats import FormatOps
 from polarlib.arrays.torch_normaliser import normaliser
+from polarlib.arrays.torch_recorded import RecordedOps
 from polarlib.arrays.torch_settings import (
     SIXTEEN_BITS,
     autocasts,
@@ -42,7 +43,7 @@ EXACT = frozenset({"none", "ieee"})
 REDUCED = {"tf32": "tf32", "bf16": "bfloat16"}
 
 
-class TorchOps(InPlaceOps):
+class TorchOps(FormatOps):
     """torch tensors: fused products with addend, and ``out=`` where no gradient is recorded."""
 
     native = frozenset({"float64", "float32", "bfloat16", "float16"})
@@ -66,9 +67,6 @@ class TorchOps(InPlaceOps):
 
     def functional(self, *arrays: Array) -> Ops:
         """Arithmetic for what torch itself may differentiate or batch."""
-        devices = sorted({str(x.device) for x in arrays})
-        if len(devices) > 1:
-            raise ValueError(f"arrays lie on {' and '.join(devices)}; move them to one device")
         if arrays and not any(ops_of(x).is_traced(x) for x in arrays):
             return self
         # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
@@ -228,6 +226,10 @@ class TorchOps(InPlaceOps):
             return False
         fake = torch._subclasses
         return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
+
+    def _place(self, x: Array) -> str:
+        """Name of the device that holds `x`; CPUs have one name, with an index or without."""
+        return "cpu" if x.device.type == "cpu" else str(x.device)
 
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
@@ -447,7 +449,7 @@ class TorchOps(InPlaceOps):
         return self._in_full(invert, x)
 
 
-class TorchGradOps(TorchOps):
+class TorchGradOps(RecordedOps, TorchOps):
     """torch tensors that record gradients: nothing is written in place."""
 
     gram = Ops.gram

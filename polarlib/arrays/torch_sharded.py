@@ -56,6 +56,10 @@ class TorchShardedOps(TorchGradOps):
     """
 
     is_traced = TorchOps.is_traced
+    # torch has no rules for bits and for products of 8 bits of DTensors.
+    binary_scale = Ops.binary_scale
+    _multiplies_rounded = Ops._multiplies_rounded
+    _product_of_rounded = Ops._product_of_rounded
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
         """Refuse, on every process alike, DTensors where whole matrices are needed."""
@@ -93,6 +97,10 @@ class TorchShardedOps(TorchGradOps):
     def is_sharded(self, x: Array) -> bool:
         """Whether no process has all of `x`."""
         return any(_layout(x))
+
+    def _place(self, x: Array) -> str:
+        """Not known: see the placements."""
+        return ""
 
     def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
         """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""

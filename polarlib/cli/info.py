@@ -233,7 +233,9 @@ def _formats() -> dict[str, dict[str, str]]:
                 warnings.simplefilter("ignore")  # JAX warns where float64 is not enabled
                 ops = rounded(ops_of(x), name)
                 ops.cast(x, name)
-                native = "native, in float32" if isinstance(ops, Rounded) else "native"
+                # Of tf32 the operands alone are rounded, and so of 8 bits where they are native.
+                wide = isinstance(ops, Rounded) and name in ("bfloat16", "float16")
+                native = "native, in float32" if wide else "native"
                 table[library][name] = "simulated" if ops.simulated else native
     return table
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from polarlib.arrays.checks import count, instance, items, shown
 from polarlib.arrays.entry import is_array
 from polarlib.arrays.ops import ops_of
-from polarlib.arrays.settings import looks
+from polarlib.arrays.settings import looks, looks_at_nothing
 from polarlib.norms.base import A, MatrixNorm, Norm, factor
 
 Array = Any
@@ -22,6 +22,7 @@ MOST_SPATIAL, MOST_LAYERS = 32, 10**5
 # -- kernels ---------------------------------------------------------------------------------
 
 
+@looks_at_nothing
 def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
     """Return the kernel of a convolution as the matrix that maps a patch to the outputs.
 
@@ -58,6 +59,7 @@ def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
     return ops_of(w).xp.reshape(w, (*w.shape[:split], math.prod(w.shape[split:])))
 
 
+@looks_at_nothing
 def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
     """Return a matrix as a kernel: the inverse of :func:`kernel_to_matrix`.
 

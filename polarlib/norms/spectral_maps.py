@@ -198,7 +198,7 @@ def random_spectrum(
             )
         if trouble := not_finite(values):
             raise ValueError(f"sampler must give finite numbers; what it gave {trouble}")
-        values = ops.xp.asarray(values, dtype=s.dtype, device=s.device)
+        values = ops.from_host(values, s)
         return values * ops.xp.astype(above_noise(s, shape, ops), s.dtype)
 
     return _mapped(g, drawn)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from polarlib.arrays.checks import instance, items, number
+from polarlib.arrays.entry import refuse_hidden
 from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.norms.base import MatrixNorm, Scaled, capped_simplex, factor
@@ -151,6 +152,8 @@ def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array,
 
     By root search, on the host in double precision, one matrix after another.
     """
+    remedy = "take the dual norm or the lmo of the sum"
+    refuse_hidden(s, ops, "the norm of F-Fanion", remedy, fixed_work=False)
     from scipy.optimize import brentq  # slow to import
 
     found = [np.zeros((*s.shape[:-1], 1)), np.zeros(s.shape)]
@@ -166,7 +169,7 @@ def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array,
         high = min(max(1, y.sum() / k) / a, np.linalg.norm(y) / b)
         t = brentq(lambda t, d=rest_of: np.linalg.norm(d(a * t)) - b * t, 0, 2 * high, xtol=TINY)
         found[0][i], found[1][i] = t * z[i][0], rest_of(a * t) * z[i][0]
-    t, rest = (ops.xp.asarray(x, dtype=s.dtype, device=s.device) for x in found)
+    t, rest = (ops.from_host(x, s) for x in found)
     return t, rest
 
 

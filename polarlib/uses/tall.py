@@ -29,7 +29,7 @@ from polarlib.arrays.checks import choice
 from polarlib.arrays.dask_ops import dask_of
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.settings import ignore_float_errors, under_default_settings
+from polarlib.arrays.settings import ignore_float_errors, looks, under_default_settings
 from polarlib.decomposition import polar
 from polarlib.result import PolarResult, Run, Status
 
@@ -264,6 +264,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
     return x, dask
 
 
+@looks
 @under_default_settings
 def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.

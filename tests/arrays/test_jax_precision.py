@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 import polarlib
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.rounded import round_to, rounded
 from polarlib.decomposition import unitary_factor
 
 jax = pytest.importorskip("jax")
@@ -120,6 +123,36 @@ def test_the_default_of_jax_is_no_request():
 def test_sixteen_bits_are_multiplied_as_they_are():
     found = products(orthogonalize(), "cuda", array((96, 32), "bfloat16"))
     assert {operand for operand, _ in found} == {"bf16"}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu", "cpu"])
+@pytest.mark.parametrize("name", ["plain", "gram", "gradient", "batched"])
+def test_tf32_is_multiplied_natively_where_it_can_be(platform, name):
+    tf32 = orthogonalize(precision="tf32", form="gram" if name == "gram" else "plain")
+    f = {"gradient": jax.value_and_grad(total(tf32)), "batched": jax.vmap(tf32)}.get(name, tf32)
+    x = STACK if name == "batched" else TALL
+    text = jax.jit(f).trace(x).lower(lowering_platforms=(platform,)).as_text()
+    lines = [line for line in text.splitlines() if "dot_general" in line]
+    native = [line for line in lines if "lhs_precision_type = tf32" in line]
+    full = [line for line in lines if "precision = [HIGHEST, HIGHEST]" in line]
+    assert len(native) + len(full) == len(lines)
+    # Derivatives are in full precision, and so is a power iteration for the norm.
+    assert len(native) >= 12 if platform in ("cuda", "rocm") else not native
+
+
+def test_operands_of_tf32_are_rounded_first():
+    """As on the CPU, so that truncation in tensor cores changes nothing."""
+    x = np.random.default_rng(0).standard_normal((24, 16)).astype("float32")
+    ops = rounded(ops_of(jnp.asarray(x)), "tf32")
+    assert ops.simulated  # this is a CPU
+    y = round_to(x, format_of("tf32"), ops_of(x)).astype(float)
+    np.testing.assert_allclose(ops.gram(jnp.asarray(x)), y.T @ y, rtol=0, atol=1e-5)
+    complex_ops = rounded(ops_of(jnp.asarray(x)), "tf32", is_complex=True)
+    z = (x + 1j * x[::-1]).astype("complex64")
+    wide = round_to(z, format_of("tf32"), ops_of(z)).astype(complex)
+    np.testing.assert_allclose(
+        complex_ops.gram(jnp.asarray(z)), wide.conj().T @ wide, rtol=0, atol=2e-5
+    )
 
 
 def test_products_of_polar_are_full_where_the_default_is_less(monkeypatch):
