@@ -306,6 +306,8 @@ class Devices:
                     if self.capturing:  # each of CuPy's bindings sets its stream, and raises there
                         raise NotImplementedError(f"calling {library} API during stream capture")
                     self.counts.libraries[f"{library}.{name}"] += 1
+                    if name.endswith("getrsBatched"):  # it reports to the host
+                        ctypes.c_int.from_address(given[9]).value = 0
                 elif name in ("setPointerMode", "setMathMode"):
                     modes[name[3:], given[0]] = given[1]
                 elif name in ("getPointerMode", "getMathMode"):
@@ -411,8 +413,9 @@ def _replace_compiled(cupy: Any, state: Devices) -> None:
         count, m, n = a.shape
         for name in ("geqrf", "orgqr"):
             state.counts.libraries[f"cusolver.{name}, one by one"] += count
+        dtype, _ = cupy.linalg._util.linalg_common_type(a)
         shapes = (count, m, min(m, n)), (count, min(m, n), n)
-        return tuple(cupy.empty(shape, a.dtype) for shape in shapes)
+        return tuple(cupy.empty(shape, dtype) for shape in shapes)
 
     solver._geqrf_orgqr_batched = batched_qr
 
