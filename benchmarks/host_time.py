@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import typer
 from common import replace_part, store, where
 from torch.optim import _muon
 
@@ -52,7 +53,7 @@ def nothing_computed() -> Iterator[None]:
     with (
         mock.patch.object(torch, "mm", idle),
         mock.patch.object(torch, "addmm", idle),
-        mock.patch.object(torch_ops, "normaliser", lambda: kernels),
+        mock.patch.object(torch_ops, "normaliser", return_value=kernels),
     ):
         yield
 
@@ -73,7 +74,7 @@ def main() -> None:
     figures = {"machine": where(), "microseconds": found, "Python": own}
     store(DATA, figures)
     replace_part(PAGE, "host time", sentence(figures))
-    print(sentence(figures))
+    typer.echo(sentence(figures))
 
 
 def sentence(figures: dict[str, Any]) -> str:
@@ -84,8 +85,8 @@ def sentence(figures: dict[str, Any]) -> str:
     )
     python = max(own.values())
     return (
-        f"A call on a 1024 × 1024 bfloat16 tensor takes the host {ratios} as long as the five steps "
-        f"of `torch.optim.Muon`, both on meta tensors by turns; our own Python is {python:.0f} µs "
+        f"A call on a 1024 × 1024 bfloat16 tensor takes the host {ratios} as long as the five "
+        f"steps of `torch.optim.Muon`, both on meta tensors by turns; our own Python is {python:.0f} µs "
         f"of it (`python benchmarks/host_time.py`; {figures['machine']})."
     )
 
