@@ -9,8 +9,13 @@ from device import public, running
 FAILING: dict[str, dict[str, str]] = {"cuda": {}, "meta": {}, "fake": {}}
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(("--all",), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, ()) for kind in FAILING),
+        pytest.param("cuda", ("--all",), marks=pytest.mark.slow),
+    ],
+)
 def test_results_are_those_of_the_cpu_or_one_sentence(kind, options):
     running.need("torch")
     found = running.run("values", "--kinds", kind, *options)[kind]
