@@ -28,6 +28,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
+from polarlib.engine.symmetric import rivals
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
 from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
@@ -302,9 +303,8 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    table |= {
-        name: {k: [] for k in cost_tables.KERNELS if k != "matmul"} for name in cost_tables.FORMATS
-    }
+    kernel_names = [k for k in cost_tables.KERNELS if k != "matmul"]
+    table |= {name: {k: [] for k in kernel_names} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
@@ -313,9 +313,23 @@ def calibrate(
                 advance(f"{library}, {format_name}, {n} x {n}")
                 times = _times(kernels(n, format_name, make), share)
                 for name, column in table[format_name].items():
-                    ratio = 1 / statistics.median(ratios(times, "matmul", name))
-                    column.append(float(f"{ratio:.3g}"))
+                    column.append(_cost(times, name))
+        table |= _symmetric(sizes, make, share)
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
+
+
+def _cost(times: dict[str, list[float]], name: str) -> float:
+    """Time of a kernel in those of a product, to three digits."""
+    return float(f"{1 / statistics.median(ratios(times, 'matmul', name)):.3g}")
+
+
+def _symmetric(sizes: Sequence[int], make: Callable[..., Array], seconds: float) -> dict[str, Any]:
+    """Costs of symmetric products by half, by format; nothing where there are none."""
+    costs: dict[str, list[float]] = {}
+    for n in sizes:
+        for name, pair in rivals(make(np.eye(n)), _finished).items():
+            costs.setdefault(name, []).append(_cost(_times(pair, seconds), cost_tables.SYMMETRIC))
+    return {cost_tables.SYMMETRIC: costs} if costs else {}
 
 
 def _where(library: str, device: str) -> str:
@@ -368,11 +382,11 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """One table of the sizes of both; the new one's go before."""
     origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
     sizes = sorted(origin)
-    joined = new | {"sizes": sizes}
-    for name in cost_tables.FORMATS:
+    joined = {key: new[key] for key in cost_tables.ABOUT} | {"sizes": sizes}
+    for name in cost_tables.sections(old, new):
         joined[name] = {
             kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
-            for kernel in new[name]
+            for kernel in filter(old[name].__contains__, new[name])
         }
     return joined
 
@@ -383,7 +397,7 @@ def _toml(tables: cost_tables.Tables) -> str:
         for device, table in devices.items():
             lines.append(f"[{library}.{device}]")
             lines += [f"{key} = {json.dumps(table[key])}" for key in cost_tables.ABOUT]
-            for name in cost_tables.FORMATS:
+            for name in cost_tables.sections(table):
                 lines.append(f"\n[{library}.{device}.{name}]")
                 lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
             lines.append("")
