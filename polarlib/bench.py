@@ -1,8 +1,8 @@
 """What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
 
-Kernels are timed after a pause, in which the idle threads of the kernel before stop waiting for
-work: NumPy and SciPy bring a pool of threads each, and one whose threads still wait makes a small
-product of the other a hundred times slower. Functions that users call are timed in one of the
+Kernels on a CPU are timed after a pause, in which idle threads of the kernel before stop waiting
+for work: NumPy and SciPy bring a pool of threads each, and one that still waits makes small
+products of the other a hundred times slower. Functions that users call are timed in one of the
 situations of :mod:`polarlib.timing`.
 """
 
@@ -303,15 +303,15 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    kernel_names = [k for k in cost_tables.KERNELS if k != "matmul"]
-    table |= {name: {k: [] for k in kernel_names} for name in cost_tables.FORMATS}
+    table |= {name: {k: [] for k in [*cost_tables.KERNELS][1:]} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
+    situation = "alone" if device == "cpu" else "alternation"
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
-                times = _times(kernels(n, format_name, make), share)
+                times = _times(kernels(n, format_name, make), share, situation)
                 for name, column in table[format_name].items():
                     column.append(_cost(times, name))
         table |= _symmetric(sizes, make, share)
@@ -319,7 +319,7 @@ def calibrate(
 
 
 def _cost(times: dict[str, list[float]], name: str) -> float:
-    """Time of a kernel in those of a product, to three digits."""
+    """Time of a kernel in those of a product."""
     return float(f"{1 / statistics.median(ratios(times, 'matmul', name)):.3g}")
 
 
