@@ -10,7 +10,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
-from gpu import run as gpu_run
+from gpu.libraries import SPIN
 from standin import cupy_standin
 
 import polarlib
@@ -125,7 +125,7 @@ def test_kernels_of_strided_stacks_compile(compiled, architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_spinning_kernel_compiles(compiled, architecture):
-    assert compiled(*compiled.complete(gpu_run.SPIN), architecture)
+    assert compiled(*compiled.complete(SPIN), architecture)
 
 
 def test_a_wrong_kernel_does_not_compile(compiled):

@@ -122,7 +122,7 @@ class Library:
         """Times until a call returns, and until its result is there, after one that compiles."""
         self.wait(call())
         found = []
-        for _ in range(ROUNDS if self.on_gpu else 1):
+        for _ in range(ROUNDS if self.on_gpu else 1):  # times of a CPU mean nothing
             begun = time.perf_counter()
             result = call()
             returned = time.perf_counter()
