@@ -305,7 +305,7 @@ def binding(monkeypatch):
         assert kind == h_kind == compute == 1
         assert (m, n) == (lda, created[-1][1])
         workspaces, (*_, info) = rest[:4], rest
-        assert workspaces[1::2] == [64, 0]
+        assert workspaces[1::2] == (64, 0)
         x = np.ctypeslib.as_array((ctypes.c_double * (m * n)).from_address(a)).reshape(n, m).T
         x[:] = polarlib.polar(x).unitary
         ctypes.c_int.from_address(info).value = created[-1][0] == 7
