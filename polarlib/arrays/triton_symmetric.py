@@ -92,9 +92,8 @@ def symmetric_product(
 ) -> Array:
     """Return ``alpha a @ b + beta c`` of real matrices or stacks, symmetric, rounded once.
 
-    Sums are in single precision; `exact` or not says how operands in float32 are multiplied: in
-    full, or in tf32. The product and `c` must be symmetric up to rounding, `c` of the shape of the
-    result unless beta is 0. `out` shares no storage with an operand.
+    Sums are in single precision; operands in float32 are multiplied in full if `exact`, else in
+    tf32. The product and `c` (of any shape if beta is 0) must be symmetric up to rounding.
     """
     triton, torch, (n, k) = import_library("triton"), import_library("torch"), a.shape[-2:]
     out = a.new_empty((*a.shape[:-2], n, n)) if out is None else out
@@ -138,10 +137,10 @@ class TorchSymmetricOps(TorchOps):
         return of_format and not self._is_long(a, b)
 
 
-def can_halve(ops: Any) -> bool:
-    """Whether an arithmetic has the kernel for its format: of plain tensors on CUDA."""
+def can_halve(ops: Any, format_name: str) -> bool:
+    """Whether an arithmetic has the kernel for a format: that of plain tensors on CUDA."""
     on_cuda = type(ops) is TorchOps and ops.device.type == "cuda"
-    return on_cuda and ops.working in FORMATS and is_installed()
+    return on_cuda and format_name in FORMATS and is_installed()
 
 
 def halved(ops: Any) -> Ops:

@@ -41,10 +41,22 @@ def by_measurement(ops: Ops, n: int) -> Ops:
     >>> by_measurement(ops, 2) is ops
     True
     """
-    if not can_halve(ops):
-        return ops
-    cost = symmetric_cost(library_name(ops), ops.working, n, device="gpu")
-    return halved(ops) if cost < 1 else ops
+    return halved(ops) if pays(ops, ops.working, n) else ops
+
+
+def pays(ops: Ops, format_name: str, n: int) -> bool:
+    """Whether Hermitian products of order n in a format were measured to take less time by half.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarlib.arrays.ops import ops_of
+    >>> pays(ops_of(np.eye(2)), "float32", 2)
+    False
+    """
+    if not can_halve(ops, format_name):
+        return False
+    return symmetric_cost(library_name(ops), format_name, n, device="gpu") < 1
 
 
 def rivals(
@@ -78,7 +90,7 @@ def rivals(
     found: dict[str, dict[str, Callable[[], Array]]] = {}
     for name in FORMATS:
         ops = rounded(ops_of(g), name)
-        if can_halve(ops):
+        if can_halve(ops, name):
             x = to_working_format(g, ops)
             pair = {"matmul": ops, SYMMETRIC: halved(ops)}
             found[name] = {k: functools.partial(run, each, x) for k, each in pair.items()}

@@ -140,7 +140,7 @@ def measured(monkeypatch):
         return symmetric_product(*args, **kwargs)
 
     monkeypatch.setattr(triton_symmetric, "symmetric_product", product)
-    monkeypatch.setattr(symmetric, "can_halve", lambda ops: ops.working == "float32")
+    monkeypatch.setattr(symmetric, "can_halve", lambda ops, name: name == "float32")
     monkeypatch.setattr(symmetric, "symmetric_cost", lambda *args, **kwargs: 0.6)
     return taken
 
@@ -170,7 +170,7 @@ def cuda(**attributes):
 def test_off_unless_measured(monkeypatch, tmp_path):
     monkeypatch.delenv("POLARLIB_COSTS", raising=False)
     ops = cuda()
-    assert triton_symmetric.can_halve(ops)
+    assert triton_symmetric.can_halve(ops, "float32")
     assert symmetric.by_measurement(ops, 1024) is ops
     path = tmp_path / "costs.toml"
     monkeypatch.setenv("POLARLIB_COSTS", str(path))
@@ -196,12 +196,14 @@ def write_costs(path, cost):
 
 
 def test_what_has_no_such_products(monkeypatch):
-    for attributes in ({"working": "float64"}, {"device": SimpleNamespace(type="cpu")}):
-        assert not triton_symmetric.can_halve(cuda(**attributes))
+    assert not triton_symmetric.can_halve(cuda(), "float64")
+    assert not triton_symmetric.can_halve(cuda(device=SimpleNamespace(type="cpu")), "float32")
     x = torch.ones(2, 2, requires_grad=True)
-    assert not triton_symmetric.can_halve(rounded(ops_of(x), "float32"))
+    assert not triton_symmetric.can_halve(rounded(ops_of(x), "float32"), "float32")
+    simulated = rounded(ops_of(x.detach()), "float8_e4m3")
+    assert not triton_symmetric.can_halve(simulated, "float8_e4m3")
     monkeypatch.setattr(triton_symmetric, "is_installed", lambda: False)
-    assert not triton_symmetric.can_halve(cuda())
+    assert not triton_symmetric.can_halve(cuda(), "float32")
 
 
 # -- compiled, without a device ---------------------------------------------------------------
