@@ -271,7 +271,7 @@ def calibration(context: Context, path: Path | None = None) -> dict[str, Any]:
         if not context.on_gpu and name != "cupy":
             context.skip(name, "costs on a CPU: polarlib bench --calibrate")
         elif context.has_time(name):
-            seconds = max(0.01, context.left / 2) if context.on_gpu else 0.01
+            seconds = min(20.0, max(0.01, context.left / 2)) if context.on_gpu else 0.01
             found = bench.calibrate(name, sizes=sizes, seconds=seconds, device="gpu")
             tables.update(found)
             costs = found[name]["gpu"]["float32"]
