@@ -145,6 +145,6 @@ def can_halve(ops: Any, format_name: str) -> bool:
 
 def halved(ops: Any) -> Ops:
     """Return an arithmetic whose Hermitian products are the kernel's, see :func:`can_halve`."""
-    other = TorchSymmetricOps(ops.xp, ops.device, fused=ops.fused, host=ops.host)
-    other.working, other.as_set = ops.working, ops.as_set
+    other = object.__new__(TorchSymmetricOps)
+    vars(other).update(vars(ops))
     return other
