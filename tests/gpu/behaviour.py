@@ -84,8 +84,9 @@ def _waits(context: Context, library: Library) -> None:
                 what = f"{library.name} {dtype} {shape} {form} {kind}"
                 if not context.has_time(what):
                     return
-                waited = sees(library, lambda x=x, how=how: polarlib.orthogonalize(x, **how))
-                context.check(f"{what}: waits", waited, 0)
+                with context.guarded(what):
+                    waited = sees(library, lambda x=x, how=how: polarlib.orthogonalize(x, **how))
+                    context.check(f"{what}: waits", waited, 0)
 
 
 def _torch_waits(library: Any, call: Callable[[], Any]) -> bool:
@@ -149,8 +150,10 @@ def _graphs(context: Context, library: Library) -> None:
         if not context.has_time(head):
             return
         x, y = (library.make(gaussian((n, n), dtype, seed), dtype) for seed in (0, 1))
-        _other_stream(context, library, x, head)
-        capture(context, library, x, y, head)
+        with context.guarded(f"{head} on another stream"):
+            _other_stream(context, library, x, head)
+        with context.guarded(f"{head} graph"):
+            capture(context, library, x, y, head)
 
 
 def _other_stream(context: Context, library: Any, x: Any, head: str) -> None:
@@ -183,7 +186,8 @@ def _torch_graph(context: Context, library: Any, x: Any, y: Any, head: str) -> N
     graph.replay()
     torch.cuda.synchronize()
     context.check(f"{head} graph, replayed", largest(library.host(q) - want), 0.0)
-    times = library.times({"replay": graph.replay}, min(2.0, context.left / 4))
+    first = {"replay": library.first(graph.replay)}
+    times = library.times({"replay": graph.replay}, first, 1.0)
     context.figure(f"{head} graph, replay", 1000 * times["replay"].best_known, "ms")
 
 

@@ -80,7 +80,7 @@ class Context:
     rows : list of Row
         What was found so far.
     failures : list of dict
-        Where a part could not go on, as a whole or for one library, and the traceback.
+        Where a part could not go on, as a whole, for one library or in one case, and why.
     """
 
     device: str
@@ -109,11 +109,19 @@ class Context:
         say(row)
 
     def failed(self, what: str, error: Exception) -> None:
-        """An exception that ended a part, or its work for one library."""
+        """An exception that ended a part, its work for one library, or one case."""
         trace = "".join(traceback.format_exception(error))
         self.failures.append({"part": self.part, "what": what, "error": trace[-4000:]})
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         say(f"{self.part:13s} {what:58s} FAILED: {text}")
+
+    @contextlib.contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Report an exception in the block, and go on after it."""
+        try:
+            yield
+        except Exception as error:
+            self.failed(what, error)
 
     def note(self, text: str) -> None:
         """Print what is neither a figure nor a check."""
@@ -157,10 +165,8 @@ class Context:
         for i, name in enumerate(chosen):
             now = time.monotonic()
             self.end = now + (end - now) / (len(chosen) - i)
-            try:
+            with self.guarded(name):
                 of_one(self, self.libraries[name])
-            except Exception as error:
-                self.failed(name, error)
         self.end = end
         return {}
 

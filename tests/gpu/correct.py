@@ -106,7 +106,8 @@ def _potrf_of(context: Context, library: Library) -> None:
         for dtype in ("float32", "float64"):
             if not context.has_time(f"{library.name} {dtype} {n}"):
                 return
-            _potrf(context, library, dtype, n)
+            with context.guarded(f"{library.name} {dtype} {n}"):
+                _potrf(context, library, dtype, n)
 
 
 def _potrf(context: Context, library: Library, dtype: str, n: int) -> None:
@@ -182,7 +183,8 @@ def _accuracy_of(context: Context, library: Library) -> None:
                 text = f"{library.name} {dtype} {what} {method}"
                 if not context.has_time(text):
                     return
-                _accuracy(context, library, made(what).astype(dtype), dtype, method, text)
+                with context.guarded(text):
+                    _accuracy(context, library, made(what).astype(dtype), dtype, method, text)
 
 
 def _accuracy(
@@ -214,14 +216,12 @@ def _settings(context: Context, library: Library) -> None:
         head = f"{library.name} {what}"
         if not context.has_time(head):
             return
-        with setting:
-            q = polarlib.orthogonalize(x, precision="float32")
-            result = polarlib.polar(y)
-        error = largest(library.host(q) - want)
-        context.check(f"{head}: orthogonalize in float32", error, AGREES["float32"])
-        defect = orthogonality(library.host(result.unitary))
-        bound = EPSILONS * format_of("float32").epsilon
-        context.check(f"{head}: polar, orthogonality", defect, bound)
+        with context.guarded(head), setting:
+            q = library.host(polarlib.orthogonalize(x, precision="float32"))
+            u = library.host(polarlib.polar(y).unitary)
+            context.check(f"{head}: orthogonalize", largest(q - want), AGREES["float32"])
+            bound = EPSILONS * format_of("float32").epsilon
+            context.check(f"{head}: polar, orthogonality", orthogonality(u), bound)
 
 
 def _settings_of(library: Library) -> list[tuple[str, Any]]:

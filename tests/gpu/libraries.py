@@ -44,11 +44,14 @@ class Times:
         Until the call returns, the queue empty.
     wall : float
         Until the result is there, the queue empty.
+    kind : str
+        Which of them is the best known: "device", "call", or "first call", which may compile.
     """
 
     device: float | None
     host: float
     wall: float
+    kind: str = "call"
 
     @property
     def best_known(self) -> float:
@@ -95,34 +98,44 @@ class Library:
         """The thin SVD that users have."""
         return self.module.linalg.svd(x, full_matrices=False)
 
-    def times(self, calls: dict[str, Call], seconds: float) -> dict[str, Times]:
-        """Medians over measurements by turns, in about so many seconds, compilation excluded."""
-        alone = {name: self._alone(call) for name, call in calls.items()}
+    def first(self, call: Call) -> float:
+        """Seconds of a first call, which may compile."""
+        begun = time.perf_counter()
+        self.wait(call())
+        return time.perf_counter() - begun
+
+    def times(
+        self, calls: dict[str, Call], first: dict[str, float], seconds: float
+    ) -> dict[str, Times]:
+        """Medians over measurements by turns, in about so many seconds for all functions.
+
+        Of a function whose first call took longer than its part of the time, that is all there is.
+        """
+        part = seconds / max(1, len(calls))
+        short = {name: call for name, call in calls.items() if first[name] < part or not part}
+        alone = {name: self._alone(call, part / 2) for name, call in short.items()}
         total = sum(times[-1][1] for times in alone.values())
-        count = max(1, min(REPEATS, int(seconds / (ROUNDS * total + 1e-9))))
-        if not self.on_gpu:
-            count = 1
-        devices: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(ROUNDS if seconds > 2 * total else 1):
-            names = list(calls)
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        count = max(1, min(REPEATS, int(seconds / 2 / (ROUNDS * total + 1e-9))))
+        devices: dict[str, list[float]] = {name: [] for name in short}
+        for turn in range(ROUNDS if seconds > 2 * ROUNDS * total else 1):
+            names = list(short)
+            for name in names[turn % len(names) :] + names[: turn % len(names)] if names else ():
                 hold = min(SPIN_LIMIT, 1.5 * count * alone[name][-1][0])
-                spent = self.queued(calls[name], count, hold)
+                spent = self.queued(short[name], count, hold)
                 if spent is not None:
                     devices[name].append(spent)
-        return {
-            name: Times(
-                statistics.median(devices[name]) if devices[name] else None,
-                *(statistics.median(each) for each in zip(*alone[name], strict=True)),
-            )
-            for name in calls
-        }
+        found = {name: Times(None, t, t, "first call") for name, t in first.items()}
+        for name, each in alone.items():
+            host, wall = (statistics.median(times) for times in zip(*each, strict=True))
+            device = statistics.median(devices[name]) if devices[name] else None
+            found[name] = Times(device, host, wall, "call" if device is None else "device")
+        return found
 
-    def _alone(self, call: Call) -> list[tuple[float, float]]:
-        """Times until a call returns, and until its result is there, after one that compiles."""
-        self.wait(call())
-        found = []
-        for _ in range(ROUNDS if self.on_gpu else 1):  # times of a CPU mean nothing
+    def _alone(self, call: Call, seconds: float) -> list[tuple[float, float]]:
+        """Times until a call returns, and until its result is there."""
+        found: list[tuple[float, float]] = []
+        end = time.perf_counter() + seconds
+        while not found or (len(found) < ROUNDS and time.perf_counter() < end):
             begun = time.perf_counter()
             result = call()
             returned = time.perf_counter()

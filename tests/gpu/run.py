@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ if __name__ == "__main__":  # its package is beside the tests, and polarlib may 
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from gpu import behaviour, correct, speed
-from gpu.context import Context, find_libraries, say, stand_in
+from gpu.context import Context, Row, find_libraries, say, stand_in
 from polarlib.arrays.settings import double_enabled
 from polarlib.files.whole import replaceable, write_whole
 
@@ -95,9 +96,16 @@ def run_parts(
             entry |= {"state": "failed", "failures": failures}
         entry["seconds"] = round(time.monotonic() - begun, 2)
         results["parts"][context.part] = entry
-        results["rows"] = [asdict(row) | {"passed": row.passed} for row in context.rows]
+        results["rows"] = [as_json(row) for row in context.rows]
         save(results)
     return results
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row as the file has it: JSON has no infinity."""
+    finite = row.value is None or math.isfinite(row.value)
+    value = row.value if finite else str(row.value)
+    return asdict(row) | {"value": value, "passed": row.passed}
 
 
 def saver(path: Path | None) -> Callable[[dict[str, Any]], None]:

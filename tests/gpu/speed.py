@@ -29,12 +29,15 @@ def race(context: Context, library: Library, head: str, calls: dict[str, Call], 
     """Time functions by turns, and report each: device, host and whole call, and the rate."""
     share = min(3.0, context.left / 3) if context.on_gpu else 0.0
     flops = how.get("flops", 0.0)
-    for name, each in library.times(calls, share).items():
+    there = {}
+    for name, call in calls.items():
+        with context.guarded(f"{head} {name}"):
+            there[name] = library.first(call)
+    for name, each in library.times({name: calls[name] for name in there}, there, share).items():
         more = {"host": 1000 * each.host, "call": 1000 * each.wall}
         if flops:
             more["TFLOP/s"] = flops / each.best_known / 1e12
-        kind = "call" if each.device is None else "device"
-        context.figure(f"{head} {name}, {kind}", 1000 * each.best_known, "ms", **more)
+        context.figure(f"{head} {name}, {each.kind}", 1000 * each.best_known, "ms", **more)
 
 
 # -- orthogonalize ---------------------------------------------------------------------------------
@@ -59,8 +62,10 @@ def _orthogonalize(context: Context, library: Library) -> None:
         head = f"{library.name} {dtype} {shape}"
         if not context.has_time(head):
             return
-        x = library.make(gaussian(shape, dtype), dtype)
-        race(context, library, head, rivals_of(context, library, x, shape), flops=flops_of(shape))
+        with context.guarded(head):
+            x = library.make(gaussian(shape, dtype), dtype)
+            calls = rivals_of(context, library, x, shape)
+            race(context, library, head, calls, flops=flops_of(shape))
 
 
 def flops_of(shape: tuple[int, ...]) -> float:

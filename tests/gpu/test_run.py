@@ -101,11 +101,35 @@ def test_a_part_that_fails_is_reported_and_the_others_run(tmp_path, monkeypatch,
     assert shown[4] == "1 of 1 checks passed, 0 skipped"
 
 
-@pytest.mark.parametrize(("part", "status"), [(works, 0), (fails, 1)])
-def test_the_exit_status_is_that_of_the_checks(monkeypatch, part, status):
+@pytest.mark.parametrize(("part", "status", "value"), [(works, 0, 2.0), (fails, 1, "nan")])
+def test_the_exit_status_is_that_of_the_checks(monkeypatch, tmp_path, part, status, value):
     monkeypatch.setattr(run, "PARTS", ((part, 1.0),))
     monkeypatch.setattr(context, "KINDS", {"cupy": Cupy})
-    assert run.main(["--device", "cpu"]) == status
+    path = tmp_path / "gpu.json"
+    assert run.main(["--device", "cpu", "--json", str(path)]) == status
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["value"] == value  # JSON has no NaN
+    assert row["passed"] == (not status)
+
+
+def test_a_call_that_fails_does_not_stop_the_others(given, monkeypatch):
+    def fail():
+        raise RuntimeError("out of memory")
+
+    library = given.libraries["cupy"]
+    given.end = math.inf
+    monkeypatch.setattr(library, "queued", lambda call, count, hold: 0.5)
+    speed.race(given, library, "both", {"one": fail, "other": lambda: None}, flops=1e12)
+    assert [each["what"] for each in given.failures] == ["both one"]
+    (row,) = given.rows
+    assert (row.what, row.value, row.more["TFLOP/s"]) == ("both other, device", 500.0, 2.0)
+
+
+def test_a_slow_call_is_made_once(given):
+    calls = []
+    slow = {"svd": lambda: calls.append(1)}
+    found = given.libraries["cupy"].times(slow, {"svd": 60.0}, 3.0)
+    assert (found["svd"].wall, found["svd"].kind, calls) == (60.0, "first call", [])
 
 
 def test_a_library_that_fails_does_not_stop_the_others(capsys):
