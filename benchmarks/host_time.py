@@ -86,8 +86,8 @@ def sentence(figures: dict[str, Any]) -> str:
     python = max(own.values())
     return (
         f"A call on a 1024 × 1024 bfloat16 tensor takes the host {ratios} as long as the five "
-        f"steps of `torch.optim.Muon`, both on meta tensors by turns; our own Python is {python:.0f} µs "
-        f"of it (`python benchmarks/host_time.py`; {figures['machine']})."
+        f"steps of `torch.optim.Muon`, both on meta tensors by turns; our own "
+        f"Python is {python:.0f} µs of it (`python benchmarks/host_time.py`; {figures['machine']})."
     )
 
 

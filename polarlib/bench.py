@@ -1,8 +1,8 @@
 """What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
 
-Kernels are timed after a pause, in which the idle threads of the kernel before stop waiting for
-work: NumPy and SciPy bring a pool of threads each, and one whose threads still wait makes a small
-product of the other a hundred times slower. Functions that users call are timed in one of the
+Kernels on a CPU are timed after a pause, in which idle threads of the kernel before stop waiting
+for work: NumPy and SciPy bring a pool of threads each, and one that still waits makes small
+products of the other a hundred times slower. Functions that users call are timed in one of the
 situations of :mod:`polarlib.timing`.
 """
 
@@ -28,6 +28,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
+from polarlib.engine.symmetric import rivals
 from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
 from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
@@ -302,20 +303,33 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    table |= {
-        name: {k: [] for k in cost_tables.KERNELS if k != "matmul"} for name in cost_tables.FORMATS
-    }
+    table |= {name: {k: [] for k in [*cost_tables.KERNELS][1:]} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
+    situation = "alone" if device == "cpu" else "alternation"
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:
             for n in sizes:
                 advance(f"{library}, {format_name}, {n} x {n}")
-                times = _times(kernels(n, format_name, make), share)
+                times = _times(kernels(n, format_name, make), share, situation)
                 for name, column in table[format_name].items():
-                    ratio = 1 / statistics.median(ratios(times, "matmul", name))
-                    column.append(float(f"{ratio:.3g}"))
+                    column.append(_cost(times, name))
+        table |= _symmetric(sizes, make, share)
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
+
+
+def _cost(times: dict[str, list[float]], name: str) -> float:
+    """Time of a kernel in those of a product."""
+    return float(f"{1 / statistics.median(ratios(times, 'matmul', name)):.3g}")
+
+
+def _symmetric(sizes: Sequence[int], make: Callable[..., Array], seconds: float) -> dict[str, Any]:
+    """Costs of symmetric products by half, by format; nothing where there are none."""
+    costs: dict[str, list[float]] = {}
+    for n in sizes:
+        for name, pair in rivals(make(np.eye(n)), _finished).items():
+            costs.setdefault(name, []).append(_cost(_times(pair, seconds), cost_tables.SYMMETRIC))
+    return {cost_tables.SYMMETRIC: costs} if costs else {}
 
 
 def _where(library: str, device: str) -> str:
@@ -368,11 +382,11 @@ def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """One table of the sizes of both; the new one's go before."""
     origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
     sizes = sorted(origin)
-    joined = new | {"sizes": sizes}
-    for name in cost_tables.FORMATS:
+    joined = {key: new[key] for key in cost_tables.ABOUT} | {"sizes": sizes}
+    for name in cost_tables.sections(old, new):
         joined[name] = {
             kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
-            for kernel in new[name]
+            for kernel in filter(old[name].__contains__, new[name])
         }
     return joined
 
@@ -383,7 +397,7 @@ def _toml(tables: cost_tables.Tables) -> str:
         for device, table in devices.items():
             lines.append(f"[{library}.{device}]")
             lines += [f"{key} = {json.dumps(table[key])}" for key in cost_tables.ABOUT]
-            for name in cost_tables.FORMATS:
+            for name in cost_tables.sections(table):
                 lines.append(f"\n[{library}.{device}.{name}]")
                 lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
             lines.append("")

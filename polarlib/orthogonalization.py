@@ -38,6 +38,7 @@ from polarlib.arrays.torch_bare import bare
 from polarlib.arrays.torch_sharded import placements
 from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
+from polarlib.engine.symmetric import pays
 
 Array = Any
 
@@ -249,6 +250,8 @@ def _short(g: Array, how: Options) -> Array | None:
     found = bare(g)
     # True and 5.0 are refused, and would find the plans of 1 and 5.
     if found is None or not isinstance(how.restarts, str) or type(how.steps) not in (int, NoneType):
+        return None
+    if pays(found.ops, found.format, min(g.shape)):  # products that the bare ones are not
         return None
     try:
         plan = _plan(how, found.format, *g.shape, host=found.kernels is None)

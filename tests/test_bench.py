@@ -286,6 +286,30 @@ def test_calibrations_of_one_machine_add_up(tmp_path):
     assert cost_tables.read_costs(path)["numpy"]["cpu"] == made(3.0, [128], 'another "machine"')
 
 
+def test_costs_of_symmetric_products_add_up(tmp_path):
+    def by_half(sizes, **costs):
+        return {"torch": {"gpu": made(1.0, sizes) | {"symmetric": costs}}}
+
+    path = tmp_path / "costs.toml"
+    bench.add_costs(path, by_half([64, 256], bfloat16=[0.9, 0.7], float16=[0.9, 0.7]))
+    bench.add_costs(path, by_half([128, 256], bfloat16=[0.8, 0.6]))
+    table = cost_tables.read_costs(path)["torch"]["gpu"]
+    assert table["sizes"] == [64, 128, 256]
+    assert table["symmetric"] == {"bfloat16": [0.9, 0.8, 0.6]}  # where all sizes are known
+    bench.add_costs(path, {"torch": {"gpu": made(1.0, [512])}})
+    assert "symmetric" not in cost_tables.read_costs(path)["torch"]["gpu"]
+
+
+def test_symmetric_products_are_timed_where_there_are_some(monkeypatch):
+    assert bench._symmetric([4], np.asarray, 1.0) == {}
+    calls = []
+    pair = {"matmul": lambda: calls.append("whole"), "symmetric": lambda: calls.append("half")}
+    monkeypatch.setattr(bench, "rivals", lambda g, finished: {"bfloat16": pair})
+    times = {"matmul": [2.0, 4.0, 2.0], "symmetric": [1.0, 3.0, 1.0]}
+    monkeypatch.setattr(bench, "interleaved", lambda calls, seconds, **how: times)
+    assert bench._symmetric([4, 8], np.asarray, 1.0) == {"symmetric": {"bfloat16": [0.5, 0.5]}}
+
+
 def test_other_files_are_left_alone(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("mine")

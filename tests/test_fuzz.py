@@ -271,6 +271,11 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
         "n": 100,
     },
     "polarlib.design.cost_tables.read_costs": lambda: {"path": _path("none.toml")},
+    "polarlib.design.cost_tables.symmetric_cost": lambda: {
+        "library": "torch",
+        "format_name": "bfloat16",
+        "n": 100,
+    },
 }
 for _name in [
     "binomial",

@@ -11,6 +11,7 @@ from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import rounded
 from polarlib.engine.iterate import iterate, matrix_products
 from polarlib.engine.normalise import BOUNDS, normalise, normalised_with_gram
+from polarlib.engine.symmetric import by_measurement
 from polarlib.result import Run
 
 Array = Any
@@ -57,9 +58,10 @@ def polynomial(
     """
     kind = schedule.normalisation if normalisation is None else normalisation
     pairs = is_complex(x)
-    low = small = rounded(ops, precision, is_complex=pairs)
+    n = x.shape[-1]
+    low = small = by_measurement(rounded(ops, precision, is_complex=pairs), n)
     if form == "gram" and gram_precision is not None:
-        small = rounded(ops, gram_precision, is_complex=pairs)
+        small = by_measurement(rounded(ops, gram_precision, is_complex=pairs), n)
     steps, spent, g = schedule.steps, 0, None
     bound = BOUNDS[kind]
     if bound.from_gram is not None and len(steps[0]) > 1:

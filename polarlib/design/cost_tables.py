@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import reprlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -25,11 +26,12 @@ import numpy as np
 from polarlib.arrays import blas, routines
 from polarlib.arrays.checks import choice, count, nearest, text
 from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.formats import FORMATS as NAMES
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs"]
+__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
 
 
 VARIABLE = "POLARLIB_COSTS"
@@ -43,6 +45,9 @@ GENERIC = "generic"  # the table for libraries that have none
 DEVICES = ("cpu", "gpu")
 FORMATS = ("float32", "float64")
 ABOUT = ("measured", "source", "sizes")  # what a table has besides its formats
+# What a table may have: the costs of symmetric products by half, for formats in which they were
+# measured.
+SYMMETRIC = "symmetric"
 
 # What each kernel is, on n x n matrices; the costs are in units of the first.
 KERNELS: dict[str, str] = {
@@ -104,9 +109,8 @@ def kernel_costs(
     (1.0, True)
     """
     device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
-    own = os.environ.get(VARIABLE) or None
-    own = None if own == SHIPPED else own
-    return dict(_costs(text("library", library), format_of(format_name).carrier, n, device, own))
+    carrier = format_of(format_name).carrier
+    return dict(_costs(text("library", library), carrier, n, device, _own()))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -114,9 +118,53 @@ def _costs(library: str, format_name: str, n: int, device: str, own: str | None)
     if not served().get(library, Ops).has_cpu:
         device = "gpu"
     table = _table(library, device, own)
-    at, nodes = np.log(n), np.log(table["sizes"])
-    costs = {k: float(np.interp(at, nodes, v)) for k, v in table[format_name].items()}
+    costs = {k: _interpolated(n, table["sizes"], v) for k, v in table[format_name].items()}
     return {"matmul": 1.0} | costs
+
+
+def symmetric_cost(library: str, format_name: str, n: int, *, device: str = "cpu") -> float:
+    """Cost of a symmetric product of order n by half, in products of the library in that format.
+
+    Parameters
+    ----------
+    library, format_name, n, device
+        As for :func:`kernel_costs`. A format has its own costs here.
+
+    Returns
+    -------
+    float
+        Interpolated as other costs; infinity where the table has none: such products are used where
+        they were measured to take less time, and nowhere else. The shipped tables have none.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :func:`kernel_costs`.
+
+    Examples
+    --------
+    >>> symmetric_cost("torch", "bfloat16", 1024, device="gpu")
+    inf
+    """
+    device, n = choice("device", device, DEVICES), count("n", n, most=2**53)
+    return _symmetric_cost(text("library", library), format_of(format_name).name, n, device, _own())
+
+
+@functools.lru_cache(maxsize=1024)
+def _symmetric_cost(library: str, format_name: str, n: int, device: str, own: str | None) -> float:
+    table = _table(library, device, own)
+    costs = table.get(SYMMETRIC, {}).get(format_name)
+    return math.inf if costs is None else _interpolated(n, table["sizes"], costs)
+
+
+def _interpolated(n: int, sizes: Sequence[float], costs: Sequence[float]) -> float:
+    return float(np.interp(np.log(n), np.log(sizes), costs))
+
+
+def _own() -> str | None:
+    """The file of costs that the environment names."""
+    own = os.environ.get(VARIABLE) or None
+    return None if own == SHIPPED else own
 
 
 def svd_costs_less(costs: Mapping[str, float], steps: float, format_name: str) -> bool:
@@ -209,7 +257,8 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     ----------
     path : path-like
         TOML. ``[library.device]`` has ``sizes`` (ascending), ``measured``, ``source``, and for
-        each of "float32" and "float64" a table of the kernels' costs, one number a size.
+        each of "float32" and "float64" a table of the kernels' costs, one number a size; possibly
+        ``[library.device.symmetric]`` with those of :func:`symmetric_cost`, by format.
 
     Returns
     -------
@@ -267,21 +316,30 @@ def _checked(text: str, file: str) -> Tables:
         for device, table in devices.items():
             key = f"{library}.{device}"
             require(isinstance(table, dict), key, "a table", table)
-            only(table, f"{key}.", (*ABOUT, *FORMATS))
+            only(table, f"{key}.", (*ABOUT, *FORMATS, SYMMETRIC), optional=(SYMMETRIC,))
             measured, source, sizes = (table[name] for name in ABOUT)
             require(isinstance(measured, bool), f"{key}.measured", "true or false", measured)
             require(isinstance(source, str), f"{key}.source", "text", source)
             rising = _numbers(sizes) and all(a < b for a, b in itertools.pairwise(sizes))
             require(rising, f"{key}.sizes", "a list of ascending positive numbers", sizes)
-            for name in FORMATS:
+            for name in sections(table):
                 costs, where = table[name], f"{key}.{name}"
                 require(isinstance(costs, dict), where, "a table", costs)
-                only(costs, f"{where}.", tuple(k for k in KERNELS if k != "matmul"))
+                if name == SYMMETRIC:
+                    only(costs, f"{where}.", tuple(NAMES), optional=NAMES)
+                else:
+                    only(costs, f"{where}.", tuple(k for k in KERNELS if k != "matmul"))
                 for kernel, values in costs.items():
                     right = _numbers(values) and len(values) == len(sizes)
                     allowed = f"a list of {len(sizes)} positive numbers, one for each of sizes"
                     require(right, f"{where}.{kernel}", allowed, values)
     return tables
+
+
+def sections(*tables: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the parts of tables that list costs, those that all of them have."""
+    there = all(SYMMETRIC in table for table in tables)
+    return (*FORMATS, SYMMETRIC) if there else FORMATS
 
 
 def _numbers(values: Any) -> bool:

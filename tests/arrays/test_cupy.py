@@ -3,21 +3,15 @@
 What a GPU alone can show (rounding on the device, speed) is not shown here.
 """
 
-import json
-import math
-import sys
 import warnings
 from collections import Counter
 
 import ml_dtypes
 import numpy as np
 import pytest
-import typer
 from conftest import ml_dtype
-from gpu import run as gpu_run
 from standin import cublaslt as standin_cublaslt
 from standin import cupy_standin, memory
-from typer.testing import CliRunner
 
 import polarlib
 from polarlib._methods import METHODS
@@ -422,119 +416,3 @@ def test_measure_reads_every_iterate(cupy):
     t = polarlib.measure(cupy.asarray(sample((9, 5), "f4")), "jordan", precision="bfloat16")
     assert t.singular_values.shape == (6, 5)
     assert not t.simulated
-
-
-# The script for machines with a GPU: what of it does not need one must run, and be able to fail.
-
-
-@pytest.mark.parametrize("part", ["correctness", "products", "workspace"])
-def test_the_gpu_script_passes_on_the_stand_in(cupy, part):
-    rows = getattr(gpu_run, part)(cupy)
-    assert [row for row in rows if not row.passed] == []
-    assert sum(row.bound is not None for row in rows) >= (1 if part == "workspace" else 50)
-
-
-def test_the_gpu_script_sees_a_second_rounding(cupy, monkeypatch):
-    monkeypatch.setattr(cublas, "_binding", lambda: None)
-    failed = {row.what.split()[0] for row in gpu_run.products(cupy) if not row.passed}
-    assert failed == {"bfloat16", "float16"}
-
-
-def test_the_gpu_script_sees_a_wrong_factor(cupy, monkeypatch):
-    whole = polarlib.orthogonalize
-
-    def wrong(x, **kwargs):
-        q = whole(x, **kwargs)
-        return -q if isinstance(x, cupy.ndarray) and x.dtype == np.float16 else q
-
-    monkeypatch.setattr(polarlib, "orthogonalize", wrong)
-    failed = [row for row in gpu_run.correctness(cupy) if not row.passed]
-    assert {row.what.split()[0] for row in failed} == {"float16"}
-
-
-@pytest.fixture
-def events(cupy, monkeypatch):
-    """Events after a kernel that ends when somebody waits for it; a launch takes a millisecond."""
-
-    class Event(cupy.cuda.Event):
-        def record(self, stream=None):
-            self.before = cupy_standin.syncs()
-            self.calls = len(cupy_standin.calls())
-
-        @property
-        def done(self):
-            return cupy_standin.syncs() > self.before
-
-    monkeypatch.setattr(cupy.cuda, "Event", Event)
-    monkeypatch.setattr(cupy.cuda, "get_elapsed_time", lambda a, b: float(b.calls - a.calls))
-    monkeypatch.setattr(cupy, "RawKernel", lambda source, name: lambda *args: None)
-
-
-@pytest.mark.thinned(2)
-@pytest.mark.parametrize("waits", [True, False])
-def test_the_gpu_script_sees_who_waits(cupy, monkeypatch, events, waits):
-    whole = polarlib.orthogonalize
-
-    def orthogonalize(x, **kwargs):
-        q = whole(x, **kwargs)
-        if waits and x.dtype == np.float16:
-            cupy.cuda.Device().synchronize()
-        return q
-
-    monkeypatch.setattr(polarlib, "orthogonalize", orthogonalize)
-    rows = gpu_run.waiting(cupy)
-    failed = {row.what.split()[0] for row in rows if not row.passed}
-    assert failed == ({"float16"} if waits else set())
-    assert rows[-1].what.startswith("a call that waits is seen")
-
-
-def test_the_gpu_script_times(cupy, events):
-    rows = gpu_run.speed(cupy, sizes=(32,), shapes=((16, 16), (2, 16, 8)))
-    assert {row.part for row in rows} == {"TFLOP/s", "milliseconds", "over its products"}
-    assert len(rows) == 4 * 3 + 2 * 3 * 2
-    times = {row.what: row.value for row in rows if row.part == "TFLOP/s"}
-    assert times["bfloat16 32 ours"] == 2 * 32**3 / 1e-3 / 1e12
-    assert all(row.value > 1 for row in rows if row.part == "over its products")
-
-
-@pytest.mark.parametrize("good", [True, False])
-def test_the_gpu_script_writes_its_figures(cupy, monkeypatch, tmp_path, good):
-    row = gpu_run.Row("part", "what", 1.0 if good else math.nan, 1.0)
-    for part in ("correctness", "products", "workspace", "waiting"):
-        monkeypatch.setattr(gpu_run, part, lambda cupy: [row])
-    runtime = cupy.cuda.runtime
-    properties = {"name": b"a stand-in"}
-    monkeypatch.setattr(runtime, "getDeviceProperties", lambda i: properties, raising=False)
-    for name in ("driverGetVersion", "runtimeGetVersion"):
-        monkeypatch.setattr(runtime, name, lambda: 13000, raising=False)
-    monkeypatch.setattr(gpu_run, "gpu", lambda: cupy)
-    monkeypatch.setattr(gpu_run, "_imported", lambda name: None)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-    path = tmp_path / "gpu.json"
-    done = CliRunner().invoke(gpu_app(), ["--json", str(path), "--no-timed"])
-    assert done.exit_code == (0 if good else 1), done.output
-    figures = json.loads(path.read_text())
-    assert figures["machine"]["gpu"] == "a stand-in"
-    assert figures["machine"]["by cuBLAS's binding"]
-    assert [r["passed"] for r in figures["rows"]] == [good] * 4
-    assert f"{4 if good else 0} of 4 checks passed" in done.output
-
-
-def test_the_gpu_script_says_that_there_is_no_gpu(monkeypatch):
-    with cupy_standin.installed() as cupy:
-        monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
-        done = CliRunner().invoke(gpu_app(), [])
-        assert done.exit_code == 2
-        assert done.stderr.splitlines() == ["tests/gpu/run.py: there is no GPU that CuPy can use"]
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    done = CliRunner().invoke(gpu_app(), [])
-    assert done.exit_code == 2
-    assert done.stderr.splitlines() == [
-        "tests/gpu/run.py: CuPy is not installed: pip install polarlib[cupy]"
-    ]
-
-
-def gpu_app():
-    app = typer.Typer()
-    app.command()(gpu_run.main)
-    return app

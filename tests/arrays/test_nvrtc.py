@@ -11,7 +11,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
-from gpu import run as gpu_run
+from gpu.libraries import SPIN
 from standin import cupy_standin
 
 import polarlib
@@ -157,7 +157,7 @@ def test_normalisers_read_16_bytes_at_once_and_in_an_order(compiled, first):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_spinning_kernel_compiles(compiled, architecture):
-    assert compiled(*compiled.complete(gpu_run.SPIN), architecture)
+    assert compiled(*compiled.complete(SPIN), architecture)
 
 
 def test_a_wrong_kernel_does_not_compile(compiled):

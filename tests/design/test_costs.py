@@ -11,7 +11,13 @@ import pytest
 
 import polarlib
 from polarlib.design import cost_tables
-from polarlib.design.cost_tables import KERNELS, kernel_costs, read_costs, svd_costs_less
+from polarlib.design.cost_tables import (
+    KERNELS,
+    kernel_costs,
+    read_costs,
+    svd_costs_less,
+    symmetric_cost,
+)
 from polarlib.testing import assert_polar, with_singular_values
 
 LIBRARIES = ("numpy", "torch", "jax", "cupy", "array_api_strict")
@@ -187,7 +193,30 @@ def test_an_own_file_goes_before_the_shipped_one(own, monkeypatch):
         assert kernel_costs("numpy", "float64", 256) == shipped["numpy"]
 
 
+def by_half(values="[0.8, 0.6]", name="bfloat16"):
+    return text(table="torch.gpu") + f"\n[torch.gpu.symmetric]\n{name} = {values}"
+
+
+def test_symmetric_products_cost_what_was_measured(own):
+    for library in LIBRARIES:
+        assert symmetric_cost(library, "bfloat16", 100, device="gpu") == math.inf
+    own(by_half())
+    costs = [symmetric_cost("torch", "bfloat16", n, device="gpu") for n in (50, 100, 200, 400)]
+    assert costs == [0.8, 0.8, 0.6, 0.6]
+    between = symmetric_cost("torch", "bfloat16", 141, device="gpu")
+    assert between == pytest.approx(0.7, abs=1e-2)
+    for other in (("torch", "float16"), ("torch", "float32"), ("cupy", "bfloat16")):
+        assert symmetric_cost(*other, 100, device="gpu") == math.inf
+    assert symmetric_cost("torch", "bfloat16", 100) == math.inf  # on the processor
+
+
 WRONG = {
+    "symmetric": (by_half("[0.5]"), "torch.gpu.symmetric.bfloat16 must be a list of 2 positive"),
+    "symmetric format": (by_half(name="half"), "unknown key torch.gpu.symmetric.half"),
+    "symmetric table": (
+        text(table="torch.gpu").replace("sizes", "symmetric = 1\nsizes"),
+        "torch.gpu.symmetric must be a table, got 1",
+    ),
     "not toml": ("[numpy", "is not TOML"),
     "not text": (b"\xff\xfe\x00", "is not text in UTF-8"),
     "empty": ("", "the file must be a table such as .numpy.cpu. at least, got {}"),
