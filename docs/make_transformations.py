@@ -29,6 +29,7 @@ import polarlib
 from polarlib import norms
 
 PAGE = Path(__file__).parent / "transformations.md"
+PACKAGE = Path(polarlib.__file__).parent
 DATA = Path(__file__).parent / "data" / "transformations.json"
 WORKS = "works"
 GATHERED = "works, and every device has all of the result"
@@ -148,7 +149,7 @@ def refusal(error: BaseException | None) -> str:
     first = error
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = bool(frames) and Path(frames[-1].filename).parent.name == "polarlib"
+        ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents
         if ours and isinstance(error, (TypeError, ValueError, NotImplementedError)):
             return str(error).splitlines()[0]
         quoted = re.search(r"polarlib\.\w[^\n]* (?:looks at|is one operator) [^\n]*", str(error))
