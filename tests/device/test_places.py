@@ -4,10 +4,6 @@ import pytest
 
 from device import running
 
-pytestmark = pytest.mark.xfail(
-    strict=True, reason="CupyOps takes arrays of the current device alone, and looks at no stream"
-)
-
 
 @pytest.mark.parametrize("options", [(), ("--peers",)])
 def test_results_stay_on_the_device_of_the_array(options):
