@@ -92,12 +92,9 @@ def newton_schulz(
     return done.result()
 
 
-Errors = Iterator[Array]
-
-
 def _foreseen(
     done: Progress, ops: Ops, high: Array, cut: Array | None, tol: float
-) -> tuple[Errors, Callable[[Array], tuple[Array, int]]]:
+) -> tuple[Iterator[Array], Callable[[Array], tuple[Array, int]]]:
     """Plan and steps on a device, which is looked at when a step can be the last one.
 
     The eigenvalues e of ``E = I - X^H X`` lie in [0, 1], and a step takes e to ``e^2 (3 + e) / 4``.
@@ -123,14 +120,15 @@ def _foreseen(
             found.append(ops.xp.where(size > STALLED, cut / left, zero))
         top, norm, ratio, *others = done.read(found)
         done.bounds = 0.0, math.sqrt(top)
-        old, rest = (*others, math.inf, 0.0)[:2] if others else (math.inf, 0.0)
+        old = others[0] if others else math.inf
+        singular = len(others) > 1 and others[1] > 1
         # Of small E the trace is rounding.
         least = ratio if norm > 0.5 and 0 < ratio < 1 else norm / math.sqrt(n)
         goal = settled * math.sqrt(n)
         steps = _steps_between(least, goal), _steps_between(norm, goal)
-        return norm / math.sqrt(n), old / math.sqrt(n), rest > 1, *steps
+        return norm / math.sqrt(n), old / math.sqrt(n), singular, *steps
 
-    def errors() -> Errors:
+    def errors() -> Iterator[Array]:
         nonlocal ahead
         before = None
         while True:

@@ -194,6 +194,14 @@ def test_a_wrong_promise_is_noticed(device):
         check(result, a, device)
 
 
+def test_a_right_promise_lets_products_go_on(device):
+    """One small singular value, during whose growth the defect stays what it is."""
+    a = with_singular_values(np.r_[np.ones(N - 1), 1e-6])
+    result = device(polarlib.polar, a, method="newton_schulz", cond=1e7)
+    assert result.status is Status.CONVERGED
+    check(result, a, device)
+
+
 def test_what_is_not_finite(device):
     a = gaussian(N, N)
     a[1, 2] = np.nan
