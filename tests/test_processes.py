@@ -23,6 +23,7 @@ from conftest import library
 
 import polarlib
 from polarlib import ConvergenceWarning, ScheduleWarning, Status, design, norms
+from polarlib.arrays import cupy_device
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.ops import Ops
 from polarlib.norms.base import Norm
@@ -50,7 +51,8 @@ INTERNAL = {
     *("Diagonal", "DualOps", "Rounded", "Kernels", "Dual", "Equation"),
     *("Decomposition", "Evidence", "Householder", "Kind", "Lift", "Lifted", "Rational", "Run"),
     *("Bare", "Plan", "Problem", "Rounding", "Sketch", "Step", "Target"),
-    *("Arithmetic", "Bound", "Library", "NumpyKernels", "Wrapper"),
+    *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
+    *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
@@ -103,6 +105,7 @@ def examples() -> dict[str, Any]:
             ConvergenceWarning("a"),
             ScheduleWarning("b"),
             design.doubles.BeyondDoublesError("c"),
+            cupy_device.LibraryNotFound("d"),
         ),
         "format": FORMATS["bfloat16"],
         "best": design.best(5, 0.1),
