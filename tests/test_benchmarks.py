@@ -451,3 +451,12 @@ def test_the_page_of_orthogonalize_is_of_its_figures(common, speed):
     made = speed.page(common.load(speed.FIGURES))
     # else: python benchmarks/orthogonalize.py --markdown docs/benchmarks.md
     assert made == (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_sentence_on_the_host_is_of_its_data():
+    pytest.importorskip("torch")
+    host_time = module("host_time")
+    figures = json.loads(host_time.DATA.read_text(encoding="utf-8"))
+    assert host_time.sentence(figures) in host_time.PAGE.read_text(encoding="utf-8")
+    times = figures["microseconds"]
+    assert times["auto"] <= 1.25 * times[host_time.MUON]

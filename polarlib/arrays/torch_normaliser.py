@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import threading
 from typing import Any
 
 from polarlib.arrays import triton_normaliser
@@ -18,9 +19,17 @@ from polarlib.arrays.normaliser import Normaliser
 Array = Any
 
 
-@functools.cache
+_LOCK = threading.Lock()
+
+
 def normaliser() -> Normaliser:
-    """Make the operators, once in a process, and return functions that call them."""
+    """Functions that call the operators, which are made once in a process."""
+    with _LOCK:  # torch refuses a second operator of a name
+        return _made()
+
+
+@functools.cache
+def _made() -> Normaliser:
     torch: Any = import_library("torch")
     library = torch.library.Library("polarlib", "FRAGMENT")
     library.define("divide_by_norm(Tensor x, float factor, bool power) -> Tensor")
