@@ -313,7 +313,7 @@ class _Stages:
             ops, a = self.ops, self.entered.given
             v, g = (at_least_single(astype_like(t, a, ops), ops) for t in (self.u, self.h))
             peak = []
-            if not ops.host:  # read together, though H is rounded twice for it
+            if not (ops.host or ops.is_abstract(v)):  # read together; H is rounded twice for it
                 h = self.entered.leave(self.h, self.entered.scale, turn=False)
                 peak = [ops.max_abs(at_least_single(h, ops))]
             self.orthogonality, self.backward_error, *found = figures(

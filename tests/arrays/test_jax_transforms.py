@@ -77,6 +77,17 @@ def test_polar_under_jit(method, matrix):
         assert high >= s[0] / s[-1] * (1 - 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_under_jit(dtype):
+    a = asarray(SQUARE).astype(dtype)
+    r, wanted = jax.jit(polar)(a), polar(a)
+    assert r.unitary.dtype == r.hermitian.dtype == a.dtype
+    unit = float(jax.numpy.finfo(a.dtype).eps)
+    for found, known in zip(r, wanted, strict=True):
+        found, known = np.asarray(found, float), np.asarray(known, float)
+        np.testing.assert_allclose(found, known, rtol=unit, atol=unit)
+
+
 @pytest.mark.parametrize("method", some_slow(("polar_express", "halley_fixed"), ()))
 def test_fixed_schedules_under_jit(method):
     r = jax.jit(lambda a: polar(a, method=method))(asarray(TALL))
