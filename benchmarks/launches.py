@@ -75,9 +75,9 @@ NOTES = {
     "cupy": """\
 Launches are those of kernels, calls of cuBLAS and cuSOLVER, copies on the device and memsets, in
 the second call of a process; "modules" are compiled or loaded in the first. Allocations are those
-from CUDA, beyond what CuPy's memory pool holds. **Values mean nothing here**: a function that
-branches on them, as `polar` does, is counted on the path that it took, not on that of its
-matrix.""",
+from CUDA, beyond what CuPy's memory pool holds, of calls whose path no number chooses. **Values
+mean nothing here**: a function that branches on them, as `polar` does, is counted on the path that
+it took, not on that of its matrix.""",
     "torch": """\
 Operators without views and empty tensors, in the second call of a process; one that polarlib
 registers is one operator here, and a few kernels on a device. Reads are what the host waits for:
@@ -133,8 +133,12 @@ def counted(library: str, python: str, root: Path) -> Row | None:
 
 
 def compact(row: Row) -> Row:
-    """A row without zeros."""
-    return {name: value for name, value in row.items() if value}
+    """A row without zeros, and without allocations where numbers choose the path.
+
+    What CuPy's pool holds in the middle of such a call depends on when Python collects cycles.
+    """
+    left = {"allocations"} if row.get("outcome") else set()
+    return {name: value for name, value in row.items() if value and name not in left}
 
 
 def commit(root: Path) -> str:
