@@ -303,7 +303,7 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    table |= {name: {k: [] for k in [*cost_tables.KERNELS][1:]} for name in cost_tables.FORMATS}
+    table |= {name: {k: [] for k in cost_tables.MEASURED} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     situation = "alone" if device == "cpu" else "alternation"
     with _arrays(library, device) as make:

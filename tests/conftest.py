@@ -148,6 +148,19 @@ def _text_names_a_library(function: Any) -> bool:
     return bool(LIBRARY.search(inspect.getsource(function)))
 
 
+def off_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have tensors of the CPU go the way of those on devices."""
+    kind = importlib.import_module("polarlib.arrays.torch_ops").TorchOps
+    init = kind.__init__
+
+    def elsewhere(
+        self: Any, xp: Any, device: Any, *, fused: bool = False, host: bool = True
+    ) -> None:
+        init(self, xp, device, fused=fused, host=False)
+
+    monkeypatch.setattr(kind, "__init__", elsewhere)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads(request: pytest.FixtureRequest):
     """Limit BLAS libraries to `--threads`, those already loaded as well."""

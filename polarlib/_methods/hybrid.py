@@ -15,7 +15,6 @@ from polarlib._methods.reduction import start
 from polarlib._methods.svd import svd
 from polarlib.arrays.blas import SINGLE_BELOW
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import read
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import format_name, library_name, on_cpu
 from polarlib.arrays.ops import Ops
@@ -29,6 +28,7 @@ from polarlib.engine.drive import (
     Step,
     certified,
     converge,
+    largest,
     one_by_one,
 )
 from polarlib.engine.iterate import even_part
@@ -176,7 +176,7 @@ class _GenericKernels:
         return self.ops.item(size) if self.host else size
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
-        return [float(known.max()) for known in read(self.ops, *numbers)]
+        return largest(self.ops, numbers)
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
         ops = self.ops

@@ -229,6 +229,17 @@ def _types(cupy: Any, binding: Any, dtype: str, tf32: bool) -> _Types:
     )
 
 
+class _Call(NamedTuple):
+    """A product as cuBLAS is asked for it: the handle, how operands lie and where."""
+
+    handle: int
+    layout: Layout
+    types: _Types
+    places: list[int]
+    mode: int
+    scalars: list[int]
+
+
 def _filled(out: Array, addend: Array | None) -> Array:
     """Return `out`, with the addend in it if there is one."""
     if addend is not None:
@@ -272,10 +283,10 @@ def _by_cublas(
     # The handle is this thread's own, and is left as it was found.
     handle = cupy.cuda.device.get_cublas_handle()
     places = [x.data.ptr for x in ((b, a, out) if layout.turned else (a, b, out))]
-    given = layout, types, places, mode, at_scalars
-    if addend is None or not _beside(cupy, handle, *given, addend):
+    call = _Call(handle, layout, types, places, mode, at_scalars)
+    if addend is None or not _beside(cupy, call, addend):
         _filled(out, addend)
-        _in_place(binding, handle, *given, out.itemsize)
+        _in_place(binding, call, out.itemsize)
     del held
     return out
 
@@ -295,20 +306,12 @@ def _copied(
     return operands[0], operands[1], out, (turned[0], turned[1])
 
 
-def _beside(
-    cupy: Any,
-    handle: int,
-    layout: Layout,
-    types: _Types,
-    places: list[int],
-    mode: int,
-    scalars: list[int],
-    addend: Array,
-) -> bool:
+def _beside(cupy: Any, call: _Call, addend: Array) -> bool:
     """Add what lies in other storage, by cublasLt; return whether that was possible."""
+    layout, types = call.layout, call.types
     if layout.addend is None or layout.addend[0] > LARGEST_INT or layout.matrices > STACK:
         return False
-    (first, second, c), (ld_first, ld_second, ldc) = places, layout.leading
+    (first, second, c), (ld_first, ld_second, ldc) = call.places, layout.leading
     addresses = first, second, addend.data.ptr, c
     product = cublaslt.Product(
         (types.operations[layout.operations[0]], types.operations[layout.operations[1]]),
@@ -317,26 +320,18 @@ def _beside(
         (ld_first, ld_second, layout.addend[0], ldc),
         (*layout.steps[:2], layout.addend[1], layout.steps[2]),
         layout.matrices,
-        mode,
+        call.mode,
         tuple(map(cublaslt.aligned, addresses)),
     )
-    return cublaslt.multiply(cupy, handle, product, (scalars[0], scalars[1]), addresses)
+    alpha, beta = call.scalars
+    return cublaslt.multiply(cupy, call.handle, product, (alpha, beta), addresses)
 
 
-def _in_place(
-    binding: Any,
-    handle: int,
-    layout: Layout,
-    types: _Types,
-    places: list[int],
-    mode: int,
-    scalars: list[int],
-    itemsize: int,
-) -> None:
+def _in_place(binding: Any, call: _Call, itemsize: int) -> None:
     """Add to what is in C, by gemmEx."""
+    handle, layout, types, places, mode, (at_alpha, at_beta) = call
     kind, (ld_first, ld_second, ldc) = types.kind, layout.leading
     step_first, step_second, step_c = layout.steps
-    at_alpha, at_beta = scalars
     before = binding.getPointerMode(handle)
     # Other math modes multiply single precision in tf32, whatever the compute type.
     math_mode = binding.getMathMode(handle)
@@ -371,6 +366,15 @@ def is_transposed(x: Array) -> bool:
     """Whether matrices lie in memory by columns."""
     found = _strides(x)
     return found is not None and found[0]
+
+
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """New matrices of the dtype of `like` that lie as it does, by rows or by columns."""
+    cupy = import_library("cupy")
+    if not is_transposed(like):
+        return cupy.empty(shape, dtype=like.dtype)
+    *stack, m, n = shape
+    return cupy.empty((*stack, n, m), dtype=like.dtype).swapaxes(-1, -2)
 
 
 def _strides(x: Array) -> tuple[bool, int, int] | None:

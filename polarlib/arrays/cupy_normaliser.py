@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+from polarlib.arrays import cublas
 from polarlib.arrays.library import dtype_name, import_library, is_complex
 from polarlib.arrays.normaliser import Normaliser
 
@@ -270,7 +271,7 @@ def by_norm(x: Array, factor: float, power: bool) -> Array:
     """
     cupy = import_library("cupy")
     kernels = _kernels(cupy, *(dtype_name(x),) * 2)
-    y, (count, size) = _empty_as(cupy, x), _counts(x)
+    y, (count, size) = cublas.empty(x.shape, x), _counts(x)
     parts, wide = _parts(x), _is_wide(x) and _is_wide(y)
     grid, sums = (count * parts,), cupy.empty(count * parts, dtype="float64")
     kernels.norm_sums(grid, (THREADS,), (x, sums, size, parts, int(wide)))
@@ -314,13 +315,6 @@ def by_gram(
 
 def _is_dense(x: Array) -> bool:
     return bool(x.flags.c_contiguous or x.swapaxes(-1, -2).flags.c_contiguous)
-
-
-def _empty_as(cupy: Any, x: Array) -> Array:
-    if x.flags.c_contiguous:
-        return cupy.empty(x.shape, dtype=x.dtype)
-    *stack, m, n = x.shape
-    return cupy.empty((*stack, n, m), dtype=x.dtype).swapaxes(-1, -2)
 
 
 def _counts(x: Array) -> tuple[int, int]:

@@ -73,10 +73,7 @@ class CupyOps(InPlaceOps):
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
         """Storage for an ``out=``, by rows or by columns as `like` lies: addends must lie alike."""
-        if not cublas.is_transposed(like):
-            return self.xp.empty(shape, dtype=like.dtype)
-        *stack, m, n = shape
-        return self.xp.empty((*stack, n, m), dtype=like.dtype).swapaxes(-1, -2)
+        return cublas.empty(shape, like)
 
     def _product(self, a: Array, b: Array, out: Array | None = None, **how: Any) -> Array:
         # Of the narrow formats, in which arithmetic is fused, tf32 alone is carried in float32.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
@@ -167,11 +167,16 @@ class Rounded(Wrapper):
     def _top(self) -> float:
         return 2.0 ** (math.frexp(self.precision.largest)[1] - 2)
 
+    @property
+    def _multiplies_in_eight_bits(self) -> bool:
+        """Whether the base has products of the format, of some shapes."""
+        return not self.simulated and self.precision.scaled
+
     def _native_product(
         self, a: Array, b: Array, c: Array = None, alpha: float = 1.0, beta: float = 0.0
     ) -> Array | None:
         """Return ``alpha a @ b + beta c`` by products of 8 bits; None where the base has none."""
-        if self.simulated or not self.precision.scaled:
+        if not self._multiplies_in_eight_bits:
             return None
         # Of rounded entries the largest may be 2 top: with the next scale the least would lose a
         # bit. So far below it, and above no number but that one.
@@ -218,36 +223,45 @@ class Rounded(Wrapper):
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """Return ``a @ b`` rounded once."""
         product = self._native_product(a, b)
-        if product is not None:
-            return product
-        return self._result(self.base.matmul(*self._operands(a, b), out))
+        if product is None:
+            product = self._result(self.base.matmul(*self._operands(a, b), out))
+        return product
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x`` rounded once."""
-        product = self._native_product(self.base.adjoint(x), x)
-        if product is not None:
-            return product
-        return self._result(self.base.gram(self._operand(x), out))
+        # The adjoint of complex matrices is a copy.
+        eight = self._multiplies_in_eight_bits
+        product = self._native_product(self.base.adjoint(x), x) if eight else None
+        if product is None:
+            product = self._result(self.base.gram(self._operand(x), out))
+        return product
 
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c`` rounded once; a tf32 result stays in float32."""
-        product = self._native_product(a, b, c, alpha, beta)
-        if product is not None:
-            return product
-        a, b = self._operands(a, b)
-        return self._result(self.base.gemm(a, b, c, alpha, beta, out))
+        return self._with_addend(self.base.gemm, a, b, c, alpha, beta, out)
 
     def gemm_hermitian(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian up to rounding, rounded once."""
+        return self._with_addend(self.base.gemm_hermitian, a, b, c, alpha, beta, out)
+
+    def _with_addend(
+        self,
+        multiply: Callable[..., Array],
+        a: Array,
+        b: Array,
+        c: Array,
+        alpha: float,
+        beta: float,
+        out: Array,
+    ) -> Array:
         product = self._native_product(a, b, c, alpha, beta)
-        if product is not None:
-            return product
-        a, b = self._operands(a, b)
-        return self._result(self.base.gemm_hermitian(a, b, c, alpha, beta, out))
+        if product is None:
+            product = self._result(multiply(*self._operands(a, b), c, alpha, beta, out))
+        return product
 
     def add_diagonal(self, z: Array, a: float) -> Array:
         """Return ``z + a I`` rounded once; `z` may be overwritten."""

@@ -7,7 +7,6 @@ of torch. polarlib does not import torch: the operators are made when torch is t
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import threading
 from typing import Any
@@ -120,7 +119,7 @@ def _flat(x: Array) -> Array | None:
 def _fuses(device: Any) -> bool:
     """Whether Triton is installed and compiles for a device: tried once, on a matrix of one."""
     torch: Any = import_library("torch")
-    if importlib.util.find_spec("triton") is None:
+    if not triton_normaliser.is_installed():
         return False
     one = torch.ones((1, 1, 1), dtype=torch.float32, device=device)
     try:

@@ -9,6 +9,7 @@ from them. No program waits for another, and the order of additions is always th
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any, NamedTuple
 
 from polarlib.arrays.library import import_library
@@ -19,6 +20,12 @@ Array = Any
 # many as a device runs at once, and few enough for each program of the second to add up.
 BLOCK = 2048
 MOST_SUMS = 256
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether triton is there; it is imported when a kernel is first launched."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class Kernels(NamedTuple):

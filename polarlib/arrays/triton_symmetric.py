@@ -8,7 +8,6 @@ on the device: :func:`polarlib.engine.symmetric.by_measurement` asks the table o
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import math
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from typing import Any
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.torch_ops import TorchOps
+from polarlib.arrays.triton_normaliser import is_installed
 
 Array = Any
 # Formats whose products the kernel takes, and their torch dtypes.
@@ -25,12 +25,6 @@ FORMATS = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "float32", "flo
 # fit the shared memory from compute capability 8.0 on.
 LARGE_FROM = 2048
 TILES = {2: ((64, 64, 4), (128, 64, 8)), 4: ((64, 32, 4), (64, 32, 4))}
-
-
-@functools.cache
-def is_installed() -> bool:
-    """Whether triton is there; it is imported when a product is first taken."""
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import numpy as np
 
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.functions import read
+from polarlib.arrays.ops import Ops
 from polarlib.result import Later, Run
 
 Array = Any
@@ -165,7 +166,7 @@ class Progress:
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
         """Read single numbers off a device, all at once; of a stack the largest."""
-        return [float(known.max()) for known in read(self.ops, *numbers)]
+        return largest(self.ops, numbers)
 
     def read_changes(self) -> list[float]:
         """Return the changes as numbers; those that are on a device are read."""
@@ -189,6 +190,11 @@ class Progress:
     def result(self) -> tuple[Array, Run]:
         """Return the last iterate, transformed back, and the statistics."""
         return self.x if self.restore is None else self.restore(self.x), self.statistics()
+
+
+def largest(ops: Ops, numbers: Sequence[Array]) -> list[float]:
+    """Read single numbers, all at once; of a stack the largest."""
+    return [float(known.max()) for known in read(ops, *numbers)]
 
 
 def _read(changes: Sequence[Any], reader: Callable[[list[Any]], list[float]]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from standin import cublas as emulated
 from standin import cupy_standin
-from test_cublas import DTYPES, STACKS, VIEWS, adjoint, entries, expected
+from test_cublas import DTYPES, STACKS, VIEWS, adjoint, entries, expected, owner
 
 from polarlib.arrays import cublas, cublaslt
 
@@ -86,12 +86,6 @@ def test_views(cupy, view, dtype, stack):
             if name == "out":
                 host[...] = 0
             np.testing.assert_array_equal(whole, before)
-
-
-def owner(host):
-    while host.base is not None:
-        host = host.base
-    return host
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import off_the_host
 
 import polarlib
 from polarlib import norms, updates
@@ -606,13 +607,8 @@ def no_double(monkeypatch):
 
         return run
 
-    init = torch_ops.TorchOps.__init__
-
-    def on_device(self, xp, device, *, fused=False, host=True):
-        init(self, xp, device, fused=fused, host=False)
-
     monkeypatch.setattr(torch_ops, "has_double", lambda device: False)
-    monkeypatch.setattr(torch_ops.TorchOps, "__init__", on_device)
+    off_the_host(monkeypatch)
     for name in ("to_host", "from_host"):
         monkeypatch.setattr(torch_ops.TorchOps, name, on_host(getattr(torch_ops.TorchOps, name)))
     return mode

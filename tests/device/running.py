@@ -31,9 +31,14 @@ def need(library: str) -> str:
 
 
 def run(module: str, *options: str) -> Any:
-    """What a module prints as JSON."""
+    """What a module of this folder prints as JSON."""
+    return run_module(f"device.{module}", *options, "--json")
+
+
+def run_module(module: str, *options: str) -> Any:
+    """What a module of the tests prints as JSON, on the last line."""
     done = subprocess.run(
-        [sys.executable, "-m", f"device.{module}", *options, "--json"],
+        [sys.executable, "-m", module, *options],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
         cwd=TESTS,
         capture_output=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import off_the_host
 
 import polarlib
 from polarlib import orthogonalization
@@ -196,12 +197,7 @@ def test_hazards_are_told_each_time(monkeypatch):
 @pytest.fixture
 def device(monkeypatch):
     """Tensors of the CPU go the way of those on devices."""
-    make = torch_ops.TorchOps.__init__
-
-    def made(self, xp, device, *, fused=False, host=True):
-        make(self, xp, device, fused=fused, host=False)
-
-    monkeypatch.setattr(torch_ops.TorchOps, "__init__", made)
+    off_the_host(monkeypatch)
     monkeypatch.setattr(torch_ops, "multiplies_at_speed", lambda _: True)
 
 

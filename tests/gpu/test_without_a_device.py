@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-running = pytest.importorskip("device.running", reason="devices that are not there")
-TESTS = Path(__file__).resolve().parents[1]
+from device import running
 
 
 def results(name):
     running.need(name)
-    done = subprocess.run(
-        [sys.executable, "-m", "gpu.without_a_device", name],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
-        cwd=TESTS,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return running.run_module("gpu.without_a_device", name)
 
 
 def test_real_cupy_takes_every_call():

@@ -12,7 +12,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import library
+from conftest import library, off_the_host
 
 import polarlib
 from polarlib.arrays.ops import Ops, ops_of
@@ -38,12 +38,7 @@ class Device:
         self.kind: type = Ops
         if name == "torch":
             self.kind = importlib.import_module("polarlib.arrays.torch_ops").TorchOps
-            init = self.kind.__init__
-
-            def elsewhere(ops, xp, device, *, fused=False, host=True):
-                init(ops, xp, device, fused=fused, host=False)
-
-            monkeypatch.setattr(self.kind, "__init__", elsewhere)
+            off_the_host(monkeypatch)
         if name == "jax":
             module = importlib.import_module("polarlib.arrays.jax_ops")
             self.kind = module.JaxOps
