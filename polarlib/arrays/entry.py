@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
 
 from polarlib.arrays.checks import short, shown
-from polarlib.arrays.library import dtype_name, format_name, import_library
+from polarlib.arrays.library import dtype_name, format_name
 from polarlib.arrays.ops import Ops, ops_of, served
 from polarlib.arrays.torch_sharded import placements
 
@@ -63,14 +65,15 @@ def is_host_array(x: Any) -> bool:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the array libraries that are installed, by name (imports none that is not)."""
+    """Versions of the array libraries that are installed, by name, from metadata: imports none."""
     found = {}
     for name in sorted({*served(), "array_api_strict"}):
-        try:
-            module = import_library(name)
-        except ImportError:
-            continue
-        found[name] = str(getattr(module, "__version__", "unknown"))
+        if find_spec(name) is not None:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:  # a package of another name, as cupy-cuda12x
+                packages = metadata.packages_distributions().get(name, ())
+                found[name] = metadata.version(packages[0]) if packages else "unknown"
     return found
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,19 +162,27 @@ def bench(
 
 
 @console.command()
-def info(as_json: console.Json = False) -> None:
+def info(
+    formats: Annotated[
+        bool,
+        typer.Option("--formats", help="Import every array library for its number formats too."),
+    ] = False,
+    as_json: console.Json = False,
+) -> None:
     """Versions, array libraries, BLAS, number formats, processors.
 
     A format is native to a library, native but multiplied in float32, where this processor has no
-    such products (each result is rounded once, as theirs), or simulated in the same way.
+    such products (each result is rounded once, as theirs), or simulated in the same way. Versions
+    are read from the metadata of packages; of the array libraries NumPy alone is imported.
     """
+    installed = libraries()
     document: dict[str, Any] = {
         "polarlib": polarlib.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": _packages(),
-        "array_libraries": libraries(),
-        "formats": _formats(),
+        "array_libraries": installed,
+        "formats": _formats(installed if formats else ["numpy"]),
         "blas": _blas(),
         "thread_pools": _thread_pools(),
         "processors": os.cpu_count(),
@@ -197,9 +205,11 @@ def info(as_json: console.Json = False) -> None:
         "threads": ", ".join(pools) or "unknown",
         "processors": f"{document['processors']}, of which {document['processors_usable']} usable",
     }
-    formats = document["formats"]
-    rows = [[form, *(formats[name].get(form, "-") for name in formats)] for form in FORMATS]
-    say(grid(facts.items()), "", *tabulated(numbered_columns(["format", *formats], "<"), rows))
+    known = document["formats"]
+    rows = [[form, *(known[name].get(form, "-") for name in known)] for form in FORMATS]
+    say(grid(facts.items()), "", *tabulated(numbered_columns(["format", *known], "<"), rows))
+    if not formats:
+        say("", "Formats of the other array libraries: polarlib info --formats, which imports them.")
 
 
 def _packages() -> dict[str, str | None]:
@@ -215,13 +225,13 @@ def _packages() -> dict[str, str | None]:
     return found
 
 
-def _formats() -> dict[str, dict[str, str]]:
-    """How each array library multiplies in the formats that it can compute in here.
+def _formats(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """How array libraries, which are imported, multiply in the formats that they have here.
 
     "native", "native, in float32" where the processor has no such products, or "simulated".
     """
     table: dict[str, dict[str, str]] = {}
-    for library in libraries():
+    for library in names:
         table[library] = {}
         try:
             module = import_arrays(library)

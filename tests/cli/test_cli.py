@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 import polarlib
 from polarlib import cli, files
+from polarlib.arrays import entry
 from polarlib.cli import compare, console
 
 A = np.random.default_rng(0).standard_normal((6, 4))
@@ -994,6 +996,9 @@ def test_info():
     assert found["packages"]["numpy"] == found["array_libraries"]["numpy"] == np.__version__
     assert found["formats"]["numpy"]["float32"] == "native"
     assert found["formats"]["numpy"]["bfloat16"] == "simulated"
+    assert list(found["formats"]) == ["numpy"]
+    found = document("info", "--formats")
+    assert set(found["formats"]) == set(found["array_libraries"])
     if "torch" in found["formats"]:
         # On processors without such products they are taken in float32.
         assert found["formats"]["torch"]["bfloat16"] in ("native", "native, in float32")
@@ -1002,3 +1007,38 @@ def test_info():
     text = done("info")
     assert np.__version__ in text
     assert "simulated" in text
+
+
+def test_info_imports_no_array_library():
+    code = (
+        "import sys, time; from polarlib.cli import app\n"
+        "before = time.process_time()\n"
+        "try: app(['info'])\n"
+        "except SystemExit: pass\n"
+        "heavy = ('torch', 'jax', 'dask', 'cupy', 'array_api_strict', 'matplotlib')\n"
+        "print([m for m in heavy if m in sys.modules], time.process_time() - before)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    imported, _, seconds = shown.stdout.splitlines()[-1].rpartition(" ")
+    assert imported == "[]"
+    assert float(seconds) < 1
+    assert "array libraries" in shown.stdout
+
+
+def test_versions_of_array_libraries_are_those_of_their_packages(monkeypatch):
+    """Also where the package has another name than the module, as CuPy's wheels."""
+    monkeypatch.setattr(entry, "served", lambda: {"typer": None, "nothing_of_the_kind": None})
+    assert entry.libraries()["typer"] == metadata.version("typer")
+    assert "nothing_of_the_kind" not in entry.libraries()
+
+    def version(name):
+        if name != "cupy-cuda12x":
+            raise metadata.PackageNotFoundError(name)
+        return "13.0"
+
+    monkeypatch.setattr(entry, "find_spec", lambda name: object() if name == "cupy" else None)
+    monkeypatch.setattr(entry, "served", lambda: {"cupy": None})
+    monkeypatch.setattr(metadata, "version", version)
+    for packages, found in (({"cupy": ["cupy-cuda12x"]}, "13.0"), ({}, "unknown")):
+        monkeypatch.setattr(metadata, "packages_distributions", lambda p=packages: p)
+        assert entry.libraries() == {"cupy": found}
