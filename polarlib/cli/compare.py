@@ -1,65 +1,97 @@
-"""polarlib compare."""
+"""polarlib compare: schedules at equal cost on one matrix, and a verdict."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import scipy.linalg
 import threadpoolctl
 import typer
 
 import polarlib
-from polarlib import files
-from polarlib._methods.small_algebra import LARGEST
+from polarlib import Schedule, files, published
 from polarlib.arrays.checks import nearest
-from polarlib.arrays.formats import format_of, printable
+from polarlib.arrays.formats import format_of
 from polarlib.cli import console
-from polarlib.cli.console import REPRESENTATIVE, format_number, format_shape, say, tabulated
-from polarlib.result import Status, Trace
+from polarlib.cli.console import DEFAULT, REPRESENTATIVE, format_number, format_shape, say
+from polarlib.cli.everything import (
+    METHOD_FORMATS,
+    SCHEDULE_FORMATS,
+    compare_all,
+    polar_sets,
+    scaled,
+)
+from polarlib.engine.normalise import BOUNDS
 from polarlib.timing import interleaved
 
-# polarlib.methods() lists the published schedules too, which have rows of their own.
-METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.schedules())
-# Methods factorise: they compute 16-bit matrices in float32.
-METHOD_FORMATS = ("float64", "float32")
-SCHEDULE_FORMATS = ("float32", "bfloat16")
+# Without a file, and without --all: one dominant direction and many small singular values.
+ONE = REPRESENTATIVE[1]
+FORMAT = "bfloat16"  # in which gradients are orthogonalised
+PRODUCTS = 15  # of five quintics, the most common schedule
+MOST_PRODUCTS = 48  # as default_schedule takes them
+# Rows, exact method included; of them, schedules that are shown whatever their place.
+ROWS, KNOWN = 11, (DEFAULT, "polar_express", "jordan")
+MOST_GIVEN = 12  # further ones, so that there are at most 16 rows
+EXACT = "svd"
+# Traces take an SVD for each step: beyond this number of columns few rows are drawn.
+ALL_DRAWN, FEW = 512, 4
+# Number of calls of each row that are timed at least, and seconds after which they suffice.
+TIMED, TIMED_SECONDS = 3, 0.5
 
-# Number of calls that are timed at least, seconds after which they suffice, and number at most.
-TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
 
-
-# -- compare ---------------------------------------------------------------------------------
-
-
-@console.command(epilog="Example: polarlib compare A.npy --precision bfloat16 --plots pictures")
+@console.command(epilog="Example: polarlib compare A.npy --schedule mine.json")
 def compare(
     file: Annotated[
         str | None,
         typer.Argument(
             metavar="FILE",
-            help=f"{console.KINDS}. Without one: {len(REPRESENTATIVE)} of the ten matrices that "
-            "come with polarlib, gradients and momenta.",
+            help=f"{console.KINDS}. Without one: {ONE}, one of the ten matrices that come with "
+            "polarlib, gradients and momenta.",
             show_default=False,
         ),
     ] = None,
     matrix: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="One of the ten, or 'all'; may be repeated."),
+        typer.Option(metavar="NAME", help="One of the ten; with --all several, or 'all'."),
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE.json", help="A schedule that is shown in any case; may be repeated."
+        ),
+    ] = None,
+    matmuls: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=MOST_PRODUCTS,
+            help=f"Matrix products, the cost. [{PRODUCTS}, or as many as the files take]",
+        ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FORMAT",
-            help=f"Of the schedules: {' and '.join(SCHEDULE_FORMATS)}, or others; may be repeated.",
+            help=f"Of the schedules: {FORMAT} by default; with --all several, by default "
+            f"{' and '.join(SCHEDULE_FORMATS)}.",
         ),
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="All methods and schedules at their own cost, on "
+            f"{len(REPRESENTATIVE)} matrices: takes minutes.",
+        ),
+    ] = False,
     plots: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the plots.")] = Path(
         "polarlib-plots"
     ),
@@ -70,9 +102,9 @@ def compare(
     former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
     as_json: console.Json = False,
 ) -> None:
-    """All methods and schedules on a matrix: a table and plots."""
+    """Schedules at equal cost on one matrix: a table, a verdict and two plots."""
     # Each once, and unknown ones refused, before anything is computed.
-    formats = list(dict.fromkeys(format_of(name).name for name in precision or SCHEDULE_FORMATS))
+    formats = list(dict.fromkeys(format_of(name).name for name in precision or ()))
     notes = []
     if former is not None:
         picture = former
@@ -81,72 +113,42 @@ def compare(
     if suffix not in console.PICTURES:
         known = [name.removeprefix(".") for name in console.PICTURES]
         raise ValueError(f"unknown --image-format {picture!r}; {nearest(picture, known)}")
-    if not no_plots:
-        console.check_folder(plots)
-    matrices = _chosen(file, matrix)
-
-    jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in (console.DEFAULT, *polarlib.schedules())]
-    rows: list[dict[str, Any]] = []
-    written: list[Path] = []
-    begun = time.perf_counter()
-    with console.progress_bar(len(matrices) * (len(jobs) + (not no_plots))) as advance:
-        for name, a in matrices.items():
-            traces = {}
-            for job in jobs:
-                advance(f"{job[0]}, {job[1]}")
-                if job[0] == "small" and min(a.shape) > LARGEST:
-                    continue  # closed forms end there: no row, rather than a note in every table
-                row, trace = _compared(name, a, *job)
-                rows.append(row)
-                if trace is not None:
-                    traces[job] = trace
-            if not no_plots:
-                advance("plots")
-                written += _draw(name, traces, formats, plots, suffix)
-    elapsed = time.perf_counter() - begun
-    if as_json:
-        console.say_json(
-            {"rows": rows, "plots": written, "seconds_in_all": elapsed, "notes": notes}
-        )
+    folder = None if no_plots else plots
+    if folder is not None:
+        console.check_folder(folder)
+    given = {name: console.read_schedule(name) for name in schedule or () if name != DEFAULT}
+    matrices = _chosen(file, matrix, every)
+    if every:
+        if matmuls is not None:
+            raise ValueError("--matmuls is without --all, which takes each schedule at its own")
+        formats = formats or list(SCHEDULE_FORMATS)
+        compare_all(matrices, given, formats, folder, suffix, notes, as_json)
         return
-    say(
-        *tabulated(
-            [
-                ("matrix", "<", lambda row: f"{row['matrix']} ({format_shape(row['shape'])})"),
-                ("method", "<", lambda row: row["method"] + "!" * bool(row["notes"])),
-                ("format", "<", lambda row: row["format"] + "*" * row["simulated"]),
-                ("matrix\nproducts", ">", lambda row: row["matrix_products"]),
-                ("seconds", ">", lambda row: f"{row['seconds']:.5f}"),
-                ("ortho-\ngonality", ">", lambda row: format_number(row["orthogonality"])),
-                ("backward\nerror", ">", lambda row: format_number(row["backward_error"])),
-                (
-                    "smallest\ns. value",
-                    ">",
-                    lambda row: format_number(row["smallest_singular_value"]),
-                ),
-            ],
-            rows,
-        ),
-        "",
-        console.paragraph(
-            "Of the last iterate: orthogonality ||X^H X - I||_F / sqrt(k), backward error "
-            "||A - X H||_F / ||A||_F, smallest singular value. Seconds: median of at least "
-            f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and "
-            "evidence), for schedules of polarlib.orthogonalize, whose default is auto."
-        ),
-    )
-    if any(row["simulated"] for row in rows):
-        what = "operands rounded, products in float32, one rounding; times of the simulation"
-        console.say_notes([what], "*")
-    console.say_notes([*notes, *(note for row in rows for note in row["notes"])])
-    if written:
-        say(f"{len(written)} plots are in {plots}.")
-    say(f"{elapsed:.0f} seconds in all.")
+    if len(formats) > 1:
+        raise ValueError(f"several formats ({', '.join(formats)}) go with --all; give one")
+    if len(given) > MOST_GIVEN:
+        raise ValueError(f"--schedule must be given at most {MOST_GIVEN} times, got {len(given)}")
+    ((name, a),) = matrices.items()
+    begun = time.perf_counter()
+    if matmuls is None:
+        own = [_products(s) for label, s in given.items() if label not in polarlib.schedules()]
+        matmuls = max([PRODUCTS, *own])
+    precision = formats[0] if formats else FORMAT
+    found = _ranked(name, a, _candidates(given, matmuls, precision), [*given], precision)
+    schedules = found.pop("schedules")
+    written = []
+    if folder is not None:
+        written = _draw(name, a, schedules, precision, folder, suffix)
+    found |= {"matmuls": matmuls, "plots": written, "notes": notes}
+    found |= {"seconds_in_all": time.perf_counter() - begun}
+    if as_json:
+        console.say_json(found)
+    else:
+        _print(found)
 
 
-def _chosen(file: str | None, names: list[str] | None) -> dict[str, np.ndarray]:
-    """The matrices to compare on, by name."""
+def _chosen(file: str | None, names: list[str] | None, every: bool) -> dict[str, np.ndarray]:
+    """The matrices to compare on, by name: one, or several with --all."""
     if file is not None:
         if names:
             raise ValueError("give FILE or --matrix, not both")
@@ -155,95 +157,207 @@ def _chosen(file: str | None, names: list[str] | None) -> dict[str, np.ndarray]:
     for name in names or ():
         if name not in ("all", *known):
             raise ValueError(f"unknown --matrix {name!r}; {nearest(name, ['all', *known])}")
-    return known if "all" in (names or ()) else {n: known[n] for n in names or REPRESENTATIVE}
+    if "all" in (names or ()):
+        names = list(known)
+    names = list(dict.fromkeys(names or (REPRESENTATIVE if every else (ONE,))))
+    if len(names) > 1 and not every:
+        raise ValueError(f"{len(names)} matrices go with --all; give one --matrix")
+    return {name: known[name] for name in names}
 
 
-def _compared(
-    name: str, a: np.ndarray, method: str, precision: str
-) -> tuple[dict[str, Any], Trace | None]:
-    """One row of the table: the figures from a trace, the seconds from calls of their own."""
-    carriers = ("complex128", "complex64") if np.iscomplexobj(a) else ("float64", "float32")
-    x = a.astype(carriers[0])
-    # A power of two leaves the factor as it is and keeps what float64 holds in float32's range.
-    _, exponent = np.frexp(max(np.abs(x.real).max(), np.abs(x.imag).max()))
-    x = (x / 2.0 ** min(int(exponent), 1023)).astype(carriers[precision != "float64"])
-    fixed = method not in METHODS
+# -- the ranking -----------------------------------------------------------------------------
 
-    def compute() -> None:
-        if fixed:
-            polarlib.orthogonalize(x, schedule=method, precision=precision, form="plain")
-        else:
-            latest["result"] = polarlib.polar(x, method=method)
 
-    latest: dict[str, polarlib.PolarResult] = {}
+def _products(s: Schedule) -> int:
+    """Matrix products of a schedule in the plain form, those of its normalisation included."""
+    bound = BOUNDS[s.normalisation]
+    return s.matmuls + (bound.products if bound.from_gram is None and not s.is_rational else 0)
 
-    row: dict[str, Any] = {
+
+def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> dict[str, Schedule]:
+    """The default schedule, the published sets and files, by name, with steps for the products.
+
+    A set takes as many steps as fit, a file all of its own.
+    """
+    quintics = max(matmuls // 3, 1)
+    found = {DEFAULT: polarlib.default_schedule(precision, steps=quintics)}
+    for name in polar_sets():
+        whole = published.listed(name)
+        most = len(whole) if whole.repeat is None else matmuls
+        fitting = [s for k in range(1, most + 1) if _products(s := whole.truncate(k)) <= matmuls]
+        if fitting:
+            found[name] = fitting[-1]
+    return found | {name: s for name, s in given.items() if name not in polarlib.schedules()}
+
+
+def _ranked(
+    name: str,
+    a: np.ndarray,
+    candidates: Mapping[str, Schedule],
+    given: Sequence[str],
+    precision: str,
+) -> dict[str, Any]:
+    """Apply all candidates, sort them by their error, and time those that matter."""
+    simulated = precision not in METHOD_FORMATS
+    x = scaled(a, precision)
+    exact = polarlib.polar(x.astype(np.result_type(x, np.float64)), method=EXACT).unitary
+    kept, rows = {*KNOWN, *given}, []
+    with console.progress_bar(len(candidates) + 1) as advance, console.collected_warnings():
+        for label, s in candidates.items():
+            advance(label)
+            q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
+            figures = {"method": label, "kind": "schedule", "steps": len(s)}
+            figures |= {"matrix_products": _products(s), "safe": s.is_safe_in(precision)}
+            rows.append(figures | _figures(q, x, exact))
+        # Errors that are NaN last.
+        rows.sort(key=lambda row: (math.isnan(row["distance"]), row["distance"]))
+        verdict = _verdict(rows, name, precision, given)
+        spare = max(ROWS - 1 - sum(row["method"] in kept for row in rows), 0)
+        kept.update([row["method"] for row in rows if row["method"] not in kept][:spare])
+        rows = [row for row in rows if row["method"] in kept]
+        advance("times")
+        schedules = {row["method"]: candidates[row["method"]] for row in rows}
+        timed = "float32" if simulated else precision
+        y = scaled(a, timed)
+        u = polarlib.polar(y, method=EXACT).unitary
+        figures = {"method": EXACT, "kind": "method", "steps": None, "matrix_products": None}
+        rows.append(figures | {"safe": True} | _figures(u, y, exact))
+        for row, seconds in zip(rows, _seconds(y, schedules, timed), strict=True):
+            row["seconds"] = seconds
+    pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+    return {
         "matrix": name,
         "shape": a.shape,
-        "method": method,
-        "kind": "schedule" if fixed else "method",
         "format": precision,
-        "simulated": False,
-        "matrix_products": None,
-        "seconds": math.nan,
-        "orthogonality": math.nan,
-        "backward_error": math.nan,
-        "smallest_singular_value": math.nan,
+        "simulated": simulated,
+        "rows": rows,
+        "verdict": verdict,
+        "schedules": schedules,
+        "timed_in": timed,
+        "threads": max(pools, default=1),
     }
-    try:
-        with console.collected_warnings() as notes:
-            times = interleaved({"": compute}, TIMED_SECONDS, least=TIMED, most=TIMED_MOST)[""]
-            # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
-            # whose threads wait for one another, and longer where another process computes.
-            with threadpoolctl.threadpool_limits(1):
-                t = polarlib.measure(x, method, precision=precision)
-    except ValueError as error:  # a method that is not for this matrix
-        return row | {"notes": [f"{method}: {error}"]}, None
-    if not fixed and latest["result"].status is Status.FELL_BACK:
-        notes.append(
-            f"{method} failed on {name} and the SVD took over: the seconds include that, the other "
-            f"figures are {method}'s own"
+
+
+def _figures(q: np.ndarray, x: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+    """Errors of one result, as :func:`polarlib.measure` defines them; NaN if it is not finite."""
+    names = ("distance", "orthogonality", "smallest_singular_value", "largest_singular_value")
+    if not np.all(np.isfinite(q)):
+        return dict.fromkeys(names, math.nan)
+    q = q.astype(exact.dtype)
+    s = scipy.linalg.svdvals(q)
+    distance = float(np.linalg.norm(q - exact)) / math.sqrt(len(s))
+    orthogonality = float(np.sqrt(np.mean((s**2 - 1) ** 2)))
+    return dict(zip(names, (distance, orthogonality, s.min(), s.max()), strict=True))
+
+
+def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -> list[float]:
+    """Seconds of every schedule, and of the exact method last: medians of interleaved calls."""
+    calls: dict[str, Any] = {
+        name: functools.partial(
+            polarlib.orthogonalize, x, schedule=s, precision=precision, form="plain"
         )
-    return row | {
-        "simulated": t.simulated,
-        "matrix_products": int(t.matmuls[-1]),
-        "seconds": statistics.median(times),
-        "orthogonality": t.orthogonality[-1],
-        "backward_error": t.backward_error[-1],
-        "smallest_singular_value": t.singular_values[-1].min(),
-        "notes": notes,
-    }, t
+        for name, s in schedules.items()
+    }
+    # Its name is not that of a schedule: they are published sets and paths of files.
+    calls[EXACT] = functools.partial(polarlib.polar, x, method=EXACT)
+    times = interleaved(calls, TIMED_SECONDS, least=TIMED)
+    return [statistics.median(times[name]) for name in calls]
+
+
+def _verdict(
+    rows: Sequence[Mapping[str, Any]], name: str, precision: str, given: Sequence[str]
+) -> str:
+    """One sentence: which safe schedule is nearest, and where the default and those given are."""
+    safe = [row for row in rows if row["safe"]]
+    error = {row["method"]: row["distance"] for row in rows}
+    best, *others = [row["method"] for row in safe]  # the default is always safe
+    text = (
+        f"Of the {len(safe)} schedules that are safe in {precision}, "
+        f"{'the default' if best == DEFAULT else best} is nearest to the polar factor of "
+        f"{Path(name).name} (error {error[best]:.3g})"
+    )
+    if best == DEFAULT and others:
+        text += f", before {others[0]} ({error[others[0]]:.3g})"
+    for label in dict.fromkeys((DEFAULT, *given)):
+        if label in others[best == DEFAULT :]:
+            place = f"number {2 + others.index(label)}"
+        elif label not in (best, *others):
+            place = "not safe"
+        else:
+            continue
+        text += f"; {'the default' if label == DEFAULT else label} is {place} ({error[label]:.3g})"
+    return f"{text}."
+
+
+# -- what is shown ---------------------------------------------------------------------------
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    simulated = " (simulated)" if found["simulated"] else ""
+    timed, threads = found["timed_in"], found["threads"]
+    say(
+        f"{found['matrix']} ({format_shape(found['shape'])}), {found['format']}{simulated}, at "
+        f"most {found['matmuls']} matrix products",
+        "",
+        *console.tabulated(
+            [
+                ("schedule", "<", lambda row: row["method"]),
+                ("steps", ">", lambda row: row["steps"] or "-"),
+                ("prod-\nucts", ">", lambda row: row["matrix_products"] or "-"),
+                ("error", ">", lambda row: f"{row['distance']:.3g}"),
+                ("ortho-\ngonality", ">", lambda row: format_number(row["orthogonality"])),
+                ("smallest\ns. value", ">", lambda row: f"{row['smallest_singular_value']:.3g}"),
+                ("largest\ns. value", ">", lambda row: f"{row['largest_singular_value']:.3g}"),
+                ("safe", "<", lambda row: "yes" if row["safe"] else "no"),
+                ("ms", ">", lambda row: f"{1e3 * row['seconds']:.2f}"),
+            ],
+            found["rows"],
+        ),
+        "",
+        console.paragraph(found["verdict"]),
+        "",
+        console.paragraph(
+            "Error: distance ||X - U||_F / sqrt(k) to the polar factor U; orthogonality "
+            "||X^H X - I||_F / sqrt(k). Safe: one rounding cannot take a singular value to where "
+            f"the schedule diverges. Last row: polarlib.polar in {timed}. Milliseconds: median of "
+            f"interleaved calls in {timed}, {threads} thread{'s' * (threads != 1)}."
+        ),
+    )
+    console.say_notes(found["notes"])
+    if found["plots"]:
+        say(f"Plots: {', '.join(map(str, found['plots']))}.")
+    say(f"{found['seconds_in_all']:.1f} seconds in all. Every method and schedule: --all.")
 
 
 def _draw(
     name: str,
-    traces: dict[tuple[str, str], Trace],
-    formats: Sequence[str],
+    a: np.ndarray,
+    schedules: Mapping[str, Schedule],
+    precision: str,
     folder: Path,
     suffix: str,
 ) -> list[Path]:
-    """Write the plots of one matrix."""
+    """Write two plots: errors of the rows, and singular values by the default schedule."""
     from polarlib import plot  # matplotlib is imported only where something is drawn
 
-    groups = {
-        "methods": [t for (m, form), t in traces.items() if m in METHODS and form == "float64"]
+    labels = [*schedules]
+    if min(a.shape) > ALL_DRAWN:
+        labels = [label for k, label in enumerate(labels) if k < FEW or label == DEFAULT]
+    x = scaled(a, precision)
+    traces = {}
+    with (
+        console.progress_bar(len(labels)) as advance,
+        console.collected_warnings(),
+        # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
+        # whose threads wait for one another, and longer where another process computes.
+        threadpoolctl.threadpool_limits(1),
+    ):
+        for label in labels:
+            advance(f"trace of {label}")
+            t = polarlib.measure(x, schedules[label], precision=precision)
+            traces[label] = dataclasses.replace(t, method=label)
+    axes = {
+        "errors": plot.compare(traces.values(), quantity="distance"),
+        f"{DEFAULT}-singular-values": plot.singular_values(traces[DEFAULT]),
     }
-    for wanted in formats:
-        groups[f"schedules-{wanted}"] = [
-            t for (m, form), t in traces.items() if m not in METHODS and form == wanted
-        ]
-    axes = {what: plot.compare(group) for what, group in groups.items() if group}
-    t = traces.get((console.DEFAULT, formats[-1]))
-    if t is not None:
-        axes[f"{console.DEFAULT}-convergence"] = plot.convergence(t)
-        axes[f"{console.DEFAULT}-singular-values"] = plot.singular_values(t)
-    folder.mkdir(exist_ok=True)
-    name = printable(Path(name).name)[: console.LONGEST_NAME]
-    stem = re.sub(r"[^\w.-]+", "_", name)
-    written = []
-    for what, ax in axes.items():
-        ax.set_title("\n".join(filter(None, [name.replace("$", r"\$"), ax.get_title()])))
-        path = folder / f"{stem}-{what}{suffix}"
-        console.write_named({"--plots": path}, functools.partial(console.save_picture, ax, path))
-        written.append(path)
-    return written
+    return console.save_pictures(name, axes, folder, suffix)

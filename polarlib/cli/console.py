@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import itertools
@@ -173,6 +174,20 @@ def save_picture(ax: Any, path: Path) -> None:
         plot.save(ax, path)
 
 
+def save_pictures(name: str, axes: Mapping[str, Any], folder: Path, suffix: str) -> list[Path]:
+    """Write pictures of a matrix, by what they show, into a folder; their titles begin with it."""
+    folder.mkdir(exist_ok=True)
+    name = printable(Path(name).name)[:LONGEST_NAME]
+    stem = re.sub(r"[^\w.-]+", "_", name)
+    written = []
+    for what, ax in axes.items():
+        ax.set_title("\n".join(filter(None, [name.replace("$", r"\$"), ax.get_title()])))
+        path = folder / f"{stem}-{what}{suffix}"
+        write_named({"--plots": path}, functools.partial(save_picture, ax, path))
+        written.append(path)
+    return written
+
+
 # -- inputs and outputs ----------------------------------------------------------------------
 
 
@@ -200,6 +215,11 @@ def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
         raise ValueError(f"{source}: {trouble}; remove them")
     matrix: np.ndarray = as_matrix(a, source)[0]
     return matrix
+
+
+def read_schedule(source: str, steps: int | None = None) -> polarlib.Schedule:
+    """A published set by its name, or the schedule of a .json file."""
+    return polarlib.schedule(source, steps)
 
 
 def check_outputs(

@@ -209,7 +209,9 @@ def info(
     rows = [[form, *(known[name].get(form, "-") for name in known)] for form in FORMATS]
     say(grid(facts.items()), "", *tabulated(numbered_columns(["format", *known], "<"), rows))
     if not formats:
-        say("", "Formats of the other array libraries: polarlib info --formats, which imports them.")
+        say(
+            "", "Formats of the other array libraries: polarlib info --formats, which imports them."
+        )
 
 
 def _packages() -> dict[str, str | None]:

@@ -14,9 +14,9 @@ from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import dtype_name
 from polarlib.cli import console
-from polarlib.cli.compare import METHODS
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.design import MOST_STEPS
+from polarlib.cli.everything import METHODS
 from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
