@@ -257,6 +257,8 @@ def _listed(name: str) -> Schedule:
         name=name,
         source=entry["source"],
         repeat=entry.get("repeat"),
+        stride=entry.get("stride", 2),
+        target=entry.get("target", "polar"),
     )
 
 
