@@ -318,8 +318,7 @@ def _slope(x: float) -> str:
 
 
 def _short(x: float) -> str:
-    """One or two digits: 0.1, 1e-3, 5.3e-1, 3e-16."""
+    """At most two digits where all of them take more space: 0, 0.5, 1e-3, 5.3e-1, 3e-16."""
     exact = f"{x:g}"
-    digits = 1 if 1e-9 <= x < 1e9 else 0
-    shown = format_number(x).replace(".0e", "e") if digits else re.sub(r"e-0?", "e-", f"{x:.0e}")
-    return exact if x == 0 or len(exact) <= len(shown) else shown.replace("e+", "e")
+    rounded = format_number(x) if x >= 1e-9 else re.sub("e-0?", "e-", f"{x:.0e}")
+    return min(exact, re.sub(r"(\.0)?e[+]?", "e", rounded), key=len)
