@@ -16,13 +16,14 @@ from polarlib import design
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
+from polarlib._schedules.targets import parse_target
 from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
 from polarlib.arrays.formats import format_of, round_number
 from polarlib.arrays.settings import at_trace_time, looks
 from polarlib.design.compose import pade
 from polarlib.design.lowbits import NOISE
 
-__all__ = ["conventions", "default_schedule", "is_published", "listed", "schedule", "schedules"]
+__all__ = ["conventions", "default_schedule", "listed", "schedule", "schedules", "target_of"]
 
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
@@ -180,27 +181,43 @@ def _named(
     )
 
 
-def schedules() -> tuple[str, ...]:
-    """Names of the published sets.
+def schedules(*, target: str | None = None) -> tuple[str, ...]:
+    """Names of the published sets, in the order in which they are listed.
+
+    Parameters
+    ----------
+    target : str, optional
+        Only the sets with this :attr:`Schedule.target`, such as "polar", for the unitary polar
+        factor; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        For a target that :class:`Schedule` does not know.
 
     Examples
     --------
     >>> "polar_express" in schedules()
     True
+    >>> schedules(target="clip")
+    ('lipschitz_cap',)
     """
-    return tuple(_data("schedules"))
+    if target is not None:
+        parse_target(target)
+    return tuple(name for name in _data("schedules") if target in (None, target_of(name)))
 
 
 @at_trace_time
-def is_published(name: Any) -> bool:
-    """Whether something is the name of a published set; torch.compile may ask.
+def target_of(name: Any) -> str | None:
+    """Target of the published set of a name; None for anything else. torch.compile may ask.
 
     Examples
     --------
-    >>> is_published("jordan"), is_published("auto")
-    (True, False)
+    >>> target_of("jordan"), target_of("lipschitz_cap"), target_of("auto")
+    ('polar', 'clip', None)
     """
-    return isinstance(name, str) and name in _data("schedules")
+    entry = _data("schedules").get(name) if isinstance(name, str) else None
+    return None if entry is None else str(entry.get("target", "polar"))
 
 
 def conventions(name: str) -> str:
@@ -257,6 +274,8 @@ def _listed(name: str) -> Schedule:
         name=name,
         source=entry["source"],
         repeat=entry.get("repeat"),
+        stride=entry.get("stride", 2),
+        target=target_of(name) or "polar",
     )
 
 

@@ -259,7 +259,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.testing.spectrum": lambda: {"name": "linear", "k": 3},
     "polarlib.testing.with_singular_values": lambda: {"s": [1.0, 0.5]},
     "polarlib.testing.zoo": lambda: {"n": 3},
-    "polarlib.published.is_published": lambda: {"name": "jordan"},
+    "polarlib.published.target_of": lambda: {"name": "jordan"},
     "polarlib.published.conventions": lambda: {"name": "jordan"},
     "polarlib.published.listed": lambda: {"name": "jordan"},
     "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},

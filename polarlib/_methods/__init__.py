@@ -135,6 +135,6 @@ def methods() -> dict[str, str]:
     fixed = {
         name: f"Fixed schedule of {len(published.schedule(name))} steps: "
         + published.schedule(name).source
-        for name in published.schedules()
+        for name in published.schedules(target="polar")
     }
     return exact | fixed

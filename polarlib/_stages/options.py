@@ -114,15 +114,16 @@ class Options:
 
 def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
-    known = isinstance(method, str) and (
-        method in ("auto", *METHODS, *FIXED) or published.is_published(method)
-    )
-    if isinstance(method, Schedule) and method.target != "polar":
+    if isinstance(method, str) and method in ("auto", *METHODS, *FIXED):
+        return
+    given = isinstance(method, Schedule)
+    name, target = (method.name, method.target) if given else (method, published.target_of(method))
+    if target not in (None, "polar"):
         raise ValueError(
-            f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
-            "apply it with orthogonalize()"
+            f"schedule {name!r} approximates {target!r}, which is no unitary factor; apply it with "
+            "orthogonalize()"
         )
-    if not known and not isinstance(method, Schedule):
+    if target is None:
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 

@@ -26,7 +26,6 @@ from polarlib.cli.everything import (
     METHOD_FORMATS,
     SCHEDULE_FORMATS,
     compare_all,
-    polar_sets,
     scaled,
 )
 from polarlib.engine.normalise import BOUNDS
@@ -181,7 +180,7 @@ def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> 
     """
     quintics = max(matmuls // 3, 1)
     found = {DEFAULT: polarlib.default_schedule(precision, steps=quintics)}
-    for name in polar_sets():
+    for name in polarlib.schedules(target="polar"):
         whole = published.listed(name)
         most = len(whole) if whole.repeat is None else matmuls
         fitting = [s for k in range(1, most + 1) if _products(s := whole.truncate(k)) <= matmuls]
@@ -201,14 +200,15 @@ def _ranked(
     simulated = precision not in METHOD_FORMATS
     x = scaled(a, precision)
     exact = polarlib.polar(x.astype(np.result_type(x, np.float64)), method=EXACT).unitary
-    kept, rows = {*KNOWN, *given}, []
+    kept = {*KNOWN, *given}
+    rows: list[dict[str, Any]] = []
     with console.progress_bar(len(candidates) + 1) as advance, console.collected_warnings():
         for label, s in candidates.items():
             advance(label)
             q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
-            figures = {"method": label, "kind": "schedule", "steps": len(s)}
-            figures |= {"matrix_products": _products(s), "safe": s.is_safe_in(precision)}
-            rows.append(figures | _figures(q, x, exact))
+            about = {"kind": "schedule", "steps": len(s), "matrix_products": _products(s)}
+            about |= {"method": label, "safe": s.is_safe_in(precision)}
+            rows.append(about | _figures(q, exact))
         # Errors that are NaN last.
         rows.sort(key=lambda row: (math.isnan(row["distance"]), row["distance"]))
         verdict = _verdict(rows, name, precision, given)
@@ -220,8 +220,8 @@ def _ranked(
         timed = "float32" if simulated else precision
         y = scaled(a, timed)
         u = polarlib.polar(y, method=EXACT).unitary
-        figures = {"method": EXACT, "kind": "method", "steps": None, "matrix_products": None}
-        rows.append(figures | {"safe": True} | _figures(u, y, exact))
+        about = {"kind": "method", "steps": None, "matrix_products": None}
+        rows.append(about | {"method": EXACT, "safe": True} | _figures(u, exact))
         for row, seconds in zip(rows, _seconds(y, schedules, timed), strict=True):
             row["seconds"] = seconds
     pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
@@ -238,7 +238,7 @@ def _ranked(
     }
 
 
-def _figures(q: np.ndarray, x: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+def _figures(q: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """Errors of one result, as :func:`polarlib.measure` defines them; NaN if it is not finite."""
     names = ("distance", "orthogonality", "smallest_singular_value", "largest_singular_value")
     if not np.all(np.isfinite(q)):

@@ -13,7 +13,7 @@ import numpy as np
 import threadpoolctl
 
 import polarlib
-from polarlib import Schedule, published
+from polarlib import Schedule
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_shape, say, tabulated
@@ -40,7 +40,7 @@ def compare_all(
     as_json: bool,
 ) -> None:
     """Print the table of all methods and schedules, those given too, and write the pictures."""
-    fixed = dict.fromkeys((console.DEFAULT, *polar_sets())) | dict(given)
+    fixed = dict.fromkeys((console.DEFAULT, *polarlib.schedules(target="polar"))) | dict(given)
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
     jobs += [(name, form) for form in formats for name in fixed]
     rows: list[dict[str, Any]] = []
@@ -99,12 +99,6 @@ def compare_all(
     if written:
         say(f"{len(written)} plots are in {folder}.")
     say(f"{elapsed:.0f} seconds in all.")
-
-
-def polar_sets() -> list[str]:
-    """Names of the published sets for the polar factor; there are sets for other functions."""
-    found = {name: published.listed(name) for name in polarlib.schedules()}
-    return [name for name, s in found.items() if s.stride == 2 and s.target == "polar"]
 
 
 def scaled(a: np.ndarray, precision: str) -> np.ndarray:
