@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -132,12 +133,12 @@ def compare(
     if matmuls is None:
         own = [_products(s) for label, s in given.items() if label not in polarlib.schedules()]
         matmuls = max([PRODUCTS, *own])
-    precision = formats[0] if formats else FORMAT
-    found = _ranked(name, a, _candidates(given, matmuls, precision), [*given], precision)
+    form = formats[0] if formats else FORMAT
+    found = _ranked(name, a, _candidates(given, matmuls, form), [*given], form)
     schedules = found.pop("schedules")
     written = []
     if folder is not None:
-        written = _draw(name, a, schedules, precision, folder, suffix)
+        written = _draw(name, a, schedules, form, folder, suffix)
     found |= {"matmuls": matmuls, "plots": written, "notes": notes}
     found |= {"seconds_in_all": time.perf_counter() - begun}
     if as_json:
@@ -182,10 +183,12 @@ def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> 
     found = {DEFAULT: polarlib.default_schedule(precision, steps=quintics)}
     for name in polarlib.schedules(target="polar"):
         whole = published.listed(name)
-        most = len(whole) if whole.repeat is None else matmuls
-        fitting = [s for k in range(1, most + 1) if _products(s := whole.truncate(k)) <= matmuls]
-        if fitting:
-            found[name] = fitting[-1]
+        for k in range(len(whole) if whole.repeat is None else matmuls, 0, -1):
+            # The first steps of a set alone may leave (0, 2), where they are no schedule.
+            with contextlib.suppress(ValueError):
+                if _products(s := whole.truncate(k)) <= matmuls:
+                    found[name] = s
+                    break
     return found | {name: s for name, s in given.items() if name not in polarlib.schedules()}
 
 
@@ -205,9 +208,10 @@ def _ranked(
     with console.progress_bar(len(candidates) + 1) as advance, console.collected_warnings():
         for label, s in candidates.items():
             advance(label)
-            q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
+            with console.collected_warnings() as hazards:
+                q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
             about = {"kind": "schedule", "steps": len(s), "matrix_products": _products(s)}
-            about |= {"method": label, "safe": s.is_safe_in(precision)}
+            about |= {"method": label, "safe": not hazards}
             rows.append(about | _figures(q, exact))
         # Errors that are NaN last.
         rows.sort(key=lambda row: (math.isnan(row["distance"]), row["distance"]))
@@ -318,9 +322,10 @@ def _print(found: Mapping[str, Any]) -> None:
         "",
         console.paragraph(
             "Error: distance ||X - U||_F / sqrt(k) to the polar factor U; orthogonality "
-            "||X^H X - I||_F / sqrt(k). Safe: one rounding cannot take a singular value to where "
-            f"the schedule diverges. Last row: polarlib.polar in {timed}. Milliseconds: median of "
-            f"interleaved calls in {timed}, {threads} thread{'s' * (threads != 1)}."
+            "||X^H X - I||_F / sqrt(k). Safe: no matrix and no rounding can take a singular value "
+            "to where the schedule diverges or is not made for. Last row: polarlib.polar in "
+            f"{timed}. Milliseconds: median of interleaved calls in {timed}, {threads} "
+            f"thread{'s' * (threads != 1)}."
         ),
     )
     console.say_notes(found["notes"])

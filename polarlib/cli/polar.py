@@ -15,7 +15,7 @@ from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import dtype_name
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
-from polarlib.cli.design import MOST_STEPS
+from polarlib.cli.listing import MOST_STEPS
 from polarlib.cli.everything import METHODS
 from polarlib.result import Status, Trace, between
 
@@ -101,8 +101,9 @@ def converge(
     schedule: Annotated[
         str,
         typer.Option(
+            metavar="NAME|FILE.json",
             help="auto (orthogonalize's default for the format), a published set (see "
-            f"'schedules'), or {', '.join(METHODS)}."
+            f"'schedules'), a designed one in a file, or {', '.join(METHODS)}.",
         ),
     ] = console.DEFAULT,
     steps: Annotated[
@@ -119,9 +120,10 @@ def converge(
     """Singular values and errors after each step of a schedule."""
     console.check_outputs({"--plot": plot}, console.PICTURES, file)
     console.check_outputs({"--csv": csv}, (".csv",), file)
+    which = console.read_schedule(schedule) if schedule.endswith(".json") else schedule
     a = console.read_matrix(file, single=True)
     with console.collected_warnings() as notes:
-        t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
+        t = polarlib.measure(a, which, steps=steps, precision=precision, form=form)
     if plot is not None:
         console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
     if csv is not None:
