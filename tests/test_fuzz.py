@@ -262,6 +262,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.published.target_of": lambda: {"name": "jordan"},
     "polarlib.published.conventions": lambda: {"name": "jordan"},
     "polarlib.published.listed": lambda: {"name": "jordan"},
+    "polarlib.published.opened": lambda: {"name": "jordan"},
     "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},
     "polarlib.norms.range_lmo": lambda: {"g": A, "p": np.eye(4)},
     "polarlib.norms.topk.triplets": lambda: {"a": A, "k": 2},
