@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarlib.arrays.checks import function
+
 # Cuts of (0, 1] to begin with, in each step.
 CUTS = 12
 # Optimisations from one start, each with the extrema of the one before among its cuts.
 ROUNDS = 6
 # Bounds are kept by that much while optimising, and the exact image needs no more.
 MARGIN = 1e-9
+# Change of the objective at which a round ends.
+FTOL = 1e-10
 
 
 # The optimisation. z holds the coefficients of the scaled steps one after another and, where a
@@ -31,6 +35,11 @@ class Problem(NamedTuple):
     gradient: bool
 
 
+def progress(callback: Any) -> Callable[[int, float], Any]:
+    """Return a callback that was given, checked, and for None one that does nothing."""
+    return (lambda k, value: None) if callback is None else function("callback", callback)
+
+
 def odd_powers(x: Any, count: int) -> Any:
     """Odd powers of points, shape (points, count)."""
     rows = [x]
@@ -45,10 +54,11 @@ def _split(z: Any, sizes: Sequence[int]) -> list[Any]:
 
 def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) -> Any:
     """Logarithm of the smoothed mean error and its gradient by all coefficients."""
-    inputs, slopes = [], []
+    inputs, squares, slopes = [], [], []
     for c in steps:
         inputs.append(x)
         y = x * x
+        squares.append(y)
         value, slope = c[-1], (2 * len(c) - 1) * c[-1]
         for i in range(len(c) - 2, -1, -1):
             value, slope = value * y + c[i], slope * y + (2 * i + 1) * c[i]
@@ -59,53 +69,86 @@ def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) 
     total = weights @ size
     # Backward: the derivative by the values after a step, then by its coefficients.
     adjoint = weights * e / size / total
-    parts = []
-    for c, y, slope in zip(reversed(steps), reversed(inputs), reversed(slopes), strict=True):
-        parts.append(adjoint @ odd_powers(y, len(c)))
+    parts: list[float] = []
+    for c, x, y, slope in zip(
+        reversed(steps), reversed(inputs), reversed(squares), reversed(slopes), strict=True
+    ):
+        moment, found = adjoint * x, []
+        for i in range(len(c)):
+            moment = moment * y if i else moment
+            found.append(moment.sum())
+        parts = found + parts
         adjoint = adjoint * slope
-    return math.log(total), np.concatenate(parts[::-1])
+    return math.log(total), np.array(parts)
 
 
-def constraints(problem: Problem, z: Any, cuts: Sequence[Any]) -> tuple[Any, Any]:
-    """Values that must not be negative, and their Jacobian."""
-    sizes, count = problem.sizes, sum(problem.sizes)
-    steps, n = _split(z, sizes), len(problem.sizes)
-    values, rows = [], []
-    lows = None
-    if problem.ends is not None:
-        lows = [problem.ends[0], *np.exp(z[count:]), problem.ends[1]]
-    at = 0
-    for k, (c, t) in enumerate(zip(steps, cuts, strict=True)):
-        own = slice(at, at + len(c))
-        at += len(c)
-        powers = odd_powers(t, len(c))
-        p = powers @ c
-        top = 1.0 if k < n - 1 else problem.top
-        for value, part in (
-            (top * (1 - MARGIN) - p, -powers),
-            (p / t - problem.floors[k], powers / t[:, None]),
-        ):
-            row = np.zeros((len(t), len(z)))
-            row[:, own] = part
-            values.append(value)
-            rows.append(row)
-        if lows is None:
-            continue
-        low, after = lows[k], lows[k + 1]
+class Constraints:
+    """Values that must not be negative, and their Jacobian, at fixed cuts.
+
+    Values of steps at the cuts are linear in z, so their rows are made once. What is asked for
+    twice in succession, as values and as a Jacobian, is computed once.
+    """
+
+    def __init__(self, problem: Problem, cuts: Sequence[Any]) -> None:
+        sizes, n = problem.sizes, len(problem.sizes)
+        self.problem, self.count = problem, sum(sizes)
+        self.width = self.count + (n - 1 if problem.ends is not None else 0)
+        self.t = np.concatenate(cuts)
+        self.step = np.repeat(np.arange(n), [len(t) for t in cuts])
+        self.starts = np.cumsum([0, *sizes])
+        self.powers = np.zeros((len(self.t), self.width))
+        for k, t in enumerate(cuts):
+            own = slice(self.starts[k], self.starts[k + 1])
+            self.powers[self.step == k, own] = odd_powers(t, sizes[k])
+        tops = np.where(self.step < n - 1, 1.0, problem.top) * (1 - MARGIN)
+        self.linear = np.concatenate([-self.powers, self.powers / self.t[:, None]])
+        self.offset = np.concatenate([tops, -np.array(problem.floors)[self.step]])
+        self.at: Any = None
+        self.made: tuple[Any, Any] = (None, None)
+
+    def __call__(self, z: Any) -> tuple[Any, Any]:
+        if self.at is None or not np.array_equal(z, self.at):
+            self.at, self.made = np.array(z), self._computed(z)
+        return self.made
+
+    def _computed(self, z: Any) -> tuple[Any, Any]:
+        values = self.linear @ z + self.offset
+        if self.problem.ends is None:
+            return values, self.linear
+        below, rows_below = self._at_lower_ends(z)
+        n = len(self.problem.sizes)
+        lows, after = self._ends(z)
+        p = (self.powers @ z) / after[self.step]
+        rows = self.powers / after[self.step][:, None]
+        inner = np.flatnonzero(self.step < n - 1)
+        rows[inner, self.count + self.step[inner]] = -p[inner]
         # Points below the lower end need not stay above its image.
-        x = np.maximum(np.append(t, low), low)
-        powers = odd_powers(x, len(c)) / after
-        p = powers @ c
-        row = np.zeros((len(x), len(z)))
-        row[:, own] = powers
-        if k:  # x = exp(r): dp/dr = x p'(x)
-            odd = np.arange(1, 2 * len(c), 2)
-            row[:, count + k - 1] = np.where(x == low, powers @ (odd * c), 0.0)
-        if k < n - 1:
-            row[:, count + k] = -p
-        values.append(p - 1 - MARGIN)
-        rows.append(row)
-    return np.concatenate(values), np.concatenate(rows)
+        under = self.t <= lows[self.step]
+        p[under], rows[under] = below[self.step[under]], rows_below[self.step[under]]
+        values = np.concatenate([values, np.append(p, below) - 1 - MARGIN])
+        return values, np.concatenate([self.linear, rows, rows_below])
+
+    def _ends(self, z: Any) -> tuple[Any, Any]:
+        """Lower ends before and after every step."""
+        first, last = self.problem.ends or (0.0, 0.0)
+        lows = np.array([first, *np.exp(z[self.count :]), last])
+        return lows[:-1], lows[1:]
+
+    def _at_lower_ends(self, z: Any) -> tuple[Any, Any]:
+        """Quotient of a step's value at its lower end by the lower end after it, and its rows."""
+        sizes = self.problem.sizes
+        found, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
+        for k, (low, after) in enumerate(zip(*self._ends(z), strict=True)):
+            own = slice(self.starts[k], self.starts[k + 1])
+            odd = np.arange(1, 2 * sizes[k], 2)
+            powers = low**odd / after
+            rows[k, own] = powers
+            found[k] = powers @ z[own]
+            if k:  # the end is exp(r): dp/dr = x p'(x)
+                rows[k, self.count + k - 1] = powers @ (odd * z[own])
+            if k < len(sizes) - 1:
+                rows[k, self.count + k] = -found[k]
+        return found, rows
 
 
 def _turning(c: Any) -> Any:
@@ -122,14 +165,18 @@ def _turning(c: Any) -> Any:
     return np.concatenate([np.empty(0), *found])
 
 
-def minimise(problem: Problem, z: Any) -> list[Any]:
-    """Scaled steps of a local minimum: of every round, the last first."""
+def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
+    """Scaled steps of a local minimum: of every round, the last first.
+
+    The search ends where a round does not come below `least`: further cuts make nothing smaller.
+    """
     from scipy.optimize import minimize  # lazily: its import takes longer than the search
 
     angle = np.linspace(0, math.pi / 2, CUTS + 1)[1:]
     cuts = [np.sin(angle) for _ in problem.sizes]
     found: list[Any] = []
     for k in range(ROUNDS):
+        bounds = Constraints(problem, cuts)
         result = minimize(
             lambda z: problem.value(_split(z, problem.sizes)),
             z,
@@ -137,11 +184,11 @@ def minimise(problem: Problem, z: Any) -> list[Any]:
             method="SLSQP",
             constraints={
                 "type": "ineq",
-                "fun": lambda z, cuts: constraints(problem, z, cuts)[0],
-                "jac": lambda z, cuts: constraints(problem, z, cuts)[1],
-                "args": (cuts,),
+                "fun": lambda z, bounds: bounds(z)[0],
+                "jac": lambda z, bounds: bounds(z)[1],
+                "args": (bounds,),
             },
-            options={"maxiter": 300, "ftol": 1e-10},
+            options={"maxiter": 300, "ftol": FTOL},
         )
         if not np.all(np.isfinite(result.x)):
             break
@@ -149,8 +196,8 @@ def minimise(problem: Problem, z: Any) -> list[Any]:
         steps = _split(z, problem.sizes)
         found.insert(0, steps)
         fresh = [_turning(c) for c in steps]
-        kept = constraints(problem, z, fresh)[0]
-        if kept.min(initial=0.0) > -MARGIN / 2 or (k and not result.success):
+        kept = Constraints(problem, fresh)(z)[0].min(initial=0.0) > -MARGIN / 2
+        if kept or result.fun >= least or (k and not result.success):
             break
         cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
     return found
