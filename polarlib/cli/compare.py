@@ -116,7 +116,7 @@ def compare(
     folder = None if no_plots else plots
     if folder is not None:
         console.check_folder(folder)
-    given = {name: console.read_schedule(name) for name in schedule or () if name != DEFAULT}
+    given = {name: polarlib.schedule(name) for name in schedule or () if name != DEFAULT}
     matrices = _chosen(file, matrix, every)
     if every:
         if matmuls is not None:

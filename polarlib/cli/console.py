@@ -217,14 +217,6 @@ def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
     return matrix
 
 
-def read_schedule(source: str, steps: int | None = None) -> polarlib.Schedule:
-    """A published set by its name, or the schedule of a .json file."""
-    if not source.endswith(".json"):
-        return polarlib.schedule(source, steps)
-    s = polarlib.Schedule.from_json(source)
-    return s if steps is None else s.truncate(steps)
-
-
 def check_outputs(
     outputs: dict[str, Path | None], suffixes: Sequence[str], source: str | None = None
 ) -> None:

@@ -100,11 +100,11 @@ def _about(name: str, s: polarlib.Schedule, listed: polarlib.Schedule) -> dict[s
 
 def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     """Show a published set, or the schedule of a file."""
-    s = console.read_schedule(name, steps)
+    s = polarlib.schedule(name, steps)
     if name in polarlib.schedules():
         listed, scaling = published.listed(name), published.conventions(name)
     else:
-        listed, scaling = console.read_schedule(name), ""
+        listed, scaling = polarlib.schedule(name), ""
     about = _about(name, s, listed)
     if s.is_rational:
         images = [s.truncate(k).image() for k in range(1, len(s) + 1)]

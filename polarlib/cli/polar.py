@@ -120,10 +120,9 @@ def converge(
     """Singular values and errors after each step of a schedule."""
     console.check_outputs({"--plot": plot}, console.PICTURES, file)
     console.check_outputs({"--csv": csv}, (".csv",), file)
-    which = console.read_schedule(schedule) if schedule.endswith(".json") else schedule
     a = console.read_matrix(file, single=True)
     with console.collected_warnings() as notes:
-        t = polarlib.measure(a, which, steps=steps, precision=precision, form=form)
+        t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
     if plot is not None:
         console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
     if csv is not None:
