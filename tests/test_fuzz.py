@@ -157,6 +157,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.design.costs": dict,
     "polarlib.design.fingerprint": lambda: {"step": design.minimax(5, 0.1).steps[0]},
     "polarlib.design.for_precision": lambda: {"format": "bfloat16", "lower": 0.1, "steps": 1},
+    "polarlib.design.for_slope": lambda: {"slope": 3.0, "degrees": [3, 5]},
     "polarlib.design.for_spectrum": lambda: {
         "density_or_singular_values": [1.0, 0.5, 0.2],
         "steps": 1,
@@ -180,6 +181,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.design.smooth_sign": lambda: {"delta": 0.5, "degrees": [3]},
     "polarlib.design.spectrum": lambda: {"density_or_singular_values": [1.0, 0.5]},
     "polarlib.design.stationary": lambda: {"epsilon": 0.3, "degree": 3},
+    "polarlib.design.steepest": lambda: {"error": 0.3, "degrees": [3, 5]},
     "polarlib.design.table": lambda: {"schedule": _sample("schedule")},
     "polarlib.design.tune": lambda: {
         "objective": "slope",

@@ -23,6 +23,7 @@ from polarlib.design.spectra import (
     power_law,
     spectrum,
 )
+from polarlib.design.steepest import for_slope, steepest
 from polarlib.design.targets import clip, inverse_root, power, smooth_sign
 from polarlib.design.tune import for_spectrum, tune
 from polarlib.design.zolotarev import RationalSchedule as RationalSchedule
@@ -41,6 +42,7 @@ __all__ = [
     "costs",
     "fingerprint",
     "for_precision",
+    "for_slope",
     "for_spectrum",
     "frontier",
     "greedy",
@@ -58,6 +60,7 @@ __all__ = [
     "smooth_sign",
     "spectrum",
     "stationary",
+    "steepest",
     "table",
     "tune",
     "zolotarev",

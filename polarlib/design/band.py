@@ -10,12 +10,14 @@ slope 1 where rho is small and of slope q + 1 where it is near 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from polarlib._schedules.schedule import Schedule
-from polarlib.arrays.checks import MOST_STEPS, count, number
+from polarlib.arrays.checks import MOST_STEPS, count, double, items, number, shown
 from polarlib.design.compose import greedy
-from polarlib.design.remez import best, check_degree, ideal
+from polarlib.design.remez import best, check_degree, check_degrees, ideal
 
 # Fewer take 4 to 8 secant steps; the last digit of rho near 1 may need some more.
 SECANTS = 40
@@ -25,6 +27,8 @@ ATTEMPTS = 8
 SMALLEST = 2.0**-54
 # Smallest lower end of an interval: the minimum of a step there is lost in its rounding.
 WIDEST = 1e-15
+EPSILON = "a number between 0 and 1, or a band (low, high)"
+BAND = "two numbers low and high, 0 < low < high < 2"
 
 
 def _before(degree: int, target: float) -> tuple[float, float]:
@@ -52,8 +56,94 @@ def _before(degree: int, target: float) -> tuple[float, float]:
     return z, slope
 
 
-def band(steps: int, epsilon: float, *, degree: int = 5) -> Schedule:
-    """Widest interval that a number of odd polynomials map into ``[1 - epsilon, 1 + epsilon]``.
+class _Aim(NamedTuple):
+    """Where a composition shall map its interval.
+
+    Attributes
+    ----------
+    low, width : float
+        Lower end and width of the band.
+    centre : float
+        Middle of the band; the last of the best steps, which are centred at 1, is multiplied by it.
+    excess : callable
+        How far the image of a schedule leaves the band, as rounded to doubles.
+    """
+
+    low: float
+    width: float
+    centre: float
+    excess: Callable[[Schedule], float]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str) and double(value) is None
+
+
+def _about_one(epsilon: float) -> _Aim:
+    aim = max(epsilon, SMALLEST)
+    return _Aim(1 - aim, 2 * aim, 1.0, lambda s: s.error() - epsilon)
+
+
+def _between(low: float, high: float) -> _Aim:
+    def excess(s: Schedule) -> float:
+        least, most = s.image()
+        # The last term is the rounding of 1 - low.
+        return max(low - least, most - high, s.error() - max(1 - low, high - 1))
+
+    return _Aim(low, high - low, (low + high) / 2, excess)
+
+
+def _checked_band(value: Any) -> tuple[_Aim, str]:
+    """Return a band and its name."""
+    if not _is_list(value):
+        epsilon = number("epsilon", value, 0, 1, ends="()", what=EPSILON)
+        return _about_one(epsilon), f"{epsilon:g}"
+    ends = [double(v) for v in items("a band", value, BAND, 2, 2)]
+    low, high = (math.nan if v is None else v for v in ends)
+    if not 0 < low < high < 2:
+        raise ValueError(f"a band must be {BAND}, got {shown(value)}")
+    return _between(low, high), f"[{low:g}, {high:g}]"
+
+
+def _widest(degrees: Sequence[int], aim: _Aim, said: str) -> Schedule:
+    """Return the composition that maps the widest interval ``[lower, 1]`` into a band."""
+    z, rate = math.log(aim.low) - math.log(aim.width), 1.0
+    listed = ", ".join(map(str, degrees))
+    for degree in reversed(degrees):
+        if z >= math.log(WIDEST):
+            z, slope = _before(degree, z)
+            rate *= slope
+        if z < math.log(WIDEST):
+            raise ValueError(
+                f"the widest interval for steps of degrees {listed} and the band {said} begins "
+                f"below {WIDEST:g}; take fewer steps, or a narrower band"
+            )
+    error = aim.width / (2 * aim.centre)
+    found: Schedule | None = None
+    least = math.inf
+    for attempt in range(ATTEMPTS):
+        s = greedy(1 / (1 + math.exp(-z)), degrees)
+        if aim.centre != 1:
+            s = replace(s, steps=(*s.steps[:-1], tuple(aim.centre * c for c in s.steps[-1])))
+        excess = aim.excess(s)
+        if found is None or excess < least:
+            found, least = s, excess
+        if excess <= 0:
+            break
+        # dz = -de / (e (1 - e)) at the other end.
+        z += 1.5 * 2**attempt * (excess / aim.centre) / (error * (1 - error)) / rate
+    assert found is not None
+    return replace(
+        found,
+        name=f"band of {said}",
+        source=f"widest interval that steps of degrees {listed} map into the band {said}",
+    )
+
+
+def band(
+    steps: int, epsilon: float | tuple[float, float], *, degree: int | Sequence[int] = 5
+) -> Schedule:
+    """Widest interval that a number of odd polynomials map into a band about 1.
 
     The counterpart of :func:`greedy`: there the interval is given, here the error.
 
@@ -61,67 +151,59 @@ def band(steps: int, epsilon: float, *, degree: int = 5) -> Schedule:
     ----------
     steps : int
         Number of polynomials.
-    epsilon : float
-        Largest error, between 0 and 1.
-    degree : int, optional
-        Their degree, odd.
+    epsilon : float or (float, float)
+        Largest error, between 0 and 1, for the band ``[1 - epsilon, 1 + epsilon]``; or the band
+        ``(low, high)`` itself, ``0 < low < high < 2``.
+    degree : int or sequence of int, optional
+        Degree of each polynomial, odd; or the degrees, one per step, first step first.
 
     Returns
     -------
     Schedule
-        On ``[lower, 1]`` with `lower` as small as it can be. Its error is at most `epsilon`, but
-        for an `epsilon` so small that the rounding of the coefficients counts (below 1e-14).
+        On ``[lower, 1]`` with `lower` as small as it can be. Its image is inside the band, so that
+        its error is at most `epsilon`, or ``max(1 - low, high - 1)``; except for a band so narrow
+        that the rounding of the coefficients counts (`epsilon` below 1e-14).
 
     Raises
     ------
     ValueError
-        For a number of steps below 1, `epsilon` outside (0, 1), an even degree, or so many steps
-        that `lower` would be below 1e-15.
+        For a number of steps below 1, `epsilon` outside (0, 1), an empty band or one outside
+        (0, 2), an even degree, other than one degree per step, and so many steps that `lower`
+        would be below 1e-15.
+
+    See Also
+    --------
+    steepest : The same composition, by its error and its degrees.
+    for_slope : The composition of this kind that has a given slope at 0.
 
     Notes
     -----
     Greedy compositions are the best ones (N. Amsel, D. Persson, C. Musco, R. M. Gower,
     arXiv 2505.16932), and their error falls as the interval shrinks: so the widest one is greedy
-    with an error of `epsilon`. Each step is also the steepest at 0 of all that map its interval
-    into the band left to it: with two different such polynomials the difference would have more
-    zeros than its degree allows. It is found from the last step backward (see the module).
+    with an error of `epsilon`. It is found from the last step backward (see the module). Odd
+    polynomials may be scaled, so the quotient low / high alone fixes the interval of a band
+    ``(low, high)``, and all steps but for a factor ``(low + high) / 2`` of the last one.
 
     Examples
     --------
     >>> s = band(5, 0.3)
     >>> f"{s.lower:.4g} {s.error():.6f} {s.slope:.1f}"
     '0.000502 0.300000 1480.0'
+    >>> s = band(5, (0.7, 1.2))
+    >>> f"{s.lower:.4g} [{s.image()[0]:.6f}, {s.image()[1]:.6f}]"
+    '0.0005647 [0.700000, 1.200000]'
+    >>> f"{band(3, 0.3, degree=[9, 5, 3]).lower:.4g}"
+    '0.008392'
     """
     steps = count("steps", steps, most=MOST_STEPS)
-    epsilon, degree = number("epsilon", epsilon, 0, 1, ends="()"), check_degree(degree)
-    aim = max(epsilon, SMALLEST)
-    z, rate = math.log1p(-aim) - math.log(2 * aim), 1.0
-    for _ in range(steps):
-        z, slope = _before(degree, z)
-        rate *= slope
-        if z < math.log(WIDEST):
-            raise ValueError(
-                f"the widest interval for {steps} steps of degree {degree} and epsilon={epsilon:g} "
-                f"begins below {WIDEST:g}; take fewer steps"
-            )
-    found: Schedule | None = None
-    for attempt in range(ATTEMPTS):
-        lower = 1 / (1 + math.exp(-z))
-        s = replace(
-            greedy(lower, [degree] * steps),
-            name=f"band of {epsilon:g}",
-            source=f"widest interval that {steps} steps of degree {degree} map to within "
-            f"{epsilon:g} of 1",
+    aim, said = _checked_band(epsilon)
+    degrees = check_degrees(degree) if _is_list(degree) else [check_degree(degree)] * steps
+    if len(degrees) != steps:
+        raise ValueError(
+            f"degree must be one odd integer, or one per step: got {len(degrees)} degrees "
+            f"{shown(degree)} for steps={steps}"
         )
-        excess = s.error() - epsilon
-        if found is None or excess < found.error() - epsilon:
-            found = s
-        if excess <= 0:
-            break
-        # dz = -de / (e (1 - e)) at the other end.
-        z += 1.5 * 2**attempt * excess / (aim * (1 - aim)) / rate
-    assert found is not None
-    return found
+    return _widest(degrees, aim, said)
 
 
 def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
