@@ -12,7 +12,7 @@ from polarlib._extras import require
 require("polarlib's command line", "cli", "typer", "rich")
 require("polarlib's command line", "cli", "threadpoolctl")
 
-from polarlib.cli import compare, design, info, polar  # commands register themselves
+from polarlib.cli import compare, design, info, listing, polar  # commands register themselves
 from polarlib.cli.console import app, main
 
-__all__ = ["app", "compare", "design", "info", "main", "polar"]
+__all__ = ["app", "compare", "design", "info", "listing", "main", "polar"]

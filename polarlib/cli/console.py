@@ -345,8 +345,11 @@ def collected_warnings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, if that is a terminal and it takes long; called before each job."""
+def progress_bar(total: int | None) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr, if that is a terminal and it takes long; called before each job.
+
+    With an unknown total it shows that there is progress, and counts.
+    """
     console = _console(stderr=True, width=_width())
     bar = Progress(
         BarColumn(20),

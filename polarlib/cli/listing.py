@@ -154,6 +154,7 @@ def coefficients(s: polarlib.Schedule) -> list[RenderableType]:
     """A table of the coefficients, all digits; of rational steps, of their partial fractions."""
     if s.is_rational:
         parts: list[list[Any]] = []
+        step: Any
         for k, step in enumerate(s.steps, 1):
             for j, (a, c) in enumerate(zip(step.residues, step.poles, strict=True)):
                 parts.append([k if j == 0 else "", repr(step.scale) if j == 0 else "", a, c])

@@ -15,8 +15,8 @@ from polarlib.arrays.formats import FORMATS
 from polarlib.arrays.library import dtype_name
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
-from polarlib.cli.listing import MOST_STEPS
 from polarlib.cli.everything import METHODS
+from polarlib.cli.listing import MOST_STEPS
 from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
