@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +46,7 @@ ALL_DRAWN, FEW = 512, 4
 TIMED, TIMED_SECONDS = 3, 0.5
 
 
-@console.command(epilog="Example: polarlib compare A.npy --schedule mine.json")
+@console.command(epilog="Example: polarlib compare A.npy --schedule jordan --precision float16")
 def compare(
     file: Annotated[
         str | None,
@@ -102,7 +101,7 @@ def compare(
     former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Schedules at equal cost on one matrix: a table, a verdict and two plots."""
+    """Schedules at equal cost on one matrix, and a verdict."""
     # Each once, and unknown ones refused, before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or ()))
     notes = []
@@ -116,7 +115,7 @@ def compare(
     folder = None if no_plots else plots
     if folder is not None:
         console.check_folder(folder)
-    given = {name: polarlib.schedule(name) for name in schedule or () if name != DEFAULT}
+    given = {name: _given(name) for name in schedule or () if name != DEFAULT}
     matrices = _chosen(file, matrix, every)
     if every:
         if matmuls is not None:
@@ -145,6 +144,18 @@ def compare(
         console.say_json(found)
     else:
         _print(found)
+
+
+def _given(name: str) -> Schedule:
+    """A schedule by name or from a file, to compare with those of the polar factor."""
+    s = polarlib.schedule(name)
+    if s.is_rational or s.stride != 2 or s.target != "polar":
+        what = "is rational" if s.is_rational else f"has target {s.target!r}, stride {s.stride}"
+        raise ValueError(
+            f"--schedule {name}: {what}; compare takes polynomials for the polar factor, whose "
+            "cost is matrix products"
+        )
+    return s
 
 
 def _chosen(file: str | None, names: list[str] | None, every: bool) -> dict[str, np.ndarray]:
@@ -255,7 +266,10 @@ def _figures(q: np.ndarray, exact: np.ndarray) -> dict[str, float]:
 
 
 def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -> list[float]:
-    """Seconds of every schedule, and of the exact method last: medians of interleaved calls."""
+    """Seconds of every schedule, and of the exact method last: least of interleaved calls.
+
+    Not the median: with few calls, and other programs at work, it says more about these.
+    """
     calls: dict[str, Any] = {
         name: functools.partial(
             polarlib.orthogonalize, x, schedule=s, precision=precision, form="plain"
@@ -265,7 +279,7 @@ def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -
     # Its name is not that of a schedule: they are published sets and paths of files.
     calls[EXACT] = functools.partial(polarlib.polar, x, method=EXACT)
     times = interleaved(calls, TIMED_SECONDS, least=TIMED)
-    return [statistics.median(times[name]) for name in calls]
+    return [min(times[name]) for name in calls]
 
 
 def _verdict(
@@ -324,7 +338,7 @@ def _print(found: Mapping[str, Any]) -> None:
             "Error: distance ||X - U||_F / sqrt(k) to the polar factor U; orthogonality "
             "||X^H X - I||_F / sqrt(k). Safe: no matrix and no rounding can take a singular value "
             "to where the schedule diverges or is not made for. Last row: polarlib.polar in "
-            f"{timed}. Milliseconds: median of interleaved calls in {timed}, {threads} "
+            f"{timed}. Milliseconds: least of interleaved calls in {timed}, {threads} "
             f"thread{'s' * (threads != 1)}."
         ),
     )

@@ -147,7 +147,12 @@ def design(
     ] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Design a schedule: for an interval, a budget, a format, a band, a spectrum, ..."""
+    """Design a schedule for an interval, a band or a spectrum.
+
+    One of --lower, --band, --error, --slope, --spectrum, --tune, --target and --zolotarev says what
+    is designed for, and the others are refused with it. --lower is also for --target power(P) and
+    inverse_root(P), for --zolotarev, and for --error with --precision.
+    """
     console.check_outputs({"--plot": plot}, console.PICTURES)
     console.check_outputs({"--export": export}, (".json", *EXPORTS))
     given = {

@@ -26,7 +26,7 @@ import typer
 
 import polarlib
 from polarlib import bench, cli, timing
-from polarlib.cli import compare, console
+from polarlib.cli import compare, console, everything
 
 A = np.random.default_rng(0).standard_normal((6, 4))
 SECONDS = 10  # of processor time
@@ -354,10 +354,12 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing, "PAUSE", 0)
     monkeypatch.setattr(bench, "KERNEL_BURST", 0)
-    monkeypatch.setattr(compare, "METHODS", ("svd",))  # of compare, which would take seconds
-    monkeypatch.setattr(polarlib, "schedules", lambda: ("jordan",))
-    monkeypatch.setattr(compare, "TIMED", 1)
-    monkeypatch.setattr(compare, "TIMED_SECONDS", 0)
+    # Of compare, which would take seconds.
+    monkeypatch.setattr(everything, "METHODS", ("svd",))
+    monkeypatch.setattr(polarlib, "schedules", lambda target=None: ("jordan", "polar_express"))
+    for module in (compare, everything):
+        monkeypatch.setattr(module, "TIMED", 1)
+        monkeypatch.setattr(module, "TIMED_SECONDS", 0)
     make_files(tmp_path)
     return tmp_path
 
