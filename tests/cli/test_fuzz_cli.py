@@ -43,6 +43,20 @@ BASE = {
     "bench": ["--sizes", "4", "--seconds", "0.001"],
     "info": [],
 }
+# And of design with an option that asks for something else than an interval, or goes with it.
+DESIGNS = {
+    "--tune": ["--start", "jordan"],
+    "--start": ["--tune", "error"],
+    "--target": ["--lower", "0.1", "--steps", "1"],
+    "--zolotarev": ["--lower", "0.1"],
+    "--bounds": ["--tune", "error", "--start", "jordan"],
+    "--normalisation": ["--spectrum", "A.npy", "--steps", "1"],
+}
+for words, shared in (
+    ("--band --error --slope --spectrum", ["--steps", "2"]),
+    ("--form --shape --costs --batch", ["--lower", "0.1", "--matmuls", "6"]),
+):
+    DESIGNS |= {word: shared for word in words.split()}
 WORDS = [
     "",
     " ",
@@ -241,6 +255,8 @@ def calls() -> list[list[str]]:
                 rest = base[1:] if base and not base[0].startswith("-") else base
             else:
                 rest = without(base, set(param.opts))
+            if name == "design":
+                rest = DESIGNS.get(option, rest)
             if option == "--plots":
                 rest = [word for word in rest if word != "--no-plots"]
             if getattr(param, "is_flag", False):
