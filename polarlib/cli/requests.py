@@ -196,7 +196,10 @@ def _band(given: Options, progress: Progress) -> Schedule:
 
 def _spectrum(given: Options, progress: Progress) -> Schedule:
     degrees = _degrees(given)
-    more = _of(given, "normalisation") | _bounds(given)
+    more = _bounds(given)
+    if "normalisation" in given:
+        known = ("frobenius", "spectral")
+        more["normalisation"] = choice("--normalisation", given["normalisation"], known)
     values = _singular_values(given["spectrum"])
     return for_spectrum(values, len(degrees), degree=degrees, callback=progress, **more)
 

@@ -56,7 +56,7 @@ for words, shared in (
     ("--band --error --slope --spectrum", ["--steps", "2"]),
     ("--form --shape --costs --batch", ["--lower", "0.1", "--matmuls", "6"]),
 ):
-    DESIGNS |= {word: shared for word in words.split()}
+    DESIGNS |= dict.fromkeys(words.split(), shared)
 WORDS = [
     "",
     " ",
