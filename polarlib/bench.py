@@ -303,9 +303,9 @@ def calibrate(
     _check_seconds(seconds)
     device = "gpu" if library == "cupy" else device  # CuPy has no other
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
-    table |= {name: {k: [] for k in cost_tables.MEASURED} for name in cost_tables.FORMATS}
+    table |= {name: {k: [] for k in cost_tables.LISTED} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
-    situation = "alone" if device == "cpu" else "alternation"
+    situation = {"cpu": "alone", "gpu": "alternation"}[device]
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:
@@ -318,9 +318,9 @@ def calibrate(
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
 
-def _cost(times: dict[str, list[float]], name: str) -> float:
-    """Time of a kernel in those of a product."""
-    return float(f"{1 / statistics.median(ratios(times, 'matmul', name)):.3g}")
+def _cost(times: dict[str, list[float]], name: str) -> float:  # SECONDS: those of a product
+    found = times["matmul"] if name == cost_tables.SECONDS else ratios(times, name, "matmul")
+    return float(f"{statistics.median(found):.3g}")
 
 
 def _symmetric(sizes: Sequence[int], make: Callable[..., Array], seconds: float) -> dict[str, Any]:

@@ -23,7 +23,9 @@ import contextlib
 import functools
 import heapq
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from polarlib._schedules.schedule import Schedule
@@ -31,7 +33,8 @@ from polarlib.arrays.checks import number
 from polarlib.arrays.formats import format_of
 from polarlib.design.compose import flat_step, greedy
 from polarlib.design.doubles import BeyondDoublesError
-from polarlib.design.prices import prices_by_degree
+from polarlib.design.fit import progress
+from polarlib.design.prices import GRAM_PRECISION, CostModel, Prices
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
 from polarlib.design.rounding import (
@@ -115,6 +118,25 @@ def _unbeaten(
                 heapq.heappush(heap, (spent, -rho, count + 1, longer, state, False))
 
 
+def _ended(
+    sequence: tuple[int, ...],
+    state: Any,
+    once: float,
+    matmuls: float,
+    prices: Mapping[int, float],
+    f: Rounding,
+) -> Iterator[tuple[float, tuple[int, ...], Any]]:
+    """Cost, degrees and state of a sequence with each last step that is affordable."""
+    for d in prices:
+        longer = (*sequence, d)
+        cost = math.fsum((once, *map(prices.__getitem__, longer)))
+        if cost <= matmuls:
+            with contextlib.suppress(BeyondDoublesError):
+                done = last_step(state, d, f)[1]
+                if done.lower > 0:
+                    yield cost, longer, done
+
+
 def designed_for(
     lower: float,
     upper: float,
@@ -122,6 +144,7 @@ def designed_for(
     once: float,
     prices: Mapping[int, float],
     f: Rounding | None,
+    callback: Callable[[int, float], Any],
 ) -> list[tuple[DegreeSequence, Any]]:
     """The frontier on [lower, upper], with the state of each sequence on [lower / upper, 1]."""
     cheapest = min(prices.values())
@@ -131,17 +154,18 @@ def designed_for(
         )
     most = matmuls if f is None else matmuls - cheapest * (1 - 1e-9)  # sums are rounded
     ends: list[tuple[float, float, tuple[int, ...], Any]] = []
-    for spent, sequence, state in _unbeaten(lower / upper, most, once, prices, f):
+    best = 0.0  # the largest rho
+    designed = _unbeaten(lower / upper, most, once, prices, f)
+    for k, (spent, sequence, state) in enumerate(designed, 1):
         if f is None:
-            ends += [(spent, -state.rho, sequence, state)] * bool(sequence)
-            continue
-        for d in prices:
-            longer = (*sequence, d)
-            cost = math.fsum((once, *(prices[k] for k in longer)))
-            if cost <= matmuls:
-                with contextlib.suppress(BeyondDoublesError):
-                    done = last_step(state, d, f)[1]
-                    ends += [(cost, -done.rho_reached, longer, done)] * (done.lower > 0)
+            if sequence:
+                ends.append((spent, -state.rho, sequence, state))
+                best = max(best, state.rho)
+        else:
+            for cost, longer, done in _ended(sequence, state, once, matmuls, prices, f):
+                ends.append((cost, -done.rho_reached, longer, done))
+                best = max(best, done.rho_reached)
+        callback(k, (1 - best) / (1 + best))
     ends.sort(key=lambda end: (*end[:2], len(end[2]), end[2]))
     worth = 1 + max(WORTH, WORTH_ROUNDINGS * f.unit if f else 0.0)
     found: list[tuple[DegreeSequence, Any]] = []
@@ -192,6 +216,10 @@ def frontier(
     precision: str | None = None,
     form: str = "plain",
     shape: Sequence[int] | None = None,
+    costs: str | os.PathLike[str] | None = None,
+    library: str | None = None,
+    batch: int | None = None,
+    callback: Callable[[int, float], Any] | None = None,
 ) -> tuple[DegreeSequence, ...]:
     """Best sequences of degrees for all costs up to a budget, the cheapest first.
 
@@ -200,7 +228,9 @@ def frontier(
     lower, upper : float
         The interval, ``0 < lower < upper``.
     matmuls : float
-        The budget: matrix products, or units of `cost`. Costs are sums rounded once.
+        The budget: matrix products, or units of `cost`. Costs are sums rounded once. With `shape`
+        or `costs` the unit is one product of an m x n matrix with an n x n one, m >= n: with
+        `costs` at that size, in that format, on that device.
     degrees : iterable of int, optional
         Odd degrees to choose from.
     cost : mapping or callable, optional
@@ -212,7 +242,21 @@ def frontier(
         Form of the iteration. In Gram form the restarts that the format needs
         (:func:`polarlib.design.restarts`) are placed, and each is paid for.
     shape : (int, int), optional
-        Rows and columns for which the default costs are; square by default.
+        Rows and columns for which the default costs are; square by default. With `costs` it has to
+        be given.
+    costs : path-like, optional
+        A file that ``polarlib bench --calibrate -o FILE.toml`` wrote. Prices are then what the
+        products were measured to cost, relative to one another, in the format of `precision`
+        (float64 by default in plain form): "gram" for the Gram matrix, "hermitian_product" for
+        products of n x n matrices, "elementwise" for the pass that each addend takes.
+    library : str, optional
+        Which table of the file, where it has several: "torch", or "torch.gpu".
+    batch : int, optional
+        With `costs`: the unit is a product of a stack of so many matrices. A calibration times
+        single matrices, so that the prices are theirs and seconds are multiplied by this number.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees is designed, with
+        the smallest error so far. An exception that it raises ends the search and is passed on.
 
     Returns
     -------
@@ -226,8 +270,11 @@ def frontier(
     ------
     ValueError
         For a bad interval, budget, degree or cost, an unknown format; for a budget below the
-        cheapest step; where no affordable step keeps singular values above 0 in the format; and for
-        an unknown form, or a shape together with a cost.
+        cheapest step; where no affordable step keeps singular values above 0 in the format; for an
+        unknown form, or a shape together with a cost; for `costs` without a shape or with a cost, a
+        file that is no calibration or has several tables, of which `library` names none.
+    OSError
+        If the file of `costs` cannot be read.
 
     Notes
     -----
@@ -248,35 +295,42 @@ def frontier(
     7 0.0103 (5, 9)
     8 0.0006 (9, 9)
     """
-    found = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)
-    return tuple(choice for choice, _ in found)
+    model = CostModel(degrees, cost, form, shape, costs, library, batch)
+    found = _frontier(lower, matmuls, upper, precision, model, callback)
+    return tuple(choice for choice, _ in found.ends)
+
+
+class _Found(NamedTuple):
+    """A frontier with a schedule for each sequence, None in exact arithmetic, and its prices."""
+
+    ends: list[tuple[DegreeSequence, Any]]
+    prices: Prices
 
 
 def _frontier(
     lower: float,
     matmuls: float,
     upper: float,
-    degrees: Iterable[int],
-    cost: Callable[[int], float] | Mapping[int, float] | None,
     precision: str | None,
-    form: str,
-    shape: Sequence[int] | None,
-) -> list[tuple[DegreeSequence, Any]]:
-    """The frontier with a schedule for each sequence, None in exact arithmetic."""
+    model: CostModel,
+    callback: Callable[[int, float], Any] | None,
+) -> _Found:
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
-    section, each = once, prices = prices_by_degree(degrees, cost, form, shape)
+    paid_for = model.prices(precision)
+    section, each = once, prices = paid_for.section, paid_for.each
+    form = model.form
     if form == "gram" and precision is None:
-        precision = "float32"
+        precision = GRAM_PRECISION
     if form == "gram" and once < 0:  # no sequence is cheaper than with a restart after every step
         once, prices = 0.0, {d: c + once for d, c in prices.items()}
     f = None if precision is None else Rounding.of(format_of(precision))
     found: list[tuple[DegreeSequence, Any]] = [
         (choice, f and schedule_of(state, f, l, u))
-        for choice, state in designed_for(l, u, matmuls, once, prices, f)
+        for choice, state in designed_for(l, u, matmuls, once, prices, f, progress(callback))
     ]
     if form == "plain" or precision is None:
-        return found
+        return _Found(found, paid_for)
     # Priced with the restarts of their Gram form; those that no other one beats are kept.
     priced = []
     for choice, s in found:
@@ -288,7 +342,7 @@ def _frontier(
     for choice, s in sorted(priced, key=lambda pair: pair[0]):
         if not found or choice.error < found[-1][0].error:
             found.append((choice, s))
-    return found
+    return _Found(found, paid_for)
 
 
 def best_degrees(
@@ -301,12 +355,16 @@ def best_degrees(
     precision: str | None = None,
     form: str = "plain",
     shape: Sequence[int] | None = None,
+    costs: str | os.PathLike[str] | None = None,
+    library: str | None = None,
+    batch: int | None = None,
+    callback: Callable[[int, float], Any] | None = None,
 ) -> tuple[int, ...]:
     """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision, form, shape
+    lower, upper, matmuls, degrees, cost, precision, form, shape, costs, library, batch, callback
         As :func:`frontier` takes them.
 
     Returns
@@ -326,8 +384,9 @@ def best_degrees(
     >>> best_degrees(1e-3, 17, precision="float16")
     (5, 5, 5, 9, 9)
     """
-    found = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)
-    return found[-1][0].degrees
+    model = CostModel(degrees, cost, form, shape, costs, library, batch)
+    found = _frontier(lower, matmuls, upper, precision, model, callback)
+    return found.ends[-1][0].degrees
 
 
 def budget(
@@ -340,6 +399,10 @@ def budget(
     precision: str | None = None,
     form: str = "plain",
     shape: Sequence[int] | None = None,
+    costs: str | os.PathLike[str] | None = None,
+    library: str | None = None,
+    batch: int | None = None,
+    callback: Callable[[int, float], Any] | None = None,
 ) -> Schedule:
     """Best schedule for a number of matrix products.
 
@@ -351,16 +414,18 @@ def budget(
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision, form, shape
+    lower, upper, matmuls, degrees, cost, precision, form, shape, costs, library, batch, callback
         As :func:`frontier` takes them.
 
     Returns
     -------
     Schedule
+        With `costs` its source tells what it costs, and in how many seconds it is predicted to run
+        where the calibration has the time of a product.
 
     Raises
     ------
-    ValueError
+    ValueError, OSError
         As :func:`frontier`.
 
     Notes
@@ -383,5 +448,13 @@ def budget(
     >>> [2 * len(step) - 1 for step in s.steps]
     [5, 9, 9, 9]
     """
-    choice, s = _frontier(lower, matmuls, upper, degrees, cost, precision, form, shape)[-1]
-    return s or greedy(lower, choice.degrees, upper=upper)
+    model = CostModel(degrees, cost, form, shape, costs, library, batch)
+    found = _frontier(lower, matmuls, upper, precision, model, callback)
+    choice, s = found.ends[-1]
+    s = s or greedy(lower, choice.degrees, upper=upper)
+    if costs is None:
+        return s
+    paid = f"{choice.cost:.4g} products of {found.prices.unit}"
+    if found.prices.seconds is not None:
+        paid += f": {choice.cost * found.prices.seconds:.3g} seconds"
+    return replace(s, source=f"{s.source}; {paid}")

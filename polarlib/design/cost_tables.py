@@ -19,19 +19,26 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarlib.arrays import blas, routines
-from polarlib.arrays.checks import choice, count, nearest, text
+from polarlib.arrays.checks import choice, count, nearest, shown, text
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import FORMATS as NAMES
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
+__all__ = [
+    "KERNELS",
+    "MachineCosts",
+    "kernel_costs",
+    "machine_costs",
+    "read_costs",
+    "symmetric_cost",
+]
 
 
 VARIABLE = "POLARLIB_COSTS"
@@ -66,6 +73,9 @@ KERNELS: dict[str, str] = {
     "lanczos": "8 Lanczos steps, without reorthogonalisation",
 }
 MEASURED = tuple(kernel for kernel in KERNELS if kernel != "matmul")  # what tables list
+# What they may list besides: the time of a product, in seconds. The shipped tables have none.
+SECONDS = "seconds"
+LISTED = (SECONDS, *MEASURED)
 
 Tables = dict[str, dict[str, Any]]
 
@@ -119,7 +129,7 @@ def _costs(library: str, format_name: str, n: int, device: str, own: str | None)
     if not served().get(library, Ops).has_cpu:
         device = "gpu"
     table = _table(library, device, own)
-    costs = {k: _interpolated(n, table["sizes"], v) for k, v in table[format_name].items()}
+    costs = {k: _interpolated(n, table["sizes"], table[format_name][k]) for k in MEASURED}
     return {"matmul": 1.0} | costs
 
 
@@ -251,6 +261,81 @@ def _read(path: str) -> Tables:
         raise type(error)(f"{text} (the file that {VARIABLE} names)") from None
 
 
+class MachineCosts(NamedTuple):
+    """What one table of a calibration has for a format and an order of matrices.
+
+    Attributes
+    ----------
+    name : str
+        Library, device and format, such as "torch.gpu, float32".
+    kernels : dict
+        From each of :data:`KERNELS` to its cost, in products of two such matrices; "gram" is that
+        of symmetric products by half where these cost less.
+    seconds : float or None
+        Time of such a product, where the calibration has it.
+    """
+
+    name: str
+    kernels: dict[str, float]
+    seconds: float | None
+
+
+def machine_costs(
+    path: str | os.PathLike[str], format_name: str, n: int, *, library: str | None = None
+) -> MachineCosts:
+    """Costs of kernels by a calibration of one machine.
+
+    Parameters
+    ----------
+    path : path-like
+        A file as :func:`read_costs` reads it.
+    format_name : str
+        Number format.
+    n : int
+        Order of the matrices.
+    library : str, optional
+        Which of several tables: a library, or library and device, such as "torch.gpu".
+
+    Returns
+    -------
+    MachineCosts
+        Costs are interpolated linearly in log n and the time of a product in log n and log time,
+        costs are constant beyond the sizes of the table, and the time grows as n**3 there.
+
+    Raises
+    ------
+    ValueError
+        If the file is none, has no such table, or several and `library` does not say which.
+    OSError
+        If it cannot be read.
+    """
+    tables = {
+        f"{name}.{device}": table
+        for name, devices in read_costs(path).items()
+        for device, table in devices.items()
+    }
+    wanted = None if library is None else text("library", library)
+    found = [key for key in tables if wanted is None or wanted in (key, key.rpartition(".")[0])]
+    if len(found) != 1:
+        what = "no such table" if not found else f"{len(found)} tables, of which costs has one"
+        raise ValueError(
+            f"{os.fspath(path)}: {what}: {', '.join(found or tables)}; choose one of "
+            f"{', '.join(tables)} by library=, got {shown(library)}"
+        )
+    table, chosen = tables[found[0]], format_of(format_name)
+    sizes, listed = table["sizes"], table[chosen.carrier]
+    kernels = {"matmul": 1.0} | {k: _interpolated(n, sizes, listed[k]) for k in MEASURED}
+    by_half = table.get(SYMMETRIC, {}).get(chosen.name)
+    if by_half is not None:
+        kernels["gram"] = min(kernels["gram"], _interpolated(n, sizes, by_half))
+    seconds = None
+    if SECONDS in listed:
+        inside = min(max(n, sizes[0]), sizes[-1])
+        logarithm = _interpolated(inside, sizes, np.log(listed[SECONDS]))
+        seconds = math.exp(logarithm) * (n / inside) ** 3
+    return MachineCosts(f"{found[0]}, {chosen.name}", kernels, seconds)
+
+
 def read_costs(path: str | os.PathLike[str]) -> Tables:
     """Read and check a file of costs.
 
@@ -258,8 +343,9 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     ----------
     path : path-like
         TOML. ``[library.device]`` has ``sizes`` (ascending), ``measured``, ``source``, and for
-        each of "float32" and "float64" a table of the kernels' costs, one number a size; possibly
-        ``[library.device.symmetric]`` with those of :func:`symmetric_cost`, by format.
+        each of "float32" and "float64" a table of the kernels' costs, one number a size, possibly
+        with ``seconds``, the times of a product; possibly ``[library.device.symmetric]`` with
+        costs of :func:`symmetric_cost`, by format.
 
     Returns
     -------
@@ -329,7 +415,7 @@ def _checked(text: str, file: str) -> Tables:
                 if name == SYMMETRIC:
                     only(costs, f"{where}.", tuple(NAMES), optional=NAMES)
                 else:
-                    only(costs, f"{where}.", MEASURED)
+                    only(costs, f"{where}.", LISTED, optional=(SECONDS,))
                 for kernel, values in costs.items():
                     right = _numbers(values) and len(values) == len(sizes)
                     allowed = f"a list of {len(sizes)} positive numbers, one for each of sizes"

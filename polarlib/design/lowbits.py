@@ -6,9 +6,10 @@ The best degrees for a number of products are those of :func:`polarlib.design.bu
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.products import product_counts
@@ -19,6 +20,7 @@ from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, instance, number, shown
 from polarlib.arrays.formats import format_of
 from polarlib.design.budget import designed_for, schedule_of
+from polarlib.design.fit import progress
 from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import check_interval
 from polarlib.design.rounding import (
@@ -141,6 +143,12 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     return rows
 
 
+def _error(state: _DesignState) -> float:
+    """Worst error in exact arithmetic."""
+    low, high = state.exact
+    return max(1 - low, high - 1)
+
+
 def _steps_of(start: _DesignState, count: int, f: Rounding) -> _DesignState:
     state = start
     for _ in range(count - 1):
@@ -170,8 +178,7 @@ def _widest(
     error = number("error", error, 0, 1, ends="()")
 
     def meets(found: _DesignState, tolerance: float = error) -> bool:
-        low, high = found.exact
-        return max(1 - low, high - 1) <= tolerance
+        return _error(found) <= tolerance
 
     def least(meets: Callable[[float], bool], bad: float, good: float) -> float:
         bad, good = math.log(bad), math.log(good)
@@ -196,6 +203,32 @@ def _widest(
     return floor, designed(floor, HIGHEST_CUSHION)
 
 
+def _fewest_products(
+    lower: float, error: Any, prices: Mapping[int, float], f: Rounding, callback: Any
+) -> _DesignState:
+    """The cheapest design whose error is at most `error`."""
+    error = number("error", error, 0, 1, ends="()")
+    least, cost = math.inf, 0.0
+    most = 4 * min(prices.values())
+    while True:
+        ends = designed_for(lower, 1.0, most, 0.0, prices, f, callback)
+        for choice, state in ends:
+            reached = _error(state)
+            if reached <= error:
+                return cast(_DesignState, state)
+            if reached < least:
+                least, cost = reached, choice.cost
+        # The list ends where more products are worth nothing in the format.
+        if most >= 3 * MOST_STEPS or ends[-1][0].cost < most / 2:
+            break
+        most = min(2 * most, 3.0 * MOST_STEPS)
+    raise ValueError(
+        f"error={error:g} is out of reach of {f.format.name} on [{lower:g}, 1] with degrees "
+        f"{', '.join(map(str, prices))}: {cost:g} products reach {least:.2g}, and up to {most:g} "
+        "gain nothing in this format; take a larger error or a wider format"
+    )
+
+
 def for_precision(
     format: str,
     lower: float | None = None,
@@ -206,6 +239,7 @@ def for_precision(
     error: float | None = None,
     cushion: float = 0.0,
     target: str = "polar",
+    callback: Callable[[int, float], Any] | None = None,
 ) -> Schedule:
     """Design the best schedule for iterating in a number format.
 
@@ -225,20 +259,25 @@ def for_precision(
         Number of degree-5 steps.
     matmuls : int, optional
         At least 2: the best sequence of degrees for at most this number of matrix products. With
-        neither, as many degree-5 steps as it takes for an error of at most the unit roundoff.
+        `lower` alone, as many degree-5 steps as it takes for an error of at most the unit roundoff.
     degrees : iterable of int, optional
-        Odd degrees to choose from for a number of products.
+        Odd degrees to choose from for a number of products, or for `lower` and `error`.
     error : float, optional
-        Instead of `lower`, with `steps` or `matmuls`: the widest interval on which the error is at
-        most this, in (0, 1). It is not widened beyond 1/256 unit roundoff, below which singular
-        values are noise: what steps are left make the error smaller, down to one rounding, and
-        then the steps gentler, by a larger cushion.
+        Largest error, in (0, 1). With `lower`: the schedule of the fewest products, the first of
+        ``matmuls`` = 2, 3, ... whose error is at most this. With `steps` or `matmuls` instead of
+        `lower`: the widest interval on which the error is at most this. It is not widened beyond
+        1/256 unit roundoff, below which singular values are noise: what steps are left make the
+        error smaller, down to one rounding, and then the steps gentler, by a larger cushion.
     cushion : float, optional
         Every step but the last is designed at least from this part of its upper end on, in
         [0, 0.5], where it would otherwise begin lower: large singular values then keep away from
         the noise, in which they rotate.
     target : {"polar"}, optional
         What to approximate on [lower, 1].
+    callback : callable, optional
+        Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees, or of degree-5
+        steps, is designed, with the smallest error so far on its interval. An exception that it
+        raises ends the search and is passed on.
 
     Returns
     -------
@@ -249,8 +288,9 @@ def for_precision(
     Raises
     ------
     ValueError
-        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`, both
-        or neither of `lower` and `error`, a number below the least, or another target.
+        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`,
+        neither of `lower` and `error`, both together with a number of steps or products, a number
+        below the least, an error that no number of products reaches, or another target.
 
     Notes
     -----
@@ -267,11 +307,20 @@ def for_precision(
     (6, 3)
     >>> [2 * len(step) - 1 for step in for_precision("bfloat16", 1e-3, matmuls=17).steps]
     [3, 5, 5, 5, 5, 5]
+    >>> s = for_precision("float16", 1e-3, error=0.1)
+    >>> s.matmuls, [2 * len(step) - 1 for step in s.steps], round(s.error(), 3)
+    (15, [5, 9, 9, 9], 0.091)
     """
     precision = format_of(format)
     _, prices = prices_by_degree(degrees, None, "plain", None)
-    if (lower is None) == (error is None):
-        raise ValueError(f"give lower or error, got lower={shown(lower)} and error={shown(error)}")
+    if lower is None and error is None:
+        raise ValueError("give lower, error or both, got neither")
+    if lower is not None and error is not None and (steps, matmuls) != (None, None):
+        raise ValueError(
+            "lower and error decide how many products it takes; leave steps and matmuls away, got "
+            f"lower={shown(lower)}, error={shown(error)}, steps={shown(steps)}, "
+            f"matmuls={shown(matmuls)}"
+        )
     if parse_target(target)[0] != "polar":
         raise ValueError(
             f"for_precision designs for target 'polar' only, got {shown(target)}; design.clip, "
@@ -286,20 +335,24 @@ def for_precision(
     if matmuls is not None:
         matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
     cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
+    counted, given = itertools.count(1), progress(callback)
+
+    def after(_: int, value: float) -> None:  # searches for an interval design many times
+        given(next(counted), value)
 
     def designed(l: float, cushion: float = cushion) -> _DesignState:
         f = Rounding.of(precision, cushion)
         start = first_state(l, f)
-        if steps is not None:
-            return _steps_of(start, steps, f)
         if matmuls is not None:
-            found: _DesignState = designed_for(l, 1.0, matmuls, 0.0, prices, f)[-1][1]
-            return found
-        return _until_rounding(start, f)
+            return cast(_DesignState, designed_for(l, 1.0, matmuls, 0.0, prices, f, after)[-1][1])
+        found = _until_rounding(start, f) if steps is None else _steps_of(start, steps, f)
+        after(0, _error(found))
+        return found
 
     if lower is not None:
         l, _ = check_interval(lower, 1.0)
-        found = designed(l)
+        f = Rounding.of(precision, cushion)
+        found = designed(l) if error is None else _fewest_products(l, error, prices, f, after)
     elif steps is None and matmuls is None:
         raise ValueError(f"error={shown(error)} needs steps or matmuls; without, give lower")
     else:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarlib._schedules.products import even_products
 from polarlib.arrays import checks
-from polarlib.arrays.checks import items, number, pair, shown
+from polarlib.arrays.checks import count, items, number, pair, shown
+from polarlib.design.cost_tables import machine_costs
 from polarlib.design.remez import check_degree
 
 FORMS = ("plain", "gram")
+GRAM_PRECISION = "float32"  # of budgets in Gram form, where none is given
 
 
 def costs(
@@ -61,13 +63,94 @@ def costs(
     m, n = pair("shape", shape, 1)
     form = checks.choice("form", form, FORMS)
     symmetric = number("symmetric", symmetric, 0, 1, ends="(]")
-    large, small = 1.0 + symmetric, symmetric * (min(m, n) / max(m, n))
+    return _prices(degrees, form, symmetric, 1.0, symmetric * (min(m, n) / max(m, n)))
+
+
+def _prices(
+    degrees: Iterable[int], form: str, gram: float, update: float, small: float
+) -> dict[int, float]:
+    """Costs by degree from those of X^H X, of X P and of a product of n x n matrices."""
     # The engine's products, as `product_counts` has them: Gram matrix and X P in each step; in Gram
     # form once, and three small ones for Q and R after each step but the last.
+    large = gram + update
     once, each, between = (0.0, large, 0) if form == "plain" else (large - 3 * small, 0.0, 3)
     degrees = items("degrees", degrees, "a list of odd degrees", least=0)
     table = {d: each + (even_products(check_degree(d) // 2)[1] + between) * small for d in degrees}
     return {0: once, **table}
+
+
+class Prices(NamedTuple):
+    """Prices by degree.
+
+    Attributes
+    ----------
+    section : float
+        What a composition costs once, in Gram form each of its segments.
+    each : dict
+        Cost of a step by its degree.
+    seconds : float or None
+        Seconds of a unit of these costs, where a calibration has them.
+    unit : str
+        What a unit is, for `seconds`.
+    """
+
+    section: float
+    each: dict[int, float]
+    seconds: float | None = None
+    unit: str = ""
+
+
+class CostModel(NamedTuple):
+    """What a budget is told about costs, unchecked: the arguments of :func:`budget`."""
+
+    degrees: Iterable[int]
+    cost: Callable[[int], float] | Mapping[int, float] | None = None
+    form: str = "plain"
+    shape: Sequence[int] | None = None
+    costs: Any = None
+    library: str | None = None
+    batch: int | None = None
+
+    def prices(self, precision: str | None) -> Prices:
+        """Return the prices by degree, checked."""
+        if self.costs is None:
+            for name in ("library", "batch"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is for costs= of a calibration, got {name}="
+                        f"{shown(getattr(self, name))} without costs"
+                    )
+            return Prices(*prices_by_degree(self.degrees, self.cost, self.form, self.shape))
+        if self.cost is not None:
+            raise ValueError("give cost, a model, or costs, a calibration, not both")
+        return self._calibrated(precision)
+
+    def _calibrated(self, precision: str | None) -> Prices:
+        form = checks.choice("form", self.form, FORMS)
+        if self.shape is None:
+            raise ValueError(
+                "costs of a calibration depend on the size: give shape=(m, n), got shape=None"
+            )
+        m, n = pair("shape", self.shape, 1)
+        batch = 1 if self.batch is None else count("batch", self.batch)
+        named = precision or ("float64" if form == "plain" else GRAM_PRECISION)
+        m, n = max(m, n), min(m, n)
+        found = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
+        kernels, aspect = found.kernels, n / m
+        # A product with an addend copies the addend to where it is accumulated: one pass, of an
+        # m x n matrix for X P, of an n x n matrix for the others.
+        passed = kernels["elementwise"] * aspect
+        table = _prices(
+            self.degrees,
+            form,
+            kernels["gram"],
+            kernels["matmul"] + kernels["elementwise"],
+            kernels["hermitian_product"] * aspect + passed,
+        )
+        section, each = prices_by_degree(self.degrees, table, form, None)
+        unit = f"{m} x {n} by {n} x {n}" + f", {batch} at once" * (batch > 1)
+        seconds = None if found.seconds is None else found.seconds * batch / aspect
+        return Prices(section, each, seconds, f"{unit}, {found.name}")
 
 
 def prices_by_degree(

@@ -13,6 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from polarlib.arrays.checks import count, number
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
 from polarlib.design.doubles import BeyondDoublesError
+from polarlib.design.fit import progress
 from polarlib.design.remez import check_degrees, check_interval
 
 # Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
@@ -33,9 +35,12 @@ SAMPLES = 1200
 # Every so many of the samples are constraints besides the maxima, against steps that look good at
 # these only.
 SPARSE = 16
-# Iterations from each start, and from so many of the best of them. Chosen by experiment: five
-# quintics take one to two seconds more than four.
-SCOUT, POLISH, FINALISTS = 25, 80, 2
+# Iterations from each start, and those in a round from each of the best; most rounds of these, few
+# of one step fewer, and the relative gain of a round that is worth another one. Chosen by
+# experiment: five quintics take one to two seconds.
+SCOUT, POLISH, FINALISTS, ROUNDS, FEW, ENOUGH = 25, 25, 2, 16, 3, 2e-3
+# So many iterations that gain less than this part together are the end.
+STALLED, STALL = 8, 1e-4
 # First trust region, relative to the largest term of a step; ends below the last.
 RADIUS, LAST_RADIUS = 0.1, 1e-9
 # Less than this relative gain foreseen is the end; and so is this error relative to the target,
@@ -53,6 +58,8 @@ MOST_FITTED = 12
 NARROWEST = 1e-12
 
 Steps = list[np.ndarray]
+_Start = tuple[tuple[float, ...], ...]
+Callback = Callable[[int, float], Any]
 
 
 def inverse_root(
@@ -110,7 +117,7 @@ def inverse_root(
     return replace(s, name=f"inverse root {p} of degrees {said}")
 
 
-def clip(upper: float, degrees: Sequence[int]) -> Schedule:
+def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = None) -> Schedule:
     """Fit ``min(x, 1)`` on [0, upper]: singular values above 1 become 1, the others stay.
 
     Parameters
@@ -119,6 +126,10 @@ def clip(upper: float, degrees: Sequence[int]) -> Schedule:
         Above 1: the largest singular value over the limit.
     degrees : sequence of int
         Odd degree of each step.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
+        worst error so far, of as many steps or fewer. An exception that it raises ends the search
+        and is passed on.
 
     Returns
     -------
@@ -143,10 +154,12 @@ def clip(upper: float, degrees: Sequence[int]) -> Schedule:
     ('clip', 0.057)
     """
     u = number("upper", upper, 1, HIGHEST, ends="(]")
-    return _schedule("clip", degrees, 0.0, u, "none", f"clip to 1 below {u:g}")
+    return _schedule("clip", degrees, 0.0, u, "none", f"clip to 1 below {u:g}", callback)
 
 
-def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
+def power(
+    p: float, lower: float, degrees: Sequence[int], *, callback: Callback | None = None
+) -> Schedule:
     """Fit ``x**p`` on [lower, 1]: singular values become their p-th powers.
 
     Parameters
@@ -157,6 +170,10 @@ def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
         Lower end of the interval.
     degrees : sequence of int
         Odd degree of each step.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
+        worst error so far, of as many steps or fewer. An exception that it raises ends the search
+        and is passed on.
 
     Returns
     -------
@@ -183,10 +200,12 @@ def power(p: float, lower: float, degrees: Sequence[int]) -> Schedule:
     e = number("p", p, -1, 1, ends="()")
     l, _ = check_interval(lower)
     target = f"power({e!r})"
-    return _schedule(target, degrees, l, 1.0, "spectral", f"power {e:g} on [{l:g}, 1]")
+    return _schedule(target, degrees, l, 1.0, "spectral", f"power {e:g} on [{l:g}, 1]", callback)
 
 
-def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
+def smooth_sign(
+    delta: float, degrees: Sequence[int], *, callback: Callback | None = None
+) -> Schedule:
     """Fit ``x / sqrt(x**2 + delta**2)`` on [0, 1]: singular values far below delta stay small.
 
     Parameters
@@ -195,6 +214,10 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
         Between 0 and 1: the singular value, relative to the largest, that becomes 0.707.
     degrees : sequence of int
         Odd degree of each step.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
+        worst error so far, of as many steps or fewer. An exception that it raises ends the search
+        and is passed on.
 
     Returns
     -------
@@ -216,7 +239,7 @@ def smooth_sign(delta: float, degrees: Sequence[int]) -> Schedule:
     what = f"a number between 0 and 1, and at least {NARROWEST:g}"
     d = number("delta", delta, NARROWEST, 1, ends="[)", what=what)
     target = f"smooth_sign({d!r})"
-    return _schedule(target, degrees, 0.0, 1.0, "spectral", f"smooth sign of width {d:g}")
+    return _schedule(target, degrees, 0.0, 1.0, "spectral", f"smooth sign of width {d:g}", callback)
 
 
 def _schedule(
@@ -226,11 +249,13 @@ def _schedule(
     upper: float,
     normalisation: Normalisation,
     name: str,
+    callback: Callback | None,
 ) -> Schedule:
+    callback = progress(callback)
     checked = tuple(check_degrees(degrees))
     if len(checked) > MOST_FITTED:
         raise ValueError(f"degrees must be at most {MOST_FITTED}, got {len(checked)}")
-    steps = _fit(target, checked, lower, upper)
+    steps = _fit(target, checked, lower, upper, callback)
     _refuse_dependent(target, steps, lower, upper)
     return Schedule(
         steps=tuple(tuple(map(float, step)) for step in steps),
@@ -344,25 +369,69 @@ def _values(steps: Steps, x: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
-def _fit(target: str, degrees: tuple[int, ...], lower: float, upper: float) -> Steps:
-    """Local minimum of the worst error over all coefficients, the best of a few starts.
+def _fit(
+    target: str,
+    degrees: tuple[int, ...],
+    lower: float,
+    upper: float,
+    callback: Callback,
+) -> Steps:
+    """Local minimum of the worst error over all coefficients, the best of a few starts."""
+    k, least = 0, math.inf
+    scouted: list[tuple[Steps, float]] = []
 
-    The fit with one step fewer is among them, so that more steps are never worse.
-    """
+    def descended(start: _Start, iterations: int) -> tuple[Steps, float]:
+        nonlocal k, least
+        steps, error = _descended(target, start, lower, upper, iterations)
+        k, least = k + 1, min(least, error)
+        callback(k, least)
+        return steps, error
+
+    def polished(finalists: int, rounds: int) -> Steps:
+        best = math.inf, scouted[0][0]
+        for steps, error in scouted[:finalists]:
+            for _ in range(rounds):
+                before = error
+                steps, error = descended(_frozen(steps), POLISH)
+                best = min(best, (error, steps), key=operator.itemgetter(0))
+                # It ends where another round as good would not come below the best, or gain enough.
+                if 1 - error / before <= ENOUGH or error * error / before > best[0]:
+                    break
+        return best[1]
+
+    for n in range(1, len(degrees) + 1):
+        fewer = _frozen(polished(1, FEW)) if scouted else None
+        begin = _begin(target, lower, upper, degrees[:n], fewer)
+        scouted = sorted((descended(start, SCOUT) for start in begin), key=operator.itemgetter(1))
+    return polished(FINALISTS, ROUNDS)
+
+
+def _frozen(steps: Steps) -> _Start:
+    return tuple(tuple(map(float, step)) for step in steps)
+
+
+@functools.lru_cache(maxsize=64)
+def _begin(
+    target: str, lower: float, upper: float, degrees: tuple[int, ...], fewer: _Start | None
+) -> list[_Start]:
+    """All starts; the fit with one step fewer is among them, so that more are hardly ever worse."""
     x = _samples(target, lower, upper)
     begin = _starts(target, degrees, lower, upper, x)
-    if len(degrees) > 1:
-        fewer = _fit(target, degrees[:-1], lower, upper)
+    if fewer is not None:
         identity = np.eye(1, degrees[-1] // 2 + 1)[0]
-        begin += [[*fewer, identity], _with_last_fitted([*fewer, identity], x, target)]
+        longer = [*map(np.array, fewer), identity]
+        begin += [longer, _with_last_fitted(longer, x, target)]
         if len(set(degrees)) == 1:
-            begin.append([identity, *fewer])
-    scouted = sorted(
-        (_descend(target, steps, x, SCOUT) for steps in begin), key=operator.itemgetter(1)
-    )
-    polished = [_descend(target, steps, x, POLISH) for steps, _ in scouted[:FINALISTS]]
-    return min(polished, key=operator.itemgetter(1))[0]
+            begin.append([identity, *longer[:-1]])
+    return [_frozen(steps) for steps in begin]
+
+
+@functools.lru_cache(maxsize=1024)
+def _descended(
+    target: str, start: _Start, lower: float, upper: float, iterations: int
+) -> tuple[Steps, float]:
+    steps = [np.array(step) for step in start]
+    return _descend(target, steps, _samples(target, lower, upper), iterations)
 
 
 def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
@@ -409,8 +478,11 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
     error, maxima = worst(steps)
     radius, seen = RADIUS, [maxima]
     floor = FLOOR * np.abs(target_value(target, x)).max()
-    for _ in range(iterations):
+    passed = [error]
+    for k in range(iterations):
         if not floor < error < math.inf:
+            break
+        if k >= STALLED and error > (1 - STALL) * passed[k - STALLED]:
             break
         points = np.concatenate([*seen, x[::SPARSE]])
         values = _values(steps, points)
@@ -425,9 +497,11 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
             b_ub=np.concatenate([-off, off]),
             bounds=[(-radius, radius)] * n + [(0, None)],
             method="highs",
+            options={"presolve": False},  # nothing is redundant, and it takes as long as the rest
         )
         if program.x is None:
             radius /= 4
+            passed.append(error)
             continue
         foreseen = 1 - program.x[-1]
         if foreseen <= GAIN:
@@ -440,6 +514,7 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
             steps, error, seen = tried, new, [maxima]
         else:  # the next program knows what was wrong with this one
             seen.append(maxima)
+        passed.append(error)
         radius = min(2 * radius, 1.0) if gain > 0.7 else radius if gain > 0.05 else radius / 4
         if radius < LAST_RADIUS:
             break

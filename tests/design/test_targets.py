@@ -517,7 +517,7 @@ def test_mixed_degrees_and_the_extremes():
 
 def test_designs_are_deterministic():
     first = targets.clip(4.0, [5, 5])
-    targets._fit.cache_clear()
+    targets._descended.cache_clear()
     assert targets.clip(4.0, [5, 5]) == first
 
 
