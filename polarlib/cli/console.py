@@ -51,6 +51,7 @@ REPRESENTATIVE = (
 # The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
 DEFAULT = "auto"
 PROGRESS_AFTER = 2.0  # seconds after which a progress bar appears
+PROGRESS_EVERY = 0.1  # seconds between its changes
 PICTURES = (".png", ".pdf", ".svg")
 UNLIMITED = 10_000  # columns of a pipe or a file
 LONGEST = 400  # characters of a message
@@ -360,16 +361,18 @@ def progress_bar(total: int | None) -> Iterator[Callable[[str], None]]:
         auto_refresh=False,  # no thread of its own, which would disturb what is timed
     )
     task = bar.add_task("", total=total, completed=-1)
-    begun = time.monotonic()
+    next_look = time.monotonic() + PROGRESS_AFTER
 
     with contextlib.ExitStack() as stack:
 
         def advance(what: str) -> None:
+            nonlocal next_look
             bar.update(task, advance=1, description=what)
-            if console.is_terminal and time.monotonic() - begun > PROGRESS_AFTER:
+            if console.is_terminal and time.monotonic() > next_look:
                 if not bar.live.is_started:
                     stack.enter_context(bar)
                 bar.refresh()
+                next_look = time.monotonic() + PROGRESS_EVERY
 
         yield advance
 

@@ -129,6 +129,10 @@ def design(
             metavar="FILE.toml", help="Costs of a device, by bench --calibrate, for --matmuls."
         ),
     ] = None,
+    library: Annotated[
+        str | None,
+        typer.Option(help="Which table of --costs, where it has several: torch, torch.gpu, ..."),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Number of matrices in a stack, with --costs.")
     ] = None,

@@ -38,7 +38,7 @@ MOST_STEPS, MOST_DEGREE = 100, 101
 QUINTIC = 5  # degree of steps where none is given
 OBJECTIVES = ("slope", "error")
 GREEDY = ("safety", "cushion")
-PRICES = ("form", "shape", "costs", "batch")
+PRICES = ("form", "shape", "costs", "library", "batch")
 
 Options = dict[str, Any]
 Progress = Callable[[int, float], None]
@@ -96,7 +96,7 @@ def _degrees(given: Options) -> list[int]:
     """Degree of each step, from --degrees, --steps or both."""
     if "steps" not in given and "degrees" not in given:
         raise ValueError("give --steps, for steps of degree 5, or --degrees")
-    steps = given.get("steps")
+    steps: Any = given.get("steps")
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     if "degrees" not in given:
@@ -154,12 +154,14 @@ def _interval(given: Options, progress: Progress) -> Schedule:
             f"{' and '.join(f'--{option}' for option in counts) or 'none of them'}"
         )
     if "matmuls" in given:
-        return _for_products(given)
+        return _for_products(given, progress)
     if prices := [option for option in PRICES if option in given]:
         raise ValueError(f"{_listed(prices)} go with --matmuls, the budget")
     alone = "degrees" not in given and not any(option in given for option in (*GREEDY, "upper"))
     if "precision" in given and alone:
-        return for_precision(given["precision"], given["lower"], steps=len(_degrees(given)))
+        return for_precision(
+            given["precision"], given["lower"], steps=len(_degrees(given)), callback=progress
+        )
     if "precision" in given:
         raise ValueError(
             "--precision derives degrees, safety and cushion for [lower, 1] by itself: leave "
@@ -168,11 +170,11 @@ def _interval(given: Options, progress: Progress) -> Schedule:
     return greedy(given["lower"], _degrees(given), **_of(given, "upper", *GREEDY))
 
 
-def _for_products(given: Options) -> Schedule:
+def _for_products(given: Options, progress: Progress) -> Schedule:
     """The best degrees for a number of products; --degrees are those to choose from."""
     if "steps" in given or any(option in given for option in GREEDY):
         raise ValueError("--safety and --cushion go with --steps or --degrees, not with --matmuls")
-    arguments = _of(given, "upper", "form", "costs", "batch")
+    arguments = _of(given, "upper", *PRICES) | {"callback": progress}
     if "degrees" in given:
         arguments["degrees"] = _degrees(given)
     if "precision" in given and not any(option in given for option in ("upper", *PRICES)):
@@ -235,7 +237,7 @@ def _error(given: Options, progress: Progress) -> Schedule:
     arguments = _of(given, "lower", "steps", "matmuls", "error")
     if "degrees" in given:
         arguments["degrees"] = _degrees(_of(given, "degrees"))
-    return for_precision(given["precision"], **arguments)
+    return for_precision(given["precision"], **arguments, callback=progress)
 
 
 def _slope(given: Options, progress: Progress) -> Schedule:

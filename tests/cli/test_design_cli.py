@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -249,6 +251,23 @@ def test_design_has_the_words_of_the_library(options, design):
     assert found["certificate"]["lower"] <= s.error() <= found["certificate"]["upper"]
     text = done("design", *options)
     assert all(repr(c) in text for step in s.steps for c in step)
+
+
+def test_design_by_the_costs_of_a_device(here):
+    with resources.as_file(resources.files("polarlib").joinpath("data/costs.toml")) as costs:
+        shutil.copy(costs, "costs.toml")
+    args = ("--lower", "0.01", "--matmuls", "9", "--shape", "512,256", "--costs", "costs.toml")
+    s = polarlib.design.budget(0.01, 9, shape=(512, 256), costs="costs.toml", library="numpy")
+    found = document("design", *args, "--library", "numpy")
+    assert [tuple(step["decimal"]) for step in found["steps"]] == list(s.steps)
+    assert found["source"] == s.source
+    s = polarlib.design.budget(
+        0.01, 9, shape=(512, 256), costs="costs.toml", library="numpy", batch=3, form="gram"
+    )
+    found = document("design", *args, "--library", "numpy", "--batch", "3", "--form", "gram")
+    assert found["source"] == s.source
+    assert "library" in refused("design", *args)
+    assert "absent.toml: No such file" in refused("design", *args[:-1], "absent.toml")
 
 
 def test_design_tells_of_what_was_not_improved():

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import zipfile
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,11 @@ DESIGNS = {
 }
 for words, shared in (
     ("--band --error --slope --spectrum", ["--steps", "2"]),
-    ("--form --shape --costs --batch", ["--lower", "0.1", "--matmuls", "6"]),
+    ("--form --shape", ["--lower", "0.1", "--matmuls", "6"]),
+    (
+        "--costs --library --batch",
+        ["--lower", "0.1", "--matmuls", "6", "--shape", "64,32", "--costs", "costs.toml"],
+    ),
 ):
     DESIGNS |= dict.fromkeys(words.split(), shared)
 WORDS = [
@@ -218,6 +223,8 @@ def make_files(folder: Path) -> None:
     (folder / "twice.json").write_text('{"schema": 1, "schema": 2}')
     (folder / "list.json").write_text("[1, 2]")
     (folder / "deep.toml").write_text("a = " + "[" * 10**5)
+    with resources.as_file(resources.files("polarlib").joinpath("data/costs.toml")) as costs:
+        shutil.copy(costs, folder / "costs.toml")
     (folder / "wrong.toml").write_text(f"[numpy.cpu]\nsizes = [{'9' * 400}]\nmeasured = 1\n")
     for name in ("folder.npy", "folder.npz"):
         (folder / name).mkdir()
@@ -256,7 +263,7 @@ def calls() -> list[list[str]]:
             else:
                 rest = without(base, set(param.opts))
             if name == "design":
-                rest = DESIGNS.get(option, rest)
+                rest = without(DESIGNS.get(option, rest), set(param.opts))
             if option == "--plots":
                 rest = [word for word in rest if word != "--no-plots"]
             if getattr(param, "is_flag", False):
