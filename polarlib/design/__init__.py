@@ -16,6 +16,7 @@ from polarlib.design.prices import costs
 from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best
 from polarlib.design.restarts import restarts
+from polarlib.design.sensitivity import sensitivity
 from polarlib.design.spectra import (
     Spectrum,
     log_uniform,
@@ -58,6 +59,7 @@ __all__ = [
     "power",
     "power_law",
     "restarts",
+    "sensitivity",
     "smooth_sign",
     "spectrum",
     "stationary",
