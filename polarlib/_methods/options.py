@@ -12,6 +12,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
+from polarlib.engine.adaptive import Adaptive, adaptive_schedule
 from polarlib.engine.normalise import BOUNDS
 from polarlib.result import ScheduleWarning
 
@@ -25,7 +26,7 @@ GRAM_SAVES = 0.9
 def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str) -> Schedule:
     """Return the schedule of a name (or the one given) with a number of steps.
 
-    "auto" is the library's own for the number format.
+    "auto" is the library's own for the number format, "adaptive" that of each matrix.
 
     Raises
     ------
@@ -35,6 +36,8 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str
     """
     if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
+    if isinstance(schedule, str) and schedule == published.ADAPTIVE:
+        return adaptive_schedule(precision, steps)
     if isinstance(schedule, str) and schedule in RATIONAL:
         schedule = RATIONAL[schedule]()
     if isinstance(schedule, str):
@@ -77,6 +80,11 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     if normalisation is None:
         return schedule.normalisation
     normalisation = choice("normalisation", normalisation, NORMALISATIONS)
+    if isinstance(schedule, Adaptive) and normalisation != schedule.normalisation:
+        raise ValueError(
+            f"schedule {schedule.name!r} chooses by moments of matrices of normalisation="
+            f"{schedule.normalisation!r}, got {normalisation!r}; leave normalisation out"
+        )
     # Bounds of the largest singular value only say where in (0, 1] the others lie; scaled columns
     # have another spectrum altogether.
     problems = {BOUNDS[kind].growth is None for kind in (normalisation, schedule.normalisation)}
