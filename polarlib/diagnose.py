@@ -9,9 +9,8 @@ from typing import Any, cast
 import numpy as np
 import scipy.linalg
 
-from polarlib import design
 from polarlib._methods import METHODS, polynomial, rational
-from polarlib._methods.options import resolve_schedule, warn_of_hazards
+from polarlib._methods.options import resolve_schedule, restarts_of, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method, default_tolerance
 from polarlib.arrays.checks import choice
@@ -152,7 +151,7 @@ def measure(
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
-            at = design.restarts(schedule, precision) if form == "gram" else ()
+            at = restarts_of(schedule, precision) if form == "gram" else ()
             _, run = polynomial(
                 x,
                 ops,

@@ -12,6 +12,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
+from polarlib.design.restarts import common_restarts
 from polarlib.engine.adaptive import Adaptive, adaptive_schedule
 from polarlib.engine.normalise import BOUNDS
 from polarlib.result import ScheduleWarning
@@ -115,6 +116,15 @@ def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> N
         )
 
 
+def restarts_of(
+    schedule: Schedule, precision: str, gram_precision: str | None = None
+) -> tuple[int, ...]:
+    """Restarts of the Gram form: what "auto" is, for whichever steps a matrix may take."""
+    if isinstance(schedule, Adaptive):
+        return common_restarts(schedule.each, precision, gram_precision)
+    return design.restarts(schedule, precision, gram_format=gram_precision)
+
+
 def choose_form(
     schedule: Schedule,
     shape: tuple[int, ...],
@@ -132,7 +142,7 @@ def choose_form(
             )
         at: tuple[int, ...] = ()
         if form != "plain":
-            at = design.restarts(schedule, precision, gram_format=gram_precision)
+            at = restarts_of(schedule, precision, gram_precision)
     else:
         last = len(schedule)
         what = f"'auto' or a sequence of step numbers from 1 to {last}"

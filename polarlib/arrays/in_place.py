@@ -44,7 +44,7 @@ class InPlaceOps(Ops):
         """Writable view of the diagonals."""
         return z.diagonal(0, -2, -1)
 
-    def add_diagonal(self, z: Array, a: float) -> Array:
+    def add_diagonal(self, z: Array, a: Array) -> Array:
         """Return ``z + a I`` in the storage of `z`."""
         diagonal = self._diagonal(z)
         diagonal += a if is_known(a) else a[..., 0]

@@ -294,7 +294,7 @@ class TorchOps(FormatOps):
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
-    def add_diagonal(self, z: Array, a: float) -> Array:
+    def add_diagonal(self, z: Array, a: Array) -> Array:
         """Return ``z + a I`` in the storage of `z`; torch would round `a` to 16 bits first."""
         if not self.fused:
             return super().add_diagonal(z, a)

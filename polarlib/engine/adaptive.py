@@ -58,8 +58,8 @@ NO_RULE = Rule((0.0, 0.0, 0.0, 0.0), 1.0, 1.0, 1.0)
 class Adaptive(Schedule):
     """Head and steepest tail, and the tails from which each matrix takes its own.
 
-    As a :class:`Schedule` it says how many steps there are, of which degrees, and where the Gram
-    form restarts; its values are those of the steepest tail alone.
+    As a :class:`Schedule` it says how many steps there are and of which degrees; its values are
+    those of the steepest tail alone.
     """
 
     rule: Rule = NO_RULE
@@ -69,6 +69,12 @@ class Adaptive(Schedule):
     def head(self) -> int:
         """Number of the steps that are the same for all matrices."""
         return len(self.steps) - len(self.tails[0])
+
+    @functools.cached_property
+    def each(self) -> tuple[Schedule, ...]:
+        """The composition with each of the tails."""
+        head = self.steps[: self.head]
+        return tuple(Schedule(steps=head + tail, lower=self.lower) for tail in self.tails)
 
 
 def adaptive_schedule(precision: str, steps: int | None = None) -> Adaptive:

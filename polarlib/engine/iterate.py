@@ -229,15 +229,13 @@ def _gram(
             if callback is not None:
                 callback(start + k, ops.matmul(x, to_working_format(q, ops)))
 
+        def following(k: int, r: Array, start: int = start) -> Sequence[Coefficient]:
+            return chosen.next(start + k, r)
+
         watch = None if callback is None else inside
         r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
-        q, alpha, beta = coupled(
-            r,
-            chosen.steps[start:end],
-            small,
-            callback=watch,
-            chosen=lambda k, r, start=start: chosen.next(start + k, r),
-        )
+        here = chosen.steps[start:end]
+        q, alpha, beta = coupled(r, here, small, callback=watch, chosen=following)
         del r  # before X Q takes storage
         q = to_working_format(q, ops)
         whole = is_known(alpha, 1.0) and is_known(beta, 0.0)
