@@ -186,10 +186,12 @@ def interpolated(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False)
     """Coefficients of the tail at a place, or their derivatives there; arrays (..., 1, 1)."""
     xp, tails = ops.xp, schedule.tails
     distance = w - kept(_grid, (len(tails),), w, ops)
-    left = 1 - abs(distance)
-    if slope:  # at a tail, that of the mean of both sides
-        weights = xp.where(left > 0, -xp.sign(distance), xp.zeros_like(left))
+    if slope:  # at a tail, the one to the right
+        falls, one = (distance >= 0) & (distance < 1), xp.ones_like(distance)
+        rises = (distance >= -1) & (distance < 0)
+        weights = xp.where(falls, -one, xp.where(rises, one, 0 * one))
     else:
+        left = 1 - abs(distance)
         weights = (left + abs(left)) / 2
     # A sum, not a product of matrices, which libraries take in less where they are told to.
     c = xp.sum(weights * kept(_table, (tails,), w, ops), axis=-1, keepdims=True)
