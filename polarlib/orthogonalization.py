@@ -40,13 +40,15 @@ from polarlib.arrays.torch_sharded import placements
 from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 from polarlib.engine.symmetric import pays
-from polarlib.published import Named
+from polarlib.published import ADAPTIVE, Named
 
 Array = Any
 
 # Entries of matrices up to which a stack of them is faster on the host than one after the other.
 # Chosen by experiment (benchmarks/orthogonalize.py).
 BATCH_UP_TO = 1 << 14
+# Schedules that depend on the number format.
+BY_FORMAT = ("auto", ADAPTIVE)
 
 
 # -- options ---------------------------------------------------------------------------------
@@ -123,7 +125,7 @@ class Options:
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not isinstance(self.restarts, str):
             kept["restarts"] = at
-        if not (isinstance(self.schedule, str) and self.schedule == "auto"):
+        if not (isinstance(self.schedule, str) and self.schedule in BY_FORMAT):
             kept |= {"schedule": dataclasses.asdict(chosen), "steps": None}
         return json.dumps(kept)
 
@@ -158,7 +160,9 @@ def orthogonalize(
     schedule : str, path-like or Schedule, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
         published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
-        (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "halley" (or
+        (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "adaptive" for steps
+        that depend on the matrix, nearer to the polar factor of most gradients at as many products
+        (docs/adaptive.md; normalisation "moments" alone); "halley" (or
         "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
         the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
         `restarts`, `gram_precision` and `normalisation` are for polynomials.
@@ -331,7 +335,7 @@ def _packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
 @functools.lru_cache(maxsize=256)
 def _unpacked(options: str) -> Options:
     how = json.loads(options)
-    if how["schedule"] != "auto":
+    if how["schedule"] not in BY_FORMAT:
         how["schedule"] = Schedule(**how["schedule"])
     return Options(**how)
 

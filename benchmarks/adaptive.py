@@ -1,0 +1,126 @@
+"""Make the steps that schedule="adaptive" chooses from anew: polarlib/data/adaptive.toml.
+
+    python benchmarks/adaptive.py [--out FILE]
+
+Two steps are the same for every matrix, the head: those of ``design.for_precision`` for an interval
+[l, 1] with l in the middle of the range. The others, the tail, are designed for each of a grid of
+lower ends, for the state that rounding leaves after the head. Which tail a matrix takes, the rule
+says; docs/adaptive.md derives it, and benchmarks/nearest.py fits it and measures what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import typer
+from rich.progress import track
+
+from polarlib import design
+from polarlib._schedules.images import odd_image, turning_points
+from polarlib.arrays.formats import format_of
+from polarlib.design.rounding import (
+    Rounding,
+    _DesignState,
+    _landing,
+    first_state,
+    last_step,
+    next_step,
+)
+from polarlib.files.whole import write_whole
+
+Step = tuple[float, ...]
+
+OUT = Path(__file__).parents[1] / "polarlib" / "data" / "adaptive.toml"
+FORMATS = ("bfloat16", "float16", "float32")
+HEAD_STEPS = 2
+TAILS = 16
+
+
+class Rule(NamedTuple):
+    """log l = c0 + c1 T + c2 V + c3 / max(T, floor), clipped to [log lower, log upper]."""
+
+    coefficients: tuple[float, float, float, float]
+    floor: float
+    lower: float
+    upper: float
+
+
+RULE = Rule((-1.183, 2.926, -6.515, -0.476), 0.05, 4e-4, 1e-2)
+# Lower ends of the first and the last tail, and that of the head, for each number of steps.
+RANGES = {5: (4e-4, 1e-2, 3e-3)}
+TEXT = """\
+# The steps of schedule="adaptive", made by `python benchmarks/adaptive.py`. A step is [a, b, c]:
+# p(x) = a x + b x^3 + c x^5. Every matrix takes the head; the steps after it are interpolated
+# between the tails, where a position on their grid is found from the Gram matrix G before them:
+# with T = tr G / n and V = sqrt(||G||_F^2 / n - T^2),
+# log l = c0 + c1 T + c2 V + c3 / max(T, floor), clipped to [log lower, log upper].
+"""
+
+
+def followed(state: _DesignState, step: Step, f: Rounding) -> _DesignState:
+    """The state after a step that is given."""
+    turns = turning_points(step)
+    return _DesignState(
+        (*state.steps, step),
+        *_landing(step, state.lower, state.upper, turns, f.unit, f.upward),
+        odd_image([step], *state.exact, extended=False),
+        state.reached,
+    )
+
+
+def head(precision: str, lower: float, steps: int) -> tuple[Step, ...]:
+    """The first steps of the best schedule for [lower, 1]."""
+    return design.for_precision(precision, lower, steps=steps).steps[:HEAD_STEPS]
+
+
+def tail(precision: str, lower: float, steps: int, first: Sequence[Step]) -> tuple[Step, ...]:
+    """The best steps after `first` for [lower, 1], under the rounding of a format."""
+    f = Rounding.of(format_of(precision))
+    state = first_state(lower, f)
+    for step in first:
+        state = followed(state, step, f)
+    for _ in range(steps - len(first) - 1):
+        state = next_step(state, 5, f)
+    return last_step(state, 5, f)[1].steps[len(first) :]
+
+
+def lower_ends(steps: int) -> np.ndarray:
+    """Lower ends for which the tails are designed, equidistant in their logarithm."""
+    lower, upper, _ = RANGES[steps]
+    return np.geomspace(lower, upper, TAILS)
+
+
+def tables(precision: str, steps: int) -> tuple[tuple[Step, ...], list[tuple[Step, ...]]]:
+    """The head and the tails of a format and a number of steps."""
+    first = head(precision, RANGES[steps][2], steps)
+    return first, [tail(precision, float(l), steps, first) for l in lower_ends(steps)]
+
+
+def _written(steps: Sequence[Step]) -> str:
+    return repr([list(step) for step in steps])
+
+
+def text(rule: Rule = RULE) -> str:
+    """The whole file."""
+    parts = [TEXT]
+    ends = "\n".join(f"{key} = {getattr(rule, key)!r}" for key in ("floor", "lower", "upper"))
+    parts.append(f"[rule]\ncoefficients = {list(rule.coefficients)!r}\n{ends}\n")
+    jobs = [(name, k) for name in FORMATS for k in RANGES]
+    for name, k in track(jobs, description="designs"):
+        first, tails = tables(name, k)
+        rows = "\n".join(f"  {_written(steps)}," for steps in tails)
+        parts.append(f"[{name}.{k}]\nhead = {_written(first)}\ntails = [\n{rows}\n]\n")
+    return "\n".join(parts)
+
+
+def main(out: Annotated[Path, typer.Option(help="Where to write.")] = OUT) -> None:
+    """Design all tails and write the file."""
+    made = text().encode()
+    write_whole(out, lambda file: file.write(made))
+
+
+if __name__ == "__main__":
+    typer.run(main)
