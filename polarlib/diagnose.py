@@ -9,9 +9,8 @@ from typing import Any, cast
 import numpy as np
 import scipy.linalg
 
-from polarlib import design
 from polarlib._methods import METHODS, polynomial, rational
-from polarlib._methods.options import resolve_schedule, warn_of_hazards
+from polarlib._methods.options import resolve_schedule, restarts_of, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method, default_tolerance
 from polarlib.arrays.checks import choice
@@ -22,6 +21,7 @@ from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.iterate import matrix_products
+from polarlib.published import ADAPTIVE
 from polarlib.result import Trace
 
 __all__ = ["measure"]
@@ -54,7 +54,7 @@ def measure(
         One matrix; m < n is transposed. Never changed.
     schedule_or_method : str or Schedule
         A schedule of your own, or a name of :func:`polarlib.methods`; "auto" is the schedule that
-        :func:`polarlib.orthogonalize` takes by default.
+        :func:`polarlib.orthogonalize` takes by default, and "adaptive" is that of the matrix.
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
@@ -134,7 +134,8 @@ def measure(
         used[-1] = run.matmuls
         form = ""
     else:
-        check_method(schedule_or_method)  # its message lists methods too
+        if not (isinstance(schedule_or_method, str) and schedule_or_method == ADAPTIVE):
+            check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
         # The default schedule has the name that callers give it.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
@@ -150,7 +151,7 @@ def measure(
             form = ""
         else:
             warn_of_hazards(schedule, precision, schedule.normalisation)
-            at = design.restarts(schedule, precision) if form == "gram" else ()
+            at = restarts_of(schedule, precision) if form == "gram" else ()
             _, run = polynomial(
                 x,
                 ops,

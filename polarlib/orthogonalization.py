@@ -39,12 +39,15 @@ from polarlib.arrays.torch_sharded import placements
 from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 from polarlib.engine.symmetric import pays
+from polarlib.published import ADAPTIVE
 
 Array = Any
 
 # Entries of matrices up to which a stack of them is faster on the host than one after the other.
 # Chosen by experiment (benchmarks/orthogonalize.py).
 BATCH_UP_TO = 1 << 14
+# Schedules that depend on the number format.
+BY_FORMAT = ("auto", ADAPTIVE)
 
 
 # -- options ---------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ class Options:
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if not isinstance(self.restarts, str):
             kept["restarts"] = at
-        if not (isinstance(self.schedule, str) and self.schedule == "auto"):
+        if not (isinstance(self.schedule, str) and self.schedule in BY_FORMAT):
             kept |= {"schedule": dataclasses.asdict(chosen), "steps": None}
         return json.dumps(kept)
 
@@ -151,7 +154,9 @@ def orthogonalize(
         Of any supported library and floating dtype. Never changed.
     schedule : str or Schedule, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
-        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" (or
+        published set (see :func:`polarlib.schedules`) or a schedule of your own; "adaptive" for
+        steps that depend on the matrix, nearer to the polar factor of most gradients at as many
+        products (docs/adaptive.md; normalisation "moments" alone); "halley" (or
         "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
         the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
         `restarts`, `gram_precision` and `normalisation` are for polynomials.
@@ -324,7 +329,7 @@ def _packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
 @functools.lru_cache(maxsize=256)
 def _unpacked(options: str) -> Options:
     how = json.loads(options)
-    if how["schedule"] != "auto":
+    if how["schedule"] not in BY_FORMAT:
         how["schedule"] = Schedule(**how["schedule"])
     return Options(**how)
 

@@ -27,6 +27,8 @@ __all__ = ["conventions", "default_schedule", "is_published", "listed", "schedul
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
+# The schedule that has its steps from the matrix: polarlib.engine.adaptive.
+ADAPTIVE = "adaptive"
 # What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
 # error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
 # larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
@@ -67,6 +69,11 @@ def _data(name: str) -> dict[str, dict[str, Any]]:
 
     text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
+
+
+def adaptive_data() -> dict[str, dict[str, Any]]:
+    """Return the rule of ``schedule="adaptive"``, and its steps by format and number."""
+    return _data("adaptive")
 
 
 @_reads_a_table
@@ -283,7 +290,12 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    name = choice("schedule", name, schedules())
+    name = choice("schedule", name, (*schedules(), ADAPTIVE))
+    if name == ADAPTIVE:
+        raise ValueError(
+            "schedule 'adaptive' depends on the matrix: give its name to orthogonalize(g, "
+            "schedule='adaptive') or measure(a, 'adaptive')"
+        )
     return _truncated(name, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 

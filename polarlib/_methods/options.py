@@ -12,6 +12,8 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
+from polarlib.design.restarts import common_restarts
+from polarlib.engine.adaptive import Adaptive, adaptive_schedule
 from polarlib.engine.normalise import BOUNDS
 from polarlib.result import ScheduleWarning
 
@@ -25,7 +27,7 @@ GRAM_SAVES = 0.9
 def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str) -> Schedule:
     """Return the schedule of a name (or the one given) with a number of steps.
 
-    "auto" is the library's own for the number format.
+    "auto" is the library's own for the number format, "adaptive" that of each matrix.
 
     Raises
     ------
@@ -35,6 +37,8 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str
     """
     if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
+    if isinstance(schedule, str) and schedule == published.ADAPTIVE:
+        return adaptive_schedule(precision, steps)
     if isinstance(schedule, str) and schedule in RATIONAL:
         schedule = RATIONAL[schedule]()
     if isinstance(schedule, str):
@@ -77,6 +81,11 @@ def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
     if normalisation is None:
         return schedule.normalisation
     normalisation = choice("normalisation", normalisation, NORMALISATIONS)
+    if isinstance(schedule, Adaptive) and normalisation != schedule.normalisation:
+        raise ValueError(
+            f"schedule {schedule.name!r} chooses by moments of matrices of normalisation="
+            f"{schedule.normalisation!r}, got {normalisation!r}; leave normalisation out"
+        )
     # Bounds of the largest singular value only say where in (0, 1] the others lie; scaled columns
     # have another spectrum altogether.
     problems = {BOUNDS[kind].growth is None for kind in (normalisation, schedule.normalisation)}
@@ -107,6 +116,15 @@ def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> N
         )
 
 
+def restarts_of(
+    schedule: Schedule, precision: str, gram_precision: str | None = None
+) -> tuple[int, ...]:
+    """Restarts of the Gram form: what "auto" is, for whichever steps a matrix may take."""
+    if isinstance(schedule, Adaptive):
+        return common_restarts(schedule.each, precision, gram_precision)
+    return design.restarts(schedule, precision, gram_format=gram_precision)
+
+
 def choose_form(
     schedule: Schedule,
     shape: tuple[int, ...],
@@ -124,7 +142,7 @@ def choose_form(
             )
         at: tuple[int, ...] = ()
         if form != "plain":
-            at = design.restarts(schedule, precision, gram_format=gram_precision)
+            at = restarts_of(schedule, precision, gram_precision)
     else:
         last = len(schedule)
         what = f"'auto' or a sequence of step numbers from 1 to {last}"

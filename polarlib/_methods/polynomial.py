@@ -9,6 +9,7 @@ from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.library import at_least_single, format_name, is_complex, to_working_format
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import rounded
+from polarlib.engine.adaptive import choice_of
 from polarlib.engine.iterate import iterate, matrix_products
 from polarlib.engine.normalise import BOUNDS, normalise, normalised_with_gram
 from polarlib.engine.symmetric import by_measurement
@@ -89,6 +90,7 @@ def polynomial(
         may_overwrite=z is not x or out is x,
         out=None if out is x else out,
         callback=callback,
+        choice=choice_of(schedule, ops, small),
     )
     products = matrix_products(schedule.steps, form=form, restarts=restarts)
     return u, Run(len(schedule), spent + products, False)

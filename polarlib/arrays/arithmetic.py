@@ -3,6 +3,9 @@
 The second part of :class:`polarlib.arrays.ops.Ops`. Matrices are the last two axes. Primitives that
 take ``out=`` may store the result there, and callers use the return value; ``out`` never is one of
 the operands.
+
+A coefficient of products and sums is a number, or an array of the library in at least single
+precision, real, of shape (..., 1, 1): each matrix of a stack has its own, and nothing is read.
 """
 
 from __future__ import annotations
@@ -14,7 +17,14 @@ from typing import Any
 import array_api_compat
 
 from polarlib.arrays.formats import FORMATS, Format
-from polarlib.arrays.library import Library, astype_like, at_least_single, format_name, is_complex
+from polarlib.arrays.library import (
+    Library,
+    astype_like,
+    at_least_single,
+    format_name,
+    is_complex,
+    is_known,
+)
 
 Array = Any
 
@@ -145,10 +155,24 @@ class Arithmetic(Library):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; no operand is changed."""
+        if not (is_known(alpha) and is_known(beta)):
+            return self._by_combination(a, b, c, alpha, beta)
         product = self.matmul(a, b, out)
         if alpha != 1.0:
             product = product * alpha
         return product + c * beta if beta else product
+
+    def _by_combination(
+        self, a: Array, b: Array, c: Array, alpha: Array | float, beta: Array | float
+    ) -> Array:
+        """Return ``alpha a @ b + beta c`` for coefficients that no product takes.
+
+        In 16 bits the product is rounded before the addend joins it.
+        """
+        product = self.matmul(a, b)
+        if is_known(beta, 0.0):
+            return self.combine((alpha,), (product,))
+        return self.combine((alpha, beta), (product, c))
 
     def gemm_hermitian(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None

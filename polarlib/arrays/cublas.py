@@ -20,7 +20,7 @@ import numpy as np
 from polarlib.arrays import cublaslt
 from polarlib.arrays.cupy_device import LibraryNotFound, required
 from polarlib.arrays.gemm_layout import Layout, described, matrix_strides
-from polarlib.arrays.library import dtype_name, import_library
+from polarlib.arrays.library import dtype_name, import_library, is_known
 
 Array = Any
 
@@ -102,11 +102,6 @@ def is_readable(x: Array) -> bool:
     return _strides(x) is not None
 
 
-def is_number(x: Array | complex, value: float) -> bool:
-    """Whether a scalar is that number, as far as the host knows: one on the device is not."""
-    return isinstance(x, int | float | complex | np.number) and bool(x == value)
-
-
 def gemm(
     a: Array,
     b: Array,
@@ -157,10 +152,10 @@ def gemm(
     dtype = a.dtype if a.dtype == b.dtype else np.promote_types(a.dtype, b.dtype)
     if type(alpha) is not float or type(beta) is not float:
         _check_scalars(dtype, alpha=alpha, beta=beta)
-    if addend is out or is_number(beta, 0.0):
+    if addend is out or is_known(beta, 0.0):
         addend = None
     if out is None:
-        if addend is None and not is_number(beta, 0.0):
+        if addend is None and not is_known(beta, 0.0):
             raise ValueError(f"beta={beta} scales `out`, and there is none")
         out = cupy.empty(shape, dtype=dtype)
     elif out.shape != shape:
@@ -438,11 +433,11 @@ def _by_matmul(
             product[index] = cupy.matmul(a[index], b[index])
     else:
         product = cupy.matmul(a, b)
-    if is_number(alpha, 1.0) and is_number(beta, 0.0):
+    if is_known(alpha, 1.0) and is_known(beta, 0.0):
         out[...] = product
         return out
     total = _wide(product) * alpha
-    out[...] = total if is_number(beta, 0.0) else total + _wide(out) * beta
+    out[...] = total if is_known(beta, 0.0) else total + _wide(out) * beta
     return out
 
 

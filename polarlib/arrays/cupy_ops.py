@@ -21,6 +21,7 @@ from polarlib.arrays.library import (
     format_name,
     import_library,
     is_complex,
+    is_known,
     numpy_dtype,
 )
 from polarlib.arrays.normaliser import Normaliser
@@ -98,7 +99,12 @@ class CupyOps(InPlaceOps):
         beta: Array | float = 0.0,
         out: Array = None,
     ) -> Array:
-        """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device."""
+        """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device.
+
+        cuBLAS takes one of each for all of a stack.
+        """
+        if max(getattr(s, "size", 1) for s in (alpha, beta)) > 1:
+            return self._by_combination(a, b, c, alpha, beta)
         out = self.buffer(c.shape, c) if out is None else out
         return self._product(a, b, out, alpha=alpha, beta=beta, addend=c)
 
@@ -106,7 +112,8 @@ class CupyOps(InPlaceOps):
         self, z: Array, alpha: float, beta: float
     ) -> tuple[Array, float, float]:
         """Absorb beta alone, ``alpha (Z + beta / alpha I)``: a product scales at no cost."""
-        if self.fused or not abs(beta) <= FOLDED * abs(alpha):
+        known = is_known(alpha) and is_known(beta)
+        if self.fused or not known or not abs(beta) <= FOLDED * abs(alpha):
             return super().add_scaled_identity(z, alpha, beta)
         return self.add_diagonal(z, beta / alpha), alpha, 0.0
 
@@ -115,7 +122,7 @@ class CupyOps(InPlaceOps):
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i``, a new array, in one pass; rounded once if c are numbers."""
-        if not all(isinstance(c, float | int) for c in coefficients):
+        if not all(map(is_known, coefficients)):
             return super().combine(coefficients, matrices)
         source = _combination(len(matrices), dtype_name(matrices[0]))
         pairs = zip(matrices, map(float, coefficients), strict=True)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from polarlib.arrays.library import is_known
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.wrapper import Wrapper
 
@@ -91,7 +92,7 @@ class DualOps(Wrapper, exact=frozenset()):
     def add_scaled_identity(self, z: Dual, alpha: float, beta: float) -> tuple[Dual, float, float]:
         """Return ``alpha Z + beta I``."""
         value, _, _ = self.base.add_scaled_identity(z.value, alpha, beta)
-        tangent = z.tangent if alpha == 1.0 else self.base.combine((alpha,), (z.tangent,))
+        tangent = z.tangent if is_known(alpha, 1.0) else self.base.combine((alpha,), (z.tangent,))
         return Dual(value, tangent), 1.0, 0.0
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Dual]) -> Dual:

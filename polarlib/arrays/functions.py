@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from polarlib.arrays.library import (
     on_cpu,
 )
 from polarlib.arrays.memory import physical_memory
-from polarlib.arrays.ops import Ops
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.torch_sharded import placements
 
 Array = Any
@@ -49,6 +50,38 @@ def read(ops: Ops, *arrays: Array) -> list[np.ndarray]:
     ends = np.cumsum([math.prod(x.shape) for x in arrays])
     parts = np.split(ops.to_host(xp.concat(flat)), ends[:-1])
     return [part.reshape(x.shape) for part, x in zip(parts, arrays, strict=True)]
+
+
+class _Place:
+    """A device as a key: CuPy's have no hash."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Place) and bool(self.device == other.device)
+
+    def __hash__(self) -> int:
+        return hash(str(self.device))
+
+
+def kept(make: Callable[..., np.ndarray], given: tuple[Any, ...], like: Array, ops: Ops) -> Array:
+    """Return ``make(*given)`` where `like` lies and in its dtype: never written.
+
+    It is transferred once, and not in each call, where that is possible.
+    """
+    if lies_in_one_place(like, ops):
+        return _placed(make, given, ops.xp, like.dtype, _Place(ops._device_of(like)))
+    return astype_like(ops.from_host(make(*given), like), like, ops)
+
+
+@functools.lru_cache(maxsize=64)
+def _placed(
+    make: Callable[..., np.ndarray], given: tuple[Any, ...], xp: Any, dtype: Any, place: _Place
+) -> Array:
+    like = xp.empty((1, 1), dtype=dtype, device=place.device)
+    ops = ops_of(like)
+    return astype_like(ops.from_host(make(*given), like), like, ops)
 
 
 def as_complex(x: Array, ops: Ops) -> Array:

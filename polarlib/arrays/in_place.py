@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polarlib.arrays.library import astype_like
+from polarlib.arrays.library import astype_like, is_known
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -44,10 +44,10 @@ class InPlaceOps(Ops):
         """Writable view of the diagonals."""
         return z.diagonal(0, -2, -1)
 
-    def add_diagonal(self, z: Array, a: float) -> Array:
+    def add_diagonal(self, z: Array, a: Array) -> Array:
         """Return ``z + a I`` in the storage of `z`."""
         diagonal = self._diagonal(z)
-        diagonal += a
+        diagonal += a if is_known(a) else a[..., 0]
         return z
 
     def add_scaled_identity(
@@ -56,7 +56,7 @@ class InPlaceOps(Ops):
         """Absorb ``alpha Z + beta I`` into the storage of Z."""
         if self.fused:
             return z, alpha, beta
-        if alpha != 1.0:
+        if not is_known(alpha, 1.0):
             z *= alpha
         return self.add_diagonal(z, beta), 1.0, 0.0
 
@@ -64,6 +64,8 @@ class InPlaceOps(Ops):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``; no operand is changed."""
+        if not (is_known(alpha) and is_known(beta)):
+            return self._by_combination(a, b, c, alpha, beta)
         product = self.matmul(a, b, out)
         if alpha != 1.0:
             product *= alpha

@@ -45,6 +45,12 @@ def is_complex(x: Array) -> bool:
     return _names(x.dtype)[0].startswith("complex")
 
 
+def is_known(x: Any, value: float | None = None) -> bool:
+    """Whether a coefficient is a number of the host, and this one; arrays are not looked into."""
+    number = isinstance(x, int | float | complex | np.number)
+    return number and (value is None or bool(x == value))
+
+
 # NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
 @functools.lru_cache(maxsize=128, typed=True)
 def _names(dtype: Any) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from polarlib.arrays.formats import Format, format_of
-from polarlib.arrays.library import dtype_name, is_complex
+from polarlib.arrays.library import dtype_name, is_complex, is_known
 from polarlib.arrays.ops import Ops, is_native
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.arrays.wrapper import Wrapper
@@ -187,8 +187,8 @@ class Rounded(Wrapper):
         product = self.base._product_of_rounded(a, b, (left, right), self.precision.name)
         if product is None:
             return None
-        product = product * alpha if alpha != 1.0 else product
-        return self._result(product + c * beta if beta else product)
+        product = product if is_known(alpha, 1.0) else product * alpha
+        return self._result(product if is_known(beta, 0.0) else product + c * beta)
 
     def _operand(self, x: Array) -> Array:
         """What a product reads of a matrix: but in tf32, its entries are of the format already."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from polarlib.arrays.arithmetic import LONG, MANY
-from polarlib.arrays.library import format_name, import_library, is_complex
+from polarlib.arrays.library import astype_like, format_name, import_library, is_complex, is_known
 from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Diagonal, Ops, Rule, finite_only, ops_of
 from polarlib.arrays.torch_autograd import differentiable_function, is_differentiated, is_recorded
@@ -294,11 +294,12 @@ class TorchOps(FormatOps):
         """Torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
-    def add_diagonal(self, z: Array, a: float) -> Array:
+    def add_diagonal(self, z: Array, a: Array) -> Array:
         """Return ``z + a I`` in the storage of `z`; torch would round `a` to 16 bits first."""
         if not self.fused:
             return super().add_diagonal(z, a)
         diagonal = self._diagonal(z)
+        a = a if is_known(a) else a[..., 0]
         self.torch.add(diagonal.to(self.torch.float32), a, out=diagonal)
         return z
 
@@ -361,6 +362,8 @@ class TorchOps(FormatOps):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once."""
+        if not (is_known(alpha) and is_known(beta)):
+            return self._by_combination(a, b, c, alpha, beta)
         add = self.torch.addmm if a.ndim == 2 else self.torch.baddbmm
         contiguous = out is None or out.is_contiguous()
         if a.ndim <= 3 and contiguous and c.dtype == a.dtype and self._is_plain(a, b):
@@ -378,9 +381,16 @@ class TorchOps(FormatOps):
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
         """Return ``sum c_i M_i``; one matrix alone needs no copy in float32 to be rounded once."""
+        first = matrices[0]
         if len(matrices) == 1:
-            return matrices[0] * coefficients[0]
-        return super().combine(coefficients, matrices)
+            return astype_like(first * coefficients[0], first, self)
+        if any(map(is_known, coefficients[1:])):
+            return super().combine(coefficients, matrices)
+        # Arrays of one entry are of single precision: a sum that one of them is in is rounded last.
+        total = first if is_known(coefficients[0], 1.0) else first * coefficients[0]
+        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
+            total = self.torch.addcmul(total, m, c)
+        return astype_like(total, first, self)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, large ones by panels."""
@@ -393,7 +403,8 @@ class TorchOps(FormatOps):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian: panels from the diagonal on, and mirrored."""
-        if not self._by_panels(a, b):
+        known = is_known(alpha) and is_known(beta)
+        if not known or not self._by_panels(a, b):
             return self.gemm(a, b, c, alpha, beta, out)
         torch, n = self.torch, a.shape[0]
         out = torch.empty((n, n), dtype=a.dtype, device=a.device) if out is None else out

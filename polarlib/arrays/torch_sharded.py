@@ -16,6 +16,7 @@ from polarlib.arrays.library import (
     format_name,
     import_library,
     is_complex,
+    is_known,
 )
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
@@ -56,8 +57,9 @@ class TorchShardedOps(TorchGradOps):
     """
 
     is_traced = TorchOps.is_traced
-    # torch has no rules for bits and for products of 8 bits of DTensors.
+    # torch has no rules for bits, sums of products and products of 8 bits of DTensors.
     binary_scale = Ops.binary_scale
+    combine = Ops.combine
     _multiplies_rounded = Ops._multiplies_rounded
     _product_of_rounded = Ops._product_of_rounded
 
@@ -233,7 +235,8 @@ class TorchShardedOps(TorchGradOps):
         """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
         a, b = self._aligned(a, b)
         layout, sums = _layout_of_product(a, b)
-        if sums or layout != _layout(c) or any(self.is_traced(x) for x in (a, b, c)):
+        known = is_known(alpha) and is_known(beta)
+        if not known or sums or layout != _layout(c) or any(self.is_traced(x) for x in (a, b, c)):
             return Ops.gemm(self, a, b, c, alpha, beta)
         local = super().gemm(a.to_local(), b.to_local(), c.to_local(), alpha, beta)
         return self._wrapped(local, c, layout, c.shape)

@@ -13,7 +13,7 @@ import math
 from contextlib import nullcontext
 from typing import Any
 
-from polarlib.arrays.library import import_library
+from polarlib.arrays.library import import_library, is_known
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.torch_ops import TorchOps
 from polarlib.arrays.triton_normaliser import is_installed
@@ -121,7 +121,8 @@ class TorchSymmetricOps(TorchOps):
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
         """Return ``alpha a @ b + beta c``, Hermitian."""
-        if not self._is_served(a, b, c):
+        known = is_known(alpha) and is_known(beta)
+        if not known or not self._is_served(a, b, c):
             return super().gemm_hermitian(a, b, c, alpha, beta, out)
         return symmetric_product(a, b, c, alpha, beta, out, exact=self.working != "tf32")
 

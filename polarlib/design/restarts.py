@@ -74,32 +74,55 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
     polynomials(schedule, "design.restarts")
-    unit = format_of(format).unit_roundoff
-    if gram_format is None or format_of(gram_format) == format_of(format):
-        return _restarts(schedule, unit, unit, ROUNDING_OF_Q * unit)
-    small = format_of(gram_format).unit_roundoff
-    return _restarts(schedule, unit, small, ROUNDING_OF_Q * small + ROUNDING_ONCE * unit)
+    return common_restarts((schedule,), format, gram_format)
 
 
 @functools.lru_cache(maxsize=256)
-def _restarts(schedule: Schedule, unit: float, of_gram: float, of_q: float) -> tuple[int, ...]:
+def common_restarts(
+    schedules: tuple[Schedule, ...], format: str, gram_format: str | None = None
+) -> tuple[int, ...]:
+    """Restarts that serve several schedules of as many steps: arguments of :func:`restarts`.
+
+    Examples
+    --------
+    >>> from polarlib import schedule
+    >>> both = schedule("polar_express", 5), schedule("jordan", 5)
+    >>> [common_restarts((s,), "float16") for s in both], common_restarts(both, "float16")
+    ([(2,), (3,)], (2,))
+    """
+    unit = format_of(format).unit_roundoff
+    small, of_q = unit, ROUNDING_OF_Q * unit
+    if gram_format is not None and format_of(gram_format) != format_of(format):
+        small = format_of(gram_format).unit_roundoff
+        of_q = ROUNDING_OF_Q * small + ROUNDING_ONCE * unit
+    ends = [_ends(s, unit, small, of_q) for s in schedules]
+    found, start = [], 0
+    while start < len(ends[0]):
+        start = max(frozenset.intersection(*(e[start] for e in ends)))
+        found.append(start)
+    return tuple(found[:-1])
+
+
+@functools.lru_cache(maxsize=256)
+def _ends(
+    schedule: Schedule, unit: float, of_gram: float, of_q: float
+) -> tuple[frozenset[int], ...]:
+    """Numbers of the steps after which a section may end, for each step before its beginning."""
     limit = min(TOLERATED, 2.0**BITS_LOST * unit)
     slopes = [abs(step[0]) for step in schedule.steps]
     tops, rooms = _rooms(schedule)
-    found, start = [], 0
-    while start < len(slopes):
-        end = start + 1
-        spurious, growth = of_gram, slopes[start]
+    found = []
+    for start, growth in enumerate(slopes):
+        ends, spurious = {start + 1}, of_gram
         for k in range(start + 1, len(slopes)):  # may the section end after step k + 1?
             spurious *= slopes[k - 1] ** 2
             growth *= slopes[k]
             if spurious > limit:
                 break
             if of_q * growth * tops[start] <= rooms[k]:
-                end = k + 1
-        found.append(end)
-        start = end
-    return tuple(found[:-1])
+                ends.add(k + 1)
+        found.append(frozenset(ends))
+    return tuple(found)
 
 
 def _rooms(schedule: Schedule) -> tuple[list[float], list[float]]:

@@ -38,8 +38,9 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.functions import as_complex
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
+from polarlib.engine.adaptive import Adaptive, choice_and_growth
 from polarlib.engine.equation import Equation
-from polarlib.engine.iterate import iterate
+from polarlib.engine.iterate import Steps, iterate
 from polarlib.engine.normalise import BOUNDS, normalise
 
 Array = Any
@@ -67,7 +68,7 @@ def schedule_derivative(
     normalisation : str
         As :func:`polarlib.engine.normalise.normalise` takes it.
     form, restarts
-        As :func:`polarlib.engine.iterate.iterate` takes them.
+        As :func:`polarlib.engine.iterate.iterate` takes them; not used for an adaptive schedule.
     gradient : bool
         Whether E is a gradient with respect to the result, and the result one with respect to X;
         otherwise E is a direction of X.
@@ -83,9 +84,9 @@ def schedule_derivative(
         x, e = ops.adjoint(x), ops.adjoint(e)
 
     def along(y: Array, e: Array) -> Array:
-        pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
-        moved = iterate(pair, schedule.steps, dual, form=form, restarts=restarts)
-        return cast(Dual, moved).tangent
+        if isinstance(schedule, Adaptive):
+            return _along_adaptive(y, e, schedule, ops, gradient=gradient)
+        return _along(y, e, schedule.steps, ops, form=form, restarts=restarts)
 
     if normalisation == "none":
         d = along(x, e)
@@ -93,6 +94,39 @@ def schedule_derivative(
         y, before, after = _normalisation(x, ops, normalisation, schedule.input_safety)
         d = after(along(y, e)) if gradient else along(y, before(e))
     return ops.adjoint(d) if wide else d
+
+
+def _along(y: Array, e: Array, steps: Steps, ops: Ops, **how: Any) -> Array:
+    """Derivative of steps at Y in a direction, or against a gradient: it is self-adjoint."""
+    pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
+    return cast(Dual, iterate(pair, steps, dual, **how)).tangent
+
+
+def _along_adaptive(y: Array, e: Array, s: Adaptive, ops: Ops, *, gradient: bool) -> Array:
+    """The same for steps of which the later ones depend on the matrix, that dependence included.
+
+    The later coefficients depend on one number w of the iterate X after the head. A direction W of
+    X moves the result by ``D W + F <P, W>``: D with the steps held, P the gradient of w, F the
+    derivative of the result in w. Against a gradient E that is ``D E + P <F, E>``.
+    """
+    head = s.steps[: s.head]
+    x = iterate(y, head, ops)
+    steps, slopes, p = choice_and_growth(x, s, ops)
+    f = _moved_by(x, steps, slopes, ops)
+    if gradient:
+        inner = _along(x, e, steps, ops)
+        return _along(y, inner + p * _inner(f, e, ops), head, ops)
+    e = _along(y, e, head, ops)
+    return _along(x, e, steps, ops) + f * _inner(p, e, ops)
+
+
+def _moved_by(x: Array, steps: Steps, slopes: Steps, ops: Ops) -> Array:
+    """Derivative of steps at X where their coefficients move by `slopes`."""
+    d = iterate(x, slopes[:1], ops)
+    for before, step, slope in zip(steps, steps[1:], slopes[1:], strict=False):
+        x = iterate(x, [before], ops)
+        d = _along(x, d, [step], ops) + iterate(x, [slope], ops)
+    return d
 
 
 def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array, Linear, Linear]:

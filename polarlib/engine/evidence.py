@@ -22,9 +22,9 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import above_noise, lies_in_one_place, read
-from polarlib.arrays.library import astype_like, format_name, is_complex
-from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.functions import above_noise, kept, read
+from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.single import adjoint, defect, squared_norm
 from polarlib.result import Run
 
@@ -230,32 +230,8 @@ def _back(u: Array, few: Array, ops: Ops) -> Array:
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
     """Gaussian vectors, the same for every matrix of a stack."""
-    if lies_in_one_place(x, ops):
-        z = _placed(n, k, ops.xp, x.dtype, _Place(ops._device_of(x)))
-    else:
-        z = astype_like(ops.from_host(_gaussian(n, k), x), x, ops)
+    z = kept(_gaussian, (n, k), x, ops)
     return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
-
-
-class _Place:
-    """A device as a key: CuPy's have no hash."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Place) and bool(self.device == other.device)
-
-    def __hash__(self) -> int:
-        return hash(str(self.device))
-
-
-@functools.lru_cache(maxsize=16)
-def _placed(n: int, k: int, xp: Any, dtype: Any, place: _Place) -> Array:
-    """Gaussian vectors where matrices lie, which a call need not transfer. Never written."""
-    like = xp.empty((1, 1), dtype=dtype, device=place.device)
-    ops = ops_of(like)
-    return astype_like(ops.from_host(_gaussian(n, k), like), like, ops)
 
 
 @functools.lru_cache(maxsize=16)

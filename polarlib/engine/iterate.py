@@ -21,18 +21,50 @@ begins with: inverse p-th roots.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from polarlib._schedules.products import even_products, product_counts
-from polarlib.arrays.library import to_working_format
+from polarlib.arrays.library import is_known, to_working_format
 from polarlib.arrays.ops import Ops
 
 Array = Any
+# Coefficients: numbers, or arrays as polarlib.arrays.arithmetic has them.
+Coefficient = Array | float
+Steps = Sequence[Sequence[Coefficient]]
+
+
+class Choice(NamedTuple):
+    """How steps are chosen that depend on the matrix.
+
+    Attributes
+    ----------
+    after : int
+        Number of the steps that are the same for all.
+    steps : callable
+        ``steps(g)`` are the steps after them, where G is the Gram matrix of the iterate, which the
+        first of them needs anyway. Of as many coefficients as those that they replace.
+    """
+
+    after: int
+    steps: Callable[[Array], Steps]
+
+
+class _Steps:
+    """Steps in order; where there is a choice, it is made when the Gram matrix is known."""
+
+    def __init__(self, steps: Steps, choice: Choice | None) -> None:
+        self.steps, self.choice = list(steps), choice
+
+    def next(self, k: int, r: Array) -> Sequence[Coefficient]:
+        """Return step k, from 0, for iterates with the Gram matrix R."""
+        if self.choice is not None and k == self.choice.after:
+            self.steps[k:] = self.choice.steps(r)
+        return self.steps[k]
 
 
 def even_part(
-    g: Array, step: Sequence[float], ops: Ops, out: Array | None = None
-) -> tuple[Array, float, float]:
+    g: Array, step: Sequence[Coefficient], ops: Ops, out: Array | None = None
+) -> tuple[Array, Coefficient, Coefficient]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I = c_0 I + c_1 G + ... + c_d G^d``.
 
     Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j
@@ -91,7 +123,7 @@ def matrix_products(
 
 def iterate(
     x: Array,
-    steps: Sequence[Sequence[float]],
+    steps: Steps,
     ops: Ops,
     *,
     form: str = "plain",
@@ -101,6 +133,7 @@ def iterate(
     may_overwrite: bool = False,
     out: Array | None = None,
     callback: Callable[[int, Array], None] | None = None,
+    choice: Choice | None = None,
 ) -> Array:
     """Apply the steps to a stack of matrices.
 
@@ -108,7 +141,7 @@ def iterate(
     ----------
     x : array, shape (..., m, n)
         Normalised, already of the dtype that `ops` works in, m >= n for the least work.
-    steps : sequence of sequences of float
+    steps : sequence of sequences of float or array
         Coefficients in ascending odd powers, first step first.
     ops : Ops
         Arithmetic.
@@ -128,21 +161,25 @@ def iterate(
         Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
         which the step after the next one overwrites. In the Gram form the iterate is formed for it
         by a product that is not counted.
+    choice : Choice, optional
+        How later steps are chosen; those of `steps` then only say how many there are.
 
     Returns
     -------
     array, shape (..., m, n)
     """
+    chosen = _Steps(steps, choice)
     if out is not None and (out.dtype != x.dtype or out.shape != x.shape):
         out = None
     if form == "gram":
-        return _gram(x, steps, ops, ops if small is None else small, restarts, gram, out, callback)
-    return _plain(x, steps, ops, may_overwrite, gram, out, callback)
+        small = ops if small is None else small
+        return _gram(x, chosen, ops, small, restarts, gram, out, callback)
+    return _plain(x, chosen, ops, may_overwrite, gram, out, callback)
 
 
 def _plain(
     x: Array,
-    steps: Sequence[Sequence[float]],
+    chosen: _Steps,
     ops: Ops,
     may_overwrite: bool,
     gram: Array | None,
@@ -155,8 +192,9 @@ def _plain(
     g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
     turns = [x if may_overwrite and ops.reusable(x) else None, None]
     if out is not None:  # its turn is the last one
-        turns[len(steps) % 2] = out
-    for k, step in enumerate(steps, 1):
+        turns[len(chosen.steps) % 2] = out
+    for k in range(1, len(chosen.steps) + 1):
+        step = chosen.steps[k - 1]
         out = turns[k % 2]
         if out is None:
             out = turns[k % 2] = ops.buffer(x.shape, x)
@@ -165,6 +203,7 @@ def _plain(
         else:
             known, gram = gram, None
             r = ops.gram(x, g) if known is None else known
+            step = chosen.next(k - 1, r)
             p, alpha, beta = ops.add_scaled_identity(*even_part(r, step, ops, z))
             x = ops.gemm(x, p, x, alpha=alpha, beta=beta, out=out)
         if callback is not None:
@@ -174,7 +213,7 @@ def _plain(
 
 def _gram(
     x: Array,
-    steps: Sequence[Sequence[float]],
+    chosen: _Steps,
     ops: Ops,
     small: Ops,
     restarts: Sequence[int],
@@ -182,19 +221,24 @@ def _gram(
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
-    ends = sorted({k for k in (*restarts, len(steps)) if 0 < k <= len(steps)})
+    last = len(chosen.steps)
+    ends = sorted({k for k in (*restarts, last) if 0 < k <= last})
     for start, end in zip([0, *ends], ends, strict=False):
 
         def inside(k: int, q: Array, start: int = start, x: Array = x) -> None:
             if callback is not None:
                 callback(start + k, ops.matmul(x, to_working_format(q, ops)))
 
+        def following(k: int, r: Array, start: int = start) -> Sequence[Coefficient]:
+            return chosen.next(start + k, r)
+
         watch = None if callback is None else inside
         r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
-        q, alpha, beta = coupled(r, steps[start:end], small, callback=watch)
+        here = chosen.steps[start:end]
+        q, alpha, beta = coupled(r, here, small, callback=watch, chosen=following)
         del r  # before X Q takes storage
         q = to_working_format(q, ops)
-        whole = (alpha, beta) == (1.0, 0.0)
+        whole = is_known(alpha, 1.0) and is_known(beta, 0.0)
         into = out if end == ends[-1] else None
         x = ops.matmul(x, q, into) if whole else ops.gemm(x, q, x, alpha, beta, into)
         if callback is not None:
@@ -204,12 +248,13 @@ def _gram(
 
 def coupled(
     r: Array,
-    steps: Sequence[Sequence[float]],
+    steps: Steps,
     ops: Ops,
     *,
     stride: int = 2,
     callback: Callable[[int, Array], None] | None = None,
-) -> tuple[Array, float, float]:
+    chosen: Callable[[int, Array], Sequence[Coefficient]] | None = None,
+) -> tuple[Array, Coefficient, Coefficient]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
 
     ``Q <- Q P(R)``, ``R <- R P(R)**stride`` for each step; after the last one R is not needed.
@@ -227,19 +272,21 @@ def coupled(
         Q tends to ``R**(-1/stride)``.
     callback : callable, optional
         Called as ``callback(k, q)`` after every step k but the last.
+    chosen : callable, optional
+        ``chosen(k, r)`` is step k, from 0, instead of that of `steps`; R is the one before it.
 
     Returns
     -------
     z : array, shape (..., n, n)
         For a single step of two coefficients the storage of `r`.
-    alpha, beta : float
+    alpha, beta : float or array
         1 and 0 but for a single step, which is never rounded together with the identity in narrow
         formats.
     """
     q = None
     free: list[Array] = []
 
-    def renewed(a: Array, b: Array, c: Array, alpha: float, beta: float) -> Array:
+    def renewed(a: Array, b: Array, c: Array, alpha: Coefficient, beta: Coefficient) -> Array:
         """``alpha a b + beta c``, and the storage of c is free."""
         out = free.pop() if free else ops.buffer(c.shape, c)
         product = ops.gemm_hermitian(a, b, c, alpha=alpha, beta=beta, out=out)
@@ -249,6 +296,7 @@ def coupled(
 
     for k, step in enumerate(steps, 1):
         last = k == len(steps)
+        step = step if chosen is None else chosen(k - 1, r)
         out = free.pop() if free else ops.buffer(r.shape, r)
         z, alpha, beta = even_part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
         if z is r and not last:
@@ -264,8 +312,8 @@ def coupled(
             r = renewed(left, right, r, alpha, beta)
         r = ops.make_hermitian(r)
         if q is None:  # in the storage of Z, which nothing else needs
-            q = ops.combine((alpha,), (z,)) if alpha != 1.0 else z
-            q = ops.add_diagonal(q, beta) if beta else q
+            q = z if is_known(alpha, 1.0) else ops.combine((alpha,), (z,))
+            q = q if is_known(beta, 0.0) else ops.add_diagonal(q, beta)
         elif ops.reusable(z):
             free.append(z)
         if callback is not None:

@@ -17,6 +17,7 @@ from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import trace
 from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.torch_bare import Bare
+from polarlib.engine.adaptive import Adaptive
 from polarlib.engine.normalise import BOUNDS, from_gram, halfway_factor, most_absorbed, slacks
 
 Array = Any
@@ -51,7 +52,8 @@ class Plan(NamedTuple):
 
 def plan(schedule: Schedule, kind: str, precision: str, n: int, *, host: bool) -> Plan | None:
     """Return the plan for matrices of a format; None where the engine must take them."""
-    if schedule.is_rational or {len(step) for step in schedule.steps} != {3}:
+    fixed = not (schedule.is_rational or isinstance(schedule, Adaptive))
+    if not fixed or {len(step) for step in schedule.steps} != {3}:
         return None
     wanted = format_of(precision)
     most = most_absorbed(schedule.steps[0], wanted)

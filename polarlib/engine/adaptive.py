@@ -1,0 +1,231 @@
+"""Schedules whose later steps are chosen for the matrix, from a Gram matrix that is there anyway.
+
+The first steps, the head, are the same for every matrix. Let G be the Gram matrix before the step
+after them, of order n, and with its n eigenvalues
+
+    T = tr G / n,    V = sqrt(||G||_F^2 / n - T^2),
+
+their mean and their standard deviation. The other steps, the tail, are designed for an interval
+[l, 1] of the singular values at the beginning, where
+
+    log l = c_0 + c_1 T + c_2 V + c_3 / max(T, floor),    clipped to [log lower, log upper].
+
+There are tails for K values of l, equidistant in log l. Their coefficients are interpolated: with w
+the place of log l among them, from 0 to K - 1, tail k has the weight max(0, 1 - |w - k|). This is
+continuous in the matrix, and nothing is read: w, weights and coefficients are arrays of the
+library, one for each matrix of a stack. docs/adaptive.md derives the rule and says what it gains.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib import published
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import count, shown
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import kept, trace
+from polarlib.arrays.ops import Ops
+from polarlib.engine.iterate import Choice, Steps
+
+Array = Any
+Table = tuple[tuple[tuple[float, ...], ...], ...]
+# Formats without tails of their own take those of one whose unit roundoff is at least theirs.
+TAILS_OF = {"float64": "float32", "tf32": "float16"}
+
+
+class Rule(NamedTuple):
+    """The rule for log l, and how tails are taken: by interpolation, or the nearest one."""
+
+    coefficients: tuple[float, ...]
+    floor: float
+    lower: float
+    upper: float
+    selection: str = "linear"
+
+
+# Fields that follow optional ones must be optional.
+NO_RULE = Rule((0.0, 0.0, 0.0, 0.0), 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Adaptive(Schedule):
+    """Head and steepest tail, and the tails from which each matrix takes its own.
+
+    As a :class:`Schedule` it says how many steps there are and of which degrees; its values are
+    those of the steepest tail alone.
+    """
+
+    rule: Rule = NO_RULE
+    tails: Table = ()
+
+    @property
+    def head(self) -> int:
+        """Number of the steps that are the same for all matrices."""
+        return len(self.steps) - len(self.tails[0])
+
+    @functools.cached_property
+    def each(self) -> tuple[Schedule, ...]:
+        """The composition with each of the tails."""
+        head = self.steps[: self.head]
+        return tuple(Schedule(steps=head + tail, lower=self.lower) for tail in self.tails)
+
+
+def adaptive_schedule(precision: str, steps: int | None = None) -> Adaptive:
+    """Return the steps and tails of ``schedule="adaptive"`` for a number format.
+
+    Raises
+    ------
+    ValueError
+        For a format or a number of steps for which there are none.
+
+    Examples
+    --------
+    >>> s = adaptive_schedule("bfloat16")
+    >>> len(s), s.head, s.normalisation
+    (5, 2, 'moments')
+    """
+    name = format_of(precision).name
+    return _adaptive(name, None if steps is None else count("steps", steps))
+
+
+@functools.lru_cache(maxsize=64)
+def _adaptive(name: str, steps: int | None) -> Adaptive:
+    data = published.adaptive_data()
+    source = TAILS_OF.get(name, name)
+    if source not in data:
+        formats = sorted({*(data.keys() - {"rule"}), *TAILS_OF})
+        raise ValueError(
+            f"schedule 'adaptive' is for {', '.join(formats)}, got precision={name!r}; take 'auto'"
+        )
+    known = sorted(map(int, data[source]))
+    chosen = published.DEFAULT_STEPS if steps is None else steps
+    if chosen not in known:
+        have = ", ".join(map(str, known))
+        raise ValueError(
+            f"schedule 'adaptive' has {have} steps, got steps={shown(chosen)}; take 'auto'"
+        )
+    entry = data[source][str(chosen)]
+    tails = tuple(_steps(tail) for tail in entry["tails"])
+    rule = Rule(**{**data["rule"], "coefficients": tuple(data["rule"]["coefficients"])})
+    return Adaptive(
+        steps=_steps(entry["head"]) + tails[0],
+        lower=rule.lower,
+        normalisation="moments",
+        name=published.ADAPTIVE,
+        source=f"tails for {source}, chosen by the moments of the Gram matrix of step 3",
+        rule=rule,
+        tails=tails,
+    )
+
+
+def _steps(given: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, step)) for step in given)
+
+
+def choice_of(schedule: Schedule, ops: Ops, low: Ops) -> Choice | None:
+    """How the engine chooses the later steps; None for a schedule that is the same for all.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        The steps.
+    ops, low : Ops
+        Full-precision arithmetic, and that of the iteration.
+    """
+    if not isinstance(schedule, Adaptive):
+        return None
+    # oneDNN compiles a product of 16 bits anew for each factor: see engine/normalise.py.
+    as_numbers = ops.host and not (low.fused and not low.simulated and low.working != "float16")
+
+    def steps(g: Array) -> Steps:
+        chosen = interpolated(position(*moments(g, ops), schedule, ops)[0], schedule, ops)
+        single = as_numbers and math.prod(g.shape[:-2]) == 1
+        return [tuple(map(ops.item, step)) for step in chosen] if single else chosen
+
+    return Choice(schedule.head, steps)
+
+
+def moments(g: Array, ops: Ops) -> tuple[Array, Array]:
+    """Mean and standard deviation of the eigenvalues of Gram matrices, shape (..., 1, 1)."""
+    n = g.shape[-1]
+    mean, norm = trace(g, ops) / n, ops.frobenius(g)
+    variance = norm * norm / n - mean * mean
+    # Negative by rounding where the eigenvalues are equal.
+    return mean, ops.xp.sqrt((variance + abs(variance)) / 2)
+
+
+def position(
+    mean: Array, deviation: Array, schedule: Adaptive, ops: Ops
+) -> tuple[Array, Array, Array]:
+    """Place among the tails, from 0 to K - 1, and its derivatives in the two moments."""
+    xp, rule = ops.xp, schedule.rule
+    c0, c1, c2, c3 = rule.coefficients
+    last = len(schedule.tails) - 1
+    scale = last / math.log(rule.upper / rule.lower)
+    above = mean > rule.floor
+    low = xp.where(above, mean, xp.full_like(mean, rule.floor))
+    # NaN stays NaN, by the second term.
+    w = (c3 / low + (c1 * mean + (c2 * deviation + (c0 - math.log(rule.lower))))) * scale
+    zero, end = xp.zeros_like(w), xp.full_like(w, float(last))
+    inside = (w > 0) & (w < last)
+    w = xp.where(w > last, end, xp.where(w < 0, zero, w))
+    if rule.selection == "nearest":
+        return xp.round(w), zero, zero
+    by_mean = xp.where(above, c1 - c3 / (low * low), xp.full_like(mean, c1)) * scale
+    return w, xp.where(inside, by_mean, zero), xp.where(inside, zero + c2 * scale, zero)
+
+
+def interpolated(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
+    """Coefficients of the tail at a place, or their derivatives there; arrays (..., 1, 1)."""
+    xp, tails = ops.xp, schedule.tails
+    distance = w - kept(_grid, (len(tails),), w, ops)
+    if slope:  # at a tail, the one to the right
+        falls, one = (distance >= 0) & (distance < 1), xp.ones_like(distance)
+        rises = (distance >= -1) & (distance < 0)
+        weights = xp.where(falls, -one, xp.where(rises, one, 0 * one))
+    else:
+        left = 1 - abs(distance)
+        weights = (left + abs(left)) / 2
+    # A sum, not a product of matrices, which libraries take in less where they are told to.
+    c = xp.sum(weights * kept(_table, (tails,), w, ops), axis=-1, keepdims=True)
+    sizes = [len(step) for step in tails[0]]
+    ends = np.cumsum([0, *sizes]).tolist()
+    spans = itertools.pairwise(ends)
+    return [tuple(c[..., i : i + 1, :] for i in range(*span)) for span in spans]
+
+
+def _grid(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.float64)[None, :]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(tails: Table) -> np.ndarray:
+    """Coefficients, one in a row, of all tails."""
+    table = np.array([[c for step in tail for c in step] for tail in tails]).T
+    table.flags.writeable = False
+    return table
+
+
+def choice_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Steps, Array]:
+    """Steps chosen for iterates X after the head, their derivatives in w, and the gradient of w.
+
+    With ``dG = X^H W + W^H X`` for a direction W, ``dT = tr dG / n`` and ``V dV = <G, dG> / n -
+    T dT``. Where V is zero it has no derivative, and counts as constant.
+    """
+    xp, n = ops.xp, x.shape[-1]
+    g = ops.gram(x)
+    mean, deviation = moments(g, ops)
+    w, by_mean, by_deviation = position(mean, deviation, schedule, ops)
+    equal = deviation == 0
+    by_deviation = xp.where(equal, xp.zeros_like(mean), by_deviation)
+    share = by_deviation / xp.where(equal, xp.ones_like(mean), deviation)
+    p = ops.combine((2 / n * share, 2 / n * (by_mean - share * mean)), (ops.matmul(x, g), x))
+    slopes = interpolated(w, schedule, ops, slope=True)
+    return interpolated(w, schedule, ops), slopes, p
