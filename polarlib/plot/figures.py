@@ -53,6 +53,7 @@ MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
 CYCLE = (INK, *COLOURS)
+STRONG = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)  # the darker first, for few lines
 # In place of matplotlib's own defaults; what the user changed in rcParams stays.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
@@ -274,7 +275,8 @@ def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "")
 
 def _folded(words: str, width: float, size: float) -> str:
     """Text in lines of at most a width, all in points."""
-    return textwrap.fill(words, max(8, int(width / (EM * size))))
+    letters = max(8, int(width / (EM * size)))
+    return "\n".join(textwrap.fill(line, letters) for line in words.split("\n"))
 
 
 def checked_title(title: str | None) -> str | None:

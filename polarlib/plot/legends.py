@@ -28,6 +28,7 @@ GAP = 4.0  # points between the axis and what stands beside or below it
 END_WIDTH = 0.32  # of the width of the figure, for labels at line ends
 END_HEIGHT = 0.5  # of the height of the figure: what is left to the Axes at least
 LEADING = 1.2
+END = "end of a line"
 
 
 def entries(ax: Axes) -> tuple[list[Any], list[str]]:
@@ -122,22 +123,20 @@ def _place_below(ax: Axes, centred: bool) -> None:
     legend.borderaxespad = 0
 
 
-def name_lines(ax: Axes, lines: Sequence[Line2D], legend: bool) -> None:
+def name_lines(ax: Axes) -> None:
     """Name lines by a legend or, if there are many, at their ends.
 
     Lines that stood in the Axes before count, and are named with them.
     """
-    _, labels = entries(ax)
-    if not legend:
-        return
+    handles, labels = entries(ax)
     if len(labels) <= LEGEND_MAX:
         add_legend(ax)
         return
-    if ax.get_legend() is not None:
-        ax.get_legend().remove()
-    for old in [t for t in ax.texts if t.get_gid() == "end"]:
+    legend: Any = ax.get_legend()
+    if legend is not None:
+        legend.remove()
+    for old in [written for written in ax.texts if written.get_gid() == END]:
         old.remove()
-    handles, labels = entries(ax)
     _label_ends(ax, handles, labels)
 
 
@@ -175,7 +174,7 @@ def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> Non
                 "shrinkA": 1,
                 "shrinkB": 0,
             },
-            gid="end",
+            gid=END,
         )
 
 

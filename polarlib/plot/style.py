@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-from matplotlib import rc_context
 from matplotlib import cycler as property_cycle
+from matplotlib import rc_context
 
 from polarlib.arrays.checks import choice
 from polarlib.plot.figures import CYCLE, GRID, INK

@@ -16,7 +16,6 @@ from polarlib.plot.figures import MARKERS, hidden_note, ink_of, label_axes, requ
 from polarlib.plot.legends import add_legend
 from polarlib.result import Trace
 
-REST = (figures.ORANGE, figures.PURPLE, figures.SKY)  # colours of a second trace in one picture
 ORTHONORMAL = "1: orthonormal"
 
 LEGEND_MAX_LINES = 8  # up to so many singular values have a marker and a legend entry each
@@ -65,7 +64,7 @@ def convergence(
     by_products = bool(np.all(np.diff(t.matmuls) > 0))
     x = t.matmuls if by_products else np.arange(t.n_steps + 1)
     every = -(-len(x) // figures.MARKED)
-    colours = figures.cycle((figures.BLUE, figures.VERMILLION, figures.GREEN, *REST))
+    colours = figures.cycle(figures.STRONG)
     for i, (name, label) in enumerate(figures.QUANTITIES.items()):
         y, k = getattr(t, name), i + before
         lines = ax.plot(
@@ -188,7 +187,9 @@ def singular_values(
         if few:
             line.set_label(rf"$\sigma_{{{i + 1}}}$, at the start {start[i]:.3g}")
             figures.draw_zeros(ax, line)
-    ax.axhline(1.0, color=ink_of(ax), linewidth=figures.line_width(0.8), linestyle=":", label=ORTHONORMAL)
+    ax.axhline(
+        1.0, color=ink_of(ax), linewidth=figures.line_width(0.8), linestyle=":", label=ORTHONORMAL
+    )
     ordinate = "singular value\n(input normalised to norm 1)"
     automatic = figures.title_of(t) if view.is_new else ""
     label_axes(ax, "step", ordinate, title, automatic)
