@@ -160,11 +160,11 @@ def cost(
     >>> a = np.diag([1.0, 0.5, 0.1])
     >>> ax = cost([polarlib.measure(a, name) for name in ("svd", "newton", "polar_express")])
     >>> ax.get_xlabel(), [len(line.get_xdata()) for line in ax.get_lines()][0]
-    ('cost in matrix products (factorisations by the cost table)', 1)
+    ('cost in matrix products (factorisations by table)', 1)
     """
     found = _checked("cost", traces)
     x = [_cost(t, costs, needed=seconds is None) for t in found]
-    unit = "cost in matrix products (factorisations by the cost table)"
+    unit = "cost in matrix products (factorisations by table)"
     if seconds is not None:
         unit = "seconds of the run (steps in proportion to their cost)"
         whole = items("seconds", seconds, f"{len(found)} numbers", len(found), len(found))
@@ -174,6 +174,7 @@ def cost(
     ends = np.concatenate([v[1:] for v in x])
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (1.0, 1.0)
     view.show("x", low / 1.25, high * 1.25, log=True)
+    figures.number_decades(ax)
     if legend:
         legends.name_lines(ax)  # at their ends, which the limits decide
     return ax
@@ -270,7 +271,8 @@ def _names(traces: Sequence[Trace]) -> tuple[list[str], str]:
         (shape_text, "matrix of {}"),
     )
     table = [[part(t) for part, _ in parts] for t in traces]
-    differ = [len(set(column)) > 1 for column in zip(*table, strict=True)]
+    # What a trace does not have, as methods have no form, tells it apart by its method.
+    differ = [len(set(column) - {""}) > 1 for column in zip(*table, strict=True)]
     if not any(differ):
         differ[0] = True
     own = [", ".join(v for v, d in zip(row, differ, strict=True) if d and v) for row in table]

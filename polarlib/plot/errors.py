@@ -12,19 +12,17 @@ from matplotlib.ticker import MaxNLocator
 from polarlib._schedules.bounds import enclosed
 from polarlib._schedules.products import matmuls as products_of
 from polarlib._schedules.schedule import Schedule
-from polarlib._schedules.targets import target_value
 from polarlib.arrays.checks import count, flag, items, number
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.plot import figures, legends
-from polarlib.plot.extrema import points_of
+from polarlib.plot.extrema import errors_at, points_of
 from polarlib.plot.figures import MARKERS, label_axes, require
 
 BETWEEN = 24  # samples between two turning points
 SAMPLES = 2000  # points of the abscissa besides
-DEPTH = 30.0  # zeros of the error are drawn to this part below the smallest of its peaks
+DEPTH = 10.0  # zeros of the error are drawn to this part below the smallest of its peaks
 MOST_PRODUCTS = 10_000
-OURS = (*figures.STRONG, figures.INK)
-LEAST_ERROR = 1e-17  # of a logarithmic ordinate: below the rounding of doubles
+LEAST_ERROR = 1e-38  # of a logarithmic ordinate: that of 40 digits
 
 
 @ignore_float_errors
@@ -74,8 +72,8 @@ def error(
     Notes
     -----
     A best composition has peaks of equal height, its points of equioscillation. Between peaks of
-    different sign the error is 0; lines end a little below the smallest peak. Values are of double
-    precision: errors below 1e-15 are rounding.
+    different sign the error is 0; lines end a little below the smallest peak. Schedules of errors
+    below 1e-12 are evaluated in 40 digits.
 
     Examples
     --------
@@ -98,22 +96,22 @@ def error(
     left = lower or min(starts, default=most / 1000)
     title, legend = figures.checked_title(title), flag("legend", legend)
     names = legends.checked_labels(labels, len(found)) or [
-        f"{figures.plain_text(s.name)}, at most {s.error():.2g}" for s in found
+        f"{figures.plain_text(s.name)}, ≤\u00a0{s.error():.2g}" for s in found
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(color, len(found), start, OURS)
+    colours = legends.checked_colours(color, len(found), start, figures.PLAIN)
     peaks: list[float] = []
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
         x, extrema = _abscissa(s, left)
-        e = np.abs(s(x / s.input_divisor) - target_value(s.target, x))
+        e = errors_at(s, x)
         peaks += [float(v) for v in e[extrema] if np.isfinite(v)]
         ax.plot(
             x,
             np.where(e < figures.CLIP_ABOVE, e, np.nan),
             color=colours[i],
             linestyle=figures.LINES[(start + i) % len(figures.LINES)],
-            linewidth=figures.line_width(1.5),
+            linewidth=figures.line_width(1.2),
             label=name,
             gid=figures.LINE,
         )
@@ -123,7 +121,7 @@ def error(
     label_axes(ax, f"{what} of the normalised input", f"error |{of} − s(x)|", title)
     top = min(max(peaks, default=1.0), figures.CLIP_ABOVE)
     positive = [p for p in peaks if p > LEAST_ERROR]
-    low = max(min(positive, default=1e-16) / DEPTH, LEAST_ERROR)
+    low = max(min(positive, default=LEAST_ERROR) / DEPTH, LEAST_ERROR)
     view.show("y", low, max(1.6 * top, 10 * low), log=True)
     view.show("x", left, max(s.upper for s in found) * 1.05, log=True)
     if legend:
@@ -206,7 +204,7 @@ def matrix_products(
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(color, len(found), start, OURS)
+    colours = legends.checked_colours(color, len(found), start, figures.PLAIN)
     ends: list[int] = [0]
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
         x, y = _by_products(s, s.lower if lower is None else lower, most)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarlib._schedules.images import odd_value, turning_points
+from polarlib._schedules.images import multiple_precision, odd_value, turning_points
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.targets import target_value
 from polarlib.plot import figures
 
 BETWEEN = 16  # samples between two turning points, where the target is a curve
 BISECTIONS = 60  # more than a double has bits
+ROUNDING = 1e-12  # errors below this one need more digits than doubles have
 
 
 def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
@@ -44,13 +45,32 @@ def farthest(s: Schedule, error: float) -> np.ndarray:
     between = s.target != "polar"
     if between:  # the worst differences from a curve need not be where s turns
         x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
-    e = np.abs(s(x / s.input_divisor) - target_value(s.target, x))
+    e = errors_at(s, x)
     far = e >= (1 - figures.EXTREMUM_TOLERANCE) * error
     if between:
         around = np.concatenate([[-np.inf], e, [-np.inf]])
         far &= (e >= around[:-2]) & (e >= around[2:])
     worst: np.ndarray = x[far]
     return worst
+
+
+def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
+    """``|target(x) - s(x / input_safety)|``; in 40 digits where doubles are too few for all of it.
+
+    Examples
+    --------
+    >>> errors_at(Schedule(steps=[(1.5, -0.5)], lower=0.5), np.array([0.5, 1.0])).tolist()
+    [0.3125, 0.0]
+    """
+    if s.target == "polar" and s.error() < ROUNDING:
+        number = multiple_precision().mpf
+        exact = [s.divided(v, v)[0] for v in x.tolist()]
+        for step in s.steps:
+            # Coefficients as they are, exact as numbers.
+            exact = [odd_value(step, v, s.stride) for v in exact]
+        return np.array([float(abs(number(1) - v)) for v in exact])
+    found: np.ndarray = np.abs(s(x / s.input_divisor) - target_value(s.target, x))
+    return found
 
 
 def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:

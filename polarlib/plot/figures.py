@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from polarlib.arrays.checks import number, shown, text
 from polarlib.arrays.checks import path as checked_path
@@ -34,7 +36,7 @@ HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it
 # Of new figures where rcParams have no other than matplotlib's own size; chosen by eye.
 WIDTH, HEIGHT = 7.0, 5.0  # inches
 DPI, HIGHEST_DPI = 150, 1200
-EM = 0.55  # mean width of a character, in units of its size
+EM = 0.52  # mean width of a character, in units of its size
 TITLE_LINES = 3
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 
@@ -54,6 +56,8 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
 CYCLE = (INK, *COLOURS)
 STRONG = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)  # the darker first, for few lines
+# In this order those that meet the same of the five line styles differ in grey as well.
+PLAIN = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
 # In place of matplotlib's own defaults; what the user changed in rcParams stays.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
@@ -315,6 +319,19 @@ def hidden_note(y: np.ndarray) -> str:
 
 def above_one(x: float) -> str:
     return f"1 + {x - 1:.2g}" if 1 < x < 1.01 else f"{x:.4g}"
+
+
+def number_decades(ax: Axes) -> None:
+    """Number a logarithmic abscissa 1, 2, 5, 10, ..., or by decades where these are many."""
+    low, high = ax.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if len(decades) > most_ticks(ax):
+        return
+    subs = (1, 2, 5) if len(decades) <= most_ticks(ax) // 2 else (1,)
+    ticks = [float(f"{k}e{d}") for d in decades for k in subs]
+    ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def lines_of(ax: Axes) -> int:

@@ -18,14 +18,14 @@ from polarlib.plot import figures
 
 # More lines than this are named at their ends, where a legend would be a table to look up.
 LEGEND_MAX = 6
-# Of the height of the Axes without a legend: below 40 % of their area with it.
-LEGEND_HEIGHT, INSIDE_HEIGHT = 0.23, 0.38
+# Shares of the Axes, about: of their area, and of their height together with the legend.
+LEGEND_AREA, LEGEND_HEIGHT = 0.33, 0.27
 SHRUNK = (1.0, 0.9, 0.8, 0.7)  # sizes of text that are tried
 SMALLEST = 4.0  # points
 MOST_COLUMNS = 3
 HANDLE, FRAME = 3.0, 1.6  # length of a handle and width of the frame, in sizes of text
 GAP = 4.0  # points between the axis and what stands beside or below it
-END_WIDTH = 0.32  # of the width of the figure, for labels at line ends
+END_WIDTH = 0.34  # of the width of the figure, for labels at line ends
 END_HEIGHT = 0.5  # of the height of the figure: what is left to the Axes at least
 LEADING = 1.2
 END = "end of a line"
@@ -49,38 +49,53 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
     if not handles:
         return
     outside = figures.whole_figure(ax).get_layout_engine() is not None
-    width, height = _space(ax, outside, bar)
-    inner = figures.inner_width(ax) if outside else width
+    space = _Space(ax, outside, bar)
     size = figures.points("legend.fontsize")
     tries = [(s, c) for s in SHRUNK for c in range(1, min(MOST_COLUMNS, len(labels)) + 1)]
     for shrunk, columns in tries:
         points = max(shrunk * size, SMALLEST)
-        letters = int((width / columns / points - HANDLE - FRAME) / figures.EM)
+        letters = int((space.width / columns / points - HANDLE - FRAME) / figures.EM)
         folded = [textwrap.fill(label, max(8, letters)) for label in labels]
         _draw(ax, handles, folded, points, columns)
         across, upward = _extent(ax)
-        if across <= width and upward <= height:
+        if space.holds(across, upward):
             break
     else:
-        rows = max(1, int(height / (1.3 * points)))
+        letters = int((space.width / points - HANDLE - FRAME) / figures.EM)
+        rows = max(1, int(LEGEND_HEIGHT * space.height / (1.3 * points)))
         short = [textwrap.shorten(s, max(8, letters), placeholder=" …") for s in labels[:rows]]
         _draw(ax, handles[:rows], short, points, 1)
         across, _ = _extent(ax)
     if outside:
-        _place_below(ax, centred=across <= inner)
+        _place_below(ax, centred=across <= space.inner)
 
 
-def _space(ax: Axes, outside: bool, bar: bool) -> tuple[float, float]:
-    """Width and height that a legend may have, in points."""
-    if not outside:
-        scale = 72 / figures.whole_figure(ax).dpi
-        box = ax.get_window_extent()
-        return 0.95 * box.width * scale, INSIDE_HEIGHT * box.height * scale
-    width, height = figures.room(ax)
-    lines = 1 + ax.get_title().count("\n")
-    title = ax.title.get_fontsize() * lines if ax.get_title() else 0
-    written = title + ax.xaxis.label.get_fontsize() + figures.points("xtick.labelsize")
-    return (0.78 if bar else 0.96) * width - 2 * GAP, LEGEND_HEIGHT * (height - 1.4 * written)
+class _Space:
+    """What a legend may have of a figure, in points."""
+
+    def __init__(self, ax: Axes, outside: bool, bar: bool) -> None:
+        self.outside = outside
+        if not outside:
+            scale = 72 / figures.whole_figure(ax).dpi
+            box = ax.get_window_extent()
+            self.width = self.inner = 0.95 * box.width * scale
+            self.height, self.square = box.height * scale, False
+            return
+        width, height = figures.room(ax)
+        lines = 1 + ax.get_title().count("\n")
+        title = ax.title.get_fontsize() * lines if ax.get_title() else 0
+        written = title + ax.xaxis.label.get_fontsize() + figures.points("xtick.labelsize")
+        self.width = (0.78 if bar else 0.96) * width - 2 * GAP
+        self.height = height - 1.4 * written
+        self.square = ax.get_aspect() == 1
+        self.inner = min(figures.inner_width(ax), self.height if self.square else width)
+
+    def holds(self, across: float, upward: float) -> bool:
+        """Whether a legend of this size fits, with Axes that are large enough above it."""
+        left = self.height - upward if self.outside else self.height
+        area = left * (min(self.inner, left) if self.square else self.inner)
+        fits = across <= self.width and upward <= LEGEND_HEIGHT * self.height
+        return fits and across * upward <= LEGEND_AREA * area
 
 
 def _draw(ax: Axes, handles: list[Any], labels: list[str], size: float, columns: int) -> None:
@@ -173,6 +188,7 @@ def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> Non
                 "linewidth": figures.line_width(0.8),
                 "shrinkA": 1,
                 "shrinkB": 0,
+                "relpos": (0, 0.5),
             },
             gid=END,
         )
