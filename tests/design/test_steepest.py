@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
+from scipy.optimize import differential_evolution, linprog
 
 from polarlib.design import band, best, for_slope, greedy, steepest
 
@@ -45,6 +45,27 @@ def test_one_step_is_the_steepest_that_stays_in_the_band_from_its_minimum(degree
     # Beyond it, something else is steeper: the condition is needed.
     if degree > 3:
         assert _largest_slope(degree, error, 1.0) > 1.2 * s.slope
+
+
+@pytest.mark.parametrize("factor", [pytest.param(1.0, marks=pytest.mark.slow), 2.5])
+def test_no_two_cubics_are_steeper(factor):
+    """Global search over all compositions that are in the band from some multiple of lower on."""
+    s = steepest(0.2, [3, 3])
+    start = factor * s.lower
+    x = np.concatenate([np.geomspace(1e-3, start, 200), np.linspace(start, 1, 600)])
+
+    def loss(v):
+        y = v[0] * x - v[1] * x**3
+        z = v[2] * y - v[3] * y**3
+        below = np.min(z[x >= start])
+        outside = max(0, np.max(z) - 1.2) + max(0, 0.8 - below) + max(0, -np.min([y, z]))
+        return -v[0] * v[2] + 1e4 * outside
+
+    found = differential_evolution(
+        loss, [(0, 4), (0, 5)] * 2, seed=1, maxiter=500, popsize=8, tol=1e-8
+    )
+    # The grid lets the search exceed the bounds between its points.
+    assert 0.99 < -found.fun / s.slope < 1 + 1e-4
 
 
 @given(st.floats(1.5001, 2.598))
