@@ -70,8 +70,8 @@ def sensitivity(s: Schedule, lower: float | None = None) -> tuple[tuple[float, .
     tuple of tuples of float
         Nested like ``s.steps``: d error / d coefficient, as of :meth:`Schedule.error`, input
         division included. Where several points have the worst error, the derivatives to the left
-        and to the right differ. Then the one of larger absolute value, with its sign: a positive
-        one is that to the right (the coefficient grows), a negative one that to the left or both.
+        and to the right can differ. Then the one of larger absolute value is returned: the right
+        one (for a coefficient that grows) if it is positive, the left one if it is negative.
 
     Raises
     ------
