@@ -24,8 +24,8 @@ and whose singular values are in the interval. In the plain form a step computes
   product, the singular values of the computed X' are within ``||F||`` of those of X (P + D),
   ``||D|| <= d`` (Weyl's inequality; R. A. Horn and C. R. Johnson, Topics in Matrix Analysis, 1991,
   3.3.16). These are within ``||X|| d`` of the p(sigma) for the same reason, and, since
-  X (P + D) = X P (I + P^-1 D), within a factor of ``1 -+ d ||P^-1||`` (ibid., (3.3.18)): the better
-  bound is taken.
+  X (P + D) = X P (I + P^-1 D), within a factor of ``1 -+ d ||P^-1||`` (ibid.): the better bound is
+  taken.
 
 Complex entries, formats that flush small numbers to zero, and the normalisation are not covered.
 """
