@@ -236,6 +236,85 @@ def on_matrices(s: polarlib.Schedule, lower: float, root: bool) -> float:
     return worst
 
 
+# -- zero singular values --------------------------------------------------------------------
+
+
+def deficient(n: int) -> dict[str, np.ndarray]:
+    """Singular values other than zero of three matrices of deficient rank."""
+    return {
+        "rank one": np.ones(1),
+        "rank ten, 1 to 0.1": np.geomspace(1, 0.1, 10),
+        "half of them, 1 to 0.01": np.geomspace(1, 0.01, n // 2),
+    }
+
+
+def zero_rows(n: int, aspects: Sequence[int]) -> list[dict]:
+    """Distance to the partial isometry of the matrix as it was before it was rounded."""
+    return [zero_row(name, s, n, k * n) for name, s in deficient(n).items() for k in aspects]
+
+
+def zero_row(name: str, s: np.ndarray, n: int, m: int) -> dict:
+    """The default, the nearest published set, and what else may be done, for one matrix."""
+    rank = len(s)
+    a = with_singular_values(np.append(s, np.zeros(n - rank)), m).astype(np.float32)
+    u, _, vh = scipy.linalg.svd(a.astype(np.float64), full_matrices=False)
+    exact = u[:, :rank] @ vh[:rank]
+    b = case(name, a, "bfloat16").matrix
+    values = scipy.linalg.svdvals(b.astype(np.float64))
+
+    def away(q: np.ndarray) -> float:
+        return float(np.linalg.norm(q - exact)) / math.sqrt(rank)
+
+    sets = [t for t in SETS if polarlib.schedule(t).matmuls <= 15]
+    published = {t: away(factor(b, "bfloat16", schedule=polarlib.schedule(t))) for t in sets}
+    best = min(published, key=lambda t: published[t])
+    design = polarlib.design.for_precision(
+        "bfloat16", min(s[-1] / s[0], 0.1), matmuls=15, degrees=(3, 5)
+    )
+    left, _, right = polarlib.top_singular(b, rank)
+    return {
+        "name": name, "shape": f"{m} x {n}", "noise": float(values[rank] / values[0]),
+        "best": best, "products": design.matmuls,
+        "distances": {
+            "default": away(factor(b, "bfloat16")),
+            "published": published[best],
+            "float16": away(factor(a, "float16")),
+            "float32": away(factor(a, "float32")),
+            "design": away(factor(b, "bfloat16", schedule=design, normalisation="moments")),
+            "truncated": away(left @ right),
+        },
+    }  # fmt: skip
+
+
+# -- nearness to 1 and reach ------------------------------------------------------------------
+
+# Sets whose backward error is less than the default's somewhere, at products that are compared.
+GENTLE = ("gefen_4", "modula", "cesista", "you_6")
+
+
+def gentle_rows(n: int, aspects: Sequence[int]) -> list[dict]:
+    """Such sets, the default schedule, and designs for [1e-2, 1], all of as many products."""
+    rows = []
+    for precision in ("bfloat16", "float32"):
+        cases = stress_cases(FIELD, precision, n, aspects, 1)
+        for name in GENTLE:
+            theirs = polarlib.schedule(name)
+            design = polarlib.design.for_precision(
+                precision, 1e-2, matmuls=theirs.matmuls, degrees=(3, 5)
+            )
+            every = {
+                f"`{name}`": {"schedule": theirs},
+                "default": ours(precision, theirs.matmuls),
+                "for [1e-2, 1]": {"schedule": design, "normalisation": "moments"},
+            }
+            for label, options in every.items():
+                mean = measure(cases, precision, **options).mean(axis=0)
+                row = {"name": label, "format": precision, "products": theirs.matmuls}
+                slope = options["schedule"].slope
+                rows.append(row | {"slope": slope, "figures": mean})
+    return rows
+
+
 # -- counting --------------------------------------------------------------------------------
 
 
@@ -304,7 +383,8 @@ def steps_of(name: str, steps: int) -> polarlib.Schedule | None:
 
 def surviving(precision: str) -> list[str]:
     """Published sets that one rounding of the format cannot push past divergence."""
-    return [n for n in polarlib.schedules() if polarlib.schedule(n).is_safe_in(precision)]
+    names = [name for name in polarlib.schedules() if name not in OTHER_SETS]
+    return [name for name in names if polarlib.schedule(name).is_safe_in(precision)]
 
 
 class Safety(NamedTuple):
@@ -713,6 +793,11 @@ def number(x: float) -> str:
     return f"{x:.3g}" if math.isfinite(x) and abs(x) < DIVERGED else "diverges"
 
 
+def four_digits(x: float) -> str:
+    """Four decimals, or one digit of a number that is small for that."""
+    return f"{x:.4f}" if x >= 1e-3 else f"{x:.0e}"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -762,8 +847,8 @@ def scalar_table() -> str:
             for f in FORMATS
         ]
         both = (there, [our_schedule(f, s.matmuls) for f in FORMATS])
-        cells = [f"{scalar_error(own):.4f}" for group in both for own in group]
-        lines.append([f"`{name}`", str(s.matmuls), f"{scalar_error(s):.4f}", *cells])
+        cells = [four_digits(scalar_error(own)) for group in both for own in group]
+        lines.append([f"`{name}`", str(s.matmuls), four_digits(scalar_error(s)), *cells])
     own = (f"{kind}, {f}" for kind in ("for this interval", "default") for f in FORMATS)
     return table(["set", "products", "theirs", *own], lines)
 
@@ -776,6 +861,37 @@ def others_table(rows: Sequence[dict]) -> str:
     ]
     header = ["schedule", "function", "interval", "products", "worst error"]
     return table([*header, "on matrices"], lines)
+
+
+def gentle_table(rows: Sequence[dict]) -> str:
+    """Means of sets that are near to 1, of the default schedule and of designs."""
+    lines = [
+        [
+            r["format"],
+            r["name"],
+            str(r["products"]),
+            f"{r['slope']:.0f}",
+            *map(number, r["figures"]),
+        ]
+        for r in rows
+    ]
+    return table(["format", "schedule", "products", "slope at 0", *METRICS], lines)
+
+
+def zero_table(rows: Sequence[dict]) -> str:
+    """Matrices of deficient rank."""
+    lines = []
+    for r in rows:
+        d = r["distances"]
+        lines.append(
+            [r["name"], r["shape"], number(r["noise"]), number(d["default"]),
+             f"{number(d['published'])} (`{r['best']}`)", number(d["float16"]),
+             number(d["float32"]), f"{number(d['design'])} ({r['products']})",
+             number(d["truncated"])]
+        )  # fmt: skip
+    header = ["singular values", "shape", "noise", "default", "nearest published set"]
+    remedies = ["default, float16", "default, float32", "design (products)", "`top_singular`"]
+    return table([*header, *remedies], lines)
 
 
 def safety_table(rows: Sequence[dict]) -> str:
@@ -854,7 +970,9 @@ def picture(rows: Sequence[dict]) -> Any:
     from polarlib.plot import COLOURS, INK, MARKERS
 
     formats = [f for f in FORMATS if any(r["format"] == f for r in rows)]
-    drawn = Figure(figsize=(13, 1.2 + 2.9 * len(formats)), layout="constrained", facecolor="white")
+    sets = len({r["name"] for r in rows})
+    height = 1.2 + max(2.9, 0.6 + 0.18 * sets) * len(formats)
+    drawn = Figure(figsize=(13, height), layout="constrained", facecolor="white")
     panels = drawn.subplots(len(formats), len(METRICS), sharey=True, squeeze=False)
     top = 30.0  # dots beyond stand at the edge
     for i, (line, precision) in enumerate(zip(panels, formats, strict=True)):
@@ -935,7 +1053,8 @@ tables below show; on this interval it is not the best, and cannot be both (deci
 
 Sets for other functions beside the designs of this library, with all coefficients in double
 precision: worst error on the interval of the set (of `inverse_sqrt_nv` in x = √λ, relative error of
-the root), and the largest relative error ‖F(A) − f(A)‖₂ / ‖f(A)‖₂ on {functions}. Products of
+the root), and the largest relative error ‖F(A) − f(A)‖₂ / ‖f(A)‖₂ on
+{functions}. Products of
 `inverse_sqrt_nv` are those of the coupled iteration, without the division by a bound.
 
 {others}
@@ -959,6 +1078,14 @@ on the gradients that the package ships,
 
 {gradient_losses}
 
+The default schedule is as near to 1 as its reach allows: its error is 0.019 down to the lower end
+of its interval, which is {reach} for 15 products in bfloat16. Sets for [1e-2, 1], or with a smaller
+slope at 0, can be nearer to 1 above, which backward error and dual gap weigh most. So are designs
+for [1e-2, 1] with as many products, `design.for_precision(format, 1e-2, matmuls=products)`, in the
+normalisation of the default schedule. Means on the same spectra, one draw of each:
+
+{gentle}
+
 ![Ratios of the five metrics, theirs to ours, a dot for each spectrum](figures/stress.png)
 
 Dots to the right of the line: ours is better there (circles); to the left: theirs is (triangles).
@@ -968,10 +1095,26 @@ Figures below one unit roundoff are drawn as one; ratios beyond 30 stand at the 
 
 {tables}
 
+## Zero singular values
+
+Rounding a matrix to bfloat16 turns its zero singular values into values of about u / √n times the
+largest one, and a schedule multiplies them by its slope, as it does any small value: by {slope} in
+the default schedule of 15 products. Distance ‖Q − U‖_F / √rank to the partial isometry U of the
+matrix as it was before it was rounded; *noise* is the largest of the values that rounding made,
+relative to the largest one. Sets with a small slope, which reach less far, have less of it.
+
+{zeros}
+
+What helps: to compute in float16 or float32 what has not been rounded to bfloat16 before; of
+bfloat16 matrices, a schedule that reaches no further than is wanted, here
+`design.for_precision("bfloat16", lower, matmuls=15)` with the smallest singular value over the
+largest as `lower`, at most 0.1, in the normalisation of the default schedule; or to leave the noise
+out, `u, s, vh = top_singular(a, rank)` and `u @ vh`.
+
 ## Safety
 
 Largest singular value of the result in plain form, in Gram form and in the form that `form="auto"`
-chooses, five and nine steps; over {hostile} matrices, {safe_shapes}: the constant
+chooses, the first five and nine steps; over {hostile} matrices, {safe_shapes}: the constant
 and the Hadamard matrix, and the adversarial spectra
 
 {adversarial}.
@@ -1076,6 +1219,10 @@ def sets_part(found: dict[str, Any]) -> str:
         losses=losses(compared),
         adversarial_losses=losses(adversarial),
         gradient_losses=losses(gradients),
+        reach=f"{our_schedule('bfloat16', 15).lower:.2g}",
+        gentle=gentle_table(found["gentle"]),
+        zeros=zero_table(found["zeros"]),
+        slope=f"{our_schedule('bfloat16', 15).slope:.0f}",
         tables="\n\n".join(parts),
         field=len(FIELD),
         adversarial="; ".join(ADVERSARIAL),
@@ -1145,6 +1292,8 @@ def of_sets(quick: bool, console: Console) -> Iterator[tuple[str, Any]]:
     yield "safe_shapes", f"n = {' and '.join(map(str, sizes))}, square, 4 : 1 and 8 : 1"
     yield "safety", found
     yield "others", other_rows()
+    yield "gentle", gentle_rows(n, aspects)
+    yield "zeros", zero_rows(n, aspects)
 
 
 def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[tuple[str, Any]]:
