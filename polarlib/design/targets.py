@@ -394,8 +394,8 @@ def _fit(
                 before = error
                 steps, error = descended(_frozen(steps), POLISH)
                 best = min(best, (error, steps), key=operator.itemgetter(0))
-                # It ends where another round as good would not come below the best, or gain enough.
-                if 1 - error / before <= ENOUGH or error * error / before > best[0]:
+                # It ends where three rounds as good would not come below the best, or gain enough.
+                if 1 - error / before <= ENOUGH or error * (error / before) ** 3 > best[0]:
                     break
         return best[1]
 
