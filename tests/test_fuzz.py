@@ -156,6 +156,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.design.clip": lambda: {"upper": 2.0, "degrees": [3]},
     "polarlib.design.costs": dict,
     "polarlib.design.fingerprint": lambda: {"step": design.minimax(5, 0.1).steps[0]},
+    "polarlib.design.for_matrix": lambda: {"a": A, "steps": 1, "degree": 3, "starts": 1},
     "polarlib.design.for_precision": lambda: {"format": "bfloat16", "lower": 0.1, "steps": 1},
     "polarlib.design.for_spectrum": lambda: {
         "density_or_singular_values": [1.0, 0.5, 0.2],
@@ -163,6 +164,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
         "degree": 3,
         "starts": 1,
     },
+    "polarlib.design.sketched_spectrum": lambda: {"a": A},
     "polarlib.design.greedy": lambda: {"lower": 0.1, "degrees": [3, 5]},
     "polarlib.design.largest_complement": lambda: {"lower": 0.1, "degrees": [3]},
     "polarlib.design.least_error": lambda: {"lower": 0.1, "degrees": [3]},

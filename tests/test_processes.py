@@ -53,6 +53,7 @@ INTERNAL = {
     *("Bare", "Plan", "Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
+    *("Constraints", "CostModel", "MachineCosts", "Prices", "Search"),  # of searches of design
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 

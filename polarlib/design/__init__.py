@@ -1,6 +1,7 @@
 """Design of schedules, and of how to run them.
 
-Pure functions of intervals, schedules and number formats; nothing here touches an array.
+Pure functions of intervals, schedules and number formats; for_matrix and sketched_spectrum alone
+take an array.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from polarlib.design.prices import costs
 from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best, minimax
 from polarlib.design.restarts import restarts
+from polarlib.design.sketch import for_matrix, sketched_spectrum
 from polarlib.design.spectra import (
     Spectrum,
     log_uniform,
@@ -40,6 +42,7 @@ __all__ = [
     "clip",
     "costs",
     "fingerprint",
+    "for_matrix",
     "for_precision",
     "for_spectrum",
     "frontier",
@@ -55,6 +58,7 @@ __all__ = [
     "power",
     "power_law",
     "restarts",
+    "sketched_spectrum",
     "smooth_sign",
     "spectrum",
     "stationary",
