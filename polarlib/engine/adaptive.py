@@ -8,7 +8,7 @@ after them, of order n, and with its n eigenvalues
 their mean and their standard deviation. The other steps, the tail, are designed for an interval
 [l, 1] of the singular values at the beginning, where
 
-    log l = c_0 + c_1 T + c_2 V + c_3 / max(T, floor),    clipped to [log lower, log upper].
+    log l = c_0 + c_1 T + c_2 V + c_3 V / max(T, floor),    clipped to [log lower, log upper].
 
 There are tails for K values of l, equidistant in log l. Their coefficients are interpolated: with w
 the place of log l among them, from 0 to K - 1, tail k has the weight max(0, 1 - |w - k|). This is
@@ -172,14 +172,15 @@ def position(
     above = mean > rule.floor
     low = xp.where(above, mean, xp.full_like(mean, rule.floor))
     # NaN stays NaN, by the second term.
-    w = (c3 / low + (c1 * mean + (c2 * deviation + (c0 - math.log(rule.lower))))) * scale
+    by_deviation = c3 / low + c2
+    w = (by_deviation * deviation + (c1 * mean + (c0 - math.log(rule.lower)))) * scale
     zero, end = xp.zeros_like(w), xp.full_like(w, float(last))
     inside = (w > 0) & (w < last)
     w = xp.where(w > last, end, xp.where(w < 0, zero, w))
     if rule.selection == "nearest":
         return xp.round(w), zero, zero
-    by_mean = xp.where(above, c1 - c3 / (low * low), xp.full_like(mean, c1)) * scale
-    return w, xp.where(inside, by_mean, zero), xp.where(inside, zero + c2 * scale, zero)
+    by_mean = xp.where(above, c1 - c3 * deviation / (low * low), xp.full_like(mean, c1)) * scale
+    return w, xp.where(inside, by_mean, zero), xp.where(inside, by_deviation * scale, zero)
 
 
 def interpolated(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
