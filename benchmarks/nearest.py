@@ -545,7 +545,7 @@ def main(
     curves = [curve(a, precision) for precision, a in track(jobs, description="tails")]
     data = data_of(rows, curves)
     if fit_rule:
-        rule = fit(data, np.ones(len(used), bool), rounds=120)
+        rule = fit(data, np.ones(len(used), bool), rounds=60)
         console.print(rule)
         return
     figures = {"summary": summary(rows), "validation": validation(data, used)}
