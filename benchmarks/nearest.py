@@ -536,9 +536,15 @@ def main(
         Path | None, typer.Option(help="Measure on these gradients too, none used for the rule.")
     ] = None,
     fit_rule: Annotated[bool, typer.Option("--fit", help="Fit the rule, and stop.")] = False,
+    measure: Annotated[bool, typer.Option(help="Or take the figures of --json.")] = True,
 ) -> None:
     """Measure, cross-validate, and write."""
     console = Console(highlight=False, soft_wrap=True)
+    if not measure:
+        if json_file is None or markdown is None:
+            raise typer.BadParameter("--no-measure makes a page of the figures: give both files")
+        write_page(markdown, json.loads(json_file.read_text(encoding="utf-8")))
+        return
     used = [*bundled(), *stored(), *made()]
     rows = measured(used)
     jobs = [(precision, e.matrix) for precision in FORMATS for e in used]
