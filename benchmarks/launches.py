@@ -98,6 +98,7 @@ WAITS = {"cupy": "waits", "torch": "reads", "jax": "callbacks"}
 HEADLINES = (
     "orthogonalize | 1024 x 1024 | bfloat16",
     "orthogonalize, jordan | 1024 x 1024 | bfloat16",
+    "orthogonalize, adaptive | 1024 x 1024 | bfloat16",
     "torch.optim.Muon | 1024 x 1024 | bfloat16",
     "orthogonalize | 1024 x 1024 | float32",
     "orthogonalize | 128 x 128 | tf32",

@@ -384,13 +384,14 @@ class TorchOps(FormatOps):
         first = matrices[0]
         if len(matrices) == 1:
             return astype_like(first * coefficients[0], first, self)
-        if any(map(is_known, coefficients[1:])):
+        if len(matrices) > 2 or is_known(coefficients[1]):
             return super().combine(coefficients, matrices)
-        # Arrays of one entry are of single precision: a sum that one of them is in is rounded last.
-        total = first if is_known(coefficients[0], 1.0) else first * coefficients[0]
-        for c, m in zip(coefficients[1:], matrices[1:], strict=True):
-            total = self.torch.addcmul(total, m, c)
-        return astype_like(total, first, self)
+        # With an array, which is of single precision at least, a sum is rounded as it is stored.
+        c, out = coefficients[0], self.buffer(tuple(first.shape), first)
+        total = first if is_known(c, 1.0) else first * c
+        return astype_like(
+            self.torch.addcmul(total, matrices[1], coefficients[1], out=out), first, self
+        )
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, large ones by panels."""

@@ -145,45 +145,41 @@ def choice_of(schedule: Schedule, ops: Ops, low: Ops) -> Choice | None:
     as_numbers = ops.host and not (low.fused and not low.simulated and low.working != "float16")
 
     def steps(g: Array) -> Steps:
-        chosen = interpolated(position(*moments(g, ops), schedule, ops)[0], schedule, ops)
+        chosen = tail_at(_place(*_moments(g, ops), schedule, ops), schedule, ops)
         single = as_numbers and math.prod(g.shape[:-2]) == 1
         return [tuple(map(ops.item, step)) for step in chosen] if single else chosen
 
     return Choice(schedule.head, steps)
 
 
-def moments(g: Array, ops: Ops) -> tuple[Array, Array]:
+def _moments(g: Array, ops: Ops) -> tuple[Array, Array]:
     """Mean and standard deviation of the eigenvalues of Gram matrices, shape (..., 1, 1)."""
     n = g.shape[-1]
     mean, norm = trace(g, ops) / n, ops.frobenius(g)
     variance = norm * norm / n - mean * mean
     # Negative by rounding where the eigenvalues are equal.
-    return mean, ops.xp.sqrt((variance + abs(variance)) / 2)
+    return mean, ops.xp.sqrt((variance + abs(variance)) * 0.5)
 
 
-def position(
-    mean: Array, deviation: Array, schedule: Adaptive, ops: Ops
-) -> tuple[Array, Array, Array]:
-    """Place among the tails, from 0 to K - 1, and its derivatives in the two moments."""
-    xp, rule = ops.xp, schedule.rule
-    c0, c1, c2, c3 = rule.coefficients
-    last = len(schedule.tails) - 1
-    scale = last / math.log(rule.upper / rule.lower)
-    above = mean > rule.floor
-    low = xp.where(above, mean, xp.full_like(mean, rule.floor))
-    # NaN stays NaN, by the second term.
-    by_deviation = c3 / low + c2
-    w = (by_deviation * deviation + (c1 * mean + (c0 - math.log(rule.lower)))) * scale
-    zero, end = xp.zeros_like(w), xp.full_like(w, float(last))
-    inside = (w > 0) & (w < last)
-    w = xp.where(w > last, end, xp.where(w < 0, zero, w))
-    if rule.selection == "nearest":
-        return xp.round(w), zero, zero
-    by_mean = xp.where(above, c1 - c3 * deviation / (low * low), xp.full_like(mean, c1)) * scale
-    return w, xp.where(inside, by_mean, zero), xp.where(inside, by_deviation * scale, zero)
+def _scaled(schedule: Adaptive) -> tuple[float, ...]:
+    """Coefficients of the rule for the place among the tails instead of log l."""
+    rule = schedule.rule
+    scale = (len(schedule.tails) - 1) / math.log(rule.upper / rule.lower)
+    c0, *others = rule.coefficients
+    return tuple(c * scale for c in (c0 - math.log(rule.lower), *others))
 
 
-def interpolated(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
+def _place(mean: Array, deviation: Array, schedule: Adaptive, ops: Ops) -> Array:
+    """Place among the tails, from 0 to K - 1; NaN where a moment is."""
+    xp, rule, last = ops.xp, schedule.rule, float(len(schedule.tails) - 1)
+    c0, c1, c2, c3 = _scaled(schedule)
+    low = xp.where(mean > rule.floor, mean, rule.floor)
+    w = (c3 / low + c2) * deviation + (c1 * mean + c0)
+    w = xp.where(w > last, last, xp.where(w < 0, 0.0, w))
+    return xp.round(w) if rule.selection == "nearest" else w
+
+
+def tail_at(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
     """Coefficients of the tail at a place, or their derivatives there; arrays (..., 1, 1)."""
     xp, tails = ops.xp, schedule.tails
     distance = w - kept(_grid, (len(tails),), w, ops)
@@ -193,11 +189,10 @@ def interpolated(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False)
         weights = xp.where(falls, -one, xp.where(rises, one, 0 * one))
     else:
         left = 1 - abs(distance)
-        weights = (left + abs(left)) / 2
+        weights = (left + abs(left)) * 0.5
     # A sum, not a product of matrices, which libraries take in less where they are told to.
     c = xp.sum(weights * kept(_table, (tails,), w, ops), axis=-1, keepdims=True)
-    sizes = [len(step) for step in tails[0]]
-    ends = np.cumsum([0, *sizes]).tolist()
+    ends = itertools.accumulate((len(step) for step in tails[0]), initial=0)
     spans = itertools.pairwise(ends)
     return [tuple(c[..., i : i + 1, :] for i in range(*span)) for span in spans]
 
@@ -214,19 +209,25 @@ def _table(tails: Table) -> np.ndarray:
     return table
 
 
-def choice_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Steps, Array]:
-    """Steps chosen for iterates X after the head, their derivatives in w, and the gradient of w.
+def tail_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Steps, Array]:
+    """Tails of iterates X after the head, their derivatives in the place w, and its gradient.
 
     With ``dG = X^H W + W^H X`` for a direction W, ``dT = tr dG / n`` and ``V dV = <G, dG> / n -
     T dT``. Where V is zero it has no derivative, and counts as constant.
     """
-    xp, n = ops.xp, x.shape[-1]
+    xp, n, rule = ops.xp, x.shape[-1], schedule.rule
+    _, c1, c2, c3 = _scaled(schedule)
     g = ops.gram(x)
-    mean, deviation = moments(g, ops)
-    w, by_mean, by_deviation = position(mean, deviation, schedule, ops)
-    equal = deviation == 0
-    by_deviation = xp.where(equal, xp.zeros_like(mean), by_deviation)
-    share = by_deviation / xp.where(equal, xp.ones_like(mean), deviation)
-    p = ops.combine((2 / n * share, 2 / n * (by_mean - share * mean)), (ops.matmul(x, g), x))
-    slopes = interpolated(w, schedule, ops, slope=True)
-    return interpolated(w, schedule, ops), slopes, p
+    mean, deviation = _moments(g, ops)
+    w = _place(mean, deviation, schedule, ops)
+    # Beyond the outer tails nothing changes, nor where the nearest one is taken.
+    free = (w > 0) & (w < len(schedule.tails) - 1) & (rule.selection != "nearest")
+    above, equal = mean > rule.floor, deviation == 0
+    low = xp.where(above, mean, rule.floor)
+    of_low = xp.where(above, c3 * deviation / (low * low), 0.0)
+    of_mean = xp.where(free, c1 - of_low, 0.0)
+    of_deviation = c3 / low + c2
+    of_square = xp.where(free & ~equal, of_deviation / xp.where(equal, 1.0, deviation), 0.0)
+    weights = of_square * (2 / n), (of_mean - of_square * mean) * (2 / n)
+    gradient = ops.combine(weights, (ops.matmul(x, g), x))
+    return tail_at(w, schedule, ops), tail_at(w, schedule, ops, slope=True), gradient

@@ -38,7 +38,7 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.functions import as_complex
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
-from polarlib.engine.adaptive import Adaptive, choice_and_growth
+from polarlib.engine.adaptive import Adaptive, tail_and_growth
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import Steps, iterate
 from polarlib.engine.normalise import BOUNDS, normalise
@@ -111,7 +111,7 @@ def _along_adaptive(y: Array, e: Array, s: Adaptive, ops: Ops, *, gradient: bool
     """
     head = s.steps[: s.head]
     x = iterate(y, head, ops)
-    steps, slopes, p = choice_and_growth(x, s, ops)
+    steps, slopes, p = tail_and_growth(x, s, ops)
     f = _moved_by(x, steps, slopes, ops)
     if gradient:
         inner = _along(x, e, steps, ops)

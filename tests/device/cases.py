@@ -20,6 +20,7 @@ _orthogonalize = polarlib.orthogonalize
 CALLS: dict[str, Function] = {
     "orthogonalize": _orthogonalize,
     "orthogonalize, jordan": functools.partial(_orthogonalize, schedule="jordan"),
+    "orthogonalize, adaptive": functools.partial(_orthogonalize, schedule="adaptive"),
     "orthogonalize, halley": functools.partial(_orthogonalize, schedule="halley"),
     "polar": polarlib.polar,
     **{f"polar, {m}": functools.partial(polarlib.polar, method=m) for m in METHODS},
@@ -86,6 +87,9 @@ def cases() -> Iterator[Case]:
             for name in FORMATS:
                 yield Case(call, shape, name)
     yield Case("orthogonalize", LARGE, "float32")
+    for shape in (LARGE, *SHAPES[2:]):
+        yield Case("orthogonalize, adaptive", shape, "bfloat16")
+    yield Case("orthogonalize, adaptive", LARGE, "float32")
     several = ("float32", "float64", "complex64", "bfloat16")
     for name in several:
         for shape in (SQUARE, (160, 160), (400, 130), (130, 400), (8, 40, 40), (5000, 3, 3)):

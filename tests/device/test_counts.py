@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 # What ordinary runs count: the calls that are for devices, a stack, a wide matrix, and a gradient.
 SOME = (
-    r"^(orthogonalize(, jordan)? . (1024|64 x 256|4 x)|polar . (160|130)|orthogonalize_vjp|torch\.)"
+    r"^(orthogonalize(, jordan|, adaptive)? . (1024|64 x 256|4 x)|polar . (160|130)"
+    r"|orthogonalize_vjp|torch\.)"
 )
 
 
