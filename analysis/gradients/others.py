@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import platform
 import string
 import sys
@@ -184,7 +185,7 @@ class Recurrent(Bytes):
 def perceptron(*widths: int) -> nn.Sequential:
     """Return linear layers with ReLU between them."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -361,8 +362,9 @@ def all_of(seed: int) -> tuple[dict[str, np.ndarray], str]:
     text += toml_table(header) + "\n[versions]\n" + toml_table(versions())
     arrays, networks, matrices = {}, "", ""
     for name, network in NETWORKS.items():
-        losses: list[float] = []
-        for layer, step, matrix, losses in trained(name, seed):
+        kept = list(trained(name, seed))
+        losses = kept[-1][-1]
+        for layer, step, matrix, _ in kept:
             stored, scale = compress(matrix)
             arrays[key := f"{name}_{layer}_{step}"] = stored
             facts = {"name": key, "network": name, "layer": layer, "step": step}
