@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from polarlib import published
 from polarlib._methods import FIXED, HINTED, METHODS, TRACED, methods
