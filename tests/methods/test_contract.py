@@ -63,7 +63,7 @@ TABLE: dict[str, Properties] = {
     for name, method in METHODS.items()
 }
 TABLE |= {name: Properties(kind="rational") for name in _methods.FIXED}
-TABLE |= {name: Properties(kind="fixed") for name in polarlib.schedules()}
+TABLE |= {name: Properties(kind="fixed") for name in polarlib.schedules(target="polar")}
 
 EXACT = [name for name, p in TABLE.items() if p.kind == "exact" and p.columns is None]
 FIXED = [name for name, p in TABLE.items() if p.kind == "fixed"]
