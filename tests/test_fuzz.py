@@ -178,6 +178,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.design.power": lambda: {"p": 0.5, "lower": 0.1, "degrees": [3]},
     "polarlib.design.power_law": lambda: {"alpha": 1.0, "low": 0.1},
     "polarlib.design.restarts": lambda: {"schedule": _sample("schedule"), "format": "bfloat16"},
+    "polarlib.design.sensitivity": lambda: {"s": _sample("schedule")},
     "polarlib.design.smooth_sign": lambda: {"delta": 0.5, "degrees": [3]},
     "polarlib.design.spectrum": lambda: {"density_or_singular_values": [1.0, 0.5]},
     "polarlib.design.stationary": lambda: {"epsilon": 0.3, "degree": 3},

@@ -163,18 +163,47 @@ def odd_images(
             lo, hi = min(values), max(values)
             yield lo, hi
             continue
-        turning = turning_points(tuple(map(float, step)), stride)
         coefficients = [number(c) for c in step]
-        slope = [(stride * i + 1) * c for i, c in enumerate(coefficients)]
-        inside = []
-        for t in map(number, turning):
-            if extended and t:
-                t = _refined(t, slope, stride)
-            if lo < t < hi:
-                inside.append(t)
-        values = [odd_value(coefficients, t, stride) for t in (lo, hi, *inside)]
+        points = critical_points(coefficients, lo, hi, stride, extended=extended)
+        values = [odd_value(coefficients, t, stride) for t in points]
         lo, hi = min(values), max(values)
         yield lo, hi
+
+
+def critical_points(
+    step: Sequence[Any], lower: Any, upper: Any, stride: int = 2, *, extended: bool = True
+) -> list[Any]:
+    """Return the ends of an interval, then the turning points of a polynomial inside.
+
+    Parameters
+    ----------
+    step : sequence of number
+        Coefficients, of the type of `lower` and `upper`.
+    lower, upper : number
+        The interval: floats, or mpmath numbers of one context.
+    stride : int, optional
+        Difference of the exponents.
+    extended : bool, optional
+        Refine turning points of double precision to twice the digits; for mpmath numbers only.
+
+    Returns
+    -------
+    list of number
+
+    Examples
+    --------
+    >>> critical_points((1.5, -0.5), 0.5, 1.5, extended=False)
+    [0.5, 1.5, 1.0]
+    """
+    found = [lower, upper]
+    slope = [(stride * i + 1) * c for i, c in enumerate(step)]
+    for t in turning_points(tuple(map(float, step)), stride):
+        t = 0 * lower + t
+        if extended and t:
+            t = _refined(t, slope, stride)
+        if lower < t < upper:
+            found.append(t)
+    return found
 
 
 def odd_image(

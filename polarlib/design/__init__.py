@@ -11,10 +11,12 @@ from polarlib.design.bounds import largest_complement, least_error
 from polarlib.design.budget import DegreeSequence, best_degrees, budget, frontier
 from polarlib.design.compose import greedy
 from polarlib.design.lowbits import for_precision, noise_gain, table
+from polarlib.design.minimax import minimax
 from polarlib.design.prices import costs
 from polarlib.design.provenance import Fingerprint, fingerprint
-from polarlib.design.remez import Minimax, best, minimax
+from polarlib.design.remez import Minimax, best
 from polarlib.design.restarts import restarts
+from polarlib.design.sensitivity import sensitivity
 from polarlib.design.spectra import (
     Spectrum,
     log_uniform,
@@ -57,6 +59,7 @@ __all__ = [
     "power",
     "power_law",
     "restarts",
+    "sensitivity",
     "smooth_sign",
     "spectrum",
     "stationary",

@@ -105,7 +105,7 @@ def _checked_band(value: Any) -> tuple[_Aim, str]:
     return _between(low, high), f"[{low:g}, {high:g}]"
 
 
-def _widest(degrees: Sequence[int], aim: _Aim, said: str) -> Schedule:
+def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedule:
     """Return the composition that maps the widest interval ``[lower, 1]`` into a band."""
     z, rate = math.log(aim.low) - math.log(aim.width), 1.0
     listed = ", ".join(map(str, degrees))
@@ -115,8 +115,8 @@ def _widest(degrees: Sequence[int], aim: _Aim, said: str) -> Schedule:
             rate *= slope
         if z < math.log(WIDEST):
             raise ValueError(
-                f"the widest interval for steps of degrees {listed} and the band {said} begins "
-                f"below {WIDEST:g}; take fewer steps, or a narrower band"
+                f"the widest interval for steps of degrees {listed} and a band of {shown(given)} "
+                f"begins below {WIDEST:g}; take fewer steps, or a narrower band"
             )
     error = aim.width / (2 * aim.centre)
     found: Schedule | None = None
@@ -203,7 +203,7 @@ def band(
             f"degree must be one odd integer, or one per step: got {len(degrees)} degrees "
             f"{shown(degree)} for steps={steps}"
         )
-    return _widest(degrees, aim, said)
+    return _widest(degrees, aim, said, epsilon)
 
 
 def stationary(epsilon: float, *, degree: int = 5) -> Schedule:

@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from polarlib._schedules.images import multiple_precision
-from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, double, items, number, shown
 from polarlib.design.doubles import image_of_rounded, lifted
@@ -132,6 +131,15 @@ def check_interval(lower: Any, upper: Any = 1.0) -> tuple[float, float]:
     return l, u
 
 
+def check_range(degree: int, upper: float) -> None:
+    """Raise ValueError where coefficients for an upper end leave the range of doubles."""
+    if abs(degree * math.log10(upper)) > EXPONENTS:
+        raise ValueError(
+            f"coefficients of degree {degree} for upper={shown(upper)} leave the range of doubles; "
+            "scale the input so that upper is about 1, or give digits"
+        )
+
+
 def _levelled(
     t: Sequence[Any], low: Any, stride: int, f: _Arithmetic
 ) -> tuple[list[Any], Any, Any, list[Any]]:
@@ -158,7 +166,7 @@ def _levelled(
     return x, error, odd / even, [values[i % 2] / p for i, p in enumerate(x)]
 
 
-def _interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+def interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """Monomial coefficients in t of the polynomial through the points (Newton's form, expanded)."""
     d, n = list(values), len(t)
     for k in range(1, n):
@@ -210,7 +218,7 @@ def _exchange(
     t, previous, found = [f.number(s) for s in start], math.inf, None
     for _ in range(EXCHANGES):
         x, error, rho, values = _levelled(t, low, stride, f)
-        w = _interpolate(t[1:], values[1:])
+        w = interpolate(t[1:], values[1:])
         # dp/dx = 0: w + p (kappa + t) w' = 0, from y = (kappa + t) (1 - l^p) / 2.
         d = [(1 + stride * k) * c for k, c in enumerate(w)]
         for k in range(q):
@@ -230,14 +238,14 @@ def _exchange(
         if excess <= tol:
             # The zeros of p' are the better reference: the level is second order in its error.
             x, error, rho, values = _levelled(t, low, stride, f)
-            return _interpolate(t[1:], values[1:]), error, rho, t, x
+            return interpolate(t[1:], values[1:]), error, rho, t, x
         if excess >= previous and excess < 1e-6:  # rounding is reached
             return found
         previous = excess
     return None
 
 
-def _in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
+def in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
     """Powers of y = x**stride from powers of t = (y - m) / h, by Horner's rule."""
     power = low**stride
     h, m = (1 - power) / 2, (1 + power) / 2
@@ -332,11 +340,7 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
     stride = count("stride", stride, most=MOST_STRIDE)
     degree = check_degree(degree, stride)
     l, u = check_interval(lower, upper)
-    if abs(degree * math.log10(u)) > EXPONENTS:
-        raise ValueError(
-            f"coefficients of degree {degree} for upper={shown(upper)} leave the range of doubles; "
-            "scale the input so that upper is about 1, or give digits"
-        )
+    check_range(degree, u)
     return _best_double((degree - 1) // stride, l, u, stride)
 
 
@@ -352,11 +356,11 @@ def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax
     """
     q, low = degree // 2, lower / upper
     if q >= 3 and low < 0.95:
-        start = _chebyshev(q)
+        start = chebyshev(q)
         x, error, rho, values = _levelled(start, low, 2, _DOUBLE)
         found = None
         if error < fine:
-            found = _interpolate(start[1:], values[1:]), error, rho, start, x
+            found = interpolate(start[1:], values[1:]), error, rho, start, x
         else:
             with contextlib.suppress(ArithmeticError, ValueError):
                 found = _exchange(q, low, start, _DOUBLE, 1e-9)
@@ -365,7 +369,7 @@ def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax
     return best(degree, lower, upper)
 
 
-def _chebyshev(q: int) -> list[float]:
+def chebyshev(q: int) -> list[float]:
     return [-math.cos(math.pi * i / (q + 1)) for i in range(q + 2)]
 
 
@@ -377,7 +381,7 @@ def _lost(q: int, low: float, error: float) -> float:
 def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any], stride: int) -> Minimax:
     """Undo the scaling to [l/u, 1]."""
     w, error, rho, _, x = found
-    c = [number(v) / upper ** (stride * i + 1) for i, v in enumerate(_in_x(w, low, stride))]
+    c = [number(v) / upper ** (stride * i + 1) for i, v in enumerate(in_x(w, low, stride))]
     complement = 2 * rho / (1 + rho)
     return Minimax(
         tuple(number(v) for v in c),
@@ -401,7 +405,7 @@ def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
     # The estimate of what is lost was made for stride 2.
     if stride == 2 and q <= 3 and low < 0.99:
         try:
-            found = _exchange(q, low, _chebyshev(q), _DOUBLE, 1e-9)
+            found = _exchange(q, low, chebyshev(q), _DOUBLE, 1e-9)
         except (ArithmeticError, ValueError):
             found = None
         if found is not None and _lost(q, low, found[1]) < LOSS:
@@ -418,62 +422,22 @@ def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
     )
 
 
-def _in_digits(q: int, lower: Any, upper: Any, digits: int, stride: int) -> Minimax:
-    low = float(lower) / float(upper)
-    # Cancellation in w, in its powers of x**p, and in E; guard digits.
+def working_digits(q: int, low: float, digits: int, stride: int = 2) -> int:
+    """Return the decimal digits to compute with for a number of correct ones, on [low, 1].
+
+    For cancellation in w, in its powers of x**p, and in E; and guard digits.
+    """
     narrow = -math.log10(max(1 - low, 1e-17))
-    f = _multiple(
-        math.ceil(digits + (2 * q + 4) * narrow - stride / 2 * math.log10(low) + 2 * q + 10)
-    )
+    return math.ceil(digits + (2 * q + 4) * narrow - stride / 2 * math.log10(low) + 2 * q + 10)
+
+
+def _in_digits(q: int, lower: Any, upper: Any, digits: int, stride: int) -> Minimax:
+    f = _multiple(working_digits(q, float(lower) / float(upper), digits, stride))
     l, u = f.number(lower), f.number(upper)
-    found = _exchange(q, l / u, _chebyshev(q), f, 10.0 ** -(digits / 2 + 1), stride)
+    found = _exchange(q, l / u, chebyshev(q), f, 10.0 ** -(digits / 2 + 1), stride)
     if found is None:
         raise RuntimeError(
             f"the exchange of degree {1 + stride * q} on [{lower}, {upper}] did not converge; "
             "please report it"
         )
     return _scaled(found, l / u, u, f.number, stride)
-
-
-def minimax(
-    degree: int, lower: float, upper: float = 1.0, *, digits: int | None = None
-) -> Schedule:
-    """Best odd polynomial on an interval as a schedule of one step.
-
-    Parameters
-    ----------
-    degree : int
-        Odd, at least 3.
-    lower, upper : float
-        The interval, ``0 < lower < upper``.
-    digits : int, optional
-        Digits to compute with before the coefficients are rounded to doubles; see :func:`best`,
-        which also returns them unrounded.
-
-    Returns
-    -------
-    Schedule
-
-    Raises
-    ------
-    ValueError
-        For an even degree, one below 3, a bad interval, and degrees 'beyond double coefficients':
-        rounding them to doubles adds more than max(5 % of the least error, 2^-50).
-
-    Examples
-    --------
-    >>> s = minimax(3, 0.1)
-    >>> round(s.error(), 12)
-    0.607230127271
-    """
-    lower, upper = check_interval(lower, upper)
-    b = best(degree, lower, upper, digits=digits)
-    step, _ = lifted(tuple(map(float, b.coefficients)), lower, upper)
-    image_of_rounded(step, (b.complement, 2 - b.complement), lower, upper)
-    return Schedule(
-        steps=(step,),
-        lower=lower,
-        upper=upper,
-        name=f"minimax of degree {degree}",
-        source=f"best odd polynomial of degree {degree} on [{lower}, {upper}]",
-    )
