@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
 
 from polarlib.arrays.checks import number, shown, text
 from polarlib.arrays.checks import path as checked_path
@@ -36,8 +36,9 @@ HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it
 # Of new figures where rcParams have no other than matplotlib's own size; chosen by eye.
 WIDTH, HEIGHT = 7.0, 5.0  # inches
 DPI, HIGHEST_DPI = 150, 1200
-EM = 0.52  # mean width of a character, in units of its size
+EM = 0.56  # mean width of a character, in units of its size
 TITLE_LINES = 3
+DECADES = 100.0  # ratio of the ends of an ordinate, up to which 2 and 5 have labels as well
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 
 # Okabe and Ito, Color Universal Design (2008), without the yellow, which is faint on white; their
@@ -387,6 +388,15 @@ def log_ordinate(ax: Axes, view: View, floor: float = 0.0, ceiling: float = HIGH
     # A margin, and a decade at least, so that there is a power of ten to read.
     margin = max(high**0.05 / low**0.05, (10 * low / high) ** 0.5)
     view.show("y", low / margin, min(high * margin, ceiling), log=True)
+    low, high = ax.get_ylim()
+    few = high <= DECADES * low
+    ax.yaxis.set_minor_formatter(FuncFormatter(_two_and_five) if few else NullFormatter())
+
+
+def _two_and_five(value: float, _: int) -> str:
+    """Label of a tick between powers of ten: of 2 and 5 times one, so that labels stay apart."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return rf"${mantissa}\times10^{{{int(exponent)}}}$" if mantissa in "25" else ""
 
 
 def in_data(ax: Axes, line: Line2D) -> bool:
