@@ -72,7 +72,7 @@ def polar(
     side : {"right", "left"}, optional
         ``A = U H`` with H n x n, or ``A = H U`` with H m x m. May be given by position, as to
         :func:`scipy.linalg.polar`.
-    method : str or Schedule, optional
+    method : str, path-like or Schedule, optional
         One of :func:`polarlib.methods`; "auto" takes, of the methods that are backward stable for
         the condition number that it finds, the one that the measured costs of kernels make the
         fastest (``polarlib bench --calibrate``), and gives the reason in `reason`. A method that
@@ -178,7 +178,7 @@ def polar(
     )
     given = a
     a, ops = as_matrix(a, sharded=True)
-    check_method(method)
+    check_method(options.method)
     options.check_for(a, ops)
     stored = _storage(given, a, options, out)
     apply: Callable[[Array], PolarResult] = functools.partial(

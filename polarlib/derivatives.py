@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import Side
 from polarlib.arrays.checks import choice
 from polarlib.arrays.entered import Entered, enter
@@ -22,6 +21,7 @@ from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
 from polarlib.orthogonalization import Options, rule_of
+from polarlib.published import Named
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
 
@@ -141,7 +141,7 @@ def orthogonalize_jvp(
     g: ArrayT,
     dg: ArrayT,
     *,
-    schedule: str | Schedule = "auto",
+    schedule: Named = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
@@ -206,7 +206,7 @@ def orthogonalize_vjp(
     g: ArrayT,
     q_bar: ArrayT,
     *,
-    schedule: str | Schedule = "auto",
+    schedule: Named = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import scipy.linalg
 
-from polarlib import design
+from polarlib import design, published
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._methods.options import resolve_schedule, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
@@ -22,6 +22,7 @@ from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.iterate import matrix_products
+from polarlib.published import Named
 from polarlib.result import Trace
 
 __all__ = ["measure"]
@@ -36,7 +37,7 @@ MATCH_UP_TO = 2000
 @under_default_settings
 def measure(
     a: Array,
-    schedule_or_method: str | Schedule,
+    schedule_or_method: Named,
     *,
     steps: int | None = None,
     precision: str | None = None,
@@ -52,9 +53,9 @@ def measure(
     ----------
     a : array, shape (m, n)
         One matrix; m < n is transposed. Never changed.
-    schedule_or_method : str or Schedule
-        A schedule of your own, or a name of :func:`polarlib.methods`; "auto" is the schedule that
-        :func:`polarlib.orthogonalize` takes by default.
+    schedule_or_method : str, path-like or Schedule
+        A schedule of your own, its file, or a name of :func:`polarlib.methods`; "auto" is the
+        schedule that :func:`polarlib.orthogonalize` takes by default.
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
@@ -96,6 +97,7 @@ def measure(
         raise ValueError(f"measure takes one matrix with entries, got shape {tuple(x.shape)}")
     form = choice("form", form, ("plain", "gram"))
     reference = choice("reference", reference, ("svd", "mpmath"))
+    schedule_or_method = published.opened(schedule_or_method)
     if precision is None:
         a_method = isinstance(schedule_or_method, str) and schedule_or_method in (*METHODS, "auto")
         precision = format_name(x) if a_method else ops.multiplier(x)

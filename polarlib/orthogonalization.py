@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from types import NoneType
 from typing import Any
 
+from polarlib import published
 from polarlib._methods import polynomial, rational
 from polarlib._methods.options import (
     check_normalisation,
@@ -39,6 +40,7 @@ from polarlib.arrays.torch_sharded import placements
 from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 from polarlib.engine.symmetric import pays
+from polarlib.published import Named
 
 Array = Any
 
@@ -54,13 +56,17 @@ BATCH_UP_TO = 1 << 14
 class Options:
     """Options of :func:`orthogonalize`, as the caller gave them."""
 
-    schedule: str | Schedule = "auto"
+    schedule: Named = "auto"
     steps: int | None = None
     form: str = "auto"
     restarts: str | Sequence[int] = "auto"
     precision: str | None = None
     gram_precision: str | None = None
     normalisation: str | None = None
+
+    def __post_init__(self) -> None:
+        # Read here, since caches have the options as their keys and files may change.
+        object.__setattr__(self, "schedule", published.opened(self.schedule))
 
     def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
         """Check the options and decide what is "auto": arguments of `_apply`."""
@@ -77,9 +83,10 @@ class Options:
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
         if gram_precision is not None:
             gram_precision = format_of(gram_precision).name
+        kind: str = chosen.normalisation
         if chosen.is_rational:
             check_rational(chosen, form, restarts, gram_precision, self.normalisation)
-            kind, restarts = "spectral", ()
+            restarts = ()
         else:
             kind = check_normalisation(chosen, self.normalisation)
             form, restarts = choose_form(chosen, shape, form, restarts, precision, gram_precision)
@@ -134,7 +141,7 @@ def rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
 def orthogonalize(
     g: ArrayT,
     *,
-    schedule: str | Schedule = "auto",
+    schedule: Named = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
@@ -149,9 +156,10 @@ def orthogonalize(
     ----------
     g : array, shape (..., m, n)
         Of any supported library and floating dtype. Never changed.
-    schedule : str or Schedule, optional
+    schedule : str, path-like or Schedule, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
-        published set (see :func:`polarlib.schedules`) or a schedule of your own; "halley" (or
+        published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
+        (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "halley" (or
         "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps are taken on
         the Gram matrix in float32, or in float64, and divide by a spectral bound: `form`,
         `restarts`, `gram_precision` and `normalisation` are for polynomials.

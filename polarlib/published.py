@@ -7,23 +7,35 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
-from typing import Any
+from typing import Any, TypeAlias
 
 from polarlib import design
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
-from polarlib.arrays.formats import format_of, round_number
+from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.formats import format_of, printable, round_number
 from polarlib.arrays.settings import at_trace_time, looks
 from polarlib.design.compose import pade
 from polarlib.design.lowbits import NOISE
 
-__all__ = ["conventions", "default_schedule", "is_published", "listed", "schedule", "schedules"]
+__all__ = [
+    "conventions",
+    "default_schedule",
+    "is_published",
+    "listed",
+    "opened",
+    "schedule",
+    "schedules",
+]
 
+# What stands for a schedule wherever one is asked for: a name, a file, or the schedule itself.
+Named: TypeAlias = str | os.PathLike[str] | Schedule
 
 # Steps of a repeating set when none are asked for: what Muon and its successors take.
 DEFAULT_STEPS = 5
@@ -257,25 +269,64 @@ def _listed(name: str) -> Schedule:
         name=name,
         source=entry["source"],
         repeat=entry.get("repeat"),
+        stride=entry.get("stride", 2),
+        target=entry.get("target", "polar"),
     )
 
 
-@_reads_a_table
-def schedule(name: str, steps: int | None = None) -> Schedule:
-    """Look a published set up by name.
+def opened(name: Any) -> Any:
+    """Return the schedule in a file, where `name` names a file of schedules; else `name` as it is.
 
-    Parameters
-    ----------
-    name : str
-        One of :func:`schedules`.
-    steps : int, optional
-        Number of steps: the first `steps` of the list, then by its repeat rule. By default
-        the listed length, or 5 for sets that repeat.
+    Text that ends in ".json" and path-like objects name files, which `Schedule.to_json` has
+    written. A file is read again when it has changed.
 
     Raises
     ------
     ValueError
-        For an unknown name, `steps` below 1, or more than a set has that does not repeat.
+        If the file is missing, cannot be read, or holds no schedule; the message names it.
+
+    Examples
+    --------
+    >>> opened("jordan"), opened("absent.json")
+    Traceback (most recent call last):
+    ValueError: schedule: absent.json: No such file or directory
+    """
+    if not (isinstance(name, os.PathLike) or (isinstance(name, str) and name.endswith(".json"))):
+        return name
+    path = os.fsdecode(checked_path("schedule", name))
+    try:
+        state = os.stat(path)
+        # The inode too: a file that is replaced has another one, however fast it is replaced.
+        return _read(path, (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino))
+    except OSError as error:
+        said = f"{printable(path)}: {error.strerror}" if error.strerror else printable(error)
+        raise ValueError(f"schedule: {said}") from None
+
+
+# Cached, since an optimizer names the same file for each of its matrices in each of its steps.
+@functools.lru_cache(maxsize=64)
+def _read(path: str, stamp: tuple[int, ...]) -> Schedule:
+    return Schedule.from_json(path)
+
+
+@_reads_a_table
+def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule:
+    """Look a published set up by name, or read a schedule from its file.
+
+    Parameters
+    ----------
+    name : str or path-like
+        One of :func:`schedules`, or a file that :meth:`Schedule.to_json` has written: text that
+        ends in ".json", or a path of any name.
+    steps : int, optional
+        Number of steps: the first `steps` of the list, then by its repeat rule. By default
+        the listed length, or 5 for published sets that repeat.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, a file that is missing or holds no schedule, `steps` below 1, or more
+        than a set has that does not repeat.
 
     Examples
     --------
@@ -283,8 +334,11 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    name = choice("schedule", name, schedules())
-    return _truncated(name, None if steps is None else count("steps", steps, most=MOST_STEPS))
+    found = opened(name)
+    if isinstance(found, Schedule):
+        return found if steps is None else found.truncate(steps)
+    known = choice("schedule", found, schedules())
+    return _truncated(known, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ import html
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple, cast
 
@@ -226,6 +226,22 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def html_table(caption: str, figures: Mapping[str, Any], head: Sequence[str] = ()) -> str:
+    """Return figures as a table of HTML: a row each, of one value or of a list of them.
+
+    Examples
+    --------
+    >>> html_table("Run", {"steps": 5})
+    "<table><caption>Run</caption><tr><th style='text-align:left'>steps</th><td>5</td></tr></table>"
+    """
+    rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"] if head else []
+    for name, value in figures.items():
+        values = value if isinstance(value, list) else [value]
+        cells = "".join(f"<td>{html.escape(str(v))}</td>" for v in values)
+        rows.append(f"<tr><th style='text-align:left'>{html.escape(name)}</th>{cells}</tr>")
+    return f"<table><caption>{html.escape(caption)}</caption>{''.join(rows)}</table>"
+
+
 @under_default_settings  # a value is computed under the settings of then
 def _computed(compute: Callable[[], Any]) -> Any:
     return compute()
@@ -405,11 +421,7 @@ class PolarResult(Pytree):
         return "PolarResult\n" + "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{k}</th><td>{html.escape(str(v))}</td></tr>"
-            for k, v in self._figures().items()
-        )
-        return f"<table><caption>PolarResult</caption>{rows}</table>"
+        return html_table("PolarResult", self._figures())
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the factors as plain numbers and strings, ready for JSON."""

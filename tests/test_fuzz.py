@@ -114,7 +114,10 @@ def _file(name: str) -> str:
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Schedule": lambda: {"steps": [(1.5, -0.5)], "lower": 0.5},
     "polarlib.Schedule.__call__": lambda: {"x": 0.5},
+    "polarlib.Schedule.__getitem__": lambda: {"index": 0},
     "polarlib.Schedule.certify": dict,
+    "polarlib.Schedule.compare": lambda: {"others": (_sample("schedule"),)},
+    "polarlib.Schedule.derivative": lambda: {"x": 0.5},
     "polarlib.Schedule.divided": lambda: {"lower": 0.1, "upper": 1.0},
     "polarlib.Schedule.error": dict,
     "polarlib.Schedule.from_json": lambda: {"path": _file("read.json")},
@@ -262,6 +265,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.published.is_published": lambda: {"name": "jordan"},
     "polarlib.published.conventions": lambda: {"name": "jordan"},
     "polarlib.published.listed": lambda: {"name": "jordan"},
+    "polarlib.published.opened": lambda: {"name": "jordan"},
     "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},
     "polarlib.norms.range_lmo": lambda: {"g": A, "p": np.eye(4)},
     "polarlib.norms.topk.triplets": lambda: {"a": A, "k": 2},
@@ -317,6 +321,7 @@ ALSO: dict[str, tuple[type[BaseException], ...]] = {
     "polarlib.plot.unit_ball": (NotImplementedError,),
     "polarlib.testing.assert_": (AssertionError,),
     "polarlib.PolarResult.__getitem__": (IndexError,),  # as a tuple, so that unpacking ends
+    "polarlib.Schedule.__getitem__": (IndexError,),
 }
 
 
@@ -642,8 +647,14 @@ def _named(message: str, names: tuple[str, ...], values: dict[str, Any]) -> bool
 def judge(entry: Entry, wrong: dict[str, str]) -> str:
     """Call with wrong values; what is wrong with what leaves, or ""."""
     values = ROWS[entry.name]() | {name: WRONG[label]() for name, label in wrong.items()}
-    if "modules" in wrong and not isinstance(values["modules"], list | tuple):
-        values["modules"] = (values["modules"],)
+    for p in entry.parameters:
+        name = p.name
+        if (
+            p.kind is p.VAR_POSITIONAL
+            and name in wrong
+            and not isinstance(values[name], list | tuple)
+        ):
+            values[name] = (values[name],)
     if "same" in wrong:
         values["same"] = {"steps": values["same"]}
     with warnings.catch_warnings(), contextlib.chdir(FOLDER):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.arrays.checks import choice, count, items, shown
 from polarlib.arrays.settings import warn
 from polarlib.engine.normalise import BOUNDS
+from polarlib.published import Named
 from polarlib.result import ScheduleWarning
 
 # The Gram form must save this much before "auto" takes it: its small products run less efficiently.
@@ -22,23 +24,24 @@ GRAM_SAVES = 0.9
 # -- validation ------------------------------------------------------------------------------
 
 
-def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str) -> Schedule:
-    """Return the schedule of a name (or the one given) with a number of steps.
+def resolve_schedule(schedule: Named, steps: int | None, precision: str) -> Schedule:
+    """Return the schedule of a name or a file (or the one given) with a number of steps.
 
     "auto" is the library's own for the number format.
 
     Raises
     ------
     TypeError, ValueError
-        For something that is neither a name nor a Schedule, an unknown name, a number of steps
-        that it does not have, or a schedule for inverse roots, which has no odd matrix function.
+        For something that is neither a name, a path nor a Schedule, an unknown name, a file that
+        holds no schedule, a number of steps that it does not have, or a schedule for inverse roots,
+        which has no odd matrix function.
     """
     if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
     if isinstance(schedule, str) and schedule in RATIONAL:
         schedule = RATIONAL[schedule]()
-    if isinstance(schedule, str):
-        return published.schedule(schedule, steps)
+    if isinstance(schedule, str | os.PathLike):
+        schedule, steps = published.schedule(schedule, steps), None
     if isinstance(schedule, Schedule):
         if schedule.stride != 2:
             raise ValueError(
@@ -47,7 +50,7 @@ def resolve_schedule(schedule: str | Schedule, steps: int | None, precision: str
                 "schedule for singular values has stride 2"
             )
         return schedule if steps is None else schedule.truncate(steps)
-    raise TypeError(f"schedule must be a name or a Schedule, got {shown(schedule)}")
+    raise TypeError(f"schedule must be a name, a path or a Schedule, got {shown(schedule)}")
 
 
 def check_rational(
@@ -62,7 +65,7 @@ def check_rational(
         "form": (form, "auto"),
         "restarts": (restarts, "auto"),
         "gram_precision": (gram_precision, None),
-        "normalisation": (normalisation, "spectral"),
+        "normalisation": (normalisation, schedule.normalisation),
     }
     for name, (value, allowed) in given.items():
         if value is not None and not (isinstance(value, str) and value == allowed):

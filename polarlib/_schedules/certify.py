@@ -1,7 +1,8 @@
 """Certificates: proven bounds on the worst error of a composition, for its coefficients as stored.
 
 A double is an exact binary fraction, so ``max |target(x) - s(x)|`` on an interval of doubles is one
-real number. :func:`certify` encloses it between two doubles; `enclosures` says how.
+real number. :func:`certify` encloses it between two doubles; `enclosures` says how. With the
+rounding of a number format, :func:`certify_in_format` does; `in_format` says how.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarlib._schedules.targets import parse_target
+from polarlib.arrays.formats import Format, format_of, round_number
+from polarlib.result import html_table
 
 # Bits to begin with, and to give up at: 128 do for most, 256 for errors far below 1e-16. Chosen by
 # experiment.
@@ -31,6 +34,17 @@ class Certificate:
         where the error is near 1, this is what tells schedules apart.
     image : tuple of tuples of float
         Bounds of the smallest and bounds of the largest value of s on the interval.
+    kind : {"exact", "scalar model", "matrix"}
+        What the values of s are: those of exact arithmetic; those that the scalar model of rounding
+        allows, which is no proof for matrices; or the singular values that the iteration computes
+        in a number format from any matrix of a shape. Of these the error is bounded from above
+        alone (`lower` is 0), and both ends of the image by the same two numbers.
+    format : str or None
+        The number format whose rounding is included.
+    share : float or None
+        Of the scalar model: the part of the largest rounding error that every rounding makes.
+    shape : tuple of int or None
+        Of the kind "matrix".
 
     Examples
     --------
@@ -42,14 +56,41 @@ class Certificate:
     upper: float
     complement: tuple[float, float]
     image: tuple[tuple[float, float], tuple[float, float]]
+    kind: str = "exact"
+    format: str | None = None
+    share: float | None = None
+    shape: tuple[int, int] | None = None
 
     @property
     def width(self) -> float:
         """How much the error is left undetermined, ``upper - lower``; 0 if both are infinite."""
         return self.upper - self.lower if self.lower < math.inf else 0.0
 
+    @property
+    def conditions(self) -> str:
+        """What the bounds are for, in words; empty for exact arithmetic."""
+        if self.kind == "exact":
+            return ""
+        if self.shape:
+            return f"{self.format}, {self.shape[0]} x {self.shape[1]}"
+        return f"{self.format}, {self.kind}, share {self.share:g}"
+
     def __repr__(self) -> str:
-        return f"Certificate({self.lower!r} <= error <= {self.upper!r})"
+        where = f"; {self.conditions}" if self.conditions else ""
+        return f"Certificate({self.lower!r} <= error <= {self.upper!r}{where})"
+
+    def _repr_html_(self) -> str:
+        (lowest, low), (high, highest) = self.image
+        return html_table(
+            "Certificate",
+            {
+                "worst error": f"{self.lower:.6g} to {self.upper:.6g}",
+                "1 - error": "{:.6g} to {:.6g}".format(*self.complement),
+                "smallest value": f"{lowest:.6g} to {low:.6g}",
+                "largest value": f"{high:.6g} to {highest:.6g}",
+                "arithmetic": self.conditions or self.kind,
+            },
+        )
 
 
 def certify(
@@ -150,6 +191,86 @@ def certify(
     if least == math.inf:
         return Certificate(least, most, (-math.inf, -math.inf), ends)
     return Certificate(least, most, (rest[0][0], rest[1][1]), ends)
+
+
+def certify_in_format(
+    steps: Sequence[Sequence[float]],
+    lower: float,
+    upper: float,
+    *,
+    divisor: float,
+    precision: Format,
+    share: float,
+    shape: tuple[int, int] | None,
+) -> Certificate:
+    """Enclose the worst error with the rounding of a number format: ``max |1 - s(x / divisor)|``.
+
+    Parameters
+    ----------
+    steps, lower, upper, divisor
+        As :func:`certify` takes them, 0 < lower. Coefficients are rounded to the format that
+        products accumulate in.
+    precision : Format
+        The format.
+    share : float
+        Part of the largest rounding error, of the scalar model.
+    shape : tuple of two int or None
+        Rigorously, for matrices of this shape; None for the scalar model.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    ValueError
+        Names the first step after which the lower bound of singular values is not positive.
+
+    Examples
+    --------
+    >>> from polarlib.arrays.formats import format_of
+    >>> half = format_of("float16")
+    >>> certify_in_format(
+    ...     [(1.5, -0.5)], 0.5, 1.0, divisor=1.0, precision=half, share=1.0, shape=None
+    ... ).upper > 0.3125
+    True
+    """
+    from polarlib._schedules import enclosures, in_format
+
+    carrier = format_of(precision.carrier)
+    rounded = [tuple(round_number(c, carrier) for c in step) for step in steps]
+    bits = BITS
+    while True:
+        try:
+            with enclosures.working_precision(bits):
+                interval = rounded, lower, upper, divisor, precision
+                if shape is None:
+                    lo, hi = in_format.in_scalar_model(*interval, share)
+                else:
+                    lo, hi = in_format.in_matrices(*interval, shape)
+                ends = enclosures.floats(lo), enclosures.floats(hi)
+                error = enclosures.floats((1 - lo).max(hi - 1))
+                complement = enclosures.floats(lo.min(2 - hi))
+        except in_format.NotPositiveError as found:
+            if found.bound <= 0 or bits >= MOST_BITS:
+                bound, _ = enclosures.floats(found.bound)
+                remedy = "a wider format" if shape is None else "a wider format or a smaller shape"
+                raise ValueError(
+                    f"rounding to {precision.name} can take the smallest singular value to 0 in "
+                    f"step {found.step} (lower bound {bound:.3g}); name a larger lower end, "
+                    f"{remedy}"
+                ) from None
+        else:
+            if bits >= MOST_BITS or all(map(_is_narrow, *zip(*ends, strict=True))):
+                break
+        bits *= 2
+    if shape is None:
+        kind, share_of, low = "scalar model", share, max(0.0, error[0])
+        rest = complement[0], min(1.0, complement[1])
+    else:
+        kind, share_of, low = "matrix", None, 0.0
+        rest, ends = (complement[0], 1.0), ((ends[0][0], ends[1][1]),) * 2
+    return Certificate(low, error[1], rest, ends, kind, precision.name, share_of, shape)
 
 
 def _is_narrow(lo: float, hi: float) -> bool:

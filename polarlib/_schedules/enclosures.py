@@ -27,10 +27,10 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-from flint import arb, arb_poly, ctx, fmpz_poly
+from flint import arb, arb_poly, ctx, fmpq, fmpq_poly
 
 from polarlib._schedules.targets import TARGETS
 
@@ -97,18 +97,30 @@ def _value(step: Step, x: arb, stride: int) -> arb:
 @functools.lru_cache(maxsize=1024)
 def _turning_points(step: Step, stride: int, bits: int) -> list[arb]:
     """Return all real zeros of a step's derivative, as balls of `bits` bits."""
-    ratios = [c.as_integer_ratio() for c in step]
-    scale = max(d for _, d in ratios)  # all are powers of two
-    slope = fmpz_poly([(1 + stride * i) * n * (scale // d) for i, (n, d) in enumerate(ratios)])
-    if slope.degree() < 1:
-        return []
+    slope = [(1 + stride * i) * fmpq(*c.as_integer_ratio()) for i, c in enumerate(step)]
     with working_precision(bits):
-        # The imaginary part of a real root is exactly zero.
-        roots = cast("list[tuple[Any, int]]", slope.complex_roots())
-        real = [y.real for y, _ in roots if y.imag.is_zero()]
-        if stride % 2:
-            return [abs(y).root(stride) * (-1 if y < 0 else 1) for y in real]
-        return [sign * abs(y).root(stride) for y in real if not y < 0 for sign in (1, -1)]
+        return real_roots(slope, stride)
+
+
+def real_roots(coefficients: Sequence[fmpq], stride: int) -> list[arb]:
+    """Return balls around all real x with ``sum c_i x**(stride i) = 0``.
+
+    For even `stride` those of both signs. None for the zero polynomial.
+
+    Examples
+    --------
+    >>> [floats(x) for x in real_roots([fmpq(-1), fmpq(4)], 2)]
+    [(0.5, 0.5), (-0.5, -0.5)]
+    """
+    whole = fmpq_poly(list(coefficients)).numer()
+    if whole.degree() < 1:
+        return []
+    # The imaginary part of a real root is exactly zero.
+    roots = cast("list[tuple[Any, int]]", whole.complex_roots())
+    real = [y.real for y, _ in roots if y.imag.is_zero()]
+    if stride % 2:
+        return [abs(y).root(stride) * (-1 if y < 0 else 1) for y in real]
+    return [sign * abs(y).root(stride) for y in real if not y < 0 for sign in (1, -1)]
 
 
 def _largest(values: Sequence[arb], perhaps: Sequence[arb]) -> arb:
@@ -117,6 +129,25 @@ def _largest(values: Sequence[arb], perhaps: Sequence[arb]) -> arb:
     for value in perhaps:
         most = most.union(most.max(value))
     return most
+
+
+def extremes(
+    value: Callable[[arb], arb], turns: Sequence[arb], lower: arb, upper: arb
+) -> tuple[arb, arb]:
+    """Enclose the least and the largest value on an interval of a function that turns at `turns`.
+
+    Examples
+    --------
+    >>> [floats(end) for end in extremes(lambda x: x * x, [arb(0)], arb(-1), arb(2))]
+    [(0.0, 0.0), (4.0, 4.0)]
+    """
+    values, perhaps = [value(lower), value(upper)], list[arb]()
+    for t in turns:
+        if t < lower or t > upper:
+            continue
+        known = values if t >= lower and t <= upper else perhaps
+        known.append(value(t))
+    return -_largest([-v for v in values], [-v for v in perhaps]), _largest(values, perhaps)
 
 
 def image(steps: Sequence[Step], lower: arb, upper: arb, stride: int) -> tuple[arb, arb]:
@@ -129,14 +160,9 @@ def image(steps: Sequence[Step], lower: arb, upper: arb, stride: int) -> tuple[a
     """
     lo, hi = lower, upper
     for step in steps:
-        values, perhaps = [_value(step, lo, stride), _value(step, hi, stride)], list[arb]()
-        for t in _turning_points(step, stride, ctx.prec):
-            if t < lo or t > hi:
-                continue
-            known = values if t >= lo and t <= hi else perhaps
-            known.append(_value(step, t, stride))
-        lo = -_largest([-v for v in values], [-v for v in perhaps])
-        hi = _largest(values, perhaps)
+        turns = _turning_points(step, stride, ctx.prec)
+        value = functools.partial(_value, step, stride=stride)
+        lo, hi = extremes(value, turns, lo, hi)
     return lo, hi
 
 

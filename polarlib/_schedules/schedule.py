@@ -17,10 +17,11 @@ import numpy as np
 
 from polarlib._renamed import warn_renamed
 from polarlib._schedules import export
-from polarlib._schedules.bounds import enclosed
+from polarlib._schedules.algebra import Composition
+from polarlib._schedules.bounds import enclosed, enclosed_in_format
 from polarlib._schedules.certify import Certificate
 from polarlib._schedules.images import divergence_limit, divided, odd_value
-from polarlib._schedules.products import continued, matmuls
+from polarlib._schedules.products import matmuls
 from polarlib._schedules.steps import (
     Rational,
     Step,
@@ -35,8 +36,8 @@ from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.arrays.settings import ignore_float_errors
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, repr=False)
+class Schedule(Composition):
     """A composition of odd functions that drives singular values to 1.
 
     Parameters
@@ -52,7 +53,7 @@ class Schedule:
         What is done to the input X so that its singular values lie in (0, 1]:
         NORMALISATIONS
         Where X is divided by a norm or a bound, these are interchangeable; where its columns are,
-        the problem is another one, and so is the answer. Rational steps need "spectral".
+        the problem is another one, and so is the answer. Rational steps need "spectral" or "none".
     input_safety : float, optional
         Further divisor of the normalised input, at least 1; not used where the normalisation is
         "none". 1 for rational steps.
@@ -136,9 +137,6 @@ class Schedule:
         ends = checks.number("lower", lower), checks.number("upper", upper)
         return divided(*ends, self.input_divisor, extended=checks.flag("extended", extended))
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
     @ignore_float_errors
     def __call__(self, x: Any) -> Any:
         """Apply the steps to a scalar or, entry by entry, to an array; no input division.
@@ -209,45 +207,74 @@ class Schedule:
         """
         return self._enclosed(lower, None, "error", self.target).upper
 
-    def certify(self, lower: float | None = None, format: str | None = None) -> Certificate:
-        """Rigorous bounds of the worst error, by interval arithmetic.
+    def certify(
+        self,
+        lower: float | None = None,
+        format: str | None = None,
+        *,
+        share: float | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> Certificate:
+        """Rigorous bounds of the worst error, by interval arithmetic; with `format` under rounding.
 
         Parameters
         ----------
         lower : float, optional
             Lower end of the interval; the schedule's own by default.
         format : str, optional
-            Number format that the coefficients are rounded to first; as they are by default.
+            Number format whose rounding is included, by default none: the bounds are then those of
+            exact arithmetic. (With the coefficients rounded, and nothing else:
+            ``s.quantize(format).certify()``.)
+        share : float, optional
+            From 0 to 1, 0.75 by default. Every rounding is taken for a relative change of singular
+            values by ``share`` times the unit roundoff, to first order: the model by which
+            :func:`polarlib.design.for_precision` designs. 1 is its worst case. No proof for
+            matrices, whose roundings have directions of their own; on most they average out.
+        shape : tuple of two int, optional
+            Instead of `share`: rigorous bounds for every real matrix of this shape whose entries
+            are of the format, by the plain form, without its normalisation.
 
         Returns
         -------
         Certificate
             ``lower <= max |target(x) - s(x / input_safety)| <= upper`` on ``[lower, self.upper]``
-            (normalisation "none" divides by nothing), for the coefficients as numbers: the rounding
-            of the iteration itself is not in it.
+            (normalisation "none" divides by nothing). With `format`, coefficients are rounded to
+            the format that products accumulate in; without `shape` the input may exceed the
+            interval by its own rounding.
 
         Raises
         ------
         ValueError
-            For an unknown format, coefficients that :meth:`quantize` refuses, a lower end outside
-            ``(0, self.upper]``, and rational steps.
+            For an unknown format, a lower end outside ``(0, self.upper]``, and rational steps. With
+            `format`: for other targets than "polar" and other strides than 2, and where the lower
+            bound of singular values is not positive after a step, which is named.
+
+        Notes
+        -----
+        `shape` bounds errors in norms, with u the unit roundoff and n the smaller side: rounding
+        moves a matrix by ``u sqrt(n) ||X||_2``, and a product of inner length k by
+        ``k 2**-23 || |A| |B| ||`` where it accumulates in single precision. For narrow formats that
+        is far beyond what happens, and soon says nothing: it is for float64 and float32, and for 16
+        bits where few columns and a large lower end allow it.
 
         Examples
         --------
         >>> c = Schedule(steps=[(1.5, -0.5)], lower=0.5).certify()
         >>> c.lower <= 0.3125 <= c.upper < 0.3126
         True
+        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5).certify(format="bfloat16").upper < 0.32
+        True
         """
         polynomials(self, "certify")
-        if format is not None:
-            return self.quantize(format).certify(lower)
         lower = self.lower if lower is None else checks.number("lower", lower)
         if not (lower > 0 or lower == self.lower) or not lower <= self.upper:
             raise ValueError(
                 f"schedule {checks.shown(self.name)}: certify needs 0 < lower <= {self.upper}, "
                 f"got {lower}"
             )
-        return self._enclosed(lower, None, "certify", self.target)
+        if format is None and share is None and shape is None:
+            return self._enclosed(lower, None, "certify", self.target)
+        return enclosed_in_format(self, lower, format, share, shape)
 
     @functools.cached_property
     def slope(self) -> float:
@@ -283,39 +310,6 @@ class Schedule:
     def factorisations(self) -> int:
         """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
         return sum(len(step.poles) for step in self.steps if isinstance(step, Rational))
-
-    def truncate(self, k: int, *, repeat: Repeat | None = None) -> Schedule:
-        """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
-
-        Parameters
-        ----------
-        k : int
-            Number of steps, at least 1.
-        repeat : {"last", "forever"}, optional
-            Rule of repetition in place of the schedule's own: how a list that ends goes on.
-
-        Returns
-        -------
-        Schedule
-
-        Raises
-        ------
-        ValueError
-            If `k` is below 1, or above the length of a set that does not repeat; for an unknown
-            rule.
-
-        Examples
-        --------
-        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5, repeat="forever").truncate(3).slope
-        3.375
-        >>> s = Schedule(steps=[(2.0, -1.0), (1.5, -0.5)], lower=0.5)
-        >>> s.truncate(4, repeat="last").steps[1:]
-        ((1.5, -0.5), (1.5, -0.5), (1.5, -0.5))
-        """
-        if repeat is not None:
-            return replace(self, repeat=repeat).truncate(k)
-        steps, on = continued(self.steps, k, self.repeat, self.name)
-        return self if steps == self.steps else replace(self, steps=steps, repeat=on)
 
     def is_safe_in(self, format: str) -> bool:
         """Whether one rounding in a format cannot push a singular value 1 past divergence.

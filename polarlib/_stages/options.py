@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from polarlib import published
 from polarlib._methods import FIXED, HINTED, METHODS, TRACED, methods
@@ -16,10 +16,11 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_bound
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
+from polarlib.published import Named
 
 Array = Any
 Side = Literal["right", "left"]
-Method = str | Schedule
+Method = Named
 SIDES = ("right", "left")
 FLAGS = ("completion", "overwrite_a", "check_finite", "throw")
 
@@ -52,6 +53,7 @@ class Options:
     def __post_init__(self) -> None:
         if type(self.side) is not str or self.side not in SIDES:
             self.side = choice("side", self.side, SIDES)
+        self.method = published.opened(self.method)
         for name in FLAGS:
             value = getattr(self, name)
             if type(value) is not bool:
@@ -62,7 +64,7 @@ class Options:
     @property
     def name(self) -> str:
         """Name of the method."""
-        return self.method if isinstance(self.method, str) else self.method.name
+        return self.method.name if isinstance(self.method, Schedule) else str(self.method)
 
     @property
     def is_fixed(self) -> bool:
@@ -114,15 +116,15 @@ class Options:
 
 def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
-    known = isinstance(method, str) and (
-        method in ("auto", *METHODS, *FIXED) or published.is_published(method)
-    )
-    if isinstance(method, Schedule) and method.target != "polar":
-        raise ValueError(
-            f"schedule {method.name!r} approximates {method.target!r}, which is no unitary factor; "
-            "apply it with orthogonalize()"
-        )
-    if not known and not isinstance(method, Schedule):
+    if published.is_published(method):
+        method = published.listed(cast(str, method))
+    if isinstance(method, Schedule):
+        if method.target != "polar":
+            raise ValueError(
+                f"schedule {method.name!r} approximates {method.target!r}, which is no unitary "
+                "factor; apply it with orthogonalize()"
+            )
+    elif not (isinstance(method, str) and method in ("auto", *METHODS, *FIXED)):
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from polarlib._schedules import rounding
 from polarlib._schedules.images import odd_images
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import Schedule
@@ -77,10 +78,7 @@ def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float
     """
     u = number("upper", upper, 0)
     stride = count("stride", stride, most=MOST_STRIDE)
-    try:
-        return sum(abs(v) * u ** (1 + stride * i) for i, v in enumerate(coefficients("step", step)))
-    except OverflowError:
-        return math.inf
+    return rounding.noise_gain(coefficients("step", step), u, stride)
 
 
 def table(schedule: Schedule) -> list[dict[str, Any]]:

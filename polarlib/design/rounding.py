@@ -1,14 +1,7 @@
 """Rounding in a number format: where it can take singular values, and the best steps under it.
 
-A step of degree 3 or 5 in a format with unit roundoff u rounds three matrices: ``G = X^H X``,
-``Z = c_1 G + c_2 G^2`` and ``c_0 X + X Z``. If each rounding moves a matrix by a factor of 1 + u at
-most, the singular value x of X becomes p(x) to within, to first order,
-
-    u r(x),    r(x) = |p(x)| + x |z(x)| + x^3 |z'(x^2)|,    z(y) = c_1 y + c_2 y^2.
-
-Higher degrees round more matrices, the powers and blocks of the engine, and r has one term for
-each. The constant matrix, any multiple of a Hadamard matrix and any 1 x 1 matrix have entries that
-are rounded alike, and come near this bound; on other matrices the errors average out.
+The model is that of :mod:`polarlib._schedules.rounding`: to first order rounding takes the singular
+value x to within ``u r(x)`` of p(x).
 
 So the interval that matters is not the image of [lower, 1] but where rounding can take it. Each
 step is chosen to make the quotient of its ends as large as it can be, and two numbers decide it:
@@ -26,26 +19,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from polarlib._schedules.images import odd_image, turning_points
-from polarlib._schedules.products import even_products
+from polarlib._schedules.rounding import SHARE, landing, largest_input, rounding_bound
 from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.design.compose import pade
 from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.remez import Minimax, best, rough
 
-# Share of the bound u r(x) that is kept free above a step. Chosen by experiment: over 5e6 scalar
-# chains in bfloat16 and float16, 0.65 let one escape and 0.7 none (benchmarks/lowbits.py). The
-# steps after it forgive a little, since each is designed beyond its interval. Downward nothing
-# forgives, and the whole bound is kept free.
-UPWARD = 0.75
-# The normalised input can exceed 1 by one rounding to the format, and by that of the norm, which is
-# taken in at least single precision: so many of its roundings, chosen generously.
-NORM_ROUNDINGS = 64
+# Share of the bound u r(x) that is kept free above a step; below it, all of it is.
+UPWARD = SHARE
 # How far beyond the upper end the room is looked for, in units of u, and from and up to where the
 # cushion is, as parts of the upper end: below 0.8 u the minima of a step are within its rounding.
 ROOM = (1 / 64, 8.0)
@@ -58,8 +43,6 @@ FINE = (0.003, 0.03)
 # Part of the bound that rounding reaches on matrices with random singular vectors. Measured for a
 # last step, n = 128: 0.04 (float16) to 0.17 (8 bits) of it at degree 9.
 REACHED = 0.2
-# Points at which the bound is evaluated besides ends and turning points, once a step.
-POINTS = np.linspace(0.0, 1.0, 257)
 # Where the error of the Pade step is below this part of its rounding, no step is better by more.
 NARROW = 1 / 16
 # Rounded coefficients take the maximum of a step by less than this above 2, where 2 is refused.
@@ -105,7 +88,7 @@ class Rounding(NamedTuple):
             unit + GAIN_PER_BOUND * carrier.unit_roundoff,
             precision,
             cushion,
-            1 + unit + NORM_ROUNDINGS * carrier.unit_roundoff,
+            largest_input(precision),
             UPWARD,
         )
 
@@ -144,81 +127,6 @@ def first_state(lower: float, f: Rounding) -> _DesignState:
     return _DesignState((), lower, f.upper, (lower, 1.0), (lower, 1.0))
 
 
-def rounding_bound(step: Sequence[float], x: Any) -> tuple[Any, Any]:
-    """Return ``p(x)`` and the bound ``r(x)`` of its rounding, in units of u.
-
-    Examples
-    --------
-    >>> rounding_bound((1.5, -0.5), 1.0)
-    (1.0, 2.0)
-    """
-    if len(step) > 3:
-        return _bound_by_products(step, x)
-    y = x * x
-    z, slope = 0.0 * x, 0.0 * x
-    for i in range(len(step) - 1, 0, -1):
-        z = z * y + step[i]
-        slope = slope * y + i * step[i]
-    z = z * y
-    p = x * (step[0] + z)
-    return p, abs(p) + x * abs(z) + x * y * abs(slope)
-
-
-def _bound_by_products(step: Sequence[float], x: Any) -> tuple[Any, Any]:
-    """The same for any degree: derivatives by every rounding of `engine.iterate.even_part`.
-
-    A list holds a number and its derivatives by the relative errors of all roundings so far.
-    """
-    made = 0
-
-    def rounded(parts: list[Any]) -> list[Any]:
-        nonlocal made
-        made += 1
-        return [*parts, *[0.0 * x] * (made - len(parts)), parts[0]]
-
-    def total(*terms: tuple[float, list[Any]]) -> list[Any]:
-        length = max(len(parts) for _, parts in terms)
-        return [sum(c * parts[k] for c, parts in terms if k < len(parts)) for k in range(length)]
-
-    def product(a: list[Any], b: list[Any]) -> list[Any]:
-        left = [a[0] * v for v in b]
-        right = [0.0 * x, *(b[0] * v for v in a[1:])]
-        return total((1.0, left), (1.0, right))
-
-    g = rounded([x * x])
-    c = step[1:]
-    block, _ = even_products(len(c))
-    powers = [g]
-    while len(powers) < block:
-        powers.append(rounded(product(powers[-1], g)))
-    if block == 1:
-        z = rounded(total((c[-1], product(g, g)), (c[-2], g)))
-        for v in reversed(c[:-2]):
-            z = rounded(total((1.0, product(z, g)), (v, g)))
-    else:
-        starts = range(0, len(c), block)
-        blocks = [rounded(total(*zip(c[i : i + block], powers, strict=False))) for i in starts]
-        z = blocks.pop()
-        while blocks:
-            z = rounded(total((1.0, product(z, powers[-1])), (1.0, blocks.pop())))
-    p, *errors = rounded(total((step[0], [x]), (1.0, [x * v for v in z])))
-    return p, sum(map(abs, errors))
-
-
-def _landing(
-    step: Sequence[float],
-    lower: float,
-    upper: float,
-    turns: Iterable[float],
-    unit: float,
-    upward: float,
-) -> tuple[float, float]:
-    """Where rounding can take [lower, upper]; `turns` are the turning points of the step."""
-    x = np.concatenate([lower + (upper - lower) * POINTS, [t for t in turns if lower < t < upper]])
-    p, r = rounding_bound(step, x)
-    return float((p - unit * r).min()), float((p + upward * unit * r).max())
-
-
 @functools.lru_cache(maxsize=4096)
 def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -> Sequence[float]:
     """Step of a degree with the largest quotient of the ends of where rounding takes [l, u]."""
@@ -234,7 +142,7 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
     def ends(start: float, room: float) -> tuple[float, float, float, float]:
         """Value at the lower end, that less its rounding, and where rounding takes all."""
         b = designed(start, room)
-        low, high = _landing(b.coefficients, lower, upper, b.extrema, unit, f.upward)
+        low, high = landing(b.coefficients, lower, upper, b.extrema, unit, f.upward)
         p, r = rounding_bound(b.coefficients, lower)
         return p, p - unit * r, low, high
 
@@ -291,8 +199,8 @@ def _after(state: _DesignState, step: Sequence[float], f: Rounding) -> _DesignSt
         found.append((max(1 - low, high - 1), scaled, exact))
     _, step, exact = min(found)
     turns = turning_points(step)
-    low, high = _landing(step, state.lower, state.upper, turns, f.unit, f.upward)
-    reached = _landing(step, *state.reached, turns, REACHED * f.unit, 1.0)
+    low, high = landing(step, state.lower, state.upper, turns, f.unit, f.upward)
+    reached = landing(step, *state.reached, turns, REACHED * f.unit, 1.0)
     return _DesignState((*state.steps, step), low, high, exact, reached)
 
 

@@ -100,7 +100,7 @@ def fanion(
     ----------
     k : int or None
         Rank of the LMO; None for min(m, n), the spectral norm.
-    polar : callable, str or Schedule, optional
+    polar : callable, str, path-like or Schedule, optional
         As of :func:`spectral`; for k = None only.
     method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
         As of :func:`nuclear`; for a number k only.

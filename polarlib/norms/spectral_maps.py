@@ -263,7 +263,7 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
     ----------
     g : array, shape (..., m, n)
         Matrix.
-    polar : callable, str or Schedule, optional
+    polar : callable, str, path-like or Schedule, optional
         What computes the polar factor, possibly an approximation, as of ``norms.spectral``; by
         default the partial isometry of the exact SVD.
 

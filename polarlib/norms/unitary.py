@@ -25,11 +25,12 @@ from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm
 from polarlib.norms.topk import METHODS, Method, top_singular
 from polarlib.orthogonalization import orthogonalize
+from polarlib.published import Named
 
 Array = Any
 # What computes the LMO of the spectral norm: a function, the name of a method or of a published
 # schedule, a schedule; None for the SVD.
-Polar = Callable[[Any], Any] | str | Schedule | None
+Polar = Callable[[Any], Any] | Named | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -225,7 +226,7 @@ def spectral(*, polar: Polar = None) -> MatrixNorm:
 
     Parameters
     ----------
-    polar : callable, str or Schedule, optional
+    polar : callable, str, path-like or Schedule, optional
         What computes the LMO: a function of the matrix (of a pair, as
         :func:`scipy.linalg.polar` returns it, the first is used), a name of
         :func:`polarlib.methods` or of :func:`polarlib.schedules`, or a schedule. By default the
@@ -255,6 +256,7 @@ def spectral(*, polar: Polar = None) -> MatrixNorm:
     >>> round(float(n(g)), 12), float(n.dual_norm(g)), n.lmo(g).tolist()
     (3.0, 5.0, [[1.0, 0.0], [0.0, -1.0]])
     """
+    polar = published.opened(polar)
     if polar is None or (isinstance(polar, str) and polar in ("auto", "svd")):
         return Unitary(1, 1.0)
     if not callable(polar) or isinstance(polar, Schedule):
@@ -342,7 +344,7 @@ def rms_to_rms(
     ----------
     fan_out, fan_in : int
         Outputs and inputs of a layer: the matrix is fan_out x fan_in, or its transpose.
-    polar : callable, str or Schedule, optional
+    polar : callable, str, path-like or Schedule, optional
         As of :func:`spectral`.
 
     Returns
