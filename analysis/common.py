@@ -36,6 +36,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from polarlib import plot
 from polarlib.files.whole import write_whole
 from polarlib.result import plain
 
@@ -44,34 +45,9 @@ __all__ = ["ONE_COLUMN", "TWO_COLUMNS", "Output", "Study", "expected", "main", "
 # Where a published figure was found. "own" is no published one: an earlier measurement of ours, or
 # an exact mathematical value.
 KINDS = ("paper", "code", "design note", "own")
-ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches, as journals set them
+ONE_COLUMN, TWO_COLUMNS = 3.3, 7.0  # inches: the widths of plot.style
 DPI = 200
 VERSIONS = ("polarlib", "numpy", "scipy", "matplotlib", "mpmath")
-# Of every picture, whatever the user's matplotlibrc says. The sizes are for print at full size.
-STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": "#222222",
-    "axes.facecolor": "white",
-    "axes.grid": True,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 8,
-    "figure.dpi": 100,
-    "figure.facecolor": "white",
-    "font.size": 8,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.5,
-    "legend.fontsize": 7,
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 3.5,
-    "pdf.fonttype": 42,  # text stays text
-    "savefig.bbox": "tight",
-    "savefig.facecolor": "white",
-    "savefig.transparent": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-}
 
 
 def panels(
@@ -133,14 +109,14 @@ class Output:
 
     def plot(self, name: str, fig: Figure, caption: str) -> None:
         """Hand in a picture: PNG and PDF files of that name."""
-        plot = {"name": name, "caption": caption}
+        picture = {"name": name, "caption": caption}
         for kind in ("png", "pdf"):
             # Files of the same study are the same bytes: no date in them.
             dateless = {"CreationDate": None} if kind == "pdf" else None
             stream = io.BytesIO()
             fig.savefig(stream, format=kind, dpi=DPI, metadata=dateless)
-            plot[kind] = self._file(name, kind, stream.getvalue())
-        self._plots.append(plot)
+            picture[kind] = self._file(name, kind, stream.getvalue())
+        self._plots.append(picture)
 
     def note(self, text: str) -> None:
         """Hand in a paragraph for the report."""
@@ -290,9 +266,9 @@ def run(study: Study, script: str | Path, folder: Path, *, quick: bool) -> list[
     name = script.parent.name
     out = Output(told["figures"], quick=quick)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        study(out, quick)
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        with plot.style("page"):
+            study(out, quick)
     facts = {
         "study": name,
         "title": told["title"],

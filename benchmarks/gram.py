@@ -153,7 +153,7 @@ def steps_seen(
 
 def spurious() -> Figure:
     """Smallest eigenvalue of R by step, with and without restarts, by formats."""
-    fig = Figure(figsize=(7.5, 5.6), layout="constrained")
+    fig = Figure(figsize=(7.0, 5.4))
     axes = fig.subplots(2, 2, sharex=True, sharey=True).ravel()
     a = next(matrices((512, 64), ["log 1e-7"], 1))
     looks = (("polar_express", plot.BLUE, "o"), ("jordan", plot.ORANGE, "s"))
@@ -174,7 +174,6 @@ def spurious() -> Figure:
                     line,
                     color=colour,
                     marker=marker,
-                    markersize=5,
                     markerfacecolor=colour if at else "white",
                     label=f"{name}, {label}",
                 )
@@ -184,9 +183,8 @@ def spurious() -> Figure:
         ax.annotate("u", (5.15, unit), va="center")
         ax.axhline(0.1, color=plot.INK, linewidth=0.8, linestyle="-.")
         same = of_x == of_gram
-        ax.set_title(f"all in {of_x}" if same else f"X in {of_x}, n × n in {of_gram}", fontsize=10)
-        ax.legend(fontsize=7, loc="upper left")
-        ax.grid(alpha=0.3)
+        ax.set_title(f"all in {of_x}" if same else f"X in {of_x}, n × n in {of_gram}")
+        ax.legend(loc="upper left")
     axes[0].set_xlim(0.8, 5.4)
     axes[0].set_xticks(range(1, STEPS + 1))
     axes[0].set_ylim(1e-8, 2 * EDGE)
@@ -216,7 +214,7 @@ def saved(aspect: float, restarts: int, symmetric: float = 1.0) -> float:
 
 def savings() -> Figure:
     """Work saved against the aspect ratio."""
-    fig = Figure(figsize=(7.5, 3.2), layout="constrained")
+    fig = Figure(figsize=(7.0, 3.2))
     axes = fig.subplots(1, 2, sharey=True)
     aspects = np.geomspace(1, 32, 101)
     looks = ((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."), (plot.VERMILLION, ":"))
@@ -230,11 +228,10 @@ def savings() -> Figure:
         ax.set_xscale("log", base=2)
         ax.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
         ax.set_xlabel("aspect ratio m / n")
-        ax.set_title(title, fontsize=10)
-        ax.grid(alpha=0.3)
+        ax.set_title(title)
     axes[0].set_ylim(-60, 80)
     axes[0].set_ylabel("work saved (%)")
-    axes[0].legend(fontsize=8, loc="lower right")
+    axes[0].legend(loc="lower right")
     return fig
 
 
@@ -375,7 +372,7 @@ def main(
     if page is None:
         return
     # The same figures give the same files, bit for bit.
-    with matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
+    with plot.style("page"), matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
         for name, draw in {"gram_restarts": spurious, "gram_savings": savings}.items():
             fig = draw()
             for suffix, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):

@@ -275,7 +275,7 @@ def picture(figures: dict[str, Any]) -> Any:
     from polarlib.plot import INK
 
     run = runs(figures)[0] if figures["runs"] else {"cases": {}}
-    drawn = Figure(figsize=(12, 7.4), layout="constrained", facecolor="white")
+    drawn = Figure(figsize=(10, 6.6))
     panels = drawn.subplots(len(MATRICES), len(SITUATIONS), sharex=True, sharey=True)
     orders = [n for n in SQUARE if any(shape == str(n) for _, shape, *_ in cases(run))] or [2, 4]
     for row, dtype in zip(panels, MATRICES, strict=True):
@@ -288,8 +288,6 @@ def picture(figures: dict[str, Any]) -> Any:
             ax.minorticks_off()
             ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
             ax.set_title(f"{dtype}, {situation}")
-            ax.grid(color="#DDDDDD", linewidth=0.6)
-            ax.set_axisbelow(True)
             if not ax.containers:
                 ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
         row[0].set_ylabel("time of SciPy / time of polar")
@@ -334,14 +332,14 @@ def _lines(ax: Any, run: dict[str, Any], dtype: str, situation: str) -> None:
         if found:
             x, y, low, high = map(np.array, zip(*found, strict=True))
             bars = [np.maximum(y - low, 0), np.maximum(high - y, 0)]
-            ax.errorbar(
-                x, y, yerr=bars, label=about(kind), capsize=2, elinewidth=0.8, ms=5, lw=1.4, **style
-            )
+            ax.errorbar(x, y, yerr=bars, label=about(kind), capsize=2, elinewidth=0.8, **style)
 
 
 def make_page(page: Path, figures: dict[str, Any]) -> None:
     """Fill in the tables of the page, and draw its picture beside it."""
     import matplotlib
+
+    from polarlib import plot
 
     for name, made in {
         "summary": summary,
@@ -356,7 +354,7 @@ def make_page(page: Path, figures: dict[str, Any]) -> None:
     folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
     # The same figures give the same files, bit for bit.
-    with matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
+    with plot.style("page"), matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
         drawn = picture(figures)
         for suffix, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
             write_whole(

@@ -380,15 +380,16 @@ def figure() -> None:
     """Six unit balls in two pictures."""
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(9.6, 5.9), layout="compressed", facecolor="white")
-    left, right = drawing.subplots(1, 2)
-    for n in (norms.spectral(), norms.nuclear(), norms.frobenius()):
-        plot.unit_ball(n, left)
-    plot.unit_ball(norms.f_muon(0.5), right, label="f_muon(0.5)")
-    plot.unit_ball(norms.schatten(1.5), right)
-    plot.unit_ball(norms.s_fanion(1, 0.5, 0.5), right, label="s_fanion(1, 0.5, 0.5)")
-    FIGURE.parent.mkdir(exist_ok=True)
-    plot.save(left, FIGURE, dpi=90)
+    with plot.style("page"):
+        drawing = Figure(figsize=(7.0, 4.1), layout="compressed")
+        left, right = drawing.subplots(1, 2)
+        for n in (norms.spectral(), norms.nuclear(), norms.frobenius()):
+            plot.unit_ball(n, left)
+        plot.unit_ball(norms.f_muon(0.5), right, label="f_muon(0.5)")
+        plot.unit_ball(norms.schatten(1.5), right)
+        plot.unit_ball(norms.s_fanion(1, 0.5, 0.5), right, label="s_fanion(1, 0.5, 0.5)")
+        FIGURE.parent.mkdir(exist_ok=True)
+        plot.save(left, FIGURE, dpi=120)
 
 
 def main() -> None:

@@ -83,9 +83,10 @@ class Options:
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
         if gram_precision is not None:
             gram_precision = format_of(gram_precision).name
+        kind: str = chosen.normalisation
         if chosen.is_rational:
             check_rational(chosen, form, restarts, gram_precision, self.normalisation)
-            kind, restarts = "spectral", ()
+            restarts = ()
         else:
             kind = check_normalisation(chosen, self.normalisation)
             form, restarts = choose_form(chosen, shape, form, restarts, precision, gram_precision)

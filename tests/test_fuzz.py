@@ -114,7 +114,10 @@ def _file(name: str) -> str:
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Schedule": lambda: {"steps": [(1.5, -0.5)], "lower": 0.5},
     "polarlib.Schedule.__call__": lambda: {"x": 0.5},
+    "polarlib.Schedule.__getitem__": lambda: {"index": 0},
     "polarlib.Schedule.certify": dict,
+    "polarlib.Schedule.compare": lambda: {"others": (_sample("schedule"),)},
+    "polarlib.Schedule.derivative": lambda: {"x": 0.5},
     "polarlib.Schedule.divided": lambda: {"lower": 0.1, "upper": 1.0},
     "polarlib.Schedule.error": dict,
     "polarlib.Schedule.from_json": lambda: {"path": _file("read.json")},
@@ -321,6 +324,7 @@ ALSO: dict[str, tuple[type[BaseException], ...]] = {
     "polarlib.plot.unit_ball": (NotImplementedError,),
     "polarlib.testing.assert_": (AssertionError,),
     "polarlib.PolarResult.__getitem__": (IndexError,),  # as a tuple, so that unpacking ends
+    "polarlib.Schedule.__getitem__": (IndexError,),
 }
 
 
@@ -646,8 +650,14 @@ def _named(message: str, names: tuple[str, ...], values: dict[str, Any]) -> bool
 def judge(entry: Entry, wrong: dict[str, str]) -> str:
     """Call with wrong values; what is wrong with what leaves, or ""."""
     values = ROWS[entry.name]() | {name: WRONG[label]() for name, label in wrong.items()}
-    if "modules" in wrong and not isinstance(values["modules"], list | tuple):
-        values["modules"] = (values["modules"],)
+    for p in entry.parameters:
+        name = p.name
+        if (
+            p.kind is p.VAR_POSITIONAL
+            and name in wrong
+            and not isinstance(values[name], list | tuple)
+        ):
+            values[name] = (values[name],)
     if "same" in wrong:
         values["same"] = {"steps": values["same"]}
     with warnings.catch_warnings(), contextlib.chdir(FOLDER):

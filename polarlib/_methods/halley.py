@@ -97,7 +97,8 @@ def rational(
     ops : Ops
         Full-precision arithmetic of the library.
     schedule : Schedule
-        Of rational steps, for singular values in (0, 1].
+        Of rational steps, for singular values in (0, 1]; by its normalisation X is divided by a
+        bound of its norm, or taken as it is.
     precision : str
         Number format of the matrix and of the products with it, of 16 bits or more. All n x n
         matrices are in float32, or in float64 if that is the format.
@@ -137,10 +138,13 @@ def rational(
     x = at_least_single(x, ops)
     peak = checked_peak(x, ops)
     low = rounded(ops, precision, is_complex=is_complex(x))
-    z = low.cast(ops.divide(x, ops.binary_scale(peak)), precision)
+    given = schedule.normalisation == "none"
+    z = low.cast(x if given else ops.divide(x, ops.binary_scale(peak)), precision)
     wide = ops.cast(z, "float64" if precision == "float64" else "float32")
     g = ops.gram(wide)
-    square, spent = spectral_bound(g, ops, squarings=SQUARINGS)
+    square, spent = ops.xp.ones_like(ops.max_abs(g)), 0
+    if not given:
+        square, spent = spectral_bound(g, ops, squarings=SQUARINGS)
     square = ops.divisor(square)
     g = ops.divide(g, square)
 

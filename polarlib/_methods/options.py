@@ -65,7 +65,7 @@ def check_rational(
         "form": (form, "auto"),
         "restarts": (restarts, "auto"),
         "gram_precision": (gram_precision, None),
-        "normalisation": (normalisation, "spectral"),
+        "normalisation": (normalisation, schedule.normalisation),
     }
     for name, (value, allowed) in given.items():
         if value is not None and not (isinstance(value, str) and value == allowed):

@@ -33,6 +33,26 @@ def odd_value(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
     return value * x
 
 
+def odd_slope(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
+    """Evaluate the derivative of a step, in the arithmetic of `x`.
+
+    With p(x) = x P(y), y = x**stride, it is P(y) + stride y P'(y).
+
+    Examples
+    --------
+    >>> odd_slope((1.5, -0.5), 0.5)
+    1.125
+    """
+    if isinstance(step, Rational):
+        return step.derivative(x)
+    y = x * x if stride == 2 else x**stride
+    value, slope = 0 * y + step[-1], 0 * y
+    for c in reversed(step[:-1]):
+        slope = slope * y + value
+        value = value * y + c
+    return value + stride * y * slope
+
+
 def turning_points(
     step: Step, stride: int = 2, within: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[float, ...]:

@@ -17,10 +17,11 @@ import numpy as np
 
 from polarlib._renamed import warn_renamed
 from polarlib._schedules import export
+from polarlib._schedules.algebra import Composition
 from polarlib._schedules.bounds import enclosed, enclosed_in_format
 from polarlib._schedules.certify import Certificate
 from polarlib._schedules.images import divergence_limit, divided, odd_value
-from polarlib._schedules.products import continued, matmuls
+from polarlib._schedules.products import matmuls
 from polarlib._schedules.steps import (
     Rational,
     Step,
@@ -35,8 +36,8 @@ from polarlib.arrays.formats import Format, format_of, round_number
 from polarlib.arrays.settings import ignore_float_errors
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, repr=False)
+class Schedule(Composition):
     """A composition of odd functions that drives singular values to 1.
 
     Parameters
@@ -52,7 +53,7 @@ class Schedule:
         What is done to the input X so that its singular values lie in (0, 1]:
         NORMALISATIONS
         Where X is divided by a norm or a bound, these are interchangeable; where its columns are,
-        the problem is another one, and so is the answer. Rational steps need "spectral".
+        the problem is another one, and so is the answer. Rational steps need "spectral" or "none".
     input_safety : float, optional
         Further divisor of the normalised input, at least 1; not used where the normalisation is
         "none". 1 for rational steps.
@@ -135,9 +136,6 @@ class Schedule:
         """
         ends = checks.number("lower", lower), checks.number("upper", upper)
         return divided(*ends, self.input_divisor, extended=checks.flag("extended", extended))
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
     @ignore_float_errors
     def __call__(self, x: Any) -> Any:
@@ -312,39 +310,6 @@ class Schedule:
     def factorisations(self) -> int:
         """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
         return sum(len(step.poles) for step in self.steps if isinstance(step, Rational))
-
-    def truncate(self, k: int, *, repeat: Repeat | None = None) -> Schedule:
-        """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
-
-        Parameters
-        ----------
-        k : int
-            Number of steps, at least 1.
-        repeat : {"last", "forever"}, optional
-            Rule of repetition in place of the schedule's own: how a list that ends goes on.
-
-        Returns
-        -------
-        Schedule
-
-        Raises
-        ------
-        ValueError
-            If `k` is below 1, or above the length of a set that does not repeat; for an unknown
-            rule.
-
-        Examples
-        --------
-        >>> Schedule(steps=[(1.5, -0.5)], lower=0.5, repeat="forever").truncate(3).slope
-        3.375
-        >>> s = Schedule(steps=[(2.0, -1.0), (1.5, -0.5)], lower=0.5)
-        >>> s.truncate(4, repeat="last").steps[1:]
-        ((1.5, -0.5), (1.5, -0.5), (1.5, -0.5))
-        """
-        if repeat is not None:
-            return replace(self, repeat=repeat).truncate(k)
-        steps, on = continued(self.steps, k, self.repeat, self.name)
-        return self if steps == self.steps else replace(self, steps=steps, repeat=on)
 
     def is_safe_in(self, format: str) -> bool:
         """Whether one rounding in a format cannot push a singular value 1 past divergence.

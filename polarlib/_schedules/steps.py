@@ -59,19 +59,19 @@ class Rational(NamedTuple):
         with np.errstate(all="ignore"):  # of intervals near the ends of the doubles
             count = SAMPLES * (2 * len(self.poles) + 2)
             x = lower * (upper / lower) ** ((1 - np.cos(np.linspace(0, np.pi, count))) / 2)
-            signs = np.sign(self._slope(x))
+            signs = np.sign(self.derivative(x))
             k = np.flatnonzero(signs[:-1] * signs[1:] < 0)
             a, b, rising = x[k], x[k + 1], signs[k] > 0
             for _ in range(BISECTIONS):
                 middle = np.sqrt(a * b)
-                left = (self._slope(middle) > 0) == rising
+                left = (self.derivative(middle) > 0) == rising
                 a, b = np.where(left, middle, a), np.where(left, b, middle)
             return np.unique(np.concatenate([a, x[signs == 0]]))
 
-    def _slope(self, x: np.ndarray) -> Any:
-        """Derivative divided by the scale."""
+    def derivative(self, x: Any) -> Any:
+        """Return the derivative at a number or, entry by entry, at an array."""
         y, terms = x * x, zip(self.residues, self.poles, strict=True)
-        return 1 + sum((a * (c - y) / (y + c) ** 2 for a, c in terms), 0 * x)
+        return self.scale * (1 + sum((a * (c - y) / (y + c) ** 2 for a, c in terms), 0 * x))
 
 
 # Any, since a polynomial is a tuple of floats and most functions take nothing else.
@@ -132,15 +132,15 @@ def slope_at_zero(step: Step) -> float:
     return step.scale * (1 + sum(a / c for a, c in terms))
 
 
-def absorbed(step: Sequence[float], s: float) -> tuple[float, ...]:
-    """Return the odd polynomial that makes of x what `step` makes of ``x / s``.
+def absorbed(step: Sequence[float], s: float, stride: int = 2) -> tuple[float, ...]:
+    """Return the polynomial that makes of x what `step` makes of ``x / s``.
 
     Examples
     --------
     >>> absorbed((1.5, -0.5), 2.0)
     (0.75, -0.0625)
     """
-    return tuple(c / s ** (2 * i + 1) for i, c in enumerate(step))
+    return tuple(c / s ** (stride * i + 1) for i, c in enumerate(step))
 
 
 def numbers(step: Step) -> Iterator[float]:

@@ -28,7 +28,12 @@ REPEATS = (None, *get_args(Repeat))
 # Numbers of all steps, and difference of exponents: images of more take minutes.
 MOST_IN_ALL, MOST_STRIDE = 3000, 1000
 # What rational steps need of the other fields.
-OF_RATIONAL = {"normalisation": "spectral", "input_safety": 1.0, "stride": 2, "target": "polar"}
+OF_RATIONAL: dict[str, tuple[Any, ...]] = {
+    "normalisation": ("spectral", "none"),
+    "input_safety": (1.0,),
+    "stride": (2,),
+    "target": ("polar",),
+}
 
 
 def checked_fields(given: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +72,11 @@ def checked_fields(given: dict[str, Any]) -> dict[str, Any]:
     if len(rational) == 2:
         raise ValueError(f"{at}steps must be all polynomials or all rational, got both")
     if rational == {True}:  # positive terms need no validity conditions
-        for name, value in OF_RATIONAL.items():
-            if f[name] != value:
+        for name, allowed in OF_RATIONAL.items():
+            if f[name] not in allowed:
                 raise ValueError(
-                    f"{at}{name} must be {value!r} for rational steps, got {f[name]!r}"
+                    f"{at}{name} must be {' or '.join(map(repr, allowed))} for rational steps, "
+                    f"got {f[name]!r}"
                 )
     elif kind == "polar":
         divisor = 1.0 if f["normalisation"] == "none" else f["input_safety"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from polarlib.arrays.checks import pair, text
+from polarlib.arrays.checks import flag, pair, text
 from polarlib.norms.base import MatrixNorm
 from polarlib.plot import figures
 from polarlib.plot.figures import BLUE, GREEN, LINES, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+from polarlib.plot.legends import add_legend, checked_colours
 
 RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
 ARROW = 0.16  # length of an arrow, in units of the largest ball so far
@@ -24,6 +26,9 @@ def unit_ball(
     *,
     label: str | None = None,
     shape: tuple[int, int] | None = None,
+    title: str | None = None,
+    legend: bool = True,
+    color: Any = None,
 ) -> Axes:
     """Plot the unit ball of a norm in two singular values, and where its lmo goes.
 
@@ -39,6 +44,12 @@ def unit_ball(
     shape : tuple of int, optional
         (m, n) of the matrices ``diag(s1, s2, 0, ...)``; by default the shape that the norm was made
         for, or 2 x 2. Ky Fan norms need min(m, n) of at least k.
+    title : str, optional
+        In place of the title; "" for none.
+    legend : bool, optional
+        Whether to draw a legend.
+    color : color, optional
+        Of the ball; by default the next of the cycle.
 
     Returns
     -------
@@ -75,22 +86,23 @@ def unit_ball(
     if label is not None:
         label = text("label", label)
     boundary = _boundary(norm, shape)
+    title, legend = figures.checked_title(title), flag("legend", legend)
     new = ax is None
-    ax = figures.new_axes(ax, legend_rows=2)
+    ax = figures.new_axes(ax, BALL_SIZE)
     if new:
-        figures.whole_figure(ax).set_size_inches(*BALL_SIZE)
         # The layout of pictures with equal axes.
         figures.whole_figure(ax).set_layout_engine("compressed")
     i = sum(line.get_gid() == "unit_ball" for line in ax.get_lines())
-    colour = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)[i % len(figures.COLOURS)]
+    (colour,) = checked_colours(color, 1, i, (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY))
+    size = figures.marker_size(6)
     ax.plot(
         *boundary.T,
         color=colour,
         linestyle=LINES[i % len(LINES)],
-        linewidth=1.8,
+        linewidth=figures.line_width(1.8),
         marker=MARKERS[i % len(MARKERS)],
         markevery=[],
-        markersize=6,
+        markersize=size,
         label=textwrap.fill(figures.plain_text(repr(norm) if label is None else label), 70),
         gid="unit_ball",
     )
@@ -103,7 +115,7 @@ def unit_ball(
         color=colour,
         linestyle="none",
         marker=MARKERS[i % len(MARKERS)],
-        markersize=6,
+        markersize=size,
         gid="lmo",
     )
     drawn = max(float(np.abs(line.get_xydata()).max()) for line in ax.get_lines())
@@ -124,9 +136,11 @@ def unit_ball(
     # Room for the arrows, not less than there was: earlier calls drew some too.
     reach = max(1.04 * max(drawn, float(np.abs(points + tips).max())), *ax.get_xlim())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    title = "unit balls, and arrows along G from lmo(G)"
-    figures.label_axes(ax, "first singular value, signed", "second singular value, signed", title)
-    figures.add_legend(ax)
+    automatic = "unit balls, and arrows along G from lmo(G)"
+    labels = "first singular value, signed", "second singular value, signed"
+    figures.label_axes(ax, *labels, title, automatic)
+    if legend:
+        add_legend(ax)
     return ax
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
 
-from polarlib.arrays.checks import number, shown
+from polarlib.arrays.checks import number, shown, text
 from polarlib.arrays.checks import path as checked_path
 from polarlib.files.whole import write_whole
 from polarlib.result import Trace
@@ -29,6 +33,13 @@ MARKERS_MAX = 5000  # more points of worst error than this are not marked
 CEILING = 1e3  # an error above it only shows that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 
+# Of new figures where rcParams have no other than matplotlib's own size; chosen by eye.
+WIDTH, HEIGHT = 7.0, 5.0  # inches
+DPI, HIGHEST_DPI = 150, 1200
+EM = 0.56  # mean width of a character, in units of its size
+TITLE_LINES = 3
+DECADES = 100.0  # ratio of the ends of an ordinate, up to which 2 and 5 have labels as well
+EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 
 # Okabe and Ito, Color Universal Design (2008), without the yellow, which is faint on white; their
 # black is the ink.
@@ -43,20 +54,36 @@ COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 # Six colours and the ink, eight markers and five line styles come together again after 280 lines.
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
-INK = "#222222"
+INK, GRID = "#222222", "#DDDDDD"
+CYCLE = (INK, *COLOURS)
+STRONG = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)  # the darker first, for few lines
+# In this order those that meet the same of the five line styles differ in grey as well.
+PLAIN = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
+# In place of matplotlib's own defaults; what the user changed in rcParams stays.
+HOUSE: dict[str, Any] = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": "medium",
+    "figure.figsize": (WIDTH, HEIGHT),
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.edgecolor": "#BBBBBB",
+    "legend.fontsize": "small",
+    "savefig.dpi": DPI,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+LINE = "line:"  # the beginning of the gid of a line of data; then whose it is
 
 # What a trace holds for each step, by the names of its fields.
 QUANTITIES = {
-    "orthogonality": r"orthogonality $\|X^H X - I\|_F / \sqrt{k}$",
-    "backward_error": r"backward error $\|A - X H\|_F / \|A\|_F$",
-    "distance": r"distance $\|X - U\|_F / \sqrt{k}$",
+    "orthogonality": r"orthogonality $\|X^HX{-}I\|_F/\sqrt{k}$",
+    "backward_error": r"backward error $\|A{-}XH\|_F/\|A\|_F$",
+    "distance": r"distance $\|X{-}U\|_F/\sqrt{k}$",
 }
 
-# The sizes below were chosen by eye.
-WIDTH, HEIGHT, LEGEND_ROW = 7.0, 4.4, 0.21  # inches
-LEGEND_DROP = 40  # points from the axes down to the legend: tick labels and axis label
-HIGHEST_DPI = 1200
-EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 # Against rcParams that give saved figures another ground.
 AS_SHOWN: dict[str, Any] = {"facecolor": "auto", "edgecolor": "auto", "transparent": False}
 
@@ -78,7 +105,7 @@ class _Axes(Axes):
         return png
 
 
-def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
+def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) -> None:
     """Save the figure of an Axes in the format of the suffix, whole or not at all.
 
     Parameters
@@ -88,7 +115,8 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     path : path-like
         Where to write, with a suffix that matplotlib supports: png, pdf, svg, ...
     dpi : float, optional
-        Dots per inch of formats made of pixels.
+        Dots per inch of formats made of pixels; by default rcParams' ``savefig.dpi`` where it was
+        changed, or 150.
 
     Raises
     ------
@@ -108,7 +136,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float = 150) -> None:
     ValueError: save: unknown suffix '.docx' in 'jordan.docx'; known: ...
     """
     require(ax, Axes, "save", "a matplotlib Axes, which every function of polarlib.plot returns")
-    path, dpi = checked_path("path", path), number("dpi", dpi, 1, HIGHEST_DPI)
+    path, dpi = checked_path("path", path), _dpi(dpi)
     root = whole_figure(ax)
     known = sorted(root.canvas.get_supported_filetypes())
     suffix = Path(path).suffix
@@ -135,20 +163,70 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
         raise TypeError(f"{function} takes {remedy}; got {type_and_value(value)}")
 
 
-def new_axes(ax: Axes | None, legend_rows: int) -> Axes:
-    """The given Axes as they are, or new ones, dark on white under every rcParams."""
+def setting(name: str) -> Any:
+    """A value of rcParams; ours where it is matplotlib's default."""
+    value = rcParams[name]
+    return HOUSE.get(name, value) if value == rcParamsDefault[name] else value
+
+
+def _dpi(dpi: float | None) -> float:
+    if dpi is not None:
+        return number("dpi", dpi, 1, HIGHEST_DPI)
+    value = setting("savefig.dpi")
+    return float(DPI if isinstance(value, str) else value)  # "figure" is that of screens
+
+
+def points(name: str) -> float:
+    """A size of text in rcParams, in points."""
+    return float(FontProperties(size=setting(name)).get_size_in_points())
+
+
+def line_width(width: float) -> float:
+    """A width in points, for lines of rcParams' width where that is not 1.5."""
+    return float(width * rcParams["lines.linewidth"] / rcParamsDefault["lines.linewidth"])
+
+
+def marker_size(size: float) -> float:
+    """A size in points, for markers of rcParams' size where that is not 6."""
+    return float(size * rcParams["lines.markersize"] / rcParamsDefault["lines.markersize"])
+
+
+def cycle(ours: Sequence[Any] = ()) -> Sequence[Any]:
+    """The colours of rcParams where they were changed, or else ours."""
+    given = rcParams["axes.prop_cycle"]
+    colours = given.by_key().get("color", ())
+    if given == rcParamsDefault["axes.prop_cycle"] or not colours or tuple(colours) == CYCLE:
+        return ours or CYCLE
+    return tuple(colours)
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
+    """The given Axes as they are, or new ones, as rcParams have them, by default dark on white."""
     if ax is not None:
         require(ax, Axes, "ax", "one matplotlib Axes, or None for a new figure")
         return ax
-    size = (WIDTH, HEIGHT + LEGEND_ROW * legend_rows)
-    new = _Figure(figsize=size, layout="constrained", facecolor="white")
-    ax = new.add_subplot(axes_class=_Axes, facecolor="white")
-    ax.tick_params(which="both", colors=INK, labelsize=10)
-    ax.spines[:].set_color(INK)
-    ax.grid(color="#DDDDDD", linewidth=0.6)
+    own = tuple(setting("figure.figsize")) == HOUSE["figure.figsize"]
+    new = _Figure(
+        figsize=size if size and own else setting("figure.figsize"),
+        layout="constrained",
+        facecolor=setting("figure.facecolor"),
+    )
+    ax = new.add_subplot(axes_class=_Axes, facecolor=setting("axes.facecolor"))
+    # Ticks are made when they are drawn, perhaps under other rcParams.
+    for axis in ("x", "y"):
+        ax.tick_params(axis, which="both", colors=setting(f"{axis}tick.color"))
+        for which in ("major", "minor"):
+            sizes = {key: setting(f"{axis}tick.{which}.{key}") for key in ("pad", "size", "width")}
+            sizes["length"] = sizes.pop("size")
+            ax.tick_params(axis, which=which, labelsize=points(f"{axis}tick.labelsize"), **sizes)
+    ax.spines[:].set_color(setting("axes.edgecolor"))
+    ax.grid(color=setting("grid.color"), linewidth=setting("grid.linewidth"))
     ax.set_axisbelow(True)
-    for written in (ax.xaxis.label, ax.yaxis.label, ax.title):
-        written.set(color=INK, fontsize=11)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set(color=setting("axes.labelcolor"), fontsize=points("axes.labelsize"))
+    own_colour = setting("axes.titlecolor") == "auto"
+    ax.title.set_color(setting("text.color" if own_colour else "axes.titlecolor"))
+    ax.title.set_fontsize(points("axes.titlesize"))
     return ax
 
 
@@ -157,18 +235,63 @@ def ink_of(ax: Axes) -> Any:
     return ax.xaxis.label.get_color()
 
 
-def label_axes(ax: Axes, x: str, y: str, title: str) -> None:
+def room(ax: Axes) -> tuple[float, float]:
+    """Width and height, in points, of the part of the figure that Axes share with their labels."""
+    figure: Any = ax.figure
+    width, height = (72 * side / figure.dpi for side in figure.bbox.size)
+    spec = ax.get_subplotspec()
+    if spec is None:
+        return width, height
+    # Shares of the grid, without the margins that a layout replaces.
+    place, grid = spec.get_position(figure), figure.subplotpars
+    across = place.width / (grid.right - grid.left)
+    upward = place.height / (grid.top - grid.bottom)
+    return width * min(across, 1.0), height * min(upward, 1.0)
+
+
+def inner_width(ax: Axes) -> float:
+    """About the width of the Axes without their labels, in points."""
+    width, _ = room(ax)
+    lines = 1 + ax.get_ylabel().count("\n")
+    beside = 3 * points("ytick.labelsize") + 1.2 * lines * ax.yaxis.label.get_fontsize() + 10
+    return max(width - beside, width / 2)
+
+
+def most_ticks(ax: Axes) -> int:
+    """How many numbers have room along the abscissa."""
+    return max(3, min(12, int(inner_width(ax) / (2.2 * points("xtick.labelsize")))))
+
+
+def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "") -> None:
+    """Write labels and title, in lines that are no longer than the Axes."""
+    width, height = inner_width(ax), 0.62 * room(ax)[1]
+    ax.set_xlabel(_folded(x, width, ax.xaxis.label.get_fontsize()))
+    size = ax.yaxis.label.get_fontsize()
+    ax.set_ylabel(y if "$" in y else _folded(y, height, size))
+    if title is None:
+        title = plain_text(automatic)
     size = ax.title.get_fontsize()
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    if title:
-        ax.set_title(textwrap.fill(plain_text(title), 66), color=ink_of(ax), fontsize=size)
+    lines = _folded(title, width, size).split("\n")
+    if len(lines) > TITLE_LINES:
+        lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][:-2]} …"]
+    colour = ink_of(ax) if not isinstance(ax, _Axes) else ax.title.get_color()
+    ax.set_title("\n".join(lines), color=colour, fontsize=size)
 
 
-def plain_text(text: str) -> str:
+def _folded(words: str, width: float, size: float) -> str:
+    """Text in lines of at most a width, all in points."""
+    letters = max(8, int(width / (EM * size)))
+    return "\n".join(textwrap.fill(line, letters) for line in words.split("\n"))
+
+
+def checked_title(title: str | None) -> str | None:
+    return None if title is None else text("title", title)
+
+
+def plain_text(name: str) -> str:
     """A name as matplotlib shows it: no mathematics in dollars, and not hidden from legends."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def shape_text(t: Trace) -> str:
@@ -199,15 +322,86 @@ def above_one(x: float) -> str:
     return f"1 + {x - 1:.2g}" if 1 < x < 1.01 else f"{x:.4g}"
 
 
-def log_ordinate(ax: Axes, floor: float = 0.0, ceiling: float = HIGHEST) -> None:
+def number_decades(ax: Axes) -> None:
+    """Number a logarithmic abscissa 1, 2, 5, 10, ..., or by decades where these are many."""
+    low, high = ax.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if len(decades) > most_ticks(ax):
+        return
+    subs = (1, 2, 5) if len(decades) <= most_ticks(ax) // 2 else (1,)
+    ticks = [float(f"{k}e{d}") for d in decades for k in subs]
+    ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def lines_of(ax: Axes) -> int:
+    """How many lines of data were drawn into Axes: where the cycle of colours goes on."""
+    return sum((line.get_gid() or "").startswith(LINE) for line in ax.get_lines())
+
+
+def told_apart(ax: Axes, who: str) -> str:
+    """Return what to begin labels with: whose they are, where others' are there, now named too."""
+    others = [line for line in ax.get_lines() if (line.get_gid() or "").startswith(LINE)]
+    for line in others:
+        name, label = str(line.get_gid()).removeprefix(LINE), str(line.get_label())
+        if name and not label.startswith((name, "_")):
+            line.set_label(f"{name}: {label}")
+    return f"{who}: " if others else ""
+
+
+class View:
+    """Limits of Axes that hold something, and of Axes that share them, before a drawing.
+
+    A drawing sets limits by :meth:`show`, which keeps these in sight.
+    """
+
+    def __init__(self, ax: Axes) -> None:
+        self._ax, self._kept = ax, {}
+        for axis, shared in (("x", ax.get_shared_x_axes()), ("y", ax.get_shared_y_axes())):
+            if any(other.has_data() for other in shared.get_siblings(ax)):
+                self._kept[axis] = sorted(getattr(ax, f"get_{axis}lim")())
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was there."""
+        return not self._kept
+
+    def show(self, axis: str, low: float, high: float, *, log: bool = False) -> None:
+        """Set the limits of an axis to include those before."""
+        if axis in self._kept:
+            before, after = self._kept[axis]
+            low = min(low, before) if before > 0 or not log else low
+            high = max(high, after)
+        # The limits before the scale, which warns of limits that are not positive.
+        getattr(self._ax, f"set_{axis}lim")(low, high)
+        if log:
+            getattr(self._ax, f"set_{axis}scale")("log")
+
+
+def log_ordinate(ax: Axes, view: View, floor: float = 0.0, ceiling: float = HIGHEST) -> None:
     """Make the ordinate logarithmic; it shows every line between floor and ceiling."""
-    y = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in ax.get_lines()])
+    lines = [line for line in ax.get_lines() if in_data(ax, line)]
+    y = np.concatenate([np.empty(0), *(np.ravel(a.get_ydata()).astype(float) for a in lines)])
     y = np.minimum(y[np.isfinite(y) & (y > floor)], ceiling)
     low, high = (float(y.min()), float(y.max())) if y.size else EMPTY
     # A margin, and a decade at least, so that there is a power of ten to read.
     margin = max(high**0.05 / low**0.05, (10 * low / high) ** 0.5)
-    ax.set_ylim(low / margin, min(high * margin, ceiling))  # before the scale, which warns of none
-    ax.set_yscale("log")
+    view.show("y", low / margin, min(high * margin, ceiling), log=True)
+    low, high = ax.get_ylim()
+    few = high <= DECADES * low
+    ax.yaxis.set_minor_formatter(FuncFormatter(_two_and_five) if few else NullFormatter())
+
+
+def _two_and_five(value: float, _: int) -> str:
+    """Label of a tick between powers of ten: of 2 and 5 times one, so that labels stay apart."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return rf"${mantissa}\times10^{{{int(exponent)}}}$" if mantissa in "25" else ""
+
+
+def in_data(ax: Axes, line: Line2D) -> bool:
+    """Whether the ordinates of a line are data, and no share of the axis."""
+    return bool(line.get_transform().contains_branch_seperately(ax.transData)[1])
 
 
 def draw_zeros(ax: Axes, line: Line2D) -> None:
@@ -225,19 +419,3 @@ def draw_zeros(ax: Axes, line: Line2D) -> None:
             clip_on=False,
             zorder=3,
         )
-
-
-def add_legend(ax: Axes, columns: int = 1) -> None:
-    place: dict[str, Any] = {"loc": "best", "ncols": 1}
-    if whole_figure(ax).get_layout_engine() is not None:
-        drop = ScaledTranslation(0, -LEGEND_DROP / 72, whole_figure(ax).dpi_scale_trans)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": columns}
-        place |= {"bbox_transform": ax.transAxes + drop, "borderaxespad": 0}
-    ax.legend(
-        fontsize=9,
-        labelcolor=ink_of(ax),
-        facecolor=ax.get_facecolor(),
-        edgecolor="#BBBBBB",
-        handlelength=3.5,
-        **place,
-    )
