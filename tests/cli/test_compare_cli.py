@@ -13,6 +13,7 @@ from shell import ONE, POLAR, A, document, done, invoke, refused
 
 import polarlib
 from polarlib import files
+from polarlib.arrays.formats import FORMATS
 from polarlib.cli import compare, console, everything
 
 # -- compare ----------------------------------------------------------------------------------
@@ -54,6 +55,8 @@ def test_compare_rows_are_sorted_by_error_at_equal_cost():
         assert row["matrix_products"] == t.matmuls[-1] <= 15
         assert row["distance"] == pytest.approx(t.distance[-1], rel=1e-3)
         assert row["orthogonality"] == pytest.approx(t.orthogonality[-1], rel=1e-3)
+        assert row["backward_error"] == pytest.approx(t.backward_error[-1], rel=1e-3)
+        assert (row["format"], row["simulated"], row["matrix"]) == ("bfloat16", True, ONE)
         s = t.singular_values[-1]
         assert row["smallest_singular_value"] == pytest.approx(s.min(), rel=1e-3)
         assert row["largest_singular_value"] == pytest.approx(s.max(), rel=1e-3)
@@ -130,7 +133,7 @@ def test_compare_of_many_schedules_has_at_most_16_rows(here):
         (("--schedule", "lipschitz_cap"), "has target 'clip'"),
         (("--schedule", "rational.json"), "is rational"),
         (("--precision", "float32", "--precision", "bfloat16"), "go with --all"),
-        (("--matmuls", "1"), "greater than or equal to 2"),
+        (("--matmuls", "2"), "greater than or equal to 3"),
         (("--all", "--matmuls", "15"), "without --all"),
     ],
 )
@@ -139,6 +142,22 @@ def test_compare_refuses(here, args, hint):
     polarlib.design.zolotarev(2, 0.1).to_json("rational.json")
     assert hint in refused("compare", "A.npy", *args)
     assert not (here / "polarlib-plots").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_compare_in_every_format(name):
+    found = document("compare", "A.npy", "--no-plots", "--precision", name)
+    assert found["format"] == name
+    by_name = {row["method"]: row for row in found["rows"]}
+    assert by_name["auto"]["safe"]
+    assert by_name["auto"]["distance"] < 0.3
+    assert found["verdict"].startswith("Of the ")
+
+
+def test_compare_of_zero_and_tiny_matrices():
+    for a in (np.zeros((3, 2)), np.ones((1, 1)), np.ones((1, 5)), 1e-300 * A):
+        np.save("A.npy", a)
+        assert len(document("compare", "A.npy")["plots"]) == 2
 
 
 def test_compare_of_several_matrices_is_with_all():
