@@ -24,8 +24,10 @@ from polarlib.cli import console
 from polarlib.cli.console import DEFAULT, REPRESENTATIVE, format_number, format_shape, say
 from polarlib.cli.everything import (
     METHOD_FORMATS,
+    OWN,
     SCHEDULE_FORMATS,
     compare_all,
+    own_schedules,
     scaled,
 )
 from polarlib.engine.normalise import BOUNDS
@@ -37,8 +39,8 @@ FORMAT = "bfloat16"  # in which gradients are orthogonalised
 PRODUCTS = 15  # of five quintics, the most common schedule
 MOST_PRODUCTS = 48  # as default_schedule takes them
 # Rows, exact method included; of them, schedules that are shown whatever their place.
-ROWS, KNOWN = 11, (DEFAULT, "polar_express", "jordan")
-MOST_GIVEN = 12  # further ones, so that there are at most 16 rows
+ROWS, KNOWN = 11, (*OWN, "polar_express", "jordan")
+MOST_GIVEN = 11  # further ones, so that there are at most 16 rows
 EXACT = "svd"
 # Traces take an SVD for each step: beyond this number of columns few rows are drawn.
 ALL_DRAWN, FEW = 512, 4
@@ -115,7 +117,7 @@ def compare(
     folder = None if no_plots else plots
     if folder is not None:
         console.check_folder(folder)
-    given = {name: _given(name) for name in schedule or () if name != DEFAULT}
+    given = {name: _given(name) for name in schedule or () if name not in OWN}
     matrices = _chosen(file, matrix, every)
     if every:
         if matmuls is not None:
@@ -186,11 +188,11 @@ def _products(s: Schedule) -> int:
 
 
 def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> dict[str, Schedule]:
-    """The default schedule, the published sets and files, by name, with steps for the products.
+    """The library's own schedules, the published sets and files, by name, for the products.
 
     A set takes as many steps as fit, a file all of its own.
     """
-    found = {DEFAULT: polarlib.default_schedule(precision, steps=matmuls // 3)}
+    found = own_schedules(precision, matmuls // 3)
     for name in polarlib.schedules(target="polar"):
         whole = published.listed(name)
         for k in range(len(whole) if whole.repeat is None else matmuls, 0, -1):

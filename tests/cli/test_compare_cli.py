@@ -16,6 +16,9 @@ from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.cli import compare, console, everything
 
+OWN = tuple(everything.own_schedules("bfloat16"))  # in float32 too
+
+
 # -- compare ----------------------------------------------------------------------------------
 
 
@@ -79,7 +82,7 @@ def test_compare_rows_are_sorted_by_error_at_equal_cost():
         >= max(
             e
             for r, e in zip(rows, errors, strict=True)
-            if r["method"] not in ("auto", "polar_express", "jordan")
+            if r["method"] not in (*OWN, "polar_express", "jordan")
         )
         * 0.999
     )
@@ -117,11 +120,11 @@ def test_compare_takes_designed_schedules(here):
 
 
 def test_compare_of_many_schedules_has_at_most_16_rows(here):
-    for k in range(13):
+    for k in range(12):
         polarlib.design.greedy(0.01 + k / 100, [5]).to_json(f"{k}.json")
-    many = [word for k in range(12) for word in ("--schedule", f"{k}.json")]
+    many = [word for k in range(11) for word in ("--schedule", f"{k}.json")]
     assert len(document("compare", "A.npy", "--no-plots", *many)["rows"]) <= 16
-    assert "at most 12 times" in refused("compare", "A.npy", *many, "--schedule", "12.json")
+    assert "at most 11 times" in refused("compare", "A.npy", *many, "--schedule", "11.json")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_compare_has_every_method_and_schedule(here):
     rows = compared("A.npy", "--no-plots")
     keys = [(row["method"], row["format"]) for row in rows]
     expected = [(m, f) for m in everything.METHODS for f in ("float64", "float32")]
-    expected += [(s, f) for f in ("float32", "bfloat16") for s in ("auto", *POLAR)]
+    expected += [(s, f) for f in ("float32", "bfloat16") for s in (*OWN, *POLAR)]
     assert keys == expected
     assert set(everything.METHODS) | set(POLAR) == set(polarlib.methods())
     for row in rows:
@@ -291,7 +294,7 @@ def test_compare_of_other_dtypes_and_shapes():
     for a in (A + 1j * A[::-1], np.ones((1, 1)), np.zeros((2, 3)), np.arange(6).reshape(2, 3)):
         np.save("A.npy", a)
         rows = compared("A.npy", "--no-plots", "--precision", "bfloat16")
-        assert {row["method"] for row in rows} == {"auto", *polarlib.methods()}
+        assert {row["method"] for row in rows} == {*OWN, *polarlib.methods()}
 
 
 def test_compare_plots(here):
