@@ -37,8 +37,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from polarlib import plot
+from polarlib.files.plain import plain
 from polarlib.files.whole import write_whole
-from polarlib.result import plain
 
 __all__ = ["ONE_COLUMN", "TWO_COLUMNS", "Output", "Study", "expected", "main", "panels", "run"]
 

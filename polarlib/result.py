@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import enum
-import html
-import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from polarlib._renamed import warn_renamed
-from polarlib.arrays.checks import instance
+from polarlib.arrays.checks import (
+    instance,
+    shown,
+)
 from polarlib.arrays.checks import path as checked_path
-from polarlib.arrays.entry import is_host_array
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import current_device, under_default_settings
-from polarlib.files.whole import write_whole
+from polarlib.files.plain import html_table, known_numbers, plain
+from polarlib.files.traces import checked_trace, read_trace, write_trace
 
 __all__ = [
     "ConvergenceWarning",
@@ -106,6 +106,8 @@ class Run(NamedTuple):
 class Trace:
     """Singular values and errors after each step; row 0 is the normalised input.
 
+    Its representation gives the last distance as the error.
+
     Attributes
     ----------
     method : str
@@ -158,88 +160,115 @@ class Trace:
         warn_renamed("Trace.steps", "Trace.n_steps")
         return self.n_steps
 
-    def __repr__(self) -> str:
+    def _described(self) -> dict[str, str]:
         s = self.singular_values[-1] if self.singular_values.size else np.zeros(1)
+        return {
+            "shape": " x ".join(map(str, self.shape)),
+            "format": f"{self.precision}{', simulated' if self.simulated else ''}",
+            "form": self.form or "-",
+            "steps": str(self.n_steps),
+            "products": str(self.matmuls[-1]),
+            "error": f"{self.distance[-1]:.2e}",
+            "orthogonality": f"{self.orthogonality[-1]:.2e}",
+            "backward error": f"{self.backward_error[-1]:.2e}",
+            "singular values": f"[{s.min():.3g}, {s.max():.3g}]",
+        }
+
+    def __repr__(self) -> str:
+        d = self._described()
+        form = f"{self.form} form, " if self.form else ""
         return (
-            f"Trace({self.method!r}, {self.precision}, {self.form + ', ' if self.form else ''}"
-            f"{'x'.join(map(str, self.shape))}, {self.n_steps} steps, {self.matmuls[-1]} products: "
-            f"singular values in [{s.min():.3g}, {s.max():.3g}], "
-            f"orthogonality {self.orthogonality[-1]:.2e})"
+            f"Trace({self.method!r}: {d['shape']} in {self.precision}, {form}{d['steps']} steps, "
+            f"{d['products']} products, error {d['error']}, orthogonality {d['orthogonality']}, "
+            f"singular values in {d['singular values']})"
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Trace of {self.method}", self._described())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON (non-finite numbers become None)."""
         return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Trace:
+        """Return the trace that :meth:`to_dict` has made plain.
+
+        Parameters
+        ----------
+        d : mapping
+            Every field. None stands for NaN: which numbers were infinite, :meth:`to_csv` keeps.
+
+        Returns
+        -------
+        Trace
+
+        Raises
+        ------
+        TypeError
+            If it is no mapping.
+        ValueError
+            For a key that is missing or unknown, and for values that do not belong together.
+
+        Examples
+        --------
+        >>> from polarlib import measure
+        >>> t = measure(np.eye(3), "jordan", steps=2)
+        >>> repr(Trace.from_dict(t.to_dict())) == repr(t)
+        True
+        """
+        fields = dict(instance("d", d, Mapping, "a dict, of Trace.to_dict"))
+        for name in [*cls.__dataclass_fields__, *fields]:
+            if name not in fields or name not in cls.__dataclass_fields__:
+                said = "lacks the key" if name not in fields else "has the unknown key"
+                raise ValueError(f"d {said} {shown(name)}; Trace.to_dict writes it whole")
+        return cls(**checked_trace(fields))
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one row per step: errors, then ``sigma_1 ... sigma_k``. Whole or not at all.
+        """Write the trace to a CSV file: whole or not at all; it is read back exactly.
+
+        A row for each step: its errors, ``sigma_1 ... sigma_k``, ``alignment_1 ... alignment_k``
+        and, the same in every row, what the trace is of.
 
         Parameters
         ----------
         path : path-like
             Where to write.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; `path` is then as it was.
         """
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        write_trace(checked_path("path", path), fields)
 
-        def write(file: IO[bytes]) -> None:
-            # UTF-8 on every system, and line ends as the csv module writes them.
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            rows = csv.writer(text, lineterminator="\n")
-            names = ["matmuls", "orthogonality", "backward_error", "distance"]
-            k = self.singular_values.shape[1]
-            rows.writerow(["step", *names, *(f"sigma_{i + 1}" for i in range(k))])
-            for step in range(self.n_steps + 1):
-                # repr writes the fewest digits that are read back as the same double.
-                figures = [getattr(self, name)[step] for name in names]
-                rows.writerow(
-                    [step, *(repr(v.item()) for v in figures)]
-                    + [repr(float(v)) for v in self.singular_values[step]]
-                )
-            text.flush()
-            text.detach()  # else the wrapper would close the file, which is still to be synced
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace that :meth:`to_csv` wrote, every number to the last bit.
 
-        write_whole(checked_path("path", path), write)
+        Parameters
+        ----------
+        path : path-like
+            The file.
 
+        Returns
+        -------
+        Trace
 
-def plain(value: Any) -> Any:
-    """Turn arrays, enums and paths into what JSON can hold; NaN and infinity into None.
-
-    Examples
-    --------
-    >>> plain(np.array([1.0, np.inf]))
-    [1.0, None]
-    """
-    if isinstance(value, enum.Enum):
-        return value.name.lower()
-    if is_host_array(value):
-        return plain(value.tolist())
-    if hasattr(value, "shape"):  # of another library
-        known = _known(value)
-        return str(value) if known is None else plain(known)
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)
-
-
-def html_table(caption: str, figures: Mapping[str, Any], head: Sequence[str] = ()) -> str:
-    """Return figures as a table of HTML: a row each, of one value or of a list of them.
-
-    Examples
-    --------
-    >>> html_table("Run", {"steps": 5})
-    "<table><caption>Run</caption><tr><th style='text-align:left'>steps</th><td>5</td></tr></table>"
-    """
-    rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"] if head else []
-    for name, value in figures.items():
-        values = value if isinstance(value, list) else [value]
-        cells = "".join(f"<td>{html.escape(str(v))}</td>" for v in values)
-        rows.append(f"<tr><th style='text-align:left'>{html.escape(name)}</th>{cells}</tr>")
-    return f"<table><caption>{html.escape(caption)}</caption>{''.join(rows)}</table>"
+        Raises
+        ------
+        ValueError
+            If the file is no such table; the message names it and the row.
+        OSError
+            If it cannot be read.
+        """
+        path = checked_path("path", path)
+        fields = read_trace(path)
+        try:
+            return cls(**checked_trace(fields))
+        except ValueError as error:
+            raise ValueError(f"{os.fsdecode(path)}: {error}") from None
 
 
 @under_default_settings  # a value is computed under the settings of then
@@ -429,18 +458,9 @@ class PolarResult(Pytree):
         return {"shape": list(self._shape())} | {n: plain(getattr(self, n)) for n in names}
 
 
-def _known(value: Any) -> np.ndarray | None:
-    """The numbers of an array; None where it is traced, or holds no numbers."""
-    try:
-        known = np.asarray(value)
-    except TypeError:  # JAX's tracers
-        return None
-    return known if known.dtype.kind in "biuf" else None
-
-
 def between(lower: Any, upper: Any) -> str:
     """Format the range in which condition numbers lie."""
-    low, high = _known(lower), _known(upper)
+    low, high = known_numbers(lower), known_numbers(upper)
     if low is None or high is None:
         return f"{lower} to {upper}"
     if low.size == 0:
@@ -450,7 +470,7 @@ def between(lower: Any, upper: Any) -> str:
 
 def _short(value: Any) -> str:
     """Format one value, or the range of a batch."""
-    known = _known(value)
+    known = known_numbers(value)
     if known is None:
         return str(value)
     text = (lambda v: f"{v:.2e}") if known.dtype.kind == "f" else str

@@ -105,6 +105,8 @@ def _file(name: str) -> str:
     path = _path(name)
     if name.endswith(".json"):
         _sample("schedule").to_json(path)
+    elif name.endswith(".csv"):
+        _sample("trace").to_csv(path)
     elif name.endswith(".npy"):
         np.save(path, A)
     return path
@@ -130,6 +132,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Schedule.truncate": lambda: {"k": 1},
     "polarlib.PolarResult.__getitem__": lambda: {"index": 0},
     "polarlib.PolarResult.to_dict": dict,
+    "polarlib.Trace.from_csv": lambda: {"path": _file("trace.csv")},
+    "polarlib.Trace.from_dict": lambda: {"d": _sample("trace").to_dict()},
     "polarlib.Trace.to_csv": lambda: {"path": _path("write.csv")},
     "polarlib.Trace.to_dict": dict,
     "polarlib.default_schedule": lambda: {"format": "bfloat16"},

@@ -53,6 +53,7 @@ INTERNAL = {
     *("Bare", "Plan", "Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
+    *("MatrixModel", "NotPositiveError"),  # of certificates
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 
@@ -98,6 +99,7 @@ def examples() -> dict[str, Any]:
         "schedule": s,
         "rational": design.zolotarev(2, 1e-3),
         "certificate": s.certify(),
+        "comparison": s.compare(polarlib.schedule("you")),
         "result": polarlib.polar(verbs.gaussian(2, 4, 3)),
         "trace": polarlib.measure(verbs.gaussian(4, 3), s),
         "status": Status.CONVERGED,

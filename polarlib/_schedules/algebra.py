@@ -17,7 +17,7 @@ from polarlib._schedules.steps import Step, absorbed
 from polarlib._schedules.validity import Repeat
 from polarlib.arrays import checks
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.result import html_table
+from polarlib.files.plain import html_table
 
 # Formats for which a comparison says whether a schedule is safe.
 HALF = ("bfloat16", "float16")
@@ -357,8 +357,13 @@ def _steps_in_words(s: Any) -> str:
     count = f"{len(s)} {kind}step{'s' * (len(s) > 1)} of degree"
     if len(set(degrees)) == 1:
         return f"{count} {degrees[0]}"
-    listed = degrees if len(degrees) <= 8 else [*degrees[:7], "..."]
-    return f"{count}s {', '.join(map(str, listed))}"
+    return f"{count}s {_listed(degrees)}"
+
+
+def _listed(degrees: Sequence[int]) -> str:
+    """Write degrees in a row; of more than eight the first seven."""
+    shown = degrees if len(degrees) <= 8 else [*degrees[:7], "..."]
+    return ", ".join(map(str, shown))
 
 
 def _figures(s: Any, lower: float | None) -> dict[str, Any]:
@@ -367,7 +372,7 @@ def _figures(s: Any, lower: float | None) -> dict[str, Any]:
     bounds = enclosed(s.steps, at, s.upper, s.stride, s.target, s.input_divisor, asked="compare")
     figures = {
         "steps": len(s),
-        "degrees": ", ".join(map(str, _degrees(s))),
+        "degrees": _listed(_degrees(s)),
         "products": s.matmuls,
         "factorisations": s.factorisations,
         "interval": (at, s.upper),

@@ -21,8 +21,8 @@ from polarlib._schedules.validity import NORMALISATIONS
 from polarlib._version import __version__
 from polarlib.arrays.checks import choice, nearest, shown
 from polarlib.arrays.formats import FORMATS, printable, round_number
+from polarlib.files.plain import plain
 from polarlib.files.whole import load_json, read_whole, write_whole
-from polarlib.result import plain
 
 Steps = Sequence[Step]
 Fields = Mapping[str, Any]

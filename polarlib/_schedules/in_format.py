@@ -24,8 +24,8 @@ and whose singular values are in the interval. In the plain form a step computes
   product, the singular values of the computed X' are within ``||F||`` of those of X (P + D),
   ``||D|| <= d`` (Weyl's inequality; R. A. Horn and C. R. Johnson, Topics in Matrix Analysis, 1991,
   3.3.16). These are within ``||X|| d`` of the p(sigma) for the same reason, and, since
-  X (P + D) = X P (I + P^-1 D), within a factor of ``1 -+ d ||P^-1||`` (ibid., (3.3.18)): the better
-  bound is taken.
+  X (P + D) = X P (I + P^-1 D), within a factor of ``1 -+ d ||P^-1||`` (ibid.): the better bound is
+  taken.
 
 Complex entries, formats that flush small numbers to zero, and the normalisation are not covered.
 """
@@ -259,9 +259,9 @@ class MatrixModel:
             before += be * c.error
             addend = be * self.root * c.size
         before += self._sums(self.n, al * self.n * a.size * b.size, arb(self.n), addend)
-        return self._made(terms, before)
+        return self._stored(terms, before)
 
-    def _made(self, terms: tuple[float, ...], before: arb) -> _Matrix:
+    def _stored(self, terms: tuple[float, ...], before: arb) -> _Matrix:
         norm = self._norm(terms)
         return _Matrix(terms, norm, self._rounded(norm, before, arb(self.n)))
 
@@ -271,7 +271,7 @@ class MatrixModel:
         before = sum((abs(v) * m.error for v, m in pairs), arb(0))
         sizes = sum((abs(v) * m.size for v, m in pairs), arb(0))
         before += (len(pairs) + 1) * self.v * self.root * sizes
-        return self._made(tuple(c), before + len(pairs) * self.tiniest * self.n)
+        return self._stored(tuple(c), before + len(pairs) * self.tiniest * self.n)
 
     def _completed(self, g: _Matrix, c: Sequence[float]) -> arb:
         """Error of ``c_2 (G + s I)^2 - c_2 s^2 I``, by which NumPy computes some Z."""
@@ -321,7 +321,7 @@ class MatrixModel:
         read = self.u * self.root * upper + self.least * entries if self.reads else arb(0)
         x = upper + read
         before = read * (upper + x) + self._sums(self.m, self.n * x * x, arb(self.n))
-        z, alpha = self._even_part(self._made((1.0,), before), step)
+        z, alpha = self._even_part(self._stored((1.0,), before), step)
         z = self._read(z)
         al, c0 = abs(alpha), abs(step[0])
         d = al * z.error

@@ -231,8 +231,9 @@ class Schedule(Composition):
             :func:`polarlib.design.for_precision` designs. 1 is its worst case. No proof for
             matrices, whose roundings have directions of their own; on most they average out.
         shape : tuple of two int, optional
-            Instead of `share`: rigorous bounds for every real matrix of this shape whose entries
-            are of the format, by the plain form, without its normalisation.
+            Instead of `share`: rigorous bounds for every real matrix of this shape whose entries,
+            after the division by `input_safety`, are of the format; by the plain form, without its
+            normalisation.
 
         Returns
         -------

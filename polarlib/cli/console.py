@@ -36,8 +36,8 @@ from polarlib import files
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.entry import as_matrix, not_finite
 from polarlib.arrays.formats import docstring, printable
+from polarlib.files.plain import plain
 from polarlib.files.whole import replaceable
-from polarlib.result import plain
 
 SOFTWARE = 70  # exit code of an internal error: EX_SOFTWARE of sysexits.h
 

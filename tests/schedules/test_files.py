@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import polarlib
-from polarlib import design, norms
+from polarlib import design, norms, published
 from polarlib.testing import with_singular_values
 
 A = with_singular_values(np.geomspace(1.0, 1e-2, 8), seed=3)
@@ -121,3 +121,35 @@ def test_jit(own, path):
     f = jax.jit(lambda x: polarlib.orthogonalize(x, schedule=path))
     found, wanted = f(a), polarlib.orthogonalize(a, schedule=own)
     assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_sets_for_other_targets(monkeypatch):
+    """As data may hold them: what they are for goes with them, and `polar` has no such methods."""
+    root, cap = design.inverse_root(3, 0.1, [4, 4]), design.clip(4.0, [5, 5])
+    entries = {
+        name: {
+            "steps": s.steps,
+            "lower": s.lower,
+            "upper": s.upper,
+            "normalisation": s.normalisation,
+            "source": s.source,
+            "scaling": "none",
+            "stride": s.stride,
+            "target": s.target,
+        }
+        for name, s in (("a root of a test", root), ("a cap of a test", cap))
+    }
+    data = published._data
+    known = {**data("schedules"), **entries}
+    monkeypatch.setattr(published, "_data", lambda n: known if n == "schedules" else data(n))
+    for name, s in (("a root of a test", root), ("a cap of a test", cap)):
+        found = polarlib.schedule(name)
+        assert (found.steps, found.stride, found.target) == (s.steps, s.stride, s.target)
+        assert name in polarlib.schedules()
+        assert name not in polarlib.methods()
+    with pytest.raises(ValueError, match="is for inverse 3-th roots"):
+        polarlib.orthogonalize(A, schedule="a root of a test")
+    with pytest.raises(ValueError, match="is no unitary factor; apply it with orthogonalize"):
+        polarlib.polar(A, method="a cap of a test")
+    capped = polarlib.orthogonalize(A, schedule="a cap of a test")
+    assert np.array_equal(capped, polarlib.orthogonalize(A, schedule=cap))

@@ -244,6 +244,29 @@ def test_computed_singular_values_are_in_the_enclosure(format, name):
 
 
 @pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
+@pytest.mark.parametrize("name", ["quintics", "degrees 7 and 9"])
+@pytest.mark.parametrize("format", ["bfloat16", "float16"])
+def test_products_of_torch_are_in_the_enclosure(format, name):
+    torch = pytest.importorskip("torch")
+    steps = [tuple(map(float, np.float32(step))) for step in STEPS[name]]
+    proven = 0
+    for a in (in_the_format(a, format) for a in cases(format, 4)):
+        lo, hi = worst(a)
+        s = polarlib.Schedule(
+            steps=steps, lower=lo * (1 - 1e-14), upper=hi * (1 + 1e-14), normalisation="none"
+        )
+        x = torch.tensor(a, dtype=getattr(torch, format))
+        low, high = worst(polarlib.orthogonalize(x, schedule=s, form="plain").double().numpy())
+        try:
+            c = s.certify(format=format, shape=a.shape)
+        except ValueError:  # too much for a proof
+            continue
+        assert c.image[0][0] <= low <= high <= c.image[1][1]
+        proven += 1
+    assert proven > 40
+
+
+@pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
 def test_a_smaller_unit_roundoff_would_be_refuted():
     """The bounds are not so wide that a wrong model passes."""
 
