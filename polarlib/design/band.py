@@ -28,7 +28,8 @@ SMALLEST = 2.0**-54
 # Smallest lower end of an interval: the minimum of a step there is lost in its rounding.
 WIDEST = 1e-15
 EPSILON = "a number between 0 and 1, or a band (low, high)"
-BAND = "two numbers low and high, 0 < low < high < 2"
+# Of a band without 1, error and validity of a schedule, which are about 1, say nothing.
+BAND = "two numbers low < high with 0 < low <= 1 <= high < 2"
 
 
 def _before(degree: int, target: float) -> tuple[float, float]:
@@ -100,7 +101,7 @@ def _checked_band(value: Any) -> tuple[_Aim, str]:
         return _about_one(epsilon), f"{epsilon:g}"
     ends = [double(v) for v in items("a band", value, BAND, 2, 2)]
     low, high = (math.nan if v is None else v for v in ends)
-    if not 0 < low < high < 2:
+    if not (0 < low < high < 2 and low <= 1 <= high):
         raise ValueError(f"a band must be {BAND}, got {shown(value)}")
     return _between(low, high), f"[{low:g}, {high:g}]"
 
@@ -153,7 +154,7 @@ def band(
         Number of polynomials.
     epsilon : float or (float, float)
         Largest error, between 0 and 1, for the band ``[1 - epsilon, 1 + epsilon]``; or the band
-        ``(low, high)`` itself, ``0 < low < high < 2``.
+        ``(low, high)`` itself, ``low < high`` and ``0 < low <= 1 <= high < 2``.
     degree : int or sequence of int, optional
         Degree of each polynomial, odd; or the degrees, one per step, first step first.
 
@@ -167,9 +168,9 @@ def band(
     Raises
     ------
     ValueError
-        For a number of steps below 1, `epsilon` outside (0, 1), an empty band or one outside
-        (0, 2), an even degree, other than one degree per step, and so many steps that `lower`
-        would be below 1e-15.
+        For a number of steps below 1, `epsilon` outside (0, 1), a band that is empty, is not within
+        (0, 2) or does not contain 1, an even degree, other than one degree per step, and so many
+        steps that `lower` would be below 1e-15.
 
     See Also
     --------

@@ -137,7 +137,17 @@ def minimax(
         step, error = _weighted(degree, lower, upper, weight, digits)
         name = f"weighted {name}"
         source = f"{source} on [{lower}, {upper}] for a weight w: max w |1 - p| = {error:.12g}"
-    return Schedule(steps=(step,), lower=lower, upper=upper, name=name, source=source)
+    try:
+        return Schedule(steps=(step,), lower=lower, upper=upper, name=name, source=source)
+    except ValueError:
+        if weight is None:
+            raise
+        least, most = odd_image([step], lower, upper)
+        raise ValueError(
+            f"the best polynomial of degree {degree} on [{lower:g}, {upper:g}] for this weight has "
+            f"values from {least:.4g} to {most:.4g}, outside (0, 2); take a less uneven weight, a "
+            "higher degree or a shorter interval"
+        ) from None
 
 
 class _Point(NamedTuple):
@@ -238,15 +248,7 @@ def _weighted(
                 float(c / points.number(upper) ** (2 * i + 1))
                 for i, c in enumerate(in_x(g, points.low, 2))
             )
-            error = _of_rounded(step, [*grid, *reference], points, level)
-            least, most = odd_image([step], lower, upper)
-            if not 0 < least <= most < 2:
-                raise ValueError(
-                    f"the best polynomial of degree {degree} on [{lower:g}, {upper:g}] for this "
-                    f"weight has values from {least:.4g} to {most:.4g}, outside (0, 2); take a "
-                    "less uneven weight, a higher degree or a shorter interval"
-                )
-            return step, error
+            return step, _of_rounded(step, [*grid, *reference], points, level)
         before = level
     raise ValueError(
         f"weight must be continuous, and the same in every call: for {shown(weight)} the exchange "

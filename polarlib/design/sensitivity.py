@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from polarlib._schedules.images import DIGITS, critical_points, multiple_precision, odd_value
 from polarlib._schedules.schedule import Schedule
-from polarlib._schedules.steps import polynomials
 from polarlib.arrays.checks import instance, number, shown
 
 # Points are active within this part of the worst error.
@@ -71,8 +70,8 @@ def sensitivity(s: Schedule, lower: float | None = None) -> tuple[tuple[float, .
     tuple of tuples of float
         Nested like ``s.steps``: d error / d coefficient, as of :meth:`Schedule.error`, input
         division included. Where several points have the worst error, the derivatives to the left
-        and to the right differ. Then the one of larger absolute value, with its sign: a positive
-        one is that to the right (the coefficient grows), a negative one that to the left or both.
+        and to the right can differ. Then the one of larger absolute value is returned: the right
+        one (for a coefficient that grows) if it is positive, the left one if it is negative.
 
     Raises
     ------
@@ -105,14 +104,14 @@ def sensitivity(s: Schedule, lower: float | None = None) -> tuple[tuple[float, .
     ['149716.1', '11389.0', '890.1', '78.7', '13.3']
     """
     s = instance("s", s, Schedule, "a Schedule, such as design.greedy(1e-3, [5] * 5)")
-    steps = polynomials(s, "sensitivity")
-    if s.target != "polar":
+    if s.is_rational or s.target != "polar":
+        kind = "rational steps" if s.is_rational else f"target {s.target!r}"
         raise ValueError(
-            f"sensitivity is for schedules with target 'polar', got {shown(s.target)} of schedule "
-            f"{shown(s.name)}"
+            f"s must be a schedule of polynomials with target 'polar', got {shown(s.name)} with "
+            f"{kind}"
         )
     lower = s.lower if lower is None else number("lower", lower, 0, s.upper, ends="(]")
-    levels = _levels(steps, lower, s.upper, s.input_divisor, s.stride)
+    levels = _levels(s.steps, lower, s.upper, s.input_divisor, s.stride)
     least, most = min(levels[-1].values), max(levels[-1].values)
     error = max(1 - least, most - 1)
     paths, found = [], []
@@ -122,7 +121,7 @@ def sensitivity(s: Schedule, lower: float | None = None) -> tuple[tuple[float, .
                 slack = sign * (target - 1) - error + ACTIVE * error
                 paths.append((target, _Path([sign, sign], slack)))
     ended = False  # whether a path has come to a turning point
-    for step, level in zip(reversed(steps), reversed(levels), strict=True):
+    for step, level in zip(reversed(s.steps), reversed(levels), strict=True):
         bounds = [_Bounds([0] if ended else []) for _ in step]
         before: dict[int, _Path] = {}
         for target, path in paths:

@@ -167,9 +167,11 @@ def test_sensitivity_refuses():
     for wrong in (None, [(1.5, -0.5)], "jordan", 3):
         with pytest.raises(TypeError, match="s must be a Schedule"):
             design.sensitivity(wrong)
-    with pytest.raises(ValueError, match="sensitivity is for schedules of polynomials"):
+    with pytest.raises(
+        ValueError, match=r"s must be a schedule of polynomials .* with rational steps"
+    ):
         design.sensitivity(design.zolotarev(1, 0.1))
-    with pytest.raises(ValueError, match="target 'polar', got 'power"):
+    with pytest.raises(ValueError, match=r"s must be a schedule .* with target 'power"):
         design.sensitivity(design.power(0.5, 0.1, [3]))
     for lower in (0, -1, 1.5, math.nan, "0.1"):
         with pytest.raises(ValueError, match="lower must be a number above 0 and at most 1"):

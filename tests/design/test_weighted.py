@@ -70,6 +70,7 @@ def test_agrees_with_a_linear_program(name):
         (3, 0.1),
         (5, 1e-3),
         (5, 1e-12),
+        (5, 1e-15),
         (9, 1e-3),
         (25, 0.1),
         (25, 0.5),
