@@ -163,6 +163,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.design.clip": lambda: {"upper": 2.0, "degrees": [3]},
     "polarlib.design.costs": dict,
     "polarlib.design.fingerprint": lambda: {"step": design.minimax(5, 0.1).steps[0]},
+    "polarlib.design.for_matrix": lambda: {"a": A, "steps": 1, "degree": 3, "starts": 1},
     "polarlib.design.for_precision": lambda: {"format": "bfloat16", "lower": 0.1, "steps": 1},
     "polarlib.design.for_slope": lambda: {"slope": 3.0, "degrees": [3, 5]},
     "polarlib.design.for_spectrum": lambda: {
@@ -171,6 +172,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
         "degree": 3,
         "starts": 1,
     },
+    "polarlib.design.sketched_spectrum": lambda: {"a": A},
     "polarlib.design.greedy": lambda: {"lower": 0.1, "degrees": [3, 5]},
     "polarlib.design.largest_complement": lambda: {"lower": 0.1, "degrees": [3]},
     "polarlib.design.least_error": lambda: {"lower": 0.1, "degrees": [3]},

@@ -54,6 +54,7 @@ INTERNAL = {
     *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
     *("MatrixModel", "NotPositiveError"),  # of certificates
+    *("Constraints", "CostModel", "MachineCosts", "Prices", "Search"),  # of searches of design
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
 

@@ -1,6 +1,7 @@
 """Design of schedules, and of how to run them.
 
-Pure functions of intervals, schedules and number formats; nothing here touches an array.
+Pure functions of intervals, schedules and number formats; for_matrix and sketched_spectrum alone
+take an array.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from polarlib.design.provenance import Fingerprint, fingerprint
 from polarlib.design.remez import Minimax, best
 from polarlib.design.restarts import restarts
 from polarlib.design.sensitivity import sensitivity
+from polarlib.design.sketch import for_matrix, sketched_spectrum
 from polarlib.design.spectra import (
     Spectrum,
     log_uniform,
@@ -43,6 +45,7 @@ __all__ = [
     "clip",
     "costs",
     "fingerprint",
+    "for_matrix",
     "for_precision",
     "for_slope",
     "for_spectrum",
@@ -60,6 +63,7 @@ __all__ = [
     "power_law",
     "restarts",
     "sensitivity",
+    "sketched_spectrum",
     "smooth_sign",
     "spectrum",
     "stationary",

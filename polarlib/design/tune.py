@@ -390,7 +390,7 @@ def for_spectrum(
     [0.54, 0.14, 0.13]
     >>> mixed = for_spectrum(noise, 3, degree=(3, 5, 7))
     >>> mixed.matmuls, round(mean_error(mixed, noise), 2)
-    (9, 0.13)
+    (9, 0.15)
     """
     found = spectrum(density_or_singular_values, normalisation=normalisation)
     degrees = _degrees(steps, degree)
