@@ -236,6 +236,56 @@ def on_matrices(s: polarlib.Schedule, lower: float, root: bool) -> float:
     return worst
 
 
+# -- zero singular values --------------------------------------------------------------------
+
+
+def deficient(n: int) -> dict[str, np.ndarray]:
+    """Singular values other than zero of three matrices of deficient rank."""
+    return {
+        "rank one": np.ones(1),
+        "rank ten, 1 to 0.1": np.geomspace(1, 0.1, 10),
+        "half of them, 1 to 0.01": np.geomspace(1, 0.01, n // 2),
+    }
+
+
+def zero_rows(n: int, aspects: Sequence[int]) -> list[dict]:
+    """Distance to the partial isometry of the matrix as it was before it was rounded."""
+    return [zero_row(name, s, n, k * n) for name, s in deficient(n).items() for k in aspects]
+
+
+def zero_row(name: str, s: np.ndarray, n: int, m: int) -> dict:
+    """The default, the nearest published set, and what else may be done, for one matrix."""
+    rank = len(s)
+    a = with_singular_values(np.append(s, np.zeros(n - rank)), m).astype(np.float32)
+    u, _, vh = scipy.linalg.svd(a.astype(np.float64), full_matrices=False)
+    exact = u[:, :rank] @ vh[:rank]
+    b = case(name, a, "bfloat16").matrix
+    values = scipy.linalg.svdvals(b.astype(np.float64))
+
+    def away(q: np.ndarray) -> float:
+        return float(np.linalg.norm(q - exact)) / math.sqrt(rank)
+
+    sets = [t for t in SETS if polarlib.schedule(t).matmuls <= 15]
+    published = {t: away(factor(b, "bfloat16", schedule=polarlib.schedule(t))) for t in sets}
+    best = min(published, key=lambda t: published[t])
+    design = polarlib.design.for_precision(
+        "bfloat16", min(s[-1] / s[0], 0.1), matmuls=15, degrees=(3, 5)
+    )
+    left, _, right = polarlib.top_singular(b, rank)
+    return {
+        "name": name, "shape": f"{m} x {n}", "noise": float(values[rank] / values[0]),
+        "best": best, "products": design.matmuls,
+        "distances": {
+            "default": away(factor(b, "bfloat16")),
+            "published": published[best],
+            "float16": away(factor(a, "float16")),
+            "float32": away(factor(a, "float32")),
+            "design": away(factor(b, "bfloat16", schedule=design, normalisation="moments")),
+            "truncated": away(left @ right),
+        },
+    }  # fmt: skip
+
+
 # -- nearness to 1 and reach ------------------------------------------------------------------
 
 # Sets whose backward error is less than the default's somewhere, at products that are compared.
@@ -828,6 +878,22 @@ def gentle_table(rows: Sequence[dict]) -> str:
     return table(["format", "schedule", "products", "slope at 0", *METRICS], lines)
 
 
+def zero_table(rows: Sequence[dict]) -> str:
+    """Matrices of deficient rank."""
+    lines = []
+    for r in rows:
+        d = r["distances"]
+        lines.append(
+            [r["name"], r["shape"], number(r["noise"]), number(d["default"]),
+             f"{number(d['published'])} (`{r['best']}`)", number(d["float16"]),
+             number(d["float32"]), f"{number(d['design'])} ({r['products']})",
+             number(d["truncated"])]
+        )  # fmt: skip
+    header = ["singular values", "shape", "noise", "default", "nearest published set"]
+    remedies = ["default, float16", "default, float32", "design (products)", "`top_singular`"]
+    return table([*header, *remedies], lines)
+
+
 def safety_table(rows: Sequence[dict]) -> str:
     """Largest singular value in every form; losses; least alignment."""
     columns = [f"{form}, {k}" for k in (5, 9) for form in FORMS]
@@ -1029,6 +1095,22 @@ Figures below one unit roundoff are drawn as one; ratios beyond 30 stand at the 
 
 {tables}
 
+## Zero singular values
+
+Rounding a matrix to bfloat16 turns its zero singular values into values of about u / √n times the
+largest one, and a schedule multiplies them by its slope, as it does any small value: by {slope} in
+the default schedule of 15 products. Distance ‖Q − U‖_F / √rank to the partial isometry U of the
+matrix as it was before it was rounded; *noise* is the largest of the values that rounding made,
+relative to the largest one. Sets with a small slope, which reach less far, have less of it.
+
+{zeros}
+
+What helps: to compute in float16 or float32 what has not been rounded to bfloat16 before; of
+bfloat16 matrices, a schedule that reaches no further than is wanted, here
+`design.for_precision("bfloat16", lower, matmuls=15)` with the smallest singular value over the
+largest as `lower`, at most 0.1, in the normalisation of the default schedule; or to leave the noise
+out, `u, s, vh = top_singular(a, rank)` and `u @ vh`.
+
 ## Safety
 
 Largest singular value of the result in plain form, in Gram form and in the form that `form="auto"`
@@ -1139,6 +1221,8 @@ def sets_part(found: dict[str, Any]) -> str:
         gradient_losses=losses(gradients),
         reach=f"{our_schedule('bfloat16', 15).lower:.2g}",
         gentle=gentle_table(found["gentle"]),
+        zeros=zero_table(found["zeros"]),
+        slope=f"{our_schedule('bfloat16', 15).slope:.0f}",
         tables="\n\n".join(parts),
         field=len(FIELD),
         adversarial="; ".join(ADVERSARIAL),
@@ -1209,6 +1293,7 @@ def of_sets(quick: bool, console: Console) -> Iterator[tuple[str, Any]]:
     yield "safety", found
     yield "others", other_rows()
     yield "gentle", gentle_rows(n, aspects)
+    yield "zeros", zero_rows(n, aspects)
 
 
 def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[tuple[str, Any]]:
