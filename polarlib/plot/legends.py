@@ -55,7 +55,7 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
     for shrunk, columns in tries:
         points = max(shrunk * size, SMALLEST)
         letters = int((space.width / columns / points - HANDLE - FRAME) / figures.EM)
-        folded = [textwrap.fill(label, max(8, letters)) for label in labels]
+        folded = [figures.fold(label, letters) for label in labels]
         _draw(ax, handles, folded, points, columns)
         across, upward = _extent(ax)
         if space.holds(across, upward):
