@@ -56,10 +56,8 @@ COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
-CYCLE = (INK, *COLOURS)
-STRONG = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)  # the darker first, for few lines
 # In this order those that meet the same of the five line styles differ in grey as well.
-PLAIN = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
+CYCLE = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
 # In place of matplotlib's own defaults; what the user changed in rcParams stays.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
@@ -192,12 +190,12 @@ def marker_size(size: float) -> float:
     return float(size * rcParams["lines.markersize"] / rcParamsDefault["lines.markersize"])
 
 
-def cycle(ours: Sequence[Any] = ()) -> Sequence[Any]:
-    """The colours of rcParams where they were changed, or else ours."""
+def cycle(ax: Axes) -> Sequence[Any]:
+    """The colours of rcParams where they were changed, or else ours, the ink that of the Axes."""
     given = rcParams["axes.prop_cycle"]
     colours = given.by_key().get("color", ())
     if given == rcParamsDefault["axes.prop_cycle"] or not colours or tuple(colours) == CYCLE:
-        return ours or CYCLE
+        return [ink_of(ax) if colour == INK else colour for colour in CYCLE]
     return tuple(colours)
 
 
