@@ -227,7 +227,7 @@ def matrix_products(
     of = "1" if found[0].target == "polar" else "target"
     label_axes(ax, "matrix products", f"worst error |{of} − s(x)|{interval}", title)
     figures.log_ordinate(ax, view, ceiling=figures.CEILING)
-    view.show("x", 0, 1.05 * max(ends))
+    view.show("x", 0, 1.05 * max(*ends, 1))
     ax.xaxis.set_major_locator(MaxNLocator(figures.most_ticks(ax), integer=True))
     if legend:
         legends.name_lines(ax)
