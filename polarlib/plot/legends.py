@@ -55,7 +55,7 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
     for shrunk, columns in tries:
         points = max(shrunk * size, SMALLEST)
         letters = int((space.width / columns / points - HANDLE - FRAME) / figures.EM)
-        folded = [textwrap.fill(label, max(8, letters)) for label in labels]
+        folded = [figures.fold(label, letters) for label in labels]
         _draw(ax, handles, folded, points, columns)
         across, upward = _extent(ax)
         if space.holds(across, upward):
@@ -264,10 +264,10 @@ def checked_labels(labels: Any, number: int) -> list[str] | None:
     return [figures.plain_text(text("labels", label)) for label in found]
 
 
-def checked_colours(color: Any, number: int, start: int, ours: Sequence[Any]) -> list[Any]:
+def checked_colours(ax: Axes, color: Any, number: int, start: int) -> list[Any]:
     """Colours of lines: the caller's, one for all or one for each, or else of the cycle."""
     if color is None:
-        colours = figures.cycle(ours)
+        colours = figures.cycle(ax)
         return [colours[(start + i) % len(colours)] for i in range(number)]
     if _is_colour(color):
         return [color] * number
