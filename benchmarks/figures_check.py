@@ -19,6 +19,7 @@ each vision has them. Exit code 1 if there is a fault.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -99,40 +100,67 @@ def traces() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def taken(name: str) -> Any:
+    """A trace or a list of traces; all are taken when the first is asked for."""
+    return _taken()[name]
+
+
+_taken = functools.cache(traces)
+
+
+@functools.cache
+def sets() -> dict[str, Any]:
+    """Schedules of every kind, and lists of them."""
+    clip = polarlib.Schedule(steps=[(1.2, -0.2)], lower=0, upper=2, target="clip", name="clip")
+    found = {name: polarlib.schedule(name) for name in polarlib.schedules()[:8]}
+    every = list(found.values())
+    found |= {name: polarlib.schedule(name) for name in ("polar_express", "jordan")}
+    found |= {"rational": design.zolotarev(2, 1e-3), "clip": clip}
+    three = [found[name] for name in ("polar_express", "jordan", "rational")]
+    return found | {"three": three, "eight": every}
+
+
+def compared(*names: str) -> Axes:
+    """`plot.compare` of traces and of lists of traces."""
+    every = [taken(name) for name in names]
+    flat = [t for some in every for t in (some if isinstance(some, list) else [some])]
+    return plot.compare(flat, quantity="distance")
+
+
+def several_balls() -> Axes:
+    """Three unit balls in one picture."""
+    ax = plot.unit_ball(norms.nuclear(), plot.unit_ball(norms.spectral()))
+    return plot.unit_ball(norms.f_muon(0.5), ax)
+
+
 def cases() -> dict[str, Draw]:
     """Every function of polarlib.plot, by what it draws."""
-    t = traces()
-    express, jordan = polarlib.schedule("polar_express"), polarlib.schedule("jordan")
-    zolotarev = design.zolotarev(2, 1e-3)
-    all_sets = [polarlib.schedule(name) for name in polarlib.schedules()[:8]]
-    clip = polarlib.Schedule(steps=[(1.2, -0.2)], lower=0, upper=2, target="clip", name="clip")
     found: dict[str, Draw] = {}
     for name in ("one", "few", "many", "diverging", "zeros", "long"):
-        found[f"convergence-{name}"] = lambda name=name: plot.convergence(t[name])
-        found[f"singular_values-{name}"] = lambda name=name: plot.singular_values(t[name])
-    groups = {"one": [t["one"]], "formats": t["formats"], "eight": t["eight"]}
-    groups["extreme"] = [t["one"], t["diverging"], t["zeros"], t["long"]]
-    groups["mixed"] = [*t["eight"], t["diverging"], t["long"]]
-    for name, group in groups.items():
-        found[f"compare-{name}"] = lambda group=group: plot.compare(group, quantity="distance")
-    found["compare-orthogonality"] = lambda: plot.compare(t["eight"])
-    found["cost"] = lambda: plot.cost(t["exact"])
-    found["cost-eight"] = lambda: plot.cost([*t["eight"][:4], *t["exact"][:4]])
-    found["cost-seconds"] = lambda: plot.cost(t["exact"][:2], seconds=[2.0, 1.0])
-    for s in (express, jordan, zolotarev, clip):
-        found[f"polynomial-{s.name[:12]}"] = lambda s=s: plot.polynomial(s)
-        found[f"error-{s.name[:12]}"] = lambda s=s: plot.error(s)
-    found["polynomial-two"] = lambda: plot.polynomial(jordan, plot.polynomial(express))
-    found["error-three"] = lambda: plot.error([express, jordan, zolotarev])
-    found["error-eight"] = lambda: plot.error(all_sets)
-    found["matrix_products-one"] = lambda: plot.matrix_products(express)
-    found["matrix_products-three"] = lambda: plot.matrix_products([express, jordan, zolotarev])
-    found["matrix_products-eight"] = lambda: plot.matrix_products(all_sets, lower=1e-2)
-    found["unit_ball"] = lambda: plot.unit_ball(norms.spectral())
-    found["unit_ball-three"] = lambda: plot.unit_ball(
-        norms.f_muon(0.5), plot.unit_ball(norms.nuclear(), plot.unit_ball(norms.spectral()))
-    )
-    return found
+        found[f"convergence-{name}"] = lambda name=name: plot.convergence(taken(name))
+        found[f"singular_values-{name}"] = lambda name=name: plot.singular_values(taken(name))
+    groups = [("one",), ("formats",), ("eight",), ("one", "diverging", "zeros", "long")]
+    for group in [*groups, ("eight", "diverging", "long")]:
+        found[f"compare-{'-'.join(group)}"] = lambda group=group: compared(*group)
+    for name in ("polar_express", "jordan", "rational", "clip"):
+        found[f"polynomial-{name}"] = lambda name=name: plot.polynomial(sets()[name])
+    for name in ("polar_express", "jordan", "rational", "clip", "three", "eight"):
+        found[f"error-{name}"] = lambda name=name: plot.error(sets()[name])
+    for name in ("polar_express", "three", "eight"):
+        found[f"matrix_products-{name}"] = lambda name=name: plot.matrix_products(sets()[name])
+    return found | {
+        "compare-orthogonality": lambda: plot.compare(taken("eight")),
+        "cost": lambda: plot.cost(taken("exact")),
+        "cost-eight": lambda: plot.cost([*taken("eight")[:4], *taken("exact")[:4]]),
+        "cost-seconds": lambda: plot.cost(taken("exact")[:2], seconds=[2.0, 1.0]),
+        "polynomial-two": lambda: plot.polynomial(
+            sets()["jordan"], plot.polynomial(sets()["polar_express"])
+        ),
+        "matrix_products-from": lambda: plot.matrix_products(sets()["eight"], lower=1e-2),
+        "unit_ball": lambda: plot.unit_ball(norms.spectral()),
+        "unit_ball-three": several_balls,
+    }
 
 
 # -- geometry ----------------------------------------------------------------------------------

@@ -410,7 +410,9 @@ def test_contract_without_routines_of_lapack(tmp_path):
 
 def test_names_of_files_on_every_system():
     """Some file systems do not tell cases apart, and some names are devices."""
-    folders = [ROOT / name for name in ("polarlib", "tests", "benchmarks", "docs", "analysis")]
+    folders = [
+        ROOT / name for name in ("polarlib", "tests", "benchmarks", "docs", "analysis", "examples")
+    ]
     paths = [
         str(path.relative_to(ROOT))
         for folder in folders

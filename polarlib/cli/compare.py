@@ -24,8 +24,10 @@ from polarlib.cli import console
 from polarlib.cli.console import DEFAULT, REPRESENTATIVE, format_number, format_shape, say
 from polarlib.cli.everything import (
     METHOD_FORMATS,
+    OWN,
     SCHEDULE_FORMATS,
     compare_all,
+    own_schedules,
     scaled,
 )
 from polarlib.engine.normalise import BOUNDS
@@ -37,8 +39,8 @@ FORMAT = "bfloat16"  # in which gradients are orthogonalised
 PRODUCTS = 15  # of five quintics, the most common schedule
 MOST_PRODUCTS = 48  # as default_schedule takes them
 # Rows, exact method included; of them, schedules that are shown whatever their place.
-ROWS, KNOWN = 11, (DEFAULT, "polar_express", "jordan")
-MOST_GIVEN = 12  # further ones, so that there are at most 16 rows
+ROWS, KNOWN = 11, (*OWN, "polar_express", "jordan")
+MOST_GIVEN = 11  # further ones, so that there are at most 16 rows
 EXACT = "svd"
 # Traces take an SVD for each step: beyond this number of columns few rows are drawn.
 ALL_DRAWN, FEW = 512, 4
@@ -70,7 +72,7 @@ def compare(
     matmuls: Annotated[
         int | None,
         typer.Option(
-            min=2,
+            min=3,
             max=MOST_PRODUCTS,
             help=f"Matrix products, the cost. [{PRODUCTS}, or as many as the files take]",
         ),
@@ -115,7 +117,7 @@ def compare(
     folder = None if no_plots else plots
     if folder is not None:
         console.check_folder(folder)
-    given = {name: _given(name) for name in schedule or () if name != DEFAULT}
+    given = {name: _given(name) for name in schedule or () if name not in OWN}
     matrices = _chosen(file, matrix, every)
     if every:
         if matmuls is not None:
@@ -186,12 +188,11 @@ def _products(s: Schedule) -> int:
 
 
 def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> dict[str, Schedule]:
-    """The default schedule, the published sets and files, by name, with steps for the products.
+    """The library's own schedules, the published sets and files, by name, for the products.
 
     A set takes as many steps as fit, a file all of its own.
     """
-    quintics = max(matmuls // 3, 1)
-    found = {DEFAULT: polarlib.default_schedule(precision, steps=quintics)}
+    found = own_schedules(precision, matmuls // 3)
     for name in polarlib.schedules(target="polar"):
         whole = published.listed(name)
         for k in range(len(whole) if whole.repeat is None else matmuls, 0, -1):
@@ -221,9 +222,10 @@ def _ranked(
             advance(label)
             with console.collected_warnings() as hazards:
                 q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
-            about = {"kind": "schedule", "steps": len(s), "matrix_products": _products(s)}
-            about |= {"method": label, "safe": not hazards}
-            rows.append(about | _figures(q, exact))
+            about = {"method": label, "kind": "schedule", "steps": len(s), "notes": hazards}
+            about |= {"matrix_products": _products(s), "safe": not hazards}
+            about |= {"format": precision, "simulated": simulated}
+            rows.append(about | _figures(q, x, exact))
         # Errors that are NaN last.
         rows.sort(key=lambda row: (math.isnan(row["distance"]), row["distance"]))
         verdict = _verdict(rows, name, precision, given)
@@ -235,10 +237,11 @@ def _ranked(
         timed = "float32" if simulated else precision
         y = scaled(a, timed)
         u = polarlib.polar(y, method=EXACT).unitary
-        about = {"kind": "method", "steps": None, "matrix_products": None}
-        rows.append(about | {"method": EXACT, "safe": True} | _figures(u, exact))
+        about = {"method": EXACT, "kind": "method", "steps": None, "notes": []}
+        about |= {"matrix_products": None, "safe": True, "format": timed, "simulated": False}
+        rows.append(about | _figures(u, y, exact))
         for row, seconds in zip(rows, _seconds(y, schedules, timed), strict=True):
-            row["seconds"] = seconds
+            row |= {"matrix": name, "shape": a.shape, "seconds": seconds}
     pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
     return {
         "matrix": name,
@@ -253,16 +256,22 @@ def _ranked(
     }
 
 
-def _figures(q: np.ndarray, exact: np.ndarray) -> dict[str, float]:
+def _figures(q: np.ndarray, x: np.ndarray, exact: np.ndarray) -> dict[str, float]:
     """Errors of one result, as :func:`polarlib.measure` defines them; NaN if it is not finite."""
-    names = ("distance", "orthogonality", "smallest_singular_value", "largest_singular_value")
+    values = ("smallest_singular_value", "largest_singular_value")
+    names = ("distance", "orthogonality", "backward_error", *values)
     if not np.all(np.isfinite(q)):
         return dict.fromkeys(names, math.nan)
-    q = q.astype(exact.dtype)
+    q, x = q.astype(exact.dtype), x.astype(exact.dtype)
     s = scipy.linalg.svdvals(q)
-    distance = float(np.linalg.norm(q - exact)) / math.sqrt(len(s))
-    orthogonality = float(np.sqrt(np.mean((s**2 - 1) ** 2)))
-    return dict(zip(names, (distance, orthogonality, s.min(), s.max()), strict=True))
+    distance = np.linalg.norm(q - exact) / math.sqrt(len(s))
+    orthogonality = np.sqrt(np.mean((s**2 - 1) ** 2))
+    if q.shape[0] < q.shape[1]:
+        q, x = q.conj().T, x.conj().T
+    w = q.conj().T @ x
+    residual = np.linalg.norm(x - q @ ((w + w.conj().T) / 2)) / (np.linalg.norm(x) or 1.0)
+    found = (distance, orthogonality, residual, s.min(), s.max())
+    return dict(zip(names, map(float, found), strict=True))
 
 
 def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -14,6 +15,7 @@ import threadpoolctl
 
 import polarlib
 from polarlib import Schedule
+from polarlib._methods.options import resolve_schedule
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_shape, say, tabulated
@@ -25,6 +27,7 @@ METHODS = tuple(name for name in polarlib.methods() if name not in polarlib.sche
 # Methods factorise: they compute 16-bit matrices in float32.
 METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
+OWN = (console.DEFAULT, "adaptive")
 
 # Number of calls that are timed at least, seconds after which they suffice, and number at most.
 TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
@@ -40,9 +43,9 @@ def compare_all(
     as_json: bool,
 ) -> None:
     """Print the table of all methods and schedules, those given too, and write the pictures."""
-    fixed = dict.fromkeys((console.DEFAULT, *polarlib.schedules(target="polar"))) | dict(given)
+    fixed = list(dict.fromkeys((*polarlib.schedules(target="polar"), *given)))
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in fixed]
+    jobs += [(name, form) for form in formats for name in (*own_schedules(form), *fixed)]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
@@ -99,6 +102,15 @@ def compare_all(
     if written:
         say(f"{len(written)} plots are in {folder}.")
     say(f"{elapsed:.0f} seconds in all.")
+
+
+def own_schedules(precision: str, steps: int | None = None) -> dict[str, Schedule]:
+    """The library's own schedules, by name, that there are for a format and a number of steps."""
+    found = {}
+    for name in OWN:
+        with contextlib.suppress(ValueError):  # not all have every format and number of steps
+            found[name] = resolve_schedule(name, steps, precision)
+    return found
 
 
 def scaled(a: np.ndarray, precision: str) -> np.ndarray:

@@ -170,7 +170,7 @@ def coefficients(s: polarlib.Schedule) -> list[RenderableType]:
 
 
 def short_slope(x: float) -> str:
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+    return f"{x:.0f}" if 100 <= abs(x) < 1e6 else f"{x:.3g}"
 
 
 def short(x: float) -> str:

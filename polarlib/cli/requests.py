@@ -44,10 +44,9 @@ Options = dict[str, Any]
 Progress = Callable[[int, float], None]
 
 
-class Request(NamedTuple):
-    """What an option asks for, the options that go with it, and the function that designs."""
+class _Request(NamedTuple):
+    """The options that go with the one that names the request, and the function that designs."""
 
-    meaning: str
     takes: tuple[str, ...]
     design: Callable[[Options, Progress], Schedule]
 
@@ -290,22 +289,12 @@ TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 COUNTS = ("steps", "degrees")
 REQUESTS = {
-    "lower": Request(
-        "the least error on an interval",
-        ("upper", "matmuls", *COUNTS, "precision", *GREEDY, *PRICES),
-        _interval,
-    ),
-    "band": Request("the widest interval mapped into a band", COUNTS, _band),
-    "error": Request(
-        "the largest slope, or in a format the widest interval, for an error",
-        ("lower", "matmuls", *COUNTS, "precision"),
-        _error,
-    ),
-    "slope": Request("the least error for a slope at 0", COUNTS, _slope),
-    "spectrum": Request(
-        "the least mean error on singular values", (*COUNTS, "bounds", "normalisation"), _spectrum
-    ),
-    "tune": Request("an objective, from a schedule on", ("start", "bounds"), _tuned),
-    "target": Request("another matrix function", ("lower", "upper", *COUNTS, *GREEDY), _target),
-    "zolotarev": Request("rational steps", ("lower",), _zolotarev),
+    "lower": _Request(("upper", "matmuls", *COUNTS, "precision", *GREEDY, *PRICES), _interval),
+    "band": _Request(COUNTS, _band),
+    "error": _Request(("lower", "matmuls", *COUNTS, "precision"), _error),
+    "slope": _Request(COUNTS, _slope),
+    "spectrum": _Request((*COUNTS, "bounds", "normalisation"), _spectrum),
+    "tune": _Request(("start", "bounds"), _tuned),
+    "target": _Request(("lower", "upper", *COUNTS, *GREEDY), _target),
+    "zolotarev": _Request(("lower",), _zolotarev),
 }

@@ -320,7 +320,7 @@ def machine_costs(
         what = "no such table" if not found else f"{len(found)} tables, of which costs has one"
         raise ValueError(
             f"{os.fspath(path)}: {what}: {', '.join(found or tables)}; choose one of "
-            f"{', '.join(tables)} by library=, got {shown(library)}"
+            f"{', '.join(tables)} by library=" + (f", got {shown(library)}" if library else "")
         )
     table, chosen = tables[found[0]], format_of(format_name)
     sizes, listed = table["sizes"], table[chosen.carrier]

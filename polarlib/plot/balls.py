@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from polarlib.arrays.checks import flag, pair, text
 from polarlib.norms.base import MatrixNorm
 from polarlib.plot import figures
-from polarlib.plot.figures import BLUE, GREEN, LINES, MARKERS, ORANGE, PURPLE, SKY, VERMILLION
+from polarlib.plot.figures import LINES, MARKERS
 from polarlib.plot.legends import add_legend, checked_colours
 
 RAYS, ARROWS = 1440, 16  # directions in a picture of a unit ball; of both, diagonals are multiples
@@ -93,7 +93,7 @@ def unit_ball(
         # The layout of pictures with equal axes.
         figures.whole_figure(ax).set_layout_engine("compressed")
     i = sum(line.get_gid() == "unit_ball" for line in ax.get_lines())
-    (colour,) = checked_colours(color, 1, i, (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY))
+    (colour,) = checked_colours(ax, color, 1, i)
     size = figures.marker_size(6)
     ax.plot(
         *boundary.T,

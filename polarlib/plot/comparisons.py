@@ -237,9 +237,7 @@ def _draw(
     named = legends.checked_labels(labels, len(traces))
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(
-        color, len(traces), start, (figures.ink_of(ax), *figures.COLOURS)
-    )
+    colours = legends.checked_colours(ax, color, len(traces), start)
     for i, (t, x, colour) in enumerate(zip(traces, abscissas, colours, strict=True)):
         y = np.asarray(getattr(t, quantity))[first:]
         lines = ax.plot(

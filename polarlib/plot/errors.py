@@ -100,7 +100,7 @@ def error(
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(color, len(found), start, figures.PLAIN)
+    colours = legends.checked_colours(ax, color, len(found), start)
     peaks: list[float] = []
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
         x, extrema = _abscissa(s, left)
@@ -204,7 +204,7 @@ def matrix_products(
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(color, len(found), start, figures.PLAIN)
+    colours = legends.checked_colours(ax, color, len(found), start)
     ends: list[int] = [0]
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
         x, y = _by_products(s, s.lower if lower is None else lower, most)
@@ -227,7 +227,7 @@ def matrix_products(
     of = "1" if found[0].target == "polar" else "target"
     label_axes(ax, "matrix products", f"worst error |{of} − s(x)|{interval}", title)
     figures.log_ordinate(ax, view, ceiling=figures.CEILING)
-    view.show("x", 0, 1.05 * max(ends))
+    view.show("x", 0, 1.05 * max(*ends, 1))
     ax.xaxis.set_major_locator(MaxNLocator(figures.most_ticks(ax), integer=True))
     if legend:
         legends.name_lines(ax)

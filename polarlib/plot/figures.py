@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, StrMethodFormatter
 
 from polarlib.arrays.checks import number, shown, text
 from polarlib.arrays.checks import path as checked_path
@@ -37,7 +38,8 @@ HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it
 WIDTH, HEIGHT = 7.0, 5.0  # inches
 DPI, HIGHEST_DPI = 150, 1200
 EM = 0.52  # mean width of a character, in units of its size
-TITLE_LINES = 3
+TITLE_LINES, NARROWER = 3, 8  # lines of a title or label, and widths that are tried for it
+DECADES = 100.0  # ratio of the ends of an ordinate, up to which 2 and 5 have labels as well
 EMPTY = (1e-17, 1.0)  # ordinate of a picture without positive finite values
 
 # Okabe and Ito, Color Universal Design (2008), without the yellow, which is faint on white; their
@@ -54,10 +56,8 @@ COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
-CYCLE = (INK, *COLOURS)
-STRONG = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)  # the darker first, for few lines
 # In this order those that meet the same of the five line styles differ in grey as well.
-PLAIN = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
+CYCLE = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
 # In place of matplotlib's own defaults; what the user changed in rcParams stays.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
@@ -190,12 +190,12 @@ def marker_size(size: float) -> float:
     return float(size * rcParams["lines.markersize"] / rcParamsDefault["lines.markersize"])
 
 
-def cycle(ours: Sequence[Any] = ()) -> Sequence[Any]:
-    """The colours of rcParams where they were changed, or else ours."""
+def cycle(ax: Axes) -> Sequence[Any]:
+    """The colours of rcParams where they were changed, or else ours, the ink that of the Axes."""
     given = rcParams["axes.prop_cycle"]
     colours = given.by_key().get("color", ())
     if given == rcParamsDefault["axes.prop_cycle"] or not colours or tuple(colours) == CYCLE:
-        return ours or CYCLE
+        return [ink_of(ax) if colour == INK else colour for colour in CYCLE]
     return tuple(colours)
 
 
@@ -263,24 +263,35 @@ def most_ticks(ax: Axes) -> int:
 
 def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "") -> None:
     """Write labels and title, in lines that are no longer than the Axes."""
-    width, height = inner_width(ax), 0.62 * room(ax)[1]
-    ax.set_xlabel(_folded(x, width, ax.xaxis.label.get_fontsize()))
-    size = ax.yaxis.label.get_fontsize()
-    ax.set_ylabel(y if "$" in y else _folded(y, height, size))
-    if title is None:
-        title = plain_text(automatic)
-    size = ax.title.get_fontsize()
-    lines = _folded(title, width, size).split("\n")
-    if len(lines) > TITLE_LINES:
-        lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][:-2]} …"]
-    colour = ink_of(ax) if not isinstance(ax, _Axes) else ax.title.get_color()
-    ax.set_title("\n".join(lines), color=colour, fontsize=size)
+    width, height = 0.94 * inner_width(ax), 0.62 * room(ax)[1]
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    colour = ax.title.get_color() if isinstance(ax, _Axes) else ink_of(ax)
+    ax.set_title("", color=colour, fontsize=ax.title.get_fontsize())
+    _fold(ax.xaxis.label, x, width)
+    _fold(ax.yaxis.label, y, height)
+    _fold(ax.title, plain_text(automatic) if title is None else title, width)
 
 
-def _folded(words: str, width: float, size: float) -> str:
-    """Text in lines of at most a width, all in points."""
-    letters = max(8, int(width / (EM * size)))
-    return "\n".join(textwrap.fill(line, letters) for line in words.split("\n"))
+def _fold(label: Text, words: str, most: float) -> None:
+    """Write text in lines of at most a width in points, the last one cut if there are many."""
+    letters = most / (EM * label.get_fontsize())
+    for _ in range(NARROWER):
+        lines = fold(words, int(letters)).split("\n")
+        if len(lines) > TITLE_LINES:
+            lines = [*lines[: TITLE_LINES - 1], f"{lines[TITLE_LINES - 1][:-2]} …"]
+        label.set_text("\n".join(lines))
+        box = label.get_window_extent()
+        length = box.height if label.get_rotation() == 90 else box.width
+        if 72 * length <= most * whole_figure(label).dpi:
+            return
+        letters *= 0.9
+
+
+def fold(words: str, letters: int) -> str:
+    """Fold each line of a text; mathematics in dollars is no place to break in."""
+    how: Any = {"break_on_hyphens": False, "break_long_words": "$" not in words}
+    return "\n".join(textwrap.fill(line, max(8, letters), **how) for line in words.split("\n"))
 
 
 def checked_title(title: str | None) -> str | None:
@@ -387,6 +398,15 @@ def log_ordinate(ax: Axes, view: View, floor: float = 0.0, ceiling: float = HIGH
     # A margin, and a decade at least, so that there is a power of ten to read.
     margin = max(high**0.05 / low**0.05, (10 * low / high) ** 0.5)
     view.show("y", low / margin, min(high * margin, ceiling), log=True)
+    low, high = ax.get_ylim()
+    few = high <= DECADES * low
+    ax.yaxis.set_minor_formatter(FuncFormatter(_two_and_five) if few else NullFormatter())
+
+
+def _two_and_five(value: float, _: int) -> str:
+    """Label of a tick between powers of ten: of 2 and 5 times one, so that labels stay apart."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return rf"${mantissa}\times10^{{{int(exponent)}}}$" if mantissa in "25" else ""
 
 
 def in_data(ax: Axes, line: Line2D) -> bool:

@@ -27,7 +27,7 @@ HANDLE, FRAME = 3.0, 1.6  # length of a handle and width of the frame, in sizes 
 GAP = 4.0  # points between the axis and what stands beside or below it
 END_WIDTH = 0.34  # of the width of the figure, for labels at line ends
 END_HEIGHT = 0.5  # of the height of the figure: what is left to the Axes at least
-LEADING = 1.2
+LEADING, PADS = 1.25, 6.0  # of lines of text; points between a layout's Axes and the edges
 END = "end of a line"
 
 
@@ -55,7 +55,7 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
     for shrunk, columns in tries:
         points = max(shrunk * size, SMALLEST)
         letters = int((space.width / columns / points - HANDLE - FRAME) / figures.EM)
-        folded = [textwrap.fill(label, max(8, letters)) for label in labels]
+        folded = [figures.fold(label, letters) for label in labels]
         _draw(ax, handles, folded, points, columns)
         across, upward = _extent(ax)
         if space.holds(across, upward):
@@ -82,11 +82,8 @@ class _Space:
             self.height, self.square = box.height * scale, False
             return
         width, height = figures.room(ax)
-        lines = 1 + ax.get_title().count("\n")
-        title = ax.title.get_fontsize() * lines if ax.get_title() else 0
-        written = title + ax.xaxis.label.get_fontsize() + figures.points("xtick.labelsize")
         self.width = (0.78 if bar else 0.96) * width - 2 * GAP
-        self.height = height - 1.4 * written
+        self.height = height - _written(ax)
         self.square = ax.get_aspect() == 1
         self.inner = min(figures.inner_width(ax), self.height if self.square else width)
 
@@ -96,6 +93,23 @@ class _Space:
         area = left * (min(self.inner, left) if self.square else self.inner)
         fits = across <= self.width and upward <= LEGEND_HEIGHT * self.height
         return fits and across * upward <= LEGEND_AREA * area
+
+
+def _written(ax: Axes) -> float:
+    """Height of title, tick labels and axis label with what separates them, in points."""
+    found = (
+        GAP
+        + PADS
+        + sum(
+            figures.setting(name)
+            for name in ("xtick.major.size", "xtick.major.pad", "axes.labelpad")
+        )
+    )
+    found += LEADING * figures.points("xtick.labelsize")
+    for label, pad in ((ax.xaxis.label, 0.0), (ax.title, figures.setting("axes.titlepad"))):
+        lines = 1 + label.get_text().count("\n") if label.get_text() else 0
+        found += LEADING * lines * label.get_fontsize() + pad * (lines > 0)
+    return float(found)
 
 
 def _draw(ax: Axes, handles: list[Any], labels: list[str], size: float, columns: int) -> None:
@@ -250,10 +264,10 @@ def checked_labels(labels: Any, number: int) -> list[str] | None:
     return [figures.plain_text(text("labels", label)) for label in found]
 
 
-def checked_colours(color: Any, number: int, start: int, ours: Sequence[Any]) -> list[Any]:
+def checked_colours(ax: Axes, color: Any, number: int, start: int) -> list[Any]:
     """Colours of lines: the caller's, one for all or one for each, or else of the cycle."""
     if color is None:
-        colours = figures.cycle(ours)
+        colours = figures.cycle(ax)
         return [colours[(start + i) % len(colours)] for i in range(number)]
     if _is_colour(color):
         return [color] * number

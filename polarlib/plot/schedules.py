@@ -74,7 +74,7 @@ def polynomial(
     title, legend = figures.checked_title(title), flag("legend", legend)
     ax = figures.new_axes(ax)
     view, before = figures.View(ax), figures.lines_of(ax)
-    (colour,) = checked_colours(color, 1, before, figures.STRONG)
+    (colour,) = checked_colours(ax, color, 1, before)
     drawn = _Drawn(s)
     _band(ax, s, drawn, colour if before else figures.SKY)
     value = "s(x)" if s.input_divisor == 1 else f"s(x / {s.input_divisor:g})"

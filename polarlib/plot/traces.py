@@ -64,7 +64,7 @@ def convergence(
     by_products = bool(np.all(np.diff(t.matmuls) > 0))
     x = t.matmuls if by_products else np.arange(t.n_steps + 1)
     every = -(-len(x) // figures.MARKED)
-    colours = figures.cycle(figures.STRONG)
+    colours = figures.cycle(ax)
     for i, (name, label) in enumerate(figures.QUANTITIES.items()):
         y, k = getattr(t, name), i + before
         lines = ax.plot(

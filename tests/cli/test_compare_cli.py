@@ -13,7 +13,11 @@ from shell import ONE, POLAR, A, document, done, invoke, refused
 
 import polarlib
 from polarlib import files
+from polarlib.arrays.formats import FORMATS
 from polarlib.cli import compare, console, everything
+
+OWN = tuple(everything.own_schedules("bfloat16"))  # in float32 too
+
 
 # -- compare ----------------------------------------------------------------------------------
 
@@ -54,6 +58,8 @@ def test_compare_rows_are_sorted_by_error_at_equal_cost():
         assert row["matrix_products"] == t.matmuls[-1] <= 15
         assert row["distance"] == pytest.approx(t.distance[-1], rel=1e-3)
         assert row["orthogonality"] == pytest.approx(t.orthogonality[-1], rel=1e-3)
+        assert row["backward_error"] == pytest.approx(t.backward_error[-1], rel=1e-3)
+        assert (row["format"], row["simulated"], row["matrix"]) == ("bfloat16", True, ONE)
         s = t.singular_values[-1]
         assert row["smallest_singular_value"] == pytest.approx(s.min(), rel=1e-3)
         assert row["largest_singular_value"] == pytest.approx(s.max(), rel=1e-3)
@@ -76,7 +82,7 @@ def test_compare_rows_are_sorted_by_error_at_equal_cost():
         >= max(
             e
             for r, e in zip(rows, errors, strict=True)
-            if r["method"] not in ("auto", "polar_express", "jordan")
+            if r["method"] not in (*OWN, "polar_express", "jordan")
         )
         * 0.999
     )
@@ -114,11 +120,11 @@ def test_compare_takes_designed_schedules(here):
 
 
 def test_compare_of_many_schedules_has_at_most_16_rows(here):
-    for k in range(13):
+    for k in range(12):
         polarlib.design.greedy(0.01 + k / 100, [5]).to_json(f"{k}.json")
-    many = [word for k in range(12) for word in ("--schedule", f"{k}.json")]
+    many = [word for k in range(11) for word in ("--schedule", f"{k}.json")]
     assert len(document("compare", "A.npy", "--no-plots", *many)["rows"]) <= 16
-    assert "at most 12 times" in refused("compare", "A.npy", *many, "--schedule", "12.json")
+    assert "at most 11 times" in refused("compare", "A.npy", *many, "--schedule", "11.json")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,7 @@ def test_compare_of_many_schedules_has_at_most_16_rows(here):
         (("--schedule", "lipschitz_cap"), "has target 'clip'"),
         (("--schedule", "rational.json"), "is rational"),
         (("--precision", "float32", "--precision", "bfloat16"), "go with --all"),
-        (("--matmuls", "1"), "greater than or equal to 2"),
+        (("--matmuls", "2"), "greater than or equal to 3"),
         (("--all", "--matmuls", "15"), "without --all"),
     ],
 )
@@ -139,6 +145,22 @@ def test_compare_refuses(here, args, hint):
     polarlib.design.zolotarev(2, 0.1).to_json("rational.json")
     assert hint in refused("compare", "A.npy", *args)
     assert not (here / "polarlib-plots").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_compare_in_every_format(name):
+    found = document("compare", "A.npy", "--no-plots", "--precision", name)
+    assert found["format"] == name
+    by_name = {row["method"]: row for row in found["rows"]}
+    assert by_name["auto"]["safe"]
+    assert by_name["auto"]["distance"] < 0.3
+    assert found["verdict"].startswith("Of the ")
+
+
+def test_compare_of_zero_and_tiny_matrices():
+    for a in (np.zeros((3, 2)), np.ones((1, 1)), np.ones((1, 5)), 1e-300 * A):
+        np.save("A.npy", a)
+        assert len(document("compare", "A.npy")["plots"]) == 2
 
 
 def test_compare_of_several_matrices_is_with_all():
@@ -196,7 +218,7 @@ def test_compare_has_every_method_and_schedule(here):
     rows = compared("A.npy", "--no-plots")
     keys = [(row["method"], row["format"]) for row in rows]
     expected = [(m, f) for m in everything.METHODS for f in ("float64", "float32")]
-    expected += [(s, f) for f in ("float32", "bfloat16") for s in ("auto", *POLAR)]
+    expected += [(s, f) for f in ("float32", "bfloat16") for s in (*OWN, *POLAR)]
     assert keys == expected
     assert set(everything.METHODS) | set(POLAR) == set(polarlib.methods())
     for row in rows:
@@ -272,7 +294,7 @@ def test_compare_of_other_dtypes_and_shapes():
     for a in (A + 1j * A[::-1], np.ones((1, 1)), np.zeros((2, 3)), np.arange(6).reshape(2, 3)):
         np.save("A.npy", a)
         rows = compared("A.npy", "--no-plots", "--precision", "bfloat16")
-        assert {row["method"] for row in rows} == {"auto", *polarlib.methods()}
+        assert {row["method"] for row in rows} == {*OWN, *polarlib.methods()}
 
 
 def test_compare_plots(here):

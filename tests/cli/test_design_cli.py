@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import shutil
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
-from shell import A, document, done, invoke, refused
+from shell import ONE, A, document, done, invoke, refused
 
 import polarlib
 from polarlib.cli import console
@@ -251,6 +253,21 @@ def test_design_has_the_words_of_the_library(options, design):
     assert found["certificate"]["lower"] <= s.error() <= found["certificate"]["upper"]
     text = done("design", *options)
     assert all(repr(c) in text for step in s.steps for c in step)
+
+
+@pytest.mark.slow
+def test_commands_of_the_page(here):
+    """Those of docs/design.md, in its order; square brackets are options."""
+    page = (Path(__file__).parents[2] / "docs/design.md").read_text(encoding="utf-8")
+    block = re.search(r"On the command line.*?```\n(.*?)```", page, re.DOTALL)[1]
+    np.save("gradient.npy", polarlib.files.sample_matrices()[ONE])
+    shutil.copy(Path(polarlib.__file__).parent / "data/costs.toml", "costs.toml")
+    calls = block.splitlines()
+    assert len(calls) == 10
+    for line in calls:
+        for call in {re.sub(r" \[.*?\]", "", line), re.sub(r"[][]", "", line)}:
+            more = ["--library", "numpy"] if "--costs" in call else []
+            done(*shlex.split(call)[1:], *more)
 
 
 def test_design_by_the_costs_of_a_device(here):
