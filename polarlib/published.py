@@ -32,6 +32,7 @@ __all__ = [
     "opened",
     "schedule",
     "schedules",
+    "target_of",
 ]
 
 # What stands for a schedule wherever one is asked for: a name, a file, or the schedule itself.
@@ -215,6 +216,23 @@ def is_published(name: Any) -> bool:
     return isinstance(name, str) and name in _data("schedules")
 
 
+@at_trace_time
+def target_of(name: str) -> str:
+    """Return what a published set approximates; torch.compile may ask.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`schedules`.
+
+    Examples
+    --------
+    >>> target_of("jordan")
+    'polar'
+    """
+    return listed(name).target
+
+
 def conventions(name: str) -> str:
     """Return the scaling convention of a published set, in words.
 
@@ -293,6 +311,11 @@ def opened(name: Any) -> Any:
     """
     if not (isinstance(name, os.PathLike) or (isinstance(name, str) and name.endswith(".json"))):
         return name
+    return _in_file(name)
+
+
+@_reads_a_table
+def _in_file(name: Any) -> Schedule:
     path = os.fsdecode(checked_path("schedule", name))
     try:
         state = os.stat(path)

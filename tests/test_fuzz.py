@@ -269,6 +269,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.published.is_published": lambda: {"name": "jordan"},
     "polarlib.published.conventions": lambda: {"name": "jordan"},
     "polarlib.published.listed": lambda: {"name": "jordan"},
+    "polarlib.published.target_of": lambda: {"name": "jordan"},
     "polarlib.published.opened": lambda: {"name": "jordan"},
     "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},
     "polarlib.norms.range_lmo": lambda: {"g": A, "p": np.eye(4)},

@@ -116,16 +116,19 @@ class Options:
 
 def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
-    if published.is_published(method):
-        method = published.listed(cast(str, method))
+    target = "polar"
     if isinstance(method, Schedule):
-        if method.target != "polar":
-            raise ValueError(
-                f"schedule {method.name!r} approximates {method.target!r}, which is no unitary "
-                "factor; apply it with orthogonalize()"
-            )
+        target = method.target
+    elif published.is_published(method):
+        target = published.target_of(cast(str, method))
     elif not (isinstance(method, str) and method in ("auto", *METHODS, *FIXED)):
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
+    if target != "polar":
+        name = method.name if isinstance(method, Schedule) else method
+        raise ValueError(
+            f"schedule {name!r} approximates {target!r}, which is no unitary factor; "
+            "apply it with orthogonalize()"
+        )
 
 
 def lower_bound(options: Options, entered: Entered) -> float | None:
