@@ -116,14 +116,16 @@ def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
     if isinstance(method, str) and method in ("auto", *METHODS, *FIXED):
         return
-    given = isinstance(method, Schedule)
-    name, target = (method.name, method.target) if given else (method, published.target_of(method))
-    if target not in (None, "polar"):
+    if isinstance(method, Schedule):
+        name, target = method.name, method.target
+    else:
+        name, target = method, published.target_of(method) or ""
+    if target not in ("", "polar"):
         raise ValueError(
             f"schedule {name!r} approximates {target!r}, which is no unitary factor; apply it with "
             "orthogonalize()"
         )
-    if target is None:
+    if not target:
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 
