@@ -17,7 +17,7 @@ from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib._schedules.targets import parse_target
-from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
+from polarlib.arrays.checks import MOST_STEPS, count, nearest, shown
 from polarlib.arrays.formats import format_of, round_number
 from polarlib.arrays.settings import at_trace_time, looks
 from polarlib.design.compose import pade
@@ -220,6 +220,15 @@ def target_of(name: Any) -> str | None:
     return None if entry is None else str(entry.get("target", "polar"))
 
 
+def _known(name: Any) -> str:
+    if target_of(name) is None:
+        allowed = nearest(name, schedules())
+        raise ValueError(
+            f"unknown schedule {shown(name)}; {allowed}; polarlib.schedules() lists all"
+        )
+    return str.__str__(name)
+
+
 def conventions(name: str) -> str:
     """Return the scaling convention of a published set, in words.
 
@@ -233,7 +242,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return str(_data("schedules")[choice("schedule", name, schedules())]["scaling"])
+    return str(_data("schedules")[_known(name)]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -249,7 +258,7 @@ def listed(name: str) -> Schedule:
     >>> len(listed("polar_express")), listed("polar_express").repeat
     (8, 'last')
     """
-    return _listed(choice("schedule", name, schedules()))
+    return _listed(_known(name))
 
 
 @functools.lru_cache(maxsize=256)
@@ -302,7 +311,7 @@ def schedule(name: str, steps: int | None = None) -> Schedule:
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    name = choice("schedule", name, schedules())
+    name = _known(name)
     return _truncated(name, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 
