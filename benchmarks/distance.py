@@ -89,7 +89,7 @@ def main(
         row(matrix, precision, name)
         for precision in FORMATS
         for matrix in sample_matrices()
-        for name in polarlib.schedules()
+        for name in polarlib.schedules(target="polar")
     ]
     Console(highlight=False, soft_wrap=True).print("\n".join(summary(rows)))
     if json_file is not None:

@@ -452,7 +452,9 @@ and distance ‖Q − UVᵀ‖_F / √n to the polar factor.
 {measured}
 
 Rounding of the input perturbs singular values by about u/√n times the largest, by up to u where
-entries are rounded alike: directions of smaller ones are lost before the first step.
+entries are rounded alike: directions of smaller ones are lost before the first step. Zero singular
+values become noise of that size, which the slope of a schedule lifts: measured with four remedies
+in [stress.md](stress.md#zero-singular-values).
 
 ## No blow-up
 

@@ -2,6 +2,7 @@
 
     python benchmarks/stress.py [--markdown docs/stress.md] [--json FILE] [--peers FOLDER] [--quick]
     python benchmarks/stress.py --range --markdown docs/stress.md    # its section "Range" alone
+    python benchmarks/stress.py --sets --markdown docs/stress.md     # what is of published sets
 
 Number formats are simulated on NumPy as hardware works: operands rounded, products accumulated in
 single precision, one rounding of each result. What is compared with other packages' own code runs
@@ -16,7 +17,7 @@ import json
 import math
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -43,8 +44,24 @@ FIELD, ADVERSARIAL = SPECTRA[:11], SPECTRA[11:]
 # Published sets that are compared with, each at its own number of products.
 SETS = (
     *("polar_express", "polar_express_102", "polar_express_105", "you", "cans", "turbo_muon"),
-    *("jordan", "aol_nv", "cubic5", "newton_schulz_5", "deepseek_v4"),
+    *("jordan", "aol_nv", "cubic5", "newton_schulz_5", "deepseek_v4", "you_6", "modula"),
+    *("simple_quintic", "ns8", "root_2048x2048", "root_2048x3072", "root_2048x8192"),
+    *("root_2048x16384", "gefen_3", "gefen_4", "cesista", "polar_express_nv"),
+    *("polar_express_1e4", "turbo_muon_full"),
 )
+# Those for other functions, each with the functions of design that make the like: names of the rows
+# beside it, and the schedules.
+OTHER_SETS: dict[str, dict[str, Callable[[], polarlib.Schedule]]] = {
+    "inverse_sqrt_nv": {
+        "`design.inverse_root(2, 1e-3, [3] * 10)`": lambda: polarlib.design.inverse_root(
+            2, 1e-3, [3] * 10
+        ),
+        "`design.inverse_root(2, 1e-3, [5] * 7)`": lambda: polarlib.design.inverse_root(
+            2, 1e-3, [5] * 7
+        ),
+    },
+    "lipschitz_cap": {"`design.clip(3.4, [5] * 4)`": lambda: polarlib.design.clip(3.4, [5] * 4)},
+}
 LOWER = 1e-3  # what Polar Express and its kin are made for
 DIVERGED = 10.0  # a singular value above this is no approximation of 1 any more
 SAFE = 1.3  # what the largest singular value of ours must stay below
@@ -165,6 +182,139 @@ def compare(cases: Sequence[Case], precision: str, console: Console | None = Non
     return rows
 
 
+# -- sets for other functions ----------------------------------------------------------------
+
+OTHER_MATRICES = "three 96 x 96 matrices, values from geometric to uniform in the interval"
+
+
+def other_rows() -> list[dict]:
+    """Published sets for other functions, and what the library designs for the same interval."""
+    rows = []
+    for name, designs in OTHER_SETS.items():
+        theirs = polarlib.schedule(name)
+        own = {label: make() for label, make in designs.items()}
+        for label, s in {f"`{name}`": theirs, **own}.items():
+            root = theirs.target == "polar"
+            rows.append(
+                {
+                    "name": label,
+                    "function": "A^(-1/2)" if root else "min(σ, 1)",
+                    "interval": f"[{theirs.lower:g}, {theirs.upper:g}]",
+                    "products": coupled_products(s) if root else s.matmuls,
+                    "errors": (s.error(theirs.lower or None), on_matrices(s, theirs.lower, root)),
+                }
+            )
+    return rows
+
+
+def coupled_products(s: polarlib.Schedule) -> int:
+    """Products of the coupled iteration for inverse square roots.
+
+    Per step those of the polynomial, one for Q and two for R; Q = I costs none in the first step,
+    and R is not needed after the last one.
+    """
+    return s.matmuls - 2 * len(s) + 3 * len(s) - 3
+
+
+def on_matrices(s: polarlib.Schedule, lower: float, root: bool) -> float:
+    """Largest relative error of a matrix function, in double precision."""
+    worst, n = 0.0, 96
+    # The bound of the spectral norm that inverse_root divides by exceeds it by up to n^(1/16).
+    ends = (1.2 * lower or 1e-3, s.upper)
+    geometric, uniform = np.geomspace(*ends, n), np.linspace(*ends, n)
+    for seed, x in enumerate((geometric, np.sqrt(geometric * uniform), uniform)):
+        q = orthonormal(n, n, seed=seed)
+        if root:
+            exact = (q / x) @ q.T
+            found = polarlib.inverse_root((q * x**2) @ q.T, 2, schedule=s)
+        else:
+            v = orthonormal(n, n, seed=seed + 10)
+            exact = (q * np.minimum(x, 1)) @ v.T
+            found = polarlib.orthogonalize((q * x) @ v.T, schedule=s)
+        away = np.linalg.norm(found - exact, 2) / np.linalg.norm(exact, 2)
+        worst = max(worst, float(away))
+    return worst
+
+
+# -- zero singular values --------------------------------------------------------------------
+
+
+def deficient(n: int) -> dict[str, np.ndarray]:
+    """Singular values other than zero of three matrices of deficient rank."""
+    return {
+        "rank one": np.ones(1),
+        "rank ten, 1 to 0.1": np.geomspace(1, 0.1, 10),
+        "half of them, 1 to 0.01": np.geomspace(1, 0.01, n // 2),
+    }
+
+
+def zero_rows(n: int, aspects: Sequence[int]) -> list[dict]:
+    """Distance to the partial isometry of the matrix as it was before it was rounded."""
+    return [zero_row(name, s, n, k * n) for name, s in deficient(n).items() for k in aspects]
+
+
+def zero_row(name: str, s: np.ndarray, n: int, m: int) -> dict:
+    """The default, the nearest published set, and what else may be done, for one matrix."""
+    rank = len(s)
+    a = with_singular_values(np.append(s, np.zeros(n - rank)), m).astype(np.float32)
+    u, _, vh = scipy.linalg.svd(a.astype(np.float64), full_matrices=False)
+    exact = u[:, :rank] @ vh[:rank]
+    b = case(name, a, "bfloat16").matrix
+    values = scipy.linalg.svdvals(b.astype(np.float64))
+
+    def away(q: np.ndarray) -> float:
+        return float(np.linalg.norm(q - exact)) / math.sqrt(rank)
+
+    sets = [t for t in SETS if polarlib.schedule(t).matmuls <= 15]
+    published = {t: away(factor(b, "bfloat16", schedule=polarlib.schedule(t))) for t in sets}
+    best = min(published, key=lambda t: published[t])
+    design = polarlib.design.for_precision(
+        "bfloat16", min(s[-1] / s[0], 0.1), matmuls=15, degrees=(3, 5)
+    )
+    left, _, right = polarlib.top_singular(b, rank)
+    return {
+        "name": name, "shape": f"{m} x {n}", "noise": float(values[rank] / values[0]),
+        "best": best, "products": design.matmuls,
+        "distances": {
+            "default": away(factor(b, "bfloat16")),
+            "published": published[best],
+            "float16": away(factor(a, "float16")),
+            "float32": away(factor(a, "float32")),
+            "design": away(factor(b, "bfloat16", schedule=design, normalisation="moments")),
+            "truncated": away(left @ right),
+        },
+    }  # fmt: skip
+
+
+# -- nearness to 1 and reach ------------------------------------------------------------------
+
+# Sets whose backward error is less than the default's somewhere, at products that are compared.
+GENTLE = ("gefen_4", "modula", "cesista", "you_6")
+
+
+def gentle_rows(n: int, aspects: Sequence[int]) -> list[dict]:
+    """Such sets, the default schedule, and designs for [1e-2, 1], all of as many products."""
+    rows = []
+    for precision in ("bfloat16", "float32"):
+        cases = stress_cases(FIELD, precision, n, aspects, 1)
+        for name in GENTLE:
+            theirs = polarlib.schedule(name)
+            design = polarlib.design.for_precision(
+                precision, 1e-2, matmuls=theirs.matmuls, degrees=(3, 5)
+            )
+            every = {
+                f"`{name}`": {"schedule": theirs},
+                "default": ours(precision, theirs.matmuls),
+                "for [1e-2, 1]": {"schedule": design, "normalisation": "moments"},
+            }
+            for label, options in every.items():
+                mean = measure(cases, precision, **options).mean(axis=0)
+                row = {"name": label, "format": precision, "products": theirs.matmuls}
+                slope = options["schedule"].slope
+                rows.append(row | {"slope": slope, "figures": mean})
+    return rows
+
+
 # -- counting --------------------------------------------------------------------------------
 
 
@@ -233,7 +383,8 @@ def steps_of(name: str, steps: int) -> polarlib.Schedule | None:
 
 def surviving(precision: str) -> list[str]:
     """Published sets that one rounding of the format cannot push past divergence."""
-    return [n for n in polarlib.schedules() if polarlib.schedule(n).is_safe_in(precision)]
+    names = [name for name in polarlib.schedules() if name not in OTHER_SETS]
+    return [name for name in names if polarlib.schedule(name).is_safe_in(precision)]
 
 
 class Safety(NamedTuple):
@@ -642,6 +793,11 @@ def number(x: float) -> str:
     return f"{x:.3g}" if math.isfinite(x) and abs(x) < DIVERGED else "diverges"
 
 
+def four_digits(x: float) -> str:
+    """Four decimals, or one digit of a number that is small for that."""
+    return f"{x:.4f}" if x >= 1e-3 else f"{x:.0e}"
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -691,10 +847,51 @@ def scalar_table() -> str:
             for f in FORMATS
         ]
         both = (there, [our_schedule(f, s.matmuls) for f in FORMATS])
-        cells = [f"{scalar_error(own):.4f}" for group in both for own in group]
-        lines.append([f"`{name}`", str(s.matmuls), f"{scalar_error(s):.4f}", *cells])
+        cells = [four_digits(scalar_error(own)) for group in both for own in group]
+        lines.append([f"`{name}`", str(s.matmuls), four_digits(scalar_error(s)), *cells])
     own = (f"{kind}, {f}" for kind in ("for this interval", "default") for f in FORMATS)
     return table(["set", "products", "theirs", *own], lines)
+
+
+def others_table(rows: Sequence[dict]) -> str:
+    """Sets for other functions beside designs for them."""
+    lines = [
+        [r["name"], r["function"], r["interval"], str(r["products"]), *map(number, r["errors"])]
+        for r in rows
+    ]
+    header = ["schedule", "function", "interval", "products", "worst error"]
+    return table([*header, "on matrices"], lines)
+
+
+def gentle_table(rows: Sequence[dict]) -> str:
+    """Means of sets that are near to 1, of the default schedule and of designs."""
+    lines = [
+        [
+            r["format"],
+            r["name"],
+            str(r["products"]),
+            f"{r['slope']:.0f}",
+            *map(number, r["figures"]),
+        ]
+        for r in rows
+    ]
+    return table(["format", "schedule", "products", "slope at 0", *METRICS], lines)
+
+
+def zero_table(rows: Sequence[dict]) -> str:
+    """Matrices of deficient rank."""
+    lines = []
+    for r in rows:
+        d = r["distances"]
+        lines.append(
+            [r["name"], r["shape"], number(r["noise"]), number(d["default"]),
+             f"{number(d['published'])} (`{r['best']}`)", number(d["float16"]),
+             number(d["float32"]), f"{number(d['design'])} ({r['products']})",
+             number(d["truncated"])]
+        )  # fmt: skip
+    header = ["singular values", "shape", "noise", "default", "nearest published set"]
+    remedies = ["default, float16", "default, float32", "design (products)", "`top_singular`"]
+    return table([*header, *remedies], lines)
 
 
 def safety_table(rows: Sequence[dict]) -> str:
@@ -773,7 +970,9 @@ def picture(rows: Sequence[dict]) -> Any:
     from polarlib.plot import COLOURS, INK, MARKERS
 
     formats = [f for f in FORMATS if any(r["format"] == f for r in rows)]
-    drawn = Figure(figsize=(13, 1.2 + 2.9 * len(formats)), layout="constrained", facecolor="white")
+    sets = len({r["name"] for r in rows})
+    height = 1.2 + max(2.9, 0.6 + 0.18 * sets) * len(formats)
+    drawn = Figure(figsize=(13, height), layout="constrained", facecolor="white")
     panels = drawn.subplots(len(formats), len(METRICS), sharey=True, squeeze=False)
     top = 30.0  # dots beyond stand at the edge
     for i, (line, precision) in enumerate(zip(panels, formats, strict=True)):
@@ -843,6 +1042,89 @@ def losses(rows: Sequence[dict]) -> str:
     return "\n".join(lines) or "Nowhere."
 
 
+SETS_TEXT = """## Scalar worst error
+
+Worst |1 − s(x)| on [1e-3, 1], division of the input by a safety factor included: of the published
+sets, of `design.for_precision(format, 1e-3, matmuls=products)`, and of the default schedule. That
+is made for another interval, with a tighter norm: on spectra it has the smaller errors, as the
+tables below show; on this interval it is not the best, and cannot be both (decisions/0011).
+
+{scalar}
+
+Sets for other functions beside the designs of this library, with all coefficients in double
+precision: worst error on the interval of the set (of `inverse_sqrt_nv` in x = √λ, relative error of
+the root), and the largest relative error ‖F(A) − f(A)‖₂ / ‖f(A)‖₂ on
+{functions}. Products of
+`inverse_sqrt_nv` are those of the coupled iteration, without the division by a bound.
+
+{others}
+
+## Verdicts
+
+Means over the {field} spectra of the field's stress test, shapes {shapes}, draws
+of each: {seeds}.
+
+{verdicts}
+
+Where a published set is better in the mean: on these spectra,
+
+{losses}
+
+on the adversarial spectra,
+
+{adversarial_losses}
+
+on the gradients that the package ships,
+
+{gradient_losses}
+
+The default schedule is as near to 1 as its reach allows: its error is 0.019 down to the lower end
+of its interval, which is {reach} for 15 products in bfloat16. Sets for [1e-2, 1], or with a smaller
+slope at 0, can be nearer to 1 above, which backward error and dual gap weigh most. Designs for
+[1e-2, 1] with at most as many products, `design.for_precision(format, 1e-2, matmuls=products)` in
+the normalisation of the default schedule, make the same exchange. Means on the same spectra, one
+draw of each:
+
+{gentle}
+
+![Ratios of the five metrics, theirs to ours, a dot for each spectrum](figures/stress.png)
+
+Dots to the right of the line: ours is better there (circles); to the left: theirs is (triangles).
+Figures below one unit roundoff are drawn as one; ratios beyond 30 stand at the edge.
+
+## Means and worst cases
+
+{tables}
+
+## Zero singular values
+
+Rounding a matrix to bfloat16 turns its zero singular values into values of about u / √n times the
+largest one, and a schedule multiplies them by its slope, as it does any small value: by {slope} in
+the default schedule of 15 products. Distance ‖Q − U‖_F / √rank to the partial isometry U of the
+matrix as it was before it was rounded; *noise* is the largest of the values that rounding made,
+relative to the largest one. Sets with a small slope, which reach less far, have less of it.
+
+{zeros}
+
+What helps: to compute in float16 or float32 what has not been rounded to bfloat16 before; of
+bfloat16 matrices, a schedule that reaches no further than is wanted, here
+`design.for_precision("bfloat16", lower, matmuls=15)` with the smallest singular value over the
+largest as `lower`, at most 0.1, in the normalisation of the default schedule; or to leave the noise
+out, `u, s, vh = top_singular(a, rank)` and `u @ vh`.
+
+## Safety
+
+Largest singular value of the result in plain form, in Gram form and in the form that `form="auto"`
+chooses, the first five and nine steps; over {hostile} matrices, {safe_shapes}: the constant
+and the Hadamard matrix, and the adversarial spectra
+
+{adversarial}.
+
+Sets that one rounding of the format can push past divergence are not here: `orthogonalize` warns of
+them.
+
+{safety}"""
+
 TEXT = """# Stress test in low precision
 
 Made by `python benchmarks/stress.py --markdown docs/stress.md`; nothing in the tables is typed by
@@ -873,55 +1155,9 @@ of at most one unit roundoff of the format are ties (2⁻⁸ in bfloat16, 2⁻¹
 float32): rounding alone moves each of the figures by about that. A result that is not finite or has
 a singular value above {diverged:g} *diverges*: it is counted, and left out of the means.
 
-## Scalar worst error
-
-Worst |1 − s(x)| on [1e-3, 1], division of the input by a safety factor included: of the published
-sets, of `design.for_precision(format, 1e-3, matmuls=products)`, and of the default schedule. That
-is made for another interval, with a tighter norm: on spectra it has the smaller errors, as the
-tables below show; on this interval it is not the best, and cannot be both (decisions/0011).
-
-{scalar}
-
-## Verdicts
-
-Means over the {field} spectra of the field's stress test, shapes {shapes}, draws
-of each: {seeds}.
-
-{verdicts}
-
-Where a published set is better in the mean: on these spectra,
-
-{losses}
-
-on the adversarial spectra,
-
-{adversarial_losses}
-
-on the gradients that the package ships,
-
-{gradient_losses}
-
-![Ratios of the five metrics, theirs to ours, a dot for each spectrum](figures/stress.png)
-
-Dots to the right of the line: ours is better there (circles); to the left: theirs is (triangles).
-Figures below one unit roundoff are drawn as one; ratios beyond 30 stand at the edge.
-
-## Means and worst cases
-
-{tables}
-
-## Safety
-
-Largest singular value of the result in plain form, in Gram form and in the form that `form="auto"`
-chooses, five and nine steps; over {hostile} matrices, {safe_shapes}: the constant
-and the Hadamard matrix, and the adversarial spectra
-
-{adversarial}.
-
-Sets that one rounding of the format can push past divergence are not here: `orthogonalize` warns of
-them.
-
-{safety}
+<!-- begin sets -->
+{sets}
+<!-- end sets -->
 
 ## Range
 
@@ -961,35 +1197,52 @@ rank one, and of the array that was passed:
 """
 
 
-def page(
-    compared: Sequence[dict],
-    adversarial: Sequence[dict],
-    gradients: Sequence[dict],
-    rest: dict[str, Any],
-) -> str:
-    """Fill the tables in."""
+def sets_part(found: dict[str, Any]) -> str:
+    """The sections of the page on published sets."""
+    groups = {
+        f"The {len(FIELD)} spectra of the field's stress test": found["compared"],
+        f"The {len(ADVERSARIAL)} adversarial spectra": found["adversarial rows"],
+        "The gradients that the package ships": found["gradients"],
+    }
     parts = []
-    for title, rows in (
-        (f"The {len(FIELD)} spectra of the field's stress test", compared),
-        (f"The {len(ADVERSARIAL)} adversarial spectra", adversarial),
-        ("The gradients that the package ships", gradients),
-    ):
+    for title, rows in groups.items():
         for precision in FORMATS:
             own = [r for r in rows if r["format"] == precision]
             if own:
                 parts += [f"### {title}, {precision}", "Means:", mean_table(own)]
                 parts += ["Worst:", worst_table(own)]
-    return TEXT.format(
+    compared, adversarial, gradients = groups.values()
+    return SETS_TEXT.format(
         scalar=scalar_table(),
+        others=others_table(found["others"]),
+        functions=OTHER_MATRICES,
         verdicts="\n".join(f"- {verdict(row)}" for row in compared),
         losses=losses(compared),
         adversarial_losses=losses(adversarial),
         gradient_losses=losses(gradients),
+        reach=f"{our_schedule('bfloat16', 15).lower:.2g}",
+        gentle=gentle_table(found["gentle"]),
+        zeros=zero_table(found["zeros"]),
+        slope=f"{our_schedule('bfloat16', 15).slope:.0f}",
         tables="\n\n".join(parts),
-        diverged=DIVERGED,
         field=len(FIELD),
         adversarial="; ".join(ADVERSARIAL),
-        **rest,
+        safety=safety_table(found["safety"]),
+        **{k: found[k] for k in ("shapes", "seeds", "hostile", "safe_shapes")},
+    )
+
+
+def page(found: dict[str, Any]) -> str:
+    """The whole page."""
+    none = "torch is not installed here."
+    return TEXT.format(
+        sets=sets_part(found),
+        scale=scale_table(found["scale"]),
+        agreement=agreement_table(found["agreement"]) if "agreement" in found else none,
+        peers=peers_table(found["peers"]) if "peers" in found else none,
+        pitfalls=pitfall_table(found["peers"]) if "peers" in found else none,
+        diverged=DIVERGED,
+        **{k: found[k] for k in ("machine", "range", "peer_n")},
     )
 
 
@@ -1014,9 +1267,14 @@ def summary(rows: Sequence[dict], console: Console) -> None:
         console.print(f"- {verdict(row)}", markup=False)
 
 
-def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[tuple[str, Any]]:
-    """All measurements, one after the other."""
-    n, aspects, seeds = (32, (1, 4), 1) if quick else (128, (1, 4, 8), 3)
+def size(quick: bool) -> tuple[int, tuple[int, ...], int]:
+    """Number of columns, aspect ratios and draws of the matrices of the stress test."""
+    return (32, (1, 4), 1) if quick else (128, (1, 4, 8), 3)
+
+
+def of_sets(quick: bool, console: Console) -> Iterator[tuple[str, Any]]:
+    """The measurements of published sets."""
+    n, aspects, seeds = size(quick)
     yield "shapes", ", ".join(f"{a * n} x {n}" for a in aspects)
     yield "seeds", seeds
     for key, names in (("compared", FIELD), ("adversarial rows", ADVERSARIAL)):
@@ -1034,6 +1292,14 @@ def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[t
     yield "hostile", found[0]["cases"]
     yield "safe_shapes", f"n = {' and '.join(map(str, sizes))}, square, 4 : 1 and 8 : 1"
     yield "safety", found
+    yield "others", other_rows()
+    yield "gentle", gentle_rows(n, aspects)
+    yield "zeros", zero_rows(n, aspects)
+
+
+def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[tuple[str, Any]]:
+    """All measurements, one after the other."""
+    yield from of_sets(quick, console)
     jobs = QUICK_RANGE_JOBS if quick else RANGE_JOBS
     yield "range", range_part(list(range_results(jobs, console)), jobs)
     yield "scale", scale_rows(quick)
@@ -1047,7 +1313,7 @@ def everything(quick: bool, folder: Path | None, console: Console) -> Iterator[t
         console.print(f"{name} is not compared with: {why}", markup=False)
     yield "machine", where(peers)
     if peers:
-        yield "peers", peer_rows(peers, peer_n, aspects)
+        yield "peers", peer_rows(peers, peer_n, size(quick)[1])
 
 
 def main(
@@ -1057,6 +1323,9 @@ def main(
     quick: Annotated[bool, typer.Option(help="Small matrices, one draw.")] = False,
     only_range: Annotated[
         bool, typer.Option("--range", help="The section on range alone.")
+    ] = False,
+    only_sets: Annotated[
+        bool, typer.Option("--sets", help="The sections on published sets, and the figure, alone.")
     ] = False,
 ) -> None:
     """Measure, print the verdicts, write the page."""
@@ -1069,22 +1338,17 @@ def main(
         else:
             replace_part(markdown, "range", part)
         return
-    found = dict(everything(quick, peers, console))
+    found = dict(of_sets(quick, console) if only_sets else everything(quick, peers, console))
     summary(found["compared"], console)
     if json_file is not None:
         text = json.dumps(plain(found), indent=1)
         write_whole(json_file, lambda f: f.write(text.encode()))
     if markdown is not None:
-        rest = {k: found[k] for k in ("shapes", "seeds", "hostile", "safe_shapes", "machine")}
-        rest |= {"peer_n": found["peer_n"], "safety": safety_table(found["safety"])}
-        rest["scale"] = scale_table(found["scale"])
-        rest["range"] = found["range"]
-        none = "torch is not installed here."
-        rest["agreement"] = agreement_table(found["agreement"]) if "agreement" in found else none
-        rest["peers"] = peers_table(found["peers"]) if "peers" in found else none
-        rest["pitfalls"] = pitfall_table(found["peers"]) if "peers" in found else none
-        text = page(found["compared"], found["adversarial rows"], found["gradients"], rest)
-        write_whole(markdown, lambda f: f.write(text.encode()))
+        if only_sets:
+            replace_part(markdown, "sets", sets_part(found))
+        else:
+            text = page(found)
+            write_whole(markdown, lambda f: f.write(text.encode()))
         draw(found["compared"], markdown.parent / "figures")
 
 

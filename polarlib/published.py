@@ -17,7 +17,8 @@ from polarlib import design
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
-from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
+from polarlib._schedules.targets import parse_target
+from polarlib.arrays.checks import MOST_STEPS, count, nearest, shown
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import format_of, printable, round_number
 from polarlib.arrays.settings import at_trace_time, looks
@@ -27,7 +28,6 @@ from polarlib.design.lowbits import NOISE
 __all__ = [
     "conventions",
     "default_schedule",
-    "is_published",
     "listed",
     "opened",
     "schedule",
@@ -193,44 +193,52 @@ def _named(
     )
 
 
-def schedules() -> tuple[str, ...]:
-    """Names of the published sets.
+def schedules(*, target: str | None = None) -> tuple[str, ...]:
+    """Names of the published sets, in the order in which they are listed.
+
+    Parameters
+    ----------
+    target : str, optional
+        Only the sets with this :attr:`Schedule.target`, such as "polar", for the unitary polar
+        factor; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        For a target that :class:`Schedule` does not know.
 
     Examples
     --------
     >>> "polar_express" in schedules()
     True
+    >>> schedules(target="clip")
+    ('lipschitz_cap',)
     """
-    return tuple(_data("schedules"))
+    if target is not None:
+        parse_target(target)
+    return tuple(name for name in _data("schedules") if target in (None, target_of(name)))
 
 
 @at_trace_time
-def is_published(name: Any) -> bool:
-    """Whether something is the name of a published set; torch.compile may ask.
+def target_of(name: Any) -> str | None:
+    """Target of the published set of a name; None for anything else. torch.compile may ask.
 
     Examples
     --------
-    >>> is_published("jordan"), is_published("auto")
-    (True, False)
+    >>> target_of("jordan"), target_of("lipschitz_cap"), target_of("auto")
+    ('polar', 'clip', None)
     """
-    return isinstance(name, str) and name in _data("schedules")
+    entry = _data("schedules").get(name) if isinstance(name, str) else None
+    return None if entry is None else str(entry.get("target", "polar"))
 
 
-@at_trace_time
-def target_of(name: str) -> str:
-    """Return what a published set approximates; torch.compile may ask.
-
-    Parameters
-    ----------
-    name : str
-        One of :func:`schedules`.
-
-    Examples
-    --------
-    >>> target_of("jordan")
-    'polar'
-    """
-    return listed(name).target
+def _known(name: Any) -> str:
+    if target_of(name) is None:
+        allowed = nearest(name, schedules())
+        raise ValueError(
+            f"unknown schedule {shown(name)}; {allowed}; polarlib.schedules() lists all"
+        )
+    return str.__str__(name)
 
 
 def conventions(name: str) -> str:
@@ -246,7 +254,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return str(_data("schedules")[choice("schedule", name, schedules())]["scaling"])
+    return str(_data("schedules")[_known(name)]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -262,7 +270,7 @@ def listed(name: str) -> Schedule:
     >>> len(listed("polar_express")), listed("polar_express").repeat
     (8, 'last')
     """
-    return _listed(choice("schedule", name, schedules()))
+    return _listed(_known(name))
 
 
 @functools.lru_cache(maxsize=256)
@@ -288,7 +296,7 @@ def _listed(name: str) -> Schedule:
         source=entry["source"],
         repeat=entry.get("repeat"),
         stride=entry.get("stride", 2),
-        target=entry.get("target", "polar"),
+        target=target_of(name) or "polar",
     )
 
 
@@ -360,7 +368,7 @@ def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule
     found = opened(name)
     if isinstance(found, Schedule):
         return found if steps is None else found.truncate(steps)
-    known = choice("schedule", found, schedules())
+    known = _known(found)
     return _truncated(known, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 

@@ -50,11 +50,12 @@ def test_row_zero_is_the_normalised_input():
 
 
 @pytest.mark.parametrize("form", ["plain", "gram"])
-@pytest.mark.parametrize("name", [n for n in polarlib.schedules() if "aol" not in n])
+@pytest.mark.parametrize("name", polarlib.schedules(target="polar"))
+@pytest.mark.filterwarnings("ignore:schedule 'root_2048x2048' is valid")
 def test_tracked_paths_are_the_scalar_polynomial(name, form):
-    if name == "turbo_muon":
-        pytest.skip("AOL changes the singular vectors: there are no paths of the input's own")
     chosen = schedule(name)
+    if chosen.normalisation == "aol":
+        pytest.skip("AOL changes the singular vectors: there are no paths of the input's own")
     t = measure(A, chosen, form=form)
     x = t.singular_values[0]
     for k, step in enumerate(chosen.steps, 1):

@@ -132,10 +132,10 @@ def methods() -> dict[str, str]:
     """
     exact = {name: method.description for name, method in METHODS.items()}
     exact |= {name: docstring(f).partition("\n")[0] for name, f in FIXED.items()}
-    sets = {name: published.schedule(name) for name in published.schedules()}
+    sets = {name: published.schedule(name) for name in published.schedules(target="polar")}
     fixed = {
         name: f"Fixed schedule of {len(s)} steps: {s.source}"
         for name, s in sets.items()
-        if s.target == "polar" and s.stride == 2
+        if s.stride == 2
     }
     return exact | fixed

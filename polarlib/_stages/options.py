@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from polarlib import published
 from polarlib._methods import FIXED, HINTED, METHODS, TRACED, methods
@@ -116,19 +116,20 @@ class Options:
 
 def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
-    target = "polar"
+    if isinstance(method, str) and method in ("auto", *METHODS, *FIXED):
+        return
+    name: Any = method
     if isinstance(method, Schedule):
-        target = method.target
-    elif published.is_published(method):
-        target = published.target_of(cast(str, method))
-    elif not (isinstance(method, str) and method in ("auto", *METHODS, *FIXED)):
-        raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
-    if target != "polar":
-        name = method.name if isinstance(method, Schedule) else method
+        name, target = method.name, method.target
+    else:
+        target = published.target_of(method) or ""
+    if target not in ("", "polar"):
         raise ValueError(
-            f"schedule {name!r} approximates {target!r}, which is no unitary factor; "
-            "apply it with orthogonalize()"
+            f"schedule {name!r} approximates {target!r}, which is no unitary factor; apply it with "
+            "orthogonalize()"
         )
+    if not target:
+        raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 
 def lower_bound(options: Options, entered: Entered) -> float | None:

@@ -86,7 +86,8 @@ def compare(
     matrices = _chosen(file, matrix)
 
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
-    jobs += [(name, form) for form in formats for name in (console.DEFAULT, *polarlib.schedules())]
+    sets = (console.DEFAULT, *polarlib.schedules(target="polar"))
+    jobs += [(name, form) for form in formats for name in sets]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from rich.console import RenderableType
 import polarlib
 from polarlib import published
 from polarlib._schedules.export import Kind
+from polarlib._schedules.targets import TARGETS, parse_target
+from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.cli import console
 from polarlib.cli.console import command, format_number, grid, say, tabulated
 from polarlib.files.whole import write_whole
@@ -42,6 +45,7 @@ def schedules(
     if steps is not None:
         raise ValueError("--steps is for one set: name it, as in 'polarlib schedules jordan'")
     sets = [_about(known, None) for known in polarlib.schedules()]
+    others = [s["name"] for s in sets if s["target"] != "polar"]
     if as_json:
         console.say_json({"schedules": sets})
         return
@@ -51,11 +55,11 @@ def schedules(
                 ("normalisation", "<", lambda s: s["normalisation"]),
                 ("name", "<", lambda s: s["name"]),
                 ("steps", ">", lambda s: s["steps"]),
-                ("lower", ">", lambda s: f"{s['lower']:g}"),
+                ("lower", ">", lambda s: _short(s["lower"])),
                 ("upper", ">", lambda s: f"{s['upper']:g}"),
                 ("repeat", "<", lambda s: s["repeat"] or "-"),
-                ("slope", ">", lambda s: _slope(s["slope"])),
-                ("error", ">", lambda s: format_number(s["error"])),
+                ("slope", ">", lambda s: (_slope if s["slope"] < 1e5 else _short)(s["slope"])),
+                ("error", ">", lambda s: _short(s["error"])),
                 ("diverg.\nabove", ">", lambda s: f"{s['divergence_limit']:.5f}"),
                 ("prod-\nucts", ">", lambda s: s["matrix_products"]),
                 ("safe\nbf16", "<", lambda s: "yes" if s["safe_in_bfloat16"] else "no"),
@@ -66,7 +70,8 @@ def schedules(
         "",
         console.paragraph(
             "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
-            "input safety first. Repeat: whether the set goes "
+            f"input safety first; of {' and '.join(others)} the difference from the function that "
+            "is approximated. Repeat: whether the set goes "
             "on, with its last step or from its beginning. Safe: one rounding cannot push a "
             "singular value to where the set diverges. 'polarlib schedules NAME' tells more."
         ),
@@ -84,6 +89,7 @@ def _about(name: str, steps: int | None) -> dict[str, Any]:
         "upper": s.upper,
         "normalisation": s.normalisation,
         "input_safety": s.input_safety,
+        "target": s.target,
         "repeat": listed.repeat,
         "slope": s.slope,
         "error": s.error(),
@@ -109,13 +115,15 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     }[about["repeat"]]
     safe = [form for form in ("bfloat16", "float16") if about[f"safe_in_{form}"]]
     divisor = f", and by {s.input_divisor:g}" if s.input_divisor != 1 else ""
+    aim = TARGETS[parse_target(s.target)[0]].meaning
     facts = {
         "name": name,
         "source": s.source,
         "scaling": scaling,
+        "approximates": f"{s.target}: {aim}",
         "steps": f"{len(s)} (the list has {about['steps_listed']}, {repeat})",
         "matrix products": str(s.matmuls),
-        "normalisation": f"{s.normalisation}: the input is divided by that norm{divisor}",
+        "normalisation": f"{s.normalisation}: {NORMALISATIONS[s.normalisation]}{divisor}",
         "interval": f"[{s.lower:g}, {s.upper:g}]",
         "error on it": f"{s.error():.6g} at most",
         "slope at 0": _slope(s.slope),
@@ -307,3 +315,10 @@ def _export(s: polarlib.Schedule, path: Path) -> None:
 
 def _slope(x: float) -> str:
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def _short(x: float) -> str:
+    """At most two digits where all of them take more space: 0, 0.5, 1e-3, 5.3e-1, 3e-16."""
+    exact = f"{x:g}"
+    rounded = format_number(x) if x >= 1e-9 else re.sub("e-0?", "e-", f"{x:.0e}")
+    return min(exact, re.sub(r"(\.0)?e[+]?", "e", rounded), key=len)

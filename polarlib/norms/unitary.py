@@ -137,7 +137,7 @@ class Unitary(MatrixNorm):
 
     def _polar_factor(self, g: Any, precision: str | None) -> Array:
         chosen = self.solver
-        if isinstance(chosen, Schedule) or published.is_published(chosen):
+        if isinstance(chosen, Schedule) or published.target_of(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
             # The partial isometry, as the exact lmo of a rank-deficient matrix is.

@@ -372,6 +372,7 @@ def test_workspace(shape, form):
     assert peak <= 2 * a.nbytes + 3 * 4 * min(shape) ** 2 + 20_000
 
 
+@pytest.mark.filterwarnings("ignore:schedule 'root_2048x2048' is valid")
 def test_every_published_set_runs_in_its_normalisation():
     """The shared Gram matrix serves any set that asks for it."""
     a = np.random.default_rng(0).standard_normal((20, 8))

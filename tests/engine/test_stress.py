@@ -13,6 +13,9 @@ import pytest
 import polarlib
 from polarlib import timing
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.numpy_ops import NumpyOps
+from polarlib.arrays.ops import ops_of
+from polarlib.engine.iterate import coupled
 from polarlib.testing import SPECTRA
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -97,10 +100,15 @@ def test_cases_are_what_they_say(script):
 def test_ours_is_at_least_as_good_in_the_mean_at_equal_products(script, precision):
     cases = script.stress_cases(SPECTRA[:11], precision, 32, (1, 4), 1)
     for row in script.compare(cases, precision):
-        if row["products"] != 15 or row["name"] == "newton_schulz_5":
-            continue  # the exception: it never exceeds 1, and reaches least
+        if row["products"] != 15:
+            continue
         found = script.outcome(row["theirs"].mean(axis=0), row["ours"].mean(axis=0), precision)
-        assert np.all(found[1:] >= 0), script.verdict(row)
+        if row["name"] in ("newton_schulz_5", "modula"):  # the exceptions: they reach less far
+            slopes = (polarlib.schedule(row["name"]), script.our_schedule(precision, 15))
+            assert slopes[0].slope < 0.4 * slopes[1].slope
+            assert found[0] == 1, script.verdict(row)
+        else:
+            assert np.all(found[1:] >= 0), script.verdict(row)
         assert script.diverged(row["ours"]) == 0
 
 
@@ -109,6 +117,57 @@ def test_the_comparison_can_be_lost(script):
     row = next(r for r in script.compare(cases, "float16") if r["name"] == "deepseek_v4")
     cubic = script.measure(cases, "float16", schedule=polarlib.schedule("newton_schulz_3", 3))
     assert "THEIRS BETTER" in script.verdict(row | {"ours": cubic})
+
+
+def test_every_set_is_compared(script):
+    assert set(script.SETS) | set(script.OTHER_SETS) == set(polarlib.schedules()) - {
+        "newton_schulz_3",  # two thirds of the products of newton_schulz_5
+        "polar_express_raw",  # without any safety
+    }
+
+
+def test_designs_for_other_functions_have_the_smaller_errors(script):
+    rows = script.other_rows()
+    for set_name, designs in script.OTHER_SETS.items():
+        names = [f"`{set_name}`", *designs]
+        theirs, *own = [r for r in rows if r["name"] in names]
+        assert theirs["name"] == f"`{set_name}`"
+        assert len(own) == len(designs)
+        for r in own:
+            assert r["products"] <= theirs["products"]
+            assert r["errors"] < theirs["errors"]
+    for r in rows:
+        assert r["errors"][1] <= r["errors"][0] * (1 + 2e-2)
+
+
+def test_products_of_the_coupled_iteration(script):
+    counted = []
+
+    class Counting(NumpyOps):
+        def gemm_hermitian(self, *args, **named):
+            counted.append(1)
+            return super().gemm_hermitian(*args, **named)
+
+    for s in (polarlib.schedule("inverse_sqrt_nv"), polarlib.design.inverse_root(2, 0.1, [5, 5])):
+        counted.clear()
+        coupled(np.eye(3), s.steps, Counting(ops_of(np.eye(3)).xp), stride=2)
+        polynomials = s.matmuls - 2 * len(s)
+        assert len(counted) + polynomials == script.coupled_products(s)
+
+
+def test_zero_singular_values(script):
+    """Rounding makes values of them that the slope lifts; each remedy is nearer."""
+    (row,) = [script.zero_row("rank one", np.ones(1), 32, 64)]
+    away = row["distances"]
+    assert away["default"] > 0.3
+    for remedy in ("float16", "float32", "design", "truncated"):
+        assert away[remedy] < 0.5 * away["default"], remedy
+    assert away["truncated"] < 1e-2
+    # The distance is that of the lifted values, to first order.
+    a = script.case("x", script.with_singular_values(np.r_[1.0, np.zeros(31)], 64), "bfloat16")
+    noise = np.linalg.svd(a.matrix.astype(float), compute_uv=False)[1:]
+    slope = script.our_schedule("bfloat16", 15).slope
+    assert away["default"] == pytest.approx(slope * np.linalg.norm(noise), rel=0.35)
 
 
 # -- safety ----------------------------------------------------------------------------------
@@ -137,7 +196,7 @@ def test_no_set_that_survives_gives_what_is_not_finite(script, precision):
             s = script.steps_of(name, 5)
             found = script.safety(cases, precision, form, {"schedule": s})
             assert found.lost == 0, (name, form)
-            # The AOL set of one package turns directions round, and says so by a warning.
+            # The AOL set of one package reverses directions, of which a warning tells.
             assert found.smallest > 0 or name == "aol_nv", (name, form, found)
 
 

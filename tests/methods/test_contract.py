@@ -63,7 +63,7 @@ TABLE: dict[str, Properties] = {
     for name, method in METHODS.items()
 }
 TABLE |= {name: Properties(kind="rational") for name in _methods.FIXED}
-TABLE |= {name: Properties(kind="fixed") for name in polarlib.schedules()}
+TABLE |= {name: Properties(kind="fixed") for name in polarlib.schedules(target="polar")}
 
 EXACT = [name for name, p in TABLE.items() if p.kind == "exact" and p.columns is None]
 FIXED = [name for name, p in TABLE.items() if p.kind == "fixed"]
@@ -119,9 +119,10 @@ def scheduled_factor(a: np.ndarray, schedule: polarlib.Schedule) -> np.ndarray:
     if schedule.normalisation == "aol":
         gram = np.conj(np.swapaxes(a, -1, -2)) @ a
         a = a / np.sqrt(np.abs(gram).sum(axis=-2, keepdims=True))
-    else:
-        assert schedule.normalisation == "frobenius"
-        a = a / np.linalg.norm(a, axis=(-2, -1), keepdims=True)
+    else:  # the Frobenius norm, or the bound of the spectral norm by 32nd powers
+        power = {"frobenius": 2, "spectral": 32}[schedule.normalisation]
+        values = np.linalg.svd(a, compute_uv=False)[..., None, None, :]
+        a = a / np.sum(values**power, axis=-1) ** (1 / power)
     u, s, vh = np.linalg.svd(a / schedule.input_safety, full_matrices=False)
     for step in schedule.steps:
         s = sum(c * s ** (2 * i + 1) for i, c in enumerate(step))
