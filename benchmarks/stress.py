@@ -1080,9 +1080,10 @@ on the gradients that the package ships,
 
 The default schedule is as near to 1 as its reach allows: its error is 0.019 down to the lower end
 of its interval, which is {reach} for 15 products in bfloat16. Sets for [1e-2, 1], or with a smaller
-slope at 0, can be nearer to 1 above, which backward error and dual gap weigh most. So are designs
-for [1e-2, 1] with as many products, `design.for_precision(format, 1e-2, matmuls=products)`, in the
-normalisation of the default schedule. Means on the same spectra, one draw of each:
+slope at 0, can be nearer to 1 above, which backward error and dual gap weigh most. Designs for
+[1e-2, 1] with at most as many products, `design.for_precision(format, 1e-2, matmuls=products)` in
+the normalisation of the default schedule, make the same exchange. Means on the same spectra, one
+draw of each:
 
 {gentle}
 

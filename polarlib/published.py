@@ -18,7 +18,7 @@ from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed
 from polarlib._schedules.targets import parse_target
-from polarlib.arrays.checks import MOST_STEPS, choice, count, shown
+from polarlib.arrays.checks import MOST_STEPS, count, nearest, shown
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import format_of, printable, round_number
 from polarlib.arrays.settings import at_trace_time, looks
@@ -239,6 +239,20 @@ def target_of(name: Any) -> str | None:
     return None if entry is None else str(entry.get("target", "polar"))
 
 
+def _known(name: Any) -> str:
+    if isinstance(name, str) and name == ADAPTIVE:
+        raise ValueError(
+            "schedule 'adaptive' depends on the matrix: give its name to orthogonalize(g, "
+            "schedule='adaptive') or measure(a, 'adaptive')"
+        )
+    if target_of(name) is None:
+        allowed = nearest(name, (*schedules(), ADAPTIVE))
+        raise ValueError(
+            f"unknown schedule {shown(name)}; {allowed}; polarlib.schedules() lists all"
+        )
+    return str.__str__(name)
+
+
 def conventions(name: str) -> str:
     """Return the scaling convention of a published set, in words.
 
@@ -252,7 +266,7 @@ def conventions(name: str) -> str:
     >>> conventions("polar_express_102")
     'in the loop: safety 0.02, last step exempt'
     """
-    return str(_data("schedules")[choice("schedule", name, schedules())]["scaling"])
+    return str(_data("schedules")[_known(name)]["scaling"])
 
 
 def listed(name: str) -> Schedule:
@@ -268,7 +282,7 @@ def listed(name: str) -> Schedule:
     >>> len(listed("polar_express")), listed("polar_express").repeat
     (8, 'last')
     """
-    return _listed(choice("schedule", name, schedules()))
+    return _listed(_known(name))
 
 
 @functools.lru_cache(maxsize=256)
@@ -317,6 +331,11 @@ def opened(name: Any) -> Any:
     """
     if not (isinstance(name, os.PathLike) or (isinstance(name, str) and name.endswith(".json"))):
         return name
+    return _in_file(name)
+
+
+@_reads_a_table
+def _in_file(name: Any) -> Schedule:
     path = os.fsdecode(checked_path("schedule", name))
     try:
         state = os.stat(path)
@@ -361,12 +380,7 @@ def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule
     found = opened(name)
     if isinstance(found, Schedule):
         return found if steps is None else found.truncate(steps)
-    known = choice("schedule", found, (*schedules(), ADAPTIVE))
-    if known == ADAPTIVE:
-        raise ValueError(
-            "schedule 'adaptive' depends on the matrix: give its name to orthogonalize(g, "
-            "schedule='adaptive') or measure(a, 'adaptive')"
-        )
+    known = _known(found)
     return _truncated(known, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 

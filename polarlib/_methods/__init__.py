@@ -132,9 +132,10 @@ def methods() -> dict[str, str]:
     """
     exact = {name: method.description for name, method in METHODS.items()}
     exact |= {name: docstring(f).partition("\n")[0] for name, f in FIXED.items()}
+    sets = {name: published.schedule(name) for name in published.schedules(target="polar")}
     fixed = {
-        name: f"Fixed schedule of {len(published.schedule(name))} steps: "
-        + published.schedule(name).source
-        for name in published.schedules(target="polar")
+        name: f"Fixed schedule of {len(s)} steps: {s.source}"
+        for name, s in sets.items()
+        if s.stride == 2
     }
     return exact | fixed

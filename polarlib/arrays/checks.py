@@ -24,6 +24,8 @@ from typing import Any, cast
 
 # Characters of a value in a message; of an integer so many digits, of which Python writes 4300.
 LONGEST, DIGITS = 120, 40
+# Names that a message lists: there are two dozen published sets, and a message is one line.
+MOST_NAMED = 16
 # Steps of a schedule, degrees, ...: a hundred times what is of use. The restarts of as many take
 # seconds to place, and the time grows with the square.
 MOST_STEPS = 300
@@ -92,16 +94,21 @@ def _shape(x: Any) -> tuple[int, ...] | None:
 def nearest(name: object, known: Iterable[str]) -> str:
     """Say which names are allowed, the most similar first: the tail of an error message.
 
+    Of more than `MOST_NAMED` the first ones, and how many there are besides.
+
     Examples
     --------
     >>> nearest("bf16", ["float32", "bfloat16"])
     "did you mean 'bfloat16'? Known: 'float32', 'bfloat16'"
     """
     known = list(known)
+    listed = ", ".join(map(repr, known[:MOST_NAMED]))
+    if len(known) > MOST_NAMED:
+        listed += f" and {len(known) - MOST_NAMED} more"
     wanted = name[:LONGEST] if isinstance(name, str) else ""
     close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}{'Known' if hint else 'known'}: {', '.join(map(repr, known))}"
+    return f"{hint}{'Known' if hint else 'known'}: {listed}"
 
 
 def double(x: Any) -> float | None:

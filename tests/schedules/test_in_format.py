@@ -169,6 +169,17 @@ def test_the_share_covers_what_is_measured(format):
         assert found[kept].min() >= c.image[0][0] * (1 - 1e-6), name
 
 
+def test_less_rounding_than_there_is_would_be_refuted():
+    lower, format = 0.05, "bfloat16"
+    s = design.for_precision(format, lower, steps=4)
+    c = s.certify(format=format, share=0)
+    found = [
+        polarlib.measure(a, s, precision=format).singular_values[-1].max()
+        for _, a in adversarial(lower)
+    ]
+    assert max(found) > c.image[1][1] * (1 + 1e-3)
+
+
 # -- matrices ----------------------------------------------------------------------------------
 
 
