@@ -114,7 +114,7 @@ def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> N
         warn(
             f"schedule {schedule.name!r} is valid for singular values up to {schedule.upper}, and "
             f"{normalisation} normalisation lets them reach 1 (a rank-one matrix does): such "
-            "directions may change sign",
+            "directions may change sign or exceed 2",
             ScheduleWarning,
         )
 

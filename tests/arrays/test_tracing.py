@@ -85,7 +85,10 @@ def calls() -> dict[str, Call]:
         for method in ("__call__", "dual_norm", "lmo", "sharp", "project"):
             call = lambda a, make=make, method=method: getattr(make(), method)(a)  # noqa: E731
             found[f"{name}.{method}"] = call, a
-    for name in (*polarlib.methods(), "halley"):
+    # Published sets differ in numbers alone: one of each degree and normalisation, and the longest.
+    sets = ("polar_express", "cubic5", "turbo_muon", "inverse_sqrt_nv", "simple_quintic")
+    methods = [name for name in polarlib.methods() if name not in polarlib.schedules()]
+    for name in (*methods, "halley", *sets):
         found[f"polar, {name}"] = functools.partial(polarlib.polar, method=name), a
     for name in ("svd", "lanczos", "arpack", "randomized", "block_krylov"):
         found[f"top_singular, {name}"] = (

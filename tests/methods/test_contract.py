@@ -82,13 +82,16 @@ def matrix(shape: tuple[int, ...], dtype: str = "float64", seed: int = 0) -> np.
     return a.astype(ml_dtype(dtype)).astype("float64" if dtype == "float64" else "float32")
 
 
+# Sets differ in data only: every one on NumPy, and one of each degree and normalisation elsewhere.
+EVERYWHERE = ("polar_express", "cubic5", "turbo_muon", "inverse_sqrt_nv")
+
+
 def libraries_for(method: str) -> list[str]:
-    """JAX compiles for every shape: the schedules, which differ in data only, share one there."""
-    return [
-        name
-        for name in LIBRARIES
-        if name != "jax" or TABLE[method].kind != "fixed" or method == "polar_express"
-    ]
+    """Libraries on which a method is checked; JAX compiles for every shape, and takes one set."""
+    if TABLE[method].kind != "fixed":
+        return list(LIBRARIES)
+    sets = {"numpy": FIXED, "jax": EVERYWHERE[:1]}
+    return [name for name in LIBRARIES if method in sets.get(name, EVERYWHERE)]
 
 
 PAIRS = [(name, method) for method in TABLE for name in libraries_for(method)]
