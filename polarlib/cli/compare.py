@@ -384,8 +384,9 @@ def _draw(
             advance(f"trace of {label}")
             t = polarlib.measure(x, schedules[label], precision=precision)
             traces[label] = dataclasses.replace(t, method=label)
-    axes = {
-        "errors": plot.compare(traces.values(), quantity="distance"),
-        f"{DEFAULT}-singular-values": plot.singular_values(traces[DEFAULT]),
-    }
+    with console.any_letters():
+        axes = {
+            "errors": plot.compare(traces.values(), quantity="distance"),
+            f"{DEFAULT}-singular-values": plot.singular_values(traces[DEFAULT]),
+        }
     return console.save_pictures(name, axes, folder, suffix)
