@@ -45,7 +45,7 @@ EXACT = "svd"
 # Traces take an SVD for each step: beyond this number of columns few rows are drawn.
 ALL_DRAWN, FEW = 512, 4
 # Number of calls of each row that are timed at least, and seconds after which they suffice.
-TIMED, TIMED_SECONDS = 3, 0.5
+TIMED, TIMED_SECONDS = 3, 0.3
 
 
 @console.command(epilog="Example: polarlib compare A.npy --schedule jordan --precision float16")
