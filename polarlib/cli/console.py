@@ -167,11 +167,18 @@ def _start(context: typer.Context, version: Version = False) -> None:
         say(*context.get_help().split("\n"))
 
 
+@contextlib.contextmanager
+def any_letters() -> Iterator[None]:
+    """Draw names with letters that the font lacks without warnings of matplotlib."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def save_picture(ax: Any, path: Path) -> None:
     from polarlib import plot
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a name has letters that the font lacks
+    with any_letters():
         plot.save(ax, path)
 
 

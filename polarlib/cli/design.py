@@ -174,7 +174,9 @@ def design(
     if plot is not None:
         from polarlib.plot import polynomial
 
-        picture = functools.partial(console.save_picture, polynomial(s), plot)
+        with console.any_letters():
+            ax = polynomial(s)
+        picture = functools.partial(console.save_picture, ax, plot)
         console.write_named({"--plot": plot}, picture)
     if export is not None:
         console.write_named({"--export": export}, functools.partial(_export, s, export))

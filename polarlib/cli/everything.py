@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import statistics
 import time
@@ -161,6 +162,7 @@ def _compared(
             # whose threads wait for one another, and longer where another process computes.
             with threadpoolctl.threadpool_limits(1):
                 t = polarlib.measure(x, which, precision=precision)
+                t = dataclasses.replace(t, method=method)
     except ValueError as error:  # a method that is not for this matrix
         return row | {"notes": [f"{method}: {error}"]}, None
     if not fixed and latest["result"].status is Status.FELL_BACK:
@@ -196,9 +198,10 @@ def _draw(
         groups[f"schedules-{wanted}"] = [
             t for (m, form), t in traces.items() if m not in METHODS and form == wanted
         ]
-    axes = {what: plot.compare(group) for what, group in groups.items() if group}
-    t = traces.get((console.DEFAULT, formats[-1]))
-    if t is not None:
-        axes[f"{console.DEFAULT}-convergence"] = plot.convergence(t)
-        axes[f"{console.DEFAULT}-singular-values"] = plot.singular_values(t)
+    with console.any_letters():
+        axes = {what: plot.compare(group) for what, group in groups.items() if group}
+        t = traces.get((console.DEFAULT, formats[-1]))
+        if t is not None:
+            axes[f"{console.DEFAULT}-convergence"] = plot.convergence(t)
+            axes[f"{console.DEFAULT}-singular-values"] = plot.singular_values(t)
     return console.save_pictures(name, axes, folder, suffix)

@@ -162,6 +162,7 @@ def _draw_trace(t: Trace, path: Path) -> None:
     from polarlib import plot
 
     left, right = Figure(figsize=(13, 5.5), layout="constrained").subplots(1, 2)
-    plot.convergence(t, ax=left)
-    plot.singular_values(t, ax=right)
+    with console.any_letters():
+        plot.convergence(t, ax=left)
+        plot.singular_values(t, ax=right)
     console.save_picture(left, path)

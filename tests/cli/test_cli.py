@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -121,12 +122,15 @@ def test_control_characters_of_names_are_escaped(here, monkeypatch):
 def test_plots_of_files_with_any_name(here):
     for k, name in enumerate((f"{ODD[:-1]}$\\frac{{a}}$日本語", "n" * 240)):
         np.save(f"{name}.npy", A)
-        found = document("compare", f"{name}.npy", "--plots", f"P{k}", "--precision", "float32")
+        dataclasses.replace(polarlib.design.greedy(0.1, [5]), name=name).to_json(f"{name}.json")
+        schedule = ("--schedule", f"{name}.json")
+        found = document("compare", f"{name}.npy", "--plots", f"P{k}", *schedule)
         assert {path.name for path in (here / f"P{k}").iterdir()} == {
             os.path.basename(path) for path in found["plots"]
         }
         assert all(os.path.basename(path).isprintable() for path in found["plots"])
         done("design", "--lower", "0.1", "--steps", "2", "--name", name, "--plot", "p.png")
+        done("converge", f"{name}.npy", *schedule, "--plot", "c.png")
 
 
 @pytest.mark.parametrize("columns", ["0", "-5", "abc", "²", "1", "9" * 5000, "1e3", " "])
