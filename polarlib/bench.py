@@ -305,7 +305,7 @@ def calibrate(
     table: dict[str, Any] = {"measured": True, "source": "", "sizes": list(sizes)}
     table |= {name: {k: [] for k in cost_tables.LISTED} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
-    situation = {"cpu": "alone", "gpu": "alternation"}[device]
+    situation = "alone" if device == "cpu" else "alternation"
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:

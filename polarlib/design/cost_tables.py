@@ -31,14 +31,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole
 
-__all__ = [
-    "KERNELS",
-    "MachineCosts",
-    "kernel_costs",
-    "machine_costs",
-    "read_costs",
-    "symmetric_cost",
-]
+__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
 
 
 VARIABLE = "POLARLIB_COSTS"

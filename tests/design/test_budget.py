@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -15,8 +16,16 @@ from polarlib import Schedule, design, orthogonalize
 from polarlib._schedules.images import odd_value
 from polarlib._schedules.products import product_counts
 from polarlib.arrays.formats import FORMATS, format_of
-from polarlib.design import greedy, restarts
-from polarlib.design.budget import WORTH, WORTH_ROUNDINGS, _ratio, best_degrees, budget, frontier
+from polarlib.design import cost_tables, greedy, restarts
+from polarlib.design.budget import (
+    WORTH,
+    WORTH_ROUNDINGS,
+    _ratio,
+    best_degrees,
+    budget,
+    frontier,
+    schedule_of,
+)
 from polarlib.design.prices import costs
 from polarlib.design.remez import ideal
 from polarlib.design.rounding import (
@@ -519,3 +528,133 @@ def test_gram_form_refuses():
         frontier(1e-3, 9, shape=(4, 0), form="gram")
     plain = budget(1e-3, 12, shape=(512, 64), degrees=(3, 5))
     assert plain == budget(1e-3, 12, cost=costs((512, 64)), degrees=(3, 5))
+
+
+# Costs by a calibration
+
+SIZES = [64, 256]
+
+
+def _calibration(path, tables=("numpy.cpu",), seconds=True, by_half=False, **kernels):
+    """A file of costs: each kernel as given at both sizes, all others as a product."""
+    lines = []
+    for name in tables:
+        lines += [f"[{name}]", "measured = true", 'source = "a test"', f"sizes = {SIZES}"]
+        for format_name in cost_tables.FORMATS:
+            lines.append(f"[{name}.{format_name}]")
+            for kernel in cost_tables.MEASURED:
+                lines.append(f"{kernel} = {kernels.get(kernel, [1.0, 1.0])}")
+            if seconds:
+                lines.append("seconds = [1e-4, 64e-4]")
+        if by_half:
+            lines += [f"[{name}.symmetric]", "bfloat16 = [0.5, 0.5]"]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    return functools.partial(_calibration, tmp_path / "costs.toml")
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("shape", [(64, 64), (1024, 256), (64, 512)])
+def test_a_calibration_in_which_all_products_cost_alike_is_the_default(calibration, form, shape):
+    path = calibration(elementwise=[1e-300, 1e-300])
+    arguments = {"form": form, "shape": shape, "precision": "float32"}
+    for mine, theirs in zip(
+        frontier(1e-2, 9.01, costs=path, **arguments),
+        frontier(1e-2, 9.01, **arguments),
+        strict=True,
+    ):
+        assert mine.degrees == theirs.degrees
+        assert math.isclose(mine.cost, theirs.cost, rel_tol=1e-9)
+
+
+def test_prices_are_those_of_the_kernels(calibration):
+    """A quintic in plain form: Gram matrix, its square with an addend, X P with one."""
+    path = calibration(gram=[0.5, 0.7], hermitian_product=[0.8, 0.9], elementwise=[0.2, 0.1])
+    for n, m, (gram, product, passed) in (
+        (64, 64, (0.5, 0.8, 0.2)),
+        (256, 1024, (0.7, 0.9, 0.1)),
+        (128, 128, (0.6, 0.85, 0.15)),  # between the sizes in the logarithm
+    ):
+        found = frontier(0.5, 4, degrees=(5,), costs=path, shape=(m, n))[0]
+        assert math.isclose(found.cost, gram + (product + passed) * n / m + 1 + passed)
+
+
+def test_products_by_half_cost_what_was_measured(calibration):
+    path = calibration(by_half=True, elementwise=[1e-9, 1e-9])
+    arguments = {"degrees": (3,), "costs": path, "shape": (64, 64)}
+    assert math.isclose(frontier(0.5, 3, precision="bfloat16", **arguments)[0].cost, 1.5)
+    assert math.isclose(frontier(0.5, 3, precision="float16", **arguments)[0].cost, 2.0)
+
+
+@pytest.mark.parametrize(("n", "seconds"), [(64, 1e-4), (256, 64e-4), (128, 8e-4), (512, 0.0512)])
+def test_the_source_predicts_seconds(calibration, n, seconds):
+    path = calibration()
+    s = budget(0.1, 12, costs=path, shape=(3 * n, n), batch=5)
+    cost = frontier(0.1, 12, costs=path, shape=(3 * n, n))[-1].cost
+    said = re.search(r"; (.*) products of (.*), numpy.cpu, float64: (.*) seconds$", s.source)
+    assert said[2] == f"{3 * n} x {n} by {n} x {n}, 5 at once"
+    assert math.isclose(float(said[1]), cost, rel_tol=1e-3)
+    assert math.isclose(float(said[3]), cost * 5 * 3 * seconds, rel_tol=1e-2)
+    bare = budget(0.1, 12, costs=calibration(seconds=False), shape=(3 * n, n))
+    assert bare.source.endswith("numpy.cpu, float64")
+
+
+def test_expensive_products_of_small_matrices_prefer_lower_degrees(calibration):
+    dear = calibration(hermitian_product=[9.0, 9.0])
+    assert set(best_degrees(1e-2, 40, costs=dear, shape=(64, 64))) == {3}
+    cheap = calibration(hermitian_product=[0.01, 0.01], elementwise=[0.001, 0.001])
+    assert set(best_degrees(1e-2, 8.2, costs=cheap, shape=(64, 64))) == {9}
+
+
+def test_gram_form_pays_for_restarts_by_a_calibration(calibration):
+    path = calibration(gram=[0.5, 0.5], elementwise=[0.1, 0.1])
+    for choice in frontier(
+        1e-3, 14, form="gram", shape=(256, 64), costs=path, precision="bfloat16"
+    ):
+        s = for_precision_of(choice.degrees, "bfloat16")
+        sections = 1 + len(restarts(s, "bfloat16"))
+        small = (1.0 + 0.1) / 4
+        inner = sum({3: 0, 5: 1, 9: 2}[d] + 3 for d in choice.degrees)
+        assert math.isclose(
+            choice.cost, sections * (0.5 + 1.1 - 3 * small) + inner * small, rel_tol=1e-9
+        )
+
+
+def for_precision_of(degrees, precision):
+    f = Rounding.of(format_of(precision))
+    state = first_state(1e-3, f)
+    for d in degrees[:-1]:
+        state = next_step(state, d, f)
+    return schedule_of(last_step(state, degrees[-1], f)[1], f, 1e-3)
+
+
+def test_calibrations_refuse(calibration, tmp_path):
+    path = calibration(tables=("numpy.cpu", "torch.gpu", "torch.cpu"))
+    arguments = {"lower": 0.1, "matmuls": 9, "costs": path, "shape": (64, 64)}
+    for library, message in (
+        (None, "3 tables.*choose one of numpy.cpu, torch.gpu, torch.cpu by library=, got None"),
+        ("jax", "no such table"),
+        ("torch", "2 tables.*torch.gpu, torch.cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            budget(**arguments, library=library)
+    assert "torch.gpu" in budget(**arguments, library="torch.gpu").source
+    assert "numpy.cpu" in budget(**arguments, library="numpy").source
+    for changed, message in (
+        ({"shape": None}, r"give shape=\(m, n\), got shape=None"),
+        ({"cost": {3: 1.0}}, "give cost, a model, or costs, a calibration, not both"),
+        ({"batch": 0}, "batch must be an integer of at least 1"),
+        ({"costs": None, "shape": None}, "library is for costs= of a calibration"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            budget(**{**arguments, "library": "numpy", **changed})
+    with pytest.raises(ValueError, match="batch is for costs="):
+        budget(0.1, 9, batch=3)
+    with pytest.raises(FileNotFoundError):
+        budget(0.1, 9, costs=tmp_path / "none.toml", shape=(3, 3))
+    with pytest.raises(TypeError, match="costs must be a str or path-like"):
+        budget(0.1, 9, costs=3, shape=(3, 3))

@@ -336,3 +336,21 @@ def test_an_ill_conditioned_matrix_goes_by_it(timed):
         assert_polar(a, result.unitary, result.hermitian)
         methods[factor] = result.method
     assert methods[0.01] == "svd"
+
+
+def test_a_calibration_has_the_seconds_of_a_product(tmp_path):
+    from polarlib import bench
+
+    path = tmp_path / "costs.toml"
+    bench.add_costs(path, bench.calibrate("numpy", sizes=[8, 128], seconds=0.01))
+    table = read_costs(path)["numpy"]["cpu"]["float64"]
+    small, large = table[cost_tables.SECONDS]
+    assert 0 < small < large < 1
+    found = cost_tables.machine_costs(path, "float64", 32)
+    assert small < found.seconds < large
+    assert set(found.kernels) == set(KERNELS)
+    # Sizes of another call join those that are there, their seconds too.
+    bench.add_costs(path, bench.calibrate("numpy", sizes=[16], seconds=0.01))
+    table = read_costs(path)["numpy"]["cpu"]
+    assert table["sizes"] == [8, 16, 128]
+    assert len(table["float32"][cost_tables.SECONDS]) == 3

@@ -388,6 +388,11 @@ def test_designs_are_reproducible_and_say_what_they_are():
         ({"matmuls": 3, "degrees": (9,)}, "matmuls=3 is below the cheapest step, which costs 4"),
         ({"matmuls": 30, "degrees": (45,)}, "coefficients or this format; allow lower degrees"),
         ({"target": "clip"}, "target 'polar' only, got 'clip'"),
+        ({"lower": None}, "give lower, error or both, got neither"),
+        ({"error": 0.1, "steps": 5}, "leave steps and matmuls away, got lower=0.001, error=0.1"),
+        ({"error": 0.1, "matmuls": 5}, "leave steps and matmuls away"),
+        ({"error": 0}, "error must be a number between 0 and 1, got 0"),
+        ({"error": 1e-9}, "error=1e-09 is out of reach of bfloat16 on .*products reach"),
         ({"target": "nonsense"}, "nonsense"),
     ],
 )
@@ -395,6 +400,96 @@ def test_bad_requests(arguments, message):
     given_ = {"format": "bfloat16", "lower": 1e-3, **arguments}
     with pytest.raises(ValueError, match=message):
         for_precision(given_.pop("format"), given_.pop("lower"), **given_)
+
+
+@pytest.mark.parametrize(
+    ("precision", "lower", "error"),
+    [
+        ("bfloat16", 1e-2, 0.2),
+        ("bfloat16", 1e-3, 0.05),
+        ("float16", 1e-2, 1e-3),
+        ("float8_e4m3", 0.1, 0.3),
+        ("float32", 0.1, 1e-4),
+    ],
+)
+def test_an_error_takes_the_fewest_products(precision, lower, error):
+    s = for_precision(precision, lower, error=error)
+    assert s.error() <= error
+    assert s.steps == for_precision(precision, lower, matmuls=s.matmuls).steps
+    for fewer in range(2, s.matmuls):
+        assert for_precision(precision, lower, matmuls=fewer).error() > error
+
+
+def test_an_error_by_some_degrees():
+    s = for_precision("float16", 1e-2, error=0.05, degrees=(3,))
+    assert {len(step) for step in s.steps} == {2}
+    assert s.matmuls >= for_precision("float16", 1e-2, error=0.05).matmuls
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("lower", "matmuls"), [(0.1, 8), (1e-2, 9), (1e-3, 10)])
+def test_four_degrees_equal_brute_force(precision, lower, matmuls):
+    """Every sequence of degrees 3 to 9 that is affordable, each ended by its own last step."""
+    f = rounding.Rounding.of(format_of(precision))
+    price = {3: 2, 5: 3, 7: 4, 9: 4}
+    best = 0.0
+    waiting = [((), rounding.first_state(lower, f))]
+    while waiting:
+        degrees, state = waiting.pop()
+        for d in price:
+            paid = sum(price[k] for k in (*degrees, d))
+            if paid > matmuls:
+                continue
+            done = rounding.last_step(state, d, f)[1]
+            if done.lower > 0:
+                best = max(best, done.rho_reached)
+            waiting.append(((*degrees, d), rounding.next_step(state, d, f)))
+    found = design.frontier(lower, matmuls, degrees=tuple(price), precision=precision)[-1]
+    rho = (1 - found.error) / (1 + found.error)
+    assert rho <= best * (1 + 1e-12)
+    assert rho >= best * (1 - 1e-3)
+    s = for_precision(precision, lower, matmuls=matmuls)
+    assert tuple(2 * len(step) - 1 for step in s.steps) == found.degrees
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float8_e4m3"])
+@pytest.mark.parametrize("asked", [{"steps": 4}, {"matmuls": 13}])
+def test_intervals_under_rounding_stay_positive(precision, asked):
+    """I_0 = [l, 1 + u + 64 u_c]; I_k the hull of p -+ 3/4 u r over I_(k-1), above 0."""
+    l = 0.05
+    s = for_precision(precision, l, **asked)
+    u = format_of(precision).unit_roundoff
+    low, high = l, 1 + u + 64 * 2.0**-24
+    for step in s.steps:
+        x = np.concatenate([np.geomspace(low, high, 4001), np.linspace(low, high, 4001)])
+        p, r = rounding.rounding_bound(step, x)
+        low, high = np.min(p - 0.75 * u * r), np.max(p + 0.75 * u * r)
+        assert 0 < low < high < 2.5
+
+
+def test_progress_is_told_and_can_stop_a_design():
+    told = []
+    for arguments in (
+        {"lower": 0.1, "matmuls": 6},
+        {"lower": 0.1, "steps": 2},
+        {"lower": 0.1},
+        {"lower": 0.1, "error": 0.1},
+        {"error": 0.3, "steps": 2},
+    ):
+        told.clear()
+        for_precision("bfloat16", callback=lambda k, value: told.append((k, value)), **arguments)
+        assert [k for k, _ in told] == list(range(1, len(told) + 1))
+        assert all(0 <= value <= 1 for _, value in told)
+
+    def stop(k, value):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        for_precision("bfloat16", 0.1, matmuls=6, callback=stop)
+    with pytest.raises(RuntimeError, match="enough"):
+        design.budget(0.1, 6, callback=stop)
+    with pytest.raises(TypeError, match="callback must be a function"):
+        design.frontier(0.1, 6, callback="a")
 
 
 # -- noise gain and table --------------------------------------------------------------------------

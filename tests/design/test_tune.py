@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 import re
@@ -33,6 +34,8 @@ from polarlib.design import (
 )
 from polarlib.design.fit import Constraints, Problem, mean_and_gradient
 from polarlib.files import sample_matrices
+
+search = importlib.import_module("polarlib.design.search")
 
 JORDAN = functools.cache(lambda: schedule("jordan", steps=5))
 
@@ -483,6 +486,108 @@ def test_for_spectrum_refuses():
             for_spectrum([1.0, 0.1], 2, bounds=bounds)
     with pytest.raises(ValueError, match="the start must keep the bounds"):
         for_spectrum([1.0, 0.1], 2, bounds=(0, 0.5))
+
+
+# Mean errors that a search with every start followed to its end had found, and the evaluations of
+# the mean error that are allowed: less than half of those that it took.
+RECORDED = {
+    ("marchenko-pastur, square", 3): (0.13259127, 200),
+    ("marchenko-pastur, square, spectral", 2): (0.086391101, 130),
+    ("log-uniform", 2): (0.50581851, 180),
+    ("log-uniform", 5): (0.029507113, 1100),
+    ("power law", 3): (0.11438249, 220),
+    ("density", 3): (0.0012026414, 200),
+    ("512 values", 5): (0.018020458, 1200),
+    ("transformer_mlp_in_late", 5): (9.619831e-07, 4200),
+    ("transformer_attention_qkv_early", 5): (0.30332396, 1500),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_searches_are_no_worse_than_those_recorded(case, monkeypatch):
+    name, steps = case
+    if name in SPECTRA:
+        sp = SPECTRA[name]()
+    else:
+        a = sample_matrices().get(name)
+        if a is None:
+            draw = np.random.default_rng(0)
+            a = draw.standard_normal((512, 512))
+        sp = spectrum(np.linalg.svd(a.astype(float), compute_uv=False))
+    evaluations = []
+    evaluate = search.mean_and_gradient
+    monkeypatch.setattr(
+        search, "mean_and_gradient", lambda *a: evaluations.append(1) or evaluate(*a)
+    )
+    found, allowed = mean_error(for_spectrum(sp, steps), sp), RECORDED[case][1]
+    assert found <= RECORDED[case][0] * (1 + 2e-4)
+    assert len(evaluations) <= allowed
+
+
+@pytest.mark.parametrize("degree", [(3, 5, 7), [7, 3, 5], np.array([5, 3, 3])])
+def test_mixed_degrees_in_their_order(degree):
+    sp = marchenko_pastur(256, 256)
+    s = for_spectrum(sp, 3, degree=degree)
+    assert [2 * len(step) - 1 for step in s.steps] == list(degree)
+    assert mean_error(s, sp) < min(
+        mean_error(greedy(l, list(degree)), sp) for l in np.geomspace(1e-6, 0.9, 100)
+    )
+    assert _in_bounds(s, _told(s)[2] * (1 + 1e-5))
+
+
+def test_mixed_degrees_refuse():
+    for degree in ((3, 5), [5] * 4, ()):
+        with pytest.raises(ValueError, match="degree"):
+            for_spectrum([1.0, 0.1], 3, degree=degree)
+    with pytest.raises(ValueError, match=r"got 2 degrees, \(3, 5\), for steps=3"):
+        for_spectrum([1.0, 0.1], 3, degree=(3, 5))
+    with pytest.raises(ValueError, match="degree must be an odd integer"):
+        for_spectrum([1.0, 0.1], 2, degree=(3, 4))
+    with pytest.raises(ValueError, match="degree must be an odd integer"):
+        for_spectrum([1.0, 0.1], 2, degree="35")
+
+
+def test_progress_is_told_and_can_stop_a_search():
+    sp, told = log_uniform(1e-2), []
+    s = for_spectrum(sp, 2, callback=lambda k, value: told.append((k, value)))
+    assert [k for k, _ in told] == list(range(len(told)))
+    values = [value for _, value in told]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] == mean_error(s, sp) < values[0]
+    told.clear()
+    tune("slope", JORDAN(), callback=lambda k, value: told.append((k, value)))
+    assert told[0][0] == 1
+    assert told[0][1] < -JORDAN().slope
+
+    def stop(k, value):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune("slope", JORDAN(), callback=stop)
+    with pytest.raises(TypeError, match="callback must be a function"):
+        tune("slope", JORDAN(), callback=1)
+
+
+def test_the_search_ends_where_two_starts_agree():
+    told = []
+    s = for_spectrum(log_uniform(1e-2), 2, starts=50, callback=lambda k, _: told.append(k))
+    assert max(told) < 5
+    one = for_spectrum(log_uniform(1e-2), 2, starts=1)
+    assert mean_error(s, log_uniform(1e-2)) <= mean_error(one, log_uniform(1e-2))
+
+
+def _worst(steps):
+    """Not smooth: the largest of many errors."""
+    x = np.geomspace(0.02, 1, 200)
+    for step in steps:
+        x = sum(c * x ** (2 * i + 1) for i, c in enumerate(step))
+    return float(np.max(abs(1 - x)))
+
+
+def test_an_objective_with_kinks_is_improved_far_from_its_least():
+    start = JORDAN().truncate(3)
+    s = tune(_worst, start, starts=2)
+    assert _worst(s.steps) < 0.7 * _worst(start.steps)
 
 
 # Any objective
