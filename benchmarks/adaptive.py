@@ -35,12 +35,15 @@ Step = tuple[float, ...]
 
 OUT = Path(__file__).parents[1] / "polarlib" / "data" / "adaptive.toml"
 FORMATS = ("bfloat16", "float16", "float32")
-HEAD_STEPS = 2
-TAILS = 16
+HEAD_STEPS, HEAD_LOWER = 2, 3e-3
+TAILS = 8
+# At this lower end the state after the head is that of the lower end itself, which the head
+# multiplies by its slope; the minima of the head are above it.
+NEAR_ZERO = 1e-4
 
 
 class Rule(NamedTuple):
-    """log l = c0 + c1 T + c2 V + c3 / max(T, floor), clipped to [log lower, log upper]."""
+    """log l = c0 + c1 T + c2 V + c3 V / max(T, floor), clipped to [log lower, log upper]."""
 
     coefficients: tuple[float, float, float, float]
     floor: float
@@ -48,15 +51,17 @@ class Rule(NamedTuple):
     upper: float
 
 
-RULE = Rule((-1.183, 2.926, -6.515, -0.476), 0.05, 4e-4, 1e-2)
-# Lower ends of the first and the last tail, and that of the head, for each number of steps.
-RANGES = {5: (4e-4, 1e-2, 3e-3)}
+# Fitted by `python benchmarks/nearest.py --fit`.
+RULE = Rule((0.029, 5.854, -6.59, -2.651), 0.2, 1e-3, 3.2e-3)
+# Lower ends of the first and the last tail, for each number of steps.
+RANGES = {5: (RULE.lower, RULE.upper), 6: (7e-4, 2e-3)}
 TEXT = """\
 # The steps of schedule="adaptive", made by `python benchmarks/adaptive.py`. A step is [a, b, c]:
 # p(x) = a x + b x^3 + c x^5. Every matrix takes the head; the steps after it are interpolated
 # between the tails, where a position on their grid is found from the Gram matrix G before them:
 # with T = tr G / n and V = sqrt(||G||_F^2 / n - T^2),
-# log l = c0 + c1 T + c2 V + c3 / max(T, floor), clipped to [log lower, log upper].
+# log l = c0 + c1 T + c2 V + c3 V / max(T, floor), clipped to [log lower, log upper].
+# The position is (log l - log lower) / (log upper - log lower), from the first tail to the last.
 """
 
 
@@ -71,17 +76,25 @@ def followed(state: _DesignState, step: Step, f: Rounding) -> _DesignState:
     )
 
 
-def head(precision: str, lower: float, steps: int) -> tuple[Step, ...]:
-    """The first steps of the best schedule for [lower, 1]."""
-    return design.for_precision(precision, lower, steps=steps).steps[:HEAD_STEPS]
+def head(precision: str) -> tuple[Step, ...]:
+    """The first steps of the best schedule of five steps for the middle of the range."""
+    return design.for_precision(precision, HEAD_LOWER, steps=5).steps[:HEAD_STEPS]
 
 
 def tail(precision: str, lower: float, steps: int, first: Sequence[Step]) -> tuple[Step, ...]:
-    """The best steps after `first` for [lower, 1], under the rounding of a format."""
+    """The best steps after `first` for [lower, 1], under the rounding of a format.
+
+    `lower` stands for the smallest singular value after the head, over the slope of the head. A
+    tail is also designed for more than the minima of the head leave: then values near these end
+    less near to 1, others nearer.
+    """
     f = Rounding.of(format_of(precision))
-    state = first_state(lower, f)
+    state = first_state(NEAR_ZERO, f)
     for step in first:
         state = followed(state, step, f)
+    further = lower / NEAR_ZERO
+    low, high = state.exact
+    state = state._replace(lower=state.lower * further, exact=(low * further, high))
     for _ in range(steps - len(first) - 1):
         state = next_step(state, 5, f)
     return last_step(state, 5, f)[1].steps[len(first) :]
@@ -89,13 +102,12 @@ def tail(precision: str, lower: float, steps: int, first: Sequence[Step]) -> tup
 
 def lower_ends(steps: int) -> np.ndarray:
     """Lower ends for which the tails are designed, equidistant in their logarithm."""
-    lower, upper, _ = RANGES[steps]
-    return np.geomspace(lower, upper, TAILS)
+    return np.geomspace(*RANGES[steps], TAILS)
 
 
 def tables(precision: str, steps: int) -> tuple[tuple[Step, ...], list[tuple[Step, ...]]]:
     """The head and the tails of a format and a number of steps."""
-    first = head(precision, RANGES[steps][2], steps)
+    first = head(precision)
     return first, [tail(precision, float(l), steps, first) for l in lower_ends(steps)]
 
 

@@ -8,7 +8,7 @@ after them, of order n, and with its n eigenvalues
 their mean and their standard deviation. The other steps, the tail, are designed for an interval
 [l, 1] of the singular values at the beginning, where
 
-    log l = c_0 + c_1 T + c_2 V + c_3 / max(T, floor),    clipped to [log lower, log upper].
+    log l = c_0 + c_1 T + c_2 V + c_3 V / max(T, floor),    clipped to [log lower, log upper].
 
 There are tails for K values of l, equidistant in log l. Their coefficients are interpolated: with w
 the place of log l among them, from 0 to K - 1, tail k has the weight max(0, 1 - |w - k|). This is
@@ -174,7 +174,7 @@ def _place(mean: Array, deviation: Array, schedule: Adaptive, ops: Ops) -> Array
     xp, rule, last = ops.xp, schedule.rule, float(len(schedule.tails) - 1)
     c0, c1, c2, c3 = _scaled(schedule)
     low = xp.where(mean > rule.floor, mean, rule.floor)
-    w = c3 / low + (c1 * mean + c0) + c2 * deviation
+    w = (c3 / low + c2) * deviation + (c1 * mean + c0)
     w = xp.where(w > last, last, xp.where(w < 0, 0.0, w))
     return xp.round(w) if rule.selection == "nearest" else w
 
@@ -222,10 +222,12 @@ def tail_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Step
     w = _place(mean, deviation, schedule, ops)
     # Beyond the outer tails nothing changes, nor where the nearest one is taken.
     free = (w > 0) & (w < len(schedule.tails) - 1) & (rule.selection != "nearest")
-    low = xp.where(mean > rule.floor, mean, math.inf)
-    of_mean = xp.where(free, c1 - c3 / (low * low), 0.0)
-    equal = deviation == 0
-    of_square = xp.where(free & ~equal, c2 / xp.where(equal, 1.0, deviation), 0.0)
+    above, equal = mean > rule.floor, deviation == 0
+    low = xp.where(above, mean, rule.floor)
+    of_low = xp.where(above, c3 * deviation / (low * low), 0.0)
+    of_mean = xp.where(free, c1 - of_low, 0.0)
+    of_deviation = c3 / low + c2
+    of_square = xp.where(free & ~equal, of_deviation / xp.where(equal, 1.0, deviation), 0.0)
     weights = of_square * (2 / n), (of_mean - of_square * mean) * (2 / n)
     gradient = ops.combine(weights, (ops.matmul(x, g), x))
     return tail_at(w, schedule, ops), tail_at(w, schedule, ops, slope=True), gradient

@@ -36,7 +36,7 @@ def place(t: float, v: float) -> float:
     """Place of log l among the tails, by the rule as it is written."""
     rule = DATA["rule"]
     c0, c1, c2, c3 = rule["coefficients"]
-    log = c0 + c1 * t + c2 * v + c3 / max(t, rule["floor"])
+    log = c0 + c1 * t + c2 * v + c3 * v / max(t, rule["floor"])
     low, high = np.log(rule["lower"]), np.log(rule["upper"])
     return (min(max(log, low), high) - low) / (high - low)
 
