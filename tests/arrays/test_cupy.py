@@ -71,6 +71,23 @@ def test_orthogonalize_never_leaves_the_device(cupy, shape, dtype, form):
     assert error < 10 * tolerance(dtype)  # the first steps magnify rounding
 
 
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+@pytest.mark.parametrize("dtype", ["f4", "c16", ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.thinned(3)
+def test_steps_are_chosen_on_the_device(cupy, shape, dtype, form):
+    """Their tables are sent in the first call; cuBLAS takes the coefficients of one matrix."""
+    a, how = sample(shape, dtype), {"schedule": "adaptive", "form": form}
+    x = cupy.asarray(a)
+    polarlib.orthogonalize(x, **how)
+    cupy_standin.reset()
+    with cupy_standin.no_sync():
+        q = polarlib.orthogonalize(x, **how)
+    assert dtypes(products()) == {np.dtype(dtype).name}
+    error = np.abs(q.get().astype("c16") - polarlib.orthogonalize(a, **how).astype("c16")).max()
+    assert error < 10 * tolerance(dtype)
+
+
 @pytest.mark.parametrize("dtype", ["f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("stack", [(), (3,)], ids=str)
 def test_16_bit_iterates_stay_16_bit(cupy, dtype, stack):

@@ -184,6 +184,7 @@ def every_function(a):
     yield polarlib.orthogonalize(a, schedule="jordan")
     yield polarlib.orthogonalize(a, schedule="turbo_muon")  # which divides columns
     yield polarlib.orthogonalize(a, schedule="halley")
+    yield polarlib.orthogonalize(a, schedule="adaptive")  # by moments of whole matrices
     yield polarlib.orthogonalize(a, normalisation="spectral")
     yield norms.spectral(polar=polarlib.orthogonalize).lmo(a)
     yield polarlib.polar(a, method="polar_express")

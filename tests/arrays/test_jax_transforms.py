@@ -353,6 +353,7 @@ ON_MESHES = """
         "newton_schulz": lambda x: polarlib.polar(x, method="newton_schulz").unitary,
         "polar_express": lambda x: polarlib.polar(x, method="polar_express").unitary,
         "all": lambda x: polarlib.orthogonalize_all([x, x])[1],
+        "adaptive": lambda x: polarlib.orthogonalize(x, schedule="adaptive"),
     }
     names = list(calls) if whole else ["orthogonalize"]
     for kind in (AxisType.Explicit, AxisType.Auto) if whole else (AxisType.Explicit,):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import tomllib
 from importlib import resources
 
 import numpy as np
 import pytest
-from conftest import HALF, with_dask
+from conftest import HALF, library, off_the_host, with_dask
 
 import polarlib
 from polarlib import orthogonalize
@@ -283,3 +284,91 @@ def test_derivatives_by_finite_differences(shape, is_complex):
     np.testing.assert_allclose(along, wanted, atol=2e-6 * np.max(np.abs(wanted)))
     back = orthogonalize_vjp(a, y, schedule="adaptive")
     assert np.vdot(back, e).real == pytest.approx(np.vdot(y, along).real, rel=1e-10)
+
+
+@pytest.mark.parametrize("edge", [False, True])
+def test_derivatives_include_the_choice(edge):
+    """With the steps held, the derivative is another one, but beyond the outer tails."""
+    s = np.r_[1.0, np.full(7, 1e-4)] if edge else np.linspace(1, 0.4, 8)
+    a = (orthonormal(9, 8, seed=0) * s) @ orthonormal(8, 8, seed=1).T
+    e = rough((9, 8), 2)
+    along = orthogonalize_jvp(a, e, schedule="adaptive")
+    x = polarlib.Schedule(steps=DATA["float32"]["5"]["head"], lower=1e-3, normalisation="moments")
+    after = np.linalg.svd(orthogonalize(a, schedule=x), compute_uv=False) ** 2
+    w = place(np.mean(after), np.std(after)) * (len(DATA["float32"]["5"]["tails"]) - 1)
+    assert (w in (0, len(DATA["float32"]["5"]["tails"]) - 1)) == edge
+    tails = np.array(DATA["float32"]["5"]["tails"])
+    k = min(int(w), len(tails) - 2)
+    held = (k + 1 - w) * tails[k] + (w - k) * tails[k + 1]
+    fixed = polarlib.Schedule(steps=(*x.steps, *held), lower=1e-3, normalisation="moments")
+    difference = np.linalg.norm(along - orthogonalize_jvp(a, e, schedule=fixed))
+    assert (difference < 1e-9 * np.linalg.norm(along)) == edge
+
+
+# -- transformations of torch and JAX ------------------------------------------------------------
+
+
+def adaptive(x):
+    return orthogonalize(x, schedule="adaptive")
+
+
+def cubed(x):
+    return (adaptive(x) ** 3).sum()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_torch_differentiates_batches_and_records(torch):
+    x = torch.tensor(rough((6, 4), 1), requires_grad=True)
+    assert torch.autograd.gradcheck(adaptive, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(adaptive, (x,))
+    stack = torch.tensor(rough((3, 6, 4), 2))
+    torch.testing.assert_close(torch.func.vmap(adaptive)(stack), adaptive(stack))
+    each = torch.stack([torch.func.grad(cubed)(t) for t in stack])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(cubed))(stack), each)
+    y = adaptive(torch.empty(6, 4, device="meta", dtype=torch.bfloat16))
+    assert (y.shape, y.device.type, y.dtype) == ((6, 4), "meta", torch.bfloat16)
+
+
+def test_torch_compile(torch):
+    compiled = torch.compile(adaptive, fullgraph=True, backend="aot_eager")
+    for x in (rough((6, 4), 1), rough((3, 6, 4), 2)):
+        x, y = (torch.tensor(x, requires_grad=True) for _ in range(2))
+        q, wanted = compiled(x), adaptive(y)
+        torch.testing.assert_close(q, wanted)
+        (q**3).sum().backward()
+        (wanted**3).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad)
+    with pytest.raises(Exception, match="steps, got steps=9"):
+        torch.compile(lambda x: orthogonalize(x, schedule="adaptive", steps=9), backend="eager")(x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALF])
+@pytest.mark.parametrize("shape", [(40, 12), (24, 24), (3, 16, 20)], ids=str)
+def test_tensors_on_devices(torch, monkeypatch, shape, dtype):
+    """Coefficients are arrays there, of one matrix too; nothing is read."""
+    x = torch.tensor(matrices(shape)).to(getattr(torch, dtype))
+    wanted = adaptive(x).double()
+    off_the_host(monkeypatch)
+    module = importlib.import_module("polarlib.arrays.torch_ops")
+    monkeypatch.setattr(module, "multiplies_at_speed", lambda _: True)
+    for name in ("item", "to_host"):
+        monkeypatch.setattr(module.TorchOps, name, None)
+    found = adaptive(x)
+    assert found.dtype == x.dtype
+    assert distance(found.double().numpy(), wanted.numpy()) < limit(dtype, min(shape[-2:]))
+
+
+def test_jax_compiles_batches_and_differentiates():
+    jnp = library("jax").xp
+    jax = importlib.import_module("jax")
+    x, e = (jnp.asarray(rough((3, 6, 4), seed)) for seed in (1, 2))
+    wanted = adaptive(x)
+    for f in (jax.jit(adaptive), jax.vmap(adaptive), jax.jit(jax.vmap(adaptive))):
+        np.testing.assert_allclose(f(x), wanted, atol=1e-13)
+    gradient = jax.grad(cubed)
+    back = orthogonalize_vjp(np.asarray(x), 3 * np.asarray(wanted) ** 2, schedule="adaptive")
+    np.testing.assert_allclose(gradient(x), back, atol=1e-10 * np.max(np.abs(back)))
+    np.testing.assert_allclose(jax.jit(gradient)(x), back, atol=1e-10 * np.max(np.abs(back)))
+    second = jax.jvp(gradient, (x,), (e,))[1]
+    numbers = differences(lambda t: np.asarray(gradient(jnp.asarray(t))), np.asarray(x), e)
+    np.testing.assert_allclose(second, numbers, atol=1e-5 * np.max(np.abs(numbers)))
