@@ -33,6 +33,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import kept, trace
 from polarlib.arrays.ops import Ops
 from polarlib.engine.iterate import Choice, Steps
+from polarlib.engine.normalise import compiles_factors
 
 Array = Any
 Table = tuple[tuple[tuple[float, ...], ...], ...]
@@ -141,8 +142,7 @@ def choice_of(schedule: Schedule, ops: Ops, low: Ops) -> Choice | None:
     """
     if not isinstance(schedule, Adaptive):
         return None
-    # oneDNN compiles a product of 16 bits anew for each factor: see engine/normalise.py.
-    as_numbers = ops.host and not (low.fused and not low.simulated and low.working != "float16")
+    as_numbers = ops.host and not compiles_factors(ops, low)
 
     def steps(g: Array) -> Steps:
         chosen = tail_at(_place(*_moments(g, ops), schedule, ops), schedule, ops)

@@ -166,6 +166,14 @@ def most_absorbed(step: Sequence[float], form: Format) -> float:
     return float(2.0 ** (2 * MOST_BITS / (2 * len(step) - 1)))
 
 
+def compiles_factors(ops: Ops, low: Ops) -> bool:
+    """Whether a product is compiled for each factor that it has not met, as oneDNN does.
+
+    Not in float16, whose range is too short to divide for it; nothing compiles a simulation.
+    """
+    return low.fused and ops.host and not low.simulated and low.working != "float16"
+
+
 def _normalised(
     y: Array, z: Array, g: Array, s: float, first: Sequence[float], ops: Ops, low: Ops, small: Ops
 ) -> tuple[Array, Array, tuple[float, ...]]:
@@ -176,9 +184,7 @@ def _normalised(
     divided, of which z is what the format has: a second rounding would add to that of the input,
     which small singular values see most.
     """
-    # float16 has too short a range, and nothing compiles a simulation.
-    compiled = low.fused and ops.host and not low.simulated and low.working != "float16"
-    if not compiled:
+    if not compiles_factors(ops, low):
         return z, g, absorbed(first, s)
     z = to_working_format(ops.divide(y, s), low)
     return z, to_working_format(ops.divide(g, s * s, may_overwrite=True), small), tuple(first)

@@ -250,6 +250,15 @@ def test_restarts_serve_every_tail(precision):
             assert end == start + 1 or start not in alone or end <= alone[alone.index(start) + 1]
 
 
+@pytest.mark.parametrize("steps", sorted(map(int, DATA["float32"])))
+def test_numbers_of_steps(steps):
+    for seed in range(4):
+        a = matrices((18, 12), seed)
+        for form in ("plain", "gram"):
+            q = orthogonalize(a, schedule="adaptive", steps=steps, form=form)
+            assert distance(q, reference(a, steps=steps)) < 1e-11
+
+
 def test_restarts_that_are_given():
     a = matrices((60, 12))
     wanted = reference(a)
