@@ -188,7 +188,7 @@ def matrix_products(
     >>> s = polarlib.schedule("polar_express")
     >>> ax = matrix_products([s, polarlib.schedule("newton_schulz_5")], lower=1e-2)
     >>> x, y = ax.get_lines()[0].get_data()
-    >>> x.tolist()[:5], y[-1] == s.error(1e-2)
+    >>> x.tolist()[:5], bool(y[-1] == s.error(1e-2))
     ([3, 6, 9, 12, 15], True)
     """
     found = _checked("matrix_products", schedules)
@@ -207,9 +207,9 @@ def matrix_products(
     colours = legends.checked_colours(ax, color, len(found), start)
     ends: list[int] = [0]
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
-        x, y = _by_products(s, s.lower if lower is None else lower, most)
+        x, errors = _by_products(s, s.lower if lower is None else lower, most)
         ends += x
-        y = np.array(y)
+        y = np.array(errors)
         lines = ax.plot(
             x,
             y,

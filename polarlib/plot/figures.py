@@ -148,9 +148,9 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     write_whole(path, lambda file: root.savefig(file, format=kind, dpi=dpi, **AS_SHOWN))
 
 
-def whole_figure(ax: Axes) -> Any:
-    """The whole figure, also of Axes in a subfigure."""
-    return ax.figure.canvas.figure
+def whole_figure(artist: Any) -> Any:
+    """The whole figure, also of what is in a subfigure."""
+    return artist.figure.canvas.figure
 
 
 def type_and_value(value: object) -> str:
@@ -164,8 +164,10 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
 
 def setting(name: str) -> Any:
     """A value of rcParams; ours where it is matplotlib's default."""
-    value = rcParams[name]
-    return HOUSE.get(name, value) if value == rcParamsDefault[name] else value
+    now: Any = rcParams
+    usual: Any = rcParamsDefault
+    value = now[name]
+    return HOUSE.get(name, value) if value == usual[name] else value
 
 
 def _dpi(dpi: float | None) -> float:
@@ -252,13 +254,18 @@ def inner_width(ax: Axes) -> float:
     """About the width of the Axes without their labels, in points."""
     width, _ = room(ax)
     lines = 1 + ax.get_ylabel().count("\n")
-    beside = 3 * points("ytick.labelsize") + 1.2 * lines * ax.yaxis.label.get_fontsize() + 10
+    beside = 3 * points("ytick.labelsize") + 1.2 * lines * size_of(ax.yaxis.label) + 10
     return max(width - beside, width / 2)
 
 
 def most_ticks(ax: Axes) -> int:
     """How many numbers have room along the abscissa."""
     return max(3, min(12, int(inner_width(ax) / (2.2 * points("xtick.labelsize")))))
+
+
+def size_of(label: Text) -> float:
+    """Size of a text in points."""
+    return float(label.get_fontsize())
 
 
 def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "") -> None:
@@ -275,7 +282,7 @@ def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "")
 
 def _fold(label: Text, words: str, most: float) -> None:
     """Write text in lines of at most a width in points, the last one cut if there are many."""
-    letters = most / (EM * label.get_fontsize())
+    letters = most / (EM * size_of(label))
     for _ in range(NARROWER):
         lines = fold(words, int(letters)).split("\n")
         if len(lines) > TITLE_LINES:

@@ -92,7 +92,7 @@ class _Space:
         left = self.height - upward if self.outside else self.height
         area = left * (min(self.inner, left) if self.square else self.inner)
         fits = across <= self.width and upward <= LEGEND_HEIGHT * self.height
-        return fits and across * upward <= LEGEND_AREA * area
+        return bool(fits and across * upward <= LEGEND_AREA * area)
 
 
 def _written(ax: Axes) -> float:
@@ -108,7 +108,7 @@ def _written(ax: Axes) -> float:
     found += LEADING * figures.points("xtick.labelsize")
     for label, pad in ((ax.xaxis.label, 0.0), (ax.title, figures.setting("axes.titlepad"))):
         lines = 1 + label.get_text().count("\n") if label.get_text() else 0
-        found += LEADING * lines * label.get_fontsize() + pad * (lines > 0)
+        found += LEADING * lines * figures.size_of(label) + pad * (lines > 0)
     return float(found)
 
 

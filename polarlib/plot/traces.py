@@ -232,7 +232,7 @@ def show_steps(ax: Axes, view: figures.View, x: np.ndarray) -> None:
 def _ticks(ax: Axes, x: np.ndarray) -> list[float]:
     """Steps of this trace and of those that were drawn before."""
     before = [a.get_xdata() for a in ax.get_lines() if (a.get_gid() or "").startswith(figures.LINE)]
-    return np.unique(np.concatenate([x, *before])).astype(float).tolist()
+    return [float(v) for v in np.unique(np.concatenate([x, *before]))]
 
 
 def _roundoff(ax: Axes, precision: str) -> None:
