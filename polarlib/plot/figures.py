@@ -270,9 +270,9 @@ def size_of(label: Text) -> float:
 
 def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "") -> None:
     """Write labels and title, in lines that are no longer than the Axes."""
-    width, height = 0.94 * inner_width(ax), 0.62 * room(ax)[1]
     ax.set_xlabel(x)
     ax.set_ylabel(y)
+    width, height = 0.94 * inner_width(ax), 0.62 * room(ax)[1]
     colour = ax.title.get_color() if isinstance(ax, _Axes) else ink_of(ax)
     ax.set_title("", color=colour, fontsize=ax.title.get_fontsize())
     _fold(ax.xaxis.label, x, width)
