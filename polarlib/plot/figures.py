@@ -301,8 +301,18 @@ def fold(words: str, letters: int) -> str:
     return "\n".join(textwrap.fill(line, max(8, letters), **how) for line in words.split("\n"))
 
 
+def checked_text(name: str, value: Any) -> str:
+    """Text that can be drawn."""
+    value = text(name, value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text of Unicode characters, got {shown(value)}") from None
+    return str(value)
+
+
 def checked_title(title: str | None) -> str | None:
-    return None if title is None else text("title", title)
+    return None if title is None else checked_text("title", title)
 
 
 def plain_text(name: str) -> str:
@@ -352,14 +362,19 @@ def number_decades(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def is_data(artist: Any) -> bool:
+    """Whether an artist is a line of data that was drawn here."""
+    return (artist.get_gid() or "").startswith(LINE)
+
+
 def lines_of(ax: Axes) -> int:
     """How many lines of data were drawn into Axes: where the cycle of colours goes on."""
-    return sum((line.get_gid() or "").startswith(LINE) for line in ax.get_lines())
+    return sum(map(is_data, ax.get_lines()))
 
 
 def told_apart(ax: Axes, who: str) -> str:
     """Return what to begin labels with: whose they are, where others' are there, now named too."""
-    others = [line for line in ax.get_lines() if (line.get_gid() or "").startswith(LINE)]
+    others = list(filter(is_data, ax.get_lines()))
     for line in others:
         name, label = str(line.get_gid()).removeprefix(LINE), str(line.get_label())
         if name and not label.startswith((name, "_")):

@@ -231,7 +231,7 @@ def show_steps(ax: Axes, view: figures.View, x: np.ndarray) -> None:
 
 def _ticks(ax: Axes, x: np.ndarray) -> list[float]:
     """Steps of this trace and of those that were drawn before."""
-    before = [a.get_xdata() for a in ax.get_lines() if (a.get_gid() or "").startswith(figures.LINE)]
+    before = [line.get_xdata() for line in ax.get_lines() if figures.is_data(line)]
     return [float(v) for v in np.unique(np.concatenate([x, *before]))]
 
 
