@@ -48,8 +48,7 @@ def work(t: Trace, costs: Mapping[str, float]) -> np.ndarray | None:
     >>> work(measure(np.diag([1.0, 0.5]), "newton"), {"inverse": 1.5})[:3].tolist()
     [0.0, 1.5, 3.0]
     """
-    products = np.asarray(t.matmuls, dtype=float)
-    products = products - products[0]
+    products: np.ndarray = np.asarray(t.matmuls, dtype=float) - float(t.matmuls[0])
     if t.form:  # a schedule of polynomials
         return products
     spent = np.diff(products)

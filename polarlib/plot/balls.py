@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from polarlib.arrays.checks import flag, pair, text
+from polarlib.arrays.checks import flag, pair
 from polarlib.norms.base import MatrixNorm
 from polarlib.plot import figures
 from polarlib.plot.figures import LINES, MARKERS
@@ -84,7 +84,7 @@ def unit_ball(
     if RAYS * shape[0] * shape[1] > MOST_ENTRIES:
         raise ValueError(f"shape must have at most {MOST_ENTRIES // RAYS} entries, got {shape}")
     if label is not None:
-        label = text("label", label)
+        label = figures.checked_text("label", label)
     boundary = _boundary(norm, shape)
     title, legend = figures.checked_title(title), flag("legend", legend)
     new = ax is None

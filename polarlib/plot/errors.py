@@ -21,7 +21,7 @@ from polarlib.plot.figures import MARKERS, label_axes, require
 BETWEEN = 24  # samples between two turning points
 SAMPLES = 2000  # points of the abscissa besides
 DEPTH = 10.0  # zeros of the error are drawn to this part below the smallest of its peaks
-MOST_PRODUCTS = 10_000
+MOST_PRODUCTS = 300
 LEAST_ERROR = 1e-38  # of a logarithmic ordinate: that of 40 digits
 
 
@@ -164,7 +164,7 @@ def matrix_products(
         Errors are the worst on [lower, upper]; by default from the lower bound of each schedule,
         which the label then has if they differ.
     matmuls : int, optional
-        Where schedules end that repeat, at most 10,000 products: by default where the longest one
+        Where schedules end that repeat, at most 300 products: by default where the longest one
         ends. Sets that do not repeat end with their list.
     title, labels, legend, color
         As for :func:`error`.
@@ -188,7 +188,7 @@ def matrix_products(
     >>> s = polarlib.schedule("polar_express")
     >>> ax = matrix_products([s, polarlib.schedule("newton_schulz_5")], lower=1e-2)
     >>> x, y = ax.get_lines()[0].get_data()
-    >>> x.tolist()[:5], y[-1] == s.error(1e-2)
+    >>> x.tolist()[:5], bool(y[-1] == s.error(1e-2))
     ([3, 6, 9, 12, 15], True)
     """
     found = _checked("matrix_products", schedules)
@@ -207,9 +207,9 @@ def matrix_products(
     colours = legends.checked_colours(ax, color, len(found), start)
     ends: list[int] = [0]
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
-        x, y = _by_products(s, s.lower if lower is None else lower, most)
+        x, errors = _by_products(s, s.lower if lower is None else lower, most)
         ends += x
-        y = np.array(y)
+        y = np.array(errors)
         lines = ax.plot(
             x,
             y,

@@ -11,6 +11,7 @@ from polarlib.plot import figures
 
 BETWEEN = 16  # samples between two turning points, where the target is a curve
 BISECTIONS = 60  # more than a double has bits
+ROUNDED = 2.0**-50  # errors below this one may be those of coefficients in doubles
 ROUNDING = 1e-12  # errors below this one need more digits than doubles have
 
 
@@ -38,9 +39,12 @@ def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
 
 
 def farthest(s: Schedule, error: float) -> np.ndarray:
-    """Points of the interval where the error is the worst one; none where they are too many."""
+    """Points of the interval where the error is the worst one.
+
+    None where they are too many, or where the rounding of the coefficients decides.
+    """
     x = points_of(s)
-    if x is None:
+    if x is None or error < ROUNDED:
         return np.empty(0)
     between = s.target != "polar"
     if between:  # the worst differences from a curve need not be where s turns

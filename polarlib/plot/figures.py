@@ -148,9 +148,9 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     write_whole(path, lambda file: root.savefig(file, format=kind, dpi=dpi, **AS_SHOWN))
 
 
-def whole_figure(ax: Axes) -> Any:
-    """The whole figure, also of Axes in a subfigure."""
-    return ax.figure.canvas.figure
+def whole_figure(artist: Any) -> Any:
+    """The whole figure, also of what is in a subfigure."""
+    return artist.figure.canvas.figure
 
 
 def type_and_value(value: object) -> str:
@@ -164,8 +164,10 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
 
 def setting(name: str) -> Any:
     """A value of rcParams; ours where it is matplotlib's default."""
-    value = rcParams[name]
-    return HOUSE.get(name, value) if value == rcParamsDefault[name] else value
+    now: Any = rcParams
+    usual: Any = rcParamsDefault
+    value = now[name]
+    return HOUSE.get(name, value) if value == usual[name] else value
 
 
 def _dpi(dpi: float | None) -> float:
@@ -252,7 +254,7 @@ def inner_width(ax: Axes) -> float:
     """About the width of the Axes without their labels, in points."""
     width, _ = room(ax)
     lines = 1 + ax.get_ylabel().count("\n")
-    beside = 3 * points("ytick.labelsize") + 1.2 * lines * ax.yaxis.label.get_fontsize() + 10
+    beside = 3 * points("ytick.labelsize") + 1.2 * lines * size_of(ax.yaxis.label) + 10
     return max(width - beside, width / 2)
 
 
@@ -261,11 +263,16 @@ def most_ticks(ax: Axes) -> int:
     return max(3, min(12, int(inner_width(ax) / (2.2 * points("xtick.labelsize")))))
 
 
+def size_of(label: Text) -> float:
+    """Size of a text in points."""
+    return float(label.get_fontsize())
+
+
 def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "") -> None:
     """Write labels and title, in lines that are no longer than the Axes."""
-    width, height = 0.94 * inner_width(ax), 0.62 * room(ax)[1]
     ax.set_xlabel(x)
     ax.set_ylabel(y)
+    width, height = 0.94 * inner_width(ax), 0.62 * room(ax)[1]
     colour = ax.title.get_color() if isinstance(ax, _Axes) else ink_of(ax)
     ax.set_title("", color=colour, fontsize=ax.title.get_fontsize())
     _fold(ax.xaxis.label, x, width)
@@ -275,7 +282,7 @@ def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "")
 
 def _fold(label: Text, words: str, most: float) -> None:
     """Write text in lines of at most a width in points, the last one cut if there are many."""
-    letters = most / (EM * label.get_fontsize())
+    letters = most / (EM * size_of(label))
     for _ in range(NARROWER):
         lines = fold(words, int(letters)).split("\n")
         if len(lines) > TITLE_LINES:
@@ -294,8 +301,18 @@ def fold(words: str, letters: int) -> str:
     return "\n".join(textwrap.fill(line, max(8, letters), **how) for line in words.split("\n"))
 
 
+def checked_text(name: str, value: Any) -> str:
+    """Text that can be drawn."""
+    value = text(name, value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text of Unicode characters, got {shown(value)}") from None
+    return str(value)
+
+
 def checked_title(title: str | None) -> str | None:
-    return None if title is None else text("title", title)
+    return None if title is None else checked_text("title", title)
 
 
 def plain_text(name: str) -> str:
@@ -345,14 +362,19 @@ def number_decades(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def is_data(artist: Any) -> bool:
+    """Whether an artist is a line of data that was drawn here."""
+    return (artist.get_gid() or "").startswith(LINE)
+
+
 def lines_of(ax: Axes) -> int:
     """How many lines of data were drawn into Axes: where the cycle of colours goes on."""
-    return sum((line.get_gid() or "").startswith(LINE) for line in ax.get_lines())
+    return sum(map(is_data, ax.get_lines()))
 
 
 def told_apart(ax: Axes, who: str) -> str:
     """Return what to begin labels with: whose they are, where others' are there, now named too."""
-    others = [line for line in ax.get_lines() if (line.get_gid() or "").startswith(LINE)]
+    others = list(filter(is_data, ax.get_lines()))
     for line in others:
         name, label = str(line.get_gid()).removeprefix(LINE), str(line.get_label())
         if name and not label.startswith((name, "_")):

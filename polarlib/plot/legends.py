@@ -13,7 +13,7 @@ from matplotlib.colors import is_color_like
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from polarlib.arrays.checks import items, shown, text
+from polarlib.arrays.checks import items, shown
 from polarlib.plot import figures
 
 # More lines than this are named at their ends, where a legend would be a table to look up.
@@ -92,7 +92,7 @@ class _Space:
         left = self.height - upward if self.outside else self.height
         area = left * (min(self.inner, left) if self.square else self.inner)
         fits = across <= self.width and upward <= LEGEND_HEIGHT * self.height
-        return fits and across * upward <= LEGEND_AREA * area
+        return bool(fits and across * upward <= LEGEND_AREA * area)
 
 
 def _written(ax: Axes) -> float:
@@ -108,7 +108,7 @@ def _written(ax: Axes) -> float:
     found += LEADING * figures.points("xtick.labelsize")
     for label, pad in ((ax.xaxis.label, 0.0), (ax.title, figures.setting("axes.titlepad"))):
         lines = 1 + label.get_text().count("\n") if label.get_text() else 0
-        found += LEADING * lines * label.get_fontsize() + pad * (lines > 0)
+        found += LEADING * lines * figures.size_of(label) + pad * (lines > 0)
     return float(found)
 
 
@@ -157,8 +157,8 @@ def name_lines(ax: Axes) -> None:
 
     Lines that stood in the Axes before count, and are named with them.
     """
-    handles, labels = entries(ax)
-    if len(labels) <= LEGEND_MAX:
+    named = [pair for pair in zip(*entries(ax), strict=True) if figures.is_data(pair[0])]
+    if len(named) <= LEGEND_MAX:
         add_legend(ax)
         return
     legend: Any = ax.get_legend()
@@ -166,7 +166,7 @@ def name_lines(ax: Axes) -> None:
         legend.remove()
     for old in [written for written in ax.texts if written.get_gid() == END]:
         old.remove()
-    _label_ends(ax, handles, labels)
+    _label_ends(ax, [line for line, _ in named], [label for _, label in named])
 
 
 def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
@@ -261,7 +261,7 @@ def checked_labels(labels: Any, number: int) -> list[str] | None:
         return None
     what = f"{number} {'text' if number == 1 else 'texts'}, one for each line"
     found = items("labels", labels, what, number, number)
-    return [figures.plain_text(text("labels", label)) for label in found]
+    return [figures.plain_text(figures.checked_text("labels", label)) for label in found]
 
 
 def checked_colours(ax: Axes, color: Any, number: int, start: int) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
-from matplotlib import cycler as property_cycle
+from cycler import cycler
 from matplotlib import rc_context
 
 from polarlib.arrays.checks import choice
@@ -57,7 +57,8 @@ def style(name: Literal["column", "page", "slide"]) -> AbstractContextManager[No
     >>> [float(size) for size in ax.figure.get_size_inches()], ax.xaxis.label.get_fontsize()
     ([3.3, 2.5], 7.0)
     """
-    return rc_context(settings(choice("name", name, SIZES)))
+    values: Any = settings(choice("name", name, SIZES))
+    return rc_context(values)
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def settings(name: str) -> dict[str, Any]:
         "axes.labelpad": text / 3,
         "axes.labelsize": text,
         "axes.linewidth": THIN * line,
-        "axes.prop_cycle": property_cycle(color=CYCLE),
+        "axes.prop_cycle": cycler(color=CYCLE),
         "axes.titlecolor": INK,
         "axes.titlepad": text / 2,
         "axes.titlesize": text,

@@ -231,8 +231,8 @@ def show_steps(ax: Axes, view: figures.View, x: np.ndarray) -> None:
 
 def _ticks(ax: Axes, x: np.ndarray) -> list[float]:
     """Steps of this trace and of those that were drawn before."""
-    before = [a.get_xdata() for a in ax.get_lines() if (a.get_gid() or "").startswith(figures.LINE)]
-    return np.unique(np.concatenate([x, *before])).astype(float).tolist()
+    before = [line.get_xdata() for line in ax.get_lines() if figures.is_data(line)]
+    return [float(v) for v in np.unique(np.concatenate([x, *before]))]
 
 
 def _roundoff(ax: Axes, precision: str) -> None:
