@@ -156,7 +156,7 @@ def made(n: int = SIZE, seed: int = 3) -> list[Example]:
 
 
 def deficient(n: int = SIZE) -> list[Example]:
-    """Matrices with singular values of zero, which rounding of the format lifts."""
+    """Matrices with singular values of zero, which rounding lifts: in double precision."""
     half = np.r_[np.geomspace(1, 1e-2, n // 2), np.zeros(n - n // 2)]
     cases = {
         "half zero": half,
@@ -164,7 +164,7 @@ def deficient(n: int = SIZE) -> list[Example]:
         "rank ten": np.r_[np.ones(10), np.zeros(n - 10)],
     }
     return [
-        Example(name, "zeros", "", "", with_singular_values(s, 2 * n, seed=1).astype(np.float32))
+        Example(name, "zeros", "", "", with_singular_values(s, 2 * n, seed=1))
         for name, s in cases.items()
     ]
 
@@ -210,7 +210,9 @@ def distance_to(a: np.ndarray) -> Callable[[np.ndarray], float]:
     return distance
 
 
-def distances(a: np.ndarray, precision: str) -> dict[str, dict[str, float]]:
+def distances(
+    a: np.ndarray, precision: str, numbers: Sequence[int] = PRODUCTS
+) -> dict[str, dict[str, float]]:
     """Distances for each number of products, of the sets, of the default and of the adaptive."""
     known: dict[Any, float] = {}
     distance = distance_to(a)
@@ -222,7 +224,7 @@ def distances(a: np.ndarray, precision: str) -> dict[str, dict[str, float]]:
         return known[key]
 
     rows = {}
-    for products in PRODUCTS:
+    for products in numbers:
         row = {name: of((name, len(s)), schedule=s) for name, s in published(products).items()}
         row["default"] = of(("", products), **stress.ours(precision, products))
         steps = adaptive_steps(products)
@@ -458,7 +460,8 @@ def measured(examples: Sequence[Example]) -> list[dict[str, Any]]:
     for precision, e in track(jobs, description="distances"):
         kind = "zeros" if e.group == "zeros" else "made" if e.made else "gradients"
         row = {"matrix": e.name, "group": e.group, "kind": kind, "format": precision}
-        rows.append(row | {"distances": distances(e.matrix, precision)})
+        numbers = (FITTED,) if kind == "zeros" else PRODUCTS
+        rows.append(row | {"distances": distances(e.matrix, precision, numbers)})
     return rows
 
 

@@ -172,7 +172,23 @@ def test_the_file_is_what_its_command_makes(nearest, name, steps):
 
 
 @benchmark
-def test_own_range_in_the_middle_is_no_worse_than_the_default(nearest):
+def test_the_stored_gradients_are_as_described(nearest):
+    """At least thirty, of eight networks; each matrix as its entry says, and nothing large."""
+    assert nearest.STORED.stat().st_size < 1.5e6
+    facts = tomllib.loads(nearest.STORED.with_suffix(".toml").read_text(encoding="utf-8"))
+    examples = nearest.stored()
+    assert len(examples) >= 30
+    assert len({e.group for e in examples}) == len(facts["network"]) == 8
+    for e, fact in zip(examples, facts["matrix"], strict=True):
+        values = np.linalg.svd(e.matrix.astype(np.float64), compute_uv=False)
+        assert [*e.matrix.shape] == fact["shape"]
+        assert 2**9 <= abs(e.matrix).max() < 2**10
+        top = values[0] / np.linalg.norm(values)
+        assert top == pytest.approx(fact["largest_over_frobenius"], rel=1e-9)
+
+
+@benchmark
+def test_a_tail_in_the_middle_is_no_worse_than_the_default(nearest):
     """Some tail is about the default schedule: the same error on its interval, in float32."""
     tails = [nearest.between(np.array(DATA["float32"]["5"]["tails"]), w) for w in range(8)]
     x = np.geomspace(2e-3, 1, 500)

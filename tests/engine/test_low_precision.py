@@ -23,6 +23,7 @@ from polarlib import (
 )
 from polarlib.arrays.formats import FORMATS, format_of
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.rounded import round_to
 from polarlib.engine.iterate import matrix_products
 from polarlib.engine.normalise import BOUNDS, normalise
 from polarlib.testing import SPECTRA, orthonormal, spectrum, with_singular_values
@@ -97,6 +98,26 @@ def test_the_first_step_sees_a_normalised_matrix(name, precision):
         top = np.linalg.norm(q, 2, axis=(-2, -1))
         # One rounding of the input, where its entries are rounded alike, and one of the quotient.
         assert np.all(top <= 1 + 2.5 * format_of(precision).unit_roundoff)
+
+
+@pytest.mark.parametrize("lib", ["numpy", "torch"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_input_is_rounded_once(lib, precision):
+    """A step that is a factor rounds the input and the result; a third rounding is seen."""
+    a = with_singular_values(np.geomspace(1, 1e-2, 24), 40, seed=5).astype("float32")
+    once = Schedule(steps=[(0.9, 0.0, 0.0)], lower=0.5, normalisation="moments", name="once")
+    xp = library(lib)
+    q = orthogonalize(xp.asarray(a), schedule=once, precision=precision)
+    q = np.array([[float(v) for v in row] for row in q])
+    large = abs(a) > abs(a).max() / 100
+    s = np.float32(1 / np.mean((q / a)[large]))  # the divisor
+
+    def in_format(x):
+        return round_to(x, format_of(precision), ops_of(x))
+
+    twice = in_format(in_format(a) / s)
+    found, wanted = (np.std((x / a)[large] * s) for x in (q, twice))
+    assert 0.5 * wanted < found < 1.1 * wanted
 
 
 @pytest.mark.parametrize(
