@@ -165,8 +165,8 @@ def orthogonalize(
         that depend on the matrix, nearer to the polar factor of most gradients at as many products
         (docs/adaptive.md; normalisation "moments" alone; derivatives include the choice);
         "halley" (or "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps
-        are taken on the Gram matrix in float32, or float64, and divide by a spectral bound: `form`,
-        `restarts`, `gram_precision` and `normalisation` are for polynomials.
+        are taken on the Gram matrix in float32, or in float64, and divide by a spectral bound:
+        `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials.
     steps : int, optional
         By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
         to 64.

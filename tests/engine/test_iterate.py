@@ -16,6 +16,7 @@ from polarlib import Schedule, design, orthogonalize, schedule
 from polarlib._methods import polynomial
 from polarlib.arrays.numpy_ops import NumpyOps
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.rounded import rounded
 from polarlib.design import restarts
 from polarlib.engine.iterate import coupled, iterate, matrix_products
 from polarlib.engine.normalise import normalise
@@ -101,6 +102,34 @@ def test_aol_is_the_factor_of_rescaled_columns():
     expected = (u * value(schedule("turbo_muon").steps, s)) @ vh
     np.testing.assert_allclose(orthogonalize(a, schedule="turbo_muon"), expected, atol=1e-10)
     np.testing.assert_allclose(orthogonalize(a.T, schedule="turbo_muon"), expected.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["plain", "gram"])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_coefficients_that_are_arrays(lib, precision, form):
+    """Each matrix of a stack has its own, of any degree."""
+    rng = np.random.default_rng(4)
+    a = np.stack(
+        [0.3 * orthonormal(9, 5, seed=i) + 0.02 * rng.standard_normal((9, 5)) for i in (1, 2)]
+    )
+    sizes = (2, 3, 4, 5, 8)
+    steps = [[rng.uniform(-1, 1, (2, 1, 1)) + (i == 0) for i in range(k)] for k in sizes]
+    carrier = "float64" if precision == "float64" else "float32"
+    x = lib.asarray(a, carrier)
+    ops = rounded(ops_of(x), precision)
+    if not ops.simulated and precision != "float64":  # torch's own products round once more
+        ops = rounded(ops_of(x), "float32")
+    x = ops.cast(x, ops.working)
+    arrays = [tuple(lib.asarray(c, carrier) for c in step) for step in steps]
+    found = lib.to_numpy(iterate(x, arrays, ops, form=form))
+    for i in range(2):
+        numbers = [tuple(float(c[i, 0, 0]) for c in step) for step in steps]
+        y = x[i, :, :]
+        one = lib.to_numpy(iterate(y, numbers, ops, form=form))
+        size = np.max(np.abs(one))
+        np.testing.assert_allclose(
+            found[i], one, atol=size * (1e-12 if precision == "float64" else 0.03)
+        )
 
 
 coefficient = st.floats(-2, 2, allow_nan=False)
