@@ -102,7 +102,7 @@ def test_several_norms_in_one_picture_differ():
     for n in (*NORMS.values(), *SUMS.values()):
         ax = plot.unit_ball(n, ax)
     lines = [line for line in ax.get_lines() if line.get_gid() == "unit_ball"]
-    styles = {(to_hex(line.get_color()), line.get_linestyle()) for line in lines}
+    styles = {(to_hex(ln.get_color()), ln.get_linestyle(), ln.get_marker()) for ln in lines}
     assert len(styles) == len(lines) == 12
     assert legend(render(ax))[:3] == ["spectral()", "nuclear()", "frobenius()"]
     low, high = ax.get_xlim()
