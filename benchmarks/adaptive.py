@@ -20,11 +20,11 @@ from rich.progress import track
 
 from polarlib import design
 from polarlib._schedules.images import odd_image, turning_points
+from polarlib._schedules.rounding import landing
 from polarlib.arrays.formats import format_of
 from polarlib.design.rounding import (
     Rounding,
     _DesignState,
-    _landing,
     first_state,
     last_step,
     next_step,
@@ -70,7 +70,7 @@ def followed(state: _DesignState, step: Step, f: Rounding) -> _DesignState:
     turns = turning_points(step)
     return _DesignState(
         (*state.steps, step),
-        *_landing(step, state.lower, state.upper, turns, f.unit, f.upward),
+        *landing(step, state.lower, state.upper, turns, f.unit, f.upward),
         odd_image([step], *state.exact, extended=False),
         state.reached,
     )

@@ -272,3 +272,11 @@ def lib(request: pytest.FixtureRequest) -> Library:
 def torch() -> Any:
     """The torch module."""
     return library("torch").xp
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a matrix, A.npy, to work in: for tests of the command line."""
+    monkeypatch.chdir(tmp_path)
+    np.save("A.npy", np.random.default_rng(0).standard_normal((6, 4)))
+    return tmp_path

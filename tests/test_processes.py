@@ -55,6 +55,7 @@ INTERNAL = {
     *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
     *("MatrixModel", "NotPositiveError"),  # of certificates
+    "View",  # of a drawing
     *("Constraints", "CostModel", "MachineCosts", "Prices", "Search"),  # of searches of design
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }

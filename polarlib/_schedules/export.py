@@ -456,7 +456,7 @@ def _latex(fields: Fields) -> list[str]:
         r"% Needs \usepackage{booktabs}.",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{Coefficients of the schedule ``{name}'', for singular values from {lower} to {upper}.",
+        rf"  \caption{{Coefficients of ``{name}'', for singular values from {lower} to {upper}.",
         rf"    Before the first step {_escaped(_scaling(fields))}.{source}}}",
         rf"  \label{{tab:{label}}}",
         rf"  \begin{{tabular}}{{{'r' * (terms + 1)}}}",

@@ -116,15 +116,19 @@ class Options:
 
 def check_method(method: Method) -> None:
     """Raise ValueError for an unknown method."""
-    if isinstance(method, str) and published.target_of(method) is not None:
-        method = published.listed(method)
+    if isinstance(method, str) and method in ("auto", *METHODS, *FIXED):
+        return
+    name: Any = method
     if isinstance(method, Schedule):
-        if method.target != "polar":
-            raise ValueError(
-                f"schedule {method.name!r} approximates {method.target!r}, which is no unitary "
-                "factor; apply it with orthogonalize()"
-            )
-    elif not (isinstance(method, str) and method in ("auto", *METHODS, *FIXED)):
+        name, target = method.name, method.target
+    else:
+        target = published.target_of(method) or ""
+    if target not in ("", "polar"):
+        raise ValueError(
+            f"schedule {name!r} approximates {target!r}, which is no unitary factor; apply it with "
+            "orthogonalize()"
+        )
+    if not target:
         raise ValueError(f"unknown method {shown(method)}; {nearest(method, ['auto', *methods()])}")
 
 

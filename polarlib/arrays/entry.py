@@ -68,13 +68,20 @@ def libraries() -> dict[str, str]:
     """Versions of the array libraries that are installed, by name, from metadata: imports none."""
     found = {}
     for name in sorted({*served(), "array_api_strict"}):
-        if find_spec(name) is not None:
+        if _is_installed(name):
             try:
                 found[name] = metadata.version(name)
             except metadata.PackageNotFoundError:  # a package of another name, as cupy-cuda12x
                 packages = metadata.packages_distributions().get(name, ())
                 found[name] = metadata.version(packages[0]) if packages else "unknown"
     return found
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # a finder that hides it, a module without a specification
+        return False
 
 
 def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array, Ops]:

@@ -22,6 +22,8 @@ from polarlib import cli, files
 from polarlib.arrays import entry
 from polarlib.cli import console, everything
 
+pytestmark = pytest.mark.usefixtures("here")
+
 # -- the shell --------------------------------------------------------------------------------
 
 

@@ -16,6 +16,8 @@ from polarlib import files
 from polarlib.arrays.formats import FORMATS
 from polarlib.cli import compare, console, everything
 
+pytestmark = pytest.mark.usefixtures("here")
+
 OWN = tuple(everything.own_schedules("bfloat16"))  # in float32 too
 
 

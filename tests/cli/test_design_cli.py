@@ -16,6 +16,8 @@ from shell import ONE, A, document, done, invoke, refused
 import polarlib
 from polarlib.cli import console
 
+pytestmark = pytest.mark.usefixtures("here")
+
 # -- schedules --------------------------------------------------------------------------------
 
 

@@ -214,11 +214,14 @@ def test_polynomial_draws_the_composition_and_its_parts(name):
     rounding = 4 * np.finfo(float).eps
     assert np.abs(1 - y[inside]).max() <= s.error() * (1 + 1e-9) + rounding
     assert f"{s.slope / s.input_safety:.4g}" in whole.get_label()
-    dots = labelled(ax, "worst error")
-    worst = np.abs(1 - dots.get_ydata())
-    np.testing.assert_allclose(worst, s.error(), rtol=2e-3, atol=rounding)
+    # An error of the size of a rounding is that of the doubles: no points are marked.
+    dots = [line for line in ax.get_lines() if line.get_label().startswith("worst error")]
+    assert len(dots) == (s.error() >= 2.0**-50)
+    for line in dots:
+        worst = np.abs(1 - line.get_ydata())
+        np.testing.assert_allclose(worst, s.error(), rtol=2e-3, atol=rounding)
     parts = [line for line in ax.get_lines() if len(line.get_xdata()) > 2]
-    parts = [line for line in parts if line not in (whole, dots)]
+    parts = [line for line in parts if line not in (whole, *dots)]
     assert len(parts) == len(s) - 1
     y = x[inside] / s.input_safety
     for step, line in zip(s.steps, parts, strict=False):  # the first step alone may leave (0, 2)
