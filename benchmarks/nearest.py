@@ -387,9 +387,11 @@ def count(ours: Iterable[float], best: Iterable[float], precision: str) -> dict[
     d, b = np.array(list(ours)), np.array(list(best))
     q = d / b
     rounding = d <= 2 * format_of(precision).unit_roundoff
+    small = d <= 2 * format_of("bfloat16").unit_roundoff
     return {
         "near": int(np.sum((q <= NEAR) | rounding)),
         "within a tenth": int(np.sum((q <= TENTH) | rounding)),
+        "or small": int(np.sum((q <= TENTH) | small)),
         "of": len(q),
         "mean": round(float(q.mean()), 3),
         "geometric mean": round(float(np.exp(np.log(q).mean())), 3),
@@ -467,12 +469,14 @@ def measured(examples: Sequence[Example]) -> list[dict[str, Any]]:
 
 def counts_table(found: Sequence[dict[str, Any]], *keys: str) -> str:
     """Figures of `count` in Markdown."""
-    header = [*keys, "within 2 %", "within 10 %", "mean ratio", "geometric mean", "worst"]
+    header = [*keys, "within 2 %", "within 10 %", "or below 2⁻⁷"]
+    header += ["mean ratio", "geometric mean", "worst"]
     lines = [
         [
             *(str(f[k]) for k in keys),
             f"{f['near']} of {f['of']}",
             f"{f['within a tenth']} of {f['of']}",
+            f"{f['or small']} of {f['of']}",
             *(f"{f[k]:.3f}" for k in ("mean", "geometric mean")),
             f"{f['worst']:.2f}",
         ]

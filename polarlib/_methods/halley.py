@@ -142,8 +142,9 @@ def rational(
     z = low.cast(x if given else ops.divide(x, ops.binary_scale(peak)), precision)
     wide = ops.cast(z, "float64" if precision == "float64" else "float32")
     g = ops.gram(wide)
-    square, spent = ops.xp.ones_like(ops.max_abs(g)), 0
-    if not given:
+    if given:
+        square, spent = ops.xp.ones_like(ops.max_abs(g)), 0
+    else:
         square, spent = spectral_bound(g, ops, squarings=SQUARINGS)
     square = ops.divisor(square)
     g = ops.divide(g, square)
