@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -13,14 +13,13 @@ import polarlib
 from polarlib import Schedule
 from polarlib._schedules.export import Kind
 from polarlib.cli import console
+from polarlib.cli import design_options as options
 from polarlib.cli.console import command, grid, say, tabulated
+from polarlib.cli.design_options import EXPORTS
 from polarlib.cli.listing import coefficients, short_slope
-from polarlib.cli.requests import MOST_STEPS, designed
+from polarlib.cli.requests import designed
 from polarlib.files.whole import write_whole
 
-MOST_MATMULS = 300  # more take minutes
-# Endings of files that a schedule is exported to, and the kind of their text; also JSON.
-EXPORTS: dict[str, Kind] = {".py": "python", ".h": "c", ".cuh": "cuda", ".tex": "latex"}
 # Options that say what to design; the others say what to do with it.
 OUTPUTS = ("name", "plot", "export", "as_json")
 
@@ -28,127 +27,32 @@ OUTPUTS = ("name", "plot", "export", "as_json")
 @command(epilog="Example: polarlib design --lower 1e-3 --matmuls 15 --precision bfloat16")
 def design(
     context: typer.Context,
-    lower: Annotated[
-        float | None,
-        typer.Option(
-            help="Lower end of the interval whose singular values the schedule is to bring to 1: "
-            "the least error, with --matmuls, --steps or --degrees."
-        ),
-    ] = None,
-    upper: Annotated[float | None, typer.Option(help="Its upper end. [1]")] = None,
-    band: Annotated[
-        str | None,
-        typer.Option(
-            metavar="E|LO,HI",
-            help="Instead: the widest interval that is mapped into 1 - E to 1 + E, or LO to HI.",
-        ),
-    ] = None,
-    error: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead: the largest slope at 0 for this error; with --precision the widest "
-            "interval, or with --lower the fewest products."
-        ),
-    ] = None,
-    slope: Annotated[
-        float | None, typer.Option(help="Instead: the least error for this slope at 0.")
-    ] = None,
-    spectrum: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Instead: the least mean error on the singular values that FILE holds as a "
-            "vector, or on those of its matrix.",
-        ),
-    ] = None,
-    tune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OBJECTIVE",
-            help="Instead: improve --start by its slope, its error, or its mean error on the "
-            "singular values of a FILE.",
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE.json", help="What --tune improves.", show_default=False),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FUNCTION",
-            help="Instead: another function, clip (with --upper), power(P), smooth_sign(D) or "
-            "inverse_root(P).",
-        ),
-    ] = None,
-    zolotarev: Annotated[
-        int | None,
-        typer.Option(metavar="R", help="Instead: rational steps of R poles, to rounding."),
-    ] = None,
-    matmuls: Annotated[
-        int | None,
-        typer.Option(max=MOST_MATMULS, help="Matrix products that may be used: the best degrees."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(max=MOST_STEPS, help="Number of steps, of degree 5.")
-    ] = None,
-    degrees: Annotated[
-        str | None,
-        typer.Option(
-            help="Degree of each step, such as 3,5,5; with --matmuls those to choose from."
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="FORMAT", help="Safe against the rounding of this number format."),
-    ] = None,
-    safety: Annotated[
-        float | None,
-        typer.Option(
-            help="Each step tolerates inputs up to 1 + safety times its upper end; with --steps or "
-            "--degrees."
-        ),
-    ] = None,
-    cushion: Annotated[
-        float | None,
-        typer.Option(
-            help="Each step is designed on an interval whose lower end is at least this share of "
-            "its upper end; with --steps or --degrees."
-        ),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(help="plain or gram: what --matmuls counts; gram with its restarts. [plain]"),
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(metavar="M,N", help="Of the matrices that --matmuls counts for.")
-    ] = None,
-    costs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.toml", help="Costs of a device, by bench --calibrate, for --matmuls."
-        ),
-    ] = None,
-    library: Annotated[
-        str | None,
-        typer.Option(help="Which table of --costs, where it has several: torch, torch.gpu, ..."),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Number of matrices in a stack, with --costs.")
-    ] = None,
-    bounds: Annotated[
-        str | None,
-        typer.Option(metavar="LO,HI", help="Of the values, with --spectrum and --tune."),
-    ] = None,
-    normalisation: Annotated[
-        str | None, typer.Option(help="frobenius or spectral, with --spectrum.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the schedule.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(help=f"Write to this .json, {', '.join(EXPORTS)} or _triton.py file."),
-    ] = None,
+    lower: options.Lower = None,
+    upper: options.Upper = None,
+    band: options.Band = None,
+    error: options.Error = None,
+    slope: options.Slope = None,
+    spectrum: options.Spectrum = None,
+    tune: options.Tune = None,
+    start: options.Start = None,
+    target: options.Target = None,
+    zolotarev: options.Zolotarev = None,
+    matmuls: options.Matmuls = None,
+    steps: options.Steps = None,
+    degrees: options.Degrees = None,
+    precision: options.Precision = None,
+    safety: options.Safety = None,
+    cushion: options.Cushion = None,
+    form: options.Form = None,
+    shape: options.Shape = None,
+    costs: options.Costs = None,
+    library: options.Library = None,
+    batch: options.Batch = None,
+    bounds: options.Bounds = None,
+    normalisation: options.Normalisation = None,
+    name: options.Name = None,
+    plot: options.Plot = None,
+    export: options.Export = None,
     as_json: console.Json = False,
 ) -> None:
     """Design a schedule for an interval, a band or a spectrum.
