@@ -89,8 +89,8 @@ class NumpyOps(InPlaceOps):
     ) -> Array:
         """Return ``alpha a @ b + beta c`` without temporaries, rounded once."""
         work = a.shape[-2] * a.shape[-1] * b.shape[-1]
-        known = is_known(alpha) and is_known(beta)
-        if not known or not _worth_blas(work, a, b, c, a if out is None else out):
+        worth = _worth_blas(work, a, b, c, a if out is None else out)
+        if not (worth and is_known(alpha) and is_known(beta)):
             return super().gemm(a, b, c, alpha, beta, out)
         if beta:
             out = np.empty(c.shape, c.dtype) if out is None else out
@@ -116,8 +116,8 @@ class NumpyOps(InPlaceOps):
         It is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over diagonals, and
         a square that is a Gram product. `g` is restored exactly.
         """
-        known = all(map(is_known, c))
-        if not known or not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
+        # The coefficients of a step are all numbers, or all arrays.
+        if not is_known(c[0]) or not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
             return super().quadratic(g, c, out)
         s = c[1] / (2 * c[2])
         diagonal = self._diagonal(g)
