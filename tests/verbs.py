@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import struct
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 
 import polarlib
@@ -22,6 +24,14 @@ Call = Callable[[], Any]
 # Methods of polar for tall matrices, and fixed schedules.
 METHODS = ("svd", "qr", "qdwh", "zolotarev", "newton_schulz", "halley", "minimax", "polar_express")
 SETS = ("jordan", "cans", "halley")
+
+
+def polynomial_roots(ascending: Any) -> Any:
+    """Call mpmath's polyroots, whose order of coefficients changes with its version 1.4."""
+    options = {"maxsteps": 2000, "extraprec": 2000}
+    if "asc" in inspect.signature(mpmath.polyroots).parameters:
+        return mpmath.polyroots(ascending, asc=True, **options)
+    return mpmath.polyroots(ascending[::-1], **options)
 
 
 def gaussian(*shape: int, seed: int = 0, is_complex: bool = False) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import mpmath
 import numpy as np
 import pytest
+import verbs
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -34,10 +35,10 @@ def _error(steps, lower, upper):
             power = times(power, square)
         p = total
     slope = [k * c for k, c in enumerate(p)][1::2]  # a polynomial in x^2
-    turns = mpmath.polyroots(slope[::-1], maxsteps=500, extraprec=100)
+    turns = verbs.polynomial_roots(slope)
     x = [mpmath.sqrt(y.real) for y in turns if abs(y.imag) < mpmath.mpf(10) ** -30 and y.real > 0]
     x = [lower, upper, *(t for t in x if lower < t < upper)]
-    return max(abs(1 - mpmath.polyval(p[::-1], t)) for t in x)
+    return max(abs(1 - sum(c * t**k for k, c in enumerate(p))) for t in x)
 
 
 def _differences(steps, lower, upper, h):

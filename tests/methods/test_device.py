@@ -15,8 +15,8 @@ import pytest
 from conftest import library, off_the_host
 
 import polarlib
+from polarlib.arrays import functions
 from polarlib.arrays.ops import Ops, ops_of
-from polarlib.engine import evidence
 from polarlib.engine.drive import NEWTON_SCHULZ, Step
 from polarlib.result import Status
 from polarlib.testing import with_singular_values
@@ -252,7 +252,7 @@ def test_a_result_whose_figures_were_not_read_is_pickled(device):
 def test_probes_are_moved_once(any_device):
     """Those of a size and kind: another call finds them where they are."""
     device = any_device
-    evidence._placed.cache_clear()
+    functions._placed.cache_clear()
     device(polarlib.polar, SQUARES["gaussian"])
     assert device.counts["from_host"] == 1
     device(polarlib.polar, SQUARES["condition 1e12"])

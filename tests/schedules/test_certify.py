@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import inspect
 import itertools
 import math
 from fractions import Fraction
@@ -12,6 +11,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
+import verbs
 from flint import arb, ctx
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -85,14 +85,6 @@ def _largest_seen(steps, lower, upper, *, stride=2, target="polar", points=3000)
         return max(seen, error((a + b) / 2))
 
 
-def _polynomial_roots(ascending):
-    """Call mpmath's polyroots, whose order of coefficients changes with its version 1.4."""
-    options = {"maxsteps": 2000, "extraprec": 2000}
-    if "asc" in inspect.signature(mpmath.polyroots).parameters:
-        return mpmath.polyroots(ascending, asc=True, **options)
-    return mpmath.polyroots(ascending[::-1], **options)
-
-
 def _image_by_roots(steps, lower, upper):
     """Image from all complex roots of the derivatives (leading coefficients nonzero)."""
     with mpmath.workdps(DIGITS):
@@ -101,7 +93,7 @@ def _image_by_roots(steps, lower, upper):
             slope = [(2 * i + 1) * mpmath.mpf(c) for i, c in enumerate(step)]
             roots = []
             if len(slope) > 1:
-                roots = _polynomial_roots(slope)
+                roots = verbs.polynomial_roots(slope)
             real = [mpmath.re(y) for y in roots if abs(mpmath.im(y)) < 1e-10 * abs(y)]
             turns = [sign * mpmath.sqrt(y) for y in real if y > 0 for sign in (1, -1)]
             values = [_composition([step], x) for x in (lo, hi, *(t for t in turns if lo < t < hi))]
@@ -176,7 +168,7 @@ def test_turning_points_are_all_found_and_nothing_else(step, stride):
     found = enclosures._turning_points(tuple(step), stride, 150)
     with mpmath.workdps(DIGITS):
         slope = [(1 + stride * i) * mpmath.mpf(c) for i, c in enumerate(step)]
-        roots = _polynomial_roots(slope)
+        roots = verbs.polynomial_roots(slope)
         real = [mpmath.re(y) for y in roots if abs(mpmath.im(y)) < 1e-20 * abs(y)]
         exact = [
             sign * mpmath.root(abs(y), stride) * (-1 if y < 0 else 1)
