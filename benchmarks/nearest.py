@@ -53,6 +53,8 @@ FITTED = 15  # products for which the rule is fitted
 SIZE = 128  # columns of made matrices
 # Places between the tails at which distances are taken for a fit, for each pair of tails.
 BETWEEN = 4
+# Contenders that are no published set. The last is designed for each matrix by a sketch.
+OURS = ("default", "adaptive", "for_matrix")
 # "As near as the best": within this part of its distance.
 NEAR, TENTH = 1.02, 1.1
 
@@ -213,7 +215,10 @@ def distance_to(a: np.ndarray) -> Callable[[np.ndarray], float]:
 def distances(
     a: np.ndarray, precision: str, numbers: Sequence[int] = PRODUCTS
 ) -> dict[str, dict[str, float]]:
-    """Distances for each number of products, of the sets, of the default and of the adaptive."""
+    """Distances for each number of products, of the sets, of the default and of the adaptive.
+
+    For the products for which the rule is fitted also those of a design for this matrix.
+    """
     known: dict[Any, float] = {}
     distance = distance_to(a)
 
@@ -229,13 +234,23 @@ def distances(
         row["default"] = of(("", products), **stress.ours(precision, products))
         steps = adaptive_steps(products)
         row["adaptive"] = of(("", -steps), schedule="adaptive", steps=steps)
+        if products == FITTED and numbers == PRODUCTS:
+            row["for_matrix"] = of("for_matrix", schedule=for_matrix(a.tobytes(), *a.shape))
         rows[str(products)] = row
     return rows
 
 
+# The design is the same for all formats, which are measured one after another.
+@functools.lru_cache(maxsize=256)
+def for_matrix(entries: bytes, m: int, n: int) -> polarlib.Schedule:
+    """The schedule for the sketched spectrum of a matrix of single precision."""
+    a = np.frombuffer(entries, np.float32).reshape(m, n)
+    return polarlib.design.for_matrix(a, FITTED // 3)
+
+
 def best_published(row: dict[str, float]) -> tuple[float, str]:
     """The least distance among the published sets, and whose it is."""
-    return min((d, name) for name, d in row.items() if name not in ("default", "adaptive"))
+    return min((d, name) for name, d in row.items() if name not in OURS)
 
 
 # -- the rule --------------------------------------------------------------------------------
@@ -409,7 +424,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 group = [r for r in rows if (r["format"], r["kind"]) == (precision, kind)]
                 parts = [r["distances"][str(products)] for r in group]
                 best = [best_published(p)[0] for p in parts]
-                for who in ("default", "adaptive"):
+                for who in (name for name in OURS if name in parts[0]):
                     figures = count([p[who] for p in parts], best, precision)
                     found.append(
                         {"products": products, "format": precision, "kind": kind, "who": who}
