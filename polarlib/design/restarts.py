@@ -74,7 +74,9 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
     polynomials(schedule, "design.restarts")
-    return common_restarts((schedule,), format, gram_format)
+    # What is not a name may have no hash.
+    small = None if gram_format is None else format_of(gram_format).name
+    return common_restarts((schedule,), format_of(format).name, small)
 
 
 @functools.lru_cache(maxsize=256)
