@@ -295,6 +295,10 @@ class Ops(Arithmetic):
         """Name of the device that holds `x`; "" where it is not known or `x` is sharded."""
         return str(array_api_compat.device(x))
 
+    def _has_copies(self, x: Array) -> bool:
+        """Whether several devices have all of `x` each; it may then not meet a caller's mesh."""
+        return False
+
     def _visible(self, x: Array) -> Array:
         """Return `x` if its entries can be read."""
         if self.is_abstract(x):
