@@ -42,7 +42,7 @@ def lies_in_one_place(x: Array, ops: Ops) -> bool:
 
 def _may_be_joined(x: Array, ops: Ops) -> bool:
     # Of the library itself: a number format or a dual number wraps it.
-    return lies_in_one_place(x, ops) and not ops_of(x)._has_copies(x)
+    return lies_in_one_place(x, ops) and not ops_of(x)._lies_on_several(x)
 
 
 def read(ops: Ops, *arrays: Array) -> list[np.ndarray]:

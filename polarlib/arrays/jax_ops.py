@@ -165,13 +165,13 @@ class JaxOps(Ops):
             return ""
         return " and ".join(sorted(map(str, x.sharding.device_set)))
 
-    def _has_copies(self, x: Array) -> bool:
-        """Whether several devices have all of `x` each: not known of what is traced."""
+    def _lies_on_several(self, x: Array) -> bool:
+        """Whether several devices have `x`, in parts or each: not known of what is traced."""
         return not self.is_traced(x) and len(x.sharding.device_set) > 1
 
     def _device_of(self, x: Array) -> Any:
         """Where small matrices go that meet `x`: to every device that has a part of it."""
-        if self.is_traced(x) or len(x.sharding.device_set) == 1:
+        if not self._lies_on_several(x):
             return super()._device_of(x)
         sharding = import_library("jax").sharding
         if not isinstance(x.sharding, sharding.NamedSharding):

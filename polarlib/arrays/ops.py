@@ -295,8 +295,8 @@ class Ops(Arithmetic):
         """Name of the device that holds `x`; "" where it is not known or `x` is sharded."""
         return str(array_api_compat.device(x))
 
-    def _has_copies(self, x: Array) -> bool:
-        """Whether several devices have all of `x` each; it may then not meet a caller's mesh."""
+    def _lies_on_several(self, x: Array) -> bool:
+        """Whether several devices have `x`; it may then not meet a mesh that the caller set."""
         return False
 
     def _visible(self, x: Array) -> Array:

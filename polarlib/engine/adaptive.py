@@ -42,13 +42,12 @@ TAILS_OF = {"float64": "float32", "tf32": "float16"}
 
 
 class Rule(NamedTuple):
-    """The rule for log l, and how tails are taken: by interpolation, or the nearest one."""
+    """The rule for log l."""
 
     coefficients: tuple[float, ...]
     floor: float
     lower: float
     upper: float
-    selection: str = "linear"
 
 
 # Fields that follow optional ones must be optional.
@@ -175,8 +174,7 @@ def _place(mean: Array, deviation: Array, schedule: Adaptive, ops: Ops) -> Array
     c0, c1, c2, c3 = _scaled(schedule)
     low = xp.where(mean > rule.floor, mean, rule.floor)
     w = (c3 / low + c2) * deviation + (c1 * mean + c0)
-    w = xp.where(w > last, last, xp.where(w < 0, 0.0, w))
-    return xp.round(w) if rule.selection == "nearest" else w
+    return xp.where(w > last, last, xp.where(w < 0, 0.0, w))
 
 
 def tail_at(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
@@ -220,8 +218,8 @@ def tail_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Step
     g = ops.gram(x)
     mean, deviation = _moments(g, ops)
     w = _place(mean, deviation, schedule, ops)
-    # Beyond the outer tails nothing changes, nor where the nearest one is taken.
-    free = (w > 0) & (w < len(schedule.tails) - 1) & (rule.selection != "nearest")
+    # Beyond the outer tails nothing changes.
+    free = (w > 0) & (w < len(schedule.tails) - 1)
     above, equal = mean > rule.floor, deviation == 0
     low = xp.where(above, mean, rule.floor)
     of_low = xp.where(above, c3 * deviation / (low * low), 0.0)

@@ -16,7 +16,7 @@ from polarlib.arrays.checks import choice, flag, items, number, shown
 from polarlib.arrays.formats import FORMATS
 from polarlib.design.cost_tables import KERNELS, kernel_costs
 from polarlib.plot import figures, legends
-from polarlib.plot.figures import MARKERS, hidden_note, label_axes, require, shape_text
+from polarlib.plot.figures import label_axes, require, shape_text
 from polarlib.plot.traces import show_steps
 from polarlib.result import Trace
 
@@ -240,19 +240,9 @@ def _draw(
     colours = legends.checked_colours(ax, color, len(traces), start)
     for i, (t, x, colour) in enumerate(zip(traces, abscissas, colours, strict=True)):
         y = np.asarray(getattr(t, quantity))[first:]
-        lines = ax.plot(
-            x[first:],
-            y,
-            color=colour,
-            linestyle=figures.LINES[(start + i) % len(figures.LINES)],
-            marker=MARKERS[(start + i) % len(MARKERS)],
-            markersize=figures.marker_size(6),
-            markevery=-(-len(t.matmuls) // figures.MARKED),
-            linewidth=figures.line_width(1.5),
-            label=(named[i] if named else own[i]) + hidden_note(y),
-            gid=figures.LINE,
-        )
-        figures.draw_zeros(ax, lines[0])
+        every = -(-len(t.matmuls) // figures.MARKED)
+        label = named[i] if named else own[i]
+        figures.draw_steps(ax, x[first:], y, colour, start + i, label, every)
     ordinate = figures.QUANTITIES[quantity].replace(" $", " (dimensionless)\n$")
     label_axes(ax, unit, ordinate, title, common if view.is_new else "")
     figures.log_ordinate(ax, view, ceiling=figures.CEILING)

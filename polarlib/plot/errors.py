@@ -16,7 +16,7 @@ from polarlib.arrays.checks import count, flag, items, number
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.plot import figures, legends
 from polarlib.plot.extrema import errors_at, points_of
-from polarlib.plot.figures import MARKERS, label_axes, require
+from polarlib.plot.figures import label_axes, require
 
 BETWEEN = 24  # samples between two turning points
 SAMPLES = 2000  # points of the abscissa besides
@@ -209,20 +209,8 @@ def matrix_products(
     for i, (s, name) in enumerate(zip(found, names, strict=True)):
         x, errors = _by_products(s, s.lower if lower is None else lower, most)
         ends += x
-        y = np.array(errors)
-        lines = ax.plot(
-            x,
-            y,
-            color=colours[i],
-            linestyle=figures.LINES[(start + i) % len(figures.LINES)],
-            marker=MARKERS[(start + i) % len(MARKERS)],
-            markersize=figures.marker_size(6),
-            markevery=-(-len(x) // figures.MARKED),
-            linewidth=figures.line_width(1.5),
-            label=name + figures.hidden_note(y),
-            gid=figures.LINE,
-        )
-        figures.draw_zeros(ax, lines[0])
+        every = -(-len(x) // figures.MARKED)
+        figures.draw_steps(ax, x, np.array(errors), colours[i], start + i, name, every)
     interval = f" on [{lower or found[0].lower:.3g}, {found[0].upper:.3g}]" if not several else ""
     of = "1" if found[0].target == "polar" else "target"
     label_axes(ax, "matrix products", f"worst error |{of} − s(x)|{interval}", title)

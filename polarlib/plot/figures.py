@@ -436,6 +436,25 @@ def in_data(ax: Axes, line: Line2D) -> bool:
     return bool(line.get_transform().contains_branch_seperately(ax.transData)[1])
 
 
+def draw_steps(
+    ax: Axes, x: Any, y: np.ndarray, colour: Any, k: int, label: str, every: int
+) -> None:
+    """Draw line k of the cycle, a marker every so many steps; the label says what is hidden."""
+    (line,) = ax.plot(
+        x,
+        y,
+        color=colour,
+        linestyle=LINES[k % len(LINES)],
+        marker=MARKERS[k % len(MARKERS)],
+        markersize=marker_size(6),
+        markevery=every,
+        linewidth=line_width(1.5),
+        label=label + hidden_note(y),
+        gid=LINE,
+    )
+    draw_zeros(ax, line)
+
+
 def draw_zeros(ax: Axes, line: Line2D) -> None:
     """Put the exact zeros of a line on the lower edge, in its colour and with its marker."""
     y = np.asarray(line.get_ydata(), dtype=float)
