@@ -1,19 +1,24 @@
 """The frame of the studies: a study computes, and this compares with what was published.
 
-A study is a folder with ``expected.json`` and ``run.py``, which ends like this::
+A study is a folder with ``expected.json``, ``wrong.py``, ``README.md`` and ``run.py``, which ends
+like this::
 
-    def study(out: Output, quick: bool) -> None:
+    def errors(out: Output, quick: bool) -> None:
+        for n in out.steps((10, 20), "errors"):
+            ...
         out.figure("worst error after five steps", value)
         out.table("errors", ["steps", "error"], rows)
         out.plot("convergence", fig, "What the picture shows.")
         out.note("What a reader should know.")
 
+    def study(out: Output, quick: bool) -> None:
+        errors(out, quick)
+
     if __name__ == "__main__":
         main(study, __file__)
 
-``expected.json`` has a title, a source, and figures: name, published (a number or a list, absent
-where a bound alone is claimed), where, tolerance, quick, why, and source_kind, one of `KINDS`.
-Exit codes: 0 every figure inside its tolerance, 1 one outside or missing, 2 bad arguments.
+``expected.json`` has what was published, with tolerances and verdicts (verdicts.py). Exit codes: 0
+every figure passed, 1 one did not or is missing, 2 bad arguments, 3 a package is missing.
 """
 
 from __future__ import annotations
@@ -22,36 +27,83 @@ import argparse
 import csv
 import io
 import json
-import math
-import numbers
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from verdicts import NOT_RUN, VERDICTS, expected, verdict
 
-from polarlib import plot
-from polarlib.files.plain import plain
-from polarlib.files.whole import write_whole
 
-__all__ = ["ONE_COLUMN", "TWO_COLUMNS", "Output", "Study", "expected", "main", "panels", "run"]
+def need(*distributions: str) -> None:
+    """Exit with code 3, in one line, if a distribution is not installed."""
+    missing = []
+    for name in distributions:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        sys.stderr.write(
+            f"this study needs {' and '.join(missing)}: pip install 'polarlib[studies]'\n"
+        )
+        sys.exit(3)
 
-# Where a published figure was found. "own" is no published one: an earlier measurement of ours, or
-# an exact mathematical value.
-KINDS = ("paper", "code", "design note", "own")
-ONE_COLUMN, TWO_COLUMNS = 3.3, 7.0  # inches: the widths of plot.style
+
+need("matplotlib", "rich")  # before they are imported, here and in the studies
+
+import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import Progress  # noqa: E402
+
+from polarlib import plot  # noqa: E402
+from polarlib.files.plain import plain  # noqa: E402
+from polarlib.files.whole import write_whole  # noqa: E402
+
+__all__ = [
+    *("ONE_COLUMN", "Figure", "Output", "Study", "Wrong", "expected", "main", "need", "panels"),
+    "run",
+]
+
+T = TypeVar("T")
+
+ONE_COLUMN = 3.3  # inches: the width of plot.style("column")
 DPI = 200
 VERSIONS = ("polarlib", "numpy", "scipy", "matplotlib", "mpmath")
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong method that the checks of a study must notice.
+
+    Parameters
+    ----------
+    method : str
+        As ``wrong.method`` of the figures in expected.json has it.
+    part : str
+        Name of a function of run.py, which is called as ``part(out, True)``.
+    replace : mapping
+        Attributes of run.py that are replaced before.
+    figures : tuple of str
+        Those that must come out as "not reproduced".
+    """
+
+    method: str
+    part: str
+    replace: Mapping[str, Any]
+    figures: tuple[str, ...]
+
+
 def panels(
-    rows: int = 1, columns: int = 1, *, width: float = ONE_COLUMN, height: float = 2.6, **how: Any
+    rows: int = 1, columns: int = 1, *, height: float = 2.6, **how: Any
 ) -> tuple[Figure, np.ndarray]:
     """Make a figure with a grid of Axes.
 
@@ -59,7 +111,7 @@ def panels(
     ----------
     rows, columns : int, optional
         Of the grid.
-    width, height : float, optional
+    height : float, optional
         In inches.
     **how
         For :meth:`matplotlib.figure.Figure.subplots`, sharex and sharey for instance.
@@ -70,16 +122,19 @@ def panels(
     axes : ndarray of Axes, shape (rows * columns,)
         Row by row.
     """
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = Figure(figsize=(ONE_COLUMN, height), layout="constrained")
     return fig, fig.subplots(rows, columns, squeeze=False, **how).ravel()
 
 
 class Output:
     """What a study hands in: figures, tables, plots and notes, written at its end."""
 
-    def __init__(self, entries: Sequence[dict[str, Any]], *, quick: bool) -> None:
+    def __init__(
+        self, entries: Sequence[dict[str, Any]], *, quick: bool, progress: Progress | None = None
+    ) -> None:
         self._entries = {entry["name"]: entry for entry in entries}
         self._quick = quick
+        self._progress = progress
         self._values: dict[str, Any] = {}
         self._tables: list[dict[str, Any]] = []
         self._plots: list[dict[str, Any]] = []
@@ -131,19 +186,43 @@ class Output:
         self._files[file] = content.encode() if isinstance(content, str) else content
         return file
 
+    def steps(self, things: Iterable[T], what: str) -> Iterator[T]:
+        """Iterate over things, with a progress bar if the study runs at a terminal."""
+        if self._progress is None:
+            yield from things
+            return
+        things = list(things)
+        task = self._progress.add_task(what, total=len(things))
+        try:
+            for thing in things:
+                yield thing
+                self._progress.advance(task)
+        finally:
+            self._progress.remove_task(task)
+
     def judged(self) -> list[dict[str, Any]]:
-        """Every expected figure with its value; within is None for what --quick leaves out."""
+        """Every expected figure with its value, verdict, and whether it passed.
+
+        What --quick leaves out is "not run", and passed is None.
+        """
         rows = []
         for name, entry in self._entries.items():
             value = self._values.get(name)
-            due = entry["quick"] or not self._quick
             # In JSON NaN becomes None, so the judgement comes first.
-            within = _within(value, entry) if due else None
-            rows.append(entry | {"value": plain(value), "within": within})
+            word, passed = verdict(value, entry)
+            if self._quick and not entry["quick"]:
+                word, passed = NOT_RUN, None
+            rows.append(entry | {"value": plain(value), "verdict": word, "passed": passed})
         return rows
 
-    def write(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write everything, result.json last: each file whole or not at all."""
+    def write(self, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+        """Write everything, result.json last: each file whole or not at all.
+
+        Returns
+        -------
+        dict
+            What is in result.json.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in self._files.items():
             _put(folder / file, content)
@@ -155,6 +234,7 @@ class Output:
         }
         text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         _put(folder / "result.json", text.encode())
+        return result
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -167,83 +247,15 @@ def _put(path: Path, content: bytes) -> None:
 Study = Callable[[Output, bool], None]
 
 
-def _within(value: Any, entry: dict[str, Any]) -> bool:
-    """Whether a value, or every entry of a list, is inside the tolerance; NaN never is."""
-    if value is None:
-        return False
-    ours = np.asarray(value, dtype=float)
-    tolerance = entry["tolerance"]
-    inside = np.isfinite(ours)
-    if "at_most" in tolerance:
-        inside &= ours <= tolerance["at_most"]
-    if "at_least" in tolerance:
-        inside &= ours >= tolerance["at_least"]
-    if not {"at_most", "at_least"} & set(tolerance):
-        published = np.asarray(entry["published"], dtype=float)
-        if ours.shape != published.shape:
-            return False
-        if "absolute" in tolerance:
-            inside &= np.abs(ours - published) <= tolerance["absolute"]
-        elif "relative" in tolerance:
-            inside &= np.abs(ours - published) <= tolerance["relative"] * np.abs(published)
-        else:
-            factor = tolerance["factor"]
-            inside &= (published <= factor * ours) & (ours <= factor * published)
-    return bool(inside.all() and ours.size)
-
-
-def expected(path: Path) -> dict[str, Any]:
-    """Read and check an expected.json.
-
-    Parameters
-    ----------
-    path : path-like
-        The file.
-
-    Returns
-    -------
-    dict
-        Title, source, figures, each figure with every key.
-
-    Raises
-    ------
-    ValueError
-        If it does not say what it must; the message names the file and the figure.
-    """
-    told = json.loads(Path(path).read_text(encoding="utf-8"))
-
-    def require(right: bool, what: str) -> None:
-        if not right:
-            raise ValueError(f"{path}: {what}")
-
-    require(set(told) == {"title", "source", "figures"}, "needs title, source and figures")
-    figures: list[dict[str, Any]] = []
-    for given in told["figures"]:
-        entry = {"source_kind": "paper", "quick": False, "published": None} | given
-        name = entry.get("name")
-        keys = {"name", "published", "where", "tolerance", "quick", "why", "source_kind"}
-        require(set(entry) == keys, f"figure {name!r} needs exactly {', '.join(sorted(keys))}")
-        kind = entry["source_kind"]
-        require(kind in KINDS, f"figure {name!r}: source_kind {kind!r} is none of {KINDS}")
-        tolerance, limits = entry["tolerance"], {"at_most", "at_least"}
-        numeric = all(
-            isinstance(v, numbers.Real) and math.isfinite(float(v)) for v in tolerance.values()
-        )
-        bounded = bool(tolerance) and set(tolerance) <= limits
-        near = len(tolerance) == 1 and set(tolerance) <= {"absolute", "relative", "factor"}
-        require(
-            numeric and (bounded or near),
-            f"figure {name!r}: tolerance is absolute, relative or factor, or at_most and at_least, "
-            f"with numbers, got {tolerance}",
-        )
-        require(bounded or entry["published"] is not None, f"figure {name!r} has nothing published")
-        require(name not in [f["name"] for f in figures], f"figure {name!r} comes twice")
-        figures.append(entry)
-    return {"title": told["title"], "source": told["source"], "figures": figures}
-
-
-def run(study: Study, script: str | Path, folder: Path, *, quick: bool) -> list[dict[str, Any]]:
-    """Run a study, write its files, and return its figures with their judgements.
+def run(
+    study: Study,
+    script: str | Path,
+    folder: Path,
+    *,
+    quick: bool,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run a study, write its files, and return what is in result.json.
 
     Parameters
     ----------
@@ -255,54 +267,78 @@ def run(study: Study, script: str | Path, folder: Path, *, quick: bool) -> list[
         Where to write; made if it does not exist.
     quick : bool
         Whether to compute only what takes seconds.
+    progress : rich.progress.Progress, optional
+        Where `Output.steps` draws its bars.
 
     Returns
     -------
-    list of dict
+    dict
         As in result.json.
     """
     script = Path(script).resolve()
     told = expected(script.with_name("expected.json"))
     name = script.parent.name
-    out = Output(told["figures"], quick=quick)
+    out = Output(told["figures"], quick=quick, progress=progress)
+    start = time.perf_counter()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
-        with plot.style("page"):
+        with plot.style("column"):
             study(out, quick)
     facts = {
         "study": name,
         "title": told["title"],
         "source": told["source"],
+        "claims": told["claims"],
         "command": f"python analysis/{name}/run.py" + " --quick" * quick,
         "quick": quick,
+        "seconds": round(time.perf_counter() - start, 1),
         "versions": {"python": platform.python_version()}
-        | {package: metadata.version(package) for package in VERSIONS},
+        | {package: metadata.version(package) for package in (*VERSIONS, *told["needs"])},
     }
-    out.write(Path(folder), facts)
-    return out.judged()
+    return out.write(Path(folder), facts)
 
 
 def main(study: Study, script: str | Path) -> NoReturn:
     """Run a study from the command line; never returns."""
-    name = Path(script).resolve().parent.name
-    parser = argparse.ArgumentParser(description=f"The study {name}; its README.md says what of.")
+    folder = Path(script).resolve().parent
+    parser = argparse.ArgumentParser(
+        description=f"The study {folder.name}; its README.md says what of."
+    )
     parser.add_argument("--quick", action="store_true", help="compute only what takes seconds")
+    parser.add_argument("--json", action="store_true", help="print result.json")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        default=Path("analysis-output") / name,
+        default=Path("analysis-output") / folder.name,
         help="where to write (default: %(default)s)",
     )
     options = parser.parse_args()
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out} is a file, not a folder")
-    figures = run(study, script, options.out, quick=options.quick)
+    need(*expected(folder / "expected.json")["needs"])
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        result = run(study, script, options.out, quick=options.quick, progress=progress)
+    if options.json:
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(text + "\n")
+    else:
+        sys.stdout.writelines(line + "\n" for line in _lines(result, options.out))
+    sys.exit(any(figure["passed"] is False for figure in result["figures"]))
+
+
+def _lines(result: dict[str, Any], folder: Path) -> Iterator[str]:
+    """What a run prints: a line a figure, and how many have which verdict."""
+    figures = result["figures"]
     for figure in figures:
-        mark = {True: "within ", False: "OUTSIDE", None: "not run"}[figure["within"]]
-        sys.stdout.write(
-            f"{mark}  {figure['name']}: {figure['value']} "
-            f"({figure['source_kind']}: {figure['published']}, {figure['tolerance']})\n"
+        recorded = figure["recorded"]
+        instead = f"; recorded: {recorded['value']}, {recorded['tolerance']}" if recorded else ""
+        yield (
+            f"{'FAILED  ' * (figure['passed'] is False)}{figure['verdict']:14}  {figure['name']}: "
+            f"{figure['value']} ({figure['source_kind']}: {figure['published']}, "
+            f"{figure['tolerance']}{instead})"
         )
-    sys.stdout.write(f"{len(figures)} figures; everything is in {options.out}\n")
-    sys.exit(any(figure["within"] is False for figure in figures))
+    verdicts = [figure["verdict"] for figure in figures]
+    yield ", ".join(f"{verdicts.count(word)} {word}" for word in VERDICTS)
+    yield f"{result['seconds']} s; everything is in {folder}"
