@@ -312,7 +312,6 @@ def test_bad_studies(study, match, common, script, tmp_path):
         (figure(published=None), "'a': has nothing published"),
         (figure(source_kind="hearsay"), "'hearsay' is none of"),
         (figure(at_best="excellent"), "at_best is 'consistent' or absent"),
-        (figure(tolerance={}), "'a': tolerance"),
         (figure(wrong="a guess"), "wrong needs a method"),
         (figure(wrong={"method": "a guess"}), "wrong needs a method"),
         (figure(wrong={"method": "a guess", "value": 1.05}), "does not exclude 'a guess', which"),
