@@ -257,6 +257,11 @@ def schedules(out: Output, quick: bool) -> dict[str, list[int | None]]:
         for k in (n,) if quick else (n, RANK):
             runs = [spectral_count(problem(n, kappa, k), inexact(name)) for kappa in KAPPAS]
             rows[name if k == n else f"{name}, k = {k}"] = runs
+    way = FIRST / (1 - RATIO) * float(polarlib.schedule("jordan", 5)(1 / math.sqrt(n)))
+    out.note(
+        f"kappa = 1, n = {n}: every singular value of the gradient over its norm is 1 / sqrt(n), and "
+        f"the steps by Jordan's polynomial sum to {way:.3f}; the way from the start is {1 - ALPHA}."
+    )
     ends = [reached(rows[f"Taylor, {s} steps"][1:], KAPPAS[1:]) for s in (5, 12)]
     out.figure("largest kappa solved, Taylor, 5 and 12 steps", ends)
     return rows
@@ -297,28 +302,34 @@ def lift(out: Output, quick: bool) -> None:
 
 
 LOOK = {
-    "Muon": (plot.BLUE, "-", "o"),
     "gradient descent": (plot.VERMILLION, "--", "^"),
     "Adam": (plot.GREEN, "-.", "s"),
-    "Taylor, 5 steps": (plot.ORANGE, ":", "v"),
-    "Taylor, 12 steps": (plot.PURPLE, (0, (7, 2, 1, 2, 1, 2)), "D"),
+    "Muon": (plot.SKY, "-", "o"),
+    "Taylor, 12 steps": (plot.BLUE, "--", "D"),
+    "Taylor, 5 steps": (plot.INK, ":", "v"),
 }
 
 
 def picture(rows: dict[str, list[int | None]]):
-    """Draw the counts of every method over kappa."""
+    """Draw the counts of every method over kappa; a cross stands where one stops."""
     fig, (ax,) = panels(height=2.9)
     for name, (colour, line, marker) in LOOK.items():
-        counts = np.array([math.nan if c is None else c for c in rows[name]])
-        kappas = np.array(KAPPAS[: counts.size])
+        counts = [c for c in rows[name] if c is not None]
+        kappas = list(KAPPAS[: len(counts)])
+        inner = "white" if name in SCHEDULES else colour  # others are below
+        how = {"color": colour, "linestyle": line, "marker": marker, "markerfacecolor": inner}
         label = f"Muon, {name}" if name in SCHEDULES else name
-        ax.loglog(kappas, counts, color=colour, linestyle=line, marker=marker, label=label)
-        if np.isnan(counts).any():
-            end = int(np.isfinite(counts).sum()) - 1
-            ax.plot(kappas[end], counts[end], "x", color=plot.INK, markersize=9, zorder=5)
-    ax.plot([], [], "x", color=plot.INK, linestyle="none", label="none for larger κ")
+        ax.loglog(kappas, counts, label=label, linewidth=3 if name == "Muon" else 1.3, **how)
+        if len(counts) < len(rows[name]):
+            end = 3 * kappas[-1]
+            ax.plot([kappas[-1], end], 2 * counts[-1:], color=colour, linestyle=line, linewidth=1.3)
+            ax.plot(end, counts[-1], "x", color=colour, markersize=8, markeredgewidth=2, zorder=5)
+    ax.plot([], [], "x", color=plot.INK, markeredgewidth=2, label="none beyond")
+    ax.plot([3, 3e3], [300, 3e5], color=plot.INK, linewidth=0.8)
+    ax.annotate("slope 1", (60, 6e3), ha="right", va="bottom")
+    ax.set_ylim(10, 3e5)
     ax.set_xlabel("condition number κ of M")
-    ax.set_ylabel("iterations to a relative error of 1e-6")
+    ax.set_ylabel("iterations to a relative error of $10^{-6}$")
     fig.legend(loc="outside lower center", ncols=2)
     return fig
 
@@ -345,7 +356,7 @@ def study(out: Output, quick: bool) -> None:
         "Iterations until the relative error of XXᵀ is 1e-6, over the condition number, "
         f"{n} × {n}: spectral descent with the exact polar factor, gradient descent, Adam at the "
         "best of three constant rates, and spectral descent with polynomials. A cross: none for "
-        "the larger condition numbers that were run.",
+        "the next larger condition number that was run.",
     )
 
 
