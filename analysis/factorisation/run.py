@@ -167,16 +167,18 @@ def relative(out: Output, quick: bool) -> None:
 def starts(out: Output, quick: bool) -> None:
     """Take the share of random starts from which k = 8 < n is solved, for two decays."""
     kappas = (*KAPPAS[3:5], 1e5, 1e6)
-    shares = []
+    rows = []
     for size, steps in ((decayed, SPECTRAL_STEPS), (slowly, SLOW_STEPS)):
         for kappa in out.steps(kappas, "starts that are not aligned"):
             runs = [
                 spectral_count(problem(64, kappa, RANK, seed=seed), size=size, steps=steps)
                 for seed in range(STARTS)
             ]
-            shares.append(float(np.mean([c is not None for c in runs])))
-    rows = zip((RATIO,) * 4 + (SLOW,) * 4, kappas * 2, shares, strict=True)
-    out.table("starts", ["rho", "kappa", f"share of {STARTS} starts"], rows)
+            solved = [c for c in runs if c is not None]
+            rho = size(1) / size(0)
+            rows.append((rho, kappa, STARTS, len(solved), np.median(solved) if solved else "none"))
+    out.table("starts", ["rho", "kappa", "starts", "solved", "median of their steps"], rows)
+    shares = [solved / STARTS for _, _, _, solved, _ in rows]
     out.figure("share of starts solved, k = 8, rho 0.8, kappa 1e5 and 1e6", shares[2:4])
     out.figure("share of starts solved, k = 8, rho 0.9, kappa 1e3 to 1e6", shares[4:])
 
@@ -259,8 +261,9 @@ def schedules(out: Output, quick: bool) -> dict[str, list[int | None]]:
             rows[name if k == n else f"{name}, k = {k}"] = runs
     way = FIRST / (1 - RATIO) * float(polarlib.schedule("jordan", 5)(1 / math.sqrt(n)))
     out.note(
-        f"kappa = 1, n = {n}: every singular value of the gradient over its norm is 1 / sqrt(n), and "
-        f"the steps by Jordan's polynomial sum to {way:.3f}; the way from the start is {1 - ALPHA}."
+        f"For kappa = 1 and n = {n} every singular value of the gradient over its norm is "
+        f"1 / sqrt(n), and all steps by Jordan's polynomial sum to {way:.3f} at most; the distance "
+        f"from the start is {1 - ALPHA}."
     )
     ends = [reached(rows[f"Taylor, {s} steps"][1:], KAPPAS[1:]) for s in (5, 12)]
     out.figure("largest kappa solved, Taylor, 5 and 12 steps", ends)

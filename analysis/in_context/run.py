@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -145,11 +145,24 @@ def losses(out: Output, quick: bool) -> None:
         [simulate(p, points, seed) for seed in out.steps(range(PROMPTS // BATCH), "prompts")]
     )
     samples = simulated.transpose(1, 0, 2).reshape(3, -1)
+    means = samples.mean(axis=1)
     error = samples.std(axis=1, ddof=1) / math.sqrt(samples.shape[1])
     out.figure(
-        "simulated loss minus formula, standard errors",
-        ((samples.mean(axis=1) - formula) / error).tolist(),
+        "simulated loss minus formula, standard errors", ((means - formula) / error).tolist()
     )
+    # The same with a term of T left out.
+    others = [
+        replace(p, factor=p.factor - left)
+        for left in (p.covariance / N, np.eye(8) * p.lam.sum() / N)
+    ]
+    apart = [
+        [(m - o.loss(g)) / e for o in (p, *others)]
+        for g, m, e in zip(points, means, error, strict=True)
+    ]
+    matrices = ("0", "minimiser", "half of the minimiser")
+    rows = zip(matrices, formula, means, error, *zip(*apart, strict=True), strict=True)
+    columns = ["matrix", "formula", "simulated", "standard error", "difference in standard errors"]
+    out.table("simulation", [*columns, "without 1/N in T", "without tr(Lambda)/N in T"], rows)
 
 
 def simulate(p: Layer, points, seed: int) -> np.ndarray:
