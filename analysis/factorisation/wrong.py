@@ -85,6 +85,7 @@ WRONG = (
             "iterations, gradient descent, kappa 1, 10, 100",
             "growth of gradient descent, kappa 1 to 100",
             "slope of gradient descent over kappa, 10 to 1000",
+            "iterations, gradient descent, k = 8, kappa 1, 10, 100",
         ),
     ),
     Wrong(
