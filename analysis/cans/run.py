@@ -167,7 +167,14 @@ def convergence(out: Output, quick: bool) -> None:
                 markersize=2.5,
                 label=method if ax is axes[0] else None,
             )
-            rows.append([name.replace("$", ""), f"{sigma[0] / sigma[-1]:.4g}", method, f"{needed[method]:g}"])
+            rows.append(
+                [
+                    name.replace("$", ""),
+                    f"{sigma[0] / sigma[-1]:.4g}",
+                    method,
+                    f"{needed[method]:g}",
+                ]
+            )
         ratios.append(needed["CANS, degree 3"] / needed["Newton–Schulz 3"])
         ax.set_title(name)
         ax.set_ylim(1e-16, 30)

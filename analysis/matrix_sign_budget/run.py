@@ -149,7 +149,7 @@ def budgets(out: Output, quick: bool) -> None:
     some = {d: HORNER[d] for d in (3, 5, 7, 9, 11)}
     for ax, (power, shown) in zip(axes, ((3, (8, 25)), (7, (24, 45))), strict=True):
         for label, chosen, cost, colour, marker, line, size in (
-            ("degree 5 alone", (5,), None, plot.GREEN, "o", ":", 5),
+            ("degree 5 alone", (5,), None, plot.GREEN, "o", "none", 5),
             ("degrees 3 to 11, one product per power", list(some), some, plot.BLUE, "D", "-", 2.5),
             ("degrees 3, 5, 9, in blocks", (3, 5, 9), None, plot.VERMILLION, "s", "--", 2.5),
         ):
@@ -166,6 +166,7 @@ def budgets(out: Output, quick: bool) -> None:
             )
         ax.set_title(rf"$\kappa = 10^{{{power}}}$")
         ax.set(ylabel=r"least worst error on $[1/\kappa, 1]$", xlim=shown, ylim=(1e-13, 3))
+        ax.set_xticks(range(10 * (shown[0] // 10 + 1), shown[1] + 1, 5))
     axes[-1].set_xlabel("matrix products")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=1)
     out.plot("budget", fig, "Least worst error for a number of products.")

@@ -118,7 +118,9 @@ def library(out: Output, quick: bool) -> None:
     # Singular values evenly spaced on a logarithmic scale.
     n = 48
     rows = []
-    for condition in out.steps((10, 1e5, 1e15) if quick else tuple(10.0**k for k in range(16)), "matrices"):
+    for condition in out.steps(
+        (10, 1e5, 1e15) if quick else tuple(10.0**k for k in range(16)), "matrices"
+    ):
         a = with_singular_values(np.geomspace(1, 1 / condition, n), seed=1)
         by = [len(newton(a, scaling)[1]) for scaling in SCALINGS]
         rows.append((condition, *by, polarlib.polar(a, method=NEWTON).iterations))
