@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import polarlib
 from common import Wrong
+
+import polarlib
 from polarlib import design
 
 KEEP = 0.02407327424182761  # the cushion of Polar Express

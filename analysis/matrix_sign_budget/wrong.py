@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from common import Wrong
+
 from polarlib import design
 
 IN_BLOCKS = {degree: cost for degree, cost in design.costs().items() if degree}

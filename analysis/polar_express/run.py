@@ -185,7 +185,7 @@ def gradients(out: Output, name: str) -> dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def least_errors(degree: int, lower: float) -> np.ndarray:
-    """Least errors of 1, 2, ... steps of a degree, proven by a dual bound, to the first tiny one."""
+    """Least errors of 1, 2, ... steps, proven by a dual bound, up to the first tiny one."""
     found = np.zeros(39)
     for t in range(1, found.size + 1):
         found[t - 1] = design.least_error(lower, [degree] * t)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import polarlib
 from common import Wrong
+
+import polarlib
 from polarlib import design
 
 
