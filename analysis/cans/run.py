@@ -236,9 +236,9 @@ def bands(out: Output, quick: bool) -> None:
 
 def study(out: Output, quick: bool) -> None:
     one_step(out, quick)
-    picture(out, quick)
     published(out, quick)
     convergence(out, quick)
+    picture(out, quick)
     bands(out, quick)
     out.note(
         "With known extreme singular values a composition of best steps needs a part of the "

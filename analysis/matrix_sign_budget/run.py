@@ -175,9 +175,9 @@ def budgets(out: Output, quick: bool) -> None:
 def study(out: Output, quick: bool) -> None:
     published(out, quick)
     search(out, quick)
+    budgets(out, quick)
     rates(out, quick)
     degrees(out, quick)
-    budgets(out, quick)
 
 
 if __name__ == "__main__":

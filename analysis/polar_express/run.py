@@ -102,7 +102,7 @@ def coefficients(out: Output, quick: bool) -> None:
     x = 1.0
     for _ in range(100):
         x = last(x)
-    out.figure("limit with safety factor", float(x))
+    out.figure("limit with safety factor, below 1 by", 1 - float(x))
 
 
 def spectral_errors(points: int) -> dict[str, list[float]]:
@@ -320,10 +320,10 @@ def study(out: Output, quick: bool) -> None:
     coefficients(out, quick)
     first_experiment(out, quick)
     matrix(out, quick)
+    curves(out, quick)
     rates(out, quick)
     too_high(out, quick)
     optimality(out, quick)
-    curves(out, quick)
     out.note(
         "The paper's GPT-2 gradients are not public; gradients that come with polarlib are used "
         "in their place. Its training runs are not repeated."

@@ -27,7 +27,7 @@ WRONG = (
         "no safety factor",
         part="coefficients",
         replace={"SAFETY": 0.0},
-        figures=("limit with safety factor",),
+        figures=("limit with safety factor, below 1 by",),
     ),
     Wrong(
         "a lower end 100 times too high",

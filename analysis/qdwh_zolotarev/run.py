@@ -228,9 +228,9 @@ def matrices(out: Output, quick: bool) -> None:
 
 
 def study(out: Output, quick: bool) -> None:
+    iterations(out, quick)
     functions(out, quick)
     steps(out, quick)
-    iterations(out, quick)
     matrices(out, quick)
     out.note(
         "On matrices the methods know bounds of the singular values and not their values: QDWH "
