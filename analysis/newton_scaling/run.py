@@ -11,7 +11,7 @@ import scipy.linalg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
+from common import Output, main, panels
 
 import polarlib
 from polarlib import plot
@@ -22,6 +22,8 @@ EPS = 2.0**-52
 ENOUGH = math.sqrt(5 * EPS)
 SCALE_ABOVE = 1e-2  # Higham (1986): the change from which on scaling does not pay
 CONDITIONS = (1.001, 1.1, 2, 10, 1e2, 1e3, 1e5, 1e7, 1e16)
+PUBLISHED = "higham"  # the scaling of the published log
+NEWTON = "newton"  # the library's method
 SCALINGS = {
     "higham": r"Higham, $1,\infty$-norms",
     "byers-xu": "Byers–Xu",
@@ -81,15 +83,13 @@ def count(condition: float, scaling: str) -> int:
     return 100
 
 
-def logs(out: Output) -> None:
+def logs(out: Output, quick: bool) -> None:
     """A published log of hilb(6), and published numbers of iterations."""
     h = hilbert(6)
-    _, changes, defects = newton(h, "higham")
+    _, changes, defects = newton(h, PUBLISHED)
     out.figure("hilb(6): relative changes", changes)
     out.figure("hilb(6): first six defects", defects[:6])
     out.figure("hilb(6): seventh defect", defects[6])
-    result = polarlib.polar(h, method="newton")
-    out.figure("iterations of polar(method='newton') on hilb(6)", result.iterations)
     rows = []
     for name, a in (("hilb(6)", h), ("binomial(16)", binomial(16)), ("frank(16)", frank(16))):
         for scaling in SCALINGS:
@@ -99,125 +99,120 @@ def logs(out: Output) -> None:
     counts = {(name, scaling): k for name, _, scaling, k, _ in rows}
     out.figure(
         "iterations, Higham's scaling: hilb(6), binomial(16), frank(16)",
-        [counts[name, "higham"] for name in ("hilb(6)", "binomial(16)", "frank(16)")],
+        [counts[name, PUBLISHED] for name in ("hilb(6)", "binomial(16)", "frank(16)")],
     )
 
 
-def iterations(out: Output, quick: bool) -> None:
-    """Iterations against the condition number."""
+def scalars(out: Output, quick: bool) -> None:
+    """Iterations of the scalars at the ends of the interval and between, over the condition."""
     out.figure("iterations, Byers-Xu", [count(k, "byers-xu") for k in CONDITIONS])
     most = np.geomspace(1.0001, 1e16, 40 if quick else 400)
     out.figure("most iterations to 1e16, Byers-Xu", max(count(k, "byers-xu") for k in most))
     out.figure("iterations, unscaled, at 1e16", count(1e16, "none"))
-    # On matrices, of singular values evenly spaced on a logarithmic scale.
-    n = 16 if quick else 48
-    tried = (10, 1e5, 1e15) if quick else tuple(10.0**k for k in range(16))
+
+
+def library(out: Output, quick: bool) -> None:
+    """Iterations of the library's method, on the matrix of the log and on ill-conditioned ones."""
+    iterations = polarlib.polar(hilbert(6), method=NEWTON).iterations
+    out.figure("iterations of polar(method='newton') on hilb(6)", iterations)
+    # Singular values evenly spaced on a logarithmic scale.
+    n = 48
     rows = []
-    for condition in tried:
+    for condition in out.steps(
+        (10, 1e5, 1e15) if quick else tuple(10.0**k for k in range(16)), "matrices"
+    ):
         a = with_singular_values(np.geomspace(1, 1 / condition, n), seed=1)
         by = [len(newton(a, scaling)[1]) for scaling in SCALINGS]
-        rows.append((condition, *by, polarlib.polar(a, method="newton").iterations))
+        rows.append((condition, *by, polarlib.polar(a, method=NEWTON).iterations))
     out.table("iterations", ["condition", *SCALINGS, "polar(method='newton')"], rows)
     out.figure("most iterations of polar(method='newton')", max(row[-1] for row in rows))
 
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=2.7)
+    fig, (ax,) = panels(height=2.7)
     grid = np.geomspace(1.001, 1e16, 200)
     for i, (scaling, label) in enumerate(SCALINGS.items()):
         colour, line, marker = LOOK[scaling]
         if scaling != "higham":  # its factors need the whole spectrum
-            axes[0].step(
-                grid,
-                [count(k, scaling) for k in grid],
-                color=colour,
-                linestyle=line,
-                label=f"{label}, scalars",
-            )
-        axes[0].plot(
+            values = [count(k, scaling) for k in grid]
+            ax.step(grid, values, color=colour, linestyle=line, label=f"{label}, scalars")
+        ax.plot(
             [row[0] for row in rows],
             [row[1 + i] for row in rows],
             color=colour,
             linestyle="none",
             marker=marker,
             markersize=6 - 1.5 * i,
+            markerfacecolor="none" if scaling == "higham" else colour,
             label=f"{label}, matrices",
         )
-        axes[0].set_xscale("log")
-        axes[0].set(
-            xlabel=r"condition number $\kappa$",
-            ylabel="iterations to $5\\varepsilon$",
-            ylim=(0, 62),
-        )
-    axes[0].legend(loc="upper left")
-    _, changes, defects = newton(hilbert(6), "higham")
-    k = np.arange(1, len(changes) + 1)
-    axes[1].semilogy(
-        k, changes, color=plot.BLUE, marker="o", label=r"$\|X_k - X_{k-1}\|_1 / \|X_{k-1}\|_1$"
-    )
-    axes[1].semilogy(
-        k,
-        defects,
-        color=plot.VERMILLION,
-        linestyle="--",
-        marker="s",
-        label=r"$\|X_k^{\mathsf{T}} X_k - I\|_1$",
-    )
-    _, unscaled, _ = newton(hilbert(6), "none")
-    axes[1].semilogy(
-        np.arange(1, len(unscaled) + 1),
-        unscaled,
-        color=plot.GREEN,
-        linestyle=":",
-        marker="^",
-        label="relative change, unscaled",
-    )
-    axes[1].set(xlabel="iteration $k$", title="hilb(6)")
-    axes[1].legend(loc="lower center", bbox_to_anchor=(0.56, 0.01))
+    ax.set_xscale("log")
+    ax.set(xlabel=r"condition number $\kappa$", ylabel="iterations", ylim=(0, 62))
+    ax.legend(loc="upper left")
     out.plot(
         "iterations",
         fig,
-        "Left: iterations of Newton's method until the last change is below √(5ε), on scalars "
+        "Iterations of Newton's method until the last change is below √(5ε), on scalars "
         "(lines) and on matrices with singular values evenly spaced on a logarithmic scale "
-        "(markers). Scaling turns logarithmic growth, one iteration for each factor of two, into "
-        "at most nine. Right: convergence on the Hilbert matrix of order 6.",
+        "(markers). Without scaling there is one iteration for each factor of two; with scaling "
+        "there are at most nine.",
     )
+
+
+def history(out: Output, quick: bool) -> None:
+    """Picture of the convergence on the matrix of the log."""
+    _, changes, defects = newton(hilbert(6), "higham")
+    _, unscaled, _ = newton(hilbert(6), "none")
+    fig, (ax,) = panels(height=2.9)
+    for y, label, colour, line, marker in (
+        (changes, r"$\|X_k - X_{k-1}\|_1 / \|X_{k-1}\|_1$", plot.BLUE, "-", "o"),
+        (defects, r"$\|X_k^{\mathsf{T}} X_k - I\|_1$", plot.VERMILLION, "--", "s"),
+        (unscaled, "relative change, unscaled", plot.GREEN, ":", "^"),
+    ):
+        how = {"color": colour, "linestyle": line, "marker": marker}
+        ax.semilogy(np.arange(1, len(y) + 1), y, label=label, **how)
+    ax.set(xlabel="iteration $k$", ylabel="change, defect")
+    fig.legend(loc="outside lower center", ncols=2)
+    out.plot("hilbert", fig, "Convergence on the Hilbert matrix of order 6.")
+
+
+def backward_error(a: np.ndarray, method: str) -> float:
+    """Backward error of a method of the library."""
+    return float(polarlib.polar(a, method=method).backward_error)
 
 
 def accuracy(out: Output, quick: bool) -> None:
     """Backward errors against n: the inverses cost digits."""
     sizes = (64,) if quick else (64, 128, 256, 512, 1024)
     rows = []
-    for n in sizes:
-        worst = dict.fromkeys(("newton", "qdwh", "svd"), 0.0)
+    for n in out.steps(sizes, "backward errors"):
+        worst = dict.fromkeys((NEWTON, "qdwh", "svd"), 0.0)
         for condition in (1e2, 1e8, 1e15):
             a = with_singular_values(np.geomspace(1, 1 / condition, n), seed=n)
             for method in worst:
-                error = polarlib.polar(a, method=method).backward_error
-                worst[method] = max(worst[method], float(error))
+                worst[method] = max(worst[method], backward_error(a, method))
         rows.append((n, *worst.values()))
     out.table("backward_errors", ["n", "newton", "qdwh", "svd"], rows)
     out.figure("worst backward error of polar(method='newton'), n = 64", rows[0][1])
-    out.figure("worst backward error of polar(method='newton'), all n", max(r[1] for r in rows))
     if quick:
         return
-    by_size = {row[0]: row[1] for row in rows}
-    out.figure("worst backward error of polar(method='newton'), n = 256", by_size[256])
-    fig, (ax,) = panels(width=ONE_COLUMN, height=2.7)
-    columns = [[row[k] for row in rows] for k in (1, 2, 3)]
-    for (label, colour, line, marker), y in zip(
+    of = np.array(rows)
+    out.figure("worst backward error of polar(method='newton'), n = 256", of[2, 1])
+    slopes = np.log(of[-1, 1:3] / of[0, 1:3]) / np.log(of[-1, 0] / of[0, 0])
+    out.figure("growth of backward errors with n, exponents of Newton and QDWH", slopes.tolist())
+    fig, (ax,) = panels(height=2.7)
+    for k, (label, colour, line, marker) in enumerate(
         (
             ("Newton", plot.BLUE, "-", "o"),
             ("QDWH", plot.VERMILLION, "--", "s"),
             ("SVD", plot.GREEN, ":", "^"),
         ),
-        columns,
-        strict=True,
+        1,
     ):
-        ax.loglog(sizes, y, color=colour, linestyle=line, marker=marker, label=label)
+        ax.loglog(sizes, of[:, k], color=colour, linestyle=line, marker=marker, label=label)
     ax.axhline(EPS / 2, color=plot.INK, linewidth=0.8, label="unit roundoff")
     ax.set(xlabel="$n$", ylabel=r"worst $\|A - UH\|_F / \|A\|_F$")
     ax.set_xticks(sizes, [str(n) for n in sizes])
     ax.minorticks_off()
-    fig.legend(loc="outside lower center", ncols=4, columnspacing=1.0, handlelength=1.8)
+    fig.legend(loc="outside lower center", ncols=2)
     out.plot(
         "backward_errors",
         fig,
@@ -227,8 +222,10 @@ def accuracy(out: Output, quick: bool) -> None:
 
 
 def study(out: Output, quick: bool) -> None:
-    logs(out)
-    iterations(out, quick)
+    logs(out, quick)
+    scalars(out, quick)
+    library(out, quick)
+    history(out, quick)
     accuracy(out, quick)
     out.note(
         "The iterations with the two scalings and without are written out in run.py, in NumPy, so "

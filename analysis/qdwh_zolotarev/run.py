@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
+from common import Output, main, panels
 
 import polarlib
 from polarlib import design, plot
@@ -24,6 +24,14 @@ CONDITIONS = (1.001, 1.1, 2, 10, 1e2, 1e3, 1e5, 1e7, 1e16)
 POLES = range(1, 9)
 LOWERS = (1e-16, 1e-8, 1e-3, 0.5)
 MARKED = (plot.BLUE, plot.VERMILLION, plot.GREEN, plot.PURPLE)
+LINES = ("-", "--", "-.", ":")
+MOST = 8  # poles of the function that needs two steps
+METHODS = ("qdwh", "zolotarev")  # of polarlib.polar
+
+
+def degree(r: int) -> int:
+    """Degree of the numerator of a function with r poles of each sign: type (2r + 1, 2r)."""
+    return 2 * r + 1
 
 
 @functools.cache
@@ -46,44 +54,54 @@ def count(r: int, condition: float) -> int:
     k = 0
     while True:
         k += 1
-        e = error((2 * r + 1) ** k, 1 / condition)
+        e = error(degree(r) ** k, 1 / condition)
         if 2 * e / (1 + e) <= 5 * EPS:
             return k
 
 
+def weights(l: Any) -> tuple[Any, Any, Any]:
+    """Coefficients a, b, c of a step of QDWH, l (a + b l^2) / (1 + c l^2)."""
+    d = mpmath.cbrt(4 * (1 - l**2) / l**4)
+    root = mpmath.sqrt(1 + d)
+    a = root + mpmath.sqrt(8 - 4 * d + 8 * (2 - l**2) / (l**2 * root)) / 2
+    b = (a - 1) ** 2 / 4
+    return a, b, a + b - 1
+
+
 def halley(condition: float) -> int:
-    """The same for QDWH by its own recurrence, in many digits."""
+    """Iterations of QDWH by its own recurrence, in many digits."""
     with mpmath.workdps(DIGITS):
         l, k = 1 / mpmath.mpf(condition), 0
         while 1 - l > 5 * EPS:
-            d = mpmath.cbrt(4 * (1 - l**2) / l**4)
-            root = mpmath.sqrt(1 + d)
-            a = root + mpmath.sqrt(8 - 4 * d + 8 * (2 - l**2) / (l**2 * root)) / 2
-            b = (a - 1) ** 2 / 4
-            l = l * (a + b * l**2) / (1 + (a + b - 1) * l**2)
+            a, b, c = weights(l)
+            l = l * (a + b * l**2) / (1 + c * l**2)
             k += 1
         return k
 
 
-def functions(out: Output) -> None:
+def functions(out: Output, quick: bool) -> None:
     """The best functions, and their errors against the closed form."""
     differences, rows = [], []
-    for lower in LOWERS:
+    for lower in out.steps(LOWERS, "best functions"):
         for r in POLES:
             s = design.zolotarev(r, lower)
             for k in range(1, len(s) + 1):
-                found, exact = s.truncate(k).error(), error((2 * r + 1) ** k, lower)
+                found, exact = s.truncate(k).error(), error(degree(r) ** k, lower)
                 differences.append(abs(found - exact))
                 rows.append((lower, r, k, found, exact))
     out.table("errors", ["lower", "r", "steps", "error", "closed form"], rows)
     out.figure("errors of design.zolotarev against the closed form", max(differences))
     s = design.zolotarev(1, 1e-16)
     out.figure("errors at 1e-16, r = 1", [s.truncate(k).error() for k in range(1, 6)])
-    out.figure("error of type (17, 16) twice at 1e-16", design.zolotarev(8, 1e-16).error())
+    twice = design.zolotarev(MOST, 1e-16).truncate(2)
+    out.figure("error of type (17, 16) twice at 1e-16", twice.error())
 
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=2.8)
+
+def steps(out: Output, quick: bool) -> None:
+    """Picture of one step, and of its error over r."""
+    fig, axes = panels(2, height=5.4)
     x = np.geomspace(1e-16, 1, 4001)
-    for r, colour, line in zip((1, 2, 4, 8), MARKED, ("-", "--", "-.", "-"), strict=True):
+    for r, colour, line in zip((1, 2, 4, 8), MARKED, LINES, strict=True):
         step = design.zolotarev(r, 1e-16).truncate(1)
         axes[0].semilogx(x, step(x), color=colour, linestyle=line, label=f"$r = {r}$")
     axes[0].axhline(1, color=plot.INK, linewidth=0.6)
@@ -91,27 +109,30 @@ def functions(out: Output) -> None:
         xlabel="singular value $x$",
         ylabel="one step of type $(2r + 1, 2r)$",
         title=r"$\ell = 10^{-16}$",
-        ylim=(-0.1, 2.5),
+        ylim=(-0.1, 2.9),
     )
-    axes[0].legend(loc="upper center", ncols=4, columnspacing=1.0)
-    for lower, colour, marker in zip(LOWERS, MARKED, plot.MARKERS, strict=False):
+    axes[0].legend(loc="upper center", ncols=4, columnspacing=1.0, handlelength=1.8)
+    for i, lower in enumerate(LOWERS):
         marks = [design.zolotarev(r, lower).truncate(1).error() for r in POLES]
-        axes[1].semilogy(POLES, [error(2 * r + 1, lower) for r in POLES], color=colour)
+        closed = [error(degree(r), lower) for r in POLES]
+        axes[1].semilogy(POLES, closed, color=MARKED[i], linestyle=LINES[i])
         axes[1].semilogy(
             POLES,
             marks,
-            color=colour,
+            color=MARKED[i],
             linestyle="none",
-            marker=marker,
-            label=rf"$\ell$ = {lower:g}",
+            marker=plot.MARKERS[i],
+            label=rf"$\ell = {lower:g}$"
+            if lower > 1e-3
+            else rf"$\ell = 10^{{{np.log10(lower):.0f}}}$",
         )
     axes[1].set(xlabel="$r$", ylabel=r"worst error on $[\ell, 1]$", ylim=(1e-18, 2))
-    axes[1].legend(loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     out.plot(
         "functions",
         fig,
-        "Left: the best odd rational functions of type (2r + 1, 2r) on [1e-16, 1]; r = 1 is a step "
-        "of QDWH. Right: worst error of one step against r; lines: closed form by elliptic "
+        "Top: the best odd rational functions of type (2r + 1, 2r) on [1e-16, 1]; r = 1 is a step "
+        "of QDWH. Bottom: worst error of one step against r; lines: closed form by elliptic "
         "functions, markers: design.zolotarev, whose coefficients are doubles.",
     )
 
@@ -127,9 +148,9 @@ def iterations(out: Output, quick: bool) -> None:
         out.figure(f"iterations at {condition:.0e}, r = 1 to 8", [table[r][at] for r in POLES])
     out.table("iterations", ["r", *map(str, CONDITIONS)], [(r, *row) for r, row in table.items()])
     grid = np.geomspace(1.001, 1e16, 10 if quick else 120)
-    counts = {r: [count(r, k) for k in grid] for r in (1, 2, 4, 8)}
+    counts = {r: [count(r, k) for k in grid] for r in out.steps((1, 2, 4, 8), "iterations")}
     out.figure("most iterations to 1e16, r = 1 and 8", [max(counts[1]), max(counts[8])])
-    fig, (ax,) = panels(width=ONE_COLUMN, height=2.5)
+    fig, (ax,) = panels(height=2.6)
     for i, (r, found) in enumerate(counts.items()):
         name = "QDWH" if r == 1 else "Zolotarev"
         # Steps that coincide stay visible: the later, the thinner.
@@ -138,13 +159,13 @@ def iterations(out: Output, quick: bool) -> None:
             found,
             where="mid",
             color=MARKED[i],
-            linestyle=("-", "--", "-.", "-")[i],
-            linewidth=2.6 - 0.6 * i,
+            linestyle=LINES[i],
+            linewidth=2.6 - 0.5 * i,
             label=f"{name}, $r = {r}$",
         )
     ax.set_xscale("log")
     ax.set(xlabel=r"condition number $\kappa$", ylabel="iterations", ylim=(0, 6.6))
-    ax.legend(loc="upper left", ncols=2, handlelength=2.4)
+    fig.legend(loc="outside lower center", ncols=2, handlelength=3.2)
     out.plot(
         "iterations",
         fig,
@@ -153,58 +174,63 @@ def iterations(out: Output, quick: bool) -> None:
     )
 
 
+def decompose(a: np.ndarray, method: str) -> tuple[float, float, float]:
+    """Iterations, backward error and orthogonality; NaN if the SVD was used instead."""
+    result = polarlib.polar(a, method=method)
+    if result.method != method:
+        return np.nan, np.nan, np.nan
+    return float(result.iterations), float(result.backward_error), float(result.orthogonality)
+
+
 def matrices(out: Output, quick: bool) -> None:
     """Both methods on matrices: iterations and backward errors."""
     n = 40 if quick else 256
     powers = (2, 8, 16) if quick else range(1, 17)
-    methods = ("qdwh", "zolotarev", "svd")
+    methods = (*METHODS, "svd")
     rows = []
-    for power in powers:
+    for power in out.steps(powers, "matrices"):
         a = with_singular_values(np.geomspace(1, 10.0**-power, n), seed=power)
-        for method in methods:
-            result = polarlib.polar(a, method=method)
-            figures = (result.backward_error, result.orthogonality, result.method)
-            rows.append((power, method, result.iterations, *figures))
-    columns = ["log10 condition", "method", "iterations", "backward error", "orthogonality", "ran"]
+        rows += [(power, method, *decompose(a, method)) for method in methods]
+    columns = ["log10 condition", "method", "iterations", "backward error", "orthogonality"]
     out.table("matrices", columns, rows)
-
-    def of(method: str, column: int) -> list[Any]:
-        return [row[column] for row in rows if row[1] == method]
-
-    out.figure("most iterations of polar(method='qdwh')", max(of("qdwh", 2)))
-    out.figure("most iterations of polar(method='zolotarev')", max(of("zolotarev", 2)))
-    out.figure("worst backward errors, qdwh and zolotarev", [max(of(m, 3)) for m in methods[:2]])
-    out.figure("worst orthogonality, qdwh and zolotarev", [max(of(m, 4)) for m in methods[:2]])
-    out.figure("fell back to the SVD", sum(row[5] != row[1] for row in rows))
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=2.6, sharey=True)
+    found = {m: np.array([row[2:] for row in rows if row[1] == m]) for m in methods}
+    worst = [found[m].max(axis=0).tolist() for m in METHODS]
+    out.figure("most iterations of polar(method='qdwh')", worst[0][0])
+    out.figure("most iterations of polar(method='zolotarev')", worst[1][0])
+    out.figure("worst backward errors, qdwh and zolotarev", [w[1] for w in worst])
+    out.figure("worst orthogonality, qdwh and zolotarev", [w[2] for w in worst])
+    fig, axes = panels(2, height=4.6, sharex=True, sharey=True)
     for ax, column, label in zip(
         axes,
-        (3, 4),
-        (r"backward error $\|A - UH\|_F / \|A\|_F$", r"orthogonality $\|U^H U - I\|_F / \sqrt{n}$"),
+        (1, 2),
+        (r"$\|A - UH\|_F / \|A\|_F$", r"$\|U^H U - I\|_F / \sqrt{n}$"),
         strict=True,
     ):
-        for method, colour, marker in zip(methods, MARKED, plot.MARKERS, strict=False):
+        for i, method in enumerate(methods):
             ax.loglog(
                 10.0 ** np.array(powers),
-                of(method, column),
-                color=colour,
-                marker=marker,
+                found[method][:, column],
+                color=MARKED[i],
+                linestyle=LINES[i],
+                marker=plot.MARKERS[i],
                 label=method.upper() if method != "zolotarev" else "Zolotarev",
             )
         ax.axhline(EPS / 2, color=plot.INK, linewidth=0.8, label="unit roundoff")
-        ax.set(xlabel=r"condition number $\kappa$", ylabel=label, ylim=(8e-17, 2e-14))
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        ax.set(ylabel=label, ylim=(8e-17, 2e-14))
+    axes[-1].set_xlabel(r"condition number $\kappa$")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     out.plot(
         "matrices",
         fig,
-        f"Backward error and orthogonality of {n} × {n} matrices with geometric spectra, float64: "
-        "at rounding level whatever the condition number.",
+        f"Backward error (top) and orthogonality (bottom) of {n} × {n} matrices with geometric "
+        "spectra, float64: at rounding level whatever the condition number.",
     )
 
 
 def study(out: Output, quick: bool) -> None:
-    functions(out)
     iterations(out, quick)
+    functions(out, quick)
+    steps(out, quick)
     matrices(out, quick)
     out.note(
         "On matrices the methods know bounds of the singular values and not their values: QDWH "
