@@ -114,7 +114,11 @@ def shown(value: Any) -> str:
         return ", ".join(map(shown, value))
     if value is None:
         return "none"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if 0 < abs(value - 1) < 1e-4:
+        return f"1 {'−' if value < 1 else '+'} {abs(value - 1):.2g}"
+    return f"{value:.5g}"
 
 
 def cell(text: str) -> str:
