@@ -123,8 +123,16 @@ SOLVERS: dict[str, tuple[Callable[[Array, int], Iterator[Found]], dict[str, str]
         False,
     ),
     "lanczos": (lambda a, k: library("lanczos", a, k), {"color": plot.BLUE, "marker": "D"}, True),
-    "SciPy, ARPACK": (partial(scipys, "arpack"), {"color": plot.INK, "linestyle": "--"}, False),
-    "SciPy, PROPACK": (partial(scipys, "propack"), {"color": plot.INK, "linestyle": ":"}, False),
+    "SciPy, ARPACK": (
+        partial(scipys, "arpack"),
+        {"color": plot.INK, "marker": "x", "linestyle": "--"},
+        False,
+    ),
+    "SciPy, PROPACK": (
+        partial(scipys, "propack"),
+        {"color": plot.INK, "marker": "+", "linestyle": ":"},
+        False,
+    ),
 }
 
 
@@ -239,7 +247,7 @@ def drawn(
         ax.set_title(kind)
         ax.set_ylabel("error of U Vᵀ")
     axes[-1].set_xlabel("products with a vector")
-    axes[0].set_ylim(1e-10, 3)
+    axes[0].set_ylim(1e-15, 5)
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 
