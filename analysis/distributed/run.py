@@ -215,8 +215,8 @@ def counts(out: Output, quick: bool) -> None:
     sent = [found[name].sent / np.prod(SHAPE) for name in UNSENT]
     out.figure(f"sent over m n beyond AdamW, {', '.join(UNSENT)}", sent)
     names = ("gather", "all to all", "Gram")
-    few = [measured(name, ranks=4).sent for name in names]
-    out.figure("elements sent on 4 ranks, gather, all to all, Gram", few)
+    on_four = [measured(name, ranks=4).sent for name in names]
+    out.figure("elements sent on 4 ranks, gather, all to all, Gram", on_four)
     exact = [c.difference for name, c in found.items() if name != "block only"]
     out.figure("largest difference from the undivided result", max(exact))
     whole = [stage(number, of_owner, at(SHAPE, RANKS)).sent / np.prod(SHAPE) for number in (2, 3)]
