@@ -325,7 +325,7 @@ def main(study: Study, script: str | Path) -> NoReturn:
         sys.stdout.write(text + "\n")
     else:
         sys.stdout.writelines(line + "\n" for line in _lines(result, options.out))
-    sys.exit(any(figure["passed"] is False for figure in result["figures"]))
+    sys.exit(int(any(figure["passed"] is False for figure in result["figures"])))
 
 
 def _lines(result: dict[str, Any], folder: Path) -> Iterator[str]:

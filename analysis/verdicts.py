@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from polarlib.report import VERDICTS
+
 __all__ = [
     *("CONSISTENT", "KINDS", "NOT_REPRODUCED", "NOT_RUN", "REPRODUCED", "VERDICTS"),
     *("expected", "inside", "verdict"),
@@ -40,11 +42,7 @@ __all__ = [
 # Where a published figure was found. "own" is no published one: an earlier measurement of ours, or
 # an exact mathematical value.
 KINDS = ("paper", "code", "design note", "own")
-# A published number is met; an order, a bound or a number of ours is; ours is outside; left out by
-# --quick.
-REPRODUCED, CONSISTENT, NOT_REPRODUCED, NOT_RUN = VERDICTS = (
-    *("reproduced", "consistent", "not reproduced", "not run"),
-)
+REPRODUCED, CONSISTENT, NOT_REPRODUCED, NOT_RUN = VERDICTS
 
 
 def verdict(value: Any, entry: dict[str, Any]) -> tuple[str, bool]:

@@ -23,6 +23,8 @@ from polarlib.files.whole import load_json, read_whole, write_whole
 
 __all__ = ["collect", "render", "write"]
 
+# A published number is met; an order, a bound or a number of ours is; ours is outside; left out.
+VERDICTS = ("reproduced", "consistent", "not reproduced", "not run")
 MOST_FILES = 10_000  # in a folder of studies; one has about ten
 LIMIT = 2**26  # bytes of a file of a study
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,11 +36,11 @@ _KEYS: dict[str, type] = {
     **dict.fromkeys(("study", "title", "source", "command"), str),
     "quick": bool,
     "versions": dict,
-    **dict.fromkeys(("figures", "tables", "plots", "notes"), list),
+    **dict.fromkeys(("claims", "figures", "tables", "plots", "notes"), list),
 }
 _FIGURE_KEYS = (
     *("name", "value", "published", "where", "source_kind"),
-    *("tolerance", "within", "why", "quick"),
+    *("tolerance", "why", "wrong", "recorded", "verdict", "passed", "quick"),
 )
 
 
@@ -55,8 +57,8 @@ def write(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[
     Returns
     -------
     list of dict
-        For every study its name and how many of its figures are within their tolerances, outside,
-        and not run.
+        For every study its name, how many of its figures have each of the `VERDICTS`, and how
+        many failed: are neither inside their tolerances nor the value that is recorded.
 
     Raises
     ------
@@ -95,7 +97,7 @@ def collect(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     -------
     list of dict
         As in the files, ordered by path; tables with their columns and rows, plots with their
-        PNG in base64, and counts of figures within, outside and not run.
+        PNG in base64, and counts of the figures by verdict, and of those that failed.
 
     Raises
     ------
@@ -155,7 +157,7 @@ def render(studies: list[dict[str, Any]]) -> str:
     )
     environment.filters |= {"number": _number, "cell": _cell, "tolerance": _tolerance}
     text = resources.files("polarlib").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(text).render(studies=studies, shown=SHOWN)
+    return environment.from_string(text).render(studies=studies, verdicts=VERDICTS, shown=SHOWN)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -167,22 +169,29 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(study.get(key), kind):
             raise _malformed(file, f"needs {key!r}, of type {kind.__name__}")
     figures, tables, plots = study["figures"], study["tables"], study["plots"]
+    _need(file, "claims", study["claims"], ("claimed", "figures", "condition"))
     _need(file, "figures", figures, _FIGURE_KEYS)
     _need(file, "tables", tables, ("name", "csv"))
     _need(file, "plots", plots, ("name", "png", "caption"))
     for figure in figures:
-        if figure["within"] not in (True, False, None) or not isinstance(figure["tolerance"], dict):
-            raise _malformed(
-                file,
-                f"figure {figure['name']!r} needs within, which is true, false or null, and a "
-                "tolerance",
-            )
+        recorded = figure["recorded"]
+        kinds = {
+            "tolerance": isinstance(figure["tolerance"], dict),
+            "wrong": _has(figure["wrong"], "method", "value"),
+            "recorded": recorded is None or _has(recorded, "value", "tolerance", "because"),
+            "verdict": figure["verdict"] in VERDICTS,
+            "passed": figure["passed"] in (True, False, None),
+        }
+        wrong = [key for key, right in kinds.items() if not right]
+        if wrong:
+            raise _malformed(file, f"figure {figure['name']!r} has another kind of {wrong[0]}")
         for key in ("value", "published"):
             values = figure[key] if isinstance(figure[key], list) else [figure[key]]
             if any(isinstance(value, list | dict) for value in values):
                 raise _malformed(file, f"figure {figure['name']!r}: {key} must be a number or list")
-    verdicts = [figure["within"] for figure in figures]
-    counts = {word: verdicts.count(w) for word, w in _VERDICTS.items()}
+    verdicts = [figure["verdict"] for figure in figures]
+    counts = {word: verdicts.count(word) for word in VERDICTS}
+    counts["failed"] = sum(figure["passed"] is False for figure in figures)
     return study | {
         "counts": counts,
         "tables": [table | _table(file, table["csv"]) for table in tables],
@@ -190,7 +199,8 @@ def _read(file: Path) -> dict[str, Any]:
     }
 
 
-_VERDICTS = {"within": True, "outside": False, "not run": None}
+def _has(entry: Any, *keys: str) -> bool:
+    return isinstance(entry, dict) and set(entry) == set(keys)
 
 
 def _malformed(file: Path, what: str) -> ValueError:

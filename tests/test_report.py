@@ -11,6 +11,14 @@ import pytest
 from polarlib import report
 
 PNG = report.PNG + b"not much of a picture"
+MARKS = (
+    "✓ reproduced",
+    "○ consistent",
+    "✗ not reproduced, failed",
+    "≠ not reproduced",
+    "– not run",
+)
+COUNTS = dict.fromkeys((*report.VERDICTS, "failed"), 0)
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
@@ -23,17 +31,23 @@ def result(**more):
         "quick": False,
         "versions": {"python": "3.11", "numpy": "2.0"},
         "figures": [
-            figure("inside", 0.1 + 0.2, True),
-            figure("far", [1, None], False),
-            figure("later", None, None),
+            figure("inside", 0.1 + 0.2, "reproduced", True),
+            figure("bounded", 1, "consistent", True),
+            figure("far", [1, None], "not reproduced", False),
+            figure("recorded", 2, "not reproduced", True, recorded=RECORDED),
+            figure("later", None, "not run", None),
         ],
         "tables": [{"name": "numbers", "csv": "numbers.csv"}],
         "plots": [{"name": "p", "png": "p.png", "pdf": "p.pdf", "caption": 'A "caption" <i>'}],
+        "claims": [{"claimed": "It is <fast>.", "figures": ["inside"], "condition": "If rested."}],
         "notes": ["A note."],
     } | more
 
 
-def figure(name, value, within):
+RECORDED = {"value": 2, "tolerance": {"absolute": 0.1}, "because": "Another <seed>."}
+
+
+def figure(name, value, verdict, passed, recorded=None):
     return {
         "name": name,
         "value": value,
@@ -41,7 +55,10 @@ def figure(name, value, within):
         "where": "Table 7",
         "source_kind": "paper",
         "tolerance": {"relative": 0.01},
-        "within": within,
+        "wrong": {"method": "Newton's <method>", "value": None if passed is None else 7.5},
+        "recorded": recorded,
+        "verdict": verdict,
+        "passed": passed,
         "why": "digits",
         "quick": True,
     }
@@ -87,11 +104,18 @@ class Page(HTMLParser):
 
 
 def test_the_page(folder, tmp_path):
-    study(folder, "another", title="Another one", quick=True, figures=[figure("b", 1.0, True)])
+    study(
+        folder,
+        "another",
+        title="Another one",
+        quick=True,
+        figures=[figure("b", 1.0, "reproduced", True)],
+    )
     counts = report.write(tmp_path / "r.html", folder)
     assert counts == [
-        {"study": "another", "quick": True, "within": 1, "outside": 0, "not run": 0},
-        {"study": "toy", "quick": False, "within": 1, "outside": 1, "not run": 1},
+        {"study": "another", "quick": True} | COUNTS | {"reproduced": 1},
+        {"study": "toy", "quick": False, "reproduced": 1, "consistent": 1}
+        | {"not reproduced": 2, "not run": 1, "failed": 1},
     ]
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(text)
@@ -109,9 +133,11 @@ def test_the_page(folder, tmp_path):
         "Nobody, arXiv 0000.00000",
         "python analysis/toy/run.py",
         "numpy 2.0",
-        "✓ within",
-        "✗ outside",
-        "– not run",
+        *MARKS,
+        "It is <fast>. If rested.",
+        "Excluded: Newton's <method>, 7.5.",
+        "Excluded: Newton's <method>.",
+        "Recorded: 2, within 0.1. Another <seed>.",
         "within 0.01 of itself: digits",
         "paper: Table 7",
         "1.5, 2.5",
@@ -121,8 +147,7 @@ def test_the_page(folder, tmp_path):
         "Another one (quick)",
     ):
         assert expected in words, expected
-    # A mark for each figure, and one for each study.
-    assert [words.count(mark) for mark in ("✓ within", "✗ outside", "– not run")] == [3, 2, 1]
+    assert [words.count(mark) for mark in MARKS] == [2, 1, 1, 1, 1]
     assert "0.30000000000000004" not in words
     assert str(tmp_path) not in text
     # The same again.
@@ -159,8 +184,13 @@ MALFORMED = [
     (json.dumps(result(figures=[{"name": "a"}])), "'figures' lacks 'value'"),
     (json.dumps(result(tables=["a"])), "'tables' lacks 'name'"),
     (json.dumps(result(plots=[{"name": "p", "png": "p.png"}])), "'plots' lacks 'caption'"),
-    (json.dumps(spoiled("figures", within="yes")), "figure 'inside' needs within"),
-    (json.dumps(spoiled("figures", tolerance=0.1)), "figure 'inside' needs within"),
+    *(
+        (json.dumps(spoiled("figures", **{key: value})), f"'inside' has another kind of {key}")
+        for key, value in (
+            *(("tolerance", 0.1), ("verdict", "yes"), ("passed", "yes")),
+            *(("wrong", None), ("wrong", {"method": "a"}), ("recorded", {"value": 1})),
+        )
+    ),
     (json.dumps(spoiled("figures", value=[[1]])), "figure 'inside': value must be a number"),
     (json.dumps(spoiled("figures", published={"a": 1})), "published must be a number"),
     ('{"study": 1, "study": 2}', "'study' occurs twice"),
@@ -213,7 +243,10 @@ def test_text_of_studies_is_no_format_and_no_markup(folder):
         title=odd,
         notes=[odd],
         versions={odd: odd},
-        figures=[figure(odd, odd, True) | {"tolerance": {odd: odd}, "why": odd, "where": odd}],
+        figures=[
+            figure(odd, odd, "reproduced", True)
+            | {"tolerance": {odd: odd}, "why": odd, "where": odd}
+        ],
     )
     (folder / "odd" / "numbers.csv").write_text(f"{name},b,c\n1,{name},{{0}}\n")
     report.write(folder / "r.html", folder)

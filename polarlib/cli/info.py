@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import os
 import platform
 import warnings
@@ -41,7 +42,7 @@ def report(
     as_json: console.Json = False,
 ) -> None:
     """Results of the studies as one self-contained HTML page."""
-    from polarlib.report import write
+    from polarlib.report import VERDICTS, write
 
     console.check_outputs({"-o": output}, ())
     studies = write(output, folder)
@@ -50,9 +51,7 @@ def report(
         return
     columns: list[console.Column] = [
         ("study", "<", lambda s: s["study"] + " (quick)" * s["quick"]),
-        ("within", ">", lambda s: s["within"]),
-        ("outside", ">", lambda s: s["outside"]),
-        ("not run", ">", lambda s: s["not run"]),
+        *((word, ">", operator.itemgetter(word)) for word in (*VERDICTS, "failed")),
     ]
     say(*tabulated(columns, studies), f"Written to {output}.")
 
