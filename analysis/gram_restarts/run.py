@@ -81,13 +81,13 @@ def products(out: Output, quick: bool) -> None:
     out.figure("saved at m/n = 4 by the cost model of the designs, percent", 100 * told)
     fig, (ax,) = panels(height=2.5)
     aspects = np.geomspace(1, 16, 81)
-    for k, (colour, line) in enumerate(((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."))):
-        label = f"{k} restart{'s' * (k != 1)}"
-        ax.plot(
-            aspects, [100 * saved(r, k, FULL) for r in aspects], line, color=colour, label=label
-        )
-        half = [100 * saved(r, k, HALF) for r in aspects]
-        ax.plot(aspects, half, line, color=colour, linewidth=0.5)
+    for k, look in enumerate(((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."))):
+        for symmetric, label, width in (
+            (FULL, f"{k} restart{'s' * (k != 1)}", 1.0),
+            (HALF, "", 0.5),
+        ):
+            share = [100 * saved(r, k, symmetric) for r in aspects]
+            ax.plot(aspects, share, look[1], color=look[0], linewidth=width, label=label or None)
     ax.axhline(0, color=plot.INK, linewidth=0.6)
     ax.set_xscale("log", base=2)
     ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
