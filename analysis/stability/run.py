@@ -217,7 +217,7 @@ def study(out: Output, quick: bool) -> None:
 
 
 def draw(out: Output, rows: list[Row]) -> None:
-    fig, axes = panels(rows=2, height=5.6)
+    fig, axes = panels(rows=2, height=5.0)
     lower = 1 / CONDITION
     guarded = design.greedy(lower, [5], cushion=0.1)
     bare = design.greedy(lower, [5])
@@ -245,7 +245,7 @@ def draw(out: Output, rows: list[Row]) -> None:
         ylabel=r"$f(x) / \max f$ of the first step",
         ylim=(1e-7, 2),
     )
-    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False)
+    axes[0].legend(loc="lower left")
     looks = (
         ("newton-schulz", "Newton–Schulz", plot.VERMILLION, "s"),
         ("minimax", "minimax, degree 5", plot.PURPLE, "D"),
@@ -260,6 +260,8 @@ def draw(out: Output, rows: list[Row]) -> None:
             *zip(*points, strict=True),
             color=colour,
             marker=marker,
+            markeredgewidth=0.8,
+            fillstyle="none",
             linestyle="none",
             label=label,
         )
