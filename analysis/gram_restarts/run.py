@@ -241,7 +241,7 @@ def spurious(out: Output, quick: bool) -> None:
                 least_of.append(-least[0] / unit / edge(a))
         first.append(round(float(max(least_of)), 2))  # the seed changes the first decimal
         ax.axhline(unit, color=plot.INK, linewidth=0.8, linestyle=":")
-        ax.annotate("u", (5.15, unit), va="center")
+        ax.annotate("u", (5.2, unit), va="bottom")
         ax.set_title(precision)
         ax.set_ylim(1e-5, 3e6)
         ax.set_ylabel(r"$-\lambda_{\min}(R) / \lambda_{\max}(R)$")
