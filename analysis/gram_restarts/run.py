@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,9 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import Figure, Output, main, panels
 
 import polarlib
 from polarlib import Schedule, design, plot, testing
@@ -17,9 +20,6 @@ from polarlib.arrays.formats import FORMATS, Format
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.rounded import round_to
 from polarlib.engine.iterate import matrix_products
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
 
 # The model of gram-newton-schulz, restart_autotune.py: every eigenvalue of a Gram matrix is off by
 # this, and singular values are these.
@@ -31,12 +31,25 @@ ROOMY = ("polar_express", "polar_express_102", "polar_express_105", "you", "jord
 RULES = {"none": (), "after 1": (1,), "after 2": (2,), "after 3": (3,), "1 and 3": (1, 3)}
 SHOWN = "log 1e-7"  # the spectrum in the picture of the eigenvalues of R
 CEILING = 1e6  # of what is drawn: beyond, a result is noise
+# What a product with a symmetric result costs, without and with a kernel for it.
+FULL, HALF = 1.0, 0.5
+FORMATS_16 = ("bfloat16", "float16")
+SHAPES = ((512, 64), (256, 192), (768, 96))
+# What --quick takes of the stress test: the matrices that decide its largest values.
+HARD = (
+    ((256, 192), "three clusters", 1),
+    ((512, 64), "half log-uniform, half zero", 1),
+    ((512, 64), "log 1e-7", 1),
+    ((512, 64), "rank two", 0),
+)
+# Root mean square of a rounding over the unit roundoff, significands distributed as 1/x in [1, 2).
+RMS_ROUNDING = math.sqrt(1 / (8 * math.log(2)))
 
 
 # -- products --------------------------------------------------------------------------------
 
 
-def work(steps: int, aspect: float, restarts: int | None, symmetric: float = 1.0) -> float:
+def work(steps: int, aspect: float, restarts: int | None, symmetric: float) -> float:
     """Operations of quintic steps, in products of n x n matrices; plain form for None.
 
     Products with X cost m/n of that; `symmetric` is what a product with a symmetric result costs.
@@ -51,31 +64,30 @@ def work(steps: int, aspect: float, restarts: int | None, symmetric: float = 1.0
     return large / 2 * aspect * (1 + symmetric) + (total - large) * symmetric
 
 
-def saved(aspect: float, restarts: int, symmetric: float = 1.0) -> float:
+def saved(aspect: float, restarts: int, symmetric: float) -> float:
     """Share of the operations of the plain form that the Gram form does without, five quintics."""
     return 1 - work(5, aspect, restarts, symmetric) / work(5, aspect, None, symmetric)
 
 
-def products(out: Output) -> Figure:
+def products(out: Output, quick: bool) -> None:
     """Work saved against the aspect ratio."""
-    by_restarts = [100 * saved(4, k) for k in range(3)]
+    by_restarts = [100 * saved(4, k, FULL) for k in range(3)]
     out.figure("saved at m/n = 4 with 0, 1, 2 restarts, percent", by_restarts)
-    out.figure("saved at m/n = 4 with symmetric products, percent", 100 * saved(4, 0, 0.5))
+    out.figure("saved at m/n = 4 with symmetric products, percent", 100 * saved(4, 0, HALF))
     # design.costs counts the same without restarts.
     costs = design.costs((4, 1), form="gram", degrees=(5,))
     plain = design.costs((4, 1), degrees=(5,))
     told = 1 - (costs[0] + 5 * costs[5]) / (5 * plain[5])
     out.figure("saved at m/n = 4 by the cost model of the designs, percent", 100 * told)
-    fig, (ax,) = panels(width=ONE_COLUMN, height=2.8)
+    fig, (ax,) = panels(height=2.5)
     aspects = np.geomspace(1, 16, 81)
-    rows = []
-    for k, (colour, line) in enumerate(((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."))):
-        label = f"{k} restart{'s' * (k != 1)}"
-        ax.plot(aspects, [100 * saved(r, k) for r in aspects], line, color=colour, label=label)
-        half = [100 * saved(r, k, 0.5) for r in aspects]
-        ax.plot(aspects, half, line, color=colour, linewidth=0.7, alpha=0.6)
-    for r in (1, 1.5, 2, 3, 4, 8, 16):
-        rows.append([r, *(f"{100 * saved(r, k, s):.1f}" for s in (1.0, 0.5) for k in range(3))])
+    for k, look in enumerate(((plot.BLUE, "-"), (plot.ORANGE, "--"), (plot.GREEN, "-."))):
+        for symmetric, label, width in (
+            (FULL, f"{k} restart{'s' * (k != 1)}", 1.0),
+            (HALF, "", 0.5),
+        ):
+            share = [100 * saved(r, k, symmetric) for r in aspects]
+            ax.plot(aspects, share, look[1], color=look[0], linewidth=width, label=label or None)
     ax.axhline(0, color=plot.INK, linewidth=0.6)
     ax.set_xscale("log", base=2)
     ax.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
@@ -84,8 +96,17 @@ def products(out: Output) -> Figure:
     ax.set_ylabel("operations saved (%)")
     ax.legend(loc="lower right")
     columns = [f"{k} restarts{half}" for half in ("", ", symmetric at half") for k in range(3)]
+    rows = [
+        [r, *(f"{100 * saved(r, k, s):.1f}" for s in (FULL, HALF) for k in range(3))]
+        for r in (1, 1.5, 2, 3, 4, 8, 16)
+    ]
     out.table("saved", ["m/n", *columns], rows)
-    return fig
+    out.plot(
+        "products",
+        fig,
+        "Operations that the Gram form saves against the plain form, five quintic steps, by aspect "
+        "ratio. Thin lines: products with a symmetric result at half their cost.",
+    )
 
 
 # -- the model of the authors ----------------------------------------------------------------
@@ -107,7 +128,7 @@ def condition_of_q(s: Schedule, restarts: Sequence[int]) -> float:
     return worst
 
 
-def model(out: Output) -> None:
+def model(out: Output, quick: bool) -> None:
     """What the authors' model says of restarts."""
     rows, none, one, best = [], [], [], []
     for name in MODELLED:
@@ -126,6 +147,11 @@ def model(out: Output) -> None:
     out.figure("condition of Q in the model, restart after step 2", one)
     out.figure("best single restart in the model", best)
     out.table("model", ["schedule", "restarts after", "condition of Q"], rows)
+    out.note(
+        "The model takes every eigenvalue of a Gram matrix to be off by -4e-4, about the rounding "
+        "of float16, which the authors' code multiplies in. The unit roundoff of bfloat16 is eight "
+        "times that of float16, and there one restart is not enough."
+    )
 
 
 # -- eigenvalues of R ------------------------------------------------------------------------
@@ -174,13 +200,25 @@ def eigenvalues(
     return np.array(least), x
 
 
-def spurious(out: Output, m: int, n: int) -> Figure:
+def edge(a: np.ndarray) -> float:
+    """Largest eigenvalue of the rounding errors of a Gram matrix, in units of its own and of u.
+
+    The errors of its entries are independent, so that the error is a symmetric random matrix: its
+    eigenvalues fill a semicircle of radius 2 sqrt(n) times their root mean square.
+    """
+    r = a.T @ a
+    rms = RMS_ROUNDING * np.linalg.norm(r) / len(r)
+    return float(2 * math.sqrt(len(r)) * rms / np.linalg.norm(r, 2))
+
+
+def spurious(out: Output, quick: bool) -> None:
     """Smallest eigenvalue of R by step, with and without restarts."""
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=3.0, sharey=True)
-    a = testing.with_singular_values(testing.spectrum(SHOWN, n), m, n, seed=1)
+    a = testing.with_singular_values(testing.spectrum(SHOWN, 64), 512, 64, seed=1)
     rows, gaps, first = [], [], []
-    for ax, precision in zip(axes, ("bfloat16", "float16"), strict=True):
+    fig, axes = panels(rows=2, height=4.8, sharex=True)
+    for ax, precision in zip(axes, FORMATS_16, strict=True):
         unit = FORMATS[precision].unit_roundoff
+        least_of = []
         for name, colour, marker in (
             ("polar_express", plot.BLUE, "o"),
             ("you", plot.ORANGE, "s"),
@@ -192,31 +230,41 @@ def spurious(out: Output, m: int, n: int) -> Figure:
                 with np.errstate(over="ignore", invalid="ignore"):
                     least, x = eigenvalues(a, s, precision, at)
                 if at:  # without restarts, what comes out is noise
-                    gaps.append(abs(top(gram(a, s, precision, at)) - top(x)))
+                    ours = gram(a, s, precision, at)
+                    gaps.append(float(np.linalg.norm(ours - x) / np.linalg.norm(ours)))
                 negative = np.where(least < 0, -least, np.nan)
                 shown = f"{name}, after {', '.join(map(str, at))}" if at else f"{name}, none"
                 ax.semilogy(
                     np.arange(1, 6), negative, line, color=colour, marker=marker, label=shown
                 )
                 rows.append([precision, name, shown, *(f"{v:.4g}" for v in least)])
-                first.append(-least[0] / unit)
+                least_of.append(-least[0] / unit / edge(a))
+        first.append(round(float(max(least_of)), 2))  # the seed changes the first decimal
         ax.axhline(unit, color=plot.INK, linewidth=0.8, linestyle=":")
-        ax.annotate("u", (5.1, unit), fontsize=7, va="center")
+        ax.annotate("u", (5.2, unit), va="bottom")
         ax.set_title(precision)
-        ax.set_xlabel("before step")
-        ax.set_xticks(range(1, 6))
-        ax.set_xlim(0.8, 5.4)
-        ax.legend(loc="upper left", title="restarts", title_fontsize=7)
-    axes[0].set_ylim(1e-5, 1e6)
-    axes[0].set_ylabel("− smallest eigenvalue of R / largest")
+        ax.set_ylim(1e-5, 3e6)
+        ax.set_ylabel(r"$-\lambda_{\min}(R) / \lambda_{\max}(R)$")
+        ax.legend(loc="upper left", title="restarts", ncols=2)
+    axes[1].set_xlabel("before step")
+    axes[1].set_xticks(range(1, 6))
+    axes[1].set_xlim(0.8, 5.4)
     columns = ["format", "schedule", "restarts", *(f"before step {k}" for k in range(1, 6))]
     out.table("spurious", columns, rows)
-    out.figure("the form written out against the library, largest singular values", max(gaps))
-    out.figure("most negative eigenvalue of a first Gram matrix, in u", max(first))
-    return fig
+    out.figure("the form written out against the library, relative difference", max(gaps))
+    out.figure("most negative eigenvalue of a first Gram matrix, over the semicircle's edge", first)
+    out.plot(
+        "spurious",
+        fig,
+        f"Negative eigenvalues of the Gram matrix R before every step, spectrum {SHOWN!r}: without "
+        "restarts (dashed) they grow by the square of a step's slope; restarts as "
+        "polarlib.design.restarts chooses them (solid) set them back to u. No marker: none is "
+        "negative.",
+    )
 
 
 def gram(a: np.ndarray, s: Schedule, precision: str, restarts: Sequence[int]) -> np.ndarray:
+    """The library's Gram form, which may overflow."""
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", polarlib.ScheduleWarning)
         return polarlib.orthogonalize(
@@ -231,98 +279,92 @@ def top(q: np.ndarray) -> float:
     return float(np.linalg.norm(q.astype(float), 2)) if np.isfinite(q).all() else float("inf")
 
 
-def stress(
-    out: Output, shapes: Sequence[tuple[int, int]], seeds: int, sets: Sequence[str]
-) -> Figure:
-    """Largest singular value of results, over spectra and shapes, by restart rule."""
+def cases(quick: bool) -> list[tuple[tuple[int, int], str, int]]:
+    """Shape, spectrum and seed of the matrices of the stress test."""
+    if quick:
+        return list(HARD)
+    return [(m_n, name, seed) for m_n in SHAPES for name in testing.SPECTRA for seed in range(2)]
+
+
+def worst_values(out: Output, quick: bool) -> dict[tuple[str, str, str], float]:
+    """Largest singular value of results by format, schedule and restart rule."""
     rules = (*RULES, "automatic", "plain form")
-    worst = {(p, n, r): 0.0 for p in ("bfloat16", "float16") for n in sets for r in rules}
-    for precision, name, rule in worst:
-        s = polarlib.schedule(name, steps=5)
-        at = RULES.get(rule, design.restarts(s, precision))
-        for m, n in shapes:
-            for spectrum in testing.SPECTRA:
-                for seed in range(seeds):
-                    a = testing.with_singular_values(testing.spectrum(spectrum, n), m, n, seed=seed)
-                    if rule == "plain form":
-                        q = polarlib.orthogonalize(
-                            a.astype(np.float32), schedule=s, precision=precision, form="plain"
-                        )
-                    else:
-                        q = gram(a, s, precision, at)
-                    worst[precision, name, rule] = max(worst[precision, name, rule], top(q))
-    excess = max(
-        worst[p, n, "automatic"] - worst[p, n, "plain form"]
-        for p, n, r in worst
-        if r == "automatic"
-    )
+    worst = {(p, n, r): 0.0 for p in FORMATS_16 for n in ROOMY for r in rules}
+    for (m, n), spectrum, seed in out.steps(cases(quick), "largest singular values"):
+        a = testing.with_singular_values(testing.spectrum(spectrum, n), m, n, seed=seed)
+        for precision, name, rule in worst:
+            s = polarlib.schedule(name, steps=5)
+            if rule == "plain form":
+                q = polarlib.orthogonalize(
+                    a.astype(np.float32), schedule=s, precision=precision, form="plain"
+                )
+            else:
+                q = gram(a, s, precision, RULES.get(rule, design.restarts(s, precision)))
+            worst[precision, name, rule] = max(worst[precision, name, rule], top(q))
+    return worst
+
+
+def stress(out: Output, quick: bool) -> None:
+    """Largest singular value of results, over spectra and shapes, by restart rule."""
+    worst = worst_values(out, quick)
+
+    def largest(precision: str, rule: str, sets: Sequence[str] = ROOMY, over: str = "") -> float:
+        """Over the sets; above that of another rule, if there is one."""
+        values = (
+            worst[precision, n, rule] - (worst[precision, n, over] if over else 0) for n in sets
+        )
+        return max(values)
+
+    excess = max(largest(p, "automatic", over="plain form") for p in FORMATS_16)
     out.figure("automatic restarts, largest singular value above plain form", excess)
-    of_one = max(worst["bfloat16", n, "after 2"] for n in sets)
-    out.figure("one restart after step 2, bfloat16, largest singular value", of_one)
-    later = max(worst["bfloat16", n, "after 3"] for n in sets)
-    out.figure("one restart after step 3, bfloat16, largest singular value", later)
-    at_16 = max(
-        worst["float16", n, "after 2"] - worst["float16", n, "plain form"] for n in MODELLED
-    )
+    for k in (2, 3):
+        of_one = largest("bfloat16", f"after {k}")
+        out.figure(f"one restart after step {k}, bfloat16, largest singular value", of_one)
+    at_16 = largest("float16", "after 2", MODELLED, "plain form")
     out.figure("one restart after step 2, float16, largest above plain form", at_16)
     table = [[*key, f"{value:.5g}"] for key, value in worst.items()]
     out.table("stress", ["format", "schedule", "restarts", "largest singular value"], table)
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=3.4, sharey=True)
+    out.plot(
+        "stress",
+        draw_stress(worst),
+        f"Largest singular value over {len(cases(quick))} matrices, by restart rule; values above "
+        f"{CEILING:.0e}, and results that are not finite, are at the upper edge.",
+    )
+
+
+def draw_stress(worst: dict[tuple[str, str, str], float]) -> Figure:
+    rules = list(dict.fromkeys(rule for _, _, rule in worst))
+    fig, axes = panels(rows=2, height=5.0, sharex=True)
     places = np.arange(len(rules))
     looks = zip(
         (plot.BLUE, plot.SKY, plot.VERMILLION, plot.ORANGE, plot.GREEN), "osD^v", strict=True
     )
-    styles = dict(zip(sets, looks, strict=False))
-    for ax, precision in zip(axes, ("bfloat16", "float16"), strict=True):
-        for i, (name, (colour, marker)) in enumerate(styles.items()):
+    for ax, precision in zip(axes, FORMATS_16, strict=True):
+        ax.set_title(precision)
+        ax.set_ylim(0.05, 2 * CEILING)
+        ax.set_ylabel("largest singular value − 1")
+    for i, (name, (colour, marker)) in enumerate(zip(ROOMY, looks, strict=True)):
+        for ax, precision in zip(axes, FORMATS_16, strict=True):
             values = np.array([worst[precision, name, rule] for rule in rules]) - 1
-            shift = 0.13 * (i - (len(sets) - 1) / 2)
             ax.semilogy(
-                places + shift,
+                places + 0.13 * (i - (len(ROOMY) - 1) / 2),
                 np.clip(np.nan_to_num(values, posinf=CEILING), None, CEILING),
                 linestyle="none",
                 color=colour,
                 marker=marker,
                 label=name if ax is axes[0] else None,
             )
-        ax.set_xticks(places, rules, rotation=40, ha="right")
-        ax.set_title(precision)
-        ax.set_ylim(0.05, 2 * CEILING)
-    axes[0].set_ylabel("largest singular value − 1")
+    axes[1].set_xticks(places, rules, rotation=40, ha="right")
+    axes[1].set_xlabel("restarts")
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 
 def study(out: Output, quick: bool) -> None:
-    out.plot(
-        "products",
-        products(out),
-        "Operations that the Gram form saves against the plain form, five quintic steps, by aspect "
-        "ratio; thin lines: products with a symmetric result at half their cost.",
-    )
-    model(out)
-    out.plot(
-        "spurious",
-        spurious(out, *((128, 32) if quick else (512, 64))),
-        f"Negative eigenvalues of the Gram matrix R before every step, spectrum {SHOWN!r}: without "
-        "restarts (dashed) they grow by the square of a step's slope; restarts as "
-        "polarlib.design.restarts chooses them (solid) set them back to u. No marker: none is "
-        "negative.",
-    )
-    shapes = ((64, 16),) if quick else ((512, 64), (256, 192), (768, 96))
-    sets = ROOMY[2:] if quick else ROOMY
-    out.plot(
-        "stress",
-        stress(out, shapes, 1 if quick else 2, sets),
-        f"Largest singular value over {len(testing.SPECTRA)} spectra and {len(shapes)} shapes, by "
-        f"restart rule; values above {CEILING:.0e}, and results that are not finite, are at the "
-        "upper edge.",
-    )
-    out.note(
-        "The model takes every eigenvalue of a Gram matrix to be off by -4e-4, about the rounding "
-        "of float16, which the authors' code multiplies in; bfloat16 has eight times that, and "
-        "there one restart is not enough."
-    )
+    products(out, quick)
+    model(out, quick)
+    spurious(out, quick)
+    stress(out, quick)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import Output, main, panels
 
 import polarlib
 from polarlib import Schedule, design, plot, testing
 from polarlib.arrays.formats import FORMATS
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import ONE_COLUMN, TWO_COLUMNS, Output, main, panels
 
 # Formats, and the lower end that a design for them is worth having.
 LOWER = {
@@ -31,6 +31,9 @@ UNSAFE = {"polar_express_raw": (plot.VERMILLION, "-"), "cans": (plot.BLUE, "--")
 SAFE = ("polar_express", "polar_express_102", "polar_express_105", "you", "jordan", "for_precision")
 EXPLODED = 2.0  # a singular value that no schedule reaches in exact arithmetic
 LARGEST_SHAPE = 20  # of the small rank-one matrices, where roundings average out least
+FORMATS_16 = ("bfloat16", "float16")
+# Formats whose products are accumulated in single precision and rounded to the format once.
+ROUNDED_ONCE = ("float16", "bfloat16", "float8_e4m3", "float8_e5m2")
 HOSTILE = ("ones", "rank one", "rank two", "log-uniform 1e-3", "half log-uniform, half zero")
 
 
@@ -43,93 +46,101 @@ def found(name: str, precision: str = "bfloat16") -> Schedule:
 # -- paths of singular values ----------------------------------------------------------------
 
 
-def paths(out: Output, n: int) -> Figure:
+def unit_of(precision: str) -> float:
+    """Unit roundoff: half the distance from 1 to the next number of the format."""
+    return FORMATS[precision].unit_roundoff
+
+
+def paths(out: Output, quick: bool) -> None:
     """Every singular value, step by step, in every format, under the format's own schedule."""
-    fig, axes = panels(2, 3, width=TWO_COLUMNS, height=4.4, sharex=True, sharey=True)
-    a = testing.with_singular_values(np.geomspace(1.0, 1e-3, n), seed=1)
-    rows = []
-    for ax, (precision, lower) in zip(axes, LOWER.items(), strict=True):
+    a = testing.with_singular_values(np.geomspace(1.0, 1e-3, 24 if quick else 64), seed=1)
+    fig, axes = panels(rows=3, columns=2, height=4.8, sharex=True, sharey=True)
+    rows, cosines = [], []
+    for ax, (precision, lower) in out.steps(zip(axes, LOWER.items(), strict=True), "paths"):
         s = design.for_precision(precision, lower, steps=STEPS)
         t = polarlib.measure(a, s, precision=precision)
-        unit = FORMATS[precision].unit_roundoff
+        unit = unit_of(precision)
         exact = polarlib.measure(a, s, precision="float64").singular_values[0]
         steps = np.arange(len(s) + 1)
-        for path, start in zip(t.singular_values.T, exact, strict=True):
-            below = start < unit
-            ax.semilogy(
-                steps,
-                path,
-                color=plot.ORANGE if below else plot.BLUE,
-                linestyle="--" if below else "-",
-                linewidth=0.6,
-            )
+        for path, start in list(zip(t.singular_values.T, exact, strict=True))[::3]:
+            look = (plot.ORANGE, "--") if start < unit else (plot.BLUE, "-")
+            ax.semilogy(steps, path, color=look[0], linestyle=look[1], linewidth=0.5)
         ax.set_title(f"{precision}, u = {unit:.2g}")
         ax.axhline(1.0, color=plot.INK, linewidth=0.6, linestyle=":")
         end, last = t.singular_values[-1], t.alignment[-1]
+        cosines.append(last[exact > unit].min())
         for value, sigma, cosine in zip(exact, end, last, strict=True):
             rows.append([precision, *(f"{v:.5g}" for v in (value, sigma, cosine))])
-    for ax in axes[3:]:
+    for ax in axes[4:]:
         ax.set_xlabel("step")
         ax.set_xticks(range(0, STEPS + 1, 2))
-    for ax in (axes[0], axes[3]):
+    for ax in axes[::2]:
         ax.set_ylabel("singular value")
-    axes[0].set_ylim(2e-4, 2)
+    axes[0].set_ylim(2e-4, 4)
     axes[0].plot([], [], color=plot.BLUE, label="starts above u")
     axes[0].plot([], [], color=plot.ORANGE, linestyle="--", label="starts below u")
     fig.legend(loc="outside lower center", ncols=2)
+    out.figure("least cosine of a singular vector whose value starts above u", min(cosines))
     out.table("paths", ["format", "start", "end", "cosine with the exact vector"], rows)
-    return fig
+    out.plot(
+        "paths",
+        fig,
+        "Paths of every third singular value from 1 to 0.001 (before division by the Frobenius "
+        f"norm) under {STEPS} steps designed for each format, the formats simulated. Dashed: "
+        "values that start below the unit roundoff u.",
+    )
 
 
-def floors(out: Output, sizes: tuple[int, ...]) -> Figure:
+def floors(out: Output, quick: bool) -> None:
     """What is left after convergence, by the unit roundoff."""
-    fig, (ax,) = panels(width=ONE_COLUMN, height=3.0)
-    rows, ratios = [], []
-    names = ("float64", *LOWER)
-    for n in sizes:
+    sizes = (128,) if quick else (64, 128, 256)
+    rows: list[list[Any]] = []
+    in_units: dict[str, float] = {}
+    for n in out.steps(sizes, "errors after nine steps"):
         a = testing.with_singular_values(np.geomspace(1.0, 0.1, n), seed=2)
-        for precision in names:
-            unit = FORMATS[precision].unit_roundoff
-            lower = LOWER.get(precision, 1e-3)
-            t = polarlib.measure(
-                a, design.for_precision(precision, lower, steps=9), precision=precision
-            )
+        for precision in ("float64", *LOWER):
+            unit = unit_of(precision)
+            s = design.for_precision(precision, LOWER.get(precision, 1e-3), steps=9)
+            t = polarlib.measure(a, s, precision=precision)
             error = np.abs(t.singular_values[-1] - 1).max()
             rows.append([precision, n, unit, t.orthogonality[-1], error, t.distance[-1]])
-            if n == sizes[-1]:
-                ratios.append(t.orthogonality[-1] / unit)
-    numbers = np.array([row[2:] for row in rows if row[1] == sizes[-1]], dtype=float)
-    order = np.argsort(numbers[:, 0])
-    labels = ("orthogonality", "worst |1 − σ|", "distance to the polar factor")
-    for i, (label, colour) in enumerate(
-        zip(labels, (plot.BLUE, plot.VERMILLION, plot.GREEN), strict=True), 1
-    ):
-        x, y = numbers[order, 0], numbers[order, i]
-        ax.loglog(x, y, "osD"[i - 1], color=colour, fillstyle="none", label=label)
-    x = np.array([1e-17, 30.0])
-    ax.loglog(x, x, color=plot.INK, linewidth=0.8, linestyle=":", label="u")
-    for precision, (unit, *rest) in zip(names, numbers, strict=True):
-        if precision == "tf32":  # the same u as float16
-            continue
-        name = "float16, tf32" if precision == "float16" else precision.replace("float8_", "")
-        left = precision == "float8_e4m3"
-        ax.annotate(
-            name,
-            (unit, max(rest) if left else min(rest)),
-            textcoords="offset points",
-            xytext=(-5, -2) if left else (5, -8),
-            fontsize=6,
-            ha="right" if left else "left",
-        )
-    ax.set_xlim(1e-17, 30)
-    ax.set_ylim(1e-17, 30)
-    ax.set_xlabel("unit roundoff u")
-    ax.set_ylabel("error after nine steps")
-    fig.legend(loc="outside lower center", ncols=2)
+            in_units[precision] = t.orthogonality[-1] / unit
+    out.figure(
+        "noise floor in units of u, float16, bfloat16, float8_e4m3, float8_e5m2",
+        [in_units[precision] for precision in ROUNDED_ONCE],
+    )
+    out.figure(
+        "noise floor in units of u sqrt(n), float32, float64",
+        [in_units[precision] / np.sqrt(sizes[-1]) for precision in ("float32", "float64")],
+    )
     columns = ["format", "n", "u", "orthogonality", "worst error", "distance"]
     out.table("floors", columns, rows)
-    out.figure("noise floor in units of u, least and most", [min(ratios), max(ratios)])
-    return fig
+    draw_floors(out, [row for row in rows if row[1] == sizes[-1]])
+
+
+def draw_floors(out: Output, rows: list[list[Any]]) -> None:
+    fig, (ax,) = panels(height=2.6)
+    places = np.arange(len(rows))
+    looks = (
+        ("orthogonality, ‖QᵀQ − I‖ / √n", plot.BLUE, "o"),
+        ("worst |1 − σ|", plot.VERMILLION, "s"),
+        ("distance to the polar factor, ‖Q − U‖ / √n", plot.GREEN, "D"),
+    )
+    for i, (label, colour, marker) in enumerate(looks, 3):
+        over_u = [row[i] / row[2] for row in rows]
+        ax.semilogy(places, over_u, marker, color=colour, fillstyle="none", label=label)
+    ax.axhline(1.0, color=plot.INK, linewidth=0.8, linestyle=":", label="u")
+    names = [row[0].replace("float8_", "") for row in rows]
+    ax.set_xticks(places, names, rotation=30, ha="right")
+    ax.set_ylim(0.3, 300)
+    ax.set_ylabel("error after nine steps, in units of u")
+    ax.legend(loc="upper right")
+    out.plot(
+        "floors",
+        fig,
+        "Errors that nine steps leave, by format and in units of its unit roundoff, on singular "
+        f"values in [0.1, 1]; n = {rows[0][1]}.",
+    )
 
 
 # -- explosions ------------------------------------------------------------------------------
@@ -145,33 +156,46 @@ def largest(a: np.ndarray, s: Schedule, precision: str) -> float:
     return float(np.linalg.norm(q, 2)) if np.isfinite(q).all() else float("inf")
 
 
-def explosions(out: Output, count: int) -> Figure:
-    """Rank-one matrices in bfloat16."""
+def rank_one(count: int) -> list[np.ndarray]:
+    """Small random matrices of rank one."""
     rng = np.random.default_rng(0)
     small = []
     for _ in range(count):
         m, n = rng.integers(1, LARGEST_SHAPE, 2)
         small.append(np.outer(rng.standard_normal(m), rng.standard_normal(n)))
-    fig, (ax,) = panels(width=ONE_COLUMN, height=2.6)
-    rows = []
+    return small
+
+
+def explosions(out: Output, quick: bool) -> None:
+    """Rank-one matrices in bfloat16."""
+    small = rank_one(1000 if quick else 3000)
+    fig, (ax,) = panels(height=2.6)
+    rows, shares, decades = [], [], []
     others: list[float] = []
-    for name in (*UNSAFE, *SAFE):
+    for name in out.steps((*UNSAFE, *SAFE), "matrices of rank one"):
         s = found(name)
-        values = np.sort([largest(a, s, "bfloat16") for a in small])
+        given = small[: 100 if quick and name in SAFE else None]
+        values = np.sort([largest(a, s, "bfloat16") for a in given])
         finite = values[np.isfinite(values)]
-        row = (values > EXPLODED).mean(), finite.max(), int(np.isinf(values).sum())
-        rows.append([name, count, *row])
+        failing = finite[finite > EXPLODED]
+        share = float((values > EXPLODED).mean())
+        rows.append([name, len(given), share, finite.max(), int(np.isinf(values).sum())])
         if name in SAFE:
             others.extend(values)
             continue
-        out.figure(f"rank one, bfloat16, largest singular value, {name}", finite.max())
-        share = 1 - np.arange(len(finite)) / count
+        if not quick:
+            out.figure(f"rank one, bfloat16, largest singular value, {name}", finite.max())
+        shares.append(share)
+        decades.append(float(np.median(np.log10(failing))) if failing.size else np.nan)
         colour, line = UNSAFE[name]
-        ax.step(finite, share, where="post", color=colour, linestyle=line, label=name)
+        above = 1 - np.arange(len(finite)) / len(given)
+        ax.step(finite, above, where="post", color=colour, linestyle=line, label=name)
+    out.figure("share of rank-one inputs that fail, polar_express_raw, cans", shares)
+    out.figure("median power of ten of what fails, polar_express_raw, cans", decades)
     values = np.sort(others)
-    share = 1 - np.arange(len(values)) / len(values)
+    above = 1 - np.arange(len(values)) / len(values)
     label = f"the other {len(SAFE)}, all inputs"
-    ax.step(values, share, where="post", color=plot.GREEN, linestyle="-.", label=label)
+    ax.step(values, above, where="post", color=plot.GREEN, linestyle="-.", label=label)
     ax.set_xscale("log")
     ax.set_xlim(0.1, 1e40)
     ax.set_ylim(0, 1.02)
@@ -180,49 +204,69 @@ def explosions(out: Output, count: int) -> Figure:
     ax.legend(loc="upper right")
     columns = ["schedule", "inputs", "share above 2", "largest finite", "not finite"]
     out.table("rank-one", columns, rows)
+    out.plot(
+        "explosions",
+        fig,
+        f"Rank-one matrices of up to {LARGEST_SHAPE - 1} rows and columns in bfloat16, five steps: "
+        "share of inputs whose result is at least so large.",
+    )
+    of_fifty(out, 300 if quick else 1000)
+
+
+def of_fifty(out: Output, count: int) -> None:
+    """How many of 50 larger inputs fail, on average."""
     sigma = testing.spectrum("rank one", 64)
-    fifty = [testing.with_singular_values(sigma, seed=seed) for seed in range(50)]
+    inputs = [testing.with_singular_values(sigma, seed=seed) for seed in range(count)]
     for name in UNSAFE:
-        fails = sum(largest(a, found(name), "bfloat16") > EXPLODED for a in fifty)
-        out.figure(f"of 50 rank-one inputs, how many fail, {name}", fails)
-    return fig
+        s = found(name)
+        fails = sum(largest(a, s, "bfloat16") > EXPLODED for a in out.steps(inputs, name))
+        out.figure(f"of 50 rank-one inputs, how many fail, {name}", 50 * fails / count)
 
 
-def survivors(out: Output, shapes: tuple[tuple[int, int], ...], seeds: int) -> None:
+def survivors(out: Output, quick: bool) -> None:
     """Which schedules survive hostile spectra, in which formats."""
+    shapes, seeds = (((64, 64),), 3) if quick else (((64, 64), (256, 64), (128, 128)), 3)
     rows, safe = [], 0.0
-    for precision in ("bfloat16", "float16"):
-        for name in (*UNSAFE, *SAFE):
-            s = found(name, precision)
-            worst = 0.0
-            for m, n in shapes:
-                for spectrum in HOSTILE:
-                    sigma = testing.spectrum(spectrum, n)
-                    for seed in range(seeds):
-                        a = testing.with_singular_values(sigma, m, n, seed=seed)
-                        worst = max(worst, largest(a, s, precision))
-            verdict = "diverges" if worst > EXPLODED else "survives"
-            rows.append([precision, name, s.error(1e-3), f"{worst:.5g}", verdict])
-            if name not in UNSAFE:
-                safe = max(safe, worst)
-    columns = ["format", "schedule", "error in exact arithmetic", "largest singular value", ""]
-    out.table("survivors", [*columns[:-1], "verdict"], rows)
+    names = (*UNSAFE, *SAFE)
+    for precision, name in out.steps([(p, n) for p in FORMATS_16 for n in names], "spectra"):
+        s = found(name, precision)
+        worst = 0.0
+        for m, n in shapes:
+            for spectrum in HOSTILE:
+                sigma = testing.spectrum(spectrum, n)
+                for seed in range(seeds):
+                    a = testing.with_singular_values(sigma, m, n, seed=seed)
+                    worst = max(worst, largest(a, s, precision))
+        verdict = "diverges" if worst > EXPLODED else "survives"
+        rows.append([precision, name, s.error(1e-3), f"{worst:.5g}", verdict])
+        if name not in UNSAFE:
+            safe = max(safe, worst)
+    columns = ["format", "schedule", "error in exact arithmetic", "largest singular value"]
+    out.table("survivors", [*columns, "verdict"], rows)
     out.figure("largest singular value of the sets with room, hostile spectra", safe)
 
 
-def recipe(out: Output, n: int) -> None:
+def designed(precision: str) -> Schedule:
+    """The recipe: a cushion of 0.01 and a safety factor of 1 + 2u."""
+    return design.greedy(1e-3, [5] * 5, cushion=0.01, safety=2 * unit_of(precision))
+
+
+def recipe(out: Output, quick: bool) -> None:
     """The recipe of a cushion and a safety factor, against figures noted before."""
-    for precision in ("bfloat16", "float16"):
-        unit = FORMATS[precision].unit_roundoff
-        s = design.greedy(1e-3, [5] * 5, cushion=0.01, safety=2 * unit)
-        worst = max(
-            largest(testing.with_singular_values(testing.spectrum(k, n), seed=seed), s, precision)
+    n = 32 if quick else 128
+    errors, worst = [], []
+    for precision in FORMATS_16:
+        s = designed(precision)
+        hostile = [
+            testing.with_singular_values(testing.spectrum(k, n), seed=seed)
             for k in HOSTILE
             for seed in range(3)
-        )
-        out.figure(f"recipe, {precision}: error, largest singular value", [s.error(), worst])
-        if precision == "bfloat16":
-            out.figure("recipe, bfloat16: divergence limit", s.divergence_limit)
+        ]
+        errors.append(s.error())
+        worst.append(max(largest(a, s, precision) for a in hostile))
+    out.figure("recipe: error, bfloat16, float16", errors)
+    out.figure("recipe: largest singular value, bfloat16, float16", worst)
+    out.figure("recipe, bfloat16: divergence limit", designed("bfloat16").divergence_limit)
 
 
 # -- simulated against native ----------------------------------------------------------------
@@ -236,7 +280,7 @@ def against_torch(out: Output, sizes: tuple[int, ...]) -> None:
     import torch
 
     rows = []
-    for n in sizes:
+    for n in out.steps(sizes, "against torch"):
         a = testing.with_singular_values(np.geomspace(1.0, 1e-2, n), seed=3).astype(np.float32)
         native = torch.from_numpy(a).bfloat16()
         start = native.float().numpy()  # rounded to the format: both begin with the same entries
@@ -258,26 +302,11 @@ def against_torch(out: Output, sizes: tuple[int, ...]) -> None:
 
 
 def study(out: Output, quick: bool) -> None:
-    out.plot(
-        "paths",
-        paths(out, 24 if quick else 64),
-        "Paths of singular values from 1 to 0.001 (before division by the Frobenius norm) under "
-        f"{STEPS} steps designed for each format, the formats simulated. Dashed: values that start "
-        "below the unit roundoff u.",
-    )
-    out.plot(
-        "floors",
-        floors(out, (48,) if quick else (64, 128, 256)),
-        "Errors that nine steps leave, by format, on singular values in [0.1, 1].",
-    )
-    out.plot(
-        "explosions",
-        explosions(out, 100 if quick else 3000),
-        f"Rank-one matrices of up to {LARGEST_SHAPE - 1} rows and columns in bfloat16, five steps: "
-        "share of inputs whose result is at least so large.",
-    )
-    survivors(out, ((32, 32),) if quick else ((64, 64), (256, 64), (128, 128)), 1 if quick else 3)
-    recipe(out, 32 if quick else 128)
+    paths(out, quick)
+    floors(out, quick)
+    explosions(out, quick)
+    survivors(out, quick)
+    recipe(out, quick)
     if not quick:  # importing torch takes longer than the rest
         against_torch(out, (64, 256, 1024))
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from common import TWO_COLUMNS, Output, main, panels
+from common import Output, main, panels
 
 import polarlib
 from polarlib import design, plot
@@ -25,6 +24,13 @@ NEWTON_SCHULZ = (1.5, -0.5)
 # Room for rounding above the interval, without which the unguarded steps overflow.
 SAFETY = 1e-10
 METHODS = ("qdwh", "zolotarev", "newton", "minimax", "svd")
+N = 200  # the size of the matrices
+SIZES = (50, 100, 150, 200, 250, 300)  # over which the error without a cushion is compared
+NEAR = math.sqrt(3) * (1 - 1e-6)  # to where Newton-Schulz converges, nearly
+# Norms of its input: sqrt(3) (1 - 10^-k) and two that are far from it.
+TOPS = {k: math.sqrt(3) * (1 - 10.0**-k) for k in range(2, 11)}
+CUSHIONS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
+Row = tuple[str, str, float, float]  # iteration, parameter, d, worst backward error
 Map = Callable[[np.ndarray], np.ndarray]
 
 
@@ -97,67 +103,111 @@ def cubic(top: float) -> polarlib.Schedule:
     )
 
 
-def study(out: Output, quick: bool) -> None:
-    n, seeds = (40, 1) if quick else (200, 4)
-    matrices = [
-        with_singular_values(np.geomspace(1, 1 / CONDITION, n), seed=seed) for seed in range(seeds)
-    ]
-    rows: list[tuple[str, str, float, float]] = []  # family, parameter, d, worst backward error
+def polar(a: np.ndarray, method: str) -> polarlib.PolarResult:
+    """The library's result by a method."""
+    return polarlib.polar(a, method=method)
 
-    def tried(family: str, parameter: str, d: float, errors: list[float]) -> None:
-        rows.append((family, parameter, d, max(errors)))
 
+def newton_schulz(a: np.ndarray, top: float) -> np.ndarray:
+    """Polar factor of a matrix of norm 1 by Newton-Schulz, started from norm `top`."""
+    return polarlib.orthogonalize(top * a, schedule=cubic(top), form="plain")
+
+
+def minimax(cushion: float) -> polarlib.Schedule:
+    """Greedy minimax steps of degree 5 for all singular values of the matrices."""
+    return design.greedy(1 / CONDITION, [5] * STEPS, cushion=cushion, safety=SAFETY)
+
+
+def worst_place(s: polarlib.Schedule) -> float:
+    """The singular value that the first step makes least."""
+    return float(turning_points(s.steps[0])[-1])
+
+
+def spectrum(special: float | None = None, n: int = N) -> np.ndarray:
+    """Geometric singular values; the nearest one is moved to `special`, if that is given."""
+    sigma = np.geomspace(1, 1 / CONDITION, n)
+    if special is not None:
+        sigma[np.argmin(np.abs(sigma - special))] = special
+    return sigma
+
+
+def matrices(quick: bool, special: float | None = None) -> list[np.ndarray]:
+    return [with_singular_values(spectrum(special), seed=k) for k in range(1 if quick else 4)]
+
+
+def methods(out: Output, quick: bool) -> list[Row]:
+    """The library's methods at full precision."""
     exact = {"qdwh": rational_growth(1), "zolotarev": rational_growth(8)}
     exact |= {"newton": growth(scaled_newton(1 / CONDITION), 1 / CONDITION, 1.0)}
     falls = growth(odd(NEWTON_SCHULZ), 1e-15, 1.0)
     out.figure("d of QDWH, Zolotarev, scaled Newton, Newton-Schulz to 1", [*exact.values(), falls])
+    rows: list[Row] = []
     fell_back = 0
-    for method in METHODS:
-        found = [polarlib.polar(a, method=method) for a in matrices]
+    for method in out.steps(METHODS, "polar decompositions"):
+        found = [polar(a, method) for a in matrices(quick)]
         name = "polar(minimax)" if method == "minimax" else method
-        tried(name, "", exact.get(method, math.nan), [r.backward_error for r in found])
+        error = max(r.backward_error for r in found)
+        rows.append((name, "", exact.get(method, math.nan), error))
         if method != "svd":
-            out.figure(f"backward error, polar(method={method!r})", rows[-1][3])
+            out.figure(f"backward error, polar(method={method!r})", error)
         fell_back += sum(r.method != method for r in found)
     out.figure("fell back to the SVD", fell_back)
-    tops = [1.0, 1.7, math.sqrt(3) * (1 - 1e-6)]
+    return rows
+
+
+def from_norms(out: Output, quick: bool) -> list[Row]:
+    """Newton-Schulz from norms between 1 and sqrt(3)."""
+    given = matrices(quick)
+    near = {k: TOPS[k] for k in ((2, 4, 6, 8) if quick else TOPS)}
+    rows: list[Row] = []
+    for top in out.steps((1.0, 1.5, *near.values()), "Newton-Schulz"):
+        error = max(backward_error(a, newton_schulz(a, top)) for a in given)
+        rows.append(("newton-schulz", f"{top:.12g}", worst_growth(cubic(top).truncate(1)), error))
+    errors = {parameter: error for _, parameter, _, error in rows}
+    out.figure("backward error, Newton-Schulz from norm 1", errors["1"])
+    name = "backward error, Newton-Schulz from norm sqrt(3) (1 - 1e-6)"
+    out.figure(name, errors[f"{NEAR:.12g}"])
+    last = np.log([[d, error] for _, _, d, error in rows if d > 1e3])
+    slope = np.polyfit(last[:, 0], last[:, 1], 1)[0]
+    out.figure("slope of the backward error over d, Newton-Schulz, log-log", slope)
+    return rows
+
+
+def error_of(a: np.ndarray, s: polarlib.Schedule) -> float:
+    """Backward error of the result of a schedule, on a matrix of norm 1."""
+    u = polarlib.orthogonalize(a, schedule=s, normalisation="none", form="plain")
+    return backward_error(a, u)
+
+
+def polynomials(out: Output, quick: bool) -> list[Row]:
+    """Minimax polynomials with and without a cushion."""
+    rows: list[Row] = []
+    for cushion in out.steps((0.0, 0.1) if quick else CUSHIONS, "minimax polynomials"):
+        s = minimax(cushion)
+        d = worst_growth(s.truncate(24))
+        for family, special in (("minimax", worst_place(s)), ("minimax, geometric", None)):
+            error = max(error_of(a, s) for a in matrices(quick, special))
+            rows.append((family, f"{cushion:g}", d, error))
+    by = {(family, parameter): error for family, parameter, _, error in rows}
+    for cushion, words in (("0", "without cushion"), ("0.1", "with cushion 0.1")):
+        out.figure(f"backward error, minimax {words}, at worst", by["minimax", cushion])
+        out.figure(f"backward error, minimax {words}", by["minimax, geometric", cushion])
     if not quick:
-        tops = [1.0, 1.5, *(math.sqrt(3) * (1 - 10.0**-k) for k in range(2, 11))]
-    for top in tops:
-        s = cubic(top)
-        run = [polarlib.orthogonalize(top * a, schedule=s, form="plain") for a in matrices]
-        errors = [backward_error(a, u) for a, u in zip(matrices, run, strict=True)]
-        tried("newton-schulz", f"{top:.12g}", worst_growth(s.truncate(1)), errors)
-    errors_of = {parameter: e for family, parameter, _, e in rows if family == "newton-schulz"}
-    out.figure("backward error, Newton-Schulz from norm 1", errors_of["1"])
-    out.figure(
-        "backward error, Newton-Schulz from norm sqrt(3) (1 - 1e-6)",
-        errors_of[f"{math.sqrt(3) * (1 - 1e-6):.12g}"],
-    )
-    by = {}
-    for cushion in (0.0, 0.1) if quick else (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3):
-        s = design.greedy(1 / CONDITION, [5] * STEPS, cushion=cushion, safety=SAFETY)
-        # A singular value where the first step is least, or as the spectrum has it.
-        least = float(turning_points(s.steps[0])[-1])
-        for family, special in (("minimax", least), ("minimax, geometric", None)):
-            errors = []
-            for seed in range(seeds):
-                sigma = np.geomspace(1, 1 / CONDITION, n)
-                if special is not None:
-                    sigma[np.argmin(np.abs(sigma - special))] = special
-                a = with_singular_values(sigma, seed=seed)
-                u = polarlib.orthogonalize(a, schedule=s, normalisation="none", form="plain")
-                errors.append(backward_error(a, u))
-            tried(family, f"{cushion:g}", worst_growth(s.truncate(24)), errors)
-            by[family, cushion] = max(errors)
-    out.figure("backward error, minimax without cushion, at worst", by["minimax", 0.0])
-    out.figure("backward error, minimax without cushion", by["minimax, geometric", 0.0])
-    out.figure("backward error, minimax with cushion 0.1", by["minimax, geometric", 0.1])
-    out.figure("backward error, minimax with cushion 0.1, at worst", by["minimax", 0.1])
+        s = minimax(0.0)
+        sizes = [
+            (n, error_of(with_singular_values(spectrum(n=n), seed=0), s))
+            for n in out.steps(SIZES, "sizes")
+        ]
+        out.table("sizes", ["n", "backward error, minimax without cushion"], sizes)
+    return rows
+
+
+def study(out: Output, quick: bool) -> None:
+    rows = methods(out, quick) + from_norms(out, quick) + polynomials(out, quick)
     judged = [(d, e) for _, _, d, e in rows if d == d]
     out.figure("backward error over eps d, all iterations", max(e / (EPS * d) for d, e in judged))
     out.table("backward_errors", ["iteration", "parameter", "d", "backward error"], rows)
-    draw(out, rows, n)
+    draw(out, rows)
     out.note(
         "The condition of Nakatsukasa and Higham: with the mapping function f of a step, X's "
         "singular values in (0, ‖X‖], f(x)/max f must not be much below x/‖X‖; d is the factor by "
@@ -166,23 +216,28 @@ def study(out: Output, quick: bool) -> None:
     )
 
 
-def draw(out: Output, rows: list[tuple[str, str, float, float]], n: int) -> None:
-    fig, axes = panels(1, 2, width=TWO_COLUMNS, height=3.3)
-    top = math.sqrt(3) * (1 - 1e-6)
+def draw(out: Output, rows: list[Row]) -> None:
+    fig, axes = panels(rows=2, height=5.0)
     lower = 1 / CONDITION
     guarded = design.greedy(lower, [5], cushion=0.1)
     bare = design.greedy(lower, [5])
     maps = (
         ("QDWH", design.zolotarev(1, lower).truncate(1), 1.0, plot.BLUE, "-"),
         ("Newton–Schulz, norm 1", odd(NEWTON_SCHULZ), 1.0, plot.GREEN, "--"),
-        (r"Newton–Schulz, norm near $\sqrt{3}$", odd(NEWTON_SCHULZ), top, plot.VERMILLION, "--"),
+        (
+            r"Newton–Schulz, norm near $\sqrt{3}$",
+            odd(NEWTON_SCHULZ),
+            NEAR,
+            plot.VERMILLION,
+            (0, (1, 1)),
+        ),
         ("minimax, cushion 0.1", odd(guarded.steps[0]), 1.0, plot.SKY, "-."),
-        ("minimax, no cushion", odd(bare.steps[0]), 1.0, plot.PURPLE, ":"),
+        ("minimax, no cushion", odd(bare.steps[0]), 1.0, plot.PURPLE, (0, (6, 1, 1, 1, 1, 1))),
     )
     x = np.linspace(1e-3, 1, 20001)
     for label, f, upper, colour, line in maps:
         y = f(x * upper)
-        wide = 3.2 if label == "QDWH" else 1.3  # the line d = 1 is on top of it
+        wide = 2.6 if label == "QDWH" else 1.0  # the line d = 1 is on top of it
         axes[0].semilogy(x, y / y.max(), color=colour, linestyle=line, linewidth=wide, label=label)
     axes[0].semilogy(x, x, color=plot.INK, linewidth=0.7, label=r"$x / \|X\|_2$ ($d = 1$)")
     axes[0].set(
@@ -190,7 +245,7 @@ def draw(out: Output, rows: list[tuple[str, str, float, float]], n: int) -> None
         ylabel=r"$f(x) / \max f$ of the first step",
         ylim=(1e-7, 2),
     )
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    axes[0].legend(loc="lower left")
     looks = (
         ("newton-schulz", "Newton–Schulz", plot.VERMILLION, "s"),
         ("minimax", "minimax, degree 5", plot.PURPLE, "D"),
@@ -205,7 +260,8 @@ def draw(out: Output, rows: list[tuple[str, str, float, float]], n: int) -> None
             *zip(*points, strict=True),
             color=colour,
             marker=marker,
-            markersize=4.5,
+            markeredgewidth=0.8,
+            fillstyle="none",
             linestyle="none",
             label=label,
         )
@@ -216,12 +272,12 @@ def draw(out: Output, rows: list[tuple[str, str, float, float]], n: int) -> None
         ylabel=r"backward error $\|A - UH\|_F / \|A\|_F$",
         ylim=(1e-16, 3),
     )
-    fig.legend(handles=handles, loc="outside lower right", ncols=2)
+    axes[1].legend(handles=handles, loc="upper left")
     out.plot(
         "stability",
         fig,
-        "Left: mapping functions of first steps against the line that a stable one must not fall "
-        f"much below. Right: worst backward error of {n} × {n} matrices of condition 1e15, "
+        "Above: mapping functions of first steps against the line that a stable one must not fall "
+        f"much below. Below: worst backward error of {N} × {N} matrices of condition 1e15, "
         "float64, against the largest d of the steps: Newton–Schulz from norms of 1 to nearly √3, "
         "minimax polynomials with cushions 0 to 0.3 and a singular value where the first step is "
         "least.",
