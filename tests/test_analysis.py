@@ -11,9 +11,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import matplotlib
 import pytest
 import rich.console
 import rich.progress
+
+from polarlib import plot
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 VERDICTS = ("reproduced", "consistent", "not reproduced", "not run")
@@ -87,7 +90,10 @@ def test_wrong_methods_are_noticed(name, common, monkeypatch):
         with monkeypatch.context() as patch:
             for attribute, replacement in wrong.replace.items():
                 patch.setattr(module, attribute, replacement)
-            getattr(module, wrong.part)(out, True)
+            with matplotlib.rc_context():
+                matplotlib.rcdefaults()
+                with plot.style("column"):
+                    getattr(module, wrong.part)(out, True)
         judged = {figure["name"]: figure for figure in out.judged()}
         assert wrong.figures
         for figure in wrong.figures:
