@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import character_block
 from common import Output, main
 from digits_network import digits, forward, gradients, losses, shapes
-from width_curves import Curves, mean_rows, picture, tables
+from width_curves import Curves, picture, seed_rows, tables
 
 from polarlib import norms
 from polarlib.norms import Norm, Parametrization
@@ -106,6 +106,8 @@ METHODS = {
     ),
     "Muon plain": Method(lambda n, rng: plain_start(n, rng), lambda n: muon(n), 1e-2),
     "Scion": Method(lambda n, rng: on_the_sphere(n, rng), lambda n: scion(n), 1e-2),
+    # Of the transfer alone.
+    "one radius": Method(lambda n, rng: on_the_sphere(n, rng), lambda n: muon(n), 1e-2),
 }
 
 
@@ -179,8 +181,8 @@ def blocks(out: Output, quick: bool) -> None:
             for n in out.steps(widths, f"transformer, {name}")
         ]
         out.figure(f"slopes, transformer, {name}", slopes(widths, np.array(sizes)))
-        rows += mean_rows(name, widths, np.array(sizes))
-    out.table("transformer", ["method", "width", *character_block.FEATURES], rows)
+        rows += seed_rows(name, widths, np.array(sizes))
+    out.table("transformer", ["method", "width", "seed", *character_block.FEATURES], rows)
 
 
 # -- transfer of the rate --------------------------------------------------------------------
@@ -213,13 +215,14 @@ def train(method: Method, n: int, rate: float, seeds: int, x: Array, y: Array) -
 def curves(
     out: Output, name: str, widths: Sequence[int], rates: Sequence[float], seeds: int
 ) -> Curves:
+    """Log losses of a method over widths and rates."""
     x, y = digits()
     pairs = [(n, rate) for n in widths for rate in rates]
     logs = [
-        train(METHODS[name], n, 2.0**rate, seeds, x, y).mean()
+        train(METHODS[name], n, 2.0**rate, seeds, x, y)
         for n, rate in out.steps(pairs, f"transfer, {name}")
     ]
-    return Curves(widths, rates, np.reshape(logs, (len(widths), len(rates))))
+    return Curves(widths, rates, np.reshape(logs, (len(widths), len(rates), seeds)))
 
 
 def adam_transfer(out: Output, quick: bool) -> dict[str, Curves]:
@@ -238,18 +241,21 @@ def adam_transfer(out: Output, quick: bool) -> dict[str, Curves]:
         from_base = of.shift(wider[1:])
         out.figure("shift of the best rate per doubling from the base width, Adam muP", from_base)
     for rate in COMPARED:
-        at = of.logs[: len(usual), list(of.rates).index(rate)]
+        at = of.logs()[: len(usual), list(of.rates).index(rate)]
         name = f"largest change of log loss per doubling at rate 2^{rate}, Adam muP"
         out.figure(name, float(np.diff(at).max()))
     return found
 
 
 def scion_transfer(out: Output, quick: bool) -> dict[str, Curves]:
-    """The best rate of Scion by width."""
+    """The best rate of Scion by width, and with one radius for every layer."""
     widths = (32, 64, 128) if quick else (32, 64, 128, 256)
-    of = curves(out, "Scion", widths, range(-5, 0), 2 if quick else 4)
-    out.figure("shift of the best rate per doubling, Scion", of.shift(widths))
-    return {"Scion": of}
+    found = {"Scion": curves(out, "Scion", widths, range(-5, 0), 2 if quick else 4)}
+    if not quick:
+        found["one radius"] = curves(out, "one radius", widths, range(-6, -1), 4)
+    for name, of in found.items():
+        out.figure(f"shift of the best rate per doubling, {name}", of.shift(widths))
+    return found
 
 
 def study(out: Output, quick: bool) -> None:

@@ -32,25 +32,42 @@ def best(rates: Sequence[float], logs: Array) -> float:
 
 
 class Curves(NamedTuple):
-    """Mean log loss[width, rate] of a method, with log2 of the rates."""
+    """Log losses[width, rate, seed] of a method, with log2 of the rates."""
 
     widths: Sequence[int]
     rates: Sequence[float]
-    logs: Array
+    losses: Array
+
+    def logs(self) -> Array:
+        """Means over seeds."""
+        return self.losses.mean(axis=-1)
 
     def bests(self) -> list[float]:
-        return [best(self.rates, logs) for logs in self.logs]
+        """Log2 of the best rates, by width."""
+        return [best(self.rates, logs) for logs in self.logs()]
 
     def shift(self, widths: Sequence[int]) -> float:
-        """Of the best rate, in octaves per doubling of the width."""
-        chosen = [self.widths.index(n) for n in widths]
-        return float(np.polyfit(np.log2(widths), np.array(self.bests())[chosen], 1)[0])
+        """Of the best rate, in octaves per doubling of the width; NaN where none is known."""
+        bests = [self.bests()[self.widths.index(n)] for n in widths]
+        if not np.isfinite(bests).all():
+            return math.nan
+        return float(np.polyfit(np.log2(widths), bests, 1)[0])
+
+    def pairs(self) -> list[tuple[str, Curves]]:
+        """The same of two seeds at a time."""
+        starts = range(0, self.losses.shape[-1], 2)
+        return [
+            (f"{i} and {i + 1}", self._replace(losses=self.losses[..., i : i + 2])) for i in starts
+        ]
 
 
-def mean_rows(name: str, widths: Sequence[int], sizes: Array) -> list[list[object]]:
-    """Rows of a table: geometric means over seeds of sizes[width, seed, feature]."""
-    means = np.exp2(np.log2(sizes).mean(axis=1))
-    return [[name, n, *(f"{v:.6g}" for v in row)] for n, row in zip(widths, means, strict=True)]
+def seed_rows(name: str, widths: Sequence[int], sizes: Array) -> list[list[object]]:
+    """Rows of a table of sizes[width, seed, feature]."""
+    return [
+        [name, n, seed, *(f"{v:.6g}" for v in row)]
+        for n, by_seed in zip(widths, sizes, strict=True)
+        for seed, row in enumerate(by_seed)
+    ]
 
 
 def tables(
@@ -59,16 +76,19 @@ def tables(
     """All values that the picture shows, and more."""
     rows: list[list[object]] = []
     for name, values in sizes.items():
-        rows += mean_rows(name, widths, values)
-    out.table("changes", ["method", "width", "layer 1", "layer 2", "scores"], rows)
-    rows = []
+        rows += seed_rows(name, widths, values)
+    out.table("changes", ["method", "width", "seed", "layer 1", "layer 2", "scores"], rows)
+    rows, shifts = [], []
     for name, curve in of.items():
-        for n, logs, log_rate in zip(curve.widths, curve.logs, curve.bests(), strict=True):
-            rows += [
-                [name, n, rate, f"{v:.6g}", f"{log_rate:.4g}"]
-                for rate, v in zip(curve.rates, logs, strict=True)
-            ]
-    out.table("transfer", ["method", "width", "log2 rate", "log loss", "log2 best rate"], rows)
+        for n, logs, log_rate in zip(curve.widths, curve.losses, curve.bests(), strict=True):
+            for rate, seeds in zip(curve.rates, logs, strict=True):
+                numbers = f"{seeds.mean():.6g}", f"{seeds.std(ddof=1):.3g}", f"{log_rate:.4g}"
+                rows.append([name, n, rate, *numbers])
+        for seeds, pair in curve.pairs():
+            shifts.append([name, seeds, f"{pair.shift(of['Scion'].widths):.3g}"])
+    columns = ["method", "width", "log2 rate", "log loss", "deviation of a seed", "log2 best rate"]
+    out.table("transfer", columns, rows)
+    out.table("shifts", ["method", "seeds", "shift of the best rate per doubling"], shifts)
 
 
 def picture(widths: Sequence[int], sizes: dict[str, Array], of: dict[str, Curves]) -> Figure:
@@ -116,7 +136,7 @@ def show_losses(ax: Axes, name: str, curve: Curves) -> None:
     shown = (0, 1, len(curve.widths) - 1)
     for i, line, marker in zip(shown, (":", "--", "-"), "os^", strict=True):
         n, best_rate = curve.widths[i], curve.bests()[i]
-        ax.plot(curve.rates, curve.logs[i], line, color=colour, marker=marker, label=f"n = {n}")
+        ax.plot(curve.rates, curve.logs()[i], line, color=colour, marker=marker, label=f"n = {n}")
         ax.axvline(best_rate, linestyle=line, color=plot.INK, linewidth=0.8, zorder=1)
     ax.set_title(name)
     ax.set_xticks(list(curve.rates))
