@@ -201,6 +201,8 @@ def in_parts(x: Array, ops: Ops) -> list[slice]:
         return []
     count = max(1, PART // (x.shape[-2] * x.shape[-1]))
     total = math.prod(x.shape[:-2])
+    if total <= count:  # one part, of one large matrix: its caller would split it for ever
+        return []
     return [slice(i, i + count) for i in range(0, total, count)]
 
 

@@ -25,6 +25,7 @@ from polarlib import (
 from polarlib._methods import METHODS
 from polarlib._stages import stages
 from polarlib.arrays.ops import ops_of
+from polarlib.engine.evidence import PART
 from polarlib.testing import (
     assert_polar,
     assert_unitary_factor,
@@ -668,6 +669,20 @@ def test_batches_of_different_ranks_and_scales(method):
     assert result.rank.tolist() == [[4, 0, 4], [4, 1, 4]]
     part = polar(stack, method=method, completion=False)
     assert_polar(stack, *part, rtol=120 * EPS["float64"], completion=False)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("form_h", [True, False])
+def test_stacks_of_matrices_larger_than_a_part(count, form_h):
+    """A part of a stack is one matrix at least, which must not be split again."""
+    stack = np.stack([matrix((2 * PART // 100 + 1, 100), seed=i) for i in range(count)])
+    assert stack[0].size > 2 * PART
+    if form_h:
+        assert_polar(stack, *polar(stack), rtol=120 * EPS["float64"])
+        return
+    u = polarlib.nearest_orthogonal(stack)
+    for one, a in zip(u, stack, strict=True):
+        np.testing.assert_allclose(one, polarlib.nearest_orthogonal(a), rtol=0, atol=1e-13)
 
 
 @with_dask
