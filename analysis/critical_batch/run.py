@@ -145,7 +145,7 @@ def costs(out: Output, quick: bool) -> None:
         known = np.isfinite(t)
         curves[beta] = least, b, t
         # The mean of T norms is the target: their excess over the floor, summed, is the X of X/T.
-        there = np.exp(np.interp(np.log(b), np.log(FLOORS), np.log(floor)))
+        there = np.exp(np.interp(np.log(b), np.log(FLOORS), np.log(np.maximum(floor, 1e-12))))
         rows += [[beta, *row] for row in zip(b, t, b * t, t * (TARGET - there), strict=True)]
         best[beta] = np.exp(minimum(np.log(b[known]), np.log((b * t)[known])))
         out.figure(f"best batch size over the least one, beta {beta:g}", best[beta] / least)
