@@ -7,13 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import Output, main, panels
 
 import polarlib
 from polarlib import Schedule, design, plot, testing
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Output, main, panels
 
 LOWERS = (1e-1, 1e-3, 1e-6)  # lower ends at which the error of one step is compared
 VANISHING = 1e-13  # a lower end at which rho / l has the digits of its limit

@@ -7,17 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import mpmath
-import numpy as np
-from numpy.polynomial import Polynomial
-
-import polarlib
-from polarlib import Schedule, norms, testing
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import mpmath
+import numpy as np
 from chi_picture import picture
 from common import Output, main
+from numpy.polynomial import Polynomial
 from rank_problem import (
     EXPONENTS,
     RANKS,
@@ -35,6 +31,9 @@ from rank_problem import (
     step_sizes,
 )
 from taylor_steps import chi, phi, taylor
+
+import polarlib
+from polarlib import Schedule, norms, testing
 
 KAPPAS = (1, 2, 3)
 SIGMA = 0.1  # the smallest singular value of the tables

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import character_block
+import numpy as np
 from common import Output, main
 from digits_network import digits, forward, gradients, losses, shapes
 from width_curves import Curves, picture, seed_rows, tables

@@ -6,13 +6,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from polarlib import Schedule, norms, orthogonalize, plot
-from polarlib.updates import ema, uscg_step
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 from common import Figure, Output, main, panels
+
+from polarlib import norms, orthogonalize, plot
+from polarlib.updates import ema, uscg_step
 
 Array = np.ndarray
 
@@ -28,7 +27,6 @@ LARGE = FLOORS >= 4
 POWERS = (1.0, 0.5, 0.25)  # of 1/b, against which 1/T is drawn
 LONGEST = 8000  # steps after which a run has no T
 
-TAYLOR = (1.875, -1.25, 0.375)
 STEPS = (1, 3, 5)  # of the inexact factor
 RATES = 2.0 ** np.arange(-4, -0.4, 0.5)
 WIDTH, UPDATES, BATCH, MOMENTUM = 64, 60, 128, 0.9
@@ -181,13 +179,13 @@ def draw_batches(
 
 
 def lmo(q: int | None, equal: bool) -> Callable[[Array], Array]:
-    """Polar factor by q steps of the Taylor polynomial, None for the exact one.
+    """Polar factor by q steps of the Taylor polynomial of degree 5, None for the exact one.
 
     With `equal`, the result is scaled to the Frobenius norm of the exact factor.
     """
     if q is None:
         return norms.spectral().lmo
-    taylor = Schedule(steps=[TAYLOR] * q, lower=1e-3)
+    taylor = polarlib.schedule("newton_schulz_5", steps=q)
 
     def inexact(m: Array) -> Array:
         u = orthogonalize(m, schedule=taylor, normalisation="frobenius")

@@ -7,18 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-import polarlib
-from polarlib import plot
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import counting
+import numpy as np
 from common import Output, main, panels
 from counting import Count, Setting, largest, random
+from matplotlib.figure import Figure
 from wire import Rank, all_gather, all_reduce, all_to_all, launch, reduce_scatter
+
+import polarlib
+from polarlib import plot
 
 Array = np.ndarray
 SET = "jordan"  # the schedule: q steps of degree 5

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import numpy as np
 from common import Output, main, panels
 from descent import FIRST, RATIO, adam, decayed, descent, first, held, scalar, spectral
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 from common import Figure, Output, main, panels
 
 import polarlib

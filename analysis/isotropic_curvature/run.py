@@ -6,14 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import Figure, Output, main, panels
 from scipy import optimize
 from scipy.stats import norm, qmc
 
-from polarlib import Schedule, norms, plot, schedule, testing
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Figure, Output, main, panels
+from polarlib import norms, plot, schedule, testing
 
 Array = np.ndarray
 
@@ -30,7 +29,6 @@ WALL_SIGMA = np.array([5.0, 4, 3, 2, 1])
 LEVELS = (0.99, 1.01, 1.5, 2.5)  # slopes over n sigma_min
 # Two growths with slope 1 at r = 1: H'(r) / r from r^2.
 SLOPES = {"a r": lambda r2: r2**-0.5, "a r^2/2": np.ones_like}
-TAYLOR = (1.875, -1.25, 0.375)  # of degree 2 in x^2: kappa = 2
 ROUNDING = 1e-12  # what two equal values of a schedule may differ by
 
 
@@ -278,7 +276,7 @@ def values() -> Array:
 def order(out: Output, quick: bool) -> None:
     """What five steps of two schedules do to 1999 pairs of neighbouring singular values."""
     x = values()
-    images = [s(x) for s in (schedule("jordan", steps=5), Schedule(steps=[TAYLOR] * 5, lower=1e-3))]
+    images = [schedule(name, steps=5)(x) for name in ("jordan", "newton_schulz_5")]
     out.figure(
         "neighbours whose order is reversed, Jordan x 5, Taylor x 5",
         [int(np.sum(np.diff(y) < -ROUNDING)) for y in images],

@@ -8,9 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 from common import Output, main, panels
 
 import polarlib

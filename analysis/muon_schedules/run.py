@@ -8,14 +8,13 @@ import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import Output, main, panels
 from matplotlib.figure import Figure
 
 import polarlib
 from polarlib import Schedule, design, files, plot
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Output, main, panels
 
 LOWER = 1e-3  # the interval that most sets are designed for
 STEPS = 5

@@ -6,11 +6,9 @@ import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import scipy.linalg
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from common import Output, main, panels
 
 import polarlib

@@ -6,10 +6,8 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+import numpy as np
 from common import Output, main, panels
 
 import polarlib

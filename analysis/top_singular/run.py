@@ -10,16 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import scipy.linalg
+from common import Output, main, panels
 from matplotlib.figure import Figure
 from scipy.sparse.linalg import LinearOperator, svds
 
 from polarlib import plot, testing
 from polarlib.norms.topk import triplets
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Output, main, panels
 
 Array = np.ndarray
 K, N, SEEDS = 5, 500, 5
