@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from common import Figure, Output, main, panels
 
-from polarlib import norms, orthogonalize, plot
+from polarlib import norms, orthogonalize, plot, schedule
 from polarlib.updates import ema, uscg_step
 
 Array = np.ndarray
@@ -185,7 +185,7 @@ def lmo(q: int | None, equal: bool) -> Callable[[Array], Array]:
     """
     if q is None:
         return norms.spectral().lmo
-    taylor = polarlib.schedule("newton_schulz_5", steps=q)
+    taylor = schedule("newton_schulz_5", steps=q)
 
     def inexact(m: Array) -> Array:
         u = orthogonalize(m, schedule=taylor, normalisation="frobenius")
