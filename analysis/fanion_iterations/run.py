@@ -63,14 +63,8 @@ def factor(g: Array) -> Array:
     return polarlib.orthogonalize(g, schedule="jordan", steps=3, precision="bfloat16")
 
 
-def five_steps(g: Array) -> Array:
-    return polarlib.orthogonalize(g, schedule="jordan", steps=5, precision="bfloat16")
-
-
-def three_steps_in_single(g: Array) -> Array:
-    return polarlib.orthogonalize(g, schedule="jordan", steps=3)
-
-
+three_in_single = functools.partial(polarlib.orthogonalize, schedule="jordan", steps=3)
+five_steps = functools.partial(three_in_single, steps=5, precision="bfloat16")
 exact = polarlib.nearest_orthogonal
 direction = updates.nesterov  # of the buffer, the gradient and the momentum
 
@@ -127,8 +121,9 @@ def descent(
     polar: Callable[[Array], Array],
     momentum: Callable[[Array, Array, float], Array],
     schedule: Callable[[int, int], float],
+    stop: bool,
 ) -> Array:
-    """Losses over the target, from the start until one is below 1 or patience ends."""
+    """Losses over the target, from the start until patience ends or, if stop, one is below 1."""
     m, n, x = problem(*start)
     lmo = lmo_of(method, start[0], polar)
     target = TARGET * (start[0] / PUBLISHED_N) ** 2
@@ -137,7 +132,7 @@ def descent(
     for k in range(most + 1):
         g = m @ x @ n
         losses.append(0.5 * float(np.vdot(x, g)) / target)
-        if losses[-1] < 1:
+        if stop and losses[-1] < 1:
             break
         buffer = updates.polyak(buffer, g, method.momentum)
         d = momentum(buffer, g, method.momentum)
@@ -145,14 +140,21 @@ def descent(
     return np.array(losses)
 
 
-def losses(name: str, start: Start, *, rate: float | None = None, **parts: Callable) -> Array:
+def losses(
+    name: str,
+    start: Start,
+    *,
+    rate: float | None = None,
+    stop: bool = True,
+    **parts: Callable,
+) -> Array:
     """A method's losses over the target, with the published rate and this module's parts.
 
     Other parts are given as factor=, direction= or share=.
     """
     method = METHODS[name] if rate is None else METHODS[name]._replace(rate=rate)
     used = {"factor": factor, "direction": direction, "share": share} | parts
-    return descent(method, start, used["factor"], used["direction"], used["share"])
+    return descent(method, start, used["factor"], used["direction"], used["share"], stop)
 
 
 def iterations(of: Array, level: float = 1.0) -> float:
@@ -174,24 +176,11 @@ def counts(out: Output, quick: bool, name: str) -> None:
     out.figure(f"iterations, {name}", [iterations(run) for run in found])
 
 
-def muon(out: Output, quick: bool) -> None:
-    counts(out, quick, "Muon")
-
-
-def f_muon(out: Output, quick: bool) -> None:
-    counts(out, quick, "F-Muon")
-
-
-def s_muon(out: Output, quick: bool) -> None:
-    counts(out, quick, "S-Muon")
-
-
-def nsgd(out: Output, quick: bool) -> None:
-    counts(out, quick, "NSGD")
-
-
-def sign_sgd(out: Output, quick: bool) -> None:
-    counts(out, quick, "SignSGD")
+muon = functools.partial(counts, name="Muon")
+f_muon = functools.partial(counts, name="F-Muon")
+s_muon = functools.partial(counts, name="S-Muon")
+nsgd = functools.partial(counts, name="NSGD")
+sign_sgd = functools.partial(counts, name="SignSGD")
 
 
 def median(name: str, quick: bool, level: float = 1.0) -> float:
@@ -212,6 +201,25 @@ def against_signs(out: Output, quick: bool) -> None:
     """What full-rank steps save against steps of signs."""
     value = median("SignSGD", quick) / median("Muon", quick)
     out.figure("iterations, SignSGD over Muon", value)
+
+
+def oscillation(out: Output, quick: bool) -> None:
+    """What the loss does where it first gets below the target: a constant step goes to and fro."""
+    last = [float(losses(name, SMALL)[-10:].max()) for name in SPECTRAL]
+    out.figure(
+        "largest loss over the target in the last ten iterations, Muon, F-Muon, S-Muon", last
+    )
+    if quick:
+        return
+    pairs, rows = [], []
+    for name in out.steps(METHODS, "beyond the target"):
+        below = losses(name, SMALL, stop=False) < 1
+        pairs.append(int(np.sum(below[1:] & below[:-1])))
+        firsts = (iterations(np.where(below[::every], 0.0, 2.0)) * every for every in (1, 10))
+        rows.append([name, *firsts, pairs[-1]])
+    columns = ["method", "iterations", "looked at every tenth", "successive ones both below"]
+    out.table("oscillation", columns, rows)
+    out.figure("successive iterations both below the target, Muon, F-Muon, S-Muon", pairs[:3])
 
 
 def table(out: Output, quick: bool) -> None:
@@ -249,7 +257,7 @@ CHANGES: dict[str, dict[str, Callable]] = {
     "as published": {},
     "exact polar factor": {"factor": exact},
     "five steps in bfloat16": {"factor": five_steps},
-    "three steps in float32": {"factor": three_steps_in_single},
+    "three steps in float32": {"factor": three_in_single},
     "plain momentum": {"direction": plain},
     "rate falling to zero": {"share": falling},
 }
@@ -269,13 +277,8 @@ def variants(out: Output, quick: bool) -> None:
     out.table("variants", columns, rows)
     five = losses("Muon", SMALL, factor=five_steps).min()
     out.figure("least loss over the target, five steps, Muon", five)
-    apart = [
-        abs(
-            iterations(losses(name, SMALL, factor=three_steps_in_single))
-            - iterations(losses(name, SMALL))
-        )
-        for name in SPECTRAL
-    ]
+    single = [iterations(losses(name, SMALL, factor=three_in_single)) for name in SPECTRAL]
+    apart = [abs(a - iterations(losses(b, SMALL))) for a, b in zip(single, SPECTRAL, strict=True)]
     out.figure("iterations, float32 against bfloat16, largest difference", max(apart))
 
 
@@ -332,7 +335,18 @@ def picture(out: Output, quick: bool) -> None:
 
 
 def study(out: Output, quick: bool) -> None:
-    for part in (muon, f_muon, s_muon, nsgd, sign_sgd, ratios, against_signs, table, exact_factor):
+    for part in (
+        muon,
+        f_muon,
+        s_muon,
+        nsgd,
+        sign_sgd,
+        ratios,
+        against_signs,
+        oscillation,
+        table,
+        exact_factor,
+    ):
         part(out, quick)
     if not quick:
         variants(out, quick)

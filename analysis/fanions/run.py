@@ -220,10 +220,13 @@ def balls() -> Figure:
         "F-Muon, α = 0.5": norms.f_muon(SHARE),
         "F-Neon, α = 0.5": norms.f_neon(SHARE),
     }
-    fig, axes = panels(3, 2, height=5.2)
-    for ax, (name, norm) in zip(axes, chosen.items(), strict=True):
-        plot.unit_ball(norm, ax=ax, legend=False)
-        ax.set_title(name)
+    fig, axes = panels(3, 2, height=4.6, sharex=True, sharey=True)
+    for place, (ax, (name, norm)) in enumerate(zip(axes, chosen.items(), strict=True)):
+        plot.unit_ball(norm, ax=ax, title=name, legend=False)
+        if place < 4:  # not in the last row
+            ax.set_xlabel("")
+        if place % 2:
+            ax.set_ylabel("")
     return fig
 
 
