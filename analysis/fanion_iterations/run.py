@@ -312,10 +312,10 @@ def picture(out: Output, quick: bool) -> None:
         above.semilogy(losses(name, start), color=colour, linestyle=line, label=name)
     above.set_xlim(0, 2700)
     above.set_title(f"three steps, n = {start[0]}")
-    for name in SPECTRAL[:1] if quick else SPECTRAL[:2]:
-        for how, line, label in ((factor, "-", "three steps"), (exact, "--", "exact")):
+    for name, dashes in (("Muon", "--"), ("F-Muon", ":"))[: 1 if quick else 2]:
+        for how, line, label in ((factor, "-", "three steps"), (exact, dashes, "exact")):
             run = losses(name, SMALL, factor=how)
-            below.semilogy(run, line, color=LOOKS[name][0], label=f"{name}, {label}")
+            below.semilogy(run, linestyle=line, color=LOOKS[name][0], label=f"{name}, {label}")
     below.set_xlim(500, round(PATIENCE * METHODS["Muon"].published))
     below.set_ylim(0.7, 100)
     below.set_title(f"the exact factor, n = {SMALL[0]}")
