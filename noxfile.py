@@ -16,7 +16,7 @@ LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
 FULL = (
     *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
-    *("seeds", "fuzz", "peers", "coverage"),
+    *("seeds", "fuzz", "peers", "studies", "coverage"),
 )
 # Versions of the libraries whose calls of a device are counted.
 COUNTED = {
@@ -78,6 +78,14 @@ def fuzz(session: nox.Session) -> None:
     files = sorted(str(path) for path in Path("tests").rglob("test_fuzz*.py"))
     for seed in session.posargs or map(str, range(1, 6)):
         session.run("python", "-m", "pytest", "-m", "", *files, "--seed", seed)
+
+
+@nox.session
+def studies(session: nox.Session) -> None:
+    """Every study of analysis/ in full: some ten minutes; a session fails where a figure does."""
+    session.install("-e", ".[studies]")
+    for script in sorted(Path("analysis").glob("*/run.py")):
+        session.run("python", str(script))
 
 
 @nox.session

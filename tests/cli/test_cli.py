@@ -355,8 +355,10 @@ def test_polar_round_trip(dtype, side):
     text = done("polar", "A.npy", "-o", "U.npy", "--hermitian", "H.npy", "--side", side)
     u, h = np.load("U.npy"), np.load("H.npy")
     expected = polarlib.polar(a, side=side)
-    np.testing.assert_array_equal(u, expected.unitary)
-    np.testing.assert_array_equal(h, expected.hermitian)
+    # To rounding: the file's array may lie elsewhere in a cache line, where BLAS sums otherwise.
+    rtol = 8 * np.finfo(u.dtype).eps
+    np.testing.assert_allclose(u, expected.unitary, rtol=0, atol=rtol)
+    np.testing.assert_allclose(h, expected.hermitian, rtol=rtol, atol=rtol * abs(h).max())
     assert "converged: nothing to do" in text
     assert "U.npy" in text
     assert "H.npy" in text

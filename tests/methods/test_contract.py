@@ -578,7 +578,8 @@ def test_accuracy_in_double_precision(method, condition):
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e3, 1e8, 1e15])
-@pytest.mark.parametrize(("method", "limit"), [("svd", 1e-6), ("qdwh", 5e-7)])
+# LAPACK's SVD in single precision is off by 5e-7 with OpenBLAS 0.3.31, and by 4e-6 with 0.3.34.
+@pytest.mark.parametrize(("method", "limit"), [("svd", 1e-5), ("qdwh", 5e-7)])
 def test_accuracy_in_single_precision(method, limit, condition):
     a = with_singular_values(np.geomspace(1, 1 / condition, 100), dtype="float32")
     result = polar(a, method=method)

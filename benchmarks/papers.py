@@ -1,0 +1,266 @@
+"""What the studies of ``analysis/`` reproduce: a file of values, one page, and a table a README.
+
+    python benchmarks/papers.py --run              # every study, full and quick, then the page
+    python benchmarks/papers.py --run chi_q cans   # these alone; the others as they were
+    python benchmarks/papers.py                    # the page from docs/data/papers.json
+
+Each study runs in a process of its own with one thread of BLAS. docs/data/papers.json gets values,
+seconds and versions. What is published, and how near a value must be, is in each expected.json;
+verdicts are made of the two, so that a page cannot differ from the file. Written are
+docs/papers.md, docs/figures/papers/ (the first plot of each study), and in analysis/NAME/README.md
+the table of figures and the times behind the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import replace_part, table, where, with_threads
+
+from polarlib.files.whole import write_whole
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analysis"))
+from verdicts import NOT_REPRODUCED, VERDICTS, expected, verdict
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "docs" / "data" / "papers.json"
+PAGE = ROOT / "docs" / "papers.md"
+PICTURES = ROOT / "docs" / "figures" / "papers"
+COMMAND = re.compile(r"(python analysis/(\w+)/run\.py( --quick)?) *(#.*)?")
+
+
+def studies() -> list[str]:
+    """The names of all studies."""
+    return sorted(path.parent.name for path in (ROOT / "analysis").glob("*/run.py"))
+
+
+# -- runs ------------------------------------------------------------------------------------
+
+
+def measured(name: str) -> dict[str, Any]:
+    """Run a study, quickly and in full; return what the file of values has of it.
+
+    Raises
+    ------
+    RuntimeError
+        If a figure failed, or a package is missing.
+    """
+    script = ROOT / "analysis" / name / "run.py"
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for options in (["--quick"], []):
+            run = subprocess.run(
+                [sys.executable, str(script), "--json", "--out", folder, *options],
+                env=with_threads(1),
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            if run.returncode:
+                raise RuntimeError(f"{script} {' '.join(options)} exits {run.returncode}")
+            results.append(json.loads(run.stdout))
+        quick, full = results
+        picture = full["plots"][0]
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        content = Path(folder, picture["png"]).read_bytes()
+        write_whole(PICTURES / f"{name}.png", lambda file: file.write(content))
+    return {
+        "seconds": full["seconds"],
+        "quick seconds": quick["seconds"],
+        "versions": full["versions"],
+        "machine": where(),
+        "values": {figure["name"]: figure["value"] for figure in full["figures"]},
+        "caption": picture["caption"],
+    }
+
+
+# -- verdicts --------------------------------------------------------------------------------
+
+
+def judged(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """A study's expected.json with our values and the verdicts on them.
+
+    Raises
+    ------
+    ValueError
+        If the file of values lacks a figure, or has others: the study has to run again.
+    """
+    told = expected(ROOT / "analysis" / name / "expected.json")
+    values = data["values"]
+    if set(values) != {figure["name"] for figure in told["figures"]}:
+        raise ValueError(f"{DATA} has other figures of {name} than its expected.json: --run {name}")
+    figures = []
+    for figure in told["figures"]:
+        value = values[figure["name"]]
+        word, passed = verdict(value, figure)
+        figures.append(figure | {"value": value, "verdict": word, "passed": passed})
+    return told | {"figures": figures} | {k: v for k, v in data.items() if k != "values"}
+
+
+# -- texts -----------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """A number or a list of them as people read it."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value))
+    if value is None:
+        return "none"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def bounds(tolerance: dict[str, float]) -> str:
+    """A tolerance in symbols."""
+    signs = {"absolute": "±", "relative": "± relative", "factor": "factor"}
+    signs |= {"at_least": "≥", "at_most": "≤"}
+    return ", ".join(f"{signs[key]} {value:.4g}" for key, value in tolerance.items())
+
+
+def figures_table(figures: Sequence[dict[str, Any]]) -> str:
+    """The table of a README: every figure of a study."""
+    rows = []
+    for f in figures:
+        wrong = f["wrong"]
+        value = "no value" if wrong["value"] is None else shown(wrong["value"])
+        published = "–" if f["published"] is None else shown(f["published"])
+        rows.append(
+            [
+                cell(f["name"]),
+                f"{published} ({f['source_kind']}: {cell(f['where'])})",
+                shown(f["value"]),
+                f"{bounds(f['tolerance'])}; {cell(wrong['method'])}: {value}",
+                f["verdict"],
+            ]
+        )
+    return table(
+        ["figure", "published", "ours", "tolerance; what it excludes", "verdict"],
+        rows,
+    )
+
+
+def claim_rows(study: dict[str, Any]) -> list[list[str]]:
+    """Of each claim: the claim, our figures, the condition."""
+    by_name = {figure["name"]: figure for figure in study["figures"]}
+    rows = []
+    for claim in study["claims"]:
+        ours = []
+        for name in claim["figures"]:
+            figure = by_name[name]
+            published = figure["published"]
+            said = "" if published is None else f" (published: {shown(published)})"
+            if figure["source_kind"] in ("own", "design note"):
+                said = ""
+            ours.append(f"{cell(name)}: {shown(figure['value'])}{said}, *{figure['verdict']}*")
+        rows.append([cell(claim["claimed"]), "<br>".join(ours), cell(claim["condition"])])
+    return rows
+
+
+def section(name: str, study: dict[str, Any]) -> str:
+    """What the page has of a study."""
+    parts = [
+        f"## {study['title']}",
+        study["source"],
+        f"`python analysis/{name}/run.py`, {study['seconds']:.0f} s; "
+        f"[analysis/{name}](../analysis/{name}/README.md) has every figure, the settings, and how "
+        "to read the plots.",
+        table(["claimed", "ours", "under which condition"], claim_rows(study)),
+    ]
+    others = [f for f in study["figures"] if f["verdict"] == NOT_REPRODUCED]
+    if others:
+        reasons = [
+            f"- {f['name']}: {shown(f['published'])} ({f['where']}), ours {shown(f['value'])}. "
+            f"{f['recorded']['because']}"
+            for f in others
+        ]
+        parts += ["Not reproduced:", "\n".join(reasons)]
+    parts.append(f"![{study['caption']}](figures/papers/{name}.png)")
+    parts.append(study["caption"])
+    return "\n\n".join(parts)
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    whole = {name: judged(name, data[name]) for name in data}
+    rows, totals = [], dict.fromkeys(VERDICTS, 0)
+    for study in whole.values():
+        words = [figure["verdict"] for figure in study["figures"]]
+        for word in VERDICTS:
+            totals[word] += words.count(word)
+        counts = [str(words.count(word)) for word in VERDICTS[:-1]]
+        anchor = re.sub(r"[^\w\- ]", "", study["title"].lower()).replace(" ", "-")
+        rows.append([f"[{study['title']}](#{anchor})", *counts, f"{study['seconds']:.0f}"])
+    rows.append(["all", *(str(totals[word]) for word in VERDICTS[:-1]), ""])
+    machines = sorted({study["machine"] for study in whole.values()})
+    head = f"""# Results of papers, computed again
+
+Made by `python benchmarks/papers.py` from `docs/data/papers.json` and the `expected.json` of each
+study in [analysis/](../analysis/README.md). Every number on this page is one of a figure that a
+study hands in; its command stands below the title of the study.
+
+- *reproduced*: a number that a paper, or the code published with it, prints is met, within a
+  tolerance that excludes the nearest wrong method.
+- *consistent*: an order, a rate, a direction or a bound that a paper claims without a number, a
+  figure of our design notes, or one of our own, is met under a check that could have failed.
+- *not reproduced*: ours is another number. That is a result, and the reason stands beside it.
+
+{table(["study", *VERDICTS[:-1], "seconds"], rows)}
+
+One thread of {"; ".join(machines)}.
+"""
+    return "\n\n".join([head.rstrip(), *(section(n, s) for n, s in whole.items())]) + "\n"
+
+
+def readme(text: str, data: dict[str, Any]) -> str:
+    """A README with the times that were measured behind its commands."""
+
+    def timed(match: re.Match[str]) -> str:
+        command, name, quick, _ = match.groups()
+        seconds = data[name]["quick seconds" if quick else "seconds"]
+        return f"{command}{' ' * (4 if quick else 12)}# {max(seconds, 1):.0f} s"
+
+    return COMMAND.sub(timed, text)
+
+
+def write(data: dict[str, Any]) -> None:
+    """Write the page, and into every README its table and times."""
+    text = page(data).encode()
+    write_whole(PAGE, lambda file: file.write(text))
+    for name in data:
+        path = ROOT / "analysis" / name / "README.md"
+        replace_part(path, "figures", figures_table(judged(name, data[name])["figures"]))
+        timed = readme(path.read_text(encoding="utf-8"), data).encode()
+        write_whole(path, lambda file, timed=timed: file.write(timed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--run", nargs="*", metavar="STUDY", help="run all studies, or these")
+    options = parser.parse_args()
+    known = studies()
+    if unknown := set(options.run or ()) - set(known):
+        parser.error(f"no study {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    data = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    if options.run is not None:
+        for name in options.run or known:
+            data[name] = measured(name)
+            sys.stderr.write(f"{name}: {data[name]['seconds']} s\n")
+    data = {name: data[name] for name in known}
+    text = (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+    write_whole(DATA, lambda file: file.write(text))
+    write(data)
+
+
+if __name__ == "__main__":
+    main()
