@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,10 @@ from polarlib.norms.unitary import Polar, Unitary, of_spectrum, svd
 
 Array = Any
 
-# Absolute error of a root of order 1 / sqrt(n) or more: below its last bit.
-TINY = 1e-17
+# A search for roots ends where they change by less than this, relative: 4 units of the last digit.
+TINY = 2.0**-50
+# Ridders' method takes about 8 steps; rounding may keep the last digits from settling.
+MOST_STEPS = 40
 
 
 @dataclass(frozen=True, repr=False)
@@ -150,35 +152,56 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
 def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array, Array]:
     """Return the t where the distance of sigma to ``a t ball(Fanion-k)`` is ``b t``, and the rest.
 
-    By root search, on the host in double precision, one matrix after another.
+    By root search, on the host in double precision.
     """
     remedy = "take the dual norm or the lmo of the sum"
     refuse_hidden(s, ops, "the norm of F-Fanion", remedy, fixed_work=False)
-    from scipy.optimize import brentq  # slow to import
+    z = np.asarray(ops.to_host(s), dtype=float)
+    size = np.where(z[..., :1] > 0, z[..., :1], 1.0)
+    y = z / size
+    rest_of = functools.partial(_rest, y, k=k, ops=ops_of(y))
 
-    found = [np.zeros((*s.shape[:-1], 1)), np.zeros(s.shape)]
-    z = ops.to_host(s)
-    host = ops_of(z)
-    for i in np.ndindex(z.shape[:-1]):
-        if z[i][0] == 0:
-            continue
-        y = z[i] / z[i][0]
-        rest_of = functools.partial(_rest, y, k=k, ops=host)
-        # Each ball alone reaches y at its own t: no more is needed with both. Twice that, lest
-        # rounding leaves no change of sign.
-        high = min(max(1, y.sum() / k) / a, np.linalg.norm(y) / b)
-        t = brentq(lambda t, d=rest_of: np.linalg.norm(d(a * t)) - b * t, 0, 2 * high, xtol=TINY)
-        found[0][i], found[1][i] = t * z[i][0], rest_of(a * t) * z[i][0]
+    def excess(t: np.ndarray) -> np.ndarray:
+        distance: np.ndarray = np.linalg.norm(rest_of(a * t), axis=-1, keepdims=True)
+        return distance - b * t
+
+    # Each ball alone reaches y at its own t: no more is needed with both. Twice that, lest rounding
+    # leaves no change of sign.
+    largest = np.maximum(y[..., :1], y.sum(axis=-1, keepdims=True) / k) / a
+    high = 2 * np.minimum(largest, np.linalg.norm(y, axis=-1, keepdims=True) / b)
+    t = _decreasing_root(excess, high)
+    found = t * size, rest_of(a * t) * size
     t, rest = (ops.from_host(x, s) for x in found)
     return t, rest
 
 
-def _rest(y: np.ndarray, cap: float, *, k: int, ops: Ops) -> np.ndarray:
-    """Distance vector of descending values to ``cap`` times the ball of Fanion-k."""
-    if y[0] <= cap and y.sum() <= k * cap:
-        return np.zeros_like(y)
-    rest: np.ndarray = y - capped_simplex(y, np.full(1, cap), y[k - 1 : k], k, ops, -1)
-    return rest
+def _decreasing_root(f: Callable[[np.ndarray], np.ndarray], high: np.ndarray) -> np.ndarray:
+    """Roots of decreasing functions of one variable from 0 to `high`, all at once.
+
+    By Ridders' method: C. Ridders, IEEE Trans. Circuits Syst. 26 (1979) 979-980.
+    """
+    low, f_low, f_high = np.zeros_like(high), f(np.zeros_like(high)), f(high)
+    root = high
+    for _ in range(MOST_STEPS):
+        before, middle = root, (low + high) / 2
+        f_middle = f(middle)
+        size = np.sqrt(f_middle**2 - f_low * f_high)
+        root = middle + (middle - low) * f_middle / np.where(size > 0, size, 1.0)
+        for t, at in ((middle, f_middle), (root, f(root))):
+            # The root lies within the bracket, on either side of the middle.
+            above, below = (at > 0) & (t >= low), (at <= 0) & (t <= high)
+            low, f_low = np.where(above, t, low), np.where(above, at, f_low)
+            high, f_high = np.where(below, t, high), np.where(below, at, f_high)
+        if np.all(np.abs(root - before) <= TINY * root):
+            break
+    return root
+
+
+def _rest(y: np.ndarray, cap: np.ndarray, *, k: int, ops: Ops) -> np.ndarray:
+    """Distance vectors of descending values to `cap` times the ball of Fanion-k."""
+    inside = (y[..., :1] <= cap) & (y.sum(axis=-1, keepdims=True) <= k * cap)
+    rest: np.ndarray = y - capped_simplex(y, cap, y[..., k - 1 : k], k, ops, -1)
+    return np.where(inside, 0.0, rest)
 
 
 # -- constructors ----------------------------------------------------------------------------

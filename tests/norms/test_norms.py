@@ -19,7 +19,7 @@ from standin import cupy_standin
 import polarlib
 from polarlib import norms
 from polarlib.arrays.numpy_ops import NumpyOps
-from polarlib.norms import unitary
+from polarlib.norms import sums, unitary
 from polarlib.testing import orthonormal, with_singular_values
 
 INF = math.inf
@@ -370,6 +370,19 @@ def test_extreme_mixtures(k, alpha):
             certified_value(n, x)
         for t, size in ((n.lmo(x), n), (n.dual().lmo(x), n.dual())):
             np.testing.assert_allclose(size(t), float(x.any()), 1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_stack_of_f_fanions_is_one_root_search(k, monkeypatch):
+    n, calls = norms.f_fanion(k, 0.3), []
+    stack = np.random.default_rng(k).standard_normal((3, 40, 5, 4))
+    stack[0, 0] = 0
+    stack[1] *= 1e-200
+    one_by_one = np.array([n(x) for x in stack.reshape(-1, 5, 4)]).reshape(3, 40)
+    project = sums.capped_simplex
+    monkeypatch.setattr(sums, "capped_simplex", lambda *how: calls.append(0) or project(*how))
+    np.testing.assert_allclose(n(stack), one_by_one, 1e-14)
+    assert len(calls) <= 2 * sums.MOST_STEPS + 3  # whatever the number of matrices
 
 
 def test_small_columns_do_not_underflow():
