@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import Output, main, panels
 
 import polarlib
 from polarlib import norms, plot, updates
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Output, main, panels
 
 Array = np.ndarray
 Start = tuple[int, int]  # n and the seed

@@ -6,14 +6,13 @@ import math
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
+from common import Figure, Output, main, panels
 
 import polarlib
 from polarlib import norms, plot
 from polarlib.norms import Norm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import Figure, Output, main, panels
 
 Array = np.ndarray
 SEED = 0
