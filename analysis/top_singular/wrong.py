@@ -43,12 +43,33 @@ WRONG = (
         figures=("randomized, products to 1e-2",),
     ),
     Wrong(
+        "no oversampling",
+        part="costs",
+        replace={"OVERSAMPLING": 0},
+        figures=("products of 38, 50, 187 randomized iterations, k = 5, 50, 5",),
+    ),
+    Wrong(
+        "no oversampling",
+        part="many",
+        replace={"OVERSAMPLING": 0, "library": with_a_block},
+        figures=("randomized, k = 50, products to 9.9e-3",),
+    ),
+    Wrong(
+        "a block of k + 10 vectors",
+        part="many",
+        replace={"library": with_a_block},
+        figures=("lanczos, k = 50, products to 3.3e-7",),
+    ),
+    Wrong(
+        "an iteration counted as one product",
+        part="costs",
+        replace={"cost": lambda k, iterations: k * (iterations + 1)},
+        figures=("products of 200, 437, 906 power iterations, k = 5, 50, 5",),
+    ),
+    Wrong(
         "an iteration counted as one product",
         part="products",
         replace={"cost": lambda k, iterations: k * (iterations + 1)},
-        figures=(
-            "power, products to 1e-2",
-            "products of 200 power iterations for five triplets",
-        ),
+        figures=("power, products to 1e-2",),
     ),
 )
