@@ -215,8 +215,8 @@ def products(out: Output, quick: bool) -> None:
     least, most = (f(counts["Gaussian", "power", 1e-2]) for f in (min, max))
     out.note(
         "The paper's counts are of one Gaussian matrix each. Power iteration depends on the gaps "
-        f"of the one matrix most of all: from {least} to {most} products to 1e-2 on {seeds} Gaussian "
-        "matrices."
+        f"of the one matrix most of all: from {least} to {most} products to 1e-2 on {seeds} "
+        "Gaussian matrices."
     )
 
 
