@@ -118,7 +118,7 @@ def shown(value: Any) -> str:
         return str(value)
     if 0 < abs(value - 1) < 1e-4:
         return f"1 {'−' if value < 1 else '+'} {abs(value - 1):.2g}"
-    return f"{value:.5g}"
+    return f"{value:.6g}"
 
 
 def cell(text: str) -> str:
@@ -189,7 +189,7 @@ def section(name: str, study: dict[str, Any]) -> str:
             for f in others
         ]
         parts += ["Not reproduced:", "\n".join(reasons)]
-    parts.append(f"![{study['caption']}](figures/papers/{name}.png)")
+    parts.append(f"![{study['title']}](figures/papers/{name}.png)")
     parts.append(study["caption"])
     return "\n\n".join(parts)
 
@@ -210,8 +210,9 @@ def page(data: dict[str, Any]) -> str:
     head = f"""# Results of papers, computed again
 
 Made by `python benchmarks/papers.py` from `docs/data/papers.json` and the `expected.json` of each
-study in [analysis/](../analysis/README.md). Every number on this page is one of a figure that a
-study hands in; its command stands below the title of the study.
+study in [analysis/](../analysis/README.md). The values under "ours" are those
+of the figures that a study hands in, by the command below its title; other numbers of the conditions
+are in the tables that the same command writes.
 
 - *reproduced*: a number that a paper, or the code published with it, prints is met, within a
   tolerance that excludes the nearest wrong method.
