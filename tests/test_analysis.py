@@ -15,10 +15,12 @@ import matplotlib
 import pytest
 import rich.console
 import rich.progress
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from polarlib import plot
 
-ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
+ROOT = Path(__file__).resolve().parents[1]
+ANALYSIS = ROOT / "analysis"
 VERDICTS = ("reproduced", "consistent", "not reproduced", "not run")
 STUDIES = sorted(path.parent.name for path in ANALYSIS.glob("*/run.py"))
 
@@ -54,13 +56,33 @@ def common():
             del sys.modules[name]
 
 
+@pytest.fixture
+def faults(common, monkeypatch):
+    """What benchmarks/figures_check.py finds in plots that are handed in."""
+    if not (ROOT / "benchmarks").is_dir():
+        return []
+    checks = load(ROOT / "benchmarks" / "figures_check.py", "figures_check")
+    found, plot = [], common.Output.plot
+
+    def checked(out, name, fig, caption):
+        FigureCanvasAgg(fig)
+        for ax in fig.axes:
+            # A panel of several may be small.
+            here = [fault for fault in checks.faults(ax) if "the Axes have" not in fault]
+            found.extend(f"{name}: {fault}" for fault in [*here, *checks.alike(ax)])
+        plot(out, name, fig, caption)
+
+    monkeypatch.setattr(common.Output, "plot", checked)
+    return found
+
+
 def test_there_are_studies():
     assert len(STUDIES) >= 4
 
 
 @pytest.mark.thinned(len(STUDIES))
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_reproduces_its_figures(name, common, tmp_path):
+def test_every_study_reproduces_its_figures(name, common, faults, tmp_path):
     skip_without(name)
     script = ANALYSIS / name / "run.py"
     result = common.run(load(script, f"analysis_{name}").study, script, tmp_path, quick=True)
@@ -75,6 +97,7 @@ def test_every_study_reproduces_its_figures(name, common, tmp_path):
     named += [p[kind] for p in result["plots"] for kind in ("png", "pdf")]
     assert sorted([*named, "result.json"]) == sorted(p.name for p in tmp_path.iterdir())
     assert result["plots"]
+    assert not faults
 
 
 @pytest.mark.thinned(len(STUDIES))
