@@ -210,9 +210,9 @@ def page(data: dict[str, Any]) -> str:
     head = f"""# Results of papers, computed again
 
 Made by `python benchmarks/papers.py` from `docs/data/papers.json` and the `expected.json` of each
-study in [analysis/](../analysis/README.md). The values under "ours" are those
-of the figures that a study hands in, by the command below its title; other numbers of the conditions
-are in the tables that the same command writes.
+study in [analysis/](../analysis/README.md). The values under "ours" are those of the figures that a
+study hands in, by the command below its title; other numbers of the conditions are in the tables
+that the same command writes.
 
 - *reproduced*: a number that a paper, or the code published with it, prints is met, within a
   tolerance that excludes the nearest wrong method.
