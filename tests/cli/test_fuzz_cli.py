@@ -242,7 +242,7 @@ def make_files(folder: Path) -> None:
 
 def make_study(folder: Path, **more: object) -> None:
     study = {"study": "s", "title": "t", "source": "", "command": "", "quick": True}
-    study |= {"versions": {}, "figures": [], "tables": [], "plots": [], "notes": []}
+    study |= {"versions": {}, "claims": [], "figures": [], "tables": [], "plots": [], "notes": []}
     folder.mkdir()
     (folder / "result.json").write_text(json.dumps(study | more))
 
