@@ -317,6 +317,10 @@ def main(study: Study, script: str | Path) -> NoReturn:
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out {options.out} is a file, not a folder")
     need(*expected(folder / "expected.json")["needs"])
+    try:  # before minutes of work
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be made: {error.strerror}")
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         result = run(study, script, options.out, quick=options.quick, progress=progress)

@@ -429,10 +429,12 @@ def test_progress_bars(common, script, tmp_path):
 def test_command_line_output_folder(common, script, tmp_path, monkeypatch, capsys):
     file = tmp_path / "file"
     file.write_text("")
-    for target, code in ((tmp_path / "deep" / "folder", 0), (file, 2)):
+    for target, code in ((tmp_path / "deep" / "folder", 0), (file, 2), (file / "folder", 2)):
         monkeypatch.setattr(sys, "argv", ["run.py", "--out", str(target)])
         with pytest.raises(SystemExit) as end:
             common.main(everything, script(figure("a")))
         assert int(end.value.code) == code
     assert (tmp_path / "deep" / "folder" / "picture.pdf").exists()
-    assert "is a file, not a folder" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is a file, not a folder" in told
+    assert "folder cannot be made" in told
