@@ -214,8 +214,8 @@ study in [analysis/](../analysis/README.md). The values under "ours" are those o
 study hands in, by the command below its title; other numbers of the conditions are in the tables
 that the same command writes.
 
-- *reproduced*: a number that a paper, or the code published with it, prints is met, within a
-  tolerance that excludes the nearest wrong method.
+- *reproduced*: a number that a paper, or the code published with it, prints, or that a formula of
+  it gives, is met within a tolerance that excludes the nearest wrong method.
 - *consistent*: an order, a rate, a direction or a bound that a paper claims without a number, a
   figure of our design notes, or one of our own, is met under a check that could have failed.
 - *not reproduced*: ours is another number. That is a result, and the reason stands beside it.
