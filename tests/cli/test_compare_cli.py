@@ -355,7 +355,8 @@ def test_timing_is_of_the_median_call(monkeypatch):
 
 
 def test_progress_is_shown_on_terminals_only(monkeypatch):
-    monkeypatch.setattr(console, "PROGRESS_AFTER", -1.0)
+    for name in ("PROGRESS_AFTER", "PROGRESS_EVERY"):  # every job is shown, however fast
+        monkeypatch.setattr(console, name, -1.0)
     result = invoke("compare", "A.npy", "--all", "--no-plots")
     assert result.stderr == ""
     result = invoke("compare", "A.npy", "--all", "--no-plots", FORCE_COLOR="1")
