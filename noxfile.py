@@ -140,7 +140,6 @@ def lowest(session: nox.Session) -> None:
     extras = (PROJECT["optional-dependencies"][name] for name in tools)
     needed = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras)]
     session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))
-    session.install("click==8.2.*")  # typer 0.20 calls what click 8.3 deprecates
     # Old versions call what newer ones of their own dependencies deprecate.
     quiet = ("-W", "ignore::DeprecationWarning")
     session.run("python", "-m", "pytest", *quiet, *session.posargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -17,10 +18,13 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 LINES = 60
 
 
-def test_the_section_of_a_paper(tmp_path):
+def test_the_section_of_a_paper(tmp_path, pytestconfig):
     script = EXAMPLES / "paper_section.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= LINES
-    command = [sys.executable, "-W", "error", str(script), str(tmp_path)]
+    quiet = itertools.chain(
+        *(("-W", what) for what in pytestconfig.getoption("pythonwarnings") or ())
+    )
+    command = [sys.executable, "-W", "error", *quiet, str(script), str(tmp_path)]
     subprocess.run(command, check=True, timeout=300)
     image = matplotlib.image.imread(tmp_path / "section.png")
     assert image.shape[:2] == (4.4 * 300, 3.3 * 300)

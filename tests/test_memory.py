@@ -385,8 +385,11 @@ def test_import_brings_nothing_that_is_not_needed_yet():
     base = loaded("import numpy, scipy.linalg, array_api_compat.numpy")
     more = loaded("import polarlib") - base
     assert {name for name in more if name.split(".")[0] in LATER or name in LATER} == set()
-    # Beyond the package itself and what it needs: a few modules of the standard library.
-    assert len({name.partition(".")[0] for name in more} - {"polarlib"}) <= 10
+    # Beyond the package itself and what it needs: some modules of the standard library, and more
+    # of them where an older NumPy or SciPy has not imported them.
+    others = {name.partition(".")[0] for name in more} - {"polarlib"}
+    assert others <= set(sys.stdlib_module_names)
+    assert len(others) <= 20
 
 
 def test_modules_are_attributes_without_an_import():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,18 +54,12 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
     tries = [(s, c) for s in SHRUNK for c in range(1, min(MOST_COLUMNS, len(labels)) + 1)]
     for shrunk, columns in tries:
         points = max(shrunk * size, SMALLEST)
-        letters = int((space.width / columns / points - HANDLE - FRAME) / figures.EM)
-        folded = [figures.fold(label, letters) for label in labels]
-        _draw(ax, handles, folded, points, columns)
-        across, upward = _extent(ax)
+        across, upward = _drawn(ax, handles, labels, figures.fold, points, columns, space.width)
         if space.holds(across, upward):
             break
     else:
-        letters = int((space.width / points - HANDLE - FRAME) / figures.EM)
         rows = max(1, int(LEGEND_HEIGHT * space.height / (1.3 * points)))
-        short = [textwrap.shorten(s, max(8, letters), placeholder=" …") for s in labels[:rows]]
-        _draw(ax, handles[:rows], short, points, 1)
-        across, _ = _extent(ax)
+        across, _ = _drawn(ax, handles[:rows], labels[:rows], _shortened, points, 1, space.width)
     if outside:
         _place_below(ax, centred=across <= space.inner)
 
@@ -110,6 +104,31 @@ def _written(ax: Axes) -> float:
         lines = 1 + label.get_text().count("\n") if label.get_text() else 0
         found += LEADING * lines * figures.size_of(label) + pad * (lines > 0)
     return float(found)
+
+
+def _shortened(label: str, letters: int) -> str:
+    return textwrap.shorten(label, max(8, letters), placeholder=" …")
+
+
+def _drawn(
+    ax: Axes,
+    handles: list[Any],
+    labels: list[str],
+    fitted: Callable[[str, int], str],
+    points: float,
+    columns: int,
+    width: float,
+) -> tuple[float, float]:
+    """Draw a legend whose labels are fitted to a width, and return its width and height."""
+    letters = int((width / columns / points - HANDLE - FRAME) / figures.EM)
+    for _ in range(2):
+        _draw(ax, handles, [fitted(label, letters) for label in labels], points, columns)
+        across, upward = _extent(ax)
+        if across <= width:
+            break
+        # Letters are wider than they are in the mean, or in other versions of matplotlib.
+        letters = int(letters * width / across)
+    return across, upward
 
 
 def _draw(ax: Axes, handles: list[Any], labels: list[str], size: float, columns: int) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from polarlib import norms, plot, updates
@@ -91,4 +92,6 @@ def test_the_picture(maker, monkeypatch, tmp_path):
     monkeypatch.setattr(maker, "FIGURE", tmp_path / "unit_balls.png")
     maker.figure()
     new, old = (matplotlib.image.imread(p) for p in (maker.FIGURE, picture))
-    assert new.shape == old.shape
+    if new.shape != old.shape:  # versions of matplotlib round a height to one pixel or the next
+        np.testing.assert_allclose(new.shape, old.shape, atol=1)
+        return

@@ -204,7 +204,7 @@ def cases(format, n):
 
 
 def worst(a):
-    return np.linalg.svd(np.float64(a), compute_uv=False)[[-1, 0]]
+    return np.linalg.svd(np.asarray(a, dtype=np.float64), compute_uv=False)[[-1, 0]]
 
 
 STEPS = {
