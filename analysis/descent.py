@@ -8,12 +8,21 @@ import numpy as np
 
 from polarlib.updates import debias, ema, presgdw_step, uscg_step
 
-__all__ = ["FIRST", "RATIO", "adam", "decayed", "descent", "first", "held", "scalar", "spectral"]
+__all__ = [
+    *("FIRST", "RATIO", "SCHEDULES"),
+    *("adam", "decayed", "descent", "first", "held", "scalar", "spectral"),
+]
 
 Map = Callable[[np.ndarray], np.ndarray]
 
 FIRST, RATIO = 0.25, 0.8  # eta_0 and rho
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam, as in its paper
+# Polynomials in place of the exact factor: the name of a set, and its steps.
+SCHEDULES = {
+    "Jordan, 5 steps": ("jordan", 5),
+    "Taylor, 5 steps": ("newton_schulz_5", 5),
+    "Taylor, 12 steps": ("newton_schulz_5", 12),
+}
 
 
 def decayed(t: int, ratio: float = RATIO) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from common import Figure, Output, main, panels
+from digits_network import digits, forward, gradients, losses, shapes
 
 from polarlib import norms, orthogonalize, plot, schedule
 from polarlib.updates import ema, uscg_step
@@ -194,66 +195,33 @@ def lmo(q: int | None, equal: bool) -> Callable[[Array], Array]:
     return inexact
 
 
-def data() -> tuple[Array, Array]:
-    """Images of unit mean square, and the classes as rows of a unit matrix."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x = (digits.data - 8) / 8
-    return x / np.sqrt(np.mean(x**2)), np.eye(10)[digits.target]
-
-
-def forward(weights: Sequence[Array], x: Array) -> tuple[list[Array], Array]:
-    """Inputs of the three layers, and the logarithms of the probabilities."""
-    inputs = [x]
-    for w in weights[:-1]:
-        inputs.append(np.sqrt(2) * np.maximum(inputs[-1] @ w.T, 0))
-    z = inputs[-1] @ weights[-1].T
-    z -= z.max(axis=1, keepdims=True)
-    return inputs, z - np.log(np.sum(np.exp(z), axis=1, keepdims=True))
-
-
-def gradients(weights: Sequence[Array], x: Array, y: Array) -> list[Array]:
-    inputs, log_p = forward(weights, x)
-    delta = (np.exp(log_p) - y) / len(x)
-    found = []
-    for w, h in zip(reversed(weights), reversed(inputs), strict=True):
-        found.append(delta.T @ h)
-        delta = np.sqrt(2) * (delta @ w) * (h > 0)
-    return found[::-1]
-
-
-def train(
-    digits: tuple[Array, Array], spectral: Callable[[Array], Array], rate: float, seed: int
-) -> float:
+def train(x: Array, y: Array, spectral: Callable[[Array], Array], rate: float, seed: int) -> float:
     """Logarithm of the loss after Scion's steps, whose rate falls linearly to 0."""
-    x, y = digits
     rng = np.random.default_rng(seed)
     exact, sign = norms.spectral().lmo, norms.lp(np.inf).lmo
-    shapes = (WIDTH, x.shape[1]), (WIDTH, WIDTH), (10, WIDTH)
     radii = 1.0, 1.0, 1 / WIDTH
-    drawn = [rng.standard_normal(shape) for shape in shapes]
+    drawn = [rng.standard_normal(shape) for shape in shapes(WIDTH)]
     starts = zip((exact, exact, sign), radii, drawn, strict=True)
     weights = [radius * f(w) for f, radius, w in starts]
     maps = spectral, spectral, sign
-    momenta = [np.zeros(shape) for shape in shapes]
+    momenta = [np.zeros_like(w) for w in weights]
     for k in range(UPDATES):
         rows = rng.integers(len(x), size=BATCH)
         for i, g in enumerate(gradients(weights, x[rows], y[rows])):
             momenta[i] = ema(momenta[i], g, MOMENTUM)
             now = rate * (1 - k / UPDATES)
             weights[i] = uscg_step(weights[i], momenta[i], maps[i], rate=now, radius=radii[i])
-    return float(np.log(-np.mean(np.sum(forward(weights, x)[1] * y, axis=1))))
+    return float(np.log(losses(forward(weights, x)[-1], y)[0]))
 
 
 def inexact(out: Output, quick: bool) -> None:
     """Least loss over the rates, and the rate that has it, by the number of steps."""
-    digits, seeds = data(), range(2 if quick else 8)
+    (x, y), seeds = digits(), range(2 if quick else 8)
     methods = [1, None] if quick else [*STEPS, None]
     kinds = [(q, equal) for equal in (False, True) for q in methods if q is not None or not equal]
     curves: dict[tuple[int | None, bool], Array] = {}
     for kind in out.steps(kinds, "training"):
-        runs = [[train(digits, lmo(*kind), rate, seed) for rate in RATES] for seed in seeds]
+        runs = [[train(x, y, lmo(*kind), rate, seed) for rate in RATES] for seed in seeds]
         curves[kind] = np.mean(runs, axis=0)
     for equal in (False, True):
         length = "equal length" if equal else "own length"

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from common import Output, main, panels
-from descent import FIRST, RATIO, adam, decayed, descent, first, held, scalar, spectral
+from descent import FIRST, RATIO, SCHEDULES, adam, decayed, descent, first, held, scalar, spectral
 
 import polarlib
 from polarlib import norms, plot, testing
@@ -29,11 +29,6 @@ SLOW = 0.9  # rho for starts that are not aligned
 STARTS = 10
 DESCENT_STEPS = 100_000
 CONSTANT = 0.01
-SCHEDULES = {
-    "Jordan, 5 steps": ("jordan", 5),
-    "Taylor, 5 steps": ("newton_schulz_5", 5),
-    "Taylor, 12 steps": ("newton_schulz_5", 12),
-}
 
 msign = norms.spectral().lmo  # the exact polar factor
 

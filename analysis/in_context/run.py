@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from common import Output, main, panels
-from descent import FIRST, RATIO, adam, decayed, descent, first, held, scalar, spectral
+from descent import FIRST, RATIO, SCHEDULES, adam, decayed, descent, first, held, scalar, spectral
 
 import polarlib
 from polarlib import norms, plot, testing
@@ -23,11 +23,6 @@ TARGET = 1e-6  # of ||Gamma - T^-1||_2 / ||T^-1||_2
 SPECTRAL_STEPS = 150
 ADAM_RATES, ADAM_STEPS = (0.03, 0.1, 0.3), 3000  # rates in units of ||T^-1||_2
 PROMPTS, BATCH = 40_000, 4_000
-SCHEDULES = {
-    "Jordan, 5 steps": ("jordan", 5),
-    "Taylor, 5 steps": ("newton_schulz_5", 5),
-    "Taylor, 12 steps": ("newton_schulz_5", 12),
-}
 
 msign = norms.spectral().lmo  # the exact polar factor
 

@@ -1,4 +1,4 @@
-"""The network of the study: three layers without biases on scikit-learn's digits.
+"""A network that studies train: three layers without biases on scikit-learn's digits.
 
 Arrays may have leading axes, for networks of several seeds at once.
 """
