@@ -44,8 +44,8 @@ Function = Callable[[Any], Any]
 def definite(x: Any) -> Any:
     """A positive definite matrix of x, by sums, which no setting makes inaccurate."""
     if x.shape[0] > x.shape[1]:
-        return (x[:, :, None] * x[:, None, :]).sum(0)
-    return (x[:, None, :] * x[None, :, :]).sum(2)
+        return (x.conj()[:, :, None] * x[:, None, :]).sum(0)
+    return (x[:, None, :] * x.conj()[None, :, :]).sum(2)
 
 
 def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:

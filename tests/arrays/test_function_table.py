@@ -1,0 +1,70 @@
+"""docs/functions.md: what its table says still happens, and nothing in it fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
+
+
+@pytest.fixture(scope="module")
+def maker():
+    spec = importlib.util.spec_from_file_location("functions_maker", DOCS / "make_functions.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(maker):
+    return json.loads(maker.DATA.read_text("utf-8"))
+
+
+def test_the_page_is_made_of_the_data(maker, data):
+    others = json.loads(maker.transformations.DATA.read_text("utf-8"))
+    assert maker.page(data, others) == maker.PAGE.read_text("utf-8")
+
+
+def test_nothing_fails(maker, data):
+    """Each entry is right, or refused by a sentence of polarlib's, for every function."""
+    assert list(data) == list(maker.LIBRARIES)
+    for library, rows in data.items():
+        assert list(rows) == list(maker.transformations.shapes_and_functions())
+        for name, row in rows.items():
+            assert list(row) == list(maker.DTYPES)
+            for dtype, outcome in row.items():
+                assert not outcome.startswith("fails"), f"{library}: {name} in {dtype}: {outcome}"
+
+
+def test_numpy_is_up_to_date(maker, data):
+    assert maker.measured("numpy") == data["numpy"]  # else: python docs/make_functions.py
+
+
+def test_wrong_results_are_noticed(maker):
+    a = maker.matrix((6, 3), "float32")
+    off = lambda x: x + 0.1 * (x.dtype == "float32")  # noqa: E731
+    for wrong in (off, lambda x: x.astype("float64"), np.ma.masked_array):
+        assert maker.called(wrong, a, "float32", "numpy").startswith("fails")
+    assert maker.called(lambda x: x, a, "float32", "numpy") == "works"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["cupy", "torch", "jax", "dask"])
+def test_the_table_is_up_to_date(maker, library):
+    if library != "cupy":
+        pytest.importorskip(library)
+    command = [sys.executable, str(DOCS / "make_functions.py"), "--check", "--only", library]
+    environment = os.environ | {"PYTHONPATH": str(DOCS.parent)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr  # else: python docs/make_functions.py
