@@ -25,8 +25,8 @@ import numpy as np
 
 from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import constant
-from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.functions import constant, real_part
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.engine.derivatives import tall
 from polarlib.engine.rules import by_rules
@@ -99,7 +99,7 @@ class _Triplets(NamedTuple):
             t = self._solved(rest, right + ops.matmul(ops.adjoint(rest), ev))
             ev, dv = ev + ops.matmul(rest, t), dv + t
         du = ops.matmul(u, f * (s * p + r * q) + phase) + ev / s
-        ds = ops.xp.sum(_real(eye * p, ops), axis=-1, keepdims=True)
+        ds = ops.xp.sum(real_part(eye * p, ops), axis=-1, keepdims=True)
         ds = ops.scale(ds, self.at.scale)[..., 0]
         return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
 
@@ -199,7 +199,7 @@ class _Eigenpairs(NamedTuple):
         ops, v = self.ops, self.v
         e = ops.hermitian_part(self.at.alike(e))
         p = ops.matmul(ops.matmul(ops.adjoint(v), e), v)
-        dw = ops.xp.sum(_real(ops.eye(v.shape[-1], v) * p, ops), axis=-1, keepdims=True)
+        dw = ops.xp.sum(real_part(ops.eye(v.shape[-1], v) * p, ops), axis=-1, keepdims=True)
         return ops.scale(dw, self.at.scale)[..., 0], ops.matmul(v, self._factors() * p)
 
     def against(self, gw: Array | None, gv: Array | None) -> Array:
@@ -244,7 +244,3 @@ def _zero_or_refused(least: Array, noise: Array, why: str, ops: Ops) -> Array:
         where = f" in matrix {worst} of the stack" if worst else ""
         raise ValueError(f"{why}{where}; the values alone have a gradient")
     return xp.where(poor, xp.full_like(least, math.nan), xp.zeros_like(least))
-
-
-def _real(x: Array, ops: Ops) -> Array:
-    return ops.xp.real(x) if is_complex(x) else x

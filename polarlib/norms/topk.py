@@ -25,7 +25,8 @@ from typing import Any, Literal, TypeVar, get_args
 from polarlib.arrays.checks import choice, count, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
-from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.functions import real_part
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.triplets import differentiable_triplets
@@ -169,7 +170,7 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     wide = a.shape[-2] < a.shape[-1]
     x = ops.adjoint(e.x) if wide else e.x  # a view where the library has views
     if e.is_empty:  # k is at least 1, so that there are no matrices
-        return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
+        return Triplets(a[..., :k], real_part(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
     if method == "auto":  # after the adjoint: the choice is by the smaller dimension
         method = _choose(x, k, ops)
     top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
@@ -220,7 +221,3 @@ def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
     )
     name = max((f.method for f in found), key=len)  # "lanczos, then svd" if any needed it
     return Triplets(u, s, vh, name, sum(f.products for f in found), max(f.residual for f in found))
-
-
-def _real(x: Array, ops: Ops) -> Array:
-    return ops.xp.real(x) if is_complex(x) else x

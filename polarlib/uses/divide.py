@@ -1,30 +1,22 @@
-"""Singular values and eigenvalues by polar decompositions: spectral divide and conquer.
-
-With the unitary polar factor S of ``H - sigma I``, a Hermitian matrix whose eigenvalues are signs,
-``(I - S) / 2`` projects onto the eigenvectors of H below sigma, and ``(I + S) / 2`` onto the others.
-Orthonormal bases of both subspaces make H block diagonal, and each block is divided in turn.
-Y. Nakatsukasa and N. J. Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349: algorithm QDWH-eig of
-section 3 and QDWH-SVD of section 4.
-"""
+"""Singular values and eigenvalues by polar decompositions, for devices without good ones."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar, cast
-
-import numpy as np
 
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import count
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
-from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import empty_result, trace
-from polarlib.arrays.library import astype_like, format_name, is_complex
+from polarlib.arrays.functions import empty_result, real_part
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops, ops_of
-from polarlib.arrays.settings import held_back, looks, under_default_settings
-from polarlib.decomposition import hermitian_part, polar, unitary_factor
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import hermitian_part, polar
 from polarlib.engine.triplets import differentiable_eigenpairs, differentiable_triplets
+from polarlib.uses.division import METHOD, division
 from polarlib.uses.nearest import check_square
 
 Array = Any
@@ -33,14 +25,6 @@ A = TypeVar("A")
 # Order up to which a block is given to the library's eigh: there one factorisation has the cost of
 # the launches of a division. JAX's eigh on TPUs, which divides too, ends at 256.
 SMALLEST = 128
-# The method for polar factors: "auto" would take the SVD of small matrices.
-METHOD = "qdwh"
-# Off-diagonal part that a division may leave, and up to which a block is taken for diagonal, in
-# units of ``sqrt(n) u |H|_F``. Divisions leave 0.2 to 0.9 (docs/spectral_division.md).
-LEFT, DIAGONAL = 4.0, 1.0
-# Skew part of a polar factor, in units of n u, from which it is made Hermitian and decomposed again.
-SKEW = 100.0
-SIGNS = 3
 
 
 class SVDResult(NamedTuple, Generic[A]):
@@ -110,9 +94,9 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
     The polar factor is checked as :func:`polarlib.polar` checks it, and the eigenvectors as
     :func:`eigh_polar` does.
 
-    Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the worst condition number, eigenvalues
-    of H are those of the library, and U is the Q of a QR factorisation of A V, so that it is
-    orthonormal whatever the rank. A matrix that is not finite gives NaN.
+    Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the worst condition number, the
+    library's ``eigh`` decomposes H, and U is the Q of a QR factorisation of A V: orthonormal
+    whatever the rank. A matrix that is not finite gives NaN.
 
     torch and JAX differentiate by the rule of :func:`polarlib.top_singular`: vectors have a
     derivative where values are distinct and not zero, and torch's backward mode needs neither for
@@ -131,12 +115,12 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
     matrix, ops = as_matrix(a)
     if 0 in matrix.shape:
         k = min(matrix.shape[-2:])
-        s = _real(matrix[..., :k, :k], ops)
+        s = real_part(matrix[..., :k, :k], ops)
         s = ops.cast(ops.xp.sum(s, axis=-1), format_name(matrix))
         return SVDResult(matrix[..., :k], s, matrix[..., :k, :])
 
     def find(a: Array) -> tuple[Array, ...]:
-        return _triplets(a, smallest)
+        return _where_it_is_fast(lambda a: _triplets(a, smallest), a)
 
     if ops.is_traced(matrix):
         return SVDResult(*differentiable_triplets(find, matrix, find))
@@ -179,20 +163,22 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
     Notes
     -----
     Eigenvalues have an error of a small multiple of ``n u |H|_2``, u the unit roundoff: small ones
-    have no relative accuracy. A division costs a polar factor by QDWH (about 8 products of its
-    order), two QR factorisations and 5 products; both blocks together have half of that cost
-    or more (docs/spectral_division.md).
+    have no relative accuracy. A division of a block costs a polar factor by QDWH (6 to 11 products
+    of its order and the factorisations between them), two QR factorisations and 6 products.
+    docs/spectral_division.md has counts.
 
-    The shift is the median of the diagonal. If it is an eigenvalue, the signs of its eigenvectors
-    are arbitrary, and any will do. The part of the transformed matrix outside of its two blocks is
-    measured: above ``4 sqrt(n) u |H|_F`` another shift is taken, and after four shifts the library's
-    ``eigh``. A block that is diagonal to this tolerance, such as a multiple of the identity, is
-    finished. In the end ``|H V - V diag(w)|_F`` and ``|V^H V - I|_F`` are measured, and where one
-    exceeds the tolerance of :func:`polarlib.polar` the library's ``eigh`` decomposes the matrix.
+    The first shift is the median of the diagonal. A shift may be an eigenvalue: the signs of its
+    eigenvectors are then arbitrary. The part of the transformed block outside of its two diagonal
+    blocks is measured. If it exceeds ``4 sqrt(n) u |H|_F``, another shift is taken, and after four
+    shifts the library's ``eigh``. A block that is diagonal up to ``sqrt(n) u |H|_F``, such as a
+    multiple of the identity, is finished. At the end residual and orthogonality are measured.
+    Where one exceeds the tolerance of :func:`polarlib.polar`, the library's ``eigh`` decomposes the
+    matrix.
 
-    Under ``jax.jit`` and ``jax.vmap``, where orders of blocks would depend on entries, the library's
-    ``eigh`` is called; NaN where anything would be raised. Outside of them JAX compiles anew for
-    each order of a block that it has not met.
+    Under ``jax.jit`` and ``jax.vmap``, where the orders of blocks would depend on entries, the
+    library's ``eigh`` is called, and the result is NaN where anything would be raised. Outside of
+    them NumPy divides a matrix that lies in the memory of the host; on other devices JAX compiles
+    for the order of each block, which takes seconds.
 
     torch and JAX differentiate by a rule: vectors have a derivative where all eigenvalues are
     distinct, and torch's backward mode does not need that for the gradient with respect to the
@@ -212,7 +198,7 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
     matrix, ops = as_matrix(h, "h")
     check_square(matrix, "eigh_polar")
     if 0 in matrix.shape:
-        w = ops.xp.sum(_real(matrix, ops), axis=-1)
+        w = ops.xp.sum(real_part(matrix, ops), axis=-1)
         return EighResult(ops.cast(w, format_name(matrix)), empty_result(matrix, ops))
 
     def find(h: Array) -> tuple[Array, ...]:
@@ -277,218 +263,26 @@ def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
     """Eigenpairs of Hermitian matrices of visible entries."""
     if z.shape[-1] <= smallest:
         return cast(tuple[Array, Array], ops.eigh(z))
+
+    def one(z: Array) -> tuple[Array, ...]:
+        return _where_it_is_fast(lambda z: division(z, ops_of(z), smallest)[:2], z)
+
     if z.ndim == 2:
-        return division(z, ops, smallest)[:2]
+        return one(z)
     xp = ops.xp
     flat = xp.reshape(z, (-1, *z.shape[-2:]))
-    each = [division(flat[i, :, :], ops, smallest) for i in range(flat.shape[0])]
-    w, v = (xp.stack([d[i] for d in each]) for i in (0, 1))
+    w, v = (
+        xp.stack(t) for t in zip(*(one(flat[i, :, :]) for i in range(flat.shape[0])), strict=True)
+    )
     return xp.reshape(w, z.shape[:-1]), xp.reshape(v, z.shape)
 
 
-# -- one matrix --------------------------------------------------------------------------------
+def _where_it_is_fast(find: Callable[[Array], tuple[Array, ...]], x: Array) -> tuple[Array, ...]:
+    """Return ``find(x)``, by NumPy where it views the storage and is faster.
 
-
-class Split(NamedTuple):
-    """A division of a block.
-
-    Attributes
-    ----------
-    order, below : int
-        Order of the block, and how many of its eigenvalues are below the shift.
-    signs : int
-        Polar factors that were taken for it.
-    left : float
-        ``|V_2^H H V_1|_F``, in units of ``sqrt(n) u |H|_F`` of the whole matrix.
+    JAX would compile each operation for the order of each block.
     """
-
-    order: int
-    below: int
-    signs: int
-    left: float
-
-
-class Division(NamedTuple):
-    """Eigenpairs of one matrix, and how they were found.
-
-    Attributes
-    ----------
-    w, v : array, shape (n,), (n, n)
-        As :func:`eigh_polar` returns them.
-    splits : tuple of Split
-        Divisions, in their order.
-    finished : tuple of int
-        Orders of the blocks that the library's ``eigh`` has decomposed.
-    refused : tuple of int
-        Orders of those among them that no shift has divided.
-    """
-
-    w: Array
-    v: Array
-    splits: tuple[Split, ...]
-    finished: tuple[int, ...]
-    refused: tuple[int, ...]
-
-
-def division(z: Array, ops: Ops, smallest: int) -> Division:
-    """Divide one Hermitian matrix, with entries of about 1, down to blocks that are finished.
-
-    Parameters
-    ----------
-    z : array, shape (n, n)
-        In at least single precision.
-    ops : Ops
-        Its arithmetic.
-    smallest : int
-        Order up to which blocks are given to the library.
-    """
-    unit = format_of(format_name(z)).unit_roundoff * math.sqrt(z.shape[-1]) * _norm(z, ops)
-    todo: list[tuple[Array, Array | None]] = [(z, None)]
-    pairs: list[tuple[Array, Array]] = []
-    splits: list[Split] = []
-    finished: list[int] = []
-    refused: list[int] = []
-    rng = np.random.default_rng(0)  # the same numbers for every library
-    while todo:  # the blocks of the smallest eigenvalues first
-        block, basis = todo.pop()
-        n = block.shape[-1]
-        known = _if_diagonal(block, DIAGONAL * unit, ops)
-        if known is None and n > smallest:
-            found = _divided(block, unit, rng, ops)
-            if found is not None:
-                split, parts = found
-                splits.append(split)
-                turned = [(b, q if basis is None else ops.matmul(basis, q)) for b, q in parts]
-                todo += reversed(turned)
-                continue
-            refused.append(n)
-        if known is None:
-            finished.append(n)
-            known = ops.eigh(block)
-        pairs.append((known[0], known[1] if basis is None else ops.matmul(basis, known[1])))
-    if not splits:
-        ((w, v),) = pairs
-        return Division(w, v, (), tuple(finished), tuple(refused))
-    better = _refined(z, ops.xp.concat([v for _, v in pairs], axis=-1), ops)
-    if better is None:
-        finished, refused = [z.shape[-1]], [z.shape[-1]]
-        better = ops.eigh(z)
-    return Division(*better, tuple(splits), tuple(finished), tuple(refused))
-
-
-def _norm(z: Array, ops: Ops) -> float:
-    return ops.item(ops.frobenius(z))
-
-
-def _if_diagonal(z: Array, limit: float, ops: Ops) -> tuple[Array, Array] | None:
-    """Eigenpairs of a matrix that is diagonal up to a Frobenius norm; None of others."""
-    n = z.shape[-1]
-    eye = ops.eye(n, z)
-    if not _norm(z - eye * z, ops) <= limit:
-        return None
-    d = ops.to_host(ops._diagonal(z)).real
-    order = np.argsort(d, kind="stable")
-    return ops.from_host(d[order], z), astype_like(ops.from_host(np.eye(n)[:, order], z), z, ops)
-
-
-def _divided(
-    z: Array, unit: float, rng: np.random.Generator, ops: Ops
-) -> tuple[Split, list[tuple[Array, Array]]] | None:
-    """Divide a block by the first shift that does it; None if none does."""
-    n, signs = z.shape[-1], 0
-    for shift in _shifts(z, ops):
-        s, taken = _sign(z - ops.eye(n, z) * shift, ops)
-        signs += taken
-        mean = ops.item(trace(s, ops)) / n
-        below = round(n * (1 - mean) / 2) if math.isfinite(mean) else 0
-        if not 0 < below < n:
-            continue
-        q = _bases(s, below, rng, ops)
-        t = ops.matmul(ops.adjoint(q), ops.matmul(z, q))
-        left = _norm(t[below:, :below], ops)
-        if left <= LEFT * unit:  # NaN is not
-            parts = [
-                (ops.hermitian_part(t[:below, :below]), q[:, :below]),
-                (ops.hermitian_part(t[below:, below:]), q[:, below:]),
-            ]
-            return Split(n, below, signs, left / unit), parts
-    return None
-
-
-def _shifts(z: Array, ops: Ops) -> list[float]:
-    """Shifts to divide by: the median of the diagonal, the mean eigenvalue, and two beside it.
-
-    The mean is between the extreme eigenvalues, unless they are equal. Half of the standard
-    deviation, from it, leads away from a multiple eigenvalue at the others.
-    """
-    d = ops.to_host(ops._diagonal(z)).real
-    mean = float(np.mean(d))
-    deviation = _norm(z - ops.eye(len(d), z) * mean, ops) / math.sqrt(len(d))
-    shifts = (float(np.median(d)), mean, mean + deviation / 2, mean - deviation / 2)
-    return list(dict.fromkeys(shifts))
-
-
-def _sign(x: Array, ops: Ops) -> tuple[Array, int]:
-    """Matrix sign of a Hermitian matrix by its polar factor, and how many were taken.
-
-    Where eigenvalues of x are zero to rounding, the factor maps their eigenvectors to any
-    orthonormal ones of the same space, and need not be Hermitian. It still commutes with x to
-    rounding, since ``(a - b) / (|a| + |b|)`` is at most 1. So does its Hermitian part, whose sign is
-    one of x too.
-    """
-    limit = SKEW * x.shape[-1] * format_of(format_name(x)).unit_roundoff
-    for taken in range(1, SIGNS + 1):
-        with held_back():  # of a factor that did not converge; what is left decides
-            u = unitary_factor(x, method=METHOD)
-        x = ops.hermitian_part(u)
-        if _norm(u - x, ops) <= limit:
-            break
-    return x, taken
-
-
-def _bases(s: Array, below: int, rng: np.random.Generator, ops: Ops) -> Array:
-    """Orthonormal bases of the eigenspaces of a sign matrix: -1 in the first columns, then +1.
-
-    Both projectors are applied at once, ``(X + S X D) / 2`` with D the signs of the columns.
-    Projections of Gaussian columns have condition numbers of about n; those of the bases that
-    they give are nearly orthonormal, and a second application takes off what rounding was
-    magnified to (subspace iteration, section 3.1 of the paper).
-    """
-    n = s.shape[-1]
-    signs = ops.from_host(np.where(np.arange(n) < below, -0.5, 0.5)[None, :], s)
-    q = astype_like(ops.from_host(rng.standard_normal((n, n)), s), s, ops)
-    for _ in range(2):
-        q, _ = ops.qr(q * 0.5 + ops.matmul(s, q) * signs)
-    return q
-
-
-def _refined(z: Array, v: Array, ops: Ops) -> tuple[Array, Array] | None:
-    """Eigenpairs from approximate vectors, ascending; None where they are not right.
-
-    A Newton-Schulz step takes off what the products of bases have left of non-orthogonality, and
-    Rayleigh quotients have an error of second order in the residual. Right are residuals and
-    orthogonality within the tolerance of `polar`.
-    """
-    tolerance = default_tolerance(z.shape, format_name(z))
-    defect = ops.add_diagonal(ops.gram(v), -1.0)
-    v = ops.gemm(v, defect, v, alpha=-0.5, beta=1.0)
-    zv = ops.matmul(z, v)
-    w = ops.xp.sum(_real(ops.xp.conj(v) * zv, ops), axis=-2)
-    residual = _norm(zv - v * w, ops)
-    size = math.sqrt(z.shape[-1])
-    right = _norm(defect, ops) <= tolerance * size and residual <= tolerance * _norm(z, ops)
-    return _ascending(w, v, ops) if right else None  # NaN is not
-
-
-def _ascending(w: Array, v: Array, ops: Ops) -> tuple[Array, Array]:
-    """Sort eigenpairs: blocks ascend, and values at a shift may be out of order by rounding."""
-    known = ops.to_host(w)
-    if (known[1:] >= known[:-1]).all():
-        return w, v
-    xp = ops.xp
-    order = xp.asarray(np.argsort(known, kind="stable"), device=ops._device_of(w))
-    return xp.take(w, order), xp.take(v, order, axis=-1)
-
-
-def _real(x: Array, ops: Ops) -> Array:
-    return ops.xp.real(x) if is_complex(x) else x
+    ops = ops_of(x)
+    known = not (ops.is_traced(x) or ops.is_abstract(x))
+    view = ops._host_view(x) if known else None
+    return find(x) if view is None else tuple(ops.from_host(r, x) for r in find(view))
