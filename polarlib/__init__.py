@@ -8,6 +8,7 @@ Four verbs
 
 What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
+    :func:`svd_polar`, :func:`eigh_polar`  where a device has no good SVD or eigenvalues
 
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
@@ -42,6 +43,7 @@ from polarlib.diagnose import measure
 from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+from polarlib.uses.divide import eigh_polar, svd_polar
 from polarlib.uses.functions import inverse_root
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "default_schedule",
     "design",
+    "eigh_polar",
     "files",
     "inverse_root",
     "measure",
@@ -79,6 +82,7 @@ __all__ = [
     "schedule",
     "schedules",
     "sqrtm_psd",
+    "svd_polar",
     "testing",
     "top_singular",
     "updates",

@@ -29,7 +29,9 @@ Stored = tuple[Array | None, Array | None]
 STORED_FROM = 4
 
 
-def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -> Array:
+def hermitian_part(
+    x: Array, ops: Ops, tolerance: float, *, look: bool = True, name: str = "a"
+) -> Array:
     """Return the Hermitian part of `x`; raise if `look` and the rest exceeds the tolerance."""
     if not look:
         return ops.hermitian_part(x)
@@ -37,8 +39,8 @@ def hermitian_part(x: Array, ops: Ops, tolerance: float, *, look: bool = True) -
     skew = ops.item(rest / ops.divisor(ops.frobenius(x)))
     if not skew <= tolerance:
         raise ValueError(
-            f"a is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-            "pass (a + a^H) / 2 if that is what you mean"
+            f"{name} is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
+            f"pass ({name} + {name}^H) / 2 if that is what you mean"
         )
     return h
 

@@ -97,6 +97,11 @@ def as_complex(x: Array, ops: Ops) -> Array:
     return ops.xp.astype(x, ops._dtype(name))
 
 
+def real_part(x: Array, ops: Ops) -> Array:
+    """Return the real part; real arrays as they are."""
+    return ops.xp.real(x) if is_complex(x) else x
+
+
 def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
     """Dtype to which the library promotes two; float32 where it has no rule, for 16 bits."""
     try:

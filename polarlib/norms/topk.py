@@ -20,21 +20,16 @@ usually far more accurate than `rtol`.
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
-
-import numpy as np
+from typing import Any, Literal, TypeVar, get_args
 
 from polarlib.arrays.checks import choice, count, number
-from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
-from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import constant
-from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.functions import real_part
+from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.engine.derivatives import tall
-from polarlib.engine.rules import by_rules
+from polarlib.engine.triplets import differentiable_triplets
 from polarlib.norms.krylov import Triplets, by_svd, leading
 
 __all__ = ["METHODS", "top_singular", "triplets"]
@@ -175,7 +170,7 @@ def _triplets(a: Array, k: int, method: str, rtol: float) -> Triplets:
     wide = a.shape[-2] < a.shape[-1]
     x = ops.adjoint(e.x) if wide else e.x  # a view where the library has views
     if e.is_empty:  # k is at least 1, so that there are no matrices
-        return Triplets(a[..., :k], _real(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
+        return Triplets(a[..., :k], real_part(x, ops)[..., 0, :k], a[..., :k, :], "svd", 0, 0.0)
     if method == "auto":  # after the adjoint: the choice is by the smaller dimension
         method = _choose(x, k, ops)
     top = by_svd(x, k, ops) if method == "svd" else _each(x, k, ops, method, rtol)
@@ -199,14 +194,7 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
 
 
 def _differentiable(a: Array, k: int) -> Triplets:
-    """Triplets by the SVD, for which the library that traces them finds the rules.
-
-    With ``A^H U = V S`` and ``A V = U S``, the part of dv_i that is orthogonal to V solves
-
-        (s_i^2 - B^H B) dv_i = s_i (I - V V^H) E^H u_i + B^H (I - U U^H) E v_i,    B = A - U S V^H.
-
-    Nothing is asked of the values beyond k, but that they differ from the others.
-    """
+    """Triplets by the SVD, with the rules of engine/triplets.py."""
     # Rules return arrays only; method and counts come from what was computed last.
     computed: list[Triplets] = []
 
@@ -214,111 +202,8 @@ def _differentiable(a: Array, k: int) -> Triplets:
         computed.append(_triplets(a, k, "svd", RTOL))
         return computed[-1][:3]
 
-    u, s, vh = by_rules(
-        apply,
-        a,
-        lambda x, results, e: _rule(x, *results).along(e),
-        lambda x, results, *gradients: _rule(x, *results).against(*gradients),
-        exact=lambda x: top_singular(x, k),
-    )
+    u, s, vh = differentiable_triplets(apply, a, lambda x: top_singular(x, k))
     return computed[-1]._replace(u=u, s=s, vh=vh)
-
-
-def _rule(x: Array, u: Array, s: Array, vh: Array) -> _Rule:
-    p = tall(x)
-    v = p.ops.adjoint(vh)
-    u, v = (v, u) if p.wide else (u, v)
-    return _Rule(p, u, p.ops.divide(s[..., None, :], p.scale), v, p.ops)
-
-
-class _Rule(NamedTuple):
-    """Tall matrices over powers of two, their triplets ``u_i, s_i, v_i``, and the derivative."""
-
-    at: Entered
-    u: Array
-    s: Array  # shape (..., 1, k)
-    v: Array
-    ops: Ops
-
-    def along(self, e: Array) -> tuple[Array, Array, Array]:
-        """Derivatives of u, s and vh in a direction of the matrix that was given."""
-        ops, u, s, v = self.ops, self.u, self.s, self.v
-        e = self.at.alike(e)
-        rest, inverses, f, eye = self._parts()
-        ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
-        p = ops.matmul(ops.adjoint(u), ev)
-        q, r = ops.adjoint(p), ops.adjoint(s)
-        phase = eye * (p - q) / (4 * s)  # of complex vectors, in equal parts
-        ev = ev - ops.matmul(u, p)
-        right = s * (eu - ops.matmul(v, ops.matmul(ops.adjoint(v), eu)))
-        t = self._solved(inverses, right + ops.matmul(ops.adjoint(rest), ev))
-        du = ops.matmul(u, f * (s * p + r * q) + phase) + (ev + ops.matmul(rest, t)) / s
-        dv = ops.matmul(v, f * (s * q + r * p) - phase) + t
-        ds = ops.xp.sum(_real(eye * p, ops), axis=-1, keepdims=True)
-        ds = ops.scale(ds, self.at.scale)[..., 0]
-        return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
-
-    def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
-        """Gradient with respect to the matrix that was given; None for a gradient of zero."""
-        ops, u, s, v = self.ops, self.u, self.s, self.v
-        d = 0.0 * ops.matmul(u, ops.adjoint(v))
-        if gs is not None:
-            d = ops.matmul(u * gs[..., None, :], ops.adjoint(v))
-        if gu is not None or gvh is not None:
-            gv = None if gvh is None else ops.adjoint(gvh)
-            gu, gv = (gv, gu) if self.at.wide else (gu, gv)
-            gu, gv = (w * 0.0 if g is None else g for g, w in ((gu, u), (gv, v)))
-            rest, inverses, f, eye = self._parts()
-            ku, kv = (ops.matmul(ops.adjoint(w), g) for w, g in ((u, gu), (v, gv)))
-            ku, kv = ku - ops.adjoint(ku), kv - ops.adjoint(kv)
-            core = f * (ku * s + ops.adjoint(s) * kv) + eye * (ku - kv) / (4 * s)
-            y = self._solved(inverses, ops.matmul(ops.adjoint(rest), gu / s) + gv)
-            left = gu / s + ops.matmul(rest, y)
-            left = left - ops.matmul(u, ops.matmul(ops.adjoint(u), left))
-            moved = ops.matmul(ops.matmul(u, core) + left, ops.adjoint(v))
-            d = d + ops.divide(moved + ops.matmul(u, ops.adjoint(y * s)), self.at.scale)
-        return self.at.leave(d)
-
-    def _parts(self) -> tuple[Array, Array, Array, Array]:
-        """B, the inverses of ``s_i^2 - B^H B``, ``1 / (s_i^2 - s_j^2)`` but 0 for i = j, and I."""
-        ops, s = self.ops, self.s
-        rest = self.at.x - ops.matmul(self.u * s, ops.adjoint(self.v))
-        gram = ops.gram(rest)
-        guard = constant(ops, self._guard, s, gram)
-        square = s * s
-        shifts = ops.adjoint(square)[..., None]
-        inverses = ops.inverse(ops.eye(gram.shape[-1], gram) * shifts - gram[..., None, :, :])
-        same = ops.eye(s.shape[-1], s)
-        f = (1.0 - same) / (square - ops.adjoint(square) + same) + guard
-        return rest, inverses, f, ops.eye(s.shape[-1], self.u)
-
-    def _guard(self, s: Array, gram: Array) -> Array:
-        """Zero; NaN, or an error, where one of the k values is not apart from all others."""
-        ops = ops_of(gram).functional()
-        xp = ops.xp
-        beyond = ops.eigh(gram)[0][..., None, -1:]
-        beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
-        # Values descend: gaps between neighbours suffice, and of those beyond k the largest. As
-        # that is not negative, a gap also keeps the value away from zero.
-        gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
-        least = xp.min(gaps, axis=-1, keepdims=True)
-        noise = max(self.at.x.shape[-2:]) * format_of(format_name(s)).epsilon
-        poor = ~(least > noise * s[..., :1]) & ~xp.isnan(least)
-        if not ops.is_abstract(poor) and bool(xp.any(poor)):
-            worst = tuple(int(i) for i in np.argwhere(ops.to_host(poor)[..., 0, 0])[0])
-            where = f" in matrix {worst} of the stack" if worst else ""
-            raise ValueError(
-                f"singular vectors have no derivative where one of the {s.shape[-1]} values is, to "
-                f"rounding, zero or equal to another one{where}; the values alone have a gradient"
-            )
-        return xp.where(poor, xp.full_like(least, math.nan), xp.zeros_like(least))
-
-    def _solved(self, inverses: Array, right: Array) -> Array:
-        """Columns solved each by its own matrix, orthogonal to V."""
-        ops = self.ops
-        rows = ops.matmul(ops.adjoint(right)[..., None, :], inverses)[..., 0, :]
-        t = ops.adjoint(rows)
-        return t - ops.matmul(self.v, ops.matmul(ops.adjoint(self.v), t))
 
 
 # -- one matrix after another ----------------------------------------------------------------------
@@ -336,7 +221,3 @@ def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
     )
     name = max((f.method for f in found), key=len)  # "lanczos, then svd" if any needed it
     return Triplets(u, s, vh, name, sum(f.products for f in found), max(f.residual for f in found))
-
-
-def _real(x: Array, ops: Ops) -> Array:
-    return ops.xp.real(x) if is_complex(x) else x

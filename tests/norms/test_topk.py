@@ -238,7 +238,7 @@ def test_arpack_misses_a_copy_and_is_found_out(monkeypatch):
         def standard_normal(self, n):
             return draw
 
-    monkeypatch.setattr(topk.np.random, "default_rng", lambda seed=None: Generator())
+    monkeypatch.setattr(krylov.np.random, "default_rng", lambda seed=None: Generator())
     (u, s, v), _ = krylov._arpack(a, a.T, 2, ops, 1e-6)
     np.testing.assert_allclose(s, [3.0, 2.5])
     assert not krylov._is_certified(a, u, s, v, krylov._residual(a, a.T, u, s, v, ops), 1e-6, ops)

@@ -1,0 +1,288 @@
+"""Singular values and eigenvalues by polar decompositions, for devices without good ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+from polarlib._stages.options import default_tolerance
+from polarlib.arrays.checks import count
+from polarlib.arrays.entered import enter
+from polarlib.arrays.entry import as_matrix, refuse_hidden
+from polarlib.arrays.functions import empty_result, real_part
+from polarlib.arrays.library import format_name
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import hermitian_part, polar
+from polarlib.engine.triplets import differentiable_eigenpairs, differentiable_triplets
+from polarlib.uses.division import METHOD, division
+from polarlib.uses.nearest import check_square
+
+Array = Any
+A = TypeVar("A")
+
+# Order up to which a block is given to the library's eigh: there one factorisation has the cost of
+# the launches of a division. JAX's eigh on TPUs, which divides too, ends at 256.
+SMALLEST = 128
+
+
+class SVDResult(NamedTuple, Generic[A]):
+    """Singular value decomposition ``A = U diag(s) V^H``, thin.
+
+    Attributes
+    ----------
+    u, s, vh : array, shape (..., m, k), (..., k), (..., k, n), k = min(m, n)
+        As :func:`svd_polar` returns them.
+    """
+
+    u: A
+    s: A
+    vh: A
+
+
+class EighResult(NamedTuple, Generic[A]):
+    """Eigenvalue decomposition ``H = V diag(w) V^H`` of a Hermitian matrix.
+
+    Attributes
+    ----------
+    w, v : array, shape (..., n), (..., n, n)
+        As :func:`eigh_polar` returns them.
+    """
+
+    w: A
+    v: A
+
+
+@looks
+@under_default_settings
+def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
+    """Thin singular value decomposition by the polar decomposition, for devices without a good SVD.
+
+    ``A = U_p H`` by QDWH, for every shape, and the eigenvectors of H by :func:`eigh_polar`:
+    ``H = V diag(s) V^H``, ``U = U_p V``. On CPUs LAPACK's SVD is faster.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., m, n)
+        Never changed. Integers become float64; half precision is computed in float32.
+    smallest : int, optional
+        Order of H, min(m, n), up to which the library's own ``eigh`` finds its eigenvectors: see
+        :func:`eigh_polar`.
+
+    Returns
+    -------
+    u : array, shape (..., m, k)
+        Orthonormal columns, k = min(m, n), at deficient rank too.
+    s : array, shape (..., k)
+        Real, not negative, descending. A value beyond the largest number of the dtype is infinity.
+    vh : array, shape (..., k, n)
+        Orthonormal rows. Array library, device and dtype (real for `s`) are those of `a`.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers.
+    ValueError
+        For fewer than two dimensions, a `smallest` below 1, NaN or infinity; where derivatives of
+        vectors are computed at values that are zero or equal to rounding.
+
+    Notes
+    -----
+    Values have an error of a small multiple of ``n u sigma_1``, u the unit roundoff: small ones
+    have no relative accuracy. For the cost, and where this loses, see docs/spectral_division.md.
+    The polar factor is checked as :func:`polarlib.polar` checks it, and the eigenvectors as
+    :func:`eigh_polar` does.
+
+    Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the worst condition number, the
+    library's ``eigh`` decomposes H, and U is the Q of a QR factorisation of A V: orthonormal
+    whatever the rank. A matrix that is not finite gives NaN.
+
+    torch and JAX differentiate by the rule of :func:`polarlib.top_singular`: vectors have a
+    derivative where values are distinct and not zero, and torch's backward mode needs neither for
+    the gradient with respect to the values alone.
+
+    Nakatsukasa and Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, section 4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> u, s, vh = svd_polar(np.array([[0.0, 2.0], [0.0, 0.0], [3.0, 0.0]]))
+    >>> s.round(12).tolist(), np.abs((u * s) @ vh).round(12).tolist()
+    ([3.0, 2.0], [[0.0, 2.0], [0.0, 0.0], [3.0, 0.0]])
+    """
+    smallest = count("smallest", smallest, 1)
+    matrix, ops = as_matrix(a)
+    if 0 in matrix.shape:
+        k = min(matrix.shape[-2:])
+        s = real_part(matrix[..., :k, :k], ops)
+        s = ops.cast(ops.xp.sum(s, axis=-1), format_name(matrix))
+        return SVDResult(matrix[..., :k], s, matrix[..., :k, :])
+
+    def find(a: Array) -> tuple[Array, ...]:
+        return _where_it_is_fast(lambda a: _triplets(a, smallest), a)
+
+    if ops.is_traced(matrix):
+        return SVDResult(*differentiable_triplets(find, matrix, find))
+    return SVDResult(*find(matrix))
+
+
+@looks
+@under_default_settings
+def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
+    """Eigenvalues and eigenvectors of Hermitian matrices by spectral divide and conquer.
+
+    For devices without a good ``eigh``: products, QR and Cholesky factorisations do most of the
+    work. On CPUs LAPACK is faster.
+
+    Parameters
+    ----------
+    h : array or array-like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64; half
+        precision is computed in float32.
+    smallest : int, optional
+        Blocks of at most this order, 128 by default, are given to the library's own ``eigh``. So a
+        matrix with n <= smallest, or a stack of them, is not divided at all; of a stack of larger
+        ones each matrix is divided by itself.
+
+    Returns
+    -------
+    w : array, shape (..., n)
+        Real, ascending. A value beyond the largest number of the dtype is infinity.
+    v : array, shape (..., n, n)
+        Orthonormal columns. Array library, device and dtype (real for `w`) are those of `h`.
+
+    Raises
+    ------
+    TypeError
+        If `h` is not an array of numbers.
+    ValueError
+        For matrices that are not square or not Hermitian, a `smallest` below 1, NaN or infinity;
+        where derivatives of vectors are computed at eigenvalues that are equal to rounding.
+
+    Notes
+    -----
+    Eigenvalues have an error of a small multiple of ``n u |H|_2``, u the unit roundoff: small ones
+    have no relative accuracy. A division of a block costs a polar factor by QDWH (6 to 11 products
+    of its order and the factorisations between them), two QR factorisations and 6 products.
+    docs/spectral_division.md has counts.
+
+    The first shift is the median of the diagonal. A shift may be an eigenvalue: the signs of its
+    eigenvectors are then arbitrary. The part of the transformed block outside of its two diagonal
+    blocks is measured. If it exceeds ``4 sqrt(n) u |H|_F``, another shift is taken, and after four
+    shifts the library's ``eigh``. A block that is diagonal up to ``sqrt(n) u |H|_F``, such as a
+    multiple of the identity, is finished. At the end residual and orthogonality are measured.
+    Where one exceeds the tolerance of :func:`polarlib.polar`, the library's ``eigh`` decomposes the
+    matrix.
+
+    Under ``jax.jit`` and ``jax.vmap``, where the orders of blocks would depend on entries, the
+    library's ``eigh`` is called, and the result is NaN where anything would be raised. Outside of
+    them NumPy divides a matrix that lies in the memory of the host; on other devices JAX compiles
+    for the order of each block, which takes seconds.
+
+    torch and JAX differentiate by a rule: vectors have a derivative where all eigenvalues are
+    distinct, and torch's backward mode does not need that for the gradient with respect to the
+    eigenvalues alone.
+
+    Nakatsukasa and Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h = np.add.outer(np.arange(6.0), np.arange(6.0))
+    >>> w, v = eigh_polar(h, smallest=2)
+    >>> bool(np.allclose(h @ v, v * w)), w.round(3).tolist()
+    (True, [-3.166, -0.0, -0.0, 0.0, 0.0, 33.166])
+    """
+    smallest = count("smallest", smallest, 1)
+    matrix, ops = as_matrix(h, "h")
+    check_square(matrix, "eigh_polar")
+    if 0 in matrix.shape:
+        w = ops.xp.sum(real_part(matrix, ops), axis=-1)
+        return EighResult(ops.cast(w, format_name(matrix)), empty_result(matrix, ops))
+
+    def find(h: Array) -> tuple[Array, ...]:
+        return _eigenpairs(h, smallest)
+
+    if ops.is_traced(matrix):
+        return EighResult(*differentiable_eigenpairs(find, matrix, find))
+    return EighResult(*find(matrix))
+
+
+def _triplets(a: Array, smallest: int) -> tuple[Array, Array, Array]:
+    """Singular value decompositions of matrices that nobody differentiates."""
+    ops = ops_of(a)
+    xp = ops.xp
+    refuse_hidden(a, ops, "svd_polar", "call the library's own SVD")
+    hidden = ops.is_abstract(a)
+    e = enter(a, ops=ops, tall=True)
+    p = polar(e.x, method=METHOD)
+    w, v = (ops.eigh if hidden else lambda h: _of_stack(h, ops, smallest))(p.hermitian)
+    s, v = xp.flip(xp.where(w <= 0, xp.zeros_like(w), w), axis=-1), xp.flip(v, axis=-1)
+    u = _orthonormal(ops.matmul(e.x, v), ops) if hidden else ops.matmul(p.unitary, v)
+    u, vh = (v, ops.adjoint(u)) if e.wide else (u, ops.adjoint(v))
+    # Not e.leave, which would make the values complex with their matrix.
+    s = ops.cast(ops.scale(s[..., None, :], e.scale)[..., 0, :], format_name(a))
+    return e.leave(u, turn=False), s, e.leave(vh, turn=False)
+
+
+def _orthonormal(us: Array, ops: Ops) -> Array:
+    """U from ``U S``, largest columns first: QR, with phases that make the diagonal positive.
+
+    Columns of U S are orthogonal up to rounding of the largest: what R has above its diagonal is
+    of that size.
+    """
+    q, r = ops.qr(us)
+    d = ops._diagonal(r)[..., None, :]
+    size = ops.xp.abs(d)
+    one = ops.xp.ones_like(d)
+    return q * ops.xp.where(size > 0, d / ops.xp.where(size > 0, size, 1.0), one)
+
+
+def _eigenpairs(h: Array, smallest: int) -> tuple[Array, Array]:
+    """Eigenvalue decompositions of matrices that nobody differentiates."""
+    ops = ops_of(h)
+    xp = ops.xp
+    refuse_hidden(h, ops, "eigh_polar", "call the library's own eigh")
+    e = enter(h, "h", ops=ops)
+    hidden = e.is_abstract
+    tolerance = default_tolerance(h.shape, format_name(h))
+    z = hermitian_part(e.x, ops, tolerance, look=not hidden, name="h")
+    if hidden:
+        w, v = ops.eigh(z)
+        right = ops.frobenius(e.x - z) <= tolerance * ops.frobenius(e.x)  # NaN is not
+        w = xp.where(right[..., 0], w, xp.full_like(w, math.nan))
+        v = xp.where(right, v, xp.full_like(v, math.nan))
+    else:
+        w, v = _of_stack(z, ops, smallest)
+    w = ops.cast(ops.scale(w[..., None, :], e.scale)[..., 0, :], format_name(h))
+    return w, e.leave(v)
+
+
+def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
+    """Eigenpairs of Hermitian matrices of visible entries."""
+    if z.shape[-1] <= smallest:
+        return cast(tuple[Array, Array], ops.eigh(z))
+
+    def one(z: Array) -> tuple[Array, ...]:
+        return _where_it_is_fast(lambda z: division(z, ops_of(z), smallest)[:2], z)
+
+    if z.ndim == 2:
+        return one(z)
+    xp = ops.xp
+    flat = xp.reshape(z, (-1, *z.shape[-2:]))
+    w, v = (
+        xp.stack(t) for t in zip(*(one(flat[i, :, :]) for i in range(flat.shape[0])), strict=True)
+    )
+    return xp.reshape(w, z.shape[:-1]), xp.reshape(v, z.shape)
+
+
+def _where_it_is_fast(find: Callable[[Array], tuple[Array, ...]], x: Array) -> tuple[Array, ...]:
+    """Return ``find(x)``, by NumPy where it views the storage and is faster.
+
+    JAX would compile each operation for the order of each block.
+    """
+    ops = ops_of(x)
+    known = not (ops.is_traced(x) or ops.is_abstract(x))
+    view = ops._host_view(x) if known else None
+    return find(x) if view is None else tuple(ops.from_host(r, x) for r in find(view))
