@@ -235,8 +235,7 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
         return cast(ArrayT, empty_result(x + y, ops))
     start, end = _finite(x, "x", ops), _finite(y, "y", ops)
     m = ops.matmul(ops.adjoint(start), end)
-    s, shown = positive_lyapunov(m)
-    constant(ops, _refuse_unreached, m, s, shown)
+    s = positive_lyapunov(m, _refuse)
     return cast(ArrayT, astype_like(ops.matmul(end, s) - start, x, ops))
 
 
@@ -292,18 +291,8 @@ def _checked(schedule: Named, precision: str) -> Schedule:
     return chosen
 
 
-def _refuse_unreached(m: Array, s: Array, shown: Array) -> Array:
-    """Raise where S does not exist or is not shown to, of matrices that can be read."""
-    ops = ops_of(m)
-    if not ops.is_abstract(shown):
-        missing = np.isnan(ops.to_host(shown))[..., 0, 0]
-        if missing.any():
-            worst = tuple(int(i) for i in np.argwhere(missing)[0])
-            _refuse(ops.to_host(m)[worst], worst)
-    return shown
-
-
 def _refuse(m: np.ndarray, index: tuple[int, ...]) -> NoReturn:
+    """Name the eigenvalue of ``X^H Y`` for which no tangent leads from X to Y."""
     where = f" in matrix {index} of the stack" if index else ""
     if not np.isfinite(m).all():
         raise ValueError(f"x^H y overflows{where}; x and y must have orthonormal columns")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
 
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant
@@ -11,6 +15,7 @@ from polarlib.arrays.library import astype_like, format_name
 from polarlib.arrays.ops import Ops, ops_of
 
 Array = Any
+Refusal = Callable[[np.ndarray, tuple[int, ...]], NoReturn]
 
 # A real part near rounding takes as many steps as its reciprocal has bits, and six more.
 SPARE_STEPS = 8
@@ -20,21 +25,20 @@ RESIDUAL = 4.0
 PROGRESS = 0.5
 
 
-def positive_lyapunov(m: Array) -> tuple[Array, Array]:
-    """Return S of ``M S + S M^H = 2 I``, Hermitian, and the size of its errors, checked.
+def positive_lyapunov(m: Array, refuse: Refusal) -> Array:
+    """Return S of ``M S + S M^H = 2 I``, which is Hermitian and positive definite, checked.
 
     Parameters
     ----------
     m : array, shape (..., n, n)
         In at least single precision, n > 0. Every eigenvalue must have a positive real part.
+    refuse : callable
+        ``refuse(m, index)`` raises for a matrix, on the host, of which S is not shown to exist.
 
     Returns
     -------
-    s : array, shape (..., n, n)
-        Positive definite. It has derivatives of every order. NaN where it is not shown to be the
-        solution.
-    shown : array, shape (..., 1, 1)
-        0 where the solution is shown to exist, NaN elsewhere.
+    array, shape (..., n, n)
+        With derivatives of every order. NaN where S is not shown to exist and nothing can be read.
 
     Notes
     -----
@@ -46,8 +50,8 @@ def positive_lyapunov(m: Array) -> tuple[Array, Array]:
     ops = ops_of(m).functional(m)
     right = ops.add_diagonal(m * 0.0, 2.0)
     s = ops.hermitian_part(ops.sylvester(m, ops.adjoint(m), right, by_doubling))
-    shown = constant(ops, _shown, m, s)
-    return s + astype_like(shown, s, ops), shown
+    flaw = constant(ops, functools.partial(_flaw, refuse=refuse), m, s)
+    return s + astype_like(flaw, s, ops)
 
 
 def by_doubling(a: Array, _: Array, w: Array) -> Array:
@@ -118,13 +122,17 @@ def _sandwich(c: Array, x: Array, ops: Ops) -> Array:
     return ops.matmul(ops.matmul(c, x), ops.adjoint(c))
 
 
-def _shown(m: Array, s: Array) -> Array:
-    """0 where S is shown to solve ``M S + S M^H = 2 I`` for M with a solution, NaN elsewhere."""
+def _flaw(m: Array, s: Array, *, refuse: Refusal) -> Array:
+    """0 where S is shown to solve ``M S + S M^H = 2 I``; else an error, NaN where hidden."""
     ops = ops_of(m)
+    xp, n = ops.xp, m.shape[-1]
     half = ops.matmul(m, s)
     residual = ops.frobenius(ops.add_diagonal(half + ops.adjoint(half), -2.0))
-    n, eps = m.shape[-1], format_of(format_name(m)).epsilon
-    size = ops.frobenius(m) * ops.frobenius(s) * eps
-    definite = ops.xp.isfinite(ops.factor_peak(s, residual * 0.0))
-    good = definite & (residual <= max(100, n) * size) & (residual + n * size < 1)
-    return ops.xp.where(good, ops.xp.zeros_like(residual), ops.xp.full_like(residual, math.nan))
+    noise = n * format_of(format_name(m)).epsilon * ops.frobenius(m) * ops.frobenius(s)
+    definite = xp.isfinite(ops.factor_peak(s, residual * 0.0))
+    good = definite & (residual <= max(100 / n, 1) * noise) & (residual + noise < 1)
+    if not ops.is_abstract(good) and not bool(xp.all(good)):
+        poor = np.argwhere(ops.to_host(~good)[..., 0, 0])[0]
+        index = tuple(int(i) for i in poor)
+        refuse(ops.to_host(m)[index], index)
+    return xp.where(good, xp.zeros_like(residual), xp.full_like(residual, math.nan))
