@@ -9,6 +9,7 @@ Four verbs
 What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
     :func:`svd_polar`, :func:`eigh_polar`  where a device has no good SVD or eigenvalues
+    :mod:`polarlib.manifold`               tangents and retractions of the Stiefel manifold
 
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
@@ -64,6 +65,7 @@ __all__ = [
     "eigh_polar",
     "files",
     "inverse_root",
+    "manifold",
     "measure",
     "methods",
     "nearest_orthogonal",
@@ -90,12 +92,12 @@ __all__ = [
 
 
 # Imported where they are first named: matplotlib takes long.
-_LAZY = ("files", "norms", "plot", "testing", "updates")
+_LAZY = ("files", "manifold", "norms", "plot", "testing", "updates")
 # Former names, until 0.3.
 _RENAMED = ("costs", "spectral_maps", "steps", "topk")
 
 if TYPE_CHECKING:
-    from polarlib import files, norms, plot, testing, updates
+    from polarlib import files, manifold, norms, plot, testing, updates
     from polarlib.norms.topk import top_singular
 else:  # hidden from type checkers, which would take any name for an attribute
 

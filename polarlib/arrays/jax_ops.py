@@ -265,6 +265,21 @@ class JaxOps(Ops):
             lambda _, b: conj(self._by_eigenvectors(conj(b), self._adjoint_of(d))),
         )
 
+    def sylvester(
+        self, a: Array, b: Array, w: Array, solve: Callable[[Array, Array, Array], Array]
+    ) -> Array:
+        """Solve ``A X + X B = W``; JAX transposes the equation, not the solution."""
+        if not any(self.is_traced(x) for x in (a, b, w)):
+            return super().sylvester(a, b, w, solve)
+        lax, conj = import_library("jax").lax, self.xp.conj
+        c, d = lax.stop_gradient(a), lax.stop_gradient(b)
+        return lax.custom_linear_solve(
+            lambda x: self.matmul(a, x) + self.matmul(x, b),
+            w,
+            lambda _, r: solve(c, d, r),
+            lambda _, r: conj(solve(self.adjoint(c), self.adjoint(d), conj(r))),
+        )
+
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:

@@ -347,6 +347,28 @@ class Ops(Arithmetic):
         """
         return self._by_eigenvectors(w, diagonalise(h))
 
+    def sylvester(
+        self, a: Array, b: Array, w: Array, solve: Callable[[Array, Array, Array], Array]
+    ) -> Array:
+        """Return ``solve(a, b, w)``, X of ``A X + X B = W``, so that it can be differentiated.
+
+        `solve` is also given adjoints of A and B, and is not differentiated itself.
+        """
+
+        def f(*arrays: Array) -> tuple[Array]:
+            return (solve(*arrays),)
+
+        def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
+            (a, b, _), (x,), (da, db, dw) = arrays, results, tangents
+            return (self.sylvester(a, b, dw - self.matmul(da, x) - self.matmul(x, db), solve),)
+
+        def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array, ...]:
+            a, b, x = (self.adjoint(y) for y in (*arrays[:2], results[0]))
+            q = self.sylvester(a, b, gradients[0], solve)
+            return -self.matmul(q, x), -self.matmul(x, q), q
+
+        return self.differentiable(f, jvp, vjp, (a, b, w), keep=True)[0]
+
     def _by_eigenvectors(self, w: Array, d: Diagonal) -> Array:
         v = d.vectors
         core = self.matmul(self.matmul(self.adjoint(v), w), v) / astype_like(d.sums, v, self)

@@ -29,6 +29,7 @@ FULL_PRECISION = frozenset({
     *("factor_peak", "is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
     *("is_sharded", "with_shards", "compiled", "kernels", "normaliser"),
     *("differentiable", "functional", "is_abstract", "is_traced", "repeat_while"),
+    *("sylvester",),
 })  # fmt: skip
 
 

@@ -1,0 +1,304 @@
+"""The Stiefel manifold with the polar retraction: tangents, retraction and its inverse.
+
+Points are m x n matrices with orthonormal columns, ``X^H X = I``, m >= n, real or complex, in
+stacks. Square ones are the orthogonal (unitary) matrices, among them the rotations. A tangent at X
+is a V for which ``X^H V`` is skew-Hermitian.
+
+Examples
+--------
+One step of gradient descent on the manifold, for the function ``f(x) = <c, x>``:
+
+>>> import numpy as np
+>>> x, c = np.eye(3)[:, :2], np.arange(6.0).reshape(3, 2)
+>>> v = -0.1 * tangent(x, c)
+>>> y = retract(x, v)
+>>> bool(np.allclose(y.T @ y, np.eye(2))), bool(np.sum(c * y) < np.sum(c * x))
+(True, True)
+>>> bool(np.allclose(inverse_retract(x, y), v))
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, cast
+
+import numpy as np
+
+from polarlib._methods.options import resolve_schedule
+from polarlib._schedules.schedule import Schedule
+from polarlib._schedules.steps import polynomials
+from polarlib.arrays.entered import as_pair, enter, near_peak
+from polarlib.arrays.entry import ArrayT, finite_peak, refuse_hidden
+from polarlib.arrays.functions import constant, empty_result
+from polarlib.arrays.library import astype_like, at_least_single
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.decomposition import unitary_factor
+from polarlib.engine.adaptive import Adaptive
+from polarlib.engine.sylvester import positive_lyapunov
+from polarlib.orthogonalization import orthogonalize
+from polarlib.published import Named, opened
+
+__all__ = ["inverse_retract", "retract", "tangent"]
+
+Array = Any
+
+
+@looks
+@under_default_settings
+def tangent(x: ArrayT, z: ArrayT) -> ArrayT:
+    """Project Z onto the tangent space at X: ``Z - X (X^H Z + Z^H X) / 2``.
+
+    Of the matrices V with ``X^H V + V^H X = 0`` it is the nearest to Z in Frobenius norm. From the
+    gradient of a function of matrices it makes the gradient on the manifold (for the Euclidean
+    metric).
+
+    Parameters
+    ----------
+    x, z : array or array-like, shape (..., m, n)
+        A point, of orthonormal columns (not checked), and any matrix, of one array library and
+        device; leading axes broadcast. m >= n. Never changed. Integers become float64.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        Array library, device and dtype of the arguments (the one to which the library promotes
+        two); 16 bits are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        If `x` or `z` is not an array of numbers, or they are of two array libraries.
+    ValueError
+        For m < n, shapes that do not match, two devices, NaN or infinity; in code that JAX traces
+        the result is NaN instead.
+
+    Notes
+    -----
+    Two products. For X that is orthonormal but for E, ``X^H X = I + E``, the result is tangent but
+    for ``-(E T + T E) / 2`` with ``T = X^H Z + Z^H X``: taken twice, the projection of a Z that is
+    nearly tangent is more so. P.-A. Absil, R. Mahony, R. Sepulchre, Optimization Algorithms on
+    Matrix Manifolds (Princeton, 2008), equation (3.35).
+
+    Examples
+    --------
+    >>> tangent([[1.0, 0.0], [0.0, 1.0]], [[5.0, 3.0], [1.0, 2.0]]).tolist()
+    [[0.0, 1.0], [-1.0, 0.0]]
+    """
+    x, z, ops = _pair(x, z, "z")
+    if 0 in z.shape:
+        return cast(ArrayT, empty_result(x + z, ops))
+    point, entered = _finite(x, "x", ops), enter(z, "z", ops=ops)
+    along = ops.hermitian_part(ops.matmul(ops.adjoint(point), entered.x))
+    return cast(ArrayT, entered.leave(entered.x - ops.matmul(point, along), entered.scale))
+
+
+@looks
+@under_default_settings
+def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
+    """Move from X along V and back to the manifold: the unitary polar factor of ``X + V``.
+
+    Parameters
+    ----------
+    x, v : array or array-like, shape (..., m, n)
+        A point, of orthonormal columns (not checked), and a tangent, such as :func:`tangent` gives;
+        any V for which ``X + V`` has full rank is taken. Of one array library and device; leading
+        axes broadcast. m >= n. Never changed. Integers become float64.
+    schedule : str, path-like or Schedule, optional
+        Steps of matrix products in place of the polar factor, of polynomials, as
+        :func:`polarlib.orthogonalize` takes them; a name stands for the number of steps that
+        :func:`polarlib.schedule` gives it. V must be tangent.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        The point that is nearest to ``X + V``; without `schedule`, where ``X + V`` is
+        rank-deficient, one of the nearest, as :func:`polarlib.polar` completes it. Array library,
+        device and dtype of the arguments (the one to which the library promotes two); 16 bits are
+        computed in float32, but for `schedule` in the format itself.
+
+    Raises
+    ------
+    TypeError
+        If `x` or `v` is not an array of numbers, they are of two array libraries, or `schedule` is
+        nothing that it can be.
+    ValueError
+        For m < n, shapes that do not match, two devices, NaN or infinity (in code that JAX traces
+        the result is NaN instead), a schedule that is unknown, rational, adaptive or for something
+        else than polar factors. With torch or JAX, when a derivative is computed without `schedule`
+        where ``X + V`` is rank-deficient to rounding, which it is not for a tangent V.
+
+    Warns
+    -----
+    ScheduleWarning
+        As :func:`polarlib.orthogonalize`.
+
+    Notes
+    -----
+    For a tangent V the singular values of ``X + V`` are ``sqrt(1 + sigma(V)^2)``. So every tangent
+    has its point, rank and condition are no concern, and the derivative exists. For square X the
+    determinant keeps its sign, since ``X^H V`` has imaginary eigenvalues: from a rotation one
+    arrives at a rotation. It agrees with the geodesic of the Euclidean metric to second order in V.
+    P.-A. Absil and J. Malick, SIAM J. Optim. 22 (2012) 135-158.
+
+    With a schedule s of interval up to u, its steps are applied to ``u (X + V) / c`` with ``c^2 = 1
+    + |V|_F^2``, divided by `input_safety` unless its normalisation is "none". Singular values are
+    then between u / c and u, so that for a tangent V, R the exact retraction,
+
+        |retract(x, v, schedule=s) - R|_2 <= s.error(u / c) = s.error(s.upper / sqrt(1 + |V|_F^2)),
+
+    apart from the rounding of the format. Singular vectors are those of R, of which the polar
+    factor is R again: what is missed is orthonormality, not the direction. The Newton-Schulz steps
+    ("newton_schulz_3", "newton_schulz_5") have 1 as a fixed point and give X for V = 0; one of
+    degree 3 has an error of at most ``(3/8) |V|_F^4``. For other schedules s(1) may differ from 1.
+    In a sequence of steps, each one corrects what the last has missed. If V is not tangent,
+    singular values may lie beyond the interval of the schedule, where its steps may diverge.
+
+    Examples
+    --------
+    >>> import numpy as np, polarlib
+    >>> x = np.eye(3)[:, :2]
+    >>> v = tangent(x, np.array([[0.0, 0.1], [-0.1, 0.0], [0.2, 0.0]]))
+    >>> s = polarlib.schedule("newton_schulz_3", 1)
+    >>> error = np.linalg.norm(retract(x, v, schedule=s) - retract(x, v), 2)
+    >>> bool(error < s.error(1 / np.sqrt(1 + np.sum(v**2))) < 3 / 8 * np.sum(v**2) ** 2)
+    True
+    """
+    x, v, ops = _pair(x, v, "v")
+    chosen = None if schedule is None else _checked(schedule, ops.multiplier(x))
+    if 0 in v.shape:
+        return cast(ArrayT, empty_result(x + v, ops))
+    point, along = _finite(x, "x", ops), _finite(v, "v", ops)
+    if chosen is None:
+        u = unitary_factor(point + along, name="retract")
+        return cast(ArrayT, astype_like(u, x, ops))
+    c = _norm_of_sum(along, ops) * (chosen.input_divisor / chosen.upper)
+    scaled = astype_like(ops.divide(point + along, c), x, ops)
+    return cast(ArrayT, orthogonalize(scaled, schedule=chosen, normalisation="none"))
+
+
+@looks
+@under_default_settings
+def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
+    """Return the tangent V at X that :func:`retract` takes to Y: ``V = Y S - X``.
+
+    Parameters
+    ----------
+    x, y : array or array-like, shape (..., m, n)
+        Two points, of orthonormal columns (not checked), of one array library and device; leading
+        axes broadcast. m >= n. Never changed. Integers become float64.
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        Array library, device and dtype of the arguments (the one to which the library promotes
+        two); 16 bits are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        If `x` or `y` is not an array of numbers, they are of two array libraries, or no number can
+        be read under torch.export and the like.
+    ValueError
+        For m < n, shapes that do not match, two devices, NaN or infinity; and where there is no V,
+        with the least real part of an eigenvalue of ``X^H Y``. In code that JAX traces the result
+        is NaN instead.
+
+    Notes
+    -----
+    S is positive definite and solves ``M S + S M^H = 2 I`` with ``M = X^H Y``, which is ``X^H V +
+    V^H X = 0``. It exists, and is unique, exactly where all eigenvalues of M have positive real
+    parts; for rotations, where that from X to Y turns by less than a right angle in every plane.
+    Then ``S^2 = I + V^H V``. Refused is also what rounding cannot tell from having none, with n
+    epsilons times the norms of M and S above 1.
+
+    M S + S M^H = 2 I is solved by one inverse and products, about 20 for near points and 3 more
+    each time that the least real part is halved (docs/manifold.md has the accuracy); that S is
+    positive definite and its residual small is checked, which proves that S exists. Derivatives in
+    both arguments are solutions of the same kind of equation, so that derivatives have derivatives.
+    T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894, solve for S by
+    the same equation.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> turn = np.array([[0.8, -0.6], [0.6, 0.8]])
+    >>> bool(np.allclose(inverse_retract(np.eye(2), turn), [[0.0, -0.75], [0.75, 0.0]]))
+    True
+    >>> inverse_retract(np.eye(2), -turn)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: the eigenvalues of x^H y must have positive real parts, got -8.0e-01 as the least...
+    """
+    x, y, ops = _pair(x, y, "y")
+    refuse_hidden(x, ops, "inverse_retract", "use tangent(x, y - x), which agrees to second order")
+    if 0 in x.shape or 0 in y.shape:
+        return cast(ArrayT, empty_result(x + y, ops))
+    start, end = _finite(x, "x", ops), _finite(y, "y", ops)
+    m = ops.matmul(ops.adjoint(start), end)
+    s = positive_lyapunov(m, _refuse)
+    return cast(ArrayT, astype_like(ops.matmul(end, s) - start, x, ops))
+
+
+# -- shared ----------------------------------------------------------------------------------
+
+
+def _pair(x: Array, other: Array, name: str) -> tuple[Array, Array, Ops]:
+    x, other, ops = as_pair(x, other, ("x", name))
+    if x.shape[-2] < x.shape[-1]:
+        raise ValueError(
+            f"x must have orthonormal columns, and so at least as many rows, got shape "
+            f"{tuple(x.shape)}; pass the adjoint"
+        )
+    return x, other, ops
+
+
+def _finite(x: Array, name: str, ops: Ops) -> Array:
+    """Return a matrix in at least single precision; ValueError for NaN or infinity, if it shows."""
+
+    def peak(x: Array) -> Array:
+        own = ops_of(x)
+        return finite_peak(x, own, name, look=not own.is_abstract(x))
+
+    x = at_least_single(x, ops)
+    if 0 not in x.shape:
+        constant(ops, peak, x)
+    return x
+
+
+def _norm_of_sum(v: Array, ops: Ops) -> Array:
+    """``sqrt(1 + |V|_F^2)``: no singular value of X + V is larger, for a tangent V."""
+    # At most 1 after the division, so that squares do not overflow.
+    scaling = lambda peak, ops: near_peak(ops.xp.maximum(peak, ops.xp.ones_like(peak)), ops)  # noqa: E731
+    entered = enter(v, "v", ops=ops, scaling=scaling)
+    norm, one = ops.frobenius(entered.x), 1.0 / entered.scale
+    return ops.xp.sqrt(norm * norm + one * one) * entered.scale
+
+
+def _checked(schedule: Named, precision: str) -> Schedule:
+    """Return a schedule of polynomials for polar factors."""
+    chosen = resolve_schedule(opened(schedule), None, precision)
+    if isinstance(chosen, Adaptive):
+        raise ValueError(
+            "schedule 'adaptive' chooses by the spectrum of its matrix, which for a retraction is "
+            "known; use 'newton_schulz_5'"
+        )
+    polynomials(chosen, "retract")
+    if chosen.target != "polar":
+        raise ValueError(
+            f"schedule {chosen.name!r} has target {chosen.target!r}, not 'polar'; "
+            "use 'newton_schulz_5'"
+        )
+    return chosen
+
+
+def _refuse(m: np.ndarray, index: tuple[int, ...]) -> NoReturn:
+    """Name the eigenvalue of ``X^H Y`` for which no tangent leads from X to Y."""
+    where = f" in matrix {index} of the stack" if index else ""
+    if not np.isfinite(m).all():
+        raise ValueError(f"x^H y overflows{where}; x and y must have orthonormal columns")
+    least = float(np.linalg.eigvals(m).real.min())
+    known = "" if least <= 0 else " beyond rounding"
+    raise ValueError(
+        f"the eigenvalues of x^H y must have positive real parts{known}, got {least:.1e} as the "
+        f"least{where}; take points between x and y"
+    )
