@@ -24,6 +24,7 @@ it imports the peer, and array libraries, within :func:`install` and the functio
     PATHS           folders of the copy to import from, if not its root: ("src",)
     OPTIONS         further arguments of pytest
     REQUIRES        further packages to import, without which it is not run
+    SINCE           the oldest version of the package for which the adapter was written, "1.17"
     NOTE            what a reader of the page must know, such as what stands for a device
 
 Calls are counted of every replaced function, and of polarlib's public functions from within them.
@@ -163,7 +164,7 @@ class Results:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported has failed, one that skips itself was not run."""
         if report.failed:
-            self.failed.append(_short(report.nodeid))
+            self.failed.append(_short(report.nodeid) or "collection")
         elif report.skipped:
             self.not_run[_short(report.nodeid)] = _reason(report)
 
@@ -208,6 +209,7 @@ def run_one(name: str, copies: str | None, arguments: list[str]) -> tuple[int, d
     results = Results(adapter.NOT_RUN)
     # Without the settings of this project, those of the peer (marks, markers) and a cache folder.
     settings = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
+    settings.append(f"--rootdir={copy or _folder(adapter.PACKAGE)}")
     options = [*getattr(adapter, "OPTIONS", ()), *arguments]
     code = int(pytest.main([*settings, *options, *tests], plugins=[results]))
     problems = _problems(adapter, results, chosen=bool(arguments))
@@ -215,6 +217,13 @@ def run_one(name: str, copies: str | None, arguments: list[str]) -> tuple[int, d
         sys.stderr.write(f"{adapter.NAME}: {problem}\n")
     row = _row(adapter, copy, results)
     return code or int(bool(problems)), row
+
+
+def _folder(package: str) -> Path:
+    """Where a package is installed."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    return Path(spec.origin or "").parent
 
 
 def _problems(adapter: ModuleType, results: Results, *, chosen: bool) -> list[str]:
@@ -241,6 +250,7 @@ def _row(adapter: ModuleType, copy: Path | None, results: Results) -> dict[str, 
             n: importlib.import_module(n).__version__ for n in LIBRARIES if n in sys.modules
         },
         "tests": list(adapter.TESTS),
+        "options": list(getattr(adapter, "OPTIONS", ())),
         "replaced": dict(replaced),
         "polarlib": {name: count for name, count in sorted(ours.items()) if count},
         "passed": len(set(results.passed) - set(results.failed)),
@@ -294,6 +304,9 @@ def missing(adapter: ModuleType, copies: str | None) -> str:
     for package in getattr(adapter, "REQUIRES", ()):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
+    since, version = getattr(adapter, "SINCE", None), _version(adapter)
+    if since and version and _numbers(version) < _numbers(since):
+        return f"{adapter.PACKAGE} {version} is older than {since}"
     if adapter.COMMIT is None:
         for module in (test.partition("::")[0] for test in adapter.TESTS):
             try:
@@ -307,6 +320,10 @@ def missing(adapter: ModuleType, copies: str | None) -> str:
         return "a copy of its repository is needed: give the folder that has it"
     copy = copy_of(adapter, copies)
     return "" if copy is not None and copy.is_dir() else f"there is no folder {copy}"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
 
 
 # -- all runs --------------------------------------------------------------------------------
