@@ -48,17 +48,12 @@ def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule=
 
 
 def muon(learning_rate, weight_decay=0.0, **how):
-    """Muon for parameters of two dimensions and more, AdamW without weight decay for the others."""
-    parts = {
-        "muon": optax.chain(
-            scale_by_muon(**how),
-            optax.add_decayed_weights(weight_decay),
-            optax.scale_by_learning_rate(learning_rate),
-        ),
-        "adam": optax.nadamw(learning_rate, weight_decay=0.0),
-    }
+    """Muon for parameters of two dimensions and more, NAdam for the others, as optax.contrib."""
+    decay = optax.add_decayed_weights(weight_decay)
+    matrices = optax.chain(scale_by_muon(**how), decay, optax.scale_by_learning_rate(learning_rate))
     return optax.partition(
-        parts, lambda ps: jax.tree.map(lambda p: "muon" if p.ndim > 1 else "adam", ps)
+        {True: matrices, False: optax.nadam(learning_rate)},
+        lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
 
 

@@ -56,11 +56,11 @@ class Muon(torch.optim.Optimizer):
         updates = [u.flatten(1) if group["convolution"] else u for u in updates]
         if group["heads"] > 1:
             updates = [u.unflatten(-2, (group["heads"], -1)) for u in updates]
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        how = {name: group[name] for name in ("schedule", "steps", "precision")}
         rule = RULES.get(group["adjust_lr_fn"], group["adjust_lr_fn"])
-        for p, q in zip(params, orthogonalize_all(updates, **how), strict=True):
-            p.sub_(q.reshape(p.shape) * (group["lr"] * norms.update_scale(*q.shape[-2:], rule)))
+        rates = [group["lr"] * norms.update_scale(*u.shape[-2:], rule) for u in updates]
+        how = {name: group[name] for name in ("schedule", "steps", "precision")}
+        for p, q, rate in zip(params, orthogonalize_all(updates, **how), rates, strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(q.reshape(p.shape) * rate)
 
 
 def train(optimizer, steps=41, **how):
