@@ -48,11 +48,12 @@ def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule=
 
 
 def muon(learning_rate, weight_decay=0.0, **how):
-    """Muon for parameters of two dimensions and more, NAdam for the others, as optax.contrib."""
+    """Muon for parameters of two dimensions and more, Adam for the others, as optax.contrib."""
     decay = optax.add_decayed_weights(weight_decay)
     matrices = optax.chain(scale_by_muon(**how), decay, optax.scale_by_learning_rate(learning_rate))
+    others = optax.adam(learning_rate, nesterov=how.get("nesterov", True))
     return optax.partition(
-        {True: matrices, False: optax.nadam(learning_rate)},
+        {True: matrices, False: others},
         lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
 
