@@ -132,8 +132,8 @@ class JaxOps(Ops):
         )
         return known and super()._is_long(a, b)
 
-    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
-        """Return ``f`` with all but its array fixed, as one compiled function."""
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[..., Array]:
+        """Return ``f`` with all but its arrays fixed, as one compiled function."""
         return _jitted(f, tuple(sorted(fixed.items())))
 
     def writable(self, x: Array) -> bool:

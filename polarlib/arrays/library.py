@@ -166,8 +166,8 @@ class Library:
         dtype = like.dtype if same else self._dtype(format_name(like))
         return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
 
-    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[[Array], Array]:
-        """Return ``f`` with all but its array fixed, compiled once where the library compiles."""
+    def compiled(self, f: Callable[..., Array], **fixed: Any) -> Callable[..., Array]:
+        """Return ``f`` with all but its arrays fixed, compiled once where the library compiles."""
         return functools.partial(f, **fixed)
 
 

@@ -1,9 +1,10 @@
 """orthogonalize as one operator of torch, ``polarlib::orthogonalize``, for what records.
 
-torch.compile, torch.export, torch.jit.trace, meta and fake tensors record or only announce what is
-done. They get one operator, whose inside is the eager function, unseen: it depends on no number
-that was there when it was recorded. Eager calls do without it. Its second argument is text, so
-that programs can be saved; a process that loads one imports torch first, and then polarlib.
+With an array of coefficients it is another one, ``polarlib::orthogonalize_by``. torch.compile,
+torch.export, torch.jit.trace, meta and fake tensors record or only announce what is done. They get
+one operator, whose inside is the eager function, unseen: it depends on no number that was there
+when it was recorded. Eager calls do without it. Its last argument is text, so that programs can be
+saved; a process that loads one imports torch first, and then polarlib.
 
 polarlib does not import torch: the operator is made when torch is there.
 """
@@ -23,7 +24,10 @@ from polarlib.arrays.settings import at_trace_time
 Array = Any
 
 _LOCK = threading.Lock()
-_defined: list[Any] = []
+_defined: dict[str, Any] = {}
+# Tensors that an operator takes, whose gradients it has: the first is a matrix or a stack.
+PLAIN, BY_COEFFICIENTS = "orthogonalize", "orthogonalize_by"
+TENSORS = {PLAIN: ("x",), BY_COEFFICIENTS: ("x", "c")}
 
 
 def takes(g: Any) -> bool:
@@ -50,56 +54,74 @@ def call(x: Array, options: str) -> Array:
     return sys.modules["torch"].ops.polarlib.orthogonalize(x, options)
 
 
-def define(
-    run: Callable[[Array, str], Array], derive: Callable[[Array, Array, str], Array]
-) -> None:
-    """Make the operator once torch is there, and once only.
+def call_by(x: Array, c: Array, options: str) -> Array:
+    """Call the operator of a matrix and coefficients; torch.compile reads this."""
+    return sys.modules["torch"].ops.polarlib.orthogonalize_by(x, c, options)
+
+
+def define(name: str, run: Callable[..., Array], derive: Callable[..., tuple[Array, ...]]) -> None:
+    """Make an operator once torch is there, and once only.
 
     Parameters
     ----------
+    name : str
+        One of `TENSORS`.
     run : callable
-        The function of a tensor and options.
+        The function of its tensors and options.
     derive : callable
-        ``derive(x, e, options)`` is the gradient with respect to x from one of the result.
+        ``derive(*tensors, e, options)`` are the gradients with respect to the tensors, from one of
+        the result.
     """
     torch = sys.modules.get("torch")
     with _LOCK:
-        if torch is not None and not _defined:
-            _defined.extend(_made(torch, run, derive))
+        if torch is not None and name not in _defined:
+            _defined[name] = _made(torch, name, run, derive)
 
 
-def _made(torch: Any, run: Callable[..., Array], derive: Callable[..., Array]) -> tuple[Any, Any]:
-    def eager(f: Callable[..., Array], *tensors: Array, options: str) -> Array:
+def _made(
+    torch: Any, name: str, run: Callable[..., Array], derive: Callable[..., tuple[Array, ...]]
+) -> tuple[Any, Any]:
+    names = TENSORS[name]
+
+    def eager(f: Callable[..., Any], *given: Any) -> Any:
+        *tensors, options = given
         with torch.no_grad():
-            result = f(*(t.detach() for t in tensors), options)
-        return result.contiguous()
+            return f(*(t.detach() for t in tensors), options)
 
     def like(x: Array) -> Array:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    operator = functools.partial(torch.library.custom_op, mutates_args=())
+    def gradients(*given: Any) -> Any:
+        found = tuple(d.contiguous() for d in eager(derive, *given))
+        return found if len(found) > 1 else found[0]
 
+    def fake_gradients(*given: Any) -> Any:
+        found = tuple(map(like, given[: len(names)]))
+        return found if len(found) > 1 else found[0]
+
+    operator = functools.partial(torch.library.custom_op, mutates_args=())
+    tensors = ", ".join(f"Tensor {t}" for t in names)
+    results = "Tensor" if len(names) == 1 else f"({', '.join(['Tensor'] * len(names))})"
     whole = operator(
-        "polarlib::orthogonalize",
-        lambda x, options: eager(run, as_matrix(x, "g")[0], options=options),
-        schema="(Tensor x, str options) -> Tensor",
+        f"polarlib::{name}",
+        lambda x, *rest: eager(run, as_matrix(x, "g")[0], *rest).contiguous(),
+        schema=f"({tensors}, str options) -> Tensor",
     )
     gradient = operator(
-        "polarlib::orthogonalize_gradient",
-        lambda x, e, options: eager(derive, x, e, options=options),
-        schema="(Tensor x, Tensor e, str options) -> Tensor",
+        f"polarlib::{name}_gradient",
+        gradients,
+        schema=f"({tensors}, Tensor e, str options) -> {results}",
     )
-
-    whole.register_fake(lambda x, options: like(as_matrix(x, "g")[0]))
-    gradient.register_fake(lambda x, e, options: like(x))
+    whole.register_fake(lambda x, *_: like(as_matrix(x, "g")[0]))
+    gradient.register_fake(fake_gradients)
 
     def keep(ctx: Any, inputs: Any, output: Any) -> None:
-        x, ctx.options = inputs
-        ctx.save_for_backward(x)
+        *given, ctx.options = inputs
+        ctx.save_for_backward(*given)
 
-    def backward(ctx: Any, e: Array) -> tuple[Array, None]:
-        found: Array = gradient(*ctx.saved_tensors, e, ctx.options)
-        return found, None
+    def backward(ctx: Any, e: Array) -> tuple[Array | None, ...]:
+        found = gradient(*ctx.saved_tensors, e, ctx.options)
+        return (*(found if len(names) > 1 else (found,)), None)
 
     def refuse(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(
@@ -110,14 +132,15 @@ def _made(torch: Any, run: Callable[..., Array], derive: Callable[..., Array]) -
     whole.register_autograd(backward, setup_context=keep)
     gradient.register_autograd(refuse)
 
-    def batched(op: Any) -> Callable[..., tuple[Array, int]]:
-        def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Array, int]:
+    def batched(op: Any) -> Callable[..., tuple[Any, Any]]:
+        def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
             *tensors, options = args
             moved = (
                 x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
                 for x, d in zip(tensors, in_dims, strict=False)
             )
-            return op(*moved, options), 0
+            found = op(*moved, options)
+            return found, (0,) * len(found) if isinstance(found, tuple) else 0
 
         return rule
 

@@ -39,6 +39,7 @@ from polarlib.arrays.functions import as_complex
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Diagonal, Ops, ops_of
 from polarlib.engine.adaptive import Adaptive, tail_and_growth
+from polarlib.engine.coefficients import cut, summed_to, together
 from polarlib.engine.equation import Equation
 from polarlib.engine.iterate import Steps, iterate
 from polarlib.engine.normalise import BOUNDS, normalise
@@ -127,6 +128,65 @@ def _moved_by(x: Array, steps: Steps, slopes: Steps, ops: Ops) -> Array:
         x = iterate(x, [before], ops)
         d = _along(x, d, [step], ops) + iterate(x, [slope], ops)
     return d
+
+
+# -- of steps with an array of coefficients C, in both arguments ------------------------------
+
+
+def coefficients_derivative(x: Array, c: Array, e: Array, d: Array) -> Array:
+    """Derivative of steps after the Frobenius norm, in directions E of X and D of C.
+
+    Each step ``Y = sum_i c_i X G^i`` is linear in its coefficients: ``dY`` is the derivative with
+    them held, and the step that has D in their place. Parameters are in one format, at least
+    single; X and E of shape (..., m, n), C and D as :func:`polarlib.engine.coefficients.cut` has
+    it.
+    """
+    ops = ops_of(x).functional()
+    wide = x.shape[-2] < x.shape[-1]
+    y, before, _ = _normalisation(ops.adjoint(x) if wide else x, ops, "frobenius", 1.0)
+    e = before(ops.adjoint(e) if wide else e)
+    (y, c), (e, d) = together(y, c, ops), together(e, d, ops)
+    for step, slope in zip(cut(c, y.ndim), cut(d, y.ndim), strict=True):
+        pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
+        moved = cast(Dual, iterate(pair, [step], dual))
+        y, e = moved.value, moved.tangent + iterate(y, [slope], ops)
+    return ops.adjoint(e) if wide else e
+
+
+def coefficients_gradient(x: Array, c: Array, e: Array) -> tuple[Array, Array]:
+    """Gradients with respect to X and C, from one with respect to the result.
+
+    The steps are taken once, and their iterates kept; then from the last one on, ``<X G^i, E>`` is
+    the gradient with respect to c_i, and the derivative of the step makes E that of its X.
+    """
+    ops = ops_of(x).functional()
+    wide = x.shape[-2] < x.shape[-1]
+    y, _, after = _normalisation(ops.adjoint(x) if wide else x, ops, "frobenius", 1.0)
+    shape, shape_of_c = y.shape, c.shape
+    y, c = together(y, c, ops)
+    e = ops.adjoint(e) if wide else e
+    steps, rows = cut(c, y.ndim), []
+    iterates = [y]
+    for step in steps[:-1]:
+        iterates.append(iterate(iterates[-1], [step], ops))
+    for x, step in zip(reversed(iterates), reversed(steps), strict=True):
+        rows.append(_of_coefficients(x, e, len(step), ops))
+        e = _along(x, e, [step], ops)
+    e = after(summed_to(e, shape, ops))
+    d = ops.xp.concat(rows[::-1], axis=-2)
+    return ops.adjoint(e) if wide else e, summed_to(d, shape_of_c, ops)
+
+
+def _of_coefficients(x: Array, e: Array, k: int, ops: Ops) -> Array:
+    """Inner products of ``X G^i`` for i < k with E, shape (..., 1, k)."""
+    inner = [_inner(x, e, ops)]
+    if k > 1:
+        g = power = ops.gram(x)
+        w = ops.matmul(ops.adjoint(x), e)
+        while len(inner) < k:
+            inner.append(_inner(power, w, ops))
+            power = ops.matmul(power, g) if len(inner) < k else power
+    return ops.xp.concat(inner, axis=-1)
 
 
 def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array, Linear, Linear]:

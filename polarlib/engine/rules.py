@@ -14,6 +14,8 @@ from typing import Any
 from polarlib.arrays.library import astype_like, at_least_single, format_name
 from polarlib.arrays.ops import ops_of
 from polarlib.engine.derivatives import (
+    coefficients_derivative,
+    coefficients_gradient,
     inverse_root_derivative,
     polar_gradient,
     polar_tangents,
@@ -94,6 +96,32 @@ def differentiable_schedule(apply: Function, x: Array, **how: Any) -> Array:
         lambda x, _, e: schedule_derivative(x, e, gradient=True, **how),
     )
     return q
+
+
+def differentiable_coefficients(apply: Callable[..., Array], x: Array, c: Array) -> Array:
+    """Return ``apply(x, c)``, steps whose coefficients are an array, with rules for both."""
+
+    def jvp(primals: Any, _: Any, tangents: Any) -> tuple[Array]:
+        d = coefficients_derivative(*_widened(*primals, *tangents))
+        return (astype_like(d, primals[0], ops_of(d)),)
+
+    def vjp(primals: Any, _: Any, gradients: Any) -> tuple[Array, ...]:
+        return coefficients_rule(*primals, *gradients)
+
+    arrays = x, c
+    return ops_of(x).differentiable(lambda *a: (apply(*a),), jvp, vjp, arrays, keep=False)[0]
+
+
+def coefficients_rule(x: Array, c: Array, e: Array) -> tuple[Array, Array]:
+    """Return :func:`coefficients_gradient`, in at least single precision, like X and C."""
+    of_x, of_c = coefficients_gradient(*_widened(x, c, e))
+    return astype_like(of_x, x, ops_of(of_x)), astype_like(of_c, c, ops_of(of_c))
+
+
+def _widened(x: Array, *others: Array) -> list[Array]:
+    """Arrays in the format of X, at least single; they stay real or complex."""
+    x = at_least_single(x, ops_of(x))
+    return [x, *(ops_of(a).cast(a, format_name(x)) for a in others)]
 
 
 def schedule_rule(x: Array, e: Array, **how: Any) -> Array:

@@ -287,7 +287,7 @@ def test_torch_keeps_the_memory_order(torch):
 
 def test_jax_compiles_once_for_a_shape():
     jnp = library("jax").xp
-    from polarlib import orthogonalization
+    from polarlib.orthogonalization import run as orthogonalization
 
     traced = []
     original = orthogonalization.polynomial

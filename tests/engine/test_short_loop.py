@@ -7,7 +7,7 @@ import pytest
 from conftest import off_the_host
 
 import polarlib
-from polarlib import orthogonalization
+from polarlib.orthogonalization import matrices as orthogonalization
 from polarlib.arrays import torch_ops
 from polarlib.engine import iterate
 

@@ -1,0 +1,269 @@
+"""orthogonalize() with an array of coefficients, which may be traced or record gradients."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, NamedTuple
+
+from polarlib.arrays import torch_operator
+from polarlib.arrays.checks import MOST_STEPS, choice, shown
+from polarlib.arrays.entry import (
+    as_matrix,
+    check_out,
+    check_same_place,
+    copied,
+    is_array,
+    plain_array,
+)
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import dtype_name, format_name, is_complex
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.rounded import rounded
+from polarlib.arrays.settings import (
+    at_trace_time,
+    looks,
+    looks_at_nothing,
+    on_its_device,
+    traced_by_dynamo,
+)
+from polarlib.arrays.torch_sharded import placements
+from polarlib.engine.coefficients import as_schedule, cut, numbers, together
+from polarlib.engine.normalise import compiles_factors
+from polarlib.engine.rules import (
+    coefficients_rule,
+    differentiable_coefficients,
+    differentiable_schedule,
+)
+from polarlib.orthogonalization.heads import block_shape, per_head
+from polarlib.orthogonalization.options import checked_heads
+from polarlib.orthogonalization.run import apply, in_blocks, storage_of
+
+Array = Any
+
+# How an array of coefficients is applied; for the derivative too.
+FIXED: dict[str, Any] = {"form": "plain", "restarts": ()}
+
+
+class How(NamedTuple):
+    """What a caller may choose beside an array of coefficients."""
+
+    precision: str | None = None
+    heads: int | None = None
+
+    def resolved(self, x: Array, ops: Ops) -> str:
+        """Check that the heads share the rows, and return the format of the iteration."""
+        block_shape(tuple(x.shape), self.heads)
+        return ops.multiplier(x) if self.precision is None else self.precision
+
+
+def checked_how(
+    steps: Any = None,
+    form: Any = "auto",
+    restarts: Any = "auto",
+    precision: Any = None,
+    gram_precision: Any = None,
+    normalisation: Any = None,
+    heads: Any = None,
+) -> How:
+    """Return the options that go with an array of coefficients; refuse the others."""
+    form = choice("form", form, ("auto", "plain", "gram"))
+    refused = {
+        "steps": (steps, steps is None, "it has a row for each step: cut it, schedule[:steps]"),
+        "form": (form, form != "gram", "it is applied in plain form: leave form out"),
+        "restarts": (
+            restarts,
+            isinstance(restarts, str) and restarts == "auto",
+            "it is applied in plain form: leave restarts out",
+        ),
+        "gram_precision": (
+            gram_precision,
+            gram_precision is None,
+            "it is applied in plain form: leave gram_precision out",
+        ),
+        "normalisation": (
+            normalisation,
+            normalisation is None
+            or (isinstance(normalisation, str) and normalisation == "frobenius"),
+            "matrices are divided by their Frobenius norm: leave normalisation out",
+        ),
+    }
+    for name, (value, taken, why) in refused.items():
+        if not taken:
+            raise ValueError(f"{name}={shown(value)} does not go with an array as schedule; {why}")
+    precision = None if precision is None else format_of(precision).name
+    return How(precision, None if heads is None else checked_heads(heads))
+
+
+def checked_coefficients(c: Any, x: Array) -> Array:
+    """Return coefficients for matrices X; nothing but their shape, dtype and place is asked.
+
+    Raises
+    ------
+    TypeError
+        For what is no array of real floating-point numbers of the library of X.
+    ValueError
+        If it is no matrix, has no entry, or lies on another device.
+    """
+    c = plain_array(c, "schedule")
+    if not is_array(c):
+        raise TypeError(
+            "schedule must be a name, a path, a Schedule or an array of coefficients of shape "
+            f"(steps, k), got {shown(c)}"
+        )
+    check_same_place(x, "g", c, "schedule")
+    if c.ndim != 2 or 0 in c.shape or max(c.shape) > MOST_STEPS:
+        raise ValueError(
+            "schedule, an array of coefficients, must have a shape (steps, k): a row for each "
+            f"step, in ascending odd powers, from 1 to {MOST_STEPS} each; got {tuple(c.shape)}"
+        )
+    if is_complex(c) or not format_name(c):
+        raise TypeError(
+            f"schedule, an array of coefficients, must be of real floating-point numbers, got "
+            f"{dtype_name(c)}; convert it to float32 or float64"
+        )
+    return c
+
+
+def by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
+    """`orthogonalize` with an array as schedule; torch.compile reads this."""
+    takes = torch_operator.takes
+    if traced_by_dynamo() and out is None and takes(g) and takes(c) and c.ndim == 2:
+        options, error = packed_or_error(*given)
+        if error:
+            raise ValueError(error)
+        if not torch_operator.is_transformed():
+            return torch_operator.call_by(g, c, options)
+        return _by_options(g, c, options)
+    return _by_coefficients(g, c, out, *given)
+
+
+@looks_at_nothing
+def _by_options(g: Array, c: Array, options: str) -> Array:
+    return _checked(g, c, None, unpacked(options))
+
+
+@functools.partial(
+    looks,
+    reason="under torch.compile, polarlib.orthogonalize is one operator for coefficients and "
+    "matrices that are dense tensors, and no out=; leave fullgraph=True out for anything else",
+)
+def _by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
+    return _checked(g, c, out, checked_how(*given))
+
+
+@on_its_device
+def _checked(g: Array, c: Any, out: Array | None, how: How) -> Array:
+    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    x, ops = as_matrix(g, "g", sharded=True)
+    c = checked_coefficients(c, x)
+    if out is not None:
+        check_out(out, x, "out", "g")
+    if torch_operator.is_traced(x, ops):
+        return copied(_recorded(x, c, how), out)
+    return copied(_orthogonalized(x, c, how, out), out)
+
+
+def _recorded(x: Array, c: Array, how: How) -> Array:
+    if not torch_operator.is_transformed():
+        return torch_operator.call_by(x, c, _packed(how))
+    options = _packed(how._replace(heads=None))
+
+    def find(x: Array) -> Array:
+        return differentiable_coefficients(lambda x, c: torch_operator.call_by(x, c, options), x, c)
+
+    return per_head(find, how.heads)(x)
+
+
+def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> Array:
+    ops = ops_of(x)
+    precision = how.resolved(x, ops)
+    # In the precision of the iteration, but no less than single: products take it as it is.
+    c = ops_of(c).cast(c, "float64" if precision == "float64" else "float32")
+
+    def find(x: Array, own: Ops, out: Array | None) -> Array:
+        if 0 in x.shape:
+            return empty_result(x, own)
+        at = _beside(c, x, own)
+        run = own.compiled(_apply, precision=precision, **storage_of(out, x))
+        if own.is_traced(at):
+            return differentiable_coefficients(run, x, at)
+        if not own.is_traced(x):
+            return run(x, at)
+        rule = {"schedule": as_schedule(cut(at, x.ndim)), "normalisation": "frobenius", **FIXED}
+        return differentiable_schedule(lambda x: run(x, at), x, **rule)
+
+    return in_blocks(find, x, ops, how.heads, out)
+
+
+def _beside(c: Array, x: Array, ops: Ops) -> Array:
+    """Coefficients for matrices X; each process of a mesh has all of those of a DTensor."""
+    if not placements(x):
+        return c
+    if ops.is_traced(c):
+        raise TypeError(
+            "schedule, an array of coefficients, has no derivative where g is a sharded DTensor; "
+            "pass schedule.detach(), or g.full_tensor()"
+        )
+    return ops._whole(c, x)  # type: ignore[attr-defined]
+
+
+def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> Array:
+    """Normalise and iterate; on the host with numbers, which products take as factors."""
+    ops = ops_of(x)
+    x, c = together(x, c, ops)
+    low = rounded(ops, precision, is_complex=is_complex(x))
+    as_numbers = ops.host and c.ndim == 2 and not compiles_factors(ops, low)
+    return apply(
+        x,
+        schedule=as_schedule(numbers(c) if as_numbers else cut(c, x.ndim)),
+        precision=precision,
+        gram_precision=None,
+        kind="frobenius",
+        out=out,
+        **FIXED,
+    )
+
+
+# -- as an operator of torch -----------------------------------------------------------------
+
+
+@at_trace_time
+def packed_or_error(*given: Any) -> tuple[str, str]:
+    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    try:
+        return _packed(checked_how(*given)), ""
+    except (TypeError, ValueError) as error:
+        return "", str(error)
+
+
+def _packed(how: How) -> str:
+    """Options for the operator, which is there from now on."""
+    torch_operator.define(torch_operator.BY_COEFFICIENTS, _run_packed, _derive_packed)
+    return json.dumps(how._asdict())
+
+
+def unpacked(options: str) -> How:
+    return How(**json.loads(options))
+
+
+def _run_packed(x: Array, c: Array, options: str) -> Array:
+    return _orthogonalized(x, c, unpacked(options))
+
+
+def _derive_packed(x: Array, c: Array, e: Array, options: str) -> tuple[Array, ...]:
+    """Gradients with respect to X and C, from one with respect to the result."""
+    how = unpacked(options)
+    of_c = []
+
+    def find(x: Array, e: Array) -> Array:
+        d, gradient = coefficients_rule(x, c, e)
+        of_c.append(gradient)
+        return d
+
+    d = per_head(find, how.heads)(x, e)
+    return d, of_c[0]
+
+
+torch_operator.define(torch_operator.BY_COEFFICIENTS, _run_packed, _derive_packed)

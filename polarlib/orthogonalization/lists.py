@@ -1,0 +1,205 @@
+"""orthogonalize_all(): many arrays, of which those of equal matrices go in one batch."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from polarlib.arrays import torch_operator
+from polarlib.arrays.checks import flag
+from polarlib.arrays.entry import ArrayT, as_matrix, is_array
+from polarlib.arrays.ops import Ops
+from polarlib.arrays.settings import looks, looks_at_nothing, on_its_device, traced_by_dynamo
+from polarlib.arrays.torch_sharded import placements
+from polarlib.orthogonalization import coefficients, matrices
+from polarlib.orthogonalization.matrices import orthogonalize
+from polarlib.orthogonalization.options import NAMED
+
+Array = Any
+
+# Entries of matrices up to which a stack of them is faster on the host than one after the other.
+# Chosen by experiment (benchmarks/orthogonalize.py).
+BATCH_UP_TO = 1 << 14
+
+
+def orthogonalize_all(
+    gradients: Iterable[ArrayT], *, convolution: bool = False, **same: Any
+) -> list[ArrayT]:
+    """Orthogonalise many arrays, those of equal matrices in one batch.
+
+    Parameters
+    ----------
+    gradients : iterable of array, shapes (..., m, n)
+        Any mixture of shapes, dtypes, devices and libraries. Never changed.
+    convolution : bool, optional
+        Whether arrays of more than two dimensions are kernels of convolutions, shape
+        (out, in, k_1, ...): each is orthogonalised as one matrix, out x (in k_1 ...). By default
+        they are stacks of matrices, which a kernel of shape (out, in, 3, 3) is not meant to be.
+    **same
+        What :func:`orthogonalize` takes, but `out`, the same for all.
+
+    Returns
+    -------
+    list of array
+        In the order of the input, each of the shape that was given. An array whose matrices are
+        alone in their shape, dtype and device, or that has more than 16,384 entries on the host,
+        comes out exactly as :func:`orthogonalize` gives it. The matrices of others go in a batch,
+        those of stacks among them, whose sums are rounded in another order. With u the unit
+        roundoff, the difference in spectral norm is about u times the schedule's slope at 0 (at
+        most 20 times that was measured, in float32 and float64), and with the default schedule,
+        where singular values are nearly equal, about 4 sqrt(n u) (0.01 for n = 100 in float32),
+        because its bound of the norm cancels there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`orthogonalize`; the message names the first array that is to blame.
+
+    Notes
+    -----
+    Of arrays that are sharded, or traced by JAX or torch's compilers, only those of equal shapes
+    go together: joining others along an axis might move what lies on several devices.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> gradients = [rng.standard_normal(shape) for shape in [(8, 4), (3, 5), (8, 4), (2, 8, 4)]]
+    >>> [q.shape for q in orthogonalize_all(gradients)]
+    [(8, 4), (3, 5), (8, 4), (2, 8, 4)]
+    >>> kernel = rng.standard_normal((6, 4, 3, 3))
+    >>> [q] = orthogonalize_all([kernel], convolution=True)
+    >>> rows = q.reshape(6, 36)
+    >>> q.shape, bool(np.linalg.norm(rows @ rows.T - np.eye(6), 2) < 0.3)
+    ((6, 4, 3, 3), True)
+    """
+    if "out" in same:
+        raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+    convolution = flag("convolution", convolution)
+    # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
+    listed = isinstance(gradients, list | tuple)
+    if not listed and (is_array(gradients) or not isinstance(gradients, Iterable)):
+        raise TypeError(
+            f"orthogonalize_all takes a list of arrays, got {type(gradients).__name__}; "
+            "pass one array or stack to orthogonalize"
+        )
+    if traced_by_dynamo():
+        gradients = list(gradients)
+        if all(map(torch_operator.takes, gradients)):
+            found = _recorded(gradients, convolution, same)
+            if found is not None:
+                return found
+    return _orthogonalize_all(gradients, convolution, same)
+
+
+def _recorded(
+    gradients: list[Array], convolution: bool, same: dict[str, Any]
+) -> list[Array] | None:
+    """Results where torch.compile reads this; None where it has no operator for the options."""
+    c = same.get("schedule", "auto")
+    if isinstance(c, NAMED):
+        options, error = matrices.packed_or_error(**same)
+    elif torch_operator.takes(c):
+        others = {name: value for name, value in same.items() if name != "schedule"}
+        options, error = coefficients.packed_or_error(**others)
+    else:
+        return None
+    if error:
+        raise ValueError(error)
+    if not options:
+        return None
+    if isinstance(c, NAMED):
+        return list(_all_by_options(gradients, convolution, options))
+    return list(_all_by_coefficients(gradients, convolution, c, options))
+
+
+@looks_at_nothing
+def _all_by_options(gradients: list[Array], convolution: bool, options: str) -> list[Array]:
+    return _orthogonalize_all(gradients, convolution, vars(matrices.unpacked(options)))
+
+
+@looks_at_nothing
+def _all_by_coefficients(
+    gradients: list[Array], convolution: bool, c: Array, options: str
+) -> list[Array]:
+    how = coefficients.unpacked(options)._asdict()
+    return _orthogonalize_all(gradients, convolution, {"schedule": c, **how})
+
+
+@looks
+def _orthogonalize_all(
+    gradients: Iterable[Array], convolution: bool, same: dict[str, Any]
+) -> list[Array]:
+    arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
+    shapes = [x.shape for x, _ in arrays]
+    if convolution:
+        arrays = [(_as_matrix(x, ops), ops) for x, ops in arrays]
+    groups: dict[Any, list[int]] = {}
+    for i, (x, ops) in enumerate(arrays):
+        groups.setdefault(_key(i, x, ops), []).append(i)
+    results: list[Array] = [None] * len(arrays)
+    for members in groups.values():
+        ops = arrays[members[0]][1]
+        try:
+            found = _together([arrays[i][0] for i in members], ops, same)
+        except ValueError as error:
+            which = ", ".join(map(str, members))
+            raise ValueError(f"gradients[{which}]: {error}") from None
+        for i, q in zip(members, found, strict=True):
+            results[i] = ops.xp.reshape(q, shapes[i]) if convolution else q
+    return results
+
+
+def _as_matrix(x: Array, ops: Ops) -> Array:
+    """Return the kernel of a convolution as a matrix; one that is a matrix as it is."""
+    if x.ndim == 2:
+        return x
+    return ops.xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def _key(i: int, x: Array, ops: Ops) -> tuple[Any, ...]:
+    """What arrays have in common that go in one batch; `i` is the place in the list."""
+    # On the host large products are as fast one by one, and a stack is a copy.
+    large = ops.host and math.prod(x.shape) > BATCH_UP_TO
+    known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
+    alone = (i,) if large or not known else ()  # its number makes a group of its own
+    shape = tuple(x.shape) if known else ()
+    if x.ndim > 2 and _may_be_joined(x, ops):
+        shape = shape[-2:]
+    return (ops.xp, x.dtype, shape, str(getattr(x, "device", "")), placements(x), alone)
+
+
+def _may_be_joined(x: Array, ops: Ops) -> bool:
+    """Whether a stack lies in one place, as far as is known, so that others may be added to it."""
+    return not (placements(x) or ops.is_abstract(x) or ops.is_sharded(x))
+
+
+def _together(group: list[Array], ops: Ops, same: dict[str, Any]) -> list[Array]:
+    """Results for arrays of equal matrices, from one call."""
+    first = group[0]
+    if len(group) == 1:
+        return [orthogonalize(first, **same)]
+    if all(x.ndim == 2 for x in group) or not _may_be_joined(first, ops):
+        stack = orthogonalize(_stacked(group, ops), **same)
+        return [stack[j, ...] for j in range(len(group))]
+    counts = [math.prod(x.shape[:-2]) for x in group]
+    stack = orthogonalize(_joined(group, counts, ops), **same)
+    ends = itertools.accumulate(counts)
+    return [
+        ops.xp.reshape(stack[end - count : end, ...], x.shape)
+        for x, count, end in zip(group, counts, ends, strict=True)
+    ]
+
+
+@on_its_device
+def _stacked(group: list[Array], ops: Ops) -> Array:
+    return ops.xp.stack(group)
+
+
+@on_its_device
+def _joined(group: list[Array], counts: list[int], ops: Ops) -> Array:
+    """Matrices and stacks of them, one stack after the other."""
+    pairs = zip(group, counts, strict=True)
+    return ops.xp.concat([ops.xp.reshape(x, (k, *x.shape[-2:])) for x, k in pairs])

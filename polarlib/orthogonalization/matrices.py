@@ -1,0 +1,268 @@
+"""orthogonalize(): a schedule of matrix products, in the array library of its input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any
+
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays import torch_operator
+from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied
+from polarlib.arrays.functions import empty_result
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.settings import (
+    at_trace_time,
+    held_back,
+    looks,
+    looks_at_nothing,
+    on_its_device,
+    traced_by_dynamo,
+)
+from polarlib.arrays.torch_bare import bare
+from polarlib.engine import short
+from polarlib.engine.rules import differentiable_schedule, schedule_rule
+from polarlib.engine.symmetric import pays
+from polarlib.orthogonalization.coefficients import by_coefficients
+from polarlib.orthogonalization.heads import per_head
+from polarlib.orthogonalization.options import BY_FORMAT, NAMED, Options, rule_of
+from polarlib.orthogonalization.run import apply, in_blocks, storage_of
+from polarlib.published import Named
+
+Array = Any
+
+
+def orthogonalize(
+    g: ArrayT,
+    *,
+    schedule: Named | Array = "auto",
+    steps: int | None = None,
+    form: str = "auto",
+    restarts: str | Sequence[int] = "auto",
+    precision: str | None = None,
+    gram_precision: str | None = None,
+    normalisation: str | None = None,
+    heads: int | None = None,
+    out: ArrayT | None = None,
+) -> ArrayT:
+    """Approximate unitary factor by a fixed schedule of matrix products.
+
+    Parameters
+    ----------
+    g : array, shape (..., m, n)
+        Of any supported library and floating dtype. Never changed.
+    schedule : str, path-like or Schedule, optional
+        "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
+        published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
+        (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "adaptive" for steps
+        that depend on the matrix, nearer to the polar factor of most gradients at as many products
+        (docs/adaptive.md; normalisation "moments" alone; derivatives include the choice);
+        "halley" (or "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps
+        are taken on the Gram matrix in float32, or in float64, and divide by a spectral bound:
+        `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials.
+    steps : int, optional
+        By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
+        to 64.
+    form : {"auto", "plain", "gram"}, optional
+        Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
+        with fewer.
+    restarts : "auto" or sequence of int, optional
+        Steps, from 1, after which the Gram form restarts; "auto" asks
+        :func:`polarlib.design.restarts`.
+    precision : str, optional
+        Number format of the iteration; by default the input's own, or the one in which torch is
+        set to multiply float32 (``torch.set_float32_matmul_precision``) where the device does.
+        Native where the library multiplies in it, simulated elsewhere. The norm is always taken in
+        at least float32.
+    gram_precision : str, optional
+        Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
+        products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
+        the iteration: it needs fewer restarts (docs/gram_form.md).
+    normalisation : str, optional
+        Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
+        divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
+        the Gram matrix of the first step and cost no product.
+    out : array, optional
+        Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
+        storage, which saves an array of that size (docs/memory.md).
+
+    Returns
+    -------
+    array, shape (..., m, n)
+        ``U diag(s(sigma)) V^H`` for the schedule s and ``g = c U diag(sigma) V^H``, c from the
+        normalisation; array library, device and dtype of `g`. Rank-deficient matrices are not
+        completed, a zero matrix gives zero.
+
+    Raises
+    ------
+    TypeError
+        If `g` is not an array of numbers, or `out` does not match.
+    ValueError
+        For an unknown name or format, a number of steps that the set does not have, a normalisation
+        that it was not made for, fewer than two dimensions; for NaN or infinity in a NumPy array or
+        a torch tensor on a CPU (of other arrays, where the check might wait for a device, such a
+        matrix gives NaN).
+
+    Warns
+    -----
+    ScheduleWarning
+        If the schedule has no safety factor that covers one rounding of the format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.random.default_rng(0).standard_normal((64, 16))
+    >>> q = orthogonalize(g)
+    >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
+    True
+    """
+    u: ArrayT
+    if schedule.__class__ is not str and not isinstance(schedule, NAMED):
+        others = steps, form, restarts, precision, gram_precision, normalisation, heads
+        u = by_coefficients(g, schedule, out, *others)
+        return u
+    given = schedule, steps, form, restarts, precision, gram_precision, normalisation, heads
+    options = ""
+    if traced_by_dynamo() and out is None and torch_operator.takes(g):
+        options, error = packed_or_error(*given)
+        if error:  # what torch.compile cannot do, and eager mode refuses by itself
+            raise ValueError(error)
+    if not options:
+        u = _orthogonalize(g, out, *given)
+    elif torch_operator.is_transformed():
+        u = _by_options(g, options)
+    else:
+        u = torch_operator.call(g, options)
+    return u
+
+
+@looks_at_nothing
+def _by_options(g: Array, options: str) -> Array:
+    return _checked(g, None, unpacked(options))
+
+
+@functools.partial(
+    looks,
+    reason="under torch.compile, polarlib.orthogonalize is one operator for schedules of "
+    "polynomials, a dense tensor of two dimensions or more, and no out=; leave fullgraph=True out "
+    "for anything else",
+)
+def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
+    # Made here, where torch.compile does not read: it need not understand the class.
+    how = Options(*given)
+    u = _short(g, how) if out is None else None
+    return _checked(g, out, how) if u is None else u
+
+
+def _short(g: Array, how: Options) -> Array | None:
+    """The result for one matrix in few calls; None where that is not the engine's."""
+    found = bare(g)
+    # True and 5.0 are refused, and would find the plans of 1 and 5.
+    if found is None or not isinstance(how.restarts, str) or type(how.steps) not in (int, NoneType):
+        return None
+    if pays(found.ops, found.format, min(g.shape)):  # products that the bare ones are not
+        return None
+    try:
+        plan = _plan(how, found.format, *g.shape, host=found.kernels is None)
+    except TypeError:  # arguments that are not hashable, none of which is right
+        return None
+    return None if plan is None else short.apply(g, plan, found)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(how: Options, precision: str, m: int, n: int, *, host: bool) -> short.Plan | None:
+    if how.precision not in (None, precision) or how.gram_precision is not None:
+        return None
+    if how.heads is not None:
+        return None
+    with held_back() as warnings:
+        found = how.resolved_for((m, n), precision)
+    if warnings or found["form"] != "plain":
+        return None
+    return short.plan(found["schedule"], found["kind"], precision, min(m, n), host=host)
+
+
+@on_its_device
+def _checked(g: Array, out: Array | None, how: Options) -> Array:
+    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    x, ops = as_matrix(g, "g", sharded=True)
+    recorded = torch_operator.is_traced(x, ops)
+    if out is not None:
+        check_out(out, x, "out", "g")
+    packed = _packed(how) if recorded else ""
+    u = _recorded(x, ops, how, packed) if packed else _orthogonalized(x, ops, how, out)
+    return copied(u, out)
+
+
+def _recorded(x: Array, ops: Ops, how: Options, options: str) -> Array:
+    """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
+    if not torch_operator.is_transformed():
+        return torch_operator.call(x, options)
+    rule, options = rule_of(how.resolved(x, ops)), _packed(dataclasses.replace(how, heads=None))
+
+    def find(x: Array) -> Array:
+        return differentiable_schedule(lambda x: torch_operator.call(x, options), x, **rule)
+
+    return per_head(find, how.heads)(x)
+
+
+def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
+    """Approximate unitary factor of matrices that as_matrix has taken."""
+    resolved = options.resolved(x, ops)
+
+    def find(x: Array, own: Ops, out: Array | None) -> Array:
+        if 0 in x.shape:
+            return empty_result(x, own)
+        # One compiled function on JAX, the function itself elsewhere.
+        run = own.compiled(apply, **resolved, **storage_of(out, x))
+        # Rational steps record themselves.
+        if resolved["schedule"].is_rational or not own.is_traced(x):
+            return run(x)
+        return differentiable_schedule(run, x, **rule_of(resolved))
+
+    return in_blocks(find, x, ops, options.heads, out)
+
+
+# -- as an operator of torch -----------------------------------------------------------------
+
+
+@at_trace_time
+def packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
+    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    try:
+        return _packed(Options(*given, **named)), ""
+    except (TypeError, ValueError) as error:
+        return "", str(error)
+
+
+def _packed(how: Options) -> str:
+    """Options for the operator, which is there from now on; "" where it has none."""
+    torch_operator.define(torch_operator.PLAIN, _run_packed, _derive_packed)
+    return how.packed()
+
+
+# Cached, since a schedule is checked whenever it is made.
+@functools.lru_cache(maxsize=256)
+def unpacked(options: str) -> Options:
+    how = json.loads(options)
+    if how["schedule"] not in BY_FORMAT:
+        how["schedule"] = Schedule(**how["schedule"])
+    return Options(**how)
+
+
+def _run_packed(x: Array, options: str) -> Array:
+    return _orthogonalized(x, ops_of(x), unpacked(options))
+
+
+def _derive_packed(x: Array, e: Array, options: str) -> tuple[Array]:
+    """Gradient with respect to X, from one with respect to the result."""
+    how = unpacked(options)
+    rule = functools.partial(schedule_rule, **rule_of(how.resolved(x, ops_of(x))), gradient=True)
+    return (per_head(rule, how.heads)(x, e),)
+
+
+# A process that loads a saved program of torch may never call orthogonalize itself.
+torch_operator.define(torch_operator.PLAIN, _run_packed, _derive_packed)

@@ -1,0 +1,122 @@
+"""What a caller of orthogonalize asks for, checked, and what "auto" stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from polarlib import published
+from polarlib._methods.options import (
+    check_normalisation,
+    check_rational,
+    choose_form,
+    resolve_schedule,
+    warn_of_hazards,
+)
+from polarlib._schedules.schedule import Schedule
+from polarlib.arrays.checks import count
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.ops import Ops
+from polarlib.orthogonalization.heads import block_shape
+from polarlib.published import ADAPTIVE, Named
+
+Array = Any
+
+# What stands for a schedule; anything else must be an array of coefficients.
+NAMED = (str, Schedule, os.PathLike)
+# Schedules that depend on the number format.
+BY_FORMAT = ("auto", ADAPTIVE)
+
+
+def checked_heads(heads: Any) -> int | None:
+    """Return a number of heads; None for one head, which is the matrix itself."""
+    checked = count("heads", heads)
+    return None if checked == 1 else checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of :func:`polarlib.orthogonalize`, as the caller gave them."""
+
+    schedule: Named = "auto"
+    steps: int | None = None
+    form: str = "auto"
+    restarts: str | Sequence[int] = "auto"
+    precision: str | None = None
+    gram_precision: str | None = None
+    normalisation: str | None = None
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        # Read here, since caches have the options as their keys and files may change.
+        object.__setattr__(self, "schedule", published.opened(self.schedule))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", checked_heads(self.heads))
+
+    def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
+        """Check the options and decide what is "auto": arguments of `apply`."""
+        # For torch's float32 the format that torch is set to multiply in: planned for another one,
+        # an iteration may diverge (docs/decisions/0012).
+        precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
+        shape = block_shape(tuple(x.shape), self.heads)
+        return self.resolved_for(shape, precision, warns=warns)
+
+    def resolved_for(
+        self, shape: tuple[int, ...], precision: str, *, warns: bool = True
+    ) -> dict[str, Any]:
+        """The same for matrices of a shape and a format of the iteration."""
+        chosen = resolve_schedule(self.schedule, self.steps, precision)
+        gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
+        if gram_precision is not None:
+            gram_precision = format_of(gram_precision).name
+        kind: str = chosen.normalisation
+        if chosen.is_rational:
+            check_rational(chosen, form, restarts, gram_precision, self.normalisation)
+            restarts = ()
+        else:
+            kind = check_normalisation(chosen, self.normalisation)
+            form, restarts = choose_form(chosen, shape, form, restarts, precision, gram_precision)
+            if warns:
+                warn_of_hazards(chosen, precision, kind)
+        return {
+            "schedule": chosen,
+            "precision": precision,
+            "gram_precision": gram_precision,
+            "kind": kind,
+            "form": form,
+            "restarts": restarts,
+        }
+
+    def packed(self) -> str:
+        """Return the options as JSON, which saved programs of torch keep; "" if rational.
+
+        They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when
+        the program runs.
+        """
+        # A name is looked up in single precision: only "auto" depends on it, and stays.
+        precision = self.precision or "float32"
+        chosen = resolve_schedule(self.schedule, self.steps, precision)
+        if chosen.is_rational:
+            return ""
+        for name in (self.precision, self.gram_precision):
+            if name is not None:
+                format_of(name)
+        check_normalisation(chosen, self.normalisation)
+        # For its checks: the form is chosen when the program runs, for the shape of then.
+        given = self.form, self.restarts, precision, self.gram_precision
+        _, at = choose_form(chosen, (1, 1), *given)
+        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.restarts, str):
+            kept["restarts"] = at
+        if not (isinstance(self.schedule, str) and self.schedule in BY_FORMAT):
+            kept |= {"schedule": dataclasses.asdict(chosen), "steps": None}
+        return json.dumps(kept)
+
+
+def rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
+    """What the derivative of a schedule depends on: it is taken in full precision."""
+    rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
+    return {**rule, "normalisation": resolved["kind"]}
