@@ -236,7 +236,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
         "rng": np.random.default_rng(0),
     },
     "polarlib.norms.scrambled_spectrum": lambda: {"g": A},
-    "polarlib.norms.spectral_clip": lambda: {"g": A, "limit": 1.0},
+    "polarlib.norms.spectral_clip": lambda: {"g": A, "high": 1.0},
     "polarlib.norms.spectral_power": lambda: {"g": A, "exponent": 0.5},
     "polarlib.updates.debias": lambda: {"m": A, "k": 2, "beta": 0.9},
     "polarlib.updates.ema": lambda: {"m": A, "g": A, "beta": 0.9},

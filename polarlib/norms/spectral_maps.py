@@ -23,11 +23,19 @@ import numpy as np
 from polarlib.arrays.checks import MOST_STEPS, count, function, instance, number
 from polarlib.arrays.entered import Entered
 from polarlib.arrays.entry import not_finite
-from polarlib.arrays.formats import format_of
+from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import above_noise
-from polarlib.arrays.library import astype_like, format_name
+from polarlib.arrays.library import astype_like, at_least_single, format_name
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks
+from polarlib.engine.generalised import (
+    SHARP,
+    Differences,
+    Map,
+    clip,
+    generalised,
+    power_differences,
+)
 from polarlib.norms.base import A, inner, of_matrices
 from polarlib.norms.unitary import Polar, of_spectrum, on_tall, spectral, svd
 
@@ -46,16 +54,11 @@ STEEPEST = 1e6
 KAON = 4.1
 KAON_DIVISOR = 1.175
 KAON_STEPS = 5
-
-
-def _mapped(g: A, f: Callable[[Array, tuple[int, ...], Ops], Array]) -> A:
-    """Return ``U diag(f(sigma)) V^H`` for an f that does not depend on the scale of sigma."""
-
-    def direction(e: Entered) -> tuple[Array, float]:
-        u, s, vh = svd(e.x, e.ops)
-        return of_spectrum(u, f(s, e.x.shape, e.ops), vh, e.ops), 1.0
-
-    return of_matrices(direction, g, "g")
+NO_DERIVATIVE = (
+    "spectral_clip with low > 0 has no derivative at a rank-deficient matrix, since the directions "
+    "of its zero singular values are not unique; take low=0, or add a multiple of the identity to "
+    "square matrices"
+)
 
 
 # -- powers ----------------------------------------------------------------------------------
@@ -102,15 +105,26 @@ def spectral_power(g: A, exponent: float) -> A:
     what = f"a number of size at most {STEEPEST:g}"
     e = number("exponent", exponent, -STEEPEST, STEEPEST, what=what)
 
-    def power(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
+    def parts(s: Array, shape: tuple[int, ...], ops: Ops) -> tuple[Array, ...]:
+        """Values, and middle and rest of the logarithm of the mean."""
         xp = ops.xp
         counts = above_noise(s, shape, ops) if e <= 0 else s > 0
         level = xp.log(xp.where(counts, s, xp.ones_like(s)))
         middle, rest = _log_mean(level, counts, s.shape[-1] if e > 0 else None, 1 + e, ops)
         kept = xp.astype(counts, s.dtype)
-        return kept * xp.exp(ops.scale(level - middle, e) - e * rest)
+        return kept * xp.exp(ops.scale(level - middle, e) - e * rest), middle + rest, kept
 
-    return _mapped(g, power)
+    def differences(s: Array, shape: tuple[int, ...], ops: Ops) -> Differences:
+        f, level, kept = parts(s, shape, ops)
+        mean = ops.xp.exp(level)
+        size = kept if e <= 0 else ops.xp.ones_like(kept)
+        number = ops.divisor(ops.xp.sum(size, axis=-1, keepdims=True))
+        # The mean moves by <F, E> over the number of values.
+        weight = -e / (number * mean)
+        return power_differences(s, f, e, mean, weight, shape, ops)
+
+    power = Map(lambda s, shape, ops: parts(s, shape, ops)[0], differences)
+    return of_matrices(lambda entered: (generalised(entered.x, power)[0], 1.0), g, "g")
 
 
 def _log_mean(
@@ -201,7 +215,11 @@ def random_spectrum(
         values = ops.from_host(values, s)
         return values * ops.xp.astype(above_noise(s, shape, ops), s.dtype)
 
-    return _mapped(g, drawn)
+    def direction(e: Entered) -> tuple[Array, float]:
+        u, s, vh = svd(e.x, e.ops)
+        return of_spectrum(u, drawn(s, e.x.shape, e.ops), vh, e.ops), 1.0
+
+    return of_matrices(direction, g, "g")
 
 
 @looks
@@ -298,14 +316,9 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
     def direction(e: Entered) -> tuple[Array, Array | float]:
         x, ops = e.x, e.ops
         if polar is None:
-            u, s, vh = svd(x, ops)
-            kept = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
-            t = of_spectrum(u, kept, vh, ops)
-            nuclear = ops.xp.sum(s, axis=-1, keepdims=True)[..., None]
-        else:
-            t = astype_like(factor.lmo(g), x, ops)
-            nuclear = inner(x, t, ops)
-        return ops.scale(t, astype_like(nuclear, t, ops)), e.scale
+            return generalised(x, SHARP)[0], e.scale
+        t = astype_like(factor.lmo(g), x, ops)
+        return ops.scale(t, astype_like(inner(x, t, ops), t, ops)), e.scale
 
     return of_matrices(direction, g, "g")
 
@@ -314,57 +327,84 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
 
 
 @looks
-def spectral_clip(g: A, limit: float) -> A:
-    """Return ``U min(sigma, limit) V^H``: singular values above a limit become the limit.
+def spectral_clip(g: A, high: float, *, low: float = 0.0) -> A:
+    """Return ``U clip(sigma, low, high) V^H``: singular values beyond a limit become the limit.
 
     Parameters
     ----------
     g : array, shape (..., m, n)
         Matrix.
-    limit : float
-        Positive.
+    high : float
+        Upper limit, positive, possibly infinite.
+    low : float, optional
+        Lower limit, from 0 to `high`.
 
     Returns
     -------
     array, shape (..., m, n)
-        The nearest matrix (in the Frobenius norm) of spectral norm at most `limit`; `g`
-        unrounded where that is one already.
+        The nearest matrix (in the Frobenius norm) whose singular values are all from `low` to
+        `high`; `g` unrounded where that is one already. It is unique unless `g` is rank-deficient
+        and `low` positive: then the directions of the zero singular values are those of the SVD,
+        which complete the others to an isometry, as the polar factor's do.
 
     Raises
     ------
     TypeError, ValueError
-        If the limit is not positive, and as every LMO.
+        Unless ``0 <= low <= high`` and ``high > 0``, and as every LMO. With torch or JAX,
+        ValueError when a derivative is computed at a matrix that is rank-deficient to rounding
+        and `low` positive; in code that JAX traces it is NaN.
 
     Notes
     -----
     Cost: one SVD. In half precision the result is rounded once, and its norm can exceed the limit
-    by that rounding. Unlike the other maps, this one leaves small singular values unchanged:
-    spectral weight clipping applies it to weights.
+    by that rounding. Limits beyond the largest number of the format count as that number. With
+    ``low = 0`` this map, unlike the others, leaves small singular values unchanged: spectral weight
+    clipping applies it to weights. Emerging-Optimizers' function of this name composes the same map
+    of matrix signs, by Newton-Schulz iterations, of the spectrum (Cesista, Spectral clipping,
+    2025): there the singular values near a limit are off by the error of those.
+
+    The derivative exists at equal singular values and, with ``low = 0``, at zero ones. At a
+    singular value that equals a limit it is the one-sided derivative of the inner side, as of
+    ``torch.clamp``.
 
     Examples
     --------
     >>> import numpy as np
     >>> spectral_clip(np.diag([3.0, 0.5]), 1.0).round(12).tolist()
     [[1.0, 0.0], [0.0, 0.5]]
+    >>> spectral_clip(np.diag([3.0, 0.5, 0.0]), 2.0, low=1.0).round(12).diagonal().tolist()
+    [2.0, 1.0, 1.0]
     """
-    limit = number("limit", limit, 0, math.inf, ends="(]", what="a positive number")
+    high = number("high", high, 0, math.inf, ends="(]", what="a positive number")
+    low = number("low", low, 0, high, what=f"a number from 0 to high, which is {high:.7g}")
 
     def direction(e: Entered) -> tuple[Array, float]:
-        x, ops, xp = e.x, e.ops, e.ops.xp
-        largest = format_of(format_name(x)).largest
-        smallest = format_of(format_name(x)).smallest_normal
-        top = min(limit, largest)
-        peak = ops.max_abs(x)
-        scale = xp.zeros_like(peak) + e.scale
-        # In units of the smaller of scale and limit what overflows is clipped, and rightly so.
-        unit = xp.where(scale > top, xp.full_like(scale, max(top, smallest)), scale)
-        u, s, vh = svd(x, ops)
-        row = ops.scale(ops.scale(s[..., None, :], 1 / unit), scale)
-        level = ops.scale(1 / unit, top)
-        clipped = of_spectrum(u, xp.minimum(row, level)[..., 0, :], vh, ops)
-        inside = ops.max(row, axis=-1, keepdims=True) <= level
-        # One of the two overflows at most, and is not taken then.
-        own, other = x * astype_like(scale, x, ops), clipped * astype_like(unit, x, ops)
-        return xp.where(inside, own, other), 1.0
+        return _clipped(e, low, high), 1.0
 
     return of_matrices(direction, g, "g")
+
+
+def _clipped(e: Entered, low: float, high: float) -> Array:
+    """Matrices with clipped singular values, in the units of the given ones."""
+    x, ops, xp = e.x, e.ops, e.ops.xp
+    numbers = format_of(format_name(x))
+    bottom, top = min(low, numbers.largest), min(high, numbers.largest)
+    peak = ops.max_abs(x)
+    scale = xp.zeros_like(peak) + e.scale
+    # The unit that results are computed in is the scale, or the limit that it is beyond: what
+    # overflows in it is clipped, and rightly so. Powers of two, so that nothing is rounded.
+    unit = xp.minimum(scale, xp.full_like(scale, _power(top, numbers)))
+    if bottom > 0:
+        unit = xp.maximum(unit, xp.full_like(unit, _power(bottom, numbers)))
+    growth = xp.minimum(scale / unit, xp.full_like(scale, numbers.largest))[..., 0]
+    least, most = (ops.scale(1 / unit, limit)[..., 0] for limit in (bottom, top))
+    clipped, s = generalised(x, clip(least, most, growth, NO_DERIVATIVE if low > 0 else ""))
+    row = s * growth
+    inside = xp.all((least <= row) & (row <= most), axis=-1, keepdims=True)[..., None]
+    return xp.where(inside, at_least_single(e.given, ops), clipped * astype_like(unit, x, ops))
+
+
+def _power(limit: float, numbers: Format) -> float:
+    """Return the power of two near a limit that is a normal number, and its reciprocal too."""
+    least = numbers.smallest_normal
+    return min(max(2.0 ** (math.frexp(limit)[1] - 1), least), 1 / least)

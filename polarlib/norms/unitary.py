@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from polarlib import published
-from polarlib._methods.svd import partial_isometry
 from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown
@@ -21,6 +20,14 @@ from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import astype_like
 from polarlib.arrays.ops import Ops
 from polarlib.decomposition import polar
+from polarlib.engine.generalised import (
+    ISOMETRY,
+    Differences,
+    Map,
+    clip,
+    generalised,
+    power_differences,
+)
 from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm
 from polarlib.norms.topk import METHODS, Method, top_singular
@@ -111,6 +118,13 @@ class Unitary(MatrixNorm):
         size = ops.divisor(self._gauge(s, True, ops))
         return kept * ((head * s + (1 - head) * a) / size) ** (conjugate(self.p) - 1)
 
+    def _differences(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Differences:
+        """Of the weights of a Schatten norm, the gradient of its dual, which moves by <F, E>."""
+        e = conjugate(self.p) - 1
+        size = ops.divisor(lp_norm(s, e + 1, -1, ops))
+        f = self._weights(s, shape, ops)
+        return power_differences(s, f, e, size, -e / size, shape, ops)
+
     def lmo(self, g: A) -> A:
         if self.exact:
             return super().lmo(g)
@@ -121,7 +135,9 @@ class Unitary(MatrixNorm):
         if not self.exact:
             return self._polar_factor(g, precision)
         if self.k == 1 and not self.of_dual:
-            return on_tall(partial_isometry, g, ops)
+            return generalised(g, ISOMETRY)[0]
+        if self.k is None:
+            return generalised(g, Map(self._weights, self._differences))[0]
         if self.of_dual and self.k is not None and self._iterates(ops):
             u, s, vh = top_singular(g, self.k, method=self.solver or "auto")
         else:
@@ -159,15 +175,16 @@ class Unitary(MatrixNorm):
         if self.k > 1 and not self.of_dual:
             return super()._project(x, radius, ops)
         xp = ops.xp
-        u, s, vh = svd(x, ops)
         cap = radius[..., 0]
         if self.of_dual:  # sigma_1 <= radius and sum sigma <= k radius
+            u, s, vh = svd(x, ops)
             w = capped_simplex(s, cap, s[..., self.k - 1 : self.k], self.k, ops, axis=-1)
+            y = of_spectrum(u, w, vh, ops)
         else:
-            w = xp.minimum(s, cap + xp.zeros_like(s))
+            y, s = generalised(x, clip(xp.zeros_like(cap), cap, xp.ones_like(cap)))
         inside = self._gauge(s, self.of_dual, ops) <= cap
         # A point of the ball comes back as it is, without the rounding of an SVD.
-        return xp.where(inside[..., None], x, of_spectrum(u, w, vh, ops))
+        return xp.where(inside[..., None], x, y)
 
 
 def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:

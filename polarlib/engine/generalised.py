@@ -1,0 +1,248 @@
+"""Generalised matrix functions ``F = U diag(f(sigma)) V^H``, with one rule of differentiation.
+
+At ``A = U Sigma V^H``, m >= n, in the direction E, with ``C = U^H E V``, S its Hermitian part and K
+its skew-Hermitian part,
+
+    dF = U [S o D + K o P] V^H + (E V - U C) diag(f_j / sigma_j) V^H + w F <F, E>,
+    D_ij = (f_i - f_j) / (sigma_i - sigma_j),    P_ij = (f_i + f_j) / (sigma_i + sigma_j),
+
+o the product by entries. The last term stands for values f that depend on all singular values by
+one mean or norm M of theirs: every map here is the gradient of a function of A, so that the
+derivative of M is a multiple of <F, E>. The derivative is therefore self-adjoint, and serves
+directions and gradients alike. D has a limit where singular values are equal; P and
+``f_j / sigma_j`` have one where they are zero, if f, continued as an odd function, has a slope
+there. Each map gives its limits, so that the derivative exists where that of U and V does not.
+
+V. Noferini, SIAM J. Matrix Anal. Appl. 38 (2017) 434-457, Theorem 3.10; F. Arrigo, M. Benzi and
+C. Fenu, SIAM J. Matrix Anal. Appl. 37 (2016) 836-860. The matrix D is that of Daleckii and Krein.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polarlib.arrays.functions import above_noise
+from polarlib.arrays.library import astype_like, is_complex
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.engine.rules import by_rules
+
+Array = Any
+Shape = tuple[int, ...]
+
+
+class Differences(NamedTuple):
+    """What components of a direction are multiplied by.
+
+    Attributes
+    ----------
+    values : array, shape (..., n)
+        f.
+    minus, plus : array, shape (..., n, n)
+        D and P above.
+    ratio : array, shape (..., n)
+        ``f_j / sigma_j``.
+    weight : array, shape (..., 1, 1), or None
+        w above; None for 0.
+    """
+
+    values: Array
+    minus: Array
+    plus: Array
+    ratio: Array
+    weight: Array | None = None
+
+
+class Map(NamedTuple):
+    """A function of singular values, and what its derivative takes.
+
+    Both functions are called with singular values, shape (..., n), the shape of the matrix, and
+    the arithmetic.
+    """
+
+    values: Callable[[Array, Shape, Ops], Array]
+    differences: Callable[[Array, Shape, Ops], Differences]
+
+
+def generalised(x: Array, f: Map) -> tuple[Array, Array]:
+    """Return ``U diag(f(sigma)) V^H``, and sigma without a derivative.
+
+    The matrices are in at least single precision. The derivative takes another SVD and five
+    products, which libraries differentiate: second derivatives are recorded through that SVD, and
+    are NaN where singular values are equal.
+    """
+
+    def apply(x: Array) -> tuple[Array, Array]:
+        ops = ops_of(x)
+        wide = x.shape[-2] < x.shape[-1]
+        u, s, vh = ops.svd(ops.adjoint(x) if wide else x)
+        y = ops.matmul(_columns(u, f.values(s, x.shape, ops), ops), vh)
+        return ops.adjoint(y) if wide else y, s
+
+    y, s = by_rules(
+        apply,
+        x,
+        lambda x, _, e: (derivative(x, e, f),),
+        lambda x, _, e, __: x * 0.0 if e is None else derivative(x, e, f),
+        exact=apply,
+    )
+    return y, s
+
+
+def derivative(x: Array, e: Array, f: Map) -> Array:
+    """Apply the derivative of :func:`generalised` at X to a direction, or to a gradient."""
+    ops = ops_of(x).functional()
+    wide = x.shape[-2] < x.shape[-1]
+    if wide:
+        x, e = ops.adjoint(x), ops.adjoint(e)
+    u, s, vh = ops.svd(x)
+    d = f.differences(s, x.shape, ops)
+    ev = ops.matmul(e, ops.adjoint(vh))
+    c = ops.matmul(ops.adjoint(u), ev)
+    half = c * 0.5
+    core = (half + ops.adjoint(half)) * astype_like(d.minus, c, ops)
+    core = core + (half - ops.adjoint(half)) * astype_like(d.plus, c, ops)
+    if d.weight is not None:
+        along = _columns(ops.eye(c.shape[-1], c), d.values, ops)
+        inner = ops.xp.sum(_real(along) * _real(c), axis=(-2, -1), keepdims=True)
+        core = core + along * astype_like(d.weight * inner, c, ops)
+    y = ops.matmul(u, core)
+    if x.shape[-2] > x.shape[-1]:
+        y = y + _columns(ops.gemm(u, c, ev, alpha=-1.0, beta=1.0), d.ratio, ops)
+    y = ops.matmul(y, vh)
+    return ops.adjoint(y) if wide else y
+
+
+def _columns(u: Array, f: Array, ops: Ops) -> Array:
+    """Return ``U diag(f)``."""
+    return u * astype_like(f, u, ops)[..., None, :]
+
+
+def _real(x: Array) -> Array:
+    return ops_of(x).xp.real(x) if is_complex(x) else x
+
+
+def quotient(a: Array, b: Array, limit: Array | float, ops: Ops) -> Array:
+    """Return ``a / b``, and the limit where b is 0."""
+    xp = ops.xp
+    zero = b == 0
+    # Not a / 0 anywhere: its derivative would be NaN where it is not taken, too.
+    safe = xp.where(zero, xp.ones_like(b), b)
+    return xp.where(zero, xp.zeros_like(b) + limit, a / safe)
+
+
+def _pairs(v: Array) -> tuple[Array, Array]:
+    """Values as rows and as columns of a matrix of pairs."""
+    return v[..., :, None], v[..., None, :]
+
+
+def _at_zero(s: Array, f: Array, slope: Array | float, ops: Ops) -> tuple[Array, Array]:
+    """P and ``f_j / sigma_j``, both the slope of f at zeros."""
+    (a, b), (fa, fb) = _pairs(s), _pairs(f)
+    column = slope if isinstance(slope, float) else slope[..., None]
+    return quotient(fa + fb, a + b, column, ops), quotient(f, s, slope, ops)
+
+
+# -- the maps --------------------------------------------------------------------------------
+
+
+def _kept(s: Array, shape: Shape, ops: Ops) -> Array:
+    return ops.xp.astype(above_noise(s, shape, ops), s.dtype)
+
+
+def _steps(s: Array, shape: Shape, ops: Ops) -> Differences:
+    """Of f = 1 above rounding errors and 0 else, which jumps at zero: at a matrix of deficient rank
+    the derivative among matrices of that rank, whose zero singular values stay zero.
+    """
+    f = _kept(s, shape, ops)
+    s = s * f
+    (a, b), (fa, fb) = _pairs(s), _pairs(f)
+    # Of two that are kept the difference is 0, whatever their distance.
+    minus = quotient(fa - fb, ops.xp.where(fa == fb, ops.xp.ones_like(a - b), a - b), 0.0, ops)
+    return Differences(f, minus, *_at_zero(s, f, 0.0, ops))
+
+
+# The partial isometry of the singular values above rounding errors.
+ISOMETRY = Map(_kept, _steps)
+
+
+def _scaled_steps(s: Array, shape: Shape, ops: Ops) -> Differences:
+    d = _steps(s, shape, ops)
+    size = ops.xp.sum(s, axis=-1, keepdims=True)
+    wide = size[..., None]
+    # The size moves by <U V^H, E>, and F is the size times that isometry.
+    weight = quotient(ops.xp.ones_like(wide), wide * wide, 0.0, ops)
+    return Differences(d.values * size, d.minus * wide, d.plus * wide, d.ratio * size, weight)
+
+
+def _nuclear(s: Array, shape: Shape, ops: Ops) -> Array:
+    return _kept(s, shape, ops) * ops.xp.sum(s, axis=-1, keepdims=True)
+
+
+# The partial isometry times the sum of the singular values.
+SHARP = Map(_nuclear, _scaled_steps)
+
+
+def power_differences(
+    s: Array, f: Array, e: float, mean: Array, weight: Array, shape: Shape, ops: Ops
+) -> Differences:
+    """Of ``f = (sigma / M)^e``, where M moves by ``weight M / -e`` times ``<F, E>``.
+
+    `mean` and `weight` have the shape (..., 1). For e < 1 the slope at zero is infinite: what is
+    zero to rounding is then taken to stay zero, as for the partial isometry.
+    """
+    xp = ops.xp
+    if e < 1:
+        kept = _kept(s, shape, ops)
+        s, f = s * kept, f * kept
+    slope = 1 / ops.divisor(mean) if e == 1 else 0.0
+    (a, b), (fa, fb) = _pairs(s), _pairs(f)
+    gap = a - b
+    # Near each other ``f_i - f_j`` cancels, and ``f_j (exp(e t) - 1)``, t the difference of
+    # logarithms, does not.
+    near = (b > 0) & (xp.abs(gap) <= b * (0.5 / max(abs(e), 1.0)))
+    t = xp.log1p(xp.where(near, gap, xp.zeros_like(gap)) / xp.where(near, b, xp.ones_like(gap)))
+    rise = xp.where(near, fb * xp.expm1(t * e), fa - fb)
+    plus, ratio = _at_zero(s, f, slope, ops)
+    tie = ratio * e if e != 1 else ratio
+    minus = quotient(rise, gap, tie[..., None, :], ops)
+    return Differences(f, minus, plus, ratio, weight[..., None])
+
+
+def clip(low: Array, high: Array, unit: Array, refusal: str = "") -> Map:
+    """Return the map ``sigma -> clip(unit sigma, low, high)``, arrays of shape (..., 1).
+
+    At the limits the slope is the unit, that of their inner side. Where a value that is zero to
+    rounding is below `low`, the derivative raises ValueError with the text, followed by the place
+    in a stack, or is NaN where numbers are hidden.
+    """
+
+    def values(s: Array, _: Shape, ops: Ops) -> Array:
+        return ops.xp.minimum(ops.xp.maximum(s * unit, low), high)
+
+    def differences(s: Array, shape: Shape, ops: Ops) -> Differences:
+        xp = ops.xp
+        f, y = values(s, shape, ops), s * unit
+        slope = xp.where((y >= low) & (y <= high), unit + xp.zeros_like(s), xp.zeros_like(s))
+        (a, b), (fa, fb) = _pairs(s), _pairs(f)
+        # Differences of values within the limits are exact, so that nothing cancels.
+        minus = quotient(fa - fb, a - b, slope[..., None, :], ops)
+        plus, ratio = _at_zero(s, f, unit + xp.zeros_like(s[..., :1]), ops)
+        if refusal:
+            poor = xp.any(~above_noise(s, shape, ops) & (y < low), axis=-1, keepdims=True)
+            _refuse(poor, refusal, ops)
+            nan = xp.where(poor, xp.full_like(s[..., :1], math.nan), xp.zeros_like(s[..., :1]))
+            minus, ratio = minus + nan[..., None], ratio + nan
+        return Differences(f, minus, plus, ratio)
+
+    return Map(values, differences)
+
+
+def _refuse(poor: Array, refusal: str, ops: Ops) -> None:
+    """Raise ValueError for the first matrix without a derivative, where that can be read."""
+    if ops.is_abstract(poor) or not bool(ops.xp.any(poor)):
+        return
+    found = ops.to_host(ops.xp.astype(poor, ops.xp.float32))[..., 0].nonzero()
+    where = tuple(int(i[0]) for i in found)
+    raise ValueError(f"{refusal}{f' (matrix {where} of the stack)' if where else ''}")
