@@ -193,7 +193,7 @@ if hasattr(os, "register_at_fork"):
 
 # -- calls ----------------------------------------------------------------------------------------
 
-_flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "ACLNRSUT"}
+_flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "ACLNRSTUV"}
 
 
 @functools.cache

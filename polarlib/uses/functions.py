@@ -35,6 +35,11 @@ MOST_STEPS = 80
 # Largest p of the default schedule: beyond, a step's error of p roundings is amplified by slopes
 # to the p-th power, and at p = 64 nothing is left. Chosen by experiment.
 LARGEST_P = 16
+# Largest p of which matrices are scaled by p-th powers of two: entries of the size of 2**(p / 2)
+# would lose range.
+LARGEST_EXACT = 64
+# Up to so many columns LAPACK's residual may be small by luck, with which ours is compared.
+LARGEST_CORRECTED = 16
 # How far from I a matrix of eigenvectors may leave the scaled eigenvalues: below 1 the matrix is
 # definite, and what the correction of first order leaves is the square of this.
 DIAGONAL = 0.5
@@ -165,7 +170,7 @@ def _computed(
     root = None
     if start is not None and not ops.is_abstract(x):
         # The root of A / scale is scale**(1/p) times that of A.
-        guess = ops.scale(astype_like(start, x, ops), scale ** (1 / p))
+        guess = ops.scale(astype_like(start, x, ops), _root_of_scale(scale, p, ops))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
     # In the format of A itself products leave residuals far above those of an eigendecomposition.
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or hinted))
@@ -175,7 +180,7 @@ def _computed(
             root = None
     if root is None:
         root = _by_eigenvectors(h, p, given.epsilon, reads, ops)
-    return entered.leave(root, scale ** (-1 / p))
+    return entered.leave(root, 1 / _root_of_scale(scale, p, ops))
 
 
 def _check_schedule(schedule: Schedule, p: int) -> None:
@@ -204,11 +209,20 @@ def _checked_start(start: Array, a: Array) -> Array:
 def _scale(peak: Array, ops: Ops, *, p: int) -> Array | float:
     """Power of two near the largest entry, of a p-th power where p is small: its root is exact."""
     scale = ops.binary_scale(peak)
-    if p > 64:  # entries of the size of 2**(p / 2) would lose range
+    if p > LARGEST_EXACT:
         return scale
     if isinstance(scale, float):
         return 2.0 ** (p * round(math.log2(scale) / p))
     return 2.0 ** (ops.xp.round(ops.xp.log2(scale) / p) * p)
+
+
+def _root_of_scale(scale: Array | float, p: int, ops: Ops) -> Array | float:
+    """``scale**(1/p)``, exact where it is a power of two: 1 / p is not, nor then its power."""
+    if p > LARGEST_EXACT:
+        return scale ** (1 / p)
+    if isinstance(scale, float):
+        return 2.0 ** round(math.log2(scale) / p)
+    return 2.0 ** ops.xp.round(ops.xp.log2(scale) / p)
 
 
 def _refuse(eps: float) -> NoReturn:
@@ -303,18 +317,76 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
     apart = xp.where(log == 0, xp.ones_like(log), log)
     slopes = xp.where(log == 0, xp.full_like(log, -s), xp.expm1(-s * apart) / xp.expm1(apart))
     slopes = astype_like(slopes * columns ** (-1 - s), b, ops)
-    core = xp.where(eye == 1, astype_like(rows**-s, b, ops), b * slopes)
+    roots = _scalar_roots(w, p, ops)
+    core = xp.where(eye == 1, astype_like(roots[..., None], b, ops), b * slopes)
     root = ops.hermitian_part(ops.matmul(ops.matmul(v, core), ops.adjoint(v)))
+    if h.shape[-1] <= LARGEST_CORRECTED and p <= LARGEST_EXACT:
+        root = _corrected(root, h, v, roots, p, ops)
     return root if reads else root + xp.where(off <= DIAGONAL, off * 0, off * math.nan)
 
 
+def _corrected(r: Array, h: Array, v: Array, roots: Array, p: int, ops: Ops) -> Array:
+    """Newton's step for ``R**k H R**(p - k) = I``, k = p // 2, by the residual in more bits.
+
+    In the eigenvectors V: with x and y the roots of two eigenvalues, the derivative of an entry is
+    the sum of ``(x / y)**i / y`` over i from k - p to k - 1.
+    """
+    k = p // 2
+    high, low = r, r * 0.0
+    for factor in (*[r] * (k - 1), h, *[r] * (p - k)):
+        exact, rest = _wide_product(high, factor, ops)
+        high, low = exact, rest + ops.matmul(low, factor)
+    eye = astype_like(ops.eye(r.shape[-1], r), r, ops)
+    residual = (eye - high) - low
+    residual = ops.matmul(ops.matmul(ops.adjoint(v), residual), v)
+    columns = roots[..., None, :]
+    ratio = roots[..., :, None] / columns
+    total = sum(ratio**i for i in range(k - p, k)) / columns
+    step = residual / astype_like(total, residual, ops)
+    return r + ops.hermitian_part(ops.matmul(ops.matmul(v, step), ops.adjoint(v)))
+
+
+def _scalar_roots(w: Array, p: int, ops: Ops) -> Array:
+    """``w**(-1/p)`` of numbers, within hardly more than half a unit in the last place.
+
+    The exponent is rounded, and so are powers: Newton's step by the residual in more bits.
+    """
+    share = 2.0 ** -((format_of(format_name(w)).significand - 1) // 2)
+
+    def halves(x: Array, rest: Array | float = 0.0) -> tuple[Array, Array]:
+        """Return ``x + rest`` as a number of half the bits and what is left."""
+        unit = ops.binary_scale(ops.xp.abs(x)) * (2 * share)
+        high = ops.xp.round(x / unit) * unit
+        return high, (x - high) + rest
+
+    def product(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+        """Return the product, whose first part is exact, as a sum."""
+        return x[0] * y[0], x[0] * y[1] + x[1] * y[0] + x[1] * y[1]
+
+    root = w ** (-1 / p)
+    power = base = halves(root)
+    for bit in bin(p)[3:]:
+        power = halves(*product(power, power))
+        power = halves(*product(power, base)) if bit == "1" else power
+    high, rest = product(power, halves(w))
+    return root - root * (((high - 1.0) + rest) / p)
+
+
 def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
-    """``left^H h right`` in half as many bits again: products of leading parts are exact.
+    """``left^H h right`` in half as many bits again: products of leading parts are exact."""
+    high, low = _wide_product(h, right, ops)
+    left = ops.adjoint(left)
+    exact, rest = _wide_product(left, high, ops)
+    return exact + (rest + ops.matmul(left, low))
+
+
+def _wide_product(x: Array, y: Array, ops: Ops) -> tuple[Array, Array]:
+    """``x y`` as the sum of an exact product and a small one.
 
     Parts are multiples of a unit that is so large that no sum of their products is rounded.
     """
     xp = ops.xp
-    share = 2.0 ** -((format_of(format_name(h)).significand - 1) // 2)
+    share = 2.0 ** -((format_of(format_name(x)).significand - 1) // 2)
 
     def leading(x: Array) -> Array:
         unit = ops.binary_scale(ops.frobenius(x)) * (2 * share)
@@ -323,16 +395,9 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
         real, imag = (astype_like(xp.round(f(x) / unit) * unit, x, ops) for f in (xp.real, xp.imag))
         return real + imag * 1j
 
-    def product(x: Array, y: Array) -> tuple[Array, Array]:
-        """``x y`` as the sum of an exact product and a small one."""
-        x0, y0 = leading(x), leading(y)
-        rest = ops.matmul(x0, y - y0) + ops.matmul(x - x0, y)
-        return ops.matmul(x0, y0), rest
-
-    high, low = product(h, right)
-    left = ops.adjoint(left)
-    exact, rest = product(left, high)
-    return exact + (rest + ops.matmul(left, low))
+    x0, y0 = leading(x), leading(y)
+    rest = ops.matmul(x0, y - y0) + ops.matmul(x - x0, y)
+    return ops.matmul(x0, y0), rest
 
 
 # -- the check, and a warm start -------------------------------------------------------------------
