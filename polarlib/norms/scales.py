@@ -20,13 +20,13 @@ Rule = Literal["rms_to_rms", "jordan", "moonlight"]
 Layer = Literal["input", "hidden", "output"]
 Optimizer = Literal["sgd", "adam"]
 
-UPDATE_SCALES: Mapping[str, Callable[[int, int], float]] = MappingProxyType(
-    {
-        "rms_to_rms": lambda m, n: math.sqrt(m / n),
-        "jordan": lambda m, n: math.sqrt(max(1.0, m / n)),
-        "moonlight": lambda m, n: MOONLIGHT * math.sqrt(max(m, n)),
-    }
-)
+# torch.compile reads a dict, and breaks the graph at a proxy of one.
+_SCALES: dict[str, Callable[[int, int], float]] = {
+    "rms_to_rms": lambda m, n: math.sqrt(m / n),
+    "jordan": lambda m, n: math.sqrt(max(1.0, m / n)),
+    "moonlight": lambda m, n: MOONLIGHT * math.sqrt(max(m, n)),
+}
+UPDATE_SCALES: Mapping[str, Callable[[int, int], float]] = MappingProxyType(_SCALES)
 
 
 def update_scale(m: int, n: int, rule: Rule) -> float:
@@ -56,7 +56,7 @@ def update_scale(m: int, n: int, rule: Rule) -> float:
     (2.0, 1.0)
     """
     m, n = count("m", m, most=MOST_ROWS), count("n", n, most=MOST_ROWS)
-    return UPDATE_SCALES[choice("rule", rule, UPDATE_SCALES)](m, n)
+    return _SCALES[choice("rule", rule, _SCALES)](m, n)
 
 
 def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:

@@ -1,0 +1,100 @@
+"""NVIDIA's Emerging-Optimizers: Newton-Schulz, spectral clipping and the optimizers on them.
+
+An adapter of frame.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import frame
+
+import polarlib
+from polarlib import norms
+
+NAME = "Emerging-Optimizers"
+REPOSITORY = "https://github.com/NVIDIA-NeMo/Emerging-Optimizers"
+COMMIT = "fd7729267109a8848709e9406bf19e53e970c3f4"
+PACKAGE = "emerging_optimizers"
+DISTRIBUTION = "emerging-optimizers"
+REQUIRES = ("torch", "absl")
+TESTS = (
+    "tests/test_muon_utils.py",
+    "tests/test_spectral_clipping_utils.py",
+    "tests/test_orthogonalized_optimizer.py",
+    "tests/test_adaptive_muon.py",
+    "tests/test_polargrad.py",
+    "tests/test_spel.py",
+    "tests/test_row_norm.py",
+    "tests/test_matrix_root_inverse_utils.py",
+)
+PATHS = (".", "tests")
+NOTE = "Wrong arguments, no steps at all, and process groups are left to the peer's own function."
+NOT_RUN: dict[str, str] = {}
+
+
+def schedule_of(utils: Any, steps: int, kind: str, custom: Any) -> polarlib.Schedule:
+    """Their coefficients, in single digits, as a schedule of ours, repeated as they do it."""
+    known = custom if kind == "custom" else utils._COEFFICIENT_SETS[kind]
+    last = kind in ("polar_express", "cans", "deepseekv4")
+    triples = utils.get_coefficient_iterator(steps, known, "repeat_last" if last else "cycle")
+    return polarlib.Schedule(steps=[t[: 2 + bool(t[2])] for t in triples])
+
+
+def install() -> None:
+    """Replace their functions before the tests import them."""
+    import typing
+
+    import torch
+    import typing_extensions
+    from absl import flags
+
+    # Of Python 3.12, which the peer asks for.
+    typing.override = typing_extensions.override
+
+    # Every test file defines the same flags, to be read from a command line of its own.
+    for define in ("DEFINE_enum", "DEFINE_integer"):
+        setattr(flags, define, allowing(getattr(flags, define)))
+    flags.FLAGS.mark_as_parsed()
+    import emerging_optimizers.orthogonalized_optimizers.muon_utils as utils
+
+    def newton_schulz(
+        x: Any,
+        steps: int,
+        coefficient_type: str = "quintic",
+        custom_coefficient_sets: Any = None,
+        eps: float = 1e-15,
+        transpose: Any = None,
+        tp_group: Any = None,
+        use_syrk: bool = False,
+        normalize_in_double: bool = False,
+    ) -> Any:
+        given = x, steps, coefficient_type, custom_coefficient_sets, eps, transpose, tp_group
+        fixed = coefficient_type == "cubic5" and steps != 5
+        known = coefficient_type in utils._COEFFICIENT_SETS or custom_coefficient_sets
+        taken = x.ndim in (2, 3) and x.dtype == torch.float32 and steps > 0 and known and not fixed
+        if not taken or tp_group is not None:
+            return theirs(*given, use_syrk, normalize_in_double)
+        schedule = schedule_of(utils, steps, coefficient_type, custom_coefficient_sets)
+        half = torch.get_float32_matmul_precision() == "medium"
+        return polarlib.orthogonalize(x, schedule=schedule, precision="bfloat16" if half else None)
+
+    def spectral_clip(X: Any, sigma_min: float = -1.0, sigma_max: float = 1.0) -> Any:
+        return norms.spectral_clip(X, sigma_max, low=max(sigma_min, 0.0))
+
+    def spectral_hardcap(X: Any, beta: float = 1.0) -> Any:
+        return norms.spectral_clip(X, beta)
+
+    base = "emerging_optimizers.orthogonalized_optimizers"
+    theirs = frame.replace(f"{base}.muon_utils.newton_schulz", newton_schulz)
+    frame.replace(f"{base}.spectral_clipping_utils.spectral_clip", spectral_clip)
+    frame.replace(f"{base}.spectral_clipping_utils.spectral_hardcap", spectral_hardcap)
+    frame.replace(
+        "emerging_optimizers.legacy_soap.matrix_root_inverse_utils.inv_root_via_eigh",
+        lambda x, eps=1e-12: polarlib.inverse_root(x, 2),
+    )
+
+
+def allowing(define: Any) -> Any:
+    """A definition of a flag that may be made again."""
+    return lambda *args, **kwargs: define(*args, **{"allow_override": True} | kwargs)
