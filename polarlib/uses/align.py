@@ -399,7 +399,7 @@ def _aligned(
     n = max(x.shape[-2:])
     unique = gap > n * format_of(format_name(c)).epsilon * values[..., None, :1]
     if x.shape[-1] <= (equation.kind == "rotation"):
-        unique = gap >= 0
+        unique = gap == gap  # the only one; NaN is none
     values = values[..., None, :] * (clouds.x_scale * clouds.y_scale) * clouds.total
     real = ops._dtype(format_name(like))
     t = xp.astype(xp.broadcast_to(t, r[..., :1, :].shape), like.dtype)[..., 0, :]
@@ -443,7 +443,7 @@ def _scales(spread: Array, best: Array, clouds: _Clouds, units: _Units) -> tuple
     far2 = ops.max(squares(clouds.x, ops), axis=-2, keepdims=True)
     lost = spread <= noise * noise * far2
     one = xp.ones_like(best)
-    free = xp.where(best > 0, best, 0.0 * best) / xp.where(lost, one, spread)
+    free = xp.where(best > 0, best, 0.0 * xp.abs(best)) / xp.where(lost, one, spread)
     s = xp.where(lost, one, free * (clouds.y_scale / clouds.x_scale))
     chosen = ((units.x, free), (units.y, one), (units.both, one * clouds.y_scale))
     return s, _Units(*(xp.where(lost, one * fixed, other) for fixed, other in chosen))
