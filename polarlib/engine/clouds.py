@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import trace
 from polarlib.arrays.library import format_name, is_complex
@@ -142,6 +144,30 @@ def minus(x: Array, y: Array, ops: Ops) -> Array:
     return x
 
 
+def minus_row(x: Array, row: Array, ops: Ops) -> Array:
+    """Return points less one row for each cloud, a new array.
+
+    NumPy broadcasts along rows of three entries at a tenth of its speed, and multiplies at once.
+    """
+    if ops.kernels(x) is None:
+        return x - row
+    rows = ops.matmul(ops.xp.ones((x.shape[-2], 1), dtype=row.dtype), row)
+    if rows.shape != np.broadcast_shapes(x.shape, rows.shape):
+        return x - rows
+    ops.xp.subtract(x, rows, out=rows)
+    return rows
+
+
+def turned(x: Array, ops: Ops) -> Array:
+    """The adjoint, where NumPy multiplies it faster a copy in the order of its rows."""
+    turned = ops.adjoint(x)
+    if ops.kernels(x) is None:
+        return turned
+    out = ops.xp.empty(turned.shape, dtype=x.dtype)
+    out[...] = turned
+    return out
+
+
 def _products(x: Array, y: Array, ops: Ops) -> Array:
     """``Re conj(x) y``, entry by entry."""
     if not is_complex(x):
@@ -157,7 +183,10 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
 
 def squares(x: Array, ops: Ops) -> Array:
     """Squared lengths of rows, shape (..., n, 1)."""
-    return ops.xp.sum(_products(x, x, ops), axis=-1, keepdims=True)
+    each = _products(x, x, ops)
+    return ops.matmul(
+        each, ops.xp.ones((x.shape[-1], 1), dtype=each.dtype, device=ops._device_of(x))
+    )
 
 
 def _mean(x: Array, y: Array, p: Any, ops: Ops) -> Array:

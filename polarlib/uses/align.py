@@ -32,8 +32,9 @@ from polarlib.engine.clouds import (
     differentiable_residual,
     differentiable_turn,
     inner,
-    minus,
+    minus_row,
     squares,
+    turned,
 )
 from polarlib.engine.equation import Equation
 from polarlib.result import ConvergenceWarning
@@ -365,28 +366,28 @@ def _centred(x: Array, clouds: _Clouds) -> tuple[Array, Array]:
         index = ops.xp.arange(p.shape[-2], device=ops._device_of(p))[:, None]
         one = ops.xp.astype(index == heaviest, x.dtype)
         first = ops.matmul(ops.xp.matrix_transpose(one), x)
-    x = x - first
+    x = minus_row(x, first, ops)
     mean = ops.matmul(clouds.row, x) * (1.0 / clouds.parts)
-    return first + mean, minus(x, mean, ops)
+    return first + mean, minus_row(x, mean, ops)
 
 
 def _aligned(
     clouds: _Clouds, like: Array, equation: Equation, scale: bool, translation: bool
 ) -> Alignment:
     x, y, p, ops = clouds.x, clouds.y, clouds.p, clouds.ops
-    xp, share = ops.xp, 1.0 / x.shape[-2]
+    xp, row = ops.xp, 1.0 / x.shape[-2] if p is None else ops.adjoint(p)
     means = None
     if translation:
         (x_mean, x), (y_mean, y) = _centred(x, clouds), _centred(y, clouds)
         means = x_mean, y_mean
-    weighted = x if p is None else x * p
-    c = ops.matmul(ops.adjoint(weighted), y) * (share if p is None else 1.0)
+    weighted = turned(x, ops) * row
+    c = ops.matmul(weighted, y)
     find = functools.partial(_turn, reflection=equation.kind == "polar")
     r, best, values, gap = differentiable_turn(find, c, equation)
     units = _units(clouds, best)
     s = xp.ones_like(best)
     if scale:
-        spread = inner(weighted, x, ops) * (share if p is None else 1.0)
+        spread = trace(ops.matmul(weighted, x), ops)
         s, units = _scales(spread, best, clouds, units)
     q, y = r * units.x, y if _is_one(units.y) else y * units.y
     if means is None:
@@ -475,10 +476,10 @@ def _found(c: Array, *, reflection: bool) -> tuple[Array, ...]:
         r, shown = small_rotation(c, ops) if not reflection else _small_unitary(c, ops)
         if bool(xp.all(shown)):
             h = ops.hermitian_part(ops.matmul(ops.adjoint(r), c))
-            s = symmetric_values(h, ops)
+            s, sizes = symmetric_values(h, ops)
             # One eigenvalue may be negative, the smallest in absolute value.
             gap = s[..., :1] if reflection else xp.sum(s[..., :2], axis=-1, keepdims=True)
-            return r, trace(h, ops), xp.sort(xp.abs(s), axis=-1, descending=True), gap[..., None]
+            return r, trace(h, ops), sizes, gap[..., None]
     entered = enter(c, ops=ops, look="never", mask=True)
     r, shown, s, sign = turn_by_svd(entered.x, ops, proper=not reflection)
     r = xp.where(entered.finite & shown, r, xp.full_like(r, math.nan))
