@@ -399,7 +399,7 @@ def _mean(x: Array, p: Array | None, ops: Ops) -> tuple[Array, Array, Array]:
         index = xp.arange(p.shape[-1], device=ops._device_of(p))
         one = xp.astype(index == xp.argmax(p, axis=-1, keepdims=True), x.dtype)
         first = xp.matrix_transpose(ops.matmul(one, x))
-    x = minus(columns(x, ops), first, ops)
+    x = columns(x, first, ops)
     if p is None:
         rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
     else:
@@ -409,8 +409,8 @@ def _mean(x: Array, p: Array | None, ops: Ops) -> tuple[Array, Array, Array]:
 
 def _about(x: Array, first: Array | None, rest: Array | None, ops: Ops) -> Array:
     """The points of :func:`_mean` once more."""
-    x = columns(x, ops)
-    return x if first is None else minus(minus(x, first, ops), rest, ops)
+    x = columns(x, first, ops)
+    return x if rest is None else minus(x, rest, ops)
 
 
 def _moments(
@@ -424,7 +424,7 @@ def _moments(
         y, y_rest, y_about = _mean(y, p, ops)
         means, x, y = _Means(x, x_rest, y, y_rest), x_about, y_about
     else:
-        x, y = columns(x, ops), columns(y, ops)
+        x, y = columns(x, None, ops), columns(y, None, ops)
     share = 1.0 / x.shape[-1] if p is None else 1.0
     heavy = x if p is None else x * p
     c = ops.matmul(xp.conj(heavy) if is_complex(x) else heavy, xp.matrix_transpose(y)) * share
@@ -508,7 +508,7 @@ def _scales(
     """The best s, and units for it: those of the targets, which s is 1 for if points coincide."""
     xp = ops.xp
     noise = COINCIDENT * format_of(format_name(spread)).epsilon
-    far2 = ops.max(squares(columns(clouds.x, ops), ops), axis=-1, keepdims=True)
+    far2 = ops.max(squares(columns(clouds.x, None, ops), ops), axis=-1, keepdims=True)
     lost = spread <= noise * noise * far2
     one = xp.ones_like(best)
     free = xp.where(best > 0, best, 0.0 * xp.abs(best)) / xp.where(lost, one, spread)
