@@ -22,6 +22,8 @@ OPTIONS = [
     {"scale": scale, "translation": translation, "reflection": reflection}
     for scale, translation, reflection in itertools.product((False, True), repeat=3)
 ]
+# torch's own, where forward derivatives are first asked for.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 IMPLEMENTATION = sys.modules["polarlib.uses.align"]
 
 
@@ -492,10 +494,12 @@ def test_torch_derivatives(torch, shape, reflection):
     assert check(every, (a, b, w), check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(every, (a, b, w), fast_mode=True)
     if shape == (5, 3):
-        for how in ({"translation": False}, {}):
-            assert check(
-                lambda a, b: align(a, b, **how, reflection=reflection).rmsd, (a, b), fast_mode=True
-            )
+        for translation in (False, True):
+
+            def rmsd(a, b, translation=translation):
+                return align(a, b, translation=translation, reflection=reflection).rmsd
+
+            assert check(rmsd, (a, b), fast_mode=True)
 
 
 def test_torch_func(torch):
@@ -550,15 +554,15 @@ def test_scale_and_residual_near_degenerate_points(torch, gap, mirror):
     spread = (x**2).sum()
     size = (x @ turn * y).sum() / spread
     wanted = (y @ turn.T - 2 * size * x) / spread
-    np.testing.assert_allclose(
-        a.grad, wanted, atol=2e-15 / gap * gap**0.5 if mirror else 1e-12 / gap**0.5 * 1e-2
-    )
+    # Near mirror images the trace itself nearly has a kink, at which R is in error.
+    atol = 5e-15 / gap if mirror else 1e-14
+    np.testing.assert_allclose(a.grad, wanted, rtol=0, atol=atol)
     # The residual depends on s and R, and its derivative holds them.
     a.grad = None
     align(a, b).rmsd.backward()
     e = x @ turn - y
     wanted = e @ turn.T / np.sqrt(8 * (e**2).sum())
-    np.testing.assert_allclose(a.grad, wanted, atol=1e-6)
+    np.testing.assert_allclose(a.grad, wanted, rtol=0, atol=5e-15 / gap)
 
 
 def test_single_precision_near_degenerate_points(torch):
@@ -587,7 +591,7 @@ def test_derivatives_where_the_rotation_is_not_unique(torch):
         assert torch.isfinite(a.grad).all()
         assert a.grad.abs().max() < 1e5
     # Where the value is smooth all the same, two clouds on lines, the derivative is right.
-    x, y = leaves(torch, LINE, LINE[:, ::-1] + 1.0 + np.arange(6.0)[:, None] % 2 * [1.0, 2, 2])
+    (x,) = leaves(torch, LINE)
     other = torch.tensor(LINE @ np.diag([1, -1, 1.0]) * np.array([[1], [2], [0.5], [1], [3], [1]]))
     for name in ("scale", "rmsd"):
         x.grad = None
