@@ -10,6 +10,7 @@ What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
     :func:`svd_polar`, :func:`eigh_polar`  where a device has no good SVD or eigenvalues
     :mod:`polarlib.manifold`               tangents and retractions of the Stiefel manifold
+    :func:`align`                          clouds of points in, :class:`Alignment` out
 
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
@@ -44,6 +45,7 @@ from polarlib.diagnose import measure
 from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+from polarlib.uses.align import Alignment, align
 from polarlib.uses.divide import eigh_polar, svd_polar
 from polarlib.uses.functions import inverse_root
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
@@ -52,6 +54,7 @@ from polarlib.uses.roots import sqrtm_psd
 from polarlib.uses.tall import polar_tall
 
 __all__ = [
+    "Alignment",
     "Certificate",
     "ConvergenceWarning",
     "PolarResult",
@@ -60,6 +63,7 @@ __all__ = [
     "Status",
     "Trace",
     "__version__",
+    "align",
     "default_schedule",
     "design",
     "eigh_polar",
