@@ -78,10 +78,10 @@ def generalised(x: Array, f: Map, *constants: Array) -> tuple[Array, Array]:
     def apply(x: Array, *constants: Array) -> tuple[Array, Array]:
         ops = ops_of(x)
         wide = x.shape[-2] < x.shape[-1]
-        u, s, vh = ops.svd(ops.adjoint(x) if wide else x)
+        u, s, vh = ops.svd(_transposed(x, ops) if wide else x)
         values = f.values(s, x.shape, ops, *constants)
         y = ops.matmul(_columns(u, values, ops), vh)
-        return ops.adjoint(y) if wide else y, s
+        return _transposed(y, ops) if wide else y, s
 
     def along(primals: Any, results: Any, tangents: Any) -> tuple[Array, Array]:
         d = derivative(primals[0], tangents[0], f, *primals[1:])
@@ -101,7 +101,7 @@ def derivative(x: Array, e: Array, f: Map, *constants: Array) -> Array:
     ops = ops_of(x).functional()
     wide = x.shape[-2] < x.shape[-1]
     if wide:
-        x, e = ops.adjoint(x), ops.adjoint(e)
+        x, e = _transposed(x, ops), _transposed(e, ops)
     u, s, vh = ops.svd(x)
     d = f.differences(s, x.shape, ops, *constants)
     ev = ops.matmul(e, ops.adjoint(vh))
@@ -117,7 +117,12 @@ def derivative(x: Array, e: Array, f: Map, *constants: Array) -> Array:
     if x.shape[-2] > x.shape[-1]:
         y = y + _columns(ops.gemm(u, c, ev, alpha=-1.0, beta=1.0), d.ratio, ops)
     y = ops.matmul(y, vh)
-    return ops.adjoint(y) if wide else y
+    return _transposed(y, ops) if wide else y
+
+
+def _transposed(x: Array, ops: Ops) -> Array:
+    """Transpose of wide matrices: torch's vmap lacks operations on what is conjugated."""
+    return ops.xp.matrix_transpose(x)
 
 
 def _columns(u: Array, f: Array, ops: Ops) -> Array:

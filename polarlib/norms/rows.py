@@ -160,20 +160,21 @@ def row_balanced(g: A, iterations: int = 2, *, polar: Polar = None) -> A:
     # least, since it is iterated.
     like = x if polar is None else e.given
     u = factor.lmo(astype_like(x, like, ops))
-    weights = ops.xp.ones_like(_squares(x, -1, ops))
+    squares = _squares(x, -1, ops)
+    some, weights = squares > 0, ops.xp.ones_like(squares)
     for _ in range(iterations - 1):
-        weights = _rebalanced(weights, astype_like(u, x, ops), x, ops)
+        weights = _rebalanced(weights, astype_like(u, x, ops), some, ops)
         u = factor.lmo(astype_like(x * astype_like(weights, x, ops), like, ops))
-    return cast(A, e.leave(u))
+    # A factor by the SVD has rounding errors in zero rows.
+    return cast(A, e.leave(ops.xp.where(some, u, ops.xp.zeros_like(u))))
 
 
-def _rebalanced(weights: Array, u: Array, x: Array, ops: Ops) -> Array:
-    """Return the next D over D_1, shape (..., m, 1), largest entry 1."""
+def _rebalanced(weights: Array, u: Array, some: Array, ops: Ops) -> Array:
+    """Return the next D over D_1, shape (..., m, 1), largest entry 1; `some` are not zero rows."""
     xp = ops.xp
     m, n = u.shape[-2:]
     squares = _squares(u, -1, ops)
     # Rounding errors in a zero row would be taken for a short one.
-    some = _squares(x, -1, ops) > 0
     kept = some & (squares > 0)
     one = xp.ones_like(squares)
     share = math.sqrt(min(m, n) / m) / xp.sqrt(xp.where(kept, squares, one))

@@ -240,6 +240,10 @@ def test_torch_stacks_and_second_derivatives(name, torch):
     grad = torch.func.grad(lambda a, b: (f(a) * b).sum())
     both = torch.vmap(grad)(torch.from_numpy(x), torch.from_numpy(w))
     close(both.numpy(), np.stack(each), 1e-12)
+    z, v = (gaussian((2, 3, 5), True, seed) for seed in (2, 3))
+    grad = torch.func.grad(lambda a, b: (f(a) * b).real.sum())
+    both = torch.vmap(grad)(torch.from_numpy(z), torch.from_numpy(v.conj()))
+    close(both.numpy(), torch_gradient(f, z, v, torch), 1e-12)
     # At distinct singular values derivatives have derivatives.
     a = torch.from_numpy(x[0]).requires_grad_()
     assert torch.autograd.gradgradcheck(f, a, atol=1e-5)
