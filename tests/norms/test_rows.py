@@ -9,6 +9,7 @@ from conftest import DTYPES, HALF, Library, library, with_dask
 from standin import cupy_standin
 
 import polarlib
+from polarlib import norms
 from polarlib.norms import normalise, row_balanced
 from polarlib.testing import with_singular_values
 
@@ -320,6 +321,23 @@ def test_muoneq_and_muon_plus_and_normuon_and_aurora():
     # Aurora of a wide matrix is that of its transpose; without the scale of its aspect ratio.
     wide = g.T
     np.testing.assert_allclose(row_balanced(wide.T).T, balanced(wide.T, 2).T, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (5, 9)])
+def test_one_sided_polargrad(shape):
+    """As Emerging-Optimizers has it, by eigenvalues of a Gram matrix; on the page in one line."""
+    g = gaussian(shape, seed=23)
+    c = g - g.mean(axis=0)
+    for gram, left in ((c @ c.T, True), (c.T @ c, False)):
+        values, vectors = np.linalg.eigh(gram)
+        keep = values > 1e-12 * values[-1]
+        root = np.where(keep, np.where(keep, values, 1) ** -0.5, 0)
+        inverse = (vectors * root) @ vectors.T
+        u = inverse @ c if left else c @ inverse
+        want = u * np.sqrt(np.maximum(values, 0)).sum() ** 0.7
+        got = norms.nuclear()(c) ** 0.7 * norms.spectral().lmo(c)
+        np.testing.assert_allclose(got, want - want.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(got.mean(axis=0), 0, atol=1e-14)
 
 
 # -- derivatives -------------------------------------------------------------------------------
