@@ -31,6 +31,7 @@ PAGE = Path(__file__).parent / "norms.md"
 FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
 
 EXAMPLE = np.diag([4.0, 2.0, 1.0])
+EXAMPLE_OF_MAPS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
 ALPHA, ETA = 0.5, 0.25  # of the mixed norms in the table
 # Norms that are in the row of another one.
 SAME = {"minkowski_sum": "f_muon", "neon": "nuclear", "s_muon": "s_fanion"}
@@ -268,6 +269,90 @@ def rows() -> list[Row]:
     ]
 
 
+class MapRow(NamedTuple):
+    """A map of matrices that is no norm's LMO: its call, meaning, source, and a reference."""
+
+    code: str
+    meaning: str
+    source: str
+    wanted: Callable[[np.ndarray], np.ndarray]
+
+
+def map_rows() -> list[MapRow]:
+    """Every spectral map and map of rows of the table; r is a generator of NumPy."""
+    return [
+        MapRow(
+            "spectral_power(g, -0.5)",
+            "f(σ) = (σ/M)ᵉ, M the power mean of σ of order q = 1 + e",
+            "Freon, e = 1 − 2c (arXiv 2605.11181)",
+            lambda g: mapped(g, lambda s: (s / np.mean(s**0.5) ** 2) ** -0.5),
+        ),
+        MapRow(
+            "random_spectrum(g, r)",
+            "f(σ) drawn from (0, 1], or by a sampler",
+            "Kaon (the same)",
+            lambda g: mapped(g, lambda s: 1 - np.random.default_rng(0).random(s.size)),
+        ),
+        MapRow(
+            "scrambled_spectrum(g, steps=1)",
+            "f(σ): by default five times x ← 4.1 x (1 − x²)² from σ/‖σ‖₂, over 1.175",
+            "Kaon (the same)",
+            lambda g: mapped(g / size(g), lambda s: 4.1 * s * (1 - s * s) ** 2 / 1.175),
+        ),
+        MapRow(
+            "polargrad(g)",
+            "f(σ) = Σ σᵢ",
+            "PolarGrad (arXiv 2505.21799)",
+            lambda g: mapped(g, lambda s: np.full_like(s, s.sum())),
+        ),
+        MapRow(
+            "spectral_clip(g, 3.0, low=1.5)",
+            "f(σ) = min(max(σ, low), high); low = 0 by default: the projection to a spectral ball",
+            "Emerging-Optimizers' `spectral_clip` without its iterations; MuCon (arXiv 2605.26459)",
+            lambda g: mapped(g, lambda s: np.clip(s, 1.5, 3)),
+        ),
+        MapRow(
+            'normalise(g, "rows")',
+            "gᵢ / ‖gᵢ‖₂, 0 for a zero row; no factor of the shape, no epsilon",
+            "MuonEq R before the polar factor (arXiv 2603.28254), NorMuon after it (2510.05491)",
+            lambda g: g / columns(g.T).T,
+        ),
+        MapRow(
+            'normalise(g, "columns")',
+            "the same of columns",
+            "MuonEq C before the polar factor, Muon+ after it (arXiv 2602.21545)",
+            lambda g: g / columns(g),
+        ),
+        MapRow(
+            "row_balanced(g)",
+            "polar(D G); D ← D √(min(m, n) / (m ‖row of polar(D G)‖²)), twice, from 1/‖gᵢ‖",
+            "Aurora, for m > n (arXiv 2606.27715)",
+            two_balanced,
+        ),
+    ]
+
+
+def two_balanced(g: np.ndarray) -> np.ndarray:
+    m, n = g.shape
+    x = g / columns(g.T).T
+    u = mapped(x, np.ones_like)
+    return mapped(x * math.sqrt(min(m, n) / m) / columns(u.T).T, np.ones_like)
+
+
+def map_of(row: MapRow, g: np.ndarray) -> np.ndarray:
+    """Call the map of a row."""
+    names = {name: getattr(norms, name) for name in norms.__all__}
+    result: np.ndarray = eval(row.code, {**names, "g": g, "r": np.random.default_rng(0)})
+    return result
+
+
+def check_map(row: MapRow) -> None:
+    """Compare a map with its reference, on wide and tall matrices."""
+    for seed, shape in enumerate([(5, 4), (3, 6), (4, 4)]):
+        g = np.random.default_rng(seed).standard_normal(shape)
+        np.testing.assert_allclose(map_of(row, g), row.wanted(g), atol=1e-12)
+
+
 def made(row: Row, shape: tuple[int, int]) -> norms.Norm:
     """The norm of a row for matrices of a shape."""
     m, n = shape
@@ -362,7 +447,18 @@ def mup_table() -> str:
     return table(["", "a", "b", "c"], body)
 
 
-TABLES = {"norms": norm_table, "scales": scale_table, "mup": mup_table}
+def map_table() -> str:
+    """One line per map; the example is computed."""
+    body = []
+    for row in map_rows():
+        check_map(row)
+        t = map_of(row, EXAMPLE_OF_MAPS)
+        sizes = [", ".join(map(number, values)) for values in (spectrum(t), columns(t.T).ravel())]
+        body.append([f"`{row.code}`", row.meaning, row.source, *sizes])
+    return table(["map", "meaning", "source", "singular values", "norms of rows"], body)
+
+
+TABLES = {"norms": norm_table, "maps": map_table, "scales": scale_table, "mup": mup_table}
 
 
 def filled(page: str) -> str:

@@ -93,6 +93,10 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         "ky_fan(2).lmo": (TALL, lambda x: norms.ky_fan(2).lmo(x)),
         "fanion(1).lmo": (TALL, lambda x: norms.fanion(1).lmo(x)),
         "spectral_power": (TALL, lambda x: norms.spectral_power(x, 0.5)),
+        "spectral_clip": (TALL, lambda x: norms.spectral_clip(x, 1.0)),
+        "spectral_clip, low=": (TALL, lambda x: norms.spectral_clip(x, 1.0, low=0.5)),
+        "normalise": (TALL, lambda x: norms.normalise(x, "rows")),
+        "row_balanced": (TALL, norms.row_balanced),
     }
 
 

@@ -19,14 +19,16 @@ C. Fenu, SIAM J. Matrix Anal. Appl. 37 (2016) 836-860. The matrix D is that of D
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from polarlib.arrays.functions import above_noise
+import numpy as np
+
+from polarlib.arrays.functions import above_noise, constant
 from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops, ops_of
-from polarlib.engine.rules import by_rules
 
 Array = Any
 Shape = tuple[int, ...]
@@ -57,47 +59,51 @@ class Differences(NamedTuple):
 class Map(NamedTuple):
     """A function of singular values, and what its derivative takes.
 
-    Both functions are called with singular values, shape (..., n), the shape of the matrix, and
-    the arithmetic.
+    Both functions are called with singular values, shape (..., n), the shape of the matrix, the
+    arithmetic, and constants, which are arrays.
     """
 
-    values: Callable[[Array, Shape, Ops], Array]
-    differences: Callable[[Array, Shape, Ops], Differences]
+    values: Callable[..., Array]
+    differences: Callable[..., Differences]
 
 
-def generalised(x: Array, f: Map) -> tuple[Array, Array]:
+def generalised(x: Array, f: Map, *constants: Array) -> tuple[Array, Array]:
     """Return ``U diag(f(sigma)) V^H``, and sigma without a derivative.
 
-    The matrices are in at least single precision. The derivative takes another SVD and five
-    products, which libraries differentiate: second derivatives are recorded through that SVD, and
-    are NaN where singular values are equal.
+    The matrices are in at least single precision; nothing is differentiated with respect to the
+    constants. The derivative takes another SVD and five products, which libraries differentiate:
+    second derivatives are recorded through that SVD, and are NaN where singular values are equal.
     """
 
-    def apply(x: Array) -> tuple[Array, Array]:
+    def apply(x: Array, *constants: Array) -> tuple[Array, Array]:
         ops = ops_of(x)
         wide = x.shape[-2] < x.shape[-1]
-        u, s, vh = ops.svd(ops.adjoint(x) if wide else x)
-        y = ops.matmul(_columns(u, f.values(s, x.shape, ops), ops), vh)
-        return ops.adjoint(y) if wide else y, s
+        u, s, vh = ops.svd(_transposed(x, ops) if wide else x)
+        values = f.values(s, x.shape, ops, *constants)
+        y = ops.matmul(_columns(u, values, ops), vh)
+        return _transposed(y, ops) if wide else y, s
 
-    y, s = by_rules(
-        apply,
-        x,
-        lambda x, _, e: (derivative(x, e, f),),
-        lambda x, _, e, __: x * 0.0 if e is None else derivative(x, e, f),
-        exact=apply,
-    )
+    def along(primals: Any, results: Any, tangents: Any) -> tuple[Array, Array]:
+        d = derivative(primals[0], tangents[0], f, *primals[1:])
+        return d, ops_of(results[1]).xp.zeros_like(results[1])
+
+    def against(primals: Any, _: Any, gradients: Any) -> tuple[Any, ...]:
+        x, *others = primals
+        e = gradients[0]
+        return (None if e is None else derivative(x, e, f, *others), *(None for _ in others))
+
+    y, s = ops_of(x).differentiable(apply, along, against, (x, *constants), keep=True)
     return y, s
 
 
-def derivative(x: Array, e: Array, f: Map) -> Array:
+def derivative(x: Array, e: Array, f: Map, *constants: Array) -> Array:
     """Apply the derivative of :func:`generalised` at X to a direction, or to a gradient."""
     ops = ops_of(x).functional()
     wide = x.shape[-2] < x.shape[-1]
     if wide:
-        x, e = ops.adjoint(x), ops.adjoint(e)
+        x, e = _transposed(x, ops), _transposed(e, ops)
     u, s, vh = ops.svd(x)
-    d = f.differences(s, x.shape, ops)
+    d = f.differences(s, x.shape, ops, *constants)
     ev = ops.matmul(e, ops.adjoint(vh))
     c = ops.matmul(ops.adjoint(u), ev)
     half = c * 0.5
@@ -111,7 +117,12 @@ def derivative(x: Array, e: Array, f: Map) -> Array:
     if x.shape[-2] > x.shape[-1]:
         y = y + _columns(ops.gemm(u, c, ev, alpha=-1.0, beta=1.0), d.ratio, ops)
     y = ops.matmul(y, vh)
-    return ops.adjoint(y) if wide else y
+    return _transposed(y, ops) if wide else y
+
+
+def _transposed(x: Array, ops: Ops) -> Array:
+    """Transpose of wide matrices: torch's vmap lacks operations on what is conjugated."""
+    return ops.xp.matrix_transpose(x)
 
 
 def _columns(u: Array, f: Array, ops: Ops) -> Array:
@@ -196,7 +207,7 @@ def power_differences(
     if e < 1:
         kept = _kept(s, shape, ops)
         s, f = s * kept, f * kept
-    slope = 1 / ops.divisor(mean) if e == 1 else 0.0
+    slope = quotient(xp.ones_like(mean), mean, 0.0, ops) if e == 1 else 0.0
     (a, b), (fa, fb) = _pairs(s), _pairs(f)
     gap = a - b
     # Near each other ``f_i - f_j`` cancels, and ``f_j (exp(e t) - 1)``, t the difference of
@@ -210,39 +221,46 @@ def power_differences(
     return Differences(f, minus, plus, ratio, weight[..., None])
 
 
-def clip(low: Array, high: Array, unit: Array, refusal: str = "") -> Map:
-    """Return the map ``sigma -> clip(unit sigma, low, high)``, arrays of shape (..., 1).
+def _clipped(s: Array, _: Shape, ops: Ops, low: Array, high: Array, unit: Array) -> Array:
+    return ops.xp.minimum(ops.xp.maximum(s * unit, low), high)
 
-    At the limits the slope is the unit, that of their inner side. Where a value that is zero to
-    rounding is below `low`, the derivative raises ValueError with the text, followed by the place
-    in a stack, or is NaN where numbers are hidden.
+
+def clip(refusal: str = "") -> Map:
+    """Return the map ``sigma -> clip(unit sigma, low, high)``.
+
+    Its constants are low, high and the unit, shape (..., 1). At the limits the slope is the unit,
+    that of their inner side. With a text: where a value that is zero to rounding is below `low`,
+    the derivative raises ValueError with that text and the place in a stack, or is NaN where
+    numbers are hidden. Without it `low` must be 0.
     """
 
-    def values(s: Array, _: Shape, ops: Ops) -> Array:
-        return ops.xp.minimum(ops.xp.maximum(s * unit, low), high)
-
-    def differences(s: Array, shape: Shape, ops: Ops) -> Differences:
+    def differences(
+        s: Array, shape: Shape, ops: Ops, low: Array, high: Array, unit: Array
+    ) -> Differences:
         xp = ops.xp
-        f, y = values(s, shape, ops), s * unit
+        f, y = _clipped(s, shape, ops, low, high, unit), s * unit
         slope = xp.where((y >= low) & (y <= high), unit + xp.zeros_like(s), xp.zeros_like(s))
         (a, b), (fa, fb) = _pairs(s), _pairs(f)
         # Differences of values within the limits are exact, so that nothing cancels.
         minus = quotient(fa - fb, a - b, slope[..., None, :], ops)
         plus, ratio = _at_zero(s, f, unit + xp.zeros_like(s[..., :1]), ops)
         if refusal:
-            poor = xp.any(~above_noise(s, shape, ops) & (y < low), axis=-1, keepdims=True)
-            _refuse(poor, refusal, ops)
-            nan = xp.where(poor, xp.full_like(s[..., :1], math.nan), xp.zeros_like(s[..., :1]))
-            minus, ratio = minus + nan[..., None], ratio + nan
+            # An operation of its own: under torch's vmap numbers can be read inside of one.
+            look = functools.partial(_lost, shape=shape, refusal=refusal)
+            lost = constant(ops, look, s, low, unit)
+            minus, ratio = minus + lost[..., None], ratio + lost
         return Differences(f, minus, plus, ratio)
 
-    return Map(values, differences)
+    return Map(_clipped, differences)
 
 
-def _refuse(poor: Array, refusal: str, ops: Ops) -> None:
-    """Raise ValueError for the first matrix without a derivative, where that can be read."""
-    if ops.is_abstract(poor) or not bool(ops.xp.any(poor)):
-        return
-    found = ops.to_host(ops.xp.astype(poor, ops.xp.float32))[..., 0].nonzero()
-    where = tuple(int(i[0]) for i in found)
-    raise ValueError(f"{refusal}{f' (matrix {where} of the stack)' if where else ''}")
+def _lost(s: Array, low: Array, unit: Array, *, shape: Shape, refusal: str) -> Array:
+    """NaN where a value below `low` is zero to rounding, else 0; ValueError if it can be read."""
+    ops = ops_of(s).functional()
+    xp = ops.xp
+    poor = xp.any(~above_noise(s, shape, ops) & (s * unit < low), axis=-1, keepdims=True)
+    if not ops.is_abstract(poor) and bool(xp.any(poor)):
+        found = ops.to_host(xp.astype(poor, s.dtype))[..., 0]
+        where = tuple(int(i) for i in np.argwhere(found)[0])
+        raise ValueError(f"{refusal}{f' (matrix {where} of the stack)' if where else ''}")
+    return xp.where(poor, xp.full_like(s, math.nan), xp.zeros_like(s))

@@ -37,6 +37,7 @@ from polarlib.norms.induced_norms import induced
 from polarlib.norms.low_rank import power_step, range_lmo
 from polarlib.norms.mixed import frobenius, lp
 from polarlib.norms.modules import Module, bond, compose, join, layer, modular
+from polarlib.norms.rows import normalise, row_balanced
 from polarlib.norms.scales import (
     MUP,
     UPDATE_SCALES,
@@ -82,12 +83,14 @@ __all__ = [
     "modular",
     "mup",
     "neon",
+    "normalise",
     "nuclear",
     "polargrad",
     "power_step",
     "random_spectrum",
     "range_lmo",
     "rms_to_rms",
+    "row_balanced",
     "s_fanion",
     "s_muon",
     "schatten",

@@ -6,7 +6,8 @@ scrambled spectra) and PolarGrad (the polar factor times the nuclear norm), and 
 ball of the spectral norm.
 
 All of them accept stacks of matrices of any library, real or complex, compute half precision in
-float32, return zero for zero and do not modify their argument. NaN or infinity in NumPy arrays and
+float32, return zero for zero (but `spectral_clip` with a lower limit) and do not modify their
+argument. NaN or infinity in NumPy arrays and
 torch tensors on a CPU raises ValueError; in other arrays, where the check might wait for a device,
 such a matrix gives NaN, and the others of its stack are not affected. Results have the array
 library, device and dtype of the argument.
@@ -35,6 +36,7 @@ from polarlib.engine.generalised import (
     clip,
     generalised,
     power_differences,
+    quotient,
 )
 from polarlib.norms.base import A, inner, of_matrices
 from polarlib.norms.unitary import Polar, of_spectrum, on_tall, spectral, svd
@@ -105,8 +107,15 @@ def spectral_power(g: A, exponent: float) -> A:
     what = f"a number of size at most {STEEPEST:g}"
     e = number("exponent", exponent, -STEEPEST, STEEPEST, what=what)
 
+    power = _power(e)
+    return of_matrices(lambda entered: (generalised(entered.x, power)[0], 1.0), g, "g")
+
+
+def _power(e: float) -> Map:
+    """Return the map ``sigma -> (sigma / M)^e``."""
+
     def parts(s: Array, shape: tuple[int, ...], ops: Ops) -> tuple[Array, ...]:
-        """Values, and middle and rest of the logarithm of the mean."""
+        """Values, the logarithm of the mean, and which values count."""
         xp = ops.xp
         counts = above_noise(s, shape, ops) if e <= 0 else s > 0
         level = xp.log(xp.where(counts, s, xp.ones_like(s)))
@@ -116,15 +125,14 @@ def spectral_power(g: A, exponent: float) -> A:
 
     def differences(s: Array, shape: tuple[int, ...], ops: Ops) -> Differences:
         f, level, kept = parts(s, shape, ops)
-        mean = ops.xp.exp(level)
-        size = kept if e <= 0 else ops.xp.ones_like(kept)
-        number = ops.divisor(ops.xp.sum(size, axis=-1, keepdims=True))
+        counted = kept if e <= 0 else ops.xp.ones_like(kept)
+        size = ops.divisor(ops.xp.sum(counted, axis=-1, keepdims=True))
+        mean = ops.xp.exp(level) * ops.max(kept, axis=-1, keepdims=True)
         # The mean moves by <F, E> over the number of values.
-        weight = -e / (number * mean)
+        weight = quotient(ops.xp.full_like(mean, -e), size * mean, 0.0, ops)
         return power_differences(s, f, e, mean, weight, shape, ops)
 
-    power = Map(lambda s, shape, ops: parts(s, shape, ops)[0], differences)
-    return of_matrices(lambda entered: (generalised(entered.x, power)[0], 1.0), g, "g")
+    return Map(lambda s, shape, ops: parts(s, shape, ops)[0], differences)
 
 
 def _log_mean(
@@ -393,18 +401,18 @@ def _clipped(e: Entered, low: float, high: float) -> Array:
     scale = xp.zeros_like(peak) + e.scale
     # The unit that results are computed in is the scale, or the limit that it is beyond: what
     # overflows in it is clipped, and rightly so. Powers of two, so that nothing is rounded.
-    unit = xp.minimum(scale, xp.full_like(scale, _power(top, numbers)))
+    unit = xp.minimum(scale, xp.full_like(scale, _near(top, numbers)))
     if bottom > 0:
-        unit = xp.maximum(unit, xp.full_like(unit, _power(bottom, numbers)))
+        unit = xp.maximum(unit, xp.full_like(unit, _near(bottom, numbers)))
     growth = xp.minimum(scale / unit, xp.full_like(scale, numbers.largest))[..., 0]
     least, most = (ops.scale(1 / unit, limit)[..., 0] for limit in (bottom, top))
-    clipped, s = generalised(x, clip(least, most, growth, NO_DERIVATIVE if low > 0 else ""))
+    clipped, s = generalised(x, clip(NO_DERIVATIVE if low > 0 else ""), least, most, growth)
     row = s * growth
     inside = xp.all((least <= row) & (row <= most), axis=-1, keepdims=True)[..., None]
     return xp.where(inside, at_least_single(e.given, ops), clipped * astype_like(unit, x, ops))
 
 
-def _power(limit: float, numbers: Format) -> float:
+def _near(limit: float, numbers: Format) -> float:
     """Return the power of two near a limit that is a normal number, and its reciprocal too."""
     least = numbers.smallest_normal
     return min(max(2.0 ** (math.frexp(limit)[1] - 1), least), 1 / least)

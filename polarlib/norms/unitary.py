@@ -27,6 +27,7 @@ from polarlib.engine.generalised import (
     clip,
     generalised,
     power_differences,
+    quotient,
 )
 from polarlib.norms.base import A, MatrixNorm, Scaled, capped_simplex, order
 from polarlib.norms.mixed import conjugate, frobenius, lp_norm
@@ -121,9 +122,9 @@ class Unitary(MatrixNorm):
     def _differences(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Differences:
         """Of the weights of a Schatten norm, the gradient of its dual, which moves by <F, E>."""
         e = conjugate(self.p) - 1
-        size = ops.divisor(lp_norm(s, e + 1, -1, ops))
-        f = self._weights(s, shape, ops)
-        return power_differences(s, f, e, size, -e / size, shape, ops)
+        size = lp_norm(s, e + 1, -1, ops)
+        weight = quotient(ops.xp.full_like(size, -e), size, 0.0, ops)
+        return power_differences(s, self._weights(s, shape, ops), e, size, weight, shape, ops)
 
     def lmo(self, g: A) -> A:
         if self.exact:
@@ -181,7 +182,7 @@ class Unitary(MatrixNorm):
             w = capped_simplex(s, cap, s[..., self.k - 1 : self.k], self.k, ops, axis=-1)
             y = of_spectrum(u, w, vh, ops)
         else:
-            y, s = generalised(x, clip(xp.zeros_like(cap), cap, xp.ones_like(cap)))
+            y, s = generalised(x, clip(), xp.zeros_like(cap), cap, xp.ones_like(cap))
         inside = self._gauge(s, self.of_dual, ops) <= cap
         # A point of the ball comes back as it is, without the rounding of an SVD.
         return xp.where(inside[..., None], x, y)

@@ -44,6 +44,8 @@ OTHERS = {
     "spectral_power": lambda x: spectral_maps.spectral_power(x, 0.5),
     "spectral_clip": lambda x: spectral_maps.spectral_clip(x, 0.5),
     "polargrad": spectral_maps.polargrad,
+    "normalise": lambda x: norms.normalise(x, "rows"),
+    "row_balanced": norms.row_balanced,
     "range_lmo": lambda x: range_lmo(x, x[:, :2] * 0 + 1),
     "power_step": lambda x: power_step(x, x[:, :2] * 0 + 1)[0],
     "scg_step": lambda x: updates.scg_step(x, x, norms.lp(INF).lmo, step=0.1),

@@ -227,6 +227,8 @@ CALLS = {
     "all": (lambda x: polarlib.orthogonalize_all([x, x])[1], TALL),
     "jvp": (lambda x: polarlib.polar_jvp(x, x * x)[0], TALL),
     "clip": (lambda x: norms.spectral_clip(x, 1.0), TALL),
+    "normalise": (lambda x: norms.normalise(x, "rows"), TALL),
+    "row_balanced": (norms.row_balanced, TALL),
     "power": (lambda x: norms.spectral_power(x, 0.5), TALL),
     "spectral": (norms.spectral().lmo, TALL),
     "nuclear": (norms.nuclear().lmo, TALL),

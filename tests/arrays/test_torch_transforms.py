@@ -64,6 +64,8 @@ UNSEEN = {
     "spectral_clip": lambda x: spectral_maps.spectral_clip(x, 1.0),
     "spectral_power": lambda x: spectral_maps.spectral_power(x, 0.5),
     "polargrad": lambda x: spectral_maps.polargrad(x),
+    "normalise": lambda x: norms.normalise(x, "rows"),
+    "row_balanced": lambda x: norms.row_balanced(x),
 }
 SEEN = {
     "polar": lambda x: polarlib.polar(x).unitary,

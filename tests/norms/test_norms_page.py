@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from polarlib import norms, plot, updates
-from polarlib.norms import spectral_maps
+from polarlib.norms import rows, spectral_maps
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
@@ -75,8 +75,16 @@ def test_wrong_formulas_are_noticed(maker):
             maker.check(row._replace(dual_of=lambda g, row=row: 1.001 * row.dual_of(g)))
 
 
+def test_every_map_has_a_row_and_wrong_ones_are_noticed(maker):
+    shown = {row.code.partition("(")[0] for row in maker.map_rows()}
+    assert shown == {*spectral_maps.__all__, *rows.__all__}
+    for row in maker.map_rows():
+        with pytest.raises(AssertionError):
+            maker.check_map(row._replace(wanted=lambda g, row=row: 1.001 * row.wanted(g)))
+
+
 def test_every_public_name_of_the_page_exists(page):
-    for module in (updates, spectral_maps):
+    for module in (updates, spectral_maps, rows):
         for name in module.__all__:
             assert name in page
     for name in re.findall(r"norms\.([a-z_]+)\(", page):

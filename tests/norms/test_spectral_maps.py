@@ -29,6 +29,7 @@ MAPS = {
     "scrambled": scrambled_spectrum,
     "polargrad": polargrad,
     "clip": lambda g: spectral_clip(g, 0.7),
+    "clip_both": lambda g: spectral_clip(g, 2.5, low=0.7),
 }
 HOMOGENEOUS = ("power", "power_up", "random", "scrambled")  # of degree 0
 every_map = pytest.mark.parametrize("name", MAPS)
@@ -81,6 +82,7 @@ def expected(name, g):
         "scrambled": kaon,
         "polargrad": lambda s: np.full_like(s, s.sum()),
         "clip": lambda s: np.minimum(s, 0.7),
+        "clip_both": lambda s: np.clip(s, 0.7, 2.5),
     }[name]
     return reference(g, f)
 
@@ -121,11 +123,14 @@ def test_zero_empty_and_integers(name):
     for dtype in DTYPES:
         t = f(np.zeros((3, 2), dtype))
         assert t.dtype == dtype
-        assert not t.any()
+        if name == "clip_both":  # as polar completes a zero matrix
+            np.testing.assert_allclose(t.T @ t, 0.49 * np.eye(2), rtol=1e-6)
+        else:
+            assert not t.any()
     for shape in [(0, 3), (3, 0), (0, 0), (0, 5, 3), (2, 0, 3)]:
         assert f(np.zeros(shape)).shape == shape
     half_zero = np.stack([np.zeros((3, 2)), gaussian((3, 2))])
-    assert not f(half_zero)[0].any()
+    assert f(half_zero)[0].any() == (name == "clip_both")
     assert f(half_zero)[1].any()
     whole = np.array([[3, 1], [0, 2]])
     np.testing.assert_array_equal(f(whole), f(whole.astype(float)))
@@ -156,9 +161,9 @@ def test_huge_and_tiny_matrices(name, dtype):
         elif name == "polargrad":
             np.testing.assert_array_equal(polargrad(a * factor), polargrad(a) * factor)
         else:
-            limit = float(0.7 * factor)
-            want = spectral_clip(a, float(np.array(0.7, dtype))) * factor
-            got = spectral_clip(a * factor, limit)
+            high, low = (float(np.array(x, dtype)) for x in (2.5, 0.7 * (name == "clip_both")))
+            want = spectral_clip(a, high, low=low) * factor
+            got = spectral_clip(a * factor, high * float(factor), low=low * float(factor))
             np.testing.assert_allclose(got, want, rtol=1e-5 if dtype == "float32" else 1e-13)
 
 
@@ -420,7 +425,43 @@ def test_clip_far_apart_from_the_limit(scale, limit, shape):
     assert not spectral_clip(g, 1e-300).any()
 
 
-@pytest.mark.parametrize("limit", [0, -1.0, np.nan, None, "1", True])
-def test_bad_limits(limit):
-    with pytest.raises(ValueError, match="limit must be a positive number, got"):
-        spectral_clip(np.eye(2), limit)
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+def test_both_limits_far_apart_from_the_matrix(scale):
+    g = with_singular_values([3.0, 1.0, 0.5], 4, 3, seed=2)
+    for high, low in ((2.0, 0.8), (1e-200, 1e-210), (1e200, 1e150), (1e200, 1e-200)):
+        u, s, vh = np.linalg.svd(g, full_matrices=False)
+        want = (u * np.clip(scale * s, low, high)) @ vh
+        got = spectral_clip(g * scale, high, low=low)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-14 * np.abs(want).max())
+    assert np.isfinite(spectral_clip(np.float32(g), 1e300, low=1e-300)).all()
+
+
+def test_lower_limit_is_completed_as_the_polar_factor_is():
+    g = with_singular_values([3.0, 1.0, 0.0, 0.0], 6, 4, seed=1)
+    p = spectral_clip(g, 2.0, low=0.5)
+    np.testing.assert_allclose(np.linalg.svd(p)[1], [2, 1, 0.5, 0.5], rtol=1e-13)
+    np.testing.assert_allclose(
+        np.linalg.svd(p - spectral_clip(g, 2.0))[1], [0.5, 0.5, 0, 0], atol=1e-14
+    )
+    np.testing.assert_allclose(
+        spectral_clip(g, 1.0, low=1.0), polarlib.polar(g, method="svd")[0], atol=1e-14
+    )
+
+
+def test_what_is_inside_keeps_entries_of_any_size():
+    g = np.float32([[1e30, 0], [0, 1e-15]])
+    np.testing.assert_array_equal(spectral_clip(g, 1e31), g)
+
+
+@pytest.mark.parametrize("high", [0, -1.0, np.nan, None, "1", True])
+def test_bad_limits(high):
+    with pytest.raises(ValueError, match="high must be a positive number, got"):
+        spectral_clip(np.eye(2), high)
+
+
+@pytest.mark.parametrize("low", [-1.0, 2.0, np.nan, None, "1", True, np.inf])
+def test_bad_lower_limits(low):
+    with pytest.raises(
+        ValueError, match=r"low must be a number from 0 to high, which is 1\.5, got"
+    ):
+        spectral_clip(np.eye(2), 1.5, low=low)
