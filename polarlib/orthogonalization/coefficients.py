@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from polarlib.arrays import torch_operator
 from polarlib.arrays.checks import MOST_STEPS, choice, shown
@@ -18,7 +18,7 @@ from polarlib.arrays.entry import (
 )
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
-from polarlib.arrays.library import dtype_name, format_name, is_complex
+from polarlib.arrays.library import astype_like, dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import (
@@ -28,7 +28,6 @@ from polarlib.arrays.settings import (
     on_its_device,
     traced_by_dynamo,
 )
-from polarlib.arrays.torch_sharded import placements
 from polarlib.engine.coefficients import as_schedule, cut, numbers, together
 from polarlib.engine.normalise import compiles_factors
 from polarlib.engine.rules import (
@@ -36,7 +35,7 @@ from polarlib.engine.rules import (
     differentiable_coefficients,
     differentiable_schedule,
 )
-from polarlib.orthogonalization.heads import block_shape, per_head
+from polarlib.orthogonalization.heads import check_rows, per_head
 from polarlib.orthogonalization.options import checked_heads
 from polarlib.orthogonalization.run import apply, in_blocks, storage_of
 
@@ -54,7 +53,7 @@ class How(NamedTuple):
 
     def resolved(self, x: Array, ops: Ops) -> str:
         """Check that the heads share the rows, and return the format of the iteration."""
-        block_shape(tuple(x.shape), self.heads)
+        check_rows(x.shape, self.heads)
         return ops.multiplier(x) if self.precision is None else self.precision
 
 
@@ -112,12 +111,11 @@ def checked_coefficients(c: Any, x: Array) -> Array:
             "schedule must be a name, a path, a Schedule or an array of coefficients of shape "
             f"(steps, k), got {shown(c)}"
         )
-    check_same_place(x, "g", c, "schedule")
-    if c.ndim != 2 or 0 in c.shape or max(c.shape) > MOST_STEPS:
-        raise ValueError(
-            "schedule, an array of coefficients, must have a shape (steps, k): a row for each "
-            f"step, in ascending odd powers, from 1 to {MOST_STEPS} each; got {tuple(c.shape)}"
-        )
+    # What lies on several devices finds the coefficients on each of them.
+    if ops_of(c).xp is not ops_of(x).xp or not ops_of(x)._lies_on_several(x):
+        check_same_place(x, "g", c, "schedule")
+    if c.ndim != 2:
+        _refuse_shape(c)
     if is_complex(c) or not format_name(c):
         raise TypeError(
             f"schedule, an array of coefficients, must be of real floating-point numbers, got "
@@ -126,10 +124,16 @@ def checked_coefficients(c: Any, x: Array) -> Array:
     return c
 
 
+def _refuse_shape(c: Array) -> NoReturn:
+    raise ValueError(
+        "schedule, an array of coefficients, must have a shape (steps, k): a row for each step, in "
+        f"ascending odd powers, from 1 to {MOST_STEPS} each; got {tuple(c.shape)}"
+    )
+
+
 def by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
     """`orthogonalize` with an array as schedule; torch.compile reads this."""
-    takes = torch_operator.takes
-    if traced_by_dynamo() and out is None and takes(g) and takes(c) and c.ndim == 2:
+    if traced_by_dynamo() and out is None and torch_operator.takes(g, c):
         options, error = packed_or_error(*given)
         if error:
             raise ValueError(error)
@@ -161,6 +165,7 @@ def _checked(g: Array, c: Any, out: Array | None, how: How) -> Array:
     if out is not None:
         check_out(out, x, "out", "g")
     if torch_operator.is_traced(x, ops):
+        check_rows(x.shape, how.heads)
         return copied(_recorded(x, c, how), out)
     return copied(_orthogonalized(x, c, how, out), out)
 
@@ -177,36 +182,28 @@ def _recorded(x: Array, c: Array, how: How) -> Array:
 
 
 def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> Array:
+    # Not asked for before: torch.jit.trace has no sizes to compare.
+    if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
+        _refuse_shape(c)
     ops = ops_of(x)
     precision = how.resolved(x, ops)
     # In the precision of the iteration, but no less than single: products take it as it is.
     c = ops_of(c).cast(c, "float64" if precision == "float64" else "float32")
 
-    def find(x: Array, own: Ops, out: Array | None) -> Array:
+    def find(x: Array, own: Ops, out: Array | None, c: Array) -> Array:
         if 0 in x.shape:
-            return empty_result(x, own)
-        at = _beside(c, x, own)
+            empty = empty_result(x, own)
+            # What records the coefficients finds them in the result.
+            return astype_like(empty * own.xp.sum(c), x, own) if own.is_traced(c) else empty
         run = own.compiled(_apply, precision=precision, **storage_of(out, x))
-        if own.is_traced(at):
-            return differentiable_coefficients(run, x, at)
+        if own.is_traced(c):
+            return differentiable_coefficients(run, x, c)
         if not own.is_traced(x):
-            return run(x, at)
-        rule = {"schedule": as_schedule(cut(at, x.ndim)), "normalisation": "frobenius", **FIXED}
-        return differentiable_schedule(lambda x: run(x, at), x, **rule)
+            return run(x, c)
+        rule = {"schedule": as_schedule(cut(c, x.ndim)), "normalisation": "frobenius", **FIXED}
+        return differentiable_schedule(lambda x: run(x, c), x, **rule)
 
-    return in_blocks(find, x, ops, how.heads, out)
-
-
-def _beside(c: Array, x: Array, ops: Ops) -> Array:
-    """Coefficients for matrices X; each process of a mesh has all of those of a DTensor."""
-    if not placements(x):
-        return c
-    if ops.is_traced(c):
-        raise TypeError(
-            "schedule, an array of coefficients, has no derivative where g is a sharded DTensor; "
-            "pass schedule.detach(), or g.full_tensor()"
-        )
-    return ops._whole(c, x)  # type: ignore[attr-defined]
+    return in_blocks(find, x, ops, how.heads, out, c)
 
 
 def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> Array:
