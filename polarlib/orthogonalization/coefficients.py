@@ -43,6 +43,7 @@ Array = Any
 
 # How an array of coefficients is applied; for the derivative too.
 FIXED: dict[str, Any] = {"form": "plain", "restarts": ()}
+FORMS = ("auto", "plain", "gram")
 
 
 class How(NamedTuple):
@@ -50,11 +51,6 @@ class How(NamedTuple):
 
     precision: str | None = None
     heads: int | None = None
-
-    def resolved(self, x: Array, ops: Ops) -> str:
-        """Check that the heads share the rows, and return the format of the iteration."""
-        check_rows(x.shape, self.heads)
-        return ops.multiplier(x) if self.precision is None else self.precision
 
 
 def checked_how(
@@ -67,30 +63,24 @@ def checked_how(
     heads: Any = None,
 ) -> How:
     """Return the options that go with an array of coefficients; refuse the others."""
-    form = choice("form", form, ("auto", "plain", "gram"))
-    refused = {
-        "steps": (steps, steps is None, "it has a row for each step: cut it, schedule[:steps]"),
-        "form": (form, form != "gram", "it is applied in plain form: leave form out"),
-        "restarts": (
-            restarts,
-            isinstance(restarts, str) and restarts == "auto",
-            "it is applied in plain form: leave restarts out",
+    plain = "it is applied in plain form"
+    known: dict[str, tuple[Any, tuple[str | None, ...], str]] = {
+        "steps": (
+            steps,
+            (None,),
+            "its rows are the steps, and schedule[:steps] are the first ones",
         ),
-        "gram_precision": (
-            gram_precision,
-            gram_precision is None,
-            "it is applied in plain form: leave gram_precision out",
-        ),
-        "normalisation": (
-            normalisation,
-            normalisation is None
-            or (isinstance(normalisation, str) and normalisation == "frobenius"),
-            "matrices are divided by their Frobenius norm: leave normalisation out",
-        ),
+        "form": (choice("form", form, FORMS), ("auto", "plain"), plain),
+        "restarts": (restarts, ("auto",), plain),
+        "gram_precision": (gram_precision, (None,), plain),
+        "normalisation": (normalisation, (None, "frobenius"), "it is for the Frobenius norm"),
     }
-    for name, (value, taken, why) in refused.items():
-        if not taken:
-            raise ValueError(f"{name}={shown(value)} does not go with an array as schedule; {why}")
+    for name, (value, taken, why) in known.items():
+        if not (value is None or isinstance(value, str)) or value not in taken:
+            raise ValueError(
+                f"{name}={shown(value)} does not go with an array of coefficients as schedule: "
+                f"{why}; leave {name} out"
+            )
     precision = None if precision is None else format_of(precision).name
     return How(precision, None if heads is None else checked_heads(heads))
 
@@ -122,6 +112,12 @@ def checked_coefficients(c: Any, x: Array) -> Array:
             f"{dtype_name(c)}; convert it to float32 or float64"
         )
     return c
+
+
+def _check_sizes(c: Array) -> None:
+    """Raise for too many or no entries; where C is, since torch.jit.trace has no sizes to ask."""
+    if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
+        _refuse_shape(c)
 
 
 def _refuse_shape(c: Array) -> NoReturn:
@@ -182,11 +178,10 @@ def _recorded(x: Array, c: Array, how: How) -> Array:
 
 
 def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> Array:
-    # Not asked for before: torch.jit.trace has no sizes to compare.
-    if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
-        _refuse_shape(c)
+    _check_sizes(c)
+    check_rows(x.shape, how.heads)
     ops = ops_of(x)
-    precision = how.resolved(x, ops)
+    precision = ops.multiplier(x) if how.precision is None else how.precision
     # In the precision of the iteration, but no less than single: products take it as it is.
     c = ops_of(c).cast(c, "float64" if precision == "float64" else "float32")
 
@@ -200,10 +195,22 @@ def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> A
             return differentiable_coefficients(run, x, c)
         if not own.is_traced(x):
             return run(x, c)
-        rule = {"schedule": as_schedule(cut(c, x.ndim)), "normalisation": "frobenius", **FIXED}
-        return differentiable_schedule(lambda x: run(x, c), x, **rule)
+        return differentiable_schedule(lambda x: run(x, c), x, **_rule(c, x.ndim))
 
     return in_blocks(find, x, ops, how.heads, out, c)
+
+
+def _rule(c: Array, ndim: int) -> dict[str, Any]:
+    """What the derivative with respect to a stack of `ndim` axes depends on."""
+    return {"schedule": as_schedule(cut(c, ndim)), "normalisation": "frobenius", **FIXED}
+
+
+def rule_of_coefficients(x: Array, c: Any, *given: Any) -> tuple[dict[str, Any], int | None]:
+    """Check, and return what the derivative at X depends on, C held, and the number of heads."""
+    how, c = checked_how(*given), checked_coefficients(c, x)
+    _check_sizes(c)
+    check_rows(x.shape, how.heads)
+    return _rule(ops_of(c).cast(c, format_name(x)), x.ndim + (how.heads is not None)), how.heads
 
 
 def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> Array:
