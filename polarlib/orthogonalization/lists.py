@@ -101,7 +101,7 @@ def _recorded(
     c = same.get("schedule", "auto")
     if isinstance(c, NAMED):
         options, error = matrices.packed_or_error(**same)
-    elif torch_operator.takes(c):
+    elif gradients and torch_operator.takes(gradients[0], c):
         others = {name: value for name, value in same.items() if name != "schedule"}
         options, error = coefficients.packed_or_error(**others)
     else:

@@ -27,7 +27,7 @@ from polarlib.engine import short
 from polarlib.engine.rules import differentiable_schedule, schedule_rule
 from polarlib.engine.symmetric import pays
 from polarlib.orthogonalization.coefficients import by_coefficients
-from polarlib.orthogonalization.heads import per_head
+from polarlib.orthogonalization.heads import check_rows, per_head
 from polarlib.orthogonalization.options import BY_FORMAT, NAMED, Options, rule_of
 from polarlib.orthogonalization.run import apply, in_blocks, storage_of
 from polarlib.published import Named
@@ -192,6 +192,8 @@ def _checked(g: Array, out: Array | None, how: Options) -> Array:
     recorded = torch_operator.is_traced(x, ops)
     if out is not None:
         check_out(out, x, "out", "g")
+    if recorded:
+        check_rows(x.shape, how.heads)
     packed = _packed(how) if recorded else ""
     u = _recorded(x, ops, how, packed) if packed else _orthogonalized(x, ops, how, out)
     return copied(u, out)

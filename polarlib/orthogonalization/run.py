@@ -18,30 +18,34 @@ Array = Any
 
 
 def in_blocks(
-    find: Callable[[Array, Ops, Array | None], Array],
+    find: Callable[..., Array],
     x: Array,
     ops: Ops,
     heads: int | None,
     out: Array | None,
+    *beside: Array,
 ) -> Array:
-    """Return ``find(x, ops, out)``, of shards as they lie, for each block of rows by itself.
+    """Return ``find(x, ops, out, *beside)``, of shards as they lie, block by block of rows.
 
     Blocks of JAX arrays are made where axes are automatic, as explicit ones want a place for them;
     those of DTensors before the matrices are laid out, so that processes keep whole blocks.
     """
 
     def found(x: Array, own: Ops, place: Array | None) -> Array:
-        return own.with_shards(lambda y: find(y, own if y is x else ops_of(y), place), x, "g")
+        def run(y: Array, *beside: Array) -> Array:
+            return find(y, own if y is x else ops_of(y), place, *beside)
+
+        return own.with_shards(run, x, "g", beside)
 
     if heads is None:
         return found(x, ops, out)
     if out is None and not placements(x):
 
-        def by_heads(x: Array) -> Array:
+        def by_heads(x: Array, *beside: Array) -> Array:
             blocks = split(x, heads)
-            return merged(find(blocks, ops_of(blocks), None))
+            return merged(find(blocks, ops_of(blocks), None, *beside))
 
-        return ops.with_shards(by_heads, x, "g")
+        return ops.with_shards(by_heads, x, "g", beside)
     blocks = split(x, heads)
     place = None if out is None else blocks if out is x else split(out, heads)
     return merged(found(blocks, ops_of(blocks), place))
