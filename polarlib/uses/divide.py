@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import count
@@ -262,7 +262,7 @@ def _eigenpairs(h: Array, smallest: int) -> tuple[Array, Array]:
 def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
     """Eigenpairs of Hermitian matrices of visible entries."""
     if z.shape[-1] <= smallest:
-        return cast(tuple[Array, Array], ops.eigh(z))
+        return ops.eigh(z)
 
     def one(z: Array) -> tuple[Array, ...]:
         return _where_it_is_fast(lambda z: division(z, ops_of(z), smallest)[:2], z)
