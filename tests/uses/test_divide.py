@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -767,3 +770,55 @@ def test_under_jit():
     assert np.isfinite(got[1]).all()
     values = jax.jit(jax.grad(lambda x: (eigh_polar(x).w ** 2).sum()))(tie)
     np.testing.assert_allclose(values, 2 * tie, atol=1e-14)
+
+
+# -- the page ----------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    if not (ROOT / "benchmarks").is_dir():
+        pytest.skip("the benchmarks are not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("spectral_division")
+
+
+def test_the_page_is_that_of_the_data(benchmark):
+    page = (ROOT / "docs" / "spectral_division.md").read_text(encoding="utf-8")
+    figures = json.loads(benchmark.DATA.read_text(encoding="utf-8"))
+    for name, body in benchmark.tables(figures).items():
+        assert f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->" in page
+    for row in figures["accuracy"]:
+        assert row["counts"]["refused"] == 0
+        assert row["counts"]["left"] < LEFT
+        for name in ("eigh_polar", "svd_polar"):  # what the page claims: a small multiple of n u
+            assert max(row[name].values()) < benchmark.ORDER / 8
+
+
+def test_what_the_page_is_made_of(benchmark, monkeypatch):
+    for name, w in benchmark.spectra(40).items():
+        h = benchmark.matrix(w, "float64")
+        v = np.linalg.eigh(h)
+        exact = benchmark.accuracy(h, w, v[0], v[1], v[1])
+        assert exact["values"] < 40, name
+        wrong = benchmark.accuracy(h, w, v[0] + 1e-12, v[1], v[1])
+        assert wrong["values"] > 5000, name
+        turned = v[1] + 1e-12 * np.roll(v[1], 1, axis=1)
+        wrong = benchmark.accuracy(h, w, v[0], turned, v[1])
+        assert min(wrong["residual"], wrong["orthogonality"]) > 500, name
+    h = benchmark.matrix(np.linspace(-1, 1, 40), "float64")
+    found = benchmark.counts(h, 10)
+    assert found["splits"] == found["factors"] == len(found["orders"])
+    assert sum(found["finished"]) == 40
+    assert found["qr"] == pytest.approx(2 * sum((m / 40) ** 3 for m in found["orders"]))
+    monkeypatch.setattr(benchmark, "SIZES", (20,))
+    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
+    rows = benchmark.times()
+    assert [(r["n"], r["dtype"], r["rounds"]) for r in rows] == [
+        (20, d, 3) for d in benchmark.DTYPES
+    ]
+    assert (
+        "20 | float64" in benchmark.tables({"accuracy": [], "times": rows, "machine": ""})["times"]
+    )
