@@ -87,6 +87,8 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         ),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
+        "svd_polar": (TALL, lambda x: polarlib.svd_polar(x)[1]),
+        "eigh_polar": (TALL, lambda x: polarlib.eigh_polar(definite(x))[0]),
         "top_singular": (TALL, lambda x: polarlib.top_singular(x, 2)[1]),
         "spectral().lmo": (TALL, lambda x: norms.spectral().lmo(x)),
         "nuclear()": (TALL, lambda x: norms.nuclear()(x)),

@@ -25,9 +25,10 @@ import polarlib
 from polarlib import ConvergenceWarning, ScheduleWarning, Status, design, norms
 from polarlib.arrays import cupy_device
 from polarlib.arrays.formats import FORMATS
-from polarlib.arrays.ops import Ops
+from polarlib.arrays.ops import Ops, ops_of
 from polarlib.norms.base import Norm
 from polarlib.norms.topk import triplets
+from polarlib.uses.division import division
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(polarlib.__file__).parent
@@ -122,6 +123,11 @@ def examples() -> dict[str, Any]:
         "fingerprint": design.fingerprint(design.minimax(5, 0.1).steps[0]),
         "triplets": triplets(verbs.gaussian(5, 4), 2),
         "singular": polarlib.top_singular(verbs.gaussian(5, 4), 2),
+        "decompositions": (
+            polarlib.svd_polar(verbs.gaussian(5, 4)),
+            polarlib.eigh_polar(np.ones((3, 3))),
+            division(np.diag([2.0, 1.0]) + 1, ops_of(np.eye(2)), 1),
+        ),
         "module": norms.compose(norms.layer(norms.spectral()), norms.bond(0.5)),
         "mup": norms.mup("hidden"),
         **norms_of_every_kind(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from polarlib._methods.svd import polished
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import count
 from polarlib.arrays.entered import enter
@@ -14,7 +15,7 @@ from polarlib.arrays.functions import empty_result, real_part
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
-from polarlib.decomposition import hermitian_part, polar
+from polarlib.decomposition import hermitian_part, unitary_factor
 from polarlib.engine.triplets import differentiable_eigenpairs, differentiable_triplets
 from polarlib.uses.division import METHOD, division
 from polarlib.uses.nearest import check_square
@@ -91,8 +92,9 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
     -----
     Values have an error of a small multiple of ``n u sigma_1``, u the unit roundoff: small ones
     have no relative accuracy. For the cost, and where this loses, see docs/spectral_division.md.
-    The polar factor is checked as :func:`polarlib.polar` checks it, and the eigenvectors as
-    :func:`eigh_polar` does.
+    Orthogonality and skew part of the polar factor are checked, that H is positive semidefinite,
+    and the eigenvectors as :func:`eigh_polar` does; where one is wrong, the library's SVD or
+    ``eigh`` is called. The zero matrix is such a case.
 
     Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the worst condition number, the
     library's ``eigh`` decomposes H, and U is the Q of a QR factorisation of A V: orthonormal
@@ -212,18 +214,35 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
 def _triplets(a: Array, smallest: int) -> tuple[Array, Array, Array]:
     """Singular value decompositions of matrices that nobody differentiates."""
     ops = ops_of(a)
-    xp = ops.xp
     refuse_hidden(a, ops, "svd_polar", "call the library's own SVD")
     hidden = ops.is_abstract(a)
     e = enter(a, ops=ops, tall=True)
-    p = polar(e.x, method=METHOD)
-    w, v = (ops.eigh if hidden else lambda h: _of_stack(h, ops, smallest))(p.hermitian)
-    s, v = xp.flip(xp.where(w <= 0, xp.zeros_like(w), w), axis=-1), xp.flip(v, axis=-1)
-    u = _orthonormal(ops.matmul(e.x, v), ops) if hidden else ops.matmul(p.unitary, v)
+    # Not polar(), which computes singular values where the rank is in doubt.
+    u = polished(unitary_factor(e.x, method=METHOD, name="svd_polar"), ops)
+    h = ops.hermitian_part(ops.matmul(ops.adjoint(u), e.x))
+    w, v = ops.eigh(h) if hidden else _of_stack(h, ops, smallest)
+    u, s, v = _from_factors(e.x, u, w, v, ops, hidden=hidden)
     u, vh = (v, ops.adjoint(u)) if e.wide else (u, ops.adjoint(v))
     # Not e.leave, which would make the values complex with their matrix.
     s = ops.cast(ops.scale(s[..., None, :], e.scale)[..., 0, :], format_name(a))
     return e.leave(u, turn=False), s, e.leave(vh, turn=False)
+
+
+def _from_factors(
+    x: Array, u: Array, w: Array, v: Array, ops: Ops, *, hidden: bool
+) -> tuple[Array, Array, Array]:
+    """U, s and V of tall matrices from their unitary factors and the eigenpairs of the Hermitian.
+
+    That the Hermitian factor is positive semidefinite is the one property of a polar decomposition
+    that has not been checked: if it is not, the library's SVD is taken.
+    """
+    xp = ops.xp
+    low, high = w[..., :1], w[..., -1:]
+    if not hidden and bool(xp.any(low < -default_tolerance(x.shape, format_name(x)) * high)):
+        u, s, vh = ops.svd(x)
+        return u, s, ops.adjoint(vh)
+    s, v = xp.flip(xp.where(w <= 0, xp.zeros_like(w), w), axis=-1), xp.flip(v, axis=-1)
+    return _orthonormal(ops.matmul(x, v), ops) if hidden else ops.matmul(u, v), s, v
 
 
 def _orthonormal(us: Array, ops: Ops) -> Array:
@@ -262,7 +281,7 @@ def _eigenpairs(h: Array, smallest: int) -> tuple[Array, Array]:
 def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
     """Eigenpairs of Hermitian matrices of visible entries."""
     if z.shape[-1] <= smallest:
-        return cast(tuple[Array, Array], ops.eigh(z))
+        return ops.eigh(z)
 
     def one(z: Array) -> tuple[Array, ...]:
         return _where_it_is_fast(lambda z: division(z, ops_of(z), smallest)[:2], z)
