@@ -81,6 +81,10 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             TALL,
             lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
         ),
+        "align": (
+            TALL,
+            lambda x: tuple(vars(polarlib.align(x, 2 * x * x + 1, scale=True)).values())[:-1],
+        ),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "top_singular": (TALL, lambda x: polarlib.top_singular(x, 2)[1]),

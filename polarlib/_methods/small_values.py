@@ -49,3 +49,12 @@ def _rotate(a: list[list[Array]], p: int, q: int, ops: Ops) -> None:
         (i, j), (k, l) = sorted((r, p)), sorted((r, q))
         x, y = a[i][j], a[k][l]
         a[i][j], a[k][l] = c * x - s * y, s * x + c * y
+
+
+def ordered(vectors: list[Array], ops: Ops) -> list[Array]:
+    """Vectors whose entries ascend from one to the next: libraries sort short rows slowly."""
+    v = list(vectors)
+    for end in range(len(v) - 1, 0, -1):
+        for i in range(end):
+            v[i : i + 2] = ops.xp.minimum(v[i], v[i + 1]), ops.xp.maximum(v[i], v[i + 1])
+    return v

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from polarlib._methods.small import decompose, is_worth, symmetric_values
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
 from polarlib._stages.options import default_tolerance
+from polarlib.arrays.arithmetic import ranges
 from polarlib.arrays.checks import flag, number, shown
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import (
@@ -29,6 +31,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.clouds import (
+    columns,
     differentiable_residual,
     differentiable_turn,
     inner,
@@ -43,6 +46,9 @@ from polarlib.uses.procrustes import pair_of
 Array = Any
 # Points that differ by so many epsilons of their distance from the origin have no scale.
 COINCIDENT = 8.0
+# Entries of points that are computed with at a time, on the host: with what is made of them they
+# fill a cache of a few MB. By experiment.
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,9 +231,19 @@ def align(
     w = None if weights is None else _weights(weights, a)
     if w is not None:
         _broadcast(("points", a), ("targets", b), ("weights", w))
-    clouds = _entered(a, b, w, ops)
+    ops = ops if w is None else ops.functional(w)
     equation = Equation("polar" if reflection else "rotation", max(a.shape[-2:]), r)
-    return _aligned(clouds, a, equation, scale, translation)
+    clouds = _entered(a, b, w, ops)
+    r, s, t, values, rmsd, unique = _solved(clouds, equation, scale, translation, ops)
+    kind = ops._dtype(format_name(a))
+    return Alignment(
+        ops.xp.astype(r, a.dtype),
+        ops.xp.astype(s, kind)[..., 0, 0],
+        ops.xp.astype(t, a.dtype)[..., 0],
+        ops.xp.astype(values, kind)[..., 0, :],
+        ops.xp.astype(rmsd, kind)[..., 0, 0],
+        unique[..., 0, 0],
+    )
 
 
 class _Clouds(NamedTuple):
@@ -237,15 +253,12 @@ class _Clouds(NamedTuple):
     ----------
     x, y : array, shape (..., n, d)
         Points and targets over their scales, in at least single precision.
-    x_scale, y_scale : array, shape (..., 1, 1), or 1.0
-    p : array, shape (..., n, 1), or None
+    x_scale, y_scale : array, shape (..., 1, 1), or float
+        Powers of two.
+    p : array, shape (..., 1, n), or None
         Weights of sum 1; None for equal ones.
-    row : array, shape (..., 1, n)
-        What sums points, weighted, over `parts`.
-    parts : float
     total : array, shape (..., 1, 1), or float
         Sum of the weights.
-    ops : Ops
     """
 
     x: Array
@@ -253,10 +266,7 @@ class _Clouds(NamedTuple):
     x_scale: Array | float
     y_scale: Array | float
     p: Array | None
-    row: Array
-    parts: float
     total: Array | float
-    ops: Ops
 
 
 def _broadcast(*named: tuple[str, Array]) -> None:
@@ -312,31 +322,20 @@ def _scale_of_weights(w: Array) -> Array:
 
 def _entered(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
     """Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
-    xp, n = ops.xp, a.shape[-2]
     ndim = max(x.ndim for x in (a, b, w) if x is not None)
-    p, row, parts = None, None, float(n)
-    total: Array | float = parts
+    p, total = None, float(a.shape[-2])
     if w is not None:
-        ops = ops.functional(w)
         size = constant(ops, _scale_of_weights, w)
         name = "float64" if format_name(a) == "float64" else "float32"
         w = ops.cast(ops.divide(w, size), name)
         sums = ops.sums(w, -2)
-        p, parts = _ranked(w / sums, ndim), 1.0
+        p = _ranked(ops.xp.matrix_transpose(w / sums), ndim)
         total = _ranked(ops.cast(size, name) * sums, ndim)
-        row = xp.matrix_transpose(p)
         a, b = _relevant(a, w, ops), _relevant(b, w, ops)
-    x, y = (
-        enter(each, name, ops=ops, comfortable=True)
-        for each, name in ((a, "points"), (b, "targets"))
-    )
-    if row is None:
-        row = xp.ones((1, n), dtype=x.x.dtype, device=ops._device_of(x.x))
-    elif is_complex(x.x):
-        row = xp.astype(row, x.x.dtype)
+    x = enter(a, "points", ops=ops, comfortable=True)
+    y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
-    both = _ranked(x.x, ndim), _ranked(y.x, ndim)
-    return _Clouds(*both, sizes[0], sizes[1], p, row, parts, total, ops)
+    return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), sizes[0], sizes[1], p, total)
 
 
 def _relevant(x: Array, w: Array, ops: Ops) -> Array:
@@ -351,66 +350,133 @@ def _ranked(x: Array, ndim: int) -> Array:
     return x if x.ndim == ndim else ops_of(x).xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape))
 
 
-def _centred(x: Array, clouds: _Clouds) -> tuple[Array, Array]:
-    """Means, shape (..., 1, d), and points about them.
+def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops) -> Any:
+    """``f(*arrays)`` of stacks on the host, some hundreds of clouds at a time: they stay in cache.
+
+    None where they are few, or not on the host. The first array has the points; results have a
+    stack as their leading axes.
+    """
+    xp = ops.xp
+    stack = np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in arrays if x is not None))
+    count = math.prod(stack)
+    pieces = -(-count * math.prod(arrays[0].shape[-2:]) // PIECE)
+    if not ops.host or ops.is_abstract(arrays[0]) or min(count, pieces) < 2:
+        return None
+
+    def flat(x: Array) -> Array:
+        if math.prod(x.shape[:-2]) not in (1, count):
+            x = xp.broadcast_to(x, (*stack, *x.shape[-2:]))
+        return xp.reshape(x, (-1, *x.shape[-2:]))
+
+    whole = [None if x is None else flat(x) for x in arrays]
+    parts = [
+        f(*(x if x is None or x.shape[0] == 1 else x[i] for x in whole))
+        for i in ranges(count, -(-count // pieces))
+    ]
+    joined = (xp.concat(each, axis=0) for each in zip(*parts, strict=True))
+    return tuple(xp.reshape(x, (*stack, *x.shape[1:])) for x in joined)
+
+
+class _Means(NamedTuple):
+    """Means of points and of targets, shape (..., d, 1), each the sum of a point and of the rest.
 
     One point is subtracted first, the heaviest: exactly, as it is near the others where all are far
     from the origin. Points that coincide are then exactly 0.
     """
-    ops, p = clouds.ops, clouds.p
+
+    x: Array
+    x_rest: Array
+    y: Array
+    y_rest: Array
+
+
+def _mean(x: Array, p: Array | None, ops: Ops) -> tuple[Array, Array, Array]:
+    """Both parts of the mean, and points about it, in columns."""
+    xp = ops.xp
     if p is None:
-        first = x[..., :1, :]
+        first = xp.matrix_transpose(x[..., :1, :])
     else:
-        heaviest = ops.xp.argmax(p, axis=-2, keepdims=True)
-        index = ops.xp.arange(p.shape[-2], device=ops._device_of(p))[:, None]
-        one = ops.xp.astype(index == heaviest, x.dtype)
-        first = ops.matmul(ops.xp.matrix_transpose(one), x)
-    x = x - first
-    mean = ops.matmul(clouds.row, x) * (1.0 / clouds.parts)
-    return first + mean, minus(x, mean, ops)
+        index = xp.arange(p.shape[-1], device=ops._device_of(p))
+        one = xp.astype(index == xp.argmax(p, axis=-1, keepdims=True), x.dtype)
+        first = xp.matrix_transpose(ops.matmul(one, x))
+    x = minus(columns(x, ops), first, ops)
+    if p is None:
+        rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
+    else:
+        rest = ops.matmul(x, xp.astype(xp.matrix_transpose(p), x.dtype))
+    return first, rest, minus(x, rest, ops)
 
 
-def _aligned(
-    clouds: _Clouds, like: Array, equation: Equation, scale: bool, translation: bool
-) -> Alignment:
-    x, y, p, ops = clouds.x, clouds.y, clouds.p, clouds.ops
-    xp, share = ops.xp, 1.0 / x.shape[-2]
-    means = None
+def _about(x: Array, first: Array | None, rest: Array | None, ops: Ops) -> Array:
+    """The points of :func:`_mean` once more."""
+    x = columns(x, ops)
+    return x if first is None else minus(minus(x, first, ops), rest, ops)
+
+
+def _moments(
+    x: Array, y: Array, p: Array | None, *, translation: bool, scale: bool, ops: Ops
+) -> tuple[Array, ...]:
+    """Points and targets about their means; covariance, spread of the points, and the means."""
+    xp = ops.xp
+    means: tuple[Array, ...] = ()
     if translation:
-        (x_mean, x), (y_mean, y) = _centred(x, clouds), _centred(y, clouds)
-        means = x_mean, y_mean
-    weighted = x if p is None else x * p
-    c = ops.matmul(ops.adjoint(weighted), y) * (share if p is None else 1.0)
+        x, x_rest, x_about = _mean(x, p, ops)
+        y, y_rest, y_about = _mean(y, p, ops)
+        means, x, y = _Means(x, x_rest, y, y_rest), x_about, y_about
+    else:
+        x, y = columns(x, ops), columns(y, ops)
+    share = 1.0 / x.shape[-1] if p is None else 1.0
+    heavy = x if p is None else x * p
+    c = ops.matmul(xp.conj(heavy) if is_complex(x) else heavy, xp.matrix_transpose(y)) * share
+    spread = (inner(heavy, x, ops) * share,) if scale else ()
+    return (x, y, c, *spread, *means)
+
+
+def _solved(
+    clouds: _Clouds, equation: Equation, scale: bool, translation: bool, ops: Ops
+) -> tuple[Array, ...]:
+    """Fields of the alignment as matrices: t in a column, singular values in a row."""
+    xp, given = ops.xp, [clouds.x, clouds.y, clouds.p]
+    moments = functools.partial(_moments, translation=translation, scale=scale, ops=ops)
+    found = _in_pieces(lambda *arrays: moments(*arrays)[2:], given, ops)
+    in_pieces = found is not None
+    if not in_pieces:
+        given[0], given[1], *found = moments(*given)
+    c = found[0]
+    means = _Means(*found[-4:]) if translation else None
     find = functools.partial(_turn, reflection=equation.kind == "polar")
     r, best, values, gap = differentiable_turn(find, c, equation)
-    units = _units(clouds, best)
+    units = _units(clouds, best, ops)
     s = xp.ones_like(best)
     if scale:
-        spread = inner(weighted, x, ops) * (share if p is None else 1.0)
-        s, units = _scales(spread, best, clouds, units)
-    q, y = r * units.x, y if _is_one(units.y) else y * units.y
+        s, units = _scales(found[1], best, clouds, units, ops)
+    q = r * units.x
     if means is None:
-        t, size2 = xp.zeros_like(r[..., :1, :]), xp.zeros_like(best)
+        t, size2 = xp.zeros_like(r[..., :1]), xp.zeros_like(best)
     else:
-        ends = means[1] * units.y, ops.matmul(means[0], q)
-        t = (ends[0] - ends[1]) * units.both
-        size2 = inner(ends[0], ends[0], ops) + inner(ends[1], ends[1], ops)
-    rmsd = differentiable_residual(x, y, q, size2, p, ops) * units.both
-    n = max(x.shape[-2:])
-    unique = gap > n * format_of(format_name(c)).epsilon * values[..., None, :1]
-    if x.shape[-1] <= (equation.kind == "rotation"):
-        unique = gap >= 0
-    values = values[..., None, :] * (clouds.x_scale * clouds.y_scale) * clouds.total
-    real = ops._dtype(format_name(like))
-    t = xp.astype(xp.broadcast_to(t, r[..., :1, :].shape), like.dtype)[..., 0, :]
-    return Alignment(
-        xp.astype(r, like.dtype),
-        xp.astype(s, real)[..., 0, 0],
-        t,
-        xp.astype(values, real)[..., 0, :],
-        xp.astype(rmsd, real)[..., 0, 0],
-        unique[..., 0, 0],
-    )
+        turned = ops.matmul(xp.matrix_transpose(q), means.x + means.x_rest)
+        target = (means.y + means.y_rest) * units.y
+        t = (target - turned) * units.both
+        size2 = inner(target, target, ops) + inner(turned, turned, ops)
+
+    def residual(
+        x: Array, y: Array, p: Array, q: Array, size2: Array, unit: Array, *means: Array
+    ) -> tuple[Array]:
+        if in_pieces:
+            about = means or (None,) * 4
+            x, y = _about(x, about[0], about[1], ops), _about(y, about[2], about[3], ops)
+        y = y if unit is None else y * unit
+        return (differentiable_residual(x, y, q, size2, p, ops),)
+
+    unit = None if _is_one(units.y) else units.y * xp.ones_like(best)
+    arrays = [*given, q, size2, unit]
+    (rmsd,) = _in_pieces(residual, [*arrays, *(means or ())], ops) or residual(*arrays)
+    values = values[..., None, :]
+    unique = gap > equation.size * format_of(format_name(c)).epsilon * values[..., :1]
+    if c.shape[-1] <= (equation.kind == "rotation"):
+        unique = gap == gap  # the only one; NaN is none
+    values = values * (clouds.x_scale * clouds.y_scale) * clouds.total
+    return r, s, t, values, rmsd * units.both, unique
 
 
 class _Units(NamedTuple):
@@ -425,9 +491,9 @@ def _is_one(s: Array | float) -> bool:
     return isinstance(s, float) and s == 1.0
 
 
-def _units(clouds: _Clouds, like: Array) -> _Units:
+def _units(clouds: _Clouds, like: Array, ops: Ops) -> _Units:
     """The units for s = 1: the larger scale of both, so that neither overflows."""
-    x, y, xp = clouds.x_scale, clouds.y_scale, clouds.ops.xp
+    x, y, xp = clouds.x_scale, clouds.y_scale, ops.xp
     if isinstance(x, float) and isinstance(y, float):
         both: Array | float = max(x, y)
     else:
@@ -436,14 +502,16 @@ def _units(clouds: _Clouds, like: Array) -> _Units:
     return _Units(x / both, y / both, both)
 
 
-def _scales(spread: Array, best: Array, clouds: _Clouds, units: _Units) -> tuple[Array, _Units]:
+def _scales(
+    spread: Array, best: Array, clouds: _Clouds, units: _Units, ops: Ops
+) -> tuple[Array, _Units]:
     """The best s, and units for it: those of the targets, which s is 1 for if points coincide."""
-    ops, xp = clouds.ops, clouds.ops.xp
+    xp = ops.xp
     noise = COINCIDENT * format_of(format_name(spread)).epsilon
-    far2 = ops.max(squares(clouds.x, ops), axis=-2, keepdims=True)
+    far2 = ops.max(squares(columns(clouds.x, ops), ops), axis=-1, keepdims=True)
     lost = spread <= noise * noise * far2
     one = xp.ones_like(best)
-    free = xp.where(best > 0, best, 0.0 * best) / xp.where(lost, one, spread)
+    free = xp.where(best > 0, best, 0.0 * xp.abs(best)) / xp.where(lost, one, spread)
     s = xp.where(lost, one, free * (clouds.y_scale / clouds.x_scale))
     chosen = ((units.x, free), (units.y, one), (units.both, one * clouds.y_scale))
     return s, _Units(*(xp.where(lost, one * fixed, other) for fixed, other in chosen))
@@ -475,10 +543,10 @@ def _found(c: Array, *, reflection: bool) -> tuple[Array, ...]:
         r, shown = small_rotation(c, ops) if not reflection else _small_unitary(c, ops)
         if bool(xp.all(shown)):
             h = ops.hermitian_part(ops.matmul(ops.adjoint(r), c))
-            s = symmetric_values(h, ops)
+            s, sizes = symmetric_values(h, ops)
             # One eigenvalue may be negative, the smallest in absolute value.
             gap = s[..., :1] if reflection else xp.sum(s[..., :2], axis=-1, keepdims=True)
-            return r, trace(h, ops), xp.sort(xp.abs(s), axis=-1, descending=True), gap[..., None]
+            return r, trace(h, ops), sizes, gap[..., None]
     entered = enter(c, ops=ops, look="never", mask=True)
     r, shown, s, sign = turn_by_svd(entered.x, ops, proper=not reflection)
     r = xp.where(entered.finite & shown, r, xp.full_like(r, math.nan))
