@@ -7,10 +7,12 @@ Four verbs
     :mod:`polarlib.plot`                   trace or schedule in, matplotlib axes out
 
 What the factor is for
-    :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
-    :func:`svd_polar`, :func:`eigh_polar`  where a device has no good SVD or eigenvalues
-    :mod:`polarlib.manifold`               tangents and retractions of the Stiefel manifold
+    :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`
     :func:`align`                          clouds of points in, :class:`Alignment` out
+    :func:`generalized_procrustes`         several clouds in, :class:`GeneralizedProcrustes` out
+    :mod:`polarlib.manifold`               tangents and retractions of the Stiefel manifold
+    :func:`sqrtm`, :func:`sqrtm_psd`, :func:`signm`, :func:`inverse_root`
+    :func:`svd_polar`, :func:`eigh_polar`  where a device has no good SVD or eigenvalues
 
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
@@ -51,12 +53,14 @@ from polarlib.uses.functions import inverse_root
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
 from polarlib.uses.roots import sqrtm_psd
+from polarlib.uses.shapes import GeneralizedProcrustes, generalized_procrustes
 from polarlib.uses.tall import polar_tall
 
 __all__ = [
     "Alignment",
     "Certificate",
     "ConvergenceWarning",
+    "GeneralizedProcrustes",
     "PolarResult",
     "Schedule",
     "ScheduleWarning",
@@ -68,6 +72,7 @@ __all__ = [
     "design",
     "eigh_polar",
     "files",
+    "generalized_procrustes",
     "inverse_root",
     "manifold",
     "measure",

@@ -143,7 +143,12 @@ class Results:
         self.used: set[str] = set()
         self.passed: list[str] = []
         self.failed: list[str] = []
-        self.not_run: dict[str, str] = {}
+        # By pattern or test, without its parameters: how many, and why.
+        self.not_run: dict[str, tuple[int, str]] = {}
+
+    def _leave(self, name: str, reason: str) -> None:
+        name = name.partition("[")[0]
+        self.not_run[name] = self.not_run.get(name, (0, reason))[0] + 1, reason
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[Any]) -> None:
         """Leave out the tests of NOT_RUN."""
@@ -155,7 +160,7 @@ class Results:
                 kept.append(item)
             else:
                 self.used.add(pattern)
-                self.not_run[name] = self.patterns[pattern]
+                self._leave(pattern, self.patterns[pattern])
                 left.append(item)
         items[:] = kept
         if left:
@@ -166,7 +171,7 @@ class Results:
         if report.failed:
             self.failed.append(_short(report.nodeid) or "collection")
         elif report.skipped:
-            self.not_run[_short(report.nodeid)] = _reason(report)
+            self._leave(_short(report.nodeid), _reason(report))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once: as failed if any part of it did."""
@@ -175,7 +180,7 @@ class Results:
             self.failed.append(name)
         elif report.skipped:
             expected = getattr(report, "wasxfail", None)
-            self.not_run[name] = f"expected to fail: {expected}" if expected else _reason(report)
+            self._leave(name, f"expected to fail: {expected}" if expected else _reason(report))
         elif report.when == "call":
             self.passed.append(name)
 
@@ -255,7 +260,10 @@ def _row(adapter: ModuleType, copy: Path | None, results: Results) -> dict[str, 
         "polarlib": {name: count for name, count in sorted(ours.items()) if count},
         "passed": len(set(results.passed) - set(results.failed)),
         "failed": sorted(set(results.failed)),
-        "not_run": dict(sorted(results.not_run.items())),
+        "not_run": [
+            {"tests": name, "count": count, "reason": reason}
+            for name, (count, reason) in sorted(results.not_run.items())
+        ],
         "note": getattr(adapter, "NOTE", ""),
     }
 
@@ -391,8 +399,9 @@ def _summary(row: dict[str, Any], failed: int) -> str:
     if not row:
         return "could not be run"
     calls = ", ".join(f"{name} {count} times" for name, count in row["polarlib"].items())
+    left = sum(entry["count"] for entry in row["not_run"])
     return (
-        f"{row['passed']} passed, {len(row['failed'])} failed, {len(row['not_run'])} not run; "
+        f"{row['passed']} passed, {len(row['failed'])} failed, {left} not run; "
         f"called {calls or 'nothing of polarlib'}{'' if not failed else '; FAILED'}"
     )
 
