@@ -8,6 +8,7 @@ Four verbs
 
 What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
+    :func:`sqrtm`, :func:`signm`           of general matrices
 
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
@@ -43,6 +44,7 @@ from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
 from polarlib.uses.functions import inverse_root
+from polarlib.uses.general_roots import signm, sqrtm
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
 from polarlib.uses.roots import sqrtm_psd
@@ -78,6 +80,8 @@ __all__ = [
     "procrustes",
     "schedule",
     "schedules",
+    "signm",
+    "sqrtm",
     "sqrtm_psd",
     "testing",
     "top_singular",

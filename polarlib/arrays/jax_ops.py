@@ -265,6 +265,19 @@ class JaxOps(Ops):
             lambda _, b: conj(self._by_eigenvectors(conj(b), self._adjoint_of(d))),
         )
 
+    def sylvester(self, n: Array, w: Array, solve: Callable[[Array, Array], Array]) -> Array:
+        """Solve the equation; JAX differentiates it, and transposes it for gradients."""
+        if not (self.is_traced(n) or self.is_traced(w)):
+            return super().sylvester(n, w, solve)
+        lax, transpose = import_library("jax").lax, self.xp.matrix_transpose
+        known = lax.stop_gradient(n)
+        return lax.custom_linear_solve(
+            lambda x: self.matmul(n, x) + self.matmul(x, n),
+            w,
+            lambda _, b: solve(known, b),
+            lambda _, b: solve(transpose(known), b),
+        )
+
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:

@@ -347,6 +347,26 @@ class Ops(Arithmetic):
         """
         return self._by_eigenvectors(w, diagonalise(h))
 
+    def sylvester(self, n: Array, w: Array, solve: Callable[[Array, Array], Array]) -> Array:
+        """Solve ``N X + X N = W``, eigenvalues of N with Re > 0, so that it can be differentiated.
+
+        `solve` gives the solution from N and W, and need not be differentiable.
+        """
+
+        def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
+            (n, _), (x,), (dn, dw) = arrays, results, tangents
+            ops = self.functional()
+            moved = ops.matmul(dn, x) + ops.matmul(x, dn)
+            return (ops.sylvester(n, dw - moved, solve),)
+
+        def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array, Array]:
+            ops = self.functional()
+            w = ops.sylvester(ops.adjoint(arrays[0]), gradients[0], solve)
+            x = ops.adjoint(results[0])
+            return -(ops.matmul(w, x) + ops.matmul(x, w)), w
+
+        return self.differentiable(lambda n, w: (solve(n, w),), jvp, vjp, (n, w), keep=True)[0]
+
     def _by_eigenvectors(self, w: Array, d: Diagonal) -> Array:
         v = d.vectors
         core = self.matmul(self.matmul(self.adjoint(v), w), v) / astype_like(d.sums, v, self)

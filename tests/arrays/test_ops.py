@@ -48,6 +48,7 @@ from polarlib.arrays.library import (
 )
 from polarlib.arrays.ops import Diagonal, is_native, ops_of
 from polarlib.arrays.torch_sharded import placements
+from polarlib.engine.sylvester import _solution
 
 KINDS = (
     "numpy",
@@ -889,6 +890,14 @@ def check_lyapunov(lab):
     y = wide(lab.host(lab.ops.lyapunov(lab.make(h), lab.make(w), diagonalise)))
     residual = np.abs(wide(h) @ y + y @ wide(h) - w)
     assert np.all(residual <= 64 * lab.columns * lab.eps * (size(h) * size(y) + size(w)))
+
+
+def check_sylvester(lab):
+    n, w = lab.definite(), lab.definite(seed=5)
+    n = n + 0.3 * (w @ n - n @ w)  # not normal, with a definite Hermitian part
+    y = wide(lab.host(lab.ops.sylvester(lab.make(n), lab.make(w), _solution)))
+    residual = np.abs(wide(n) @ y + y @ wide(n) - w)
+    assert np.all(residual <= 64 * lab.columns * lab.eps * (size(n) * size(y) + size(w)))
 
 
 def check_multiplier(lab):
