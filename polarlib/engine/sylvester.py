@@ -58,24 +58,26 @@ def _solution(n: Array, w: Array) -> Array:
     if readable and computes_on_host(n, ops):
         found = _by_schur(ops.to_host(n), ops.to_host(w))
         return astype_like(ops.from_host(found, w), w, ops)
-    return _by_products(n, w, ops)
+    return by_products(n, w, ops)
 
 
 def _by_schur(n: np.ndarray, w: np.ndarray) -> np.ndarray:
     kind = np.result_type(n, w)
     n, w = np.broadcast_arrays(n.astype(kind), w.astype(kind))
+    shape, size = w.shape, w.shape[-1]
+    n, w = n.reshape(-1, size, size), w.reshape(-1, size, size)
     x = np.full(w.shape, math.nan, kind)
-    for index in np.ndindex(w.shape[:-2]):
-        known = np.isfinite(n[index]).all() and np.isfinite(w[index]).all()
-        found = schur(n[index]) if known else None
-        if found is not None:
-            t, q, _ = found
-            core = np.array(q.conj().T @ w[index] @ q, order="F")
-            x[index] = q @ triangular_sylvester(t, t, core) @ q.conj().T
-    return x
+    known = np.isfinite(n).all(axis=(1, 2)) & np.isfinite(w).all(axis=(1, 2))
+    t, q, _, found = schur(np.where(known[:, None, None], n, 0))
+    for i in np.flatnonzero(found & known):
+        h = q[i].conj().T
+        core = np.array(h @ w[i] @ q[i], order="F")
+        x[i] = q[i] @ triangular_sylvester(t[i], t[i], core) @ h
+    return x.reshape(shape)
 
 
-def _by_products(n: Array, w: Array, ops: Ops) -> Array:
+def by_products(n: Array, w: Array, ops: Ops) -> Array:
+    """Solve the equation without a Schur decomposition; NaN where the iteration does not end."""
     given = w
     if ops._has_double(n):
         n, w = ops.cast(n, "float64"), ops.cast(w, "float64")

@@ -18,7 +18,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.schur import has_schur
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.rules import differentiable_signm, differentiable_sqrtm
-from polarlib.engine.sylvester import computes_on_host, scaling
+from polarlib.engine.sylvester import by_products, computes_on_host, scaling
 from polarlib.result import ConvergenceWarning
 from polarlib.uses.nearest import check_square
 from polarlib.uses.schur import Kind, by_schur
@@ -33,6 +33,8 @@ USUAL = 20
 SETTLED = 1e-3
 # Steps beyond one for each factor of two. By experiment.
 SPARE = 8
+# Residuals over the promised n u kappa |A|: what is refined, in how many steps, and what is shown.
+CLOSE, REFINEMENTS, FAR = 5.0, 3, 10.0
 
 
 @looks
@@ -200,29 +202,37 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
     most = math.ceil(-math.log2(n * unit)) + SPARE
     f, left, steps = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
     size, norm = ops.frobenius(f), ops.frobenius(a)
-    bound = 10 * n * unit * size
     if kind == "sqrtm":
-        inverse = ops.inverse(f)
-        f, error = _corrected(f, inverse, a, ops)
-        good = error <= bound * ops.frobenius(inverse) * norm
+        share = n * unit * size * ops.frobenius(ops.inverse(f)) * norm
+        f, error = _refined(f, a, CLOSE * share, ops)
+        good = error <= FAR * share
     else:
+        bound = FAR * n * unit * size
         square = ops.frobenius(ops.add_diagonal(ops.matmul(f, f), -1.0))
         skew = ops.frobenius(ops.matmul(f, a) - ops.matmul(a, f))
         good = (square <= bound * size) & (skew <= bound * size * norm)
     return f, good & (left <= _near(a)), steps
 
 
-def _corrected(x: Array, inverse: Array, a: Array, ops: Ops) -> tuple[Array, Array]:
-    """Root after Newton's step for what commutes with it, if that is better; ``|X^2 - A|``.
+def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
+    """Root after Newton's steps, ``X D + D X = X^2 - A``, while ``|X^2 - A|`` exceeds a bound.
 
-    Rounding does not commute, and grows by the condition number of X: less than it is for small
-    ones.
+    Near the negative axis the iteration leaves u over the distance to it.
     """
-    rest = a - ops.matmul(x, x)
-    y = x + ops.matmul(inverse, rest) * 0.5
-    before, after = ops.frobenius(rest), ops.frobenius(a - ops.matmul(y, y))
-    better = after < before
-    return ops.xp.where(better, y, x), ops.xp.where(better, after, before)
+
+    def step(state: Any) -> Any:
+        x, error, k = state
+        y = x - by_products(x, ops.matmul(x, x) - a, ops)
+        after = ops.frobenius(ops.matmul(y, y) - a)
+        better = (after < error) & (error > bound)
+        return ops.xp.where(better, y, x), ops.xp.where(better, after, error), k + 1
+
+    def going(state: Any) -> Array:
+        return ops.xp.any(state[1] > bound) & (state[2] < REFINEMENTS)
+
+    error = ops.frobenius(ops.matmul(x, x) - a)
+    x, error, _ = ops.repeat_while(going, step, (x, error, 0))
+    return x, error
 
 
 def _near(a: Array) -> float:

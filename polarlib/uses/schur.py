@@ -18,8 +18,10 @@ Array = Any
 Kind = Literal["sqrtm", "signm"]
 
 UNIT = 2.0**-53
+# Columns up to which calls of LAPACK for blocks cost more than passes over a whole stack.
+SMALL = 16
 # Residuals over n u |X|^2: what is not refined, since rounding X leaves as much, and what is shown.
-CLOSE, FAR = 1.0, 10.0
+CLOSE, FAR = 3.0, 10.0
 
 
 def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.ndarray:
@@ -46,19 +48,26 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
     ValueError
         For an eigenvalue where the function is not defined.
     """
-    out = np.empty(x.shape, x.dtype)
-    scales = np.broadcast_to(scale, x.shape[:-2])
-    for index in np.ndindex(x.shape[:-2]):
-        a = x[index]
-        found = schur(a)
-        if found is None:
-            out[index] = math.nan
-            continue
-        size = float(np.linalg.norm(a))
-        _refuse(found[2], len(a) * unit * size, kind, float(scales[index]), index)
-        f = (_sqrt if kind == "sqrtm" else _sign)(a, *found)
-        out[index] = math.nan if f is None else f
-    return out
+    n, stack = x.shape[-1], x.shape[:-2]
+    flat = x.reshape(-1, n, n)
+    t, q, w, found = schur(flat)
+    size = np.linalg.norm(flat, axis=(1, 2))[:, None]
+    # Matrices without a decomposition have eigenvalues of no meaning.
+    bad = refused(w, n * unit * size, kind) & found[:, None]
+    if bad.any():
+        worst = int(np.argmax(bad.any(axis=1)))
+        index = tuple(int(i) for i in np.unravel_index(worst, stack)) if stack else ()
+        scales = np.broadcast_to(scale, stack).reshape(-1)
+        values = w[worst][bad[worst]]
+        raise ValueError(_refusal(values, n * unit * size[worst], kind, scales[worst], index))
+    out = np.full(flat.shape, math.nan, x.dtype)
+    shown = np.zeros(len(flat), bool)
+    if kind == "sqrtm" and n <= SMALL:
+        out, shown = _sqrt_of_stack(flat, t, q, found)
+    for i in np.flatnonzero(found & ~shown):
+        f = (_sqrt if kind == "sqrtm" else _sign)(flat[i], t[i], q[i], w[i])
+        out[i] = math.nan if f is None else f
+    return out.reshape(x.shape)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -71,26 +80,24 @@ def refused(w: Array, cut: Any, kind: Kind) -> np.ndarray:
     return np.asarray((np.abs(w.imag) <= cut) & (w.real <= cut))
 
 
-def _refuse(w: Array, cut: float, kind: Kind, scale: float, index: tuple[int, ...]) -> None:
-    bad = refused(w, cut, kind)
-    if not bad.any():
-        return
-    worst = w[bad][np.argmin(w[bad].real)]
+def _refusal(w: Array, cut: Any, kind: Kind, scale: float, index: tuple[int, ...]) -> str:
+    """What to say of eigenvalues, of a matrix over `scale`, that are refused."""
+    worst = w[np.argmin(w.real)]
     where = f" of matrix {index} of the stack" if index else ""
-    value = complex(worst) * scale
+    value = complex(worst) * float(scale)
     said = f"{value.real:.3e}" if value.imag == 0 else f"{value.real:.3e}{value.imag:+.3e}j"
     said = f"the eigenvalue {said}{where}"
     if kind == "signm":
-        raise ValueError(
+        return (
             f"a has {said}, which is on the imaginary axis to rounding, where the sign is not "
             "defined; add a multiple of the identity"
         )
     if abs(worst) <= cut:
-        raise ValueError(
+        return (
             f"a has {said}, which is zero to rounding, where the square root is not analytic; "
             "sqrtm_psd takes Hermitian positive semidefinite matrices"
         )
-    raise ValueError(
+    return (
         f"a has {said}, which is on the negative real axis to rounding: there is no principal "
         "square root; for another root multiply a by exp(-1j t), and its root by exp(0.5j t)"
     )
@@ -146,6 +153,53 @@ def _sqrt_of_block(b: Array) -> Any:
     size = math.hypot(d, m)
     c = math.sqrt((size + d) / 2) if d > 0 else m / math.sqrt(2 * (size - d))
     return np.array([[c, b[0, 1] / (2 * c)], [b[1, 0] / (2 * c), c]])
+
+
+def _sqrt_of_stack(a: Array, t: Array, q: Array, found: Array) -> tuple[Array, Array]:
+    """Roots of small matrices, by superdiagonals of all of them, and which are shown.
+
+    Real matrices with complex eigenvalues take complex factors: the imaginary part of their root is
+    rounding, unless a pair is very near to the negative axis, where it is large.
+    """
+    n, real = a.shape[-1], t.dtype.kind == "f"
+    if real and np.einsum("kii->ki", t[:, 1:, :-1]).any():
+        t, q = _complex_schur(t, q)
+    r = np.zeros_like(t)
+    diagonal = np.einsum("kii->ki", r)
+    diagonal[...] = np.sqrt(np.einsum("kii->ki", t))
+    for d in range(1, n):
+        i = np.arange(n - d)
+        rest = t[:, i, i + d] - (r @ r)[:, i, i + d] if d > 1 else t[:, i, i + d]
+        r[:, i, i + d] = rest / (diagonal[:, i] + diagonal[:, i + d])
+    x = q @ r @ q.conj().swapaxes(1, 2)
+    x = x.real if real else x
+    left = np.linalg.norm(x @ x - a, axis=(1, 2))
+    return x, found & (left <= CLOSE * n * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2)
+
+
+def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:
+    """Triangular factors from quasi-triangular ones, by a rotation for each block.
+
+    A block ``[[d, b], [c, d]]`` with b c < 0 has the eigenvalues ``d +- i sqrt(-b c)``.
+    """
+    t, q = t.astype("complex128"), q.astype("complex128")
+    for j in range(1, t.shape[-1]):
+        b, c = t[:, j - 1, j].real, t[:, j, j - 1].real
+        if not c.any():
+            continue
+        blocks = c != 0
+        # The eigenvector (sqrt(-b c) i, c) of the first one, of length 1, and its complement.
+        size = np.where(blocks, np.sqrt(np.abs(c) * (np.abs(b) + np.abs(c))), 1.0)
+        x = np.where(blocks, 1j * np.sqrt(np.abs(b * c)) / size, 1.0)
+        y = np.where(blocks, c / size, 0.0)
+        g = np.array([[x, -y], [y, x.conj()]]).transpose(2, 0, 1)
+        pair = slice(j - 1, j + 1)
+        h = g.conj().swapaxes(1, 2)
+        t[:, pair, :] = h @ t[:, pair, :]
+        t[:, :, pair] = t[:, :, pair] @ g
+        q[:, :, pair] = q[:, :, pair] @ g
+        t[blocks, j, j - 1] = 0
+    return t, q
 
 
 # -- the sign --------------------------------------------------------------------------------------

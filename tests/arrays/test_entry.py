@@ -38,8 +38,6 @@ ONE = {
     "nearest_rotation": polarlib.nearest_rotation,
     "procrustes": lambda a: polarlib.procrustes(a, a),
     "sqrtm_psd": polarlib.sqrtm_psd,
-    "sqrtm": polarlib.sqrtm,
-    "signm": polarlib.signm,
     "inverse_root": lambda a: polarlib.inverse_root(a, 2),
     "top_singular": lambda a: polarlib.top_singular(a, 2),
     "measure": lambda a: polarlib.measure(a, "jordan").singular_values,
