@@ -40,7 +40,7 @@ def schur(x: Array) -> tuple[Array, Array, Array, Array]:
     t = np.array(x.swapaxes(1, 2), order="C").swapaxes(1, 2)
     q = np.empty_like(t)
     count, flags, info = integers(1), integers(n), integers(k)
-    w = (np.empty((k, n), kind),) if kind == "D" else (np.empty((k, n)), np.empty((k, n)))
+    w = [np.empty((k, n), kind)] if kind == "D" else [np.empty((k, n)), np.empty((k, n))]
     last: tuple[Array, ...] = (np.empty(n), flags) if kind == "D" else (flags,)
     head: tuple[Any, ...] = ("V", "N", None, n)
     if not k:

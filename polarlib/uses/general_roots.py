@@ -31,8 +31,9 @@ Array = Any
 USUAL = 20
 # Relative change of a step of Newton's that is near the limit.
 SETTLED = 1e-3
-# Steps beyond one for each factor of two. By experiment.
-SPARE = 8
+# How many times as near as what is refused an eigenvalue may be for a root or sign by products:
+# what rounding made of one on the axis is not taken. Chosen generously.
+MARGIN = 64
 # Residuals over the promised n u kappa |A|: what is refined, in how many steps, and what is shown.
 CLOSE, REFINEMENTS, FAR = 5.0, 3, 10.0
 
@@ -72,17 +73,18 @@ def sqrtm(a: ArrayT) -> ArrayT:
     and the root of the triangular factor by blocks, ``R_11 R_12 + R_12 R_22 = T_12`` (A. Bjorck and
     S. Hammarling, Linear Algebra Appl. 52/53 (1983) 127-140; N. J. Higham, Linear Algebra Appl.
     88/89 (1987) 405-430; E. Deadman, N. J. Higham and R. Ralha, LNCS 7782 (2013) 171-182). Newton's
-    step follows where the residual exceeds ``n u |X|_F^2``. Every root is checked:
+    step follows where the residual exceeds ``3 n u |X|_F^2``. Every root is checked:
     ``|X^2 - A|_F <= 10 n u |X|_F^2``. About 28 n^3 operations.
 
     On devices, and under ``jax.jit`` and ``jax.vmap``, by products and inverses: the product form
     of Denman and Beavers' iteration, N. J. Higham, Functions of Matrices (SIAM, 2008), equation
-    (6.29), with scaling by norms; 6 to 10 steps of an inverse and a product each, in double where
-    there is double. Checked: ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``. On a device what fails
-    there, or takes more than 20 steps, is computed on the host instead. Under a trace there is NaN
-    in the place of errors; which eigenvalues are too near to the axis follows from the number of
-    steps there, within a factor of some tens, and a negative eigenvalue of a Jordan block is not
-    told from the pair of complex ones that rounding makes of it.
+    (6.29), with scaling by norms; 5 to 10 steps of an inverse and a product each, in double where
+    there is double, and Newton's step where that leaves more than half of what is allowed:
+    ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. On a device what fails there,
+    or takes more than 20 steps, is computed on the host instead. Under a trace there is NaN in the
+    place of errors, after more than 20 steps for eigenvalues up to some 64 times as far from the
+    axis as said above, and farther if A is far from normal; a negative eigenvalue of a Jordan block
+    is not told from the pair of complex ones that rounding makes of it.
 
     torch and JAX differentiate by ``X dX + dX X = dA``, on the host in double precision.
 
@@ -199,7 +201,7 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
     """Root or sign of scaled matrices, whether it is shown to be right (..., 1, 1), and steps."""
     n = a.shape[-1]
     # An eigenvalue where there is no root, or sign, to rounding, is as near as n u to the axis.
-    most = math.ceil(-math.log2(n * unit)) + SPARE
+    most = max(USUAL, math.ceil(-math.log2(n * unit)))
     f, left, steps = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
     size, norm = ops.frobenius(f), ops.frobenius(a)
     if kind == "sqrtm":
@@ -211,7 +213,29 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
         square = ops.frobenius(ops.add_diagonal(ops.matmul(f, f), -1.0))
         skew = ops.frobenius(ops.matmul(f, a) - ops.matmul(a, f))
         good = (square <= bound * size) & (skew <= bound * size * norm)
-    return f, good & (left <= _near(a)), steps
+    good = good & (left <= _near(a))
+    return f, _apart(f if kind == "sqrtm" else ops.matmul(f, a), good, steps, unit, ops), steps
+
+
+def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
+    """Leave out what has eigenvalues so near to the axis that rounding may have moved them there.
+
+    N is the root, or S A. Asked only after many steps. Of ``N Z + Z N = W``, Z is as large as
+    eigenvalues of N, or sums of two, are small; W is any matrix that does not commute with N.
+    """
+    k = n.shape[-1]
+    w = ops.from_host(np.cos(np.arange(1.0, k * k + 1)).reshape(k, k), n)
+    w = ops.xp.broadcast_to(astype_like(w, n, ops), n.shape)
+    size = MARGIN * k * unit * ops.frobenius(n)
+
+    def step(state: Any) -> Any:
+        z = by_products(n, w, ops)
+        return state[0] & (ops.frobenius(z) * size <= ops.frobenius(w)), state[1] + 1
+
+    def going(state: Any) -> Array:
+        return ops.xp.any(state[0]) & (steps > USUAL) & (state[1] < 1)
+
+    return ops.repeat_while(going, step, (good, 0))[0]
 
 
 def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
