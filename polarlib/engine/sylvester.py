@@ -2,8 +2,9 @@
 
 The square root X of A: ``X dX + dX X = dA``. The sign S of A, with N = S A, whose eigenvalues have
 positive real parts (N^2 = A^2): ``N dS + dS N = dA - S dA S``. Both follow from differentiating
-what defines them, X^2 = A, and S^2 = I with S A = A S; C. S. Kenney and A. J. Laub, SIAM J. Matrix
-Anal. Appl. 16 (1995) 980-1003; N. J. Higham, Functions of Matrices (SIAM, 2008), chapters 5 and 6.
+what defines them, X^2 = A, and S^2 = I with S A = A S; C. S. Kenney and A. J. Laub, IEEE Trans.
+Automat. Control 40 (1995) 1330-1348; N. J. Higham, Functions of Matrices (SIAM, 2008), chapters 5
+and 6.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -12,13 +14,13 @@ import scipy.linalg
 from conftest import DTYPES, Library, library, with_dask
 from standin import cupy_standin
 
-import polarlib
 from polarlib import signm, sqrtm
 from polarlib.arrays.ops import ops_of
 from polarlib.engine import sylvester
 from polarlib.result import ConvergenceWarning
 from polarlib.uses import general_roots, schur
 
+ROOT = Path(__file__).parents[2]
 U = {"float16": 2.0**-11, "bfloat16": 2.0**-8} | {d: float(np.finfo(d).eps) / 2 for d in DTYPES}
 FUNCTIONS = {"sqrtm": sqrtm, "signm": signm}
 norm = np.linalg.norm
@@ -563,5 +565,19 @@ def test_the_equation_of_derivatives(is_complex):
         np.testing.assert_allclose(solution[::2], found[::2], rtol=0, atol=1e-12)
 
 
-def test_they_are_public():
-    assert {"sqrtm", "signm"} <= set(polarlib.__all__)
+# -- the page --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="benchmarks are not installed")
+def test_the_page_is_made_of_the_data(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("general_roots")
+    figures = json.loads((ROOT / "docs/data/general_roots.json").read_text("utf-8"))
+    page = (ROOT / "docs/roots.md").read_text("utf-8")
+    assert module.accuracy_table(figures["accuracy"]) in page
+    if "times" in figures:
+        times = figures["times"]
+        assert module.time_table(times["rows"], times["machine"]) in page
+    for row in figures["accuracy"]:
+        assert row["polarlib"] <= 10, row
+        assert row["polarlib error"] is None or row["polarlib error"] <= 3 * row["scipy error"], row
