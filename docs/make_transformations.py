@@ -94,6 +94,8 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         ),
         "generalized_procrustes, rtol=0": (TALL, aligned_shapes),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
+        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(5 * x @ x + x + 3)),
+        "signm": (SQUARE, polarlib.signm),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "svd_polar": (TALL, lambda x: polarlib.svd_polar(x)[1]),
         "eigh_polar": (TALL, lambda x: polarlib.eigh_polar(definite(x))[0]),

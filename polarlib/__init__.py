@@ -50,6 +50,7 @@ from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, St
 from polarlib.uses.align import Alignment, align
 from polarlib.uses.divide import eigh_polar, svd_polar
 from polarlib.uses.functions import inverse_root
+from polarlib.uses.general_roots import signm, sqrtm
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
 from polarlib.uses.roots import sqrtm_psd
@@ -92,6 +93,8 @@ __all__ = [
     "procrustes",
     "schedule",
     "schedules",
+    "signm",
+    "sqrtm",
     "sqrtm_psd",
     "svd_polar",
     "testing",

@@ -35,7 +35,7 @@ from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.adaptive import Adaptive
-from polarlib.engine.sylvester import positive_lyapunov
+from polarlib.engine.lyapunov import positive_lyapunov
 from polarlib.orthogonalization import orthogonalize
 from polarlib.published import Named, opened
 

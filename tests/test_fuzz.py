@@ -160,6 +160,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.procrustes": lambda: {"a": A, "b": A},
     "polarlib.schedule": lambda: {"name": "jordan"},
     "polarlib.schedules": dict,
+    "polarlib.signm": lambda: {"a": S},
+    "polarlib.sqrtm": lambda: {"a": S},
     "polarlib.sqrtm_psd": lambda: {"a": S},
     "polarlib.svd_polar": lambda: {"a": A},
     "polarlib.top_singular": lambda: {"a": A, "k": 2},

@@ -70,6 +70,8 @@ def on_arrays(convert: Callable[[np.ndarray], Any] = np.array, size: int = 40) -
         "nearest_rotation.small": one(polarlib.nearest_rotation, small),
         "procrustes": one(polarlib.procrustes, x, 3 * x),
         "sqrtm_psd": one(polarlib.sqrtm_psd, definite),
+        "sqrtm": one(polarlib.sqrtm, definite + 0.1 * square),
+        "signm": one(polarlib.signm, square),
         "inverse_root": one(polarlib.inverse_root, definite, 4),
         "polar_jvp": one(polarlib.polar_jvp, x, 2 * x),
         "polar_vjp": one(polarlib.polar_vjp, x, 2 * x),

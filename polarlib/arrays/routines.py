@@ -239,13 +239,43 @@ def call(name: str, kind: str, *arguments: Any) -> None:
             if a.ndim == 2:  # the leading dimension; strides of axes of length one mean nothing
                 m, n = a.shape
                 passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
-        elif of is int:
-            passed.append(_integer(a))
-        elif of is float:
-            passed.append(_number(a, kind))
         else:
-            passed.append(_flags[a] if of is str else a)
+            passed.append(_converted(a, kind))
     _routine(name, len(passed))(*passed)
+
+
+def call_each(name: str, kind: str, *arguments: Any) -> None:
+    """Call a routine for each problem of a stack, with arguments that are converted once.
+
+    A tuple of one array, with problems along its first axis, is one for each; matrices are
+    column-major, followed by their leading dimension. Other arguments are those of :func:`call`.
+    """
+    passed: list[Any] = []
+    moving: list[tuple[int, int, int]] = []
+    count = 0
+    for a in arguments:
+        if type(a) is tuple:
+            x = a[0]
+            count = len(x)
+            moving.append((len(passed), x.ctypes.data, x.strides[0]))
+            passed += [None, _integer(max(1, x.shape[1]))] if x.ndim == 3 else [None]
+        else:
+            passed.append(a.ctypes.data if type(a) is np.ndarray else _converted(a, kind))
+    routine = _routine(LETTERS[kind] + name, len(passed))
+    for i in range(count):
+        for place, address, stride in moving:
+            passed[place] = address + i * stride
+        routine(*passed)
+
+
+def _converted(a: Any, kind: str) -> Any:
+    """A letter, an integer, a number or nothing, as routines take it."""
+    of = type(a)
+    if of is int:
+        return _integer(a)
+    if of is float:
+        return _number(a, kind)
+    return _flags[a] if of is str else a
 
 
 # -- BLAS -----------------------------------------------------------------------------------------
@@ -364,15 +394,20 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
     int
         The information: 0 where all went well.
     """
+    length, info = best_length(name, kind, *arguments, last=last), integers(1)
+    call(name, kind, *arguments, np.empty(length, kind), length, *last, info)
+    return int(info[0])
+
+
+def best_length(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ()) -> int:
+    """Length of the work array with which a routine is quickest."""
     shown: list[Any] = []
     for a in arguments:
         if type(a) is not np.ndarray:
             shown.append(a)
         else:
             shown += (None, max(1, len(a))) if a.ndim == 2 else (None,)
-    length, info = _length(name, kind, tuple(shown), len(last)), integers(1)
-    call(name, kind, *arguments, np.empty(length, kind), length, *last, info)
-    return int(info[0])
+    return _length(name, kind, tuple(shown), len(last))
 
 
 @functools.lru_cache(maxsize=LENGTHS)

@@ -6,10 +6,12 @@ a block of 2 x 2, of equal diagonal entries, for each pair of complex eigenvalue
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from polarlib.arrays.library import Array
-from polarlib.arrays.routines import call, integers, source, with_work
+from polarlib.arrays.routines import best_length, call, call_each, integers, source
 
 
 def has_schur() -> bool:
@@ -17,23 +19,37 @@ def has_schur() -> bool:
     return source() is not None
 
 
-def schur(a: Array) -> tuple[Array, Array, Array] | None:
-    """``A = Q T Q^H``: T, Q and the eigenvalues; None where the QR iteration does not converge.
+def schur(x: Array) -> tuple[Array, Array, Array, Array]:
+    """Schur decompositions ``A = Q T Q^H`` of a stack.
 
-    `a` is finite, double precision, and not changed.
+    Parameters
+    ----------
+    x : ndarray, shape (k, n, n)
+        Finite, in double precision, n >= 1. Not changed.
+
+    Returns
+    -------
+    t, q : ndarray, shape (k, n, n)
+        Factors; each matrix is column-major.
+    w : ndarray, shape (k, n)
+        Eigenvalues, in the order of the diagonal of T.
+    found : ndarray of bool, shape (k,)
+        Where the QR iteration converged.
     """
-    n, kind = a.shape[0], a.dtype.char
-    t, q = np.array(a, order="F"), np.empty((n, n), kind, order="F")
-    count, flags = integers(1), integers(max(n, 1))
-    if kind == "D":
-        w = np.empty(n, kind)
-        values: tuple[Array, ...] = (w,)
-        last: tuple[Array, ...] = (np.empty(n), flags)
-    else:
-        values, last = (np.empty(n), np.empty(n)), (flags,)
-    if with_work("gees", kind, "V", "N", None, n, t, count, *values, q, last=last) != 0:
-        return None
-    return t, q, values[0] if kind == "D" else values[0] + 1j * values[1]
+    (k, n, _), kind = x.shape, x.dtype.char
+    t = np.array(x.swapaxes(1, 2), order="C").swapaxes(1, 2)
+    q = np.empty_like(t)
+    count, flags, info = integers(1), integers(n), integers(k)
+    w = [np.empty((k, n), kind)] if kind == "D" else [np.empty((k, n)), np.empty((k, n))]
+    last: tuple[Array, ...] = (np.empty(n), flags) if kind == "D" else (flags,)
+    head: tuple[Any, ...] = ("V", "N", None, n)
+    if not k:
+        return t, q, np.empty((k, n), complex), info == 0
+    values = tuple(v[0] for v in w)
+    length = best_length("gees", kind, *head, t[0], count, *values, q[0], last=last)
+    each = (t,), count, *((v,) for v in w), (q,), np.empty(length, kind), length, *last, (info,)
+    call_each("gees", kind, *head, *each)
+    return t, q, w[0] if kind == "D" else w[0] + 1j * w[1], info == 0
 
 
 def reorder(t: Array, q: Array, first: Array) -> int | None:

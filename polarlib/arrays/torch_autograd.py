@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import array_api_compat
+
 from polarlib.arrays.library import import_library
 
 Array = Any
@@ -24,6 +26,16 @@ def is_differentiated(x: Array, torch: Any) -> bool:
     if torch._C._len_torch_dispatch_stack():
         return True
     return forward.unpack_dual(x).tangent is not None
+
+
+def is_batch_of_gradients(x: Array) -> bool:
+    """Whether `x` stands for each gradient of a batch, by torch's ``is_grads_batched``.
+
+    Operations batch it; its numbers cannot be read.
+    """
+    if not array_api_compat.is_torch_array(x):
+        return False
+    return bool(import_library("torch")._C._functorch.is_legacy_batchedtensor(x))
 
 
 def is_recorded() -> bool:

@@ -24,6 +24,7 @@ from polarlib.engine.derivatives import (
     unitary_derivative,
 )
 from polarlib.engine.equation import Equation
+from polarlib.engine.sylvester import signm_derivative, sqrtm_derivative
 from polarlib.result import PolarResult
 
 Array = Any
@@ -169,6 +170,30 @@ def differentiable_root(apply: Function, a: Array, exact: Function) -> Array:
 def differentiable_inverse_root(apply: Function, a: Array, exact: Function, p: int) -> Array:
     """Return ``apply(a)``, an inverse p-th root, with its rules."""
     return _self_adjoint(apply, a, exact, functools.partial(inverse_root_derivative, p=p))
+
+
+def differentiable_sqrtm(apply: Function, a: Array, exact: Function) -> Array:
+    """Return ``apply(a)``, a square root of a general matrix, with its rules."""
+    (f,) = by_rules(
+        lambda a: (apply(a),),
+        a,
+        lambda _, f, e: (sqrtm_derivative(f[0], e, gradient=False),),
+        lambda _, f, e: sqrtm_derivative(f[0], e, gradient=True),
+        exact=lambda x: (exact(x),),
+    )
+    return f
+
+
+def differentiable_signm(apply: Function, a: Array, exact: Function) -> Array:
+    """Return ``apply(a)``, the sign of a general matrix, with its rules."""
+    (f,) = by_rules(
+        lambda a: (apply(a),),
+        a,
+        lambda x, f, e: (signm_derivative(x, f[0], e, gradient=False),),
+        lambda x, f, e: signm_derivative(x, f[0], e, gradient=True),
+        exact=lambda x: (exact(x),),
+    )
+    return f
 
 
 # -- both polar factors ------------------------------------------------------------------------

@@ -1,138 +1,167 @@
-"""Lyapunov equations of matrices that are not Hermitian, by matrix products on every library."""
+"""The equation ``A X + X B = W`` for general matrices, which derivatives of roots and signs solve.
+
+The square root X of A: ``X dX + dX X = dA``. The sign S of A, with N = S A, whose eigenvalues have
+positive real parts (N^2 = A^2): ``N dS + dS N = dA - S dA S``. Both follow from differentiating
+what defines them, X^2 = A, and S^2 = I with S A = A S; C. S. Kenney and A. J. Laub, IEEE Trans.
+Automat. Control 40 (1995) 1330-1348; N. J. Higham, Functions of Matrices (SIAM, 2008), chapters 5
+and 6.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from polarlib.arrays.entered import enter
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import constant
-from polarlib.arrays.library import astype_like, format_name
+from polarlib.arrays.library import astype_like, format_name, on_cpu
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.schur import has_schur, schur, triangular_sylvester
+from polarlib.arrays.torch_autograd import is_batch_of_gradients
 
 Array = Any
-Refusal = Callable[[np.ndarray, tuple[int, ...]], NoReturn]
 
-# A real part near rounding takes as many steps as its reciprocal has bits, and six more.
-SPARE_STEPS = 8
-# The residual that rounding leaves, in epsilons of the norms of its terms; measured: 0.2 to 2.5.
-RESIDUAL = 4.0
-# Refinement ends where it takes off less than half of the residual.
-PROGRESS = 0.5
+# Relative distance from the limit at which scaling ends and convergence is quadratic, as in
+# Newton's iteration for the polar factor.
+SCALE_ABOVE = 1e-2
+# Of ten and fewer nearly all end; one more for each factor of two by which an eigenvalue is nearer
+# to the imaginary axis than to the others.
+MOST_STEPS = 80
 
 
-def positive_lyapunov(m: Array, refuse: Refusal) -> Array:
-    """Return S of ``M S + S M^H = 2 I``, which is Hermitian and positive definite, checked.
+def solve(a: Array, b: Array, w: Array) -> Array:
+    """Solve ``A X + X B = W`` for A and B whose eigenvalues have positive real parts.
+
+    The library can differentiate the solution any number of times. On the host by Schur
+    decompositions (R. H. Bartels and G. W. Stewart, Comm. ACM 15 (1972) 820-826), elsewhere and
+    under traces by Newton's iteration for the sign of ``[[A, W], [0, -B]]``, which is
+    ``[[I, 2 X], [0, -I]]``: J. D. Roberts, Int. J. Control 32 (1980) 677-687.
 
     Parameters
     ----------
-    m : array, shape (..., n, n)
-        In at least single precision, n > 0. Every eigenvalue must have a positive real part.
-    refuse : callable
-        ``refuse(m, index)`` raises for a matrix, on the host, of which S is not shown to exist.
-
-    Returns
-    -------
-    array, shape (..., n, n)
-        With derivatives of every order. NaN where S is not shown to exist and nothing can be read.
-
-    Notes
-    -----
-    The check does not share the faults of the solution: if S is positive definite and
-    ``M S + S M^H`` differs from 2 I by less than 1, rounding included, all eigenvalues of M have
-    positive real parts, by Lyapunov's theorem, and S is the solution for a right-hand side that
-    near to 2 I.
+    a, b, w : array, shape (..., n, n)
+        In at least single precision; A and B scaled to entries of about 1. Where B is the same
+        array as A, half of the work is saved.
     """
-    ops = ops_of(m).functional(m)
-    right = ops.add_diagonal(m * 0.0, 2.0)
-    s = ops.hermitian_part(ops.sylvester(m, ops.adjoint(m), right, by_doubling))
-    flaw = constant(ops, functools.partial(_flaw, refuse=refuse), m, s)
-    return s + astype_like(flaw, s, ops)
+    ops = ops_of(w).functional()
+    if a is b:  # for derivatives, too, two of one array would be two
+        return ops.sylvester(a, a, w, _of_one)
+    return ops.sylvester(a, b, w, solution)
 
 
-def by_doubling(a: Array, _: Array, w: Array) -> Array:
-    """Return X of ``A X + X A^H = W``; all eigenvalues of A must have positive real parts.
-
-    With the Cayley transform ``C = (A + c I)^-1 (A - c I)``, c > 0, of spectral radius below 1,
-
-        X = sum_k C^k X_0 C^(k H),    X_0 = 2 c (A + c I)^-1 W (A + c I)^-H,
-
-    whose partial sums are doubled: R. A. Smith, SIAM J. Appl. Math. 16 (1968) 198-201. For W > 0
-    the terms are positive semidefinite: nothing cancels, and no partial sum exceeds X. Powers of C
-    amplify its rounding where the eigenvalues of A are near the imaginary axis: the residual is
-    then solved for in the same way, until it is at rounding.
-
-    Cost: one inverse, 4 products, and 3 in each step: about 3 for eigenvalues near c, and one more
-    each time that their least real part is halved. Without a solution it ends, with another matrix.
-    """
-    ops = ops_of(a).functional()
-    xp, eps = ops.xp, format_of(format_name(a)).epsilon
-    # Where eigenvalues are near the mean of their absolute values, from above.
-    c = ops.binary_scale(ops.frobenius(a) / math.sqrt(a.shape[-1]))
-    eye = ops.eye(a.shape[-1], a)
-    inverse = ops.inverse(a + eye * c)
-    cayley = eye - inverse * (2.0 * c)
-
-    def left(x: Array) -> tuple[Array, Array, Array]:
-        """Residual, its norm, and that of terms that cancel in it."""
-        r = w - ops.matmul(a, x) - ops.matmul(x, ops.adjoint(a))
-        return r, ops.frobenius(r), ops.frobenius(a) * ops.frobenius(x)
-
-    def going(state: tuple[Array, ...]) -> Array:
-        _, _, norm, size, before = state
-        return xp.any((norm > RESIDUAL * eps * size) & (norm < PROGRESS * before))
-
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        x, r, before, _, _ = state
-        x = x + _doubled(cayley, product(r), eps, ops)
-        return x, *left(x), before
-
-    def product(r: Array) -> Array:
-        return _sandwich(inverse, r, ops) * (2.0 * c)
-
-    x = _doubled(cayley, product(w), eps, ops)
-    start = left(x)
-    return ops.repeat_while(going, step, (x, *start, xp.full_like(start[1], math.inf)))[0]
+def _of_one(a: Array, _: Array, w: Array) -> Array:
+    return solution(a, a, w)
 
 
-def _doubled(c: Array, x: Array, eps: float, ops: Ops) -> Array:
-    """Return ``sum_k C^k X C^(k H)``."""
-    most = SPARE_STEPS - math.log2(eps)
-
-    def going(state: tuple[Array, ...]) -> Array:
-        # What is left of the sum is at most the square of this norm times the sum so far.
-        _, _, norm, count = state
-        return ops.xp.any((norm * norm > eps / 2) & (count < most))
-
-    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        c, x, _, count = state
-        x, c = x + _sandwich(c, x, ops), ops.matmul(c, c)
-        return c, x, ops.frobenius(c), count + 1.0
-
-    norm = ops.frobenius(c)
-    # A stack in both, as a loop of JAX asks.
-    return ops.repeat_while(going, step, (c + x * 0.0, x + c * 0.0, norm, norm * 0.0))[1]
+def computes_on_host(x: Array, ops: Ops) -> bool:
+    """Whether entries can be read without a transfer, and LAPACK is at hand."""
+    return has_schur() and not ops.is_abstract(x) and on_cpu(x)
 
 
-def _sandwich(c: Array, x: Array, ops: Ops) -> Array:
-    return ops.matmul(ops.matmul(c, x), ops.adjoint(c))
+def solution(a: Array, b: Array, w: Array) -> Array:
+    """Return X as :func:`solve` does, of matrices that nobody differentiates."""
+    ops = ops_of(a)
+    readable = not any(ops.is_abstract(x) or is_batch_of_gradients(x) for x in (a, b, w))
+    if readable and computes_on_host(a, ops):
+        left = ops.to_host(a)
+        right = left if a is b else ops.to_host(b)
+        return astype_like(ops.from_host(_by_schur(left, right, ops.to_host(w)), w), w, ops)
+    return by_products(a, b, w, ops)
 
 
-def _flaw(m: Array, s: Array, *, refuse: Refusal) -> Array:
-    """0 where S is shown to solve ``M S + S M^H = 2 I``; else an error, NaN where hidden."""
-    ops = ops_of(m)
-    xp, n = ops.xp, m.shape[-1]
-    half = ops.matmul(m, s)
-    residual = ops.frobenius(ops.add_diagonal(half + ops.adjoint(half), -2.0))
-    noise = n * format_of(format_name(m)).epsilon * ops.frobenius(m) * ops.frobenius(s)
-    definite = xp.isfinite(ops.factor_peak(s, residual * 0.0))
-    good = definite & (residual <= max(100 / n, 1) * noise) & (residual + noise < 1)
-    if not ops.is_abstract(good) and not bool(xp.all(good)):
-        poor = np.argwhere(ops.to_host(~good)[..., 0, 0])[0]
-        index = tuple(int(i) for i in poor)
-        refuse(ops.to_host(m)[index], index)
-    return xp.where(good, xp.zeros_like(residual), xp.full_like(residual, math.nan))
+def _by_schur(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
+    kind = np.result_type(a, b, w, np.float64)
+    size, stack = w.shape[-1], np.broadcast_shapes(a.shape, b.shape, w.shape)
+
+    def stacked(x: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(x.astype(kind), stack).reshape(-1, size, size)
+
+    known = np.isfinite(stacked(w)).all(axis=(1, 2))
+
+    def factors(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        flat = stacked(x)
+        finite = np.isfinite(flat).all(axis=(1, 2))
+        t, q, _, found = schur(np.where(finite[:, None, None], flat, 0))
+        known[...] &= finite & found
+        return t, q
+
+    left = factors(a)
+    right = left if a is b else factors(b)
+    w = stacked(w)
+    x = np.full(w.shape, math.nan, kind)
+    for i in np.flatnonzero(known):
+        (s, p), (t, q) = (tuple(f[i] for f in each) for each in (left, right))
+        core = np.array(p.conj().T @ w[i] @ q, order="F")
+        x[i] = p @ triangular_sylvester(s, t, core) @ q.conj().T
+    return x.reshape(stack)
+
+
+def by_products(a: Array, b: Array, w: Array, ops: Ops) -> Array:
+    """Solve the equation without Schur decompositions; NaN where the iteration does not end."""
+    given, one = w, a is b
+    if ops._has_double(a):
+        a, w = ops.cast(a, "float64"), ops.cast(w, "float64")
+        b = a if one else ops.cast(b, "float64")
+    xp, eye = ops.xp, ops.eye(a.shape[-1], a)
+    near = math.sqrt(format_of(format_name(a)).epsilon)
+
+    def distance(pair: tuple[Array, ...]) -> Array:
+        left, *right = (ops.frobenius(x - eye) for x in pair)
+        return xp.maximum(left, right[0]) if right else left
+
+    def step(state: Any) -> Any:
+        pair, w, _, k = state
+        before, inverses = distance(pair), tuple(ops.inverse(x) for x in pair)
+        mu = scaling(pair, inverses, before, ops)
+        w = w * mu + ops.matmul(ops.matmul(inverses[0], w), inverses[-1]) / mu
+        pair = tuple((x * mu + y / mu) * 0.5 for x, y in zip(pair, inverses, strict=True))
+        return pair, w * 0.5, before, k + 1
+
+    def going(state: Any) -> Array:
+        return xp.any(state[2] > near) & (state[3] < MOST_STEPS)
+
+    # Of the distance before a step, quadratic convergence leaves the square.
+    pair = (a,) if one else (a, b)
+    state = pair, w, distance(pair) * 0 + 1, 0
+    _, x, left, _ = ops.repeat_while(going, step, state)
+    x = xp.where(left <= near, x * 0.5, xp.full_like(x, math.nan))
+    return astype_like(x, given, ops)
+
+
+def scaling(
+    matrices: Sequence[Array], inverses: Sequence[Array], distance: Array, ops: Ops
+) -> Array:
+    """Factor that makes the norms of both terms of Newton's step equal, 1 near the end."""
+    upper, lower = (sum(map(ops.frobenius, x)) for x in (inverses, matrices))
+    ratio = ops.xp.sqrt(upper / lower)
+    return ops.xp.where(distance > SCALE_ABOVE, ratio, ops.xp.ones_like(ratio))
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+def sqrtm_derivative(x: Array, e: Array, *, gradient: bool) -> Array:
+    """Derivative of the square root X of a matrix in a direction, or against a gradient."""
+    ops, x, e = _scaled(x, e)
+    x = ops.adjoint(x) if gradient else x
+    return solve(x, x, e)
+
+
+def signm_derivative(a: Array, s: Array, e: Array, *, gradient: bool) -> Array:
+    """Derivative of the sign S of A in a direction, or against a gradient."""
+    ops, a, e = _scaled(a, e)
+    n = ops.matmul(s, a)
+    if not gradient:
+        return solve(n, n, e - ops.matmul(ops.matmul(s, e), s))
+    n, s = ops.adjoint(n), ops.adjoint(s)
+    y = solve(n, n, e)
+    return y - ops.matmul(ops.matmul(s, y), s)
+
+
+def _scaled(x: Array, e: Array) -> tuple[Ops, Array, Array]:
+    """X with entries of about 1, and E divided by the same."""
+    at = enter(x, ops=ops_of(x).functional(), look="never")
+    return at.ops, at.x, at.alike(e)

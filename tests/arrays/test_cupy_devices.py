@@ -54,6 +54,8 @@ CALLS = {
     "orthogonalize_vjp": (lambda x: polarlib.orthogonalize_vjp(x, x), sample(8, 5)),
     "nearest_orthogonal": (lambda x: polarlib.nearest_orthogonal(x), sample(8, 5)),
     "nearest_rotation": (lambda x: polarlib.nearest_rotation(x), sample(4, 3, 3)),
+    "sqrtm": (lambda x: polarlib.sqrtm(x), positive(sample(6, 6))),
+    "signm": (lambda x: polarlib.signm(x), sample(6, 6)),
     "sqrtm_psd": (lambda x: polarlib.sqrtm_psd(x), positive(sample(6, 6))),
     "inverse_root": (lambda x: polarlib.inverse_root(x, 2), positive(sample(6, 6))),
     "procrustes": (lambda x: polarlib.procrustes(x, x)[0], sample(8, 5)),

@@ -72,6 +72,8 @@ CALLS = {
     "nearest_rotation": polarlib.nearest_rotation,
     "procrustes": lambda a: polarlib.procrustes(a, np.ones(a.shape)),
     "sqrtm_psd": polarlib.sqrtm_psd,
+    "sqrtm": polarlib.sqrtm,
+    "signm": polarlib.signm,
     "inverse_root": lambda a: polarlib.inverse_root(a, 2),
     "inverse_root of known condition": lambda a: polarlib.inverse_root(a, 2, condition=9.0),
     "top_singular": lambda a: polarlib.top_singular(a, 1),

@@ -32,6 +32,8 @@ LOOKING = {
     "procrustes": lambda x: polarlib.procrustes(x, x),
     "top_singular": lambda x: polarlib.top_singular(x, 1)[1],
     "sqrtm_psd": polarlib.sqrtm_psd,
+    "sqrtm": polarlib.sqrtm,
+    "signm": polarlib.signm,
     "inverse_root": lambda x: polarlib.inverse_root(x, 2),
 }
 # These need not, where looking would stall a device.

@@ -212,6 +212,8 @@ CALLS = {
     "nearest_orthogonal": (polarlib.nearest_orthogonal, TALL),
     "procrustes": (lambda x: polarlib.procrustes(x, x[::-1]), TALL),
     "sqrtm_psd": (polarlib.sqrtm_psd, DEFINITE),
+    "sqrtm": (polarlib.sqrtm, DEFINITE),
+    "signm": (polarlib.signm, DEFINITE),
     "top_singular": (lambda x: polarlib.top_singular(x, 2)[1], TALL),
     "polar": (lambda x: polar(x).hermitian, TALL),
     "orthogonalize": (polarlib.orthogonalize, TALL),

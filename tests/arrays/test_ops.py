@@ -48,6 +48,7 @@ from polarlib.arrays.library import (
 )
 from polarlib.arrays.ops import Diagonal, is_native, ops_of
 from polarlib.arrays.torch_sharded import placements
+from polarlib.engine.sylvester import solution
 
 KINDS = (
     "numpy",
@@ -889,6 +890,18 @@ def check_lyapunov(lab):
     y = wide(lab.host(lab.ops.lyapunov(lab.make(h), lab.make(w), diagonalise)))
     residual = np.abs(wide(h) @ y + y @ wide(h) - w)
     assert np.all(residual <= 64 * lab.columns * lab.eps * (size(h) * size(y) + size(w)))
+
+
+def check_sylvester(lab):
+    m, w = lab.definite(), lab.sample(n=lab.columns, m=lab.columns, seed=6)
+    n = m + 0.3 * (w @ m - m @ w)  # not normal
+    a, b = n, lab.definite(seed=5)
+    for left, right in ((a, b), (n, n), (n, n.swapaxes(-1, -2).conj())):
+        arrays = (lab.make(left), lab.make(right), lab.make(w))
+        y = wide(lab.host(lab.ops.sylvester(*arrays, solution)))
+        residual = np.abs(wide(left) @ y + y @ wide(right) - w)
+        sizes = (size(left) + size(right)) * size(y) + size(w)
+        assert np.all(residual <= 64 * lab.columns * lab.eps * sizes)
 
 
 def check_multiplier(lab):

@@ -73,6 +73,8 @@ SEEN = {
     "nearest_orthogonal": lambda x: polarlib.nearest_orthogonal(x),
     "procrustes": lambda x: polarlib.procrustes(x, x.flip(0).sin()),
     "sqrtm_psd": lambda x: polarlib.sqrtm_psd(definite(x)),
+    "sqrtm": lambda x: polarlib.sqrtm(definite(x)),
+    "signm": lambda x: polarlib.signm(definite(x) - 2 * x[..., :3, :]),
     "top_singular": lambda x: polarlib.top_singular(x, 2)[1],
 }
 LOOKS = "looks at its matrix"

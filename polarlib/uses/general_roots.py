@@ -1,0 +1,310 @@
+"""Principal square roots and signs of general square matrices."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from polarlib.arrays.entered import Entered, enter
+from polarlib.arrays.entry import ArrayT, as_matrix, refuse_hidden
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import empty_result
+from polarlib.arrays.library import astype_like, at_least_single, format_name
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.schur import has_schur
+from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.engine.rules import differentiable_signm, differentiable_sqrtm
+from polarlib.engine.sylvester import by_products, computes_on_host, scaling
+from polarlib.result import ConvergenceWarning
+from polarlib.uses.nearest import check_square
+from polarlib.uses.schur import Kind, by_schur
+
+Array = Any
+
+# Steps that say nothing of eigenvalues near those that are refused: scaled Newton's take up to ten
+# or so, and one more for each factor of two by which an eigenvalue is nearer to the imaginary axis
+# than to the others.
+USUAL = 20
+# Relative change of a step of Newton's that is near the limit.
+SETTLED = 1e-3
+# How many times as near as what is refused an eigenvalue may be for a root or sign by products:
+# what rounding made of one on the axis is not taken. Chosen generously.
+MARGIN = 64
+# Residuals over the promised n u kappa |A|: what is refined, in how many steps, and what is shown.
+CLOSE, REFINEMENTS, FAR = 5.0, 3, 10.0
+
+
+@looks
+@under_default_settings
+def sqrtm(a: ArrayT) -> ArrayT:
+    """Principal square root of a square matrix: ``X @ X = A``, eigenvalues with Re > 0.
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
+        float64.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Real for real matrices. Array library, device and dtype of `a`.
+
+    Raises
+    ------
+    TypeError
+        If `a` is not an array of numbers; in code that torch records without entries
+        (torch.export, meta tensors).
+    ValueError
+        For matrices that are not square; for NaN or infinity; for an eigenvalue, which is named,
+        that is zero or on the negative real axis to rounding: ``|Im| <= n u |A|_F`` and
+        ``Re <= n u |A|_F``, u the unit roundoff of the dtype, at least single. Hermitian positive
+        semidefinite matrices are for :func:`sqrtm_psd`.
+    ConvergenceWarning
+        If no root is shown to be right: of matrices that are very near to those that are refused.
+
+    Notes
+    -----
+    In the memory of the host, in double precision: the Schur decomposition, real for real matrices,
+    and the root of the triangular factor by blocks, ``R_11 R_12 + R_12 R_22 = T_12`` (A. Bjorck and
+    S. Hammarling, Linear Algebra Appl. 52/53 (1983) 127-140; N. J. Higham, Linear Algebra Appl.
+    88/89 (1987) 405-430; E. Deadman, N. J. Higham and R. Ralha, LNCS 7782 (2013) 171-182). Newton's
+    step follows where the residual exceeds ``3 n u |X|_F^2``. Every root is checked:
+    ``|X^2 - A|_F <= 10 n u |X|_F^2``. About 28 n^3 operations.
+
+    On devices, and under ``jax.jit`` and ``jax.vmap``, by products and inverses: the product form
+    of Denman and Beavers' iteration, N. J. Higham, Functions of Matrices (SIAM, 2008), equation
+    (6.29), with scaling by norms; 5 to 10 steps of an inverse and a product each, in double where
+    there is double, and Newton's step where that leaves more than half of what is allowed:
+    ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. On a device what fails there,
+    or takes more than 20 steps, is computed on the host instead. Under a trace there is NaN in the
+    place of errors, after more than 20 steps for eigenvalues up to some 64 times as far from the
+    axis as said above, and farther if A is far from normal; a negative eigenvalue of a Jordan block
+    is not told from the pair of complex ones that rounding makes of it.
+
+    torch and JAX differentiate by ``X dX + dX X = dA``, on the host in double precision.
+
+    Examples
+    --------
+    >>> sqrtm([[0.0, -2.0], [2.0, 0.0]]).round(12).tolist()
+    [[1.0, -1.0], [1.0, 1.0]]
+    """
+    a, ops = as_matrix(a)
+    check_square(a, "sqrtm")
+    if 0 in a.shape:
+        return cast(ArrayT, empty_result(a, ops))
+    found = functools.partial(_found, kind="sqrtm")
+    return cast(ArrayT, differentiable_sqrtm(found, a, sqrtm))
+
+
+@looks
+@under_default_settings
+def signm(a: ArrayT) -> ArrayT:
+    """Sign of a square matrix: S with ``S @ S = I``, ``S @ A = A @ S``, eigenvalues sign(Re).
+
+    Parameters
+    ----------
+    a : array or array-like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
+        float64.
+
+    Returns
+    -------
+    array, shape (..., n, n)
+        Real for real matrices. Array library, device and dtype of `a`.
+
+    Raises
+    ------
+    TypeError
+        As :func:`sqrtm`.
+    ValueError
+        For matrices that are not square; for NaN or infinity; for an eigenvalue, which is named,
+        on the imaginary axis to rounding: ``|Re| <= n u |A|_F``, u the unit roundoff of the dtype,
+        at least single.
+    ConvergenceWarning
+        If no sign is shown to be right: of matrices that are very near to those that are refused.
+
+    Notes
+    -----
+    In the memory of the host, in double precision: the Schur decomposition with eigenvalues of
+    positive real part first, and ``S = Q [[I, X], [0, -I]] Q^H`` with
+    ``T_11 X - X T_22 = 2 T_12``. Every sign is checked: ``|S^2 - I|_F <= 10 n u |S|_F^2`` and
+    ``|S A - A S|_F <= 10 n u |S|_F |A|_F``. About 30 n^3 operations.
+
+    On devices, and under ``jax.jit`` and ``jax.vmap``, by Newton's iteration
+    ``S <- (c S + S^-1 / c) / 2``, with scaling by norms: 6 to 10 inverses. Checked by the same
+    equations with ``|S|_F^2`` for ``|S|_F`` in the second. Errors and NaN, the host in the place of
+    more than 20 steps: as in :func:`sqrtm`. J. D. Roberts, Int. J. Control 32 (1980) 677-687;
+    N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 5.
+
+    torch and JAX differentiate by ``N dS + dS N = dA - S dA S``, N = S A.
+
+    Examples
+    --------
+    >>> signm([[2.0, 6.0], [0.0, -1.0]]).round(12).tolist()
+    [[1.0, 4.0], [0.0, -1.0]]
+    """
+    a, ops = as_matrix(a)
+    check_square(a, "signm")
+    if 0 in a.shape:
+        return cast(ArrayT, empty_result(a, ops))
+    found = functools.partial(_found, kind="signm")
+    return cast(ArrayT, differentiable_signm(found, a, signm))
+
+
+def _found(a: Array, *, kind: Kind) -> Array:
+    """Root or sign of square matrices that nobody differentiates."""
+    ops = ops_of(a)
+    refuse_hidden(a, ops, kind, "compute it before")
+    hidden = ops.is_abstract(a)
+    if kind == "sqrtm":  # by the square of a power of two, so that scaling back is exact
+        entered = enter(a, ops=ops, double=True, scaling=_root_of_scale)
+        factor = entered.scale
+        entered = entered._replace(x=ops.divide(entered.x, factor), scale=factor * factor)
+    else:
+        entered, factor = enter(a, ops=ops, double=True), 1.0
+    unit = format_of(format_name(at_least_single(a, ops))).unit_roundoff
+    if not computes_on_host(entered.x, ops):
+        f, good, steps = _by_products(entered.x, kind, unit, ops)
+        if hidden:
+            f = ops.xp.where(good, f, ops.xp.full_like(f, math.nan))
+        if hidden or (steps <= USUAL and bool(ops.xp.all(good))):
+            return entered.leave(f, factor)
+    return entered.leave(_on_host(entered, kind, unit), factor)
+
+
+def _root_of_scale(peak: Array, ops: Ops) -> Array | float:
+    return ops.binary_scale(ops.xp.sqrt(peak))
+
+
+def _on_host(entered: Entered, kind: Kind, unit: float) -> Array:
+    ops, scale = entered.ops, entered.scale
+    scales = np.asarray(scale if isinstance(scale, float) else ops.to_host(scale)[..., 0, 0])
+    f = by_schur(ops.to_host(entered.x), kind, unit, scales) if has_schur() else None
+    if f is None or np.isnan(f).any():
+        what = "principal square root" if kind == "sqrtm" else "sign"
+        raise ConvergenceWarning(
+            f"the {what} was not found: an eigenvalue is too near to where there is none; add a "
+            "multiple of the identity"
+        )
+    return astype_like(ops.from_host(f, entered.x), entered.x, ops)
+
+
+# -- by products -----------------------------------------------------------------------------------
+
+
+def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Array, Any]:
+    """Root or sign of scaled matrices, whether it is shown to be right (..., 1, 1), and steps."""
+    n = a.shape[-1]
+    # An eigenvalue where there is no root, or sign, to rounding, is as near as n u to the axis.
+    most = max(USUAL, math.ceil(-math.log2(n * unit)))
+    f, left, steps = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
+    size, norm = ops.frobenius(f), ops.frobenius(a)
+    if kind == "sqrtm":
+        share = n * unit * size * ops.frobenius(ops.inverse(f)) * norm
+        f, error = _refined(f, a, CLOSE * share, ops)
+        good = error <= FAR * share
+    else:
+        bound = FAR * n * unit * size
+        square = ops.frobenius(ops.add_diagonal(ops.matmul(f, f), -1.0))
+        skew = ops.frobenius(ops.matmul(f, a) - ops.matmul(a, f))
+        good = (square <= bound * size) & (skew <= bound * size * norm)
+    good = good & (left <= _near(a))
+    return f, _apart(f if kind == "sqrtm" else ops.matmul(f, a), good, steps, unit, ops), steps
+
+
+def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
+    """Leave out what has eigenvalues so near to the axis that rounding may have moved them there.
+
+    N is the root, or S A. Asked only after many steps. Of ``N Z + Z N = W``, Z is as large as
+    eigenvalues of N, or sums of two, are small; W is any matrix that does not commute with N.
+    """
+    k = n.shape[-1]
+    w = ops.from_host(np.cos(np.arange(1.0, k * k + 1)).reshape(k, k), n)
+    w = ops.xp.broadcast_to(astype_like(w, n, ops), n.shape)
+    size = MARGIN * k * unit * ops.frobenius(n)
+
+    def step(state: Any) -> Any:
+        z = by_products(n, n, w, ops)
+        return state[0] & (ops.frobenius(z) * size <= ops.frobenius(w)), state[1] + 1
+
+    def going(state: Any) -> Array:
+        return ops.xp.any(state[0]) & (steps > USUAL) & (state[1] < 1)
+
+    return ops.repeat_while(going, step, (good, 0))[0]
+
+
+def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
+    """Root after Newton's steps, ``X D + D X = X^2 - A``, while ``|X^2 - A|`` exceeds a bound.
+
+    Near the negative axis the iteration leaves u over the distance to it.
+    """
+
+    def step(state: Any) -> Any:
+        x, error, k = state
+        y = x - by_products(x, x, ops.matmul(x, x) - a, ops)
+        after = ops.frobenius(ops.matmul(y, y) - a)
+        better = (after < error) & (error > bound)
+        return ops.xp.where(better, y, x), ops.xp.where(better, after, error), k + 1
+
+    def going(state: Any) -> Array:
+        return ops.xp.any(state[1] > bound) & (state[2] < REFINEMENTS)
+
+    error = ops.frobenius(ops.matmul(x, x) - a)
+    x, error, _ = ops.repeat_while(going, step, (x, error, 0))
+    return x, error
+
+
+def _near(a: Array) -> float:
+    """Distance from the limit before a step that is the last one: convergence is quadratic."""
+    return math.sqrt(format_of(format_name(a)).epsilon)
+
+
+def _denman_beavers(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
+    """Scaled product form: ``M <- (I + (M + M^-1) / 2) / 2``, ``X <- X (I + M^-1) / 2``, M -> I."""
+    xp, eye, near = ops.xp, ops.eye(a.shape[-1], a), _near(a)
+
+    def step(state: Any) -> Any:
+        (x, m), _, k = state
+        left, inverse = ops.frobenius(m - eye), ops.inverse(m)
+        mu = scaling((m,), (inverse,), left, ops)  # the square of that for X
+        inverse = inverse / mu
+        x = ops.matmul(x, eye + inverse) * (0.5 * xp.sqrt(mu))
+        return (x, (eye + (m * mu + inverse) * 0.5) * 0.5), left, k + 1
+
+    going = _going(near, most, ops)
+    (x, _), left, k = ops.repeat_while(going, step, ((a, a), _infinite(a, ops), 0))
+    return x, left, k
+
+
+def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
+    """Scaled Newton iteration for the sign."""
+    xp, near = ops.xp, _near(a)
+
+    def step(state: Any) -> Any:
+        s, left, k = state
+        inverse = ops.inverse(s)
+        mu = scaling((s,), (inverse,), left, ops)
+        new = (s * mu + inverse / mu) * 0.5
+        # A change of e is followed by one of |S| e^2 / 2; rounding changes eps |S|^3 in each step.
+        change, size = ops.frobenius(new - s), ops.frobenius(new)
+        settled = change <= SETTLED * size
+        least = xp.where(settled, near * a.shape[-1] * size**3, xp.zeros_like(size))
+        return new, change / (1 + least), k + 1
+
+    going = _going(near, most, ops)
+    s, left, k = ops.repeat_while(going, step, (a, _infinite(a, ops), 0))
+    return s, left, k
+
+
+def _infinite(a: Array, ops: Ops) -> Array:
+    """A distance that is beyond all others, NaN for a matrix that is not finite."""
+    return ops.frobenius(a) * 0.0 + 1.0
+
+
+def _going(near: float, most: int, ops: Ops) -> Callable[[Any], Array]:
+    return lambda state: ops.xp.any(state[1] > near) & (state[2] < most)
