@@ -114,6 +114,8 @@ def test_rule_at_zero_singular_values(name, spectrum, shape):
     f, r = MAPS[name]
     x = matrix(SINGULAR[spectrum], SHAPES[shape])
     e = gaussian(x.shape, False, 1)
+    exact = np.eye(*x.shape) * np.pad(SINGULAR[spectrum], (0, x.shape[1] - N))
+    close(rule.derivative(exact, e, r), slope(f, exact, e), 1e-6 if name[0] in "s" else 1e-7)
     # The fourth power of singular values, for p = 1.25, has three derivatives at 0.
     close(rule.derivative(x, e, r), slope(f, x, e), 1e-6 if name[0] in "s" else 1e-7)
 
@@ -133,6 +135,16 @@ def test_rule_among_matrices_of_the_same_rank(name, shape):
     # Of e = 0.5 the root of a rounding error is left, 1e-8, over the step.
     rtol = 1e-4 if name == "power 0.5" else 1e-8
     close(rule.derivative(x, w @ x + x @ z, r), slope(moved, 0.0, 1.0), rtol)
+
+
+@pytest.mark.parametrize("name", ["lmo", "polargrad", "schatten 3", "power -1", "power 0.5"])
+def test_rule_leaves_what_is_zero_to_rounding(name):
+    _, r = MAPS[name]
+    x = matrix([2.0, 0.7, 0.0, 0.0], (6, N))
+    u, _, vh = np.linalg.svd(x)
+    d = u.T @ rule.derivative(x, gaussian(x.shape, False, 5), r) @ vh.T
+    np.testing.assert_allclose(d[2:, 2:], 0, atol=1e-13)
+    assert np.abs(d).max() < 20
 
 
 def test_clip_is_exact_about_its_limits():
