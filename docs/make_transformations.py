@@ -82,7 +82,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
         ),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
-        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + 0.3 * x)),
+        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + 0.3 * (x - x.T))),
         "signm": (SQUARE, polarlib.signm),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "top_singular": (TALL, lambda x: polarlib.top_singular(x, 2)[1]),
