@@ -94,7 +94,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         ),
         "generalized_procrustes, rtol=0": (TALL, aligned_shapes),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
-        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(5 * x @ x + x + 3)),
+        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + 0.3 * (x - x.T))),
         "signm": (SQUARE, polarlib.signm),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "svd_polar": (TALL, lambda x: polarlib.svd_polar(x)[1]),
