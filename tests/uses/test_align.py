@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import mpmath
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from standin import cupy_standin
 
 from polarlib import Alignment, align
+from polarlib.uses import aligning
 
 FIELDS = ("rotation", "scale", "translation", "singular_values", "rmsd", "unique")
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -24,7 +24,6 @@ OPTIONS = [
 ]
 # torch's own, where forward derivatives are first asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-IMPLEMENTATION = sys.modules["polarlib.uses.align"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
@@ -133,12 +132,19 @@ def test_a_stack_is_its_clouds(d):
 def test_pieces_and_broadcasting(monkeypatch):
     a, b = clouds(4, 5, 6, 3)
     w = np.random.default_rng(0).random((5, 6))
-    pairs = [(a, b, None), (a, b[:, :1], w), (a[0, 0], b, w), (a[:, :1], b[0], w[0])]
+    pairs = [
+        (a, b, None),
+        (a, b[0, 0], None),
+        (a[0, 0], b, None),
+        (a, b[:, :1], w),
+        (a[0, 0], b, w),
+        (a[:, :1], b[0], w[0]),
+    ]
     for x, y, weights in pairs:
         whole = align(x, y, weights=weights, scale=True)
         assert whole.rotation.shape == (4, 5, 3, 3)
         assert [v.shape for v in fields(whole)[1:]] == [(4, 5), *[(4, 5, 3)] * 2, *[(4, 5)] * 2]
-        monkeypatch.setattr(IMPLEMENTATION, "PIECE", 60)
+        monkeypatch.setattr(aligning, "PIECE", 60)
         pieces = align(x, y, weights=weights, scale=True)
         monkeypatch.undo()
         for got, wanted in zip(fields(pieces), fields(whole), strict=True):
