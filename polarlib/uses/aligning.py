@@ -37,7 +37,7 @@ from polarlib.uses.nearest import turn_by_svd
 Array = Any
 # Points that differ by so many epsilons of their distance from the origin have no scale.
 COINCIDENT = 8.0
-# _Clouds are flat to rounding if they are thinner than so many epsilons of their size: a few for the
+# Clouds are flat to rounding if they are thinner than so many epsilons of their size: a few for the
 # rounding of points some sizes away from the origin.
 FLAT = 64.0
 # Entries of points that are computed with at a time, on the host: with what is made of them they
@@ -120,7 +120,7 @@ def _scale_of_weights(w: Array) -> Array:
 
 
 def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
-    """_Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
+    """Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
     ndim = max(x.ndim for x in (a, b, w) if x is not None)
     p, total = None, float(a.shape[-2])
     if w is not None:
