@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import sys
 
 import mpmath
 import numpy as np
 import pytest
-from conftest import Library, library, with_dask
+from conftest import LIBRARIES, Library, library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from standin import cupy_standin
 
 from polarlib import Alignment, align
+from polarlib.uses import aligning
 
 FIELDS = ("rotation", "scale", "translation", "singular_values", "rmsd", "unique")
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
@@ -24,7 +24,6 @@ OPTIONS = [
 ]
 # torch's own, where forward derivatives are first asked for.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-IMPLEMENTATION = sys.modules["polarlib.uses.align"]
 
 
 def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
@@ -133,12 +132,19 @@ def test_a_stack_is_its_clouds(d):
 def test_pieces_and_broadcasting(monkeypatch):
     a, b = clouds(4, 5, 6, 3)
     w = np.random.default_rng(0).random((5, 6))
-    pairs = [(a, b, None), (a, b[:, :1], w), (a[0, 0], b, w), (a[:, :1], b[0], w[0])]
+    pairs = [
+        (a, b, None),
+        (a, b[0, 0], None),
+        (a[0, 0], b, None),
+        (a, b[:, :1], w),
+        (a[0, 0], b, w),
+        (a[:, :1], b[0], w[0]),
+    ]
     for x, y, weights in pairs:
         whole = align(x, y, weights=weights, scale=True)
         assert whole.rotation.shape == (4, 5, 3, 3)
         assert [v.shape for v in fields(whole)[1:]] == [(4, 5), *[(4, 5, 3)] * 2, *[(4, 5)] * 2]
-        monkeypatch.setattr(IMPLEMENTATION, "PIECE", 60)
+        monkeypatch.setattr(aligning, "PIECE", 60)
         pieces = align(x, y, weights=weights, scale=True)
         monkeypatch.undo()
         for got, wanted in zip(fields(pieces), fields(whole), strict=True):
@@ -342,7 +348,11 @@ def test_equivariance(rows, seed, stacked):
 # -- libraries, shapes and wrong arguments ------------------------------------------------------
 
 
-@with_dask
+# JAX compiles each of a hundred operations here; test_jax compiles one.
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name == "jax")) for name in LIBRARIES]
+
+
+@pytest.mark.parametrize("lib", [*EVERY, "dask"], indirect=True)
 def test_every_library_and_dtype(lib):
     dtypes = ("float32", "float64", "float16", "bfloat16")
     dtypes = dtypes[:1] if lib.name in ("jax", "dask") else dtypes
@@ -579,12 +589,14 @@ def test_single_precision_near_degenerate_points(torch):
 
 def test_derivatives_where_the_rotation_is_not_unique(torch):
     a, b = leaves(torch, LINE, gaussian(6, 3))
-    for name in ("rotation", "translation"):
+    names = ("rotation", "translation", "scale", "rmsd")
+    for name in names:
         with pytest.raises(ValueError, match="pass regularization"):
-            getattr(align(a, b), name).sum().backward()
-    stack = torch.stack([b, a, b])
-    with pytest.raises(ValueError, match=r"in matrix \(1,\) of the stack"):
-        align(stack, torch.stack([a + b, b, 2 * b - a])).rotation.sum().backward()
+            getattr(align(a, b, scale=True), name).sum().backward()
+    stack, others = torch.stack([b, a, b]), torch.stack([a + b, b, 2 * b - a])
+    for name in names:
+        with pytest.raises(ValueError, match=r"\(1,\) of the stack"):
+            getattr(align(stack, others, scale=True), name).sum().backward()
     for name in FIELDS[:-1]:
         a.grad = None
         getattr(align(a, b, scale=True, regularization=1e-3), name).sum().backward()
@@ -601,9 +613,8 @@ def test_derivatives_where_the_rotation_is_not_unique(torch):
             float(getattr(align(LINE + k * t * d, other.numpy(), scale=True), name))
             for k in (1, -1)
         ]
-        np.testing.assert_allclose(
-            (x.grad.numpy() * d).sum(), (ends[0] - ends[1]) / (2 * t), rtol=1e-4
-        )
+        along = (ends[0] - ends[1]) / (2 * t)
+        np.testing.assert_allclose((x.grad.numpy() * d).sum(), along, rtol=1e-4)
 
 
 def test_regularised_derivatives_approach_the_others(torch):
@@ -668,7 +679,8 @@ def test_jax():
         return sum(jnp.sum(getattr(found, name) ** 2) for name in FIELDS[:-1]), found
 
     mapped = jax.vmap(jax.value_and_grad(both, argnums=(0, 1, 2), has_aux=True))
-    (_, found), gradients = jax.jit(mapped)(a, b, w)
+    step = jax.jit(mapped)
+    (_, found), gradients = step(a, b, w)
     assert isinstance(found, Alignment)
     wanted = align(
         *(np.asarray(x, dtype=float) for x in (a, b)),
@@ -690,12 +702,46 @@ def test_jax():
 
     along = sum(float((np.asarray(g) * e).sum()) for g, e in zip(gradients, d, strict=True))
     assert along == pytest.approx((at(1) - at(-1)) / (2 * t), rel=1e-2 if single else 1e-6)
-    # What raises elsewhere is NaN, in its own cloud alone.
+    # What raises elsewhere is NaN, in its own cloud alone: values, and derivatives of R.
     bad = w.at[1].set(0.0).at[2, 0].set(-1.0)
-    (_, found), gradients = jax.jit(mapped)(a.at[0, 0, 0].set(jnp.nan), b, bad)
+    (_, found), _ = step(a.at[0, 0, 0].set(jnp.nan), b, bad)
     assert all(bool(jnp.isnan(getattr(found, name)).all()) for name in FIELDS[:-1])
     assert not found.unique.any()
-    line = jnp.stack([jnp.asarray(LINE), a[1], a[2]])
-    rotations = jax.jit(jax.vmap(jax.grad(lambda a, b: align(a, b).rotation.sum())))(line, b)
-    assert bool(jnp.isnan(rotations[0]).any())
-    assert bool(jnp.isfinite(rotations[1:]).all())
+    (_, found), gradients = step(a.at[0].set(jnp.asarray(LINE, dtype=a.dtype)), b, w)
+    assert not found.unique[0]
+    assert bool(jnp.isfinite(found.rotation).all())
+    assert bool(jnp.isnan(gradients[0][0]).any())
+    assert bool(jnp.isfinite(gradients[0][1:]).all())
+
+
+KINKS = {
+    "one on a line": ("points on a line", True),
+    "mirrored": ("mirrored", True),
+    "coincident": ("coincident", True),
+    "both on lines": ("both on lines", False),
+    "two points": ("two points", False),
+    "one point": ("one point", False),
+    "many dimensions": ("many dimensions", False),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_residuals_have_kinks_where_points_are_moved(torch, name):
+    """By differences to either side: the slopes agree where the derivative is given."""
+    key, kink = KINKS[name]
+    a, b, _ = DEGENERATE[key]
+    x = torch.tensor(a, requires_grad=True)
+    least = 0.0
+    for seed in range(3):
+        d, t = gaussian(*a.shape, seed=20 + seed), 1e-6
+        low, here, high = (float(align(a + k * t * d, b).rmsd) for k in (-1, 0, 1))
+        least = max(least, abs(high + low - 2 * here) / t)
+    assert (least > 1e-3) == (kink or (float(align(a, b).rmsd) == 0 and name != "one point"))
+    if kink:
+        with pytest.raises(ValueError, match="scale and rmsd have no derivative"):
+            align(x, torch.tensor(b)).rmsd.backward()
+        return
+    align(x, torch.tensor(b)).rmsd.backward()
+    if float(align(a, b).rmsd) > 0:
+        wanted = (high - low) / (2 * t)
+        assert float((x.grad.numpy() * d).sum()) == pytest.approx(wanted, rel=1e-5, abs=1e-8)
