@@ -558,6 +558,28 @@ def test_wrong_parameters_of_optax(ours):
         opt.update(params, opt.init(params))
 
 
+def test_coefficients_are_in_the_state(ours):
+    """Traced arrays: other ones need no compilation; the schedule's safety is in the first."""
+    jax, jnp, rng = ours.jax, ours.jnp, np.random.default_rng(3)
+    params = {"w": jnp.asarray(rng.standard_normal((6, 6)))}
+    opt = ours.scale_by_muon("polar_express", steps=5, nesterov=False)
+    state, compiled = opt.init(params), []
+
+    @jax.jit
+    def update(grads, state):
+        compiled.append(1)
+        return opt.update(grads, state)[0]["w"]
+
+    expected = polarlib.orthogonalize(params["w"], schedule="polar_express", steps=5, form="plain")
+    np.testing.assert_allclose(update(params, state), expected, rtol=0, atol=1e-9)
+    jordan = state._replace(coefficients=jnp.array([JORDAN] * 5))
+    expected = alone(np.asarray(params["w"]))
+    np.testing.assert_allclose(update(params, jordan), expected, rtol=0, atol=1e-9)
+    assert compiled == [1]
+    with pytest.raises(ValueError, match="is for frobenius, not 'aol'"):
+        ours.scale_by_muon("turbo_muon")
+
+
 SHARDED = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
