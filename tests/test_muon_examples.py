@@ -95,6 +95,30 @@ def test_the_task(script, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("largest difference: 1.0e+00 of the loss\n")
 
 
+def test_the_benchmark_runs(torch, tmp_path):
+    """Every case of the libraries that are there, on small matrices."""
+    pytest.importorskip("optax")
+    library("jax")
+    file = tmp_path / "muon.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "muon.py"),
+        "--quick",
+        "--only",
+        "2 layers",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--json", file], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text("utf-8"))["cases"]
+    assert list(found) == [
+        f"{c} 2 layers" for c in ("torch bfloat16", "jax float32", "jax bfloat16")
+    ]
+    for case in found.values():
+        assert case["ratio"] == case["theirs"] / case["ours"] > 0
+        assert case["rounds"] == len(case["ratios"]) >= 5
+
+
 # -- torch -------------------------------------------------------------------------------------
 
 
