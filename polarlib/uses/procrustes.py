@@ -77,7 +77,7 @@ def procrustes(
     >>> bool(np.allclose(procrustes(a, a @ quarter_turn), quarter_turn))
     True
     """
-    a, b, ops = _pair(a, b)
+    a, b, ops = pair_of(a, b)
     if flag("rotation", rotation):
         refuse_complex(a, "procrustes(rotation=True)")
     r = number("regularization", regularization, 0)
@@ -94,20 +94,20 @@ def procrustes(
     return cast(ArrayT, astype_like(q, a, ops))
 
 
-def _pair(a: Array, b: Array) -> tuple[Array, Array, Ops]:
-    """Two stacks of matrices of one shape, one library and one dtype."""
-    (a, ops), (b, _) = as_matrix(a), as_matrix(b, "b")
-    check_same_place(a, "a", b, "b")
-    shapes = tuple(a.shape), tuple(b.shape)
+def pair_of(a: Array, b: Array, name: str = "a", other: str = "b") -> tuple[Array, Array, Ops]:
+    """Two stacks of matrices of one shape, one library and one dtype, by the caller's names."""
+    (a, ops), (b, _) = as_matrix(a, name), as_matrix(b, other)
+    check_same_place(a, name, b, other)
+    shapes, both = (tuple(a.shape), tuple(b.shape)), f"{name} and {other}"
     if shapes[0][-2:] != shapes[1][-2:]:
         raise ValueError(
-            f"a and b must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
+            f"{both} must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
         )
     try:
         np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
     except ValueError:
         raise ValueError(
-            f"the stacks of a and b do not broadcast: shapes {shapes[0]} and {shapes[1]}"
+            f"the stacks of {both} do not broadcast: shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
         # Libraries promote nothing to a format of 8 bits or from it.

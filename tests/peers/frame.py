@@ -24,6 +24,7 @@ it imports the peer, and array libraries, within :func:`install` and the functio
     PATHS           folders of the copy to import from, if not its root: ("src",)
     OPTIONS         further arguments of pytest
     REQUIRES        further packages to import, without which it is not run
+    SINCE           the oldest version of the package for which the adapter was written, "1.17"
     NOTE            what a reader of the page must know, such as what stands for a device
 
 Calls are counted of every replaced function, and of polarlib's public functions from within them.
@@ -142,7 +143,12 @@ class Results:
         self.used: set[str] = set()
         self.passed: list[str] = []
         self.failed: list[str] = []
-        self.not_run: dict[str, str] = {}
+        # By pattern or test, without its parameters: how many, and why.
+        self.not_run: dict[str, tuple[int, str]] = {}
+
+    def _leave(self, name: str, reason: str) -> None:
+        name = name.partition("[")[0]
+        self.not_run[name] = self.not_run.get(name, (0, reason))[0] + 1, reason
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[Any]) -> None:
         """Leave out the tests of NOT_RUN."""
@@ -154,7 +160,7 @@ class Results:
                 kept.append(item)
             else:
                 self.used.add(pattern)
-                self.not_run[name] = self.patterns[pattern]
+                self._leave(pattern, self.patterns[pattern])
                 left.append(item)
         items[:] = kept
         if left:
@@ -163,9 +169,9 @@ class Results:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported has failed, one that skips itself was not run."""
         if report.failed:
-            self.failed.append(_short(report.nodeid))
+            self.failed.append(_short(report.nodeid) or "collection")
         elif report.skipped:
-            self.not_run[_short(report.nodeid)] = _reason(report)
+            self._leave(_short(report.nodeid), _reason(report))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once: as failed if any part of it did."""
@@ -174,7 +180,7 @@ class Results:
             self.failed.append(name)
         elif report.skipped:
             expected = getattr(report, "wasxfail", None)
-            self.not_run[name] = f"expected to fail: {expected}" if expected else _reason(report)
+            self._leave(name, f"expected to fail: {expected}" if expected else _reason(report))
         elif report.when == "call":
             self.passed.append(name)
 
@@ -208,6 +214,7 @@ def run_one(name: str, copies: str | None, arguments: list[str]) -> tuple[int, d
     results = Results(adapter.NOT_RUN)
     # Without the settings of this project, those of the peer (marks, markers) and a cache folder.
     settings = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
+    settings.append(f"--rootdir={copy or _folder(adapter.PACKAGE)}")
     options = [*getattr(adapter, "OPTIONS", ()), *arguments]
     code = int(pytest.main([*settings, *options, *tests], plugins=[results]))
     problems = _problems(adapter, results, chosen=bool(arguments))
@@ -215,6 +222,13 @@ def run_one(name: str, copies: str | None, arguments: list[str]) -> tuple[int, d
         sys.stderr.write(f"{adapter.NAME}: {problem}\n")
     row = _row(adapter, copy, results)
     return code or int(bool(problems)), row
+
+
+def _folder(package: str) -> Path:
+    """Where a package is installed."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    return Path(spec.origin or "").parent
 
 
 def _problems(adapter: ModuleType, results: Results, *, chosen: bool) -> list[str]:
@@ -241,11 +255,15 @@ def _row(adapter: ModuleType, copy: Path | None, results: Results) -> dict[str, 
             n: importlib.import_module(n).__version__ for n in LIBRARIES if n in sys.modules
         },
         "tests": list(adapter.TESTS),
+        "options": list(getattr(adapter, "OPTIONS", ())),
         "replaced": dict(replaced),
         "polarlib": {name: count for name, count in sorted(ours.items()) if count},
         "passed": len(set(results.passed) - set(results.failed)),
         "failed": sorted(set(results.failed)),
-        "not_run": dict(sorted(results.not_run.items())),
+        "not_run": [
+            {"tests": name, "count": count, "reason": reason}
+            for name, (count, reason) in sorted(results.not_run.items())
+        ],
         "note": getattr(adapter, "NOTE", ""),
     }
 
@@ -294,6 +312,9 @@ def missing(adapter: ModuleType, copies: str | None) -> str:
     for package in getattr(adapter, "REQUIRES", ()):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
+    since, version = getattr(adapter, "SINCE", None), _version(adapter)
+    if since and version and _numbers(version) < _numbers(since):
+        return f"{adapter.PACKAGE} {version} is older than {since}"
     if adapter.COMMIT is None:
         for module in (test.partition("::")[0] for test in adapter.TESTS):
             try:
@@ -307,6 +328,10 @@ def missing(adapter: ModuleType, copies: str | None) -> str:
         return "a copy of its repository is needed: give the folder that has it"
     copy = copy_of(adapter, copies)
     return "" if copy is not None and copy.is_dir() else f"there is no folder {copy}"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:2]]
 
 
 # -- all runs --------------------------------------------------------------------------------
@@ -374,8 +399,9 @@ def _summary(row: dict[str, Any], failed: int) -> str:
     if not row:
         return "could not be run"
     calls = ", ".join(f"{name} {count} times" for name, count in row["polarlib"].items())
+    left = sum(entry["count"] for entry in row["not_run"])
     return (
-        f"{row['passed']} passed, {len(row['failed'])} failed, {len(row['not_run'])} not run; "
+        f"{row['passed']} passed, {len(row['failed'])} failed, {left} not run; "
         f"called {calls or 'nothing of polarlib'}{'' if not failed else '; FAILED'}"
     )
 

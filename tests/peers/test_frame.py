@@ -92,10 +92,10 @@ def test_a_run_is_counted(tmp_path):
     row = data["toy"]
     assert row["passed"] == 2
     assert row["failed"] == []
-    assert row["not_run"] == {
-        "test_toy.py::TestDevice::test_on_device": "needs a device",
-        "test_toy.py::test_skipped": "not today",
-    }
+    assert row["not_run"] == [
+        {"tests": "test_toy.py::TestDevice::*", "count": 1, "reason": "needs a device"},
+        {"tests": "test_toy.py::test_skipped", "count": 1, "reason": "not today"},
+    ]
     assert row["replaced"] == {"toypeer.inner.factor": 4, "toypeer.inner.Solver.solve": 4}
     assert row["polarlib"] == {"nearest_orthogonal": 8}
 
