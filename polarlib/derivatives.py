@@ -9,6 +9,7 @@ those of the inner product ``Re sum(conj(x) y)``, of complex matrices too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,7 +21,9 @@ from polarlib.arrays.library import astype_like, dtype_name, is_complex
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.derivatives import polar_gradient, polar_tangents, schedule_derivative
-from polarlib.orthogonalization import Options, rule_of
+from polarlib.orthogonalization.coefficients import rule_of_coefficients
+from polarlib.orthogonalization.heads import per_head
+from polarlib.orthogonalization.options import NAMED, Options, rule_of
 from polarlib.published import Named
 
 __all__ = ["orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"]
@@ -141,13 +144,14 @@ def orthogonalize_jvp(
     g: ArrayT,
     dg: ArrayT,
     *,
-    schedule: Named = "auto",
+    schedule: Named | Array = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
     precision: str | None = None,
     gram_precision: str | None = None,
     normalisation: str | None = None,
+    heads: int | None = None,
 ) -> ArrayT:
     """Derivative of :func:`polarlib.orthogonalize` in a direction of its matrix.
 
@@ -157,8 +161,8 @@ def orthogonalize_jvp(
         Never changed. Integers become float64.
     dg : array or array-like, shape (..., m, n)
         Direction, of the same array library.
-    schedule, steps, form, restarts, normalisation
-        As :func:`polarlib.orthogonalize` takes them.
+    schedule, steps, form, restarts, normalisation, heads
+        As :func:`polarlib.orthogonalize` takes them; an array of coefficients is held.
     precision : str, optional
         As there, but it decides the schedule of "auto" and the restarts of the Gram form, nothing
         else: derivatives are computed in at least float32, and are those without rounding.
@@ -196,8 +200,8 @@ def orthogonalize_jvp(
     >>> bool(np.max(np.abs(along)) < 1e-12)
     True
     """
-    given = schedule, steps, form, restarts, precision, gram_precision, normalisation
-    return cast(ArrayT, _schedule(g, dg, "dg", Options(*given), gradient=False))
+    others = steps, form, restarts, precision, gram_precision, normalisation, heads
+    return cast(ArrayT, _schedule(g, dg, "dg", schedule, others, gradient=False))
 
 
 @looks
@@ -206,13 +210,14 @@ def orthogonalize_vjp(
     g: ArrayT,
     q_bar: ArrayT,
     *,
-    schedule: Named = "auto",
+    schedule: Named | Array = "auto",
     steps: int | None = None,
     form: str = "auto",
     restarts: str | Sequence[int] = "auto",
     precision: str | None = None,
     gram_precision: str | None = None,
     normalisation: str | None = None,
+    heads: int | None = None,
 ) -> ArrayT:
     """Gradient with respect to G of a function of ``orthogonalize(G)``.
 
@@ -222,7 +227,7 @@ def orthogonalize_vjp(
         Never changed. Integers become float64.
     q_bar : array or array-like, shape (..., m, n)
         Gradient with respect to the result, of the same array library.
-    schedule, steps, form, restarts, precision, gram_precision, normalisation
+    schedule, steps, form, restarts, precision, gram_precision, normalisation, heads
         As :func:`orthogonalize_jvp` takes them.
 
     Returns
@@ -247,13 +252,27 @@ def orthogonalize_vjp(
     >>> bool(abs(np.sum(gradient * g)) < 1e-12)  # scaling changes nothing
     True
     """
-    given = schedule, steps, form, restarts, precision, gram_precision, normalisation
-    return cast(ArrayT, _schedule(g, q_bar, "q_bar", Options(*given), gradient=True))
+    others = steps, form, restarts, precision, gram_precision, normalisation, heads
+    return cast(ArrayT, _schedule(g, q_bar, "q_bar", schedule, others, gradient=True))
 
 
-def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool) -> Array:
+def _schedule(
+    g: Array, e: Array, name: str, schedule: Any, others: tuple[Any, ...], *, gradient: bool
+) -> Array:
     # Not scaled: a scale would count as a constant, and the normalisation has a derivative.
     entered = enter(g, "g", look="if free", scaling=None)
+    if isinstance(schedule, NAMED):
+        rule, heads = _rule(entered, Options(schedule, *others))
+    else:
+        rule, heads = rule_of_coefficients(entered.x, schedule, *others)
+    e = _along(e, name, entered)
+    if entered.is_empty:
+        return entered.leave(e)
+    derivative = functools.partial(schedule_derivative, **rule, gradient=gradient)
+    return entered.leave(per_head(derivative, heads)(entered.x, e))
+
+
+def _rule(entered: Entered, options: Options) -> tuple[dict[str, Any], int | None]:
     # Derivatives are those without rounding: hazards of a format do not concern them.
     resolved = options.resolved(entered.given, entered.ops, warns=False)
     if resolved["schedule"].is_rational:
@@ -261,11 +280,7 @@ def _schedule(g: Array, e: Array, name: str, options: Options, *, gradient: bool
             f"schedule {resolved['schedule'].name!r} has rational steps, for which there is no "
             "rule; take one of polynomials, or let torch or JAX differentiate its steps"
         )
-    e = _along(e, name, entered)
-    if entered.is_empty:
-        return entered.leave(e)
-    derivative = schedule_derivative(entered.x, e, **rule_of(resolved), gradient=gradient)
-    return entered.leave(derivative)
+    return rule_of(resolved), options.heads
 
 
 def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -178,26 +178,33 @@ class JaxOps(Ops):
             return None
         return sharding.NamedSharding(x.sharding.mesh, sharding.PartitionSpec())
 
-    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
-        """Return ``f(x)``, computed with automatic axes: explicit ones want a place a product."""
+    def with_shards(
+        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+    ) -> Any:
+        """Return ``f(x, *beside)`` with automatic axes: explicit ones want a place a product."""
         jax = import_library("jax")
         given = _explicit_sharding(x)
-        if self.is_traced(x):
+        if any(map(self.is_traced, (x, *beside))):
             if given is None:
-                return f(x)
-            shapes = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
+                return f(x, *beside)
+            known = (jax.ShapeDtypeStruct(y.shape, y.dtype) for y in (x, *beside))
+            shapes = jax.eval_shape(f, *known)
             places = jax.tree.map(lambda y: _place_like(x, given, y.shape), shapes)
-            return jax.sharding.auto_axes(f, out_sharding=places)(x)
+            return jax.sharding.auto_axes(f, out_sharding=places)(x, *beside)
         if given is None:
+            place = self._device_of(x) if self._lies_on_several(x) else None
+            beside = [y if place is None else jax.device_put(y, place) for y in beside]
             if x.sharding.is_fully_replicated:
-                return f(x)
-            place, result = x.sharding, f(x)
+                return f(x, *beside)
+            place, result = x.sharding, f(x, *beside)
         else:
             sharding = jax.sharding
             types = (sharding.AxisType.Auto,) * len(given.mesh.axis_names)
             mesh = sharding.Mesh(given.mesh.devices, given.mesh.axis_names, axis_types=types)
+            whole = sharding.NamedSharding(mesh, sharding.PartitionSpec())
             with sharding.use_abstract_mesh(mesh.abstract_mesh):
-                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)))
+                beside = [jax.device_put(y, whole) for y in beside]
+                result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)), *beside)
             place = given
 
         def put(y: Any) -> Any:

@@ -305,9 +305,14 @@ class Ops(Arithmetic):
             raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
         return x
 
-    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
-        """Return ``f(x)``, a pytree; a result of the shape of `x` is sharded as `x` is."""
-        return f(x)
+    def with_shards(
+        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+    ) -> Any:
+        """Return ``f(x, *beside)``, a pytree; a result of the shape of `x` is sharded as `x` is.
+
+        Arrays beside are small: where `x` is in parts, each part finds all of them.
+        """
+        return f(x, *beside)
 
     def repeat_while(
         self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any

@@ -30,10 +30,15 @@ PLAIN, BY_COEFFICIENTS = "orthogonalize", "orthogonalize_by"
 TENSORS = {PLAIN: ("x",), BY_COEFFICIENTS: ("x", "c")}
 
 
-def takes(g: Any) -> bool:
-    """Whether torch.compile can hand something to the operator: dense matrices in one part."""
+def takes(g: Any, c: Any = None) -> bool:
+    """Whether torch.compile can hand something to the operator: dense matrices in one part.
+
+    With `c` to that of a matrix and coefficients, a matrix of real floating-point numbers.
+    """
     torch = sys.modules["torch"]
     dense = isinstance(g, torch.Tensor) and g.layout == torch.strided and g.ndim >= 2
+    if c is not None and not (takes(c) and c.ndim == 2 and c.is_floating_point()):
+        return False
     return dense and not hasattr(g, "placements")
 
 

@@ -104,10 +104,12 @@ class TorchShardedOps(TorchGradOps):
         """Not known: see the placements."""
         return ""
 
-    def with_shards(self, f: Callable[[Array], Any], x: Array, name: str = "a") -> Any:
-        """Return ``f(x)``, the longer side sharded; of a plain tensor if each process has all."""
+    def with_shards(
+        self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
+    ) -> Any:
+        """Return ``f(x, *beside)``, the longer side sharded; of plain tensors if each has all."""
         laid, back, whole = self._laid_out(x, name)
-        result: Any = f(laid)
+        result: Any = f(laid, *(self._beside(y, laid) for y in beside))
         if not isinstance(result, Pytree):  # factors of polar
             return back(result)
         factors: Any = result
@@ -130,6 +132,18 @@ class TorchShardedOps(TorchGradOps):
         laid = self._moved(_summed(x), target, why)
         # Also where nothing moves: the derivatives of redistribute lay gradients out.
         return laid, lambda u: u.redistribute(placements=back), lambda h: h
+
+    def _beside(self, y: Array, laid: Array) -> Array:
+        """A small tensor for matrices that are laid out, the same whole on every process."""
+        y = y.full_tensor() if hasattr(y, "placements") else y
+        if not hasattr(laid, "placements"):
+            return y
+        if ops_of(y).is_traced(y):
+            raise TypeError(
+                f"a tensor of shape {tuple(y.shape)} records gradients beside a sharded DTensor, "
+                "which are not summed over processes; detach it, or pass full_tensor()"
+            )
+        return self._whole(y, laid)
 
     def _moved(self, x: Array, layout: Sequence[int], why: str = "") -> Array:
         """Return `x` in another layout; warn if parts of a matrix that is not square are sent."""
@@ -365,6 +379,32 @@ def placements(x: Array) -> tuple[Any, ...]:
         return ()
     whole = _dtensors().Replicate()
     return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
+
+
+def with_whole(x: Array, whole: Callable[[int, int], bool], why: str) -> Array:
+    """Return a DTensor of which some axes lie whole on every process; other arrays as they are.
+
+    ``whole(axis, parts)`` says which, of an axis counted from -1 that is cut into parts so far.
+    Where something is sent, a warning says so; strided shards are no parts of an axis in its order.
+    """
+    if not hasattr(x, "placements"):
+        return x
+    layout, parts = list(_layout(x)), dict.fromkeys(_layout(x), 1)
+    for i, axis in enumerate(layout):
+        parts[axis] *= x.device_mesh.size(i)
+        strided = type(x.placements[i]).__name__ == "_StridedShard"
+        if axis and (strided or whole(axis, parts[axis])):
+            layout[i] = 0
+    if layout == list(_layout(x)):
+        return x
+    ops: Any = ops_of(x)
+    return ops._moved(_summed(x), layout, why)
+
+
+def laid_as(u: Array, x: Array) -> Array:
+    """Return a DTensor in the placements of another, other arrays as they are."""
+    back = list(placements(x)[1:])
+    return u if not back or list(u.placements) == back else u.redistribute(placements=back)
 
 
 def _layout(x: Array) -> tuple[int, ...]:

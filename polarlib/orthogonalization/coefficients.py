@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from polarlib.arrays import torch_operator
 from polarlib.arrays.checks import MOST_STEPS, choice, shown
@@ -18,7 +18,7 @@ from polarlib.arrays.entry import (
 )
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
-from polarlib.arrays.library import dtype_name, format_name, is_complex
+from polarlib.arrays.library import astype_like, dtype_name, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import (
@@ -28,7 +28,6 @@ from polarlib.arrays.settings import (
     on_its_device,
     traced_by_dynamo,
 )
-from polarlib.arrays.torch_sharded import placements
 from polarlib.engine.coefficients import as_schedule, cut, numbers, together
 from polarlib.engine.normalise import compiles_factors
 from polarlib.engine.rules import (
@@ -36,7 +35,7 @@ from polarlib.engine.rules import (
     differentiable_coefficients,
     differentiable_schedule,
 )
-from polarlib.orthogonalization.heads import block_shape, per_head
+from polarlib.orthogonalization.heads import check_rows, per_head
 from polarlib.orthogonalization.options import checked_heads
 from polarlib.orthogonalization.run import apply, in_blocks, storage_of
 
@@ -44,6 +43,7 @@ Array = Any
 
 # How an array of coefficients is applied; for the derivative too.
 FIXED: dict[str, Any] = {"form": "plain", "restarts": ()}
+FORMS = ("auto", "plain", "gram")
 
 
 class How(NamedTuple):
@@ -51,11 +51,6 @@ class How(NamedTuple):
 
     precision: str | None = None
     heads: int | None = None
-
-    def resolved(self, x: Array, ops: Ops) -> str:
-        """Check that the heads share the rows, and return the format of the iteration."""
-        block_shape(tuple(x.shape), self.heads)
-        return ops.multiplier(x) if self.precision is None else self.precision
 
 
 def checked_how(
@@ -68,30 +63,24 @@ def checked_how(
     heads: Any = None,
 ) -> How:
     """Return the options that go with an array of coefficients; refuse the others."""
-    form = choice("form", form, ("auto", "plain", "gram"))
-    refused = {
-        "steps": (steps, steps is None, "it has a row for each step: cut it, schedule[:steps]"),
-        "form": (form, form != "gram", "it is applied in plain form: leave form out"),
-        "restarts": (
-            restarts,
-            isinstance(restarts, str) and restarts == "auto",
-            "it is applied in plain form: leave restarts out",
+    plain = "it is applied in plain form"
+    known: dict[str, tuple[Any, tuple[str | None, ...], str]] = {
+        "steps": (
+            steps,
+            (None,),
+            "its rows are the steps, and schedule[:steps] are the first ones",
         ),
-        "gram_precision": (
-            gram_precision,
-            gram_precision is None,
-            "it is applied in plain form: leave gram_precision out",
-        ),
-        "normalisation": (
-            normalisation,
-            normalisation is None
-            or (isinstance(normalisation, str) and normalisation == "frobenius"),
-            "matrices are divided by their Frobenius norm: leave normalisation out",
-        ),
+        "form": (choice("form", form, FORMS), ("auto", "plain"), plain),
+        "restarts": (restarts, ("auto",), plain),
+        "gram_precision": (gram_precision, (None,), plain),
+        "normalisation": (normalisation, (None, "frobenius"), "it is for the Frobenius norm"),
     }
-    for name, (value, taken, why) in refused.items():
-        if not taken:
-            raise ValueError(f"{name}={shown(value)} does not go with an array as schedule; {why}")
+    for name, (value, taken, why) in known.items():
+        if not (value is None or isinstance(value, str)) or value not in taken:
+            raise ValueError(
+                f"{name}={shown(value)} does not go with an array of coefficients as schedule: "
+                f"{why}; leave {name} out"
+            )
     precision = None if precision is None else format_of(precision).name
     return How(precision, None if heads is None else checked_heads(heads))
 
@@ -112,12 +101,11 @@ def checked_coefficients(c: Any, x: Array) -> Array:
             "schedule must be a name, a path, a Schedule or an array of coefficients of shape "
             f"(steps, k), got {shown(c)}"
         )
-    check_same_place(x, "g", c, "schedule")
-    if c.ndim != 2 or 0 in c.shape or max(c.shape) > MOST_STEPS:
-        raise ValueError(
-            "schedule, an array of coefficients, must have a shape (steps, k): a row for each "
-            f"step, in ascending odd powers, from 1 to {MOST_STEPS} each; got {tuple(c.shape)}"
-        )
+    # What lies on several devices finds the coefficients on each of them.
+    if ops_of(c).xp is not ops_of(x).xp or not ops_of(x)._lies_on_several(x):
+        check_same_place(x, "g", c, "schedule")
+    if c.ndim != 2:
+        _refuse_shape(c)
     if is_complex(c) or not format_name(c):
         raise TypeError(
             f"schedule, an array of coefficients, must be of real floating-point numbers, got "
@@ -126,10 +114,22 @@ def checked_coefficients(c: Any, x: Array) -> Array:
     return c
 
 
+def _check_sizes(c: Array) -> None:
+    """Raise for too many or no entries; where C is, since torch.jit.trace has no sizes to ask."""
+    if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
+        _refuse_shape(c)
+
+
+def _refuse_shape(c: Array) -> NoReturn:
+    raise ValueError(
+        "schedule, an array of coefficients, must have a shape (steps, k): a row for each step, in "
+        f"ascending odd powers, from 1 to {MOST_STEPS} each; got {tuple(c.shape)}"
+    )
+
+
 def by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
     """`orthogonalize` with an array as schedule; torch.compile reads this."""
-    takes = torch_operator.takes
-    if traced_by_dynamo() and out is None and takes(g) and takes(c) and c.ndim == 2:
+    if traced_by_dynamo() and out is None and torch_operator.takes(g, c):
         options, error = packed_or_error(*given)
         if error:
             raise ValueError(error)
@@ -161,6 +161,7 @@ def _checked(g: Array, c: Any, out: Array | None, how: How) -> Array:
     if out is not None:
         check_out(out, x, "out", "g")
     if torch_operator.is_traced(x, ops):
+        check_rows(x.shape, how.heads)
         return copied(_recorded(x, c, how), out)
     return copied(_orthogonalized(x, c, how, out), out)
 
@@ -177,36 +178,39 @@ def _recorded(x: Array, c: Array, how: How) -> Array:
 
 
 def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> Array:
+    _check_sizes(c)
+    check_rows(x.shape, how.heads)
     ops = ops_of(x)
-    precision = how.resolved(x, ops)
+    precision = ops.multiplier(x) if how.precision is None else how.precision
     # In the precision of the iteration, but no less than single: products take it as it is.
     c = ops_of(c).cast(c, "float64" if precision == "float64" else "float32")
 
-    def find(x: Array, own: Ops, out: Array | None) -> Array:
+    def find(x: Array, own: Ops, out: Array | None, c: Array) -> Array:
         if 0 in x.shape:
-            return empty_result(x, own)
-        at = _beside(c, x, own)
+            empty = empty_result(x, own)
+            # What records the coefficients finds them in the result.
+            return astype_like(empty * own.xp.sum(c), x, own) if own.is_traced(c) else empty
         run = own.compiled(_apply, precision=precision, **storage_of(out, x))
-        if own.is_traced(at):
-            return differentiable_coefficients(run, x, at)
+        if own.is_traced(c):
+            return differentiable_coefficients(run, x, c)
         if not own.is_traced(x):
-            return run(x, at)
-        rule = {"schedule": as_schedule(cut(at, x.ndim)), "normalisation": "frobenius", **FIXED}
-        return differentiable_schedule(lambda x: run(x, at), x, **rule)
+            return run(x, c)
+        return differentiable_schedule(lambda x: run(x, c), x, **_rule(c, x.ndim))
 
-    return in_blocks(find, x, ops, how.heads, out)
+    return in_blocks(find, x, ops, how.heads, out, c)
 
 
-def _beside(c: Array, x: Array, ops: Ops) -> Array:
-    """Coefficients for matrices X; each process of a mesh has all of those of a DTensor."""
-    if not placements(x):
-        return c
-    if ops.is_traced(c):
-        raise TypeError(
-            "schedule, an array of coefficients, has no derivative where g is a sharded DTensor; "
-            "pass schedule.detach(), or g.full_tensor()"
-        )
-    return ops._whole(c, x)  # type: ignore[attr-defined]
+def _rule(c: Array, ndim: int) -> dict[str, Any]:
+    """What the derivative with respect to a stack of `ndim` axes depends on."""
+    return {"schedule": as_schedule(cut(c, ndim)), "normalisation": "frobenius", **FIXED}
+
+
+def rule_of_coefficients(x: Array, c: Any, *given: Any) -> tuple[dict[str, Any], int | None]:
+    """Check, and return what the derivative at X depends on, C held, and the number of heads."""
+    how, c = checked_how(*given), checked_coefficients(c, x)
+    _check_sizes(c)
+    check_rows(x.shape, how.heads)
+    return _rule(ops_of(c).cast(c, format_name(x)), x.ndim + (how.heads is not None)), how.heads
 
 
 def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> Array:

@@ -10,28 +10,27 @@ from polarlib.arrays.ops import ops_of
 Array = Any
 
 
+def check_rows(shape: tuple[int, ...], heads: int | None) -> None:
+    """Raise ValueError where rows cannot be shared out; sizes that are symbols are not asked."""
+    rows = shape[-2]
+    if heads is not None and isinstance(rows, int) and rows % heads:
+        raise ValueError(
+            f"heads must divide the number of rows, got heads={heads} for {rows} rows; it counts "
+            "all equal blocks of rows, in a fused projection those of queries, keys and values"
+        )
+
+
 def block_shape(shape: tuple[int, ...], heads: int | None) -> tuple[int, ...]:
     """Shape (..., heads, m / heads, n) of the blocks of matrices (..., m, n).
-
-    Raises
-    ------
-    ValueError
-        If the rows cannot be shared out.
 
     Examples
     --------
     >>> block_shape((5, 12, 8), 3), block_shape((12, 8), None)
     ((5, 3, 4, 8), (12, 8))
     """
-    if heads is None:
-        return shape
+    check_rows(shape, heads)
     *batch, m, n = shape
-    if m % heads:
-        raise ValueError(
-            f"heads must divide the number of rows, got heads={heads} for {m} rows; with fused "
-            "projections heads counts the blocks of all of them"
-        )
-    return (*batch, heads, m // heads, n)
+    return shape if heads is None else (*batch, heads, m // heads, n)
 
 
 def split(x: Array, heads: int) -> Array:

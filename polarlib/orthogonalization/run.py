@@ -11,40 +11,48 @@ from polarlib.arrays.entry import can_hold
 from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import under_default_settings
-from polarlib.arrays.torch_sharded import placements
+from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.orthogonalization.heads import merged, split
 
 Array = Any
 
 
 def in_blocks(
-    find: Callable[[Array, Ops, Array | None], Array],
+    find: Callable[..., Array],
     x: Array,
     ops: Ops,
     heads: int | None,
     out: Array | None,
+    *beside: Array,
 ) -> Array:
-    """Return ``find(x, ops, out)``, of shards as they lie, for each block of rows by itself.
+    """Return ``find(x, ops, out, *beside)``, of shards as they lie, block by block of rows.
 
     Blocks of JAX arrays are made where axes are automatic, as explicit ones want a place for them;
     those of DTensors before the matrices are laid out, so that processes keep whole blocks.
     """
 
     def found(x: Array, own: Ops, place: Array | None) -> Array:
-        return own.with_shards(lambda y: find(y, own if y is x else ops_of(y), place), x, "g")
+        def run(y: Array, *beside: Array) -> Array:
+            return find(y, own if y is x else ops_of(y), place, *beside)
+
+        return own.with_shards(run, x, "g", beside)
 
     if heads is None:
         return found(x, ops, out)
     if out is None and not placements(x):
 
-        def by_heads(x: Array) -> Array:
+        def by_heads(x: Array, *beside: Array) -> Array:
             blocks = split(x, heads)
-            return merged(find(blocks, ops_of(blocks), None))
+            return merged(find(blocks, ops_of(blocks), None, *beside))
 
-        return ops.with_shards(by_heads, x, "g")
-    blocks = split(x, heads)
-    place = None if out is None else blocks if out is x else split(out, heads)
-    return merged(found(blocks, ops_of(blocks), place))
+        return ops.with_shards(by_heads, x, "g", beside)
+    why = f"heads={heads} blocks of rows are not whole on the processes"
+    whole = with_whole(x, lambda axis, parts: axis == -2 and heads % parts != 0, why)
+    blocks = split(whole, heads)
+    place = None
+    if out is not None and not placements(x):
+        place = blocks if out is x else split(out, heads)
+    return laid_as(merged(found(blocks, ops_of(blocks), place)), x)
 
 
 def storage_of(out: Array | None, x: Array) -> dict[str, Array]:
