@@ -128,14 +128,18 @@ def test_a_peer_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         frame.main(["--only", "nobody"])
     assert known in capsys.readouterr().err
-    declared = {"NAME": "x", "COMMIT": "0", "TESTS": ("test_x.py",)}
+    declared = {"NAME": "x", "COMMIT": "0", "PACKAGE": "x", "TESTS": ("test_x.py",)}
     assert "copy" in frame.missing(SimpleNamespace(**declared), None)
     assert "no folder" in frame.missing(SimpleNamespace(**declared), str(tmp_path))
     (tmp_path / "x").mkdir()
     assert frame.missing(SimpleNamespace(**declared), str(tmp_path)) == ""
     needy = SimpleNamespace(**declared, REQUIRES=("no_such_package",))
     assert "no_such_package is not installed" in frame.missing(needy, str(tmp_path))
-    absent = SimpleNamespace(NAME="y", COMMIT=None, TESTS=("no_such_package.tests.test_y::T",))
+    old = SimpleNamespace(**declared | {"PACKAGE": "numpy"}, SINCE="99.0")
+    assert "older than 99.0" in frame.missing(old, str(tmp_path))
+    absent = SimpleNamespace(
+        NAME="y", COMMIT=None, PACKAGE="y", TESTS=("no_such_package.tests.test_y::T",)
+    )
     assert "no_such_package" in frame.missing(absent, None)
 
 
