@@ -145,18 +145,20 @@ def minus(x: Array, y: Array, ops: Ops) -> Array:
     return x
 
 
-def columns(x: Array, ops: Ops) -> Array:
-    """The transpose; a copy in its order where storage can be written.
+def columns(x: Array, first: Array | None, ops: Ops) -> Array:
+    """The transpose, less a column if there is one; in its order where storage can be written.
 
     Sums over points and differences from one point are then of long rows, which libraries take
     several times as fast as rows of three entries.
     """
     turned = ops.xp.matrix_transpose(x)
     out = ops.buffer(tuple(turned.shape), x)
-    if out is None:
-        return turned
-    out[...] = turned
-    return out
+    if out is None or (first is not None and first.shape[:-2] != x.shape[:-2]):
+        return turned if first is None else turned - first
+    if first is None:
+        out[...] = turned
+        return out
+    return ops.xp.subtract(turned, first, out=out)
 
 
 def _products(x: Array, y: Array, ops: Ops) -> Array:
