@@ -104,6 +104,7 @@ def examples() -> dict[str, Any]:
         "certificate": s.certify(),
         "comparison": s.compare(polarlib.schedule("you")),
         "result": polarlib.polar(verbs.gaussian(2, 4, 3)),
+        "alignment": polarlib.align(verbs.gaussian(4, 3), verbs.gaussian(4, 3)),
         "trace": polarlib.measure(verbs.gaussian(4, 3), s),
         "status": Status.CONVERGED,
         "warnings": (

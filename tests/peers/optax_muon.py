@@ -14,6 +14,7 @@ COMMIT = None
 PACKAGE = "optax"
 REQUIRES = ("optax", "jax")
 TESTS = ("optax.contrib._muon_test",)
+LONG = True  # JAX compiles for every shape
 NOTE = "Coefficients are arrays in the state; other preconditioners than Frobenius read them."
 NOT_RUN: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""optax's own tests of its Muon, on ours: that they pass, and that they can fail."""
+"""optax's own tests of its Muon, on ours: that they can fail; test_frame.py has that they pass."""
 
 from __future__ import annotations
 
@@ -15,25 +15,22 @@ HERE = Path(optax_muon.__file__).parent
 
 
 @pytest.mark.slow  # JAX compiles for every shape
-@pytest.mark.parametrize("wrong", [False, True])
-def test_optax_passes_and_fails_a_wrong_function(wrong, tmp_path):
+def test_optax_fails_a_wrong_function(tmp_path):
     library("jax")
     pytest.importorskip("optax")
     code = """if True:
-        import sys
+        import json, sys
         import frame, polarlib
         right = polarlib.orthogonalize
-        if sys.argv[1] == "True":
-            polarlib.orthogonalize = lambda g, **how: 2 * right(g, **how) - g
-        code, row = frame.run_one("optax_muon", None, ["-k", "orthogonal or newton or mixed"])
-        open(sys.argv[2], "w").write(__import__("json").dumps(row))
+        polarlib.orthogonalize = lambda g, **how: 2 * right(g, **how) - g
+        code, row = frame.run_one("optax_muon", None, ["-k", "test_orthogonality or newton"])
+        open(sys.argv[1], "w").write(json.dumps(row))
         raise SystemExit(code)
     """
     out = tmp_path / "row.json"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(wrong), str(out)], cwd=HERE, capture_output=True, text=True
-    )
-    assert done.returncode == wrong, done.stdout
+    command = [sys.executable, "-c", code, str(out)]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
     row = json.loads(out.read_text("utf-8"))
-    assert row["polarlib"]["orthogonalize"] > 10 or wrong
-    assert bool(row["failed"]) == wrong
+    assert row["failed"]
+    assert all("orthogonality" in name or "newton" in name for name in row["failed"])
