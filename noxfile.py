@@ -52,8 +52,8 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def every(session: nox.Session) -> None:
-    """Every test, slow ones included, with torch, JAX and Dask."""
-    session.install("-e", ".[test]", *LIBRARIES)
+    """Every test, slow ones included, with torch, JAX and Dask, and what others made for them."""
+    session.install("-e", ".[test,peers]", *LIBRARIES)
     session.run("python", "-m", "pytest", "-m", "", *session.posargs)
 
 
@@ -112,7 +112,7 @@ def peers(session: nox.Session) -> None:
     PATH has copies of the peers' repositories (docs/peers.md); without it the tests of installed
     packages are run.
     """
-    session.install("-e", ".[test]", *LIBRARIES)
+    session.install("-e", ".[test,peers]", *LIBRARIES)
     session.run("python", "tests/peers/frame.py", *session.posargs)
     session.run("python", "tests/peers/jax_grid.py")
 

@@ -1,6 +1,7 @@
 """Muon for optax; the script prints the loss of a small network beside optax.contrib.muon's."""
 
-from typing import NamedTuple
+import collections
+import functools
 
 import digits
 import jax
@@ -10,10 +11,7 @@ import optax
 import polarlib
 from polarlib import norms
 
-
-class MuonState(NamedTuple):
-    count: jax.Array
-    mu: optax.Updates
+MuonState = collections.namedtuple("MuonState", "count mu coefficients")
 
 
 def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule="jordan", **how):
@@ -22,11 +20,16 @@ def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule=
     The last axis is the fan-out and all others the fan-in, as in Flax: matrices (in, out) and
     kernels of convolutions (h, w, in, out). Other parameters belong to another transformation.
     """
+    s = polarlib.schedule(schedule, steps=steps)
+    if s.normalisation != "frobenius":
+        raise ValueError(f"an array of coefficients is for frobenius, not {s.normalisation!r}")
+    first = [c / s.input_safety ** (2 * i + 1) for i, c in enumerate(s.steps[0])]
 
     def init(params):
         if wrong := [p.shape for p in jax.tree.leaves(params) if p.ndim < 2]:
             raise ValueError(f"Muon takes matrices and kernels, got shape {wrong[0]}: mask it")
-        return MuonState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params))
+        coefficients = jnp.array([first, *s.steps[1:]])
+        return MuonState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), coefficients)
 
     def update(grads, state, params=None):
         count = optax.safe_increment(state.count)
@@ -39,10 +42,10 @@ def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule=
             found = optax.tree.bias_correction(mu, beta, count)
         leaves, tree = jax.tree.flatten(found)
         matrices = [x.reshape(-1, x.shape[-1]) for x in leaves]
-        made = polarlib.orthogonalize_all(matrices, schedule=schedule, steps=steps, **how)
+        made = polarlib.orthogonalize_all(matrices, schedule=state.coefficients, **how)
         scales = [norms.update_scale(*q.shape[::-1], rule) for q in made]
         made = [(c * q).reshape(x.shape) for c, q, x in zip(scales, made, leaves, strict=True)]
-        return jax.tree.unflatten(tree, made), MuonState(count, mu)
+        return jax.tree.unflatten(tree, made), MuonState(count, mu, state.coefficients)
 
     return optax.GradientTransformation(init, update)
 
@@ -52,10 +55,8 @@ def muon(learning_rate, weight_decay=0.0, **how):
     decay = optax.add_decayed_weights(weight_decay)
     matrices = optax.chain(scale_by_muon(**how), decay, optax.scale_by_learning_rate(learning_rate))
     others = optax.adam(learning_rate, nesterov=how.get("nesterov", True))
-    return optax.partition(
-        {True: matrices, False: others},
-        lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    )
+    kinds = functools.partial(jax.tree.map, lambda p: p.ndim > 1)
+    return optax.partition({True: matrices, False: others}, kinds)
 
 
 def train(optimizer, steps=41):

@@ -53,14 +53,14 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(updates, grads, 1 - group["momentum"])
         if group["nesterov"]:
             updates = torch._foreach_lerp(grads, updates, group["momentum"])
-        updates = [u.flatten(1) if group["convolution"] else u for u in updates]
-        if group["heads"] > 1:
-            updates = [u.unflatten(-2, (group["heads"], -1)) for u in updates]
         rule = RULES.get(group["adjust_lr_fn"], group["adjust_lr_fn"])
-        rates = [group["lr"] * norms.update_scale(*u.shape[-2:], rule) for u in updates]
-        how = {name: group[name] for name in ("schedule", "steps", "precision")}
+        how = {name: group[name] for name in OWN if name != "adjust_lr_fn"}
+        rates = []
+        for u in updates:
+            *_, m, n = (u.flatten(1) if group["convolution"] else u).shape
+            rates.append(group["lr"] * norms.update_scale(m // group["heads"], n, rule))
         for p, q, rate in zip(params, orthogonalize_all(updates, **how), rates, strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(q.reshape(p.shape) * rate)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(q * rate)
 
 
 def train(optimizer, steps=41, **how):

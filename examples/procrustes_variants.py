@@ -1,6 +1,6 @@
-"""Procrustes problems beside rotations, on SciPy's functions: each prints what proves its result.
+"""Procrustes problems beside rotations, on SciPy's functions, by ``python procrustes_variants.py``.
 
-    python examples/procrustes_variants.py
+Each prints what proves its result. polarlib aligns what an assignment has matched.
 """
 
 import itertools

@@ -95,6 +95,30 @@ def test_the_task(script, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("largest difference: 1.0e+00 of the loss\n")
 
 
+def test_the_benchmark_runs(torch, tmp_path):
+    """Every case of the libraries that are there, on small matrices."""
+    pytest.importorskip("optax")
+    library("jax")
+    file = tmp_path / "muon.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "muon.py"),
+        "--quick",
+        "--only",
+        "2 layers",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "--json", file], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text("utf-8"))["cases"]
+    assert list(found) == [
+        f"{c} 2 layers" for c in ("torch bfloat16", "jax float32", "jax bfloat16")
+    ]
+    for case in found.values():
+        assert case["ratio"] == case["theirs"] / case["ours"] > 0
+        assert case["rounds"] == len(case["ratios"]) >= 5
+
+
 # -- torch -------------------------------------------------------------------------------------
 
 
@@ -556,6 +580,28 @@ def test_wrong_parameters_of_optax(ours):
     opt, params = ours.scale_by_muon(rule="spectral"), [ours.jnp.ones((4, 3))]
     with pytest.raises(ValueError, match="rule must be"):
         opt.update(params, opt.init(params))
+
+
+def test_coefficients_are_in_the_state(ours):
+    """Traced arrays: other ones need no compilation; the schedule's safety is in the first."""
+    jax, jnp, rng = ours.jax, ours.jnp, np.random.default_rng(3)
+    params = {"w": jnp.asarray(rng.standard_normal((6, 6)))}
+    opt = ours.scale_by_muon("polar_express", steps=5, nesterov=False)
+    state, compiled = opt.init(params), []
+
+    @jax.jit
+    def update(grads, state):
+        compiled.append(1)
+        return opt.update(grads, state)[0]["w"]
+
+    expected = polarlib.orthogonalize(params["w"], schedule="polar_express", steps=5, form="plain")
+    np.testing.assert_allclose(update(params, state), expected, rtol=0, atol=1e-9)
+    jordan = state._replace(coefficients=jnp.array([JORDAN] * 5))
+    expected = alone(np.asarray(params["w"]))
+    np.testing.assert_allclose(update(params, jordan), expected, rtol=0, atol=1e-9)
+    assert compiled == [1]
+    with pytest.raises(ValueError, match="is for frobenius, not 'aol'"):
+        ours.scale_by_muon("turbo_muon")
 
 
 SHARDED = """

@@ -1,4 +1,4 @@
-"""The Procrustes problems of examples/procrustes_variants.py, against definitions and theochem's."""
+"""The Procrustes problems of examples/procrustes_variants.py, and what proves their solutions."""
 
 from __future__ import annotations
 

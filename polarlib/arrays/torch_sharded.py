@@ -381,6 +381,32 @@ def placements(x: Array) -> tuple[Any, ...]:
     return (x.device_mesh, *(whole if p.is_partial() else p for p in x.placements))
 
 
+def with_whole(x: Array, whole: Callable[[int, int], bool], why: str) -> Array:
+    """Return a DTensor of which some axes lie whole on every process; other arrays as they are.
+
+    ``whole(axis, parts)`` says which, of an axis counted from -1 that is cut into parts so far.
+    Where something is sent, a warning says so; strided shards are no parts of an axis in its order.
+    """
+    if not hasattr(x, "placements"):
+        return x
+    layout, parts = list(_layout(x)), dict.fromkeys(_layout(x), 1)
+    for i, axis in enumerate(layout):
+        parts[axis] *= x.device_mesh.size(i)
+        strided = type(x.placements[i]).__name__ == "_StridedShard"
+        if axis and (strided or whole(axis, parts[axis])):
+            layout[i] = 0
+    if layout == list(_layout(x)):
+        return x
+    ops: Any = ops_of(x)
+    return ops._moved(_summed(x), layout, why)
+
+
+def laid_as(u: Array, x: Array) -> Array:
+    """Return a DTensor in the placements of another, other arrays as they are."""
+    back = list(placements(x)[1:])
+    return u if not back or list(u.placements) == back else u.redistribute(placements=back)
+
+
 def _layout(x: Array) -> tuple[int, ...]:
     """Axis that is sharded along each dimension of a mesh, counted from -1; 0 for none."""
     axes = (getattr(p, "dim", None) for p in x.placements)

@@ -44,7 +44,7 @@ def cut(c: Array, ndim: int) -> list[tuple[Array, ...]]:
     --------
     >>> import numpy as np
     >>> [first, second] = cut(np.array([[1.5, -0.5], [2.0, -1.0]]), 3)
-    >>> first[0].shape, float(second[0])
+    >>> first[0].shape, second[0].item()
     ((1, 1, 1), 2.0)
     """
     count, k = c.shape[-2:]

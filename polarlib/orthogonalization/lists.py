@@ -12,7 +12,7 @@ from polarlib.arrays.checks import flag
 from polarlib.arrays.entry import ArrayT, as_matrix, is_array
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, looks_at_nothing, on_its_device, traced_by_dynamo
-from polarlib.arrays.torch_sharded import placements
+from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.orthogonalization import coefficients, matrices
 from polarlib.orthogonalization.matrices import orthogonalize
 from polarlib.orthogonalization.options import NAMED
@@ -133,7 +133,7 @@ def _orthogonalize_all(
     gradients: Iterable[Array], convolution: bool, same: dict[str, Any]
 ) -> list[Array]:
     arrays = [as_matrix(g, f"gradients[{i}]", sharded=True) for i, g in enumerate(gradients)]
-    shapes = [x.shape for x, _ in arrays]
+    given = [x for x, _ in arrays]
     if convolution:
         arrays = [(_as_matrix(x, ops), ops) for x, ops in arrays]
     groups: dict[Any, list[int]] = {}
@@ -148,7 +148,7 @@ def _orthogonalize_all(
             which = ", ".join(map(str, members))
             raise ValueError(f"gradients[{which}]: {error}") from None
         for i, q in zip(members, found, strict=True):
-            results[i] = ops.xp.reshape(q, shapes[i]) if convolution else q
+            results[i] = _as_given(q, given[i], ops) if convolution else q
     return results
 
 
@@ -156,7 +156,14 @@ def _as_matrix(x: Array, ops: Ops) -> Array:
     """Return the kernel of a convolution as a matrix; one that is a matrix as it is."""
     if x.ndim == 2:
         return x
+    why = "kernels are sharded along another axis than their first"
+    x = with_whole(x, lambda axis, _: axis != -x.ndim, why)
     return ops.xp.reshape(x, (x.shape[0], math.prod(x.shape[1:])))
+
+
+def _as_given(q: Array, x: Array, ops: Ops) -> Array:
+    """Return the result for a kernel in its shape, and sharded as it is."""
+    return q if x.ndim == 2 else laid_as(ops.xp.reshape(q, x.shape), x)
 
 
 def _key(i: int, x: Array, ops: Ops) -> tuple[Any, ...]:

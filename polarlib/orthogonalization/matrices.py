@@ -54,7 +54,7 @@ def orthogonalize(
     ----------
     g : array, shape (..., m, n)
         Of any supported library and floating dtype. Never changed.
-    schedule : str, path-like or Schedule, optional
+    schedule : str, path-like, Schedule or array, optional
         "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
         published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
         (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "adaptive" for steps
@@ -62,7 +62,9 @@ def orthogonalize(
         (docs/adaptive.md; normalisation "moments" alone; derivatives include the choice);
         "halley" (or "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps
         are taken on the Gram matrix in float32, or in float64, and divide by a spectral bound:
-        `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials.
+        `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials. An array of
+        the library of `g`, shape (steps, k), has a step in each row, coefficients of x, x^3, ... in
+        ascending order; see Notes.
     steps : int, optional
         By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
         to 64.
@@ -85,6 +87,10 @@ def orthogonalize(
         Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
         divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
         the Gram matrix of the first step and cost no product.
+    heads : int, optional
+        Number of equal blocks of rows, each of which is orthogonalised by itself: one for each head
+        of attention. The result is that of the stack (..., heads, m / heads, n), in the shape of
+        `g`.
     out : array, optional
         Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
         storage, which saves an array of that size (docs/memory.md).
@@ -99,10 +105,13 @@ def orthogonalize(
     Raises
     ------
     TypeError
-        If `g` is not an array of numbers, or `out` does not match.
+        If `g` is not an array of numbers, or `out` does not match; for coefficients of another
+        library, complex ones and integers.
     ValueError
         For an unknown name or format, a number of steps that the set does not have, a normalisation
-        that it was not made for, fewer than two dimensions; for NaN or infinity in a NumPy array or
+        that it was not made for, fewer than two dimensions, heads that do not divide the number of
+        rows; for coefficients of another shape than (steps, k), from 1 to 300 each, or options that
+        do not go with them; for NaN or infinity in a NumPy array or
         a torch tensor on a CPU (of other arrays, where the check might wait for a device, such a
         matrix gives NaN).
 
@@ -111,11 +120,27 @@ def orthogonalize(
     ScheduleWarning
         If the schedule has no safety factor that covers one rounding of the format.
 
+    Notes
+    -----
+    An array of coefficients may change from call to call, be traced by JAX, or record gradients: no
+    value of it is looked at or checked, and NaN propagates. It is used in single precision (double,
+    if the iteration is in double) whatever the format of the products, and shared by the matrices
+    of a stack. Matrices are divided by their Frobenius norm, without a safety factor, and the plain
+    form is taken: `precision`, `heads` and `out` are the only options beside it. Derivatives in `g`
+    and in the coefficients are rules (docs/derivatives.md), and have derivatives.
+
     Examples
     --------
     >>> import numpy as np
     >>> g = np.random.default_rng(0).standard_normal((64, 16))
     >>> q = orthogonalize(g)
+    >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
+    True
+    >>> q = orthogonalize(g, heads=4)
+    >>> bool(np.array_equal(q, orthogonalize(g.reshape(4, 16, 16)).reshape(64, 16)))
+    True
+    >>> cubic = np.array([[1.5, -0.5]] * 8)
+    >>> q = orthogonalize(g, schedule=cubic)
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """

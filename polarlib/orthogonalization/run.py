@@ -11,7 +11,7 @@ from polarlib.arrays.entry import can_hold
 from polarlib.arrays.library import astype_like, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.settings import under_default_settings
-from polarlib.arrays.torch_sharded import placements
+from polarlib.arrays.torch_sharded import laid_as, placements, with_whole
 from polarlib.orthogonalization.heads import merged, split
 
 Array = Any
@@ -46,9 +46,13 @@ def in_blocks(
             return merged(find(blocks, ops_of(blocks), None, *beside))
 
         return ops.with_shards(by_heads, x, "g", beside)
-    blocks = split(x, heads)
-    place = None if out is None else blocks if out is x else split(out, heads)
-    return merged(found(blocks, ops_of(blocks), place))
+    why = f"heads={heads} blocks of rows are not whole on the processes"
+    whole = with_whole(x, lambda axis, parts: axis == -2 and heads % parts != 0, why)
+    blocks = split(whole, heads)
+    place = None
+    if out is not None and not placements(x):
+        place = blocks if out is x else split(out, heads)
+    return laid_as(merged(found(blocks, ops_of(blocks), place)), x)
 
 
 def storage_of(out: Array | None, x: Array) -> dict[str, Array]:

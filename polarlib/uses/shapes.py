@@ -11,7 +11,7 @@ import numpy as np
 
 from polarlib.arrays.checks import count, flag, function, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, is_array, is_host_array, plain_array
+from polarlib.arrays.entry import as_matrix, is_array, plain_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant
 from polarlib.arrays.library import at_least_single, format_name, is_complex
@@ -257,8 +257,6 @@ def _weights(weights: Any, x: Array, ops: Ops) -> Array:
     w = w if is_array(w) else np.asarray(w)
     w = w[..., None, :] if w.ndim else w
     align(x[..., :1, :, :], x[..., :1, :, :], weights=w, reflection=True)  # for its checks
-    if not is_array(w) or is_host_array(w):
-        w = ops.from_host(np.asarray(w, dtype=float), like=x)
     return ops.cast(at_least_single(w, ops), format_name(x))[..., None]
 
 

@@ -276,6 +276,46 @@ def stacks():
 
 
 @case()
+def heads_kernels_and_coefficients():
+    """Blocks that are whole on a process stay there; others, and kernels, are gathered and told."""
+    a, c = matrix(16, 5), torch.tensor([[1.8, -1.2, 0.4], [1.7, -0.9, 0.2]], dtype=torch.float64)
+    for heads, placement, told in (4, ROWS, False), (2, ROWS, True), (2, WHOLE, False):
+        x = distributed(a, mesh.line, (placement,)).requires_grad_()
+        want = a.clone().requires_grad_()
+        with warned(told):
+            q = polarlib.orthogonalize(x, heads=heads, steps=2)
+        assert q.placements == (placement,)
+        polarlib.orthogonalize(want, heads=heads, steps=2).sum().backward()
+        close(q, polarlib.orthogonalize(a, heads=heads, steps=2))
+        q.sum().backward()
+        assert x.grad.placements == (placement,)
+        close(x.grad, want.grad)
+    with Sent() as sent:
+        polarlib.orthogonalize(distributed(a, mesh.line, (ROWS,)), heads=4)
+    assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
+    kernels = matrix(10, 2, 3), matrix(10, 6)
+    for placement in ROWS, COLUMNS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            given = [distributed(k, mesh.line, (placement,)) for k in kernels]
+            results = polarlib.orthogonalize_all(given, convolution=True, steps=1)
+        wanted = polarlib.orthogonalize_all(kernels, convolution=True, steps=1)
+        for q, want in zip(results, wanted, strict=True):
+            assert q.placements == (placement,)
+            close(q, want)
+    x = distributed(a, mesh.line, (ROWS,))
+    for each in c, distributed(c, mesh.line, (WHOLE,)):
+        q = polarlib.orthogonalize(x, schedule=each)
+        assert q.placements == (ROWS,)
+        close(q, polarlib.orthogonalize(a, schedule=c))
+    alike(
+        lambda: polarlib.orthogonalize(x, schedule=c.clone().requires_grad_()),
+        TypeError,
+        "records gradients beside a sharded DTensor",
+    )
+
+
+@case()
 def strided_shards():
     """As of FSDP2 on rows that tensor parallelism has sharded already."""
     a = matrix(16, 4)

@@ -78,7 +78,7 @@ def test_nothing_nearby_is_better(scale):
         moved = (factors if scale else np.ones(4))[:, None, None] * (centred @ turns)
         return np.sum((moved - moved.mean(axis=0)) ** 2)
 
-    starts = rng.uniform(-np.pi, np.pi, size=(12, 8))
+    starts = rng.uniform(-np.pi, np.pi, size=(6, 8))
     best = min(scipy.optimize.minimize(value, v, tol=1e-12).fun for v in starts)
     np.testing.assert_allclose(found.objective[-1], best, rtol=1e-7)
 
@@ -132,17 +132,18 @@ def test_what_is_found_is_stationary(reflection):
 
 
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-8])
-@pytest.mark.parametrize("noise", [0.3, 1.5])
+@pytest.mark.parametrize("noise", [0.3, 1.5, 100.0])
 def test_convergence_is_as_near_as_it_says(noise, rtol):
+    """Of noise, movements shrink so slowly that much is left when they are small."""
     rng = np.random.default_rng(4)
     for _ in range(3):
         shapes = alike(rng, noise=noise, sizes=False)
         found = generalized_procrustes(shapes, rtol=rtol, max_iterations=9000)
-        limit = generalized_procrustes(shapes, rtol=1e-13, max_iterations=90_000)
+        limit = generalized_procrustes(shapes, rtol=1e-12, max_iterations=9000)
         assert found.iterations <= limit.iterations
         aligned, end = found.alignments(shapes), limit.alignments(shapes)
         away = np.linalg.norm(aligned - end) / np.linalg.norm(end)
-        assert away <= 5 * rtol  # the factor q is an estimate; the first rotation is fixed too
+        assert away <= 4 * rtol  # the factor q is an estimate; the first rotation is fixed too
 
 
 def test_too_few_sweeps_are_told():
@@ -266,14 +267,12 @@ def test_any_scale(size):
 
 
 def test_shapes_far_from_the_origin():
-    rng = np.random.default_rng(12)
-    shapes = alike(rng, far=0.0, sizes=False)
-    found = generalized_procrustes(shapes)
-    away = shapes + 2.0**20  # exact
-    np.testing.assert_allclose(
-        generalized_procrustes(np.round(away, 6)).objective[-1], found.objective[-1], rtol=1e-5
-    )
-    assert generalized_procrustes(np.round(away, 6)).converged
+    shapes = alike(np.random.default_rng(12), far=0.0, sizes=False)
+    near = np.round(shapes * 2**20) / 2**20  # so that the sums are exact
+    found, away = (generalized_procrustes(x) for x in (near, near + 2.0**25))
+    np.testing.assert_allclose(away.objective[-1], found.objective[-1], rtol=1e-12)
+    np.testing.assert_allclose(away.mean, found.mean, atol=1e-10)
+    np.testing.assert_allclose(away.mean.mean(axis=0), 0, atol=1e-14)
 
 
 def test_degenerate_shapes():
@@ -363,6 +362,31 @@ X = np.random.default_rng(16).normal(size=(3, 4, 2))
 def test_bad_calls(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_on_dask():
+    lib = library("dask")
+    shapes = alike(np.random.default_rng(20), k=2, n=4, d=2)
+    options = {"rtol": 0, "max_iterations": 2}
+    found = generalized_procrustes(lib.asarray(shapes), **options)
+    expected = generalized_procrustes(shapes, **options)
+    np.testing.assert_allclose(lib.to_numpy(found.mean), expected.mean, atol=1e-12)
+    np.testing.assert_allclose(lib.to_numpy(found.objective), expected.objective, rtol=1e-12)
+
+
+def test_on_the_stand_in_for_cupy():
+    pytest.importorskip("ml_dtypes")
+    from standin import cupy_standin
+
+    shapes = alike(np.random.default_rng(21))
+    w = np.arange(12.0)
+    expected = generalized_procrustes(shapes, weights=w, scale=True)
+    with cupy_standin.installed() as cupy:
+        found = generalized_procrustes(cupy.asarray(shapes), weights=cupy.asarray(w), scale=True)
+        assert isinstance(found.alignments.unique, cupy.ndarray)
+        np.testing.assert_allclose(cupy.asnumpy(found.mean), expected.mean, atol=1e-12)
+        with pytest.raises(TypeError, match="one library"):
+            generalized_procrustes(cupy.asarray(shapes), weights=w)
 
 
 # -- libraries that record and trace ----------------------------------------------------------
