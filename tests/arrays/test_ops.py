@@ -893,11 +893,11 @@ def check_lyapunov(lab):
 
 
 def check_sylvester(lab):
-    m, w = lab.definite(), lab.sample(n=lab.columns, m=lab.columns, seed=6)
-    n = m + 0.3 * (w @ m - m @ w)  # not normal
-    a, b = n, lab.definite(seed=5)
-    for left, right in ((a, b), (n, n), (n, n.swapaxes(-1, -2).conj())):
-        arrays = (lab.make(left), lab.make(right), lab.make(w))
+    m, v = lab.definite(), lab.definite(seed=5)
+    w = lab.sample(n=lab.columns, m=lab.columns, seed=6)
+    n = m + 0.3 * (v @ m - m @ v)  # not normal, with a definite Hermitian part
+    for left, right in ((n, v), (n, n), (n, n.swapaxes(-1, -2).conj())):
+        arrays = (lab.make(x) for x in (left, right, w))
         y = wide(lab.host(lab.ops.sylvester(*arrays, solution)))
         residual = np.abs(wide(left) @ y + y @ wide(right) - w)
         sizes = (size(left) + size(right)) * size(y) + size(w)

@@ -551,16 +551,19 @@ def test_every_mode_of_jax(name):
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
-def test_the_equation_of_derivatives(is_complex):
+@pytest.mark.parametrize("same", [False, True])
+def test_the_equation_of_derivatives(is_complex, same):
     """By Schur decompositions and by products; single matrices and stacks; NaN stays by itself."""
-    n, w = stable(3, 5, 5, is_complex=is_complex), gaussian(3, 5, 5, is_complex=is_complex, seed=3)
-    found = sylvester.solve(n, w)
-    residual = norm(n @ found + found @ n - w)
-    assert residual <= 200 * U["float64"] * norm(n) * norm(found)
-    np.testing.assert_allclose(sylvester.by_products(n, w, ops_of(n)), found, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(sylvester.solve(n[0], w[0]), found[0], rtol=0, atol=1e-13)
-    n[1, 0, 0] = math.nan
-    for solution in (sylvester.solve(n, w), sylvester.by_products(n, w, ops_of(n))):
+    a, w = stable(3, 5, 5, is_complex=is_complex), gaussian(3, 5, 5, is_complex=is_complex, seed=3)
+    b = a if same else stable(3, 5, 5, is_complex=is_complex, seed=7)
+    found = sylvester.solve(a, b, w)
+    residual = norm(a @ found + found @ b - w)
+    assert residual <= 200 * U["float64"] * (norm(a) + norm(b)) * norm(found)
+    other = sylvester.by_products(a, b, w, ops_of(a))
+    np.testing.assert_allclose(other, found, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(sylvester.solve(a[0], b[0], w[0]), found[0], rtol=0, atol=1e-13)
+    a[1, 0, 0] = math.nan
+    for solution in (sylvester.solve(a, b, w), sylvester.by_products(a, b, w, ops_of(a))):
         assert np.isnan(solution[1]).all()
         np.testing.assert_allclose(solution[::2], found[::2], rtol=0, atol=1e-12)
 
