@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.optimize
-from conftest import library
+from conftest import LIBRARIES, library
 
 from polarlib import (
     ConvergenceWarning,
@@ -224,6 +224,11 @@ def test_complex_shapes():
         generalized_procrustes(shapes)
 
 
+# Of the rest that is computed once, JAX compiles each operation; below it compiles the whole.
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name == "jax")) for name in LIBRARIES]
+
+
+@pytest.mark.parametrize("lib", EVERY, indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_every_library(lib, dtype):
     if not lib.has(dtype):
