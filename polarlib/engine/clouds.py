@@ -3,19 +3,21 @@
 Of ``C = U S V^H`` the best rotation R, ``Re tr(R^H C)`` and the singular values are one operation.
 No rotation has a larger trace: R's own derivative has no part in its first derivative, ``<R, dC>``,
 which so is accurate where R is all but ambiguous. The same holds for the residual of an alignment,
-whose rule takes rotation and scale for what they are, the best. Second derivatives do depend on
-R's, and find it, since the rules are made of R itself.
+whose rule takes rotation and scale for what they are, the best. Where rotations that differ are as
+good, these values have kinks, unless no point is moved by the difference: `guarded`. Second
+derivatives do depend on R's, and find it, since the rules are made of R itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import trace
+from polarlib.arrays.functions import constant, trace
 from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.engine.derivatives import unitary_derivative
@@ -126,6 +128,36 @@ def differentiable_residual(
     weights = () if p is None else (_stacked(p, stack),)
     arrays = (_stacked(x, stack), _stacked(y, stack), q, size2, *weights)
     return ops.differentiable(f, jvp, vjp, arrays, keep=True)[0]
+
+
+def guarded(value: Array, kink: Array, ops: Ops) -> Array:
+    """Return a value, shape (..., 1, 1), whose derivative is refused where it has a kink.
+
+    `kink`, of its shape, is 1 there and 0 elsewhere: ValueError, NaN where numbers cannot be read.
+    """
+
+    def factor(kink: Array) -> Array:
+        ops = ops_of(kink)
+        poor = kink > 0
+        if not ops.is_abstract(kink) and bool(ops.xp.any(poor)):
+            at = tuple(map(int, np.argwhere(ops.to_host(kink)[..., 0, 0] > 0)[0]))
+            where = f" in cloud {at} of the stack" if at else ""
+            raise ValueError(
+                "scale and rmsd have no derivative where the best rotation is not unique, unless "
+                f"the choice moves no point{where}; pass regularization=1e-3"
+            )
+        return ops.xp.where(poor, ops.xp.full_like(kink, math.nan), ops.xp.ones_like(kink))
+
+    def slope(arrays: Any, d: Array) -> Array:
+        return d * constant(ops_of(arrays[1]).functional(), factor, arrays[1])
+
+    return ops.differentiable(
+        lambda value, _: (value * 1.0,),
+        lambda arrays, _, tangents: (slope(arrays, tangents[0]),),
+        lambda arrays, _, gradients: (slope(arrays, gradients[0]), None),
+        (value, kink),
+        keep=False,
+    )[0]
 
 
 def _stacked(x: Array, stack: tuple[int, ...]) -> Array:

@@ -146,8 +146,8 @@ def align(
     ValueError
         For shapes that do not match, no points, two devices, NaN or infinity, weights that are
         negative or all zero, a regularization that is negative. With torch or JAX, when a
-        derivative of R or t is computed without regularization where R is not unique; in code that
-        JAX traces it is NaN.
+        derivative is computed without regularization where R is not unique; in code that JAX traces
+        it is NaN.
     ConvergenceWarning
         If no rotation is shown to be the best.
 
@@ -163,10 +163,10 @@ def align(
     reflections, if sigma_d is larger than that. Points are centred before any product. They take
     some ten passes over the points and one rotation a cloud; stacks are computed as a whole.
 
-    Derivatives with respect to points, targets and weights exist for all but `unique`. Those of
-    `scale` and `rmsd` need none of R's, and are taken with R held where R is not unique: right if
-    the value is smooth there, as for two clouds on lines. That of `rmsd` is zero where the residual
-    is zero to rounding. See docs/align.md.
+    Derivatives with respect to points, targets and weights exist for all but `unique`, where R is
+    unique. Those of `scale` and `rmsd` need none of R's, and also exist where no point is moved by
+    what is not unique in R, as for two clouds on lines or two points each. That of `rmsd` is zero
+    where the residual is zero to rounding. See docs/align.md.
 
     W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE Trans. PAMI 13 (1991) 376-380,
     equations 34 to 43; G. Wahba, SIAM Rev. 7 (1965) 409.

@@ -25,6 +25,7 @@ from polarlib.engine.clouds import (
     columns,
     differentiable_residual,
     differentiable_turn,
+    guarded,
     inner,
     minus,
     squares,
@@ -36,6 +37,9 @@ from polarlib.uses.nearest import turn_by_svd
 Array = Any
 # Points that differ by so many epsilons of their distance from the origin have no scale.
 COINCIDENT = 8.0
+# Clouds are flat to rounding if they are thinner than so many epsilons of their size: a few for the
+# rounding of points some sizes away from the origin.
+FLAT = 64.0
 # Entries of points that are computed with at a time, on the host: with what is made of them they
 # fill a cache of a few MB. By experiment.
 PIECE = 1 << 18
@@ -242,11 +246,16 @@ def solved(
         given[0], given[1], *found = moments(*given)
     c = found[0]
     means = _Means(*found[-4:]) if translation else None
+    kink = None
+    if ops.is_traced(c) and not equation.regularization:
+        points = (x for x in given if x is not None)
+        kink = constant(ops, functools.partial(_kink, equation=equation), c, *points)
     find = functools.partial(_turn, reflection=equation.kind == "polar")
     r, best, values, gap = differentiable_turn(find, c, equation)
     units = _units(clouds, best, ops)
     s = xp.ones_like(best)
     if scale:
+        best = best if kink is None else guarded(best, kink, ops)
         s, units = _scales(found[1], best, clouds, units, ops)
     q = r * units.x
     if means is None:
@@ -269,6 +278,7 @@ def solved(
     unit = None if _is_one(units.y) else units.y * xp.ones_like(best)
     arrays = [*given, q, size2, unit]
     (rmsd,) = _in_pieces(residual, [*arrays, *(means or ())], ops) or residual(*arrays)
+    rmsd = rmsd if kink is None else guarded(rmsd, kink, ops)
     values = values[..., None, :]
     unique = gap > equation.size * format_of(format_name(c)).epsilon * values[..., :1]
     if c.shape[-1] <= (equation.kind == "rotation"):
@@ -313,6 +323,34 @@ def _scales(
     s = xp.where(lost, one, free * (clouds.y_scale / clouds.x_scale))
     chosen = ((units.x, free), (units.y, one), (units.both, one * clouds.y_scale))
     return s, _Units(*(xp.where(lost, one * fixed, other) for fixed, other in chosen))
+
+
+def _kink(c: Array, x: Array, y: Array, *p: Array, equation: Equation) -> Array:
+    """1 where best rotations differ in what they do to the points or to the targets, else 0.
+
+    Those of one cloud differ by how they turn the singular vectors whose values, the last one with
+    the sign of the determinant, have a sum of zero with another one. Points that have no component
+    along these, to rounding, are moved alike.
+    """
+    ops = ops_of(c)
+    xp, n = ops.xp, c.shape[-1]
+    real = xp.zeros(c.shape[:-2], dtype=ops._dtype(format_name(c)))[..., None, None]
+    if 0 in c.shape or n <= (equation.kind == "rotation"):
+        return real
+    u, s, vh = ops.svd(enter(c, ops=ops, look="never", mask=True).x)
+    sums = s
+    if equation.kind == "rotation":
+        last = s[..., -1:] * ops.determinant_sign(ops.matmul(u, vh))[..., 0]
+        sums = xp.concat([s[..., :-1], s[..., -2:-1]], axis=-1) + last
+    eps = format_of(format_name(s)).epsilon
+    moved = sums <= equation.size * eps * s[..., :1]
+    kink = xp.zeros_like(moved)
+    for z, vectors in ((x, xp.matrix_transpose(u)), (y, xp.conj(vh) if is_complex(vh) else vh)):
+        along = ops.matmul(vectors, z)
+        along = xp.real(along) ** 2 + xp.imag(along) ** 2 if is_complex(along) else along**2
+        along = xp.sum(along * p[0] if p else along, axis=-1)
+        kink = kink | (moved & (along > (FLAT * eps) ** 2 * xp.sum(along, axis=-1, keepdims=True)))
+    return xp.astype(xp.any(kink, axis=-1)[..., None, None], real.dtype)
 
 
 def _turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:

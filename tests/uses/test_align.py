@@ -589,12 +589,14 @@ def test_single_precision_near_degenerate_points(torch):
 
 def test_derivatives_where_the_rotation_is_not_unique(torch):
     a, b = leaves(torch, LINE, gaussian(6, 3))
-    for name in ("rotation", "translation"):
+    names = ("rotation", "translation", "scale", "rmsd")
+    for name in names:
         with pytest.raises(ValueError, match="pass regularization"):
-            getattr(align(a, b), name).sum().backward()
-    stack = torch.stack([b, a, b])
-    with pytest.raises(ValueError, match=r"in matrix \(1,\) of the stack"):
-        align(stack, torch.stack([a + b, b, 2 * b - a])).rotation.sum().backward()
+            getattr(align(a, b, scale=True), name).sum().backward()
+    stack, others = torch.stack([b, a, b]), torch.stack([a + b, b, 2 * b - a])
+    for name in names:
+        with pytest.raises(ValueError, match=r"\(1,\) of the stack"):
+            getattr(align(stack, others, scale=True), name).sum().backward()
     for name in FIELDS[:-1]:
         a.grad = None
         getattr(align(a, b, scale=True, regularization=1e-3), name).sum().backward()
@@ -611,9 +613,8 @@ def test_derivatives_where_the_rotation_is_not_unique(torch):
             float(getattr(align(LINE + k * t * d, other.numpy(), scale=True), name))
             for k in (1, -1)
         ]
-        np.testing.assert_allclose(
-            (x.grad.numpy() * d).sum(), (ends[0] - ends[1]) / (2 * t), rtol=1e-4
-        )
+        along = (ends[0] - ends[1]) / (2 * t)
+        np.testing.assert_allclose((x.grad.numpy() * d).sum(), along, rtol=1e-4)
 
 
 def test_regularised_derivatives_approach_the_others(torch):
@@ -711,3 +712,36 @@ def test_jax():
     assert bool(jnp.isfinite(found.rotation).all())
     assert bool(jnp.isnan(gradients[0][0]).any())
     assert bool(jnp.isfinite(gradients[0][1:]).all())
+
+
+KINKS = {
+    "one on a line": ("points on a line", True),
+    "mirrored": ("mirrored", True),
+    "coincident": ("coincident", True),
+    "both on lines": ("both on lines", False),
+    "two points": ("two points", False),
+    "one point": ("one point", False),
+    "many dimensions": ("many dimensions", False),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_residuals_have_kinks_where_points_are_moved(torch, name):
+    """By differences to either side: the slopes agree where the derivative is given."""
+    key, kink = KINKS[name]
+    a, b, _ = DEGENERATE[key]
+    x = torch.tensor(a, requires_grad=True)
+    least = 0.0
+    for seed in range(3):
+        d, t = gaussian(*a.shape, seed=20 + seed), 1e-6
+        low, here, high = (float(align(a + k * t * d, b).rmsd) for k in (-1, 0, 1))
+        least = max(least, abs(high + low - 2 * here) / t)
+    assert (least > 1e-3) == (kink or (float(align(a, b).rmsd) == 0 and name != "one point"))
+    if kink:
+        with pytest.raises(ValueError, match="scale and rmsd have no derivative"):
+            align(x, torch.tensor(b)).rmsd.backward()
+        return
+    align(x, torch.tensor(b)).rmsd.backward()
+    if float(align(a, b).rmsd) > 0:
+        wanted = (high - low) / (2 * t)
+        assert float((x.grad.numpy() * d).sum()) == pytest.approx(wanted, rel=1e-5, abs=1e-8)
