@@ -45,7 +45,7 @@ FLAT = 64.0
 PIECE = 1 << 18
 
 
-class Clouds(NamedTuple):
+class _Clouds(NamedTuple):
     """Points as they are computed with, all of one number of dimensions.
 
     Attributes
@@ -119,7 +119,7 @@ def _scale_of_weights(w: Array) -> Array:
     return xp.where(good, ops.binary_scale(peak) + 0.0 * peak, xp.full_like(peak, math.nan))
 
 
-def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> Clouds:
+def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
     """Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
     ndim = max(x.ndim for x in (a, b, w) if x is not None)
     p, total = None, float(a.shape[-2])
@@ -134,7 +134,7 @@ def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> Clouds:
     x = enter(a, "points", ops=ops, comfortable=True)
     y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
-    return Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), sizes[0], sizes[1], p, total)
+    return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), sizes[0], sizes[1], p, total)
 
 
 def _relevant(x: Array, w: Array, ops: Ops) -> Array:
@@ -235,7 +235,7 @@ def _moments(
 
 
 def solved(
-    clouds: Clouds, equation: Equation, scale: bool, translation: bool, ops: Ops
+    clouds: _Clouds, equation: Equation, scale: bool, translation: bool, ops: Ops
 ) -> tuple[Array, ...]:
     """Fields of the alignment as matrices: t in a column, singular values in a row."""
     xp, given = ops.xp, [clouds.x, clouds.y, clouds.p]
@@ -299,7 +299,7 @@ def _is_one(s: Array | float) -> bool:
     return isinstance(s, float) and s == 1.0
 
 
-def _units(clouds: Clouds, like: Array, ops: Ops) -> _Units:
+def _units(clouds: _Clouds, like: Array, ops: Ops) -> _Units:
     """The units for s = 1: the larger scale of both, so that neither overflows."""
     x, y, xp = clouds.x_scale, clouds.y_scale, ops.xp
     if isinstance(x, float) and isinstance(y, float):
@@ -311,7 +311,7 @@ def _units(clouds: Clouds, like: Array, ops: Ops) -> _Units:
 
 
 def _scales(
-    spread: Array, best: Array, clouds: Clouds, units: _Units, ops: Ops
+    spread: Array, best: Array, clouds: _Clouds, units: _Units, ops: Ops
 ) -> tuple[Array, _Units]:
     """The best s, and units for it: those of the targets, which s is 1 for if points coincide."""
     xp = ops.xp
