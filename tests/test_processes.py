@@ -122,6 +122,7 @@ def examples() -> dict[str, Any]:
         "choices": design.frontier(1e-1, 5),
         "fingerprint": design.fingerprint(design.minimax(5, 0.1).steps[0]),
         "triplets": triplets(verbs.gaussian(5, 4), 2),
+        "shapes": polarlib.generalized_procrustes(np.ones((2, 3, 2))),
         "singular": polarlib.top_singular(verbs.gaussian(5, 4), 2),
         "decompositions": (
             polarlib.svd_polar(verbs.gaussian(5, 4)),

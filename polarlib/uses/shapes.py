@@ -275,15 +275,9 @@ def _swept(
     pace = _Pace(ops, near=rtol or eps**DIGITS, rest=REST * eps, looks=rtol != 0)
     mean = y[..., 0, :, :]
     objectives = []
+    sweep = ops.compiled(_sweep, scale=scale, reflection=reflection)
     for i in range(1, most + 1):
-        found = align(
-            y, mean[..., None, :, :], scale=scale, translation=False, reflection=reflection
-        )
-        if scale:
-            found = dataclasses.replace(found, scale=_kept(found.scale, y, ops))
-        aligned = found.scale[..., None, None] * ops.matmul(y, found.rotation)
-        mean = xp.mean(aligned, axis=-3)
-        apart = xp.sum(xp.abs(aligned - mean[..., None, :, :]) ** 2, axis=(-2, -1))
+        found, aligned, mean, apart = sweep(xp.concat([y, mean[..., None, :, :]], axis=-3))
         objectives.append(xp.sum(apart, axis=-1))
         pace.judge(aligned)
         if callback:
@@ -291,6 +285,22 @@ def _swept(
         if pace.moving is None and rtol != 0:
             break
     return _Found(found, xp.sqrt(apart), objectives, pace.converged, pace.moving)
+
+
+def _sweep(x: Array, *, scale: bool, reflection: bool) -> tuple[Alignment, Array, Array, Array]:
+    """Shapes aligned to the last one of a stack, which is their mean; the mean that they have then.
+
+    Also the squared distance of each from it.
+    """
+    ops = ops_of(x).functional(x)
+    xp, y = ops.xp, x[..., :-1, :, :]
+    found = align(y, x[..., -1:, :, :], scale=scale, translation=False, reflection=reflection)
+    if scale:
+        found = dataclasses.replace(found, scale=_kept(found.scale, y, ops))
+    aligned = found.scale[..., None, None] * ops.matmul(y, found.rotation)
+    mean = xp.mean(aligned, axis=-3)
+    apart = xp.sum(xp.abs(aligned - mean[..., None, :, :]) ** 2, axis=(-2, -1))
+    return found, aligned, mean, apart
 
 
 def _squares(x: Array, ops: Ops) -> Array:
