@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import polarlib
-from polarlib import norms
+from polarlib import manifold, norms
 
 PAGE = Path(__file__).parent / "transformations.md"
 PACKAGE = Path(polarlib.__file__).parent
@@ -81,6 +81,13 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             TALL,
             lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
         ),
+        "manifold.tangent": (TALL, lambda x: manifold.tangent(x, 2 * x + 1)),
+        "manifold.retract": (TALL, lambda x: manifold.retract(x, 2 * x + 1)),
+        "manifold.retract, schedule": (
+            TALL,
+            lambda x: manifold.retract(x, x, schedule="newton_schulz_5"),
+        ),
+        "manifold.inverse_retract": (TALL, lambda x: manifold.inverse_retract(x, 2 * x)),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "top_singular": (TALL, lambda x: polarlib.top_singular(x, 2)[1]),

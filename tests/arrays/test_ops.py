@@ -891,6 +891,26 @@ def check_lyapunov(lab):
     assert np.all(residual <= 64 * lab.columns * lab.eps * (size(h) * size(y) + size(w)))
 
 
+def check_sylvester(lab):
+    a, b, w = lab.definite(), lab.definite(seed=5), lab.sample(n=lab.columns, m=lab.columns, seed=6)
+    a, b, w = (lab.make(x) for x in (a, b, w))
+
+    def solve(a, b, w):
+        """By eigenvectors, of A on the left and B on the right."""
+        ops = ops_of(a).functional()
+        (r, u), (s, v) = ops.eigh(a), ops.eigh(b)
+        sums = astype_like(r[..., :, None] + s[..., None, :], w, ops)
+        core = ops.matmul(ops.matmul(ops.adjoint(u), w), v) / sums
+        return ops.matmul(ops.matmul(u, core), ops.adjoint(v))
+
+    y = wide(lab.host(lab.ops.sylvester(a, b, w, solve)))
+    a, b, w = (wide(lab.host(x)) for x in (a, b, w))
+    residual = np.abs(a @ y + y @ b - w)
+    assert np.all(
+        residual <= 64 * lab.columns * lab.eps * ((size(a) + size(b)) * size(y) + size(w))
+    )
+
+
 def check_multiplier(lab):
     assert lab.ops.multiplier(lab.make(lab.sample(), lab.real)) == lab.real
 
