@@ -107,9 +107,13 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """SciPy's own tests of polar on polarlib, and the comparison with JAX over its grid."""
+    """Peers' own tests on polarlib, and the comparison with JAX over its grid: [PATH] of copies.
+
+    PATH has copies of the peers' repositories (docs/peers.md); without it the tests of installed
+    packages are run.
+    """
     session.install("-e", ".[test]", *LIBRARIES)
-    session.run("python", "tests/peers/scipy_polar.py")
+    session.run("python", "tests/peers/frame.py", *session.posargs)
     session.run("python", "tests/peers/jax_grid.py")
 
 

@@ -8,6 +8,8 @@ Four verbs
 
 What the factor is for
     :func:`nearest_orthogonal`, :func:`nearest_rotation`, :func:`procrustes`, :func:`sqrtm_psd`
+    :func:`align`                          clouds of points in, :class:`Alignment` out;
+    :func:`generalized_procrustes`         several clouds, :class:`GeneralizedProcrustes` out
     :mod:`polarlib.manifold`               tangents and retractions of the Stiefel manifold
 
 And what optimizers of matrices are made of
@@ -43,24 +45,30 @@ from polarlib.diagnose import measure
 from polarlib.orthogonalization import orthogonalize, orthogonalize_all
 from polarlib.published import default_schedule, schedule, schedules
 from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+from polarlib.uses.align import Alignment, align
 from polarlib.uses.functions import inverse_root
 from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
 from polarlib.uses.procrustes import procrustes
 from polarlib.uses.roots import sqrtm_psd
+from polarlib.uses.shapes import GeneralizedProcrustes, generalized_procrustes
 from polarlib.uses.tall import polar_tall
 
 __all__ = [
+    "Alignment",
     "Certificate",
     "ConvergenceWarning",
+    "GeneralizedProcrustes",
     "PolarResult",
     "Schedule",
     "ScheduleWarning",
     "Status",
     "Trace",
     "__version__",
+    "align",
     "default_schedule",
     "design",
     "files",
+    "generalized_procrustes",
     "inverse_root",
     "manifold",
     "measure",

@@ -27,7 +27,7 @@ import numpy as np
 from polarlib._methods.options import resolve_schedule
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
-from polarlib.arrays.entered import as_pair, enter, near_peak
+from polarlib.arrays.entered import enter, near_peak
 from polarlib.arrays.entry import ArrayT, finite_peak, refuse_hidden
 from polarlib.arrays.functions import constant, empty_result
 from polarlib.arrays.library import astype_like, at_least_single
@@ -38,6 +38,7 @@ from polarlib.engine.adaptive import Adaptive
 from polarlib.engine.sylvester import positive_lyapunov
 from polarlib.orthogonalization import orthogonalize
 from polarlib.published import Named, opened
+from polarlib.uses.procrustes import pair_of
 
 __all__ = ["inverse_retract", "retract", "tangent"]
 
@@ -243,7 +244,7 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
 
 
 def _pair(x: Array, other: Array, name: str) -> tuple[Array, Array, Ops]:
-    x, other, ops = as_pair(x, other, ("x", name))
+    x, other, ops = pair_of(x, other, "x", name)
     if x.shape[-2] < x.shape[-1]:
         raise ValueError(
             f"x must have orthonormal columns, and so at least as many rows, got shape "

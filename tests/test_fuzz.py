@@ -56,6 +56,7 @@ MODULES = (
 )
 # Values with names: their constructors take what they are given.
 RECORDS = (
+    polarlib.Alignment,
     polarlib.Certificate,
     polarlib.ConvergenceWarning,
     polarlib.PolarResult,
@@ -83,6 +84,7 @@ def _sample(name: str) -> Any:
         "schedule": lambda: jordan,
         "rational": lambda: design.zolotarev(1, 0.1),
         "trace": lambda: polarlib.measure(A, jordan),
+        "alignment": lambda: polarlib.align(A, A),
         "result": lambda: polarlib.polar(A),
         "spectrum": lambda: design.log_uniform(1e-3),
         "norm": norms.spectral,
@@ -137,6 +139,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Trace.from_dict": lambda: {"d": _sample("trace").to_dict()},
     "polarlib.Trace.to_csv": lambda: {"path": _path("write.csv")},
     "polarlib.Trace.to_dict": dict,
+    "polarlib.Alignment.__call__": lambda: {"points": A},
+    "polarlib.align": lambda: {"points": A, "targets": A},
     "polarlib.default_schedule": lambda: {"format": "bfloat16"},
     "polarlib.inverse_root": lambda: {"a": S, "p": 2},
     "polarlib.measure": lambda: {"a": A, "schedule_or_method": "jordan"},
@@ -321,6 +325,7 @@ for _kind in ("norm", "convolution", "modular"):
 
 # What methods belong to: for a class of several kinds, one of each.
 SELVES = {
+    "polarlib.Alignment": "alignment",
     "polarlib.Schedule": "schedule",
     "polarlib.PolarResult": "result",
     "polarlib.Trace": "trace",

@@ -51,6 +51,7 @@ from polarlib._methods.small_algebra import (
     svd_factor,
 )
 from polarlib._methods.small_qr import reduced
+from polarlib._methods.small_values import eigenvalues
 from polarlib._methods.svd import svd as library_svd
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
@@ -394,6 +395,31 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     y = ops.xp.reshape(x, (-1, n, n))
     (r, shown), _ = _combined(closed, svd, y, ops)
     return ops.xp.reshape(r, x.shape), ops.xp.reshape(shown, x.shape[:-2])
+
+
+@ignore_float_errors
+def symmetric_values(h: Array, ops: Ops) -> Array:
+    """Eigenvalues of real symmetric matrices up to 4 x 4, ascending, to rounding of the largest.
+
+    Parameters
+    ----------
+    h : array, shape (..., n, n)
+        In single or double precision, of any scale, on the host; not empty.
+    ops : Ops
+        Its arithmetic.
+
+    Returns
+    -------
+    array, shape (..., n)
+        NaN for a matrix that is not finite.
+    """
+    xp, n = ops.xp, h.shape[-1]
+
+    def values(given: _Scaled) -> list[Any]:
+        return [given.unscaled(v) for v in eigenvalues(given.entries, ops)]
+
+    found = xp.stack(_in_chunks(values, xp.reshape(h, (-1, n, n)), ops), axis=-1)
+    return xp.reshape(xp.sort(found, axis=-1), h.shape[:-1])
 
 
 def small(

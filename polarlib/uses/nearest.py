@@ -181,30 +181,44 @@ def _shown_rotation(x: Array) -> Array:
         if bool(xp.all(shown)):
             return r
     entered = enter(x, ops=ops, look="never", mask=True)
-    other, found = _rotation_by_svd(entered.x, ops)
+    other, found, _, _ = turn_by_svd(entered.x, ops)
     other = xp.where(entered.finite & found, other, xp.full_like(x, math.nan))
     return other if shown is None else xp.where(shown[..., None, None], r, other)
 
 
-def _rotation_by_svd(x: Array, ops: Ops) -> tuple[Array, Array]:
-    """Nearest rotations of scaled matrices, and whether each is shown to be one, (..., 1, 1).
+def turn_by_svd(
+    x: Array, ops: Ops, *, proper: bool = True
+) -> tuple[Array, Array, Array, Array | float]:
+    """Nearest rotations of scaled matrices, or unitary factors; for whether each is shown to be it.
 
-    R is the nearest if ``R^T A`` is symmetric and its trace is the largest that there is,
-    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``.
+    R is the nearest if ``R^H A`` is Hermitian and its trace is the largest that there is,
+    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``, without the determinant if not `proper`.
+
+    Returns
+    -------
+    r : array, shape (..., n, n)
+    shown : array of bool, shape (..., 1, 1)
+    s : array, shape (..., n)
+        Singular values.
+    sign : array, shape (..., 1, 1), or 1.0
+        The determinant, if `proper`.
     """
     xp = ops.xp
     u, s, vh = ops.svd(x)
-    sign = ops.determinant_sign(ops.matmul(u, vh))
-    last = u[..., -1:] * sign
-    r = polished(ops.matmul(xp.concat([u[..., :-1], last], axis=-1), vh), ops)
+    sign: Array | float = 1.0
+    if proper:
+        sign = ops.determinant_sign(ops.matmul(u, vh))
+        u = xp.concat([u[..., :-1], u[..., -1:] * sign], axis=-1)
+    r = polished(ops.matmul(u, vh), ops)
     tol = default_tolerance(x.shape, format_name(x))
     size = ops.frobenius(x)
     w = ops.matmul(ops.adjoint(r), x)
     best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]
     shown = (
         (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
-        & (ops.determinant_sign(r) > 0)
         & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # twice the skew part
         & (trace(w, ops) >= best - tol * size)
     )
-    return r, shown
+    if proper:
+        shown = shown & (ops.determinant_sign(r) > 0)
+    return r, shown, s, sign

@@ -1,0 +1,167 @@
+"""Rules of what an alignment of clouds of points is made of.
+
+Of ``C = U S V^H`` the best rotation R, ``Re tr(R^H C)`` and the singular values are one operation.
+No rotation has a larger trace: R's own derivative has no part in its first derivative, ``<R, dC>``,
+which so is accurate where R is all but ambiguous. The same holds for the residual of an alignment,
+whose rule takes rotation and scale for what they are, the best. Second derivatives do depend on
+R's, and find it, since the rules are made of R itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import trace
+from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.ops import Ops, ops_of
+from polarlib.engine.derivatives import unitary_derivative
+from polarlib.engine.equation import Equation
+from polarlib.engine.rules import by_rules
+
+Array = Any
+# A residual of so many epsilons of the points is taken for zero, where it has no derivative.
+RESIDUAL_NOISE = 8.0
+
+
+def differentiable_turn(
+    find: Callable[[Array], tuple[Array, ...]], c: Array, equation: Equation
+) -> tuple[Array, ...]:
+    """Return ``find(c)``: R, ``Re tr(R^H C)``, singular values, and what has no derivative.
+
+    Singular values move by ``Re u_i^H dC v_i``: where several are equal, their sum has that
+    derivative whichever vectors the SVD returns, each of them one of several.
+    """
+
+    def along(c: Array, results: Any, e: Array) -> tuple[Array, ...]:
+        ops = ops_of(c).functional()
+        u, _, vh = ops.svd(c)
+        moved = ops._diagonal(ops.matmul(ops.matmul(ops.adjoint(u), e), ops.adjoint(vh)))
+        return (
+            unitary_derivative(c, results[0], e, equation),
+            trace(ops.matmul(ops.adjoint(results[0]), e), ops),
+            ops.xp.real(moved) if is_complex(moved) else moved,
+        )
+
+    def against(
+        c: Array, results: Any, y: Array | None, f: Array | None, s: Array | None, *_: Any
+    ) -> Array:
+        ops = ops_of(c).functional()
+        parts = []
+        if y is not None:
+            parts.append(unitary_derivative(c, results[0], y, equation))
+        if f is not None:
+            parts.append(results[0] * f)
+        if s is not None:
+            u, _, vh = ops.svd(c)
+            parts.append(ops.matmul(u * s[..., None, :], vh))
+        return sum(parts[1:], parts[0]) if parts else c * 0.0
+
+    return by_rules(find, c, along, against, exact=find)
+
+
+def differentiable_residual(
+    x: Array, y: Array, q: Array, size2: Array, p: Array | None, ops: Ops
+) -> Array:
+    """Root of the weighted mean of ``|x_i Q - y_i|^2``, shape (..., 1, 1), for the best Q.
+
+    Parameters
+    ----------
+    x, y : array, shape (..., n, d)
+        Points about their means.
+    q : array, shape (..., d, d)
+        The best multiple of a rotation: the mean does not change with it, to first order.
+    size2 : array, shape (..., 1, 1)
+        Squares of the means: of what the points were rounded, with the points themselves.
+    p : array, shape (..., n, 1), or None
+        Weights, of sum 1; None for equal ones.
+    ops : Ops
+        Their arithmetic.
+
+    Returns
+    -------
+    array
+        Its derivative is zero where it is zero to rounding.
+    """
+
+    def f(x: Array, y: Array, q: Array, _: Array, *p: Array) -> tuple[Array]:
+        ops = ops_of(x)
+        e = _residual(x, y, q, ops)
+        return (ops.xp.sqrt(_mean(e, e, p, ops)),)
+
+    def slope(arrays: Any, results: Any, e: Array, ops: Ops) -> Array:
+        """``1 / residual``, zero where that is rounding."""
+        x, y, _, size2, *p = arrays
+        noise = RESIDUAL_NOISE * format_of(format_name(x)).epsilon
+        size2 = size2 + _mean(y, y, p, ops) + _mean(e + y, e + y, p, ops)
+        lost = results[0] * results[0] <= noise * noise * size2
+        safe = ops.xp.where(lost, ops.xp.ones_like(size2), results[0])
+        return ops.xp.where(lost, ops.xp.zeros_like(size2), 1.0 / safe)
+
+    def jvp(arrays: Any, results: Any, tangents: Any) -> tuple[Array]:
+        ops = ops_of(arrays[0]).functional()
+        x, y, q, _, *p = arrays
+        dx, dy, _, _, *dp = tangents
+        e = _residual(x, y, q, ops)
+        total = _mean(e, ops.matmul(dx, q) - dy, p, ops)
+        if p:
+            total = total + 0.5 * inner(dp[0], squares(e, ops), ops)
+        return (total * slope(arrays, results, e, ops),)
+
+    def vjp(arrays: Any, results: Any, gradients: Any) -> tuple[Array | None, ...]:
+        ops = ops_of(arrays[0]).functional()
+        x, y, q, _, *p = arrays
+        e = _residual(x, y, q, ops)
+        g = gradients[0] * slope(arrays, results, e, ops)
+        against = e * (g * p[0] if p else g * (1.0 / x.shape[-2]))
+        weights = [0.5 * g * squares(e, ops) for _ in p]
+        return (ops.matmul(against, ops.adjoint(q)), -against, None, None, *weights)
+
+    # Batched, arrays broadcast by their rank alone.
+    stack = tuple(q.shape[:-2])
+    weights = () if p is None else (_stacked(p, stack),)
+    arrays = (_stacked(x, stack), _stacked(y, stack), q, size2, *weights)
+    return ops.differentiable(f, jvp, vjp, arrays, keep=True)[0]
+
+
+def _stacked(x: Array, stack: tuple[int, ...]) -> Array:
+    shape = (*stack, *x.shape[-2:])
+    return x if tuple(x.shape) == shape else ops_of(x).xp.broadcast_to(x, shape)
+
+
+def _residual(x: Array, y: Array, q: Array, ops: Ops) -> Array:
+    return minus(ops.matmul(x, q), y, ops)
+
+
+def minus(x: Array, y: Array, ops: Ops) -> Array:
+    """Return ``x - y``, in the storage of `x` where the library can: `x` has its shape."""
+    if not ops.reusable(x):
+        return x - y
+    x -= y
+    return x
+
+
+def _products(x: Array, y: Array, ops: Ops) -> Array:
+    """``Re conj(x) y``, entry by entry."""
+    if not is_complex(x):
+        return x * y
+    xp = ops.xp
+    return xp.real(x) * xp.real(y) + xp.imag(x) * xp.imag(y)
+
+
+def inner(x: Array, y: Array, ops: Ops) -> Array:
+    """Real inner product of matrices, shape (..., 1, 1)."""
+    return ops.xp.sum(_products(x, y, ops), axis=(-2, -1), keepdims=True)
+
+
+def squares(x: Array, ops: Ops) -> Array:
+    """Squared lengths of rows, shape (..., n, 1)."""
+    return ops.xp.sum(_products(x, x, ops), axis=-1, keepdims=True)
+
+
+def _mean(x: Array, y: Array, p: Any, ops: Ops) -> Array:
+    """Mean over points of the inner products of rows, with weights or without."""
+    if not p:
+        return inner(x, y, ops) * (1.0 / x.shape[-2])
+    return ops.xp.sum(ops.matmul(ops.adjoint(p[0]), _products(x, y, ops)), axis=-1, keepdims=True)
