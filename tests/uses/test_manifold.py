@@ -193,6 +193,7 @@ def test_any_scale():
     far = np.linalg.svd(v, full_matrices=False)
     np.testing.assert_allclose(retract(x, v * 1e300), far[0] @ far[2], atol=1e-13)
     assert np.isfinite(retract(x, v * 1e300, schedule="newton_schulz_5")).all()
+    np.testing.assert_allclose(retract(x, v * 1e-300, schedule="newton_schulz_5"), x, atol=1e-14)
     assert np.isfinite(retract(x.astype("f4"), (v * 1e38).astype("f4"), schedule="jordan")).all()
 
 
@@ -361,6 +362,19 @@ def test_a_wrong_solution_is_not_returned(monkeypatch, wrong):
     y = retract(x, tangent_of(x, 0.5))
     with pytest.raises(ValueError, match="beyond rounding"):
         inverse_retract(x, y)
+
+
+def test_a_solution_that_is_not_definite_is_not_returned(monkeypatch):
+    """Solvers of another kind find one where eigenvalues are negative."""
+
+    def solve(a, _, w):
+        return scipy.linalg.solve_continuous_lyapunov(a, w)
+
+    monkeypatch.setattr(sylvester, "by_doubling", solve)
+    x = point(6, 3)
+    inverse_retract(x, retract(x, tangent_of(x, 0.5)))
+    with pytest.raises(ValueError, match=r"must have positive real parts, got -7.0e-01"):
+        inverse_retract(x, x * [1, 0.5, -0.7])
 
 
 def test_products(monkeypatch):
