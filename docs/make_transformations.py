@@ -85,7 +85,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         "manifold.retract": (TALL, lambda x: manifold.retract(x, 2 * x + 1)),
         "manifold.retract, schedule": (
             TALL,
-            lambda x: manifold.retract(x, x, schedule="newton_schulz_5"),
+            lambda x: manifold.retract(x / 4, x / 4, schedule="newton_schulz_5"),
         ),
         "manifold.inverse_retract": (TALL, lambda x: manifold.inverse_retract(x, 2 * x)),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),

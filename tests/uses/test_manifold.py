@@ -461,6 +461,17 @@ def test_intervals_and_input_divisions():
         assert norm(expected - u @ vh) <= bound(s, v) * (1 + 1e-12)
 
 
+def test_newton_schulz_does_not_diverge():
+    """Of any V, V = t X among them, at a point: ``1 + t <= sqrt(2) sqrt(1 + t^2)``."""
+    for n, m in ((1, 1), (1, 4), (3, 5)):
+        x = point(m, n)
+        for t in (0.5, 1.0, 3.0):
+            for v in (t * x, t * x[:, :1] @ np.eye(1, n), gaussian(m, n, seed=7) * t):
+                for name in ("newton_schulz_3", "newton_schulz_5"):
+                    y = retract(x, v, schedule=polarlib.schedule(name, 12))
+                    assert norm(y) <= 1 + 1e-12
+
+
 def test_schedules_in_files(tmp_path):
     s = polarlib.design.greedy(0.7, [3, 5])
     path = tmp_path / "own.json"
