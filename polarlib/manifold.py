@@ -152,8 +152,8 @@ def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
     factor is R again: what is missed is orthonormality, not the direction. The Newton-Schulz steps
     ("newton_schulz_3", "newton_schulz_5") have 1 as a fixed point and give X for V = 0; one of
     degree 3 has an error of at most ``(3/8) |V|_F^4``. For other schedules s(1) may differ from 1.
-    In a sequence of steps, each one corrects what the last has missed. If V is not tangent, singular
-    values reach ``sqrt(2) u``, where the Newton-Schulz steps converge and others may diverge.
+    In a sequence of steps, each one corrects what the last has missed. If V is not tangent,
+    singular values reach ``sqrt(2) u``: the Newton-Schulz steps converge there, others may not.
 
     Examples
     --------
