@@ -48,6 +48,13 @@ def definite(x: Any) -> Any:
     return (x[:, None, :] * x[None, :, :]).sum(2)
 
 
+def aligned_shapes(x: Any) -> Any:
+    """Two sweeps over the halves of a cloud, as every transformation takes them."""
+    halves = x.reshape((2, x.shape[0] // 2, x.shape[1]))
+    found = polarlib.generalized_procrustes(halves, rtol=0, max_iterations=2)
+    return found.mean, found.objective
+
+
 def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
     """Every function of the table: the shape of its matrix, and its call."""
     polar_express = polarlib.schedule("polar_express")
@@ -81,6 +88,11 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             TALL,
             lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
         ),
+        "align": (
+            TALL,
+            lambda x: tuple(vars(polarlib.align(x, 2 * x * x + 1, scale=True)).values())[:-1],
+        ),
+        "generalized_procrustes, rtol=0": (TALL, aligned_shapes),
         "manifold.tangent": (TALL, lambda x: manifold.tangent(x, 2 * x + 1)),
         "manifold.retract": (TALL, lambda x: manifold.retract(x, 2 * x + 1)),
         "manifold.retract, schedule": (

@@ -104,6 +104,7 @@ def examples() -> dict[str, Any]:
         "certificate": s.certify(),
         "comparison": s.compare(polarlib.schedule("you")),
         "result": polarlib.polar(verbs.gaussian(2, 4, 3)),
+        "alignment": polarlib.align(verbs.gaussian(4, 3), verbs.gaussian(4, 3)),
         "trace": polarlib.measure(verbs.gaussian(4, 3), s),
         "status": Status.CONVERGED,
         "warnings": (
@@ -119,6 +120,7 @@ def examples() -> dict[str, Any]:
         "choices": design.frontier(1e-1, 5),
         "fingerprint": design.fingerprint(design.minimax(5, 0.1).steps[0]),
         "triplets": triplets(verbs.gaussian(5, 4), 2),
+        "shapes": polarlib.generalized_procrustes(np.ones((2, 3, 2))),
         "singular": polarlib.top_singular(verbs.gaussian(5, 4), 2),
         "module": norms.compose(norms.layer(norms.spectral()), norms.bond(0.5)),
         "mup": norms.mup("hidden"),

@@ -51,7 +51,7 @@ from polarlib._methods.small_algebra import (
     svd_factor,
 )
 from polarlib._methods.small_qr import reduced
-from polarlib._methods.small_values import eigenvalues
+from polarlib._methods.small_values import eigenvalues, ordered
 from polarlib._methods.svd import svd as library_svd
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import dtype_name, format_name, is_complex
@@ -398,8 +398,8 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 @ignore_float_errors
-def symmetric_values(h: Array, ops: Ops) -> Array:
-    """Eigenvalues of real symmetric matrices up to 4 x 4, ascending, to rounding of the largest.
+def symmetric_values(h: Array, ops: Ops) -> tuple[Array, Array]:
+    """Eigenvalues of real symmetric matrices up to 4 x 4, to rounding of the largest.
 
     Parameters
     ----------
@@ -410,16 +410,21 @@ def symmetric_values(h: Array, ops: Ops) -> Array:
 
     Returns
     -------
-    array, shape (..., n)
-        NaN for a matrix that is not finite.
+    values : array, shape (..., n)
+        Ascending; NaN for a matrix that is not finite.
+    sizes : array, shape (..., n)
+        Their absolute values, descending.
     """
     xp, n = ops.xp, h.shape[-1]
 
     def values(given: _Scaled) -> list[Any]:
-        return [given.unscaled(v) for v in eigenvalues(given.entries, ops)]
+        found = [given.unscaled(v) for v in eigenvalues(given.entries, ops)]
+        sizes = ordered([xp.abs(v) for v in found], ops)
+        return [*ordered(found, ops), *reversed(sizes)]
 
-    found = xp.stack(_in_chunks(values, xp.reshape(h, (-1, n, n)), ops), axis=-1)
-    return xp.reshape(xp.sort(found, axis=-1), h.shape[:-1])
+    both = _in_chunks(values, xp.reshape(h, (-1, n, n)), ops)
+    shape = h.shape[:-1]
+    return tuple(xp.reshape(xp.stack(each, axis=-1), shape) for each in (both[:n], both[n:]))
 
 
 def small(

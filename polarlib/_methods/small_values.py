@@ -39,13 +39,22 @@ def _rotate(a: list[list[Array]], p: int, q: int, ops: Ops) -> None:
     t = xp.where(gap < 0, -t, t)
     shift = 0.5 * t * twice
     a[p][p], a[q][q] = a[p][p] - shift, a[q][q] + shift
+    a[p][q] = 0.0 * shift  # NaN stays
     others = [r for r in range(len(a)) if r not in (p, q)]
     if not others:
         return
     c = 1.0 / xp.sqrt(1.0 + t * t)
     s = t * c
-    a[p][q] = 0.0 * shift  # NaN stays
     for r in others:
         (i, j), (k, l) = sorted((r, p)), sorted((r, q))
         x, y = a[i][j], a[k][l]
         a[i][j], a[k][l] = c * x - s * y, s * x + c * y
+
+
+def ordered(vectors: list[Array], ops: Ops) -> list[Array]:
+    """Vectors whose entries ascend from one to the next: libraries sort short rows slowly."""
+    v = list(vectors)
+    for end in range(len(v) - 1, 0, -1):
+        for i in range(end):
+            v[i : i + 2] = ops.xp.minimum(v[i], v[i + 1]), ops.xp.maximum(v[i], v[i + 1])
+    return v

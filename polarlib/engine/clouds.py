@@ -3,17 +3,21 @@
 Of ``C = U S V^H`` the best rotation R, ``Re tr(R^H C)`` and the singular values are one operation.
 No rotation has a larger trace: R's own derivative has no part in its first derivative, ``<R, dC>``,
 which so is accurate where R is all but ambiguous. The same holds for the residual of an alignment,
-whose rule takes rotation and scale for what they are, the best. Second derivatives do depend on
-R's, and find it, since the rules are made of R itself.
+whose rule takes rotation and scale for what they are, the best. Where rotations that differ are as
+good, these values have kinks, unless no point is moved by the difference: `guarded`. Second
+derivatives do depend on R's, and find it, since the rules are made of R itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from polarlib.arrays.formats import format_of
-from polarlib.arrays.functions import trace
+from polarlib.arrays.functions import constant, trace
 from polarlib.arrays.library import format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.engine.derivatives import unitary_derivative
@@ -64,17 +68,17 @@ def differentiable_turn(
 def differentiable_residual(
     x: Array, y: Array, q: Array, size2: Array, p: Array | None, ops: Ops
 ) -> Array:
-    """Root of the weighted mean of ``|x_i Q - y_i|^2``, shape (..., 1, 1), for the best Q.
+    """Root of the weighted mean of ``|Q^T x_i - y_i|^2``, shape (..., 1, 1), for the best Q.
 
     Parameters
     ----------
-    x, y : array, shape (..., n, d)
-        Points about their means.
+    x, y : array, shape (..., d, n)
+        Points about their means, in columns.
     q : array, shape (..., d, d)
         The best multiple of a rotation: the mean does not change with it, to first order.
     size2 : array, shape (..., 1, 1)
         Squares of the means: of what the points were rounded, with the points themselves.
-    p : array, shape (..., n, 1), or None
+    p : array, shape (..., 1, n), or None
         Weights, of sum 1; None for equal ones.
     ops : Ops
         Their arithmetic.
@@ -104,7 +108,7 @@ def differentiable_residual(
         x, y, q, _, *p = arrays
         dx, dy, _, _, *dp = tangents
         e = _residual(x, y, q, ops)
-        total = _mean(e, ops.matmul(dx, q) - dy, p, ops)
+        total = _mean(e, _residual(dx, dy, q, ops), p, ops)
         if p:
             total = total + 0.5 * inner(dp[0], squares(e, ops), ops)
         return (total * slope(arrays, results, e, ops),)
@@ -114,9 +118,10 @@ def differentiable_residual(
         x, y, q, _, *p = arrays
         e = _residual(x, y, q, ops)
         g = gradients[0] * slope(arrays, results, e, ops)
-        against = e * (g * p[0] if p else g * (1.0 / x.shape[-2]))
+        against = e * (g * p[0] if p else g * (1.0 / x.shape[-1]))
         weights = [0.5 * g * squares(e, ops) for _ in p]
-        return (ops.matmul(against, ops.adjoint(q)), -against, None, None, *weights)
+        of_x = ops.matmul(ops.xp.matrix_transpose(ops.adjoint(q)), against)
+        return (of_x, -against, None, None, *weights)
 
     # Batched, arrays broadcast by their rank alone.
     stack = tuple(q.shape[:-2])
@@ -125,21 +130,67 @@ def differentiable_residual(
     return ops.differentiable(f, jvp, vjp, arrays, keep=True)[0]
 
 
+def guarded(value: Array, kink: Array, ops: Ops) -> Array:
+    """Return a value, shape (..., 1, 1), whose derivative is refused where it has a kink.
+
+    `kink`, of its shape, is 1 there and 0 elsewhere: ValueError, NaN where numbers cannot be read.
+    """
+
+    def factor(kink: Array) -> Array:
+        ops = ops_of(kink)
+        poor = kink > 0
+        if not ops.is_abstract(kink) and bool(ops.xp.any(poor)):
+            at = tuple(map(int, np.argwhere(ops.to_host(kink)[..., 0, 0] > 0)[0]))
+            where = f" in cloud {at} of the stack" if at else ""
+            raise ValueError(
+                "scale and rmsd have no derivative where the best rotation is not unique, unless "
+                f"the choice moves no point{where}; pass regularization=1e-3"
+            )
+        return ops.xp.where(poor, ops.xp.full_like(kink, math.nan), ops.xp.ones_like(kink))
+
+    def slope(arrays: Any, d: Array) -> Array:
+        return d * constant(ops_of(arrays[1]).functional(), factor, arrays[1])
+
+    return ops.differentiable(
+        lambda value, _: (value * 1.0,),
+        lambda arrays, _, tangents: (slope(arrays, tangents[0]),),
+        lambda arrays, _, gradients: (slope(arrays, gradients[0]), None),
+        (value, kink),
+        keep=False,
+    )[0]
+
+
 def _stacked(x: Array, stack: tuple[int, ...]) -> Array:
     shape = (*stack, *x.shape[-2:])
     return x if tuple(x.shape) == shape else ops_of(x).xp.broadcast_to(x, shape)
 
 
 def _residual(x: Array, y: Array, q: Array, ops: Ops) -> Array:
-    return minus(ops.matmul(x, q), y, ops)
+    return minus(ops.matmul(ops.xp.matrix_transpose(q), x), y, ops)
 
 
 def minus(x: Array, y: Array, ops: Ops) -> Array:
-    """Return ``x - y``, in the storage of `x` where the library can: `x` has its shape."""
-    if not ops.reusable(x):
+    """Return ``x - y``, in the storage of `x` where the library can and the shape is the same."""
+    if not ops.reusable(x) or x.shape != np.broadcast_shapes(x.shape, y.shape):
         return x - y
     x -= y
     return x
+
+
+def columns(x: Array, first: Array | None, ops: Ops) -> Array:
+    """The transpose, less a column if there is one; in its order where storage can be written.
+
+    Sums over points and differences from one point are then of long rows, which libraries take
+    several times as fast as rows of three entries.
+    """
+    turned = ops.xp.matrix_transpose(x)
+    out = ops.buffer(tuple(turned.shape), x)
+    if out is None or (first is not None and first.shape[:-2] != x.shape[:-2]):
+        return turned if first is None else turned - first
+    if first is None:
+        out[...] = turned
+        return out
+    return ops.xp.subtract(turned, first, out=out)
 
 
 def _products(x: Array, y: Array, ops: Ops) -> Array:
@@ -156,12 +207,12 @@ def inner(x: Array, y: Array, ops: Ops) -> Array:
 
 
 def squares(x: Array, ops: Ops) -> Array:
-    """Squared lengths of rows, shape (..., n, 1)."""
-    return ops.xp.sum(_products(x, x, ops), axis=-1, keepdims=True)
+    """Squared lengths of columns, shape (..., 1, n)."""
+    return ops.xp.sum(_products(x, x, ops), axis=-2, keepdims=True)
 
 
 def _mean(x: Array, y: Array, p: Any, ops: Ops) -> Array:
-    """Mean over points of the inner products of rows, with weights or without."""
+    """Mean over points of the inner products of columns, with weights or without."""
     if not p:
-        return inner(x, y, ops) * (1.0 / x.shape[-2])
-    return ops.xp.sum(ops.matmul(ops.adjoint(p[0]), _products(x, y, ops)), axis=-1, keepdims=True)
+        return inner(x, y, ops) * (1.0 / x.shape[-1])
+    return ops.xp.sum(_products(x, y, ops) * p[0], axis=(-2, -1), keepdims=True)

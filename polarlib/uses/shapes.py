@@ -11,8 +11,9 @@ import numpy as np
 
 from polarlib.arrays.checks import count, flag, function, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import as_matrix, is_array, is_host_array, plain_array
+from polarlib.arrays.entry import as_matrix, is_array, plain_array
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.functions import constant
 from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
@@ -92,7 +93,8 @@ def generalized_procrustes(
     rtol : float, optional
         How near, relative to their size, the shapes must have come to where they tend, which is
         estimated from the last two sweeps; by default eps**(2/3). 0 asks for exactly
-        `max_iterations` sweeps, without a look at the entries; `converged` is then by the default.
+        `max_iterations` sweeps, without a look at the entries and without a warning; `converged`
+        is then by the default.
     max_iterations : int, optional
         Largest number of sweeps.
     callback : callable, optional
@@ -108,8 +110,8 @@ def generalized_procrustes(
     Raises
     ------
     TypeError
-        If `shapes` is not an array of numbers, or complex without ``reflection=True``; where its
-        entries are hidden (``jax.jit``, ``vmap``), unless ``rtol=0``, and for `callback` there.
+        If `shapes` is not an array of numbers, or complex without ``reflection=True``; under JAX's
+        transformations, which hide its entries, unless ``rtol=0`` without `callback`.
     ValueError
         For fewer than three axes, no shapes, no points, NaN or infinity, and for weights as
         :func:`align`.
@@ -129,8 +131,8 @@ def generalized_procrustes(
     found is where no shape alone can be aligned better: the best there is for shapes that are
     alike, one of several local optima otherwise, which depends on the first shape.
 
-    Derivatives by torch are those of the sweeps, each of which is kept; with JAX pass ``rtol=0``.
-    Half precision is computed in float32.
+    Derivatives by torch are those of the sweeps, each of which is kept; with JAX pass ``rtol=0``
+    and few sweeps, since each is compiled. Half precision is computed in float32.
 
     J. C. Gower, Psychometrika 40 (1975) 33-51; J. M. F. ten Berge, Psychometrika 42 (1977) 267-276.
 
@@ -146,9 +148,9 @@ def generalized_procrustes(
     (True, True)
     """
     a, ops = as_matrix(shapes, "shapes")
-    if a.ndim < 3 or 0 in a.shape[-3:-1]:
+    if a.ndim < 3 or 0 in a.shape[-3:]:
         raise ValueError(
-            f"shapes must have the shape (..., k, n, d) with k, n >= 1, got {tuple(a.shape)}"
+            f"shapes must have the shape (..., k, n, d) with k, n, d >= 1, got {tuple(a.shape)}"
         )
     scale, translation = flag("scale", scale), flag("translation", translation)
     reflection = flag("reflection", reflection)
@@ -168,15 +170,13 @@ def generalized_procrustes(
         )
     entered = _entered(a, weights, ops.functional(a), translation)
     found = _swept(entered, scale, reflection, given, most, callback)
-    result = _result(found, entered, a)
-    if not hidden and 0 not in a.shape and not bool(ops.xp.all(result.converged)):
+    if found.moving is not None:
         warn(
-            f"generalized_procrustes: shapes still move after {result.iterations} sweeps, by "
-            f"{ops.item(ops.max(found.movement)):.1e} of their size in the last one; raise "
-            "max_iterations or rtol",
+            f"generalized_procrustes: shapes still move after {len(found.objectives)} sweeps, by "
+            f"{found.moving:.1e} of their size in the last one; raise max_iterations or rtol",
             ConvergenceWarning,
         )
-    return result
+    return _result(found, entered, a)
 
 
 class _Shapes(NamedTuple):
@@ -207,13 +207,24 @@ class _Shapes(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The last sweep: its alignments, how far from their mean the shapes are, and if they rest."""
+    """The last sweep: its alignments, and how far from their mean the shapes are.
+
+    Attributes
+    ----------
+    last : Alignment
+    rmsd : array, shape (..., k)
+    objectives : list of arrays, shape (...)
+        After every sweep.
+    converged : array, shape (...)
+    moving : float or None
+        The largest movement of shapes that have not converged; None if all have, or unknown.
+    """
 
     last: Alignment
     rmsd: Array
     objectives: list[Array]
     converged: Array
-    movement: Array
+    moving: float | None
 
 
 def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
@@ -243,10 +254,9 @@ def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
 def _weights(weights: Any, x: Array, ops: Ops) -> Array:
     """Weights of the points of all shapes as a column, of a library and a precision with `x`."""
     w = plain_array(weights, "weights")
-    w = w[..., None, :] if is_array(w) and w.ndim else np.asarray(w)[..., None, :]
+    w = w if is_array(w) else np.asarray(w)
+    w = w[..., None, :] if w.ndim else w
     align(x[..., :1, :, :], x[..., :1, :, :], weights=w, reflection=True)  # for its checks
-    if not is_array(w) or is_host_array(w):
-        w = ops.from_host(np.asarray(w, dtype=float), like=x)
     return ops.cast(at_least_single(w, ops), format_name(x))[..., None]
 
 
@@ -262,27 +272,35 @@ def _swept(
     ops, xp = shapes.ops, shapes.ops.xp
     y = shapes.y * shapes.root
     eps = format_of(format_name(y)).epsilon
-    near = rtol or eps**DIGITS
+    pace = _Pace(ops, near=rtol or eps**DIGITS, rest=REST * eps, looks=rtol != 0)
     mean = y[..., 0, :, :]
-    before = moved = None
     objectives = []
+    sweep = ops.compiled(_sweep, scale=scale, reflection=reflection)
     for i in range(1, most + 1):
-        found = align(
-            y, mean[..., None, :, :], scale=scale, translation=False, reflection=reflection
-        )
-        if scale:
-            found = dataclasses.replace(found, scale=_kept(found.scale, y, ops))
-        aligned = found.scale[..., None, None] * ops.matmul(y, found.rotation)
-        mean = xp.mean(aligned, axis=-3)
-        apart = xp.sum(xp.abs(aligned - mean[..., None, :, :]) ** 2, axis=(-2, -1))
+        found, aligned, mean, apart = sweep(xp.concat([y, mean[..., None, :, :]], axis=-3))
         objectives.append(xp.sum(apart, axis=-1))
-        movement, converged = _rest(aligned, before, moved, near, REST * eps, ops)
-        before, moved = aligned, movement
+        pace.judge(aligned)
         if callback:
             callback(i, xp.mean(shapes.turned(found), axis=-3))
-        if rtol != 0 and bool(xp.all(converged)):
+        if pace.moving is None and rtol != 0:
             break
-    return _Found(found, xp.sqrt(apart), objectives, converged, movement)
+    return _Found(found, xp.sqrt(apart), objectives, pace.converged, pace.moving)
+
+
+def _sweep(x: Array, *, scale: bool, reflection: bool) -> tuple[Alignment, Array, Array, Array]:
+    """Shapes aligned to the last one of a stack, which is their mean; the mean that they have then.
+
+    Also the squared distance of each from it.
+    """
+    ops = ops_of(x).functional(x)
+    xp, y = ops.xp, x[..., :-1, :, :]
+    found = align(y, x[..., -1:, :, :], scale=scale, translation=False, reflection=reflection)
+    if scale:
+        found = dataclasses.replace(found, scale=_kept(found.scale, y, ops))
+    aligned = found.scale[..., None, None] * ops.matmul(y, found.rotation)
+    mean = xp.mean(aligned, axis=-3)
+    apart = xp.sum(xp.abs(aligned - mean[..., None, :, :]) ** 2, axis=(-2, -1))
+    return found, aligned, mean, apart
 
 
 def _squares(x: Array, ops: Ops) -> Array:
@@ -300,25 +318,46 @@ def _kept(s: Array, y: Array, ops: Ops) -> Array:
     return s * xp.where(now > 0, xp.sqrt(kept / xp.where(now > 0, now, one)), one)
 
 
-def _rest(
-    x: Array, before: Array | None, moved: Array | None, near: float, rest: float, ops: Ops
-) -> tuple[Array, Array]:
-    """How far the shapes moved, relative to their size, and whether they are near where they tend.
+class _Pace:
+    """How far shapes move from sweep to sweep, and whether they are near where they tend.
 
     Movements shrink by a factor q a sweep: ``q / (1 - q)`` of the last one is still to come.
     """
-    xp = ops.xp
-    if before is None:
-        far = xp.full_like(_squares(x, ops), math.inf)
-        return far, far < 0
-    size, step = xp.sqrt(_squares(x, ops)), xp.sqrt(_squares(x - before, ops))
-    movement = xp.where(step > 0, step / xp.where(size > 0, size, xp.ones_like(size)), step)
-    if moved is None:
-        return movement, movement <= rest
-    shrinks = movement < moved
-    q = xp.where(shrinks, movement / xp.where(shrinks, moved, xp.ones_like(moved)), 0 * movement)
-    ahead = movement * q / (1 - q)
-    return movement, (movement <= rest) | (shrinks & (movement <= near) & (ahead <= near))
+
+    def __init__(self, ops: Ops, *, near: float, rest: float, looks: bool) -> None:
+        self.ops, self.near, self.rest, self.looks = ops, near, rest, looks
+        self.known: tuple[Array, ...] = ()
+        self.converged: Array = None
+        self.moving: float | None = None
+
+    def judge(self, x: Array) -> None:
+        """Shapes after a sweep. No derivatives; of batched ones, all are looked at."""
+        ops = self.ops
+        both = constant(ops, self._judged, x, *self.known)
+        self.known = x, both[..., 0]
+        self.converged = both[..., 1] > 0
+
+    def _judged(self, x: Array, *known: Array) -> Array:
+        """Movement relative to the size, infinite at first, and 1.0 where that is near enough."""
+        xp = self.ops.xp
+        size = xp.sqrt(_squares(x, self.ops))
+        one = xp.ones_like(size)
+        moved = movement = math.inf * one
+        if known:
+            before, moved = known
+            step = xp.sqrt(_squares(x - before, self.ops))
+            movement = xp.where(step > 0, step / xp.where(size > 0, size, one), step)
+        shrinks = movement < moved
+        q = xp.where(shrinks, movement / xp.where(shrinks, moved, one), 0 * one)
+        ahead = xp.where(shrinks, movement * q / (1 - q), math.inf * one)
+        near = (
+            xp.where(xp.isfinite(moved), xp.maximum(movement, ahead), math.inf * one) <= self.near
+        )
+        converged = (movement <= self.rest) | near
+        if self.looks:
+            left = xp.where(converged, 0 * one, movement)
+            self.moving = None if bool(xp.all(converged)) else self.ops.item(left)
+        return xp.stack([movement, xp.astype(converged, one.dtype)], axis=-1)
 
 
 def _result(found: _Found, shapes: _Shapes, like: Array) -> GeneralizedProcrustes:

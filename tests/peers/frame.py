@@ -25,6 +25,7 @@ it imports the peer, and array libraries, within :func:`install` and the functio
     OPTIONS         further arguments of pytest
     REQUIRES        further packages to import, without which it is not run
     SINCE           the oldest version of the package for which the adapter was written, "1.17"
+    LONG            True if the run takes more than some ten seconds
     NOTE            what a reader of the page must know, such as what stands for a device
 
 Calls are counted of every replaced function, and of polarlib's public functions from within them.

@@ -25,6 +25,7 @@ TESTS = (
     "test/test_utils.py",
 )
 OPTIONS = ("--import-mode=importlib",)
+LONG = True
 NOT_RUN: dict[str, str] = {}
 
 Array = Any

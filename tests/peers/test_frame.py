@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -127,14 +128,18 @@ def test_a_peer_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         frame.main(["--only", "nobody"])
     assert known in capsys.readouterr().err
-    declared = {"NAME": "x", "COMMIT": "0", "TESTS": ("test_x.py",)}
+    declared = {"NAME": "x", "COMMIT": "0", "PACKAGE": "x", "TESTS": ("test_x.py",)}
     assert "copy" in frame.missing(SimpleNamespace(**declared), None)
     assert "no folder" in frame.missing(SimpleNamespace(**declared), str(tmp_path))
     (tmp_path / "x").mkdir()
     assert frame.missing(SimpleNamespace(**declared), str(tmp_path)) == ""
     needy = SimpleNamespace(**declared, REQUIRES=("no_such_package",))
     assert "no_such_package is not installed" in frame.missing(needy, str(tmp_path))
-    absent = SimpleNamespace(NAME="y", COMMIT=None, TESTS=("no_such_package.tests.test_y::T",))
+    old = SimpleNamespace(**declared | {"PACKAGE": "numpy"}, SINCE="99.0")
+    assert "older than 99.0" in frame.missing(old, str(tmp_path))
+    absent = SimpleNamespace(
+        NAME="y", COMMIT=None, PACKAGE="y", TESTS=("no_such_package.tests.test_y::T",)
+    )
     assert "no_such_package" in frame.missing(absent, None)
 
 
@@ -151,14 +156,49 @@ def test_every_adapter_declares_itself():
         assert all(reason.strip() for reason in adapter.NOT_RUN.values())
 
 
-def test_installed_peers_pass():
+INSTALLED = [
+    pytest.param(a.__name__, marks=pytest.mark.slow if getattr(a, "LONG", False) else ())
+    for a in map(frame.adapter_of, frame.adapters())
+    if a.COMMIT is None
+]
+
+
+@pytest.mark.parametrize("module", INSTALLED)
+def test_installed_peers_pass(module):
     """Those whose packages hold their tests; others by `nox -s peers`, on copies."""
-    ran = 0
-    for module in frame.adapters():
-        adapter = frame.adapter_of(module)
-        if adapter.COMMIT is None and not frame.missing(adapter, None):
-            code, row = frame.run(module, None)
-            assert code == 0, row
-            ran += 1
-    if not ran:
-        pytest.skip("no installed package holds its tests")
+    why = frame.missing(frame.adapter_of(module), None)
+    if why:
+        pytest.skip(why)
+    code, row = frame.run(module, None)
+    assert code == 0, row
+
+
+# -- what was run, and its page ---------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs"
+needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
+
+
+@needs_docs
+def test_every_adapter_was_run():
+    data = json.loads((DOCS / "data" / "peers.json").read_text("utf-8"))
+    declared = {a.NAME: a for a in map(frame.adapter_of, frame.adapters())}
+    assert sorted(data) == sorted(declared)
+    for name, row in data.items():
+        adapter = declared[name]
+        assert row["commit"] == adapter.COMMIT
+        assert row["tests"] == list(adapter.TESTS)
+        assert row["passed"] > 0
+        assert row["failed"] == []
+        assert all(row["replaced"].values())
+        assert sum(row["polarlib"].values()) > 0
+        assert {e["tests"]: e["reason"] for e in row["not_run"]}.items() >= adapter.NOT_RUN.items()
+
+
+@needs_docs
+def test_the_page_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("make_peers", DOCS / "make_peers.py")
+    make_peers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_peers)
+    data = json.loads(make_peers.DATA.read_text("utf-8"))
+    assert make_peers.PAGE.read_text("utf-8") == make_peers.page(data)

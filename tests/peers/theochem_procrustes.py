@@ -23,6 +23,7 @@ TESTS = (
     "procrustes.test.test_rotational",
     "procrustes.test.test_generalized",
 )
+LONG = True
 NOT_RUN = {
     "test_orthogonal.py::test_two_sided_*": "two-sided: an example on SciPy's functions, "
     "docs/shapes.md",

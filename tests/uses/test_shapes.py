@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.optimize
-from conftest import library
+from conftest import LIBRARIES, library
 
 from polarlib import (
     ConvergenceWarning,
@@ -80,7 +78,7 @@ def test_nothing_nearby_is_better(scale):
         moved = (factors if scale else np.ones(4))[:, None, None] * (centred @ turns)
         return np.sum((moved - moved.mean(axis=0)) ** 2)
 
-    starts = rng.uniform(-np.pi, np.pi, size=(12, 8))
+    starts = rng.uniform(-np.pi, np.pi, size=(6, 8))
     best = min(scipy.optimize.minimize(value, v, tol=1e-12).fun for v in starts)
     np.testing.assert_allclose(found.objective[-1], best, rtol=1e-7)
 
@@ -126,7 +124,7 @@ def test_what_is_found_is_stationary(reflection):
     turned = root * (centred @ found.alignments.rotation)
     gram = np.einsum("ipc,jpc->ij", turned, turned)
     sizes = np.diag(np.diag(gram))
-    values, vectors = scipy.linalg.eigh(gram, sizes)
+    _, vectors = scipy.linalg.eigh(gram, sizes)
     s = found.alignments.scale
     leading = vectors[:, -1] * np.sign(vectors[0, -1])
     np.testing.assert_allclose(s / np.linalg.norm(s), leading / np.linalg.norm(leading), atol=1e-10)
@@ -134,17 +132,18 @@ def test_what_is_found_is_stationary(reflection):
 
 
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-8])
-@pytest.mark.parametrize("noise", [0.3, 1.5])
+@pytest.mark.parametrize("noise", [0.3, 1.5, 100.0])
 def test_convergence_is_as_near_as_it_says(noise, rtol):
+    """Of noise, movements shrink so slowly that much is left when they are small."""
     rng = np.random.default_rng(4)
     for _ in range(3):
         shapes = alike(rng, noise=noise, sizes=False)
         found = generalized_procrustes(shapes, rtol=rtol, max_iterations=9000)
-        limit = generalized_procrustes(shapes, rtol=1e-13, max_iterations=90_000)
+        limit = generalized_procrustes(shapes, rtol=1e-12, max_iterations=9000)
         assert found.iterations <= limit.iterations
         aligned, end = found.alignments(shapes), limit.alignments(shapes)
         away = np.linalg.norm(aligned - end) / np.linalg.norm(end)
-        assert away <= 5 * rtol  # the factor q is an estimate; the first rotation is fixed too
+        assert away <= 4 * rtol  # the factor q is an estimate; the first rotation is fixed too
 
 
 def test_too_few_sweeps_are_told():
@@ -158,12 +157,9 @@ def test_too_few_sweeps_are_told():
     with pytest.warns(ConvergenceWarning):
         found = generalized_procrustes(both, max_iterations=3)
     assert found.converged.tolist() == [False, True]
-    with pytest.warns(ConvergenceWarning):
-        fixed = generalized_procrustes(shapes, rtol=0, max_iterations=3)
-    assert fixed.iterations == 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert generalized_procrustes(both[1], rtol=0, max_iterations=7).iterations == 7
+    fixed = generalized_procrustes(both, rtol=0, max_iterations=7)  # asked for, and no warning
+    assert fixed.iterations == 7
+    assert fixed.converged.tolist() == [False, True]
 
 
 def test_congruent_shapes_coincide():
@@ -228,6 +224,11 @@ def test_complex_shapes():
         generalized_procrustes(shapes)
 
 
+# Of the rest that is computed once, JAX compiles each operation; below it compiles the whole.
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] * (name == "jax")) for name in LIBRARIES]
+
+
+@pytest.mark.parametrize("lib", EVERY, indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_every_library(lib, dtype):
     if not lib.has(dtype):
@@ -271,14 +272,12 @@ def test_any_scale(size):
 
 
 def test_shapes_far_from_the_origin():
-    rng = np.random.default_rng(12)
-    shapes = alike(rng, far=0.0, sizes=False)
-    found = generalized_procrustes(shapes)
-    away = shapes + 2.0**20  # exact
-    np.testing.assert_allclose(
-        generalized_procrustes(np.round(away, 6)).objective[-1], found.objective[-1], rtol=1e-5
-    )
-    assert generalized_procrustes(np.round(away, 6)).converged
+    shapes = alike(np.random.default_rng(12), far=0.0, sizes=False)
+    near = np.round(shapes * 2**20) / 2**20  # so that the sums are exact
+    found, away = (generalized_procrustes(x) for x in (near, near + 2.0**25))
+    np.testing.assert_allclose(away.objective[-1], found.objective[-1], rtol=1e-12)
+    np.testing.assert_allclose(away.mean, found.mean, atol=1e-10)
+    np.testing.assert_allclose(away.mean.mean(axis=0), 0, atol=1e-14)
 
 
 def test_degenerate_shapes():
@@ -330,9 +329,6 @@ def test_memory_and_shapes():
     empty = generalized_procrustes(np.zeros((0, 4, 5, 3)))
     assert empty.mean.shape == (0, 5, 3)
     assert empty.alignments.rotation.shape == (0, 4, 3, 3)
-    flat = generalized_procrustes(np.zeros((4, 5, 0)))
-    assert flat.mean.shape == (5, 0)
-    assert flat.alignments.rotation.shape == (4, 0, 0)
 
 
 def test_callback():
@@ -353,8 +349,8 @@ X = np.random.default_rng(16).normal(size=(3, 4, 2))
     ("call", "error", "match"),
     [
         (lambda: generalized_procrustes(X[0]), ValueError, r"\(\.\.\., k, n, d\).*\(4, 2\)"),
-        (lambda: generalized_procrustes(X[:0]), ValueError, r"k, n >= 1.*\(0, 4, 2\)"),
-        (lambda: generalized_procrustes(X[:, :0]), ValueError, "k, n >= 1"),
+        (lambda: generalized_procrustes(X[:0]), ValueError, r"k, n, d >= 1.*\(0, 4, 2\)"),
+        (lambda: generalized_procrustes(X[:, :0]), ValueError, "k, n, d >= 1"),
         (lambda: generalized_procrustes(X * np.nan), ValueError, "shapes"),
         (lambda: generalized_procrustes("x"), TypeError, "shapes"),
         (lambda: generalized_procrustes(X, weights=[1, 1]), ValueError, "weights"),
@@ -371,6 +367,31 @@ X = np.random.default_rng(16).normal(size=(3, 4, 2))
 def test_bad_calls(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_on_dask():
+    lib = library("dask")
+    shapes = alike(np.random.default_rng(20), k=2, n=4, d=2)
+    options = {"rtol": 0, "max_iterations": 2}
+    found = generalized_procrustes(lib.asarray(shapes), **options)
+    expected = generalized_procrustes(shapes, **options)
+    np.testing.assert_allclose(lib.to_numpy(found.mean), expected.mean, atol=1e-12)
+    np.testing.assert_allclose(lib.to_numpy(found.objective), expected.objective, rtol=1e-12)
+
+
+def test_on_the_stand_in_for_cupy():
+    pytest.importorskip("ml_dtypes")
+    from standin import cupy_standin
+
+    shapes = alike(np.random.default_rng(21))
+    w = np.arange(12.0)
+    expected = generalized_procrustes(shapes, weights=w, scale=True)
+    with cupy_standin.installed() as cupy:
+        found = generalized_procrustes(cupy.asarray(shapes), weights=cupy.asarray(w), scale=True)
+        assert isinstance(found.alignments.unique, cupy.ndarray)
+        np.testing.assert_allclose(cupy.asnumpy(found.mean), expected.mean, atol=1e-12)
+        with pytest.raises(TypeError, match="one library"):
+            generalized_procrustes(cupy.asarray(shapes), weights=w)
 
 
 # -- libraries that record and trace ----------------------------------------------------------
@@ -403,24 +424,29 @@ def test_derivatives_by_torch(torch):
     )
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
 def test_transformations_of_torch(torch):
     rng = np.random.default_rng(18)
     shapes = torch.tensor(np.stack([alike(rng, k=3, n=5), alike(rng, k=3, n=5)]))
-    plain = generalized_procrustes(shapes, rtol=0, max_iterations=20)
+    plain = generalized_procrustes(shapes)
+    weight = torch.tensor(rng.normal(size=(5, 3)))
 
     def value(x):
-        return generalized_procrustes(x, rtol=0, max_iterations=20).mean
+        return (generalized_procrustes(x).mean * weight).sum()
 
-    mapped = torch.func.vmap(value)(shapes)
+    mapped = torch.func.vmap(lambda x: generalized_procrustes(x).mean)(shapes)
     np.testing.assert_allclose(mapped.numpy(), plain.mean.numpy(), atol=1e-12)
-    with pytest.raises(TypeError, match="rtol=0"):
-        torch.func.vmap(lambda x: generalized_procrustes(x).mean)(shapes)
-    g = torch.func.grad(lambda x: (value(x) ** 2).sum())(shapes[0])
-    assert bool(torch.isfinite(g).all())
+    fixed = torch.func.vmap(lambda x: generalized_procrustes(x, rtol=0, max_iterations=3).mean)
+    assert fixed(shapes).shape == (2, 5, 3)
+    each = torch.func.vmap(torch.func.grad(value))(shapes)
+    x = shapes.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(value(x[0]) + value(x[1]), x)
+    np.testing.assert_allclose(each.numpy(), g.numpy(), atol=1e-9)
+    e = torch.tensor(rng.normal(size=(3, 5, 3)))
+    _, forward = torch.func.jvp(value, (shapes[0],), (e,))
+    np.testing.assert_allclose(float(forward), float((g[0] * e).sum()), rtol=1e-8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        np.testing.assert_allclose(
-            generalized_procrustes(shapes, rtol=0, max_iterations=20).mean, plain.mean, atol=1e-12
-        )
+        np.testing.assert_allclose(generalized_procrustes(shapes).mean, plain.mean, atol=1e-12)
 
 
 def test_transformations_of_jax():
@@ -428,34 +454,33 @@ def test_transformations_of_jax():
     import jax
 
     rng = np.random.default_rng(19)
-    both = np.stack([alike(rng, k=3, n=5, noise=0.1), alike(rng, k=3, n=5, noise=0.1)])
+    both = np.stack([alike(rng, k=3, n=5, noise=1e-4), alike(rng, k=3, n=5, noise=1e-4)])
+    both[1, 0, 0, 0] = np.nan
     shapes = lib.asarray(both)
-    plain = generalized_procrustes(both, scale=True)
+    options = {"scale": True, "rtol": 0, "max_iterations": 2}
+    plain = generalized_procrustes(both[0], **options)
 
-    def call(x):
-        return generalized_procrustes(x, scale=True, rtol=0, max_iterations=12)
+    def value(x):
+        found = generalized_procrustes(x, **options)
+        return found.objective[-1], found
 
-    compiled = jax.jit(call)(shapes)
-    np.testing.assert_allclose(compiled.mean, plain.mean, atol=1e-9)
-    assert compiled.objective.shape == (2, 12)
-    assert bool(np.all(compiled.converged))
-    mapped = jax.vmap(call)(shapes)
-    np.testing.assert_allclose(mapped.alignments.scale, plain.alignments.scale, atol=1e-9)
-    g = jax.jit(jax.vmap(jax.grad(lambda x: call(x).objective[-1])))(shapes)
-    apart = plain.alignments(both) - plain.mean[:, None]
+    g, found = jax.jit(jax.vmap(jax.grad(value, has_aux=True)))(shapes)
+    np.testing.assert_allclose(found.mean[0], plain.mean, atol=1e-12)
+    np.testing.assert_allclose(found.alignments.scale[0], plain.alignments.scale, atol=1e-12)
+    assert found.objective.shape == (2, 2)
+    assert bool(np.all(np.isnan(found.mean[1])))
+    assert not bool(found.converged[1])
+    # The envelope theorem. The sum of the sizes is kept: at the best scales, what holds that back
+    # is a multiple of the shapes themselves.
+    apart = plain.alignments(both[0]) - plain.mean
     turns = np.swapaxes(plain.alignments.rotation, -1, -2)
-    # The sizes are kept: at fixed scales the derivative has a part along the shapes besides.
-    along = plain.alignments.scale[..., None, None] * 2 * apart @ turns
-    centred = both - both.mean(axis=-2, keepdims=True)
-    rest = np.asarray(g) - along
+    along = plain.alignments.scale[:, None, None] * 2 * apart @ turns
+    centred = both[0] - both[0].mean(axis=-2, keepdims=True)
+    rest = np.asarray(g[0]) - along
     factor = np.sum(rest * centred, axis=(-2, -1)) / np.sum(centred**2, axis=(-2, -1))
-    np.testing.assert_allclose(rest, factor[..., None, None] * centred, atol=1e-8)
-    with pytest.raises(TypeError, match="rtol=0"):
-        jax.jit(lambda x: generalized_procrustes(x).mean)(shapes)
-    with pytest.raises(TypeError, match="callback"):
-        jax.jit(lambda x: generalized_procrustes(x, rtol=0, callback=print).mean)(shapes)
-    bad = jax.jit(call)(shapes.at[0, 0, 0, 0].set(np.nan))
-    assert bool(np.all(np.isnan(bad.mean[0])))
-    np.testing.assert_allclose(bad.mean[1], plain.mean[1], atol=1e-9)
-    leaves = jax.tree.leaves(generalized_procrustes(shapes))
-    assert len(leaves) == 10
+    assert np.linalg.norm(along) > 1e-5
+    np.testing.assert_allclose(rest, factor[:, None, None] * centred, atol=1e-9)
+    for transform, options in ((jax.jit, {}), (jax.vmap, {"rtol": 0, "callback": print})):
+        with pytest.raises(TypeError, match="rtol=0"):
+            transform(lambda x, options=options: generalized_procrustes(x, **options).mean)(shapes)
+    assert len(jax.tree.leaves(found)) == 10
