@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 import polarlib
-from polarlib import norms
+from polarlib import manifold, norms
 
 PAGE = Path(__file__).parent / "transformations.md"
 PACKAGE = Path(polarlib.__file__).parent
@@ -93,6 +93,13 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             lambda x: tuple(vars(polarlib.align(x, 2 * x * x + 1, scale=True)).values())[:-1],
         ),
         "generalized_procrustes, rtol=0": (TALL, aligned_shapes),
+        "manifold.tangent": (TALL, lambda x: manifold.tangent(x, 2 * x + 1)),
+        "manifold.retract": (TALL, lambda x: manifold.retract(x, 2 * x + 1)),
+        "manifold.retract, schedule": (
+            TALL,
+            lambda x: manifold.retract(x / 4, x / 4, schedule="newton_schulz_5"),
+        ),
+        "manifold.inverse_retract": (TALL, lambda x: manifold.inverse_retract(x, 2 * x)),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
         "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + 0.3 * (x - x.T))),
         "signm": (SQUARE, polarlib.signm),

@@ -27,7 +27,7 @@ import numpy as np
 from polarlib._methods.options import resolve_schedule
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
-from polarlib.arrays.entered import as_pair, enter, near_peak
+from polarlib.arrays.entered import enter, near_peak
 from polarlib.arrays.entry import ArrayT, finite_peak, refuse_hidden
 from polarlib.arrays.functions import constant, empty_result
 from polarlib.arrays.library import astype_like, at_least_single
@@ -38,6 +38,7 @@ from polarlib.engine.adaptive import Adaptive
 from polarlib.engine.lyapunov import positive_lyapunov
 from polarlib.orthogonalization import orthogonalize
 from polarlib.published import Named, opened
+from polarlib.uses.procrustes import pair_of
 
 __all__ = ["inverse_retract", "retract", "tangent"]
 
@@ -152,7 +153,7 @@ def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
     ("newton_schulz_3", "newton_schulz_5") have 1 as a fixed point and give X for V = 0; one of
     degree 3 has an error of at most ``(3/8) |V|_F^4``. For other schedules s(1) may differ from 1.
     In a sequence of steps, each one corrects what the last has missed. If V is not tangent,
-    singular values may lie beyond the interval of the schedule, where its steps may diverge.
+    singular values reach ``sqrt(2) u``: the Newton-Schulz steps converge there, others may not.
 
     Examples
     --------
@@ -212,10 +213,10 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
     Then ``S^2 = I + V^H V``. Refused is also what rounding cannot tell from having none, with n
     epsilons times the norms of M and S above 1.
 
-    M S + S M^H = 2 I is solved by one inverse and products, about 20 for near points and 3 more
-    each time that the least real part is halved (docs/manifold.md has the accuracy); that S is
-    positive definite and its residual small is checked, which proves that S exists. Derivatives in
-    both arguments are solutions of the same kind of equation, so that derivatives have derivatives.
+    M S + S M^H = 2 I is solved by Schur decompositions on the host, elsewhere by inverses and
+    products (docs/manifold.md has the accuracy); that S is positive definite and its residual small
+    is checked, which proves that S exists. Derivatives in both arguments are solutions of the same
+    kind of equation, so that derivatives have derivatives.
     T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894, solve for S by
     the same equation.
 
@@ -243,7 +244,7 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
 
 
 def _pair(x: Array, other: Array, name: str) -> tuple[Array, Array, Ops]:
-    x, other, ops = as_pair(x, other, ("x", name))
+    x, other, ops = pair_of(x, other, "x", name)
     if x.shape[-2] < x.shape[-1]:
         raise ValueError(
             f"x must have orthonormal columns, and so at least as many rows, got shape "

@@ -10,11 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from polarlib.arrays.entry import as_matrix, check_same_place, refuse_not_finite
-from polarlib.arrays.functions import as_scalar, common_dtype, constant
-from polarlib.arrays.library import astype_like, at_least_single, format_name
+from polarlib.arrays.entry import as_matrix, refuse_not_finite
+from polarlib.arrays.functions import as_scalar, constant
+from polarlib.arrays.library import astype_like, at_least_single
 from polarlib.arrays.ops import Ops
 
 Array = Any
@@ -211,34 +209,3 @@ def _extent(peak: Array, ops: Ops) -> float:
         return max(known, 1 / known) if known else 1.0
     peak = ops.xp.where(peak == 0, ops.xp.ones_like(peak), peak)
     return ops.item(ops.xp.maximum(peak, 1 / peak))
-
-
-def as_pair(a: Any, b: Any, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array, Ops]:
-    """Return two stacks of matrices of one shape, one library and one dtype, and its arithmetic.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`as_matrix`, and for two libraries or devices, different rows or columns, and
-        stacks that do not broadcast.
-    """
-    (a, ops), (b, _) = as_matrix(a, names[0]), as_matrix(b, names[1])
-    check_same_place(a, names[0], b, names[1])
-    shapes = tuple(a.shape), tuple(b.shape)
-    both = " and ".join(names)
-    if shapes[0][-2:] != shapes[1][-2:]:
-        raise ValueError(
-            f"{both} must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
-        )
-    try:
-        np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
-    except ValueError:
-        raise ValueError(
-            f"the stacks of {both} do not broadcast: shapes {shapes[0]} and {shapes[1]}"
-        ) from None
-    if a.dtype != b.dtype:
-        # Libraries promote nothing to a format of 8 bits or from it.
-        a, b = (at_least_single(x, ops) if "float8" in format_name(x) else x for x in (a, b))
-        common = common_dtype(a, b, ops)
-        a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
-    return a, b, ops.functional(a, b)

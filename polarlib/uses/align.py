@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from polarlib.arrays.checks import flag, number
-from polarlib.arrays.entered import as_pair
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import common_dtype
 from polarlib.arrays.library import at_least_single, dtype_name, format_name, is_complex
@@ -14,6 +13,7 @@ from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
 from polarlib.uses.aligning import check_stacks, entered_clouds, solved, weights_of
+from polarlib.uses.procrustes import pair_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ def align(
     >>> bool(found.unique), bool(found.rmsd < 1e-15)
     (True, True)
     """
-    a, b, ops = as_pair(points, targets, ("points", "targets"))
+    a, b, ops = pair_of(points, targets, "points", "targets")
     scale, translation = flag("scale", scale), flag("translation", translation)
     reflection = flag("reflection", reflection)
     r = number("regularization", regularization, 0)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from typing import Any, cast
 
+import numpy as np
+
 from polarlib.arrays.checks import flag, number
-from polarlib.arrays.entered import as_pair, enter
-from polarlib.arrays.entry import ArrayT
-from polarlib.arrays.functions import constant
-from polarlib.arrays.library import astype_like
+from polarlib.arrays.entered import enter
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place
+from polarlib.arrays.functions import common_dtype, constant
+from polarlib.arrays.library import astype_like, at_least_single, format_name
+from polarlib.arrays.ops import Ops
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import unitary_factor
 from polarlib.engine.rules import differentiable_unitary
@@ -74,7 +77,7 @@ def procrustes(
     >>> bool(np.allclose(procrustes(a, a @ quarter_turn), quarter_turn))
     True
     """
-    a, b, ops = as_pair(a, b)
+    a, b, ops = pair_of(a, b)
     if flag("rotation", rotation):
         refuse_complex(a, "procrustes(rotation=True)")
     r = number("regularization", regularization, 0)
@@ -89,3 +92,26 @@ def procrustes(
     # In at least single precision, so that nothing need be found again for the rule.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
     return cast(ArrayT, astype_like(q, a, ops))
+
+
+def pair_of(a: Array, b: Array, name: str = "a", other: str = "b") -> tuple[Array, Array, Ops]:
+    """Two stacks of matrices of one shape, one library and one dtype, by the caller's names."""
+    (a, ops), (b, _) = as_matrix(a, name), as_matrix(b, other)
+    check_same_place(a, name, b, other)
+    shapes, both = (tuple(a.shape), tuple(b.shape)), f"{name} and {other}"
+    if shapes[0][-2:] != shapes[1][-2:]:
+        raise ValueError(
+            f"{both} must have the same rows and columns, got {shapes[0]}, {shapes[1]}"
+        )
+    try:
+        np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
+    except ValueError:
+        raise ValueError(
+            f"the stacks of {both} do not broadcast: shapes {shapes[0]} and {shapes[1]}"
+        ) from None
+    if a.dtype != b.dtype:
+        # Libraries promote nothing to a format of 8 bits or from it.
+        a, b = (at_least_single(x, ops) if "float8" in format_name(x) else x for x in (a, b))
+        common = common_dtype(a, b, ops)
+        a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)
+    return a, b, ops.functional(a, b)

@@ -12,7 +12,7 @@ from conftest import DTYPES, HALF, Library, library, with_dask
 from standin import cupy_standin
 
 import polarlib
-from polarlib.engine import sylvester
+from polarlib.engine import lyapunov
 from polarlib.manifold import inverse_retract, retract, tangent
 
 EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10} | {d: float(np.finfo(d).eps) for d in DTYPES}
@@ -193,6 +193,7 @@ def test_any_scale():
     far = np.linalg.svd(v, full_matrices=False)
     np.testing.assert_allclose(retract(x, v * 1e300), far[0] @ far[2], atol=1e-13)
     assert np.isfinite(retract(x, v * 1e300, schedule="newton_schulz_5")).all()
+    np.testing.assert_allclose(retract(x, v * 1e-300, schedule="newton_schulz_5"), x, atol=1e-14)
     assert np.isfinite(retract(x.astype("f4"), (v * 1e38).astype("f4"), schedule="jordan")).all()
 
 
@@ -348,7 +349,7 @@ def test_wrong_schedules():
 
 @pytest.mark.parametrize("wrong", ["half", "other", "indefinite"])
 def test_a_wrong_solution_is_not_returned(monkeypatch, wrong):
-    right = sylvester.by_doubling
+    right = lyapunov.solve
 
     def spoilt(a, b, w):
         s = right(a, b, w)
@@ -356,31 +357,24 @@ def test_a_wrong_solution_is_not_returned(monkeypatch, wrong):
             return s * (1 + 1e-12)
         return s.conj().T[::-1, ::-1] if wrong == "other" else s - 2 * np.eye(len(s))
 
-    monkeypatch.setattr(sylvester, "by_doubling", spoilt)
+    monkeypatch.setattr(lyapunov, "solve", spoilt)
     x = point(6, 3)
     y = retract(x, tangent_of(x, 0.5))
     with pytest.raises(ValueError, match="beyond rounding"):
         inverse_retract(x, y)
 
 
-def test_products(monkeypatch):
-    """About 3 steps for near points, and one more each time that the real part is halved."""
-    counts = []
-    for angle in (0.0, 0.1, np.pi / 3, np.pi / 2 - 2.0**-5, np.pi / 2 - 2.0**-10):
-        ops = type(polarlib.arrays.ops.ops_of(np.eye(2)))
-        calls, matmul = [], ops.matmul
+def test_a_solution_that_is_not_definite_is_not_returned(monkeypatch):
+    """Solvers of another kind find one where eigenvalues are negative."""
 
-        def counted(self, a, b, out=None, calls=calls, matmul=matmul):
-            calls.append(1)
-            return matmul(self, a, b, out)
+    def of_bartels_and_stewart(a, _, w):
+        return scipy.linalg.solve_continuous_lyapunov(a, w)
 
-        with monkeypatch.context() as m:
-            m.setattr(ops, "matmul", counted)
-            turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-            inverse_retract(np.eye(2), np.array(turn))
-        counts.append(len(calls))
-    assert counts == sorted(counts)
-    assert all(k <= most for k, most in zip(counts, (12, 21, 27, 42, 120), strict=True)), counts
+    monkeypatch.setattr(lyapunov, "solve", of_bartels_and_stewart)
+    x = point(6, 3)
+    inverse_retract(x, retract(x, tangent_of(x, 0.5)))
+    with pytest.raises(ValueError, match=r"must have positive real parts, got -7.0e-01"):
+        inverse_retract(x, x * [1, 0.5, -0.7])
 
 
 # -- by a schedule -----------------------------------------------------------------------------
@@ -445,6 +439,17 @@ def test_intervals_and_input_divisions():
         expected = (u * s(sigma * s.upper / (c * f))) @ vh
         np.testing.assert_allclose(retract(x, v, schedule=s), expected, atol=1e-14)
         assert norm(expected - u @ vh) <= bound(s, v) * (1 + 1e-12)
+
+
+def test_newton_schulz_does_not_diverge():
+    """Of any V, V = t X among them, at a point: ``1 + t <= sqrt(2) sqrt(1 + t^2)``."""
+    for n, m in ((1, 1), (1, 4), (3, 5)):
+        x = point(m, n)
+        for t in (0.5, 1.0, 3.0):
+            for v in (t * x, t * x[:, :1] @ np.eye(1, n), gaussian(m, n, seed=7) * t):
+                for name in ("newton_schulz_3", "newton_schulz_5"):
+                    y = retract(x, v, schedule=polarlib.schedule(name, 12))
+                    assert norm(y) <= 1 + 1e-12
 
 
 def test_schedules_in_files(tmp_path):
