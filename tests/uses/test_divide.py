@@ -299,19 +299,37 @@ def test_a_polar_factor_that_is_wrong(monkeypatch, wrong):
     check_eigh(h, d.w, d.v, UNIT["float64"])
 
 
-def test_the_result_is_checked(monkeypatch):
-    """Eigenvectors of blocks that are wrong: residual or orthogonality gives them away."""
+@pytest.mark.parametrize("wrong", ["columns", "turned"])
+def test_the_result_is_checked(monkeypatch, wrong):
+    """Eigenvectors of blocks that are not orthonormal, and orthonormal ones that are turned."""
     h = with_eigenvalues(np.linspace(-1, 1, 30))
     eigh = NumpyOps.eigh
+    skew = gaussian(30, 30, seed=7)
 
-    def wrong(self, z):
+    def wrong_in_blocks(self, z):
         w, v = eigh(self, z)
-        return (w, v) if len(z) == 30 else (w, v[:, ::-1] * [1 + 1e-6] + 1e-6)
+        n = len(z)
+        if n == 30:
+            return w, v
+        if wrong == "columns":
+            return w, v + 1e-6
+        return w, v @ scipy.linalg.expm(1e-6 * (skew - skew.T)[:n, :n])
 
-    monkeypatch.setattr(NumpyOps, "eigh", wrong)
+    monkeypatch.setattr(NumpyOps, "eigh", wrong_in_blocks)
     d = division(h, ops_of(h), 10)
     assert d.finished == d.refused == (30,)
     check_eigh(h, d.w, d.v, UNIT["float64"])
+
+
+def test_what_is_near_a_multiple_of_the_identity_is_divided():
+    """A hundred times what may be taken for diagonal, and a thousandth."""
+    w = np.linspace(-1, 1, 40)
+    h = with_eigenvalues(1 + 1e-13 * w)
+    d = division(h, ops_of(h), 10)
+    assert d.splits
+    assert np.abs(d.w - np.linalg.eigvalsh(h)).max() < 20 * UNIT["float64"]
+    h = np.eye(40) + 1e-18 * with_eigenvalues(w)
+    assert not division(h, ops_of(h), 10).splits
 
 
 def test_one_projection_is_not_enough(monkeypatch):
@@ -383,6 +401,20 @@ def test_no_svd_is_taken(monkeypatch):
     a = gaussian(30, 20)
     for x in (a, a[:, :1] @ a[:1], a @ np.diag(np.geomspace(1, 1e-18, 20))):
         check_svd(x, *svd_polar(x, smallest=5), UNIT["float64"])
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (2, 12, 8)])
+def test_a_factor_that_is_not_semidefinite(monkeypatch, shape):
+    """Orthonormal, with a Hermitian ``U^H A`` that has a negative eigenvalue: the SVD is taken."""
+    a = gaussian(*shape)
+    factor = module.unitary_factor
+
+    def reflected(x, **how):
+        q = np.linalg.eigh(np.swapaxes(x, -1, -2) @ x)[1]
+        return factor(x, **how) @ (q * np.where(np.arange(8) == 3, -1, 1)) @ np.swapaxes(q, -1, -2)
+
+    monkeypatch.setattr(module, "unitary_factor", reflected)
+    check_svd(a, *svd_polar(a), UNIT["float64"])
 
 
 @pytest.mark.parametrize("exponent", [-1000, -400, 400, 1000])
