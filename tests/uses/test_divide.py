@@ -711,6 +711,34 @@ def test_derivatives_in_torch(torch, kind, f, shape, is_complex):
     np.testing.assert_allclose(single.grad.numpy(), x.grad.numpy(), atol=2e-5 * scale)
 
 
+@pytest.mark.parametrize("f", [svd_polar, eigh_polar])
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")
+def test_derivatives_at_any_scale(torch, f):
+    """Vectors of c A move 1/c as much, values as much; of a direction the Hermitian part counts."""
+    a = hermitian(separated((5, 5), False))
+    e = gaussian(5, 5, seed=8)
+    weights = torch.tensor(gaussian(5, 5, seed=9))
+    vectors, values = (1, 0) if f is eigh_polar else (0, 1)
+
+    def turned(x):
+        return (weights * f(x)[vectors] ** 2).sum()
+
+    def slopes(c):
+        x = torch.tensor(c * a, requires_grad=True)
+        turned(x).backward()
+        along = torch.func.jvp(turned, (torch.tensor(c * a),), (torch.tensor(e),))[1]
+        moved = torch.func.jvp(lambda x: f(x)[values], (torch.tensor(c * a),), (torch.tensor(e),))
+        return x.grad.numpy(), float(along), moved[1].numpy()
+
+    gradient, along, moved = slopes(1.0)
+    assert along == pytest.approx(float(np.sum(gradient * e)), rel=1e-10)
+    for c in (2.0**12, 2.0**-700):
+        other = slopes(c)
+        np.testing.assert_allclose(other[0] * c, gradient, rtol=1e-12)
+        assert other[1] * c == pytest.approx(along, rel=1e-12)
+        np.testing.assert_allclose(other[2], moved, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_derivatives_in_half(torch, dtype):
     a = torch.tensor(separated((6, 4), False)).to(getattr(torch, dtype))
