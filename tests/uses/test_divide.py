@@ -376,9 +376,9 @@ def exact_values(a):
 
 
 def test_svd_of_the_zoo():
-    for name, a in testing.zoo(9):
+    for name, a in testing.zoo(6):
         a = a / (np.abs(a).max() or 1.0)
-        u, s, vh = svd_polar(a, smallest=3)
+        u, s, vh = svd_polar(a, smallest=2)
         check_svd(a, u, s, vh, UNIT["float64"], name)
         exact = exact_values(a)
         assert np.abs(s - exact).max() <= 20 * UNIT["float64"] * exact[0], name
