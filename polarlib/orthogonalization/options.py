@@ -17,7 +17,7 @@ from polarlib._methods.options import (
     warn_of_hazards,
 )
 from polarlib._schedules.schedule import Schedule
-from polarlib.arrays.checks import count
+from polarlib.arrays.checks import MOST_ROWS, count
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops
 from polarlib.orthogonalization.heads import block_shape
@@ -33,7 +33,7 @@ BY_FORMAT = ("auto", ADAPTIVE)
 
 def checked_heads(heads: Any) -> int | None:
     """Return a number of heads; None for one head, which is the matrix itself."""
-    checked = count("heads", heads)
+    checked = count("heads", heads, most=MOST_ROWS)
     return None if checked == 1 else checked
 
 

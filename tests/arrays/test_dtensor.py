@@ -290,8 +290,9 @@ def heads_kernels_and_coefficients():
         q.sum().backward()
         assert x.grad.placements == (placement,)
         close(x.grad, want.grad)
+    x = distributed(a, mesh.line, (ROWS,))
     with Sent() as sent:
-        polarlib.orthogonalize(distributed(a, mesh.line, (ROWS,)), heads=4)
+        polarlib.orthogonalize(x, heads=4)
     assert {size for _, size in sent.calls} <= {1, 4}  # largest entries
     kernels = matrix(10, 2, 3), matrix(10, 6)
     for placement in ROWS, COLUMNS:
@@ -303,7 +304,6 @@ def heads_kernels_and_coefficients():
         for q, want in zip(results, wanted, strict=True):
             assert q.placements == (placement,)
             close(q, want)
-    x = distributed(a, mesh.line, (ROWS,))
     for each in c, distributed(c, mesh.line, (WHOLE,)):
         q = polarlib.orthogonalize(x, schedule=each)
         assert q.placements == (ROWS,)

@@ -7,9 +7,9 @@ import pytest
 from conftest import off_the_host
 
 import polarlib
-from polarlib.orthogonalization import matrices as orthogonalization
 from polarlib.arrays import torch_ops
 from polarlib.engine import iterate
+from polarlib.orthogonalization import matrices as orthogonalization
 
 torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
