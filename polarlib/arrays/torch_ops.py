@@ -177,8 +177,9 @@ class TorchOps(FormatOps):
         return self._in_full(super().matmul, a, b, out=out)
 
     def adjoint(self, x: Array) -> Array:
-        """Conjugate transpose; vmap does not know what the array API's is made of."""
-        return x.mH if x.dtype.is_complex else x.mT
+        """Conjugate transpose; vmap knows neither the array API's nor imaginary parts of views."""
+        views = not x.dtype.is_complex or self.torch._C._functorch.maybe_current_level() is None
+        return x.mH if views else x.mH.resolve_conj()
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
         """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
@@ -328,8 +329,7 @@ class TorchOps(FormatOps):
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
         if is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
             return super().max_abs(x)
-        # Its reduction over both axes copies what is not contiguous.
-        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)
+        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)  # it copies other ones
         return self.torch.maximum(high, -low).reshape(1, 1)
 
     def frobenius(self, x: Array) -> Array:

@@ -414,6 +414,19 @@ def test_vmap_is_one_after_the_other(name):
     torch.testing.assert_close(torch.vmap(f, in_dims=2)(stack.movedim(0, 2)), each)
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("how", [{}, {"schedule": "adaptive"}, {"form": "gram"}, {"heads": 1}])
+def test_batched_gradients_of_complex_matrices(shape, how):
+    """torch has no rule of vmap for the imaginary part of a conjugate view."""
+
+    def total(x):
+        return polarlib.orthogonalize(x, **how).real.sum()
+
+    stack = torch.complex(gaussian(2, *shape), gaussian(2, *shape, seed=1))
+    gradients = torch.vmap(torch.func.grad(total))(stack)
+    torch.testing.assert_close(gradients[1], torch.func.grad(total)(stack[1]))
+
+
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.thinned(6)
 def test_derivatives_against_differences(name):
