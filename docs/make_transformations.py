@@ -97,11 +97,11 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         "manifold.retract": (TALL, lambda x: manifold.retract(x, 2 * x + 1)),
         "manifold.retract, schedule": (
             TALL,
-            lambda x: manifold.retract(x / 4, x / 4, schedule="newton_schulz_5"),
+            lambda x: manifold.retract(x, 2 * x + 1, schedule="newton_schulz_5"),
         ),
         "manifold.inverse_retract": (TALL, lambda x: manifold.inverse_retract(x, 2 * x)),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
-        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + 0.3 * (x - x.T))),
+        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + x - x.T)),
         "signm": (SQUARE, polarlib.signm),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "svd_polar": (TALL, lambda x: polarlib.svd_polar(x)[1]),
