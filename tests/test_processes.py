@@ -52,7 +52,7 @@ INTERNAL = {
     *("Diagonal", "DualOps", "Rounded", "Kernels", "Dual", "Equation"),
     *("Decomposition", "Evidence", "Householder", "Kind", "Lift", "Lifted", "Rational", "Run"),
     *("Adaptive", "Choice", "Rule"),
-    *("Differences", "Map"),  # of derivatives of spectral maps
+    *("Coefficients", "Differences", "How", "Map"),  # of derivatives
     *("Bare", "Plan", "Problem", "Rounding", "Sketch", "Step", "Target"),
     *("Arithmetic", "Bound", "Library", "Normaliser", "NumpyKernels", "Wrapper"),
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt

@@ -16,7 +16,7 @@ import mpmath
 import numpy as np
 
 import polarlib
-from polarlib import Schedule, design, norms, testing, updates
+from polarlib import Schedule, design, manifold, norms, testing, updates
 from polarlib.norms import spectral_maps
 from polarlib.norms.low_rank import power_step, range_lmo
 
@@ -69,7 +69,14 @@ def on_arrays(convert: Callable[[np.ndarray], Any] = np.array, size: int = 40) -
         "nearest_rotation": one(polarlib.nearest_rotation, square),
         "nearest_rotation.small": one(polarlib.nearest_rotation, small),
         "procrustes": one(polarlib.procrustes, x, 3 * x),
+        "align": one(polarlib.align, small, 2 * small + 1, scale=True),
+        "align.one": one(polarlib.align, x[:, :3], square[0, 0] * x[:, 3:6]),
+        "generalized_procrustes": one(polarlib.generalized_procrustes, wide[..., :2]),
+        "manifold.retract": one(manifold.retract, x, 2 * x),
+        "manifold.inverse_retract": one(manifold.inverse_retract, x, 2 * x),
         "sqrtm_psd": one(polarlib.sqrtm_psd, definite),
+        "svd_polar": one(polarlib.svd_polar, x),
+        "eigh_polar": one(polarlib.eigh_polar, definite, smallest=16),
         "sqrtm": one(polarlib.sqrtm, definite + 0.1 * square),
         "signm": one(polarlib.signm, square),
         "inverse_root": one(polarlib.inverse_root, definite, 4),
@@ -91,7 +98,9 @@ def on_arrays(convert: Callable[[np.ndarray], Any] = np.array, size: int = 40) -
         "norms.project": one(norms.nuclear().project, x),
         "steps.nesterov": one(updates.nesterov, x, 2 * x, 0.9),
         "spectral_maps.spectral_power": one(spectral_maps.spectral_power, x, 0.5),
-        "spectral_maps.spectral_clip": one(spectral_maps.spectral_clip, x, 2.0),
+        "spectral_maps.spectral_clip": one(spectral_maps.spectral_clip, x, 2.0, low=1.0),
+        "norms.normalise": one(norms.normalise, x, "rows"),
+        "norms.row_balanced": one(norms.row_balanced, x),
     }
     return found
 

@@ -193,8 +193,8 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
     >>> import numpy as np
     >>> h = np.add.outer(np.arange(6.0), np.arange(6.0))
     >>> w, v = eigh_polar(h, smallest=2)
-    >>> bool(np.allclose(h @ v, v * w)), w.round(3).tolist()
-    (True, [-3.166, -0.0, -0.0, 0.0, 0.0, 33.166])
+    >>> bool(np.allclose(h @ v, v * w)), w[[0, -1]].round(3).tolist()
+    (True, [-3.166, 33.166])
     """
     smallest = count("smallest", smallest, 1)
     matrix, ops = as_matrix(h, "h")
