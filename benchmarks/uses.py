@@ -103,30 +103,11 @@ def aligned(count: int, points: int, dtype: str) -> dict[str, Contender]:
                 [r.rotation.numpy(), r.translation.numpy()[..., None, :]], axis=-2
             ),
         )
-    if installed("trimesh"):
-        from trimesh.registration import procrustes as theirs
-
-        def trimeshs() -> np.ndarray:
-            poses = np.empty((count, 4, 3))
-            for k in range(count):
-                # Its weights multiply the residuals.
-                m = theirs(
-                    a[k],
-                    b[k],
-                    weights=np.sqrt(w[k]),
-                    reflection=False,
-                    scale=False,
-                    return_cost=False,
-                )
-                poses[k, :3], poses[k, 3] = m[:3, :3].T, m[:3, 3]
-            return poses
-
-        found["trimesh, procrustes"] = Contender(trimeshs, whole)
     return found
 
 
 def rotated(count: int, points: int, dtype: str) -> dict[str, Contender]:
-    """Rotations without weights, as theochem has them."""
+    """Rotations of centred clouds without weights."""
     a, b, _ = clouds(count, points, dtype)
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     found = {
@@ -140,6 +121,14 @@ def rotated(count: int, points: int, dtype: str) -> dict[str, Contender]:
 
         found["theochem, rotational"] = Contender(
             lambda: [procrustes.rotational(x, y).t for x, y in zip(a, b, strict=True)], whole
+        )
+    if installed("trimesh"):
+        from trimesh.registration import procrustes as theirs
+
+        # With weights it takes weighted means, but leaves them out of the covariance.
+        rigid = {"reflection": False, "scale": False, "return_cost": False}
+        found["trimesh, procrustes"] = Contender(
+            lambda: [theirs(x, y, **rigid)[:3, :3].T for x, y in zip(a, b, strict=True)], whole
         )
     return found
 
@@ -160,9 +149,7 @@ def nearest(count: int, n: int, dtype: str, *, rotation: bool) -> dict[str, Cont
     theirs = roma.special_procrustes if rotation else roma.procrustes
     return {
         f"polarlib.{ours.__name__}, torch": Contender(lambda: ours(x), whole),
-        f"roma, {theirs.__name__}": Contender(
-            lambda: theirs(x) if rotation else theirs(x)[0], whole
-        ),
+        f"roma, {theirs.__name__}": Contender(lambda: theirs(x), whole),
     }
 
 
