@@ -417,7 +417,7 @@ def test_vmap_is_one_after_the_other(name):
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
 @pytest.mark.parametrize("how", [{}, {"schedule": "adaptive"}, {"form": "gram"}, {"heads": 1}])
 def test_batched_gradients_of_complex_matrices(shape, how):
-    """torch has no rule of vmap for the imaginary part of a conjugate view."""
+    """Under vmap torch has no rule for the imaginary part of a conjugate view."""
 
     def total(x):
         return polarlib.orthogonalize(x, **how).real.sum()
