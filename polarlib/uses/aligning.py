@@ -154,18 +154,12 @@ def _entered(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
         sums = ops.sums(w, -2)
         p = _ranked(ops.xp.matrix_transpose(w / sums), ndim)
         total = _ranked(ops.cast(size, name) * sums, ndim)
-        a, b = _relevant(a, w, ops), _relevant(b, w, ops)
+        if ops.is_abstract(w) or ops.is_traced(w) or not bool(ops.xp.all(w > 0)):
+            a, b = (ops.xp.where(w > 0, x, x * 0) for x in (a, b))  # NaN and infinity are NaN
     x = enter(a, "points", ops=ops, comfortable=True)
     y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
     return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), p, total, sizes[0], sizes[1])
-
-
-def _relevant(x: Array, w: Array, ops: Ops) -> Array:
-    """Points, of which those of weight zero are 0; NaN and infinity are NaN."""
-    if not ops.is_abstract(w) and not ops.is_traced(w) and bool(ops.xp.all(w > 0)):
-        return x
-    return ops.xp.where(w > 0, x, x * 0)
 
 
 def _ranked(x: Array, ndim: int) -> Array:
@@ -406,7 +400,10 @@ def _turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:
     if 0 in c.shape:
         zero = trace(c, ops)
         return c * 1.0, zero, xp.zeros(c.shape[:-1], dtype=zero.dtype), zero * 1.0
-    found: Any = ops.compiled(_found, reflection=reflection)(c)
+    if ops.host and not ops.is_abstract(c):  # in NumPy, which is quickest with small matrices
+        found = [ops.from_host(x, c) for x in _found(ops.to_host(c), reflection=reflection)]
+    else:
+        found = ops.compiled(_found, reflection=reflection)(c)
     if not ops.is_abstract(c) and not bool(xp.all(xp.isfinite(found[0]))):
         raise ConvergenceWarning(
             "the best rotation was not found: the SVD did not converge; use float64"
