@@ -12,7 +12,7 @@ from polarlib.arrays.library import at_least_single, dtype_name, format_name, is
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
-from polarlib.uses.aligning import check_stacks, solved, weights_of
+from polarlib.uses.aligning import check_stacks, entered_clouds, solved, weights_of
 from polarlib.uses.procrustes import pair_of
 
 
@@ -198,7 +198,8 @@ def align(
         check_stacks(("points", a), ("targets", b), ("weights", w))
     ops = ops if w is None else ops.functional(w)
     equation = Equation("polar" if reflection else "rotation", max(a.shape[-2:]), r)
-    r, s, t, values, rmsd, unique = solved(a, b, w, equation, scale, translation, ops)
+    clouds = entered_clouds(a, b, w, ops)
+    r, s, t, values, rmsd, unique = solved(clouds, equation, scale, translation, ops)
     kind = ops._dtype(format_name(a))
     return Alignment(
         ops.xp.astype(r, a.dtype),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,44 +52,22 @@ class _Clouds(NamedTuple):
 
     Attributes
     ----------
-    x, y : array, shape (..., n, d); of moments (..., d, n)
+    x, y : array, shape (..., n, d)
         Points and targets over their scales, in at least single precision.
+    x_scale, y_scale : array, shape (..., 1, 1), or float
+        Powers of two.
     p : array, shape (..., 1, n), or None
         Weights of sum 1; None for equal ones.
     total : array, shape (..., 1, 1), or float
         Sum of the weights.
-    x_scale, y_scale : array, shape (..., 1, 1), or float
-        Powers of two.
     """
 
     x: Array
     y: Array
-    p: Array | None
-    total: Array | float
     x_scale: Array | float
     y_scale: Array | float
-
-
-class _Moments(NamedTuple):
-    """Sums over weighted points, those that were not asked for None.
-
-    Attributes
-    ----------
-    c : array, shape (..., d, d)
-        Covariance.
-    spread : array, shape (..., 1, 1)
-        Mean square distance of points from their mean.
-    lost : array of bool, shape (..., 1, 1)
-        Whether that is rounding.
-    x_mean, y_mean : array, shape (..., d, 1)
-        Means.
-    """
-
-    c: Array
-    spread: Array | None
-    lost: Array | None
-    x_mean: Array | None
-    y_mean: Array | None
+    p: Array | None
+    total: Array | float
 
 
 def check_stacks(*named: tuple[str, Array]) -> None:
@@ -143,7 +121,7 @@ def _scale_of_weights(w: Array) -> Array:
     return xp.where(good, ops.binary_scale(peak) + 0.0 * peak, xp.full_like(peak, math.nan))
 
 
-def _entered(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
+def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
     """Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
     ndim = max(x.ndim for x in (a, b, w) if x is not None)
     p, total = None, float(a.shape[-2])
@@ -159,7 +137,7 @@ def _entered(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
     x = enter(a, "points", ops=ops, comfortable=True)
     y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
-    return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), p, total, sizes[0], sizes[1])
+    return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), sizes[0], sizes[1], p, total)
 
 
 def _ranked(x: Array, ndim: int) -> Array:
@@ -167,58 +145,53 @@ def _ranked(x: Array, ndim: int) -> Array:
     return x if x.ndim == ndim else ops_of(x).xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape))
 
 
-def _pieces(a: Array, b: Array, w: Array | None, ops: Ops) -> list[slice]:
-    """What stacks on the host are cut into, hundreds of clouds that stay in cache; [] for others.
+def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops) -> Any:
+    """``f(*arrays)`` of stacks on the host, some hundreds of clouds at a time: they stay in cache.
 
-    What is recorded is not: messages of its derivatives have the indices of the whole.
-    """
-    given = [x for x in (a, b, w) if x is not None]
-    count = math.prod(np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in given)))
-    pieces = min(count, -(-count * math.prod(a.shape[-2:]) // PIECE))
-    if pieces < 2 or not ops.host or any(ops.is_traced(x) or ops.is_abstract(x) for x in given):
-        return []
-    return ranges(count, -(-count // pieces))
-
-
-def _cut(x: Array | None, stack: tuple[int, ...], pieces: list[slice], ops: Ops) -> list[Any]:
-    """Pieces of a stack, or what all clouds share."""
-    if x is None or math.prod(x.shape[:-2]) == 1:
-        return [x if x is None else ops.xp.reshape(x, (1, *x.shape[-2:]))] * len(pieces)
-    x = ops.xp.broadcast_to(x, (*stack, *x.shape[-2:]))
-    x = ops.xp.reshape(x, (-1, *x.shape[-2:]))
-    return [x[i] for i in pieces]
-
-
-def _joined(each: tuple[Any, ...], like: list[Array], ops: Ops) -> Any:
-    """An array of those of the pieces; what is the same number of all of them stays one."""
-    first = each[0]
-    if len(each) == 1 or first is None or all(isinstance(x, float) and x == first for x in each):
-        return first
-    wide = (x if x is not None and is_array(x) else x * y for x, y in zip(each, like, strict=True))
-    return ops.xp.concat(list(wide), axis=0)
-
-
-def _mean(x: Array, p: Array | None, heaviest: Array | None, ops: Ops) -> tuple[Array, Array]:
-    """Points about their mean, in columns, and the mean.
-
-    One point is subtracted first, exactly, as it is near the others where all are far from the
-    origin. Points that coincide are then exactly 0.
+    None where they are few, or not on the host. The first array has the points; results have a
+    stack as their leading axes.
     """
     xp = ops.xp
-    first = x[..., :1, :] if heaviest is None else ops.matmul(heaviest, x)
-    first = xp.matrix_transpose(first)
-    x = columns(x, first, ops)
-    if p is None:
-        rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
-    else:
-        rest = ops.matmul(x, xp.astype(xp.matrix_transpose(p), x.dtype))
-    return minus(x, rest, ops), first + rest
+    stack = np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in arrays if x is not None))
+    count = math.prod(stack)
+    pieces = -(-count * math.prod(arrays[0].shape[-2:]) // PIECE)
+    if not ops.host or ops.is_abstract(arrays[0]) or min(count, pieces) < 2:
+        return None
+
+    def flat(x: Array) -> Array:
+        if math.prod(x.shape[:-2]) not in (1, count):
+            x = xp.broadcast_to(x, (*stack, *x.shape[-2:]))
+        return xp.reshape(x, (-1, *x.shape[-2:]))
+
+    def of_each(x: Array, i: slice) -> Array:  # also what all clouds of a piece share
+        return xp.broadcast_to(x, (min(i.stop, count) - i.start, *x.shape[1:]))
+
+    whole = [None if x is None else flat(x) for x in arrays]
+    parts = [
+        [of_each(r, i) for r in f(*(x if x is None or x.shape[0] == 1 else x[i] for x in whole))]
+        for i in ranges(count, -(-count // pieces))
+    ]
+    joined = (xp.concat(each, axis=0) for each in zip(*parts, strict=True))
+    return tuple(xp.reshape(x, (*stack, *x.shape[1:])) for x in joined)
+
+
+class _Means(NamedTuple):
+    """Means of points and of targets, shape (..., d, 1), each the sum of a point and of the rest.
+
+    One point is subtracted first, the heaviest: exactly, as it is near the others where all are far
+    from the origin. Points that coincide are then exactly 0.
+    """
+
+    x: Array
+    x_rest: Array
+    y: Array
+    y_rest: Array
 
 
 def _heaviest(p: Array | None, like: Array, ops: Ops) -> Array | None:
-    """Products with it are the heaviest points; None for the first, if none of them is light.
+    """Products with it are the heaviest points; None for the first ones, if none of them is light.
 
-    Points of weight p may be ``1 / sqrt(p)`` times as far from the mean as all are in the mean.
+    A point of weight p is at most ``1 / sqrt(p)`` times as far from the mean as all are on average.
     """
     if p is None:
         return None
@@ -229,71 +202,62 @@ def _heaviest(p: Array | None, like: Array, ops: Ops) -> Array | None:
     return xp.astype(index == xp.argmax(p, axis=-1, keepdims=True), like.dtype)
 
 
-def _moments(
-    clouds: _Clouds, *, translation: bool, scale: bool, ops: Ops
-) -> tuple[_Clouds, _Moments]:
-    """Clouds about their means, in columns, and what is summed over their points."""
+def _mean(
+    x: Array, p: Array | None, heaviest: Array | None, ops: Ops
+) -> tuple[Array, Array, Array]:
+    """Both parts of the mean, and points about it, in columns."""
     xp = ops.xp
-    x, y, p, *_ = clouds
-    x_mean = y_mean = spread = lost = None
-    far2 = ops.max(squares(columns(x, None, ops), ops), axis=-1, keepdims=True) if scale else None
+    first = x[..., :1, :] if heaviest is None else ops.matmul(heaviest, x)
+    first = xp.matrix_transpose(first)
+    x = columns(x, first, ops)
+    if p is None:
+        rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
+    else:
+        rest = ops.matmul(x, xp.astype(xp.matrix_transpose(p), x.dtype))
+    return first, rest, minus(x, rest, ops)
+
+
+def _about(x: Array, first: Array | None, rest: Array | None, ops: Ops) -> Array:
+    """The points of :func:`_mean` once more."""
+    x = columns(x, first, ops)
+    return x if rest is None else minus(x, rest, ops)
+
+
+def _moments(
+    x: Array, y: Array, p: Array | None, *, translation: bool, scale: bool, ops: Ops
+) -> tuple[Array, ...]:
+    """Points and targets about their means; covariance, spread of the points, and the means."""
+    xp = ops.xp
+    means: tuple[Array, ...] = ()
     if translation:
         heaviest = _heaviest(p, x, ops)
-        x, x_mean = _mean(x, p, heaviest, ops)
-        y, y_mean = _mean(y, p, heaviest, ops)
+        x, x_rest, x_about = _mean(x, p, heaviest, ops)
+        y, y_rest, y_about = _mean(y, p, heaviest, ops)
+        means, x, y = _Means(x, x_rest, y, y_rest), x_about, y_about
     else:
         x, y = columns(x, None, ops), columns(y, None, ops)
     share = 1.0 / x.shape[-1] if p is None else 1.0
     heavy = x if p is None else x * p
     c = ops.matmul(xp.conj(heavy) if is_complex(x) else heavy, xp.matrix_transpose(y)) * share
-    if scale:
-        spread = inner(heavy, x, ops) * share
-        noise = COINCIDENT * format_of(format_name(spread)).epsilon
-        lost = spread <= noise * noise * far2
-    return clouds._replace(x=x, y=y), _Moments(c, spread, lost, x_mean, y_mean)
+    spread = (inner(heavy, x, ops) * share,) if scale else ()
+    return (x, y, c, *spread, *means)
 
 
 def solved(
-    a: Array,
-    b: Array,
-    w: Array | None,
-    equation: Equation,
-    scale: bool,
-    translation: bool,
-    ops: Ops,
+    clouds: _Clouds, equation: Equation, scale: bool, translation: bool, ops: Ops
 ) -> tuple[Array, ...]:
     """Fields of the alignment as matrices: t in a column, singular values in a row."""
-    pieces = _pieces(a, b, w, ops)
-    find = functools.partial(_solved, equation=equation, scale=scale, translation=translation)
-    if pieces:
-        given = [x for x in (a, b, w) if x is not None]
-        stack = np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in given))
-        parts = zip(*(_cut(x, stack, pieces, ops) for x in (a, b, w)), strict=True)
-        # Of the whole, messages have the caller's indices.
-        with contextlib.suppress(ValueError):
-            found = find([(*part, i) for part, i in zip(parts, pieces, strict=True)], ops=ops)
-            return tuple(ops.xp.reshape(x, (*stack, *x.shape[1:])) for x in found)
-    return find([(a, b, w, ...)], ops=ops)
-
-
-def _solved(
-    parts: list[Any], *, equation: Equation, scale: bool, translation: bool, ops: Ops
-) -> tuple[Array, ...]:
-    """As `solved`, of arguments in pieces, each with its place in the stack."""
-    xp = ops.xp
-    each = [
-        _moments(_entered(a, b, w, ops), translation=translation, scale=scale, ops=ops)
-        for a, b, w, _ in parts
-    ]
-    ones = [xp.ones_like(xp.real(m.c) if is_complex(m.c) else m.c)[..., :1, :1] for _, m in each]
-    found = _Moments(*(_joined(m, ones, ops) for m in zip(*(m for _, m in each), strict=True)))
-    joined = (_joined(m, ones, ops) for m in zip(*(k[3:] for k, _ in each), strict=True))
-    x, y, p, *_ = each[0][0]
-    clouds = _Clouds(x, y, p, *joined)
-    c = found.c
+    xp, given = ops.xp, [clouds.x, clouds.y, clouds.p]
+    moments = functools.partial(_moments, translation=translation, scale=scale, ops=ops)
+    found = _in_pieces(lambda *arrays: moments(*arrays)[2:], given, ops)
+    in_pieces = found is not None
+    if not in_pieces:
+        given[0], given[1], *found = moments(*given)
+    c = found[0]
+    means = _Means(*found[-4:]) if translation else None
     kink = None
     if ops.is_traced(c) and not equation.regularization:
-        points = (x, y) if p is None else (x, y, p)
+        points = (x for x in given if x is not None)
         kink = constant(ops, functools.partial(_kink, equation=equation), c, *points)
     find = functools.partial(_turn, reflection=equation.kind == "polar")
     r, best, values, gap = differentiable_turn(find, c, equation)
@@ -301,23 +265,28 @@ def _solved(
     s = xp.ones_like(best)
     if scale:
         best = best if kink is None else guarded(best, kink, ops)
-        s, units = _scales(found, best, clouds, units, ops)
+        s, units = _scales(found[1], best, clouds, units, ops)
     q = r * units.x
-    if found.x_mean is None:
+    if means is None:
         t, size2 = xp.zeros_like(r[..., :1]), xp.zeros_like(best)
     else:
-        turned = ops.matmul(xp.matrix_transpose(q), found.x_mean)
-        target = found.y_mean * units.y
+        turned = ops.matmul(xp.matrix_transpose(q), means.x + means.x_rest)
+        target = (means.y + means.y_rest) * units.y
         t = (target - turned) * units.both
         size2 = inner(target, target, ops) + inner(turned, turned, ops)
 
-    if not _is_one(units.y):
-        unit = units.y * xp.ones_like(best)
-    rmsds = []
-    for (part, _), (*_, i) in zip(each, parts, strict=True):
-        y = part.y if _is_one(units.y) else part.y * unit[i]
-        rmsds.append(differentiable_residual(part.x, y, q[i], size2[i], part.p, ops))
-    rmsd = _joined(tuple(rmsds), ones, ops)
+    def residual(
+        x: Array, y: Array, p: Array, q: Array, size2: Array, unit: Array, *means: Array
+    ) -> tuple[Array]:
+        if in_pieces:
+            about = means or (None,) * 4
+            x, y = _about(x, about[0], about[1], ops), _about(y, about[2], about[3], ops)
+        y = y if unit is None else y * unit
+        return (differentiable_residual(x, y, q, size2, p, ops),)
+
+    unit = None if _is_one(units.y) else units.y * xp.ones_like(best)
+    arrays = [*given, q, size2, unit]
+    (rmsd,) = _in_pieces(residual, [*arrays, *(means or ())], ops) or residual(*arrays)
     rmsd = rmsd if kink is None else guarded(rmsd, kink, ops)
     values = values[..., None, :]
     unique = gap > equation.size * format_of(format_name(c)).epsilon * values[..., :1]
@@ -351,10 +320,13 @@ def _units(clouds: _Clouds, like: Array, ops: Ops) -> _Units:
 
 
 def _scales(
-    found: _Moments, best: Array, clouds: _Clouds, units: _Units, ops: Ops
+    spread: Array, best: Array, clouds: _Clouds, units: _Units, ops: Ops
 ) -> tuple[Array, _Units]:
     """The best s, and units for it: those of the targets, which s is 1 for if points coincide."""
-    xp, spread, lost = ops.xp, found.spread, found.lost
+    xp = ops.xp
+    noise = COINCIDENT * format_of(format_name(spread)).epsilon
+    far2 = ops.max(squares(columns(clouds.x, None, ops), ops), axis=-1, keepdims=True)
+    lost = spread <= noise * noise * far2
     one = xp.ones_like(best)
     free = xp.where(best > 0, best, 0.0 * xp.abs(best)) / xp.where(lost, one, spread)
     s = xp.where(lost, one, free * (clouds.y_scale / clouds.x_scale))
@@ -401,7 +373,7 @@ def _turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:
         zero = trace(c, ops)
         return c * 1.0, zero, xp.zeros(c.shape[:-1], dtype=zero.dtype), zero * 1.0
     if ops.host and not ops.is_abstract(c):  # in NumPy, which is quickest with small matrices
-        found = [ops.from_host(x, c) for x in _found(ops.to_host(c), reflection=reflection)]
+        found: Any = [ops.from_host(x, c) for x in _found(ops.to_host(c), reflection=reflection)]
     else:
         found = ops.compiled(_found, reflection=reflection)(c)
     if not ops.is_abstract(c) and not bool(xp.all(xp.isfinite(found[0]))):
