@@ -40,6 +40,8 @@ COINCIDENT = 8.0
 # Clouds are flat to rounding if they are thinner than so many epsilons of their size: a few for the
 # rounding of points some sizes away from the origin.
 FLAT = 64.0
+# The first point will do for the heaviest if its weight is so much of what it is in the mean.
+FAIR = 0.0625
 # Entries of points that are computed with at a time, on the host: with what is made of them they
 # fill a cache of a few MB. By experiment.
 PIECE = 1 << 18
@@ -130,18 +132,12 @@ def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
         sums = ops.sums(w, -2)
         p = _ranked(ops.xp.matrix_transpose(w / sums), ndim)
         total = _ranked(ops.cast(size, name) * sums, ndim)
-        a, b = _relevant(a, w, ops), _relevant(b, w, ops)
+        if ops.is_abstract(w) or ops.is_traced(w) or not bool(ops.xp.all(w > 0)):
+            a, b = (ops.xp.where(w > 0, x, x * 0) for x in (a, b))  # NaN and infinity are NaN
     x = enter(a, "points", ops=ops, comfortable=True)
     y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
     return _Clouds(_ranked(x.x, ndim), _ranked(y.x, ndim), sizes[0], sizes[1], p, total)
-
-
-def _relevant(x: Array, w: Array, ops: Ops) -> Array:
-    """Points, of which those of weight zero are 0; NaN and infinity are NaN."""
-    if not ops.is_abstract(w) and not ops.is_traced(w) and bool(ops.xp.all(w > 0)):
-        return x
-    return ops.xp.where(w > 0, x, x * 0)
 
 
 def _ranked(x: Array, ndim: int) -> Array:
@@ -192,15 +188,27 @@ class _Means(NamedTuple):
     y_rest: Array
 
 
-def _mean(x: Array, p: Array | None, ops: Ops) -> tuple[Array, Array, Array]:
+def _heaviest(p: Array | None, like: Array, ops: Ops) -> Array | None:
+    """Products with it are the heaviest points; None for the first ones, if none of them is light.
+
+    A point of weight p is at most ``1 / sqrt(p)`` times as far from the mean as all are on average.
+    """
+    if p is None:
+        return None
+    xp, n = ops.xp, p.shape[-1]
+    if ops.host and not ops.is_abstract(p) and bool(xp.all(p[..., :1] > FAIR / n)):
+        return None
+    index = xp.arange(n, device=ops._device_of(p))
+    return xp.astype(index == xp.argmax(p, axis=-1, keepdims=True), like.dtype)
+
+
+def _mean(
+    x: Array, p: Array | None, heaviest: Array | None, ops: Ops
+) -> tuple[Array, Array, Array]:
     """Both parts of the mean, and points about it, in columns."""
     xp = ops.xp
-    if p is None:
-        first = xp.matrix_transpose(x[..., :1, :])
-    else:
-        index = xp.arange(p.shape[-1], device=ops._device_of(p))
-        one = xp.astype(index == xp.argmax(p, axis=-1, keepdims=True), x.dtype)
-        first = xp.matrix_transpose(ops.matmul(one, x))
+    first = x[..., :1, :] if heaviest is None else ops.matmul(heaviest, x)
+    first = xp.matrix_transpose(first)
     x = columns(x, first, ops)
     if p is None:
         rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
@@ -222,8 +230,9 @@ def _moments(
     xp = ops.xp
     means: tuple[Array, ...] = ()
     if translation:
-        x, x_rest, x_about = _mean(x, p, ops)
-        y, y_rest, y_about = _mean(y, p, ops)
+        heaviest = _heaviest(p, x, ops)
+        x, x_rest, x_about = _mean(x, p, heaviest, ops)
+        y, y_rest, y_about = _mean(y, p, heaviest, ops)
         means, x, y = _Means(x, x_rest, y, y_rest), x_about, y_about
     else:
         x, y = columns(x, None, ops), columns(y, None, ops)
@@ -363,7 +372,10 @@ def _turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:
     if 0 in c.shape:
         zero = trace(c, ops)
         return c * 1.0, zero, xp.zeros(c.shape[:-1], dtype=zero.dtype), zero * 1.0
-    found: Any = ops.compiled(_found, reflection=reflection)(c)
+    if ops.host and not ops.is_abstract(c):  # in NumPy, which is quickest with small matrices
+        found: Any = [ops.from_host(x, c) for x in _found(ops.to_host(c), reflection=reflection)]
+    else:
+        found = ops.compiled(_found, reflection=reflection)(c)
     if not ops.is_abstract(c) and not bool(xp.all(xp.isfinite(found[0]))):
         raise ConvergenceWarning(
             "the best rotation was not found: the SVD did not converge; use float64"

@@ -282,6 +282,21 @@ def test_points_of_weight_zero_are_left_out(far):
         align(a, b, weights=w)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-30, 1e-12, 0.02, 1.0])
+def test_a_light_first_point_far_away_costs_no_digits(weight):
+    """Points are not measured from it: what is subtracted first is near the others, or heavy."""
+    a, b = clouds(9, 3)
+    w = np.array([weight, *[1.0] * 8])
+    for x in (a, b):
+        x[0] = 1e3 / max(weight, 1e-20) ** 0.5
+    wanted = exact(a, b, w)
+    found = align(a, b, weights=w)
+    np.testing.assert_allclose(found.rotation, wanted[0], atol=1e-10)
+    same = np.full((9, 3), 0.1)
+    same[0] = a[0] if weight == 0 else 0.1
+    assert not align(same, b, weights=w).singular_values.any()
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_scales_and_offsets(dtype):
     large = 1e200 if dtype == "float64" else 1e30
