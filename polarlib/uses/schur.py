@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from polarlib.arrays.schur import reorder, schur, triangular_sylvester
+from polarlib.uses.few_steps import by_few_steps
 
 Array = Any
 Kind = Literal["sqrtm", "signm"]
@@ -49,25 +50,41 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
         For an eigenvalue where the function is not defined.
     """
     n, stack = x.shape[-1], x.shape[:-2]
-    flat = x.reshape(-1, n, n)
+    out = np.ascontiguousarray(x).reshape(-1, n, n)
+    if kind == "signm":
+        return _by_schur(out, kind, unit, scale, np.arange(len(out)), stack).reshape(x.shape)
+    given = out
+    out, shown = by_few_steps(given, n * unit, CLOSE)
+    if not shown.all():
+        rest = np.flatnonzero(~shown)
+        out[rest] = _by_schur(given[rest], kind, unit, scale, rest, stack)
+    return out.reshape(x.shape)
+
+
+def _by_schur(
+    flat: Array, kind: Kind, unit: float, scale: Array, places: Array, stack: tuple[int, ...]
+) -> Array:
+    """The same of matrices at places of a stack, by Schur decompositions of all of them."""
+    n = flat.shape[-1]
     t, q, w, found = schur(flat)
     size = np.linalg.norm(flat, axis=(1, 2))[:, None]
     # Matrices without a decomposition have eigenvalues of no meaning.
     bad = refused(w, n * unit * size, kind) & found[:, None]
     if bad.any():
         worst = int(np.argmax(bad.any(axis=1)))
-        index = tuple(int(i) for i in np.unravel_index(worst, stack)) if stack else ()
+        place = places[worst]
+        index = tuple(int(i) for i in np.unravel_index(place, stack)) if stack else ()
         scales = np.broadcast_to(scale, stack).reshape(-1)
         values = w[worst][bad[worst]]
-        raise ValueError(_refusal(values, n * unit * size[worst], kind, scales[worst], index))
-    out = np.full(flat.shape, math.nan, x.dtype)
+        raise ValueError(_refusal(values, n * unit * size[worst], kind, scales[place], index))
+    out = np.full(flat.shape, math.nan, flat.dtype)
     shown = np.zeros(len(flat), bool)
     if kind == "sqrtm" and n <= SMALL:
         out, shown = _sqrt_of_stack(flat, t, q, found)
     for i in np.flatnonzero(found & ~shown):
         f = (_sqrt if kind == "sqrtm" else _sign)(flat[i], t[i], q[i], w[i])
         out[i] = math.nan if f is None else f
-    return out.reshape(x.shape)
+    return out
 
 
 # -- refusals --------------------------------------------------------------------------------------

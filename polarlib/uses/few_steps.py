@@ -1,0 +1,128 @@
+"""Square roots of well-conditioned matrices on the host, by a few inverses and products.
+
+LAPACK's Schur decomposition of a small matrix costs several times what inverses and products of it
+cost, and NumPy has the latter for whole stacks. Two to four steps of the product form of Denman and
+Beavers' iteration (N. J. Higham, Functions of Matrices (SIAM, 2008), equation (6.29)) bring M near
+the identity; as ``X^2 = A M`` throughout, the root is ``X M^(-1/2)``, the last factor by its
+series, which is products alone.
+
+Nothing is taken without two checks, and what fails one is left to the Schur decomposition. First
+the residual. Second that no eigenvalue is where it is refused, as follows. An eigenvalue w of M and
+its root z, of angle t to the positive axis, become by a step with scaling r e^(it) = mu z, l = ln r
+
+    z' = (r e^(it) + e^(-it) / r) / 2,    |z'|^2 = sinh(l)^2 + cos(t)^2,
+    cos(t') = cos(t) cosh(l) / |z'| <= cos(t) sqrt(1 + 1 / |w'|) <= cos(t) sqrt(1 + |M'^-1|).
+
+At the end ``|M - I| <= NEAR``, so that cos(t) is about 1, and at the beginning it was at least
+about one over the product of these roots, which the iteration computes in passing. Eigenvalues of A
+have the angle 2 t, and ``1 / |A^-1|`` is the least modulus: the larger one of |Im| and Re is at
+least ``|A|`` over the product times ``|A| |A^-1|``, up to a factor of 2. Matrices are left where
+that does not exceed what is refused by orders of magnitude, which is left to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+# Inverses: nearly all well-conditioned matrices take two or three.
+STEPS = 5
+# Distance of M from the identity below which the series takes over.
+NEAR = 0.3
+# Distance above which steps are scaled, as in other such iterations here.
+SCALE_ABOVE = 1e-2
+# What eigenvalues are shown to be away from the axis, over what is refused, and over |A|.
+MARGIN, LEAST = 64.0, 2.0**-27
+UNIT = 2.0**-53
+
+
+def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return square roots of a stack of matrices, and which are shown.
+
+    Parameters
+    ----------
+    a : ndarray, shape (k, n, n)
+        Finite, in double precision, with entries of about 1.
+    cut : float
+        Distance from the negative axis, over ``|A|``, of eigenvalues that are refused.
+    close : float
+        Bound of ``|X^2 - A| / (n u |X|^2)``.
+
+    Returns
+    -------
+    x : ndarray, shape (k, n, n)
+        Of no meaning where nothing is shown.
+    shown : ndarray of bool, shape (k,)
+    """
+    out, shown = np.empty_like(a), np.zeros(len(a), bool)
+    most = min(1 / LEAST, 1 / (MARGIN * cut))
+    try:
+        with np.errstate(all="ignore"):
+            _iterate(a, most, close, out, shown)
+    except np.linalg.LinAlgError:  # of a singular matrix in the stack
+        pass
+    return out, shown
+
+
+def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> None:
+    eye = np.eye(a.shape[-1])
+    rest, x, m, left = np.arange(len(a)), a, a, _norms(a - eye)
+    bound = _norms(a) / math.sqrt(2)  # |A| |A^-1| and all the roots, with the inverse that comes
+    first = True
+    for _ in range(STEPS):
+        inverse = np.linalg.inv(m)
+        upper, lower = _norms(inverse), _norms(m)
+        bound = bound * (upper if first else np.sqrt(1 + upper))
+        first = False
+        mu = np.where(left > SCALE_ABOVE, np.sqrt(upper / lower), 1.0)[:, None, None]
+        inverse *= 0.5 / mu
+        x = x @ (inverse + 0.5 * eye) * np.sqrt(mu)
+        m = 0.5 * (inverse + (0.5 * mu) * m + eye)
+        e = eye - m
+        left = _norms(e)
+        known = bound <= most
+        ready = known & (left <= NEAR)
+        going = known & ~ready
+        # What is ready waits for the others, as long as these are more.
+        if ready.any() and 2 * going.sum() <= len(rest):
+            which = rest if ready.all() else rest[ready]
+            e, y = (e, x) if ready.all() else (e[ready], x[ready])
+            out[which] = y = y @ _inverse_root(e, float(left[ready].max()))
+            error = _norms(y @ y - a[which])
+            shown[which] = error <= close * a.shape[-1] * UNIT * _norms(y) ** 2
+            ready[...] = True
+            known = going
+        if not known.all():
+            rest, x, m, left, bound = (z[known] for z in (rest, x, m, left, bound))
+        if not len(rest):
+            return
+
+
+def _inverse_root(e: Array, left: float) -> Array:
+    """``(I - E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
+    left = max(left, UNIT)
+    blocks = max(1, math.ceil(math.log(UNIT) / (4 * math.log(left))))
+    c = [1.0]
+    for j in range(1, 4 * blocks):
+        c.append(c[-1] * (2 * j - 1) / (2 * j))
+    square = e @ e
+    powers = (e, square, e @ square)
+    eye = np.eye(e.shape[-1])
+    fourth = square @ square if blocks > 1 else None
+    total = None
+    for b in reversed(range(blocks)):
+        part = c[4 * b] * eye
+        for factor, power in zip(c[4 * b + 1 :], powers, strict=False):
+            part = part + factor * power
+        total = part if total is None else part + fourth @ total
+    return total
+
+
+def _norms(x: Array) -> Array:
+    """Frobenius norms of a stack."""
+    flat = x.reshape(len(x), -1).view(np.float64)
+    return np.sqrt(np.einsum("ki,ki->k", flat, flat))
