@@ -22,6 +22,7 @@ that does not exceed what is refused by orders of magnitude, which is left to ro
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -37,6 +38,8 @@ NEAR = 0.3
 SCALE_ABOVE = 1e-2
 # What eigenvalues are shown to be away from the axis, over what is refused, and over |A|.
 MARGIN, LEAST = 64.0, 2.0**-27
+# Entries of matrices that are worked on together: temporary arrays stay in the cache.
+ENTRIES = 16384
 UNIT = 2.0**-53
 
 
@@ -60,66 +63,79 @@ def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, n
     """
     out, shown = np.empty_like(a), np.zeros(len(a), bool)
     most = min(1 / LEAST, 1 / (MARGIN * cut))
-    try:
-        with np.errstate(all="ignore"):
-            _iterate(a, most, close, out, shown)
-    except np.linalg.LinAlgError:  # of a singular matrix in the stack
-        pass
+    count = max(1, ENTRIES // a[0].size)
+    with np.errstate(all="ignore"):
+        for i in range(0, len(a), count):
+            part = slice(i, i + count)
+            # An error is of a singular matrix among these.
+            with contextlib.suppress(np.linalg.LinAlgError):
+                _iterate(a[part], most, close, out[part], shown[part])
     return out, shown
 
 
 def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> None:
-    eye = np.eye(a.shape[-1])
-    rest, x, m, left = np.arange(len(a)), a, a, _norms(a - eye)
-    bound = _norms(a) / math.sqrt(2)  # |A| |A^-1| and all the roots, with the inverse that comes
-    first = True
-    for _ in range(STEPS):
+    rest, x, m, size = np.arange(len(a)), a, a, _norms(a)
+    bound = size / math.sqrt(2)  # |A| |A^-1| and all the roots, with the inverse that comes
+    far = np.ones(len(a), bool)
+    for k in range(STEPS):
         inverse = np.linalg.inv(m)
-        upper, lower = _norms(inverse), _norms(m)
-        bound = bound * (upper if first else np.sqrt(1 + upper))
-        first = False
-        mu = np.where(left > SCALE_ABOVE, np.sqrt(upper / lower), 1.0)[:, None, None]
-        inverse *= 0.5 / mu
-        x = x @ (inverse + 0.5 * eye) * np.sqrt(mu)
-        m = 0.5 * (inverse + (0.5 * mu) * m + eye)
-        e = eye - m
+        upper = _norms(inverse)
+        bound = bound * (np.sqrt(1 + upper) if k else upper)
+        root = np.where(far, np.sqrt(np.sqrt(upper / size)), 1.0)[:, None, None]
+        # X (mu I + M^-1 / mu) / 2, and E = M - I for the new M.
+        inverse *= 0.5 / root
+        m = m * (0.25 * root**2)
+        m += inverse * (0.5 / root)
+        e = _add_to_diagonal(m, -0.5)
+        x = x @ _add_to_diagonal(inverse, 0.5 * root[:, 0])
         left = _norms(e)
         known = bound <= most
         ready = known & (left <= NEAR)
         going = known & ~ready
         # What is ready waits for the others, as long as these are more.
         if ready.any() and 2 * going.sum() <= len(rest):
-            which = rest if ready.all() else rest[ready]
-            e, y = (e, x) if ready.all() else (e[ready], x[ready])
-            out[which] = y = y @ _inverse_root(e, float(left[ready].max()))
+            chosen = slice(None) if ready.all() else ready
+            y = x[chosen] @ _inverse_root(e[chosen], float(left[chosen].max()))
+            which = rest[chosen]
+            out[which] = y
             error = _norms(y @ y - a[which])
             shown[which] = error <= close * a.shape[-1] * UNIT * _norms(y) ** 2
-            ready[...] = True
             known = going
         if not known.all():
-            rest, x, m, left, bound = (z[known] for z in (rest, x, m, left, bound))
+            rest, x, e, left, bound = (z[known] for z in (rest, x, e, left, bound))
         if not len(rest):
             return
+        far, m = left > SCALE_ABOVE, _add_to_diagonal(e, 1.0)
+        size = _norms(m)
 
 
 def _inverse_root(e: Array, left: float) -> Array:
-    """``(I - E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
-    left = max(left, UNIT)
-    blocks = max(1, math.ceil(math.log(UNIT) / (4 * math.log(left))))
+    """``(I + E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
+    blocks = max(1, math.ceil(math.log(UNIT) / (4 * math.log(max(left, UNIT)))))
     c = [1.0]
     for j in range(1, 4 * blocks):
-        c.append(c[-1] * (2 * j - 1) / (2 * j))
-    square = e @ e
-    powers = (e, square, e @ square)
-    eye = np.eye(e.shape[-1])
-    fourth = square @ square if blocks > 1 else None
-    total = None
-    for b in reversed(range(blocks)):
-        part = c[4 * b] * eye
-        for factor, power in zip(c[4 * b + 1 :], powers, strict=False):
-            part = part + factor * power
-        total = part if total is None else part + fourth @ total
+        c.append(-c[-1] * (2 * j - 1) / (2 * j))
+    powers = np.empty((3, *e.shape), e.dtype)
+    powers[0] = e
+    np.matmul(e, e, out=powers[1])
+    np.matmul(e, powers[1], out=powers[2])
+    # One product for all blocks, without their first powers.
+    table = np.array(c).reshape(blocks, 4)
+    parts = (table[:, 1:].astype(e.dtype) @ powers.reshape(3, -1)).reshape(blocks, *e.shape)
+    total = _add_to_diagonal(parts[-1], table[-1, 0])
+    if blocks > 1:
+        fourth = powers[1] @ powers[1]
+    for b in reversed(range(blocks - 1)):
+        total = fourth @ total
+        total += _add_to_diagonal(parts[b], table[b, 0])
     return total
+
+
+def _add_to_diagonal(x: Array, number: Any) -> Array:
+    """Return X with a number added to its diagonals, in place."""
+    diagonal = np.einsum("kii->ki", x)
+    diagonal += number
+    return x
 
 
 def _norms(x: Array) -> Array:

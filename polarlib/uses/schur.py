@@ -53,8 +53,15 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
     out = np.ascontiguousarray(x).reshape(-1, n, n)
     if kind == "signm":
         return _by_schur(out, kind, unit, scale, np.arange(len(out)), stack).reshape(x.shape)
-    given = out
-    out, shown = by_few_steps(given, n * unit, CLOSE)
+    # Triangular and diagonal matrices, which a corner tells, have roots of their form exactly.
+    full = (out[:, 0, -1] != 0) & (out[:, -1, 0] != 0) & (n > 1)
+    if full.all():
+        given = out
+        out, shown = by_few_steps(given, n * unit, CLOSE)
+    else:
+        given, out, shown = out, np.empty_like(out), full
+        if full.any():
+            out[full], shown[full] = by_few_steps(given[full], n * unit, CLOSE)
     if not shown.all():
         rest = np.flatnonzero(~shown)
         out[rest] = _by_schur(given[rest], kind, unit, scale, rest, stack)
