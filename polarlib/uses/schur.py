@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from polarlib.arrays.schur import reorder, schur, triangular_sylvester
+from polarlib.arrays.schur import reorder, schur, triangular_sylvester, triangular_sylvesters
 from polarlib.uses.few_steps import by_few_steps
 
 Array = Any
@@ -188,17 +188,38 @@ def _sqrt_of_stack(a: Array, t: Array, q: Array, found: Array) -> tuple[Array, A
     n, real = a.shape[-1], t.dtype.kind == "f"
     if real and np.einsum("kii->ki", t[:, 1:, :-1]).any():
         t, q = _complex_schur(t, q)
+    t = np.ascontiguousarray(t)
     r = np.zeros_like(t)
-    diagonal = np.einsum("kii->ki", r)
-    diagonal[...] = np.sqrt(np.einsum("kii->ki", t))
+    diagonal = _superdiagonal(r, 0)
+    diagonal[...] = np.sqrt(_superdiagonal(t, 0))
     for d in range(1, n):
-        i = np.arange(n - d)
-        rest = t[:, i, i + d] - (r @ r)[:, i, i + d] if d > 1 else t[:, i, i + d]
-        r[:, i, i + d] = rest / (diagonal[:, i] + diagonal[:, i + d])
-    x = q @ r @ q.conj().swapaxes(1, 2)
+        rest = _superdiagonal(t, d)
+        rest = rest - _superdiagonal(r @ r, d) if d > 1 else rest
+        _superdiagonal(r, d)[...] = rest / (diagonal[:, :-d] + diagonal[:, d:])
+    h = q.conj().swapaxes(1, 2)
+    x = q @ r @ h
     x = x.real if real else x
-    left = np.linalg.norm(x @ x - a, axis=(1, 2))
-    return x, found & (left <= CLOSE * n * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2)
+    rest, shown = _shown_to_be(x, a)
+    again = np.flatnonzero(found & ~shown)
+    if len(again):  # Newton's step, as for one matrix
+        r, q, h = r[again], q[again], h[again]
+        y = q @ triangular_sylvesters(r, h @ rest[again] @ q) @ h
+        x[again] -= y.real if real else y
+        _, shown[again] = _shown_to_be(x[again], a[again])
+    return x, found & shown
+
+
+def _superdiagonal(x: Array, d: int) -> Array:
+    """View of entries (i, i + d) of a stack of row-major matrices."""
+    n = x.shape[-1]
+    return x.reshape(len(x), n * n)[:, d : n * (n - d) : n + 1]
+
+
+def _shown_to_be(x: Array, a: Array) -> tuple[Array, Array]:
+    """``X^2 - A`` of a stack, and where it is small."""
+    rest = x @ x - a
+    bound = CLOSE * a.shape[-1] * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2
+    return rest, np.linalg.norm(rest, axis=(1, 2)) <= bound
 
 
 def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:
