@@ -31,10 +31,10 @@ SCALE_ABOVE = 1e-2
 # to the imaginary axis than to the others.
 MOST_STEPS = 80
 # On the host, stacks of at least so many matrices of at most so many columns are tried by inverses
-# first, in at most so many steps, and up to so large a residual over n u (|A| + |B|) |X|. None is
-# near its end in time if it is so far from it after half of them.
+# first, in at most so many steps, and up to so large a residual over n u (|A| + |B|) |X|. Where
+# half of them are farther from the identity than HOPELESS after three steps, they would take more.
 STACK, SMALL, FEW_STEPS, CLOSE = 8, 32, 8, 0.5
-HOPELESS = 1.0
+HOPELESS = 2.0
 NEAR = 2.0**-26
 UNIT = 2.0**-53
 
@@ -135,7 +135,7 @@ def _few_steps(a: Array, b: Array, w: Array) -> Array:
         b = a if one else _adjoints(a) if turned else half * b + other * q
         left = np.maximum(_norms(a - eye), 0 if one or turned else _norms(b - eye))
         # Of the distance before a step, quadratic convergence leaves the square.
-        if (before <= NEAR).all() or (k == FEW_STEPS // 2 and np.median(left) > HOPELESS):
+        if (before <= NEAR).all() or (k == 2 and np.median(left) > HOPELESS):
             break
     return 0.5 * w
 

@@ -8,21 +8,22 @@ series, which is products alone.
 
 Nothing is taken without two checks, and what fails one is left to the Schur decomposition. First
 the residual. Second that no eigenvalue is where it is refused, as follows. An eigenvalue w of M and
-its root z, of angle t to the positive axis, become by a step with scaling r e^(it) = mu z, l = ln r
+its root z, of angle t to the positive axis, become by a step with scaling, ``mu z = r e^(it)``,
 
-    z' = (r e^(it) + e^(-it) / r) / 2,    |z'|^2 = sinh(l)^2 + cos(t)^2,
-    cos(t') = cos(t) cosh(l) / |z'| <= cos(t) sqrt(1 + 1 / |w'|) <= cos(t) sqrt(1 + |M'^-1|).
+    z' = (r e^(it) + e^(-it) / r) / 2,    |z'|^2 = sinh(log r)^2 + cos(t)^2,
+    cos(t') = cos(t) cosh(log r) / |z'| <= cos(t) sqrt(1 + 1 / |w'|) <= cos(t) sqrt(1 + |M'^-1|).
 
-At the end ``|M - I| <= NEAR``, so that cos(t) is about 1, and at the beginning it was at least
-about one over the product of these roots, which the iteration computes in passing. Eigenvalues of A
-have the angle 2 t, and ``1 / |A^-1|`` is the least modulus: the larger one of |Im| and Re is at
-least ``|A|`` over the product times ``|A| |A^-1|``, up to a factor of 2. Matrices are left where
-that does not exceed what is refused by orders of magnitude, which is left to rounding.
+At the end ``|M - I| <= NEAR``, so that cos(t) is nearly 1 and the last root at most 1.6. At the
+beginning, then, ``cos(t) >= 0.63 / P``, P the product of the other roots, which the iteration
+computes in passing. The eigenvalue of A has the angle 2 t and at least the modulus ``1 / |A^-1|``:
+the larger one of |Im| and Re is at least ``0.89 |A| / (P |A| |A^-1|)``. A matrix is left where this
+does not exceed what is refused by so much that rounding does not count.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -75,7 +76,7 @@ def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, n
 
 def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> None:
     rest, x, m, size = np.arange(len(a)), a, a, _norms(a)
-    bound = size / math.sqrt(2)  # |A| |A^-1| and all the roots, with the inverse that comes
+    bound = size  # to be |A| |A^-1| and all the roots
     far = np.ones(len(a), bool)
     for k in range(STEPS):
         inverse = np.linalg.inv(m)
@@ -93,7 +94,7 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
         ready = known & (left <= NEAR)
         going = known & ~ready
         # What is ready waits for the others, as long as these are more.
-        if ready.any() and 2 * going.sum() <= len(rest):
+        if ready.any() and (2 * going.sum() <= len(rest) or k == STEPS - 1):
             chosen = slice(None) if ready.all() else ready
             y = x[chosen] @ _inverse_root(e[chosen], float(left[chosen].max()))
             which = rest[chosen]
@@ -112,15 +113,12 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
 def _inverse_root(e: Array, left: float) -> Array:
     """``(I + E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
     blocks = max(1, math.ceil(math.log(UNIT) / (4 * math.log(max(left, UNIT)))))
-    c = [1.0]
-    for j in range(1, 4 * blocks):
-        c.append(-c[-1] * (2 * j - 1) / (2 * j))
+    table = _series(blocks)
     powers = np.empty((3, *e.shape), e.dtype)
     powers[0] = e
     np.matmul(e, e, out=powers[1])
     np.matmul(e, powers[1], out=powers[2])
     # One product for all blocks, without their first powers.
-    table = np.array(c).reshape(blocks, 4)
     parts = (table[:, 1:].astype(e.dtype) @ powers.reshape(3, -1)).reshape(blocks, *e.shape)
     total = _add_to_diagonal(parts[-1], table[-1, 0])
     if blocks > 1:
@@ -131,10 +129,19 @@ def _inverse_root(e: Array, left: float) -> Array:
     return total
 
 
+@functools.lru_cache(maxsize=16)
+def _series(blocks: int) -> Array:
+    """Coefficients of ``(1 + x)^(-1/2)``, four in a row."""
+    c = [1.0]
+    for j in range(1, 4 * blocks):
+        c.append(-c[-1] * (2 * j - 1) / (2 * j))
+    return np.array(c).reshape(blocks, 4)
+
+
 def _add_to_diagonal(x: Array, number: Any) -> Array:
-    """Return X with a number added to its diagonals, in place."""
-    diagonal = np.einsum("kii->ki", x)
-    diagonal += number
+    """Return X, row-major, with a number added to its diagonals, in place."""
+    n = x.shape[-1]
+    x.reshape(len(x), n * n)[:, :: n + 1] += number
     return x
 
 

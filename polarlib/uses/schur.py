@@ -52,7 +52,8 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
     n, stack = x.shape[-1], x.shape[:-2]
     out = np.ascontiguousarray(x).reshape(-1, n, n)
     if kind == "signm":
-        return _by_schur(out, kind, unit, scale, np.arange(len(out)), stack).reshape(x.shape)
+        out = _by_schur(out, kind, unit, scale, np.arange(len(out)), stack)
+        return out.reshape(x.shape)
     # Triangular and diagonal matrices, which a corner tells, have roots of their form exactly.
     full = (out[:, 0, -1] != 0) & (out[:, -1, 0] != 0) & (n > 1)
     if full.all():
@@ -70,7 +71,7 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
 
 def _by_schur(
     flat: Array, kind: Kind, unit: float, scale: Array, places: Array, stack: tuple[int, ...]
-) -> Array:
+) -> np.ndarray:
     """The same of matrices at places of a stack, by Schur decompositions of all of them."""
     n = flat.shape[-1]
     t, q, w, found = schur(flat)
