@@ -338,6 +338,19 @@ def test_a_few_steps_take_nothing_that_is_refused(is_complex, unit):
     assert least >= 0.89 * few_steps.MARGIN
 
 
+def test_a_few_steps_leave_what_single_precision_may_refuse():
+    """Small eigenvalues, of which the residual of a root in double precision says nothing."""
+    values = np.ones((2000, 2))
+    values[:, 0] = 10.0 ** np.random.default_rng(0).uniform(-8, -2, 2000)
+    q = np.linalg.qr(gaussian(2000, 2, 2))[0]
+    a = (q * values[:, None]) @ adjoint(q)
+    cut = 2 * U["float32"]
+    assert few_steps.by_few_steps(a, 2 * U["float64"], 100.0)[1].sum() > 1000
+    shown = few_steps.by_few_steps(a, cut, 100.0)[1]
+    assert shown.any()
+    assert values[shown].min() >= 0.89 * few_steps.MARGIN * cut
+
+
 @pytest.mark.parametrize("is_complex", [False, True])
 @pytest.mark.parametrize("n", [2, 4, 9, 20])
 def test_a_few_steps_take_what_is_well_conditioned(n, is_complex):
@@ -383,7 +396,9 @@ def test_stacks_after_schur_decompositions_are_refined(is_complex, monkeypatch):
 
     monkeypatch.setattr(schur, "schur", rough)
     a = stable(10, 6, 6, is_complex=is_complex)
-    x = schur._by_schur(a, "sqrtm", U["float64"], np.ones(10), np.arange(10), (10,))
+    with monkeypatch.context() as patched:
+        patched.setattr(schur, "_sqrt", lambda *_: None)  # for one matrix
+        x = schur._by_schur(a, "sqrtm", U["float64"], np.ones(10), np.arange(10), (10,))
     for y, b in zip(x, a, strict=True):
         assert_root(y, b, U["float64"])
     monkeypatch.setattr(schur, "triangular_sylvesters", lambda r, c: 0 * c)
@@ -677,6 +692,9 @@ def test_stacks_of_equations_on_the_host(is_complex, right, monkeypatch):
     """By inverses where that is as good, by Schur decompositions else; NaN for NaN alone."""
     a = stable(40, 5, 5, is_complex=is_complex, seed=1)
     a[3] = np.diag([1e-9, 1, 1, 1, 1]) + np.triu(a[3], 1)
+    for i in range(20, 24):  # by inverses worse than by Schur decompositions
+        q = np.linalg.qr(a[i])[0]
+        a[i] = q * np.geomspace(1, 1e-7, 5) @ adjoint(q)
     other = stable(40, 5, 5, is_complex=is_complex, seed=2)
     b = {"same": a, "adjoint": adjoint(a).copy(), "other": other}[right]
     w = gaussian(40, 5, 5, is_complex=is_complex, seed=3)
