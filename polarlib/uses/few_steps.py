@@ -33,6 +33,8 @@ Array = Any
 
 # Inverses: nearly all well-conditioned matrices take two or three.
 STEPS = 5
+# How many times as near a step brings what is far, at best: of a few that take their time.
+PACE = 4.0
 # Distance of M from the identity below which the series takes over.
 NEAR = 0.3
 # Distance above which steps are scaled, as in other such iterations here.
@@ -91,6 +93,8 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
         x = x @ _add_to_diagonal(inverse, 0.5 * root[:, 0])
         left = _norms(e)
         known = bound <= most
+        if k:  # what is far does not come near in the steps that there are
+            known &= left <= max(NEAR, PACE ** (STEPS - 2 - k))
         ready = known & (left <= NEAR)
         going = known & ~ready
         # What is ready waits for the others, as long as these are more.
