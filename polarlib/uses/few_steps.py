@@ -37,12 +37,14 @@ STEPS = 5
 PACE = 4.0
 # Distance of M from the identity below which the series takes over.
 NEAR = 0.3
+# Distance above which the series is taken twice: it would need many blocks.
+SHORT = 0.1
 # Distance above which steps are scaled, as in other such iterations here.
 SCALE_ABOVE = 1e-2
 # What eigenvalues are shown to be away from the axis, over what is refused, and over |A|.
 MARGIN, LEAST = 64.0, 2.0**-27
 # Entries of matrices that are worked on together: temporary arrays stay in the cache.
-ENTRIES = 16384
+ENTRIES = 8192
 UNIT = 2.0**-53
 
 
@@ -116,7 +118,16 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
 
 def _inverse_root(e: Array, left: float) -> Array:
     """``(I + E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
+    if left > SHORT:  # by the first block Q, which leaves 0.63 |E|^4 of (I + E) Q^2 - I
+        q = _blocks(e, 1)
+        rest = _add_to_diagonal(q @ (q + e @ q), -1.0)
+        return q @ _inverse_root(rest, 0.63 * left**4)
     blocks = max(1, math.ceil(math.log(UNIT) / (4 * math.log(max(left, UNIT)))))
+    return _blocks(e, blocks)
+
+
+def _blocks(e: Array, blocks: int) -> Array:
+    """First blocks of the series."""
     table = _series(blocks)
     powers = np.empty((3, *e.shape), e.dtype)
     powers[0] = e
