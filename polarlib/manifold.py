@@ -214,8 +214,9 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
     epsilons times the norms of M and S above 1.
 
     M S + S M^H = 2 I is solved by Schur decompositions on the host, elsewhere by inverses and
-    products (docs/manifold.md has the accuracy); that S is positive definite and its residual small
-    is checked, which proves that S exists. Derivatives in both arguments are solutions of the same
+    products, which stacks of eight or more matrices of up to 32 columns try on the host first
+    (docs/manifold.md has the accuracy); that S is positive definite and its residual small is
+    checked, which proves that S exists. Derivatives in both arguments are solutions of the same
     kind of equation, so that derivatives have derivatives.
     T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894, solve for S by
     the same equation.

@@ -82,3 +82,16 @@ def triangular_sylvester(a: Array, b: Array, c: Array, sign: int = 1) -> Array:
     if c.size:
         call("trsyl", c.dtype.char, "N", "N", sign, m, n, a, b, c, scale, info)
     return c if scale[0] == 1.0 else c / scale[0]
+
+
+def triangular_sylvesters(r: Array, c: Array) -> Array:
+    """Solve ``R X + X R = C`` for stacks (k, n, n) of (quasi-)triangular matrices R.
+
+    Where an equation is singular, the solution is that of one nearby.
+    """
+    k, n, _ = c.shape
+    r, x = (np.array(z.swapaxes(1, 2), order="C").swapaxes(1, 2) for z in (r, c))
+    scale, info = np.ones(k), integers(k)
+    if c.size:
+        call_each("trsyl", x.dtype.char, "N", "N", 1, n, n, (r,), (r,), (x,), (scale,), (info,))
+    return x / scale[:, None, None]

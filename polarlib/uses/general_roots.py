@@ -69,12 +69,16 @@ def sqrtm(a: ArrayT) -> ArrayT:
 
     Notes
     -----
-    In the memory of the host, in double precision: the Schur decomposition, real for real matrices,
+    In the memory of the host, in double precision, first what takes well-conditioned matrices in a
+    fraction of the time: two to five inverses by the iteration below, and a series; taken where the
+    residual is at most ``3 n u |X|_F^2`` and the norms of the inverses exclude eigenvalues near
+    those that are refused. Else the Schur decomposition, real for real matrices,
     and the root of the triangular factor by blocks, ``R_11 R_12 + R_12 R_22 = T_12`` (A. Bjorck and
     S. Hammarling, Linear Algebra Appl. 52/53 (1983) 127-140; N. J. Higham, Linear Algebra Appl.
     88/89 (1987) 405-430; E. Deadman, N. J. Higham and R. Ralha, LNCS 7782 (2013) 171-182). Newton's
     step follows where the residual exceeds ``3 n u |X|_F^2``. Every root is checked:
-    ``|X^2 - A|_F <= 10 n u |X|_F^2``. About 28 n^3 operations.
+    ``|X^2 - A|_F <= 10 n u |X|_F^2``. About 20 to 30 n^3 operations, 28 n^3 more after those of the
+    first attempt where it fails. Triangular matrices keep their form exactly.
 
     On devices, and under ``jax.jit`` and ``jax.vmap``, by products and inverses: the product form
     of Denman and Beavers' iteration, N. J. Higham, Functions of Matrices (SIAM, 2008), equation

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from polarlib.arrays.schur import reorder, schur, triangular_sylvester
+from polarlib.arrays.schur import reorder, schur, triangular_sylvester, triangular_sylvesters
+from polarlib.uses.few_steps import by_few_steps
 
 Array = Any
 Kind = Literal["sqrtm", "signm"]
@@ -49,25 +50,49 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
         For an eigenvalue where the function is not defined.
     """
     n, stack = x.shape[-1], x.shape[:-2]
-    flat = x.reshape(-1, n, n)
+    out = np.ascontiguousarray(x).reshape(-1, n, n)
+    if kind == "signm":
+        out = _by_schur(out, kind, unit, scale, np.arange(len(out)), stack)
+        return out.reshape(x.shape)
+    # Triangular and diagonal matrices, which a corner tells, have roots of their form exactly.
+    full = (out[:, 0, -1] != 0) & (out[:, -1, 0] != 0) & (n > 1)
+    if full.all():
+        given = out
+        out, shown = by_few_steps(given, n * unit, CLOSE)
+    else:
+        given, out, shown = out, np.empty_like(out), full
+        if full.any():
+            out[full], shown[full] = by_few_steps(given[full], n * unit, CLOSE)
+    if not shown.all():
+        rest = np.flatnonzero(~shown)
+        out[rest] = _by_schur(given[rest], kind, unit, scale, rest, stack)
+    return out.reshape(x.shape)
+
+
+def _by_schur(
+    flat: Array, kind: Kind, unit: float, scale: Array, places: Array, stack: tuple[int, ...]
+) -> np.ndarray:
+    """The same of matrices at places of a stack, by Schur decompositions of all of them."""
+    n = flat.shape[-1]
     t, q, w, found = schur(flat)
     size = np.linalg.norm(flat, axis=(1, 2))[:, None]
     # Matrices without a decomposition have eigenvalues of no meaning.
     bad = refused(w, n * unit * size, kind) & found[:, None]
     if bad.any():
         worst = int(np.argmax(bad.any(axis=1)))
-        index = tuple(int(i) for i in np.unravel_index(worst, stack)) if stack else ()
+        place = places[worst]
+        index = tuple(int(i) for i in np.unravel_index(place, stack)) if stack else ()
         scales = np.broadcast_to(scale, stack).reshape(-1)
         values = w[worst][bad[worst]]
-        raise ValueError(_refusal(values, n * unit * size[worst], kind, scales[worst], index))
-    out = np.full(flat.shape, math.nan, x.dtype)
+        raise ValueError(_refusal(values, n * unit * size[worst], kind, scales[place], index))
+    out = np.full(flat.shape, math.nan, flat.dtype)
     shown = np.zeros(len(flat), bool)
     if kind == "sqrtm" and n <= SMALL:
         out, shown = _sqrt_of_stack(flat, t, q, found)
     for i in np.flatnonzero(found & ~shown):
         f = (_sqrt if kind == "sqrtm" else _sign)(flat[i], t[i], q[i], w[i])
         out[i] = math.nan if f is None else f
-    return out.reshape(x.shape)
+    return out
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -164,17 +189,38 @@ def _sqrt_of_stack(a: Array, t: Array, q: Array, found: Array) -> tuple[Array, A
     n, real = a.shape[-1], t.dtype.kind == "f"
     if real and np.einsum("kii->ki", t[:, 1:, :-1]).any():
         t, q = _complex_schur(t, q)
+    t = np.ascontiguousarray(t)
     r = np.zeros_like(t)
-    diagonal = np.einsum("kii->ki", r)
-    diagonal[...] = np.sqrt(np.einsum("kii->ki", t))
+    diagonal = _superdiagonal(r, 0)
+    diagonal[...] = np.sqrt(_superdiagonal(t, 0))
     for d in range(1, n):
-        i = np.arange(n - d)
-        rest = t[:, i, i + d] - (r @ r)[:, i, i + d] if d > 1 else t[:, i, i + d]
-        r[:, i, i + d] = rest / (diagonal[:, i] + diagonal[:, i + d])
-    x = q @ r @ q.conj().swapaxes(1, 2)
+        rest = _superdiagonal(t, d)
+        rest = rest - _superdiagonal(r @ r, d) if d > 1 else rest
+        _superdiagonal(r, d)[...] = rest / (diagonal[:, :-d] + diagonal[:, d:])
+    h = q.conj().swapaxes(1, 2)
+    x = q @ r @ h
     x = x.real if real else x
-    left = np.linalg.norm(x @ x - a, axis=(1, 2))
-    return x, found & (left <= CLOSE * n * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2)
+    rest, shown = _shown_to_be(x, a)
+    again = np.flatnonzero(found & ~shown)
+    if len(again):  # Newton's step, as for one matrix
+        r, q, h = r[again], q[again], h[again]
+        y = q @ triangular_sylvesters(r, h @ rest[again] @ q) @ h
+        x[again] -= y.real if real else y
+        _, shown[again] = _shown_to_be(x[again], a[again])
+    return x, found & shown
+
+
+def _superdiagonal(x: Array, d: int) -> Array:
+    """View of entries (i, i + d) of a stack of row-major matrices."""
+    n = x.shape[-1]
+    return x.reshape(len(x), n * n)[:, d : n * (n - d) : n + 1]
+
+
+def _shown_to_be(x: Array, a: Array) -> tuple[Array, Array]:
+    """``X^2 - A`` of a stack, and where it is small."""
+    rest = x @ x - a
+    bound = CLOSE * a.shape[-1] * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2
+    return rest, np.linalg.norm(rest, axis=(1, 2)) <= bound
 
 
 def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from polarlib import signm, sqrtm
 from polarlib.arrays.ops import ops_of
 from polarlib.engine import sylvester
 from polarlib.result import ConvergenceWarning
-from polarlib.uses import general_roots, schur
+from polarlib.uses import few_steps, general_roots, schur
 
 ROOT = Path(__file__).parents[2]
 U = {"float16": 2.0**-11, "bfloat16": 2.0**-8} | {d: float(np.finfo(d).eps) / 2 for d in DTYPES}
@@ -291,6 +291,120 @@ def test_newtons_step_repairs_a_root(monkeypatch):
     monkeypatch.setattr(schur, "_fill_sqrt", rough)
     a = stable(20, 20)
     assert_root(sqrtm(a), a, U["float64"])
+
+
+# -- a few steps on the host ----------------------------------------------------------------------
+
+
+def near_the_axis(n: int, *, is_complex: bool, seed: int) -> np.ndarray:
+    """A stack with an eigenvalue, or a pair, 1e-17 to 1 from the negative axis, or from zero."""
+    rng = np.random.default_rng(seed)
+    k = 40
+    distance = 10.0 ** rng.uniform(-17, 0, k)
+    if is_complex:
+        t = np.zeros((k, n, n), complex)
+        radius, angle = 10.0 ** rng.uniform(-1, 1, (k, n)), rng.uniform(-2, 2, (k, n))
+        t[:, range(n), range(n)] = radius * np.exp(1j * angle)
+        t[:, 0, 0] = np.where(rng.random(k) < 0.5, -1 + 1j * distance, distance)
+    else:
+        t = np.zeros((k, n, n))
+        t[:, range(n), range(n)] = 10.0 ** rng.uniform(-1, 1, (k, n))
+        t[:, 0, 0] = t[:, 1, 1] = -np.cos(distance)
+        t[:, 0, 1], t[:, 1, 0] = np.sin(distance), -np.sin(distance)
+    t += 10.0 ** rng.uniform(-4, 1) * np.triu(rng.standard_normal((k, n, n)), 2)
+    q = np.linalg.qr(gaussian(k, n, n, is_complex=is_complex, seed=seed))[0]
+    return q @ t @ adjoint(q)
+
+
+@pytest.mark.parametrize("unit", [U["float32"], U["float64"]])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_a_few_steps_take_nothing_that_is_refused(is_complex, unit):
+    """All that is taken has eigenvalues as far from the axis as is said, and the principal root."""
+    shown_at_all, least = 0, math.inf
+    for seed in range(40):
+        n = 2 + seed % 6
+        a = near_the_axis(n, is_complex=is_complex, seed=seed)
+        if seed % 4 == 0:  # negative eigenvalues, of any size
+            a = gaussian(40, n, n, is_complex=is_complex, seed=seed) + seed / 20 * np.eye(n)
+        a /= np.abs(a).max(axis=(1, 2), keepdims=True)
+        x, shown = few_steps.by_few_steps(a, n * unit, schur.CLOSE)
+        shown_at_all += int(shown.sum())
+        for b, y in zip(a[shown], x[shown], strict=True):
+            w = np.linalg.eigvals(b)
+            least = min(least, np.maximum(np.abs(w.imag), w.real).min() / norm(b) / (n * unit))
+            assert norm(y @ y - b) <= 4 * n * U["float64"] * norm(y) ** 2
+            assert np.linalg.eigvals(y).real.min() > 0
+    assert shown_at_all > 100
+    assert least >= 0.89 * few_steps.MARGIN
+
+
+def test_a_few_steps_leave_what_single_precision_may_refuse():
+    """Small eigenvalues, of which the residual of a root in double precision says nothing."""
+    values = np.ones((2000, 2))
+    values[:, 0] = 10.0 ** np.random.default_rng(0).uniform(-8, -2, 2000)
+    q = np.linalg.qr(gaussian(2000, 2, 2))[0]
+    a = (q * values[:, None]) @ adjoint(q)
+    cut = 2 * U["float32"]
+    assert few_steps.by_few_steps(a, 2 * U["float64"], 100.0)[1].sum() > 1000
+    shown = few_steps.by_few_steps(a, cut, 100.0)[1]
+    assert shown.any()
+    assert values[shown].min() >= 0.89 * few_steps.MARGIN * cut
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("n", [2, 4, 9, 20])
+def test_a_few_steps_take_what_is_well_conditioned(n, is_complex):
+    """Of stacks that LAPACK would take one after the other, nothing is left to it."""
+    a = stable(30, n, n, is_complex=is_complex, seed=n)
+    a = a @ a
+    a /= np.abs(a).max(axis=(1, 2), keepdims=True)
+    x, shown = few_steps.by_few_steps(a, n * U["float64"], schur.CLOSE)
+    assert shown.mean() >= 0.9
+    for b, y, good in zip(a, x, shown, strict=True):
+        if good:
+            assert_root(y, b, U["float64"])
+
+
+def test_stacks_of_all_kinds_are_as_single_matrices(monkeypatch):
+    """Stacks in which each way is taken; errors name the place in the whole stack."""
+    a = stable(3, 4, 5, 5)
+    a[0, 1] = np.triu(a[0, 1])  # exactly triangular
+    a[1, 2] *= np.geomspace(1, 1e-12, 5)  # not shown by a few steps
+    x = sqrtm(a)
+    assert not np.tril(x[0, 1], -1).any()
+    for i in np.ndindex(3, 4):
+        assert_root(x[i], a[i], U["float64"])
+    monkeypatch.setattr(schur, "by_few_steps", lambda a, *_: (a, np.zeros(len(a), bool)))
+    np.testing.assert_allclose(sqrtm(a[0]), x[0], rtol=0, atol=1e-13)
+    monkeypatch.undo()
+    a[2, 1] = with_eigenvalues([1.0, -0.5, 2.0, 3.0, 4.0])
+    with pytest.raises(ValueError, match=r"-5\.000e-01 of matrix \(2, 1\) of the stack"):
+        sqrtm(a)
+    a[1, 3] = 0
+    with pytest.raises(ValueError, match=r"of matrix \(1, 3\) of the stack.*zero to rounding"):
+        sqrtm(a)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_stacks_after_schur_decompositions_are_refined(is_complex, monkeypatch):
+    """Of perturbed factors Newton's step in their basis makes a root."""
+    given = schur.schur
+
+    def rough(x):
+        t, q, w, found = given(x)
+        return t * (1 + 1e-11 * np.triu(gaussian(*t.shape[1:]), 1)), q, w, found
+
+    monkeypatch.setattr(schur, "schur", rough)
+    a = stable(10, 6, 6, is_complex=is_complex)
+    with monkeypatch.context() as patched:
+        patched.setattr(schur, "_sqrt", lambda *_: None)  # for one matrix
+        x = schur._by_schur(a, "sqrtm", U["float64"], np.ones(10), np.arange(10), (10,))
+    for y, b in zip(x, a, strict=True):
+        assert_root(y, b, U["float64"])
+    monkeypatch.setattr(schur, "triangular_sylvesters", lambda r, c: 0 * c)
+    monkeypatch.setattr(schur, "triangular_sylvester", lambda a, b, c: c)
+    bad = schur._by_schur(a, "sqrtm", U["float64"], np.ones(10), np.arange(10), (10,))
+    assert np.isnan(bad).all()
 
 
 # -- libraries -------------------------------------------------------------------------------------
@@ -572,6 +686,36 @@ def test_the_equation_of_derivatives(is_complex, same):
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="benchmarks are not installed")
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("right", ["same", "adjoint", "other"])
+def test_stacks_of_equations_on_the_host(is_complex, right, monkeypatch):
+    """By inverses where that is as good, by Schur decompositions else; NaN for NaN alone."""
+    a = stable(40, 5, 5, is_complex=is_complex, seed=1)
+    a[3] = np.diag([1e-9, 1, 1, 1, 1]) + np.triu(a[3], 1)
+    for i in range(20, 24):  # by inverses worse than by Schur decompositions
+        q = np.linalg.qr(a[i])[0]
+        a[i] = q * np.geomspace(1, 1e-7, 5) @ adjoint(q)
+    other = stable(40, 5, 5, is_complex=is_complex, seed=2)
+    b = {"same": a, "adjoint": adjoint(a).copy(), "other": other}[right]
+    w = gaussian(40, 5, 5, is_complex=is_complex, seed=3)
+    w[7, 0, 0] = math.nan
+    seen = []
+    schurs = sylvester._by_schur
+    monkeypatch.setattr(sylvester, "_by_schur", lambda *x: (seen.append(len(x[0])), schurs(*x))[1])
+    x = sylvester.solution(a, b, w)
+    assert sum(seen) <= 10
+    assert np.isnan(x[7]).all()
+    assert np.isfinite(np.delete(x, 7, axis=0)).all()
+    for i in range(40):
+        left = norm(a[i] @ x[i] + x[i] @ b[i] - w[i])
+        size = norm(a[i]) + norm(b[i])
+        assert i == 7 or left <= 2 * 5 * U["float64"] * size * norm(x[i])
+    singular = a.copy()
+    singular[0] = 0  # not even an inverse: all of them by Schur decompositions
+    y = sylvester.solution(singular, singular if right == "same" else other, w)
+    assert np.isfinite(np.delete(y, [0, 7], axis=0)).all()
+
+
 def test_the_page_is_made_of_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("general_roots")
