@@ -239,8 +239,12 @@ def call(name: str, kind: str, *arguments: Any) -> None:
             if a.ndim == 2:  # the leading dimension; strides of axes of length one mean nothing
                 m, n = a.shape
                 passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
+        elif of is int:  # as _converted does, by whose calls polar would have twice as many
+            passed.append(_integer(a))
+        elif of is float:
+            passed.append(_number(a, kind))
         else:
-            passed.append(_converted(a, kind))
+            passed.append(_flags[a] if of is str else a)
     _routine(name, len(passed))(*passed)
 
 
