@@ -49,10 +49,17 @@ def definite(x: Any) -> Any:
 
 
 def aligned_shapes(x: Any) -> Any:
-    """Two sweeps over the halves of a cloud, as every transformation takes them."""
-    halves = x.reshape((2, x.shape[0] // 2, x.shape[1]))
-    found = polarlib.generalized_procrustes(halves, rtol=0, max_iterations=2)
+    """Two sweeps over as many clouds as columns, as every transformation takes them."""
+    a = definite(x)
+    clouds = (a[:, :, None] + 2 * a[:, None, :]) ** 3
+    found = polarlib.generalized_procrustes(clouds, rtol=0, max_iterations=2)
     return found.mean, found.objective
+
+
+def not_normal(x: Any) -> Any:
+    """A matrix of x that is not normal, with positive eigenvalues."""
+    a = definite(x)
+    return a * (9 + a[:1])
 
 
 def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
@@ -101,7 +108,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         ),
         "manifold.inverse_retract": (TALL, lambda x: manifold.inverse_retract(x, 2 * x)),
         "sqrtm_psd": (TALL, lambda x: polarlib.sqrtm_psd(definite(x))),
-        "sqrtm": (SQUARE, lambda x: polarlib.sqrtm(definite(x) + x - x.T)),
+        "sqrtm": (TALL, lambda x: polarlib.sqrtm(not_normal(x))),
         "signm": (SQUARE, polarlib.signm),
         "inverse_root": (TALL, lambda x: polarlib.inverse_root(definite(x), 2)),
         "svd_polar": (TALL, lambda x: polarlib.svd_polar(x)[1]),

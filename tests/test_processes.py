@@ -524,6 +524,7 @@ ARRAYS = {
     "polarlib.arrays.blas._direction": (3, "d"),
     "polarlib.engine.adaptive._table": ((((1.0, 2.0),),),),
     "polarlib.engine.evidence._gaussian": (3, 2),
+    "polarlib.uses.few_steps._series": (2,),
 }
 # Of any library, few of which have arrays that are read-only: used through read-only views.
 PLACED = {"polarlib.arrays.functions._placed"}

@@ -205,6 +205,7 @@ class JaxOps(Ops):
             with sharding.use_abstract_mesh(mesh.abstract_mesh):
                 beside = [jax.device_put(y, whole) for y in beside]
                 result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)), *beside)
+                result = jax.tree.map(lambda y: y, result)  # which computes figures, on this mesh
             place = given
 
         def put(y: Any) -> Any:

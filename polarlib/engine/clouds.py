@@ -118,7 +118,7 @@ def differentiable_residual(
         x, y, q, _, *p = arrays
         e = _residual(x, y, q, ops)
         g = gradients[0] * slope(arrays, results, e, ops)
-        against = e * (g * p[0] if p else g * (1.0 / x.shape[-1]))
+        against = e * (g * p[0] if p else g / x.shape[-1])
         weights = [0.5 * g * squares(e, ops) for _ in p]
         of_x = ops.matmul(ops.xp.matrix_transpose(ops.adjoint(q)), against)
         return (of_x, -against, None, None, *weights)
@@ -214,5 +214,5 @@ def squares(x: Array, ops: Ops) -> Array:
 def _mean(x: Array, y: Array, p: Any, ops: Ops) -> Array:
     """Mean over points of the inner products of columns, with weights or without."""
     if not p:
-        return inner(x, y, ops) * (1.0 / x.shape[-1])
+        return inner(x, y, ops) / x.shape[-1]
     return ops.xp.sum(_products(x, y, ops) * p[0], axis=(-2, -1), keepdims=True)

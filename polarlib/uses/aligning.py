@@ -211,7 +211,7 @@ def _mean(
     first = xp.matrix_transpose(first)
     x = columns(x, first, ops)
     if p is None:
-        rest = ops.sums(x, -1) * (1.0 / x.shape[-1])
+        rest = ops.sums(x, -1) / x.shape[-1]
     else:
         rest = ops.matmul(x, xp.astype(xp.matrix_transpose(p), x.dtype))
     return first, rest, minus(x, rest, ops)
@@ -236,10 +236,10 @@ def _moments(
         means, x, y = _Means(x, x_rest, y, y_rest), x_about, y_about
     else:
         x, y = columns(x, None, ops), columns(y, None, ops)
-    share = 1.0 / x.shape[-1] if p is None else 1.0
+    count = x.shape[-1] if p is None else 1
     heavy = x if p is None else x * p
-    c = ops.matmul(xp.conj(heavy) if is_complex(x) else heavy, xp.matrix_transpose(y)) * share
-    spread = (inner(heavy, x, ops) * share,) if scale else ()
+    c = ops.matmul(xp.conj(heavy) if is_complex(x) else heavy, xp.matrix_transpose(y)) / count
+    spread = (inner(heavy, x, ops) / count,) if scale else ()
     return (x, y, c, *spread, *means)
 
 
@@ -290,7 +290,7 @@ def solved(
     rmsd = rmsd if kink is None else guarded(rmsd, kink, ops)
     values = values[..., None, :]
     unique = gap > equation.size * format_of(format_name(c)).epsilon * values[..., :1]
-    if c.shape[-1] <= (equation.kind == "rotation"):
+    if c.shape[-1] <= int(equation.kind == "rotation"):
         unique = gap == gap  # the only one; NaN is none
     values = values * (clouds.x_scale * clouds.y_scale) * clouds.total
     return r, s, t, values, rmsd * units.both, unique
@@ -344,7 +344,7 @@ def _kink(c: Array, x: Array, y: Array, *p: Array, equation: Equation) -> Array:
     ops = ops_of(c)
     xp, n = ops.xp, c.shape[-1]
     real = xp.zeros(c.shape[:-2], dtype=ops._dtype(format_name(c)))[..., None, None]
-    if 0 in c.shape or n <= (equation.kind == "rotation"):
+    if 0 in c.shape or n <= int(equation.kind == "rotation"):
         return real
     u, s, vh = ops.svd(enter(c, ops=ops, look="never", mask=True).x)
     sums = s

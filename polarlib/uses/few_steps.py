@@ -150,7 +150,9 @@ def _series(blocks: int) -> Array:
     c = [1.0]
     for j in range(1, 4 * blocks):
         c.append(-c[-1] * (2 * j - 1) / (2 * j))
-    return np.array(c).reshape(blocks, 4)
+    table = np.array(c).reshape(blocks, 4)
+    table.setflags(write=False)
+    return table
 
 
 def _add_to_diagonal(x: Array, number: Any) -> Array:

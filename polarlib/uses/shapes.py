@@ -152,6 +152,8 @@ def generalized_procrustes(
         raise ValueError(
             f"shapes must have the shape (..., k, n, d) with k, n, d >= 1, got {tuple(a.shape)}"
         )
+    # All shapes are one problem: JAX's explicit axes are refused along the shapes, too.
+    as_matrix(ops.xp.moveaxis(a, -3, -1), "shapes")
     scale, translation = flag("scale", scale), flag("translation", translation)
     reflection = flag("reflection", reflection)
     given = None if rtol is None else number("rtol", rtol, 0, 1)
@@ -235,7 +237,7 @@ def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
     x = xp.reshape(entered.x, (*lead, k, n, d))
     one = xp.ones_like(_squares(x, ops))
     size = entered.scale if isinstance(entered.scale, float) else entered.scale[..., 0, 0]
-    p: Array | float = 1.0 / n
+    p: Array | float = 1 / float(n)
     total: Array | float = float(n)
     if weights is not None:
         p = _weights(weights, x, ops)
