@@ -51,7 +51,7 @@ def definite(x: Any) -> Any:
 def aligned_shapes(x: Any) -> Any:
     """Two sweeps over as many clouds as columns, as every transformation takes them."""
     a = definite(x)
-    clouds = (a[:, :, None] + 2 * a[:, None, :]) ** 3
+    clouds = (a[:, :, None] - a[:, None, :]) ** 2
     found = polarlib.generalized_procrustes(clouds, rtol=0, max_iterations=2)
     return found.mean, found.objective
 
@@ -96,8 +96,8 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
             lambda x: polarlib.procrustes(x, 2 * x + 1, rotation=True),
         ),
         "align": (
-            TALL,
-            lambda x: tuple(vars(polarlib.align(x, 2 * x * x + 1, scale=True)).values())[:-1],
+            SQUARE,
+            lambda x: tuple(vars(polarlib.align(x, 2 * x * x + 1, scale=True)).values())[-2::-1],
         ),
         "generalized_procrustes, rtol=0": (TALL, aligned_shapes),
         "manifold.tangent": (TALL, lambda x: manifold.tangent(x, 2 * x + 1)),

@@ -153,7 +153,8 @@ def generalized_procrustes(
             f"shapes must have the shape (..., k, n, d) with k, n, d >= 1, got {tuple(a.shape)}"
         )
     # All shapes are one problem: JAX's explicit axes are refused along the shapes, too.
-    as_matrix(ops.xp.moveaxis(a, -3, -1), "shapes")
+    *lead, k, n, d = range(a.ndim)
+    as_matrix(ops.xp.permute_dims(a, (*lead, n, d, k)), "shapes")
     scale, translation = flag("scale", scale), flag("translation", translation)
     reflection = flag("reflection", reflection)
     given = None if rtol is None else number("rtol", rtol, 0, 1)
