@@ -30,7 +30,7 @@ from polarlib.timing import BURST, SITUATIONS, interleaved, ratios
 COMMAND = "python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/uses.md"
 # Rounds at least, and seconds of a situation. A loop over a stack of the others' functions may
 # take seconds.
-ROUNDS, SECONDS = 5, 1.0
+ROUNDS, SECONDS = 5, 0.5
 Function = Callable[[], Any]
 Flat = Callable[[Any], np.ndarray]
 
@@ -206,7 +206,7 @@ def cases() -> Iterator[tuple[str, str, Callable[[], dict[str, Contender]]]]:
         yield "10,000 clouds of 100 points", dtype, lambda d=dtype: aligned(10_000, 100, d)
     yield "100 clouds of 1,000 points", "float64", lambda: aligned(100, 1000, "float64")
     yield "a cloud of 100 points", "float64", lambda: aligned(1, 100, "float64")
-    yield "10,000 centred clouds of 100 points", "float64", lambda: rotated(10_000, 100, "float64")
+    yield "1,000 centred clouds of 100 points", "float64", lambda: rotated(1000, 100, "float64")
     for dtype in ("float64", "float32"):
         make = lambda d=dtype: nearest(10_000, 3, d, rotation=True)  # noqa: E731
         yield "nearest rotations, 10,000 of 3 x 3", dtype, make
