@@ -89,7 +89,8 @@ def test_the_task(script, monkeypatch, capsys):
         assert x.dtype == y.dtype == np.float32
         assert np.isclose(np.mean(x**2), 1, atol=1e-3)
         # No linear map of the inputs has it all: there is something to learn.
-        left = np.linalg.lstsq(x, y, rcond=None)[1].sum() / np.sum(y**2)
+        # The digits have columns that are constant: lstsq gives no residual then.
+        left = np.sum((x @ np.linalg.lstsq(x, y, rcond=None)[0] - y) ** 2) / np.sum(y**2)
         assert 0.02 < left < 0.98
     digits.show({"a": [1.0, 2.0], "b": [1.0, 1.0]})
     assert capsys.readouterr().out.endswith("largest difference: 1.0e+00 of the loss\n")
@@ -287,9 +288,13 @@ def test_closure(muon, torch):
     assert values[2] < values[1] < values[0]
 
 
-def test_states_round_trip(muon, torch, script):
+def test_states_round_trip(muon, torch, script, monkeypatch):
     digits = script("digits")
-    x, y = map(torch.from_numpy, digits.task())
+    with monkeypatch.context() as m:
+        # Of rank-deficient gradients, as those of the digits are, no two iterations in bfloat16
+        # agree where singular values are rounding.
+        m.setattr(digits.importlib.util, "find_spec", lambda name: None)
+        x, y = map(torch.from_numpy, digits.task())
 
     def start(optimizer, layers=None):
         layers = digits.weights() if layers is None else layers
