@@ -1,6 +1,6 @@
 """Time of a step of Muon: the optimizers of examples/ against torch.optim.Muon and optax.contrib.
 
-    python benchmarks/muon.py [--json docs/data/muon.json] [--only TEXT] [--threads N]
+    python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown docs/muon.md
 
 Jordan's coefficients and five steps on both sides, the same gradients, interleaved in one process:
 the momentum, the iteration, the weight decay and the update are timed. torch.optim.Muon iterates in
@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from common import restart_with, table, where
+from common import replace_part, restart_with, table, where
 from rich.console import Console
 
 from polarlib.files.whole import write_whole
@@ -130,8 +130,23 @@ def measured(case: Case, seconds: float) -> dict[str, Any]:
     }
 
 
+def times(cases: dict[str, Any]) -> str:
+    """The table of the medians."""
+    rows = [
+        [name, *(f"{1e3 * f[side]:.3g}" for side in ("ours", "theirs")), f"{f['ratio']:.2f}"]
+        for name, f in cases.items()
+    ]
+    return table(["case", "ours, ms", "theirs, ms", "ratio"], rows)
+
+
+def page(figures: dict[str, Any]) -> str:
+    """The table with the machine."""
+    return f"{figures['machine']}.\n\n{times(figures['cases'])}"
+
+
 def main(
     json_: Annotated[Path | None, typer.Option("--json", help="file for the figures")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="page with the table")] = None,
     only: Annotated[str, typer.Option(help="cases whose name has this text")] = "",
     threads: Annotated[int | None, typer.Option(help="of every library")] = None,
     quick: Annotated[bool, typer.Option(help="small matrices, to see that it runs")] = False,
@@ -143,14 +158,13 @@ def main(
         needed = ("torch",) if case.library == "torch" else ("jax", "optax")
         if only in str(case) and all(map(installed, needed)):
             found[str(case)] = measured(case, 0.0 if quick else SECONDS)
-    rows = [
-        [name, *(f"{1e3 * f[side]:.3g}" for side in ("ours", "theirs")), f"{f['ratio']:.2f}"]
-        for name, f in found.items()
-    ]
-    Console().print(table(["case", "ours, ms", "theirs, ms", "ratio"], rows), markup=False)
+    Console().print(times(found), markup=False)
+    figures = {"machine": where(), "cases": found}
     if json_ is not None:
-        text = json.dumps({"machine": where(), "cases": found}, indent=1)
+        text = json.dumps(figures, indent=1)
         write_whole(json_, lambda file: file.write(f"{text}\n".encode()))
+    if markdown is not None:
+        replace_part(markdown, "times", page(figures))
 
 
 @functools.cache

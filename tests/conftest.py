@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -29,6 +30,16 @@ LIBRARIES = (*ALWAYS, *(name for name in served() if name not in ("numpy", "cupy
 with_dask = pytest.mark.parametrize("lib", [*LIBRARIES, "dask"], indirect=True)
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+def module_of(script: Path) -> Any:
+    """Import a script of the repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(f"script_{script.stem}", script)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{script} is no script of Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

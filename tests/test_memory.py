@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-import importlib.util
 import inspect
 import json
 import pkgutil
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+from conftest import module_of
 
 import polarlib
 from polarlib import Schedule, Status, design, orthogonalize, polar
@@ -407,8 +407,6 @@ def test_page_is_that_of_the_data(monkeypatch):
     if not script.exists():
         pytest.skip("the benchmarks are not installed")
     monkeypatch.syspath_prepend(str(script.parent))
-    spec = importlib.util.spec_from_file_location("memory_benchmark", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(script)
     figures = json.loads(data.read_text(encoding="utf-8"))
     assert module.page(figures) == text.read_text(encoding="utf-8")

@@ -120,6 +120,14 @@ def test_the_benchmark_runs(torch, tmp_path):
         assert case["rounds"] == len(case["ratios"]) >= 5
 
 
+def test_the_page_has_the_times_of_the_data(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    figures = json.loads((ROOT / "docs/data/muon.json").read_text("utf-8"))
+    page = (ROOT / "docs/muon.md").read_text("utf-8")
+    # else: python benchmarks/muon.py --json docs/data/muon.json --markdown docs/muon.md
+    assert importlib.import_module("muon").page(figures) in page
+
+
 # -- torch -------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.optimize
+from conftest import module_of
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "procrustes_variants.py"
 pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are not installed")
@@ -19,10 +19,7 @@ LINES = 80
 
 @pytest.fixture
 def variants():
-    spec = importlib.util.spec_from_file_location("procrustes_variants", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(SCRIPT)
 
 
 def test_the_example_proves_what_it_prints():

@@ -1,4 +1,4 @@
-"""Lyapunov equations of matrices that are not Hermitian, by matrix products on every library."""
+"""The Lyapunov equation ``M S + S M^H = 2 I`` of general M, with a check that S exists."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops)
 class _Means(NamedTuple):
     """Means of points and of targets, shape (..., d, 1), each the sum of a point and of the rest.
 
-    One point is subtracted first, the heaviest: exactly, as it is near the others where all are far
-    from the origin. Points that coincide are then exactly 0.
+    One point is subtracted first, the heaviest or one that is heavy enough: exactly, as it is near
+    the others where all are far from the origin. Points that coincide are then exactly 0.
     """
 
     x: Array

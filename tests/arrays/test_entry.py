@@ -57,10 +57,10 @@ def arrays(value):
     if isinstance(value, polarlib.PolarResult):
         return [value.unitary, value.hermitian]
     if dataclasses.is_dataclass(value):
-        return arrays(list(vars(value).values()))
+        return arrays([x for x in vars(value).values() if not isinstance(x, bool | int | float)])
     if isinstance(value, list | tuple):
         return [x for v in value for x in arrays(v)]
-    return [value] if hasattr(value, "device") else []
+    return [value]
 
 
 # -- NumPy's settings ------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import module_of
 
 import polarlib
 
@@ -19,10 +19,7 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not ins
 
 @pytest.fixture(scope="module")
 def maker():
-    spec = importlib.util.spec_from_file_location("maker", DOCS / "make_transformations.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of(DOCS / "make_transformations.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import frame
 import pytest
+from conftest import module_of
 
 # A peer with a function under two names, a class, and tests of which one needs what is not here.
 PEER = """
@@ -197,8 +197,6 @@ def test_every_adapter_was_run():
 
 @needs_docs
 def test_the_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_peers", DOCS / "make_peers.py")
-    make_peers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_peers)
+    make_peers = module_of(DOCS / "make_peers.py")
     data = json.loads(make_peers.DATA.read_text("utf-8"))
     assert make_peers.PAGE.read_text("utf-8") == make_peers.page(data)
