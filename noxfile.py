@@ -109,8 +109,8 @@ def coverage(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Peers' own tests on polarlib, and the comparison with JAX over its grid: [PATH] of copies.
 
-    PATH has copies of the peers' repositories (docs/peers.md); without it the tests of installed
-    packages are run.
+    PATH has copies of the peers' repositories (docs/evidence/peers.md); without it the tests of
+    installed packages are run.
     """
     session.install("-e", ".[test,peers]", *LIBRARIES)
     session.run("python", "tests/peers/frame.py", *session.posargs)

@@ -5,7 +5,8 @@
 Two steps are the same for every matrix, the head: those of ``design.for_precision`` for an interval
 [l, 1] with l in the middle of the range. The others, the tail, are designed for each of a grid of
 lower ends, for the state that rounding leaves after the head. Which tail a matrix takes, the rule
-says; docs/adaptive.md derives it, and benchmarks/nearest.py fits it and measures what it gives.
+says; docs/guide/adaptive.md derives it, and benchmarks/nearest.py fits it and measures what it
+gives.
 """
 
 from __future__ import annotations

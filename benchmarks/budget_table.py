@@ -1,6 +1,6 @@
 """The best degrees for a number of matrix products, by condition number; and how long they take.
 
-    python benchmarks/budget_table.py [--markdown docs/budget.md]
+    python benchmarks/budget_table.py [--markdown docs/evidence/budget.md]
     python benchmarks/budget_table.py --measure now
 
 The page is made by this script and by nothing else. The second call measures the worst errors of
@@ -169,7 +169,8 @@ def main(
 
 PAGE = """# Best degrees for a budget of matrix products
 
-Made by `python benchmarks/budget_table.py --markdown docs/budget.md`; nothing here is typed by
+Made by `python benchmarks/budget_table.py --markdown docs/evidence/budget.md`; nothing here is
+typed by
 hand. A row is a number of matrix products, a column a condition number κ: singular values in
 [1/κ, 1]. Degrees 3, 5 and 9 cost 2, 3 and 4 products. A cell has
 
@@ -195,7 +196,8 @@ EXACT = """## Exact arithmetic
 LOW = """## bfloat16
 
 `precision="bfloat16"`: every step is designed on where rounding can have taken the singular values
-before it ([low_precision.md](low_precision.md)). The error is that with a fifth of the bound of
+before it ([low_precision.md](../guide/precision.md)). The error is that with a fifth of the bound
+of
 every rounding, the largest part that was measured, and an improvement below 1/64 of one rounding is
 not worth a product.
 
@@ -205,7 +207,8 @@ MEASURED = """## Measured in number formats
 
 Worst |1 − σ| on matrices of 128 rows with log-uniform singular values in [lower, 1], two seeds; in
 brackets that where entries are rounded alike (300 matrices). Formats are simulated as in
-[low_precision.md](low_precision.md). Before there were two models of rounding, now there is one,
+[low_precision.md](../guide/precision.md). Before there were two models of rounding, now there is
+one,
 the bound, and `for_precision(..., matmuls=)` gives the same. An error near 1 or above says that so
 few products do not reach so far.
 

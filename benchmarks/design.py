@@ -1,6 +1,6 @@
 """How long the coefficient solver takes, and how far its results are from the best there is.
 
-    python benchmarks/design.py [--markdown docs/design.md]
+    python benchmarks/design.py [--markdown docs/guide/design.md]
 
 Medians of repeated calls after one to warm up, each with the library's caches of steps empty. The
 gap is the certified upper bound of a schedule's worst error less the certified least error of any

@@ -1,6 +1,7 @@
-"""Which changes around a call change its result: the table of docs/determinism.md.
+"""Which changes around a call change its result: the table of docs/guide/determinism.md.
 
-    python benchmarks/determinism.py [--page docs/determinism.md] [--libraries numpy,torch,jax,dask]
+    python benchmarks/determinism.py [--page docs/guide/determinism.md]
+                                        [--libraries numpy,torch,jax,dask]
 
 Each library runs in processes of its own: two with one thread of BLAS and other hash seeds, one
 with two. All but the columns "process" and "threads" is of the first. Nothing is timed.

@@ -1,6 +1,7 @@
-"""Square roots and signs of general matrices against SciPy's, on the same matrices.
+r"""Square roots and signs of general matrices against SciPy's, on the same matrices.
 
-    python benchmarks/general_roots.py --json docs/data/general_roots.json --page docs/roots.md
+    python benchmarks/general_roots.py --page docs/guide/roots.md \\
+        --json docs/data/general_roots.json
     python benchmarks/general_roots.py --no-time --json ... --page ...    # accuracy alone
 
 Accuracy: residuals ``|X^2 - A|_F / (n u |X|_F^2)`` and ``|S^2 - I|_F / (n u |S|_F^2)``, u = 2^-53,

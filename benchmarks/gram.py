@@ -1,6 +1,6 @@
 """The Gram form explained: what goes wrong in 16-bit formats, where it starts again, when it pays.
 
-    python benchmarks/gram.py [--page docs/gram_form.md] [--quick]
+    python benchmarks/gram.py [--page docs/guide/gram.md] [--quick]
 
 makes the pictures and tables of the page. Number formats are simulated on NumPy as hardware works:
 operands rounded, products accumulated in single precision, one rounding of each result. Nothing is

@@ -1,6 +1,6 @@
 """Two Halley steps on one Gram matrix beside five quintics: accuracy, choices, and seconds.
 
-    python benchmarks/halley.py [--markdown docs/methods.md] [--quick]
+    python benchmarks/halley.py [--markdown docs/guide/polar.md] [--quick]
     python benchmarks/halley.py --seconds
 
 The first makes the tables of the page, in simulated formats on NumPy; the second times torch's own

@@ -4,7 +4,8 @@
     python benchmarks/launches.py --label before --root ../checkout-of-another-commit
 
 counts the calls of tests/device/cases.py with CuPy, torch and JAX, adds the numbers to
-docs/data/launches.json, and makes docs/launches.md and a table of docs/gpu.md from that file. Each
+docs/data/launches.json, and makes docs/evidence/launches.md and a table of docs/gpu.md from that
+file. Each
 library may be in an environment of its own, whose Python is ``--cupy``, ``--torch`` or ``--jax``
 (`nox -s device` makes them); one that is not there keeps its numbers. Counts do not depend on the
 machine's load. Those of torch and JAX belong to the version of the library.
@@ -26,7 +27,7 @@ from common import replace_part, table
 from polarlib.files.whole import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA, PAGE = ROOT / "docs" / "data" / "launches.json", ROOT / "docs" / "launches.md"
+DATA, PAGE = ROOT / "docs" / "data" / "launches.json", ROOT / "docs" / "evidence" / "launches.md"
 SHORT = ROOT / "docs" / "gpu.md"
 LABELS = ("before", "now")
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ INTRODUCTION = """\
 # Launches, waits and transfers
 
 Made by `python benchmarks/launches.py` from `docs/data/launches.json`, checked by
-`tests/device/test_counts.py`. No GPU was used: [gpu.md](gpu.md) says what such counts prove. Two
+`tests/device/test_counts.py`. No GPU was used: [gpu.md](../gpu.md) says what such counts prove. Two
 numbers are before ({before}) and now. Formats with the same counts share a line.
 """
 NOTES = {
@@ -88,8 +89,8 @@ Operators of StableHLO, before XLA fuses them, with the branches of every condit
 every loop. A function that cannot be traced is refused, and runs operator by operator then.""",
 }
 SUMMARY = """\
-From [launches.md](launches.md), which has every number and says what is counted; two numbers are
-before ({before}) and now. CuPy's counts of calls that branch on values (`polar`,
+From [launches.md](evidence/launches.md), which has every number and says what is counted; two
+numbers are before ({before}) and now. CuPy's counts of calls that branch on values (`polar`,
 `nearest_rotation`) are of a path that no matrix has: see the columns of torch.
 """
 # What the host waits for, by library.

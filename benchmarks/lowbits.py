@@ -1,6 +1,6 @@
 """Evidence for polarlib.design.for_precision: what rounding does, and what the designs withstand.
 
-    python benchmarks/lowbits.py [--markdown docs/low_precision.md] [--quick]
+    python benchmarks/lowbits.py [--markdown docs/guide/precision.md] [--quick]
 
 Number formats are simulated on NumPy as hardware works: operands rounded, products accumulated in
 single precision, one rounding of each result. Nothing is timed.
@@ -398,11 +398,11 @@ def page(quick: bool, console: Console) -> str:
 
 TEXT = """# Designing for a number format
 
-Made by `python benchmarks/lowbits.py --markdown docs/low_precision.md`; nothing in the tables is
+Made by `python benchmarks/lowbits.py --markdown docs/guide/precision.md`; nothing in the tables is
 typed by hand. u is the unit roundoff: 2⁻⁸ in bfloat16, 2⁻¹¹ in float16, 2⁻⁴ and 2⁻³ in the 8-bit
 formats e4m3 and e5m2. Formats are simulated as hardware works: operands rounded, products
 accumulated in single precision, one rounding of each result. Where they are native, and what
-differs then: [methods.md](methods.md#number-formats).
+differs then: [methods.md](polar.md#number-formats).
 
 `design.for_precision("bfloat16", 1e-3, steps=5)` is the best schedule for iterating in a format. It
 needs no safety factor and no cushion from the user: both follow from a bound of the rounding.
@@ -454,7 +454,7 @@ and distance ‖Q − UVᵀ‖_F / √n to the polar factor.
 Rounding of the input perturbs singular values by about u/√n times the largest, by up to u where
 entries are rounded alike: directions of smaller ones are lost before the first step. Zero singular
 values become noise of that size, which the slope of a schedule lifts: measured with four remedies
-in [stress.md](stress.md#zero-singular-values).
+in [stress.md](../evidence/stress.md#zero-singular-values).
 
 ## No blow-up
 
@@ -508,7 +508,7 @@ with 1000 rows and columns. Entries below 2⁻¹⁸ (e4m3) or 2⁻³² (e5m2) ti
 ## Gram form
 
 Where `design.restarts` has the Gram form start again: as the rounding of R and Q demands, and the
-room that a schedule leaves for it ([gram_form.md](gram_form.md)).
+room that a schedule leaves for it ([gram_form.md](gram.md)).
 
 {restarts}
 """

@@ -4,7 +4,8 @@
     python benchmarks/memory.py --label before --root ../checkout-of-another-commit
 
 measures the package in a checkout and adds the numbers to docs/data/memory.json; every run then
-makes docs/memory.md from that file. Peaks are those of tracemalloc, to which NumPy reports every
+makes docs/guide/memory.md from that file. Peaks are those of tracemalloc, to which NumPy reports
+every
 array, LAPACK's workspaces among them: storage in use at once beyond the input, in units of the
 input. They do not depend on the machine's load. Resident peaks are those of a process of its own.
 """
@@ -26,7 +27,7 @@ import numpy as np
 import scipy.linalg
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA, PAGE = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "memory.md"
+DATA, PAGE = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "guide" / "memory.md"
 METHODS = ("auto", "svd", "qdwh", "newton", "zolotarev")
 SHAPES: tuple[tuple[tuple[int, ...], str], ...] = (
     ((2048, 256), "right"),
@@ -220,7 +221,7 @@ def page(figures: dict[str, Any]) -> str:
     lines = [
         "# Memory and import time",
         "",
-        "Made by `python benchmarks/memory.py` from [data/memory.json](data/memory.json);",
+        "Made by `python benchmarks/memory.py` from [data/memory.json](../data/memory.json);",
         f"{figures['machine']}. Before is commit {before['commit']}.",
         "",
         *PEAKS.splitlines(),

@@ -1,6 +1,6 @@
 """Time of a step of Muon: the optimizers of examples/ against torch.optim.Muon and optax.contrib.
 
-    python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown docs/muon.md
+    python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown docs/guide/muon.md
 
 Jordan's coefficients and five steps on both sides, the same gradients, interleaved in one process:
 the momentum, the iteration, the weight decay and the update are timed. torch.optim.Muon iterates in

@@ -1,6 +1,6 @@
 """Distance to the unitary factor of every published set, the default and the adaptive schedule.
 
-    python benchmarks/nearest.py [--json docs/data/nearest.json] [--markdown docs/adaptive.md]
+    python benchmarks/nearest.py [--json docs/data/nearest.json] [--markdown docs/guide/adaptive.md]
     python benchmarks/nearest.py --unseen FILE.npz [--json FILE]    # matrices of another training
     python benchmarks/nearest.py --fit                              # the rule's coefficients anew
 

@@ -1,6 +1,6 @@
 """What the spectral norm's maximiser takes beyond the orthogonalisation that it is made of.
 
-    python benchmarks/norms.py [--markdown docs/norms.md]
+    python benchmarks/norms.py [--markdown docs/guide/norms.md]
 
 Ratios of `norms.spectral(polar="polar_express").lmo(g)` to `polarlib.orthogonalize(g)`: interleaved
 calls on the same matrix, ratio of medians, and quartiles of the ratios of neighbouring calls.

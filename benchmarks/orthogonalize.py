@@ -1,7 +1,7 @@
 """Speed of orthogonalize(): against textbook loops, its matrix products alone, and other packages.
 
     python benchmarks/orthogonalize.py [--only TEXT] [--peers FOLDER] [--threads N] [--busy]
-    python benchmarks/orthogonalize.py --markdown docs/benchmarks.md
+    python benchmarks/orthogonalize.py --markdown docs/evidence/benchmarks.md
 
 The first command measures the cases whose name contains the text, such as "torch bfloat16 768 x
 768"; all but those in float16 without it, in less than six minutes on two cores. It adds them to a

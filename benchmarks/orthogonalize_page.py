@@ -127,8 +127,8 @@ def workspace_table(figures: dict[str, Any]) -> str:
 
 TEXT = """# Speed of orthogonalize()
 
-Made by `python benchmarks/orthogonalize.py --markdown docs/benchmarks.md` from
-[data/orthogonalize.json](data/orthogonalize.json), which calls of the same script without
+Made by `python benchmarks/orthogonalize.py --markdown docs/evidence/benchmarks.md` from
+[data/orthogonalize.json](../data/orthogonalize.json), which calls of the same script without
 `--markdown` measured; nothing in the tables is typed by hand. Machine: {machine}.
 
 Five steps, {products} matrix products, on one Gaussian matrix, or a stack of 16. Runs are

@@ -4,7 +4,7 @@
     python benchmarks/polar.py --threads 1 --busy
     python benchmarks/polar.py --sizes 512 --dtypes float64 --matrices 10,1e4 --peers peers
     python benchmarks/polar.py --counts
-    python benchmarks/polar.py --page docs/polar_benchmarks.md
+    python benchmarks/polar.py --page docs/evidence/polar_benchmarks.md
     python benchmarks/polar.py --claim
 
 A call measures some cases and adds them to a file of figures; the last two make the page, and print

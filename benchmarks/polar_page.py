@@ -255,7 +255,7 @@ def claim(figures: dict[str, Any]) -> str:
     named = _listed(list(map(run_name, runs(figures))))
     sentence = (
         f"{'; '.join(parts)}. Each ratio is the worst of those measured {_listed(said)}: {named} "
-        "(`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
+        "(`python benchmarks/polar.py`, [table](docs/evidence/polar_benchmarks.md))."
     )
     return sentence[0].upper() + sentence[1:]
 

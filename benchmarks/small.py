@@ -1,6 +1,7 @@
-"""Stacks of small matrices: polar factors with error estimates, and rotations, against the SVD.
+r"""Stacks of small matrices: polar factors with error estimates, and rotations, against the SVD.
 
-    python benchmarks/small.py --json docs/data/small.json --markdown docs/polar_benchmarks.md
+    python benchmarks/small.py --json docs/data/small.json \\
+        --markdown docs/evidence/polar_benchmarks.md
 
 Interleaved calls on the same stack, each after a product of two 512 x 512 matrices, which fills the
 caches. "svd" is numpy.linalg.svd of the stack with U and H formed from it; the others are for
@@ -30,7 +31,8 @@ from polarlib.timing import interleaved, ratios
 COUNT = 200_000
 SECONDS = 6.0
 COMMAND = (
-    "python benchmarks/small.py --json docs/data/small.json --markdown docs/polar_benchmarks.md"
+    "python benchmarks/small.py --json docs/data/small.json"
+    " --markdown docs/evidence/polar_benchmarks.md"
 )
 # Matrices that are timed one by one: calls of SciPy take microseconds of Python each.
 FEW = 1_000
@@ -173,7 +175,7 @@ def main(
     if markdown is not None:
         text = "\n".join(
             [
-                f"Made by `{COMMAND}`; {where()}. Data in [data/small.json](data/small.json).",
+                f"Made by `{COMMAND}`; {where()}. Data in [data/small.json](../data/small.json).",
                 "",
                 *("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *cells)),
             ]

@@ -1,8 +1,9 @@
 """Accuracy in low precision: our schedule against the published ones at equal matrix products.
 
-    python benchmarks/stress.py [--markdown docs/stress.md] [--json FILE] [--peers FOLDER] [--quick]
-    python benchmarks/stress.py --range --markdown docs/stress.md    # its section "Range" alone
-    python benchmarks/stress.py --sets --markdown docs/stress.md     # what is of published sets
+    python benchmarks/stress.py [--markdown docs/evidence/stress.md] [--json FILE]
+                                   [--peers FOLDER] [--quick]
+    python benchmarks/stress.py --range --markdown docs/evidence/stress.md  # section "Range" alone
+    python benchmarks/stress.py --sets --markdown docs/evidence/stress.md   # published sets alone
 
 Number formats are simulated on NumPy as hardware works: operands rounded, products accumulated in
 single precision, one rounding of each result. What is compared with other packages' own code runs
@@ -1087,7 +1088,7 @@ draw of each:
 
 {gentle}
 
-![Ratios of the five metrics, theirs to ours, a dot for each spectrum](figures/stress.png)
+![Ratios of the five metrics, theirs to ours, a dot for each spectrum](../figures/stress.png)
 
 Dots to the right of the line: ours is better there (circles); to the left: theirs is (triangles).
 Figures below one unit roundoff are drawn as one; ratios beyond 30 stand at the edge.
@@ -1127,7 +1128,8 @@ them.
 
 TEXT = """# Stress test in low precision
 
-Made by `python benchmarks/stress.py --markdown docs/stress.md`; nothing in the tables is typed by
+Made by `python benchmarks/stress.py --markdown docs/evidence/stress.md`; nothing in the tables is
+typed by
 hand. Every published set of coefficients, at its own number of matrix products, beside our schedule
 of the same number of products.
 

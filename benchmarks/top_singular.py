@@ -1,6 +1,6 @@
 """Leading singular triplets: products with a vector at equal error, and time against SciPy.
 
-    python benchmarks/top_singular.py [--markdown docs/top_singular.md] [--quick]
+    python benchmarks/top_singular.py [--markdown docs/guide/top_singular.md] [--quick]
 
 First table: Gaussian 500 x 500, k = 5. Each iteration is run to smaller and smaller residuals,
 without certificate, until the error of ``U_k V_k^T`` is what is asked for. Second table: medians of

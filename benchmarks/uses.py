@@ -1,6 +1,6 @@
 """What is computed with the polar factor, against other libraries: results and times.
 
-    python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/uses.md
+    python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/guide/uses.md
 
 Every contender gets the same data in the same process, those that are installed: SciPy, roma
 (torch), theochem's procrustes, trimesh, pymanopt, geoopt. Each is timed in turn with polarlib's
@@ -27,7 +27,9 @@ from scipy.spatial.transform import Rotation
 import polarlib
 from polarlib.timing import BURST, SITUATIONS, interleaved, ratios
 
-COMMAND = "python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/uses.md"
+COMMAND = (
+    "python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/guide/uses.md"
+)
 # Rounds at least, and seconds of a situation. A loop over a stack of the others' functions may
 # take seconds.
 ROUNDS, SECONDS = 5, 0.5

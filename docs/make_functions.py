@@ -1,4 +1,4 @@
-"""docs/functions.md: which function takes which arrays, and what goes through what.
+"""docs/evidence/functions.md: which function takes which arrays, and what goes through what.
 
     python docs/make_functions.py
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import make_transformations as transformations
 
-PAGE = Path(__file__).parent / "functions.md"
+PAGE = Path(__file__).parent / "evidence" / "functions.md"
 DATA = Path(__file__).parent / "data" / "functions.json"
 TESTS = Path(__file__).parents[1] / "tests"
 LIBRARIES = {
@@ -60,7 +60,7 @@ GROUPS = {
 
 
 class Column(NamedTuple):
-    """A column of the page that is read off the data of docs/transformations.md."""
+    """A column of the page that is read off the data of docs/evidence/transformations.md."""
 
     title: str
     part: str

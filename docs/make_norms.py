@@ -1,4 +1,4 @@
-"""Write the tables and the figure of docs/norms.md from the code.
+"""Write the tables and the figure of docs/guide/norms.md from the code.
 
     python docs/make_norms.py
 
@@ -27,7 +27,7 @@ from polarlib.norms.modules import Modular
 from polarlib.norms.sums import MinkowskiSum
 from polarlib.norms.unitary import Unitary
 
-PAGE = Path(__file__).parent / "norms.md"
+PAGE = Path(__file__).parent / "guide" / "norms.md"
 FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
 
 EXAMPLE = np.diag([4.0, 2.0, 1.0])

@@ -1,4 +1,4 @@
-"""Write docs/peers.md from docs/data/peers.json, which tests/peers/frame.py makes.
+"""Write docs/evidence/peers.md from docs/data/peers.json, which tests/peers/frame.py makes.
 
     python docs/make_peers.py
 
@@ -13,16 +13,17 @@ from typing import Any
 
 from polarlib.files.whole import write_whole
 
-PAGE = Path(__file__).parent / "peers.md"
+PAGE = Path(__file__).parent / "evidence" / "peers.md"
 DATA = Path(__file__).parent / "data" / "peers.json"
 
 HEAD = """\
 # Peers' own tests on polarlib
 
 Other libraries compute the polar factor too, under names of their own, and test it. Adapters in
-[tests/peers](../tests/peers) replace their functions by ones that call polarlib, and run the peers'
-tests, as they are. Made by `python docs/make_peers.py` from [data](data/peers.json); nothing here
-is typed by hand.
+[tests/peers](../../tests/peers) replace their functions by ones that call polarlib, and run the
+peers'
+tests, as they are. Made by `python docs/make_peers.py` from [data](../data/peers.json); nothing
+here is typed by hand.
 
 ```
 nox -s peers                    # those whose installed packages hold their tests

@@ -1,4 +1,4 @@
-"""docs/transformations.md: which functions go through which transformations of torch and JAX.
+"""docs/evidence/transformations.md: which functions go through torch's and JAX's transformations.
 
     python docs/make_transformations.py
 
@@ -28,7 +28,7 @@ import numpy as np
 import polarlib
 from polarlib import manifold, norms
 
-PAGE = Path(__file__).parent / "transformations.md"
+PAGE = Path(__file__).parent / "evidence" / "transformations.md"
 PACKAGE = Path(polarlib.__file__).parent
 DATA = Path(__file__).parent / "data" / "transformations.json"
 WORKS = "works"

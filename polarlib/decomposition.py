@@ -105,8 +105,8 @@ def polar(
         Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
         rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
         decomposed in its own storage if the smaller Hermitian factor is asked for: the peak falls
-        by about the size of `a`, and `backward_error` is estimated (docs/memory.md). Every other
-        matrix is needed until the end, and the peak is that without `overwrite_a`.
+        by about the size of `a`, and `backward_error` is estimated (docs/guide/memory.md). Every
+        other matrix is needed until the end, and the peak is that without `overwrite_a`.
 
     Returns
     -------
@@ -144,7 +144,7 @@ def polar(
     or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Errors
     and `converged` of the result are arrays then, `status` and `reason` None; nothing warns, no SVD
     is computed instead, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min`
-    is not used. docs/derivatives.md has a table of the results.
+    is not used. docs/guide/derivatives.md has a table of the results.
 
     Examples
     --------

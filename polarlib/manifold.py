@@ -215,7 +215,7 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
 
     M S + S M^H = 2 I is solved by Schur decompositions on the host, elsewhere by inverses and
     products, which stacks of eight or more matrices of up to 32 columns try on the host first
-    (docs/manifold.md has the accuracy); that S is positive definite and its residual small is
+    (docs/guide/manifold.md has the accuracy); that S is positive definite and its residual small is
     checked, which proves that S exists. Derivatives in both arguments are solutions of the same
     kind of equation, so that derivatives have derivatives.
     T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894, solve for S by

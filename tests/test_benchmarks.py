@@ -21,7 +21,7 @@ from polarlib import timing
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PAGE = ROOT / "docs" / "polar_benchmarks.md"
+PAGE = ROOT / "docs" / "evidence" / "polar_benchmarks.md"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")
 
 
@@ -424,7 +424,7 @@ def test_the_claim_is_the_smallest_ratio_of_all(pages):
         "(2 x 2, κ = 10, after a NumPy product, 1 thread) and 1.75 times in the median. Each ratio "
         "is the worst of those measured after a pause, in alternation with SciPy and "
         "after a NumPy product: 2 threads and 1 thread "
-        "(`python benchmarks/polar.py`, [table](docs/polar_benchmarks.md))."
+        "(`python benchmarks/polar.py`, [table](docs/evidence/polar_benchmarks.md))."
     )
     worse = figures["runs"]["1 thread"]["cases"]["float32 2 10"]
     worse["alternation"]["polar"] = row(0.25)
@@ -443,14 +443,14 @@ def test_the_page_in_the_docs_is_of_the_figures_in_the_docs(pages, common, tmp_p
     page = tmp_path / "page.md"
     page.write_text(PAGE.read_text(encoding="utf-8"), encoding="utf-8")
     pages.make_page(page, common.load(pages.FIGURES))
-    # else: python benchmarks/polar.py --page docs/polar_benchmarks.md
+    # else: python benchmarks/polar.py --page docs/evidence/polar_benchmarks.md
     assert page.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
 def test_the_page_of_orthogonalize_is_of_its_figures(common, speed):
     made = speed.page(common.load(speed.FIGURES))
-    # else: python benchmarks/orthogonalize.py --markdown docs/benchmarks.md
-    assert made == (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    # else: python benchmarks/orthogonalize.py --markdown docs/evidence/benchmarks.md
+    assert made == (ROOT / "docs" / "evidence" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_the_sentence_on_the_host_is_of_its_data():

@@ -1,4 +1,4 @@
-"""What docs/determinism.md promises: equal bits, equal to rounding, and settings left alone."""
+"""What docs/guide/determinism.md promises: equal bits, equal to rounding, settings left alone."""
 
 from __future__ import annotations
 

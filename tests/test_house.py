@@ -255,14 +255,14 @@ def test_the_measures_are_those_of_this_code(measures):
 
 
 def test_every_schedule_has_check_values_and_authors():
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "guide" / "polar.md").read_text(encoding="utf-8")
     for name in polarlib.schedules():
         assert f"`{name}`" in page
     assert set(test_published.QUALITY) == set(polarlib.schedules())
 
 
 def test_every_method_has_its_rows():
-    page = (DOCS / "methods.md").read_text(encoding="utf-8")
+    page = (DOCS / "guide" / "polar.md").read_text(encoding="utf-8")
     for name in set(polarlib.methods()) - set(polarlib.schedules()):
         assert re.search(rf"^\| `{name}` \|", page, re.MULTILINE)
     assert set(test_contract.TABLE) == set(polarlib.methods())
@@ -276,7 +276,7 @@ def test_every_norm_has_its_rows():
         and issubclass(_returned(getattr(norms, name)), Norm)
     }
     assert len(makers) > 10
-    page = (DOCS / "norms.md").read_text(encoding="utf-8")
+    page = (DOCS / "guide" / "norms.md").read_text(encoding="utf-8")
     tests = Path(test_norms.__file__).read_text(encoding="utf-8")
     others = "".join(
         path.read_text(encoding="utf-8")
@@ -285,7 +285,7 @@ def test_every_norm_has_its_rows():
     for name in makers:
         assert re.search(rf"norms\.{name}\b", tests + others), name
     missing = [name for name in makers if not re.search(rf"\b{name}\b", page)]
-    assert_offenders("norms that docs/norms.md does not name", missing)
+    assert_offenders("norms that docs/guide/norms.md does not name", missing)
 
 
 def _returned(function: Any) -> type:
@@ -311,7 +311,7 @@ def test_every_normalisation_has_a_bound_of_its_own():
 
 
 def test_every_target_has_its_rows():
-    page = (DOCS / "design.md").read_text(encoding="utf-8")
+    page = (DOCS / "guide" / "design.md").read_text(encoding="utf-8")
     tests = {
         name: (ROOT / "tests" / name).read_text(encoding="utf-8")
         for name in (

@@ -403,7 +403,7 @@ def test_modules_are_attributes_without_an_import():
 
 def test_page_is_that_of_the_data(monkeypatch):
     script = ROOT / "benchmarks" / "memory.py"
-    data, text = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "memory.md"
+    data, text = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "guide" / "memory.md"
     if not script.exists():
         pytest.skip("the benchmarks are not installed")
     monkeypatch.syspath_prepend(str(script.parent))

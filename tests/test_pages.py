@@ -18,7 +18,7 @@ from polarlib import cli, files
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if page.is_file() and "```python" in page.read_text(encoding="utf-8")
 ]
 pytestmark = pytest.mark.skipif(not PAGES, reason="the pages are not installed")
@@ -43,7 +43,7 @@ def missing(code: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
@@ -66,7 +66,7 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
         pytest.skip(f"{without} is not installed: its blocks did not run")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_scripts_exist(page):
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]

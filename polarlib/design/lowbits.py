@@ -294,7 +294,7 @@ def for_precision(
     -----
     The bound of the rounding is of first order, and the schedule's promise is that of the bound: no
     singular value leaves the interval on which the next step is bounded. What was measured, in
-    bfloat16, float16 and both 8-bit formats, is in docs/low_precision.md.
+    bfloat16, float16 and both 8-bit formats, is in docs/guide/precision.md.
 
     Examples
     --------

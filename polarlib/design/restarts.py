@@ -11,7 +11,7 @@ from polarlib.arrays.checks import instance
 from polarlib.arrays.formats import format_of
 
 # Spurious eigenvalue of R that is tolerated before a restart: up to it eigenvalues grow by the
-# square of the slope, beyond it faster (docs/gram_form.md).
+# square of the slope, beyond it faster (docs/guide/gram.md).
 TOLERATED = 0.1
 # In wide formats the blow-up is far away, but digits are lost before it: at most 12 bits of them.
 BITS_LOST = 12
@@ -62,7 +62,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
       steps to come make of it at most 0.05 in the end. A schedule without such room is cut into
       sections of one step, which are the plain form.
 
-    Both are estimates of the worst case, not optima; docs/gram_form.md says how sharp.
+    Both are estimates of the worst case, not optima; docs/guide/gram.md says how sharp.
 
     Examples
     --------

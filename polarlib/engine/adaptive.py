@@ -13,7 +13,8 @@ their mean and their standard deviation. The other steps, the tail, are designed
 There are tails for K values of l, equidistant in log l. Their coefficients are interpolated: with w
 the place of log l among them, from 0 to K - 1, tail k has the weight max(0, 1 - |w - k|). This is
 continuous in the matrix, and nothing is read: w, weights and coefficients are arrays of the
-library, one for each matrix of a stack. docs/adaptive.md derives the rule and says what it gains.
+library, one for each matrix of a stack. docs/guide/adaptive.md derives the rule and says what it
+gains.
 """
 
 from __future__ import annotations

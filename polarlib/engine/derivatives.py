@@ -2,7 +2,7 @@
 
 Both are generalised matrix functions ``U diag(f(sigma)) V^H``: their derivative is self-adjoint in
 the inner product ``Re tr(X^H Y)``, so that one function serves both directions. Sources and costs
-are in docs/derivatives.md.
+are in docs/guide/derivatives.md.
 
 The polar factor, A = U H tall and of full rank. With C = U^H E and Omega from the equation
 ``H Omega + Omega H = C - C^H``,

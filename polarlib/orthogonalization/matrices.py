@@ -59,7 +59,7 @@ def orthogonalize(
         published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
         (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "adaptive" for steps
         that depend on the matrix, nearer to the polar factor of most gradients at as many products
-        (docs/adaptive.md; normalisation "moments" alone; derivatives include the choice);
+        (docs/guide/adaptive.md; normalisation "moments" alone; derivatives include the choice);
         "halley" (or "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps
         are taken on the Gram matrix in float32, or in float64, and divide by a spectral bound:
         `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials. An array of
@@ -82,7 +82,7 @@ def orthogonalize(
     gram_precision : str, optional
         Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
         products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
-        the iteration: it needs fewer restarts (docs/gram_form.md).
+        the iteration: it needs fewer restarts (docs/guide/gram.md).
     normalisation : str, optional
         Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
         divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
@@ -93,7 +93,7 @@ def orthogonalize(
         `g`.
     out : array, optional
         Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
-        storage, which saves an array of that size (docs/memory.md).
+        storage, which saves an array of that size (docs/guide/memory.md).
 
     Returns
     -------
@@ -127,7 +127,7 @@ def orthogonalize(
     if the iteration is in double) whatever the format of the products, and shared by the matrices
     of a stack. Matrices are divided by their Frobenius norm, without a safety factor, and the plain
     form is taken: `precision`, `heads` and `out` are the only options beside it. Derivatives in `g`
-    and in the coefficients are rules (docs/derivatives.md), and have derivatives.
+    and in the coefficients are rules (docs/guide/derivatives.md), and have derivatives.
 
     Examples
     --------

@@ -166,7 +166,7 @@ def align(
     Derivatives with respect to points, targets and weights exist for all but `unique`, where R is
     unique. Those of `scale` and `rmsd` need none of R's, and also exist where no point is moved by
     what is not unique in R, as for two clouds on lines or two points each. That of `rmsd` is zero
-    where the residual is zero to rounding. See docs/align.md.
+    where the residual is zero to rounding. See docs/guide/align.md.
 
     W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE Trans. PAMI 13 (1991) 376-380,
     equations 34 to 43; G. Wahba, SIAM Rev. 7 (1965) 409.

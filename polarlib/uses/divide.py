@@ -91,7 +91,8 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
     Notes
     -----
     Values have an error of a small multiple of ``n u sigma_1``, u the unit roundoff: small ones
-    have no relative accuracy. For the cost, and where this loses, see docs/spectral_division.md.
+    have no relative accuracy. For the cost, and where this loses, see
+    docs/guide/spectral_division.md.
     Orthogonality and skew part of the polar factor are checked, that H is positive semidefinite,
     and the eigenvectors as :func:`eigh_polar` does; where one is wrong, the library's SVD or
     ``eigh`` is called. The zero matrix is such a case.
@@ -167,7 +168,7 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
     Eigenvalues have an error of a small multiple of ``n u |H|_2``, u the unit roundoff: small ones
     have no relative accuracy. A division of a block costs a polar factor by QDWH (6 to 11 products
     of its order and the factorisations between them), two QR factorisations and 6 products.
-    docs/spectral_division.md has counts.
+    docs/guide/spectral_division.md has counts.
 
     The first shift is the median of the diagonal. A shift may be an eigenvalue: the signs of its
     eigenvectors are then arbitrary. The part of the transformed block outside of its two diagonal

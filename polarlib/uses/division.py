@@ -28,7 +28,7 @@ Array = Any
 # The method for polar factors: "auto" takes the SVD of NumPy's small matrices.
 METHOD = "qdwh"
 # Off-diagonal part that a division may leave, and up to which a block is taken for diagonal, in
-# units of ``sqrt(n) u |H|_F``. Divisions leave 0.2 to 0.9 (docs/spectral_division.md).
+# units of ``sqrt(n) u |H|_F``. Divisions leave 0.2 to 0.9 (docs/guide/spectral_division.md).
 LEFT, DIAGONAL = 4.0, 1.0
 # Skew part, in units of n u, above which a polar factor is made Hermitian and decomposed again. The
 # factors of nonsingular matrices have 0.5 to 2; those of others 1e13 and more, in double precision.

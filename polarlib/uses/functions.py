@@ -116,8 +116,8 @@ def inverse_root(
     matrix that is not finite or not definite gives NaN, and one that is not Hermitian is replaced
     by its Hermitian part.
 
-    torch and JAX differentiate the exact root by a rule (docs/derivatives.md); with `schedule` they
-    differentiate the products.
+    torch and JAX differentiate the exact root by a rule (docs/guide/derivatives.md); with
+    `schedule` they differentiate the products.
 
     Examples
     --------

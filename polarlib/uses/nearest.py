@@ -113,7 +113,7 @@ def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
     symmetric, and ``tr(R^T A)`` is the largest that there is. Under jax.jit and jax.vmap, where
     nothing can be raised, NaN stands for a matrix that is not finite or has no such R.
     G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
-    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/derivatives.md.
+    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/guide/derivatives.md.
 
     Examples
     --------

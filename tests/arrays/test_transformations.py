@@ -1,4 +1,4 @@
-"""docs/transformations.md: what its table says still happens, and nothing in it fails."""
+"""docs/evidence/transformations.md: what its table says still happens, and nothing in it fails."""
 
 from __future__ import annotations
 

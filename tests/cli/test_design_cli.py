@@ -260,8 +260,8 @@ def test_design_has_the_words_of_the_library(options, design):
 
 @pytest.mark.slow
 def test_commands_of_the_page(here):
-    """Those of docs/design.md, in its order; square brackets are options."""
-    page = (Path(__file__).parents[2] / "docs/design.md").read_text(encoding="utf-8")
+    """Those of docs/guide/design.md, in its order; square brackets are options."""
+    page = (Path(__file__).parents[2] / "docs/guide/design.md").read_text(encoding="utf-8")
     block = re.search(r"On the command line.*?```\n(.*?)```", page, re.DOTALL)[1]
     np.save("gradient.npy", polarlib.files.sample_matrices()[ONE])
     shutil.copy(Path(polarlib.__file__).parent / "data/costs.toml", "costs.toml")

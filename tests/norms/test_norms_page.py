@@ -1,4 +1,4 @@
-"""docs/norms.md: its tables are what the code gives, its code runs, its picture is there."""
+"""docs/guide/norms.md: its tables are what the code gives, its code runs, its picture is there."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def constructors():
 
 @pytest.fixture(scope="module")
 def page():
-    return (DOCS / "norms.md").read_text(encoding="utf-8")
+    return (DOCS / "guide" / "norms.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_are_up_to_date(maker, page):
@@ -93,8 +93,9 @@ def test_every_public_name_of_the_page_exists(page):
 
 
 def test_the_picture(maker, monkeypatch, tmp_path):
-    (link,) = re.findall(r"\]\((figures/.*?)\)", (DOCS / "norms.md").read_text(encoding="utf-8"))
-    picture = DOCS / link
+    page = DOCS / "guide" / "norms.md"
+    (link,) = re.findall(r"\]\((\S*figures/.*?)\)", page.read_text(encoding="utf-8"))
+    picture = (page.parent / link).resolve()
     assert picture == maker.FIGURE
     assert picture.stat().st_size < 150_000
     monkeypatch.setattr(maker, "FIGURE", tmp_path / "unit_balls.png")

@@ -6,7 +6,7 @@ PATH has copies of the peers' repositories, fetched by hand: PATH/roma, PATH/pyt
 Without it those peers run whose installed packages hold their tests. Exit code 0 says that every
 chosen test passed, and that each run called polarlib; 1 that something failed, 2 that a peer that
 was asked for is not there. ``--json`` merges the results into a file of data, from
-which ``python docs/make_peers.py`` makes docs/peers.md.
+which ``python docs/make_peers.py`` makes docs/evidence/peers.md.
 
 An adapter is a module beside this file. Its declarations are read in other processes too, so that
 it imports the peer, and array libraries, within :func:`install` and the functions alone:

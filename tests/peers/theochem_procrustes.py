@@ -26,7 +26,7 @@ TESTS = (
 LONG = True
 NOT_RUN = {
     "test_orthogonal.py::test_two_sided_*": "two-sided: an example on SciPy's functions, "
-    "docs/shapes.md",
+    "docs/guide/shapes.md",
 }
 
 Array = Any

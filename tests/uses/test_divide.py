@@ -846,7 +846,7 @@ def benchmark(monkeypatch):
 
 
 def test_the_page_is_that_of_the_data(benchmark):
-    page = (ROOT / "docs" / "spectral_division.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guide" / "spectral_division.md").read_text(encoding="utf-8")
     figures = json.loads(benchmark.DATA.read_text(encoding="utf-8"))
     for name, body in benchmark.tables(figures).items():
         assert f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->" in page

@@ -720,7 +720,7 @@ def test_the_page_is_made_of_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("general_roots")
     figures = json.loads((ROOT / "docs/data/general_roots.json").read_text("utf-8"))
-    page = (ROOT / "docs/roots.md").read_text("utf-8")
+    page = (ROOT / "docs/guide/roots.md").read_text("utf-8")
     assert module.accuracy_table(figures["accuracy"]) in page
     if "times" in figures:
         times = figures["times"]
