@@ -229,7 +229,7 @@ def _ratio(found: dict[str, Any], situation: str) -> float | None:
 
 
 def claim(figures: dict[str, Any]) -> str:
-    """The sentence about speed in the README: the smallest ratio that was measured anywhere."""
+    """The sentences about speed in the README: the smallest ratio that was measured anywhere."""
     parts: list[str] = []
     for dtype in MATRICES:
         found = [
@@ -247,17 +247,19 @@ def claim(figures: dict[str, Any]) -> str:
         low = math.floor(least.ratio * 100) / 100
         times = f"times as fast as `{REFERENCE}`"
         parts.append(
-            f"in {dtype}, on {count} matrices, it is at least {low:.2f} {times} ({where}, "
-            f"{PRECEDED[least.situation]}, {run}) and {middle:.2f} times in the median"
+            f"In {dtype}, on {count} matrices, it is {middle:.2f} {times} in the median, and at "
+            f"least {low:.2f} times ({where}, {PRECEDED[least.situation]}, {run})."
         )
     measured = {s for run in runs(figures) for *_, found in cases(run) for s in found}
     said = [text for situation, text in PRECEDED.items() if situation in measured]
     named = _listed(list(map(run_name, runs(figures))))
-    sentence = (
-        f"{'; '.join(parts)}. Each ratio is the worst of those measured {_listed(said)}: {named} "
-        "(`python benchmarks/polar.py`, [table](docs/evidence/polar_benchmarks.md))."
+    return " ".join(
+        [
+            *parts,
+            f"Each ratio is the worst of those measured {_listed(said)}, on {named} "
+            "([table](docs/evidence/polar_benchmarks.md), `python benchmarks/polar.py`).",
+        ]
     )
-    return sentence[0].upper() + sentence[1:]
 
 
 def _listed(words: list[str]) -> str:

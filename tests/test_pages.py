@@ -10,6 +10,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import polarlib
@@ -75,14 +76,18 @@ def test_links_and_scripts_exist(page):
     assert [script for script in scripts if not (ROOT / script).exists()] == []
 
 
-def test_commands_of_the_readme_are_known():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^polarlib (\w+)(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 8
+def test_commands_of_the_pages_are_known():
+    """Every command line in a fenced block, README's too; together they show every command."""
+    lines = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        fenced = re.findall(r"^```\w*\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
+        lines += re.findall(r"^(?:\$ )?polarlib ([a-z]+)(.*)$", "\n".join(fenced), re.MULTILINE)
+        assert page.name != "README.md" or "compare" in dict(lines)
+    assert set(dict(lines)) == set(get_command(cli.app).commands)
     for command, rest in lines:
         shown = CliRunner().invoke(cli.app, [command, "--help"])
         assert shown.exit_code == 0
-        for option in re.findall(r"(?<= )--?[a-z-]+", rest):
+        for option in re.findall(r"(?<= )\[?(--?[a-z][a-z-]*)", rest):
             assert re.search(rf"(?<![\w-]){option}\b", shown.output), (command, option)
 
 
@@ -107,15 +112,34 @@ def test_distances_in_the_readme(readme, distances):
     less = sum(d < p for d, p in zip(*errors.values(), strict=True))
     medians = [f"{statistics.median(errors[who]):.3f}" for who in ("default", "published")]
     closer = sum(r["default"]["distance"] < r["published"]["distance"] for r in rows)
-    (one,) = (r for r in rows if r["matrix"] == "transformer_attention_qkv_early")
-    assert one["published"]["distance"] < one["default"]["distance"]
+    (near,) = (r for r in rows if r["matrix"] == "transformer_mlp_in_late")
+    (far,) = (r for r in rows if r["matrix"] == "transformer_attention_qkv_early")
+    assert far["published"]["distance"] < far["default"]["distance"]
+    near, far = ([r[who]["distance"] for who in ("default", "published")] for r in (near, far))
     for text in (
         f"than Polar Express on {less} (median {medians[0]} against {medians[1]})",
-        f"closer to U on {closer};",
-        f"{one['published']['distance']:.3f} against {one['default']['distance']:.3f}",
+        f"closer to U on {closer}.",
+        f"ends at a distance of {near[0]:.3f} from U, Polar Express at {near[1]:.3f}.",
+        f"is farther, {far[0]:.3f} against {far[1]:.3f} ",
         f"{len(polarlib.schedules())} published coefficient sets",
     ):
         assert text in readme
+
+
+def test_range_in_the_readme(readme):
+    """The sentence that benchmarks/stress.py writes below its table of largest singular values."""
+    pages = (p.read_text("utf-8") for p in sorted((ROOT / "docs" / "evidence").glob("*.md")))
+    written = " ".join(" ".join(pages).split())
+    number = r"(\d[\d.]*)"
+    (found,) = re.findall(
+        rf"{number} results, of which 0 are not finite; the largest singular value is {number} "
+        rf"in 8 bits and {number} in 16 bits and more\.",
+        written,
+    )
+    results, eight, more = found
+    assert f"[Over {results} results](docs/evidence/" in readme
+    assert f"is at most {eight} in 8 bits and {float(more):.2f} in 16 bits and more." in readme
+    assert float(more) <= float(f"{float(more):.2f}")
 
 
 def test_distances_are_those_of_this_code(distances, monkeypatch):
