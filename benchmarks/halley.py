@@ -1,10 +1,10 @@
-"""Two Halley steps on one Gram matrix beside five quintics: accuracy, choices, and seconds.
+"""Two Halley steps on one Gram matrix compared with five degree-5 steps.
 
-    python benchmarks/halley.py [--markdown docs/guide/polar.md] [--quick]
+    python benchmarks/halley.py [--markdown docs/evidence/halley.md] [--quick]
     python benchmarks/halley.py --seconds
 
-The first makes the tables of the page, in simulated formats on NumPy; the second times torch's own
-bfloat16 on this machine.
+The first makes the tables of accuracy and of the lower end, in simulated formats on NumPy; the
+second times torch's own bfloat16 on this machine.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _one_part(z: Any, q: Any, fmt: Any, ops: Any, low: Any) -> Any:
 
 def ways(precision: str) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """What is compared, by name."""
-    quintics = design.for_precision(precision, LOWER, steps=5)
+    degree_5 = design.for_precision(precision, LOWER, steps=5)
     module = importlib.import_module("polarlib._methods.halley")
 
     def ours(a: np.ndarray, inside: str = precision) -> np.ndarray:
@@ -79,22 +79,22 @@ def ways(precision: str) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
     def theirs(form: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda a: polarlib.orthogonalize(
-            a, schedule=quintics, precision=precision, form=form
+            a, schedule=degree_5, precision=precision, form=form
         )
 
     return {
         "halley": ours,
         "its X Q in float32": lambda a: ours(a, "float32"),
         "its Q in one part": rounded_once,
-        "five quintics, plain": theirs("plain"),
-        "five quintics, Gram": theirs("gram"),
+        "five degree-5 steps, plain": theirs("plain"),
+        "five degree-5 steps, Gram": theirs("gram"),
     }
 
 
 def stress(shapes: tuple[tuple[int, int], ...], seeds: range) -> str:
     """Worst and mean figures over the spectra."""
     rows = [
-        f"| format | shape | way | {' | '.join(METRICS)} |",
+        f"| format | shape | variant | {' | '.join(METRICS)} |",
         "| --- | --- | --- |" + " --- |" * len(METRICS),
     ]
     for precision in FORMATS:
@@ -132,8 +132,11 @@ def seconds() -> str:
     """Milliseconds of torch's bfloat16, the least of several."""
     torch = importlib.import_module("torch")
     torch.manual_seed(0)
-    quintics = design.for_precision("bfloat16", LOWER, steps=5)
-    rows = ["| shape | halley | five quintics, plain | Gram | ratio |", "| --- |" + " --- |" * 4]
+    degree_5 = design.for_precision("bfloat16", LOWER, steps=5)
+    rows = [
+        "| shape | halley | five degree-5 steps, plain | Gram | ratio |",
+        "| --- |" + " --- |" * 4,
+    ]
     for m, n in TIMED:
         x = torch.randn(m, n).bfloat16()
         ops = ops_of(x)
@@ -143,7 +146,7 @@ def seconds() -> str:
             return astype_like(rational(wide, ops, halley(), precision="bfloat16")[0], x, ops)
 
         def theirs(form: str, x: Any = x) -> Callable[[], Any]:
-            return lambda: polarlib.orthogonalize(x, schedule=quintics, form=form)
+            return lambda: polarlib.orthogonalize(x, schedule=degree_5, form=form)
 
         functions = {"halley": ours, "plain": theirs("plain"), "gram": theirs("gram")}
         best = [1e3 * min(t) for t in interleaved(functions, SECONDS).values()]

@@ -15,13 +15,15 @@ from typer.testing import CliRunner
 
 import polarlib
 from polarlib import cli, files
+from polarlib._methods import stacked
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
+EVERY = [
     page
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if page.is_file() and "```python" in page.read_text(encoding="utf-8")
+    if page.is_file() and "_build" not in page.parts
 ]
+PAGES = [page for page in EVERY if "```python" in page.read_text(encoding="utf-8")]
 pytestmark = pytest.mark.skipif(not PAGES, reason="the pages are not installed")
 NOT_RUN = "# not run: "
 
@@ -67,11 +69,12 @@ def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
         pytest.skip(f"{without} is not installed: its blocks did not run")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", EVERY, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_scripts_exist(page):
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
-    scripts = re.findall(r"(?:benchmarks|tests|analysis)/[\w/]+\.py", text)
+    named = re.findall(r"(?:benchmarks|tests|analysis)/[\w/]+\.py", text)
+    scripts = named if page in PAGES else []  # others also name files of other repositories
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [script for script in scripts if not (ROOT / script).exists()] == []
 
@@ -79,7 +82,7 @@ def test_links_and_scripts_exist(page):
 def test_commands_of_the_pages_are_known():
     """Every command line in a fenced block, README's too; together they show every command."""
     lines = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+    for page in EVERY:
         fenced = re.findall(r"^```\w*\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
         lines += re.findall(r"^(?:\$ )?polarlib ([a-z]+)(.*)$", "\n".join(fenced), re.MULTILINE)
         assert page.name != "README.md" or "compare" in dict(lines)
@@ -159,4 +162,22 @@ def test_speed_in_the_readme(readme, monkeypatch):
     script = importlib.import_module("polar_page")
     # else: python benchmarks/polar.py --claim
     figures = json.loads(script.FIGURES.read_text(encoding="utf-8"))
-    assert script.claim(figures) in readme
+    claim = script.claim(figures)
+    assert claim in readme
+    start = (ROOT / "docs" / "start" / "scipy.md").read_text(encoding="utf-8")
+    assert claim.partition(" Each ratio is")[0] in " ".join(start.split())
+
+
+def test_thresholds_of_the_pages():
+    """Numbers that the code has too."""
+    auto = importlib.import_module("polarlib._methods.auto")  # the package has a function auto
+    which, polar = (
+        (ROOT / "docs" / "guide" / name).read_text(encoding="utf-8")
+        for name in ("which.md", "polar.md")
+    )
+    assert f"an SVD below {auto.WORTH_IT} columns" in which
+    assert f"Fewer than {auto.WORTH_IT} columns: the SVD" in polar
+    assert f"the SVD up to {auto.BATCHED} columns" in polar
+    assert f"up to {stacked.SMALL} columns, {stacked.MANY} columns in all" in polar
+    lower = polarlib.default_schedule("bfloat16", steps=5).lower
+    assert f"σ below {lower:.4f} of the bound of the norm" in which
