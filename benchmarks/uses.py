@@ -1,6 +1,7 @@
-"""What is computed with the polar factor, against other libraries: results and times.
+"""What is computed with the polar factor, compared with other libraries: results and times.
 
-    python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/guide/uses.md
+    python benchmarks/uses.py --threads 1 --json docs/data/uses.json \\
+        --markdown docs/evidence/uses.md
 
 Every contender gets the same data in the same process, those that are installed: SciPy, roma
 (torch), theochem's procrustes, trimesh, pymanopt, geoopt. Each is timed in turn with polarlib's
@@ -28,7 +29,8 @@ import polarlib
 from polarlib.timing import BURST, SITUATIONS, interleaved, ratios
 
 COMMAND = (
-    "python benchmarks/uses.py --threads 1 --json docs/data/uses.json --markdown docs/guide/uses.md"
+    "python benchmarks/uses.py --threads 1 --json docs/data/uses.json "
+    "--markdown docs/evidence/uses.md"
 )
 # Rounds at least, and seconds of a situation. A loop over a stack of the others' functions may
 # take seconds.
@@ -255,9 +257,26 @@ def measured(found: dict[str, Contender], dtype: str, seconds: float) -> list[di
     return rows
 
 
+def summary(figures: dict[str, Any]) -> str:
+    """One sentence on all runs, each comparison in alternation."""
+    found = [
+        (row["alternation"]["ratio"], f"{case}: {row['other']}", row["difference"])
+        for run in runs(figures)
+        for case, rows in run["cases"].items()
+        for row in rows
+    ]
+    faster = sum(ratio > 1 for ratio, *_ in found)
+    (low, slow, _), (high, fast, _) = min(found), max(found)
+    return (
+        f"In alternation polarlib is faster in {faster} of {len(found)} comparisons. Ratios range "
+        f"from {low:.2g} ({slow}) to {high:.2g} ({fast}). Results differ by at most "
+        f"{max(d for *_, d in found):.0f} u."
+    )
+
+
 def page(figures: dict[str, Any]) -> str:
-    """The tables of all runs."""
-    parts = []
+    """The summary, and the tables of all runs."""
+    parts = [summary(figures)]
     for run in runs(figures):
         lines = []
         for case, rows in run["cases"].items():
@@ -273,7 +292,7 @@ def page(figures: dict[str, Any]) -> str:
                         "{:.3g} to {:.3g}".format(*timed["quartiles"]),
                     ]
                 )
-        head = ("", "against", "difference, u", "ours", "in alternation")
+        head = ("", "compared with", "difference, u", "polarlib", "in alternation")
         head = (*head, *SITUATIONS[::2], "quartiles")
         parts.append(f"{run_name(run)}: {run['machine']}.\n\n{table(head, lines)}")
     return f"`{COMMAND}`\n\n" + "\n\n".join(parts)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURES, PAGE = ROOT / "docs" / "data" / "uses.json", ROOT / "docs" / "guide" / "uses.md"
+FIGURES, PAGE = ROOT / "docs" / "data" / "uses.json", ROOT / "docs" / "evidence" / "uses.md"
 pytestmark = [
     pytest.mark.skipif(
         not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are not installed"
