@@ -1,6 +1,6 @@
 r"""Square roots and signs of general matrices against SciPy's, on the same matrices.
 
-    python benchmarks/general_roots.py --page docs/guide/roots.md \\
+    python benchmarks/general_roots.py --page docs/evidence/roots.md \\
         --json docs/data/general_roots.json
     python benchmarks/general_roots.py --no-time --json ... --page ...    # accuracy alone
 
@@ -176,7 +176,7 @@ def times(seconds: float) -> list[dict[str, Any]]:
 
 
 def accuracy_table(rows: list[dict[str, Any]]) -> str:
-    """For the page."""
+    """Return the table of accuracy for the page."""
     header = (
         "function",
         "matrices",
@@ -195,7 +195,7 @@ def accuracy_table(rows: list[dict[str, Any]]) -> str:
 
 
 def time_table(rows: list[dict[str, Any]], machine: str) -> str:
-    """For the page."""
+    """Return the table of times for the page."""
     header = ("function", "matrices", "polarlib, ms", "SciPy, ms", "SciPy / polarlib", "quartiles")
     cells = [
         (
@@ -213,9 +213,9 @@ def time_table(rows: list[dict[str, Any]], machine: str) -> str:
 
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Page whose tables are made anew.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Page whose tables are regenerated.")] = None,
     time: Annotated[bool, typer.Option(help="Time them, on an idle machine.")] = True,
-    seconds: Annotated[float, typer.Option(help="Seconds a size.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(help="Seconds per size.")] = SECONDS,
 ) -> None:
     """Compare."""
     restart_with(1)

@@ -1,13 +1,13 @@
-"""What is computed with the polar factor, compared with other libraries: results and times.
+r"""What is computed with the polar factor, compared with other libraries: results and times.
 
-    python benchmarks/uses.py --threads 1 --json docs/data/uses.json \\
+    python benchmarks/uses.py --threads 1 --json docs/data/uses.json \
         --markdown docs/evidence/uses.md
 
 Every contender gets the same data in the same process, those that are installed: SciPy, roma
 (torch), theochem's procrustes, trimesh, pymanopt, geoopt. Each is timed in turn with polarlib's
-function in three situations: alone, in alternation, after a NumPy product. Ratios are the other's
-time over ours, medians of the ratios of single rounds. The difference is the largest one between
-the results, in units of the roundoff of the format.
+function in three situations: alone, in alternation, after a NumPy product. A ratio is the time of
+the other library over that of polarlib, the median over single rounds. The difference is the
+largest one between the results, in units of the roundoff of the format.
 """
 
 from __future__ import annotations

@@ -720,11 +720,20 @@ def test_the_page_is_made_of_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("general_roots")
     figures = json.loads((ROOT / "docs/data/general_roots.json").read_text("utf-8"))
-    page = (ROOT / "docs/guide/roots.md").read_text("utf-8")
+    page = (ROOT / "docs/evidence/roots.md").read_text("utf-8")
     assert module.accuracy_table(figures["accuracy"]) in page
-    if "times" in figures:
-        times = figures["times"]
-        assert module.time_table(times["rows"], times["machine"]) in page
+    times = figures["times"]
+    assert module.time_table(times["rows"], times["machine"]) in page
+    faster = sum(row["ratio"] > 1 for row in times["rows"])
+    assert f"faster than SciPy in {faster} of {len(times['rows'])} cases" in page
+    pairs = [(r["polarlib"], r["scipy"]) for r in figures["accuracy"] if r["function"] == "sqrtm"]
+    shown = [tuple(float(f"{x:.2g}") for x in pair) for pair in pairs]
+    below, equal = sum(a < b for a, b in shown), sum(a == b for a, b in shown)
+    assert f"in {below} of {len(shown)} families of matrices, equal in {equal}, and above" in page
+    guide = (ROOT / "docs/guide/roots.md").read_text("utf-8")
+    ratios = {(r["function"], r["matrices"]): f"{r['ratio']:.2f} times" for r in times["rows"]}
+    for case in (("sqrtm", "100 x 100"), ("sqrtm", "10 x 10"), ("signm", "300 x 300")):
+        assert ratios[case] in guide
     for row in figures["accuracy"]:
         assert row["polarlib"] <= 10, row
         assert row["polarlib error"] is None or row["polarlib error"] <= 3 * row["scipy error"], row
