@@ -2,7 +2,7 @@
 
     python benchmarks/spectral_division.py                    # accuracy and counts: a minute
     python benchmarks/spectral_division.py --time             # times: below 90 seconds
-    python benchmarks/spectral_division.py --page docs/guide/spectral_division.md
+    python benchmarks/spectral_division.py --page docs/evidence/spectral_division.md
 
 The first two measure and write their part of docs/data/spectral_division.json; the last makes the
 tables of the page from it. Matrices are ``Q diag(w) Q^H`` with Q a product of Householder

@@ -846,10 +846,26 @@ def benchmark(monkeypatch):
 
 
 def test_the_page_is_that_of_the_data(benchmark):
-    page = (ROOT / "docs" / "guide" / "spectral_division.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evidence" / "spectral_division.md").read_text(encoding="utf-8")
     figures = json.loads(benchmark.DATA.read_text(encoding="utf-8"))
     for name, body in benchmark.tables(figures).items():
         assert f"<!-- begin {name} -->\n{body}\n<!-- end {name} -->" in page
+    guide = (ROOT / "docs" / "guide" / "spectral_division.md").read_text(encoding="utf-8")
+    for name, other, error in (("eigh_polar", "eigh", 26), ("svd_polar", "svd", 30)):
+        most = [
+            max(row[who][q] for row in figures["accuracy"] for q in ("residual", "orthogonality"))
+            for who in (name, f"scipy {other}")
+        ]
+        assert round(most[0]) == error
+        assert (
+            f"of `{name}` are at most {error} u" in " ".join(page.split()) or name != "eigh_polar"
+        )
+        assert f"{most[1]:.0f} u" in page
+        ratios = [row[f"{name} ratio"] for row in figures["times"]]
+        assert (
+            f"`{name}` {'has ' * (name == 'eigh_polar')}{min(ratios):.2f} to {max(ratios):.2f}"
+            in guide
+        )
     for row in figures["accuracy"]:
         assert row["counts"]["refused"] == 0
         assert row["counts"]["left"] < LEFT
