@@ -1,6 +1,6 @@
 """Leading singular triplets: products with a vector at equal error, and time against SciPy.
 
-    python benchmarks/top_singular.py [--markdown docs/guide/top_singular.md] [--quick]
+    python benchmarks/top_singular.py [--markdown docs/evidence/top_singular.md] [--quick]
 
 First table: Gaussian 500 x 500, k = 5. Each iteration is run to smaller and smaller residuals,
 without certificate, until the error of ``U_k V_k^T`` is what is asked for. Second table: medians of
@@ -197,7 +197,7 @@ def times(cases: list[tuple[str, int, int]], seconds: float) -> list[list[str]]:
 
 def main(
     markdown: Annotated[
-        Path | None, typer.Option(help="Page whose part between the markers is made anew.")
+        Path | None, typer.Option(help="Page whose part between the markers is regenerated.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="Few matrices, small sizes, short runs.")] = False,
 ) -> None:
