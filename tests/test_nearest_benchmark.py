@@ -289,7 +289,7 @@ def test_the_claim_of_the_readme(figures):
             near[found["who"]], of = found["near"], found["of"]
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert (
-        f"on {of} gradients of ten networks, in bfloat16 at 15 products, it is within 2 % of the "
-        f"nearest published set, or nearer than all, on {near['adaptive']}, the default on "
+        f"On {of} gradients of ten networks, in bfloat16 at 15 products, it is within 2 % of the "
+        f"closest published set, or closer, on {near['adaptive']}, the default on "
         f"{near['default']} "
     ) in said
