@@ -256,7 +256,7 @@ def claim(figures: dict[str, Any]) -> str:
     return " ".join(
         [
             *parts,
-            f"Each ratio is the worst of those measured {_listed(said)}, on {named} "
+            f"Each ratio is the worst of those measured {_listed(said)}. Settings: {named} "
             "([table](docs/evidence/polar_benchmarks.md), `python benchmarks/polar.py`).",
         ]
     )

@@ -423,7 +423,7 @@ def test_the_claim_is_the_smallest_ratio_of_all(pages):
         "In float32, on 60 matrices, it is 1.75 times as fast as `scipy.linalg.polar` in the "
         "median, and at least 0.99 times (2 x 2, κ = 10, after a NumPy product, 1 thread). "
         "Each ratio is the worst of those measured after a pause, in alternation with SciPy and "
-        "after a NumPy product, on 2 threads and 1 thread "
+        "after a NumPy product. Settings: 2 threads and 1 thread "
         "([table](docs/evidence/polar_benchmarks.md), `python benchmarks/polar.py`)."
     )
     worse = figures["runs"]["1 thread"]["cases"]["float32 2 10"]
