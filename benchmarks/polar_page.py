@@ -247,8 +247,8 @@ def claim(figures: dict[str, Any]) -> str:
         low = math.floor(least.ratio * 100) / 100
         times = f"times as fast as `{REFERENCE}`"
         parts.append(
-            f"In {dtype}, on {count} matrices, it is {middle:.2f} {times} in the median, and at "
-            f"least {low:.2f} times ({where}, {PRECEDED[least.situation]}, {run})."
+            f"In {dtype}, on {count} matrices, `polar` is {middle:.2f} {times} in the median, and "
+            f"at least {low:.2f} times ({where}, {PRECEDED[least.situation]}, {run})."
         )
     measured = {s for run in runs(figures) for *_, found in cases(run) for s in found}
     said = [text for situation, text in PRECEDED.items() if situation in measured]

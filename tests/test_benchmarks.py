@@ -418,9 +418,9 @@ def test_the_page_is_made(pages, tmp_path):
 def test_the_claim_is_the_smallest_ratio_of_all(pages):
     figures = fake_figures(pages)
     assert pages.claim(figures) == (
-        "In float64, on 72 matrices, it is 1.75 times as fast as `scipy.linalg.polar` in the "
+        "In float64, on 72 matrices, `polar` is 1.75 times as fast as `scipy.linalg.polar` in the "
         "median, and at least 0.75 times (2048 x 2048, κ = 1e15, after a pause, 2 threads). "
-        "In float32, on 60 matrices, it is 1.75 times as fast as `scipy.linalg.polar` in the "
+        "In float32, on 60 matrices, `polar` is 1.75 times as fast as `scipy.linalg.polar` in the "
         "median, and at least 0.99 times (2 x 2, κ = 10, after a NumPy product, 1 thread). "
         "Each ratio is the worst of those measured after a pause, in alternation with SciPy and "
         "after a NumPy product. Settings: 2 threads and 1 thread "

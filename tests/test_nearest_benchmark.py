@@ -290,6 +290,6 @@ def test_the_claim_of_the_readme(figures):
     said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert (
         f"On {of} gradients of ten networks, in bfloat16 at 15 products, it is within 2 % of the "
-        f"closest published set, or closer, on {near['adaptive']}, the default on "
+        f"closest published set, or closer, on {near['adaptive']}; the default schedule is on "
         f"{near['default']} "
     ) in said
