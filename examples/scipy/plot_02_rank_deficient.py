@@ -20,8 +20,8 @@ complete = polarlib.polar(a)
 assert partial.rank == complete.rank == 63
 
 # %%
-# The partial isometry is the unique factor with the range of A. The completed factor has orthonormal
-# columns, but the columns that complete it are not determined by A. Both satisfy A = U H.
+# The partial isometry is the unique factor with the range of A. The completed factor has
+# orthonormal columns, but A does not determine the completion. Both satisfy A = U H.
 values = {
     "completion=True": np.linalg.svd(complete.unitary, compute_uv=False),
     "completion=False": np.linalg.svd(partial.unitary, compute_uv=False),

@@ -20,9 +20,9 @@ r = polarlib.nearest_rotation(a)
 reflects = np.linalg.det(q) < 0
 
 # %%
-# Where the nearest orthogonal matrix is a rotation, both functions return the same matrix. Elsewhere
-# the singular vector of the smallest singular value σ₃ changes its sign. That changes the squared
-# distance from (σ₃ − 1)² to (σ₃ + 1)².
+# Where the nearest orthogonal matrix is a rotation, both functions return the same matrix.
+# Elsewhere the singular vector of the smallest singular value σ₃ changes its sign. The part of this
+# vector in the squared distance then changes from (σ₃ − 1)² to (σ₃ + 1)².
 smallest = np.linalg.svd(a, compute_uv=False)[:, -1]
 growth = np.sum((r - a) ** 2, axis=(1, 2)) - np.sum((q - a) ** 2, axis=(1, 2))
 

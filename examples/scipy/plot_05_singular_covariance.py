@@ -2,8 +2,9 @@
 Root of a singular covariance
 =============================
 
-The second-moment matrix C of a gradient of rank 63 is 128 × 128. ``sqrtm_psd(C)`` is real and exactly
-symmetric, with ‖R² − C‖ = 3e-15 ‖C‖. ``scipy.linalg.sqrtm`` returns a complex, asymmetric matrix.
+The second-moment matrix C of a gradient is 128 × 128 and of rank 63. ``sqrtm_psd(C)`` is real and
+exactly symmetric, and its square is C to 3e-15. ``scipy.linalg.sqrtm`` returns a complex matrix,
+which is symmetric to 3e-7 only.
 """
 
 import matplotlib.pyplot as plt
@@ -47,4 +48,4 @@ assert np.isrealobj(root)
 assert np.array_equal(root, root.T)
 assert residual < 1e-14
 assert np.iscomplexobj(general)
-assert asymmetry > 1e-12
+assert asymmetry > 1e-9

@@ -2,8 +2,8 @@
 A matrix larger than memory
 ===========================
 
-``polar_tall`` decomposes a Dask array of 400,000 × 32 numbers (102 MB), whose blocks are made on the
-fly, with 6 MB of memory. With 25,000 rows it uses 5 MB.
+``polar_tall`` decomposes a Dask array of 400,000 × 32 numbers (102 MB), whose blocks are made on
+the fly, with 6 MB of memory. With 25,000 rows it uses 5 MB.
 """
 
 import tracemalloc
@@ -50,8 +50,9 @@ def peak(function):
 # One block after the other, so that the storage is that of one worker.
 sizes = np.array([25_000, 100_000, 400_000])
 with dask.config.set(scheduler="synchronous"):
-    results, blockwise = zip(*(peak(lambda m=m: polarlib.polar_tall(tall(m))) for m in sizes))
+    blocks = [peak(lambda m=m: polarlib.polar_tall(tall(m))) for m in sizes]
     in_memory = [peak(lambda m=m: polarlib.polar(tall(m).compute()))[1] for m in sizes[:2]]
+results, blockwise = zip(*blocks, strict=True)
 
 with plot.style("column"):
     fig, ax = plt.subplots()

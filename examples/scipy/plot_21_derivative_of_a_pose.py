@@ -19,8 +19,8 @@ except ImportError:
 jax.config.update("jax_enable_x64", True)
 
 # %%
-# A camera has seen 20 points from a turned and shifted position. The quantity of interest is how one
-# entry of the rotation depends on the positions of the points.
+# A camera has seen 20 points from a turned and shifted position. Wanted: how one entry of the
+# rotation depends on the positions of the points.
 rng = np.random.default_rng(0)
 points = rng.standard_normal((20, 3))
 turn = polarlib.nearest_rotation(rng.standard_normal((3, 3)))
