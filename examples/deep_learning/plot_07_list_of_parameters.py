@@ -23,26 +23,17 @@ single = [polarlib.orthogonalize(g) for g in gradients.values()]
 apart = np.array([abs(p - q).max() for p, q in zip(together, single, strict=True)])
 
 # %%
-# The largest difference of an entry. Hatched bars: matrices that run in one batch.
+# The largest difference of an entry:
 shapes = [g.shape for g in gradients.values()]
 batched = np.array([Counter(shapes)[s] > 1 and s[0] * s[1] <= 16_384 for s in shapes])
-names = [
-    f"{name.replace('_', ' ')}, {m} × {n}" for name, (m, n) in zip(gradients, shapes, strict=True)
-]
+names = [f"{name}, {m} × {n}" for name, (m, n) in zip(gradients, shapes, strict=True)]
 
 with plot.style("page"):
     fig, ax = plt.subplots(figsize=(7, 2.8))
-    for some, color, hatch, label in (
-        (batched, plot.ORANGE, "///", "in a batch"),
-        (~batched, plot.BLUE, "", "alone"),
-    ):
-        height = np.maximum(apart[some], 1e-9)
-        ax.barh(np.flatnonzero(some), height, color=color, hatch=hatch, label=label)
-    ax.set(xscale="log", xlim=(5e-10, 1e-4), xlabel="largest difference of an entry (1e-9: none)")
-    ax.set_yticks(range(10), names)
-    ax.axvline(1e-5, linestyle=":", color=plot.INK)
+    bars = ax.barh(names, 1e6 * apart, color=plot.SKY)
+    ax.bar_label(bars, np.where(batched, "in a batch", "alone"), padding=3)
+    ax.set(xlim=(0, 10), xlabel="largest difference of an entry, in 1e-6")
     ax.invert_yaxis()
-    ax.legend(loc="lower right")
     plt.show()
 
 # %%
