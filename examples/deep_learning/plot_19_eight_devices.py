@@ -3,7 +3,8 @@ Eight simulated devices
 =======================
 
 ``orthogonalize`` keeps the layout of a matrix whose rows are sharded over eight devices, and agrees
-with the result for a NumPy array to 1e-5. The devices exchange sums of 64 × 64 matrices, and no rows.
+with the result for a NumPy array to 1e-5. The devices exchange sums of
+64 × 64 matrices, and no rows.
 """
 
 import importlib.util
