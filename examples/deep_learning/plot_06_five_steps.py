@@ -36,7 +36,7 @@ with plot.style("page"):
     for ax, (name, title) in zip(axes, GRADIENTS.items(), strict=True):
         a = files.sample_matrices()[name]
         s = np.linalg.svd(a, compute_uv=False)
-        x = np.geomspace(s[-1], s[0], 1500)
+        x = np.geomspace(s[-1], s[0], 1200)
         ax.axhspan(0.98, 1.02, color="0.85", linewidth=0)
         for (label, schedule), (mark, color) in zip(SCHEDULES.items(), LOOKS, strict=True):
             trace = polarlib.measure(a, schedule, precision="bfloat16")
