@@ -2,9 +2,9 @@
 Five steps on a gradient
 ========================
 
-In simulated bfloat16, five steps of the default schedule end 5.8 times closer to U than five of
-Polar Express on a gradient of condition number 63 (0.015 and 0.089). On a gradient of condition
-number 9500 they end farther away (0.54 and 0.47).
+In simulated bfloat16, five steps of the default schedule end at a distance of 0.015 from U on a
+gradient of condition number 63. Five steps of Polar Express end at 0.089, 5.8 times as far. On a
+gradient of condition number 9500 the default is farther from U: 0.54, Polar Express 0.47.
 """
 
 import matplotlib.pyplot as plt

@@ -41,7 +41,7 @@ with plot.style("page"):
     right.axhline(2.0**-53, linestyle=":", color=plot.INK)
     right.set(xlabel="step", ylabel="distance to the printed step", title="(b)", ylim=(5e-18, 1e-9))
     for ax in (left, right):
-        ax.set_xticks(range(1, 9))
+        ax.set_xticks(range(9))
     plt.show()
 
 # %%

@@ -12,8 +12,8 @@ import polarlib
 from polarlib import design, plot
 
 # %%
-# The three coefficients of a step of degree 5 determine the interval on which a multiple of the
-# step is a best polynomial, and the factor (gain). Round ends show what a set was designed for.
+# A step of degree 5 has three coefficients. They determine the factor (gain) by which it differs
+# from a best polynomial, and both ends of the interval of that polynomial.
 NAMES = (
     "polar_express_raw",
     "polar_express",
