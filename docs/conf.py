@@ -12,7 +12,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(ROOT), str(DOCS / "_ext")]
+sys.path[:0] = [str(ROOT), str(DOCS), str(DOCS / "_ext")]
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Child processes of the examples import the package of this checkout.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -39,7 +39,8 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
     "repository",
-    "sources",
+    "docstrings",
+    "pages",
 ]
 if (DOCS / "_ext" / "explorer.py").is_file():
     extensions.append("explorer")
@@ -49,8 +50,10 @@ exclude_patterns = ["_build", "_ext", "_templates", "data", "figures", "explorer
 nitpicky = False
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf has functions
 
-# -- pages -----------------------------------------------------------------------------------
+# -- pages -------------------------------------------------------------------------------------
 
+# Copies of pages outside docs/ have another suffix (_ext/repository.py).
+source_suffix = {".md": "markdown", ".markdown": "markdown", ".rst": "restructuredtext"}
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 myst_dmath_allow_labels = True
@@ -83,7 +86,9 @@ numpydoc_class_members_toctree = False
 numpydoc_validation_checks = {"GL01", "GL03", "GL05", "GL06", "GL07", "PR02"}
 
 # Inventories of the few names that pages use, so that a build needs no network.
-intersphinx_mapping = inventories.mapping(DOCS / "_ext" / "inventories.toml", DOCS / "_build" / "inventories")
+intersphinx_mapping = inventories.mapping(
+    DOCS / "_ext" / "inventories.toml", DOCS / "_build" / "inventories"
+)
 
 # -- gallery ---------------------------------------------------------------------------------
 
