@@ -60,6 +60,7 @@ myst_dmath_allow_labels = True
 # Files outside docs/ that are pages: the page in docs/, or None for a copy (_ext/repository.py).
 repository_pages = {
     "README.md": "index",
+    "docs/decisions": "developers",
     "CHANGELOG.md": "changes",
     "CONTRIBUTING.md": None,
     "analysis/README.md": None,
@@ -76,6 +77,7 @@ autosummary_imported_members = False
 autosummary_filename_map = {
     "polarlib.schedule": "polarlib.schedule-function",
     "polarlib.design.spectrum": "polarlib.design.spectrum-function",
+    "polarlib.design.fingerprint": "polarlib.design.fingerprint-function",
     "polarlib.design.minimax": "polarlib.design.minimax-function",
 }
 autodoc_typehints = "none"

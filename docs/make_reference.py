@@ -100,7 +100,7 @@ def published_sets() -> str:
                 _code(name),
                 len(s.steps),
                 s.matmuls,
-                f"[{_number(s.lower)}, {_number(s.upper, 4)}]",
+                f"[{_number(s.lower)},\N{NO-BREAK SPACE}{_number(s.upper, 4)}]",
                 s.normalisation + divided,
                 _number(s.error()),
                 _number(s.slope),
@@ -349,8 +349,8 @@ def _speed(dtype: str) -> tuple[str, str]:
     ratios = [ratio for ratio, _ in found]
     runs = len(list(page.runs(_data("polar_benchmarks.json"))))
     claim = (
-        f"`polar` has {statistics.median(ratios):.2f} times the speed of `scipy.linalg.polar` in the "
-        f"median, and {math.floor(least * 100) / 100:.2f} times at worst"
+        f"`polar` has {statistics.median(ratios):.2f} times the speed of `scipy.linalg.polar` in "
+        f"the median, and {math.floor(least * 100) / 100:.2f} times at worst"
     )
     matrices = len({where for _, where in found})
     return claim, f"{dtype}, {matrices} matrices, {runs} runs on two processors; worst: {where}"
@@ -366,7 +366,9 @@ def claims() -> str:
         for row in _data("distance.json")
         if (row["format"], row["set"]) == ("bfloat16", "polar_express")
     ]
-    errors = [statistics.median(x["backward_error"] for x in side) for side in zip(*pairs)]
+    errors = [
+        statistics.median(x["backward_error"] for x in side) for side in zip(*pairs, strict=True)
+    ]
     smaller = sum(d["backward_error"] < p["backward_error"] for d, p in pairs)
     closer = sum(d["distance"] < p["distance"] for d, p in pairs)
     where = f"bfloat16, 15 products, the {len(pairs)} bundled matrices"
@@ -456,7 +458,7 @@ def main() -> None:
     check = parser.parse_args().check
     old = [page for page in PAGES if stale(page)]
     for page in old:
-        print(f"docs/{page} {'is stale' if check else 'is new'}")
+        sys.stdout.write(f"docs/{page} {'is stale' if check else 'is new'}\n")
         if not check:
             text = filled(page, (DOCS / page).read_text(encoding="utf-8")).encode()
             write_whole(DOCS / page, lambda file, text=text: file.write(text))

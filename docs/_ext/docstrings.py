@@ -7,30 +7,35 @@ from ``docs/sources.toml``. Fields of named tuples are left out, because their c
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
-INLINE = re.compile(r"(``.+?``)")
+INLINE = re.compile(r"(``.+?``)", re.DOTALL)
 BAR = re.compile(r"\|(?=\S)|(?<=\S)\|")
+LITERAL = ".. code-block:: none"
 
 
 def escaped(lines: list[str]) -> Iterator[str]:
     """Escape the bars of absolute values, outside of literals and of examples."""
     literal = False
-    for line in lines:
-        literal = literal and (not line.strip() or line.startswith("    "))
-        if literal or line.lstrip().startswith((">>>", "...")):
-            yield line
-            continue
-        parts = INLINE.split(line)
-        parts[::2] = [BAR.sub(r"\\|", part) for part in parts[::2]]
-        yield "".join(parts)
-        literal = line == "::"
+    for blank, group in itertools.groupby(lines, lambda line: not line.strip()):
+        block = list(group)
+        literal = literal and (blank or block[0].startswith("    "))
+        if not blank and not literal:
+            example = [i for i, line in enumerate(block) if line.lstrip().startswith(">>>")]
+            end = example[0] if example else len(block)
+            parts = INLINE.split("\n".join(block[:end]))
+            parts[::2] = [BAR.sub(r"\\|", part) for part in parts[::2]]
+            block[:end] = "".join(parts).split("\n") if end else []
+        yield from block
+        literal = literal or block[-1].startswith(LITERAL)
 
 
 def with_literal_blocks(lines: list[str]) -> list[str]:
@@ -44,7 +49,7 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
         if notes and line.startswith("    ") and not literal and found and not found[-1]:
             before = next((each for each in reversed(found) if each), "")
             if not before.endswith("::") and not before.startswith(("..", " ", "-", "*")):
-                found += ["::", ""]
+                found += [LITERAL, ""]
             literal = True
         found.append(line)
     return found

@@ -1,29 +1,32 @@
 """Pages that are made, or completed, from other files.
 
 The build warns where a generated block is stale (``docs/make_reference.py``). The line
-``<!-- other pages -->`` of an index becomes a toctree of the pages in its folder that the index does
-not name, so that none is an orphan.
+``<!-- other pages -->`` of an index becomes a toctree of the pages in its folder that the index
+does not name, so that none is an orphan.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
-from sphinx.util import logging
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
-LOG = logging.getLogger(__name__)
 MARK = "<!-- other pages -->"
 
 
 def check_blocks(app: Sphinx) -> None:
     """Warn where a generated block differs from what it would be made from now."""
     import make_reference
+    from sphinx.util import logging
 
     for page in make_reference.PAGES:
         if make_reference.stale(page):
-            LOG.warning("docs/%s is stale; run python docs/make_reference.py", page, type="pages")
+            logging.getLogger(__name__).warning(
+                "docs/%s is stale; run python docs/make_reference.py", page, type="pages"
+            )
 
 
 def other_pages(folder: Path, text: str) -> list[str]:
