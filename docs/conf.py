@@ -99,7 +99,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": ["gallery"],
     "filename_pattern": r"[/\\]plot_",
     # Scripts directly in examples/ are programs, not pages.
-    "ignore_pattern": r"^(?!.*[/\\]plot_\w+\.py$).*$",
+    "ignore_pattern": r"^(?!(.*[/\\])?plot_\w+\.py$)",
     "subsection_order": ["../examples/scipy", "../examples/deep_learning", "../examples/papers"],
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
