@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -16,7 +17,7 @@ LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
 FULL = (
     *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
-    *("seeds", "fuzz", "peers", "studies", "coverage"),
+    *("seeds", "fuzz", "peers", "studies", "coverage", "docs"),
 )
 # Versions of the libraries whose calls of a device are counted.
 COUNTED = {
@@ -86,6 +87,16 @@ def studies(session: nox.Session) -> None:
     session.install("-e", ".[studies]")
     for script in sorted(Path("analysis").glob("*/run.py")):
         session.run("python", str(script))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site: warnings are errors, examples run, internal links lead somewhere."""
+    session.install("-e", ".[docs]")
+    site = Path("docs/_build/html")
+    shutil.rmtree(site, ignore_errors=True)
+    session.run("python", "-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", str(site))
+    session.run("python", "docs/check_links.py", str(site))
 
 
 @nox.session

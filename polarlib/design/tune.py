@@ -183,11 +183,6 @@ def tune(
     Schedule
         The best found, `start` itself where that is not smaller by the objective.
 
-    Warns
-    -----
-    ScheduleWarning
-        If nothing better than `start` was found.
-
     Raises
     ------
     TypeError
@@ -196,6 +191,11 @@ def tune(
         For a start that is not made of odd polynomials for the polar factor, is not positive on
         ``(0, start.upper]`` or does not keep the bounds; for bounds that are none; for an objective
         that is unknown or returns no finite number; for less than one start or a bad seed.
+
+    Warns
+    -----
+    ScheduleWarning
+        If nothing better than `start` was found.
 
     Notes
     -----

@@ -304,6 +304,10 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     ConvergenceWarning
         If orthogonality or backward error missed ``max(100, n) * eps``, or H overflows.
 
+    See Also
+    --------
+    polar : for arrays in memory, and arrays distributed over devices.
+
     Notes
     -----
     A block is worked on in slices of rows, in double precision, so a worker needs a block, a block
@@ -312,10 +316,6 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     in the second pass, and have the rounding of U and H to their dtype added. Blocks are computed
     again for U: if B is then rounded otherwise, on another kind of processor say, U is off
     by eps times the condition number.
-
-    See Also
-    --------
-    polar : for arrays in memory, and arrays distributed over devices.
 
     Examples
     --------
