@@ -3,7 +3,7 @@
 A training step is ``x <- argmin gamma <d, y> + h(y)`` over y, with a direction d computed from
 gradients and a penalty h of changes. Either h is quadratic (:func:`presgdw_step`), or it confines y
 to a ball (:func:`scg_step`, :func:`uscg_step`). The optimizers differ in the direction and in the
-ball: docs/guide/norms.md has them as one-liners. The templates are those of the survey Training
+ball: docs/guide/optimizers.md has each in one line. The templates are those of the survey Training
 Neural Networks at Any Scale, arXiv 2511.11163.
 
 An `lmo` (linear maximisation oracle) MAXIMISES ``<d, t>`` over the unit ball, as in
