@@ -300,7 +300,7 @@ def test_a_sum_without_a_value_has_dual_norm_and_maximiser(atom, shape, kind):
     for seed in range(20):
         y = sample(shape, "real", seed + 1)
         assert np.all(pair(y, t) <= each(atom.dual, y) * (1 + 1e-12))
-    with pytest.raises(NotImplementedError, match="convex solver"):
+    with pytest.raises(NotImplementedError, match="use dual_norm, lmo or sharp"):
         n(g)
 
 
