@@ -84,7 +84,23 @@ class Norm:
         raise NotImplementedError
 
     def dual_norm(self, g: A) -> A:
-        """Return the largest ``Re tr(G^H T)`` over ``||T|| <= 1``; arguments as of the norm."""
+        """Return the dual norm: the largest ``Re tr(G^H T)`` over ``||T|| <= 1``.
+
+        Parameters
+        ----------
+        g : array, shape (..., m, n)
+            The matrices.
+
+        Returns
+        -------
+        array, shape (...)
+            Real, as the value of the norm.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As the norm itself.
+        """
         raise NotImplementedError
 
     def lmo(self, g: A) -> A:
@@ -104,23 +120,52 @@ class Norm:
         Raises
         ------
         TypeError, ValueError
-            As of the norm itself.
+            As the norm itself.
         """
         raise NotImplementedError
 
     def sharp(self, g: A) -> A:
         """Return the T that maximises ``Re tr(G^H T) - ||T||^2 / 2``: ``dual_norm(g) * lmo(g)``.
 
-        This is the duality map of steepest descent. (Modula's documents call the bare polar factor
-        "sharp", which is :meth:`lmo` here.) Arguments, result and errors as of :meth:`lmo`.
+        This is the duality map of steepest descent. (Modula's documentation calls the polar factor
+        alone "sharp", which is :meth:`lmo` here.)
+
+        Parameters
+        ----------
+        g : array, shape (..., m, n)
+            For example a gradient.
+
+        Returns
+        -------
+        array, shape (..., m, n)
+            Zero for a zero matrix.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As the norm itself.
         """
         raise NotImplementedError
 
     def project(self, x: A) -> A:
         """Return the point of the unit ball nearest to `x` in the Frobenius norm; `x` if inside.
 
-        Arguments, result and errors as of :meth:`lmo`, and NotImplementedError with the reason
-        for norms whose projection is not known in closed form.
+        Parameters
+        ----------
+        x : array, shape (..., m, n)
+            The matrices.
+
+        Returns
+        -------
+        array, shape (..., m, n)
+            The nearest point.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the norm itself.
+        NotImplementedError
+            If the projection has no closed form.
         """
         raise NotImplementedError
 
@@ -129,7 +174,7 @@ class Norm:
         raise NotImplementedError
 
     def __rmul__(self, s: float) -> Norm:
-        """``s * n``, s positive: the ball shrinks by s."""
+        """Return ``s * n`` for a positive s: the unit ball shrinks by s."""
         raise NotImplementedError
 
     def _gap(self, g: Any, t: Any) -> Any:

@@ -61,7 +61,7 @@ def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        As of :func:`ky_fan`.
+        As in :func:`ky_fan`.
 
     Notes
     -----
@@ -137,7 +137,20 @@ def fanion(
 def neon(*, method: Method = "auto") -> MatrixNorm:
     """Return the norm of Neon: Fanion of rank 1, the nuclear norm.
 
-    Arguments and errors are those of :func:`nuclear`.
+    Parameters
+    ----------
+    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
+        As in :func:`nuclear`.
+
+    Returns
+    -------
+    Norm
+        :func:`nuclear`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method.
 
     Examples
     --------

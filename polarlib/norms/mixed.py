@@ -177,7 +177,12 @@ def lp(p: float) -> MatrixNorm:
 
 
 def frobenius() -> MatrixNorm:
-    """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
+    """Return the Frobenius norm, which is its own dual.
+
+    Returns
+    -------
+    Norm
+        Its LMO is ``G / ||G||_F``, and sharp is G.
 
     Examples
     --------

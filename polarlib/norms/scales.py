@@ -103,7 +103,13 @@ def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
 
 
 class Parametrization(NamedTuple):
-    """Exponents of the width: ``W = p^-a w``, variance of w ``p^-2b``, learning rate ``p^-c``."""
+    """Exponents of the width: ``W = p^-a w``, variance of w ``p^-2b``, learning rate ``p^-c``.
+
+    Attributes
+    ----------
+    a, b, c : float
+        Exponents of the multiplier, of the standard deviation and of the learning rate.
+    """
 
     a: float
     b: float

@@ -273,7 +273,7 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
     Parameters
     ----------
     k, polar
-        As of :func:`fanion`.
+        As in :func:`fanion`.
     alpha : float
         From 0 (Frobenius) to 1 (Fanion-k).
 
@@ -301,7 +301,22 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
 
-    Arguments and errors are those of :func:`f_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (Frobenius) to 1 (spectral).
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`spectral`.
+
+    Returns
+    -------
+    Norm
+        :func:`f_fanion` with k = None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`f_fanion`.
 
     Examples
     --------
@@ -314,7 +329,20 @@ def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_neon(alpha: float) -> MatrixNorm:
     """Return the norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
 
-    Arguments and errors are those of :func:`f_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (Frobenius) to 1 (nuclear).
+
+    Returns
+    -------
+    Norm
+        :func:`f_fanion` with k = 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`f_fanion`.
 
     Examples
     --------
@@ -330,7 +358,7 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
     Parameters
     ----------
     k, polar
-        As of :func:`fanion`.
+        As in :func:`fanion`.
     alpha : float
         From 0 (signs) to 1 (Fanion-k).
     eta : float
@@ -361,7 +389,24 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
 
-    Arguments and errors are those of :func:`s_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (signs) to 1 (spectral).
+    eta : float
+        Positive: the size of the signs.
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`spectral`.
+
+    Returns
+    -------
+    Norm
+        :func:`s_fanion` with k = None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`s_fanion`.
 
     Examples
     --------
