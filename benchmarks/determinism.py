@@ -1,10 +1,11 @@
-"""Which changes around a call change its result: the table of docs/guide/determinism.md.
+"""Differences of results after one change of a call: the table of docs/evidence/determinism.md.
 
-    python benchmarks/determinism.py [--page docs/guide/determinism.md]
+    python benchmarks/determinism.py [--page docs/evidence/determinism.md]
                                         [--libraries numpy,torch,jax,dask]
 
-Each library runs in processes of its own: two with one thread of BLAS and other hash seeds, one
-with two. All but the columns "process" and "threads" is of the first. Nothing is timed.
+Each library runs in separate processes: two with one thread of BLAS and different hash seeds, one
+with two threads. The columns "process" and "threads" compare processes; the others are from the
+first process. Nothing is timed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SHAPE = (200, 150)
 STACK = 3
 AT_ONCE = 8
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24}
-# What is said of a result that is the same in every bit.
+# Entry of the table for a result that is equal in every bit.
 SAME = "="
 
 Rows = dict[str, Callable[[Any], tuple[Any, ...]]]
@@ -51,7 +52,7 @@ CHANGES = ("again", "8 at once", "process", "threads", "memory order", "alignmen
 
 
 def matrices() -> np.ndarray:
-    """Three matrices with singular values that are told apart."""
+    """Return three matrices with distinct singular values."""
     rng = np.random.default_rng(5)
     u, _ = np.linalg.qr(rng.standard_normal((STACK, *SHAPE)))
     v, _ = np.linalg.qr(rng.standard_normal((STACK, SHAPE[1], SHAPE[1])))
@@ -59,7 +60,7 @@ def matrices() -> np.ndarray:
 
 
 def converter(library: str) -> Callable[[np.ndarray], Any]:
-    """Return what makes an array of a library from NumPy's."""
+    """Return the function that converts NumPy arrays to a library."""
     if library == "torch":
         import torch
 
@@ -77,7 +78,7 @@ def converter(library: str) -> Callable[[np.ndarray], Any]:
 
 
 def distance(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
-    """Largest difference over the largest entry, in unit roundoffs; 0 if and only if none."""
+    """Return the largest relative difference in unit roundoffs; 0 if and only if all bits agree."""
     pairs = [tuple(map(np.asarray, pair)) for pair in zip(one, other, strict=True)]
     parts = [
         float(np.max(np.abs(a - b)) / np.max(np.abs(a)) / UNIT[a.dtype.name]) for a, b in pairs
@@ -87,7 +88,7 @@ def distance(one: tuple[Any, ...], other: tuple[Any, ...]) -> float:
 
 
 def work(library: str, dtype: str, whole: bool, out: Path) -> None:
-    """Keep the results of this process, and if it is the whole, what needs no other process."""
+    """Store the results of this process; if `whole`, also the differences within it."""
     stack = matrices().astype(dtype)
     convert = converter(library)
     x = convert(stack[0].copy())
@@ -116,7 +117,7 @@ def work(library: str, dtype: str, whole: bool, out: Path) -> None:
 
 
 def run(library: str, dtype: str, threads: int, seed: int, out: Path) -> dict[str, np.ndarray]:
-    """Run `work` in a process of its own."""
+    """Run `work` in a separate process."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     flags = f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}"
     env = os.environ | dict.fromkeys(names, str(threads)) | {"PYTHONHASHSEED": str(seed)}
@@ -129,7 +130,7 @@ def run(library: str, dtype: str, threads: int, seed: int, out: Path) -> dict[st
 
 
 def table(library: str, dtype: str, folder: Path) -> list[str]:
-    """Rows of one library and dtype."""
+    """Return the rows of one library and dtype."""
     first, second, threaded = (
         run(library, dtype, threads, seed, folder / "found.npz")
         for threads, seed in ((1, 1), (1, 2), (2, 3))

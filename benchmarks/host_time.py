@@ -1,12 +1,13 @@
-"""Time of the host for a call of orthogonalize() on a device, beside torch.optim.Muon's five steps.
+"""Host time of a call of orthogonalize() on a device, relative to torch.optim.Muon's five steps.
 
     python benchmarks/host_time.py
+    python benchmarks/host_time.py --page
 
-A device that is faster than its host waits for it, whatever the products take. Tensors without
-entries (torch's "meta") go the way of those on a device, and no operator computes: what is left is
-the time in which operators are chosen and announced. "Python" is our own part of it: the same call
-where each operator is a function that does nothing. By turns, medians; stored in
-docs/data/host_time.json, from which the sentence of docs/gpu.md is made.
+The second line makes the sentence of docs/gpu.md from docs/data/host_time.json and measures
+nothing. If a device is faster than its host, the host time limits the call, whatever the products
+take. Tensors without entries (torch's "meta") take the path of device tensors, and no operator
+computes: the time is that of choosing and queueing operators. "Python" is polarlib's own part of
+it: the same call where each operator is a function without effect. Interleaved runs, medians.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unittest import mock
 
 import torch
 import typer
-from common import replace_part, store, where
+from common import load, replace_part, store, where
 from torch.optim import _muon
 
 import polarlib
@@ -37,7 +38,7 @@ SECONDS = 4.0
 
 
 def contenders(x: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """Calls on one matrix of 16 bits."""
+    """Return the calls on one 16-bit matrix."""
     return {
         MUON: lambda: _muon._zeropower_via_newtonschulz(x, JORDAN, 5, 1e-7),
         "auto": lambda: polarlib.orthogonalize(x),
@@ -47,7 +48,7 @@ def contenders(x: torch.Tensor) -> dict[str, Callable[[], Any]]:
 
 @contextlib.contextmanager
 def nothing_computed() -> Iterator[None]:
-    """Operators of a call are functions that do nothing."""
+    """Replace the operators of a call by functions without effect."""
     kernels = Normaliser(lambda x, *_: x, lambda y, g, *_: (y, g))
     idle = functools.partial(lambda *_, out=None, **__: out if out is not None else _[0])
     with (
@@ -59,12 +60,15 @@ def nothing_computed() -> Iterator[None]:
 
 
 def median(times: list[float]) -> float:
-    """Microseconds."""
+    """Return the median in microseconds."""
     return round(1e6 * statistics.median(times), 1)
 
 
-def main() -> None:
+def main(page: bool = typer.Option(False, help="make the sentence from the data")) -> None:
     """Measure, store, and write the sentence."""
+    if page:
+        replace_part(PAGE, "host time", sentence(load(DATA)))
+        return
     x = torch.zeros((1024, 1024), dtype=torch.bfloat16, device="meta")
     with torch.no_grad():
         calls = contenders(x)
@@ -78,18 +82,18 @@ def main() -> None:
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """What the figures say."""
+    """Return the sentence of the results."""
     times, own = figures["microseconds"], figures["Python"]
     ratios = " and ".join(
         f"{times[name] / times[MUON]:.2f} times ({name})" for name in ("auto", "jordan")
     )
     python = max(own.values())
     return (
-        f"A call on a 1024 × 1024 bfloat16 tensor takes the host {ratios} as long as the five "
-        f"steps of `torch.optim.Muon`, both on meta tensors by turns; our own "
-        f"Python is {python:.0f} µs of it (`python benchmarks/host_time.py`; {figures['machine']})."
+        f"For a 1024 × 1024 bfloat16 tensor, the host time of a call is {ratios} that of the five "
+        f"steps of `torch.optim.Muon`. Both ran interleaved on meta tensors; {python:.0f} µs are "
+        f"polarlib's own Python (`python benchmarks/host_time.py`; {figures['machine']})."
     )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

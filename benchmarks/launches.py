@@ -1,14 +1,15 @@
-"""What calls of polarlib ask of a GPU, counted without one: launches, waits, transfers.
+"""Launches, waits and transfers that calls of polarlib request of a GPU, counted without one.
 
     python benchmarks/launches.py
     python benchmarks/launches.py --label before --root ../checkout-of-another-commit
+    python benchmarks/launches.py --page
 
-counts the calls of tests/device/cases.py with CuPy, torch and JAX, adds the numbers to
-docs/data/launches.json, and makes docs/evidence/launches.md and a table of docs/gpu.md from that
-file. Each
-library may be in an environment of its own, whose Python is ``--cupy``, ``--torch`` or ``--jax``
-(`nox -s device` makes them); one that is not there keeps its numbers. Counts do not depend on the
-machine's load. Those of torch and JAX belong to the version of the library.
+The first two count the calls of tests/device/cases.py with CuPy, torch and JAX and store the
+numbers in docs/data/launches.json. Every run makes docs/evidence/launches.md and a table of
+docs/gpu.md from that file; ``--page`` does only this. Each library may be in a separate
+environment, whose Python is ``--cupy``, ``--torch`` or ``--jax`` (`nox -s device` makes them). The
+numbers of a library that is not installed are kept. Counts do not depend on the load of the
+machine. Those of torch and JAX belong to the version of the library.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ Rows = dict[str, Row]
 # The module that counts, by library.
 MODULES = {"cupy": "on_cupy", "torch": "on_torch", "jax": "on_jax"}
 TITLES = {
-    "cupy": "CuPy, on devices that are not there",
+    "cupy": "CuPy, on simulated devices",
     "torch": "torch, emulated CUDA tensors",
     "jax": "JAX, programs for CUDA",
 }
-# Columns: heading, and what is added up.
+# Columns: heading, and the counts that are added.
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "cupy": {
         "launches": ("kernels", "library calls", "copies", "memsets"),
@@ -68,32 +69,35 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
 INTRODUCTION = """\
 # Launches, waits and transfers
 
-Made by `python benchmarks/launches.py` from `docs/data/launches.json`, checked by
-`tests/device/test_counts.py`. No GPU was used: [gpu.md](../gpu.md) says what such counts prove. Two
-numbers are before ({before}) and now. Formats with the same counts share a line.
+This page counts the kernels, waits and transfers that each call requests. It is made by
+`python benchmarks/launches.py` from [launches.json](../data/launches.json) and checked by
+`tests/device/test_counts.py`. No GPU was used: [GPU arrays](../gpu.md) lists what such counts show.
+
+Two numbers are those of commit {before} and of now. Formats with equal counts share a line.
 """
 NOTES = {
     "cupy": """\
-Launches are those of kernels, calls of cuBLAS and cuSOLVER, copies on the device and memsets, in
-the second call of a process; "modules" are compiled or loaded in the first. Allocations are those
-from CUDA, beyond what CuPy's memory pool holds, of calls whose path no number chooses. **Values
-mean nothing here**: a function that branches on them, as `polar` does, is counted on the path that
-it took, not on that of its matrix.""",
+Launches are kernels, calls of cuBLAS and cuSOLVER, copies on the device and memsets, in the second
+call of a process. Modules are compiled or loaded in the first call. Allocations are requests to
+CUDA beyond the memory that CuPy's pool holds, for calls that do not branch on values. **Values are
+not computed**: a function that branches on values, such as `polar`, is counted on an arbitrary
+path.""",
     "torch": """\
-Operators without views and empty tensors, in the second call of a process; one that polarlib
-registers is one operator here, and a few kernels on a device. Reads are what the host waits for:
-numbers, copies to the host, and factorisations that torch documents to synchronise. The values, and
-so the paths, are those of Gaussian matrices G (of 1 + G Gᵀ / n for roots).""",
+Operators are counted without views and empty tensors, in the second call of a process. An operator
+that polarlib registers is one operator here, and a few kernels on a device. Reads are operations
+for which the host waits: numbers, copies to the host, and factorisations that torch documents to
+synchronise. Values, and therefore paths, are those of Gaussian matrices G (of 1 + G Gᵀ / n for
+roots).""",
     "jax": """\
-Operators of StableHLO, before XLA fuses them, with the branches of every condition and one round of
-every loop. A function that cannot be traced is refused, and runs operator by operator then.""",
+Operators of StableHLO before XLA fuses them, with all branches of every condition and one iteration
+of every loop. "refused" is a function that cannot be traced: it runs operator by operator.""",
 }
 SUMMARY = """\
-From [launches.md](evidence/launches.md), which has every number and says what is counted; two
-numbers are before ({before}) and now. CuPy's counts of calls that branch on values (`polar`,
-`nearest_rotation`) are of a path that no matrix has: see the columns of torch.
+From [Launches, waits and transfers](evidence/launches.md), which has every number defined. Two
+numbers are those of commit {before} and of now. For calls that branch on values (`polar`,
+`nearest_rotation`), use the columns of torch: CuPy's counts are of an arbitrary path.
 """
-# What the host waits for, by library.
+# The column of waits, by library.
 WAITS = {"cupy": "waits", "torch": "reads", "jax": "callbacks"}
 # Calls of the table in docs/gpu.md.
 HEADLINES = (
@@ -115,7 +119,7 @@ HEADLINES = (
 
 
 def counted(library: str, python: str, root: Path) -> Row | None:
-    """Counts of one library with a checkout's polarlib; None if the library is not installed."""
+    """Return the counts of one library with the polarlib of a checkout; None if not installed."""
     has = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
     if subprocess.run([python, "-c", has, library], check=False).returncode:
         return None
@@ -135,22 +139,22 @@ def counted(library: str, python: str, root: Path) -> Row | None:
 
 
 def compact(row: Row) -> Row:
-    """A row without zeros, and without allocations where numbers choose the path.
+    """Return a row without zeros, and without allocations if the call branches on values.
 
-    What CuPy's pool holds in the middle of such a call depends on when Python collects cycles.
+    The contents of CuPy's pool in such a call depend on when Python collects cycles.
     """
     left = {"allocations"} if row.get("outcome") else set()
     return {name: value for name, value in row.items() if value and name not in left}
 
 
 def commit(root: Path) -> str:
-    """The commit of a checkout."""
+    """Return the commit of a checkout."""
     command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.strip()
 
 
 def text(data: Row) -> str:
-    """The data as JSON with one row to a line."""
+    """Return the data as JSON with one row per line."""
     parts = []
     for label, run in data.items():
         libraries = []
@@ -172,7 +176,7 @@ def text(data: Row) -> str:
 
 
 def cell(before: Row | None, now: Row | None, names: tuple[str, ...]) -> str:
-    """A number, or two where it has changed."""
+    """Return a number, or two if it has changed."""
     numbers = [
         "–" if row is None or "refused" in outcome(row) else str(sum(row.get(n, 0) for n in names))
         for row in (before, now)
@@ -181,7 +185,7 @@ def cell(before: Row | None, now: Row | None, names: tuple[str, ...]) -> str:
 
 
 def outcome(row: Row | None) -> str:
-    """What a call came to, in short: the method, "refused", or how it stopped."""
+    """Return the outcome of a call: the method, "refused", or the error."""
     value = str((row or {}).get("outcome", ""))
     kind = value.partition(":")[0]
     if not kind.endswith(("Error", "Warning")):
@@ -190,20 +194,20 @@ def outcome(row: Row | None) -> str:
 
 
 def outcomes(before: Row | None, now: Row | None) -> str:
-    """What a call came to, before and now."""
+    """Return the outcomes before and now."""
     both = [outcome(row) for row in (before, now)]
     changed = before is not None and now is not None and both[0] != both[1]
     return " → ".join(each or "–" for each in both) if changed else both[1]
 
 
 def rows_of(data: Row, label: str, library: str) -> Rows:
-    """Rows of a run; none if it has not been made."""
+    """Return the rows of a run; none if it has not been made."""
     found: Rows = data.get(label, {}).get(library, {}).get("rows", {})
     return found
 
 
 def lines(data: Row, library: str) -> Iterator[list[str]]:
-    """Lines of a library's table: formats of a call and a shape share one if they agree."""
+    """Yield the lines of a library's table; formats with equal counts share a line."""
     before, now = (rows_of(data, label, library) for label in LABELS)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, row in now.items():
@@ -217,7 +221,7 @@ def lines(data: Row, library: str) -> Iterator[list[str]]:
 
 
 def page(data: Row) -> str:
-    """The page of all counts."""
+    """Return the page of all counts."""
     before = data.get("before", {}).get("commit", "an earlier commit")
     parts = [INTRODUCTION.format(before=before)]
     for library in MODULES:
@@ -231,7 +235,7 @@ def page(data: Row) -> str:
 
 
 def short(data: Row) -> str:
-    """The table of docs/gpu.md: launches of every library, and what the host waits for."""
+    """Return the table of docs/gpu.md: launches and waits of every library."""
     shown = {lib: (next(iter(COLUMNS[lib])), WAITS[lib]) for lib in MODULES}
     head = [f"{lib}: {column}" for lib, columns in shown.items() for column in columns]
     body = []

@@ -1,13 +1,14 @@
-"""Peak memory of polar and its relatives, and what `import polarlib` costs.
+"""Peak memory of polar and its relatives, and the cost of `import polarlib`.
 
     python benchmarks/memory.py --label after
     python benchmarks/memory.py --label before --root ../checkout-of-another-commit
+    python benchmarks/memory.py
 
-measures the package in a checkout and adds the numbers to docs/data/memory.json; every run then
-makes docs/guide/memory.md from that file. Peaks are those of tracemalloc, to which NumPy reports
-every
-array, LAPACK's workspaces among them: storage in use at once beyond the input, in units of the
-input. They do not depend on the machine's load. Resident peaks are those of a process of its own.
+The first two measure the package in a checkout and add the numbers to docs/data/memory.json. Every
+run then makes docs/evidence/memory.md and a table of docs/guide/memory.md from that file. Peaks are
+those of tracemalloc, to which NumPy reports every array and the workspaces of LAPACK: storage in
+use at once beyond the input, in units of the input. They do not depend on the load of the machine.
+Resident peaks are those of a separate process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import numpy as np
 import scipy.linalg
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA, PAGE = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "guide" / "memory.md"
+DATA, PAGE = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "evidence" / "memory.md"
+GUIDE = ROOT / "docs" / "guide" / "memory.md"
 METHODS = ("auto", "svd", "qdwh", "newton", "zolotarev")
 SHAPES: tuple[tuple[tuple[int, ...], str], ...] = (
     ((2048, 256), "right"),
@@ -44,32 +46,26 @@ IMPORTS = {
 }
 
 
-PEAKS = """\
-A peak is the storage in use at once during a call beyond the input, the results among it, in units
-of the input. It is that of tracemalloc, to which NumPy reports arrays and the workspaces of LAPACK;
-it does not depend on the machine. "random" is Gaussian, a number a condition number with singular
-values in geometric progression."""
-OVERWRITING = """\
-A result of `polar` keeps its two factors. Its `rank` and `condition_bounds` are computed when they
-are first read, from its `hermitian` and, by the SVD, from n singular values: neither the input nor
-another array is kept for them.
+INTRODUCTION = """\
+# Memory: measured peaks
 
-What may be overwritten:
+Made by `python benchmarks/memory.py` from [memory.json](../data/memory.json); {machine}.
+[Memory](../guide/memory.md) describes which storage is reused.
 
-- `polar(a, overwrite_a=True)` decomposes a NumPy matrix in its own storage if it has at least 4
-  times as many rows as columns (or columns as rows), the smaller Hermitian factor is asked for, `a`
-  is in one block of memory, and its Gram matrix resolves its condition number (below about 1e6 in
-  float64 and 300 in float32). The matrix becomes Q of A = Q S, and Q becomes U. `backward_error` is
-  estimated from products with 8 random vectors, taken before. The table has a matrix with 8 times
-  as many rows as columns.
-- Every other matrix is needed until the end, for H and for the check of the result: U is stored in
-  its place, one array fewer remains afterwards, and the peak is that without `overwrite_a`.
-- `orthogonalize(g, out=...)` iterates in the storage of `out`, with `out=g` in that of `g`: NumPy,
-  except for wide complex matrices, whose adjoint is a copy."""
-IMPORTED = """\
-polarlib needs NumPy, SciPy's linear algebra and array-api-compat. Matplotlib, mpmath,
-scipy.optimize, Typer, Jinja2 and array libraries are imported where they are first used.
-Milliseconds depend on the load of the machine; the number of modules does not."""
+A peak is the storage in use at once during a call beyond the input, the results included, in units
+of the input. It is measured by tracemalloc, to which NumPy reports arrays and the workspaces of
+LAPACK, and does not depend on the load of the machine. "random" is a Gaussian matrix. A number is
+a condition number, with singular values in geometric progression.
+"""
+# Rows of the table of docs/guide/memory.md.
+SHORT = (
+    "2048x256 right float64 random",
+    "2048x256 right float64 100000000.0",
+    "256x2048 right float64 random",
+    "512x512 right float64 random",
+    "512x512 right float64 100000000.0",
+    "100x64x64 right float64 random",
+)
 
 
 def matrix(shape: tuple[int, ...], dtype: str, condition: float | None) -> np.ndarray:
@@ -216,76 +212,55 @@ def imports(root: Path, repeats: int = 5) -> dict[str, dict[str, float]]:
 
 
 def page(figures: dict[str, Any]) -> str:
-    """The tables, as Markdown."""
-    before, after = figures["before"], figures["after"]
-    lines = [
-        "# Memory and import time",
-        "",
-        "Made by `python benchmarks/memory.py` from [data/memory.json](../data/memory.json);",
-        f"{figures['machine']}. Before is commit {before['commit']}.",
-        "",
-        *PEAKS.splitlines(),
-        "",
-        "## `polar` with NumPy",
-        "",
-        "| matrix | method | SciPy | before | after |",
-        "| --- | --- | --- | --- | --- |",
+    """Return the page of all tables, as Markdown."""
+    from common import table
+
+    after = figures["after"]
+    polar = [
+        [name, method, f"{row['SciPy']:.2f}", f"{value:.2f}"]
+        for name, row in after["polar"].items()
+        for method, value in row.items()
+        if method != "SciPy"
     ]
-    for name, row in after["polar"].items():
-        for method, value in row.items():
-            if method != "SciPy":
-                old = before["polar"][name][method]
-                lines.append(
-                    f"| {name} | {method} | {row['SciPy']:.2f} | {old:.2f} | {value:.2f} |"
-                )
-    lines += ["", "Where the peak exceeds SciPy's by more than 2 %:", ""]
     above = [
         f"- {name}, `{method}`: {value:.2f}, SciPy {row['SciPy']:.2f}"
         for name, row in after["polar"].items()
         for method, value in row.items()
         if value > 1.02 * row["SciPy"]
     ]
-    lines += above or ["- nowhere."]
-    lines += [
-        "",
-        f"Growth of the resident peak of a process, {LARGE[0]} x {LARGE[1]}, float64, side right:",
-        f"SciPy {after['resident']['SciPy']:.1f}, before {before['resident']['polarlib']:.1f}, "
-        f"after {after['resident']['polarlib']:.1f} inputs.",
-        "",
+    resident = after["resident"]
+    parts = [
+        INTRODUCTION.format(machine=figures["machine"]).rstrip(),
+        "## `polar` with NumPy",
+        table(["matrix", "method", "SciPy", "polarlib"], polar),
+        "Peaks that exceed SciPy's by more than 2 %:",
+        "\n".join(above or ["- none."]),
+        f"Growth of the resident peak of a process, {LARGE[0]} x {LARGE[1]}, float64, side right: "
+        f"SciPy {resident['SciPy']:.1f}, polarlib {resident['polarlib']:.1f} inputs.",
         "## Other functions",
-        "",
-        "2048 x 256, float64, unless the row says otherwise.",
-        "",
-        "| call | before | after |",
-        "| --- | --- | --- |",
+        "2048 x 256, float64, unless the row has another shape.",
+        table(["call", "peak"], [[n, f"{value:.2f}"] for n, value in after["others"].items()]),
     ]
-    for name, value in after["others"].items():
-        lines.append(f"| {name} | {before['others'][name]:.2f} | {value:.2f} |")
-    lines += [
-        "",
-        *OVERWRITING.splitlines(),
-        "",
-        "## `import polarlib`",
-        "",
-        "| import | modules before | modules after | ms before | ms after |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name in IMPORTS:
-        old, new = before["imports"][name], after["imports"][name]
-        lines.append(
-            f"| {name} | {old['modules']} | {new['modules']} | {old['milliseconds']:.0f} | "
-            f"{new['milliseconds']:.0f} |"
-        )
-    lines += [
-        "",
-        *IMPORTED.splitlines(),
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def short(figures: dict[str, Any]) -> str:
+    """Return the table of docs/guide/memory.md."""
+    from common import table
+
+    rows = figures["after"]["polar"]
+    kinds = {"random": "Gaussian", "100000000.0": "1e8"}
+    lines = []
+    for name in SHORT:
+        shape, side, dtype, condition = name.split()
+        cells = [f"{rows[name][key]:.2f}" for key in ("SciPy", "auto")]
+        lines.append([shape.replace("x", " × "), side, dtype, kinds[condition], *cells])
+    return table(["shape", "side", "dtype", "condition", "SciPy", "`polar`"], lines)
 
 
 def main() -> None:
-    """Measure a checkout, and make the page."""
-    from common import load, store, where
+    """Measure a checkout, and make the pages."""
+    from common import load, replace_part, store, where
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--label", choices=("before", "after"), help="measure, under this name")
@@ -325,6 +300,7 @@ def main() -> None:
         store(DATA, figures)
     if {"before", "after"} <= figures.keys():
         PAGE.write_text(page(figures), encoding="utf-8")
+        replace_part(GUIDE, "peaks", short(figures))
 
 
 if __name__ == "__main__":

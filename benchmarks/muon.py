@@ -1,11 +1,13 @@
 """Time of a step of Muon: the optimizers of examples/ against torch.optim.Muon and optax.contrib.
 
-    python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown docs/guide/muon.md
+    python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown PAGE
+    python benchmarks/muon.py --page --json docs/data/muon.json --markdown PAGE
 
-Jordan's coefficients and five steps on both sides, the same gradients, interleaved in one process:
-the momentum, the iteration, the weight decay and the update are timed. torch.optim.Muon iterates in
-bfloat16 alone; in float32 the comparison is with optax. The ratio is that of the medians, above 1
-where ours is faster; the file has the ratio of every round too. Three minutes on two cores.
+The page is docs/evidence/muon.md. The second line makes the page of the data and measures nothing. Both sides use Jordan's
+coefficients, five steps and the same gradients, interleaved in one process. The momentum, the
+iteration, the weight decay and the update are timed. torch.optim.Muon iterates in bfloat16 only; in
+float32 the comparison is with optax. The ratio is that of the medians, above 1 where the optimizer
+of examples/ is faster; the file also has the ratio of every round. Three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ LEAST, SECONDS, RATE = 5, 8.0, 0.02
 
 
 class Case(NamedTuple):
-    """Matrices of one library, and the format in which both sides iterate."""
+    """Matrices of one library, and the format of the iteration on both sides."""
 
     library: str
     format: str
@@ -51,14 +53,14 @@ class Case(NamedTuple):
 
 
 def cases(shapes: dict[str, tuple[tuple[int, int], ...]]) -> Iterator[Case]:
-    """Every case, in the order of its table."""
+    """Return every case, in the order of the table."""
     for library, formats in FORMATS.items():
         for name, many in shapes.items():
             yield from (Case(library, each, name, many) for each in formats)
 
 
 def example(name: str) -> Any:
-    """A script of examples/ as a module."""
+    """Return a script of examples/ as a module."""
     if str(EXAMPLES) not in sys.path:
         sys.path.insert(0, str(EXAMPLES))
     return importlib.import_module(name)
@@ -70,7 +72,7 @@ def random(shapes: tuple[tuple[int, int], ...], seed: int) -> list[np.ndarray]:
 
 
 def steps_of_torch(case: Case) -> dict[str, Callable[[], Any]]:
-    """A step of both: parameters and gradients in float32, the iteration in bfloat16."""
+    """Return a step of both, with float32 parameters and gradients, iterated in bfloat16."""
     torch = importlib.import_module("torch")
     made = {}
     for name, kind in (
@@ -85,7 +87,7 @@ def steps_of_torch(case: Case) -> dict[str, Callable[[], Any]]:
 
 
 def steps_of_jax(case: Case) -> dict[str, Callable[[], Any]]:
-    """A compiled step of both, which gives its parameters and its state back to the next."""
+    """Return a compiled step of both; each call passes parameters and state to the next."""
     jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
     made = {}
     for name, kind in (("ours", example("muon_optax").muon), (THEIRS["jax"], optax.contrib.muon)):
@@ -100,7 +102,7 @@ def steps_of_jax(case: Case) -> dict[str, Callable[[], Any]]:
 
 
 class Stepper:
-    """A step of optax on buffers that are given away."""
+    """A step of optax on donated buffers."""
 
     def __init__(self, jax: Any, optax: Any, optimizer: Any, params: Any, grads: Any) -> None:
         def step(params: Any, state: Any) -> Any:
@@ -116,7 +118,7 @@ class Stepper:
 
 
 def measured(case: Case, seconds: float) -> dict[str, Any]:
-    """Medians of both, in seconds, and the ratio of theirs to ours."""
+    """Return the medians of both, in seconds, and the ratio of `theirs` to `ours`."""
     steps = (steps_of_torch if case.library == "torch" else steps_of_jax)(case)
     times = interleaved(steps, seconds, least=LEAST)
     theirs = THEIRS[case.library]
@@ -131,27 +133,33 @@ def measured(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def times(cases: dict[str, Any]) -> str:
-    """The table of the medians."""
+    """Return the table of the medians."""
     rows = [
         [name, *(f"{1e3 * f[side]:.3g}" for side in ("ours", "theirs")), f"{f['ratio']:.2f}"]
         for name, f in cases.items()
     ]
-    return table(["case", "ours, ms", "theirs, ms", "ratio"], rows)
+    return table(["case", "examples/, ms", "torch or optax, ms", "ratio"], rows)
 
 
 def page(figures: dict[str, Any]) -> str:
-    """The table with the machine."""
+    """Return the table with the machine."""
     return f"{figures['machine']}.\n\n{times(figures['cases'])}"
 
 
 def main(
-    json_: Annotated[Path | None, typer.Option("--json", help="file for the figures")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="file of the results")] = None,
     markdown: Annotated[Path | None, typer.Option(help="page with the table")] = None,
-    only: Annotated[str, typer.Option(help="cases whose name has this text")] = "",
+    only: Annotated[str, typer.Option(help="cases whose name contains this text")] = "",
     threads: Annotated[int | None, typer.Option(help="of every library")] = None,
-    quick: Annotated[bool, typer.Option(help="small matrices, to see that it runs")] = False,
+    quick: Annotated[bool, typer.Option(help="small matrices, as a test of the script")] = False,
+    make_page: Annotated[bool, typer.Option("--page", help="make the page of --json")] = False,
 ) -> None:
     """Measure, print a table, and write the figures."""
+    if make_page:
+        if json_ is None or markdown is None:
+            raise typer.BadParameter("--page needs --json and --markdown; give both")
+        replace_part(markdown, "times", page(json.loads(json_.read_text(encoding="utf-8"))))
+        return
     restart_with(threads)
     found = {}
     for case in cases(QUICK if quick else SHAPES):

@@ -1,18 +1,18 @@
 """Distance to the unitary factor of every published set, the default and the adaptive schedule.
 
-    python benchmarks/nearest.py [--json docs/data/nearest.json] [--markdown docs/guide/adaptive.md]
+    python benchmarks/nearest.py [--json docs/data/nearest.json] [--markdown PAGE ...]
     python benchmarks/nearest.py --unseen FILE.npz [--json FILE]    # matrices of another training
-    python benchmarks/nearest.py --fit                              # the rule's coefficients anew
+    python benchmarks/nearest.py --fit                              # fit the rule's coefficients
 
 Distance ||Q - U||_F / sqrt(rank A) of ``orthogonalize(a, precision=..., form="plain")``: U is the
 unitary factor in double precision, without completion, of the matrix before it is rounded to the
-format. The matrices: the ten that the package brings, gradients of eight more networks
-(benchmarks/gradients.npz, made by analysis/gradients/others.py), and made ones. Formats are
+format. The matrices are the ten bundled ones, gradients of eight more networks
+(benchmarks/gradients.npz, made by analysis/gradients/others.py), and generated ones. Formats are
 simulated on NumPy, as in benchmarks/stress.py. Nothing is timed.
 
-The rule that chooses the tail of an adaptive schedule was fitted to these matrices, so that
-cross-validation says what it gives elsewhere: the rule is fitted without one network, or family of
-made spectra, and measured on that one; the same for times of training, and for kinds of layers.
+The rule that chooses the tail of an adaptive schedule was fitted to these matrices. It is therefore
+cross-validated: fitted without one network, or family of generated spectra, and measured on that
+one; the same for times of training, and for kinds of layers.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ FITTED = 15  # products for which the rule is fitted
 SIZE = 128  # columns of made matrices
 # Places between the tails at which distances are taken for a fit, for each pair of tails.
 BETWEEN = 4
-# Contenders that are no published set. The last is designed for each matrix by a sketch.
+# Schedules that are not published sets. The last is designed for each matrix from a sketch.
 OURS = ("default", "adaptive", "for_matrix")
-# "As near as the best": within this part of its distance.
+# Largest ratios to the distance of the closest set that count as "within 2 %" and "within 10 %".
 NEAR, TENTH = 1.02, 1.1
 
 
@@ -482,26 +482,38 @@ def measured(examples: Sequence[Example]) -> list[dict[str, Any]]:
     return rows
 
 
-def counts_table(found: Sequence[dict[str, Any]], *keys: str) -> str:
-    """Figures of `count` in Markdown."""
-    header = [*keys, "within 2 %", "within 10 %", "or below 2⁻⁷"]
+# Headings and values of the tables, where they differ from those of the data.
+HEADINGS = {"who": "schedule", "way": "rule"}
+VALUES = {"made": "generated"}
+
+
+def counts_table(counts: Sequence[dict[str, Any]], *keys: str) -> str:
+    """Return a table of the figures of `count` in Markdown."""
+    header = [*(HEADINGS.get(k, k) for k in keys), "within 2 %", "within 10 %", "or below 2⁻⁷"]
     header += ["mean ratio", "geometric mean", "worst"]
     lines = [
         [
-            *(str(f[k]) for k in keys),
+            *(str(VALUES.get(f[k], f[k])) for k in keys),
             f"{f['near']} of {f['of']}",
             f"{f['within a tenth']} of {f['of']}",
             f"{f['or small']} of {f['of']}",
             *(f"{f[k]:.3f}" for k in ("mean", "geometric mean")),
             f"{f['worst']:.2f}",
         ]
-        for f in found
+        for f in counts
     ]
     return table(header, lines)
 
 
+def short_table(counts: Sequence[dict[str, Any]]) -> str:
+    """Return the table of the guide: gradients, at the products for which the rule is fitted."""
+    of = {"products": FITTED, "kind": "gradients"}
+    rows = [f for f in counts if of.items() <= f.items()]
+    return counts_table(rows, "products", "format", "who")
+
+
 def matrices_table(rows: Sequence[dict[str, Any]], precision: str) -> str:
-    """One line a matrix: the best set, the default and the adaptive schedule."""
+    """Return one line per matrix: the closest set, the default and the adaptive schedule."""
     lines = []
     for r in rows:
         if r["format"] != precision:
@@ -512,12 +524,12 @@ def matrices_table(rows: Sequence[dict[str, Any]], precision: str) -> str:
         figures = (best, fifteen["default"], fifteen["adaptive"], later, eighteen["adaptive"])
         a, b, c, d, e = (f"{v:.4f}" for v in figures)
         lines.append([r["group"], r["matrix"], f"{a} `{name}`", b, c, f"{d} `{other}`", e])
-    header = ["", "matrix", "15 products: best set", "default", "adaptive"]
-    return table([*header, "18 products: best set", "adaptive"], lines)
+    header = ["group", "matrix", "15 products: closest set", "default", "adaptive"]
+    return table([*header, "18 products: closest set", "adaptive"], lines)
 
 
 def zeros_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rank-deficient matrices, 15 products."""
+    """Return the table of rank-deficient matrices, 15 products."""
     names = ("cubic5", "polar_express", "you", "default", "adaptive")
     lines = [
         [r["format"], r["matrix"], *(f"{r['distances']['15'][n]:.4f}" for n in names)]
@@ -527,23 +539,27 @@ def zeros_table(rows: Sequence[dict[str, Any]]) -> str:
     return table(["format", "matrix", *(f"`{n}`" for n in names)], lines)
 
 
-def write_page(page: Path, figures: dict[str, Any]) -> None:
-    """Put the tables into the page."""
+def write_pages(pages: Sequence[Path], figures: dict[str, Any]) -> None:
+    """Put each table into the page that has its markers."""
     rows = figures["rows"]
+    columns = ("products", "format", "kind", "who")
     parts = {
-        "summary": counts_table(figures["summary"], "products", "format", "kind", "who"),
+        "short": short_table(figures["summary"]),
+        "summary": counts_table(figures["summary"], *columns),
         "validation": counts_table(figures["validation"], "way", "format", "kind"),
         "matrices": matrices_table([r for r in rows if r["kind"] != "zeros"], "bfloat16"),
         "zeros": zeros_table(rows),
     }
     if "unseen" in figures:
-        parts["unseen"] = counts_table(figures["unseen"], "products", "format", "kind", "who")
-    for name, text in parts.items():
-        replace_part(page, name, text)
+        parts["unseen"] = counts_table(figures["unseen"], *columns)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for name in (n for n in parts if f"<!-- begin {n} -->" in text):
+            replace_part(page, name, parts[name])
 
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """One line a row."""
+    """Write the figures as JSON, one line per row."""
     text = ",\n".join(
         f"{json.dumps(key)}: [\n" + ",\n".join(map(json.dumps, part)) + "\n]"
         for key, part in figures.items()
@@ -553,19 +569,21 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Put the tables into this page.")] = None,
+    markdown: Annotated[list[Path] | None, typer.Option(help="Pages for the tables.")] = None,
     unseen: Annotated[
-        Path | None, typer.Option(help="Measure on these gradients too, none used for the rule.")
+        Path | None, typer.Option(help="Also measure on these gradients, which no fit used.")
     ] = None,
     fit_rule: Annotated[bool, typer.Option("--fit", help="Fit the rule, and stop.")] = False,
-    measure: Annotated[bool, typer.Option(help="Or take the figures of --json.")] = True,
+    measure: Annotated[
+        bool, typer.Option(help="Measure; otherwise use the figures of --json.")
+    ] = True,
 ) -> None:
     """Measure, cross-validate, and write."""
     console = Console(highlight=False, soft_wrap=True)
     if not measure:
-        if json_file is None or markdown is None:
-            raise typer.BadParameter("--no-measure makes a page of the figures: give both files")
-        write_page(markdown, json.loads(json_file.read_text(encoding="utf-8")))
+        if json_file is None or not markdown:
+            raise typer.BadParameter("--no-measure needs --json and --markdown; give both")
+        write_pages(markdown, json.loads(json_file.read_text(encoding="utf-8")))
         return
     used = [*bundled(), *stored(), *made()]
     rows = measured(used)
@@ -586,8 +604,8 @@ def main(
             console.print(key, *f.values())
     if json_file is not None:
         write_json(json_file, figures)
-    if markdown is not None:
-        write_page(markdown, figures)
+    if markdown:
+        write_pages(markdown, figures)
 
 
 if __name__ == "__main__":

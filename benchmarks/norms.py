@@ -1,6 +1,6 @@
-"""What the spectral norm's maximiser takes beyond the orthogonalisation that it is made of.
+"""Time of the LMO of the spectral norm, relative to the orthogonalisation that it calls.
 
-    python benchmarks/norms.py [--markdown docs/guide/norms.md]
+    python benchmarks/norms.py [--markdown docs/evidence/norms.md]
 
 Ratios of `norms.spectral(polar="polar_express").lmo(g)` to `polarlib.orthogonalize(g)`: interleaved
 calls on the same matrix, ratio of medians, and quartiles of the ratios of neighbouring calls.
@@ -29,7 +29,7 @@ SECONDS = 6.0
 
 
 def matrices() -> list[tuple[str, Any]]:
-    """Gaussian matrices by library and dtype."""
+    """Return Gaussian matrices by library and dtype."""
     rng = np.random.default_rng(0)
     made: list[tuple[str, Any]] = []
     for shape in SHAPES:
@@ -43,7 +43,7 @@ def matrices() -> list[tuple[str, Any]]:
 
 
 def ratio(g: Any) -> tuple[int, float, float, list[float]]:
-    """Calls, median milliseconds of orthogonalize, ratio of medians, quartiles of ratios."""
+    """Return the calls, median milliseconds, the ratio of medians and quartiles of ratios."""
     lmo = norms.spectral(polar="polar_express").lmo
     functions = {"lmo": lambda: lmo(g), "base": lambda: polarlib.orthogonalize(g)}
     times = interleaved(functions, SECONDS)
@@ -54,10 +54,10 @@ def ratio(g: Any) -> tuple[int, float, float, list[float]]:
 
 def main(
     markdown: Annotated[
-        Path | None, typer.Option(help="Page whose part between the markers is made anew.")
+        Path | None, typer.Option(help="Page whose part between the markers is replaced.")
     ] = None,
 ) -> None:
-    """Time the maximiser against orthogonalize."""
+    """Measure the LMO against orthogonalize, and print or write the table."""
     rows = [(name, *ratio(g)) for name, g in matrices()]
     cells = [
         (name, str(calls), f"{ms:.2f}", f"{r:.3f}", f"{low:.3f}-{high:.3f}")

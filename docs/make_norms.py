@@ -1,11 +1,11 @@
-"""Write the tables and the figure of docs/guide/norms.md from the code.
+"""Write the tables of docs/guide/norms.md and docs/guide/optimizers.md, and a figure.
 
     python docs/make_norms.py
 
-writes the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on the page, and
-docs/figures/unit_balls.png. Each formula has a function that computes it, and is compared with the
-library before anything is written. tests/norms/test_norms_page.py checks that the page is up to
-date and that every norm has a row.
+replaces the text between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` on both pages, and makes
+docs/figures/unit_balls.png. Each formula of a table has a function that computes it; the function
+is compared with the library before anything is written. tests/norms/test_norms_page.py checks that
+the pages are up to date and that every norm has a row.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from polarlib.norms.modules import Modular
 from polarlib.norms.sums import MinkowskiSum
 from polarlib.norms.unitary import Unitary
 
-PAGE = Path(__file__).parent / "guide" / "norms.md"
+GUIDE = Path(__file__).parent / "guide"
 FIGURE = Path(__file__).parent / "figures" / "unit_balls.png"
 
 EXAMPLE = np.diag([4.0, 2.0, 1.0])
 EXAMPLE_OF_MAPS = np.array([[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]])
 ALPHA, ETA = 0.5, 0.25  # of the mixed norms in the table
-# Norms that are in the row of another one.
+# Norms that share the row of another one.
 SAME = {"minkowski_sum": "f_muon", "neon": "nuclear", "s_muon": "s_fanion"}
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096)]
 
 
 class Row(NamedTuple):
-    """A norm in the table: the code that makes it, its formulas, and functions to check them.
+    """A norm in the table: its constructor call, its formulas, and functions that check them.
 
-    `given` makes the argument of the norm from a matrix, and `matrix` turns that back.
+    `given` converts a matrix to the argument of the norm, and `matrix` converts it back.
     """
 
     code: str
@@ -87,7 +87,7 @@ def mixed(g: np.ndarray, k: int | None, other: np.ndarray) -> np.ndarray:
 
 
 def rows() -> list[Row]:
-    """Every norm of the table; k = 2, p = 4, alpha and eta as above."""
+    """Return the rows of all norms; k = 2, p = 4, alpha and eta as above."""
     return [
         Row(
             "spectral()",
@@ -270,7 +270,7 @@ def rows() -> list[Row]:
 
 
 class MapRow(NamedTuple):
-    """A map of matrices that is no norm's LMO: its call, meaning, source, and a reference."""
+    """A function of matrices that is not an LMO: its call, meaning, source, and a reference."""
 
     code: str
     meaning: str
@@ -279,7 +279,7 @@ class MapRow(NamedTuple):
 
 
 def map_rows() -> list[MapRow]:
-    """Every spectral map and map of rows of the table; r is a generator of NumPy."""
+    """Return the rows of all spectral functions and functions of rows; r is a NumPy generator."""
     return [
         MapRow(
             "spectral_power(g, -0.5)",
@@ -340,21 +340,21 @@ def two_balanced(g: np.ndarray) -> np.ndarray:
 
 
 def map_of(row: MapRow, g: np.ndarray) -> np.ndarray:
-    """Call the map of a row."""
+    """Call the function of a row."""
     names = {name: getattr(norms, name) for name in norms.__all__}
     result: np.ndarray = eval(row.code, {**names, "g": g, "r": np.random.default_rng(0)})
     return result
 
 
 def check_map(row: MapRow) -> None:
-    """Compare a map with its reference, on wide and tall matrices."""
+    """Compare a function with its reference, on wide and tall matrices."""
     for seed, shape in enumerate([(5, 4), (3, 6), (4, 4)]):
         g = np.random.default_rng(seed).standard_normal(shape)
         np.testing.assert_allclose(map_of(row, g), row.wanted(g), atol=1e-12)
 
 
 def made(row: Row, shape: tuple[int, int]) -> norms.Norm:
-    """The norm of a row for matrices of a shape."""
+    """Return the norm of a row for matrices of a shape."""
     m, n = shape
     names = {name: getattr(norms, name) for name in norms.__all__}
     return eval(row.code, {**names, "m": m, "n": n, "inf": math.inf})
@@ -397,7 +397,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def norm_table() -> str:
-    """One line per norm; the last columns are computed."""
+    """Return one line per norm; the last columns are computed."""
     body = []
     for row in rows():
         check(row)
@@ -429,7 +429,7 @@ def norm_table() -> str:
 
 
 def scale_table() -> str:
-    """Scales by name for three shapes."""
+    """Return the scales by name for three shapes."""
     body = [
         [f"`{rule}`", *(number(norms.update_scale(m, n, rule)) for m, n in SHAPES)]
         for rule in norms.UPDATE_SCALES
@@ -438,7 +438,7 @@ def scale_table() -> str:
 
 
 def mup_table() -> str:
-    """The exponents of the maximal update parametrization."""
+    """Return the exponents of the maximal update parametrization."""
     body = [
         [f"{optimizer}, {layer}", *(number(x) for x in norms.mup(layer, optimizer))]
         for optimizer, layers in norms.MUP.items()
@@ -448,32 +448,35 @@ def mup_table() -> str:
 
 
 def map_table() -> str:
-    """One line per map; the example is computed."""
+    """Return one line per function; the example is computed."""
     body = []
     for row in map_rows():
         check_map(row)
         t = map_of(row, EXAMPLE_OF_MAPS)
         sizes = [", ".join(map(number, values)) for values in (spectrum(t), columns(t.T).ravel())]
         body.append([f"`{row.code}`", row.meaning, row.source, *sizes])
-    return table(["map", "meaning", "source", "singular values", "norms of rows"], body)
+    return table(["function", "meaning", "source", "singular values", "norms of rows"], body)
 
 
-TABLES = {"norms": norm_table, "maps": map_table, "scales": scale_table, "mup": mup_table}
+TABLES = {
+    "norms.md": {"norms": norm_table},
+    "optimizers.md": {"maps": map_table, "scales": scale_table, "mup": mup_table},
+}
 
 
-def filled(page: str) -> str:
-    """Return the page with regenerated tables."""
-    for name, make in TABLES.items():
-        marks = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+def filled(page: str, name: str) -> str:
+    """Return the text of the page of a name with regenerated tables."""
+    for part, make in TABLES[name].items():
+        marks = f"<!-- begin {part} -->", f"<!-- end {part} -->"
         pieces = re.split("|".join(marks), page)
         if len(pieces) != 3:
-            raise ValueError(f"{PAGE.name} must have one pair of {marks[0]} and {marks[1]}")
+            raise ValueError(f"{name} must have one pair of {marks[0]} and {marks[1]}")
         page = f"{pieces[0]}{marks[0]}\n{make()}\n{marks[1]}{pieces[2]}"
     return page
 
 
 def figure() -> None:
-    """Six unit balls in two pictures."""
+    """Draw six unit balls in two panels."""
     from matplotlib.figure import Figure
 
     with plot.style("page"):
@@ -489,9 +492,11 @@ def figure() -> None:
 
 
 def main() -> None:
-    """Write the page and the figure."""
-    page = filled(PAGE.read_text(encoding="utf-8")).encode()
-    write_whole(PAGE, lambda file: file.write(page))
+    """Write the pages and the figure."""
+    for name in TABLES:
+        path = GUIDE / name
+        text = filled(path.read_text(encoding="utf-8"), name).encode()
+        write_whole(path, lambda file, text=text: file.write(text))
     figure()
 
 

@@ -1,11 +1,13 @@
-"""docs/evidence/transformations.md: which functions go through torch's and JAX's transformations.
+"""docs/evidence/transformations.md: which functions accept torch's and JAX's transformations.
 
     python docs/make_transformations.py
+    python docs/make_transformations.py --page
 
-tries every function under every transformation, each library in a process of its own, writes what
-came out to docs/data/transformations.json, and the page from it. ``--check`` compares instead of
-writing. A value counts as right only if it is that of the plain call (of a call in NumPy, for an
-array in parts), a derivative if central differences of the plain call agree.
+The first calls every function under every transformation, each library in its own process, and
+writes the outcomes to docs/data/transformations.json and the page from that file. ``--page`` calls
+nothing and makes the page. ``--check`` compares instead of writing. A value is correct only if it
+is that of the plain call (of a call in NumPy, for a sharded array), and a derivative only if
+central differences of the plain call agree.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ DATA = Path(__file__).parent / "data" / "transformations.json"
 WORKS = "works"
 GATHERED = "works, and every device has all of the result"
 PARTS = ("torch", "jax", "mesh", "dtensor")
-RANKS = 2  # processes or devices for arrays in parts
+RANKS = 2  # processes or devices of sharded arrays
 
 TALL = (6, 3)
 SQUARE = (3, 3)
@@ -42,14 +44,14 @@ Function = Callable[[Any], Any]
 
 
 def definite(x: Any) -> Any:
-    """A positive definite matrix of x, by sums, which no setting makes inaccurate."""
+    """Return a positive definite matrix of x, by sums, which no precision setting affects."""
     if x.shape[0] > x.shape[1]:
         return (x.conj()[:, :, None] * x[:, None, :]).sum(0)
     return (x[:, None, :] * x.conj()[None, :, :]).sum(2)
 
 
 def aligned_shapes(x: Any) -> Any:
-    """Two sweeps over as many clouds as columns, as every transformation takes them."""
+    """Return two sweeps over one cloud per column, in a form for every transformation."""
     a = definite(x)
     clouds = (a[:, :, None] - a[:, None, :]) ** 2
     found = polarlib.generalized_procrustes(clouds, rtol=0, max_iterations=2)
@@ -57,13 +59,13 @@ def aligned_shapes(x: Any) -> Any:
 
 
 def not_normal(x: Any) -> Any:
-    """A matrix of x that is not normal, with positive eigenvalues."""
+    """Return a matrix of x that is not normal, with positive eigenvalues."""
     a = definite(x)
     return a * (9 + a[:1])
 
 
 def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
-    """Every function of the table: the shape of its matrix, and its call."""
+    """Return every function of the table: the shape of its matrix, and its call."""
     polar_express = polarlib.schedule("polar_express")
     return {
         "orthogonalize": (TALL, polarlib.orthogonalize),
@@ -127,7 +129,7 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
 
 
 def matrices(shape: tuple[int, int], count: int = 3) -> np.ndarray:
-    """Matrices with singular values well apart, so that every function has a derivative."""
+    """Return matrices with well-separated singular values, where every derivative exists."""
     rng = np.random.default_rng(0)
     values = np.array([2.0, 1.1, 0.4, 0.2])[: min(shape)]
     a = rng.standard_normal((count, *shape))
@@ -136,7 +138,7 @@ def matrices(shape: tuple[int, int], count: int = 3) -> np.ndarray:
 
 
 def flat(value: Any) -> np.ndarray:
-    """All entries of a result, one after the other."""
+    """Return all entries of a result as a vector."""
     parts = value if isinstance(value, (tuple, list)) else [value]
     return np.concatenate([np.ravel(np.asarray(to_numpy(part))) for part in parts])
 
@@ -152,7 +154,7 @@ def weights(size: int) -> np.ndarray:
 
 
 def slope(f: Function, like: Callable[[np.ndarray], Any], x: np.ndarray, e: np.ndarray) -> float:
-    """Central difference of the weighted sum of a result, of fourth order."""
+    """Return the fourth-order central difference of the weighted sum of a result."""
 
     def at(t: float) -> float:
         y = flat(f(like(x + t * e)))
@@ -167,9 +169,9 @@ def close(got: Any, wanted: np.ndarray, atol: float = 1e-6) -> None:
 
 
 def outcome(run: Callable[[], str | None]) -> str:
-    """'works', the sentence of a refusal, or 'fails' with what came out."""
+    """Return 'works', the message of an error of polarlib, or 'fails' with the outcome."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and JAX warn of themselves
+        warnings.simplefilter("ignore")  # warnings of torch and JAX
         try:
             return run() or WORKS
         except AssertionError as error:
@@ -179,7 +181,7 @@ def outcome(run: Callable[[], str | None]) -> str:
 
 
 def refusal(error: BaseException | None) -> str:
-    """The sentence of a refusal: of an error raised in polarlib, or quoted in one of torch's."""
+    """Return the message of an error raised in polarlib, or quoted in one of torch's."""
     first = error
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
@@ -319,7 +321,7 @@ def tall(x: np.ndarray) -> bool:
 
 
 def in_pieces(y: Any) -> Iterator[tuple[Any, np.ndarray]]:
-    """Parts of a result, with the weights of their entries."""
+    """Return the parts of a result, with the weights of their entries."""
     parts = y if isinstance(y, (tuple, list)) else [y]
     sizes = [int(np.prod(part.shape)) for part in parts]
     w = np.split(weights(sum(sizes)), np.cumsum(sizes)[:-1])
@@ -327,7 +329,7 @@ def in_pieces(y: Any) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def flat_of_stack(f: Function, like: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarray:
-    """Entries of the results for each matrix, in the order in which vmap has them."""
+    """Return the entries of the results of each matrix, in the order of vmap."""
     results = [f(like(each)) for each in x]
     if isinstance(results[0], (tuple, list)):
         return np.concatenate([flat([r[k] for r in results]) for k in range(len(results[0]))])
@@ -558,7 +560,7 @@ TITLES = {
 
 
 def measured(part: str) -> dict[str, dict[str, str]]:
-    """Run one part in a process of its own: settings and devices are for the whole process."""
+    """Run one part in a separate process, since settings and devices belong to a process."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={RANKS}"}
     done = subprocess.run(
         [sys.executable, __file__, "--part", part],
@@ -573,18 +575,21 @@ def measured(part: str) -> dict[str, dict[str, str]]:
 
 
 def page(data: dict[str, dict[str, dict[str, str]]]) -> str:
-    """The page of a table."""
+    """Return the page of a table."""
     lines = [
-        "# Transformations",
+        "# Transformations of torch and JAX",
         "",
-        "Made by `python docs/make_transformations.py`, checked by",
-        "`tests/arrays/test_transformations.py`.",
-        "✓: the value, or the derivative, is right (`make_transformations.py` says how it is",
-        "compared). (✓): right, and every device has all of the result. A number: refused, with",
-        "the sentence below. Nothing else happens.",
+        "This page lists every function of matrices under every transformation. It is made by",
+        "`python docs/make_transformations.py` and checked by",
+        "`tests/arrays/test_transformations.py`. [Arrays](../guide/arrays.md) has the summary.",
+        "",
+        "- ✓: the value, or the derivative, is correct. Values are compared with the plain call,",
+        "  derivatives with central differences.",
+        "- (✓): the result is correct, and every device holds all of it.",
+        "- A number: the call raises the error with that number, at the end of the page.",
         "",
     ]
-    sentences: list[str] = []
+    messages: list[str] = []
     for part in PARTS:
         if part not in data:
             continue
@@ -597,13 +602,13 @@ def page(data: dict[str, dict[str, dict[str, str]]]) -> str:
                 if row[name] in (WORKS, GATHERED):
                     cells.append("✓" if row[name] == WORKS else "(✓)")
                     continue
-                if row[name] not in sentences:
-                    sentences.append(row[name])
-                cells.append(str(sentences.index(row[name]) + 1))
+                if row[name] not in messages:
+                    messages.append(row[name])
+                cells.append(str(messages.index(row[name]) + 1))
             lines.append(f"| `{function}` | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += ["## Refusals", ""]
-    lines += [f"{k}. {sentence}" for k, sentence in enumerate(sentences, 1)]
+    lines += ["## Errors", ""]
+    lines += [f"{k}. {message}" for k, message in enumerate(messages, 1)]
     return "\n".join(lines) + "\n"
 
 
@@ -613,16 +618,17 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="measure one part and print it as JSON")
     parser.add_argument("--only", choices=PARTS, nargs="*", default=PARTS, help="parts to renew")
     parser.add_argument("--check", action="store_true", help="compare with the data; write nothing")
+    parser.add_argument("--page", action="store_true", help="call nothing; make the page")
     options = parser.parse_args()
     if options.part:
         print(json.dumps(globals()[f"{options.part}_part"]()))  # noqa: T201
         return
     data = json.loads(DATA.read_text("utf-8")) if DATA.exists() else {}
-    for part in options.only:
-        found = measured(part)
-        if options.check and found != data[part]:
+    for part in () if options.page else options.only:
+        outcomes = measured(part)
+        if options.check and outcomes != data[part]:
             raise SystemExit(f"{part} differs: python docs/make_transformations.py")
-        data[part] = found
+        data[part] = outcomes
     if not options.check:
         DATA.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", "utf-8")
         PAGE.write_text(page(data), "utf-8")

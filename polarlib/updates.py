@@ -3,7 +3,7 @@
 A training step is ``x <- argmin gamma <d, y> + h(y)`` over y, with a direction d computed from
 gradients and a penalty h of changes. Either h is quadratic (:func:`presgdw_step`), or it confines y
 to a ball (:func:`scg_step`, :func:`uscg_step`). The optimizers differ in the direction and in the
-ball: docs/guide/norms.md has them as one-liners. The templates are those of the survey Training
+ball: docs/guide/optimizers.md has each in one line. The templates are those of the survey Training
 Neural Networks at Any Scale, arXiv 2511.11163.
 
 An `lmo` (linear maximisation oracle) MAXIMISES ``<d, t>`` over the unit ball, as in
@@ -48,7 +48,7 @@ Array = Any
 # Array library, shape and dtype of a result are those of the first argument.
 A = TypeVar("A")
 
-# For more gradients the correction is the same to the last digit.
+# Beyond this number of gradients the correction is the same to the last digit.
 MOST_GRADIENTS = 10**18
 
 
@@ -83,7 +83,10 @@ def scg_step(x: A, d: A, lmo: Callable[[A], A], *, step: float, radius: float = 
     Notes
     -----
     Decoupled weight decay is this step: rate r and decay w are ``step = r w``, ``radius = 1 / w``.
-    Pethick and others, Scion, arXiv 2502.07529, algorithm 2 (constrained).
+
+    References
+    ----------
+    T. Pethick and others, Scion, arXiv 2502.07529, algorithm 2 (constrained).
 
     Examples
     --------
@@ -103,12 +106,12 @@ def uscg_step(x: A, d: A, lmo: Callable[[A], A], *, rate: float, radius: float =
     Parameters
     ----------
     x, d, lmo
-        As of :func:`scg_step`.
+        As in :func:`scg_step`.
     rate : float
         gamma, not negative.
     radius : float, optional
-        rho: the length of the step, in the norm, is ``gamma rho``. Scales such as
-        ``norms.update_scale`` go here.
+        rho. The length of the step in the norm is ``gamma rho``. For a scale that depends on the
+        shape, use ``norms.update_scale``.
 
     Returns
     -------
@@ -120,9 +123,9 @@ def uscg_step(x: A, d: A, lmo: Callable[[A], A], *, rate: float, radius: float =
     TypeError, ValueError
         As :func:`scg_step`, and for a negative rate.
 
-    Notes
-    -----
-    Pethick and others, Scion, arXiv 2502.07529, algorithm 1 (unconstrained).
+    References
+    ----------
+    T. Pethick and others, Scion, arXiv 2502.07529, algorithm 1 (unconstrained).
 
     Examples
     --------
@@ -172,8 +175,12 @@ def presgdw_step(
 
     Notes
     -----
-    The minimiser of ``gamma <d, y> + gamma lambda <x, y>_H + ||y - x||_H^2 / 2`` over y: the decay
-    is multiplied by H and then by its inverse, so that it is decoupled from H.
+    The result minimises ``gamma <d, y> + gamma lambda <x, y>_H + ||y - x||_H^2 / 2`` over y. The
+    decay is multiplied by H and then by its inverse, so that it is decoupled from H.
+
+    References
+    ----------
+    I. Loshchilov and F. Hutter, Decoupled weight decay regularization, arXiv 1711.05101.
 
     Examples
     --------
@@ -205,7 +212,7 @@ def ema(m: A, g: A, beta: float) -> A:
     Parameters
     ----------
     m, g : array
-        Average so far (zeros to begin with) and gradient, of one shape.
+        Average so far (zeros at the start) and gradient, of one shape.
     beta : float
         From 0 to below 1.
 
@@ -258,7 +265,7 @@ def debias(m: A, k: int, beta: float) -> A:
     >>> debias(ema(np.zeros(2), np.array([1.0, -2.0]), 0.75), 1, 0.75).tolist()
     [1.0, -2.0]
     """
-    _check(m, m, "m")  # what is checked of a second array holds of itself
+    _check(m, m, "m")  # the checks of the first array alone
     k, beta = min(count("k", k), MOST_GRADIENTS), number("beta", beta, 0, 1, ends="[)")
     return _sum(m, (1 / (1 - beta**k), m))
 
@@ -266,8 +273,22 @@ def debias(m: A, k: int, beta: float) -> A:
 def polyak(b: A, g: A, mu: float) -> A:
     """Return the heavy-ball momentum: ``mu b + g``.
 
-    The buffer b, zeros to begin with, is ``1 / (1 - mu)`` times the average of :func:`ema`, whose
-    arguments and errors these are.
+    Parameters
+    ----------
+    b, g : array
+        Buffer (zeros at the start) and gradient, of one shape.
+    mu : float
+        From 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `b`: ``1 / (1 - mu)`` times the average of :func:`ema`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`ema`.
 
     Examples
     --------
@@ -282,13 +303,27 @@ def polyak(b: A, g: A, mu: float) -> A:
 def nesterov(b: A, g: A, mu: float) -> A:
     """Return Nesterov's direction from a buffer that contains the gradient: ``g + mu b``.
 
-    The buffer b is that of :func:`polyak` with this gradient. Arguments and errors are those of
-    :func:`ema`.
+    Parameters
+    ----------
+    b, g : array
+        Buffer of :func:`polyak` that includes this gradient, and the gradient, of one shape.
+    mu : float
+        From 0 to below 1.
+
+    Returns
+    -------
+    array
+        Like `b`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`ema`.
 
     Notes
     -----
-    With an average in place of the buffer the direction is ``ema(m, g, mu)`` once more: ``1 - mu``
-    times this one, for which every lmo is the same.
+    With an average m instead of the buffer, the direction is ``ema(m, g, mu)``: ``1 - mu`` times
+    this one, for which every LMO has the same value.
 
     Examples
     --------
@@ -307,7 +342,7 @@ def lion(m: A, g: A, beta1: float, beta2: float) -> tuple[A, A]:
     Parameters
     ----------
     m, g : array
-        State (zeros to begin with) and gradient, of one shape.
+        State (zeros at the start) and gradient, of one shape.
     beta1, beta2 : float
         Of the direction and of the state, from 0 to below 1; Lion's are 0.9 and 0.99.
 
@@ -323,9 +358,9 @@ def lion(m: A, g: A, beta1: float, beta2: float) -> tuple[A, A]:
     TypeError, ValueError
         For arrays of different libraries or shapes, a beta outside [0, 1).
 
-    Notes
-    -----
-    Chen and others, Symbolic discovery of optimization algorithms, arXiv 2302.06675, program 1.
+    References
+    ----------
+    X. Chen and others, Symbolic discovery of optimization algorithms, arXiv 2302.06675, program 1.
 
     Examples
     --------
@@ -372,7 +407,7 @@ def _divided(d: Array, h: Array) -> Array:
 
 @looks_at_nothing
 def _check(x: Array, other: Any, name: str) -> None:
-    """Refuse what would broadcast, lose an imaginary part or mix libraries."""
+    """Raise for arrays that would broadcast, lose an imaginary part or mix libraries."""
     for value, called in ((x, "the first array"), (other, name)):
         if not is_array(value):
             raise TypeError(
@@ -389,4 +424,7 @@ def _check(x: Array, other: Any, name: str) -> None:
             f"{tuple(other.shape)}"
         )
     if is_complex(other) and not is_complex(x):
-        raise TypeError(f"{name} is complex, the first array is {dtype_name(x)}")
+        raise TypeError(
+            f"{name} must be real like the first array, got {dtype_name(other)}; convert the first "
+            "array to complex"
+        )

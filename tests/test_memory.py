@@ -403,10 +403,22 @@ def test_modules_are_attributes_without_an_import():
 
 def test_page_is_that_of_the_data(monkeypatch):
     script = ROOT / "benchmarks" / "memory.py"
-    data, text = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "guide" / "memory.md"
+    data, text = ROOT / "docs" / "data" / "memory.json", ROOT / "docs" / "evidence" / "memory.md"
     if not script.exists():
         pytest.skip("the benchmarks are not installed")
     monkeypatch.syspath_prepend(str(script.parent))
     module = module_of(script)
     figures = json.loads(data.read_text(encoding="utf-8"))
     assert module.page(figures) == text.read_text(encoding="utf-8")
+    guide = module.GUIDE.read_text(encoding="utf-8")
+    assert module.short(figures) in guide
+    guide = " ".join(guide.split())
+    # The numbers of its sentences.
+    polar, others = figures["after"]["polar"], figures["after"]["others"]
+    rows = [(row, value) for row in polar.values() for m, value in row.items() if m != "SciPy"]
+    above = [(row["SciPy"], value) for row, value in rows if value > 1.02 * row["SciPy"]]
+    assert f"Of its {len(rows)} rows, {len(above)} exceed" in guide
+    tall, least = polar["2048x256 right float64 random"], others["polar(overwrite_a=True)"]
+    assert f"falls from {tall['auto']:.2f} to {least:.2f} inputs" in guide
+    plain, out = (others[f"orthogonalize, plain form{n}"] for n in ("", ", out"))
+    assert f"falls from {plain:.2f} to {out:.2f} inputs" in guide

@@ -123,8 +123,8 @@ def test_the_benchmark_runs(torch, tmp_path):
 def test_the_page_has_the_times_of_the_data(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     figures = json.loads((ROOT / "docs/data/muon.json").read_text("utf-8"))
-    page = (ROOT / "docs/guide/muon.md").read_text("utf-8")
-    # else: python benchmarks/muon.py --json docs/data/muon.json --markdown docs/guide/muon.md
+    page = (ROOT / "docs/evidence/muon.md").read_text("utf-8")
+    # else: python benchmarks/muon.py --page with --json and --markdown, as on the page
     assert importlib.import_module("muon").page(figures) in page
 
 

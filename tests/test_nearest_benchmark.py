@@ -273,7 +273,9 @@ def test_the_rule_is_as_near_on_a_subset_as_recorded(nearest, figures):
 
 @benchmark
 def test_page_and_figures_agree(nearest, figures):
-    page = (ROOT / "docs" / "guide" / "adaptive.md").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "guide" / "adaptive.md").read_text(encoding="utf-8")
+    assert nearest.short_table(figures["summary"]) in guide
+    page = (ROOT / "docs" / "evidence" / "adaptive.md").read_text(encoding="utf-8")
     for key in ("summary", "unseen"):
         columns = ("products", "format", "kind", "who")
         assert nearest.counts_table(figures[key], *columns) in page

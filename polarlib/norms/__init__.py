@@ -9,8 +9,9 @@
     n.project(x)               nearest point of the unit ball, where that has a closed form
     n.dual(), s * n            norms again
 
-An optimizer is a norm: spectral is Muon's, ``lp(inf)`` signSGD's, ``induced(1, 2)`` SCALE's,
-``rms_to_rms`` Scion's and Modula's, the Fanions' are ``fanion(k)`` and its F- and S-variants.
+Many optimizers differ only in the norm: ``spectral`` for Muon, ``lp(inf)`` for signSGD,
+``induced(1, 2)`` for SCALE, ``rms_to_rms`` for Scion and Modula, ``fanion(k)`` and its F- and
+S-variants for the Fanions.
 
 The LMO of a zero matrix is zero. Singular values up to ``max(m, n) * eps * sigma_1`` count as zero,
 so that the spectral LMO of a rank-deficient matrix is the partial isometry ``U_r V_r^H``. Where the

@@ -2,13 +2,13 @@
 
 LMO stands for linear maximisation oracle: a T of the unit ball that maximises ``Re tr(G^H T)``.
 
-To add a norm of matrices, derive a class from :class:`MatrixNorm` in a file of its own and
-implement `_value`, `_lmo` and `dual`, and where known `_project`. They get matrices that are
-finite, in at least single precision and scaled to a largest entry of about 1; values keep their
-dimensions, shape (..., 1, 1), so that they multiply the matrices that they belong to. Arguments,
-scale, half precision, empty matrices and NaN are handled by :func:`of_matrices` and
-:func:`of_values`. Export the constructor in norms/__init__.py, and add a row to ATOMS of
-tests/norms/test_norms.py and one to docs/make_norms.py: a test fails where one is missing.
+To add a norm of matrices, derive a class from :class:`MatrixNorm` in a separate file and implement
+`_value`, `_lmo` and `dual`, and `_project` where it is known. Their arguments are finite matrices
+in at least single precision, scaled to a largest entry of about 1. Values keep their dimensions,
+shape (..., 1, 1), so that they multiply their matrices. :func:`of_matrices` and :func:`of_values`
+handle arguments, scale, half precision, empty matrices and NaN. Export the constructor in
+norms/__init__.py, and add a row to ATOMS of tests/norms/test_norms.py and one to
+docs/make_norms.py: a test fails where one is missing.
 """
 
 from __future__ import annotations
@@ -84,7 +84,23 @@ class Norm:
         raise NotImplementedError
 
     def dual_norm(self, g: A) -> A:
-        """Return the largest ``Re tr(G^H T)`` over ``||T|| <= 1``; arguments as of the norm."""
+        """Return the dual norm: the largest ``Re tr(G^H T)`` over ``||T|| <= 1``.
+
+        Parameters
+        ----------
+        g : array, shape (..., m, n)
+            The matrices.
+
+        Returns
+        -------
+        array, shape (...)
+            Real, as the value of the norm.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As the norm itself.
+        """
         raise NotImplementedError
 
     def lmo(self, g: A) -> A:
@@ -104,23 +120,52 @@ class Norm:
         Raises
         ------
         TypeError, ValueError
-            As of the norm itself.
+            As the norm itself.
         """
         raise NotImplementedError
 
     def sharp(self, g: A) -> A:
         """Return the T that maximises ``Re tr(G^H T) - ||T||^2 / 2``: ``dual_norm(g) * lmo(g)``.
 
-        This is the duality map of steepest descent. (Modula's documents call the bare polar factor
-        "sharp", which is :meth:`lmo` here.) Arguments, result and errors as of :meth:`lmo`.
+        This is the duality map of steepest descent. (Modula's documentation calls the polar factor
+        alone "sharp", which is :meth:`lmo` here.)
+
+        Parameters
+        ----------
+        g : array, shape (..., m, n)
+            For example a gradient.
+
+        Returns
+        -------
+        array, shape (..., m, n)
+            Zero for a zero matrix.
+
+        Raises
+        ------
+        TypeError, ValueError, NotImplementedError
+            As the norm itself.
         """
         raise NotImplementedError
 
     def project(self, x: A) -> A:
         """Return the point of the unit ball nearest to `x` in the Frobenius norm; `x` if inside.
 
-        Arguments, result and errors as of :meth:`lmo`, and NotImplementedError with the reason
-        for norms whose projection is not known in closed form.
+        Parameters
+        ----------
+        x : array, shape (..., m, n)
+            The matrices.
+
+        Returns
+        -------
+        array, shape (..., m, n)
+            The nearest point.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the norm itself.
+        NotImplementedError
+            If the projection has no closed form.
         """
         raise NotImplementedError
 
@@ -129,7 +174,7 @@ class Norm:
         raise NotImplementedError
 
     def __rmul__(self, s: float) -> Norm:
-        """``s * n``, s positive: the ball shrinks by s."""
+        """Return ``s * n`` for a positive s: the unit ball shrinks by s."""
         raise NotImplementedError
 
     def _gap(self, g: Any, t: Any) -> Any:
@@ -143,8 +188,8 @@ def _entered(a: Any, name: str, check: Check | None = None) -> Entered:
     a, ops = as_matrix(a, name)
     if check is not None:
         check(a.shape)
-    # An optimizer calls an lmo in every step, and reading an entry would make a device wait.
-    # Masked, a matrix with NaN does not affect the others of its stack.
+    # An optimizer calls an LMO in every step, and reading an entry would make a device wait.
+    # A matrix with NaN is masked, so that it does not affect the others of its stack.
     return enter(a, name, ops=ops, look="if free", mask=True)
 
 
@@ -168,7 +213,7 @@ def of_values(f: Callable[[Array, Ops], Array], a: A, name: str, check: Check) -
 
 
 def _leave(e: Entered, v: Array) -> Array:
-    """Values of shape (..., 1, 1) as real values of shape (...)."""
+    """Return values of shape (..., 1, 1) as real values of shape (...)."""
     v = e.or_nan(v)
     # Values of complex matrices are real: the dtype of the matrix would make them complex.
     return (v if is_complex(e.given) else astype_like(v, e.given, e.ops))[..., 0, 0]
@@ -193,7 +238,7 @@ class MatrixNorm(Norm):
     def _project(self, x: Array, radius: Array, ops: Ops) -> Array:
         """Project onto the ball of a radius, shape (..., 1, 1)."""
         raise NotImplementedError(
-            f"{self!r} has no projection in closed form; its lmo serves Frank-Wolfe methods"
+            f"{self!r} has no projection in closed form; use its lmo in a Frank-Wolfe method"
         )
 
     def dual(self) -> MatrixNorm:
@@ -222,8 +267,8 @@ class MatrixNorm(Norm):
     def sharp(self, g: A) -> A:
         def direction(e: Entered) -> tuple[Array, Array | float]:
             t = self._lmo_of(e)
-            # An exact lmo attains the dual norm, and an inner product costs no second SVD. That of
-            # a schedule does not attain it, and may lie outside of the ball.
+            # An exact LMO attains the dual norm, and an inner product costs no second SVD. The LMO
+            # by a schedule does not attain it, and may be outside of the ball.
             d = inner(e.x, t, e.ops) if self.exact else self._dual_value(e.x, e.ops)
             return astype_like(t, e.x, e.ops) * d, e.scale
 
@@ -259,7 +304,7 @@ class MatrixNorm(Norm):
 
 
 def _nothing(e: Entered) -> Array:
-    """Values of matrices without entries: 0, shape (..., 1, 1), in the graph of what is traced."""
+    """Return the values of empty matrices: 0, shape (..., 1, 1), in the graph of a traced one."""
     return e.ops.xp.sum(e.ops.xp.abs(e.x), axis=(-2, -1), keepdims=True)
 
 
@@ -299,12 +344,13 @@ def capped_simplex(z: Array, cap: Array, pivot: Array, k: int, ops: Ops, axis: i
     low = xp.zeros_like(high)
     for _ in range(format_of(format_name(z)).significand + 2):
         middle = (low + high) / 2
-        # Up only where the sum fits, so that the result is in the ball whatever is rounded.
+        # Up only where the sum fits, so that the result is in the ball despite rounding.
         fits = xp.sum(at(middle), axis=axis, keepdims=True) <= k * cap
         low, high = xp.where(fits, middle, low), xp.where(fits, high, middle)
     if not ops.is_traced(z):
         return at(low)
-    # Bisection has no derivative. That of phi is that of its end, or follows from the sum.
+    # Bisection has no derivative. The derivative of phi is that of the end of its interval, or
+    # follows from the sum.
     phi = constant(ops, lambda low: low * 1.0, low)
     total = xp.sum(at(phi), axis=axis, keepdims=True)
     inside = xp.astype((y + phi > 0) & (y + phi < cap), z.dtype)
@@ -334,7 +380,7 @@ class Scaled(MatrixNorm):
     def _check(self, shape: tuple[int, ...]) -> None:
         if self.shape is not None and sorted(shape[-2:]) != sorted(self.shape):
             raise ValueError(
-                f"{self!r} was made for matrices {self.shape[0]} x {self.shape[1]} or their "
+                f"{self!r} is for matrices {self.shape[0]} x {self.shape[1]} or their "
                 f"transposes, got shape {tuple(shape)}"
             )
         self.norm._check(shape)
@@ -350,7 +396,7 @@ class Scaled(MatrixNorm):
 
     @under_default_settings
     def lmo(self, g: A) -> A:
-        # Directly, not by of_matrices: a schedule then costs nothing beyond orthogonalize, and sees
+        # Directly, not by of_matrices: a schedule then costs nothing beyond orthogonalize, and has
         # the format of the caller's array.
         if not traced_by_dynamo():
             g = as_matrix(g, "g", sharded=True)[0]
@@ -369,7 +415,7 @@ class Scaled(MatrixNorm):
 
 
 def duality_gap(n: Norm, g: Any, t: Any) -> Any:
-    """Return how far T is from an LMO: ``1 - Re tr(G^H T) / (||T|| ||G||_dual)``.
+    """Return the relative loss of an approximate LMO: ``1 - Re tr(G^H T) / (||T|| ||G||_dual)``.
 
     Parameters
     ----------
@@ -382,17 +428,18 @@ def duality_gap(n: Norm, g: Any, t: Any) -> Any:
     Returns
     -------
     array, shape (...)
-        Certified: 0 for a positive multiple of an LMO, at most 2, 1 for a zero T; 0 for G = 0.
+        A certified value: 0 for a positive multiple of an LMO, 1 for a zero T, at most 2; 0 for
+        G = 0.
 
     Raises
     ------
     TypeError, ValueError, NotImplementedError
-        As of the norm, and ValueError for shapes that differ.
+        As for the norm, and ValueError for different shapes.
 
     Notes
     -----
-    Costs the value of the norm and of its dual, so for the spectral norm two sets of singular
-    values: far more than an approximate polar factor.
+    The cost is that of the norm and of its dual norm. For the spectral norm these are two sets of
+    singular values, far more than an approximate polar factor.
 
     Examples
     --------

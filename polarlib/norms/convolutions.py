@@ -15,7 +15,7 @@ from polarlib.norms.base import A, MatrixNorm, Norm, factor
 
 Array = Any
 
-# Dimensions that a kernel may have, and arrays of weights.
+# Largest number of dimensions of a kernel, and of arrays of weights.
 MOST_SPATIAL, MOST_LAYERS = 32, 10**5
 
 
@@ -31,7 +31,7 @@ def kernel_to_matrix(w: Array, *, spatial: int = 2) -> Array:
     w : array, shape (..., out, in, k_1, ..., k_spatial)
         Kernel.
     spatial : int, optional
-        Spatial dimensions.
+        Number of spatial dimensions.
 
     Returns
     -------
@@ -68,12 +68,19 @@ def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
     x : array, shape (..., out, fan_in)
         Matrix.
     shape : sequence of int
-        Of the kernel.
+        Shape of the kernel.
+
+    Returns
+    -------
+    array
+        The entries of `x` in that shape.
 
     Raises
     ------
+    TypeError
+        If `x` is not an array.
     ValueError
-        If the sizes differ.
+        If the numbers of entries differ.
 
     Examples
     --------
@@ -83,18 +90,19 @@ def matrix_to_kernel(x: Array, shape: Sequence[int]) -> Array:
     """
     if not is_array(x):
         raise TypeError(f"x must be an array, got {shown(x)}")
-    found = items("shape", shape, "a list of integers of at least 0")
-    found = [count("a number of shape", k, 0) for k in found]
-    if math.prod(x.shape) != math.prod(found):
+    sizes = items("shape", shape, "a list of integers of at least 0")
+    sizes = [count("a number of shape", k, 0) for k in sizes]
+    if math.prod(x.shape) != math.prod(sizes):
         raise ValueError(
-            f"x, a matrix of shape {tuple(x.shape)}, is no kernel of shape {shown(found)}"
+            f"shape must have as many entries as x, a matrix of shape {tuple(x.shape)}, got "
+            f"{shown(sizes)}"
         )
-    return ops_of(x).xp.reshape(x, tuple(found))
+    return ops_of(x).xp.reshape(x, tuple(sizes))
 
 
 @dataclass(frozen=True, repr=False)
 class Convolution(Norm):
-    """Norm of kernels: that of their matrices."""
+    """Norm of kernels: the norm of their matrices."""
 
     norm: MatrixNorm
     spatial: int
@@ -140,14 +148,19 @@ class Convolution(Norm):
 
 
 def convolution(norm: MatrixNorm, *, spatial: int = 2) -> Convolution:
-    """Return the norm of convolution kernels that is one of their matrices.
+    """Return the norm of convolution kernels that is a norm of their matrices.
 
     Parameters
     ----------
     norm : Norm
-        Of matrices, for example ``rms_to_rms(out, in * height * width)``.
+        Norm of matrices, for example ``rms_to_rms(out, in * height * width)``.
     spatial : int, optional
-        Spatial dimensions of the kernels, (..., out, in, k_1, ..., k_spatial).
+        Number of spatial dimensions of the kernels, (..., out, in, k_1, ..., k_spatial).
+
+    Returns
+    -------
+    Norm
+        Its LMO has the shape of the kernel.
 
     Raises
     ------

@@ -43,12 +43,12 @@ def ky_fan(k: int | None, p: float = 1) -> MatrixNorm:
 
 
 def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
-    """Return the dual of the (k, p)-norm; for p = 1 ``max(sigma_1, sum sigma_i / k)``.
+    """Return the dual of the (k, p)-norm: for p = 1, ``max(sigma_1, sum sigma_i / k)``.
 
     Parameters
     ----------
     k, p
-        As of :func:`ky_fan`.
+        As in :func:`ky_fan`.
 
     Returns
     -------
@@ -61,12 +61,17 @@ def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        As of :func:`ky_fan`.
+        As in :func:`ky_fan`.
 
     Notes
     -----
-    The value follows from where ``sigma`` first exceeds the mean of its tail (see the source);
-    McDonald, Pontil and Stamos, NeurIPS 2014, for p = 2.
+    The value depends on the largest index at which ``sigma`` exceeds the mean of its tail; see
+    ``_split`` in polarlib/norms/unitary.py.
+
+    References
+    ----------
+    A. McDonald, M. Pontil and D. Stamos, Spectral k-support norm regularization, NeurIPS 2014
+    (p = 2).
 
     Examples
     --------
@@ -101,9 +106,9 @@ def fanion(
     k : int or None
         Rank of the LMO; None for min(m, n), the spectral norm.
     polar : callable, str, path-like or Schedule, optional
-        As of :func:`spectral`; for k = None only.
+        As in :func:`spectral`; for k = None only.
     method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
-        As of :func:`nuclear`; for a number k only.
+        As in :func:`nuclear`; for a number k only.
 
     Returns
     -------
@@ -125,14 +130,27 @@ def fanion(
     if k is None:
         return spectral(polar=polar)
     if polar is not None:
-        raise ValueError(f"polar= needs k=None (all of min(m, n)), got k = {shown(k)}")
+        raise ValueError(f"polar= needs k=None, got k={shown(k)}; use method= for a number k")
     return Unitary(count("k", k, most=MOST_ROWS), 1.0, True, solver=solver)
 
 
 def neon(*, method: Method = "auto") -> MatrixNorm:
     """Return the norm of Neon: Fanion of rank 1, the nuclear norm.
 
-    Arguments and errors are those of :func:`nuclear`.
+    Parameters
+    ----------
+    method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
+        As in :func:`nuclear`.
+
+    Returns
+    -------
+    Norm
+        :func:`nuclear`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method.
 
     Examples
     --------

@@ -31,8 +31,8 @@ def induced(a: float, b: float) -> MatrixNorm:
     ValueError
         For orders below 1 and every other pair: most are NP-hard.
 
-    Notes
-    -----
+    References
+    ----------
     Hardness for a > b: D. Steinberg, Computation of matrix norms with applications to robust
     optimization (Technion, 2005); for a = b: J. Hendrickx and A. Olshevsky, SIAM J. Matrix Anal.
     Appl. 31 (2010).

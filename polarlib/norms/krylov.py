@@ -18,15 +18,15 @@ from polarlib.arrays.ops import Ops
 Array = Any
 # Vectors beyond k in a block; Halko, Martinsson and Tropp (2011), section 4.2, take 5 to 10.
 OVERSAMPLING = 10
-# Products after which an iteration stops, in units of min(m, n): the cost of bidiagonalising the
+# Largest number of products of an iteration, in units of min(m, n): the cost of bidiagonalising the
 # whole matrix.
 BUDGET = 2
 # Columns by which a basis grows between two checks of its residual (an SVD of the projection).
 CHECK_EVERY = 8
-# An iteration stops at this part of the residual that the certificate requires, so that rounding
-# does not decide; any factor below 1 suffices.
+# An iteration stops at this fraction of the residual that the certificate requires, so that the
+# certificate does not depend on rounding. Any factor below 1 suffices.
 MARGIN = 0.5
-# Residual that rounding leaves, in epsilons of the largest value: by experiment, below 3.
+# Residual due to rounding, in epsilons of the largest value: by experiment, below 3.
 STAGNATION = 10
 
 
@@ -57,17 +57,17 @@ class Triplets(NamedTuple):
 
 
 def leading(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
-    """Iterate on one matrix; results that are not certified are replaced by those of the SVD."""
+    """Iterate on one matrix; fall back to the SVD if the result is not certified."""
     xh = ops.adjoint(x)
     if method == "arpack":
-        found, products = _arpack(x, xh, k, ops, rtol)
+        computed, products = _arpack(x, xh, k, ops, rtol)
     elif method == "randomized":
-        found, products = _subspace(x, xh, k, ops, rtol)
+        computed, products = _subspace(x, xh, k, ops, rtol)
     else:
         block = 1 if method == "lanczos" else k + OVERSAMPLING
-        found, products = _krylov(x, xh, k, ops, block, rtol)
-    if found is not None:
-        u, s, v = found
+        computed, products = _krylov(x, xh, k, ops, block, rtol)
+    if computed is not None:
+        u, s, v = computed
         # Computed from A: the residual of a recurrence does not include its rounding errors.
         residual = _residual(x, xh, u, s, v, ops)
         products += 2 * k
@@ -93,7 +93,7 @@ def _residual(x: Array, xh: Array, u: Array, s: Array, v: Array, ops: Ops) -> np
 
 
 def _relative(residual: np.ndarray, s: Array, ops: Ops) -> float:
-    """Largest residual of a stack, relative to each matrix' largest value."""
+    """Return the largest residual of a stack, relative to the largest value of each matrix."""
     largest = ops.to_host(s)[..., 0]
     return float(np.max(residual / np.where(largest == 0, 1.0, largest)))
 
@@ -101,7 +101,7 @@ def _relative(residual: np.ndarray, s: Array, ops: Ops) -> float:
 def _is_certified(
     x: Array, u: Array, s: Array, v: Array, residual: np.ndarray, rtol: float, ops: Ops
 ) -> bool:
-    """Whether orthonormality, residual and the norm of the rest prove the values to `rtol`."""
+    """Return whether orthonormality, residual and remainder certify the values to `rtol`."""
     values = ops.to_host(s)
     rounding = max(100, min(x.shape)) * format_of(format_name(x)).epsilon
     slack = max(rtol / 2 * values[-1], rounding * values[0])
@@ -114,7 +114,7 @@ def _is_certified(
         defect = ops.add_diagonal(ops.gram(basis), -1.0)
         if not ops.item(ops.frobenius(defect)) <= rounding:
             return False
-    # Over the bound: I - R^H R has a Cholesky factor, and not NaN in its place, if ||R||_2 < 1.
+    # Divided by the bound: if ||R||_2 < 1, I - R^H R has a Cholesky factor; otherwise it is NaN.
     rest = (x - ops.matmul(u * s[None, :], ops.adjoint(v))) / bound
     factor = ops.cholesky(ops.add_diagonal(-ops.gram(rest), 1.0))
     return math.isfinite(ops.item(ops.frobenius(factor)))
@@ -124,7 +124,7 @@ def _is_certified(
 
 
 def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
-    """Seeded Gaussian matrices from the host, so that every library gets the same numbers."""
+    """Return a source of seeded Gaussian matrices, with the same numbers for every library."""
     rng = np.random.default_rng(0)
 
     def draw(m: int, n: int) -> Array:
@@ -136,10 +136,10 @@ def _gaussian(like: Array, ops: Ops) -> Callable[[int, int], Array]:
 def _extend(
     w: Array, basis: Array, floor: float, draw: Callable[[int, int], Array], ops: Ops
 ) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Orthonormal Q, orthogonal to a basis, with ``w = basis h + Q r``; h and r on the host.
+    """Return an orthonormal Q, orthogonal to a basis, with ``w = basis h + Q r``; h, r on the host.
 
-    Block Gram-Schmidt, twice. Columns of which nothing is left (an invariant subspace is found) are
-    replaced by random ones, so that the iteration continues in the rest of the space.
+    Block Gram-Schmidt, twice. Columns that vanish (of an invariant subspace) are replaced by random
+    ones, so that the iteration continues in the rest of the space.
     """
     adjoint = ops.adjoint(basis)
     h = ops.matmul(adjoint, w)
@@ -155,7 +155,7 @@ def _extend(
 
 
 def _qr(w: Array, ops: Ops) -> tuple[Array, Array]:
-    """QR; of a single column without LAPACK, which would take longer than a product with A."""
+    """Return a QR; of a single column without LAPACK, which is slower than a product with A."""
     if w.shape[-1] > 1:
         return ops.qr(w)
     r = ops.frobenius(w)
@@ -163,7 +163,7 @@ def _qr(w: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
-    """Set columns where the basis has zeros; in its storage, if that can be written."""
+    """Return the basis with columns in place of zeros; in its storage if that is writable."""
     if ops.writable(basis):
         basis[:, at : at + q.shape[-1]] = q
         return basis
@@ -171,7 +171,7 @@ def _place(basis: Array, q: Array, at: int, ops: Ops) -> Array:
 
 
 def _goal(s: np.ndarray, k: int, rtol: float, eps: float) -> float:
-    """Residual at which an iteration stops."""
+    """Return the residual at which an iteration stops."""
     return float(max(MARGIN * rtol / 2 * s[k - 1], STAGNATION * eps * s[0]))
 
 
@@ -186,17 +186,17 @@ def _krylov(
 
     L the last columns of the identity. The SVD ``B = P S Z^H`` gives triplets ``U p_i, s_i, V z_i``
     with residual ``F R L^H p_i``. A restart keeps the leading ones: B becomes diagonal, and the
-    inner products of the next step fill its spike. The bases have zero columns to begin with, so
-    that no shape ever changes (JAX compiles for each shape).
+    inner products of the next step fill its spike. The bases have zero columns at the start, so
+    that no shape changes (JAX compiles for each shape).
     """
     m, n = x.shape
     size = min(max(2 * k + 30, 8 * block), n - block)
     keep = k + (size - k - block) // 4
     draw = _gaussian(x, ops)
-    if keep < k:  # no room for a restart: the SVD is the better method
+    if keep < k:  # too few columns for a restart: the SVD is faster
         return None, 0
     eps = format_of(format_name(x)).epsilon
-    # Below this, what Gram-Schmidt leaves of a column of A V is rounding.
+    # Below this, the remainder of a column of A V after Gram-Schmidt is rounding.
     floor = 2 * eps * ops.item(ops.frobenius(x))
     u, v = (ops.xp.zeros((d, size), dtype=x.dtype, device=x.device) for d in (m, n))
     b = np.zeros((size, size), dtype=np.complex128 if is_complex(x) else np.float64)
@@ -214,7 +214,7 @@ def _krylov(
         if used < k or not (full or used - checked >= CHECK_EVERY):
             continue
         checked = used
-        # Small, and in double on the host: the same for every library.
+        # A small matrix, in double precision on the host: the same for every library.
         p, s, zh = np.linalg.svd(b[:used, :used])
         left = np.linalg.norm(r @ p[new, :k])
         done = left <= _goal(s, k, rtol, eps)
@@ -234,11 +234,11 @@ def _krylov(
 def _arpack(
     x: Array, xh: Array, k: int, ops: Ops, rtol: float
 ) -> tuple[tuple[Array, Array, Array] | None, int]:
-    """ARPACK's eigenvectors of ``A^H A``, vectors on the host, products where A is."""
+    """Run ARPACK on ``A^H A``: vectors on the host, products on the device of A."""
     linalg = importlib.import_module("scipy.sparse.linalg")
     n, products = x.shape[-1], 0
     size = min(n, max(2 * k + 1, 20))  # SciPy's own choice
-    if k >= size - 1:  # SciPy asks for k + 1 < ncv of complex matrices
+    if k >= size - 1:  # SciPy requires k + 1 < ncv for complex matrices
         return None, 0
 
     def multiply(v: np.ndarray) -> np.ndarray:
@@ -256,23 +256,23 @@ def _arpack(
             ncv=size,
             # A restart takes size - k products with A^H A.
             maxiter=math.ceil(BUDGET * n / (2 * (size - k))),
-            # ARPACK's test is one for each vector, the certificate's for all k together.
+            # ARPACK's test is per vector, that of the certificate for all k together.
             tol=max(MARGIN * rtol / 2 / math.sqrt(k), eps),
-            # ARPACK's own start is another one in every call, and so are its restarts where it has
-            # found an invariant subspace, as of matrices of low rank.
+            # ARPACK's default start is random, and so are its restarts at an invariant subspace, as
+            # for matrices of low rank.
             v0=np.random.default_rng(0).standard_normal(n),
             **({"rng": np.random.default_rng(0)} if _restarts_are_seeded() else {}),
         )
     except linalg.ArpackError:  # no convergence, or a zero matrix
         return None, products
-    v, _ = ops.qr(ops.from_host(v, x))  # complex eigenvectors come normalised only
+    v, _ = ops.qr(ops.from_host(v, x))  # complex eigenvectors are only normalised
     u, s, v, _, _ = _ritz(x, v, k, ops)
     return (u, s, v), products + k
 
 
 @functools.cache
 def _restarts_are_seeded() -> bool:
-    """Whether SciPy takes the random numbers of ARPACK's restarts, as from 1.17 on."""
+    """Return whether SciPy accepts random numbers for ARPACK's restarts, from 1.17 on."""
     eigsh = importlib.import_module("scipy.sparse.linalg").eigsh
     return "rng" in inspect.signature(eigsh).parameters
 
@@ -280,9 +280,9 @@ def _restarts_are_seeded() -> bool:
 def _subspace(
     x: Array, xh: Array, k: int, ops: Ops, rtol: float
 ) -> tuple[tuple[Array, Array, Array] | None, int]:
-    """Randomized SVD with as many power iterations as the residual requires.
+    """Run a randomized SVD with as many power iterations as the residual requires.
 
-    The product of the residual is the one that the next iteration starts from.
+    The product that the residual needs is also the start of the next iteration.
     """
     n = x.shape[-1]
     draw = _gaussian(x, ops)
@@ -302,9 +302,10 @@ def _subspace(
 
 
 def _ritz(x: Array, v: Array, k: int, ops: Ops) -> tuple[Array, Array, Array, Array, Array]:
-    """Leading triplets within a range: of ``A V = Q R``, ``R = P S G^H``, for orthonormal V.
+    """Return the leading triplets in a range: ``A V = Q R``, ``R = P S G^H``, V orthonormal.
 
-    These are ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``; Q and P follow them.
+    The triplets are ``Q P``, S and ``V G``, so that ``A (V G) = (Q P) S``. Q and P are also
+    returned.
     """
     q, r = ops.qr(ops.matmul(x, v))
     p, s, gh = np.linalg.svd(ops.to_host(r))

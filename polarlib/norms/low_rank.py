@@ -24,7 +24,7 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     m : array, shape (..., m, n)
         For example a momentum. Dion's error feedback then subtracts ``(1 - mu) P R^H``.
     q : array, shape (..., n, k)
-        Right factor of the step before, or Gaussian to begin with; k from 1 to min(m, n).
+        Right factor of the previous step, Gaussian at the start; k from 1 to min(m, n).
 
     Returns
     -------
@@ -39,14 +39,18 @@ def power_step(m: A, q: A) -> tuple[A, A, A]:
     Raises
     ------
     TypeError, ValueError
-        If M or Q is not a matrix of numbers, or they do not fit.
+        If M or Q is not a matrix of numbers, or their shapes do not fit.
 
     Notes
     -----
     Cost: two products with k vectors and one QR. Half precision is computed in float32. Nothing is
-    read off a device; NaN gives NaN. Ahn, Xu and others, Dion, arXiv 2504.05295, algorithm 1, which
-    steps by ``P Q^H``: not the polar factor of ``P R^H``, since normalised columns are not
-    orthonormal; its spectral norm exceeds 1. :func:`range_lmo` is the LMO that it approximates.
+    read off a device; NaN gives NaN. Dion steps by ``P Q^H``. This is not the polar factor of
+    ``P R^H``, since normalised columns are not orthonormal, and its spectral norm exceeds 1.
+    :func:`range_lmo` is the LMO that it approximates.
+
+    References
+    ----------
+    K. Ahn, B. Xu and others, Dion, arXiv 2504.05295, algorithm 1.
 
     Examples
     --------
@@ -88,13 +92,13 @@ def range_lmo(g: A, p: A) -> A:
     Raises
     ------
     TypeError, ValueError
-        If G or P is not a matrix of numbers, or they do not fit.
+        If G or P is not a matrix of numbers, or their shapes do not fit.
 
     Notes
     -----
-    Cost: two products with k vectors and an SVD of n x k. NaN or infinity gives NaN. Where the
-    columns of P span the k leading left singular vectors this is ``U_k V_k^H``, the LMO of the
-    dual of the Ky Fan k-norm.
+    Cost: two products with k vectors and an SVD of n x k. NaN or infinity gives NaN. If the columns
+    of P span the k leading left singular vectors, this is ``U_k V_k^H``, the LMO of the dual of the
+    Ky Fan k-norm.
 
     Examples
     --------
@@ -130,6 +134,6 @@ def _entered(
         )
     if is_complex(a) or is_complex(m):
         m, a = as_complex(m, ops), as_complex(a, ops)
-    # No look: Dion takes a step per matrix, and reading a number would make a device wait.
+    # No check for NaN: Dion takes a step per matrix, and reading a number would make a device wait.
     e = enter(m, name, ops=ops, look="never")
     return e, a, astype_like(a, e.x, ops)

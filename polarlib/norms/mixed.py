@@ -1,8 +1,8 @@
 """Norms of the entries: p-norms along columns or rows, and the q-norm of these.
 
-The dual has the conjugate orders. An LMO (linear maximisation oracle) is one of the q-norm for the
-dual norms of the vectors, times one of the p-norm in each vector. Every induced norm with a closed
-form but the spectral one is of this kind.
+The dual has the conjugate orders. The LMO (linear maximisation oracle) is that of the q-norm at the
+dual norms of the vectors, times that of the p-norm at each vector. All induced norms with a closed
+form are of this kind, except the spectral norm.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Mixed(MatrixNorm):
     def __repr__(self) -> str:
         if self.axis is None:
             return "frobenius()" if self.p == 2 else f"lp({self.p:g})"
-        largest = self.q == math.inf
+        is_max = self.q == math.inf
         # By Hoelder's inequality the norm from a to infinity takes the conjugate norm of rows.
-        b = self.p if largest else conjugate(self.p)
+        b = self.p if is_max else conjugate(self.p)
         orders = f"(1, {b:g})" if self.axis == -2 else f"({conjugate(b):g}, inf)"
-        return f"induced{orders}" if largest else f"induced{orders}.dual()"
+        return f"induced{orders}" if is_max else f"induced{orders}.dual()"
 
     def dual(self) -> MatrixNorm:
         return Mixed(conjugate(self.p), conjugate(self.q), self.axis)
@@ -75,7 +75,7 @@ class Mixed(MatrixNorm):
 
 
 def conjugate(p: float) -> float:
-    """The q with ``1/p + 1/q = 1``."""
+    """Return the q with ``1/p + 1/q = 1``."""
     if p == 1:
         return math.inf
     return 1.0 if p == math.inf else p / (p - 1)
@@ -86,44 +86,44 @@ def _flat(x: Array, ops: Ops) -> Array:
 
 
 def _phase(x: Array, a: Array, ops: Ops) -> Array:
-    """``x / |x|``, 0 for 0."""
+    """Return ``x / |x|``, 0 for 0."""
     if is_complex(x):
         return x / ops.xp.where(a == 0, ops.xp.ones_like(a), a)
-    one = ops.xp.ones_like(x)  # array-api-compat's sign asks a device for NaN
+    one = ops.xp.ones_like(x)  # array-api-compat's sign reads a device for NaN
     return ops.xp.where(x > 0, one, ops.xp.where(x < 0, -one, ops.xp.zeros_like(x)))
 
 
 def lp_norm(a: Array, p: float, axis: int, ops: Ops) -> Array:
-    """p-norms of nonnegative vectors along an axis, which keeps length 1.
+    """Return p-norms of nonnegative vectors along an axis, which keeps length 1.
 
     Each vector is divided by its largest entry first, so that no power of a small one underflows.
     """
-    peak = ops.max(a, axis=axis, keepdims=True)  # not xp.max: XLA's on a CPU may drop NaN
+    largest = ops.max(a, axis=axis, keepdims=True)  # not xp.max: XLA's on a CPU may drop NaN
     if p == math.inf:
-        return peak
+        return largest
     if p == 1:
         return ops.sums(a, axis)
-    return peak * ops.sums((a / ops.divisor(peak)) ** p, axis) ** (1 / p)
+    return largest * ops.sums((a / ops.divisor(largest)) ** p, axis) ** (1 / p)
 
 
 def lp_lmo(g: Array, p: float, axis: int, ops: Ops) -> Array:
-    """LMO of the p-norm, for vectors along an axis; for p = 1 the first of the largest entries."""
+    """Return the LMO of the p-norm of vectors along an axis; for p = 1 the first largest entry."""
     xp = ops.xp
     a = xp.abs(g)
     if p == math.inf:
         return _phase(g, a, ops)
     if p == 1:
-        largest = a == ops.max(a, axis=axis, keepdims=True)
-        first = xp.cumulative_sum(xp.astype(largest, a.dtype), axis=axis) == 1
-        return xp.where(largest & first, _phase(g, a, ops), xp.zeros_like(g))
-    peak = ops.divisor(ops.max(a, axis=axis, keepdims=True))
+        tied = a == ops.max(a, axis=axis, keepdims=True)
+        first = xp.cumulative_sum(xp.astype(tied, a.dtype), axis=axis) == 1
+        return xp.where(tied & first, _phase(g, a, ops), xp.zeros_like(g))
+    largest = ops.divisor(ops.max(a, axis=axis, keepdims=True))
     if p == 2:
-        # Over the largest entry first: the norm of a vector of subnormal numbers has few bits.
-        y = g / peak
-        return y / ops.divisor(lp_norm(a / peak, 2, axis, ops))
+        # Divided by the largest entry first: the norm of a subnormal vector has few bits.
+        y = g / largest
+        return y / ops.divisor(lp_norm(a / largest, 2, axis, ops))
     q = conjugate(p)
-    powers = ops.sums((a / peak) ** q, axis)
-    return _phase(g, a, ops) * ((a / peak) ** (q - 1) / ops.divisor(powers ** (1 / p)))
+    powers = ops.sums((a / largest) ** q, axis)
+    return _phase(g, a, ops) * ((a / largest) ** (q - 1) / ops.divisor(powers ** (1 / p)))
 
 
 def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array:
@@ -136,9 +136,9 @@ def _lp_project(x: Array, p: float, radius: Array, axis: int, ops: Ops) -> Array
     if p == 2:
         return xp.where(size <= radius, x, x / ops.divisor(size) * radius)
     cap = radius + xp.zeros_like(size)
-    peak = ops.max(a, axis=axis, keepdims=True)
+    largest = ops.max(a, axis=axis, keepdims=True)
     return xp.where(
-        size <= radius, x, _phase(x, a, ops) * capped_simplex(a, cap, peak, 1, ops, axis)
+        size <= radius, x, _phase(x, a, ops) * capped_simplex(a, cap, largest, 1, ops, axis)
     )
 
 
@@ -163,7 +163,7 @@ def lp(p: float) -> MatrixNorm:
     Raises
     ------
     ValueError, TypeError
-        For p below 1, or no number.
+        If p is below 1 or not a number.
 
     Examples
     --------
@@ -177,7 +177,12 @@ def lp(p: float) -> MatrixNorm:
 
 
 def frobenius() -> MatrixNorm:
-    """Return the Frobenius norm, its own dual: the LMO is ``G / ||G||_F``, and sharp is G.
+    """Return the Frobenius norm, which is its own dual.
+
+    Returns
+    -------
+    Norm
+        Its LMO is ``G / ||G||_F``, and sharp is G.
 
     Examples
     --------

@@ -1,13 +1,13 @@
 """Norms of lists of arrays: the modular norm of a network.
 
-A modular norm is ``max_l s_l ||W_l||_l``. Mass and sensitivity of modules determine the scales
-(Large, Liu, Huh, Bahng, Isola and Bernstein, Scalable optimization in the modular norm, 2024):
+A modular norm is ``max_l s_l ||W_l||_l``. Mass and sensitivity of modules determine the scales (T.
+Large and others, Scalable optimization in the modular norm, arXiv 2405.14813):
 
     composition M1 after M0    mass m = m0 + m1, sensitivity c1 c0, scales of M0 times c1 m / m0,
                                scales of M1 times m / m1
-    side by side (M0, M1)      mass m = m0 + m1, sensitivity c0 + c1, scales of M_i times m / m_i
+    in parallel (M0, M1)       mass m = m0 + m1, sensitivity c0 + c1, scales of M_i times m / m_i
 
-A layer's update then changes the output by a share of its mass, to first order.
+The update of a layer then changes the output in proportion to its mass, to first order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Array = Any
 
 @dataclass(frozen=True, repr=False)
 class Modular(Norm):
-    """``max_l s_l ||W_l||_l`` of lists of arrays, or the sum over l: their duals are such again."""
+    """Norm ``max_l s_l ||W_l||_l`` of lists of arrays, or the sum over l, which is dual to it."""
 
     norms: tuple[Norm, ...]
     scales: tuple[float, ...]
@@ -122,7 +122,7 @@ class Modular(Norm):
         dual, size = self._collect(duals, not self.total), self._collect(sizes, self.total)
         ops = ops_of(dual)
         a, b = ops.divisor(dual), ops.divisor(size)
-        # The share of a layer in <G, T> is its own (1 - gap) times both of its norms.
+        # The part of a layer in <G, T> is its (1 - gap) times both of its norms.
         shares = [
             (1 - n._gap(_wide(w), _wide(v))) * (d / a) * (r / b)
             for n, w, v, d, r in zip(self.norms, g, t, duals, sizes, strict=True)
@@ -139,7 +139,7 @@ def _wide(w: Any) -> Any:
 
 
 def _per_matrix(v: Array, t: Array) -> Array:
-    """Values of shape (...) against arrays with more dimensions."""
+    """Return values of shape (...) with as many dimensions as an array."""
     return ops_of(t).xp.reshape(v, (*v.shape, *(1,) * (t.ndim - v.ndim)))
 
 
@@ -149,23 +149,23 @@ def modular(norms: Sequence[Norm], scales: Sequence[float] | None = None) -> Mod
     Parameters
     ----------
     norms : sequence of Norm
-        Of matrices or kernels.
+        Norms of matrices or kernels.
     scales : sequence of float, optional
         Positive; all 1 by default. :func:`compose` derives them from masses.
 
     Returns
     -------
     Norm
-        Of lists: the value and the dual norm ``sum_l ||G_l||_dual / s_l`` are arrays of shape
-        (...), in at least single precision; ``lmo`` gives the list of ``lmo_l(G_l) / s_l``, and
-        ``sharp`` multiplies every layer by the dual norm of all. The LMO of the dual moves one
-        layer, the first with the largest dual norm.
+        Norm of lists of arrays. The value and the dual norm ``sum_l ||G_l||_dual / s_l`` are arrays
+        of shape (...), in at least single precision. ``lmo`` returns the list of
+        ``lmo_l(G_l) / s_l``, and ``sharp`` multiplies every layer by the dual norm of the list. The
+        LMO of the dual changes one layer, the first with the largest dual norm.
 
     Raises
     ------
     TypeError, ValueError
-        If `norms` has other entries, or there are not as many positive scales as norms; of the
-        norm, for another number of arrays than norms.
+        If `norms` has other entries, or there are not as many positive scales as norms. The norm
+        itself raises them for another number of arrays than norms.
 
     Examples
     --------
@@ -192,9 +192,9 @@ class Module(NamedTuple):
     Attributes
     ----------
     norms : tuple of Norm
-        Of its weights, in order of application.
+        Norms of its weights, in order of application.
     scales : tuple of float
-        That each is multiplied by.
+        Factors of the norms.
     mass : float
         Share of the change of the output that the part may cause.
     sensitivity : float
@@ -207,7 +207,7 @@ class Module(NamedTuple):
     sensitivity: float
 
     def norm(self) -> Modular:
-        """Modular norm of the weights."""
+        """Return the modular norm of the weights."""
         return modular(self.norms, self.scales)
 
 
@@ -217,9 +217,14 @@ def layer(norm: Norm, *, mass: float = 1.0, sensitivity: float = 1.0) -> Module:
     Parameters
     ----------
     norm : Norm
-        Of the weights.
+        Norm of the weights.
     mass, sensitivity : float, optional
         Positive.
+
+    Returns
+    -------
+    Module
+        With scale 1.
 
     Raises
     ------
@@ -248,7 +253,7 @@ def bond(sensitivity: float = 1.0) -> Module:
     Returns
     -------
     Module
-        Of mass 0.
+        With mass 0.
 
     Raises
     ------
@@ -292,8 +297,8 @@ def compose(*modules: Module) -> Module:
     mass = _mass(modules)
     scales: tuple[float, ...] = ()
     after = 1.0
-    # From the output, since a scale takes the sensitivities of what comes after. Modules of mass 0
-    # have no scales, so that nothing is divided by zero.
+    # From the output, since a scale contains the sensitivities of all later modules. Modules of
+    # mass 0 have no scales, so that nothing is divided by zero.
     for m in reversed(modules):
         scales = tuple(s * after * mass / m.mass for s in m.scales) + scales
         after *= m.sensitivity
@@ -301,10 +306,22 @@ def compose(*modules: Module) -> Module:
 
 
 def join(*modules: Module) -> Module:
-    """Return modules side by side, on the same input; their outputs are a tuple or added.
+    """Return modules in parallel, on the same input; their outputs are a tuple or added.
 
-    Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
-    Arguments and errors are those of :func:`compose`.
+    Parameters
+    ----------
+    *modules : Module
+        At least one.
+
+    Returns
+    -------
+    Module
+        Masses and sensitivities add; the scales of each are multiplied by total mass over its own.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`compose`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rows of length 1, before or after the polar factor, and rows of equal length of the factor."""
+"""Rows of norm 1, before or after the polar factor, and a factor with rows of equal norm."""
 
 from __future__ import annotations
 
@@ -31,34 +31,39 @@ def normalise(g: A, which: Literal["rows", "columns"]) -> A:
     g : array, shape (..., m, n)
         Matrix.
     which : {"rows", "columns"}
-        What is divided.
+        Whether rows or columns are divided.
 
     Returns
     -------
     array, shape (..., m, n)
-        Rows, or columns, of norm 1. Those that are zero stay zero.
+        Rows, or columns, of norm 1; zero ones stay zero.
 
     Raises
     ------
     TypeError, ValueError
-        For another word, and as every LMO.
+        For another value of `which`, and as every LMO.
 
     Notes
     -----
-    There is no factor of the shape: the Frobenius norm of the result is the root of the number of
-    rows, or columns, that are not zero. No epsilon is added, and each row is scaled by a power of
-    two of its own first: rows of 1e-300 beside rows of 1e300 have norm 1 as well. Cost: two passes
-    over the entries. The derivative at a zero row is zero.
+    No factor depends on the shape: the Frobenius norm of the result is the square root of the
+    number of nonzero rows, or columns. No epsilon is added. Each row is first scaled by a separate
+    power of two, so that rows of 1e-300 and of 1e300 in one matrix both get norm 1. Cost: two
+    passes over the entries. The derivative at a zero row is zero.
 
     Before the polar factor this is MuonEq: ``orthogonalize(normalise(g, "rows"))`` is its variant
-    R, "columns" C, where g is the momentum, Nesterov's included (D. Chang and others, arXiv
-    2603.28254; there 1e-8 is added to the squares of norms). Its variant RC divides by both kinds
-    of norms of the same matrix, not by one after the other. The factors that follow are those of
-    any update (:func:`polarlib.norms.update_scale`). After the polar factor,
-    ``normalise(orthogonalize(g), "columns")`` is Muon+ (arXiv 2602.21545), and "rows" is NorMuon
-    (Z. Li and others, arXiv 2510.05491) without memory, beta_2 = 0, up to its factor
-    ``||O||_F / sqrt(m)``: NorMuon divides rows by the roots of running means of their mean squares,
-    and then restores the Frobenius norm of O.
+    R, "columns" its variant C, where g is the momentum, Nesterov's included. MuonEq's code adds
+    1e-8 to the squares of norms. Its variant RC divides by both kinds of norms of the same matrix,
+    not by one after the other. The scale of the update is separate
+    (:func:`polarlib.norms.update_scale`).
+
+    After the polar factor, ``normalise(orthogonalize(g), "columns")`` is Muon+. With "rows" it is
+    NorMuon without memory, beta_2 = 0, up to the factor ``||O||_F / sqrt(m)``: NorMuon divides rows
+    by the roots of running means of their mean squares, and then restores the Frobenius norm of O.
+
+    References
+    ----------
+    MuonEq: D. Chang and others, arXiv 2603.28254. Muon+: arXiv 2602.21545. NorMuon: Z. Li and
+    others, arXiv 2510.05491.
 
     Examples
     --------
@@ -73,18 +78,18 @@ def normalise(g: A, which: Literal["rows", "columns"]) -> A:
 
 def _entered(g: Any) -> Entered:
     a, ops = as_matrix(g, "g")
-    # Unscaled: each row has a scale of its own.
+    # Not scaled as a whole: each row has a separate scale.
     return enter(a, "g", ops=ops, look="if free", mask=True, scaling=None)
 
 
 def _unit(x: Array, axis: int, ops: Ops) -> Array:
-    """Vectors along an axis over their norms, of any scale; 0 for 0."""
+    """Return vectors along an axis divided by their norms, of any scale; 0 for 0."""
     xp = ops.xp
 
     def scale(x: Array) -> Array:
         parts = (xp.real(x), xp.imag(x)) if is_complex(x) else (x,)
-        peaks = [ops.max(xp.abs(part), axis=axis, keepdims=True) for part in parts]
-        return ops.binary_scale(xp.maximum(*peaks) if is_complex(x) else peaks[0]) + 0 * peaks[0]
+        sizes = [ops.max(xp.abs(part), axis=axis, keepdims=True) for part in parts]
+        return ops.binary_scale(xp.maximum(*sizes) if is_complex(x) else sizes[0]) + 0 * sizes[0]
 
     # The result does not depend on the scale, which is a constant to derivatives.
     y = ops.divide(x, constant(ops, scale, x))
@@ -96,7 +101,7 @@ def _unit(x: Array, axis: int, ops: Ops) -> Array:
 
 
 def _squares(y: Array, axis: int, ops: Ops) -> Array:
-    """Squares of the norms of vectors along an axis, which keeps length 1."""
+    """Return squared norms of vectors along an axis, which keeps length 1."""
     xp = ops.xp
     if is_complex(y):
         return _squares(xp.real(y), axis, ops) + _squares(xp.imag(y), axis, ops)
@@ -113,10 +118,10 @@ def row_balanced(g: A, iterations: int = 2, *, polar: Polar = None) -> A:
     g : array, shape (..., m, n)
         Matrix.
     iterations : int, optional
-        Polar factors that are computed, 2 by default.
+        Number of polar factors that are computed, 2 by default.
     polar : callable, str, path-like or Schedule, optional
-        What computes them, possibly approximations, as of :func:`polarlib.norms.spectral`; by
-        default the partial isometry of the exact SVD.
+        Method for the polar factors, as in :func:`polarlib.norms.spectral`; by default the partial
+        isometry of the exact SVD.
 
     Returns
     -------
@@ -133,15 +138,20 @@ def row_balanced(g: A, iterations: int = 2, *, polar: Polar = None) -> A:
 
     Notes
     -----
-    Zero rows stay zero, and leave D unchanged. D is kept relative to D_1, largest entry 1, so that
-    rows of any two scales may be side by side: the result is the same for every positive multiple
-    of each row. For m <= n and full rank it is the polar factor of ``normalise(g, "rows")``,
-    whatever the number of iterations. Equal norms need not exist: a row that is orthogonal to all
-    others has norm 1 in every U_k, and its weight falls by ``sqrt(n / m)`` an iteration. Aurora
-    (arXiv 2606.27715) is this function for m > n; for m < n it takes ``row_balanced`` of the
-    transpose, and for m = n the polar factor of G itself. Cost: one SVD, or what `polar` costs, an
-    iteration. The derivative is recorded through D and the iterations, each polar factor with its
-    own rule: for a rank-deficient matrix that among matrices of its rank.
+    Zero rows stay zero, and do not affect D. D is stored relative to D_1 with largest entry 1, so
+    that rows may have any scales: the result is the same for every positive multiple of each row.
+    For m <= n and full rank it is the polar factor of ``normalise(g, "rows")`` for every number of
+    iterations. Rows of equal norm need not exist: a row that is orthogonal to all others has norm 1
+    in every U_k, and its weight decreases by ``sqrt(n / m)`` per iteration.
+
+    Aurora is this function for m > n. For m < n it is ``row_balanced`` of the transpose, and for
+    m = n the polar factor of G itself. Cost per iteration: one SVD, or that of `polar`. The
+    derivative is recorded through D and the iterations, and each polar factor has its rule; for a
+    rank-deficient matrix this is the derivative among matrices of its rank.
+
+    References
+    ----------
+    Aurora: arXiv 2606.27715, and its code by Tilde Research.
 
     Examples
     --------
@@ -174,7 +184,7 @@ def _rebalanced(weights: Array, u: Array, some: Array, ops: Ops) -> Array:
     xp = ops.xp
     m, n = u.shape[-2:]
     squares = _squares(u, -1, ops)
-    # Rounding errors in a zero row would be taken for a short one.
+    # Rounding errors in a zero row must not count as a short row.
     kept = some & (squares > 0)
     one = xp.ones_like(squares)
     share = math.sqrt(min(m, n) / m) / xp.sqrt(xp.where(kept, squares, one))

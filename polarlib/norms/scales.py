@@ -1,4 +1,4 @@
-"""Scales that go with an orthogonal update, as numbers."""
+"""Scales of an orthogonal update, as numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rule = Literal["rms_to_rms", "jordan", "moonlight"]
 Layer = Literal["input", "hidden", "output"]
 Optimizer = Literal["sgd", "adam"]
 
-# torch.compile reads a dict, and breaks the graph at a proxy of one.
+# torch.compile traces a dict, and breaks the graph at a proxy of one.
 _SCALES: dict[str, Callable[[int, int], float]] = {
     "rms_to_rms": lambda m, n: math.sqrt(m / n),
     "jordan": lambda m, n: math.sqrt(max(1.0, m / n)),
@@ -38,17 +38,27 @@ def update_scale(m: int, n: int, rule: Rule) -> float:
         Fan-out (rows) and fan-in (columns).
     rule : {"rms_to_rms", "jordan", "moonlight"}
         - rms_to_rms: ``sqrt(m / n)``, length 1 in the norm of that name (Bernstein; Scion).
-        - jordan: ``sqrt(max(1, m / n))`` (K. Jordan, Muon, 2024).
-        - moonlight: ``0.2 sqrt(max(m, n))``, a root mean square of 0.2 at full rank, AdamW's
-          (arXiv 2502.16982).
+        - jordan: ``sqrt(max(1, m / n))`` (Muon).
+        - moonlight: ``0.2 sqrt(max(m, n))``, a root mean square of 0.2 at full rank, as AdamW's.
 
-        The names "spectral" and "spectral_norm" mean different rules in two code bases, and are
-        not accepted.
+        The names "spectral" and "spectral_norm" are different rules in two code bases, and are not
+        accepted.
+
+    Returns
+    -------
+    float
+        The factor.
 
     Raises
     ------
     ValueError
         For an unknown rule, or a size that is not a positive integer.
+
+    References
+    ----------
+    K. Jordan and others, Muon, 2024. J. Liu and others, Muon is scalable for LLM training, arXiv
+    2502.16982, section 2.2 (moonlight). T. Pethick and others, Scion, arXiv 2502.07529
+    (rms_to_rms).
 
     Examples
     --------
@@ -77,8 +87,8 @@ def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
     ValueError
         For fewer than two widths, or one that is not a positive integer.
 
-    Notes
-    -----
+    References
+    ----------
     G. Yang, J. Simon and J. Bernstein, A spectral condition for feature learning, arXiv 2310.17813,
     condition 1.
 
@@ -87,13 +97,19 @@ def spectral_radii(widths: Sequence[int]) -> tuple[float, ...]:
     >>> spectral_radii([16, 64, 64, 4])
     (2.0, 1.0, 0.25)
     """
-    found = items("widths", widths, "a list of the widths of two layers or more", 2, MOST_LAYERS)
-    widths = [count("a width", p, most=MOST_ROWS) for p in found]
+    given = items("widths", widths, "a list of the widths of two layers or more", 2, MOST_LAYERS)
+    widths = [count("a width", p, most=MOST_ROWS) for p in given]
     return tuple(math.sqrt(b / a) for a, b in itertools.pairwise(widths))
 
 
 class Parametrization(NamedTuple):
-    """Exponents of the width: ``W = p^-a w``, variance of w ``p^-2b``, learning rate ``p^-c``."""
+    """Exponents of the width: ``W = p^-a w``, variance of w ``p^-2b``, learning rate ``p^-c``.
+
+    Attributes
+    ----------
+    a, b, c : float
+        Exponents of the multiplier, of the standard deviation and of the learning rate.
+    """
 
     a: float
     b: float
@@ -131,9 +147,9 @@ def mup(layer: Layer, optimizer: Optimizer = "sgd", *, a: float = 0.0) -> Parame
         Only the hidden layer has width p on both sides; the input layer's is its output, the output
         layer's its input.
     optimizer : {"sgd", "adam"}, optional
-        Adam stands for every update whose size does not depend on the gradient's.
+        "adam" is every update whose size does not depend on that of the gradient.
     a : float, optional
-        Exponent of the multiplier to move to: b and c follow without a change of the training.
+        Exponent of the multiplier; b and c are those of the equivalent parametrization.
 
     Returns
     -------
@@ -144,6 +160,11 @@ def mup(layer: Layer, optimizer: Optimizer = "sgd", *, a: float = 0.0) -> Parame
     ------
     ValueError
         For an unknown layer or optimizer.
+
+    References
+    ----------
+    G. Yang and E. Hu, arXiv 2011.14522, table 1. G. Yang and others, Tensor Programs V, arXiv
+    2203.03466, table 3.
 
     Examples
     --------

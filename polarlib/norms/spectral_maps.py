@@ -1,16 +1,15 @@
 """Spectral functions ``U diag(f(sigma)) V^H`` that are not the LMO of a norm.
 
-LMOs (linear maximisation oracles, :mod:`polarlib.norms`) increase with the singular values; these
-functions need not. They are the optimizers Freon (powers, negative ones too), Kaon (random or
+An LMO (linear maximisation oracle, :mod:`polarlib.norms`) increases with the singular values; these
+functions need not. They are the directions of Freon (powers, also negative ones), Kaon (random or
 scrambled spectra) and PolarGrad (the polar factor times the nuclear norm), and the projection to a
 ball of the spectral norm.
 
-All of them accept stacks of matrices of any library, real or complex, compute half precision in
-float32, return zero for zero (but `spectral_clip` with a lower limit) and do not modify their
-argument. NaN or infinity in NumPy arrays and
-torch tensors on a CPU raises ValueError; in other arrays, where the check might wait for a device,
-such a matrix gives NaN, and the others of its stack are not affected. Results have the array
-library, device and dtype of the argument.
+All of them accept stacks of matrices of any library, real or complex, and do not modify their
+argument. Half precision is computed in float32. Zero gives zero, except in `spectral_clip` with a
+lower limit. NaN or infinity in NumPy arrays and torch tensors on a CPU raises ValueError; in other
+arrays, where the check might wait for a device, such a matrix gives NaN, and the others of its
+stack are not affected. Results have the array library, device and dtype of the argument.
 """
 
 from __future__ import annotations
@@ -91,12 +90,16 @@ def spectral_power(g: A, exponent: float) -> A:
 
     Notes
     -----
-    For e <= 0 the singular values above ``max(m, n) * eps * sigma_1`` count, in the map and in the
-    mean, and the others give 0: they are rounding errors, of which a negative power would be
-    largest. For e > 0 all min(m, n) values count, so that the map is continuous. For q = 0 the mean
-    is the geometric one. For q >= 1 the LMO of the norm whose dual is Schatten-q is the same with a
-    sum in place of the mean; for e < 0 this is not the LMO of any unitarily invariant norm. Cost:
-    one SVD. Shumaylov and others, arXiv 2605.11181.
+    For e <= 0 only the singular values above ``max(m, n) * eps * sigma_1`` count, in the map and in
+    the mean. The others give 0: they are rounding errors, whose negative powers would be largest.
+    For e > 0 all min(m, n) values count, so that the map is continuous. For q = 0 the mean is the
+    geometric one. For q >= 1 the LMO of the norm whose dual is Schatten-q is the same with a sum
+    instead of the mean. For e < 0 this is not the LMO of any unitarily invariant norm. Cost: one
+    SVD.
+
+    References
+    ----------
+    Shumaylov and others, Freon and Kaon, arXiv 2605.11181.
 
     Examples
     --------
@@ -115,7 +118,7 @@ def _power(e: float) -> Map:
     """Return the map ``sigma -> (sigma / M)^e``."""
 
     def parts(s: Array, shape: tuple[int, ...], ops: Ops) -> tuple[Array, ...]:
-        """Values, the logarithm of the mean, and which values count."""
+        """Return the values, the logarithm of the mean, and which values count."""
         xp = ops.xp
         counts = above_noise(s, shape, ops) if e <= 0 else s > 0
         level = xp.log(xp.where(counts, s, xp.ones_like(s)))
@@ -138,7 +141,7 @@ def _power(e: float) -> Map:
 def _log_mean(
     level: Array, counts: Array, size: int | None, q: float, ops: Ops
 ) -> tuple[Array, Array]:
-    """Logarithm of ``(sum sigma^q / size)^(1 / q)`` over what counts, in two parts.
+    """Return the logarithm of ``(sum sigma^q / size)^(1 / q)`` of counted values, in two parts.
 
     `level` is log sigma; by default the size is the number of those that count. The first part is
     the extreme value, so that no power overflows; expm1 and log1p keep digits as q goes to 0.
@@ -154,7 +157,7 @@ def _log_mean(
     middle = ops.max(known, axis=-1, keepdims=True) * sign
     middle = xp.where(rank == 0, xp.zeros_like(middle), middle)
     excess = xp.sum(kept * xp.expm1(ops.scale(level - middle, q)), axis=-1, keepdims=True)
-    if size is not None:  # what does not count adds nothing to the sum, and 1 to the size
+    if size is not None:  # values that do not count add 0 to the sum, and 1 to the size
         excess = excess - xp.where(rank == 0, rank, size - rank)
     return middle, xp.log1p(excess / (some if size is None else size)) / q
 
@@ -175,7 +178,7 @@ def random_spectrum(
     g : array, shape (..., m, n)
         Matrix.
     rng : numpy.random.Generator
-        Where the numbers come from, on the host: the same on every library.
+        Source of the numbers, on the host: the same for every library.
     sampler : callable, optional
         ``sampler(rng, shape)`` gives real numbers of shape ``(..., min(m, n))``, in the order of
         the singular values of `g`, which descend; uniform on (0, 1] by default.
@@ -183,8 +186,8 @@ def random_spectrum(
     Returns
     -------
     array, shape (..., m, n)
-        ``U diag(s) V^H``. Where a singular value of `g` is at most ``max(m, n) * eps * sigma_1``
-        its vectors are arbitrary and it stays 0.
+        ``U diag(s) V^H``. A singular value of `g` of at most ``max(m, n) * eps * sigma_1`` has
+        arbitrary vectors and stays 0.
 
     Raises
     ------
@@ -194,7 +197,11 @@ def random_spectrum(
 
     Notes
     -----
-    Cost: one SVD. Shumaylov and others, arXiv 2605.11181.
+    Cost: one SVD.
+
+    References
+    ----------
+    Shumaylov and others, Freon and Kaon, arXiv 2605.11181.
 
     Examples
     --------
@@ -218,8 +225,8 @@ def random_spectrum(
                 f"sampler must give real numbers of shape {size}, got {values.dtype.name} of shape "
                 f"{values.shape}"
             )
-        if trouble := not_finite(values):
-            raise ValueError(f"sampler must give finite numbers; what it gave {trouble}")
+        if message := not_finite(values):
+            raise ValueError(f"sampler must give finite numbers; its result {message}")
         values = ops.from_host(values, s)
         return values * ops.xp.astype(above_noise(s, shape, ops), s.dtype)
 
@@ -239,7 +246,7 @@ def scrambled_spectrum(g: A, *, steps: int = KAON_STEPS) -> A:
     g : array, shape (..., m, n)
         Matrix.
     steps : int, optional
-        Times that the map is applied, 5 by default.
+        Number of times that the map is applied, 5 by default.
 
     Returns
     -------
@@ -254,10 +261,14 @@ def scrambled_spectrum(g: A, *, steps: int = KAON_STEPS) -> A:
 
     Notes
     -----
-    Neither monotone nor, over five steps, predictable: small values grow by 4.1 a step until they
-    reach the hump at ``1 / sqrt(5)``, those near 1 fall to nearly 0. A rounding error grows by 4.1
-    a step as well, 1159 times in five steps. The singular values stay nonnegative. Cost: three
-    products a step. Shumaylov and others, arXiv 2605.11181.
+    The map is not monotone, and its iterates are chaotic: small values grow by 4.1 per step until
+    they reach the maximum at ``1 / sqrt(5)``, and values near 1 are mapped to nearly 0. A rounding
+    error also grows by 4.1 per step, 1159 times in five steps. The singular values stay
+    nonnegative. Cost: three products per step.
+
+    References
+    ----------
+    Shumaylov and others, Freon and Kaon, arXiv 2605.11181.
 
     Examples
     --------
@@ -290,8 +301,8 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
     g : array, shape (..., m, n)
         Matrix.
     polar : callable, str, path-like or Schedule, optional
-        What computes the polar factor, possibly an approximation, as of ``norms.spectral``; by
-        default the partial isometry of the exact SVD.
+        Method for the polar factor, as in ``norms.spectral``; by default the partial isometry of
+        the exact SVD.
 
     Returns
     -------
@@ -305,11 +316,15 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
 
     Notes
     -----
-    With `polar` given the nuclear norm is not computed but estimated by ``<G, T>``, as in published
-    codes. For ``T = U diag(t) V^H`` that is ``sum sigma_i t_i``: off by the relative error ``sum
-    sigma_i (t_i - 1) / sum sigma_i``, the mean error of T weighted by the singular values; the
-    direction has the error of T in addition. Where t_i > 1 it may overestimate. Cost: one SVD, or
-    what `polar` costs and one inner product. Lau, Long and Su, PolarGrad, arXiv 2505.21799.
+    If `polar` is given, the nuclear norm is estimated by ``<G, T>``, as in published codes. For
+    ``T = U diag(t) V^H`` this is ``sum sigma_i t_i``, with the relative error ``sum sigma_i (t_i -
+    1) / sum sigma_i``, the mean error of T weighted by the singular values. Where t_i > 1 it may
+    overestimate. The direction has the error of T in addition. Cost: one SVD, or that of `polar`
+    and one inner product.
+
+    References
+    ----------
+    T. Lau, Q. Long and W. Su, PolarGrad, arXiv 2505.21799.
 
     Examples
     --------
@@ -336,7 +351,7 @@ def polargrad(g: A, *, polar: Polar = None) -> A:
 
 @looks
 def spectral_clip(g: A, high: float, *, low: float = 0.0) -> A:
-    """Return ``U clip(sigma, low, high) V^H``: singular values beyond a limit become the limit.
+    """Return ``U clip(sigma, low, high) V^H``, with singular values limited to [low, high].
 
     Parameters
     ----------
@@ -351,9 +366,9 @@ def spectral_clip(g: A, high: float, *, low: float = 0.0) -> A:
     -------
     array, shape (..., m, n)
         The nearest matrix (in the Frobenius norm) whose singular values are all from `low` to
-        `high`; `g` unrounded where that is one already. It is unique unless `g` is rank-deficient
-        and `low` positive: then the directions of the zero singular values are those of the SVD,
-        which complete the others to an isometry, as the polar factor's do.
+        `high`; `g` exactly if it is one. It is unique unless `g` is rank-deficient and `low`
+        positive. Then the directions of the zero singular values are those of the SVD, which
+        complete the others to an isometry, as for the polar factor.
 
     Raises
     ------
@@ -366,14 +381,17 @@ def spectral_clip(g: A, high: float, *, low: float = 0.0) -> A:
     -----
     Cost: one SVD. In half precision the result is rounded once, and its norm can exceed the limit
     by that rounding. Limits beyond the largest number of the format count as that number. With
-    ``low = 0`` this map, unlike the others, leaves small singular values unchanged: spectral weight
-    clipping applies it to weights. Emerging-Optimizers' function of this name composes the same map
-    of matrix signs, by Newton-Schulz iterations, of the spectrum (Cesista, Spectral clipping,
-    2025): there the singular values near a limit are off by the error of those.
+    ``low = 0`` small singular values are not changed; spectral weight clipping applies this map to
+    weights. Emerging-Optimizers' function of this name composes the same map of matrix signs by
+    Newton-Schulz iterations, whose error remains in singular values near a limit.
 
     The derivative exists at equal singular values and, with ``low = 0``, at zero ones. At a
-    singular value that equals a limit it is the one-sided derivative of the inner side, as of
+    singular value that equals a limit it is the one-sided derivative of the inner side, as for
     ``torch.clamp``.
+
+    References
+    ----------
+    F. L. Cesista, Spectral clipping, 2025.
 
     Examples
     --------
@@ -393,14 +411,14 @@ def spectral_clip(g: A, high: float, *, low: float = 0.0) -> A:
 
 
 def _clipped(e: Entered, low: float, high: float) -> Array:
-    """Matrices with clipped singular values, in the units of the given ones."""
+    """Return matrices with clipped singular values, in the units of the given matrices."""
     x, ops, xp = e.x, e.ops, e.ops.xp
     numbers = format_of(format_name(x))
     bottom, top = min(low, numbers.largest), min(high, numbers.largest)
-    peak = ops.max_abs(x)
-    scale = xp.zeros_like(peak) + e.scale
-    # The unit that results are computed in is the scale, or the limit that it is beyond: what
-    # overflows in it is clipped, and rightly so. Powers of two, so that nothing is rounded.
+    max_abs = ops.max_abs(x)
+    scale = xp.zeros_like(max_abs) + e.scale
+    # Results are computed in units of the scale, or of the limit if the scale is beyond it: values
+    # that overflow in this unit are clipped. Powers of two, so that nothing is rounded.
     unit = xp.minimum(scale, xp.full_like(scale, _near(top, numbers)))
     if bottom > 0:
         unit = xp.maximum(unit, xp.full_like(unit, _near(bottom, numbers)))

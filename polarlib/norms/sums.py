@@ -28,9 +28,9 @@ from polarlib.norms.unitary import Polar, Unitary, of_spectrum, svd
 
 Array = Any
 
-# A search for roots ends where they change by less than this, relative: 4 units of the last digit.
+# Relative change at which a root search stops: 4 units in the last place.
 TINY = 2.0**-50
-# Ridders' method takes about 8 steps; rounding may keep the last digits from settling.
+# Ridders' method takes about 8 steps; rounding may prevent convergence of the last digits.
 MOST_STEPS = 40
 
 
@@ -55,7 +55,7 @@ class MinkowskiSum(MatrixNorm):
         return functools.reduce(operator.add, (w * n._dual_value(g, ops) for w, n in self.terms))
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
-        # A low-precision term comes in its own format: the sum is formed in that of g.
+        # A low-precision term has another format: the sum is formed in that of g.
         lmos = (w * astype_like(n._lmo(g, ops, precision), g, ops) for w, n in self.terms)
         return functools.reduce(operator.add, lmos)
 
@@ -63,7 +63,7 @@ class MinkowskiSum(MatrixNorm):
         return self._solve(x, ops)[0]
 
     def _solve(self, x: Array, ops: Ops) -> tuple[Array, Array]:
-        """The norm t, and the part of X that is ``t w`` times a point of the Frobenius ball."""
+        """Return the norm t, and the part of X in ``t w`` times the Frobenius ball."""
         # Both balls are unitarily invariant: the split is one of the singular values alone.
         top = [(w, _rank_of_fanion(n)) for w, n in self.terms]
         top = [(w, k) for w, k in top if k]
@@ -71,9 +71,8 @@ class MinkowskiSum(MatrixNorm):
         if len(self.terms) != 2 or len(top) != 1 or len(other) != 1:
             names = " + ".join(repr(n) for _, n in self.terms)
             raise NotImplementedError(
-                f"the norm whose ball is a sum of those of {names} has no closed form: a point "
-                "must be split between the balls, which takes a convex solver; dual_norm, lmo and "
-                "sharp do without"
+                f"the norm whose unit ball is the sum of those of {names} has no closed form, "
+                "since a point must be split between the balls; use dual_norm, lmo or sharp"
             )
         (a, k), (b,) = top[0], other
         u, s, vh = svd(x, ops)
@@ -86,7 +85,7 @@ class MinkowskiSum(MatrixNorm):
 
 
 def _rank_of_fanion(n: MatrixNorm) -> int:
-    """The k of Fanion-k, beyond all for the spectral norm; 0 for other norms."""
+    """Return the k of Fanion-k, unbounded for the spectral norm, and 0 for other norms."""
     if not isinstance(n, Unitary) or n.p != 1 or n.k is None:
         return 0
     return n.k if n.of_dual else sys.maxsize if n.k == 1 else 0
@@ -112,7 +111,7 @@ class SumDual(MatrixNorm):
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
         # T is normal to every ball at its part of G. At the part in the Frobenius ball, which never
-        # vanishes, only one direction is.
+        # vanishes, the normal direction is unique.
         rest = self.norm._solve(g, ops)[1]
         return rest / ops.divisor(self.norm._dual_value(rest, ops))
 
@@ -136,7 +135,7 @@ def _with_spectral(s: Array, a: float, b: float, ops: Ops) -> tuple[Array, Array
     y = z[..., :1] - z
     excess = xp.cumulative_sum(y * y, axis=-1) - 2 * y * xp.cumulative_sum(y, axis=-1)
     excess = excess + count * y * y
-    # The first always is, also where rounding decides otherwise for tiny b.
+    # The first always is, also where rounding gives another sign for tiny b.
     inside = (excess < (b / a * z) ** 2) | (count == 1)
     kept = xp.astype(inside, z.dtype)
     j = xp.sum(kept, axis=-1, keepdims=True)
@@ -165,18 +164,18 @@ def _with_fanion(s: Array, k: int, a: float, b: float, ops: Ops) -> tuple[Array,
         distance: np.ndarray = np.linalg.norm(rest_of(a * t), axis=-1, keepdims=True)
         return distance - b * t
 
-    # Each ball alone reaches y at its own t: no more is needed with both. Twice that, lest rounding
-    # leaves no change of sign.
+    # Each ball alone contains y at some t, which bounds the root for both. Twice that, so that
+    # rounding cannot remove the change of sign.
     largest = np.maximum(y[..., :1], y.sum(axis=-1, keepdims=True) / k) / a
     high = 2 * np.minimum(largest, np.linalg.norm(y, axis=-1, keepdims=True) / b)
     t = _decreasing_root(excess, high)
-    found = t * size, rest_of(a * t) * size
-    t, rest = (ops.from_host(x, s) for x in found)
+    scaled = t * size, rest_of(a * t) * size
+    t, rest = (ops.from_host(x, s) for x in scaled)
     return t, rest
 
 
 def _decreasing_root(f: Callable[[np.ndarray], np.ndarray], high: np.ndarray) -> np.ndarray:
-    """Roots of decreasing functions of one variable from 0 to `high`, all at once.
+    """Return the roots of decreasing functions from 0 to `high`, all at once.
 
     By Ridders' method: C. Ridders, IEEE Trans. Circuits Syst. 26 (1979) 979-980.
     """
@@ -231,9 +230,12 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
 
     Notes
     -----
-    The support function of a sum of sets is the sum of their support functions: R. T. Rockafellar,
-    Convex Analysis (1970), theorem 13.1. The weighted sum of NORMS is another norm, whose LMO
-    clips the spectrum.
+    The support function of a sum of sets is the sum of their support functions. The weighted sum of
+    NORMS is another norm, whose LMO clips the spectrum.
+
+    References
+    ----------
+    R. T. Rockafellar, Convex Analysis (1970), theorem 13.1.
 
     Examples
     --------
@@ -248,7 +250,7 @@ def minkowski_sum(terms: Iterable[tuple[float, MatrixNorm]]) -> MatrixNorm:
     for term in items("terms", terms, what):
         w, n = items("a term", term, "a pair of a weight and a norm", 2, 2)
         w = number("a weight", w, 0)
-        w = w and factor(w, "a weight")  # 0 drops a term; what is kept needs a reciprocal
+        w = w and factor(w, "a weight")  # 0 drops a term; the others need a reciprocal
         instance("the norm of a term", n, MatrixNorm, "a norm of matrices")
         for v, part in n.terms if isinstance(n, MinkowskiSum) else ((1.0, n),):
             # The ball of s * n is that of n over s. A shape would be lost with the factor.
@@ -271,7 +273,7 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
     Parameters
     ----------
     k, polar
-        As of :func:`fanion`.
+        As in :func:`fanion`.
     alpha : float
         From 0 (Frobenius) to 1 (Fanion-k).
 
@@ -299,7 +301,22 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of F-Muon: its LMO is ``alpha U V^H + (1 - alpha) G / ||G||_F``.
 
-    Arguments and errors are those of :func:`f_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (Frobenius) to 1 (spectral).
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`spectral`.
+
+    Returns
+    -------
+    Norm
+        :func:`f_fanion` with k = None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`f_fanion`.
 
     Examples
     --------
@@ -312,7 +329,20 @@ def f_muon(alpha: float, *, polar: Polar = None) -> MatrixNorm:
 def f_neon(alpha: float) -> MatrixNorm:
     """Return the norm of F-Neon: its LMO is ``alpha u_1 v_1^H + (1 - alpha) G / ||G||_F``.
 
-    Arguments and errors are those of :func:`f_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (Frobenius) to 1 (nuclear).
+
+    Returns
+    -------
+    Norm
+        :func:`f_fanion` with k = 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`f_fanion`.
 
     Examples
     --------
@@ -328,7 +358,7 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
     Parameters
     ----------
     k, polar
-        As of :func:`fanion`.
+        As in :func:`fanion`.
     alpha : float
         From 0 (signs) to 1 (Fanion-k).
     eta : float
@@ -359,7 +389,24 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 def s_muon(alpha: float, eta: float, *, polar: Polar = None) -> MatrixNorm:
     """Return the norm of S-Muon: its LMO is ``alpha U V^H + (1 - alpha) eta sign(G)``.
 
-    Arguments and errors are those of :func:`s_fanion`.
+    Parameters
+    ----------
+    alpha : float
+        From 0 (signs) to 1 (spectral).
+    eta : float
+        Positive: the size of the signs.
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`spectral`.
+
+    Returns
+    -------
+    Norm
+        :func:`s_fanion` with k = None.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As :func:`s_fanion`.
 
     Examples
     --------

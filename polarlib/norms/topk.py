@@ -1,18 +1,18 @@
 """The k largest singular triplets: Lanczos, block Krylov and randomized methods, certified.
 
-What is computed: U (m x k), s and V (n x k) of the k largest singular values of A. The iterations
-make orthonormal U and V with ``A V = U diag(s)``; what they leave is ``E = A^H U - V diag(s)``, and
+Results are U (m x k), s and V (n x k) of the k largest singular values of A. The iterations return
+orthonormal U and V with ``A V = U diag(s)``. The residual is ``E = A^H U - V diag(s)``, and
 
     A = U diag(s) V^H + U E^H + D,      D = (I - U U^H) A (I - V V^H).
 
-A residual alone says that some singular value is near, not which one: Lanczos sees one copy of a
-multiple value. So the results of iterations are checked. With the Frobenius norm of the residuals
-as rho,
+A residual alone shows that some singular value is near, not which one: Lanczos finds one copy of a
+multiple value. The results of iterations are therefore checked. With the Frobenius norm of the
+residuals as rho,
 
     |s_i - sigma_i| <= rho + max(0, ||D||_2 - s_i)                    (Weyl's inequality).
 
-``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation proves ``||D||_2 <= ||A - U
-diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. Where either fails, the SVD is computed instead. The bound
+``rho <= rtol s_k / 2`` is measured, and one Cholesky factorisation certifies ``||D||_2 <= ||A - U
+diag(s) V^H||_2 <= (1 + rtol / 2) s_k``. If either fails, the SVD is computed instead. The bound
 is linear in rho; the actual error is about ``rho^2 / gap``, gap the distance to the rest of the
 spectrum (C.-K. Li and R.-C. Li, Linear Algebra Appl. 395, 2005, Theorem 2), so that values are
 usually far more accurate than `rtol`.
@@ -40,10 +40,10 @@ Method = Literal["auto", "svd", "lanczos", "arpack", "randomized", "block_krylov
 
 METHODS: tuple[str, ...] = get_args(Method)[1:]
 
-# Relative error of each value that is asked for by default.
+# Default bound of the relative error of each value.
 RTOL = 1e-6
-# "auto" iterates where min(m, n) is at least this, and at least this many times k: by experiment on
-# the host (benchmarks/top_singular.py), the SVD is as fast below.
+# "auto" iterates if min(m, n) is at least this size and at least this multiple of k. Below, the SVD
+# is as fast on the host, by experiment (benchmarks/top_singular.py).
 AUTO_SIZE, AUTO_RATIO = 256, 16
 
 
@@ -56,11 +56,11 @@ def top_singular(
     Parameters
     ----------
     a : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64; half precision is computed in float32.
+        Never modified. Integers become float64; half precision is computed in float32.
     k : int
         From 1 to min(m, n).
     method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
-        - svd: the whole SVD, cut.
+        - svd: the whole SVD, truncated.
         - lanczos: Golub-Kahan-Lanczos bidiagonalisation with full reorthogonalisation and thick
           restart. Fewest products.
         - arpack: ARPACK's Lanczos on ``A^H A``, through SciPy; its vectors are NumPy's, the
@@ -95,16 +95,17 @@ def top_singular(
 
     Notes
     -----
-    Values are certified (see the head of this module). The SVD is computed instead where an
-    iteration missed a value, as the Krylov space of a single vector does with multiple values, or
-    was not finished after ``2 min(m, n)`` products. The certificate costs one Gram product and a
-    Cholesky factorisation.
+    Values are certified: with the Frobenius norm rho of the residuals, the errors are at most
+    ``rho + max(0, ||D||_2 - s_i)`` by Weyl's inequality, D the remainder of A. If an iteration
+    misses a value, as the Krylov space of a single vector does for multiple values, or does not
+    finish within ``2 min(m, n)`` products, the SVD is computed. The certificate costs one Gram
+    product and a Cholesky factorisation.
 
     Vectors are unique (up to a common phase) only where values are simple and ``s_k > s_(k+1)``;
-    at ties any orthonormal basis is returned, at rank below k the last values are zero to rounding.
+    at ties any orthonormal basis is returned. At rank below k the last values are zero to rounding.
     The start is the same for every library: a seeded Gaussian block. The matrices of a stack are
-    processed one by one. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where
-    none can be read, the SVD is used for every method, and a matrix that is not finite gives NaN.
+    processed singly. Numbers are read off the device. Under ``jax.jit`` and ``jax.vmap``, where
+    none can be read, every method uses the SVD, and a matrix that is not finite gives NaN.
 
     torch and JAX differentiate the triplets by a rule, for which they are computed by the SVD
     whatever the method; it inverts k matrices of ``min(m, n)`` columns. Where one of the k values
@@ -112,11 +113,13 @@ def top_singular(
     vectors have no derivative: ValueError. torch's backward mode requires no gap for the gradient
     with respect to the values alone.
 
+    References
+    ----------
     Golub and Kahan, SIAM J. Numer. Anal. 2 (1965); Baglama and Reichel, SIAM J. Sci. Comput. 27
     (2005), algorithm 3.1 (thick restart); Hernandez, Roman and Tomas, ETNA 31 (2008); Lehoucq,
     Sorensen and Yang, ARPACK Users' Guide (SIAM, 1998); Halko, Martinsson and Tropp, SIAM Rev. 53
-    (2011), algorithms 4.4 and 5.1; Musco and Musco, NeurIPS 2015, algorithm 2, with a restart where
-    the space grows large.
+    (2011), algorithms 4.4 and 5.1; Musco and Musco, NeurIPS 2015, algorithm 2, with restarts of
+    large spaces; C.-K. Li and R.-C. Li, Linear Algebra Appl. 395 (2005), Theorem 2 (errors).
 
     Examples
     --------
@@ -137,7 +140,12 @@ def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = 
     Parameters
     ----------
     a, k, method, rtol
-        As of :func:`top_singular`.
+        As in :func:`top_singular`.
+
+    Returns
+    -------
+    Triplets
+        Fields u, s, vh, method, products and residual.
 
     Raises
     ------
@@ -148,8 +156,8 @@ def triplets(a: Array, k: int, *, method: Method = "auto", rtol: float | None = 
     --------
     >>> import numpy as np
     >>> a = np.random.default_rng(0).standard_normal((400, 300))
-    >>> found = triplets(a, 3, method="lanczos")
-    >>> found.method, found.products < 200, found.residual < 1e-6
+    >>> t = triplets(a, 3, method="lanczos")
+    >>> t.method, t.products < 200, t.residual < 1e-6
     ('lanczos', True, True)
     """
     a, ops = as_matrix(a)
@@ -185,8 +193,8 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
     n = x.shape[-1]
     if n < AUTO_SIZE or AUTO_RATIO * k > n:
         return "svd"
-    # ARPACK is compiled, and its vectors are NumPy's. On a device fewer and larger products count
-    # for more (a guess: not measured on a GPU).
+    # ARPACK is compiled, and its vectors are NumPy's. On a device fewer and larger products should
+    # be faster (not measured on a GPU).
     return "arpack" if ops.host else "block_krylov"
 
 
@@ -195,7 +203,7 @@ def _choose(x: Array, k: int, ops: Ops) -> str:
 
 def _differentiable(a: Array, k: int) -> Triplets:
     """Triplets by the SVD, with the rules of engine/triplets.py."""
-    # Rules return arrays only; method and counts come from what was computed last.
+    # Rules return arrays only; method and counts are those of the last computation.
     computed: list[Triplets] = []
 
     def apply(a: Array) -> tuple[Array, ...]:
@@ -214,10 +222,10 @@ def _each(x: Array, k: int, ops: Ops, method: str, rtol: float) -> Triplets:
     xp = ops.xp
     batch = x.shape[:-2]
     flat = xp.reshape(x, (-1, *x.shape[-2:]))
-    found = [leading(flat[i, ...], k, ops, method, rtol) for i in range(flat.shape[0])]
+    each = [leading(flat[i, ...], k, ops, method, rtol) for i in range(flat.shape[0])]
     u, s, vh = (
         xp.reshape(xp.stack(parts), (*batch, *parts[0].shape))
-        for parts in zip(*(f[:3] for f in found), strict=True)
+        for parts in zip(*(t[:3] for t in each), strict=True)
     )
-    name = max((f.method for f in found), key=len)  # "lanczos, then svd" if any needed it
-    return Triplets(u, s, vh, name, sum(f.products for f in found), max(f.residual for f in found))
+    name = max((t.method for t in each), key=len)  # "lanczos, then svd" if any needed it
+    return Triplets(u, s, vh, name, sum(t.products for t in each), max(t.residual for t in each))

@@ -36,8 +36,8 @@ from polarlib.orthogonalization import orthogonalize
 from polarlib.published import Named
 
 Array = Any
-# What computes the LMO of the spectral norm: a function, the name of a method or of a published
-# schedule, a schedule; None for the SVD.
+# Method for the LMO of the spectral norm: a function, the name of a method or of a published
+# schedule, or a schedule; None for the SVD.
 Polar = Callable[[Any], Any] | Named | None
 
 
@@ -48,8 +48,8 @@ class Unitary(MatrixNorm):
     k: int | None
     p: float
     of_dual: bool = False
-    # How the lmo is computed: polar factor of the spectral norm, leading triplets of Fanion's. Not
-    # compared, since it does not change the norm: minkowski_sum merges equal ones.
+    # Method of the LMO: for the polar factor (spectral) or the leading triplets (Fanion). Not
+    # compared, since it does not change the norm: minkowski_sum merges equal norms.
     solver: Any = field(default=None, compare=False)
 
     @property
@@ -81,23 +81,23 @@ class Unitary(MatrixNorm):
         return self._gauge(ops.singular_values(x), self.of_dual, ops)[..., None]
 
     def _gauge(self, s: Array, of_dual: bool, ops: Ops) -> Array:
-        """Value on descending singular values, shape (..., 1)."""
+        """Return the value at descending singular values, shape (..., 1)."""
         k = s.shape[-1] if self.k is None else self.k
         if not of_dual:
             return lp_norm(s[..., :k], self.p, -1, ops)
         if self.p == 1:
             return ops.xp.maximum(s[..., :1], ops.xp.sum(s, axis=-1, keepdims=True) / k)
         head, a = _split(s, k, ops)
-        peak = ops.divisor(ops.xp.maximum(a, s[..., :1]))
+        largest = ops.divisor(ops.xp.maximum(a, s[..., :1]))
         count = k - ops.xp.sum(head, axis=-1, keepdims=True)
         q = conjugate(self.p)
-        powers = ops.xp.sum(head * (s / peak) ** q, axis=-1, keepdims=True)
-        return peak * (powers + count * (a / peak) ** q) ** (1 / q)
+        powers = ops.xp.sum(head * (s / largest) ** q, axis=-1, keepdims=True)
+        return largest * (powers + count * (a / largest) ** q) ** (1 / q)
 
     def _weights(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
-        """Singular values of the lmo."""
+        """Return the singular values of the LMO."""
         xp = ops.xp
-        # Rounding errors are left out: a power q - 1 near 0 would lift 1e-16 to the size of 1.
+        # Rounding errors are left out: a power q - 1 near 0 would map 1e-16 to about 1.
         kept = xp.astype(above_noise(s, shape, ops), s.dtype)
         k = s.shape[-1] if self.k is None else self.k
         position = _positions(s, ops)
@@ -120,7 +120,7 @@ class Unitary(MatrixNorm):
         return kept * ((head * s + (1 - head) * a) / size) ** (conjugate(self.p) - 1)
 
     def _differences(self, s: Array, shape: tuple[int, ...], ops: Ops) -> Differences:
-        """Of the weights of a Schatten norm, the gradient of its dual, which moves by <F, E>."""
+        """Return divided differences of the weights of a Schatten norm."""
         e = conjugate(self.p) - 1
         size = lp_norm(s, e + 1, -1, ops)
         weight = quotient(ops.xp.full_like(size, -e), size, 0.0, ops)
@@ -129,7 +129,7 @@ class Unitary(MatrixNorm):
     def lmo(self, g: A) -> A:
         if self.exact:
             return super().lmo(g)
-        # Directly: the method validates its argument, and nothing else is computed.
+        # Directly: the method validates its argument.
         return cast(A, self._polar_factor(g, None))
 
     def _lmo(self, g: Array, ops: Ops, precision: str) -> Array:
@@ -144,12 +144,12 @@ class Unitary(MatrixNorm):
         else:
             u, s, vh = svd(g, ops)
         weights = self._weights(s, g.shape, ops)
-        if self.of_dual:  # beyond k the weights are zero: fewer columns to multiply
+        if self.of_dual:  # beyond k the weights are zero, and the columns are dropped
             u, vh, weights = u[..., : self.k], vh[..., : self.k, :], weights[..., : self.k]
         return of_spectrum(u, weights, vh, ops)
 
     def _iterates(self, ops: Ops) -> bool:
-        """Whether to iterate for leading triplets; by default not on a device, which would wait."""
+        """Return whether to iterate for leading triplets; by default not on a device."""
         return self.solver not in (None, "svd") or (self.solver is None and ops.host)
 
     def _polar_factor(self, g: Any, precision: str | None) -> Array:
@@ -157,7 +157,7 @@ class Unitary(MatrixNorm):
         if isinstance(chosen, Schedule) or published.target_of(chosen):
             return orthogonalize(g, schedule=chosen, precision=precision)
         if isinstance(chosen, str):
-            # The partial isometry, as the exact lmo of a rank-deficient matrix is.
+            # The partial isometry, as in the exact LMO of a rank-deficient matrix.
             return polar(g, method=chosen, completion=False).unitary
         t = chosen(g)
         # A result of polarlib.polar, or a pair as scipy.linalg.polar returns it.
@@ -184,16 +184,16 @@ class Unitary(MatrixNorm):
         else:
             y, s = generalised(x, clip(), xp.zeros_like(cap), cap, xp.ones_like(cap))
         inside = self._gauge(s, self.of_dual, ops) <= cap
-        # A point of the ball comes back as it is, without the rounding of an SVD.
+        # A point of the ball is returned exactly, without the rounding of an SVD.
         return xp.where(inside[..., None], x, y)
 
 
 def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
-    """Head and level of the dual (k, p)-norm, the q-norm of ``(sigma_i in the head, a, a, ...)``.
+    """Return head and level of the dual (k, p)-norm: the q-norm of ``(head sigma_i, a, a, ...)``.
 
     The head has r entries, the largest r < k with ``sigma_r > a = sum_{i > r} sigma_i / (k - r)``
-    (0 if none is); a stands k - r times. The condition holds for every smaller r too, so that
-    counting finds it. The head is returned as an array of ones, and zeros beyond.
+    (0 if none is); a occurs k - r times. The condition also holds for every smaller r, so that r is
+    a count. The head is returned as an array of ones, and zeros beyond.
     """
     xp = ops.xp
     position = _positions(s, ops)
@@ -206,7 +206,7 @@ def _split(s: Array, k: int, ops: Ops) -> tuple[Array, Array]:
 
 
 def _positions(s: Array, ops: Ops) -> Array:
-    """0, 1, 2, ... along the last axis, on the device of `s` (which a traced array cannot name)."""
+    """Return 0, 1, 2, ... along the last axis, on the device of `s`, also of a traced array."""
     return ops.xp.cumulative_sum(ops.xp.ones_like(s), axis=-1) - 1
 
 
@@ -218,8 +218,8 @@ def on_tall(f: Callable[[Array, Ops], Array], x: Array, ops: Ops) -> Array:
 
 
 def svd(x: Array, ops: Ops) -> tuple[Array, Array, Array]:
-    """Thin SVD of tall and wide matrices."""
-    if x.shape[-2] >= x.shape[-1]:  # which is what ops.svd takes
+    """Return the thin SVD of tall and wide matrices."""
+    if x.shape[-2] >= x.shape[-1]:  # as ops.svd requires
         return ops.svd(x)
     u, s, vh = ops.svd(ops.adjoint(x))
     return ops.adjoint(vh), s, ops.adjoint(u)
@@ -245,10 +245,10 @@ def spectral(*, polar: Polar = None) -> MatrixNorm:
     Parameters
     ----------
     polar : callable, str, path-like or Schedule, optional
-        What computes the LMO: a function of the matrix (of a pair, as
-        :func:`scipy.linalg.polar` returns it, the first is used), a name of
-        :func:`polarlib.methods` or of :func:`polarlib.schedules`, or a schedule. By default the
-        exact partial isometry, from the SVD.
+        Method for the LMO: a function of the matrix (of a pair, as :func:`scipy.linalg.polar`
+        returns it, the first is used), a name of :func:`polarlib.methods` or of
+        :func:`polarlib.schedules`, or a schedule. By default the exact partial isometry, from the
+        SVD.
 
     Returns
     -------
@@ -264,8 +264,12 @@ def spectral(*, polar: Polar = None) -> MatrixNorm:
     Notes
     -----
     The LMO by a schedule is inexact: its singular values are the images of those of the matrix, and
-    may exceed 1; :func:`duality_gap` bounds the loss. It costs as much as `orthogonalize`. J.
-    Bernstein and L. Newhouse, arXiv 2409.20325; K. Jordan and others, Muon, 2024.
+    may exceed 1; :func:`duality_gap` is the loss. It costs as much as `orthogonalize`.
+
+    References
+    ----------
+    J. Bernstein and L. Newhouse, Old optimizer, new norm, arXiv 2409.20325. K. Jordan and others,
+    Muon, 2024.
 
     Examples
     --------
@@ -292,8 +296,8 @@ def nuclear(*, method: Method = "auto") -> MatrixNorm:
     Parameters
     ----------
     method : {"auto", "svd", "lanczos", "arpack", "randomized", "block_krylov"}, optional
-        How :func:`polarlib.top_singular` finds the leading triplet for the LMO. "auto" is the SVD
-        for small matrices and on devices, else Lanczos.
+        Method of :func:`polarlib.top_singular` for the leading triplet of the LMO. "auto" is the
+        SVD for small matrices and on devices, else Lanczos.
 
     Returns
     -------
@@ -363,12 +367,12 @@ def rms_to_rms(
     fan_out, fan_in : int
         Outputs and inputs of a layer: the matrix is fan_out x fan_in, or its transpose.
     polar : callable, str, path-like or Schedule, optional
-        As of :func:`spectral`.
+        As in :func:`spectral`.
 
     Returns
     -------
     Norm
-        Its LMO is ``sqrt(fan_out / fan_in) U_r V_r^H``. Modula's "Linear", Scion's "Spectral".
+        Its LMO is ``sqrt(fan_out / fan_in) U_r V_r^H``: "Linear" in Modula, "Spectral" in Scion.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """orthogonalize() and orthogonalize_all(): a schedule of matrix products, for any array library.
 
-options.py checks what a caller asks for, heads.py cuts matrices into blocks of rows, run.py runs a
-schedule, coefficients.py one whose steps are an array, matrices.py and lists.py are the functions.
+options.py checks the arguments, heads.py splits matrices into blocks of rows, run.py runs a
+schedule, coefficients.py runs one whose steps are an array, and matrices.py and lists.py have the
+two functions.
 """
 
 from polarlib.orthogonalization.lists import orthogonalize_all

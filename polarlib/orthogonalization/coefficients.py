@@ -47,7 +47,7 @@ FORMS = ("auto", "plain", "gram")
 
 
 class How(NamedTuple):
-    """What a caller may choose beside an array of coefficients."""
+    """Options that are allowed with an array of coefficients."""
 
     precision: str | None = None
     heads: int | None = None
@@ -78,7 +78,7 @@ def checked_how(
     for name, (value, taken, why) in known.items():
         if not (value is None or isinstance(value, str)) or value not in taken:
             raise ValueError(
-                f"{name}={shown(value)} does not go with an array of coefficients as schedule: "
+                f"{name}={shown(value)} is not possible with an array of coefficients as schedule: "
                 f"{why}; leave {name} out"
             )
     precision = None if precision is None else format_of(precision).name
@@ -86,14 +86,14 @@ def checked_how(
 
 
 def checked_coefficients(c: Any, x: Array) -> Array:
-    """Return coefficients for matrices X; nothing but their shape, dtype and place is asked.
+    """Return coefficients for matrices X, after a check of their shape, dtype and device.
 
     Raises
     ------
     TypeError
-        For what is no array of real floating-point numbers of the library of X.
+        If it is not an array of real floating-point numbers of the library of X.
     ValueError
-        If it is no matrix, has no entry, or lies on another device.
+        If it is not a matrix, is empty, or is on another device.
     """
     c = plain_array(c, "schedule")
     if not is_array(c):
@@ -101,7 +101,7 @@ def checked_coefficients(c: Any, x: Array) -> Array:
             "schedule must be a name, a path, a Schedule or an array of coefficients of shape "
             f"(steps, k), got {shown(c)}"
         )
-    # What lies on several devices finds the coefficients on each of them.
+    # For an array on several devices the coefficients are placed on each of them.
     if ops_of(c).xp is not ops_of(x).xp or not ops_of(x)._lies_on_several(x):
         check_same_place(x, "g", c, "schedule")
     if c.ndim != 2:
@@ -115,7 +115,7 @@ def checked_coefficients(c: Any, x: Array) -> Array:
 
 
 def _check_sizes(c: Array) -> None:
-    """Raise for too many or no entries; where C is, since torch.jit.trace has no sizes to ask."""
+    """Raise for no or too many entries; separate, since torch.jit.trace has no sizes."""
     if not all(0 < size <= MOST_STEPS for size in c.shape[-2:]):
         _refuse_shape(c)
 
@@ -128,7 +128,7 @@ def _refuse_shape(c: Array) -> NoReturn:
 
 
 def by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
-    """`orthogonalize` with an array as schedule; torch.compile reads this."""
+    """Run `orthogonalize` with an array as schedule; torch.compile traces this function."""
     if traced_by_dynamo() and out is None and torch_operator.takes(g, c):
         options, error = packed_or_error(*given)
         if error:
@@ -155,7 +155,7 @@ def _by_coefficients(g: Array, c: Any, out: Array | None, *given: Any) -> Array:
 
 @on_its_device
 def _checked(g: Array, c: Any, out: Array | None, how: How) -> Array:
-    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    """Validate and run; where torch traces or transforms, by torch's operator."""
     x, ops = as_matrix(g, "g", sharded=True)
     c = checked_coefficients(c, x)
     if out is not None:
@@ -188,7 +188,7 @@ def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> A
     def find(x: Array, own: Ops, out: Array | None, c: Array) -> Array:
         if 0 in x.shape:
             empty = empty_result(x, own)
-            # What records the coefficients finds them in the result.
+            # The coefficients stay in the graph of the result.
             return astype_like(empty * own.xp.sum(c), x, own) if own.is_traced(c) else empty
         run = own.compiled(_apply, precision=precision, **storage_of(out, x))
         if own.is_traced(c):
@@ -201,12 +201,12 @@ def _orthogonalized(x: Array, c: Array, how: How, out: Array | None = None) -> A
 
 
 def _rule(c: Array, ndim: int) -> dict[str, Any]:
-    """What the derivative with respect to a stack of `ndim` axes depends on."""
+    """Return the arguments of the derivative with respect to a stack of `ndim` axes."""
     return {"schedule": as_schedule(cut(c, ndim)), "normalisation": "frobenius", **FIXED}
 
 
 def rule_of_coefficients(x: Array, c: Any, *given: Any) -> tuple[dict[str, Any], int | None]:
-    """Check, and return what the derivative at X depends on, C held, and the number of heads."""
+    """Return the checked arguments of the derivative at X for fixed C, and the number of heads."""
     how, c = checked_how(*given), checked_coefficients(c, x)
     _check_sizes(c)
     check_rows(x.shape, how.heads)
@@ -214,7 +214,7 @@ def rule_of_coefficients(x: Array, c: Any, *given: Any) -> tuple[dict[str, Any],
 
 
 def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> Array:
-    """Normalise and iterate; on the host with numbers, which products take as factors."""
+    """Normalise and iterate; on the host with numbers, which are scalar factors of products."""
     ops = ops_of(x)
     x, c = together(x, c, ops)
     low = rounded(ops, precision, is_complex=is_complex(x))
@@ -235,7 +235,7 @@ def _apply(x: Array, c: Array, *, precision: str, out: Array | None = None) -> A
 
 @at_trace_time
 def packed_or_error(*given: Any) -> tuple[str, str]:
-    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    """Return options as JSON, or the error message: torch.compile would catch an exception."""
     try:
         return _packed(checked_how(*given)), ""
     except (TypeError, ValueError) as error:
@@ -243,7 +243,7 @@ def packed_or_error(*given: Any) -> tuple[str, str]:
 
 
 def _packed(how: How) -> str:
-    """Options for the operator, which is there from now on."""
+    """Return options for the operator, and define it."""
     torch_operator.define(torch_operator.BY_COEFFICIENTS, _run_packed, _derive_packed)
     return json.dumps(how._asdict())
 
@@ -257,7 +257,7 @@ def _run_packed(x: Array, c: Array, options: str) -> Array:
 
 
 def _derive_packed(x: Array, c: Array, e: Array, options: str) -> tuple[Array, ...]:
-    """Gradients with respect to X and C, from one with respect to the result."""
+    """Return gradients with respect to X and C, from one with respect to the result."""
     how = unpacked(options)
     of_c = []
 

@@ -1,4 +1,4 @@
-"""Matrices as stacks of equal blocks of rows, and back: one matrix for each head of attention."""
+"""Matrices as stacks of equal blocks of rows, and back: one matrix per head of attention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Array = Any
 
 
 def check_rows(shape: tuple[int, ...], heads: int | None) -> None:
-    """Raise ValueError where rows cannot be shared out; sizes that are symbols are not asked."""
+    """Raise ValueError if heads do not divide the rows; symbolic sizes are not checked."""
     rows = shape[-2]
     if heads is not None and isinstance(rows, int) and rows % heads:
         raise ValueError(
-            f"heads must divide the number of rows, got heads={heads} for {rows} rows; it counts "
-            "all equal blocks of rows, in a fused projection those of queries, keys and values"
+            f"heads must divide the number of rows, got heads={heads} for {rows} rows; heads "
+            "counts all blocks of rows, in a fused projection those of queries, keys and values"
         )
 
 

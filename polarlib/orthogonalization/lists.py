@@ -1,4 +1,4 @@
-"""orthogonalize_all(): many arrays, of which those of equal matrices go in one batch."""
+"""orthogonalize_all(): many arrays, with matrices of equal shape in one batch."""
 
 from __future__ import annotations
 
@@ -19,48 +19,49 @@ from polarlib.orthogonalization.options import NAMED
 
 Array = Any
 
-# Entries of matrices up to which a stack of them is faster on the host than one after the other.
-# Chosen by experiment (benchmarks/orthogonalize.py).
+# Number of entries up to which a batch is faster on the host than single calls, by experiment
+# (benchmarks/orthogonalize.py).
 BATCH_UP_TO = 1 << 14
 
 
 def orthogonalize_all(
     gradients: Iterable[ArrayT], *, convolution: bool = False, **same: Any
 ) -> list[ArrayT]:
-    """Orthogonalise many arrays, those of equal matrices in one batch.
+    """Orthogonalise many arrays, with matrices of equal shape in one batch.
 
     Parameters
     ----------
     gradients : iterable of array, shapes (..., m, n)
-        Any mixture of shapes, dtypes, devices and libraries. Never changed.
+        Any mixture of shapes, dtypes, devices and libraries. Never modified.
     convolution : bool, optional
         Whether arrays of more than two dimensions are kernels of convolutions, shape
         (out, in, k_1, ...): each is orthogonalised as one matrix, out x (in k_1 ...). By default
-        they are stacks of matrices, which a kernel of shape (out, in, 3, 3) is not meant to be.
+        they are stacks of matrices, so that a kernel of shape (out, in, 3, 3) would be a stack of
+        3 x 3 matrices.
     **same
-        What :func:`orthogonalize` takes, but `out`, the same for all.
+        Arguments of :func:`orthogonalize` except `out`, the same for all arrays.
 
     Returns
     -------
     list of array
-        In the order of the input, each of the shape that was given. An array whose matrices are
-        alone in their shape, dtype and device, or that has more than 16,384 entries on the host,
-        comes out exactly as :func:`orthogonalize` gives it. The matrices of others go in a batch,
-        those of stacks among them, whose sums are rounded in another order. With u the unit
-        roundoff, the difference in spectral norm is about u times the schedule's slope at 0 (at
-        most 20 times that was measured, in float32 and float64), and with the default schedule,
-        where singular values are nearly equal, about 4 sqrt(n u) (0.01 for n = 100 in float32),
-        because its bound of the norm cancels there.
+        In the order of the input, each in the shape of its input. The result equals that of
+        :func:`orthogonalize` exactly for an array of more than 16,384 entries on the host, and for
+        one whose matrices have a shape, dtype or device of which there is no other. All other
+        matrices, those of stacks included, are computed in batches, in which sums are rounded in
+        another order. With u the unit roundoff, the difference in spectral norm is about u times
+        the slope of the schedule at 0; at most 20 times that was measured, in float32 and float64.
+        With the default schedule and nearly equal singular values it is about 4 sqrt(n u) (0.01
+        for n = 100 in float32), because the bound of the norm then has cancellation.
 
     Raises
     ------
     TypeError, ValueError
-        As :func:`orthogonalize`; the message names the first array that is to blame.
+        As :func:`orthogonalize`; the message gives the positions in the list.
 
     Notes
     -----
-    Of arrays that are sharded, or traced by JAX or torch's compilers, only those of equal shapes
-    go together: joining others along an axis might move what lies on several devices.
+    Arrays that are sharded, or traced by JAX or torch's compilers, are batched only with arrays of
+    their own shape: concatenation along an axis might move data between devices.
 
     Examples
     --------
@@ -76,7 +77,7 @@ def orthogonalize_all(
     ((6, 4, 3, 3), True)
     """
     if "out" in same:
-        raise TypeError("orthogonalize_all takes no out: its results are a list of new arrays")
+        raise TypeError("orthogonalize_all has no argument out; it returns a list of new arrays")
     convolution = flag("convolution", convolution)
     # An array is iterable too, over its matrices or rows: a stack belongs to orthogonalize.
     listed = isinstance(gradients, list | tuple)
@@ -88,16 +89,16 @@ def orthogonalize_all(
     if traced_by_dynamo():
         gradients = list(gradients)
         if all(map(torch_operator.takes, gradients)):
-            found = _recorded(gradients, convolution, same)
-            if found is not None:
-                return found
+            recorded = _recorded(gradients, convolution, same)
+            if recorded is not None:
+                return recorded
     return _orthogonalize_all(gradients, convolution, same)
 
 
 def _recorded(
     gradients: list[Array], convolution: bool, same: dict[str, Any]
 ) -> list[Array] | None:
-    """Results where torch.compile reads this; None where it has no operator for the options."""
+    """Return the results under torch.compile; None if the options have no operator."""
     c = same.get("schedule", "auto")
     if isinstance(c, NAMED):
         options, error = matrices.packed_or_error(**same)
@@ -143,17 +144,17 @@ def _orthogonalize_all(
     for members in groups.values():
         ops = arrays[members[0]][1]
         try:
-            found = _together([arrays[i][0] for i in members], ops, same)
+            factors = _together([arrays[i][0] for i in members], ops, same)
         except ValueError as error:
             which = ", ".join(map(str, members))
             raise ValueError(f"gradients[{which}]: {error}") from None
-        for i, q in zip(members, found, strict=True):
+        for i, q in zip(members, factors, strict=True):
             results[i] = _as_given(q, given[i], ops) if convolution else q
     return results
 
 
 def _as_matrix(x: Array, ops: Ops) -> Array:
-    """Return the kernel of a convolution as a matrix; one that is a matrix as it is."""
+    """Return the kernel of a convolution as a matrix; a matrix is returned unchanged."""
     if x.ndim == 2:
         return x
     why = "kernels are sharded along another axis than their first"
@@ -162,16 +163,16 @@ def _as_matrix(x: Array, ops: Ops) -> Array:
 
 
 def _as_given(q: Array, x: Array, ops: Ops) -> Array:
-    """Return the result for a kernel in its shape, and sharded as it is."""
+    """Return the result for a kernel with the shape and sharding of the kernel."""
     return q if x.ndim == 2 else laid_as(ops.xp.reshape(q, x.shape), x)
 
 
 def _key(i: int, x: Array, ops: Ops) -> tuple[Any, ...]:
-    """What arrays have in common that go in one batch; `i` is the place in the list."""
-    # On the host large products are as fast one by one, and a stack is a copy.
+    """Return a key that is equal for arrays of one batch; `i` is the position in the list."""
+    # On the host large products are as fast in single calls, and a stack is a copy.
     large = ops.host and math.prod(x.shape) > BATCH_UP_TO
     known = all(isinstance(size, int) for size in x.shape)  # torch's may be symbols
-    alone = (i,) if large or not known else ()  # its number makes a group of its own
+    alone = (i,) if large or not known else ()  # the position makes the key unique
     shape = tuple(x.shape) if known else ()
     if x.ndim > 2 and _may_be_joined(x, ops):
         shape = shape[-2:]
@@ -179,12 +180,12 @@ def _key(i: int, x: Array, ops: Ops) -> tuple[Any, ...]:
 
 
 def _may_be_joined(x: Array, ops: Ops) -> bool:
-    """Whether a stack lies in one place, as far as is known, so that others may be added to it."""
+    """Return whether a stack is known to be on one device, so that it can be concatenated."""
     return not (placements(x) or ops.is_abstract(x) or ops.is_sharded(x))
 
 
 def _together(group: list[Array], ops: Ops, same: dict[str, Any]) -> list[Array]:
-    """Results for arrays of equal matrices, from one call."""
+    """Return the results for arrays with matrices of equal shape, from one call."""
     first = group[0]
     if len(group) == 1:
         return [orthogonalize(first, **same)]

@@ -48,51 +48,51 @@ def orthogonalize(
     heads: int | None = None,
     out: ArrayT | None = None,
 ) -> ArrayT:
-    """Approximate unitary factor by a fixed schedule of matrix products.
+    """Return an approximation of the unitary factor, by a fixed schedule of matrix products.
 
     Parameters
     ----------
     g : array, shape (..., m, n)
-        Of any supported library and floating dtype. Never changed.
+        Of any supported library and floating dtype. Never modified.
     schedule : str, path-like, Schedule or array, optional
-        "auto", the library's own for the number format (:func:`polarlib.default_schedule`), a
-        published set (see :func:`polarlib.schedules`), a schedule of your own, or the file of one
-        (:meth:`Schedule.to_json`; a name that ends in ".json", or a path); "adaptive" for steps
-        that depend on the matrix, nearer to the polar factor of most gradients at as many products
-        (docs/guide/adaptive.md; normalisation "moments" alone; derivatives include the choice);
-        "halley" (or "halley_fixed", as :func:`polar` calls it) for two Halley steps. Rational steps
-        are taken on the Gram matrix in float32, or in float64, and divide by a spectral bound:
-        `form`, `restarts`, `gram_precision` and `normalisation` are for polynomials. An array of
-        the library of `g`, shape (steps, k), has a step in each row, coefficients of x, x^3, ... in
-        ascending order; see Notes.
+        - "auto": the default schedule of the number format (:func:`polarlib.default_schedule`).
+        - "adaptive": steps that depend on the matrix, closer to the polar factor of most gradients
+          at as many products (docs/guide/adaptive.md). For the normalisation "moments" only;
+          derivatives include the choice.
+        - "halley", or "halley_fixed" as in :func:`polar`: two Halley steps. Rational steps run on
+          the Gram matrix in float32, or in float64, and divide by a spectral bound. `form`,
+          `restarts`, `gram_precision` and `normalisation` are for polynomials.
+        - a published set (:func:`polarlib.schedules`), a Schedule, or the file of one
+          (:meth:`Schedule.to_json`; a name that ends in ".json", or a path).
+        - an array of the library of `g`, shape (steps, k): one step per row, with the coefficients
+          of x, x^3, ... in ascending order; see Notes.
     steps : int, optional
         By default the listed length, or 5 for "auto" and for sets that repeat; "auto" has from 1
         to 64.
     form : {"auto", "plain", "gram"}, optional
-        Plain form, Gram form (fewer operations for m much larger than n, or n than m), or the one
-        with fewer.
+        Plain form, Gram form (fewer operations if one of m and n is much larger than the other),
+        or the one with fewer operations.
     restarts : "auto" or sequence of int, optional
-        Steps, from 1, after which the Gram form restarts; "auto" asks
+        Steps, from 1, after which the Gram form restarts; "auto" uses
         :func:`polarlib.design.restarts`.
     precision : str, optional
-        Number format of the iteration; by default the input's own, or the one in which torch is
-        set to multiply float32 (``torch.set_float32_matmul_precision``) where the device does.
-        Native where the library multiplies in it, simulated elsewhere. The norm is always taken in
+        Number format of the iteration. By default that of the input, or the format in which torch
+        is set to multiply float32 (``torch.set_float32_matmul_precision``) where the device uses
+        it. Native where the library multiplies in it, simulated elsewhere. The norm is computed in
         at least float32.
     gram_precision : str, optional
-        Number format of the n x n matrices of the Gram form, by default the same. Where 16-bit
-        products are equally fast, bfloat16 arrays do best with ``precision="float16"`` for all of
-        the iteration: it needs fewer restarts (docs/guide/gram.md).
+        Number format of the n x n matrices of the Gram form, by default `precision`. Where 16-bit
+        products are equally fast, ``precision="float16"`` for the whole iteration is best for
+        bfloat16 arrays: it needs fewer restarts (docs/guide/gram.md).
     normalisation : str, optional
-        Instead of the schedule's own: a name that :class:`Schedule` lists. For "none" nothing is
-        divided out, not even the schedule's input safety. "moments" and "schatten4" are bounds from
-        the Gram matrix of the first step and cost no product.
+        A name that :class:`Schedule` lists, instead of the schedule's own. For "none" nothing is
+        divided out, the input safety of the schedule included. "moments" and "schatten4" are
+        bounds from the Gram matrix of the first step and cost no product.
     heads : int, optional
-        Number of equal blocks of rows, each of which is orthogonalised by itself: one for each head
-        of attention. The result is that of the stack (..., heads, m / heads, n), in the shape of
-        `g`.
+        Number of equal blocks of rows, each of which is orthogonalised separately: one per head of
+        attention. The result is that of the stack (..., heads, m / heads, n), in the shape of `g`.
     out : array, optional
-        Where to store the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in its
+        Storage of the result, of the shape and dtype of `g`; may be `g`. NumPy iterates in this
         storage, which saves an array of that size (docs/guide/memory.md).
 
     Returns
@@ -108,12 +108,13 @@ def orthogonalize(
         If `g` is not an array of numbers, or `out` does not match; for coefficients of another
         library, complex ones and integers.
     ValueError
-        For an unknown name or format, a number of steps that the set does not have, a normalisation
-        that it was not made for, fewer than two dimensions, heads that do not divide the number of
-        rows; for coefficients of another shape than (steps, k), from 1 to 300 each, or options that
-        do not go with them; for NaN or infinity in a NumPy array or
-        a torch tensor on a CPU (of other arrays, where the check might wait for a device, such a
-        matrix gives NaN).
+        - For an unknown name or format, a number of steps that the set does not have, or a
+          normalisation for which it was not designed.
+        - For fewer than two dimensions, or heads that do not divide the number of rows.
+        - For coefficients of another shape than (steps, k), from 1 to 300 each, or options that
+          are not possible with them.
+        - For NaN or infinity in a NumPy array or a torch tensor on a CPU. In other arrays, where
+          the check might wait for a device, such a matrix gives NaN.
 
     Warns
     -----
@@ -122,12 +123,18 @@ def orthogonalize(
 
     Notes
     -----
-    An array of coefficients may change from call to call, be traced by JAX, or record gradients: no
-    value of it is looked at or checked, and NaN propagates. It is used in single precision (double,
-    if the iteration is in double) whatever the format of the products, and shared by the matrices
-    of a stack. Matrices are divided by their Frobenius norm, without a safety factor, and the plain
-    form is taken: `precision`, `heads` and `out` are the only options beside it. Derivatives in `g`
-    and in the coefficients are rules (docs/guide/derivatives.md), and have derivatives.
+    An array of coefficients may change from call to call, be traced by JAX, or record gradients.
+    Its values are not checked, and NaN propagates. It is used in single precision (double, if the
+    iteration is in double) whatever the format of the products, and shared by the matrices of a
+    stack. Matrices are divided by their Frobenius norm, without a safety factor, in the plain form;
+    `precision`, `heads` and `out` are the only other options. Derivatives with respect to `g` and
+    to the coefficients are rules (docs/guide/derivatives.md), and have derivatives.
+
+    References
+    ----------
+    K. Jordan and others, Muon, 2024. N. Amsel, D. Persson, C. Musco and R. Gower, The Polar
+    Express, arXiv 2505.16932. Gram form: Dao-AILab, gram-newton-schulz, 2025. Moments: H. Wolkowicz
+    and G. P. H. Styan, Linear Algebra Appl. 29 (1980) 471-506, Theorem 2.1.
 
     Examples
     --------
@@ -153,7 +160,7 @@ def orthogonalize(
     options = ""
     if traced_by_dynamo() and out is None and torch_operator.takes(g):
         options, error = packed_or_error(*given)
-        if error:  # what torch.compile cannot do, and eager mode refuses by itself
+        if error:  # torch.compile has no operator for it; in eager mode the check raises it
             raise ValueError(error)
     if not options:
         u = _orthogonalize(g, out, *given)
@@ -176,25 +183,29 @@ def _by_options(g: Array, options: str) -> Array:
     "for anything else",
 )
 def _orthogonalize(g: Array, out: Array | None, *given: Any) -> Array:
-    # Made here, where torch.compile does not read: it need not understand the class.
+    # Made here, where torch.compile does not trace: it cannot trace the class.
     how = Options(*given)
     u = _short(g, how) if out is None else None
     return _checked(g, out, how) if u is None else u
 
 
 def _short(g: Array, how: Options) -> Array | None:
-    """The result for one matrix in few calls; None where that is not the engine's."""
-    found = bare(g)
-    # True and 5.0 are refused, and would find the plans of 1 and 5.
-    if found is None or not isinstance(how.restarts, str) or type(how.steps) not in (int, NoneType):
+    """Return the result for one matrix in few calls; None if the engine is needed."""
+    tensor = bare(g)
+    # True and 5.0 are invalid, and equal the keys 1 and 5 of the plans.
+    if (
+        tensor is None
+        or not isinstance(how.restarts, str)
+        or type(how.steps) not in (int, NoneType)
+    ):
         return None
-    if pays(found.ops, found.format, min(g.shape)):  # products that the bare ones are not
+    if pays(tensor.ops, tensor.format, min(g.shape)):  # products by half need the engine
         return None
     try:
-        plan = _plan(how, found.format, *g.shape, host=found.kernels is None)
-    except TypeError:  # arguments that are not hashable, none of which is right
+        plan = _plan(how, tensor.format, *g.shape, host=tensor.kernels is None)
+    except TypeError:  # arguments that are not hashable are invalid
         return None
-    return None if plan is None else short.apply(g, plan, found)
+    return None if plan is None else short.apply(g, plan, tensor)
 
 
 @functools.lru_cache(maxsize=256)
@@ -204,15 +215,15 @@ def _plan(how: Options, precision: str, m: int, n: int, *, host: bool) -> short.
     if how.heads is not None:
         return None
     with held_back() as warnings:
-        found = how.resolved_for((m, n), precision)
-    if warnings or found["form"] != "plain":
+        resolved = how.resolved_for((m, n), precision)
+    if warnings or resolved["form"] != "plain":
         return None
-    return short.plan(found["schedule"], found["kind"], precision, min(m, n), host=host)
+    return short.plan(resolved["schedule"], resolved["kind"], precision, min(m, n), host=host)
 
 
 @on_its_device
 def _checked(g: Array, out: Array | None, how: Options) -> Array:
-    """Validate and run, by torch's operator where torch records for other tensors than these."""
+    """Validate and run; where torch traces or transforms, by torch's operator."""
     x, ops = as_matrix(g, "g", sharded=True)
     recorded = torch_operator.is_traced(x, ops)
     if out is not None:
@@ -225,7 +236,7 @@ def _checked(g: Array, out: Array | None, how: Options) -> Array:
 
 
 def _recorded(x: Array, ops: Ops, how: Options, options: str) -> Array:
-    """`orthogonalize` as an operator; torch.func differentiates by rules that it takes apart."""
+    """Run `orthogonalize` as an operator; torch.func differentiates by rules that it can trace."""
     if not torch_operator.is_transformed():
         return torch_operator.call(x, options)
     rule, options = rule_of(how.resolved(x, ops)), _packed(dataclasses.replace(how, heads=None))
@@ -237,7 +248,7 @@ def _recorded(x: Array, ops: Ops, how: Options, options: str) -> Array:
 
 
 def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = None) -> Array:
-    """Approximate unitary factor of matrices that as_matrix has taken."""
+    """Return the approximate unitary factor of matrices that as_matrix has checked."""
     resolved = options.resolved(x, ops)
 
     def find(x: Array, own: Ops, out: Array | None) -> Array:
@@ -245,7 +256,7 @@ def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = No
             return empty_result(x, own)
         # One compiled function on JAX, the function itself elsewhere.
         run = own.compiled(apply, **resolved, **storage_of(out, x))
-        # Rational steps record themselves.
+        # The derivative of rational steps is recorded.
         if resolved["schedule"].is_rational or not own.is_traced(x):
             return run(x)
         return differentiable_schedule(run, x, **rule_of(resolved))
@@ -258,7 +269,7 @@ def _orthogonalized(x: Array, ops: Ops, options: Options, out: Array | None = No
 
 @at_trace_time
 def packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
-    """Options as JSON, and why there are none: torch.compile takes an exception for its own."""
+    """Return options as JSON, or the error message: torch.compile would catch an exception."""
     try:
         return _packed(Options(*given, **named)), ""
     except (TypeError, ValueError) as error:
@@ -266,12 +277,12 @@ def packed_or_error(*given: Any, **named: Any) -> tuple[str, str]:
 
 
 def _packed(how: Options) -> str:
-    """Options for the operator, which is there from now on; "" where it has none."""
+    """Return options for the operator, and define it; "" for options that it does not have."""
     torch_operator.define(torch_operator.PLAIN, _run_packed, _derive_packed)
     return how.packed()
 
 
-# Cached, since a schedule is checked whenever it is made.
+# Cached, since every construction of a schedule checks it.
 @functools.lru_cache(maxsize=256)
 def unpacked(options: str) -> Options:
     how = json.loads(options)
@@ -285,7 +296,7 @@ def _run_packed(x: Array, options: str) -> Array:
 
 
 def _derive_packed(x: Array, e: Array, options: str) -> tuple[Array]:
-    """Gradient with respect to X, from one with respect to the result."""
+    """Return the gradient with respect to X, from one with respect to the result."""
     how = unpacked(options)
     rule = functools.partial(schedule_rule, **rule_of(how.resolved(x, ops_of(x))), gradient=True)
     return (per_head(rule, how.heads)(x, e),)

@@ -1,4 +1,4 @@
-"""What a caller of orthogonalize asks for, checked, and what "auto" stands for."""
+"""Options of orthogonalize: their checks, and the values of "auto"."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from polarlib.published import ADAPTIVE, Named
 
 Array = Any
 
-# What stands for a schedule; anything else must be an array of coefficients.
+# Types that name a schedule; anything else must be an array of coefficients.
 NAMED = (str, Schedule, os.PathLike)
 # Schedules that depend on the number format.
 BY_FORMAT = ("auto", ADAPTIVE)
@@ -39,7 +39,7 @@ def checked_heads(heads: Any) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of :func:`polarlib.orthogonalize`, as the caller gave them."""
+    """Options of :func:`polarlib.orthogonalize` as given by the caller."""
 
     schedule: Named = "auto"
     steps: int | None = None
@@ -57,9 +57,9 @@ class Options:
             object.__setattr__(self, "heads", checked_heads(self.heads))
 
     def resolved(self, x: Array, ops: Ops, *, warns: bool = True) -> dict[str, Any]:
-        """Check the options and decide what is "auto": arguments of `apply`."""
-        # For torch's float32 the format that torch is set to multiply in: planned for another one,
-        # an iteration may diverge (docs/decisions/0012).
+        """Return the arguments of `apply`: checked options, with a value for each "auto"."""
+        # For torch's float32, the format in which torch is set to multiply: an iteration that is
+        # designed for another one may diverge (docs/decisions/0012).
         precision = ops.multiplier(x) if self.precision is None else format_of(self.precision).name
         shape = block_shape(tuple(x.shape), self.heads)
         return self.resolved_for(shape, precision, warns=warns)
@@ -67,7 +67,7 @@ class Options:
     def resolved_for(
         self, shape: tuple[int, ...], precision: str, *, warns: bool = True
     ) -> dict[str, Any]:
-        """The same for matrices of a shape and a format of the iteration."""
+        """Return the same for a shape and a format of the iteration."""
         chosen = resolve_schedule(self.schedule, self.steps, precision)
         gram_precision, form, restarts = self.gram_precision, self.form, self.restarts
         if gram_precision is not None:
@@ -91,12 +91,12 @@ class Options:
         }
 
     def packed(self) -> str:
-        """Return the options as JSON, which saved programs of torch keep; "" if rational.
+        """Return the options as JSON, for saved programs of torch; "" for rational schedules.
 
-        They are checked here; JSON keeps every bit of a schedule. What is "auto" is decided when
+        Options are checked here. JSON preserves every bit of a schedule. "auto" is resolved when
         the program runs.
         """
-        # A name is looked up in single precision: only "auto" depends on it, and stays.
+        # Names are resolved in single precision, on which only "auto" depends; "auto" is kept.
         precision = self.precision or "float32"
         chosen = resolve_schedule(self.schedule, self.steps, precision)
         if chosen.is_rational:
@@ -105,7 +105,7 @@ class Options:
             if name is not None:
                 format_of(name)
         check_normalisation(chosen, self.normalisation)
-        # For its checks: the form is chosen when the program runs, for the shape of then.
+        # Only for its checks: the form is chosen when the program runs, for its shape.
         given = self.form, self.restarts, precision, self.gram_precision
         _, at = choose_form(chosen, (1, 1), *given)
         kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -117,6 +117,6 @@ class Options:
 
 
 def rule_of(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What the derivative of a schedule depends on: it is taken in full precision."""
+    """Return the arguments of the derivative of a schedule, which is in full precision."""
     rule = {name: resolved[name] for name in ("schedule", "form", "restarts")}
     return {**rule, "normalisation": resolved["kind"]}

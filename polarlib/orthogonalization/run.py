@@ -23,40 +23,41 @@ def in_blocks(
     ops: Ops,
     heads: int | None,
     out: Array | None,
-    *beside: Array,
+    *others: Array,
 ) -> Array:
-    """Return ``find(x, ops, out, *beside)``, of shards as they lie, block by block of rows.
+    """Return ``find(x, ops, out, *others)``, of shards in place and of each block of rows.
 
-    Blocks of JAX arrays are made where axes are automatic, as explicit ones want a place for them;
-    those of DTensors before the matrices are laid out, so that processes keep whole blocks.
+    Blocks of JAX arrays are made under automatic axes, since explicit axes would require a
+    sharding of the blocks. Blocks of DTensors are made before the matrices are redistributed, so
+    that processes keep whole blocks.
     """
 
-    def found(x: Array, own: Ops, place: Array | None) -> Array:
-        def run(y: Array, *beside: Array) -> Array:
-            return find(y, own if y is x else ops_of(y), place, *beside)
+    def of_shards(x: Array, own: Ops, place: Array | None) -> Array:
+        def run(y: Array, *others: Array) -> Array:
+            return find(y, own if y is x else ops_of(y), place, *others)
 
-        return own.with_shards(run, x, "g", beside)
+        return own.with_shards(run, x, "g", others)
 
     if heads is None:
-        return found(x, ops, out)
+        return of_shards(x, ops, out)
     if out is None and not placements(x):
 
-        def by_heads(x: Array, *beside: Array) -> Array:
+        def by_heads(x: Array, *others: Array) -> Array:
             blocks = split(x, heads)
-            return merged(find(blocks, ops_of(blocks), None, *beside))
+            return merged(find(blocks, ops_of(blocks), None, *others))
 
-        return ops.with_shards(by_heads, x, "g", beside)
+        return ops.with_shards(by_heads, x, "g", others)
     why = f"heads={heads} blocks of rows are not whole on the processes"
     whole = with_whole(x, lambda axis, parts: axis == -2 and heads % parts != 0, why)
     blocks = split(whole, heads)
     place = None
     if out is not None and not placements(x):
         place = blocks if out is x else split(out, heads)
-    return laid_as(merged(found(blocks, ops_of(blocks), place)), x)
+    return laid_as(merged(of_shards(blocks, ops_of(blocks), place)), x)
 
 
 def storage_of(out: Array | None, x: Array) -> dict[str, Array]:
-    """Keywords of :func:`apply` by which NumPy iterates in the storage of the result."""
+    """Return the keywords of :func:`apply` for an iteration in the storage of `out` (NumPy)."""
     # The adjoint of a complex matrix is not a view.
     wide_complex = x.shape[-2] < x.shape[-1] and is_complex(x)
     usable = out is not None and not wide_complex and can_hold(out, x)

@@ -1,4 +1,4 @@
-"""docs/evidence/functions.md: what its table says still happens, and nothing in it fails."""
+"""docs/evidence/functions.md agrees with its data, which agree with the functions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,32 @@ def data(maker):
 
 def test_the_page_is_made_of_the_data(maker, data):
     others = json.loads(maker.transformations.DATA.read_text("utf-8"))
+    # else: python docs/make_functions.py --page
     assert maker.page(data, others) == maker.PAGE.read_text("utf-8")
+    guide = maker.GUIDE.read_text("utf-8")
+    assert maker.filled(guide, maker.summary(data, others)) == guide
+
+
+def test_the_counts_of_the_guide(maker, data):
+    """Counts are those of the data, and fall where an outcome is not correct."""
+    others = json.loads(maker.transformations.DATA.read_text("utf-8"))
+    worse = json.loads(json.dumps(data))
+    worse["torch"]["polar"]["float32"] = "refused"
+    rows = [
+        next(line for line in maker.summary(d, others).splitlines() if line.startswith("| torch"))
+        for d in (data, worse)
+    ]
+    before, after = (int(row.split("|")[2]) for row in rows)
+    assert before == sum(
+        row["float32"] == row["float64"] == "works" for row in data["torch"].values()
+    )
+    assert after == before - 1
+    with pytest.raises(ValueError, match="must have one <!-- begin functions -->"):
+        maker.filled("no table", "")
 
 
 def test_nothing_fails(maker, data):
-    """Each entry is right, or refused by a sentence of polarlib's, for every function."""
+    """Each entry is right, or raises an error of polarlib, for every function."""
     assert list(data) == list(maker.LIBRARIES)
     for library, rows in data.items():
         assert list(rows) == list(maker.transformations.shapes_and_functions())

@@ -1,4 +1,4 @@
-"""docs/evidence/transformations.md: what its table says still happens, and nothing in it fails."""
+"""docs/evidence/transformations.md agrees with its data, which agree with the functions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_page_is_made_of_the_data(maker, data):
 
 
 def test_nothing_fails(maker, data):
-    """Each entry is right, or refused by a sentence of polarlib's."""
+    """Each entry is right, or raises an error of polarlib."""
     assert set(data) == set(maker.PARTS)
     for part, rows in data.items():
         for name, row in rows.items():

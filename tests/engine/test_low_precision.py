@@ -364,7 +364,7 @@ def test_many_matrices_of_several_libraries(torch):
 def test_bad_lists():
     assert orthogonalize_all([]) == []
     a = np.eye(3)
-    with pytest.raises(TypeError, match="takes no out"):
+    with pytest.raises(TypeError, match="has no argument out"):
         orthogonalize_all([a], out=a)
     with pytest.raises(TypeError, match="takes a list of arrays, got ndarray"):
         orthogonalize_all(a)

@@ -1,4 +1,4 @@
-"""docs/guide/norms.md: its tables are what the code gives, its code runs, its picture is there."""
+"""docs/guide/norms.md and optimizers.md: tables and figure agree with the code."""
 
 from __future__ import annotations
 
@@ -42,20 +42,25 @@ def constructors():
 
 
 @pytest.fixture(scope="module")
-def page():
-    return (DOCS / "guide" / "norms.md").read_text(encoding="utf-8")
+def pages():
+    names = ("norms.md", "optimizers.md")
+    return {name: (DOCS / "guide" / name).read_text(encoding="utf-8") for name in names}
 
 
-def test_the_tables_are_up_to_date(maker, page):
-    assert maker.filled(page) == page  # else: python docs/make_norms.py
+def test_the_tables_are_up_to_date(maker, pages):
+    assert list(maker.TABLES) == list(pages)
+    for name, page in pages.items():
+        assert maker.filled(page, name) == page  # else: python docs/make_norms.py
 
 
-def test_stale_and_lost_tables_are_noticed(maker, page):
+def test_stale_and_lost_tables_are_noticed(maker, pages):
+    page = pages["norms.md"]
     stale = page.replace("| 4; 7; (1, 1, 1) |", "| 4; 8; (1, 1, 1) |", 1)
     assert stale != page
-    assert maker.filled(stale) == page
+    assert maker.filled(stale, "norms.md") == page
+    lost = pages["optimizers.md"].replace("<!-- end mup -->", "")
     with pytest.raises(ValueError, match="must have one pair of <!-- begin mup -->"):
-        maker.filled(page.replace("<!-- end mup -->", ""))
+        maker.filled(lost, "optimizers.md")
 
 
 def test_every_norm_has_a_row(maker):
@@ -83,7 +88,8 @@ def test_every_map_has_a_row_and_wrong_ones_are_noticed(maker):
             maker.check_map(row._replace(wanted=lambda g, row=row: 1.001 * row.wanted(g)))
 
 
-def test_every_public_name_of_the_page_exists(page):
+def test_every_public_name_of_the_pages_exists(pages):
+    page = "".join(pages.values())
     for module in (updates, spectral_maps, rows):
         for name in module.__all__:
             assert name in page

@@ -285,7 +285,7 @@ def test_sampler_gets_generator_and_shape():
     [
         (np.ones(2), r"real numbers of shape \(3,\), got float64 of shape \(2,\)"),
         (np.ones(3) * 1j, r"real numbers of shape \(3,\), got complex128"),
-        (np.array([1, np.nan, 1]), r"finite numbers; what it gave contains NaN .* index \(1,\)"),
+        (np.array([1, np.nan, 1]), r"finite numbers; its result contains NaN .* index \(1,\)"),
     ],
 )
 def test_bad_samplers(values, message):

@@ -415,7 +415,7 @@ def test_bad_arrays(name):
         call(3, x)
     with pytest.raises(TypeError, match="must be of a floating dtype, got int64"):
         call(x, np.ones((2, 1), np.int64))
-    with pytest.raises(TypeError, match="is complex, the first array is float64"):
+    with pytest.raises(TypeError, match="must be real like the first array, got complex128"):
         call(x, x * 1j)
 
 

@@ -153,7 +153,7 @@ def test_bad_lists():
         orthogonalize_all([a, np.ones(3)], convolution=True)
     with pytest.raises(ValueError, match=r"gradients\[0, 1\]: heads must divide .* 6 rows"):
         orthogonalize_all([a, a], convolution=True, heads=4)
-    with pytest.raises(ValueError, match=r"gradients\[0\]: steps=2 does not go"):
+    with pytest.raises(ValueError, match=r"gradients\[0\]: steps=2 is not possible"):
         orthogonalize_all([a], schedule=COEFFICIENTS, steps=2)
     a[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"gradients\[0, 1\]: .*NaN"):
