@@ -28,7 +28,7 @@ import typer
 from common import busy, load, restart_with, run_of, store
 from orthogonalize_page import LIBRARIES, MUON, PRODUCTS, SHAPES, by, page
 from peers import Peer, find
-from stress import ours
+from stress_cases import default_options
 
 import polarlib
 from polarlib.files.whole import write_whole
@@ -130,7 +130,7 @@ def _host_contenders(
 ) -> tuple[dict[str, Callable[[], Any]], Array]:
     xp = importlib.import_module(library)
     a = host if library == "numpy" else xp.from_numpy(host).to(getattr(xp, precision))
-    options = ours(precision, PRODUCTS)
+    options = default_options(precision, PRODUCTS)
     found: dict[str, Callable[[], Any]] = {
         name: functools.partial(polarlib.orthogonalize, a, form=form, **options)
         for form, name in FORMS.items()
@@ -162,7 +162,7 @@ def _jax_contenders(
     jax = importlib.import_module("jax")
     xp = jax.numpy
     a = xp.asarray(host, dtype=precision)
-    options = ours(precision, PRODUCTS)
+    options = default_options(precision, PRODUCTS)
 
     def products(x: Array) -> Array:
         x = x / norm_of(xp)(x)
