@@ -215,8 +215,11 @@ def summary(figures: dict[str, Any]) -> str:
                     cells = [str(len(found)), ends[0], f"{middle:.2f}", ends[1]]
                     lines.append([run_name(run), dtype, situation, *cells])
     where = "\n".join(f"- {'; '.join(names)}: {machine}" for machine, names in machines.items())
-    claimed = f"{_claim(figures)}." if figures["runs"] else "Not measured."
-    return "\n\n".join([textwrap.fill(claimed, 100), "Machines:", where, table(header, lines)])
+    # The link at the end is one from the README.
+    claimed = claim(figures).rpartition(" ([table]")[0] if figures["runs"] else "Not measured"
+    return "\n\n".join(
+        [textwrap.fill(f"{claimed}.", 100), "Machines:", where, table(header, lines)]
+    )
 
 
 def _ratio(found: dict[str, Any], situation: str) -> float | None:
@@ -229,12 +232,7 @@ def _ratio(found: dict[str, Any], situation: str) -> float | None:
 
 
 def claim(figures: dict[str, Any]) -> str:
-    """Return the sentence about speed in the README: the smallest of all measured ratios."""
-    where = "(`python benchmarks/polar.py`, [table](docs/evidence/polar_benchmarks.md))"
-    return f"{_claim(figures)} {where}."
-
-
-def _claim(figures: dict[str, Any]) -> str:
+    """The sentences about speed in the README: the smallest ratio that was measured anywhere."""
     parts: list[str] = []
     for dtype in MATRICES:
         found = [
@@ -248,20 +246,23 @@ def _claim(figures: dict[str, Any]) -> str:
         least, run, where = min(found)
         count = len({where for *_, where in found})
         middle = statistics.median(it.ratio for it, *_ in found)
-        # Rounded down, because of "at least".
+        # Rounded down: "at least" is said.
         low = math.floor(least.ratio * 100) / 100
         times = f"times as fast as `{REFERENCE}`"
         parts.append(
-            f"in {dtype}, on {count} matrices, it is at least {low:.2f} {times} ({where}, "
-            f"{PRECEDED[least.situation]}, {run}) and {middle:.2f} times in the median"
+            f"In {dtype}, on {count} matrices, `polar` is {middle:.2f} {times} in the median, and "
+            f"at least {low:.2f} times ({where}, {PRECEDED[least.situation]}, {run})."
         )
     measured = {s for run in runs(figures) for *_, found in cases(run) for s in found}
     said = [text for situation, text in PRECEDED.items() if situation in measured]
     named = _listed(list(map(run_name, runs(figures))))
-    sentence = (
-        f"{'; '.join(parts)}. Each ratio is the worst of those measured {_listed(said)}: {named}"
+    return " ".join(
+        [
+            *parts,
+            f"Each ratio is the worst of those measured {_listed(said)}. Settings: {named} "
+            "([table](docs/evidence/polar_benchmarks.md), `python benchmarks/polar.py`).",
+        ]
     )
-    return sentence[0].upper() + sentence[1:]
 
 
 def _listed(words: list[str]) -> str:
