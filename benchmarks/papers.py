@@ -91,7 +91,7 @@ def judged(name: str, data: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the data file has other values than expected.json: the study has to run again.
+        If the file of values lacks a figure, or has others: the study has to run again.
     """
     told = expected(ROOT / "analysis" / name / "expected.json")
     values = data["values"]
@@ -109,7 +109,7 @@ def judged(name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Write a number or a list of numbers."""
+    """A number or a list of them as people read it."""
     if isinstance(value, list):
         return ", ".join(map(shown, value))
     if value is None:
@@ -126,14 +126,14 @@ def cell(text: str) -> str:
 
 
 def bounds(tolerance: dict[str, float]) -> str:
-    """Write a tolerance in symbols."""
+    """A tolerance in symbols."""
     signs = {"absolute": "±", "relative": "± relative", "factor": "factor"}
     signs |= {"at_least": "≥", "at_most": "≤"}
     return ", ".join(f"{signs[key]} {value:.4g}" for key, value in tolerance.items())
 
 
 def figures_table(figures: Sequence[dict[str, Any]]) -> str:
-    """Return the table of a README: every value of a study."""
+    """The table of a README: every figure of a study."""
     rows = []
     for f in figures:
         wrong = f["wrong"]
@@ -155,19 +155,19 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def claim_rows(study: dict[str, Any]) -> list[list[str]]:
-    """Return for each claim the claim, the computed values and the condition."""
+    """Of each claim: the claim, our figures, the condition."""
     by_name = {figure["name"]: figure for figure in study["figures"]}
     rows = []
     for claim in study["claims"]:
-        computed = []
+        ours = []
         for name in claim["figures"]:
             figure = by_name[name]
             published = figure["published"]
             said = "" if published is None else f" (published: {shown(published)})"
             if figure["source_kind"] in ("own", "design note"):
                 said = ""
-            computed.append(f"{cell(name)}: {shown(figure['value'])}{said}, *{figure['verdict']}*")
-        rows.append([cell(claim["claimed"]), "<br>".join(computed), cell(claim["condition"])])
+            ours.append(f"{cell(name)}: {shown(figure['value'])}{said}, *{figure['verdict']}*")
+        rows.append([cell(claim["claimed"]), "<br>".join(ours), cell(claim["condition"])])
     return rows
 
 
