@@ -22,9 +22,8 @@ from typing import Annotated
 import numpy as np
 import scipy.linalg
 import typer
-from common import load, reflow, store, table
+from common import load, reflow, store, table, text_of
 from lowbits import chain, result
-from stress import text_of
 
 from polarlib import design
 from polarlib.arrays.formats import format_of

@@ -178,3 +178,15 @@ def store(path: Path, figures: dict[str, Any]) -> None:
     text = (json.dumps(figures, indent=1) + "\n").encode()
     path.parent.mkdir(exist_ok=True)
     write_whole(path, lambda f: f.write(text))
+
+
+def text_of(figures: dict[str, Any]) -> str:
+    """Return the text of a data file with one row of a table per line."""
+    lines = []
+    for key, value in figures.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list):
+            rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value)
+            text = f"[\n{rows}\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

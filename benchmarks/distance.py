@@ -49,7 +49,7 @@ def figures(a: np.ndarray, q: np.ndarray) -> dict[str, float]:
 
 
 def row(matrix: str, precision: str, name: str) -> dict[str, Any]:
-    """A published set beside the default schedule of as many products, on one bundled matrix."""
+    """Compare a published set and the default schedule of as many products on one matrix."""
     a = sample_matrices()[matrix]
     s = polarlib.schedule(name)
     options = {"precision": precision, "form": "plain"}

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 import scipy.linalg
 import typer
-from common import load, store
+from common import load, text_of
 from lowbits_page import page
 from rich.console import Console
 
@@ -398,7 +398,8 @@ def main(
     console = Console()
     data = load(DATA) if json_file is None else measure(quick, console)
     if json_file is not None:
-        store(json_file, data)
+        text = text_of(data).encode()
+        write_whole(json_file, lambda f: f.write(text))
     if markdown is not None:
         write_whole(markdown, lambda f: f.write(page(data).encode()))
 

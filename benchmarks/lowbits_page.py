@@ -132,7 +132,7 @@ def summary(data: Data) -> str:
         f"recipe (greedy, cushion 0.01, safety 1 + 2u) has {other:.3f} with rounding. No design "
         f"of `for_precision` diverges on the hostile matrices below: the largest singular value "
         f"is {tops[True]:.3f} in 16 bits and {tops[False]:.3f} in 8 bits. "
-        f"In 8 bits {' and '.join(lost)} diverge."
+        f"{', '.join(lost[:-1])} and {lost[-1]} diverge in an 8-bit format."
     )
     return textwrap.fill(text, 100)
 
@@ -232,10 +232,11 @@ schedule ([the Gram form](../guide/gram.md)).
 def page(data: Data) -> str:
     """Return the page."""
     names = ", ".join(data["hostile"])
+    rest = " (not at n = 1024)" if any("1024" in r["largest"] for r in data["largest"]) else ""
     hostile = (
         f"Largest singular value of the result, over {len(data['hostile'])} matrices ({names}) "
         "with largest singular value 1. The input is divided by the Frobenius norm, by the "
-        "spectral bound, or by nothing (not at n = 1024). Three seeds up to n = 256, then one. "
+        f"spectral bound, or by nothing{rest}. Three seeds up to n = 256, then one. "
         "In the 8-bit formats the designs and the recipe are for lower = 0.1."
     )
     return TEXT.format(

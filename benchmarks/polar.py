@@ -64,7 +64,7 @@ COUNTED = 64  # order of the matrices that iterations are compared on
 EPS = 2.0**-52
 
 
-# -- contenders ------------------------------------------------------------------------------
+# -- functions -------------------------------------------------------------------------------
 
 
 def contenders(a: np.ndarray, wanted: tuple[str, ...]) -> dict[str, Callable[[], Any]]:

@@ -13,7 +13,6 @@ measure, stress_page.py makes the page.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import platform
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import peers as other
 import stress_cases as cases
 import stress_range as ranges
 import typer
-from common import load
+from common import load, text_of
 from rich.console import Console
 from stress_page import draw, page
 
@@ -49,18 +48,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value
-
-
-def text_of(data: dict[str, Any]) -> str:
-    """Return the file: one row of a table per line."""
-    lines = []
-    for key, value in data.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list):
-            rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value)
-            text = f"[\n{rows}\n ]"
-        lines.append(f" {json.dumps(key)}: {text}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def kept_means(figures: np.ndarray) -> np.ndarray:
