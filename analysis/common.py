@@ -1,4 +1,4 @@
-"""The frame of the studies: a study computes, and this compares with what was published.
+"""The frame of the studies: comparison of computed with published values, and output.
 
 A study is a folder with ``expected.json``, ``wrong.py``, ``README.md`` and ``run.py``, which ends
 like this::
@@ -8,8 +8,8 @@ like this::
             ...
         out.figure("worst error after five steps", value)
         out.table("errors", ["steps", "error"], rows)
-        out.plot("convergence", fig, "What the picture shows.")
-        out.note("What a reader should know.")
+        out.plot("convergence", fig, "Caption of the plot.")
+        out.note("A remark for readers.")
 
     def study(out: Output, quick: bool) -> None:
         errors(out, quick)
@@ -17,8 +17,8 @@ like this::
     if __name__ == "__main__":
         main(study, __file__)
 
-``expected.json`` has what was published, with tolerances and verdicts (verdicts.py). Exit codes: 0
-every figure passed, 1 one did not or is missing, 2 bad arguments, 3 a package is missing.
+``expected.json`` has the published values, with tolerances and verdicts (verdicts.py). Exit codes:
+0 every value passed, 1 one failed or is missing, 2 bad arguments, 3 a package is missing.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def panels(
 
 
 class Output:
-    """What a study hands in: figures, tables, plots and notes, written at its end."""
+    """Results of a study: values, tables, plots and notes, written at its end."""
 
     def __init__(
         self, entries: Sequence[dict[str, Any]], *, quick: bool, progress: Progress | None = None
@@ -262,7 +262,7 @@ def run(
     study : callable
         ``study(out, quick)``.
     script : path-like
-        The run.py; expected.json lies beside it.
+        The run.py; expected.json is in the same folder.
     folder : path-like
         Where to write; made if it does not exist.
     quick : bool
@@ -281,7 +281,7 @@ def run(
     out = Output(told["figures"], quick=quick, progress=progress)
     start = time.perf_counter()
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcdefaults()  # independent of the user's matplotlibrc
         with plot.style("column"):
             study(out, quick)
     facts = {
@@ -299,12 +299,12 @@ def run(
 
 
 def main(study: Study, script: str | Path) -> NoReturn:
-    """Run a study from the command line; never returns."""
+    """Run a study from the command line, and exit."""
     folder = Path(script).resolve().parent
     parser = argparse.ArgumentParser(
-        description=f"The study {folder.name}; its README.md says what of."
+        description=f"Run the study {folder.name}, which its README.md describes."
     )
-    parser.add_argument("--quick", action="store_true", help="compute only what takes seconds")
+    parser.add_argument("--quick", action="store_true", help="compute only parts that take seconds")
     parser.add_argument("--json", action="store_true", help="print result.json")
     parser.add_argument(
         "--out",
@@ -333,7 +333,7 @@ def main(study: Study, script: str | Path) -> NoReturn:
 
 
 def _lines(result: dict[str, Any], folder: Path) -> Iterator[str]:
-    """What a run prints: a line a figure, and how many have which verdict."""
+    """Yield the printed lines: one per value, and the number of values per verdict."""
     figures = result["figures"]
     for figure in figures:
         recorded = figure["recorded"]

@@ -1,4 +1,4 @@
-"""Make the steps that schedule="adaptive" chooses from anew: polarlib/data/adaptive.toml.
+"""Regenerate the steps of schedule="adaptive": polarlib/data/adaptive.toml.
 
     python benchmarks/adaptive.py [--out FILE]
 

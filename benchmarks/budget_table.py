@@ -1,12 +1,12 @@
-"""The best degrees for a number of matrix products, by condition number; and how long they take.
+"""Best degrees for a number of matrix products, by condition number, and the time of the search.
 
-    python benchmarks/budget_table.py [--markdown docs/evidence/budget.md]
-    python benchmarks/budget_table.py --measure now
+    python benchmarks/budget_table.py --json docs/data/budget.json       # search and time
+    python benchmarks/budget_table.py --measure now                      # errors in formats
+    python benchmarks/budget_table.py --markdown docs/evidence/budget.md # the page from the data
 
-The page is made by this script and by nothing else. The second call measures the worst errors of
-designs for number formats and adds them to docs/data/budget_in_formats.json; "before" are those of
-two models of rounding, one for `budget` and one for `for_precision`: the same call with an older
-package on PYTHONPATH.
+The second call measures the worst errors of designs for number formats and adds them to
+docs/data/budget_in_formats.json. Its entry "before" has those of a version with two models of
+rounding, one for `budget` and one for `for_precision`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from typing import Annotated
 import numpy as np
 import scipy.linalg
 import typer
-from common import load, store
+from common import load, reflow, store, table, text_of
 from lowbits import chain, result
-from rich.console import Console
-from rich.table import Table
 
 from polarlib import design
 from polarlib.arrays.formats import format_of
@@ -38,10 +36,11 @@ BUDGETS = range(6, 25)
 EXPONENTS = (1, 2, 3, 5, 7, 10, 16)
 DEGREES = (3, 5, 9)
 SEARCHED = 20  # products of the search that is timed
-# Formats, lower ends and products of the designs that are measured, and the file of the errors.
+# Formats, lower ends and products of the designs that are measured, and the files.
 FORMATS = ("float32", "tf32", "float16", "bfloat16", "float8_e4m3", "float8_e5m2")
 LOWERS, PRODUCTS = (1e-1, 1e-2, 1e-3), (6, 9, 12, 15)
-DATA = Path(__file__).parent.parent / "docs/data/budget_in_formats.json"
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "data"
+DATA, MEASURED = FOLDER / "budget.json", FOLDER / "budget_in_formats.json"
 POWERS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -61,34 +60,33 @@ def figure(error: float) -> str:
 
 
 def within(found: tuple[DegreeSequence, ...], matmuls: int) -> DegreeSequence | None:
-    """Last entry that a budget affords: a smaller one gives the beginning of the list."""
+    """Return the last entry of at most so many products."""
     return next((c for c in reversed(found) if c.cost <= matmuls), None)
 
 
-def rows(degrees: tuple[int, ...], precision: str | None) -> list[list[str]]:
-    """Cells for all budgets and condition numbers: degrees, error, error of quintics only."""
+def rows(degrees: tuple[int, ...], precision: str | None) -> list[dict[str, object]]:
+    """Search the degrees for all budgets and condition numbers; None where nothing is gained."""
     pairs = [
         [frontier(10.0**-k, max(BUDGETS), degrees=d, precision=precision) for d in (degrees, [5])]
         for k in EXPONENTS
     ]
-    table = []
+    found = []
     for matmuls in BUDGETS:
-        cells = [str(matmuls)]
-        for found in pairs:
-            mixed, quintics = (within(f, matmuls) for f in found)
-            if mixed is None:
-                cells.append("—")
-            elif matmuls > found[0][-1].cost:  # nothing more to gain
-                cells.append("″")
+        cells: list[dict[str, str | None] | None] = []
+        for mixed, only in pairs:
+            best, five = within(mixed, matmuls), within(only, matmuls)
+            if best is None or matmuls > mixed[-1].cost:
+                cells.append(None)
             else:
-                other = figure(quintics.error) if quintics else "—"
-                cells.append(f"{short(mixed.degrees)} {figure(mixed.error)} ({other})")
-        table.append(cells)
-    return table
+                other = figure(five.error) if five else None
+                entry = {"degrees": short(best.degrees), "error": figure(best.error)}
+                cells.append({**entry, "degree 5": other})
+        found.append({"products": matmuls, "cells": cells})
+    return found
 
 
 def seconds(precision: str | None) -> float:
-    """Median time of a search, each on an interval that was not seen before."""
+    """Return the median time of a search, each on a new interval."""
     lowers = (1e-3 * (1 + k / 1000) for k in itertools.count())
 
     def search() -> None:
@@ -98,7 +96,7 @@ def seconds(precision: str | None) -> float:
 
 
 def measured(precision: str, lower: float, matmuls: int, by: str) -> dict[str, object]:
-    """Degrees and error of a design; measured, rounded alike and on matrices of 128 rows."""
+    """Measure a design on matrices of 128 rows, and with all entries rounded alike."""
     if by == "budget":
         s = design.budget(lower, matmuls, precision=precision)
     else:
@@ -117,102 +115,114 @@ def measured(precision: str, lower: float, matmuls: int, by: str) -> dict[str, o
     return {"degrees": degrees, **{k: float(f"{v:.4g}") for k, v in found.items()}}
 
 
-def comparison() -> str:
-    """The measured errors as a table: both models before, and the one now."""
-    data = load(DATA)
-    lines = [["format", "lower", "products", "before: budget", "before: for_precision", "now"]]
-    lines.append(["---"] * len(lines[0]))
-    for precision, lower, matmuls in itertools.product(FORMATS, LOWERS, PRODUCTS):
-        row = [precision, f"{lower:g}", str(matmuls)]
-        for label, by in (("before", "budget"), ("before", "for_precision"), ("now", "budget")):
-            d = data[label][f"{precision} {lower:g} {matmuls} {by}"]
-            row.append(f"{short(d['degrees'].split())} {d['matrices']:.3g} ({d['alike']:.3g})")
-        lines.append(row)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def degrees_table(found: list[dict]) -> str:
+    """Return the table of a number format."""
+    lines = []
+    for row in found:
+        cells = [
+            f"{c['degrees']} {c['error']} ({c['degree 5'] or '–'})" if c else "″"
+            for c in row["cells"]
+        ]
+        lines.append([str(row["products"]), *cells])
+    return table(["products", *(f"1e{k}" for k in EXPONENTS)], lines)
+
+
+def measured_table(data: dict) -> str:
+    """Return the table of measured errors: a row per format and interval, a column per budget."""
+    lines = []
+    for precision, lower in itertools.product(FORMATS, LOWERS):
+        found = [data["now"][f"{precision} {lower:g} {m} budget"] for m in PRODUCTS]
+        cells = [
+            f"{short(d['degrees'].split())} {d['matrices']:.3g} ({d['alike']:.3g})" for d in found
+        ]
+        lines.append([precision, f"{lower:g}", *cells])
+    return table(["format", "lower", *(f"{m} products" for m in PRODUCTS)], lines)
+
+
+def page(data: dict, measured: dict) -> str:
+    """Return the page."""
+    (row,) = (r for r in data["exact"] if r["products"] == 15)
+    best = row["cells"][EXPONENTS.index(3)]
+    text = PAGE.format(
+        best=best["degrees"], error=best["error"], five=best["degree 5"], searched=SEARCHED,
+        ms=data["ms"]["exact"], low=data["ms"]["bfloat16"], where=data["where"],
+        exact_table=degrees_table(data["exact"]), low_table=degrees_table(data["bfloat16"]),
+        measured=measured_table(measured),
+    )  # fmt: skip
+    return reflow(text)
 
 
 def main(
-    markdown: Annotated[Path | None, typer.Option(help="Write a page with the tables.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Search, write here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the page from the data.")] = None,
     measure: Annotated[str | None, typer.Option(help="Only measure, under this name.")] = None,
 ) -> None:
-    """Print one table for exact arithmetic and one for bfloat16."""
+    """Search and measure into files, or write the page from the files that are kept."""
     if measure is not None:
-        data = load(DATA)
+        data = load(MEASURED)
         data[measure] = {
             f"{precision} {lower:g} {matmuls} {by}": measured(precision, lower, matmuls, by)
             for precision, lower, matmuls in itertools.product(FORMATS, LOWERS, PRODUCTS)
             for by in ("budget", "for_precision")
         }
-        store(DATA, data)
-        return
-    where = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
-    where += f"NumPy {np.__version__}"
-    header = ["products", *(f"1e{k}" for k in EXPONENTS)]
-    parts = [
-        PAGE.format(
-            where=where, searched=SEARCHED, exact=1e3 * seconds(None), low=1e3 * seconds("bfloat16")
-        )
-    ]
-    for precision, said in ((None, EXACT), ("bfloat16", LOW)):
-        lines = rows(DEGREES, precision)
-        table = Table(*header, title=precision or "exact arithmetic")
-        for line in lines:
-            table.add_row(*line)
-        Console(width=240).print(table)
-        body = [header, ["---"] * len(header), *lines]
-        parts.append(said + "\n".join("| " + " | ".join(r) + " |" for r in body) + "\n")
-    parts.append(MEASURED.format(table=comparison()))
-    Console().print(parts[0])
+        store(MEASURED, data)
+    if json_file is not None:
+        where = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, "
+        ms = {name or "exact": round(1e3 * seconds(name)) for name in (None, "bfloat16")}
+        found = {name or "exact": rows(DEGREES, name) for name in (None, "bfloat16")}
+        text = text_of({"where": f"{where}NumPy {np.__version__}", "ms": ms, **found}).encode()
+        write_whole(json_file, lambda f: f.write(text))
     if markdown is not None:
-        write_whole(markdown, lambda f: f.write("\n".join(parts).encode()))
+        made = page(load(json_file or DATA), load(MEASURED)).encode()
+        write_whole(markdown, lambda f: f.write(made))
 
 
 PAGE = """# Best degrees for a budget of matrix products
 
-Made by `python benchmarks/budget_table.py --markdown docs/evidence/budget.md`; nothing here is
-typed by
-hand. A row is a number of matrix products, a column a condition number κ: singular values in
-[1/κ, 1]. Degrees 3, 5 and 9 cost 2, 3 and 4 products. A cell has
+With 15 products on [1e-3, 1], degrees {best} reach a worst error of {error}, and five steps of
+degree 5 reach {five}.
 
-- the degrees, the first applied first: 3·5⁵ is one cubic and then five quintics;
-- the worst error |1 − σ| that is left on the whole interval;
-- in brackets the error of quintics alone, as many as the budget buys;
-- ″ where more products gain nothing.
+Made by `python benchmarks/budget_table.py --markdown docs/evidence/budget.md` from
+[data/budget.json](../data/budget.json) and
+[data/budget_in_formats.json](../data/budget_in_formats.json). A row is a number of matrix products,
+a column a condition number κ: singular values in [1/κ, 1]. Degrees 3, 5 and 9 take 2, 3 and 4
+products. A cell has
+
+- the degrees, the first applied first: 3·5⁵ is one step of degree 3 and then five of degree 5;
+- the worst error |1 − σ| on the whole interval;
+- in parentheses the error of degree 5 alone, with as many steps as the budget allows;
+- ″ where more products have no effect.
 
 `design.budget(1 / kappa, products)` returns the schedule, `design.frontier` a column, and
-`design.costs` makes cost models for other shapes, symmetric products and the Gram form; with
+`design.costs` cost models for other shapes, symmetric products and the Gram form. With
 `form="gram"` and `shape=(m, n)` the restarts that the format needs are placed and counted.
 
 The search is exact: a composition has one number, the ratio of the ends of its image, and the best
-next ratio grows with it, so only sequences that no cheaper one beats are followed. A search with
-{searched} products for κ = 1e3 takes {exact:.0f} ms, {low:.0f} ms in bfloat16 (median of 8;
+next ratio grows with it. So only sequences that are not dominated by a cheaper one are followed. A
+search with {searched} products for κ = 1e3 takes {ms} ms, {low} ms in bfloat16 (median of 8;
 {where}).
-"""
 
-EXACT = """## Exact arithmetic
+## Exact arithmetic
 
-"""
+{exact_table}
 
-LOW = """## bfloat16
+## bfloat16
 
-`precision="bfloat16"`: every step is designed on where rounding can have taken the singular values
-before it ([low_precision.md](../guide/precision.md)). The error is that with a fifth of the bound
-of
-every rounding, the largest part that was measured, and an improvement below 1/64 of one rounding is
-not worth a product.
+`precision="bfloat16"`: every step is designed for the interval that rounding can reach before it
+([number formats](../guide/precision.md)). The error includes a fifth of the bound of every
+rounding, the largest part that was measured. No product is used for an improvement below 1/64 of
+one rounding.
 
-"""
+{low_table}
 
-MEASURED = """## Measured in number formats
+## Measured in number formats
 
 Worst |1 − σ| on matrices of 128 rows with log-uniform singular values in [lower, 1], two seeds; in
-brackets that where entries are rounded alike (300 matrices). Formats are simulated as in
-[low_precision.md](../guide/precision.md). Before there were two models of rounding, now there is
-one,
-the bound, and `for_precision(..., matmuls=)` gives the same. An error near 1 or above says that so
-few products do not reach so far.
+parentheses that where entries are rounded alike (300 matrices). Formats are simulated.
+`for_precision(..., matmuls=)` returns the same designs. An error near 1 or above means that so few
+products do not suffice for the interval.
 
-{table}
+{measured}
 """
 
 if __name__ == "__main__":

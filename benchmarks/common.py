@@ -1,7 +1,7 @@
-"""What the benchmarks share: pages and their tables, files of figures, and the runs of a program.
+"""Functions that the benchmarks share: tables of pages, data files, and runs of a program.
 
 A run is the measurements with one number of threads, on a machine that is idle or has one busy
-processor. A BLAS reads its number of threads when it is loaded, and another number is for another
+processor. A BLAS reads its number of threads when it is loaded, so another number needs another
 process.
 """
 
@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -40,9 +41,18 @@ while os.getppid() == int(sys.argv[1]):
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def reflow(text: str) -> str:
+    """Wrap the paragraphs of a page that have a line of more than 100 characters."""
+    parts = text.split("\n\n")
+    for k, part in enumerate(parts):
+        if part[:1] not in "|#!-<`" and max(map(len, part.splitlines()), default=0) > 100:
+            parts[k] = textwrap.fill(" ".join(part.split()), 100, break_on_hyphens=False)
+    return "\n\n".join(parts)
 
 
 def replace_part(page: Path, name: str, body: str) -> None:
@@ -62,7 +72,7 @@ def replace_part(page: Path, name: str, body: str) -> None:
 
 
 def where() -> str:
-    """The machine and the versions."""
+    """Return the machine and the versions."""
     names = ("numpy", "scipy", "torch", "jax")
     versions = [f"{n} {metadata.version(n)}" for n in names if importlib.util.find_spec(n)]
     pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
@@ -73,7 +83,7 @@ def where() -> str:
 
 
 def _processor() -> str:
-    """The name of the processor, which Linux alone has in a file."""
+    """Return the name of the processor, which only Linux has in a file."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -84,7 +94,7 @@ def _processor() -> str:
 
 
 def with_threads(threads: int) -> dict[str, str]:
-    """The environment in which libraries take a number of threads."""
+    """Return the environment in which libraries use a number of threads."""
     found = os.environ | dict.fromkeys(THREADS, str(threads))
     if threads == 1 and ONE_THREAD not in found.get(XLA, ""):
         found[XLA] = f"{found.get(XLA, '')} {ONE_THREAD}".strip()
@@ -123,7 +133,7 @@ def busy(wanted: bool = True) -> Iterator[subprocess.Popen[str] | None]:
 
 
 def run_of(figures: dict[str, Any], occupied: bool) -> dict[str, Any]:
-    """The run of a file of figures that this process adds to.
+    """Return the run of a data file that this process adds to.
 
     Its number of threads is the one that the BLAS of this process has. A run of another machine of
     the vendor, or of other versions, is replaced: ratios of both do not belong in one table.
@@ -141,30 +151,42 @@ VENDORS = ("AMD", "Apple", "ARM", "Intel")
 
 
 def run_name(run: dict[str, Any]) -> str:
-    """The name of a run, such as "AMD with 2 threads"; "2 threads" of an unknown processor."""
+    """Return the name of a run, such as "AMD with 2 threads"; "2 threads" without a vendor."""
     vendor = next((f"{v} with " for v in VENDORS if v in run["machine"]), "")
     name = f"{vendor}{run['threads']} thread" + "s" * (run["threads"] != 1)
     return f"{name}, one processor busy" if run["busy"] else name
 
 
 def runs(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """All runs, idle machines before busy ones, many threads before few."""
+    """Return all runs, idle machines before busy ones, many threads before few."""
     order = lambda run: (run["busy"], -run["threads"], run["machine"])  # noqa: E731
     return sorted(figures["runs"].values(), key=order)
 
 
-# -- files of figures ------------------------------------------------------------------------
+# -- data files ------------------------------------------------------------------------------
 
 
 def load(path: Path, *parts: str) -> dict[str, Any]:
-    """The figures so far, or empty parts."""
+    """Read the values that are kept, or return empty parts."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     return {part: {} for part in parts}
 
 
 def store(path: Path, figures: dict[str, Any]) -> None:
-    """Write them, whole or not at all."""
+    """Write the values, whole or not at all."""
     text = (json.dumps(figures, indent=1) + "\n").encode()
     path.parent.mkdir(exist_ok=True)
     write_whole(path, lambda f: f.write(text))
+
+
+def text_of(figures: dict[str, Any]) -> str:
+    """Return the text of a data file with one row of a table per line."""
+    lines = []
+    for key, value in figures.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list):
+            rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value)
+            text = f"[\n{rows}\n ]"
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import stress
+import stress_cases
 import typer
 from rich.console import Console
 
@@ -49,12 +49,14 @@ def figures(a: np.ndarray, q: np.ndarray) -> dict[str, float]:
 
 
 def row(matrix: str, precision: str, name: str) -> dict[str, Any]:
-    """A published set beside the default schedule of as many products, on one bundled matrix."""
+    """Compare a published set and the default schedule of as many products on one matrix."""
     a = sample_matrices()[matrix]
     s = polarlib.schedule(name)
     options = {"precision": precision, "form": "plain"}
-    q = stress.factor(a, schedule=s, **options)
-    default = stress.factor(a, **stress.ours(precision, s.matmuls), **options)
+    q = stress_cases.factor(a, schedule=s, **options)
+    default = stress_cases.factor(
+        a, **stress_cases.default_options(precision, s.matmuls), **options
+    )
     return {
         "matrix": matrix,
         "format": precision,

@@ -6,7 +6,7 @@ Draws every function of `polarlib.plot`, with usual and with extreme data, at th
 of a page and for slides, and reports
 
 - text outside the figure, legends of 40 % of the Axes or more, text over text, Axes that collapse;
-- pairs of lines of one figure that can be told apart neither by dashes nor by markers nor by
+- pairs of lines of one figure that are distinct neither by dashes nor by markers nor by
   colours, for normal vision, in grey, and for three deficiencies of colour vision.
 
 Two colours count as different from `DIFFERENT` in CIE L*a*b* on. Vision is simulated by the
@@ -249,7 +249,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def alike(ax: Axes) -> list[str]:
-    """Pairs of named lines that a vision cannot tell apart."""
+    """Return pairs of named lines that look alike to a vision."""
     lines = [line for line in ax.get_lines() if not line.get_label().startswith("_")]
     lines = [line for line in lines if len(line.get_xdata()) and line.get_linestyle() != "None"]
     found = []

@@ -1,10 +1,11 @@
-"""The Gram form explained: what goes wrong in 16-bit formats, where it starts again, when it pays.
+"""The Gram form in 16-bit formats: rounding errors, restarts and cost.
 
-    python benchmarks/gram.py [--page docs/guide/gram.md] [--quick]
+    python benchmarks/gram.py [--write] [--quick]
 
-makes the pictures and tables of the page. Number formats are simulated on NumPy as hardware works:
-operands rounded, products accumulated in single precision, one rounding of each result. Nothing is
-timed. About a minute on one core.
+With --write the figures and the tables of docs/guide/gram.md and docs/evidence/gram.md are
+replaced. Number formats are simulated on NumPy: operands rounded as on hardware, products
+accumulated in single precision, one rounding of each result. Nothing is timed. About a minute on
+one core.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from polarlib.files.whole import write_whole
 from polarlib.testing import SPECTRA, spectrum, with_singular_values
 
 ADVERSARIAL = SPECTRA[11:]
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+GUIDE, EVIDENCE = DOCS / "guide" / "gram.md", DOCS / "evidence" / "gram.md"
 SHAPES = ((512, 64), (256, 64), (256, 192))
 # Formats of X and of the n x n matrices.
 FORMATS = (
@@ -41,14 +44,14 @@ FORMATS = (
     ("float16", "float16"),
 )
 STEPS = 5
-# Sets with little room above their interval, in the table of formats.
+# Sets with a small upper margin, in the table of formats.
 TWO = ("polar_express", "for_precision")
-# What is beyond is drawn at the edge: it is noise.
+# Larger values have no meaning and are drawn at the edge.
 EDGE = 1e6
 
 
 class Seen(NamedTuple):
-    """What one step did to a matrix."""
+    """Eigenvalues and errors of one step."""
 
     least: float  # smallest eigenvalue of R before it, over the largest
     absolute: float  # the same, not divided
@@ -57,7 +60,7 @@ class Seen(NamedTuple):
 
 
 def schedules() -> dict[str, Schedule]:
-    """Sets with and without room above their interval."""
+    """Return sets with and without an upper margin."""
     names = ("polar_express", "polar_express_105", "you", "jordan")
     return {n: polarlib.schedule(n, steps=STEPS) for n in names} | {
         "for_precision": design.for_precision("bfloat16", 1e-3, steps=STEPS)
@@ -65,7 +68,7 @@ def schedules() -> dict[str, Schedule]:
 
 
 def matrices(shape: tuple[int, int], names: Sequence[str], seeds: int) -> Iterator[np.ndarray]:
-    """Matrices with these spectra."""
+    """Yield matrices with given spectra."""
     for name in names:
         for seed in range(seeds):
             s = spectrum(name, shape[1])
@@ -88,7 +91,7 @@ def gram_form(
     split: bool = False,
     watch: Callable[..., None] | None = None,
 ) -> np.ndarray:
-    """The Gram form written out, since the library shows no R.
+    """Apply the Gram form, written out because the library does not return R.
 
     `split` applies Q in two parts, each in the format of X. ``watch(x, r, q, step, starts)`` is
     called in every step, with R before it and Q after it.
@@ -103,7 +106,7 @@ def gram_form(
         if watch is not None:
             watch(x, r, q, (c0, c1, c2), starts)
         ends = k in restarts or k == len(s)
-        if ends and starts:  # a section of one step: no identity is rounded together with Z
+        if ends and starts:  # a segment of one step: no identity is rounded together with Z
             x = to(x @ to(z, of_x) + x * f(c0), of_x)
         elif ends:
             first = to(q, of_x)
@@ -120,7 +123,7 @@ def gram_form(
 def steps_seen(
     a: np.ndarray, s: Schedule, of_x: str, of_gram: str, restarts: Sequence[int]
 ) -> list[Seen]:
-    """What the steps did to a matrix, against the same in double precision from the same X."""
+    """Compare each step with the same step in double precision from the same X."""
     seen: list[Seen] = []
     exact: dict[str, np.ndarray] = {}
 
@@ -148,11 +151,11 @@ def steps_seen(
     return seen
 
 
-# -- pictures --------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------
 
 
 def spurious() -> Figure:
-    """Smallest eigenvalue of R by step, with and without restarts, by formats."""
+    """Draw the smallest eigenvalue of R by step, with and without restarts, by formats."""
     fig = Figure(figsize=(7.0, 5.4))
     axes = fig.subplots(2, 2, sharex=True, sharey=True).ravel()
     a = next(matrices((512, 64), ["log 1e-7"], 1))
@@ -196,24 +199,24 @@ def spurious() -> Figure:
 
 
 def work(aspect: float, restarts: int | None, symmetric: float = 1.0) -> float:
-    """Work of five quintics in products of n x n matrices; the plain form for None.
+    """Return the work of five degree-5 steps in n x n products; the plain form for None.
 
-    `symmetric` is what a product with a symmetric result costs: all that are n x n, since Q and R
+    `symmetric` is the cost of a product with a symmetric result: all that are n x n, since Q and R
     commute, and half of those with X.
     """
-    quintics = [(1.0, 1.0, 1.0)] * STEPS
+    steps = [(1.0, 1.0, 1.0)] * STEPS
     form = "plain" if restarts is None else "gram"
-    large, small = product_counts(quintics, form=form, restarts=range(1, (restarts or 0) + 1))
+    large, small = product_counts(steps, form=form, restarts=range(1, (restarts or 0) + 1))
     return large / 2 * aspect * (1 + symmetric) + small * symmetric
 
 
 def saved(aspect: float, restarts: int, symmetric: float = 1.0) -> float:
-    """Percent of the plain form's work that the Gram form does without."""
+    """Return the percentage of the plain form's work that the Gram form saves."""
     return 100 * (1 - work(aspect, restarts, symmetric) / work(aspect, None, symmetric))
 
 
 def savings() -> Figure:
-    """Work saved against the aspect ratio."""
+    """Draw the work saved against the aspect ratio."""
     fig = Figure(figsize=(7.0, 3.2))
     axes = fig.subplots(1, 2, sharey=True)
     aspects = np.geomspace(1, 32, 101)
@@ -239,17 +242,17 @@ def savings() -> Figure:
 
 
 def top(q: np.ndarray) -> float:
-    """Largest singular value; infinite where the result is not finite."""
+    """Return the largest singular value; infinite where the result is not finite."""
     return float(np.linalg.norm(q.astype(float), 2)) if np.isfinite(q).all() else np.inf
 
 
 def plainly(value: float) -> str:
-    """Three decimals, or a power of ten."""
+    """Write three decimals, or a power of ten."""
     return f"{value:.3f}" if value < 100 else "not finite" if np.isinf(value) else f"{value:.0e}"
 
 
 def largest(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
-    """Largest singular values of results over the adversarial spectra."""
+    """Return the table of largest singular values over the adversarial spectra."""
     lines = [
         "| X | n × n | schedule | plain form | no restart | restarts after | with them |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -278,7 +281,7 @@ def largest(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
 
 
 def formats(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
-    """What restarts do with R and Q in a format of their own: excess over the plain form."""
+    """Return the table of excesses over the plain form, with R and Q in another format."""
     places = [(), (1,), (2,), (3,), (1, 3), (1, 2, 3)]
     ways = [(f"X in {x}, n × n in {g}", x, g, False) for x, g in FORMATS]
     ways.insert(3, ("X in bfloat16, n × n in float32, Q in two parts", "bfloat16", "float32", True))
@@ -309,7 +312,7 @@ def formats(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
 
 
 def sharpness(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
-    """What was measured, in units of the two bounds, by the number of steps without a restart."""
+    """Return the table of errors in units of the two bounds, by steps without a restart."""
     lines = [
         "| format | schedule | quantity | step 1 | step 2 | step 3 | step 4 | step 5 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -338,7 +341,7 @@ def sharpness(seeds: int, shapes: Sequence[tuple[int, int]]) -> str:
 
 
 def costs() -> str:
-    """Work by aspect ratio and restarts."""
+    """Return the table of work by aspect ratio and restarts."""
     lines = [
         "| m / n | plain | 0 restarts | 1 | 2 | 3 | saved (%) | symmetric at half: saved (%) |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -352,32 +355,50 @@ def costs() -> str:
     return "\n".join(lines)
 
 
+def summary(table: str) -> str:
+    """Return the sentences on top of the page of measurements, from the table of `largest`."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    own = {r[0]: r for r in rows if r[0] == r[1] and r[2] == "polar_express"}
+    excess = max(float(r[6]) - float(r[3]) for r in own.values())
+    places = {f: len(r[5].split(", ")) for f, r in own.items()}
+    words = [f"{n} restart{'s' * (n != 1)} in {f}" for f, n in places.items()]
+    return (
+        f"Polar Express needs {' and '.join(words)}, and diverges without them.\nWith them the "
+        f"largest singular value exceeds that of the plain form by at most {excess:.3f}."
+    )
+
+
 def main(
-    page: Annotated[Path | None, typer.Option(help="Page to put pictures and tables in.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write figures and pages.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer matrices.")] = False,
 ) -> None:
-    """Make the pictures and tables."""
+    """Make the figures and tables."""
     console = Console()
     seeds, shapes = (1, SHAPES[:1]) if quick else (2, SHAPES)
+    table = largest(seeds, shapes)
     parts = {
-        "costs": costs(),
-        "sharpness": sharpness(1, shapes),
-        "largest": largest(seeds, shapes),
-        "formats": formats(seeds, shapes),
+        GUIDE: {"costs": costs()},
+        EVIDENCE: {
+            "summary": summary(table),
+            "sharpness": sharpness(1, shapes),
+            "largest": table,
+            "formats": formats(seeds, shapes),
+        },
     }
-    for name, body in parts.items():
-        console.print(f"{name}\n{body}\n", markup=False, soft_wrap=True)
-        if page is not None:
-            replace_part(page, name, body)
-    if page is None:
+    for page, bodies in parts.items():
+        for name, body in bodies.items():
+            console.print(f"{name}\n{body}\n", markup=False, soft_wrap=True)
+            if write:
+                replace_part(page, name, body)
+    if not write:
         return
-    # The same figures give the same files, bit for bit.
+    # The same values give bitwise identical files.
     with plot.style("page"), matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
         for name, draw in {"gram_restarts": spurious, "gram_savings": savings}.items():
             fig = draw()
             for suffix, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):
                 save = functools.partial(fig.savefig, format=suffix, **extra)
-                write_whole(page.parent / "figures" / f"{name}.{suffix}", save)
+                write_whole(DOCS / "figures" / f"{name}.{suffix}", save)
 
 
 if __name__ == "__main__":

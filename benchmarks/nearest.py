@@ -27,7 +27,7 @@ from typing import Annotated, Any, NamedTuple
 
 import adaptive as design
 import numpy as np
-import stress
+import stress_cases
 import typer
 from common import replace_part, table
 from distance import exact
@@ -224,14 +224,14 @@ def distances(
 
     def of(key: Any, **options: Any) -> float:
         if key not in known:
-            q = stress.factor(a, precision, form="plain", **options)
+            q = stress_cases.factor(a, precision, form="plain", **options)
             known[key] = distance(q)
         return known[key]
 
     rows = {}
     for products in numbers:
         row = {name: of((name, len(s)), schedule=s) for name, s in published(products).items()}
-        row["default"] = of(("", products), **stress.ours(precision, products))
+        row["default"] = of(("", products), **stress_cases.default_options(precision, products))
         steps = adaptive_steps(products)
         row["adaptive"] = of(("", -steps), schedule="adaptive", steps=steps)
         if products == FITTED and numbers == PRODUCTS:

@@ -1,11 +1,11 @@
-"""Speed of orthogonalize(): against textbook loops, its matrix products alone, and other packages.
+"""Speed of orthogonalize(), textbook loops, matrix products alone, and other packages.
 
     python benchmarks/orthogonalize.py [--only TEXT] [--peers FOLDER] [--threads N] [--busy]
     python benchmarks/orthogonalize.py --markdown docs/evidence/benchmarks.md
 
 The first command measures the cases whose name contains the text, such as "torch bfloat16 768 x
-768"; all but those in float16 without it, in less than six minutes on two cores. It adds them to a
-file of figures, and the second command makes the page of that file. Functions are timed interleaved
+768"; all but those in float16 without it, in less than six minutes on two cores. It adds them to
+a data file, and the second command writes the page from that file. Functions are timed interleaved
 on the same data in one process, in three situations: alone, in alternation, after a product of the
 same library.
 """
@@ -28,7 +28,7 @@ import typer
 from common import busy, load, restart_with, run_of, store
 from orthogonalize_page import LIBRARIES, MUON, PRODUCTS, SHAPES, by, page
 from peers import Peer, find
-from stress import ours
+from stress_cases import default_options
 
 import polarlib
 from polarlib.files.whole import write_whole
@@ -53,11 +53,11 @@ TIMED = (
 SLOW = "gram-newton-schulz"
 
 
-# -- what is timed ---------------------------------------------------------------------------
+# -- functions -------------------------------------------------------------------------------
 
 
 def textbook(a: Array, norm: Callable[[Array], Array]) -> Array:
-    """The loop that papers print: normalise, then X <- a X + (b G + c G G) X, G = X X^T."""
+    """Apply the loop of papers: normalise, then X <- a X + (b G + c G G) X, G = X X^T."""
     x = a / (norm(a) + 1e-7)
     if a.shape[-2] > a.shape[-1]:
         x = x.mT
@@ -130,7 +130,7 @@ def _host_contenders(
 ) -> tuple[dict[str, Callable[[], Any]], Array]:
     xp = importlib.import_module(library)
     a = host if library == "numpy" else xp.from_numpy(host).to(getattr(xp, precision))
-    options = ours(precision, PRODUCTS)
+    options = default_options(precision, PRODUCTS)
     found: dict[str, Callable[[], Any]] = {
         name: functools.partial(polarlib.orthogonalize, a, form=form, **options)
         for form, name in FORMS.items()
@@ -162,7 +162,7 @@ def _jax_contenders(
     jax = importlib.import_module("jax")
     xp = jax.numpy
     a = xp.asarray(host, dtype=precision)
-    options = ours(precision, PRODUCTS)
+    options = default_options(precision, PRODUCTS)
 
     def products(x: Array) -> Array:
         x = x / norm_of(xp)(x)
@@ -212,7 +212,7 @@ def peak_bytes(library: str, function: Callable[[], Any]) -> int:
 
 
 def workspace(library: str, precision: str, shape: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Peak of ours and of the textbook loop, in bytes of the input; and what we claim."""
+    """Return peaks of polarlib and of the textbook loop in units of the input, and the bound."""
     host = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     found, a = _host_contenders(library, precision, host)
     size = a.nbytes
@@ -283,7 +283,7 @@ def _row(times: dict[str, list[float]], name: str) -> dict[str, Any]:
 
 
 def jobs(only: str) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
-    """Name, library, format and shape of the cases that are wanted and can be run."""
+    """Yield name, library, format and shape of the selected cases that can be run."""
     for library, precision in LIBRARIES:
         if importlib.util.find_spec(library) is None:
             continue
@@ -294,18 +294,22 @@ def jobs(only: str) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Cases whose name contains this.")] = "",
+    only: Annotated[str, typer.Option(help="Only cases whose name contains this text.")] = "",
     peers: Annotated[Path | None, typer.Option(help="Folder of other packages.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each library.", min=1)] = None,
     occupied: Annotated[bool, typer.Option("--busy", help="Keep one processor busy.")] = False,
-    quick: Annotated[bool, typer.Option(help="A minute; nothing is kept without --json.")] = False,
-    memory: Annotated[bool, typer.Option(help="Measure the workspace instead.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="One minute; without --json the result is not kept.")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory instead.")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="File of figures. [docs/data/orthogonalize.json]")
+        Path | None, typer.Option("--json", help="Data file. [docs/data/orthogonalize.json]")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Make this page instead.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write this page from the data instead.")
+    ] = None,
 ) -> None:
-    """Measure some cases and add them to the figures; or make the page."""
+    """Measure some cases and add them to the data, or write the page."""
     restart_with(threads)
     path = json_file or FIGURES
     figures = load(path, "runs", "workspace", "peers")

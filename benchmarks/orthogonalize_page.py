@@ -1,15 +1,16 @@
 """The page of benchmarks/orthogonalize.py: its tables.
 
-A file of figures has runs (benchmarks/common.py), workspace and peers. A run has cases, named
+A data file has runs (benchmarks/common.py), workspace and peers. A run has cases, named
 "torch bfloat16 256 x 256"; a case has situations (polarlib/timing.py), and these have a row per
-function: milliseconds, rounds, and the ratios of the times of the textbook loop and of the products
-to it, with quartiles.
+function: milliseconds, rounds, and the times of the textbook loop and of the products over its
+time, with quartiles. In the file "ours" is `orthogonalize` and "peers" are the other packages.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,27 +26,32 @@ LIBRARIES = (
     ("numpy", "float32"),
 )
 MUON = "torch.optim.Muon"
-PRODUCTS = 15  # of every contender, in five steps
+PRODUCTS = 15  # of every function, in five steps
+
+
+def label(name: str) -> str:
+    """Write the name of a row: "ours" is a key of the data."""
+    return {"claim": "bound"}.get(name, name.replace("ours", "polarlib"))
 
 
 def by(shape: Sequence[int]) -> str:
-    """A shape as the tables have it."""
+    """Write a shape."""
     return " x ".join(map(str, shape))
 
 
 def geometric(values: Sequence[float]) -> float:
-    """Geometric mean."""
+    """Return the geometric mean."""
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def cases(run: dict[str, Any], library: str, precision: str) -> dict[str, dict[str, Any]]:
-    """The situations of each shape, of those that were measured."""
+    """Return the measured situations of each shape."""
     names = {by(shape): f"{library} {precision} {by(shape)}" for shape in SHAPES}
     return {shape: run["cases"][name] for shape, name in names.items() if name in run["cases"]}
 
 
 def _measured(figures: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Run, library, format and cases."""
+    """Yield run, library, format and cases."""
     for run in runs(figures):
         for library, precision in LIBRARIES:
             if found := cases(run, library, precision):
@@ -55,7 +61,7 @@ def _measured(figures: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str
 def mean_ratio(
     found: dict[str, dict[str, Any]], situations: Sequence[str], reference: str
 ) -> float | None:
-    """Geometric mean over shapes of a reference's time divided by ours, in the worst situation.
+    """Return the geometric mean of a reference's time over polarlib's, in the worst situation.
 
     Shapes in which a situation or the reference was not measured do not count.
     """
@@ -72,7 +78,7 @@ def mean_ratio(
 
 
 def means_table(figures: dict[str, Any]) -> str:
-    """Geometric means over the shapes: each situation, and the worst of all for each shape."""
+    """Return the means over the shapes, for each situation and the worst one."""
     lines = []
     for run, library, precision, found in _measured(figures):
         for reference in ("textbook", MUON):
@@ -85,7 +91,7 @@ def means_table(figures: dict[str, Any]) -> str:
 
 
 def speed_tables(figures: dict[str, Any]) -> str:
-    """A table for each run, library, format and situation."""
+    """Return a table for each run, library, format and situation."""
     parts = []
     for run, library, precision, found in _measured(figures):
         for situation in SITUATIONS:
@@ -97,7 +103,7 @@ def speed_tables(figures: dict[str, Any]) -> str:
 
 
 def _tables(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The table of one situation, and what the plain form needs beyond its products."""
+    """Return the table of one situation, and the overhead of the plain form over its products."""
     lines = []
     for name in dict.fromkeys(n for rows in found.values() for n in rows):
         cells = [
@@ -109,7 +115,7 @@ def _tables(found: dict[str, dict[str, Any]]) -> list[str]:
         ]
         ratios = [rows[name]["textbook"] for rows in found.values() if name in rows]
         mean = f"{geometric(ratios):.2f}" if len(ratios) == len(found) else "-"
-        lines.append([name, *cells, mean])
+        lines.append([label(name), *cells, mean])
     shares = [f"{s}: {1 / rows['ours, plain']['products']:.2f}" for s, rows in found.items()]
     return [
         table(["", *found, "geometric mean"], lines),
@@ -118,22 +124,24 @@ def _tables(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def workspace_table(figures: dict[str, Any]) -> str:
-    """Peaks in units of the input."""
+    """Return peaks in units of the input."""
     rows = figures["workspace"]
     names = list(next(iter(rows.values()))) if rows else []
     lines = [[case, *(f"{row[n]:.2f}" for n in names)] for case, row in rows.items()]
-    return table(["", *names], lines)
+    return table(["", *map(label, names)], lines)
 
 
 TEXT = """# Speed of orthogonalize()
 
+{summary}
+
 Made by `python benchmarks/orthogonalize.py --markdown docs/evidence/benchmarks.md` from
-[data/orthogonalize.json](../data/orthogonalize.json), which calls of the same script without
-`--markdown` measured; nothing in the tables is typed by hand. Machine: {machine}.
+[data/orthogonalize.json](../data/orthogonalize.json), which the same script measured. Machine:
+{machine}.
 
 Five steps, {products} matrix products, on one Gaussian matrix, or a stack of 16. Runs are
 interleaved, in rotating order; times are medians, and quartiles are those of the ratios of single
-rounds. The time of a call depends on what the program did before; there are three situations:
+rounds. The time of a call depends on the calls before it; there are three situations:
 
 - *alone*: each call after a pause of {pause:g} s, in which threads of the call before fall asleep;
 - *alternation*: one function after the other, without pauses;
@@ -149,34 +157,49 @@ Time of the reference divided by the time of `orthogonalize`, geometric mean ove
 
 ## Every function
 
-Cells: milliseconds: **time of the textbook loop / time** (quartiles); above 1 is faster than the
-textbook loop.
+Cells: milliseconds: **time of the textbook loop / time** (quartiles). Above 1, a function is faster
+than the textbook loop.
 
-- *ours*: `orthogonalize` as it chooses its form, the norm and the check for NaN included; in plain
-  form; in Gram form. In JAX compiled by the caller as a whole, and called as it is.
-- *textbook*: the loop that papers print, X ← aX + (bG + cGG)X with G = XXᵀ, normalised by the
-  Frobenius norm; in JAX compiled.
-- *products*: the matrix products of the plain form into storage that is there, in full: neither
-  symmetry nor the Gram form saves any.
-- other packages as they come; those that are compiled by torch are compiled, which is not timed.
-  On a copy, timed with it, where a package overwrites what it is given ({sources}).
+- *polarlib*: `orthogonalize` with `form="auto"`, including the norm and the check for NaN; in plain
+  form; in Gram form. In JAX compiled by the caller as a whole, and called without compilation.
+- *textbook*: the loop of papers, X ← aX + (bG + cGG)X with G = XXᵀ, normalised by the Frobenius
+  norm; in JAX compiled.
+- *products*: all matrix products of the plain form into existing storage, without use of symmetry.
+- other packages: as released; compilation by torch is not timed. A package that overwrites its
+  argument gets a copy, which is timed with it ({sources}).
 
 {tables}
 
 ## Workspace
 
-Most memory that a call holds at one time, its result included, in units of the input; *claim* is
-two copies of the input and three of the small square matrix.
+Peak memory of a call, its result included, in units of the input; *bound* is two copies of the
+input and three of the n × n matrix.
 
 {workspace}
 """
 
 
+def summary(figures: dict[str, Any]) -> str:
+    """Return the sentence on top: means of the worst situations, relative to the textbook loop."""
+    parts = []
+    for _, library, precision, found in _measured(figures):
+        mean = mean_ratio(found, SITUATIONS, "textbook")
+        if mean is not None:
+            parts.append(f"{mean:.2f} in {library}, {precision}")
+    text = (
+        "Time of the textbook loop over that of `orthogonalize`, geometric mean over shapes, each "
+        f"in its worst situation: {'; '.join(parts) or 'not measured'}. Above 1, "
+        "`orthogonalize` is faster."
+    )
+    return textwrap.fill(text, 100)
+
+
 def page(figures: dict[str, Any]) -> str:
-    """Fill the tables in."""
-    sources = "; ".join(f"{n}: {s}" for n, s in figures["peers"].items()) or "none was here"
+    """Return the page."""
+    sources = "; ".join(f"{n}: {s}" for n, s in figures["peers"].items()) or "none was installed"
     machines = [f"{run_name(run)}: {run['machine']}" for run in runs(figures)]
     return TEXT.format(
+        summary=summary(figures),
         machine="; ".join(machines),
         products=PRODUCTS,
         pause=PAUSE,

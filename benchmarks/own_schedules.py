@@ -1,4 +1,4 @@
-"""Make the library's own schedules anew: polarlib/data/own_schedules.toml.
+"""Regenerate the default schedules: polarlib/data/own_schedules.toml.
 
     python benchmarks/own_schedules.py [--out FILE]
 

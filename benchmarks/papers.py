@@ -1,14 +1,14 @@
-"""What the studies of ``analysis/`` reproduce: a file of values, one page, and a table a README.
+"""Results of the studies of ``analysis/``: a data file, one page, and a table per README.
 
     python benchmarks/papers.py --run              # every study, full and quick, then the page
-    python benchmarks/papers.py --run chi_q cans   # these alone; the others as they were
+    python benchmarks/papers.py --run chi_q cans   # only these; the others are kept
     python benchmarks/papers.py                    # the page from docs/data/papers.json
 
-Each study runs in a process of its own with one thread of BLAS. docs/data/papers.json gets values,
-seconds and versions. What is published, and how near a value must be, is in each expected.json;
-verdicts are made of the two, so that a page cannot differ from the file. Written are
-docs/papers.md, docs/figures/papers/ (the first plot of each study), and in analysis/NAME/README.md
-the table of figures and the times behind the commands.
+Each study runs in its own process with one BLAS thread. docs/data/papers.json has values, seconds
+and versions. Published values and tolerances are in each expected.json, and verdicts follow from
+both files, so that the page cannot differ from them. The command writes docs/papers.md,
+docs/figures/papers/ (the first plot of each study), and in analysis/NAME/README.md the table of
+values and the times of the commands.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMMAND = re.compile(r"(python analysis/(\w+)/run\.py( --quick)?) *(#.*)?")
 
 
 def studies() -> list[str]:
-    """The names of all studies."""
+    """Return the names of all studies."""
     return sorted(path.parent.name for path in (ROOT / "analysis").glob("*/run.py"))
 
 
@@ -46,12 +46,12 @@ def studies() -> list[str]:
 
 
 def measured(name: str) -> dict[str, Any]:
-    """Run a study, quickly and in full; return what the file of values has of it.
+    """Run a study, quickly and in full; return its entry of the data file.
 
     Raises
     ------
     RuntimeError
-        If a figure failed, or a package is missing.
+        If a value failed, or a package is missing.
     """
     script = ROOT / "analysis" / name / "run.py"
     results = []
@@ -86,7 +86,7 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def judged(name: str, data: dict[str, Any]) -> dict[str, Any]:
-    """A study's expected.json with our values and the verdicts on them.
+    """Return a study's expected.json with the computed values and their verdicts.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
             ]
         )
     return table(
-        ["figure", "published", "ours", "tolerance; what it excludes", "verdict"],
+        ["value", "published", "computed", "tolerance; method that it excludes", "verdict"],
         rows,
     )
 
@@ -172,19 +172,19 @@ def claim_rows(study: dict[str, Any]) -> list[list[str]]:
 
 
 def section(name: str, study: dict[str, Any]) -> str:
-    """What the page has of a study."""
+    """Return the section of a study."""
     parts = [
         f"## {study['title']}",
         study["source"],
         f"`python analysis/{name}/run.py`, {study['seconds']:.0f} s; "
-        f"[analysis/{name}](../analysis/{name}/README.md) has every figure, the settings, and how "
+        f"[analysis/{name}](../analysis/{name}/README.md) has every value, the settings, and how "
         "to read the plots.",
-        table(["claimed", "ours", "under which condition"], claim_rows(study)),
+        table(["claim", "computed", "condition"], claim_rows(study)),
     ]
     others = [f for f in study["figures"] if f["verdict"] == NOT_REPRODUCED]
     if others:
         reasons = [
-            f"- {f['name']}: {shown(f['published'])} ({f['where']}), ours {shown(f['value'])}. "
+            f"- {f['name']}: {shown(f['published'])} ({f['where']}), computed {shown(f['value'])}. "
             f"{f['recorded']['because']}"
             for f in others
         ]
@@ -195,7 +195,7 @@ def section(name: str, study: dict[str, Any]) -> str:
 
 
 def page(data: dict[str, Any]) -> str:
-    """The page as Markdown."""
+    """Return the page."""
     whole = {name: judged(name, data[name]) for name in data}
     rows, totals = [], dict.fromkeys(VERDICTS, 0)
     for study in whole.values():
@@ -209,16 +209,19 @@ def page(data: dict[str, Any]) -> str:
     machines = sorted({study["machine"] for study in whole.values()})
     head = f"""# Results of papers, computed again
 
-Made by `python benchmarks/papers.py` from `docs/data/papers.json` and the `expected.json` of each
-study in [analysis/](../analysis/README.md). The values under "ours" are those of the figures that a
-study hands in, by the command below its title; other numbers of the conditions are in the tables
-that the same command writes.
+{len(whole)} studies compute {sum(totals.values())} values: {totals["reproduced"]} reproduce a
+printed number, {totals["consistent"]} are consistent with a claim, and
+{totals["not reproduced"]} differ from the published number, with the reason given.
 
-- *reproduced*: a number that a paper, or the code published with it, prints, or that a formula of
-  it gives, is met within a tolerance that excludes the nearest wrong method.
+Made by `python benchmarks/papers.py` from `docs/data/papers.json` and the `expected.json` of each
+study in [analysis/](../analysis/README.md). The column "computed" has the values of the command
+below each title. Other numbers in the conditions are in the tables that the same command writes.
+
+- *reproduced*: a number that a paper or its code prints, or that a formula of it gives, is met
+  within a tolerance that excludes the closest wrong method.
 - *consistent*: an order, a rate, a direction or a bound that a paper claims without a number, a
-  figure of our design notes, or one of our own, is met under a check that could have failed.
-- *not reproduced*: ours is another number. That is a result, and the reason stands beside it.
+  value of a design note, or a value of this project, is met under a check that could have failed.
+- *not reproduced*: the computed number differs from the published one. The reason is given.
 
 {table(["study", *VERDICTS[:-1], "seconds"], rows)}
 
@@ -228,7 +231,7 @@ One thread of {"; ".join(machines)}.
 
 
 def readme(text: str, data: dict[str, Any]) -> str:
-    """A README with the times that were measured behind its commands."""
+    """Return a README with the measured times of its commands."""
 
     def timed(match: re.Match[str]) -> str:
         command, name, quick, _ = match.groups()
@@ -239,7 +242,7 @@ def readme(text: str, data: dict[str, Any]) -> str:
 
 
 def write(data: dict[str, Any]) -> None:
-    """Write the page, and into every README its table and times."""
+    """Write the page, and the table and times of every README."""
     text = page(data).encode()
     write_whole(PAGE, lambda file: file.write(text))
     for name in data:

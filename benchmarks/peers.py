@@ -1,8 +1,8 @@
-"""Other packages' orthogonalisations behind one signature; none of their code is here.
+"""Orthogonalisations of other packages behind one signature, without any of their code.
 
     python benchmarks/peers.py [--peers FOLDER]
 
-A peer is found where it is installed, or as a checkout in a folder: FOLDER/dion,
+A package is found where it is installed, or as a checkout in a folder: FOLDER/dion,
 FOLDER/Emerging-Optimizers, FOLDER/gram-newton-schulz, FOLDER/Muon. Without the option the folder is
 that of the environment variable POLARLIB_PEERS.
 """
@@ -29,7 +29,7 @@ from rich.table import Table
 
 Array = Any
 
-# Where checkouts are looked for without an option.
+# The environment variable with the folder of checkouts.
 FOLDER = "POLARLIB_PEERS"
 # The package that is imported, and the name of its checkout's folder.
 CHECKOUTS = {
@@ -38,9 +38,9 @@ CHECKOUTS = {
     "gram_newton_schulz": "gram-newton-schulz",
     "muon": "Muon",
 }
-# Where a package says which it is, without a checkout.
+# Distributions with the version of a package, without a checkout.
 DISTRIBUTIONS = {"emerging_optimizers": "emerging-optimizers"}
-MUON = (3.4445, -4.7750, 2.0315)  # what torch.optim.Muon and optax take by default
+MUON = (3.4445, -4.7750, 2.0315)  # defaults of torch.optim.Muon and optax
 
 
 class Peer(NamedTuple):
@@ -61,7 +61,7 @@ class Peer(NamedTuple):
     products : int
         Matrix products of the plain form of its iteration.
     function : callable
-        Matrix in, factor out. It may overwrite its input: that is for the page to tell.
+        Returns the factor of a matrix. It may overwrite its input, which the page reports.
     """
 
     name: str
@@ -187,7 +187,7 @@ def _gram_newton_schulz(folder: Path | None) -> Iterator[Peer]:
     module, source = _module(
         "gram_newton_schulz", "gram_newton_schulz/gram_newton_schulz.py", folder
     )
-    # Its products are in float16 whatever it is given; its torch path, its default restart.
+    # Its products are always in float16; its torch path, its default restart.
     function = module.GramNewtonSchulz(ns_use_kernels=False, compile_kwargs=None)
     yield Peer("gram-newton-schulz", source, "torch", "bfloat16", "float16", 15, function)
 
@@ -246,7 +246,7 @@ ADAPTERS: dict[str, Callable[[Path | None], Iterator[Peer]]] = {
 def eager() -> Iterator[None]:
     """Run torch's compiled functions as they are written: the same results without compiling.
 
-    Some peers are compiled anew for every shape, which takes half a minute each time.
+    Some packages are compiled again for every shape, which takes half a minute each time.
     """
     try:
         torch = importlib.import_module("torch")

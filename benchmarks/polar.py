@@ -1,4 +1,4 @@
-"""polar() and other functions against scipy.linalg.polar: times, accuracy, iterations.
+"""Times, accuracy and iterations of polar() and other functions, relative to scipy.linalg.polar.
 
     python benchmarks/polar.py                                # below 15 minutes on two cores
     python benchmarks/polar.py --threads 1 --busy
@@ -7,11 +7,11 @@
     python benchmarks/polar.py --page docs/evidence/polar_benchmarks.md
     python benchmarks/polar.py --claim
 
-A call measures some cases and adds them to a file of figures; the last two make the page, and print
-the sentence of the README, from it. Every contender is timed interleaved with scipy.linalg.polar on
-the same matrix in the same process, in three situations: alone, in alternation, after a NumPy
-product. Ratios are medians of the ratios of single rounds. Where others give an SVD only, the two
-products that make U and H of it are timed with it, as SciPy's own are.
+A call measures some cases and adds them to a data file; the last two write the page and print the
+sentence of the README from that file. Every function is timed interleaved with scipy.linalg.polar
+on the same matrix in the same process, in three situations: alone, in alternation, after a NumPy
+product. Ratios are medians of the ratios of single rounds. Where a library has only an SVD, the two
+products that form U and H from it are included in the time, as they are in SciPy's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from polar_page import (
     FIGURES,
     MATRICES,
     METHODS,
-    PEERS,
+    OTHERS,
     REFERENCE,
     SHAPES,
     about,
@@ -53,7 +53,7 @@ from polarlib.design.zolotarev import best_steps
 from polarlib.testing import with_singular_values
 from polarlib.timing import BURST, SITUATIONS, interleaved, ratios
 
-GROUPS = {"auto": (AUTO,), "methods": METHODS, "peers": PEERS}
+GROUPS = {"auto": (AUTO,), "methods": METHODS, "peers": OTHERS}
 # A call above 50 milliseconds is timed in seven rounds at least; a short one alone as often, and in
 # the other situations in as many rounds as fit into the seconds of a situation.
 ROUNDS, MOST, SECONDS = 7, 200, 0.3
@@ -64,7 +64,7 @@ COUNTED = 64  # order of the matrices that iterations are compared on
 EPS = 2.0**-52
 
 
-# -- contenders ------------------------------------------------------------------------------
+# -- functions -------------------------------------------------------------------------------
 
 
 def contenders(a: np.ndarray, wanted: tuple[str, ...]) -> dict[str, Callable[[], Any]]:

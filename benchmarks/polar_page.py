@@ -1,6 +1,6 @@
-"""The page of benchmarks/polar.py: its tables, its picture, and the sentence of the README.
+"""The page of benchmarks/polar.py: its tables, its figure, and the sentence of the README.
 
-A file of figures has runs (benchmarks/common.py) and counts. A run has cases, named by dtype, shape
+A data file has runs (benchmarks/common.py) and counts. A run has cases, named by dtype, shape
 and matrix, such as "float64 256 1e4". A case has situations (polarlib/timing.py) with a row per
 function: milliseconds, ratio to SciPy, its quartiles, rounds; and "results", the accuracy and the
 method of each function.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ import polarlib
 from polarlib.files.whole import write_whole
 from polarlib.timing import SITUATIONS
 
-FIGURES = Path(__file__).resolve().parent.parent / "docs" / "data" / "polar_benchmarks.json"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FIGURES, PICTURES = DOCS / "data" / "polar_benchmarks.json", DOCS / "figures"
 SQUARE = (2, 4, 8, 16, 32, 64, 100, 127, 256, 512, 1024, 2048, 4096)
 SHAPES = {str(n): (n, n) for n in SQUARE} | {"4096x512": (4096, 512)}
 # Condition numbers of geometric spectra; single precision ends before 1 / eps.
@@ -32,10 +34,10 @@ MATRICES = {
 }
 REFERENCE, AUTO = "scipy.linalg.polar", "polar"
 METHODS = tuple(name for name in polarlib._methods.METHODS if name not in ("qr", "small"))
-PEERS = ("numpy svd", "torch svd", "jax svd", "jax qdwh")
+OTHERS = ("numpy svd", "torch svd", "jax svd", "jax qdwh")
 # Condition numbers of the table of iterations.
 CONDITIONS = (1.001, 1.1, 2.0, 10.0, 1e2, 1e3, 1e5, 1e7, 1e16)
-# As a reader who does not know the names has them.
+# The situations in words, for the README.
 PRECEDED = {
     "alone": "after a pause",
     "alternation": "in alternation with SciPy",
@@ -51,7 +53,7 @@ class Worst(NamedTuple):
 
 
 def cases(run: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Dtype, shape, matrix and situations of the cases of a run, in order."""
+    """Yield dtype, shape, matrix and situations of the cases of a run, in order."""
     for dtype, kinds in MATRICES.items():
         for shape in SHAPES:
             for kind in kinds:
@@ -61,18 +63,18 @@ def cases(run: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]
 
 
 def worst(found: dict[str, Any], name: str = AUTO) -> Worst | None:
-    """The worst situation of a function in a case, of those that were measured."""
+    """Return the worst measured situation of a function in a case."""
     every = [Worst(found[s][name]["ratio"], s) for s in SITUATIONS if name in found.get(s, {})]
     return min(every, default=None)
 
 
 def by(shape: str) -> str:
-    """A shape as the tables have it."""
+    """Write a shape."""
     return " x ".join(map(str, SHAPES[shape]))
 
 
 def about(kind: str) -> str:
-    """A matrix as the tables have it."""
+    """Write the kind of a matrix."""
     return "Gaussian" if kind == "gaussian" else f"κ = {kind}"
 
 
@@ -80,7 +82,7 @@ def about(kind: str) -> str:
 
 
 def grid(run: dict[str, Any], cell: Any) -> str:
-    """A table for each dtype, with a line per shape and a column per matrix."""
+    """Return a table for each dtype, with a line per shape and a column per matrix."""
     parts = []
     for dtype, kinds in MATRICES.items():
         cells = {(s, k): cell(found) for d, s, k, found in cases(run) if d == dtype}
@@ -95,7 +97,7 @@ def grid(run: dict[str, Any], cell: Any) -> str:
 
 
 def worst_tables(figures: dict[str, Any]) -> str:
-    """The worst situation of each case, for each run."""
+    """Return the worst situation of each case, for each run."""
 
     def cell(found: dict[str, Any]) -> str | None:
         it = worst(found)
@@ -104,23 +106,8 @@ def worst_tables(figures: dict[str, Any]) -> str:
     return "\n\n".join(f"### {run_name(run)}\n\n{grid(run, cell)}" for run in runs(figures))
 
 
-def situation_tables(figures: dict[str, Any]) -> str:
-    """Ratios and quartiles of each situation, for each run."""
-
-    def cell(found: dict[str, Any], situation: str) -> str | None:
-        row = found.get(situation, {}).get(AUTO)
-        return row and "{:.2f} ({:.2f}-{:.2f})".format(row["ratio"], *row["quartiles"])
-
-    return "\n\n".join(
-        f"### {situation}, {run_name(run)}\n\n"
-        f"{grid(run, functools.partial(cell, situation=situation))}"
-        for run in runs(figures)
-        for situation in SITUATIONS
-    )
-
-
 def times_table(figures: dict[str, Any]) -> str:
-    """Milliseconds of the first run in each situation, and the method."""
+    """Return milliseconds of the first run in each situation, and the method."""
     lines = []
     for dtype, shape, kind, found in cases(runs(figures)[0]) if figures["runs"] else ():
         rows = [found.get(s, {}).get(AUTO) for s in SITUATIONS]
@@ -138,26 +125,36 @@ def times_table(figures: dict[str, Any]) -> str:
     return table(header, lines)
 
 
-def ratio_table(figures: dict[str, Any]) -> str:
-    """Every function, in its worst situation, in the cases where others were measured."""
+RATIOS = """## Every method and other libraries
+
+SciPy's time divided by that of `polar` (automatic choice), of `polar(method=...)`, and of functions
+of other libraries, each in its worst situation.
+
+"""
+
+
+def ratio_part(figures: dict[str, Any]) -> str:
+    """Return the section on other functions; empty if a file has times of `polar` only."""
     found = [
         (run_name(run), *case[:3], {n: w for n in names if (w := worst(case[3], n))})
-        for names in [(AUTO, *METHODS, *PEERS)]
+        for names in [(AUTO, *METHODS, *OTHERS)]
         for run in runs(figures)
         for case in cases(run)
     ]
     found = [row for row in found if row[4].keys() - {AUTO}]
-    names = [n for n in (AUTO, *METHODS, *PEERS) if any(n in row[4] for row in found)]
+    if not found:
+        return ""
+    names = [n for n in (AUTO, *METHODS, *OTHERS) if any(n in row[4] for row in found)]
     lines = [
         [run, dtype, by(shape), about(kind)]
         + [f"{ratios[n].ratio:.2f}" if n in ratios else "-" for n in names]
         for run, dtype, shape, kind, ratios in found
     ]
-    return table(["", "", "shape", "matrix", *names], lines)
+    return RATIOS + table(["", "", "shape", "matrix", *names], lines)
 
 
 def accuracy_table(figures: dict[str, Any]) -> str:
-    """Worst errors over the matrices of a shape."""
+    """Return the worst errors over the matrices of a shape."""
     largest: dict[tuple[str, str, str], list[float]] = {}
     for dtype, shape, _, found in (case for run in runs(figures) for case in cases(run)):
         for name, result in found["results"].items():
@@ -176,14 +173,14 @@ def accuracy_table(figures: dict[str, Any]) -> str:
             for shape in shapes
         ]
         for dtype in MATRICES
-        for name in (AUTO, *METHODS, REFERENCE, *PEERS)
+        for name in (AUTO, *METHODS, REFERENCE, *OTHERS)
         if any((dtype, name, shape) in largest for shape in shapes)
     ]
     return table(["", "", *map(by, shapes)], lines)
 
 
 def counts_table(figures: dict[str, Any]) -> str:
-    """Iterations of recurrences and methods."""
+    """Return the iterations of recurrences and methods."""
     found = figures["counts"]
     if not found:
         return "Not measured."
@@ -199,11 +196,12 @@ def counts_table(figures: dict[str, Any]) -> str:
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """Median and extreme ratios of each run, situation and dtype."""
+    """Return the sentences on top, and median and extreme ratios by run, situation and dtype."""
     header = ["", "", "situation", "matrices", "least", "median", "most"]
-    lines, machines = [], []
+    lines = []
+    machines: dict[str, list[str]] = {}
     for run in runs(figures):
-        machines.append(f"{run_name(run)}: {run['machine']}")
+        machines.setdefault(run["machine"], []).append(run_name(run))
         for dtype in MATRICES:
             for situation in (*SITUATIONS, "worst"):
                 found = [
@@ -216,11 +214,16 @@ def summary(figures: dict[str, Any]) -> str:
                     ends = [f"{r:.2f} ({where})" for r, where in (min(found), max(found))]
                     cells = [str(len(found)), ends[0], f"{middle:.2f}", ends[1]]
                     lines.append([run_name(run), dtype, situation, *cells])
-    return "\n\n".join([f"Machine: {'; '.join(dict.fromkeys(machines))}.", table(header, lines)])
+    where = "\n".join(f"- {'; '.join(names)}: {machine}" for machine, names in machines.items())
+    # The link at the end is one from the README.
+    claimed = claim(figures).rpartition(" ([table]")[0] if figures["runs"] else "Not measured"
+    return "\n\n".join(
+        [textwrap.fill(f"{claimed}.", 100), "Machines:", where, table(header, lines)]
+    )
 
 
 def _ratio(found: dict[str, Any], situation: str) -> float | None:
-    """The ratio of `polar` in a situation, or in the worst one."""
+    """Return the ratio of `polar` in a situation, or in the worst one."""
     if situation == "worst":
         it = worst(found)
         return it and it.ratio
@@ -267,11 +270,11 @@ def _listed(words: list[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-# -- the picture -----------------------------------------------------------------------------
+# -- the figure ------------------------------------------------------------------------------
 
 
 def picture(figures: dict[str, Any]) -> Any:
-    """Ratio to SciPy against the order, of the first run: a panel per dtype and situation."""
+    """Draw the ratio to SciPy against the order, of the first run, by dtype and situation."""
     from matplotlib.figure import Figure
 
     from polarlib.plot import INK
@@ -308,7 +311,7 @@ def picture(figures: dict[str, Any]) -> Any:
 
 
 def _styles() -> dict[str, dict[str, Any]]:
-    """The style of each matrix: lightness follows the condition number, in grey as well."""
+    """Return the style of each matrix: lightness follows the condition number, in grey as well."""
     from matplotlib import colormaps
 
     from polarlib.plot import INK, MARKERS
@@ -324,7 +327,7 @@ def _styles() -> dict[str, dict[str, Any]]:
 
 
 def _lines(ax: Any, run: dict[str, Any], dtype: str, situation: str) -> None:
-    """Medians, with quartiles as bars, of the square matrices of a panel."""
+    """Draw medians, with quartiles as bars, of the square matrices of a panel."""
     for kind, style in _styles().items():
         found = [
             (min(SHAPES[s]), rows[situation][AUTO]["ratio"], *rows[situation][AUTO]["quartiles"])
@@ -337,8 +340,8 @@ def _lines(ax: Any, run: dict[str, Any], dtype: str, situation: str) -> None:
             ax.errorbar(x, y, yerr=bars, label=about(kind), capsize=2, elinewidth=0.8, **style)
 
 
-def make_page(page: Path, figures: dict[str, Any]) -> None:
-    """Fill in the tables of the page, and draw its picture beside it."""
+def make_page(page: Path, figures: dict[str, Any], folder: Path = PICTURES) -> None:
+    """Fill in the tables of the page, and draw its figure into a folder."""
     import matplotlib
 
     from polarlib import plot
@@ -346,16 +349,14 @@ def make_page(page: Path, figures: dict[str, Any]) -> None:
     for name, made in {
         "summary": summary,
         "worst": worst_tables,
-        "situations": situation_tables,
         "times": times_table,
-        "ratios": ratio_table,
+        "ratios": ratio_part,
         "accuracy": accuracy_table,
         "counts": counts_table,
     }.items():
         replace_part(page, name, made(figures))
-    folder = page.parent / "figures"
     folder.mkdir(exist_ok=True)
-    # The same figures give the same files, bit for bit.
+    # The same values give bitwise identical files.
     with plot.style("page"), matplotlib.rc_context({"svg.hashsalt": "polarlib"}):
         drawn = picture(figures)
         for suffix, extra in (("png", {"dpi": 110}), ("svg", {"metadata": {"Date": None}})):

@@ -4,9 +4,9 @@ r"""Stacks of small matrices: polar factors with error estimates, and rotations,
         --markdown docs/evidence/polar_benchmarks.md
 
 Interleaved calls on the same stack, each after a product of two 512 x 512 matrices, which fills the
-caches. "svd" is numpy.linalg.svd of the stack with U and H formed from it; the others are for
-context. Nanoseconds per matrix are medians; ratios are of medians, with the quartiles of the ratios
-of neighbouring calls. Both compute in one thread.
+caches. "svd" is numpy.linalg.svd of the stack with U and H formed from it; the other functions are
+shown for comparison. Nanoseconds per matrix are medians; ratios are of medians, with the quartiles
+of the ratios of neighbouring calls. Both compute in one thread.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SHAPES = [
 
 
 def stacks(count: int) -> list[tuple[str, np.ndarray]]:
-    """Gaussian stacks, and one with worst cases among them."""
+    """Return Gaussian stacks, and one that contains worst cases."""
     rng = np.random.default_rng(0)
     made = []
     for shape, part, dtype in SHAPES:
@@ -83,13 +83,13 @@ def stacks(count: int) -> list[tuple[str, np.ndarray]]:
 
 
 def by_svd(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U and H from a batched SVD."""
+    """Return U and H from a batched SVD."""
     u, s, vh = np.linalg.svd(a, full_matrices=False)
     return u @ vh, (np.conj(np.swapaxes(vh, -1, -2)) * s[..., None, :]) @ vh
 
 
 def one_by_one(f: Callable[[np.ndarray], Any], a: np.ndarray) -> Callable[[], None]:
-    """A loop over the first few matrices."""
+    """Return a loop over the first few matrices."""
 
     def run() -> None:
         for x in a[:FEW]:
@@ -99,7 +99,7 @@ def one_by_one(f: Callable[[np.ndarray], Any], a: np.ndarray) -> Callable[[], No
 
 
 def contenders(a: np.ndarray) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Functions and how many matrices they take; the first two are compared."""
+    """Return functions with their numbers of matrices; the first two are compared."""
     made: dict[str, tuple[Callable[[], Any], int]] = {
         "svd": (lambda: by_svd(a), len(a)),
         "polar": (lambda: polarlib.polar(a), len(a)),
@@ -126,11 +126,11 @@ def contenders(a: np.ndarray) -> dict[str, tuple[Callable[[], Any], int]]:
 
 def main(
     count: Annotated[int, typer.Option(help="Matrices in a stack.")] = COUNT,
-    seconds: Annotated[float, typer.Option(help="Seconds a stack.")] = SECONDS,
+    seconds: Annotated[float, typer.Option(help="Seconds per stack.")] = SECONDS,
     markdown: Annotated[
-        Path | None, typer.Option(help="Page whose part between the markers is made anew.")
+        Path | None, typer.Option(help="Page whose part between the markers is replaced.")
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the data.")] = None,
 ) -> None:
     """Time small matrices."""
     header = ("stack", "what", "ns per matrix", "svd / it", "quartiles", "backward error")

@@ -61,7 +61,7 @@ def spectra(quick: bool) -> list[Spectrum]:
 
 
 def row(sp: Spectrum, steps: int) -> dict[str, Any]:
-    """Figures of one spectrum and one number of quintic steps."""
+    """Return the values of one spectrum and one number of degree-5 steps."""
     lowers = np.geomspace(1e-8, 0.95, GRID)
     errors = [mean_error(greedy(float(l), [5] * steps), sp) for l in lowers]
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def main(
 ) -> None:
     """Print both tables."""
     console = Console(width=130)
-    table = Table(title="mean error on a spectrum, quintic steps")
+    table = Table(title="mean error on a spectrum, degree-5 steps")
     for name in ("spectrum", "steps", "fixed", "best greedy", "its l", "tuned", "tuned / best"):
         table.add_column(name, justify="left" if name == "spectrum" else "right")
     for name in ("largest value", "seconds"):

@@ -17,25 +17,35 @@ PAGE = Path(__file__).parent / "evidence" / "peers.md"
 DATA = Path(__file__).parent / "data" / "peers.json"
 
 HEAD = """\
-# Peers' own tests on polarlib
+# Other libraries' own tests on polarlib
 
-Other libraries compute the polar factor too, under names of their own, and test it. Adapters in
-[tests/peers](../../tests/peers) replace their functions by ones that call polarlib, and run the
-peers'
-tests, as they are. Made by `python docs/make_peers.py` from [data](../data/peers.json); nothing
-here is typed by hand.
+{summary}
+
+Adapters in [tests/peers](../../tests/peers) replace functions of another library by functions that
+call polarlib, and run that library's tests unchanged. Made by `python docs/make_peers.py` from
+[data/peers.json](../data/peers.json).
 
 ```
-nox -s peers                    # those whose installed packages hold their tests
-nox -s peers -- PATH            # and those of which PATH has a copy: PATH/roma, PATH/pytorch3d, ...
+nox -s peers                    # libraries whose installed packages contain their tests
+nox -s peers -- PATH            # also those with a copy in PATH: PATH/roma, PATH/pytorch3d, ...
 python tests/peers/frame.py PATH --only roma --json docs/data/peers.json
 ```
 
-A run fails if a test fails, if a function that was replaced is never called, if polarlib is never
-called, or if a reason is given for leaving out a test that does not exist. Tests are left out only
-for a reason, below. Each adapter says which function took which one's place, and how the peer's
-conventions become ours.
+A run fails if a test fails, if a replaced function is never called, if polarlib is never called, or
+if a reason is given for a test that does not exist. Tests are left out only for a reason that is
+listed below. Each adapter has the mapping of functions and of conventions.
 """
+
+
+def summary(data: dict[str, dict[str, Any]]) -> str:
+    """Return the sentence on top."""
+    passed = sum(row["passed"] for row in data.values())
+    failed = sum(len(row["failed"]) for row in data.values())
+    left = sum(entry["count"] for row in data.values() for entry in row["not_run"])
+    return (
+        f"{passed:,} tests of {len(data)} test suites pass with functions replaced by polarlib, "
+        f"{failed} fail, and {left} were not run."
+    )
 
 
 def code(names: list[str]) -> str:
@@ -56,8 +66,8 @@ def version_of(row: dict[str, Any]) -> str:
 def page(data: dict[str, dict[str, Any]]) -> str:
     """The text of the page."""
     lines = [
-        HEAD,
-        "| peer | version | passed | failed | not run | its functions, replaced | by calls of |",
+        HEAD.format(summary=summary(data)),
+        "| library | version | passed | failed | not run | replaced functions | by calls of |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, row in data.items():
@@ -72,7 +82,7 @@ def page(data: dict[str, dict[str, Any]]) -> str:
             code(sorted(row["polarlib"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "## What was not run, and what else to know", ""]
+    lines += ["", "## Tests that were not run, and remarks", ""]
     for name, row in data.items():
         said = [f"{e['count']} of `{e['tests']}`: {e['reason']}" for e in row["not_run"]]
         said = [sentence(text) for text in said]

@@ -20,9 +20,9 @@ LOWER, STEPS, MATRIX = 3e-3, 5, "transformer_mlp_in_late"
 def main(folder: Path) -> None:
     """Design, certify, measure; write the figure and the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    ours = design.for_precision("bfloat16", LOWER, steps=STEPS)
+    designed = design.for_precision("bfloat16", LOWER, steps=STEPS)
     sets = {
-        "ours": ours,
+        "designed": designed,
         "Polar Express": polarlib.schedule("polar_express"),
         "Muon": polarlib.schedule("jordan"),
     }
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         rows.append(" & ".join([name, str(s.matmuls), *numbers]) + r" \\")
     head = r"schedule & products & bound & in bfloat16 & float32 & bfloat16 \\"
     lines = [r"\begin{tabular}{lrrrrr}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
-    table = "\n".join([*lines, r"\end{tabular}", "", ours.to_code("latex")])
+    table = "\n".join([*lines, r"\end{tabular}", "", designed.to_code("latex")])
     (folder / "section.tex").write_text(table, encoding="utf-8")
 
 

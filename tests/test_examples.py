@@ -36,12 +36,12 @@ def test_the_section_of_a_paper(tmp_path, pytestconfig):
     table = (tmp_path / "section.tex").read_text(encoding="utf-8")
     rows = re.findall(r"^(.+?) & 15 & ([\d.]+) & ([\d.]+) & ([\d.]+) & ([\d.]+) \\\\$", table, re.M)
     found = {name: [float(v) for v in values] for name, *values in rows}
-    assert list(found) == ["ours", "Polar Express", "Muon"]
+    assert list(found) == ["designed", "Polar Express", "Muon"]
     for bound, rounded, single, half in found.values():
         assert bound <= rounded
         # Most singular values are inside the interval, and the root mean square is below the worst.
         assert single <= bound + 1e-3
         assert half <= rounded + 1e-3
-    assert found["ours"] < found["Polar Express"] < found["Muon"]
+    assert found["designed"] < found["Polar Express"] < found["Muon"]
     assert table.count(r"\begin{tabular}") == table.count(r"\end{tabular}") == 2
     assert len(re.findall(r"^ +\d & \$", table, re.M)) == 5

@@ -1,4 +1,4 @@
-"""The stress test of low precision, in small: our schedule beside published ones, and safety."""
+"""The stress test of low precision on small matrices, and the page of its data."""
 
 from __future__ import annotations
 
@@ -22,32 +22,45 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not installed")
 
 
+def _module(name):
+    """A script of benchmarks/, as if run from its folder."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
 @pytest.fixture(scope="module")
 def script():
-    """benchmarks/stress.py as a module, as if run from its folder."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("stress")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    """Matrices, metrics and comparisons."""
+    return _module("stress_cases")
 
 
 @pytest.fixture(scope="module")
-def other(script):
-    return script.other
+def ranges():
+    """Range, scale, simulated formats and other packages."""
+    return _module("stress_range")
 
 
 @pytest.fixture(scope="module")
-def speed(script):
+def command():
+    """The command, with the page."""
+    return _module("stress")
+
+
+@pytest.fixture(scope="module")
+def other(ranges):
+    return ranges.other
+
+
+@pytest.fixture(scope="module")
+def speed():
     """benchmarks/orthogonalize.py as a module."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        return importlib.import_module("orthogonalize")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    return _module("orthogonalize")
 
 
-# -- the figures themselves ------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (20, 8), (8, 20)])
@@ -68,22 +81,28 @@ def test_metrics_of_the_exact_factor_are_zero_and_of_a_wrong_one_known(script, s
 
 def test_outcome_has_ties_within_one_rounding(script):
     tie = format_of("bfloat16").unit_roundoff
-    theirs = np.array([0.5, 0.5, 0.5, math.inf, math.inf])
-    our = np.array([0.5 - 2 * tie, 0.5 + 0.9 * tie, 0.5 + 2 * tie, 0.1, math.inf])
-    assert script.outcome(theirs, our, "bfloat16").tolist() == [1, 0, -1, 1, 0]
+    published = np.array([0.5, 0.5, 0.5, math.inf, math.inf])
+    default = np.array([0.5 - 2 * tie, 0.5 + 0.9 * tie, 0.5 + 2 * tie, 0.1, math.inf])
+    assert script.outcome(published, default, "bfloat16").tolist() == [1, 0, -1, 1, 0]
 
 
-def test_verdict_says_who_is_better_and_what_diverged(script):
+def test_verdict_has_the_better_one_and_what_diverged(script):
     good = np.tile([0.1, 0.1, 0.0, 0.1, 0.1], (2, 1))
     bad = np.add(good, [[0.5], [math.inf]])
-    row = {"name": "x", "format": "bfloat16", "theirs": bad, "ours": good, "spectra": ["a", "b"]}
-    assert "ours better" in script.verdict(row)
+    row = {
+        "name": "x",
+        "format": "bfloat16",
+        "published": bad,
+        "default": good,
+        "spectra": ["a", "b"],
+    }
+    assert "default better" in script.verdict(row)
     assert "diverges on 1 of 2" in script.verdict(row)
     assert script.counts(row).tolist() == [[2] * 5, [0] * 5, [0] * 5]
-    assert "THEIRS BETTER" in script.verdict(row | {"theirs": good, "ours": bad})
+    assert "published better" in script.verdict(row | {"published": good, "default": bad})
 
 
-def test_cases_are_what_they_say(script):
+def test_cases_are_rounded_to_their_format(script):
     cases = script.stress_cases(["ones", "gamma"], "bfloat16", 8, (1, 4), 2)
     assert [c.shape for c in cases] == ["8 x 8", "8 x 8", "32 x 8", "32 x 8"] * 2
     for c in cases:
@@ -93,30 +112,32 @@ def test_cases_are_what_they_say(script):
     assert not np.array_equal(cases[0].matrix, cases[1].matrix)
 
 
-# -- ours beside the published sets -----------------------------------------------------------
+# -- the default and published sets -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_ours_is_at_least_as_good_in_the_mean_at_equal_products(script, precision):
+def test_the_default_is_at_least_as_good_in_the_mean_at_equal_products(script, precision):
     cases = script.stress_cases(SPECTRA[:11], precision, 32, (1, 4), 1)
     for row in script.compare(cases, precision):
         if row["products"] != 15:
             continue
-        found = script.outcome(row["theirs"].mean(axis=0), row["ours"].mean(axis=0), precision)
-        if row["name"] in ("newton_schulz_5", "modula"):  # the exceptions: they reach less far
-            slopes = (polarlib.schedule(row["name"]), script.our_schedule(precision, 15))
+        found = script.outcome(
+            row["published"].mean(axis=0), row["default"].mean(axis=0), precision
+        )
+        if row["name"] in ("newton_schulz_5", "modula"):  # the exceptions: their slope is smaller
+            slopes = (polarlib.schedule(row["name"]), script.default_of(precision, 15))
             assert slopes[0].slope < 0.4 * slopes[1].slope
             assert found[0] == 1, script.verdict(row)
         else:
             assert np.all(found[1:] >= 0), script.verdict(row)
-        assert script.diverged(row["ours"]) == 0
+        assert script.diverged(row["default"]) == 0
 
 
 def test_the_comparison_can_be_lost(script):
     cases = script.stress_cases(["log 1e-3"], "float16", 16, (1,), 1)
     row = next(r for r in script.compare(cases, "float16") if r["name"] == "deepseek_v4")
     cubic = script.measure(cases, "float16", schedule=polarlib.schedule("newton_schulz_3", 3))
-    assert "THEIRS BETTER" in script.verdict(row | {"ours": cubic})
+    assert "published better" in script.verdict(row | {"default": cubic})
 
 
 def test_every_set_is_compared(script):
@@ -130,12 +151,12 @@ def test_designs_for_other_functions_have_the_smaller_errors(script):
     rows = script.other_rows()
     for set_name, designs in script.OTHER_SETS.items():
         names = [f"`{set_name}`", *designs]
-        theirs, *own = [r for r in rows if r["name"] in names]
-        assert theirs["name"] == f"`{set_name}`"
+        published, *own = [r for r in rows if r["name"] in names]
+        assert published["name"] == f"`{set_name}`"
         assert len(own) == len(designs)
         for r in own:
-            assert r["products"] <= theirs["products"]
-            assert r["errors"] < theirs["errors"]
+            assert r["products"] <= published["products"]
+            assert r["errors"] < published["errors"]
     for r in rows:
         assert r["errors"][1] <= r["errors"][0] * (1 + 2e-2)
 
@@ -156,17 +177,17 @@ def test_products_of_the_coupled_iteration(script):
 
 
 def test_zero_singular_values(script):
-    """Rounding makes values of them that the slope lifts; each remedy is nearer."""
+    """Rounding makes small values of them, which the slope amplifies; each remedy is closer."""
     (row,) = [script.zero_row("rank one", np.ones(1), 32, 64)]
     away = row["distances"]
     assert away["default"] > 0.3
     for remedy in ("float16", "float32", "design", "truncated"):
         assert away[remedy] < 0.5 * away["default"], remedy
     assert away["truncated"] < 1e-2
-    # The distance is that of the lifted values, to first order.
+    # To first order the distance is that of the amplified values.
     a = script.case("x", script.with_singular_values(np.r_[1.0, np.zeros(31)], 64), "bfloat16")
     noise = np.linalg.svd(a.matrix.astype(float), compute_uv=False)[1:]
-    slope = script.our_schedule("bfloat16", 15).slope
+    slope = script.default_of("bfloat16", 15).slope
     assert away["default"] == pytest.approx(slope * np.linalg.norm(noise), rel=0.35)
 
 
@@ -176,19 +197,19 @@ def test_zero_singular_values(script):
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("form", ["plain", "gram", "auto"])
 @pytest.mark.parametrize("steps", [5, 9])
-def test_ours_never_blows_up(script, precision, form, steps):
+def test_the_default_never_diverges(script, precision, form, steps):
     # Some failures of Gram forms show only at 8 : 1 and from 64 columns on.
     cases = [c for n in (16, 64) for c in script.hostile(n, (1, 8), precision)]
-    found = script.safety(cases, precision, form, script.our_steps(precision, steps))
+    found = script.safety(cases, precision, form, script.default_steps(precision, steps))
     assert found.lost == 0
     assert found.largest < script.SAFE, found
     assert found.smallest > 0.5, found
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_no_set_that_survives_gives_what_is_not_finite(script, precision):
+def test_safe_sets_give_finite_results(script, precision):
     cases = script.hostile(16, (1, 8), precision)
-    names = script.surviving(precision)
+    names = script.safe_sets(precision)
     assert {"polar_express", "you", "jordan"} <= set(names)
     assert not {"polar_express_raw", "cans"} & set(names)
     for name in names:
@@ -196,11 +217,11 @@ def test_no_set_that_survives_gives_what_is_not_finite(script, precision):
             s = script.steps_of(name, 5)
             found = script.safety(cases, precision, form, {"schedule": s})
             assert found.lost == 0, (name, form)
-            # The AOL set of one package reverses directions, of which a warning tells.
+            # The AOL set of one package reverses directions, with a warning.
             assert found.smallest > 0 or name == "aol_nv", (name, form, found)
 
 
-def test_a_set_without_safety_does_blow_up(script):
+def test_a_set_without_safety_diverges(script):
     cases = script.hostile(16, (1,), "bfloat16")
     raw = {"schedule": polarlib.schedule("polar_express_raw", 9)}
     assert script.safety(cases, "bfloat16", "plain", raw).largest > 10
@@ -210,15 +231,15 @@ def test_a_set_without_safety_does_blow_up(script):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "float8_e4m3", "float8_e5m2"])
-def test_nothing_leaves_the_range_of_a_format(script, precision):
+def test_nothing_leaves_the_range_of_a_format(ranges, precision):
     """Matrices of ordinary kinds, tall and wide, in every normalisation: the page in small."""
-    every = script.NORMALISATIONS
+    every = ranges.NORMALISATIONS
     jobs = [
         ((16, 256), (precision,), every, ("plain", "gram")),
         ((256, 16), (precision,), every, ("plain",)),
         ((160, 160), (precision,), ("moments", "frobenius"), ("plain",)),
     ]
-    results = list(script.range_results(jobs))
+    results = list(ranges.range_results(jobs))
     unit = format_of(precision).unit_roundoff
     error = polarlib.default_schedule(precision).error()
     assert len(results) == 6 * (10 + 5 + 2)
@@ -227,7 +248,7 @@ def test_nothing_leaves_the_range_of_a_format(script, precision):
         assert r.aligned > 1 - error - 2 * unit, r
         if r.distance is not None:
             assert r.distance < error + 2 * unit, r
-    text = script.range_part(results, jobs)
+    text = ranges.range_part(results, jobs)
     assert f"{len(results)} results, of which 0 are not finite" in text
     assert text.count(f"| {precision} |") == len(every)
 
@@ -243,9 +264,9 @@ def test_a_small_mean_counts_in_eight_bits():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_native_formats_keep_their_range(script, dtype):
+def test_native_formats_keep_their_range(ranges, dtype):
     torch = pytest.importorskip("torch")
-    for c in script.ranged((256, 128)):
+    for c in ranges.ranged((256, 128)):
         single = torch.from_numpy(c.matrix).to(getattr(torch, dtype))
         for x in (single, torch.stack([single, 3 * single])):
             for form in ("plain", "gram"):
@@ -259,8 +280,8 @@ def test_native_formats_keep_their_range(script, dtype):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_the_factor_is_the_same_over_the_whole_range(script, precision):
-    row = script.scale_row(precision, "numpy", (12, 8))
+def test_the_factor_is_the_same_over_the_whole_range(ranges, precision):
+    row = ranges.scale_row(precision, "numpy", (12, 8))
     assert row["powers"] == {"bfloat16": 259, "float16": 38}[precision]
     assert row["differ"] == 0
     assert row["worst"] < 8
@@ -268,16 +289,16 @@ def test_the_factor_is_the_same_over_the_whole_range(script, precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_the_factor_is_the_same_up_to_rounding_in_wide_formats(script, precision):
-    row = script.scale_row(precision, "numpy", (6, 4))
+def test_the_factor_is_the_same_up_to_rounding_in_wide_formats(ranges, precision):
+    row = ranges.scale_row(precision, "numpy", (6, 4))
     assert row["powers worst"] < 64
     assert row["worst"] < 64
     assert row["zero"]
 
 
-def test_scale_in_torch(script):
+def test_scale_in_torch(ranges):
     pytest.importorskip("torch")
-    row = script.scale_row("bfloat16", "torch", (12, 8))
+    row = ranges.scale_row("bfloat16", "torch", (12, 8))
     assert row["differ"] == 0
     assert row["zero"]
 
@@ -285,30 +306,30 @@ def test_scale_in_torch(script):
 # -- simulated and native --------------------------------------------------------------------
 
 
-def test_units_count_from_the_typical_size(script):
+def test_units_count_from_the_typical_size(ranges):
     y = np.array([[1.0, 2.0], [1e-6, -1.0]], np.float32)
     x = y + np.array([[2.0**-7, 0], [2.0**-8, 0]], np.float32)
-    assert script.units(x, y) == 1.0  # the small entry has the unit of the root mean square
+    assert ranges.units(x, y) == 1.0  # the small entry has the unit of the root mean square
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (128, 32)])
-def test_simulated_bfloat16_is_torchs_own(script, shape):
+def test_simulated_bfloat16_is_torchs_own(ranges, shape):
     pytest.importorskip("torch")
-    rows = script.agreement(shape)
+    rows = ranges.agreement(shape)
     assert len(rows) == 5
     for row in rows:
         assert row["step, equal"] > 0.9
         assert row["step, distance"] < 1e-3
-        assert row["way, distance"] < 0.02
+        assert row["all, distance"] < 0.02
     # The first step has nothing before it that could differ: a part of the last place at most.
-    assert rows[0]["way, equal"] > 0.999
-    assert rows[0]["way, units"] <= 2
+    assert rows[0]["all, equal"] > 0.999
+    assert rows[0]["all, units"] <= 2
 
 
 # -- other packages --------------------------------------------------------------------------
 
 
-def test_peers_are_found_or_the_reason_is_told(other, tmp_path):
+def test_packages_are_found_or_a_reason_is_given(other, tmp_path):
     found, missing = other.find(tmp_path)
     assert set(missing) <= set(other.ADAPTERS)
     assert all(reason for reason in missing.values())
@@ -333,7 +354,7 @@ def test_a_peer_of_a_checkout(other, tmp_path, monkeypatch):
     del sys.modules["muon"]
 
 
-def test_pitfalls_are_told(script, other):
+def test_pitfalls(ranges, other):
     torch = pytest.importorskip("torch")
 
     def naive(x):  # overflows, divides zero by zero, and overwrites
@@ -341,42 +362,56 @@ def test_pitfalls_are_told(script, other):
         return x
 
     peer = other.Peer("naive", "", "torch", "float32", "float32", 0, naive)
-    told = script.pitfalls(peer)
+    told = ranges.pitfalls(peer)
     assert told["1e25 A"] == "0"
     assert told["zero"] == "NaN"
-    assert told["input"] == "OVERWRITTEN"
-    ours = script.pitfalls(script.ours_as_peer("bfloat16", 15))
+    assert told["input"] == "overwritten"
+    ours = ranges.pitfalls(ranges.as_peer("bfloat16", 15))
     assert list(ours.values()) == ["same", "same", "0", "0 of 50", "kept"]
 
 
 # -- the page --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_the_page_is_made_of_the_figures(script, tmp_path):
+def test_the_page_is_of_the_data(command):
+    # else: python benchmarks/stress.py --markdown docs/evidence/stress.md
+    data = command.load(command.DATA)
+    page = command.ROOT / "docs" / "evidence" / "stress.md"
+    assert command.page(data) == page.read_text(encoding="utf-8")
+    names = [r["name"] for r in data["compared"]]
+    assert set(names) == set(command.cases.SETS)
+    assert command.text_of(data) == command.DATA.read_text(encoding="utf-8")
+
+
+def test_the_data_are_of_this_code(command, script):
+    (row,) = [
+        r
+        for r in command.load(command.DATA)["compared"]
+        if (r["group"], r["name"], r["format"]) == ("gradients", "polar_express", "float16")
+    ]
+    cases = [c for c in script.gradient_cases("float16", 1000) if "digits" in c.spectrum]
+    figures = script.measure(cases, "float16", schedule=script.default_of("float16", 15))
+    assert row["results"] == len(script.gradient_cases("float16", 1000))
+    assert np.all(figures[:, 1] <= 1.001 * row["default"]["worst"][1])
+
+
+def test_a_row_has_means_and_counts(command, script):
     cases = script.stress_cases(["ones", "rank one"], "bfloat16", 8, (1,), 1)
     rows = script.compare(cases, "bfloat16")
     assert [r["name"] for r in rows] == list(script.SETS)
-    hostile = script.hostile(8, (1,), "bfloat16")
-    found = {
-        f"{form}, {k}": script.safety(hostile, "bfloat16", form, script.our_steps("bfloat16", k))
-        for form in script.FORMS
-        for k in (5, 9)
-    }
-    safe = [{"name": "ours", "format": "bfloat16", "cases": len(hostile), "found": found}]
-    rest = {
-        "shapes": "8 x 8", "seeds": 1, "hostile": len(hostile), "safe_shapes": "8 x 8",
-        "machine": "here", "peer_n": 8, "safety": script.safety_table(safe),
-        "scale": script.scale_table([script.scale_row("float16", "numpy", (4, 4))]),
-        "range": "", "agreement": "", "peers": "", "pitfalls": "",
-    }  # fmt: skip
-    text = script.page(rows, rows, rows, rest)
-    assert "{" not in text
-    assert text.count("`polar_express_102`") >= 4
-    script.draw(rows, tmp_path / "figures")
+    row = command.plain(command.row_of(rows[0]))
+    assert row["results"] == 2
+    assert np.sum(row["counts"], axis=0).tolist() == [2] * 5
+    expected = rows[0]["default"].mean(axis=0)
+    assert row["default"]["mean"] == pytest.approx(expected, rel=1e-3)
+    assert command.plain({"a": (np.ones(1), math.inf)}) == {"a": [[1.0], None]}
+
+
+@pytest.mark.slow
+def test_the_figure(command, tmp_path):
+    command.draw(command.load(command.DATA)["compared"], tmp_path)
     for suffix in ("png", "svg"):
-        assert (tmp_path / "figures" / f"stress.{suffix}").stat().st_size > 5000
-    assert script.plain({"a": (np.ones(1), math.inf)}) == {"a": [[1.0], "inf"]}
+        assert (tmp_path / f"stress.{suffix}").stat().st_size > 5000
 
 
 # -- the script that times -------------------------------------------------------------------

@@ -27,13 +27,13 @@ TESTS = (
 OPTIONS = ("-p", "dion_muon")
 NOTE = (
     "torch.compile is switched off. Tests marked 'CUDA required' take the CPU where there is no "
-    "CUDA, and run on it without the mark. The functions of Triton are replaced by ours as well."
+    "CUDA, and run on it without the mark. The functions of Triton are replaced as well."
 )
 TRITON = "kernels of Triton, which need a CUDA device"
 CLOCK = "measures time with CUDA's synchronisation"
 LUCK = (
     "the limit, 0.15, is where the coefficients are: on this matrix they leave 0.148 in double "
-    "precision, ours 0.151 in bfloat16 (0.162 in Gram form), theirs 0.117, but 0.166 on others"
+    "precision, polarlib 0.151 in bfloat16 (0.162 in Gram form), dion 0.117, but 0.166 on others"
 )
 NOT_RUN = {
     "test_newton_shulz.py::test_ns_line_*": TRITON,

@@ -38,19 +38,20 @@ PATHS = (".", "tests")
 # Python 3.12 is asked for: on 3.11 two things are taken out of the copy in memory.
 NOTE = (
     "Wrong arguments, coefficients of one's own, no steps at all, and process groups are left to "
-    "the peer's own function. "
+    "the package's own function. "
     "tests/test_triton_kernels.py is left out: it imports Triton, for a CUDA device."
 )
 NOT_RUN = {
     "test_muon_utils.py::TestNewtonSchulz::test_newtonschulz_custom_coeff_close_to_reference*": (
         "its polynomial of degree 25 makes 1.5e-6 of one rounding of the norm, above the limit of "
-        "1e-6; ours and the peer's reference are equally far from double precision, 0.6e-6 to 5e-6"
+        "1e-6; polarlib and the package's reference are equally far from double precision, 0.6e-6 "
+        "to 5e-6"
     ),
     "test_muon_utils.py::TestNewtonSchulz::test_newton_schulz_use_syrk_falls_back*": (
-        "counts calls of the peer's own steps, which ours takes the place of"
+        "counts calls of the package's own steps, which are replaced"
     ),
     "test_distributed_muon_utils_cpu.py::*": (
-        "for processes of torchrun, each with a shard as a plain tensor; ours takes DTensors"
+        "for processes of torchrun, each with a shard as a plain tensor; polarlib accepts DTensors"
     ),
 }
 
