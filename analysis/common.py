@@ -163,13 +163,14 @@ class Output:
         self._tables.append({"name": name, "csv": self._file(name, "csv", text.getvalue())})
 
     def plot(self, name: str, fig: Figure, caption: str) -> None:
-        """Hand in a picture: PNG and PDF files of that name."""
+        """Hand in a picture: PNG, PDF and SVG files of that name."""
         picture = {"name": name, "caption": caption}
-        for kind in ("png", "pdf"):
-            # Files of the same study are the same bytes: no date in them.
-            dateless = {"CreationDate": None} if kind == "pdf" else None
+        for kind, dated in (("png", None), ("pdf", "CreationDate"), ("svg", "Date")):
+            # Files of the same study are the same bytes: no date and no random names in them.
             stream = io.BytesIO()
-            fig.savefig(stream, format=kind, dpi=DPI, metadata=dateless)
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                dateless = None if dated is None else {dated: None}
+                fig.savefig(stream, format=kind, dpi=DPI, metadata=dateless)
             picture[kind] = self._file(name, kind, stream.getvalue())
         self._plots.append(picture)
 
