@@ -130,7 +130,7 @@ def _chain(name: str, degree: int, lower: float) -> dict[str, list[Any]]:
         try:
             error, done = last_step(state, degree, f)
             schedule = schedule_of(done, f, lower)
-            found["last"].append(done.steps[-1])
+            found["last"].append(list(done.steps[-1]))
             found["after"].append(_interval(done))
             found["error"].append(_short(schedule.error()))
             found["bound"].append(_bound(schedule, name))
@@ -139,7 +139,7 @@ def _chain(name: str, degree: int, lower: float) -> dict[str, list[Any]]:
             state = next_step(state, degree, f)
         except BeyondDoublesError:
             break
-        found["inner"].append(state.steps[-1])
+        found["inner"].append(list(state.steps[-1]))
         found["between"].append(_interval(state))
     # Inner steps that no schedule has.
     used = len(found["last"]) - 1

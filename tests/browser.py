@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +110,13 @@ class Browser:
         )
         return int(page)
 
-    def picture(self, path: Path | None = None) -> str:
-        """Return the whole page as a PNG picture in base64; write it to a file."""
-        import base64
-
-        taken = self.devtools("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+    def picture(self, path: Path | None = None) -> bytes:
+        """Return the visible part of the page as PNG, or write the whole page to a file."""
+        whole = {"captureBeyondViewport": path is not None}
+        taken = base64.b64decode(self.devtools("Page.captureScreenshot", whole)["data"])
         if path is not None:
-            path.write_bytes(base64.b64decode(taken))
-        return str(taken)
+            path.write_bytes(taken)
+        return taken
 
 
 CONTROLS = ("button", "combobox", "link", "region", "slider")
@@ -152,6 +152,3 @@ def chromium() -> Iterator[Browser]:
                 yield browser
             finally:
                 driver.quit()
-
-
-Check = Callable[[Browser], None]
