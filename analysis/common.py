@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from verdicts import NOT_RUN, VERDICTS, expected, verdict
+from verdicts import NOT_RUN, VERDICTS, expected, judged
 
 
 def need(*distributions: str) -> None:
@@ -65,7 +65,6 @@ from rich.console import Console  # noqa: E402
 from rich.progress import Progress  # noqa: E402
 
 from polarlib import plot  # noqa: E402
-from polarlib.files.plain import plain  # noqa: E402
 from polarlib.files.whole import write_whole  # noqa: E402
 
 __all__ = [
@@ -163,13 +162,14 @@ class Output:
         self._tables.append({"name": name, "csv": self._file(name, "csv", text.getvalue())})
 
     def plot(self, name: str, fig: Figure, caption: str) -> None:
-        """Hand in a picture: PNG and PDF files of that name."""
+        """Hand in a picture: PNG, PDF and SVG files of that name."""
         picture = {"name": name, "caption": caption}
-        for kind in ("png", "pdf"):
-            # Files of the same study are the same bytes: no date in them.
-            dateless = {"CreationDate": None} if kind == "pdf" else None
+        for kind, dated in (("png", None), ("pdf", "CreationDate"), ("svg", "Date")):
+            # Files of the same study are the same bytes: no date and no random names in them.
             stream = io.BytesIO()
-            fig.savefig(stream, format=kind, dpi=DPI, metadata=dateless)
+            with matplotlib.rc_context({"svg.hashsalt": name}):
+                dateless = None if dated is None else {dated: None}
+                fig.savefig(stream, format=kind, dpi=DPI, metadata=dateless)
             picture[kind] = self._file(name, kind, stream.getvalue())
         self._plots.append(picture)
 
@@ -205,14 +205,10 @@ class Output:
 
         What --quick leaves out is "not run", and passed is None.
         """
-        rows = []
-        for name, entry in self._entries.items():
-            value = self._values.get(name)
-            # In JSON NaN becomes None, so the judgement comes first.
-            word, passed = verdict(value, entry)
-            if self._quick and not entry["quick"]:
-                word, passed = NOT_RUN, None
-            rows.append(entry | {"value": plain(value), "verdict": word, "passed": passed})
+        rows = judged(list(self._entries.values()), self._values)
+        for row in rows:
+            if self._quick and not row["quick"]:
+                row |= {"verdict": NOT_RUN, "passed": None}
         return rows
 
     def write(self, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

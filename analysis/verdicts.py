@@ -26,17 +26,18 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polarlib.files.plain import plain
 from polarlib.report import VERDICTS
 
 __all__ = [
     *("CONSISTENT", "KINDS", "NOT_REPRODUCED", "NOT_RUN", "REPRODUCED", "VERDICTS"),
-    *("expected", "inside", "verdict"),
+    *("expected", "inside", "judged", "verdict"),
 ]
 
 # Where a published figure was found. "own" is no published one: an earlier measurement of ours, or
@@ -59,6 +60,19 @@ def verdict(value: Any, entry: dict[str, Any]) -> tuple[str, bool]:
     if recorded is None:
         return verdict, met
     return verdict, inside(value, recorded["value"], recorded["tolerance"])
+
+
+def judged(entries: Sequence[dict[str, Any]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of expected.json with their values and verdicts, and whether they passed.
+
+    Values become what JSON can hold: NaN becomes None.
+    """
+    rows = []
+    for entry in entries:
+        value = values.get(entry["name"])
+        word, passed = verdict(value, entry)  # before NaN becomes None
+        rows.append(entry | {"value": plain(value), "verdict": word, "passed": passed})
+    return rows
 
 
 _LIMITS = {"at_most", "at_least"}

@@ -26,9 +26,11 @@ from typing import Any
 from common import replace_part, table, where, with_threads
 
 from polarlib.files.whole import write_whole
+from polarlib.report import claim_rows, not_reproduced, tolerance_text, value_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "analysis"))
-from verdicts import NOT_REPRODUCED, VERDICTS, expected, verdict
+import verdicts
+from verdicts import VERDICTS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "docs" / "data" / "papers.json"
@@ -70,8 +72,10 @@ def measured(name: str) -> dict[str, Any]:
         quick, full = results
         picture = full["plots"][0]
         PICTURES.mkdir(parents=True, exist_ok=True)
-        content = Path(folder, picture["png"]).read_bytes()
-        write_whole(PICTURES / f"{name}.png", lambda file: file.write(content))
+        for kind in ("png", "svg"):
+            content = Path(folder, picture[kind]).read_bytes()
+            put = PICTURES / f"{name}.{kind}"
+            write_whole(put, lambda file, content=content: file.write(content))
     return {
         "seconds": full["seconds"],
         "quick seconds": quick["seconds"],
@@ -93,43 +97,19 @@ def judged(name: str, data: dict[str, Any]) -> dict[str, Any]:
     ValueError
         If the file of values lacks a figure, or has others: the study has to run again.
     """
-    told = expected(ROOT / "analysis" / name / "expected.json")
+    told = verdicts.expected(ROOT / "analysis" / name / "expected.json")
     values = data["values"]
     if set(values) != {figure["name"] for figure in told["figures"]}:
         raise ValueError(f"{DATA} has other figures of {name} than its expected.json: --run {name}")
-    figures = []
-    for figure in told["figures"]:
-        value = values[figure["name"]]
-        word, passed = verdict(value, figure)
-        figures.append(figure | {"value": value, "verdict": word, "passed": passed})
+    figures = verdicts.judged(told["figures"], values)
     return told | {"figures": figures} | {k: v for k, v in data.items() if k != "values"}
 
 
 # -- texts -----------------------------------------------------------------------------------
 
 
-def shown(value: Any) -> str:
-    """A number or a list of them as people read it."""
-    if isinstance(value, list):
-        return ", ".join(map(shown, value))
-    if value is None:
-        return "none"
-    if not isinstance(value, float):
-        return str(value)
-    if 0 < abs(value - 1) < 1e-4:
-        return f"1 {'−' if value < 1 else '+'} {abs(value - 1):.2g}"
-    return f"{value:.6g}"
-
-
 def cell(text: str) -> str:
     return text.replace("|", r"\|")
-
-
-def bounds(tolerance: dict[str, float]) -> str:
-    """A tolerance in symbols."""
-    signs = {"absolute": "±", "relative": "± relative", "factor": "factor"}
-    signs |= {"at_least": "≥", "at_most": "≤"}
-    return ", ".join(f"{signs[key]} {value:.4g}" for key, value in tolerance.items())
 
 
 def figures_table(figures: Sequence[dict[str, Any]]) -> str:
@@ -137,14 +117,14 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
     rows = []
     for f in figures:
         wrong = f["wrong"]
-        value = "no value" if wrong["value"] is None else shown(wrong["value"])
-        published = "–" if f["published"] is None else shown(f["published"])
+        value = "no value" if wrong["value"] is None else value_text(wrong["value"])
+        published = "–" if f["published"] is None else value_text(f["published"])
         rows.append(
             [
                 cell(f["name"]),
                 f"{published} ({f['source_kind']}: {cell(f['where'])})",
-                shown(f["value"]),
-                f"{bounds(f['tolerance'])}; {cell(wrong['method'])}: {value}",
+                value_text(f["value"]),
+                f"{tolerance_text(f['tolerance'])}; {cell(wrong['method'])}: {value}",
                 f["verdict"],
             ]
         )
@@ -154,19 +134,14 @@ def figures_table(figures: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def claim_rows(study: dict[str, Any]) -> list[list[str]]:
+def claim_cells(study: dict[str, Any]) -> list[list[str]]:
     """Of each claim: the claim, our figures, the condition."""
-    by_name = {figure["name"]: figure for figure in study["figures"]}
     rows = []
-    for claim in study["claims"]:
+    for claim in claim_rows(study):
         ours = []
-        for name in claim["figures"]:
-            figure = by_name[name]
-            published = figure["published"]
-            said = "" if published is None else f" (published: {shown(published)})"
-            if figure["source_kind"] in ("own", "design note"):
-                said = ""
-            ours.append(f"{cell(name)}: {shown(figure['value'])}{said}, *{figure['verdict']}*")
+        for value in claim["values"]:
+            said = f" (published: {value['published']})" if value["published"] else ""
+            ours.append(f"{cell(value['name'])}: {value['computed']}{said}, *{value['verdict']}*")
         rows.append([cell(claim["claimed"]), "<br>".join(ours), cell(claim["condition"])])
     return rows
 
@@ -179,13 +154,13 @@ def section(name: str, study: dict[str, Any]) -> str:
         f"`python analysis/{name}/run.py`, {study['seconds']:.0f} s; "
         f"[analysis/{name}](../analysis/{name}/README.md) has every value, the settings, and how "
         "to read the plots.",
-        table(["claim", "computed", "condition"], claim_rows(study)),
+        table(["claim", "computed", "condition"], claim_cells(study)),
     ]
-    others = [f for f in study["figures"] if f["verdict"] == NOT_REPRODUCED]
+    others = not_reproduced(study)
     if others:
         reasons = [
-            f"- {f['name']}: {shown(f['published'])} ({f['where']}), computed {shown(f['value'])}. "
-            f"{f['recorded']['because']}"
+            f"- {f['name']}: {value_text(f['published'])} ({f['where']}), "
+            f"computed {value_text(f['value'])}. {f['recorded']['because']}"
             for f in others
         ]
         parts += ["Not reproduced:", "\n".join(reasons)]

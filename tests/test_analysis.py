@@ -94,7 +94,7 @@ def test_every_study_reproduces_its_figures(name, common, faults, tmp_path):
     assert result == json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["study"] == name
     named = [t["csv"] for t in result["tables"]]
-    named += [p[kind] for p in result["plots"] for kind in ("png", "pdf")]
+    named += [p[kind] for p in result["plots"] for kind in ("png", "pdf", "svg")]
     assert sorted([*named, "result.json"]) == sorted(p.name for p in tmp_path.iterdir())
     assert result["plots"]
     assert not faults
@@ -290,7 +290,7 @@ def test_files_are_the_same_bytes_again(common, script, tmp_path):
     for name in ("one", "two"):
         common.run(everything, run_py, tmp_path / name, quick=False)
     files = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert files == ["numbers.csv", "picture.pdf", "picture.png", "result.json"]
+    assert files == ["numbers.csv", "picture.pdf", "picture.png", "picture.svg", "result.json"]
     for name in files[:-1]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert b"/CreationDate" not in (tmp_path / "one" / "picture.pdf").read_bytes()

@@ -1,9 +1,12 @@
-"""The report: one HTML page of what the studies wrote, and one clear error for what is wrong."""
+"""The report: one HTML page of the studies' results, and an error of one line for a wrong file."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import itertools
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 from polarlib import report
 
 PNG = report.PNG + b"not much of a picture"
+SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"></svg>'
+CSV = 'k,value,name\n1,0.30000000000000004,"a, b"\n'
 MARKS = (
     "✓ reproduced",
     "○ consistent",
@@ -39,7 +44,10 @@ def result(**more):
         ],
         "tables": [{"name": "numbers", "csv": "numbers.csv"}],
         "plots": [{"name": "p", "png": "p.png", "pdf": "p.pdf", "caption": 'A "caption" <i>'}],
-        "claims": [{"claimed": "It is <fast>.", "figures": ["inside"], "condition": "If rested."}],
+        "claims": [
+            {"claimed": "It is <fast>.", "figures": ["inside"], "condition": "If rested."},
+            {"claimed": "It is cheap.", "figures": [], "condition": "Not run: no money."},
+        ],
         "notes": ["A note."],
     } | more
 
@@ -71,9 +79,9 @@ def folder(tmp_path):
 
 def study(folder, name, **more):
     (folder / name).mkdir(parents=True)
-    (folder / name / "result.json").write_text(json.dumps(result(study=name, **more)))
+    (folder / name / "result.json").write_text(json.dumps(result(**({"study": name} | more))))
     (folder / name / "p.png").write_bytes(PNG)
-    (folder / name / "numbers.csv").write_text('k,value,name\n1,0.30000000000000004,"a, b"\n')
+    (folder / name / "numbers.csv").write_text(CSV)
     return folder
 
 
@@ -83,6 +91,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.loaded, self.links, self.ids, self.text = [], [], [], [], []
+        self.tags, self.labels, self.scripts, self.downloads = [], [], [], {}
         self.feed(text)
         self.close()
         assert not self.open
@@ -90,9 +99,16 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.loaded += [given[key] for key in ("src", "srcset", "data") if key in given]
-        self.links += [given["href"]] if "href" in given else []
+        if "download" in given:
+            kind, _, content = given["href"].partition(";base64,")
+            self.downloads.setdefault(given["download"], []).append((kind, content))
+        elif "href" in given:
+            self.links += [given["href"]]
         self.ids += [given["id"]] if "id" in given else []
-        assert tag not in ("script", "link", "iframe", "object")
+        self.labels += given.get("aria-labelledby", "").split()
+        self.tags.append((tag, given))
+        assert tag not in ("iframe", "object", "form")
+        assert not [key for key in given if key.startswith("on")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -100,7 +116,12 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
         self.text.append(data)
+
+    def named(self, tag):
+        return [given for name, given in self.tags if name == tag]
 
 
 def test_the_page(folder, tmp_path):
@@ -109,7 +130,7 @@ def test_the_page(folder, tmp_path):
         "another",
         title="Another one",
         quick=True,
-        figures=[figure("b", 1.0, "reproduced", True)],
+        figures=[figure("inside", 1.0, "reproduced", True)],
     )
     counts = report.write(tmp_path / "r.html", folder)
     assert counts == [
@@ -120,12 +141,8 @@ def test_the_page(folder, tmp_path):
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.loaded == ["data:image/png;base64," + base64.b64encode(PNG).decode()] * 2
-    assert page.links == ["#s1", "#s2"]
-    assert page.ids == ["s1", "s2"]
     assert "url(" not in text
     assert "@import" not in text
-    assert 'content="width=device-width, initial-scale=1"' in text
-    assert 'content="light"' in text
     words = " ".join("".join(page.text).split())
     for expected in (
         "Toy & <b>sons</b>",
@@ -134,25 +151,104 @@ def test_the_page(folder, tmp_path):
         "python analysis/toy/run.py",
         "numpy 2.0",
         *MARKS,
-        "It is <fast>. If rested.",
+        "It is <fast>.",
+        "If rested.",
+        "inside: 0.3 (published: 0.3), ✓ reproduced",
+        "It is cheap.",
+        "Not run: no money.",
         "Excluded: Newton's <method>, 7.5.",
         "Excluded: Newton's <method>.",
-        "Recorded: 2, within 0.1. Another <seed>.",
-        "within 0.01 of itself: digits",
+        "Recorded: 2, ± 0.1. Another <seed>.",
+        "± relative 0.01. digits",
         "paper: Table 7",
         "1.5, 2.5",
-        "1, –",
+        "1, none",
         "A note.",
         "a, b",
         "Another one (quick)",
     ):
         assert expected in words, expected
-    assert [words.count(mark) for mark in MARKS] == [2, 1, 1, 1, 1]
+    # Once with the claim and once in the table of values, where one is in both.
+    assert [words.count(mark) for mark in MARKS] == [4, 1, 1, 1, 1]
     assert "0.30000000000000004" not in words
     assert str(tmp_path) not in text
     # The same again.
     report.write(tmp_path / "s.html", folder)
     assert (tmp_path / "s.html").read_bytes() == (tmp_path / "r.html").read_bytes()
+
+
+def test_differences_have_their_reasons(folder):
+    text = report.render(report.collect(folder))
+    part = text[text.index('<h2 id="differences">') : text.index('<h2 id="study-toy">')]
+    assert "What was not reproduced, and why" in part
+    for expected in ("far (Table 7)", "recorded (Table 7)", "Another &lt;seed&gt;."):
+        assert expected in part
+    assert "inside" not in part
+    assert "Claims without a computed value" in part
+
+
+def test_the_page_is_accessible(folder):
+    page = Page(report.render(report.collect(folder)))
+    assert page.named("html") == [{"lang": "en"}]
+    assert {"name": "color-scheme", "content": "light dark"} in page.named("meta")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.named(
+        "meta"
+    )
+    for tag in ("header", "nav", "main", "footer", "h1"):
+        assert len(page.named(tag)) == 1, tag
+    assert page.named("a")[0] == {"class": "skip", "href": "#main"}
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    # Links, and labels by reference, lead somewhere; ids are unique.
+    assert len(set(page.ids)) == len(page.ids)
+    targets = {link.removeprefix("#") for link in page.links if link != "data:,"}
+    assert targets | set(page.labels) <= set(page.ids)
+    # Every heading of a column is a button; regions that scroll can be focused and have names.
+    tags = [tag for tag, _ in page.tags]
+    columns = [k for k, (tag, given) in enumerate(page.tags) if given.get("scope") == "col"]
+    assert len(columns) > 20
+    assert {tags[k + 1] for k in columns} == {"button"}
+    scrolling = [given for _, given in page.tags if given.get("class") == "scroll"]
+    assert all(given["tabindex"] == "0" and given["aria-label"] for given in scrolling)
+    assert all(given["alt"] for given in page.named("img"))
+    # A narrow screen shows every cell with the heading of its column.
+    cells = [given for given in page.named("td") if given.get("role") == "cell"]
+    assert len(cells) > 20
+    assert all(given["data-heading"] for given in cells)
+
+
+def test_only_the_script_of_the_page_runs(folder):
+    page = Page(report.render(report.collect(folder)))
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [m["content"] for m in page.named("meta") if "http-equiv" in m]
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_downloads_are_the_files(folder):
+    page = Page(report.render(report.collect(folder)))
+    ((kind, content),) = page.downloads["result.json"]
+    assert kind == "data:application/json"
+    assert base64.b64decode(content) == (folder / "toy" / "result.json").read_bytes()
+    ((kind, content),) = page.downloads["numbers.csv"]
+    assert kind == "data:text/csv"
+    assert base64.b64decode(content).decode() == CSV
+
+
+def test_svg_is_preferred(folder):
+    plots = [{"name": "p", "png": "p.png", "svg": "p.svg", "caption": "A curve"}]
+    (folder / "toy" / "result.json").write_text(json.dumps(result(plots=plots)))
+    (folder / "toy" / "p.svg").write_bytes(SVG)
+    page = Page(report.render(report.collect(folder)))
+    assert page.loaded == ["data:image/svg+xml;base64," + base64.b64encode(SVG).decode()]
+
+
+def test_studies_of_one_name_have_sections_of_their_own(folder):
+    study(folder, "more", study="toy")
+    page = Page(report.render(report.collect(folder), [("index.html", "Documentation")]))
+    assert {"study-toy", "study-toy-2"} <= set(page.ids)
+    assert "index.html" in page.links
 
 
 def test_long_tables_are_cut(folder):
@@ -178,7 +274,7 @@ def spoiled(key, **more):
 MALFORMED = [
     ("{", "is not JSON"),
     ("[" * 100_000, "is not JSON"),
-    ("[1]", "is no object"),
+    ("[1]", "is not an object"),
     *((json.dumps(without(key)), f"needs '{key}'") for key in report._KEYS),
     (json.dumps(result(quick=1)), "needs 'quick', of type bool"),
     (json.dumps(result(figures=[{"name": "a"}])), "'figures' lacks 'value'"),
@@ -194,12 +290,17 @@ MALFORMED = [
     (json.dumps(spoiled("figures", value=[[1]])), "figure 'inside': value must be a number"),
     (json.dumps(spoiled("figures", published={"a": 1})), "published must be a number"),
     ('{"study": 1, "study": 2}', "'study' occurs twice"),
-    (json.dumps(spoiled("plots", png="../../secret.png")), "'../../secret.png', which is no file"),
+    (
+        json.dumps(spoiled("plots", png="../../secret.png")),
+        "'../../secret.png', which is not a file",
+    ),
     (json.dumps(spoiled("plots", png=7)), "names the picture 7"),
     (json.dumps(spoiled("plots", png="q.png")), "picture q.png cannot be read"),
-    (json.dumps(spoiled("plots", png="numbers.csv")), "numbers.csv is no PNG file"),
+    (json.dumps(spoiled("plots", png="numbers.csv")), "numbers.csv is not a PNG file"),
+    (json.dumps(spoiled("plots", svg="p.png")), "p.png is not an SVG file"),
+    (json.dumps(spoiled("plots", svg=["p.svg"])), "names the picture"),
     (json.dumps(spoiled("tables", csv="no.csv")), "table no.csv cannot be read"),
-    (json.dumps(spoiled("tables", csv="p.png")), "p.png is no CSV file"),
+    (json.dumps(spoiled("tables", csv="p.png")), "p.png is not a CSV file"),
     (json.dumps(spoiled("tables", csv="empty.csv")), "empty.csv has no rows"),
     (json.dumps(spoiled("tables", csv="ragged.csv")), "several lengths"),
 ]
@@ -252,7 +353,8 @@ def test_text_of_studies_is_no_format_and_no_markup(folder):
     report.write(folder / "r.html", folder)
     text = (folder / "r.html").read_text(encoding="utf-8")
     assert text.count("{0.__class__} %s {x!r} &lt;script&gt;") >= 8
-    for forbidden in ("<script", "<img src=x", "\ud800"):
+    assert text.count("<script") == 1
+    for forbidden in ("<img src=x", "\ud800"):
         assert forbidden not in text
 
 
