@@ -19,7 +19,8 @@ from polarlib.arrays.checks import (
 from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import current_device, under_default_settings
-from polarlib.files.plain import html_table, known_numbers, plain
+from polarlib.files.plain import known_numbers, plain
+from polarlib.files.tables import html_table
 from polarlib.files.traces import checked_trace, read_trace, write_trace
 
 __all__ = [
@@ -429,7 +430,7 @@ class PolarResult(Pytree):
         # While JAX takes a tree to pieces, there may be anything in place of a factor.
         return tuple(getattr(self.unitary, "shape", ()))
 
-    def _figures(self) -> dict[str, Any]:
+    def _rows(self) -> dict[str, Any]:
         status = f"converged: {_short(self.converged)}"
         if self.status is not None:
             status = f"{self.status.name.lower()}: {self.status.value}"
@@ -446,11 +447,12 @@ class PolarResult(Pytree):
         } | ({"reason": self.reason} if self.reason else {})
 
     def __repr__(self) -> str:
-        lines = (f"  {name:<16}{value}" for name, value in self._figures().items())
+        lines = (f"  {name:<16}{value}" for name, value in self._rows().items())
         return "PolarResult\n" + "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return html_table("PolarResult", self._figures())
+        factors = {"unitary": self.unitary, "hermitian": self.hermitian}
+        return html_table("PolarResult", self._rows() | factors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the factors as plain numbers and strings, ready for JSON."""

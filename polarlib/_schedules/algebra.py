@@ -17,7 +17,7 @@ from polarlib._schedules.steps import Step, absorbed
 from polarlib._schedules.validity import Repeat
 from polarlib.arrays import checks
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.files.plain import html_table
+from polarlib.files.tables import html_table
 
 # Formats for which a comparison says whether a schedule is safe.
 HALF = ("bfloat16", "float16")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from polarlib._schedules.targets import parse_target
 from polarlib.arrays.formats import Format, format_of, round_number
-from polarlib.files.plain import html_table
+from polarlib.files.tables import html_table
 
 # Bits to begin with, and to give up at: 128 do for most, 256 for errors far below 1e-16. Chosen by
 # experiment.

@@ -45,6 +45,7 @@ from polarlib.design.rounding import (
     next_step,
     rho_without_rounding,
 )
+from polarlib.files.tables import html_table
 
 # Relative gain in rho below which more products are not worth it: a few roundings of a double, and
 # that part of a rounding of the format.
@@ -68,6 +69,10 @@ class DegreeSequence(NamedTuple):
     cost: float
     error: float
     degrees: tuple[int, ...]
+
+    def _repr_html_(self) -> str:
+        degrees = ", ".join(map(str, self.degrees))
+        return html_table("DegreeSequence", self._asdict() | {"degrees": degrees})
 
 
 class _Ratio(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from polarlib._schedules.steps import coefficients
 from polarlib.arrays.checks import shown
 from polarlib.design import remez
+from polarlib.files.tables import html_table
 
 # Ratios of the ends of the interval between which the answer is sought. Below, best steps differ by
 # less than the rounding of doubles; above, they are the Pade step to seven digits.
@@ -39,6 +40,9 @@ class Fingerprint(NamedTuple):
     def scale(self) -> float:
         """Divisor of the argument of the best polynomial on [lower / upper, 1]: `upper`."""
         return self.upper
+
+    def _repr_html_(self) -> str:
+        return html_table("Fingerprint of a step", self._asdict())
 
 
 def fingerprint(step: Sequence[float]) -> Fingerprint:

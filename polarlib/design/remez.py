@@ -29,6 +29,7 @@ from polarlib._schedules.images import multiple_precision
 from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, double, items, number, shown
 from polarlib.design.doubles import image_of_rounded, lifted
+from polarlib.files.tables import html_table
 
 # Digits asked for where none are: a double, and what its last digit costs.
 DIGITS = 17
@@ -65,6 +66,9 @@ class Minimax(NamedTuple):
     complement: Any
     rho: Any
     extrema: tuple[Any, ...]
+
+    def _repr_html_(self) -> str:
+        return html_table("Best polynomial", self._asdict())
 
 
 class _Arithmetic(NamedTuple):

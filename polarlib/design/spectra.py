@@ -12,6 +12,7 @@ from polarlib._schedules.images import odd_value
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, choice, count, instance, number, short, shown
 from polarlib.arrays.settings import ignore_float_errors
+from polarlib.files.tables import html_table
 
 # Quadrature of densities: panels with so many Gauss points each. They give the mean error of five
 # quintics to a thousandth; |1 - s| has a kink at each of its two hundred zeros.
@@ -46,6 +47,15 @@ class Spectrum(NamedTuple):
     weights: Any
     normalisation: str
     name: str
+
+    def _repr_html_(self) -> str:
+        x, weights = np.asarray(self.values), np.asarray(self.weights)
+        rows = {
+            "values": f"{x.size} in [{x.min():.6g}, {x.max():.6g}]" if x.size else "none",
+            "mean": float(weights @ x),
+            "normalisation": self.normalisation,
+        }
+        return html_table(f"Spectrum: {self.name}", rows)
 
 
 def _panels(lower: float, upper: float, panels: int = PANELS) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings, warn
+from polarlib.files.tables import html_table
 from polarlib.result import ConvergenceWarning
 from polarlib.uses.align import Alignment, align
 
@@ -56,6 +57,20 @@ class GeneralizedProcrustes(Pytree):
     objective: Any
     converged: Any
     iterations: int
+
+    def _repr_html_(self) -> str:
+        a = self.alignments
+        rows = {
+            "mean": self.mean,
+            "rotations": getattr(a, "rotation", None),
+            "scales": getattr(a, "scale", None),
+            "translations": getattr(a, "translation", None),
+            "rmsd of each shape": getattr(a, "rmsd", None),
+            "objective after each sweep": self.objective,
+            "converged": self.converged,
+            "iterations": self.iterations,
+        }
+        return html_table("GeneralizedProcrustes", rows)
 
 
 @looks
