@@ -9,27 +9,28 @@ situations of :mod:`polarlib.timing`.
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 
+from polarlib._renamed import warn_renamed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
+from polarlib.design.cost_tables import add_costs
 from polarlib.engine.symmetric import rivals
-from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
 from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
 
@@ -64,11 +65,6 @@ MOST = 200
 # other, so that only the first one waits for its threads.
 KERNEL_BURST = 0.01
 LANCZOS_STEPS = 8  # as many as estimate a singular value for method="auto"
-HEAD = """\
-# What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
-# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
-# `polarlib bench --calibrate` measures and writes it.
-"""
 
 
 # -- timing ----------------------------------------------------------------------------------
@@ -260,13 +256,24 @@ def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
     return v
 
 
+def _reporting(
+    callback: Callback | None, advance: Callable[[str], None] | None, sizes: int
+) -> Callable[..., Any]:
+    if advance is not None:
+        former = advance
+        warn_renamed("argument advance= of polarlib.bench", "callback=", 4)
+        callback = lambda k, value: former(k.what)  # noqa: E731
+    return reporting(callback, "sizes", sizes * len(cost_tables.FORMATS))
+
+
 def calibrate(
     library: Library,
     *,
     sizes: Sequence[int],
     seconds: float,
     device: Device = "cpu",
-    advance: Callable[[str], None] = lambda what: None,
+    callback: Callback | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> cost_tables.Tables:
     """Measure the costs of a library's kernels on this machine.
 
@@ -280,8 +287,11 @@ def calibrate(
         For about how long in all; each kernel is timed three times at least.
     device : {"cpu", "gpu"}, optional
         Kind of device.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after each format and size, k = 1, 2, ..., with the median
+        milliseconds of a product, or of polar(). See :class:`polarlib.result.Progress`.
     advance : callable, optional
-        Told of each job to come.
+        Former name of `callback`, called with ``k.what`` alone.
 
     Returns
     -------
@@ -306,14 +316,16 @@ def calibrate(
     table |= {name: {k: [] for k in cost_tables.LISTED} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     situation = "alone" if device == "cpu" else "alternation"
+    report, k = _reporting(callback, advance, len(sizes)), itertools.count(1)
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:
             for n in sizes:
-                advance(f"{library}, {format_name}, {n} x {n}")
                 times = _times(kernels(n, format_name, make), share, situation)
                 for name, column in table[format_name].items():
                     column.append(_cost(times, name))
+                product = 1e3 * statistics.median(times["matmul"])
+                report(next(k), product, f"{library}, {format_name}, {n} x {n}")
         table |= _symmetric(sizes, make, share)
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
@@ -356,54 +368,6 @@ def usable_processors() -> int | None:
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
-def add_costs(path: Path, tables: cost_tables.Tables) -> None:
-    """Add measured costs to a file, which is written whole or not at all.
-
-    Other sizes of a table of the same source are kept; a table of another source is replaced.
-
-    Raises
-    ------
-    ValueError
-        If the file is there and is no file of costs: it is then left as it is.
-    OSError
-        If it cannot be written.
-    """
-    merged = cost_tables.read_costs(path) if path.exists() else {}
-    for library, devices in tables.items():
-        for device, table in devices.items():
-            there = merged.setdefault(library, {}).get(device)
-            same = there is not None and there["source"] == table["source"]
-            merged[library][device] = _joined(there, table) if same and there else table
-    text = _toml(merged).encode()
-    write_whole(path, lambda file: file.write(text))
-
-
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One table of the sizes of both; the new one's go before."""
-    origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
-    sizes = sorted(origin)
-    joined = {key: new[key] for key in cost_tables.ABOUT} | {"sizes": sizes}
-    for name in cost_tables.sections(old, new):
-        joined[name] = {
-            kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
-            for kernel in filter(old[name].__contains__, new[name])
-        }
-    return joined
-
-
-def _toml(tables: cost_tables.Tables) -> str:
-    lines = [HEAD]
-    for library, devices in tables.items():
-        for device, table in devices.items():
-            lines.append(f"[{library}.{device}]")
-            lines += [f"{key} = {json.dumps(table[key])}" for key in cost_tables.ABOUT]
-            for name in cost_tables.sections(table):
-                lines.append(f"\n[{library}.{device}.{name}]")
-                lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
-            lines.append("")
-    return "\n".join(lines)
-
-
 # -- other libraries -------------------------------------------------------------------------
 
 
@@ -414,13 +378,14 @@ def compare(
     seconds: float,
     device: Device = "cpu",
     situation: str = "alternation",
-    advance: Callable[[str], None] = lambda what: None,
+    callback: Callback | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Time polar(), orthogonalize() and other libraries' polar factors on this machine.
 
     Parameters
     ----------
-    library, sizes, seconds, device, advance
+    library, sizes, seconds, device, callback, advance
         As for :func:`calibrate`.
     situation : {"alternation", "alone", "after a product"}, optional
         What precedes each timed call, see :func:`polarlib.timing.interleaved`: the call of another
@@ -441,14 +406,15 @@ def compare(
     """
     _check_seconds(seconds)
     choice("situation", situation, SITUATIONS)
-    rows = []
+    rows: list[dict[str, Any]] = []
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
+    report, k = _reporting(callback, advance, len(sizes)), itertools.count(1)
     with _arrays(library, device) as make:
         for format_name in cost_tables.FORMATS:
             for n in sizes:
-                advance(f"{library}, {format_name}, {n} x {n}")
-                found = _compared(library, make, format_name, n, share, situation)
-                rows += [{"situation": situation} | row for row in found]
+                made = _compared(library, make, format_name, n, share, situation)
+                rows += [{"situation": situation} | row for row in made]
+                report(next(k), made[0]["milliseconds"], f"{library}, {format_name}, {n} x {n}")
     return rows
 
 

@@ -19,6 +19,7 @@ from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.iterate import matrix_products
@@ -43,6 +44,7 @@ def measure(
     precision: str | None = None,
     form: str = "plain",
     reference: str = "svd",
+    callback: Callback | None = None,
 ) -> Trace:
     """Measure the convergence of a schedule or method on one matrix.
 
@@ -67,6 +69,10 @@ def measure(
     reference : {"svd", "mpmath"}, optional
         Exact factors by LAPACK in double precision, or by mpmath with 50 digits (slow: up to about
         64 columns).
+    callback : callable, optional
+        Called as ``callback(k, value)`` after step k = 0, 1, 2, ... with the distance of the
+        iterate from the unitary factor; k = 0 is the normalised input. The number of steps is
+        known beforehand for schedules. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -111,9 +117,11 @@ def measure(
     u, v = _reference(exact, reference)
 
     rows: list[dict[str, Any]] = []
+    report = reporting(callback, "steps")
 
     def record(k: int, iterate: Array) -> None:
         rows.append(_figures(ops.to_host(iterate), exact, u, v))
+        report(len(rows) - 1, rows[-1]["distance"])
 
     if isinstance(schedule_or_method, str) and schedule_or_method in METHODS:
         name, simulated = schedule_or_method, False
@@ -140,6 +148,7 @@ def measure(
         if not (isinstance(schedule_or_method, str) and schedule_or_method == ADAPTIVE):
             check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
+        report = reporting(callback, "steps", len(schedule))
         # The default schedule has the name that callers give it.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name

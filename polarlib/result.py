@@ -17,6 +17,7 @@ from polarlib.arrays.checks import (
     shown,
 )
 from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.progress import Progress
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import current_device, under_default_settings
 from polarlib.files.plain import known_numbers, plain
@@ -27,6 +28,7 @@ __all__ = [
     "ConvergenceWarning",
     "Later",
     "PolarResult",
+    "Progress",
     "Run",
     "ScheduleWarning",
     "Status",

@@ -30,6 +30,7 @@ from polarlib.cli.everything import (
     own_schedules,
     scaled,
 )
+from polarlib.cli.progress import progress
 from polarlib.engine.normalise import BOUNDS
 from polarlib.timing import interleaved
 
@@ -135,11 +136,11 @@ def compare(
         own = [_products(s) for label, s in given.items() if label not in polarlib.schedules()]
         matmuls = max([PRODUCTS, *own])
     form = formats[0] if formats else FORMAT
-    found = _ranked(name, a, _candidates(given, matmuls, form), [*given], form)
+    found = _ranked(name, a, _candidates(given, matmuls, form), [*given], form, quiet=as_json)
     schedules = found.pop("schedules")
     written = []
     if folder is not None:
-        written = _draw(name, a, schedules, form, folder, suffix)
+        written = _draw(name, a, schedules, form, folder, suffix, quiet=as_json)
     found |= {"matmuls": matmuls, "plots": written, "notes": notes}
     found |= {"seconds_in_all": time.perf_counter() - begun}
     if as_json:
@@ -210,6 +211,8 @@ def _ranked(
     candidates: Mapping[str, Schedule],
     given: Sequence[str],
     precision: str,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Apply all candidates, sort them by their error, and time those that matter."""
     simulated = precision not in METHOD_FORMATS
@@ -217,9 +220,10 @@ def _ranked(
     exact = polarlib.polar(x.astype(np.result_type(x, np.float64)), method=EXACT).unitary
     kept = {*KNOWN, *given}
     rows: list[dict[str, Any]] = []
-    with console.progress_bar(len(candidates) + 1) as advance, console.collected_warnings():
+    jobs = progress(len(candidates) + 1, quiet=quiet, timed=True)
+    with jobs as bar, console.collected_warnings():
         for label, s in candidates.items():
-            advance(label)
+            bar.begin(label)
             with console.collected_warnings() as hazards:
                 q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
             about = {"method": label, "kind": "schedule", "steps": len(s), "notes": hazards}
@@ -232,7 +236,7 @@ def _ranked(
         spare = max(ROWS - 1 - sum(row["method"] in kept for row in rows), 0)
         kept.update([row["method"] for row in rows if row["method"] not in kept][:spare])
         rows = [row for row in rows if row["method"] in kept]
-        advance("times")
+        bar.begin("times")
         schedules = {row["method"]: candidates[row["method"]] for row in rows}
         timed = "float32" if simulated else precision
         y = scaled(a, timed)
@@ -364,6 +368,8 @@ def _draw(
     precision: str,
     folder: Path,
     suffix: str,
+    *,
+    quiet: bool,
 ) -> list[Path]:
     """Write two plots: errors of the rows, and singular values by the default schedule."""
     from polarlib import plot  # matplotlib is imported only where something is drawn
@@ -374,14 +380,14 @@ def _draw(
     x = scaled(a, precision)
     traces = {}
     with (
-        console.progress_bar(len(labels)) as advance,
+        progress(len(labels), quiet=quiet) as bar,
         console.collected_warnings(),
         # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
         # whose threads wait for one another, and longer where another process computes.
         threadpoolctl.threadpool_limits(1),
     ):
         for label in labels:
-            advance(f"trace of {label}")
+            bar.begin(f"trace of {label}")
             t = polarlib.measure(x, schedules[label], precision=precision)
             traces[label] = dataclasses.replace(t, method=label)
     with console.any_letters():

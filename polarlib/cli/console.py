@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.constrain import Constrain
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
@@ -50,8 +48,6 @@ REPRESENTATIVE = (
 )
 # The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
 DEFAULT = "auto"
-PROGRESS_AFTER = 2.0  # seconds after which a progress bar appears
-PROGRESS_EVERY = 0.1  # seconds between its changes
 PICTURES = (".png", ".pdf", ".svg")
 UNLIMITED = 10_000  # columns of a pipe or a file
 LONGEST = 400  # characters of a message
@@ -283,11 +279,11 @@ def _finish(stream: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _console(*, stderr: bool = False, width: int = UNLIMITED) -> Console:
-    # As wide as the widest table by default: a terminal wraps lines, and rich would cut cells.
-    # Sizes are given, as rich fails on a COLUMNS such as "0" or "²".
-    size: dict[str, Any] = {"width": width, "height": 25}
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, **size)
+def _console() -> Console:
+    # As wide as the widest table: a terminal wraps lines, and rich would cut cells. Sizes are
+    # given, as rich fails on a COLUMNS such as "0" or "²".
+    size: dict[str, Any] = {"width": UNLIMITED, "height": 25}
+    return Console(highlight=False, markup=False, emoji=False, **size)
 
 
 def _width() -> int:
@@ -350,38 +346,6 @@ def collected_warnings() -> Iterator[list[str]]:
         yield notes
     messages = (str(w.message) for w in caught if issubclass(w.category, UserWarning))
     notes.extend(dict.fromkeys(messages))
-
-
-@contextlib.contextmanager
-def progress_bar(total: int | None) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, if that is a terminal and it takes long; called before each job.
-
-    With an unknown total it shows that there is progress, and counts.
-    """
-    console = _console(stderr=True, width=_width())
-    bar = Progress(
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        transient=True,
-        auto_refresh=False,  # no thread of its own, which would disturb what is timed
-    )
-    task = bar.add_task("", total=total, completed=-1)
-    next_look = time.monotonic() + PROGRESS_AFTER
-
-    with contextlib.ExitStack() as stack:
-
-        def advance(what: str) -> None:
-            nonlocal next_look
-            bar.update(task, advance=1, description=what)
-            if console.is_terminal and time.monotonic() > next_look:
-                if not bar.live.is_started:
-                    stack.enter_context(bar)
-                bar.refresh()
-                next_look = time.monotonic() + PROGRESS_EVERY
-
-        yield advance
 
 
 def paragraph(text: str) -> RenderableType:

@@ -17,6 +17,7 @@ from polarlib.cli import design_options as options
 from polarlib.cli.console import command, grid, say, tabulated
 from polarlib.cli.design_options import EXPORTS
 from polarlib.cli.listing import coefficients, short_slope
+from polarlib.cli.progress import progress
 from polarlib.cli.requests import designed
 from polarlib.files.whole import write_whole
 
@@ -68,13 +69,15 @@ def design(
         for option, value in context.params.items()
         if value is not None and option not in OUTPUTS
     }
-    with console.progress_bar(None) as advance, console.collected_warnings() as notes:
-        s = designed(given, lambda k, value: advance(f"least so far {value:.4g}"))
-    if name is not None:
-        s = dataclasses.replace(s, name=name)
-    # Neither is there for rational steps.
-    rows = [] if s.is_rational else polarlib.design.table(s)
-    certificate = None if s.is_rational else s.certify()
+    with progress(quiet=as_json) as bar:
+        bar.begin("design")
+        with console.collected_warnings() as notes:
+            s = designed(given, bar)
+        if name is not None:
+            s = dataclasses.replace(s, name=name)
+        bar.begin("table and certificate")  # which rational steps have not
+        rows = [] if s.is_rational else polarlib.design.table(s)
+        certificate = None if s.is_rational else s.certify()
     if plot is not None:
         from polarlib.plot import polynomial
 

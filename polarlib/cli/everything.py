@@ -20,6 +20,7 @@ from polarlib._methods.options import resolve_schedule
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_shape, say, tabulated
+from polarlib.cli.progress import progress
 from polarlib.result import Status, Trace
 from polarlib.timing import interleaved
 
@@ -50,11 +51,12 @@ def compare_all(
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
-    with console.progress_bar(len(matrices) * (len(jobs) + (folder is not None))) as advance:
+    count = len(matrices) * (len(jobs) + (folder is not None))
+    with progress(count, quiet=as_json, timed=True) as bar:
         for name, a in matrices.items():
             traces = {}
             for job in jobs:
-                advance(f"{job[0]}, {job[1]}")
+                bar.begin(f"{name}: {job[0]}, {job[1]}")
                 if job[0] == "small" and min(a.shape) > LARGEST:
                     continue  # closed forms end there: no row, rather than a note in every table
                 row, trace = _compared(name, a, *job, given.get(job[0]))
@@ -62,7 +64,7 @@ def compare_all(
                 if trace is not None:
                     traces[job] = trace
             if folder is not None:
-                advance("plots")
+                bar.begin(f"{name}: plots")
                 written += _draw(name, traces, formats, folder, suffix)
     elapsed = time.perf_counter() - begun
     if as_json:

@@ -25,6 +25,7 @@ from polarlib.arrays.rounded import Rounded, rounded
 from polarlib.bench import usable_processors
 from polarlib.cli import console
 from polarlib.cli.console import grid, numbered_columns, say, tabulated
+from polarlib.cli.progress import progress
 from polarlib.design.cost_tables import read_costs
 from polarlib.timing import SITUATIONS
 
@@ -45,7 +46,9 @@ def report(
     from polarlib.report import VERDICTS, write
 
     console.check_outputs({"-o": output}, ())
-    studies = write(output, folder)
+    with progress(quiet=as_json) as bar:
+        bar.begin(f"report of {folder}")
+        studies = write(output, folder)
     if as_json:
         console.say_json({"report": output, "studies": studies})
         return
@@ -102,8 +105,8 @@ def bench(
     measure: Callable[..., Any] = (
         bench.calibrate if calibrate else functools.partial(bench.compare, situation=situation)
     )
-    with console.progress_bar(len(listed) * 2) as advance, console.collected_warnings() as notes:
-        found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+    with progress(quiet=as_json, timed=True) as bar, console.collected_warnings() as notes:
+        found = measure(library, sizes=listed, seconds=share, device=device, callback=bar)
     if not calibrate:
         if as_json:
             console.say_json({"rows": found, "notes": notes})

@@ -17,6 +17,7 @@ from polarlib.cli import console
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.everything import METHODS
 from polarlib.cli.listing import MOST_STEPS
+from polarlib.cli.progress import progress
 from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
@@ -51,20 +52,26 @@ def polar(
     """Polar decomposition of a matrix, with its errors and rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
     console.check_outputs(outputs, (".npy",), file)
-    a = console.read_matrix(file)
-    if a.dtype.type.__module__ == "ml_dtypes":
-        # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
-        a = a.astype(np.float32)
-    with console.collected_warnings() as notes:
-        known: Any = side  # one of two words, which polar checks
-        result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
-    failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
-    if failed:
-        output = hermitian = None
-    written = {output: result.unitary, hermitian: result.hermitian}
-    # Both or neither: factors of two runs do not belong together.
-    arrays = {path: factor for path, factor in written.items() if path is not None}
-    console.write_named(outputs, lambda: files.write_npys(arrays))
+    with progress(4, quiet=as_json) as bar:
+        bar.begin(f"reading {file}")
+        a = console.read_matrix(file)
+        if a.dtype.type.__module__ == "ml_dtypes":
+            # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
+            a = a.astype(np.float32)
+        bar.begin("polar decomposition")
+        with console.collected_warnings() as notes:
+            known: Any = side  # one of two words, which polar checks
+            result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
+        failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
+        if failed:
+            output = hermitian = None
+        bar.begin("writing")
+        written = {output: result.unitary, hermitian: result.hermitian}
+        # Both or neither: factors of two runs do not belong together.
+        arrays = {path: factor for path, factor in written.items() if path is not None}
+        console.write_named(outputs, lambda: files.write_npys(arrays))
+        bar.begin("rank and condition number")
+        result.condition_bounds  # noqa: B018 - computed when first read
     if as_json:
         document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
         document |= {"remedy": result.status.value}
@@ -120,13 +127,19 @@ def converge(
     """Singular values and errors after each step of a schedule."""
     console.check_outputs({"--plot": plot}, console.PICTURES, file)
     console.check_outputs({"--csv": csv}, (".csv",), file)
-    a = console.read_matrix(file, single=True)
-    with console.collected_warnings() as notes:
-        t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
-    if plot is not None:
-        console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
-    if csv is not None:
-        console.write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
+    with progress(quiet=as_json) as bar:
+        bar.begin(f"reading {file}")
+        a = console.read_matrix(file, single=True)
+        bar.begin("singular vectors of the matrix")
+        with console.collected_warnings() as notes:
+            t = polarlib.measure(
+                a, schedule, steps=steps, precision=precision, form=form, callback=bar
+            )
+        bar.begin("writing")
+        if plot is not None:
+            console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
+        if csv is not None:
+            console.write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
     if as_json:
         console.say_json(
             {"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict()

@@ -16,6 +16,7 @@ import scipy.linalg
 from polarlib import Schedule, files, published
 from polarlib.arrays.checks import choice, nearest
 from polarlib.arrays.entry import not_finite
+from polarlib.arrays.progress import Callback
 from polarlib.cli import console
 from polarlib.design import (
     band,
@@ -41,17 +42,16 @@ GREEDY = ("safety", "cushion")
 PRICES = ("form", "shape", "costs", "library", "batch")
 
 Options = dict[str, Any]
-Progress = Callable[[int, float], None]
 
 
 class _Request(NamedTuple):
     """The options that go with the one that names the request, and the function that designs."""
 
     takes: tuple[str, ...]
-    design: Callable[[Options, Progress], Schedule]
+    design: Callable[[Options, Callback], Schedule]
 
 
-def designed(given: Options, progress: Progress) -> Schedule:
+def designed(given: Options, callback: Callback) -> Schedule:
     """Design for the options that were given, by name; contradictions are refused."""
     kinds = [kind for kind in REQUESTS if kind in given and kind != "lower"]
     if len(kinds) > 1:
@@ -66,7 +66,7 @@ def designed(given: Options, progress: Progress) -> Schedule:
             raise ValueError(
                 f"--{option} does not go with --{kind}, which takes {_listed(request.takes)}"
             )
-    return request.design(given, progress)
+    return request.design(given, callback)
 
 
 def _listed(options: Any) -> str:
@@ -145,7 +145,7 @@ def _singular_values(source: str) -> np.ndarray:
 # -- requests --------------------------------------------------------------------------------
 
 
-def _interval(given: Options, progress: Progress) -> Schedule:
+def _interval(given: Options, callback: Callback) -> Schedule:
     counts = [option for option in ("matmuls", "steps", "degrees") if option in given]
     if not counts or counts == ["matmuls", "steps"]:
         raise ValueError(
@@ -153,13 +153,13 @@ def _interval(given: Options, progress: Progress) -> Schedule:
             f"{' and '.join(f'--{option}' for option in counts) or 'none of them'}"
         )
     if "matmuls" in given:
-        return _for_products(given, progress)
+        return _for_products(given, callback)
     if prices := [option for option in PRICES if option in given]:
         raise ValueError(f"{_listed(prices)} go with --matmuls, the budget")
     alone = "degrees" not in given and not any(option in given for option in (*GREEDY, "upper"))
     if "precision" in given and alone:
         return for_precision(
-            given["precision"], given["lower"], steps=len(_degrees(given)), callback=progress
+            given["precision"], given["lower"], steps=len(_degrees(given)), callback=callback
         )
     if "precision" in given:
         raise ValueError(
@@ -169,11 +169,11 @@ def _interval(given: Options, progress: Progress) -> Schedule:
     return greedy(given["lower"], _degrees(given), **_of(given, "upper", *GREEDY))
 
 
-def _for_products(given: Options, progress: Progress) -> Schedule:
+def _for_products(given: Options, callback: Callback) -> Schedule:
     """The best degrees for a number of products; --degrees are those to choose from."""
     if "steps" in given or any(option in given for option in GREEDY):
         raise ValueError("--safety and --cushion go with --steps or --degrees, not with --matmuls")
-    arguments = _of(given, "upper", *PRICES) | {"callback": progress}
+    arguments = _of(given, "upper", *PRICES) | {"callback": callback}
     if "degrees" in given:
         arguments["degrees"] = _degrees(given)
     if "precision" in given and not any(option in given for option in ("upper", *PRICES)):
@@ -186,7 +186,7 @@ def _for_products(given: Options, progress: Progress) -> Schedule:
     return budget(given["lower"], given["matmuls"], **arguments)
 
 
-def _band(given: Options, progress: Progress) -> Schedule:
+def _band(given: Options, callback: Callback) -> Schedule:
     what = "an error such as 0.05 or two limits such as 0.7,1.2"
     limits = _numbers(given, "band", what)
     if len(limits) > 2:
@@ -195,14 +195,14 @@ def _band(given: Options, progress: Progress) -> Schedule:
     return band(len(degrees), tuple(limits) if len(limits) == 2 else limits[0], degree=degrees)
 
 
-def _spectrum(given: Options, progress: Progress) -> Schedule:
+def _spectrum(given: Options, callback: Callback) -> Schedule:
     degrees = _degrees(given)
     more = _bounds(given)
     if "normalisation" in given:
         known = ("frobenius", "spectral")
         more["normalisation"] = choice("--normalisation", given["normalisation"], known)
     values = _singular_values(given["spectrum"])
-    return for_spectrum(values, len(degrees), degree=degrees, callback=progress, **more)
+    return for_spectrum(values, len(degrees), degree=degrees, callback=callback, **more)
 
 
 def _bounds(given: Options) -> Options:
@@ -210,7 +210,7 @@ def _bounds(given: Options) -> Options:
     return {"bounds": _pair(given, "bounds", what)} if "bounds" in given else {}
 
 
-def _tuned(given: Options, progress: Progress) -> Schedule:
+def _tuned(given: Options, callback: Callback) -> Schedule:
     objective = given["tune"]
     if "start" not in given:
         raise ValueError("--tune needs a --start: the name of a set or a .json file")
@@ -225,10 +225,10 @@ def _tuned(given: Options, progress: Progress) -> Schedule:
         from polarlib.design import spectrum
 
         objective = spectrum(_singular_values(objective))
-    return tune(objective, start, callback=progress, **_bounds(given))
+    return tune(objective, start, callback=callback, **_bounds(given))
 
 
-def _error(given: Options, progress: Progress) -> Schedule:
+def _error(given: Options, callback: Callback) -> Schedule:
     if "precision" not in given:
         if others := [option for option in ("lower", "matmuls") if option in given]:
             raise ValueError(f"{_listed(others)} goes with --error only together with --precision")
@@ -236,14 +236,14 @@ def _error(given: Options, progress: Progress) -> Schedule:
     arguments = _of(given, "lower", "steps", "matmuls", "error")
     if "degrees" in given:
         arguments["degrees"] = _degrees(_of(given, "degrees"))
-    return for_precision(given["precision"], **arguments, callback=progress)
+    return for_precision(given["precision"], **arguments, callback=callback)
 
 
-def _slope(given: Options, progress: Progress) -> Schedule:
+def _slope(given: Options, callback: Callback) -> Schedule:
     return for_slope(given["slope"], _degrees(given))
 
 
-def _target(given: Options, progress: Progress) -> Schedule:
+def _target(given: Options, callback: Callback) -> Schedule:
     found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", given["target"])
     name, argument = found.groups() if found else (given["target"], None)
     name = choice("--target", name, TARGETS)
@@ -258,7 +258,7 @@ def _target(given: Options, progress: Progress) -> Schedule:
         raise ValueError(f"--target {name} needs --{takes[0]}")
     degrees = _degrees(given)
     if name == "clip":
-        return clip(given["upper"], degrees, callback=progress)
+        return clip(given["upper"], degrees, callback=callback)
     kind = int if name == "inverse_root" else float
     try:
         p = kind(str(argument))
@@ -267,13 +267,13 @@ def _target(given: Options, progress: Progress) -> Schedule:
             f"--target {name} takes a number, as in {name}({parameter}), got {given['target']!r}"
         ) from None
     if name == "power":
-        return power(p, given["lower"], degrees, callback=progress)
+        return power(p, given["lower"], degrees, callback=callback)
     if name == "smooth_sign":
-        return smooth_sign(p, degrees, callback=progress)
+        return smooth_sign(p, degrees, callback=callback)
     return inverse_root(int(p), given["lower"], degrees, **_of(given, *GREEDY))
 
 
-def _zolotarev(given: Options, progress: Progress) -> Schedule:
+def _zolotarev(given: Options, callback: Callback) -> Schedule:
     if "lower" not in given:
         raise ValueError("--zolotarev needs --lower, the lower end of the interval")
     return zolotarev(given["zolotarev"], given["lower"])

@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import number
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.compose import flat_step, greedy
 from polarlib.design.doubles import BeyondDoublesError
-from polarlib.design.fit import progress
 from polarlib.design.prices import GRAM_PRECISION, CostModel, Prices
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
@@ -224,7 +224,7 @@ def frontier(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> tuple[DegreeSequence, ...]:
     """Best sequences of degrees for all costs up to a budget, the cheapest first.
 
@@ -261,7 +261,7 @@ def frontier(
         single matrices, so that the prices are theirs and seconds are multiplied by this number.
     callback : callable, optional
         Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees is designed, with
-        the smallest error so far. An exception that it raises ends the search and is passed on.
+        the smallest error so far. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -318,7 +318,7 @@ def _frontier(
     upper: float,
     precision: str | None,
     model: CostModel,
-    callback: Callable[[int, float], Any] | None,
+    callback: Callback | None,
 ) -> _Found:
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
@@ -330,9 +330,10 @@ def _frontier(
     if form == "gram" and once < 0:  # no sequence is cheaper than with a restart after every step
         once, prices = 0.0, {d: c + once for d, c in prices.items()}
     f = None if precision is None else Rounding.of(format_of(precision))
+    report = reporting(callback, "sequences of degrees")
     found: list[tuple[DegreeSequence, Any]] = [
         (choice, f and schedule_of(state, f, l, u))
-        for choice, state in designed_for(l, u, matmuls, once, prices, f, progress(callback))
+        for choice, state in designed_for(l, u, matmuls, once, prices, f, report)
     ]
     if form == "plain" or precision is None:
         return _Found(found, paid_for)
@@ -363,7 +364,7 @@ def best_degrees(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> tuple[int, ...]:
     """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
 
@@ -407,7 +408,7 @@ def budget(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Best schedule for a number of matrix products.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import os
 import reprlib
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +31,16 @@ from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import FORMATS as NAMES
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
-from polarlib.files.whole import read_whole
+from polarlib.files.whole import read_whole, write_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
+__all__ = ["KERNELS", "add_costs", "kernel_costs", "read_costs", "symmetric_cost"]
 
 
+HEAD = """\
+# What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
+# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
+# `polarlib bench --calibrate` measures and writes it.
+"""
 VARIABLE = "POLARLIB_COSTS"
 SHIPPED = "shipped"  # its value for the shipped tables as they are
 # Order of the SVD that is timed, how often, and how far from the table its cost may be found.
@@ -429,3 +436,51 @@ def _numbers(values: Any) -> bool:
         and len(values) > 0
         and all(type(v) in (int, float) and 0 < v <= sys.float_info.max for v in values)
     )
+
+
+def add_costs(path: Path, tables: Tables) -> None:
+    """Add measured costs to a file, which is written whole or not at all.
+
+    Other sizes of a table of the same source are kept; a table of another source is replaced.
+
+    Raises
+    ------
+    ValueError
+        If the file is there and is no file of costs: it is then left as it is.
+    OSError
+        If it cannot be written.
+    """
+    merged = read_costs(path) if path.exists() else {}
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            there = merged.setdefault(library, {}).get(device)
+            same = there is not None and there["source"] == table["source"]
+            merged[library][device] = _joined(there, table) if same and there else table
+    text = _toml(merged).encode()
+    write_whole(path, lambda file: file.write(text))
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One table of the sizes of both; the new one's go before."""
+    origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
+    sizes = sorted(origin)
+    joined = {key: new[key] for key in ABOUT} | {"sizes": sizes}
+    for name in sections(old, new):
+        joined[name] = {
+            kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
+            for kernel in filter(old[name].__contains__, new[name])
+        }
+    return joined
+
+
+def _toml(tables: Tables) -> str:
+    lines = [HEAD]
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            lines.append(f"[{library}.{device}]")
+            lines += [f"{key} = {json.dumps(table[key])}" for key in ABOUT]
+            for name in sections(table):
+                lines.append(f"\n[{library}.{device}.{name}]")
+                lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
+            lines.append("")
+    return "\n".join(lines)

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib.arrays.checks import function
-
 # Cuts of (0, 1] to begin with, in each step.
 CUTS = 12
 # Optimisations from one start, each with the extrema of the one before among its cuts.
@@ -33,11 +31,6 @@ class Problem(NamedTuple):
     floors: tuple[float, ...]  # least p(x) / x of every step
     value: Callable[[list[Any]], Any]  # the objective, with its gradient where `gradient`
     gradient: bool
-
-
-def progress(callback: Any) -> Callable[[int, float], Any]:
-    """Return a callback that was given, checked, and for None one that does nothing."""
-    return (lambda k, value: None) if callback is None else function("callback", callback)
 
 
 def odd_powers(x: Any, count: int) -> Any:

@@ -20,8 +20,8 @@ from polarlib._schedules.targets import parse_target
 from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, instance, number, shown
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.budget import designed_for, schedule_of
-from polarlib.design.fit import progress
 from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import check_interval
 from polarlib.design.rounding import (
@@ -237,7 +237,7 @@ def for_precision(
     error: float | None = None,
     cushion: float = 0.0,
     target: str = "polar",
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Design the best schedule for iterating in a number format.
 
@@ -274,8 +274,8 @@ def for_precision(
         What to approximate on [lower, 1].
     callback : callable, optional
         Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees, or of degree-5
-        steps, is designed, with the smallest error so far on its interval. An exception that it
-        raises ends the search and is passed on.
+        steps, is designed, with the smallest error so far on its interval. See
+        :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -333,10 +333,10 @@ def for_precision(
     if matmuls is not None:
         matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
     cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
-    counted, given = itertools.count(1), progress(callback)
+    counted, report = itertools.count(1), reporting(callback, "sequences of degrees")
 
     def after(_: int, value: float) -> None:  # searches for an interval design many times
-        given(next(counted), value)
+        report(next(counted), value)
 
     def designed(l: float, cushion: float = cushion) -> _DesignState:
         f = Rounding.of(precision, cushion)

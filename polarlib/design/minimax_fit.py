@@ -46,7 +46,6 @@ DEPENDENT = 1e-13
 
 Steps = list[np.ndarray]
 _Start = tuple[tuple[float, ...], ...]
-Callback = Callable[[int, float], Any]
 
 
 def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> None:
@@ -155,7 +154,7 @@ def fit(
     degrees: tuple[int, ...],
     lower: float,
     upper: float,
-    callback: Callback,
+    report: Callable[[int, float], Any],
 ) -> Steps:
     """Local minimum of the worst error over all coefficients, the best of a few starts."""
     k, least = 0, math.inf
@@ -165,7 +164,7 @@ def fit(
         nonlocal k, least
         steps, error = _descended(target, start, lower, upper, iterations)
         k, least = k + 1, min(least, error)
-        callback(k, least)
+        report(k, least)
         return steps, error
 
     def polished(finalists: int, rounds: int) -> Steps:

@@ -15,7 +15,7 @@ arXiv 2601.22137, which has no bounds outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import count
 from polarlib.arrays.entry import as_matrix, not_finite, refuse_hidden
+from polarlib.arrays.progress import Callback
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.spectra import Spectrum
 from polarlib.design.tune import for_spectrum
@@ -198,7 +199,7 @@ def for_matrix(
     depth: int = DEPTH,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Schedule with the smallest mean error on a matrix's sketched spectrum, bounded on (0, 1].
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import MOST_STRIDE, Normalisation
 from polarlib.arrays.checks import count, number
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.compose import greedy
-from polarlib.design.fit import progress
-from polarlib.design.minimax_fit import Callback, fit, refuse_dependent
+from polarlib.design.minimax_fit import fit, refuse_dependent
 from polarlib.design.remez import check_degrees, check_interval
 
 # Upper ends of clip: a fit on so long an interval sees nothing of [0, 1].
@@ -93,8 +93,7 @@ def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = No
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -137,8 +136,7 @@ def power(
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -181,8 +179,7 @@ def smooth_sign(
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -216,11 +213,11 @@ def _schedule(
     name: str,
     callback: Callback | None,
 ) -> Schedule:
-    callback = progress(callback)
+    report = reporting(callback, "local optimisations")
     checked = tuple(check_degrees(degrees))
     if len(checked) > MOST_FITTED:
         raise ValueError(f"degrees must be at most {MOST_FITTED}, got {len(checked)}")
-    steps = fit(target, checked, lower, upper, callback)
+    steps = fit(target, checked, lower, upper, report)
     refuse_dependent(target, steps, lower, upper)
     return Schedule(
         steps=tuple(tuple(map(float, step)) for step in steps),

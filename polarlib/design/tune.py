@@ -30,9 +30,9 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
 from polarlib._schedules.validity import Normalisation
 from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
-from polarlib.design.fit import progress
 from polarlib.design.remez import check_degree, check_degrees
 from polarlib.design.search import Search, Steps, greedy_steps, interval
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
@@ -150,7 +150,7 @@ def tune(
     bounds: tuple[float, float] | None = None,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Optimise all coefficients of a schedule together, for any objective.
 
@@ -175,8 +175,7 @@ def tune(
         Seed of the latter. The same arguments give the same schedule.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        objective so far (of "slope" the negative slope). An exception that it raises ends the
-        search and is passed on.
+        objective so far (of "slope" the negative slope). See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -223,7 +222,7 @@ def tune(
         )
     starts = count("starts", starts, most=MOST_STARTS)
     seed = count("seed", seed, 0)
-    callback = progress(callback)
+    report = reporting(callback, "local optimisations", starts)
     lo, hi = _check_bounds(bounds, start)
     _, upper = interval(start)
     name, value = _values(objective, start)
@@ -243,7 +242,7 @@ def tune(
             if found is not None:
                 least, best = reached, found
                 search.keep(steps)
-        callback(k + 1, least)
+        report(k + 1, least)
         if search.ended or (k and abs(search.found - before) <= AGREE):
             break
     if best is start:
@@ -330,7 +329,7 @@ def for_spectrum(
     bounds: tuple[float, float] | None = None,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Schedule with the smallest mean error on a spectrum, in bounds on all of (0, 1].
 
@@ -395,11 +394,11 @@ def for_spectrum(
     found = spectrum(density_or_singular_values, normalisation=normalisation)
     degrees = _degrees(steps, degree)
     starts, seed = count("starts", starts, most=MOST_STARTS), count("seed", seed, 0)
-    callback = progress(callback)
+    report = reporting(callback, "local optimisations", starts)
     start = _best_greedy(found, degrees)
     bounds = _check_bounds(bounds, start)
     begun = mean_error(start, found)
-    callback(0, begun)
+    report(0, begun)
     with held_back():  # the best greedy one is a result too
         tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed, callback=callback)
     errors = begun, mean_error(tuned, found)

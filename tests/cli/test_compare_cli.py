@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from shell import ONE, POLAR, A, document, done, invoke, refused
+from shell import ONE, POLAR, A, document, done, refused
 
 import polarlib
 from polarlib import files
@@ -352,12 +352,3 @@ def test_timing_is_of_the_median_call(monkeypatch):
     monkeypatch.setattr(everything, "interleaved", interleaved)
     assert {row["seconds"] for row in compared("A.npy", "--no-plots")} == {2.0}
     assert given[0] == (0.05, {"least": 3, "most": 15})
-
-
-def test_progress_is_shown_on_terminals_only(monkeypatch):
-    for name in ("PROGRESS_AFTER", "PROGRESS_EVERY"):  # every job is shown, however fast
-        monkeypatch.setattr(console, name, -1.0)
-    result = invoke("compare", "A.npy", "--all", "--no-plots")
-    assert result.stderr == ""
-    result = invoke("compare", "A.npy", "--all", "--no-plots", FORCE_COLOR="1")
-    assert "polar_express" in result.stderr

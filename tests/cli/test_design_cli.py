@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
-from shell import ONE, A, document, done, invoke, refused
+from shell import ONE, A, document, done, refused
 
 import polarlib
-from polarlib.cli import console
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -386,10 +385,3 @@ def test_design_refuses_other_requests(options, said, here):
     before = {path.name for path in here.iterdir()}
     assert said in refused("design", *options)
     assert {path.name for path in here.iterdir()} == before
-
-
-def test_design_shows_progress_on_terminals_only(monkeypatch):
-    monkeypatch.setattr(console, "PROGRESS_AFTER", -1.0)
-    args = ("design", "--spectrum", "A.npy", "--steps", "1")
-    assert invoke(*args).stderr == ""
-    assert "least so far" in invoke(*args, FORCE_COLOR="1").stderr
