@@ -222,7 +222,7 @@ class Composition:
 
     @ignore_float_errors
     def derivative(self, x: Any) -> Any:
-        """Derivative of s at a scalar or, entry by entry, at an array; no input division.
+        """Return the derivative of s at a scalar or an array, without the input division.
 
         Parameters
         ----------
@@ -335,7 +335,7 @@ def _part_name(name: str, start: int) -> str:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names that are all different, and none of them "figure"."""
+    """Make names distinct, and different from "figure"."""
     found: list[str] = []
     for name in names:
         k, new = 1, name
@@ -390,7 +390,7 @@ def _figures(s: Any, lower: float | None) -> dict[str, Any]:
 
 
 def _largest_gain(s: Any, lower: float) -> float:
-    """Largest noise gain of a step, at the upper end of the interval before it."""
+    """Return the largest error amplification of a step, at the upper end of its interval."""
     before = s.divided(lower, s.upper)
     tops = [before[1], *(hi for _, hi in odd_images(s.steps, *before, stride=s.stride))]
     return max(

@@ -67,7 +67,7 @@ def _convention(fields: Fields) -> str:
 
 
 def _scaling(fields: Fields) -> str:
-    """What happens to the input, in words; "none" divides by nothing, not even the safety."""
+    """Describe the division of the input; "none" divides by nothing, not even the safety."""
     kind, safety = fields["normalisation"], fields["input_safety"]
     further = "" if kind == "none" or safety == 1 else f", and by {safety!r}"
     return NORMALISATIONS[kind] + further
@@ -200,7 +200,7 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
 
 
 def _read_step(step: Any, where: str) -> list[Any]:
-    """Numbers of one step: the hexadecimal ones, which the decimal ones must equal."""
+    """Read one step: its hexadecimal numbers, to which the decimal ones must be equal."""
     parts: list[Any] = [
         step.get(key) if isinstance(step, dict) else None for key in ("decimal", "hex")
     ]
@@ -287,12 +287,12 @@ def code(fields: Fields, kind: str) -> str:
 
 
 def _printable(text: Any) -> str:
-    """One line without control characters, those that change the direction of text included."""
+    """Return one line without control characters, those for the direction of text included."""
     return printable(" ".join(str(text).split()))
 
 
 def _about(fields: Fields) -> list[str]:
-    """Lines for a comment: what the numbers are, then every field but the steps."""
+    """Return the lines of a comment: the convention, then every field but the steps."""
     kind = "rational functions" if _is_rational(fields) else "polynomials"
     lines = [
         f"Coefficients of a composition of odd {kind}, written by polarlib {__version__}.",
@@ -329,7 +329,7 @@ def _identifier(name: Any) -> str:
 
 
 def _padded(steps: Steps) -> list[list[float]]:
-    """Steps of equal length: shorter ones end in zeros."""
+    """Return steps of equal length: shorter ones end in zeros."""
     terms = max(map(len, steps))
     return [[*step, *[0.0] * (terms - len(step))] for step in steps]
 
@@ -367,7 +367,7 @@ def _triton(fields: Fields) -> list[str]:
 
 
 def _single(c: float) -> str:
-    """Hexadecimal literal of the nearest number in single precision."""
+    """Return the hexadecimal literal of the nearest number in single precision."""
     nearest_single = round_number(c, FORMATS["float32"])
     if not math.isfinite(nearest_single):
         raise ValueError(

@@ -56,7 +56,7 @@ def odd_slope(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
 def turning_points(
     step: Step, stride: int = 2, within: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[float, ...]:
-    """Real zeros of a step's derivative in double precision, ascending; some may be found twice.
+    """Compute the real zeros of a step's derivative in double precision, ascending, maybe repeated.
 
     Those of a rational step are searched `within` an interval of positive numbers only.
 
@@ -96,7 +96,7 @@ def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
 
 
 def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
-    """Two Newton steps on p': from 1e-16 to 1e-32, and the value of p sees the square of that."""
+    """Take two Newton steps on p', from an error of 1e-16 to 1e-32, which p has squared."""
     for _ in range(2):
         y = t**stride
         value, curvature = slope[-1], 0 * t
@@ -112,7 +112,7 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
 # Digits are the user's. A context that has been dropped is made again in a millisecond.
 @functools.lru_cache(maxsize=32)
 def multiple_precision(digits: int = DIGITS) -> Any:
-    """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
+    """Return the shared context of mpmath with a number of digits; it must not be changed.
 
     Threads share it: no function here changes its precision.
 
@@ -131,7 +131,7 @@ def multiple_precision(digits: int = DIGITS) -> Any:
 
 
 def _number(digits: int, *parts: int) -> Any:
-    """A number of a context from its sign, mantissa, exponent and bits: how it is unpickled."""
+    """Make a number of a context from its sign, mantissa, exponent and bits, for unpickling."""
     return multiple_precision(digits).mpf(parts)
 
 
@@ -157,7 +157,7 @@ def odd_images(
     extended: bool = True,
     stride: int = 2,
 ) -> Iterator[tuple[Any, Any]]:
-    """Images of ``[lower, upper]`` after each step of a composition, not rounded to doubles.
+    """Compute the images of ``[lower, upper]`` after each step, not rounded to doubles.
 
     The image of an interval is an interval, so it is followed step by step: its ends are values at
     the ends and at the turning points between them. Nothing but the brackets of the turning points
@@ -234,7 +234,7 @@ def odd_image(
     extended: bool = True,
     stride: int = 2,
 ) -> tuple[float, float]:
-    """Image of ``[lower, upper]`` under a composition of steps.
+    """Compute the image of ``[lower, upper]`` under a composition of steps.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class NotPositiveError(ArithmeticError):
 
 
 def chain(steps: Sequence[Step], lower: arb, upper: arb, land: Landing) -> tuple[arb, arb]:
-    """Where steps can take an interval, each by `land`.
+    """Enclose the interval after each step, by the function `land`.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def _exactly(x: float) -> fmpq:
 
 @functools.lru_cache(maxsize=256)
 def _parts(step: tuple[float, ...]) -> tuple[list[fmpq], list[list[fmpq]]]:
-    """Coefficients in odd powers of a step and of its derivatives by the roundings."""
+    """Return the coefficients of a step and of its derivatives by the roundings, in odd powers."""
     p, errors = rounding_errors([_exactly(c) for c in step], fmpq_poly([0, 1]))
     return p.coeffs()[1::2], [e.coeffs()[1::2] for e in errors if e.degree() > 0]
 
@@ -162,7 +162,7 @@ def _combined(p: list[fmpq], errors: list[list[fmpq]], weights: list[fmpq]) -> l
 
 
 def _apart(zeros: list[arb], lower: arb, upper: arb) -> list[tuple[arb, arb]]:
-    """Ends of disjoint pieces that hold the ends of an interval and all zeros in it, ascending."""
+    """Return ends of disjoint pieces with the ends of an interval and all zeros, ascending."""
     inside = [t for t in zeros if not (t < lower or t > upper)]
     balls = [(t.lower(), t.upper()) for t in (lower, *inside, upper)]
     balls.sort(key=lambda ends: enclosures.floats(ends[0])[0])
@@ -222,11 +222,11 @@ class MatrixModel:
         self.tiniest = arb(carrier.smallest_normal) * carrier.epsilon
 
     def _sums(self, k: int, size: arb, entries: arb, addend: arb | float = 0.0) -> arb:
-        """Error of sums of k products, the product of whose factors' norms is `size`."""
+        """Bound the error of sums of k products, the product of whose factors' norms is `size`."""
         return (k + 2) * (self.v * size + self.tiniest * entries) + 2 * self.v * addend
 
     def _rounded(self, norm: arb, before: arb, entries: arb) -> arb:
-        """Error after a matrix of a 2-norm, off by `before`, is rounded to the format."""
+        """Bound the error after rounding a matrix of a 2-norm whose error is `before`."""
         if self.reads:
             return before
         least = self.least * (norm + before if self.scaled else arb(1))
@@ -250,7 +250,7 @@ class MatrixModel:
         alpha: float = 1.0,
         beta: float = 0.0,
     ) -> _Matrix:
-        """``alpha a b + beta c``, rounded once."""
+        """Return ``alpha a b + beta c``, rounded once."""
         a, b = self._read(a), self._read(b)
         al, be = abs(alpha), abs(beta)
         before = al * (a.error * b.size + a.norm * b.error)
@@ -266,7 +266,7 @@ class MatrixModel:
         return _Matrix(terms, norm, self._rounded(norm, before, arb(self.n)))
 
     def _combination(self, c: Sequence[float], powers: Sequence[_Matrix]) -> _Matrix:
-        """``sum c_i M_i``, rounded once."""
+        """Return ``sum c_i M_i``, rounded once."""
         pairs = list(zip(c, powers, strict=False))
         before = sum((abs(v) * m.error for v, m in pairs), arb(0))
         sizes = sum((abs(v) * m.size for v, m in pairs), arb(0))
@@ -274,7 +274,7 @@ class MatrixModel:
         return self._stored(tuple(c), before + len(pairs) * self.tiniest * self.n)
 
     def _completed(self, g: _Matrix, c: Sequence[float]) -> arb:
-        """Error of ``c_2 (G + s I)^2 - c_2 s^2 I``, by which NumPy computes some Z."""
+        """Bound the error of ``c_2 (G + s I)^2 - c_2 s^2 I``, by which NumPy computes some Z."""
         s = abs(arb(c[1]) / (2 * c[2]))
         moved = g.error + 2 * self.v * self.root * (g.size + s)
         size = g.norm + s + moved
@@ -282,7 +282,7 @@ class MatrixModel:
         return abs(c[2]) * (square + 3 * self.v * self.root * (size * size + s * s))
 
     def _even_part(self, g: _Matrix, step: Step) -> tuple[_Matrix, float]:
-        """Z and alpha, as `engine.iterate.even_part` computes them."""
+        """Return Z and alpha, as `engine.iterate.even_part` computes them."""
         c = tuple(step[1:])
         block, _ = even_products(len(c))
         if len(c) == 1:

@@ -13,7 +13,7 @@ from polarlib.arrays import checks
 
 @functools.lru_cache(maxsize=256)
 def even_products(degree: int) -> tuple[int, int]:
-    """Cheapest Paterson-Stockmeyer split for a polynomial of a degree in a square matrix G.
+    """Return the cheapest Paterson-Stockmeyer split for a polynomial in a square matrix G.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def even_products(degree: int) -> tuple[int, int]:
 def product_counts(
     steps: Sequence[Sequence[Any]], *, form: str = "plain", restarts: Sequence[int] = ()
 ) -> tuple[int, int]:
-    """Matrix products of the engine: with the m x n matrix, and among n x n matrices.
+    """Count the matrix products: with the m x n matrix, and among n x n matrices.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def product_counts(
 def _counts_of_polynomials(
     lengths: tuple[int, ...], form: str, restarts: tuple[int, ...]
 ) -> tuple[int, int]:
-    """:func:`product_counts` for steps with so many coefficients."""
+    """Count the products as :func:`product_counts`, from the numbers of coefficients."""
     inner = sum(even_products(length - 1)[1] for length in lengths)
     if form == "plain":  # the Gram matrix and X P in every step that is not a mere scaling
         return 2 * sum(length > 1 for length in lengths), inner

@@ -80,7 +80,7 @@ def rounding_errors(step: Sequence[Any], x: Any) -> tuple[Any, list[Any]]:
 
 
 def _errors_by_products(step: Sequence[Any], x: Any) -> tuple[Any, list[Any]]:
-    """The same for any degree: derivatives by every rounding of `engine.iterate.even_part`.
+    """Return the derivatives by every rounding of `engine.iterate.even_part`, for any degree.
 
     A list holds a number and its derivatives by the relative errors of all roundings so far.
     """
@@ -128,7 +128,7 @@ def landing(
     unit: float,
     upward: float,
 ) -> tuple[float, float]:
-    """Where rounding can take [lower, upper]; `turns` are the turning points of the step.
+    """Bound the image of [lower, upper] with rounding; `turns` are the turning points of the step.
 
     By samples, for designs; certificates enclose it.
 

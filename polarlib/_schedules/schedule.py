@@ -158,7 +158,7 @@ class Schedule(Composition):
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
-        """Image of an interval, by interval arithmetic, or in 40 digits for rational steps.
+        """Return the image of an interval, by interval arithmetic; in 40 digits for rational steps.
 
         Parameters
         ----------
@@ -190,7 +190,7 @@ class Schedule(Composition):
         )
 
     def error(self, lower: float | None = None) -> float:
-        """Worst error ``max |1 - s(x / input_safety)|`` for x in ``[lower, self.upper]``.
+        """Return the worst error ``max |1 - s(x / input_safety)|`` on ``[lower, self.upper]``.
 
         x are the singular values of the normalised input; normalisation "none" divides by nothing.
         For another target than "polar", the worst difference from the target at x. It is the upper
@@ -215,7 +215,7 @@ class Schedule(Composition):
         share: float | None = None,
         shape: tuple[int, int] | None = None,
     ) -> Certificate:
-        """Rigorous bounds of the worst error, by interval arithmetic; with `format` under rounding.
+        """Return rigorous bounds of the worst error; with `format` those under rounding.
 
         Parameters
         ----------

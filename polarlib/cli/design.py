@@ -1,4 +1,4 @@
-"""polarlib design."""
+"""The command polarlib design."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polarlib.cli.progress import progress
 from polarlib.cli.requests import designed
 from polarlib.files.whole import write_whole
 
-# Options that say what to design; the others say what to do with it.
+# Options for the output; all other options define the design.
 OUTPUTS = ("name", "plot", "export", "as_json")
 
 
@@ -58,9 +58,9 @@ def design(
 ) -> None:
     """Design a schedule for an interval, a band or a spectrum.
 
-    One of --lower, --band, --error, --slope, --spectrum, --tune, --target and --zolotarev says what
-    is designed for, and the others are refused with it. --lower is also for --target power(P) and
-    inverse_root(P), for --zolotarev, and for --error with --precision.
+    Exactly one of --lower, --band, --error, --slope, --spectrum, --tune, --target and --zolotarev
+    defines the design. --lower may also be given with --target power(P) or inverse_root(P), with
+    --zolotarev, and with --error and --precision.
     """
     console.check_outputs({"--plot": plot}, console.PICTURES)
     console.check_outputs({"--export": export}, (".json", *EXPORTS))
@@ -103,7 +103,7 @@ def _print(
 ) -> None:
     proven = ""
     if certificate is not None:
-        # 17 digits determine a double; bounds that are rounded further may not hold.
+        # 17 digits determine a double. Bounds with fewer digits might not hold.
         proven = f"between {certificate.lower:.17g} and {certificate.upper:.17g}"
     facts = {
         "name": s.name,
@@ -129,7 +129,7 @@ def _print(
                     ("image\nfrom", ">", lambda row: f"{row['image_lower']:.5g}"),
                     ("to", ">", lambda row: f"{row['image_upper']:.6g}"),
                     ("error", ">", lambda row: _error(row["error"])),
-                    ("noise\ngain", ">", lambda row: f"{row['noise_gain']:.3g}"),
+                    ("error\ngain", ">", lambda row: f"{row['noise_gain']:.3g}"),
                     ("slope", ">", lambda row: short_slope(row["slope"])),
                     ("prod-\nucts", ">", lambda row: row["products"]),
                 ],
@@ -141,12 +141,12 @@ def _print(
 
 
 def _error(x: float | None) -> str:
-    """An error, of which the steps of other functions have none but the last."""
+    """Format an error; for other targets only the last step has one."""
     return "-" if x is None else f"{x:.4g}"
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:
-    """Write a schedule in the format of the ending of the file."""
+    """Write a schedule in the format of the file's suffix."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         s.to_json(path)

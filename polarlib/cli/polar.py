@@ -1,4 +1,4 @@
-"""polarlib polar and polarlib converge."""
+"""The commands polarlib polar and polarlib converge."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ from polarlib.result import Status, Trace, between
 
 Side = Annotated[str, typer.Option(help="right: A = U H; left: A = H U.")]
 Method = Annotated[
-    str, typer.Option(help=f"auto, {', '.join(METHODS)}, or a schedule (see 'schedules').")
+    str,
+    typer.Option(
+        help=f"One of auto, {', '.join(METHODS)}, or a published set (see 'polarlib schedules')."
+    ),
 ]
 Completion = Annotated[
     bool, typer.Option(help="Complete the factor of a rank-deficient matrix to orthonormal.")
 ]
 Rtol = Annotated[
-    float | None, typer.Option(help="Orthogonality and backward error that count as converged.")
+    float | None,
+    typer.Option(help="Tolerance of orthogonality and backward error. [max(100, n) eps]"),
 ]
 
 
@@ -49,14 +53,14 @@ def polar(
     rtol: Rtol = None,
     as_json: console.Json = False,
 ) -> None:
-    """Polar decomposition of a matrix, with its errors and rank."""
+    """Compute the polar decomposition of a matrix, with its errors and rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
     console.check_outputs(outputs, (".npy",), file)
     with progress(4, quiet=as_json) as bar:
         bar.begin(f"reading {file}")
         a = console.read_matrix(file)
         if a.dtype.type.__module__ == "ml_dtypes":
-            # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
+            # .npy files cannot hold the format. In float32 the factor is not rounded to it.
             a = a.astype(np.float32)
         bar.begin("polar decomposition")
         with console.collected_warnings() as notes:
@@ -67,7 +71,7 @@ def polar(
             output = hermitian = None
         bar.begin("writing")
         written = {output: result.unitary, hermitian: result.hermitian}
-        # Both or neither: factors of two runs do not belong together.
+        # Both files are written or neither, so that the factors of two runs never mix.
         arrays = {path: factor for path, factor in written.items() if path is not None}
         console.write_named(outputs, lambda: files.write_npys(arrays))
         bar.begin("rank and condition number")
@@ -110,21 +114,25 @@ def converge(
         typer.Option(
             metavar="NAME|FILE.json",
             help="auto (orthogonalize's default for the format), a published set (see "
-            f"'schedules'), a designed one in a file, or {', '.join(METHODS)}.",
+            f"'polarlib schedules'), a .json file, or a method: {', '.join(METHODS)}.",
         ),
     ] = console.DEFAULT,
     steps: Annotated[
         int | None, typer.Option(max=MOST_STEPS, help="Number of steps of a schedule.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help=f"{', '.join(FORMATS)}; that of the matrix by default.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Number format: {', '.join(FORMATS)}; by default that of the matrix.",
+        ),
     ] = None,
-    form: Annotated[str, typer.Option(help="plain or gram.")] = "plain",
-    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the figures to this .csv.")] = None,
+    form: Annotated[str, typer.Option(help="Form of the iteration: plain or gram.")] = "plain",
+    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the trace to this .csv file.")] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Singular values and errors after each step of a schedule."""
+    """Print singular values and errors after each step of a schedule."""
     console.check_outputs({"--plot": plot}, console.PICTURES, file)
     console.check_outputs({"--csv": csv}, (".csv",), file)
     with progress(quiet=as_json) as bar:
@@ -169,7 +177,7 @@ def converge(
 
 
 def _draw_trace(t: Trace, path: Path) -> None:
-    """Write one picture: errors on the left, singular values on the right."""
+    """Write one figure: errors on the left, singular values on the right."""
     from matplotlib.figure import Figure
 
     from polarlib import plot

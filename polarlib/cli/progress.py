@@ -120,8 +120,8 @@ def progress(
     quiet : bool, optional
         Whether nothing is shown in any case, as with ``--json``.
     timed : bool, optional
-        Whether calls are timed meanwhile: then no thread runs beside them, and the line appears
-        and changes only where a job begins or a callback is called.
+        Whether calls are timed meanwhile. Then no other thread runs, and the line appears and
+        changes only where a job begins or a callback is called.
     """
     shown = not quiet and is_terminal()
     bar, stop = Bar(total, shown), threading.Event()

@@ -33,7 +33,7 @@ BAND = "two numbers low < high with 0 < low <= 1 <= high < 2"
 
 
 def _before(degree: int, target: float) -> tuple[float, float]:
-    """Coordinate z = log(rho / (1 - rho)) of the interval whose image has `target`, and the slope.
+    """Return z = log(rho / (1 - rho)) of the interval whose image has `target`, and the slope.
 
     The slope is that of the image's coordinate by z.
     """
@@ -144,7 +144,7 @@ def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedul
 def band(
     steps: int, epsilon: float | tuple[float, float], *, degree: int | Sequence[int] = 5
 ) -> Schedule:
-    """Widest interval that a number of odd polynomials map into a band about 1.
+    """Design the odd polynomials that map the widest interval into a band about 1.
 
     The counterpart of :func:`greedy`: there the interval is given, here the error.
 
@@ -208,7 +208,7 @@ def band(
 
 
 def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
-    """Steepest odd polynomial to repeat for ever without leaving ``[1 - epsilon, 1 + epsilon]``.
+    """Return the steepest odd polynomial that may be repeated in ``[1 - epsilon, 1 + epsilon]``.
 
     Parameters
     ----------

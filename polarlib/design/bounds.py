@@ -124,7 +124,7 @@ def largest_complement(
 
 
 def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> Fraction:
-    """Upper bound of the least over the largest value of every such composition."""
+    """Bound the least over the largest value of every such composition from above."""
     l, u = check_interval(lower, upper)
     stride = count("stride", stride, most=MOST_STRIDE)
     rho = Fraction(l) / Fraction(u)
@@ -136,7 +136,7 @@ def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> F
 
 
 def _step(low: Fraction, degree: int, stride: int) -> Fraction:
-    """Upper bound of rho of every step on [low, 1]."""
+    """Bound rho of every step on [low, 1] from above."""
     q = (degree - 1) // stride
     # Chebyshev's points are the extrema but for the square of the width.
     inner = [
@@ -165,7 +165,7 @@ def _cut(v: Fraction, *, up: bool) -> Fraction:
 
 
 def _rounded(v: Fraction, towards: float) -> float:
-    """Nearest double in a direction."""
+    """Return the nearest double in a direction."""
     x = float(v)
     wrong = Fraction(x) > v if towards < 0 else Fraction(x) < v
     return math.nextafter(x, towards) if wrong else x

@@ -83,7 +83,7 @@ class _Ratio(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def _ratio(degree: int, rho: float) -> float:
-    """The best rho after a step on [rho, 1]; 0 where doubles do not hold its coefficients."""
+    """Return the best rho after a step on [rho, 1]; 0 if doubles do not hold its coefficients."""
     if flat_step(degree // 2, rho, 1.0) is not None:
         return 1.0
     try:
@@ -96,7 +96,7 @@ def _ratio(degree: int, rho: float) -> float:
 def _unbeaten(
     lower: float, most: float, once: float, prices: Mapping[int, float], f: Rounding | None
 ) -> Iterator[tuple[float, tuple[int, ...], Any]]:
-    """Cost, degrees and state of all sequences that no cheaper one beats in rho, cheapest first."""
+    """Yield cost, degrees and state of all sequences with the best rho for their cost, by cost."""
     start = _Ratio(lower) if f is None else first_state(lower, f)
     worth = 1.0 if f is None else 1 + WORTH_ROUNDINGS * f.unit
     # By cost, of equal ones the best first: by a bound of rho until it is the turn of a step, which
@@ -131,7 +131,7 @@ def _ended(
     prices: Mapping[int, float],
     f: Rounding,
 ) -> Iterator[tuple[float, tuple[int, ...], Any]]:
-    """Cost, degrees and state of a sequence with each last step that is affordable."""
+    """Yield cost, degrees and state of a sequence with each last step that is affordable."""
     for d in prices:
         longer = (*sequence, d)
         cost = math.fsum((once, *map(prices.__getitem__, longer)))
@@ -151,7 +151,7 @@ def designed_for(
     f: Rounding | None,
     callback: Callable[[int, float], Any],
 ) -> list[tuple[DegreeSequence, Any]]:
-    """The frontier on [lower, upper], with the state of each sequence on [lower / upper, 1]."""
+    """Return the frontier on [lower, upper], with the states on [lower / upper, 1]."""
     cheapest = min(prices.values())
     if matmuls < once + cheapest:
         raise ValueError(
@@ -194,7 +194,7 @@ def designed_for(
 
 
 def schedule_of(state: _DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
-    """The steps of a state as a schedule on [lower, upper]."""
+    """Return the steps of a state as a schedule on [lower, upper]."""
     first, *others = state.steps
     scaled = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(first))
     precision = f.format
@@ -226,7 +226,7 @@ def frontier(
     batch: int | None = None,
     callback: Callback | None = None,
 ) -> tuple[DegreeSequence, ...]:
-    """Best sequences of degrees for all costs up to a budget, the cheapest first.
+    """Return the best sequences of degrees for all costs up to a budget, the cheapest first.
 
     Parameters
     ----------
@@ -366,7 +366,7 @@ def best_degrees(
     batch: int | None = None,
     callback: Callback | None = None,
 ) -> tuple[int, ...]:
-    """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
+    """Return the best sequence of degrees for a budget: the last entry of :func:`frontier`.
 
     Parameters
     ----------
@@ -410,7 +410,7 @@ def budget(
     batch: int | None = None,
     callback: Callback | None = None,
 ) -> Schedule:
-    """Best schedule for a number of matrix products.
+    """Design the best schedule for a number of matrix products.
 
     Without a number format it is the greedy composition of :func:`best_degrees`: no composition of
     steps of these degrees that costs as much has a smaller error. With one, each step is designed

@@ -33,7 +33,7 @@ def pade(q: int, stride: int = 2) -> tuple[float, ...]:
 
 
 def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[float, ...] | None:
-    """Pade step, where its error on an interval about 1 is less than doubles can show, or None.
+    """Return the Pade step if doubles cannot represent its error on an interval, otherwise None.
 
     For stride 2 its coefficients are doubles, the last ones zero where q is above 20.
 
@@ -53,7 +53,7 @@ def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[floa
 
 
 def _squeeze(step: Sequence[float], safety: float, stride: int) -> tuple[float, ...]:
-    """Coefficients of ``p(x / (1 + safety))``."""
+    """Return the coefficients of ``p(x / (1 + safety))``."""
     return tuple(c / (1 + safety) ** (stride * i + 1) for i, c in enumerate(step))
 
 

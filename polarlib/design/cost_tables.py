@@ -83,7 +83,7 @@ Tables = dict[str, dict[str, Any]]
 def kernel_costs(
     library: str, format_name: str, n: int, *, device: str = "cpu"
 ) -> dict[str, float]:
-    """Costs of kernels on n x n matrices, in products of two such matrices.
+    """Return the costs of kernels on n x n matrices, in products of two such matrices.
 
     Interpolated linearly in log n between the sizes of the table, constant beyond them. Complex
     matrices have the costs of the format of their parts; formats narrower than float32 those of
@@ -134,7 +134,7 @@ def _costs(library: str, format_name: str, n: int, device: str, own: str | None)
 
 
 def symmetric_cost(library: str, format_name: str, n: int, *, device: str = "cpu") -> float:
-    """Cost of a symmetric product of order n by half, in products of the library in that format.
+    """Return the cost of a symmetric product of order n by half, in products of that format.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def _interpolated(n: int, sizes: Sequence[float], costs: Sequence[float]) -> flo
 
 
 def _own() -> str | None:
-    """The file of costs that the environment names."""
+    """Return the file of costs that the environment variable names."""
     own = os.environ.get(VARIABLE) or None
     return None if own == SHIPPED else own
 
@@ -214,7 +214,7 @@ _timing = threading.Lock()
 
 @functools.cache
 def _svds_here(format_name: str) -> float:
-    """How much more an SVD costs here than the shipped table says, within `FACTOR`."""
+    """Return the cost of an SVD here relative to the bundled table, within `FACTOR`."""
     a = np.random.default_rng(0).standard_normal((TIMED, TIMED)).astype(format_name, order="F")
     if not blas.computes_in(a.dtype):
         return 1.0
@@ -237,7 +237,7 @@ def _svds_here(format_name: str) -> float:
 
 
 def _table(library: str, device: str, own: str | None) -> dict[str, Any]:
-    """The user's table of a library, or the shipped one, or the shipped one for any library."""
+    """Return the user's table of a library, or the bundled one, or the bundled generic one."""
     for tables in (_read(own) if own else {}, _shipped()):
         if device in tables.get(library, {}):
             return dict(tables[library][device])
@@ -283,7 +283,7 @@ class MachineCosts(NamedTuple):
 def machine_costs(
     path: str | os.PathLike[str], format_name: str, n: int, *, library: str | None = None
 ) -> MachineCosts:
-    """Costs of kernels by a calibration of one machine.
+    """Return the costs of kernels from a calibration of one machine.
 
     Parameters
     ----------
@@ -424,7 +424,7 @@ def _checked(text: str, file: str) -> Tables:
 
 
 def sections(*tables: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the parts of tables that list costs, those that all of them have."""
+    """Return the names of the parts that list costs and that all tables have."""
     there = all(SYMMETRIC in table for table in tables)
     return (*FORMATS, SYMMETRIC) if there else FORMATS
 
@@ -461,7 +461,7 @@ def add_costs(path: Path, tables: Tables) -> None:
 
 
 def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One table of the sizes of both; the new one's go before."""
+    """Return one table with the sizes of both; equal sizes are those of the new one."""
     origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
     sizes = sorted(origin)
     joined = {key: new[key] for key in ABOUT} | {"sizes": sizes}

@@ -24,7 +24,7 @@ class BeyondDoublesError(ValueError):
 
 
 def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
-    """Value of a step, evaluated with 40 digits: in doubles high degrees cancel.
+    """Evaluate a step with 40 digits: in doubles high degrees cancel.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 def odd_powers(x: Any, count: int) -> Any:
-    """Odd powers of points, shape (points, count)."""
+    """Return odd powers of points, shape (points, count)."""
     rows = [x]
     for _ in range(count - 1):
         rows.append(rows[-1] * x * x)
@@ -46,7 +46,7 @@ def _split(z: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) -> Any:
-    """Logarithm of the smoothed mean error and its gradient by all coefficients."""
+    """Return the logarithm of the smoothed mean error and its gradient by all coefficients."""
     inputs, squares, slopes = [], [], []
     for c in steps:
         inputs.append(x)
@@ -122,13 +122,13 @@ class Constraints:
         return values, np.concatenate([self.linear, rows, rows_below])
 
     def _ends(self, z: Any) -> tuple[Any, Any]:
-        """Lower ends before and after every step."""
+        """Return the lower ends before and after every step."""
         first, last = self.problem.ends or (0.0, 0.0)
         lows = np.array([first, *np.exp(z[self.count :]), last])
         return lows[:-1], lows[1:]
 
     def _at_lower_ends(self, z: Any) -> tuple[Any, Any]:
-        """Quotient of a step's value at its lower end by the lower end after it, and its rows."""
+        """Return a step's value at its lower end over the lower end after it, and its rows."""
         sizes = self.problem.sizes
         found, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
         for k, (low, after) in enumerate(zip(*self._ends(z), strict=True)):
@@ -145,7 +145,7 @@ class Constraints:
 
 
 def _turning(c: Any) -> Any:
-    """Points in (0, 1) where p or p / x is extremal."""
+    """Return the points in (0, 1) where p or p / x is extremal."""
     found = []
     for weights in (np.arange(1, 2 * len(c), 2), np.arange(0, 2 * len(c), 2)):
         d = np.trim_zeros(weights * c, "b")
@@ -159,7 +159,7 @@ def _turning(c: Any) -> Any:
 
 
 def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
-    """Scaled steps of a local minimum: of every round, the last first.
+    """Return the scaled steps of a local minimum, of all rounds, the last first.
 
     The search ends where a round does not come below `least`: further cuts make nothing smaller.
     """

@@ -50,7 +50,7 @@ DOUBLES = 2.0**-51
 
 
 def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float:
-    """Noise gain ``sum |c_i| upper**(1 + stride i)`` of one step.
+    """Return the error amplification ``sum |c_i| upper**(1 + stride i)`` of one step.
 
     A step in a format with unit roundoff u makes an error of 0.01 to 0.4 times u times this, where
     `upper` is the largest singular value before it.
@@ -142,7 +142,7 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
 
 
 def _error(state: _DesignState) -> float:
-    """Worst error in exact arithmetic."""
+    """Return the worst error in exact arithmetic."""
     low, high = state.exact
     return max(1 - low, high - 1)
 
@@ -155,7 +155,7 @@ def _steps_of(start: _DesignState, count: int, f: Rounding) -> _DesignState:
 
 
 def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
-    """As many degree-5 steps as it takes for an error of one rounding."""
+    """Add degree-5 steps until the error is at most one rounding."""
     state, floor = start, max(f.unit, DOUBLES)
     while True:
         error, done = last_step(state, QUINTIC, f)
@@ -172,7 +172,7 @@ def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
 def _widest(
     designed: Callable[..., _DesignState], error: Any, unit: float, cushion: float
 ) -> tuple[float, _DesignState]:
-    """Least lower end, to three digits, at which the design's error is at most `error`."""
+    """Return the least lower end, to three digits, at which the error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
 
     def meets(found: _DesignState, tolerance: float = error) -> bool:
@@ -204,7 +204,7 @@ def _widest(
 def _fewest_products(
     lower: float, error: Any, prices: Mapping[int, float], f: Rounding, callback: Any
 ) -> _DesignState:
-    """The cheapest design whose error is at most `error`."""
+    """Return the cheapest design whose error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
     least, cost = math.inf, 0.0
     most = 4 * min(prices.values())

@@ -70,7 +70,7 @@ def minimax(
     digits: int | None = None,
     weight: Weight | None = None,
 ) -> Schedule:
-    """Best odd polynomial on an interval as a schedule of one step.
+    """Design the best odd polynomial on an interval, as a schedule of one step.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class _Points:
         self.middle, self.half = (1 + self.low**2) / 2, (1 - self.low**2) / 2
 
     def at(self, x: Sequence[Any]) -> list[_Point]:
-        """Points x of [low, 1] with the weight at the nearest doubles."""
+        """Return points x of [low, 1] with the weight at the nearest doubles."""
         lower, upper = self.ends
         nearest = np.clip([float(v) * upper for v in x], lower, upper)
         w = _values(self.weight, nearest)
@@ -179,13 +179,13 @@ class _Points:
         ]
 
     def by_square(self, t: Sequence[float]) -> list[Any]:
-        """Numbers x of [low, 1] whose squares have the places t in [-1, 1]."""
+        """Return numbers x of [low, 1] whose squares have the places t in [-1, 1]."""
         inner = [self.root(self.middle + self.half * v) for v in t[1:-1]]
         return [self.low, *inner, self.number(1)]
 
 
 def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
-    """Weights at points, checked."""
+    """Return the checked weights at points."""
     try:
         given = weight(x.copy())
     except (TypeError, ValueError) as error:
@@ -215,7 +215,7 @@ def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
 
 
 def _grid(q: int, low: float) -> tuple[list[float], list[float]]:
-    """Places by x**2, and points of equal quotients where the interval is long."""
+    """Return places by x**2, and points of equal quotients if the interval is long."""
     n = max(GRID, GRID_EACH * (q + 2))
     t = (-np.cos(np.linspace(0, np.pi, n))).tolist()
     return t, (np.geomspace(low, 1, n)[1:-1].tolist() if low < 0.5 else [])
@@ -224,7 +224,7 @@ def _grid(q: int, low: float) -> tuple[list[float], list[float]]:
 def _weighted(
     degree: int, lower: float, upper: float, weight: Weight, digits: int
 ) -> tuple[tuple[float, ...], float]:
-    """Coefficients rounded to doubles, and their weighted error."""
+    """Return coefficients rounded to doubles, and their weighted error."""
     q, low = degree // 2, lower / upper
     t, quotients = _grid(q, low)
     rough = _Points(lower, upper, weight, DIGITS)
@@ -257,7 +257,7 @@ def _weighted(
 
 
 def _levelled(reference: Sequence[_Point]) -> tuple[list[Any], Any]:
-    """Coefficients of p(x) / x in powers of t, and the level, on a reference."""
+    """Return the coefficients of p(x) / x in powers of t, and the level, on a reference."""
     even = odd = total = 0 * reference[0].x
     for i, p in enumerate(reference):
         product = p.x
@@ -272,7 +272,7 @@ def _levelled(reference: Sequence[_Point]) -> tuple[list[Any], Any]:
 
 
 def _error(g: Sequence[Any], p: _Point) -> Any:
-    """Weighted error with its sign."""
+    """Return the weighted error with its sign."""
     value = g[-1]
     for c in reversed(g[:-1]):
         value = value * p.t + c
@@ -315,7 +315,7 @@ def _refined(
     starts: Sequence[_Point],
     errors: Sequence[Any],
 ) -> list[tuple[_Point, Any]]:
-    """Largest errors between neighbours of points of the grid, by golden sections, all at once."""
+    """Find the largest errors between neighbours on the grid, all at once, by golden sections."""
     best_of = list(zip(starts, errors, strict=True))
 
     def look(x: Sequence[Any]) -> list[Any]:
@@ -355,7 +355,7 @@ def _refined(
 def _of_rounded(
     step: tuple[float, ...], every: Sequence[_Point], points: _Points, level: Any
 ) -> float:
-    """Weighted error of coefficients rounded to doubles; raise where they are beyond them."""
+    """Return the weighted error of rounded coefficients; raise if doubles do not hold them."""
     exact = [points.number(c) for c in step]
     worst, upper = level, points.ends[1]
     for p in every:

@@ -70,7 +70,7 @@ def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> N
 def _starts(
     target: str, degrees: tuple[int, ...], lower: float, upper: float, x: np.ndarray
 ) -> list[Steps]:
-    """Compositions to begin with: guesses, each step fitted to a part of the way."""
+    """Return the initial compositions: guesses, each step fitted to a part of the target."""
     kind, parameter = parse_target(target)
     n = len(degrees)
     if kind == "clip":
@@ -109,7 +109,7 @@ def _power(e: float, x: np.ndarray) -> np.ndarray:
 def _chain(
     degrees: tuple[int, ...], x: np.ndarray, parts: list[Callable[[np.ndarray], np.ndarray]]
 ) -> Steps:
-    """Steps that each fit a function of what the steps before it give."""
+    """Return steps that each fit a function of the values of the steps before."""
     steps: Steps = []
     for degree, part in zip(degrees, parts, strict=True):
         h = _values(steps, x)[-1]
@@ -123,7 +123,7 @@ def _with_last_fitted(steps: Steps, x: np.ndarray, target: str) -> Steps:
 
 
 def _nearest(h: np.ndarray, f: np.ndarray, degree: int) -> np.ndarray:
-    """Odd polynomial in h that is nearest to f in least squares."""
+    """Return the odd polynomial in h that is nearest to f in least squares."""
     terms = h[:, None] ** (2 * np.arange(degree // 2 + 1) + 1)
     size = np.abs(terms).max(axis=0)
     return np.asarray(np.linalg.lstsq(terms / size, f, rcond=None)[0] / size)
@@ -142,7 +142,7 @@ def _samples(target: str, lower: float, upper: float) -> np.ndarray:
 
 
 def _values(steps: Steps, x: np.ndarray) -> list[np.ndarray]:
-    """The values before every step, and after the last."""
+    """Return the values before every step, and after the last."""
     found = [x]
     for step in steps:
         found.append(odd_value(tuple(step), found[-1]))
@@ -156,7 +156,7 @@ def fit(
     upper: float,
     report: Callable[[int, float], Any],
 ) -> Steps:
-    """Local minimum of the worst error over all coefficients, the best of a few starts."""
+    """Return a local minimum of the worst error over all coefficients, the best of a few starts."""
     k, least = 0, math.inf
     scouted: list[tuple[Steps, float]] = []
 
@@ -194,7 +194,7 @@ def _frozen(steps: Steps) -> _Start:
 def _begin(
     target: str, lower: float, upper: float, degrees: tuple[int, ...], fewer: _Start | None
 ) -> list[_Start]:
-    """All starts; the fit with one step fewer is among them, so that more are hardly ever worse."""
+    """Return all starts, among them the fit with one step fewer, so that the error decreases."""
     x = _samples(target, lower, upper)
     begin = _starts(target, degrees, lower, upper, x)
     if fewer is not None:
@@ -215,7 +215,7 @@ def _descended(
 
 
 def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
-    """Where the error is largest: samples at its local maxima, and the vertices of parabolas."""
+    """Locate the largest errors: samples at local maxima, and the vertices of parabolas."""
     error = np.abs(_values(steps, x)[-1] - target_value(target, x))
     padded = np.concatenate([[-1.0], error, [-1.0]])
     k = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
@@ -231,7 +231,7 @@ def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
 
 
 def _jacobian(steps: Steps, values: list[np.ndarray], turns: list[np.ndarray]) -> np.ndarray:
-    """Derivatives of the composition to all coordinates, by the chain rule from the end."""
+    """Return the derivatives of the composition by all coordinates, by the chain rule."""
     columns, outer = [], np.ones_like(values[0])
     for step, h, turn in zip(reversed(steps), values[-2::-1], reversed(turns), strict=True):
         exponents = 2 * np.arange(len(step)) + 1
@@ -241,7 +241,7 @@ def _jacobian(steps: Steps, values: list[np.ndarray], turns: list[np.ndarray]) -
 
 
 def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple[Steps, float]:
-    """Sequential linear programs in a trust region; the steps and their worst error.
+    """Solve linear programs in a trust region; return the steps and their worst error.
 
     M. R. Osborne and G. A. Watson, An algorithm for minimax approximation in the nonlinear case,
     Comput. J. 12 (1969) 63-68, with a box as the trust region.
@@ -302,13 +302,13 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
 
 
 def _powers(step: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Powers of a step at points, the largest of which is scaled to 1."""
+    """Return powers of a step at points, the largest of which is scaled to 1."""
     scaled = h[:, None] / np.abs(h).max()
     return np.asarray(scaled ** (2 * np.arange(len(step)) + 1) / math.sqrt(len(h)))
 
 
 def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Changes of coefficients that change the step's values by orthogonal functions of its size.
+    """Return changes of coefficients that change the step by orthogonal functions of its size.
 
     In coefficients themselves the trust region would be long and thin: powers are nearly dependent.
     """

@@ -22,7 +22,7 @@ def costs(
     symmetric: float = 1.0,
     degrees: Iterable[int] = range(3, 27, 2),
 ) -> dict[int, float]:
-    """Cost of a step by its degree, for matrices of a shape.
+    """Return the cost of a step by its degree, for matrices of a shape.
 
     The unit is one product of an m x n matrix with an n x n one, m >= n (a wide matrix is worked on
     as its adjoint); a product of two n x n matrices costs n / m of it.
@@ -69,7 +69,7 @@ def costs(
 def _prices(
     degrees: Iterable[int], form: str, gram: float, update: float, small: float
 ) -> dict[int, float]:
-    """Costs by degree from those of X^H X, of X P and of a product of n x n matrices."""
+    """Return costs by degree from those of X^H X, of X P and of a product of n x n matrices."""
     # The engine's products, as `product_counts` has them: Gram matrix and X P in each step; in Gram
     # form once, and three small ones for Q and R after each step but the last.
     large = gram + update

@@ -46,7 +46,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(step: Sequence[float]) -> Fingerprint:
-    """Interval, scale and gain that a step was designed for.
+    """Find the interval, scale and gain for which a step was designed.
 
     A best polynomial p on [l, 1], squeezed to ``g p(x / u)``, has the coefficients
     ``g c_i / u^(2i+1)``. The ratio ``c_1^2 / (c_0 c_2)`` knows nothing of g and u, and falls as l
@@ -111,7 +111,7 @@ def _cubic_ratio(c: Sequence[float]) -> float:
 
 
 def _solve(f: Callable[[float], Any], value: float, name: str, degree: int) -> float:
-    """The l where a falling function has a value."""
+    """Find the l at which a decreasing function has a value."""
     from scipy.optimize import brentq  # lazily: it takes long to import
 
     high, low = f(NARROWEST), f(WIDEST)

@@ -147,7 +147,7 @@ def check_range(degree: int, upper: float) -> None:
 def _levelled(
     t: Sequence[Any], low: Any, stride: int, f: _Arithmetic
 ) -> tuple[list[Any], Any, Any, list[Any]]:
-    """Points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
+    """Return points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
 
     |lambda_i| = 1 / (x_i prod |t_i - t_j|) annihilates x times polynomials of degree q in t, with
     alternating signs; so rho = S_odd / S_even, the sums of |lambda| by parity.
@@ -171,7 +171,7 @@ def _levelled(
 
 
 def interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Monomial coefficients in t of the polynomial through the points (Newton's form, expanded)."""
+    """Return the monomial coefficients in t of an interpolating polynomial, by Newton's form."""
     d, n = list(values), len(t)
     for k in range(1, n):
         for i in range(n - 1, k - 1, -1):
@@ -187,7 +187,7 @@ def interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
 
 
 def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] | None:
-    """All roots of a polynomial with distinct real roots, ascending (Ehrlich and Aberth)."""
+    """Return all roots of a polynomial with distinct real roots, ascending (Ehrlich and Aberth)."""
     z = list(start)
     slope = [k * c for k, c in enumerate(d)][1:]
     # The correction is cubically small: below the cube root of the unit, one more is the last.
@@ -215,7 +215,7 @@ def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] 
 def _exchange(
     q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float, stride: int = 2
 ) -> Any:
-    """Iterate from a reference; (w, E, rho, t, x) with w in powers of t, or None if lost."""
+    """Iterate from a reference; return (w, E, rho, t, x) with w in powers of t, or None if lost."""
     power = low**stride
     half = (1 - power) / 2
     kappa = (1 + power) / (1 - power)
@@ -250,7 +250,7 @@ def _exchange(
 
 
 def in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
-    """Powers of y = x**stride from powers of t = (y - m) / h, by Horner's rule."""
+    """Convert powers of t = (y - m) / h to powers of y = x**stride, by Horner's rule."""
     power = low**stride
     h, m = (1 - power) / 2, (1 + power) / 2
     c = [w[-1]]
@@ -266,7 +266,7 @@ def in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
 def best(
     degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None, stride: int = 2
 ) -> Minimax:
-    """Best odd polynomial on an interval, with its error and equioscillation points.
+    """Compute the best odd polynomial on an interval, with its error and equioscillation points.
 
     Parameters
     ----------
@@ -322,7 +322,7 @@ def best(
 
 
 def _exact(name: str, value: Any) -> Any:
-    """A number with all its digits, which may be given as text."""
+    """Return a number with all its digits, which may be given as text."""
     if isinstance(value, str) and re.fullmatch(r"(\d+\.?|\d*\.\d+)(e[+-]?\d{1,3})?", value):
         return value
     x = number(name, value)
@@ -332,7 +332,7 @@ def _exact(name: str, value: Any) -> Any:
 
 
 def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Minimax:
-    """Best polynomial as :func:`best` gives it in doubles, whether they hold its coefficients.
+    """Compute the best polynomial as :func:`best` in doubles, even if they do not hold it.
 
     Error, complement, rho and extrema are right for any degree.
 
@@ -349,7 +349,7 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
 
 
 def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax:
-    """Best polynomial for searches: its values to about nine digits of max(E, fine), in doubles.
+    """Compute the best polynomial for searches: values to about nine digits of max(E, fine).
 
     Below `fine` the error says nothing, and the polynomial may be another one of an error so small.
 
@@ -378,7 +378,7 @@ def chebyshev(q: int) -> list[float]:
 
 
 def _lost(q: int, low: float, error: float) -> float:
-    """Decimal digits that double precision loses: an estimate, chosen by experiment."""
+    """Estimate the decimal digits that double precision loses, by experiment."""
     return 0.5 * q - (q + 1) * math.log10(1 - low) + max(0.0, -math.log10(error)) - 1
 
 
@@ -399,7 +399,7 @@ def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any], stri
 def _positive(
     c: tuple[float, ...], complement: float, lower: float, upper: float, stride: int
 ) -> tuple[float, ...]:
-    """Coefficients of which rounding did not make p negative between its zeros."""
+    """Return coefficients of which rounding did not make p negative between its zeros."""
     rounding = 2.0**-52 * sum(abs(v) * upper ** (stride * i + 1) for i, v in enumerate(c))
     return c if complement > 4 * rounding else lifted(c, lower, upper, stride)[0]
 

@@ -27,7 +27,7 @@ FINE = 2.0**-16
 
 
 def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None) -> tuple[int, ...]:
-    """Steps after which the Gram form must restart; what ``restarts="auto"`` uses.
+    """Choose the steps after which the Gram form must restart, as ``restarts="auto"`` does.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
 def common_restarts(
     schedules: tuple[Schedule, ...], format: str, gram_format: str | None = None
 ) -> tuple[int, ...]:
-    """Restarts that serve several schedules of as many steps: arguments of :func:`restarts`.
+    """Choose restarts for several schedules of as many steps: arguments of :func:`restarts`.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def common_restarts(
 def _ends(
     schedule: Schedule, unit: float, of_gram: float, of_q: float
 ) -> tuple[frozenset[int], ...]:
-    """Numbers of the steps after which a section may end, for each step before its beginning."""
+    """Return the steps after which a segment may end, for each step before its beginning."""
     limit = min(TOLERATED, 2.0**BITS_LOST * unit)
     slopes = [abs(step[0]) for step in schedule.steps]
     tops, rooms = _rooms(schedule)
@@ -128,7 +128,7 @@ def _ends(
 
 
 def _rooms(schedule: Schedule) -> tuple[list[float], list[float]]:
-    """Largest singular value before each step, and how far it may be moved after it."""
+    """Return the largest singular value before each step, and how far it may move after it."""
     lower, upper = schedule.divided(schedule.lower, schedule.upper, extended=False)
     images = [float(hi) for _, hi in odd_images(schedule.steps, lower, upper, stride=2)]
     goal = images[-1] + TOLERATED_AT_THE_END

@@ -140,7 +140,7 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
         return flat
 
     def ends(start: float, room: float) -> tuple[float, float, float, float]:
-        """Value at the lower end, that less its rounding, and where rounding takes all."""
+        """Return the value at the lower end, that less its rounding, and the rounded image."""
         b = designed(start, room)
         low, high = landing(b.coefficients, lower, upper, b.extrema, unit, f.upward)
         p, r = rounding_bound(b.coefficients, lower)
@@ -186,7 +186,7 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
 
 
 def _after(state: _DesignState, step: Sequence[float], f: Rounding) -> _DesignState:
-    """State after a step that is centred at 1 in exact arithmetic and rounded to scalars.
+    """Return the state after a step that is centred at 1 and rounded to scalars.
 
     The next step sees quotients only, so the centre is free, and errors are read off the exact.
     """
@@ -213,12 +213,12 @@ def rho_without_rounding(state: _DesignState, degree: int) -> float:
 
 
 def next_step(state: _DesignState, degree: int, f: Rounding) -> _DesignState:
-    """One more step that is not the last."""
+    """Return the state after one more step that is not the last."""
     return _after(state, _best_under_rounding(degree, state.lower, state.upper, f), f)
 
 
 def last_step(state: _DesignState, degree: int, f: Rounding) -> tuple[float, _DesignState]:
-    """One more step, the last: least error in exact arithmetic, and that error.
+    """Return the state after the last step, of least exact error, and that error.
 
     Nothing comes after it that could diverge, so it keeps no room. It is designed up to where
     rounding can have taken singular values, so that those too end near 1. But rounding must not

@@ -38,7 +38,7 @@ Steps = tuple[tuple[float, ...], ...]
 
 
 def _tops(steps: Sequence[Sequence[float]], upper: float) -> list[float]:
-    """Largest values after every step on (0, upper]; the domain's end comes first."""
+    """Return the largest values after every step on (0, upper], the domain's end first."""
     tops = [upper]
     for step in steps:
         tops.append(odd_image([step], 0.0, tops[-1], extended=False)[1])
@@ -46,7 +46,7 @@ def _tops(steps: Sequence[Sequence[float]], upper: float) -> list[float]:
 
 
 def _scaled(steps: Sequence[Sequence[float]], tops: Sequence[float]) -> list[Any]:
-    """Steps with domain and values in (0, 1], the last with the values that it has."""
+    """Scale steps to domains and values in (0, 1], the last step to its own values."""
     ends = [*tops[:-1], 1.0]
     return [
         np.array([c * u ** (2 * i + 1) / v for i, c in enumerate(step)])
@@ -63,13 +63,13 @@ def _unscaled(scaled: Sequence[Any], tops: Sequence[float]) -> Steps:
 
 
 def interval(start: Schedule) -> tuple[float, float]:
-    """Interval before the first step, after the division of the input."""
+    """Return the interval before the first step, after the division of the input."""
     return start.divided(start.lower, start.upper, extended=False)
 
 
 @functools.lru_cache(maxsize=1024)
 def greedy_steps(lower: float, degrees: tuple[int, ...], upper: float) -> Steps | None:
-    """Greedy steps on an interval, None where it is empty or too wide for their rounding."""
+    """Return greedy steps on an interval, None if it is empty or too wide for their rounding."""
     try:
         return greedy(lower, degrees, upper=upper).steps if degrees else None
     except ValueError:
@@ -124,7 +124,7 @@ class Search:
         self.problem = Problem(self.sizes, hi, ends, floors, self._measured, gradient)
 
     def _measured(self, steps: list[Any]) -> Any:
-        """The objective of scaled steps as it is minimised, with its gradient where it is known."""
+        """Return the objective that is minimised over scaled steps, with its gradient if known."""
         extra = np.zeros(len(self.lows))
         if isinstance(self.objective, Spectrum):
             found = mean_and_gradient(steps, self.x, self.weights, self.smoothing)
@@ -140,7 +140,7 @@ class Search:
         return reached if math.isfinite(reached) else math.inf  # the search turns back
 
     def candidates(self, k: int) -> list[Steps]:
-        """Steps of the local minima from start k, which may leave the bounds; the best first."""
+        """Yield steps of the local minima from start k, unchecked for bounds, the best first."""
         self.found = math.inf
         if self.objective == "error":
             other = greedy_steps(self.lower, self.degrees, self.upper)
@@ -171,7 +171,7 @@ class Search:
 
 
 def _thinned(spectrum: Spectrum, upper: float) -> tuple[Any, Any]:
-    """Nodes of a spectrum relative to `upper`, and weights: order statistics of too many."""
+    """Return nodes of a spectrum relative to `upper`, and weights, at most `THINNED` of them."""
     x, weights = spectrum.values / upper, spectrum.weights
     if len(x) <= THINNED:
         return x, weights

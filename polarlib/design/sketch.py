@@ -42,21 +42,21 @@ OTHERWISE = 1965  # any number: it takes a generator aside from those of matrice
 
 
 def _unit(x: Any, least: float) -> tuple[Any, Any]:
-    """Norms of the rows of x, and the rows divided by them; 0 where they are at most `least`."""
+    """Return the norms of the rows of x, and x divided by them; 0 if they are at most `least`."""
     norms = np.linalg.norm(x, axis=1)
     norms = np.where(norms > least, norms, 0.0)
     return norms, x / np.where(norms > 0, norms, 1.0)[:, None] * (norms > 0)[:, None]
 
 
 def _orthogonal(x: Any, basis: Any) -> Any:
-    """Rows of x less their parts along the bases (vector, step, entry), twice."""
+    """Subtract from rows of x their parts along the bases (vector, step, entry), twice."""
     for _ in range(2):
         x = x - np.einsum("kj,kji->ki", np.einsum("kji,ki->kj", basis.conj(), x), basis)
     return x
 
 
 def _bidiagonal(a: Any, start: Any, depth: int, least: float) -> Any:
-    """Upper bidiagonal matrices of Golub and Kahan from the rows of `start`, reorthogonalised."""
+    """Return bidiagonal matrices of Golub and Kahan from the rows of `start`, reorthogonalised."""
     probes = len(start)
     rights = np.zeros((probes, depth, a.shape[1]), a.dtype)
     lefts = np.zeros((probes, depth, a.shape[0]), a.dtype)
@@ -74,7 +74,7 @@ def _bidiagonal(a: Any, start: Any, depth: int, least: float) -> Any:
 
 
 def _radau(made: Any) -> tuple[Any, Any, float]:
-    """Values and weights of the rules with a node at 0, and its mean weight."""
+    """Return values and weights of the rules with a node at 0, and its mean weight."""
     made = made.copy()
     made[:, -1, -1] = 0.0
     _, values, right = np.linalg.svd(made)
@@ -83,7 +83,7 @@ def _radau(made: Any) -> tuple[Any, Any, float]:
 
 
 def _rule(made: Any) -> tuple[Any, Any]:
-    """Values and weights of bidiagonal matrices, those too small to be told apart made out."""
+    """Return values and weights of bidiagonal matrices, with estimates for unresolved values."""
     depth = made.shape[1]
     values, weights, rest = _radau(made)
     *_, before = _radau(made[:, : depth // 2, : depth // 2])
@@ -201,7 +201,7 @@ def for_matrix(
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Schedule:
-    """Schedule with the smallest mean error on a matrix's sketched spectrum, bounded on (0, 1].
+    """Design the schedule with the smallest mean error on a matrix's sketched spectrum.
 
     Parameters
     ----------

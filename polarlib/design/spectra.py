@@ -59,7 +59,7 @@ class Spectrum(NamedTuple):
 
 
 def _panels(lower: float, upper: float, panels: int = PANELS) -> tuple[Any, Any]:
-    """Nodes and weights of Gauss's rule on equal panels, ascending."""
+    """Return nodes and weights of Gauss's rule on equal panels, ascending."""
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
     ends = np.linspace(lower, upper, panels + 1)
     half, middle = np.diff(ends) / 2, (ends[1:] + ends[:-1]) / 2
@@ -67,7 +67,7 @@ def _panels(lower: float, upper: float, panels: int = PANELS) -> tuple[Any, Any]
 
 
 def marchenko_pastur(m: int, n: int, *, normalisation: str = "frobenius") -> Spectrum:
-    """Spectrum of large matrices with independent entries.
+    """Return the spectrum of large matrices with independent entries.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def marchenko_pastur(m: int, n: int, *, normalisation: str = "frobenius") -> Spe
 
 
 def power_law(alpha: float, low: float) -> Spectrum:
-    """Singular values with a density proportional to ``x**-alpha`` between `low` and 1.
+    """Return singular values with a density proportional to ``x**-alpha`` between `low` and 1.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def power_law(alpha: float, low: float) -> Spectrum:
 
 
 def log_uniform(low: float) -> Spectrum:
-    """Singular values uniform in their logarithm between `low` and 1.
+    """Return singular values that are uniform in their logarithm between `low` and 1.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def log_uniform(low: float) -> Spectrum:
 
 
 def _integrated(density: Callable[[float], Any]) -> Spectrum:
-    """Nodes and weights of a density on (0, 1]."""
+    """Return nodes and weights of a density on (0, 1]."""
     t, weights = _panels(math.log(SMALLEST), math.log(BENT[0]), PANELS // 2)
     s, more = _panels(math.log(BENT[0]), math.log(BENT[1]), PANELS // 2)
     x, most = _panels(BENT[1], 1.0, PANELS // 2)
@@ -212,7 +212,7 @@ def _integrated(density: Callable[[float], Any]) -> Spectrum:
 
 
 def _measured(values: Any, normalisation: str | None) -> Spectrum:
-    """Spectrum of measured singular values."""
+    """Return the spectrum of measured singular values."""
     values = short("the list of singular values", values, MOST_VALUES)
     try:
         x = np.asarray(values)
@@ -251,7 +251,7 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
 
 
 def _checked(s: Spectrum) -> Spectrum:
-    """A spectrum that may have been built by hand."""
+    """Check a spectrum, which may have been built by hand."""
     try:
         x, weights = np.asarray(s.values, dtype=float), np.asarray(s.weights, dtype=float)
     except (TypeError, ValueError):
@@ -277,7 +277,7 @@ def _checked(s: Spectrum) -> Spectrum:
 
 @ignore_float_errors
 def spectrum(density_or_singular_values: Any, *, normalisation: str | None = None) -> Spectrum:
-    """Spectrum of measured singular values, or of any density.
+    """Return the spectrum of measured singular values, or of any density.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
 
 @ignore_float_errors
 def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
-    """Mean of ``|1 - s(x / input_safety)|`` over a spectrum.
+    """Return the mean of ``|1 - s(x / input_safety)|`` over a spectrum.
 
     Parameters
     ----------
@@ -367,7 +367,7 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
 
 
 def mean_deviation(steps: Sequence[Sequence[float]], x: Any, weights: Any) -> float:
-    """``sum w |1 - s(x)|`` of a composition."""
+    """Return ``sum w |1 - s(x)|`` of a composition."""
     for step in steps:
         x = odd_value(step, x)
     return float(weights @ abs(1 - x))

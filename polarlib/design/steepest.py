@@ -38,7 +38,7 @@ ROUNDING = 1e-13
 
 
 def steepest(error: float, degrees: Sequence[int]) -> Schedule:
-    """Composition with the largest slope at 0 for an error.
+    """Design the composition with the largest slope at 0 for an error.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def steepest(error: float, degrees: Sequence[int]) -> Schedule:
 
 
 def for_slope(slope: float, degrees: Sequence[int]) -> Schedule:
-    """Composition with the least error for a slope at 0.
+    """Design the composition with the least error for a slope at 0.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _impossible(slope: Any, degrees: Sequence[int], least: float, most: float) -
 
 
 def _log_slope(z: float, degrees: Sequence[int]) -> float:
-    """Logarithm of the slope of the best composition on [rho, 1], ``z = log(rho / (1 - rho))``."""
+    """Return log(slope) of the best composition on [rho, 1], ``z = log(rho / (1 - rho))``."""
     total = error = 0.0
     rho = 1 / (1 + math.exp(-z))
     for degree in degrees:

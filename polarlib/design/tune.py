@@ -59,7 +59,7 @@ AGREE = 1e-6
 
 
 def _top(steps: Sequence[Sequence[float]], upper: float) -> float:
-    """Largest value on (0, upper], by exact images; NaN if a step is negative somewhere there."""
+    """Return the largest value on (0, upper], by exact images; NaN if a step is negative there."""
     for step in steps:
         lower, upper = odd_image([step], 0.0, upper)
         if lower < 0 or not upper < math.inf:
@@ -68,7 +68,7 @@ def _top(steps: Sequence[Sequence[float]], upper: float) -> float:
 
 
 def _lowered(steps: Steps, upper: float, top: float) -> Steps:
-    """The last step scaled down where rounding and the margin take it above the bound."""
+    """Scale the last step down if rounding and the margin take it above the bound."""
     hi = odd_image(steps, 0.0, upper)[1]
     if not top < hi < top * (1 + LOWERED):
         return steps
@@ -77,7 +77,7 @@ def _lowered(steps: Steps, upper: float, top: float) -> Steps:
 
 
 def _check_bounds(bounds: Any, start: Schedule) -> tuple[float, float]:
-    """The bounds, wider than the start's own by default; refused where it does not keep them."""
+    """Return the bounds, by default wider than the start's; refuse bounds that it violates."""
     lower, upper = interval(start)
     top = _top(start.steps, upper)
     if math.isnan(top):
@@ -256,7 +256,7 @@ def tune(
 
 
 def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -> Schedule | None:
-    """The schedule of steps that keep the bounds by their exact images, None for others."""
+    """Return the schedule of steps that keep the bounds by their exact images, else None."""
     lo, hi, source = target
     lower, upper = interval(start)
     if not _top(steps, upper) <= hi or odd_image(steps, lower, upper)[0] < lo:
@@ -276,7 +276,7 @@ def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -
 
 
 def _degrees(steps: Any, degree: Any) -> tuple[int, ...]:
-    """One degree per step, in order of application."""
+    """Return one degree per step, in order of application."""
     steps = count("steps", steps, most=MOST_TUNED)
     if not isinstance(degree, Iterable) or isinstance(degree, str):
         return tuple([check_degree(degree)] * int(steps))
@@ -290,7 +290,7 @@ def _degrees(steps: Any, degree: Any) -> tuple[int, ...]:
 
 
 def _best_greedy(spectrum: Spectrum, degrees: tuple[int, ...]) -> Schedule:
-    """The greedy schedule on [l, 1] with the smallest mean error on a spectrum."""
+    """Return the greedy schedule on [l, 1] with the smallest mean error on a spectrum."""
     from scipy.optimize import minimize_scalar  # lazily, as above
 
     def error(t: float) -> float:
@@ -331,7 +331,7 @@ def for_spectrum(
     seed: int = 0,
     callback: Callback | None = None,
 ) -> Schedule:
-    """Schedule with the smallest mean error on a spectrum, in bounds on all of (0, 1].
+    """Design the schedule with the smallest mean error on a spectrum, bounded on all of (0, 1].
 
     The error of a singular value x is ``|1 - s(x)|``. The search begins with the best greedy
     schedule of the same cost, that of the best lower end, and is never worse than it.

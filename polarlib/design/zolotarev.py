@@ -47,7 +47,7 @@ def RationalSchedule(
 
 
 def zolotarev(r: int, lower: float) -> Schedule:
-    """Best rational steps of type (2r + 1, 2r), each on the image of those before, to rounding.
+    """Design the best rational steps of type (2r + 1, 2r), until the error is below rounding.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def zolotarev(r: int, lower: float) -> Schedule:
 
 
 def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Rational, ...], list[float]]:
-    """Centred steps until the error is below a tolerance, and the error after each.
+    """Return centred steps until the error is below a tolerance, and the error after each.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Rational, 
 
 
 def _ratios(r: int, l: Any, f: Any) -> list[Any]:
-    """``c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l')``, i = 1..2r, ascending."""
+    """Return ``c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l')``, i = 1..2r, ascending."""
     # sn(iv; l) = i sn/cn(v; l') and sn = l^(-1/2) theta_1 / theta_4, of nome q = exp(-pi K' / K).
     n = 2 * r + 1
     decay = f.pi * f.agm(1, f.sqrt((1 - l) * (1 + l))) / f.agm(1, l)

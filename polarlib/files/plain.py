@@ -11,7 +11,7 @@ from polarlib.arrays.entry import is_host_array
 
 
 def plain(value: Any) -> Any:
-    """Turn arrays, enums and paths into what JSON can hold; NaN and infinity into None.
+    """Return values of JSON for arrays, enums and paths; None for NaN and infinity.
 
     Examples
     --------

@@ -30,7 +30,7 @@ def unit_ball(
     legend: bool = True,
     color: Any = None,
 ) -> Axes:
-    """Plot the unit ball of a norm in two singular values, and where its lmo goes.
+    """Plot the unit ball of a norm in two singular values, and the values of its lmo.
 
     Parameters
     ----------
@@ -145,19 +145,19 @@ def unit_ball(
 
 
 def _diagonal(s: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Matrices diag(s1, s2, 0, ...), one for each row of s."""
+    """Return matrices diag(s1, s2, 0, ...), one per row of s."""
     x = np.zeros((len(s), *shape))
     x[:, 0, 0], x[:, 1, 1] = s.T
     return x
 
 
 def _lmos(norm: MatrixNorm, along: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Diagonals of the lmos of directions."""
+    """Return the diagonals of the lmos of directions."""
     return np.asarray(norm.lmo(_diagonal(along, shape)))[:, (0, 1), (0, 1)]
 
 
 def _boundary(norm: MatrixNorm, shape: tuple[int, int]) -> np.ndarray:
-    """Boundary of the ball, counterclockwise and closed, shape (points, 2)."""
+    """Return the boundary of the ball, counterclockwise and closed, shape (points, 2)."""
     angles = np.arange(RAYS) * 2 * np.pi / RAYS
     along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     try:

@@ -181,7 +181,7 @@ def cost(
 
 
 def _cost(t: Trace, costs: Mapping[str, float] | None, *, needed: bool) -> np.ndarray:
-    """Cost after each step; where it is unknown and not needed, the number of steps."""
+    """Return the cost after each step, or the number of steps if it is unknown and not needed."""
     if costs is None:
         fmt = FORMATS.get(t.precision)
         costs = kernel_costs("numpy", fmt.carrier if fmt else "float64", min(t.shape))
@@ -250,7 +250,7 @@ def _draw(
 
 
 def _names(traces: Sequence[Trace]) -> tuple[list[str], str]:
-    """What tells traces apart, for each, and what they have in common."""
+    """Return what distinguishes each trace from the others, and what is common to all."""
     # What a label and what a title says of each.
     parts: tuple[tuple[Callable[[Trace], str], str], ...] = (
         (lambda t: figures.plain_text(t.method), "{}"),

@@ -130,7 +130,7 @@ def error(
 
 
 def _abscissa(s: Schedule, left: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points from `left` to the upper bound, and which of them are ends and turning points."""
+    """Return points from `left` to the upper bound, and which are ends or turning points."""
     turns = points_of(s, left)
     x = np.geomspace(left, s.upper, SAMPLES)
     if turns is not None:
@@ -223,7 +223,7 @@ def matrix_products(
 
 
 def _by_products(s: Schedule, lower: float, most: int) -> tuple[list[int], list[float]]:
-    """Products and worst errors of the first steps: all of them, and on to `most` if it repeats."""
+    """Return products and worst errors of the first steps, up to `most` if the set repeats."""
     used: list[int] = []
     errors: list[float] = []
     k = 0

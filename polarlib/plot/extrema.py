@@ -16,7 +16,7 @@ ROUNDING = 1e-12  # errors below this one need more digits than doubles have
 
 
 def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
-    """Points of [lower, upper] where a composition turns, and both ends; None if too many.
+    """Return the turning points in [lower, upper] and both ends; None if they are too many.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
 
 
 def farthest(s: Schedule, error: float) -> np.ndarray:
-    """Points of the interval where the error is the worst one.
+    """Return the points of the interval at which the error is the worst error.
 
     None where they are too many, or where the rounding of the coefficients decides.
     """
@@ -59,7 +59,7 @@ def farthest(s: Schedule, error: float) -> np.ndarray:
 
 
 def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
-    """``|target(x) - s(x / input_safety)|``; in 40 digits where doubles are too few for all of it.
+    """Return ``|target(x) - s(x / input_safety)|``, in 40 digits where doubles would cancel.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
 
 
 def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:
-    """Where the first k steps take the value t, by bisection between neighbours."""
+    """Find where the first k steps have the value t, by bisection between neighbours."""
 
     def value(x: np.ndarray) -> np.ndarray:
         for step in s.steps[:k]:

@@ -149,7 +149,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
 
 
 def whole_figure(artist: Any) -> Any:
-    """The whole figure, also of what is in a subfigure."""
+    """Return the whole figure, also for a subfigure."""
     return artist.figure.canvas.figure
 
 
@@ -163,7 +163,7 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
 
 
 def setting(name: str) -> Any:
-    """A value of rcParams; ours where it is matplotlib's default."""
+    """Return a value of rcParams, or polarlib's where it is matplotlib's default."""
     now: Any = rcParams
     usual: Any = rcParamsDefault
     value = now[name]
@@ -178,22 +178,22 @@ def _dpi(dpi: float | None) -> float:
 
 
 def points(name: str) -> float:
-    """A size of text in rcParams, in points."""
+    """Return a size of text in rcParams, in points."""
     return float(FontProperties(size=setting(name)).get_size_in_points())
 
 
 def line_width(width: float) -> float:
-    """A width in points, for lines of rcParams' width where that is not 1.5."""
+    """Scale a width in points, given for lines of width 1.5, to the width in rcParams."""
     return float(width * rcParams["lines.linewidth"] / rcParamsDefault["lines.linewidth"])
 
 
 def marker_size(size: float) -> float:
-    """A size in points, for markers of rcParams' size where that is not 6."""
+    """Scale a size in points, given for markers of size 6, to the size in rcParams."""
     return float(size * rcParams["lines.markersize"] / rcParamsDefault["lines.markersize"])
 
 
 def cycle(ax: Axes) -> Sequence[Any]:
-    """The colours of rcParams where they were changed, or else ours, the ink that of the Axes."""
+    """Return the colours of rcParams if changed, or else polarlib's, with the ink of the Axes."""
     given = rcParams["axes.prop_cycle"]
     colours = given.by_key().get("color", ())
     if given == rcParamsDefault["axes.prop_cycle"] or not colours or tuple(colours) == CYCLE:
@@ -202,7 +202,7 @@ def cycle(ax: Axes) -> Sequence[Any]:
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
-    """The given Axes as they are, or new ones, as rcParams have them, by default dark on white."""
+    """Return the given Axes, or new ones by rcParams, by default dark on white."""
     if ax is not None:
         require(ax, Axes, "ax", "one matplotlib Axes, or None for a new figure")
         return ax
@@ -232,12 +232,12 @@ def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
 
 
 def ink_of(ax: Axes) -> Any:
-    """The colour of the writing: the caller's ground may be dark."""
+    """Return the colour of text in Axes, whose background may be dark."""
     return ax.xaxis.label.get_color()
 
 
 def room(ax: Axes) -> tuple[float, float]:
-    """Width and height, in points, of the part of the figure that Axes share with their labels."""
+    """Return width and height, in points, of the space of Axes and their labels in the figure."""
     figure: Any = ax.figure
     width, height = (72 * side / figure.dpi for side in figure.bbox.size)
     spec = ax.get_subplotspec()
@@ -251,7 +251,7 @@ def room(ax: Axes) -> tuple[float, float]:
 
 
 def inner_width(ax: Axes) -> float:
-    """About the width of the Axes without their labels, in points."""
+    """Estimate the width of the Axes without their labels, in points."""
     width, _ = room(ax)
     lines = 1 + ax.get_ylabel().count("\n")
     beside = 3 * points("ytick.labelsize") + 1.2 * lines * size_of(ax.yaxis.label) + 10
@@ -259,12 +259,12 @@ def inner_width(ax: Axes) -> float:
 
 
 def most_ticks(ax: Axes) -> int:
-    """How many numbers have room along the abscissa."""
+    """Return the number of tick labels that fit along the abscissa."""
     return max(3, min(12, int(inner_width(ax) / (2.2 * points("xtick.labelsize")))))
 
 
 def size_of(label: Text) -> float:
-    """Size of a text in points."""
+    """Return the size of a text in points."""
     return float(label.get_fontsize())
 
 
@@ -296,13 +296,13 @@ def _fold(label: Text, words: str, most: float) -> None:
 
 
 def fold(words: str, letters: int) -> str:
-    """Fold each line of a text; mathematics in dollars is no place to break in."""
+    """Fold each line of a text, but not within mathematics in dollars."""
     how: Any = {"break_on_hyphens": False, "break_long_words": "$" not in words}
     return "\n".join(textwrap.fill(line, max(8, letters), **how) for line in words.split("\n"))
 
 
 def checked_text(name: str, value: Any) -> str:
-    """Text that can be drawn."""
+    """Return text that can be drawn."""
     value = text(name, value)
     try:
         value.encode()
@@ -316,7 +316,7 @@ def checked_title(title: str | None) -> str | None:
 
 
 def plain_text(name: str) -> str:
-    """A name as matplotlib shows it: no mathematics in dollars, and not hidden from legends."""
+    """Return a name for matplotlib: no mathematics in dollars, and not hidden from legends."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
@@ -332,7 +332,7 @@ def title_of(t: Trace) -> str:
 
 
 def hidden_note(y: np.ndarray) -> str:
-    """What a logarithmic axis up to the ceiling does not show of a line."""
+    """Describe the part of a line above the ceiling of a logarithmic axis."""
     y = np.asarray(y, dtype=float)
     finite = np.isfinite(y)
     notes = []
@@ -368,7 +368,7 @@ def is_data(artist: Any) -> bool:
 
 
 def lines_of(ax: Axes) -> int:
-    """How many lines of data were drawn into Axes: where the cycle of colours goes on."""
+    """Count the lines of data in Axes, from which the cycle of colours continues."""
     return sum(map(is_data, ax.get_lines()))
 
 

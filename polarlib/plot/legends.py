@@ -32,7 +32,7 @@ END = "end of a line"
 
 
 def entries(ax: Axes) -> tuple[list[Any], list[str]]:
-    """Artists and labels of a legend, each label once."""
+    """Return artists and labels of a legend, each label once."""
     handles, labels = ax.get_legend_handles_labels()
     first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
     kept = [label for i, label in enumerate(labels) if labels.index(label) == i]
@@ -90,7 +90,7 @@ class _Space:
 
 
 def _written(ax: Axes) -> float:
-    """Height of title, tick labels and axis label with what separates them, in points."""
+    """Return the height of title, tick labels and axis label with their distances, in points."""
     found = (
         GAP
         + PADS
@@ -228,7 +228,7 @@ def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> Non
 
 
 def _end(ax: Axes, line: Line2D) -> tuple[float, float]:
-    """The last point of a line that is finite, as shares of the Axes; in them."""
+    """Return the last finite point of a line within the Axes, as fractions of the Axes."""
     points = np.column_stack([np.asarray(v, dtype=float) for v in line.get_data()])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
@@ -240,7 +240,7 @@ def _end(ax: Axes, line: Line2D) -> tuple[float, float]:
 
 
 def _apart(wanted: Sequence[float], heights: np.ndarray) -> np.ndarray:
-    """Places nearest to the wanted ones at which labels of these heights do not overlap.
+    """Return the places nearest to the wanted ones at which labels do not overlap.
 
     Labels that touch move together, as one block about the mean of what its members want.
 
@@ -275,7 +275,7 @@ def _apart(wanted: Sequence[float], heights: np.ndarray) -> np.ndarray:
 
 
 def checked_labels(labels: Any, number: int) -> list[str] | None:
-    """Labels of the caller, one for each line."""
+    """Check labels of the caller, one per line."""
     if labels is None:
         return None
     what = f"{number} {'text' if number == 1 else 'texts'}, one for each line"
@@ -284,7 +284,7 @@ def checked_labels(labels: Any, number: int) -> list[str] | None:
 
 
 def checked_colours(ax: Axes, color: Any, number: int, start: int) -> list[Any]:
-    """Colours of lines: the caller's, one for all or one for each, or else of the cycle."""
+    """Return colours of lines: the caller's, one for all or one per line, or those of the cycle."""
     if color is None:
         colours = figures.cycle(ax)
         return [colours[(start + i) % len(colours)] for i in range(number)]

@@ -27,7 +27,7 @@ def polynomial(
     legend: bool = True,
     color: Any = None,
 ) -> Axes:
-    """Plot what a schedule makes of a singular value: its composition s(x).
+    """Plot the composition s(x) of a schedule over the singular values.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class _Drawn:
 
 
 def _band(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any) -> None:
-    """Shade what is within the error of the target."""
+    """Shade the band of the worst error about the target."""
     named = "1" if s.target == "polar" else s.target
     ax.fill_between(
         drawn.x[drawn.inside],
@@ -169,7 +169,7 @@ def _curves(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any, value: str, style
 
 
 def _one_entry_each(ax: Axes) -> None:
-    """Leave to the legend one entry for each schedule, with its name."""
+    """Leave one entry per schedule in the legend, with its name."""
     for artist in (*ax.get_lines(), *ax.collections):
         gid, label = str(artist.get_gid()), str(artist.get_label())
         if not gid.startswith(figures.LINE):

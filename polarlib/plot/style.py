@@ -62,7 +62,7 @@ def style(name: Literal["column", "page", "slide"]) -> AbstractContextManager[No
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The rcParams of a style."""
+    """Return the rcParams of a style."""
     width, height, text, small, line, marker = SIZES[name]
     return {
         "axes.axisbelow": True,

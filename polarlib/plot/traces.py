@@ -230,7 +230,7 @@ def show_steps(ax: Axes, view: figures.View, x: np.ndarray) -> None:
 
 
 def _ticks(ax: Axes, x: np.ndarray) -> list[float]:
-    """Steps of this trace and of those that were drawn before."""
+    """Return the steps of this trace and of those that were drawn before."""
     before = [line.get_xdata() for line in ax.get_lines() if figures.is_data(line)]
     return [float(v) for v in np.unique(np.concatenate([x, *before]))]
 
