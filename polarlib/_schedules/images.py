@@ -76,14 +76,14 @@ def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
     found = [np.empty(0)]
     while len(derivative) > 1:
         size = abs(derivative[-1]) / (max(map(abs, derivative)) or 1.0)
-        if size > 1e-200:  # one this small only adds turning points beyond 1e100
+        if size > 1e-200:  # smaller coefficients only add turning points beyond 1e100
             y = np.roots(derivative[::-1])
-            # A double root may come out as a complex pair: its real part is still a turning point
-            # to within the square root of the rounding, and more points do no harm.
+            # A double root may be computed as a complex pair: its real part is a turning point to
+            # within the square root of the rounding error. Additional points do no harm.
             found.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
         if size > 1e-8:
             break
-        # A root far away hides the others in the rounding: they are those of the rest, nearly.
+        # A very large root loses the others to rounding: these are nearly the roots of the rest.
         derivative.pop()
     y = np.concatenate(found)
     if stride % 2 == 0:  # an odd polynomial turns at -t wherever it turns at t
@@ -109,7 +109,7 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
     return t
 
 
-# Digits are the user's. A context that has been dropped is made again in a millisecond.
+# Users choose the digits. A context that left the cache is created again in a millisecond.
 @functools.lru_cache(maxsize=32)
 def multiple_precision(digits: int = DIGITS) -> Any:
     """Return the shared context of mpmath with a number of digits; it must not be changed.
@@ -121,7 +121,7 @@ def multiple_precision(digits: int = DIGITS) -> Any:
     >>> multiple_precision(30).dps
     30
     """
-    import mpmath  # lazily: most of the library never leaves double precision
+    import mpmath  # here, as most of the library needs double precision only
 
     context = mpmath.MPContext()
     context.dps = digits
@@ -266,7 +266,7 @@ def odd_image(
 def image_or_overflow(
     steps: Iterable[Step], lower: float, upper: float, stride: int = 2
 ) -> tuple[float, float]:
-    """Return the image in double precision, or the whole line where it overflows.
+    """Return the image in double precision, or the whole line if it overflows.
 
     Examples
     --------

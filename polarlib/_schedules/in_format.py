@@ -48,12 +48,12 @@ from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.numpy_ops import CANCELS
 
 Step = Sequence[float]
-# Of a step: where it can take an interval.
+# Function of a step and an interval that encloses the image with rounding.
 Landing = Callable[[Step, arb, arb], tuple[arb, arb]]
 
 
 class NotPositiveError(ArithmeticError):
-    """The lower bound after step number `step` is not positive; perhaps for want of bits."""
+    """Reports that the lower bound after a step is not positive, perhaps for lack of bits."""
 
     def __init__(self, step: int, bound: arb) -> None:
         super().__init__(step, bound)
@@ -87,7 +87,7 @@ def in_scalar_model(
     precision: Format,
     share: float,
 ) -> tuple[arb, arb]:
-    """Enclose where roundings that are scalars take ``[lower, upper] / divisor``.
+    """Enclose the image of ``[lower, upper] / divisor`` with roundings by the scalar model.
 
     Examples
     --------
@@ -133,17 +133,17 @@ def scalar_landing(step: Step, lower: arb, upper: arb, *, weight: fmpq) -> tuple
     p, errors = _parts(tuple(step))
     apart = _apart([t for e in errors for t in real_roots(e, 2)], lower, upper)
     lows, highs = [], []
-    # Where zeros are, or may be: everything at once, on a narrow ball.
+    # Where zeros are, or may be: the whole expression, on a narrow ball.
     for a, b in apart:
         x = a.union(b)
         r = arb(weight) * sum((abs(_value(e, x)) for e in errors), arb(0))
         lows.append(_value(p, x) - r)
         highs.append(_value(p, x) + r)
-    # Between them every E_j has one sign. With these signs the polynomial is nowhere beyond the
-    # bound, so that its extremes on the whole interval serve.
+    # Between them every E_j has one sign. With these signs the polynomial is within the bound
+    # everywhere, so that its extrema on the whole interval may be used.
     for (_, a), (b, _) in itertools.pairwise(apart):
         values = [_value(e, (a + b) / 2) for e in errors]
-        if any(v.contains(0) for v in values):  # for want of bits: the caller takes more
+        if any(v.contains(0) for v in values):  # too few bits: the caller uses more
             return arb("nan"), arb("nan")
         signs = [1 if v > 0 else -1 for v in values]
         for side, found in ((-1, lows), (1, highs)):
@@ -211,7 +211,7 @@ class MatrixModel:
         self.u = arb(precision.unit_roundoff)
         self.v = arb(carrier.epsilon)
         self.root = arb(n).sqrt()
-        # tf32 rounds what products read, and not what they give.
+        # tf32 rounds the operands of products, not their results.
         self.reads = precision.name == "tf32"
         self.wide = precision is carrier
         # Half the distance of numbers below the normal ones; of 8 bits relative to the largest
@@ -317,7 +317,7 @@ class MatrixModel:
             off = self._rounded(hi, before, entries)
             return lo - off, hi + off
         self.squares = lower * lower, upper * upper
-        # What tf32 reads of X.
+        # X as an operand in tf32.
         read = self.u * self.root * upper + self.least * entries if self.reads else arb(0)
         x = upper + read
         before = read * (upper + x) + self._sums(self.m, self.n * x * x, arb(self.n))
@@ -325,7 +325,7 @@ class MatrixModel:
         z = self._read(z)
         al, c0 = abs(alpha), abs(step[0])
         d = al * z.error
-        # X Z and c_0 X in one sum, or c_0 I + Z first, in the format that sums are in.
+        # X Z and c_0 X in one sum, or c_0 I + Z first, in the format of sums.
         size = self.n * x * al * z.size
         last = self._sums(self.n, size, entries, self.root * upper * c0)
         if self.wide:
@@ -350,7 +350,7 @@ def in_matrices(
     precision: Format,
     shape: tuple[int, int],
 ) -> tuple[arb, arb]:
-    """Enclose the singular values of what the plain form computes, in a format, from matrices.
+    """Enclose the singular values of the result of the plain form in a format, for matrices.
 
     Examples
     --------

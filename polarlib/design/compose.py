@@ -1,4 +1,4 @@
-"""Compositions of best steps: greedy schedules with every convention of the field."""
+"""Compositions of best steps: greedy schedules, with the conventions of published sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_EXACT = 20
 
 def pade(q: int, stride: int = 2) -> tuple[float, ...]:
     """Step of degree 1 + stride q with p(1) = 1 and q vanishing derivatives there."""
-    # x (1 - z)^(-1/p), z = 1 - x^p, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
+    # x (1 - z)^(-1/p), z = 1 - x^p, truncated after z^q: C. Kenney, A. J. Laub, SIMAX 12 (1991).
     terms = [Fraction(1)]
     for k in range(1, q + 1):
         terms.append(terms[-1] * (Fraction(1, stride) + k - 1) / k)
@@ -71,7 +71,8 @@ def greedy(
 ) -> Schedule:
     """Compose best steps: each on the image of those before it.
 
-    Without safety and cushion it is the best composition of these degrees in this order.
+    Without safety and cushion it is the best composition of these degrees in this order. A cushion
+    raises the lower end of the interval on which a step is designed.
 
     Parameters
     ----------
@@ -88,15 +89,16 @@ def greedy(
         A step is designed on ``[max(l, cushion u), u]`` for the image [l, u], and then scaled so
         that its image is centred at 1.
     safety_mode : {"in_loop", "post_hoc"}, optional
-        Whether later steps know of the safety of earlier ones, or all are squeezed afterwards.
+        Whether a step is designed on the image of the squeezed steps before it, or all steps are
+        squeezed after the design.
     safety_on_last : bool, optional
         Whether the last step is squeezed too.
     peak : float, optional
-        Steps are scaled so that this is their largest value, in place of centring their image at 1:
-        steeper where it is more than 1 + E. Between 1 and 2; the worst error is at least peak - 1.
+        Largest value of every step, between 1 and 2, in place of centring its image at 1. Steps are
+        steeper if it is above 1 + E; the worst error is at least peak - 1.
     stride : int, optional
-        A step has the powers 1, 1 + stride, 1 + 2 stride, ...; 2 is the odd polynomials. Degrees
-        are then 1 + stride k. See :func:`polarlib.design.inverse_root`.
+        Difference of the exponents 1, 1 + stride, 1 + 2 stride, ... of a step: 2 for odd
+        polynomials. Degrees are 1 + stride k. See :func:`polarlib.design.inverse_root`.
 
     Returns
     -------
@@ -105,8 +107,8 @@ def greedy(
     Raises
     ------
     ValueError
-        For a bad interval, no degrees or an even one, safety or cushion outside [0, 1), an unknown
-        mode, a safety so large that the image leaves (0, 2), or a degree 'beyond double
+        For an invalid interval, no degrees or an even one, safety or cushion outside [0, 1), an
+        unknown mode, a safety with which the image leaves (0, 2), or a degree 'beyond double
         coefficients': rounding them adds more to a step's error than max(5 % of it, 2^-50).
 
     Notes
@@ -131,7 +133,7 @@ def greedy(
     safety_on_last = flag("safety_on_last", safety_on_last)
     steps = []
     within: tuple[Any, Any] = (l, u)  # the image so far, with 40 digits
-    squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
+    squeezed = len(degrees) - (not safety_on_last)  # number of steps with the safety
     for k, degree in enumerate(degrees):
         flat = flat_step((degree - 1) // stride, l, u, stride)
         if flat is not None:
@@ -156,10 +158,10 @@ def greedy(
             final = step
         l, u = end, 2 - end if peak is None else peak
         if safety == 0:
-            # The coefficients are rounded, and the next step multiplies what that adds to u by its
-            # steep slope there: it must know.
+            # The next step has a steep slope at u, which amplifies the rounding of coefficients
+            # there: it is designed on the image of the rounded step.
             final, within = lifted(final, *within, stride=stride)
-        # p(x / f) makes of [f l, f u] what p makes of [l, u].
+        # p(x / f) maps [f l, f u] as p maps [l, u].
         outer = image_of_rounded(final, ends, before[0] * factor, before[1] * factor, stride)
         if safety == 0:
             within = within if outer is None else outer

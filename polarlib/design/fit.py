@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Cuts of (0, 1] to begin with, in each step.
+# Initial number of points in (0, 1] of each step, at which the bounds are imposed.
 CUTS = 12
-# Optimisations from one start, each with the extrema of the one before among its cuts.
+# Optimisations from one start, each with the extrema of the previous result among its points.
 ROUNDS = 6
-# Bounds are kept by that much while optimising, and the exact image needs no more.
+# Distance from the bounds while optimising; the exact image needs no more.
 MARGIN = 1e-9
 # Change of the objective at which a round ends.
 FTOL = 1e-10
@@ -23,7 +23,7 @@ FTOL = 1e-10
 
 
 class Problem(NamedTuple):
-    """What is optimised: sizes of the steps, the bounds, and the objective of scaled steps."""
+    """An optimisation: sizes of the steps, the bounds, and the objective of scaled steps."""
 
     sizes: tuple[int, ...]
     top: float  # the last step's largest value
@@ -76,10 +76,10 @@ def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) 
 
 
 class Constraints:
-    """Values that must not be negative, and their Jacobian, at fixed cuts.
+    """Values that must not be negative, and their Jacobian, at fixed points of the steps.
 
-    Values of steps at the cuts are linear in z, so their rows are made once. What is asked for
-    twice in succession, as values and as a Jacobian, is computed once.
+    Values of steps at the points are linear in z, so that their rows are computed once. SciPy calls
+    for values and Jacobian in succession; both are computed together.
     """
 
     def __init__(self, problem: Problem, cuts: Sequence[Any]) -> None:
@@ -161,9 +161,9 @@ def _turning(c: Any) -> Any:
 def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
     """Return the scaled steps of a local minimum, of all rounds, the last first.
 
-    The search ends where a round does not come below `least`: further cuts make nothing smaller.
+    The search ends if a round does not come below `least`: more points only increase the minimum.
     """
-    from scipy.optimize import minimize  # lazily: its import takes longer than the search
+    from scipy.optimize import minimize  # here, as its import takes longer than the search
 
     angle = np.linspace(0, math.pi / 2, CUTS + 1)[1:]
     cuts = [np.sin(angle) for _ in problem.sizes]

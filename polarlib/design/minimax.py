@@ -48,8 +48,8 @@ from polarlib.design.remez import (
     working_digits,
 )
 
-# Points of each grid: crowded at the ends in x**2, as extrema are for a smooth weight, and of equal
-# quotients. At least so many, and so many per extremum.
+# Points of each grid: dense at the ends in x**2, as extrema are for a smooth weight, and of equal
+# quotients. Least number of points, and number per extremum.
 GRID, GRID_EACH = 1000, 20
 # Golden sections: the extremum is found to 1e-8 of the distance of points, and its value to the
 # square of that.
@@ -79,12 +79,12 @@ def minimax(
     lower, upper : float
         The interval, ``0 < lower < upper``.
     digits : int, optional
-        Digits to compute with before the coefficients are rounded to doubles; see :func:`best`,
-        which also returns them unrounded.
+        Decimal digits of the computation, before the coefficients are rounded to doubles;
+        :func:`best` returns them unrounded.
     weight : callable, optional
         Weight w of the error, positive and continuous on the interval: ``max w(x) |1 - p(x)|`` is
-        minimised. Called with arrays of points, float64, shape (n,); returns as many numbers, or
-        one. ``lambda x: 1 / x`` weighs relative to x.
+        minimised. It is called with float64 arrays of points of shape (n,) and returns n numbers,
+        or one. ``lambda x: 1 / x`` weights the error relative to x.
 
     Returns
     -------
@@ -94,19 +94,19 @@ def minimax(
     Raises
     ------
     ValueError
-        For an even degree, one below 3, a bad interval; for a weight that is not positive and
-        finite at every point, or has another shape; for a weight so uneven that the best
-        polynomial is not positive on the interval, or leaves (0, 2) there; and for degrees 'beyond
-        double coefficients': rounding them adds more than max(5 % of the least error, 2^-50) to the
-        error at some x, which for a weight is the least weighted error over w(x).
+        For an even degree, a degree below 3, an invalid interval; for a weight that is not positive
+        and finite at every point, or has another shape; for a weight with which the values of the
+        best polynomial leave (0, 2) on the interval. For degrees 'beyond double coefficients', if
+        rounding them adds more than max(5 % of the least error, 2^-50) to the error at some x; with
+        a weight the least error at x is the least weighted error over w(x).
     TypeError
-        If `weight` is no function of an array.
+        If `weight` is not a function of an array.
 
     Notes
     -----
-    Without a weight, by :func:`best`. With one, by an exchange on a grid of 1000 points or more in
-    x^2 and in log x each, refined between its points; see the head of the module. Features of the
-    weight that are narrower than the distance of points can be missed.
+    Without a weight :func:`best` is used, with one an exchange on a grid of at least 1000 points in
+    x^2 and in log x each, refined between its points (docstring of the module). Features of the
+    weight that are narrower than the distance of points may be missed.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def minimax(
         least, most = odd_image([step], lower, upper)
         raise ValueError(
             f"the best polynomial of degree {degree} on [{lower:g}, {upper:g}] for this weight has "
-            f"values from {least:.4g} to {most:.4g}, outside (0, 2); take a less uneven weight, a "
+            f"values from {least:.4g} to {most:.4g}, outside (0, 2); use a less uneven weight, a "
             "higher degree or a shorter interval"
         ) from None
 
@@ -196,7 +196,7 @@ def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
     try:
         found = np.asarray(given)
         real = found.dtype.kind in "fiu"
-    except Exception:  # of an object's own conversion
+    except Exception:  # raised by an object's own conversion
         real = False
     if not real or found.shape not in ((), x.shape):
         raise ValueError(
@@ -241,7 +241,7 @@ def _weighted(
             break
         reference, worst = _exchanged(q, g, points, grid, reference)
         excess = float((worst - level) / level)
-        # The level is second order in what is wrong of the points.
+        # An error of the points changes the level in second order only.
         if excess < TOLERANCE or (excess < ROUNDING and level <= before * (1 + TOLERANCE)):
             g, level = _levelled(reference)
             step = tuple(
@@ -283,7 +283,7 @@ def _exchanged(
     q: int, g: Sequence[Any], points: _Points, grid: Sequence[_Point], reference: list[_Point]
 ) -> tuple[list[_Point], Any]:
     """Return the next reference, and the largest weighted error."""
-    # The points of the reference are among those where the error is looked at.
+    # The points of the reference are among those at which the error is evaluated.
     every = list(grid)
     for p in reference:
         k = bisect.bisect_left(every, p.x, key=lambda p: p.x)
@@ -366,6 +366,6 @@ def _of_rounded(
             raise BeyondDoublesError(
                 f"degree {2 * len(step) - 1} on [{points.ends[0]:g}, {upper:g}] is beyond double "
                 f"coefficients: rounded, its error at {float(p.x) * upper:.4g} is "
-                f"{float(error):.3g}, that of the best step {float(ideal):.3g}; take a lower degree"
+                f"{float(error):.3g}, that of the best step {float(ideal):.3g}; use a lower degree"
             )
     return float(worst)

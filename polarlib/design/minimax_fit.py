@@ -20,24 +20,24 @@ from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
 from polarlib.design.doubles import BeyondDoublesError
 
-# Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
-# crowded at the ends; its maxima are then refined. Chosen by experiment: with twice as many the
+# Points at which the error is sampled, half of them evenly spaced in x and half in log x, each
+# dense at the ends; its maxima are then refined. Chosen by experiment: with twice as many the
 # errors change in the fourth digit.
 SAMPLES = 1200
-# Every so many of the samples are constraints besides the maxima, against steps that look good at
-# these only.
+# Distance of the samples that are constraints in addition to the maxima, so that the error does not
+# grow between these.
 SPARSE = 16
-# Iterations from each start, and those in a round from each of the best; most rounds of these, few
-# of one step fewer, and the relative gain of a round that is worth another one. Chosen by
-# experiment: five quintics take one to two seconds; with 8 iterations from each start before the
-# best three go on, a quarter less, and errors are up to twice as large.
+# Iterations from each start, and those of a round from each of the best; largest number of rounds
+# of these, few for one step fewer, and the relative gain of a round after which another follows.
+# Chosen by experiment: five degree-5 steps take one to two seconds. With 8 iterations from each
+# start and three finalists they take a quarter less, and errors are up to twice as large.
 SCOUT, POLISH, FINALISTS, ROUNDS, FEW, ENOUGH = 25, 25, 2, 16, 3, 2e-3
-# So many iterations that gain less than this part together are the end.
+# Number of iterations whose total relative gain below this value ends a search.
 STALLED, STALL = 8, 1e-4
 # First trust region, relative to the largest term of a step; ends below the last.
 RADIUS, LAST_RADIUS = 0.1, 1e-9
-# Less than this relative gain foreseen is the end; and so is this error relative to the target,
-# below which the programs see rounding.
+# A search ends at this predicted relative gain, and at this error relative to the target, below
+# which rounding dominates the linear programs.
 GAIN, FLOOR = 1e-6, 1e-12
 # Combinations of powers below this size, relative to the largest, are left alone, and where there
 # are any the fit is refused: doubles would not hold what it needs of them. By experiment steps of
@@ -49,7 +49,7 @@ _Start = tuple[tuple[float, ...], ...]
 
 
 def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> None:
-    """Refuse steps with powers that double precision cannot tell apart, where that shows."""
+    """Refuse steps with powers that are linearly dependent to double precision."""
     x = _samples(target, lower, upper)
     values, aim = _values(steps, x), target_value(target, x)
     if np.abs(values[-1] - aim).max() <= FLOOR * np.abs(aim).max():
@@ -59,7 +59,7 @@ def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> N
         if s[-1] <= DEPENDENT * s[0]:
             raise BeyondDoublesError(
                 f"step {k}, of degree {2 * len(step) - 1}, is beyond double coefficients: its "
-                f"powers are dependent on [{h.min():.3g}, {h.max():.3g}] to their rounding; take "
+                f"powers are dependent on [{h.min():.3g}, {h.max():.3g}] to their rounding; use "
                 "lower degrees and more steps"
             )
 
@@ -74,7 +74,7 @@ def _starts(
     kind, parameter = parse_target(target)
     n = len(degrees)
     if kind == "clip":
-        # Clip at upper**((n-1)/n), ..., upper**(1/n), 1; and straight to 1, over and over.
+        # Clip at upper**((n-1)/n), ..., upper**(1/n), 1; and repeatedly at 1.
         limits = [upper ** (k / n) for k in reversed(range(n))]
         return [
             _chain(degrees, x, [functools.partial(np.minimum, limit) for limit in each])
@@ -174,7 +174,7 @@ def fit(
                 before = error
                 steps, error = descended(_frozen(steps), POLISH)
                 best = min(best, (error, steps), key=operator.itemgetter(0))
-                # It ends where three rounds as good would not come below the best, or gain enough.
+                # It ends if three such rounds would not come below the best, or gain too little.
                 if 1 - error / before <= ENOUGH or error * (error / before) ** 3 > best[0]:
                     break
         return best[1]
@@ -246,9 +246,9 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
     M. R. Osborne and G. A. Watson, An algorithm for minimax approximation in the nonlinear case,
     Comput. J. 12 (1969) 63-68, with a box as the trust region.
     """
-    from scipy.optimize import linprog  # lazily: it is slow to import
+    from scipy.optimize import linprog  # here, as its import is slow
 
-    @ignore_float_errors  # what overflows is not taken
+    @ignore_float_errors  # values that overflow are rejected
     def worst(steps: Steps) -> tuple[float, np.ndarray]:
         points = _extrema(target, steps, x)
         both = np.concatenate([points, x])  # so that NaN is seen
@@ -292,7 +292,7 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
         gain = (1 - new / error) / foreseen
         if gain > 0.05:
             steps, error, seen = tried, new, [maxima]
-        else:  # the next program knows what was wrong with this one
+        else:  # the next program includes the points where this one failed
             seen.append(maxima)
         passed.append(error)
         radius = min(2 * radius, 1.0) if gain > 0.7 else radius if gain > 0.05 else radius / 4
@@ -310,7 +310,7 @@ def _powers(step: np.ndarray, h: np.ndarray) -> np.ndarray:
 def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Return changes of coefficients that change the step by orthogonal functions of its size.
 
-    In coefficients themselves the trust region would be long and thin: powers are nearly dependent.
+    Powers are nearly dependent, so that in coefficients the trust region would be badly scaled.
     """
     power = 2 * np.arange(len(step)) + 1
     largest = np.abs(h).max()

@@ -12,7 +12,7 @@ from polarlib.design.cost_tables import machine_costs
 from polarlib.design.remez import check_degree
 
 FORMS = ("plain", "gram")
-GRAM_PRECISION = "float32"  # of budgets in Gram form, where none is given
+GRAM_PRECISION = "float32"  # default of budgets in Gram form
 
 
 def costs(
@@ -24,28 +24,28 @@ def costs(
 ) -> dict[int, float]:
     """Return the cost of a step by its degree, for matrices of a shape.
 
-    The unit is one product of an m x n matrix with an n x n one, m >= n (a wide matrix is worked on
-    as its adjoint); a product of two n x n matrices costs n / m of it.
+    The unit is one product of an m x n matrix with an n x n matrix, m >= n (of a wide matrix the
+    adjoint is used); a product of two n x n matrices costs n / m of it.
 
     Parameters
     ----------
     shape : (int, int), optional
         Rows and columns.
     form : {"plain", "gram"}, optional
-        Form of the iteration. In Gram form the products with X are two in all, and the first and
-        last step take fewer small ones than the others: the entry for degree 0. Every restart costs
-        that entry once more: ``budget(..., form="gram")`` places the restarts and counts them.
+        Form of the iteration. In Gram form there are two products with X in all, and the first and
+        last step take fewer products of n x n matrices than the others: the entry for degree 0.
+        Every restart adds that entry once more; ``budget(..., form="gram")`` counts the restarts.
     symmetric : float, optional
-        Cost of a product with a symmetric result, relative to a full one: 1, or 0.5 where only one
-        triangle is computed. Every product has one but those of X with a polynomial.
+        Cost of a product with a symmetric result, relative to a full product: 1, or 0.5 if only one
+        triangle is computed. All products but those of X with a polynomial have such a result.
     degrees : iterable of int, optional
         Odd degrees.
 
     Returns
     -------
     dict
-        Degree to cost, and 0 to what a composition costs once (0 in plain form, possibly negative
-        in Gram form).
+        Cost of each degree, and under the key 0 the cost of the whole (0 in plain form, possibly
+        negative in Gram form).
 
     Raises
     ------
@@ -85,13 +85,13 @@ class Prices(NamedTuple):
     Attributes
     ----------
     section : float
-        What a composition costs once, in Gram form each of its segments.
+        Cost of a composition in addition to its steps; in Gram form that of each segment.
     each : dict
         Cost of a step by its degree.
     seconds : float or None
-        Seconds of a unit of these costs, where a calibration has them.
+        Seconds per unit of these costs, if a calibration has them.
     unit : str
-        What a unit is, for `seconds`.
+        Description of the unit, for `seconds`.
     """
 
     section: float
@@ -101,7 +101,7 @@ class Prices(NamedTuple):
 
 
 class CostModel(NamedTuple):
-    """What a budget is told about costs, unchecked: the arguments of :func:`budget`."""
+    """Arguments of :func:`budget` about costs, unchecked."""
 
     degrees: Iterable[int]
     cost: Callable[[int], float] | Mapping[int, float] | None = None
@@ -137,8 +137,8 @@ class CostModel(NamedTuple):
         m, n = max(m, n), min(m, n)
         found = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
         kernels, aspect = found.kernels, n / m
-        # A product with an addend copies the addend to where it is accumulated: one pass, of an
-        # m x n matrix for X P, of an n x n matrix for the others.
+        # A product with an addend first copies the addend: one pass over an m x n matrix for X P,
+        # over an n x n matrix for the others.
         passed = kernels["elementwise"] * aspect
         table = _prices(
             self.degrees,

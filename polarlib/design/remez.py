@@ -31,16 +31,16 @@ from polarlib.arrays.checks import count, double, items, number, shown
 from polarlib.design.doubles import image_of_rounded, lifted
 from polarlib.files.tables import html_table
 
-# Digits asked for where none are: a double, and what its last digit costs.
+# Default number of digits: those of a double, and one for its last rounding.
 DIGITS = 17
-# Digits that double precision may lose before multiple precision takes over; then 12 remain.
+# Digits that double precision may lose before multiple precision is used; then 12 remain.
 LOSS = 2.5
-# And in searches, where the step found is designed again.
+# The same in searches, whose result is designed again.
 ROUGH_LOSS = 6.0
 EXCHANGES = 60
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
-# Terms of a step, and digits to compute with: a step of so many takes about ten seconds.
+# Largest number of terms of a step, and of digits: such a step takes about ten seconds.
 MOST_TERMS, MOST_DIGITS = 50, 300
 
 
@@ -50,7 +50,7 @@ class Minimax(NamedTuple):
     Attributes
     ----------
     coefficients : tuple
-        Ascending powers 1 + stride i; floats, or mpmath numbers where more digits were asked for.
+        Of ascending powers 1 + stride i; floats, or mpmath numbers if `digits` was given.
     error : number
         E, the largest ``|1 - p|`` on the interval.
     complement : number
@@ -72,7 +72,7 @@ class Minimax(NamedTuple):
 
 
 class _Arithmetic(NamedTuple):
-    """Numbers to compute with: their constructor, n-th root, and unit roundoff."""
+    """Type of numbers of a computation: its constructor, n-th root, and unit roundoff."""
 
     number: Callable[[Any], Any]
     root: Callable[[Any, int], Any]
@@ -113,7 +113,7 @@ def check_degrees(degrees: Any, stride: int = 2) -> list[int]:
     Raises
     ------
     ValueError
-        For no degrees, something that is no list, or one that :func:`check_degree` refuses.
+        For an empty list, another type, or a degree that :func:`check_degree` refuses.
     """
     found = items("degrees", degrees, "a list of odd degrees, one a step")
     return [check_degree(d, stride) for d in found]
@@ -275,9 +275,9 @@ def best(
     lower, upper : number
         The interval, ``0 < lower < upper``.
     digits : int, optional
-        Correct decimal digits. By default those of a double, in double precision where that is
-        accurate to 12 digits and in multiple precision elsewhere; if given, the results are mpmath
-        numbers correct to that many digits.
+        Number of correct decimal digits. By default the results are doubles, computed in double
+        precision if that is accurate to 12 digits, otherwise in multiple precision. If given, they
+        are mpmath numbers.
     stride : int, optional
         The powers are 1, 1 + stride, 1 + 2 stride, ...: 2 for odd polynomials, p for p-th roots.
 
@@ -288,8 +288,8 @@ def best(
     Raises
     ------
     ValueError
-        For an even degree (one that is not 1 + stride q), one below 3, a bad interval; without
-        `digits`, for coefficients 'beyond double coefficients': rounding them to doubles adds more
+        For an even degree (one that is not 1 + stride q), one below 3, an invalid interval. Without
+        `digits` also for a degree 'beyond double coefficients': rounding them to doubles adds more
         than max(5 % of E, 2^-50) to the error.
     RuntimeError
         If the exchange does not converge; no such case is known.
@@ -334,7 +334,7 @@ def _exact(name: str, value: Any) -> Any:
 def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Minimax:
     """Compute the best polynomial as :func:`best` in doubles, even if they do not hold it.
 
-    Error, complement, rho and extrema are right for any degree.
+    Error, complement, rho and extrema are correct for any degree.
 
     Examples
     --------
@@ -351,7 +351,7 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
 def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax:
     """Compute the best polynomial for searches: values to about nine digits of max(E, fine).
 
-    Below `fine` the error says nothing, and the polynomial may be another one of an error so small.
+    If the error is below `fine`, the polynomial may be any with an error of that size.
 
     Examples
     --------
@@ -406,7 +406,7 @@ def _positive(
 
 def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
     low = lower / upper
-    # The estimate of what is lost was made for stride 2.
+    # The estimate of lost digits was made for stride 2.
     if stride == 2 and q <= 3 and low < 0.99:
         try:
             found = _exchange(q, low, chebyshev(q), _DOUBLE, 1e-9)

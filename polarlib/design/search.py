@@ -23,15 +23,16 @@ from polarlib.design.spectra import Spectrum
 THINNED = 2048
 # Least p(x) / x of a scaled step, so that rounding does not make it negative; or half the start's.
 FLOOR = 1e-3
-# |e| is smoothed to sqrt(e^2 + d^2), d this part of the mean error: gradients have no jumps.
+# |e| is smoothed to sqrt(e^2 + d^2), d this fraction of the mean error, so that gradients are
+# continuous.
 SMOOTHING = 1e-3
-# And the lower one by that part of itself, since the search meets constraints to 1e-10 only.
+# Relative margin of the lower bound, since the search satisfies constraints to 1e-10 only.
 INWARD = 1e-7
 # Lower ends of the further starts relative to the first, and the relative size of the random
 # changes of coefficients in those beyond them. Chosen by experiment.
 INTERVALS = (0.3, 0.1, 3.0)
 PERTURBATION = 0.03
-# Mean errors below this are rounding, and nothing is left to tune.
+# Mean errors below this are rounding, and are not tuned.
 ROUNDING = 1e-13
 
 Steps = tuple[tuple[float, ...], ...]
@@ -137,7 +138,7 @@ class Search:
             gradient = [np.append(-1 / c[0], np.zeros(len(c) - 1)) for c in steps]
             return -sum(math.log(c[0]) for c in steps), np.concatenate([*gradient, extra])
         reached = self.value(_unscaled(steps, self.tops)) / self.scale
-        return reached if math.isfinite(reached) else math.inf  # the search turns back
+        return reached if math.isfinite(reached) else math.inf  # the search steps back
 
     def candidates(self, k: int) -> list[Steps]:
         """Yield steps of the local minima from start k, unchecked for bounds, the best first."""
@@ -162,7 +163,7 @@ class Search:
         return [_unscaled(steps, self.tops) for steps in rounds]
 
     def keep(self, steps: Steps) -> None:
-        """Take steps as the best so far."""
+        """Keep steps as the best so far."""
         self.least = min(self.least, self._size(_scaled(steps, self.tops)))
 
     def _size(self, steps: Sequence[Any]) -> float:

@@ -1,7 +1,7 @@
 """Spectra of matrices from a few products with vectors, and schedules for them.
 
-A random vector v of norm 1 sees the singular values s_i of a matrix with weights |v_i|^2, v_i its
-part along the i-th right singular vector, whose mean is 1 / n. After k steps of Golub-Kahan
+A random vector v of norm 1 weights the singular values s_i of a matrix by |v_i|^2, with v_i its
+component along the i-th right singular vector, whose mean is 1 / n. After k steps of Golub-Kahan
 bidiagonalisation the singular values of the k x k bidiagonal matrix, with the squares of the first
 components of its right singular vectors, are the Gauss rule of that measure: it integrates
 polynomials of degree 2 k - 1 in s^2 exactly. The mean over several vectors is stochastic Lanczos
@@ -29,12 +29,12 @@ from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.spectra import Spectrum
 from polarlib.design.tune import for_spectrum
 
-# Random vectors and steps. Chosen by experiment on bundled and made matrices: with half of either
-# the mean error of five quintics is up to twice as far from that for the exact spectrum.
+# Random vectors and steps. Chosen by experiment on bundled and random matrices: with half of either
+# the mean error of five degree-5 steps is up to twice as far from that for the exact spectrum.
 PROBES, DEPTH = 8, 64
 MOST_PROBES, MOST_DEPTH = 1024, 1024
-# Values below the resolution of a rule are taken for log-uniform, in so many parts per octave and
-# over at most so many octaves.
+# Values below the resolution of a rule are modelled as log-uniform: parts per octave, and largest
+# number of octaves.
 PARTS, OCTAVES = 4, 20
 UNSEEN = 1e-6
 TINY = 1e-300
@@ -108,8 +108,8 @@ def sketched_spectrum(
     probes : int, optional
         Number of Gaussian vectors, at most 1024.
     depth : int, optional
-        Products of each with A and with its adjoint, 2 to 1024. Where it is at least min(m, n),
-        the singular values are computed instead.
+        Number of products of each vector with A and with its adjoint, 2 to 1024. If it is at least
+        min(m, n), the singular values are computed instead.
     seed : int, optional
         Seed of the vectors. The same arguments give the same spectrum.
 
@@ -118,27 +118,26 @@ def sketched_spectrum(
     Spectrum
         At most ``probes * depth + 80`` values with weights, of normalisation "frobenius": the norm
         is exact, so that no singular value of the normalised matrix is above 1. Values below the
-        rounding of the matrix (min(m, n) times the roundoff of its dtype, times the largest) do not
-        count, as in :func:`polarlib.design.spectrum`.
+        rounding of the matrix (min(m, n) times the roundoff of its dtype, times the largest) are
+        left out, as in :func:`polarlib.design.spectrum`.
 
     Raises
     ------
     TypeError
         If `a` is not numeric, or is traced.
     ValueError
-        If it is not one matrix, has NaN, infinite or no entries, or is zero; for a number of
-        vectors or steps that is none.
+        If `a` is not one matrix, has NaN, infinite or no entries, or is zero; for an invalid number
+        of vectors or steps.
 
     Notes
     -----
     Means of smooth functions of the singular values are found to within about
     ``sqrt(2 / (n probes))`` of their standard deviation over the spectrum, n = min(m, n).
 
-    Singular values below about 1 / depth of the largest are not told apart from one another, nor
-    from zeros. Each rule has a node at 0 (Gauss-Radau), whose weight is what lies there: it falls
-    with the depth as the share of values per octave does, and not for zeros. What it loses between
-    half of the depth and all of it is taken for the share of every octave below, and the rest for
-    zeros.
+    Singular values below about 1 / depth of the largest are not resolved: neither from one another
+    nor from zeros. Each rule has a node at 0 (Gauss-Radau) with their weight. That weight decreases
+    with the depth for values above zero, and is constant for zeros. Its decrease between half of
+    the depth and the whole is assumed for every octave below, and the rest is assigned to zeros.
 
     Examples
     --------
@@ -159,13 +158,13 @@ def sketched_spectrum(
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"a must be one matrix with entries, got shape {tuple(x.shape)}")
     host = np.asarray(ops.to_host(x))
-    if trouble := not_finite(host):
-        raise ValueError(f"a {trouble}; remove them")
+    if message := not_finite(host):
+        raise ValueError(f"a {message}; remove them")
     rounding = float(np.finfo(host.dtype).eps) if host.dtype.kind in "fc" else 2.0**-52
     host = host.astype(np.result_type(host.dtype, np.float64), copy=False)
     peak = float(np.abs(host).max())
     if peak == 0:
-        raise ValueError("a is zero: it has no spectrum, and nothing can be tuned for it")
+        raise ValueError("a must not be zero: no schedule can be tuned for it; give another matrix")
     host = host / peak
     host = (host if host.shape[0] >= host.shape[1] else host.conj().T) / np.linalg.norm(host)
     n = host.shape[1]
@@ -173,11 +172,11 @@ def sketched_spectrum(
         values = np.linalg.svd(host, compute_uv=False)
         weights = np.full(n, 1 / n)
     else:
-        # Not the generator of the seed alone: a test matrix may be made of its numbers.
+        # A second key besides the seed: a test matrix may have been generated from the seed.
         rng = np.random.default_rng((seed, OTHERWISE))
         start = rng.standard_normal((probes, n))
         start = start / np.linalg.norm(start, axis=1)[:, None]
-        # What rounding leaves of a vector in the space of those before it is none.
+        # A vector in the space of those before it is zero up to rounding.
         made = _bidiagonal(host, start.astype(host.dtype), depth, n * 2.0**-52)
         values, weights = _rule(made)
     seen = (values > values.max() * n * rounding) & (weights > 0)
@@ -210,8 +209,8 @@ def for_matrix(
     steps, degree
         Number of steps, and their degree or degrees, as :func:`for_spectrum` takes them.
     bounds : (float, float), optional
-        Bounds ``lo <= s(x) <= hi`` that hold whatever the sketch has seen, `hi` on all of (0, 1]
-        and `lo` on [l, 1] for the best greedy schedule on [l, 1], see :func:`for_spectrum`.
+        Bounds ``lo <= s(x) <= hi``, which do not depend on the sketch: `hi` on all of (0, 1], and
+        `lo` on [l, 1] for the best greedy schedule on [l, 1], see :func:`for_spectrum`.
     probes, depth : int, optional
         See :func:`sketched_spectrum`.
     starts, seed, callback : optional
@@ -220,9 +219,9 @@ def for_matrix(
     Returns
     -------
     Schedule
-        Of normalisation "frobenius". Every step is positive on all of (0, 1]: a singular value that
-        the sketch has not seen keeps its sign and stays at most `hi`, and above l it stays at least
-        `lo`. The source tells l and the bounds.
+        Of normalisation "frobenius". Every step is positive on all of (0, 1]. A singular value that
+        the sketch does not resolve keeps its sign and is mapped to at most `hi`, and to at least
+        `lo` if it is above l. The source has l and the bounds.
 
     Raises
     ------

@@ -19,11 +19,11 @@ from polarlib.design.compose import greedy
 from polarlib.design.minimax_fit import fit, refuse_dependent
 from polarlib.design.remez import check_degrees, check_interval
 
-# Upper ends of clip: a fit on so long an interval sees nothing of [0, 1].
+# Largest upper end of clip: on a longer interval no sample is in [0, 1].
 HIGHEST = 1e6
 # Degrees that are fitted together: more take minutes.
 MOST_FITTED = 12
-# Widths of smooth_sign: of a narrower one, no polynomial sees anything.
+# Least width of smooth_sign: a narrower one is below the resolution of every polynomial.
 NARROWEST = 1e-12
 
 
@@ -108,8 +108,8 @@ def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = No
 
     Notes
     -----
-    The error is absolute. The corner at 1 makes it fall slowly: on [0, 2] quintics reach 0.057,
-    0.022, 0.013, 0.009.
+    The error is absolute. It decreases slowly because of the corner at 1: on [0, 2] one to four
+    degree-5 steps have 0.057, 0.022, 0.013, 0.009.
 
     Examples
     --------
@@ -151,8 +151,8 @@ def power(
 
     Notes
     -----
-    The error is absolute; for negative p values go up to ``lower**p``, and below `lower` the
-    schedule falls to 0, which no odd polynomial can avoid.
+    The error is absolute. For negative p the values are up to ``lower**p``. Below `lower` the
+    schedule decreases to 0, as every odd polynomial.
 
     Examples
     --------
