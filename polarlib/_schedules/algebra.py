@@ -335,14 +335,14 @@ def _part_name(name: str, start: int) -> str:
 
 def _unique(names: Sequence[str]) -> list[str]:
     """Make names distinct, and different from "figure"."""
-    found: list[str] = []
+    distinct: list[str] = []
     for name in names:
         k, new = 1, name
-        while new in ("figure", *found):
+        while new in ("figure", *distinct):
             k += 1
             new = f"{name} ({k})"
-        found.append(new)
-    return found
+        distinct.append(new)
+    return distinct
 
 
 def _degrees(s: Any) -> list[int]:

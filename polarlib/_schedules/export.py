@@ -156,24 +156,24 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
         If it cannot be read.
     """
     path = os.fspath(path)
-    found = load_json(read_whole(path, LIMIT), path)
-    if not isinstance(found, dict):
+    parsed = load_json(read_whole(path, LIMIT), path)
+    if not isinstance(parsed, dict):
         raise ValueError(
-            f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(found)}"
+            f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(parsed)}"
         )
 
     def wrong(key: str, expected: str) -> ValueError:
-        got = f"got {reprlib.repr(found[key])}" if key in found else "it is missing"
+        got = f"got {reprlib.repr(parsed[key])}" if key in parsed else "it is missing"
         return ValueError(f"{path}: key {key!r}: expected {expected}, {got}")
 
-    if found.get("schema") != SCHEMA:
+    if parsed.get("schema") != SCHEMA:
         raise wrong("schema", repr(SCHEMA))
-    version = found.get("version")
+    version = parsed.get("version")
     if type(version) is not int or version != VERSION:
         newer = type(version) is int and version > VERSION
         raise wrong("version", f"{VERSION}{' (a newer polarlib reads this file)' * newer}")
     known = ("schema", "version", "polarlib", "convention", "figures", *defaults)
-    for key in found:
+    for key in parsed:
         # It may be a field of a later release that changes the schedule.
         if key not in known:
             raise ValueError(f"{path}: unknown key {key!r}; {nearest(key, known)}")
@@ -181,11 +181,11 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, default in defaults.items():
         expected, types = _EXPECTED.get(type(default), ("a value", ()))
-        if key not in found:
+        if key not in parsed:
             if key in FIRST_FIELDS or default is MISSING:
                 raise wrong(key, "a list of steps" if key == "steps" else expected)
             continue
-        value = found[key]
+        value = parsed[key]
         if key == "steps":
             if not isinstance(value, list) or not value:
                 raise wrong(key, "a non-empty list of steps")

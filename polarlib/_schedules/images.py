@@ -73,19 +73,19 @@ def turning_points(
 @functools.lru_cache(maxsize=4096)
 def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
     derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
-    found = [np.empty(0)]
+    points = [np.empty(0)]
     while len(derivative) > 1:
         size = abs(derivative[-1]) / (max(map(abs, derivative)) or 1.0)
         if size > 1e-200:  # smaller coefficients only add turning points beyond 1e100
             y = np.roots(derivative[::-1])
             # A double root may be computed as a complex pair: its real part is a turning point to
             # within the square root of the rounding error. Additional points do no harm.
-            found.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
+            points.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
         if size > 1e-8:
             break
         # A very large root loses the others to rounding: these are nearly the roots of the rest.
         derivative.pop()
-    y = np.concatenate(found)
+    y = np.concatenate(points)
     if stride % 2 == 0:  # an odd polynomial turns at -t wherever it turns at t
         y = y[y > 0]
         t = np.sqrt(y) if stride == 2 else y ** (1 / stride)
@@ -215,15 +215,15 @@ def critical_points(
     >>> critical_points((1.5, -0.5), 0.5, 1.5, extended=False)
     [0.5, 1.5, 1.0]
     """
-    found = [lower, upper]
+    turns = [lower, upper]
     slope = [(stride * i + 1) * c for i, c in enumerate(step)]
     for t in turning_points(tuple(map(float, step)), stride):
         t = 0 * lower + t
         if extended and t:
             t = _refined(t, slope, stride)
         if lower < t < upper:
-            found.append(t)
-    return found
+            turns.append(t)
+    return turns
 
 
 def odd_image(

@@ -83,8 +83,8 @@ def _counts_of_polynomials(
         return 2 * sum(length > 1 for length in lengths), inner
     # The Gram matrix and X Q in every segment; after each of its steps but the last, one product
     # for Q and two for R.
-    sections = 1 + len({k for k in restarts if 0 < k < len(lengths)})
-    return 2 * sections, inner + 3 * (len(lengths) - sections)
+    segments = 1 + len({k for k in restarts if 0 < k < len(lengths)})
+    return 2 * segments, inner + 3 * (len(lengths) - segments)
 
 
 def matmuls(steps: Sequence[Sequence[Any]], stride: int) -> int:
@@ -124,13 +124,13 @@ def continued(
             "last step, repeat='forever' from its beginning"
         )
     if repeat == "last":
-        found = (steps + steps[-1:] * (k - have))[:k]
+        taken = (steps + steps[-1:] * (k - have))[:k]
     else:
-        found = (steps * math.ceil(k / have))[:k]
+        taken = (steps * math.ceil(k / have))[:k]
     if k > have:
         on = repeat == "last" or k % have == 0 or have == 1
     else:
         # A truncated list has another last step, so that the rule would continue it differently,
         # unless all steps are equal.
         on = k == have or len(set(steps)) == 1
-    return found, repeat if on else None
+    return taken, repeat if on else None

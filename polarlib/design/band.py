@@ -106,7 +106,7 @@ def _checked_band(value: Any) -> tuple[_Aim, str]:
     return _between(low, high), f"[{low:g}, {high:g}]"
 
 
-def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedule:
+def _widest(degrees: Sequence[int], aim: _Aim, description: str, given: Any) -> Schedule:
     """Return the composition that maps the widest interval ``[lower, 1]`` into a band."""
     z, rate = math.log(aim.low) - math.log(aim.width), 1.0
     listed = ", ".join(map(str, degrees))
@@ -120,24 +120,24 @@ def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedul
                 f"begins below {WIDEST:g}; use fewer steps, or a narrower band"
             )
     error = aim.width / (2 * aim.centre)
-    found: Schedule | None = None
+    widest: Schedule | None = None
     least = math.inf
     for attempt in range(ATTEMPTS):
         s = greedy(1 / (1 + math.exp(-z)), degrees)
         if aim.centre != 1:
             s = replace(s, steps=(*s.steps[:-1], tuple(aim.centre * c for c in s.steps[-1])))
         excess = aim.excess(s)
-        if found is None or excess < least:
-            found, least = s, excess
+        if widest is None or excess < least:
+            widest, least = s, excess
         if excess <= 0:
             break
         # dz = -de / (e (1 - e)) at the other end.
         z += 1.5 * 2**attempt * (excess / aim.centre) / (error * (1 - error)) / rate
-    assert found is not None
+    assert widest is not None
     return replace(
-        found,
-        name=f"band of {said}",
-        source=f"widest interval that steps of degrees {listed} map into the band {said}",
+        widest,
+        name=f"band of {description}",
+        source=f"widest interval that steps of degrees {listed} map into the band {description}",
     )
 
 
@@ -197,14 +197,14 @@ def band(
     '0.008392'
     """
     steps = count("steps", steps, most=MOST_STEPS)
-    aim, said = _checked_band(epsilon)
+    aim, description = _checked_band(epsilon)
     degrees = check_degrees(degree) if _is_list(degree) else [check_degree(degree)] * steps
     if len(degrees) != steps:
         raise ValueError(
             f"degree must be one odd integer, or one per step: got {len(degrees)} degrees "
             f"{shown(degree)} for steps={steps}"
         )
-    return _widest(degrees, aim, said, epsilon)
+    return _widest(degrees, aim, description, epsilon)
 
 
 def stationary(epsilon: float, *, degree: int = 5) -> Schedule:

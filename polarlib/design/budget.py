@@ -173,24 +173,24 @@ def designed_for(
         callback(k, (1 - best) / (1 + best))
     ends.sort(key=lambda end: (*end[:2], len(end[2]), end[2]))
     worth = 1 + max(WORTH, WORTH_ROUNDINGS * f.unit if f else 0.0)
-    found: list[tuple[DegreeSequence, Any]] = []
+    entries: list[tuple[DegreeSequence, Any]] = []
     kept = 0.0
     for cost, rho, chosen, state in ends:
         if -rho > kept * worth:
             kept = -rho
-            found.append((DegreeSequence(cost, (1 + rho) / (1 - rho), chosen), state))
-    if not found:
-        said = (
+            entries.append((DegreeSequence(cost, (1 + rho) / (1 - rho), chosen), state))
+    if not entries:
+        reason = (
             f"degrees {', '.join(map(str, prices))} on [{lower:g}, {upper:g}] are beyond double "
             "coefficients"
         )
         if f is not None:
-            said = (
+            reason = (
                 f"{f.format.name} leaves no step within matmuls={matmuls:g} whose rounding keeps "
-                f"singular values above 0: {said} or this format"
+                f"singular values above 0: {reason} or this format"
             )
-        raise BeyondDoublesError(f"{said}; allow lower degrees")
-    return found
+        raise BeyondDoublesError(f"{reason}; allow lower degrees")
+    return entries
 
 
 def schedule_of(state: _DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
@@ -304,8 +304,8 @@ def frontier(
     8 0.0006 (9, 9)
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    return tuple(choice for choice, _ in found.ends)
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    return tuple(choice for choice, _ in front.ends)
 
 
 class _Found(NamedTuple):
@@ -326,7 +326,7 @@ def _frontier(
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
     paid_for = model.prices(precision)
-    section, each = once, prices = paid_for.section, paid_for.each
+    segment, each = once, prices = paid_for.segment, paid_for.each
     form = model.form
     if form == "gram" and precision is None:
         precision = GRAM_PRECISION
@@ -334,24 +334,24 @@ def _frontier(
         once, prices = 0.0, {d: c + once for d, c in prices.items()}
     f = None if precision is None else Rounding.of(format_of(precision))
     report = reporting(callback, "sequences of degrees")
-    found: list[tuple[DegreeSequence, Any]] = [
+    designs: list[tuple[DegreeSequence, Any]] = [
         (choice, f and schedule_of(state, f, l, u))
         for choice, state in designed_for(l, u, matmuls, once, prices, f, report)
     ]
     if form == "plain" or precision is None:
-        return _Found(found, paid_for)
+        return _Found(designs, paid_for)
     # Priced with the restarts of their Gram form; those that no other one beats are kept.
     priced = []
-    for choice, s in found:
-        sections = [section] * (1 + len(_restarts(s, precision)))
-        paid = math.fsum(sections + [each[d] for d in choice.degrees])
+    for choice, s in designs:
+        segments = [segment] * (1 + len(_restarts(s, precision)))
+        paid = math.fsum(segments + [each[d] for d in choice.degrees])
         if paid <= matmuls:
             priced.append((choice._replace(cost=paid), s))
-    found = []
+    designs = []
     for choice, s in sorted(priced, key=lambda pair: pair[0]):
-        if not found or choice.error < found[-1][0].error:
-            found.append((choice, s))
-    return _Found(found, paid_for)
+        if not designs or choice.error < designs[-1][0].error:
+            designs.append((choice, s))
+    return _Found(designs, paid_for)
 
 
 def best_degrees(
@@ -394,8 +394,8 @@ def best_degrees(
     (5, 5, 5, 9, 9)
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    return found.ends[-1][0].degrees
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    return front.ends[-1][0].degrees
 
 
 def budget(
@@ -458,12 +458,12 @@ def budget(
     [5, 9, 9, 9]
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    choice, s = found.ends[-1]
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    choice, s = front.ends[-1]
     s = s or greedy(lower, choice.degrees, upper=upper)
     if costs is None:
         return s
-    paid = f"{choice.cost:.4g} products of {found.prices.unit}"
-    if found.prices.seconds is not None:
-        paid += f": {choice.cost * found.prices.seconds:.3g} seconds"
+    paid = f"{choice.cost:.4g} products of {front.prices.unit}"
+    if front.prices.seconds is not None:
+        paid += f": {choice.cost * front.prices.seconds:.3g} seconds"
     return replace(s, source=f"{s.source}; {paid}")

@@ -167,17 +167,17 @@ def greedy(
             within = within if outer is None else outer
             l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
         steps.append(final)
-    said = f", cushion {cushion:g}" * (cushion > 0)
+    description = f", cushion {cushion:g}" * (cushion > 0)
     if peak is not None:
-        said += f", every step up to {peak:g}"
+        description += f", every step up to {peak:g}"
     if safety:
         last = "included" if safety_on_last else "exempt"
-        said += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
+        description += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
     return Schedule(
         steps=tuple(steps),
         lower=lower,
         upper=upper,
         stride=stride,
         name=f"greedy of degrees {', '.join(map(str, degrees))}",
-        source=f"greedy minimax composition on [{lower}, {upper}]{said}",
+        source=f"greedy minimax composition on [{lower}, {upper}]{description}",
     )

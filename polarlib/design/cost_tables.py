@@ -315,14 +315,14 @@ def machine_costs(
         for device, table in devices.items()
     }
     wanted = None if library is None else text("library", library)
-    found = [key for key in tables if wanted is None or wanted in (key, key.rpartition(".")[0])]
-    if len(found) != 1:
-        what = "no such table" if not found else f"{len(found)} tables, of which costs has one"
+    named = [key for key in tables if wanted is None or wanted in (key, key.rpartition(".")[0])]
+    if len(named) != 1:
+        what = "no such table" if not named else f"{len(named)} tables, of which costs has one"
         raise ValueError(
-            f"{os.fspath(path)}: {what}: {', '.join(found or tables)}; choose one of "
+            f"{os.fspath(path)}: {what}: {', '.join(named or tables)}; choose one of "
             f"{', '.join(tables)} by library=" + (f", got {shown(library)}" if library else "")
         )
-    table, chosen = tables[found[0]], format_of(format_name)
+    table, chosen = tables[named[0]], format_of(format_name)
     sizes, listed = table["sizes"], table[chosen.carrier]
     kernels = {"matmul": 1.0} | {k: _interpolated(n, sizes, listed[k]) for k in MEASURED}
     by_half = table.get(SYMMETRIC, {}).get(chosen.name)
@@ -333,7 +333,7 @@ def machine_costs(
         inside = min(max(n, sizes[0]), sizes[-1])
         logarithm = _interpolated(inside, sizes, np.log(listed[SECONDS]))
         seconds = math.exp(logarithm) * (n / inside) ** 3
-    return MachineCosts(f"{found[0]}, {chosen.name}", kernels, seconds)
+    return MachineCosts(f"{named[0]}, {chosen.name}", kernels, seconds)
 
 
 def read_costs(path: str | os.PathLike[str]) -> Tables:

@@ -130,23 +130,23 @@ class Constraints:
     def _at_lower_ends(self, z: Any) -> tuple[Any, Any]:
         """Return a step's value at its lower end over the lower end after it, and its rows."""
         sizes = self.problem.sizes
-        found, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
+        quotients, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
         for k, (low, after) in enumerate(zip(*self._ends(z), strict=True)):
             own = slice(self.starts[k], self.starts[k + 1])
             odd = np.arange(1, 2 * sizes[k], 2)
             powers = low**odd / after
             rows[k, own] = powers
-            found[k] = powers @ z[own]
+            quotients[k] = powers @ z[own]
             if k:  # the end is exp(r): dp/dr = x p'(x)
                 rows[k, self.count + k - 1] = powers @ (odd * z[own])
             if k < len(sizes) - 1:
-                rows[k, self.count + k] = -found[k]
-        return found, rows
+                rows[k, self.count + k] = -quotients[k]
+        return quotients, rows
 
 
 def _turning(c: Any) -> Any:
     """Return the points in (0, 1) where p or p / x is extremal."""
-    found = []
+    points = []
     for weights in (np.arange(1, 2 * len(c), 2), np.arange(0, 2 * len(c), 2)):
         d = np.trim_zeros(weights * c, "b")
         if weights[0] == 0:  # the derivative of p / x begins one power of y higher
@@ -154,8 +154,8 @@ def _turning(c: Any) -> Any:
         if len(d) > 1:
             y = np.roots(d[::-1])
             y = y.real[(abs(y.imag) <= 1e-9 * abs(y)) & (y.real > 0) & (y.real < 1)]
-            found.append(np.sqrt(y))
-    return np.concatenate([np.empty(0), *found])
+            points.append(np.sqrt(y))
+    return np.concatenate([np.empty(0), *points])
 
 
 def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
@@ -167,7 +167,7 @@ def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
 
     angle = np.linspace(0, math.pi / 2, CUTS + 1)[1:]
     cuts = [np.sin(angle) for _ in problem.sizes]
-    found: list[Any] = []
+    minima: list[Any] = []
     for k in range(ROUNDS):
         bounds = Constraints(problem, cuts)
         result = minimize(
@@ -187,10 +187,10 @@ def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
             break
         z = result.x
         steps = _split(z, problem.sizes)
-        found.insert(0, steps)
+        minima.insert(0, steps)
         fresh = [_turning(c) for c in steps]
         kept = Constraints(problem, fresh)(z)[0].min(initial=0.0) > -MARGIN / 2
         if kept or result.fun >= least or (k and not result.success):
             break
         cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
-    return found
+    return minima

@@ -342,16 +342,16 @@ def for_precision(
         start = first_state(l, f)
         if matmuls is not None:
             return cast(_DesignState, designed_for(l, 1.0, matmuls, 0.0, prices, f, after)[-1][1])
-        found = _until_rounding(start, f) if steps is None else _steps_of(start, steps, f)
-        after(0, _error(found))
-        return found
+        state = _until_rounding(start, f) if steps is None else _steps_of(start, steps, f)
+        after(0, _error(state))
+        return state
 
     if lower is not None:
         l, _ = check_interval(lower, 1.0)
         f = Rounding.of(precision, cushion)
-        found = designed(l) if error is None else _fewest_products(l, error, prices, f, after)
+        state = designed(l) if error is None else _fewest_products(l, error, prices, f, after)
     elif steps is None and matmuls is None:
         raise ValueError(f"steps, matmuls or lower must be given with error={shown(error)}")
     else:
-        l, found = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
-    return schedule_of(found, Rounding.of(precision), l)
+        l, state = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
+    return schedule_of(state, Rounding.of(precision), l)

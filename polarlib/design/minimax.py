@@ -194,16 +194,16 @@ def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
             f"{shown(x)} it raised {type(error).__name__}: {error}"
         ) from error
     try:
-        found = np.asarray(given)
-        real = found.dtype.kind in "fiu"
+        weights = np.asarray(given)
+        real = weights.dtype.kind in "fiu"
     except Exception:  # raised by an object's own conversion
         real = False
-    if not real or found.shape not in ((), x.shape):
+    if not real or weights.shape not in ((), x.shape):
         raise ValueError(
             f"weight must return an array of real numbers of shape {x.shape} for points of that "
             f"shape, got {shown(given)}"
         )
-    w = np.broadcast_to(found.astype(float), x.shape)
+    w = np.broadcast_to(weights.astype(float), x.shape)
     wrong = ~((w > 0) & (w < math.inf))
     if wrong.any():
         k = int(np.argmax(wrong))
@@ -298,14 +298,14 @@ def _exchanged(
         else:
             picked.append(k)
     brackets = [(every[max(k - 1, 0)].x, every[min(k + 1, len(every) - 1)].x) for k in picked]
-    found = _refined(g, points, brackets, [every[k] for k in picked], [errors[k] for k in picked])
-    while len(found) > q + 2:
-        k = min(range(len(found)), key=lambda k: abs(found[k][1]))
-        if len(found) == q + 3 or k in (0, len(found) - 1):
-            del found[0 if abs(found[0][1]) < abs(found[-1][1]) else -1]
+    extrema = _refined(g, points, brackets, [every[k] for k in picked], [errors[k] for k in picked])
+    while len(extrema) > q + 2:
+        k = min(range(len(extrema)), key=lambda k: abs(extrema[k][1]))
+        if len(extrema) == q + 3 or k in (0, len(extrema) - 1):
+            del extrema[0 if abs(extrema[0][1]) < abs(extrema[-1][1]) else -1]
         else:  # its neighbours have one sign
-            del found[k], found[k - 1 if abs(found[k - 1][1]) < abs(found[k][1]) else k]
-    return [p for p, _ in found], max(abs(e) for _, e in found)
+            del extrema[k], extrema[k - 1 if abs(extrema[k - 1][1]) < abs(extrema[k][1]) else k]
+    return [p for p, _ in extrema], max(abs(e) for _, e in extrema)
 
 
 def _refined(

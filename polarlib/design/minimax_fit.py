@@ -82,24 +82,24 @@ def _starts(
         ]
     if kind == "power" and parameter:
         # Equal shares of the exponent; nothing but the sign left to the last step; square roots.
-        found = []
+        starts = []
         for share in (abs(parameter) ** (1 / n), abs(parameter) ** (1 / max(n - 1, 1)), 0.5):
             exponents = [share] * (n - 1) + [parameter / share ** (n - 1)]
-            found.append(_chain(degrees, x, [functools.partial(_power, e) for e in exponents]))
-        return found
+            starts.append(_chain(degrees, x, [functools.partial(_power, e) for e in exponents]))
+        return starts
     # Compositions for the polar factor, the last step fitted.
     ends = (lower,) if kind == "power" else (parameter / 3, parameter, 3 * parameter)
-    found, refused = [], None
+    starts, refused = [], None
     for l in ends:
         try:
             steps = [np.array(step) for step in greedy(min(l, 0.9), degrees).steps]
         except BeyondDoublesError as error:
             refused = error
         else:
-            found.append(_with_last_fitted(steps, x, target))
-    if refused is not None and not found:
+            starts.append(_with_last_fitted(steps, x, target))
+    if refused is not None and not starts:
         raise refused
-    return found
+    return starts
 
 
 def _power(e: float, x: np.ndarray) -> np.ndarray:

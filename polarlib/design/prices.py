@@ -84,7 +84,7 @@ class Prices(NamedTuple):
 
     Attributes
     ----------
-    section : float
+    segment : float
         Cost of a composition in addition to its steps; in Gram form that of each segment.
     each : dict
         Cost of a step by its degree.
@@ -94,7 +94,7 @@ class Prices(NamedTuple):
         Description of the unit, for `seconds`.
     """
 
-    section: float
+    segment: float
     each: dict[int, float]
     seconds: float | None = None
     unit: str = ""
@@ -135,8 +135,8 @@ class CostModel(NamedTuple):
         batch = 1 if self.batch is None else count("batch", self.batch)
         named = precision or ("float64" if form == "plain" else GRAM_PRECISION)
         m, n = max(m, n), min(m, n)
-        found = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
-        kernels, aspect = found.kernels, n / m
+        measured = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
+        kernels, aspect = measured.kernels, n / m
         # A product with an addend first copies the addend: one pass over an m x n matrix for X P,
         # over an n x n matrix for the others.
         passed = kernels["elementwise"] * aspect
@@ -147,10 +147,10 @@ class CostModel(NamedTuple):
             kernels["matmul"] + kernels["elementwise"],
             kernels["hermitian_product"] * aspect + passed,
         )
-        section, each = prices_by_degree(self.degrees, table, form, None)
+        segment, each = prices_by_degree(self.degrees, table, form, None)
         unit = f"{m} x {n} by {n} x {n}" + f", {batch} at once" * (batch > 1)
-        seconds = None if found.seconds is None else found.seconds * batch / aspect
-        return Prices(section, each, seconds, f"{unit}, {found.name}")
+        seconds = None if measured.seconds is None else measured.seconds * batch / aspect
+        return Prices(segment, each, seconds, f"{unit}, {measured.name}")
 
 
 def prices_by_degree(

@@ -80,7 +80,7 @@ def greedy_steps(lower: float, degrees: tuple[int, ...], upper: float) -> Steps 
 class Search:
     """Local optimisations from one start after another.
 
-    `least` is the smallest objective that was kept, as the optimisation has it; `found` that of the
+    `least` is the smallest objective that was kept, as the optimisation has it; `last` that of the
     last start; `ended` where no further start would find another schedule.
     """
 
@@ -95,7 +95,7 @@ class Search:
         self.objective, self.value = objective, value
         self.lower, self.upper = interval(start)
         self.degrees = tuple(2 * len(step) - 1 for step in start.steps if len(step) > 1)
-        self.least = self.found = math.inf
+        self.least = self.last = math.inf
         begun = value(start.steps)
         spectral = isinstance(objective, Spectrum)
         self.ended = objective == "error" or (spectral and begun < ROUNDING)
@@ -142,7 +142,7 @@ class Search:
 
     def candidates(self, k: int) -> list[Steps]:
         """Yield steps of the local minima from start k, unchecked for bounds, the best first."""
-        self.found = math.inf
+        self.last = math.inf
         if self.objective == "error":
             other = greedy_steps(self.lower, self.degrees, self.upper)
             return [] if other is None else [other]
@@ -159,7 +159,7 @@ class Search:
             scaled = [c * (1 + d) for c, d in zip(scaled, change, strict=True)]
         rounds = minimise(self.problem, np.concatenate([*scaled, self.lows]), self.least)
         if rounds:
-            self.found = self._size(rounds[0])
+            self.last = self._size(rounds[0])
         return [_unscaled(steps, self.tops) for steps in rounds]
 
     def keep(self, steps: Steps) -> None:

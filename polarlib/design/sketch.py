@@ -60,17 +60,17 @@ def _bidiagonal(a: Any, start: Any, depth: int, least: float) -> Any:
     probes = len(start)
     rights = np.zeros((probes, depth, a.shape[1]), a.dtype)
     lefts = np.zeros((probes, depth, a.shape[0]), a.dtype)
-    found = np.zeros((probes, depth, depth))
+    bidiagonal = np.zeros((probes, depth, depth))
     rights[:, 0] = start
     for j in range(depth):
         left = rights[:, j] @ a.T
         if j:
             left = _orthogonal(left, lefts[:, :j])
-        found[:, j, j], lefts[:, j] = _unit(left, least)
+        bidiagonal[:, j, j], lefts[:, j] = _unit(left, least)
         if j + 1 < depth:
             right = _orthogonal(lefts[:, j] @ a.conj(), rights[:, : j + 1])
-            found[:, j, j + 1], rights[:, j + 1] = _unit(right, least)
-    return found
+            bidiagonal[:, j, j + 1], rights[:, j + 1] = _unit(right, least)
+    return bidiagonal
 
 
 def _radau(made: Any) -> tuple[Any, Any, float]:
@@ -162,10 +162,10 @@ def sketched_spectrum(
         raise ValueError(f"a {message}; remove them")
     rounding = float(np.finfo(host.dtype).eps) if host.dtype.kind in "fc" else 2.0**-52
     host = host.astype(np.result_type(host.dtype, np.float64), copy=False)
-    peak = float(np.abs(host).max())
-    if peak == 0:
+    max_abs = float(np.abs(host).max())
+    if max_abs == 0:
         raise ValueError("a must not be zero: no schedule can be tuned for it; give another matrix")
-    host = host / peak
+    host = host / max_abs
     host = (host if host.shape[0] >= host.shape[1] else host.conj().T) / np.linalg.norm(host)
     n = host.shape[1]
     if depth >= n:

@@ -78,8 +78,8 @@ def inverse_root(
     """
     p = count("p", p, 2, MOST_STRIDE)
     s = greedy(lower, degrees, stride=p, safety=safety, cushion=cushion)
-    said = ", ".join(str(int(d)) for d in degrees)
-    return replace(s, name=f"inverse root {p} of degrees {said}")
+    description = ", ".join(str(int(d)) for d in degrees)
+    return replace(s, name=f"inverse root {p} of degrees {description}")
 
 
 def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = None) -> Schedule:

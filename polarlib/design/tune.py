@@ -244,7 +244,7 @@ def tune(
                 least, best = reached, found
                 search.keep(steps)
         report(k + 1, least)
-        if search.ended or (k and abs(search.found - before) <= AGREE):
+        if search.ended or (k and abs(search.last - before) <= AGREE):
             break
     if best is start:
         warn(
@@ -264,7 +264,7 @@ def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -
         return None
     try:
         with held_back() as hazards:
-            found = replace(
+            accepted = replace(
                 start,
                 steps=steps,
                 name=f"{start.name}, tuned",
@@ -273,7 +273,7 @@ def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -
             )
     except ValueError:
         return None
-    return None if hazards else found
+    return None if hazards else accepted
 
 
 def _degrees(steps: Any, degree: Any) -> tuple[int, ...]:
@@ -392,25 +392,25 @@ def for_spectrum(
     >>> mixed.matmuls, round(mean_error(mixed, noise), 2)
     (9, 0.15)
     """
-    found = spectrum(density_or_singular_values, normalisation=normalisation)
+    goal = spectrum(density_or_singular_values, normalisation=normalisation)
     degrees = _degrees(steps, degree)
     starts, seed = count("starts", starts, most=MOST_STARTS), count("seed", seed, 0)
     report = reporting(callback, "local optimisations", starts)
-    start = _best_greedy(found, degrees)
+    start = _best_greedy(goal, degrees)
     bounds = _check_bounds(bounds, start)
-    begun = mean_error(start, found)
+    begun = mean_error(start, goal)
     report(0, begun)
     with held_back():  # the best greedy one is a result too
-        tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed, callback=callback)
-    errors = begun, mean_error(tuned, found)
+        tuned = tune(goal, start, bounds=bounds, starts=starts, seed=seed, callback=callback)
+    errors = begun, mean_error(tuned, goal)
     # In another order the worst error on this interval may be smaller; the objective is the mean.
     with held_back():
         return replace(
             tuned,
-            lower=min(float(np.min(found.values)), 1.0),
-            normalisation=cast(Normalisation, found.normalisation),
-            name=f"for {found.name}",
-            source=f"mean error {errors[1]:.4g} on {found.name}, {errors[0]:.4g} by the best "
+            lower=min(float(np.min(goal.values)), 1.0),
+            normalisation=cast(Normalisation, goal.normalisation),
+            name=f"for {goal.name}",
+            source=f"mean error {errors[1]:.4g} on {goal.name}, {errors[0]:.4g} by the best "
             f"greedy schedule, of [{start.lower:.6g}, 1]; at least {bounds[0]:.6g} there, and at "
             f"most {bounds[1]:.6g} on (0, 1]",
         )

@@ -1,4 +1,4 @@
-"""How figures look: sizes, colours, axes, legends; and how they are saved."""
+"""Sizes, colours, axes and lines of figures, and saving them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKERS_MAX = 5000  # more points of worst error than this are not marked
 CEILING = 1e3  # an error above it only shows that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 
-# Of new figures where rcParams have no other than matplotlib's own size; chosen by eye.
+# Size of new figures if rcParams have matplotlib's default; chosen by eye.
 WIDTH, HEIGHT = 7.0, 5.0  # inches
 DPI, HIGHEST_DPI = 150, 1200
 EM = 0.52  # mean width of a character, in units of its size
@@ -52,13 +52,13 @@ COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-# Six colours and the ink, eight markers and five line styles come together again after 280 lines.
+# Seven colours, eight markers and five line styles repeat in combination after 280 lines.
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
-# In this order those that meet the same of the five line styles differ in grey as well.
+# In this order colours with the same line style differ in grey as well.
 CYCLE = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
-# In place of matplotlib's own defaults; what the user changed in rcParams stays.
+# In place of matplotlib's defaults; values that the user changed in rcParams are kept.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -74,16 +74,16 @@ HOUSE: dict[str, Any] = {
     "ytick.color": INK,
 }
 
-LINE = "line:"  # the beginning of the gid of a line of data; then whose it is
+LINE = "line:"  # prefix of the gid of a line of data, before the name of its owner
 
-# What a trace holds for each step, by the names of its fields.
+# Labels of the fields of a trace with one value per step.
 QUANTITIES = {
     "orthogonality": r"orthogonality $\|X^HX{-}I\|_F/\sqrt{k}$",
     "backward_error": r"backward error $\|A{-}XH\|_F/\|A\|_F$",
     "distance": r"distance $\|X{-}U\|_F/\sqrt{k}$",
 }
 
-# Against rcParams that give saved figures another ground.
+# Against rcParams that give saved figures another background.
 AS_SHOWN: dict[str, Any] = {"facecolor": "auto", "edgecolor": "auto", "transparent": False}
 
 
@@ -110,12 +110,12 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Of any figure.
+        Axes of any figure.
     path : path-like
-        Where to write, with a suffix that matplotlib supports: png, pdf, svg, ...
+        The file to write, with a suffix that matplotlib supports: png, pdf, svg, ...
     dpi : float, optional
-        Dots per inch of formats made of pixels; by default rcParams' ``savefig.dpi`` where it was
-        changed, or 150.
+        Dots per inch of raster formats; by default ``savefig.dpi`` of rcParams if it was changed,
+        otherwise 150.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     ValueError
         If the suffix is unknown.
     OSError
-        If the folder does not exist or cannot be written; a file of that name is then as it was.
+        If the folder does not exist or cannot be written; an existing file is then unchanged.
 
     Examples
     --------
@@ -213,7 +213,7 @@ def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
         facecolor=setting("figure.facecolor"),
     )
     ax = new.add_subplot(axes_class=_Axes, facecolor=setting("axes.facecolor"))
-    # Ticks are made when they are drawn, perhaps under other rcParams.
+    # Ticks are created when they are drawn, perhaps under other rcParams.
     for axis in ("x", "y"):
         ax.tick_params(axis, which="both", colors=setting(f"{axis}tick.color"))
         for which in ("major", "minor"):
@@ -243,7 +243,7 @@ def room(ax: Axes) -> tuple[float, float]:
     spec = ax.get_subplotspec()
     if spec is None:
         return width, height
-    # Shares of the grid, without the margins that a layout replaces.
+    # Fractions of the grid, without the margins that a layout replaces.
     place, grid = spec.get_position(figure), figure.subplotpars
     across = place.width / (grid.right - grid.left)
     upward = place.height / (grid.top - grid.bottom)
@@ -281,7 +281,7 @@ def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "")
 
 
 def _fold(label: Text, words: str, most: float) -> None:
-    """Write text in lines of at most a width in points, the last one cut if there are many."""
+    """Write text in lines of at most a width in points; shorten the last line if they are many."""
     letters = most / (EM * size_of(label))
     for _ in range(NARROWER):
         lines = fold(words, int(letters)).split("\n")
@@ -373,7 +373,7 @@ def lines_of(ax: Axes) -> int:
 
 
 def told_apart(ax: Axes, who: str) -> str:
-    """Return what to begin labels with: whose they are, where others' are there, now named too."""
+    """Return the owner as a prefix of labels if other owners have lines, and label these too."""
     others = list(filter(is_data, ax.get_lines()))
     for line in others:
         name, label = str(line.get_gid()).removeprefix(LINE), str(line.get_label())
@@ -383,9 +383,9 @@ def told_apart(ax: Axes, who: str) -> str:
 
 
 class View:
-    """Limits of Axes that hold something, and of Axes that share them, before a drawing.
+    """Limits of Axes with content, and of Axes that share them, before a plot is added.
 
-    A drawing sets limits by :meth:`show`, which keeps these in sight.
+    :meth:`show` sets the limits for the plot such that they include the earlier ones.
     """
 
     def __init__(self, ax: Axes) -> None:
@@ -396,7 +396,7 @@ class View:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was there."""
+        """Whether the Axes were empty."""
         return not self._kept
 
     def show(self, axis: str, low: float, high: float, *, log: bool = False) -> None:
@@ -405,7 +405,7 @@ class View:
             before, after = self._kept[axis]
             low = min(low, before) if before > 0 or not log else low
             high = max(high, after)
-        # The limits before the scale, which warns of limits that are not positive.
+        # The limits before the scale, which warns about limits that are not positive.
         getattr(self._ax, f"set_{axis}lim")(low, high)
         if log:
             getattr(self._ax, f"set_{axis}scale")("log")
@@ -432,14 +432,14 @@ def _two_and_five(value: float, _: int) -> str:
 
 
 def in_data(ax: Axes, line: Line2D) -> bool:
-    """Whether the ordinates of a line are data, and no share of the axis."""
+    """Whether the ordinates of a line are data, not fractions of the axis."""
     return bool(line.get_transform().contains_branch_seperately(ax.transData)[1])
 
 
 def draw_steps(
     ax: Axes, x: Any, y: np.ndarray, colour: Any, k: int, label: str, every: int
 ) -> None:
-    """Draw line k of the cycle, a marker every so many steps; the label says what is hidden."""
+    """Draw line k of the cycle with evenly spaced markers; the label notes hidden values."""
     (line,) = ax.plot(
         x,
         y,

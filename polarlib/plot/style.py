@@ -34,8 +34,8 @@ def style(name: Literal["column", "page", "slide"]) -> AbstractContextManager[No
     context manager
         Within it matplotlib's rcParams have the size of figures, sizes of text, lines and markers,
         the colours of this package, a constrained layout, and fonts embedded as TrueType (Type 42),
-        as publishers ask for. Afterwards they are as before. It holds for all of matplotlib, and,
-        as every change of rcParams, for all threads.
+        as publishers require. Afterwards they are restored. As every change of rcParams, it applies
+        to all of matplotlib and to all threads.
 
     Raises
     ------
