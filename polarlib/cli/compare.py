@@ -108,7 +108,7 @@ def compare(
     former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Compare schedules at equal cost on one matrix, and rank them by their error."""
+    """Compare and rank schedules at equal cost on one matrix."""
     # Duplicates are dropped and unknown names refused before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or ()))
     notes = []

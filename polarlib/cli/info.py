@@ -42,7 +42,7 @@ def report(
     ] = Path("report.html"),
     as_json: console.Json = False,
 ) -> None:
-    """Write the results of the studies as one self-contained HTML page."""
+    """Write the results of the studies as one HTML page."""
     from polarlib.report import VERDICTS, write
 
     console.check_outputs({"-o": output}, ())
@@ -98,7 +98,7 @@ def bench(
     ] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Time polar() and other libraries on this machine, or measure the costs of its kernels."""
+    """Time polar() and other libraries, or measure costs of kernels."""
     from polarlib import bench  # here, since the command has the name of the module
 
     if output is not None and not calibrate:
@@ -183,7 +183,7 @@ def info(
     ] = False,
     as_json: console.Json = False,
 ) -> None:
-    """Print versions, array libraries, BLAS, number formats and processors.
+    """Print versions, libraries, number formats and processors.
 
     A format is native to a library, native but multiplied in float32, or simulated. Products in
     float32 are used where the processor has none in the format; each result is rounded once.

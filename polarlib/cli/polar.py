@@ -53,7 +53,7 @@ def polar(
     rtol: Rtol = None,
     as_json: console.Json = False,
 ) -> None:
-    """Compute the polar decomposition of a matrix, with its errors and rank."""
+    """Compute a polar decomposition, its errors and the rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
     console.check_outputs(outputs, (".npy",), file)
     with progress(4, quiet=as_json) as bar:

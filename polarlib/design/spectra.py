@@ -234,7 +234,7 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
         )
     if not x.any():
         raise ValueError(
-            f"one singular value at least must be above zero, got {len(x)} zeros; give others"
+            f"at least one singular value must be above zero, got none of {len(x)}; give others"
         )
     largest = float(x.max())
     x = np.sort(x[x > largest * len(x) * unit])
