@@ -1,35 +1,36 @@
-"""What ``polarlib bench`` does: time polar() and other libraries, and measure what kernels cost.
+"""Timings of polar() and of other libraries, and costs of kernels, for ``polarlib bench``.
 
-Kernels on a CPU are timed after a pause, in which idle threads of the kernel before stop waiting
-for work: NumPy and SciPy bring a pool of threads each, and one that still waits makes small
-products of the other a hundred times slower. Functions that users call are timed in one of the
-situations of :mod:`polarlib.timing`.
+Kernels on a CPU are timed after a pause, in which idle threads of the previous kernel stop waiting
+for work. NumPy and SciPy have separate thread pools, and a pool that still waits makes small
+products of the other a hundred times slower. Public functions are timed in one of the situations of
+:mod:`polarlib.timing`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 
+from polarlib._renamed import warn_renamed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import import_library
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.settings import double_enabled
 from polarlib.decomposition import polar
 from polarlib.design import cost_tables
+from polarlib.design.cost_tables import add_costs
 from polarlib.engine.symmetric import rivals
-from polarlib.files.whole import write_whole
 from polarlib.orthogonalization import orthogonalize
 from polarlib.timing import BURST, SITUATIONS, factors, interleaved, ratios
 
@@ -47,28 +48,23 @@ Array = Any
 Library = Literal["numpy", "torch", "jax", "cupy", "array_api_strict"]
 Device = Literal["cpu", "gpu"]
 
-# Where arrays are made, and the package whose version says which library it was.
+# Namespace of each library, and the package whose version identifies it.
 LIBRARIES = {
     "numpy": ("numpy", "numpy"),
     "torch": ("torch", "torch"),
     "jax": ("jax.numpy", "jax"),
     "cupy": ("cupy", "cupy"),
-    # The array API and nothing else: the table for libraries without one of their own.
+    # The array API alone: the table for libraries without one of their own.
     "array_api_strict": ("array_api_strict", "array-api-strict"),
 }
 DAY = 86_400  # seconds
 LARGEST = 2**15  # order of a matrix; of 8 GiB in float64
-LEAST = 3  # rounds: a median and quartiles that one disturbance cannot move
+LEAST = 3  # rounds: one disturbance does not change a median of three
 MOST = 200
-# Seconds that the calls of a kernel take together after a pause: methods call kernels one after the
-# other, so that only the first one waits for its threads.
+# Least seconds of the calls of a kernel after a pause. Methods call kernels one after the other, so
+# that only the first one waits for its threads.
 KERNEL_BURST = 0.01
 LANCZOS_STEPS = 8  # as many as estimate a singular value for method="auto"
-HEAD = """\
-# What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
-# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
-# `polarlib bench --calibrate` measures and writes it.
-"""
 
 
 # -- timing ----------------------------------------------------------------------------------
@@ -93,25 +89,25 @@ def _preceding(situation: str, make: Callable[[np.ndarray], Array]) -> str | Cal
 
 
 def _finished(x: Array, ops: Ops) -> Array:
-    """Wait for a result: some libraries return before it is there."""
+    """Return a result after it is computed: some libraries return before."""
     if hasattr(x, "block_until_ready"):
         return x.block_until_ready()
-    if not ops.host:  # reading an entry waits, and costs next to nothing where nothing is pending
+    if not ops.host:  # reading an entry waits for the device
         float(x[(-1,) * x.ndim])
     return x
 
 
 @contextlib.contextmanager
 def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray], Array]]:
-    """A function that makes arrays of a library from NumPy's, both formats enabled."""
+    """Yield a function that converts NumPy's arrays to a library's, with float64 enabled."""
     choice("library", library, LIBRARIES)
     choice("device", device, cost_tables.DEVICES)
     try:
         module = import_library(LIBRARIES[library][0])
     except ImportError:
-        raise ValueError(f"{library} is not installed; install it, or choose another") from None
+        raise ValueError(f"{library} is not installed; install it, or use another") from None
     if device == "gpu" and library in ("numpy", "array_api_strict"):
-        raise ValueError(f"{library} has no arrays on a GPU; choose device cpu, or another library")
+        raise ValueError(f"{library} has no arrays on a GPU; use device cpu, or another library")
     place: dict[str, Any] = {}
     try:
         if library == "torch":
@@ -121,7 +117,7 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
         module.asarray(np.zeros(1), **place)
     except Exception as error:  # each library has its own
         text = " ".join(str(error).split())
-        raise ValueError(f"{library} cannot use a {device} here ({text}); choose another") from None
+        raise ValueError(f"{library} cannot use a {device} here ({text}); use another") from None
     with double_enabled(library):
         yield lambda a: module.asarray(a, **place)
 
@@ -160,7 +156,7 @@ def _check_seconds(seconds: float) -> None:
 
 
 def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> dict[str, Any]:
-    """The kernels of :data:`polarlib.design.cost_tables.KERNELS`, as functions without arguments.
+    """Return the kernels in :data:`polarlib.design.cost_tables.KERNELS`, by name.
 
     Parameters
     ----------
@@ -184,7 +180,7 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
     g = ops.add_diagonal(ops.gram(a) * (1 / n), 1.0)
     l = ops.cholesky(g)
     q, _ = ops.qr(a)
-    found = {
+    calls = {
         "matmul": lambda: ops.matmul(a, b),
         "gram": lambda: ops.gram(a),
         "cholesky": lambda: ops.cholesky(g),
@@ -201,13 +197,13 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
     }
     in_place = ops.kernels(a)
     if in_place is not None:
-        found |= _in_place(in_place, a, b, g)
-        return {name: _with_threads_for(a, f, ops) for name, f in found.items()}
-    return {name: lambda f=f: _finished(f(), ops) for name, f in found.items()}
+        calls |= _in_place(in_place, a, b, g)
+        return {name: _with_threads_for(a, f, ops) for name, f in calls.items()}
+    return {name: lambda f=f: _finished(f(), ops) for name, f in calls.items()}
 
 
 def _with_threads_for(a: Array, f: Callable[[], Any], ops: Ops) -> Callable[[], Any]:
-    """A kernel with as many threads as methods use for such matrices."""
+    """Return a kernel that runs with as many threads as methods use for such matrices."""
 
     def run() -> Any:
         with ops._threads_for(a):
@@ -217,7 +213,7 @@ def _with_threads_for(a: Array, f: Callable[[], Any], ops: Ops) -> Callable[[], 
 
 
 def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray) -> dict[str, Any]:
-    """NumPy's kernels as the methods for it call them: in place, column-major."""
+    """Return NumPy's kernels as the methods call them: in place, column-major."""
     a, b, g = (np.asfortranarray(x) for x in (a, b, g))
     out, work = np.empty_like(b), np.asfortranarray(np.triu(g))
 
@@ -248,7 +244,7 @@ def _in_place(kernels: NumpyKernels, a: np.ndarray, b: np.ndarray, g: np.ndarray
 
 
 def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
-    """Lanczos steps whose scalars are read, as a stopping test would."""
+    """Take Lanczos steps whose scalars are read, as by a stopping test."""
     xp = ops.xp
     v = v / ops.frobenius(v)
     before, beta = xp.zeros_like(v), 0.0
@@ -260,13 +256,24 @@ def _lanczos(g: Array, v: Array, ops: Ops) -> Array:
     return v
 
 
+def _reporting(
+    callback: Callback | None, advance: Callable[[str], None] | None, sizes: int
+) -> Callable[..., Any]:
+    if advance is not None:
+        former = advance
+        warn_renamed("argument advance= of polarlib.bench", "callback=", 4)
+        callback = lambda k, value: former(k.what)  # noqa: E731
+    return reporting(callback, "sizes", sizes * len(cost_tables.FORMATS))
+
+
 def calibrate(
     library: Library,
     *,
     sizes: Sequence[int],
     seconds: float,
     device: Device = "cpu",
-    advance: Callable[[str], None] = lambda what: None,
+    callback: Callback | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> cost_tables.Tables:
     """Measure the costs of a library's kernels on this machine.
 
@@ -277,17 +284,20 @@ def calibrate(
     sizes : sequence of int
         Orders of the matrices.
     seconds : float
-        For about how long in all; each kernel is timed three times at least.
+        Approximate time in all; each kernel is timed at least three times.
     device : {"cpu", "gpu"}, optional
         Kind of device.
+    callback : callable, optional
+        Called as ``callback(k, value)`` after each format and size, k = 1, 2, ..., with the median
+        milliseconds of a product, or of polar(). See :class:`polarlib.result.Progress`.
     advance : callable, optional
-        Told of each job to come.
+        Former name of `callback`, called with ``k.what`` alone.
 
     Returns
     -------
     dict
-        As `read_costs` returns it: medians of the ratios, in single rounds, of a kernel's time to
-        that of a product.
+        As `read_costs` returns it: the median over the rounds of a kernel's time divided by that
+        of a product.
 
     Raises
     ------
@@ -306,25 +316,27 @@ def calibrate(
     table |= {name: {k: [] for k in cost_tables.LISTED} for name in cost_tables.FORMATS}
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
     situation = "alone" if device == "cpu" else "alternation"
+    report, k = _reporting(callback, advance, len(sizes)), itertools.count(1)
     with _arrays(library, device) as make:
         table["source"] = _where(library, device)
         for format_name in cost_tables.FORMATS:
             for n in sizes:
-                advance(f"{library}, {format_name}, {n} x {n}")
                 times = _times(kernels(n, format_name, make), share, situation)
                 for name, column in table[format_name].items():
                     column.append(_cost(times, name))
+                product = 1e3 * statistics.median(times["matmul"])
+                report(next(k), product, f"{library}, {format_name}, {n} x {n}")
         table |= _symmetric(sizes, make, share)
     return {cost_tables.GENERIC if library == "array_api_strict" else library: {device: table}}
 
 
 def _cost(times: dict[str, list[float]], name: str) -> float:  # SECONDS: those of a product
-    found = times["matmul"] if name == cost_tables.SECONDS else ratios(times, name, "matmul")
-    return float(f"{statistics.median(found):.3g}")
+    values = times["matmul"] if name == cost_tables.SECONDS else ratios(times, name, "matmul")
+    return float(f"{statistics.median(values):.3g}")
 
 
 def _symmetric(sizes: Sequence[int], make: Callable[..., Array], seconds: float) -> dict[str, Any]:
-    """Costs of symmetric products by half, by format; nothing where there are none."""
+    """Return the costs of symmetric products by half, by format, if the library has them."""
     costs: dict[str, list[float]] = {}
     for n in sizes:
         for name, pair in rivals(make(np.eye(n)), _finished).items():
@@ -333,7 +345,7 @@ def _symmetric(sizes: Sequence[int], make: Callable[..., Array], seconds: float)
 
 
 def _where(library: str, device: str) -> str:
-    """The command and the machine, for the file's reader."""
+    """Return the command, the machine and the versions, for the reader of the file."""
     versions = [LIBRARIES[library][1]]
     with contextlib.suppress(metadata.PackageNotFoundError):  # cupy-cuda13x has another name
         versions = [f"{name} {metadata.version(name)}" for name in versions]
@@ -356,54 +368,6 @@ def usable_processors() -> int | None:
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
-def add_costs(path: Path, tables: cost_tables.Tables) -> None:
-    """Add measured costs to a file, which is written whole or not at all.
-
-    Other sizes of a table of the same source are kept; a table of another source is replaced.
-
-    Raises
-    ------
-    ValueError
-        If the file is there and is no file of costs: it is then left as it is.
-    OSError
-        If it cannot be written.
-    """
-    merged = cost_tables.read_costs(path) if path.exists() else {}
-    for library, devices in tables.items():
-        for device, table in devices.items():
-            there = merged.setdefault(library, {}).get(device)
-            same = there is not None and there["source"] == table["source"]
-            merged[library][device] = _joined(there, table) if same and there else table
-    text = _toml(merged).encode()
-    write_whole(path, lambda file: file.write(text))
-
-
-def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """One table of the sizes of both; the new one's go before."""
-    origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
-    sizes = sorted(origin)
-    joined = {key: new[key] for key in cost_tables.ABOUT} | {"sizes": sizes}
-    for name in cost_tables.sections(old, new):
-        joined[name] = {
-            kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
-            for kernel in filter(old[name].__contains__, new[name])
-        }
-    return joined
-
-
-def _toml(tables: cost_tables.Tables) -> str:
-    lines = [HEAD]
-    for library, devices in tables.items():
-        for device, table in devices.items():
-            lines.append(f"[{library}.{device}]")
-            lines += [f"{key} = {json.dumps(table[key])}" for key in cost_tables.ABOUT]
-            for name in cost_tables.sections(table):
-                lines.append(f"\n[{library}.{device}.{name}]")
-                lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
-            lines.append("")
-    return "\n".join(lines)
-
-
 # -- other libraries -------------------------------------------------------------------------
 
 
@@ -414,24 +378,25 @@ def compare(
     seconds: float,
     device: Device = "cpu",
     situation: str = "alternation",
-    advance: Callable[[str], None] = lambda what: None,
+    callback: Callback | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Time polar(), orthogonalize() and other libraries' polar factors on this machine.
 
     Parameters
     ----------
-    library, sizes, seconds, device, advance
+    library, sizes, seconds, device, callback, advance
         As for :func:`calibrate`.
     situation : {"alternation", "alone", "after a product"}, optional
-        What precedes each timed call, see :func:`polarlib.timing.interleaved`: the call of another
+        Untimed work before each call, see :func:`polarlib.timing.interleaved`: the call of another
         function; a pause; a product of two float64 matrices of order 512 by the library.
 
     Returns
     -------
     list of dict
-        A row per function, format and size: `situation`, `milliseconds`, times of a matrix product
-        (`matrix_products`), how many times as fast as SciPy (`ratio`, with `quartiles` over the
-        rounds), `rounds`, and what polar() took (`method`). Gaussian matrices.
+        A row per function, format and size, for Gaussian matrices: `situation`, `milliseconds`,
+        the same in times of a matrix product (`matrix_products`), SciPy's time divided by that of
+        the function (`ratio`, with `quartiles` over the rounds), `rounds`, and polar()'s `method`.
 
     Examples
     --------
@@ -441,19 +406,20 @@ def compare(
     """
     _check_seconds(seconds)
     choice("situation", situation, SITUATIONS)
-    rows = []
+    rows: list[dict[str, Any]] = []
     share = seconds / (len(sizes) * len(cost_tables.FORMATS))
+    report, k = _reporting(callback, advance, len(sizes)), itertools.count(1)
     with _arrays(library, device) as make:
         for format_name in cost_tables.FORMATS:
             for n in sizes:
-                advance(f"{library}, {format_name}, {n} x {n}")
-                found = _compared(library, make, format_name, n, share, situation)
-                rows += [{"situation": situation} | row for row in found]
+                made = _compared(library, make, format_name, n, share, situation)
+                rows += [{"situation": situation} | row for row in made]
+                report(next(k), made[0]["milliseconds"], f"{library}, {format_name}, {n} x {n}")
     return rows
 
 
 def _of_svd(u: Array, s: Array, vh: Array) -> tuple[Array, Array]:
-    """Factors of a real matrix, as users make them of its SVD."""
+    """Return the factors of a real matrix from its SVD, by two products."""
     return u @ vh, (vh.mT * s) @ vh
 
 
@@ -477,7 +443,7 @@ def _compared(
         "product": lambda: _finished(ops.matmul(x, x), ops),
     }
     if library == "numpy":
-        del functions["numpy svd"]  # is there as numpy.linalg.svd
+        del functions["numpy svd"]  # listed as numpy.linalg.svd
     times = _times(functions, seconds, _preceding(situation, make), BURST)
     product = statistics.median(times.pop("product"))
     rows = []

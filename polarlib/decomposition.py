@@ -16,6 +16,7 @@ from polarlib.arrays.entered import COMFORTABLE
 from polarlib.arrays.entry import as_matrix, check_out, copied
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.progress import Callback
 from polarlib.arrays.settings import looks
 from polarlib.engine.evidence import sketch, sketched_figures, within
 from polarlib.engine.rules import differentiable_polar, differentiable_unitary
@@ -57,7 +58,7 @@ def polar(
     cond: float | None = None,
     check_finite: bool = True,
     throw: bool = False,
-    callback: Callable[[int, Array], None] | None = None,
+    callback: Callback | None = None,
     out: Stored | None = None,
     overwrite_a: bool = False,
 ) -> PolarResult:
@@ -97,7 +98,8 @@ def polar(
         Raise :class:`polarlib.ConvergenceWarning` as an error instead of warning.
     callback : callable, optional
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
-        must not change. Fixed schedules also call it with k = 0 and the normalised matrix.
+        must not change. Fixed schedules also call it with k = 0 and the normalised matrix. See
+        :class:`polarlib.result.Progress`.
     out : tuple of two arrays or None, optional
         Where to store U and H; None for an array that is to be new. With NumPy the larger of the
         two Hermitian factors is formed in its place, so that no other array is needed.

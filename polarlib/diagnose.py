@@ -1,4 +1,4 @@
-"""measure(): singular values and errors of a schedule or a method, step by step."""
+"""The function measure(): singular values and errors of a schedule or a method, step by step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, refuse_hidden
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import format_name, is_complex
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.rounded import rounded
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.iterate import matrix_products
@@ -29,7 +30,7 @@ __all__ = ["measure"]
 
 Array = Any
 
-# Above this size, matching computed singular vectors to exact ones is not worth its cost.
+# Above this size, matching computed singular vectors to exact ones takes longer than the SVDs.
 MATCH_UP_TO = 2000
 
 
@@ -43,20 +44,20 @@ def measure(
     precision: str | None = None,
     form: str = "plain",
     reference: str = "svd",
+    callback: Callback | None = None,
 ) -> Trace:
     """Measure the convergence of a schedule or method on one matrix.
 
-    The iteration runs on the array library of `a`, in `precision`; the figures are taken on the
-    host in float64 from a copy of every iterate.
+    The iteration runs on the array library of `a`, in `precision`. Singular values and errors are
+    computed on the host in float64, from a copy of every iterate.
 
     Parameters
     ----------
     a : array, shape (m, n)
         One matrix; m < n is transposed. Never changed.
     schedule_or_method : str, path-like or Schedule
-        A schedule of your own, its file, or a name of :func:`polarlib.methods`; "auto" is the
-        schedule that :func:`polarlib.orthogonalize` takes by default, and "adaptive" is that of the
-        matrix.
+        A schedule, its file, or a name of :func:`polarlib.methods`. "auto" is the default schedule
+        of :func:`polarlib.orthogonalize`, and "adaptive" is the one chosen from the matrix.
     steps : int, optional
         Steps of a schedule; by default the listed length, or 5 for sets that repeat.
     precision : str, optional
@@ -67,12 +68,16 @@ def measure(
     reference : {"svd", "mpmath"}, optional
         Exact factors by LAPACK in double precision, or by mpmath with 50 digits (slow: up to about
         64 columns).
+    callback : callable, optional
+        Called as ``callback(k, value)`` after step k = 0, 1, 2, ... with the distance of the
+        iterate from the unitary factor; k = 0 is the normalised input. The number of steps is
+        known beforehand for schedules. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
     Trace
-        Row 0 is the normalised input as the iteration sees it. From the step on where an iterate is
-        not finite, the figures are NaN.
+        Row 0 is the normalised input of the iteration. From the first iterate that is not finite
+        on, the values are NaN.
 
     Raises
     ------
@@ -82,8 +87,8 @@ def measure(
     Warns
     -----
     ScheduleWarning
-        As :func:`polarlib.orthogonalize`, if the schedule has no safety factor that covers one
-        rounding of the format, or is for singular values below 1.
+        As :func:`polarlib.orthogonalize`, if the safety factor of the schedule does not cover one
+        rounding of the format, or its interval ends below 1.
 
     Examples
     --------
@@ -111,9 +116,11 @@ def measure(
     u, v = _reference(exact, reference)
 
     rows: list[dict[str, Any]] = []
+    report = reporting(callback, "steps")
 
     def record(k: int, iterate: Array) -> None:
-        rows.append(_figures(ops.to_host(iterate), exact, u, v))
+        rows.append(_errors(ops.to_host(iterate), exact, u, v))
+        report(len(rows) - 1, rows[-1]["distance"])
 
     if isinstance(schedule_or_method, str) and schedule_or_method in METHODS:
         name, simulated = schedule_or_method, False
@@ -131,7 +138,8 @@ def measure(
         record(0, ops.divide(x, float(np.linalg.norm(ops.to_host(x), 2)) or 1.0))
         tol = default_tolerance(shape, precision)
         _, run = METHODS[name](x, ops, tol=tol, callback=record)
-        # A method's products are used evenly but for the last of a reduced tall matrix.
+        # Each step of a method takes as many products; for a reduced tall matrix one product
+        # follows at the end.
         per_step = run.matmuls // max(run.iterations, 1)
         used = [min(k * per_step, run.matmuls) for k in range(len(rows))]
         used[-1] = run.matmuls
@@ -140,7 +148,8 @@ def measure(
         if not (isinstance(schedule_or_method, str) and schedule_or_method == ADAPTIVE):
             check_method(schedule_or_method)  # its message lists methods too
         schedule = resolve_schedule(schedule_or_method, steps, precision)
-        # The default schedule has the name that callers give it.
+        report = reporting(callback, "steps", len(schedule))
+        # The default schedule has the name under which it was requested.
         auto = isinstance(schedule_or_method, str) and schedule_or_method == "auto"
         name = "auto" if auto else schedule.name
         simulated = bool(rounded(ops, precision, is_complex=is_complex(x)).simulated)
@@ -179,7 +188,7 @@ def measure(
 
 
 def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[int]:
-    """Products used after 0, 1, ... steps; ``X Q`` counts at the end of its segment."""
+    """Return the products used after 0, 1, ... steps; ``X Q`` counts at the end of its segment."""
     if form == "plain":
         return [matrix_products(schedule.steps[:k]) for k in range(len(schedule) + 1)]
     counts = [0]
@@ -192,25 +201,25 @@ def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[
 
 
 def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Exact left and right singular vectors, as columns."""
+    """Return the exact left and right singular vectors, as columns."""
     if kind == "svd":
         u, _, vh = scipy.linalg.svd(a, full_matrices=False)
         return u, vh.conj().T
     import mpmath
 
-    context = mpmath.MPContext()  # the precision of mpmath.mp is the caller's
+    context = mpmath.MPContext()  # mpmath.mp belongs to the caller
     context.dps = 50
     u, _, vh = context.svd(context.matrix(a.tolist()), full_matrices=False)
     return np.array(u.tolist(), dtype=a.dtype), np.array(vh.tolist(), dtype=a.dtype).conj().T
 
 
-def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
-    """Figures of one iterate; all NaN if it is not finite."""
+def _errors(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[str, Any]:
+    """Compute singular values and errors of one iterate; all NaN if it is not finite."""
     k = u.shape[1]
     if not np.all(np.isfinite(x)):
         path = np.full(k, np.nan)
-        figures = dict.fromkeys(("orthogonality", "backward_error", "distance"), math.nan)
-        return {"singular_values": path, "alignment": path, **figures}
+        errors = dict.fromkeys(("orthogonality", "backward_error", "distance"), math.nan)
+        return {"singular_values": path, "alignment": path, **errors}
     w = x.conj().T @ a
     residual = a - x @ ((w + w.conj().T) / 2)
     images = x @ v
@@ -226,8 +235,8 @@ def _figures(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict
 
 
 def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Singular values of an iterate, in the order of the exact singular vectors they belong to."""
-    from scipy.optimize import linear_sum_assignment  # a third of the package's import time
+    """Compute the singular values of an iterate, in the order of the exact singular vectors."""
+    from scipy.optimize import linear_sum_assignment  # here, to keep the import of polarlib short
 
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)
     if s.size > MATCH_UP_TO:

@@ -1,6 +1,7 @@
-"""Coefficient sets: published ones, and the library's own for each number format.
+"""Coefficient sets: published sets, and the default schedules for each number format.
 
-Loads ``data/schedules.toml`` and ``data/own_schedules.toml``. A new set is an entry in the first.
+The sets are in ``data/schedules.toml``, to which a new set is added as an entry, and the default
+schedules in ``data/own_schedules.toml``.
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ __all__ = [
     "target_of",
 ]
 
-# What stands for a schedule wherever one is asked for: a name, a file, or the schedule itself.
+# Arguments that name a schedule: a name, a file, or the schedule itself.
 Named: TypeAlias = str | os.PathLike[str] | Schedule
 
-# Steps of a repeating set when none are asked for: what Muon and its successors take.
+# Default number of steps of a set that repeats: that of Muon and its successors.
 DEFAULT_STEPS = 5
-# The schedule that has its steps from the matrix: polarlib.engine.adaptive.
+# The schedule whose steps are computed from the matrix: polarlib.engine.adaptive.
 ADAPTIVE = "adaptive"
-# What the library's own schedules are designed for, chosen by experiment (decisions/0011). Worst
-# error: a larger one reaches further down, a smaller one is nearer to 1 above. Least cushion: a
-# larger one keeps large singular vectors from rotating, and costs slope. Steps beyond the sixth buy
-# accuracy as well as reach.
+# Goals of the default schedules, chosen by experiment (decisions/0011). A larger worst error widens
+# the interval, a smaller one brings its values nearer to 1. A larger least cushion keeps singular
+# vectors of large values from rotating, and reduces the slope. Steps beyond the sixth reduce the
+# error and widen the interval.
 OWN_ERROR = 0.019
 OWN_CUSHION = 0.02
 REACHING_STEPS = 6
 ERROR_PER_STEP = 0.25
 CUSHION_BEYOND = 0.1
-# By this number of steps [u / 256, 1] is mapped to 1 up to rounding in every format: float64 takes
-# about 35. More would repeat the last one.
+# This number of steps maps [u / 256, 1] to 1 up to rounding in every format: float64 needs about
+# 35. Further steps would repeat the last one.
 MOST_OWN = 64
-# Designs for more products take longer than ten seconds.
+# A design for more products takes longer than ten seconds.
 MOST_PRODUCTS = 48
-# What a step repeated before a schedule leaves free: above it for rounding, in unit roundoffs, and
-# for being a little below its slope at the lower end. Chosen generously.
+# Margins of a step that is repeated before a schedule: for rounding above its values, in unit
+# roundoffs, and for the quotient of its slope and p(l) / l at the lower end. Chosen generously.
 ROUNDINGS, CURVED = 64, 1.01
 
 
 def own_goals(products: int) -> tuple[float, float]:
-    """Worst error and least cushion of the library's own schedule of so many products."""
+    """Return the worst error and the least cushion of the default schedule, by its products."""
     beyond = products / 3 - REACHING_STEPS
     if beyond <= 0:
         return OWN_ERROR, OWN_CUSHION
@@ -71,14 +72,14 @@ def own_goals(products: int) -> tuple[float, float]:
 
 _reads_a_table = functools.partial(
     looks,
-    reason="polarlib looks schedules up in a table: do it before torch.compile, or pass the name "
+    reason="polarlib reads schedules from a file; call it before torch.compile, or pass the name "
     "to orthogonalize",
 )
 
 
 @functools.cache
 def _data(name: str) -> dict[str, dict[str, Any]]:
-    import tomllib  # where it is first needed
+    import tomllib  # here, to keep the import of polarlib short
 
     text = resources.files("polarlib").joinpath(f"data/{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
@@ -93,28 +94,28 @@ def adaptive_data() -> dict[str, dict[str, Any]]:
 def default_schedule(
     format: str, *, steps: int | None = None, matmuls: int | None = None
 ) -> Schedule:
-    """Look up, or design, the library's own schedule for a number format.
+    """Return the default schedule for a number format.
 
-    Quintics (degrees 3 and 5 for a number of products) from :func:`polarlib.design.for_precision`,
-    for the widest interval on which the worst error is at most 0.019 (about a quarter of it for
-    every step beyond the sixth, down to what rounding of the coefficients leaves). The input is
-    divided by a bound of its largest singular value from the first Gram matrix ("moments").
+    Its steps have degree 5, or degrees 3 and 5 for a number of products. They are designed by
+    :func:`polarlib.design.for_precision` for the widest interval on which the worst error is at
+    most 0.019. Each step beyond the sixth divides that error by four, down to the rounding of the
+    coefficients. The input is divided by a bound of its largest singular value, computed from the
+    first Gram matrix (normalisation "moments").
 
-    Up to 16 steps are stored. More steps are made of those: the first one, divided by its largest
-    value, is repeated before them, until the interval reaches 1/256 unit roundoff, below which
-    singular values are noise; Newton-Schulz steps, which converge to rounding, follow after them.
-    Schedules for a number of products are designed at first use, which takes seconds, and kept in
-    memory: the 256 used last.
+    Schedules of up to 16 steps are stored. A longer one has further steps before and after these.
+    Before them the first step, divided by its largest value, is repeated until the interval
+    reaches 1/256 unit roundoff, below which singular values are rounding errors. After them follow
+    Newton-Schulz steps, which converge to rounding. Schedules for a number of products are
+    designed at first use, which takes seconds, and the last 256 are kept in memory.
 
     Parameters
     ----------
     format : str
         Name of the number format in which the matrices are rounded.
     steps : int, optional
-        Number of quintics, from 1 to 64; 5 by default.
+        Number of degree-5 steps, from 1 to 64; 5 by default.
     matmuls : int, optional
-        Instead of steps: the best degrees for so many matrix products, from 2 to 48; designed at
-        first use.
+        Number of matrix products, from 2 to 48, instead of `steps`: the best degrees for it.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def default_schedule(
     if steps > MOST_OWN:
         raise ValueError(
             f"steps must be at most {MOST_OWN} for the default schedule, which has then converged "
-            f"to rounding in every format, got {shown(steps)}; leave steps out, or take polar"
+            f"to rounding in every format, got {shown(steps)}; leave steps out, or use polar"
         )
     return _own(name, steps, None)
 
@@ -159,17 +160,17 @@ def _own(name: str, steps: int | None, matmuls: int | None) -> Schedule:
     entry = stored.get(str(steps))
     if entry is None:
         error, cushion = own_goals(3 * (steps or 0) + (matmuls or 0))
-        found = design.for_precision(
+        s = design.for_precision(
             name, steps=steps, matmuls=matmuls, degrees=(3, 5), error=error, cushion=cushion
         )
-        entry = {"steps": found.steps, "lower": found.lower, "error": error, "cushion": cushion}
+        entry = {"steps": s.steps, "lower": s.lower, "error": error, "cushion": cushion}
     return _named(name, **entry)
 
 
 def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
-    """More steps: such as reach further down before, and such as converge after those of `s`.
+    """Return `s` with further steps: before it to widen the interval, after it to converge.
 
-    With q the first step over its largest value, q maps [l / slope, 1] into [l, 1].
+    Let q be the first step divided by its largest value. Then q maps [l / slope, 1] into [l, 1].
     """
     precision = format_of(name)
     unit, carrier = precision.unit_roundoff, format_of(precision.carrier)
@@ -178,7 +179,7 @@ def _lengthened(s: Schedule, name: str, steps: int) -> Schedule:
     slope = gentle[0] / CURVED
     spare = steps - len(s)
     reached = max(s.lower / (NOISE * unit), 1.0)
-    # One step at least is left to converge after them.
+    # At least one step remains to converge.
     before = min(math.ceil(math.log(reached) / math.log(slope)), spare - 1)
     return replace(
         s,
@@ -201,18 +202,22 @@ def _named(
 
 
 def schedules(*, target: str | None = None) -> tuple[str, ...]:
-    """Names of the published sets, in the order in which they are listed.
+    """Return the names of the published sets, in the order of their file.
 
     Parameters
     ----------
     target : str, optional
         Only the sets with this :attr:`Schedule.target`, such as "polar", for the unitary polar
-        factor; all of them by default.
+        factor; all sets by default.
+
+    Returns
+    -------
+    tuple of str
 
     Raises
     ------
     ValueError
-        For a target that :class:`Schedule` does not know.
+        For a target that is not one of :class:`Schedule`.
 
     Examples
     --------
@@ -228,7 +233,9 @@ def schedules(*, target: str | None = None) -> tuple[str, ...]:
 
 @at_trace_time
 def target_of(name: Any) -> str | None:
-    """Target of the published set of a name; None for anything else. torch.compile may ask.
+    """Return the target of a published set by its name, None for anything else.
+
+    It may be called while torch.compile traces.
 
     Examples
     --------
@@ -242,8 +249,8 @@ def target_of(name: Any) -> str | None:
 def _known(name: Any) -> str:
     if isinstance(name, str) and name == ADAPTIVE:
         raise ValueError(
-            "schedule 'adaptive' depends on the matrix: give its name to orthogonalize(g, "
-            "schedule='adaptive') or measure(a, 'adaptive')"
+            "schedule 'adaptive' depends on the matrix; use orthogonalize(g, schedule='adaptive') "
+            "or measure(a, 'adaptive')"
         )
     if target_of(name) is None:
         allowed = nearest(name, (*schedules(), ADAPTIVE))
@@ -270,7 +277,7 @@ def conventions(name: str) -> str:
 
 
 def listed(name: str) -> Schedule:
-    """Look a published set up as listed, its repeat rule not yet applied.
+    """Return a published set as listed, without its repeat rule applied.
 
     Parameters
     ----------
@@ -296,7 +303,7 @@ def _listed(name: str) -> Schedule:
         if not entry["safety_on_last"]:
             steps[-1] = base.steps[-1]
         steps = steps[: entry.get("length")]
-        # A set cut to a length of its own ends there.
+        # A set with a length of its own does not repeat.
         entry = {"repeat": None if "length" in entry else base.repeat, **entry}
     return Schedule(
         steps=tuple(map(tuple, steps)),
@@ -313,10 +320,10 @@ def _listed(name: str) -> Schedule:
 
 
 def opened(name: Any) -> Any:
-    """Return the schedule in a file, where `name` names a file of schedules; else `name` as it is.
+    """Return the schedule in a file if `name` is the name of one, otherwise `name` unchanged.
 
-    Text that ends in ".json" and path-like objects name files, which `Schedule.to_json` has
-    written. A file is read again when it has changed.
+    Text that ends in ".json" and path-like objects are names of files, which `Schedule.to_json`
+    has written. A file is read again when it has changed.
 
     Raises
     ------
@@ -339,14 +346,14 @@ def _in_file(name: Any) -> Schedule:
     path = os.fsdecode(checked_path("schedule", name))
     try:
         state = os.stat(path)
-        # The inode too: a file that is replaced has another one, however fast it is replaced.
+        # The inode too: it changes when a file is replaced, even within the clock's resolution.
         return _read(path, (state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino))
     except OSError as error:
-        said = f"{printable(path)}: {error.strerror}" if error.strerror else printable(error)
-        raise ValueError(f"schedule: {said}") from None
+        reason = f"{printable(path)}: {error.strerror}" if error.strerror else printable(error)
+        raise ValueError(f"schedule: {reason}") from None
 
 
-# Cached, since an optimizer names the same file for each of its matrices in each of its steps.
+# Cached, since an optimizer passes the same file for each matrix in each step.
 @functools.lru_cache(maxsize=64)
 def _read(path: str, stamp: tuple[int, ...]) -> Schedule:
     return Schedule.from_json(path)
@@ -354,7 +361,7 @@ def _read(path: str, stamp: tuple[int, ...]) -> Schedule:
 
 @_reads_a_table
 def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule:
-    """Look a published set up by name, or read a schedule from its file.
+    """Return a published set by name, or read a schedule from its file.
 
     Parameters
     ----------
@@ -362,14 +369,18 @@ def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule
         One of :func:`schedules`, or a file that :meth:`Schedule.to_json` has written: text that
         ends in ".json", or a path of any name.
     steps : int, optional
-        Number of steps: the first `steps` of the list, then by its repeat rule. By default
+        Number of steps: the first `steps` of the list, continued by its repeat rule. By default
         the listed length, or 5 for published sets that repeat.
+
+    Returns
+    -------
+    Schedule
 
     Raises
     ------
     ValueError
-        For an unknown name, a file that is missing or holds no schedule, `steps` below 1, or more
-        than a set has that does not repeat.
+        For an unknown name, a file that is missing or has no schedule, `steps` below 1, or more
+        steps than a set has that does not repeat.
 
     Examples
     --------
@@ -377,10 +388,10 @@ def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule
     >>> s.matmuls, round(s.slope)
     (15, 485)
     """
-    found = opened(name)
-    if isinstance(found, Schedule):
-        return found if steps is None else found.truncate(steps)
-    known = _known(found)
+    read = opened(name)
+    if isinstance(read, Schedule):
+        return read if steps is None else read.truncate(steps)
+    known = _known(read)
     return _truncated(known, None if steps is None else count("steps", steps, most=MOST_STEPS))
 
 

@@ -1,4 +1,4 @@
-"""Results: :class:`PolarResult`, :class:`Trace`, :class:`Status`, and the warnings."""
+"""Results: :class:`PolarResult`, :class:`Trace`, :class:`Status`, and the warning classes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from polarlib.arrays.checks import (
     shown,
 )
 from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.progress import Progress
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import current_device, under_default_settings
-from polarlib.files.plain import html_table, known_numbers, plain
+from polarlib.files.plain import known_numbers, plain
+from polarlib.files.tables import html_table
 from polarlib.files.traces import checked_trace, read_trace, write_trace
 
 __all__ = [
     "ConvergenceWarning",
     "Later",
     "PolarResult",
+    "Progress",
     "Run",
     "ScheduleWarning",
     "Status",
@@ -34,15 +37,15 @@ __all__ = [
 
 
 class ConvergenceWarning(UserWarning):
-    """A method ended before it reached its tolerance; the status of the result has the remedy."""
+    """Warns that a method missed its tolerance; the status of the result has the remedy."""
 
 
 class ScheduleWarning(UserWarning):
-    """A schedule is used where it may diverge or flip a sign, or its steps look misordered."""
+    """Warns that a schedule may diverge or flip a sign, or that its steps may be misordered."""
 
 
 class Status(enum.Enum):
-    """How a decomposition ended. The values are remedies.
+    """Status of a decomposition. The values are remedies.
 
     Examples
     --------
@@ -51,9 +54,9 @@ class Status(enum.Enum):
     """
 
     CONVERGED = "nothing to do: the factor is orthonormal to the tolerance"
-    FELL_BACK = "nothing to do: the method failed on this matrix and the SVD took over"
+    FELL_BACK = "nothing to do: the method failed on this matrix and the SVD was used"
     FIXED_SCHEDULE = (
-        "every step of a fixed schedule was taken; for a closer factor take more steps, a schedule "
+        "all steps of a fixed schedule were taken; for a smaller error use more steps, a schedule "
         "with a smaller lower bound, or method='qdwh'"
     )
     NOT_CONVERGED = "the tolerance was missed: use a larger rtol, or a wider number format"
@@ -69,17 +72,17 @@ class Run(NamedTuple):
     iterations, matmuls : int
         Iterations, and matrix products in them (factorisations are not products).
     converged : bool
-        Whether its own stopping test was met.
+        Whether the stopping test of the method was met.
     changes : tuple of float
-        Relative size of the change in each iteration, where the method measures it.
+        Relative size of the change in each iteration, if the method computes it.
     singular_values : array or None
-        Where the method has them.
+        Singular values of the matrices, if the method computes them.
     certain : tuple of float, Later or None
-        What `bounds` is, or what computes it when it is read.
+        The value of `bounds`, or the function that computes it when it is read.
     method : str
-        The method that ran, where that was a choice; otherwise empty.
+        The method that ran, if "auto" chose it; otherwise empty.
     note : str
-        The reason for that choice, in a phrase; empty if there was none.
+        The reason for that choice, in a phrase; empty if there was no choice.
     """
 
     iterations: int
@@ -93,12 +96,12 @@ class Run(NamedTuple):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Certified bounds, up to rounding, of all singular values of the matrices given.
+        """Certified bounds, up to rounding, of all singular values of all matrices of a stack.
 
-        Over a stack those of every matrix in it; None where the method has none.
+        None if the method has no bounds.
         """
-        found = self.certain() if isinstance(self.certain, Later) else self.certain
-        return cast("tuple[float, float] | None", found)
+        known = self.certain() if isinstance(self.certain, Later) else self.certain
+        return cast("tuple[float, float] | None", known)
 
 
 # eq=False here and below: arrays compare to arrays, which have no truth value.
@@ -106,12 +109,12 @@ class Run(NamedTuple):
 class Trace:
     """Singular values and errors after each step; row 0 is the normalised input.
 
-    Its representation gives the last distance as the error.
+    The error in its representation is the last distance.
 
     Attributes
     ----------
     method : str
-        Schedule or method.
+        Name of the schedule or method.
     precision : str
         Number format of the iteration.
     form : str
@@ -121,16 +124,16 @@ class Trace:
     simulated : bool
         Whether the format was simulated (operands rounded, float32 accumulation, one rounding).
     matmuls : ndarray, shape (steps + 1,)
-        Matrix products used so far.
+        Number of matrix products up to each step.
     singular_values : ndarray, shape (steps + 1, k)
         Singular values of the iterate, k = min(m, n). A column follows one singular value of the
         input, largest first.
     alignment : ndarray, shape (steps + 1, k)
         Cosine between the image ``X v_i`` of a right singular vector of the input and its left
-        singular vector ``u_i``: 1 where the direction is kept, negative where its sign is flipped,
-        0 where nothing is left of it.
+        singular vector ``u_i``: 1 if the direction is kept, negative if its sign is flipped, 0 if
+        the image is orthogonal to it.
     orthogonality : ndarray, shape (steps + 1,)
-        ``||X^H X - I||_F / sqrt(k)`` on the small side.
+        ``||X^H X - I||_F / sqrt(k)`` for m >= n; for m < n that of the transpose.
     backward_error : ndarray, shape (steps + 1,)
         ``||A - X H||_F / ||A||_F`` with ``H`` the Hermitian part of ``X^H A``.
     distance : ndarray, shape (steps + 1,)
@@ -187,17 +190,18 @@ class Trace:
         return html_table(f"Trace of {self.method}", self._described())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists and numbers, ready for JSON (non-finite numbers become None)."""
+        """Return lists, numbers and strings, ready for JSON (NaN and infinity become None)."""
         return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Trace:
-        """Return the trace that :meth:`to_dict` has made plain.
+        """Return the trace from the result of :meth:`to_dict`.
 
         Parameters
         ----------
         d : mapping
-            Every field. None stands for NaN: which numbers were infinite, :meth:`to_csv` keeps.
+            All fields. None is read as NaN, also where :meth:`to_dict` was given infinity; files
+            of :meth:`to_csv` keep infinities.
 
         Returns
         -------
@@ -206,9 +210,9 @@ class Trace:
         Raises
         ------
         TypeError
-            If it is no mapping.
+            If `d` is not a mapping.
         ValueError
-            For a key that is missing or unknown, and for values that do not belong together.
+            For a key that is missing or unknown, and for values of shapes that do not match.
 
         Examples
         --------
@@ -220,32 +224,32 @@ class Trace:
         fields = dict(instance("d", d, Mapping, "a dict, of Trace.to_dict"))
         for name in [*cls.__dataclass_fields__, *fields]:
             if name not in fields or name not in cls.__dataclass_fields__:
-                said = "lacks the key" if name not in fields else "has the unknown key"
-                raise ValueError(f"d {said} {shown(name)}; Trace.to_dict writes it whole")
+                fault = "lacks the key" if name not in fields else "has the unknown key"
+                raise ValueError(f"d {fault} {shown(name)}; use the result of Trace.to_dict")
         return cls(**checked_trace(fields))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the trace to a CSV file: whole or not at all; it is read back exactly.
+        """Write the trace to a CSV file, from which :meth:`from_csv` reads it exactly.
 
-        A row for each step: its errors, ``sigma_1 ... sigma_k``, ``alignment_1 ... alignment_k``
-        and, the same in every row, what the trace is of.
+        One row per step: its errors, ``sigma_1 ... sigma_k``, ``alignment_1 ... alignment_k`` and,
+        equal in all rows, the other fields. If writing fails, an existing file is unchanged.
 
         Parameters
         ----------
         path : path-like
-            Where to write.
+            The file to write.
 
         Raises
         ------
         OSError
-            If it cannot be written; `path` is then as it was.
+            If the file cannot be written.
         """
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         write_trace(checked_path("path", path), fields)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read a trace that :meth:`to_csv` wrote, every number to the last bit.
+        """Read a trace that :meth:`to_csv` wrote, all numbers exactly.
 
         Parameters
         ----------
@@ -259,9 +263,9 @@ class Trace:
         Raises
         ------
         ValueError
-            If the file is no such table; the message names it and the row.
+            If the file is not such a table; the message names the file and the row.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
         """
         path = checked_path("path", path)
         fields = read_trace(path)
@@ -271,13 +275,13 @@ class Trace:
             raise ValueError(f"{os.fsdecode(path)}: {error}") from None
 
 
-@under_default_settings  # a value is computed under the settings of then
+@under_default_settings  # the caller's settings may have changed since the value was deferred
 def _computed(compute: Callable[[], Any]) -> Any:
     return compute()
 
 
 class Later:
-    """A value that is computed when it is first called for, once, whichever thread asks first."""
+    """A value that is computed once, when it is first read, with any number of threads."""
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._compute: Callable[[], Any] | None = compute
@@ -295,20 +299,19 @@ class Later:
 
 
 # Attributes of a result that may be computed when they are read.
-_FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
+_DEFERRED = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
 
 
 @dataclass(frozen=True, eq=False)
 class PolarResult(Pytree):
     """A polar decomposition with its error estimates; unpacks as ``u, h``.
 
-    Half-precision matrices are decomposed in float32: `status` is that of those factors, the errors
-    are those of the rounded ones that are returned.
+    Half-precision matrices are decomposed in float32. Then `status` is that of the float32 factors,
+    and the errors are those of the rounded factors that are returned.
 
-    For JAX this is a pytree, whose leaves are all attributes but `status`, `method` and `reason`.
-    Under ``jax.jit`` and ``jax.vmap`` the leaves are arrays of JAX, computed with the factors, one
-    value for each matrix; there `status` and `reason`, which depend on values, are None, and
-    `trace` is empty.
+    For JAX the result is a pytree, whose leaves are all attributes except `status`, `method` and
+    `reason`. Under ``jax.jit`` and ``jax.vmap`` the leaves are arrays of JAX with one value per
+    matrix. There `status` and `reason`, which depend on values, are None, and `trace` is empty.
 
     Attributes
     ----------
@@ -318,32 +321,34 @@ class PolarResult(Pytree):
         Hermitian factor H: ``A = U H`` (side "right") or ``A = H U`` (side "left"). Exactly
         Hermitian, positive semidefinite to rounding.
     status : Status or None
-        How it ended; ``status.value`` is the remedy.
+        Status of the decomposition; ``status.value`` is the remedy.
     converged : bool
-        Whether, for every matrix, orthogonality and backward error met the tolerance and H is
-        positive semidefinite. Under ``jax.jit`` an array, for each matrix.
+        Whether orthogonality and backward error of every matrix met the tolerance and H is
+        positive semidefinite. Under ``jax.jit`` an array with one value per matrix.
     iterations, matmuls : int
         Iterations and matrix products of the method (factorisations are not products).
     method : str
-        Method that made U, for example ``"svd"`` or ``"newton, then svd"``.
+        Method that computed U, for example ``"svd"`` or ``"newton, then svd"``.
     orthogonality : float or ndarray
-        ``||U^H U - I||_F / sqrt(k)`` on the small side, k = min(m, n); one value per matrix. Above
-        64 columns this and the next value are estimates by eight random vectors, right to a
-        few percent for rounding errors, which have many directions.
+        ``||U^H U - I||_F / sqrt(n)`` for m >= n, ``||U U^H - I||_F / sqrt(m)`` for m < n; one value
+        per matrix. Above 64 columns this error and the next are estimated from eight random
+        vectors, with a relative error of a few percent for rounding errors.
     backward_error : float or ndarray
         ``||A - U H||_F / ||A||_F`` (0 for a zero matrix); one value per matrix.
     rank : int or ndarray of int
         Number of singular values above ``max(m, n) * eps * sigma_max``.
     condition_bounds : tuple of two floats or ndarrays
-        Lower and upper bound of the 2-norm condition number, up to rounding; the upper one is
-        infinite where full rank was not certified or `rank` is not full. These bounds and `rank`
-        may be computed when they are first read, from `hermitian`: read them before `hermitian` is
-        changed in place.
+        Lower and upper bound of the 2-norm condition number, up to rounding. The upper bound is
+        infinite if full rank was not certified or `rank` is not full. These bounds and `rank` may
+        be computed when they are first read, from `hermitian`; read them before changing
+        `hermitian` in place.
     reason : str
-        Why "auto" chose the method, or why the SVD replaced it; empty if there was no choice.
+        Reason why "auto" chose the method, or why the SVD replaced it; empty if there was no
+        choice.
     trace : tuple of float
-        Size of the change in each iteration, as the method measures it (empty for direct methods
-        and fixed schedules); :func:`polarlib.measure` gives errors and singular values too.
+        Iteration history: the size of the change in each iteration, as the method defines it. It
+        is empty for direct methods and fixed schedules. :func:`polarlib.measure` returns errors and
+        singular values of each iteration.
     """
 
     static = ("status", "method", "reason")
@@ -358,7 +363,7 @@ class PolarResult(Pytree):
     orthogonality: Any
     backward_error: Any
     rank: Any
-    # By a factory, since a default would be an attribute of the class, found before `__getattr__`.
+    # A factory: a plain default would be a class attribute, which hides `__getattr__`.
     condition_bounds: tuple[Any, Any] = field(default_factory=lambda: (1.0, float("inf")))
     reason: str | None = ""
     trace: tuple[float, ...] = field(default_factory=tuple)
@@ -374,7 +379,7 @@ class PolarResult(Pytree):
         rank: Any,
         condition_bounds: Any,
     ) -> PolarResult:
-        """Return the result, all other attributes in `outcome`: half the time of the class."""
+        """Return a result in half the time of the constructor; `outcome` has other attributes."""
         made = object.__new__(cls)
         known = made.__dict__
         known.update(outcome)
@@ -388,12 +393,12 @@ class PolarResult(Pytree):
         return made
 
     def __post_init__(self) -> None:
-        known = self.__dict__  # not setattr, which a frozen class refuses
-        later = {name: known.pop(name) for name in _FIGURES if type(known[name]) is Later}
+        known = self.__dict__  # a frozen class refuses setattr
+        later = {name: known.pop(name) for name in _DEFERRED if type(known[name]) is Later}
         known["_later"] = later
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is not in the instance: values that are computed when read.
+        # Called for attributes that are not in the instance: values that are computed when read.
         later = self.__dict__.get("_later", {}).get(name)
         if later is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -401,17 +406,17 @@ class PolarResult(Pytree):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        # Everything is computed first: locks and closures cannot be pickled.
+        # Deferred values are computed first: locks and closures cannot be pickled.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def _settled(self) -> PolarResult:
-        """Return the result with every value computed: what follows may be another trace."""
+        """Return the result with all values computed, in the trace that they belong to."""
         for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
 
     def _replace(self, **changes: Any) -> PolarResult:
-        """Return a result with other values of some attributes; nothing is computed for it."""
+        """Return a copy with other values of some attributes, without computing deferred ones."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)
         return other
@@ -426,10 +431,10 @@ class PolarResult(Pytree):
         return (self.unitary, self.hermitian)[instance("index", index, int | slice, "0 or 1")]
 
     def _shape(self) -> tuple[int, ...]:
-        # While JAX takes a tree to pieces, there may be anything in place of a factor.
+        # While JAX flattens a tree, any object may replace a factor.
         return tuple(getattr(self.unitary, "shape", ()))
 
-    def _figures(self) -> dict[str, Any]:
+    def _rows(self) -> dict[str, Any]:
         status = f"converged: {_short(self.converged)}"
         if self.status is not None:
             status = f"{self.status.name.lower()}: {self.status.value}"
@@ -446,20 +451,21 @@ class PolarResult(Pytree):
         } | ({"reason": self.reason} if self.reason else {})
 
     def __repr__(self) -> str:
-        lines = (f"  {name:<16}{value}" for name, value in self._figures().items())
+        lines = (f"  {name:<16}{value}" for name, value in self._rows().items())
         return "PolarResult\n" + "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return html_table("PolarResult", self._figures())
+        factors = {"unitary": self.unitary, "hermitian": self.hermitian}
+        return html_table("PolarResult", self._rows() | factors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the factors as plain numbers and strings, ready for JSON."""
+        """Return all attributes except the factors as numbers and strings, ready for JSON."""
         names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
         return {"shape": list(self._shape())} | {n: plain(getattr(self, n)) for n in names}
 
 
 def between(lower: Any, upper: Any) -> str:
-    """Format the range in which condition numbers lie."""
+    """Format bounds of condition numbers as a range."""
     low, high = known_numbers(lower), known_numbers(upper)
     if low is None or high is None:
         return f"{lower} to {upper}"

@@ -1,8 +1,8 @@
-"""Matrices that break polar decompositions, spectra that break iterations, and assertions.
+"""Difficult test matrices and spectra, and assertions about polar factors.
 
-For tests of this library, and of any other implementation: everything here is NumPy and SciPy,
-deterministic, and independent of the methods it checks. The assertions take arrays of any supported
-library and compute in double precision on the host, whatever the precision of what they check.
+They serve tests of this library and of any other implementation. Everything is computed by NumPy
+and SciPy, is deterministic, and is independent of the methods under test. The assertions accept
+arrays of any supported library and compute in double precision on the host.
 
 Examples
 --------
@@ -67,11 +67,11 @@ Array = Any
 
 
 def _host(x: Array, name: str) -> tuple[np.ndarray, float]:
-    """Copy to NumPy in double precision, and the epsilon of the format it came in."""
+    """Return a copy in NumPy's double precision, and the epsilon of the given format."""
     if is_array(x) and x.ndim < 2:
         raise AssertionError(f"{name} is not a matrix or a stack of matrices: shape {x.shape}")
     checked, ops = as_matrix(x, name)
-    # The format as given: as_matrix makes float64 of integers, which have no rounding.
+    # The format as given: as_matrix converts integers, which have no rounding, to float64.
     x = x if is_array(x) else checked
     fmt = format_name(x)
     y = ops.to_host(x)
@@ -90,28 +90,28 @@ def _norm(x: np.ndarray) -> np.ndarray:
 
 
 def _default_rtol(shape: tuple[int, ...], eps: float) -> float:
-    # 50 roundings (1.1e-14 in double precision), or one per column: what backward stable methods
-    # stay below by a factor of three and more.
+    # 50 roundings (1.1e-14 in double precision), or one per column: at least three times the errors
+    # of backward stable methods.
     return max(50, *shape[-2:]) * eps
 
 
-def _fail_above(what: str, values: Any, limit: float) -> None:
+def _fail_above(quantity: str, values: Any, limit: float) -> None:
     values = np.asarray(values)
     if values.size and not np.all(values <= limit):  # NaN is above every limit
         worst = np.unravel_index(
             np.argmax(np.where(np.isnan(values), np.inf, values)), values.shape
         )
         where = f" (matrix {tuple(map(int, worst))} of the stack)" if values.ndim else ""
-        raise AssertionError(f"{what} is {values[worst]:.3e}, above {limit:.3e}{where}")
+        raise AssertionError(f"{quantity} is {values[worst]:.3e}, above {limit:.3e}{where}")
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    """Power of two near the largest entry of each matrix, 1 for zero: scaling by it is exact."""
+    """Return the power of two near the largest entry of each matrix, 1 for a zero matrix."""
     if x.size == 0:
         return np.ones((*x.shape[:-2], 1, 1))
-    peak = np.maximum(np.abs(x.real), np.abs(x.imag)).max(axis=(-2, -1), keepdims=True)
-    _, exponent = np.frexp(peak)
-    return np.ldexp(1.0, np.where(peak > 0, exponent - 1, 0))
+    max_abs = np.maximum(np.abs(x.real), np.abs(x.imag)).max(axis=(-2, -1), keepdims=True)
+    _, exponent = np.frexp(max_abs)
+    return np.ldexp(1.0, np.where(max_abs > 0, exponent - 1, 0))
 
 
 def _assert_isometry(u: np.ndarray, rtol: float, completion: bool) -> None:
@@ -127,12 +127,12 @@ def _assert_isometry(u: np.ndarray, rtol: float, completion: bool) -> None:
         _fail_above("||U U^H U - U||_F / sqrt(k) of a partial isometry", defect, rtol)
 
 
-def _assert_semidefinite(h: np.ndarray, what: str, rtol: float) -> None:
+def _assert_semidefinite(h: np.ndarray, name: str, rtol: float) -> None:
     if h.size:
         values = np.linalg.eigvalsh(h)
         size = np.abs(values).max(axis=-1)
         negative = -values[..., 0] / np.where(size == 0, 1, size)
-        _fail_above(f"the negative part of {what}, relative to its norm,", negative, rtol)
+        _fail_above(f"the negative part of {name}, relative to its norm,", negative, rtol)
 
 
 @ignore_float_errors
@@ -142,22 +142,23 @@ def assert_unitary_factor(
     """Assert that U is the unitary polar factor of A, from A and U alone.
 
     U with orthonormal columns is a unitary factor of A if and only if ``U^H A`` is Hermitian and
-    positive semidefinite and ``U U^H A = A`` (for m < n the same of the adjoints). No reference
-    factor is needed, so the condition number of A plays no part.
+    positive semidefinite and ``U U^H A = A``. For m < n the same holds for the adjoints. No
+    reference factor is needed, so the limit does not depend on the condition number of A.
 
     Parameters
     ----------
     a, u : array, shape (..., m, n)
         Of any supported library.
     rtol : float, optional
-        Allowed error; by default ``max(50, m, n)`` epsilons of the format of `u`.
+        Largest allowed value of each of the errors, relative to ``||A||_F``. By default
+        ``max(50, m, n)`` epsilons of the format of `u`.
     completion : bool, optional
-        Whether U must be orthonormal; otherwise a partial isometry ``U_r V_r^H``.
+        Whether U must be orthonormal; otherwise a partial isometry ``U_r V_r^H`` is required.
 
     Raises
     ------
     AssertionError
-        Naming the property that fails, the figure and its limit.
+        With the property that fails, its value and its limit.
 
     Notes
     -----
@@ -202,8 +203,8 @@ def assert_polar(
 ) -> None:
     """Assert that U and H are polar factors of A.
 
-    U orthonormal (columns if m >= n, rows otherwise), H exactly Hermitian and positive
-    semidefinite to rounding, ``A = U H`` or ``A = H U``, in Frobenius norms relative to A.
+    U must be orthonormal (columns if m >= n, rows otherwise), H exactly Hermitian and positive
+    semidefinite to rounding, and ``A = U H`` or ``A = H U`` in the Frobenius norm.
 
     Parameters
     ----------
@@ -214,14 +215,15 @@ def assert_polar(
     side : {"right", "left"}, optional
         Side of H.
     rtol : float, optional
-        Allowed error; by default ``max(50, m, n)`` epsilons of the format of `u`.
+        Largest allowed value of each of the errors, relative to ``||A||_F``. By default
+        ``max(50, m, n)`` epsilons of the format of `u`.
     completion : bool, optional
-        Whether U must be orthonormal; otherwise a partial isometry.
+        Whether U must be orthonormal; otherwise a partial isometry is required.
 
     Raises
     ------
     AssertionError
-        Naming the property that fails, the figure and its limit.
+        With the property that fails, its value and its limit.
 
     Examples
     --------
@@ -244,7 +246,7 @@ def assert_polar(
     _assert_isometry(v, rtol, completion)
     if not np.array_equal(p, _adjoint(p)):
         worst = np.abs(p - _adjoint(p)).max()
-        raise AssertionError(f"H is not Hermitian bit for bit: it differs by up to {worst:.3e}")
+        raise AssertionError(f"H is not exactly Hermitian: H - H^H has entries up to {worst:.3e}")
     unit = _unit(x)
     x, p = x / unit, p / unit
     _assert_semidefinite(p, "H", rtol)

@@ -72,9 +72,9 @@ def interleaved(
     least, most : int, optional
         Smallest and largest number of rounds, whatever time they take.
     situation : {"alone", "alternation", "after a product"} or callable, optional
-        What precedes each turn of a function, and is not timed: a pause of 0.15 seconds; nothing
-        but the turn of another function; a NumPy product of two float64 matrices of order 512; or
-        a call of the function given, such as a product of another library.
+        Untimed work before each turn of a function: a pause of 0.15 seconds ("alone"); nothing
+        but the turn of another function ("alternation"); a NumPy product of two float64 matrices
+        of order 512; or a call of the function given, such as a product of another library.
     burst : float, optional
         Seconds that the calls of a turn take together, at least; by default a turn is one call.
 

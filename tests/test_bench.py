@@ -245,9 +245,14 @@ def test_lanczos_is_lanczos(monkeypatch):
 
 
 def test_a_calibration_is_used(library, tmp_path, monkeypatch):
-    told = []
-    tables = bench.calibrate(library, sizes=[4, 8], seconds=A_MOMENT, advance=told.append)
-    assert len(told) == 4
+    seen = []
+    tables = bench.calibrate(
+        library, sizes=[4, 8], seconds=A_MOMENT, callback=lambda k, ms: seen.append((k, ms))
+    )
+    assert [k for k, _ in seen] == [1, 2, 3, 4]
+    assert {k.total for k, _ in seen} == {4}
+    assert seen[0][0].what == f"{library}, float32, 4 x 4"
+    assert all(ms > 0 for _, ms in seen)
     path = tmp_path / "costs.toml"
     bench.add_costs(path, tables)
     assert cost_tables.read_costs(path) == tables
@@ -421,8 +426,8 @@ def test_the_command_refuses(tmp_path):
         ("--library", "nump"): "unknown library 'nump'",
         ("--device", "tpu"): "device must be 'cpu' or 'gpu', got 'tpu'",
         ("--situation", "idle"): "situation must be 'alone'",
-        ("--calibrate", "--situation", "alone"): "--situation does not go with --calibrate",
-        ("-o", tmp_path / "x.toml"): "-o goes with --calibrate",
+        ("--calibrate", "--situation", "alone"): "--situation must not be given with --calibrate",
+        ("-o", tmp_path / "x.toml"): "-o must be given with --calibrate",
         ("--calibrate", "-o", tmp_path / "x.json"): "name a file that ends in .toml",
         ("--calibrate", "-o", tmp_path / "nowhere" / "x.toml"): "there is no folder",
         ("--calibrate", "-o", tmp_path / "notes.toml"): "is not TOML",

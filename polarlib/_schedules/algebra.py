@@ -1,4 +1,4 @@
-"""Schedules as sequences of steps: parts, sums, derivatives, and figures side by side."""
+"""Schedules as sequences of steps: slices, sums, derivatives, and comparisons."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from polarlib._schedules.steps import Step, absorbed
 from polarlib._schedules.validity import Repeat
 from polarlib.arrays import checks
 from polarlib.arrays.settings import ignore_float_errors
-from polarlib.files.plain import html_table
+from polarlib.files.tables import html_table
 
-# Formats for which a comparison says whether a schedule is safe.
+# Formats for which a comparison lists whether a schedule is safe.
 HALF = ("bfloat16", "float16")
 
 
 class Comparison(list[dict[str, Any]]):
-    """Rows of figures, each a dict with the key "figure" and one for each schedule.
+    """Table of schedules: a list of dicts with the key "figure" and one key per schedule.
 
-    A list, as tables are made of: ``pandas.DataFrame(rows)``. Its representation is a table.
+    ``pandas.DataFrame(rows)`` accepts it. Its representation is a table.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class Comparison(list[dict[str, Any]]):
 
 
 def short(value: Any) -> str:
-    """Write a figure for a table: four digits, yes or no, a dash for none.
+    """Format a value for a table: four digits, yes or no, a dash for None.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def short(value: Any) -> str:
 
 
 class Composition:
-    """What a schedule is as a sequence of steps; the base of :class:`polarlib.Schedule`."""
+    """Base of :class:`polarlib.Schedule` with its methods as a sequence of steps."""
 
     steps: tuple[Step, ...]
 
@@ -90,7 +90,7 @@ class Composition:
     def __getitem__(self, index: slice) -> Self: ...
 
     def __getitem__(self, index: int | slice) -> Step | Self:
-        """Return a step, or the schedule of consecutive steps, as of a tuple.
+        """Return a step, or the schedule of consecutive steps.
 
         Parameters
         ----------
@@ -100,10 +100,10 @@ class Composition:
         Returns
         -------
         tuple or Schedule
-            The part ``s[a:b]`` is for the interval onto which the steps before it send that of s;
-            for a > 0 its `input_safety` is 1 and its `normalisation` "none". It goes on after its
-            end as s does where it ends with s. For another target than "polar" its errors are
-            differences from the target at its own inputs.
+            The interval of ``s[a:b]`` is the image of that of s under the steps before a. For
+            a > 0 its `input_safety` is 1 and its `normalisation` "none". If it ends where s ends,
+            it has the repeat rule of s. For a target other than "polar" its errors are differences
+            from the target at its own inputs.
 
         Raises
         ------
@@ -173,14 +173,14 @@ class Composition:
         )
 
     def truncate(self, k: int, *, repeat: Repeat | None = None) -> Self:
-        """Return the schedule of the first `k` steps; beyond the list, as its repeat rule says.
+        """Return the schedule of the first `k` steps, continued by the repeat rule.
 
         Parameters
         ----------
         k : int
             Number of steps, at least 1.
         repeat : {"last", "forever"}, optional
-            Rule of repetition in place of the schedule's own: how a list that ends goes on.
+            Repeat rule to use in place of the schedule's own.
 
         Returns
         -------
@@ -209,11 +209,10 @@ class Composition:
         return cut
 
     def __add__(self, other: Any) -> Self:
-        """Return the schedule that takes the steps of this one and then those of another.
+        """Return the schedule of the steps of this one, followed by those of another.
 
-        The input division of the other is folded into its first step. Interval, normalisation and
-        rule of repetition are those of this one, of which the other must have the target and the
-        stride.
+        The input division of the other is included in its first step. Interval, normalisation and
+        repeat rule are those of this one. Both must have the same target and stride.
         """
         if not isinstance(other, Composition):
             return NotImplemented
@@ -222,7 +221,7 @@ class Composition:
 
     @ignore_float_errors
     def derivative(self, x: Any) -> Any:
-        """Derivative of s at a scalar or, entry by entry, at an array; no input division.
+        """Return the derivative of s at a scalar or an array, without the input division.
 
         Parameters
         ----------
@@ -251,28 +250,28 @@ class Composition:
         return slope
 
     def compare(self, *others: Any, lower: float | None = None) -> Comparison:
-        """Return the figures of this schedule and of others, side by side.
+        """Return a table of the properties of this schedule and others.
 
         Parameters
         ----------
         *others : Schedule
             At least one.
         lower : float, optional
-            Lower end of the interval for errors and images; by default that of each schedule, with
-            a row of the errors from the lower end of this one where they are different.
+            Lower end of the interval for errors and images. By default that of each schedule; if
+            they differ, a further row has the errors from the lower end of this schedule.
 
         Returns
         -------
         list of dict
-            A row for each figure: "figure" is its name, and the names of the schedules are the keys
-            of its values. Prints as a table.
+            A row per property: the key "figure" has its name, and the names of the schedules are
+            the keys of its values. The list prints as a table.
 
         Raises
         ------
         TypeError
-            If one of them is no Schedule.
+            If one of them is not a Schedule.
         ValueError
-            For `lower` outside of the interval of a schedule.
+            For `lower` outside the interval of a schedule.
 
         Examples
         --------
@@ -286,7 +285,7 @@ class Composition:
             checks.instance("others", one, Composition, "schedules")
         if not others:
             raise ValueError("others must be at least one schedule")
-        columns = [_figures(one, lower) for one in all_of_them]
+        columns = [_properties(one, lower) for one in all_of_them]
         first: Any = self
         if lower is None and len({one.lower for one in all_of_them}) > 1:
             for one, column in zip(all_of_them, columns, strict=True):
@@ -310,7 +309,7 @@ class Composition:
 
     def _repr_html_(self) -> str:
         s: Any = self
-        figures = {key: short(value) for key, value in _figures(s, None).items()}
+        figures = {key: short(value) for key, value in _properties(s, None).items()}
         return html_table(f"Schedule {s.name}", figures)
 
 
@@ -325,7 +324,7 @@ def _joined(s: Any, t: Any) -> Any:
     first = t.steps[0]
     if t.input_divisor != 1:
         first = absorbed(first, t.input_divisor, t.stride)
-    # A part that was cut off is put back.
+    # s[:k] + s[k:] has the name of s.
     name = s.name if t.name == _part_name(s.name, len(s)) else f"{s.name} + {t.name}"
     return replace(s, steps=(*s.steps, first, *t.steps[1:]), name=name)
 
@@ -335,15 +334,15 @@ def _part_name(name: str, start: int) -> str:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names that are all different, and none of them "figure"."""
-    found: list[str] = []
+    """Make names distinct, and different from "figure"."""
+    distinct: list[str] = []
     for name in names:
         k, new = 1, name
-        while new in ("figure", *found):
+        while new in ("figure", *distinct):
             k += 1
             new = f"{name} ({k})"
-        found.append(new)
-    return found
+        distinct.append(new)
+    return distinct
 
 
 def _degrees(s: Any) -> list[int]:
@@ -361,13 +360,13 @@ def _steps_in_words(s: Any) -> str:
 
 
 def _listed(degrees: Sequence[int]) -> str:
-    """Write degrees in a row; of more than eight the first seven."""
+    """List degrees; if they are more than eight, the first seven."""
     shown = degrees if len(degrees) <= 8 else [*degrees[:7], "..."]
     return ", ".join(map(str, shown))
 
 
-def _figures(s: Any, lower: float | None) -> dict[str, Any]:
-    """Return the figures of a schedule for tables."""
+def _properties(s: Any, lower: float | None) -> dict[str, Any]:
+    """Return the properties of a schedule for tables."""
     at = s.lower if lower is None else checks.number("lower", lower)
     bounds = enclosed(s.steps, at, s.upper, s.stride, s.target, s.input_divisor, asked="compare")
     figures = {
@@ -390,7 +389,7 @@ def _figures(s: Any, lower: float | None) -> dict[str, Any]:
 
 
 def _largest_gain(s: Any, lower: float) -> float:
-    """Largest noise gain of a step, at the upper end of the interval before it."""
+    """Return the largest error amplification of a step, at the upper end of its interval."""
     before = s.divided(lower, s.upper)
     tops = [before[1], *(hi for _, hi in odd_images(s.steps, *before, stride=s.stride))]
     return max(

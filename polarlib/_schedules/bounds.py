@@ -27,20 +27,20 @@ def enclosed(
     *,
     asked: str,
 ) -> Certificate:
-    """Return bounds as :func:`certify` proves them; of rational steps, values in 40 digits.
+    """Return the bounds of :func:`certify`, or for rational steps values in 40 digits.
 
     Parameters
     ----------
     steps, lower, upper, stride, target, divisor
         As :func:`certify` takes them.
     asked : str
-        What needs the bounds, for messages.
+        Name of the calling method, for messages.
 
     Returns
     -------
     Certificate
-        Of rational steps both bounds are the value rounded once: their turning points are
-        bracketed by samples, many to each, which proves nothing.
+        For rational steps both bounds are the rounded value, which is not a proof: their turning
+        points are bracketed by samples.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def enclosed_in_format(
     Raises
     ------
     ValueError
-        For arguments that do not go together, and as :func:`certify_in_format`.
+        For arguments that exclude each other, and as :func:`certify_in_format`.
 
     Examples
     --------

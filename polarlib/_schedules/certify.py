@@ -1,8 +1,8 @@
 """Certificates: proven bounds on the worst error of a composition, for its coefficients as stored.
 
 A double is an exact binary fraction, so ``max |target(x) - s(x)|`` on an interval of doubles is one
-real number. :func:`certify` encloses it between two doubles; `enclosures` says how. With the
-rounding of a number format, :func:`certify_in_format` does; `in_format` says how.
+real number. :func:`certify` encloses it between two doubles, by the algorithm in `enclosures`.
+:func:`certify_in_format` includes the rounding of a number format, by that in `in_format`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from polarlib._schedules.targets import parse_target
 from polarlib.arrays.formats import Format, format_of, round_number
-from polarlib.files.plain import html_table
+from polarlib.files.tables import html_table
 
-# Bits to begin with, and to give up at: 128 do for most, 256 for errors far below 1e-16. Chosen by
-# experiment.
+# Initial and largest number of bits: 128 suffice for most, 256 for errors far below 1e-16. Chosen
+# by experiment.
 BITS, MOST_BITS = 128, 4096
 
 
@@ -28,23 +28,23 @@ class Certificate:
     Attributes
     ----------
     lower, upper : float
-        ``lower <= max |target(x) - s(x)| <= upper``; infinity above where doubles end.
+        ``lower <= max |target(x) - s(x)| <= upper``; infinity above the largest double.
     complement : tuple of float
-        Bounds, lower and upper, of 1 minus that error. For the target 1 without cancellation:
-        where the error is near 1, this is what tells schedules apart.
+        Lower and upper bound of 1 minus that error; for the target 1 without cancellation. It
+        distinguishes schedules whose errors are near 1.
     image : tuple of tuples of float
         Bounds of the smallest and bounds of the largest value of s on the interval.
     kind : {"exact", "scalar model", "matrix"}
-        What the values of s are: those of exact arithmetic; those that the scalar model of rounding
-        allows, which is no proof for matrices; or the singular values that the iteration computes
-        in a number format from any matrix of a shape. Of these the error is bounded from above
-        alone (`lower` is 0), and both ends of the image by the same two numbers.
+        Arithmetic of the values of s: exact; with rounding by the scalar model, which is not a
+        proof for matrices; or the singular values that the iteration computes in a number format
+        from any matrix of a shape. For "matrix" the error is bounded only from above (`lower` is
+        0), and both ends of the image by the same two numbers.
     format : str or None
-        The number format whose rounding is included.
+        Number format whose rounding is included.
     share : float or None
-        Of the scalar model: the part of the largest rounding error that every rounding makes.
+        For the kind "scalar model": size of every rounding, relative to the unit roundoff.
     shape : tuple of int or None
-        Of the kind "matrix".
+        For the kind "matrix": shape of the matrices.
 
     Examples
     --------
@@ -63,12 +63,12 @@ class Certificate:
 
     @property
     def width(self) -> float:
-        """How much the error is left undetermined, ``upper - lower``; 0 if both are infinite."""
+        """Uncertainty of the error, ``upper - lower``; 0 if both are infinite."""
         return self.upper - self.lower if self.lower < math.inf else 0.0
 
     @property
     def conditions(self) -> str:
-        """What the bounds are for, in words; empty for exact arithmetic."""
+        """Number format and model of the bounds; empty for exact arithmetic."""
         if self.kind == "exact":
             return ""
         if self.shape:
@@ -113,25 +113,26 @@ def certify(
     stride : int, optional
         Distance of the powers; 2 is the odd polynomials.
     target : str, optional
-        What s approximates, as `parse_target` reads it: "polar" is 1.
+        Function that s approximates, in the syntax of `parse_target`: "polar" is 1.
     divisor : float, optional
-        What x in [lower, upper] is divided by before the first step.
+        Divisor of x in [lower, upper] before the first step.
 
     Returns
     -------
     Certificate
-        For "polar", bounds as narrow as doubles can tell. For other targets a relative gap of
-        4e-15, or a wider one where the work for that is too much. Where the error is infinite,
-        a negative power at 0, both bounds are.
+        For "polar" the bounds are neighbouring doubles, or have one double between them. For other
+        targets their relative distance is 4e-15, or more if that takes too long. Both are infinite
+        if the error is, for a negative power at 0.
 
     Raises
     ------
     ValueError
-        For no steps or ones that are not finite numbers, a bad interval, stride, target or divisor.
+        For an empty list, steps that are not finite numbers, or an invalid interval, stride, target
+        or divisor.
 
     Notes
     -----
-    See the head of `enclosures` for what is proven and how.
+    The docstring of `enclosures` has the algorithm and its proof.
 
     Examples
     --------
@@ -166,7 +167,7 @@ def certify(
         )
     if not 0 < divisor < math.inf:
         raise ValueError(f"divisor must be a positive finite number, got {divisor!r}")
-    from flint import arb  # lazily: it is slow to import
+    from flint import arb  # here, as its import is slow
 
     from polarlib._schedules import enclosures
 
@@ -215,7 +216,7 @@ def certify_in_format(
     share : float
         Part of the largest rounding error, of the scalar model.
     shape : tuple of two int or None
-        Rigorously, for matrices of this shape; None for the scalar model.
+        Shape of matrices, for rigorous bounds; None for the scalar model.
 
     Returns
     -------
@@ -251,13 +252,13 @@ def certify_in_format(
                 ends = enclosures.floats(lo), enclosures.floats(hi)
                 error = enclosures.floats((1 - lo).max(hi - 1))
                 complement = enclosures.floats(lo.min(2 - hi))
-        except in_format.NotPositiveError as found:
-            if found.bound <= 0 or bits >= MOST_BITS:
-                bound, _ = enclosures.floats(found.bound)
+        except in_format.NotPositiveError as failure:
+            if failure.bound <= 0 or bits >= MOST_BITS:
+                bound, _ = enclosures.floats(failure.bound)
                 remedy = "a wider format" if shape is None else "a wider format or a smaller shape"
                 raise ValueError(
                     f"rounding to {precision.name} can take the smallest singular value to 0 in "
-                    f"step {found.step} (lower bound {bound:.3g}); name a larger lower end, "
+                    f"step {failure.step} (lower bound {bound:.3g}); use a larger lower end, "
                     f"{remedy}"
                 ) from None
         else:

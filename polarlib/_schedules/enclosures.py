@@ -171,7 +171,7 @@ def image(steps: Sequence[Step], lower: arb, upper: arb, stride: int) -> tuple[a
 
 @functools.lru_cache(maxsize=1024)
 def _all_powers(step: Step, stride: int) -> arb_poly:
-    """A step as a polynomial in x itself."""
+    """Return a step as a polynomial in x itself."""
     coefficients = [0.0] * (2 + stride * (len(step) - 1))
     coefficients[1::stride] = step
     return arb_poly(coefficients)

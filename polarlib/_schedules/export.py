@@ -31,8 +31,8 @@ Kind = Literal["python", "c", "triton", "cuda", "latex"]
 SCHEMA = "polarlib.schedule"
 VERSION = 1
 LIMIT = 2**24  # bytes of a file that is read; a step takes about 200
-# The fields that version 1 began with: a file must have them. One that was added later takes its
-# default where a file is older than it.
+# The fields of the first release of version 1: a file must have them. Fields that were added later
+# have their defaults in older files.
 FIRST_FIELDS = (
     "steps",
     "lower",
@@ -67,7 +67,7 @@ def _convention(fields: Fields) -> str:
 
 
 def _scaling(fields: Fields) -> str:
-    """What happens to the input, in words; "none" divides by nothing, not even the safety."""
+    """Describe the division of the input; "none" divides by nothing, not even the safety."""
     kind, safety = fields["normalisation"], fields["input_safety"]
     further = "" if kind == "none" or safety == 1 else f", and by {safety!r}"
     return NORMALISATIONS[kind] + further
@@ -84,14 +84,14 @@ def document(fields: Fields, figures: Mapping[str, Any]) -> dict[str, Any]:
     fields : mapping
         Every field of the schedule.
     figures : mapping
-        Derived figures; for readers, not read back. Infinity becomes None.
+        Derived values, which are informative and not read back. Infinity becomes None.
 
     Returns
     -------
     dict
         Schema name and version, polarlib's version, the convention in words, the fields, the
-        figures. A step is its coefficients as decimal numbers and as hexadecimal strings; a
-        rational one ``[scale, residues, poles]`` of either.
+        derived values. A step is written as decimal numbers and as hexadecimal strings; a rational
+        step is ``[scale, residues, poles]`` in both.
     """
     steps = [
         {"decimal": mapped(step, float), "hex": mapped(step, float.hex)} for step in fields["steps"]
@@ -108,7 +108,7 @@ def document(fields: Fields, figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
-    """Write a document, whole or not at all; one line a key and one a step."""
+    """Write a document with one line per key and one per step; on failure nothing is changed."""
     lines = []
     for key, value in document.items():
         text = json.dumps(value, allow_nan=False)
@@ -124,7 +124,7 @@ def write_json(path: str | os.PathLike[str], document: Mapping[str, Any]) -> Non
     write_whole(path, write)
 
 
-# What JSON must hold for a field, by the type of the field's default.
+# Description and types of the JSON value of a field, by the type of its default.
 _EXPECTED: dict[type, tuple[str, tuple[type, ...]]] = {
     str: ("a string", (str,)),
     bool: ("true or false", (bool,)),
@@ -134,19 +134,19 @@ _EXPECTED: dict[type, tuple[str, tuple[type, ...]]] = {
 
 
 def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
-    """Read what :func:`write_json` wrote.
+    """Read a document of :func:`write_json`.
 
     Parameters
     ----------
     path : path-like
         The file.
     defaults : mapping
-        Every field that is known, with its default (``dataclasses.MISSING`` where it has none).
+        All fields with their defaults, ``dataclasses.MISSING`` for a field without one.
 
     Returns
     -------
     dict
-        The fields. Lists become tuples, as the fields of a frozen object are.
+        The fields. Lists become tuples.
 
     Raises
     ------
@@ -156,36 +156,36 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
         If it cannot be read.
     """
     path = os.fspath(path)
-    found = load_json(read_whole(path, LIMIT), path)
-    if not isinstance(found, dict):
+    parsed = load_json(read_whole(path, LIMIT), path)
+    if not isinstance(parsed, dict):
         raise ValueError(
-            f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(found)}"
+            f"{path}: expected an object with the keys of {SCHEMA!r}, got {reprlib.repr(parsed)}"
         )
 
     def wrong(key: str, expected: str) -> ValueError:
-        got = f"got {reprlib.repr(found[key])}" if key in found else "it is missing"
+        got = f"got {reprlib.repr(parsed[key])}" if key in parsed else "it is missing"
         return ValueError(f"{path}: key {key!r}: expected {expected}, {got}")
 
-    if found.get("schema") != SCHEMA:
+    if parsed.get("schema") != SCHEMA:
         raise wrong("schema", repr(SCHEMA))
-    version = found.get("version")
+    version = parsed.get("version")
     if type(version) is not int or version != VERSION:
         newer = type(version) is int and version > VERSION
         raise wrong("version", f"{VERSION}{' (a newer polarlib reads this file)' * newer}")
     known = ("schema", "version", "polarlib", "convention", "figures", *defaults)
-    for key in found:
-        # It may be a field of a later release, without which the schedule is another one.
+    for key in parsed:
+        # It may be a field of a later release that changes the schedule.
         if key not in known:
             raise ValueError(f"{path}: unknown key {key!r}; {nearest(key, known)}")
 
     fields: dict[str, Any] = {}
     for key, default in defaults.items():
         expected, types = _EXPECTED.get(type(default), ("a value", ()))
-        if key not in found:
+        if key not in parsed:
             if key in FIRST_FIELDS or default is MISSING:
                 raise wrong(key, "a list of steps" if key == "steps" else expected)
             continue
-        value = found[key]
+        value = parsed[key]
         if key == "steps":
             if not isinstance(value, list) or not value:
                 raise wrong(key, "a non-empty list of steps")
@@ -200,7 +200,7 @@ def read_json(path: str | os.PathLike[str], defaults: Fields) -> dict[str, Any]:
 
 
 def _read_step(step: Any, where: str) -> list[Any]:
-    """Numbers of one step: the hexadecimal ones, which the decimal ones must equal."""
+    """Read one step: its hexadecimal numbers, to which the decimal ones must be equal."""
     parts: list[Any] = [
         step.get(key) if isinstance(step, dict) else None for key in ("decimal", "hex")
     ]
@@ -231,7 +231,7 @@ def _read_step(step: Any, where: str) -> list[Any]:
             c = math.nan
         if not math.isfinite(c):
             raise ValueError(f"{where}: expected a finite hexadecimal float, got {reprlib.repr(h)}")
-        if c.hex() != float(d).hex():  # tells zeros of different sign apart
+        if c.hex() != float(d).hex():  # distinguishes -0.0 from 0.0
             raise ValueError(
                 f"{where}: decimal {d!r} and hexadecimal {h!r} (which is {c!r}) are different "
                 "numbers; make the two agree"
@@ -246,7 +246,7 @@ def _finite(value: Any) -> bool:
         return all(map(_finite, value.values() if isinstance(value, dict) else value))
     try:
         return not isinstance(value, int | float) or math.isfinite(value)
-    except OverflowError:  # an integer beyond the doubles
+    except OverflowError:  # an integer above the largest double
         return False
 
 
@@ -287,12 +287,12 @@ def code(fields: Fields, kind: str) -> str:
 
 
 def _printable(text: Any) -> str:
-    """One line without control characters, those that change the direction of text included."""
+    """Return one line without control characters, those for the direction of text included."""
     return printable(" ".join(str(text).split()))
 
 
 def _about(fields: Fields) -> list[str]:
-    """Lines for a comment: what the numbers are, then every field but the steps."""
+    """Return the lines of a comment: the convention, then every field but the steps."""
     kind = "rational functions" if _is_rational(fields) else "polynomials"
     lines = [
         f"Coefficients of a composition of odd {kind}, written by polarlib {__version__}.",
@@ -322,14 +322,14 @@ def _identifier(name: Any) -> str:
     >>> _identifier("Björck, 2nd"), _identifier("%")
     ('polarlib_bjorck_2nd', 'polarlib_schedule')
     """
-    import unicodedata  # where it is first needed: its table is large
+    import unicodedata  # here, as its table is large
 
     ascii_name = unicodedata.normalize("NFKD", str(name)).encode("ascii", "ignore").decode("ascii")
     return "polarlib_" + (re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_") or "schedule")
 
 
 def _padded(steps: Steps) -> list[list[float]]:
-    """Steps of equal length: shorter ones end in zeros."""
+    """Return steps of equal length: shorter ones end in zeros."""
     terms = max(map(len, steps))
     return [[*step, *[0.0] * (terms - len(step))] for step in steps]
 
@@ -367,7 +367,7 @@ def _triton(fields: Fields) -> list[str]:
 
 
 def _single(c: float) -> str:
-    """Hexadecimal literal of the nearest number in single precision."""
+    """Return the hexadecimal literal of the nearest number in single precision."""
     nearest_single = round_number(c, FORMATS["float32"])
     if not math.isfinite(nearest_single):
         raise ValueError(
@@ -378,12 +378,12 @@ def _single(c: float) -> str:
 
 
 def _header(fields: Fields, qualifiers: str, types: Mapping[str, tuple[str, Any]]) -> list[str]:
-    """Write a C or CUDA header: one array a type. Hexadecimal literals are exact everywhere."""
+    """Write a C or CUDA header, one array per type. Hexadecimal literals are exact everywhere."""
     steps, name = fields["steps"], _identifier(fields["name"])
     macro, rows, terms = name.upper(), len(steps), max(map(len, steps))
     lines = ["/*"]
     for line in _about(fields):
-        # No comment may end early or open another, and no trigraph may join two lines.
+        # The text must not end the comment, open another one, or contain a trigraph.
         for digraph in ("*/", "/*", "??/"):
             line = line.replace(digraph, f"{digraph[:-1]} {digraph[-1]}")
         lines.append(f" * {line}")
@@ -440,7 +440,7 @@ def _latex_number(c: float) -> str:
 
 
 def _latex(fields: Fields) -> list[str]:
-    """Write a table with as many digits as give the doubles back."""
+    """Write a table with the shortest decimals that round to the doubles."""
     steps = fields["steps"]
     terms = max(map(len, steps))
     powers = ["$x$", *(f"$x^{{{fields['stride'] * i + 1}}}$" for i in range(1, terms))]

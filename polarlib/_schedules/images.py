@@ -56,7 +56,7 @@ def odd_slope(step: Sequence[Any], x: Any, stride: int = 2) -> Any:
 def turning_points(
     step: Step, stride: int = 2, within: tuple[float, float] = (0.0, math.inf)
 ) -> tuple[float, ...]:
-    """Real zeros of a step's derivative in double precision, ascending; some may be found twice.
+    """Compute the real zeros of a step's derivative in double precision, ascending, maybe repeated.
 
     Those of a rational step are searched `within` an interval of positive numbers only.
 
@@ -73,19 +73,19 @@ def turning_points(
 @functools.lru_cache(maxsize=4096)
 def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
     derivative = [(stride * i + 1) * c for i, c in enumerate(step)]
-    found = [np.empty(0)]
+    points = [np.empty(0)]
     while len(derivative) > 1:
         size = abs(derivative[-1]) / (max(map(abs, derivative)) or 1.0)
-        if size > 1e-200:  # one this small only adds turning points beyond 1e100
+        if size > 1e-200:  # smaller coefficients only add turning points beyond 1e100
             y = np.roots(derivative[::-1])
-            # A double root may come out as a complex pair: its real part is still a turning point
-            # to within the square root of the rounding, and more points do no harm.
-            found.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
+            # A double root may be computed as a complex pair: its real part is a turning point to
+            # within the square root of the rounding error. Additional points do no harm.
+            points.append(y.real[np.abs(y.imag) <= 1e-6 * np.abs(y)])
         if size > 1e-8:
             break
-        # A root far away hides the others in the rounding: they are those of the rest, nearly.
+        # A very large root loses the others to rounding: these are nearly the roots of the rest.
         derivative.pop()
-    y = np.concatenate(found)
+    y = np.concatenate(points)
     if stride % 2 == 0:  # an odd polynomial turns at -t wherever it turns at t
         y = y[y > 0]
         t = np.sqrt(y) if stride == 2 else y ** (1 / stride)
@@ -96,7 +96,7 @@ def _turning_points(step: tuple[float, ...], stride: int) -> tuple[float, ...]:
 
 
 def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
-    """Two Newton steps on p': from 1e-16 to 1e-32, and the value of p sees the square of that."""
+    """Take two Newton steps on p', from an error of 1e-16 to 1e-32, which p has squared."""
     for _ in range(2):
         y = t**stride
         value, curvature = slope[-1], 0 * t
@@ -109,10 +109,10 @@ def _refined(t: Any, slope: Sequence[Any], stride: int) -> Any:
     return t
 
 
-# Digits are the user's. A context that has been dropped is made again in a millisecond.
+# Users choose the digits. A context that left the cache is created again in a millisecond.
 @functools.lru_cache(maxsize=32)
 def multiple_precision(digits: int = DIGITS) -> Any:
-    """Context of mpmath with a number of decimal digits; one for all who ask, so leave it so.
+    """Return the shared context of mpmath with a number of digits; it must not be changed.
 
     Threads share it: no function here changes its precision.
 
@@ -121,7 +121,7 @@ def multiple_precision(digits: int = DIGITS) -> Any:
     >>> multiple_precision(30).dps
     30
     """
-    import mpmath  # lazily: most of the library never leaves double precision
+    import mpmath  # here, as most of the library needs double precision only
 
     context = mpmath.MPContext()
     context.dps = digits
@@ -131,7 +131,7 @@ def multiple_precision(digits: int = DIGITS) -> Any:
 
 
 def _number(digits: int, *parts: int) -> Any:
-    """A number of a context from its sign, mantissa, exponent and bits: how it is unpickled."""
+    """Make a number of a context from its sign, mantissa, exponent and bits, for unpickling."""
     return multiple_precision(digits).mpf(parts)
 
 
@@ -157,7 +157,7 @@ def odd_images(
     extended: bool = True,
     stride: int = 2,
 ) -> Iterator[tuple[Any, Any]]:
-    """Images of ``[lower, upper]`` after each step of a composition, not rounded to doubles.
+    """Compute the images of ``[lower, upper]`` after each step, not rounded to doubles.
 
     The image of an interval is an interval, so it is followed step by step: its ends are values at
     the ends and at the turning points between them. Nothing but the brackets of the turning points
@@ -215,15 +215,15 @@ def critical_points(
     >>> critical_points((1.5, -0.5), 0.5, 1.5, extended=False)
     [0.5, 1.5, 1.0]
     """
-    found = [lower, upper]
+    turns = [lower, upper]
     slope = [(stride * i + 1) * c for i, c in enumerate(step)]
     for t in turning_points(tuple(map(float, step)), stride):
         t = 0 * lower + t
         if extended and t:
             t = _refined(t, slope, stride)
         if lower < t < upper:
-            found.append(t)
-    return found
+            turns.append(t)
+    return turns
 
 
 def odd_image(
@@ -234,7 +234,7 @@ def odd_image(
     extended: bool = True,
     stride: int = 2,
 ) -> tuple[float, float]:
-    """Image of ``[lower, upper]`` under a composition of steps.
+    """Compute the image of ``[lower, upper]`` under a composition of steps.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def odd_image(
 def image_or_overflow(
     steps: Iterable[Step], lower: float, upper: float, stride: int = 2
 ) -> tuple[float, float]:
-    """Return the image in double precision, or the whole line where it overflows.
+    """Return the image in double precision, or the whole line if it overflows.
 
     Examples
     --------

@@ -48,12 +48,12 @@ from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.numpy_ops import CANCELS
 
 Step = Sequence[float]
-# Of a step: where it can take an interval.
+# Function of a step and an interval that encloses the image with rounding.
 Landing = Callable[[Step, arb, arb], tuple[arb, arb]]
 
 
 class NotPositiveError(ArithmeticError):
-    """The lower bound after step number `step` is not positive; perhaps for want of bits."""
+    """Reports that the lower bound after a step is not positive, perhaps for lack of bits."""
 
     def __init__(self, step: int, bound: arb) -> None:
         super().__init__(step, bound)
@@ -61,7 +61,7 @@ class NotPositiveError(ArithmeticError):
 
 
 def chain(steps: Sequence[Step], lower: arb, upper: arb, land: Landing) -> tuple[arb, arb]:
-    """Where steps can take an interval, each by `land`.
+    """Enclose the interval after each step, by the function `land`.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def in_scalar_model(
     precision: Format,
     share: float,
 ) -> tuple[arb, arb]:
-    """Enclose where roundings that are scalars take ``[lower, upper] / divisor``.
+    """Enclose the image of ``[lower, upper] / divisor`` with roundings by the scalar model.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def _exactly(x: float) -> fmpq:
 
 @functools.lru_cache(maxsize=256)
 def _parts(step: tuple[float, ...]) -> tuple[list[fmpq], list[list[fmpq]]]:
-    """Coefficients in odd powers of a step and of its derivatives by the roundings."""
+    """Return the coefficients of a step and of its derivatives by the roundings, in odd powers."""
     p, errors = rounding_errors([_exactly(c) for c in step], fmpq_poly([0, 1]))
     return p.coeffs()[1::2], [e.coeffs()[1::2] for e in errors if e.degree() > 0]
 
@@ -133,17 +133,17 @@ def scalar_landing(step: Step, lower: arb, upper: arb, *, weight: fmpq) -> tuple
     p, errors = _parts(tuple(step))
     apart = _apart([t for e in errors for t in real_roots(e, 2)], lower, upper)
     lows, highs = [], []
-    # Where zeros are, or may be: everything at once, on a narrow ball.
+    # Where zeros are, or may be: the whole expression, on a narrow ball.
     for a, b in apart:
         x = a.union(b)
         r = arb(weight) * sum((abs(_value(e, x)) for e in errors), arb(0))
         lows.append(_value(p, x) - r)
         highs.append(_value(p, x) + r)
-    # Between them every E_j has one sign. With these signs the polynomial is nowhere beyond the
-    # bound, so that its extremes on the whole interval serve.
+    # Between them every E_j has one sign. With these signs the polynomial is within the bound
+    # everywhere, so that its extrema on the whole interval may be used.
     for (_, a), (b, _) in itertools.pairwise(apart):
         values = [_value(e, (a + b) / 2) for e in errors]
-        if any(v.contains(0) for v in values):  # for want of bits: the caller takes more
+        if any(v.contains(0) for v in values):  # too few bits: the caller uses more
             return arb("nan"), arb("nan")
         signs = [1 if v > 0 else -1 for v in values]
         for side, found in ((-1, lows), (1, highs)):
@@ -162,7 +162,7 @@ def _combined(p: list[fmpq], errors: list[list[fmpq]], weights: list[fmpq]) -> l
 
 
 def _apart(zeros: list[arb], lower: arb, upper: arb) -> list[tuple[arb, arb]]:
-    """Ends of disjoint pieces that hold the ends of an interval and all zeros in it, ascending."""
+    """Return ends of disjoint pieces with the ends of an interval and all zeros, ascending."""
     inside = [t for t in zeros if not (t < lower or t > upper)]
     balls = [(t.lower(), t.upper()) for t in (lower, *inside, upper)]
     balls.sort(key=lambda ends: enclosures.floats(ends[0])[0])
@@ -211,7 +211,7 @@ class MatrixModel:
         self.u = arb(precision.unit_roundoff)
         self.v = arb(carrier.epsilon)
         self.root = arb(n).sqrt()
-        # tf32 rounds what products read, and not what they give.
+        # tf32 rounds the operands of products, not their results.
         self.reads = precision.name == "tf32"
         self.wide = precision is carrier
         # Half the distance of numbers below the normal ones; of 8 bits relative to the largest
@@ -222,11 +222,11 @@ class MatrixModel:
         self.tiniest = arb(carrier.smallest_normal) * carrier.epsilon
 
     def _sums(self, k: int, size: arb, entries: arb, addend: arb | float = 0.0) -> arb:
-        """Error of sums of k products, the product of whose factors' norms is `size`."""
+        """Bound the error of sums of k products, the product of whose factors' norms is `size`."""
         return (k + 2) * (self.v * size + self.tiniest * entries) + 2 * self.v * addend
 
     def _rounded(self, norm: arb, before: arb, entries: arb) -> arb:
-        """Error after a matrix of a 2-norm, off by `before`, is rounded to the format."""
+        """Bound the error after rounding a matrix of a 2-norm whose error is `before`."""
         if self.reads:
             return before
         least = self.least * (norm + before if self.scaled else arb(1))
@@ -250,7 +250,7 @@ class MatrixModel:
         alpha: float = 1.0,
         beta: float = 0.0,
     ) -> _Matrix:
-        """``alpha a b + beta c``, rounded once."""
+        """Return ``alpha a b + beta c``, rounded once."""
         a, b = self._read(a), self._read(b)
         al, be = abs(alpha), abs(beta)
         before = al * (a.error * b.size + a.norm * b.error)
@@ -266,7 +266,7 @@ class MatrixModel:
         return _Matrix(terms, norm, self._rounded(norm, before, arb(self.n)))
 
     def _combination(self, c: Sequence[float], powers: Sequence[_Matrix]) -> _Matrix:
-        """``sum c_i M_i``, rounded once."""
+        """Return ``sum c_i M_i``, rounded once."""
         pairs = list(zip(c, powers, strict=False))
         before = sum((abs(v) * m.error for v, m in pairs), arb(0))
         sizes = sum((abs(v) * m.size for v, m in pairs), arb(0))
@@ -274,7 +274,7 @@ class MatrixModel:
         return self._stored(tuple(c), before + len(pairs) * self.tiniest * self.n)
 
     def _completed(self, g: _Matrix, c: Sequence[float]) -> arb:
-        """Error of ``c_2 (G + s I)^2 - c_2 s^2 I``, by which NumPy computes some Z."""
+        """Bound the error of ``c_2 (G + s I)^2 - c_2 s^2 I``, by which NumPy computes some Z."""
         s = abs(arb(c[1]) / (2 * c[2]))
         moved = g.error + 2 * self.v * self.root * (g.size + s)
         size = g.norm + s + moved
@@ -282,7 +282,7 @@ class MatrixModel:
         return abs(c[2]) * (square + 3 * self.v * self.root * (size * size + s * s))
 
     def _even_part(self, g: _Matrix, step: Step) -> tuple[_Matrix, float]:
-        """Z and alpha, as `engine.iterate.even_part` computes them."""
+        """Return Z and alpha, as `engine.iterate.even_part` computes them."""
         c = tuple(step[1:])
         block, _ = even_products(len(c))
         if len(c) == 1:
@@ -317,7 +317,7 @@ class MatrixModel:
             off = self._rounded(hi, before, entries)
             return lo - off, hi + off
         self.squares = lower * lower, upper * upper
-        # What tf32 reads of X.
+        # X as an operand in tf32.
         read = self.u * self.root * upper + self.least * entries if self.reads else arb(0)
         x = upper + read
         before = read * (upper + x) + self._sums(self.m, self.n * x * x, arb(self.n))
@@ -325,7 +325,7 @@ class MatrixModel:
         z = self._read(z)
         al, c0 = abs(alpha), abs(step[0])
         d = al * z.error
-        # X Z and c_0 X in one sum, or c_0 I + Z first, in the format that sums are in.
+        # X Z and c_0 X in one sum, or c_0 I + Z first, in the format of sums.
         size = self.n * x * al * z.size
         last = self._sums(self.n, size, entries, self.root * upper * c0)
         if self.wide:
@@ -350,7 +350,7 @@ def in_matrices(
     precision: Format,
     shape: tuple[int, int],
 ) -> tuple[arb, arb]:
-    """Enclose the singular values of what the plain form computes, in a format, from matrices.
+    """Enclose the singular values of the result of the plain form in a format, for matrices.
 
     Examples
     --------

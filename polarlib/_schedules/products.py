@@ -1,4 +1,4 @@
-"""How many matrix products a step takes."""
+"""Numbers of matrix products of steps and schedules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polarlib.arrays import checks
 
 @functools.lru_cache(maxsize=256)
 def even_products(degree: int) -> tuple[int, int]:
-    """Cheapest Paterson-Stockmeyer split for a polynomial of a degree in a square matrix G.
+    """Return the cheapest Paterson-Stockmeyer split for a polynomial in a square matrix G.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def even_products(degree: int) -> tuple[int, int]:
 def product_counts(
     steps: Sequence[Sequence[Any]], *, form: str = "plain", restarts: Sequence[int] = ()
 ) -> tuple[int, int]:
-    """Matrix products of the engine: with the m x n matrix, and among n x n matrices.
+    """Count the matrix products: with the m x n matrix, and among n x n matrices.
 
     Parameters
     ----------
@@ -67,25 +67,24 @@ def product_counts(
     ((10, 5), (4, 14))
     """
     if steps and isinstance(steps[0], Rational):
-        # For each step but the last a Gram product per pole, W G W, and Q W, of which the first
-        # W is Q itself.
+        # For each step but the last a Gram product per pole, W G W, and Q W; the first W is Q.
         return 2, sum(len(poles) + 2 for _, _, poles in steps[:-1]) - int(len(steps) > 1)
     return _counts_of_polynomials(tuple(map(len, steps)), form, tuple(restarts))
 
 
-# Every call of orthogonalize asks, with the same few schedules.
+# Cached, since every call of orthogonalize needs it, for the same few schedules.
 @functools.lru_cache(maxsize=256)
 def _counts_of_polynomials(
     lengths: tuple[int, ...], form: str, restarts: tuple[int, ...]
 ) -> tuple[int, int]:
-    """:func:`product_counts` for steps with so many coefficients."""
+    """Count the products as :func:`product_counts`, from the numbers of coefficients."""
     inner = sum(even_products(length - 1)[1] for length in lengths)
-    if form == "plain":  # the Gram matrix and X P in every step that is not a mere scaling
+    if form == "plain":  # the Gram matrix and X P in every step that is not a scaling
         return 2 * sum(length > 1 for length in lengths), inner
-    # The Gram matrix and X Q in every section; after each of its steps but the last, one product
+    # The Gram matrix and X Q in every segment; after each of its steps but the last, one product
     # for Q and two for R.
-    sections = 1 + len({k for k in restarts if 0 < k < len(lengths)})
-    return 2 * sections, inner + 3 * (len(lengths) - sections)
+    segments = 1 + len({k for k in restarts if 0 < k < len(lengths)})
+    return 2 * segments, inner + 3 * (len(lengths) - segments)
 
 
 def matmuls(steps: Sequence[Sequence[Any]], stride: int) -> int:
@@ -105,7 +104,7 @@ def matmuls(steps: Sequence[Sequence[Any]], stride: int) -> int:
 def continued(
     steps: tuple[Any, ...], k: Any, repeat: Any, name: str
 ) -> tuple[tuple[Any, ...], Any]:
-    """Return the first k steps of a list that goes on as a rule says, and how these go on.
+    """Return the first k steps of a list that continues by a repeat rule, and their own rule.
 
     Raises
     ------
@@ -121,17 +120,17 @@ def continued(
     if k > have and repeat is None:
         raise ValueError(
             f"steps must be at most {have} for schedule {checks.shown(name)}, which has {have} "
-            f"steps and does not repeat, got {k}; truncate({k}, repeat='last') goes on with its "
+            f"steps and does not repeat, got {k}; truncate({k}, repeat='last') continues with its "
             "last step, repeat='forever' from its beginning"
         )
     if repeat == "last":
-        found = (steps + steps[-1:] * (k - have))[:k]
+        taken = (steps + steps[-1:] * (k - have))[:k]
     else:
-        found = (steps * math.ceil(k / have))[:k]
+        taken = (steps * math.ceil(k / have))[:k]
     if k > have:
         on = repeat == "last" or k % have == 0 or have == 1
     else:
-        # A cut list has another last step, and would go on otherwise than the whole one; a list
-        # of equal steps goes on the same.
+        # A truncated list has another last step, so that the rule would continue it differently,
+        # unless all steps are equal.
         on = k == have or len(set(steps)) == 1
-    return found, repeat if on else None
+    return taken, repeat if on else None

@@ -1,4 +1,4 @@
-"""The scalar model of rounding: where a number format can take singular values in one step.
+"""The scalar model of rounding: the singular values after one step in a number format.
 
 A step of degree 3 or 5 in a format with unit roundoff u rounds three matrices: ``G = X^H X``,
 ``Z = c_1 G + c_2 G^2`` and ``c_0 X + X Z``. If each rounding moves a matrix by a factor of 1 + u at
@@ -21,15 +21,15 @@ import numpy as np
 from polarlib._schedules.products import even_products
 from polarlib.arrays.formats import Format, format_of
 
-# Share of the bound u r(x) that designs keep free above a step, and certificates by default on both
-# sides. Chosen by experiment: over 5e6 scalar chains in bfloat16 and float16, 0.65 let one escape
-# and 0.7 none (benchmarks/lowbits.py). The steps after it forgive a little, since each is designed
-# beyond its interval. Downward nothing forgives, and designs keep the whole bound free.
+# Margin above a step, in units of the bound u r(x), in designs, and on both sides in certificates
+# by default. Chosen by experiment: of 5e6 scalar chains in bfloat16 and float16 one exceeded 0.65
+# and none 0.7 (benchmarks/lowbits.py). Later steps tolerate a small excess above, since each is
+# designed beyond its interval. Below they do not, so that designs keep the whole bound there.
 SHARE = 0.75
 # The normalised input can exceed 1 by one rounding to the format, and by that of the norm, which is
 # taken in at least single precision: so many of its roundings, chosen generously.
 NORM_ROUNDINGS = 64
-# Points at which the bound is evaluated besides ends and turning points, once a step.
+# Points per step at which the bound is evaluated in addition to ends and turning points.
 POINTS = np.linspace(0.0, 1.0, 257)
 
 
@@ -80,7 +80,7 @@ def rounding_errors(step: Sequence[Any], x: Any) -> tuple[Any, list[Any]]:
 
 
 def _errors_by_products(step: Sequence[Any], x: Any) -> tuple[Any, list[Any]]:
-    """The same for any degree: derivatives by every rounding of `engine.iterate.even_part`.
+    """Return the derivatives by every rounding of `engine.iterate.even_part`, for any degree.
 
     A list holds a number and its derivatives by the relative errors of all roundings so far.
     """
@@ -128,7 +128,7 @@ def landing(
     unit: float,
     upward: float,
 ) -> tuple[float, float]:
-    """Where rounding can take [lower, upper]; `turns` are the turning points of the step.
+    """Bound the image of [lower, upper] with rounding; `turns` are the turning points of the step.
 
     By samples, for designs; certificates enclose it.
 

@@ -1,8 +1,8 @@
 """Schedule: an immutable composition of odd steps, polynomials or rational functions.
 
-A schedule is data for the engines (:mod:`polarlib.engine`). As a function of one variable it says
-what happens to every singular value: if ``A = U diag(sigma) V^H`` then applying the steps to ``A``
-gives ``U diag(s(sigma)) V^H`` in exact arithmetic.
+A schedule is data for the engines (:mod:`polarlib.engine`). It is a function s of one variable,
+which is applied to every singular value: if ``A = U diag(sigma) V^H``, the steps applied to ``A``
+give ``U diag(s(sigma)) V^H`` in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -38,32 +38,33 @@ from polarlib.arrays.settings import ignore_float_errors
 
 @dataclass(frozen=True, repr=False)
 class Schedule(Composition):
-    """A composition of odd functions that drives singular values to 1.
+    """A composition of odd functions that maps singular values close to 1.
 
     Parameters
     ----------
     steps : sequence of steps
-        The first is applied first. Polynomials of any odd degree, by their coefficients in
-        ascending odd powers: ``(a, b, c)`` is ``a x + b x**3 + c x**5``. Or rational functions
-        ``M (x + sum_j a_j x / (x**2 + c_j))`` as ``(M, (a_1, ...), (c_1, ...))``, all numbers
-        positive: see :func:`polarlib.design.zolotarev`. Not both.
+        The first is applied first. Polynomials of any odd degree are given by their coefficients
+        in ascending odd powers: ``(a, b, c)`` is ``a x + b x**3 + c x**5``. Rational functions
+        ``M (x + sum_j a_j x / (x**2 + c_j))`` are given as ``(M, (a_1, ...), (c_1, ...))``, all
+        numbers positive: see :func:`polarlib.design.zolotarev`. All steps are of one kind.
     lower, upper : float, optional
-        The interval that the schedule is meant for, ``0 < lower <= upper``.
+        Interval of singular values for which the schedule is designed, ``0 < lower <= upper``.
     normalisation : Normalisation, optional
-        What is done to the input X so that its singular values lie in (0, 1]:
+        Division of the input X that brings its singular values into (0, 1]:
         NORMALISATIONS
-        Where X is divided by a norm or a bound, these are interchangeable; where its columns are,
-        the problem is another one, and so is the answer. Rational steps need "spectral" or "none".
+        Division by a norm or a bound leaves the polar factor unchanged. Division of the columns
+        ("aol") changes it. Rational steps need "spectral" or "none".
     input_safety : float, optional
-        Further divisor of the normalised input, at least 1; not used where the normalisation is
-        "none". 1 for rational steps.
+        Further divisor of the normalised input, at least 1; not used for the normalisation "none".
+        1 for rational steps.
     name, source : str, optional
         Name and origin.
     repeat : {None, "forever", "last"}, optional
-        How the list goes on after its end: not at all, from its beginning, or with its last step.
+        How the list continues beyond its end: not at all, from its beginning, or with its last
+        step.
     stride : int, optional
-        Difference p of the exponents ``1, 1 + p, 1 + 2 p, ...``; 2 are the odd polynomials, any
-        other serves inverse p-th roots (:func:`polarlib.design.inverse_root`).
+        Difference p of the exponents ``1, 1 + p, 1 + 2 p, ...``: 2 for odd polynomials, other
+        values for inverse p-th roots (:func:`polarlib.design.inverse_root`).
     target : str, optional
         Function that is approximated on the interval: "polar" (1), "clip" (min(x, 1)), "power(e)"
         (x^e), "smooth_sign(d)" (x / sqrt(x^2 + d^2)). Errors are differences from it. `lower` may
@@ -72,15 +73,15 @@ class Schedule(Composition):
     Raises
     ------
     ValueError
-        For an empty or non-finite list, a bad interval, an unknown normalisation or target. For
-        polynomials with target "polar" also where a step is not positive on the image of the steps
-        before it (the output would be an ascent direction), and where the image of
-        ``[lower, upper]`` leaves (0, 2).
+        For an empty or non-finite list, an invalid interval, an unknown normalisation or target.
+        For polynomials with target "polar" also if a step is not positive on the image of the steps
+        before it, so that singular vectors change sign, and if the image of ``[lower, upper]``
+        leaves (0, 2).
 
     Warns
     -----
     ScheduleWarning
-        If the steps sorted by slope do much better: they are probably misordered.
+        If the steps sorted by slope have less than half the error: they may be misordered.
 
     Examples
     --------
@@ -107,7 +108,7 @@ class Schedule(Composition):
 
     def __post_init__(self) -> None:
         for name, value in checked_fields(self._fields()).items():
-            object.__setattr__(self, name, value)  # the dataclass is frozen
+            object.__setattr__(self, name, value)  # a frozen dataclass
 
     @property
     def is_rational(self) -> bool:
@@ -120,14 +121,14 @@ class Schedule(Composition):
         return 1.0 if self.normalisation == "none" else self.input_safety
 
     def divided(self, lower: float, upper: float, *, extended: bool = True) -> tuple[Any, Any]:
-        """Divide the ends of an interval by `input_divisor`: what the first step is applied to.
+        """Divide the ends of an interval by `input_divisor`, as before the first step.
 
         Parameters
         ----------
         lower, upper : float
             The interval of singular values of the normalised input.
         extended : bool, optional
-            In 40 decimal digits (default) or in double precision.
+            Whether 40 decimal digits are used (default), or double precision.
 
         Returns
         -------
@@ -158,7 +159,7 @@ class Schedule(Composition):
         return x
 
     def image(self, lower: float | None = None, upper: float | None = None) -> tuple[float, float]:
-        """Image of an interval, by interval arithmetic, or in 40 digits for rational steps.
+        """Return the image of an interval, by interval arithmetic; in 40 digits for rational steps.
 
         Parameters
         ----------
@@ -168,9 +169,9 @@ class Schedule(Composition):
         Returns
         -------
         lo, hi : float
-            Smallest and largest value of ``s(x / input_safety)`` for x in the interval: of the
-            singular values that :func:`polarlib.orthogonalize` returns. Normalisation "none"
-            divides by nothing. Right to the last digit or two, for steps of any degree.
+            Smallest and largest value of ``s(x / input_safety)`` for x in the interval. These bound
+            the singular values of the result of :func:`polarlib.orthogonalize`. With normalisation
+            "none" there is no division. The relative error is a few units of double rounding.
 
         Raises
         ------
@@ -190,11 +191,12 @@ class Schedule(Composition):
         )
 
     def error(self, lower: float | None = None) -> float:
-        """Worst error ``max |1 - s(x / input_safety)|`` for x in ``[lower, self.upper]``.
+        """Return the worst error ``max |1 - s(x / input_safety)|`` on ``[lower, self.upper]``.
 
-        x are the singular values of the normalised input; normalisation "none" divides by nothing.
-        For another target than "polar", the worst difference from the target at x. It is the upper
-        bound of :meth:`certify`; of rational steps, the error evaluated in 40 digits.
+        x are the singular values of the normalised input; with normalisation "none" there is no
+        division. For a target other than "polar" it is the largest difference from the target at
+        x. The result is the upper bound of :meth:`certify`, or for rational steps the error
+        evaluated in 40 digits.
 
         Parameters
         ----------
@@ -215,48 +217,48 @@ class Schedule(Composition):
         share: float | None = None,
         shape: tuple[int, int] | None = None,
     ) -> Certificate:
-        """Rigorous bounds of the worst error, by interval arithmetic; with `format` under rounding.
+        """Return rigorous bounds of the worst error; with `format` those under rounding.
 
         Parameters
         ----------
         lower : float, optional
             Lower end of the interval; the schedule's own by default.
         format : str, optional
-            Number format whose rounding is included, by default none: the bounds are then those of
-            exact arithmetic. (With the coefficients rounded, and nothing else:
-            ``s.quantize(format).certify()``.)
+            Number format whose rounding is included. By default the bounds are those of exact
+            arithmetic; ``s.quantize(format).certify()`` includes the rounding of the coefficients
+            alone.
         share : float, optional
-            From 0 to 1, 0.75 by default. Every rounding is taken for a relative change of singular
-            values by ``share`` times the unit roundoff, to first order: the model by which
-            :func:`polarlib.design.for_precision` designs. 1 is its worst case. No proof for
-            matrices, whose roundings have directions of their own; on most they average out.
+            From 0 to 1, by default 0.75. To first order, every rounding changes a singular value
+            relatively by up to ``share`` times the unit roundoff: the model of
+            :func:`polarlib.design.for_precision`, with 1 for its worst case. It is not a proof for
+            matrices, whose rounding errors mostly average out.
         shape : tuple of two int, optional
-            Instead of `share`: rigorous bounds for every real matrix of this shape whose entries,
-            after the division by `input_safety`, are of the format; by the plain form, without its
-            normalisation.
+            Instead of `share`: rigorous bounds for the plain form, without its normalisation, for
+            every real matrix of this shape whose entries, after the division by `input_safety`,
+            are numbers of the format.
 
         Returns
         -------
         Certificate
             ``lower <= max |target(x) - s(x / input_safety)| <= upper`` on ``[lower, self.upper]``
-            (normalisation "none" divides by nothing). With `format`, coefficients are rounded to
-            the format that products accumulate in; without `shape` the input may exceed the
+            (without the division for normalisation "none"). With `format`, coefficients are rounded
+            to the format in which products accumulate; without `shape` the input may exceed the
             interval by its own rounding.
 
         Raises
         ------
         ValueError
             For an unknown format, a lower end outside ``(0, self.upper]``, and rational steps. With
-            `format`: for other targets than "polar" and other strides than 2, and where the lower
-            bound of singular values is not positive after a step, which is named.
+            `format` also for targets other than "polar", strides other than 2, and if the lower
+            bound of singular values is not positive after a step, which the message names.
 
         Notes
         -----
-        `shape` bounds errors in norms, with u the unit roundoff and n the smaller side: rounding
-        moves a matrix by ``u sqrt(n) ||X||_2``, and a product of inner length k by
-        ``k 2**-23 || |A| |B| ||`` where it accumulates in single precision. For narrow formats that
-        is far beyond what happens, and soon says nothing: it is for float64 and float32, and for 16
-        bits where few columns and a large lower end allow it.
+        With `shape` errors are bounded in norms. Let u be the unit roundoff and n the smaller
+        dimension. Rounding moves a matrix by ``u sqrt(n) ||X||_2``, and a product of inner length k
+        in single precision by ``k 2**-23 || |A| |B| ||``. In narrow formats these bounds are far
+        above the actual errors. They are useful for float64 and float32, and for 16 bits with few
+        columns and a large lower end.
 
         Examples
         --------
@@ -279,17 +281,16 @@ class Schedule(Composition):
 
     @functools.cached_property
     def slope(self) -> float:
-        """Slope of s at 0: how much the smallest singular values grow; no input division."""
+        """Slope of s at 0, by which the smallest singular values grow; without input division."""
         return math.prod(map(slope_at_zero, self.steps))
 
     @functools.cached_property
     def divergence_limit(self) -> float:
-        """Smallest x > 1 with ``|s(x)| > 2``: how far rounding may push a singular value.
+        """Smallest x > 1 with ``|s(x)| > 2``, beyond which rounding must not move singular values.
 
-        x is a singular value after the division by `input_safety`.
-
-        For another target than "polar", the smallest x > upper where ``|s|`` exceeds twice the
-        target's largest value on the interval, or 2.
+        x is a singular value after the division by `input_safety`. For a target other than "polar",
+        it is the smallest x > upper where ``|s|`` exceeds twice the largest value of the target on
+        the interval, and at least 2.
         """
         start, limit = 1.0, 2.0
         if self.target != "polar":
@@ -301,19 +302,19 @@ class Schedule(Composition):
     def matmuls(self) -> int:
         """Matrix products of the plain form: 2 for degree 3, 3 for 5, 4 for 7 and 9, ...
 
-        For another stride than 2, of the coupled form for inverse roots, where Q and R take
-        1 + stride products between two steps. For rational steps, of the iteration on one Gram
+        For a stride other than 2 those of the coupled form for inverse roots, in which Q and R take
+        1 + stride products between two steps. For rational steps those of the iteration on one Gram
         matrix in single precision, without the bound of its norm; see `factorisations`.
         """
         return matmuls(self.steps, self.stride)
 
     @property
     def factorisations(self) -> int:
-        """QR or Cholesky factorisations of a matrix iteration: one for each pole of each step."""
+        """Number of QR or Cholesky factorisations: one per pole of each step."""
         return sum(len(step.poles) for step in self.steps if isinstance(step, Rational))
 
     def is_safe_in(self, format: str) -> bool:
-        """Whether one rounding in a format cannot push a singular value 1 past divergence.
+        """Return whether rounding a singular value 1 once in a format cannot make s diverge.
 
         Parameters
         ----------
@@ -402,17 +403,17 @@ class Schedule(Composition):
         return export.document(self._fields(), figures)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the schedule to a JSON file, whole or not at all; it is read back exactly.
+        """Write the schedule to a JSON file, from which :meth:`from_json` reads it exactly.
 
         Parameters
         ----------
         path : path-like
-            Where to write.
+            The file to write. If writing fails, an existing file is unchanged.
 
         Raises
         ------
         OSError
-            If it cannot be written; `path` is then as it was.
+            If the file cannot be written.
         """
         export.write_json(checks.path("path", path), self.to_dict())
 
@@ -420,9 +421,9 @@ class Schedule(Composition):
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
         """Read a schedule that :meth:`to_json` wrote.
 
-        The hexadecimal coefficients count; the decimal ones must be the same numbers. The derived
-        values, the convention and the version are informative and ignored on reading. Any other
-        unknown key is refused: it may be a field without which the schedule is another one.
+        The hexadecimal coefficients are used; the decimal ones must be the same numbers. The
+        derived values, the convention and the version are informative and ignored on reading. Any
+        other unknown key is refused, as it may be a field that changes the schedule.
 
         Parameters
         ----------
@@ -436,10 +437,10 @@ class Schedule(Composition):
         Raises
         ------
         ValueError
-            If the file is not such a document, is of a newer version, lacks a key, or holds what
-            :class:`Schedule` refuses; the message names the file and the key or step.
+            If the file is not such a document, is of a newer version, lacks a key, or has values
+            that :class:`Schedule` refuses; the message names the file and the key or step.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
         """
         path = checks.path("path", path)
         values = export.read_json(path, {f.name: f.default for f in fields(cls) if f.init})
@@ -449,7 +450,7 @@ class Schedule(Composition):
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
     def to_code(self, kind: export.Kind) -> str:
-        """Write the coefficients as source code, with a comment that states their convention.
+        """Return the coefficients as source code, with a comment that states their convention.
 
         Parameters
         ----------
@@ -482,6 +483,6 @@ class Schedule(Composition):
         return export.code(self._fields(), kind)
 
 
-# The names stand once, in the table.
+# The names are listed in the table alone.
 _NAMES = "\n        ".join(f'- "{name}": {words}.' for name, words in NORMALISATIONS.items())
 Schedule.__doc__ = (Schedule.__doc__ or "").replace("NORMALISATIONS", _NAMES)

@@ -15,8 +15,8 @@ from polarlib.arrays import checks
 
 # Images of steps with more coefficients take minutes.
 MOST_COEFFICIENTS = 200
-# Sample points for each extremum, crowded at the ends in log x as the extrema are: two suffice on
-# the interval of design, by experiment.
+# Sample points per extremum, in log x denser at the ends, where the extrema are: two suffice on the
+# interval of design, by experiment.
 SAMPLES = 50
 BISECTIONS = 60
 
@@ -54,7 +54,7 @@ class Rational(NamedTuple):
     def turning_points(self, lower: float, upper: float) -> np.ndarray:
         """Return the zeros of the derivative in an interval of positive numbers, by bisection.
 
-        They have double precision, and the value of the step sees the square of their error.
+        They have double precision; their error enters the value of the step squared.
         """
         with np.errstate(all="ignore"):  # of intervals near the ends of the doubles
             count = SAMPLES * (2 * len(self.poles) + 2)
@@ -74,7 +74,7 @@ class Rational(NamedTuple):
         return self.scale * (1 + sum((a * (c - y) / (y + c) ** 2 for a, c in terms), 0 * x))
 
 
-# Any, since a polynomial is a tuple of floats and most functions take nothing else.
+# Any: most functions take polynomials only, which are tuples of floats.
 Step: TypeAlias = tuple[Any, ...]
 
 
@@ -133,7 +133,7 @@ def slope_at_zero(step: Step) -> float:
 
 
 def absorbed(step: Sequence[float], s: float, stride: int = 2) -> tuple[float, ...]:
-    """Return the polynomial that makes of x what `step` makes of ``x / s``.
+    """Return the polynomial q with ``q(x) = step(x / s)``.
 
     Examples
     --------

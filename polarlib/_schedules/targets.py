@@ -140,7 +140,7 @@ def parse_target(target: str) -> tuple[str, float]:
 
 
 def target_value(target: str, x: Any) -> Any:
-    """Value of a target at positive numbers; NumPy arrays, floats or mpmath numbers.
+    """Return the value of a target at positive numbers: NumPy arrays, floats or mpmath numbers.
 
     Examples
     --------

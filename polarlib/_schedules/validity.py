@@ -1,4 +1,4 @@
-"""What the fields of a schedule may hold, and the validity conditions of its steps."""
+"""Allowed values of the fields of a schedule, and the validity conditions of its steps."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from polarlib.result import ScheduleWarning
 
 Normalisation = Literal["frobenius", "spectral", "moments", "schatten4", "aol", "none"]
 Repeat = Literal["forever", "last"]
-# What is done to the matrix X before the first step. What is divided by: `BOUNDS` of the engine.
+# Division of the matrix X before the first step; `BOUNDS` of the engine computes the divisors.
 NORMALISATIONS: dict[Normalisation, str] = {
     "frobenius": "X is divided by its Frobenius norm",
     "spectral": "X is divided by an upper bound of its spectral norm",
     "moments": "X is divided by an upper bound of its spectral norm, from tr G and tr G^2",
     "schatten4": "X is divided by its Schatten 4-norm",
     "aol": "column j of X is divided by sqrt(sum_i |X^H X|_ij)",
-    "none": "X is taken as it is",
+    "none": "X is not divided",
 }
 REPEATS = (None, *get_args(Repeat))
-# Numbers of all steps, and difference of exponents: images of more take minutes.
+# Largest number of coefficients of all steps, and of the stride: images of more take minutes.
 MOST_IN_ALL, MOST_STRIDE = 3000, 1000
-# What rational steps need of the other fields.
+# Values that rational steps require of other fields.
 OF_RATIONAL: dict[str, tuple[Any, ...]] = {
     "normalisation": ("spectral", "none"),
     "input_safety": (1.0,),
@@ -42,7 +42,7 @@ def checked_fields(given: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        As :class:`polarlib.Schedule` says.
+        As :class:`polarlib.Schedule`.
     """
     f = dict(given)
     for name in ("name", "source"):
@@ -87,8 +87,8 @@ def checked_fields(given: dict[str, Any]) -> dict[str, Any]:
 def _refuse_invalid(
     at: str, steps: Sequence[Step], lower: float, upper: float, divisor: float, stride: int
 ) -> None:
-    """Raise where a step changes signs or the image leaves (0, 2); warn of a wrong order."""
-    # An image in double precision may be wrong by its own rounding, which every step multiplies.
+    """Raise if a step changes signs or the image leaves (0, 2); warn about a wrong order."""
+    # Every step multiplies the rounding error of an image in double precision.
     message = ""
     for extended in (False, True):
         before = divided(lower, upper, divisor, extended=extended)
@@ -98,8 +98,8 @@ def _refuse_invalid(
             break
     if message:
         raise ValueError(f"{at}{message}")
-    # Steeper steps come first in every designed schedule. A factor of two in the error, chosen so
-    # that none of the published sets is suspected; rounding is no error.
+    # Steeper steps come first in every designed schedule. With a factor of two in the error, no
+    # published set is reported; errors of the size of rounding are ignored.
     ordered = sorted(steps, key=slope_at_zero, reverse=True)
     if ordered != list(steps):
         lo, hi = divided(lower, upper, divisor, extended=False)
@@ -108,8 +108,8 @@ def _refuse_invalid(
         )
         if least < 0.5 * error < math.inf and error > 2.0**-40:
             warn(
-                f"{at}the same steps sorted by slope have "
-                "less than half the error; are they in the order in which they were designed?",
+                f"{at}the same steps sorted by slope have less than half the error; give the steps "
+                "in the order in which they are applied",
                 ScheduleWarning,
             )
 
@@ -126,20 +126,20 @@ def _invalid(
                     "[{:.4g}, {:.4g}]".format(*map(float, ends)) for ends in (before, (lo, hi))
                 )
                 return (
-                    f"step {k} sends {was} to {now}, which is not positive: singular vectors "
-                    "would change sign; name a smaller interval or another step"
+                    f"step {k} maps {was} to {now}, which is not positive: singular vectors "
+                    "would change sign; use a smaller interval or another step"
                 )
             if k < len(steps):
                 before = lo, hi
     except OverflowError:  # of floats
         return "it overflows"
-    # Best steps for tiny lower bounds reach 2 but for the rounding of their coefficients.
+    # Best steps for tiny lower bounds reach 2, up to the rounding of their coefficients.
     last, u = steps[-1], float(before[1])
     terms = [abs(c) * u ** (stride * i + 1) for i, c in enumerate(last)]
     if hi >= 2 + 2.0**-48 * sum(terms) * (len(last) > 1):
         lower, upper = interval
         return (
             f"the image [{float(lo):.4g}, {float(hi):.4g}] of [{lower:.4g}, "
-            f"{upper:.4g}] leaves (0, 2); name a smaller interval or add a safety factor"
+            f"{upper:.4g}] leaves (0, 2); use a smaller interval or a safety factor"
         )
     return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import norm_bound
 from polarlib.arrays.library import format_name
 from polarlib.arrays.ops import Ops
+from polarlib.arrays.progress import Callback
 from polarlib.published import Named
 
 Array = Any
@@ -45,7 +45,7 @@ class Options:
     cond: float | None = None
     check_finite: bool = True
     throw: bool = False
-    callback: Callable[[int, Array], None] | None = None
+    callback: Callback | None = None
     overwrite_a: bool = False
     form_h: bool = True
     caller: str = "polar"

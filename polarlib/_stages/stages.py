@@ -32,6 +32,7 @@ from polarlib.arrays.functions import fits
 from polarlib.arrays.library import astype_like, at_least_single, bytes_of_entry, format_name
 from polarlib.arrays.memory import is_out_of_memory
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.progress import reporting
 from polarlib.arrays.settings import under_default_settings
 from polarlib.engine.evidence import (
     DECOMPOSED_UP_TO,
@@ -154,6 +155,8 @@ def _run(
 ) -> tuple[Array, Run]:
     """Run one method, or one fixed schedule."""
     method, callback = options.method, options.callback
+    if callback is not None:
+        callback = reporting(callback, "iterations")
     parts = in_parts(x, ops) if callback is None else []
     if parts:
         # Parts of a stack that stay in a cache; a callback is called with whole stacks.

@@ -1,11 +1,11 @@
-"""The command line: a thin shell over the library, and the only module that prints.
+"""The command line, the only part of polarlib that prints.
 
 Every command reads with :mod:`polarlib.files`, computes with the library, and prints a table, or
 with ``--json`` one JSON document. Exit codes: 0 done, 1 failed to converge, 2 bad input, 130
 interrupted. An error is one line on stderr, with control characters escaped; with
 ``POLARLIB_TRACEBACK=1`` in the environment it is a traceback.
 """
-# ruff: noqa: E402 - the extra is asked for before what needs it is imported
+# ruff: noqa: E402 - the extra is checked before its packages are imported
 
 from polarlib._extras import require
 

@@ -1,4 +1,4 @@
-"""polarlib compare: schedules at equal cost on one matrix, and a verdict."""
+"""The command polarlib compare: schedules at equal cost on one matrix, ranked by their error."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ from polarlib.cli.everything import (
     own_schedules,
     scaled,
 )
+from polarlib.cli.progress import progress
 from polarlib.engine.normalise import BOUNDS
 from polarlib.timing import interleaved
 
 # Without a file, and without --all: one dominant direction and many small singular values.
 ONE = REPRESENTATIVE[1]
 FORMAT = "bfloat16"  # in which gradients are orthogonalised
-PRODUCTS = 15  # of five quintics, the most common schedule
+PRODUCTS = 15  # of five steps of degree 5, the most common schedule
 MOST_PRODUCTS = 48  # as default_schedule takes them
-# Rows, exact method included; of them, schedules that are shown whatever their place.
+# Number of rows, the exact method included, and schedules that are shown whatever their rank.
 ROWS, KNOWN = 11, (*OWN, "polar_express", "jordan")
 MOST_GIVEN = 11  # further ones, so that there are at most 16 rows
 EXACT = "svd"
-# Traces take an SVD for each step: beyond this number of columns few rows are drawn.
-ALL_DRAWN, FEW = 512, 4
+# Traces take an SVD per step: all rows are drawn up to this number of columns, and only the first
+# ones beyond it.
+ALL_DRAWN, FIRST_DRAWN = 512, 4
 # Number of calls of each row that are timed at least, and seconds after which they suffice.
 TIMED, TIMED_SECONDS = 3, 0.3
 
@@ -54,19 +56,19 @@ def compare(
         str | None,
         typer.Argument(
             metavar="FILE",
-            help=f"{console.KINDS}. Without one: {ONE}, one of the ten matrices that come with "
-            "polarlib, gradients and momenta.",
+            help=f"{console.KINDS}. Default: {ONE}, one of the ten bundled matrices, which are "
+            "gradients and momenta.",
             show_default=False,
         ),
     ] = None,
     matrix: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="One of the ten; with --all several, or 'all'."),
+        typer.Option(metavar="NAME", help="A bundled matrix; with --all several, or 'all'."),
     ] = None,
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|FILE.json", help="A schedule that is shown in any case; may be repeated."
+            metavar="NAME|FILE.json", help="A schedule to show whatever its rank; may be repeated."
         ),
     ] = None,
     matmuls: Annotated[
@@ -74,23 +76,23 @@ def compare(
         typer.Option(
             min=3,
             max=MOST_PRODUCTS,
-            help=f"Matrix products, the cost. [{PRODUCTS}, or as many as the files take]",
+            help=f"Number of matrix products. [{PRODUCTS}, or those of a longer file]",
         ),
     ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FORMAT",
-            help=f"Of the schedules: {FORMAT} by default; with --all several, by default "
-            f"{' and '.join(SCHEDULE_FORMATS)}.",
+            help=f"Number format of the schedules, by default {FORMAT}. With --all it may be "
+            f"repeated, by default {' and '.join(SCHEDULE_FORMATS)}.",
         ),
     ] = None,
     every: Annotated[
         bool,
         typer.Option(
             "--all",
-            help="All methods and schedules at their own cost, on "
-            f"{len(REPRESENTATIVE)} matrices: takes minutes.",
+            help="Compare all methods and schedules, each at its own cost, on "
+            f"{len(REPRESENTATIVE)} matrices. This takes minutes.",
         ),
     ] = False,
     plots: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the plots.")] = Path(
@@ -98,13 +100,16 @@ def compare(
     ),
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Write no plots.")] = False,
     picture: Annotated[
-        str, typer.Option("--image-format", metavar="KIND", help="Of the plots: png, pdf or svg.")
+        str,
+        typer.Option(
+            "--image-format", metavar="KIND", help="File format of the plots: png, pdf or svg."
+        ),
     ] = "png",
     former: Annotated[str | None, typer.Option("--format", hidden=True)] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Schedules at equal cost on one matrix, and a verdict."""
-    # Each once, and unknown ones refused, before anything is computed.
+    """Compare and rank schedules at equal cost on one matrix."""
+    # Duplicates are dropped and unknown names refused before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or ()))
     notes = []
     if former is not None:
@@ -121,12 +126,16 @@ def compare(
     matrices = _chosen(file, matrix, every)
     if every:
         if matmuls is not None:
-            raise ValueError("--matmuls is without --all, which takes each schedule at its own")
+            raise ValueError(
+                "--matmuls must not be given with --all, which uses each schedule whole"
+            )
         formats = formats or list(SCHEDULE_FORMATS)
         compare_all(matrices, given, formats, folder, suffix, notes, as_json)
         return
     if len(formats) > 1:
-        raise ValueError(f"several formats ({', '.join(formats)}) go with --all; give one")
+        raise ValueError(
+            f"--precision must be given once without --all, got {', '.join(formats)}; add --all"
+        )
     if len(given) > MOST_GIVEN:
         raise ValueError(f"--schedule must be given at most {MOST_GIVEN} times, got {len(given)}")
     ((name, a),) = matrices.items()
@@ -135,33 +144,33 @@ def compare(
         own = [_products(s) for label, s in given.items() if label not in polarlib.schedules()]
         matmuls = max([PRODUCTS, *own])
     form = formats[0] if formats else FORMAT
-    found = _ranked(name, a, _candidates(given, matmuls, form), [*given], form)
-    schedules = found.pop("schedules")
+    ranked = _ranked(name, a, _candidates(given, matmuls, form), [*given], form, quiet=as_json)
+    schedules = ranked.pop("schedules")
     written = []
     if folder is not None:
-        written = _draw(name, a, schedules, form, folder, suffix)
-    found |= {"matmuls": matmuls, "plots": written, "notes": notes}
-    found |= {"seconds_in_all": time.perf_counter() - begun}
+        written = _draw(name, a, schedules, form, folder, suffix, quiet=as_json)
+    ranked |= {"matmuls": matmuls, "plots": written, "notes": notes}
+    ranked |= {"seconds_in_all": time.perf_counter() - begun}
     if as_json:
-        console.say_json(found)
+        console.say_json(ranked)
     else:
-        _print(found)
+        _print(ranked)
 
 
 def _given(name: str) -> Schedule:
-    """A schedule by name or from a file, to compare with those of the polar factor."""
+    """Return a schedule by name or from a file; refuse others than polynomials for U."""
     s = polarlib.schedule(name)
     if s.is_rational or s.stride != 2 or s.target != "polar":
-        what = "is rational" if s.is_rational else f"has target {s.target!r}, stride {s.stride}"
+        kind = "is rational" if s.is_rational else f"has target {s.target!r}, stride {s.stride}"
         raise ValueError(
-            f"--schedule {name}: {what}; compare takes polynomials for the polar factor, whose "
+            f"--schedule {name}: {kind}; compare takes polynomials for the polar factor, whose "
             "cost is matrix products"
         )
     return s
 
 
 def _chosen(file: str | None, names: list[str] | None, every: bool) -> dict[str, np.ndarray]:
-    """The matrices to compare on, by name: one, or several with --all."""
+    """Return the matrices to compare on, by name: one, or several with --all."""
     if file is not None:
         if names:
             raise ValueError("give FILE or --matrix, not both")
@@ -174,7 +183,9 @@ def _chosen(file: str | None, names: list[str] | None, every: bool) -> dict[str,
         names = list(known)
     names = list(dict.fromkeys(names or (REPRESENTATIVE if every else (ONE,))))
     if len(names) > 1 and not every:
-        raise ValueError(f"{len(names)} matrices go with --all; give one --matrix")
+        raise ValueError(
+            f"--matrix must be given once without --all, got {len(names)} matrices; add --all"
+        )
     return {name: known[name] for name in names}
 
 
@@ -182,26 +193,26 @@ def _chosen(file: str | None, names: list[str] | None, every: bool) -> dict[str,
 
 
 def _products(s: Schedule) -> int:
-    """Matrix products of a schedule in the plain form, those of its normalisation included."""
+    """Count the products of a schedule in the plain form, those of its normalisation included."""
     bound = BOUNDS[s.normalisation]
     return s.matmuls + (bound.products if bound.from_gram is None and not s.is_rational else 0)
 
 
 def _candidates(given: Mapping[str, Schedule], matmuls: int, precision: str) -> dict[str, Schedule]:
-    """The library's own schedules, the published sets and files, by name, for the products.
+    """Return the default schedules, the published sets and the files given, by name.
 
-    A set takes as many steps as fit, a file all of its own.
+    Of a set as many steps are used as the products allow, of a file all steps.
     """
-    found = own_schedules(precision, matmuls // 3)
+    candidates = own_schedules(precision, matmuls // 3)
     for name in polarlib.schedules(target="polar"):
         whole = published.listed(name)
         for k in range(len(whole) if whole.repeat is None else matmuls, 0, -1):
-            # The first steps of a set alone may leave (0, 2), where they are no schedule.
+            # The first steps of a set may leave (0, 2): Schedule refuses them.
             with contextlib.suppress(ValueError):
                 if _products(s := whole.truncate(k)) <= matmuls:
-                    found[name] = s
+                    candidates[name] = s
                     break
-    return found | {name: s for name, s in given.items() if name not in polarlib.schedules()}
+    return candidates | {name: s for name, s in given.items() if name not in polarlib.schedules()}
 
 
 def _ranked(
@@ -210,6 +221,8 @@ def _ranked(
     candidates: Mapping[str, Schedule],
     given: Sequence[str],
     precision: str,
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     """Apply all candidates, sort them by their error, and time those that matter."""
     simulated = precision not in METHOD_FORMATS
@@ -217,22 +230,23 @@ def _ranked(
     exact = polarlib.polar(x.astype(np.result_type(x, np.float64)), method=EXACT).unitary
     kept = {*KNOWN, *given}
     rows: list[dict[str, Any]] = []
-    with console.progress_bar(len(candidates) + 1) as advance, console.collected_warnings():
+    jobs = progress(len(candidates) + 1, quiet=quiet, timed=True)
+    with jobs as bar, console.collected_warnings():
         for label, s in candidates.items():
-            advance(label)
-            with console.collected_warnings() as hazards:
+            bar.begin(label)
+            with console.collected_warnings() as warned:
                 q = polarlib.orthogonalize(x, schedule=s, precision=precision, form="plain")
-            about = {"method": label, "kind": "schedule", "steps": len(s), "notes": hazards}
-            about |= {"matrix_products": _products(s), "safe": not hazards}
+            about = {"method": label, "kind": "schedule", "steps": len(s), "notes": warned}
+            about |= {"matrix_products": _products(s), "safe": not warned}
             about |= {"format": precision, "simulated": simulated}
             rows.append(about | _figures(q, x, exact))
-        # Errors that are NaN last.
+        # NaN compares unequal to everything: such rows come last.
         rows.sort(key=lambda row: (math.isnan(row["distance"]), row["distance"]))
         verdict = _verdict(rows, name, precision, given)
         spare = max(ROWS - 1 - sum(row["method"] in kept for row in rows), 0)
         kept.update([row["method"] for row in rows if row["method"] not in kept][:spare])
         rows = [row for row in rows if row["method"] in kept]
-        advance("times")
+        bar.begin("times")
         schedules = {row["method"]: candidates[row["method"]] for row in rows}
         timed = "float32" if simulated else precision
         y = scaled(a, timed)
@@ -257,7 +271,7 @@ def _ranked(
 
 
 def _figures(q: np.ndarray, x: np.ndarray, exact: np.ndarray) -> dict[str, float]:
-    """Errors of one result, as :func:`polarlib.measure` defines them; NaN if it is not finite."""
+    """Compute the errors that :func:`polarlib.measure` defines; NaN if the result is not finite."""
     values = ("smallest_singular_value", "largest_singular_value")
     names = ("distance", "orthogonality", "backward_error", *values)
     if not np.all(np.isfinite(q)):
@@ -270,14 +284,14 @@ def _figures(q: np.ndarray, x: np.ndarray, exact: np.ndarray) -> dict[str, float
         q, x = q.conj().T, x.conj().T
     w = q.conj().T @ x
     residual = np.linalg.norm(x - q @ ((w + w.conj().T) / 2)) / (np.linalg.norm(x) or 1.0)
-    found = (distance, orthogonality, residual, s.min(), s.max())
-    return dict(zip(names, map(float, found), strict=True))
+    errors = (distance, orthogonality, residual, s.min(), s.max())
+    return dict(zip(names, map(float, errors), strict=True))
 
 
 def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -> list[float]:
-    """Seconds of every schedule, and of the exact method last: least of interleaved calls.
+    """Return the seconds of every schedule, then of the exact method: least of interleaved calls.
 
-    Not the median: with few calls, and other programs at work, it says more about these.
+    With few calls the median depends on what else the machine runs.
     """
     calls: dict[str, Any] = {
         name: functools.partial(
@@ -285,7 +299,7 @@ def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -
         )
         for name, s in schedules.items()
     }
-    # Its name is not that of a schedule: they are published sets and paths of files.
+    # No schedule has this name: the others are published sets and paths of files.
     calls[EXACT] = functools.partial(polarlib.polar, x, method=EXACT)
     times = interleaved(calls, TIMED_SECONDS, least=TIMED)
     return [min(times[name]) for name in calls]
@@ -294,7 +308,7 @@ def _seconds(x: np.ndarray, schedules: Mapping[str, Schedule], precision: str) -
 def _verdict(
     rows: Sequence[Mapping[str, Any]], name: str, precision: str, given: Sequence[str]
 ) -> str:
-    """One sentence: which safe schedule is nearest, and where the default and those given are."""
+    """Return one sentence: the nearest safe schedule, and the rank of the default and others."""
     safe = [row for row in rows if row["safe"]]
     error = {row["method"]: row["distance"] for row in rows}
     best, *others = [row["method"] for row in safe]  # the default is always safe
@@ -316,15 +330,15 @@ def _verdict(
     return f"{text}."
 
 
-# -- what is shown ---------------------------------------------------------------------------
+# -- the output ------------------------------------------------------------------------------
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    simulated = " (simulated)" if found["simulated"] else ""
-    timed, threads = found["timed_in"], found["threads"]
+def _print(ranked: Mapping[str, Any]) -> None:
+    simulated = " (simulated)" if ranked["simulated"] else ""
+    timed, threads = ranked["timed_in"], ranked["threads"]
     say(
-        f"{found['matrix']} ({format_shape(found['shape'])}), {found['format']}{simulated}, at "
-        f"most {found['matmuls']} matrix products",
+        f"{ranked['matrix']} ({format_shape(ranked['shape'])}), {ranked['format']}{simulated}, at "
+        f"most {ranked['matmuls']} matrix products",
         "",
         *console.tabulated(
             [
@@ -338,23 +352,23 @@ def _print(found: Mapping[str, Any]) -> None:
                 ("safe", "<", lambda row: "yes" if row["safe"] else "no"),
                 ("ms", ">", lambda row: f"{1e3 * row['seconds']:.2f}"),
             ],
-            found["rows"],
+            ranked["rows"],
         ),
         "",
-        console.paragraph(found["verdict"]),
+        console.paragraph(ranked["verdict"]),
         "",
         console.paragraph(
             "Error: distance ||X - U||_F / sqrt(k) to the polar factor U; orthogonality "
-            "||X^H X - I||_F / sqrt(k). Safe: no matrix and no rounding can take a singular value "
-            "to where the schedule diverges or is not made for. Last row: polarlib.polar in "
+            "||X^H X - I||_F / sqrt(k). Safe: no matrix and no rounding can move a singular value "
+            "to where the schedule diverges, or beyond its interval. Last row: polarlib.polar in "
             f"{timed}. Milliseconds: least of interleaved calls in {timed}, {threads} "
             f"thread{'s' * (threads != 1)}."
         ),
     )
-    console.say_notes(found["notes"])
-    if found["plots"]:
-        say(f"Plots: {', '.join(map(str, found['plots']))}.")
-    say(f"{found['seconds_in_all']:.1f} seconds in all. Every method and schedule: --all.")
+    console.say_notes(ranked["notes"])
+    if ranked["plots"]:
+        say(f"Plots: {', '.join(map(str, ranked['plots']))}.")
+    say(f"{ranked['seconds_in_all']:.1f} seconds in all. Every method and schedule: --all.")
 
 
 def _draw(
@@ -364,24 +378,26 @@ def _draw(
     precision: str,
     folder: Path,
     suffix: str,
+    *,
+    quiet: bool,
 ) -> list[Path]:
     """Write two plots: errors of the rows, and singular values by the default schedule."""
     from polarlib import plot  # matplotlib is imported only where something is drawn
 
     labels = [*schedules]
     if min(a.shape) > ALL_DRAWN:
-        labels = [label for k, label in enumerate(labels) if k < FEW or label == DEFAULT]
+        labels = [label for k, label in enumerate(labels) if k < FIRST_DRAWN or label == DEFAULT]
     x = scaled(a, precision)
     traces = {}
     with (
-        console.progress_bar(len(labels)) as advance,
+        progress(len(labels), quiet=quiet) as bar,
         console.collected_warnings(),
-        # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
-        # whose threads wait for one another, and longer where another process computes.
+        # Nothing is timed here, and a trace takes many small decompositions, which are faster on
+        # one thread.
         threadpoolctl.threadpool_limits(1),
     ):
         for label in labels:
-            advance(f"trace of {label}")
+            bar.begin(f"trace of {label}")
             t = polarlib.measure(x, schedules[label], precision=precision)
             traces[label] = dataclasses.replace(t, method=label)
     with console.any_letters():

@@ -1,4 +1,4 @@
-"""The console: the application, what is read and written, and how tables are laid out."""
+"""The application: its errors and exit codes, its inputs and outputs, and the layout of tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.constrain import Constrain
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
@@ -42,16 +40,14 @@ from polarlib.files.whole import replaceable
 SOFTWARE = 70  # exit code of an internal error: EX_SOFTWARE of sysexits.h
 
 
-# What `compare` takes without a file: an easy one, one with a dominant direction, a very hard one.
+# Defaults of `compare`: an easy matrix, one with a dominant direction, a very hard one.
 REPRESENTATIVE = (
     "transformer_mlp_in_late",
     "transformer_attention_qkv_early",
     "digits_hidden2_late",
 )
-# The schedule whose steps `converge` shows and `compare` draws: the default of orthogonalize.
+# Default of `converge`, and the schedule that `compare` draws: the default of orthogonalize.
 DEFAULT = "auto"
-PROGRESS_AFTER = 2.0  # seconds after which a progress bar appears
-PROGRESS_EVERY = 0.1  # seconds between its changes
 PICTURES = (".png", ".pdf", ".svg")
 UNLIMITED = 10_000  # columns of a pipe or a file
 LONGEST = 400  # characters of a message
@@ -63,13 +59,13 @@ INTERRUPTED = 130  # what shells give for Ctrl-C
 
 
 class _Shell(TyperGroup):
-    """The group of commands; every way to fail ends here, in one line and an exit code."""
+    """Run a command; turn every failure into one line on stderr and an exit code."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         extra["standalone_mode"] = False
         try:
             code = super().main(*args, **extra)
-            if code == INTERRUPTED:  # typer's own answer
+            if code == INTERRUPTED:  # typer has caught the interrupt
                 raise KeyboardInterrupt
         except (typer.Abort, KeyboardInterrupt):
             code = complain("interrupted", INTERRUPTED)
@@ -83,14 +79,14 @@ class _Shell(TyperGroup):
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """The message of an exception, and the exit code."""
+    """Return the message of an exception, and the exit code."""
     usage = getattr(error, "format_message", None)  # of the command line's parser
     if usage is not None:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         return " ".join(usage().split()).rstrip(".") + hint, 2
     if isinstance(error, MemoryError):
-        return "the memory of this machine does not suffice; take a smaller matrix", 2
+        return "not enough memory on this machine; use a smaller matrix", 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return where + error.strerror, 2
@@ -98,13 +94,13 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), 2
     text = " ".join(str(error).split())
     return (
-        f"internal error, {type(error).__name__}: {text}; POLARLIB_TRACEBACK=1 shows where",
+        f"internal error, {type(error).__name__}: {text}; set POLARLIB_TRACEBACK=1 for a traceback",
         SOFTWARE,
     )
 
 
 def command(**extra: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command, with its docstring as help, also where Python strips docstrings."""
+    """Register a command with its docstring as help, also under ``python -OO``."""
 
     def register(f: Callable[..., None]) -> Callable[..., None]:
         return app.command(help=docstring(f), **extra)(f)
@@ -122,12 +118,12 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-KINDS = ".npy, .npz, .safetensors or .mtx; FILE:name chooses an array"
+KINDS = "A .npy, .npz, .safetensors or .mtx file; FILE:name selects an array"
 Source = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help=f"{KINDS}. Or a matrix that comes with polarlib, such as {REPRESENTATIVE[0]}.",
+        help=f"{KINDS}. Or the name of a bundled matrix, such as {REPRESENTATIVE[0]}.",
         show_default=False,
     ),
 ]
@@ -136,10 +132,10 @@ Source = Annotated[
 def main() -> None:
     """Run the command line with the arguments of the process; never returns."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name that the terminal's encoding lacks must not end the command.
+        # A file name with letters that the terminal's encoding lacks must not end the command.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # matplotlib reports on stderr where it keeps its fonts if there is no home.
+    # Without a home directory matplotlib prints the place of its font cache on stderr.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     app(prog_name="polarlib")
 
@@ -169,13 +165,14 @@ def _start(context: typer.Context, version: Version = False) -> None:
 
 @contextlib.contextmanager
 def any_letters() -> Iterator[None]:
-    """Draw names with letters that the font lacks without warnings of matplotlib."""
+    """Suppress matplotlib's warnings about letters that the font lacks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def save_picture(ax: Any, path: Path) -> None:
+    """Write one plot to a file."""
     from polarlib import plot
 
     with any_letters():
@@ -183,7 +180,10 @@ def save_picture(ax: Any, path: Path) -> None:
 
 
 def save_pictures(name: str, axes: Mapping[str, Any], folder: Path, suffix: str) -> list[Path]:
-    """Write pictures of a matrix, by what they show, into a folder; their titles begin with it."""
+    """Write plots of a matrix into a folder; their titles begin with its name.
+
+    `axes` has the plots by the part of the file's name that describes them.
+    """
     folder.mkdir(exist_ok=True)
     name = printable(Path(name).name)[:LONGEST_NAME]
     stem = re.sub(r"[^\w.-]+", "_", name)
@@ -200,27 +200,26 @@ def save_pictures(name: str, axes: Mapping[str, Any], folder: Path, suffix: str)
 
 
 def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
-    """A matrix or stack from a file, or a bundled matrix; checked, so that messages name it."""
+    """Return a matrix or stack from a file, or a bundled matrix; messages name the source."""
     file, _ = files.split(source)
-    # Files are read by their suffix: without one it can only be the name of a bundled matrix.
+    # The suffix decides how a file is read: a name without one can only be a bundled matrix.
     if not file.exists() and not file.suffix:
         known = files.sample_matrices()
         if source not in known:
             raise ValueError(
-                f"{source}: neither a file nor a matrix that comes with polarlib; "
-                f"{nearest(source, known)}"
+                f"{source}: neither a file nor a bundled matrix; {nearest(source, known)}"
             )
         return known[source]
     a = files.read(source)
     if a.ndim < 2 or (single and a.ndim > 2):
         raise ValueError(
             f"{source}: {'one' if single else 'a'} matrix is needed, got an array of shape "
-            f"{a.shape}; reshape it or choose a part, and save that"
+            f"{a.shape}; save one matrix of it"
         )
     if single and 0 in a.shape:
         raise ValueError(f"{source}: the matrix has no entries, its shape is {a.shape}")
-    if trouble := not_finite(a):
-        raise ValueError(f"{source}: {trouble}; remove them")
+    if message := not_finite(a):
+        raise ValueError(f"{source}: {message}; remove them")
     matrix: np.ndarray = as_matrix(a, source)[0]
     return matrix
 
@@ -228,8 +227,8 @@ def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
 def check_outputs(
     outputs: dict[str, Path | None], suffixes: Sequence[str], source: str | None = None
 ) -> None:
-    """Refuse outputs that cannot be written or would overwrite, before anything is computed."""
-    # Not Path.resolve, which raises RuntimeError for links that go in circles.
+    """Refuse outputs that cannot be written or would overwrite the input or another output."""
+    # Path.resolve would raise RuntimeError for cyclic links.
     taken = {} if source is None else {os.path.realpath(files.split(source)[0]): "the input"}
     for option, path in outputs.items():
         if path is None:
@@ -242,14 +241,14 @@ def check_outputs(
             text = f"{path}: cannot be written: {error.strerror}" if error.strerror else error
             raise ValueError(f"{option} {text}") from None
         if place in taken:
-            raise ValueError(f"{option} {path}: would overwrite {taken[place]}; choose another")
+            raise ValueError(f"{option} {path}: would overwrite {taken[place]}; use another name")
         taken[place] = f"the file of {option}"
         if path.suffix.lower() in PICTURES:
-            importlib.import_module("polarlib.plot")  # or the error that names its extra
+            importlib.import_module("polarlib.plot")  # ImportError names the missing extra
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that pictures cannot be written to, before anything is computed."""
+    """Refuse a folder to which plots cannot be written."""
     importlib.import_module("polarlib.plot")
     if not folder.is_dir():
         if os.path.lexists(folder):
@@ -260,7 +259,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write_named(outputs: Mapping[str, Path | None], write: Callable[[], None]) -> None:
-    """Write, and name the option and the file if that fails."""
+    """Call `write`; if it fails, name the option and the file."""
     try:
         write()
     except OSError as error:
@@ -273,7 +272,7 @@ def write_named(outputs: Mapping[str, Path | None], write: Callable[[], None]) -
 
 
 def _finish(stream: IO[str] | None) -> None:
-    """Flush a stream; where that fails, what the process still flushes at its end goes nowhere."""
+    """Flush a stream; if that fails, send what Python flushes at exit to the null device."""
     if stream is None:  # closed before the process began
         return
     try:
@@ -283,23 +282,23 @@ def _finish(stream: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _console(*, stderr: bool = False, width: int = UNLIMITED) -> Console:
-    # As wide as the widest table by default: a terminal wraps lines, and rich would cut cells.
-    # Sizes are given, as rich fails on a COLUMNS such as "0" or "²".
-    size: dict[str, Any] = {"width": width, "height": 25}
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, **size)
+def _console() -> Console:
+    # As wide as the widest table: a terminal wraps lines, and rich would cut cells. Sizes are
+    # given, as rich fails on a COLUMNS such as "0" or "²".
+    size: dict[str, Any] = {"width": UNLIMITED, "height": 25}
+    return Console(highlight=False, markup=False, emoji=False, **size)
 
 
 def _width() -> int:
-    """Columns of the terminal, or of COLUMNS where the output goes elsewhere; at least 20."""
+    """Return the columns of the terminal, or those of the variable COLUMNS; at least 20."""
     if not os.environ.get("COLUMNS") and not _console().is_terminal:
         return UNLIMITED
     return min(max(shutil.get_terminal_size((UNLIMITED, 25)).columns, 20), UNLIMITED)
 
 
 def say(*parts: RenderableType) -> None:
-    """Print lines as they are, with control characters escaped, and what rich lays out."""
-    console = _console()  # which finds out what standard output can show
+    """Print lines with control characters escaped, and renderables of rich, on standard output."""
+    console = _console()
     console.file = text = io.StringIO()
     for part in parts:
         line = isinstance(part, str | Text)
@@ -308,10 +307,12 @@ def say(*parts: RenderableType) -> None:
 
 
 def say_json(document: dict[str, Any]) -> None:
+    """Print one JSON document on standard output."""
     _write(json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
 
 
 def say_notes(notes: Sequence[str], mark: str = "!") -> None:
+    """Print notes as a list, each after a mark."""
     if notes:
         say(grid([(mark, note) for note in dict.fromkeys(notes)], 1, PROSE))
 
@@ -322,7 +323,7 @@ def _write(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader left early, as head does: not a failure
+    except BrokenPipeError:  # the reader has closed the pipe, as head does: not a failure
         _finish(sys.stdout)
         raise SystemExit(0) from None
     except OSError as error:
@@ -335,7 +336,7 @@ def complain(message: str, code: int) -> int:
     if len(line) > LONGEST:
         line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
     if sys.stderr is not None:
-        with contextlib.suppress(OSError):  # nobody reads it
+        with contextlib.suppress(OSError):  # a closed pipe
             sys.stderr.write(f"polarlib: {line}\n")
             sys.stderr.flush()
     return code
@@ -343,7 +344,7 @@ def complain(message: str, code: int) -> int:
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Collect the library's warnings as notes for a footnote, in place of raw warnings."""
+    """Collect the library's warnings as notes to print below the output."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -352,44 +353,13 @@ def collected_warnings() -> Iterator[list[str]]:
     notes.extend(dict.fromkeys(messages))
 
 
-@contextlib.contextmanager
-def progress_bar(total: int | None) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, if that is a terminal and it takes long; called before each job.
-
-    With an unknown total it shows that there is progress, and counts.
-    """
-    console = _console(stderr=True, width=_width())
-    bar = Progress(
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        transient=True,
-        auto_refresh=False,  # no thread of its own, which would disturb what is timed
-    )
-    task = bar.add_task("", total=total, completed=-1)
-    next_look = time.monotonic() + PROGRESS_AFTER
-
-    with contextlib.ExitStack() as stack:
-
-        def advance(what: str) -> None:
-            nonlocal next_look
-            bar.update(task, advance=1, description=what)
-            if console.is_terminal and time.monotonic() > next_look:
-                if not bar.live.is_started:
-                    stack.enter_context(bar)
-                bar.refresh()
-                next_look = time.monotonic() + PROGRESS_EVERY
-
-        yield advance
-
-
 def paragraph(text: str) -> RenderableType:
+    """Return text that is wrapped to the width of the terminal."""
     return Constrain(Text(printable(text)), min(_width(), PROSE))
 
 
 def grid(rows: Iterable[tuple[str, str]], gap: int = 2, most: int = UNLIMITED) -> RenderableType:
-    """Lay out names and values in two columns; long values are wrapped in theirs."""
+    """Lay out names and values in two columns; long values are wrapped in their column."""
     lines = Table.grid(padding=(0, gap, 0, 0))
     lines.add_column(no_wrap=True, overflow="fold")
     lines.add_column(overflow="fold")
@@ -444,12 +414,12 @@ def tabulated(columns: Sequence[Column], rows: Sequence[Any]) -> list[Renderable
 
 
 def format_number(x: Any) -> str:
-    """Two digits, which is what an error figure deserves."""
+    """Format an error with two digits."""
     return re.sub(r"e([+-])0", r"e\1", f"{x:.1e}")
 
 
 def format_range(value: Any) -> str:
-    """A figure, or the smallest and the largest of a stack."""
+    """Format one value, or the smallest and the largest of a stack."""
     value = np.asarray(value)
     text: Callable[[Any], str] = format_number if value.dtype.kind == "f" else str
     if value.size == 0:
@@ -459,4 +429,5 @@ def format_range(value: Any) -> str:
 
 
 def format_shape(shape: Sequence[int]) -> str:
+    """Format a shape as "m x n"."""
     return " x ".join(map(str, shape))

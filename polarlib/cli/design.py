@@ -1,4 +1,4 @@
-"""polarlib design."""
+"""The command polarlib design."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from polarlib.cli import design_options as options
 from polarlib.cli.console import command, grid, say, tabulated
 from polarlib.cli.design_options import EXPORTS
 from polarlib.cli.listing import coefficients, short_slope
+from polarlib.cli.progress import progress
 from polarlib.cli.requests import designed
 from polarlib.files.whole import write_whole
 
-# Options that say what to design; the others say what to do with it.
+# Options for the output; all other options define the design.
 OUTPUTS = ("name", "plot", "export", "as_json")
 
 
@@ -57,9 +58,9 @@ def design(
 ) -> None:
     """Design a schedule for an interval, a band or a spectrum.
 
-    One of --lower, --band, --error, --slope, --spectrum, --tune, --target and --zolotarev says what
-    is designed for, and the others are refused with it. --lower is also for --target power(P) and
-    inverse_root(P), for --zolotarev, and for --error with --precision.
+    Exactly one of --lower, --band, --error, --slope, --spectrum, --tune, --target and --zolotarev
+    defines the design. --lower may also be given with --target power(P) or inverse_root(P), with
+    --zolotarev, and with --error and --precision.
     """
     console.check_outputs({"--plot": plot}, console.PICTURES)
     console.check_outputs({"--export": export}, (".json", *EXPORTS))
@@ -68,13 +69,15 @@ def design(
         for option, value in context.params.items()
         if value is not None and option not in OUTPUTS
     }
-    with console.progress_bar(None) as advance, console.collected_warnings() as notes:
-        s = designed(given, lambda k, value: advance(f"least so far {value:.4g}"))
-    if name is not None:
-        s = dataclasses.replace(s, name=name)
-    # Neither is there for rational steps.
-    rows = [] if s.is_rational else polarlib.design.table(s)
-    certificate = None if s.is_rational else s.certify()
+    with progress(quiet=as_json) as bar:
+        bar.begin("design")
+        with console.collected_warnings() as notes:
+            s = designed(given, bar)
+        if name is not None:
+            s = dataclasses.replace(s, name=name)
+        bar.begin("table and certificate")  # which rational steps have not
+        rows = [] if s.is_rational else polarlib.design.table(s)
+        certificate = None if s.is_rational else s.certify()
     if plot is not None:
         from polarlib.plot import polynomial
 
@@ -100,7 +103,7 @@ def _print(
 ) -> None:
     proven = ""
     if certificate is not None:
-        # 17 digits determine a double; bounds that are rounded further may not hold.
+        # 17 digits determine a double. Bounds with fewer digits might not hold.
         proven = f"between {certificate.lower:.17g} and {certificate.upper:.17g}"
     facts = {
         "name": s.name,
@@ -126,7 +129,7 @@ def _print(
                     ("image\nfrom", ">", lambda row: f"{row['image_lower']:.5g}"),
                     ("to", ">", lambda row: f"{row['image_upper']:.6g}"),
                     ("error", ">", lambda row: _error(row["error"])),
-                    ("noise\ngain", ">", lambda row: f"{row['noise_gain']:.3g}"),
+                    ("error\ngain", ">", lambda row: f"{row['noise_gain']:.3g}"),
                     ("slope", ">", lambda row: short_slope(row["slope"])),
                     ("prod-\nucts", ">", lambda row: row["products"]),
                 ],
@@ -138,12 +141,12 @@ def _print(
 
 
 def _error(x: float | None) -> str:
-    """An error, of which the steps of other functions have none but the last."""
+    """Format an error; for other targets only the last step has one."""
     return "-" if x is None else f"{x:.4g}"
 
 
 def _export(s: polarlib.Schedule, path: Path) -> None:
-    """Write a schedule in the format of the ending of the file."""
+    """Write a schedule in the format of the file's suffix."""
     suffix = path.suffix.lower()
     if suffix == ".json":
         s.to_json(path)

@@ -1,4 +1,4 @@
-"""Every method and schedule on several matrices: polarlib compare --all."""
+"""The command polarlib compare --all: every method and schedule on several matrices."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from polarlib._methods.options import resolve_schedule
 from polarlib._methods.small_algebra import LARGEST
 from polarlib.cli import console
 from polarlib.cli.console import format_number, format_shape, say, tabulated
+from polarlib.cli.progress import progress
 from polarlib.result import Status, Trace
 from polarlib.timing import interleaved
 
@@ -30,7 +31,7 @@ METHOD_FORMATS = ("float64", "float32")
 SCHEDULE_FORMATS = ("float32", "bfloat16")
 OWN = (console.DEFAULT, "adaptive")
 
-# Number of calls that are timed at least, seconds after which they suffice, and number at most.
+# Least number of timed calls, seconds after which they suffice, and largest number.
 TIMED, TIMED_SECONDS, TIMED_MOST = 3, 0.05, 15
 
 
@@ -43,26 +44,27 @@ def compare_all(
     notes: list[str],
     as_json: bool,
 ) -> None:
-    """Print the table of all methods and schedules, those given too, and write the pictures."""
+    """Print the table of all methods and schedules, those given included, and write the plots."""
     fixed = list(dict.fromkeys((*polarlib.schedules(target="polar"), *given)))
     jobs = [(method, form) for method in METHODS for form in METHOD_FORMATS]
     jobs += [(name, form) for form in formats for name in (*own_schedules(form), *fixed)]
     rows: list[dict[str, Any]] = []
     written: list[Path] = []
     begun = time.perf_counter()
-    with console.progress_bar(len(matrices) * (len(jobs) + (folder is not None))) as advance:
+    count = len(matrices) * (len(jobs) + (folder is not None))
+    with progress(count, quiet=as_json, timed=True) as bar:
         for name, a in matrices.items():
             traces = {}
             for job in jobs:
-                advance(f"{job[0]}, {job[1]}")
+                bar.begin(f"{name}: {job[0]}, {job[1]}")
                 if job[0] == "small" and min(a.shape) > LARGEST:
-                    continue  # closed forms end there: no row, rather than a note in every table
+                    continue  # closed forms are for small matrices only: no row
                 row, trace = _compared(name, a, *job, given.get(job[0]))
                 rows.append(row)
                 if trace is not None:
                     traces[job] = trace
             if folder is not None:
-                advance("plots")
+                bar.begin(f"{name}: plots")
                 written += _draw(name, traces, formats, folder, suffix)
     elapsed = time.perf_counter() - begun
     if as_json:
@@ -92,13 +94,16 @@ def compare_all(
         console.paragraph(
             "Of the last iterate: orthogonality ||X^H X - I||_F / sqrt(k), backward error "
             "||A - X H||_F / ||A||_F, smallest singular value. Seconds: median of at least "
-            f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and "
-            "evidence), for schedules of polarlib.orthogonalize, whose default is auto."
+            f"{TIMED} calls after one to warm up, for methods of polarlib.polar (with H and error "
+            "estimates), for schedules of polarlib.orthogonalize, whose default is auto."
         ),
     )
     if any(row["simulated"] for row in rows):
-        what = "operands rounded, products in float32, one rounding; times of the simulation"
-        console.say_notes([what], "*")
+        note = (
+            "simulated number format: operands rounded, products in float32, one rounding; times "
+            "are those of the simulation"
+        )
+        console.say_notes([note], "*")
     console.say_notes([*notes, *(note for row in rows for note in row["notes"])])
     if written:
         say(f"{len(written)} plots are in {folder}.")
@@ -106,19 +111,19 @@ def compare_all(
 
 
 def own_schedules(precision: str, steps: int | None = None) -> dict[str, Schedule]:
-    """The library's own schedules, by name, that there are for a format and a number of steps."""
-    found = {}
+    """Return the default and the adaptive schedule, by name, where they exist for a format."""
+    schedules = {}
     for name in OWN:
         with contextlib.suppress(ValueError):  # not all have every format and number of steps
-            found[name] = resolve_schedule(name, steps, precision)
-    return found
+            schedules[name] = resolve_schedule(name, steps, precision)
+    return schedules
 
 
 def scaled(a: np.ndarray, precision: str) -> np.ndarray:
-    """Return a matrix in the dtype that carries a number format, its largest entry about 1."""
+    """Return a matrix with largest entry about 1, in the dtype that stores a number format."""
     carriers = ("complex128", "complex64") if np.iscomplexobj(a) else ("float64", "float32")
     x = a.astype(carriers[0])
-    # A power of two leaves the factor as it is and keeps what float64 holds in float32's range.
+    # Division by a power of two is exact, and brings float64 entries into the range of float32.
     _, exponent = np.frexp(max(np.abs(x.real).max(), np.abs(x.imag).max()))
     return (x / 2.0 ** min(int(exponent), 1023)).astype(carriers[precision != "float64"])
 
@@ -126,9 +131,9 @@ def scaled(a: np.ndarray, precision: str) -> np.ndarray:
 def _compared(
     name: str, a: np.ndarray, method: str, precision: str, given: Schedule | None
 ) -> tuple[dict[str, Any], Trace | None]:
-    """One row of the table: the figures from a trace, the seconds from calls of their own.
+    """Return one row of the table: errors from a trace, seconds from separate calls.
 
-    `given` is the schedule of a file, `method` then its path.
+    `given` is the schedule of a file, and `method` is then the path of the file.
     """
     x = scaled(a, precision)
     fixed = method not in METHODS
@@ -158,17 +163,17 @@ def _compared(
     try:
         with console.collected_warnings() as notes:
             times = interleaved({"": compute}, TIMED_SECONDS, least=TIMED, most=TIMED_MOST)[""]
-            # BLAS on one thread where nothing is timed: a trace takes many small decompositions,
-            # whose threads wait for one another, and longer where another process computes.
+            # Nothing is timed here, and a trace takes many small decompositions, which are faster
+            # on one thread.
             with threadpoolctl.threadpool_limits(1):
                 t = polarlib.measure(x, which, precision=precision)
                 t = dataclasses.replace(t, method=method)
-    except ValueError as error:  # a method that is not for this matrix
+    except ValueError as error:  # a method that refuses this matrix
         return row | {"notes": [f"{method}: {error}"]}, None
     if not fixed and latest["result"].status is Status.FELL_BACK:
         notes.append(
-            f"{method} failed on {name} and the SVD took over: the seconds include that, the other "
-            f"figures are {method}'s own"
+            f"{method} failed on {name} and polar fell back to the SVD: the seconds include the "
+            f"SVD, the errors are those of {method}"
         )
     return row | {
         "simulated": t.simulated,

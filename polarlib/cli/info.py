@@ -1,4 +1,4 @@
-"""polarlib info, bench and report."""
+"""The commands polarlib info, bench and report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from polarlib.arrays.rounded import Rounded, rounded
 from polarlib.bench import usable_processors
 from polarlib.cli import console
 from polarlib.cli.console import grid, numbered_columns, say, tabulated
+from polarlib.cli.progress import progress
 from polarlib.design.cost_tables import read_costs
 from polarlib.timing import SITUATIONS
 
@@ -34,18 +35,20 @@ from polarlib.timing import SITUATIONS
 @console.command(epilog="Example: polarlib report -o report.html analysis-output")
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where the studies of analysis/ wrote.")
+        Path, typer.Argument(metavar="FOLDER", help="Folder with the output of the studies.")
     ] = Path("analysis-output"),
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The HTML page.")
     ] = Path("report.html"),
     as_json: console.Json = False,
 ) -> None:
-    """Results of the studies as one self-contained HTML page."""
+    """Write the results of the studies as one HTML page."""
     from polarlib.report import VERDICTS, write
 
     console.check_outputs({"-o": output}, ())
-    studies = write(output, folder)
+    with progress(quiet=as_json) as bar:
+        bar.begin(f"report of {folder}")
+        studies = write(output, folder)
     if as_json:
         console.say_json({"report": output, "studies": studies})
         return
@@ -58,7 +61,7 @@ def report(
 
 # -- bench -----------------------------------------------------------------------------------
 
-# Sizes and seconds that are taken if none are given.
+# Default sizes and seconds.
 BENCH_SIZES, BENCH_SECONDS = "256,512", 10.0
 COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
 
@@ -66,16 +69,26 @@ COST_SIZES, COST_SECONDS = "64,128,256,512,1024", 60.0
 @console.command(epilog="Example: polarlib bench --sizes 64 --seconds 1")
 def bench(
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure what kernels cost instead.")
+        bool, typer.Option("--calibrate", help="Measure the costs of kernels instead.")
     ] = False,
-    library: Annotated[str, typer.Option(help="numpy, torch, jax or cupy.")] = "numpy",
+    library: Annotated[
+        str, typer.Option(help="Array library: numpy, torch, jax or cupy.")
+    ] = "numpy",
     sizes: Annotated[
-        str | None, typer.Option(help=f"{BENCH_SIZES}; of a calibration {COST_SIZES}.")
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help=f"Orders of the matrices. [{BENCH_SIZES}; with --calibrate {COST_SIZES}]",
+        ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(help="For about how long in all; more if sizes are large.")
+        float | None,
+        typer.Option(
+            help="Approximate time in all; large sizes take longer. "
+            f"[{BENCH_SECONDS:g}; with --calibrate {COST_SECONDS:g}]"
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or gpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Kind of device: cpu or gpu.")] = "cpu",
     situation: Annotated[
         str | None,
         typer.Option(help=f"What precedes each call: {', '.join(SITUATIONS)}. [alternation]"),
@@ -85,16 +98,18 @@ def bench(
     ] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Speed of polar() and of other libraries on this machine; or costs of its kernels."""
+    """Time polar() and other libraries, or measure costs of kernels."""
     from polarlib import bench  # here, since the command has the name of the module
 
     if output is not None and not calibrate:
-        raise ValueError("-o goes with --calibrate: it is for the costs of kernels")
+        raise ValueError("-o must be given with --calibrate only: it is for the costs of kernels")
     if situation is not None and calibrate:
-        raise ValueError("--situation does not go with --calibrate: kernels are timed alone")
+        raise ValueError(
+            "--situation must not be given with --calibrate, which times kernels alone"
+        )
     console.check_outputs({"-o": output}, (".toml",))
     if output is not None and output.exists():
-        read_costs(output)  # before minutes are used: other files are not written over
+        read_costs(output)  # refuses other files before minutes are used
     default = COST_SIZES if calibrate else BENCH_SIZES
     listed = bench.sizes_of(default if sizes is None else sizes)
     share = (COST_SECONDS if calibrate else BENCH_SECONDS) if seconds is None else seconds
@@ -102,11 +117,11 @@ def bench(
     measure: Callable[..., Any] = (
         bench.calibrate if calibrate else functools.partial(bench.compare, situation=situation)
     )
-    with console.progress_bar(len(listed) * 2) as advance, console.collected_warnings() as notes:
-        found = measure(library, sizes=listed, seconds=share, device=device, advance=advance)
+    with progress(quiet=as_json, timed=True) as bar, console.collected_warnings() as notes:
+        measured = measure(library, sizes=listed, seconds=share, device=device, callback=bar)
     if not calibrate:
         if as_json:
-            console.say_json({"rows": found, "notes": notes})
+            console.say_json({"rows": measured, "notes": notes})
             return
         say(
             *tabulated(
@@ -121,22 +136,22 @@ def bench(
                     ("quartiles", ">", lambda row: "{:.2f}-{:.2f}".format(*row["quartiles"])),
                     ("rounds", ">", lambda row: row["rounds"]),
                 ],
-                found,
+                measured,
             ),
             "",
             console.paragraph(
                 f"Gaussian matrices, interleaved runs, {situation}; medians over rounds, of times "
-                "and of their ratios. SVDs with the two products that make U and H."
+                "and of their ratios. SVDs include the two products for U and H."
             ),
         )
         console.say_notes(notes)
         return
     if output is not None:
-        console.write_named({"-o": output}, functools.partial(bench.add_costs, output, found))
+        console.write_named({"-o": output}, functools.partial(bench.add_costs, output, measured))
     if as_json:
-        console.say_json({"costs": found, "costs_file": output, "notes": notes})
+        console.say_json({"costs": measured, "costs_file": output, "notes": notes})
         return
-    ((name, tables),) = found.items()
+    ((name, tables),) = measured.items()
     ((kind, table),) = tables.items()
     rows = [
         [form, kernel, *values]
@@ -164,15 +179,15 @@ def bench(
 def info(
     formats: Annotated[
         bool,
-        typer.Option("--formats", help="Import every array library for its number formats too."),
+        typer.Option("--formats", help="Import every array library and list its number formats."),
     ] = False,
     as_json: console.Json = False,
 ) -> None:
-    """Versions, array libraries, BLAS, number formats, processors.
+    """Print versions, libraries, number formats and processors.
 
-    A format is native to a library, native but multiplied in float32, where this processor has no
-    such products (each result is rounded once, as theirs), or simulated in the same way. Versions
-    are read from the metadata of packages; of the array libraries NumPy alone is imported.
+    A format is native to a library, native but multiplied in float32, or simulated. Products in
+    float32 are used where the processor has none in the format; each result is rounded once.
+    Versions are read from package metadata. NumPy is the only array library that is imported.
     """
     installed = libraries()
     document: dict[str, Any] = {
@@ -214,20 +229,20 @@ def info(
 
 
 def _packages() -> dict[str, str | None]:
-    """Versions of the packages that polarlib uses, None where one is missing."""
+    """Return the versions of the packages that polarlib uses, None where one is missing."""
     core = "numpy scipy array-api-compat mpmath python-flint"
     extras = "typer rich threadpoolctl matplotlib jinja2 ml_dtypes safetensors"
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in f"{core} {extras}".split():
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def _formats(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """How array libraries, which are imported, multiply in the formats that they have here.
+    """Import array libraries and return how each multiplies in every format that it has here.
 
     "native", "native, in float32" where the processor has no such products, or "simulated".
     """
@@ -237,14 +252,14 @@ def _formats(names: Iterable[str]) -> dict[str, dict[str, str]]:
         try:
             module = import_arrays(library)
             x = module.ones((1, 1), dtype=module.float32)
-        except Exception:  # such as CuPy without a device: it makes no arrays
+        except Exception:  # such as CuPy without a device, which cannot create arrays
             continue
         for name in FORMATS:
             with contextlib.suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # JAX warns where float64 is not enabled
                 ops = rounded(ops_of(x), name)
                 ops.cast(x, name)
-                # Of tf32 the operands alone are rounded, and so of 8 bits where they are native.
+                # For tf32 and native 8-bit formats only the operands are rounded.
                 wide = isinstance(ops, Rounded) and name in ("bfloat16", "float16")
                 native = "native, in float32" if wide else "native"
                 table[library][name] = "simulated" if ops.simulated else native
@@ -252,13 +267,13 @@ def _formats(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def _blas() -> dict[str, str]:
-    found: Any = np.show_config(mode="dicts")
-    blas = found.get("Build Dependencies", {}).get("blas", {})
+    configuration: Any = np.show_config(mode="dicts")
+    blas = configuration.get("Build Dependencies", {}).get("blas", {})
     return {key: str(blas.get(key, "")) for key in ("name", "version")}
 
 
 def _thread_pools() -> list[dict[str, Any]]:
-    """Threads of the BLAS and OpenMP libraries that are loaded."""
+    """Return the threads of the BLAS and OpenMP libraries that are loaded."""
     return [
         {"library": p["internal_api"], "version": p["version"], "threads": p["num_threads"]}
         for p in threadpoolctl.threadpool_info()

@@ -1,4 +1,4 @@
-"""polarlib schedules, and how a schedule is shown."""
+"""The command polarlib schedules, and the table of coefficients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polarlib._schedules.validity import NORMALISATIONS
 from polarlib.cli import console
 from polarlib.cli.console import command, format_number, grid, say, tabulated
 
-MOST_STEPS = 100  # of an option: more take minutes, and no schedule needs them
+MOST_STEPS = 100  # largest value of --steps: more steps take minutes, and no schedule needs them
 
 
 @command(epilog="Example: polarlib schedules polar_express --steps 8")
@@ -25,21 +25,21 @@ def schedules(
         str | None,
         typer.Argument(
             metavar="NAME|FILE.json",
-            help="Show this set, or the schedule of this file, in full.",
+            help="Print this set, or the schedule of this file, in full.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(max=MOST_STEPS, help="Number of steps of the one.")
+        int | None, typer.Option(max=MOST_STEPS, help="Number of steps of the set NAME.")
     ] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Published coefficient sets, or one of them in full."""
+    """List the published coefficient sets, or print one in full."""
     if name is not None:
         _show_schedule(name, steps, as_json)
         return
     if steps is not None:
-        raise ValueError("--steps is for one set: name it, as in 'polarlib schedules jordan'")
+        raise ValueError("--steps needs the name of a set, as in 'polarlib schedules jordan'")
     sets = [
         _about(known, polarlib.schedule(known), published.listed(known))
         for known in polarlib.schedules()
@@ -69,16 +69,16 @@ def schedules(
         "",
         console.paragraph(
             "Error: the largest |1 - s(x)| for x from lower to upper, each x divided by the set's "
-            f"input safety first; of {' and '.join(others)} the difference from the function that "
-            "is approximated. Repeat: whether the set goes "
-            "on, with its last step or from its beginning. Safe: one rounding cannot push a "
-            "singular value to where the set diverges. 'polarlib schedules NAME' tells more."
+            f"input safety first; for {' and '.join(others)} the difference from the function that "
+            "is approximated. Repeat: how the set continues beyond its list, with its last step or "
+            "from its beginning. Safe: one rounding cannot move a singular value to where the set "
+            "diverges. 'polarlib schedules NAME' prints one set in full."
         ),
     )
 
 
 def _about(name: str, s: polarlib.Schedule, listed: polarlib.Schedule) -> dict[str, Any]:
-    """The figures of a schedule, with its listed length and rule of repetition."""
+    """Return the properties of a schedule, with its listed length and rule of repetition."""
     return {
         "name": name,
         "steps": len(s),
@@ -99,7 +99,7 @@ def _about(name: str, s: polarlib.Schedule, listed: polarlib.Schedule) -> dict[s
 
 
 def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
-    """Show a published set, or the schedule of a file."""
+    """Print a published set, or the schedule of a file."""
     s = polarlib.schedule(name, steps)
     if name in polarlib.schedules():
         listed, scaling = published.listed(name), published.conventions(name)
@@ -108,16 +108,16 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
     about = _about(name, s, listed)
     if s.is_rational:
         images = [s.truncate(k).image() for k in range(1, len(s) + 1)]
-    else:  # the first steps of a schedule may be none
+    else:  # the first steps alone may not be a valid Schedule
         images = [(row["image_lower"], row["image_upper"]) for row in polarlib.design.table(s)]
     if as_json:
         about |= {"coefficients": s.steps, "images": images, "source": s.source, "scaling": scaling}
         console.say_json(about)
         return
     repeat = {
-        None: "not beyond",
-        "last": "then its last step again and again",
-        "forever": "then again from its beginning",
+        None: "which does not repeat",
+        "last": "then the last step repeats",
+        "forever": "then the list repeats",
     }[about["repeat"]]
     safe = [form for form in ("bfloat16", "float16") if about[f"safe_in_{form}"]]
     divisor = f", and by {s.input_divisor:g}" if s.input_divisor != 1 else ""
@@ -151,7 +151,7 @@ def _show_schedule(name: str, steps: int | None, as_json: bool) -> None:
 
 
 def coefficients(s: polarlib.Schedule) -> list[RenderableType]:
-    """A table of the coefficients, all digits; of rational steps, of their partial fractions."""
+    """Lay out the coefficients with all digits, or the partial fractions of rational steps."""
     if s.is_rational:
         parts: list[list[Any]] = []
         step: Any
@@ -170,11 +170,12 @@ def coefficients(s: polarlib.Schedule) -> list[RenderableType]:
 
 
 def short_slope(x: float) -> str:
+    """Format a slope with three digits, or as an integer from 100 to a million."""
     return f"{x:.0f}" if 100 <= abs(x) < 1e6 else f"{x:.3g}"
 
 
 def short(x: float) -> str:
-    """At most two digits where all of them take more space: 0, 0.5, 1e-3, 5.3e-1, 3e-16."""
+    """Format a number in full or with two digits, whichever is shorter: 0.5, 1e-3, 5.3e-1."""
     exact = f"{x:g}"
     rounded = format_number(x) if x >= 1e-9 else re.sub("e-0?", "e-", f"{x:.0e}")
     return min(exact, re.sub(r"(\.0)?e[+]?", "e", rounded), key=len)

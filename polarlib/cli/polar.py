@@ -1,4 +1,4 @@
-"""polarlib polar and polarlib converge."""
+"""The commands polarlib polar and polarlib converge."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from polarlib.cli import console
 from polarlib.cli.console import format_number, format_range, grid, say, tabulated
 from polarlib.cli.everything import METHODS
 from polarlib.cli.listing import MOST_STEPS
+from polarlib.cli.progress import progress
 from polarlib.result import Status, Trace, between
 
 # -- polar -----------------------------------------------------------------------------------
 
 Side = Annotated[str, typer.Option(help="right: A = U H; left: A = H U.")]
 Method = Annotated[
-    str, typer.Option(help=f"auto, {', '.join(METHODS)}, or a schedule (see 'schedules').")
+    str,
+    typer.Option(
+        help=f"One of auto, {', '.join(METHODS)}, or a published set (see 'polarlib schedules')."
+    ),
 ]
 Completion = Annotated[
     bool, typer.Option(help="Complete the factor of a rank-deficient matrix to orthonormal.")
 ]
 Rtol = Annotated[
-    float | None, typer.Option(help="Orthogonality and backward error that count as converged.")
+    float | None,
+    typer.Option(help="Tolerance of orthogonality and backward error. [max(100, n) eps]"),
 ]
 
 
@@ -48,23 +53,29 @@ def polar(
     rtol: Rtol = None,
     as_json: console.Json = False,
 ) -> None:
-    """Polar decomposition of a matrix, with its errors and rank."""
+    """Compute a polar decomposition, its errors and the rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
     console.check_outputs(outputs, (".npy",), file)
-    a = console.read_matrix(file)
-    if a.dtype.type.__module__ == "ml_dtypes":
-        # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
-        a = a.astype(np.float32)
-    with console.collected_warnings() as notes:
-        known: Any = side  # one of two words, which polar checks
-        result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
-    failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
-    if failed:
-        output = hermitian = None
-    written = {output: result.unitary, hermitian: result.hermitian}
-    # Both or neither: factors of two runs do not belong together.
-    arrays = {path: factor for path, factor in written.items() if path is not None}
-    console.write_named(outputs, lambda: files.write_npys(arrays))
+    with progress(4, quiet=as_json) as bar:
+        bar.begin(f"reading {file}")
+        a = console.read_matrix(file)
+        if a.dtype.type.__module__ == "ml_dtypes":
+            # .npy files cannot hold the format. In float32 the factor is not rounded to it.
+            a = a.astype(np.float32)
+        bar.begin("polar decomposition")
+        with console.collected_warnings() as notes:
+            known: Any = side  # one of two words, which polar checks
+            result = polarlib.polar(a, side=known, method=method, completion=completion, rtol=rtol)
+        failed = result.status in (Status.NOT_CONVERGED, Status.OVERFLOW)
+        if failed:
+            output = hermitian = None
+        bar.begin("writing")
+        written = {output: result.unitary, hermitian: result.hermitian}
+        # Both files are written or neither, so that the factors of two runs never mix.
+        arrays = {path: factor for path, factor in written.items() if path is not None}
+        console.write_named(outputs, lambda: files.write_npys(arrays))
+        bar.begin("rank and condition number")
+        result.condition_bounds  # noqa: B018 - computed when first read
     if as_json:
         document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
         document |= {"remedy": result.status.value}
@@ -103,30 +114,40 @@ def converge(
         typer.Option(
             metavar="NAME|FILE.json",
             help="auto (orthogonalize's default for the format), a published set (see "
-            f"'schedules'), a designed one in a file, or {', '.join(METHODS)}.",
+            f"'polarlib schedules'), a .json file, or a method: {', '.join(METHODS)}.",
         ),
     ] = console.DEFAULT,
     steps: Annotated[
         int | None, typer.Option(max=MOST_STEPS, help="Number of steps of a schedule.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help=f"{', '.join(FORMATS)}; that of the matrix by default.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Number format: {', '.join(FORMATS)}; by default that of the matrix.",
+        ),
     ] = None,
-    form: Annotated[str, typer.Option(help="plain or gram.")] = "plain",
-    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the figures to this .csv.")] = None,
+    form: Annotated[str, typer.Option(help="Form of the iteration: plain or gram.")] = "plain",
+    plot: Annotated[Path | None, typer.Option(help="Draw to this .png, .pdf or .svg file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the trace to this .csv file.")] = None,
     as_json: console.Json = False,
 ) -> None:
-    """Singular values and errors after each step of a schedule."""
+    """Print singular values and errors after each step of a schedule."""
     console.check_outputs({"--plot": plot}, console.PICTURES, file)
     console.check_outputs({"--csv": csv}, (".csv",), file)
-    a = console.read_matrix(file, single=True)
-    with console.collected_warnings() as notes:
-        t = polarlib.measure(a, schedule, steps=steps, precision=precision, form=form)
-    if plot is not None:
-        console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
-    if csv is not None:
-        console.write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
+    with progress(quiet=as_json) as bar:
+        bar.begin(f"reading {file}")
+        a = console.read_matrix(file, single=True)
+        bar.begin("singular vectors of the matrix")
+        with console.collected_warnings() as notes:
+            t = polarlib.measure(
+                a, schedule, steps=steps, precision=precision, form=form, callback=bar
+            )
+        bar.begin("writing")
+        if plot is not None:
+            console.write_named({"--plot": plot}, functools.partial(_draw_trace, t, plot))
+        if csv is not None:
+            console.write_named({"--csv": csv}, functools.partial(t.to_csv, csv))
     if as_json:
         console.say_json(
             {"file": file, "plot_file": plot, "csv_file": csv, "notes": notes} | t.to_dict()
@@ -156,7 +177,7 @@ def converge(
 
 
 def _draw_trace(t: Trace, path: Path) -> None:
-    """Write one picture: errors on the left, singular values on the right."""
+    """Write one figure: errors on the left, singular values on the right."""
     from matplotlib.figure import Figure
 
     from polarlib import plot

@@ -1,7 +1,7 @@
-"""What polarlib design designs for: one entry of `REQUESTS` for each kind of request.
+"""Requests of the command polarlib design: an entry of `REQUESTS` for each kind.
 
-A request is named by one option; the others say more. The words are those of the functions of
-polarlib.design, which check the values.
+One option names the request, and further options are its parameters. They have the names of the
+arguments of polarlib.design, whose functions check the values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import scipy.linalg
 from polarlib import Schedule, files, published
 from polarlib.arrays.checks import choice, nearest
 from polarlib.arrays.entry import not_finite
+from polarlib.arrays.progress import Callback
 from polarlib.cli import console
 from polarlib.design import (
     band,
@@ -35,38 +36,39 @@ from polarlib.design import (
 
 # Limits of options: larger values take minutes, and no schedule needs them.
 MOST_STEPS, MOST_DEGREE = 100, 101
-QUINTIC = 5  # degree of steps where none is given
+DEGREE = 5  # of steps where none is given
 OBJECTIVES = ("slope", "error")
 GREEDY = ("safety", "cushion")
 PRICES = ("form", "shape", "costs", "library", "batch")
 
 Options = dict[str, Any]
-Progress = Callable[[int, float], None]
 
 
 class _Request(NamedTuple):
-    """The options that go with the one that names the request, and the function that designs."""
+    """Options that the naming option of a request may be given with, and the function to call."""
 
     takes: tuple[str, ...]
-    design: Callable[[Options, Progress], Schedule]
+    design: Callable[[Options, Callback], Schedule]
 
 
-def designed(given: Options, progress: Progress) -> Schedule:
-    """Design for the options that were given, by name; contradictions are refused."""
+def designed(given: Options, callback: Callback) -> Schedule:
+    """Design for options, given by name; refuse options that contradict one another."""
     kinds = [kind for kind in REQUESTS if kind in given and kind != "lower"]
     if len(kinds) > 1:
-        raise ValueError(f"give one of {_listed(kinds)}: a schedule is designed for one of them")
+        raise ValueError(
+            f"one of {_listed(kinds)} must be given, got {len(kinds)}; leave the others out"
+        )
     if not kinds and "lower" not in given:
         others = [kind for kind in REQUESTS if kind != "lower"]
-        raise ValueError(f"give --lower, for an interval, or one of {_listed(others)}")
+        raise ValueError(f"--lower, for an interval, or one of {_listed(others)} must be given")
     (kind,) = kinds or ["lower"]
     request = REQUESTS[kind]
     for option in given:
         if option not in (kind, *request.takes):
             raise ValueError(
-                f"--{option} does not go with --{kind}, which takes {_listed(request.takes)}"
+                f"--{option} must not be given with --{kind}, which takes {_listed(request.takes)}"
             )
-    return request.design(given, progress)
+    return request.design(given, callback)
 
 
 def _listed(options: Any) -> str:
@@ -76,53 +78,53 @@ def _listed(options: Any) -> str:
 # -- values of options -----------------------------------------------------------------------
 
 
-def _numbers(given: Options, option: str, what: str, kind: Callable[[str], Any] = float) -> Any:
-    """Numbers with commas between."""
+def _numbers(given: Options, option: str, allowed: str, kind: Callable[[str], Any] = float) -> Any:
+    """Parse numbers with commas between."""
     try:
         return [kind(part) for part in given[option].split(",")]
     except ValueError:
-        raise ValueError(f"--{option} must be {what}, got {given[option]!r}") from None
+        raise ValueError(f"--{option} must be {allowed}, got {given[option]!r}") from None
 
 
-def _pair(given: Options, option: str, what: str, kind: Callable[[str], Any] = float) -> Any:
-    found = _numbers(given, option, what, kind)
-    if len(found) != 2:
-        raise ValueError(f"--{option} must be {what}, got {given[option]!r}")
-    return tuple(found)
+def _pair(given: Options, option: str, allowed: str, kind: Callable[[str], Any] = float) -> Any:
+    pair = _numbers(given, option, allowed, kind)
+    if len(pair) != 2:
+        raise ValueError(f"--{option} must be {allowed}, got {given[option]!r}")
+    return tuple(pair)
 
 
 def _degrees(given: Options) -> list[int]:
-    """Degree of each step, from --degrees, --steps or both."""
+    """Return the degree of each step, from --degrees, --steps or both."""
     if "steps" not in given and "degrees" not in given:
-        raise ValueError("give --steps, for steps of degree 5, or --degrees")
+        raise ValueError("--steps, for steps of degree 5, or --degrees must be given")
     steps: Any = given.get("steps")
     if steps is not None and steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     if "degrees" not in given:
-        return [QUINTIC] * steps
-    what = "odd numbers with commas between, such as 3,5,5"
-    found: list[int] = _numbers(given, "degrees", what, int)
-    if len(found) > MOST_STEPS or max(found) > MOST_DEGREE:
+        return [DEGREE] * steps
+    allowed = "odd numbers with commas between, such as 3,5,5"
+    degrees: list[int] = _numbers(given, "degrees", allowed, int)
+    if len(degrees) > MOST_STEPS or max(degrees) > MOST_DEGREE:
         raise ValueError(
             f"--degrees must be at most {MOST_STEPS} numbers up to {MOST_DEGREE}, got "
             f"{given['degrees']!r}"
         )
-    if steps is None or steps == len(found):
-        return found
-    if len(found) > 1:
+    if steps is None or steps == len(degrees):
+        return degrees
+    if len(degrees) > 1:
         raise ValueError(
             f"--degrees must be one degree or {steps}, as many as --steps, got {given['degrees']!r}"
         )
-    return found * int(steps)
+    return degrees * int(steps)
 
 
 def _of(given: Options, *options: str) -> Options:
-    """The options that were given, as arguments of the function."""
+    """Select options that were given, as arguments of a function."""
     return {option: given[option] for option in options if option in given}
 
 
 def _singular_values(source: str) -> np.ndarray:
-    """Singular values from a file, as a vector or of the matrix that it holds."""
+    """Return singular values from a file: of its vector, or of its matrix."""
     file, _ = files.split(source)
     if not file.exists() and not file.suffix:
         a = console.read_matrix(source, single=True)
@@ -133,8 +135,8 @@ def _singular_values(source: str) -> np.ndarray:
             f"{source}: singular values, as a vector, or one matrix is needed, got an array of "
             f"shape {a.shape}"
         )
-    if trouble := not_finite(a):
-        raise ValueError(f"{source}: {trouble}; remove them")
+    if message := not_finite(a):
+        raise ValueError(f"{source}: {message}; remove them")
     if a.ndim == 1:
         return a
     wide = np.complex128 if np.iscomplexobj(a) else np.float64
@@ -145,35 +147,37 @@ def _singular_values(source: str) -> np.ndarray:
 # -- requests --------------------------------------------------------------------------------
 
 
-def _interval(given: Options, progress: Progress) -> Schedule:
+def _interval(given: Options, callback: Callback) -> Schedule:
     counts = [option for option in ("matmuls", "steps", "degrees") if option in given]
     if not counts or counts == ["matmuls", "steps"]:
         raise ValueError(
-            "give one of --matmuls, --steps, --degrees, got "
+            "one of --matmuls, --steps, --degrees must be given, got "
             f"{' and '.join(f'--{option}' for option in counts) or 'none of them'}"
         )
     if "matmuls" in given:
-        return _for_products(given, progress)
+        return _for_products(given, callback)
     if prices := [option for option in PRICES if option in given]:
-        raise ValueError(f"{_listed(prices)} go with --matmuls, the budget")
+        raise ValueError(f"{_listed(prices)} must be given with --matmuls only, the budget")
     alone = "degrees" not in given and not any(option in given for option in (*GREEDY, "upper"))
     if "precision" in given and alone:
         return for_precision(
-            given["precision"], given["lower"], steps=len(_degrees(given)), callback=progress
+            given["precision"], given["lower"], steps=len(_degrees(given)), callback=callback
         )
     if "precision" in given:
         raise ValueError(
-            "--precision derives degrees, safety and cushion for [lower, 1] by itself: leave "
-            "--degrees, --safety, --cushion and --upper out, or give --matmuls"
+            "--precision determines degrees, safety and cushion on [lower, 1]; leave --degrees, "
+            "--safety, --cushion and --upper out, or give --matmuls"
         )
     return greedy(given["lower"], _degrees(given), **_of(given, "upper", *GREEDY))
 
 
-def _for_products(given: Options, progress: Progress) -> Schedule:
-    """The best degrees for a number of products; --degrees are those to choose from."""
+def _for_products(given: Options, callback: Callback) -> Schedule:
+    """Design with the best degrees for a number of products, among --degrees if given."""
     if "steps" in given or any(option in given for option in GREEDY):
-        raise ValueError("--safety and --cushion go with --steps or --degrees, not with --matmuls")
-    arguments = _of(given, "upper", *PRICES) | {"callback": progress}
+        raise ValueError(
+            "--safety and --cushion must be given with --steps or --degrees, not with --matmuls"
+        )
+    arguments = _of(given, "upper", *PRICES) | {"callback": callback}
     if "degrees" in given:
         arguments["degrees"] = _degrees(given)
     if "precision" in given and not any(option in given for option in ("upper", *PRICES)):
@@ -186,31 +190,31 @@ def _for_products(given: Options, progress: Progress) -> Schedule:
     return budget(given["lower"], given["matmuls"], **arguments)
 
 
-def _band(given: Options, progress: Progress) -> Schedule:
-    what = "an error such as 0.05 or two limits such as 0.7,1.2"
-    limits = _numbers(given, "band", what)
+def _band(given: Options, callback: Callback) -> Schedule:
+    allowed = "an error such as 0.05 or two limits such as 0.7,1.2"
+    limits = _numbers(given, "band", allowed)
     if len(limits) > 2:
-        raise ValueError(f"--band must be {what}, got {given['band']!r}")
+        raise ValueError(f"--band must be {allowed}, got {given['band']!r}")
     degrees = _degrees(given)
     return band(len(degrees), tuple(limits) if len(limits) == 2 else limits[0], degree=degrees)
 
 
-def _spectrum(given: Options, progress: Progress) -> Schedule:
+def _spectrum(given: Options, callback: Callback) -> Schedule:
     degrees = _degrees(given)
     more = _bounds(given)
     if "normalisation" in given:
         known = ("frobenius", "spectral")
         more["normalisation"] = choice("--normalisation", given["normalisation"], known)
     values = _singular_values(given["spectrum"])
-    return for_spectrum(values, len(degrees), degree=degrees, callback=progress, **more)
+    return for_spectrum(values, len(degrees), degree=degrees, callback=callback, **more)
 
 
 def _bounds(given: Options) -> Options:
-    what = "two numbers such as 0.5,1.1"
-    return {"bounds": _pair(given, "bounds", what)} if "bounds" in given else {}
+    allowed = "two numbers such as 0.5,1.1"
+    return {"bounds": _pair(given, "bounds", allowed)} if "bounds" in given else {}
 
 
-def _tuned(given: Options, progress: Progress) -> Schedule:
+def _tuned(given: Options, callback: Callback) -> Schedule:
     objective = given["tune"]
     if "start" not in given:
         raise ValueError("--tune needs a --start: the name of a set or a .json file")
@@ -225,61 +229,62 @@ def _tuned(given: Options, progress: Progress) -> Schedule:
         from polarlib.design import spectrum
 
         objective = spectrum(_singular_values(objective))
-    return tune(objective, start, callback=progress, **_bounds(given))
+    return tune(objective, start, callback=callback, **_bounds(given))
 
 
-def _error(given: Options, progress: Progress) -> Schedule:
+def _error(given: Options, callback: Callback) -> Schedule:
     if "precision" not in given:
         if others := [option for option in ("lower", "matmuls") if option in given]:
-            raise ValueError(f"{_listed(others)} goes with --error only together with --precision")
+            raise ValueError(f"{_listed(others)} with --error must be given with --precision too")
         return steepest(given["error"], _degrees(given))
     arguments = _of(given, "lower", "steps", "matmuls", "error")
     if "degrees" in given:
         arguments["degrees"] = _degrees(_of(given, "degrees"))
-    return for_precision(given["precision"], **arguments, callback=progress)
+    return for_precision(given["precision"], **arguments, callback=callback)
 
 
-def _slope(given: Options, progress: Progress) -> Schedule:
+def _slope(given: Options, callback: Callback) -> Schedule:
     return for_slope(given["slope"], _degrees(given))
 
 
-def _target(given: Options, progress: Progress) -> Schedule:
-    found = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", given["target"])
-    name, argument = found.groups() if found else (given["target"], None)
+def _target(given: Options, callback: Callback) -> Schedule:
+    match = re.fullmatch(r"(\w+)(?:\(([^()]*)\))?", given["target"])
+    name, argument = match.groups() if match else (given["target"], None)
     name = choice("--target", name, TARGETS)
     parameter, takes = TARGETS[name]
     if bool(parameter) != (argument is not None):
-        said = f"its parameter, as in {name}({parameter})" if parameter else "no parameter"
-        raise ValueError(f"--target {name} has {said}, got {given['target']!r}")
+        allowed = f"its parameter, as in {name}({parameter})" if parameter else "no parameter"
+        raise ValueError(f"--target {name} must have {allowed}, got {given['target']!r}")
     for option in ("lower", "upper", *GREEDY):
         if option in given and option not in takes:
-            raise ValueError(f"--{option} does not go with --target {name}")
+            raise ValueError(f"--{option} must not be given with --target {name}")
     if takes and takes[0] not in given:
         raise ValueError(f"--target {name} needs --{takes[0]}")
     degrees = _degrees(given)
     if name == "clip":
-        return clip(given["upper"], degrees, callback=progress)
+        return clip(given["upper"], degrees, callback=callback)
     kind = int if name == "inverse_root" else float
     try:
         p = kind(str(argument))
     except ValueError:
         raise ValueError(
-            f"--target {name} takes a number, as in {name}({parameter}), got {given['target']!r}"
+            f"--target {name} must have a number, as in {name}({parameter}), got "
+            f"{given['target']!r}"
         ) from None
     if name == "power":
-        return power(p, given["lower"], degrees, callback=progress)
+        return power(p, given["lower"], degrees, callback=callback)
     if name == "smooth_sign":
-        return smooth_sign(p, degrees, callback=progress)
+        return smooth_sign(p, degrees, callback=callback)
     return inverse_root(int(p), given["lower"], degrees, **_of(given, *GREEDY))
 
 
-def _zolotarev(given: Options, progress: Progress) -> Schedule:
+def _zolotarev(given: Options, callback: Callback) -> Schedule:
     if "lower" not in given:
         raise ValueError("--zolotarev needs --lower, the lower end of the interval")
     return zolotarev(given["zolotarev"], given["lower"])
 
 
-# Other functions than the polar factor: an example of the parameter, and the options that each
+# Targets other than the polar factor: an example of the parameter, and the options that each
 # takes, of which the first is required.
 TARGETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "clip": ("", ("upper",)),

@@ -1,7 +1,7 @@
-"""Compositions of best steps for a given error: the widest interval that they serve.
+"""Compositions of best steps for a given error: the widest interval on which they have it.
 
-A best step of degree 2q + 1 sends the quotient rho of the ends of an interval to R(rho), that of
-its image, whatever the scale; R increases. So the widest interval that n steps map into
+A best step of degree 2q + 1 maps the quotient rho of the ends of an interval to R(rho), that of its
+image, for every scale; R increases. So the widest interval that n steps map into
 [1 - e, 1 + e] follows from the last step backward: rho_n = (1 - e) / (1 + e), rho_{k-1} =
 R^-1(rho_k). In the coordinate log(rho / (1 - rho)) R is almost a straight line at both ends, of
 slope 1 where rho is small and of slope q + 1 where it is near 1.
@@ -19,21 +19,21 @@ from polarlib.arrays.checks import MOST_STEPS, count, double, items, number, sho
 from polarlib.design.compose import greedy
 from polarlib.design.remez import best, check_degree, check_degrees, ideal
 
-# Fewer take 4 to 8 secant steps; the last digit of rho near 1 may need some more.
+# Largest number of secant steps: 4 to 8 are usual, the last digit of rho near 1 may need more.
 SECANTS = 40
-# Attempts to make up for the rounding of coefficients, each twice as bold; two are the rule.
+# Attempts to compensate the rounding of coefficients, each by twice as much; two are usual.
 ATTEMPTS = 8
 # Half the distance from 1 to the next double below: no schedule of doubles has a smaller error.
 SMALLEST = 2.0**-54
 # Smallest lower end of an interval: the minimum of a step there is lost in its rounding.
 WIDEST = 1e-15
 EPSILON = "a number between 0 and 1, or a band (low, high)"
-# Of a band without 1, error and validity of a schedule, which are about 1, say nothing.
+# A band must contain 1, about which the error and the validity of a schedule are defined.
 BAND = "two numbers low < high with 0 < low <= 1 <= high < 2"
 
 
 def _before(degree: int, target: float) -> tuple[float, float]:
-    """Coordinate z = log(rho / (1 - rho)) of the interval whose image has `target`, and the slope.
+    """Return z = log(rho / (1 - rho)) of the interval whose image has `target`, and the slope.
 
     The slope is that of the image's coordinate by z.
     """
@@ -58,7 +58,7 @@ def _before(degree: int, target: float) -> tuple[float, float]:
 
 
 class _Aim(NamedTuple):
-    """Where a composition shall map its interval.
+    """The band into which a composition maps its interval.
 
     Attributes
     ----------
@@ -106,7 +106,7 @@ def _checked_band(value: Any) -> tuple[_Aim, str]:
     return _between(low, high), f"[{low:g}, {high:g}]"
 
 
-def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedule:
+def _widest(degrees: Sequence[int], aim: _Aim, description: str, given: Any) -> Schedule:
     """Return the composition that maps the widest interval ``[lower, 1]`` into a band."""
     z, rate = math.log(aim.low) - math.log(aim.width), 1.0
     listed = ", ".join(map(str, degrees))
@@ -117,36 +117,36 @@ def _widest(degrees: Sequence[int], aim: _Aim, said: str, given: Any) -> Schedul
         if z < math.log(WIDEST):
             raise ValueError(
                 f"the widest interval for steps of degrees {listed} and a band of {shown(given)} "
-                f"begins below {WIDEST:g}; take fewer steps, or a narrower band"
+                f"begins below {WIDEST:g}; use fewer steps, or a narrower band"
             )
     error = aim.width / (2 * aim.centre)
-    found: Schedule | None = None
+    widest: Schedule | None = None
     least = math.inf
     for attempt in range(ATTEMPTS):
         s = greedy(1 / (1 + math.exp(-z)), degrees)
         if aim.centre != 1:
             s = replace(s, steps=(*s.steps[:-1], tuple(aim.centre * c for c in s.steps[-1])))
         excess = aim.excess(s)
-        if found is None or excess < least:
-            found, least = s, excess
+        if widest is None or excess < least:
+            widest, least = s, excess
         if excess <= 0:
             break
         # dz = -de / (e (1 - e)) at the other end.
         z += 1.5 * 2**attempt * (excess / aim.centre) / (error * (1 - error)) / rate
-    assert found is not None
+    assert widest is not None
     return replace(
-        found,
-        name=f"band of {said}",
-        source=f"widest interval that steps of degrees {listed} map into the band {said}",
+        widest,
+        name=f"band of {description}",
+        source=f"widest interval that steps of degrees {listed} map into the band {description}",
     )
 
 
 def band(
     steps: int, epsilon: float | tuple[float, float], *, degree: int | Sequence[int] = 5
 ) -> Schedule:
-    """Widest interval that a number of odd polynomials map into a band about 1.
+    """Design the odd polynomials that map the widest interval into a band about 1.
 
-    The counterpart of :func:`greedy`: there the interval is given, here the error.
+    In contrast to :func:`greedy`, the error is given and the interval is computed.
 
     Parameters
     ----------
@@ -161,21 +161,21 @@ def band(
     Returns
     -------
     Schedule
-        On ``[lower, 1]`` with `lower` as small as it can be. Its image is inside the band, so that
-        its error is at most `epsilon`, or ``max(1 - low, high - 1)``; except for a band so narrow
-        that the rounding of the coefficients counts (`epsilon` below 1e-14).
+        On ``[lower, 1]`` with the smallest possible `lower`. Its image is inside the band, so that
+        its error is at most `epsilon`, or ``max(1 - low, high - 1)``. For `epsilon` below 1e-14 the
+        rounding of the coefficients may exceed the band.
 
     Raises
     ------
     ValueError
         For a number of steps below 1, `epsilon` outside (0, 1), a band that is empty, is not within
-        (0, 2) or does not contain 1, an even degree, other than one degree per step, and so many
-        steps that `lower` would be below 1e-15.
+        (0, 2) or does not contain 1, an even degree, a number of degrees that is not the number of
+        steps, and if `lower` would be below 1e-15.
 
     See Also
     --------
-    steepest : The same composition, by its error and its degrees.
-    for_slope : The composition of this kind that has a given slope at 0.
+    steepest : The same composition, from its error and its degrees.
+    for_slope : The composition of this kind with a given slope at 0.
 
     Notes
     -----
@@ -197,18 +197,18 @@ def band(
     '0.008392'
     """
     steps = count("steps", steps, most=MOST_STEPS)
-    aim, said = _checked_band(epsilon)
+    aim, description = _checked_band(epsilon)
     degrees = check_degrees(degree) if _is_list(degree) else [check_degree(degree)] * steps
     if len(degrees) != steps:
         raise ValueError(
             f"degree must be one odd integer, or one per step: got {len(degrees)} degrees "
             f"{shown(degree)} for steps={steps}"
         )
-    return _widest(degrees, aim, said, epsilon)
+    return _widest(degrees, aim, description, epsilon)
 
 
 def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
-    """Steepest odd polynomial to repeat for ever without leaving ``[1 - epsilon, 1 + epsilon]``.
+    """Return the steepest odd polynomial that may be repeated in ``[1 - epsilon, 1 + epsilon]``.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
     -------
     Schedule
         One step with ``repeat="forever"``, on ``[lower, 1 + epsilon]`` with `lower` as small as it
-        can be: this interval is mapped into the band in one step, and the band into itself.
+        can be. One step maps this interval into the band, and the band into itself.
 
     Raises
     ------
@@ -230,12 +230,12 @@ def stationary(epsilon: float, *, degree: int = 5) -> Schedule:
 
     Notes
     -----
-    The problem of K. Jordan and others, Muon (2024): the largest slope such that p touches
-    ``1 + epsilon`` and ``1 - epsilon`` by turns, the last time at ``x = 1 + epsilon``. It is the
-    step of :func:`band` for an upper end of ``1 + epsilon``. Their own (3.4445, -4.775, 2.0315) was
-    found by search and is no solution of it: its slope is that of ``epsilon = 0.2075``, but it
-    keeps about [0.68, 1.14], and lets larger values come back. Here the upper end is a fixed point
-    that repels: for low precision, divide the input by a safety factor.
+    The problem is that of K. Jordan and others, Muon (2024): the largest slope such that p touches
+    ``1 + epsilon`` and ``1 - epsilon`` alternately, the last time at ``x = 1 + epsilon``. It is the
+    step of :func:`band` for an upper end of ``1 + epsilon``. Their coefficients (3.4445, -4.775,
+    2.0315) were found by search and do not solve it: their slope is that of ``epsilon = 0.2075``,
+    but they map about [0.68, 1.14] into itself, and larger values return to it. Here the upper end
+    is a repelling fixed point; in low precision, divide the input by a safety factor.
 
     Examples
     --------

@@ -1,22 +1,22 @@
-"""What no composition of given degrees can do better: proven lower bounds on the least error.
+"""Proven lower bounds on the least error of all compositions of given degrees.
 
 One step. For points ``x_0 < ... < x_(q+1)`` in [l, u] there are weights of alternating signs that
 annihilate x, x**3, ..., x**(2q+1): ``|w_i| = 1 / (x_i prod_j |x_i**2 - x_j**2|)``. Applied to
 ``1 - p`` they give the same number for every odd polynomial p of degree 2q + 1, so none has an
 error below ``|sum w_i| / sum |w_i|`` (C. de la Vallee-Poussin, 1910). With S+ and S- the sums of
 |w_i| over even and odd i this is ``(1 - rho) / (1 + rho)``, ``rho = S- / S+``. Any points give a
-bound; the equioscillation points of the best polynomial give its error, and what is wrong of the
-points enters squared, so approximate ones do. The rest is exact: points are rational numbers, and
-reciprocals and sums are rounded towards the weaker bound.
+bound. The equioscillation points of the best polynomial give its error, and errors of the points
+enter squared, so that approximate points suffice. The rest is exact: points are rational numbers,
+and reciprocals and sums are rounded towards the weaker bound.
 
-Composition. If the first step sends [l, u] onto [a, b] with 0 < a, then ``a / b <= rho``: scaled by
-2 / (a + b) its error is ``(b - a) / (b + a)``. What the later steps can do on [a, b] depends on
-a / b only, for odd polynomials may be scaled, and is no better than on [rho, 1], for an interval
-has no smaller error than one inside it. (If 0 is in [a, b] the error is at least 1, for s(0) = 0;
-if b < 0, turn the signs of two steps.) So rho takes the place of l / u for the next step, and the
-bound of the last one holds for all compositions. Best steps attain it: greedy compositions are
-optimal (N. Amsel, D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932). All of this holds for
-powers 1, 1 + p, 1 + 2p, ... as well.
+Composition. If the first step maps [l, u] onto [a, b] with 0 < a, then ``a / b <= rho``: scaled by
+2 / (a + b) its error is ``(b - a) / (b + a)``. The least error of the later steps on [a, b] depends
+on a / b only, since odd polynomials may be scaled. It is at least that on [rho, 1], since an
+interval has no smaller error than an interval inside it. (If 0 is in [a, b], the error is at least
+1, as s(0) = 0; if b < 0, change the signs of two steps.) So rho replaces l / u for the next step,
+and the bound of the last step holds for all compositions. Best steps attain it: greedy compositions
+are optimal (N. Amsel, D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932). The same holds for
+powers 1, 1 + p, 1 + 2p, ...
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from polarlib.design.remez import check_degrees, check_interval, ideal
 # Bits of rho: it is near 1 where the error is small, and 1 - rho is to be known down to the
 # smallest double.
 BITS = 1200
-# Width of an interval below 1 on which the extrema are Chebyshev's points: they differ from them by
-# its square.
+# Width of an interval below 1 on which Chebyshev's points are used for the extrema, from which they
+# differ by its square.
 NARROW = 1e-9
-# The interior points for shorter intervals are those for this one, to double precision.
+# Shorter intervals have the same interior points, to double precision.
 SHORTEST = 1e-30
 
 
@@ -57,13 +57,13 @@ def least_error(
     Returns
     -------
     float
-        Proven: no such composition has ``max |1 - s(x)|`` on the interval below it. Sharp to double
-        rounding; 0 where the least error is below the smallest double.
+        Lower bound of ``max |1 - s(x)|`` on the interval for all such compositions. It is sharp to
+        double rounding, and 0 if the least error is below the smallest double.
 
     Raises
     ------
     ValueError
-        For a bad interval, no degrees or an even one.
+        For an invalid interval, no degrees or an even one.
 
     See Also
     --------
@@ -71,7 +71,7 @@ def least_error(
 
     Notes
     -----
-    See the head of the module for the proof.
+    The docstring of the module has the proof.
 
     Examples
     --------
@@ -91,8 +91,8 @@ def largest_complement(
 ) -> float:
     """Bound from above the 1 - E of every composition of these degrees in this order.
 
-    It is the bound of :func:`least_error` without cancellation. Where the interval is long and E
-    near 1, 1 - E is what tells schedules apart: the least singular value of the output.
+    It is the bound of :func:`least_error` without cancellation. For long intervals E is near 1, and
+    1 - E, the least singular value of the output, distinguishes schedules.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def largest_complement(
 
 
 def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> Fraction:
-    """Upper bound of the least over the largest value of every such composition."""
+    """Bound the least over the largest value of every such composition from above."""
     l, u = check_interval(lower, upper)
     stride = count("stride", stride, most=MOST_STRIDE)
     rho = Fraction(l) / Fraction(u)
@@ -136,7 +136,7 @@ def _ratio(lower: float, degrees: Sequence[int], upper: float, stride: int) -> F
 
 
 def _step(low: Fraction, degree: int, stride: int) -> Fraction:
-    """Upper bound of rho of every step on [low, 1]."""
+    """Bound rho of every step on [low, 1] from above."""
     q = (degree - 1) // stride
     # Chebyshev's points are the extrema but for the square of the width.
     inner = [
@@ -165,7 +165,7 @@ def _cut(v: Fraction, *, up: bool) -> Fraction:
 
 
 def _rounded(v: Fraction, towards: float) -> float:
-    """Nearest double in a direction."""
+    """Return the nearest double in a direction."""
     x = float(v)
     wrong = Fraction(x) > v if towards < 0 else Fraction(x) < v
     return math.nextafter(x, towards) if wrong else x

@@ -1,20 +1,20 @@
 """The best sequence of degrees for a number of matrix products.
 
-A greedy composition is optimal for given degrees; which degrees, and in which order, is a search.
-All that a composition has reached is one number: rho, the ratio of the ends of its image. The best
-next rho grows with rho, so of two sequences the cheaper one with the larger rho does better however
-both go on, and only sequences that no other one beats in cost and rho need be kept. That is exact:
-it finds what trying all sequences finds.
+For given degrees the greedy composition is optimal; the degrees and their order are searched. The
+state of a composition is one number: rho, the ratio of the ends of its image. The best next rho
+increases with rho. So of two sequences the one with lower cost and larger rho stays ahead with
+every continuation, and only sequences that no other one dominates in cost and rho are kept. The
+result is that of trying all sequences.
 
-With a number format, the ends are those of where rounding can take the interval, and every step is
-the best for them (:mod:`polarlib.design.rounding`). The last one has nothing after it and keeps no
-room, so every sequence is ended by a step of its own. A step is designed only where the rho that it
-would have in exact arithmetic is not reached by a cheaper sequence.
+With a number format, the ends are those of the image with rounding, and every step is the best for
+them (:mod:`polarlib.design.rounding`). The last step keeps no upper margin, since no step follows,
+so that every sequence ends with a step of its own. A step is designed only if no cheaper sequence
+has the rho that the step would have in exact arithmetic.
 
 References: composition of degrees by dynamic programming, for comparisons under homomorphic
 encryption, E. Lee, J.-W. Lee, J.-S. No, Y.-S. Kim, ePrint 2020/834; greedy optimality, N. Amsel,
-D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932. Costs of matrix products, and rounding in the
-state, are this library's.
+D. Persson, C. Musco, R. M. Gower, arXiv 2505.16932. Polarlib adds costs of matrix products, and
+rounding in the state.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from typing import Any, NamedTuple
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import number
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.compose import flat_step, greedy
 from polarlib.design.doubles import BeyondDoublesError
-from polarlib.design.fit import progress
 from polarlib.design.prices import GRAM_PRECISION, CostModel, Prices
 from polarlib.design.remez import best, check_interval
 from polarlib.design.restarts import restarts as _restarts
@@ -45,6 +45,7 @@ from polarlib.design.rounding import (
     next_step,
     rho_without_rounding,
 )
+from polarlib.files.tables import html_table
 
 # Relative gain in rho below which more products are not worth it: a few roundings of a double, and
 # that part of a rounding of the format.
@@ -52,15 +53,15 @@ WORTH, WORTH_ROUNDINGS = 2e-15, 1 / 64
 
 
 class DegreeSequence(NamedTuple):
-    """One sequence of degrees that no cheaper sequence reaches.
+    """Sequence of degrees with a smaller error than every cheaper sequence.
 
     Attributes
     ----------
     cost : float
-        What it costs, in the units of the cost model (matrix products by default).
+        Its cost, in the units of the cost model (matrix products by default).
     error : float
-        Worst error ``|1 - s|`` on the interval; with a number format, that with a fifth of the
-        bound of every rounding, the largest part that was measured.
+        Worst error ``|1 - s|`` on the interval. With a number format it includes a fifth of the
+        bound of every rounding, the largest fraction that was measured.
     degrees : tuple of int
         Degree of each step, the first applied first.
     """
@@ -69,16 +70,20 @@ class DegreeSequence(NamedTuple):
     error: float
     degrees: tuple[int, ...]
 
+    def _repr_html_(self) -> str:
+        degrees = ", ".join(map(str, self.degrees))
+        return html_table("DegreeSequence", self._asdict() | {"degrees": degrees})
+
 
 class _Ratio(NamedTuple):
-    """What a composition has reached in exact arithmetic."""
+    """State of a composition in exact arithmetic."""
 
     rho: float
 
 
 @functools.lru_cache(maxsize=4096)
 def _ratio(degree: int, rho: float) -> float:
-    """The best rho after a step on [rho, 1]; 0 where doubles do not hold its coefficients."""
+    """Return the best rho after a step on [rho, 1]; 0 if doubles do not hold its coefficients."""
     if flat_step(degree // 2, rho, 1.0) is not None:
         return 1.0
     try:
@@ -91,31 +96,31 @@ def _ratio(degree: int, rho: float) -> float:
 def _unbeaten(
     lower: float, most: float, once: float, prices: Mapping[int, float], f: Rounding | None
 ) -> Iterator[tuple[float, tuple[int, ...], Any]]:
-    """Cost, degrees and state of all sequences that no cheaper one beats in rho, cheapest first."""
+    """Yield cost, degrees and state of all sequences with the best rho for their cost, by cost."""
     start = _Ratio(lower) if f is None else first_state(lower, f)
     worth = 1.0 if f is None else 1 + WORTH_ROUNDINGS * f.unit
-    # By cost, of equal ones the best first: by a bound of rho until it is the turn of a step, which
-    # is then designed and put back.
+    # Ordered by cost, then by rho. A bound of rho is used until a sequence comes first in the heap;
+    # its last step is then designed, and the sequence put back.
     heap: list[tuple[float, float, int, tuple[int, ...], Any, bool]]
     heap = [(once, -start.rho, 0, (), start, True)]
     reached = 0.0
     while heap:
-        spent, rho, count, sequence, state, designed = heapq.heappop(heap)
+        paid, rho, count, sequence, state, designed = heapq.heappop(heap)
         if sequence and -rho <= reached * worth:
             continue
         if not designed:
             with contextlib.suppress(BeyondDoublesError):
                 state = _Ratio(-rho) if f is None else next_step(state, sequence[-1], f)
-                heapq.heappush(heap, (spent, -state.rho, count, sequence, state, True))
+                heapq.heappush(heap, (paid, -state.rho, count, sequence, state, True))
             continue
         reached = -rho if sequence else 0.0
-        yield spent, sequence, state
+        yield paid, sequence, state
         for d in prices:
             longer = (*sequence, d)
-            spent = math.fsum((once, *(prices[k] for k in longer)))
-            if spent <= most:
+            paid = math.fsum((once, *(prices[k] for k in longer)))
+            if paid <= most:
                 rho = _ratio(d, state.rho) if f is None else rho_without_rounding(state, d)
-                heapq.heappush(heap, (spent, -rho, count + 1, longer, state, False))
+                heapq.heappush(heap, (paid, -rho, count + 1, longer, state, False))
 
 
 def _ended(
@@ -126,7 +131,7 @@ def _ended(
     prices: Mapping[int, float],
     f: Rounding,
 ) -> Iterator[tuple[float, tuple[int, ...], Any]]:
-    """Cost, degrees and state of a sequence with each last step that is affordable."""
+    """Yield cost, degrees and state of a sequence with each last step that is affordable."""
     for d in prices:
         longer = (*sequence, d)
         cost = math.fsum((once, *map(prices.__getitem__, longer)))
@@ -146,7 +151,7 @@ def designed_for(
     f: Rounding | None,
     callback: Callable[[int, float], Any],
 ) -> list[tuple[DegreeSequence, Any]]:
-    """The frontier on [lower, upper], with the state of each sequence on [lower / upper, 1]."""
+    """Return the frontier on [lower, upper], with the states on [lower / upper, 1]."""
     cheapest = min(prices.values())
     if matmuls < once + cheapest:
         raise ValueError(
@@ -156,10 +161,10 @@ def designed_for(
     ends: list[tuple[float, float, tuple[int, ...], Any]] = []
     best = 0.0  # the largest rho
     designed = _unbeaten(lower / upper, most, once, prices, f)
-    for k, (spent, sequence, state) in enumerate(designed, 1):
+    for k, (paid, sequence, state) in enumerate(designed, 1):
         if f is None:
             if sequence:
-                ends.append((spent, -state.rho, sequence, state))
+                ends.append((paid, -state.rho, sequence, state))
                 best = max(best, state.rho)
         else:
             for cost, longer, done in _ended(sequence, state, once, matmuls, prices, f):
@@ -168,28 +173,28 @@ def designed_for(
         callback(k, (1 - best) / (1 + best))
     ends.sort(key=lambda end: (*end[:2], len(end[2]), end[2]))
     worth = 1 + max(WORTH, WORTH_ROUNDINGS * f.unit if f else 0.0)
-    found: list[tuple[DegreeSequence, Any]] = []
+    entries: list[tuple[DegreeSequence, Any]] = []
     kept = 0.0
     for cost, rho, chosen, state in ends:
         if -rho > kept * worth:
             kept = -rho
-            found.append((DegreeSequence(cost, (1 + rho) / (1 - rho), chosen), state))
-    if not found:
-        said = (
+            entries.append((DegreeSequence(cost, (1 + rho) / (1 - rho), chosen), state))
+    if not entries:
+        reason = (
             f"degrees {', '.join(map(str, prices))} on [{lower:g}, {upper:g}] are beyond double "
             "coefficients"
         )
         if f is not None:
-            said = (
+            reason = (
                 f"{f.format.name} leaves no step within matmuls={matmuls:g} whose rounding keeps "
-                f"singular values above 0: {said} or this format"
+                f"singular values above 0: {reason} or this format"
             )
-        raise BeyondDoublesError(f"{said}; allow lower degrees")
-    return found
+        raise BeyondDoublesError(f"{reason}; allow lower degrees")
+    return entries
 
 
 def schedule_of(state: _DesignState, f: Rounding, lower: float, upper: float = 1.0) -> Schedule:
-    """The steps of a state as a schedule on [lower, upper]."""
+    """Return the steps of a state as a schedule on [lower, upper]."""
     first, *others = state.steps
     scaled = tuple(c / upper ** (2 * i + 1) for i, c in enumerate(first))
     precision = f.format
@@ -200,7 +205,7 @@ def schedule_of(state: _DesignState, f: Rounding, lower: float, upper: float = 1
         name=f"for {precision.name}, degrees {', '.join(str(2 * len(c) - 1) for c in state.steps)}",
         source=(
             f"best on [{lower:g}, {upper:g}] with rounding to {precision.name}: input up to "
-            f"{f.upper:.7g}, room for {f.upward:g} of the bound above each step and all of it "
+            f"{f.upper:.7g}, margin of {f.upward:g} of the bound above each step and all of it "
             f"below; coefficients in {precision.carrier}"
         ),
     )
@@ -219,60 +224,63 @@ def frontier(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> tuple[DegreeSequence, ...]:
-    """Best sequences of degrees for all costs up to a budget, the cheapest first.
+    """Return the best sequences of degrees for all costs up to a budget, the cheapest first.
 
     Parameters
     ----------
     lower, upper : float
         The interval, ``0 < lower < upper``.
     matmuls : float
-        The budget: matrix products, or units of `cost`. Costs are sums rounded once. With `shape`
-        or `costs` the unit is one product of an m x n matrix with an n x n one, m >= n: with
-        `costs` at that size, in that format, on that device.
+        The budget: matrix products, or units of `cost`. With `shape` or `costs` the unit is one
+        product of an m x n matrix with an n x n matrix, m >= n; with `costs` at that size, in that
+        format, on that device. Costs are correctly rounded sums.
     degrees : iterable of int, optional
         Odd degrees to choose from.
     cost : mapping or callable, optional
-        Cost of a step by its degree, positive; a mapping may have an entry 0 for what is paid once.
-        By default products of the form for the shape; :func:`costs` makes other models.
+        Cost of a step by its degree, positive; a mapping may have an entry 0 for the cost of the
+        whole. By default the number of products of the form for the shape; :func:`costs` returns
+        other models.
     precision : str, optional
-        Number format to allow for; in plain form exact arithmetic by default, in Gram form float32.
+        Number format whose rounding is included; by default exact arithmetic in plain form, and
+        float32 in Gram form.
     form : {"plain", "gram"}, optional
-        Form of the iteration. In Gram form the restarts that the format needs
-        (:func:`polarlib.design.restarts`) are placed, and each is paid for.
+        Form of the iteration. In Gram form the costs include the restarts that the format needs
+        (:func:`polarlib.design.restarts`).
     shape : (int, int), optional
-        Rows and columns for which the default costs are; square by default. With `costs` it has to
-        be given.
+        Rows and columns of the matrices, for the default costs; square by default. With `costs` it
+        is required.
     costs : path-like, optional
-        A file that ``polarlib bench --calibrate -o FILE.toml`` wrote. Prices are then what the
-        products were measured to cost, relative to one another, in the format of `precision`
-        (float64 by default in plain form): "gram" for the Gram matrix, "hermitian_product" for
-        products of n x n matrices, "elementwise" for the pass that each addend takes.
+        A file of ``polarlib bench --calibrate -o FILE.toml``. Costs are then the measured times of
+        the products, relative to one another, in the format of `precision` (float64 by default in
+        plain form): "gram" for the Gram matrix, "hermitian_product" for products of n x n matrices,
+        "elementwise" for the pass over each addend.
     library : str, optional
-        Which table of the file, where it has several: "torch", or "torch.gpu".
+        Table of the file, if it has several: "torch", or "torch.gpu".
     batch : int, optional
-        With `costs`: the unit is a product of a stack of so many matrices. A calibration times
-        single matrices, so that the prices are theirs and seconds are multiplied by this number.
+        With `costs`: number of matrices of the stack whose product is the unit. A calibration times
+        single matrices, so that costs are unchanged and seconds are multiplied by this number.
     callback : callable, optional
         Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees is designed, with
-        the smallest error so far. An exception that it raises ends the search and is passed on.
+        the smallest error so far. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
     tuple of DegreeSequence
-        Costs rise and errors fall. An entry is in it if ``(1 - E) / (1 + E)``, E its error, exceeds
-        that of the entry before by more than a few roundings of a double (1/64 of one of the
-        format, if one is given): among equals the cheapest, then the shortest, then the one with
-        smaller degrees first. In plain form a smaller budget gives the beginning of the same list.
+        Costs increase and errors decrease. With E the error, ``(1 - E) / (1 + E)`` of an entry
+        exceeds that of the entry before by more than a few roundings of a double, or 1/64 of a
+        rounding of the format. Among equal ones the cheapest is listed, then the shortest, then the
+        one with smaller degrees first. In plain form a smaller budget gives the beginning of the
+        same list.
 
     Raises
     ------
     ValueError
-        For a bad interval, budget, degree or cost, an unknown format; for a budget below the
-        cheapest step; where no affordable step keeps singular values above 0 in the format; for an
-        unknown form, or a shape together with a cost; for `costs` without a shape or with a cost, a
-        file that is no calibration or has several tables, of which `library` names none.
+        For an invalid interval, budget, degree or cost, an unknown format or form; for a budget
+        below the cheapest step; if no affordable step keeps singular values above 0 in the format;
+        for a shape together with a cost; for `costs` without a shape or with a cost; for a file
+        that is not a calibration, or has several tables of which `library` names none.
     OSError
         If the file of `costs` cannot be read.
 
@@ -296,8 +304,8 @@ def frontier(
     8 0.0006 (9, 9)
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    return tuple(choice for choice, _ in found.ends)
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    return tuple(choice for choice, _ in front.ends)
 
 
 class _Found(NamedTuple):
@@ -313,36 +321,37 @@ def _frontier(
     upper: float,
     precision: str | None,
     model: CostModel,
-    callback: Callable[[int, float], Any] | None,
+    callback: Callback | None,
 ) -> _Found:
     l, u = check_interval(lower, upper)
     matmuls = number("matmuls", matmuls, 0, ends="(]")
     paid_for = model.prices(precision)
-    section, each = once, prices = paid_for.section, paid_for.each
+    segment, each = once, prices = paid_for.segment, paid_for.each
     form = model.form
     if form == "gram" and precision is None:
         precision = GRAM_PRECISION
     if form == "gram" and once < 0:  # no sequence is cheaper than with a restart after every step
         once, prices = 0.0, {d: c + once for d, c in prices.items()}
     f = None if precision is None else Rounding.of(format_of(precision))
-    found: list[tuple[DegreeSequence, Any]] = [
+    report = reporting(callback, "sequences of degrees")
+    designs: list[tuple[DegreeSequence, Any]] = [
         (choice, f and schedule_of(state, f, l, u))
-        for choice, state in designed_for(l, u, matmuls, once, prices, f, progress(callback))
+        for choice, state in designed_for(l, u, matmuls, once, prices, f, report)
     ]
     if form == "plain" or precision is None:
-        return _Found(found, paid_for)
+        return _Found(designs, paid_for)
     # Priced with the restarts of their Gram form; those that no other one beats are kept.
     priced = []
-    for choice, s in found:
-        sections = [section] * (1 + len(_restarts(s, precision)))
-        paid = math.fsum(sections + [each[d] for d in choice.degrees])
+    for choice, s in designs:
+        segments = [segment] * (1 + len(_restarts(s, precision)))
+        paid = math.fsum(segments + [each[d] for d in choice.degrees])
         if paid <= matmuls:
             priced.append((choice._replace(cost=paid), s))
-    found = []
+    designs = []
     for choice, s in sorted(priced, key=lambda pair: pair[0]):
-        if not found or choice.error < found[-1][0].error:
-            found.append((choice, s))
-    return _Found(found, paid_for)
+        if not designs or choice.error < designs[-1][0].error:
+            designs.append((choice, s))
+    return _Found(designs, paid_for)
 
 
 def best_degrees(
@@ -358,9 +367,9 @@ def best_degrees(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> tuple[int, ...]:
-    """Best sequence of degrees for a budget: the last entry of :func:`frontier`.
+    """Return the best sequence of degrees for a budget: the last entry of :func:`frontier`.
 
     Parameters
     ----------
@@ -385,8 +394,8 @@ def best_degrees(
     (5, 5, 5, 9, 9)
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    return found.ends[-1][0].degrees
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    return front.ends[-1][0].degrees
 
 
 def budget(
@@ -402,9 +411,9 @@ def budget(
     costs: str | os.PathLike[str] | None = None,
     library: str | None = None,
     batch: int | None = None,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
-    """Best schedule for a number of matrix products.
+    """Design the best schedule for a number of matrix products.
 
     Without a number format it is the greedy composition of :func:`best_degrees`: no composition of
     steps of these degrees that costs as much has a smaller error. With one, each step is designed
@@ -449,12 +458,12 @@ def budget(
     [5, 9, 9, 9]
     """
     model = CostModel(degrees, cost, form, shape, costs, library, batch)
-    found = _frontier(lower, matmuls, upper, precision, model, callback)
-    choice, s = found.ends[-1]
+    front = _frontier(lower, matmuls, upper, precision, model, callback)
+    choice, s = front.ends[-1]
     s = s or greedy(lower, choice.degrees, upper=upper)
     if costs is None:
         return s
-    paid = f"{choice.cost:.4g} products of {found.prices.unit}"
-    if found.prices.seconds is not None:
-        paid += f": {choice.cost * found.prices.seconds:.3g} seconds"
+    paid = f"{choice.cost:.4g} products of {front.prices.unit}"
+    if front.prices.seconds is not None:
+        paid += f": {choice.cost * front.prices.seconds:.3g} seconds"
     return replace(s, source=f"{s.source}; {paid}")

@@ -1,4 +1,4 @@
-"""Compositions of best steps: greedy schedules with every convention of the field."""
+"""Compositions of best steps: greedy schedules, with the conventions of published sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_EXACT = 20
 
 def pade(q: int, stride: int = 2) -> tuple[float, ...]:
     """Step of degree 1 + stride q with p(1) = 1 and q vanishing derivatives there."""
-    # x (1 - z)^(-1/p), z = 1 - x^p, cut after z^q: C. Kenney and A. J. Laub, SIMAX 12 (1991).
+    # x (1 - z)^(-1/p), z = 1 - x^p, truncated after z^q: C. Kenney, A. J. Laub, SIMAX 12 (1991).
     terms = [Fraction(1)]
     for k in range(1, q + 1):
         terms.append(terms[-1] * (Fraction(1, stride) + k - 1) / k)
@@ -33,7 +33,7 @@ def pade(q: int, stride: int = 2) -> tuple[float, ...]:
 
 
 def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[float, ...] | None:
-    """Pade step, where its error on an interval about 1 is less than doubles can show, or None.
+    """Return the Pade step if doubles cannot represent its error on an interval, otherwise None.
 
     For stride 2 its coefficients are doubles, the last ones zero where q is above 20.
 
@@ -53,7 +53,7 @@ def flat_step(q: int, lower: float, upper: float, stride: int = 2) -> tuple[floa
 
 
 def _squeeze(step: Sequence[float], safety: float, stride: int) -> tuple[float, ...]:
-    """Coefficients of ``p(x / (1 + safety))``."""
+    """Return the coefficients of ``p(x / (1 + safety))``."""
     return tuple(c / (1 + safety) ** (stride * i + 1) for i, c in enumerate(step))
 
 
@@ -71,7 +71,8 @@ def greedy(
 ) -> Schedule:
     """Compose best steps: each on the image of those before it.
 
-    Without safety and cushion it is the best composition of these degrees in this order.
+    Without safety and cushion it is the best composition of these degrees in this order. A cushion
+    raises the lower end of the interval on which a step is designed.
 
     Parameters
     ----------
@@ -88,15 +89,16 @@ def greedy(
         A step is designed on ``[max(l, cushion u), u]`` for the image [l, u], and then scaled so
         that its image is centred at 1.
     safety_mode : {"in_loop", "post_hoc"}, optional
-        Whether later steps know of the safety of earlier ones, or all are squeezed afterwards.
+        Whether a step is designed on the image of the squeezed steps before it, or all steps are
+        squeezed after the design.
     safety_on_last : bool, optional
         Whether the last step is squeezed too.
     peak : float, optional
-        Steps are scaled so that this is their largest value, in place of centring their image at 1:
-        steeper where it is more than 1 + E. Between 1 and 2; the worst error is at least peak - 1.
+        Largest value of every step, between 1 and 2, in place of centring its image at 1. Steps are
+        steeper if it is above 1 + E; the worst error is at least peak - 1.
     stride : int, optional
-        A step has the powers 1, 1 + stride, 1 + 2 stride, ...; 2 is the odd polynomials. Degrees
-        are then 1 + stride k. See :func:`polarlib.design.inverse_root`.
+        Difference of the exponents 1, 1 + stride, 1 + 2 stride, ... of a step: 2 for odd
+        polynomials. Degrees are 1 + stride k. See :func:`polarlib.design.inverse_root`.
 
     Returns
     -------
@@ -105,8 +107,8 @@ def greedy(
     Raises
     ------
     ValueError
-        For a bad interval, no degrees or an even one, safety or cushion outside [0, 1), an unknown
-        mode, a safety so large that the image leaves (0, 2), or a degree 'beyond double
+        For an invalid interval, no degrees or an even one, safety or cushion outside [0, 1), an
+        unknown mode, a safety with which the image leaves (0, 2), or a degree 'beyond double
         coefficients': rounding them adds more to a step's error than max(5 % of it, 2^-50).
 
     Notes
@@ -131,7 +133,7 @@ def greedy(
     safety_on_last = flag("safety_on_last", safety_on_last)
     steps = []
     within: tuple[Any, Any] = (l, u)  # the image so far, with 40 digits
-    squeezed = len(degrees) - (not safety_on_last)  # so many steps carry the safety
+    squeezed = len(degrees) - (not safety_on_last)  # number of steps with the safety
     for k, degree in enumerate(degrees):
         flat = flat_step((degree - 1) // stride, l, u, stride)
         if flat is not None:
@@ -156,26 +158,26 @@ def greedy(
             final = step
         l, u = end, 2 - end if peak is None else peak
         if safety == 0:
-            # The coefficients are rounded, and the next step multiplies what that adds to u by its
-            # steep slope there: it must know.
+            # The next step has a steep slope at u, which amplifies the rounding of coefficients
+            # there: it is designed on the image of the rounded step.
             final, within = lifted(final, *within, stride=stride)
-        # p(x / f) makes of [f l, f u] what p makes of [l, u].
+        # p(x / f) maps [f l, f u] as p maps [l, u].
         outer = image_of_rounded(final, ends, before[0] * factor, before[1] * factor, stride)
         if safety == 0:
             within = within if outer is None else outer
             l, u = min(l, float(within[0])), max(u, math.nextafter(float(within[1]), math.inf))
         steps.append(final)
-    said = f", cushion {cushion:g}" * (cushion > 0)
+    description = f", cushion {cushion:g}" * (cushion > 0)
     if peak is not None:
-        said += f", every step up to {peak:g}"
+        description += f", every step up to {peak:g}"
     if safety:
         last = "included" if safety_on_last else "exempt"
-        said += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
+        description += f", safety {safety:g} ({safety_mode.replace('_', ' ')}, last step {last})"
     return Schedule(
         steps=tuple(steps),
         lower=lower,
         upper=upper,
         stride=stride,
         name=f"greedy of degrees {', '.join(map(str, degrees))}",
-        source=f"greedy minimax composition on [{lower}, {upper}]{said}",
+        source=f"greedy minimax composition on [{lower}, {upper}]{description}",
     )

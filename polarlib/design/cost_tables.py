@@ -1,16 +1,17 @@
-"""What kernels cost, in matrix products: data, measured once, that choices between methods read.
+"""Costs of kernels in matrix products: measured data, from which methods are chosen.
 
 ``data/costs.toml`` has a table for each library and kind of device. ``polarlib bench --calibrate``
-measures the same on another machine; the environment variable ``POLARLIB_COSTS`` names the file
-that it wrote, whose tables then go before the shipped ones. Without it, one number is corrected for
-the machine, where a choice depends on it: see :func:`svd_costs_less`. ``POLARLIB_COSTS=shipped``
-has nothing measured.
+writes such a file for another machine. The environment variable ``POLARLIB_COSTS`` names that file,
+whose tables are used before the bundled ones. Without it, the cost of an SVD is corrected for the
+machine if a choice depends on it: see :func:`svd_costs_less`. With ``POLARLIB_COSTS=shipped`` the
+bundled tables are used unchanged.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import os
 import reprlib
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,27 +31,31 @@ from polarlib.arrays.checks import path as checked_path
 from polarlib.arrays.formats import FORMATS as NAMES
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
-from polarlib.files.whole import read_whole
+from polarlib.files.whole import read_whole, write_whole
 
-__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
+__all__ = ["KERNELS", "add_costs", "kernel_costs", "read_costs", "symmetric_cost"]
 
 
+HEAD = """\
+# What kernels cost on n x n matrices, in products of two such matrices: [library.device], then a
+# number for each of sizes. polarlib/design/cost_tables.py reads it and lists the kernels;
+# `polarlib bench --calibrate` measures and writes it.
+"""
 VARIABLE = "POLARLIB_COSTS"
-SHIPPED = "shipped"  # its value for the shipped tables as they are
-# Order of the SVD that is timed, how often, and how far from the table its cost may be found.
+SHIPPED = "shipped"  # its value for the bundled tables without a correction
+# Order of the SVD that is timed, number of timings, and largest factor of the correction.
 TIMED, TIMES, FACTOR = 64, 4, 2.0
-# What the SVD may cost of the steps that are planned. By experiment.
+# Largest cost of the SVD, relative to the planned steps, at which it is chosen. By experiment.
 SVD_PAYS = 0.85
-LIMIT = 2**20  # bytes of a file of costs; ours has 10 kB
-GENERIC = "generic"  # the table for libraries that have none
+LIMIT = 2**20  # bytes of a file of costs; the bundled one has 10 kB
+GENERIC = "generic"  # the table for libraries without one of their own
 DEVICES = ("cpu", "gpu")
 FORMATS = ("float32", "float64")
-ABOUT = ("measured", "source", "sizes")  # what a table has besides its formats
-# What a table may have: the costs of symmetric products by half, for formats in which they were
-# measured.
+ABOUT = ("measured", "source", "sizes")  # keys of a table that are not formats
+# Optional key: costs of symmetric products by half, for the formats in which they were measured.
 SYMMETRIC = "symmetric"
 
-# What each kernel is, on n x n matrices; the costs are in units of the first.
+# Description of each kernel on n x n matrices; the costs are in units of the first.
 KERNELS: dict[str, str] = {
     "matmul": "product of two matrices",
     "gram": "X^H X",
@@ -65,8 +71,8 @@ KERNELS: dict[str, str] = {
     "elementwise": "one pass: a matrix read, another one written",
     "lanczos": "8 Lanczos steps, without reorthogonalisation",
 }
-MEASURED = tuple(kernel for kernel in KERNELS if kernel != "matmul")  # what tables list
-# What they may list besides: the time of a product, in seconds. The shipped tables have none.
+MEASURED = tuple(kernel for kernel in KERNELS if kernel != "matmul")  # the keys of a format
+# Optional key of a format: the time of a product in seconds. The bundled tables have none.
 SECONDS = "seconds"
 LISTED = (SECONDS, *MEASURED)
 
@@ -76,7 +82,7 @@ Tables = dict[str, dict[str, Any]]
 def kernel_costs(
     library: str, format_name: str, n: int, *, device: str = "cpu"
 ) -> dict[str, float]:
-    """Costs of kernels on n x n matrices, in products of two such matrices.
+    """Return the costs of kernels on n x n matrices, in products of two such matrices.
 
     Interpolated linearly in log n between the sizes of the table, constant beyond them. Complex
     matrices have the costs of the format of their parts; formats narrower than float32 those of
@@ -85,8 +91,8 @@ def kernel_costs(
     Parameters
     ----------
     library : str
-        ``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``; any other has the table of libraries that
-        are served through the array API alone.
+        ``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``; any other name gives the table for
+        libraries that are used through the array API alone.
     format_name : str
         Number format.
     n : int
@@ -127,7 +133,7 @@ def _costs(library: str, format_name: str, n: int, device: str, own: str | None)
 
 
 def symmetric_cost(library: str, format_name: str, n: int, *, device: str = "cpu") -> float:
-    """Cost of a symmetric product of order n by half, in products of the library in that format.
+    """Return the cost of a symmetric product of order n by half, in products of that format.
 
     Parameters
     ----------
@@ -137,8 +143,8 @@ def symmetric_cost(library: str, format_name: str, n: int, *, device: str = "cpu
     Returns
     -------
     float
-        Interpolated as other costs; infinity where the table has none: such products are used where
-        they were measured to take less time, and nowhere else. The shipped tables have none.
+        Interpolated as other costs; infinity if the table has none. Such products are used only
+        where they were measured to take less time. The bundled tables have none.
 
     Raises
     ------
@@ -166,7 +172,7 @@ def _interpolated(n: int, sizes: Sequence[float], costs: Sequence[float]) -> flo
 
 
 def _own() -> str | None:
-    """The file of costs that the environment names."""
+    """Return the file of costs that the environment variable names."""
     own = os.environ.get(VARIABLE) or None
     return None if own == SHIPPED else own
 
@@ -174,15 +180,15 @@ def _own() -> str | None:
 def svd_costs_less(costs: Mapping[str, float], steps: float, format_name: str) -> bool:
     """Whether the SVD of a NumPy matrix costs less than steps of an iteration.
 
-    How many products an SVD costs depends more on the processor than any other cost: those with
-    twice as fast products have SVDs that are as slow. Where the table's number is within a factor
-    of two of `steps`, it is corrected by what an SVD of a 64 x 64 matrix takes, which is timed once
-    in a process and format, for 5 ms; not if ``POLARLIB_COSTS`` is set.
+    The cost of an SVD in products depends more on the processor than any other cost: on processors
+    with twice as fast products, SVDs take the same time. If the cost in the table is within a
+    factor of two of `steps`, it is corrected by the time of an SVD of a 64 x 64 matrix, which is
+    measured once per process and format, in 5 ms. It is not corrected if ``POLARLIB_COSTS`` is set.
 
     Parameters
     ----------
     costs : mapping
-        As :func:`kernel_costs` gives them.
+        As :func:`kernel_costs` returns them.
     steps : float
         Cost of the steps, in products.
     format_name : str
@@ -193,11 +199,11 @@ def svd_costs_less(costs: Mapping[str, float], steps: float, format_name: str) -
     >>> svd_costs_less({"svd": 20.0}, 5.0, "float64")
     False
     """
-    # A condition number that no Gram matrix tells is taken for the worst: steps cost less then.
+    # A condition number that a Gram matrix cannot resolve counts as the worst: steps cost less.
     svd, steps = costs["svd"], SVD_PAYS * steps
     near = svd / FACTOR < steps < svd * FACTOR
     if near and not os.environ.get(VARIABLE):
-        with _timing:  # one thread times, and all go by what it found
+        with _timing:  # one thread measures, and all threads use its result
             svd *= _svds_here(format_of(format_name).carrier)
     return svd < steps
 
@@ -207,19 +213,19 @@ _timing = threading.Lock()
 
 @functools.cache
 def _svds_here(format_name: str) -> float:
-    """How much more an SVD costs here than the shipped table says, within `FACTOR`."""
+    """Return the cost of an SVD here relative to the bundled table, within `FACTOR`."""
     a = np.random.default_rng(0).standard_normal((TIMED, TIMED)).astype(format_name, order="F")
     if not blas.computes_in(a.dtype):
         return 1.0
     out = np.empty_like(a)
 
     def shortest(f: Callable[[], Any], times: int) -> float:
-        spent = []
+        seconds = []
         for _ in range(times):
             start = time.perf_counter()
             f()
-            spent.append(time.perf_counter() - start)
-        return min(spent)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
 
     with routines.one_thread:
         # As for the table: the call takes a part of the time.
@@ -230,7 +236,7 @@ def _svds_here(format_name: str) -> float:
 
 
 def _table(library: str, device: str, own: str | None) -> dict[str, Any]:
-    """The user's table of a library, or the shipped one, or the shipped one for any library."""
+    """Return the user's table of a library, or the bundled one, or the bundled generic one."""
     for tables in (_read(own) if own else {}, _shipped()):
         if device in tables.get(library, {}):
             return dict(tables[library][device])
@@ -243,7 +249,7 @@ def _shipped() -> Tables:
     return _checked(text, "data/costs.toml")
 
 
-# Paths are the user's.
+# The number of paths is up to the user.
 @functools.lru_cache(maxsize=16)
 def _read(path: str) -> Tables:
     try:
@@ -255,17 +261,17 @@ def _read(path: str) -> Tables:
 
 
 class MachineCosts(NamedTuple):
-    """What one table of a calibration has for a format and an order of matrices.
+    """Costs in one table of a calibration, for a format and an order of matrices.
 
     Attributes
     ----------
     name : str
         Library, device and format, such as "torch.gpu, float32".
     kernels : dict
-        From each of :data:`KERNELS` to its cost, in products of two such matrices; "gram" is that
-        of symmetric products by half where these cost less.
+        Cost of each of :data:`KERNELS`, in products of two such matrices; "gram" is that of
+        symmetric products by half if these cost less.
     seconds : float or None
-        Time of such a product, where the calibration has it.
+        Time of such a product, if the calibration has it.
     """
 
     name: str
@@ -276,7 +282,7 @@ class MachineCosts(NamedTuple):
 def machine_costs(
     path: str | os.PathLike[str], format_name: str, n: int, *, library: str | None = None
 ) -> MachineCosts:
-    """Costs of kernels by a calibration of one machine.
+    """Return the costs of kernels from a calibration of one machine.
 
     Parameters
     ----------
@@ -287,20 +293,21 @@ def machine_costs(
     n : int
         Order of the matrices.
     library : str, optional
-        Which of several tables: a library, or library and device, such as "torch.gpu".
+        Name of the table, if the file has several: a library, or library and device, such as
+        "torch.gpu".
 
     Returns
     -------
     MachineCosts
-        Costs are interpolated linearly in log n and the time of a product in log n and log time,
-        costs are constant beyond the sizes of the table, and the time grows as n**3 there.
+        Costs are interpolated linearly in log n, and the time of a product in log n and log time.
+        Beyond the sizes of the table costs are constant, and the time grows as n**3.
 
     Raises
     ------
     ValueError
-        If the file is none, has no such table, or several and `library` does not say which.
+        If the file is not one of costs, has no such table, or has several and `library` is None.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     tables = {
         f"{name}.{device}": table
@@ -308,14 +315,14 @@ def machine_costs(
         for device, table in devices.items()
     }
     wanted = None if library is None else text("library", library)
-    found = [key for key in tables if wanted is None or wanted in (key, key.rpartition(".")[0])]
-    if len(found) != 1:
-        what = "no such table" if not found else f"{len(found)} tables, of which costs has one"
+    named = [key for key in tables if wanted is None or wanted in (key, key.rpartition(".")[0])]
+    if len(named) != 1:
+        what = "no such table" if not named else f"{len(named)} tables, of which costs has one"
         raise ValueError(
-            f"{os.fspath(path)}: {what}: {', '.join(found or tables)}; choose one of "
+            f"{os.fspath(path)}: {what}: {', '.join(named or tables)}; choose one of "
             f"{', '.join(tables)} by library=" + (f", got {shown(library)}" if library else "")
         )
-    table, chosen = tables[found[0]], format_of(format_name)
+    table, chosen = tables[named[0]], format_of(format_name)
     sizes, listed = table["sizes"], table[chosen.carrier]
     kernels = {"matmul": 1.0} | {k: _interpolated(n, sizes, listed[k]) for k in MEASURED}
     by_half = table.get(SYMMETRIC, {}).get(chosen.name)
@@ -326,7 +333,7 @@ def machine_costs(
         inside = min(max(n, sizes[0]), sizes[-1])
         logarithm = _interpolated(inside, sizes, np.log(listed[SECONDS]))
         seconds = math.exp(logarithm) * (n / inside) ** 3
-    return MachineCosts(f"{found[0]}, {chosen.name}", kernels, seconds)
+    return MachineCosts(f"{named[0]}, {chosen.name}", kernels, seconds)
 
 
 def read_costs(path: str | os.PathLike[str]) -> Tables:
@@ -336,9 +343,9 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     ----------
     path : path-like
         TOML. ``[library.device]`` has ``sizes`` (ascending), ``measured``, ``source``, and for
-        each of "float32" and "float64" a table of the kernels' costs, one number a size, possibly
-        with ``seconds``, the times of a product; possibly ``[library.device.symmetric]`` with
-        costs of :func:`symmetric_cost`, by format.
+        each of "float32" and "float64" a table of the kernels' costs, one number per size. Optional
+        are ``seconds``, the times of a product, and ``[library.device.symmetric]`` with costs of
+        :func:`symmetric_cost`, by format.
 
     Returns
     -------
@@ -348,9 +355,9 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
     Raises
     ------
     ValueError
-        If it is no such file: the message names it, the key, and what is allowed.
+        If the file is not such a file; the message has its name, the key, and the allowed values.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
 
     Examples
     --------
@@ -367,14 +374,14 @@ def read_costs(path: str | os.PathLike[str]) -> Tables:
 
 
 def _checked(text: str, file: str) -> Tables:
-    """Parse a file of costs, or say what is wrong with it."""
-    import tomllib  # where it is first needed
+    """Parse a file of costs, or raise an error that names the fault."""
+    import tomllib  # here, to keep the import of polarlib short
 
     try:
         tables = tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"{file}: is not TOML: it is nested too deeply") from None
-    except ValueError as error:  # of tomllib, or of an integer with thousands of digits
+    except ValueError as error:  # raised by tomllib, or for an integer with thousands of digits
         raise ValueError(f"{file}: is not TOML: {error}") from None
 
     def require(condition: Any, key: str, allowed: str, value: Any) -> None:
@@ -417,7 +424,7 @@ def _checked(text: str, file: str) -> Tables:
 
 
 def sections(*tables: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the parts of tables that list costs, those that all of them have."""
+    """Return the names of the parts that list costs and that all tables have."""
     there = all(SYMMETRIC in table for table in tables)
     return (*FORMATS, SYMMETRIC) if there else FORMATS
 
@@ -429,3 +436,51 @@ def _numbers(values: Any) -> bool:
         and len(values) > 0
         and all(type(v) in (int, float) and 0 < v <= sys.float_info.max for v in values)
     )
+
+
+def add_costs(path: Path, tables: Tables) -> None:
+    """Add measured costs to a file; if that fails, the file is unchanged.
+
+    Other sizes of a table of the same source are kept; a table of another source is replaced.
+
+    Raises
+    ------
+    ValueError
+        If an existing file is not a file of costs.
+    OSError
+        If the file cannot be written.
+    """
+    merged = read_costs(path) if path.exists() else {}
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            there = merged.setdefault(library, {}).get(device)
+            same = there is not None and there["source"] == table["source"]
+            merged[library][device] = _joined(there, table) if same and there else table
+    text = _toml(merged).encode()
+    write_whole(path, lambda file: file.write(text))
+
+
+def _joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return one table with the sizes of both; equal sizes are those of the new one."""
+    origin = {n: (t, i) for t in (old, new) for i, n in enumerate(t["sizes"])}
+    sizes = sorted(origin)
+    joined = {key: new[key] for key in ABOUT} | {"sizes": sizes}
+    for name in sections(old, new):
+        joined[name] = {
+            kernel: [origin[n][0][name][kernel][origin[n][1]] for n in sizes]
+            for kernel in filter(old[name].__contains__, new[name])
+        }
+    return joined
+
+
+def _toml(tables: Tables) -> str:
+    lines = [HEAD]
+    for library, devices in tables.items():
+        for device, table in devices.items():
+            lines.append(f"[{library}.{device}]")
+            lines += [f"{key} = {json.dumps(table[key])}" for key in ABOUT]
+            for name in sections(table):
+                lines.append(f"\n[{library}.{device}.{name}]")
+                lines += [f"{k} = {json.dumps(v)}" for k, v in table[name].items()]
+            lines.append("")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Coefficients rounded to doubles: what rounding does to a best step, and where it is too much."""
+"""Coefficients rounded to doubles: the effect on a best step, and refusal if it is too large."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIFTS, LIFT_BELOW = 8, 0.1
 # What the rounding of coefficients to doubles may add to the least error: this part of it, or eight
 # units of the last place of 1.
 ROUNDING_SHARE, ROUNDING_UNITS = 0.05, 2.0**-50
-# Relative rounding of a coefficient, with room for the products and quotients that scale a step.
+# Relative rounding of a coefficient, including the products and quotients that scale a step.
 COEFFICIENT = 4 * 2.0**-53
 
 
@@ -24,7 +24,7 @@ class BeyondDoublesError(ValueError):
 
 
 def exact_value(step: Sequence[float], x: float, stride: int = 2) -> float:
-    """Value of a step, evaluated with 40 digits: in doubles high degrees cancel.
+    """Evaluate a step with 40 digits: in doubles high degrees cancel.
 
     Examples
     --------
@@ -56,13 +56,13 @@ def image_of_rounded(
     Returns
     -------
     (float, float) or None
-        Image of the interval under the rounded step, from outside; None where a bound of the
-        rounding is below what is allowed, and it need not be known.
+        Enclosure of the image of the interval under the rounded step; None if a bound of the
+        rounding is below the limit, so that the image is not computed.
 
     Raises
     ------
     BeyondDoublesError
-        If it adds more, or the least value is no longer positive.
+        If rounding adds more, or the least value is not positive.
     """
     low, high = map(float, ends)
     error = max(1 - low, high - 1)
@@ -71,14 +71,14 @@ def image_of_rounded(
     rounding = COEFFICIENT * sum(abs(c) * u ** (stride * i + 1) for i, c in enumerate(step))
     if rounding <= min(allowed, low / 2):
         return None
-    # Rounding can turn the ends of an interval of no width round.
+    # Rounding can exchange the ends of an interval without width.
     (lo, _), (_, hi) = certify([step], min(float(lower), u), u, stride=stride).image
     if 0 < lo >= low - allowed and hi <= high + allowed:
         return lo, hi
     degree = 1 + stride * (len(step) - 1)
     raise BeyondDoublesError(
         f"degree {degree} on [{float(lower):g}, {u:g}] is beyond double coefficients: rounded, its "
-        f"worst error is {max(1 - lo, hi - 1):.3g}, that of the best step {error:.3g}; take a "
+        f"worst error is {max(1 - lo, hi - 1):.3g}, that of the best step {error:.3g}; use a "
         "lower degree, several steps (design.greedy), or design.best with digits="
     )
 

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib.arrays.checks import function
-
-# Cuts of (0, 1] to begin with, in each step.
+# Initial number of points in (0, 1] of each step, at which the bounds are imposed.
 CUTS = 12
-# Optimisations from one start, each with the extrema of the one before among its cuts.
+# Optimisations from one start, each with the extrema of the previous result among its points.
 ROUNDS = 6
-# Bounds are kept by that much while optimising, and the exact image needs no more.
+# Distance from the bounds while optimising; the exact image needs no more.
 MARGIN = 1e-9
 # Change of the objective at which a round ends.
 FTOL = 1e-10
@@ -25,7 +23,7 @@ FTOL = 1e-10
 
 
 class Problem(NamedTuple):
-    """What is optimised: sizes of the steps, the bounds, and the objective of scaled steps."""
+    """An optimisation: sizes of the steps, the bounds, and the objective of scaled steps."""
 
     sizes: tuple[int, ...]
     top: float  # the last step's largest value
@@ -35,13 +33,8 @@ class Problem(NamedTuple):
     gradient: bool
 
 
-def progress(callback: Any) -> Callable[[int, float], Any]:
-    """Return a callback that was given, checked, and for None one that does nothing."""
-    return (lambda k, value: None) if callback is None else function("callback", callback)
-
-
 def odd_powers(x: Any, count: int) -> Any:
-    """Odd powers of points, shape (points, count)."""
+    """Return odd powers of points, shape (points, count)."""
     rows = [x]
     for _ in range(count - 1):
         rows.append(rows[-1] * x * x)
@@ -53,7 +46,7 @@ def _split(z: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) -> Any:
-    """Logarithm of the smoothed mean error and its gradient by all coefficients."""
+    """Return the logarithm of the smoothed mean error and its gradient by all coefficients."""
     inputs, squares, slopes = [], [], []
     for c in steps:
         inputs.append(x)
@@ -83,10 +76,10 @@ def mean_and_gradient(steps: list[Any], x: Any, weights: Any, smoothing: float) 
 
 
 class Constraints:
-    """Values that must not be negative, and their Jacobian, at fixed cuts.
+    """Values that must not be negative, and their Jacobian, at fixed points of the steps.
 
-    Values of steps at the cuts are linear in z, so their rows are made once. What is asked for
-    twice in succession, as values and as a Jacobian, is computed once.
+    Values of steps at the points are linear in z, so that their rows are computed once. SciPy calls
+    for values and Jacobian in succession; both are computed together.
     """
 
     def __init__(self, problem: Problem, cuts: Sequence[Any]) -> None:
@@ -129,31 +122,31 @@ class Constraints:
         return values, np.concatenate([self.linear, rows, rows_below])
 
     def _ends(self, z: Any) -> tuple[Any, Any]:
-        """Lower ends before and after every step."""
+        """Return the lower ends before and after every step."""
         first, last = self.problem.ends or (0.0, 0.0)
         lows = np.array([first, *np.exp(z[self.count :]), last])
         return lows[:-1], lows[1:]
 
     def _at_lower_ends(self, z: Any) -> tuple[Any, Any]:
-        """Quotient of a step's value at its lower end by the lower end after it, and its rows."""
+        """Return a step's value at its lower end over the lower end after it, and its rows."""
         sizes = self.problem.sizes
-        found, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
+        quotients, rows = np.empty(len(sizes)), np.zeros((len(sizes), self.width))
         for k, (low, after) in enumerate(zip(*self._ends(z), strict=True)):
             own = slice(self.starts[k], self.starts[k + 1])
             odd = np.arange(1, 2 * sizes[k], 2)
             powers = low**odd / after
             rows[k, own] = powers
-            found[k] = powers @ z[own]
+            quotients[k] = powers @ z[own]
             if k:  # the end is exp(r): dp/dr = x p'(x)
                 rows[k, self.count + k - 1] = powers @ (odd * z[own])
             if k < len(sizes) - 1:
-                rows[k, self.count + k] = -found[k]
-        return found, rows
+                rows[k, self.count + k] = -quotients[k]
+        return quotients, rows
 
 
 def _turning(c: Any) -> Any:
-    """Points in (0, 1) where p or p / x is extremal."""
-    found = []
+    """Return the points in (0, 1) where p or p / x is extremal."""
+    points = []
     for weights in (np.arange(1, 2 * len(c), 2), np.arange(0, 2 * len(c), 2)):
         d = np.trim_zeros(weights * c, "b")
         if weights[0] == 0:  # the derivative of p / x begins one power of y higher
@@ -161,20 +154,20 @@ def _turning(c: Any) -> Any:
         if len(d) > 1:
             y = np.roots(d[::-1])
             y = y.real[(abs(y.imag) <= 1e-9 * abs(y)) & (y.real > 0) & (y.real < 1)]
-            found.append(np.sqrt(y))
-    return np.concatenate([np.empty(0), *found])
+            points.append(np.sqrt(y))
+    return np.concatenate([np.empty(0), *points])
 
 
 def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
-    """Scaled steps of a local minimum: of every round, the last first.
+    """Return the scaled steps of a local minimum, of all rounds, the last first.
 
-    The search ends where a round does not come below `least`: further cuts make nothing smaller.
+    The search ends if a round does not come below `least`: more points only increase the minimum.
     """
-    from scipy.optimize import minimize  # lazily: its import takes longer than the search
+    from scipy.optimize import minimize  # here, as its import takes longer than the search
 
     angle = np.linspace(0, math.pi / 2, CUTS + 1)[1:]
     cuts = [np.sin(angle) for _ in problem.sizes]
-    found: list[Any] = []
+    minima: list[Any] = []
     for k in range(ROUNDS):
         bounds = Constraints(problem, cuts)
         result = minimize(
@@ -194,10 +187,10 @@ def minimise(problem: Problem, z: Any, least: float = math.inf) -> list[Any]:
             break
         z = result.x
         steps = _split(z, problem.sizes)
-        found.insert(0, steps)
+        minima.insert(0, steps)
         fresh = [_turning(c) for c in steps]
         kept = Constraints(problem, fresh)(z)[0].min(initial=0.0) > -MARGIN / 2
         if kept or result.fun >= least or (k and not result.success):
             break
         cuts = [np.concatenate([t, f]) for t, f in zip(cuts, fresh, strict=True)]
-    return found
+    return minima

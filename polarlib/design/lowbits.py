@@ -1,6 +1,6 @@
-"""Design for a number format: the best schedule whose rounding errors are part of the design.
+"""Design for a number format: the best schedule with rounding errors included.
 
-Rounding is that of :mod:`polarlib.design.rounding`: each step is the best for the state before it.
+The model of rounding is in :mod:`polarlib.design.rounding`: each step is the best for its state.
 The best degrees for a number of products are those of :func:`polarlib.design.budget`.
 """
 
@@ -20,8 +20,8 @@ from polarlib._schedules.targets import parse_target
 from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, instance, number, shown
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.budget import designed_for, schedule_of
-from polarlib.design.fit import progress
 from polarlib.design.prices import prices_by_degree
 from polarlib.design.remez import check_interval
 from polarlib.design.rounding import (
@@ -34,26 +34,26 @@ from polarlib.design.rounding import (
 )
 
 DEGREES = (3, 5, 7, 9)
-# Degree of the steps where their number is given.
+# Degree of the steps if their number is given.
 QUINTIC = 5
 MOST_STEPS = 64
 # A widest interval is not widened beyond this part of the unit roundoff, and is found to this
 # precision of its logarithm.
 NOISE = 1 / 256
 FINEST = 0.005
-# Where there are steps to spare they are made gentler by a larger cushion, up to this part of the
-# upper end: large singular values then stay away from the noise, in which they would rotate.
+# Steps that are not needed for that are used to make all steps less steep, by a larger cushion up
+# to this part of the upper end: large singular values then stay away from rounding errors.
 HIGHEST_CUSHION = 0.5
 LEAST_CUSHION = 1e-3
-# Error that double precision tells from none.
+# Least error that is distinguished from zero in double precision.
 DOUBLES = 2.0**-51
 
 
 def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float:
-    """Noise gain ``sum |c_i| upper**(1 + stride i)`` of one step.
+    """Return the error amplification ``sum |c_i| upper**(1 + stride i)`` of one step.
 
-    A step in a format with unit roundoff u makes an error of 0.01 to 0.4 times u times this, where
-    `upper` is the largest singular value before it.
+    The rounding error of a step is 0.01 to 0.4 times the result times the unit roundoff, if `upper`
+    is the largest singular value before it.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float
 
 
 def table(schedule: Schedule) -> list[dict[str, Any]]:
-    """List what each step does: interval, image, error, noise gain, slope and products.
+    """List the properties of each step: interval, image, error, amplification, slope, products.
 
     Parameters
     ----------
@@ -94,16 +94,16 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        One a step, with the keys step (from 1), degree, lower, upper (the interval before it, in
-        exact arithmetic; of the first step that of the input after its division), image_lower,
-        image_upper, error (worst distance from 1 after it; of the last step of a schedule with
-        another target that from the target, None before), noise_gain (at upper), slope (at 0) and
-        products (matrix products of the plain form).
+        One per step, with the keys step (from 1), degree, lower, upper (the interval before it in
+        exact arithmetic, for the first step after the division of the input), image_lower,
+        image_upper, error (worst distance from 1 after it; for a target other than "polar" the
+        worst difference from the target after the last step, and None before), noise_gain (error
+        amplification at upper), slope (at 0) and products (matrix products of the plain form).
 
     Raises
     ------
     TypeError
-        If it is not a Schedule.
+        If `schedule` is not a Schedule.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def table(schedule: Schedule) -> list[dict[str, Any]]:
 
 
 def _error(state: _DesignState) -> float:
-    """Worst error in exact arithmetic."""
+    """Return the worst error in exact arithmetic."""
     low, high = state.exact
     return max(1 - low, high - 1)
 
@@ -155,7 +155,7 @@ def _steps_of(start: _DesignState, count: int, f: Rounding) -> _DesignState:
 
 
 def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
-    """As many degree-5 steps as it takes for an error of one rounding."""
+    """Add degree-5 steps until the error is at most one rounding."""
     state, floor = start, max(f.unit, DOUBLES)
     while True:
         error, done = last_step(state, QUINTIC, f)
@@ -164,7 +164,7 @@ def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
         if len(done.steps) == MOST_STEPS:
             raise ValueError(
                 f"an error of {floor:.2g} on [{start.lower:g}, 1] takes more than {MOST_STEPS} "
-                "quintics; give steps or matmuls, or a larger lower end"
+                "degree-5 steps; give steps or matmuls, or a larger lower end"
             )
         state = next_step(state, QUINTIC, f)
 
@@ -172,7 +172,7 @@ def _until_rounding(start: _DesignState, f: Rounding) -> _DesignState:
 def _widest(
     designed: Callable[..., _DesignState], error: Any, unit: float, cushion: float
 ) -> tuple[float, _DesignState]:
-    """Least lower end, to three digits, at which the design's error is at most `error`."""
+    """Return the least lower end, to three digits, at which the error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
 
     def meets(found: _DesignState, tolerance: float = error) -> bool:
@@ -191,7 +191,7 @@ def _widest(
     if not meets(designed(floor)):
         l = least(lambda l: meets(designed(l)), floor, HIGHEST_START)
         return l, designed(l)
-    # Steps to spare: the largest cushion that leaves an error of one rounding.
+    # More steps than needed: the largest cushion with an error of one rounding.
     goal = min(error, max(unit, DOUBLES))
     if not meets(designed(floor), goal):
         return floor, designed(floor)
@@ -204,7 +204,7 @@ def _widest(
 def _fewest_products(
     lower: float, error: Any, prices: Mapping[int, float], f: Rounding, callback: Any
 ) -> _DesignState:
-    """The cheapest design whose error is at most `error`."""
+    """Return the cheapest design whose error is at most `error`."""
     error = number("error", error, 0, 1, ends="()")
     least, cost = math.inf, 0.0
     most = 4 * min(prices.values())
@@ -216,14 +216,14 @@ def _fewest_products(
                 return cast(_DesignState, state)
             if reached < least:
                 least, cost = reached, choice.cost
-        # The list ends where more products are worth nothing in the format.
+        # The list ends where more products do not reduce the error in the format.
         if most >= 3 * MOST_STEPS or ends[-1][0].cost < most / 2:
             break
         most = min(2 * most, 3.0 * MOST_STEPS)
     raise ValueError(
         f"error={error:g} is out of reach of {f.format.name} on [{lower:g}, 1] with degrees "
         f"{', '.join(map(str, prices))}: {cost:g} products reach {least:.2g}, and up to {most:g} "
-        "gain nothing in this format; take a larger error or a wider format"
+        "do not reduce it in this format; use a larger error or a wider format"
     )
 
 
@@ -237,64 +237,63 @@ def for_precision(
     error: float | None = None,
     cushion: float = 0.0,
     target: str = "polar",
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Design the best schedule for iterating in a number format.
 
-    Safety, cushion and degrees follow from the format's unit roundoff: every step is designed on
-    where rounding can have taken the singular values before it, and such that rounding takes them
-    as little out of its own image as possible.
+    Safety, cushion and degrees follow from the format's unit roundoff. Every step is designed for
+    the interval into which rounding can move the singular values before it, and such that rounding
+    moves them out of its own image as little as possible.
 
     Parameters
     ----------
     format : str
-        Name of the number format in which the matrices are rounded; products accumulate in single
+        Name of the number format to which the matrices are rounded; products accumulate in single
         precision (in double for "float64").
     lower : float, optional
         Lower end of the interval, ``0 < lower < 1``. Singular values of the normalised input below
-        the unit roundoff are noise already: 1e-1 to 1e-2 is what makes sense in 8 bits.
+        the unit roundoff are rounding errors; in 8 bits use 1e-1 to 1e-2.
     steps : int, optional
         Number of degree-5 steps.
     matmuls : int, optional
-        At least 2: the best sequence of degrees for at most this number of matrix products. With
-        `lower` alone, as many degree-5 steps as it takes for an error of at most the unit roundoff.
+        Largest number of matrix products, at least 2: the best sequence of degrees for it. With
+        `lower` alone, degree-5 steps are used until the error is at most the unit roundoff.
     degrees : iterable of int, optional
         Odd degrees to choose from for a number of products, or for `lower` and `error`.
     error : float, optional
         Largest error, in (0, 1). With `lower`: the schedule of the fewest products, the first of
         ``matmuls`` = 2, 3, ... whose error is at most this. With `steps` or `matmuls` instead of
         `lower`: the widest interval on which the error is at most this. It is not widened beyond
-        1/256 unit roundoff, below which singular values are noise: what steps are left make the
-        error smaller, down to one rounding, and then the steps gentler, by a larger cushion.
+        1/256 unit roundoff, below which singular values are rounding errors. Further steps reduce
+        the error, down to one rounding, and then the steepness, by a larger cushion.
     cushion : float, optional
-        Every step but the last is designed at least from this part of its upper end on, in
-        [0, 0.5], where it would otherwise begin lower: large singular values then keep away from
-        the noise, in which they rotate.
+        Lower design limit of every step but the last, relative to its upper end, in [0, 0.5]. Large
+        singular values then stay away from small ones, which are rounding errors.
     target : {"polar"}, optional
-        What to approximate on [lower, 1].
+        Function to approximate on [lower, 1].
     callback : callable, optional
         Called as ``callback(k, value)`` after sequence k = 1, 2, ... of degrees, or of degree-5
-        steps, is designed, with the smallest error so far on its interval. An exception that it
-        raises ends the search and is passed on.
+        steps, is designed, with the smallest error so far on its interval. See
+        :class:`polarlib.result.Progress`.
 
     Returns
     -------
     Schedule
-        Coefficients are single precision numbers (doubles for "float64"), as scalars of a product
-        are. Its error is that of exact arithmetic.
+        Coefficients are single precision numbers (doubles for "float64"), as the scalars of
+        products. Its error is that of exact arithmetic.
 
     Raises
     ------
     ValueError
-        For an unknown format, a bad interval, cushion or error, both of `steps` and `matmuls`,
-        neither of `lower` and `error`, both together with a number of steps or products, a number
-        below the least, an error that no number of products reaches, or another target.
+        For an unknown format or target, an invalid interval, cushion or error, both of `steps` and
+        `matmuls`, neither of `lower` and `error`, both together with a number of steps or products,
+        a number that is too small, or an error that no number of products reaches.
 
     Notes
     -----
-    The bound of the rounding is of first order, and the schedule's promise is that of the bound: no
-    singular value leaves the interval on which the next step is bounded. What was measured, in
-    bfloat16, float16 and both 8-bit formats, is in docs/guide/precision.md.
+    Within the first-order bound of rounding, no singular value leaves the interval for which the
+    next step is designed. docs/guide/precision.md has measurements in bfloat16, float16 and both
+    8-bit formats.
 
     Examples
     --------
@@ -315,14 +314,14 @@ def for_precision(
         raise ValueError("give lower, error or both, got neither")
     if lower is not None and error is not None and (steps, matmuls) != (None, None):
         raise ValueError(
-            "lower and error decide how many products it takes; leave steps and matmuls away, got "
+            "steps and matmuls must not be given with both lower and error, got "
             f"lower={shown(lower)}, error={shown(error)}, steps={shown(steps)}, "
-            f"matmuls={shown(matmuls)}"
+            f"matmuls={shown(matmuls)}; leave them out"
         )
     if parse_target(target)[0] != "polar":
         raise ValueError(
-            f"for_precision designs for target 'polar' only, got {shown(target)}; design.clip, "
-            "design.power and design.smooth_sign design for the others"
+            f"target must be 'polar' for for_precision, got {shown(target)}; use design.clip, "
+            "design.power or design.smooth_sign for others"
         )
     if steps is not None and matmuls is not None:
         raise ValueError(
@@ -333,26 +332,26 @@ def for_precision(
     if matmuls is not None:
         matmuls = count("matmuls", matmuls, 2, 3 * MOST_STEPS)
     cushion = number("cushion", cushion, 0, HIGHEST_CUSHION)
-    counted, given = itertools.count(1), progress(callback)
+    counted, report = itertools.count(1), reporting(callback, "sequences of degrees")
 
     def after(_: int, value: float) -> None:  # searches for an interval design many times
-        given(next(counted), value)
+        report(next(counted), value)
 
     def designed(l: float, cushion: float = cushion) -> _DesignState:
         f = Rounding.of(precision, cushion)
         start = first_state(l, f)
         if matmuls is not None:
             return cast(_DesignState, designed_for(l, 1.0, matmuls, 0.0, prices, f, after)[-1][1])
-        found = _until_rounding(start, f) if steps is None else _steps_of(start, steps, f)
-        after(0, _error(found))
-        return found
+        state = _until_rounding(start, f) if steps is None else _steps_of(start, steps, f)
+        after(0, _error(state))
+        return state
 
     if lower is not None:
         l, _ = check_interval(lower, 1.0)
         f = Rounding.of(precision, cushion)
-        found = designed(l) if error is None else _fewest_products(l, error, prices, f, after)
+        state = designed(l) if error is None else _fewest_products(l, error, prices, f, after)
     elif steps is None and matmuls is None:
-        raise ValueError(f"error={shown(error)} needs steps or matmuls; without, give lower")
+        raise ValueError(f"steps, matmuls or lower must be given with error={shown(error)}")
     else:
-        l, found = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
-    return schedule_of(found, Rounding.of(precision), l)
+        l, state = _widest(designed, error, precision.unit_roundoff, max(cushion, LEAST_CUSHION))
+    return schedule_of(state, Rounding.of(precision), l)

@@ -48,8 +48,8 @@ from polarlib.design.remez import (
     working_digits,
 )
 
-# Points of each grid: crowded at the ends in x**2, as extrema are for a smooth weight, and of equal
-# quotients. At least so many, and so many per extremum.
+# Points of each grid: dense at the ends in x**2, as extrema are for a smooth weight, and of equal
+# quotients. Least number of points, and number per extremum.
 GRID, GRID_EACH = 1000, 20
 # Golden sections: the extremum is found to 1e-8 of the distance of points, and its value to the
 # square of that.
@@ -70,7 +70,7 @@ def minimax(
     digits: int | None = None,
     weight: Weight | None = None,
 ) -> Schedule:
-    """Best odd polynomial on an interval as a schedule of one step.
+    """Design the best odd polynomial on an interval, as a schedule of one step.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ def minimax(
     lower, upper : float
         The interval, ``0 < lower < upper``.
     digits : int, optional
-        Digits to compute with before the coefficients are rounded to doubles; see :func:`best`,
-        which also returns them unrounded.
+        Decimal digits of the computation, before the coefficients are rounded to doubles;
+        :func:`best` returns them unrounded.
     weight : callable, optional
         Weight w of the error, positive and continuous on the interval: ``max w(x) |1 - p(x)|`` is
-        minimised. Called with arrays of points, float64, shape (n,); returns as many numbers, or
-        one. ``lambda x: 1 / x`` weighs relative to x.
+        minimised. It is called with float64 arrays of points of shape (n,) and returns n numbers,
+        or one. ``lambda x: 1 / x`` weights the error relative to x.
 
     Returns
     -------
@@ -94,19 +94,19 @@ def minimax(
     Raises
     ------
     ValueError
-        For an even degree, one below 3, a bad interval; for a weight that is not positive and
-        finite at every point, or has another shape; for a weight so uneven that the best
-        polynomial is not positive on the interval, or leaves (0, 2) there; and for degrees 'beyond
-        double coefficients': rounding them adds more than max(5 % of the least error, 2^-50) to the
-        error at some x, which for a weight is the least weighted error over w(x).
+        For an even degree, a degree below 3, an invalid interval; for a weight that is not positive
+        and finite at every point, or has another shape; for a weight with which the values of the
+        best polynomial leave (0, 2) on the interval. For degrees 'beyond double coefficients', if
+        rounding them adds more than max(5 % of the least error, 2^-50) to the error at some x; with
+        a weight the least error at x is the least weighted error over w(x).
     TypeError
-        If `weight` is no function of an array.
+        If `weight` is not a function of an array.
 
     Notes
     -----
-    Without a weight, by :func:`best`. With one, by an exchange on a grid of 1000 points or more in
-    x^2 and in log x each, refined between its points; see the head of the module. Features of the
-    weight that are narrower than the distance of points can be missed.
+    Without a weight :func:`best` is used, with one an exchange on a grid of at least 1000 points in
+    x^2 and in log x each, refined between its points (docstring of the module). Features of the
+    weight that are narrower than the distance of points may be missed.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def minimax(
         least, most = odd_image([step], lower, upper)
         raise ValueError(
             f"the best polynomial of degree {degree} on [{lower:g}, {upper:g}] for this weight has "
-            f"values from {least:.4g} to {most:.4g}, outside (0, 2); take a less uneven weight, a "
+            f"values from {least:.4g} to {most:.4g}, outside (0, 2); use a less uneven weight, a "
             "higher degree or a shorter interval"
         ) from None
 
@@ -169,7 +169,7 @@ class _Points:
         self.middle, self.half = (1 + self.low**2) / 2, (1 - self.low**2) / 2
 
     def at(self, x: Sequence[Any]) -> list[_Point]:
-        """Points x of [low, 1] with the weight at the nearest doubles."""
+        """Return points x of [low, 1] with the weight at the nearest doubles."""
         lower, upper = self.ends
         nearest = np.clip([float(v) * upper for v in x], lower, upper)
         w = _values(self.weight, nearest)
@@ -179,13 +179,13 @@ class _Points:
         ]
 
     def by_square(self, t: Sequence[float]) -> list[Any]:
-        """Numbers x of [low, 1] whose squares have the places t in [-1, 1]."""
+        """Return numbers x of [low, 1] whose squares have the places t in [-1, 1]."""
         inner = [self.root(self.middle + self.half * v) for v in t[1:-1]]
         return [self.low, *inner, self.number(1)]
 
 
 def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
-    """Weights at points, checked."""
+    """Return the checked weights at points."""
     try:
         given = weight(x.copy())
     except (TypeError, ValueError) as error:
@@ -194,16 +194,16 @@ def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
             f"{shown(x)} it raised {type(error).__name__}: {error}"
         ) from error
     try:
-        found = np.asarray(given)
-        real = found.dtype.kind in "fiu"
-    except Exception:  # of an object's own conversion
+        weights = np.asarray(given)
+        real = weights.dtype.kind in "fiu"
+    except Exception:  # raised by an object's own conversion
         real = False
-    if not real or found.shape not in ((), x.shape):
+    if not real or weights.shape not in ((), x.shape):
         raise ValueError(
             f"weight must return an array of real numbers of shape {x.shape} for points of that "
             f"shape, got {shown(given)}"
         )
-    w = np.broadcast_to(found.astype(float), x.shape)
+    w = np.broadcast_to(weights.astype(float), x.shape)
     wrong = ~((w > 0) & (w < math.inf))
     if wrong.any():
         k = int(np.argmax(wrong))
@@ -215,7 +215,7 @@ def _values(weight: Weight, x: np.ndarray) -> np.ndarray:
 
 
 def _grid(q: int, low: float) -> tuple[list[float], list[float]]:
-    """Places by x**2, and points of equal quotients where the interval is long."""
+    """Return places by x**2, and points of equal quotients if the interval is long."""
     n = max(GRID, GRID_EACH * (q + 2))
     t = (-np.cos(np.linspace(0, np.pi, n))).tolist()
     return t, (np.geomspace(low, 1, n)[1:-1].tolist() if low < 0.5 else [])
@@ -224,7 +224,7 @@ def _grid(q: int, low: float) -> tuple[list[float], list[float]]:
 def _weighted(
     degree: int, lower: float, upper: float, weight: Weight, digits: int
 ) -> tuple[tuple[float, ...], float]:
-    """Coefficients rounded to doubles, and their weighted error."""
+    """Return coefficients rounded to doubles, and their weighted error."""
     q, low = degree // 2, lower / upper
     t, quotients = _grid(q, low)
     rough = _Points(lower, upper, weight, DIGITS)
@@ -241,7 +241,7 @@ def _weighted(
             break
         reference, worst = _exchanged(q, g, points, grid, reference)
         excess = float((worst - level) / level)
-        # The level is second order in what is wrong of the points.
+        # An error of the points changes the level in second order only.
         if excess < TOLERANCE or (excess < ROUNDING and level <= before * (1 + TOLERANCE)):
             g, level = _levelled(reference)
             step = tuple(
@@ -257,7 +257,7 @@ def _weighted(
 
 
 def _levelled(reference: Sequence[_Point]) -> tuple[list[Any], Any]:
-    """Coefficients of p(x) / x in powers of t, and the level, on a reference."""
+    """Return the coefficients of p(x) / x in powers of t, and the level, on a reference."""
     even = odd = total = 0 * reference[0].x
     for i, p in enumerate(reference):
         product = p.x
@@ -272,7 +272,7 @@ def _levelled(reference: Sequence[_Point]) -> tuple[list[Any], Any]:
 
 
 def _error(g: Sequence[Any], p: _Point) -> Any:
-    """Weighted error with its sign."""
+    """Return the weighted error with its sign."""
     value = g[-1]
     for c in reversed(g[:-1]):
         value = value * p.t + c
@@ -283,7 +283,7 @@ def _exchanged(
     q: int, g: Sequence[Any], points: _Points, grid: Sequence[_Point], reference: list[_Point]
 ) -> tuple[list[_Point], Any]:
     """Return the next reference, and the largest weighted error."""
-    # The points of the reference are among those where the error is looked at.
+    # The points of the reference are among those at which the error is evaluated.
     every = list(grid)
     for p in reference:
         k = bisect.bisect_left(every, p.x, key=lambda p: p.x)
@@ -298,14 +298,14 @@ def _exchanged(
         else:
             picked.append(k)
     brackets = [(every[max(k - 1, 0)].x, every[min(k + 1, len(every) - 1)].x) for k in picked]
-    found = _refined(g, points, brackets, [every[k] for k in picked], [errors[k] for k in picked])
-    while len(found) > q + 2:
-        k = min(range(len(found)), key=lambda k: abs(found[k][1]))
-        if len(found) == q + 3 or k in (0, len(found) - 1):
-            del found[0 if abs(found[0][1]) < abs(found[-1][1]) else -1]
+    extrema = _refined(g, points, brackets, [every[k] for k in picked], [errors[k] for k in picked])
+    while len(extrema) > q + 2:
+        k = min(range(len(extrema)), key=lambda k: abs(extrema[k][1]))
+        if len(extrema) == q + 3 or k in (0, len(extrema) - 1):
+            del extrema[0 if abs(extrema[0][1]) < abs(extrema[-1][1]) else -1]
         else:  # its neighbours have one sign
-            del found[k], found[k - 1 if abs(found[k - 1][1]) < abs(found[k][1]) else k]
-    return [p for p, _ in found], max(abs(e) for _, e in found)
+            del extrema[k], extrema[k - 1 if abs(extrema[k - 1][1]) < abs(extrema[k][1]) else k]
+    return [p for p, _ in extrema], max(abs(e) for _, e in extrema)
 
 
 def _refined(
@@ -315,7 +315,7 @@ def _refined(
     starts: Sequence[_Point],
     errors: Sequence[Any],
 ) -> list[tuple[_Point, Any]]:
-    """Largest errors between neighbours of points of the grid, by golden sections, all at once."""
+    """Find the largest errors between neighbours on the grid, all at once, by golden sections."""
     best_of = list(zip(starts, errors, strict=True))
 
     def look(x: Sequence[Any]) -> list[Any]:
@@ -355,7 +355,7 @@ def _refined(
 def _of_rounded(
     step: tuple[float, ...], every: Sequence[_Point], points: _Points, level: Any
 ) -> float:
-    """Weighted error of coefficients rounded to doubles; raise where they are beyond them."""
+    """Return the weighted error of rounded coefficients; raise if doubles do not hold them."""
     exact = [points.number(c) for c in step]
     worst, upper = level, points.ends[1]
     for p in every:
@@ -366,6 +366,6 @@ def _of_rounded(
             raise BeyondDoublesError(
                 f"degree {2 * len(step) - 1} on [{points.ends[0]:g}, {upper:g}] is beyond double "
                 f"coefficients: rounded, its error at {float(p.x) * upper:.4g} is "
-                f"{float(error):.3g}, that of the best step {float(ideal):.3g}; take a lower degree"
+                f"{float(error):.3g}, that of the best step {float(ideal):.3g}; use a lower degree"
             )
     return float(worst)

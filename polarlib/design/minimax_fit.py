@@ -20,24 +20,24 @@ from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.compose import greedy
 from polarlib.design.doubles import BeyondDoublesError
 
-# Points that the error is sampled at, half of them evenly spaced in x and half in log x, each
-# crowded at the ends; its maxima are then refined. Chosen by experiment: with twice as many the
+# Points at which the error is sampled, half of them evenly spaced in x and half in log x, each
+# dense at the ends; its maxima are then refined. Chosen by experiment: with twice as many the
 # errors change in the fourth digit.
 SAMPLES = 1200
-# Every so many of the samples are constraints besides the maxima, against steps that look good at
-# these only.
+# Distance of the samples that are constraints in addition to the maxima, so that the error does not
+# grow between these.
 SPARSE = 16
-# Iterations from each start, and those in a round from each of the best; most rounds of these, few
-# of one step fewer, and the relative gain of a round that is worth another one. Chosen by
-# experiment: five quintics take one to two seconds; with 8 iterations from each start before the
-# best three go on, a quarter less, and errors are up to twice as large.
+# Iterations from each start, and those of a round from each of the best; largest number of rounds
+# of these, few for one step fewer, and the relative gain of a round after which another follows.
+# Chosen by experiment: five degree-5 steps take one to two seconds. With 8 iterations from each
+# start and three finalists they take a quarter less, and errors are up to twice as large.
 SCOUT, POLISH, FINALISTS, ROUNDS, FEW, ENOUGH = 25, 25, 2, 16, 3, 2e-3
-# So many iterations that gain less than this part together are the end.
+# Number of iterations whose total relative gain below this value ends a search.
 STALLED, STALL = 8, 1e-4
 # First trust region, relative to the largest term of a step; ends below the last.
 RADIUS, LAST_RADIUS = 0.1, 1e-9
-# Less than this relative gain foreseen is the end; and so is this error relative to the target,
-# below which the programs see rounding.
+# A search ends at this predicted relative gain, and at this error relative to the target, below
+# which rounding dominates the linear programs.
 GAIN, FLOOR = 1e-6, 1e-12
 # Combinations of powers below this size, relative to the largest, are left alone, and where there
 # are any the fit is refused: doubles would not hold what it needs of them. By experiment steps of
@@ -46,11 +46,10 @@ DEPENDENT = 1e-13
 
 Steps = list[np.ndarray]
 _Start = tuple[tuple[float, ...], ...]
-Callback = Callable[[int, float], Any]
 
 
 def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> None:
-    """Refuse steps with powers that double precision cannot tell apart, where that shows."""
+    """Refuse steps with powers that are linearly dependent to double precision."""
     x = _samples(target, lower, upper)
     values, aim = _values(steps, x), target_value(target, x)
     if np.abs(values[-1] - aim).max() <= FLOOR * np.abs(aim).max():
@@ -60,7 +59,7 @@ def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> N
         if s[-1] <= DEPENDENT * s[0]:
             raise BeyondDoublesError(
                 f"step {k}, of degree {2 * len(step) - 1}, is beyond double coefficients: its "
-                f"powers are dependent on [{h.min():.3g}, {h.max():.3g}] to their rounding; take "
+                f"powers are dependent on [{h.min():.3g}, {h.max():.3g}] to their rounding; use "
                 "lower degrees and more steps"
             )
 
@@ -71,11 +70,11 @@ def refuse_dependent(target: str, steps: Steps, lower: float, upper: float) -> N
 def _starts(
     target: str, degrees: tuple[int, ...], lower: float, upper: float, x: np.ndarray
 ) -> list[Steps]:
-    """Compositions to begin with: guesses, each step fitted to a part of the way."""
+    """Return the initial compositions: guesses, each step fitted to a part of the target."""
     kind, parameter = parse_target(target)
     n = len(degrees)
     if kind == "clip":
-        # Clip at upper**((n-1)/n), ..., upper**(1/n), 1; and straight to 1, over and over.
+        # Clip at upper**((n-1)/n), ..., upper**(1/n), 1; and repeatedly at 1.
         limits = [upper ** (k / n) for k in reversed(range(n))]
         return [
             _chain(degrees, x, [functools.partial(np.minimum, limit) for limit in each])
@@ -83,24 +82,24 @@ def _starts(
         ]
     if kind == "power" and parameter:
         # Equal shares of the exponent; nothing but the sign left to the last step; square roots.
-        found = []
+        starts = []
         for share in (abs(parameter) ** (1 / n), abs(parameter) ** (1 / max(n - 1, 1)), 0.5):
             exponents = [share] * (n - 1) + [parameter / share ** (n - 1)]
-            found.append(_chain(degrees, x, [functools.partial(_power, e) for e in exponents]))
-        return found
+            starts.append(_chain(degrees, x, [functools.partial(_power, e) for e in exponents]))
+        return starts
     # Compositions for the polar factor, the last step fitted.
     ends = (lower,) if kind == "power" else (parameter / 3, parameter, 3 * parameter)
-    found, refused = [], None
+    starts, refused = [], None
     for l in ends:
         try:
             steps = [np.array(step) for step in greedy(min(l, 0.9), degrees).steps]
         except BeyondDoublesError as error:
             refused = error
         else:
-            found.append(_with_last_fitted(steps, x, target))
-    if refused is not None and not found:
+            starts.append(_with_last_fitted(steps, x, target))
+    if refused is not None and not starts:
         raise refused
-    return found
+    return starts
 
 
 def _power(e: float, x: np.ndarray) -> np.ndarray:
@@ -110,7 +109,7 @@ def _power(e: float, x: np.ndarray) -> np.ndarray:
 def _chain(
     degrees: tuple[int, ...], x: np.ndarray, parts: list[Callable[[np.ndarray], np.ndarray]]
 ) -> Steps:
-    """Steps that each fit a function of what the steps before it give."""
+    """Return steps that each fit a function of the values of the steps before."""
     steps: Steps = []
     for degree, part in zip(degrees, parts, strict=True):
         h = _values(steps, x)[-1]
@@ -124,7 +123,7 @@ def _with_last_fitted(steps: Steps, x: np.ndarray, target: str) -> Steps:
 
 
 def _nearest(h: np.ndarray, f: np.ndarray, degree: int) -> np.ndarray:
-    """Odd polynomial in h that is nearest to f in least squares."""
+    """Return the odd polynomial in h that is nearest to f in least squares."""
     terms = h[:, None] ** (2 * np.arange(degree // 2 + 1) + 1)
     size = np.abs(terms).max(axis=0)
     return np.asarray(np.linalg.lstsq(terms / size, f, rcond=None)[0] / size)
@@ -143,7 +142,7 @@ def _samples(target: str, lower: float, upper: float) -> np.ndarray:
 
 
 def _values(steps: Steps, x: np.ndarray) -> list[np.ndarray]:
-    """The values before every step, and after the last."""
+    """Return the values before every step, and after the last."""
     found = [x]
     for step in steps:
         found.append(odd_value(tuple(step), found[-1]))
@@ -155,9 +154,9 @@ def fit(
     degrees: tuple[int, ...],
     lower: float,
     upper: float,
-    callback: Callback,
+    report: Callable[[int, float], Any],
 ) -> Steps:
-    """Local minimum of the worst error over all coefficients, the best of a few starts."""
+    """Return a local minimum of the worst error over all coefficients, the best of a few starts."""
     k, least = 0, math.inf
     scouted: list[tuple[Steps, float]] = []
 
@@ -165,7 +164,7 @@ def fit(
         nonlocal k, least
         steps, error = _descended(target, start, lower, upper, iterations)
         k, least = k + 1, min(least, error)
-        callback(k, least)
+        report(k, least)
         return steps, error
 
     def polished(finalists: int, rounds: int) -> Steps:
@@ -175,7 +174,7 @@ def fit(
                 before = error
                 steps, error = descended(_frozen(steps), POLISH)
                 best = min(best, (error, steps), key=operator.itemgetter(0))
-                # It ends where three rounds as good would not come below the best, or gain enough.
+                # It ends if three such rounds would not come below the best, or gain too little.
                 if 1 - error / before <= ENOUGH or error * (error / before) ** 3 > best[0]:
                     break
         return best[1]
@@ -195,7 +194,7 @@ def _frozen(steps: Steps) -> _Start:
 def _begin(
     target: str, lower: float, upper: float, degrees: tuple[int, ...], fewer: _Start | None
 ) -> list[_Start]:
-    """All starts; the fit with one step fewer is among them, so that more are hardly ever worse."""
+    """Return all starts, among them the fit with one step fewer, so that the error decreases."""
     x = _samples(target, lower, upper)
     begin = _starts(target, degrees, lower, upper, x)
     if fewer is not None:
@@ -216,7 +215,7 @@ def _descended(
 
 
 def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
-    """Where the error is largest: samples at its local maxima, and the vertices of parabolas."""
+    """Locate the largest errors: samples at local maxima, and the vertices of parabolas."""
     error = np.abs(_values(steps, x)[-1] - target_value(target, x))
     padded = np.concatenate([[-1.0], error, [-1.0]])
     k = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
@@ -232,7 +231,7 @@ def _extrema(target: str, steps: Steps, x: np.ndarray) -> np.ndarray:
 
 
 def _jacobian(steps: Steps, values: list[np.ndarray], turns: list[np.ndarray]) -> np.ndarray:
-    """Derivatives of the composition to all coordinates, by the chain rule from the end."""
+    """Return the derivatives of the composition by all coordinates, by the chain rule."""
     columns, outer = [], np.ones_like(values[0])
     for step, h, turn in zip(reversed(steps), values[-2::-1], reversed(turns), strict=True):
         exponents = 2 * np.arange(len(step)) + 1
@@ -242,14 +241,14 @@ def _jacobian(steps: Steps, values: list[np.ndarray], turns: list[np.ndarray]) -
 
 
 def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple[Steps, float]:
-    """Sequential linear programs in a trust region; the steps and their worst error.
+    """Solve linear programs in a trust region; return the steps and their worst error.
 
     M. R. Osborne and G. A. Watson, An algorithm for minimax approximation in the nonlinear case,
     Comput. J. 12 (1969) 63-68, with a box as the trust region.
     """
-    from scipy.optimize import linprog  # lazily: it is slow to import
+    from scipy.optimize import linprog  # here, as its import is slow
 
-    @ignore_float_errors  # what overflows is not taken
+    @ignore_float_errors  # values that overflow are rejected
     def worst(steps: Steps) -> tuple[float, np.ndarray]:
         points = _extrema(target, steps, x)
         both = np.concatenate([points, x])  # so that NaN is seen
@@ -293,7 +292,7 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
         gain = (1 - new / error) / foreseen
         if gain > 0.05:
             steps, error, seen = tried, new, [maxima]
-        else:  # the next program knows what was wrong with this one
+        else:  # the next program includes the points where this one failed
             seen.append(maxima)
         passed.append(error)
         radius = min(2 * radius, 1.0) if gain > 0.7 else radius if gain > 0.05 else radius / 4
@@ -303,15 +302,15 @@ def _descend(target: str, steps: Steps, x: np.ndarray, iterations: int) -> tuple
 
 
 def _powers(step: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Powers of a step at points, the largest of which is scaled to 1."""
+    """Return powers of a step at points, the largest of which is scaled to 1."""
     scaled = h[:, None] / np.abs(h).max()
     return np.asarray(scaled ** (2 * np.arange(len(step)) + 1) / math.sqrt(len(h)))
 
 
 def _coordinates(step: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """Changes of coefficients that change the step's values by orthogonal functions of its size.
+    """Return changes of coefficients that change the step by orthogonal functions of its size.
 
-    In coefficients themselves the trust region would be long and thin: powers are nearly dependent.
+    Powers are nearly dependent, so that in coefficients the trust region would be badly scaled.
     """
     power = 2 * np.arange(len(step)) + 1
     largest = np.abs(h).max()

@@ -12,7 +12,7 @@ from polarlib.design.cost_tables import machine_costs
 from polarlib.design.remez import check_degree
 
 FORMS = ("plain", "gram")
-GRAM_PRECISION = "float32"  # of budgets in Gram form, where none is given
+GRAM_PRECISION = "float32"  # default of budgets in Gram form
 
 
 def costs(
@@ -22,30 +22,30 @@ def costs(
     symmetric: float = 1.0,
     degrees: Iterable[int] = range(3, 27, 2),
 ) -> dict[int, float]:
-    """Cost of a step by its degree, for matrices of a shape.
+    """Return the cost of a step by its degree, for matrices of a shape.
 
-    The unit is one product of an m x n matrix with an n x n one, m >= n (a wide matrix is worked on
-    as its adjoint); a product of two n x n matrices costs n / m of it.
+    The unit is one product of an m x n matrix with an n x n matrix, m >= n (of a wide matrix the
+    adjoint is used); a product of two n x n matrices costs n / m of it.
 
     Parameters
     ----------
     shape : (int, int), optional
         Rows and columns.
     form : {"plain", "gram"}, optional
-        Form of the iteration. In Gram form the products with X are two in all, and the first and
-        last step take fewer small ones than the others: the entry for degree 0. Every restart costs
-        that entry once more: ``budget(..., form="gram")`` places the restarts and counts them.
+        Form of the iteration. In Gram form there are two products with X in all, and the first and
+        last step take fewer products of n x n matrices than the others: the entry for degree 0.
+        Every restart adds that entry once more; ``budget(..., form="gram")`` counts the restarts.
     symmetric : float, optional
-        Cost of a product with a symmetric result, relative to a full one: 1, or 0.5 where only one
-        triangle is computed. Every product has one but those of X with a polynomial.
+        Cost of a product with a symmetric result, relative to a full product: 1, or 0.5 if only one
+        triangle is computed. All products but those of X with a polynomial have such a result.
     degrees : iterable of int, optional
         Odd degrees.
 
     Returns
     -------
     dict
-        Degree to cost, and 0 to what a composition costs once (0 in plain form, possibly negative
-        in Gram form).
+        Cost of each degree, and under the key 0 the cost of the whole (0 in plain form, possibly
+        negative in Gram form).
 
     Raises
     ------
@@ -69,7 +69,7 @@ def costs(
 def _prices(
     degrees: Iterable[int], form: str, gram: float, update: float, small: float
 ) -> dict[int, float]:
-    """Costs by degree from those of X^H X, of X P and of a product of n x n matrices."""
+    """Return costs by degree from those of X^H X, of X P and of a product of n x n matrices."""
     # The engine's products, as `product_counts` has them: Gram matrix and X P in each step; in Gram
     # form once, and three small ones for Q and R after each step but the last.
     large = gram + update
@@ -84,24 +84,24 @@ class Prices(NamedTuple):
 
     Attributes
     ----------
-    section : float
-        What a composition costs once, in Gram form each of its segments.
+    segment : float
+        Cost of a composition in addition to its steps; in Gram form that of each segment.
     each : dict
         Cost of a step by its degree.
     seconds : float or None
-        Seconds of a unit of these costs, where a calibration has them.
+        Seconds per unit of these costs, if a calibration has them.
     unit : str
-        What a unit is, for `seconds`.
+        Description of the unit, for `seconds`.
     """
 
-    section: float
+    segment: float
     each: dict[int, float]
     seconds: float | None = None
     unit: str = ""
 
 
 class CostModel(NamedTuple):
-    """What a budget is told about costs, unchecked: the arguments of :func:`budget`."""
+    """Arguments of :func:`budget` about costs, unchecked."""
 
     degrees: Iterable[int]
     cost: Callable[[int], float] | Mapping[int, float] | None = None
@@ -135,10 +135,10 @@ class CostModel(NamedTuple):
         batch = 1 if self.batch is None else count("batch", self.batch)
         named = precision or ("float64" if form == "plain" else GRAM_PRECISION)
         m, n = max(m, n), min(m, n)
-        found = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
-        kernels, aspect = found.kernels, n / m
-        # A product with an addend copies the addend to where it is accumulated: one pass, of an
-        # m x n matrix for X P, of an n x n matrix for the others.
+        measured = machine_costs(checks.path("costs", self.costs), named, n, library=self.library)
+        kernels, aspect = measured.kernels, n / m
+        # A product with an addend first copies the addend: one pass over an m x n matrix for X P,
+        # over an n x n matrix for the others.
         passed = kernels["elementwise"] * aspect
         table = _prices(
             self.degrees,
@@ -147,10 +147,10 @@ class CostModel(NamedTuple):
             kernels["matmul"] + kernels["elementwise"],
             kernels["hermitian_product"] * aspect + passed,
         )
-        section, each = prices_by_degree(self.degrees, table, form, None)
+        segment, each = prices_by_degree(self.degrees, table, form, None)
         unit = f"{m} x {n} by {n} x {n}" + f", {batch} at once" * (batch > 1)
-        seconds = None if found.seconds is None else found.seconds * batch / aspect
-        return Prices(section, each, seconds, f"{unit}, {found.name}")
+        seconds = None if measured.seconds is None else measured.seconds * batch / aspect
+        return Prices(segment, each, seconds, f"{unit}, {measured.name}")
 
 
 def prices_by_degree(

@@ -1,4 +1,4 @@
-"""Where a published step came from: the interval, the scale and the gain it was designed with."""
+"""The interval, scale and gain for which a published step was designed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from polarlib._schedules.steps import coefficients
 from polarlib.arrays.checks import shown
 from polarlib.design import remez
+from polarlib.files.tables import html_table
 
 # Ratios of the ends of the interval between which the answer is sought. Below, best steps differ by
 # less than the rounding of doubles; above, they are the Pade step to seven digits.
@@ -16,18 +17,18 @@ NARROWEST, WIDEST = 1e-14, 1 - 1e-7
 
 
 class Fingerprint(NamedTuple):
-    """The best polynomial that a step is, but for a factor.
+    """Best polynomial that equals a step up to a factor.
 
     Attributes
     ----------
     lower, upper : float
         The step is ``gain`` times the best polynomial of its degree on [lower, upper].
     gain : float
-        1 for a bare best step; above 1 where a cushioned one was recentred, for example.
+        1 for a best step; above 1 if, for example, a step with a cushion was centred at 1 again.
     mismatch : float
-        Largest relative difference between the step's coefficients and those of that polynomial:
-        rounding for degrees 3 and 5, which have as many coefficients as there are parameters, and
-        evidence for higher ones.
+        Largest relative difference between the step's coefficients and those of that polynomial.
+        Degrees 3 and 5 have as many coefficients as parameters, so that it is rounding. For higher
+        degrees a small value shows that the step was designed in this way.
     """
 
     lower: float
@@ -40,15 +41,18 @@ class Fingerprint(NamedTuple):
         """Divisor of the argument of the best polynomial on [lower / upper, 1]: `upper`."""
         return self.upper
 
+    def _repr_html_(self) -> str:
+        return html_table("Fingerprint of a step", self._asdict())
+
 
 def fingerprint(step: Sequence[float]) -> Fingerprint:
-    """Interval, scale and gain that a step was designed for.
+    """Find the interval, scale and gain for which a step was designed.
 
     A best polynomial p on [l, 1], squeezed to ``g p(x / u)``, has the coefficients
-    ``g c_i / u^(2i+1)``. The ratio ``c_1^2 / (c_0 c_2)`` knows nothing of g and u, and falls as l
-    grows: from 4 to 20 / 9 for degree 5. It gives l; then ``c_1 / c_0`` gives u, and c_0 gives g.
-    Degree 3 has two coefficients only, and is taken to have g = 1: then ``c_0^3 / |c_1|``, from 27
-    to 27 / 4, gives l.
+    ``g c_i / u^(2i+1)``. The ratio ``c_1^2 / (c_0 c_2)`` is independent of g and u, and decreases
+    as l grows: from 4 to 20 / 9 for degree 5. It determines l; then ``c_1 / c_0`` determines u, and
+    c_0 determines g. Degree 3 has two coefficients only, and g = 1 is assumed: then
+    ``c_0^3 / |c_1|``, from 27 to 27 / 4, determines l.
 
     Parameters
     ----------
@@ -63,11 +67,11 @@ def fingerprint(step: Sequence[float]) -> Fingerprint:
     ------
     ValueError
         For fewer than two coefficients, signs that do not alternate from a positive first one, and
-        ratios that no best polynomial has: such a step was tuned for something else.
+        ratios that no best polynomial has: such a step was designed for another objective.
 
     Notes
     -----
-    Digits of l are lost where it is small: four-digit coefficients tell l = 1e-3 to about 10 %.
+    A small l is ill-conditioned: four-digit coefficients determine l = 1e-3 to about 10 %.
 
     Examples
     --------
@@ -80,8 +84,8 @@ def fingerprint(step: Sequence[float]) -> Fingerprint:
     signs = all(v * (-1) ** i > 0 for i, v in enumerate(c))
     if len(c) < 2 or not signs:
         raise ValueError(
-            "a step to fingerprint has two coefficients or more, of alternating signs, the first "
-            f"positive, got {shown(step)}"
+            "step must be two coefficients or more, of alternating signs, the first positive, got "
+            f"{shown(step)}"
         )
     degree = 2 * len(c) - 1
     ratio: Callable[[Sequence[float]], float]
@@ -107,14 +111,14 @@ def _cubic_ratio(c: Sequence[float]) -> float:
 
 
 def _solve(f: Callable[[float], Any], value: float, name: str, degree: int) -> float:
-    """The l where a falling function has a value."""
-    from scipy.optimize import brentq  # lazily: it takes long to import
+    """Find the l at which a decreasing function has a value."""
+    from scipy.optimize import brentq  # here, as its import is slow
 
     high, low = f(NARROWEST), f(WIDEST)
     if not low < value < high:
         raise ValueError(
-            f"no best polynomial of degree {degree} has {name} = {value:.6g}: it lies between "
-            f"{low:.6g} and {high:.6g}; the step was designed for another aim"
+            f"step must be a best polynomial of degree {degree} up to a factor, with {name} "
+            f"between {low:.6g} and {high:.6g}, got {value:.6g}; it has another origin"
         )
     return math.exp(
         brentq(lambda t: f(math.exp(t)) - value, math.log(NARROWEST), math.log(WIDEST), xtol=1e-15)

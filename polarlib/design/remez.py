@@ -29,17 +29,18 @@ from polarlib._schedules.images import multiple_precision
 from polarlib._schedules.validity import MOST_STRIDE
 from polarlib.arrays.checks import count, double, items, number, shown
 from polarlib.design.doubles import image_of_rounded, lifted
+from polarlib.files.tables import html_table
 
-# Digits asked for where none are: a double, and what its last digit costs.
+# Default number of digits: those of a double, and one for its last rounding.
 DIGITS = 17
-# Digits that double precision may lose before multiple precision takes over; then 12 remain.
+# Digits that double precision may lose before multiple precision is used; then 12 remain.
 LOSS = 2.5
-# And in searches, where the step found is designed again.
+# The same in searches, whose result is designed again.
 ROUGH_LOSS = 6.0
 EXCHANGES = 60
 # Decimal exponents that coefficients and their products with powers of `upper` stay within.
 EXPONENTS = 280
-# Terms of a step, and digits to compute with: a step of so many takes about ten seconds.
+# Largest number of terms of a step, and of digits: such a step takes about ten seconds.
 MOST_TERMS, MOST_DIGITS = 50, 300
 
 
@@ -49,7 +50,7 @@ class Minimax(NamedTuple):
     Attributes
     ----------
     coefficients : tuple
-        Ascending powers 1 + stride i; floats, or mpmath numbers where more digits were asked for.
+        Of ascending powers 1 + stride i; floats, or mpmath numbers if `digits` was given.
     error : number
         E, the largest ``|1 - p|`` on the interval.
     complement : number
@@ -66,9 +67,12 @@ class Minimax(NamedTuple):
     rho: Any
     extrema: tuple[Any, ...]
 
+    def _repr_html_(self) -> str:
+        return html_table("Best polynomial", self._asdict())
+
 
 class _Arithmetic(NamedTuple):
-    """Numbers to compute with: their constructor, n-th root, and unit roundoff."""
+    """Type of numbers of a computation: its constructor, n-th root, and unit roundoff."""
 
     number: Callable[[Any], Any]
     root: Callable[[Any, int], Any]
@@ -109,7 +113,7 @@ def check_degrees(degrees: Any, stride: int = 2) -> list[int]:
     Raises
     ------
     ValueError
-        For no degrees, something that is no list, or one that :func:`check_degree` refuses.
+        For an empty list, another type, or a degree that :func:`check_degree` refuses.
     """
     found = items("degrees", degrees, "a list of odd degrees, one a step")
     return [check_degree(d, stride) for d in found]
@@ -143,7 +147,7 @@ def check_range(degree: int, upper: float) -> None:
 def _levelled(
     t: Sequence[Any], low: Any, stride: int, f: _Arithmetic
 ) -> tuple[list[Any], Any, Any, list[Any]]:
-    """Points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
+    """Return points x, E and rho of a reference t in [-1, 1], and w = p(x) / x there.
 
     |lambda_i| = 1 / (x_i prod |t_i - t_j|) annihilates x times polynomials of degree q in t, with
     alternating signs; so rho = S_odd / S_even, the sums of |lambda| by parity.
@@ -167,7 +171,7 @@ def _levelled(
 
 
 def interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Monomial coefficients in t of the polynomial through the points (Newton's form, expanded)."""
+    """Return the monomial coefficients in t of an interpolating polynomial, by Newton's form."""
     d, n = list(values), len(t)
     for k in range(1, n):
         for i in range(n - 1, k - 1, -1):
@@ -183,7 +187,7 @@ def interpolate(t: Sequence[Any], values: Sequence[Any]) -> list[Any]:
 
 
 def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] | None:
-    """All roots of a polynomial with distinct real roots, ascending (Ehrlich and Aberth)."""
+    """Return all roots of a polynomial with distinct real roots, ascending (Ehrlich and Aberth)."""
     z = list(start)
     slope = [k * c for k, c in enumerate(d)][1:]
     # The correction is cubically small: below the cube root of the unit, one more is the last.
@@ -211,7 +215,7 @@ def _roots(d: Sequence[Any], start: Sequence[Any], f: _Arithmetic) -> list[Any] 
 def _exchange(
     q: int, low: Any, start: Sequence[Any], f: _Arithmetic, tol: float, stride: int = 2
 ) -> Any:
-    """Iterate from a reference; (w, E, rho, t, x) with w in powers of t, or None if lost."""
+    """Iterate from a reference; return (w, E, rho, t, x) with w in powers of t, or None if lost."""
     power = low**stride
     half = (1 - power) / 2
     kappa = (1 + power) / (1 - power)
@@ -246,7 +250,7 @@ def _exchange(
 
 
 def in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
-    """Powers of y = x**stride from powers of t = (y - m) / h, by Horner's rule."""
+    """Convert powers of t = (y - m) / h to powers of y = x**stride, by Horner's rule."""
     power = low**stride
     h, m = (1 - power) / 2, (1 + power) / 2
     c = [w[-1]]
@@ -262,7 +266,7 @@ def in_x(w: Sequence[Any], low: Any, stride: int) -> list[Any]:
 def best(
     degree: int, lower: Any, upper: Any = 1.0, *, digits: int | None = None, stride: int = 2
 ) -> Minimax:
-    """Best odd polynomial on an interval, with its error and equioscillation points.
+    """Compute the best odd polynomial on an interval, with its error and equioscillation points.
 
     Parameters
     ----------
@@ -271,9 +275,9 @@ def best(
     lower, upper : number
         The interval, ``0 < lower < upper``.
     digits : int, optional
-        Correct decimal digits. By default those of a double, in double precision where that is
-        accurate to 12 digits and in multiple precision elsewhere; if given, the results are mpmath
-        numbers correct to that many digits.
+        Number of correct decimal digits. By default the results are doubles, computed in double
+        precision if that is accurate to 12 digits, otherwise in multiple precision. If given, they
+        are mpmath numbers.
     stride : int, optional
         The powers are 1, 1 + stride, 1 + 2 stride, ...: 2 for odd polynomials, p for p-th roots.
 
@@ -284,8 +288,8 @@ def best(
     Raises
     ------
     ValueError
-        For an even degree (one that is not 1 + stride q), one below 3, a bad interval; without
-        `digits`, for coefficients 'beyond double coefficients': rounding them to doubles adds more
+        For an even degree (one that is not 1 + stride q), one below 3, an invalid interval. Without
+        `digits` also for a degree 'beyond double coefficients': rounding them to doubles adds more
         than max(5 % of E, 2^-50) to the error.
     RuntimeError
         If the exchange does not converge; no such case is known.
@@ -318,7 +322,7 @@ def best(
 
 
 def _exact(name: str, value: Any) -> Any:
-    """A number with all its digits, which may be given as text."""
+    """Return a number with all its digits, which may be given as text."""
     if isinstance(value, str) and re.fullmatch(r"(\d+\.?|\d*\.\d+)(e[+-]?\d{1,3})?", value):
         return value
     x = number(name, value)
@@ -328,9 +332,9 @@ def _exact(name: str, value: Any) -> Any:
 
 
 def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Minimax:
-    """Best polynomial as :func:`best` gives it in doubles, whether they hold its coefficients.
+    """Compute the best polynomial as :func:`best` in doubles, even if they do not hold it.
 
-    Error, complement, rho and extrema are right for any degree.
+    Error, complement, rho and extrema are correct for any degree.
 
     Examples
     --------
@@ -345,9 +349,9 @@ def ideal(degree: int, lower: Any, upper: Any = 1.0, *, stride: int = 2) -> Mini
 
 
 def rough(degree: int, lower: float, upper: float, fine: float = 0.0) -> Minimax:
-    """Best polynomial for searches: its values to about nine digits of max(E, fine), in doubles.
+    """Compute the best polynomial for searches: values to about nine digits of max(E, fine).
 
-    Below `fine` the error says nothing, and the polynomial may be another one of an error so small.
+    If the error is below `fine`, the polynomial may be any with an error of that size.
 
     Examples
     --------
@@ -374,7 +378,7 @@ def chebyshev(q: int) -> list[float]:
 
 
 def _lost(q: int, low: float, error: float) -> float:
-    """Decimal digits that double precision loses: an estimate, chosen by experiment."""
+    """Estimate the decimal digits that double precision loses, by experiment."""
     return 0.5 * q - (q + 1) * math.log10(1 - low) + max(0.0, -math.log10(error)) - 1
 
 
@@ -395,14 +399,14 @@ def _scaled(found: Any, low: Any, upper: Any, number: Callable[[Any], Any], stri
 def _positive(
     c: tuple[float, ...], complement: float, lower: float, upper: float, stride: int
 ) -> tuple[float, ...]:
-    """Coefficients of which rounding did not make p negative between its zeros."""
+    """Return coefficients of which rounding did not make p negative between its zeros."""
     rounding = 2.0**-52 * sum(abs(v) * upper ** (stride * i + 1) for i, v in enumerate(c))
     return c if complement > 4 * rounding else lifted(c, lower, upper, stride)[0]
 
 
 def _best_double(q: int, lower: float, upper: float, stride: int) -> Minimax:
     low = lower / upper
-    # The estimate of what is lost was made for stride 2.
+    # The estimate of lost digits was made for stride 2.
     if stride == 2 and q <= 3 and low < 0.99:
         try:
             found = _exchange(q, low, chebyshev(q), _DOUBLE, 1e-9)

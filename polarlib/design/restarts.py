@@ -1,4 +1,4 @@
-"""Where the Gram form of a schedule must start again."""
+"""Restarts of the Gram form of a schedule."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from polarlib.arrays.formats import format_of
 # Spurious eigenvalue of R that is tolerated before a restart: up to it eigenvalues grow by the
 # square of the slope, beyond it faster (docs/guide/gram.md).
 TOLERATED = 0.1
-# In wide formats the blow-up is far away, but digits are lost before it: at most 12 bits of them.
+# In wide formats digits are lost long before the iteration diverges: at most 12 bits of them.
 BITS_LOST = 12
-# How far the rounding of Q moves the largest singular values, in units of the product of slopes,
-# the unit roundoff and the largest singular value before: 0.4 to 0.9 was measured. By experiment.
+# Change of the largest singular values by the rounding of Q, in units of the product of slopes, the
+# unit roundoff and the largest singular value before: 0.4 to 0.9 was measured.
 ROUNDING_OF_Q = 0.75
 # The same for the one rounding of a Q of another format to that of X: 0.40 to 0.59 was measured.
 ROUNDING_ONCE = 0.5
-# What the rounding of Q may add to the largest singular value of the result. Chosen by experiment.
+# Largest change of the result's largest singular value by the rounding of Q. By experiment.
 TOLERATED_AT_THE_END = 0.05
-# Precision to which the room for it is found, relative to a singular value.
+# Precision to which the margin for it is computed, relative to a singular value.
 FINE = 2.0**-16
 
 
 def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None) -> tuple[int, ...]:
-    """Steps after which the Gram form must restart; what ``restarts="auto"`` uses.
+    """Choose the steps after which the Gram form must restart, as ``restarts="auto"`` does.
 
     Parameters
     ----------
@@ -41,28 +41,28 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     Returns
     -------
     tuple of int
-        Numbers of the steps, from 1, after which ``X <- X Q`` and its Gram matrix is formed anew.
+        Numbers of the steps, from 1, after which ``X <- X Q`` and its Gram matrix is recomputed.
 
     Raises
     ------
     TypeError
-        If it is not a Schedule.
+        If `schedule` is not a Schedule.
     ValueError
         For an unknown format.
 
     Notes
     -----
-    A section, the steps between two restarts, is as long as two bounds allow:
+    A segment, the steps between two restarts, is as long as two bounds allow:
 
     - A computed Gram matrix has spurious eigenvalues of the size of its unit roundoff, of either
-      sign, and a step with slope a multiplies them by ``a**2``. Before the last step of the section
+      sign, and a step with slope a multiplies them by ``a**2``. Before the last step of the segment
       they are below 0.1 (and 2**12 unit roundoffs, in the wide formats).
-    - Q is as large as the product of the slopes of its section, is rounded by so much, and
-      multiplies singular values near 1. What that adds to the largest must be so little that the
-      steps to come make of it at most 0.05 in the end. A schedule without such room is cut into
-      sections of one step, which are the plain form.
+    - Q has the size of the product of the slopes of its segment, a rounding error of that size, and
+      multiplies singular values near 1. After all further steps, that may change the largest one by
+      at most 0.05. If the upper margin of a schedule is too small for this, the iteration restarts
+      after every step, which equals the plain form.
 
-    Both are estimates of the worst case, not optima; docs/guide/gram.md says how sharp.
+    Both are estimates of the worst case, not optima; docs/guide/gram.md has their sharpness.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
     """
     instance("schedule", schedule, Schedule, "a Schedule, such as polarlib.schedule returns")
     polynomials(schedule, "design.restarts")
-    # What is not a name may have no hash.
+    # An argument that is not a name may not be hashable.
     small = None if gram_format is None else format_of(gram_format).name
     return common_restarts((schedule,), format_of(format).name, small)
 
@@ -83,7 +83,7 @@ def restarts(schedule: Schedule, format: str, *, gram_format: str | None = None)
 def common_restarts(
     schedules: tuple[Schedule, ...], format: str, gram_format: str | None = None
 ) -> tuple[int, ...]:
-    """Restarts that serve several schedules of as many steps: arguments of :func:`restarts`.
+    """Choose restarts for several schedules of as many steps: arguments of :func:`restarts`.
 
     Examples
     --------
@@ -109,14 +109,14 @@ def common_restarts(
 def _ends(
     schedule: Schedule, unit: float, of_gram: float, of_q: float
 ) -> tuple[frozenset[int], ...]:
-    """Numbers of the steps after which a section may end, for each step before its beginning."""
+    """Return the steps after which a segment may end, for each step before its beginning."""
     limit = min(TOLERATED, 2.0**BITS_LOST * unit)
     slopes = [abs(step[0]) for step in schedule.steps]
     tops, rooms = _rooms(schedule)
     found = []
     for start, growth in enumerate(slopes):
         ends, spurious = {start + 1}, of_gram
-        for k in range(start + 1, len(slopes)):  # may the section end after step k + 1?
+        for k in range(start + 1, len(slopes)):  # may the segment end after step k + 1?
             spurious *= slopes[k - 1] ** 2
             growth *= slopes[k]
             if spurious > limit:
@@ -128,7 +128,7 @@ def _ends(
 
 
 def _rooms(schedule: Schedule) -> tuple[list[float], list[float]]:
-    """Largest singular value before each step, and how far it may be moved after it."""
+    """Return the largest singular value before each step, and how far it may move after it."""
     lower, upper = schedule.divided(schedule.lower, schedule.upper, extended=False)
     images = [float(hi) for _, hi in odd_images(schedule.steps, lower, upper, stride=2)]
     goal = images[-1] + TOLERATED_AT_THE_END

@@ -1,18 +1,18 @@
-"""Rounding in a number format: where it can take singular values, and the best steps under it.
+"""Rounding in a number format: its bounds on singular values, and the best steps under it.
 
 The model is that of :mod:`polarlib._schedules.rounding`: to first order rounding takes the singular
 value x to within ``u r(x)`` of p(x).
 
-So the interval that matters is not the image of [lower, 1] but where rounding can take it. Each
-step is chosen to make the quotient of its ends as large as it can be, and two numbers decide it:
+The state after a step is therefore the image of [lower, 1] with rounding. Each step is chosen to
+maximise the quotient of its ends, over two numbers:
 
-- how far beyond the upper end the step is designed. Near that end the best polynomial is steep and
-  its rounding is largest: a little room there lowers both, and costs less than it gains;
-- how far above the lower end it is designed, the cushion. The best polynomial is as small at its
-  minima as at the lower end, and there rounding would take a large singular value, with its
-  singular vectors, into the noise.
+- the upper margin, by which the upper end of the design interval is raised. Near that end the best
+  polynomial is steep and its rounding is largest: a small margin reduces both;
+- the cushion, by which the lower end of the design interval is raised. The best polynomial is as
+  small at its minima as at the lower end. There rounding would move a large singular value, with
+  its singular vectors, among the rounding errors.
 
-The quotient of the ends is all that the next step depends on, and a larger quotient is never worse.
+The next step depends on the quotient of the ends only, and a larger quotient is never worse.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from polarlib.design.compose import pade
 from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.remez import Minimax, best, rough
 
-# Share of the bound u r(x) that is kept free above a step; below it, all of it is.
+# Margin above a step in units of the bound u r(x); below a step the margin is the whole bound.
 UPWARD = SHARE
-# How far beyond the upper end the room is looked for, in units of u, and from and up to where the
-# cushion is, as parts of the upper end: below 0.8 u the minima of a step are within its rounding.
-ROOM = (1 / 64, 8.0)
+# Range of the upper margin in units of u, and of the cushion relative to the upper end: below 0.8 u
+# the minima of a step are within its rounding.
+MARGIN = (1 / 64, 8.0)
 LOWEST_START = 1 / 8
 HIGHEST_START = 0.9
 # Alternations between the two numbers, and the precision of their logarithms. Chosen by experiment:
@@ -94,9 +94,9 @@ class Rounding(NamedTuple):
 
 
 class _DesignState(NamedTuple):
-    """Steps so far, where rounding can take [lower, 1], and where they take it without.
+    """Steps so far, and the images of [lower, 1] under them with and without rounding.
 
-    `reached` is where the part REACHED of each rounding takes it.
+    `reached` is the image with the fraction REACHED of each rounding.
     """
 
     steps: tuple[tuple[float, ...], ...]
@@ -107,7 +107,7 @@ class _DesignState(NamedTuple):
 
     @property
     def rho(self) -> float:
-        """Quotient of the ends: all that the next step depends on."""
+        """Quotient of the ends, on which alone the next step depends."""
         return self.lower / self.upper
 
     @property
@@ -129,7 +129,7 @@ def first_state(lower: float, f: Rounding) -> _DesignState:
 
 @functools.lru_cache(maxsize=4096)
 def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -> Sequence[float]:
-    """Step of a degree with the largest quotient of the ends of where rounding takes [l, u]."""
+    """Return the step with the largest quotient of the ends of the rounded image of [l, u]."""
     unit = f.guarded
     from scipy.optimize import minimize_scalar
 
@@ -139,25 +139,25 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
     if max(1 - low, high - 1) <= NARROW * flat_rounding and (degree <= 5 or flat_rounding < 0.25):
         return flat
 
-    def ends(start: float, room: float) -> tuple[float, float, float, float]:
-        """Value at the lower end, that less its rounding, and where rounding takes all."""
-        b = designed(start, room)
+    def ends(start: float, margin: float) -> tuple[float, float, float, float]:
+        """Return the value at the lower end, that less its rounding, and the rounded image."""
+        b = designed(start, margin)
         low, high = landing(b.coefficients, lower, upper, b.extrema, unit, f.upward)
         p, r = rounding_bound(b.coefficients, lower)
         return p, p - unit * r, low, high
 
-    def designed(start: float, room: float) -> Minimax:
-        lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(room))
+    def designed(start: float, margin: float) -> Minimax:
+        lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(margin))
         return rough(degree, lowest, highest, unit / 64)
 
-    # The room is found for the value at the lower end, not at the minima, which the cushion raises
-    # afterwards: of one function of both numbers, an alternation stops at its kinks.
-    def for_room(room: float, start: float) -> float:
-        first, _, _, high = ends(start, room)
+    # The margin is chosen for the value at the lower end, not at the minima, which the cushion
+    # raises afterwards: an alternation on one function of both numbers would stop at its kinks.
+    def for_margin(margin: float, start: float) -> float:
+        first, _, _, high = ends(start, margin)
         return -first / high
 
-    def for_start(start: float, room: float) -> float:
-        _, _, low, high = ends(start, room)
+    def for_start(start: float, margin: float) -> float:
+        _, _, low, high = ends(start, margin)
         return -low / high
 
     def least(
@@ -168,27 +168,27 @@ def _best_under_rounding(degree: int, lower: float, upper: float, f: Rounding) -
         )
         return float(found.x)
 
-    rooms = math.log(ROOM[0]), math.log(ROOM[1])
+    margins = math.log(MARGIN[0]), math.log(MARGIN[1])
     lowest = max(lower / upper, LOWEST_START * unit, f.cushion)
     starts = math.log(lowest), math.log(HIGHEST_START)
     start = starts[0]
     for _ in range(ROUNDS):
-        before, room = start, least(for_room, rooms, start, FINE[1])
-        start, (_, first, low, _) = starts[0], ends(starts[0], room)
+        before, margin = start, least(for_margin, margins, start, FINE[1])
+        start, (_, first, low, _) = starts[0], ends(starts[0], margin)
         if starts[0] < starts[1] and low < first:  # a minimum is lower: a cushion raises it
-            found = least(for_start, starts, room, FINE[0])
-            if for_start(found, room) < for_start(start, room):  # the search only comes near it
+            found = least(for_start, starts, margin, FINE[0])
+            if for_start(found, margin) < for_start(start, margin):  # the search only comes near it
                 start = found
         if start == before:
             break
-    lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(room))
+    lowest, highest = math.exp(start) * upper, upper * (1 + unit * math.exp(margin))
     return best(degree, lowest, highest).coefficients
 
 
 def _after(state: _DesignState, step: Sequence[float], f: Rounding) -> _DesignState:
-    """State after a step that is centred at 1 in exact arithmetic and rounded to scalars.
+    """Return the state after a step that is centred at 1 and rounded to scalars.
 
-    The next step sees quotients only, so the centre is free, and errors are read off the exact.
+    The next step depends on quotients only, so that the centre is free.
     """
     low, high = odd_image([step], *state.exact, extended=False)
     centre = max((low + high) / 2, high / BELOW_TWO)
@@ -213,16 +213,16 @@ def rho_without_rounding(state: _DesignState, degree: int) -> float:
 
 
 def next_step(state: _DesignState, degree: int, f: Rounding) -> _DesignState:
-    """One more step that is not the last."""
+    """Return the state after one more step that is not the last."""
     return _after(state, _best_under_rounding(degree, state.lower, state.upper, f), f)
 
 
 def last_step(state: _DesignState, degree: int, f: Rounding) -> tuple[float, _DesignState]:
-    """One more step, the last: least error in exact arithmetic, and that error.
+    """Return the state after the last step, of least exact error, and that error.
 
-    Nothing comes after it that could diverge, so it keeps no room. It is designed up to where
-    rounding can have taken singular values, so that those too end near 1. But rounding must not
-    change their sign, which few steps for a wide interval would allow.
+    It keeps no upper margin, since no step follows that could diverge. It is designed on the image
+    with rounding, so that all singular values end near 1. Rounding must not change their sign,
+    which excludes few steps for a wide interval.
     """
     below, _ = state.exact
     candidates = []

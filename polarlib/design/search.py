@@ -23,22 +23,23 @@ from polarlib.design.spectra import Spectrum
 THINNED = 2048
 # Least p(x) / x of a scaled step, so that rounding does not make it negative; or half the start's.
 FLOOR = 1e-3
-# |e| is smoothed to sqrt(e^2 + d^2), d this part of the mean error: gradients have no jumps.
+# |e| is smoothed to sqrt(e^2 + d^2), d this fraction of the mean error, so that gradients are
+# continuous.
 SMOOTHING = 1e-3
-# And the lower one by that part of itself, since the search meets constraints to 1e-10 only.
+# Relative margin of the lower bound, since the search satisfies constraints to 1e-10 only.
 INWARD = 1e-7
 # Lower ends of the further starts relative to the first, and the relative size of the random
 # changes of coefficients in those beyond them. Chosen by experiment.
 INTERVALS = (0.3, 0.1, 3.0)
 PERTURBATION = 0.03
-# Mean errors below this are rounding, and nothing is left to tune.
+# Mean errors below this are rounding, and are not tuned.
 ROUNDING = 1e-13
 
 Steps = tuple[tuple[float, ...], ...]
 
 
 def _tops(steps: Sequence[Sequence[float]], upper: float) -> list[float]:
-    """Largest values after every step on (0, upper]; the domain's end comes first."""
+    """Return the largest values after every step on (0, upper], the domain's end first."""
     tops = [upper]
     for step in steps:
         tops.append(odd_image([step], 0.0, tops[-1], extended=False)[1])
@@ -46,7 +47,7 @@ def _tops(steps: Sequence[Sequence[float]], upper: float) -> list[float]:
 
 
 def _scaled(steps: Sequence[Sequence[float]], tops: Sequence[float]) -> list[Any]:
-    """Steps with domain and values in (0, 1], the last with the values that it has."""
+    """Scale steps to domains and values in (0, 1], the last step to its own values."""
     ends = [*tops[:-1], 1.0]
     return [
         np.array([c * u ** (2 * i + 1) / v for i, c in enumerate(step)])
@@ -63,13 +64,13 @@ def _unscaled(scaled: Sequence[Any], tops: Sequence[float]) -> Steps:
 
 
 def interval(start: Schedule) -> tuple[float, float]:
-    """Interval before the first step, after the division of the input."""
+    """Return the interval before the first step, after the division of the input."""
     return start.divided(start.lower, start.upper, extended=False)
 
 
 @functools.lru_cache(maxsize=1024)
 def greedy_steps(lower: float, degrees: tuple[int, ...], upper: float) -> Steps | None:
-    """Greedy steps on an interval, None where it is empty or too wide for their rounding."""
+    """Return greedy steps on an interval, None if it is empty or too wide for their rounding."""
     try:
         return greedy(lower, degrees, upper=upper).steps if degrees else None
     except ValueError:
@@ -79,7 +80,7 @@ def greedy_steps(lower: float, degrees: tuple[int, ...], upper: float) -> Steps 
 class Search:
     """Local optimisations from one start after another.
 
-    `least` is the smallest objective that was kept, as the optimisation has it; `found` that of the
+    `least` is the smallest objective that was kept, as the optimisation has it; `last` that of the
     last start; `ended` where no further start would find another schedule.
     """
 
@@ -94,7 +95,7 @@ class Search:
         self.objective, self.value = objective, value
         self.lower, self.upper = interval(start)
         self.degrees = tuple(2 * len(step) - 1 for step in start.steps if len(step) > 1)
-        self.least = self.found = math.inf
+        self.least = self.last = math.inf
         begun = value(start.steps)
         spectral = isinstance(objective, Spectrum)
         self.ended = objective == "error" or (spectral and begun < ROUNDING)
@@ -124,7 +125,7 @@ class Search:
         self.problem = Problem(self.sizes, hi, ends, floors, self._measured, gradient)
 
     def _measured(self, steps: list[Any]) -> Any:
-        """The objective of scaled steps as it is minimised, with its gradient where it is known."""
+        """Return the objective that is minimised over scaled steps, with its gradient if known."""
         extra = np.zeros(len(self.lows))
         if isinstance(self.objective, Spectrum):
             found = mean_and_gradient(steps, self.x, self.weights, self.smoothing)
@@ -137,11 +138,11 @@ class Search:
             gradient = [np.append(-1 / c[0], np.zeros(len(c) - 1)) for c in steps]
             return -sum(math.log(c[0]) for c in steps), np.concatenate([*gradient, extra])
         reached = self.value(_unscaled(steps, self.tops)) / self.scale
-        return reached if math.isfinite(reached) else math.inf  # the search turns back
+        return reached if math.isfinite(reached) else math.inf  # the search steps back
 
     def candidates(self, k: int) -> list[Steps]:
-        """Steps of the local minima from start k, which may leave the bounds; the best first."""
-        self.found = math.inf
+        """Yield steps of the local minima from start k, unchecked for bounds, the best first."""
+        self.last = math.inf
         if self.objective == "error":
             other = greedy_steps(self.lower, self.degrees, self.upper)
             return [] if other is None else [other]
@@ -158,11 +159,11 @@ class Search:
             scaled = [c * (1 + d) for c, d in zip(scaled, change, strict=True)]
         rounds = minimise(self.problem, np.concatenate([*scaled, self.lows]), self.least)
         if rounds:
-            self.found = self._size(rounds[0])
+            self.last = self._size(rounds[0])
         return [_unscaled(steps, self.tops) for steps in rounds]
 
     def keep(self, steps: Steps) -> None:
-        """Take steps as the best so far."""
+        """Keep steps as the best so far."""
         self.least = min(self.least, self._size(_scaled(steps, self.tops)))
 
     def _size(self, steps: Sequence[Any]) -> float:
@@ -171,7 +172,7 @@ class Search:
 
 
 def _thinned(spectrum: Spectrum, upper: float) -> tuple[Any, Any]:
-    """Nodes of a spectrum relative to `upper`, and weights: order statistics of too many."""
+    """Return nodes of a spectrum relative to `upper`, and weights, at most `THINNED` of them."""
     x, weights = spectrum.values / upper, spectrum.weights
     if len(x) <= THINNED:
         return x, weights

@@ -56,7 +56,7 @@ class _Path(NamedTuple):
 
 
 def sensitivity(s: Schedule, lower: float | None = None) -> tuple[tuple[float, ...], ...]:
-    """Derivative of a schedule's error by each of its coefficients.
+    """Return the derivative of a schedule's error by each of its coefficients.
 
     Parameters
     ----------
@@ -151,12 +151,12 @@ class _Bounds:
         self.values = [min(every), max(every)]
 
     def larger(self) -> float:
-        """The one of larger absolute value; the largest of two of one size."""
+        """Return the one of larger absolute value; of two of equal size the larger one."""
         return float(max(self.values, key=lambda v: (abs(v), v)))
 
 
 def _joined(path: _Path | None, products: Sequence[Any], slope: Any, slack: Any) -> _Path:
-    """A path continued to an end before a step, joined with others that go there."""
+    """Continue a path to an end before a step, and join it with other paths that end there."""
     every = [slope * p for p in products] + (path.products if path else [])
     room = slack / abs(slope)
     return _Path([min(every), max(every)], max(room, path.slack) if path else room)

@@ -1,7 +1,7 @@
 """Spectra of matrices from a few products with vectors, and schedules for them.
 
-A random vector v of norm 1 sees the singular values s_i of a matrix with weights |v_i|^2, v_i its
-part along the i-th right singular vector, whose mean is 1 / n. After k steps of Golub-Kahan
+A random vector v of norm 1 weights the singular values s_i of a matrix by |v_i|^2, with v_i its
+component along the i-th right singular vector, whose mean is 1 / n. After k steps of Golub-Kahan
 bidiagonalisation the singular values of the k x k bidiagonal matrix, with the squares of the first
 components of its right singular vectors, are the Gauss rule of that measure: it integrates
 polynomials of degree 2 k - 1 in s^2 exactly. The mean over several vectors is stochastic Lanczos
@@ -15,7 +15,7 @@ arXiv 2601.22137, which has no bounds outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,16 +24,17 @@ import numpy as np
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import count
 from polarlib.arrays.entry import as_matrix, not_finite, refuse_hidden
+from polarlib.arrays.progress import Callback
 from polarlib.arrays.settings import ignore_float_errors
 from polarlib.design.spectra import Spectrum
 from polarlib.design.tune import for_spectrum
 
-# Random vectors and steps. Chosen by experiment on bundled and made matrices: with half of either
-# the mean error of five quintics is up to twice as far from that for the exact spectrum.
+# Random vectors and steps. Chosen by experiment on bundled and random matrices: with half of either
+# the mean error of five degree-5 steps is up to twice as far from that for the exact spectrum.
 PROBES, DEPTH = 8, 64
 MOST_PROBES, MOST_DEPTH = 1024, 1024
-# Values below the resolution of a rule are taken for log-uniform, in so many parts per octave and
-# over at most so many octaves.
+# Values below the resolution of a rule are modelled as log-uniform: parts per octave, and largest
+# number of octaves.
 PARTS, OCTAVES = 4, 20
 UNSEEN = 1e-6
 TINY = 1e-300
@@ -41,39 +42,39 @@ OTHERWISE = 1965  # any number: it takes a generator aside from those of matrice
 
 
 def _unit(x: Any, least: float) -> tuple[Any, Any]:
-    """Norms of the rows of x, and the rows divided by them; 0 where they are at most `least`."""
+    """Return the norms of the rows of x, and x divided by them; 0 if they are at most `least`."""
     norms = np.linalg.norm(x, axis=1)
     norms = np.where(norms > least, norms, 0.0)
     return norms, x / np.where(norms > 0, norms, 1.0)[:, None] * (norms > 0)[:, None]
 
 
 def _orthogonal(x: Any, basis: Any) -> Any:
-    """Rows of x less their parts along the bases (vector, step, entry), twice."""
+    """Subtract from rows of x their parts along the bases (vector, step, entry), twice."""
     for _ in range(2):
         x = x - np.einsum("kj,kji->ki", np.einsum("kji,ki->kj", basis.conj(), x), basis)
     return x
 
 
 def _bidiagonal(a: Any, start: Any, depth: int, least: float) -> Any:
-    """Upper bidiagonal matrices of Golub and Kahan from the rows of `start`, reorthogonalised."""
+    """Return bidiagonal matrices of Golub and Kahan from the rows of `start`, reorthogonalised."""
     probes = len(start)
     rights = np.zeros((probes, depth, a.shape[1]), a.dtype)
     lefts = np.zeros((probes, depth, a.shape[0]), a.dtype)
-    found = np.zeros((probes, depth, depth))
+    bidiagonal = np.zeros((probes, depth, depth))
     rights[:, 0] = start
     for j in range(depth):
         left = rights[:, j] @ a.T
         if j:
             left = _orthogonal(left, lefts[:, :j])
-        found[:, j, j], lefts[:, j] = _unit(left, least)
+        bidiagonal[:, j, j], lefts[:, j] = _unit(left, least)
         if j + 1 < depth:
             right = _orthogonal(lefts[:, j] @ a.conj(), rights[:, : j + 1])
-            found[:, j, j + 1], rights[:, j + 1] = _unit(right, least)
-    return found
+            bidiagonal[:, j, j + 1], rights[:, j + 1] = _unit(right, least)
+    return bidiagonal
 
 
 def _radau(made: Any) -> tuple[Any, Any, float]:
-    """Values and weights of the rules with a node at 0, and its mean weight."""
+    """Return values and weights of the rules with a node at 0, and its mean weight."""
     made = made.copy()
     made[:, -1, -1] = 0.0
     _, values, right = np.linalg.svd(made)
@@ -82,7 +83,7 @@ def _radau(made: Any) -> tuple[Any, Any, float]:
 
 
 def _rule(made: Any) -> tuple[Any, Any]:
-    """Values and weights of bidiagonal matrices, those too small to be told apart made out."""
+    """Return values and weights of bidiagonal matrices, with estimates for unresolved values."""
     depth = made.shape[1]
     values, weights, rest = _radau(made)
     *_, before = _radau(made[:, : depth // 2, : depth // 2])
@@ -107,8 +108,8 @@ def sketched_spectrum(
     probes : int, optional
         Number of Gaussian vectors, at most 1024.
     depth : int, optional
-        Products of each with A and with its adjoint, 2 to 1024. Where it is at least min(m, n),
-        the singular values are computed instead.
+        Number of products of each vector with A and with its adjoint, 2 to 1024. If it is at least
+        min(m, n), the singular values are computed instead.
     seed : int, optional
         Seed of the vectors. The same arguments give the same spectrum.
 
@@ -117,27 +118,26 @@ def sketched_spectrum(
     Spectrum
         At most ``probes * depth + 80`` values with weights, of normalisation "frobenius": the norm
         is exact, so that no singular value of the normalised matrix is above 1. Values below the
-        rounding of the matrix (min(m, n) times the roundoff of its dtype, times the largest) do not
-        count, as in :func:`polarlib.design.spectrum`.
+        rounding of the matrix (min(m, n) times the roundoff of its dtype, times the largest) are
+        left out, as in :func:`polarlib.design.spectrum`.
 
     Raises
     ------
     TypeError
         If `a` is not numeric, or is traced.
     ValueError
-        If it is not one matrix, has NaN, infinite or no entries, or is zero; for a number of
-        vectors or steps that is none.
+        If `a` is not one matrix, has NaN, infinite or no entries, or is zero; for an invalid number
+        of vectors or steps.
 
     Notes
     -----
     Means of smooth functions of the singular values are found to within about
     ``sqrt(2 / (n probes))`` of their standard deviation over the spectrum, n = min(m, n).
 
-    Singular values below about 1 / depth of the largest are not told apart from one another, nor
-    from zeros. Each rule has a node at 0 (Gauss-Radau), whose weight is what lies there: it falls
-    with the depth as the share of values per octave does, and not for zeros. What it loses between
-    half of the depth and all of it is taken for the share of every octave below, and the rest for
-    zeros.
+    Singular values below about 1 / depth of the largest are not resolved: neither from one another
+    nor from zeros. Each rule has a node at 0 (Gauss-Radau) with their weight. That weight decreases
+    with the depth for values above zero, and is constant for zeros. Its decrease between half of
+    the depth and the whole is assumed for every octave below, and the rest is assigned to zeros.
 
     Examples
     --------
@@ -158,25 +158,25 @@ def sketched_spectrum(
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"a must be one matrix with entries, got shape {tuple(x.shape)}")
     host = np.asarray(ops.to_host(x))
-    if trouble := not_finite(host):
-        raise ValueError(f"a {trouble}; remove them")
+    if message := not_finite(host):
+        raise ValueError(f"a {message}; remove them")
     rounding = float(np.finfo(host.dtype).eps) if host.dtype.kind in "fc" else 2.0**-52
     host = host.astype(np.result_type(host.dtype, np.float64), copy=False)
-    peak = float(np.abs(host).max())
-    if peak == 0:
-        raise ValueError("a is zero: it has no spectrum, and nothing can be tuned for it")
-    host = host / peak
+    max_abs = float(np.abs(host).max())
+    if max_abs == 0:
+        raise ValueError("a must not be zero: no schedule can be tuned for it; give another matrix")
+    host = host / max_abs
     host = (host if host.shape[0] >= host.shape[1] else host.conj().T) / np.linalg.norm(host)
     n = host.shape[1]
     if depth >= n:
         values = np.linalg.svd(host, compute_uv=False)
         weights = np.full(n, 1 / n)
     else:
-        # Not the generator of the seed alone: a test matrix may be made of its numbers.
+        # A second key besides the seed: a test matrix may have been generated from the seed.
         rng = np.random.default_rng((seed, OTHERWISE))
         start = rng.standard_normal((probes, n))
         start = start / np.linalg.norm(start, axis=1)[:, None]
-        # What rounding leaves of a vector in the space of those before it is none.
+        # A vector in the space of those before it is zero up to rounding.
         made = _bidiagonal(host, start.astype(host.dtype), depth, n * 2.0**-52)
         values, weights = _rule(made)
     seen = (values > values.max() * n * rounding) & (weights > 0)
@@ -198,9 +198,9 @@ def for_matrix(
     depth: int = DEPTH,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
-    """Schedule with the smallest mean error on a matrix's sketched spectrum, bounded on (0, 1].
+    """Design the schedule with the smallest mean error on a matrix's sketched spectrum.
 
     Parameters
     ----------
@@ -209,8 +209,8 @@ def for_matrix(
     steps, degree
         Number of steps, and their degree or degrees, as :func:`for_spectrum` takes them.
     bounds : (float, float), optional
-        Bounds ``lo <= s(x) <= hi`` that hold whatever the sketch has seen, `hi` on all of (0, 1]
-        and `lo` on [l, 1] for the best greedy schedule on [l, 1], see :func:`for_spectrum`.
+        Bounds ``lo <= s(x) <= hi``, which do not depend on the sketch: `hi` on all of (0, 1], and
+        `lo` on [l, 1] for the best greedy schedule on [l, 1], see :func:`for_spectrum`.
     probes, depth : int, optional
         See :func:`sketched_spectrum`.
     starts, seed, callback : optional
@@ -219,9 +219,9 @@ def for_matrix(
     Returns
     -------
     Schedule
-        Of normalisation "frobenius". Every step is positive on all of (0, 1]: a singular value that
-        the sketch has not seen keeps its sign and stays at most `hi`, and above l it stays at least
-        `lo`. The source tells l and the bounds.
+        Of normalisation "frobenius". Every step is positive on all of (0, 1]. A singular value that
+        the sketch does not resolve keeps its sign and is mapped to at most `hi`, and to at least
+        `lo` if it is above l. The source has l and the bounds.
 
     Raises
     ------

@@ -12,9 +12,10 @@ from polarlib._schedules.images import odd_value
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import MOST_ROWS, choice, count, instance, number, short, shown
 from polarlib.arrays.settings import ignore_float_errors
+from polarlib.files.tables import html_table
 
-# Quadrature of densities: panels with so many Gauss points each. They give the mean error of five
-# quintics to a thousandth; |1 - s| has a kink at each of its two hundred zeros.
+# Quadrature of densities: number of panels and of Gauss points in each. The mean error of five
+# degree-5 steps is accurate to a thousandth; |1 - s| has a kink at each of its two hundred zeros.
 PANELS, POINTS = 256, 4
 # Rounding of a norm in single precision.
 ROUNDED_UP = 1e-6
@@ -37,9 +38,9 @@ class Spectrum(NamedTuple):
     weights : array, shape (k,)
         Their weights, which sum to 1.
     normalisation : str
-        What the matrix is divided by: the normalisation of a schedule tuned for it.
+        Norm by which the matrix is divided: the normalisation of a schedule tuned for it.
     name : str
-        What it is called.
+        Name of the spectrum.
     """
 
     values: Any
@@ -47,9 +48,18 @@ class Spectrum(NamedTuple):
     normalisation: str
     name: str
 
+    def _repr_html_(self) -> str:
+        x, weights = np.asarray(self.values), np.asarray(self.weights)
+        rows = {
+            "values": f"{x.size} in [{x.min():.6g}, {x.max():.6g}]" if x.size else "none",
+            "mean": float(weights @ x),
+            "normalisation": self.normalisation,
+        }
+        return html_table(f"Spectrum: {self.name}", rows)
+
 
 def _panels(lower: float, upper: float, panels: int = PANELS) -> tuple[Any, Any]:
-    """Nodes and weights of Gauss's rule on equal panels, ascending."""
+    """Return nodes and weights of Gauss's rule on equal panels, ascending."""
     nodes, weights = np.polynomial.legendre.leggauss(POINTS)
     ends = np.linspace(lower, upper, panels + 1)
     half, middle = np.diff(ends) / 2, (ends[1:] + ends[:-1]) / 2
@@ -57,20 +67,20 @@ def _panels(lower: float, upper: float, panels: int = PANELS) -> tuple[Any, Any]
 
 
 def marchenko_pastur(m: int, n: int, *, normalisation: str = "frobenius") -> Spectrum:
-    """Spectrum of large matrices with independent entries.
+    """Return the spectrum of large matrices with independent entries.
 
     Parameters
     ----------
     m, n : int
-        Their shape.
+        Shape of the matrices.
     normalisation : {"frobenius", "spectral"}, optional
-        What they are divided by.
+        Norm by which they are divided.
 
     Returns
     -------
     Spectrum
         The limit for large matrices of this aspect ratio; only the Frobenius norm depends on their
-        size. The zero singular values of the longer side do not count.
+        size. There are min(m, n) singular values.
 
     Raises
     ------
@@ -104,7 +114,7 @@ def marchenko_pastur(m: int, n: int, *, normalisation: str = "frobenius") -> Spe
 
 
 def power_law(alpha: float, low: float) -> Spectrum:
-    """Singular values with a density proportional to ``x**-alpha`` between `low` and 1.
+    """Return singular values with a density proportional to ``x**-alpha`` between `low` and 1.
 
     Parameters
     ----------
@@ -146,7 +156,7 @@ def power_law(alpha: float, low: float) -> Spectrum:
 
 
 def log_uniform(low: float) -> Spectrum:
-    """Singular values uniform in their logarithm between `low` and 1.
+    """Return singular values that are uniform in their logarithm between `low` and 1.
 
     Parameters
     ----------
@@ -174,7 +184,7 @@ def log_uniform(low: float) -> Spectrum:
 
 
 def _integrated(density: Callable[[float], Any]) -> Spectrum:
-    """Nodes and weights of a density on (0, 1]."""
+    """Return nodes and weights of a density on (0, 1]."""
     t, weights = _panels(math.log(SMALLEST), math.log(BENT[0]), PANELS // 2)
     s, more = _panels(math.log(BENT[0]), math.log(BENT[1]), PANELS // 2)
     x, most = _panels(BENT[1], 1.0, PANELS // 2)
@@ -184,8 +194,8 @@ def _integrated(density: Callable[[float], Any]) -> Spectrum:
         heights = np.array([float(density(float(v))) for v in x])
     except (TypeError, ValueError):
         raise ValueError(
-            "a density takes a number in (0, 1] and returns a number; this one failed or returned "
-            "something else"
+            "density must be a function of a number in (0, 1] that returns a number; this one "
+            "raised an error or returned another type"
         ) from None
     bad = ~(np.isfinite(heights) & (heights >= 0))
     if bad.any():
@@ -202,7 +212,7 @@ def _integrated(density: Callable[[float], Any]) -> Spectrum:
 
 
 def _measured(values: Any, normalisation: str | None) -> Spectrum:
-    """Spectrum of measured singular values."""
+    """Return the spectrum of measured singular values."""
     values = short("the list of singular values", values, MOST_VALUES)
     try:
         x = np.asarray(values)
@@ -210,9 +220,9 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
         x = np.array(None)
     if x.ndim != 1 or x.dtype.kind not in "fiu":
         raise ValueError(
-            "singular values are a list of real numbers, got "
+            "singular values must be a list of real numbers, got "
             f"{'shape ' + str(x.shape) if x.ndim != 1 else 'dtype ' + str(x.dtype)}; "
-            "take them with np.linalg.svd(a, compute_uv=False)"
+            "compute them with np.linalg.svd(a, compute_uv=False)"
         )
     unit = float(np.finfo(x.dtype).eps) if x.dtype.kind == "f" else 2.0**-52
     x = x.astype(np.float64)
@@ -224,7 +234,7 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
         )
     if not x.any():
         raise ValueError(
-            f"no singular value is above zero among {len(x)}: nothing can be tuned for them"
+            f"at least one singular value must be above zero, got none of {len(x)}; give others"
         )
     largest = float(x.max())
     x = np.sort(x[x > largest * len(x) * unit])
@@ -241,12 +251,12 @@ def _measured(values: Any, normalisation: str | None) -> Spectrum:
 
 
 def _checked(s: Spectrum) -> Spectrum:
-    """A spectrum that may have been built by hand."""
+    """Check a spectrum, which may have been built by hand."""
     try:
         x, weights = np.asarray(s.values, dtype=float), np.asarray(s.weights, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(
-            f"the spectrum {shown(s.name)} needs values and weights as lists of numbers, got "
+            f"the spectrum {shown(s.name)} must have values and weights as lists of numbers, got "
             f"{shown(s.values)} and {shown(s.weights)}"
         ) from None
     if not (
@@ -258,7 +268,7 @@ def _checked(s: Spectrum) -> Spectrum:
         and abs(weights.sum() - 1) <= ROUNDED_UP
     ):
         raise ValueError(
-            f"the spectrum {shown(s.name)} needs values in (0, 1] and as many weights, none "
+            f"the spectrum {shown(s.name)} must have values in (0, 1] and as many weights, none "
             f"negative, that sum to 1, got shapes {x.shape} and {weights.shape}, a sum "
             f"of {weights.sum():g} and values {shown(x)}"
         )
@@ -267,20 +277,19 @@ def _checked(s: Spectrum) -> Spectrum:
 
 @ignore_float_errors
 def spectrum(density_or_singular_values: Any, *, normalisation: str | None = None) -> Spectrum:
-    """Spectrum of measured singular values, or of any density.
+    """Return the spectrum of measured singular values, or of any density.
 
     Parameters
     ----------
     density_or_singular_values : array, callable or Spectrum
-        Singular values that were measured, shape (k,); a function that takes a number in (0, 1] and
-        returns the density there, up to a factor; or a spectrum, which is returned. Zeros among
-        measured values, and what is below their rounding (their number times the roundoff of their
-        dtype, times the largest), do not count: every schedule leaves zeros zero.
+        Measured singular values, shape (k,); a function of a number in (0, 1] that returns the
+        density there, up to a factor; or a spectrum, which is returned. Measured values that are
+        zero or below their rounding (their number times the roundoff of their dtype, times the
+        largest) are left out, since every schedule maps zero to zero.
     normalisation : {None, "frobenius", "spectral"}, optional
-        What measured singular values are divided by. By default they are taken as they are where
-        they can be those of a normalised matrix (none above 1, a sum of squares of at least 1), and
-        divided by their Frobenius norm elsewhere. A density is taken as it is, and said to be
-        "spectral" by default.
+        Norm by which measured singular values are divided. By default values that can be those of a
+        normalised matrix (none above 1, a sum of squares of at least 1) are unchanged, and others
+        are divided by their Frobenius norm. A density is unchanged, and "spectral" by default.
 
     Returns
     -------
@@ -291,8 +300,8 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     TypeError
         For a schedule or a name.
     ValueError
-        For singular values or densities that are empty, zero, negative or not finite, and an
-        unknown normalisation or another one than a spectrum has.
+        For singular values or densities that are empty, zero, negative or not finite, and a
+        normalisation that is unknown or not that of the spectrum given.
 
     Examples
     --------
@@ -304,14 +313,14 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     normalisation = choice("normalisation", normalisation, (None, "frobenius", "spectral"))
     if isinstance(given, (Schedule, str)):
         raise TypeError(
-            "a spectrum is made of singular values or of a density; marchenko_pastur, log_uniform "
-            f"and power_law are others; got {shown(given)}"
+            "a spectrum must be singular values, a density or the result of marchenko_pastur, "
+            f"log_uniform or power_law, got {shown(given)}"
         )
     if isinstance(given, Spectrum):
         if normalisation not in (None, given.normalisation):
             raise ValueError(
-                f"the spectrum is one of matrices divided by their {given.normalisation} norm, "
-                f"got normalisation={normalisation!r}"
+                f"normalisation must be {given.normalisation!r}, that of the spectrum, or None, "
+                f"got {normalisation!r}"
             )
         return _checked(given)
     if callable(given):
@@ -322,7 +331,7 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
 
 @ignore_float_errors
 def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
-    """Mean of ``|1 - s(x / input_safety)|`` over a spectrum.
+    """Return the mean of ``|1 - s(x / input_safety)|`` over a spectrum.
 
     Parameters
     ----------
@@ -334,15 +343,15 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
     Returns
     -------
     float
-        Times the number of singular values, it is the distance from the polar factor in the nuclear
-        norm.
+        Multiplied by the number of singular values, it is the distance from the polar factor in the
+        nuclear norm.
 
     Raises
     ------
     TypeError
-        If `schedule` is not one.
+        If `schedule` is not a Schedule.
     ValueError
-        For a bad spectrum.
+        For an invalid spectrum.
 
     Examples
     --------
@@ -357,7 +366,7 @@ def mean_error(schedule: Schedule, density_or_singular_values: Any) -> float:
 
 
 def mean_deviation(steps: Sequence[Sequence[float]], x: Any, weights: Any) -> float:
-    """``sum w |1 - s(x)|`` of a composition."""
+    """Return ``sum w |1 - s(x)|`` of a composition."""
     for step in steps:
         x = odd_value(step, x)
     return float(weights @ abs(1 - x))

@@ -5,7 +5,7 @@ polynomial of degree 2q + 1 on [l, 1], E its error, and m the second of the poin
 the error alternates: the first minimum of p, or 1 for degree 3. Then no odd polynomial r of this
 degree with ``r <= 1 + E`` on (0, 1] and ``r >= 1 - E`` on [m, 1] is as steep at 0. For if
 ``r'(0) >= p'(0)``, then p - r is not positive near 0, not negative at the first maximum of p, not
-positive at m, and so on by turns up to 1. That makes q + 1 positive zeros, counted with their
+positive at m, and so on alternately up to 1. That makes q + 1 positive zeros, counted with their
 multiplicity (where both touch a bound inside the interval, the zero is double), of an odd
 polynomial of degree 2q + 1, which is 0.
 
@@ -38,7 +38,7 @@ ROUNDING = 1e-13
 
 
 def steepest(error: float, degrees: Sequence[int]) -> Schedule:
-    """Composition with the largest slope at 0 for an error.
+    """Design the composition with the largest slope at 0 for an error.
 
     Parameters
     ----------
@@ -50,14 +50,13 @@ def steepest(error: float, degrees: Sequence[int]) -> Schedule:
     Returns
     -------
     Schedule
-        On ``[lower, 1]`` with `lower` as small as it can be. There its error is at most `error`;
+        On ``[lower, 1]`` with the smallest possible `lower`. There its error is at most `error`;
         below, its values are positive and at most ``1 + error``.
 
     Raises
     ------
     ValueError
-        For an error outside (0, 1), no degrees or an even one, and so many steps that `lower`
-        would be below 1e-15.
+        For an error outside (0, 1), no degrees or an even one, and if `lower` would be below 1e-15.
 
     See Also
     --------
@@ -69,8 +68,8 @@ def steepest(error: float, degrees: Sequence[int]) -> Schedule:
     Of all compositions of these degrees, it is the one with an error of `error` on the longest
     interval ``[lower, 1]``, and each step is the steepest polynomial of its degree that does not
     exceed the upper end of its image and stays in the image from its own first minimum on. The
-    proof is at the head of the module. A polynomial that only reaches the band further right can
-    be steeper: the largest slope of all with the value 1 at 1 is no design.
+    docstring of the module has the proof. A polynomial that enters the band further right can be
+    steeper; the largest slope among polynomials with the value 1 at 1 does not define a design.
 
     Examples
     --------
@@ -95,7 +94,7 @@ def steepest(error: float, degrees: Sequence[int]) -> Schedule:
 
 
 def for_slope(slope: float, degrees: Sequence[int]) -> Schedule:
-    """Composition with the least error for a slope at 0.
+    """Design the composition with the least error for a slope at 0.
 
     Parameters
     ----------
@@ -137,7 +136,7 @@ def for_slope(slope: float, degrees: Sequence[int]) -> Schedule:
     Traceback (most recent call last):
     ValueError: slope must be a number above 1.875 and at most ... for degrees [5], got 1.5; ...
     """
-    from scipy.optimize import brentq  # lazily: it takes long to import
+    from scipy.optimize import brentq  # here, as its import is slow
 
     degrees = check_degrees(degrees)
     ends = math.log(WIDEST), -math.log(NARROWEST)
@@ -171,7 +170,7 @@ def _impossible(slope: Any, degrees: Sequence[int], least: float, most: float) -
 
 
 def _log_slope(z: float, degrees: Sequence[int]) -> float:
-    """Logarithm of the slope of the best composition on [rho, 1], ``z = log(rho / (1 - rho))``."""
+    """Return log(slope) of the best composition on [rho, 1], ``z = log(rho / (1 - rho))``."""
     total = error = 0.0
     rho = 1 / (1 + math.exp(-z))
     for degree in degrees:

@@ -14,16 +14,16 @@ from dataclasses import replace
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.validity import MOST_STRIDE, Normalisation
 from polarlib.arrays.checks import count, number
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.design.compose import greedy
-from polarlib.design.fit import progress
-from polarlib.design.minimax_fit import Callback, fit, refuse_dependent
+from polarlib.design.minimax_fit import fit, refuse_dependent
 from polarlib.design.remez import check_degrees, check_interval
 
-# Upper ends of clip: a fit on so long an interval sees nothing of [0, 1].
+# Largest upper end of clip: on a longer interval no sample is in [0, 1].
 HIGHEST = 1e6
 # Degrees that are fitted together: more take minutes.
 MOST_FITTED = 12
-# Widths of smooth_sign: of a narrower one, no polynomial sees anything.
+# Least width of smooth_sign: a narrower one is below the resolution of every polynomial.
 NARROWEST = 1e-12
 
 
@@ -78,8 +78,8 @@ def inverse_root(
     """
     p = count("p", p, 2, MOST_STRIDE)
     s = greedy(lower, degrees, stride=p, safety=safety, cushion=cushion)
-    said = ", ".join(str(int(d)) for d in degrees)
-    return replace(s, name=f"inverse root {p} of degrees {said}")
+    description = ", ".join(str(int(d)) for d in degrees)
+    return replace(s, name=f"inverse root {p} of degrees {description}")
 
 
 def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = None) -> Schedule:
@@ -93,8 +93,7 @@ def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = No
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -109,8 +108,8 @@ def clip(upper: float, degrees: Sequence[int], *, callback: Callback | None = No
 
     Notes
     -----
-    The error is absolute. The corner at 1 makes it fall slowly: on [0, 2] quintics reach 0.057,
-    0.022, 0.013, 0.009.
+    The error is absolute. It decreases slowly because of the corner at 1: on [0, 2] one to four
+    degree-5 steps have 0.057, 0.022, 0.013, 0.009.
 
     Examples
     --------
@@ -137,8 +136,7 @@ def power(
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -153,8 +151,8 @@ def power(
 
     Notes
     -----
-    The error is absolute; for negative p values go up to ``lower**p``, and below `lower` the
-    schedule falls to 0, which no odd polynomial can avoid.
+    The error is absolute. For negative p the values are up to ``lower**p``. Below `lower` the
+    schedule decreases to 0, as every odd polynomial.
 
     Examples
     --------
@@ -181,8 +179,7 @@ def smooth_sign(
         Odd degree of each step.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        worst error so far, of as many steps or fewer. An exception that it raises ends the search
-        and is passed on.
+        worst error so far, of as many steps or fewer. See :class:`polarlib.result.Progress`.
 
     Returns
     -------
@@ -216,11 +213,11 @@ def _schedule(
     name: str,
     callback: Callback | None,
 ) -> Schedule:
-    callback = progress(callback)
+    report = reporting(callback, "local optimisations")
     checked = tuple(check_degrees(degrees))
     if len(checked) > MOST_FITTED:
         raise ValueError(f"degrees must be at most {MOST_FITTED}, got {len(checked)}")
-    steps = fit(target, checked, lower, upper, callback)
+    steps = fit(target, checked, lower, upper, report)
     refuse_dependent(target, steps, lower, upper)
     return Schedule(
         steps=tuple(tuple(map(float, step)) for step in steps),

@@ -1,19 +1,19 @@
-"""Schedules tuned for something else than the worst error: a spectrum, a slope, any function.
+"""Schedules tuned for other objectives than the worst error: a spectrum, a slope, any function.
 
-Greedy compositions have the smallest worst error on an interval. Where singular values are seldom
-small, or only their mean error counts, other coefficients do better::
+Greedy compositions have the smallest worst error on an interval. If few singular values are small,
+or the mean error is the objective, other coefficients have a smaller error::
 
     s = design.for_spectrum(np.linalg.svd(g, compute_uv=False), 5)
     s = design.for_spectrum(design.marchenko_pastur(1024, 256), 3)
     s = design.tune(my_loss, design.greedy(1e-3, [5] * 5))
 
-How it is done. Each step is scaled so that its domain is (0, 1] and its values are at most 1, the
-last step's at most the bound: this takes away the freedom to scale between steps, and every bound
-is linear in the coefficients of one step, at every point. So a few points stand for the interval,
-and after each local optimisation (SciPy's SLSQP) the extrema of its steps join them. What leaves
-the bounds when its exact image is followed is thrown away.
+Algorithm. Each step is scaled so that its domain is (0, 1] and its values are at most 1, those of
+the last step at most the bound. This removes the freedom to scale between steps, and every bound is
+linear in the coefficients of one step, at every point. The bounds are imposed at a few points, to
+which the extrema of the steps are added after each local optimisation (SciPy's SLSQP). Results
+whose exact image leaves the bounds are rejected.
 
-It is a local optimisation from several starts. Nothing here proves that no better one exists.
+The optimisation is local, from several starts; a better schedule may exist.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
 from polarlib._schedules.validity import Normalisation
 from polarlib.arrays.checks import count, instance, is_number, items, nearest, number, shown
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.settings import held_back, ignore_float_errors, warn
 from polarlib.design.compose import greedy
-from polarlib.design.fit import progress
 from polarlib.design.remez import check_degree, check_degrees
 from polarlib.design.search import Search, Steps, greedy_steps, interval
 from polarlib.design.spectra import SMALLEST, Spectrum, mean_deviation, mean_error, spectrum
@@ -42,24 +42,24 @@ OBJECTIVES = ("slope", "error")
 # Largest value of a tuned schedule by default, where that of its start is not larger. Chosen by
 # experiment for spectra: 1.4 improves the mean error by less than another percent.
 HIGHEST = 1.1
-# And the smallest on the start's interval, relative to its own. Chosen by experiment for spectra:
-# without it (0) intervals without singular values are sent to almost zero, for at most another 8
-# percent.
+# Default of the smallest value on the start's interval, relative to the start's. Chosen by
+# experiment for spectra: without it (0) intervals without singular values are mapped to almost
+# zero, which reduces the mean error by at most another 8 percent.
 LOWEST = 0.5
-# Values above the bound by at most this part are scaled down; others are thrown away.
+# Values above the bound by at most this fraction are scaled down; others are rejected.
 LOWERED = 1e-3
-# Local optimisations, and steps that are tuned together: more take minutes.
+# Largest number of local optimisations, and of steps that are tuned together: more take minutes.
 MOST_STARTS, MOST_TUNED = 1000, 20
-# Lower ends among which the search for the best greedy schedule begins, of which it tries one in so
-# many and those about the two best, and the precision of the logarithm of the best. Mean errors
-# of the start are then within 1e-4 of the least (by experiment, 40 spectra).
+# Search for the best greedy schedule: number of lower ends, of which one in COARSE is tried first
+# and then those about the two best, and precision of the logarithm of the best. Mean errors of the
+# start are then within 1e-4 of the least (by experiment, 40 spectra).
 SCANNED, COARSE, FINE = 64, 3, 1e-4
-# Starts whose objectives differ relatively by at most this have found the same schedule.
+# Starts whose objectives differ relatively by at most this have the same result.
 AGREE = 1e-6
 
 
 def _top(steps: Sequence[Sequence[float]], upper: float) -> float:
-    """Largest value on (0, upper], by exact images; NaN if a step is negative somewhere there."""
+    """Return the largest value on (0, upper], by exact images; NaN if a step is negative there."""
     for step in steps:
         lower, upper = odd_image([step], 0.0, upper)
         if lower < 0 or not upper < math.inf:
@@ -68,7 +68,7 @@ def _top(steps: Sequence[Sequence[float]], upper: float) -> float:
 
 
 def _lowered(steps: Steps, upper: float, top: float) -> Steps:
-    """The last step scaled down where rounding and the margin take it above the bound."""
+    """Scale the last step down if rounding and the margin take it above the bound."""
     hi = odd_image(steps, 0.0, upper)[1]
     if not top < hi < top * (1 + LOWERED):
         return steps
@@ -77,13 +77,13 @@ def _lowered(steps: Steps, upper: float, top: float) -> Steps:
 
 
 def _check_bounds(bounds: Any, start: Schedule) -> tuple[float, float]:
-    """The bounds, wider than the start's own by default; refused where it does not keep them."""
+    """Return the bounds, by default wider than the start's; refuse bounds that it violates."""
     lower, upper = interval(start)
     top = _top(start.steps, upper)
     if math.isnan(top):
         raise ValueError(
-            f"schedule {start.name!r} cannot be tuned: a step is negative on part of "
-            f"(0, {upper:g}] or of its image"
+            f"start must have positive steps on (0, {upper:g}] and its images, got {start.name!r}; "
+            "use another schedule"
         )
     own = odd_image(start.steps, lower, upper)[0], top
     if bounds is None:
@@ -94,8 +94,8 @@ def _check_bounds(bounds: Any, start: Schedule) -> tuple[float, float]:
         raise ValueError(f"bounds must be {what}, got {shown(bounds)}")
     if own[0] < lo or own[1] > hi:
         raise ValueError(
-            f"the start must keep the bounds: {start.name!r} has values in "
-            f"[{own[0]:.6g}, {own[1]:.6g}], got bounds={shown(bounds)}"
+            f"start {start.name!r} has values in [{own[0]:.6g}, {own[1]:.6g}], outside "
+            f"bounds={shown(bounds)}; widen bounds or change start"
         )
     return lo, hi
 
@@ -108,15 +108,15 @@ def _called(objective: Callable[[Steps], Any], steps: Steps) -> float:
 
 
 def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], float]]:
-    """Name of an objective and its value for steps, smaller is better."""
+    """Return the name of an objective and its value for steps, which is minimised."""
     if isinstance(objective, Spectrum):
         objective = spectrum(objective)
         x, weights = objective.values, objective.weights
         if not 0 < float(np.max(x)) <= start.upper * (1 + 1e-12):
             raise ValueError(
                 f"the spectrum {objective.name!r} has values in "
-                f"[{np.min(x):.4g}, {np.max(x):.4g}], beyond the start's interval, which ends at "
-                f"{start.upper}"
+                f"[{np.min(x):.4g}, {np.max(x):.4g}], beyond the interval of start, which ends at "
+                f"{start.upper}; use another start"
             )
         x = x / start.input_divisor
         return f"mean error on {objective.name}", lambda steps: mean_deviation(steps, x, weights)
@@ -136,7 +136,7 @@ def _values(objective: Any, start: Schedule) -> tuple[str, Callable[[Steps], flo
         return "error", worst
     if not callable(objective):
         raise TypeError(
-            "an objective is a function of the steps, a Spectrum, 'slope' or 'error', "
+            "objective must be a function of the steps, a Spectrum, 'slope' or 'error', "
             f"got {shown(objective)}"
         )
     return getattr(objective, "__name__", "an objective"), lambda steps: _called(objective, steps)
@@ -150,47 +150,46 @@ def tune(
     bounds: tuple[float, float] | None = None,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
     """Optimise all coefficients of a schedule together, for any objective.
 
     Parameters
     ----------
     objective : callable, Spectrum or str
-        What is to be small: a function that takes the steps, a tuple of tuples of coefficients, and
-        returns a number; a :class:`Spectrum`, for its mean error (see :func:`mean_error`); "slope"
-        for the largest slope at 0; "error" for the smallest worst error on the interval of `start`,
-        of which the optimum is known: the greedy schedule.
+        Objective that is minimised: a function of the steps, a tuple of tuples of coefficients,
+        that returns a number; a :class:`Spectrum`, for its mean error (see :func:`mean_error`);
+        "slope" for the largest slope at 0; "error" for the smallest worst error on the interval of
+        `start`, whose optimum is the greedy schedule.
     start : Schedule
-        What to improve. Its interval, normalisation and degrees stay.
+        Schedule to improve. The result has its interval, normalisation and degrees.
     bounds : (float, float), optional
         Bounds ``lo <= s(x / input_safety) <= hi``: the upper one holds on all of
         ``(0, start.upper]``, the lower one on ``[start.lower, start.upper]``. By default `hi` is
-        1.1, or the start's largest value where it is larger, and `lo` half of its smallest.
-        Whatever they are, every step is positive on all of ``(0, start.upper]``.
+        1.1, or the start's largest value if that is larger, and `lo` half of its smallest. With any
+        bounds every step is positive on all of ``(0, start.upper]``.
     starts : int, optional
-        Local optimisations at most: from `start`, from greedy schedules of other intervals, and
-        from random changes of `start`. The search ends before where two of them agree.
+        Largest number of local optimisations: from `start`, from greedy schedules of other
+        intervals, and from random changes of `start`. The search ends before if two of them agree.
     seed : int, optional
-        Seed of the latter. The same arguments give the same schedule.
+        Seed of the random changes. The same arguments give the same schedule.
     callback : callable, optional
         Called as ``callback(k, value)`` after local optimisation k = 1, 2, ..., with the smallest
-        objective so far (of "slope" the negative slope). An exception that it raises ends the
-        search and is passed on.
+        objective so far (of "slope" the negative slope). See :class:`polarlib.result.Progress`.
 
     Returns
     -------
     Schedule
-        The best found, `start` itself where that is not smaller by the objective.
+        The best schedule of the search; `start` itself if none has a smaller objective.
 
     Raises
     ------
     TypeError
-        If `start` is not a schedule, or the objective none of the above.
+        If `start` is not a schedule, or the objective not one of the above.
     ValueError
-        For a start that is not made of odd polynomials for the polar factor, is not positive on
-        ``(0, start.upper]`` or does not keep the bounds; for bounds that are none; for an objective
-        that is unknown or returns no finite number; for less than one start or a bad seed.
+        For a start that does not consist of odd polynomials for the polar factor, is not positive
+        on ``(0, start.upper]`` or violates the bounds; for invalid bounds; for an objective that is
+        unknown or does not return a finite number; for less than one start or an invalid seed.
 
     Warns
     -----
@@ -200,12 +199,13 @@ def tune(
     Notes
     -----
     Local optimisation from several starts by sequential quadratic programming (D. Kraft, 1988, in
-    SciPy); the bounds are checked by exact images at the end. The gradient of a function is taken
-    by differences: it should be smooth and cheap, some 10000 calls are made. It may see steps that
-    leave the bounds; what is not finite counts as larger than anything.
+    SciPy); the bounds are checked by exact images at the end. The gradient of a function is
+    computed by differences: the function should be smooth and fast, as it is called about 10000
+    times. It may be called with steps that leave the bounds; a value that is not finite counts as
+    infinite.
 
-    A greedy schedule is the only one with so small an error: within its own bounds nothing can be
-    tuned, and those by default are wider.
+    A greedy schedule is the only one with its error. Within its own bounds it cannot be improved,
+    and the default bounds are wider.
 
     Examples
     --------
@@ -223,7 +223,7 @@ def tune(
         )
     starts = count("starts", starts, most=MOST_STARTS)
     seed = count("seed", seed, 0)
-    callback = progress(callback)
+    report = reporting(callback, "local optimisations", starts)
     lo, hi = _check_bounds(bounds, start)
     _, upper = interval(start)
     name, value = _values(objective, start)
@@ -243,8 +243,8 @@ def tune(
             if found is not None:
                 least, best = reached, found
                 search.keep(steps)
-        callback(k + 1, least)
-        if search.ended or (k and abs(search.found - before) <= AGREE):
+        report(k + 1, least)
+        if search.ended or (k and abs(search.last - before) <= AGREE):
             break
     if best is start:
         warn(
@@ -257,14 +257,14 @@ def tune(
 
 
 def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -> Schedule | None:
-    """The schedule of steps that keep the bounds by their exact images, None for others."""
+    """Return the schedule of steps that keep the bounds by their exact images, else None."""
     lo, hi, source = target
     lower, upper = interval(start)
     if not _top(steps, upper) <= hi or odd_image(steps, lower, upper)[0] < lo:
         return None
     try:
         with held_back() as hazards:
-            found = replace(
+            accepted = replace(
                 start,
                 steps=steps,
                 name=f"{start.name}, tuned",
@@ -273,11 +273,11 @@ def _accepted(steps: Steps, start: Schedule, target: tuple[float, float, str]) -
             )
     except ValueError:
         return None
-    return None if hazards else found
+    return None if hazards else accepted
 
 
 def _degrees(steps: Any, degree: Any) -> tuple[int, ...]:
-    """One degree per step, in order of application."""
+    """Return one degree per step, in order of application."""
     steps = count("steps", steps, most=MOST_TUNED)
     if not isinstance(degree, Iterable) or isinstance(degree, str):
         return tuple([check_degree(degree)] * int(steps))
@@ -291,8 +291,8 @@ def _degrees(steps: Any, degree: Any) -> tuple[int, ...]:
 
 
 def _best_greedy(spectrum: Spectrum, degrees: tuple[int, ...]) -> Schedule:
-    """The greedy schedule on [l, 1] with the smallest mean error on a spectrum."""
-    from scipy.optimize import minimize_scalar  # lazily, as above
+    """Return the greedy schedule on [l, 1] with the smallest mean error on a spectrum."""
+    from scipy.optimize import minimize_scalar  # here, as its import is slow
 
     def error(t: float) -> float:
         steps = greedy_steps(math.exp(t), degrees, 1.0)
@@ -303,7 +303,7 @@ def _best_greedy(spectrum: Spectrum, degrees: tuple[int, ...]) -> Schedule:
 
     grid = np.linspace(math.log(SMALLEST), math.log(0.99), SCANNED)
     errors = {int(k): error(grid[k]) for k in range(0, SCANNED, COARSE)}
-    # Between the neighbours of the best ones every point is tried.
+    # All points between the neighbours of the best ones are tried.
     for best in sorted(errors, key=errors.__getitem__)[:2]:
         for k in range(max(best - COARSE, 0), min(best + COARSE, SCANNED - 1) + 1):
             if k not in errors:
@@ -330,9 +330,9 @@ def for_spectrum(
     bounds: tuple[float, float] | None = None,
     starts: int = 4,
     seed: int = 0,
-    callback: Callable[[int, float], Any] | None = None,
+    callback: Callback | None = None,
 ) -> Schedule:
-    """Schedule with the smallest mean error on a spectrum, in bounds on all of (0, 1].
+    """Design the schedule with the smallest mean error on a spectrum, bounded on all of (0, 1].
 
     The error of a singular value x is ``|1 - s(x)|``. The search begins with the best greedy
     schedule of the same cost, that of the best lower end, and is never worse than it.
@@ -340,35 +340,35 @@ def for_spectrum(
     Parameters
     ----------
     density_or_singular_values : array, callable or Spectrum
-        Singular values that were measured, a density on (0, 1] (both as :func:`spectrum` takes
-        them), or the result of :func:`marchenko_pastur`, :func:`log_uniform`, :func:`power_law`.
+        Measured singular values or a density on (0, 1], as for :func:`spectrum`, or the result of
+        :func:`marchenko_pastur`, :func:`log_uniform` or :func:`power_law`.
     steps : int
         Number of polynomials.
     degree : int or sequence of int, optional
         Their degree, odd; or one degree per step, in the order in which the steps are applied.
     normalisation : {None, "frobenius", "spectral"}, optional
-        What the singular values are divided by, see :func:`spectrum`. The schedule tells it as its
-        own, so that the engine divides in the same way.
+        Norm by which the singular values are divided, see :func:`spectrum`. It becomes the
+        normalisation of the schedule.
     bounds : (float, float), optional
         Bounds ``lo <= s(x) <= hi``, with `hi` on all of (0, 1] and `lo` on [l, 1] for the best
         greedy schedule on [l, 1], which must keep them. By default `hi` is 1.1, or that schedule's
-        largest value where it is larger, and `lo` half of its smallest.
+        largest value if that is larger, and `lo` half of its smallest.
     starts, seed : int, optional
         See :func:`tune`.
     callback : callable, optional
-        As :func:`tune` calls it, with mean errors; and before as ``callback(0, value)`` with that
-        of the best greedy schedule.
+        Called as by :func:`tune`, with mean errors; first as ``callback(0, value)`` with that of
+        the best greedy schedule.
 
     Returns
     -------
     Schedule
         Its interval begins at the smallest singular value of the spectrum; on all of (0, 1] it is
-        positive and at most `hi`. Its source tells both mean errors, l and the bounds.
+        positive and at most `hi`. Its source has both mean errors, l and the bounds.
 
     Raises
     ------
     TypeError
-        If the spectrum is none of the above.
+        If the spectrum is not one of the above.
     ValueError
         For singular values or densities that are empty, zero, negative or not finite, a number of
         steps below 1, an even degree, another number of degrees than of steps, an unknown
@@ -377,8 +377,8 @@ def for_spectrum(
     Notes
     -----
     Most of the gain over a fixed interval is that of the best lower end; the rest, by :func:`tune`,
-    is a local optimum. Where all singular values are so small that the steepest steps are best,
-    there is no rest: they are greedy.
+    is a local optimum. If all singular values are so small that the steepest steps are best, the
+    result is greedy.
 
     Examples
     --------
@@ -392,25 +392,25 @@ def for_spectrum(
     >>> mixed.matmuls, round(mean_error(mixed, noise), 2)
     (9, 0.15)
     """
-    found = spectrum(density_or_singular_values, normalisation=normalisation)
+    goal = spectrum(density_or_singular_values, normalisation=normalisation)
     degrees = _degrees(steps, degree)
     starts, seed = count("starts", starts, most=MOST_STARTS), count("seed", seed, 0)
-    callback = progress(callback)
-    start = _best_greedy(found, degrees)
+    report = reporting(callback, "local optimisations", starts)
+    start = _best_greedy(goal, degrees)
     bounds = _check_bounds(bounds, start)
-    begun = mean_error(start, found)
-    callback(0, begun)
+    begun = mean_error(start, goal)
+    report(0, begun)
     with held_back():  # the best greedy one is a result too
-        tuned = tune(found, start, bounds=bounds, starts=starts, seed=seed, callback=callback)
-    errors = begun, mean_error(tuned, found)
-    # In another order the worst error on this interval may be smaller; the mean is what counts.
+        tuned = tune(goal, start, bounds=bounds, starts=starts, seed=seed, callback=callback)
+    errors = begun, mean_error(tuned, goal)
+    # In another order the worst error on this interval may be smaller; the objective is the mean.
     with held_back():
         return replace(
             tuned,
-            lower=min(float(np.min(found.values)), 1.0),
-            normalisation=cast(Normalisation, found.normalisation),
-            name=f"for {found.name}",
-            source=f"mean error {errors[1]:.4g} on {found.name}, {errors[0]:.4g} by the best "
+            lower=min(float(np.min(goal.values)), 1.0),
+            normalisation=cast(Normalisation, goal.normalisation),
+            name=f"for {goal.name}",
+            source=f"mean error {errors[1]:.4g} on {goal.name}, {errors[0]:.4g} by the best "
             f"greedy schedule, of [{start.lower:.6g}, 1]; at least {bounds[0]:.6g} there, and at "
             f"most {bounds[1]:.6g} on (0, 1]",
         )

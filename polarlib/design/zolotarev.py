@@ -26,9 +26,9 @@ from polarlib._schedules.steps import Rational, numbers
 from polarlib.arrays import checks
 from polarlib.design.doubles import BeyondDoublesError
 
-# Digits beside those of l, with room for what sums and differences of the c_i lose.
+# Digits in addition to those of l, including those that sums and differences of the c_i lose.
 DIGITS = 40
-# Error that a double does not tell from 0.
+# Largest error that is zero in double precision.
 ROUNDING = 2.0**-50
 SMALLEST_NORMAL = 2.0**-1022
 # Poles of a step; with eight, two steps reach rounding from every lower end.
@@ -47,7 +47,7 @@ def RationalSchedule(
 
 
 def zolotarev(r: int, lower: float) -> Schedule:
-    """Best rational steps of type (2r + 1, 2r), each on the image of those before, to rounding.
+    """Design the best rational steps of type (2r + 1, 2r), until the error is below rounding.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def zolotarev(r: int, lower: float) -> Schedule:
 
 
 def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Rational, ...], list[float]]:
-    """Centred steps until the error is below a tolerance, and the error after each.
+    """Return centred steps until the error is below a tolerance, and the error after each.
 
     Examples
     --------
@@ -126,14 +126,14 @@ def best_steps(r: int, lower: float, tolerance: float) -> tuple[tuple[Rational, 
                 tuple(float(p * upper**2) for p in poles),
             )
         )
-        # Far below rounding the difference is noise of either sign.
+        # Far below rounding the difference is a rounding error of either sign.
         errors.append(max(0.0, float((ends[1] - ends[0]) / (ends[1] + ends[0]))))
         l, upper = ends[0] / ends[1], scale * ends[1]
     return tuple(steps), errors
 
 
 def _ratios(r: int, l: Any, f: Any) -> list[Any]:
-    """``c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l')``, i = 1..2r, ascending."""
+    """Return ``c_i = l^2 sn^2 / cn^2 (i K' / (2r + 1); l')``, i = 1..2r, ascending."""
     # sn(iv; l) = i sn/cn(v; l') and sn = l^(-1/2) theta_1 / theta_4, of nome q = exp(-pi K' / K).
     n = 2 * r + 1
     decay = f.pi * f.agm(1, f.sqrt((1 - l) * (1 + l))) / f.agm(1, l)
@@ -141,7 +141,7 @@ def _ratios(r: int, l: Any, f: Any) -> list[Any]:
     for i in range(1, r + 1):
         y = decay * i / (2 * n)
         above, below = f.mpf(0), f.mpf(1)
-        for k in range(1000):  # a few: the terms fall like exp(-decay k^2)
+        for k in range(1000):  # few are needed: the terms decrease like exp(-decay k^2)
             term = f.exp(-decay * (k + f.mpf(1) / 2) ** 2) * 2 * f.sinh((2 * k + 1) * y)
             above += (-1) ** k * term
             below -= (-1) ** k * f.exp(-decay * (k + 1) ** 2) * 2 * f.cosh((2 * k + 2) * y)

@@ -1,10 +1,8 @@
-"""Values as plain data for JSON, and as tables of HTML."""
+"""Values as plain data for JSON."""
 
 from __future__ import annotations
 
 import enum
-import html
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from polarlib.arrays.entry import is_host_array
 
 
 def plain(value: Any) -> Any:
-    """Turn arrays, enums and paths into what JSON can hold; NaN and infinity into None.
+    """Return values of JSON for arrays, enums and paths; None for NaN and infinity.
 
     Examples
     --------
@@ -39,25 +37,9 @@ def plain(value: Any) -> Any:
 
 
 def known_numbers(value: Any) -> np.ndarray | None:
-    """The numbers of an array; None where it is traced, or holds no numbers."""
+    """Return the numbers of an array; None where it is traced, or has no numbers."""
     try:
         known = np.asarray(value)
     except TypeError:  # JAX's tracers
         return None
     return known if known.dtype.kind in "biuf" else None
-
-
-def html_table(caption: str, figures: Mapping[str, Any], head: Sequence[str] = ()) -> str:
-    """Return figures as a table of HTML: a row each, of one value or of a list of them.
-
-    Examples
-    --------
-    >>> html_table("Run", {"steps": 5})
-    "<table><caption>Run</caption><tr><th style='text-align:left'>steps</th><td>5</td></tr></table>"
-    """
-    rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"] if head else []
-    for name, value in figures.items():
-        values = value if isinstance(value, list) else [value]
-        cells = "".join(f"<td>{html.escape(str(v))}</td>" for v in values)
-        rows.append(f"<tr><th style='text-align:left'>{html.escape(name)}</th>{cells}</tr>")
-    return f"<table><caption>{html.escape(caption)}</caption>{''.join(rows)}</table>"

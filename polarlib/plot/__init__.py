@@ -1,4 +1,4 @@
-"""Pictures: a trace or a schedule in, matplotlib Axes out.
+"""Plots of traces and schedules, as matplotlib Axes.
 
 Every function draws into the Axes that it is given, or into a new figure, and returns the Axes::
 
@@ -6,27 +6,27 @@ Every function draws into the Axes that it is given, or into a new figure, and r
     ax = plot.convergence(t)
     plot.save(ax, "convergence.pdf")
 
-Sizes of text and lines, colours and the size of new figures are those of matplotlib's rcParams
-where these were changed, and else this package's, dark on white. :func:`style` sets them for the
+Sizes of text and lines, colours and the size of new figures are those of matplotlib's rcParams if
+they were changed, otherwise those of this package, dark on white. :func:`style` sets them for the
 width of a column, a page or a slide::
 
     with plot.style("column"):  # 3.3 inches wide, 7 point text
         plot.save(plot.error([s, t]), "error.pdf")
 
-Nothing global is touched otherwise: no pyplot, no backend. A figure made here is therefore unknown
-to ``pyplot.show()`` and is freed like any other object; in a notebook the returned Axes and their
-``.figure`` show themselves. For a window, or several pictures in one figure, bring the Axes::
+No other global state is changed: neither pyplot nor the backend. ``pyplot.show()`` does not show
+such a figure, which is freed as any other object. Notebooks display the returned Axes and their
+``.figure``. For a window, or several plots in one figure, pass the Axes::
 
     figure, axes = pyplot.subplots(1, 2, layout="constrained")
     plot.convergence(t, ax=axes[0])
     plot.singular_values(t, ax=axes[1])
 
-The legend stands below the Axes where the figure has a layout engine that makes room for it, and
-inside elsewhere; more than six lines are named at their ends. A further call with the same Axes
-goes on with colours and line styles, and keeps in sight what was there. What a logarithmic axis
-cannot show (exact zeros, values that are not finite) is said in the legend.
+The legend is below the Axes if the figure has a layout engine that reserves space for it, otherwise
+inside. More than six lines have labels at their ends. A further call with the same Axes continues
+the cycle of colours and line styles, and keeps the earlier lines within the limits. Exact zeros and
+values that are not finite, which a logarithmic axis cannot show, are noted in the legend.
 """
-# ruff: noqa: E402 - the extra is asked for before what needs it is imported
+# ruff: noqa: E402 - the extra is checked before its packages are imported
 
 from polarlib._extras import require
 

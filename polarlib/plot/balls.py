@@ -30,46 +30,46 @@ def unit_ball(
     legend: bool = True,
     color: Any = None,
 ) -> Axes:
-    """Plot the unit ball of a norm in two singular values, and where its lmo goes.
+    """Plot the unit ball of a norm in two singular values, and the values of its lmo.
 
     Parameters
     ----------
     norm : Norm
-        Of matrices, from :mod:`polarlib.norms`. Call again with the returned Axes for further
-        norms in one picture: colours, line styles and markers differ.
+        A norm of matrices, from :mod:`polarlib.norms`. Call again with the returned Axes for
+        further norms in one plot: colours, line styles and markers differ.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     label : str, optional
-        What the legend calls the norm; by default how it is written.
+        Label in the legend; by default the expression of the norm.
     shape : tuple of int, optional
-        (m, n) of the matrices ``diag(s1, s2, 0, ...)``; by default the shape that the norm was made
-        for, or 2 x 2. Ky Fan norms need min(m, n) of at least k.
+        Shape (m, n) of the matrices ``diag(s1, s2, 0, ...)``; by default the shape of the norm, or
+        2 x 2. Ky Fan norms need min(m, n) of at least k.
     title : str, optional
-        In place of the title; "" for none.
+        Title in place of the default; "" for none.
     legend : bool, optional
         Whether to draw a legend.
     color : color, optional
-        Of the ball; by default the next of the cycle.
+        Colour of the ball; by default the next of the cycle.
 
     Returns
     -------
     matplotlib.axes.Axes
-        The boundary of the ball, signs of the singular values included; and for 16 directions
-        G = diag(g1, g2) an arrow along G from the diagonal of its lmo, the point of the ball that
-        is farthest that way. No arrow of a direction could leave a point farther out.
+        The boundary of the ball, signs of the singular values included. For 16 directions
+        G = diag(g1, g2) an arrow along G begins at the diagonal of the lmo of G, the linear
+        maximisation oracle: the point of the ball that is farthest in this direction.
 
     Raises
     ------
     TypeError
         If `norm` is not a norm of matrices or `ax` not an Axes.
     ValueError
-        If the shape has not two singular values, or the norm does not fit it.
+        If the shape has fewer than two singular values, or is not a shape of the norm.
 
     Notes
     -----
-    The boundary is ``d / norm(d)`` over 1440 directions d. Where a norm has no closed form, as
-    ``s_fanion`` has none, it is the convex hull of the lmos: every norm of this library is blind to
-    the signs of rows, so that the diagonal of an lmo is in the ball as well.
+    The boundary is ``d / norm(d)`` over 1440 directions d. For a norm without a closed form, such
+    as ``s_fanion``, it is the convex hull of the lmos. All norms of this library are invariant
+    under changes of sign of rows, so that the diagonal of an lmo is in the ball.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def unit_ball(
         headlength=5.5,
         headaxislength=5.0,
     )
-    # Room for the arrows, not less than there was: earlier calls drew some too.
+    # Space for the arrows, at least that of earlier calls.
     reach = max(1.04 * max(drawn, float(np.abs(points + tips).max())), *ax.get_xlim())
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     automatic = "unit balls, and arrows along G from lmo(G)"
@@ -145,25 +145,25 @@ def unit_ball(
 
 
 def _diagonal(s: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Matrices diag(s1, s2, 0, ...), one for each row of s."""
+    """Return matrices diag(s1, s2, 0, ...), one per row of s."""
     x = np.zeros((len(s), *shape))
     x[:, 0, 0], x[:, 1, 1] = s.T
     return x
 
 
 def _lmos(norm: MatrixNorm, along: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Diagonals of the lmos of directions."""
+    """Return the diagonals of the lmos of directions."""
     return np.asarray(norm.lmo(_diagonal(along, shape)))[:, (0, 1), (0, 1)]
 
 
 def _boundary(norm: MatrixNorm, shape: tuple[int, int]) -> np.ndarray:
-    """Boundary of the ball, counterclockwise and closed, shape (points, 2)."""
+    """Return the boundary of the ball, counterclockwise and closed, shape (points, 2)."""
     angles = np.arange(RAYS) * 2 * np.pi / RAYS
     along = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     try:
         points = along / np.asarray(norm(_diagonal(along, shape)))[:, None]
     except NotImplementedError:
-        from scipy.spatial import ConvexHull  # slow to import, and seldom needed
+        from scipy.spatial import ConvexHull  # here, as its import is slow
 
         # Half a step off the axes and diagonals, where lmos choose among several points.
         angles = angles + np.pi / RAYS

@@ -1,4 +1,4 @@
-"""Several traces in one picture: one error over products, or over what they cost."""
+"""Several traces in one plot: one error over products, or over their cost."""
 
 from __future__ import annotations
 
@@ -41,39 +41,40 @@ def compare(
     traces : iterable of Trace
         From :func:`polarlib.measure`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     quantity : {"orthogonality", "backward_error", "distance"}, optional
-        The ordinate.
+        Quantity on the ordinate.
     title : str, optional
-        In place of the title made from the traces; "" for none.
+        Title in place of that derived from the traces; "" for none.
     labels : sequence of str, optional
-        One for each trace. By default what tells the traces apart: method, number format, form and
-        shape, of which the title has what they have in common.
+        One label per trace. By default the method, number format, form and shape as far as they
+        differ; the title has what is common to all.
     legend : bool, optional
-        Whether to name the lines: in a legend, or at their ends if there are more than six.
+        Whether the lines are labelled: in a legend, or at their ends if they are more than six.
     color : color or sequence of colors, optional
-        One for all lines or one for each.
+        One colour for all lines, or one per line.
 
     Returns
     -------
     matplotlib.axes.Axes
-        One line per trace; colours, markers and line styles all differ, also from those of lines
-        that an earlier call drew into the same Axes.
+        One line per trace, with different colours, markers and line styles, also from those of
+        lines that an earlier call drew into the same Axes.
 
     Raises
     ------
     TypeError
-        If `traces` does not hold traces, or `ax` is not an Axes.
+        If `traces` is not a list of traces, or `ax` is not an Axes.
     ValueError
-        If there is no trace, or no such quantity, or not as many labels or colours as traces.
+        If there is no trace, an unknown quantity, or another number of labels or colours than of
+        traces.
 
     See Also
     --------
-    cost : the same, with factorisations on the axis.
+    cost : The same, with factorisations on the abscissa.
 
     Notes
     -----
-    Factorisations are not products: the work of a method that factorises is not on the axis.
+    Factorisations are not counted as products on the abscissa.
 
     Examples
     --------
@@ -114,15 +115,16 @@ def cost(
     traces : iterable of Trace
         From :func:`polarlib.measure`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     quantity : {"distance", "orthogonality", "backward_error"}, optional
-        The ordinate.
+        Quantity on the ordinate.
     seconds : sequence of float, optional
-        What each whole run took, if it was timed. The abscissa is then in seconds; the steps of a
-        run share its seconds as they share its cost or, if that is unknown, evenly.
+        Measured time of each whole run. The abscissa is then in seconds, which are distributed over
+        the steps of a run in proportion to their cost or, if that is unknown, evenly.
     costs : mapping, optional
-        Cost of kernels in matrix products, as :func:`polarlib.design.cost_tables.kernel_costs`
-        gives them; by default those of NumPy for the format and size of each trace.
+        Cost of kernels in matrix products, as from
+        :func:`polarlib.design.cost_tables.kernel_costs`; by default those of NumPy for the format
+        and size of each trace.
     title, labels, legend, color
         As for :func:`compare`.
 
@@ -134,25 +136,24 @@ def cost(
     Raises
     ------
     TypeError
-        If `traces` does not hold traces, or `ax` is not an Axes.
+        If `traces` is not a list of traces, or `ax` is not an Axes.
     ValueError
-        If there is no trace, or a list has not one member for each; without `seconds`, for a trace
-        whose factorisations are unknown: of "zolotarev", "structured", "small", and of rational
+        If there is no trace, or a list has another length; without `seconds` also for a trace whose
+        factorisations are unknown: of "zolotarev", "structured", "small", and of rational
         schedules.
 
     See Also
     --------
-    compare : the same over matrix products alone.
+    compare : The same over matrix products alone.
 
     Notes
     -----
     The unit is a product of the m x n matrix with an n x n matrix, n <= m, in the format of the
-    trace. Products count as in ``Trace.matmuls``, whatever the format. To each step of a method its
-    factorisations are added, with the costs of the table: the SVD; an inverse (Newton's iteration);
-    a Cholesky factorisation and two triangular solves, or two and four (Halley's steps, also where
-    QDWH takes Householder's QR, for condition numbers beyond 1 / eps). For tall matrices there is a
-    QR factorisation before. It is an estimate for steps, not a measurement: time the runs and give
-    `seconds` where it matters.
+    trace. Products count as in ``Trace.matmuls``, for every format. The factorisations of each step
+    are added, with the costs of the table: the SVD; an inverse (Newton's iteration); a Cholesky
+    factorisation and two triangular solves, or two and four (Halley's steps, also if QDWH uses
+    Householder's QR, for condition numbers above 1 / eps). For tall matrices a QR factorisation is
+    added at the beginning. The result is an estimate; for measured times pass `seconds`.
 
     Examples
     --------
@@ -162,15 +163,15 @@ def cost(
     >>> ax.get_xlabel(), [len(line.get_xdata()) for line in ax.get_lines()][0]
     ('cost in matrix products (factorisations by table)', 1)
     """
-    found = _checked("cost", traces)
-    x = [_cost(t, costs, needed=seconds is None) for t in found]
+    checked = _checked("cost", traces)
+    x = [_cost(t, costs, needed=seconds is None) for t in checked]
     unit = "cost in matrix products (factorisations by table)"
     if seconds is not None:
         unit = "seconds of the run (steps in proportion to their cost)"
-        whole = items("seconds", seconds, f"{len(found)} numbers", len(found), len(found))
+        whole = items("seconds", seconds, f"{len(checked)} numbers", len(checked), len(checked))
         times = [number("seconds", value, 0, math.inf, ends="()") for value in whole]
         x = [time * c / c[-1] for time, c in zip(times, x, strict=True)]
-    ax, view = _draw(found, x, ax, quantity, title, labels, legend, color, unit, first=1)
+    ax, view = _draw(checked, x, ax, quantity, title, labels, legend, color, unit, first=1)
     ends = np.concatenate([v[1:] for v in x])
     low, high = (float(ends.min()), float(ends.max())) if len(ends) else (1.0, 1.0)
     view.show("x", low / 1.25, high * 1.25, log=True)
@@ -181,7 +182,7 @@ def cost(
 
 
 def _cost(t: Trace, costs: Mapping[str, float] | None, *, needed: bool) -> np.ndarray:
-    """Cost after each step; where it is unknown and not needed, the number of steps."""
+    """Return the cost after each step, or the number of steps if it is unknown and not needed."""
     if costs is None:
         fmt = FORMATS.get(t.precision)
         costs = kernel_costs("numpy", fmt.carrier if fmt else "float64", min(t.shape))
@@ -191,14 +192,14 @@ def _cost(t: Trace, costs: Mapping[str, float] | None, *, needed: bool) -> np.nd
         known = {k: number("costs", costs[k], 0, math.inf, ends="[)") for k in KERNELS}
     except KeyError as error:
         raise ValueError(
-            f"costs has no {error.args[0]!r}; take design.cost_tables.kernel_costs"
+            f"costs must have {error.args[0]!r}; use design.cost_tables.kernel_costs"
         ) from None
     found = work(t, known)
     if found is not None and (len(found) < 2 or found[-1] > 0):
         return found
     if needed:
         raise ValueError(
-            f"cost: the factorisations of {t.method!r} do not follow from its trace; time the run "
+            f"cost: the trace of {t.method!r} does not determine its factorisations; time the run "
             "and pass seconds=, or use compare"
         )
     return np.arange(t.n_steps + 1, dtype=float)
@@ -250,8 +251,8 @@ def _draw(
 
 
 def _names(traces: Sequence[Trace]) -> tuple[list[str], str]:
-    """What tells traces apart, for each, and what they have in common."""
-    # What a label and what a title says of each.
+    """Return what distinguishes each trace from the others, and what is common to all."""
+    # The text of each property in a label and in a title.
     parts: tuple[tuple[Callable[[Trace], str], str], ...] = (
         (lambda t: figures.plain_text(t.method), "{}"),
         (lambda t: t.precision + " (simulated)" * t.simulated, "{}"),
@@ -259,10 +260,10 @@ def _names(traces: Sequence[Trace]) -> tuple[list[str], str]:
         (shape_text, "matrix of {}"),
     )
     table = [[part(t) for part, _ in parts] for t in traces]
-    # What a trace does not have, as methods have no form, tells it apart by its method.
+    # A trace without a property, such as the form of methods, is distinguished by its method.
     differ = [len(set(column) - {""}) > 1 for column in zip(*table, strict=True)]
     if not any(differ):
         differ[0] = True
     own = [", ".join(v for v, d in zip(row, differ, strict=True) if d and v) for row in table]
-    said = zip(table[0], differ, parts, strict=True)
-    return own, ", ".join(words.format(v) for v, d, (_, words) in said if not d and v)
+    description = zip(table[0], differ, parts, strict=True)
+    return own, ", ".join(words.format(v) for v, d, (_, words) in description if not d and v)

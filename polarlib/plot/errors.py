@@ -19,8 +19,8 @@ from polarlib.plot.extrema import errors_at, points_of
 from polarlib.plot.figures import label_axes, require
 
 BETWEEN = 24  # samples between two turning points
-SAMPLES = 2000  # points of the abscissa besides
-DEPTH = 10.0  # zeros of the error are drawn to this part below the smallest of its peaks
+SAMPLES = 2000  # further points of the abscissa
+DEPTH = 10.0  # zeros of the error are drawn down to the smallest of its peaks over this
 MOST_PRODUCTS = 300
 LEAST_ERROR = 1e-38  # of a logarithmic ordinate: that of 40 digits
 
@@ -43,31 +43,31 @@ def error(
     schedules : Schedule or iterable of Schedule
         Polynomial or rational; all of one target.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     lower : float, optional
-        Where the abscissa begins; by default at the least of the schedules' lower bounds l.
+        Lower end of the abscissa; by default the smallest of the schedules' lower bounds l.
     title : str, optional
-        In place of none.
+        Title; none by default.
     labels : sequence of str, optional
-        One for each schedule; by default their names and worst errors on [l, upper].
+        One label per schedule; by default names and worst errors on [l, upper].
     legend : bool, optional
-        Whether to name the lines: in a legend, or at their ends if there are more than six.
+        Whether the lines are labelled: in a legend, or at their ends if they are more than six.
     color : color or sequence of colors, optional
-        One for all lines or one for each.
+        One colour for all lines, or one per line.
 
     Returns
     -------
     matplotlib.axes.Axes
         One line per schedule, to its upper bound: ``|target(x) - s(x / input_safety)|`` for x a
-        singular value of the normalised input, as :meth:`polarlib.Schedule.error` has it. The
-        peaks are drawn in full: the turning points of the composition are among the points.
+        singular value of the normalised input, as in :meth:`polarlib.Schedule.error`. The turning
+        points of the composition are among the points, so that peaks are exact.
 
     Raises
     ------
     TypeError
-        If `schedules` holds something else, or `ax` is not an Axes.
+        If `schedules` has elements of another type, or `ax` is not an Axes.
     ValueError
-        If there is no schedule, schedules have several targets, or `lower` is not in the intervals.
+        If there is no schedule, if targets differ, or if `lower` is not in the intervals.
 
     Notes
     -----
@@ -84,25 +84,25 @@ def error(
     >>> ax.get_xscale(), ax.get_yscale(), bool(abs(peak / s.error() - 1) < 1e-9)
     ('log', 'log', True)
     """
-    found = _checked("error", schedules)
-    kinds = {(s.target, s.stride) for s in found}
+    plotted = _checked("error", schedules)
+    kinds = {(s.target, s.stride) for s in plotted}
     if len(kinds) > 1:
         given = ", ".join(sorted(f"{target!r} with stride {p}" for target, p in kinds))
         raise ValueError(f"error takes schedules of one target and stride, got {given}")
-    most = min(s.upper for s in found)
+    most = min(s.upper for s in plotted)
     if lower is not None:
         lower = number("lower", lower, 0, most, ends="()")
-    starts = [s.lower for s in found if s.lower > 0]
+    starts = [s.lower for s in plotted if s.lower > 0]
     left = lower or min(starts, default=most / 1000)
     title, legend = figures.checked_title(title), flag("legend", legend)
-    names = legends.checked_labels(labels, len(found)) or [
-        f"{figures.plain_text(s.name)}, ≤\u00a0{s.error():.2g}" for s in found
+    names = legends.checked_labels(labels, len(plotted)) or [
+        f"{figures.plain_text(s.name)}, ≤\u00a0{s.error():.2g}" for s in plotted
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(ax, color, len(found), start)
+    colours = legends.checked_colours(ax, color, len(plotted), start)
     peaks: list[float] = []
-    for i, (s, name) in enumerate(zip(found, names, strict=True)):
+    for i, (s, name) in enumerate(zip(plotted, names, strict=True)):
         x, extrema = _abscissa(s, left)
         e = errors_at(s, x)
         peaks += [float(v) for v in e[extrema] if np.isfinite(v)]
@@ -115,22 +115,22 @@ def error(
             label=name,
             gid=figures.LINE,
         )
-    of = "1" if found[0].target == "polar" else found[0].target
-    root = f"root x = λ^(1/{found[0].stride}) of an eigenvalue"
-    what = "singular value x" if found[0].stride == 2 else root
+    of = "1" if plotted[0].target == "polar" else plotted[0].target
+    root = f"root x = λ^(1/{plotted[0].stride}) of an eigenvalue"
+    what = "singular value x" if plotted[0].stride == 2 else root
     label_axes(ax, f"{what} of the normalised input", f"error |{of} − s(x)|", title)
     top = min(max(peaks, default=1.0), figures.CLIP_ABOVE)
     positive = [p for p in peaks if p > LEAST_ERROR]
     low = max(min(positive, default=LEAST_ERROR) / DEPTH, LEAST_ERROR)
     view.show("y", low, max(1.6 * top, 10 * low), log=True)
-    view.show("x", left, max(s.upper for s in found) * 1.05, log=True)
+    view.show("x", left, max(s.upper for s in plotted) * 1.05, log=True)
     if legend:
         legends.name_lines(ax)
     return ax
 
 
 def _abscissa(s: Schedule, left: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points from `left` to the upper bound, and which of them are ends and turning points."""
+    """Return points from `left` to the upper bound, and which are ends or turning points."""
     turns = points_of(s, left)
     x = np.geomspace(left, s.upper, SAMPLES)
     if turns is not None:
@@ -159,13 +159,13 @@ def matrix_products(
     schedules : Schedule or iterable of Schedule
         Polynomial or rational.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     lower : float, optional
-        Errors are the worst on [lower, upper]; by default from the lower bound of each schedule,
-        which the label then has if they differ.
+        Lower end of the interval [lower, upper] of the errors; by default that of each schedule,
+        which the labels then have if they differ.
     matmuls : int, optional
-        Where schedules end that repeat, at most 300 products: by default where the longest one
-        ends. Sets that do not repeat end with their list.
+        Number of products, at most 300, up to which schedules are repeated: by default that of the
+        longest one. Sets that do not repeat end with their list.
     title, labels, legend, color
         As for :func:`error`.
 
@@ -178,7 +178,7 @@ def matrix_products(
     Raises
     ------
     TypeError
-        If `schedules` holds something else, or `ax` is not an Axes.
+        If `schedules` has elements of another type, or `ax` is not an Axes.
     ValueError
         If there is no schedule, or `lower` is not in their intervals.
 
@@ -191,28 +191,30 @@ def matrix_products(
     >>> x.tolist()[:5], bool(y[-1] == s.error(1e-2))
     ([3, 6, 9, 12, 15], True)
     """
-    found = _checked("matrix_products", schedules)
+    plotted = _checked("matrix_products", schedules)
     if lower is not None:
-        lower = number("lower", lower, 0, min(s.upper for s in found), ends="(]")
-    most = max(s.matmuls for s in found)
+        lower = number("lower", lower, 0, min(s.upper for s in plotted), ends="(]")
+    most = max(s.matmuls for s in plotted)
     if matmuls is not None:
         most = count("matmuls", matmuls, 1, MOST_PRODUCTS)
     title, legend = figures.checked_title(title), flag("legend", legend)
-    several = lower is None and len({(s.lower, s.upper) for s in found}) > 1
-    names = legends.checked_labels(labels, len(found)) or [
-        figures.plain_text(s.name) + f", x ≥ {s.lower:.2g}" * several for s in found
+    several = lower is None and len({(s.lower, s.upper) for s in plotted}) > 1
+    names = legends.checked_labels(labels, len(plotted)) or [
+        figures.plain_text(s.name) + f", x ≥ {s.lower:.2g}" * several for s in plotted
     ]
     ax = figures.new_axes(ax)
     view, start = figures.View(ax), figures.lines_of(ax)
-    colours = legends.checked_colours(ax, color, len(found), start)
+    colours = legends.checked_colours(ax, color, len(plotted), start)
     ends: list[int] = [0]
-    for i, (s, name) in enumerate(zip(found, names, strict=True)):
+    for i, (s, name) in enumerate(zip(plotted, names, strict=True)):
         x, errors = _by_products(s, s.lower if lower is None else lower, most)
         ends += x
         every = -(-len(x) // figures.MARKED)
         figures.draw_steps(ax, x, np.array(errors), colours[i], start + i, name, every)
-    interval = f" on [{lower or found[0].lower:.3g}, {found[0].upper:.3g}]" if not several else ""
-    of = "1" if found[0].target == "polar" else "target"
+    interval = (
+        f" on [{lower or plotted[0].lower:.3g}, {plotted[0].upper:.3g}]" if not several else ""
+    )
+    of = "1" if plotted[0].target == "polar" else "target"
     label_axes(ax, "matrix products", f"worst error |{of} − s(x)|{interval}", title)
     figures.log_ordinate(ax, view, ceiling=figures.CEILING)
     view.show("x", 0, 1.05 * max(*ends, 1))
@@ -223,7 +225,7 @@ def matrix_products(
 
 
 def _by_products(s: Schedule, lower: float, most: int) -> tuple[list[int], list[float]]:
-    """Products and worst errors of the first steps: all of them, and on to `most` if it repeats."""
+    """Return products and worst errors of the first steps, up to `most` if the set repeats."""
     used: list[int] = []
     errors: list[float] = []
     k = 0
@@ -233,7 +235,7 @@ def _by_products(s: Schedule, lower: float, most: int) -> tuple[list[int], list[
         products = products_of(steps, s.stride)
         if products > most and (k > len(s) or used):
             break
-        # Not by s.truncate(k): the first steps may swing wider than a whole schedule may.
+        # Not by s.truncate(k): the first steps alone may leave (0, 2).
         bounds = enclosed(
             steps, lower, s.upper, s.stride, s.target, s.input_divisor, asked="matrix_products"
         )

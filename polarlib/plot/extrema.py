@@ -1,4 +1,4 @@
-"""Where compositions turn: the peaks of errors."""
+"""Turning points of compositions, and the peaks of their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = 1e-12  # errors below this one need more digits than doubles have
 
 
 def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
-    """Points of [lower, upper] where a composition turns, and both ends; None if too many.
+    """Return the turning points in [lower, upper] and both ends; None if they are too many.
 
     Examples
     --------
@@ -29,8 +29,8 @@ def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
         y = x
         for before in s.steps[:k]:
             y = odd_value(before, y, s.stride)
-        # Between neighbours the steps before are monotone: where they meet a turning point of this
-        # one, the composition turns.
+        # Between neighbours the steps before are monotone. The composition turns where their value
+        # is a turning point of this step.
         turns = [_meet(s, k, x, t) for t in turning_points(step, s.stride, (y.min(), y.max()))]
         x = np.unique(np.concatenate([x, *turns]))
         if len(x) > figures.MARKERS_MAX:
@@ -39,15 +39,15 @@ def points_of(s: Schedule, lower: float | None = None) -> np.ndarray | None:
 
 
 def farthest(s: Schedule, error: float) -> np.ndarray:
-    """Points of the interval where the error is the worst one.
+    """Return the points of the interval at which the error is the worst error.
 
-    None where they are too many, or where the rounding of the coefficients decides.
+    None if they are too many, or if they depend on the rounding of the coefficients.
     """
     x = points_of(s)
     if x is None or error < ROUNDED:
         return np.empty(0)
     between = s.target != "polar"
-    if between:  # the worst differences from a curve need not be where s turns
+    if between:  # the largest differences from a curve need not be at turning points of s
         x = np.unique(np.linspace(x[:-1], x[1:], BETWEEN))
     e = errors_at(s, x)
     far = e >= (1 - figures.EXTREMUM_TOLERANCE) * error
@@ -59,7 +59,7 @@ def farthest(s: Schedule, error: float) -> np.ndarray:
 
 
 def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
-    """``|target(x) - s(x / input_safety)|``; in 40 digits where doubles are too few for all of it.
+    """Return ``|target(x) - s(x / input_safety)|``, in 40 digits where doubles would cancel.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
         number = multiple_precision().mpf
         exact = [s.divided(v, v)[0] for v in x.tolist()]
         for step in s.steps:
-            # Coefficients as they are, exact as numbers.
+            # The coefficients are converted exactly.
             exact = [odd_value(step, v, s.stride) for v in exact]
         return np.array([float(abs(number(1) - v)) for v in exact])
     found: np.ndarray = np.abs(s(x / s.input_divisor) - target_value(s.target, x))
@@ -78,7 +78,7 @@ def errors_at(s: Schedule, x: np.ndarray) -> np.ndarray:
 
 
 def _meet(s: Schedule, k: int, x: np.ndarray, t: float) -> np.ndarray:
-    """Where the first k steps take the value t, by bisection between neighbours."""
+    """Find where the first k steps have the value t, by bisection between neighbours."""
 
     def value(x: np.ndarray) -> np.ndarray:
         for step in s.steps[:k]:

@@ -1,4 +1,4 @@
-"""How figures look: sizes, colours, axes, legends; and how they are saved."""
+"""Sizes, colours, axes and lines of figures, and saving them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKERS_MAX = 5000  # more points of worst error than this are not marked
 CEILING = 1e3  # an error above it only shows that the iteration diverged
 HIGHEST = 1e200  # end of an ordinate: the ticks that matplotlib tries beyond it overflow
 
-# Of new figures where rcParams have no other than matplotlib's own size; chosen by eye.
+# Size of new figures if rcParams have matplotlib's default; chosen by eye.
 WIDTH, HEIGHT = 7.0, 5.0  # inches
 DPI, HIGHEST_DPI = 150, 1200
 EM = 0.52  # mean width of a character, in units of its size
@@ -52,13 +52,13 @@ COLOURS = ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-# Six colours and the ink, eight markers and five line styles come together again after 280 lines.
+# Seven colours, eight markers and five line styles repeat in combination after 280 lines.
 MARKERS = "osD^vPX*"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (7, 2, 1, 2, 1, 2)))
 INK, GRID = "#222222", "#DDDDDD"
-# In this order those that meet the same of the five line styles differ in grey as well.
+# In this order colours with the same line style differ in grey as well.
 CYCLE = (BLUE, VERMILLION, SKY, INK, GREEN, PURPLE, ORANGE)
-# In place of matplotlib's own defaults; what the user changed in rcParams stays.
+# In place of matplotlib's defaults; values that the user changed in rcParams are kept.
 HOUSE: dict[str, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -74,16 +74,16 @@ HOUSE: dict[str, Any] = {
     "ytick.color": INK,
 }
 
-LINE = "line:"  # the beginning of the gid of a line of data; then whose it is
+LINE = "line:"  # prefix of the gid of a line of data, before the name of its owner
 
-# What a trace holds for each step, by the names of its fields.
+# Labels of the fields of a trace with one value per step.
 QUANTITIES = {
     "orthogonality": r"orthogonality $\|X^HX{-}I\|_F/\sqrt{k}$",
     "backward_error": r"backward error $\|A{-}XH\|_F/\|A\|_F$",
     "distance": r"distance $\|X{-}U\|_F/\sqrt{k}$",
 }
 
-# Against rcParams that give saved figures another ground.
+# Against rcParams that give saved figures another background.
 AS_SHOWN: dict[str, Any] = {"facecolor": "auto", "edgecolor": "auto", "transparent": False}
 
 
@@ -110,12 +110,12 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     Parameters
     ----------
     ax : matplotlib.axes.Axes
-        Of any figure.
+        Axes of any figure.
     path : path-like
-        Where to write, with a suffix that matplotlib supports: png, pdf, svg, ...
+        The file to write, with a suffix that matplotlib supports: png, pdf, svg, ...
     dpi : float, optional
-        Dots per inch of formats made of pixels; by default rcParams' ``savefig.dpi`` where it was
-        changed, or 150.
+        Dots per inch of raster formats; by default ``savefig.dpi`` of rcParams if it was changed,
+        otherwise 150.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
     ValueError
         If the suffix is unknown.
     OSError
-        If the folder does not exist or cannot be written; a file of that name is then as it was.
+        If the folder does not exist or cannot be written; an existing file is then unchanged.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def save(ax: Axes, path: str | os.PathLike[str], *, dpi: float | None = None) ->
 
 
 def whole_figure(artist: Any) -> Any:
-    """The whole figure, also of what is in a subfigure."""
+    """Return the whole figure, also for a subfigure."""
     return artist.figure.canvas.figure
 
 
@@ -163,7 +163,7 @@ def require(value: object, kind: type, function: str, remedy: str) -> None:
 
 
 def setting(name: str) -> Any:
-    """A value of rcParams; ours where it is matplotlib's default."""
+    """Return a value of rcParams, or polarlib's where it is matplotlib's default."""
     now: Any = rcParams
     usual: Any = rcParamsDefault
     value = now[name]
@@ -178,22 +178,22 @@ def _dpi(dpi: float | None) -> float:
 
 
 def points(name: str) -> float:
-    """A size of text in rcParams, in points."""
+    """Return a size of text in rcParams, in points."""
     return float(FontProperties(size=setting(name)).get_size_in_points())
 
 
 def line_width(width: float) -> float:
-    """A width in points, for lines of rcParams' width where that is not 1.5."""
+    """Scale a width in points, given for lines of width 1.5, to the width in rcParams."""
     return float(width * rcParams["lines.linewidth"] / rcParamsDefault["lines.linewidth"])
 
 
 def marker_size(size: float) -> float:
-    """A size in points, for markers of rcParams' size where that is not 6."""
+    """Scale a size in points, given for markers of size 6, to the size in rcParams."""
     return float(size * rcParams["lines.markersize"] / rcParamsDefault["lines.markersize"])
 
 
 def cycle(ax: Axes) -> Sequence[Any]:
-    """The colours of rcParams where they were changed, or else ours, the ink that of the Axes."""
+    """Return the colours of rcParams if changed, or else polarlib's, with the ink of the Axes."""
     given = rcParams["axes.prop_cycle"]
     colours = given.by_key().get("color", ())
     if given == rcParamsDefault["axes.prop_cycle"] or not colours or tuple(colours) == CYCLE:
@@ -202,7 +202,7 @@ def cycle(ax: Axes) -> Sequence[Any]:
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
-    """The given Axes as they are, or new ones, as rcParams have them, by default dark on white."""
+    """Return the given Axes, or new ones by rcParams, by default dark on white."""
     if ax is not None:
         require(ax, Axes, "ax", "one matplotlib Axes, or None for a new figure")
         return ax
@@ -213,7 +213,7 @@ def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
         facecolor=setting("figure.facecolor"),
     )
     ax = new.add_subplot(axes_class=_Axes, facecolor=setting("axes.facecolor"))
-    # Ticks are made when they are drawn, perhaps under other rcParams.
+    # Ticks are created when they are drawn, perhaps under other rcParams.
     for axis in ("x", "y"):
         ax.tick_params(axis, which="both", colors=setting(f"{axis}tick.color"))
         for which in ("major", "minor"):
@@ -232,18 +232,18 @@ def new_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
 
 
 def ink_of(ax: Axes) -> Any:
-    """The colour of the writing: the caller's ground may be dark."""
+    """Return the colour of text in Axes, whose background may be dark."""
     return ax.xaxis.label.get_color()
 
 
 def room(ax: Axes) -> tuple[float, float]:
-    """Width and height, in points, of the part of the figure that Axes share with their labels."""
+    """Return width and height, in points, of the space of Axes and their labels in the figure."""
     figure: Any = ax.figure
     width, height = (72 * side / figure.dpi for side in figure.bbox.size)
     spec = ax.get_subplotspec()
     if spec is None:
         return width, height
-    # Shares of the grid, without the margins that a layout replaces.
+    # Fractions of the grid, without the margins that a layout replaces.
     place, grid = spec.get_position(figure), figure.subplotpars
     across = place.width / (grid.right - grid.left)
     upward = place.height / (grid.top - grid.bottom)
@@ -251,7 +251,7 @@ def room(ax: Axes) -> tuple[float, float]:
 
 
 def inner_width(ax: Axes) -> float:
-    """About the width of the Axes without their labels, in points."""
+    """Estimate the width of the Axes without their labels, in points."""
     width, _ = room(ax)
     lines = 1 + ax.get_ylabel().count("\n")
     beside = 3 * points("ytick.labelsize") + 1.2 * lines * size_of(ax.yaxis.label) + 10
@@ -259,12 +259,12 @@ def inner_width(ax: Axes) -> float:
 
 
 def most_ticks(ax: Axes) -> int:
-    """How many numbers have room along the abscissa."""
+    """Return the number of tick labels that fit along the abscissa."""
     return max(3, min(12, int(inner_width(ax) / (2.2 * points("xtick.labelsize")))))
 
 
 def size_of(label: Text) -> float:
-    """Size of a text in points."""
+    """Return the size of a text in points."""
     return float(label.get_fontsize())
 
 
@@ -281,7 +281,7 @@ def label_axes(ax: Axes, x: str, y: str, title: str | None, automatic: str = "")
 
 
 def _fold(label: Text, words: str, most: float) -> None:
-    """Write text in lines of at most a width in points, the last one cut if there are many."""
+    """Write text in lines of at most a width in points; shorten the last line if they are many."""
     letters = most / (EM * size_of(label))
     for _ in range(NARROWER):
         lines = fold(words, int(letters)).split("\n")
@@ -296,13 +296,13 @@ def _fold(label: Text, words: str, most: float) -> None:
 
 
 def fold(words: str, letters: int) -> str:
-    """Fold each line of a text; mathematics in dollars is no place to break in."""
+    """Fold each line of a text, but not within mathematics in dollars."""
     how: Any = {"break_on_hyphens": False, "break_long_words": "$" not in words}
     return "\n".join(textwrap.fill(line, max(8, letters), **how) for line in words.split("\n"))
 
 
 def checked_text(name: str, value: Any) -> str:
-    """Text that can be drawn."""
+    """Return text that can be drawn."""
     value = text(name, value)
     try:
         value.encode()
@@ -316,7 +316,7 @@ def checked_title(title: str | None) -> str | None:
 
 
 def plain_text(name: str) -> str:
-    """A name as matplotlib shows it: no mathematics in dollars, and not hidden from legends."""
+    """Return a name for matplotlib: no mathematics in dollars, and not hidden from legends."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
@@ -332,7 +332,7 @@ def title_of(t: Trace) -> str:
 
 
 def hidden_note(y: np.ndarray) -> str:
-    """What a logarithmic axis up to the ceiling does not show of a line."""
+    """Describe the part of a line above the ceiling of a logarithmic axis."""
     y = np.asarray(y, dtype=float)
     finite = np.isfinite(y)
     notes = []
@@ -368,12 +368,12 @@ def is_data(artist: Any) -> bool:
 
 
 def lines_of(ax: Axes) -> int:
-    """How many lines of data were drawn into Axes: where the cycle of colours goes on."""
+    """Count the lines of data in Axes, from which the cycle of colours continues."""
     return sum(map(is_data, ax.get_lines()))
 
 
 def told_apart(ax: Axes, who: str) -> str:
-    """Return what to begin labels with: whose they are, where others' are there, now named too."""
+    """Return the owner as a prefix of labels if other owners have lines, and label these too."""
     others = list(filter(is_data, ax.get_lines()))
     for line in others:
         name, label = str(line.get_gid()).removeprefix(LINE), str(line.get_label())
@@ -383,9 +383,9 @@ def told_apart(ax: Axes, who: str) -> str:
 
 
 class View:
-    """Limits of Axes that hold something, and of Axes that share them, before a drawing.
+    """Limits of Axes with content, and of Axes that share them, before a plot is added.
 
-    A drawing sets limits by :meth:`show`, which keeps these in sight.
+    :meth:`show` sets the limits for the plot such that they include the earlier ones.
     """
 
     def __init__(self, ax: Axes) -> None:
@@ -396,7 +396,7 @@ class View:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was there."""
+        """Whether the Axes were empty."""
         return not self._kept
 
     def show(self, axis: str, low: float, high: float, *, log: bool = False) -> None:
@@ -405,7 +405,7 @@ class View:
             before, after = self._kept[axis]
             low = min(low, before) if before > 0 or not log else low
             high = max(high, after)
-        # The limits before the scale, which warns of limits that are not positive.
+        # The limits before the scale, which warns about limits that are not positive.
         getattr(self._ax, f"set_{axis}lim")(low, high)
         if log:
             getattr(self._ax, f"set_{axis}scale")("log")
@@ -432,14 +432,14 @@ def _two_and_five(value: float, _: int) -> str:
 
 
 def in_data(ax: Axes, line: Line2D) -> bool:
-    """Whether the ordinates of a line are data, and no share of the axis."""
+    """Whether the ordinates of a line are data, not fractions of the axis."""
     return bool(line.get_transform().contains_branch_seperately(ax.transData)[1])
 
 
 def draw_steps(
     ax: Axes, x: Any, y: np.ndarray, colour: Any, k: int, label: str, every: int
 ) -> None:
-    """Draw line k of the cycle, a marker every so many steps; the label says what is hidden."""
+    """Draw line k of the cycle with evenly spaced markers; the label notes hidden values."""
     (line,) = ax.plot(
         x,
         y,

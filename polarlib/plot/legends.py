@@ -16,23 +16,23 @@ from matplotlib.transforms import ScaledTranslation
 from polarlib.arrays.checks import items, shown
 from polarlib.plot import figures
 
-# More lines than this are named at their ends, where a legend would be a table to look up.
+# Up to this number of lines a legend is drawn; more lines are labelled at their ends.
 LEGEND_MAX = 6
-# Shares of the Axes, about: of their area, and of their height together with the legend.
+# Largest fractions for the legend: of the area of the Axes, and of their height with the legend.
 LEGEND_AREA, LEGEND_HEIGHT = 0.33, 0.27
 SHRUNK = (1.0, 0.9, 0.8, 0.7)  # sizes of text that are tried
 SMALLEST = 4.0  # points
 MOST_COLUMNS = 3
 HANDLE, FRAME = 3.0, 1.6  # length of a handle and width of the frame, in sizes of text
-GAP = 4.0  # points between the axis and what stands beside or below it
+GAP = 4.0  # points between the axis and labels at its side or below it
 END_WIDTH = 0.34  # of the width of the figure, for labels at line ends
-END_HEIGHT = 0.5  # of the height of the figure: what is left to the Axes at least
+END_HEIGHT = 0.5  # of the height of the figure: least height of the Axes
 LEADING, PADS = 1.25, 6.0  # of lines of text; points between a layout's Axes and the edges
 END = "end of a line"
 
 
 def entries(ax: Axes) -> tuple[list[Any], list[str]]:
-    """Artists and labels of a legend, each label once."""
+    """Return artists and labels of a legend, each label once."""
     handles, labels = ax.get_legend_handles_labels()
     first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
     kept = [label for i, label in enumerate(labels) if labels.index(label) == i]
@@ -40,10 +40,10 @@ def entries(ax: Axes) -> tuple[list[Any], list[str]]:
 
 
 def add_legend(ax: Axes, *, bar: bool = False) -> None:
-    """Add a legend that fits: below the Axes where a layout makes room, else inside.
+    """Add a legend that fits: below the Axes if a layout reserves space, otherwise inside.
 
-    Columns, the size of the text, and at last shortened labels are tried in this order. `bar` says
-    that a colour bar takes a part of the width.
+    The number of columns, the size of the text, and finally shortened labels are tried in this
+    order. With `bar` a colour bar uses a part of the width.
     """
     handles, labels = entries(ax)
     if not handles:
@@ -65,7 +65,7 @@ def add_legend(ax: Axes, *, bar: bool = False) -> None:
 
 
 class _Space:
-    """What a legend may have of a figure, in points."""
+    """Space of a figure for a legend, in points."""
 
     def __init__(self, ax: Axes, outside: bool, bar: bool) -> None:
         self.outside = outside
@@ -90,8 +90,8 @@ class _Space:
 
 
 def _written(ax: Axes) -> float:
-    """Height of title, tick labels and axis label with what separates them, in points."""
-    found = (
+    """Return the height of title, tick labels and axis label with their distances, in points."""
+    heights = (
         GAP
         + PADS
         + sum(
@@ -99,11 +99,11 @@ def _written(ax: Axes) -> float:
             for name in ("xtick.major.size", "xtick.major.pad", "axes.labelpad")
         )
     )
-    found += LEADING * figures.points("xtick.labelsize")
+    heights += LEADING * figures.points("xtick.labelsize")
     for label, pad in ((ax.xaxis.label, 0.0), (ax.title, figures.setting("axes.titlepad"))):
         lines = 1 + label.get_text().count("\n") if label.get_text() else 0
-        found += LEADING * lines * figures.size_of(label) + pad * (lines > 0)
-    return float(found)
+        heights += LEADING * lines * figures.size_of(label) + pad * (lines > 0)
+    return float(heights)
 
 
 def _shortened(label: str, letters: int) -> str:
@@ -126,7 +126,7 @@ def _drawn(
         across, upward = _extent(ax)
         if across <= width:
             break
-        # Letters are wider than they are in the mean, or in other versions of matplotlib.
+        # Letters may be wider than the mean, or than in other versions of matplotlib.
         letters = int(letters * width / across)
     return across, upward
 
@@ -152,7 +152,7 @@ def _draw(ax: Axes, handles: list[Any], labels: list[str], size: float, columns:
 def _extent(ax: Axes) -> tuple[float, float]:
     legend: Any = ax.get_legend()
     scale = 72 / figures.whole_figure(ax).dpi
-    # "best" is searched for at every drawing; the size does not depend on the place.
+    # The place "best" is searched at every drawing; the size does not depend on the place.
     legend.set_loc("upper right")
     box = legend.get_window_extent()
     legend.set_loc("best")
@@ -174,7 +174,7 @@ def _place_below(ax: Axes, centred: bool) -> None:
 def name_lines(ax: Axes) -> None:
     """Name lines by a legend or, if there are many, at their ends.
 
-    Lines that stood in the Axes before count, and are named with them.
+    Lines that were in the Axes before are included.
     """
     named = [pair for pair in zip(*entries(ax), strict=True) if figures.is_data(pair[0])]
     if len(named) <= LEGEND_MAX:
@@ -189,7 +189,7 @@ def name_lines(ax: Axes) -> None:
 
 
 def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
-    """Write labels beside the last visible points of lines, shifted apart."""
+    """Write labels at the last visible points of lines, moved so that they do not overlap."""
     width, height = figures.room(ax)
     size = figures.points("legend.fontsize")
     letters = max(8, int(END_WIDTH * width / (figures.EM * size)))
@@ -228,7 +228,7 @@ def _label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> Non
 
 
 def _end(ax: Axes, line: Line2D) -> tuple[float, float]:
-    """The last point of a line that is finite, as shares of the Axes; in them."""
+    """Return the last finite point of a line within the Axes, as fractions of the Axes."""
     points = np.column_stack([np.asarray(v, dtype=float) for v in line.get_data()])
     points = points[np.isfinite(points).all(axis=1)]
     if not len(points):
@@ -240,9 +240,9 @@ def _end(ax: Axes, line: Line2D) -> tuple[float, float]:
 
 
 def _apart(wanted: Sequence[float], heights: np.ndarray) -> np.ndarray:
-    """Places nearest to the wanted ones at which labels of these heights do not overlap.
+    """Return the places nearest to the wanted ones at which labels do not overlap.
 
-    Labels that touch move together, as one block about the mean of what its members want.
+    Labels that touch move together, as one block about the mean of its members' wanted places.
 
     Examples
     --------
@@ -268,14 +268,14 @@ def _apart(wanted: Sequence[float], heights: np.ndarray) -> np.ndarray:
         for i in members:
             places[i] = edge + heights[i] / 2
             edge += heights[i]
-    # At the lower end blocks may have been pushed up into their neighbours.
+    # At the lower end blocks may have been moved up into their neighbours.
     for before, after in pairwise(order):
         places[after] = max(places[after], places[before] + (heights[before] + heights[after]) / 2)
     return places
 
 
 def checked_labels(labels: Any, number: int) -> list[str] | None:
-    """Labels of the caller, one for each line."""
+    """Check labels of the caller, one per line."""
     if labels is None:
         return None
     what = f"{number} {'text' if number == 1 else 'texts'}, one for each line"
@@ -284,7 +284,7 @@ def checked_labels(labels: Any, number: int) -> list[str] | None:
 
 
 def checked_colours(ax: Axes, color: Any, number: int, start: int) -> list[Any]:
-    """Colours of lines: the caller's, one for all or one for each, or else of the cycle."""
+    """Return colours of lines: the caller's, one for all or one per line, or those of the cycle."""
     if color is None:
         colours = figures.cycle(ax)
         return [colours[(start + i) % len(colours)] for i in range(number)]

@@ -27,41 +27,41 @@ def polynomial(
     legend: bool = True,
     color: Any = None,
 ) -> Axes:
-    """Plot what a schedule makes of a singular value: its composition s(x).
+    """Plot the composition s(x) of a schedule over the singular values.
 
     Parameters
     ----------
     s : Schedule
-        From :func:`polarlib.schedule`, :mod:`polarlib.design` or your own; polynomial or rational.
+        Schedule of polynomial or rational steps.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default. A further schedule in the same Axes has another
-        colour and line style; the legend then has one entry for each.
+        Axes to draw into; a new figure by default. A further schedule in the same Axes has another
+        colour and line style; the legend then has one entry per schedule.
     title : str, optional
-        In place of the title made from the schedule; "" for none.
+        Title in place of that derived from the schedule; "" for none.
     legend : bool, optional
         Whether to draw a legend.
     color : color, optional
-        Of the curve; by default the next of the cycle.
+        Colour of the curve; by default the next of the cycle.
 
     Returns
     -------
     matplotlib.axes.Axes
-        s(x / input_safety), x a singular value of the normalised input, and, faintly, the
-        compositions of its first steps, from a tenth of its lower bound to a little above its
-        upper bound or, where that is near, its divergence limit; a shaded band
-        within its error of its target on its interval, and dots where it is as far from it as that:
-        the points of equioscillation, if it is a best composition.
+        s(x / input_safety) for x a singular value of the normalised input, and, faint, the
+        compositions of its first steps. The abscissa is from a tenth of the lower bound to a little
+        above the upper bound or the divergence limit, if that is near. A shaded band has the width
+        of the error about the target on the interval. Dots mark the points of worst error: those of
+        equioscillation, if s is a best composition.
 
     Raises
     ------
     TypeError
         If `s` is not a Schedule or `ax` not an Axes.
     ValueError
-        If `title` or `color` is none.
+        If `title` is not text or `color` not a colour.
 
     See Also
     --------
-    error : the same difference from 1 on a logarithmic axis, for several schedules.
+    error : The difference from 1 on a logarithmic axis, for several schedules.
 
     Examples
     --------
@@ -116,7 +116,7 @@ class _Drawn:
         self.near = self.limit <= figures.LIMIT_VISIBLE_UP_TO * s.upper
         self.right = 1.2 * self.limit if self.near and self.limit > s.upper else 1.05 * s.upper
         self.left = s.lower / 10
-        # The last decade holds most of the turning points.
+        # The last decade has most of the turning points.
         x = np.linspace(self.right / 10 if self.left else 0, self.right, 2000)
         if self.left:
             x = np.concatenate([np.geomspace(self.left, self.right, 4000), x])
@@ -126,7 +126,7 @@ class _Drawn:
 
 
 def _band(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any) -> None:
-    """Shade what is within the error of the target."""
+    """Shade the band of the worst error about the target."""
     named = "1" if s.target == "polar" else s.target
     ax.fill_between(
         drawn.x[drawn.inside],
@@ -141,12 +141,12 @@ def _band(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any) -> None:
 
 def _curves(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any, value: str, style: Any) -> float:
     """Draw the composition and those of the first steps; the largest value on the interval."""
-    # Step by step, not by s.truncate(k): a part may swing wider than a whole schedule may.
+    # Step by step, not by s.truncate(k): the first steps alone may leave (0, 2).
     top, last, y = float(drawn.aim.max()) + drawn.error, len(s), drawn.x / s.input_divisor
     for k, step in enumerate(s.steps, 1):
         y = odd_value(step, y, s.stride)
         top = max(top, float(y[drawn.inside].max()))
-        # A curve far outside the picture is clipped, because drawing it would overflow.
+        # A curve far outside the plot is clipped, because drawing it would overflow.
         shown = np.where(np.abs(y) < figures.CLIP_ABOVE, y, np.nan)
         if k == last:
             label = f"{value}, slope {s.slope / s.input_divisor:.4g} at 0"
@@ -169,7 +169,7 @@ def _curves(ax: Axes, s: Schedule, drawn: _Drawn, colour: Any, value: str, style
 
 
 def _one_entry_each(ax: Axes) -> None:
-    """Leave to the legend one entry for each schedule, with its name."""
+    """Leave one entry per schedule in the legend, with its name."""
     for artist in (*ax.get_lines(), *ax.collections):
         gid, label = str(artist.get_gid()), str(artist.get_label())
         if not gid.startswith(figures.LINE):

@@ -34,8 +34,8 @@ def style(name: Literal["column", "page", "slide"]) -> AbstractContextManager[No
     context manager
         Within it matplotlib's rcParams have the size of figures, sizes of text, lines and markers,
         the colours of this package, a constrained layout, and fonts embedded as TrueType (Type 42),
-        as publishers ask for. Afterwards they are as before. It holds for all of matplotlib, and,
-        as every change of rcParams, for all threads.
+        as publishers require. Afterwards they are restored. As every change of rcParams, it applies
+        to all of matplotlib and to all threads.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def style(name: Literal["column", "page", "slide"]) -> AbstractContextManager[No
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The rcParams of a style."""
+    """Return the rcParams of a style."""
     width, height, text, small, line, marker = SIZES[name]
     return {
         "axes.axisbelow": True,

@@ -18,7 +18,7 @@ from polarlib.result import Trace
 
 ORTHONORMAL = "1: orthonormal"
 
-LEGEND_MAX_LINES = 8  # up to so many singular values have a marker and a legend entry each
+LEGEND_MAX_LINES = 8  # up to this number, singular values have a marker and a legend entry each
 
 
 def convergence(
@@ -31,17 +31,17 @@ def convergence(
     t : Trace
         From :func:`polarlib.measure`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     title : str, optional
-        In place of the title made from the trace; "" for none.
+        Title in place of that derived from the trace; "" for none.
     legend : bool, optional
         Whether to draw a legend.
 
     Returns
     -------
     matplotlib.axes.Axes
-        One line per error. The abscissa is the step where steps do not differ in products, as in
-        methods that factorise.
+        One line per error. The abscissa is the number of the step if all steps take the same
+        products, as in methods that factorise.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def convergence(
             color=colours[k % len(colours)],
             linestyle=figures.LINES[k % len(figures.LINES)],
             marker=MARKERS[k % len(MARKERS)],
-            # Coinciding lines stay visible: the later, the smaller.
+            # Coinciding lines remain visible: later ones are smaller.
             markersize=figures.marker_size(8 - 2 * i),
             linewidth=figures.line_width(2.4 - 0.5 * i),
             markevery=every,
@@ -86,7 +86,7 @@ def convergence(
     label_axes(ax, unit, "error (dimensionless)", title, figures.title_of(t) if not prefix else "")
     figures.log_ordinate(ax, view, ceiling=figures.CEILING)
     show_steps(ax, view, x)
-    # Ticks at steps alone: between them there are no values.
+    # Ticks at steps only: between them there are no values.
     ax.xaxis.set_major_locator(FixedLocator(_ticks(ax, x), nbins=figures.most_ticks(ax)))
     _roundoff(ax, t.precision)
     if legend:
@@ -109,13 +109,13 @@ def singular_values(
     t : Trace
         From :func:`polarlib.measure`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; a new figure by default.
+        Axes to draw into; a new figure by default.
     title : str, optional
-        In place of the title made from the trace; "" for none.
+        Title in place of that derived from the trace; "" for none.
     legend : bool, optional
         Whether to draw a legend.
     colorbar : bool, optional
-        Whether more than eight paths add a colour bar beside the Axes.
+        Whether a colour bar is added for more than eight paths.
 
     Returns
     -------
@@ -133,8 +133,8 @@ def singular_values(
     Notes
     -----
     A trace is taken in double precision, where a singular value below ``max(m, n) * 2.2e-16`` of
-    the largest cannot be distinguished from zero. The legend counts the paths that start there, and
-    the axis does not reach down to them.
+    the largest cannot be distinguished from zero. The legend has the number of paths that start
+    there, and the ordinate begins above them.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def singular_values(
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"singular_values: the trace of {t.method!r} has no singular values (an array of shape "
-            f"{values.shape}); take it with polarlib.measure"
+            f"{values.shape}); use a trace of polarlib.measure"
         )
     title = figures.checked_title(title)
     legend, colorbar = flag("legend", legend), flag("colorbar", colorbar)
@@ -159,7 +159,7 @@ def singular_values(
     style = figures.LINES[figures.lines_of(ax) % len(figures.LINES)]
     finite = np.isfinite(values).all(axis=1)
     known, steps = values[finite], np.arange(len(values))
-    # Zero to double precision, as PolarResult.rank has it.
+    # Zero in double precision, by the threshold of PolarResult.rank.
     zero = max(t.shape) * np.finfo(float).eps * start[np.isfinite(start)].max(initial=0.0)
     kept = start[np.isfinite(start) & (start > zero)]
     low, high = (kept.min(), kept.max()) if kept.size else (1.0, 1.0)
@@ -176,7 +176,7 @@ def singular_values(
             linewidth=0,
             label="from the smallest to the largest",
         )
-    # A path of one finite value has no line to be seen by.
+    # A path of one finite value has no visible line.
     marked = few or finite.sum() < 2
     for i, line in enumerate(ax.plot(steps, values)):
         width = figures.line_width(1.6 if few else 0.7)
@@ -223,14 +223,14 @@ def singular_values(
 
 
 def show_steps(ax: Axes, view: figures.View, x: np.ndarray) -> None:
-    """Show every step, also those whose figures are not finite."""
+    """Set the limits to include every step, also those with values that are not finite."""
     low, high = float(x[0]), float(x[-1])
     margin = 0.05 * (high - low) or 0.05
     view.show("x", low - margin, high + margin)
 
 
 def _ticks(ax: Axes, x: np.ndarray) -> list[float]:
-    """Steps of this trace and of those that were drawn before."""
+    """Return the steps of this trace and of those that were drawn before."""
     before = [line.get_xdata() for line in ax.get_lines() if figures.is_data(line)]
     return [float(v) for v in np.unique(np.concatenate([x, *before]))]
 

@@ -12,6 +12,7 @@ from polarlib.arrays.library import at_least_single, dtype_name, format_name, is
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.engine.equation import Equation
+from polarlib.files.tables import html_table
 from polarlib.uses.aligning import check_stacks, entered_clouds, solved, weights_of
 from polarlib.uses.procrustes import pair_of
 
@@ -57,6 +58,10 @@ class Alignment(Pytree):
     singular_values: Any
     rmsd: Any
     unique: Any
+
+    def _repr_html_(self) -> str:
+        rows = {name.replace("_", " "): getattr(self, name) for name in self.__dataclass_fields__}
+        return html_table("Alignment", rows)
 
     @looks
     @under_default_settings

@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib.arrays.checks import count, flag, function, number
+from polarlib.arrays.checks import count, flag, number
 from polarlib.arrays.entered import enter
 from polarlib.arrays.entry import as_matrix, is_array, plain_array
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import constant
 from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops, ops_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.pytrees import Pytree
 from polarlib.arrays.settings import looks, under_default_settings, warn
+from polarlib.files.tables import html_table
 from polarlib.result import ConvergenceWarning
 from polarlib.uses.align import Alignment, align
 
@@ -57,6 +59,20 @@ class GeneralizedProcrustes(Pytree):
     converged: Any
     iterations: int
 
+    def _repr_html_(self) -> str:
+        a = self.alignments
+        rows = {
+            "mean": self.mean,
+            "rotations": getattr(a, "rotation", None),
+            "scales": getattr(a, "scale", None),
+            "translations": getattr(a, "translation", None),
+            "rmsd of each shape": getattr(a, "rmsd", None),
+            "objective after each sweep": self.objective,
+            "converged": self.converged,
+            "iterations": self.iterations,
+        }
+        return html_table("GeneralizedProcrustes", rows)
+
 
 @looks
 @under_default_settings
@@ -69,7 +85,7 @@ def generalized_procrustes(
     reflection: bool = False,
     rtol: float | None = None,
     max_iterations: int = 1000,
-    callback: Callable[[int, Array], None] | None = None,
+    callback: Callback | None = None,
 ) -> GeneralizedProcrustes:
     """Align several shapes, so that they are nearest to their common mean, by least squares.
 
@@ -159,20 +175,20 @@ def generalized_procrustes(
     reflection = flag("reflection", reflection)
     given = None if rtol is None else number("rtol", rtol, 0, 1)
     most = count("max_iterations", max_iterations, 1, MOST_SWEEPS)
-    callback = callback and function("callback", callback)
+    report = None if callback is None else reporting(callback, "sweeps", most)
     if is_complex(a) and not reflection:
         raise TypeError(
             "generalized_procrustes needs real shapes: the best special unitary matrix has no "
             "closed form; pass reflection=True for the best unitary ones"
         )
     hidden = ops.is_abstract(a) or (is_array(weights) and ops_of(weights).is_abstract(weights))
-    if hidden and (given != 0 or callback):
+    if hidden and (given != 0 or report):
         raise TypeError(
             f"generalized_procrustes looks at its shapes, which {ops.hiding}, or pass rtol=0 for "
             "max_iterations sweeps, without callback"
         )
     entered = _entered(a, weights, ops.functional(a), translation)
-    found = _swept(entered, scale, reflection, given, most, callback)
+    found = _swept(entered, scale, reflection, given, most, report)
     if found.moving is not None:
         warn(
             f"generalized_procrustes: shapes still move after {len(found.objectives)} sweeps, by "
@@ -269,7 +285,7 @@ def _swept(
     reflection: bool,
     rtol: float | None,
     most: int,
-    callback: Callable[[int, Array], None] | None,
+    report: Callable[[int, Array], Any] | None,
 ) -> _Found:
     """Sweeps until the shapes are at rest; weights are in the points: ``y root``."""
     ops, xp = shapes.ops, shapes.ops.xp
@@ -283,8 +299,8 @@ def _swept(
         found, aligned, mean, apart = sweep(xp.concat([y, mean[..., None, :, :]], axis=-3))
         objectives.append(xp.sum(apart, axis=-1))
         pace.judge(aligned)
-        if callback:
-            callback(i, xp.mean(shapes.turned(found), axis=-3))
+        if report:
+            report(i, xp.mean(shapes.turned(found), axis=-3))
         if pace.moving is None and rtol != 0:
             break
     return _Found(found, xp.sqrt(apart), objectives, pace.converged, pace.moving)

@@ -29,6 +29,7 @@ from polarlib.arrays.checks import choice
 from polarlib.arrays.dask_ops import dask_of
 from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
+from polarlib.arrays.progress import Callback, reporting
 from polarlib.arrays.settings import ignore_float_errors, looks, under_default_settings
 from polarlib.decomposition import polar
 from polarlib.result import PolarResult, Run, Status
@@ -266,7 +267,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
 
 @looks
 @under_default_settings
-def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
+def polar_tall(x: Array, *, method: str = "auto", callback: Callback | None = None) -> PolarResult:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
 
     Parameters
@@ -278,6 +279,10 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
         Where the first pass gets singular values and vectors from. "gram" is the faster and good up
         to condition numbers of about 1e6; "qr" is good for any matrix; "auto" takes "gram", and
         "qr" in a further pass where bounds from the Gram matrix do not rule ill-conditioning out.
+    callback : callable, optional
+        Called as ``callback(k, s)`` after pass k = 1, 2, ... over `x` with the approximate
+        singular values that the pass begins or ends with, descending. See
+        :class:`polarlib.result.Progress`; for progress within a pass use Dask's ProgressBar.
 
     Returns
     -------
@@ -329,6 +334,7 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     True
     """
     x, dask = _checked(x, method)
+    report = reporting(callback, "passes over x", 3 if method == "auto" else 2)
     m, n = x.shape
     if m == 0 or n == 0:
         return _result(
@@ -346,6 +352,7 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
     if method != "qr":
         passes, products = 1, 1
         basis, lower, upper = _from_gram(x, dask)
+        report(passes, _shifted(basis.values, basis.exponent))
         if math.isfinite(upper):
             name, reason = "gram", f"condition number of at most {upper:.1e}"
         elif method == "auto":
@@ -361,8 +368,10 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
         if basis is None:
             passes += 1
             basis = _from_triangle(x, dask)
+            report(passes, _shifted(basis.values, basis.exponent))
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
+        report(passes, _shifted(basis.values, basis.exponent))
         if method != "auto" or name != "gram":
             break
         # The Gram matrix of B is accurate where B is nearly orthonormal.

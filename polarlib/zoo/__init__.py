@@ -1,1 +1,1 @@
-"""Matrices that break things, and matrices with given singular values."""
+"""Test matrices: difficult ones by name, and matrices with given singular values."""

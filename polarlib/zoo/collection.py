@@ -1,4 +1,4 @@
-"""The whole zoo: matrices of every kind, with their names."""
+"""The collection of test matrices, with their names."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _real_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _complex_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """What is complex by itself."""
+    """Yield the matrices that have no real version."""
     gauss = gaussian(n, n, seed + 3, "complex128")
     unitary = orthonormal(n, n, seed=seed + 3, dtype="complex128")
     yield "complex symmetric", gauss + gauss.T
@@ -133,19 +133,19 @@ def _complex_zoo(n: int, seed: int) -> Iterator[tuple[str, np.ndarray]]:
 def zoo(
     n: int = 8, *, seed: int = 0, complex_: bool = True, dtype: Any = None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Matrices that have broken polar decompositions, with their names.
+    """Yield test matrices on which polar decompositions have failed, with their names.
 
     Parameters
     ----------
     n : int, optional
         Size, at least 1; tall and wide matrices have this number of columns or rows.
     seed : int, optional
-        Of NumPy's default generator; the same seed gives the same matrices.
+        Seed of NumPy's default generator; the same seed gives the same matrices.
     complex_ : bool, optional
         Whether complex versions follow the real ones.
     dtype : dtype, optional
-        Round all to this dtype; complex matrices are then left out of real ones, and matrices that
-        it cannot hold are left out. By default float64 and complex128.
+        Dtype that all matrices are rounded to. Matrices that it cannot represent are left out,
+        and for a real dtype also complex ones. By default float64 and complex128.
 
     Yields
     ------
@@ -172,7 +172,7 @@ def zoo(
             yield name, a if target is None else a.astype(target)
         if want_complex:
             m, k = a.shape
-            # Other phases of rows and columns: another matrix with the same singular values.
+            # Random phases of rows and columns keep the singular values.
             rng = np.random.default_rng(seed + 1000)
             rows = np.exp(2j * np.pi * rng.random((m, 1)))
             columns = np.exp(2j * np.pi * rng.random((1, k)))

@@ -1,4 +1,4 @@
-"""Matrices that have broken polar decompositions: families by name, and orthonormal ones."""
+"""Test matrices: families by name, orthonormal matrices, and given singular values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from polarlib.arrays.checks import count, items, number, shown
 from polarlib.arrays.library import format_name
 from polarlib.arrays.settings import ignore_float_errors
 
-# Rows or columns: a matrix of 2 GiB, whose factors take minutes.
+# Largest number of rows or columns: a matrix of 2 GiB, whose factors take minutes.
 LARGEST = 16384
-# Of a shift: 1 / shift is an entry, and must be finite.
+# Least size of a shift: 1 / shift is an entry, and must be finite.
 SMALLEST = 1e-300
 
 
 def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.ndarray:
-    """Matrix with orthonormal columns (rows, if m < n), uniform among them.
+    """Return a random matrix with orthonormal columns (rows, if m < n), uniformly distributed.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.
 def with_singular_values(
     s: Any, m: int | None = None, n: int | None = None, *, seed: int = 0, dtype: Any = "float64"
 ) -> np.ndarray:
-    """Matrix with given singular values and uniformly random singular vectors.
+    """Return a matrix with given singular values and uniformly random singular vectors.
 
     Parameters
     ----------
@@ -88,8 +88,8 @@ def with_singular_values(
     >>> a.shape, np.linalg.svd(a, compute_uv=False).round(12).tolist()
     ((5, 3), [3.0, 2.0, 1.0])
     """
-    found = items("s", s, "a list of numbers", 0, LARGEST)
-    s = np.array([number("a singular value", v, 0) for v in found])
+    values = items("s", s, "a list of numbers", 0, LARGEST)
+    s = np.array([number("a singular value", v, 0) for v in values])
     m = s.size if m is None else count("m", m, 0, LARGEST)
     n = s.size if n is None else count("n", n, 0, LARGEST)
     seed, dtype = count("seed", seed, 0), floating(dtype)
@@ -99,7 +99,7 @@ def with_singular_values(
             f"got shape {s.shape}"
         )
     wide = np.result_type(dtype, np.float64) if dtype.kind in "fc" else "f8"
-    # Two seeds: of one, U and V would be the same columns.
+    # Two seeds: with one, U and V would have the same columns.
     u = orthonormal(m, s.size, seed=2 * seed, dtype=wide)
     v = orthonormal(n, s.size, seed=2 * seed + 1, dtype=wide)
     a: np.ndarray = (u * s) @ v.conj().T
@@ -107,7 +107,7 @@ def with_singular_values(
 
 
 def hilbert(n: int) -> np.ndarray:
-    """Hilbert matrix ``1 / (i + j - 1)``: condition number about ``exp(3.5 n)``.
+    """Return the Hilbert matrix ``1 / (i + j - 1)``: condition number about ``exp(3.5 n)``.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def hilbert(n: int) -> np.ndarray:
 
 
 def frank(n: int) -> np.ndarray:
-    """Frank matrix: upper Hessenberg, determinant 1, ill-conditioned small eigenvalues.
+    """Return the Frank matrix: upper Hessenberg, determinant 1, ill-conditioned eigenvalues.
 
     W. L. Frank, J. SIAM 6 (1958) 378-392.
 
@@ -135,7 +135,7 @@ def frank(n: int) -> np.ndarray:
 
 
 def binomial(n: int) -> np.ndarray:
-    """Binomial matrix: a multiple of an involution, ``A @ A = 2**(n - 1) I``.
+    """Return the binomial matrix: a multiple of an involution, ``A @ A = 2**(n - 1) I``.
 
     N. J. Higham, The Matrix Computation Toolbox.
 
@@ -151,7 +151,7 @@ def binomial(n: int) -> np.ndarray:
 
 
 def kahan(n: int, theta: float = 1.2) -> np.ndarray:
-    """Kahan matrix: triangular, and QR with column pivoting does not see its small singular value.
+    """Return the Kahan matrix: triangular, with a singular value that pivoted QR does not reveal.
 
     W. Kahan, Canad. Math. Bull. 9 (1966) 757-801.
 
@@ -167,7 +167,7 @@ def kahan(n: int, theta: float = 1.2) -> np.ndarray:
 
 
 def wilkinson(n: int) -> np.ndarray:
-    """Wilkinson matrix W+: symmetric tridiagonal, indefinite, eigenvalues in nearly equal pairs.
+    """Return Wilkinson's matrix W+: tridiagonal, indefinite, eigenvalues in nearly equal pairs.
 
     Examples
     --------
@@ -179,7 +179,7 @@ def wilkinson(n: int) -> np.ndarray:
 
 
 def wilkinson_minus(n: int) -> np.ndarray:
-    """Wilkinson matrix W-: its eigenvalues come in pairs ``+-x`` that have one singular value.
+    """Return Wilkinson's matrix W-: eigenvalues in pairs ``+-x`` that share a singular value.
 
     J. H. Wilkinson, The Algebraic Eigenvalue Problem (Oxford, 1965), section 5.45.
 
@@ -193,7 +193,7 @@ def wilkinson_minus(n: int) -> np.ndarray:
 
 
 def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
-    """Cauchy matrix ``1 / (i - j + shift)``: singular values gather at ``pi / sin(pi shift)``.
+    """Return a Cauchy matrix ``1 / (i - j + shift)``: singular values near ``pi / sin(pi shift)``.
 
     S. V. Parter, Linear Algebra Appl. 80 (1986) 115-130.
 
@@ -204,15 +204,15 @@ def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
     """
     shift = number("shift", shift)
     if shift.is_integer():
-        raise ValueError(f"shift must not be an integer, where the matrix has poles, got {shift:g}")
+        raise ValueError(f"shift must not be an integer, where an entry is infinite, got {shift:g}")
     if abs(shift) < SMALLEST:
-        raise ValueError(f"shift must not be below {SMALLEST:g} in size, got {shift:g}")
+        raise ValueError(f"shift must be at least {SMALLEST:g} in absolute value, got {shift:g}")
     i = np.arange(count("n", n, most=LARGEST))
     return 1.0 / (i[:, None] - i + shift)
 
 
 def growth(n: int) -> np.ndarray:
-    """Matrix whose elements grow by ``2**(n - 1)`` in LU factorisation with partial pivoting.
+    """Return a matrix whose elements grow by ``2**(n - 1)`` in LU with partial pivoting.
 
     J. H. Wilkinson, J. ACM 8 (1961) 281-330.
 
@@ -229,7 +229,7 @@ def growth(n: int) -> np.ndarray:
 
 @ignore_float_errors
 def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
-    """Rotation by `angle` in a random plane.
+    """Return a rotation by `angle` in a random plane.
 
     Examples
     --------
@@ -248,7 +248,7 @@ def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
 
 
 def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
-    """Jordan block; its smallest singular value is about ``value**n``.
+    """Return a Jordan block; its smallest singular value is about ``value**n``.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
 
 @ignore_float_errors
 def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
-    """Gaussian matrix whose rows and columns fall geometrically from 1 to `low`.
+    """Return a Gaussian matrix whose rows and columns decrease geometrically from 1 to `low`.
 
     Examples
     --------
@@ -275,15 +275,16 @@ def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
 
 
 def floating(dtype: Any) -> np.dtype[Any]:
-    """NumPy's dtype of a floating format."""
-    with contextlib.suppress(Exception):  # of all kinds
-        found: np.dtype[Any] = np.dtype(dtype)
-        if format_name(np.empty(0, found)):
-            return found
+    """Return NumPy's dtype of a floating format."""
+    with contextlib.suppress(Exception):  # np.dtype raises many types of errors
+        known: np.dtype[Any] = np.dtype(dtype)
+        if format_name(np.empty(0, known)):
+            return known
     raise ValueError(f"dtype must be a floating dtype, got {shown(dtype)}")
 
 
 def gaussian(m: int, n: int, seed: int, dtype: Any) -> np.ndarray:
+    """Return a matrix with independent standard normal entries, complex for a complex dtype."""
     rng = np.random.default_rng(seed)
     g = rng.standard_normal((m, n))
     if np.dtype(dtype).kind == "c":

@@ -1,4 +1,4 @@
-"""Spectra that iterations find hard."""
+"""Spectra on which iterations converge slowly."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ SPECTRA: tuple[str, ...] = tuple(_SPECTRA)
 
 
 def spectrum(name: str, k: int) -> np.ndarray:
-    """Singular values of a stress spectrum, largest first.
+    """Return the singular values of a stress spectrum, largest first.
 
     Parameters
     ----------
     name : str
         One of :data:`SPECTRA`.
     k : int
-        How many, at least 1.
+        Number of singular values, at least 1.
 
     Returns
     -------

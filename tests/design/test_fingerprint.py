@@ -63,5 +63,5 @@ def test_no_step(step):
 
 @pytest.mark.parametrize("step", [schedule("aol_nv").steps[0], (1.5, -0.5), (1.875, -1.25, 0.375)])
 def test_ratios_that_no_best_polynomial_has(step):
-    with pytest.raises(ValueError, match="no best polynomial"):
+    with pytest.raises(ValueError, match="must be a best polynomial"):
         design.fingerprint(step)

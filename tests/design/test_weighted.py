@@ -205,7 +205,7 @@ def test_a_weight_cannot_change_the_points():
 
 
 def test_uneven_weights_and_degrees_beyond_doubles_are_refused():
-    with pytest.raises(ValueError, match=r"has values from -.*, outside \(0, 2\); take a less"):
+    with pytest.raises(ValueError, match=r"has values from -.*, outside \(0, 2\); use a less"):
         design.minimax(5, 0.01, weight=lambda x: 1 / x)
     with pytest.raises(ValueError, match="beyond double coefficients"):
         design.minimax(45, 0.3, weight=WEIGHTS["rising"])

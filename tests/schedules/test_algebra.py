@@ -242,7 +242,7 @@ def test_comparison_on_one_interval():
     text = repr(s.compare(t))
     assert text.splitlines()[0].split("  ")[0] == "figure"
     assert len({len(line) for line in text.splitlines()}) == 1
-    assert "<th>figure</th>" in s.compare(t)._repr_html_()
+    assert "<th scope='col'>figure</th>" in s.compare(t)._repr_html_()
 
 
 def test_comparisons_of_every_kind(s):
