@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -66,6 +65,8 @@ def is_host_array(x: Any) -> bool:
 
 def libraries() -> dict[str, str]:
     """Versions of the array libraries that are installed, by name, from metadata: imports none."""
+    from importlib import metadata  # lazily: it brings the package `email`
+
     found = {}
     for name in sorted({*served(), "array_api_strict"}):
         if _is_installed(name):
