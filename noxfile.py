@@ -15,7 +15,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
 FULL = (
-    *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
+    *("lint", "types", "every", "versions-3.12", "versions-3.13", "lowest"),
     *("seeds", "fuzz", "peers", "studies", "coverage"),
 )
 # Versions of the libraries whose calls of a device are counted.
@@ -48,6 +48,13 @@ def tests(session: nox.Session) -> None:
     """The default run, without optional array libraries."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """A user's script by mypy and pyright, with the types of torch."""
+    session.install("-e", ".[test,torch]", "basedpyright>=1.28")
+    session.run("python", "-m", "pytest", "-n0", "-m", "", "tests/test_package.py", "-k", "script")
 
 
 @nox.session

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 
@@ -294,12 +294,14 @@ class Later:
         return self._value
 
 
+# The type of array of a result's factors.
+A = TypeVar("A")
 # Attributes of a result that may be computed when they are read.
 _FIGURES = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
 
 
 @dataclass(frozen=True, eq=False)
-class PolarResult(Pytree):
+class PolarResult(Pytree, Generic[A]):
     """A polar decomposition with its error estimates; unpacks as ``u, h``.
 
     Half-precision matrices are decomposed in float32: `status` is that of those factors, the errors
@@ -348,8 +350,8 @@ class PolarResult(Pytree):
 
     static = ("status", "method", "reason")
 
-    unitary: Any
-    hermitian: Any
+    unitary: A
+    hermitian: A
     status: Any
     converged: Any
     iterations: Any
@@ -373,7 +375,7 @@ class PolarResult(Pytree):
         backward_error: Any,
         rank: Any,
         condition_bounds: Any,
-    ) -> PolarResult:
+    ) -> PolarResult[Any]:
         """Return the result, all other attributes in `outcome`: half the time of the class."""
         made = object.__new__(cls)
         known = made.__dict__
@@ -392,37 +394,43 @@ class PolarResult(Pytree):
         later = {name: known.pop(name) for name in _FIGURES if type(known[name]) is Later}
         known["_later"] = later
 
-    def __getattr__(self, name: str) -> Any:
-        # Python asks here for what is not in the instance: values that are computed when read.
-        later = self.__dict__.get("_later", {}).get(name)
-        if later is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        value = self.__dict__[name] = later()
-        return value
+    if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            # Python asks here for what is not in the instance: values that are computed when read.
+            later = self.__dict__.get("_later", {}).get(name)
+            if later is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = self.__dict__[name] = later()
+            return value
 
     def __getstate__(self) -> dict[str, Any]:
         # Everything is computed first: locks and closures cannot be pickled.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def _settled(self) -> PolarResult:
+    def _settled(self) -> PolarResult[A]:
         """Return the result with every value computed: what follows may be another trace."""
         for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
 
-    def _replace(self, **changes: Any) -> PolarResult:
+    def _replace(self, **changes: Any) -> PolarResult[A]:
         """Return a result with other values of some attributes; nothing is computed for it."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)
         return other
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[A]:
         return iter((self.unitary, self.hermitian))
 
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> A: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[A, ...]: ...
+    def __getitem__(self, index: int | slice) -> A | tuple[A, ...]:
         return (self.unitary, self.hermitian)[instance("index", index, int | slice, "0 or 1")]
 
     def _shape(self) -> tuple[int, ...]:

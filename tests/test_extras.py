@@ -102,14 +102,3 @@ def test_lazy_modules_are_listed():
     assert set(polarlib.__all__) <= set(dir(polarlib))
     shown = python(f"import polarlib; print({set(polarlib._MODULES)} <= set(dir(polarlib)))")
     assert shown.stdout == "True\n"
-
-
-def test_type_checkers_see_the_lazy_modules_and_no_others(tmp_path):
-    mypy = pytest.importorskip("mypy.api")
-    names = (*polarlib._MODULES, "plot.convergence", "nonsense")
-    lines = ["import polarlib", *(f"reveal_type(polarlib.{name})" for name in names)]
-    (tmp_path / "snippet.py").write_text("\n".join(lines))
-    text, _, _ = mypy.run([str(tmp_path / "snippet.py")])
-    assert text.count("types.ModuleType") == len(polarlib._MODULES)
-    assert "polarlib.result.Trace" in text
-    assert 'Module has no attribute "nonsense"' in text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ import polarlib
 from polarlib._lazy import attach
 
 ROOT = Path(__file__).resolve().parents[1]
+TYPING = ROOT / "tests" / "typing"
 # Modules of the package that `import polarlib` runs.
 LOADED = {"polarlib", "polarlib._lazy", "polarlib._version"}
 
@@ -105,3 +109,48 @@ def test_no_module_accesses_the_package_while_it_is_imported():
         if isinstance(node, ast.ImportFrom) and node.module == "polarlib"
     ]
     assert found == []
+
+
+# -- types -----------------------------------------------------------------------------------
+
+
+WRONG = {
+    (number, line.partition("# [")[2].rstrip("]"))
+    for number, line in enumerate((TYPING / "wrong.py").read_text("utf-8").splitlines(), 1)
+    if "# [" in line
+}
+
+
+@pytest.mark.slow  # `.ci/run` runs both by name, when mypy has just read the package
+def test_mypy_accepts_a_users_script_and_finds_wrong_calls(monkeypatch):
+    mypy = pytest.importorskip("mypy.api")
+    monkeypatch.chdir(ROOT)
+    text, errors, status = mypy.run([str(TYPING / "user.py")])
+    assert (status, errors) == (0, ""), text
+    text, _, _ = mypy.run([str(TYPING / "wrong.py")])
+    found = re.findall(r":(\d+): error: .*\[([\w-]+)\]$", text, re.MULTILINE)
+    assert {(int(line), code) for line, code in found} == WRONG
+
+
+@pytest.mark.slow
+def test_pyright_accepts_a_users_script_and_finds_wrong_calls(tmp_path):
+    program = shutil.which("pyright") or shutil.which("basedpyright")
+    if program is None:
+        pytest.skip("pyright is not installed: nox -s types")
+    settings = {
+        "include": [str(TYPING)],
+        "extraPaths": [str(ROOT)],
+        "typeCheckingMode": "strict",
+        "reportMissingImports": False,  # torch
+        "reportUnknownVariableType": False,
+        "reportUnknownMemberType": False,
+        "reportUnknownParameterType": False,
+        "reportUnknownArgumentType": False,
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [program, "-p", str(tmp_path), "--pythonpath", sys.executable]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    lines = [line for line in shown.splitlines() if " - error:" in line]
+    assert not [line for line in lines if "user.py" in line]
+    found = {int(re.search(r":(\d+):\d+ - error", line)[1]) for line in lines}
+    assert found == {line for line, _ in WRONG}

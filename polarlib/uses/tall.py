@@ -266,7 +266,7 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
 
 @looks
 @under_default_settings
-def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
+def polar_tall(x: Array, *, method: str = "auto") -> PolarResult[Array]:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
 
     Parameters
@@ -375,7 +375,7 @@ def polar_tall(x: Array, *, method: str = "auto") -> PolarResult:
 
 def _finish(
     x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, run: Run
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
@@ -444,7 +444,7 @@ def _result(
     orthogonality: float,
     backward_error: float,
     **figures: Any,
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Derive the status, warn, and put everything together."""
     n = x.shape[1]
     tol = default_tolerance((n, n), _format_name(x))
