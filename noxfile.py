@@ -147,7 +147,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The default run with the oldest versions that pyproject.toml admits."""
-    tools = ("cli", "files", "plot", "report")
+    tools = ("cli", "files", "plot")
     extras = (PROJECT["optional-dependencies"][name] for name in tools)
     needed = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras)]
     session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))

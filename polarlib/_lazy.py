@@ -64,6 +64,7 @@ def attach(
         return value
 
     def listing() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *listed})
+        former = home.keys() - listed  # names that are not listed, used or not
+        return sorted((vars(sys.modules[package]).keys() - former) | listed)
 
     return find, listing

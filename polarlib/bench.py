@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.linalg
 
+from polarlib._extras import require
 from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
 from polarlib.arrays.library import import_library
@@ -106,10 +107,9 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
     """A function that makes arrays of a library from NumPy's, both formats enabled."""
     choice("library", library, LIBRARIES)
     choice("device", device, cost_tables.DEVICES)
-    try:
-        module = import_library(LIBRARIES[library][0])
-    except ImportError:
-        raise ValueError(f"{library} is not installed; install it, or choose another") from None
+    extra = "test" if library == "array_api_strict" else library
+    require(f"a measurement of {library}", extra, library)
+    module = import_library(LIBRARIES[library][0])
     if device == "gpu" and library in ("numpy", "array_api_strict"):
         raise ValueError(f"{library} has no arrays on a GPU; choose device cpu, or another library")
     place: dict[str, Any] = {}
@@ -292,7 +292,9 @@ def calibrate(
     Raises
     ------
     ValueError
-        For an unknown library or device, one that is not installed, or no time.
+        For an unknown library or device, or no time.
+    ImportError
+        If the library is not installed.
 
     Examples
     --------

@@ -90,7 +90,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         return " ".join(usage().split()).rstrip(".") + hint, 2
     if isinstance(error, MemoryError):
-        return "the memory of this machine does not suffice; take a smaller matrix", 2
+        text = str(error) or "the memory of this machine does not suffice"
+        return text if ";" in text else f"{text}; take a smaller matrix", 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return where + error.strerror, 2
@@ -122,7 +123,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-KINDS = ".npy, .npz, .safetensors or .mtx; FILE:name chooses an array"
+KINDS = ".npy, .npz, .safetensors, .mtx, .h5, .hdf5 or .zarr; FILE:name chooses an array"
 Source = Annotated[
     str,
     typer.Argument(

@@ -37,10 +37,11 @@ Rtol = Annotated[
 def polar(
     file: console.Source,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the unitary factor to this .npy.")
+        Path | None,
+        typer.Option("-o", "--output", help="Write the unitary factor to this .npy or .h5."),
     ] = None,
     hermitian: Annotated[
-        Path | None, typer.Option(help="Write the Hermitian factor to this .npy.")
+        Path | None, typer.Option(help="Write the Hermitian factor to this .npy or .h5.")
     ] = None,
     side: Side = "right",
     method: Method = "auto",
@@ -50,7 +51,7 @@ def polar(
 ) -> None:
     """Polar decomposition of a matrix, with its errors and rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
-    console.check_outputs(outputs, (".npy",), file)
+    console.check_outputs(outputs, (".npy", ".h5", ".hdf5"), file)
     a = console.read_matrix(file)
     if a.dtype.type.__module__ == "ml_dtypes":
         # .npy files lack the format, and float32 holds it: the factor is not rounded to it.
@@ -64,7 +65,7 @@ def polar(
     written = {output: result.unitary, hermitian: result.hermitian}
     # Both or neither: factors of two runs do not belong together.
     arrays = {path: factor for path, factor in written.items() if path is not None}
-    console.write_named(outputs, lambda: files.write_npys(arrays))
+    console.write_named(outputs, lambda: files.write_all(arrays))
     if as_json:
         document = {"file": file, "dtype": dtype_name(a), "side": side} | result.to_dict()
         document |= {"remedy": result.status.value}
