@@ -16,7 +16,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")["project"]
 LIBRARIES = PROJECT["optional-dependencies"]["test-libraries"]
 # The parts of `nox -s full`.
 FULL = (
-    *("lint", "every", "versions-3.12", "versions-3.13", "lowest"),
+    *("lint", "types", "every", "versions-3.12", "versions-3.13", "lowest"),
     *("seeds", "fuzz", "peers", "studies", "coverage", "docs"),
 )
 # Versions of the libraries whose calls of a device are counted.
@@ -49,6 +49,13 @@ def tests(session: nox.Session) -> None:
     """The default run, without optional array libraries."""
     session.install("-e", ".[test]")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """A user's script by mypy and pyright, with the types of torch."""
+    session.install("-e", ".[test,torch]", "basedpyright>=1.28")
+    session.run("python", "-m", "pytest", "-n0", "-m", "", "tests/test_package.py", "-k", "script")
 
 
 @nox.session
@@ -151,7 +158,7 @@ def gpu(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The default run with the oldest versions that pyproject.toml admits."""
-    tools = ("cli", "files", "plot", "report")
+    tools = ("cli", "files", "plot")
     extras = (PROJECT["optional-dependencies"][name] for name in tools)
     needed = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras)]
     session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))

@@ -33,29 +33,32 @@ Examples
 True
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from polarlib import design
-from polarlib._methods import methods
-from polarlib._schedules.certify import Certificate
-from polarlib._schedules.schedule import Schedule
+from polarlib._lazy import attach
 from polarlib._version import __version__
-from polarlib.decomposition import polar
-from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
-from polarlib.diagnose import measure
-from polarlib.orthogonalization import orthogonalize, orthogonalize_all
-from polarlib.published import default_schedule, schedule, schedules
-from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
-from polarlib.uses.align import Alignment, align
-from polarlib.uses.divide import eigh_polar, svd_polar
-from polarlib.uses.functions import inverse_root
-from polarlib.uses.general_roots import signm, sqrtm
-from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
-from polarlib.uses.procrustes import procrustes
-from polarlib.uses.roots import sqrtm_psd
-from polarlib.uses.shapes import GeneralizedProcrustes, generalized_procrustes
-from polarlib.uses.tall import polar_tall
+
+if TYPE_CHECKING:
+    from polarlib import design, files, manifold, norms, plot, testing, updates
+    from polarlib._methods import methods
+    from polarlib._schedules.certify import Certificate
+    from polarlib._schedules.schedule import Schedule
+    from polarlib.decomposition import polar
+    from polarlib.derivatives import orthogonalize_jvp, orthogonalize_vjp, polar_jvp, polar_vjp
+    from polarlib.diagnose import measure
+    from polarlib.norms.topk import top_singular
+    from polarlib.orthogonalization import orthogonalize, orthogonalize_all
+    from polarlib.published import default_schedule, schedule, schedules
+    from polarlib.result import ConvergenceWarning, PolarResult, ScheduleWarning, Status, Trace
+    from polarlib.uses.align import Alignment, align
+    from polarlib.uses.divide import eigh_polar, svd_polar
+    from polarlib.uses.functions import inverse_root
+    from polarlib.uses.general_roots import signm, sqrtm
+    from polarlib.uses.nearest import nearest_orthogonal, nearest_rotation
+    from polarlib.uses.procrustes import procrustes
+    from polarlib.uses.roots import sqrtm_psd
+    from polarlib.uses.shapes import GeneralizedProcrustes, generalized_procrustes
+    from polarlib.uses.tall import polar_tall
 
 __all__ = [
     "Alignment",
@@ -102,24 +105,37 @@ __all__ = [
     "updates",
 ]
 
-
-# Imported where they are first named: matplotlib takes long.
-_LAZY = ("files", "manifold", "norms", "plot", "testing", "updates")
+# Public names by module, as above: `import polarlib` loads none of these modules, of which SciPy's
+# alone take twenty times as long (docs/data/import_time.json).
+_HOMES = {
+    "_methods": ("methods",),
+    "_schedules.certify": ("Certificate",),
+    "_schedules.schedule": ("Schedule",),
+    "decomposition": ("polar",),
+    "derivatives": ("orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp"),
+    "diagnose": ("measure",),
+    "norms.topk": ("top_singular",),
+    "orthogonalization": ("orthogonalize", "orthogonalize_all"),
+    "published": ("default_schedule", "schedule", "schedules"),
+    "result": ("ConvergenceWarning", "PolarResult", "ScheduleWarning", "Status", "Trace"),
+    "uses.align": ("Alignment", "align"),
+    "uses.divide": ("eigh_polar", "svd_polar"),
+    "uses.functions": ("inverse_root",),
+    "uses.general_roots": ("signm", "sqrtm"),
+    "uses.nearest": ("nearest_orthogonal", "nearest_rotation"),
+    "uses.procrustes": ("procrustes",),
+    "uses.roots": ("sqrtm_psd",),
+    "uses.shapes": ("GeneralizedProcrustes", "generalized_procrustes"),
+    "uses.tall": ("polar_tall",),
+}
+_MODULES = ("design", "files", "manifold", "norms", "plot", "testing", "updates")
 # Former names, until 0.3.
 _RENAMED = ("costs", "spectral_maps", "steps", "topk")
+# Attributes since `import polarlib` loaded these modules: private, but in use.
+_INNER = (
+    *("_methods", "_schedules", "_stages", "arrays", "decomposition", "derivatives", "diagnose"),
+    *("engine", "orthogonalization", "published", "result", "uses"),
+)
 
-if TYPE_CHECKING:
-    from polarlib import files, manifold, norms, plot, testing, updates
-    from polarlib.norms.topk import top_singular
-else:  # hidden from type checkers, which would take any name for an attribute
-
-    def __getattr__(name: str) -> Any:
-        if name in (*_LAZY, *_RENAMED):
-            return importlib.import_module(f"polarlib.{name}")
-        if name == "top_singular":  # in a folder whose other files `import polarlib` does not need
-            return importlib.import_module("polarlib.norms.topk").top_singular
-        raise AttributeError(f"module 'polarlib' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name as an attribute
+    __getattr__, __dir__ = attach(__name__, _HOMES, (*_MODULES, *_RENAMED, *_INNER), __all__)

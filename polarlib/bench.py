@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.linalg
 
+from polarlib._extras import require
 from polarlib._renamed import warn_renamed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.kernels import NumpyKernels
@@ -102,10 +103,9 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
     """Yield a function that converts NumPy's arrays to a library's, with float64 enabled."""
     choice("library", library, LIBRARIES)
     choice("device", device, cost_tables.DEVICES)
-    try:
-        module = import_library(LIBRARIES[library][0])
-    except ImportError:
-        raise ValueError(f"{library} is not installed; install it, or use another") from None
+    extra = "test" if library == "array_api_strict" else library
+    require(f"a measurement of {library}", extra, library)
+    module = import_library(LIBRARIES[library][0])
     if device == "gpu" and library in ("numpy", "array_api_strict"):
         raise ValueError(f"{library} has no arrays on a GPU; use device cpu, or another library")
     place: dict[str, Any] = {}
@@ -302,7 +302,9 @@ def calibrate(
     Raises
     ------
     ValueError
-        For an unknown library or device, one that is not installed, or no time.
+        For an unknown library or device, or no time.
+    ImportError
+        If the library is not installed.
 
     Examples
     --------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import numpy as np
 
 from polarlib._stages.options import Method, Options, Side, check_method
 from polarlib._stages.results import SUCCESS, missed
@@ -13,7 +15,7 @@ from polarlib._stages.short import short_factor, short_polar
 from polarlib._stages.stages import decompose
 from polarlib.arrays.checks import shown
 from polarlib.arrays.entered import COMFORTABLE
-from polarlib.arrays.entry import as_matrix, check_out, copied
+from polarlib.arrays.entry import ArrayT, as_matrix, check_out, copied
 from polarlib.arrays.library import is_complex
 from polarlib.arrays.ops import Ops, ops_of
 from polarlib.arrays.progress import Callback
@@ -46,6 +48,39 @@ def hermitian_part(
     return h
 
 
+# Nested lists come back as NumPy arrays.
+@overload
+def polar(
+    a: Sequence[Any],
+    side: Side = ...,
+    *,
+    method: Method = ...,
+    completion: bool = ...,
+    rtol: float | None = ...,
+    sigma_min: float | None = ...,
+    cond: float | None = ...,
+    check_finite: bool = ...,
+    throw: bool = ...,
+    callback: Callable[[int, Array], None] | None = ...,
+    out: Stored | None = ...,
+    overwrite_a: bool = ...,
+) -> PolarResult[np.ndarray]: ...
+@overload
+def polar(
+    a: ArrayT,
+    side: Side = ...,
+    *,
+    method: Method = ...,
+    completion: bool = ...,
+    rtol: float | None = ...,
+    sigma_min: float | None = ...,
+    cond: float | None = ...,
+    check_finite: bool = ...,
+    throw: bool = ...,
+    callback: Callable[[int, Array], None] | None = ...,
+    out: Stored | None = ...,
+    overwrite_a: bool = ...,
+) -> PolarResult[ArrayT]: ...
 @looks
 def polar(
     a: Array,
@@ -61,7 +96,7 @@ def polar(
     callback: Callback | None = None,
     out: Stored | None = None,
     overwrite_a: bool = False,
-) -> PolarResult:
+) -> PolarResult[Any]:
     """Polar decomposition A = U H (or A = H U), with error estimates.
 
     Equals :func:`scipy.linalg.polar` to rounding, for every shape (U of a rank-deficient matrix is
@@ -185,14 +220,14 @@ def polar(
     check_method(options.method)
     options.check_for(a, ops)
     stored = _storage(given, a, options, out)
-    apply: Callable[[Array], PolarResult] = functools.partial(
+    apply: Callable[[Array], PolarResult[Array]] = functools.partial(
         decompose, options=options, h_out=stored[1]
     )
     recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded and not ops.is_abstract(a):
         options.check_differentiable()  # of what is hidden nobody knows whether it will be
 
-    def find(a: Array) -> PolarResult:
+    def find(a: Array) -> PolarResult[Array]:
         if not recorded or not ops_of(a).is_traced(a):
             return apply(a)
         refuse = options.check_differentiable
@@ -284,14 +319,14 @@ def _storage(given: Any, a: Array, options: Options, out: Stored | None) -> Stor
     return u_out, h_out
 
 
-def _stored(result: PolarResult, stored: Stored) -> PolarResult:
+def _stored(result: PolarResult[Array], stored: Stored) -> PolarResult[Array]:
     u, h = copied(result.unitary, stored[0]), copied(result.hermitian, stored[1])
     if u is result.unitary and h is result.hermitian:
         return result
     return result._replace(unitary=u, hermitian=h)
 
 
-def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
+def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult[Array] | None:
     """Decompose a tall or wide matrix, U in its storage; None, and `a` unchanged, where not.
 
     With A = Q S by Cholesky factors, Q where A was, and S = V H, the unitary factor is Q V.
@@ -320,7 +355,7 @@ def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult | None:
     reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced
-        result: PolarResult = decompose(s, dataclasses.replace(options, side="right"))
+        result: PolarResult[Array] = decompose(s, dataclasses.replace(options, side="right"))
         restore(result.unitary)
         figures = sketched_figures(x, result.hermitian, known, ops)
     if conjugate:

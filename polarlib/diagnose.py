@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-import scipy.linalg
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._methods import METHODS, polynomial, rational
 from polarlib._methods.options import resolve_schedule, restarts_of, warn_of_hazards
 from polarlib._schedules.schedule import Schedule
@@ -203,6 +202,8 @@ def _cumulative(schedule: Schedule, form: str, restarts: Sequence[int]) -> list[
 def _reference(a: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact left and right singular vectors, as columns."""
     if kind == "svd":
+        import scipy.linalg  # lazily: it takes longer to import than all of polarlib
+
         u, _, vh = scipy.linalg.svd(a, full_matrices=False)
         return u, vh.conj().T
     import mpmath
@@ -236,6 +237,7 @@ def _errors(x: np.ndarray, a: np.ndarray, u: np.ndarray, v: np.ndarray) -> dict[
 
 def _tracked(x: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Compute the singular values of an iterate, in the order of the exact singular vectors."""
+    import scipy.linalg
     from scipy.optimize import linear_sum_assignment  # here, to keep the import of polarlib short
 
     p, s, qh = scipy.linalg.svd(x, full_matrices=False)

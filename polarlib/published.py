@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib import resources
 from typing import Any, TypeAlias
 
-from polarlib import design
+import polarlib.design as design
 from polarlib._schedules.images import odd_image
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import absorbed

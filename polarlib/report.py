@@ -164,7 +164,7 @@ def render(studies: list[dict[str, Any]], links: Iterable[tuple[str, str]] = ())
     >>> "nothing to show" in render([])
     True
     """
-    require("polarlib.report", "report", "jinja2")
+    require("polarlib.report", "cli", "jinja2")
     import jinja2
 
     # Text of results is not HTML, and a key that the template misses is an error, not empty.

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 
@@ -298,12 +298,14 @@ class Later:
         return self._value
 
 
+# The type of array of a result's factors.
+A = TypeVar("A")
 # Attributes of a result that may be computed when they are read.
 _DEFERRED = ("orthogonality", "backward_error", "rank", "condition_bounds", "trace")
 
 
 @dataclass(frozen=True, eq=False)
-class PolarResult(Pytree):
+class PolarResult(Pytree, Generic[A]):
     """A polar decomposition with its error estimates; unpacks as ``u, h``.
 
     Half-precision matrices are decomposed in float32. Then `status` is that of the float32 factors,
@@ -353,8 +355,8 @@ class PolarResult(Pytree):
 
     static = ("status", "method", "reason")
 
-    unitary: Any
-    hermitian: Any
+    unitary: A
+    hermitian: A
     status: Any
     converged: Any
     iterations: Any
@@ -378,7 +380,7 @@ class PolarResult(Pytree):
         backward_error: Any,
         rank: Any,
         condition_bounds: Any,
-    ) -> PolarResult:
+    ) -> PolarResult[Any]:
         """Return a result in half the time of the constructor; `outcome` has other attributes."""
         made = object.__new__(cls)
         known = made.__dict__
@@ -397,37 +399,43 @@ class PolarResult(Pytree):
         later = {name: known.pop(name) for name in _DEFERRED if type(known[name]) is Later}
         known["_later"] = later
 
-    def __getattr__(self, name: str) -> Any:
-        # Called for attributes that are not in the instance: values that are computed when read.
-        later = self.__dict__.get("_later", {}).get(name)
-        if later is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        value = self.__dict__[name] = later()
-        return value
+    if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            # Called for attributes that are not in the instance: values computed when read.
+            later = self.__dict__.get("_later", {}).get(name)
+            if later is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            value = self.__dict__[name] = later()
+            return value
 
     def __getstate__(self) -> dict[str, Any]:
         # Deferred values are computed first: locks and closures cannot be pickled.
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def _settled(self) -> PolarResult:
+    def _settled(self) -> PolarResult[A]:
         """Return the result with all values computed, in the trace that they belong to."""
         for name in self.__dict__.get("_later", {}):
             getattr(self, name)
         return self
 
-    def _replace(self, **changes: Any) -> PolarResult:
+    def _replace(self, **changes: Any) -> PolarResult[A]:
         """Return a copy with other values of some attributes, without computing deferred ones."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)
         return other
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[A]:
         return iter((self.unitary, self.hermitian))
 
     def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index: int) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> A: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[A, ...]: ...
+    def __getitem__(self, index: int | slice) -> A | tuple[A, ...]:
         return (self.unitary, self.hermitian)[instance("index", index, int | slice, "0 or 1")]
 
     def _shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +154,8 @@ def test_wrong_libraries_and_devices(monkeypatch):
         bench.compare("nunpy", sizes=[4], seconds=1)
     with pytest.raises(ValueError, match="device must be 'cpu' or 'gpu', got 'cuda'"):
         bench.calibrate("numpy", sizes=[4], seconds=1, device="cuda")
-    monkeypatch.setitem(bench.LIBRARIES, "torch", ("no_such_module", "torch"))
-    with pytest.raises(ValueError, match="torch is not installed"):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"needs torch; install polarlib\[torch\]"):
         bench.compare("torch", sizes=[4], seconds=1)
 
 

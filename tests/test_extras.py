@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import polarlib
+from polarlib import bench
 from polarlib._extras import require
+from polarlib.arrays.library import numpy_dtype
 
-OPTIONAL = ("typer", "rich", "threadpoolctl", "matplotlib", "jinja2", "ml_dtypes", "safetensors")
+OPTIONAL = (
+    *("typer", "rich", "threadpoolctl", "matplotlib", "jinja2"),
+    *("ml_dtypes", "safetensors", "h5py", "zarr"),
+)
 LIBRARIES = ("torch", "jax", "dask", "cupy")
 COMMAND = (
     "import runpy; sys.argv = ['polarlib', {}]; runpy.run_module('polarlib', run_name='__main__')"
@@ -77,12 +85,66 @@ def test_plots_name_their_extra(tmp_path, monkeypatch):
 
 def test_reports_name_their_extra():
     shown = python("from polarlib import report; report.render([])", "jinja2")
-    error = "polarlib.report needs jinja2; install polarlib[report]"
+    error = "polarlib.report needs jinja2; install polarlib[cli]"
     assert shown.stderr.endswith(f"ImportError: {error}\n")
     code = "from polarlib import report; report.collect = lambda folder: []\n"
     shown = python(code + COMMAND.format("'report'"), "jinja2")
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr == f"polarlib: {error}\n"
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "cupy"])
+def test_measurements_name_the_extra_of_a_library(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    text = rf"a measurement of {library} needs {library}; install polarlib\[{library}\]"
+    with pytest.raises(ImportError, match=text):
+        bench.compare(library, sizes=[4], seconds=1)
+
+
+def test_low_formats_name_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    text = r"an array of bfloat16 needs ml_dtypes; install polarlib\[files\]"
+    with pytest.raises(ImportError, match=text):
+        numpy_dtype("bfloat16")
+    q = polarlib.orthogonalize(np.eye(3), precision="bfloat16")  # simulated without it
+    assert q.shape == (3, 3)
+
+
+def test_dask_names_its_extra(monkeypatch):
+    array = pytest.importorskip("dask.array")
+    x = array.ones((8, 2), chunks=(4, 2))
+    monkeypatch.setitem(sys.modules, "dask.array", None)
+    with pytest.raises(ImportError, match=r"needs dask.array; install polarlib\[dask\]"):
+        polarlib.polar_tall(x)
+
+
+def test_extras_are_those_that_messages_name():
+    """Of pyproject.toml; three more are for the developers."""
+    path = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("the sources are not here")
+    extras = tomllib.loads(path.read_text("utf-8"))["project"]["optional-dependencies"]
+    users = [
+        "plot",
+        "cli",
+        "files",
+        "torch",
+        "jax",
+        "dask",
+        "cupy",
+        "fast",
+        "docs",
+        "studies",
+        "test",
+        "all",
+    ]
+    assert set(extras) == {*users, "triton", "peers", "test-libraries"}
+    source = "\n".join(
+        file.read_text("utf-8") for file in Path(polarlib.__file__).parent.rglob("*.py")
+    )
+    named = set(re.findall(r"polarlib\[(\w+)\]", source))
+    named |= set(re.findall(r"require\(\s*[^,]+, \"(\w+)\",", source)) - {"sound"}
+    assert {"cli", "files", "plot", "dask"} <= named - {"sound"} <= set(users)
 
 
 def test_a_damaged_package_is_not_a_missing_one(monkeypatch):
@@ -100,16 +162,5 @@ def test_a_damaged_package_is_not_a_missing_one(monkeypatch):
 
 def test_lazy_modules_are_listed():
     assert set(polarlib.__all__) <= set(dir(polarlib))
-    shown = python(f"import polarlib; print({set(polarlib._LAZY)} <= set(dir(polarlib)))")
+    shown = python(f"import polarlib; print({set(polarlib._MODULES)} <= set(dir(polarlib)))")
     assert shown.stdout == "True\n"
-
-
-def test_type_checkers_see_the_lazy_modules_and_no_others(tmp_path):
-    mypy = pytest.importorskip("mypy.api")
-    names = (*polarlib._LAZY, "plot.convergence", "nonsense")
-    lines = ["import polarlib", *(f"reveal_type(polarlib.{name})" for name in names)]
-    (tmp_path / "snippet.py").write_text("\n".join(lines))
-    text, _, _ = mypy.run([str(tmp_path / "snippet.py")])
-    assert text.count("types.ModuleType") == len(polarlib._LAZY)
-    assert "polarlib.result.Trace" in text
-    assert 'Module has no attribute "nonsense"' in text

@@ -282,6 +282,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.files.sample_matrices": dict,
     "polarlib.files.split": lambda: {"path": _file("read.npy")},
     "polarlib.files.sample_metadata": dict,
+    "polarlib.files.write": lambda: {"path": _path("write.npy"), "array": A},
+    "polarlib.files.write_all": lambda: {"arrays": {_path("several.npy"): A}},
     "polarlib.files.write_npys": lambda: {"arrays": {_path("several.npy"): A}},
     "polarlib.files.write_npy": lambda: {"path": _path("write.npy"), "array": A},
     "polarlib.testing.assert_polar": lambda: {"a": -np.eye(2), "u": -np.eye(2), "h": np.eye(2)},

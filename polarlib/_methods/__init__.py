@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._methods import small, traced
 from polarlib._methods.auto import auto
 from polarlib._methods.halley import halley as halley_schedule

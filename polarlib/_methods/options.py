@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from polarlib import design, published
+import polarlib.design as design
+import polarlib.published as published
 from polarlib._methods import RATIONAL
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import Schedule

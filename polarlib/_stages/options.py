@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._methods import FIXED, HINTED, METHODS, TRACED, methods
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import choice, flag, function, nearest, number, shown

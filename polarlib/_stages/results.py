@@ -44,7 +44,7 @@ def conclude(
     condition_bounds: Any,
     single: bool = False,
     converged: Any = None,
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Return the result of a decomposition, whatever way it went.
 
     `run` has the method that made U, and the reason. If `single`, the error estimates are those of
@@ -80,7 +80,7 @@ def _plain_pair(pair: tuple[Any, Any]) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def empty(entered: Entered, options: Options) -> PolarResult:
+def empty(entered: Entered, options: Options) -> PolarResult[Array]:
     """Factors of matrices without entries: U as `a`, H zero, as SciPy gives them."""
     a, ops = entered.given, entered.ops
     xp, batch, hidden = ops.xp, a.shape[:-2], entered.is_abstract
@@ -106,7 +106,7 @@ def empty(entered: Entered, options: Options) -> PolarResult:
     )
 
 
-def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult | None:
+def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult[Array] | None:
     """Decompose stacks of small matrices in one go; None where the stages must be taken."""
     (m, n), method = a.shape[-2:], options.method
     tall = n < m <= small.FEW_ROWS and options.side == "right" and ops.kernels(a) is not None

@@ -32,7 +32,7 @@ OUTCOMES = {
 }
 
 
-def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult | None:
+def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult[Any] | None:
     """Return the result of :func:`polarlib.polar` for one small NumPy matrix.
 
     None for anything else, and where the stages must decide: for NaN and infinity, zero matrices,

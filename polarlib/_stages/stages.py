@@ -324,7 +324,7 @@ class _Stages:
             )
             self.fits = bool(np.all(np.isfinite(found))) if found else None
 
-    def leave(self) -> PolarResult:
+    def leave(self) -> PolarResult[Array]:
         """Return the factors as the caller's arrays, and warn where they missed the tolerance."""
         entered, ops = self.entered, self.ops
         if entered.finite is not None:
@@ -409,7 +409,7 @@ class _HiddenStages(_Stages):
             self.good = within & (self.good | deficient)
         self.h, self.orthogonality, self.backward_error = self.found[:3]
 
-    def leave(self) -> PolarResult:
+    def leave(self) -> PolarResult[Array]:
         entered, ops, run = self.entered, self.ops, self.statistics
         xp, finite = ops.xp, cast(Array, entered.finite)[..., 0, 0]
         h = entered.leave(self.h, entered.scale, turn=False)

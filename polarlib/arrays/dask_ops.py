@@ -25,7 +25,7 @@ def dask_of(x: Any, name: str) -> Any:
         dask = import_library("dask")
         import_library("dask.array")
     except ImportError as error:  # x is an object of dask without its arrays
-        raise ImportError(f"{name} needs dask.array: pip install 'polarlib[dask]'") from error
+        raise ImportError(f"{name} needs dask.array; install polarlib[dask]") from error
     if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:
         kind = type(getattr(x, "_meta", x)).__name__
         raise TypeError(f"{name} takes a dask array with blocks of NumPy's, got {kind}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -12,12 +11,15 @@ import numpy as np
 
 from polarlib.arrays.checks import short, shown
 from polarlib.arrays.library import dtype_name, format_name
+from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import Ops, ops_of, served
 from polarlib.arrays.torch_sharded import placements
 
 Array = Any
 # Of public functions that return the type of array that they are given. A list gives an ndarray.
 ArrayT = TypeVar("ArrayT", bound=Any)
+# Entries below which an array fits any machine: the memory is not asked for.
+LARGE = 1 << 28
 
 
 def check_out(
@@ -66,6 +68,8 @@ def is_host_array(x: Any) -> bool:
 
 def libraries() -> dict[str, str]:
     """Versions of the array libraries that are installed, by name, from metadata: imports none."""
+    from importlib import metadata  # lazily: it brings the package `email`
+
     found = {}
     for name in sorted({*served(), "array_api_strict"}):
         if _is_installed(name):
@@ -105,6 +109,8 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
         If `a` is not numeric, or of a dtype that no format stands for; if it is sparse or masked.
     ValueError
         If it has fewer than two dimensions.
+    MemoryError
+        If it is a NumPy array, such as a memory map, that is larger than the machine's memory.
     """
     a = plain_array(a, name)
     if not is_array(a):
@@ -121,6 +127,11 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
         raise ValueError(
             f"{name} must be a matrix or a stack of matrices, got shape {tuple(a.shape)}; "
             f"reshape a vector with {name}[:, None]"
+        )
+    if isinstance(a, np.ndarray) and a.size > LARGE and a.nbytes > physical_memory():
+        raise MemoryError(
+            f"{name} takes {a.nbytes / 2**30:.0f} GiB, more than the memory of this machine, "
+            f"{physical_memory() / 2**30:.0f} GiB; pass a tall matrix as a dask array to polar_tall"
         )
     ops = ops_of(a)
     ops._check_sharding(a, name, taken=sharded)

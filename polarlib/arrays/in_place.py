@@ -23,7 +23,7 @@ class InPlaceOps(Ops):
             return None
         try:
             return self._dtype(format_name)
-        except ValueError:
+        except ImportError:
             return None
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:

@@ -13,6 +13,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from polarlib._extras import require
 from polarlib.arrays.formats import FORMATS
 
 Array = Any
@@ -212,10 +213,9 @@ def numpy_dtype(name: str) -> np.dtype:
     """NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
     if hasattr(np, name):
         return np.dtype(name)
-    try:
-        import ml_dtypes
-    except ImportError:
-        raise ValueError(f"arrays of {name} need ml_dtypes; install polarlib[files]") from None
+    require(f"an array of {name}", "files", "ml_dtypes")
+    import ml_dtypes
+
     found: np.dtype = np.dtype(getattr(ml_dtypes, name))
     return found
 

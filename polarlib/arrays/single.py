@@ -7,11 +7,11 @@ than the arithmetic. What is here does the same arithmetic for the plain case al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
 
 from polarlib.arrays import routines
 
@@ -41,15 +41,20 @@ class Kind(NamedTuple):
     high: float
 
 
-_KINDS = {
-    np.dtype(name): Kind(gesdd, float(np.finfo(name).eps), 1 / high, high)
-    for name, gesdd, high in (
-        ("f", lapack.sgesdd, 2.0**64),
-        ("d", lapack.dgesdd, 2.0**900),
-        ("F", lapack.cgesdd, 2.0**64),
-        ("D", lapack.zgesdd, 2.0**900),
-    )
-}
+@functools.cache
+def _kinds() -> dict[np.dtype[Any], Kind]:
+    """Return the types by their dtype: imports SciPy's wrappers of LAPACK, once."""
+    from scipy.linalg import lapack  # lazily: it takes longer to import than all of polarlib
+
+    return {
+        np.dtype(name): Kind(gesdd, float(np.finfo(name).eps), 1 / high, high)
+        for name, gesdd, high in (
+            ("f", lapack.sgesdd, 2.0**64),
+            ("d", lapack.dgesdd, 2.0**900),
+            ("F", lapack.cgesdd, 2.0**64),
+            ("D", lapack.zgesdd, 2.0**900),
+        )
+    }
 
 
 def kind_of(a: object, columns: int) -> Kind | None:
@@ -61,7 +66,7 @@ def kind_of(a: object, columns: int) -> Kind | None:
         return None
     m, n = a.shape
     small, large = (m, n) if m < n else (n, m)
-    return _KINDS.get(a.dtype) if 0 < small < columns and large <= LONGEST else None
+    return _kinds().get(a.dtype) if 0 < small < columns and large <= LONGEST else None
 
 
 def tall(a: Array) -> Array:

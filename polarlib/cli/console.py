@@ -86,7 +86,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
         return " ".join(usage().split()).rstrip(".") + hint, 2
     if isinstance(error, MemoryError):
-        return "not enough memory on this machine; use a smaller matrix", 2
+        text = str(error) or "not enough memory on this machine"
+        return text if ";" in text else f"{text}; use a smaller matrix", 2
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return where + error.strerror, 2
@@ -118,7 +119,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-KINDS = "A .npy, .npz, .safetensors or .mtx file; FILE:name selects an array"
+KINDS = "A .npy, .npz, .safetensors, .mtx, .h5, .hdf5 or .zarr file; FILE:name selects an array"
 Source = Annotated[
     str,
     typer.Argument(

@@ -145,7 +145,7 @@ def _compared(
         else:
             latest["result"] = polarlib.polar(x, method=method)
 
-    latest: dict[str, polarlib.PolarResult] = {}
+    latest: dict[str, polarlib.PolarResult[Any]] = {}
 
     row: dict[str, Any] = {
         "matrix": name,

@@ -231,7 +231,7 @@ def info(
 def _packages() -> dict[str, str | None]:
     """Return the versions of the packages that polarlib uses, None where one is missing."""
     core = "numpy scipy array-api-compat mpmath python-flint"
-    extras = "typer rich threadpoolctl matplotlib jinja2 ml_dtypes safetensors"
+    extras = "typer rich threadpoolctl matplotlib jinja2 ml_dtypes safetensors h5py zarr"
     versions: dict[str, str | None] = {}
     for name in f"{core} {extras}".split():
         try:

@@ -42,10 +42,11 @@ Rtol = Annotated[
 def polar(
     file: console.Source,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the unitary factor to this .npy.")
+        Path | None,
+        typer.Option("-o", "--output", help="Write the unitary factor to this .npy or .h5."),
     ] = None,
     hermitian: Annotated[
-        Path | None, typer.Option(help="Write the Hermitian factor to this .npy.")
+        Path | None, typer.Option(help="Write the Hermitian factor to this .npy or .h5.")
     ] = None,
     side: Side = "right",
     method: Method = "auto",
@@ -55,7 +56,7 @@ def polar(
 ) -> None:
     """Compute a polar decomposition, its errors and the rank."""
     outputs = {"-o": output, "--hermitian": hermitian}
-    console.check_outputs(outputs, (".npy",), file)
+    console.check_outputs(outputs, (".npy", ".h5", ".hdf5"), file)
     with progress(4, quiet=as_json) as bar:
         bar.begin(f"reading {file}")
         a = console.read_matrix(file)
@@ -73,7 +74,7 @@ def polar(
         written = {output: result.unitary, hermitian: result.hermitian}
         # Both files are written or neither, so that the factors of two runs never mix.
         arrays = {path: factor for path, factor in written.items() if path is not None}
-        console.write_named(outputs, lambda: files.write_npys(arrays))
+        console.write_named(outputs, lambda: files.write_all(arrays))
         bar.begin("rank and condition number")
         result.condition_bounds  # noqa: B018 - computed when first read
     if as_json:

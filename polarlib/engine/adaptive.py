@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.checks import count, shown
 from polarlib.arrays.formats import format_of

@@ -202,22 +202,22 @@ def differentiable_signm(apply: Function, a: Array, exact: Function) -> Array:
 _ESTIMATES = ("converged", "iterations", "matmuls", "orthogonality", "backward_error", "rank")
 
 
-def _estimates(r: PolarResult) -> list[Array]:
+def _estimates(r: PolarResult[Array]) -> list[Array]:
     return [*(getattr(r, name) for name in _ESTIMATES), *r.condition_bounds]
 
 
 def differentiable_polar(
-    apply: Callable[[Array], PolarResult],
+    apply: Callable[[Array], PolarResult[Array]],
     a: Array,
     exact: Function,
     side: str,
     refuse: Callable[[], None],
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Return ``apply(a)``, whose factors have the rules of the polar decomposition.
 
     `refuse` raises where the derivative of the polar factor is not that of the result.
     """
-    computed: list[PolarResult] = []
+    computed: list[PolarResult[Array]] = []
 
     def factors(a: Array) -> tuple[Array, ...]:
         r = apply(a)

@@ -5,15 +5,16 @@
     a = files.read("a.npy")
     w = files.read("model.safetensors:layers.0.weight")
     u, h = polarlib.polar(a)
-    files.write_npy("u.npy", u)
+    files.write("u.npy", u)
     g = files.sample_matrices()["transformer_mlp_in_late"]
 
 Nothing is unpickled, and a file is written whole or not at all. What cannot be read raises an
 OSError or a ValueError of one line, which names the file and the remedy.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from polarlib._lazy import attach
 
 __all__ = [
     "SUFFIXES",
@@ -22,29 +23,28 @@ __all__ = [
     "sample_matrices",
     "sample_metadata",
     "split",
+    "write",
+    "write_all",
     "write_npy",
     "write_npys",
 ]
 
-# The readers are imported where one of them is first named: `import polarlib` needs but whole.py.
 if TYPE_CHECKING:
     from polarlib.files.matrices import (
         SUFFIXES,
         names,
         read,
-        sample_matrices,
-        sample_metadata,
         split,
+        write,
+        write_all,
         write_npy,
         write_npys,
     )
-else:
-
-    def __getattr__(name: str) -> Any:
-        if name in (*__all__, "shipped", "stories"):  # the last two are former names, until 0.3
-            return getattr(importlib.import_module("polarlib.files.matrices"), name)
-        raise AttributeError(f"module 'polarlib.files' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    from polarlib.files.samples import sample_matrices, sample_metadata
+else:  # the readers are imported where one of them is first named
+    _SAMPLES = ("sample_matrices", "sample_metadata", "shipped", "stories")  # the last two: to 0.3
+    _HOMES = {
+        "matrices": tuple(name for name in __all__ if name not in _SAMPLES),
+        "samples": _SAMPLES,
+    }
+    __getattr__, __dir__ = attach(__name__, _HOMES, public=__all__)

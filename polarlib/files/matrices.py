@@ -1,38 +1,50 @@
-"""Matrices from and to files; the bundled gradients."""
+"""Matrices from and to files."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import json
 import math
 import os
 import re
 import sys
-import tomllib
 import zipfile
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, cast
 
 import numpy as np
 
-from polarlib._renamed import warn_renamed
+from polarlib._extras import require
 from polarlib.arrays import checks
 from polarlib.arrays.checks import nearest
 from polarlib.arrays.library import dtype_name
 from polarlib.arrays.memory import physical_memory
 from polarlib.arrays.ops import ops_of
+from polarlib.files.containers import (
+    HDF5,
+    ZARR,
+    container_names,
+    hdf5_writer,
+    read_contained,
+    write_zarr,
+)
 from polarlib.files.matrix_market import read_market
 from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
 
-SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx")
+SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx", ".h5", ".hdf5", ".zarr")
+# Suffixes of files that `write` makes.
+WRITTEN = (".npy", ".h5", ".hdf5", ".zarr")
 
 # How files begin; .safetensors files begin with the length of their header.
-MAGIC = {".npy": b"\x93NUMPY", ".npz": b"PK", ".mtx": b"%%MatrixMarket"}
+MAGIC = {
+    ".npy": b"\x93NUMPY",
+    ".npz": b"PK",
+    ".mtx": b"%%MatrixMarket",
+    **dict.fromkeys(HDF5, b"\x89HDF\r\n\x1a\n"),
+}
 
 PICKLE = b"\x80"  # of protocol 2 and later
 
@@ -60,7 +72,8 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     Parameters
     ----------
     path : path-like
-        A file, or an .npz or .safetensors file, a colon and the name of one of its arrays.
+        A file, or an .npz, .safetensors, .h5, .hdf5 or .zarr one, a colon and the name of one of
+        its arrays.
 
     Returns
     -------
@@ -75,14 +88,16 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     True
     """
     text = os.fspath(checks.path("path", path))
-    parts = re.fullmatch(r"(.+?\.(?:npz|safetensors)):(.+)", text, re.IGNORECASE | re.DOTALL)
+    parts = re.fullmatch(
+        r"(.+?\.(?:npz|safetensors|h5|hdf5|zarr)):(.+)", text, re.IGNORECASE | re.DOTALL
+    )
     if parts and not os.path.exists(text):  # a file may have a colon in its name
         return Path(parts[1]), parts[2]
     return Path(text), None
 
 
 def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the arrays in an .npz or .safetensors file; none for files of one nameless array.
+    """Names of the arrays in a file that has names for them; none for one nameless array.
 
     Parameters
     ----------
@@ -100,6 +115,8 @@ def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     kind = _kind(file)
     if kind == ".safetensors":
         return tuple(_header(file)[0])
+    if kind in (*HDF5, ZARR):
+        return container_names(file, kind)
     if kind != ".npz":
         return ()
     # An archive may have other members, which are not arrays.
@@ -113,9 +130,11 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     Parameters
     ----------
     path : path-like
-        An .npy, .npz, .safetensors or Matrix Market .mtx file; ``FILE:name`` chooses an array.
+        An .npy, .npz, .safetensors, Matrix Market .mtx or HDF5 .h5 or .hdf5 file, or a folder .zarr
+        of Zarr; ``FILE:name`` chooses an array.
     name : str, optional
-        Which array of an .npz or .safetensors file; unnecessary if there is one only.
+        Which array of a file that holds several. In HDF5 and Zarr a path, ``"/group/array"``; the
+        first slash may be left out.
 
     Returns
     -------
@@ -130,8 +149,9 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     ValueError
         If it is damaged or of another type than its suffix, does not hold numbers, holds
         several arrays of which none was chosen, or is a Matrix Market matrix that takes more than
-        2 GiB as a dense one; if reading it takes the extra ``polarlib[files]``, which is not
-        installed.
+        2 GiB as a dense one.
+    ImportError
+        If reading it takes the extra ``polarlib[files]``, which is not installed.
 
     Notes
     -----
@@ -146,6 +166,13 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     kind = _kind(file)
     if kind == ".safetensors":
         return _read_tensor(file, name)
+    if kind in (*HDF5, ZARR):
+        known = names(file)
+        if known or kind != ZARR or name is not None:
+            inner = name if name is None or name.startswith("/") else f"/{name}"
+            name = _choose(file, known, inner)
+        array = read_contained(file, kind, name)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     if kind == ".npz":
         name = _choose(file, names(file), name)
     elif name is not None:
@@ -172,6 +199,72 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
         )
     # Files may come from a machine of the other byte order, in which LAPACK does not compute.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def write(path: str | os.PathLike[str], array: Any) -> None:
+    """Write an array to a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        Where to write. Its suffix gives the type: .npy, .h5 or .hdf5 (one data set, "/array"), or
+        .zarr, a folder, which must not be there yet.
+    array : array-like
+        Of numbers. bfloat16 and 8-bit formats, for which these files have no names, are stored as
+        float32, which holds every number of theirs.
+
+    Raises
+    ------
+    OSError
+        If the folder does not exist or cannot be written; a file of that name is then as it was.
+    ValueError
+        If the array does not hold numbers, or the suffix is another one.
+    ImportError
+        If that takes the extra ``polarlib[files]``, which is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(f"{folder}/a.npy", np.eye(2))
+    ...     read(f"{folder}/a.npy").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    write_all({checks.path("path", path): array})
+
+
+def write_all(arrays: Mapping[Any, Any]) -> None:
+    """Write arrays to files of the types of their suffixes, all or none.
+
+    Parameters
+    ----------
+    arrays : mapping
+        From paths to arrays, as :func:`write` takes them. A folder of Zarr is written alone.
+
+    Raises
+    ------
+    OSError, ValueError, ImportError
+        As :func:`write` raises them; every file is then as it was.
+    """
+    checks.instance("arrays", arrays, Mapping, "a mapping from paths to arrays")
+    writers: dict[Any, Callable[[IO[bytes]], Any]] = {}
+    for path, array in arrays.items():
+        text = os.fsdecode(checks.path("a path of arrays", path))
+        kind = Path(text).suffix.lower()
+        if kind not in WRITTEN:
+            raise ValueError(
+                f"{text}: the name must end in {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, "
+                f"got {kind!r}; choose one of them"
+            )
+        if kind == ZARR and len(arrays) > 1:
+            raise ValueError(f"{text}: a folder of Zarr is written alone; use one call for each")
+        if kind == ZARR:
+            return write_zarr(text, _on_host(text, array))
+        if kind == ".npy":
+            writers[path] = _npy_writer(path, array)
+        else:
+            writers[path] = hdf5_writer(text, _on_host(text, array))
+    write_together(writers)
 
 
 def write_npy(path: str | os.PathLike[str], array: Any) -> None:
@@ -214,7 +307,18 @@ def write_npys(arrays: Mapping[Any, Any]) -> None:
 
 def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]], None]:
     """Return what writes an array to a file object, from the host's memory."""
-    path, array = checks.path("a path of arrays", path), checks.short("array", array)
+    host = _on_host(checks.path("a path of arrays", path), array)
+
+    def write(file: IO[bytes]) -> None:
+        # Without the file's number, which NumPy would use: its errors there give no reason.
+        np.save(cast(Any, SimpleNamespace(write=file.write)), host, allow_pickle=False)
+
+    return write
+
+
+def _on_host(path: str | os.PathLike[str], array: Any) -> np.ndarray:
+    """Return an array of numbers on the host, of a dtype that files have names for."""
+    array = checks.short("array", array)
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(f"{path}: the array is masked; fill the masked entries first")
     try:
@@ -230,79 +334,14 @@ def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]
         array = array.astype(np.float32)
     if array.dtype.kind not in "biufc":
         raise ValueError(f"{path}: entries of type {array.dtype} are not numbers")
-
-    def write(file: IO[bytes]) -> None:
-        # Without the file's number, which NumPy would use: its errors there give no reason.
-        np.save(cast(Any, SimpleNamespace(write=file.write)), array, allow_pickle=False)
-
-    return write
-
-
-def sample_matrices() -> dict[str, np.ndarray]:
-    """Return real gradient and momentum matrices of two small networks, by name.
-
-    Returns
-    -------
-    dict of str to ndarray
-        float32; :func:`sample_metadata` gives the origin of each and what is hard about it.
-
-    Examples
-    --------
-    >>> sample_matrices()["transformer_mlp_in_late"].shape
-    (512, 128)
-    """
-    file = resources.files("polarlib").joinpath("data/gradients.npz")
-    # Stored as float16 over a power of two, which keeps the entries normal numbers: half the size.
-    with file.open("rb") as stream, np.load(stream) as archive:
-        return {
-            fact["name"]: archive[fact["name"]].astype(np.float32) * np.float32(fact["scale"])
-            for fact in _metadata()["matrix"]
-        }
-
-
-def sample_metadata() -> dict[str, dict[str, Any]]:
-    """Return the metadata of the bundled matrices.
-
-    Returns
-    -------
-    dict of str to dict
-        Layer, training step, rank, condition number, a description and so on, with the data that
-        its network was trained on, their licence and attribution.
-
-    Examples
-    --------
-    >>> sample_metadata()["transformer_mlp_in_late"]["description"]
-    'The easiest one: a tall, well-conditioned matrix with a slowly decaying spectrum.'
-    """
-    metadata = _metadata()
-    networks, shared = metadata["network"], ("data", "licence", "attribution")
-    return {
-        m["name"]: m | {key: networks[m["network"]][key] for key in shared}
-        for m in metadata["matrix"]
-    }
-
-
-@functools.cache
-def _metadata() -> dict[str, Any]:
-    text = resources.files("polarlib").joinpath("data/gradients.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def shipped() -> dict[str, np.ndarray]:
-    """Former name of :func:`sample_matrices`, until 0.3."""
-    warn_renamed("files.shipped", "files.sample_matrices")
-    return sample_matrices()
-
-
-def stories() -> dict[str, dict[str, Any]]:
-    """Former name of :func:`sample_metadata`, until 0.3, with `description` as `story` too."""
-    warn_renamed("files.stories", "files.sample_metadata")
-    return {name: m | {"story": m["description"]} for name, m in sample_metadata().items()}
+    return cast(np.ndarray, array)
 
 
 def _kind(file: Path) -> str:
     """The suffix of a file that exists and begins as files of that suffix do."""
     kind = file.suffix.lower()
+    if kind == ZARR and file.is_dir():
+        return kind
     try:
         with open_regular(file) as stream:
             start = stream.read(max(map(len, MAGIC.values())))
@@ -365,14 +404,9 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
 
 def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """The header of a .safetensors file: its tensors by name, and where their data begin."""
-    try:
-        import ml_dtypes  # noqa: F401
-        from safetensors import safe_open
-    except ImportError:
-        raise ValueError(
-            f"{file}: .safetensors files need the packages safetensors and ml_dtypes; install "
-            "polarlib[files]"
-        ) from None
+    require(f"{file}: reading it", "files", "safetensors", "ml_dtypes")
+    from safetensors import safe_open
+
     with damage_named(file, ".safetensors"):
         with safe_open(file, framework="np"):  # it checks the header, and the length of the file
             pass

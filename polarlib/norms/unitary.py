@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._schedules.schedule import Schedule
 from polarlib._stages.options import check_method
 from polarlib.arrays.checks import MOST_ROWS, choice, count, shown

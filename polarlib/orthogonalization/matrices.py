@@ -7,7 +7,9 @@ import functools
 import json
 from collections.abc import Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays import torch_operator
@@ -35,8 +37,37 @@ from polarlib.published import Named
 Array = Any
 
 
+# Nested lists come back as NumPy arrays.
+@overload
+def orthogonalize(
+    g: Sequence[Any],
+    *,
+    schedule: Named | Array = ...,
+    steps: int | None = ...,
+    form: str = ...,
+    restarts: str | Sequence[int] = ...,
+    precision: str | None = ...,
+    gram_precision: str | None = ...,
+    normalisation: str | None = ...,
+    heads: int | None = ...,
+    out: np.ndarray | None = ...,
+) -> np.ndarray: ...
+@overload
 def orthogonalize(
     g: ArrayT,
+    *,
+    schedule: Named | Array = ...,
+    steps: int | None = ...,
+    form: str = ...,
+    restarts: str | Sequence[int] = ...,
+    precision: str | None = ...,
+    gram_precision: str | None = ...,
+    normalisation: str | None = ...,
+    heads: int | None = ...,
+    out: ArrayT | None = ...,
+) -> ArrayT: ...
+def orthogonalize(
+    g: Array,
     *,
     schedule: Named | Array = "auto",
     steps: int | None = None,
@@ -46,8 +77,8 @@ def orthogonalize(
     gram_precision: str | None = None,
     normalisation: str | None = None,
     heads: int | None = None,
-    out: ArrayT | None = None,
-) -> ArrayT:
+    out: Array | None = None,
+) -> Array:
     """Return an approximation of the unitary factor, by a fixed schedule of matrix products.
 
     Parameters
@@ -151,7 +182,7 @@ def orthogonalize(
     >>> bool(np.linalg.norm(q.T @ q - np.eye(16), 2) < 0.3)
     True
     """
-    u: ArrayT
+    u: Array
     if schedule.__class__ is not str and not isinstance(schedule, NAMED):
         others = steps, form, restarts, precision, gram_precision, normalisation, heads
         u = by_coefficients(g, schedule, out, *others)

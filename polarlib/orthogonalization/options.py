@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from polarlib import published
+import polarlib.published as published
 from polarlib._methods.options import (
     check_normalisation,
     check_rational,

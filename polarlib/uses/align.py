@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from polarlib.arrays.checks import flag, number
 from polarlib.arrays.entry import as_matrix, check_same_place
@@ -16,9 +16,12 @@ from polarlib.files.tables import html_table
 from polarlib.uses.aligning import check_stacks, entered_clouds, solved, weights_of
 from polarlib.uses.procrustes import pair_of
 
+# The type of array of an alignment.
+A = TypeVar("A")
+
 
 @dataclass(frozen=True, eq=False)
-class Alignment(Pytree):
+class Alignment(Pytree, Generic[A]):
     """What :func:`align` returns: ``b_i`` is nearest to ``scale * a_i @ rotation + translation``.
 
     Called with points, it applies itself to them. For JAX it is a pytree, whose leaves are all
@@ -52,12 +55,12 @@ class Alignment(Pytree):
     [[1.0, 2.0]]
     """
 
-    rotation: Any
-    scale: Any
-    translation: Any
-    singular_values: Any
-    rmsd: Any
-    unique: Any
+    rotation: A
+    scale: A
+    translation: A
+    singular_values: A
+    rmsd: A
+    unique: A
 
     def _repr_html_(self) -> str:
         rows = {name.replace("_", " "): getattr(self, name) for name in self.__dataclass_fields__}
@@ -65,7 +68,7 @@ class Alignment(Pytree):
 
     @looks
     @under_default_settings
-    def __call__(self, points: Any) -> Any:
+    def __call__(self, points: Any) -> A:
         """Return ``scale * points @ rotation + translation``.
 
         Parameters
@@ -85,7 +88,8 @@ class Alignment(Pytree):
             not broadcast.
         """
         x, ops = as_matrix(points, "points")
-        r, t, s = self.rotation, self.translation[..., None, :], self.scale[..., None, None]
+        here: Alignment[Any] = self
+        r, t, s = here.rotation, here.translation[..., None, :], here.scale[..., None, None]
         check_same_place(x, "points", r, "the alignment")
         if x.shape[-1] != r.shape[-1]:
             raise ValueError(
@@ -100,13 +104,13 @@ class Alignment(Pytree):
             wide = common_dtype(x, r, ops)
             x, r = ops.xp.astype(x, wide), ops.xp.astype(r, wide)
         y = ops.matmul(x, r) * s + t
-        return y if y.dtype == dtype else ops.xp.astype(y, dtype)
+        return cast(A, y if y.dtype == dtype else ops.xp.astype(y, dtype))
 
 
 @looks
 @under_default_settings
 def align(
-    points: Any,
+    points: A,
     targets: Any,
     *,
     weights: Any = None,
@@ -114,7 +118,7 @@ def align(
     translation: bool = True,
     reflection: bool = False,
     regularization: float = 0.0,
-) -> Alignment:
+) -> Alignment[A]:
     """Rotation, translation and scale that take points nearest to others, by least squares.
 
     Minimises ``sum w_i |s a_i R + t - b_i|^2`` over rotations R, translations t and, if asked for,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
 
 from polarlib._methods.small import rotation as small_rotation
 from polarlib._methods.small_algebra import LARGEST
@@ -30,8 +33,13 @@ from polarlib.result import ConvergenceWarning
 Array = Any
 
 
+# Nested lists come back as NumPy arrays.
+@overload
+def nearest_orthogonal(a: Sequence[Any]) -> np.ndarray: ...
+@overload
+def nearest_orthogonal(a: ArrayT) -> ArrayT: ...
 @looks
-def nearest_orthogonal(a: ArrayT) -> ArrayT:
+def nearest_orthogonal(a: Array) -> Array:
     """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
 
     Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
@@ -67,12 +75,16 @@ def nearest_orthogonal(a: ArrayT) -> ArrayT:
     >>> nearest_orthogonal([[0.0, -3.0], [2.0, 0.0]]).tolist()
     [[0.0, -1.0], [1.0, 0.0]]
     """
-    return cast(ArrayT, unitary_factor(a, name="nearest_orthogonal"))
+    return unitary_factor(a, name="nearest_orthogonal")
 
 
+@overload
+def nearest_rotation(a: Sequence[Any], *, regularization: float = ...) -> np.ndarray: ...
+@overload
+def nearest_rotation(a: ArrayT, *, regularization: float = ...) -> ArrayT: ...
 @looks
 @under_default_settings
-def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
+def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
     """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
 
     Parameters
@@ -125,11 +137,9 @@ def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
     check_square(a, "nearest_rotation")
     r = number("regularization", regularization, 0)
     if 0 in a.shape:
-        return cast(ArrayT, empty_result(a, ops))
+        return empty_result(a, ops)
     exact = functools.partial(nearest_rotation, regularization=r)
-    return cast(
-        ArrayT, differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
-    )
+    return differentiable_unitary(found_rotation, a, exact, rotation=True, regularization=r)
 
 
 # -- shared ----------------------------------------------------------------------------------

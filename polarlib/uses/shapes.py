@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from polarlib.result import ConvergenceWarning
 from polarlib.uses.align import Alignment, align
 
 Array = Any
+# The type of array of the shapes.
+A = TypeVar("A")
 # Shapes that move by so many epsilons of their size are at rest. The largest rounding that was seen
 # in 200 sweeps of 2 to 50 shapes of 2 to 500 points was 2.
 REST = 8.0
@@ -34,7 +36,7 @@ MOST_SWEEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GeneralizedProcrustes(Pytree):
+class GeneralizedProcrustes(Pytree, Generic[A]):
     """What :func:`generalized_procrustes` returns. For JAX a pytree of all attributes.
 
     Attributes
@@ -53,10 +55,10 @@ class GeneralizedProcrustes(Pytree):
         Sweeps over the shapes.
     """
 
-    mean: Any
-    alignments: Alignment
-    objective: Any
-    converged: Any
+    mean: A
+    alignments: Alignment[A]
+    objective: A
+    converged: A
     iterations: int
 
     def _repr_html_(self) -> str:
@@ -77,7 +79,7 @@ class GeneralizedProcrustes(Pytree):
 @looks
 @under_default_settings
 def generalized_procrustes(
-    shapes: Any,
+    shapes: A,
     *,
     weights: Any = None,
     scale: bool = False,
@@ -86,7 +88,7 @@ def generalized_procrustes(
     rtol: float | None = None,
     max_iterations: int = 1000,
     callback: Callback | None = None,
-) -> GeneralizedProcrustes:
+) -> GeneralizedProcrustes[A]:
     """Align several shapes, so that they are nearest to their common mean, by least squares.
 
     Minimises ``sum w_j |s_i a_ij R_i + t_i - m_j|^2`` over the mean m and, for every shape i,
@@ -220,7 +222,7 @@ class _Shapes(NamedTuple):
     size: Array
     ops: Ops
 
-    def turned(self, a: Alignment) -> Array:
+    def turned(self, a: Alignment[Array]) -> Array:
         """All points, turned and scaled."""
         return a.scale[..., None, None] * self.ops.matmul(self.y, a.rotation)
 
@@ -239,7 +241,7 @@ class _Found(NamedTuple):
         The largest movement of shapes that have not converged; None if all have, or unknown.
     """
 
-    last: Alignment
+    last: Alignment[Array]
     rmsd: Array
     objectives: list[Array]
     converged: Array
@@ -306,7 +308,9 @@ def _swept(
     return _Found(found, xp.sqrt(apart), objectives, pace.converged, pace.moving)
 
 
-def _sweep(x: Array, *, scale: bool, reflection: bool) -> tuple[Alignment, Array, Array, Array]:
+def _sweep(
+    x: Array, *, scale: bool, reflection: bool
+) -> tuple[Alignment[Array], Array, Array, Array]:
     """Shapes aligned to the last one of a stack, which is their mean; the mean that they have then.
 
     Also the squared distance of each from it.
@@ -379,7 +383,7 @@ class _Pace:
         return xp.stack([movement, xp.astype(converged, one.dtype)], axis=-1)
 
 
-def _result(found: _Found, shapes: _Shapes, like: Array) -> GeneralizedProcrustes:
+def _result(found: _Found, shapes: _Shapes, like: Array) -> GeneralizedProcrustes[Array]:
     """Everything turned so that the first rotation is the identity, in the units of the caller."""
     ops, xp, last = shapes.ops, shapes.ops.xp, found.last
     size, units = shapes.size, shapes.size**2 * shapes.total

@@ -267,7 +267,9 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
 
 @looks
 @under_default_settings
-def polar_tall(x: Array, *, method: str = "auto", callback: Callback | None = None) -> PolarResult:
+def polar_tall(
+    x: Array, *, method: str = "auto", callback: Callback | None = None
+) -> PolarResult[Array]:
     """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
 
     Parameters
@@ -384,7 +386,7 @@ def polar_tall(x: Array, *, method: str = "auto", callback: Callback | None = No
 
 def _finish(
     x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, run: Run
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
@@ -453,7 +455,7 @@ def _result(
     orthogonality: float,
     backward_error: float,
     **figures: Any,
-) -> PolarResult:
+) -> PolarResult[Array]:
     """Derive the status, warn, and put everything together."""
     n = x.shape[1]
     tol = default_tolerance((n, n), _format_name(x))

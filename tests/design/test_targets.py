@@ -15,13 +15,13 @@ import scipy.linalg
 import scipy.optimize
 from conftest import library, with_dask
 
-import polarlib
 from polarlib import Schedule, design, orthogonalize
 from polarlib._schedules.images import odd_value
 from polarlib._schedules.targets import target_value
 from polarlib.design import minimax_fit, targets
 from polarlib.design.remez import best
 from polarlib.testing import orthonormal
+from polarlib.uses import functions
 from polarlib.uses.functions import inverse_root
 
 # -- inverse roots: the steps ----------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_warm_starts(p, dtype, monkeypatch):
         raise AssertionError("the start was not used")
 
     for name in ("_by_eigenvectors", "_by_products"):
-        monkeypatch.setattr(polarlib.uses.functions, name, refuse)
+        monkeypatch.setattr(functions, name, refuse)
     exact = root_by_eigh(a.astype(np.result_type(dtype, "float64")), p).astype(dtype)
     assert_root(inverse_root(a, p, start=exact), a, p)
     if p == 2:  # Newton's steps

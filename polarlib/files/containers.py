@@ -1,0 +1,138 @@
+"""Arrays in HDF5 files and in folders of Zarr, which have names for several of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from polarlib._extras import require
+from polarlib.arrays.memory import physical_memory
+from polarlib.files.whole import damage_named
+
+HDF5 = (".h5", ".hdf5")
+ZARR = ".zarr"
+# Name of the one array of an HDF5 file that is written.
+DATASET = "array"
+
+
+def container_names(file: Path, kind: str) -> tuple[str, ...]:
+    """Return the paths of the arrays in a file or folder; none for a folder that is one array."""
+    with _opened(file, kind) as whole:
+        return tuple(_arrays(whole, kind))
+
+
+def read_contained(file: Path, kind: str, name: str | None) -> np.ndarray:
+    """Read an array by its path, as :func:`container_names` gives it; None for a folder's own.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or the array does not hold numbers, is larger than the memory or
+        keeps its numbers in another file.
+    """
+    with _opened(file, kind) as whole:
+        array = whole if name is None else whole[name]
+        if not hasattr(array, "dtype"):  # a group
+            raise _Refused(f"{file}: holds no arrays")
+        if array.dtype.kind not in "biufc":
+            raise _Refused(
+                f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as "
+                "float64 or float32"
+            )
+        # Another file may be any: of this user, and of what the file's author wants to be read.
+        if kind != ZARR and (array.external or array.is_virtual):
+            raise _Refused(
+                f"{file}: the array {name} is kept in other files, which are not read; "
+                "copy its numbers into this one"
+            )
+        # Chunks that were never written are zeros: they take no place in a file.
+        if array.size * array.dtype.itemsize > physical_memory():
+            raise MemoryError
+        return np.asarray(array[()] if kind != ZARR else array[...])
+
+
+def hdf5_writer(path: str, array: np.ndarray) -> Callable[[IO[bytes]], None]:
+    """Return what writes an HDF5 file of one array to a file object."""
+    require(f"{path}: writing it", "files", "h5py")
+    import h5py
+
+    def write(file: IO[bytes]) -> None:
+        content = io.BytesIO()
+        with h5py.File(content, "w") as whole:
+            whole.create_dataset(DATASET, data=array)
+        file.write(content.getbuffer())
+
+    return write
+
+
+def write_zarr(path: str, array: np.ndarray) -> None:
+    """Write a folder of Zarr, whole or not at all; OSError if there is anything of that name."""
+    require(f"{path}: writing it", "files", "zarr")
+    import zarr
+
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path}: is there already; remove it, or choose another name")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path}: there is no folder {folder}; create it first")
+    temporary = os.path.join(folder, f".{os.path.basename(path)[:40]}.{os.urandom(8).hex()}.tmp")
+    try:
+        zarr.save_array(temporary, array)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+class _Refused(ValueError):
+    """An array that is not damaged, but is not read."""
+
+
+@contextlib.contextmanager
+def _opened(file: Path, kind: str) -> Iterator[Any]:
+    """Open a file or a folder to read it; its damages are named in one line."""
+    package = "zarr" if kind == ZARR else "h5py"
+    require(f"{file}: reading it", "files", package)
+    refused = None
+    with damage_named(file, kind), contextlib.ExitStack() as stack:
+        try:
+            yield stack.enter_context(_open(file, kind))
+        except _Refused as error:
+            refused = error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise ValueError(str(error)) from None  # of HDF5's own, on damage
+    if refused is not None:
+        raise ValueError(str(refused))
+
+
+@contextlib.contextmanager
+def _open(file: Path, kind: str) -> Iterator[Any]:
+    if kind == ZARR:
+        import zarr
+
+        yield zarr.open(str(file), mode="r")
+        return
+    import h5py
+
+    with h5py.File(file, "r") as whole:
+        yield whole
+
+
+def _arrays(whole: Any, kind: str) -> Iterator[str]:
+    """Paths of the arrays. Links to other files are not followed."""
+    found: list[str] = []
+    if kind == ZARR:
+        if hasattr(whole, "members"):  # a group
+            found = [name for name, each in whole.members(max_depth=None) if hasattr(each, "shape")]
+    else:
+        whole.visititems(lambda name, each: found.append(name) if hasattr(each, "shape") else None)
+    return iter(sorted(f"/{name}" for name in found))
