@@ -3,11 +3,12 @@
     python benchmarks/muon.py --only 1024 --json docs/data/muon.json --markdown PAGE
     python benchmarks/muon.py --page --json docs/data/muon.json --markdown PAGE
 
-The page is docs/evidence/muon.md. The second line makes the page of the data and measures nothing. Both sides use Jordan's
-coefficients, five steps and the same gradients, interleaved in one process. The momentum, the
-iteration, the weight decay and the update are timed. torch.optim.Muon iterates in bfloat16 only; in
-float32 the comparison is with optax. The ratio is that of the medians, above 1 where the optimizer
-of examples/ is faster; the file also has the ratio of every round. Three minutes on two cores.
+The page is docs/evidence/muon.md. The second line makes it from the data and measures nothing.
+Both sides use Jordan's coefficients, five steps and the same gradients, interleaved in one process.
+The momentum, the iteration, the weight decay and the update are timed. torch.optim.Muon iterates in
+bfloat16 only; in float32 the comparison is with optax. The ratio is that of the medians, above 1
+where the optimizer of examples/ is faster; the file also has the ratio of every round. Three
+minutes on two cores.
 """
 
 from __future__ import annotations

@@ -817,7 +817,7 @@ EYE = np.eye(3)
         (lambda: norms.compose(norms.lp(1)), TypeError, "must be a Module"),
         (lambda: norms.convolution(3), TypeError, "norm of matrices"),
         (lambda: norms.convolution(norms.lp(1)).lmo(EYE), ValueError, "4 dimensions"),
-        (lambda: norms.matrix_to_kernel(EYE, (2, 2)), ValueError, "shape must have as many entries as x"),
+        (lambda: norms.matrix_to_kernel(EYE, (2, 2)), ValueError, "as many entries as x"),
         (lambda: norms.update_scale(0, 1, "jordan"), ValueError, "m must be an integer"),
         (lambda: norms.update_scale(1, 1, "spectral"), ValueError, "rule must be .*'spectral'"),
         (lambda: norms.spectral_radii([3]), ValueError, "two layers or more"),
