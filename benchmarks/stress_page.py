@@ -414,8 +414,8 @@ def summary(data: Row) -> str:
     text = (
         f"Compared at equal matrix products in {SHOWN}, the default schedule has a mean backward "
         f"error at or below that of {len(own) - len(lost)} of the {len(own)} published sets on "
-        f"the stress spectra, to one unit roundoff. The exceptions are {_and(lost)}; on the bundled "
-        f"gradients they are {_and(worse)}. The largest singular value of its results on "
+        f"the stress spectra, to one unit roundoff. The exceptions are {_and(lost)}; on the "
+        f"bundled gradients they are {_and(worse)}. The largest singular value of its results on "
         f"{_cases(data)} hostile matrices is {_largest(data, 'default'):.3g}."
     )
     return textwrap.fill(text, 100)
