@@ -340,6 +340,15 @@ def test_packages_are_found_or_a_reason_is_given(other, tmp_path):
         assert found["torch.optim.Muon"].products == 15
 
 
+def test_a_script_is_not_the_package_of_its_name(other, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "muon", raising=False)
+    assert Path(importlib.util.find_spec("muon").origin).parent == BENCHMARKS
+    found, missing = other.find(tmp_path)
+    assert "KellerJordan/Muon" not in found
+    assert any("muon is neither installed" in reason for reason in missing.values())
+
+
 def test_a_peer_of_a_checkout(other, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     (tmp_path / "Muon").mkdir()
