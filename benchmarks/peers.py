@@ -123,7 +123,9 @@ def _module(package: str, file: str, folder: Path | None) -> tuple[ModuleType, s
         source = _commit(root)
     else:
         spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
+        # Scripts of this folder, such as muon.py, are not the package of their name.
+        own = spec is not None and Path(spec.origin or "").parent == Path(__file__).resolve().parent
+        if spec is None or spec.origin is None or own:
             raise ImportError(f"{package} is neither installed nor in the folder of checkouts")
         root = Path(spec.origin).parent
         root = root.parent if spec.submodule_search_locations else root

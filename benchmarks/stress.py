@@ -175,9 +175,9 @@ def main(
                 continue
             more = {"folder": peers} if name == "packages" else {}
             data |= plain(PARTS[name](quick, console, **more))
-        data["machine"] = f"{platform.machine()}, NumPy {np.__version__}"
-        text = text_of(data).encode()
-        write_whole(json_file, lambda f: f.write(text))
+            data["machine"] = f"{platform.machine()}, NumPy {np.__version__}"
+            text = text_of(data).encode()  # after each part, since the last ones may fail
+            write_whole(json_file, lambda f, text=text: f.write(text))
     if markdown is not None:
         data = load(DATA if json_file is None else json_file)
         write_whole(markdown, lambda f: f.write(page(data).encode()))

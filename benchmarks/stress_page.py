@@ -412,12 +412,11 @@ def summary(data: Row) -> str:
     gradients = [r for r in data["compared"] if (r["group"], r["format"]) == ("gradients", SHOWN)]
     worse = [f"`{r['name']}`" for r in gradients if r["outcome"][k] < 0]
     text = (
-        f"With equally many matrix products in {SHOWN}, the default schedule has on the stress "
-        f"spectra a mean backward error at or below that of {len(own) - len(lost)} of the "
-        f"{len(own)} published sets. The exceptions are {_and(lost)}; on the bundled gradients "
-        f"they are {_and(worse)}. "
-        f"Its largest singular value on {_cases(data)} hostile matrices is "
-        f"{_largest(data, 'default'):.3g}."
+        f"Compared at equal matrix products in {SHOWN}, the default schedule has a mean backward "
+        f"error at or below that of {len(own) - len(lost)} of the {len(own)} published sets on "
+        f"the stress spectra, to one unit roundoff. The exceptions are {_and(lost)}; on the "
+        f"bundled gradients they are {_and(worse)}. The largest singular value of its results on "
+        f"{_cases(data)} hostile matrices is {_largest(data, 'default'):.3g}."
     )
     return textwrap.fill(text, 100)
 

@@ -31,8 +31,8 @@ nox -s peers -- PATH            # also those with a copy in PATH: PATH/roma, PAT
 python tests/peers/frame.py PATH --only roma --json docs/data/peers.json
 ```
 
-A run fails if a test fails, if a replaced function is never called, if polarlib is never called, or
-if a reason is given for a test that does not exist. Tests are left out only for a reason that is
+A run fails if a test fails, or if a replaced function or polarlib is never called. It also fails if
+a reason is given for a test that does not exist. Tests are left out only for a reason that is
 listed below. Each adapter has the mapping of functions and of conventions.
 """
 

@@ -248,9 +248,12 @@ def test_nothing_leaves_the_range_of_a_format(ranges, precision):
         assert r.aligned > 1 - error - 2 * unit, r
         if r.distance is not None:
             assert r.distance < error + 2 * unit, r
-    text = ranges.range_part(results, jobs)
-    assert f"{len(results)} results, of which 0 are not finite" in text
-    assert text.count(f"| {precision} |") == len(every)
+    part = ranges.range_part(results, jobs)
+    assert [row["normalisation"] for row in part["rows"]] == list(every)
+    assert sum(row["results"] for row in part["rows"]) == len(results)
+    assert {row["not finite"] for row in part["rows"]} == {0}
+    tops = [top for row in part["rows"] for top in row["largest"].values()]
+    assert max(tops) == max(r.largest for r in results)
 
 
 def test_a_small_mean_counts_in_eight_bits():
@@ -335,6 +338,15 @@ def test_packages_are_found_or_a_reason_is_given(other, tmp_path):
     assert all(reason for reason in missing.values())
     if importlib.util.find_spec("torch"):
         assert found["torch.optim.Muon"].products == 15
+
+
+def test_a_script_is_not_the_package_of_its_name(other, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "muon", raising=False)
+    assert Path(importlib.util.find_spec("muon").origin).parent == BENCHMARKS
+    found, missing = other.find(tmp_path)
+    assert "KellerJordan/Muon" not in found
+    assert any("muon is neither installed" in reason for reason in missing.values())
 
 
 def test_a_peer_of_a_checkout(other, tmp_path, monkeypatch):
