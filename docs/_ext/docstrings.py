@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,21 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
     return found
 
 
+def linked(line: str, pages: Container[str]) -> str:
+    """Make links of the pages of docs/ that a line names."""
+
+    def link(match: re.Match[str]) -> str:
+        return f":doc:`/{match[1]}`" if match[1] in pages else match[0]
+
+    return re.sub(r"(?<![\w/`])docs/([\w/]+)\.md\b", link, line)
+
+
 def prepare(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Rewrite a docstring before numpydoc reads it."""
-    lines[:] = escaped(with_literal_blocks(lines))
+    pages = app.env.found_docs
+    lines[:] = [linked(line, pages) for line in escaped(with_literal_blocks(lines))]
 
 
 def add_sources(
