@@ -1,8 +1,8 @@
 """Docstrings of public names, as the reference shows them.
 
 They are written for readers of ``help()``: formulas are indented, ``|x|`` is an absolute value. For
-reStructuredText, formulas become literal blocks and bars are escaped. A section "Sources" is added
-from ``docs/sources.toml``. Fields of named tuples are left out, because their class describes them.
+reStructuredText, formulas become literal blocks and bars are escaped. References are added from
+``docs/sources.toml``. Fields of named tuples are left out, because their class describes them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INLINE = re.compile(r"(``.+?``)", re.DOTALL)
 BAR = re.compile(r"\|(?=\S)|(?<=\S)\|")
+REFERENCES = ".. rubric:: References"
 LITERAL = ".. code-block:: none"
 
 
@@ -75,10 +76,11 @@ def prepare(
 def add_sources(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Add the sources of a name, before its examples."""
+    """Add the sources of a name to its references, which stand before its examples."""
     keys = app.config.sources_by_name.get(name)
     if keys:
-        text = [".. rubric:: Sources", "", f":cite:p:`{','.join(keys)}`", ""]
+        heading = [] if REFERENCES in lines else [REFERENCES, ""]
+        text = [*heading, f":cite:p:`{','.join(keys)}`", ""]
         examples = [i for i, line in enumerate(lines) if line.startswith(".. rubric:: Examples")]
         at = examples[0] if examples else len(lines)
         lines[at:at] = text if examples else ["", *text]
