@@ -93,16 +93,16 @@ def skip(
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def read_sources(app: Sphinx) -> None:
-    """Read ``docs/sources.toml``; a change of it rebuilds the pages of the reference."""
+def read_sources(app: Sphinx, config: Any) -> None:
+    """Read ``docs/sources.toml``; a change of it rebuilds the pages."""
     text = (Path(app.srcdir) / "sources.toml").read_text(encoding="utf-8")
-    app.config.sources_by_name = tomllib.loads(text)["names"]
+    config.sources_by_name = tomllib.loads(text)["names"]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.add_config_value("sources_by_name", {}, "env", dict)
-    app.connect("builder-inited", read_sources)
+    app.connect("config-inited", read_sources)
     app.connect("autodoc-process-docstring", prepare, priority=100)
     app.connect("autodoc-process-docstring", add_sources, priority=900)
     app.connect("autodoc-skip-member", skip)
