@@ -123,6 +123,8 @@ html_title = f"polarlib {release}"
 html_static_path = ["_static"]
 html_css_files = ["polarlib.css"]
 html_show_sourcelink = False
+# Pages without others below them have no navigation of a section.
+html_sidebars = {page: [] for page in ("install", "glossary", "citing", "changes")}
 html_theme_options = {
     "logo": {"text": "polarlib"},
     "show_prev_next": False,

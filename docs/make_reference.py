@@ -18,14 +18,13 @@ import statistics
 import sys
 import tempfile
 import tomllib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import reference_blocks as blocks
+from reference_blocks import code, table
 
-import polarlib
 from polarlib.files.whole import write_whole
 
 DOCS = Path(__file__).resolve().parent
@@ -46,162 +45,6 @@ EXTRAS = {
     "test": "the tests, with `cli`, `plot` and `files`",
     "all": "every extra that needs no GPU",
 }
-
-
-def _code(text: Any) -> str:
-    return f"`{text}`"
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _number(x: float, digits: int = 3) -> str:
-    """Return a number as Markdown: as it is, or as a power of ten."""
-    return f"{x:.{digits}g}"
-
-
-# -- reference -------------------------------------------------------------------------------
-
-
-def constants(module: str) -> Callable[[], str]:
-    """Return the maker of the entries of a module's public constants."""
-
-    def make() -> str:
-        home = importlib.import_module(f"polarlib.{module}" if module != "polarlib" else module)
-        entries = []
-        for name in home.__all__:
-            value = getattr(home, name)
-            if callable(value) or isinstance(value, type(sys)):
-                continue
-            if name == "__version__":
-                shown = "the installed version"
-            elif len(repr(value)) <= 90:
-                shown = f"``{value!r}``"
-            else:
-                keys = ", ".join(f"``{key!r}``" for key in value)
-                shown = f"{'a mapping with the keys' if hasattr(value, 'keys') else ''} {keys}"
-            entries += [f".. py:data:: {home.__name__}.{name}", "", f"   {shown.strip()}", ""]
-        return "\n".join(["```{eval-rst}", *entries, "```"])
-
-    return make
-
-
-def published_sets() -> str:
-    """Return one row per published set, in the order of `polarlib.schedules`."""
-    rows = []
-    for name in polarlib.schedules():
-        s = polarlib.schedule(name)
-        safe = [f for f in ("bfloat16", "float16") if s.is_safe_in(f)]
-        divided = "" if s.input_safety == 1 else f", input divided by {_number(s.input_safety, 4)}"
-        rows.append(
-            [
-                _code(name),
-                len(s.steps),
-                s.matmuls,
-                f"[{_number(s.lower)},\N{NO-BREAK SPACE}{_number(s.upper, 4)}]",
-                s.normalisation + divided,
-                _number(s.error()),
-                _number(s.slope),
-                _number(s.divergence_limit, 5),
-                ", ".join(safe) or "neither",
-            ]
-        )
-    head = ["set", "steps", "products", "interval", "normalisation", "error", "slope"]
-    return _table([*head, "diverges above", "safe in"], rows)
-
-
-def published_sources() -> str:
-    """Return source and scaling convention of each published set."""
-    rows = []
-    for name in polarlib.schedules():
-        source = polarlib.schedule(name).source
-        rows.append([_code(name), source, polarlib.published.conventions(name)])
-    return _table(["set", "source", "scaling"], rows)
-
-
-def statuses() -> str:
-    """Return every status and its remedy."""
-    return _table(
-        ["status", "remedy"], [[_code(f"Status.{s.name}"), s.value] for s in polarlib.Status]
-    )
-
-
-# Calls with a mistake, as a newcomer makes it. `a` is 5 x 3 and `s` is a.T @ a.
-MISTAKES = (
-    "polar(a[0])",
-    'polar([["x"]])',
-    "polar(a * np.nan)",
-    'polar(a, side="up")',
-    "polar(a, rtol=-1)",
-    'orthogonalize(a, schedule="polarexpress")',
-    "orthogonalize(a, steps=0)",
-    'orthogonalize(a, precision="bf16")',
-    "orthogonalize(a, schedule=[(1.5, -0.5)])",
-    "orthogonalize(a, out=a[:2])",
-    "nearest_rotation(a)",
-    "align(a, a[:3])",
-    "sqrtm_psd(-s)",
-    "sqrtm_psd(s + np.triu(s))",
-    "signm(np.zeros((2, 2)))",
-    "top_singular(a, 4)",
-    "polar_vjp(np.zeros((3, 3)), np.eye(3))",
-    "Schedule(steps=[(1.5, -0.5)], lower=2.0)",
-    "Schedule(steps=[(-1.5, 0.5)], lower=0.1)",
-    'schedule("you", steps=9)',
-    "design.greedy(0, [5, 5])",
-    "design.greedy(1e-3, [4, 5])",
-    "design.budget(1e-3, 1)",
-    'files.read("missing.npy")',
-)
-# Calls that warn.
-WARNED = (
-    'orthogonalize(a, schedule="cans", precision="bfloat16")',
-    "polar(a, rtol=1e-30)",
-)
-
-
-def _names() -> dict[str, Any]:
-    a = np.random.default_rng(0).standard_normal((5, 3))
-    public = {name: getattr(polarlib, name) for name in polarlib.__all__ if name != "plot"}
-    return {**public, "np": np, "a": a, "s": a.T @ a}
-
-
-def _shortened(message: str) -> str:
-    """Return a message whose list of known names is cut after three of them."""
-    return re.sub(r"(Known: (?:'\w+', ){3})('\w+',? ?(?:and)? ?)+", r"\1... ", message)
-
-
-def mistakes() -> str:
-    """Return calls that fail, with the class and the message of the exception."""
-    lines = []
-    for call in MISTAKES:
-        try:
-            eval(call, _names())
-        except Exception as error:
-            kind, message = type(error).__name__, _shortened(str(error))
-        else:
-            raise AssertionError(f"{call} must fail")
-        lines += [f"`{call}`", f": `{kind}`: {_escaped(message)}", ""]
-    return "\n".join(lines).rstrip()
-
-
-def warned() -> str:
-    """Return calls that warn, with the class and the message of the warning."""
-    lines = []
-    for call in WARNED:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            eval(call, _names())
-        (one,) = found
-        message = re.sub(r"\d\.\d+e-1\d", "2e-16", str(one.message))
-        lines += [f"`{call}`", f": `{one.category.__name__}`: {_escaped(message)}", ""]
-    return "\n".join(lines).rstrip()
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|$])", r"\\\1", " ".join(text.split()))
 
 
 # -- command line ----------------------------------------------------------------------------
@@ -275,8 +118,8 @@ def json_keys() -> str:
     rows = []
     for command, call in JSON.items():
         keys = _paths(json.loads(run(call + " --json")))
-        rows.append([_code(command), ", ".join(map(_code, keys))])
-    return _table(["command", "keys"], rows)
+        rows.append([code(command), ", ".join(map(code, keys))])
+    return table(["command", "keys"], rows)
 
 
 # -- installation and citation ---------------------------------------------------------------
@@ -296,8 +139,8 @@ def extras() -> str:
             packages = ", ".join(re.split(r"[>=<;\[ ]", each)[0] for each in listed[name])
             inner = re.findall(r"polarlib\[([\w,-]+)\]", " ".join(listed[name]))
             packages = packages.replace("polarlib", f"extras {inner[0]}" if inner else "polarlib")
-            rows.append([_code(name), purpose, packages])
-    return _table(["extra", "for", "installs"], rows)
+            rows.append([code(name), purpose, packages])
+    return table(["extra", "for", "installs"], rows)
 
 
 def versions() -> str:
@@ -310,7 +153,7 @@ def versions() -> str:
     for each in wanted:
         name, _, version = each.partition(">=")
         rows.append([name.partition("[")[0], version.partition(",")[0]])
-    return _table(["package", "lowest version"], rows)
+    return table(["package", "lowest version"], rows)
 
 
 def _sources() -> dict[str, dict[str, list[str]]]:
@@ -321,8 +164,8 @@ def cited(kind: str) -> Callable[[], str]:
     """Return the maker of the table of methods or sets with their citations."""
 
     def make() -> str:
-        rows = [[_code(k), f"{{cite:p}}`{','.join(v)}`"] for k, v in _sources()[kind].items()]
-        return _table([{"methods": "method", "sets": "set"}[kind], "cite"], rows)
+        rows = [[code(k), f"{{cite:p}}`{','.join(v)}`"] for k, v in _sources()[kind].items()]
+        return table([{"methods": "method", "sets": "set"}[kind], "cite"], rows)
 
     return make
 
@@ -399,7 +242,7 @@ def claims() -> str:
             "[papers](papers.md)",
         ]
     )
-    return _table(["claim", "condition", "source"], rows)
+    return table(["claim", "condition", "source"], rows)
 
 
 # -- pages -----------------------------------------------------------------------------------
@@ -409,18 +252,25 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "install.md": {"extras": extras, "versions": versions},
     "citing.md": {"methods": cited("methods"), "sets": cited("sets")},
     "guide/cli.md": {"help": help_texts, "outputs": outputs, "json": json_keys},
-    "reference/published.md": {"sets": published_sets, "sources": published_sources},
-    "reference/errors.md": {"statuses": statuses, "mistakes": mistakes, "warned": warned},
-    "reference/norms.md": {"constants norms": constants("norms")},
-    "reference/measure.md": {"constants plot": constants("plot")},
+    "reference/published.md": {"sets": blocks.published_sets, "sources": blocks.published_sources},
+    "reference/errors.md": {
+        "statuses": blocks.statuses,
+        "mistakes": blocks.mistakes,
+        "warned": blocks.warned,
+    },
+    "reference/norms.md": {"constants norms": blocks.constants("norms")},
+    "reference/measure.md": {"constants plot": blocks.constants("plot")},
     "reference/files.md": {
-        "constants files": constants("files"),
-        "constants testing": constants("testing"),
+        "constants files": blocks.constants("files"),
+        "constants testing": blocks.constants("testing"),
     },
     "reference/tools.md": {
-        f"constants {module}": constants(module) for module in ("bench", "timing", "polarlib")
+        f"constants {module}": blocks.constants(module)
+        for module in ("bench", "timing", "polarlib")
     },
 }
+for _page, _modules in blocks.HOMES.items():
+    PAGES.setdefault(f"reference/{_page}.md", {})["others"] = blocks.others(*_modules)
 # Digits that depend on the machine: such a block is compared without its digits.
 ROUNDED = {"outputs"}
 

@@ -1,8 +1,8 @@
 """Docstrings of public names, as the reference shows them.
 
 They are written for readers of ``help()``: formulas are indented, ``|x|`` is an absolute value. For
-reStructuredText, formulas become literal blocks and bars are escaped. A section "Sources" is added
-from ``docs/sources.toml``. Fields of named tuples are left out, because their class describes them.
+reStructuredText, formulas become literal blocks and bars are escaped. References are added from
+``docs/sources.toml``. Fields of named tuples are left out, because their class describes them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INLINE = re.compile(r"(``.+?``)", re.DOTALL)
 BAR = re.compile(r"\|(?=\S)|(?<=\S)\|")
+REFERENCES = ".. rubric:: References"
 LITERAL = ".. code-block:: none"
 
 
@@ -55,20 +56,31 @@ def with_literal_blocks(lines: list[str]) -> list[str]:
     return found
 
 
+def linked(line: str, pages: Container[str]) -> str:
+    """Make links of the pages of docs/ that a line names."""
+
+    def link(match: re.Match[str]) -> str:
+        return f":doc:`/{match[1]}`" if match[1] in pages else match[0]
+
+    return re.sub(r"(?<![\w/`])docs/([\w/]+)\.md\b", link, line)
+
+
 def prepare(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Rewrite a docstring before numpydoc reads it."""
-    lines[:] = escaped(with_literal_blocks(lines))
+    pages = app.env.found_docs
+    lines[:] = [linked(line, pages) for line in escaped(with_literal_blocks(lines))]
 
 
 def add_sources(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """Add the sources of a name, before its examples."""
+    """Add the sources of a name to its references, which stand before its examples."""
     keys = app.config.sources_by_name.get(name)
     if keys:
-        text = [".. rubric:: Sources", "", f":cite:p:`{','.join(keys)}`", ""]
+        heading = [] if REFERENCES in lines else [REFERENCES, ""]
+        text = [*heading, f":cite:p:`{','.join(keys)}`", ""]
         examples = [i for i, line in enumerate(lines) if line.startswith(".. rubric:: Examples")]
         at = examples[0] if examples else len(lines)
         lines[at:at] = text if examples else ["", *text]
@@ -81,16 +93,16 @@ def skip(
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def read_sources(app: Sphinx) -> None:
-    """Read ``docs/sources.toml``; a change of it rebuilds the pages of the reference."""
+def read_sources(app: Sphinx, config: Any) -> None:
+    """Read ``docs/sources.toml``; a change of it rebuilds the pages."""
     text = (Path(app.srcdir) / "sources.toml").read_text(encoding="utf-8")
-    app.config.sources_by_name = tomllib.loads(text)["names"]
+    config.sources_by_name = tomllib.loads(text)["names"]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension."""
     app.add_config_value("sources_by_name", {}, "env", dict)
-    app.connect("builder-inited", read_sources)
+    app.connect("config-inited", read_sources)
     app.connect("autodoc-process-docstring", prepare, priority=100)
     app.connect("autodoc-process-docstring", add_sources, priority=900)
     app.connect("autodoc-skip-member", skip)
