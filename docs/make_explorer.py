@@ -18,14 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import bokeh
-import jinja2
-from bokeh.embed import json_item
-from bokeh.models import BoxAnnotation, ColumnDataSource, FixedTicker, Span
-from bokeh.plotting import figure
-from bokeh.resources import Resources
-
 import polarlib
+from polarlib._extras import require
 from polarlib._schedules.products import product_counts
 from polarlib._schedules.schedule import Schedule
 from polarlib.arrays.formats import format_of
@@ -33,6 +27,15 @@ from polarlib.design.budget import schedule_of
 from polarlib.design.doubles import BeyondDoublesError
 from polarlib.design.rounding import Rounding, first_state, last_step, next_step
 from polarlib.files.whole import write_whole
+
+require("docs/make_explorer.py", "docs", "bokeh", "jinja2")
+
+import bokeh  # noqa: E402
+import jinja2  # noqa: E402
+from bokeh.embed import json_item  # noqa: E402
+from bokeh.models import BoxAnnotation, ColumnDataSource, FixedTicker, Span  # noqa: E402
+from bokeh.plotting import figure  # noqa: E402
+from bokeh.resources import Resources  # noqa: E402
 
 HERE = Path(__file__).parent / "explorer"
 FORMATS = ("float64", "float32", "bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -197,7 +200,7 @@ def _plot(name: str, x: str, y: str, log: str = "", **_: str) -> dict[str, Any]:
         fig.scatter("x", "y", source=source, name=role, marker=marker, **style)
 
     if name in ("polynomials", "image"):
-        fig.add_layout(BoxAnnotation(bottom=1, top=1, name="band", line_alpha=0))
+        fig.add_layout(BoxAnnotation(bottom=1, top=1, name="band", line_alpha=0, level="underlay"))
     if name == "image":
         fig.add_layout(Span(location=0.1, dimension="height", line_dash="dashed", name="end"))
     if name == "error":

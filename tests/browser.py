@@ -112,8 +112,13 @@ class Browser:
 
     def picture(self, path: Path | None = None) -> bytes:
         """Return the visible part of the page as PNG, or write the whole page to a file."""
-        whole = {"captureBeyondViewport": path is not None}
-        taken = base64.b64decode(self.devtools("Page.captureScreenshot", whole)["data"])
+        # Beyond the viewport in either case: a picture of the viewport alone waits for a frame,
+        # which a page that does not change may never draw.
+        asked: dict[str, Any] = {"captureBeyondViewport": True}
+        if path is None:
+            width = self.run("return innerWidth")
+            asked["clip"] = {"x": 0, "y": 0, "width": width, "height": 900, "scale": 1}
+        taken = base64.b64decode(self.devtools("Page.captureScreenshot", asked)["data"])
         if path is not None:
             path.write_bytes(taken)
         return taken

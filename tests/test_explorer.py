@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +180,16 @@ def test_values_must_fit_the_expectations(extension, monkeypatch, tmp_path):
         extension.study_results()
 
 
+def test_a_missing_package_is_named():
+    code = "import sys, runpy; sys.modules['bokeh'] = None; runpy.run_path(sys.argv[1])"
+    script = str(ROOT / "docs" / "make_explorer.py")
+    run = subprocess.run(
+        [sys.executable, "-c", code, script], capture_output=True, text=True, check=False
+    )
+    error = "docs/make_explorer.py needs bokeh and jinja2; install polarlib[docs]"
+    assert run.stderr.endswith(f"ImportError: {error}\n")
+
+
 def test_the_site_gets_both_pages(make, extension, data, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(make, "designs", lambda: calls.append(1) or data)
@@ -286,6 +298,17 @@ def test_pages_in_a_browser(name, width, browser, request):
         "})"
     )
     assert inside
+
+
+@pytest.mark.slow
+def test_figures_follow_the_colour_scheme(explorer, browser):
+    opened(browser, explorer)
+    ground = "return Bokeh.documents[0].roots()[0].background_fill_color"
+    assert browser.run(ground) == "#ffffff"
+    browser.scheme(dark=True)
+    browser.wait(f"{ground} === '#14171a'")
+    browser.scheme(dark=False)
+    browser.wait(f"{ground} === '#ffffff'")
 
 
 @pytest.mark.slow

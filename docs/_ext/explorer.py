@@ -118,6 +118,7 @@ def write_pages(app: Any, exception: Exception | None) -> None:
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Connect the extension."""
+    """Connect the extension; a missing package ends the build at its beginning."""
+    _script("make_explorer", "docs")
     app.connect("build-finished", write_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
