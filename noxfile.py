@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -158,10 +156,8 @@ def gpu(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """The default run with the oldest versions that pyproject.toml admits."""
-    tools = ("cli", "files", "plot")
-    extras = (PROJECT["optional-dependencies"][name] for name in tools)
-    needed = [*PROJECT["dependencies"], *itertools.chain.from_iterable(extras)]
-    session.install("-e", ".[test]", *(re.sub(r">=(.*)", r"==\1.*", each) for each in needed))
+    versions = session.run("python", ".ci/lowest.py", silent=True)
+    session.install("-e", ".[test]", *str(versions).split())
     # Old versions call what newer ones of their own dependencies deprecate.
     quiet = ("-W", "ignore::DeprecationWarning")
     session.run("python", "-m", "pytest", *quiet, *session.posargs)

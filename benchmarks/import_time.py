@@ -3,10 +3,10 @@
     python benchmarks/import_time.py
     python benchmarks/import_time.py --json docs/data/import_time.json
 
-Each statement runs in fresh processes, interleaved with `import numpy`; the value is the difference
-of the median CPU seconds (user and system) of the two, which depends less on other processes than
-elapsed time does. Bytecode is read from a cache, as pip writes it on installation. The slowest modules are those of `python -X importtime`, each without its own
-imports, in elapsed time of one process.
+Each statement runs in fresh processes, interleaved with `import numpy`. The value is the difference
+of the median CPU seconds (user and system), which depends less on other processes than elapsed time
+does. Bytecode is read from a cache, as pip writes it on installation. The slowest modules are those
+of `python -X importtime`, each without its own imports, in elapsed time of one process.
 """
 
 from __future__ import annotations

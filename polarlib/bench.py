@@ -301,10 +301,8 @@ def calibrate(
 
     Raises
     ------
-    ValueError
-        For an unknown library or device, or no time.
-    ImportError
-        If the library is not installed.
+    ValueError, ImportError
+        For an unknown library or device, or no time; for a library that is not installed.
 
     Examples
     --------

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -154,3 +158,83 @@ def test_pyright_accepts_a_users_script_and_finds_wrong_calls(tmp_path):
     assert not [line for line in lines if "user.py" in line]
     found = {int(re.search(r":(\d+):\d+ - error", line)[1]) for line in lines}
     assert found == {line for line, _ in WRONG}
+
+
+# -- distribution ----------------------------------------------------------------------------
+
+
+def project() -> dict[str, object]:
+    path = ROOT / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("the sources are not here")
+    return tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+
+
+def test_versions_and_requirements_agree():
+    """Of pyproject.toml, the recipe for conda, CITATION.cff and docs/versioning.md."""
+    known = project()
+    recipe = (ROOT / ".conda" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f'version: "{polarlib.__version__}"' in recipe
+    _, run, constraints = re.split(r"  run(?:_constraints)?:\n", recipe)
+
+    def listed(text: str) -> list[str]:
+        lines = text.partition("\ntests:")[0].splitlines()
+        return [line.strip(" -").replace(" ", "") for line in lines if line.startswith("    - ")]
+
+    python = "python" + str(known["requires-python"])
+    assert listed(run) == [python, *known["dependencies"]]
+    extras = known["optional-dependencies"]
+    optional = [each.replace("matplotlib", "matplotlib-base") for each in extras["plot"]]
+    assert listed(constraints) == sorted([*extras["cli"], *optional])
+    assert f"summary: {known['description']}" in recipe
+    (home,) = {url.partition("/issues")[0].partition("/blob")[0] for url in known["urls"].values()}
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"homepage: {home}\n" in recipe
+    assert f"repository-code: {home}\n" in citation
+    released = re.search(r"^date-released: (.+)$", citation, re.MULTILINE)[1]
+    assert datetime.date.fromisoformat(released)
+    page = (ROOT / "docs" / "versioning.md").read_text(encoding="utf-8")
+    needed = [python, *known["dependencies"], *extras["torch"], *extras["jax"], *extras["dask"]]
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert [version for _, version in rows] == [
+        next(each.partition(">=")[2] for each in needed if each.startswith(stem))
+        for stem in (
+            "python>",
+            "numpy",
+            "scipy",
+            "array",
+            "mpmath",
+            "python-f",
+            "torch",
+            "jax",
+            "dask",
+        )
+    ]
+
+
+def test_a_release_has_its_date():
+    if ".dev" not in polarlib.__version__:
+        changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+        day = re.search(r"^## [\d.]+, (\S+)$", changes, re.MULTILINE)[1]
+        assert f"date-released: {day}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_sdist_has_what_the_repository_has(tmp_path):
+    pytest.importorskip("build")
+    if not (ROOT / ".git").exists():
+        pytest.skip("no list of the files")
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+    command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, capture_output=True, check=True, timeout=600)
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in tracked if name and (ROOT / name).exists()} <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+    with zipfile.ZipFile(wheel) as archive:
+        installed = {name for name in archive.namelist() if name.startswith("polarlib/")}
+    package = Path(polarlib.__file__).parent
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert installed == {path.relative_to(package.parent).as_posix() for path in files}

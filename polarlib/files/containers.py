@@ -84,7 +84,8 @@ def write_zarr(path: str, array: np.ndarray) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {folder}; create it first")
     temporary = os.path.join(folder, f".{os.path.basename(path)[:40]}.{os.urandom(8).hex()}.tmp")
     try:
-        zarr.save_array(temporary, array)
+        # Older versions have no arrays of the other byte order.
+        zarr.save_array(temporary, array.astype(array.dtype.newbyteorder("="), copy=False))
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -230,7 +230,7 @@ def write(path: str | os.PathLike[str], array: Any) -> None:
     ...     read(f"{folder}/a.npy").tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    write_all({checks.path("path", path): array})
+    _write({checks.path("path", path): array}, "path")
 
 
 def write_all(arrays: Mapping[Any, Any]) -> None:
@@ -247,14 +247,19 @@ def write_all(arrays: Mapping[Any, Any]) -> None:
         As :func:`write` raises them; every file is then as it was.
     """
     checks.instance("arrays", arrays, Mapping, "a mapping from paths to arrays")
+    _write(arrays, "a path of arrays")
+
+
+def _write(arrays: Mapping[Any, Any], label: str) -> None:
+    """Write arrays to files; `label` is what messages call a path."""
     writers: dict[Any, Callable[[IO[bytes]], Any]] = {}
     for path, array in arrays.items():
-        text = os.fsdecode(checks.path("a path of arrays", path))
+        text = os.fsdecode(checks.path(label, path))
         kind = Path(text).suffix.lower()
         if kind not in WRITTEN:
             raise ValueError(
-                f"{text}: the name must end in {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, "
-                f"got {kind!r}; choose one of them"
+                f"{label} must end in {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}, "
+                f"got {checks.shown(text)}; change its suffix"
             )
         if kind == ZARR and len(arrays) > 1:
             raise ValueError(f"{text}: a folder of Zarr is written alone; use one call for each")
