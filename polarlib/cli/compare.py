@@ -111,14 +111,7 @@ def compare(
     """Compare and rank schedules at equal cost on one matrix."""
     # Duplicates are dropped and unknown names refused before anything is computed.
     formats = list(dict.fromkeys(format_of(name).name for name in precision or ()))
-    notes = []
-    if former is not None:
-        picture = former
-        notes.append("--format is now --image-format; the former name ends with polarlib 0.3")
-    suffix = f".{picture}"
-    if suffix not in console.PICTURES:
-        known = [name.removeprefix(".") for name in console.PICTURES]
-        raise ValueError(f"unknown --image-format {picture!r}; {nearest(picture, known)}")
+    suffix, notes = _suffix(picture, former)
     folder = None if no_plots else plots
     if folder is not None:
         console.check_folder(folder)
@@ -155,6 +148,19 @@ def compare(
         console.say_json(ranked)
     else:
         _print(ranked)
+
+
+def _suffix(picture: str, former: str | None) -> tuple[str, list[str]]:
+    """Return the suffix of plots, checked, and notes about the former name of the option."""
+    notes = []
+    if former is not None:
+        picture = former
+        notes.append("--format is now --image-format; the former name ends with polarlib 0.3")
+    suffix = f".{picture}"
+    if suffix not in console.PICTURES:
+        known = [name.removeprefix(".") for name in console.PICTURES]
+        raise ValueError(f"unknown --image-format {picture!r}; {nearest(picture, known)}")
+    return suffix, notes
 
 
 def _given(name: str) -> Schedule:

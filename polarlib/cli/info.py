@@ -26,7 +26,7 @@ from polarlib.bench import usable_processors
 from polarlib.cli import console
 from polarlib.cli.console import grid, numbered_columns, say, tabulated
 from polarlib.cli.progress import progress
-from polarlib.design.cost_tables import read_costs
+from polarlib.design.cost_tables import Tables, read_costs
 from polarlib.timing import SITUATIONS
 
 # -- report ----------------------------------------------------------------------------------
@@ -123,27 +123,7 @@ def bench(
         if as_json:
             console.say_json({"rows": measured, "notes": notes})
             return
-        say(
-            *tabulated(
-                [
-                    ("format", "<", lambda row: row["format"]),
-                    ("size", ">", lambda row: row["size"]),
-                    ("function", "<", lambda row: row["function"]),
-                    ("method", "<", lambda row: row["method"]),
-                    ("ms", ">", lambda row: f"{row['milliseconds']:.2f}"),
-                    ("matrix\nproducts", ">", lambda row: f"{row['matrix_products']:.1f}"),
-                    ("SciPy's\ntime / its", ">", lambda row: f"{row['ratio']:.2f}"),
-                    ("quartiles", ">", lambda row: "{:.2f}-{:.2f}".format(*row["quartiles"])),
-                    ("rounds", ">", lambda row: row["rounds"]),
-                ],
-                measured,
-            ),
-            "",
-            console.paragraph(
-                f"Gaussian matrices, interleaved runs, {situation}; medians over rounds, of times "
-                "and of their ratios. SVDs include the two products for U and H."
-            ),
-        )
+        _print_speeds(measured, situation)
         console.say_notes(notes)
         return
     if output is not None:
@@ -151,6 +131,39 @@ def bench(
     if as_json:
         console.say_json({"costs": measured, "costs_file": output, "notes": notes})
         return
+    _print_costs(measured)
+    console.say_notes(notes)
+    if output is None:
+        say("", "To use such costs, write them to a file with -o.")
+    else:
+        say("", f"Written to {output}. To use it: export POLARLIB_COSTS={output.resolve()}")
+
+
+def _print_speeds(rows: list[dict[str, Any]], situation: str) -> None:
+    say(
+        *tabulated(
+            [
+                ("format", "<", lambda row: row["format"]),
+                ("size", ">", lambda row: row["size"]),
+                ("function", "<", lambda row: row["function"]),
+                ("method", "<", lambda row: row["method"]),
+                ("ms", ">", lambda row: f"{row['milliseconds']:.2f}"),
+                ("matrix\nproducts", ">", lambda row: f"{row['matrix_products']:.1f}"),
+                ("SciPy's\ntime / its", ">", lambda row: f"{row['ratio']:.2f}"),
+                ("quartiles", ">", lambda row: "{:.2f}-{:.2f}".format(*row["quartiles"])),
+                ("rounds", ">", lambda row: row["rounds"]),
+            ],
+            rows,
+        ),
+        "",
+        console.paragraph(
+            f"Gaussian matrices, interleaved runs, {situation}; medians over rounds, of times "
+            "and of their ratios. SVDs include the two products for U and H."
+        ),
+    )
+
+
+def _print_costs(measured: Tables) -> None:
     ((name, tables),) = measured.items()
     ((kind, table),) = tables.items()
     rows = [
@@ -165,11 +178,6 @@ def bench(
             numbered_columns(["format", "kernel", *(f"n = {n}" for n in table["sizes"])]), rows
         ),
     )
-    console.say_notes(notes)
-    if output is None:
-        say("", "To use such costs, write them to a file with -o.")
-    else:
-        say("", f"Written to {output}. To use it: export POLARLIB_COSTS={output.resolve()}")
 
 
 # -- info ------------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ def test_compare_marks_sets_without_safety_factor():
     assert ["cans!", "bfloat16*"] in [line[4:6] for line in lines]
     assert ["cans", "float32"] in [line[4:6] for line in lines]
     assert "! schedule 'cans' diverges above" in text
-    assert "* operands rounded" in text
+    assert "* simulated number format" in text
     assert "Warning" not in text
 
 

@@ -297,7 +297,7 @@ def test_spectra_refuse():
         for_spectrum(greedy(0.1, [5]), 2)
     with pytest.raises(ValueError, match=r"normalisation must be .*'l2'"):
         spectrum([1.0], normalisation="l2")
-    with pytest.raises(ValueError, match="divided by their frobenius norm"):
+    with pytest.raises(ValueError, match="that of the spectrum, or None"):
         spectrum(marchenko_pastur(2, 2), normalisation="spectral")
     with pytest.raises(ValueError, match="'frobenius' or 'spectral', got 'aol'"):
         marchenko_pastur(2, 2, normalisation="aol")

@@ -155,7 +155,7 @@ def test_cost_of_a_tall_matrix_is_relative_to_its_products():
 
 def test_cost_in_seconds_ends_there():
     traces = [polarlib.measure(A, m) for m in ("zolotarev", "svd", "polar_express")]
-    with pytest.raises(ValueError, match=r"'zolotarev' do not follow.*seconds="):
+    with pytest.raises(ValueError, match=r"'zolotarev' does not determine.*seconds="):
         plot.cost(traces)
     ax = render(plot.cost(traces, seconds=[0.5, 0.25, 0.125]))
     assert [line.get_xdata()[-1] for line in ax.get_lines()] == [0.5, 0.25, 0.125]

@@ -347,7 +347,7 @@ DAMAGES = {
     ),
     "sign flips": (
         step(decimal=[-1.5, -0.5], hex=["-0x1.8p+0", "-0x1.0p-1"]),
-        "step 2 sends .*not positive",
+        "step 2 maps .*not positive",
     ),
 }
 DAMAGES |= {

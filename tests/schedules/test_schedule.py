@@ -147,7 +147,7 @@ def test_hazards_are_not_made_of_rounding():
     assert s.image()[0] > 0
     assert s.error() <= 1 + 1e-9
     # A chain that is wrong by more than rounding is refused.
-    with pytest.raises(ValueError, match="step 2 sends"):
+    with pytest.raises(ValueError, match="step 2 maps"):
         Schedule(steps=[(3.0, -3.0, 0.9), (1.5, -1.5)], lower=0.1)
 
 
