@@ -386,7 +386,10 @@ def test_designed_schedules_are_names(here):
         (("--target", "power(2)", "--lower", "0.1", "--steps", "2"), "p must be"),
         (("--target", "polar", "--lower", "0.1", "--steps", "2"), "unknown --target 'polar'"),
         (("--target", "power(0.5", "--lower", "0.1", "--steps", "2"), "unknown --target"),
-        (("--lower", "0.1", "--steps", "2", "--form", "gram"), "--form must be given with --matmuls"),
+        (
+            ("--lower", "0.1", "--steps", "2", "--form", "gram"),
+            "--form must be given with --matmuls",
+        ),
         (("--lower", "0.1", "--matmuls", "9", "--form", "gra"), "'plain' or 'gram'"),
         (("--lower", "0.1", "--matmuls", "9", "--shape", "9"), "two sizes such as 1024,256"),
         (("--lower", "0.1", "--steps", "3", "--degrees", "3,5"), "one degree or 3"),
