@@ -96,12 +96,17 @@ def studies(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation site: warnings are errors, examples run, internal links lead somewhere."""
-    session.install("-e", ".[docs]")
+    """The documentation site: warnings are errors, examples run, internal links lead somewhere.
+
+    Then the tests of its pages, those of the explorer and the report in Chromium if there is one.
+    """
+    session.install("-e", ".[docs,test]")
     site = Path("docs/_build/html")
     shutil.rmtree(site, ignore_errors=True)
     session.run("python", "-m", "sphinx", "-W", "--keep-going", "-b", "html", "docs", str(site))
     session.run("python", "docs/check_links.py", str(site))
+    files = (f"tests/test_{name}.py" for name in ("site", "explorer", "report", "gallery"))
+    session.run("python", "-m", "pytest", "-m", "", *files, *session.posargs)
 
 
 @nox.session

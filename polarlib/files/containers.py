@@ -85,7 +85,8 @@ def write_zarr(path: str, array: np.ndarray) -> None:
     temporary = os.path.join(folder, f".{os.path.basename(path)[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         # Older versions have no arrays of the other byte order.
-        zarr.save_array(temporary, array.astype(array.dtype.newbyteorder("="), copy=False))
+        native: Any = array.astype(array.dtype.newbyteorder("="), copy=False)
+        zarr.save_array(temporary, native)
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
