@@ -38,9 +38,9 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Of full rank. Never changed. Integers become float64.
-    da : array or array-like, shape (..., m, n)
+    a : array_like, shape (..., m, n)
+        Of full rank. Not modified. Integers are converted to float64.
+    da : array_like, shape (..., m, n)
         Direction, of the same array library.
     side : {"right", "left"}, optional
         ``A = U H`` or ``A = H U``.
@@ -96,8 +96,8 @@ def polar_vjp(
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Of full rank. Never changed. Integers become float64.
+    a : array_like, shape (..., m, n)
+        Of full rank. Not modified. Integers are converted to float64.
     u_bar, h_bar : array or array-like, or None
         Gradients with respect to U and H, of their shapes; None for a factor that the function does
         not depend on. Of `h_bar` the Hermitian part counts.
@@ -157,9 +157,9 @@ def orthogonalize_jvp(
 
     Parameters
     ----------
-    g : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64.
-    dg : array or array-like, shape (..., m, n)
+    g : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64.
+    dg : array_like, shape (..., m, n)
         Direction, of the same array library.
     schedule, steps, form, restarts, normalisation, heads
         As :func:`polarlib.orthogonalize` takes them; an array of coefficients is held.
@@ -223,9 +223,9 @@ def orthogonalize_vjp(
 
     Parameters
     ----------
-    g : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64.
-    q_bar : array or array-like, shape (..., m, n)
+    g : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64.
+    q_bar : array_like, shape (..., m, n)
         Gradient with respect to the result, of the same array library.
     schedule, steps, form, restarts, precision, gram_precision, normalisation, heads
         As :func:`orthogonalize_jvp` takes them.

@@ -56,9 +56,9 @@ def tangent(x: ArrayT, z: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    x, z : array or array-like, shape (..., m, n)
+    x, z : array_like, shape (..., m, n)
         A point, of orthonormal columns (not checked), and any matrix, of one array library and
-        device; leading axes broadcast. m >= n. Never changed. Integers become float64.
+        device; leading axes broadcast. m >= n. Not modified. Integers are converted to float64.
 
     Returns
     -------
@@ -101,10 +101,10 @@ def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
 
     Parameters
     ----------
-    x, v : array or array-like, shape (..., m, n)
+    x, v : array_like, shape (..., m, n)
         A point, of orthonormal columns (not checked), and a tangent, such as :func:`tangent` gives;
         any V for which ``X + V`` has full rank is taken. Of one array library and device; leading
-        axes broadcast. m >= n. Never changed. Integers become float64.
+        axes broadcast. m >= n. Not modified. Integers are converted to float64.
     schedule : str, path-like or Schedule, optional
         Steps of matrix products in place of the polar factor, of polynomials, as
         :func:`polarlib.orthogonalize` takes them; a name stands for the number of steps that
@@ -185,9 +185,9 @@ def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    x, y : array or array-like, shape (..., m, n)
+    x, y : array_like, shape (..., m, n)
         Two points, of orthonormal columns (not checked), of one array library and device; leading
-        axes broadcast. m >= n. Never changed. Integers become float64.
+        axes broadcast. m >= n. Not modified. Integers are converted to float64.
 
     Returns
     -------

@@ -268,7 +268,7 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     ----------
     x : array, shape (..., m, n)
         1 <= n <= 4 and n <= m, in single or double precision, of any scale: each matrix is scaled
-        by a power of two of its own. Never changed.
+        by a power of two of its own. Not modified.
     ops : Ops
         Arithmetic of its library, on the host.
     tol : float, optional
@@ -336,7 +336,7 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     Parameters
     ----------
     x : array, shape (..., n, n)
-        Real, 1 <= n <= 4, in single or double precision, of any scale. Never changed.
+        Real, 1 <= n <= 4, in single or double precision, of any scale. Not modified.
     ops : Ops
         Arithmetic of its library, on the host.
 

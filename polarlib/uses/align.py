@@ -65,8 +65,8 @@ class Alignment(Pytree):
 
         Parameters
         ----------
-        points : array or array-like, shape (..., n, d)
-            Of the alignment's library and device; leading axes broadcast. Never changed.
+        points : array_like, shape (..., n, d)
+            Of the alignment's library and device; leading axes broadcast. Not modified.
 
         Returns
         -------
@@ -117,10 +117,10 @@ def align(
 
     Parameters
     ----------
-    points, targets : array or array-like, shape (..., n, d)
-        The a_i and the b_i in rows, of one array library and device, never changed; leading axes
-        broadcast. Integers become float64. n >= 1.
-    weights : array or array-like, shape (..., n), optional
+    points, targets : array_like, shape (..., n, d)
+        The a_i and the b_i in rows, of one array library and device, not modified; leading axes
+        broadcast. Integers are converted to float64. n >= 1.
+    weights : array_like, shape (..., n), optional
         The w_i >= 0, not all zero; equal by default. Leading axes broadcast. A point of weight zero
         is left out, wherever it is.
     scale, translation : bool, optional

@@ -65,8 +65,8 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64; half precision is computed in float32.
+    a : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64; half precision is computed in float32.
     smallest : int, optional
         Order of H, min(m, n), up to which the library's own ``eigh`` finds its eigenvectors: see
         :func:`eigh_polar`.
@@ -140,8 +140,8 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
 
     Parameters
     ----------
-    h : array or array-like, shape (..., n, n)
-        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64; half
+    h : array_like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Not modified. Integers are converted to float64; half
         precision is computed in float32.
     smallest : int, optional
         Blocks of at most this order, 128 by default, are given to the library's own ``eigh``. So a

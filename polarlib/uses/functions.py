@@ -61,8 +61,8 @@ def inverse_root(
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Not modified. Integers are converted to float64.
     p : int
         At least 2.
     schedule : Schedule, optional

@@ -45,8 +45,8 @@ def sqrtm(a: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
+    a : array_like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Not modified. Integers are converted to
         float64.
 
     Returns
@@ -112,8 +112,8 @@ def signm(a: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
+    a : array_like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Not modified. Integers are converted to
         float64.
 
     Returns

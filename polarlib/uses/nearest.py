@@ -40,8 +40,8 @@ def nearest_orthogonal(a: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Real or complex. Never changed. Integers become float64.
+    a : array_like, shape (..., m, n)
+        Real or complex. Not modified. Integers are converted to float64.
 
     Returns
     -------
@@ -77,8 +77,8 @@ def nearest_rotation(a: ArrayT, *, regularization: float = 0.0) -> ArrayT:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real. Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Real. Not modified. Integers are converted to float64.
     regularization : float, optional
         r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
         ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes

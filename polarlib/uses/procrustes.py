@@ -35,8 +35,8 @@ def procrustes(
 
     Parameters
     ----------
-    a, b : array or array-like, shape (..., m, n)
-        Of one array library and device, never changed; leading axes broadcast. Integers become
+    a, b : array_like, shape (..., m, n)
+        Of one array library and device, not modified; leading axes broadcast. Integers are converted to
         float64.
     rotation : bool, optional
         Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).

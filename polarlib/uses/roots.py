@@ -28,8 +28,8 @@ def sqrtm_psd(a: ArrayT) -> ArrayT:
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Not modified. Integers are converted to float64.
 
     Returns
     -------

@@ -78,9 +78,9 @@ def generalized_procrustes(
 
     Parameters
     ----------
-    shapes : array or array-like, shape (..., k, n, d)
-        k shapes of n corresponding points in rows. Never changed. Integers become float64.
-    weights : array or array-like, shape (..., n), optional
+    shapes : array_like, shape (..., k, n, d)
+        k shapes of n corresponding points in rows. Not modified. Integers are converted to float64.
+    weights : array_like, shape (..., n), optional
         Of the points, alike in every shape: >= 0, not all zero; equal by default.
     scale : bool, optional
         Whether the s_i are sought. What all have in common is fixed by the sum of the squared sizes
@@ -168,8 +168,8 @@ def generalized_procrustes(
     hidden = ops.is_abstract(a) or (is_array(weights) and ops_of(weights).is_abstract(weights))
     if hidden and (given != 0 or callback):
         raise TypeError(
-            f"generalized_procrustes looks at its shapes, which {ops.hiding}, or pass rtol=0 for "
-            "max_iterations sweeps, without callback"
+            f"generalized_procrustes reads entries of its shapes, which {ops.hiding}, or pass "
+            "rtol=0 for max_iterations sweeps, without callback"
         )
     entered = _entered(a, weights, ops.functional(a), translation)
     found = _swept(entered, scale, reflection, given, most, callback)
