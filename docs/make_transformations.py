@@ -188,7 +188,9 @@ def refusal(error: BaseException | None) -> str:
         ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents
         if ours and isinstance(error, (TypeError, ValueError, NotImplementedError)):
             return str(error).splitlines()[0]
-        quoted = re.search(r"polarlib\.\w[^\n]* (?:looks at|is one operator) [^\n]*", str(error))
+        quoted = re.search(
+            r"polarlib\.\w[^\n]* (?:looks at|reads entries of|is one operator) [^\n]*", str(error)
+        )
         if quoted:
             return quoted[0].rstrip(")")
         error = error.__cause__ or error.__context__

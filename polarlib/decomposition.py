@@ -1,4 +1,4 @@
-"""polar() and unitary_factor(): check the arguments, run the stages, store the factors."""
+"""Functions polar() and unitary_factor(): check arguments, run the stages, store the factors."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from polarlib.result import PolarResult, Status
 Array = Any
 Stored = tuple[Array | None, Array | None]
 
-# Rows over columns (columns over rows) from which a matrix is reduced in its own storage, if that
-# may be overwritten: below, square matrices take as much storage as is saved.
+# Ratio of the dimensions from which a matrix that may be overwritten is reduced in its own storage.
+# Below it, the square matrices of the reduction need as much storage as is saved.
 STORED_FROM = 4
 
 
 def hermitian_part(
     x: Array, ops: Ops, tolerance: float, *, look: bool = True, name: str = "a"
 ) -> Array:
-    """Return the Hermitian part of `x`; raise if `look` and the rest exceeds the tolerance."""
+    """Return the Hermitian part of `x`; raise if `look` and the skew part exceeds the tolerance."""
     if not look:
         return ops.hermitian_part(x)
     h, rest = ops.hermitian_split(ops.combine((1.0,), (x,)))  # of a copy, in its storage
     skew = ops.item(rest / ops.divisor(ops.frobenius(x)))
     if not skew <= tolerance:
         raise ValueError(
-            f"{name} is not Hermitian: its skew part is {skew:.1e} of it, above {tolerance:.1e}; "
-            f"pass ({name} + {name}^H) / 2 if that is what you mean"
+            f"{name} is not Hermitian: |{name} - {name}^H|_F / (2 |{name}|_F) is {skew:.1e}, "
+            f"allowed are {tolerance:.1e}; pass ({name} + {name}^H) / 2"
         )
     return h
 
@@ -97,75 +97,77 @@ def polar(
     out: Stored | None = None,
     overwrite_a: bool = False,
 ) -> PolarResult[Any]:
-    """Polar decomposition A = U H (or A = H U), with error estimates.
+    """Compute the polar decomposition A = U H (or A = H U), with error estimates.
 
-    Equals :func:`scipy.linalg.polar` to rounding, for every shape (U of a rank-deficient matrix is
-    not unique), and also takes stacks of matrices, arrays of torch, JAX, Dask and CuPy (CuPy: not
-    run on a GPU yet) and half precision (computed in float32).
+    The result equals that of :func:`scipy.linalg.polar` to rounding, for every shape. (U of a
+    rank-deficient matrix is not unique.) Stacks of matrices, arrays of PyTorch, JAX, Dask and CuPy
+    (CuPy: not run on a GPU yet) and half precision (computed in float32) are accepted too.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Never changed, unless `overwrite_a`. Integers become float64.
+    a : array_like, shape (..., m, n)
+        Real or complex. Not modified, unless `overwrite_a`. Integers are converted to float64.
     side : {"right", "left"}, optional
         ``A = U H`` with H n x n, or ``A = H U`` with H m x m. May be given by position, as to
         :func:`scipy.linalg.polar`.
     method : str, path-like or Schedule, optional
-        One of :func:`polarlib.methods`; "auto" takes, of the methods that are backward stable for
-        the condition number that it finds, the one that the measured costs of kernels make the
-        fastest (``polarlib bench --calibrate``), and gives the reason in `reason`. A method that
-        fails on a matrix (Newton's on a singular one, say) is followed by the SVD, and the status
-        is FELL_BACK.
+        A name of :func:`polarlib.methods` or :func:`polarlib.schedules`, a path of a .json file, or
+        a schedule. "auto" estimates the condition number. Of the methods that are backward stable
+        for it, the fastest by the measured costs of kernels is run (``polarlib bench
+        --calibrate``). The attribute `reason` of the result gives the reason for the choice. If a
+        method fails on a matrix (Newton's method on a singular one, for example), the SVD is used
+        and the status is FELL_BACK.
     completion : bool, optional
         For rank-deficient matrices: complete U to orthonormal columns (rows, if m < n), as SciPy
         does; otherwise U is the partial isometry ``U_r V_r^H``.
     rtol : float, optional
-        Orthogonality and backward error that count as converged; ``max(100, min(m, n))`` machine
-        epsilons by default.
+        Tolerance of convergence for the orthogonality ``||U^H U - I||_F / sqrt(n)`` and the
+        backward error ``||A - U H||_F / ||A||_F``; ``max(100, min(m, n))`` machine epsilons by
+        default.
     sigma_min, cond : float, optional
         A lower bound of the smallest singular value of every matrix, or an upper bound of its
-        condition number: "auto" and the methods that need a bound then compute none. If it is
-        wrong, the check of the result fails and the SVD is used. `condition_bounds` of the result
-        do not rest on it.
+        condition number. "auto" and the methods that need a bound then compute none. If the bound
+        is wrong, the check of the result fails and the SVD is used. `condition_bounds` of the
+        result do not depend on it.
     check_finite : bool, optional
-        Raise if `a` contains NaN or infinity; otherwise such a matrix gives NaN.
+        Raise ValueError if `a` contains NaN or infinity; otherwise such a matrix gives NaN.
     throw : bool, optional
         Raise :class:`polarlib.ConvergenceWarning` as an error instead of warning.
     callback : callable, optional
         Called as ``callback(k, x)`` after iteration k with the iterate, tall and scaled, which it
-        must not change. Fixed schedules also call it with k = 0 and the normalised matrix. See
+        must not modify. Fixed schedules also call it with k = 0 and the normalised matrix. See
         :class:`polarlib.result.Progress`.
     out : tuple of two arrays or None, optional
-        Where to store U and H; None for an array that is to be new. With NumPy the larger of the
-        two Hermitian factors is formed in its place, so that no other array is needed.
+        Arrays in which U and H are stored; a new array for None. With NumPy the larger of the two
+        Hermitian factors is formed in place.
     overwrite_a : bool, optional
-        Store U in the memory of `a`, and return that. A NumPy matrix with at least 4 times as many
-        rows as columns (or columns as rows), well-conditioned enough for a Gram matrix, is
-        decomposed in its own storage if the smaller Hermitian factor is asked for: the peak falls
-        by about the size of `a`, and `backward_error` is estimated (docs/guide/memory.md). Every
-        other matrix is needed until the end, and the peak is that without `overwrite_a`.
+        Store U in the memory of `a`. A NumPy matrix with ``max(m, n) >= 4 min(m, n)``,
+        well-conditioned enough for a Gram matrix, is decomposed in place if the smaller Hermitian
+        factor is requested. The largest use of memory is then lower by about the size of `a`, and
+        `backward_error` is estimated (docs/guide/memory.md). Otherwise no memory is saved.
 
     Returns
     -------
     PolarResult
-        Unpacks as ``u, h``. Array library, device and dtype of `a`. A fixed schedule that ends
-        short of orthonormal has not failed: its status is FIXED_SCHEDULE.
+        Unpacks as ``u, h``, of shapes (..., m, n) and (..., n, n) ((..., m, m) for side "left"),
+        with the array library, device and dtype of `a`. A fixed schedule whose result is not
+        orthonormal has not failed: its status is FIXED_SCHEDULE.
 
     Raises
     ------
     TypeError
         If `a` is not an array of numbers, or `out` does not match.
     ValueError
-        For fewer than two dimensions, an unknown method or side, NaN or infinity, a bound that
-        cannot be one.
+        If `a` has fewer than two dimensions, or NaN or infinity; for an unknown method or side; if
+        `sigma_min` or `cond` cannot be a bound; if `a` is sharded and the method would gather it.
     MemoryError
         If H is the larger of the two Hermitian factors, n x n for a matrix with m < n, and exceeds
-        the memory of the host (before any work) or what the library can allocate.
+        the memory of the host (checked before any work) or of the device.
 
     Warns
     -----
     ConvergenceWarning
-        If the orthogonality missed `rtol`, or H overflows.
+        If orthogonality or backward error exceeds `rtol`, or H overflows.
 
     See Also
     --------
@@ -173,15 +175,20 @@ def polar(
 
     Notes
     -----
-    ``H = (U^H A + A^H U) / 2``: the Hermitian matrix nearest to ``U^H A``, positive semidefinite up
-    to rounding. N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 8.
+    ``H = (U^H A + A^H U) / 2`` is the Hermitian matrix nearest to ``U^H A``, positive semidefinite
+    up to rounding.
 
-    Under ``jax.jit`` and ``jax.vmap``, where no entry can be read, methods of fixed work are taken:
-    "svd" (and "auto", which is the same there), "qdwh" and "zolotarev" with the steps for `cond`,
-    or for the worst condition number of the format, "newton_schulz", "qr", and schedules. Errors
-    and `converged` of the result are arrays then, `status` and `reason` None; nothing warns, no SVD
-    is computed instead, NaN or infinity gives NaN, `throw` and `callback` are refused, `sigma_min`
-    is not used. docs/guide/derivatives.md has a table of the results.
+    Under ``jax.jit`` and ``jax.vmap`` no entry can be read, and the methods of fixed work are
+    available: "svd", "qdwh", "zolotarev", "newton_schulz", "qr", and schedules. "auto" is "svd"
+    there. "qdwh" and "zolotarev" have the steps for `cond`, or for the largest condition number of
+    the format. Error estimates and `converged` of the result are then arrays, `status` and `reason`
+    are None. There is no warning and no fallback to the SVD, and NaN or infinity gives NaN. `throw`
+    and `callback` raise TypeError, and `sigma_min` is ignored. docs/guide/derivatives.md has a
+    table of the results.
+
+    References
+    ----------
+    N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 8.
 
     Examples
     --------
@@ -190,7 +197,7 @@ def polar(
     >>> bool(np.allclose(u @ h, [[1, -1], [2, 4]])), bool(np.allclose(u.T @ u, np.eye(2)))
     (True, True)
     """
-    # One question, before anything else is looked at: for small matrices every call counts.
+    # Checked first: for small matrices the time of every further call counts.
     plain = (
         callback is None
         and sigma_min is None
@@ -225,7 +232,7 @@ def polar(
     )
     recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded and not ops.is_abstract(a):
-        options.check_differentiable()  # of what is hidden nobody knows whether it will be
+        options.check_differentiable()  # under a trace it is unknown whether a derivative follows
 
     def find(a: Array) -> PolarResult[Array]:
         if not recorded or not ops_of(a).is_traced(a):
@@ -238,7 +245,7 @@ def polar(
         result = _in_its_storage(a, ops, options)
         if result is not None:
             return _stored(result, (None, stored[1]))
-    if plain and (out is not None or options.overwrite_a):  # a result that is stored is the same
+    if plain and (out is not None or options.overwrite_a):  # as without `out`, and then stored
         short = short_polar(given, side, method, rtol)
         if short is not None:
             return _stored(short, stored)
@@ -248,17 +255,17 @@ def polar(
 def unitary_factor(
     a: Array, *, out: Array | None = None, name: str = "unitary_factor", **options: Any
 ) -> Array:
-    """Unitary factor alone: :func:`polar` without the Hermitian factor and what it costs.
+    """Return the unitary factor alone, without computing the Hermitian factor.
 
     Options and errors are those of :func:`polar`; `out` is one array. Orthogonality and the skew
-    part of ``U^H A`` are measured, and the SVD is used where they miss `rtol`; that H is
-    positive semidefinite rests on the method, since H is not formed. The rank is not measured
-    either, unless ``completion=False``, which takes an SVD. `name` is that of the function that the
-    user has called, for messages.
+    part of ``U^H A`` are measured, and the SVD is used where they exceed `rtol`. Since H is not
+    formed, it is not checked that H is positive semidefinite. The rank is not computed either,
+    unless ``completion=False``, which needs an SVD. Messages refer to the function `name`.
 
     Returns
     -------
     array, shape (..., m, n)
+        With the array library, device and dtype of `a`.
 
     Examples
     --------
@@ -276,7 +283,10 @@ def unitary_factor(
     check_method(how.method)
     how.check_for(a, ops)
     if how.method == "qr":
-        raise ValueError("method='qr' gives the orthonormal QR factor, which is no polar factor")
+        raise ValueError(
+            f"method must give the polar factor, got 'qr', whose Q is not the polar factor; use "
+            f"{name} with another method, or polar(a, method='qr')"
+        )
     u_out, _ = _storage(given, a, how, None if out is None else (out, None))
     recorded = ops.is_traced(a) and 0 not in a.shape
     if recorded:
@@ -295,7 +305,7 @@ def unitary_factor(
 
 
 def _storage(given: Any, a: Array, options: Options, out: Stored | None) -> Stored:
-    """Check where the factors are to be stored."""
+    """Check `out` and `overwrite_a`; return the arrays, or None, in which U and H are stored."""
     if out is None:
         u_out = h_out = None
     else:
@@ -304,11 +314,11 @@ def _storage(given: Any, a: Array, options: Options, out: Stored | None) -> Stor
         u_out, h_out = out
     if options.overwrite_a:
         if u_out is not None:
-            raise ValueError("give out=(u, h) or overwrite_a=True, not both: U has one place")
+            raise ValueError("pass out=(None, h) with overwrite_a=True: both would store U")
         if a is not given:
             raise ValueError(
-                f"overwrite_a=True needs an array of a floating dtype to write U to, got "
-                f"{type(given).__name__}"
+                f"overwrite_a=True needs an array of a floating dtype, in which U is stored, got "
+                f"{type(given).__name__}; convert a first, or leave overwrite_a out"
             )
         u_out = a
     if u_out is not None:
@@ -327,31 +337,31 @@ def _stored(result: PolarResult[Array], stored: Stored) -> PolarResult[Array]:
 
 
 def _in_its_storage(a: Array, ops: Ops, options: Options) -> PolarResult[Array] | None:
-    """Decompose a tall or wide matrix, U in its storage; None, and `a` unchanged, where not.
+    """Decompose a tall or wide matrix in place; None, with `a` unchanged, where that is impossible.
 
-    With A = Q S by Cholesky factors, Q where A was, and S = V H, the unitary factor is Q V.
-    Everything but the two norms of the result is found from S; they are estimated from products
-    that are taken before.
+    With A = Q S by Cholesky factors, Q in the storage of A, and S = V H, the unitary factor is Q V.
+    All results but two norms are computed from S. The norms are estimated from products with
+    random vectors, computed before A is overwritten.
     """
     if options.is_fixed or options.method in ("qr", "small") or options.callback is not None:
         return None
     side, tol = options.side, options.tolerance(a)
     wide = a.shape[-2] < a.shape[-1]
     few, many = sorted(a.shape[-2:])
-    asked = side == ("left" if wide else "right")  # for the smaller Hermitian factor
+    smaller = side == ("left" if wide else "right")  # of the two Hermitian factors
     kernels = ops.kernels(a)
-    if kernels is None or not (a.ndim == 2 and asked and many >= STORED_FROM * few > 0):
+    if kernels is None or not (a.ndim == 2 and smaller and many >= STORED_FROM * few > 0):
         return None
-    # A view of `a`, where U is to be: there is no copy that could be scaled or made contiguous.
+    # A view of `a`, in which U is stored: there is no copy that could be scaled or made contiguous.
     x = ops.xp.matrix_transpose(a) if wide else a
-    peak = ops.item(ops.max_abs(x))
+    max_abs = ops.item(ops.max_abs(x))
     contiguous = x.flags.c_contiguous or x.flags.f_contiguous
-    if not (contiguous and 1 / COMFORTABLE <= peak <= COMFORTABLE):
+    if not (contiguous and 1 / COMFORTABLE <= max_abs <= COMFORTABLE):
         return None
     conjugate = wide and is_complex(x)  # the transpose is a view, the adjoint is not
     if conjugate:
         ops.xp.conj(x, out=x)
-    known = sketch(x, ops)  # before A is overwritten: its factors are checked by these products
+    known = sketch(x, ops)  # before A is overwritten: the factors are checked by these products
     reduced = kernels.cholesky_qr_in_place(x)
     if reduced is not None:
         s, restore = reduced

@@ -1,10 +1,11 @@
 """Derivatives of the polar factors and of a schedule, for libraries that do not differentiate.
 
-torch and JAX find them by themselves: :func:`polarlib.polar`, :func:`polarlib.orthogonalize`,
-rotations, roots and leading triplets are operations of their automatic differentiation. Here the
-derivatives of those two are functions, on NumPy and any other array library: in a direction (jvp),
-and of a real function of the result by its gradient with respect to the result (vjp). Gradients are
-those of the inner product ``Re sum(conj(x) y)``, of complex matrices too.
+In torch and JAX, :func:`polarlib.polar`, :func:`polarlib.orthogonalize`, rotations, roots and
+leading triplets are operations of automatic differentiation. For NumPy and other array libraries
+this module has the derivatives of :func:`polarlib.polar` and :func:`polarlib.orthogonalize` as
+functions. Those with suffix jvp return the derivative in a direction. Those with suffix vjp return
+the gradient of a real function of the result, from its gradient with respect to the result.
+Gradients are those of the inner product ``Re sum(conj(x) y)``, also for complex matrices.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ Array = Any
 @looks
 @under_default_settings
 def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, ArrayT]:
-    """Derivatives of the factors of ``A = U H`` in a direction of A.
+    """Return the derivatives of the factors of ``A = U H`` in a direction of A.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Of full rank. Never changed. Integers become float64.
-    da : array or array-like, shape (..., m, n)
+    a : array_like, shape (..., m, n)
+        Of full rank. Not modified. Integers are converted to float64.
+    da : array_like, shape (..., m, n)
         Direction, of the same array library.
     side : {"right", "left"}, optional
         ``A = U H`` or ``A = H U``.
@@ -48,17 +49,18 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
     Returns
     -------
     du, dh : array
-        Shapes of the factors of :func:`polarlib.polar`; array library, device and dtype of `a`.
-        `dh` is exactly Hermitian.
+        With the shapes of the factors of :func:`polarlib.polar`, (..., m, n) and (..., n, n) (for
+        side "left" (..., m, m)), and the array library, device and dtype of `a`. `dh` is exactly
+        Hermitian.
 
     Raises
     ------
     TypeError
-        If one is not an array of numbers, they are of two libraries, or `da` is complex and `a` is
-        not.
+        If an argument is not an array of numbers, if they are of two libraries, or if `da` is
+        complex and `a` is real.
     ValueError
         For shapes that do not match, an unknown side, NaN or infinity in `a`, and matrices that are
-        rank-deficient to rounding: they have more than one unitary factor, or one that jumps.
+        rank-deficient to rounding, whose unitary factor is not unique or not continuous.
 
     See Also
     --------
@@ -66,9 +68,13 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
 
     Notes
     -----
-    Cost: U, an eigendecomposition of H, one inverse of H if A is not square, and about ten
-    products. C. S. Kenney and A. J. Laub, SIAM J. Sci. Stat. Comput. 12 (1991) 488-504;
-    N. J. Higham, Functions of Matrices (SIAM, 2008), section 8.2.
+    The cost is that of U, an eigendecomposition of H, one inverse of H if A is not square, and
+    about ten products. docs/evidence/derivatives.md has the formulas.
+
+    References
+    ----------
+    C. S. Kenney and A. J. Laub, SIAM J. Sci. Stat. Comput. 12 (1991) 488-504. N. J. Higham,
+    Functions of Matrices (SIAM, 2008), section 8.2.
 
     Examples
     --------
@@ -92,31 +98,37 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
 def polar_vjp(
     a: ArrayT, u_bar: Array | None, h_bar: Array | None = None, *, side: Side = "right"
 ) -> ArrayT:
-    """Gradient with respect to A of a function of the factors of ``A = U H``.
+    """Return the gradient with respect to A of a function of the factors of ``A = U H``.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Of full rank. Never changed. Integers become float64.
-    u_bar, h_bar : array or array-like, or None
-        Gradients with respect to U and H, of their shapes; None for a factor that the function does
-        not depend on. Of `h_bar` the Hermitian part counts.
+    a : array_like, shape (..., m, n)
+        Of full rank. Not modified. Integers are converted to float64.
+    u_bar, h_bar : array_like or None
+        Gradients with respect to U and H, with their shapes; None for a factor on which the
+        function does not depend. Only the Hermitian part of `h_bar` is used.
     side : {"right", "left"}, optional
         ``A = U H`` or ``A = H U``.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of `a`.
+        With the array library, device and dtype of `a`.
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        As :func:`polar_jvp`.
+    ValueError
         As :func:`polar_jvp`, and if both gradients are None.
 
     Notes
     -----
-    With respect to U alone this is ``polar_jvp(a, u_bar)[0]``: the derivative is self-adjoint.
+    Without `h_bar` the result is ``polar_jvp(a, u_bar)[0]``, since the derivative of U is
+    self-adjoint.
+
+    References
+    ----------
     V. Noferini, SIAM J. Matrix Anal. Appl. 38 (2017) 434-457.
 
     Examples
@@ -128,7 +140,7 @@ def polar_vjp(
     [[0.0, 1.0], [-1.0, 0.0]]
     """
     if u_bar is None and h_bar is None:
-        raise ValueError("give u_bar, h_bar or both: without either the gradient is zero")
+        raise ValueError("u_bar and h_bar must not both be None; pass at least one of them")
     entered, shape = _matrix(a, side)
     y = None if u_bar is None else _along(u_bar, "u_bar", entered)
     b = None if h_bar is None else _along(h_bar, "h_bar", entered, shape)
@@ -153,33 +165,32 @@ def orthogonalize_jvp(
     normalisation: str | None = None,
     heads: int | None = None,
 ) -> ArrayT:
-    """Derivative of :func:`polarlib.orthogonalize` in a direction of its matrix.
+    """Return the derivative of :func:`polarlib.orthogonalize` in a direction of its matrix.
 
     Parameters
     ----------
-    g : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64.
-    dg : array or array-like, shape (..., m, n)
+    g : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64.
+    dg : array_like, shape (..., m, n)
         Direction, of the same array library.
     schedule, steps, form, restarts, normalisation, heads
-        As :func:`polarlib.orthogonalize` takes them; an array of coefficients is held.
-    precision : str, optional
-        As there, but it decides the schedule of "auto" and the restarts of the Gram form, nothing
-        else: derivatives are computed in at least float32, and are those without rounding.
-    gram_precision : str, optional
-        Likewise.
+        As in :func:`polarlib.orthogonalize`. An array of coefficients is a constant.
+    precision, gram_precision : str, optional
+        As in :func:`polarlib.orthogonalize`, but they affect only the schedule of "auto" and the
+        restarts of the Gram form. Derivatives are computed in at least float32, and are those
+        without rounding.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of `g`. Zero for a zero matrix, which has no derivative
-        unless the normalisation is "none", so that it disturbs no others.
+        With the array library, device and dtype of `g`. For a zero matrix, which has no derivative
+        unless the normalisation is "none", the result is zero, so that stacks can contain it.
 
     Raises
     ------
     TypeError
-        If one is not an array of numbers, they are of two libraries, or `dg` is complex and `g` is
-        not.
+        If an argument is not an array of numbers, if they are of two libraries, or if `dg` is
+        complex and `g` is real.
     ValueError
         As :func:`polarlib.orthogonalize`, and for shapes that do not match.
 
@@ -189,14 +200,15 @@ def orthogonalize_jvp(
 
     Notes
     -----
-    Cost: seven products for each step of degree 5 in the plain form, of which five are with the
-    m x n matrix, where the step itself takes three; nothing is stored from step to step.
+    The cost is seven products per step of degree 5 in the plain form, five of them with the m x n
+    matrix. The step itself takes three. No intermediate results are stored between steps.
+    docs/evidence/derivatives.md has the formulas.
 
     Examples
     --------
     >>> import numpy as np
     >>> g = np.random.default_rng(0).standard_normal((6, 4))
-    >>> along = orthogonalize_jvp(g, g)  # scaled matrices have one factor
+    >>> along = orthogonalize_jvp(g, g)  # 0, since scaling does not change the result
     >>> bool(np.max(np.abs(along)) < 1e-12)
     True
     """
@@ -219,21 +231,21 @@ def orthogonalize_vjp(
     normalisation: str | None = None,
     heads: int | None = None,
 ) -> ArrayT:
-    """Gradient with respect to G of a function of ``orthogonalize(G)``.
+    """Return the gradient with respect to G of a function of ``orthogonalize(G)``.
 
     Parameters
     ----------
-    g : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64.
-    q_bar : array or array-like, shape (..., m, n)
+    g : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64.
+    q_bar : array_like, shape (..., m, n)
         Gradient with respect to the result, of the same array library.
     schedule, steps, form, restarts, precision, gram_precision, normalisation, heads
-        As :func:`orthogonalize_jvp` takes them.
+        As in :func:`orthogonalize_jvp`.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of `g`.
+        With the array library, device and dtype of `g`.
 
     Raises
     ------
@@ -242,14 +254,15 @@ def orthogonalize_vjp(
 
     Notes
     -----
-    Cost: that of :func:`orthogonalize_jvp`, and seven products for ``normalisation="spectral"``.
+    The cost is that of :func:`orthogonalize_jvp`, plus seven products for
+    ``normalisation="spectral"``.
 
     Examples
     --------
     >>> import numpy as np
     >>> g, y = np.random.default_rng(0).standard_normal((2, 6, 4))
     >>> gradient = orthogonalize_vjp(g, y)
-    >>> bool(abs(np.sum(gradient * g)) < 1e-12)  # scaling changes nothing
+    >>> bool(abs(np.sum(gradient * g)) < 1e-12)  # scaling does not change the result
     True
     """
     others = steps, form, restarts, precision, gram_precision, normalisation, heads
@@ -259,7 +272,7 @@ def orthogonalize_vjp(
 def _schedule(
     g: Array, e: Array, name: str, schedule: Any, others: tuple[Any, ...], *, gradient: bool
 ) -> Array:
-    # Not scaled: a scale would count as a constant, and the normalisation has a derivative.
+    # Not scaled: a scale would be a constant, but the normalisation has a derivative.
     entered = enter(g, "g", look="if free", scaling=None)
     if isinstance(schedule, NAMED):
         rule, heads = _rule(entered, Options(schedule, *others))
@@ -273,27 +286,27 @@ def _schedule(
 
 
 def _rule(entered: Entered, options: Options) -> tuple[dict[str, Any], int | None]:
-    # Derivatives are those without rounding: hazards of a format do not concern them.
+    # Derivatives are those without rounding, so that the warnings about formats do not apply.
     resolved = options.resolved(entered.given, entered.ops, warns=False)
     if resolved["schedule"].is_rational:
         raise ValueError(
-            f"schedule {resolved['schedule'].name!r} has rational steps, for which there is no "
-            "rule; take one of polynomials, or let torch or JAX differentiate its steps"
+            f"schedule must be polynomial, got {resolved['schedule'].name!r} with rational steps; "
+            "use a polynomial one, or differentiate by torch or JAX"
         )
     return rule_of(resolved), options.heads
 
 
 def _matrix(a: Array, side: str) -> tuple[Entered, tuple[int, ...]]:
-    """The matrix, not scaled, and the shape of its Hermitian factor."""
+    """Return the matrix, not scaled, and the shape of its Hermitian factor."""
     choice("side", side, ("right", "left"))
-    # The rules scale by themselves.
+    # The rules of derivatives scale the matrix.
     entered = enter(a, look="if free", scaling=None)
     k = entered.x.shape[-1] if side == "right" else entered.x.shape[-2]
     return entered, (*entered.x.shape[:-2], k, k)
 
 
 def _along(e: Array, name: str, entered: Entered, shape: tuple[int, ...] | None = None) -> Array:
-    """A direction or a gradient that goes with X, in the dtype and, by default, the shape of X."""
+    """Return a direction or a gradient in the dtype of X; ValueError for another shape."""
     x, ops = entered.x, entered.ops
     shape = tuple(x.shape) if shape is None else shape
     e, _ = as_matrix(e, name)
@@ -301,5 +314,7 @@ def _along(e: Array, name: str, entered: Entered, shape: tuple[int, ...] | None 
     if tuple(e.shape) != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(e.shape)}")
     if is_complex(e) and not is_complex(x):
-        raise TypeError(f"{name} is {dtype_name(e)}, but the matrix is real; take its real part")
+        raise TypeError(
+            f"{name} must be real, as the matrix is, got {dtype_name(e)}; pass its real part"
+        )
     return astype_like(e, x, ops)

@@ -1,8 +1,8 @@
 """The Stiefel manifold with the polar retraction: tangents, retraction and its inverse.
 
-Points are m x n matrices with orthonormal columns, ``X^H X = I``, m >= n, real or complex, in
-stacks. Square ones are the orthogonal (unitary) matrices, among them the rotations. A tangent at X
-is a V for which ``X^H V`` is skew-Hermitian.
+Points are m x n matrices with orthonormal columns, ``X^H X = I``, m >= n, real or complex, or
+stacks of such matrices. Square points are the orthogonal (unitary) matrices, which include the
+rotations. A tangent at X is a matrix V for which ``X^H V`` is skew-Hermitian.
 
 Examples
 --------
@@ -50,36 +50,41 @@ Array = Any
 def tangent(x: ArrayT, z: ArrayT) -> ArrayT:
     """Project Z onto the tangent space at X: ``Z - X (X^H Z + Z^H X) / 2``.
 
-    Of the matrices V with ``X^H V + V^H X = 0`` it is the nearest to Z in Frobenius norm. From the
-    gradient of a function of matrices it makes the gradient on the manifold (for the Euclidean
-    metric).
+    The projection is the nearest to Z, in the Frobenius norm, of the matrices V with
+    ``X^H V + V^H X = 0``. The projection of the gradient of a function of matrices is the gradient
+    on the manifold, for the Euclidean metric.
 
     Parameters
     ----------
-    x, z : array or array-like, shape (..., m, n)
-        A point, of orthonormal columns (not checked), and any matrix, of one array library and
-        device; leading axes broadcast. m >= n. Never changed. Integers become float64.
+    x, z : array_like, shape (..., m, n)
+        A point with m >= n, whose columns are orthonormal (not checked), and any matrix, of one
+        array library and device; leading axes broadcast. Not modified. Integers are converted to
+        float64.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of the arguments (the one to which the library promotes
-        two); 16 bits are computed in float32.
+        Tangent at X, with the array library, device and dtype of the arguments (the dtype to which
+        the library promotes two). 16-bit formats are computed in float32.
 
     Raises
     ------
     TypeError
         If `x` or `z` is not an array of numbers, or they are of two array libraries.
     ValueError
-        For m < n, shapes that do not match, two devices, NaN or infinity; in code that JAX traces
-        the result is NaN instead.
+        For m < n, shapes that do not match, two devices, NaN or infinity. In code that JAX traces
+        NaN or infinity gives NaN instead.
 
     Notes
     -----
-    Two products. For X that is orthonormal but for E, ``X^H X = I + E``, the result is tangent but
-    for ``-(E T + T E) / 2`` with ``T = X^H Z + Z^H X``: taken twice, the projection of a Z that is
-    nearly tangent is more so. P.-A. Absil, R. Mahony, R. Sepulchre, Optimization Algorithms on
-    Matrix Manifolds (Princeton, 2008), equation (3.35).
+    The cost is two products. If ``X^H X = I + E``, the result V satisfies
+    ``X^H V + V^H X = -(E T + T E) / 2`` with ``T = X^H Z + Z^H X``. A second projection reduces T,
+    and with it this error.
+
+    References
+    ----------
+    P.-A. Absil, R. Mahony, R. Sepulchre, Optimization Algorithms on Matrix Manifolds (Princeton,
+    2008), equation (3.35).
 
     Examples
     --------
@@ -97,63 +102,66 @@ def tangent(x: ArrayT, z: ArrayT) -> ArrayT:
 @looks
 @under_default_settings
 def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
-    """Move from X along V and back to the manifold: the unitary polar factor of ``X + V``.
+    """Return the unitary polar factor of ``X + V``: the point reached from X along V.
 
     Parameters
     ----------
-    x, v : array or array-like, shape (..., m, n)
-        A point, of orthonormal columns (not checked), and a tangent, such as :func:`tangent` gives;
-        any V for which ``X + V`` has full rank is taken. Of one array library and device; leading
-        axes broadcast. m >= n. Never changed. Integers become float64.
+    x, v : array_like, shape (..., m, n)
+        A point with m >= n, whose columns are orthonormal (not checked), and a tangent, as returned
+        by :func:`tangent`, or any V for which ``X + V`` has full rank. Of one array library and
+        device; leading axes broadcast. Not modified. Integers are converted to float64.
     schedule : str, path-like or Schedule, optional
-        Steps of matrix products in place of the polar factor, of polynomials, as
-        :func:`polarlib.orthogonalize` takes them; a name stands for the number of steps that
-        :func:`polarlib.schedule` gives it. V must be tangent.
+        Polynomial schedule, as accepted by :func:`polarlib.orthogonalize`, by which the polar
+        factor is approximated. The length of a named schedule is that of
+        :func:`polarlib.schedule`. V must be tangent.
 
     Returns
     -------
     array, shape (..., m, n)
-        The point that is nearest to ``X + V``; without `schedule`, where ``X + V`` is
-        rank-deficient, one of the nearest, as :func:`polarlib.polar` completes it. Array library,
-        device and dtype of the arguments (the one to which the library promotes two); 16 bits are
-        computed in float32, but for `schedule` in the format itself.
+        The point that is nearest to ``X + V``. If ``X + V`` is rank-deficient, one of the nearest
+        is returned, with the completion of :func:`polarlib.polar`. Array library, device and dtype
+        are those of the arguments (the dtype to which the library promotes two). 16-bit formats are
+        computed in float32, with `schedule` in the format itself.
 
     Raises
     ------
     TypeError
         If `x` or `v` is not an array of numbers, they are of two array libraries, or `schedule` is
-        nothing that it can be.
+        of none of its types.
     ValueError
-        For m < n, shapes that do not match, two devices, NaN or infinity (in code that JAX traces
-        the result is NaN instead), a schedule that is unknown, rational, adaptive or for something
-        else than polar factors. With torch or JAX, when a derivative is computed without `schedule`
-        where ``X + V`` is rank-deficient to rounding, which it is not for a tangent V.
+        For m < n, shapes that do not match, two devices, NaN or infinity; for a schedule that is
+        unknown, rational, adaptive or not for polar factors. In code that JAX traces NaN or
+        infinity gives NaN instead. With torch or JAX, also when a derivative is computed without
+        `schedule` and ``X + V`` is rank-deficient to rounding. For a tangent V it has full rank.
 
     Warns
     -----
     ScheduleWarning
-        As :func:`polarlib.orthogonalize`.
+        As in :func:`polarlib.orthogonalize`.
 
     Notes
     -----
-    For a tangent V the singular values of ``X + V`` are ``sqrt(1 + sigma(V)^2)``. So every tangent
-    has its point, rank and condition are no concern, and the derivative exists. For square X the
-    determinant keeps its sign, since ``X^H V`` has imaginary eigenvalues: from a rotation one
-    arrives at a rotation. It agrees with the geodesic of the Euclidean metric to second order in V.
-    P.-A. Absil and J. Malick, SIAM J. Optim. 22 (2012) 135-158.
+    For a tangent V the singular values of ``X + V`` are ``sqrt(1 + sigma(V)^2)``. Hence ``X + V``
+    has full rank, and the derivative exists. For square X the determinant keeps its sign, since
+    ``X^H V`` has imaginary eigenvalues: the retraction of a rotation is a rotation. The retraction
+    agrees with the geodesic of the Euclidean metric to second order in V.
 
-    With a schedule s of interval up to u, its steps are applied to ``u (X + V) / c`` with ``c^2 = 1
-    + |V|_F^2``, divided by `input_safety` unless its normalisation is "none". Singular values are
-    then between u / c and u, so that for a tangent V, R the exact retraction,
+    The steps of a schedule s of interval up to u are applied to ``u (X + V) / c`` with ``c^2 = 1 +
+    |V|_F^2``, divided by `input_safety` unless the normalisation of s is "none". Singular values
+    are then between u / c and u. For a tangent V, with R the exact retraction,
 
         |retract(x, v, schedule=s) - R|_2 <= s.error(u / c) = s.error(s.upper / sqrt(1 + |V|_F^2)),
 
-    apart from the rounding of the format. Singular vectors are those of R, of which the polar
-    factor is R again: what is missed is orthonormality, not the direction. The Newton-Schulz steps
-    ("newton_schulz_3", "newton_schulz_5") have 1 as a fixed point and give X for V = 0; one of
-    degree 3 has an error of at most ``(3/8) |V|_F^4``. For other schedules s(1) may differ from 1.
-    In a sequence of steps, each one corrects what the last has missed. If V is not tangent,
-    singular values reach ``sqrt(2) u``: the Newton-Schulz steps converge there, others may not.
+    apart from the rounding of the format. The singular vectors are those of ``X + V``, so that the
+    polar factor of the result is R. Only orthonormality is lost, and the next retraction corrects
+    it. The Newton-Schulz steps ("newton_schulz_3", "newton_schulz_5") have 1 as a fixed point, and
+    return X for V = 0. One step of degree 3 has an error of at most ``(3/8) |V|_F^4``. For other
+    schedules s(1) may differ from 1. If V is not tangent, singular values can be as large as
+    ``sqrt(2) u``. There the Newton-Schulz steps converge, other schedules may not.
+
+    References
+    ----------
+    P.-A. Absil and J. Malick, SIAM J. Optim. 22 (2012) 135-158.
 
     Examples
     --------
@@ -181,45 +189,48 @@ def retract(x: ArrayT, v: ArrayT, *, schedule: Named | None = None) -> ArrayT:
 @looks
 @under_default_settings
 def inverse_retract(x: ArrayT, y: ArrayT) -> ArrayT:
-    """Return the tangent V at X that :func:`retract` takes to Y: ``V = Y S - X``.
+    """Return the tangent V at X for which ``retract(X, V)`` is Y: ``V = Y S - X``.
 
     Parameters
     ----------
-    x, y : array or array-like, shape (..., m, n)
-        Two points, of orthonormal columns (not checked), of one array library and device; leading
-        axes broadcast. m >= n. Never changed. Integers become float64.
+    x, y : array_like, shape (..., m, n)
+        Two points with m >= n, whose columns are orthonormal (not checked), of one array library
+        and device; leading axes broadcast. Not modified. Integers are converted to float64.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of the arguments (the one to which the library promotes
-        two); 16 bits are computed in float32.
+        Tangent at X, with the array library, device and dtype of the arguments (the dtype to which
+        the library promotes two). 16-bit formats are computed in float32.
 
     Raises
     ------
     TypeError
-        If `x` or `y` is not an array of numbers, they are of two array libraries, or no number can
-        be read under torch.export and the like.
+        If `x` or `y` is not an array of numbers, if they are of two array libraries, or under
+        torch.export and similar traces.
     ValueError
-        For m < n, shapes that do not match, two devices, NaN or infinity; and where there is no V,
-        with the least real part of an eigenvalue of ``X^H Y``. In code that JAX traces the result
-        is NaN instead.
+        For m < n, shapes that do not match, two devices, NaN or infinity. Also if V does not exist;
+        the message states the smallest real part of an eigenvalue of ``X^H Y``. In code that JAX
+        traces the result is NaN instead.
 
     Notes
     -----
-    S is positive definite and solves ``M S + S M^H = 2 I`` with ``M = X^H Y``, which is ``X^H V +
-    V^H X = 0``. It exists, and is unique, exactly where all eigenvalues of M have positive real
-    parts; for rotations, where that from X to Y turns by less than a right angle in every plane.
-    Then ``S^2 = I + V^H V``. Refused is also what rounding cannot tell from having none, with n
-    epsilons times the norms of M and S above 1.
+    S is positive definite and solves ``M S + S M^H = 2 I`` with ``M = X^H Y``, which is equivalent
+    to ``X^H V + V^H X = 0``. S exists, and is unique, if and only if all eigenvalues of M have
+    positive real parts. For rotations the rotation from X to Y must then turn every plane by less
+    than a right angle. S satisfies ``S^2 = I + V^H V``. Matrices for which n epsilons times the
+    norms of M and S exceeds 1 are refused too, since rounding hides whether S exists.
 
-    M S + S M^H = 2 I is solved by Schur decompositions on the host, elsewhere by inverses and
-    products, which stacks of eight or more matrices of up to 32 columns try on the host first
-    (docs/guide/manifold.md has the accuracy); that S is positive definite and its residual small is
-    checked, which proves that S exists. Derivatives in both arguments are solutions of the same
-    kind of equation, so that derivatives have derivatives.
-    T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894, solve for S by
-    the same equation.
+    The equation is solved by Schur decompositions on the host, and by inverses and products
+    elsewhere. On the host, stacks of at least eight matrices of up to 32 columns use inverses and
+    products first. docs/evidence/manifold.md has the accuracy. It is checked that S is positive
+    definite and its residual small, which proves that S exists. Derivatives with respect to both
+    arguments are solutions of equations of the same kind, and have derivatives themselves.
+
+    References
+    ----------
+    T. Kaneko, S. Fiori, T. Tanaka, IEEE Trans. Signal Process. 61 (2013) 883-894 (the equation for
+    S).
 
     Examples
     --------
@@ -248,53 +259,53 @@ def _pair(x: Array, other: Array, name: str) -> tuple[Array, Array, Ops]:
     x, other, ops = pair_of(x, other, "x", name)
     if x.shape[-2] < x.shape[-1]:
         raise ValueError(
-            f"x must have orthonormal columns, and so at least as many rows, got shape "
-            f"{tuple(x.shape)}; pass the adjoint"
+            f"x must have at least as many rows as columns, got shape {tuple(x.shape)}; pass the "
+            "adjoint"
         )
     return x, other, ops
 
 
 def _finite(x: Array, name: str, ops: Ops) -> Array:
-    """Return a matrix in at least single precision; ValueError for NaN or infinity, if it shows."""
+    """Return a matrix in at least single precision; ValueError if not finite, unless traced."""
 
-    def peak(x: Array) -> Array:
+    def check(x: Array) -> Array:
         own = ops_of(x)
         return finite_peak(x, own, name, look=not own.is_abstract(x))
 
     x = at_least_single(x, ops)
     if 0 not in x.shape:
-        constant(ops, peak, x)
+        constant(ops, check, x)
     return x
 
 
 def _norm_of_sum(v: Array, ops: Ops) -> Array:
-    """``sqrt(1 + |V|_F^2)``: no singular value of X + V is larger, for a tangent V."""
-    # At most 1 after the division, so that squares do not overflow.
-    scaling = lambda peak, ops: near_peak(ops.xp.maximum(peak, ops.xp.ones_like(peak)), ops)  # noqa: E731
+    """Return ``sqrt(1 + |V|_F^2)``, an upper bound of the singular values of X + V, V tangent."""
+    # Entries are at most 1 after the division, so that squares do not overflow.
+    scaling = lambda m, ops: near_peak(ops.xp.maximum(m, ops.xp.ones_like(m)), ops)  # noqa: E731
     entered = enter(v, "v", ops=ops, scaling=scaling)
     norm, one = ops.frobenius(entered.x), 1.0 / entered.scale
     return ops.xp.sqrt(norm * norm + one * one) * entered.scale
 
 
 def _checked(schedule: Named, precision: str) -> Schedule:
-    """Return a schedule of polynomials for polar factors."""
+    """Return the schedule; ValueError unless it is a polynomial one for polar factors."""
     chosen = resolve_schedule(opened(schedule), None, precision)
     if isinstance(chosen, Adaptive):
         raise ValueError(
-            "schedule 'adaptive' chooses by the spectrum of its matrix, which for a retraction is "
-            "known; use 'newton_schulz_5'"
+            "schedule must be fixed, got 'adaptive', which estimates a spectrum that is known for "
+            "a retraction; use 'newton_schulz_5'"
         )
     polynomials(chosen, "retract")
     if chosen.target != "polar":
         raise ValueError(
-            f"schedule {chosen.name!r} has target {chosen.target!r}, not 'polar'; "
-            "use 'newton_schulz_5'"
+            f"schedule must have the target 'polar', got {chosen.name!r} with target "
+            f"{chosen.target!r}; use 'newton_schulz_5'"
         )
     return chosen
 
 
 def _refuse(m: np.ndarray, index: tuple[int, ...]) -> NoReturn:
-    """Name the eigenvalue of ``X^H Y`` for which no tangent leads from X to Y."""
+    """Raise ValueError with the eigenvalue of ``X^H Y`` for which no tangent leads from X to Y."""
     where = f" in matrix {index} of the stack" if index else ""
     if not np.isfinite(m).all():
         raise ValueError(f"x^H y overflows{where}; x and y must have orthonormal columns")
@@ -302,5 +313,5 @@ def _refuse(m: np.ndarray, index: tuple[int, ...]) -> NoReturn:
     known = "" if least <= 0 else " beyond rounding"
     raise ValueError(
         f"the eigenvalues of x^H y must have positive real parts{known}, got {least:.1e} as the "
-        f"least{where}; take points between x and y"
+        f"least{where}; use points between x and y"
     )

@@ -1,13 +1,13 @@
 """Methods for the unitary factor: one file per method, one table of records.
 
 A method is a function ``(x, ops, *, tol, callback) -> (u, Run)``. Its matrices are tall, in at
-least single precision, finite, and scaled so that the largest entry is about 1. The side, wide
-matrices, scale, the Hermitian factor, rank and the a-posteriori check belong to
-:func:`polarlib.polar`. A method that fails returns its last iterate: the check rejects it, and the
-SVD is used.
+least single precision, finite, and scaled so that the largest entry is about 1.
+:func:`polarlib.polar` handles the side, wide matrices, the scale, the Hermitian factor, the rank
+and the a-posteriori check. A method that fails returns its last iterate: the check rejects it, and
+the SVD is used.
 
-An iteration is a plan of steps and a function that computes one:
-:func:`polarlib.engine.drive.drive` takes them. To add a method, write such a function and add its
+An iteration consists of a plan of steps and a function that computes one step, which
+:func:`polarlib.engine.drive.drive` runs. To add a method, write a function as above and add its
 record to ``METHODS``.
 """
 
@@ -65,15 +65,15 @@ class Method:
     Attributes
     ----------
     function : callable
-        The method; a record is called like it.
+        The method; calling the record calls the method.
     takes_lower : bool
-        Whether it takes ``lower=``, a lower bound of sigma_min / sigma_max.
+        Whether the method has the argument ``lower=``, a lower bound of sigma_min / sigma_max.
     traced : callable or None
-        Form of fixed work for matrices without readable entries, ``(x, ops, *, tol, lower)``.
+        Form of fixed work for traced matrices, ``(x, ops, *, tol, lower)``.
     kind : {"polar", "orthonormal"}
-        What it computes: the unitary polar factor, or just an orthonormal basis.
+        Whether the result is the unitary polar factor or only an orthonormal basis.
     columns : int or None
-        Largest smaller dimension that it takes.
+        Upper limit of min(m, n), if the method has one.
     """
 
     function: Callable[..., tuple[Any, Run]]
@@ -88,7 +88,7 @@ class Method:
 
     @property
     def description(self) -> str:
-        """First line of its docstring."""
+        """First line of the method's docstring."""
         return docstring(self.function).partition("\n")[0]
 
 
@@ -105,11 +105,11 @@ METHODS: dict[str, Method] = {
     "qr": Method(qr, traced=traced.fixed_qr, kind="orthonormal"),
     "small": Method(small.small, columns=LARGEST),
 }
-# Traced, "auto" cannot estimate a condition number: it takes the method that never fails.
+# Under a trace "auto" cannot estimate a condition number. It is the SVD, which fits every matrix.
 _ALL = {"auto": Method(auto, takes_lower=True, traced=traced.fixed_svd)} | METHODS
 HINTED = {name: method for name, method in _ALL.items() if method.takes_lower}
 TRACED = {name: method.traced for name, method in _ALL.items() if method.traced}
-# Names of schedules of rational steps. Where a method has the name, `polar` takes the method.
+# Names of rational schedules. If a method has the same name, `polar` uses the method.
 RATIONAL: dict[str, Callable[[], Schedule]] = {
     "halley_fixed": halley_schedule,
     "halley": halley_schedule,
@@ -118,12 +118,13 @@ FIXED = {name: f for name, f in RATIONAL.items() if name not in METHODS}
 
 
 def methods() -> dict[str, str]:
-    """Names that ``polar(method=...)`` takes, each with a line of description.
+    """Return the names that ``polar(method=...)`` accepts, each with a description of one line.
 
     Returns
     -------
-    dict
-        Iterations that converge and factorisations first, then fixed schedules.
+    dict of str
+        Descriptions by name: factorisations and iterations that converge first, then fixed
+        schedules.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The choice of a method."""
+"""Method "auto": choice of the fastest method that is backward stable for a matrix."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from polarlib.result import Run
 
 Array = Any
 
-# Columns from which the iterations beat the SVD on the host; below, calls take the time. By
-# experiment: benchmarks/polar.py.
+# Columns from which the iterations are faster than the SVD on the host. For fewer columns the time
+# is that of calls. Chosen by experiment (benchmarks/polar.py).
 WORTH_IT = 320
-# Cost of the hybrid on other libraries than NumPy, in matrix products, for a condition number of
-# 1e4: three Halley steps, three polynomials, and the bound. The SVD is taken where it costs less.
+# Cost of the hybrid on libraries other than NumPy, in matrix products, for a condition number of
+# 1e4: three Halley steps, three polynomials, and the bound. The SVD is used where it costs less.
 STEPS = {"gram": 6.0, "cholesky": 4.0, "solve": 7.0, "matmul": 3.0, "elementwise": 20.0}
 
 
-# Columns up to which libraries have SVDs of a stack in one kernel on devices; a matrix alone is
-# decomposed in a few milliseconds. Not measured.
+# Columns up to which libraries decompose a stack on a device by one SVD kernel. One matrix of this
+# size takes a few milliseconds. Not measured.
 BATCHED = 32
 
 
@@ -41,12 +41,12 @@ def auto(
     callback: Callable[[int, Array], None] | None = None,
     lower: float | None = None,
 ) -> tuple[Array, Run]:
-    """The fastest method that is backward stable for the matrix, and why it was taken.
+    """Run the fastest method that is backward stable for the matrix; the note gives the reason.
 
-    Closed forms for stacks of small matrices; the SVD where calls or the library make the
-    iterations slower; else the hybrid, which estimates the condition number and plans by the costs
-    of kernels, the SVD among them. On a device the SVD of few columns alone, whose kernels take
-    stacks; else the hybrid, and QDWH where nothing bounds the smallest singular value.
+    On the host: closed forms for stacks of small matrices; the SVD where the iterations are slower;
+    otherwise the hybrid, which estimates the condition number and compares its cost with that of
+    the SVD. On a device: the SVD for few columns, otherwise the hybrid, or QDWH if there is no
+    lower bound of the smallest singular value.
     """
     n = x.shape[-1]
     if not (ops.host or on_cpu(x)):
@@ -61,7 +61,7 @@ def auto(
         u, run = svd(x, ops, tol=tol, callback=callback)
         return u, run._replace(method="svd", note=f"fewer than {WORTH_IT} columns")
     costs = kernel_costs(library_name(ops), format_name(x), n)
-    if ops.kernels(x) is None:  # the hybrid weighs the SVD itself where it works in place
+    if ops.kernels(x) is None:  # in place, the hybrid compares its cost with the SVD's itself
         steps = sum(costs[kernel] * count for kernel, count in STEPS.items())
         if costs["svd"] < steps:
             note = f"the SVD costs {costs['svd']:.0f} products, iterations about {steps:.0f}"
@@ -80,7 +80,7 @@ def _on_device(
     callback: Callable[[int, Array], None] | None,
     lower: float | None,
 ) -> tuple[Array, Run]:
-    """The choice where every kernel is launched, and where a factorisation waits for itself."""
+    """Choose a method for a device, where kernels are launched and factorisations synchronise."""
     n = x.shape[-1]
     if n <= BATCHED:
         u, run = svd(x, ops, tol=tol, callback=callback)

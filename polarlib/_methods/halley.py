@@ -1,24 +1,25 @@
 """Rational schedules for 16-bit matrices: one Gram matrix, Cholesky factors, one large product.
 
 A step of a rational schedule is ``X <- X W`` with ``W = M (I + sum_j a_j (G + c_j I)^-1)``, a
-function of ``G = X^H X``. So is the next Gram matrix, ``W G W``, and so is Q, the product of all
-W's: everything between G and ``X Q`` is n x n. Three things decide whether that is accurate.
+function of ``G = X^H X``. The next Gram matrix, ``W G W``, is a function of G too, and so is Q, the
+product of all matrices W. All matrices between G and ``X Q`` are therefore n x n. The accuracy
+depends on three matrices.
 
 - The Gram matrix. Products of 16-bit numbers are exact in float32, and so is the scaling by a power
-  of two: G errs by float32's rounding of sums alone. Scaled to norm 1, its eigenvalues move by up
-  to three unit roundoffs: singular values below about 5e-4 are lost, and negative ones would grow
-  by the square of a step's slope, 1.6e5 for the first one of Halley's. Four unit roundoffs on the
-  diagonal make G as large as the exact one at least, and as ``X^H X <= G'`` implies
-  ``||X q(G')||^2 = ||q X^H X q|| <= ||q G' q||``, no singular value can then exceed the image
-  of the schedule, whatever the matrix. The price is that the smallest ones grow less.
-- The next Gram matrix. Formed as ``W G W`` it errs by the slope squared, as much as it is to be
-  trusted with. With Z the inverse of ``G + c I``, ``G Z = I - c Z``: both factors of ``W (W G)``
-  are then functions of one Z, ``T^H T`` with T the inverse of a Cholesky factor, and are consistent
-  with each other however inaccurate Z is.
-- Q is as large as the slope, 1700: rounded to 16 bits it would cost u ||Q||, 3 for bfloat16 and .4
-  for float16. It is split into two 16-bit matrices, what is left over is u^2 ||Q||; each takes a
-  product with X. Forming X in 16 bits between the steps is no remedy: the first W has norm 400, and
-  would have to be split too.
+  of two: the error of G is that of sums in float32. For a G of norm 1, rounding changes eigenvalues
+  by up to three unit roundoffs. Singular values below about 5e-4 are lost, and negative eigenvalues
+  would grow by the square of a step's slope, 1.6e5 for Halley's first step. Therefore four unit
+  roundoffs are added to the diagonal, so that G' is at least the exact Gram matrix. As
+  ``X^H X <= G'`` implies ``||X q(G')||^2 = ||q X^H X q|| <= ||q G' q||``, no singular value can
+  exceed the image of the schedule, for any matrix. In exchange the smallest ones grow less.
+- The next Gram matrix. Formed as ``W G W``, its error would be amplified by the slope squared. With
+  Z the inverse of ``G + c I``, ``G Z = I - c Z``. Both factors of ``W (W G)`` are then functions of
+  the same Z, ``T^H T`` with T the inverse of a Cholesky factor. They are consistent with each other
+  for every error of Z.
+- Q has a norm as large as the slope, 1700. Rounded to 16 bits it would cost u ||Q||, 3 for bfloat16
+  and .4 for float16. It is split into two 16-bit matrices with an error of u^2 ||Q||, and each is
+  multiplied by X. Forming X in 16 bits between the steps would not help: the first W has norm 400,
+  and would have to be split too.
 
 Equilibration by powers of two is left out: in float32, where nothing overflows, it changes no bit
 of a Cholesky factor.
@@ -43,28 +44,29 @@ from polarlib.result import Run
 
 Array = Any
 
-# The least singular value that Gram matrices in float32 resolve. Over the stress spectra smaller
-# ones bring no smaller orthogonality error, and larger errors elsewhere: benchmarks/halley.py.
+# The smallest singular value that Gram matrices in float32 resolve. For the stress spectra a
+# smaller value gives no smaller orthogonality error, and other errors grow (benchmarks/halley.py).
 LOWER = 1e-3
 # Squarings of the Gram matrix for the bound of its norm, each a small product: with one the bound
 # of sigma_1 is 1.7 times too large for square Gaussian matrices, 2.4 for flat spectra, n = 1024.
 SQUARINGS = 1
-# Unit roundoffs that are added to the diagonal of the Gram matrix, of norm 1. By experiment its
-# eigenvalues err by up to 3, for n from 16 to 1024, and the inverses of its shifts by less.
+# Jitter: unit roundoffs added to the diagonal of the Gram matrix, of norm 1. By experiment, for n
+# from 16 to 1024, the errors of its eigenvalues are up to 3, those of shifted inverses smaller.
 JITTER = 4.0
-# What the jitter grows by where a Cholesky factorisation fails nevertheless: for poles far below
-# LOWER**2, on matrices of rank one. One growth has always been enough, by experiment.
+# Factor of the jitter after a Cholesky factorisation has failed, which happens for poles
+# far below LOWER**2 on matrices of rank one. One repetition was always enough, by experiment.
 GROWTH = 8.0
-# Narrower formats cannot hold Q, not even in two parts.
+# In narrower formats even two parts do not represent Q.
 NARROWEST = 8
 
 
 @functools.cache
 def halley() -> Schedule:
-    """Two dynamically weighted Halley steps on one Gram matrix, best on [1e-3, 1]: error 0.019.
+    """Return two dynamically weighted Halley steps, optimal on [1e-3, 1] with error 0.019.
 
-    Y. Nakatsukasa, Z. Bai, F. Gygi, SIAM J. Matrix Anal. Appl. 31 (2010), for the weights; scaled
-    so that [1e-3, 1] goes to [1 - E, 1 + E]. Together they are Zolotarev's function of type (9, 8).
+    The steps need one Gram matrix. They are scaled so that [1e-3, 1] is mapped to [1 - E, 1 + E].
+    Their composition is Zolotarev's function of type (9, 8). Weights: Y. Nakatsukasa, Z. Bai, F.
+    Gygi, SIAM J. Matrix Anal. Appl. 31 (2010).
 
     Examples
     --------
@@ -82,37 +84,38 @@ def rational(
     precision: str,
     callback: Callable[[int, Array], None] | None = None,
 ) -> tuple[Array, Run]:
-    """Apply a rational schedule to tall matrices, with products of the large side in a format.
+    """Apply a rational schedule to tall matrices, with the m x n products in a given format.
 
-    Cost: a Gram product in single precision and two products in 16 bits (one, in single precision)
-    with the m x n matrix. Of n x n, in single precision: a product for the bound of the norm; for
-    each pole of every step but the last a Cholesky factorisation, a triangular solve and a Gram
-    product, and a product or two to take them together; for each pole of the last step a Cholesky
-    factorisation and two triangular solves.
+    The cost with the m x n matrix is a Gram product in single precision and two products in 16 bits
+    (one product for single precision). The cost with n x n matrices, in single precision, is: one
+    product for the bound of the norm; per pole of every step but the last a Cholesky factorisation,
+    a triangular solve and a Gram product, and one or two products to combine the poles; per pole of
+    the last step a Cholesky factorisation and two triangular solves.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        m >= n. Not changed.
+        m >= n. Not modified.
     ops : Ops
         Full-precision arithmetic of the library.
     schedule : Schedule
-        Of rational steps, for singular values in (0, 1]; by its normalisation X is divided by a
-        bound of its norm, or taken as it is.
+        Rational steps for singular values in (0, 1]. Depending on its normalisation, X is divided
+        by a bound of its norm or used as it is.
     precision : str
         Number format of the matrix and of the products with it, of 16 bits or more. All n x n
         matrices are in float32, or in float64 if that is the format.
     callback : callable, optional
-        Called as ``callback(k, x)`` after step k, and with k = 0 for the matrix over the bound of
-        its norm. The products that form the iterates between are not counted.
+        Called as ``callback(k, x)`` after step k, and with k = 0 for the normalised matrix. The
+        products that form the iterates for it are not counted.
 
     Returns
     -------
     u : array, shape (..., m, n)
-        In the format, or its carrier. Zero for a zero matrix. On the host the jitter grows until no
-        factorisation fails; on a device, which looking would stall, a failure gives NaN.
+        In the format, or its carrier. Zero for a zero matrix. On the host the added diagonal is
+        increased until no factorisation fails. On a device, where reading would synchronise, a
+        failure gives NaN.
     run : Run
-        Its note says how often the jitter had to grow; empty if it had not.
+        Its note has the number of increases; empty if there were none.
 
     Raises
     ------
@@ -131,15 +134,15 @@ def rational(
     fmt = format_of(precision)
     if fmt.significand < NARROWEST:
         raise ValueError(
-            f"rational schedules need 16 bits or more, got precision={precision!r}: the product of "
-            "their steps does not fit; use a schedule of polynomials"
+            f"precision must have at least 16 bits for rational schedules, got {precision!r}; use "
+            "a polynomial schedule"
         )
     xp = ops.xp
     x = at_least_single(x, ops)
-    peak = checked_peak(x, ops)
+    max_abs = checked_peak(x, ops)
     low = rounded(ops, precision, is_complex=is_complex(x))
     given = schedule.normalisation == "none"
-    z = low.cast(x if given else ops.divide(x, ops.binary_scale(peak)), precision)
+    z = low.cast(x if given else ops.divide(x, ops.binary_scale(max_abs)), precision)
     wide = ops.cast(z, "float64" if precision == "float64" else "float32")
     g = ops.gram(wide)
     if given:
@@ -150,7 +153,7 @@ def rational(
     g = ops.divide(g, square)
 
     unit = format_of(format_name(wide)).unit_roundoff
-    # Where nobody can look, the jitter has grown beforehand for poles that may need it.
+    # Where failures cannot be read, the added diagonal is larger from the start for small poles.
     blind = not ops.host and schedule.lower < LOWER
     jitter = xp.full_like(ops.max_abs(g), JITTER * unit * (GROWTH if blind else 1.0))
     retries = 0
@@ -181,15 +184,15 @@ def rational(
 
 
 def _times(z: Array, q: Array, fmt: Format, ops: Ops, low: Ops) -> Array:
-    """``Z Q`` with Q as two matrices of the format; the small one first, so that it is not lost."""
-    # Views of bits, as simulations round, keep no gradient.
+    """Return ``Z Q`` with Q as two matrices of the format; the product with the small one first."""
+    # The views of bits by which simulations round have no gradient.
     high = round_to(q, fmt, ops) if low.simulated else low.cast(q, fmt.name)
     rest = low.matmul(z, low.cast(q - at_least_single(high, ops), fmt.name))
     return low.gemm(z, low.cast(high, fmt.name), rest, beta=1.0)
 
 
 def _factors(g: Array, steps: Sequence[Step], ops: Ops) -> list[Array]:
-    """The products Q of the W's after each step; NaN from a failed factorisation on."""
+    """Return the products Q of the matrices W after each step; NaN after a failed factorisation."""
     one = ops.xp.broadcast_to(ops.eye(g.shape[-1], g), g.shape)
     found: list[Array] = []
     for scale, residues, poles in steps:

@@ -1,4 +1,4 @@
-"""Halley steps by Cholesky factorisation, then minimax polynomials: the fast path."""
+"""Method "hybrid": Halley steps by Cholesky factorisation, then minimax polynomials."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ from polarlib.result import Later, Run
 
 Array = Any
 
-# A Halley step by Cholesky factors has backward error that grows with c. Above the first number a
-# step takes the second one in place of the best c, which lifts small singular values 19-fold. By
-# experiment: at n = 512 the worst backward error, condition numbers to 1e5, is 4.7e-15; 6.6e-15
-# with a cap of 200 and 3.7e-15 with one of 60, for a step less and a step more. One step with
-# c = 740 alone costs 4.3e-15.
+# The backward error of a Halley step by Cholesky factors grows with c. If the optimal c is above
+# the first number, the second one is used, which raises small singular values 19-fold. By
+# experiment, at n = 512 and condition numbers to 1e5, the worst backward error is 4.7e-15. With a
+# cap of 200 it is 6.6e-15 (one step less), with 60 3.7e-15 (one step more). A single step with
+# c = 740 has 4.3e-15.
 STABLE_BELOW, CAP = 500.0, 100.0
-# A plan is made for l up to that.
+# Largest l for which a plan is made.
 NEAREST = 0.99
-# Polynomial steps begin where l is above: below they are slow, and shrink large singular values.
-# Halley steps end where it is above: a polynomial is as good.
+# Polynomial steps are used for l above the first number: for smaller l they are slow, and shrink
+# large singular values. Halley steps are used up to the second: above, a polynomial is as good.
 POLYNOMIAL_FROM, HALLEY_TO = 0.2, 0.9
-# The best polynomial of degree 5 would cost multiple precision, and be a little better.
+# The best polynomial of degree 5 needs multiple precision, and is only slightly better.
 PADE_FROM = 0.9
-# Passes over a matrix that a step of degree 5 takes, most of them to complete triangles.
+# Passes over a matrix in a step of degree 5, most of them to complete triangles.
 MIRRORED = 8
-# The rational step must save this much: its factor is twice as far from orthonormal.
+# Largest cost of the rational step relative to the other plan. It must save this much, since its
+# factor has twice the orthogonality error.
 LIFTING_PAYS = 0.9
 
 
@@ -59,16 +60,16 @@ LIFTING_PAYS = 0.9
 
 
 def _halley(l: float) -> Step:
-    """The best Halley step on [l, 1] that is stable."""
+    """Return the best stable Halley step on [l, 1]."""
     step = weights(l)
     if (c := step.denominator) <= STABLE_BELOW:
         return step
-    cap = STABLE_BELOW if c <= 2 * STABLE_BELOW else CAP  # no capped steps will follow then
+    cap = STABLE_BELOW if c <= 2 * STABLE_BELOW else CAP  # no capped step follows if c is moderate
     return halley_step(2 * math.sqrt(1 + cap) - 1)  # c = a + b - 1 with b = (a - 1)^2 / 4
 
 
 def _polynomial(degree: int, ratio: float) -> tuple[Step, float]:
-    """The best polynomial on [ratio, 1], or nearly, and its error."""
+    """Return the best polynomial on [ratio, 1], for degree 5 approximately, and its error."""
     if degree == 3:  # in closed form: 1 - E at both ends, and 1 + E at the maximum between them
         slope = math.sqrt(3 / (1 + ratio + ratio * ratio))
         s = ratio * (1 + ratio) * slope**3
@@ -83,26 +84,25 @@ def _polynomial(degree: int, ratio: float) -> tuple[Step, float]:
 def plan(
     l: float, eps: float, costs: Mapping[str, float] | None = None
 ) -> tuple[tuple[Step, ...], float]:
-    """The cheapest steps that bring singular values in [l, 1] to 1, but for the last step.
+    """Return the cheapest steps that map singular values in [l, 1] to 1, without the last step.
 
     Parameters
     ----------
     l : float
         Between 0 and 1.
     eps : float
-        Error that counts as none.
+        Error that is neglected.
     costs : mapping, optional
-        Costs of kernels, as :func:`polarlib.design.cost_tables.kernel_costs` gives them; by
-        default NumPy's.
+        Costs of kernels, as returned by :func:`polarlib.design.cost_tables.kernel_costs`; those of
+        NumPy by default.
 
     Returns
     -------
     steps : tuple of Step
-        Halley steps, then polynomials. A step of Newton-Schulz type ends the iteration: it depends
-        on the defect that is found then.
+        Halley steps, then polynomials. A step of Newton-Schulz type, which depends on the measured
+        defect, ends the iteration.
     cost : float
-        Of everything, the last step included, in matrix products; the Gram matrix that the first
-        step needs is given.
+        Cost in matrix products, including the last step, without the first Gram matrix.
 
     Examples
     --------
@@ -118,7 +118,7 @@ def plan(
 
 
 def _grid(ratio: float) -> float:
-    """The next number below of a grid, on which plans meet again: 16 to an octave of x or 1 - x."""
+    """Round down to a grid of 16 numbers per octave of x or 1 - x, so that plans can be cached."""
     if ratio < 0.5:
         return float(2.0 ** (math.floor(16 * math.log2(ratio) + 1e-9) / 16))
     return float(1 - 2.0 ** (math.ceil(16 * math.log2(1 - ratio) - 1e-9) / 16))
@@ -128,41 +128,41 @@ def _grid(ratio: float) -> float:
 def _search(
     ratio: float, after: str, eps: float, costs: tuple[float, ...]
 ) -> tuple[float, tuple[Step, ...]]:
-    """The least cost from [ratio, 1] on, and the steps: a recursion with a memory.
+    """Return the least cost for [ratio, 1], and the steps, by a cached recursion.
 
-    `after` is what has come before: "start", "halley", or "polynomial". After a polynomial the
-    interval is centred at 1, and only polynomials follow.
+    `after` is the kind of the previous step: "start", "halley", or "polynomial". After a polynomial
+    the interval is centred at 1, and only polynomials follow.
     """
     gram, cholesky, solve, product, elementwise = costs
     polynomial = {3: product, 5: product + gram + MIRRORED * elementwise}
     high = 2 / (1 + ratio) if after == "polynomial" else 1.0
     worst = max(high * high - 1, 1 - (ratio * high) ** 2)
-    found: tuple[float, tuple[Step, ...]] = (math.inf, ())
+    best: tuple[float, tuple[Step, ...]] = (math.inf, ())
     if after != "start":
         for degree, factor in LAST.items():
             if factor * worst ** ((degree + 1) // 2) <= eps:
                 single = worst <= SINGLE_BELOW and degree == 3 and eps < SINGLE_BELOW
                 cost = gram + polynomial[degree] * (0.5 if single else 1.0)
-                found = min(found, (cost, ()))
-    if found[0] < math.inf:  # the last step suffices: another one before it only adds to the cost
-        return found
+                best = min(best, (cost, ()))
+    if best[0] < math.inf:  # the last step suffices, so that a further step only adds to the cost
+        return best
     if after != "polynomial" and ratio < HALLEY_TO:
         step = _halley(ratio)
         cost, others = _search(_grid(step(ratio)), "halley", eps, costs)
-        found = min(found, (cost + gram + cholesky + 2 * solve + elementwise, (step, *others)))
+        best = min(best, (cost + gram + cholesky + 2 * solve + elementwise, (step, *others)))
     if ratio >= POLYNOMIAL_FROM:
         for degree in polynomial:
             step, error = _polynomial(degree, ratio)
             rho = (1 - error) / (1 + error)
             cost, others = _search(_grid(rho), "polynomial", eps, costs)
-            if others:  # they are made for [rho, 1], and the image reaches 1 + E
+            if others:  # the others are for [rho, 1], and the image reaches 1 + E
                 others = (others[0].scaled(1 + error), *others[1:])
-            found = min(found, (cost + gram + polynomial[degree], (step, *others)))
-    return found
+            best = min(best, (cost + gram + polynomial[degree], (step, *others)))
+    return best
 
 
 class _GenericKernels:
-    """Kernels of any array library, for stacks."""
+    """Kernels for stacks of any array library."""
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
@@ -198,7 +198,7 @@ class _GenericKernels:
         return ops.gemm(x, e, x, beta=1.0)
 
 
-# -- the way in ------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------------
 
 
 def hybrid(
@@ -211,19 +211,22 @@ def hybrid(
     may_decompose: bool = False,
     costs: Mapping[str, float] | None = None,
 ) -> tuple[Array, Run]:
-    """Halley steps by Cholesky factors, then best polynomials, as the condition number asks.
+    """Halley steps by Cholesky factors, then best polynomials, planned for the condition number.
 
-    One Gram product, a Cholesky factorisation and a few Lanczos steps estimate the extreme singular
-    values; a search over the costs of kernels plans the steps: Halley steps of QDWH by Cholesky
-    factors, with c capped at 100 where more than 500 would be best, then best polynomials, then a
-    step of Newton-Schulz type. Its Gram matrix shows whether all singular values have arrived:
-    further steps follow as long as they help. On NumPy matrices that are too ill-conditioned for
-    that, the rational step of "structured" comes first (in single precision, one Halley step in
-    double precision). Tall matrices are reduced by Cholesky-QR or QR. Backward stable. Elsewhere
-    zero singular values are not completed, and make it give up.
+    The extreme singular values are estimated by one Gram product, a Cholesky factorisation and a
+    few Lanczos steps. The steps are planned by a search over the costs of kernels: Halley steps of
+    QDWH by Cholesky factors, with c capped at 100 where the optimum is above 500, then best
+    polynomials, then a step of Newton-Schulz type. The Gram matrix of the last step shows whether
+    all singular values have converged, and further steps follow while the defect decreases. NumPy
+    matrices that are too ill-conditioned first undergo the rational step of "structured" (in single
+    precision, one Halley step in double precision). Tall matrices are reduced by Cholesky-QR or QR.
+    Backward stable. In other libraries zero singular values are not completed, and the method
+    fails.
 
-    Y. Nakatsukasa and N. J. Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, for the steps by
-    Cholesky factors.
+    References
+    ----------
+    Y. Nakatsukasa and N. J. Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349 (the steps by
+    Cholesky factors).
     """
     if costs is None:
         device = "cpu" if on_cpu(x) else "gpu"
@@ -245,16 +248,16 @@ def _anywhere(
     lower: float | None,
     costs: Mapping[str, float],
 ) -> tuple[Array, Run]:
-    """The iteration on stacks of any library, from a certified bound."""
+    """Run the iteration on stacks of any library, from a certified bound."""
     return iterate(start(x, ops, callback, lower=lower), ops, costs)
 
 
 def iterate(begun: Progress, ops: Ops, costs: Mapping[str, float]) -> tuple[Array, Run]:
-    """Take the steps from what :func:`polarlib._methods.reduction.start` gives, of any library."""
+    """Run the iteration from the result of :func:`polarlib._methods.reduction.start`."""
     eps = format_of(format_name(begun.x)).epsilon
     course = History(**begun.__dict__ | {"ops": _GenericKernels(ops)})
-    del begun.x, begun.gram  # the iteration alone holds its matrices
-    if course.lower >= eps:  # else it is singular, or as good as that
+    del begun.x, begun.gram  # so that only the iteration refers to its matrices
+    if course.lower >= eps:  # otherwise the matrix is singular to rounding
         steps, _ = plan(course.lower, eps, costs)
         converge(course, steps, course.lower, eps)
     return course.result()
@@ -270,18 +273,18 @@ def _in_place(
     may_decompose: bool,
     costs: Mapping[str, float],
 ) -> tuple[Array, Run]:
-    """The iteration on one matrix, in place; row-major matrices as their transposes."""
+    """Run the iteration on one matrix, in place; row-major matrices as their transposes."""
     kernels.release()
     y, flip = kernels.columns(x)
     course = History(kernels, callback=callback)
-    found = _tall(x, kernels, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
+    square = _tall(x, kernels, lower) if x.shape[0] > x.shape[1] else _Square(y, lower)
     u = None
-    if found is not None:
+    if square is not None:
         course.restore = (
-            ops.xp.matrix_transpose if flip and found.restore is None else found.restore
+            ops.xp.matrix_transpose if flip and square.restore is None else square.restore
         )
-        course.products = found.products
-        u = _unitary(found, course, kernels, costs, may_decompose)
+        course.products = square.products
+        u = _unitary(square, course, kernels, costs, may_decompose)
     if u is not None:
         return u, course.statistics()
     kernels.release()
@@ -292,20 +295,22 @@ def _in_place(
 
 
 class _Square(NamedTuple):
-    """A square column-major matrix that has the place of another one.
+    """A square column-major matrix whose polar factor gives that of the original matrix.
 
     Attributes
     ----------
     x : array
     lower : float or None
-        Ratio of its extreme singular values; with `certain`, its smallest, the largest being 1.
+        Ratio of its extreme singular values. With `certain`, the smallest one; the largest is 1.
     certain : tuple of float or None
-        Certified bounds of the singular values of the other one.
+        Certified bounds of the singular values of the original matrix.
     restore : callable or None
-        From the unitary factor of `x` to that of the other one; None if it is the same.
+        Back-transformation from the unitary factor of `x` to that of the original matrix; None for
+        the identity.
     products : int
-        Spent so far.
+        Products used so far.
     note : str
+        Description of the reduction.
     """
 
     x: Array
@@ -317,7 +322,7 @@ class _Square(NamedTuple):
 
 
 def _tall(x: Array, kernels: NumpyKernels, lower: float | None) -> _Square | None:
-    """Reduce tall matrices, by Cholesky-QR if the Gram matrix allows, else by the rational step."""
+    """Reduce a tall matrix by Cholesky-QR; by the rational step if it is too ill-conditioned."""
     r, restore, low, high = kernels.cholesky_qr(x)
     if not 0 < high < math.inf:
         return None
@@ -332,17 +337,17 @@ def _lifted(
     upper: float | None,
     scratch: tuple[Array, Array] | None = None,
 ) -> _Square | None:
-    """A matrix of better condition, by the rational step on a QR factor, in double precision."""
-    found = lift(x, kernels, upper=upper, scratch=scratch)
-    if not found.lower > 0:
+    """Apply the rational step to a QR factor in double precision; None if that is impossible."""
+    lifted = lift(x, kernels, upper=upper, scratch=scratch)
+    if not lifted.lower > 0:
         return None
-    return _Square(found.x, found.lower, found.bounds, found.restore, 1, found.note)
+    return _Square(lifted.x, lifted.lower, lifted.bounds, lifted.restore, 1, lifted.note)
 
 
 def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
-    """Cost of the rational step and of what then follows, in applications of Q, by experiment.
+    """Return the cost of the rational step and the steps after it, fitted to experiments.
 
-    Its many short calls take as long as some Lanczos steps do, whose cost is theirs as well.
+    The many short calls of the step take as long as eight Lanczos steps.
     """
     f = rational(max(l, eps))
     each = costs["apply_q"]
@@ -352,27 +357,27 @@ def _cost_of_lifting(l: float, eps: float, costs: Mapping[str, float]) -> float:
 
 
 def _unitary(
-    found: _Square,
+    square: _Square,
     course: History,
     kernels: NumpyKernels,
     costs: Mapping[str, float],
     may_decompose: bool,
 ) -> Array | None:
-    """Unitary factor of a column-major matrix; None if another method should be tried."""
-    x, lower = found.x, found.lower
+    """Return the unitary factor of a column-major matrix; None if another method should be used."""
+    x, lower = square.x, square.lower
     eps = float(np.finfo(x.dtype).eps)
-    if found.restore is not None:  # nobody else holds the storage of X
+    if square.restore is not None:  # no other object refers to the storage of X
         kernels.adopt(x)
     g = kernels.gram(x)
     top = math.sqrt(kernels.upper_norm(g))  # ||G||_F is at least the square of sigma_max
-    if found.certain is None:
+    if square.certain is None:
         low, high = kernels.extremes(g, kernels.free(x), lower)
     else:
         low, high = lower or 0.0, 1.0
     if not 0 < high < math.inf:
         return None
     ratio = low / high
-    if not ratio > 0 and eps > SINGLE_BELOW:  # double precision can tell
+    if not ratio > 0 and eps > SINGLE_BELOW:  # the ratio can be computed in double precision
         del g
         kernels.release()
         wide = _widened(x, course, kernels)
@@ -382,14 +387,14 @@ def _unitary(
             low, high = ratio, 1.0
         g = kernels.gram(x)
     own = plan(ratio, eps, costs)[1] if ratio > 0 else math.inf
-    other = math.inf if found.certain else _cost_of_lifting(ratio, eps, costs)
+    other = math.inf if square.certain else _cost_of_lifting(ratio, eps, costs)
     if may_decompose and not course.steps:
         best_steps = min(own, other)
         if svd_costs_less(costs, best_steps, format_name(x)):
             return None
     if other < LIFTING_PAYS * own:
         scratch = None
-        if not (course.steps or eps > SINGLE_BELOW or found.restore is not None):
+        if not (course.steps or eps > SINGLE_BELOW or square.restore is not None):
             scratch = kernels.free(x), kernels.free(kernels.free(x))
         del g
         kernels.release()
@@ -398,7 +403,7 @@ def _unitary(
             before = course.restore
             course.restore = better.restore if before is None else _after(before, better.restore)
             course.products += better.products
-            found = better
+            square = better
             x, low, high = better.x, better.lower or 0.0, 1.0
             kernels.adopt(x, None if scratch is None else scratch[0])
             ratio = low
@@ -406,18 +411,18 @@ def _unitary(
         g = kernels.gram(x)
     if not ratio > 0:
         return None
-    course.note = found.note
+    course.note = square.note
     first, *others = plan(ratio, eps, costs)[0]
-    course.x, course.gram, course.bounds = x, g, found.certain
-    del x, g  # the iteration alone holds its matrices
+    course.x, course.gram, course.bounds = x, g, square.certain
+    del x, g  # so that only the iteration refers to its matrices
     converge(course, (first.scaled(high), *others), low, eps)
-    if found.certain is None:  # fifty evaluations of every step, when they are read
+    if square.certain is None:  # computed when read: fifty evaluations of every step
         known = tuple(course.steps), course.size, low, top
         course.bounds = Later(functools.partial(certified, *known))
     if course.restore is None:
         return course.x
     kernels.release()
-    del found  # before the factor takes storage
+    del square  # free its storage before the factor is formed
     return course.restore(course.x)
 
 
@@ -428,13 +433,13 @@ def _after(
 
 
 def _widened(x: Array, course: History, kernels: NumpyKernels) -> tuple[Array, float] | None:
-    """Take one Halley step in double precision, where its best c is no trouble.
+    """Apply one Halley step in double precision, where the optimal c need not be capped.
 
     Returns
     -------
     x, ratio : ndarray, float
-        The new matrix and the ratio of its extreme singular values; None if double precision
-        cannot tell the smallest one either.
+        The new matrix and the ratio of its extreme singular values. None if the smallest one is
+        below rounding in double precision too.
     """
     y = x.astype(np.result_type(x.dtype, np.float64), order="F")
     g = kernels.gram(y)

@@ -1,4 +1,4 @@
-"""Rational steps of a triangular factor, which are lifted to the matrix at the end."""
+"""Rational steps that raise ("lift") the small singular values of a triangular factor."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from polarlib.arrays.kernels import NumpyKernels
 # || |R^-1| |R| || over n above which columns are pivoted. With random singular vectors it is 10 to
 # 50, for smooth kernels 1e3 to 1e15; the backward error grows from 1000 on. By experiment.
 PIVOT_ABOVE = 100.0
-# What the diagonal of R is raised to, in epsilons of its root mean square: a perturbation of the
-# input by a quarter of an epsilon, which makes singular matrices invertible.
+# Smallest diagonal entry of R after raising, in epsilons of the diagonal's root mean square: this
+# perturbs the input by a quarter of an epsilon, and makes singular matrices invertible.
 RAISED = 0.25
-# Lower bound from which R is left as it is: a Halley step by Cholesky factors costs less.
+# Lower bound above which R is not changed: a Halley step by Cholesky factors costs less.
 ENOUGH = 0.01
-# Lower bounds down to which functions with two and with three poles, the one at zero counted, map
-# to 0.05 and more: from there Halley steps have c of at most 100 and are accurate.
+# Smallest lower bounds that functions with two and three poles (including the pole at zero) map to
+# at least 0.05. The following Halley steps then have c <= 100 and are accurate.
 TWO_POLES_ABOVE, THREE_POLES_ABOVE = 1e-7, 1e-11
-# Singular values of R in epsilons times the root of n, relative to the largest: how far they may be
-# from those of the matrix. Ten times the most that was seen.
+# Bound of the difference between the singular values of R and those of the matrix, relative to the
+# largest, in units of sqrt(n) epsilon. Ten times the largest measured difference.
 QR_MOVES = 10.0
-# Columns that are worked on at a time, so that temporary arrays stay in the caches.
+# Columns per tile, so that temporary arrays fit in the caches.
 TILE = 64
 
 
 class Lifted(NamedTuple):
-    """A better conditioned matrix, and the way back from its polar factor.
+    """A better conditioned matrix, and the back-transformation of its polar factor.
 
     Attributes
     ----------
@@ -39,11 +39,11 @@ class Lifted(NamedTuple):
     lower : float
         Positive; certified up to rounding.
     bounds : tuple of float
-        Certified bounds, up to rounding, of the singular values of the matrix given.
+        Certified bounds, up to rounding, of the singular values of the original matrix.
     restore : callable
-        From the unitary factor of `x` to that of the matrix given, shape (m, n).
+        Back-transformation from the unitary factor of `x` to that of the original, shape (m, n).
     note : str
-        What was done.
+        Description of the step.
     """
 
     x: np.ndarray
@@ -63,16 +63,17 @@ class Lift(NamedTuple):
     lower: float
 
     def __call__(self, x: float) -> float:
-        """Value at a singular value."""
+        """Return the value at a singular value."""
         terms = zip(self.residues, self.poles, strict=True)
         return self.slope * x + self.inverse / x + sum(a * x / (x * x + c) for a, c in terms)
 
 
 def rational(l: float) -> Lift:
-    """Zolotarev's best function on [l, 1] of degree 4, 6 or 8, as the lower bound l demands.
+    """Return Zolotarev's best function on [l, 1] of degree 4, 6 or 8, depending on l.
 
-    Two or three scaled Newton steps, or a Newton step and a Halley step: compositions of best
-    functions are best. Only sums of positive numbers.
+    The function is the composition of two or three scaled Newton steps, or of a Newton step and a
+    Halley step, since compositions of best functions are best. It is evaluated by sums of positive
+    numbers.
 
     Examples
     --------
@@ -80,8 +81,8 @@ def rational(l: float) -> Lift:
     >>> round(f.lower, 3), round(f(1e-12), 12), round(f(1.0), 12)
     (0.106, 1.0, 1.0)
     """
-    # The first Newton step, y = (x + l / x) / (1 + l), in [low, 1]: it is 1 at both ends, and
-    # least at sqrt(l), where the two terms are equal.
+    # The first Newton step, y = (x + l / x) / (1 + l), maps to [low, 1]: it is 1 at both ends, and
+    # has its minimum at sqrt(l), where the two terms are equal.
     low = 2 * math.sqrt(l) / (1 + l)
     # Then alpha y + beta / y + gamma y / (y^2 + s).
     if l > TWO_POLES_ABOVE:
@@ -106,7 +107,7 @@ def rational(l: float) -> Lift:
     if gamma:  # y / (y^2 + s) = (1 + l) x (x^2 + l) / ((x^2 + p) (x^2 + q)), p q = l^2
         excess = s * (1 + l) ** 2
         p = l + 0.5 * (excess + math.sqrt(excess * (excess + 4 * l)))
-        q = l * l / p  # the other root as a difference would cancel
+        q = l * l / p  # computing the other root as a difference would cancel
         poles += [p, q]
         residues += [gamma * (1 + l) * abs(r - l) / (p - q) for r in (p, q)]
     return Lift(alpha / (1 + l), alpha * l / (1 + l), tuple(residues), tuple(poles), lower)
@@ -119,37 +120,37 @@ def lift(
     upper: float | None = None,
     scratch: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Lifted:
-    """Raise small singular values to 0.02 and more, by one rational step from one QR factorisation.
+    """Raise small singular values to at least 0.02, by one rational step from one QR factorisation.
 
-    Cost in products for n = 1024 on two threads: 1.3 for QR, 0.5 for the inverse, 2.3 for each pair
-    of triangles (one for condition numbers to 1e7, two to 1e11, three beyond), and 1.3 for
-    `restore`. Where pivoting is needed, which the first QR factorisation must tell, another 2.
+    Cost in products for n = 1024 on two threads: 1.3 for QR, 0.5 for the inverse, 2.3 per pair of
+    triangles (one pair for condition numbers to 1e7, two to 1e11, three beyond), and 1.3 for
+    `restore`. If the first QR factorisation shows that pivoting is needed, 2 more.
 
     Parameters
     ----------
     x : ndarray, shape (m, n)
-        m >= n, finite, real or complex; in any memory order, not changed. Single precision is
+        m >= n, finite, real or complex, in any memory order. Not modified. Single precision is
         computed in double.
     kernels : NumpyKernels
-        As `Ops.kernels` gives them.
+        The kernels that `Ops.kernels` returns.
     upper : float, optional
-        Upper bound of the largest singular value, if one is known.
+        Upper bound of the largest singular value, if known.
     scratch : tuple of two ndarrays, optional
-        Column-major n x n arrays of double precision to work in: fresh memory takes time.
+        Column-major n x n work arrays of double precision, which avoid allocations.
 
     Returns
     -------
     Lifted
-        Of singular matrices too: what is below rounding on the diagonal of R is raised to it, which
-        perturbs x by less than rounding, and its factor is completed thereby. A zero matrix gets
-        the factor Q of its QR factorisation.
+        Also for singular matrices: diagonal entries of R below rounding are raised to that level,
+        which perturbs x by less than rounding and completes the factor. The factor of a zero matrix
+        is Q of its QR factorisation.
 
-    Notes
-    -----
+    References
+    ----------
     Scaled Newton steps: R. Byers, H. Xu, SIAM J. Matrix Anal. Appl. 30 (2008) 822-843. Composition:
-    Y. Nakatsukasa, R. W. Freund, SIAM Rev. 58 (2016) 461-493. Pivoting in theory: Y. Nakatsukasa,
-    N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 460-479. The condition number: R. D. Skeel,
-    J. ACM 26 (1979) 494-526.
+    Y. Nakatsukasa, R. W. Freund, SIAM Rev. 58 (2016) 461-493. Theory of pivoting: Y. Nakatsukasa,
+    N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012) 460-479. Condition number: R. D. Skeel, J.
+    ACM 26 (1979) 494-526.
 
     Examples
     --------
@@ -204,18 +205,18 @@ def lift(
 
 
 def _lift_of_factor(x: np.ndarray, kernels: NumpyKernels, upper: float | None) -> Lifted:
-    """:func:`lift` of a tall matrix of single precision, by QR in that precision.
+    """Apply :func:`lift` to R of a tall matrix of single precision, by QR in that precision.
 
-    Only the square factor is computed with in double: a tall matrix there would take twice the
-    storage of the input, and its factor as much again.
+    Double precision is used for the square factor alone. A tall matrix in double precision would
+    take twice the storage of the input, and its factor the same again.
     """
     q = kernels.factorise(_copy(x, x.dtype))
-    found = lift(np.triu(q.x[: x.shape[1]]), kernels, upper=upper)
-    low, high = found.bounds
+    lifted = lift(np.triu(q.x[: x.shape[1]]), kernels, upper=upper)
+    low, high = lifted.bounds
     moved = QR_MOVES * float(np.finfo(x.dtype).eps) * math.sqrt(x.shape[1]) * high
-    return found._replace(
+    return lifted._replace(
         bounds=(max(0.0, low - moved), high + moved),
-        restore=lambda u: _restore(q, found.restore(u), kernels),
+        restore=lambda u: _restore(q, lifted.restore(u), kernels),
     )
 
 
@@ -224,7 +225,7 @@ def _tiles(n: int) -> list[slice]:
 
 
 def _copy(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A column-major copy."""
+    """Return a column-major copy."""
     out = np.empty(x.shape, dtype, order="F")
     if x.flags.f_contiguous:
         np.copyto(out, x)
@@ -236,7 +237,7 @@ def _copy(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _copy_upper(a: np.ndarray, out: np.ndarray) -> None:
-    """Copy the upper triangle of the first rows; `out` has zeros below or gets them on tiles."""
+    """Copy the upper triangle of the first rows; `out` must be zero below the diagonal tiles."""
     for c in _tiles(out.shape[1]):
         out[: c.start, c] = a[: c.start, c]
         out[c, c] = np.triu(a[c, c])
@@ -245,24 +246,24 @@ def _copy_upper(a: np.ndarray, out: np.ndarray) -> None:
 def _invert(
     qr: np.ndarray, inverse: np.ndarray, kernels: NumpyKernels
 ) -> tuple[float, float, float]:
-    """Invert R, its diagonal raised where it is below rounding.
+    """Invert R, with diagonal entries below rounding raised.
 
     Returns
     -------
     size, condition, raised : float
-        Upper bound of ``||R||_2``, ``|| |R^-1| |R| ||_inf``, and how much R changed at most.
+        Upper bound of ``||R||_2``; ``|| |R^-1| |R| ||_inf``; bound of the change of R.
     """
     n = qr.shape[1]
     inverse.fill(0)
     _copy_upper(qr, inverse)
-    length = kernels.norm(inverse)  # of R, whose copy is inverted below
+    length = kernels.norm(inverse)  # norm of R, whose copy is inverted below
     diagonal = np.einsum("ii->i", qr[:n])
     floor = RAISED * float(np.finfo(qr.dtype).eps) * length / math.sqrt(n) or 1.0
-    small = np.abs(diagonal) < floor  # 1 for a zero matrix, where any diagonal will do
+    small = np.abs(diagonal) < floor  # for a zero matrix any diagonal is allowed, and floor is 1
     raised = 0.0
     if small.any():
         raised = floor
-        negative = diagonal.real < 0  # a real part keeps its sign: R changes little
+        negative = diagonal.real < 0  # the sign of the real part is kept, so that R changes little
         diagonal[small] = np.where(negative, -floor, floor)[small]
         kernels.diagonal(inverse)[...] = diagonal
         length += floor
@@ -283,7 +284,7 @@ def _invert(
 
 
 def _magnitude(a: np.ndarray) -> np.ndarray:
-    """Absolute values, of complex numbers up to a factor of the root of two above."""
+    """Return upper bounds of absolute values, for complex numbers within a factor of sqrt(2)."""
     size: np.ndarray = np.abs(a.real) + np.abs(a.imag) if a.dtype.kind == "c" else np.abs(a)
     return size
 
@@ -301,7 +302,7 @@ def _newton(qr: np.ndarray, inverse: np.ndarray, alpha: float, beta: float) -> n
 
 
 def _restore(q: Any, u: np.ndarray, kernels: NumpyKernels) -> np.ndarray:
-    """Q U P^T."""
+    """Return Q U P^T."""
     m, n = q.x.shape
     full = np.zeros((m, n), q.x.dtype, order="F")
     full[:n] = u

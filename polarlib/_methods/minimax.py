@@ -1,4 +1,4 @@
-"""The best polynomials at full precision: products alone, once the spectrum is bounded."""
+"""Method "polar_express": best polynomials for a certified interval, by products alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from polarlib.result import Run
 Array = Any
 
 DEGREE = 5
+# Lower design limit of a step over its upper end (the "cushion" of the Polar Express paper).
 # Without it the largest singular values are mapped to tiny ones, and backward stability is lost: at
-# a condition number of 1e15 the error is 5e-11 in place of 5e-15. By experiment.
+# a condition number of 1e15 the error is 5e-11 instead of 5e-15. By experiment.
 CUSHION = 0.1
-# A step grows the small singular values by 3.8, and a few more steps bring them from 0.1 to 1.
+# A step multiplies small singular values by 3.8, and a few more steps map 0.1 to 1.
 GROWTH, LAST_STEPS = 3.8, 8
 
 
@@ -39,17 +40,21 @@ def minimax(
 ) -> tuple[Array, Run]:
     """Best polynomials of degree 5 for a certified interval, cushioned, then Newton-Schulz.
 
-    Computes ``X <- X (a I + b X^H X + c (X^H X)^2)`` with coefficients from
-    :func:`polarlib.design.greedy` for the interval [l, 1] of singular values: 3 products a step, 5
-    steps at a condition number of 10, 8 at 1e3, 15 at 1e7 and 30 at 1e16. Cost besides: a Gram
-    product, a Cholesky factorisation and a triangular solve for l (a QR factorisation for condition
-    numbers above about eps^-1/2, and the reduction of tall matrices); nothing if `lower`, a lower
-    bound of sigma_min / sigma_max, is known. Backward stable by the cushion: the steps are best on
-    ``[max(l, cushion u), u]``, so that no singular value shrinks below a tenth of the largest.
-    Exactly singular matrices are not iterated on.
+    The iteration is ``X <- X (a I + b X^H X + c (X^H X)^2)`` with coefficients of
+    :func:`polarlib.design.greedy` for the interval [l, 1] of singular values. The cost is 3
+    products per step: 5 steps for a condition number of 10, 8 for 1e3, 15 for 1e7 and 30 for 1e16.
+    In addition l takes a Gram product, a Cholesky factorisation and a triangular solve (a QR
+    factorisation for condition numbers above about eps^-1/2, and the reduction of tall matrices).
+    It takes nothing if `lower`, a lower bound of sigma_min / sigma_max, is given.
 
-    N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932, sections 3-4;
-    stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
+    The cushion makes the iteration backward stable: the steps are optimal on
+    ``[max(l, cushion u), u]``, so that no singular value shrinks below a tenth of the largest. The
+    method fails for exactly singular matrices.
+
+    References
+    ----------
+    N. Amsel, D. Persson, C. Musco, R. M. Gower, The Polar Express, arXiv 2505.16932, sections 3-4.
+    Stability: Y. Nakatsukasa, N. J. Higham, SIAM J. Matrix Anal. Appl. 33 (2012), Theorem 2.3.
     """
     eps = format_of(format_name(x)).epsilon
     done = start(x, ops, callback, lower=lower, square=False)
@@ -67,12 +72,12 @@ def minimax(
 
 @functools.lru_cache(maxsize=256)
 def _steps(l: float, cushion: float, eps: float) -> tuple[tuple[float, ...], ...]:
-    """Steps until one of Newton-Schulz, which leaves 3/2 of the error squared, does the rest."""
+    """Return steps after which one Newton-Schulz step, with error 3/2 e^2, converges."""
     last = math.sqrt(3 * eps)
     if 1 - l <= last:
         return ()
     count = LAST_STEPS + math.ceil(math.log(1 / l) / math.log(GROWTH))
-    # The steps are steep at the upper end: rounding there must not grow from step to step.
+    # The steps are steep at the upper end, where rounding errors must not grow from step to step.
     steps = greedy(l, [DEGREE] * count, cushion=cushion, safety=math.sqrt(eps)).steps
     for k, step in enumerate(steps, 1):
         l = odd_value(step, l)

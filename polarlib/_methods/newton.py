@@ -18,9 +18,9 @@ from polarlib.result import Run
 
 Array = Any
 
-# Higham's scaling ends, and quadratic convergence begins, below this relative change; from him.
+# Relative change below which Higham's scaling ends and convergence is quadratic (Higham, 1986).
 SCALE_ABOVE = 1e-2
-# Nine iterations suffice at condition number 1e16; slack for spectra that defeat the estimate.
+# Nine iterations suffice for condition number 1e16; the rest is for spectra with poor estimates.
 MAX_ITERATIONS = 30
 SCALINGS = ("higham", "byers_xu")
 
@@ -35,20 +35,23 @@ def newton(
 ) -> tuple[Array, Run]:
     """Scaled Newton iteration, by matrix inversion.
 
-    Computes ``X <- (zeta X + X^-H / zeta) / 2``: an LU inverse in each iteration (about 1.4
-    products), 5 to 9 iterations, quadratic convergence. Tall matrices are reduced to square ones
-    first; a Newton-Schulz step at the end makes U orthonormal to rounding. The backward error grows
-    with n through the LU factorisation, 5e-15 at n = 256 and 2e-14 at 1024. An exactly singular
-    matrix has no inverse: the iteration ends at once, and the result is NaN.
+    The iteration is ``X <- (zeta X + X^-H / zeta) / 2``. It takes 5 to 9 iterations of one LU
+    inverse each (about 1.4 products), with quadratic convergence. Tall matrices are reduced to
+    square ones first. A Newton-Schulz step at the end makes U orthonormal to rounding. By the LU
+    factorisation the backward error grows with n, 5e-15 for n = 256 and 2e-14 for 1024. For an
+    exactly singular matrix, which has no inverse, the iteration ends at once with NaN.
 
-    `scaling` is "higham", by the 1- and inf-norms of X and its inverse in each iteration, or
-    "byers_xu", by a recurrence from upper bounds a of ||X||_2 and 1/b of ||X^-1||_2 at the start,
-    which takes at most 9 iterations to condition numbers of 1e16, however the singular values lie;
-    Higham's is no worse where their number is small, and better where the bounds are loose.
+    `scaling` is "higham", from the 1- and inf-norms of X and its inverse in each iteration, or
+    "byers_xu", from a recurrence that starts with upper bounds a of ||X||_2 and 1/b of ||X^-1||_2.
+    The latter takes at most 9 iterations for condition numbers up to 1e16 and every distribution of
+    singular values. Higham's scaling is not slower for few distinct singular values, and faster if
+    the bounds are loose.
 
-    N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174, Algorithm Newton; Functions of
-    Matrices (SIAM, 2008), equation (8.20). R. Byers, H. Xu, SIAM J. Matrix Anal. Appl. 30 (2008)
-    822-843, equations (3.2)-(3.4).
+    References
+    ----------
+    N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174, Algorithm Newton. N. J. Higham,
+    Functions of Matrices (SIAM, 2008), equation (8.20). R. Byers, H. Xu, SIAM J. Matrix Anal. Appl.
+    30 (2008) 822-843, equations (3.2)-(3.4).
     """
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling {scaling!r}; {nearest(scaling, SCALINGS)}")
@@ -73,26 +76,26 @@ def newton(
 
     def apply(step: tuple[Any, Array]) -> tuple[Array, int]:
         zeta, inverse = step
-        # Halved before the sum, so that entries near the largest number cannot overflow in it.
+        # Halved before the sum, so that entries near the largest number do not overflow.
         new = ops.combine((0.5 * zeta, 0.5 / zeta), (done.x, ops.adjoint(inverse)))
         done.changes.append(ops.item(norm_1(new - done.x, ops) / norm_1(done.x, ops)))
         return new, 0
 
     def stop(step: tuple[Any, Array], change: float) -> bool:
-        # Quadratic convergence: the error left is about change^2 / 2.
+        # Quadratic convergence: the remaining error is about change^2 / 2.
         return change <= math.sqrt(5 * eps)
 
     drive(done, scaled(), apply, stop=stop, most=MAX_ITERATIONS, recorded=True)
     if not math.isfinite(done.changes[-1]):
         done.note = "exactly singular: there is no inverse"
-    if done.converged:  # the orthogonality, which LU leaves at 20 roundings for 256 rows
+    if done.converged:  # by LU the orthogonality error is 20 unit roundoffs for 256 rows
         done.x = polished(done.x, ops)
         done.products += 2
     return done.result()
 
 
 def _bound(x: Array, ops: Ops) -> Array:
-    """Upper bound of the spectral norm."""
+    """Return an upper bound of the spectral norm."""
     sums = norm_bound(x, ops)
     return ops.xp.minimum(ops.frobenius(x), sums)
 
@@ -104,7 +107,7 @@ def _higham(x: Array, inverse: Array, ops: Ops) -> Array:
 
 
 def _byers_xu(low: Array, high: Array) -> Iterator[Array]:
-    """Suboptimal scaling factors for singular values in [low, high]."""
+    """Yield the suboptimal scaling factors for singular values in [low, high]."""
     root = (low * high) ** 0.5
     yield 1 / root
     zeta = (2 * root / (low + high)) ** 0.5

@@ -1,4 +1,4 @@
-"""What a caller may choose of a schedule, checked, and what "auto" stands for."""
+"""Options of a schedule, checked, and the choices of "auto"."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from polarlib.engine.normalise import BOUNDS
 from polarlib.published import Named
 from polarlib.result import ScheduleWarning
 
-# The Gram form must save this much before "auto" takes it: its small products run less efficiently.
+# Largest relative cost of the Gram form for which "auto" uses it; small products run less
+# efficiently.
 GRAM_SAVES = 0.9
 
 
@@ -28,16 +29,17 @@ GRAM_SAVES = 0.9
 
 
 def resolve_schedule(schedule: Named, steps: int | None, precision: str) -> Schedule:
-    """Return the schedule of a name or a file (or the one given) with a number of steps.
+    """Return the schedule with a name, in a file, or the given one, with a number of steps.
 
-    "auto" is the library's own for the number format, "adaptive" that of each matrix.
+    "auto" is the default schedule of the number format, "adaptive" has coefficients per matrix.
 
     Raises
     ------
-    TypeError, ValueError
-        For something that is neither a name, a path nor a Schedule, an unknown name, a file that
-        holds no schedule, a number of steps that it does not have, or a schedule for inverse roots,
-        which has no odd matrix function.
+    TypeError
+        If `schedule` is not a name, a path or a Schedule.
+    ValueError
+        For an unknown name, a file without a schedule, a number of steps that the schedule does not
+        have, or a schedule for inverse roots, which is not an odd function.
     """
     if isinstance(schedule, str) and schedule == "auto":
         return published.default_schedule(precision, steps=steps)
@@ -50,9 +52,8 @@ def resolve_schedule(schedule: Named, steps: int | None, precision: str) -> Sche
     if isinstance(schedule, Schedule):
         if schedule.stride != 2:
             raise ValueError(
-                f"schedule {schedule.name!r} has stride {schedule.stride}: it is for inverse "
-                f"{schedule.stride}-th roots of Hermitian matrices, polarlib.inverse_root; a "
-                "schedule for singular values has stride 2"
+                f"schedule must have stride 2, for singular values, got {schedule.name!r} with "
+                f"stride {schedule.stride}; pass it to polarlib.inverse_root"
             )
         return schedule if steps is None else schedule.truncate(steps)
     raise TypeError(f"schedule must be a name, a path or a Schedule, got {shown(schedule)}")
@@ -65,7 +66,7 @@ def check_rational(
     gram_precision: str | None,
     normalisation: str | None,
 ) -> None:
-    """Refuse what is chosen for polynomials only."""
+    """Raise ValueError for options of polynomial schedules, if the schedule is rational."""
     given = {
         "form": (form, "auto"),
         "restarts": (restarts, "auto"),
@@ -81,41 +82,40 @@ def check_rational(
 
 
 def check_normalisation(schedule: Schedule, normalisation: str | None) -> str:
-    """Refuse a normalisation that the schedule was not made for."""
+    """Return the normalisation; ValueError if the schedule is designed for another one."""
     if normalisation is None:
         return schedule.normalisation
     normalisation = choice("normalisation", normalisation, NORMALISATIONS)
     if isinstance(schedule, Adaptive) and normalisation != schedule.normalisation:
         raise ValueError(
-            f"schedule {schedule.name!r} chooses by moments of matrices of normalisation="
-            f"{schedule.normalisation!r}, got {normalisation!r}; leave normalisation out"
+            f"normalisation must be {schedule.normalisation!r} for schedule {schedule.name!r}, got "
+            f"{normalisation!r}; leave normalisation out"
         )
-    # Bounds of the largest singular value only say where in (0, 1] the others lie; scaled columns
-    # have another spectrum altogether.
+    # Normalisations by a bound of the norm scale the spectrum within (0, 1]; normalisations of
+    # columns change it otherwise.
     problems = {BOUNDS[kind].growth is None for kind in (normalisation, schedule.normalisation)}
     if normalisation != "none" and len(problems) == 2:
         raise ValueError(
-            f"schedule {schedule.name!r} was made for normalisation="
-            f"{schedule.normalisation!r}, not {normalisation!r}; leave normalisation out, or "
-            "pass 'none' for an input that is already scaled"
+            f"normalisation must be {schedule.normalisation!r} for schedule {schedule.name!r}, got "
+            f"{normalisation!r}; leave normalisation out, or pass 'none' for a scaled input"
         )
     return normalisation
 
 
 def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> None:
-    """Warn where rounding or the input can leave the schedule's range."""
+    """Warn if rounding or the input can exceed the range of the schedule."""
     if not schedule.is_safe_in(precision):
         warn(
-            f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and one "
-            f"rounding to {precision} can go beyond: it has no safety factor for this format; use "
-            "schedule='auto', or a wider precision",
+            f"schedule {schedule.name!r} diverges above {schedule.divergence_limit:.6f}, and has "
+            f"no safety factor for rounding to {precision}; use schedule='auto', or a wider "
+            "precision",
             ScheduleWarning,
         )
     if normalisation != "none" and schedule.upper * schedule.input_safety < 1:
         warn(
-            f"schedule {schedule.name!r} is valid for singular values up to {schedule.upper}, and "
-            f"{normalisation} normalisation lets them reach 1 (a rank-one matrix does): such "
-            "directions may change sign or exceed 2",
+            f"schedule {schedule.name!r} is valid for singular values up to {schedule.upper}, but "
+            f"with normalisation={normalisation!r} they can be 1 (for rank one), and such values "
+            "may change sign or exceed 2; use schedule='auto'",
             ScheduleWarning,
         )
 
@@ -123,7 +123,7 @@ def warn_of_hazards(schedule: Schedule, precision: str, normalisation: str) -> N
 def restarts_of(
     schedule: Schedule, precision: str, gram_precision: str | None = None
 ) -> tuple[int, ...]:
-    """Restarts of the Gram form: what "auto" is, for whichever steps a matrix may take."""
+    """Return the restarts of the Gram form for "auto", valid for all steps that may be chosen."""
     if isinstance(schedule, Adaptive):
         return common_restarts(schedule.each, precision, gram_precision)
     return design.restarts(schedule, precision, gram_format=gram_precision)
@@ -158,7 +158,7 @@ def choose_form(
     if form == "auto":
         small, large = sorted(shape[-2:])
         aspect = large / max(small, 1)
-        # In products of n x n matrices, of which a product with the large one is worth m / n.
+        # In products of n x n matrices; a product with the m x n matrix counts m / n.
         cost = {}
         for name in ("plain", "gram"):
             with_large, among_small = product_counts(schedule.steps, form=name, restarts=at)

@@ -1,4 +1,4 @@
-"""A fixed schedule as a method: the normalisation and the engine."""
+"""Fixed polynomial schedules as methods: normalisation and iteration."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def polynomial(
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Of any format. Not changed.
+        In any format. Not modified.
     ops : Ops
         Full-precision arithmetic of the library.
     schedule : Schedule
         The steps.
     precision : str
-        Number format of the iteration. Norms are taken in at least single precision.
+        Number format of the iteration. Norms are computed in at least single precision.
     gram_precision : str, optional
-        Number format of the n x n matrices of the Gram form, by default the same.
+        Number format of the n x n matrices of the Gram form; `precision` by default.
     normalisation : str, optional
-        Instead of the schedule's own; "none" leaves its input safety out too.
+        Normalisation instead of that of the schedule; "none" also omits the input safety.
     form, restarts, out, callback
-        As :func:`polarlib.engine.iterate.iterate` takes them. The callback is also called with
-        step 0, the normalised input as rounded.
+        As in :func:`polarlib.engine.iterate.iterate`. The callback is also called with step 0 and
+        the normalised, rounded input.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def polynomial(
         )
         steps = (first, *steps[1:])
     else:
-        # A native format of 16 bits is divided in itself; products want single precision.
+        # Native 16-bit formats are divided in that format; products need single precision.
         alone = not bound.products and not low.simulated
         y = x if alone and format_name(x) == precision else at_least_single(x, ops)
         y, spent = normalise(y, ops, kind, schedule.input_safety)
@@ -97,7 +97,7 @@ def polynomial(
 
 
 def _normalised(z: Array, first: Sequence[float], schedule: Schedule, ops: Ops) -> Array:
-    """The matrix that the schedule is for, where its first step has absorbed a factor of z."""
+    """Return the normalised matrix, if a factor of z is contained in the first step."""
     pairs = enumerate(zip(first, schedule.steps[0], strict=True))
     scale = next((abs(c / d) ** (1 / (2 * i + 1)) for i, (c, d) in pairs if d), 1.0)
     return ops.scale(at_least_single(z, ops), scale)

@@ -15,27 +15,27 @@ from polarlib.result import Run
 
 Array = Any
 
-# Condition number of I + c X^H X above which the Cholesky form loses backward stability: its error
+# Condition number of I + c X^H X above which the Cholesky form is not backward stable: its error
 # grows with c. Nakatsukasa and Higham (2013), section 5.
 CHOLESKY_BELOW = 100.0
 # Rounding errors of the Gram matrix of a stack, relative to its smallest eigenvalue, up to which a
-# second Cholesky factor takes them off.
+# second Cholesky factor corrects them.
 TWICE_BELOW = 1.0
-# Six suffice from l = 1e-16; the rest is for lower bounds that are loose by the noise in them.
+# Six suffice from l = 1e-16; the rest is for lower bounds that rounding errors make loose.
 MAX_ITERATIONS = 12
-# Steps of the iteration without weights, each of which makes small singular values three times as
-# large, beyond those from rounding to 1: what is zero may begin far below rounding.
+# Additional steps of the iteration without weights, in which small singular values grow by a factor
+# of three: zero singular values may start far below the rounding level.
 MORE_STEPS = 12
 
 
 def halley_step(a: float) -> Step:
-    """Halley's step of slope a, at most 1 on [0, 1]: it is 1 at ``2 / (a - 1)`` and at 1."""
+    """Return Halley's step of slope a, at most 1 on [0, 1]: it is 1 at ``2 / (a - 1)`` and at 1."""
     b = (a - 1) ** 2 / 4
     return Step((a, b), a + b - 1)
 
 
 def weights(l: float) -> Step:
-    """Halley's step, weights a, b and c, that is best for singular values in [l, 1].
+    """Return Halley's step, with weights a, b and c, that is best for singular values in [l, 1].
 
     Y. Nakatsukasa, Z. Bai, F. Gygi, SIAM J. Matrix Anal. Appl. 31 (2010), equations (3.18)-(3.21).
 
@@ -65,7 +65,7 @@ def plan(l: float, n: int, eps: float) -> Iterator[tuple[Step, str, float]]:
 
 
 def form(condition: float, n: int, eps: float) -> str:
-    """How to apply the inverse of an n x n matrix ``I + c X^H X`` of this condition number.
+    """Return the form in which the inverse of ``I + c X^H X``, n x n, is applied.
 
     Examples
     --------
@@ -82,10 +82,10 @@ def resolvent(
 ) -> tuple[Array, int]:
     """Return ``weight X (I + c X^H X)^-1``, and the number of products.
 
-    By a Cholesky factor of ``Z = I + c X^H X`` where it is well-conditioned. Otherwise by
-    ``X Z^-1 = Q_1 Q_2^H / sqrt(c)`` with the orthonormal factor Q of the stack ``[sqrt(c) X; I]``:
-    by Cholesky-QR, twice, as long as the condition number leaves digits to correct (about 1 / eps),
-    or else by Householder's QR. Both are as accurate as each other.
+    If ``Z = I + c X^H X`` is well-conditioned, a Cholesky factor is used. Otherwise
+    ``X Z^-1 = Q_1 Q_2^H / sqrt(c)`` with the orthonormal factor Q of the stack ``[sqrt(c) X; I]``.
+    Q is computed by Cholesky-QR, applied twice, for condition numbers up to about 1 / eps, and by
+    Householder's QR beyond. Both are equally accurate.
 
     Parameters
     ----------
@@ -96,9 +96,9 @@ def resolvent(
     ops : Ops
         Arithmetic.
     how : str
-        From :func:`form`.
+        Result of :func:`form`.
     gram : array, optional
-        ``X^H X``, if it is known. Not changed.
+        ``X^H X``, if known. Not modified.
     """
     kernels = ops.kernels(x) if x.ndim == 2 and isinstance(c, float) else None
     if kernels is not None:
@@ -138,38 +138,41 @@ def qdwh(
 ) -> tuple[Array, Run]:
     """Dynamically weighted Halley iteration by QR and Cholesky factorisations.
 
-    Computes ``X <- X (a I + b X^H X)(I + c X^H X)^-1`` with weights from a certified lower bound l
-    of the singular values: at most 6 iterations for condition numbers to 1e16, cubic convergence.
-    Cost: a Gram product and a Cholesky factorisation for the bound (and a QR factorisation for
-    condition numbers above about eps^-1/2, and the reduction of tall matrices to n x n); then for
-    c > 100 two Cholesky factorisations of a 2n x n stack, or Householder's QR of it for c above
-    about 1 / eps; a Gram product, a Cholesky factorisation and two triangular solves after that.
-    Backward stable. Singular values that are exactly zero stay zero: the result is then a partial
-    isometry. `lower` is a lower bound of sigma_min / sigma_max, if one is known.
+    The iteration is ``X <- X (a I + b X^H X)(I + c X^H X)^-1`` with weights from a certified lower
+    bound l of the singular values. It takes at most 6 iterations for condition numbers up to 1e16,
+    with cubic convergence. The bound costs a Gram product and a Cholesky factorisation (and a QR
+    factorisation for condition numbers above about eps^-1/2, and the reduction of tall matrices to
+    n x n). A step with c > 100 costs two Cholesky factorisations of a 2n x n stack, or its
+    Householder QR for c above about 1 / eps. Other steps cost a Gram product, a Cholesky
+    factorisation and two triangular solves. Backward stable. Singular values that are exactly zero
+    stay zero: the result is then a partial isometry. `lower` is a lower bound of
+    sigma_min / sigma_max, if known.
 
-    Y. Nakatsukasa, Z. Bai, F. Gygi (2010); Y. Nakatsukasa, N. J. Higham, SIAM J. Sci. Comput. 35
-    (2013) A1325-A1349, equations (5.2)-(5.4).
+    References
+    ----------
+    Y. Nakatsukasa, Z. Bai, F. Gygi, SIAM J. Matrix Anal. Appl. 31 (2010). Y. Nakatsukasa, N. J.
+    Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, equations (5.2)-(5.4).
     """
     return iterate(start(x, ops, callback, lower=lower), ops, promised=lower is not None)
 
 
 def iterate(done: Progress, ops: Ops, *, promised: bool = False) -> tuple[Array, Run]:
-    """QDWH's steps on what :func:`polarlib._methods.reduction.start` gives.
+    """Run the steps of QDWH from the result of :func:`polarlib._methods.reduction.start`.
 
-    `promised` says that the bound is the caller's.
+    `promised` is True if the lower bound was passed by the caller.
     """
     n = done.x.shape[-1]
     eps = format_of(format_name(done.x)).epsilon
     if not (done.certain or promised or ops.host):
-        # A bound that is rounding may be too large. A step more from the floor costs less than to
-        # look, and then nothing but zeros is left.
+        # A bound at rounding level may be too large. One step more, from the floor, costs less than
+        # a further check, and leaves only zero singular values below 1.
         done.lower, done.certain = eps**FLOOR, True
 
     def apply(planned: tuple[Step, str, float]) -> tuple[Array, int]:
         step, how, _ = planned
         alpha, beta, c = step.fractions
         if how == "householder":
-            done.gram = None  # not used: its storage is free
+            done.gram = None  # not used: release its storage
         correction, spent = resolvent(done.x, c, alpha, ops, how=how, gram=done.gram)
         return ops.combine((beta, 1.0), (done.x, correction)), spent
 
@@ -177,7 +180,7 @@ def iterate(done: Progress, ops: Ops, *, promised: bool = False) -> tuple[Array,
         return abs(1 - planned[2]) <= 5 * eps
 
     def stop(planned: tuple[Step, str, float], change: float) -> bool:
-        # Cubic convergence: after a change of (5 eps)^(1/3) the next would be below 5 eps.
+        # Cubic convergence: after a change of (5 eps)^(1/3) the next one is below 5 eps.
         return due(planned) and change <= (5 * eps) ** (1 / 3)
 
     drive(done, plan(done.lower, n, eps), apply, stop=stop, most=MAX_ITERATIONS, due=due)
@@ -193,33 +196,35 @@ def halley(
 ) -> tuple[Array, Run]:
     """Halley's iteration, without weights: simple, and slow for ill-conditioned matrices.
 
-    Computes ``X <- X (3 I + X^H X)(I + 3 X^H X)^-1`` until orthonormal. A step makes small singular
-    values three times as large, and convergence is cubic at the end: about 12 steps for condition
-    number 1e4, 28 for 1e12, 37 for 1e16. Cost of a step: a Gram product, a
-    Cholesky factorisation and two triangular solves. Backward stable, since the matrix that is
-    factorised has condition number 4 at most. Singular values of zero are not completed. "qdwh"
+    The iteration ``X <- X (3 I + X^H X)(I + 3 X^H X)^-1`` is run until X is orthonormal. Small
+    singular values grow by a factor of three per step, and convergence is cubic at the end. It
+    takes about 12 steps for condition number 1e4, 28 for 1e12, 37 for 1e16. A step costs a Gram
+    product, a Cholesky factorisation and two triangular solves. Backward stable, since the
+    factorised matrix has condition number 4 at most. Zero singular values are not completed. "qdwh"
     has weights for the condition number, and takes at most 6 steps.
 
-    W. Gander, SIAM J. Sci. Stat. Comput. 11 (1990) 1102-1115; N. J. Higham, Functions of Matrices
+    References
+    ----------
+    W. Gander, SIAM J. Sci. Stat. Comput. 11 (1990) 1102-1115. N. J. Higham, Functions of Matrices
     (SIAM, 2008), chapter 8.
     """
     eps = format_of(format_name(x)).epsilon
-    # No bound is asked for: a promise costs nothing, and is not used.
+    # A lower bound is passed so that none is computed; it is not used.
     done = start(x, ops, callback, lower=1.0)
     alpha, beta, c = weights(1.0).fractions
 
     def defects() -> Iterator[float]:
         while True:
             yield ops.item(ops.frobenius(ops.add_diagonal(-done.formed_gram(), 1.0)))
-            done.products += 1  # the next Gram matrix
+            done.products += 1  # of the next Gram matrix
 
     def apply(defect: float) -> tuple[Array, int]:
         correction, _ = resolvent(done.x, c, alpha, ops, how="cholesky", gram=done.gram)
         return ops.combine((beta, 1.0), (done.x, correction)), 0
 
     def due(defect: float) -> bool:
-        # A step takes 1 - sigma to its cube over 1 + 3 sigma^2, where 1 - sigma^2 is the defect.
-        return not defect**3 > 16 * eps  # NaN ends it too
+        # A step maps 1 - sigma to its cube over 1 + 3 sigma^2, and 1 - sigma^2 is the defect.
+        return not defect**3 > 16 * eps  # NaN ends the iteration too
 
     def stop(defect: float, change: float) -> bool:
         return defect**3 <= 16 * eps

@@ -1,4 +1,4 @@
-"""The orthonormal QR factor: cheap, orthonormal, and not the polar factor."""
+"""Method "qr": the orthonormal QR factor, which is not the polar factor."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def qr(
 ) -> tuple[Array, Run]:
     """Orthonormal QR factor, diagonal of R positive: NOT the polar factor.
 
-    Cost: one Householder QR. It spans the same space and depends on the order of the columns;
-    the polar factor is the orthonormal matrix nearest to the input, this is not. The status of the
-    result is NOT_POLAR, and its backward error says how far it is. G. H. Golub and C. F. Van Loan,
-    Matrix Computations (4th ed., 2013), section 5.2.
+    The cost is one Householder QR. Q has the range of the input, but depends on the order of the
+    columns. Unlike the polar factor, Q is not the nearest orthonormal matrix. The status of the
+    result is NOT_POLAR, and its backward error is in general large.
+
+    References
+    ----------
+    G. H. Golub and C. F. Van Loan, Matrix Computations (4th ed., 2013), section 5.2.
     """
     xp = ops.xp
     q, r = ops.qr(x)
-    # The diagonal without a gather: zeros elsewhere do not change the column sums.
+    # The diagonal as column sums of a diagonal matrix, without an indexed gather.
     diagonal = xp.sum(r * ops.eye(r.shape[-1], r), axis=-2, keepdims=True)
     size = xp.abs(diagonal)
-    # Some libraries divide complex numbers by way of squares, which vanish for small ones: a number
-    # that size has no phase is given the phase 1, as zero is.
+    # Some libraries divide complex numbers by their squared modulus, which underflows for small
+    # numbers: such numbers get the phase 1, as zero does.
     small = size <= math.sqrt(format_of(format_name(size)).smallest_normal)
     phase = xp.where(small, xp.ones_like(diagonal), diagonal)
     q = q * (phase / astype_like(xp.where(small, xp.ones_like(size), size), diagonal, ops))

@@ -1,4 +1,4 @@
-"""Where an iteration starts: square matrices for tall ones, and bounds of singular values."""
+"""Start of an iteration: reduction of tall matrices, and bounds of singular values."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Array = Any
 # Rounding errors of length-k sums are below this many sqrt(k) unit roundoffs with near certainty
 # (N. J. Higham, T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835); the factor by experiment.
 LIKELY = 4.0
-# A Gram matrix is trusted if rounding moves its eigenvalues by at most this part of the smallest.
+# A Gram matrix is used if rounding changes its eigenvalues by at most this part of the smallest.
 TRUSTED = 0.25
-# Rows over columns from which Cholesky-QR replaces Householder's QR. By experiment on CPUs: twice
-# as fast with SciPy, the same with torch.
+# Ratio of rows to columns from which Cholesky-QR replaces Householder's QR. By experiment on CPUs
+# it is twice as fast with SciPy, and as fast with torch.
 TALL = 2
-# Nothing is lost below: an l of eps**3 costs a rational iteration one step more than eps.
+# Exponent of the smallest l: eps**3 costs a rational iteration one step more than eps.
 FLOOR = 3
 
 
 def noise(k: int, eps: float) -> float:
-    """Rounding error of a Gram matrix and its Cholesky factor, over ``||X||_F**2``."""
+    """Return the rounding error of a Gram matrix and its Cholesky factor, over ``||X||_F**2``."""
     return LIKELY * math.sqrt(k) * eps / 2
 
 
 def inverse_norm(factor: Array, ops: Ops) -> Array:
-    """Upper bound of ``||L^-1||_2``, by one triangular solve; infinite or NaN if singular."""
+    """Return an upper bound of ``||L^-1||_2``, by one triangular solve; inf or NaN if singular."""
     inverse = ops.solve_lower(
         factor, ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     )
@@ -46,12 +46,13 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
     Returns
     -------
     high : array, shape (..., 1, 1)
-        Above the largest eigenvalue; 1 for a zero matrix.
+        Upper bound of the largest eigenvalue; 1 for a zero matrix.
     mean, spread : array, shape (..., 1, 1)
-        All eigenvalues are within ``mean (1 - spread)`` and ``mean (1 + spread)``; mean 1 for zero.
+        All eigenvalues are between ``mean (1 - spread)`` and ``mean (1 + spread)``; mean is 1 for a
+        zero matrix.
 
-    Notes
-    -----
+    References
+    ----------
     H. Wolkowicz, G. P. H. Styan, Linear Algebra Appl. 29 (1980) 471-506, Theorem 2.1.
     """
     xp = ops.xp
@@ -65,8 +66,8 @@ def largest(x: Array, g: Array, ops: Ops) -> tuple[Array, Array, Array]:
 
 
 def rounded_down(l: float) -> float:
-    """A number not above l, of few, so that few schedules are designed; near 1 as near to it."""
-    # Five bits of the mantissa: the result is at most 1/16 off.
+    """Round l down to one of few numbers, so that few schedules are designed; 1 - l likewise."""
+    # Five bits of the mantissa are kept: the relative change is at most 1/16.
     if l > 0.5:
         mantissa, exponent = math.frexp(1 - l)
         return 1 - math.ldexp(math.ceil(mantissa * 32) / 32, exponent)
@@ -84,91 +85,91 @@ def start(
 ) -> Progress:
     """Reduce tall matrices to square ones, scale them, and bound their singular values.
 
-    Cost for square matrices: one Gram product, which the first step uses, a Cholesky factorisation
-    and a triangular solve; also a QR factorisation where the Gram matrix is too ill-conditioned to
-    be trusted. The lower bound is that by the inverse of a factor, or by trace and variance,
-    which is sharp near orthonormal matrices.
+    Square matrices take one Gram product, which the first step uses, a Cholesky factorisation and a
+    triangular solve. If the Gram matrix is too ill-conditioned, they also take a QR factorisation.
+    The lower bound is computed from the inverse of a factor, or from trace and variance, which is
+    sharp near orthonormal matrices.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        m >= n. Not changed.
+        m >= n. Not modified.
     ops : Ops
         Arithmetic.
     callback : callable, optional
-        Of the iteration.
+        Callback of the iteration.
     lower : float, optional
-        Lower bound of sigma_min / sigma_max, known: nothing is factorised for it.
+        Lower bound of sigma_min / sigma_max. If it is given, nothing is factorised for the bound.
     square : bool, optional
-        Whether tall matrices must become square even where no bound asks for a factorisation.
+        Whether tall matrices are reduced to square ones even if `lower` is given.
 
     Returns
     -------
     Progress
-        An iteration that begins with new matrices x, or factors of them, singular values in
-        [lower, 1]. Its `lower` is certified up to rounding, or as the caller promised, the smallest
-        of a stack; `bounds` are those of the matrices given, the worst over a stack, as they were
-        found: a lower bound that was promised is not among them.
+        The iteration before its first step, with scaled matrices, or factors of them, whose
+        singular values are in [lower, 1]. Its `lower`, the smallest of a stack, is certified up to
+        rounding, unless it was passed by the caller. Its `bounds` are computed bounds of the
+        original singular values, the extreme ones of a stack; they do not contain the caller's.
     """
     m, n = x.shape[-2:]
     eps = format_of(format_name(x)).epsilon
-    lift: Callable[[Array], Array] = _same
+    back_transform: Callable[[Array], Array] = _same
     matmuls = 0
     tall = m > n and (square or lower is None)
     if tall:
-        x, lift, matmuls = reduce_tall(x, ops)
+        x, back_transform, matmuls = reduce_tall(x, ops)
     g = ops.gram(x)
     high, mean, spread = largest(x, g, ops)
     if lower is None:
-        blur = 0.0 if tall else noise(2 * n, eps) * n  # what G has lost, over the mean
+        blur = 0.0 if tall else noise(2 * n, eps) * n  # rounding error of G, over the mean
         factor = ops.adjoint(x) if tall else ops.cholesky(g)
-        doubt, found, top, l = _read_bounds(factor, blur, high, mean, spread, ops)
+        doubt, bottom, top, l = _read_bounds(factor, blur, high, mean, spread, ops)
         if not (tall or doubt <= TRUSTED):  # NaN compares false
             factor = ops.adjoint(ops.qr(x)[1])
-            _, found, top, l = _read_bounds(factor, 0.0, high, mean, spread, ops)
+            _, bottom, top, l = _read_bounds(factor, 0.0, high, mean, spread, ops)
         certain = l > LIKELY * math.sqrt(n) * eps
     else:
-        found, certain = 0.0, False
+        bottom, certain = 0.0, False
         top, l = _read_promise(x, lower, high, mean, spread, ops)
     x, g = ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high)
     l = min(1.0, max(l, eps**FLOOR))
-    return Progress(ops, x, g, callback, matmuls + 1, lift, (found, top), l, certain)
+    return Progress(ops, x, g, callback, matmuls + 1, back_transform, (bottom, top), l, certain)
 
 
 def _read_bounds(
     factor: Array, blur: float, high: Array, mean: Array, spread: Array, ops: Ops
 ) -> tuple[float, float, float, float]:
-    """Bounds by the inverse of a triangular factor, or by trace and variance.
+    """Return bounds from the inverse of a triangular factor, or from trace and variance.
 
     Returns
     -------
     doubt : float
-        What rounding, `blur` times the mean, moves the smallest eigenvalue by, as a part of it.
-    found, top : float
+        Relative change of the smallest eigenvalue by rounding, `blur` times the mean.
+    bottom, top : float
         Bounds of the singular values.
     l : float
-        The lower one over the root of `high`, the smallest of a stack; 0 where it cannot be known.
+        Lower bound over the root of `high`, the smallest of a stack; 0 if it is unknown.
     """
     xp, n = ops.xp, factor.shape[-1]
     low = inverse_norm(factor, ops) ** -2.0
     doubt = blur * mean / low
-    low = low - blur * mean  # Weyl: rounding of G moves no eigenvalue by more
+    low = low - blur * mean  # Weyl's bound of the change of eigenvalues by rounding of G
     eps = format_of(format_name(high)).epsilon
     near = mean * (1 - spread - noise(2 * n, eps) * n)
     low = xp.where(low > near, low, near)
     ratio = xp.sqrt(xp.where(low > 0, low, xp.zeros_like(low)) / high)
     known = xp.where(ratio > 0, ratio, xp.zeros_like(ratio))
-    # One l serves a whole stack: the smallest.
-    doubts, found, highs, ratios = read(ops, doubt, known * xp.sqrt(high), high, known)
-    return float(doubts.max()), float(found.min()), math.sqrt(highs.max()), float(ratios.min())
+    # The smallest l is used for the whole stack.
+    doubts, lows, highs, ratios = read(ops, doubt, known * xp.sqrt(high), high, known)
+    return float(doubts.max()), float(lows.min()), math.sqrt(highs.max()), float(ratios.min())
 
 
 def _read_promise(
     x: Array, lower: float, high: Array, mean: Array, spread: Array, ops: Ops
 ) -> tuple[float, float]:
-    """Bound of the largest singular value, and what a promise makes of it: l, as above."""
+    """Return a bound of the largest singular value, and l from the caller's `lower`."""
     xp, n = ops.xp, x.shape[-1]
-    # Lower bounds of the largest eigenvalue: sigma_min is at least `lower` times its root.
+    # Lower bounds of the largest eigenvalue; sigma_min is at least `lower` times its root.
     columns = ops.max(ops.sums(xp.abs(x) ** 2, -2), axis=-1, keepdims=True)
     rayleigh = mean * (1 + spread * spread / max(n - 1, 1))  # tr G^2 / tr G
     rayleigh = xp.where(rayleigh > columns, rayleigh, columns)
@@ -183,16 +184,19 @@ def _same(u: Array) -> Array:
 
 
 def reduce_tall(x: Array, ops: Ops) -> tuple[Array, Callable[[Array], Array], int]:
-    """Return S, square, with X = Q S and Q orthonormal; the way from U_S to Q U_S; products.
+    """Return S, square, with X = Q S and Q orthonormal; the map of U_S to Q U_S; products.
 
-    Cholesky-QR, twice, where the first factor proves that the Gram matrix resolves the condition
-    number (below about eps^-1/2): ``R_1 = chol(X^H X)``, ``Q = X R_1^-1``, ``R_2 = chol(Q^H Q)``,
-    ``S = R_2 R_1``. The way back is ``Q (R_2^-1 U_S)``, so that the second solve has n rows, not m.
-    Householder's QR beyond, and for matrices that are nearly square: shifted Cholesky-QR would
-    serve condition numbers to 1e15, but three and more passes take longer on CPUs.
+    Cholesky-QR is applied twice if the first factor proves that the Gram matrix resolves the
+    condition number (below about eps^-1/2): ``R_1 = chol(X^H X)``, ``Q = X R_1^-1``,
+    ``R_2 = chol(Q^H Q)``, ``S = R_2 R_1``. The back-transformation is ``Q (R_2^-1 U_S)``, so that
+    the second solve has n rows, not m. Householder's QR is used for larger condition numbers, and
+    for nearly square matrices. Shifted Cholesky-QR would be possible for condition numbers up to
+    1e15, but its three or more passes take longer on CPUs.
 
+    References
+    ----------
     Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, Electron. Trans. Numer. Anal. 44 (2015)
-    306-326: errors of the second pass are at rounding level.
+    306-326 (errors of the second pass are at rounding level).
     """
     m, n = x.shape[-2:]
     if m >= TALL * n:

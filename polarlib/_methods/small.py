@@ -1,29 +1,29 @@
-"""Stacks of matrices of at most four columns: the same few operations on all of them at once.
+"""Stacks of matrices of at most four columns, decomposed by operations on whole stacks.
 
-A stack of n x n matrices is stored as n^2 vectors, one per entry, so that every operation is one
-of vectors. A stack on the host is processed in chunks that stay in cache. Nearly all matrices are
-decomposed by closed forms and cofactors (`_closed`). The few matrices for which these are
-inaccurate, singular ones and zero among them, are found by value and decomposed by an SVD of Jacobi
-rotations, entry by entry (`_svd`). All of this is for the host: on a device each operation is a
-launch, indices would have to be read, and the SVD of the whole stack is one kernel.
+A stack of n x n matrices is stored as n^2 vectors, one per entry, and every operation is one of
+vectors. A stack on the host is processed in chunks that fit in the cache. Nearly all matrices are
+decomposed by closed forms and cofactors (`_closed`). Matrices for which these are inaccurate,
+singular ones and zero among them, are decomposed by an SVD of Jacobi rotations, also entry by entry
+(`_svd`). These functions are for the host. On a device each operation would be a launch and indices
+would have to be read, while the SVD of the whole stack is one kernel.
 
-The closed form of n = 3. With C = phase(det A) conj(cofactors of A), which is U (det H) H^-1, and
+The closed form for n = 3. With C = phase(det A) conj(cofactors of A), which is U (det H) H^-1, and
 the invariants i1, i2, i3 of H (trace, sum of principal minors, determinant), the theorem of Cayley
-and Hamilton for H makes
+and Hamilton for H gives
 
     (i1 i2 - i3) U = i1 C + A ((i1^2 - i2) I - A^H A).
 
-i3 = |det A|, i1^2 = ||A||^2 + 2 i2, and i1 is the largest root of a quartic whose roots are all
-real: Newton's iteration from above. An error of i1 multiplies U by a polynomial of H near the
-identity, a Hermitian factor that one more Newton step for the polar factor removes. Rounding is
-magnified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3): matrices of rank two lose
-nothing, those near rank one are left to the SVD. Without the phase the same formula is the nearest
-rotation, with sigma_3 taken negative where det A is. Results are checked: polar factors come with
-error estimates, and a rotation must be orthogonal, have the determinant +1, and
-``R^T A`` is symmetric without two eigenvalues of negative sum.
+Here i3 = |det A|, i1^2 = ||A||^2 + 2 i2, and i1 is the largest root of a quartic whose roots are
+all real, computed by Newton's iteration from above. An error of i1 multiplies U by a polynomial of
+H near the identity. One more Newton step for the polar factor removes this Hermitian factor.
+Rounding errors are amplified by ||A||^3 / (i1 i2 - i3), about sigma_1 / (sigma_2 + sigma_3):
+matrices of rank two lose no digits, and those near rank one are left to the SVD. Without the phase
+the formula gives the nearest rotation, with sigma_3 negative if det A is. Results are checked:
+polar factors have error estimates, and a rotation must be orthogonal, have the determinant +1, and
+``R^T A`` must be symmetric without two eigenvalues of negative sum.
 
-The other n. Newton's step X <- X / ||X|| + C / ||C|| is the one scaled best in Frobenius norm, and
-does not divide by the determinant: rank n - 1 does not stop it. For n = 2 the first step is exact.
+Other n. Newton's step X <- X / ||X|| + C / ||C|| has the best scaling in the Frobenius norm. It
+does not divide by the determinant, and works for rank n - 1. For n = 2 the first step is exact.
 
 N. J. Higham, Functions of Matrices (SIAM, 2008), section 8.6 (the scaled iteration); N. J. Higham
 and V. Noferini, Numer. Algorithms 73 (2016) 349-369 (the quartic for n = 3); J. Demmel and
@@ -60,16 +60,16 @@ from polarlib.arrays.settings import ignore_float_errors
 from polarlib.result import Run
 
 Array = Any
-# Matrices in a stack from which this is faster than their SVDs, by n, and of tall ones: some 300
-# calls of the array library (1000 for n = 4) cost the same for every length. By experiment.
+# Number of matrices from which closed forms are faster than SVDs, by n, and for tall ones. About
+# 300 calls of the array library (1000 for n = 4) cost the same for every length. By experiment.
 WORTH = (0, 60, 25, 60, 300)
 TALL_WORTH = (0, 200, 150, 200, 400)
-# Matrices per chunk: some forty vectors of this length fill a second-level cache. By experiment.
+# Matrices per chunk: about forty vectors of this length fill a second-level cache. By experiment.
 CHUNK = 8192
 # Rows up to which tall matrices are reduced entry by entry; above, by LAPACK. By experiment.
 FEW_ROWS = 32
-# Squared norms between which matrices need no scaling: in single precision their cubes, and what
-# divides by them, are normal numbers.
+# Squared norms between which matrices need no scaling: in single precision their cubes and the
+# reciprocals are normal numbers.
 COMFORTABLE2 = 2.0**-20, 2.0**20
 # Rounding of a determinant by cofactors, in epsilons of ||A||_F^n: at most seven roundings of half
 # an epsilon, times the permanent of |A|, which is at most n! / n^(n/2) <= 1.5 times ||A||_F^n.
@@ -110,7 +110,7 @@ class Decomposition(NamedTuple):
 
 
 class _Scaled(NamedTuple):
-    """Entries of a stack, divided by `scale`, powers of two, and their squared Frobenius norms.
+    """Entries of a stack over powers of two, `scale`, and their squared Frobenius norms.
 
     Attributes
     ----------
@@ -126,12 +126,12 @@ class _Scaled(NamedTuple):
     scale: Array | None
 
     def unscaled(self, y: Array) -> Array:
-        """Return results for the matrices as they were."""
+        """Return results multiplied by `scale`."""
         return y if self.scale is None else y * self.scale
 
 
 def _closed(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
-    """All results by closed forms, and where they hold: at full rank and moderate condition."""
+    """Return all results by closed forms, and where these are accurate (not near rank 1)."""
     xp = ops.xp
     x = given.entries
     m, n = x.shape[:2]
@@ -142,7 +142,7 @@ def _closed(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any
     # |det A| = sigma_n times the other singular values, whose product is at most ||C||.
     noise = DETERMINANT_ERROR * eps * functools.reduce(operator.mul, [upper] * n)
     lower = (d - noise) / xp.sqrt(xp.where(b > 0, b, xp.ones_like(b)))
-    # Twice the threshold of the definition of rank.
+    # Twice the threshold of the numerical rank.
     safe = safe & (lower > 2 * m * eps * upper)
     rank = xp.full_like(a, float(n))
     bounds = map(given.unscaled, (lower, upper))
@@ -150,7 +150,7 @@ def _closed(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any
 
 
 def _svd(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
-    """All results by the SVD, for every matrix."""
+    """Return all results by the SVD, which is accurate for every matrix."""
     xp = ops.xp
     x, a = given.entries, given.norm2
     m, n = x.shape[:2]
@@ -169,7 +169,7 @@ def _svd(given: _Scaled, tol: float | None, eps: float, ops: Ops) -> list[Any]:
 
 
 def _checked(given: _Scaled, u: Entries, tol: float | None, ops: Ops) -> list[Any]:
-    """H and the error estimates; nothing without a tolerance."""
+    """Return H and the error estimates; an empty list without a tolerance."""
     if tol is None:
         return []
     h, *estimates = error_estimates(given.entries, u, given.norm2, tol, ops)
@@ -180,7 +180,7 @@ def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
     """Apply a function of scaled entries and their scales to a stack (batch, m, n)."""
     xp = ops.xp
     m, n = x.shape[1:]
-    if ops.kernels(x) is not None:  # half the time of the general form
+    if ops.kernels(x) is not None:  # takes half the time of the general form
         e = xp.empty((m * n, x.shape[0]), dtype=x.dtype)
         e[...] = xp.permute_dims(xp.reshape(x, (-1, m * n)), (1, 0))
     else:
@@ -189,21 +189,21 @@ def _of_entries(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Any]:
     if norm2.shape[0] and COMFORTABLE2[0] <= xp.min(norm2) and xp.max(norm2) <= COMFORTABLE2[1]:
         return f(_Scaled(xp.reshape(e, (m, n, -1)), norm2, None))
     sizes = [xp.max(xp.abs(p), axis=0) for p in real_parts(e, ops)]
-    peak = functools.reduce(xp.maximum, sizes)
-    # NaN for a matrix that is not finite, so that all its results become NaN.
-    s = ops.binary_scale(peak) + 0.0 * peak
+    max_abs = functools.reduce(xp.maximum, sizes)
+    # All entries of a matrix that is not finite are NaN, so that its results are NaN.
+    s = ops.binary_scale(max_abs) + 0.0 * max_abs
     e *= 1.0 / s
     e = xp.reshape(e, (m, n, -1))
     return f(_Scaled(e, frobenius2(e, ops), s))
 
 
 def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
-    """The same, with matrices stacked, in chunks that stay in cache."""
+    """Apply the function in chunks that fit in the cache; matrices of results are stacked."""
     xp = ops.xp
     count = x.shape[0]
     size = max(1, CHUNK * LARGEST**2 // max(x.shape[1] * x.shape[2], LARGEST**2))
     chunk = _of_entries(f, x[:size, ...], ops)
-    # One array for all numbers: the system gives large ones faster than several small ones.
+    # One array for all results: one large allocation is faster than several small ones.
     first = next(r for r in chunk if r.ndim == 1)
     block = iter(xp.empty((len(chunk), count), dtype=first.dtype))
     results = [
@@ -218,13 +218,13 @@ def _in_chunks(f: Callable[..., list[Any]], x: Array, ops: Ops) -> list[Array]:
             out[k : k + size] = _matrices(r, ops)
 
     store(0, chunk)
-    for k in range(size, count, size):  # two threads were no faster
+    for k in range(size, count, size):  # two threads were not faster
         store(k, _of_entries(f, x[k : k + size, ...], ops))
     return results
 
 
 def _matrices(r: Array, ops: Ops) -> Array:
-    """Results with one row per matrix."""
+    """Return the results with one row per matrix."""
     return r if r.ndim == 1 else ops.xp.permute_dims(r, (2, 0, 1))
 
 
@@ -232,7 +232,10 @@ def _matrices(r: Array, ops: Ops) -> Array:
 def _combined(
     closed: Callable[..., list[Any]], svd: Callable[..., list[Any]], x: Array, ops: Ops
 ) -> tuple[list[Array], Array]:
-    """Results of `closed`, of `svd` where the last of them is false; and where it was."""
+    """Return the results of `closed`, replaced by those of `svd` where its last one is False.
+
+    Also return where they were replaced.
+    """
     xp = ops.xp
     *results, safe = _in_chunks(closed, x, ops)
     (index,) = xp.nonzero(~safe)
@@ -244,7 +247,7 @@ def _combined(
 
 
 def is_worth(shape: tuple[int, ...]) -> bool:
-    """Whether a stack of this shape is decomposed faster by closed forms than by SVDs."""
+    """Return whether closed forms are faster than SVDs for a stack of this shape."""
     m, n = shape[-2:]
     if n > LARGEST or m < n:
         return False
@@ -256,7 +259,7 @@ def _check(x: Array, *, square: bool) -> None:
     if not 1 <= n <= LARGEST or m < n or (square and m != n):
         kind = "square" if square else "tall"
         raise ValueError(
-            f"method 'small' is for stacks of {kind} matrices of 1 to {LARGEST} columns, got shape "
+            f"method='small' needs {kind} matrices of 1 to {LARGEST} columns, got shape "
             f"{tuple(x.shape)}; use 'svd' or 'qdwh'"
         )
 
@@ -267,22 +270,22 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     Parameters
     ----------
     x : array, shape (..., m, n)
-        1 <= n <= 4 and n <= m, in single or double precision, of any scale: each matrix is scaled
-        by a power of two of its own. Never changed.
+        1 <= n <= 4 and n <= m, in single or double precision, of any scale. Each matrix is scaled
+        by its own power of two. Not modified.
     ops : Ops
         Arithmetic of its library, on the host.
     tol : float, optional
-        For `definite`; 100 machine epsilons by default.
+        Tolerance of `definite`; 100 machine epsilons by default.
 
     Returns
     -------
     Decomposition
-        A matrix with NaN or infinity gives NaN and rank 0, and does not disturb the others.
+        A matrix with NaN or infinity gives NaN and rank 0, without effect on the others.
 
     Raises
     ------
     ValueError
-        For other shapes.
+        If n > 4 or m < n.
 
     Examples
     --------
@@ -301,7 +304,7 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
     u, h = (ops.xp.reshape(r, (*batch, *r.shape[1:])) for r in results[:2])
 
     def on_host(r: Array) -> np.ndarray:
-        # Of NumPy no copy: the array has no other owner.
+        # For NumPy the array is not copied, since it has no other owner.
         numbers: np.ndarray = np.asarray(r).reshape(batch)
         return numbers if numbers.dtype == bool else numbers.astype("f8", copy=False)
 
@@ -313,7 +316,7 @@ def decompose(x: Array, ops: Ops, *, tol: float | None = None) -> Decomposition:
 
 
 def _factors(x: Array, tol: float | None, ops: Ops) -> tuple[list[Array], Array]:
-    """All results for a flat stack, and which were not found by closed forms; see `_checked`."""
+    """Return all results for a flat stack, and which of them are by the SVD; see `_checked`."""
     _check(x, square=False)
     m, n = x.shape[-2:]
     eps = format_of(format_name(x)).epsilon
@@ -328,15 +331,15 @@ def _factors(x: Array, tol: float | None, ops: Ops) -> tuple[list[Array], Array]
 def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     """Compute the nearest rotation, of determinant +1, of each real matrix of a stack up to 4 x 4.
 
-    It is ``U diag(1, ..., 1, det(U V^T)) V^T`` of the SVD and maximises ``trace(R^T A)`` among
-    rotations. Where it is not unique (a reflection with two equal smallest singular values, rank
-    below n - 1), one of the nearest rotations is returned, always the same for the same matrix; the
-    identity for a zero matrix.
+    The nearest rotation is ``U diag(1, ..., 1, det(U V^T)) V^T`` with the SVD of A, and maximises
+    ``trace(R^T A)`` among rotations. If it is not unique (a reflection with two equal smallest
+    singular values, rank below n - 1), one of the nearest rotations is returned, always the same
+    for the same matrix. The result for a zero matrix is the identity.
 
     Parameters
     ----------
     x : array, shape (..., n, n)
-        Real, 1 <= n <= 4, in single or double precision, of any scale. Never changed.
+        Real, 1 <= n <= 4, in single or double precision, of any scale. Not modified.
     ops : Ops
         Arithmetic of its library, on the host.
 
@@ -345,20 +348,24 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     r : array, shape (..., n, n)
         NaN for a matrix that is not finite.
     shown : array of bool, shape (...)
-        Whether R is shown to be the nearest rotation, to ``max(100, n)`` epsilons; otherwise R is
-        meaningless.
+        Whether R passes the check of optimality, to ``max(100, n)`` epsilons; otherwise R is
+        arbitrary.
 
     Raises
     ------
     TypeError
-        For complex matrices: unitary ones of determinant 1 are another problem.
+        For complex matrices, whose nearest unitary matrix of determinant 1 has no closed form.
     ValueError
-        For other shapes.
+        If the matrices are not square, or n > 4.
 
     Notes
     -----
     The error of R is a few epsilons times ``sigma_1 / (sigma_(n-1) + s sigma_n)``, s the sign of
-    the determinant, as the problem has it. W. Kabsch, Acta Cryst. A 34 (1978) 827-828.
+    the determinant, which is the condition number of the nearest rotation.
+
+    References
+    ----------
+    W. Kabsch, Acta Cryst. A 34 (1978) 827-828.
 
     Examples
     --------
@@ -375,8 +382,8 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
     _check(x, square=True)
     if is_complex(x):
         raise TypeError(
-            f"the nearest rotation is of real matrices, got {dtype_name(x)}; for complex ones "
-            "polar() gives the nearest unitary matrix"
+            f"the nearest rotation needs real matrices, got {dtype_name(x)}; use polar() for the "
+            "nearest unitary matrix"
         )
     eps = format_of(format_name(x)).epsilon
     n = x.shape[-1]
@@ -399,7 +406,7 @@ def rotation(x: Array, ops: Ops) -> tuple[Array, Array]:
 
 @ignore_float_errors
 def symmetric_values(h: Array, ops: Ops) -> tuple[Array, Array]:
-    """Eigenvalues of real symmetric matrices up to 4 x 4, to rounding of the largest.
+    """Return the eigenvalues of real symmetric matrices up to 4 x 4, to rounding of the largest.
 
     Parameters
     ----------
@@ -418,9 +425,9 @@ def symmetric_values(h: Array, ops: Ops) -> tuple[Array, Array]:
     xp, n = ops.xp, h.shape[-1]
 
     def values(given: _Scaled) -> list[Any]:
-        found = [given.unscaled(v) for v in eigenvalues(given.entries, ops)]
-        sizes = ordered([xp.abs(v) for v in found], ops)
-        return [*ordered(found, ops), *reversed(sizes)]
+        roots = [given.unscaled(v) for v in eigenvalues(given.entries, ops)]
+        sizes = ordered([xp.abs(v) for v in roots], ops)
+        return [*ordered(roots, ops), *reversed(sizes)]
 
     both = _in_chunks(values, xp.reshape(h, (-1, n, n)), ops)
     shape = h.shape[:-1]
@@ -432,11 +439,12 @@ def small(
 ) -> tuple[Array, Run]:
     """Apply closed forms to stacks of matrices of up to 4 columns, without a loop over matrices.
 
-    Cofactors and the largest root of a quartic for n = 3, one exact step for n = 2, Newton steps
-    by cofactors for n = 4; a Jacobi SVD for singular matrices and those nearly of rank one. Tall
-    matrices are reduced by QR first. Backward error and orthogonality are a few epsilons for every
-    matrix; zero and rank-deficient ones are completed to orthonormal columns. On devices the SVD of
-    the library decomposes the whole stack: it has fewer kernels.
+    For n = 2 the closed form is one exact step, for n = 3 cofactors and the largest root of a
+    quartic, for n = 4 Newton steps by cofactors. Singular matrices and those nearly of rank one are
+    decomposed by a Jacobi SVD. Tall matrices are reduced by QR first. Backward error and
+    orthogonality are a few epsilons for every matrix. Zero and rank-deficient matrices are
+    completed to orthonormal columns. On devices the SVD of the library is used, which has fewer
+    kernels.
     """
     _check(x, square=False)
     if not ops.host:

@@ -19,19 +19,19 @@ Entries = Any
 Vectors = Sequence[Array]
 
 LARGEST = 4
-# Newton steps for the largest root of the quartic: the error left is below 1e-8, and is squared by
-# the step for the polar factor. Rotations nearest to reflections start farther from the root. By
-# experiment, over everything above SAFE_CLOSED_FORM: 5 and 7 are enough.
+# Newton steps for the largest root of the quartic. The remaining error is below 1e-8, and is
+# squared by the step for the polar factor. Rotations nearest to reflections start farther from the
+# root. By experiment, for all matrices above SAFE_CLOSED_FORM, 5 and 7 suffice.
 QUARTIC_STEPS, QUARTIC_STEPS_SIGNED = 5, 8
-# Scaled Newton steps of n = 4, for everything above SAFE_NEWTON. By experiment.
+# Scaled Newton steps for n = 4, for all matrices above SAFE_NEWTON. By experiment.
 NEWTON_STEPS = 6
-# Below these, rounding costs more than five epsilons of backward error, and the Jacobi SVD is used
-# instead: (i1 i2 - i3) / ||A||^3 for n = 3, and ||C|| / ||A||^3 for n = 4, where an uncertain
-# phase of the determinant makes complex matrices worse. By experiment.
+# Values of (i1 i2 - i3) / ||A||^3 for n = 3, and of ||C|| / ||A||^3 for n = 4, below which the
+# closed form loses more than 5 eps of backward error; the Jacobi SVD is used. Complex matrices with
+# n = 4 lose more, since the phase of the determinant is uncertain. By experiment.
 SAFE_CLOSED_FORM = 1 / 10
-# Since i1^2 <= 3 ||A||^2 and i2^2 <= 3 ||C||^2, i1 i2 - i3 is at most 10/3 ||A|| ||C||: below this
-# ||C|| / ||A||^2 it must fall below SAFE_CLOSED_FORM, but Newton's iteration for i1 may divide by
-# rounding errors and end anywhere.
+# Since i1^2 <= 3 ||A||^2 and i2^2 <= 3 ||C||^2, i1 i2 - i3 is at most 10/3 ||A|| ||C||. If
+# ||C|| / ||A||^2 is below this value, the exact i1 i2 - i3 is below SAFE_CLOSED_FORM, but Newton's
+# iteration for i1 may divide by rounding errors and give an arbitrary result.
 NEAR_RANK_ONE = 3 / 10 * SAFE_CLOSED_FORM
 SAFE_NEWTON, SAFE_NEWTON_COMPLEX = 1 / 48, 1 / 12
 # Sweeps of Jacobi rotations that make columns orthogonal to rounding, by n. By experiment.
@@ -42,7 +42,7 @@ SWEEPS = (0, 0, 2, 6, 7)
 
 
 def _dot(u: Vectors, v: Vectors) -> Array:
-    """Sum of the products of two lists of vectors."""
+    """Return the sum of the products of two lists of vectors."""
     total = u[0] * v[0]
     for a, b in zip(u[1:], v[1:], strict=True):
         total += a * b
@@ -76,12 +76,12 @@ def conj_of(x: Array, ops: Ops) -> Array:
 
 
 def real_parts(x: Array, ops: Ops) -> list[Array]:
-    """Real part of an array, and the imaginary part if there is one."""
+    """Return the real part of an array, and the imaginary part if it is complex."""
     return [ops.xp.real(x), ops.xp.imag(x)] if is_complex(x) else [x]
 
 
 def _plus_diagonal(x: Entries, d: Array | float, ops: Ops) -> Entries:
-    """``x + d I``, in the storage of `x` where the library can."""
+    """Return ``x + d I``, in the storage of `x` if the library can write to it."""
     n = x.shape[0]
     if ops.reusable(x):
         for i in range(n):
@@ -91,7 +91,7 @@ def _plus_diagonal(x: Entries, d: Array | float, ops: Ops) -> Entries:
 
 
 def _sum_of_squares(vectors: Vectors, ops: Ops) -> Array:
-    """``sum |x|^2``, real."""
+    """Return ``sum |x|^2``, real."""
     return functools.reduce(operator.add, (_dot(p, p) for p in _parts(vectors, ops)))
 
 
@@ -100,7 +100,7 @@ def _parts(vectors: Vectors, ops: Ops) -> list[list[Array]]:
 
 
 def frobenius2(x: Entries, ops: Ops) -> Array:
-    """``||x||_F^2``."""
+    """Return ``||x||_F^2``."""
     m, n, batch = x.shape
     parts = (ops.xp.reshape(part, (1, m * n, batch)) for part in real_parts(x, ops))
     squares = (ops.entry_product(p, ops.xp.permute_dims(p, (1, 0, 2)))[0, 0, :] for p in parts)
@@ -108,7 +108,7 @@ def frobenius2(x: Entries, ops: Ops) -> Array:
 
 
 def _cofactors(x: Entries, ops: Ops) -> Entries:
-    """Cofactors, so that the sum of ``x * cofactors`` over any row is the determinant."""
+    """Return cofactors: the sum of ``x * cofactors`` over any row is the determinant."""
     xp, n = ops.xp, x.shape[0]
     if n == 1:
         return xp.ones_like(x)
@@ -147,12 +147,12 @@ def _cross_into(out: Array, u: Vectors, v: Vectors, ops: Ops) -> None:
 
 
 def _minors(u: Vectors, v: Vectors) -> list[Array]:
-    """2 x 2 minors of two rows of four, columns 01 02 03 12 13 23."""
+    """Return the 2 x 2 minors of two rows of four, columns 01 02 03 12 13 23."""
     return [u[i] * v[j] - u[j] * v[i] for i in range(4) for j in range(i + 1, 4)]
 
 
 def _expand(r: Vectors, m: Vectors, sign: float) -> list[Array]:
-    """3 x 3 minors of a row and the `_minors` of two others, with alternating signs."""
+    """Return 3 x 3 minors from a row and the `_minors` of two others, with alternating signs."""
     m01, m02, m03, m12, m13, m23 = m
     c = [
         r[1] * m23 - r[2] * m13 + r[3] * m12,
@@ -164,7 +164,7 @@ def _expand(r: Vectors, m: Vectors, sign: float) -> list[Array]:
 
 
 def phase_of(d: Array, ops: Ops) -> tuple[Array, Array]:
-    """``d / |d|``, 1 where d is zero (or so small that the division would not be safe); ``|d|``."""
+    """Return ``d / |d|`` and ``|d|``; the phase is 1 where d is zero or too small to divide by."""
     xp = ops.xp
     size = xp.abs(d)
     if not is_complex(d):
@@ -177,7 +177,7 @@ def phase_of(d: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 class _Factor(NamedTuple):
-    """Unitary factor of each matrix, whether it is accurate, and the invariants it was made of."""
+    """Unitary factor of each matrix, whether it is accurate, and the invariants used for it."""
 
     unitary: Entries
     safe: Array
@@ -187,7 +187,7 @@ class _Factor(NamedTuple):
 
 
 def _newton_step(half: Entries, ops: Ops) -> Entries:
-    """``(X + X^-H) / 2`` of ``X / 2``: near a unitary matrix the error of X is squared."""
+    """Return ``(X + X^-H) / 2`` from ``X / 2``; near a unitary matrix the error of X is squared."""
     c = _cofactors(half, ops)
     d = _determinant(half, c)
     c = conj_of(c, ops)
@@ -197,7 +197,7 @@ def _newton_step(half: Entries, ops: Ops) -> Entries:
 
 
 def _closed_form(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
-    """3 x 3: the polar factor, or the nearest rotation if `proper`."""
+    """Return the polar factor of 3 x 3 matrices, or the nearest rotation if `proper`."""
     xp = ops.xp
     c = _cofactors(x, ops)
     d = _determinant(x, c)
@@ -223,7 +223,7 @@ def _closed_form(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
     square = i1 * i1
     i2 = 0.5 * (square - a)
     denominator = i1 * i2 - size
-    # U / 2, with the signs of both factors of the product changed.
+    # U / 2; the signs of both factors of the product are changed.
     half = -0.5 / denominator
     inner = ops.entry_product(_adjoint(x, ops), x)
     inner = _plus_diagonal(inner, i2 - square, ops)
@@ -236,7 +236,7 @@ def _closed_form(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
 
 
 def _one_step(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
-    """1 x 1 and 2 x 2: ``X + C ||X|| / ||C||`` is a multiple of the factor."""
+    """Return the factor of 1 x 1 and 2 x 2 matrices, a multiple of ``X + C ||X|| / ||C||``."""
     xp = ops.xp
     n = x.shape[0]
     c = _cofactors(x, ops)
@@ -252,7 +252,7 @@ def _one_step(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
 
 
 def _scaled_newton(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
-    """4 x 4: the polar factor; the nearest rotation, if `proper`, where the determinant allows."""
+    """Return the polar factor of 4 x 4 matrices, a rotation if `proper` and det X is positive."""
     xp = ops.xp
     first: list[Array] = []
     for step in range(NEWTON_STEPS):
@@ -274,7 +274,7 @@ def _scaled_newton(x: Entries, a: Array, ops: Ops, *, proper: bool) -> _Factor:
 
 
 def closed_factor(x: Entries, norm2: Array, ops: Ops, *, proper: bool = False) -> _Factor:
-    """Polar factor (nearest rotation if `proper`) without a loop that depends on the matrix.
+    """Return the polar factor (nearest rotation if `proper`) by a fixed sequence of operations.
 
     `norm2` is ``||X||_F^2``.
     """
@@ -285,7 +285,7 @@ def closed_factor(x: Entries, norm2: Array, ops: Ops, *, proper: bool = False) -
 def svd_factor(
     x: Entries, ops: Ops, eps: float, *, proper: bool = False
 ) -> tuple[Entries, list[Array]]:
-    """Polar factor (nearest rotation if `proper`) and singular values of any matrix, zero too."""
+    """Return the polar factor (nearest rotation if `proper`) and singular values of any matrix."""
     q, sizes, v = _jacobi(x, ops, eps)
     if proper:
         q = _turned(q, v, sizes, ops)
@@ -299,15 +299,15 @@ _Svd = tuple[list[list[Array]], list[Array], list[list[Array]]]
 
 
 def _jacobi(x: Entries, ops: Ops, eps: float) -> _Svd:
-    """SVD by one-sided Jacobi rotations.
+    """Compute the SVD by one-sided Jacobi rotations.
 
-    Rotations of pairs of columns make ``W = A V`` with orthogonal columns, whose lengths are the
-    singular values. Columns that are only rounding errors are replaced by orthonormal ones, made of
-    the axes that are farthest from the span of the others.
+    Rotations of pairs of columns give ``W = A V`` with orthogonal columns, whose norms are the
+    singular values. Columns at rounding level are replaced by orthonormal ones, computed from the
+    axes farthest from the span of the others.
     """
     xp = ops.xp
     n = x.shape[0]
-    zero = 0.0 * x[0, 0, :]  # NaN where the matrix is
+    zero = 0.0 * x[0, 0, :]  # NaN where the matrix is NaN
     unit = zero + 1.0
     w = _columns(x)
     v = [[unit if i == j else zero for i in range(n)] for j in range(n)]
@@ -332,7 +332,7 @@ def _jacobi(x: Entries, ops: Ops, eps: float) -> _Svd:
 
 
 def _rotation_of_columns(p: list[Array], q: list[Array], ops: Ops) -> tuple[Array, Array, Array]:
-    """c, s and a phase t so that ``c p - s t q`` and ``s p + c t q`` are orthogonal."""
+    """Return c, s and a phase t for which ``c p - s t q`` and ``s p + c t q`` are orthogonal."""
     xp = ops.xp
     inner = _dot([conj_of(v, ops) for v in p], q)
     phase, size = phase_of(inner, ops)
@@ -346,9 +346,10 @@ def _rotation_of_columns(p: list[Array], q: list[Array], ops: Ops) -> tuple[Arra
 
 
 def _farthest_axis(q: list[list[Array]], ops: Ops) -> list[Array]:
-    """Unit vector orthogonal to the nonzero ones of orthonormal columns, nearest to an axis.
+    """Return a unit vector orthogonal to the nonzero columns: the largest residual of an axis.
 
-    Of n - 1 columns or fewer some axis has a residual of at least 1 / sqrt(n): nothing cancels.
+    For n - 1 columns or fewer some axis has a residual of at least 1 / sqrt(n), without
+    cancellation.
     """
     xp = ops.xp
     n = len(q)
@@ -374,7 +375,7 @@ def _farthest_axis(q: list[list[Array]], ops: Ops) -> list[Array]:
 def _turned(
     q: list[list[Array]], v: list[list[Array]], sizes: list[Array], ops: Ops
 ) -> list[list[Array]]:
-    """Turn the last of the shortest columns round where ``det Q det V`` is negative."""
+    """Change the sign of the last of the shortest columns where ``det Q det V`` is negative."""
     xp = ops.xp
     det = functools.reduce(
         operator.mul,
@@ -383,7 +384,7 @@ def _turned(
     sign = xp.where(det < 0, -xp.ones_like(det), xp.ones_like(det))
     smallest = functools.reduce(xp.minimum, sizes)
     turned = list(q)
-    pending = sizes[0] >= 0  # true, but for NaN
+    pending = sizes[0] >= 0  # True, except for NaN
     for j in reversed(range(len(q))):
         here = pending & (sizes[j] == smallest)
         pending = pending & ~here
@@ -412,16 +413,16 @@ def error_estimates(x: Entries, u: Entries, norm2: Array, tol: float, ops: Ops) 
 
 
 def _defect(u: Entries, ops: Ops) -> Array:
-    """``||U^H U - I||_F^2``."""
+    """Return ``||U^H U - I||_F^2``."""
     gram = ops.entry_product(_adjoint(u, ops), u)
     return frobenius2(_plus_diagonal(gram, -1.0, ops), ops)
 
 
 def is_nearest_rotation(r: Entries, x: Entries, tol: float, ops: Ops) -> Array:
-    """Whether R is a rotation and none is nearer to A, each to the tolerance.
+    """Return whether R is, to the tolerance, a rotation and nearest to A.
 
     R maximises ``tr(R^T A)`` among rotations if and only if ``S = R^T A`` is symmetric and no two
-    eigenvalues of S have a negative sum: one, the smallest in absolute value, may be negative.
+    eigenvalues of S have a negative sum. The smallest one in absolute value may be negative.
     """
     xp = ops.xp
     norm2 = frobenius2(x, ops)
@@ -436,9 +437,9 @@ def is_nearest_rotation(r: Entries, x: Entries, tol: float, ops: Ops) -> Array:
 
 
 def _sums_of_pairs(s: list[list[Array]]) -> list[list[Array]]:
-    """Symmetric matrix whose eigenvalues are the sums of two eigenvalues each of a symmetric one.
+    """Return the second additive compound, whose eigenvalues are sums of two eigenvalues of s.
 
-    The second additive compound: M. Fiedler, Czechoslovak Math. J. 24 (1974) 392-402.
+    M. Fiedler, Czechoslovak Math. J. 24 (1974) 392-402.
     """
     pairs = list(itertools.combinations(range(len(s)), 2))
     zero = 0.0 * s[0][0]
@@ -458,7 +459,7 @@ def _sums_of_pairs(s: list[list[Array]]) -> list[list[Array]]:
 
 
 def _is_definite(h: list[list[Array]], shift: Array, ops: Ops) -> Array:
-    """Whether ``H + shift I`` has positive pivots."""
+    """Return whether ``H + shift I`` has positive pivots."""
     n = len(h)
     m = [list(row) for row in h]
     definite = shift > 0

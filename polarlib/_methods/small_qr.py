@@ -16,26 +16,26 @@ Array = Any
 def reduced(x: Entries, ops: Ops) -> tuple[Entries, Callable[[Entries], Entries]]:
     """Return R of ``X = Q R``, and the function that maps U to ``Q U``.
 
-    A column that is zero up to the square root of the smallest number, next to matrices of norm 1,
-    is replaced by zero: Q is orthonormal all the same.
+    A column whose norm is at most the square root of the smallest number is replaced by zero; Q is
+    orthonormal nevertheless.
 
     Parameters
     ----------
     x : array, shape (m, n, batch)
-        m > n; of norm about 1. Not changed.
+        m > n; of norm about 1. Not modified.
     ops : Ops
         Arithmetic.
 
-    Notes
-    -----
-    R. Schreiber and C. Van Loan, SIAM J. Sci. Stat. Comput. 10 (1989) 53-57, for the product of
-    reflections as ``I - V T V^H``.
+    References
+    ----------
+    R. Schreiber and C. Van Loan, SIAM J. Sci. Stat. Comput. 10 (1989) 53-57 (the product of
+    reflections as ``I - V T V^H``).
     """
     xp = ops.xp
     n = x.shape[1]
     form = format_of(format_name(x))
     negligible = form.smallest_normal / form.epsilon
-    zero = 0.0 * x[:1, :1, :]  # NaN where the matrix is
+    zero = 0.0 * x[:1, :1, :]  # NaN where the matrix is NaN
     vectors: list[Entries] = []
     betas: list[Array] = []
     rows: list[Entries] = []
@@ -46,7 +46,7 @@ def reduced(x: Entries, ops: Ops) -> tuple[Entries, Callable[[Entries], Entries]
         good = norm2 > negligible
         turn, size = phase_of(column[0, 0, :], ops)
         norm = xp.sqrt(norm2)
-        # Of the two signs, that for which nothing cancels in v = x - alpha e_1.
+        # The sign for which v = x - alpha e_1 has no cancellation.
         alpha = xp.where(good, turn * -norm, zero[0, 0, :])[None, None, :]
         v = xp.concat([column[:1, :, :] - alpha, column[1:, :, :]], axis=0)
         # 2 / ||v||^2, and no reflection where the column is negligible.
@@ -78,7 +78,7 @@ def _adjoint(v: Entries, ops: Ops) -> Entries:
 
 
 def _triangular(v: Entries, betas: list[Array], ops: Ops) -> Entries:
-    """T of ``I - V T V^H``, the product of the reflections ``I - beta v v^H``."""
+    """Return T of ``I - V T V^H``, the product of the reflections ``I - beta v v^H``."""
     xp = ops.xp
     gram = ops.entry_product(_adjoint(v, ops), v)
     t = xp.astype(betas[0], v.dtype)[None, None, :]

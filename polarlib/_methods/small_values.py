@@ -9,16 +9,16 @@ from polarlib._methods.small_algebra import Entries
 from polarlib.arrays.ops import Ops
 
 Array = Any
-# Sweeps of Jacobi rotations after which eigenvalues are right to rounding, by n: errors are those
-# of the entries off the diagonal, squared. By experiment, over everything graded and clustered.
+# Sweeps of Jacobi rotations after which eigenvalues are accurate to rounding, by n. Errors are of
+# the size of the squared off-diagonal entries. By experiment, for graded and clustered spectra.
 SWEEPS = (0, 0, 1, 4, 5)
 
 
 def eigenvalues(h: Entries, ops: Ops) -> list[Array]:
-    """Eigenvalues of symmetric matrices, scaled to entries of about 1, in no order.
+    """Return eigenvalues of symmetric matrices, scaled to entries of about 1, not sorted.
 
-    By Jacobi rotations, to a few epsilons of the largest: closed forms of the roots of the
-    characteristic polynomial lose half of the digits where two are nearly equal.
+    Jacobi rotations compute them to a few epsilons of the largest. Closed forms of the roots of the
+    characteristic polynomial would lose half of the digits where two are nearly equal.
     """
     n = h.shape[0]
     a = [[h[i, j, :] for j in range(n)] for i in range(n)]
@@ -29,7 +29,7 @@ def eigenvalues(h: Entries, ops: Ops) -> list[Array]:
 
 
 def _rotate(a: list[list[Array]], p: int, q: int, ops: Ops) -> None:
-    """Make the entry p, q zero, by the smaller angle; only entries above the diagonal are kept."""
+    """Rotate so that entry p, q is zero, by the smaller angle, in the upper triangle alone."""
     xp = ops.xp
     twice = 2.0 * a[p][q]
     gap = a[q][q] - a[p][p]
@@ -39,7 +39,7 @@ def _rotate(a: list[list[Array]], p: int, q: int, ops: Ops) -> None:
     t = xp.where(gap < 0, -t, t)
     shift = 0.5 * t * twice
     a[p][p], a[q][q] = a[p][p] - shift, a[q][q] + shift
-    a[p][q] = 0.0 * shift  # NaN stays
+    a[p][q] = 0.0 * shift  # NaN is kept
     others = [r for r in range(len(a)) if r not in (p, q)]
     if not others:
         return
@@ -52,7 +52,7 @@ def _rotate(a: list[list[Array]], p: int, q: int, ops: Ops) -> None:
 
 
 def ordered(vectors: list[Array], ops: Ops) -> list[Array]:
-    """Vectors whose entries ascend from one to the next: libraries sort short rows slowly."""
+    """Return vectors sorted entry by entry, ascending; libraries sort short rows slowly."""
     v = list(vectors)
     for end in range(len(v) - 1, 0, -1):
         for i in range(end):

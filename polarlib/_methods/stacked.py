@@ -1,9 +1,9 @@
-"""Stacks of matrices of a few to some tens of columns: the same few steps on all of them at once.
+"""Stacks of matrices of a few to some tens of columns: a fixed plan of steps for the whole stack.
 
-Four Halley steps and two polynomials, planned for singular values in ``[LOWER, 1]``, take the
-place of an SVD per matrix. The steps are the same for every matrix, so that nothing is estimated,
-and a result does not depend on the others of its stack. The Gram matrix of the last step shows
-which matrices have converged: the others, ill-conditioned or singular, are decomposed by the SVD.
+Four Halley steps and two polynomials, planned for singular values in ``[LOWER, 1]``, replace an SVD
+per matrix. The steps are the same for every matrix, so that nothing is estimated, and a result does
+not depend on the other matrices of its stack. The Gram matrix of the last step shows which matrices
+have converged. The others, ill-conditioned or singular, are decomposed by the SVD.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from polarlib.result import Run
 Array = Any
 
 # Smallest singular value over ``||A^H A||_F^(1/2)`` for which the steps are planned. Gaussian
-# matrices of n columns are below it with probability 2 n LOWER, and cost an SVD then.
+# matrices of n columns have a smaller one with probability 2 n LOWER, and then need an SVD.
 LOWER = 1e-3
-# Steps with this c, which lift small singular values tenfold, until the best c is smaller. Backward
-# errors at condition numbers from 100 to 700, n = 8: up to 12 epsilons, 27 for c = 60, 88 for 100,
-# 34 for the SVD. By experiment.
+# The c of the steps, which raise small singular values tenfold, until the optimal c is smaller.
+# Backward errors for condition numbers from 100 to 700, n = 8: up to 12 epsilons; 27 with c = 60,
+# 88 with 100, 34 for the SVD. By experiment.
 CAP, CAPPED = 30.0, 3
-# Columns of a matrix up to which, and columns of a stack from which, this is faster than NumPy's
-# SVD of the stack. By experiment.
+# Largest number of columns of a matrix, and smallest number of columns of a stack, for which this
+# is faster than NumPy's SVD of the stack. By experiment.
 SMALL, MANY = 32, 1600
 
 
 @functools.cache
 def _steps() -> tuple[Step, ...]:
-    """Halley steps and polynomials, but for the last step.
+    """Return the Halley steps and polynomials, without the last step.
 
-    Those for double precision in single precision as well: Frobenius norms of defects, which are
-    larger than the defects that a plan is made for, then still suffice for the last step.
+    The steps for double precision are used in single precision too. The Frobenius norm of a defect
+    is larger than the defect itself, for which steps are planned, and is then still small enough
+    for the last step.
     """
     slope = 2 * math.sqrt(1 + CAP) - 1
     step = halley_step(slope)
@@ -55,7 +56,7 @@ def _steps() -> tuple[Step, ...]:
 
 
 def serves(x: Array, ops: Ops) -> bool:
-    """Whether this is faster than the SVD: small complex products are slow."""
+    """Return whether the method is faster than the SVD; for complex matrices it is not."""
     many = x.ndim > 2 and math.prod(x.shape[:-2]) * x.shape[-1] >= MANY
     return many and x.shape[-1] <= SMALL and not is_complex(x) and ops.kernels(x) is not None
 
@@ -103,7 +104,7 @@ def stacked(
 
 
 def _apply(step: Step, x: Array, g: Array, ops: Ops) -> Array:
-    """``X f(G)`` of a step; G may be overwritten."""
+    """Return ``X f(G)`` of a step; G may be overwritten."""
     if step.denominator == 0:
         z, alpha, beta = even_part(g, step.numerator, ops)
         z, alpha, beta = ops.add_scaled_identity(z, alpha, beta)
@@ -114,10 +115,10 @@ def _apply(step: Step, x: Array, g: Array, ops: Ops) -> Array:
 
 
 def _inverse(z: Array, out: Array, ops: Ops) -> Array:
-    """Inverse of symmetric positive definite matrices, by Schur complements of halves.
+    """Return the inverse of symmetric positive definite matrices, by Schur complements of halves.
 
-    Accurate to about the condition number, 31 here. Its products are calls for the whole
-    stack: up to four times as fast as LU.
+    Its relative error is about the condition number, here 31, times epsilon. The products are calls
+    for the whole stack, and up to four times as fast as LU.
     """
     n = z.shape[-1]
     if n == 1:

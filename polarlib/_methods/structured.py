@@ -1,20 +1,20 @@
 """Rational steps of high degree from one QR factorisation: for ill-conditioned matrices.
 
-Best functions composed are best functions: a scaled Newton step, x + l / x on [l, 1] up to scale,
-followed by one more, by a Halley step or by two more Newton steps is Zolotarev's function of degree
-4, 6 or 8, and a sum of simple terms,
+Compositions of best functions are best functions. A scaled Newton step, x + l / x on [l, 1] up to
+scale, followed by one more, by a Halley step, or by two more Newton steps is Zolotarev's function
+of degree 4, 6 or 8. It is a sum of simple terms,
 
     slope x + inverse / x + sum_j a_j x / (x^2 + c_j).
 
-Degree 8 takes singular values in [1e-15, 1] to [0.06, 1]. With X = Q R every term is made from the
-one R: R itself, its inverse, and ``Q_1 Q_2^H`` for each c_j, from the QR factorisation of two
-triangles, ``[R; sqrt(c_j) I]``. Step by step, each step needs a QR factorisation of its own.
+Degree 8 maps singular values in [1e-15, 1] to [0.06, 1]. With X = Q R every term is computed from
+the same R: R itself, its inverse, and ``Q_1 Q_2^H`` for each c_j, from the QR factorisation of two
+triangles, ``[R; sqrt(c_j) I]``. Separate steps would need one QR factorisation each.
 
-None of this is backward stable by itself, and neither are QDWH's steps by QR: without pivoting, the
-columns of smooth kernels (Gaussian, Cauchy, Vandermonde) leave R with small rows above large ones,
-and errors of 1e-8 and more. The measure of that is ``|| |R^-1| |R| ||``, the part of the condition
-number that scaling rows cannot cure. It costs nothing once the inverse is there; where it is large
-the columns are ordered first, and then all is well.
+Without pivoting neither these steps nor the QR-based steps of QDWH are backward stable. For the
+columns of smooth kernels (Gaussian, Cauchy, Vandermonde) R has small rows above large ones, and
+errors reach 1e-8 and more. The measure is ``|| |R^-1| |R| ||``, the part of the condition number
+that scaling of rows cannot remove, which costs nothing once the inverse is known. If it is large,
+the QR factorisation is repeated with column pivoting, and the steps are backward stable.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def structured(
 ) -> tuple[Array, Run]:
     """A rational step of degree 4 to 8 from one QR, then the hybrid: for condition 1e7 and beyond.
 
-    The QR factorisation reduces tall matrices too, and has its columns pivoted where stability asks
-    for it. Backward stable; singular matrices are completed. In single precision the rational step
-    is taken in double. NumPy only: on other array libraries this is QDWH, and only there `lower` is
-    used.
+    The QR factorisation also reduces tall matrices, and is pivoted where stability requires it.
+    Backward stable; singular matrices are completed. In single precision the rational step is
+    computed in double precision. The method is for NumPy. On other array libraries it is QDWH, and
+    only there `lower` is used.
 
-    See :func:`lift` for the step and its sources.
+    See :func:`lift` for the step and its references.
     """
     kernels = ops.kernels(x)
     if kernels is None:
@@ -64,7 +64,7 @@ def _single(
     tol: float,
     callback: Callable[[int, Array], None] | None,
 ) -> tuple[Array, Run]:
-    """The method on one matrix."""
+    """Run the method on one matrix."""
     lifted = lift(x, kernels)
 
     def show(k: int, v: Array) -> None:

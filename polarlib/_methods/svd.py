@@ -1,4 +1,4 @@
-"""The unitary factor by the SVD: the reference, and the method that never fails."""
+"""Method "svd": the unitary factor by the SVD, the reference and the fallback."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ def svd(
 ) -> tuple[Array, Run]:
     """U V^H from the singular value decomposition.
 
-    Cost: one thin SVD (about 15 to 25 products of its size on a CPU) and three products. Backward
-    stable; a rank-deficient matrix is completed to orthonormal columns. N. J. Higham, Functions of
-    Matrices (SIAM, 2008), Theorem 8.1. One Newton-Schulz step ``Q + Q (I - Q^H Q) / 2`` takes off
-    the rounding of U and V: orthogonality improves three to six times.
+    The cost is one thin SVD (about 15 to 25 products of its size on a CPU) and three products.
+    Backward stable; a rank-deficient matrix is completed to orthonormal columns. One Newton-Schulz
+    step ``Q + Q (I - Q^H Q) / 2`` reduces the orthogonality error from the rounding of U and V, by
+    a factor of three to six.
+
+    References
+    ----------
+    N. J. Higham, Functions of Matrices (SIAM, 2008), Theorem 8.1.
     """
     u, s, vh = ops.svd(x)
     q = ops.matmul(u, vh)
-    del u, vh  # before the refinement step takes storage
+    del u, vh  # free their storage before the refinement step
     q = polished(q, ops)
     if callback is not None:
         callback(1, q)
@@ -33,13 +37,13 @@ def svd(
 
 
 def polished(q: Array, ops: Ops) -> Array:
-    """One Newton-Schulz step, ``Q + Q (I - Q^H Q) / 2``, on an orthonormal matrix."""
+    """Apply one Newton-Schulz step, ``Q + Q (I - Q^H Q) / 2``, to an orthonormal matrix."""
     defect = ops.add_diagonal(ops.gram(q), -1.0)
     return ops.gemm(q, defect, q, alpha=-0.5, beta=1.0)
 
 
 def partial_isometry(x: Array, ops: Ops) -> Array:
-    """U_r V_r^H of the singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
+    """Return U_r V_r^H for singular values above ``max(m, n) eps sigma_1``; 0 for a zero matrix."""
     u, s, vh = ops.svd(x)
     keep = ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     return ops.matmul(u * astype_like(keep, u, ops)[..., None, :], vh)

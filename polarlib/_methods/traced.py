@@ -1,9 +1,8 @@
 """Forms of methods whose work does not depend on the entries, for traced matrices.
 
 Under ``jax.jit`` and ``jax.vmap`` no number can be read. The plan of a rational iteration then
-follows from a bound of the condition number that is known beforehand: the caller's, or the worst
-that the format can hold. The Newton-Schulz iteration is a loop of the library, which contains its
-stopping test.
+follows from a bound of the condition number: that of the caller, or the largest one of the format.
+The Newton-Schulz iteration is a loop of the library, which contains the stopping test.
 """
 
 from __future__ import annotations
@@ -32,38 +31,40 @@ Method = Callable[..., tuple[Array, Run]]
 
 
 class _Square(NamedTuple):
-    """Square matrices with singular values in [lower, 1], and the way back to tall ones."""
+    """Square matrices with singular values in [lower, 1], and the back-transformation."""
 
     x: Array
     gram: Array
     lower: float
-    lift: Callable[[Array], Array]
+    back_transform: Callable[[Array], Array]
     matmuls: int
 
 
 def _start(x: Array, ops: Ops, lower: float | None, floor: int = FLOOR) -> _Square:
     """Reduce tall matrices by Householder's QR, and scale them by a bound of their norm.
 
-    Singular values down to so many powers of epsilon are taken for more than zero.
+    Without `lower` the lower bound is epsilon to the power `floor`.
     """
     m, n = x.shape[-2:]
-    lift: Callable[[Array], Array] = lambda u: u  # noqa: E731
+    back_transform: Callable[[Array], Array] = lambda u: u  # noqa: E731
     if m > n:
         q, x = ops.qr(x)
-        lift = lambda u: ops.matmul(q, u)  # noqa: E731
+        back_transform = lambda u: ops.matmul(q, u)  # noqa: E731
     g = ops.gram(x)
     high, _, _ = largest(x, g, ops)
-    # The bound is at most the 1-norm of G, and that is at most sqrt(n) sigma_1^2.
+    # The bound is at most the 1-norm of G, which is at most sqrt(n) sigma_1^2.
     worst = format_of(format_name(x)).epsilon ** floor
     l = worst if lower is None else max(worst, lower * n**-0.25)
-    return _Square(ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, lift, 1 + (m > n))
+    return _Square(
+        ops.divide(x, ops.xp.sqrt(high)), ops.divide(g, high), l, back_transform, 1 + (m > n)
+    )
 
 
 def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    """QDWH with the weights that a known lower bound gives."""
+    """Run QDWH with the weights for a given lower bound."""
     n = x.shape[-1]
     eps = format_of(format_name(x)).epsilon
-    x, gram, l, lift, matmuls = _start(x, ops, lower)
+    x, gram, l, back_transform, matmuls = _start(x, ops, lower)
     iterations = 0
     for step, how, after in plan(l, n, eps):
         alpha, beta, c = step.fractions
@@ -73,15 +74,15 @@ def qdwh(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array,
         iterations += 1
         if 1 - after <= 5 * eps:
             break
-    return lift(x), Run(iterations, matmuls, True)
+    return back_transform(x), Run(iterations, matmuls, True)
 
 
 def zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    """Zolotarev's iterations for a known lower bound, and a Newton-Schulz step."""
+    """Run Zolotarev's iterations for a given lower bound, and a Newton-Schulz step."""
     n = x.shape[-1]
     eps = format_of(format_name(x)).epsilon
-    # Poles are near the squares of the lower end, which the format has to hold.
-    x, gram, low, lift, matmuls = _start(x, ops, lower, 2)
+    # Poles are near the squares of the lower end, which must be numbers of the format.
+    x, gram, low, back_transform, matmuls = _start(x, ops, lower, 2)
     iterations = 1
     for step, hows in rational_plan(low, n, eps, None):
         terms, spent = partial_fractions(x, gram, step, hows, ops)
@@ -89,11 +90,11 @@ def zolotarev(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[A
         gram = ops.gram(x)
         matmuls += spent + 1
         iterations += 1
-    return lift(polished(x, ops)), Run(iterations, matmuls + 1, True)
+    return back_transform(polished(x, ops)), Run(iterations, matmuls + 1, True)
 
 
 def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
-    """Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
+    """Run Newton-Schulz steps until orthonormal, with the stopping tests of the method."""
     xp = ops.xp
     m, n = x.shape[-2:]
     eps = format_of(format_name(x)).epsilon
@@ -108,13 +109,13 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
     def step(state: Any) -> Any:
         x, g, before, active, k = state
         e = ops.add_diagonal(g * -1.0, 1.0)
-        # A matrix that is done waits for the others of its stack.
+        # Matrices that have converged are kept while others of the stack are iterated.
         new = xp.where(active, ops.gemm(x, e, x, alpha=0.5, beta=1.0), x)
         g = ops.gram(new)
         defect = defect_of(g)
         settled = (defect <= SETTLED * eps) | ((defect <= tol) & (defect > 0.5 * before))
         active = active & ~settled & xp.isfinite(defect)
-        if lower is None:  # what is left of the spectrum of a singular matrix is rounding
+        if lower is None:  # the other singular values of a singular matrix are rounding errors
             # With every singular value at 0 or 1, ||X E||_F is the norm of those near 0.
             left = 2 * ops.frobenius(new - x) / GROWTH ** xp.astype(k, defect.dtype)
             stalled = (defect > STALLED * before) & (defect * math.sqrt(n) > STALLED)
@@ -131,14 +132,14 @@ def newton_schulz(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tup
 
 
 def fixed_schedule(x: Array, ops: Ops, chosen: Schedule, callback: Any = None) -> tuple[Array, Run]:
-    """Every step of a schedule, in the format of the matrices."""
+    """Apply every step of a schedule, in the format of the matrices."""
     apply: Any = rational if chosen.is_rational else polynomial
     u, run = apply(x, ops, chosen, precision=format_name(x), callback=callback)
     return u, run
 
 
 def _without_bound(method: Method) -> Method:
-    """The form for traced matrices of a method whose work is fixed anyway."""
+    """Return the form for traced matrices of a method whose work is always fixed."""
 
     def run(x: Array, ops: Ops, *, tol: float, lower: float | None) -> tuple[Array, Run]:
         return method(x, ops, tol=tol)

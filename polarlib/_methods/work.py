@@ -1,4 +1,4 @@
-"""What the steps of a trace cost: products as counted, factorisations by the tables of costs."""
+"""Cost of the steps of a trace: counted products, and factorisations by tables of costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from polarlib.result import Trace
 
 CHOLESKY = {"cholesky": 1.0, "solve": 2.0}
-# Two factorisations and, of stacks of 2n rows, twice two solves: qdwh.resolvent.
+# Two factorisations and, for stacks of 2n rows, twice two solves (see qdwh.resolvent).
 CHOLESKY_TWICE = {"cholesky": 2.0, "solve": 4.0}
 # Kernels of every step besides the matrix products that a trace counts.
 OF_STEPS: dict[str, dict[str, float]] = {
@@ -20,27 +20,27 @@ OF_STEPS: dict[str, dict[str, float]] = {
     "newton_schulz": {},
     "minimax": {},
 }
-# Methods with steps of several kinds, which their numbers of products tell apart.
+# Methods with steps of several kinds, which differ in their numbers of products.
 MIXED = ("qdwh", "hybrid")
 # Methods that reduce tall matrices to square ones first, by a QR factorisation.
 REDUCED = ("svd", "newton", "halley", "qdwh", "hybrid")
 
 
 def work(t: Trace, costs: Mapping[str, float]) -> np.ndarray | None:
-    """Cost of a trace after each step, in products of an m x n with an n x n matrix.
+    """Return the cost of a trace after each step, in products of an m x n with an n x n matrix.
 
     Parameters
     ----------
     t : Trace
-        Of a schedule or a method.
+        Trace of a schedule or a method.
     costs : mapping
-        As :func:`polarlib.design.cost_tables.kernel_costs` gives them, for n = min(shape).
+        Result of :func:`polarlib.design.cost_tables.kernel_costs` for n = min(shape).
 
     Returns
     -------
     ndarray, shape (steps + 1,) or None
-        0 at first. None where the factorisations do not follow from the trace: of methods that
-        choose among several, and of rational schedules.
+        The first entry is 0. None for methods that choose among several and for rational schedules,
+        whose factorisations do not follow from the trace.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def work(t: Trace, costs: Mapping[str, float]) -> np.ndarray | None:
     [0.0, 1.5, 3.0]
     """
     products: np.ndarray = np.asarray(t.matmuls, dtype=float) - float(t.matmuls[0])
-    if t.form:  # a schedule of polynomials
+    if t.form:  # a polynomial schedule
         return products
     spent = np.diff(products)
     if t.method in OF_STEPS:

@@ -1,4 +1,4 @@
-"""Zolo-PD: Zolotarev's rational functions by QR and Cholesky factorisations."""
+"""Method "zolotarev" (Zolo-PD): Zolotarev's functions by QR and Cholesky factorisations."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from polarlib.result import Run
 
 Array = Any
 
-# With 8 poles two iterations serve condition numbers to 1e16; more poles are less stable.
+# With 8 poles two iterations suffice for condition numbers to 1e16; more poles are less stable.
 # Nakatsukasa and Freund (2016), section 4.3.
 MOST_POLES = 8
-# Up to this n the terms are factorised as one stack: twice as fast with torch and JAX on CPUs; no
-# gain at 128, where it takes memory. By experiment.
+# Largest n for which the terms are factorised as one stack, which is twice as fast with torch and
+# JAX on CPUs. For n = 128 it is not faster, and takes more memory. By experiment.
 STACKED = 64
 
 
@@ -42,15 +42,17 @@ def zolotarev(
 ) -> tuple[Array, Run]:
     """Two iterations of Zolotarev's best rational function, with up to 8 independent poles.
 
-    Computes ``X <- M (X + sum_j a_j X (X^H X + c_j I)^-1)``, r terms, with r the least number for
-    which two iterations suffice on the certified interval [l, 1], or `poles`. Cost: as QDWH for the
-    bound; one Gram product an iteration; for each pole two triangular solves with a Cholesky factor
-    where it is well-conditioned (all of the last iteration), twice that and a product, or QR of a
-    2n x n stack and a product, where it is not; one Gram product as a check, and Newton-Schulz
-    steps where it fails. More work than QDWH's, in fewer iterations, whose terms are independent of
-    each other. Backward stable. Singular values that are exactly zero stay zero. `lower` is a lower
-    bound of sigma_min / sigma_max, if one is known.
+    The iteration is ``X <- M (X + sum_j a_j X (X^H X + c_j I)^-1)`` with r terms. r is `poles`, or
+    the least number for which two iterations suffice on the certified interval [l, 1]. The bound
+    costs as much as in QDWH, and an iteration one Gram product. A well-conditioned pole (all of the
+    last iteration) costs a Cholesky factorisation and two triangular solves. Other poles cost twice
+    that and a product, or QR of a 2n x n stack and a product. At the end a Gram product checks the
+    result, and Newton-Schulz steps follow if it fails. The work is more than that of QDWH, in fewer
+    iterations with independent terms. Backward stable. Singular values that are exactly zero stay
+    zero. `lower` is a lower bound of sigma_min / sigma_max, if known.
 
+    References
+    ----------
     Y. Nakatsukasa, R. W. Freund, SIAM Rev. 58 (2016) 461-493, Algorithm 5.1.
     """
     n = x.shape[-1]
@@ -60,17 +62,17 @@ def zolotarev(
     def apply(planned: tuple[Rational, list[str]]) -> tuple[Array, int]:
         step, hows = planned
         terms, spent = partial_fractions(done.x, done.formed_gram(), step, hows, ops)
-        done.gram = None  # before the next iterate takes storage
+        done.gram = None  # free its storage before the next iterate is formed
         # The next Gram matrix, for the next iteration or the check, is counted with the step.
         return ops.combine((step.scale, step.scale), (done.x, terms)), spent + 1
 
     drive(done, plan(done.lower, n, eps, poles), apply)
-    # A lower bound that is noise misses the smallest singular values: they end below 1.
+    # With a lower bound at rounding level the smallest singular values may end below 1.
     return settle(done, ops, tol)
 
 
 def plan(l: float, n: int, eps: float, poles: int | None) -> Iterator[tuple[Rational, list[str]]]:
-    """Yield each step, and how to apply the inverse that belongs to each of its poles."""
+    """Yield each step, and the form of the inverse for each of its poles."""
     low, high = l, 1.0
     for step, error in zip(*steps_for(l, eps, poles), strict=True):
         yield step, [form((c + high * high) / (c + low * low), n, eps) for c in step.poles]
@@ -86,7 +88,7 @@ def partial_fractions(
 ) -> tuple[Array, int]:
     """Return ``sum_j a_j X (X^H X + c_j I)^-1``, and the number of products."""
     poles = sorted(zip(hows, step.poles, step.residues, strict=True))
-    small = x.ndim == 2 and x.shape[-1] <= STACKED  # a stack is one already
+    small = x.ndim == 2 and x.shape[-1] <= STACKED
     one = ops.xp.ones_like(norm_1(x, ops))
     total, matmuls = None, 0
     for how, group in itertools.groupby(poles, key=operator.itemgetter(0)):
@@ -105,7 +107,7 @@ def partial_fractions(
 
 
 def steps_for(l: float, eps: float, poles: int | None) -> tuple[tuple[Rational, ...], list[float]]:
-    """Steps for [l, 1] with so many poles; by default the fewest that need two iterations."""
+    """Return steps for [l, 1] with `poles` poles; by default the fewest for two iterations."""
     return _designed(min(rounded_down(l), 1 - 2.0**-10), 4 * eps, poles)
 
 

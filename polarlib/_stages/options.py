@@ -26,9 +26,10 @@ FLAGS = ("completion", "overwrite_a", "check_finite", "throw")
 
 
 def default_tolerance(shape: tuple[int, ...], format_name: str) -> float:
-    """Orthogonality and backward error that count as converged: ``max(100, n)`` epsilons, n <= m.
+    """Return the default of `rtol`: ``max(100, min(m, n))`` machine epsilons.
 
-    Not of m: sums over long columns are taken in blocks, and their errors do not grow.
+    It does not grow with the larger dimension: sums over long columns are taken in blocks, and
+    their rounding errors do not grow with the length.
     """
     return max(100, min(shape[-2:])) * format_of(format_name).epsilon
 
@@ -80,37 +81,37 @@ class Options:
         return number("rtol", self.rtol, 0, 1, ends="()")
 
     def check_for(self, a: Array, ops: Ops) -> None:
-        """Refuse what the matrices do not allow: factorisations would gather sharded ones."""
-        # Products, and sums of n x n matrices, are all that these take.
+        """Raise ValueError for options whose factorisations would gather a sharded matrix."""
+        # These methods use products and sums of n x n matrices alone.
         small_only = self.method == "newton_schulz" or self.is_fixed
         if ops.is_sharded(a) and not (small_only and self.completion):
             what = f"method={self.method!r}" if self.completion else "completion=False"
             raise ValueError(
-                f"a lies in parts on several devices, and {what} would bring all of it to each of "
+                f"a is sharded over several devices, and {what} would replicate it on each of "
                 "them; use polar with method='newton_schulz' or a schedule, or orthogonalize, or "
                 "gather a first"
             )
 
     def check_differentiable(self) -> None:
-        """Raise where the derivative of the unitary polar factor is not that of the result."""
+        """Raise ValueError if the result has another derivative than the unitary polar factor."""
         if self.method == "qr" or self.is_fixed:
             raise ValueError(
-                f"method={self.name!r} stops short of the polar factor and is not differentiated; "
-                "orthogonalize() has the derivative of its schedule, or detach the matrix"
+                f"method={self.name!r} does not return the polar factor and is not differentiated; "
+                "use orthogonalize(), which differentiates its schedule, or detach the matrix"
             )
 
     def check_abstract(self, ops: Ops) -> None:
-        """Raise where what is asked for needs the entries, which a library hides."""
+        """Raise TypeError for options that need the entries of the matrix, under a trace."""
         if self.callback is not None or self.throw:
             what = "throw=True" if self.throw else "callback"
             raise TypeError(
                 f"{what} needs the entries of the matrix, which {ops.hiding}, or leave it out and "
-                "ask `converged` of the result"
+                "use `converged` of the result"
             )
         if isinstance(self.method, str) and self.method in METHODS and self.method not in TRACED:
             raise TypeError(
-                f"{self.caller} by method={self.method!r} looks at its matrix, which {ops.hiding}, "
-                f"or take a method of fixed work ({', '.join(TRACED)}, a schedule)"
+                f"{self.caller} with method={self.method!r} reads entries of its matrix, which "
+                f"{ops.hiding}, or use a method of fixed work ({', '.join(TRACED)}, a schedule)"
             )
 
 
@@ -125,7 +126,7 @@ def check_method(method: Method) -> None:
         target = published.target_of(method) or ""
     if target not in ("", "polar"):
         raise ValueError(
-            f"schedule {name!r} approximates {target!r}, which is no unitary factor; apply it with "
+            f"schedule {name!r} approximates {target!r}, not the unitary factor; apply it with "
             "orthogonalize()"
         )
     if not target:
@@ -133,14 +134,14 @@ def check_method(method: Method) -> None:
 
 
 def lower_bound(options: Options, entered: Entered) -> float | None:
-    """Turn what the caller knows into a lower bound of sigma_min / sigma_max."""
+    """Return the lower bound of sigma_min / sigma_max that follows from `sigma_min` and `cond`."""
     sigma_min, cond = options.sigma_min, options.cond
     if sigma_min is None and cond is None:
         return None
     if options.method not in HINTED:
         raise ValueError(
-            f"sigma_min and cond are for methods that start from a bound, {', '.join(HINTED)}; "
-            f"got method={options.name!r}"
+            "sigma_min and cond are for methods that start from a bound "
+            f"({', '.join(HINTED)}), got method={options.name!r}; leave them out"
         )
     bounds = []
     if cond is not None:
@@ -148,15 +149,15 @@ def lower_bound(options: Options, entered: Entered) -> float | None:
     if sigma_min is not None:
         sigma_min = number("sigma_min", sigma_min, 0, ends="(]")
         x, ops = entered.x, entered.ops
-        if entered.is_empty or entered.is_abstract:  # what it is worth depends on the largest
+        if entered.is_empty or entered.is_abstract:  # the quotient needs sigma_max
             return None if cond is None else bounds[0]
         # By an upper bound, so that the quotient is a lower one whatever the true norm is.
         upper = norm_bound(x, ops)
         largest = ops.item(ops.xp.minimum(upper, ops.frobenius(x)) * entered.scale)
         if sigma_min > largest:
             raise ValueError(
-                f"sigma_min={sigma_min!r} exceeds the largest singular value, which is at most "
-                f"{largest:.3g}; pass a lower bound of the smallest one"
+                f"sigma_min must be at most the largest singular value, {largest:.3g} or less, got "
+                f"{sigma_min!r}; pass a lower bound of the smallest singular value"
             )
         bounds.append(sigma_min / largest)
     return max(bounds)  # both hold

@@ -1,4 +1,4 @@
-"""The result of a decomposition: errors as numbers, warnings, and one place where it is made."""
+"""Results of decompositions: construction, error estimates as numbers, and warnings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from polarlib.result import ConvergenceWarning, Later, PolarResult, Run, Status
 
 Array = Any
 SUCCESS = (Status.CONVERGED, Status.FELL_BACK)
-# The one place where results are made: of all their attributes.
+# Results are constructed by this function alone, from all their attributes.
 finished = PolarResult._made
 
 
-def missed(caller: str, method: str, tol: float, remedy: str, *, throw: bool, **found: Any) -> None:
-    """Warn, or raise, that errors miss the tolerance."""
-    listed = ", ".join(f"{k.replace('_', ' ')} {np.max(v):.2e}" for k, v in found.items())
+def missed(
+    caller: str, method: str, tol: float, remedy: str, *, throw: bool, **errors: Any
+) -> None:
+    """Warn that error estimates exceed the tolerance; raise the warning if `throw`."""
+    listed = ", ".join(f"{k.replace('_', ' ')} {np.max(v):.2e}" for k, v in errors.items())
     message = f"{caller}(method={method!r}): {listed}, tolerance {tol:.2e}; {remedy}"
     if throw:
         raise ConvergenceWarning(message)
@@ -45,10 +47,11 @@ def conclude(
     single: bool = False,
     converged: Any = None,
 ) -> PolarResult[Array]:
-    """Return the result of a decomposition, whatever way it went.
+    """Return the result of a decomposition, by whichever method.
 
-    `run` has the method that made U, and the reason. If `single`, the error estimates are those of
-    one matrix, and become Python's numbers. `converged` follows from the status by default.
+    `run` has the method that computed U, and the reason for it. If `single`, the error estimates
+    are those of one matrix and become Python's numbers. `converged` follows from the status by
+    default.
     """
     if single:
         orthogonality, backward_error = _plain(orthogonality), _plain(backward_error)
@@ -59,7 +62,7 @@ def conclude(
 
 
 def outcome(status: Status | None, run: Run, converged: Any = None) -> dict[str, Any]:
-    """Attributes of a result that are no numbers of its matrices."""
+    """Return the attributes of a result that are not computed from its matrices."""
     return {
         "status": status,
         "converged": status in SUCCESS if converged is None else converged,
@@ -72,7 +75,7 @@ def outcome(status: Status | None, run: Run, converged: Any = None) -> dict[str,
 
 
 def _plain(value: Any, kind: Callable[[Any], Any] = float) -> Any:
-    """One number as Python's, when it is read if it is computed then."""
+    """Return a Python number; a value that is computed when it is read stays so."""
     return Later(lambda: kind(value())) if isinstance(value, Later) else kind(value)
 
 
@@ -81,7 +84,7 @@ def _plain_pair(pair: tuple[Any, Any]) -> tuple[float, float]:
 
 
 def empty(entered: Entered, options: Options) -> PolarResult[Array]:
-    """Factors of matrices without entries: U as `a`, H zero, as SciPy gives them."""
+    """Return the result for matrices without entries: U of the shape of `a`, H = 0, as SciPy."""
     a, ops = entered.given, entered.ops
     xp, batch, hidden = ops.xp, a.shape[:-2], entered.is_abstract
     n = a.shape[-1] if options.side == "right" else a.shape[-2]
@@ -92,7 +95,7 @@ def empty(entered: Entered, options: Options) -> PolarResult[Array]:
         zero = xp.real(zero) if is_complex(a) else zero
     return conclude(
         empty_result(a, ops),
-        # Their sums are zero too, and in the graph of what is recorded.
+        # The sums are zero too; adding them keeps H in the graph that a library records.
         xp.broadcast_to(ops.eye(n, a), (*batch, n, n)) * 0.0
         + xp.sum(a, axis=(-2, -1), keepdims=True),
         None if hidden else Status.CONVERGED,
@@ -107,13 +110,13 @@ def empty(entered: Entered, options: Options) -> PolarResult[Array]:
 
 
 def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult[Array] | None:
-    """Decompose stacks of small matrices in one go; None where the stages must be taken."""
+    """Decompose a stack of small matrices by closed forms; None where the stages are needed."""
     (m, n), method = a.shape[-2:], options.method
     tall = n < m <= small.FEW_ROWS and options.side == "right" and ops.kernels(a) is not None
     if not (m == n or tall) or n > LARGEST or 0 in a.shape or not ops.host:
         return None
-    # What closed forms cannot serve: they start from no bound and have no iterates, and factors in
-    # half precision are measured as they are returned, in the stages.
+    # Closed forms use no bound and have no iterates. Factors in half precision are measured as they
+    # are returned, by the stages.
     hints = options.sigma_min is not None or options.cond is not None
     if hints or options.callback is not None or a.dtype != at_least_single(a, ops).dtype:
         return None
@@ -123,9 +126,9 @@ def closed_form(a: Array, ops: Ops, options: Options, tol: float) -> PolarResult
     # A = H U is A^H = U^H H: the same factors, from the right.
     left = options.side == "left"
     done = small.decompose(ops.adjoint(a) if left else a, ops, tol=tol)
-    # One matrix that fails sends all to the stages, whose fallback is for whole stacks.
-    evident = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
-    if not evident.all() or (not options.completion and np.any(done.rank < n)):
+    # If one matrix fails, the stages decompose all: their fallback is for whole stacks.
+    within = (done.orthogonality <= tol) & (done.backward_error <= tol) & done.definite
+    if not within.all() or (not options.completion and np.any(done.rank < n)):
         return None
     if not done.upper.max() < 0.5 * float(np.finfo(format_name(a)).max):  # H may overflow
         return None

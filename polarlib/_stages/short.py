@@ -1,9 +1,9 @@
-"""The short way through the stages: one small NumPy matrix, by its SVD.
+"""Short code path for one small NumPy matrix: the SVD, without the stages.
 
-What :mod:`polarlib._stages.stages` does to such a matrix, without asking what a stack, another
-library or another scale would need. Only a result that meets the tolerance leaves this way: all
-else, errors and warnings among it, is left to the stages. Functions are few here, since after a
-call of LAPACK the code of the next one is no longer in the caches.
+The computation is that of :mod:`polarlib._stages.stages`, without the checks for stacks, other
+libraries and other scales. A result is returned only if it meets the tolerance; the stages handle
+every other case, and issue all errors and warnings. Functions are few here: after a call of LAPACK
+the code of the next function is no longer in the caches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polarlib.arrays.routines import threads_for
 from polarlib.engine.evidence import single_condition, single_factor_figures, single_figures
 from polarlib.result import PolarResult, Run, Status
 
-# The method that is run here, unless another one has taken its place in the table.
+# The method that is run here, unless the table has been given another one by that name.
 SVD = METHODS["svd"]
 RUN = Run(1, 3, True, method="svd")
 OUTCOMES = {
@@ -35,9 +35,8 @@ OUTCOMES = {
 def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult[Any] | None:
     """Return the result of :func:`polarlib.polar` for one small NumPy matrix.
 
-    None for anything else, and where the stages must decide: for NaN and infinity, zero matrices,
-    those that need scaling, those that miss the tolerance, and where the larger of two Hermitian
-    factors is asked for.
+    Return None for every other argument, and for a matrix that has NaN or infinity, is zero, needs
+    scaling, misses the tolerance, or whose larger Hermitian factor is requested.
     """
     kind = single.kind_of(a, WORTH_IT)
     if kind is None or not isinstance(method, str) or not isinstance(side, str):
@@ -46,14 +45,14 @@ def short_polar(a: Any, side: Any, method: Any, rtol: Any) -> PolarResult[Any] |
         return None
     m, n = a.shape
     large = (m < n) != (side == "left")  # the larger of the two Hermitian factors
-    if large and m != n:  # which may exceed the memory
+    if large and m != n:  # H may exceed the memory
         return None
     tol = _tolerance(rtol, m, n, kind)
     with np.errstate(all="ignore"), threads_for(a):
-        found = _factors(a, kind, tol)
-        if found is None:
+        factors = _factors(a, kind, tol)
+        if factors is None:
             return None
-        x, square, u, values = found
+        x, square, u, values = factors
         adjoint = single.adjoint(u)
         h = single.hermitian_part(x.dot(adjoint) if large else adjoint.dot(x))
         orthogonality, backward_error = single_figures(u, h, x, square, large=large)
@@ -73,10 +72,10 @@ def short_factor(a: Any) -> np.ndarray | None:
     m, n = a.shape
     tol = _tolerance(None, m, n, kind)
     with np.errstate(all="ignore"), threads_for(a):
-        found = _factors(a, kind, tol)
-        if found is None:
+        factors = _factors(a, kind, tol)
+        if factors is None:
             return None
-        x, square, u, _ = found
+        x, square, u, _ = factors
         orthogonality, skew = single_factor_figures(u, x, square)
     if not (orthogonality <= tol and skew <= tol):
         return None
@@ -84,7 +83,7 @@ def short_factor(a: Any) -> np.ndarray | None:
 
 
 def _tolerance(rtol: Any, m: int, n: int, kind: single.Kind) -> float:
-    """What :func:`polarlib._stages.options.default_tolerance` gives, or `rtol`."""
+    """Return `rtol`, or the value of :func:`polarlib._stages.options.default_tolerance`."""
     if rtol is not None:
         return number("rtol", rtol, 0, 1, ends="()")
     return max(100, min(m, n)) * kind.epsilon
@@ -93,20 +92,20 @@ def _tolerance(rtol: Any, m: int, n: int, kind: single.Kind) -> float:
 def _factors(
     a: np.ndarray, kind: single.Kind, tol: float
 ) -> tuple[np.ndarray, float, np.ndarray, list[float]] | None:
-    """The tall matrix, its squared norm, unitary factor and singular values.
+    """Return the tall matrix, its squared norm, unitary factor and singular values.
 
-    None unless ``Re tr(U^H A)`` is the sum of the singular values: no orthonormal U has more, and
-    with equality it is the polar factor. A singular value that is flipped shows here and nowhere
-    else, since ``A = U H`` holds for it too.
+    Return None unless ``Re tr(U^H A)`` is the sum of the singular values. No orthonormal U has a
+    larger trace, and with equality U is the polar factor. A singular value of the wrong sign is
+    detected by the trace alone, since ``A = U H`` holds for it too.
     """
     x = single.tall(a)
     square = single.squared_norm(x)
     if not kind.low < square < kind.high:  # NaN is not
         return None
-    found = single.factors(x, kind)
-    if found is None:
+    svd = single.factors(x, kind)
+    if svd is None:
         return None
-    u, s = found
+    u, s = svd
     values: list[float] = s.tolist()
     largest = float(np.vdot(u, x).real) >= sum(values) - tol * math.sqrt(square)
     return (x, square, u, values) if largest else None

@@ -1,8 +1,8 @@
 """Stages of a polar decomposition: enter, run, check, fall back, complete, form H, leave.
 
 :func:`decompose` runs them for :func:`polarlib.polar`, and, without a Hermitian factor, for the
-functions that need the unitary factor alone. Matrices whose entries a library hides go through the
-same stages: no number is read, so nothing is chosen and nothing falls back.
+functions that need the unitary factor alone. Traced matrices, whose entries cannot be read, pass
+the same stages with a method of fixed work and without a fallback.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _with_room_for_h(decompose: F) -> F:
+def _check_memory_for_h(decompose: F) -> F:
     """Raise MemoryError with a remedy where the larger Hermitian factor cannot be stored."""
 
     @functools.wraps(decompose)
@@ -67,7 +67,7 @@ def _with_room_for_h(decompose: F) -> F:
         message = (
             f"polar(side={side!r}) of shape {tuple(a.shape)} has a Hermitian factor of shape "
             f"{shape}, {size * bytes_of_entry(a) / 2**30:,.1f} GiB, which does not fit in "
-            f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or take "
+            f"memory; pass side={other!r} for the smaller one, {min(m, n)} x {min(m, n)}, or use "
             "nearest_orthogonal for U alone"
         )
         if not fits(shape, a, ops):
@@ -83,41 +83,41 @@ def _with_room_for_h(decompose: F) -> F:
 
 
 def _where_it_is_fast(decompose: F) -> F:
-    """Decompose by NumPy what it can view and decomposes faster, with as many threads as pay."""
+    """Use NumPy for matrices that it can view and decomposes faster, with the best thread count."""
 
     @functools.wraps(decompose)
     def run(a: Array, options: Options, h_out: Array | None = None) -> Any:
         ops = ops_of(a)
         plain = options.method == "auto" and options.callback is None and h_out is None
-        # What is traced has entries that stand for others: a result would stay as it is now.
+        # A traced array stands for others: a result computed from its entries would be a constant.
         known = not (ops.is_traced(a) or ops.is_abstract(a)) and 0 not in a.shape
         view = ops._host_view(a) if plain and known else None
         if view is None:
             with ops._threads_for(a):
                 return decompose(a, options, h_out)
         with ops_of(view)._threads_for(view):
-            found = decompose(view, options)
+            result = decompose(view, options)
         if not options.form_h:
-            return ops.from_host(found, a)
-        u, h = (ops.from_host(x, a) for x in found)
-        reason = "; ".join(filter(None, (found.reason, "by NumPy in the same memory")))
-        return found._replace(unitary=u, hermitian=h, reason=reason)
+            return ops.from_host(result, a)
+        u, h = (ops.from_host(x, a) for x in result)
+        reason = "; ".join(filter(None, (result.reason, "by NumPy in the same memory")))
+        return result._replace(unitary=u, hermitian=h, reason=reason)
 
     return cast(F, run)
 
 
 @under_default_settings
 @_where_it_is_fast
-@_with_room_for_h
+@_check_memory_for_h
 def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
-    """Run the stages for matrices that nobody differentiates: the result of :func:`polarlib.polar`.
+    """Run the stages and return the result of :func:`polarlib.polar`, without derivatives.
 
-    Without a Hermitian factor (``options.form_h``) the unitary factor alone.
+    Return the unitary factor alone if ``options.form_h`` is False.
     """
     ops = ops_of(a)
     tol = options.tolerance(a)
-    hidden = ops.is_abstract(a)
-    if hidden:
+    traced = ops.is_abstract(a)
+    if traced:
         refuse_hidden(a, ops, options.caller)
         options.check_abstract(ops)
     elif options.form_h and (closed := closed_form(a, ops, options, tol)) is not None:
@@ -127,7 +127,7 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
         ops=ops,
         look="always" if options.check_finite else "never",
         remedy="remove them, or pass check_finite=False to get NaN back",
-        mask=True,  # zeros go through every method; NaN is put back at the end
+        mask=True,  # NaN is replaced by zeros, which every method accepts, and restored at the end
         tall=True,
         comfortable=True,
     )
@@ -135,9 +135,9 @@ def decompose(a: Array, options: Options, h_out: Array | None = None) -> Any:
     if entered.is_empty:
         nothing = empty(entered, options)
         return nothing if options.form_h else nothing.unitary
-    stages = (_HiddenStages if hidden else _Stages)(entered, options, tol)
+    stages = (_TracedStages if traced else _Stages)(entered, options, tol)
     if not options.form_h and not options.completion:
-        # Without H only singular values give the rank, and their SVD has the factor.
+        # Without H the rank needs singular values, and their SVD also gives the factor.
         return entered.leave(partial_isometry(entered.x, ops))
     stages.run(lower)
     stages.check()
@@ -159,7 +159,7 @@ def _run(
         callback = reporting(callback, "iterations")
     parts = in_parts(x, ops) if callback is None else []
     if parts:
-        # Parts of a stack that stay in a cache; a callback is called with whole stacks.
+        # Parts of a stack that fit in the cache; a callback is called with whole stacks.
         flat, u = x.reshape(-1, *x.shape[-2:]), cast(Array, ops.buffer(x.shape, x))
         into, runs = u.reshape(flat.shape), []
         for part in parts:
@@ -181,23 +181,23 @@ def _run(
 
 
 def _status_from_errors(
-    name: str, options: Options, found: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
+    name: str, options: Options, estimates: Evidence, shape: tuple[int, ...], tol: float, ops: Ops
 ) -> tuple[Status, bool]:
-    """Derive the status from the check alone: orthonormal, A = U H, and H positive semidefinite.
+    """Return the status that follows from the error estimates, and whether full rank is certified.
 
-    An orthonormal QR factor has to be orthonormal only. Where H is not formed, that it is
-    semidefinite rests on the method. Also return whether full rank was certified by the check.
+    The factors must satisfy: U orthonormal, A = U H, and H positive semidefinite. A QR factor needs
+    to be orthonormal only. If H is not formed, the method guarantees that it is semidefinite.
     """
     if name == "qr":
-        orthonormal = bool(np.all(found.orthogonality <= tol))
+        orthonormal = bool(np.all(estimates.orthogonality <= tol))
         return (Status.NOT_POLAR if orthonormal else Status.NOT_CONVERGED), False
-    h = found.hermitian
-    if found.within(tol):
+    h = estimates.hermitian
+    if estimates.within(tol):
         if name == "svd" or h is None:  # the SVD's H is semidefinite by construction
             return Status.CONVERGED, False
-        # U orthonormal and A = U H hold for a flipped singular value too. Shifted down, H has a
-        # Cholesky factor at full rank; only if not, a second one shifted up is needed.
-        known = found.definite
+        # U orthonormal and A = U H hold for a singular value of the wrong sign too. Shifted down, H
+        # has a Cholesky factor at full rank. Otherwise a second one, shifted up, decides.
+        known = estimates.definite
         full = known[0] if known else is_definite(h, 1, rank_cut(shape, format_name(h)), ops)
         if full or (known[1] if known[1:] else is_definite(h, -1, tol, ops)):
             return Status.CONVERGED, full
@@ -205,67 +205,68 @@ def _status_from_errors(
 
 
 class _Stages:
-    """One decomposition of tall, scaled matrices, stage by stage."""
+    """Run the stages of a decomposition of tall, scaled matrices, one method per stage."""
 
     def __init__(self, entered: Entered, options: Options, tol: float) -> None:
         self.entered, self.options, self.tol = entered, options, tol
         self.x, self.ops = entered.x, entered.ops
-        # Whether the larger of the two Hermitian factors is asked for.
+        # Whether the larger of the two Hermitian factors is requested.
         self.large = entered.wide != (options.side == "left")
         self.half = entered.given.dtype != entered.x.dtype
         self.status: Status | None = None
         self.full = self.isometry = False
-        self.fits: bool | None = None  # whether H is finite as it is returned, where that is known
+        self.fits: bool | None = None  # whether H is finite as returned; None where unknown
         self.rank: Any = None
         self.condition: Any = None
 
     def run(self, lower: float | None) -> None:
         """Run the method."""
         self.u, run = _run(self.x, self.ops, self.options, self.tol, lower)
-        # Methods name themselves only where they chose among several.
+        # A run names a method only where it was chosen among several.
         self.statistics = run if run.method else run._replace(method=self.options.name)
 
     def check(self, method: str = "") -> None:
-        """Measure the factors, and check them as those of the method that made them."""
+        """Compute the error estimates and the status, by the criteria of the method."""
         x, ops, name = self.x, self.ops, method or self.statistics.method
         form_h = self.options.form_h
         certify: tuple[tuple[int, float], ...] = ()
         if form_h and not ops.host and name not in ("svd", "qr"):
-            # On a device a Cholesky factor that may not be needed costs less than a second wait.
+            # On a device a Cholesky factor that may not be needed costs less than a second
+            # synchronisation.
             cut, bounds = rank_cut(x.shape, format_name(self.u)), self.statistics.bounds
             certify = ((1, cut), (-1, self.tol))
-            # Full rank is expected, and then the first of them is enough.
+            # If the bounds imply full rank, the first certificate is enough.
             certify = certify[: 1 if bounds is not None and bounds[0] > cut * bounds[1] else 2]
-        self.found = evidence(self.u, x, ops, form_h=form_h, certify=certify)
+        self.estimates = evidence(self.u, x, ops, form_h=form_h, certify=certify)
         self.status, self.full = _status_from_errors(
-            name, self.options, self.found, x.shape, self.tol, ops
+            name, self.options, self.estimates, x.shape, self.tol, ops
         )
 
     def fall_back(self) -> None:
-        """Take the SVD after a method that failed; the work of both is counted."""
+        """Recompute by the SVD after a method that failed; the products of both are counted."""
         run, sharded = self.statistics, self.ops.is_sharded(self.x)
         if self.status is not Status.NOT_CONVERGED or run.method in ("svd", "qr") or sharded:
             return
-        del self.u, self.found  # before the SVD takes storage
+        del self.u, self.estimates  # before the SVD takes storage
         self.u, after = METHODS["svd"](self.x, self.ops, tol=self.tol)
         note = "; ".join(filter(None, (run.note, "its factor missed the tolerance")))
         self.statistics = run._replace(
             matmuls=run.matmuls + after.matmuls,
-            certain=None,  # bounds of a method that failed are not relied upon
+            certain=None,  # the bounds of a method that failed may be wrong
             singular_values=after.singular_values,
             method=run.method + ", then svd",
             note=note,
         )
-        self.check("svd")  # the SVD of a library may fail as well
+        self.check("svd")  # the SVD of a library may fail too
         self.status = {Status.CONVERGED: Status.FELL_BACK}.get(self.status, self.status)
 
     def complete(self, h_out: Array | None) -> None:
-        """Find rank and condition number, or put that off; take the partial isometry if asked."""
+        """Compute or defer rank and condition number; form the partial isometry if requested."""
         x, ops, n = self.x, self.ops, self.x.shape[-1]
         run, full = self.statistics, self.full
-        self.h, self.orthogonality, self.backward_error = self.found[:3]
-        del self.found
-        # On a device the eigenvalues of H tell, if somebody asks, where H is that of A.
+        self.h, self.orthogonality, self.backward_error = self.estimates[:3]
+        del self.estimates
+        # On a device the rank follows from the eigenvalues of H, computed when the rank is read.
         decomposed = ops.host or self.status not in SUCCESS
         few = decomposed and n <= DECOMPOSED_UP_TO and not ops.is_sharded(x)
         by_svd = few and run.singular_values is None and not full
@@ -277,9 +278,9 @@ class _Stages:
             low, high = bounds()
             return low, np.where(rank < n, np.inf, high)
 
-        # Put off where the result keeps H as it is, so that no array is kept for it alone. Above
-        # 128 columns a schedule then needs no eigenvalues of H unless they are asked for. On a
-        # device another H may be kept: its eigenvalues take longer than all else.
+        # Deferred where the result keeps H as it is, so that no array is kept for the rank alone.
+        # Above 128 columns a schedule then computes eigenvalues of H only if they are read. On a
+        # device another H may be kept, since its eigenvalues take longer than all other stages.
         kept = self.entered.unscaled and not self.half
         later = (kept or not ops.host) and self.entered.finite is None and h_out is None
         later = later and not (self.large or ops.is_sharded(x))
@@ -315,14 +316,15 @@ class _Stages:
         if self.half:
             ops, a = self.ops, self.entered.given
             v, g = (at_least_single(astype_like(t, a, ops), ops) for t in (self.u, self.h))
-            peak = []
-            if not (ops.host or ops.is_abstract(v)):  # read together; H is rounded twice for it
+            largest = []
+            # On a device the entries are read once, with the errors; H is rounded twice for that.
+            if not (ops.host or ops.is_abstract(v)):
                 h = self.entered.leave(self.h, self.entered.scale, turn=False)
-                peak = [ops.max_abs(at_least_single(h, ops))]
-            self.orthogonality, self.backward_error, *found = figures(
-                v, g, self.x, ops, large=self.large, isometry=self.isometry, also=peak
+                largest = [ops.max_abs(at_least_single(h, ops))]
+            self.orthogonality, self.backward_error, *entries = figures(
+                v, g, self.x, ops, large=self.large, isometry=self.isometry, also=largest
             )
-            self.fits = bool(np.all(np.isfinite(found))) if found else None
+            self.fits = bool(np.all(np.isfinite(entries))) if entries else None
 
     def leave(self) -> PolarResult[Array]:
         """Return the factors as the caller's arrays, and warn where they missed the tolerance."""
@@ -337,9 +339,9 @@ class _Stages:
             self.rank = np.where(np.isnan(lost), 0, self.rank)
             if np.any(np.isnan(lost)):
                 self.status = Status.NOT_CONVERGED
-        kept = isinstance(self.condition, Later)  # for figures that are computed when they are read
+        kept = isinstance(self.condition, Later)  # H is needed when rank and condition are read
         h = entered.leave(self.h, entered.scale, turn=False, may_overwrite=not kept)
-        # ||H||_F = ||A||_F is at most sqrt(m n) times the largest entry: no overflow unscaled.
+        # ||H||_F = ||A||_F <= sqrt(m n) max |a_ij|: without scaling H cannot overflow.
         safe = self.status is Status.NOT_CONVERGED or (entered.unscaled and not self.half)
         fits = self.fits
         if fits is None and not safe:
@@ -366,34 +368,34 @@ class _Stages:
 
     def leave_factor(self) -> Array:
         """Return the unitary factor alone, as the caller's array."""
-        figures = {"orthogonality": self.found.orthogonality, "skew_part": self.found.skew}
+        figures = {"orthogonality": self.estimates.orthogonality, "skew_part": self.estimates.skew}
         self._warn(self.options.name, **figures)
         return self.entered.leave(self.u)
 
 
-class _HiddenStages(_Stages):
-    """The stages where a library hides the entries: errors are arrays, nothing falls back."""
+class _TracedStages(_Stages):
+    """Run the stages under a trace: error estimates are arrays, and there is no fallback."""
 
     def run(self, lower: float | None) -> None:
         super().run(lower)
-        # No condition number is estimated without entries: "auto" is the method that never fails.
+        # Under a trace no condition number can be read: "auto" is the SVD, which fits every matrix.
         if self.statistics.method == "auto":
             self.statistics = self.statistics._replace(method="svd")
 
     def check(self, method: str = "") -> None:
         if not self.options.form_h:
-            self.found = Evidence()
+            self.estimates = Evidence()
             return
-        self.found = evidence(self.u, self.x, self.ops)
+        self.estimates = evidence(self.u, self.x, self.ops)
         name = self.statistics.method
         self.good, self.rank, self.condition = traced_verdict(
-            self.found,
+            self.estimates,
             self.x,
             self.statistics,
             self.tol,
             self.ops,
             semidefinite=name == "svd",  # by construction
-            products=name == "newton_schulz",  # its matrix may be sharded: no factorisation of it
+            products=name == "newton_schulz",  # a sharded matrix is not factorised
         )
 
     def complete(self, h_out: Array | None) -> None:
@@ -402,18 +404,20 @@ class _HiddenStages(_Stages):
             deficient, self.isometry = self.rank < n, True
             part = partial_isometry(x, ops)
             self.u = ops.xp.where(deficient[..., None, None], part, self.u)
-            self.found = evidence(self.u, x, ops)
-            orthogonality, error = figures(self.u, self.found.hermitian, x, ops, isometry=True)
-            self.found = self.found._replace(orthogonality=orthogonality, backward_error=error)
-            within = (orthogonality <= tol) & (error <= tol) & (self.found.skew <= tol)
+            self.estimates = evidence(self.u, x, ops)
+            orthogonality, error = figures(self.u, self.estimates.hermitian, x, ops, isometry=True)
+            self.estimates = self.estimates._replace(
+                orthogonality=orthogonality, backward_error=error
+            )
+            within = (orthogonality <= tol) & (error <= tol) & (self.estimates.skew <= tol)
             self.good = within & (self.good | deficient)
-        self.h, self.orthogonality, self.backward_error = self.found[:3]
+        self.h, self.orthogonality, self.backward_error = self.estimates[:3]
 
     def leave(self) -> PolarResult[Array]:
         entered, ops, run = self.entered, self.ops, self.statistics
         xp, finite = ops.xp, cast(Array, entered.finite)[..., 0, 0]
         h = entered.leave(self.h, entered.scale, turn=False)
-        # An H that overflows is finite before it is scaled back, or rounded to half precision.
+        # An H that overflows does so when it is scaled back or rounded to half precision.
         fits = xp.isfinite(ops.max_abs(at_least_single(h, ops)))[..., 0, 0]
         orthogonality, backward_error, low, high = (
             xp.where(finite, t, xp.full_like(t, math.nan))

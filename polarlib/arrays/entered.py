@@ -127,7 +127,7 @@ def enter(
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
+    a : array_like, shape (..., m, n)
         Any argument, or, with `ops`, what :func:`as_matrix` has returned.
     name : str, optional
         What the caller calls it, for messages.

@@ -186,13 +186,13 @@ def refuse_hidden(
     a: Array,
     ops: Ops,
     name: str,
-    remedy: str = "use orthogonalize(), which does not look",
+    remedy: str = "use orthogonalize(), which reads none",
     *,
     fixed_work: bool = True,
 ) -> None:
-    """Raise where a function cannot look at entries, unless it has a form that needs no look."""
+    """Raise TypeError for a traced matrix, unless the function has a form that reads no entries."""
     if 0 not in a.shape and ops.is_abstract(a) and not (fixed_work and ops.fixed_work):
-        raise TypeError(f"{name} looks at its matrix, which {ops.hiding}, or {remedy}")
+        raise TypeError(f"{name} reads entries of its matrix, which {ops.hiding}, or {remedy}")
 
 
 def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None:

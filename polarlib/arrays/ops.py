@@ -302,7 +302,7 @@ class Ops(Arithmetic):
     def _visible(self, x: Array) -> Array:
         """Return `x` if its entries can be read."""
         if self.is_abstract(x):
-            raise TypeError(f"this computation looks at its matrix, which {self.hiding}")
+            raise TypeError(f"this computation reads entries of its matrix, which {self.hiding}")
         return x
 
     def with_shards(

@@ -136,8 +136,9 @@ def looks(f: F, *, reason: str = "") -> F:
     With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
     """
     reason = reason or (
-        f"polarlib.{f.__qualname__} looks at its matrix, which torch.compile(fullgraph=True) "
-        "hides: leave fullgraph out, call it outside, or use orthogonalize(), which does not look"
+        f"polarlib.{f.__qualname__} reads entries of its matrix, which "
+        "torch.compile(fullgraph=True) hides: leave fullgraph out, call it outside, or use "
+        "orthogonalize(), which reads none"
     )
     return _for_dynamo(f, lambda torch: torch.compiler.disable(f, reason=reason))
 

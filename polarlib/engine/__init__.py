@@ -1,1 +1,1 @@
-"""What methods share: normalisation, iteration, the driver, evidence, rules of derivatives."""
+"""Shared parts of the methods: normalisation, iteration, driver, checks, rules of derivatives."""

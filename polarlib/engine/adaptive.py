@@ -1,20 +1,20 @@
-"""Schedules whose later steps are chosen for the matrix, from a Gram matrix that is there anyway.
+"""Schedules whose later steps depend on the matrix, by a Gram matrix that is computed in any case.
 
-The first steps, the head, are the same for every matrix. Let G be the Gram matrix before the step
-after them, of order n, and with its n eigenvalues
+The first steps, the head, are the same for every matrix. Let G be the Gram matrix before the next
+step, of order n. The mean and the standard deviation of its eigenvalues are
 
-    T = tr G / n,    V = sqrt(||G||_F^2 / n - T^2),
+    T = tr G / n,    V = sqrt(||G||_F^2 / n - T^2).
 
-their mean and their standard deviation. The other steps, the tail, are designed for an interval
-[l, 1] of the singular values at the beginning, where
+The other steps, the tail, are designed for an interval [l, 1] of the singular values of the input,
+where
 
     log l = c_0 + c_1 T + c_2 V + c_3 V / max(T, floor),    clipped to [log lower, log upper].
 
-There are tails for K values of l, equidistant in log l. Their coefficients are interpolated: with w
-the place of log l among them, from 0 to K - 1, tail k has the weight max(0, 1 - |w - k|). This is
-continuous in the matrix, and nothing is read: w, weights and coefficients are arrays of the
-library, one for each matrix of a stack. docs/guide/adaptive.md derives the rule and says what it
-gains.
+There are tails for K values of l, equidistant in log l, and their coefficients are interpolated.
+With w the position of log l among the K values, from 0 to K - 1, tail k has the weight
+max(0, 1 - |w - k|). The result is continuous in the matrix, and nothing is read: w, weights and
+coefficients are arrays of the library, one per matrix of a stack. docs/guide/adaptive.md derives
+the rule and has its results.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from polarlib.engine.normalise import compiles_factors
 
 Array = Any
 Table = tuple[tuple[tuple[float, ...], ...], ...]
-# Formats without tails of their own take those of one whose unit roundoff is at least theirs.
+# Formats without tails use those of a format with at least their unit roundoff.
 TAILS_OF = {"float64": "float32", "tf32": "float16"}
 
 
 class Rule(NamedTuple):
-    """The rule for log l."""
+    """Coefficients of the rule for log l."""
 
     coefficients: tuple[float, ...]
     floor: float
@@ -51,16 +51,16 @@ class Rule(NamedTuple):
     upper: float
 
 
-# Fields that follow optional ones must be optional.
+# Fields after optional ones must have defaults too.
 NO_RULE = Rule((0.0, 0.0, 0.0, 0.0), 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """Head and steepest tail, and the tails from which each matrix takes its own.
+    """Schedule of the head and the steepest tail, with the tails that are interpolated per matrix.
 
-    As a :class:`Schedule` it says how many steps there are and of which degrees; its values are
-    those of the steepest tail alone.
+    As a :class:`Schedule` it has the number of steps and their degrees. Its values are those of the
+    steepest tail.
     """
 
     rule: Rule = NO_RULE
@@ -73,7 +73,7 @@ class Adaptive(Schedule):
 
     @functools.cached_property
     def each(self) -> tuple[Schedule, ...]:
-        """The composition with each of the tails."""
+        """Compositions of the head with each of the tails."""
         head = self.steps[: self.head]
         return tuple(Schedule(steps=head + tail, lower=self.lower) for tail in self.tails)
 
@@ -84,7 +84,7 @@ def adaptive_schedule(precision: str, steps: int | None = None) -> Adaptive:
     Raises
     ------
     ValueError
-        For a format or a number of steps for which there are none.
+        For a format or a number of steps without tails.
 
     Examples
     --------
@@ -103,14 +103,15 @@ def _adaptive(name: str, steps: int | None) -> Adaptive:
     if source not in data:
         formats = sorted({*(data.keys() - {"rule"}), *TAILS_OF})
         raise ValueError(
-            f"schedule 'adaptive' is for {', '.join(formats)}, got precision={name!r}; take 'auto'"
+            f"precision must be one of {', '.join(formats)} for schedule 'adaptive', got "
+            f"{name!r}; use 'auto'"
         )
     known = sorted(map(int, data[source]))
     chosen = published.DEFAULT_STEPS if steps is None else steps
     if chosen not in known:
         have = ", ".join(map(str, known))
         raise ValueError(
-            f"schedule 'adaptive' has {have} steps, got steps={shown(chosen)}; take 'auto'"
+            f"schedule 'adaptive' has {have} steps, got steps={shown(chosen)}; use 'auto'"
         )
     entry = data[source][str(chosen)]
     tails = tuple(_steps(tail) for tail in entry["tails"])
@@ -131,7 +132,7 @@ def _steps(given: Any) -> tuple[tuple[float, ...], ...]:
 
 
 def choice_of(schedule: Schedule, ops: Ops, low: Ops) -> Choice | None:
-    """How the engine chooses the later steps; None for a schedule that is the same for all.
+    """Return the choice of later steps; None for a schedule that is the same for all matrices.
 
     Parameters
     ----------
@@ -153,16 +154,16 @@ def choice_of(schedule: Schedule, ops: Ops, low: Ops) -> Choice | None:
 
 
 def _moments(g: Array, ops: Ops) -> tuple[Array, Array]:
-    """Mean and standard deviation of the eigenvalues of Gram matrices, shape (..., 1, 1)."""
+    """Return mean and standard deviation of the eigenvalues of Gram matrices, shape (..., 1, 1)."""
     n = g.shape[-1]
     mean, norm = trace(g, ops) / n, ops.frobenius(g)
     variance = norm * norm / n - mean * mean
-    # Negative by rounding where the eigenvalues are equal.
+    # By rounding the difference can be negative where the eigenvalues are equal.
     return mean, ops.xp.sqrt((variance + abs(variance)) * 0.5)
 
 
 def _scaled(schedule: Adaptive) -> tuple[float, ...]:
-    """Coefficients of the rule for the place among the tails instead of log l."""
+    """Return the coefficients of the rule for the position among the tails, instead of log l."""
     rule = schedule.rule
     scale = (len(schedule.tails) - 1) / math.log(rule.upper / rule.lower)
     c0, *others = rule.coefficients
@@ -170,7 +171,7 @@ def _scaled(schedule: Adaptive) -> tuple[float, ...]:
 
 
 def _place(mean: Array, deviation: Array, schedule: Adaptive, ops: Ops) -> Array:
-    """Place among the tails, from 0 to K - 1; NaN where a moment is."""
+    """Return the position among the tails, from 0 to K - 1; NaN where a moment is NaN."""
     xp, rule, last = ops.xp, schedule.rule, float(len(schedule.tails) - 1)
     c0, c1, c2, c3 = _scaled(schedule)
     low = xp.where(mean > rule.floor, mean, rule.floor)
@@ -179,17 +180,17 @@ def _place(mean: Array, deviation: Array, schedule: Adaptive, ops: Ops) -> Array
 
 
 def tail_at(w: Array, schedule: Adaptive, ops: Ops, *, slope: bool = False) -> Steps:
-    """Coefficients of the tail at a place, or their derivatives there; arrays (..., 1, 1)."""
+    """Return coefficients of the tail at position w, or their derivatives, shape (..., 1, 1)."""
     xp, tails = ops.xp, schedule.tails
     distance = w - kept(_grid, (len(tails),), w, ops)
-    if slope:  # at a tail, the one to the right
+    if slope:  # at a tail, the right derivative
         falls, one = (distance >= 0) & (distance < 1), xp.ones_like(distance)
         rises = (distance >= -1) & (distance < 0)
         weights = xp.where(falls, -one, xp.where(rises, one, 0 * one))
     else:
         left = 1 - abs(distance)
         weights = (left + abs(left)) * 0.5
-    # A sum, not a product of matrices, which libraries take in less where they are told to.
+    # A sum, not a product of matrices, which libraries may compute in lower precision.
     c = xp.sum(weights * kept(_table, (tails,), w, ops), axis=-1, keepdims=True)
     ends = itertools.accumulate((len(step) for step in tails[0]), initial=0)
     spans = itertools.pairwise(ends)
@@ -202,24 +203,24 @@ def _grid(count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _table(tails: Table) -> np.ndarray:
-    """Coefficients, one in a row, of all tails."""
+    """Return the coefficients of all tails, one coefficient per row."""
     table = np.array([[c for step in tail for c in step] for tail in tails]).T
     table.flags.writeable = False
     return table
 
 
 def tail_and_growth(x: Array, schedule: Adaptive, ops: Ops) -> tuple[Steps, Steps, Array]:
-    """Tails of iterates X after the head, their derivatives in the place w, and its gradient.
+    """Return the tails for iterates X after the head, their derivatives in w, and w's gradient.
 
     With ``dG = X^H W + W^H X`` for a direction W, ``dT = tr dG / n`` and ``V dV = <G, dG> / n -
-    T dT``. Where V is zero it has no derivative, and counts as constant.
+    T dT``. Where V is zero, it has no derivative and is treated as constant.
     """
     xp, n, rule = ops.xp, x.shape[-1], schedule.rule
     _, c1, c2, c3 = _scaled(schedule)
     g = ops.gram(x)
     mean, deviation = _moments(g, ops)
     w = _place(mean, deviation, schedule, ops)
-    # Beyond the outer tails nothing changes.
+    # Beyond the outer tails the coefficients are constant.
     free = (w > 0) & (w < len(schedule.tails) - 1)
     above, equal = mean > rule.floor, deviation == 0
     low = xp.where(above, mean, rule.floor)

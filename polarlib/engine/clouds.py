@@ -1,11 +1,11 @@
-"""Rules of what an alignment of clouds of points is made of.
+"""Rules of differentiation for the alignment of clouds of points.
 
-Of ``C = U S V^H`` the best rotation R, ``Re tr(R^H C)`` and the singular values are one operation.
-No rotation has a larger trace: R's own derivative has no part in its first derivative, ``<R, dC>``,
-which so is accurate where R is all but ambiguous. The same holds for the residual of an alignment,
-whose rule takes rotation and scale for what they are, the best. Where rotations that differ are as
-good, these values have kinks, unless no point is moved by the difference: `guarded`. Second
-derivatives do depend on R's, and find it, since the rules are made of R itself.
+For ``C = U S V^H`` the best rotation R, ``Re tr(R^H C)`` and the singular values are one operation.
+Since no rotation has a larger trace, the first derivative of the trace is ``<R, dC>``, without the
+derivative of R. It is accurate even if R is nearly not unique. The same holds for the residual of
+an alignment, with the optimal rotation and scale. If several rotations are optimal, these values
+have kinks, unless the difference moves no point (`guarded`). Second derivatives contain the
+derivative of R, since the rules are functions of R.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from polarlib.engine.equation import Equation
 from polarlib.engine.rules import by_rules
 
 Array = Any
-# A residual of so many epsilons of the points is taken for zero, where it has no derivative.
+# A residual of at most this many epsilons of the points is treated as zero, without a derivative.
 RESIDUAL_NOISE = 8.0
 
 
 def differentiable_turn(
     find: Callable[[Array], tuple[Array, ...]], c: Array, equation: Equation
 ) -> tuple[Array, ...]:
-    """Return ``find(c)``: R, ``Re tr(R^H C)``, singular values, and what has no derivative.
+    """Return ``find(c)``: R, ``Re tr(R^H C)``, singular values, and a value without derivative.
 
-    Singular values move by ``Re u_i^H dC v_i``: where several are equal, their sum has that
-    derivative whichever vectors the SVD returns, each of them one of several.
+    The derivative of a singular value is ``Re u_i^H dC v_i``. Where several values are equal, this
+    is right for their sum, for every choice of the singular vectors.
     """
 
     def along(c: Array, results: Any, e: Array) -> tuple[Array, ...]:
@@ -68,16 +68,16 @@ def differentiable_turn(
 def differentiable_residual(
     x: Array, y: Array, q: Array, size2: Array, p: Array | None, ops: Ops
 ) -> Array:
-    """Root of the weighted mean of ``|Q^T x_i - y_i|^2``, shape (..., 1, 1), for the best Q.
+    """Return the root of the weighted mean of ``|Q^T x_i - y_i|^2``, shape (..., 1, 1), Q optimal.
 
     Parameters
     ----------
     x, y : array, shape (..., d, n)
-        Points about their means, in columns.
+        Points relative to their means, as columns.
     q : array, shape (..., d, d)
-        The best multiple of a rotation: the mean does not change with it, to first order.
+        The optimal multiple of a rotation, for which the derivative of the mean in Q is zero.
     size2 : array, shape (..., 1, 1)
-        Squares of the means: of what the points were rounded, with the points themselves.
+        Squares of the means, which with the points determine the size of rounding errors.
     p : array, shape (..., 1, n), or None
         Weights, of sum 1; None for equal ones.
     ops : Ops
@@ -86,7 +86,7 @@ def differentiable_residual(
     Returns
     -------
     array
-        Its derivative is zero where it is zero to rounding.
+        The residual. Its derivative is zero where it is zero to rounding.
     """
 
     def f(x: Array, y: Array, q: Array, _: Array, *p: Array) -> tuple[Array]:
@@ -95,7 +95,7 @@ def differentiable_residual(
         return (ops.xp.sqrt(_mean(e, e, p, ops)),)
 
     def slope(arrays: Any, results: Any, e: Array, ops: Ops) -> Array:
-        """``1 / residual``, zero where that is rounding."""
+        """Return ``1 / residual``; zero where the residual is a rounding error."""
         x, y, _, size2, *p = arrays
         noise = RESIDUAL_NOISE * format_of(format_name(x)).epsilon
         size2 = size2 + _mean(y, y, p, ops) + _mean(e + y, e + y, p, ops)
@@ -123,7 +123,7 @@ def differentiable_residual(
         of_x = ops.matmul(ops.xp.matrix_transpose(ops.adjoint(q)), against)
         return (of_x, -against, None, None, *weights)
 
-    # Batched, arrays broadcast by their rank alone.
+    # Under vmap arrays broadcast only if they have the same rank.
     stack = tuple(q.shape[:-2])
     weights = () if p is None else (_stacked(p, stack),)
     arrays = (_stacked(x, stack), _stacked(y, stack), q, size2, *weights)
@@ -133,7 +133,8 @@ def differentiable_residual(
 def guarded(value: Array, kink: Array, ops: Ops) -> Array:
     """Return a value, shape (..., 1, 1), whose derivative is refused where it has a kink.
 
-    `kink`, of its shape, is 1 there and 0 elsewhere: ValueError, NaN where numbers cannot be read.
+    `kink`, of the same shape, is 1 at a kink and 0 elsewhere. At a kink the derivative raises
+    ValueError, or is NaN under a trace.
     """
 
     def factor(kink: Array) -> Array:
@@ -170,7 +171,7 @@ def _residual(x: Array, y: Array, q: Array, ops: Ops) -> Array:
 
 
 def minus(x: Array, y: Array, ops: Ops) -> Array:
-    """Return ``x - y``, in the storage of `x` where the library can and the shape is the same."""
+    """Return ``x - y``, in the storage of `x` if it is writable and has the result's shape."""
     if not ops.reusable(x) or x.shape != np.broadcast_shapes(x.shape, y.shape):
         return x - y
     x -= y
@@ -178,10 +179,10 @@ def minus(x: Array, y: Array, ops: Ops) -> Array:
 
 
 def columns(x: Array, first: Array | None, ops: Ops) -> Array:
-    """The transpose, less a column if there is one; in its order where storage can be written.
+    """Return the transpose, minus a column if given, as a contiguous array where possible.
 
-    Sums over points and differences from one point are then of long rows, which libraries take
-    several times as fast as rows of three entries.
+    Sums over points and differences from one point are then operations on long rows, which are
+    several times as fast as those on rows of three entries.
     """
     turned = ops.xp.matrix_transpose(x)
     out = ops.buffer(tuple(turned.shape), x)
@@ -194,7 +195,7 @@ def columns(x: Array, first: Array | None, ops: Ops) -> Array:
 
 
 def _products(x: Array, y: Array, ops: Ops) -> Array:
-    """``Re conj(x) y``, entry by entry."""
+    """Return ``Re conj(x) y``, entry by entry."""
     if not is_complex(x):
         return x * y
     xp = ops.xp
@@ -202,17 +203,17 @@ def _products(x: Array, y: Array, ops: Ops) -> Array:
 
 
 def inner(x: Array, y: Array, ops: Ops) -> Array:
-    """Real inner product of matrices, shape (..., 1, 1)."""
+    """Return the real inner product of matrices, shape (..., 1, 1)."""
     return ops.xp.sum(_products(x, y, ops), axis=(-2, -1), keepdims=True)
 
 
 def squares(x: Array, ops: Ops) -> Array:
-    """Squared lengths of columns, shape (..., 1, n)."""
+    """Return the squared norms of columns, shape (..., 1, n)."""
     return ops.xp.sum(_products(x, x, ops), axis=-2, keepdims=True)
 
 
 def _mean(x: Array, y: Array, p: Any, ops: Ops) -> Array:
-    """Mean over points of the inner products of columns, with weights or without."""
+    """Return the mean over points, weighted or not, of the inner products of columns."""
     if not p:
         return inner(x, y, ops) / x.shape[-1]
     return ops.xp.sum(_products(x, y, ops) * p[0], axis=(-2, -1), keepdims=True)

@@ -1,9 +1,10 @@
 """Steps whose coefficients are an array of the matrix's library, which may be traced or recorded.
 
-The engine takes coefficients that are arrays of shape (..., 1, 1) beside a stack of matrices
-(:mod:`polarlib.arrays.arithmetic`). An array C of shape (steps, k) is cut into them here; row i is
-step i, in ascending odd powers. All matrices of a stack have the same, unless something batches C,
-as torch.vmap does: its leading axes are then the first ones of the stack.
+The engine accepts coefficients that are arrays of shape (..., 1, 1) for a stack of matrices
+(:mod:`polarlib.arrays.arithmetic`). This module splits an array C of shape (steps, k) into such
+arrays. Row i is step i, in ascending odd powers. All matrices of a stack have the same coefficients
+unless C is batched, for example by torch.vmap. Its leading axes are then the first axes of the
+stack.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the engine asks of a :class:`Schedule`, of steps that nobody has checked."""
+    """The attributes of a :class:`Schedule` that the engine uses, for unchecked steps."""
 
     steps: Sequence[Sequence[Array | float]]
     normalisation: str = "frobenius"
@@ -33,7 +34,7 @@ class Coefficients:
 
 
 def as_schedule(steps: Steps) -> Schedule:
-    """Return steps as what the engine runs and differentiates."""
+    """Return steps as an object that the engine runs and differentiates."""
     return cast(Schedule, Coefficients(steps))
 
 
@@ -53,7 +54,7 @@ def cut(c: Array, ndim: int) -> list[tuple[Array, ...]]:
 
 
 def numbers(c: Array) -> list[tuple[float, ...]]:
-    """Return coefficients as numbers of the host, from an array that lies there."""
+    """Return coefficients as Python's numbers, from an array in the memory of the host."""
     return [tuple(row) for row in ops_of(c).to_host(c).tolist()]
 
 
@@ -62,7 +63,7 @@ def together(x: Array, c: Array, ops: Ops) -> tuple[Array, Array]:
     lead = c.ndim - 2
     if x.shape[:lead] == c.shape[:lead]:
         return x, c
-    # Of each pair one is 1, or they are equal.
+    # In each pair of axes one has length 1, or they are equal.
     axes = tuple(p if q == 1 else q for p, q in zip(x.shape, c.shape[:-2], strict=False))
     wide = ops.xp.broadcast_to
     return wide(x, (*axes, *x.shape[lead:])), wide(c, (*axes, *c.shape[-2:]))

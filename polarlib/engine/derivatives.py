@@ -1,27 +1,27 @@
 """Derivatives of the polar factors and of schedules, in a direction and against a gradient.
 
-Both are generalised matrix functions ``U diag(f(sigma)) V^H``: their derivative is self-adjoint in
-the inner product ``Re tr(X^H Y)``, so that one function serves both directions. Sources and costs
-are in docs/guide/derivatives.md.
+Both are generalised matrix functions ``U diag(f(sigma)) V^H``. Their derivative is self-adjoint in
+the inner product ``Re tr(X^H Y)``, so that one function computes both. Sources and costs are in
+docs/evidence/derivatives.md.
 
-The polar factor, A = U H tall and of full rank. With C = U^H E and Omega from the equation
+The polar factor, A = U H tall and of full rank. With C = U^H E and the solution Omega of
 ``H Omega + Omega H = C - C^H``,
 
     dU = U Omega + (E - U C) H^-1,    dH = Hermitian part of C - Omega H.
 
-Against gradients Y of U and B of H (made Hermitian), with C = U^H Y,
+For gradients Y with respect to U and B (Hermitian part) with respect to H, with C = U^H Y,
 
     gradient = U (B + Omega) + (Y - U C) H^-1,    H Omega + Omega H = C - C^H + H B - B H.
 
-The nearest rotation R of a square real matrix has the same rule with ``H = R^T A``, symmetric, of
-which one eigenvalue may be negative. The square root of a positive definite matrix solves
-``H dH + dH H = dA``; the inverse p-th root is made of p - 1 such equations.
+The nearest rotation R of a square real matrix has the same rule with ``H = R^T A``, symmetric, one
+of whose eigenvalues may be negative. The derivative of the square root of a positive definite
+matrix solves ``H dH + dH H = dA``. For the inverse p-th root p - 1 such equations are solved.
 
 The derivative of a schedule is computed by the engine on dual numbers, pairs of matrices, from the
-input alone. The normalisation is not a matrix function for most norms and has a rule of its own.
+input alone. The normalisation is not a matrix function for most norms and has its own rule.
 
-All rules consist of U, of products and of solutions of that one equation, whose derivative is
-another solution of it: so derivatives have derivatives.
+All rules consist of U, of products and of solutions of this equation. The derivative of a solution
+is another solution, so that all derivatives of higher order exist.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def schedule_derivative(
     restarts: Sequence[int],
     gradient: bool,
 ) -> Array:
-    """Derivative of a schedule with its normalisation at X, applied to E.
+    """Return the derivative of a schedule with its normalisation at X, applied to E.
 
     Parameters
     ----------
@@ -67,17 +67,17 @@ def schedule_derivative(
     schedule : Schedule
         The steps.
     normalisation : str
-        As :func:`polarlib.engine.normalise.normalise` takes it.
+        As in :func:`polarlib.engine.normalise.normalise`.
     form, restarts
-        As :func:`polarlib.engine.iterate.iterate` takes them; not used for an adaptive schedule.
+        As in :func:`polarlib.engine.iterate.iterate`; not used for an adaptive schedule.
     gradient : bool
-        Whether E is a gradient with respect to the result, and the result one with respect to X;
-        otherwise E is a direction of X.
+        Whether E is a gradient with respect to the result of the schedule. The return value is then
+        the gradient with respect to X. Otherwise E is a direction of X.
 
     Returns
     -------
     array, shape (..., m, n)
-        Zero where there is no derivative since a norm, or a column's, is zero.
+        Zero where there is no derivative, since the norm of the matrix or of a column is zero.
     """
     ops = ops_of(x).functional()
     wide = x.shape[-2] < x.shape[-1]
@@ -98,17 +98,18 @@ def schedule_derivative(
 
 
 def _along(y: Array, e: Array, steps: Steps, ops: Ops, **how: Any) -> Array:
-    """Derivative of steps at Y in a direction, or against a gradient: it is self-adjoint."""
+    """Return the derivative of steps at Y applied to a direction or a gradient (self-adjoint)."""
     pair, dual = cast(Any, Dual(y, e)), cast(Ops, DualOps(ops))
     return cast(Dual, iterate(pair, steps, dual, **how)).tangent
 
 
 def _along_adaptive(y: Array, e: Array, s: Adaptive, ops: Ops, *, gradient: bool) -> Array:
-    """The same for steps of which the later ones depend on the matrix, that dependence included.
+    """Return the derivative of an adaptive schedule, including that of its coefficients.
 
-    The later coefficients depend on one number w of the iterate X after the head. A direction W of
-    X moves the result by ``D W + F <P, W>``: D with the steps held, P the gradient of w, F the
-    derivative of the result in w. Against a gradient E that is ``D E + P <F, E>``.
+    The later coefficients depend on one number w of the iterate X after the head. The derivative in
+    a direction W of X is ``D W + F <P, W>``, with D the derivative for constant steps, P the
+    gradient of w, and F the derivative of the result in w. For a gradient E it is
+    ``D E + P <F, E>``.
     """
     head = s.steps[: s.head]
     x = iterate(y, head, ops)
@@ -122,7 +123,7 @@ def _along_adaptive(y: Array, e: Array, s: Adaptive, ops: Ops, *, gradient: bool
 
 
 def _moved_by(x: Array, steps: Steps, slopes: Steps, ops: Ops) -> Array:
-    """Derivative of steps at X where their coefficients move by `slopes`."""
+    """Return the derivative of steps at X in their coefficients, in the direction `slopes`."""
     d = iterate(x, slopes[:1], ops)
     for before, step, slope in zip(steps, steps[1:], slopes[1:], strict=False):
         x = iterate(x, [before], ops)
@@ -130,16 +131,16 @@ def _moved_by(x: Array, steps: Steps, slopes: Steps, ops: Ops) -> Array:
     return d
 
 
-# -- of steps with an array of coefficients C, in both arguments ------------------------------
+# -- steps with an array of coefficients C: derivatives in both arguments ---------------------
 
 
 def coefficients_derivative(x: Array, c: Array, e: Array, d: Array) -> Array:
-    """Derivative of steps after the Frobenius norm, in directions E of X and D of C.
+    """Return the derivative of normalised steps in directions E of X and D of C.
 
-    Each step ``Y = sum_i c_i X G^i`` is linear in its coefficients: ``dY`` is the derivative with
-    them held, and the step that has D in their place. Parameters are in one format, at least
-    single; X and E of shape (..., m, n), C and D as :func:`polarlib.engine.coefficients.cut` has
-    it.
+    The normalisation is by the Frobenius norm. Each step ``Y = sum_i c_i X G^i`` is linear in its
+    coefficients. Hence ``dY`` is the derivative for constant coefficients plus the step with
+    coefficients D. Arguments are in one format, at least single; X and E of shape (..., m, n), C
+    and D as in :func:`polarlib.engine.coefficients.cut`.
     """
     ops = ops_of(x).functional()
     wide = x.shape[-2] < x.shape[-1]
@@ -154,10 +155,11 @@ def coefficients_derivative(x: Array, c: Array, e: Array, d: Array) -> Array:
 
 
 def coefficients_gradient(x: Array, c: Array, e: Array) -> tuple[Array, Array]:
-    """Gradients with respect to X and C, from one with respect to the result.
+    """Return the gradients with respect to X and C, from that with respect to the result.
 
-    The steps are taken once, and their iterates kept; then from the last one on, ``<X G^i, E>`` is
-    the gradient with respect to c_i, and the derivative of the step makes E that of its X.
+    The steps are applied once and their iterates kept. From the last step backwards, ``<X G^i, E>``
+    is the gradient with respect to c_i, and the derivative of the step maps E to the gradient with
+    respect to its X.
     """
     ops = ops_of(x).functional()
     wide = x.shape[-2] < x.shape[-1]
@@ -178,7 +180,7 @@ def coefficients_gradient(x: Array, c: Array, e: Array) -> tuple[Array, Array]:
 
 
 def _of_coefficients(x: Array, e: Array, k: int, ops: Ops) -> Array:
-    """Inner products of ``X G^i`` for i < k with E, shape (..., 1, k)."""
+    """Return the inner products of ``X G^i`` for i < k with E, shape (..., 1, k)."""
     inner = [_inner(x, e, ops)]
     if k > 1:
         g = power = ops.gram(x)
@@ -190,10 +192,10 @@ def _of_coefficients(x: Array, e: Array, k: int, ops: Ops) -> Array:
 
 
 def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array, Linear, Linear]:
-    """Normalised matrix, derivative of the normalisation, and its adjoint.
+    """Return the normalised matrix, the derivative of the normalisation, and its adjoint.
 
-    With Y = X / c and a direction D along which the norm grows, ``dc / c = <D, E> / <D, X>``, since
-    norms are homogeneous: the size of D does not matter.
+    With Y = X / c and a multiple D of the gradient of the norm, ``dc / c = <D, E> / <D, X>``, since
+    norms are homogeneous.
     """
     xp = ops.xp
     scale = ops.binary_scale(ops.max_abs(x))
@@ -232,7 +234,7 @@ def _normalisation(x: Array, ops: Ops, kind: str, safety: float) -> tuple[Array,
 
 
 def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
-    """Of "aol", Y times the relative growth of its norms in a direction of X, and the adjoint."""
+    """Return, for "aol", Y times the relative derivative of its norms, and the adjoint map."""
     xp = ops.xp
     g = ops.gram(x)
     absolute = xp.abs(g)
@@ -252,7 +254,7 @@ def _growth_of_columns(x: Array, y: Array, ops: Ops) -> tuple[Linear, Linear]:
 
 
 def _inner(a: Array, b: Array, ops: Ops, axis: int | tuple[int, int] = (-2, -1)) -> Array:
-    """Real inner product ``Re sum(conj(a) b)``."""
+    """Return the real inner product ``Re sum(conj(a) b)``."""
     xp = ops.xp
     if is_complex(a):
         return _inner(xp.real(a), xp.real(b), ops, axis) + _inner(xp.imag(a), xp.imag(b), ops, axis)
@@ -272,41 +274,41 @@ def _factors(a: Array, u: Array) -> tuple[Entered, Array, Array]:
 
 
 def _turn(ops: Ops, u: Array, h: Array, e: Array, equation: Equation) -> tuple[Array, Array, Array]:
-    """``C = U^H E``, Omega and dU for a scaled direction E."""
+    """Return ``C = U^H E``, Omega and dU for a scaled direction E."""
     c = ops.matmul(ops.adjoint(u), e)
     omega = equation.solve(h, c - ops.adjoint(c))
     return c, omega, _with_outside(ops.matmul(u, omega), u, h, e, c, ops)
 
 
 def _with_outside(d: Array, u: Array, h: Array, e: Array, c: Array, ops: Ops) -> Array:
-    """Add ``(E - U C) H^-1``, the part orthogonal to the columns of U, which square ones lack."""
+    """Add ``(E - U C) H^-1``, the part orthogonal to the columns of U; 0 if U is square."""
     if u.shape[-2] == u.shape[-1]:
         return d
     return d + ops.matmul(ops.gemm(u, c, e, alpha=-1.0, beta=1.0), ops.inverse(h))
 
 
 def unitary_derivative(a: Array, u: Array, e: Array, equation: Equation) -> Array:
-    """Derivative of the unitary factor, or rotation, applied to a direction or to a gradient.
+    """Return the derivative of the unitary factor, or rotation, for a direction or a gradient.
 
-    It is self-adjoint, so that both are the same. Parameters are those of :func:`polar_tangents`.
+    It is self-adjoint, so that both cases agree. Parameters are those of :func:`polar_tangents`.
     """
     p, u, h = _factors(a, u)
     return p.leave(_turn(p.ops, u, h, p.alike(e), equation)[2])
 
 
 def root_derivative(h: Array, e: Array) -> Array:
-    """Derivative of the square root H of a Hermitian matrix, applied to a direction or gradient."""
+    """Return the derivative of the square root H of a Hermitian matrix, applied to E."""
     p = tall(h)
     e = p.ops.hermitian_part(p.alike(e))
     return p.ops.hermitian_part(Equation("root").solve(p.x, e))
 
 
 def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
-    """Derivative of ``F = A^(-1/p)`` for A positive definite, applied to a direction or gradient.
+    """Return the derivative of ``F = A^(-1/p)``, A positive definite, for a direction or gradient.
 
     With ``G = F^-1``: ``dF = -F dG F``, and ``sum_k G^k dG G^(p-1-k) = dA``. The polynomial
-    ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w but 1, so that
-    one equation ``G X - w X G = W`` after another solves it.
+    ``sum_k x^k y^(p-1-k)`` is the product of ``x - w y`` over the roots of unity w other than 1, so
+    that the solution is a sequence of solutions of ``G X - w X G = W``.
     """
     at = tall(x)
     ops, scale = at.ops, at.scale
@@ -326,7 +328,7 @@ def inverse_root_derivative(x: Array, f: Array, e: Array, p: int) -> Array:
 
 
 def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
-    """``H X + c X H`` in the eigenvectors of H."""
+    """Return ``H X + c X H`` in the basis of the eigenvectors of H."""
     ops = ops_of(h).functional()
     s, v = ops.eigh(ops.xp.real(h) if is_complex(h) and real else h)
     if is_complex(h):
@@ -335,7 +337,7 @@ def _weighted(h: Array, *, weight: complex, real: bool) -> Diagonal:
 
 
 def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tuple[Array, Array]:
-    """Derivatives of both factors in a direction.
+    """Return the derivatives of both factors in a direction.
 
     Parameters
     ----------
@@ -347,7 +349,7 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
     Returns
     -------
     du, dh : array
-        As the factors.
+        With the shapes of the factors.
 
     Raises
     ------
@@ -367,14 +369,14 @@ def polar_tangents(a: Array, u: Array, e: Array, *, side: str = "right") -> tupl
 def polar_gradient(
     a: Array, u: Array, y: Array | None, b: Array | None, *, side: str = "right"
 ) -> Array:
-    """Gradient with respect to A, from gradients with respect to U and H.
+    """Return the gradient with respect to A, from gradients with respect to U and H.
 
     Parameters
     ----------
     a, u : array, shape (..., m, n)
         Matrix and its unitary factor, in at least single precision.
     y, b : array or None
-        Gradients; None for zero, one of them at most.
+        Gradients; at most one of them is None, which stands for zero.
     side : {"right", "left"}, optional
         Which Hermitian factor.
 

@@ -1,4 +1,4 @@
-"""Iterations with a stopping test: one driver, which takes the steps of a plan."""
+"""Iterations with a stopping test: the driver that runs the steps of a plan."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from polarlib.result import Later, Run
 
 Array = Any
 S = TypeVar("S")
-# Steps after the planned ones, for singular values that the estimate missed; each of them must
-# reduce the defect to that part.
+# Number of steps after the planned ones, for singular values below the estimate, and the part to
+# which each must reduce the defect.
 EXTRA_STEPS, MUST_FALL = 8, 0.97
 # |1 - sigma| after a last step of degree 3 or 5 is at most this times |1 - sigma^2|^2 or ^3.
 LAST = {3: 3 / 8, 5: 5 / 16}
 
 
 class Step(NamedTuple):
-    """An odd function of the singular values, and how it is computed.
+    """An odd function of the singular values.
 
-    With a denominator, ``s (a + b s^2) / (1 + c s^2)`` by a Cholesky factor; without, the odd
-    polynomial with these coefficients.
+    With a denominator c, ``s (a + b s^2) / (1 + c s^2)``, computed by a Cholesky factor. Otherwise
+    the odd polynomial with these coefficients.
     """
 
     numerator: tuple[float, ...]
@@ -71,7 +71,7 @@ class Step(NamedTuple):
 
     @property
     def _derivative(self) -> tuple[float, float, float]:
-        """Of the derivative, p, q, r of ``p + 2 q s^2 + r s^4`` times what is positive."""
+        """Return p, q, r of ``p + 2 q s^2 + r s^4``, the derivative up to a positive factor."""
         first, second, third = (*self.numerator, 0.0, 0.0)[:3]
         if self.denominator:
             c = self.denominator
@@ -90,11 +90,11 @@ class Step(NamedTuple):
 
     @property
     def products(self) -> int:
-        """Matrix products, that of the Gram matrix included."""
+        """Number of matrix products, including that of the Gram matrix."""
         return 1 if self.denominator else len(self.numerator)
 
 
-# Steps of Newton-Schulz type by degree: 1 at 1, where as many derivatives vanish as can.
+# Steps of Newton-Schulz type by degree: 1 at 1, with as many zero derivatives there as possible.
 NEWTON_SCHULZ = {3: Step((1.5, -0.5)), 5: Step((1.875, -1.25, 0.375))}
 
 
@@ -102,27 +102,27 @@ NEWTON_SCHULZ = {3: Step((1.5, -0.5)), 5: Step((1.875, -1.25, 0.375))}
 
 
 class Kernels(Protocol):
-    """Arithmetic of the iteration. A function may overwrite the Gram matrix that it takes.
+    """Arithmetic of the iteration. A function may overwrite the Gram matrix that is passed to it.
 
-    Where it is not that of the host, a defect is an array until it is read.
+    On a device a defect is an array until it is read.
     """
 
     host: bool
 
     def gram(self, x: Array) -> Array:
-        """X^H X."""
+        """Return X^H X."""
 
     def defect(self, g: Array) -> Any:
-        """``||I - G||_F``, the worst of a stack."""
+        """Return ``||I - G||_F``, the largest of a stack."""
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
-        """Single numbers, all at once; of a stack the largest."""
+        """Read numbers with one synchronisation; the largest of a stack."""
 
     def apply(self, step: Step, x: Array, g: Array) -> Array:
-        """X after a step; NaN where a factorisation failed."""
+        """Return X after a step; NaN where a factorisation failed."""
 
     def correct(self, step: Step, x: Array, g: Array, worst: float) -> Array:
-        """X after a step of Newton-Schulz type, as a correction; `worst` bounds |1 - sigma^2|."""
+        """Return X after a Newton-Schulz step, added as a correction; `worst` >= |1 - sigma^2|."""
 
 
 # -- the driver ------------------------------------------------------------------------------
@@ -130,10 +130,10 @@ class Kernels(Protocol):
 
 @dataclass(eq=False)
 class Progress:
-    """An iteration so far: the iterate, and the number, products and changes of the steps.
+    """State of an iteration: the iterate, and the number, products and changes of the steps.
 
-    The iterate and its Gram matrix are kept here alone: a variable of a method would keep those
-    that it began with alive. On a device changes are single numbers there until they are read.
+    Only this object refers to the iterate and its Gram matrix. A variable of a method would keep
+    the storage of the first iterate alive. On a device changes are arrays until they are read.
     """
 
     ops: Any  # Ops, or Kernels
@@ -141,23 +141,23 @@ class Progress:
     gram: Array | None = None
     callback: Callable[[int, Array], None] | None = None
     products: int = 0
-    restore: Callable[[Array], Array] | None = None  # from an iterate to the matrix of the caller
+    restore: Callable[[Array], Array] | None = None  # back-transformation of an iterate
     bounds: Any = None
-    lower: float = 0.0  # bound of the singular values of the iterate that it begins with
-    certain: bool = False  # whether that bound is one, and no promise and no rounding error
+    lower: float = 0.0  # bound of the singular values of the first iterate
+    certain: bool = False  # whether the bound is computed, not the caller's, and above rounding
     note: str = ""
     changes: list[Any] = field(default_factory=list)
     iterations: int = 0
     converged: bool = False
 
     def formed_gram(self) -> Array:
-        """Return the Gram matrix of the iterate; whoever uses it counts the product."""
+        """Return the Gram matrix of the iterate; the caller counts the product."""
         if self.gram is None:
             self.gram = self.ops.gram(self.x)
         return self.gram
 
     def append(self, x: Array, products: int = 0) -> None:
-        """Take a matrix for the next iterate, count the step, and call the callback."""
+        """Store the next iterate, count the step, and call the callback."""
         self.x, self.gram = x, None
         self.iterations += 1
         self.products += products
@@ -165,16 +165,16 @@ class Progress:
             self.callback(self.iterations, x if self.restore is None else self.restore(x))
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
-        """Read single numbers off a device, all at once; of a stack the largest."""
+        """Read numbers from a device with one synchronisation; the largest of a stack."""
         return largest(self.ops, numbers)
 
     def read_changes(self) -> list[float]:
-        """Return the changes as numbers; those that are on a device are read."""
+        """Return the changes as numbers; changes on a device are read."""
         self.changes[:] = _read(self.changes, self.read)
         return self.changes
 
     def statistics(self) -> Run:
-        """Return the statistics of the run; changes that are on a device are read if asked for."""
+        """Return the statistics of the run; changes on a device are read when they are used."""
         changes: Any = tuple(self.changes)
         if not all(isinstance(change, float) for change in changes):
             changes = Later(functools.partial(_read, changes, self.read))
@@ -193,12 +193,12 @@ class Progress:
 
 
 def largest(ops: Ops, numbers: Sequence[Array]) -> list[float]:
-    """Read single numbers, all at once; of a stack the largest."""
+    """Read numbers with one synchronisation; the largest of a stack."""
     return [float(known.max()) for known in read(ops, *numbers)]
 
 
 def _read(changes: Sequence[Any], reader: Callable[[list[Any]], list[float]]) -> tuple[float, ...]:
-    """Changes as numbers, those that are none yet read at once."""
+    """Return changes as numbers; arrays among them are read with one synchronisation."""
     there = [change for change in changes if not isinstance(change, float)]
     known = iter(reader(there) if there else ())
     return tuple(c if isinstance(c, float) else next(known) for c in changes)
@@ -214,40 +214,41 @@ def drive(
     recorded: bool = False,
     due: Callable[[S], bool] | None = None,
 ) -> None:
-    """Take the steps of a plan: the loop of every iterative method.
+    """Run the steps of a plan: the loop of every iterative method.
 
     Parameters
     ----------
     done : Progress
-        The iteration so far.
+        State of the iteration.
     plan : iterable
-        Steps. One that depends on the iterates is a generator, which looks at `done` before it
-        gives a step, or ends.
+        Steps. A plan that depends on the iterates is a generator that reads `done` before each
+        step.
     apply : callable
-        From a step to the next iterate and the number of products; None ends the iteration.
+        Function of a step that returns the next iterate and the number of products; None ends the
+        iteration.
     stop : callable, optional
-        Whether the iteration has converged, by a step and the size of its change. With such a rule,
-        a change that is infinite or NaN ends the iteration as well.
+        Function of a step and the size of its change that returns whether the iteration has
+        converged. If it is given, a change that is infinite or NaN ends the iteration too.
     most : int, optional
         Largest number of steps.
     recorded : bool, optional
         Whether the plan appends the sizes of changes to ``done.changes``. By default they are
         measured here: ``||X_new - X||_F / sqrt(n)``.
     due : callable, optional
-        Whether a step is the last one by the plan. On a device changes are read from then on, or
-        never, if the bound is certain that the plan was made for.
+        Function that returns whether a step is the last one of the plan. On a device changes are
+        read from this step on, or never, if the plan is for a certain bound.
     """
     for step in itertools.islice(plan, most):
         x, products = apply(step) or (None, 0)
         if x is None:
             return
-        done.gram = None  # before the difference takes storage
+        done.gram = None  # free its storage before the difference is formed
         if not recorded:
             size = done.ops.frobenius(x - done.x)
             size = done.ops.item(size) if done.ops.host else size
             done.changes.append(size / math.sqrt(x.shape[-1]))
         done.append(x, products)
-        del x  # the next step needs one iterate only
+        del x  # the next step needs only one iterate
         if stop is not None:
             if due is not None and not done.ops.host:
                 if not due(step):
@@ -266,18 +267,18 @@ def drive(
 
 @dataclass(eq=False)
 class History(Progress):
-    """Progress of a plan: also its steps, with defects ``||I - X^H X||_F / sqrt(n)`` as changes."""
+    """Progress with the steps taken; changes are the defects ``||I - X^H X||_F / sqrt(n)``."""
 
     steps: list[Step] = field(default_factory=list)
     size: float = math.inf  # ||I - X^H X||_F before the last step
 
     def read(self, numbers: Sequence[Array]) -> list[float]:
-        """Read single numbers off a device, all at once; of a stack the largest."""
+        """Read numbers from a device with one synchronisation; the largest of a stack."""
         found: list[float] = self.ops.read(numbers)
         return found
 
     def statistics(self) -> Run:
-        """Return the statistics of the run; the note counts the steps of each kind."""
+        """Return the statistics of the run; the note has the number of steps of each kind."""
         halley = sum(step.denominator > 0 for step in self.steps)
         steps = f"{halley} Halley and {self.iterations - halley} polynomial steps"
         note = f"{self.note}, {steps}" if self.note else steps
@@ -285,19 +286,19 @@ class History(Progress):
 
 
 def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> None:
-    """Take the planned steps, further ones as long as they help, and a correction.
+    """Run the planned steps, further steps while they reduce the defect, and a correction.
 
     Parameters
     ----------
     done : History
-        With the matrix, singular values in [low, 1] as far as known, and its Gram matrix; both may
-        be overwritten. Gets every step and defect, and says whether the iteration has converged.
+        State with the matrix, whose singular values are estimated to be in [low, 1], and its Gram
+        matrix; both may be overwritten. Every step and defect is appended, and `converged` is set.
     steps : tuple of Step
         The plan: Halley steps, then polynomials.
     low : float
         Estimate of the smallest singular value.
     eps : float
-        Error that counts as none: a last step, of a degree that the defect decides, must reach it.
+        Error that is neglected: the last step, whose degree depends on the defect, must reach it.
     """
     kernels = done.ops
 
@@ -310,11 +311,11 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
             if not (todo and todo[0].denominator):
                 defect = kernels.defect(done.formed_gram())
                 done.changes.append(defect / root)
-                # The plan predicts the worst defect, unless the mean exceeds the prediction.
+                # The prediction of the plan bounds the defect, unless the mean defect exceeds it.
                 worst = max(1 - low * low, upper * upper - 1)
                 rms, before = 0.0, math.inf
-                # On a device a prediction from a certain bound is enough; from another one it says
-                # when to look.
+                # On a device a prediction from a certain bound is sufficient. Otherwise the
+                # prediction determines when the defect is read.
                 doubtful = not done.certain and (not todo or _last(worst, eps))
                 if kernels.host or doubtful:
                     rms = done.read_changes()[-1]
@@ -352,7 +353,7 @@ def converge(done: History, steps: tuple[Step, ...], low: float, eps: float) -> 
 
 
 def _last(worst: float, eps: float) -> int:
-    """Degree of a step of Newton-Schulz type that can be the last one; 0 if none can."""
+    """Return the degree of a Newton-Schulz step that can be the last one; 0 if none can."""
     for degree, factor in LAST.items():
         if factor * worst ** ((degree + 1) // 2) <= eps:
             return degree
@@ -362,10 +363,11 @@ def _last(worst: float, eps: float) -> int:
 def certified(
     steps: tuple[Step, ...], size: float, guess: float, top: float
 ) -> tuple[float, float] | None:
-    """Return bounds of singular values: `top`, and what a last defect proves, up to a guess, below.
+    """Return bounds of singular values: the lower one proven by the last defect, and `top`.
 
-    No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. So none of
-    the matrix is smaller than the numbers that the steps map to that root.
+    No singular value before the last step was below the root of ``1 - ||I - X^H X||_F``. Hence no
+    singular value of the matrix is below the numbers that the steps map to that root. The lower
+    bound is at most `guess`.
     """
 
     def proven(s: float) -> bool:
@@ -388,7 +390,7 @@ def one_by_one(
     x: np.ndarray,
     callback: Callable[[int, Array], None] | None,
 ) -> tuple[np.ndarray, Run]:
-    """Run a method for one matrix on each of a stack, without callbacks; report the worst."""
+    """Run a method on each matrix of a stack, without callbacks; return the worst statistics."""
     if x.ndim == 2:
         return method(x, callback)
     u = np.empty(x.shape, x.dtype)

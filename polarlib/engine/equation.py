@@ -19,7 +19,7 @@ Array = Any
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """``H X + X H = W`` for Hermitian H, as a function differentiated by it needs it.
+    """The equation ``H X + X H = W`` for Hermitian H, for one of the functions below.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ class Equation:
     size : int, optional
         Larger dimension of the differentiated matrix, for the threshold of zero.
     regularization : float, optional
-        r, for skew-Hermitian W: with ``d = s_i + s_j``, ``1 / d`` becomes
-        ``d / (d^2 + (r s_1)^2)``, s_1 the largest, a constant.
+        r, for skew-Hermitian W: with ``d = s_i + s_j``, ``1 / d`` is replaced by
+        ``d / (d^2 + (r s_1)^2)``, s_1 the largest value, a constant.
 
     Notes
     -----
-    ``d / (d^2 + e^2)`` is the real part of ``1 / (d + i e)``. So the regularised solution is the
+    ``d / (d^2 + e^2)`` is the real part of ``1 / (d + i e)``. Hence the regularised solution is the
     skew-Hermitian part of Z in ``H Z + Z H + i e Z = W``, which has derivatives of the same kind.
     """
 
@@ -57,7 +57,7 @@ class Equation:
         Raises
         ------
         ValueError
-            If the solution is not unique, to rounding. Where numbers cannot be read, it is NaN.
+            If the solution is not unique, to rounding. Under a trace the result is NaN instead.
         """
         ops = ops_of(w).functional()
         if not self.regularization:
@@ -78,16 +78,16 @@ class Equation:
             shift = ops.xp.where(largest > 0, largest * self.regularization, largest + 1.0)
             shift = as_complex(shift, ops) * 1j
             return Diagonal(as_complex(sums, ops) + shift, as_complex(v, ops), shift)
-        # NaN is no degeneracy, and gives NaN.
+        # NaN does not count as a degeneracy, and gives NaN.
         poor = ~self._is_unique(s, ops) & ~ops.xp.isnan(s[..., :1])[..., None]
         if not ops.is_abstract(poor) and bool(ops.xp.any(poor)):
             raise ValueError(self._refusal(ops.to_host(s), ops.to_host(poor)[..., 0, 0] != 0))
         return Diagonal(ops.xp.where(poor, ops.xp.full_like(sums, math.nan), sums), v)
 
     def _off_diagonal(self, sums: Array, s: Array, ops: Ops) -> Array:
-        """Return the sums; for rotations, those of a value with itself are replaced.
+        """Return the sums; for rotations, the sums of a value with itself are replaced.
 
-        The diagonal of W is zero there, up to rounding, and such a sum may be zero.
+        For rotations the diagonal of W is zero, up to rounding, and such a sum may be zero.
         """
         if self.kind != "rotation":
             return sums
@@ -97,12 +97,12 @@ class Equation:
         return ops.xp.where(diagonal, safe, sums)
 
     def _is_unique(self, s: Array, ops: Ops) -> Array:
-        """Whether the smallest sum that counts is above rounding, shape (..., 1, 1)."""
+        """Return whether the smallest relevant sum is above rounding, shape (..., 1, 1)."""
         noise = max(self.size, s.shape[-1]) * format_of(format_name(s)).epsilon
         largest = _largest(s, ops)
         if self.kind == "polar":
             return s[..., :1, None] > noise * largest
-        if self.kind == "root":  # of eigenvalues, the squares
+        if self.kind == "root":  # the threshold is for the squares, the eigenvalues of A
             least = s[..., :1, None]
             return (least > 0) & (least * least > noise * largest * largest)
         if s.shape[-1] == 1:
@@ -136,5 +136,5 @@ class Equation:
 
 
 def _largest(s: Array, ops: Ops) -> Array:
-    """Largest of ascending eigenvalues in absolute value, shape (..., 1, 1)."""
+    """Return the largest absolute value of ascending eigenvalues, shape (..., 1, 1)."""
     return ops.xp.maximum(s[..., -1:], -s[..., :1])[..., None]

@@ -1,15 +1,17 @@
-"""Evidence: how good a polar decomposition is, whatever the method says of itself.
+"""A-posteriori checks of a polar decomposition, independent of the method.
 
-``A = U H`` is measured by ``||U^H U - I||_F`` and ``||A - U H||_F``; that U is the polar factor and
-no other factor of the kind, by H being positive semidefinite: the existence of a Cholesky factor
-proves that up to rounding.
+The error estimates are ``||U^H U - I||_F`` and ``||A - U H||_F``. The polar factor is the only
+orthonormal U for which H is positive semidefinite, which the existence of a Cholesky factor proves
+up to rounding.
 
-The two norms cost two matrix products. Above `EXACT_UP_TO` columns they are estimated instead: for
-Gaussian Z with k columns, ``||M Z||_F^2 / k`` has the mean ``||M||_F^2`` and at most the variance
-``2 ||M||_F^4 / k``, which it has for M of rank one; it falls below ``||M||_F^2 / 100`` with
-probability 1e-7 at k = 8, and for rounding errors, which have many directions, it is right to a few
-percent. The skew part of ``U^H A`` is exact. D. A. Girard (1989); M. F. Hutchinson (1990);
-P.-G. Martinsson, J. A. Tropp, Acta Numerica 29 (2020) 403-572, section 4.8.
+The two norms cost two matrix products. Above `EXACT_UP_TO` columns they are estimated instead. For
+Gaussian Z with k columns, ``||M Z||_F^2 / k`` has the mean ``||M||_F^2`` and a variance of at most
+``2 ||M||_F^4 / k``, attained for M of rank one. It is below ``||M||_F^2 / 100`` with probability
+1e-7 for k = 8. For rounding errors, which have many directions, its error is a few percent. The
+skew part of ``U^H A`` is exact.
+
+D. A. Girard (1989); M. F. Hutchinson (1990); P.-G. Martinsson, J. A. Tropp, Acta Numerica 29 (2020)
+403-572, section 4.8.
 """
 
 from __future__ import annotations
@@ -30,28 +32,28 @@ from polarlib.result import Run
 
 Array = Any
 
-# Below, whole products cost next to nothing. Chosen by experiment.
+# Number of columns up to which the products are exact, since they take little time. By experiment.
 EXACT_UP_TO = 64
-# Below, rank and condition number of a method without singular values are those of an SVD.
+# Number of columns up to which rank and condition number come from an SVD, if the method has no
+# singular values.
 DECOMPOSED_UP_TO = 128
 PROBES = 8
-# Entries of a part of a stack on the host: temporary arrays of that size stay in a cache.
+# Entries of a part of a stack on the host: temporary arrays of this size fit in the cache.
 PART = 1 << 16
 
 
 class Evidence(NamedTuple):
-    """Hermitian factor of tall matrices, and what is left of ``A - U H`` and ``U^H U - I``.
+    """Hermitian factor of tall matrices, and error estimates.
 
     Attributes
     ----------
     hermitian : array, shape (..., n, n), or None
         Hermitian part of ``U^H A``; None where it is not formed.
     orthogonality, backward_error, skew : ndarray, shape (...,)
-        (Arrays of the library where it hides the entries.)
-        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``, None without H; the
-        skew-Hermitian part of ``U^H A`` over ``||A||_F``.
+        ``||U^H U - I||_F / sqrt(n)``; ``||A - U H||_F / ||A||_F``, None without H; the norm of the
+        skew-Hermitian part of ``U^H A`` over ``||A||_F``. Arrays of the library under a trace.
     definite : tuple of bool
-        What :func:`is_definite` is for the signs and cuts that were asked for.
+        Results of :func:`is_definite` for the requested signs and thresholds.
     """
 
     hermitian: Any = None
@@ -61,35 +63,36 @@ class Evidence(NamedTuple):
     definite: tuple[bool, ...] = ()
 
     def within(self, tol: float) -> bool:
-        """Whether every figure of every matrix is; NaN is not."""
+        """Return whether all error estimates of all matrices are within a tolerance; NaN is not."""
         return within(self[1:4], tol)
 
 
 def within(figures: Iterable[np.ndarray | None], tol: float) -> bool:
-    """Whether every figure of every matrix is within a tolerance; NaN is not."""
+    """Return whether all estimates of all matrices are within a tolerance; NaN is not."""
     return all(bool(np.all(figure <= tol)) for figure in figures if figure is not None)
 
 
 def evidence(
     u: Array, x: Array, ops: Ops, *, form_h: bool = True, certify: Sequence[tuple[int, float]] = ()
 ) -> Evidence:
-    """Form the Hermitian factor of tall matrices, if asked for, and judge the factors.
+    """Form the Hermitian factor of tall matrices, if requested, and check the factors.
 
-    All figures are read off a device at once. Among them is :func:`is_definite` for each sign and
-    cut of `certify`: Cholesky factors, whatever the others are. Not for a stack in parts.
+    All estimates are read from a device with one synchronisation. They include :func:`is_definite`
+    for each sign and threshold of `certify`, by Cholesky factors. `certify` is not supported for a
+    stack that is processed in parts.
     """
     if parts := in_parts(x, ops):
         flat = [t.reshape(-1, *t.shape[-2:]) for t in (u, x)]
-        n, found = x.shape[-1], []
+        n, estimates = x.shape[-1], []
         h = ops.buffer((*x.shape[:-2], n, n), x) if form_h else None
         for part in parts:
             one = evidence(flat[0][part], flat[1][part], ops, form_h=form_h)
             if h is not None:
                 h.reshape(-1, n, n)[part] = one.hermitian
-            found.append(one[1:4])
+            estimates.append(one[1:4])
         whole: list[Any] = [
             None if f[0] is None else np.concatenate(f).reshape(x.shape[:-2])
-            for f in zip(*found, strict=True)
+            for f in zip(*estimates, strict=True)
         ]
         return Evidence(h, *whole)
     if not form_h:
@@ -113,18 +116,19 @@ def figures(
     isometry: bool = False,
     also: Sequence[Array] = (),
 ) -> tuple[np.ndarray, ...]:
-    """Orthogonality and backward error of tall matrices.
+    """Return orthogonality and backward error of tall matrices.
 
     Parameters
     ----------
     u, h, x : array
         Factors and the matrices, shape (..., m, n).
     large : bool, optional
-        `h` is m x m: ``A = H U``.
+        Whether `h` is m x m: ``A = H U``.
     isometry : bool, optional
-        Measure ``U U^H U - U`` in place of ``U^H U - I``.
+        Whether to measure ``U U^H U - U`` instead of ``U^H U - I``.
     also : sequence of array, optional
-        Other numbers of shape (..., 1, 1) to be read with these, and returned after them.
+        Further numbers, shape (..., 1, 1), that are read with the estimates and returned after
+        them.
     """
     measured = _measured(u, h, x, ops, large=large, isometry=isometry)
     unit, residue, size, *others = _numbers(ops, *measured, ops.frobenius(x), *also)
@@ -134,13 +138,13 @@ def figures(
 def _measured(
     u: Array, h: Array, x: Array, ops: Ops, *, large: bool = False, isometry: bool = False
 ) -> tuple[Array, Array]:
-    """Orthogonality, and ``||A - U H||_F``, as arrays of the library; see :func:`figures`."""
+    """Return orthogonality and ``||A - U H||_F`` as arrays of the library; see :func:`figures`."""
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         g = ops.gram(u)
         defect = ops.matmul(u, g) - u if isometry else ops.add_diagonal(g, -1.0)
         unit = ops.frobenius(defect)
-        del g, defect  # before the residual takes storage
+        del g, defect  # free their storage before the residual is formed
         left, right = (h, u) if large else (u, h)
         residual = ops.gemm(left, right, x, alpha=-1.0, beta=1.0)
         k = 1
@@ -148,7 +152,7 @@ def _measured(
         k = PROBES
         z = _probe(n, k, x, ops)
         uz = ops.matmul(u, z)
-        # As many passes over large matrices as there must be: they, not operations, take time.
+        # As few passes over large matrices as possible: the passes take the time.
         if large:
             left, right = ops.matmul(h, uz), uz
         else:
@@ -163,12 +167,12 @@ def _measured(
 
 
 class Sketch(NamedTuple):
-    """What must be known of a tall matrix to measure its factors when its storage is used again.
+    """Products of a tall matrix by which its factors are checked after it is overwritten.
 
     Attributes
     ----------
     probes, products : array, shape (n, k) and (m, k)
-        Gaussian vectors, and what the matrix makes of them.
+        Gaussian vectors, and their products with the matrix.
     size : array
         Frobenius norm.
     """
@@ -179,13 +183,13 @@ class Sketch(NamedTuple):
 
 
 def sketch(x: Array, ops: Ops) -> Sketch:
-    """Products of a tall matrix with `PROBES` Gaussian vectors."""
+    """Return the products of a tall matrix with `PROBES` Gaussian vectors."""
     z = _probe(x.shape[-1], PROBES, x, ops)
     return Sketch(z, ops.matmul(x, z), _numbers(ops, ops.frobenius(x))[0])
 
 
 def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`figures` without the matrix, both norms estimated."""
+    """Return :func:`figures` without the matrix, both norms estimated."""
     z, n = known.probes, u.shape[-1]
     both = ops.matmul(u, ops.xp.concat([ops.matmul(h, z), z], axis=-1))
     defect = _back(u, both[..., PROBES:], ops) - z
@@ -196,18 +200,18 @@ def sketched_figures(u: Array, h: Array, known: Sketch, ops: Ops) -> tuple[np.nd
 
 
 def in_parts(x: Array, ops: Ops) -> list[slice]:
-    """Parts of a large stack whose library works in place, to keep temporary arrays small."""
+    """Return slices of a large stack on the host, which keep temporary arrays small."""
     if x.ndim == 2 or ops.kernels(x) is None or x.size <= 2 * PART:
         return []
     count = max(1, PART // (x.shape[-2] * x.shape[-1]))
     total = math.prod(x.shape[:-2])
-    if total <= count:  # one part, of one large matrix: its caller would split it for ever
+    if total <= count:  # one large matrix is one part: the caller would recurse without end
         return []
     return [slice(i, i + count) for i in range(0, total, count)]
 
 
 def _factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarray]:
-    """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``, without forming H."""
+    """Return orthogonality of U and the skew part of ``U^H A`` over ``||A||_F``, without H."""
     n = u.shape[-1]
     if n <= EXACT_UP_TO:
         defect = ops.add_diagonal(ops.gram(u), -1.0)
@@ -226,12 +230,12 @@ def _factor_figures(u: Array, x: Array, ops: Ops) -> tuple[np.ndarray, np.ndarra
 
 
 def _back(u: Array, few: Array, ops: Ops) -> Array:
-    """``U^H F`` of a few columns, without the adjoint of U, which is a copy if it is complex."""
+    """Return ``U^H F`` for few columns, without the adjoint of U, which copies complex arrays."""
     return ops.adjoint(ops.matmul(ops.adjoint(few), u))
 
 
 def _probe(n: int, k: int, x: Array, ops: Ops) -> Array:
-    """Gaussian vectors, the same for every matrix of a stack."""
+    """Return Gaussian vectors, the same for every matrix of a stack."""
     z = kept(_gaussian, (n, k), x, ops)
     return ops.xp.broadcast_to(z, (*x.shape[:-2], n, k))
 
@@ -243,13 +247,13 @@ def _gaussian(n: int, k: int, kind: str = "d") -> np.ndarray:
     return z
 
 
-# -- one small NumPy matrix: the same figures with few calls -----------------------------------
+# -- one small NumPy matrix: the same estimates with few calls ---------------------------------
 
 
 def single_figures(
     u: np.ndarray, h: np.ndarray, x: np.ndarray, square: float, *, large: bool
 ) -> tuple[float, float]:
-    """:func:`figures` of one tall NumPy matrix, of the squared Frobenius norm `square`."""
+    """Return :func:`figures` of one tall NumPy matrix with the squared Frobenius norm `square`."""
     n, k = x.shape[1], 1
     if n <= EXACT_UP_TO:
         unit = defect(u)
@@ -270,7 +274,7 @@ def single_figures(
 
 
 def single_factor_figures(u: np.ndarray, x: np.ndarray, square: float) -> tuple[float, float]:
-    """Orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``."""
+    """Return orthogonality of U, and the skew part of ``U^H A`` over ``||A||_F``."""
     n, k = x.shape[1], 1
     if n <= EXACT_UP_TO:
         unit, w = defect(u), adjoint(u).dot(x)
@@ -288,9 +292,9 @@ def single_factor_figures(u: np.ndarray, x: np.ndarray, square: float) -> tuple[
 def single_condition(
     values: list[float], cut: float, eps: float
 ) -> tuple[int, tuple[float, float]]:
-    """Rank of one matrix, and :func:`condition_bounds` of it, from its singular values.
+    """Return rank and :func:`condition_bounds` of one matrix from its singular values.
 
-    `cut` is the relative one of the rank.
+    `cut` is the relative threshold of the rank.
     """
     n, top, last = len(values), values[0], values[-1]
     noise = n * eps * top
@@ -301,16 +305,17 @@ def single_condition(
 
 
 def is_definite(h: Array, sign: int, cut: float, ops: Ops) -> bool:
-    """Whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, in every matrix of a stack.
+    """Return whether ``H - sign * cut * ||H||_F I`` has a Cholesky factor, for all of a stack.
 
-    With sign 1: every eigenvalue exceeds the cut. With sign -1: none is below minus the cut.
+    With sign 1 every eigenvalue then exceeds the threshold. With sign -1 no eigenvalue is below
+    minus the threshold.
     """
     return ops.is_definite(h, _shift(h, sign, cut, ops))
 
 
 def _shift(h: Array, sign: int, cut: float, ops: Ops) -> Array:
     shift = ops.frobenius(h) * (sign * cut)
-    if sign < 0:  # so that a zero matrix passes
+    if sign < 0:  # a zero matrix is semidefinite
         shift = ops.xp.where(shift == 0, -ops.xp.ones_like(shift), shift)
     return shift
 
@@ -324,10 +329,10 @@ def rank_of(
     full: bool,
     x: Array | None = None,
 ) -> np.ndarray:
-    """Numerical rank of matrices: full if that was certified, else from singular values.
+    """Return the numerical rank: full if certified, otherwise from singular values.
 
-    Without those of the method and without the matrices `x`, they are the eigenvalues of H, which
-    are right to rounding.
+    If the method has no singular values and `x` is not given, the eigenvalues of H are used, which
+    are accurate to rounding.
     """
     if full:
         return np.full(shape[:-2], shape[-1])
@@ -350,17 +355,17 @@ def traced_verdict(
     semidefinite: bool,
     products: bool,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Whether each factor of tall matrices is the polar factor, rank, bounds of condition numbers.
+    """Return whether U is the polar factor, rank, and condition bounds, for traced matrices.
 
-    For matrices that a library hides: what :func:`rank_of` and its neighbours find, as arrays, from
-    singular values of the method, or else from the eigenvalues of H.
+    The results are arrays, computed from singular values of the method or from eigenvalues of H.
 
     Parameters
     ----------
     semidefinite : bool
-        Whether H is so by construction.
+        Whether H is positive semidefinite by construction.
     products : bool
-        Whether the method is one of products alone: `x`, which may be sharded, is not factorised.
+        Whether the method consists of products alone. `x`, which may be sharded, is then not
+        factorised.
     """
     xp, h, n = ops.xp, found.hermitian, x.shape[-1]
     s = run.singular_values
@@ -382,27 +387,28 @@ def traced_verdict(
 
 
 def rank_cut(shape: tuple[int, ...], format_name: str) -> float:
-    """Twice the relative cut of the numerical rank, since H is known to rounding only."""
+    """Return twice the relative threshold of the rank, since H is only accurate to rounding."""
     return 2 * max(shape[-2:]) * format_of(format_name).epsilon
 
 
 def condition_bounds(
     h: Array, shape: tuple[int, ...], run: Run, ops: Ops, *, full: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds, up to rounding, of the condition number of each matrix; infinite if not full rank.
+    """Return bounds, up to rounding, of the condition numbers; infinite for deficient rank.
 
-    From singular values, where the method has them; of few columns, where it has no bounds either,
-    from the eigenvalues of H, which are right to rounding; else from below by the largest and
-    smallest column of H, whose columns are as long as those of A, and from above by the method's
-    certified bounds or by the Cholesky factor that has certified the rank.
+    Singular values of the method are used if there are any. For few columns and a method without
+    bounds, the eigenvalues of H are used, which are accurate to rounding. Otherwise the lower bound
+    is the ratio of the largest and the smallest column norm of H, which are those of A. The upper
+    bound then follows from the method's certified bounds, or from the Cholesky factor that has
+    certified the rank.
     """
     return bounds_of(*sizes_of(h, run, ops), shape, run, ops, full=full)
 
 
 def sizes_of(h: Array, run: Run, ops: Ops) -> tuple[Array, bool]:
-    """What :func:`condition_bounds` needs of the matrices, n numbers each, none of them read.
+    """Return the n numbers per matrix that :func:`condition_bounds` uses, not yet read.
 
-    Also whether these are singular values; otherwise they are lengths of columns.
+    Also return whether they are singular values; otherwise they are norms of columns.
     """
     s = run.singular_values
     few = h.shape[-1] <= EXACT_UP_TO
@@ -417,7 +423,7 @@ def sizes_of(h: Array, run: Run, ops: Ops) -> tuple[Array, bool]:
 def bounds_of(
     sizes: Array, singular: bool, shape: tuple[int, ...], run: Run, ops: Ops, *, full: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`condition_bounds` from what :func:`sizes_of` has found."""
+    """Return :func:`condition_bounds` from the numbers of :func:`sizes_of`."""
     n, name = shape[-1], format_name(sizes)
     eps = format_of(name).epsilon
     known = ops.to_host(sizes)
@@ -431,18 +437,18 @@ def bounds_of(
         upper = np.full(shape[:-2], np.inf)
         if run.bounds is not None and run.bounds[0] > 0:
             upper[...] = run.bounds[1] / run.bounds[0]
-        elif full:  # every eigenvalue of H is above half the cut times its Frobenius norm
+        elif full:  # every eigenvalue of H is above half the threshold times its Frobenius norm
             upper[...] = 2 / rank_cut(shape, name)
     lower = np.where(top > 0, np.maximum(top / np.where(least > 0, least, 1.0), 1.0), 1.0)
     return np.minimum(lower, upper), upper
 
 
 def _numbers(ops: Ops, *v: Array) -> list[np.ndarray]:
-    """Numbers of shape (..., 1, 1), one for each matrix of a stack; on the host, unless hidden."""
+    """Return numbers of shape (..., 1, 1), one per matrix, on the host unless they are traced."""
     known = v if ops.is_abstract(v[0]) else read(ops, *v)
     return [figure[..., 0, 0] for figure in known]
 
 
 def _norm_ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``part / whole``; the part itself for a zero matrix."""
+    """Return ``part / whole``; the part itself for a zero matrix."""
     return cast(np.ndarray, part / (whole + (whole == 0)))

@@ -6,12 +6,12 @@ its skew-Hermitian part,
     dF = U [S o D + K o P] V^H + (E V - U C) diag(f_j / sigma_j) V^H + w F <F, E>,
     D_ij = (f_i - f_j) / (sigma_i - sigma_j),    P_ij = (f_i + f_j) / (sigma_i + sigma_j),
 
-o the product by entries. The last term stands for values f that depend on all singular values by
-one mean or norm M of theirs: every map here is the gradient of a function of A, so that the
-derivative of M is a multiple of <F, E>. The derivative is therefore self-adjoint, and serves
-directions and gradients alike. D has a limit where singular values are equal; P and
-``f_j / sigma_j`` have one where they are zero, if f, continued as an odd function, has a slope
-there. Each map gives its limits, so that the derivative exists where that of U and V does not.
+o the product by entries. The last term is for values f that depend on all singular values by a mean
+or norm M of them. Every map in this module is the gradient of a function of A, so that the
+derivative of M is a multiple of <F, E>. The derivative is therefore self-adjoint, and is the same
+for directions and gradients. D has a limit where singular values are equal. P and
+``f_j / sigma_j`` have a limit where they are zero, if f, continued as an odd function, has a slope
+there. Each map has its limits, so that the derivative exists where those of U and V do not.
 
 V. Noferini, SIAM J. Matrix Anal. Appl. 38 (2017) 434-457, Theorem 3.10; F. Arrigo, M. Benzi and
 C. Fenu, SIAM J. Matrix Anal. Appl. 37 (2016) 836-860. The matrix D is that of Daleckii and Krein.
@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 
 class Differences(NamedTuple):
-    """What components of a direction are multiplied by.
+    """Factors of the components of a direction.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Differences(NamedTuple):
 
 
 class Map(NamedTuple):
-    """A function of singular values, and what its derivative takes.
+    """A function of singular values, and the factors of its derivative.
 
     Both functions are called with singular values, shape (..., n), the shape of the matrix, the
     arithmetic, and constants, which are arrays.
@@ -70,9 +70,9 @@ class Map(NamedTuple):
 def generalised(x: Array, f: Map, *constants: Array) -> tuple[Array, Array]:
     """Return ``U diag(f(sigma)) V^H``, and sigma without a derivative.
 
-    The matrices are in at least single precision; nothing is differentiated with respect to the
-    constants. The derivative takes another SVD and five products, which libraries differentiate:
-    second derivatives are recorded through that SVD, and are NaN where singular values are equal.
+    The matrices are in at least single precision. There are no derivatives with respect to the
+    constants. The derivative costs another SVD and five products, which libraries differentiate.
+    Second derivatives are recorded through that SVD, and are NaN where singular values are equal.
     """
 
     def apply(x: Array, *constants: Array) -> tuple[Array, Array]:
@@ -121,7 +121,7 @@ def derivative(x: Array, e: Array, f: Map, *constants: Array) -> Array:
 
 
 def _transposed(x: Array, ops: Ops) -> Array:
-    """Transpose of wide matrices: torch's vmap lacks operations on what is conjugated."""
+    """Transpose wide matrices, without conjugation, which torch's vmap does not fully support."""
     return ops.xp.matrix_transpose(x)
 
 
@@ -138,18 +138,18 @@ def quotient(a: Array, b: Array, limit: Array | float, ops: Ops) -> Array:
     """Return ``a / b``, and the limit where b is 0."""
     xp = ops.xp
     zero = b == 0
-    # Not a / 0 anywhere: its derivative would be NaN where it is not taken, too.
+    # a / 0 is avoided: its derivative would be NaN even where the limit is selected.
     safe = xp.where(zero, xp.ones_like(b), b)
     return xp.where(zero, xp.zeros_like(b) + limit, a / safe)
 
 
 def _pairs(v: Array) -> tuple[Array, Array]:
-    """Values as rows and as columns of a matrix of pairs."""
+    """Return values as rows and as columns of a matrix of pairs."""
     return v[..., :, None], v[..., None, :]
 
 
 def _at_zero(s: Array, f: Array, slope: Array | float, ops: Ops) -> tuple[Array, Array]:
-    """P and ``f_j / sigma_j``, both the slope of f at zeros."""
+    """Return P and ``f_j / sigma_j``, both equal to the slope of f at zeros."""
     (a, b), (fa, fb) = _pairs(s), _pairs(f)
     column = slope if isinstance(slope, float) else slope[..., None]
     return quotient(fa + fb, a + b, column, ops), quotient(f, s, slope, ops)
@@ -163,13 +163,15 @@ def _kept(s: Array, shape: Shape, ops: Ops) -> Array:
 
 
 def _steps(s: Array, shape: Shape, ops: Ops) -> Differences:
-    """Of f = 1 above rounding errors and 0 else, which jumps at zero: at a matrix of deficient rank
-    the derivative among matrices of that rank, whose zero singular values stay zero.
+    """Return the factors for f = 1 above rounding errors and f = 0 otherwise.
+
+    f has a jump at zero. At a matrix of deficient rank the derivative is that among matrices of the
+    same rank, whose zero singular values stay zero.
     """
     f = _kept(s, shape, ops)
     s = s * f
     (a, b), (fa, fb) = _pairs(s), _pairs(f)
-    # Of two that are kept the difference is 0, whatever their distance.
+    # The difference of two values above rounding errors is 0 for every distance.
     minus = quotient(fa - fb, ops.xp.where(fa == fb, ops.xp.ones_like(a - b), a - b), 0.0, ops)
     return Differences(f, minus, *_at_zero(s, f, 0.0, ops))
 
@@ -182,7 +184,7 @@ def _scaled_steps(s: Array, shape: Shape, ops: Ops) -> Differences:
     d = _steps(s, shape, ops)
     size = ops.xp.sum(s, axis=-1, keepdims=True)
     wide = size[..., None]
-    # The size moves by <U V^H, E>, and F is the size times that isometry.
+    # The derivative of the size is <U V^H, E>, and F is the size times the isometry U V^H.
     weight = quotient(ops.xp.ones_like(wide), wide * wide, 0.0, ops)
     return Differences(d.values * size, d.minus * wide, d.plus * wide, d.ratio * size, weight)
 
@@ -198,10 +200,10 @@ SHARP = Map(_nuclear, _scaled_steps)
 def power_differences(
     s: Array, f: Array, e: float, mean: Array, weight: Array, shape: Shape, ops: Ops
 ) -> Differences:
-    """Of ``f = (sigma / M)^e``, where M moves by ``weight M / -e`` times ``<F, E>``.
+    """Return the factors for ``f = (sigma / M)^e``, where dM is ``weight M / -e`` times ``<F, E>``.
 
-    `mean` and `weight` have the shape (..., 1). For e < 1 the slope at zero is infinite: what is
-    zero to rounding is then taken to stay zero, as for the partial isometry.
+    `mean` and `weight` have the shape (..., 1). For e < 1 the slope at zero is infinite. Values
+    that are zero to rounding are then assumed to stay zero, as for the partial isometry.
     """
     xp = ops.xp
     if e < 1:
@@ -210,7 +212,7 @@ def power_differences(
     slope = quotient(xp.ones_like(mean), mean, 0.0, ops) if e == 1 else 0.0
     (a, b), (fa, fb) = _pairs(s), _pairs(f)
     gap = a - b
-    # Near each other ``f_i - f_j`` cancels, and ``f_j (exp(e t) - 1)``, t the difference of
+    # For nearly equal values ``f_i - f_j`` cancels. ``f_j (exp(e t) - 1)``, t the difference of
     # logarithms, does not.
     near = (b > 0) & (xp.abs(gap) <= b * (0.5 / max(abs(e), 1.0)))
     t = xp.log1p(xp.where(near, gap, xp.zeros_like(gap)) / xp.where(near, b, xp.ones_like(gap)))
@@ -228,10 +230,10 @@ def _clipped(s: Array, _: Shape, ops: Ops, low: Array, high: Array, unit: Array)
 def clip(refusal: str = "") -> Map:
     """Return the map ``sigma -> clip(unit sigma, low, high)``.
 
-    Its constants are low, high and the unit, shape (..., 1). At the limits the slope is the unit,
-    that of their inner side. With a text: where a value that is zero to rounding is below `low`,
-    the derivative raises ValueError with that text and the place in a stack, or is NaN where
-    numbers are hidden. Without it `low` must be 0.
+    The constants are low, high and the unit, shape (..., 1). At the limits the slope is the unit,
+    the one-sided derivative from inside. If a value that is zero to rounding is below `low`, the
+    derivative raises ValueError with the text `refusal` and the index in a stack, or is NaN under a
+    trace. Without a text `low` must be 0.
     """
 
     def differences(
@@ -241,11 +243,11 @@ def clip(refusal: str = "") -> Map:
         f, y = _clipped(s, shape, ops, low, high, unit), s * unit
         slope = xp.where((y >= low) & (y <= high), unit + xp.zeros_like(s), xp.zeros_like(s))
         (a, b), (fa, fb) = _pairs(s), _pairs(f)
-        # Differences of values within the limits are exact, so that nothing cancels.
+        # Differences of values within the limits are exact, without cancellation.
         minus = quotient(fa - fb, a - b, slope[..., None, :], ops)
         plus, ratio = _at_zero(s, f, unit + xp.zeros_like(s[..., :1]), ops)
         if refusal:
-            # An operation of its own: under torch's vmap numbers can be read inside of one.
+            # A separate operation: under torch's vmap numbers can only be read inside of one.
             look = functools.partial(_lost, shape=shape, refusal=refusal)
             lost = constant(ops, look, s, low, unit)
             minus, ratio = minus + lost[..., None], ratio + lost
@@ -255,7 +257,7 @@ def clip(refusal: str = "") -> Map:
 
 
 def _lost(s: Array, low: Array, unit: Array, *, shape: Shape, refusal: str) -> Array:
-    """NaN where a value below `low` is zero to rounding, else 0; ValueError if it can be read."""
+    """Return 0; NaN, or ValueError if not traced, where a value below `low` is zero to rounding."""
     ops = ops_of(s).functional()
     xp = ops.xp
     poor = xp.any(~above_noise(s, shape, ops) & (s * unit < low), axis=-1, keepdims=True)

@@ -1,21 +1,23 @@
-"""One engine: applies a schedule to a matrix, in plain or in Gram form, with restarts.
+"""Application of a schedule to a matrix, in plain or in Gram form, with restarts.
 
-What it computes: ``U diag(s(sigma)) V^H`` for ``X = U diag(sigma) V^H`` and a schedule s, by matrix
-products alone. A step of degree 2d + 1 with coefficients c_0 .. c_d is
+The result is ``U diag(s(sigma)) V^H`` for ``X = U diag(sigma) V^H`` and a schedule s, computed by
+matrix products alone. A step of degree 2d + 1 with coefficients c_0 .. c_d is
 
     X <- X P(G),    P(G) = c_0 I + c_1 G + ... + c_d G^d,    G = X^H X.
 
-Plain form: G anew in every step; 2 products for degree 3, 3 for degree 5, then Paterson-Stockmeyer.
-Gram form: with Q the product of the P's so far and R = Q G Q the current Gram matrix,
+In the plain form G is computed in every step: 2 products for degree 3, 3 for degree 5, and for
+higher degrees those of Paterson-Stockmeyer. In the Gram form, with Q the product of all P so far
+and R = Q G Q the current Gram matrix,
 
-    Q <- Q P(R),    R <- P(R) R P(R),    and X Q at the end,
+    Q <- Q P(R),    R <- P(R) R P(R),    and X Q at the end.
 
-so the m x n matrix is touched twice, and everything else is n x n (Dao-AILab, gram-newton-schulz,
-2025). The two agree in exact arithmetic. In floating point R loses its small eigenvalues, which can
-turn negative and grow by the square of a step's slope: a restart forms X Q and its Gram matrix.
+There are two products with the m x n matrix, and all others are n x n (Dao-AILab,
+gram-newton-schulz, 2025). Both forms agree in exact arithmetic. In floating point R loses its small
+eigenvalues, which can become negative and grow by the square of a step's slope. A restart therefore
+forms X Q and its Gram matrix.
 
-With R <- R P(R)^p instead, and steps of stride p, the same Q tends to R^(-1/p) of the R that it
-begins with: inverse p-th roots.
+With R <- R P(R)^p instead, and steps of stride p, Q converges to R^(-1/p) of the first R: the
+inverse p-th root.
 """
 
 from __future__ import annotations
@@ -28,21 +30,21 @@ from polarlib.arrays.library import is_known, to_working_format
 from polarlib.arrays.ops import Ops
 
 Array = Any
-# Coefficients: numbers, or arrays as polarlib.arrays.arithmetic has them.
+# Coefficients: numbers, or arrays as in polarlib.arrays.arithmetic.
 Coefficient = Array | float
 Steps = Sequence[Sequence[Coefficient]]
 
 
 class Choice(NamedTuple):
-    """How steps are chosen that depend on the matrix.
+    """Rule for steps that depend on the matrix.
 
     Attributes
     ----------
     after : int
-        Number of the steps that are the same for all.
+        Number of first steps, which are the same for all matrices.
     steps : callable
-        ``steps(g)`` are the steps after them, where G is the Gram matrix of the iterate, which the
-        first of them needs anyway. Of as many coefficients as those that they replace.
+        ``steps(g)`` returns the steps after them, where G is the Gram matrix of the iterate. They
+        have as many coefficients as the steps that they replace.
     """
 
     after: int
@@ -50,7 +52,7 @@ class Choice(NamedTuple):
 
 
 class _Steps:
-    """Steps in order; where there is a choice, it is made when the Gram matrix is known."""
+    """Steps in order; a choice is made when the Gram matrix is known."""
 
     def __init__(self, steps: Steps, choice: Choice | None) -> None:
         self.steps, self.choice = list(steps), choice
@@ -68,8 +70,8 @@ def even_part(
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I = c_0 I + c_1 G + ... + c_d G^d``.
 
     Z is a new matrix (in `out` for degree 5), or G itself for degree 3. With Z = sum_j G^(js) B_j
-    and B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s meets no identity matrix, so
-    none is ever rounded together with a block.
+    and B_j = c_(js+1) G + ... + c_(js+s) G^s, Horner's rule in G^s contains no identity matrix, so
+    that none is rounded together with a block.
     """
     beta, *c = step
     degree = len(c)
@@ -114,8 +116,8 @@ def matrix_products(
 
     Examples
     --------
-    >>> quintic = [(1.875, -1.25, 0.375)] * 5
-    >>> matrix_products(quintic), matrix_products(quintic, form="gram", restarts=(2,))
+    >>> steps = [(1.875, -1.25, 0.375)] * 5
+    >>> matrix_products(steps), matrix_products(steps, form="gram", restarts=(2,))
     (15, 18)
     """
     return sum(product_counts(steps, form=form, restarts=restarts))
@@ -140,7 +142,7 @@ def iterate(
     Parameters
     ----------
     x : array, shape (..., m, n)
-        Normalised, already of the dtype that `ops` works in, m >= n for the least work.
+        Normalised, in the working dtype of `ops`, m >= n for the least work.
     steps : sequence of sequences of float or array
         Coefficients in ascending odd powers, first step first.
     ops : Ops
@@ -148,21 +150,21 @@ def iterate(
     form : {"plain", "gram"}, optional
         Form of the iteration.
     restarts : sequence of int, optional
-        Numbers (from 1) of the steps after which the Gram form starts again from ``X Q``.
+        Numbers (from 1) of the steps after which the Gram form restarts from ``X Q``.
     small : Ops, optional
         Arithmetic of the n x n matrices of the Gram form, by default `ops`.
     gram : array, shape (..., n, n), optional
-        ``X^H X`` of that arithmetic, if it is known; may be overwritten.
+        ``X^H X`` of that arithmetic, if known; may be overwritten.
     may_overwrite : bool, optional
-        Whether the storage of `x` may be written; otherwise `x` is never changed.
+        Whether the storage of `x` may be overwritten; by default `x` is not modified.
     out : array, shape (..., m, n), optional
-        Storage for the result, which shares none with `x`; used if it has the dtype of the iterate.
+        Storage for the result, not shared with `x`; used if it has the dtype of the iterate.
     callback : callable, optional
-        Called as ``callback(k, x)`` after step k with the iterate, which it must not change, and
+        Called as ``callback(k, x)`` after step k with the iterate, which it must not modify, and
         which the step after the next one overwrites. In the Gram form the iterate is formed for it
         by a product that is not counted.
     choice : Choice, optional
-        How later steps are chosen; those of `steps` then only say how many there are.
+        Rule for later steps, which then replace those of `steps`.
 
     Returns
     -------
@@ -186,12 +188,12 @@ def _plain(
     out: Array | None,
     callback: Callable[[int, Array], None] | None,
 ) -> Array:
-    # Two buffers of the size of x take turns, its own storage one of them where it is ours; the two
-    # small matrices come back to the same storage in every step.
+    # Two buffers of the size of x alternate, one of them its own storage if that may be
+    # overwritten. The two small matrices use the same storage in every step.
     square = (*x.shape[:-2], x.shape[-1], x.shape[-1])
     g, z = ops.buffer(square, x) if gram is None else gram, ops.buffer(square, x)
     turns = [x if may_overwrite and ops.reusable(x) else None, None]
-    if out is not None:  # its turn is the last one
+    if out is not None:  # the last step writes to it
         turns[len(chosen.steps) % 2] = out
     for k in range(1, len(chosen.steps) + 1):
         step = chosen.steps[k - 1]
@@ -236,7 +238,7 @@ def _gram(
         r, gram = small.gram(to_working_format(x, small)) if gram is None else gram, None
         here = chosen.steps[start:end]
         q, alpha, beta = coupled(r, here, small, callback=watch, chosen=following)
-        del r  # before X Q takes storage
+        del r  # free its storage before X Q is formed
         q = to_working_format(q, ops)
         whole = is_known(alpha, 1.0) and is_known(beta, 0.0)
         into = out if end == ends[-1] else None
@@ -257,7 +259,7 @@ def coupled(
 ) -> tuple[Array, Coefficient, Coefficient]:
     """Return ``(Z, alpha, beta)`` with ``alpha Z + beta I`` = Q, the product of all ``P(R)``.
 
-    ``Q <- Q P(R)``, ``R <- R P(R)**stride`` for each step; after the last one R is not needed.
+    Each step is ``Q <- Q P(R)``, ``R <- R P(R)**stride``; after the last one R is not needed.
 
     Parameters
     ----------
@@ -269,25 +271,25 @@ def coupled(
     ops : Ops
         Arithmetic.
     stride : int, optional
-        Q tends to ``R**(-1/stride)``.
+        Q converges to ``R**(-1/stride)``.
     callback : callable, optional
         Called as ``callback(k, q)`` after every step k but the last.
     chosen : callable, optional
-        ``chosen(k, r)`` is step k, from 0, instead of that of `steps`; R is the one before it.
+        ``chosen(k, r)`` returns step k, from 0, instead of that of `steps`; R is that before it.
 
     Returns
     -------
     z : array, shape (..., n, n)
-        For a single step of two coefficients the storage of `r`.
+        For a single step of two coefficients in the storage of `r`.
     alpha, beta : float or array
-        1 and 0 but for a single step, which is never rounded together with the identity in narrow
-        formats.
+        1 and 0, except for a single step, which in narrow formats is not rounded together with the
+        identity.
     """
     q = None
     free: list[Array] = []
 
     def renewed(a: Array, b: Array, c: Array, alpha: Coefficient, beta: Coefficient) -> Array:
-        """``alpha a b + beta c``, and the storage of c is free."""
+        """Return ``alpha a b + beta c``; the storage of c is then free."""
         out = free.pop() if free else ops.buffer(c.shape, c)
         product = ops.gemm_hermitian(a, b, c, alpha=alpha, beta=beta, out=out)
         if ops.reusable(c):
@@ -300,18 +302,18 @@ def coupled(
         out = free.pop() if free else ops.buffer(r.shape, r)
         z, alpha, beta = even_part(r, step, ops, out) if len(step) > 1 else (r, 0.0, step[0])
         if z is r and not last:
-            z = ops.combine((alpha,), (r,))  # fold would overwrite R, which is still needed
+            z = ops.combine((alpha,), (r,))  # a copy, since R is still needed
             alpha = 1.0
         z, alpha, beta = ops.add_scaled_identity(z, alpha, beta)
         if q is not None:
             q = renewed(q, z, q, alpha, beta)
         if last:
             return (z, alpha, beta) if q is None else (q, 1.0, 0.0)
-        for i in range(stride):  # from both sides in turn, so that R stays nearly Hermitian
+        for i in range(stride):  # alternately from both sides, so that R stays nearly Hermitian
             left, right = (z, r) if i % 2 else (r, z)
             r = renewed(left, right, r, alpha, beta)
         r = ops.make_hermitian(r)
-        if q is None:  # in the storage of Z, which nothing else needs
+        if q is None:  # in the storage of Z, which is free
             q = z if is_known(alpha, 1.0) else ops.combine((alpha,), (z,))
             q = q if is_known(beta, 0.0) else ops.add_diagonal(q, beta)
         elif ops.reusable(z):

@@ -1,4 +1,4 @@
-"""The Lyapunov equation ``M S + S M^H = 2 I`` of general M, with a check that S exists."""
+"""The Lyapunov equation ``M S + S M^H = 2 I`` for general M, with a check that S exists."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ def positive_lyapunov(m: Array, refuse: Refusal) -> Array:
     m : array, shape (..., n, n)
         In at least single precision, n > 0. Every eigenvalue must have a positive real part.
     refuse : callable
-        ``refuse(m, index)`` raises for a matrix, on the host, of which S is not shown to exist.
+        ``refuse(m, index)`` raises the error for a matrix, on the host, that fails the check.
 
     Returns
     -------
     array, shape (..., n, n)
-        With derivatives of every order. NaN where S is not shown to exist and nothing can be read.
+        S, with derivatives of every order. Under a trace NaN where the check fails.
 
     Notes
     -----
-    The check does not share the faults of the solution: if S is positive definite and
-    ``M S + S M^H`` differs from 2 I by less than 1, rounding included, all eigenvalues of M have
-    positive real parts, by Lyapunov's theorem, and S is the solution for a right-hand side that
-    near to 2 I.
+    The check does not depend on how S was computed. If S is positive definite and ``M S + S M^H``
+    differs from 2 I by less than 1, including rounding, all eigenvalues of M have positive real
+    parts by Lyapunov's theorem. S is then the solution for a nearby right-hand side.
     """
     ops = ops_of(m).functional(m)
     right = ops.add_diagonal(m * 0.0, 2.0)
@@ -49,7 +48,7 @@ def positive_lyapunov(m: Array, refuse: Refusal) -> Array:
 
 
 def _flaw(m: Array, s: Array, *, refuse: Refusal) -> Array:
-    """0 where S is shown to solve ``M S + S M^H = 2 I``; else an error, NaN where hidden."""
+    """Return 0 if S passes the check; otherwise raise an error, or return NaN under a trace."""
     ops = ops_of(m)
     xp, n = ops.xp, m.shape[-1]
     half = ops.matmul(m, s)

@@ -1,4 +1,4 @@
-"""Normalisations: what a matrix is divided by before a schedule."""
+"""Normalisations: division by a bound of the spectral norm before a schedule."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from polarlib.arrays.ops import Ops
 Array = Any
 FromGram = Callable[[Array, "Array | float", Ops, Format], "Array | float"]
 
-# Powers of Frobenius norms as high as the degree of a step must stay within 2**100 and its inverse:
-# coefficients that absorb the norm are then normal numbers of single precision.
+# Powers of the Frobenius norm up to the degree of a step must be between 2**-100 and 2**100:
+# coefficients that contain the norm are then normal numbers of single precision.
 MOST_BITS = 100
-# Roundings of single precision that sums of squares and products are allowed, chosen generously.
+# Relative errors of sums of squares and of products, in single-precision roundoffs; generous.
 SUM_ROUNDINGS = 64
-# Of the Gram matrix, for the bound "spectral".
+# Squarings of the Gram matrix for the bound "spectral".
 SQUARINGS = 3
 
 
 def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array, int]:
     """Divide a stack of matrices so that their singular values lie in (0, 1 / safety].
 
-    A power of two near the largest entry is divided out first, so that no norm can overflow or
-    underflow, and the result is the same for every power of two times the input.
+    The matrix is first divided by a power of two near the largest entry, so that no norm overflows
+    or underflows. The result does not change if the input is multiplied by a power of two.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     ops : Ops
         Full-precision arithmetic.
     kind : str
-        One of `BOUNDS`; for "none" the matrix is divided by nothing, not even `safety`.
+        A name of `BOUNDS`, or "none" for no division, not even by `safety`.
     safety : float, optional
         Further divisor.
 
@@ -53,8 +53,8 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     Raises
     ------
     ValueError
-        If the matrix is not finite and its library is on the host. On a device, where looking would
-        stall it, the result of such a matrix is NaN.
+        If the matrix is not finite and its library is on the host. On a device, where the check
+        would synchronise, the result of such a matrix is NaN.
     """
     kernels = ops.normaliser(x)
     if kernels is not None and kind == "frobenius":
@@ -69,7 +69,7 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
 
 
 def checked_peak(x: Array, ops: Ops) -> Array:
-    """Return the largest absolute entry; raise where it costs nothing that it is not finite."""
+    """Return the largest absolute entry; ValueError if it is not finite and can be read freely."""
     remedy = "remove them before orthogonalising"
     peak = finite_peak(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
     return at_least_single(peak, ops)
@@ -78,19 +78,19 @@ def checked_peak(x: Array, ops: Ops) -> Array:
 def normalised_with_gram(
     x: Array, ops: Ops, low: Ops, small: Ops, kind: str, safety: float, first: Sequence[float]
 ) -> tuple[Array, Array, tuple[float, ...]]:
-    """Normalise by a bound from the Gram matrix that the first step needs, at no product.
+    """Normalise by a bound from the Gram matrix of the first step, without further products.
 
-    Where the bound is a number, the step's coefficients absorb it, and a matrix that needs no
-    scaling is neither copied nor rounded; but for 16-bit products on CPUs.
+    If the bound is a number, it is applied to the coefficients of the step. A matrix that needs no
+    scaling is then neither copied nor rounded, except for 16-bit products on CPUs.
 
     Parameters
     ----------
     x : array, shape (..., m, n)
-        m >= n, of any format. Not changed.
+        m >= n, in any format. Not modified.
     ops, low, small : Ops
         Full-precision arithmetic, that of the iteration, and that of its Gram matrix.
     kind : str
-        One of `BOUNDS` that has a bound from a Gram matrix.
+        A name of `BOUNDS` with a bound from a Gram matrix.
     safety : float
         Further divisor.
     first : sequence of float
@@ -99,11 +99,11 @@ def normalised_with_gram(
     Returns
     -------
     z : array, shape (..., m, n)
-        For `low`; may be `x` or a view of it.
+        In the working format of `low`; may be `x` or a view of it.
     g : array, shape (..., n, n)
-        ``Z^H Z``, for `small`.
+        ``Z^H Z`` in the working format of `small`.
     first : tuple of float
-        The first step for z: that of the normalised matrix, if z itself is not normalised.
+        The first step for Z; it includes the normalisation if Z is not normalised.
 
     Raises
     ------
@@ -144,32 +144,32 @@ def normalised_with_gram(
 
 
 def from_gram(kind: str) -> FromGram:
-    """The bound from a Gram matrix of one of `BOUNDS` that has it."""
+    """Return the bound from a Gram matrix for a name of `BOUNDS` that has one."""
     return cast(FromGram, BOUNDS[kind].from_gram)
 
 
 def halfway_factor(n: int, most: float) -> float:
-    """What the Frobenius norm of n columns is multiplied by before the first Gram matrix is taken.
+    """Return the factor of the Frobenius norm by which Y is divided before the first Gram matrix.
 
-    1 where a step absorbs norms. In formats of short range the norm is put halfway between its two
-    bounds, ``||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F``. Entries of the Gram matrix are then about
-    1 / sqrt(n) on the diagonal and sqrt(n) at most, those of its square n at most: float16 keeps
-    both up to thousands of columns.
+    The factor is 1 if the step contains the norm. In formats of short range the divisor is the
+    geometric mean of both bounds of ``||Y||_F / sqrt(n) <= ||Y||_2 <= ||Y||_F``. Entries of the
+    Gram matrix are then about 1 / sqrt(n) on the diagonal and at most sqrt(n), those of its square
+    at most n. float16 represents both for thousands of columns.
     """
     return 1.0 if most else float(2 * n**-0.25)
 
 
 def most_absorbed(step: Sequence[float], form: Format) -> float:
-    """Largest squared norm that a step can absorb; 0 in formats of short range."""
+    """Return the largest squared norm that a step can contain; 0 in formats of short range."""
     if form.largest <= 2.0**MOST_BITS:
         return 0.0
     return float(2.0 ** (2 * MOST_BITS / (2 * len(step) - 1)))
 
 
 def compiles_factors(ops: Ops, low: Ops) -> bool:
-    """Whether a product is compiled for each factor that it has not met, as oneDNN does.
+    """Return whether products are compiled for each new factor, as by oneDNN.
 
-    Not in float16, whose range is too short to divide for it; nothing compiles a simulation.
+    False for float16, whose range is too short for the division, and for simulated formats.
     """
     return low.fused and ops.host and not low.simulated and low.working != "float16"
 
@@ -177,12 +177,12 @@ def compiles_factors(ops: Ops, low: Ops) -> bool:
 def _normalised(
     y: Array, z: Array, g: Array, s: float, first: Sequence[float], ops: Ops, low: Ops, small: Ops
 ) -> tuple[Array, Array, tuple[float, ...]]:
-    """Have the first step absorb a norm; or divide by it, if its products would be compiled anew.
+    """Apply a norm to the first step, or divide by it if products would be compiled again.
 
-    oneDNN, which multiplies torch's 16-bit matrices on CPUs, compiles a product for each factor of
-    the addend that it has not met, in some milliseconds: twice for each new gradient. Then y is
-    divided, of which z is what the format has: a second rounding would add to that of the input,
-    which small singular values see most.
+    oneDNN, which multiplies torch's 16-bit matrices on CPUs, compiles a product for each new factor
+    of the addend. This takes milliseconds, twice for each new gradient. In this case y is divided,
+    of which z is the rounded value. Dividing z would add a second rounding error, which affects
+    small singular values most.
     """
     if not compiles_factors(ops, low):
         return z, g, absorbed(first, s)
@@ -198,53 +198,53 @@ def _bound_from(g: Array, bound: FromGram, ops: Ops, form: Format) -> Array | fl
 
 
 def _schatten4(g: Array, _: Array | float, ops: Ops, form: Format) -> Array | float:
-    """``||G||_F^(1/2)``."""
+    """Return ``||G||_F^(1/2)``."""
     norm, slack, _ = _rounded_norm(g, ops, form)
     return sqrt(norm * (1 + slack), ops)
 
 
 def _moments(g: Array, square: Array | float, ops: Ops, form: Format) -> Array | float:
-    """The best bound that the Frobenius norms of X and G give together.
+    """Return the best bound that follows from the Frobenius norms of X and G.
 
     With mu and sigma**2 the mean and the variance of the n eigenvalues of G, the largest is at most
     ``mu + sqrt(n - 1) sigma`` (H. Wolkowicz and G. P. H. Styan, Linear Algebra Appl. 29 (1980)
-    471-506, Theorem 2.1). Exact for one or for equal singular values.
+    471-506, Theorem 2.1). The bound is exact for rank one and for equal singular values.
     """
     n = g.shape[-1]
     norm, slack, sums = _rounded_norm(g, ops, form)
     mean = square / n
-    # Cancels where singular values are equal, to within the rounding of the sums.
+    # For equal singular values the difference cancels down to the rounding of the sums.
     variance = norm * norm * ((1 + sums) / n) - mean * mean
     spread = (variance + abs(variance)) * (0.5 * (n - 1))
     return sqrt(mean + sqrt(spread, ops) + norm * slack, ops)
 
 
 def _rounded_norm(g: Array, ops: Ops, form: Format) -> tuple[Array | float, float, float]:
-    """Frobenius norm of G, and relative errors: of eigenvalues of G, and of sums alone.
+    """Return the Frobenius norm of G, and relative errors of eigenvalues of G and of sums.
 
-    Rounding G moves eigenvalues by the unit roundoff times that norm at most.
+    Rounding G changes eigenvalues by at most the unit roundoff times the norm.
     """
     return as_scalar(ops.frobenius(g), ops), *slacks(format_name(g), form)
 
 
 def slacks(carrier: str, form: Format) -> tuple[float, float]:
-    """Relative errors of eigenvalues of G and of sums, taken in at least single precision."""
+    """Return relative errors of eigenvalues of G and of sums, in at least single precision."""
     wide = format_of("float64" if carrier == "float64" else "float32")
     sums = SUM_ROUNDINGS * wide.unit_roundoff
     return form.unit_roundoff + sums, sums
 
 
 def spectral_bound(g: Array, ops: Ops, *, squarings: int = SQUARINGS) -> tuple[Array, int]:
-    """Certified bound ``||G^(2^k)||_F^(1/2^k)`` of the largest absolute eigenvalue.
+    """Return the certified bound ``||G^(2^k)||_F^(1/2^k)`` of the largest absolute eigenvalue.
 
     Parameters
     ----------
     g : array, shape (..., n, n)
-        Hermitian, in at least single precision, scaled to entries of the size of 1. Not changed.
+        Hermitian, in at least single precision, scaled to entries of about 1. Not modified.
     ops : Ops
         Full-precision arithmetic.
     squarings : int, optional
-        k: the bound exceeds the eigenvalue by a factor of ``r**(2**-(k + 1))`` at most, r the rank.
+        k; the bound exceeds the eigenvalue by at most a factor of ``r**(2**-(k + 1))``, r the rank.
 
     Returns
     -------
@@ -253,13 +253,13 @@ def spectral_bound(g: Array, ops: Ops, *, squarings: int = SQUARINGS) -> tuple[A
     matmuls : int
         Number of matrix products.
     """
-    copy = ops.combine((1.0,), (g,))  # the moments are taken in its storage
+    copy = ops.combine((1.0,), (g,))  # the powers are computed in its storage
     bound, spent = _gram_moment(copy, ops, squarings)
     return bound * bound, spent - 1
 
 
 def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
-    """Bound ``||G^(2^k)||_F^(1/2^(k+1))`` of the largest singular value; number of products."""
+    """Return the bound ``||G^(2^k)||_F^(1/2^(k+1))`` of sigma_max, and the number of products."""
     exponent = 0.5
     bound = ops.frobenius(g)
     g = ops.divide(g, ops.divisor(bound), may_overwrite=True)
@@ -270,26 +270,26 @@ def _gram_moment(g: Array, ops: Ops, squarings: int) -> tuple[Array, int]:
         g = ops.divide(g, ops.divisor(norm), may_overwrite=True)
         exponent /= 2
         bound = bound * norm**exponent
-    # Rounding in the products is at most n eps relative to the norms, then the root is taken.
+    # The rounding errors of products are at most n eps relative to the norms, before the root.
     eps = format_of(format_name(g)).epsilon
     return bound * (1 + g.shape[-1] * eps), 1 + squarings
 
 
-# -- the other bounds, and directions in which bounds grow -------------------------------------
+# -- other bounds, and their gradients ---------------------------------------------------------
 
 
 def _spectral(y: Array, ops: Ops) -> Array:
-    """``||G^8||_F^(1/16)``, certified: at most ``r^(1/32) ||X||_2`` for rank r (1.24 for 1024)."""
+    """Return the certified bound ``||G^8||_F^(1/16) <= r^(1/32) ||X||_2``, r the rank."""
     return _gram_moment(ops.gram(y), ops, SQUARINGS)[0]
 
 
 def _columns(y: Array, ops: Ops) -> Array:
-    """Of column j the square root of ``sum_i |G_ij|`` (B. Prach and C. H. Lampert, ECCV 2022)."""
+    """Return the roots of the column sums of ``|G_ij|`` (B. Prach, C. H. Lampert, ECCV 2022)."""
     return ops.xp.sqrt(ops.xp.sum(ops.xp.abs(ops.gram(y)), axis=-2, keepdims=True))
 
 
 def _growth_of_moments(y: Array, ops: Ops) -> Array:
-    """Of ``mu + sqrt(n - 1) sigma`` of the eigenvalues of G."""
+    """Return a multiple of the gradient of ``mu + sqrt(n - 1) sigma`` for the eigenvalues of G."""
     g = ops.gram(y)
     n = g.shape[-1]
     mean = trace(g, ops) / n
@@ -299,7 +299,7 @@ def _growth_of_moments(y: Array, ops: Ops) -> Array:
 
 
 def _growth_of_power(y: Array, ops: Ops, *, squarings: int) -> Array:
-    """Of a Schatten norm, ``(tr G^k)^(1 / 2k)``: ``Y G^(k - 1)``, k = 2, 4, 8, 16."""
+    """Return ``Y G^(k - 1)``, a multiple of the gradient of ``(tr G^k)^(1 / 2k)``, k = 2 to 16."""
     power = product = ops.gram(y)
     for _ in range(squarings):
         power = ops.gram(power)
@@ -308,7 +308,7 @@ def _growth_of_power(y: Array, ops: Ops, *, squarings: int) -> Array:
 
 
 def _of_whole(from_gram: FromGram) -> Callable[[Array, Ops], Array | float]:
-    """Bound of matrices by that from their Gram matrices."""
+    """Return a function of matrices that computes the bound from their Gram matrices."""
 
     def bound(y: Array, ops: Ops) -> Array | float:
         g = ops.gram(y)
@@ -318,21 +318,21 @@ def _of_whole(from_gram: FromGram) -> Callable[[Array, Ops], Array | float]:
 
 
 class Bound(NamedTuple):
-    """What matrices are divided by.
+    """A bound by which matrices are divided.
 
     Attributes
     ----------
     products : int
-        Number of matrix products that it takes.
+        Number of matrix products for the bound.
     whole : callable
-        ``whole(y, ops)`` is the bound of ``||Y||_2`` for matrices with entries of the size of 1.
+        ``whole(y, ops)`` returns the bound of ``||Y||_2`` for matrices with entries of about 1.
     growth : callable or None
-        ``growth(y, ops)`` is a multiple of the gradient of the bound at a matrix that it
-        normalises. None where columns are divided: the answer is then that of another problem, the
-        unitary factor of X D with D diagonal.
+        ``growth(y, ops)`` returns a multiple of the gradient of the bound at a normalised matrix.
+        None if columns are divided: the result is then the unitary factor of another matrix, X D
+        with D diagonal.
     from_gram : callable or None
-        ``from_gram(g, trace, ops, format)`` is the bound from a Gram matrix as rounded to a format,
-        and its trace, where that of the first step will do.
+        ``from_gram(g, trace, ops, format)`` returns the bound from a Gram matrix rounded to a
+        format, and its trace. None if the bound needs more than the Gram matrix of the first step.
     """
 
     products: int

@@ -1,7 +1,7 @@
-"""Rules of differentiation in the form that array libraries take.
+"""Rules of differentiation in the form that array libraries accept.
 
-:func:`by_rules` is the only place where a function of a matrix becomes an operation with rules:
-half precision is widened for the rules and their results are rounded there, once for all functions.
+All functions of a matrix become operations with rules by :func:`by_rules`, which widens half
+precision for the rules and rounds their results.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ def by_rules(
     *,
     exact: Callable[[Array], tuple[Array, ...]] | None = None,
 ) -> tuple[Array, ...]:
-    """Return ``apply(a)``, which the library that traces `a` differentiates by rules.
+    """Return ``apply(a)`` as an operation that the library of `a` differentiates by the rules.
 
     Parameters
     ----------
     apply : callable
-        From the matrix to a tuple of arrays.
+        Function of the matrix that returns a tuple of arrays.
     a : array, shape (..., m, n)
         The matrix.
     along : callable
-        ``along(x, results, e)`` returns the derivatives of the results in the direction E. Results
-        beyond those that it returns have the derivative zero.
+        ``along(x, results, e)`` returns the derivatives of the first results in the direction E.
+        Further results have the derivative zero.
     against : callable
         ``against(x, results, *gradients)`` returns the gradient with respect to X, from those with
         respect to the results; None stands for a gradient of zero.
     exact : callable, optional
-        As `apply`, for the results that the rules see where `a` is in half precision, since rounded
-        results are not accurate enough. By default the rules see none, and none is stored.
+        Function like `apply` whose results are passed to the rules if `a` is in half precision,
+        since rounded results are not accurate enough. By default no results are stored or passed.
 
     Returns
     -------
     tuple of array
-        The rules compute in at least single precision, and what they return is converted to the
-        dtypes of `a` and of the results.
+        Results of `apply`. The rules compute in at least single precision, and derivatives are
+        converted to the dtypes of `a` and of the results.
     """
 
     def widened(primals: Any, results: Any, *others: Any) -> tuple[Any, ...]:
@@ -120,7 +120,7 @@ def coefficients_rule(x: Array, c: Array, e: Array) -> tuple[Array, Array]:
 
 
 def _widened(x: Array, *others: Array) -> list[Array]:
-    """Arrays in the format of X, at least single; they stay real or complex."""
+    """Return arrays in the format of X, at least single; real arrays stay real."""
     x = at_least_single(x, ops_of(x))
     return [x, *(ops_of(a).cast(a, format_name(x)) for a in others)]
 
@@ -135,7 +135,7 @@ def schedule_rule(x: Array, e: Array, **how: Any) -> Array:
 def _self_adjoint(
     apply: Function, a: Array, exact: Function, derivative: Callable[[Array, Array, Array], Array]
 ) -> Array:
-    """Return ``apply(a)``; its derivative, of A and the result in a direction, is self-adjoint."""
+    """Return ``apply(a)``, whose derivative, a function of A, the result and E, is self-adjoint."""
     (f,) = by_rules(
         lambda a: (apply(a),),
         a,
@@ -156,7 +156,7 @@ def differentiable_unitary(
 ) -> Array:
     """Return ``apply(a)``, a unitary factor or nearest rotation, with its rules.
 
-    `exact` computes the factor in single precision where that of `apply` is in half precision.
+    `exact` computes the factor in single precision if that of `apply` is in half precision.
     """
     equation = Equation("rotation" if rotation else "polar", max(a.shape[-2:]), regularization)
     return _self_adjoint(apply, a, exact, functools.partial(unitary_derivative, equation=equation))
@@ -215,7 +215,7 @@ def differentiable_polar(
 ) -> PolarResult[Array]:
     """Return ``apply(a)``, whose factors have the rules of the polar decomposition.
 
-    `refuse` raises where the derivative of the polar factor is not that of the result.
+    `refuse` raises an error if the result has another derivative than the polar factor.
     """
     computed: list[PolarResult[Array]] = []
 
@@ -224,7 +224,7 @@ def differentiable_polar(
         computed.append(r)
         if r.status is not None:
             return r.unitary, r.hermitian
-        # Arrays of a trace must leave it as results, and libraries differentiate floats only.
+        # Traced arrays must be returned as results, and libraries differentiate only floats.
         real = r.orthogonality.dtype
         return (r.unitary, r.hermitian, *(ops_of(x).xp.astype(x, real) for x in _estimates(r)))
 

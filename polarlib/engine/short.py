@@ -1,10 +1,10 @@
-"""The engine on one matrix of a library whose every call is felt: quintics in few calls.
+"""Steps of degree 5 on one matrix with few calls, for libraries whose calls take noticeable time.
 
-What :func:`polarlib.engine.normalise.normalised_with_gram` and
-:func:`polarlib.engine.iterate.iterate` do to such a matrix, bit for bit, where its library has said
-once (:func:`polarlib.arrays.torch_bare.bare`) that its bare products are right. At 256 x 256 the
-layers that ask before each product take a fifth of the time of the products; on a device, the host
-must be faster than the products or the device waits for it.
+The result is bitwise identical to that of :func:`polarlib.engine.normalise.normalised_with_gram`
+and :func:`polarlib.engine.iterate.iterate`. The checks of settings are made once, by
+:func:`polarlib.arrays.torch_bare.bare`. For 256 x 256 matrices checks before each product would
+take a fifth of the time of the products. On a device the host must be faster than the products,
+since otherwise the device waits.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Array = Any
 
 
 class Plan(NamedTuple):
-    """What a schedule does to matrices of a format.
+    """A schedule prepared for matrices of a format.
 
     Attributes
     ----------
     steps : tuple of tuple of float
         Steps of degree 5.
     kind : str
-        The normalisation: on a host one with a bound from the first Gram matrix.
+        The normalisation; on the host one with a bound from the first Gram matrix.
     safety : float
         Further divisor.
     form : Format
-        Of the matrix and of its products.
+        Format of the matrix and of its products.
     most : float
-        Largest squared norm that the first step can absorb; the smallest is its inverse.
+        Largest squared norm that the first step can contain; the smallest is its inverse.
     halfway : float
-        Factor of the norm, as :func:`polarlib.engine.normalise.halfway_factor` has it.
+        Factor of the norm, see :func:`polarlib.engine.normalise.halfway_factor`.
     """
 
     steps: Any
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 def plan(schedule: Schedule, kind: str, precision: str, n: int, *, host: bool) -> Plan | None:
-    """Return the plan for matrices of a format; None where the engine must take them."""
+    """Return the plan for matrices of a format; None if the general iteration is needed."""
     fixed = not (schedule.is_rational or isinstance(schedule, Adaptive))
     if not fixed or {len(step) for step in schedule.steps} != {3}:
         return None
@@ -65,7 +65,7 @@ def plan(schedule: Schedule, kind: str, precision: str, n: int, *, host: bool) -
 
 
 def apply(x: Array, how: Plan, bare: Bare) -> Array | None:
-    """Approximate unitary factor of a matrix; None if its norm is out of range or not finite."""
+    """Return the approximate unitary factor; None if the norm is out of range or not finite."""
     multiply, add, ops = bare[:3]
     wide = x.shape[0] < x.shape[1]
     narrow = how.form.significand < 24
@@ -99,14 +99,14 @@ def _gram(x: Array, wide: bool, multiply: Any, out: Array | None = None) -> Arra
 
 
 def _begun(x: Array, how: Plan, bare: Bare) -> tuple[Array, Array, Any, Array | None] | None:
-    """The matrix, its Gram matrix, the steps for them, and storage that is free after a step."""
+    """Return the matrix, its Gram matrix, their steps, and storage that is free after a step."""
     ops = bare.ops
     g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)
     square = ops.item(trace(g, ops))
     if not 1 / how.most <= square <= how.most:  # NaN is not
         return None
     s = ops.divisor(from_gram(how.kind)(g, square, ops, how.form)) * how.safety
-    if how.form.significand < 24:  # as `_normalised` has it
+    if how.form.significand < 24:  # as in `normalise._normalised`
         x = ops.divide(x, s)
         return x, ops.divide(g, s * s, may_overwrite=True), how.steps, x
     return x, g, (absorbed(how.steps[0], s), *how.steps[1:]), None
@@ -115,7 +115,7 @@ def _begun(x: Array, how: Plan, bare: Bare) -> tuple[Array, Array, Any, Array | 
 def _on_device(
     x: Array, how: Plan, bare: Bare, kernels: Normaliser
 ) -> tuple[Array, Array, Any, Array | None]:
-    """:func:`_begun` without a number on the host."""
+    """Return the result of :func:`_begun` without reading a number on the host."""
     whole = how.kind == "frobenius"
     x = kernels.by_norm(x, how.safety if whole else how.halfway, not whole)
     g = _gram(x, x.shape[0] < x.shape[1], bare.multiply)

@@ -1,10 +1,12 @@
-"""The equation ``A X + X B = W`` for general matrices, which derivatives of roots and signs solve.
+"""The equation ``A X + X B = W`` for general matrices, for derivatives of roots and signs.
 
-The square root X of A: ``X dX + dX X = dA``. The sign S of A, with N = S A, whose eigenvalues have
-positive real parts (N^2 = A^2): ``N dS + dS N = dA - S dA S``. Both follow from differentiating
-what defines them, X^2 = A, and S^2 = I with S A = A S; C. S. Kenney and A. J. Laub, IEEE Trans.
-Automat. Control 40 (1995) 1330-1348; N. J. Higham, Functions of Matrices (SIAM, 2008), chapters 5
-and 6.
+The derivative of the square root X of A solves ``X dX + dX X = dA``. For the sign S of A let
+N = S A, whose eigenvalues have positive real parts (N^2 = A^2). The derivative of S solves
+``N dS + dS N = dA - S dA S``. Both equations are derivatives of the definitions, X^2 = A, and
+S^2 = I with S A = A S.
+
+C. S. Kenney and A. J. Laub, IEEE Trans. Automat. Control 40 (1995) 1330-1348; N. J. Higham,
+Functions of Matrices (SIAM, 2008), chapters 5 and 6.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ Array = Any
 # Relative distance from the limit at which scaling ends and convergence is quadratic, as in
 # Newton's iteration for the polar factor.
 SCALE_ABOVE = 1e-2
-# Of ten and fewer nearly all end; one more for each factor of two by which an eigenvalue is nearer
-# to the imaginary axis than to the others.
+# Nearly all iterations end after at most ten steps. One more is needed per factor of two by which
+# an eigenvalue is nearer to the imaginary axis than to the others.
 MOST_STEPS = 80
-# On the host, stacks of at least so many matrices of at most so many columns are tried by inverses
-# first, in at most so many steps, and up to so large a residual over n u (|A| + |B|) |X|. Where
-# half of them are farther from the identity than HOPELESS after three steps, they would take more.
+# On the host inverses are tried first for stacks: smallest number of matrices, largest number of
+# columns, largest number of steps, largest residual over n u (|A| + |B|) |X|. The attempt ends if
+# after three steps half of the matrices are farther than HOPELESS from the identity.
 STACK, SMALL, FEW_STEPS, CLOSE = 8, 32, 8, 0.5
 HOPELESS = 2.0
 NEAR = 2.0**-26
@@ -42,17 +44,17 @@ UNIT = 2.0**-53
 def solve(a: Array, b: Array, w: Array) -> Array:
     """Solve ``A X + X B = W`` for A and B whose eigenvalues have positive real parts.
 
-    The library can differentiate the solution any number of times. On the host by Schur
-    decompositions (R. H. Bartels and G. W. Stewart, Comm. ACM 15 (1972) 820-826), elsewhere and
-    under traces by Newton's iteration for the sign of ``[[A, W], [0, -B]]``, which is
-    ``[[I, 2 X], [0, -I]]``: J. D. Roberts, Int. J. Control 32 (1980) 677-687. Stacks of small
-    matrices are tried by the iteration on the host, too, where it takes a fraction of the time.
+    The library can differentiate the solution any number of times. On the host the equation is
+    solved by Schur decompositions (R. H. Bartels and G. W. Stewart, Comm. ACM 15 (1972) 820-826).
+    Elsewhere and under traces Newton's iteration for the sign of ``[[A, W], [0, -B]]`` is used,
+    which is ``[[I, 2 X], [0, -I]]`` (J. D. Roberts, Int. J. Control 32 (1980) 677-687). For stacks
+    of small matrices the iteration is tried on the host too, since it takes a fraction of the time.
 
     Parameters
     ----------
     a, b, w : array, shape (..., n, n)
-        In at least single precision; A and B scaled to entries of about 1. Where B is the same
-        array as A, half of the work is saved.
+        In at least single precision; A and B scaled to entries of about 1. If B is the same array
+        as A, half of the work is saved.
     """
     ops = ops_of(w).functional()
     if a is b:  # for derivatives, too, two of one array would be two
@@ -65,12 +67,12 @@ def _of_one(a: Array, _: Array, w: Array) -> Array:
 
 
 def computes_on_host(x: Array, ops: Ops) -> bool:
-    """Whether entries can be read without a transfer, and LAPACK is at hand."""
+    """Return whether entries can be read without a transfer, so that LAPACK can be used."""
     return has_schur() and not ops.is_abstract(x) and on_cpu(x)
 
 
 def solution(a: Array, b: Array, w: Array) -> Array:
-    """Return X as :func:`solve` does, of matrices that nobody differentiates."""
+    """Return X as :func:`solve` does, without derivatives."""
     ops = ops_of(a)
     readable = not any(ops.is_abstract(x) or is_batch_of_gradients(x) for x in (a, b, w))
     if readable and computes_on_host(a, ops):
@@ -81,7 +83,7 @@ def solution(a: Array, b: Array, w: Array) -> Array:
 
 
 def _on_host(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Solution in double precision, NaN where something is not finite."""
+    """Return the solution in double precision; NaN for matrices that are not finite."""
     kind = np.result_type(a, b, w, np.float64)
     size, stack = w.shape[-1], np.broadcast_shapes(a.shape, b.shape, w.shape)
 
@@ -106,14 +108,14 @@ def _on_host(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _by_few_steps(a: Array, b: Array, w: Array) -> tuple[Array, Array]:
-    """Solutions by inverses and products, and which of them are as good as by Schur decompositions.
+    """Return solutions by inverses and products, and which are as accurate as by Schur's form.
 
-    As :func:`by_products`, with NumPy's functions for stacks.
+    The iteration is that of :func:`by_products`, with NumPy's functions for stacks.
     """
     with np.errstate(all="ignore"):
         try:
             x = _few_steps(a, b, w)
-        except np.linalg.LinAlgError:  # of a singular matrix in the stack
+        except np.linalg.LinAlgError:  # a matrix of the stack is singular
             return w, np.zeros(len(w), bool)
         left = _norms(a @ x + x @ b - w)
         bound = CLOSE * a.shape[-1] * UNIT * (_norms(a) + _norms(b)) * _norms(x)
@@ -141,7 +143,7 @@ def _few_steps(a: Array, b: Array, w: Array) -> Array:
 
 
 def _norms(x: Array) -> Array:
-    """Frobenius norms of a stack."""
+    """Return the Frobenius norms of a stack."""
     return np.linalg.norm(x, axis=(1, 2))
 
 
@@ -150,7 +152,7 @@ def _adjoints(x: Array) -> Array:
 
 
 def _by_schur(a: Array, b: Array, w: Array) -> tuple[Array, Array]:
-    """Solutions by Schur decompositions, NaN where there are none, and that they are final."""
+    """Return solutions by Schur decompositions, NaN where there are none, and True for all."""
     t, q, _, found = schur(a)
     s, p = t, q
     if a is not b:
@@ -164,7 +166,7 @@ def _by_schur(a: Array, b: Array, w: Array) -> tuple[Array, Array]:
 
 
 def by_products(a: Array, b: Array, w: Array, ops: Ops) -> Array:
-    """Solve the equation without Schur decompositions; NaN where the iteration does not end."""
+    """Solve the equation by inverses and products; NaN where the iteration does not converge."""
     given, one = w, a is b
     if ops._has_double(a):
         a, w = ops.cast(a, "float64"), ops.cast(w, "float64")
@@ -198,7 +200,7 @@ def by_products(a: Array, b: Array, w: Array, ops: Ops) -> Array:
 def scaling(
     matrices: Sequence[Array], inverses: Sequence[Array], distance: Array, ops: Ops
 ) -> Array:
-    """Factor that makes the norms of both terms of Newton's step equal, 1 near the end."""
+    """Return the factor that equalises the norms of both terms of a Newton step; 1 near the end."""
     upper, lower = (sum(map(ops.frobenius, x)) for x in (inverses, matrices))
     ratio = ops.xp.sqrt(upper / lower)
     return ops.xp.where(distance > SCALE_ABOVE, ratio, ops.xp.ones_like(ratio))
@@ -208,14 +210,14 @@ def scaling(
 
 
 def sqrtm_derivative(x: Array, e: Array, *, gradient: bool) -> Array:
-    """Derivative of the square root X of a matrix in a direction, or against a gradient."""
+    """Return the derivative of the square root X of a matrix, for a direction or a gradient."""
     ops, x, e = _scaled(x, e)
     x = ops.adjoint(x) if gradient else x
     return solve(x, x, e)
 
 
 def signm_derivative(a: Array, s: Array, e: Array, *, gradient: bool) -> Array:
-    """Derivative of the sign S of A in a direction, or against a gradient."""
+    """Return the derivative of the sign S of A, for a direction or a gradient."""
     ops, a, e = _scaled(a, e)
     n = ops.matmul(s, a)
     if not gradient:
@@ -226,6 +228,6 @@ def signm_derivative(a: Array, s: Array, e: Array, *, gradient: bool) -> Array:
 
 
 def _scaled(x: Array, e: Array) -> tuple[Ops, Array, Array]:
-    """X with entries of about 1, and E divided by the same."""
+    """Return X scaled to entries of about 1, and E divided by the same scale."""
     at = enter(x, ops=ops_of(x).functional(), look="never")
     return at.ops, at.x, at.alike(e)

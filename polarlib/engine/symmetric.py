@@ -1,4 +1,4 @@
-"""Hermitian products by half, where that was measured to take less time."""
+"""Hermitian products that compute one triangle, where they were measured to be faster."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ POLYNOMIAL = (0.0, 0.5, 0.25)  # what is timed: a product with addend
 
 
 def by_measurement(ops: Ops, n: int) -> Ops:
-    """Return an arithmetic for matrices of n columns, its Hermitian products by half if that pays.
+    """Return an arithmetic for matrices of n columns, with half products if these are faster.
 
-    The table of costs decides, see :func:`polarlib.design.cost_tables.symmetric_cost`: where no
-    such products were measured, there are none.
+    The table of costs decides, see :func:`polarlib.design.cost_tables.symmetric_cost`. Without
+    measured costs no half products are used.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def by_measurement(ops: Ops, n: int) -> Ops:
 
 
 def pays(ops: Ops, format_name: str, n: int) -> bool:
-    """Whether Hermitian products of order n in a format were measured to take less time by half.
+    """Return whether half products of order n in a format were measured to be faster.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def pays(ops: Ops, format_name: str, n: int) -> bool:
 def rivals(
     g: Array, finished: Callable[[Array, Ops], Array]
 ) -> dict[str, dict[str, Callable[[], Array]]]:
-    """Return what is timed for the table of costs: a polynomial of degree 2, whole and by half.
+    """Return the functions timed for the table of costs: a polynomial of degree 2, whole and half.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def rivals(
     Returns
     -------
     dict
-        From formats to functions by the names of their costs, "matmul" and "symmetric". Empty where
-        there are no products by half.
+        Functions by format and by the names of their costs, "matmul" and "symmetric". Empty if
+        there are no half products.
 
     Examples
     --------

@@ -4,10 +4,10 @@ With ``A^H U = V S`` and ``A V = U S`` for k triplets, the part of dv_i orthogon
 
     (s_i^2 - B^H B) dv_i = s_i (I - V V^H) E^H u_i + B^H (I - U U^H) E v_i,    B = A - U S V^H.
 
-Nothing is asked of the values beyond k, but that they differ from the others. Of all triplets B is
-zero and V is square: no such part exists, and nothing is inverted.
+The values beyond k must only differ from the others. If k = n, B is zero and V is square: there is
+no such part, and nothing is inverted.
 
-Of the eigenpairs of a Hermitian matrix, with ``P = V^H E V`` for the Hermitian part of E,
+For the eigenpairs of a Hermitian matrix, with ``P = V^H E V`` for the Hermitian part of E,
 
     dw_i = p_ii,    dV = V (F o P),    f_ij = 1 / (w_j - w_i), f_ii = 0,
 
@@ -83,14 +83,14 @@ class _Triplets(NamedTuple):
     ops: Ops
 
     def along(self, e: Array) -> tuple[Array, Array, Array]:
-        """Derivatives of u, s and vh in a direction of the matrix that was given."""
+        """Return the derivatives of u, s and vh in a direction of the original matrix."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
         e = self.at.alike(e)
         f, eye = self._parts()
         ev, eu = ops.matmul(e, v), ops.matmul(ops.adjoint(e), u)
         p = ops.matmul(ops.adjoint(u), ev)
         q, r = ops.adjoint(p), ops.adjoint(s)
-        phase = eye * (p - q) / (4 * s)  # of complex vectors, in equal parts
+        phase = eye * (p - q) / (4 * s)  # phase of complex vectors, in equal parts
         ev = ev - ops.matmul(u, p)
         dv = ops.matmul(v, f * (s * q + r * p) - phase)
         if not self.is_whole:
@@ -104,7 +104,7 @@ class _Triplets(NamedTuple):
         return (dv, ds, ops.adjoint(du)) if self.at.wide else (du, ds, ops.adjoint(dv))
 
     def against(self, gu: Array | None, gs: Array | None, gvh: Array | None) -> Array:
-        """Gradient with respect to the matrix that was given; None for a gradient of zero."""
+        """Return the gradient with respect to the original matrix; None stands for zero."""
         ops, u, s, v = self.ops, self.u, self.s, self.v
         d = 0.0 * ops.matmul(u, ops.adjoint(v))
         if gs is not None:
@@ -130,15 +130,15 @@ class _Triplets(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether these are all triplets: V is square, and B is zero."""
+        """Whether k = n: V is square, and B is zero."""
         return bool(self.v.shape[-1] == self.v.shape[-2])
 
     def _rest(self) -> Array:
-        """B, the matrix without its k triplets."""
+        """Return B, the matrix without its k triplets."""
         return self.at.x - self.ops.matmul(self.u * self.s, self.ops.adjoint(self.v))
 
     def _parts(self) -> tuple[Array, Array]:
-        """``1 / (s_i^2 - s_j^2)``, but 0 for i = j, and I."""
+        """Return ``1 / (s_i^2 - s_j^2)``, 0 for i = j, and I."""
         ops, s = self.ops, self.s
         guard = constant(ops, self._guard, s, s if self.is_whole else ops.gram(self._rest()))
         square = s * s
@@ -147,7 +147,7 @@ class _Triplets(NamedTuple):
         return f, ops.eye(s.shape[-1], self.u)
 
     def _guard(self, s: Array, gram: Array) -> Array:
-        """Zero; NaN, or an error, where one of the k values is not apart from all others."""
+        """Return zero; NaN, or an error, if one of the k values is equal to another to rounding."""
         ops = ops_of(gram).functional()
         xp = ops.xp
         if self.is_whole:
@@ -155,8 +155,8 @@ class _Triplets(NamedTuple):
         else:
             beyond = ops.eigh(gram)[0][..., None, -1:]
             beyond = xp.sqrt(xp.where(beyond > 0, beyond, xp.zeros_like(beyond)))
-        # Values descend: gaps between neighbours suffice, and of those beyond k the largest. As
-        # that is not negative, a gap also keeps the value away from zero.
+        # Values descend: gaps between neighbours and the gap to the largest value beyond k suffice.
+        # As the latter is not negative, the gap also separates the k values from zero.
         gaps = s - xp.concat([s[..., 1:], beyond], axis=-1)
         noise = max(self.at.x.shape[-2:]) * format_of(format_name(s)).epsilon
         return _zero_or_refused(
@@ -168,7 +168,7 @@ class _Triplets(NamedTuple):
         )
 
     def _solved(self, rest: Array, right: Array) -> Array:
-        """Column i solved by ``s_i^2 - B^H B``; orthogonal to V."""
+        """Solve ``(s_i^2 - B^H B) x = right_i`` for each column i, orthogonal to V."""
         ops, s = self.ops, self.s
         gram = ops.gram(rest)
         shifts = ops.adjoint(s * s)[..., None]
@@ -195,7 +195,7 @@ class _Eigenpairs(NamedTuple):
     ops: Ops
 
     def along(self, e: Array) -> tuple[Array, Array]:
-        """Derivatives of w and v in a direction, of which the Hermitian part counts."""
+        """Return the derivatives of w and v in a direction, whose Hermitian part is used."""
         ops, v = self.ops, self.v
         e = ops.hermitian_part(self.at.alike(e))
         p = ops.matmul(ops.matmul(ops.adjoint(v), e), v)
@@ -203,7 +203,7 @@ class _Eigenpairs(NamedTuple):
         return ops.scale(dw, self.at.scale)[..., 0], ops.matmul(v, self._factors() * p)
 
     def against(self, gw: Array | None, gv: Array | None) -> Array:
-        """Gradient with respect to the matrix, Hermitian; None for a gradient of zero."""
+        """Return the Hermitian gradient with respect to the matrix; None stands for zero."""
         ops, v = self.ops, self.v
         columns = v * 0.0 if gw is None else v * gw[..., None, :]
         if gv is not None:
@@ -212,13 +212,13 @@ class _Eigenpairs(NamedTuple):
         return self.at.leave(ops.hermitian_part(ops.matmul(columns, ops.adjoint(v))))
 
     def _factors(self) -> Array:
-        """``1 / (w_j - w_i)``, but 0 for i = j."""
+        """Return ``1 / (w_j - w_i)``, 0 for i = j."""
         ops, w = self.ops, self.w
         same = ops.eye(w.shape[-1], w)
         return (1.0 - same) / (w - ops.adjoint(w) + same) + constant(ops, self._guard, w)
 
     def _guard(self, w: Array) -> Array:
-        """Zero; NaN, or an error, where two eigenvalues are equal."""
+        """Return zero; NaN, or an error, where two eigenvalues are equal to rounding."""
         ops = ops_of(w).functional()
         xp, n = ops.xp, w.shape[-1]
         if n == 1:
@@ -236,7 +236,7 @@ class _Eigenpairs(NamedTuple):
 
 
 def _zero_or_refused(least: Array, noise: Array, why: str, ops: Ops) -> Array:
-    """Zero where the least gap, shape (..., 1, 1), is above the noise; else NaN, or an error."""
+    """Return zero if the least gap, shape (..., 1, 1), is above rounding; else NaN, or an error."""
     xp = ops.xp
     poor = ~(least > noise) & ~xp.isnan(least)
     if not ops.is_abstract(poor) and bool(xp.any(poor)):

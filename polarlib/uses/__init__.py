@@ -1,1 +1,1 @@
-"""What the polar factor is used for: nearest matrices, roots, matrices larger than memory."""
+"""Uses of the polar factor: nearest matrices, alignment, roots, matrices larger than memory."""

@@ -22,10 +22,10 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, eq=False)
 class Alignment(Pytree, Generic[A]):
-    """What :func:`align` returns: ``b_i`` is nearest to ``scale * a_i @ rotation + translation``.
+    """Result of :func:`align`: the b_i are nearest to ``scale * a_i @ rotation + translation``.
 
-    Called with points, it applies itself to them. For JAX it is a pytree, whose leaves are all
-    attributes.
+    ``alignment(points)`` applies the transformation to other points. For JAX an alignment is a
+    pytree whose leaves are its attributes.
 
     Attributes
     ----------
@@ -36,11 +36,11 @@ class Alignment(Pytree, Generic[A]):
     translation : array, shape (..., d)
         t.
     singular_values : array, shape (..., d)
-        Those of the covariance C, descending: how well R is determined.
+        Singular values of the covariance C, descending. Small ones leave R badly determined.
     rmsd : array, shape (...)
-        ``sqrt(sum w_i |s a_i R + t - b_i|^2 / sum w_i)``, summed over the residuals.
+        ``sqrt(sum w_i |s a_i R + t - b_i|^2 / sum w_i)``, computed from the residuals.
     unique : array of bool, shape (...)
-        Whether no other rotation is as good, to rounding.
+        Whether R is the only minimiser, to rounding.
 
     Examples
     --------
@@ -73,19 +73,21 @@ class Alignment(Pytree, Generic[A]):
 
         Parameters
         ----------
-        points : array or array-like, shape (..., n, d)
-            Of the alignment's library and device; leading axes broadcast. Never changed.
+        points : array_like, shape (..., n, d)
+            Of the alignment's library and device; leading axes broadcast. Not modified.
 
         Returns
         -------
         array, shape (..., n, d)
-            Of the dtype to which the library promotes those of `points` and of the alignment.
+            With the dtype to which the library promotes those of `points` and of the alignment.
 
         Raises
         ------
-        TypeError, ValueError
-            For points of another library or device, of another dimension, or of a stack that does
-            not broadcast.
+        TypeError
+            If `points` is not an array of numbers, or of another library than the alignment.
+        ValueError
+            If `points` is on another device, has another number of columns, or has leading axes
+            that do not broadcast.
         """
         x, ops = as_matrix(points, "points")
         here: Alignment[Any] = self
@@ -93,8 +95,8 @@ class Alignment(Pytree, Generic[A]):
         check_same_place(x, "points", r, "the alignment")
         if x.shape[-1] != r.shape[-1]:
             raise ValueError(
-                f"points must have {r.shape[-1]} columns, as those that were aligned, got shape "
-                f"{tuple(x.shape)}"
+                f"points must have {r.shape[-1]} columns, as the points of the alignment, got "
+                f"shape {tuple(x.shape)}"
             )
         check_stacks(("points", x), ("the alignment", r))
         dtype = common_dtype(x, r, ops)
@@ -119,46 +121,46 @@ def align(
     reflection: bool = False,
     regularization: float = 0.0,
 ) -> Alignment[A]:
-    """Rotation, translation and scale that take points nearest to others, by least squares.
+    """Return the rotation, translation and scale that map points to targets, by least squares.
 
-    Minimises ``sum w_i |s a_i R + t - b_i|^2`` over rotations R, translations t and, if asked for,
-    scales s >= 0 (Kabsch's and Umeyama's problem, and Wahba's).
+    The function minimises ``sum w_i |s a_i R + t - b_i|^2`` over rotations R, translations t and,
+    optionally, scales s >= 0. The problem is known by the names of Wahba, Kabsch and Umeyama.
 
     Parameters
     ----------
-    points, targets : array or array-like, shape (..., n, d)
-        The a_i and the b_i in rows, of one array library and device, never changed; leading axes
-        broadcast. Integers become float64. n >= 1.
-    weights : array or array-like, shape (..., n), optional
-        The w_i >= 0, not all zero; equal by default. Leading axes broadcast. A point of weight zero
-        is left out, wherever it is.
+    points, targets : array_like, shape (..., n, d)
+        The a_i and the b_i as rows, n >= 1, of one array library and device. Leading axes
+        broadcast. Not modified. Integers are converted to float64.
+    weights : array_like, shape (..., n), optional
+        The w_i >= 0, not all zero; equal by default. Leading axes broadcast. Points of weight zero
+        are ignored.
     scale, translation : bool, optional
-        Whether s and t are sought; otherwise they are 1 and 0.
+        Whether s and t are computed; otherwise they are 1 and 0.
     reflection : bool, optional
-        Whether R may be any orthogonal matrix (unitary, of complex points).
+        Whether R may be any orthogonal matrix (any unitary matrix for complex points).
     regularization : float, optional
         For derivatives of R and t by torch or JAX: see :func:`nearest_rotation`.
 
     Returns
     -------
     Alignment
-        Library, device and dtype of the points: that to which the library promotes those of
-        `points` and `targets`. Where the best R is not unique (points on a line or on one point,
-        n < d, mirror images with equal singular values) it is one of the best, `unique` is False,
-        and the residual is optimal all the same.
+        Arrays of the library, device and dtype of the points. (If the dtypes of `points` and
+        `targets` differ, the one to which the library promotes them.) If the best R is not unique,
+        one of the best is returned, `unique` is False, and the residual is optimal. Such points lie
+        on a line or coincide, are fewer than d, or are mirror images with equal singular values.
 
     Raises
     ------
     TypeError
-        If an argument is not an array of numbers, if they are of two array libraries, or complex
-        without ``reflection=True``.
+        If an argument is not an array of numbers, if the arguments are of two array libraries, or
+        if they are complex without ``reflection=True``.
     ValueError
         For shapes that do not match, no points, two devices, NaN or infinity, weights that are
-        negative or all zero, a regularization that is negative. With torch or JAX, when a
+        negative or all zero, or a negative regularization. With torch or JAX, also when a
         derivative is computed without regularization where R is not unique; in code that JAX traces
-        it is NaN.
+        the derivative is NaN instead.
     ConvergenceWarning
-        If no rotation is shown to be the best.
+        If no rotation passes the check of optimality.
 
     Notes
     -----
@@ -169,26 +171,30 @@ def align(
 
     s is 1 where the points coincide to rounding, ``sum w_i |a_i - mean a|^2 <= (8 eps max |a_i|)^2
     sum w_i``. R is unique if ``sigma_(d-1) + det(U V^T) sigma_d > max(n, d) eps sigma_1``; with
-    reflections, if sigma_d is larger than that. Points are centred before any product. They take
-    some ten passes over the points and one rotation a cloud; stacks are computed as a whole.
+    reflections, if ``sigma_d > max(n, d) eps sigma_1``. Points are centred before any product. The
+    cost is about ten passes over the points and one rotation per cloud. Stacks are computed as a
+    whole.
 
-    Derivatives with respect to points, targets and weights exist for all but `unique`, where R is
-    unique. Those of `scale` and `rmsd` need none of R's, and also exist where no point is moved by
-    what is not unique in R, as for two clouds on lines or two points each. That of `rmsd` is zero
-    where the residual is zero to rounding. See docs/guide/align.md.
+    If R is unique, all attributes but `unique` have derivatives with respect to points, targets and
+    weights. The derivatives of `scale` and `rmsd` need no derivative of R. They also exist if no
+    point depends on the choice of R, as for two clouds on lines or two points each. The derivative
+    of `rmsd` is zero where the residual is zero to rounding. See docs/guide/align.md.
 
-    W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE Trans. PAMI 13 (1991) 376-380,
-    equations 34 to 43; G. Wahba, SIAM Rev. 7 (1965) 409.
+    References
+    ----------
+    G. Wahba, A least squares estimate of satellite attitude, SIAM Rev. 7 (1965) 409. W. Kabsch,
+    Acta Cryst. A 32 (1976) 922-923. S. Umeyama, IEEE Trans. PAMI 13 (1991) 376-380, equations 34 to
+    43.
 
     Examples
     --------
     >>> import numpy as np
     >>> a = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
     >>> b = np.array([[1.0, 1.0], [1.0, 5.0], [-1.0, 1.0]])  # turned by 90 degrees, twice as large
-    >>> found = align(a, b, scale=True)
-    >>> found.rotation.round(12).tolist(), float(found.scale.round(12))
+    >>> alignment = align(a, b, scale=True)
+    >>> alignment.rotation.round(12).tolist(), float(alignment.scale.round(12))
     ([[0.0, 1.0], [-1.0, 0.0]], 2.0)
-    >>> bool(found.unique), bool(found.rmsd < 1e-15)
+    >>> bool(alignment.unique), bool(alignment.rmsd < 1e-15)
     (True, True)
     """
     a, b, ops = pair_of(points, targets, "points", "targets")

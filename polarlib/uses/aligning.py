@@ -1,4 +1,4 @@
-"""What :func:`polarlib.align` computes: scaled clouds of points, and the best rotations of them."""
+"""Computations of :func:`polarlib.align`: scaled clouds of points, moments, best rotations."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from polarlib.result import ConvergenceWarning
 from polarlib.uses.nearest import turn_by_svd
 
 Array = Any
-# Points that differ by so many epsilons of their distance from the origin have no scale.
+# Points that differ by at most this many epsilons of their distance from the origin have scale 1.
 COINCIDENT = 8.0
-# Clouds are flat to rounding if they are thinner than so many epsilons of their size: a few for the
-# rounding of points some sizes away from the origin.
+# Clouds are flat to rounding if they are thinner than this many epsilons of their size. The factor
+# covers the rounding of points at a distance of some sizes from the origin.
 FLAT = 64.0
-# The first point will do for the heaviest if its weight is so much of what it is in the mean.
+# The first point replaces the heaviest one if its weight is at least this part of the mean weight.
 FAIR = 0.0625
-# Entries of points that are computed with at a time, on the host: with what is made of them they
-# fill a cache of a few MB. By experiment.
+# Entries of points per piece on the host: with the temporary arrays they fill a cache of a few MB.
+# Chosen by experiment.
 PIECE = 1 << 18
 
 
 class _Clouds(NamedTuple):
-    """Points as they are computed with, all of one number of dimensions.
+    """Scaled points and normalised weights, all arrays with the same number of axes.
 
     Attributes
     ----------
@@ -71,20 +71,20 @@ class _Clouds(NamedTuple):
 
 
 def check_stacks(*named: tuple[str, Array]) -> None:
-    """Raise where stacks of matrices, each with its name, do not broadcast."""
+    """Raise ValueError if stacks of matrices, given with their names, do not broadcast."""
     leading = [tuple(x.shape[:-2]) for _, x in named]
     try:
         np.broadcast_shapes(*leading)
     except ValueError:
         names = ", ".join(name for name, _ in named[:-1])
         raise ValueError(
-            f"the stacks of {names} and {named[-1][0]} do not broadcast: leading axes "
+            f"leading axes of {names} and {named[-1][0]} must broadcast, got "
             f"{', '.join(map(str, leading[:-1]))} and {leading[-1]}"
         ) from None
 
 
 def weights_of(weights: Any, a: Array) -> Array:
-    """Weights of any library as columns, shape (..., n, 1), not yet looked at."""
+    """Return weights of any library as columns, shape (..., n, 1), with values not yet checked."""
     w = plain_array(weights, "weights")
     if is_array(w) and w.ndim:
         w, _ = as_matrix(w[..., None], "weights")
@@ -93,7 +93,7 @@ def weights_of(weights: Any, a: Array) -> Array:
     n = a.shape[-2]
     if not is_array(w) or w.ndim < 2 or w.shape[-2] != n:
         got = f"shape {tuple(w.shape[:-1])}" if is_array(w) and w.ndim else shown(weights)
-        raise ValueError(f"weights must have the shape (..., {n}), one for each point, got {got}")
+        raise ValueError(f"weights must have the shape (..., {n}), one per point, got {got}")
     check_same_place(a, "points", w, "weights")
     if is_complex(w):
         raise TypeError(f"weights must be real, got {dtype_name(w)}")
@@ -101,7 +101,7 @@ def weights_of(weights: Any, a: Array) -> Array:
 
 
 def _scale_of_weights(w: Array) -> Array:
-    """Powers of two near the largest weights; NaN, or ValueError, where they are not allowed."""
+    """Return powers of two near the largest weights; NaN or ValueError for invalid weights."""
     ops = ops_of(w)
     xp = ops.xp
     peak = ops.max(w, axis=(-2, -1), keepdims=True)
@@ -109,9 +109,9 @@ def _scale_of_weights(w: Array) -> Array:
     good = (least >= 0) & (peak > 0) & xp.isfinite(peak)  # NaN is not
     if 0 not in w.shape and not ops.is_abstract(w) and not bool(xp.all(good)):
         host = ops.to_host(w)[..., 0]
-        trouble = not_finite(host)
-        if trouble:
-            raise ValueError(f"weights {trouble}; remove them first")
+        message = not_finite(host)
+        if message:
+            raise ValueError(f"weights {message}; remove them first")
         below = np.argwhere(host < 0)
         if below.size:
             at = tuple(map(int, below[0]))
@@ -122,7 +122,7 @@ def _scale_of_weights(w: Array) -> Array:
 
 
 def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
-    """Clouds, scaled, with the weights normalised; points of weight zero are moved to 0."""
+    """Return scaled clouds with normalised weights; points of weight zero are replaced by 0."""
     ndim = max(x.ndim for x in (a, b, w) if x is not None)
     p, total = None, float(a.shape[-2])
     if w is not None:
@@ -133,7 +133,7 @@ def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
         p = _ranked(ops.xp.matrix_transpose(w / sums), ndim)
         total = _ranked(ops.cast(size, name) * sums, ndim)
         if ops.is_abstract(w) or ops.is_traced(w) or not bool(ops.xp.all(w > 0)):
-            a, b = (ops.xp.where(w > 0, x, x * 0) for x in (a, b))  # NaN and infinity are NaN
+            a, b = (ops.xp.where(w > 0, x, x * 0) for x in (a, b))  # NaN and infinity become NaN
     x = enter(a, "points", ops=ops, comfortable=True)
     y = enter(b, "targets", ops=ops, comfortable=True)
     sizes = [s.scale if isinstance(s.scale, float) else _ranked(s.scale, ndim) for s in (x, y)]
@@ -141,15 +141,15 @@ def entered_clouds(a: Array, b: Array, w: Array | None, ops: Ops) -> _Clouds:
 
 
 def _ranked(x: Array, ndim: int) -> Array:
-    """The same array with axes of length 1 in front: batched arrays broadcast by their rank."""
+    """Prepend axes of length 1: arrays under vmap broadcast only if they have the same rank."""
     return x if x.ndim == ndim else ops_of(x).xp.reshape(x, (1,) * (ndim - x.ndim) + tuple(x.shape))
 
 
 def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops) -> Any:
-    """``f(*arrays)`` of stacks on the host, some hundreds of clouds at a time: they stay in cache.
+    """Return ``f(*arrays)`` of stacks on the host, computed in pieces that fit in the cache.
 
-    None where they are few, or not on the host. The first array has the points; results have a
-    stack as their leading axes.
+    Return None for few clouds and for devices. The first array has the points. The leading axes of
+    the results are those of the stack.
     """
     xp = ops.xp
     stack = np.broadcast_shapes(*(tuple(x.shape[:-2]) for x in arrays if x is not None))
@@ -163,7 +163,7 @@ def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops)
             x = xp.broadcast_to(x, (*stack, *x.shape[-2:]))
         return xp.reshape(x, (-1, *x.shape[-2:]))
 
-    def of_each(x: Array, i: slice) -> Array:  # also what all clouds of a piece share
+    def of_each(x: Array, i: slice) -> Array:  # arrays that all clouds share are returned whole
         return xp.broadcast_to(x, (min(i.stop, count) - i.start, *x.shape[1:]))
 
     whole = [None if x is None else flat(x) for x in arrays]
@@ -176,10 +176,11 @@ def _in_pieces(f: Callable[..., tuple[Array, ...]], arrays: list[Any], ops: Ops)
 
 
 class _Means(NamedTuple):
-    """Means of points and of targets, shape (..., d, 1), each the sum of a point and of the rest.
+    """Means of points and targets, shape (..., d, 1), each stored as one point plus a remainder.
 
-    One point is subtracted first, the heaviest or one that is heavy enough: exactly, as it is near
-    the others where all are far from the origin. Points that coincide are then exactly 0.
+    One point is subtracted first, the heaviest or one that is heavy enough. The subtraction is
+    exact if all points are far from the origin and near one another. Points that coincide are then
+    exactly 0.
     """
 
     x: Array
@@ -189,9 +190,10 @@ class _Means(NamedTuple):
 
 
 def _heaviest(p: Array | None, like: Array, ops: Ops) -> Array | None:
-    """Products with it are the heaviest points; None for the first ones, if none of them is light.
+    """Return a matrix that selects the heaviest points; None if the first points can be used.
 
-    A point of weight p is at most ``1 / sqrt(p)`` times as far from the mean as all are on average.
+    A point of weight p is at most ``1 / sqrt(p)`` times as far from the mean as the points are on
+    average (root mean square). The first points are used unless one of them is light.
     """
     if p is None:
         return None
@@ -205,7 +207,7 @@ def _heaviest(p: Array | None, like: Array, ops: Ops) -> Array | None:
 def _mean(
     x: Array, p: Array | None, heaviest: Array | None, ops: Ops
 ) -> tuple[Array, Array, Array]:
-    """Both parts of the mean, and points about it, in columns."""
+    """Return both parts of the mean, and the points relative to it, as columns."""
     xp = ops.xp
     first = x[..., :1, :] if heaviest is None else ops.matmul(heaviest, x)
     first = xp.matrix_transpose(first)
@@ -218,7 +220,7 @@ def _mean(
 
 
 def _about(x: Array, first: Array | None, rest: Array | None, ops: Ops) -> Array:
-    """The points of :func:`_mean` once more."""
+    """Recompute the points relative to the mean, as :func:`_mean` returns them."""
     x = columns(x, first, ops)
     return x if rest is None else minus(x, rest, ops)
 
@@ -226,7 +228,7 @@ def _about(x: Array, first: Array | None, rest: Array | None, ops: Ops) -> Array
 def _moments(
     x: Array, y: Array, p: Array | None, *, translation: bool, scale: bool, ops: Ops
 ) -> tuple[Array, ...]:
-    """Points and targets about their means; covariance, spread of the points, and the means."""
+    """Return the centred points and targets, the covariance, the points' spread, and the means."""
     xp = ops.xp
     means: tuple[Array, ...] = ()
     if translation:
@@ -246,7 +248,7 @@ def _moments(
 def solved(
     clouds: _Clouds, equation: Equation, scale: bool, translation: bool, ops: Ops
 ) -> tuple[Array, ...]:
-    """Fields of the alignment as matrices: t in a column, singular values in a row."""
+    """Return the fields of the alignment as matrices: t as a column, singular values as a row."""
     xp, given = ops.xp, [clouds.x, clouds.y, clouds.p]
     moments = functools.partial(_moments, translation=translation, scale=scale, ops=ops)
     found = _in_pieces(lambda *arrays: moments(*arrays)[2:], given, ops)
@@ -291,13 +293,13 @@ def solved(
     values = values[..., None, :]
     unique = gap > equation.size * format_of(format_name(c)).epsilon * values[..., :1]
     if c.shape[-1] <= int(equation.kind == "rotation"):
-        unique = gap == gap  # the only one; NaN is none
+        unique = gap == gap  # R is the only candidate; False for NaN
     values = values * (clouds.x_scale * clouds.y_scale) * clouds.total
     return r, s, t, values, rmsd * units.both, unique
 
 
 class _Units(NamedTuple):
-    """Factors of the points (with s) and of the targets, and what the residual is in units of."""
+    """Factors of the points (with s) and of the targets, and the unit of the residual."""
 
     x: Array | float
     y: Array | float
@@ -309,7 +311,7 @@ def _is_one(s: Array | float) -> bool:
 
 
 def _units(clouds: _Clouds, like: Array, ops: Ops) -> _Units:
-    """The units for s = 1: the larger scale of both, so that neither overflows."""
+    """Return the units for s = 1: the larger of the two scales, so that neither side overflows."""
     x, y, xp = clouds.x_scale, clouds.y_scale, ops.xp
     if isinstance(x, float) and isinstance(y, float):
         both: Array | float = max(x, y)
@@ -322,7 +324,7 @@ def _units(clouds: _Clouds, like: Array, ops: Ops) -> _Units:
 def _scales(
     spread: Array, best: Array, clouds: _Clouds, units: _Units, ops: Ops
 ) -> tuple[Array, _Units]:
-    """The best s, and units for it: those of the targets, which s is 1 for if points coincide."""
+    """Return the best s, and its units: those of the targets. s is 1 if the points coincide."""
     xp = ops.xp
     noise = COINCIDENT * format_of(format_name(spread)).epsilon
     far2 = ops.max(squares(columns(clouds.x, None, ops), ops), axis=-1, keepdims=True)
@@ -335,11 +337,11 @@ def _scales(
 
 
 def _kink(c: Array, x: Array, y: Array, *p: Array, equation: Equation) -> Array:
-    """1 where best rotations differ in what they do to the points or to the targets, else 0.
+    """Return 1 where the best rotations move the points or the targets differently, else 0.
 
-    Those of one cloud differ by how they turn the singular vectors whose values, the last one with
-    the sign of the determinant, have a sum of zero with another one. Points that have no component
-    along these, to rounding, are moved alike.
+    Give the last singular value the sign of the determinant. Best rotations of one cloud then
+    differ on the singular vectors whose values have a sum of zero with another value. Points
+    without a component along these vectors, to rounding, are moved alike by all of them.
     """
     ops = ops_of(c)
     xp, n = ops.xp, c.shape[-1]
@@ -363,27 +365,27 @@ def _kink(c: Array, x: Array, y: Array, *p: Array, equation: Equation) -> Array:
 
 
 def _turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:
-    """Best rotations, ``Re tr(R^H C)``, singular values, and what must not be 0 for R to be unique.
+    """Return R, ``Re tr(R^H C)``, singular values, and the sum that is not 0 if R is unique.
 
-    ConvergenceWarning if none is shown to be the best; NaN where the library hides the entries.
+    If a rotation fails the check, raise ConvergenceWarning, or return NaN under a trace.
     """
     ops = ops_of(c)
     xp = ops.xp
     if 0 in c.shape:
         zero = trace(c, ops)
         return c * 1.0, zero, xp.zeros(c.shape[:-1], dtype=zero.dtype), zero * 1.0
-    if ops.host and not ops.is_abstract(c):  # in NumPy, which is quickest with small matrices
-        found: Any = [ops.from_host(x, c) for x in _found(ops.to_host(c), reflection=reflection)]
+    if ops.host and not ops.is_abstract(c):  # NumPy is the fastest for small matrices
+        turn: Any = [ops.from_host(x, c) for x in _best_turn(ops.to_host(c), reflection=reflection)]
     else:
-        found = ops.compiled(_found, reflection=reflection)(c)
-    if not ops.is_abstract(c) and not bool(xp.all(xp.isfinite(found[0]))):
+        turn = ops.compiled(_best_turn, reflection=reflection)(c)
+    if not ops.is_abstract(c) and not bool(xp.all(xp.isfinite(turn[0]))):
         raise ConvergenceWarning(
-            "the best rotation was not found: the SVD did not converge; use float64"
+            "no rotation passed the check of optimality: the SVD did not converge; use float64"
         )
-    return tuple(found)
+    return tuple(turn)
 
 
-def _found(c: Array, *, reflection: bool) -> tuple[Array, ...]:
+def _best_turn(c: Array, *, reflection: bool) -> tuple[Array, ...]:
     ops = ops_of(c)
     xp = ops.xp
     known = c.shape[-1] <= LARGEST and ops.host and is_worth(tuple(c.shape))
@@ -392,7 +394,7 @@ def _found(c: Array, *, reflection: bool) -> tuple[Array, ...]:
         if bool(xp.all(shown)):
             h = ops.hermitian_part(ops.matmul(ops.adjoint(r), c))
             s, sizes = symmetric_values(h, ops)
-            # One eigenvalue may be negative, the smallest in absolute value.
+            # At most one eigenvalue is negative, the smallest in absolute value.
             gap = s[..., :1] if reflection else xp.sum(s[..., :2], axis=-1, keepdims=True)
             return r, trace(h, ops), sizes, gap[..., None]
     entered = enter(c, ops=ops, look="never", mask=True)
@@ -406,7 +408,7 @@ def _found(c: Array, *, reflection: bool) -> tuple[Array, ...]:
 
 
 def _small_unitary(c: Array, ops: Ops) -> tuple[Array, Array]:
-    """Orthogonal factors of small matrices, and whether each is shown to be it."""
+    """Return orthogonal factors of small matrices, and whether each passes the check."""
     tol = default_tolerance(tuple(c.shape), format_name(c))
     d = decompose(c, ops, tol=tol)
     good = (d.orthogonality <= tol) & (d.backward_error <= tol) & d.definite

@@ -1,4 +1,4 @@
-"""Singular values and eigenvalues by polar decompositions, for devices without good ones."""
+"""Singular and eigenvalue decompositions by polar factors, for devices that lack good ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from polarlib.uses.nearest import check_square
 Array = Any
 A = TypeVar("A")
 
-# Order up to which a block is given to the library's eigh: there one factorisation has the cost of
-# the launches of a division. JAX's eigh on TPUs, which divides too, ends at 256.
+# Order up to which the library's eigh decomposes a block: one factorisation then costs as much as
+# the launches of a division. JAX's eigh on TPUs, spectral divide and conquer too, stops at 256.
 SMALLEST = 128
 
 
@@ -58,18 +58,18 @@ class EighResult(NamedTuple, Generic[A]):
 @looks
 @under_default_settings
 def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
-    """Thin singular value decomposition by the polar decomposition, for devices without a good SVD.
+    """Compute the thin SVD from a polar decomposition, for devices without a good SVD.
 
-    ``A = U_p H`` by QDWH, for every shape, and the eigenvectors of H by :func:`eigh_polar`:
-    ``H = V diag(s) V^H``, ``U = U_p V``. On CPUs LAPACK's SVD is faster.
+    ``A = U_p H`` is computed by QDWH, for every shape, and ``H = V diag(s) V^H`` by
+    :func:`eigh_polar`. Then ``U = U_p V``. On CPUs LAPACK's SVD is faster.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Never changed. Integers become float64; half precision is computed in float32.
+    a : array_like, shape (..., m, n)
+        Not modified. Integers are converted to float64; half precision is computed in float32.
     smallest : int, optional
-        Order of H, min(m, n), up to which the library's own ``eigh`` finds its eigenvectors: see
-        :func:`eigh_polar`.
+        Order of H, min(m, n), up to which the library's ``eigh`` computes its eigenvectors; 128 by
+        default. See :func:`eigh_polar`.
 
     Returns
     -------
@@ -85,27 +85,32 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
     TypeError
         If `a` is not an array of numbers.
     ValueError
-        For fewer than two dimensions, a `smallest` below 1, NaN or infinity; where derivatives of
-        vectors are computed at values that are zero or equal to rounding.
+        For fewer than two dimensions, a `smallest` below 1, NaN or infinity. Also when derivatives
+        of vectors are computed at values that are zero or equal to rounding.
 
     Notes
     -----
-    Values have an error of a small multiple of ``n u sigma_1``, u the unit roundoff: small ones
-    have no relative accuracy. For the cost, and where this loses, see
-    docs/guide/spectral_division.md.
-    Orthogonality and skew part of the polar factor are checked, that H is positive semidefinite,
-    and the eigenvectors as :func:`eigh_polar` does; where one is wrong, the library's SVD or
-    ``eigh`` is called. The zero matrix is such a case.
+    The error of a value is a small multiple of ``n u sigma_1``, u the unit roundoff. Small values
+    have no relative accuracy. docs/evidence/spectral_division.md compares cost and time with those
+    of LAPACK.
 
-    Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the worst condition number, the
-    library's ``eigh`` decomposes H, and U is the Q of a QR factorisation of A V: orthonormal
-    whatever the rank. A matrix that is not finite gives NaN.
+    The checks are: orthogonality and skew part of the polar factor, positive semidefiniteness of H,
+    and the checks of :func:`eigh_polar` for the eigenvectors. If one of them fails, the library's
+    SVD or ``eigh`` is called, for example for the zero matrix.
 
-    torch and JAX differentiate by the rule of :func:`polarlib.top_singular`: vectors have a
-    derivative where values are distinct and not zero, and torch's backward mode needs neither for
-    the gradient with respect to the values alone.
+    Under ``jax.jit`` and ``jax.vmap`` QDWH has the steps for the largest condition number of the
+    format, and the library's ``eigh`` decomposes H. U is then Q of a QR factorisation of A V, which
+    is orthonormal for every rank. A matrix that is not finite gives NaN.
 
-    Nakatsukasa and Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, section 4.
+    torch and JAX differentiate by the rule of :func:`polarlib.top_singular`. Vectors have a
+    derivative if the values are distinct and not zero. In torch's backward mode the gradient with
+    respect to the values alone needs neither condition.
+
+    References
+    ----------
+    Y. Nakatsukasa and N. J. Higham, Stable and efficient spectral divide and conquer algorithms for
+    the symmetric eigenvalue decomposition and the SVD, SIAM J. Sci. Comput. 35 (2013) A1325-A1349,
+    section 4.
 
     Examples
     --------
@@ -133,20 +138,20 @@ def svd_polar(a: A, *, smallest: int = SMALLEST) -> SVDResult[A]:
 @looks
 @under_default_settings
 def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
-    """Eigenvalues and eigenvectors of Hermitian matrices by spectral divide and conquer.
+    """Compute eigenvalues and eigenvectors of Hermitian matrices by spectral divide and conquer.
 
-    For devices without a good ``eigh``: products, QR and Cholesky factorisations do most of the
-    work. On CPUs LAPACK is faster.
+    The function is meant for devices without a good ``eigh``: most of the work is matrix products,
+    QR and Cholesky factorisations. On CPUs LAPACK is faster.
 
     Parameters
     ----------
-    h : array or array-like, shape (..., n, n)
-        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64; half
-        precision is computed in float32.
+    h : array_like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Not modified. Integers are converted to float64;
+        half precision is computed in float32.
     smallest : int, optional
-        Blocks of at most this order, 128 by default, are given to the library's own ``eigh``. So a
-        matrix with n <= smallest, or a stack of them, is not divided at all; of a stack of larger
-        ones each matrix is divided by itself.
+        Order of blocks, 128 by default, up to which the library's ``eigh`` is used. A matrix with
+        n <= smallest, or a stack of them, is not divided. In a stack of larger matrices each is
+        divided separately.
 
     Returns
     -------
@@ -160,34 +165,37 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
     TypeError
         If `h` is not an array of numbers.
     ValueError
-        For matrices that are not square or not Hermitian, a `smallest` below 1, NaN or infinity;
-        where derivatives of vectors are computed at eigenvalues that are equal to rounding.
+        For matrices that are not square or not Hermitian, a `smallest` below 1, NaN or infinity.
+        Also when derivatives of vectors are computed at eigenvalues that are equal to rounding.
 
     Notes
     -----
-    Eigenvalues have an error of a small multiple of ``n u |H|_2``, u the unit roundoff: small ones
-    have no relative accuracy. A division of a block costs a polar factor by QDWH (6 to 11 products
-    of its order and the factorisations between them), two QR factorisations and 6 products.
-    docs/guide/spectral_division.md has counts.
+    The error of an eigenvalue is a small multiple of ``n u |H|_2``, u the unit roundoff. Small
+    eigenvalues have no relative accuracy. A division of a block costs a polar factor by QDWH (6 to
+    11 products of its order and the factorisations between them), two QR factorisations and 6
+    products. docs/evidence/spectral_division.md has counts.
 
     The first shift is the median of the diagonal. A shift may be an eigenvalue: the signs of its
-    eigenvectors are then arbitrary. The part of the transformed block outside of its two diagonal
-    blocks is measured. If it exceeds ``4 sqrt(n) u |H|_F``, another shift is taken, and after four
-    shifts the library's ``eigh``. A block that is diagonal up to ``sqrt(n) u |H|_F``, such as a
-    multiple of the identity, is finished. At the end residual and orthogonality are measured.
-    Where one exceeds the tolerance of :func:`polarlib.polar`, the library's ``eigh`` decomposes the
-    matrix.
+    eigenvectors are then arbitrary. After a division, the norm of the off-diagonal block is
+    measured. If it exceeds ``4 sqrt(n) u |H|_F``, the next shift is used, and after four shifts the
+    library's ``eigh``. A block that is diagonal up to ``sqrt(n) u |H|_F``, such as a multiple of
+    the identity, is not divided further. At the end residual and orthogonality are measured. If one
+    exceeds the tolerance of :func:`polarlib.polar`, the library's ``eigh`` decomposes the matrix.
 
-    Under ``jax.jit`` and ``jax.vmap``, where the orders of blocks would depend on entries, the
-    library's ``eigh`` is called, and the result is NaN where anything would be raised. Outside of
-    them NumPy divides a matrix that lies in the memory of the host; on other devices JAX compiles
-    for the order of each block, which takes seconds.
+    Under ``jax.jit`` and ``jax.vmap`` the orders of blocks cannot depend on entries, and the
+    library's ``eigh`` is called. The result is NaN where an error would be raised. Otherwise
+    matrices of JAX in the memory of the host are divided by NumPy. On other devices JAX compiles
+    each order of a block, which takes seconds.
 
-    torch and JAX differentiate by a rule: vectors have a derivative where all eigenvalues are
-    distinct, and torch's backward mode does not need that for the gradient with respect to the
-    eigenvalues alone.
+    torch and JAX differentiate by a rule. Vectors have a derivative if all eigenvalues are
+    distinct. In torch's backward mode the gradient with respect to the eigenvalues alone does not
+    need distinct eigenvalues.
 
-    Nakatsukasa and Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, section 3.
+    References
+    ----------
+    Y. Nakatsukasa and N. J. Higham, Stable and efficient spectral divide and conquer algorithms for
+    the symmetric eigenvalue decomposition and the SVD, SIAM J. Sci. Comput. 35 (2013) A1325-A1349,
+    section 3.
 
     Examples
     --------
@@ -213,18 +221,18 @@ def eigh_polar(h: A, *, smallest: int = SMALLEST) -> EighResult[A]:
 
 
 def _triplets(a: Array, smallest: int) -> tuple[Array, Array, Array]:
-    """Singular value decompositions of matrices that nobody differentiates."""
+    """Compute singular value decompositions, without derivatives."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "svd_polar", "call the library's own SVD")
     hidden = ops.is_abstract(a)
     e = enter(a, ops=ops, tall=True)
-    # Not polar(), which computes singular values where the rank is in doubt.
+    # polar() would compute singular values to determine the rank.
     u = polished(unitary_factor(e.x, method=METHOD, name="svd_polar"), ops)
     h = ops.hermitian_part(ops.matmul(ops.adjoint(u), e.x))
     w, v = ops.eigh(h) if hidden else _of_stack(h, ops, smallest)
     u, s, v = _from_factors(e.x, u, w, v, ops, hidden=hidden)
     u, vh = (v, ops.adjoint(u)) if e.wide else (u, ops.adjoint(v))
-    # Not e.leave, which would make the values complex with their matrix.
+    # e.leave would convert the values to the complex dtype of the matrix.
     s = ops.cast(ops.scale(s[..., None, :], e.scale)[..., 0, :], format_name(a))
     return e.leave(u, turn=False), s, e.leave(vh, turn=False)
 
@@ -232,10 +240,10 @@ def _triplets(a: Array, smallest: int) -> tuple[Array, Array, Array]:
 def _from_factors(
     x: Array, u: Array, w: Array, v: Array, ops: Ops, *, hidden: bool
 ) -> tuple[Array, Array, Array]:
-    """U, s and V of tall matrices from their unitary factors and the eigenpairs of the Hermitian.
+    """Return U, s and V of tall matrices from U_p and the eigenpairs of H.
 
-    That the Hermitian factor is positive semidefinite is the one property of a polar decomposition
-    that has not been checked: if it is not, the library's SVD is taken.
+    The other properties of the polar decomposition have been checked. If H is not positive
+    semidefinite, the library's SVD is used.
     """
     xp = ops.xp
     low, high = w[..., :1], w[..., -1:]
@@ -247,10 +255,10 @@ def _from_factors(
 
 
 def _orthonormal(us: Array, ops: Ops) -> Array:
-    """U from ``U S``, largest columns first: QR, with phases that make the diagonal positive.
+    """Return Q of the QR factorisation of ``U S``, largest columns first, diagonal of R positive.
 
-    Columns of U S are orthogonal up to rounding of the largest: what R has above its diagonal is
-    of that size.
+    Columns of U S are orthogonal up to the rounding of the largest column, and the entries of R
+    above its diagonal are of that size.
     """
     q, r = ops.qr(us)
     d = ops._diagonal(r)[..., None, :]
@@ -260,7 +268,7 @@ def _orthonormal(us: Array, ops: Ops) -> Array:
 
 
 def _eigenpairs(h: Array, smallest: int) -> tuple[Array, Array]:
-    """Eigenvalue decompositions of matrices that nobody differentiates."""
+    """Compute eigenvalue decompositions, without derivatives."""
     ops = ops_of(h)
     xp = ops.xp
     refuse_hidden(h, ops, "eigh_polar", "call the library's own eigh")
@@ -280,7 +288,7 @@ def _eigenpairs(h: Array, smallest: int) -> tuple[Array, Array]:
 
 
 def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
-    """Eigenpairs of Hermitian matrices of visible entries."""
+    """Return eigenpairs of Hermitian matrices that are not traced."""
     if z.shape[-1] <= smallest:
         return ops.eigh(z)
 
@@ -298,7 +306,7 @@ def _of_stack(z: Array, ops: Ops, smallest: int) -> tuple[Array, Array]:
 
 
 def _where_it_is_fast(find: Callable[[Array], tuple[Array, ...]], x: Array) -> tuple[Array, ...]:
-    """Return ``find(x)``, by NumPy where it views the storage and is faster.
+    """Return ``find(x)``, computed by NumPy where it can view the storage and is faster.
 
     JAX would compile each operation for the order of each block.
     """

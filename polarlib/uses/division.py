@@ -1,11 +1,12 @@
-"""One Hermitian matrix divided by polar factors into blocks that are decomposed.
+"""Spectral divide and conquer: a Hermitian matrix is divided into blocks by polar factors.
 
 With the unitary polar factor S of ``H - sigma I``, a Hermitian matrix whose eigenvalues are signs,
 ``(I - S) / 2`` projects onto the eigenvectors below sigma and ``(I + S) / 2`` onto the others.
 Orthonormal bases of both subspaces make H block diagonal, and each block is divided in turn.
 Y. Nakatsukasa and N. J. Higham, SIAM J. Sci. Comput. 35 (2013) A1325-A1349, algorithm QDWH-eig
-(section 3). Beyond the paper: the bases come from projected Gaussian columns, both at once; a shift
-that is an eigenvalue is met by a second sign; the last step is one of Newton and Schulz.
+(section 3). Three parts differ from the paper. Both bases are computed at once, from projected
+Gaussian columns. A second sign is computed if the shift is an eigenvalue. The last step is a
+Newton-Schulz step.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from polarlib.decomposition import unitary_factor
 
 Array = Any
 
-# The method for polar factors: "auto" takes the SVD of NumPy's small matrices.
+# The method for polar factors. "auto" would use the SVD for small matrices in NumPy.
 METHOD = "qdwh"
-# Off-diagonal part that a division may leave, and up to which a block is taken for diagonal, in
-# units of ``sqrt(n) u |H|_F``. Divisions leave 0.2 to 0.9 (docs/guide/spectral_division.md).
+# Largest norm of the off-diagonal block after a division, and of the off-diagonal part of a block
+# that counts as diagonal, in units of ``sqrt(n) u |H|_F``. Measured after divisions: 0.2 to 0.9
+# (docs/evidence/spectral_division.md).
 LEFT, DIAGONAL = 4.0, 1.0
-# Skew part, in units of n u, above which a polar factor is made Hermitian and decomposed again. The
-# factors of nonsingular matrices have 0.5 to 2; those of others 1e13 and more, in double precision.
+# Skew part, in units of n u, above which the Hermitian part of a polar factor is decomposed again.
+# Factors of nonsingular matrices have 0.5 to 2, those of singular ones at least 1e13, in double
+# precision.
 SKEW = 100.0
-# Polar factors for one sign, at most. Two suffice unless a Hermitian part is singular by chance.
+# Largest number of polar factors per sign. Two suffice unless a Hermitian part is singular.
 MOST_SIGNS = 3
-# The same numbers for every library. Not 0, by which eigenvectors of test matrices are often made.
+# The same random numbers for every library. Not 0, the usual seed of test matrices.
 SEED = 2013
 
 
@@ -47,7 +50,7 @@ class Split(NamedTuple):
     order, below : int
         Order of the block, and how many of its eigenvalues are below the shift.
     signs : int
-        Polar factors that were taken for it.
+        Number of polar factors that were computed for the division.
     left : float
         ``|V_2^H H V_1|_F``, in units of ``sqrt(n) u |H|_F`` of the whole matrix.
     """
@@ -59,7 +62,7 @@ class Split(NamedTuple):
 
 
 class Division(NamedTuple):
-    """Eigenpairs of one matrix, and how they were found.
+    """Eigenpairs of one matrix, and the divisions that led to them.
 
     Attributes
     ----------
@@ -70,7 +73,7 @@ class Division(NamedTuple):
     finished : tuple of int
         Orders of the blocks that the library's ``eigh`` has decomposed.
     refused : tuple of int
-        Orders of those among them that no shift has divided.
+        Orders of those of the finished blocks that no shift has divided.
     """
 
     w: Array
@@ -81,7 +84,7 @@ class Division(NamedTuple):
 
 
 def division(z: Array, ops: Ops, smallest: int) -> Division:
-    """Divide one Hermitian matrix, with entries of about 1, down to blocks that are finished.
+    """Divide one Hermitian matrix, with entries of about 1, into blocks that need no division.
 
     Parameters
     ----------
@@ -90,7 +93,7 @@ def division(z: Array, ops: Ops, smallest: int) -> Division:
     ops : Ops
         Its arithmetic.
     smallest : int
-        Order up to which blocks are given to the library.
+        Order of blocks up to which the library's ``eigh`` is used.
     """
     unit = format_of(format_name(z)).unit_roundoff * math.sqrt(z.shape[-1]) * _norm(z, ops)
     todo: list[tuple[Array, Array | None]] = [(z, None)]
@@ -131,7 +134,7 @@ def _norm(z: Array, ops: Ops) -> float:
 
 
 def _if_diagonal(z: Array, limit: float, ops: Ops) -> tuple[Array, Array] | None:
-    """Eigenpairs of a matrix that is diagonal up to a Frobenius norm; None of others."""
+    """Return the eigenpairs of a matrix with an off-diagonal norm of at most `limit`, else None."""
     n = z.shape[-1]
     eye = ops.eye(n, z)
     if not _norm(z - eye * z, ops) <= limit:
@@ -144,7 +147,7 @@ def _if_diagonal(z: Array, limit: float, ops: Ops) -> tuple[Array, Array] | None
 def _divided(
     z: Array, unit: float, rng: np.random.Generator, ops: Ops
 ) -> tuple[Split, list[tuple[Array, Array]]] | None:
-    """Divide a block by the first shift that does it; None if none does."""
+    """Divide a block by the first shift that passes the check; return None if no shift does."""
     n, signs = z.shape[-1], 0
     for shift in _shifts(z, ops):
         s, taken = _sign(z - ops.eye(n, z) * shift, ops)
@@ -166,10 +169,10 @@ def _divided(
 
 
 def _shifts(z: Array, ops: Ops) -> list[float]:
-    """Shifts to divide by: the median of the diagonal, the mean eigenvalue, and two beside it.
+    """Return the shifts: the median of the diagonal, the mean eigenvalue, and two near the mean.
 
-    The mean is between the extreme eigenvalues, unless they are equal. Half of the standard
-    deviation, from it, leads away from a multiple eigenvalue at the others.
+    The mean lies between the extreme eigenvalues, unless they are equal. The last two shifts, half
+    a standard deviation from the mean, avoid a multiple eigenvalue there.
     """
     d = ops.to_host(ops._diagonal(z)).real
     mean = float(np.mean(d))
@@ -179,17 +182,17 @@ def _shifts(z: Array, ops: Ops) -> list[float]:
 
 
 def _sign(x: Array, ops: Ops) -> tuple[Array, int]:
-    """Return the matrix sign of a Hermitian matrix, by polar factors, and their number.
+    """Return the sign of a Hermitian matrix, computed by polar factors, and their number.
 
-    Where eigenvalues of x are zero to rounding, the polar factor maps their eigenvectors to any
-    orthonormal vectors of the same space, and need not be Hermitian. It still commutes with x to
+    If eigenvalues of x are zero to rounding, the polar factor maps their eigenvectors to arbitrary
+    orthonormal vectors of the same space, and may not be Hermitian. It still commutes with x to
     rounding, since ``(a - b) / (|a| + |b|)`` is at most 1 for eigenvalues a and b. Its Hermitian
-    part commutes too, and the sign of that is a sign of x.
+    part commutes with x too, and the sign of the Hermitian part is a sign of x.
     """
     limit = SKEW * x.shape[-1] * format_of(format_name(x)).unit_roundoff
     taken, skew = 0, math.inf
     while skew > limit and taken < MOST_SIGNS:
-        with held_back():  # of a factor that has not converged: the division is checked
+        with held_back():  # no warning for a factor that has not converged: the division is checked
             u = unitary_factor(x, method=METHOD)
         x, taken = ops.hermitian_part(u), taken + 1
         skew = _norm(u - x, ops)
@@ -197,12 +200,12 @@ def _sign(x: Array, ops: Ops) -> tuple[Array, int]:
 
 
 def _bases(s: Array, below: int, rng: np.random.Generator, ops: Ops) -> Array:
-    """Orthonormal bases of the eigenspaces of a sign matrix: -1 in the first columns, then +1.
+    """Return orthonormal bases of both eigenspaces of a sign matrix: first that of -1, then +1.
 
-    Both projectors are applied at once, ``(X + S X D) / 2`` with D the signs of the columns.
-    Projections of Gaussian columns have condition numbers of about n; those of the bases that
-    they give are nearly orthonormal, and a second application takes off what rounding was
-    magnified to (subspace iteration, section 3.1 of the paper).
+    Both projectors are applied at once, as ``(X + S X D) / 2``, D the signs of the columns. The
+    projections of Gaussian columns have condition numbers of about n, which amplify rounding
+    errors. The projections of the resulting bases are nearly orthonormal, and a second application
+    removes the amplified errors (subspace iteration, section 3.1 of the paper).
     """
     n = s.shape[-1]
     signs = ops.from_host(np.where(np.arange(n) < below, -0.5, 0.5)[None, :], s)
@@ -213,11 +216,11 @@ def _bases(s: Array, below: int, rng: np.random.Generator, ops: Ops) -> Array:
 
 
 def _refined(z: Array, v: Array, ops: Ops) -> tuple[Array, Array] | None:
-    """Eigenpairs from approximate vectors, ascending; None where they are not right.
+    """Return ascending eigenpairs from approximate vectors; None if they fail the check.
 
-    A Newton-Schulz step takes off what the products of bases have left of non-orthogonality, and
-    Rayleigh quotients have an error of second order in the residual. Right are residuals and
-    orthogonality within the tolerance of `polar`.
+    A Newton-Schulz step restores the orthogonality that products of bases have lost. Rayleigh
+    quotients have an error of second order in the residual. Residual and orthogonality must be
+    within the tolerance of `polar`.
     """
     tolerance = default_tolerance(z.shape, format_name(z))
     defect = ops.add_diagonal(ops.gram(v), -1.0)
@@ -231,7 +234,7 @@ def _refined(z: Array, v: Array, ops: Ops) -> tuple[Array, Array] | None:
 
 
 def _ascending(w: Array, v: Array, ops: Ops) -> tuple[Array, Array]:
-    """Sort eigenpairs: blocks ascend, and values at a shift may be out of order by rounding."""
+    """Sort eigenpairs: rounding can leave values near a shift out of order."""
     known = ops.to_host(w)
     if (known[1:] >= known[:-1]).all():
         return w, v

@@ -1,23 +1,24 @@
 """Square roots of well-conditioned matrices on the host, by a few inverses and products.
 
-LAPACK's Schur decomposition of a small matrix costs several times what inverses and products of it
-cost, and NumPy has the latter for whole stacks. Two to four steps of the product form of Denman and
+LAPACK's Schur decomposition of a small matrix takes several times as long as inverses and products,
+and NumPy computes the latter for whole stacks. Two to four steps of the product form of Denman and
 Beavers' iteration (N. J. Higham, Functions of Matrices (SIAM, 2008), equation (6.29)) bring M near
-the identity; as ``X^2 = A M`` throughout, the root is ``X M^(-1/2)``, the last factor by its
-series, which is products alone.
+the identity. Since ``X^2 = A M`` in every step, the root is ``X M^(-1/2)``. The last factor is
+computed from its series, by products alone.
 
-Nothing is taken without two checks, and what fails one is left to the Schur decomposition. First
-the residual. Second that no eigenvalue is where it is refused, as follows. An eigenvalue w of M and
-its root z, of angle t to the positive axis, become by a step with scaling, ``mu z = r e^(it)``,
+Every root must pass two checks; a matrix that fails one is left to the Schur decomposition. The
+first check is the residual. The second is that no eigenvalue lies where the root is refused, as
+follows. Let w be an eigenvalue of M and z its root, of angle t to the positive axis. In a step with
+scaling, ``mu z = r e^(it)``, z becomes
 
     z' = (r e^(it) + e^(-it) / r) / 2,    |z'|^2 = sinh(log r)^2 + cos(t)^2,
     cos(t') = cos(t) cosh(log r) / |z'| <= cos(t) sqrt(1 + 1 / |w'|) <= cos(t) sqrt(1 + |M'^-1|).
 
-At the end ``|M - I| <= NEAR``, so that cos(t) is nearly 1 and the last root at most 1.6. At the
-beginning, then, ``cos(t) >= 0.63 / P``, P the product of the other roots, which the iteration
-computes in passing. The eigenvalue of A has the angle 2 t and at least the modulus ``1 / |A^-1|``:
-the larger one of |Im| and Re is at least ``0.89 |A| / (P |A| |A^-1|)``. A matrix is left where this
-does not exceed what is refused by so much that rounding does not count.
+At the end ``|M - I| <= NEAR``, so that cos(t) is nearly 1 and the last root at most 1.6. Hence
+``cos(t) >= 0.63 / P`` in the first step, P the product of the other roots, which the iteration
+accumulates. The eigenvalue of A has the angle 2 t and at least the modulus ``1 / |A^-1|``. The
+larger one of |Im| and Re is therefore at least ``0.89 |A| / (P |A| |A^-1|)``. This bound must
+exceed the threshold of refusal by a factor that makes rounding negligible.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ import numpy as np
 
 Array = Any
 
-# Inverses: nearly all well-conditioned matrices take two or three.
+# Largest number of inverses: nearly all well-conditioned matrices need two or three.
 STEPS = 5
-# How many times as near a step brings what is far, at best: of a few that take their time.
+# Largest factor by which one step reduces a distance of M from the identity above NEAR.
 PACE = 4.0
-# Distance of M from the identity below which the series takes over.
+# Distance of M from the identity below which the series is used.
 NEAR = 0.3
-# Distance above which the series is taken twice: it would need many blocks.
+# Distance above which the series is applied twice, since one application would need many blocks.
 SHORT = 0.1
-# Distance above which steps are scaled, as in other such iterations here.
+# Distance above which steps are scaled, as in :mod:`polarlib.uses.general_roots`.
 SCALE_ABOVE = 1e-2
-# What eigenvalues are shown to be away from the axis, over what is refused, and over |A|.
+# Lower bounds of the eigenvalues' distance from the axis: over the threshold of refusal, over |A|.
 MARGIN, LEAST = 64.0, 2.0**-27
-# Entries of matrices that are worked on together: temporary arrays stay in the cache.
+# Entries of matrices per piece: the temporary arrays fit in the cache.
 ENTRIES = 8192
 UNIT = 2.0**-53
 
 
 def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return square roots of a stack of matrices, and which are shown.
+    """Return square roots of a stack of matrices, and which of them pass both checks.
 
     Parameters
     ----------
@@ -63,8 +64,9 @@ def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, n
     Returns
     -------
     x : ndarray, shape (k, n, n)
-        Of no meaning where nothing is shown.
+        Undefined where `shown` is False.
     shown : ndarray of bool, shape (k,)
+        Whether the root passes both checks.
     """
     out, shown = np.empty_like(a), np.zeros(len(a), bool)
     most = min(1 / LEAST, 1 / (MARGIN * cut))
@@ -72,7 +74,7 @@ def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, n
     with np.errstate(all="ignore"):
         for i in range(0, len(a), count):
             part = slice(i, i + count)
-            # An error is of a singular matrix among these.
+            # An error means that a matrix of this piece is singular.
             with contextlib.suppress(np.linalg.LinAlgError):
                 _iterate(a[part], most, close, out[part], shown[part])
     return out, shown
@@ -80,7 +82,7 @@ def by_few_steps(a: np.ndarray, cut: float, close: float) -> tuple[np.ndarray, n
 
 def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> None:
     rest, x, m, size = np.arange(len(a)), a, a, _norms(a)
-    bound = size  # to be |A| |A^-1| and all the roots
+    bound = size  # becomes |A| |A^-1| times the product of the roots
     far = np.ones(len(a), bool)
     for k in range(STEPS):
         inverse = np.linalg.inv(m)
@@ -95,11 +97,11 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
         x = x @ _add_to_diagonal(inverse, 0.5 * root[:, 0])
         left = _norms(e)
         known = bound <= most
-        if k:  # what is far does not come near in the steps that there are
+        if k:  # leave out matrices that cannot converge in the remaining steps
             known &= left <= max(NEAR, PACE ** (STEPS - 2 - k))
         ready = known & (left <= NEAR)
         going = known & ~ready
-        # What is ready waits for the others, as long as these are more.
+        # Matrices that have converged stay in the piece while the others are more numerous.
         if ready.any() and (2 * going.sum() <= len(rest) or k == STEPS - 1):
             chosen = slice(None) if ready.all() else ready
             y = x[chosen] @ _inverse_root(e[chosen], float(left[chosen].max()))
@@ -117,7 +119,7 @@ def _iterate(a: Array, most: float, close: float, out: Array, shown: Array) -> N
 
 
 def _inverse_root(e: Array, left: float) -> Array:
-    """``(I + E)^(-1/2)`` to rounding, by its series in blocks of four powers; ``|E| <= left``."""
+    """Return ``(I + E)^(-1/2)`` to rounding by its series, in blocks of 4 powers; |E| <= `left`."""
     if left > SHORT:  # by the first block Q, which leaves 0.63 |E|^4 of (I + E) Q^2 - I
         q = _blocks(e, 1)
         rest = _add_to_diagonal(q @ (q + e @ q), -1.0)
@@ -127,7 +129,7 @@ def _inverse_root(e: Array, left: float) -> Array:
 
 
 def _blocks(e: Array, blocks: int) -> Array:
-    """First blocks of the series."""
+    """Return the sum of the first blocks of the series."""
     table = _series(blocks)
     powers = np.empty((3, *e.shape), e.dtype)
     powers[0] = e
@@ -146,7 +148,7 @@ def _blocks(e: Array, blocks: int) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _series(blocks: int) -> Array:
-    """Coefficients of ``(1 + x)^(-1/2)``, four in a row."""
+    """Return the Taylor coefficients of ``(1 + x)^(-1/2)``, four per row."""
     c = [1.0]
     for j in range(1, 4 * blocks):
         c.append(-c[-1] * (2 * j - 1) / (2 * j))
@@ -156,13 +158,13 @@ def _series(blocks: int) -> Array:
 
 
 def _add_to_diagonal(x: Array, number: Any) -> Array:
-    """Return X, row-major, with a number added to its diagonals, in place."""
+    """Add a number to the diagonals of row-major matrices in place, and return them."""
     n = x.shape[-1]
     x.reshape(len(x), n * n)[:, :: n + 1] += number
     return x
 
 
 def _norms(x: Array) -> Array:
-    """Frobenius norms of a stack."""
+    """Return the Frobenius norms of a stack."""
     flat = x.reshape(len(x), -1).view(np.float64)
     return np.sqrt(np.einsum("ki,ki->k", flat, flat))

@@ -30,20 +30,20 @@ Array = Any
 
 # Degree of every step in R: one product more than degree 1, among 2 + p in all.
 DEGREE = 2
-# More than any condition number of a double asks for.
+# More steps than any condition number in double precision requires.
 MOST_STEPS = 80
-# Largest p of the default schedule: beyond, a step's error of p roundings is amplified by slopes
-# to the p-th power, and at p = 64 nothing is left. Chosen by experiment.
+# Largest p of the default schedule. For larger p the p rounding errors of a step are amplified by
+# slopes to the p-th power, and at p = 64 no digit is left. Chosen by experiment.
 LARGEST_P = 16
-# Largest p of which matrices are scaled by p-th powers of two: entries of the size of 2**(p / 2)
-# would lose range.
+# Largest p for which matrices are scaled by p-th powers of two. Scaled entries are of the size of
+# up to 2**(p / 2), which would lose range for larger p.
 LARGEST_EXACT = 64
-# Up to so many columns LAPACK's residual may be small by luck, with which ours is compared.
+# Up to this many columns LAPACK's residual, the reference of the check, may be small by chance.
 LARGEST_CORRECTED = 16
-# How far from I a matrix of eigenvectors may leave the scaled eigenvalues: below 1 the matrix is
-# definite, and what the correction of first order leaves is the square of this.
+# Largest distance from I of V^H A V scaled by the eigenvalues. Below 1 the matrix is definite. The
+# error after the correction to first order is the square of the distance.
 DIAGONAL = 0.5
-# A warm start ends where a step takes off less than half of its residual.
+# A warm start ends when a step reduces the residual by less than this factor.
 PROGRESS = 0.5
 
 
@@ -57,67 +57,73 @@ def inverse_root(
     condition: float | None = None,
     start: ArrayT | None = None,
 ) -> ArrayT:
-    """Inverse p-th root ``A**(-1/p)`` of a Hermitian positive definite matrix.
+    """Return the inverse p-th root ``A**(-1/p)`` of a Hermitian positive definite matrix.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Not modified. Integers are converted to float64.
     p : int
         At least 2.
     schedule : Schedule, optional
-        Of :func:`polarlib.design.inverse_root` for this p: the root is then what its products give.
+        A schedule of :func:`polarlib.design.inverse_root` for this p. The result is then the
+        approximation that its products give.
     condition : float, optional
-        Upper bound of the condition number, where it is known: with it nothing is read from a
-        device. Used where the root is computed by products.
+        Upper bound of the condition number. If it is given, nothing is read from a device. Used
+        only if the root is computed by products.
     start : array, shape (..., n, n), optional
-        An approximation of the root, such as that of a matrix before it changed a little. Newton's
-        steps from it are tried first. They converge from near the root, for condition numbers up to
-        about 10; at any condition number, a start that already is the root is returned. The result
-        is as good as without. Not used under ``jax.jit`` and other traces.
+        An approximation of the root, such as the root of the matrix before a small change. Newton's
+        method from the approximation is tried first. It converges from near the root, for condition
+        numbers up to about 10. A start that already satisfies the check is returned. The accuracy
+        is that without `start`. Not used under ``jax.jit`` and other traces.
 
     Returns
     -------
     array, shape (..., n, n)
-        Hermitian up to rounding in the last place; array library, device and dtype of `a`.
+        Hermitian up to rounding in the last place, with the array library, device and dtype of `a`.
 
     Raises
     ------
     TypeError
         If `a` is not an array of numbers, or `start` is of another library.
     ValueError
-        For p below 2 or no integer, a schedule for something else, a condition below 1, matrices
-        that are not square, a start of another shape; and, unless `a` is on a device and nothing
-        needs to be read there, for NaN or infinity, a matrix that is not Hermitian up to
-        ``max(100, n)`` epsilons, and one that is not positive definite or too near to singular.
+        If p is not an integer of at least 2, `schedule` is for another function, `condition` is
+        below 1, the matrices are not square, or `start` has another shape. Also for NaN or
+        infinity, and for a matrix that is not Hermitian up to ``max(100, n)`` epsilons, not
+        positive definite, or too near to singular. The values of a matrix on a device are not
+        checked if `condition` or `schedule` is given.
 
     Notes
     -----
-    Single precision and narrower formats are computed in double where the library has it: for
-    p <= 16 by matrix products, ``Q <- Q q(R)``, ``R <- R q(R)**p`` from Q = I and ``R = A / c``,
-    c a bound of the largest eigenvalue within a factor of ``n**(1/16)``; then ``A**(-1/p) =
-    c**(-1/p) Q``. Cost: a Cholesky factorisation, 3 products for c, 5 for the smallest eigenvalue
-    unless `condition` is given, p + 2 a step (about 7 steps for condition 1e4), and 8 to check the
-    result, where that can be read. Coupled iterations for roots: C.-H. Guo and N. J. Higham, SIAM
-    J. Matrix Anal. Appl. 28 (2006) 788-804.
+    Single precision and narrower formats are computed in double precision, if the library has it.
+    For p <= 16 the root is computed by matrix products, ``Q <- Q q(R)``, ``R <- R q(R)**p`` from
+    Q = I and ``R = A / c``. Here c is a bound of the largest eigenvalue within a factor of
+    ``n**(1/16)``, and ``A**(-1/p) = c**(-1/p) Q``. The cost is a Cholesky factorisation, 3 products
+    for c, 5 for the smallest eigenvalue unless `condition` is given, p + 2 per step (about 7 steps
+    for condition 1e4), and 8 to check the result, where it can be read.
 
-    Otherwise (double precision, JAX without 64-bit types, p > 16) by eigenvectors V, with
-    ``V^H A V`` in half as many bits again by exact products of parts (K. Ozaki et al., Numer.
-    Algorithms 59 (2012) 95-118), whose root is corrected to first order for what is not diagonal.
+    Otherwise (double precision, JAX without 64-bit types, p > 16) the root is computed from
+    eigenvectors V. ``V^H A V`` is evaluated with one and a half times as many bits, by exact
+    products of parts. Its root is corrected to first order for the off-diagonal entries.
 
     With u the unit roundoff of the dtype of `a`, the residual
-    ``||R**floor(p/2) A R**ceil(p/2) - I||_F``, evaluated in twice the format, is at most the larger
-    of p n u and three times that of ``V w**(-1/p) V^H`` by LAPACK's eigenvalues in the same format,
-    for condition numbers up to 0.01 / u: 1.6e5 in float32, 9e13 in float64. Beyond, up to
-    1 / (2 u), a root is returned only where all eigenvalues are distinct from zero. A `schedule`
-    of one's own has its own error.
+    ``||R**floor(p/2) A R**ceil(p/2) - I||_F`` is evaluated in twice the format. It is at most the
+    larger of p n u and three times the residual of ``V w**(-1/p) V^H`` by LAPACK's eigenvalues in
+    the same format. This holds for condition numbers up to 0.01 / u: 1.6e5 in float32, 9e13 in
+    float64. Beyond, up to 1 / (2 u), a root is returned only if all eigenvalues are distinct from
+    zero. With `schedule` the error is that of the schedule.
 
-    Where a device is not asked for anything (`condition` or `schedule` given, or under a trace), a
-    matrix that is not finite or not definite gives NaN, and one that is not Hermitian is replaced
-    by its Hermitian part.
+    If nothing may be read from a device (`condition` or `schedule` given, or under a trace), a
+    matrix that is not finite or not definite gives NaN, and a matrix that is not Hermitian is
+    replaced by its Hermitian part.
 
-    torch and JAX differentiate the exact root by a rule (docs/guide/derivatives.md); with
+    torch and JAX differentiate the exact root by a rule (docs/evidence/derivatives.md). With
     `schedule` they differentiate the products.
+
+    References
+    ----------
+    C.-H. Guo and N. J. Higham, SIAM J. Matrix Anal. Appl. 28 (2006) 788-804 (coupled iterations).
+    K. Ozaki et al., Numer. Algorithms 59 (2012) 95-118 (exact products).
 
     Examples
     --------
@@ -138,7 +144,7 @@ def inverse_root(
     if 0 in a.shape:
         return cast(ArrayT, empty_result(a, ops))
     find = functools.partial(_computed, p=p, schedule=schedule, condition=condition, start=start)
-    if schedule is not None:  # of an approximation, its products are recorded
+    if schedule is not None:  # the library differentiates the products of the approximation
         return cast(ArrayT, find(a))
     exact = functools.partial(inverse_root, p=p, condition=condition)
     return cast(ArrayT, differentiable_inverse_root(find, a, exact, p))
@@ -152,7 +158,7 @@ def _computed(
     condition: float | None,
     start: Array | None,
 ) -> Array:
-    """Inverse root of square matrices that are not empty."""
+    """Return the inverse root of square matrices that are not empty."""
     ops = ops_of(a)
     hinted = schedule is not None or condition is not None
     entered = enter(
@@ -172,7 +178,7 @@ def _computed(
         # The root of A / scale is scale**(1/p) times that of A.
         guess = ops.scale(astype_like(start, x, ops), _root_of_scale(scale, p, ops))
         root = _from_start(guess, h, p, given.unit_roundoff, ops)
-    # In the format of A itself products leave residuals far above those of an eigendecomposition.
+    # Products in the format of A leave residuals far above those of an eigendecomposition.
     by_products = schedule is not None or (wider and p <= LARGEST_P and (reads or hinted))
     if root is None and by_products:
         root = _by_products(h, p, schedule, condition, given.epsilon, reads, ops)
@@ -188,9 +194,9 @@ def _check_schedule(schedule: Schedule, p: int) -> None:
     polynomials(schedule, "inverse_root")
     if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
         raise ValueError(
-            f"schedule {schedule.name!r} has stride {schedule.stride}, target {schedule.target!r} "
-            f"and upper end {schedule.upper:g}, not {p}, 'polar' and 1; make one with "
-            f"design.inverse_root({p}, ...)"
+            f"schedule must have stride {p}, target 'polar' and upper end 1, got "
+            f"{schedule.name!r} with {schedule.stride}, {schedule.target!r} and "
+            f"{schedule.upper:g}; use design.inverse_root({p}, ...)"
         )
 
 
@@ -206,9 +212,9 @@ def _checked_start(start: Array, a: Array) -> Array:
     return start
 
 
-def _scale(peak: Array, ops: Ops, *, p: int) -> Array | float:
-    """Power of two near the largest entry, of a p-th power where p is small: its root is exact."""
-    scale = ops.binary_scale(peak)
+def _scale(max_abs: Array, ops: Ops, *, p: int) -> Array | float:
+    """Return a power of two near the largest entry, for small p of 2**p, whose root is exact."""
+    scale = ops.binary_scale(max_abs)
     if p > LARGEST_EXACT:
         return scale
     if isinstance(scale, float):
@@ -217,7 +223,7 @@ def _scale(peak: Array, ops: Ops, *, p: int) -> Array | float:
 
 
 def _root_of_scale(scale: Array | float, p: int, ops: Ops) -> Array | float:
-    """``scale**(1/p)``, exact where it is a power of two: 1 / p is not, nor then its power."""
+    """Return ``scale**(1/p)``, exact if it is a power of two, although 1 / p may be rounded."""
     if p > LARGEST_EXACT:
         return scale ** (1 / p)
     if isinstance(scale, float):
@@ -246,7 +252,7 @@ def _by_products(
 ) -> Array:
     bound, _ = spectral_bound(h, ops)
     r = ops.divide(h, ops.divisor(bound))
-    # Also where `condition` is given: of an indefinite matrix, products give a root without notice.
+    # Also if `condition` is given: for an indefinite matrix products would give a finite result.
     factor = ops.cholesky(r)
     if reads and not math.isfinite(ops.item(ops.max_abs(factor))):
         _refuse(eps)
@@ -259,28 +265,28 @@ def _by_products(
             # The bound exceeds the largest eigenvalue by a factor of up to n**(1/16).
             smallest = 1 / (float(condition) * h.shape[-1] ** (1 / 16))
         working = format_of(format_name(h)).epsilon
-        # Rounded down to a power of 2**p, so that few schedules are designed and kept; by 0.001
-        # more, since logarithms are rounded.
+        # Rounded down to a power of 2**p, so that few schedules are designed and cached. The 0.001
+        # covers the rounding of the logarithm.
         schedule = _converging(p, math.floor(math.log2(smallest) / p - 1e-3), working)
     z, alpha, beta = coupled(r, schedule.steps, ops, stride=p)
     q = ops.add_diagonal(ops.combine((alpha,), (z,)), beta)
-    # Each root by itself: their product could overflow where the result does not.
+    # One root after the other: their product could overflow where the result does not.
     q = ops.hermitian_part(q) * ops.divisor(bound) ** (-1 / p)
-    return q if reads else q + ops.max_abs(factor) * 0  # NaN where there is no factor
+    return q if reads else q + ops.max_abs(factor) * 0  # NaN where the factorisation failed
 
 
 def _smallest(factor: Array, ops: Ops) -> float:
-    """Lower bound of the eigenvalues of ``L L^H`` in a stack, within ``n**(1/16)``."""
+    """Return a lower bound of the eigenvalues of ``L L^H`` in a stack, within ``n**(1/16)``."""
     eye = ops.xp.broadcast_to(ops.eye(factor.shape[-1], factor), factor.shape)
     inverse = ops.solve_lower(factor, eye)
-    peak = ops.max_abs(inverse)
-    bound, _ = spectral_bound(ops.gram(inverse / astype_like(peak, inverse, ops)), ops)
-    return -ops.item(-(1 / (bound * peak * peak)))
+    size = ops.max_abs(inverse)
+    bound, _ = spectral_bound(ops.gram(inverse / astype_like(size, inverse, ops)), ops)
+    return -ops.item(-(1 / (bound * size * size)))
 
 
 @functools.lru_cache(maxsize=256)
 def _converging(p: int, exponent: int, eps: float) -> Schedule:
-    """Steps for eigenvalues from ``2**(p exponent)`` to rounding."""
+    """Return the schedule that is accurate to rounding for eigenvalues from ``2**(p exponent)``."""
     lower = 2.0 ** min(exponent, -1)
     whole = targets.inverse_root(p, lower, [1 + DEGREE * p] * MOST_STEPS)
     for k, (lo, hi) in enumerate(odd_images(whole.steps, lower, 1.0, stride=p), 1):
@@ -293,10 +299,10 @@ def _converging(p: int, exponent: int, eps: float) -> Schedule:
 
 
 def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Array:
-    """``V f(V^H A V) V^H``, f to first order around the diagonal, where nearly all of it is.
+    """Return ``V f(V^H A V) V^H`` with f to first order around the diagonal of V^H A V.
 
-    Eigenvalues near u ``||A||`` are lost in the rounding of the eigenvectors, but not from
-    ``V^H A V``, whatever V is, where that has more bits.
+    The rounding of the eigenvectors changes eigenvalues near u ``||A||``. ``V^H A V``, evaluated
+    with more bits, keeps them for every V.
     """
     xp = ops.xp
     _, v = ops.eigh(h)
@@ -311,7 +317,7 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
     )
     if reads and not ops.item(off) <= DIAGONAL:
         _refuse(eps)
-    # Divided differences of f, from the logarithm of the quotient: no cancellation.
+    # Divided differences of f from the logarithm of the quotient, without cancellation.
     s = 1 / p
     log = xp.log(rows / columns)
     apart = xp.where(log == 0, xp.ones_like(log), log)
@@ -326,10 +332,11 @@ def _by_eigenvectors(h: Array, p: int, eps: float, reads: bool, ops: Ops) -> Arr
 
 
 def _corrected(r: Array, h: Array, v: Array, roots: Array, p: int, ops: Ops) -> Array:
-    """Newton's step for ``R**k H R**(p - k) = I``, k = p // 2, by the residual in more bits.
+    """Return R after a Newton step for ``R**k H R**(p - k) = I``, k = p // 2.
 
-    In the eigenvectors V: with x and y the roots of two eigenvalues, the derivative of an entry is
-    the sum of ``(x / y)**i / y`` over i from k - p to k - 1.
+    The residual is evaluated with more bits. In the basis V, with x and y the roots of two
+    eigenvalues, the derivative of an entry is the sum of ``(x / y)**i / y`` over i from k - p to
+    k - 1.
     """
     k = p // 2
     high, low = r, r * 0.0
@@ -347,20 +354,21 @@ def _corrected(r: Array, h: Array, v: Array, roots: Array, p: int, ops: Ops) -> 
 
 
 def _scalar_roots(w: Array, p: int, ops: Ops) -> Array:
-    """``w**(-1/p)`` of numbers, within hardly more than half a unit in the last place.
+    """Return ``w**(-1/p)`` of numbers, with an error of about half a unit in the last place.
 
-    The exponent is rounded, and so are powers: Newton's step by the residual in more bits.
+    The rounding errors of the exponent and of the power are corrected by a Newton step, with the
+    residual evaluated with more bits.
     """
     share = 2.0 ** -((format_of(format_name(w)).significand - 1) // 2)
 
     def halves(x: Array, rest: Array | float = 0.0) -> tuple[Array, Array]:
-        """Return ``x + rest`` as a number of half the bits and what is left."""
+        """Return ``x + rest`` as the sum of a number of half the bits and a remainder."""
         unit = ops.binary_scale(ops.xp.abs(x)) * (2 * share)
         high = ops.xp.round(x / unit) * unit
         return high, (x - high) + rest
 
     def product(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
-        """Return the product, whose first part is exact, as a sum."""
+        """Return the product as the sum of an exact leading part and a remainder."""
         return x[0] * y[0], x[0] * y[1] + x[1] * y[0] + x[1] * y[1]
 
     root = w ** (-1 / p)
@@ -373,7 +381,7 @@ def _scalar_roots(w: Array, p: int, ops: Ops) -> Array:
 
 
 def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
-    """``left^H h right`` in half as many bits again: products of leading parts are exact."""
+    """Return ``left^H h right`` with one and a half times the bits, by exact leading products."""
     high, low = _wide_product(h, right, ops)
     left = ops.adjoint(left)
     exact, rest = _wide_product(left, high, ops)
@@ -381,9 +389,9 @@ def _congruence(left: Array, h: Array, right: Array, ops: Ops) -> Array:
 
 
 def _wide_product(x: Array, y: Array, ops: Ops) -> tuple[Array, Array]:
-    """``x y`` as the sum of an exact product and a small one.
+    """Return ``x y`` as the sum of an exact product and a small one.
 
-    Parts are multiples of a unit that is so large that no sum of their products is rounded.
+    The leading parts are multiples of a unit so large that no sum of their products is rounded.
     """
     xp = ops.xp
     share = 2.0 ** -((format_of(format_name(x)).significand - 1) // 2)
@@ -404,12 +412,12 @@ def _wide_product(x: Array, y: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, float, Array]:
-    """Whether a root is as good as is promised; its largest residual, and the residual itself."""
+    """Return whether a root meets the bound of its residual, the largest norm, and the residual."""
     n, low = r.shape[-1], _power(r, p // 2, ops)
     m = _congruence(low, h, low if p % 2 == 0 else ops.matmul(low, r), ops)
     residual = astype_like(ops.eye(n, r), r, ops) - m
     norm = ops.frobenius(residual)
-    # What rounding R alone would leave: the root of the condition number, here from below.
+    # The residual that rounding R alone leaves: a lower bound of the root of the condition number.
     condition = ops.max_abs(r) ** p * ops.max_abs(h)
     worst = ops.item(norm / (ops.xp.sqrt(n * condition) + p * n / 2))
     size = ops.item(norm)
@@ -417,7 +425,7 @@ def _meets(r: Array, h: Array, p: int, unit: float, ops: Ops) -> tuple[bool, flo
 
 
 def _power(r: Array, k: int, ops: Ops) -> Array:
-    """``R**k`` for k >= 1."""
+    """Return ``R**k`` for k >= 1."""
     if k == 1:
         return r
     half = _power(r, k // 2, ops)
@@ -426,17 +434,17 @@ def _power(r: Array, k: int, ops: Ops) -> Array:
 
 
 def _from_start(r: Array, h: Array, p: int, unit: float, ops: Ops) -> Array | None:
-    """Newton's steps from an approximate root; None where they do not get there.
+    """Return the root by Newton steps from an approximation; None if they do not converge.
 
-    ``R (I - E)`` with E the residual is Newton's step for what commutes with A; rounding, and a
-    change of A, do not, and grow by about ``sqrt(condition) / 4`` in every step (N. J. Higham,
-    Math. Comp. 46 (1986) 537-549): hence the check of each step.
+    ``R (I - E)`` with E the residual is the Newton step if R commutes with A. Rounding errors and
+    the change of A do not commute, and grow by about ``sqrt(condition) / 4`` per step (N. J.
+    Higham, Math. Comp. 46 (1986) 537-549). Therefore every step is checked.
     """
     finite_peak(r, ops, "start")
     r, last = ops.hermitian_part(r), 1 / PROGRESS
     while True:
         good, size, residual = _meets(r, h, p, unit, ops)
-        if good:  # a root of A = R**-p that is definite is the root, and A is definite
+        if good:  # if R is definite, it is the principal root, and A is definite
             return r if ops.is_definite(r, ops.frobenius(r) * 0) else None
         if not size < PROGRESS * last:
             return None

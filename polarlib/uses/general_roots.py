@@ -25,72 +25,79 @@ from polarlib.uses.schur import Kind, by_schur
 
 Array = Any
 
-# Steps that say nothing of eigenvalues near those that are refused: scaled Newton's take up to ten
-# or so, and one more for each factor of two by which an eigenvalue is nearer to the imaginary axis
-# than to the others.
+# Number of steps up to which no eigenvalue can be near the axis. The scaled Newton iteration takes
+# up to about ten steps, and one more per factor of two by which an eigenvalue is nearer to the
+# imaginary axis than to the others.
 USUAL = 20
-# Relative change of a step of Newton's that is near the limit.
+# Relative change of a Newton step below which the iterate is near the limit.
 SETTLED = 1e-3
-# How many times as near as what is refused an eigenvalue may be for a root or sign by products:
-# what rounding made of one on the axis is not taken. Chosen generously.
+# Smallest distance of an eigenvalue from the axis, in units of the threshold of refusal, for a root
+# or sign by products: rounding may have moved a nearer one off the axis. Chosen generously.
 MARGIN = 64
-# Residuals over the promised n u kappa |A|: what is refined, in how many steps, and what is shown.
+# Residual, in units of n u kappa |A|, above which a root is refined; largest number of refinements;
+# residual above which a root is refused.
 CLOSE, REFINEMENTS, FAR = 5.0, 3, 10.0
 
 
 @looks
 @under_default_settings
 def sqrtm(a: ArrayT) -> ArrayT:
-    """Principal square root of a square matrix: ``X @ X = A``, eigenvalues with Re > 0.
+    """Return the principal square root X of A: ``X @ X = A``, eigenvalues of X with Re > 0.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
-        float64.
+    a : array_like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Not modified. Integers are
+        converted to float64.
 
     Returns
     -------
     array, shape (..., n, n)
-        Real for real matrices. Array library, device and dtype of `a`.
+        Real for real matrices, with the array library, device and dtype of `a`.
 
     Raises
     ------
     TypeError
-        If `a` is not an array of numbers; in code that torch records without entries
-        (torch.export, meta tensors).
+        If `a` is not an array of numbers, or if torch records without entries (torch.export, meta
+        tensors).
     ValueError
-        For matrices that are not square; for NaN or infinity; for an eigenvalue, which is named,
-        that is zero or on the negative real axis to rounding: ``|Im| <= n u |A|_F`` and
-        ``Re <= n u |A|_F``, u the unit roundoff of the dtype, at least single. Hermitian positive
-        semidefinite matrices are for :func:`sqrtm_psd`.
+        For matrices that are not square, NaN or infinity. Also for an eigenvalue that is zero or on
+        the negative real axis to rounding: ``|Im| <= n u |A|_F`` and ``Re <= n u |A|_F``, u the
+        unit roundoff of the dtype, at least single. The message states the eigenvalue. For
+        Hermitian positive semidefinite matrices use :func:`sqrtm_psd`.
     ConvergenceWarning
-        If no root is shown to be right: of matrices that are very near to those that are refused.
+        If the result does not pass the check, for a matrix very near to those that are refused.
 
     Notes
     -----
-    In the memory of the host, in double precision, first what takes well-conditioned matrices in a
-    fraction of the time: two to five inverses by the iteration below, and a series; taken where the
-    residual is at most ``3 n u |X|_F^2`` and the norms of the inverses exclude eigenvalues near
-    those that are refused. Else the Schur decomposition, real for real matrices,
-    and the root of the triangular factor by blocks, ``R_11 R_12 + R_12 R_22 = T_12`` (A. Bjorck and
-    S. Hammarling, Linear Algebra Appl. 52/53 (1983) 127-140; N. J. Higham, Linear Algebra Appl.
-    88/89 (1987) 405-430; E. Deadman, N. J. Higham and R. Ralha, LNCS 7782 (2013) 171-182). Newton's
-    step follows where the residual exceeds ``3 n u |X|_F^2``. Every root is checked:
-    ``|X^2 - A|_F <= 10 n u |X|_F^2``. About 20 to 30 n^3 operations, 28 n^3 more after those of the
-    first attempt where it fails. Triangular matrices keep their form exactly.
+    In the memory of the host the computation is in double precision. First two to five inverses of
+    the iteration below and a series are tried, which take a fraction of the time for
+    well-conditioned matrices. The result is accepted if the residual is at most
+    ``3 n u |X|_F^2`` and the norms of the inverses exclude eigenvalues near those that are refused.
+    Otherwise the Schur decomposition is computed, real for real matrices, and the root of the
+    triangular factor by blocks, ``R_11 R_12 + R_12 R_22 = T_12``. A Newton step follows if the
+    residual exceeds ``3 n u |X|_F^2``. Every root is checked: ``|X^2 - A|_F <= 10 n u |X|_F^2``.
+    The cost is about 20 to 30 n^3 operations, and 28 n^3 more if the first attempt fails.
+    Triangular matrices keep their form exactly.
 
-    On devices, and under ``jax.jit`` and ``jax.vmap``, by products and inverses: the product form
-    of Denman and Beavers' iteration, N. J. Higham, Functions of Matrices (SIAM, 2008), equation
-    (6.29), with scaling by norms; 5 to 10 steps of an inverse and a product each, in double where
-    there is double, and Newton's step where that leaves more than half of what is allowed:
-    ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. On a device what fails there,
-    or takes more than 20 steps, is computed on the host instead. Under a trace there is NaN in the
-    place of errors, after more than 20 steps for eigenvalues up to some 64 times as far from the
-    axis as said above, and farther if A is far from normal; a negative eigenvalue of a Jordan block
-    is not told from the pair of complex ones that rounding makes of it.
+    On devices, and under ``jax.jit`` and ``jax.vmap``, the product form of Denman and Beavers'
+    iteration with scaling by norms is used: 5 to 10 steps of an inverse and a product each, in
+    double precision if the library has it. A Newton step follows if the residual exceeds half of
+    the bound ``|X^2 - A|_F <= 10 n u |X|_F |X^-1|_F |A|_F``, which is checked. If a matrix on a
+    device fails the check, or takes more than 20 steps, it is computed on the host instead.
+
+    Under a trace the result is NaN where an error would be raised. It is also NaN if the iteration
+    takes more than 20 steps and an eigenvalue is less than about 64 times as far from the axis as
+    stated above, or farther if A is far from normal. A negative eigenvalue of a Jordan block cannot
+    be distinguished from the pair of complex ones that rounding makes of it.
 
     torch and JAX differentiate by ``X dX + dX X = dA``, on the host in double precision.
+
+    References
+    ----------
+    A. Bjorck and S. Hammarling, Linear Algebra Appl. 52/53 (1983) 127-140. N. J. Higham, Linear
+    Algebra Appl. 88/89 (1987) 405-430. E. Deadman, N. J. Higham and R. Ralha, LNCS 7782 (2013)
+    171-182. N. J. Higham, Functions of Matrices (SIAM, 2008), equation (6.29).
 
     Examples
     --------
@@ -108,44 +115,48 @@ def sqrtm(a: ArrayT) -> ArrayT:
 @looks
 @under_default_settings
 def signm(a: ArrayT) -> ArrayT:
-    """Sign of a square matrix: S with ``S @ S = I``, ``S @ A = A @ S``, eigenvalues sign(Re).
+    """Return the matrix sign S of A: ``S @ S = I``, ``S @ A = A @ S``, eigenvalues sign(Re).
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real or complex, not necessarily normal or diagonalisable. Never changed. Integers become
-        float64.
+    a : array_like, shape (..., n, n)
+        Real or complex, not necessarily normal or diagonalisable. Not modified. Integers are
+        converted to float64.
 
     Returns
     -------
     array, shape (..., n, n)
-        Real for real matrices. Array library, device and dtype of `a`.
+        Real for real matrices, with the array library, device and dtype of `a`.
 
     Raises
     ------
     TypeError
         As :func:`sqrtm`.
     ValueError
-        For matrices that are not square; for NaN or infinity; for an eigenvalue, which is named,
-        on the imaginary axis to rounding: ``|Re| <= n u |A|_F``, u the unit roundoff of the dtype,
-        at least single.
+        For matrices that are not square, NaN or infinity. Also for an eigenvalue on the imaginary
+        axis to rounding: ``|Re| <= n u |A|_F``, u the unit roundoff of the dtype, at least single.
+        The message states the eigenvalue.
     ConvergenceWarning
-        If no sign is shown to be right: of matrices that are very near to those that are refused.
+        If the result does not pass the check, for a matrix very near to those that are refused.
 
     Notes
     -----
-    In the memory of the host, in double precision: the Schur decomposition with eigenvalues of
-    positive real part first, and ``S = Q [[I, X], [0, -I]] Q^H`` with
+    In the memory of the host the computation is in double precision. It is based on the Schur
+    decomposition with eigenvalues of positive real part first: ``S = Q [[I, X], [0, -I]] Q^H`` with
     ``T_11 X - X T_22 = 2 T_12``. Every sign is checked: ``|S^2 - I|_F <= 10 n u |S|_F^2`` and
-    ``|S A - A S|_F <= 10 n u |S|_F |A|_F``. About 30 n^3 operations.
+    ``|S A - A S|_F <= 10 n u |S|_F |A|_F``. The cost is about 30 n^3 operations.
 
-    On devices, and under ``jax.jit`` and ``jax.vmap``, by Newton's iteration
-    ``S <- (c S + S^-1 / c) / 2``, with scaling by norms: 6 to 10 inverses. Checked by the same
-    equations with ``|S|_F^2`` for ``|S|_F`` in the second. Errors and NaN, the host in the place of
-    more than 20 steps: as in :func:`sqrtm`. J. D. Roberts, Int. J. Control 32 (1980) 677-687;
-    N. J. Higham, Functions of Matrices (SIAM, 2008), chapter 5.
+    On devices, and under ``jax.jit`` and ``jax.vmap``, Newton's iteration
+    ``S <- (c S + S^-1 / c) / 2`` with scaling by norms is used: 6 to 10 inverses. The result is
+    checked by the same equations with ``|S|_F^2`` for ``|S|_F`` in the second. Errors, NaN and
+    matrices that take more than 20 steps are treated as in :func:`sqrtm`.
 
     torch and JAX differentiate by ``N dS + dS N = dA - S dA S``, N = S A.
+
+    References
+    ----------
+    J. D. Roberts, Int. J. Control 32 (1980) 677-687. N. J. Higham, Functions of Matrices (SIAM,
+    2008), chapter 5.
 
     Examples
     --------
@@ -161,11 +172,11 @@ def signm(a: ArrayT) -> ArrayT:
 
 
 def _found(a: Array, *, kind: Kind) -> Array:
-    """Root or sign of square matrices that nobody differentiates."""
+    """Compute the root or sign of square matrices, without derivatives."""
     ops = ops_of(a)
     refuse_hidden(a, ops, kind, "compute it before")
     hidden = ops.is_abstract(a)
-    if kind == "sqrtm":  # by the square of a power of two, so that scaling back is exact
+    if kind == "sqrtm":  # scaled by the square of a power of two, so that scaling back is exact
         entered = enter(a, ops=ops, double=True, scaling=_root_of_scale)
         factor = entered.scale
         entered = entered._replace(x=ops.divide(entered.x, factor), scale=factor * factor)
@@ -192,8 +203,8 @@ def _on_host(entered: Entered, kind: Kind, unit: float) -> Array:
     if f is None or np.isnan(f).any():
         what = "principal square root" if kind == "sqrtm" else "sign"
         raise ConvergenceWarning(
-            f"the {what} was not found: an eigenvalue is too near to where there is none; add a "
-            "multiple of the identity"
+            f"the {what} did not pass the check: an eigenvalue is too near to the axis on which it "
+            "is undefined; add a multiple of the identity"
         )
     return astype_like(ops.from_host(f, entered.x), entered.x, ops)
 
@@ -202,9 +213,9 @@ def _on_host(entered: Entered, kind: Kind, unit: float) -> Array:
 
 
 def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Array, Any]:
-    """Root or sign of scaled matrices, whether it is shown to be right (..., 1, 1), and steps."""
+    """Return root or sign of scaled matrices, whether it passes the check, and the steps."""
     n = a.shape[-1]
-    # An eigenvalue where there is no root, or sign, to rounding, is as near as n u to the axis.
+    # An eigenvalue for which the function is defined is at least n u away from the axis.
     most = max(USUAL, math.ceil(-math.log2(n * unit)))
     f, left, steps = (_denman_beavers if kind == "sqrtm" else _newton)(a, most, ops)
     size, norm = ops.frobenius(f), ops.frobenius(a)
@@ -222,10 +233,11 @@ def _by_products(a: Array, kind: Kind, unit: float, ops: Ops) -> tuple[Array, Ar
 
 
 def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
-    """Leave out what has eigenvalues so near to the axis that rounding may have moved them there.
+    """Return `good` without the matrices whose eigenvalues rounding may have moved off the axis.
 
-    N is the root, or S A. Asked only after many steps. Of ``N Z + Z N = W``, Z is as large as
-    eigenvalues of N, or sums of two, are small; W is any matrix that does not commute with N.
+    N is the root, or S A. The check is made only after many steps. In ``N Z + Z N = W``, with a
+    matrix W that does not commute with N, Z is large if an eigenvalue of N, or a sum of two, is
+    small.
     """
     k = n.shape[-1]
     w = ops.from_host(np.cos(np.arange(1.0, k * k + 1)).reshape(k, k), n)
@@ -243,9 +255,9 @@ def _apart(n: Array, good: Array, steps: Any, unit: float, ops: Ops) -> Array:
 
 
 def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
-    """Root after Newton's steps, ``X D + D X = X^2 - A``, while ``|X^2 - A|`` exceeds a bound.
+    """Apply Newton steps, ``X D + D X = X^2 - A``, to a root while ``|X^2 - A|`` exceeds a bound.
 
-    Near the negative axis the iteration leaves u over the distance to it.
+    The error of the iteration is u over the distance of the eigenvalues from the negative axis.
     """
 
     def step(state: Any) -> Any:
@@ -264,12 +276,12 @@ def _refined(x: Array, a: Array, bound: Array, ops: Ops) -> tuple[Array, Array]:
 
 
 def _near(a: Array) -> float:
-    """Distance from the limit before a step that is the last one: convergence is quadratic."""
+    """Return the distance from the limit below which one step suffices (convergence of order 2)."""
     return math.sqrt(format_of(format_name(a)).epsilon)
 
 
 def _denman_beavers(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
-    """Scaled product form: ``M <- (I + (M + M^-1) / 2) / 2``, ``X <- X (I + M^-1) / 2``, M -> I."""
+    """Iterate ``M <- (I + (M + M^-1) / 2) / 2``, ``X <- X (I + M^-1) / 2``, scaled, until M = I."""
     xp, eye, near = ops.xp, ops.eye(a.shape[-1], a), _near(a)
 
     def step(state: Any) -> Any:
@@ -286,7 +298,7 @@ def _denman_beavers(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
 
 
 def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
-    """Scaled Newton iteration for the sign."""
+    """Run the scaled Newton iteration for the sign."""
     xp, near = ops.xp, _near(a)
 
     def step(state: Any) -> Any:
@@ -294,7 +306,7 @@ def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
         inverse = ops.inverse(s)
         mu = scaling((s,), (inverse,), left, ops)
         new = (s * mu + inverse / mu) * 0.5
-        # A change of e is followed by one of |S| e^2 / 2; rounding changes eps |S|^3 in each step.
+        # After a change e the next one is |S| e^2 / 2; rounding contributes eps |S|^3 per step.
         change, size = ops.frobenius(new - s), ops.frobenius(new)
         settled = change <= SETTLED * size
         least = xp.where(settled, near * a.shape[-1] * size**3, xp.zeros_like(size))
@@ -306,7 +318,7 @@ def _newton(a: Array, most: int, ops: Ops) -> tuple[Array, Array, Any]:
 
 
 def _infinite(a: Array, ops: Ops) -> Array:
-    """A distance that is beyond all others, NaN for a matrix that is not finite."""
+    """Return an infinite distance; NaN for a matrix that is not finite."""
     return ops.frobenius(a) * 0.0 + 1.0
 
 

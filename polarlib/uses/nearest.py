@@ -1,4 +1,4 @@
-"""Nearest orthogonal matrices and rotations, and what Procrustes problems and roots share."""
+"""Nearest orthogonal matrices and rotations, and functions shared by the Procrustes problems."""
 
 from __future__ import annotations
 
@@ -40,22 +40,23 @@ def nearest_orthogonal(a: Sequence[Any]) -> np.ndarray: ...
 def nearest_orthogonal(a: ArrayT) -> ArrayT: ...
 @looks
 def nearest_orthogonal(a: Array) -> Array:
-    """Matrix with orthonormal columns (rows, if m < n) nearest to A: its unitary polar factor.
+    """Return the matrix with orthonormal columns (rows, if m < n) that is nearest to A.
 
-    Nearest in every unitarily invariant norm; in the Frobenius norm at the distance
-    ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` also gives the Hermitian factor and
-    error estimates, :func:`polarlib.orthogonalize` an approximation by few matrix products.
+    The nearest matrix is the unitary polar factor, in every unitarily invariant norm. Its distance
+    in the Frobenius norm is ``sqrt(sum((sigma_i - 1)**2))``. :func:`polarlib.polar` also returns
+    the Hermitian factor and error estimates, :func:`polarlib.orthogonalize` an approximation by few
+    matrix products.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., m, n)
-        Real or complex. Never changed. Integers become float64.
+    a : array_like, shape (..., m, n)
+        Real or complex. Not modified. Integers are converted to float64.
 
     Returns
     -------
     array, shape (..., m, n)
-        Array library, device and dtype of `a`. For a rank-deficient matrix the nearest one is not
-        unique: one of them, with orthonormal columns all the same.
+        Unitary polar factor, with the array library, device and dtype of `a`. For a rank-deficient
+        matrix the nearest one is not unique, and one of them is returned.
 
     Raises
     ------
@@ -66,8 +67,12 @@ def nearest_orthogonal(a: Array) -> Array:
 
     Notes
     -----
-    Under ``jax.jit`` and ``jax.vmap`` by the SVD; NaN or infinity gives NaN there.
-    K. Fan and A. J. Hoffman, Proc. AMS 6 (1955) 111-116; N. J. Higham, Functions of Matrices (SIAM,
+    H is not formed. Under ``jax.jit`` and ``jax.vmap`` the SVD is used, and NaN or infinity gives
+    NaN.
+
+    References
+    ----------
+    K. Fan and A. J. Hoffman, Proc. AMS 6 (1955) 111-116. N. J. Higham, Functions of Matrices (SIAM,
     2008), section 8.1.
 
     Examples
@@ -85,27 +90,26 @@ def nearest_rotation(a: ArrayT, *, regularization: float = ...) -> ArrayT: ...
 @looks
 @under_default_settings
 def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
-    """Rotation (orthogonal, determinant +1) nearest to a square real matrix in Frobenius norm.
+    """Return the rotation (orthogonal, determinant +1) nearest to A in the Frobenius norm.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Real. Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Real. Not modified. Integers are converted to float64.
     regularization : float, optional
-        r, for derivatives by torch or JAX alone. Their rule divides by the sums d of two of
-        ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``; with r > 0 ``1 / d`` becomes
-        ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant: derivatives are bounded by
-        ``1 / (r sigma_1)``, and exist where the rotation is not unique. The relative bias is
+        r, used by derivatives of torch and JAX alone. Their rule divides by the sums d of two of
+        ``sigma_1, ..., sigma_(n-1), det(U V^T) sigma_n``. With r > 0, ``1 / d`` is replaced by
+        ``d / (d^2 + (r sigma_1)^2)``, sigma_1 held constant. Derivatives then also exist where the
+        rotation is not unique, and are bounded by ``1 / (r sigma_1)``. The relative bias is
         ``(r sigma_1 / d)^2``.
 
     Returns
     -------
     array, shape (..., n, n)
-        Array library, device and dtype of `a`. Where det A > 0 this is the unitary polar factor;
-        where det A < 0 the direction of the smallest singular value is turned over:
-        ``U diag(1, ..., 1, -1) V^T``, at the distance ``sqrt(sum((sigma_i - 1)**2) + 4 sigma_n)``.
-        Unique if ``sigma_{n-1} > 0``, and ``sigma_{n-1} > sigma_n`` where det A < 0; otherwise one
-        of the nearest.
+        With the array library, device and dtype of `a`. If det A > 0 the rotation is the unitary
+        polar factor. If det A < 0 it is ``U diag(1, ..., 1, -1) V^T``, at the distance
+        ``sqrt(sum((sigma_i - 1)**2) + 4 sigma_n)``. The rotation is unique if ``sigma_(n-1) > 0``
+        and, for det A < 0, ``sigma_(n-1) > sigma_n``. Otherwise one of the nearest is returned.
 
     Raises
     ------
@@ -113,19 +117,23 @@ def nearest_rotation(a: Array, *, regularization: float = 0.0) -> Array:
         If `a` is not an array of real numbers. The special unitary matrix nearest to a complex one
         has no closed form.
     ValueError
-        For matrices that are not square, NaN or infinity, a regularization that is negative. With
-        torch or JAX, when a derivative is computed without regularization where the rotation is
-        not unique to rounding, ``d <= n eps sigma_1``; in code that JAX traces it is NaN.
+        For matrices that are not square, NaN or infinity, or a negative regularization. With torch
+        or JAX, also when a derivative is computed without regularization where the rotation is not
+        unique to rounding, ``d <= n eps sigma_1``. In code that JAX traces the derivative is NaN.
     ConvergenceWarning
-        If neither closed forms nor the SVD give a matrix that is shown to be the nearest rotation.
+        If neither closed forms nor the SVD give a matrix that passes the check.
 
     Notes
     -----
-    Every result is checked, to ``max(100, n)`` epsilons: R is orthogonal, det R = +1, ``R^T A`` is
-    symmetric, and ``tr(R^T A)`` is the largest that there is. Under jax.jit and jax.vmap, where
-    nothing can be raised, NaN stands for a matrix that is not finite or has no such R.
-    G. Wahba, SIAM Rev. 7 (1965) 409; W. Kabsch, Acta Cryst. A 32 (1976) 922-923; S. Umeyama, IEEE
-    Trans. PAMI 13 (1991) 376-380. Derivatives: docs/guide/derivatives.md.
+    Every result is checked to ``max(100, n)`` epsilons: R is orthogonal, det R = +1, ``R^T A`` is
+    symmetric, and ``tr(R^T A)`` has its largest possible value. Under ``jax.jit`` and ``jax.vmap``
+    the result is NaN for a matrix that is not finite or whose R fails the check. For derivatives
+    see docs/guide/derivatives.md.
+
+    References
+    ----------
+    G. Wahba, SIAM Rev. 7 (1965) 409. W. Kabsch, Acta Cryst. A 32 (1976) 922-923. S. Umeyama, IEEE
+    Trans. PAMI 13 (1991) 376-380.
 
     Examples
     --------
@@ -159,55 +167,56 @@ def refuse_complex(a: Array, name: str) -> None:
 
 
 def found_rotation(a: Array) -> Array:
-    """Nearest rotation of real matrices that nobody differentiates."""
+    """Return the nearest rotations of real matrices, without derivatives."""
     ops = ops_of(a)
     return astype_like(_rotation(at_least_single(a, ops), ops), a, ops)
 
 
 def _rotation(x: Array, ops: Ops) -> Array:
-    """Nearest rotation of each real matrix of any scale, in at least single precision.
+    """Return the nearest rotation of each real matrix of any scale, in at least single precision.
 
-    ValueError for NaN or infinity, ConvergenceWarning if the SVD does not give a nearest rotation
-    either. Where the library hides the entries, the result is NaN instead.
+    Raise ValueError for NaN or infinity, and ConvergenceWarning if the result of the SVD fails the
+    check too. Under a trace the result is NaN instead.
     """
     xp = ops.xp
     r = ops.compiled(_shown_rotation)(x)
     if not ops.is_abstract(x) and not bool(xp.all(xp.isfinite(r))):
         finite_peak(x, ops, "a")
         raise ConvergenceWarning(
-            "the nearest rotation was not found: the SVD did not converge; use float64"
+            "no rotation passed the check of optimality: the SVD did not converge; use float64"
         )
     return r
 
 
 def _shown_rotation(x: Array) -> Array:
-    """Nearest rotations of real matrices of any scale; NaN where none is shown to be one."""
+    """Return the nearest rotations of real matrices of any scale; NaN where the check fails."""
     ops = ops_of(x)
     xp = ops.xp
     shown = None
-    # Closed forms need no LAPACK call for each matrix of a stack, and hundreds of a device's.
+    # Closed forms avoid one LAPACK call per matrix, but need hundreds of launches on a device.
     if x.shape[-1] <= LARGEST and ops.host:
         r, shown = small_rotation(x, ops)
         if bool(xp.all(shown)):
             return r
     entered = enter(x, ops=ops, look="never", mask=True)
-    other, found, _, _ = turn_by_svd(entered.x, ops)
-    other = xp.where(entered.finite & found, other, xp.full_like(x, math.nan))
+    other, checked, _, _ = turn_by_svd(entered.x, ops)
+    other = xp.where(entered.finite & checked, other, xp.full_like(x, math.nan))
     return other if shown is None else xp.where(shown[..., None, None], r, other)
 
 
 def turn_by_svd(
     x: Array, ops: Ops, *, proper: bool = True
 ) -> tuple[Array, Array, Array, Array | float]:
-    """Nearest rotations of scaled matrices, or unitary factors; for whether each is shown to be it.
+    """Return nearest rotations, or unitary factors, of scaled matrices, and which are optimal.
 
-    R is the nearest if ``R^H A`` is Hermitian and its trace is the largest that there is,
-    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n``, without the determinant if not `proper`.
+    R is optimal if ``R^H A`` is Hermitian and its trace has the largest possible value,
+    ``sigma_1 + ... + sigma_(n-1) + det(U V^T) sigma_n`` (without the determinant if not `proper`).
 
     Returns
     -------
     r : array, shape (..., n, n)
     shown : array of bool, shape (..., 1, 1)
+        Whether R is optimal.
     s : array, shape (..., n)
         Singular values.
     sign : array, shape (..., 1, 1), or 1.0
@@ -226,7 +235,7 @@ def turn_by_svd(
     best = xp.sum(s[..., :-1], axis=-1)[..., None, None] + sign * s[..., -1:, None]
     shown = (
         (ops.frobenius(ops.add_diagonal(ops.gram(r), -1.0)) <= tol * math.sqrt(x.shape[-1]))
-        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # twice the skew part
+        & (ops.frobenius(w - ops.adjoint(w)) <= 2 * tol * size)  # W - W^H is twice the skew part
         & (trace(w, ops) >= best - tol * size)
     )
     if proper:

@@ -26,48 +26,48 @@ Array = Any
 def procrustes(
     a: ArrayT, b: ArrayT, *, rotation: bool = False, regularization: float = 0.0
 ) -> ArrayT:
-    """Orthogonal (unitary) Q for which ``A Q`` is nearest to B in Frobenius norm.
+    """Return the orthogonal (unitary) Q for which ``A Q`` is nearest to B in the Frobenius norm.
 
-    Equals the matrix of :func:`scipy.linalg.orthogonal_procrustes`, and also takes stacks of
-    matrices and arrays of any library. Rows of A and B are points, or observations: to align clouds
-    of points, subtract their means first. The factor s that makes ``s A Q`` nearest to B is
-    ``sum(conj(A Q) * B).real / sum(abs(A)**2)``.
+    Q is the matrix of :func:`scipy.linalg.orthogonal_procrustes`. Stacks of matrices and arrays of
+    other libraries are accepted too. Rows of A and B are points, or observations. To align clouds
+    of points, use :func:`polarlib.align`, or subtract the means first. The factor s that makes
+    ``s A Q`` nearest to B is ``sum(conj(A Q) * B).real / sum(abs(A)**2)``.
 
     Parameters
     ----------
-    a, b : array or array-like, shape (..., m, n)
-        Of one array library and device, never changed; leading axes broadcast. Integers become
-        float64.
+    a, b : array_like, shape (..., m, n)
+        Of one array library and device; leading axes broadcast. Not modified. Integers are
+        converted to float64.
     rotation : bool, optional
-        Only rotations, det Q = +1, of real matrices (Kabsch's algorithm).
+        Restrict Q to rotations, det Q = +1, for real matrices (Kabsch's algorithm).
     regularization : float, optional
         For derivatives by torch or JAX, with respect to both arguments: see
-        :func:`nearest_rotation`. Without `rotation` the sums are those of any two singular values
+        :func:`nearest_rotation`. Without `rotation` the sums d are those of any two singular values
         of ``A^H B``.
 
     Returns
     -------
     array, shape (..., n, n)
-        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Of the dtype to which the
-        library promotes those of `a` and `b`, float32 where it has no rule for two of 16 bits.
-        Unique if ``A^H B`` has full rank (for rotations see :func:`nearest_rotation`);
-        otherwise one of the best.
+        Unitary polar factor of ``A^H B``, or the rotation nearest to it. Its dtype is the one to
+        which the library promotes those of `a` and `b`, or float32 if the library has no rule for
+        two dtypes of 16 bits. Q is unique if ``A^H B`` has full rank (for rotations see
+        :func:`nearest_rotation`); otherwise one of the best is returned.
 
     Raises
     ------
     TypeError
-        If `a` or `b` is not an array of numbers, they are of two array libraries, or complex where
-        a rotation is asked for.
+        If `a` or `b` is not an array of numbers, if they are of two array libraries, or if they
+        are complex and a rotation is requested.
     ValueError
-        For shapes that do not match, two devices, NaN or infinity, a regularization that is
-        negative; for derivatives where Q is not unique, as :func:`nearest_rotation`.
+        For shapes that do not match, two devices, NaN or infinity, or a negative regularization.
+        Also for derivatives where Q is not unique, as in :func:`nearest_rotation`.
     ConvergenceWarning
-        Of rotations, as :func:`nearest_rotation`.
+        For rotations, as in :func:`nearest_rotation`.
 
-    Notes
-    -----
-    P. H. Schonemann, Psychometrika 31 (1966) 1-10; N. J. Higham, Functions of Matrices (SIAM,
-    2008), section 8.1; W. Kabsch, Acta Cryst. A 32 (1976) 922-923.
+    References
+    ----------
+    P. H. Schonemann, Psychometrika 31 (1966) 1-10. N. J. Higham, Functions of Matrices (SIAM,
+    2008), section 8.1. W. Kabsch, Acta Cryst. A 32 (1976) 922-923.
 
     Examples
     --------
@@ -81,21 +81,21 @@ def procrustes(
     if flag("rotation", rotation):
         refuse_complex(a, "procrustes(rotation=True)")
     r = number("regularization", regularization, 0)
-    # Each by its own power of two: Q is the same, and their product cannot overflow.
+    # Each matrix is divided by its own power of two: Q is the same, and A^H B cannot overflow.
     x, y = enter(a, "a", ops=ops).x, enter(b, "b", ops=ops).x
     product = ops.matmul(ops.adjoint(x), y)
     if 0 in product.shape:
         return cast(ArrayT, astype_like(product, a, ops))
     find = found_rotation if rotation else functools.partial(unitary_factor, name="procrustes")
-    if 0 in x.shape:  # of no points, any will do; it stays in the graph of what is recorded
+    if 0 in x.shape:  # without points every Q is optimal; the product keeps it in a recorded graph
         return cast(ArrayT, astype_like(constant(ops, find, product) + product * 0.0, a, ops))
-    # In at least single precision, so that nothing need be found again for the rule.
+    # In at least single precision, so that the rule of derivatives can use the factors as they are.
     q = differentiable_unitary(find, product, find, rotation=rotation, regularization=r)
     return cast(ArrayT, astype_like(q, a, ops))
 
 
 def pair_of(a: Array, b: Array, name: str = "a", other: str = "b") -> tuple[Array, Array, Ops]:
-    """Two stacks of matrices of one shape, one library and one dtype, by the caller's names."""
+    """Return two stacks of matrices of one shape, library and dtype; messages use their names."""
     (a, ops), (b, _) = as_matrix(a, name), as_matrix(b, other)
     check_same_place(a, name, b, other)
     shapes, both = (tuple(a.shape), tuple(b.shape)), f"{name} and {other}"
@@ -107,10 +107,10 @@ def pair_of(a: Array, b: Array, name: str = "a", other: str = "b") -> tuple[Arra
         np.broadcast_shapes(shapes[0][:-2], shapes[1][:-2])
     except ValueError:
         raise ValueError(
-            f"the stacks of {both} do not broadcast: shapes {shapes[0]} and {shapes[1]}"
+            f"leading axes of {both} must broadcast, got shapes {shapes[0]} and {shapes[1]}"
         ) from None
     if a.dtype != b.dtype:
-        # Libraries promote nothing to a format of 8 bits or from it.
+        # Libraries have no promotion rules for formats of 8 bits.
         a, b = (at_least_single(x, ops) if "float8" in format_name(x) else x for x in (a, b))
         common = common_dtype(a, b, ops)
         a, b = ops.xp.astype(a, common), ops.xp.astype(b, common)

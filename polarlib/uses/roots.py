@@ -24,39 +24,46 @@ Array = Any
 @looks
 @under_default_settings
 def sqrtm_psd(a: ArrayT) -> ArrayT:
-    """Principal square root of a Hermitian positive semidefinite matrix.
+    """Return the principal square root of a Hermitian positive semidefinite matrix.
 
     Parameters
     ----------
-    a : array or array-like, shape (..., n, n)
-        Hermitian up to ``max(100, n)`` epsilons. Never changed. Integers become float64.
+    a : array_like, shape (..., n, n)
+        Hermitian up to ``max(100, n)`` epsilons. Not modified. Integers are converted to float64.
 
     Returns
     -------
     array, shape (..., n, n)
-        The positive semidefinite H with ``H @ H = A``, exactly Hermitian. Array library, device
-        and dtype of `a`; half precision is computed in float32.
+        The positive semidefinite H with ``H @ H = A``, exactly Hermitian, with the array library,
+        device and dtype of `a`. Half precision is computed in float32.
 
     Raises
     ------
     TypeError
         If `a` is not an array of numbers.
     ValueError
-        For matrices that are not square, not Hermitian, or have an eigenvalue below
-        ``-max(100, n)`` epsilons of the largest; for NaN or infinity. With torch or JAX, when a
-        derivative is computed at a matrix that has an eigenvalue below n epsilons of the largest.
+        For matrices that are not square, not Hermitian up to ``max(100, n)`` epsilons, or have an
+        eigenvalue below ``-max(100, n)`` epsilons of the largest; for NaN or infinity. With torch
+        or JAX, also when a derivative is computed at a matrix that has an eigenvalue below n
+        epsilons of the largest.
 
     Notes
     -----
-    ``A = L L^H`` by Cholesky, and H of the polar decomposition ``L^H = U H``: ``H^2 = L L^H``.
-    N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174; Functions of Matrices (SIAM, 2008),
-    Algorithm 6.21. The condition number is that of L, the root of that of A. Where
-    ``||L L^H - A||_F`` exceeds ``max(100, n)`` epsilons of ``||A||_F``, since A is singular to
-    rounding, the root is made of eigenvalues and eigenvectors, those of the wrong sign taken as
-    zero. The other matrices of a stack keep theirs. Either way ``H^2`` is A up to some epsilons of
-    its norm: where A has small eigenvalues by cancellation, those of H below ``sqrt(eps)`` of the
-    largest are noise. Under ``jax.jit`` and ``jax.vmap`` it is made of eigenvalues, and NaN where
-    anything would be raised.
+    H is the Hermitian factor of ``L^H = U H``, where ``A = L L^H`` by Cholesky: ``H^2 = L L^H``.
+    The condition number of L is the root of that of A. ``||L L^H - A||_F`` exceeds ``max(100, n)``
+    epsilons of ``||A||_F`` if A is singular to rounding. The root of such a matrix is computed from
+    eigenvalues and eigenvectors, with negative eigenvalues set to zero; other matrices of the stack
+    are not affected.
+
+    In both cases ``H^2`` is A up to some epsilons of its norm. If A has small eigenvalues by
+    cancellation, those of H below ``sqrt(eps)`` times the largest are rounding errors. Under
+    ``jax.jit`` and ``jax.vmap`` the root is computed from eigenvalues, and is NaN where an error
+    would be raised.
+
+    References
+    ----------
+    N. J. Higham, SIAM J. Sci. Stat. Comput. 7 (1986) 1160-1174. N. J. Higham, Functions of Matrices
+    (SIAM, 2008), Algorithm 6.21.
 
     Examples
     --------
@@ -73,15 +80,15 @@ def sqrtm_psd(a: ArrayT) -> ArrayT:
 
 
 def _found_root(a: Array) -> Array:
-    """Square root of Hermitian matrices that nobody differentiates."""
+    """Return the square root of Hermitian matrices, without derivatives."""
     ops = ops_of(a)
     refuse_hidden(a, ops, "sqrtm_psd", "use inverse_root, and multiply by a")
     hidden = ops.is_abstract(a)
-    # By the square of a power of two, so that scaling back is exact.
-    entered = enter(a, ops=ops, scaling=lambda peak, ops: ops.binary_scale(ops.xp.sqrt(peak)))
+    # Scaled by the square of a power of two, so that scaling back is exact.
+    entered = enter(a, ops=ops, scaling=lambda m, ops: ops.binary_scale(ops.xp.sqrt(m)))
     root = entered.scale
     x = ops.divide(entered.x, root)
-    entered = entered._replace(x=None)  # so that the storage is free before the root takes more
+    entered = entered._replace(x=None)  # free its storage before the root is computed
     tolerance = default_tolerance(a.shape, format_name(a))
     z = hermitian_part(x, ops, tolerance, look=not hidden)
     if hidden:
@@ -91,7 +98,7 @@ def _found_root(a: Array) -> Array:
 
 
 def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
-    """Square roots by eigenvalues; NaN where :func:`sqrtm_psd` would raise."""
+    """Return square roots from eigenvalues; NaN where :func:`sqrtm_psd` would raise an error."""
     xp = ops.xp
     values, vectors = ops.eigh(z)
     low, high = values[..., :1, None], values[..., -1:, None]
@@ -101,16 +108,16 @@ def _hidden_root(x: Array, z: Array, tolerance: float, ops: Ops) -> Array:
 
 
 def _of_eigenvalues(values: Array, vectors: Array, ops: Ops) -> Array:
-    """The square root from eigenvalues, negative ones taken as zero, and eigenvectors."""
+    """Return the square root from eigenvectors and eigenvalues, negative values set to zero."""
     xp = ops.xp
     roots = astype_like(xp.sqrt(xp.where(values > 0, values, xp.zeros_like(values))), vectors, ops)
     return ops.hermitian_part(ops.matmul(vectors * roots[..., None, :], ops.adjoint(vectors)))
 
 
 def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
-    """Square roots of matrices over ``root**2``, by Cholesky where that is shown to be right.
+    """Return square roots of matrices over ``root**2``, by Cholesky where its residual is small.
 
-    A library may leave NaN, or numbers of no meaning, of a matrix that is not positive definite.
+    For a matrix that is not positive definite a library may return NaN or arbitrary numbers.
     """
     xp = ops.xp
     factor = ops.cholesky(z)
@@ -122,14 +129,14 @@ def _root(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
     h = _root_by_eigenvalues(z, root, tolerance, ops)
     if not bool(xp.any(right)):
         return h
-    # The identity in the place of failed factors, which may hold NaN: LAPACK need not end on it.
+    # Failed factors may contain NaN, on which LAPACK may not terminate: use the identity instead.
     eye = xp.broadcast_to(ops.eye(z.shape[-1], z), z.shape)
     known = polar(ops.adjoint(xp.where(right, factor, eye))).hermitian
     return xp.where(right, known, h)
 
 
 def _root_by_eigenvalues(z: Array, root: Array | float, tolerance: float, ops: Ops) -> Array:
-    """Square root of matrices over ``root**2`` of which one, at least, is not positive definite."""
+    """Return square roots of matrices over ``root**2``, not all of them positive definite."""
     values, vectors = ops.eigh(z)
     smallest, largest = (ops.to_host(values)[..., i] for i in (0, -1))
     bad = ~(smallest >= -tolerance * np.maximum(largest, -smallest))  # NaN is bad

@@ -1,7 +1,7 @@
 """Square roots and signs of general matrices on the host, by Schur decompositions.
 
-``A = Q T Q^H``, T (quasi-)triangular, Q unitary: ``f(A) = Q f(T) Q^H``. For real A everything is
-real, T with blocks of 2 x 2 for pairs of complex eigenvalues.
+``A = Q T Q^H``, T (quasi-)triangular, Q unitary: ``f(A) = Q f(T) Q^H``. For real A all factors are
+real, and T has 2 x 2 blocks for pairs of complex eigenvalues.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ Array = Any
 Kind = Literal["sqrtm", "signm"]
 
 UNIT = 2.0**-53
-# Columns up to which calls of LAPACK for blocks cost more than passes over a whole stack.
+# Number of columns up to which LAPACK calls for blocks cost more than passes over a whole stack.
 SMALL = 16
-# Residuals over n u |X|^2: what is not refined, since rounding X leaves as much, and what is shown.
+# Residuals over n u |X|^2: up to the first, which is that of rounding X, a root is not refined; up
+# to the second it is accepted.
 CLOSE, FAR = 3.0, 10.0
 
 
@@ -37,12 +38,12 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
     unit : float
         Unit roundoff of the caller's format, for the thresholds.
     scale : ndarray
-        What the matrices were divided by, for messages; broadcasts with ``x[..., 0, 0]``.
+        Scale of the matrices, for messages; broadcasts with ``x[..., 0, 0]``.
 
     Returns
     -------
     ndarray
-        NaN for a matrix of which no root or sign is shown to be right.
+        NaN for a matrix whose root or sign fails the check.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
     if kind == "signm":
         out = _by_schur(out, kind, unit, scale, np.arange(len(out)), stack)
         return out.reshape(x.shape)
-    # Triangular and diagonal matrices, which a corner tells, have roots of their form exactly.
+    # Triangular and diagonal matrices, recognised by a corner, have roots of exactly that form.
     full = (out[:, 0, -1] != 0) & (out[:, -1, 0] != 0) & (n > 1)
     if full.all():
         given = out
@@ -72,12 +73,12 @@ def by_schur(x: np.ndarray, kind: Kind, unit: float, scale: np.ndarray) -> np.nd
 def _by_schur(
     flat: Array, kind: Kind, unit: float, scale: Array, places: Array, stack: tuple[int, ...]
 ) -> np.ndarray:
-    """The same of matrices at places of a stack, by Schur decompositions of all of them."""
+    """Compute roots or signs of the matrices at `places` of a stack, by Schur decompositions."""
     n = flat.shape[-1]
-    t, q, w, found = schur(flat)
+    t, q, w, known = schur(flat)
     size = np.linalg.norm(flat, axis=(1, 2))[:, None]
-    # Matrices without a decomposition have eigenvalues of no meaning.
-    bad = refused(w, n * unit * size, kind) & found[:, None]
+    # The eigenvalues of matrices without a decomposition are undefined.
+    bad = refused(w, n * unit * size, kind) & known[:, None]
     if bad.any():
         worst = int(np.argmax(bad.any(axis=1)))
         place = places[worst]
@@ -88,8 +89,8 @@ def _by_schur(
     out = np.full(flat.shape, math.nan, flat.dtype)
     shown = np.zeros(len(flat), bool)
     if kind == "sqrtm" and n <= SMALL:
-        out, shown = _sqrt_of_stack(flat, t, q, found)
-    for i in np.flatnonzero(found & ~shown):
+        out, shown = _sqrt_of_stack(flat, t, q, known)
+    for i in np.flatnonzero(known & ~shown):
         f = (_sqrt if kind == "sqrtm" else _sign)(flat[i], t[i], q[i], w[i])
         out[i] = math.nan if f is None else f
     return out
@@ -99,32 +100,33 @@ def _by_schur(
 
 
 def refused(w: Array, cut: Any, kind: Kind) -> np.ndarray:
-    """Which eigenvalues are where the function is not defined, to rounding."""
+    """Return which eigenvalues are, to rounding, where the function is not defined."""
     if kind == "signm":
         return np.asarray(np.abs(w.real) <= cut)
     return np.asarray((np.abs(w.imag) <= cut) & (w.real <= cut))
 
 
 def _refusal(w: Array, cut: Any, kind: Kind, scale: float, index: tuple[int, ...]) -> str:
-    """What to say of eigenvalues, of a matrix over `scale`, that are refused."""
+    """Return the message for eigenvalues, of a matrix over `scale`, that are refused."""
     worst = w[np.argmin(w.real)]
     where = f" of matrix {index} of the stack" if index else ""
     value = complex(worst) * float(scale)
-    said = f"{value.real:.3e}" if value.imag == 0 else f"{value.real:.3e}{value.imag:+.3e}j"
-    said = f"the eigenvalue {said}{where}"
+    number = f"{value.real:.3e}" if value.imag == 0 else f"{value.real:.3e}{value.imag:+.3e}j"
+    eigenvalue = f"the eigenvalue {number}{where}"
     if kind == "signm":
         return (
-            f"a has {said}, which is on the imaginary axis to rounding, where the sign is not "
-            "defined; add a multiple of the identity"
+            f"a has {eigenvalue}, which is on the imaginary axis to rounding, where the sign is "
+            "not defined; add a multiple of the identity"
         )
     if abs(worst) <= cut:
         return (
-            f"a has {said}, which is zero to rounding, where the square root is not analytic; "
-            "sqrtm_psd takes Hermitian positive semidefinite matrices"
+            f"a has {eigenvalue}, which is zero to rounding, where the square root is not "
+            "analytic; use sqrtm_psd for Hermitian positive semidefinite matrices"
         )
     return (
-        f"a has {said}, which is on the negative real axis to rounding: there is no principal "
-        "square root; for another root multiply a by exp(-1j t), and its root by exp(0.5j t)"
+        f"a has {eigenvalue}, which is on the negative real axis to rounding: there is no "
+        "principal square root; for another root multiply a by exp(-1j t), and its root by "
+        "exp(0.5j t)"
     )
 
 
@@ -132,10 +134,11 @@ def _refusal(w: Array, cut: Any, kind: Kind, scale: float, index: tuple[int, ...
 
 
 def _sqrt(a: Array, t: Array, q: Array, _: Array) -> Array | None:
-    """``Q R Q^H``, R^2 = T, if it is shown to be a root; None otherwise.
+    """Return ``Q R Q^H``, R^2 = T, if it passes the check; None otherwise.
 
-    The residual ``|X^2 - A|`` is at most ``10 n u |X|^2``, whatever the condition is. Of a few
-    columns the QR iteration alone may leave more: Newton's step, ``X D + D X = X^2 - A``.
+    The residual ``|X^2 - A|`` must be at most ``10 n u |X|^2``, for every condition number. For
+    small matrices the residual of the QR iteration alone may be larger. A Newton step,
+    ``X D + D X = X^2 - A``, then reduces it.
     """
     r = np.zeros_like(t, order="F")
     _fill_sqrt(t, r, 0, len(t))
@@ -154,9 +157,9 @@ def _sqrt(a: Array, t: Array, q: Array, _: Array) -> Array | None:
 
 
 def _fill_sqrt(t: Array, r: Array, i: int, j: int) -> None:
-    """Rows and columns i to j - 1 of the root R of T: ``R_11 R_12 + R_12 R_22 = T_12``."""
+    """Compute rows and columns i to j - 1 of the root R of T: ``R_11 R_12 + R_12 R_22 = T_12``."""
     k = (i + j) // 2
-    if j - i > 1 and t[k, k - 1] != 0:  # not through a block
+    if j - i > 1 and t[k, k - 1] != 0:  # do not split a 2 x 2 block
         k += 1
     if k in (i, j):
         r[i:j, i:j] = _sqrt_of_block(t[i:j, i:j])
@@ -168,9 +171,9 @@ def _fill_sqrt(t: Array, r: Array, i: int, j: int) -> None:
 
 
 def _sqrt_of_block(b: Array) -> Any:
-    """Root of a number, or of a real block with the eigenvalues ``d +- i m`` and diagonal d.
+    """Return the root of a number, or of a real block with eigenvalues ``d +- i m``, diagonal d.
 
-    ``c I + (B - d I) / (2 c)``, c the real part of the root of ``d + i m``.
+    The root of a block is ``c I + (B - d I) / (2 c)``, c the real part of the root of ``d + i m``.
     """
     if len(b) == 1:
         return cmath.sqrt(b[0, 0]) if b.dtype.kind == "c" else math.sqrt(b[0, 0])
@@ -180,11 +183,11 @@ def _sqrt_of_block(b: Array) -> Any:
     return np.array([[c, b[0, 1] / (2 * c)], [b[1, 0] / (2 * c), c]])
 
 
-def _sqrt_of_stack(a: Array, t: Array, q: Array, found: Array) -> tuple[Array, Array]:
-    """Roots of small matrices, by superdiagonals of all of them, and which are shown.
+def _sqrt_of_stack(a: Array, t: Array, q: Array, known: Array) -> tuple[Array, Array]:
+    """Return roots of small matrices, computed by superdiagonals, and which pass the check.
 
-    Real matrices with complex eigenvalues take complex factors: the imaginary part of their root is
-    rounding, unless a pair is very near to the negative axis, where it is large.
+    For real matrices with complex eigenvalues complex factors are used. The imaginary part of the
+    root is then of the size of rounding errors, unless a pair is very near to the negative axis.
     """
     n, real = a.shape[-1], t.dtype.kind == "f"
     if real and np.einsum("kii->ki", t[:, 1:, :-1]).any():
@@ -201,30 +204,30 @@ def _sqrt_of_stack(a: Array, t: Array, q: Array, found: Array) -> tuple[Array, A
     x = q @ r @ h
     x = x.real if real else x
     rest, shown = _shown_to_be(x, a)
-    again = np.flatnonzero(found & ~shown)
+    again = np.flatnonzero(known & ~shown)
     if len(again):  # Newton's step, as for one matrix
         r, q, h = r[again], q[again], h[again]
         y = q @ triangular_sylvesters(r, h @ rest[again] @ q) @ h
         x[again] -= y.real if real else y
         _, shown[again] = _shown_to_be(x[again], a[again])
-    return x, found & shown
+    return x, known & shown
 
 
 def _superdiagonal(x: Array, d: int) -> Array:
-    """View of entries (i, i + d) of a stack of row-major matrices."""
+    """Return a view of the entries (i, i + d) of a stack of row-major matrices."""
     n = x.shape[-1]
     return x.reshape(len(x), n * n)[:, d : n * (n - d) : n + 1]
 
 
 def _shown_to_be(x: Array, a: Array) -> tuple[Array, Array]:
-    """``X^2 - A`` of a stack, and where it is small."""
+    """Return ``X^2 - A`` of a stack, and for which matrices it is within the bound."""
     rest = x @ x - a
     bound = CLOSE * a.shape[-1] * UNIT * np.linalg.norm(x, axis=(1, 2)) ** 2
     return rest, np.linalg.norm(rest, axis=(1, 2)) <= bound
 
 
 def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:
-    """Triangular factors from quasi-triangular ones, by a rotation for each block.
+    """Return triangular factors from quasi-triangular ones, by one rotation per block.
 
     A block ``[[d, b], [c, d]]`` with b c < 0 has the eigenvalues ``d +- i sqrt(-b c)``.
     """
@@ -234,7 +237,7 @@ def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:
         if not c.any():
             continue
         blocks = c != 0
-        # The eigenvector (sqrt(-b c) i, c) of the first one, of length 1, and its complement.
+        # The normalised eigenvector (sqrt(-b c) i, c) of the first eigenvalue and its complement.
         size = np.where(blocks, np.sqrt(np.abs(c) * (np.abs(b) + np.abs(c))), 1.0)
         x = np.where(blocks, 1j * np.sqrt(np.abs(b * c)) / size, 1.0)
         y = np.where(blocks, c / size, 0.0)
@@ -252,15 +255,16 @@ def _complex_schur(t: Array, q: Array) -> tuple[Array, Array]:
 
 
 def _sign(a: Array, t: Array, q: Array, w: Array) -> Array | None:
-    """``Q [[I, X], [0, -I]] Q^H`` with ``T_11 X - X T_22 = 2 T_12``, T with Re > 0 first.
+    """Return ``Q [[I, X], [0, -I]] Q^H`` with ``T_11 X - X T_22 = 2 T_12``, Re > 0 first in T.
 
-    None unless there are as many signs of each kind as eigenvalues, and ``S^2 = I``, ``S A = A S``.
+    Return None unless the numbers of positive and negative signs are those of the eigenvalues, and
+    ``S^2 = I`` and ``S A = A S`` within the bounds.
     """
     n = len(t)
     count = reorder(t, q, w.real > 0)
     if count is None:
         return None
-    values = t.diagonal().real  # of pairs too
+    values = t.diagonal().real  # also the real parts of pairs
     if not ((values[:count] > 0).all() and (values[count:] < 0).all()):
         return None
     corner = np.array(2 * t[:count, count:], order="F")

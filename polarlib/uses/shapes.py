@@ -26,33 +26,34 @@ from polarlib.uses.align import Alignment, align
 Array = Any
 # The type of array of the shapes.
 A = TypeVar("A")
-# Shapes that move by so many epsilons of their size are at rest. The largest rounding that was seen
-# in 200 sweeps of 2 to 50 shapes of 2 to 500 points was 2.
+# Movement, in epsilons of the size, up to which shapes count as converged. The largest movement by
+# rounding alone, in 200 sweeps of 2 to 50 shapes of 2 to 500 points, was 2.
 REST = 8.0
-# Digits that the default tolerance asks for: of eps**(2/3), a third is left for rounding.
+# Exponent of the default tolerance, eps**(2/3): a third of the digits is left for rounding.
 DIGITS = 2.0 / 3.0
-# Each sweep takes some twenty calls of the library: a minute, if shapes are small.
+# A sweep takes about twenty calls of the library: this many take a minute for small shapes.
 MOST_SWEEPS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GeneralizedProcrustes(Pytree, Generic[A]):
-    """What :func:`generalized_procrustes` returns. For JAX a pytree of all attributes.
+    """Result of :func:`generalized_procrustes`. For JAX a pytree of all attributes.
 
     Attributes
     ----------
     mean : array, shape (..., n, d)
         The mean of the aligned shapes.
     alignments : Alignment
-        Of every shape to the mean, as one stack of shape (..., k): ``alignments(shapes)`` are the
-        aligned shapes, ``alignments.rmsd`` how far each is from the mean.
+        Alignments of every shape to the mean, as one stack of shape (..., k).
+        ``alignments(shapes)`` are the aligned shapes, ``alignments.rmsd`` their distances from the
+        mean.
     objective : array, shape (..., iterations)
-        ``sum w_j |x_ij - mean_j|^2`` over the aligned shapes i and points j, after each sweep: it
-        never grows, but for rounding.
+        ``sum w_j |x_ij - mean_j|^2`` over the aligned shapes i and points j, after each sweep.
+        Except for rounding it does not increase.
     converged : array of bool, shape (...)
-        Whether the shapes came to rest, to `rtol`.
+        Whether the estimated distance from the limit is at most `rtol`.
     iterations : int
-        Sweeps over the shapes.
+        Number of sweeps over the shapes.
     """
 
     mean: A
@@ -89,80 +90,85 @@ def generalized_procrustes(
     max_iterations: int = 1000,
     callback: Callback | None = None,
 ) -> GeneralizedProcrustes[A]:
-    """Align several shapes, so that they are nearest to their common mean, by least squares.
+    """Align several shapes to their common mean, by least squares.
 
-    Minimises ``sum w_j |s_i a_ij R_i + t_i - m_j|^2`` over the mean m and, for every shape i,
-    a rotation R_i and, where they are asked for, a translation t_i and a scale s_i >= 0.
+    The function minimises ``sum w_j |s_i a_ij R_i + t_i - m_j|^2`` over the mean m and, for every
+    shape i, a rotation R_i and, optionally, a translation t_i and a scale s_i >= 0.
 
     Parameters
     ----------
-    shapes : array or array-like, shape (..., k, n, d)
-        k shapes of n corresponding points in rows. Never changed. Integers become float64.
-    weights : array or array-like, shape (..., n), optional
-        Of the points, alike in every shape: >= 0, not all zero; equal by default.
+    shapes : array_like, shape (..., k, n, d)
+        k shapes of n corresponding points in rows. Not modified. Integers are converted to float64.
+    weights : array_like, shape (..., n), optional
+        The w_j >= 0 of the points, the same for every shape, not all zero; equal by default.
     scale : bool, optional
-        Whether the s_i are sought. What all have in common is fixed by the sum of the squared sizes
-        ``sum w_j |s_i (a_ij - mean a_i)|^2``, which is kept: without that all would shrink to a
-        point. (The mean a_i is 0 here without `translation`.)
+        Whether the s_i are computed; otherwise they are 1. The sum of the squared sizes
+        ``sum w_j |s_i (a_ij - mean a_i)|^2`` is kept, since otherwise all s_i = 0 would be optimal.
+        (Without `translation` the mean a_i is replaced by 0.)
     translation : bool, optional
-        Whether the t_i are sought. The mean is then centred at the origin.
+        Whether the t_i are computed; otherwise they are 0. With translations the mean is centred at
+        the origin.
     reflection : bool, optional
-        Whether the R_i may be any orthogonal matrices (unitary, of complex shapes).
+        Whether the R_i may be any orthogonal matrices (unitary matrices for complex shapes).
     rtol : float, optional
-        How near, relative to their size, the shapes must have come to where they tend, which is
-        estimated from the last two sweeps; by default eps**(2/3). 0 asks for exactly
-        `max_iterations` sweeps, without a look at the entries and without a warning; `converged`
-        is then by the default.
+        Largest distance of the shapes from the limit, relative to their size, estimated from the
+        last two sweeps; eps**(2/3) by default. With 0 exactly `max_iterations` sweeps are made, no
+        entry is read and no warning issued; `converged` then refers to the default.
     max_iterations : int, optional
         Largest number of sweeps.
     callback : callable, optional
         Called as ``callback(i, mean)`` after sweep i = 1, 2, ... with the mean shape, centred and
-        scaled, which it must not change.
+        scaled, which it must not modify.
 
     Returns
     -------
     GeneralizedProcrustes
-        Arrays of the library, device and dtype of `shapes`. All shapes may be turned together: the
-        first one's R is the identity.
+        Arrays of the library, device and dtype of `shapes`. A common rotation of all shapes is
+        arbitrary; R of the first shape is the identity.
 
     Raises
     ------
     TypeError
-        If `shapes` is not an array of numbers, or complex without ``reflection=True``; under JAX's
-        transformations, which hide its entries, unless ``rtol=0`` without `callback`.
+        If `shapes` is not an array of numbers, or is complex without ``reflection=True``. Under
+        JAX's transformations, unless ``rtol=0`` and there is no `callback`.
     ValueError
-        For fewer than three axes, no shapes, no points, NaN or infinity, and for weights as
+        For fewer than three axes, no shapes, no points, NaN or infinity; for weights as in
         :func:`align`.
 
     Warns
     -----
     ConvergenceWarning
-        If some shapes are still moving after `max_iterations` sweeps.
+        If some shapes have not converged after `max_iterations` sweeps.
 
     Notes
     -----
-    The first shape is the first mean. A sweep aligns every shape to the mean, by k calls of
-    :func:`align` in one stack, restores the common size, and takes the mean again: rotations and
-    scales are the best for the mean before, which bounds the objective from above, so that it never
-    grows. Convergence is linear, and fast where shapes are alike: two sweeps if they are congruent,
-    tens if they differ by half of their size, hundreds for noise, which warns in the end. What is
-    found is where no shape alone can be aligned better: the best there is for shapes that are
-    alike, one of several local optima otherwise, which depends on the first shape.
+    The first shape is the first mean. A sweep aligns every shape to the mean, by :func:`align` of a
+    stack of k, restores the sum of the squared sizes, and recomputes the mean. Rotations and scales
+    are optimal for the previous mean, and the new mean is optimal for them. Therefore the objective
+    does not increase.
 
-    Derivatives by torch are those of the sweeps, each of which is kept; with JAX pass ``rtol=0``
-    and few sweeps, since each is compiled. Half precision is computed in float32.
+    Convergence is linear. Congruent shapes take two sweeps, shapes that differ by half of their
+    size take tens. Unrelated random shapes take hundreds, and a warning is issued. At the limit no
+    single shape can be aligned better. For similar shapes the limit is the global optimum. For
+    others it is one of several local optima, which depends on the first shape.
 
-    J. C. Gower, Psychometrika 40 (1975) 33-51; J. M. F. ten Berge, Psychometrika 42 (1977) 267-276.
+    Derivatives by torch are those of the sweeps, whose intermediate results are all kept. With JAX
+    pass ``rtol=0`` and few sweeps, since each sweep is compiled. Half precision is computed in
+    float32.
+
+    References
+    ----------
+    J. C. Gower, Psychometrika 40 (1975) 33-51. J. M. F. ten Berge, Psychometrika 42 (1977) 267-276.
 
     Examples
     --------
     >>> import numpy as np
     >>> a = np.array([[0.0, 0.0], [3.0, 0.0], [0.0, 2.0]])
     >>> quarter_turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    >>> found = generalized_procrustes([a, a @ quarter_turn + 5.0, a - 1.0])
-    >>> bool(np.allclose(found.mean, a - a.mean(axis=0))), found.iterations
+    >>> result = generalized_procrustes([a, a @ quarter_turn + 5.0, a - 1.0])
+    >>> bool(np.allclose(result.mean, a - a.mean(axis=0))), result.iterations
     (True, 2)
-    >>> bool(found.converged), bool(found.objective[-1] < 1e-25)
+    >>> bool(result.converged), bool(result.objective[-1] < 1e-25)
     (True, True)
     """
     a, ops = as_matrix(shapes, "shapes")
@@ -170,7 +176,7 @@ def generalized_procrustes(
         raise ValueError(
             f"shapes must have the shape (..., k, n, d) with k, n, d >= 1, got {tuple(a.shape)}"
         )
-    # All shapes are one problem: JAX's explicit axes are refused along the shapes, too.
+    # All shapes are aligned together: JAX's explicit axes are refused along the shapes, too.
     *lead, k, n, d = range(a.ndim)
     as_matrix(ops.xp.permute_dims(a, (*lead, n, d, k)), "shapes")
     scale, translation = flag("scale", scale), flag("translation", translation)
@@ -186,30 +192,30 @@ def generalized_procrustes(
     hidden = ops.is_abstract(a) or (is_array(weights) and ops_of(weights).is_abstract(weights))
     if hidden and (given != 0 or report):
         raise TypeError(
-            f"generalized_procrustes looks at its shapes, which {ops.hiding}, or pass rtol=0 for "
-            "max_iterations sweeps, without callback"
+            f"generalized_procrustes reads entries of its shapes, which {ops.hiding}, or pass "
+            "rtol=0 for max_iterations sweeps, without callback"
         )
     entered = _entered(a, weights, ops.functional(a), translation)
-    found = _swept(entered, scale, reflection, given, most, report)
-    if found.moving is not None:
+    swept = _sweep_until_converged(entered, scale, reflection, given, most, report)
+    if swept.moving is not None:
         warn(
-            f"generalized_procrustes: shapes still move after {len(found.objectives)} sweeps, by "
-            f"{found.moving:.1e} of their size in the last one; raise max_iterations or rtol",
+            f"generalized_procrustes: shapes still move after {len(swept.objectives)} sweeps, by "
+            f"{swept.moving:.1e} of their size in the last one; raise max_iterations or rtol",
             ConvergenceWarning,
         )
-    return _result(found, entered, a)
+    return _result(swept, entered, a)
 
 
 class _Shapes(NamedTuple):
-    """Shapes as they are computed with.
+    """Centred and scaled shapes.
 
     Attributes
     ----------
     y : array, shape (..., k, n, d)
-        In at least single precision, about their centres, over `size`.
+        Points relative to their centres, over `size`, in at least single precision.
     centres : array, shape (..., k, 1, d)
     root : array, shape (..., 1, n, 1), or float
-        Roots of the weights, of sum 1.
+        Square roots of the weights, which are normalised to sum 1.
     total, size : array, shape (...)
         Sum of the weights; a power of two for each stack of k shapes.
     ops : Ops
@@ -223,12 +229,12 @@ class _Shapes(NamedTuple):
     ops: Ops
 
     def turned(self, a: Alignment[Array]) -> Array:
-        """All points, turned and scaled."""
+        """Return all points, rotated and scaled."""
         return a.scale[..., None, None] * self.ops.matmul(self.y, a.rotation)
 
 
-class _Found(NamedTuple):
-    """The last sweep: its alignments, and how far from their mean the shapes are.
+class _Swept(NamedTuple):
+    """Results of the sweeps: the last alignments, residuals, and the history of the objective.
 
     Attributes
     ----------
@@ -238,7 +244,7 @@ class _Found(NamedTuple):
         After every sweep.
     converged : array, shape (...)
     moving : float or None
-        The largest movement of shapes that have not converged; None if all have, or unknown.
+        Largest movement of shapes that have not converged; None if all have, or if unknown.
     """
 
     last: Alignment[Array]
@@ -249,7 +255,7 @@ class _Found(NamedTuple):
 
 
 def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
-    """Shapes, scaled together, and about their weighted means."""
+    """Return the shapes divided by a common scale, relative to their weighted means."""
     xp = ops.xp
     *lead, k, n, d = a.shape
     entered = enter(xp.reshape(a, (*lead, k * n, d)), "shapes", ops=ops, comfortable=True)
@@ -264,7 +270,7 @@ def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
         p, total = p / sums, sums[..., 0, 0, 0]
     centres = xp.zeros_like(x[..., :1, :])
     if translation:
-        # Twice: of shapes far from the origin, the first mean is not exact.
+        # Twice: for shapes far from the origin the first mean is not accurate enough.
         for _ in range(2):
             mean = xp.sum(p * x, axis=-2, keepdims=True)
             centres, x = centres + mean, x - mean
@@ -273,66 +279,68 @@ def _entered(a: Array, weights: Any, ops: Ops, translation: bool) -> _Shapes:
 
 
 def _weights(weights: Any, x: Array, ops: Ops) -> Array:
-    """Weights of the points of all shapes as a column, of a library and a precision with `x`."""
+    """Return the weights as a column, in the library and precision of `x`."""
     w = plain_array(weights, "weights")
     w = w if is_array(w) else np.asarray(w)
     w = w[..., None, :] if w.ndim else w
-    align(x[..., :1, :, :], x[..., :1, :, :], weights=w, reflection=True)  # for its checks
+    # Only the checks of the weights are needed of this call.
+    align(x[..., :1, :, :], x[..., :1, :, :], weights=w, reflection=True)
     return ops.cast(at_least_single(w, ops), format_name(x))[..., None]
 
 
-def _swept(
+def _sweep_until_converged(
     shapes: _Shapes,
     scale: bool,
     reflection: bool,
     rtol: float | None,
     most: int,
     report: Callable[[int, Array], Any] | None,
-) -> _Found:
-    """Sweeps until the shapes are at rest; weights are in the points: ``y root``."""
+) -> _Swept:
+    """Run sweeps, on points times the roots of their weights, until the shapes have converged."""
     ops, xp = shapes.ops, shapes.ops.xp
     y = shapes.y * shapes.root
     eps = format_of(format_name(y)).epsilon
-    pace = _Pace(ops, near=rtol or eps**DIGITS, rest=REST * eps, looks=rtol != 0)
+    pace = _Pace(ops, near=rtol or eps**DIGITS, rest=REST * eps, reads=rtol != 0)
     mean = y[..., 0, :, :]
     objectives = []
     sweep = ops.compiled(_sweep, scale=scale, reflection=reflection)
     for i in range(1, most + 1):
-        found, aligned, mean, apart = sweep(xp.concat([y, mean[..., None, :, :]], axis=-3))
+        last, aligned, mean, apart = sweep(xp.concat([y, mean[..., None, :, :]], axis=-3))
         objectives.append(xp.sum(apart, axis=-1))
-        pace.judge(aligned)
+        pace.update(aligned)
         if report:
-            report(i, xp.mean(shapes.turned(found), axis=-3))
+            report(i, xp.mean(shapes.turned(last), axis=-3))
         if pace.moving is None and rtol != 0:
             break
-    return _Found(found, xp.sqrt(apart), objectives, pace.converged, pace.moving)
+    return _Swept(last, xp.sqrt(apart), objectives, pace.converged, pace.moving)
 
 
 def _sweep(
     x: Array, *, scale: bool, reflection: bool
 ) -> tuple[Alignment[Array], Array, Array, Array]:
-    """Shapes aligned to the last one of a stack, which is their mean; the mean that they have then.
+    """Align shapes to the last one of a stack, their mean.
 
-    Also the squared distance of each from it.
+    Return the alignments, the aligned shapes, their new mean, and the squared distance of each
+    shape from the new mean.
     """
     ops = ops_of(x).functional(x)
     xp, y = ops.xp, x[..., :-1, :, :]
-    found = align(y, x[..., -1:, :, :], scale=scale, translation=False, reflection=reflection)
+    a = align(y, x[..., -1:, :, :], scale=scale, translation=False, reflection=reflection)
     if scale:
-        found = dataclasses.replace(found, scale=_kept(found.scale, y, ops))
-    aligned = found.scale[..., None, None] * ops.matmul(y, found.rotation)
+        a = dataclasses.replace(a, scale=_kept(a.scale, y, ops))
+    aligned = a.scale[..., None, None] * ops.matmul(y, a.rotation)
     mean = xp.mean(aligned, axis=-3)
     apart = xp.sum(xp.abs(aligned - mean[..., None, :, :]) ** 2, axis=(-2, -1))
-    return found, aligned, mean, apart
+    return a, aligned, mean, apart
 
 
 def _squares(x: Array, ops: Ops) -> Array:
-    """Sum of the squared entries of k matrices, shape (...)."""
+    """Return the sum of the squared entries of k matrices, shape (...)."""
     return ops.xp.sum(ops.xp.abs(x) ** 2, axis=(-3, -2, -1))
 
 
 def _kept(s: Array, y: Array, ops: Ops) -> Array:
-    """Scales, all times one factor that keeps the sum of the squared sizes."""
+    """Return the scales times a common factor that keeps the sum of the squared sizes."""
     xp = ops.xp
     sizes = xp.sum(xp.abs(y) ** 2, axis=(-2, -1))
     kept = xp.sum(sizes, axis=-1, keepdims=True)
@@ -342,26 +350,27 @@ def _kept(s: Array, y: Array, ops: Ops) -> Array:
 
 
 class _Pace:
-    """How far shapes move from sweep to sweep, and whether they are near where they tend.
+    """Movement of the shapes per sweep, and the estimated distance from the limit.
 
-    Movements shrink by a factor q a sweep: ``q / (1 - q)`` of the last one is still to come.
+    If movements shrink by a factor q per sweep, the distance is ``q / (1 - q)`` times the last
+    movement.
     """
 
-    def __init__(self, ops: Ops, *, near: float, rest: float, looks: bool) -> None:
-        self.ops, self.near, self.rest, self.looks = ops, near, rest, looks
+    def __init__(self, ops: Ops, *, near: float, rest: float, reads: bool) -> None:
+        self.ops, self.near, self.rest, self.reads = ops, near, rest, reads
         self.known: tuple[Array, ...] = ()
         self.converged: Array = None
         self.moving: float | None = None
 
-    def judge(self, x: Array) -> None:
-        """Shapes after a sweep. No derivatives; of batched ones, all are looked at."""
+    def update(self, x: Array) -> None:
+        """Update the estimates by the shapes after a sweep, without recording derivatives."""
         ops = self.ops
-        both = constant(ops, self._judged, x, *self.known)
+        both = constant(ops, self._movement, x, *self.known)
         self.known = x, both[..., 0]
         self.converged = both[..., 1] > 0
 
-    def _judged(self, x: Array, *known: Array) -> Array:
-        """Movement relative to the size, infinite at first, and 1.0 where that is near enough."""
+    def _movement(self, x: Array, *known: Array) -> Array:
+        """Return the movement relative to the size, at first infinite, and 1.0 where converged."""
         xp = self.ops.xp
         size = xp.sqrt(_squares(x, self.ops))
         one = xp.ones_like(size)
@@ -377,20 +386,20 @@ class _Pace:
             xp.where(xp.isfinite(moved), xp.maximum(movement, ahead), math.inf * one) <= self.near
         )
         converged = (movement <= self.rest) | near
-        if self.looks:
+        if self.reads:
             left = xp.where(converged, 0 * one, movement)
             self.moving = None if bool(xp.all(converged)) else self.ops.item(left)
         return xp.stack([movement, xp.astype(converged, one.dtype)], axis=-1)
 
 
-def _result(found: _Found, shapes: _Shapes, like: Array) -> GeneralizedProcrustes[Array]:
-    """Everything turned so that the first rotation is the identity, in the units of the caller."""
-    ops, xp, last = shapes.ops, shapes.ops.xp, found.last
+def _result(swept: _Swept, shapes: _Shapes, like: Array) -> GeneralizedProcrustes[Array]:
+    """Return the result in the caller's units, rotated so that the first R is the identity."""
+    ops, xp, last = shapes.ops, shapes.ops.xp, swept.last
     size, units = shapes.size, shapes.size**2 * shapes.total
     real = ops._dtype(format_name(like))
     rotation = ops.matmul(last.rotation, ops.adjoint(last.rotation[..., :1, :, :]))
     turned = dataclasses.replace(last, rotation=rotation)
-    # Not by the weighted points, of which those of weight zero are lost.
+    # From the points without weights: weighted points of weight zero are 0.
     mean = xp.mean(shapes.turned(turned), axis=-3)
     t = -last.scale[..., None, None] * ops.matmul(shapes.centres, rotation)
     return GeneralizedProcrustes(
@@ -400,10 +409,10 @@ def _result(found: _Found, shapes: _Shapes, like: Array) -> GeneralizedProcruste
             xp.astype(last.scale, real),
             xp.astype(t[..., 0, :] * size[..., None, None], like.dtype),
             xp.astype(last.singular_values * units[..., None, None], real),
-            xp.astype(found.rmsd * size[..., None], real),
+            xp.astype(swept.rmsd * size[..., None], real),
             last.unique,
         ),
-        xp.astype(xp.stack(found.objectives, axis=-1) * units[..., None], real),
-        found.converged,
-        len(found.objectives),
+        xp.astype(xp.stack(swept.objectives, axis=-1) * units[..., None], real),
+        swept.converged,
+        len(swept.objectives),
     )

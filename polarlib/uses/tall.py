@@ -1,18 +1,18 @@
 """Polar decomposition of tall matrices that are larger than memory, in blocks of rows, on Dask.
 
-A is read a fixed number of times; what is kept between the passes is n x n. Products and sums are
-in double precision whatever the dtype of A.
+A is read a fixed number of times, and only n x n matrices are kept between the passes. Products and
+sums are in double precision for every dtype of A.
 
-1. Singular values s and right singular vectors V of A, roughly: from the Gram matrix, a sum over
-   blocks, or from R of a QR factorisation, a tree over blocks (J. Demmel, L. Grigori, M. Hoemmen,
-   J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
+1. Approximate singular values s and right singular vectors V of A are computed from the Gram
+   matrix, a sum over blocks, or from R of a QR factorisation, a tree over blocks (J. Demmel, L.
+   Grigori, M. Hoemmen, J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
 2. B = A V diag(1/s) has nearly orthonormal columns, and its Gram matrix C^2, near I, is accurate
    (Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular
    factors). So A = W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n:
    its polar factors Q and H make those of A, U = W Q = B (C^-1 Q) and H.
 
-Rounding takes B off orthonormal by eps cond(A)^2 after a Gram matrix and by eps cond(A) after a QR
-factorisation, and C takes that back, as long as it is below 1.
+By rounding, B deviates from orthonormality by eps cond(A)^2 after a Gram matrix and by eps cond(A)
+after a QR factorisation. C corrects the deviation if it is below 1.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ Array = Any
 METHODS = ("auto", "gram", "qr")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 EPS = format_of("float64").epsilon
-# Rows that are worked on at a time, in bytes: a slice and its copies stay in the cache of a core,
-# and no copy of a whole block is made. Chosen by experiment.
+# Size of a slice of rows in bytes: a slice and its copies fit in the cache of a core, and no copy
+# of a whole block is made. Chosen by experiment.
 SLICE = 1 << 22
-# Blocks that are summed at a time. Chosen generously: a sum is n x n.
+# Number of blocks per node of a sum. Chosen generously: a sum is n x n.
 FAN_IN = 8
-# Gram matrices are enough up to where rounding moves the smallest eigenvalue by this part of it.
+# A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
 MOVED = 0.25
-# Exponents between which squares neither overflow nor vanish, with room for sums.
+# Exponents between which squares neither overflow nor underflow, with a margin for sums.
 COMFORTABLE = 300
 
 
 class _Part(NamedTuple):
-    """What blocks of rows add up to: ``2**exponent`` times the factor they were divided by."""
+    """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
 
     exponent: int
     matrix: np.ndarray
@@ -73,9 +73,9 @@ def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
 
 
 def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
-    """Rows of ``a / 2**exponent`` in double precision, a few at a time; not to be written."""
+    """Yield read-only slices of rows of ``a / 2**exponent`` in double precision."""
     n = a.shape[1]
-    # At least 4 n rows, since each slice is factorised together with the n rows of R.
+    # At least 4 n rows per slice, since a slice is factorised together with the n rows of R.
     step = max(SLICE // max(16 * n, 1), 4 * n, 1)
     for start in range(0, a.shape[0], step):
         rows = a[start : start + step].astype(_wide(a), copy=False)
@@ -83,16 +83,16 @@ def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
 
 
 def _exponent(a: np.ndarray, first: int) -> int:
-    """Power of two to divide a block by; ValueError for NaN and infinity."""
+    """Return the exponent of the power of two that scales a block; ValueError if not finite."""
     if a.size == 0:
         return 0
     parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
-    peak = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may lose NaN
-    if not math.isfinite(peak):
+    largest = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may drop NaN
+    if not math.isfinite(largest):
         raise ValueError(
             f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"
         )
-    exponent = math.frexp(peak)[1]
+    exponent = math.frexp(largest)[1]
     return exponent if abs(exponent) > COMFORTABLE else 0
 
 
@@ -105,7 +105,7 @@ def _gram_of_block(a: np.ndarray, first: int) -> _Part:
 
 
 def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
-    # By the largest exponent: what is far below it is below the rounding of the sum too.
+    # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
     top = max(p.exponent for p in parts)
     total = np.zeros_like(parts[0].matrix)
     for p in parts:
@@ -116,7 +116,7 @@ def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
 def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
-    # R of what was read so far stands for it, so that a block is never factorised whole.
+    # R of the rows read so far replaces them, so that no block is factorised as a whole.
     for rows in _slices(a, exponent):
         r = _triangle(np.concatenate([r, rows]))
     return _Part(exponent, r)
@@ -134,7 +134,7 @@ def _triangle(a: np.ndarray) -> np.ndarray:
 
 
 def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
-    """``2**exponent a``; what is too small to matter becomes zero."""
+    """Return ``2**exponent a``; negligible entries become zero."""
     if not exponent:
         return a
     a = np.array(a, order="C")  # a copy, contiguous, so that complex numbers are pairs
@@ -145,7 +145,7 @@ def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
 def _second_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, back: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Gram matrix of B = A `right`, and the sum of squares of ``A - B back``."""
+    """Return the Gram matrix of B = A `right`, and the sum of squares of ``A - B back``."""
     total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
     squares = 0.0
     for rows in _slices(a, exponent):
@@ -160,11 +160,11 @@ def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarr
     return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
 
 
-@ignore_float_errors  # computed when the caller asks, under settings of then
+@ignore_float_errors  # computed later, under the caller's settings of that time
 def _unitary_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
 ) -> np.ndarray:
-    """``(A right) small`` in the dtype of A: exactly the same B as in the second pass."""
+    """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
     u = np.empty_like(a, order="C")
     start = 0
     for rows in _slices(a, exponent):
@@ -177,7 +177,7 @@ def _unitary_of_block(
 
 
 def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) -> Any:
-    """Sum over blocks, a few at a time, so that few are in memory."""
+    """Return the sum over blocks as a tree, so that few blocks are in memory at a time."""
     together = dask.delayed(merge)
     while len(parts) > 1:
         parts = [together(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
@@ -185,7 +185,7 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
 
 
 def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
-    # Numbers of first rows, for the message that names where NaN is.
+    # Indices of the first rows, for the message about NaN.
     starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
     work = dask.delayed(each)
     blocks = x.to_delayed().ravel()
@@ -203,11 +203,11 @@ def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
-    """Basis, and bounds of the condition number, from the Gram matrix.
+    """Return the basis, and bounds of the condition number, from the Gram matrix.
 
-    Rounding moves eigenvalues by sqrt(m) eps tr(G) at most, if its errors are independent and of
-    mean zero (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The second
-    pass shows whether they were.
+    If rounding errors are independent and of mean zero, they change eigenvalues by at most
+    sqrt(m) eps tr(G) (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The
+    second pass checks the result.
     """
     part = _first_pass(x, _gram_of_block, _sum_of_grams, dask)
     if not part.matrix.any():
@@ -222,10 +222,10 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
 
 
 def _from_triangle(x: Array, dask: Any) -> _Basis:
-    """Basis from R of a QR factorisation, without the singular values that are noise."""
+    """Return the basis from R of a QR factorisation, without singular values at rounding level."""
     part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
-    # Dropped, not completed: vectors for them are in no block of x.
+    # These are dropped, not completed: no block of x contains vectors for them.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
     return _Basis(part.exponent, adjoint[:rank].conj().T, values[:rank])
 
@@ -234,33 +234,35 @@ def _from_triangle(x: Array, dask: Any) -> _Basis:
 
 
 def _checked(x: Array, method: str) -> tuple[Array, Any]:
-    """Return x in a dtype that we work in, and the dask module."""
+    """Return x in a supported dtype, and the dask module."""
     choice("method", method, METHODS)
     dask = dask_of(x, "polar_tall")
     if x.ndim != 2:
-        raise ValueError(f"polar_tall takes a matrix, got shape {x.shape}")
+        raise ValueError(f"x must be a matrix, got shape {x.shape}; call polar_tall for each one")
     if x.dtype.kind in "biu":
         x = x.astype(np.float64)
     if x.dtype.name not in DTYPES:
         raise TypeError(
-            f"x has dtype {x.dtype.name}, and polar_tall takes {', '.join(DTYPES)}; convert it "
+            f"x must have one of the dtypes {', '.join(DTYPES)}, got {x.dtype.name}; convert it "
             "with x.astype"
         )
     m, n = x.shape
     # Dask's sizes are NaN after operations such as boolean indexing, until they are computed.
     if any(math.isnan(k) for sizes in x.chunks for k in sizes):
-        raise ValueError("x has blocks of unknown size; call x.compute_chunk_sizes() first")
+        raise ValueError(
+            "x must have blocks of known size, got NaN in x.chunks; call x.compute_chunk_sizes()"
+        )
     if m < n:
         raise ValueError(
-            f"polar_tall takes tall matrices, got shape {x.shape}; decompose x.conj().T, whose U^H "
-            "and H are the factors of x = H U"
+            f"x must have at least as many rows as columns, got shape {x.shape}; decompose "
+            "x.conj().T, whose U^H and H are the factors of x = H U"
         )
-    if x.numblocks[1] > 1:  # not rechunked here: the caller decides how large blocks may be
+    if x.numblocks[1] > 1:  # not rechunked here: the caller decides on the size of blocks
         size = max(x.chunks[0]) * n * x.dtype.itemsize
         raise ValueError(
-            f"x has {x.numblocks[1]} blocks of columns, and polar_tall works on whole rows; pass "
-            f"x.rechunk({{1: -1}}), with blocks of up to {size / 1e6:.3g} MB, or with fewer rows "
-            "x.rechunk(('auto', -1))"
+            f"x must have one block of columns, got {x.numblocks[1]}; pass x.rechunk({{1: -1}}), "
+            f"with blocks of up to {size / 1e6:.3g} MB, or x.rechunk(('auto', -1)), with fewer "
+            "rows per block"
         )
     return x, dask
 
@@ -270,17 +272,17 @@ def _checked(x: Array, method: str) -> tuple[Array, Any]:
 def polar_tall(
     x: Array, *, method: str = "auto", callback: Callback | None = None
 ) -> PolarResult[Array]:
-    """Polar decomposition ``A = U H`` of a tall matrix that is larger than memory, on Dask.
+    """Compute the polar decomposition ``A = U H`` of a tall Dask matrix that is larger than memory.
 
     Parameters
     ----------
     x : dask.array.Array, shape (m, n)
-        float32, float64, complex64 or complex128 (integers become float64), m >= n, in blocks of
-        whole rows. Blocks must come out the same whenever they are computed.
+        float32, float64, complex64 or complex128 (integers are converted to float64), m >= n, in
+        blocks of whole rows. Blocks must have the same values whenever they are computed.
     method : {"auto", "gram", "qr"}, optional
-        Where the first pass gets singular values and vectors from. "gram" is the faster and good up
-        to condition numbers of about 1e6; "qr" is good for any matrix; "auto" takes "gram", and
-        "qr" in a further pass where bounds from the Gram matrix do not rule ill-conditioning out.
+        Source of the singular values and vectors of the first pass. "gram" is the faster one, for
+        condition numbers up to about 1e6. "qr" is for any matrix. "auto" uses "gram", and then "qr"
+        in a further pass if the bounds from the Gram matrix do not exclude ill-conditioning.
     callback : callable, optional
         Called as ``callback(k, s)`` after pass k = 1, 2, ... over `x` with the approximate
         singular values that the pass begins or ends with, descending. See
@@ -289,27 +291,27 @@ def polar_tall(
     Returns
     -------
     PolarResult
-        ``unitary`` is a lazy dask array with the dtype and chunks of `x`, ``hermitian`` a NumPy
-        array, (n, n). ``iterations`` counts the passes over `x` that were made: 2, or 3 where
-        "auto" went on to "qr"; computing U is one more. ``matmuls`` counts products with all of
-        `x`. A rank-deficient matrix gives the partial isometry, U^H U the projector onto its row
-        space, and a zero matrix zero: as :func:`polar` does with ``completion=False``. The rank
-        counts singular values above ``n * eps * sigma_max``, eps of double precision.
+        ``unitary`` is a lazy Dask array with the dtype and chunks of `x`, ``hermitian`` a NumPy
+        array, (n, n). ``iterations`` is the number of passes over `x`: 2, or 3 if "auto" used "qr".
+        Computing U takes one more. ``matmuls`` is the number of products with all of `x`. For a
+        rank-deficient matrix U is the partial isometry, as in :func:`polar` with
+        ``completion=False``: U^H U is the projector onto the row space. The rank is the number of
+        singular values above ``n * eps * sigma_max``, eps of double precision.
 
     Raises
     ------
     ImportError
         If dask is not installed.
     TypeError
-        If `x` is not a dask array of NumPy blocks of one of these dtypes.
+        If `x` is not a Dask array of NumPy blocks of one of these dtypes.
     ValueError
         For an unknown method, a matrix that is not tall, several blocks of columns, blocks of
-        unknown size, NaN or infinity, and for "gram" where the matrix is too ill-conditioned.
+        unknown size, NaN or infinity, and with "gram" for a matrix that is too ill-conditioned.
 
     Warns
     -----
     ConvergenceWarning
-        If orthogonality or backward error missed ``max(100, n) * eps``, or H overflows.
+        If orthogonality or backward error exceeds ``max(100, n) * eps``, or H overflows.
 
     See Also
     --------
@@ -317,12 +319,12 @@ def polar_tall(
 
     Notes
     -----
-    A block is worked on in slices of rows, in double precision, so a worker needs a block, a block
-    of U, and a few n x n matrices. Orthogonality and backward error are not estimates but bounds,
-    up to the rounding of one product: they come from ``B^H B`` and ``||A - B K||_F``, summed
-    in the second pass, and have the rounding of U and H to their dtype added. Blocks are computed
-    again for U: if B is then rounded otherwise, on another kind of processor say, U is off
-    by eps times the condition number.
+    A block is processed in slices of rows, in double precision. A worker therefore needs memory for
+    a block of `x`, a block of U, and a few n x n matrices. Orthogonality and backward error are
+    bounds, up to the rounding of one product. They are computed from ``B^H B`` and
+    ``||A - B K||_F``, summed in the second pass, plus the rounding of U and H to their dtype.
+    Blocks are computed again for U. If B is then rounded differently, for example on another
+    processor, U has an additional error of eps times the condition number.
 
     Examples
     --------
@@ -362,9 +364,8 @@ def polar_tall(
             basis = None
         else:
             raise ValueError(
-                f"method='gram' is for well-conditioned matrices, and this one has a condition "
-                f"number of at least {lower:.1e}, which a Gram matrix cannot resolve; "
-                "method='auto' or 'qr' reads it once more"
+                f"method='gram' needs a condition number of at most about 1e6, got at least "
+                f"{lower:.1e}; use method='qr', or 'auto', which reads x once more"
             )
     while True:
         if basis is None:
@@ -376,10 +377,10 @@ def polar_tall(
         report(passes, _shifted(basis.values, basis.exponent))
         if method != "auto" or name != "gram":
             break
-        # The Gram matrix of B is accurate where B is nearly orthonormal.
+        # The Gram matrix of B is accurate if B is nearly orthonormal.
         if not len(g) or float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED:
             break
-        name, reason, basis = "gram, then qr", "the Gram matrix had lost more than expected", None
+        name, reason, basis = "gram, then qr", "the Gram matrix lost more digits than bounded", None
     run = Run(passes, products, True, method=name, note=reason)
     return _finish(x, basis, g, squares, dask, run)
 
@@ -387,11 +388,11 @@ def polar_tall(
 def _finish(
     x: Array, basis: _Basis, g: np.ndarray, squares: float, dask: Any, run: Run
 ) -> PolarResult[Array]:
-    """Polar factors of A from those of K, with bounds of their errors."""
+    """Return the polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
     back = basis.values[:, None] * basis.vectors.conj().T
     w, z = np.linalg.eigh(g)
-    # An eigenvalue far from 1 is an accident, which the error bounds then report.
+    # Eigenvalues far from 1 are not expected; the error bounds would report them.
     root = np.sqrt(np.maximum(w, MOVED**2))
     k = ((z * root) @ z.conj().T) @ back
     q, h = polar(k)
@@ -400,7 +401,7 @@ def _finish(
     rank = len(values)
 
     def of_b(d: np.ndarray) -> float:
-        """``||B D||_F``, free of cancellation."""
+        """Return ``||B D||_F`` without cancellation."""
         return math.sqrt(max(float(np.vdot(d, g @ d).real), 0.0))
 
     inner = small.conj().T @ g @ small
@@ -437,7 +438,7 @@ def _format_name(x: Array) -> str:
 
 
 def _condition(values: np.ndarray, n: int) -> tuple[float, float]:
-    """Bounds of the condition number, where singular values are known to ``n eps sigma_max``."""
+    """Return bounds of the condition number, for singular values known to ``n eps sigma_max``."""
     if not len(values):
         return 1.0, math.inf
     noise = n * EPS * float(values[0])
@@ -456,7 +457,7 @@ def _result(
     backward_error: float,
     **figures: Any,
 ) -> PolarResult[Array]:
-    """Derive the status, warn, and put everything together."""
+    """Return the result with its status; warn if it has not converged."""
     n = x.shape[1]
     tol = default_tolerance((n, n), _format_name(x))
     status = Status.CONVERGED
@@ -469,6 +470,6 @@ def _result(
         "backward_error": backward_error,
     }
     if status is not Status.CONVERGED:
-        remedy = "try method='qr'" if status is Status.NOT_CONVERGED else status.value
+        remedy = "use method='qr'" if status is Status.NOT_CONVERGED else status.value
         missed("polar_tall", run.method, tol, remedy, throw=False, **errors)
     return conclude(unitary, h, status, run, **errors, **figures)

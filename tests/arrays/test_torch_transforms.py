@@ -77,7 +77,7 @@ SEEN = {
     "signm": lambda x: polarlib.signm(definite(x) - 2 * x[..., :3, :]),
     "top_singular": lambda x: polarlib.top_singular(x, 2)[1],
 }
-LOOKS = "looks at its matrix"
+LOOKS = "reads entries of its matrix"
 
 
 class Graphs:

@@ -210,7 +210,7 @@ def test_sixteen_bits_as_numbers_and_as_arrays():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"steps": 9}, "schedule 'adaptive' has 5.* steps, got steps=9; take 'auto'"),
+        ({"steps": 9}, "schedule 'adaptive' has 5.* steps, got steps=9; use 'auto'"),
         ({"steps": 0}, "steps must be"),
         ({"steps": 5.0}, "steps must be"),
         ({"precision": "float8_e4m3"}, "'adaptive' is for .*bfloat16.*, got precision='float8_e"),

@@ -260,8 +260,8 @@ def test_a_wrong_hint_is_found_out(method):
         ({"sigma_min": 0}, "sigma_min must be a number above 0, got 0"),
         ({"sigma_min": -1.0}, "sigma_min must be"),
         ({"sigma_min": True}, "sigma_min must be"),
-        ({"sigma_min": 1e9}, "exceeds the largest singular value"),
-        ({"cond": 10, "method": "svd"}, "start from a bound, auto.*got method='svd'"),
+        ({"sigma_min": 1e9}, "at most the largest singular value"),
+        ({"cond": 10, "method": "svd"}, "start from a bound .auto.*got method='svd'"),
         ({"cond": 10, "method": "jordan"}, "start from a bound"),
     ],
 )
@@ -314,7 +314,7 @@ def test_overwrite(order, shape, dtype):
         ({"out": (np.eye(3),)}, TypeError, "pair"),
         ({"out": (np.eye(3, dtype="f4"), None)}, TypeError, r"out\[0\] .* float64 .*, got float32"),
         ({"out": (None, np.eye(2))}, TypeError, r"out\[1\] .* shape \(3, 3\), got .*\(2, 2\)"),
-        ({"out": (np.eye(3), None), "overwrite_a": True}, ValueError, "not both"),
+        ({"out": (np.eye(3), None), "overwrite_a": True}, ValueError, "both would store U"),
         ({"a": [[1.0, 0.0], [0.0, 1.0]], "overwrite_a": True}, ValueError, "got list"),
         ({"a": np.eye(3, dtype=int), "overwrite_a": True}, ValueError, "floating dtype"),
     ],
@@ -359,7 +359,7 @@ def test_unitary_factor_of_deficient_matrices(n):
 
 
 def test_unitary_factor_says_what_it_cannot_do():
-    with pytest.raises(ValueError, match="no polar factor"):
+    with pytest.raises(ValueError, match="not the polar factor"):
         unitary_factor(np.eye(3), method="qr")
     with pytest.raises(ValueError, match="unknown method"):
         unitary_factor(np.eye(3), method="qdwg")

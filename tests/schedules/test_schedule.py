@@ -134,7 +134,7 @@ def test_no_matrix_function_of_another_stride_and_no_factor_of_another_target():
         with pytest.raises(ValueError, match="stride 4: it is for inverse 4-th roots"):
             use(a, schedule=root) if use is polarlib.orthogonalize else use(a, root)
     clip = Schedule(steps=[(1.0,)], lower=0, upper=2, target="clip")
-    with pytest.raises(ValueError, match="approximates 'clip', which is no unitary factor"):
+    with pytest.raises(ValueError, match="approximates 'clip', not the unitary factor"):
         polarlib.polar(a, method=clip)
     np.testing.assert_array_equal(
         polarlib.orthogonalize(a, schedule=clip, normalisation="none"), np.eye(3)

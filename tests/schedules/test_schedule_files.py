@@ -149,7 +149,7 @@ def test_sets_for_other_targets(monkeypatch):
         assert name not in polarlib.methods()
     with pytest.raises(ValueError, match="is for inverse 3-th roots"):
         polarlib.orthogonalize(A, schedule="a root of a test")
-    with pytest.raises(ValueError, match="is no unitary factor; apply it with orthogonalize"):
+    with pytest.raises(ValueError, match="not the unitary factor; apply it with orthogonalize"):
         polarlib.polar(A, method="a cap of a test")
     capped = polarlib.orthogonalize(A, schedule="a cap of a test")
     assert np.array_equal(capped, polarlib.orthogonalize(A, schedule=cap))

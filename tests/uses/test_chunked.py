@@ -376,12 +376,20 @@ def test_a_small_error_of_the_first_pass_is_corrected(da, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (lambda da: da.ones((8, 4), chunks=(4, 2)), ValueError, r"2 blocks of columns.*rechunk"),
-        (lambda da: da.ones((4, 8), chunks=(2, 8)), ValueError, r"tall.*\(4, 8\).*conj\(\)\.T"),
+        (
+            lambda da: da.ones((8, 4), chunks=(4, 2)),
+            ValueError,
+            r"one block of columns, got 2.*rechunk",
+        ),
+        (
+            lambda da: da.ones((4, 8), chunks=(2, 8)),
+            ValueError,
+            r"rows as columns.*\(4, 8\).*conj\(\)\.T",
+        ),
         (lambda da: da.ones(8, chunks=4), ValueError, r"matrix, got shape \(8,\)"),
         (lambda da: da.ones((2, 8, 4), chunks=4), ValueError, "matrix, got shape"),
-        (lambda da: da.ones((8, 4), chunks=4, dtype="f2"), TypeError, "float16.*float32"),
-        (lambda da: da.from_array(np.full((4, 2), "a"), chunks=2), TypeError, "dtype str"),
+        (lambda da: da.ones((8, 4), chunks=4, dtype="f2"), TypeError, "float32.*got float16"),
+        (lambda da: da.from_array(np.full((4, 2), "a"), chunks=2), TypeError, "got str"),
         (
             lambda da: (y := da.ones((8, 2), chunks=(4, 2)))[y[:, 0] > 0],
             ValueError,

@@ -327,7 +327,7 @@ def test_bad_input():
             ValueError, match=r"^x must have orthonormal columns.*got shape \(2, 4\)"
         ):
             f(x.T, x.T)
-        with pytest.raises(ValueError, match="do not broadcast"):
+        with pytest.raises(ValueError, match="must broadcast"):
             f(np.stack([x, x]), np.stack([x, x, x]))
         with pytest.raises(TypeError, match=f"{name} must be an array of numbers"):
             f(x, [["a"]])

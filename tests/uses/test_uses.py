@@ -317,7 +317,7 @@ def test_a_rotation_that_is_none_is_not_returned(lib, monkeypatch):
         lambda: nearest_rotation(big),
         lambda: procrustes(x, x, rotation=True),
     ):
-        with pytest.raises(ConvergenceWarning, match="nearest rotation was not found"):
+        with pytest.raises(ConvergenceWarning, match="no rotation passed the check"):
             call()
 
 
@@ -598,12 +598,12 @@ BAD = [
     (lambda: procrustes(A, NAN), ValueError, "b contains NaN"),
     (lambda: procrustes(NAN, A), ValueError, "a contains NaN"),
     (lambda: procrustes(A, "x"), TypeError, "b must be.*'x'"),
-    (lambda: procrustes(np.stack([A] * 2), np.stack([A] * 3)), ValueError, "do not broadcast"),
+    (lambda: procrustes(np.stack([A] * 2), np.stack([A] * 3)), ValueError, "must broadcast"),
     (lambda: procrustes(A, A + 1j, rotation=True), TypeError, r"rotation=True.*complex128"),
     (lambda: procrustes(A, A, True), TypeError, "positional"),
     (lambda: sqrtm_psd(NAN), ValueError, "a contains NaN"),
     (lambda: sqrtm_psd(A[:2]), ValueError, r"sqrtm_psd needs square.*\(2, 3\)"),
-    (lambda: sqrtm_psd(A), ValueError, r"not Hermitian: its skew part is \d.\de-01 of it"),
+    (lambda: sqrtm_psd(A), ValueError, r"not Hermitian: .* is \d.\de-01, allowed are \d"),
     (lambda: sqrtm_psd(S + 1j * S), ValueError, "not Hermitian"),
     (lambda: sqrtm_psd(np.diag([1.0, -0.25])), ValueError, r"smallest eigenvalue is -2.500e-01$"),
     (lambda: sqrtm_psd(-1e100 * np.eye(2)), ValueError, r"smallest eigenvalue is -1.000e\+100"),
