@@ -122,7 +122,7 @@ class JaxOps(Ops):
         return other
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether the default device multiplies in tf32."""
+        """Return whether the default device multiplies in tf32."""
         return format_name == "tf32" and import_library("jax").default_backend() in GPUS
 
     def _is_long(self, a: Array, b: Array) -> bool:
@@ -141,7 +141,7 @@ class JaxOps(Ops):
         return False
 
     def is_traced(self, x: Array) -> bool:
-        """Whether JAX traces: under grad, jvp, vmap or jit."""
+        """Return whether JAX traces: under grad, jvp, vmap or jit."""
         return isinstance(x, import_library("jax").core.Tracer)
 
     def is_sharded(self, x: Array) -> bool:
@@ -216,7 +216,7 @@ class JaxOps(Ops):
         return jax.tree.map(put, result)
 
     def is_abstract(self, x: Array) -> bool:
-        """Whether JAX knows no entries."""
+        """Return whether JAX knows no entries."""
         return self.is_traced(x)
 
     def repeat_while(

@@ -41,7 +41,7 @@ def format_name(x: Array) -> str:
 
 
 def is_complex(x: Array) -> bool:
-    """Whether the entries are complex."""
+    """Return whether the entries are complex."""
     return _names(x.dtype)[0].startswith("complex")
 
 
@@ -59,7 +59,7 @@ def is_known(x: Any, value: float | None = None) -> bool:
 # NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
 @functools.lru_cache(maxsize=128, typed=True)
 def _names(dtype: Any) -> tuple[str, str]:
-    """Names of a dtype and of its format."""
+    """Return the names of a dtype and of its format."""
     name = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
     precision = FORMAT_OF_DTYPE.get(name, name)
     return name, precision if precision in FORMATS else ""
@@ -130,7 +130,7 @@ class Library:
         return self.xp.astype(x, self._dtype(name))
 
     def _has_double(self, x: Array) -> bool:
-        """Whether double precision is to be had where `x` lies."""
+        """Return whether double precision is to be had where `x` lies."""
         return _has_double(self.xp, array_api_compat.device(x))
 
     def _dtype(self, name: str) -> Any:
@@ -172,7 +172,7 @@ class Library:
 
 
 def on_cpu(x: Array) -> bool:
-    """Whether an array lies in the memory of the host."""
+    """Return whether an array lies in the memory of the host."""
     return "cpu" in str(array_api_compat.device(x)).lower()
 
 
@@ -197,19 +197,19 @@ def astype_like(x: Array, reference: Array, ops: Library) -> Array:
 
 
 def library_name(library: Library) -> str:
-    """Name of an array library, as users know it."""
+    """Return the name of an array library, as users know it."""
     parts: list[str] = library.xp.__name__.split(".")
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
 def bytes_of_entry(x: Array) -> int:
-    """Bytes that an entry takes in at least single precision."""
+    """Return the number of bytes that an entry takes in at least single precision."""
     double = format_name(x) == "float64"
     return (8 if double else 4) * (2 if is_complex(x) else 1)
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
+    """Return NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
     if hasattr(np, name):
         return np.dtype(name)
     try:

@@ -15,7 +15,7 @@ def physical_memory() -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a library raised an error since it could not allocate."""
+    """Return whether a library raised an error since it could not allocate."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return (
         not names.isdisjoint({"MemoryError", "OutOfMemoryError"})

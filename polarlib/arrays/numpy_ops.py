@@ -47,11 +47,11 @@ class NumpyOps(InPlaceOps):
         return routines.threads_for(x)
 
     def writable(self, x: Array) -> bool:
-        """Whether entries of `x` can be assigned to."""
+        """Return whether entries of `x` can be assigned to."""
         return bool(x.flags.writeable)
 
     def _dtype(self, name: str) -> Any:
-        """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
+        """Return NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return numpy_dtype(name)
 
     def cast(self, x: Array, format_name: str) -> Array:
@@ -68,7 +68,7 @@ class NumpyOps(InPlaceOps):
         return np.ldexp(np.ones_like(peak), np.clip(exponent - 1, -limit, limit))
 
     def _diagonal(self, z: Array) -> Array:
-        """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
+        """Return a writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
@@ -153,7 +153,7 @@ class NumpyOps(InPlaceOps):
         return z
 
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
-        """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
+        """Return the Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
         if not _worth_blas(w.size, w):
             return super().hermitian_split(w)
         rest = blas.split(w)
@@ -166,7 +166,7 @@ class NumpyOps(InPlaceOps):
         return np.full((1, 1), blas.max_abs(x), x.real.dtype)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm without a temporary."""
+        """Return the Frobenius norm without a temporary."""
         x = at_least_single(x, self)
         if _worth_blas(x.size, x) and _is_contiguous(x):
             return np.full((1, 1), blas.norm(x), x.real.dtype)
@@ -222,7 +222,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         if not blas.computes_in(x.dtype):
             return super().qr(x)
         done = self._stacked(lambda x: np.linalg.qr(x, mode="reduced"), x)
@@ -231,7 +231,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         if not blas.computes_in(z.dtype):
             return super().cholesky(z)
 
@@ -244,7 +244,7 @@ class NumpyOps(InPlaceOps):
         return (done or self._each(one, z))[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
-        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
+        """Return whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
         if not blas.computes_in(z.dtype):
             return super().is_definite(z, shift)
 
@@ -293,7 +293,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU; NaN if singular."""
+        """Return the inverse by LU; NaN if singular."""
         if not blas.computes_in(x.dtype):
             return super().inverse(x)
 
@@ -305,7 +305,7 @@ class NumpyOps(InPlaceOps):
 
 
 def _worth_blas(size: int, *arrays: Array) -> bool:
-    """Whether matrices are for routines of BLAS: of one of their types, and large enough."""
+    """Return whether matrices are for routines of BLAS: of one of their types, and large enough."""
     return size >= BLAS_FROM and blas.has_kernels(*arrays)
 
 

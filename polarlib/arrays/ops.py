@@ -108,7 +108,7 @@ class Ops(Arithmetic):
         return self
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether such products are those of the format, not simulated."""
+        """Return whether such products are those of the format, not simulated."""
         return False
 
     def _product_of_rounded(
@@ -124,7 +124,7 @@ class Ops(Arithmetic):
     # results of that matrix are NaN, those of the others in its stack are right
 
     def _is_finite(self, x: Array) -> bool:
-        """Whether every entry is finite, of an array on the host."""
+        """Return whether every entry is finite, of an array on the host."""
         total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
         return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
 
@@ -145,7 +145,7 @@ class Ops(Arithmetic):
 
     @finite_only
     def singular_values(self, x: Array) -> Array:
-        """Singular values, descending; NaN for a matrix that is not finite."""
+        """Return singular values, descending; NaN for a matrix that is not finite."""
         return unless_it_fails(lambda: self.xp.linalg.svdvals(x), lambda: self.svd(x)[1])
 
     @finite_only
@@ -160,7 +160,7 @@ class Ops(Arithmetic):
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
@@ -175,7 +175,7 @@ class Ops(Arithmetic):
         return self._factorise(lambda z: (self.xp.linalg.cholesky(z),), self._all_nan, z)[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
-        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
+        """Return whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
 
         `shift` has the shape (..., 1, 1) of norms.
         """
@@ -190,7 +190,7 @@ class Ops(Arithmetic):
         return self.max_abs(self.cholesky(shifted))
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
-        """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
+        """Return how many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
         values = self.to_host(self.eigenvalues(h))
         return np.asarray(np.sum(values > cut * values[..., -1:], axis=-1))
 
@@ -202,12 +202,12 @@ class Ops(Arithmetic):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU with partial pivoting; infinite or NaN if singular."""
+        """Return the inverse by LU with partial pivoting; infinite or NaN if singular."""
         return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
 
     @finite_only
     def eigenvalues(self, h: Array) -> Array:
-        """Eigenvalues of Hermitian matrices, ascending, without the vectors."""
+        """Return eigenvalues of Hermitian matrices, ascending, without the vectors."""
 
         def lost(h: Array) -> tuple[Array]:
             return (self._nan(h, h.shape[-1:]),)
@@ -269,14 +269,14 @@ class Ops(Arithmetic):
     # -- differentiation, where the library does it --------------------------------------------
 
     def functional(self, *arrays: Array) -> Ops:
-        """Arithmetic that the library may differentiate: reads and overwrites nothing.
+        """Return the arithmetic that the library may differentiate: reads and overwrites nothing.
 
         Given arrays, it is this one if none of them is recorded.
         """
         return self
 
     def is_traced(self, x: Array) -> bool:
-        """Whether the library traces or differentiates what is done with `x`."""
+        """Return whether the library traces or differentiates what is done with `x`."""
         return False
 
     def is_sharded(self, x: Array) -> bool:
@@ -380,7 +380,7 @@ class Ops(Arithmetic):
         return self.matmul(self.matmul(v, core), self.adjoint(v))
 
     def _adjoint_of(self, d: Diagonal) -> Diagonal:
-        """The adjoint of an equation that is diagonalised."""
+        """Return the adjoint of an equation that is diagonalised."""
         return d._replace(sums=self.xp.conj(d.sums)) if is_complex(d.sums) else d
 
 
@@ -395,7 +395,7 @@ def unless_it_fails(factorise: Callable[[], T], otherwise: Callable[[], T]) -> T
 
 
 def ops_of(x: Array) -> Ops:
-    """Arithmetic for an array's library.
+    """Return the arithmetic for an array's library.
 
     Parameters
     ----------
@@ -424,7 +424,7 @@ def _shared(kind: Any, xp: Any) -> Ops:
 
 @functools.cache
 def _class_for(xp: Any) -> type[Ops]:
-    """The class that serves a namespace: the one that names its library, else `Ops`."""
+    """Return the class that serves a namespace: the one that names its library, else `Ops`."""
     for library, kind in served().items():
         if getattr(array_api_compat, f"is_{library}_namespace")(xp):
             return kind

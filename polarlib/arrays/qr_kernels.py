@@ -81,7 +81,7 @@ def _shaped(work: Array, rows: int, columns: int) -> Array:
 
 
 def factorise(x: Array, *, pivot: bool = False) -> Householder:
-    """QR factorisation of a tall matrix, in its own storage.
+    """Compute the QR factorisation of a tall matrix, in its own storage.
 
     Parameters
     ----------

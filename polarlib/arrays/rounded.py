@@ -73,7 +73,7 @@ def _converted(x: Array, dtype: Any, ops: Ops) -> Array:
 
 
 def _unit_of_largest(precision: Format) -> float:
-    """Distance from the largest number of a format to the one below it."""
+    """Return the distance from the largest number of a format to the one below it."""
     return 2.0 ** (math.frexp(precision.largest)[1] - 1) * precision.epsilon
 
 
@@ -204,11 +204,11 @@ class Rounded(Wrapper):
         return self._round(y, may_overwrite=True) if self._rounds_results else y
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``."""
+        """Return storage for an ``out=``."""
         return self.base.buffer(shape, like)
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``."""
+        """Return whether the storage of `x` serves as an ``out=``."""
         return self.base.reusable(x)
 
     def cast(self, x: Array, format_name: str) -> Array:

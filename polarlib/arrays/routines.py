@@ -182,7 +182,7 @@ _as_set = contextlib.nullcontext()
 
 
 def threads_for(x: Array) -> contextlib.AbstractContextManager[None]:
-    """Context with as many threads as pay for the decomposition of a NumPy matrix."""
+    """Return a context with as many threads as pay for the decomposition of a NumPy matrix."""
     (m, n), (least, most) = x.shape[-2:], ALONE
     return one_thread if least <= m * n * min(m, n) * x.dtype.itemsize <= most else _as_set
 
@@ -404,7 +404,7 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
 
 
 def best_length(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ()) -> int:
-    """Length of the work array with which a routine is quickest."""
+    """Return the length of the work array with which a routine is quickest."""
     shown: list[Any] = []
     for a in arguments:
         if type(a) is not np.ndarray:
@@ -458,7 +458,7 @@ def svd(x: Array) -> tuple[Array, Array, Array] | None:
 
 
 def qr(x: Array) -> tuple[Array, Array]:
-    """Reduced Householder QR of a matrix, which is not changed."""
+    """Return the reduced Householder QR of a matrix, which is not changed."""
     kind, (m, n) = x.dtype.char, x.shape
     k = min(m, n)
     a, factors = np.array(x, order="F"), np.empty(k, kind)

@@ -15,12 +15,12 @@ from polarlib.arrays.routines import best_length, call, call_each, integers, sou
 
 
 def has_schur() -> bool:
-    """Whether there is a LAPACK to call."""
+    """Return whether there is a LAPACK to call."""
     return source() is not None
 
 
 def schur(x: Array) -> tuple[Array, Array, Array, Array]:
-    """Schur decompositions ``A = Q T Q^H`` of a stack.
+    """Return Schur decompositions ``A = Q T Q^H`` of a stack.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ def _first_of(kind: type, values: Any) -> Any:
 
 
 def current_device() -> contextlib.AbstractContextManager[Any]:
-    """Context in which CuPy's current device is that of now; never imports CuPy."""
+    """Return a context in which CuPy's current device is that of now; never imports CuPy."""
     device = getattr(getattr(sys.modules.get("cupy"), "cuda", None), "Device", None)
     return contextlib.nullcontext() if device is None else _current(device)
 
@@ -116,7 +116,7 @@ def double_enabled(library: str) -> Iterator[None]:
 
 
 def traced_by_dynamo() -> bool:
-    """Whether torch.compile is reading this very code; never imports torch."""
+    """Return whether torch.compile is reading this very code; never imports torch."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.compiler.is_dynamo_compiling()
 

@@ -77,7 +77,7 @@ def adjoint(x: Array) -> Array:
 
 
 def squared_norm(x: Array) -> float:
-    """Squared Frobenius norm."""
+    """Return the squared Frobenius norm."""
     v = x.ravel("K")
     return float(v.dot(v)) if v.dtype.kind == "f" else float(np.vdot(v, v).real)
 
@@ -100,7 +100,7 @@ def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
 
 
 def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
-    """Thin SVD; None where LAPACK's does not converge.
+    """Return the thin SVD; None where LAPACK's does not converge.
 
     With work for threads from the library that NumPy's products come from; SciPy's wrapper takes
     less time to call, and starts no threads below.

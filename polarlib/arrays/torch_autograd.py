@@ -13,7 +13,7 @@ Array = Any
 
 
 def is_differentiated(x: Array, torch: Any) -> bool:
-    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    """Return whether torch records gradients or forward derivatives of `x`, or batches it."""
     if x.requires_grad and torch.is_grad_enabled():
         return True
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -29,7 +29,7 @@ def is_differentiated(x: Array, torch: Any) -> bool:
 
 
 def is_batch_of_gradients(x: Array) -> bool:
-    """Whether `x` stands for each gradient of a batch, by torch's ``is_grads_batched``.
+    """Return whether `x` stands for each gradient of a batch, by torch's ``is_grads_batched``.
 
     Operations batch it; its numbers cannot be read.
     """

@@ -48,7 +48,7 @@ class FormatOps(InPlaceOps):
         return None if self.host else rounded_by_sums(x, precision)
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether the device multiplies rounded operands in a format of 8 bits."""
+        """Return whether the device multiplies rounded operands in a format of 8 bits."""
         return multiplies_eight_bits(format_name, self.device)
 
     def _product_of_rounded(
@@ -82,7 +82,7 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
 
 @functools.lru_cache(maxsize=64)
 def multiplies_eight_bits(format_name: str, device: Any) -> bool:
-    """Whether torch multiplies a format of 8 bits on a device: e4m3 on NVIDIA's from 8.9 on.
+    """Return whether torch multiplies a format of 8 bits on a device: e4m3 on NVIDIA's from 8.9 on.
 
     cuBLAS has no products of two matrices of e5m2.
     """

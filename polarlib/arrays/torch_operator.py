@@ -31,7 +31,7 @@ TENSORS = {PLAIN: ("x",), BY_COEFFICIENTS: ("x", "c")}
 
 
 def takes(g: Any, c: Any = None) -> bool:
-    """Whether torch.compile can hand something to the operator: dense matrices in one part.
+    """Return whether torch.compile can hand something to the operator: dense matrices in one part.
 
     With `c` to that of a matrix and coefficients, a matrix of real floating-point numbers.
     """
@@ -49,7 +49,7 @@ def is_transformed() -> bool:
 
 
 def is_traced(x: Array, ops: Ops) -> bool:
-    """Whether torch records what is done with `x`, for tensors of other entries."""
+    """Return whether torch records what is done with `x`, for tensors of other entries."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor) and ops.is_abstract(x)
 

@@ -66,7 +66,7 @@ class TorchOps(FormatOps):
         self._single = torch.float32, torch.complex64
 
     def functional(self, *arrays: Array) -> Ops:
-        """Arithmetic for what torch itself may differentiate or batch."""
+        """Return the arithmetic for what torch itself may differentiate or batch."""
         if arrays and not any(ops_of(x).is_traced(x) for x in arrays):
             return self
         # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
@@ -91,7 +91,7 @@ class TorchOps(FormatOps):
         return self._operands(x.dtype) if x.dtype == self.torch.float32 else format_name(x)
 
     def _multiplies_in(self, format_name: str) -> bool:
-        """Whether products in a format are torch's own; tf32 under a setting alone."""
+        """Return whether products in a format are torch's own; tf32 under a setting alone."""
         if format_name != "tf32":
             return format_name in self.native
         return self._operands(self.torch.float32) == "tf32"
@@ -102,7 +102,7 @@ class TorchOps(FormatOps):
         return known or multiplies_at_speed(format_name)
 
     def _operands(self, dtype: Any) -> str:
-        """Name of the format to which torch rounds operands of single precision."""
+        """Return the name of the format to which torch rounds operands of single precision."""
         torch = self.torch
         if self._is_exact:
             return "float32"
@@ -187,7 +187,7 @@ class TorchOps(FormatOps):
         return u, s, vh
 
     def singular_values(self, x: Array) -> Array:
-        """Singular values, descending; of very long columns in double."""
+        """Return singular values, descending; of very long columns in double."""
         return self._in_full(super().singular_values, x, double=self._is_very_long(x))
 
     def eigh(self, z: Array) -> tuple[Array, Array]:
@@ -204,11 +204,11 @@ class TorchOps(FormatOps):
         return self.host and many >= VERY_LONG and few < MANY and x.dtype in self._single
 
     def sums(self, x: Array, axis: int) -> Array:
-        """Sums along an axis, which keeps length 1; torch adds in pairs."""
+        """Return sums along an axis, which keeps length 1; torch adds in pairs."""
         return self.xp.sum(x, axis=axis, keepdims=True)
 
     def is_traced(self, x: Array) -> bool:
-        """Whether gradients or forward derivatives are recorded, or vmap batches."""
+        """Return whether gradients or forward derivatives are recorded, or vmap batches."""
         return is_differentiated(x, self.torch)
 
     def is_abstract(self, x: Array) -> bool:
@@ -216,7 +216,7 @@ class TorchOps(FormatOps):
         return x.device.type == "meta" or self._is_recorded(x)
 
     def _is_recorded(self, x: Array) -> bool:
-        """Whether what is done with `x` is recorded, or only announced by fake tensors."""
+        """Return whether what is done with `x` is recorded, or only announced by fake tensors."""
         torch = self.torch
         if torch.jit.is_tracing():
             return True
@@ -292,7 +292,7 @@ class TorchOps(FormatOps):
         return results.to(self.device)
 
     def _dtype(self, name: str) -> Any:
-        """Torch's dtype, which the array API namespace lists only in part."""
+        """Return torch's dtype, which the array API namespace lists only in part."""
         return getattr(self.torch, name)
 
     def add_diagonal(self, z: Array, a: Array) -> Array:
@@ -305,13 +305,13 @@ class TorchOps(FormatOps):
         return z
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
+        """Return storage for an ``out=``, in the memory order of `like` if it has its shape."""
         if shape == tuple(like.shape) and like.ndim == 2 and like.stride(-1) > like.stride(-2):
             return self.torch.empty(shape[::-1], dtype=like.dtype, device=like.device).mT
         return self.torch.empty(shape, dtype=like.dtype, device=like.device)
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        """Return whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
         return bool(x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous()))
 
     def to_host(self, x: Array) -> np.ndarray:
@@ -321,7 +321,7 @@ class TorchOps(FormatOps):
         return np.asarray(x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy())
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
         x = x.detach()
         return float(x if x.numel() == 1 else x.max())
 
@@ -424,7 +424,7 @@ class TorchOps(FormatOps):
         return out
 
     def _by_panels(self, a: Array, b: Array) -> bool:
-        """Whether a Hermitian product of matrices on the host is worth several calls."""
+        """Return whether a Hermitian product of matrices on the host is worth several calls."""
         n, k = a.shape[-2:]
         return self.host and a.ndim == 2 and n >= 512 and n * n * k >= PANELS_FROM
 
@@ -440,7 +440,7 @@ class TorchOps(FormatOps):
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         factor, info = self.torch.linalg.cholesky_ex(z)
         return self.torch.where((info == 0)[..., None, None], factor, math.nan)
 
@@ -452,7 +452,7 @@ class TorchOps(FormatOps):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU; NaN if singular."""
+        """Return the inverse by LU; NaN if singular."""
 
         def invert(x: Array) -> Array:
             inverse, info = self.torch.linalg.inv_ex(x)
@@ -479,12 +479,12 @@ class TorchGradOps(RecordedOps, TorchOps):
     # Derivatives of factorisations are made of products.
 
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         q, r = self._in_full(super().qr, x)
         return q, r
 
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         return self._in_full(super().cholesky, z)
 
     buffer = Ops.buffer

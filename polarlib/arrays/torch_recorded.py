@@ -19,7 +19,7 @@ class RecordedOps(InPlaceOps):
         return super().to_host(self._visible(x))
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
         return super().item(self._visible(x))
 
     def eye(self, n: int, like: Array) -> Array:

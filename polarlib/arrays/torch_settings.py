@@ -53,7 +53,7 @@ def multiplies_at_speed(format_name: str) -> bool:
 
 @functools.cache
 def _instructions() -> dict[str, bool]:
-    """Formats of 16 bits, and whether oneDNN has instructions for them."""
+    """Return the formats of 16 bits, and whether oneDNN has instructions for them."""
     torch = import_library("torch")
     known, cpu = torch.ops.mkldnn, torch.cpu
     wide = cpu._is_avx512_supported() and not cpu._is_avx512_bf16_supported()
@@ -65,7 +65,7 @@ def _instructions() -> dict[str, bool]:
 
 @functools.cache
 def autocasts(kind: str) -> bool:
-    """Whether torch has autocast on a kind of device."""
+    """Return whether torch has autocast on a kind of device."""
     return bool(import_library("torch").amp.is_autocast_available(kind))
 
 

@@ -97,7 +97,7 @@ class TorchShardedOps(TorchGradOps):
     # last one, -1; 0 where none is
 
     def is_sharded(self, x: Array) -> bool:
-        """Whether no process has all of `x`."""
+        """Return whether no process has all of `x`."""
         return any(_layout(x))
 
     def _place(self, x: Array) -> str:
@@ -169,7 +169,7 @@ class TorchShardedOps(TorchGradOps):
         return x.redistribute(placements=target)
 
     def writable(self, x: Array) -> bool:
-        """Whether entries can be assigned to, which those of pending sums cannot."""
+        """Return whether entries can be assigned to, which those of pending sums cannot."""
         return not any(p.is_partial() for p in x.placements)
 
     def _store(self, x: Array, out: Array) -> None:
@@ -303,17 +303,17 @@ class TorchShardedOps(TorchGradOps):
         return self._reduced(wide, x, "max").to(peak.dtype)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm, the same number on every process."""
+        """Return the Frobenius norm, the same number on every process."""
         local = x.to_local()
         local = ops_of(local).frobenius(local)
         return self.xp.sqrt(self._reduced(local * local, x, "sum"))
 
     def sums(self, x: Array, axis: int) -> Array:
-        """Sums along an axis, which keeps length 1."""
+        """Return sums along an axis, which keeps length 1."""
         return _summed(super().sums(x, axis))
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float, the same on every process."""
+        """Return the largest entry as a Python float, the same on every process."""
         return float(self._agreed(x).max())
 
     def to_host(self, x: Array) -> np.ndarray:
@@ -437,7 +437,7 @@ def _summed(x: Array) -> Array:
 
 @functools.cache
 def _product() -> Any:
-    """Product of aligned DTensors whose derivatives are such products."""
+    """Return the product of aligned DTensors whose derivatives are such products."""
     torch: Any = import_library("torch")
 
     class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]

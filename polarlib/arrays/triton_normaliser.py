@@ -24,7 +24,7 @@ MOST_SUMS = 256
 
 @functools.cache
 def is_installed() -> bool:
-    """Whether triton is there; it is imported when a kernel is first launched."""
+    """Return whether triton is there; it is imported when a kernel is first launched."""
     return importlib.util.find_spec("triton") is not None
 
 

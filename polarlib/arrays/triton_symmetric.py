@@ -29,7 +29,7 @@ TILES = {2: ((64, 64, 4), (128, 64, 8)), 4: ((64, 32, 4), (64, 32, 4))}
 
 @functools.cache
 def kernel() -> Any:
-    """The kernel, for Triton to compile by the types and sizes that it is launched with."""
+    """Return the kernel, for Triton to compile by the types and sizes that it is launched with."""
     triton: Any = import_library("triton")
     tl: Any = import_library("triton.language")
 
@@ -127,13 +127,13 @@ class TorchSymmetricOps(TorchOps):
         return symmetric_product(a, b, c, alpha, beta, out, exact=self.working != "tf32")
 
     def _is_served(self, a: Array, b: Array, c: Array) -> bool:
-        """Whether the kernel takes a product: of one format, and few terms."""
+        """Return whether the kernel takes a product: of one format, and few terms."""
         of_format = {str(x.dtype) for x in (a, b, c)} == {f"torch.{FORMATS[self.working]}"}
         return of_format and not self._is_long(a, b)
 
 
 def can_halve(ops: Any, format_name: str) -> bool:
-    """Whether an arithmetic has the kernel for a format: that of plain tensors on CUDA."""
+    """Return whether an arithmetic has the kernel for a format: that of plain tensors on CUDA."""
     on_cuda = type(ops) is TorchOps and ops.device.type == "cuda"
     return on_cuda and format_name in FORMATS and is_installed()
 

@@ -34,7 +34,7 @@ FULL_PRECISION = frozenset({
 
 
 def primitives() -> set[str]:
-    """Names of the public methods of `Ops`."""
+    """Return the names of the public methods of `Ops`."""
     return {name for name in dir(Ops) if name[0] != "_" and callable(getattr(Ops, name))}
 
 
