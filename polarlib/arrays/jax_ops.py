@@ -182,7 +182,7 @@ class JaxOps(Ops):
     def with_shards(
         self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
     ) -> Any:
-        """Return ``f(x, *beside)`` with automatic axes; explicit ones need shardings of products."""
+        """Return ``f(x, *beside)`` with automatic axes; explicit ones need a sharding per call."""
         jax = import_library("jax")
         given = _explicit_sharding(x)
         if any(map(self.is_traced, (x, *beside))):

@@ -171,8 +171,8 @@ class NumpyKernels:
             return None
         blas.solve(y, first, y, rows=flip)
         second = blas.gram(y, rows=flip)
-        # The Gram matrix resolves the condition number: Q is nearly orthonormal, and its Gram matrix
-        # has a Cholesky factor.
+        # The Gram matrix resolves the condition number, so that Q is nearly orthonormal and the
+        # Gram matrix of Q has a Cholesky factor.
         blas.cholesky(second)
         s = np.triu(trmm(1.0, second, first))
         del first

@@ -251,7 +251,7 @@ def call_each(name: str, kind: str, *arguments: Any) -> None:
     """Call a routine for each matrix of a stack, with arguments that are converted once.
 
     A tuple of one array has one argument per matrix along its first axis. Matrices are
-    column-major, and passed with their leading dimension. Other arguments are those of :func:`call`.
+    column-major, and passed with their leading dimension. Other arguments are as in :func:`call`.
     """
     passed: list[Any] = []
     moving: list[tuple[int, int, int]] = []
