@@ -291,12 +291,12 @@ class Arithmetic(Library):
         flush subnormal numbers to zero.
         """
         xp = self.xp
-        limit = -math.log2(FORMATS[format_name(peak)].smallest_normal)
-        if self._is_scalar(peak):
-            known = self.item(peak)
+        limit = -math.log2(FORMATS[format_name(max_abs)].smallest_normal)
+        if self._is_scalar(max_abs):
+            known = self.item(max_abs)
             exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
             return 2.0 ** min(max(exponent, -limit), limit)
-        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
+        known = xp.where((max_abs > 0) & xp.isfinite(max_abs), max_abs, xp.ones_like(max_abs))
         exponent = xp.floor(xp.log2(known))
         # CuPy's clip would synchronise, and torch's fake tensors do not accept numbers here.
         exponent = xp.minimum(exponent, xp.full_like(exponent, limit))

@@ -230,7 +230,7 @@ def test_not_finite(value):
 
 
 def test_eight_bits_are_refused():
-    with pytest.raises(ValueError, match="at least 16 bits .*, got 'float8_e5m2'"):
+    with pytest.raises(ValueError, match=r"at least 16 bits .*, got 'float8_e5m2'"):
         factor(np.ones((3, 2), np.float32), "float8_e5m2")
 
 
