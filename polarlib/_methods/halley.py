@@ -62,9 +62,9 @@ NARROWEST = 8
 
 @functools.cache
 def halley() -> Schedule:
-    """Return two dynamically weighted Halley steps, optimal on [1e-3, 1] with error 0.019.
+    """Two dynamically weighted Halley steps on one Gram matrix, best on [1e-3, 1]: error 0.019.
 
-    The steps need one Gram matrix. They are scaled so that [1e-3, 1] is mapped to [1 - E, 1 + E].
+    The steps are scaled so that [1e-3, 1] is mapped to [1 - E, 1 + E].
     Their composition is Zolotarev's function of type (9, 8). Weights: Y. Nakatsukasa, Z. Bai, F.
     Gygi, SIAM J. Matrix Anal. Appl. 31 (2010).
 

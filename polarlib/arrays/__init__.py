@@ -1,7 +1,7 @@
-"""Arrays: the way in, the arithmetic of each library, number formats, checks of arguments.
+"""Arrays: conversion of arguments, arithmetic of each library, number formats, checks.
 
-Importing this package makes the classes of all libraries known to :func:`ops_of`; no library is
-imported for it.
+Importing this package registers the classes of all libraries for :func:`ops_of`, without importing
+any array library.
 """
 
 from polarlib.arrays.cupy_ops import CupyOps

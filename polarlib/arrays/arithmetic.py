@@ -1,11 +1,11 @@
 """Products, sums and norms, for any array library.
 
-The second part of :class:`polarlib.arrays.ops.Ops`. Matrices are the last two axes. Primitives that
-take ``out=`` may store the result there, and callers use the return value; ``out`` never is one of
+The second part of :class:`polarlib.arrays.ops.Ops`. Matrices are the last two axes. Primitives with
+``out=`` may store the result there, and callers use the return value. ``out`` must not be one of
 the operands.
 
-A coefficient of products and sums is a number, or an array of the library in at least single
-precision, real, of shape (..., 1, 1): each matrix of a stack has its own, and nothing is read.
+A coefficient of products and sums is a number, or a real array of the library, in at least single
+precision, of shape (..., 1, 1). Such an array has one coefficient per matrix, and is not read.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from polarlib.arrays.library import (
 
 Array = Any
 
-# Terms that a BLAS is given to sum in one run. MKL and OpenBLAS sum the products of a few long
-# columns one after the other, to an error that grows like the length (1e6 x 1 of equal float32
-# entries: 1.3 %). Blocks of BLOCK rows keep it below 20 eps; a block has FEW times as many rows as
-# columns, so that sums of blocks take 1 / FEW of the storage of an operand. From MANY columns on
-# kernels sum in pieces of some hundreds, and LARGE_BLOCK rows will do.
+# Largest number of terms in one sum of a BLAS. For few long columns MKL and OpenBLAS add products
+# one after the other, with an error that grows like the length (1.3 % for 1e6 x 1 equal float32
+# entries). With blocks of BLOCK rows it is below 20 eps. A block has FEW times as many rows as
+# columns, so that sums of blocks take 1 / FEW of the storage of an operand. From MANY columns on,
+# kernels sum in pieces of some hundreds of terms, and LARGE_BLOCK rows suffice.
 LONG = 1 << 10
 BLOCK = 1 << 8
 FEW = 16
 MANY = 1 << 9
 LARGE_BLOCK = 1 << 12
-# Entries of products stored by entries up to which calls cost more than a temporary array of all
-# terms. By experiment, with torch.
+# Number of entries of products stored by entries up to which calls cost more than a temporary array
+# of all terms. By experiment, with torch.
 FEW_ENTRIES = 1 << 13
 
 
@@ -53,15 +53,15 @@ class Arithmetic(Library):
     # -- products ----------------------------------------------------------------------------
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``; None where the library has no use for one."""
+        """Return storage for an ``out=``; None if the library cannot use it."""
         return None
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``."""
+        """Return whether `x` can be used as an ``out=``."""
         return False
 
     def writable(self, x: Array) -> bool:
-        """Whether entries of `x` can be assigned to."""
+        """Return whether entries of `x` can be assigned."""
         return hasattr(x, "__setitem__")
 
     def _store(self, x: Array, out: Array) -> None:
@@ -69,29 +69,29 @@ class Arithmetic(Library):
         out[...] = x
 
     def multiplier(self, x: Array) -> str:
-        """Name of the format in which products of `x` are taken: its own, but for settings."""
+        """Return the format in which products of `x` are computed: its own, except by settings."""
         return format_name(x)
 
     def _multiplies_in(self, format_name: str) -> bool:
-        """Whether products in a format are the library's own."""
+        """Return whether the library computes products in a format natively."""
         return format_name in self.native
 
     def _multiplies_at_speed(self, format_name: str) -> bool:
-        """Whether products in a native format are no slower than the library's float32 ones.
+        """Return whether products in a native format are at least as fast as those in float32.
 
-        Where they are not, they are taken in float32 and rounded: see `rounded`.
+        If not, products are computed in float32 and rounded: see `rounded`.
         """
         return True
 
     def _dtype_that_rounds(self, format_name: str) -> Any:
-        """Dtype to which the library converts float32 to nearest, as a format rounds; or None.
+        """Return the dtype by whose conversion float32 is rounded to a format; or None.
 
-        XLA removes conversions to a dtype and back, hence None unless a library is known.
+        XLA removes conversions to a dtype and back; therefore None by default.
         """
         return None
 
     def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
-        """Round to a format in few operations, where calls are what costs; None elsewhere."""
+        """Round to a format in few operations, if calls dominate the time; None otherwise."""
         return None
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -103,7 +103,7 @@ class Arithmetic(Library):
         return self.xp.matmul(a, b)
 
     def _is_long(self, a: Array, b: Array) -> bool:
-        """Whether one call would sum too many terms of ``a @ b`` in one run."""
+        """Return whether one call would add too many terms of ``a @ b`` in one sum."""
         k, few = a.shape[-1], min(a.shape[-2], b.shape[-1])
         large = few >= MANY or array_api_compat.is_dask_namespace(self.xp)
         if k < LONG or k < 2 * (LARGE_BLOCK if large else FEW * few):
@@ -133,7 +133,7 @@ class Arithmetic(Library):
         return self._total(parts, a, out)
 
     def _total(self, parts: Iterable[Array], like: Array, out: Array | None) -> Array:
-        """Sum of matrices in double, rounded once."""
+        """Return the sum of matrices in double precision, rounded once."""
         wide = self._double(like)
         total = astype_like(sum(self.xp.astype(part, wide) for part in parts), like, self)
         if out is None:
@@ -142,7 +142,7 @@ class Arithmetic(Library):
         return out
 
     def _double(self, x: Array) -> Any:
-        """The dtype of double precision that goes with `x`, where it is to be had."""
+        """Return the dtype of double precision for `x`; that of `x` if there is none."""
         if not self._has_double(x):
             return x.dtype
         return self._dtype("complex128" if is_complex(x) else "float64")
@@ -154,7 +154,7 @@ class Arithmetic(Library):
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
-        """Return ``alpha a @ b + beta c``; no operand is changed."""
+        """Return ``alpha a @ b + beta c``; no operand is modified."""
         if not (is_known(alpha) and is_known(beta)):
             return self._by_combination(a, b, c, alpha, beta)
         product = self.matmul(a, b, out)
@@ -165,9 +165,9 @@ class Arithmetic(Library):
     def _by_combination(
         self, a: Array, b: Array, c: Array, alpha: Array | float, beta: Array | float
     ) -> Array:
-        """Return ``alpha a @ b + beta c`` for coefficients that no product takes.
+        """Return ``alpha a @ b + beta c`` for coefficients that products do not accept.
 
-        In 16 bits the product is rounded before the addend joins it.
+        In 16 bits the product is rounded before the addition.
         """
         product = self.matmul(a, b)
         if is_known(beta, 0.0):
@@ -177,11 +177,11 @@ class Arithmetic(Library):
     def gemm_hermitian(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
-        """Return ``alpha a @ b + beta c`` that is Hermitian up to rounding: half of it will do."""
+        """Return ``alpha a @ b + beta c``, Hermitian up to rounding, perhaps by one triangle."""
         return self.gemm(a, b, c, alpha, beta, out)
 
     def make_hermitian(self, z: Array) -> Array:
-        """Return the Hermitian part of Z as squares of Z need it; Z may be overwritten."""
+        """Return the Hermitian part of Z, as required before Z is squared; Z may be overwritten."""
         return z
 
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
@@ -191,7 +191,7 @@ class Arithmetic(Library):
     def add_scaled_identity(
         self, z: Array, alpha: float, beta: float
     ) -> tuple[Array, float, float]:
-        """Absorb ``alpha Z + beta I`` into Z where that costs no accuracy; `z` may be overwritten.
+        """Form ``alpha Z + beta I`` if that costs no accuracy; `z` may be overwritten.
 
         Returns
         -------
@@ -203,7 +203,7 @@ class Arithmetic(Library):
         return self.add_diagonal(z * alpha, beta), 1.0, 0.0
 
     def entry_product(self, a: Array, b: Array) -> Array:
-        """Product of matrices stored by entries, shapes (l, k, batch) and (k, n, batch)."""
+        """Return the product of matrices stored by entries, (l, k, batch) and (k, n, batch)."""
         if a.shape[0] * b.shape[1] * a.shape[2] <= FEW_ENTRIES:
             return self.xp.sum(a[:, :, None, :] * b[None, :, :, :], axis=1)
         total = a[:, 0, None, :] * b[None, 0, :, :]
@@ -214,7 +214,7 @@ class Arithmetic(Library):
     # -- elementwise -------------------------------------------------------------------------
 
     def adjoint(self, x: Array) -> Array:
-        """Conjugate transpose."""
+        """Return the conjugate transpose."""
         xp = self.xp
         return xp.conj(xp.matrix_transpose(x)) if is_complex(x) else xp.matrix_transpose(x)
 
@@ -233,13 +233,13 @@ class Arithmetic(Library):
         return self.xp.eye(n, dtype=like.dtype, device=self._device_of(like))
 
     def _diagonal(self, z: Array) -> Array:
-        """Diagonals of square matrices, shape (..., n)."""
+        """Return the diagonals of square matrices, shape (..., n)."""
         return self.xp.linalg.diagonal(z)
 
     def add_diagonal(self, z: Array, a: float) -> Array:
         """Return ``z + a I``; `z` may be overwritten."""
         one = self.eye(z.shape[-1], z)
-        # Libraries round a Python number to 16 bits before they add it.
+        # Libraries would round a Python number to 16 bits before the addition.
         return self.combine((1.0, a), (z, one)) if self.fused else z + one * a
 
     def divide(self, x: Array, s: Array | float, *, may_overwrite: bool = False) -> Array:
@@ -251,9 +251,9 @@ class Arithmetic(Library):
         return x * s
 
     def hermitian_part(self, z: Array, *, may_overwrite: bool = False) -> Array:
-        """Return ``(z + z^H) / 2``, exactly Hermitian and free of overflow.
+        """Return ``(z + z^H) / 2``, exactly Hermitian and without overflow.
 
-        The result may take the storage of `z` if that may be overwritten.
+        The result may use the storage of `z` if that may be overwritten.
         """
         half = z * 0.5
         return half + self.adjoint(half)
@@ -269,41 +269,41 @@ class Arithmetic(Library):
         """Return the largest entries, NaN where one is NaN."""
         return self.xp.max(x, axis=axis, keepdims=keepdims)
 
-    # -- norms: shape (..., 1, 1), real, so that they divide the matrices they belong to ------
+    # -- norms: real, shape (..., 1, 1), so that matrices can be divided by them --------------
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry (of real and imaginary parts, if complex: it cannot overflow).
+        """Return the largest absolute entry; for complex matrices of real and imaginary parts.
 
-        It is finite exactly where all entries are: every check for NaN and infinity reads it.
+        The value is finite if and only if all entries are. All checks for NaN and infinity use it.
         """
         xp = self.xp
         if is_complex(x):
             return xp.maximum(self.max_abs(xp.real(x)), self.max_abs(xp.imag(x)))
-        # Without a temporary of the size of x; `max` propagates NaN, so `min` need not.
+        # Without a temporary array of the size of x; `max` propagates NaN, so `min` need not.
         high = self.max(x, axis=(-2, -1), keepdims=True)
         low = xp.min(x, axis=(-2, -1), keepdims=True)
         return xp.maximum(high, -low)
 
-    def binary_scale(self, peak: Array) -> Array | float:
-        """Power of two near the largest entry of each matrix, so that scaling by it is exact.
+    def binary_scale(self, max_abs: Array) -> Array | float:
+        """Return the power of two near the largest entry of each matrix; scaling by it is exact.
 
         The reciprocal is a normal number too: some libraries divide by multiplying with it, and
         flush subnormal numbers to zero.
         """
         xp = self.xp
-        limit = -math.log2(FORMATS[format_name(peak)].smallest_normal)
-        if self._is_scalar(peak):
-            known = self.item(peak)
+        limit = -math.log2(FORMATS[format_name(max_abs)].smallest_normal)
+        if self._is_scalar(max_abs):
+            known = self.item(max_abs)
             exponent = math.frexp(known)[1] - 1 if known > 0 and math.isfinite(known) else 0
             return 2.0 ** min(max(exponent, -limit), limit)
-        known = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
+        known = xp.where((max_abs > 0) & xp.isfinite(max_abs), max_abs, xp.ones_like(max_abs))
         exponent = xp.floor(xp.log2(known))
-        # CuPy's clip would synchronise, and torch's fake tensors take no number here.
+        # CuPy's clip would synchronise, and torch's fake tensors do not accept numbers here.
         exponent = xp.minimum(exponent, xp.full_like(exponent, limit))
         return 2.0 ** xp.maximum(exponent, xp.full_like(exponent, -limit))
 
     def divisor(self, s: Array | float) -> Array | float:
-        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        """Return norms as divisors: 1 for a zero matrix (or column), NaN if it is not finite."""
         xp = self.xp
         if isinstance(s, float) or self._is_scalar(s):
             known = s if isinstance(s, float) else self.item(s)
@@ -312,11 +312,11 @@ class Arithmetic(Library):
         return xp.where(s == 0, xp.ones_like(s), finite)
 
     def _is_scalar(self, s: Array) -> bool:
-        """Whether Python's arithmetic will do, which is quicker than a library's on one number."""
+        """Return whether Python's arithmetic can be used, which is faster for one number."""
         return self.host and math.prod(s.shape) == 1
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm, in at least single precision; `x` scaled to entries of about 1."""
+        """Return the Frobenius norm, in at least single precision, for entries of about 1."""
         xp = self.xp
         x = at_least_single(x, self)
         if is_complex(x):
@@ -325,12 +325,12 @@ class Arithmetic(Library):
         return xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
 
     def sums(self, x: Array, axis: int) -> Array:
-        """Sums along an axis, which keeps length 1, in double: some libraries add in one run."""
+        """Return sums along an axis, which is kept, in double: some libraries add sequentially."""
         if format_name(x) != "float32":
             return self.xp.sum(x, axis=axis, keepdims=True)
         return astype_like(self.xp.sum(x, axis=axis, keepdims=True, dtype=self._double(x)), x, self)
 
 
 def ranges(length: int, size: int) -> list[slice]:
-    """Slices of at most `size` that make up a length."""
+    """Return consecutive slices of at most `size` that cover a length."""
     return [slice(i, i + size) for i in range(0, length, size)]

@@ -1,9 +1,9 @@
-"""Kernels on NumPy matrices, made of routines of BLAS and LAPACK: in place, in one memory order.
+"""Kernels on NumPy matrices by routines of BLAS and LAPACK, in place, in column-major order.
 
-Matrices here are two-dimensional and column-major (``x.flags.f_contiguous``), of one of the four
-types of BLAS. A row-major matrix is worked on as its transpose, without conjugation: whoever calls
-knows what that means for what is computed. Hermitian matrices are stored in their upper triangle;
-no kernel reads the lower one, and only :func:`mirror` writes it.
+Matrices are two-dimensional and column-major (``x.flags.f_contiguous``), of one of the four types
+of BLAS. A row-major matrix is processed as its transpose, without conjugation, which callers must
+take into account. Hermitian matrices are stored in their upper triangle. No kernel reads the lower
+triangle, and only :func:`mirror` writes it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from polarlib.arrays.routines import LETTERS
 
 Array = Any
 
-# Columns that are worked on at a time: of Cholesky factors and triangular solves, where the blocks
-# on the diagonal are inverted; of transpositions; entries of reductions, in the caches. All chosen
-# by experiment.
+# Columns per block of Cholesky factors and triangular solves, whose diagonal blocks are inverted;
+# columns per block of transpositions; entries per block of reductions, which fit in the caches. All
+# chosen by experiment.
 SOLVED = 128
 TILE = 96
 CHUNK = 1 << 15
-# Lanczos steps for the largest eigenvalue, right to a percent or so.
+# Lanczos steps for the largest eigenvalue, whose error is about one percent.
 RITZ_STEPS = 10
-# Relative slack of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
+# Relative margins of the estimates of sigma_max and sigma_min by Lanczos steps, and their number.
 SLACK, STEPS = 0.02, 8
-# |1 - sigma^2| below which a correction is as good in single precision.
+# |1 - sigma^2| below which single precision suffices for a correction.
 SINGLE_BELOW = 2.0**-27
 # sigma_min / sigma_max, in square roots of epsilon, that a Gram matrix can resolve.
 RESOLVED = 10.0
-# Seed of the vector that Lanczos' method starts from: one that nobody makes matrices with, since a
-# matrix of the same numbers may be orthogonal to it.
+# Seed of the first Lanczos vector. It must not be the seed of a test matrix, since a matrix made of
+# the same numbers may be orthogonal to the vector.
 DIRECTION = 20120911
 
 
 def computes_in(dtype: np.dtype) -> bool:
-    """Whether BLAS computes in a type; without the byte order of other machines."""
+    """Return whether BLAS computes in a type (in native byte order)."""
     return dtype.char in LETTERS and dtype.isnative and routines.source() is not None
 
 
 def has_kernels(*arrays: Array) -> bool:
-    """Whether arrays are matrices of one type, and one that BLAS computes in."""
+    """Return whether arrays are matrices of one type in which BLAS computes."""
     dtype = arrays[0].dtype
     return computes_in(dtype) and all(a.ndim == 2 and a.dtype == dtype for a in arrays)
 
@@ -54,7 +54,7 @@ def has_kernels(*arrays: Array) -> bool:
 
 
 def columns(x: Array) -> tuple[Array, bool]:
-    """Return the matrix column-major, and whether that is its transpose; a copy if it must be."""
+    """Return a column-major matrix, and whether it is the transpose; a copy only if necessary."""
     if x.flags.f_contiguous:
         return x, False
     if x.flags.c_contiguous:
@@ -63,7 +63,7 @@ def columns(x: Array) -> tuple[Array, bool]:
 
 
 def diagonal(z: Array) -> Array:
-    """Writable view of the diagonal."""
+    """Return a writable view of the diagonal."""
     return z.T.reshape(-1)[:: z.shape[0] + 1]
 
 
@@ -90,7 +90,7 @@ def mirror(z: Array, out: Array | None = None) -> Array:
 
 @functools.lru_cache(maxsize=16)
 def _below(n: int) -> Array:
-    """Where the strictly lower triangle is."""
+    """Return a mask of the strictly lower triangle."""
     below = np.tri(n, k=-1, dtype=bool)
     below.flags.writeable = False
     return below
@@ -100,7 +100,7 @@ def _below(n: int) -> Array:
 
 
 def gram(x: Array, out: Array | None = None, *, alpha: float = 1.0, rows: bool = False) -> Array:
-    """Upper triangle of ``alpha X^H X``, or with `rows` of ``alpha X X^H``."""
+    """Return the upper triangle of ``alpha X^H X``, or with `rows` of ``alpha X X^H``."""
     k = x.shape[0 if rows else 1]
     if out is None:
         out = np.zeros((k, k), x.dtype, order="F")
@@ -115,7 +115,7 @@ def times(x: Array, z: Array, out: Array, *, beta: float = 0.0) -> Array:
 
 
 def quadratic(g: Array, work: Array, c0: float, c1: float, c2: float) -> None:
-    """Replace a Hermitian G by ``c0 I + c1 G + c2 G^2``; `work` is written over."""
+    """Replace a Hermitian G by ``c0 I + c1 G + c2 G^2``; `work` is overwritten."""
     # c2 (G + s I)^2 + (c0 - c2 s^2) I: half a product, and passes over diagonals only.
     s = c1 / (2 * c2)
     mirror(g, work)
@@ -127,7 +127,7 @@ def quadratic(g: Array, work: Array, c0: float, c1: float, c2: float) -> None:
 def matmul(
     a: Array, b: Array, out: Array | None = None, *, alpha: float = 1.0, beta: float = 0.0
 ) -> Array:
-    """Return ``alpha a @ b + beta out``, whatever their memory order; row-major without `out`."""
+    """Return ``alpha a @ b + beta out``, for any memory order; row-major without `out`."""
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), a.dtype)
     target, flip = columns(out)
@@ -142,13 +142,14 @@ def matmul(
 
 
 def whole_gram(x: Array, out: Array | None = None) -> Array:
-    """Return ``X^H X``, both triangles, whatever the memory order of X; row-major without `out`."""
+    """Return ``X^H X``, both triangles, for any memory order of X; row-major without `out`."""
     if out is None:
         out = np.empty((x.shape[1], x.shape[1]), x.dtype)
     target, turned = columns(out)
     y, flip = columns(x)
-    # Row-major storage of a Hermitian matrix is column-major storage of its conjugate: what BLAS
-    # gives for the transpose of X. Where only one of the two is row-major, a pass is needed.
+    # Row-major storage of a Hermitian matrix is column-major storage of its conjugate, which is the
+    # result of BLAS for the transpose of X. If only one of X and `out` is row-major, a further pass
+    # is needed.
     result = mirror(gram(y, target, rows=flip))
     if flip != turned and x.dtype.kind == "c":
         np.conjugate(result, out=result)
@@ -166,17 +167,17 @@ def cholesky(z: Array) -> bool:
 
 
 def _is_finite(z: Array) -> bool:
-    # Some implementations go on when they meet NaN: sums of rows show it, of the triangle alone.
+    # Some implementations continue after NaN: sums of rows of the triangle detect it.
     return bool(np.isfinite(routines.hemv(z, np.ones(len(z), z.dtype))).all())
 
 
 def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool:
     """Store ``alpha X Z^-1 + beta X`` in `out`; False if Z is not definite.
 
-    Z is Hermitian and may be overwritten. By a Cholesky factor and two triangular solves, whose
-    blocks on the diagonal are inverted: solves become products of small triangles with many
-    columns, which are faster. That is as stable as the solves for the condition numbers that
-    are met here, those of blocks of the factor of ``I + c X^H X``, c up to 1000.
+    Z is Hermitian and may be overwritten. The result is computed by a Cholesky factor and two
+    triangular solves with inverted diagonal blocks. Solves then become products of small triangles
+    with many columns, which are faster. This is as stable as solves for the condition numbers that
+    occur here, those of blocks of the factor of ``I + c X^H X``, c up to 1000.
     """
     inverses = _cholesky_by_blocks(z)
     if inverses is None:
@@ -195,10 +196,10 @@ def resolvent(x: Array, z: Array, out: Array, alpha: float, beta: float) -> bool
 
 
 def _cholesky_by_blocks(z: Array) -> list[tuple[int, Array]] | None:
-    """Replace Z as :func:`cholesky` does, and invert the blocks on the diagonal of R on the way.
+    """Replace Z as :func:`cholesky` does; return the inverses of the diagonal blocks of R.
 
-    They make the rows of R right of them, so that nothing is solved: at n = 2048 twice as fast as
-    LAPACK's routine. None if Z is not definite.
+    The rows of R to the right of a block are computed with its inverse instead of a solve. For
+    n = 2048 this is twice as fast as LAPACK's routine. Return None if Z is not definite.
     """
     n = z.shape[0]
     inverses = []
@@ -220,7 +221,7 @@ def _cholesky_by_blocks(z: Array) -> list[tuple[int, Array]] | None:
 def solve(x: Array, r: Array, out: Array, *, rows: bool = False) -> None:
     """Store ``X R^-1`` in `out`, which may be X, or with `rows` ``R^-H X``.
 
-    R is upper triangular and not singular, X of any size that fits.
+    R is upper triangular and not singular.
     """
     if rows:
         np.copyto(out, x)
@@ -230,7 +231,7 @@ def solve(x: Array, r: Array, out: Array, *, rows: bool = False) -> None:
 
 
 def _inverse_blocks(r: Array) -> list[tuple[int, Array]]:
-    """Where the blocks on the diagonal of a triangular matrix begin, and their inverses."""
+    """Return the first indices and the inverses of the diagonal blocks of a triangular matrix."""
     starts = range(0, r.shape[0], SOLVED)
     blocks = [(j, np.array(r[j : j + SOLVED, j : j + SOLVED], order="F")) for j in starts]
     for _, block in blocks:
@@ -260,14 +261,14 @@ def defect(g: Array) -> float:
 
 
 def shifted_resolvent(x: Array, g: Array, out: Array, c: float, alpha: float, beta: float) -> bool:
-    """:func:`resolvent` with ``Z = I + c G``, in the storage of G."""
+    """Apply :func:`resolvent` with ``Z = I + c G``, in the storage of G."""
     g *= c
     add_diagonal(g, 1.0)
     return resolvent(x, g, out, alpha, beta)
 
 
 def stepped(step: Any, x: Array, g: Array, out: Array) -> Array:
-    """Return X after a step, in `out`; NaN where the factorisation failed. G is written over."""
+    """Return X after a step, in `out`; NaN where the factorisation failed. G is overwritten."""
     if step.denominator:
         alpha, beta, c = step.fractions
         if not shifted_resolvent(x, g, out, c, alpha, beta):
@@ -282,9 +283,9 @@ def stepped(step: Any, x: Array, g: Array, out: Array) -> Array:
 
 
 def corrected(step: Any, x: Array, g: Array, worst: float, out: Array) -> Array:
-    """Return X after a step of Newton-Schulz type, in `out`. G is written over."""
-    # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: products make the small
-    # correction alone, so that single precision suffices where that is below 2^-27.
+    """Return X after a step of Newton-Schulz type, in `out`. G is overwritten."""
+    # X (I - 2 E)^(-1/2) = X + X E + 3/2 X E^2 + ..., E = (I - G) / 2: only the small correction is
+    # computed by products, so that single precision suffices if it is below 2^-27.
     g *= -0.5
     add_diagonal(g, 0.5)
     narrow = {"d": "f", "D": "F"}.get(x.dtype.char, x.dtype.char)
@@ -304,32 +305,32 @@ def corrected(step: Any, x: Array, g: Array, worst: float, out: Array) -> Array:
 
 
 def norm(x: Array) -> float:
-    """Frobenius norm of a contiguous array whose entries can be squared."""
+    """Return the Frobenius norm of a contiguous array whose squared entries do not overflow."""
     flat = x.ravel(order="K")
     return math.sqrt(_inner(flat, flat))
 
 
 def _inner(v: Array, w: Array) -> float:
-    """Real part of the inner product of two vectors."""
+    """Return the real part of the inner product of two vectors."""
     v, w = v.view(v.real.dtype), w.view(w.real.dtype)
     total = 0.0
-    for i in range(0, v.size, CHUNK):  # an error that grows like the length of one run
+    for i in range(0, v.size, CHUNK):  # the error of one sum grows with its length
         total += float(np.dot(v[i : i + CHUNK], w[i : i + CHUNK]))
     return total
 
 
 def upper_norm(z: Array) -> float:
-    """Frobenius norm of a Hermitian matrix whose lower triangle holds zeros."""
+    """Return the Frobenius norm of a Hermitian matrix whose stored lower triangle is zero."""
     return math.sqrt(max(0.0, 2 * norm(z) ** 2 - float(np.sum(np.square(diagonal(z).real)))))
 
 
 def largest(z: Array, steps: int) -> float:
-    """Estimate of the largest eigenvalue of a positive semidefinite matrix, by Lanczos' method."""
+    """Estimate the largest eigenvalue of a positive semidefinite matrix by Lanczos' method."""
     return _lanczos(functools.partial(routines.hemv, z), z.shape[0], z.dtype, steps)
 
 
 def smallest(r: Array, steps: int) -> float:
-    """Estimate of the smallest eigenvalue of ``R^H R``, by Lanczos' method on its inverse."""
+    """Estimate the smallest eigenvalue of ``R^H R`` by Lanczos' method on its inverse."""
     trsv = routines.trsv
     inverse = _lanczos(lambda v: trsv(r, trsv(r, v, trans="C")), r.shape[0], r.dtype, steps)
     return 1 / inverse if inverse > 0 else math.nan
@@ -338,8 +339,8 @@ def smallest(r: Array, steps: int) -> float:
 def extremes(g: Array, scratch: Array, lower: float | None = None) -> tuple[float, float]:
     """Estimate the smallest and the largest singular value of X from ``G = X^H X``.
 
-    The smallest is 0 where G cannot resolve it, or `lower` times the largest if that is given. The
-    upper triangle of `scratch` then holds the Cholesky factor of G, if G has one.
+    The smallest is 0 if it is below the resolution of G, or `lower` times the largest if `lower` is
+    given. The upper triangle of `scratch` then contains the Cholesky factor of G, if it exists.
     """
     high = math.sqrt(max(0.0, largest(g, STEPS))) * (1 + SLACK)
     if lower is not None:
@@ -353,10 +354,11 @@ def extremes(g: Array, scratch: Array, lower: float | None = None) -> tuple[floa
 
 
 def count_eigenvalues_above(z: Array, cut: float) -> int:
-    """How many eigenvalues of a Hermitian matrix exceed `cut` times the largest one.
+    """Return the number of eigenvalues of a Hermitian matrix above `cut` times the largest one.
 
-    The largest is estimated; the count is the inertia of ``Z - cut z_1 I``, from its factorisation
-    ``L D L^H`` by Bunch and Kaufman, whose 2 x 2 blocks have an eigenvalue of either sign.
+    The largest eigenvalue z_1 is estimated. The number is the inertia of ``Z - cut z_1 I``, from
+    the factorisation ``L D L^H`` of Bunch and Kaufman, whose 2 x 2 blocks have one eigenvalue of
+    each sign.
     """
     factor = z.copy(order="F")
     top = largest(factor, RITZ_STEPS)
@@ -368,32 +370,32 @@ def count_eigenvalues_above(z: Array, cut: float) -> int:
 
 
 def _lanczos(apply: Callable[[Array], Array], n: int, dtype: Any, steps: int) -> float:
-    """Largest Ritz value and its residual, summed; NaN where the products are not finite."""
+    """Return the largest Ritz value plus its residual; NaN where the products are not finite."""
     v = _direction(n, dtype.char)
     previous = np.zeros_like(v)
     main: list[float] = []
     off: list[float] = []
-    for _ in range(min(steps, n)):  # so few that vectors stay orthogonal without more
+    for _ in range(min(steps, n)):  # few steps, in which vectors stay orthogonal
         w = apply(v)
         main.append(_inner(v, w))
         w -= v.dtype.type(main[-1]) * v
         if off:
             w -= v.dtype.type(off[-1]) * previous
         off.append(math.sqrt(_inner(w, w)))
-        # An invariant subspace: nothing is left but rounding.
+        # An invariant subspace: the remainder is rounding errors.
         if not off[-1] > n * np.finfo(dtype).eps * abs(main[-1]):
             break
         previous, v = v, w * v.dtype.type(1 / off[-1])
     if not (np.all(np.isfinite(main)) and np.all(np.isfinite(off))):
         return math.nan
-    tridiagonal = np.diag(main) + np.diag(off[:-1], -1)  # of which the lower triangle is read
+    tridiagonal = np.diag(main) + np.diag(off[:-1], -1)  # only the lower triangle is read
     values, vectors = np.linalg.eigh(tridiagonal)
     return float(values[-1] + off[-1] * abs(vectors[-1, -1]))
 
 
 @functools.lru_cache(maxsize=16)
 def _direction(n: int, kind: str) -> Array:
-    """Random vector of length one, always the same."""
+    """Return a random vector of norm 1, always the same."""
     v = np.random.default_rng(DIRECTION).standard_normal(n)
     v = (v / math.sqrt(float(v @ v))).astype(kind)
     v.flags.writeable = False
@@ -404,18 +406,18 @@ def _direction(n: int, kind: str) -> Array:
 
 
 def max_abs(x: Array) -> float:
-    """Largest absolute entry (of real and imaginary parts, if complex); NaN if there is one."""
+    """Return the largest absolute entry (of real and imaginary parts), NaN if an entry is NaN."""
     flat = columns(x)[0].T.reshape(-1)
     flat = flat.view(flat.real.dtype)
-    peak = 0.0
+    result = 0.0
     for i in range(0, flat.size, CHUNK):
         part = flat[i : i + CHUNK]
-        peak = float(np.maximum(peak, np.maximum(part.max(), -part.min())))
-    return peak
+        result = float(np.maximum(result, np.maximum(part.max(), -part.min())))
+    return result
 
 
 def split(w: Array) -> float:
-    """Replace W by its Hermitian part, exactly; return the Frobenius norm of the rest."""
+    """Replace W by its exactly Hermitian part; return the Frobenius norm of the skew part."""
     n = w.shape[0]
     half = w.real.dtype.type(0.5)
     rest = 0.0
@@ -429,6 +431,6 @@ def split(w: Array) -> float:
             above -= below
             w[rows_i, columns_j] = part
             w[columns_j, rows_i] = part.conj().T
-            flat = above.ravel(order="K").view(half.dtype)  # no more than CHUNK entries
+            flat = above.ravel(order="K").view(half.dtype)  # at most CHUNK entries
             rest += (1 + (i < j)) * float(np.dot(flat, flat))
     return math.sqrt(rest)

@@ -1,9 +1,9 @@
-"""Checks of arguments: every wrong value is refused in one sentence that names it.
+"""Checks of arguments: a wrong value raises an error with one line that contains the value.
 
-The lowest layer. A check returns the value in the form to compute with, or raises: TypeError for
-what is no function, flag, path or object of a class, ValueError for numbers, counts, names and
-lists. Values are shown by :func:`shown`, which no value can make fail. Comparisons are made only
-with values of a known type: those of an array have no truth value.
+The lowest layer. A check returns the value converted for computation, or raises: TypeError for
+functions, flags, paths and objects of a class, ValueError for numbers, counts, names and lists.
+Values are formatted by :func:`shown`, which does not fail for any value. Only values of a known
+type are compared: comparisons with arrays have no truth value.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, cast
 
-# Characters of a value in a message; of an integer so many digits, of which Python writes 4300.
+# Largest number of characters of a value in a message, and of digits of an integer (Python's limit
+# of digits is 4300).
 LONGEST, DIGITS = 120, 40
-# Names that a message lists: there are two dozen published sets, and a message is one line.
+# Largest number of names in a message: there are two dozen published sets, and a message is one
+# line.
 MOST_NAMED = 16
-# Steps of a schedule, degrees, ...: a hundred times what is of use. The restarts of as many take
-# seconds to place, and the time grows with the square.
+# Largest number of steps of a schedule, of degrees and so on: a hundred times the useful number.
+# Placing restarts for this many steps takes seconds, and the time grows with the square.
 MOST_STEPS = 300
-# Members of lists that become arrays: of more, NumPy takes seconds to look at each.
+# Largest number of members of lists that become arrays: for more, NumPy takes seconds.
 LONGEST_LIST = 10**7
-# Rows or columns of a matrix: products of two are exact as doubles.
+# Largest number of rows or columns of a matrix: products of two such numbers are exact as doubles.
 MOST_ROWS = 2**26
 
 
 class _Repr(reprlib.Repr):
-    """reprlib's, which cuts what is long or nested; arrays by shape, huge integers by size."""
+    """Short representations of reprlib; arrays are given by shape, huge integers by size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,16 +60,16 @@ class _Repr(reprlib.Repr):
 
     def repr_instance(self, x: Any, level: int) -> str:
         try:
-            said = builtins.repr(x)
+            text = builtins.repr(x)
         except Exception:
             return f"<{type(x).__name__}>"
-        if said.startswith("<"):  # an address, a file or a name inside a function
+        if text.startswith("<"):  # contains an address, a file or a name inside a function
             return f"<{type(x).__name__}>"
-        return said if len(said) <= self.maxother else f"{said[: self.maxother - 3]}..."
+        return text if len(text) <= self.maxother else f"{text[: self.maxother - 3]}..."
 
 
 def shown(value: Any) -> str:
-    """Write a value for a message: one short line, whatever it is.
+    """Return a value as text for a message: one short line for every value.
 
     Examples
     --------
@@ -75,16 +77,16 @@ def shown(value: Any) -> str:
     ("'x'", 'about 10**400', 'range(0, 3)', '[1, 1, 1, 1, 1, 1, ...]')
     """
     try:
-        said = _Repr().repr(value)
+        line = _Repr().repr(value)
     except Exception:  # of an object's own attributes
-        said = f"<{type(value).__name__}>"
-    # No memory addresses, which say nothing and are different in every run.
-    said = " ".join(re.sub(r"( object)? at 0x[0-9a-fA-F]+", "", said).split())
-    return said if len(said) <= LONGEST else f"{said[: LONGEST - 3]}..."
+        line = f"<{type(value).__name__}>"
+    # Without memory addresses, which have no meaning and differ in every run.
+    line = " ".join(re.sub(r"( object)? at 0x[0-9a-fA-F]+", "", line).split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:
-    """Shape of an array of any library, None for what is no array."""
+    """Return the shape of an array of any library; None for other values."""
     try:
         return tuple(x.shape) if hasattr(x, "dtype") else None
     except Exception:  # of an object's own attributes
@@ -92,9 +94,9 @@ def _shape(x: Any) -> tuple[int, ...] | None:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Say which names are allowed, the most similar first: the tail of an error message.
+    """Return the end of an error message: the allowed names, with the most similar first.
 
-    Of more than `MOST_NAMED` the first ones, and how many there are besides.
+    Of more than `MOST_NAMED` names the first ones are listed, with the number of the others.
 
     Examples
     --------
@@ -112,9 +114,9 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def double(x: Any) -> float | None:
-    """A real number as a double, infinite beyond their range; None for anything else.
+    """Return a real number as a double, infinite beyond their range; None for other values.
 
-    True and False are no numbers here; arrays without dimensions are.
+    True and False are not numbers here; arrays without dimensions are.
 
     Examples
     --------
@@ -134,18 +136,18 @@ def double(x: Any) -> float | None:
 
 
 def _is_real(x: Any) -> bool:
-    """Whether an array without dimensions holds a real number."""
+    """Return whether an array without dimensions contains a real number."""
     kind = str(x.dtype).rpartition(".")[2]
     return kind.startswith(("float", "bfloat", "int", "uint"))
 
 
 def is_number(x: Any) -> bool:
-    """Whether `x` is a real number within the range of doubles, or infinite (True is not)."""
+    """Return whether `x` is a real number in the range of doubles, or infinite (True is not)."""
     return double(x) is not None
 
 
 def count(name: str, value: Any, least: int = 1, most: int | None = None, what: str = "") -> int:
-    """Return an integer within limits; `what` replaces the words for what is allowed.
+    """Return an integer within limits; `what` replaces the description of the allowed values.
 
     Examples
     --------
@@ -179,9 +181,9 @@ def number(
     ends: str = "[]",
     what: str = "",
 ) -> float:
-    """Return a real number of an interval as a float; "(" and ")" in `ends` leave an end out.
+    """Return a real number of an interval as a float; "(" and ")" in `ends` exclude an end.
 
-    An infinite end is never in the interval unless `what` describes it.
+    An infinite end is excluded unless `what` describes it.
 
     Examples
     --------
@@ -218,7 +220,7 @@ def _interval(low: float, high: float, above: bool, below: bool) -> str:
 
 
 def operand(name: str, value: Any) -> Any:
-    """Return a number or array to compute with entry by entry, integers of Python as a float."""
+    """Return a number or array for entrywise computations; Python's integers become floats."""
     if isinstance(value, int | decimal.Decimal | numbers.Rational):
         return number(name, value)
     kind = "" if _shape(value) is None else str(value.dtype).rpartition(".")[2]
@@ -229,7 +231,7 @@ def operand(name: str, value: Any) -> Any:
 
 
 def choice(name: str, value: Any, known: Iterable[Any], where: str = "") -> Any:
-    """Return one of the names that are known, or None where that is among them.
+    """Return the value if it is one of the known names (or None, if None is among them).
 
     `where` is the beginning of the message.
 
@@ -254,13 +256,13 @@ def choice(name: str, value: Any, known: Iterable[Any], where: str = "") -> Any:
 def pair(name: str, value: Any, least: int = 1) -> tuple[int, int]:
     """Return a shape: two integers of at least `least`."""
     what = f"two integers of at least {least}"
-    found = items(name, value, what, 2, 2)
-    m, n = (count(f"a number of {name}", k, least, MOST_ROWS) for k in found)
+    numbers = items(name, value, what, 2, 2)
+    m, n = (count(f"a number of {name}", k, least, MOST_ROWS) for k in numbers)
     return m, n
 
 
 def text(name: str, value: Any, most: int = 10_000) -> str:
-    """Return a string, of no subclass."""
+    """Return a string, converted from subclasses of str."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be text, got {shown(value)}")
     if len(value) > most:
@@ -269,7 +271,7 @@ def text(name: str, value: Any, most: int = 10_000) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return a truth value, NumPy's among them."""
+    """Return a truth value; NumPy's are accepted too."""
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {shown(value)}")
@@ -290,7 +292,7 @@ def instance(name: str, value: Any, kind: Any, what: str) -> Any:
 
 
 def path(name: str, value: Any) -> Any:
-    """Return a path as it is, text as a str of no subclass."""
+    """Return a path as it is, and text as a str, converted from subclasses."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name} must be a str or path-like, got {shown(value)}")
     try:
@@ -303,14 +305,14 @@ def path(name: str, value: Any) -> Any:
 
 
 def short(name: str, value: Any, most: int = LONGEST_LIST) -> Any:
-    """Return a value as it is, unless it is a list of more members than an array is made of."""
+    """Return a value as it is; ValueError for a list with too many members for an array."""
     if isinstance(value, Sequence) and len(value) > most:
         raise ValueError(f"{name} must have at most {most} members, got {shown(value)}")
     return value
 
 
 def items(name: str, value: Any, what: str, least: int = 1, most: int = MOST_STEPS) -> list[Any]:
-    """Return the members of a list, tuple, array or other iterable: no text, mapping or set.
+    """Return the members of a list, tuple, array or other iterable, except text, mapping or set.
 
     Examples
     --------
@@ -320,16 +322,16 @@ def items(name: str, value: Any, what: str, least: int = 1, most: int = MOST_STE
     Traceback (most recent call last):
     ValueError: degrees must be a list of odd degrees, got 3
     """
-    found: list[Any] = []
+    members: list[Any] = []
     wrong = isinstance(value, str | bytes | bytearray | memoryview | Mapping | Set | type)
-    # An array without dimensions has the method, and no members.
+    # An array without dimensions has the method __iter__, but no members.
     if not wrong and hasattr(type(value), "__iter__") and _shape(value) != ():
-        found = list(itertools.islice(value, most + 1))
+        members = list(itertools.islice(value, most + 1))
     else:
         wrong = True
-    if wrong or len(found) < least:
+    if wrong or len(members) < least:
         raise ValueError(f"{name} must be {what}, got {shown(value)}")
-    if len(found) > most:
+    if len(members) > most:
         allowed = f"be {what}" if least == most else f"have at most {most} members"
         raise ValueError(f"{name} must {allowed}, got {shown(value)}")
-    return found
+    return members

@@ -1,10 +1,10 @@
-"""Products of CuPy arrays by cuBLAS's extended interface: scaled, added to, rounded once.
+"""Products of CuPy arrays by cuBLAS's extended interface, with scaling and addend, rounded once.
 
-``cupy.matmul`` has no addend, copies operands that are transposed, and refuses stacks
-of bfloat16. cuBLAS does ``C <- alpha op(A) op(B) + beta C`` in one call, for a stack as for one
-matrix, with single precision inside for 16 bits. CuPy binds it in a private module: it is used
-here and nowhere else, and where it or a name of it is missing, ``cupy.matmul`` takes over. An
-addend in other storage goes to cublasLt (`polarlib.arrays.cublaslt`), or is copied.
+``cupy.matmul`` has no addend, copies transposed operands, and refuses stacks of bfloat16. cuBLAS
+computes ``C <- alpha op(A) op(B) + beta C`` in one call, for stacks too, and 16-bit products in
+single precision. CuPy binds it in a private module, which only this module uses. If the private
+module or one of its names is missing, ``cupy.matmul`` is used. A product with an addend in other
+storage is computed by cublasLt (`polarlib.arrays.cublaslt`), or the addend is copied.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = {
     "complex128": (ctypes.c_double, 2),
 }
 TF32 = "CUBLAS_COMPUTE_32F_FAST_TF32"
-# Names of the private module without which there is no product.
+# Names of the private module that are required.
 NEEDED = (
     "gemmEx",
     "gemmStridedBatchedEx",
@@ -62,10 +62,10 @@ NEEDED = (
 _all_needed = operator.attrgetter(*NEEDED)
 # Dimensions and leading dimensions are C's int.
 LARGEST_INT = 2**31 - 1
-# Matrices of a stack in one call: below 65535, the places on the third axis of a CUDA grid, where
-# some versions of cuBLAS failed, and round enough to keep every alignment.
+# Largest number of matrices of a stack per call: below 65535, the limit of the third axis of a CUDA
+# grid, at which some versions of cuBLAS failed, and a multiple that keeps every alignment.
 STACK = 63 << 10
-# Compute capability from which multipliers for tf32 exist; below, cuBLAS would go on in float32.
+# Compute capability from which tf32 is supported; below, cuBLAS would compute in float32.
 TF32_FROM = 80
 
 
@@ -74,7 +74,7 @@ def _binding() -> ModuleType | None:
     try:
         binding: ModuleType = required("cuBLAS", _load)
         _all_needed(binding)
-    except LibraryNotFound:  # nor would cupy.matmul be there
+    except LibraryNotFound:  # cupy.matmul would fail too
         raise
     except (ImportError, AttributeError):
         return None
@@ -83,14 +83,14 @@ def _binding() -> ModuleType | None:
 
 
 def _load() -> Any:
-    # From its package, which first loads the library where pip has put it.
+    # From its package, which first loads the library that pip has installed.
     from cupy_backends.cuda.libs import cublas
 
     return cublas
 
 
 def has_tf32(number: int | None = None) -> bool:
-    """Whether products in tf32 are there: the compute type, and a device (the current one)."""
+    """Return whether products in tf32 are supported: the compute type, and the current device."""
     if not hasattr(_binding(), TF32):
         return False
     device = import_library("cupy").cuda.Device(number)
@@ -98,7 +98,7 @@ def has_tf32(number: int | None = None) -> bool:
 
 
 def is_readable(x: Array) -> bool:
-    """Whether matrices lie in memory as cuBLAS reads and writes them, by rows or by columns."""
+    """Return whether cuBLAS can read and write the storage of matrices, by rows or by columns."""
     return _strides(x) is not None
 
 
@@ -114,23 +114,24 @@ def gemm(
     adjoint_b: bool = False,
     tf32: bool = False,
 ) -> Array:
-    """Compute ``out <- alpha op(a) @ op(b) + beta addend`` without waiting for the device.
+    """Compute ``out <- alpha op(a) @ op(b) + beta addend`` without synchronisation.
 
     Parameters
     ----------
     a, b : cupy.ndarray, shape (..., m, k) and (..., k, n)
-        Of one dtype; otherwise, and for dtypes that cuBLAS lacks, ``cupy.matmul`` takes over. Views
-        with any strides: what cuBLAS cannot read is copied. Stacks are broadcast, not copied.
+        Of one dtype; for two dtypes, and for dtypes that cuBLAS lacks, ``cupy.matmul`` is used.
+        Views with any strides; operands that cuBLAS cannot read are copied. Stacks are broadcast
+        without copies.
     out : cupy.ndarray, shape (..., m, n), optional
-        A new array if absent. It may overlap neither a nor b.
+        A new array by default. It must not overlap a or b.
     alpha, beta : float, complex or cupy.ndarray
-        Numbers, or arrays of one entry that stay on the device. With a `beta` of the host's 0 what
-        is in the addend does not matter, not even NaN.
+        Numbers, or arrays of one entry, which stay on the device. If `beta` is the number 0, the
+        addend is not used, even if it contains NaN.
     addend : cupy.ndarray, shape (..., m, n), optional
-        Not changed, but for the default, which is `out`. It may share storage with a and b, and
+        `out` by default; any other addend is not modified. It may share storage with a and b, and
         with `out` only if it is `out`.
     adjoint_a, adjoint_b : bool, optional
-        op is the conjugate transpose; `a` or `b` then has the transposed shape.
+        Whether op is the conjugate transpose; `a` or `b` then has the transposed shape.
     tf32 : bool, optional
         Whether float32 operands are rounded to tf32 as they are read.
 
@@ -156,7 +157,7 @@ def gemm(
         addend = None
     if out is None:
         if addend is None and not is_known(beta, 0.0):
-            raise ValueError(f"beta={beta} scales `out`, and there is none")
+            raise ValueError(f"out must be an array for beta={beta}, got None; pass out or addend")
         out = cupy.empty(shape, dtype=dtype)
     elif out.shape != shape:
         raise ValueError(f"out must have the shape {shape}, got {out.shape}")
@@ -167,7 +168,7 @@ def gemm(
     scalars, adjoints = (alpha, beta), (adjoint_a, adjoint_b)
     binding = _binding()
     known = binding is not None and a.dtype == b.dtype and dtype_name(out) in TYPES
-    # Without inner dimension there is nothing to multiply, and no leading dimension to hand over.
+    # For an inner dimension of 0 there is no product, and no leading dimension to pass.
     if not known or inner == 0 or max(*shape[-2:], inner) > LARGEST_INT:
         return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
     return _by_cublas(cupy, binding, a, b, out, addend, scalars, adjoints, tf32)
@@ -177,7 +178,7 @@ def gemm(
 def _result(
     a: tuple[int, ...], b: tuple[int, ...], adjoint_a: bool, adjoint_b: bool
 ) -> tuple[tuple[int, ...], int]:
-    """Shape of a product, and its inner dimension."""
+    """Return the shape of a product, and its inner dimension."""
     m, k = a[:-3:-1] if adjoint_a else a[-2:]
     inner, n = b[:-3:-1] if adjoint_b else b[-2:]
     if k != inner:
@@ -193,7 +194,7 @@ def _check_scalars(dtype: np.dtype, **scalars: Array | complex) -> None:
         given = getattr(scalar, "dtype", None)
         is_complex = isinstance(scalar, complex) if given is None else given.kind == "c"
         if is_complex and dtype.kind != "c":
-            raise TypeError(f"{name} must be real for matrices of {dtype.name}, it is complex")
+            raise TypeError(f"{name} must be real for matrices of {dtype.name}, got a complex one")
 
 
 def _broadcast(x: Array, stack: tuple[int, ...]) -> Array:
@@ -225,7 +226,7 @@ def _types(cupy: Any, binding: Any, dtype: str, tf32: bool) -> _Types:
 
 
 class _Call(NamedTuple):
-    """A product as cuBLAS is asked for it: the handle, how operands lie and where."""
+    """Arguments of a cuBLAS call: the handle, memory layouts and addresses of operands."""
 
     handle: int
     layout: Layout
@@ -236,7 +237,7 @@ class _Call(NamedTuple):
 
 
 def _filled(out: Array, addend: Array | None) -> Array:
-    """Return `out`, with the addend in it if there is one."""
+    """Return `out`, filled with the addend if there is one."""
     if addend is not None:
         out[...] = addend
     return out
@@ -273,9 +274,9 @@ def _by_cublas(
         return _by_matmul(a, b, _filled(out, addend), scalars, adjoints)
     name = dtype_name(out)
     types = _types(cupy, binding, name, tf32)
-    # cuBLAS reads the host's scalars at once; the device's are kept by the order of their stream.
+    # cuBLAS reads scalars of the host at once; those of the device live in the order of the stream.
     mode, held, *at_scalars = _scalars(cupy, binding, *scalars, TYPES[name][2])
-    # The handle is this thread's own, and is left as it was found.
+    # The handle belongs to this thread, and its settings are restored.
     handle = cupy.cuda.device.get_cublas_handle()
     places = [x.data.ptr for x in ((b, a, out) if layout.turned else (a, b, out))]
     call = _Call(handle, layout, types, places, mode, at_scalars)
@@ -289,7 +290,7 @@ def _by_cublas(
 def _copied(
     cupy: Any, a: Array, b: Array, out: Array, which: tuple[int, bool], adjoints: tuple[bool, bool]
 ) -> tuple[Array, Array, Array, tuple[bool, bool]]:
-    """The operands with one of them as a copy that lies otherwise."""
+    """Return the operands with one of them copied to another memory layout."""
     i, conjugate = which
     if i == 2:
         return a, b, out.copy(), adjoints  # a copy is contiguous
@@ -302,7 +303,7 @@ def _copied(
 
 
 def _beside(cupy: Any, call: _Call, addend: Array) -> bool:
-    """Add what lies in other storage, by cublasLt; return whether that was possible."""
+    """Add an addend in other storage by cublasLt; return whether that was possible."""
     layout, types = call.layout, call.types
     if layout.addend is None or layout.addend[0] > LARGEST_INT or layout.matrices > STACK:
         return False
@@ -323,12 +324,12 @@ def _beside(cupy: Any, call: _Call, addend: Array) -> bool:
 
 
 def _in_place(binding: Any, call: _Call, itemsize: int) -> None:
-    """Add to what is in C, by gemmEx."""
+    """Add the product to C by gemmEx."""
     handle, layout, types, places, mode, (at_alpha, at_beta) = call
     kind, (ld_first, ld_second, ldc) = types.kind, layout.leading
     step_first, step_second, step_c = layout.steps
     before = binding.getPointerMode(handle)
-    # Other math modes multiply single precision in tf32, whatever the compute type.
+    # Other math modes multiply single precision in tf32 for every compute type.
     math_mode = binding.getMathMode(handle)
     binding.setMathMode(handle, binding.CUBLAS_DEFAULT_MATH)
     binding.setPointerMode(handle, mode)
@@ -358,13 +359,13 @@ def _in_place(binding: Any, call: _Call, itemsize: int) -> None:
 
 
 def is_transposed(x: Array) -> bool:
-    """Whether matrices lie in memory by columns."""
-    found = _strides(x)
-    return found is not None and found[0]
+    """Return whether matrices are stored by columns."""
+    layout = _strides(x)
+    return layout is not None and layout[0]
 
 
 def empty(shape: tuple[int, ...], like: Array) -> Array:
-    """New matrices of the dtype of `like` that lie as it does, by rows or by columns."""
+    """Return new matrices with the dtype and memory order of `like`."""
     cupy = import_library("cupy")
     if not is_transposed(like):
         return cupy.empty(shape, dtype=like.dtype)
@@ -373,9 +374,9 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
 
 
 def _strides(x: Array) -> tuple[bool, int, int] | None:
-    """How a stack lies in memory: transposed or not, leading dimension, step between matrices.
+    """Return the layout of a stack: whether transposed, leading dimension, step between matrices.
 
-    Counted in entries; None if it does not lie as cuBLAS needs it.
+    The numbers are in entries. None if cuBLAS cannot read the storage.
     """
     return matrix_strides(x.shape, x.strides, x.itemsize)
 
@@ -383,12 +384,12 @@ def _strides(x: Array) -> tuple[bool, int, int] | None:
 def _scalars(
     cupy: Any, binding: Any, alpha: Array | complex, beta: Array | complex, dtype: str
 ) -> tuple[int, Any, int, int]:
-    """Pointer mode, what must stay alive, and the addresses of alpha and beta in one memory."""
+    """Return pointer mode, objects to keep alive, and the addresses of alpha and beta."""
     if not isinstance(alpha, cupy.ndarray) and not isinstance(beta, cupy.ndarray):
         both = _on_host(alpha, beta, dtype)
         at = ctypes.addressof(both)
         return binding.CUBLAS_POINTER_MODE_HOST, both, at, at + ctypes.sizeof(both) // 2
-    # A fill takes its number along as an argument: nothing is transferred.
+    # A fill has its number as an argument of the kernel, without a transfer.
     held = tuple(
         s.astype(dtype, copy=False)
         if isinstance(s, cupy.ndarray)
@@ -400,7 +401,7 @@ def _scalars(
 
 @functools.lru_cache(maxsize=256)
 def _on_host(alpha: complex, beta: complex, dtype: str) -> Any:
-    """Alpha and beta one after the other; what is too large becomes infinity, as on a device."""
+    """Return alpha and beta in one array; too large numbers become infinity, as on a device."""
     part, count = PARTS[dtype]
     numbers = [x for s in (alpha, beta) for x in (s.real, s.imag)[:count]]
     return (part * len(numbers))(*numbers)
@@ -413,9 +414,9 @@ def _by_matmul(
     scalars: tuple[Array | complex, Array | complex],
     adjoints: tuple[bool, bool],
 ) -> Array:
-    """The same by ``cupy.matmul``; 16 bits: the product rounded, then the sum once more.
+    """Compute the product by ``cupy.matmul``; in 16 bits the product and the sum are rounded.
 
-    Single precision is multiplied in double, which ``CUPY_TF32`` does not reach.
+    Single precision is multiplied in double, which ``CUPY_TF32`` does not affect.
     """
     cupy = import_library("cupy")
     alpha, beta = scalars
@@ -426,7 +427,7 @@ def _by_matmul(
         cupy.conj(x).swapaxes(-1, -2) if adjoint else x
         for x, adjoint in zip((a, b), adjoints, strict=True)
     )
-    if out.dtype.name == "bfloat16" and out.ndim > 2:  # CuPy refuses stacks of it
+    if out.dtype.name == "bfloat16" and out.ndim > 2:  # CuPy refuses stacks of bfloat16
         a, b = _broadcast(a, out.shape[:-2]), _broadcast(b, out.shape[:-2])
         product = cupy.empty(out.shape, dtype=out.dtype)
         for index in np.ndindex(*out.shape[:-2]):

@@ -1,8 +1,8 @@
 """cuBLAS's ``cublasLtMatmul`` by ctypes: ``D <- alpha op(A) op(B) + beta C`` with D apart from C.
 
-``gemmEx`` adds to what is in the result, so that an addend must be copied there first. CuPy binds
-no cublasLt; its library comes with that of cuBLAS, whose handle it takes. Where the library or one
-of its names is missing, or it has no algorithm for a product, nothing is done, and callers copy.
+``gemmEx`` adds to the result, so that an addend must be copied there first. CuPy does not bind
+cublasLt. The library is installed with cuBLAS, and accepts its handle. If the library or one of its
+names is missing, or if it has no algorithm for a product, callers copy the addend.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CONSTANTS = {
     "CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE": 2,
 }
 ALIGNMENTS = tuple(f"CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_{x}_BYTES" for x in "ABCD")
-# Alignment that algorithms ask for at most, in bytes: the default of the preference.
+# Largest alignment that algorithms require, in bytes: the default of the preference.
 MOST_ALIGNED = 256
-# What NVIDIA recommends for Hopper and Blackwell; taken from CuPy's pool for the time of a product.
+# Workspace that NVIDIA recommends for Hopper and Blackwell, from CuPy's pool during a product.
 WORKSPACE = 32 << 20
 
 _POINTER, _INT, _SIZE = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
@@ -58,7 +58,7 @@ FUNCTIONS = {
 
 
 class Heuristic(ctypes.Structure):
-    """``cublasLtMatmulHeuristicResult_t``: an algorithm, and the workspace that it needs."""
+    """``cublasLtMatmulHeuristicResult_t``: an algorithm and its workspace size."""
 
     _fields_ = (
         ("algorithm", ctypes.c_uint64 * 8),
@@ -70,9 +70,9 @@ class Heuristic(ctypes.Structure):
 
 
 class Product(NamedTuple):
-    """All that the choice of an algorithm depends on, but for the device.
+    """All properties on which the choice of an algorithm depends, except the device.
 
-    Matrices are column-major. Of each operand A, B, C, D there is one number in tuples of four.
+    Matrices are column-major. Tuples of four have one number per operand A, B, C, D.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Product(NamedTuple):
     leading, steps : tuple of int
         Leading dimensions, and steps between the matrices of a stack.
     matrices : int
-        How many of them are in the stack.
+        Number of matrices in the stack.
     mode : int
         Pointer mode: whether alpha and beta are on the host (0) or the device (1).
     alignments : tuple of int
@@ -104,10 +104,10 @@ class Product(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def library() -> Any:
-    """The library, found where CuPy finds that of cuBLAS; None without it or one of its names."""
+    """Return the library, located as CuPy locates cuBLAS; None if it or a name of it is missing."""
     try:
-        found = import_library("cuda.pathfinder").load_nvidia_dynamic_lib("cublasLt")
-        loaded = ctypes.CDLL(found.abs_path)
+        located = import_library("cuda.pathfinder").load_nvidia_dynamic_lib("cublasLt")
+        loaded = ctypes.CDLL(located.abs_path)
         loaded.cublasLtGetStatusName.restype = ctypes.c_char_p
         loaded.cublasLtGetStatusName.argtypes = (_INT,)
         for name, arguments in FUNCTIONS.items():
@@ -118,7 +118,7 @@ def library() -> Any:
 
 
 def aligned(address: int) -> int:
-    """Largest power of two that divides an address, at most `MOST_ALIGNED`."""
+    """Return the largest power of two that divides an address, at most `MOST_ALIGNED`."""
     return min(MOST_ALIGNED, address & -address)
 
 
@@ -132,9 +132,9 @@ def multiply(
     cupy : module
         CuPy, whose stream and memory pool are used.
     handle : int
-        cuBLAS's handle of this thread and device, which stands for one of cublasLt's.
+        cuBLAS's handle of this thread and device, which cublasLt accepts.
     product : Product
-        What to compute.
+        The product.
     scalars : tuple of int
         Addresses of alpha and beta.
     addresses : tuple of int
@@ -177,10 +177,10 @@ class _Plan:
         self.descriptors: list[int] = []
 
     def create(self, kind: str, *arguments: int) -> int:
-        """Return a new descriptor, which goes with the plan."""
+        """Return a new descriptor, which is destroyed with the plan."""
         made = ctypes.c_void_p()
         _call(self.lt, f"cublasLt{kind}Create", ctypes.addressof(made), *arguments)
-        # Not at the end of the process, when the library may be gone.
+        # Not at exit of the process, when the library may be unloaded.
         weakref.finalize(
             self, getattr(self.lt, f"cublasLt{kind}Destroy"), made.value
         ).atexit = False
@@ -195,7 +195,7 @@ class _Plan:
 
 @functools.lru_cache(maxsize=256)
 def _plan(lt: Any, handle: int, product: Product) -> _Plan | None:
-    """The plan for a product; None where the library has no algorithm. A handle has one device."""
+    """Return the plan for a product; None without an algorithm. A handle is for one device."""
     plan = _Plan(lt)
     kind, compute, of_scalars = product.types
     head = plan.create("MatmulDesc", compute, of_scalars)
@@ -213,7 +213,7 @@ def _plan(lt: Any, handle: int, product: Product) -> _Plan | None:
         plan.set("MatrixLayout", layout, "CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET", offset)
         plan.descriptors.append(layout)
     preference = plan.create("MatmulPreference")
-    # Parts of a sum are added up in the compute type, so that a result is rounded once.
+    # Parts of a sum are added in the compute type, so that a result is rounded once.
     scheme = CONSTANTS["CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE"]
     for name, number in (
         ("CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES", ctypes.c_uint64(WORKSPACE)),

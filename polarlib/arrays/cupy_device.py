@@ -1,6 +1,6 @@
-"""What CuPy needs before a launch: libraries of CUDA, and a stream that is not captured.
+"""Requirements of CuPy before a launch: libraries of CUDA, and a stream that is not captured.
 
-Without these checks CuPy fails in the middle of a call, in its own words or in those of CUDA.
+Without these checks CuPy would fail within a call, with its own messages or those of CUDA.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def required(library: str, load: Callable[[], T]) -> T:
-    """Return ``load()``; raise an error that names the library of CUDA that CuPy does not find.
+    """Return ``load()``; if CuPy does not find a library of CUDA, raise an error with its name.
 
     Raises
     ------
     ImportError
-        If the library is not installed. Other failures are the caller's.
+        If the library is not installed. Other errors are passed on.
     """
     try:
         return load()
@@ -36,11 +36,11 @@ def required(library: str, load: Callable[[], T]) -> T:
 
 
 class LibraryNotFound(ImportError):
-    """A library of CUDA is not installed: no private name of CuPy's, without which others do."""
+    """A library of CUDA is not installed (not only a private name of CuPy missing)."""
 
 
 def check_compiler() -> None:
-    """Raise `LibraryNotFound` if CuPy has no compiler of kernels, without which nothing runs."""
+    """Raise `LibraryNotFound` if CuPy has no compiler of kernels, which all functions need."""
     nvrtc = getattr(import_library("cupy").cuda, "nvrtc", None)
     if nvrtc is not None:
         required("NVRTC", nvrtc.getVersion)
@@ -52,6 +52,6 @@ def refuse_capture(name: str) -> None:
     # The default stream cannot be captured, and must not be asked while another one is.
     if stream.ptr and stream.is_capturing():
         raise ValueError(
-            f"{name} cannot be computed with while its stream is captured in a graph, since CuPy "
-            "calls no cuBLAS then; call polarlib before or after the capture"
+            f"{name} must not be used while its stream is captured in a graph, since CuPy does not "
+            "call cuBLAS then; call polarlib before or after the capture"
         )

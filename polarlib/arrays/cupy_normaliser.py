@@ -1,8 +1,8 @@
 """Normalisations of CuPy arrays in two kernels each: sums, then the division.
 
-The operators of a normalisation are some twenty launches on single numbers. Here blocks add up
-parts of a matrix in double, and the blocks of a second kernel add up those parts again, compute the
-divisor, and divide. There are no atomics, so that results are the same in every run.
+The operators of a normalisation are about twenty launches on single numbers. In the first kernel
+blocks sum parts of a matrix in double precision. The blocks of the second kernel add these sums,
+compute the divisor, and divide. There are no atomics, so that results are reproducible.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from polarlib.arrays.normaliser import Normaliser
 
 Array = Any
 
-# Types of the source below, by dtype; complex entries are two numbers.
+# Types of the source below, by dtype; complex entries are stored as two numbers.
 TYPES = {"bfloat16": "bfloat16", "float16": "float16", "float32": "float", "complex64": "float"}
-# Threads of a block, and bytes that one of them reads at once.
+# Threads of a block, and bytes per read of a thread.
 THREADS = 256
 BYTES = 16
-# Entries that a block takes before there are more blocks, and the most blocks of a matrix: one
-# double of each is read by every block of the second kernel. Chosen, not measured.
+# Entries per block before there are more blocks, and the largest number of blocks per matrix: every
+# block of the second kernel reads one double of each. Not measured.
 ENTRIES = 4096
 MOST_PARTS = 1024
 # Blocks of a grid.
 MOST_BLOCKS = 2**31 - 1
 
-# No header is included: NVRTC of CuPy's wheels has none of CUDA's.
+# No header is included: NVRTC of CuPy's wheels has no headers of CUDA.
 SOURCE = r"""
 #define THREADS %(threads)d
 #define BYTES %(bytes)d
@@ -220,7 +220,7 @@ extern "C" __global__ void polarlib_gram_divide(
 
 
 class Kernels(NamedTuple):
-    """The kernels for matrices of one dtype and Gram matrices of one dtype."""
+    """Kernels for matrices of one dtype and Gram matrices of one dtype."""
 
     norm_sums: Any
     norm_divide: Any
@@ -230,7 +230,7 @@ class Kernels(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _kernels(cupy: Any, x: str, g: str) -> Kernels:
-    """Kernels by the dtypes of matrices and Gram matrices; one module, compiled when first run."""
+    """Return the kernels for dtypes of matrices and Gram matrices, compiled at their first use."""
     code = source(x, g)
     return Kernels(*(cupy.RawKernel(code, f"polarlib_{name}") for name in Kernels._fields))
 
@@ -241,33 +241,33 @@ def source(x: str, g: str) -> str:
 
 
 def normaliser(x: Array) -> Normaliser | None:
-    """Return the normaliser of a stack of matrices; None where operators have to do.
+    """Return the normaliser of a stack of matrices; None where operators must be used.
 
     Parameters
     ----------
     x : cupy.ndarray, shape (..., m, n)
-        Taken if its numbers are of 16 or 32 bits, and it is dense: by rows or by columns.
+        Supported if its numbers have 16 or 32 bits, and it is dense, by rows or by columns.
     """
     if dtype_name(x) not in TYPES or not x.size or not _is_dense(x):
         return None
     if _parts(x) * math.prod(x.shape[:-2]) > MOST_BLOCKS // 2:  # twice that for Y and G
         return None
-    # The source has instructions of NVIDIA's.
+    # The source contains instructions of NVIDIA's devices.
     is_hip = getattr(import_library("cupy").cuda.runtime, "is_hip", False)
     return None if is_hip else Normaliser(by_norm, by_gram)
 
 
 def by_norm(x: Array, factor: float, power: bool) -> Array:
-    """Return ``X / s``, a new array that lies as `x` does, s the norm or a power of two.
+    """Return ``X / s``, a new array with the memory order of `x`, s the norm or a power of two.
 
     Parameters
     ----------
     x : cupy.ndarray, shape (..., m, n)
-        As :func:`normaliser` takes it.
+        As in :func:`normaliser`.
     factor : float
         s = factor ||X||_F; 1 for a zero matrix, NaN for one that is not finite.
     power : bool
-        Whether s is rounded down to a power of two, by which division is exact.
+        Whether s is rounded down to a power of two, so that the division is exact.
     """
     cupy = import_library("cupy")
     kernels = _kernels(cupy, *(dtype_name(x),) * 2)
@@ -288,9 +288,9 @@ def by_gram(
     Parameters
     ----------
     y : cupy.ndarray, shape (..., m, n)
-        As :func:`normaliser` takes it; overwritten.
+        As in :func:`normaliser`; overwritten.
     g : cupy.ndarray, shape (..., n, n)
-        The rounded Gram matrix, overwritten; of 16 bits where `y` may have 32.
+        The rounded Gram matrix, overwritten. It may have 16 bits while `y` has 32.
     bound : {"moments", "schatten4"}
         The bound from the trace and the Frobenius norm of G.
     slack, sums : float
@@ -304,12 +304,12 @@ def by_gram(
     (count, size), n = _counts(y), g.shape[-1]
     parts_y, parts_g = _parts(y), _parts(g)
     wide_y, wide_g = int(_is_wide(y)), int(_is_wide(g))
-    found = cupy.empty(2 * count * parts_g, dtype="float64")
-    kernels.gram_sums((count * parts_g,), (THREADS,), (g, found, n, _numbers(g), parts_g, wide_g))
+    sums_of = cupy.empty(2 * count * parts_g, dtype="float64")
+    kernels.gram_sums((count * parts_g,), (THREADS,), (g, sums_of, n, _numbers(g), parts_g, wide_g))
     numbers = (int(bound == "moments"), float(slack), float(sums), float(safety))
     layout = (size, n, _numbers(g), parts_y, parts_g, wide_y, wide_g)
     blocks = count * (parts_y + parts_g)
-    kernels.gram_divide((blocks,), (THREADS,), (y, g, found, *layout, *numbers))
+    kernels.gram_divide((blocks,), (THREADS,), (y, g, sums_of, *layout, *numbers))
     return y, g
 
 
@@ -318,21 +318,21 @@ def _is_dense(x: Array) -> bool:
 
 
 def _counts(x: Array) -> tuple[int, int]:
-    """How many matrices there are, and of how many numbers each."""
+    """Return the number of matrices, and of numbers per matrix."""
     return math.prod(x.shape[:-2]), math.prod(x.shape[-2:]) * _numbers(x)
 
 
 def _numbers(x: Array) -> int:
-    """Numbers of one entry."""
+    """Return the number of numbers per entry."""
     return 2 if is_complex(x) else 1
 
 
 def _parts(x: Array) -> int:
-    """Blocks of one matrix."""
+    """Return the number of blocks per matrix."""
     return int(min(MOST_PARTS, -(-math.prod(x.shape[-2:]) // ENTRIES)))
 
 
 def _is_wide(x: Array) -> bool:
-    """Whether every matrix begins and ends where `BYTES` can be read at once."""
+    """Return whether every matrix begins and ends at a multiple of `BYTES`."""
     size = math.prod(x.shape[-2:]) * x.itemsize
     return bool(size % BYTES == 0 and x.data.ptr % BYTES == 0)

@@ -28,15 +28,15 @@ from polarlib.arrays.normaliser import Normaliser
 from polarlib.arrays.ops import Ops
 
 Array = Any
-# Ratio of coefficients up to which a diagonal is scaled for a product to scale it back: far from
-# where either could overflow. Chosen generously.
+# Ratio of coefficients up to which a diagonal is scaled before a product that scales it back. Far
+# from overflow; chosen generously.
 FOLDED = 2.0**20
 
 
 class CupyOps(InPlaceOps):
-    """CuPy 14: products by cuBLAS with their addends, one kernel for each combination.
+    """CuPy 14: products by cuBLAS with their addends, one kernel per combination.
 
-    Norms and factorisations are kept out of its silent double precision for bfloat16.
+    bfloat16 is converted before norms and factorisations, for which CuPy would use double.
     """
 
     library = "cupy"
@@ -54,14 +54,14 @@ class CupyOps(InPlaceOps):
         self.native = frozenset({"float64", "float32", "bfloat16", "float16"} | tf32)
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
-        """Raise while the stream is captured: every function that multiplies asks here first."""
+        """Raise while the stream is captured; every function with products calls this first."""
         refuse_capture(name)
 
     def _dtype(self, name: str) -> Any:
-        """CuPy's dtypes are NumPy's and ml_dtypes'."""
+        """Return a dtype of NumPy or ml_dtypes, which CuPy uses."""
         return numpy_dtype(name)
 
-    # What a device's conversions round has not been tried.
+    # The rounding of a device's conversions has not been tested.
     _dtype_that_rounds = Ops._dtype_that_rounds
 
     def to_host(self, x: Array) -> np.ndarray:
@@ -69,15 +69,15 @@ class CupyOps(InPlaceOps):
         return np.asarray(x.get().astype(np.complex128 if is_complex(x) else np.float64))
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``: also that of an adjoint."""
+        """Return whether `x` can be used as an ``out=``; adjoints can."""
         return cublas.is_readable(x)
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array:
-        """Storage for an ``out=``, by rows or by columns as `like` lies: addends must lie alike."""
+        """Return storage for an ``out=`` with the memory order of `like`, as addends must have."""
         return cublas.empty(shape, like)
 
     def _product(self, a: Array, b: Array, out: Array | None = None, **how: Any) -> Array:
-        # Of the narrow formats, in which arithmetic is fused, tf32 alone is carried in float32.
+        # Of the narrow formats, whose arithmetic is fused, only tf32 is stored as float32.
         return cublas.gemm(a, b, out, tf32=self.fused, **how)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -101,7 +101,7 @@ class CupyOps(InPlaceOps):
     ) -> Array:
         """Return ``alpha a @ b + beta c``, rounded once; alpha and beta may be on the device.
 
-        cuBLAS takes one of each for all of a stack.
+        cuBLAS uses one alpha and one beta for the whole stack.
         """
         if max(getattr(s, "size", 1) for s in (alpha, beta)) > 1:
             return self._by_combination(a, b, c, alpha, beta)
@@ -111,7 +111,7 @@ class CupyOps(InPlaceOps):
     def add_scaled_identity(
         self, z: Array, alpha: float, beta: float
     ) -> tuple[Array, float, float]:
-        """Absorb beta alone, ``alpha (Z + beta / alpha I)``: a product scales at no cost."""
+        """Form ``Z + beta / alpha I`` and keep alpha, which a product applies at no cost."""
         known = is_known(alpha) and is_known(beta)
         if self.fused or not known or not abs(beta) <= FOLDED * abs(alpha):
             return super().add_scaled_identity(z, alpha, beta)
@@ -141,48 +141,48 @@ class CupyOps(InPlaceOps):
         return self.combine((0.5, 0.5), (z, self.adjoint(z)))
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry; CUB would copy a matrix that lies by columns, and once more."""
+        """Return the largest absolute entry; CUB would copy a column-major matrix."""
         return super().max_abs(x.swapaxes(-1, -2) if cublas.is_transposed(x) else x)
 
-    def binary_scale(self, peak: Array) -> Array | float:
-        """Power of two near the largest entry of each matrix, as everywhere, in one kernel."""
-        limit = round(-math.log2(FORMATS[format_name(peak)].smallest_normal))
+    def binary_scale(self, max_abs: Array) -> Array | float:
+        """Return the power of two near the largest entry of each matrix, by one kernel."""
+        limit = round(-math.log2(FORMATS[format_name(max_abs)].smallest_normal))
         return self._kernel(
             "T peak, int32 limit",
             "T y",
             "y = peak > 0 && isfinite(peak) ? ldexp(T(1), max(-limit, min(limit, ilogb(peak))))"
             " : T(1)",
             "polarlib_binary_scale",
-        )(peak, limit)
+        )(max_abs, limit)
 
     def divisor(self, s: Array | float) -> Array | float:
-        """Norms to divide by: 1 for a zero matrix (or column), NaN for one that is not finite."""
+        """Return norms as divisors: 1 for a zero matrix (or column), NaN if it is not finite."""
         if isinstance(s, float):
             return super().divisor(s)
         operation = "y = s == 0 ? T(1) : s + (s - s)"  # s - s is NaN for infinity
         return self._kernel("T s", "T y", operation, "polarlib_divisor")(s)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm; squares are formed in one pass, in at least single precision."""
+        """Return the Frobenius norm; squares are formed in one pass, at least in float32."""
         wide = "float64" if format_name(x) == "float64" else "float32"
         squares = self._kernel("T x", f"{wide} y", _square(dtype_name(x)), "polarlib_square")(x)
         return self.xp.sqrt(self.xp.sum(squares, axis=(-2, -1), keepdims=True))
 
     def normaliser(self, x: Array) -> Normaliser | None:
-        """Two kernels each, for dense matrices whose numbers are of 16 or 32 bits."""
+        """Return a normaliser of two kernels each, for dense matrices of 16 or 32 bits."""
         return normaliser(x)
 
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite: cuSOLVER's info is read."""
+        """Return the lower Cholesky factor; NaN if not positive definite, by cuSOLVER's info."""
         return cusolver.cholesky(z)
 
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU; CuPy's own of a stack leaves anything where a matrix is singular."""
+        """Return the inverse by LU; CuPy's function for stacks is undefined for singular ones."""
         eye = self.eye(x.shape[-1], x)
         return self.xp.linalg.solve(x, self.xp.broadcast_to(eye, x.shape))
 
     def solve_lower(self, l: Array, b: Array, *, adjoint: bool = False) -> Array:
-        """Return ``l^-1 b`` or ``l^-H b``; a stack at once."""
+        """Return ``l^-1 b`` or ``l^-H b``, for a whole stack."""
         if not b.size:
             return self.xp.empty_like(b)
         solve = import_library("cupyx.scipy.linalg").solve_triangular
@@ -195,7 +195,7 @@ def _on_device(kind: Any, xp: Any, device: int) -> CupyOps:
 
 
 def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:
-    """Source of a kernel ``y = c0 * m0 + c1 * m1 + ...``, in single precision for 16 bits."""
+    """Return the source of ``y = c0 * m0 + c1 * m1 + ...``, in single precision for 16 bits."""
     scalar = "float64" if FORMAT_OF_DTYPE.get(dtype, dtype) == "float64" else "float32"
     inputs = ", ".join(f"T m{i}, {scalar} c{i}" for i in range(count))
     entry = "float(m{})" if dtype in ("bfloat16", "float16") else "m{}"
@@ -204,7 +204,7 @@ def _combination(count: int, dtype: str) -> tuple[str, str, str, str]:
 
 
 def _square(dtype: str) -> str:
-    """Operation of a kernel that squares absolute values, in single precision for 16 bits."""
+    """Return the source of a kernel of squared absolute values, in at least single precision."""
     if dtype.startswith("complex"):
         return "y = x.real() * x.real() + x.imag() * x.imag()"
     return "y = float(x) * float(x)" if dtype in ("bfloat16", "float16") else "y = x * x"
@@ -212,5 +212,5 @@ def _square(dtype: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _elementwise(xp: Any, inputs: str, output: str, operation: str, name: str) -> Any:
-    """CuPy's kernel of a source, made once."""
+    """Return CuPy's kernel for a source, cached."""
     return xp.ElementwiseKernel(inputs, output, operation, name)

@@ -1,9 +1,9 @@
-"""Cholesky factors of CuPy arrays by cuSOLVER, with the flag that says whether they are factors.
+"""Cholesky factors of CuPy arrays by cuSOLVER, with its flags of success.
 
-``cupy.linalg.cholesky`` drops cuSOLVER's ``devInfo``: where a matrix is not positive definite, it
-returns what elimination has left in the array, which may be finite. Here the routines are called
-through CuPy's private binding, the flags stay on the device, and a failed factor is NaN, without
-waiting. Where the binding or a name of it is missing, the factor is checked by its residual.
+``cupy.linalg.cholesky`` drops cuSOLVER's ``devInfo``. For a matrix that is not positive definite it
+returns the incomplete factor, which may be finite. This module calls the routines through CuPy's
+private binding. The flags stay on the device, and a failed factor is NaN, without synchronisation.
+If the binding or a name of it is missing, the factor is checked by its residual.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Array = Any
 # cuSOLVER's letter of each dtype.
 LETTERS = {"float32": "s", "float64": "d", "complex64": "c", "complex128": "z"}
 ROUTINES = ("{}potrf", "{}potrf_bufferSize", "{}potrfBatched")
-# Names of the private module without which there is no factorisation.
+# Names of the private module that are required.
 NEEDED = tuple(name.format(letter) for letter in LETTERS.values() for name in ROUTINES)
 _all_needed = operator.attrgetter(*NEEDED)
-# cuBLAS's constant, which cuSOLVER takes: the upper triangle of a column-major matrix.
+# Constant of cuBLAS and cuSOLVER for the upper triangle of a column-major matrix.
 UPPER = "CUBLAS_FILL_MODE_UPPER"
-# Residual of a factor, max |A - L L^H| over (n + 1) eps max a_ii: 1/2 for the factorisation
-# (Higham, Accuracy and Stability of Numerical Algorithms, Theorem 10.3) and as much for the product
-# that shows it, each up to 2 sqrt(2) times that in complex arithmetic.
+# Bound of the residual of a factor, max |A - L L^H| over (n + 1) eps max a_ii: 1/2 for the
+# factorisation (Higham, Accuracy and Stability of Numerical Algorithms, Theorem 10.3), 1/2 for the
+# product of the check, each up to 2 sqrt(2) times that in complex arithmetic.
 RESIDUAL = 3.0
 
 
@@ -40,7 +40,7 @@ def _binding() -> tuple[ModuleType, int] | None:
         cublas, cusolver = required("cuSOLVER", _load)
         _all_needed(cusolver)
         upper = getattr(cublas, UPPER)
-    except LibraryNotFound:  # nor would cupy.linalg be there
+    except LibraryNotFound:  # cupy.linalg would fail too
         raise
     except (ImportError, AttributeError):
         return None
@@ -49,14 +49,14 @@ def _binding() -> tuple[ModuleType, int] | None:
 
 
 def _load() -> tuple[Any, Any]:
-    # From their package, which first loads the libraries where pip has put them.
+    # From their package, which first loads the libraries that pip has installed.
     from cupy_backends.cuda.libs import cublas, cusolver
 
     return cublas, cusolver
 
 
 def cholesky(z: Array) -> Array:
-    """Return lower Cholesky factors of a stack; NaN for those that have none.
+    """Return lower Cholesky factors of a stack; NaN for matrices without one.
 
     Parameters
     ----------
@@ -66,23 +66,23 @@ def cholesky(z: Array) -> Array:
     Returns
     -------
     cupy.ndarray, shape (..., n, n)
-        The host does not wait for the device.
+        The factors, computed without synchronisation.
     """
     cupy = import_library("cupy")
     if z.size == 0:
         return cupy.empty_like(z)
-    found = _binding()
-    if found is None or z.dtype.name not in LETTERS:
+    binding = _binding()
+    if binding is None or z.dtype.name not in LETTERS:
         factor = cupy.linalg.cholesky(z)
         good = _is_factor(cupy, factor, z)
     else:
-        factor, info = _by_cusolver(cupy, *found, z)
+        factor, info = _by_cusolver(cupy, *binding, z)
         good = (info == 0).reshape((*z.shape[:-2], 1, 1))
     return cupy.where(good, factor, math.nan)
 
 
 def _by_cusolver(cupy: Any, binding: Any, upper: int, z: Array) -> tuple[Array, Array]:
-    # By rows: the upper triangle of the transpose, by columns, is the lower one of the matrix.
+    # The upper triangle of the column-major transpose is the lower one of the row-major matrix.
     x = z.astype(z.dtype, order="C", copy=True)
     n, count = z.shape[-1], math.prod(z.shape[:-2])
     info = cupy.empty(count, dtype=np.int32)
@@ -103,9 +103,9 @@ def _by_cusolver(cupy: Any, binding: Any, upper: int, z: Array) -> tuple[Array, 
 
 
 def _is_factor(cupy: Any, factor: Array, z: Array) -> Array:
-    """Whether ``L L^H`` is Z up to rounding and the diagonal of L positive, shape (..., 1, 1).
+    """Return whether ``L L^H`` is Z up to rounding and the diagonal of L positive, (..., 1, 1).
 
-    It is what a factorisation that succeeds proves, however the factor was found.
+    This proves the success of a factorisation for every way to compute the factor.
     """
     lower = cupy.tril(factor)
     product = cupy.matmul(lower, cupy.conj(lower).swapaxes(-1, -2))

@@ -15,34 +15,34 @@ Array = Any
 
 
 def dask_of(x: Any, name: str) -> Any:
-    """Return the dask module for a dask array of NumPy blocks; else raise, naming a function."""
+    """Return the dask module for a Dask array of NumPy blocks; otherwise raise an error."""
     if not type(x).__module__.startswith("dask."):
         raise TypeError(
-            f"{name} takes a dask array, got {type(x).__name__}; polar takes arrays in memory, "
-            "and dask.array.from_array makes dask arrays"
+            f"{name} needs a dask array, got {type(x).__name__}; use polar for arrays in memory, "
+            "or dask.array.from_array"
         )
     try:
         dask = import_library("dask")
         import_library("dask.array")
-    except ImportError as error:  # x is an object of dask without its arrays
+    except ImportError as error:  # x is an object of Dask, but dask.array is missing
         raise ImportError(f"{name} needs dask.array; install polarlib[dask]") from error
     if not isinstance(x, dask.array.Array) or type(x._meta) is not np.ndarray:
         kind = type(getattr(x, "_meta", x)).__name__
-        raise TypeError(f"{name} takes a dask array with blocks of NumPy's, got {kind}")
+        raise TypeError(f"{name} needs a dask array with NumPy blocks, got blocks of {kind}")
     return dask
 
 
 def _of_whole(name: str, signature: str) -> Any:
-    """Return a primitive of the blocks' library for whole matrices; vectors that it gives are real.
+    """Return a primitive of the blocks' library for whole matrices; its vectors are real.
 
-    In the signature, as of a generalised ufunc, k is the smaller of the dimensions m and n.
+    The signature is that of a generalised ufunc, with k the smaller of the dimensions m and n.
     """
 
     @functools.wraps(getattr(Ops, name))
     def of_whole(self: DaskOps, *stacks: Array, **how: Any) -> Any:
         x = stacks[-1]
         results = re.findall(r"\(([^)]*)\)", signature.partition("->")[2])
-        # Their metadata: empty blocks of the right dtype.
+        # Metadata: empty blocks of the right dtype.
         values, matrix = self.xp.real(x)._meta, x._meta
         meta = tuple(matrix if "," in axes else values for axes in results)
         sizes = {"k": min(x.shape[-2:]), "one": 1}
@@ -63,10 +63,10 @@ def _of_whole(name: str, signature: str) -> Any:
 
 
 class DaskOps(Ops):
-    """Dask: blocks are multiplied where they lie; a factorisation gathers a matrix in one block.
+    """Dask: products by blocks; a factorisation gathers a matrix in one block.
 
-    Dask's own factorisations take no stacks, raise when blocks are computed, and its Cholesky
-    factor is the upper one: those of the library of the blocks are used.
+    Dask's factorisations do not accept stacks, raise errors when blocks are computed, and its
+    Cholesky factor is the upper one. Therefore those of the library of the blocks are used.
     """
 
     library = "dask"
@@ -76,13 +76,13 @@ class DaskOps(Ops):
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:
-        """Return the largest entries; Dask refuses those of an empty stack."""
+        """Return the largest entries; also of an empty stack, which Dask refuses."""
         if axis is not None and 0 in x.shape:
             return self.xp.sum(x, axis=axis, keepdims=keepdims)
         return super().max(x, axis=axis, keepdims=keepdims)
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry (of real and imaginary parts, if complex)."""
+        """Return the largest absolute entry (of real and imaginary parts, if complex)."""
         if is_complex(x):
             return super().max_abs(x)
         return self.max(self.xp.abs(x), axis=(-2, -1), keepdims=True)

@@ -24,15 +24,15 @@ class Dual(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of either."""
+        """Shape of the matrix and of the derivative."""
         return tuple(self.value.shape)
 
 
 class DualOps(Wrapper, exact=frozenset()):
-    """What the engine asks of Ops, on values and their derivatives.
+    """The primitives that the engine uses, for values and their derivatives.
 
-    Products of one Hermitian matrix with itself take one product for the derivative, since its
-    other half is the adjoint; other products take two.
+    The derivative of the square of a Hermitian matrix takes one product, since the other term is
+    the adjoint. Derivatives of other products take two.
     """
 
     working = ""  # there is one precision
@@ -41,10 +41,10 @@ class DualOps(Wrapper, exact=frozenset()):
         self.base = base
 
     def buffer(self, shape: tuple[int, ...], like: Dual) -> None:
-        """None: every result is new."""
+        """Return None: every result is new."""
 
     def reusable(self, x: Dual) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def matmul(self, a: Dual, b: Dual, out: None = None) -> Dual:
@@ -61,12 +61,12 @@ class DualOps(Wrapper, exact=frozenset()):
     def gemm(
         self, a: Dual, b: Dual, c: Dual, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Dual:
-        """Return ``alpha a @ b + beta c``; a and b are Hermitian if they are one."""
+        """Return ``alpha a @ b + beta c``; if a is b, the matrix is Hermitian."""
         value = self.base.gemm(a.value, b.value, c.value, alpha, beta)
         return Dual(value, self._tangent(a, b, c, alpha, beta))
 
     def make_hermitian(self, z: Dual) -> Dual:
-        """Itself: values and derivatives are multiplied as they are."""
+        """Return Z: values and derivatives are multiplied as they are."""
         return z
 
     def quadratic(self, g: Dual, c: Sequence[float], out: None = None) -> Dual:

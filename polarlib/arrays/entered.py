@@ -1,7 +1,7 @@
-"""Enter and leave: a caller's matrices as algorithms work on them, and results as callers get them.
+"""Conversion of a caller's matrices for algorithms, and of results for the caller.
 
-:func:`enter` asks once what every function must know of its argument: library, format, whether it
-is wide, finite, scaled, traced. :meth:`Entered.leave` undoes what was done for the answer.
+:func:`enter` determines the properties of an argument once: library, format, whether it is wide,
+finite, scaled, traced. :meth:`Entered.leave` applies the inverse conversion to results.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ COMFORTABLE = 2.0**20
 
 
 class Entered(NamedTuple):
-    """Stack of matrices, ready for an algorithm: ``x = given / scale``, adjoint where `wide`.
+    """Stack of matrices prepared for an algorithm: ``x = given / scale``, the adjoint if `wide`.
 
     Attributes
     ----------
     given : array, shape (..., m, n)
         The matrices of the caller, of a floating dtype.
     x : array
-        In at least single precision. Tall, if that was asked for; with entries of the size of 1, if
-        scaled; with zeros for matrices that are not finite, if masked.
+        In at least single precision. Tall, if requested; with entries of about 1, if scaled; with
+        zeros for matrices that are not finite, if masked.
     ops : Ops
         Arithmetic of the library.
     scale : array, shape (..., 1, 1), or float
-        Powers of two that were divided out.
+        Powers of two by which the matrices were divided.
     wide : bool
         Whether `x` is the adjoint.
     finite : array of bool, shape (..., 1, 1), or None
-        Which matrices are finite; None where nothing was masked.
+        Which matrices are finite; None if nothing was masked.
     """
 
     given: Array
@@ -57,7 +57,7 @@ class Entered(NamedTuple):
 
     @property
     def is_abstract(self) -> bool:
-        """Whether the library hides the entries: none can be read."""
+        """Whether the matrices are traced, so that no entry can be read."""
         return self.ops.is_abstract(self.given)
 
     @property
@@ -66,7 +66,7 @@ class Entered(NamedTuple):
         return isinstance(self.scale, float) and self.scale == 1.0
 
     def alike(self, e: Array) -> Array:
-        """Return another matrix as `x` came from the given one: turned, and divided by `scale`."""
+        """Return another matrix converted like `x`: the adjoint if `wide`, divided by `scale`."""
         return self.ops.divide(self.ops.adjoint(e) if self.wide else e, self.scale)
 
     def or_nan(self, y: Array) -> Array:
@@ -90,9 +90,9 @@ class Entered(NamedTuple):
         y : array, shape (..., k, l)
             Results.
         factor : array or float, optional
-            What to multiply by, such as `scale`.
+            Factor of the results, such as `scale`.
         turn : bool, optional
-            Take the adjoint where `x` is the adjoint.
+            Whether to return the adjoint if `x` is the adjoint.
         may_overwrite : bool, optional
             Whether the storage of `y` may be used.
         """
@@ -102,9 +102,9 @@ class Entered(NamedTuple):
         return astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given, self.ops)
 
 
-def near_peak(peak: Array, ops: Ops) -> Array | float:
-    """Return powers of two near the largest entries: the usual scaling."""
-    return ops.binary_scale(peak)
+def near_peak(max_abs: Array, ops: Ops) -> Array | float:
+    """Return powers of two near the largest entries: the default scaling."""
+    return ops.binary_scale(max_abs)
 
 
 def enter(
@@ -121,42 +121,45 @@ def enter(
     scaling: Scaling | None = near_peak,
     comfortable: bool = False,
 ) -> Entered:
-    """Return the matrices of a caller as algorithms work on them.
+    """Return the matrices of a caller prepared for algorithms.
 
     At most one number is read from a device.
 
     Parameters
     ----------
     a : array_like, shape (..., m, n)
-        Any argument, or, with `ops`, what :func:`as_matrix` has returned.
+        Any argument, or, with `ops`, the result of :func:`as_matrix`.
     name : str, optional
-        What the caller calls it, for messages.
+        Name of the argument in messages.
     ops : Ops, optional
-        Arithmetic for `a`, if `a` was accepted before.
+        Arithmetic for `a`, if `a` is a result of :func:`as_matrix`.
     sharded : bool, optional
-        Whether sharded arrays are taken; see :func:`as_matrix`.
+        Whether sharded arrays are accepted; see :func:`as_matrix`.
     look : {"always", "if free", "never"}, optional
-        When to raise for NaN and infinity, which reads a number: unless the library hides the
-        entries, only where reading does not make a device wait, or never.
+        When to raise for NaN and infinity, which reads a number: always, unless the matrix is
+        traced; only where reading does not synchronise; or never.
     remedy : str, optional
         End of the message for NaN and infinity.
     mask : bool, optional
-        Whether to put zeros in the place of matrices that are not finite, where none is raised
-        for; :meth:`Entered.leave` gives NaN for them.
+        Whether matrices that are not finite, if no error is raised, are replaced by zeros;
+        :meth:`Entered.leave` returns NaN for them.
     tall : bool, optional
-        Whether to take the adjoint of matrices with m < n.
+        Whether matrices with m < n are replaced by their adjoints.
     double : bool, optional
-        Whether to work in double precision, where the library has it.
+        Whether to compute in double precision, if the library has it.
     scaling : callable or None, optional
-        ``scaling(peak, ops)`` gives what to divide by from the largest absolute entries; None to
-        divide by nothing. Derivatives take the result for a constant, unless matrices are masked.
+        ``scaling(max_abs, ops)`` returns the divisor from the largest absolute entries; None for no
+        division. Derivatives treat the divisor as a constant, unless matrices are masked.
     comfortable : bool, optional
-        Whether matrices are left unscaled if the largest entries of all of them are `COMFORTABLE`.
+        Whether matrices are not scaled if the largest entries of all of them are between
+        1 / `COMFORTABLE` and `COMFORTABLE`.
 
     Raises
     ------
-    TypeError, ValueError
-        As :func:`as_matrix`; ValueError for NaN and infinity, where they are looked for.
+    TypeError
+        As :func:`as_matrix`.
+    ValueError
+        As :func:`as_matrix`, and for NaN and infinity, if they are checked.
 
     Examples
     --------
@@ -177,20 +180,20 @@ def enter(
     comfortable = comfortable and not abstract and not ops.is_traced(a)
     finite, scale = None, 1.0
 
-    def find(x: Array, peak: Array | None = None) -> Array | float:
-        peak = ops.max_abs(x) if peak is None else peak
-        extent = _extent(peak, ops) if comfortable else math.nan
+    def find(x: Array, max_abs: Array | None = None) -> Array | float:
+        max_abs = ops.max_abs(x) if max_abs is None else max_abs
+        extent = _extent(max_abs, ops) if comfortable else math.nan
         if extent <= COMFORTABLE:
             return 1.0
         if looks and not math.isfinite(extent):
-            refuse_not_finite(x, peak, ops, name, remedy=remedy)
-        return 1.0 if scaling is None else scaling(peak, ops)
+            refuse_not_finite(x, max_abs, ops, name, remedy=remedy)
+        return 1.0 if scaling is None else scaling(max_abs, ops)
 
     if mask and not looks:
-        xp, peak = ops.xp, ops.max_abs(x)
-        finite = xp.isfinite(peak)
+        xp, max_abs = ops.xp, ops.max_abs(x)
+        finite = xp.isfinite(max_abs)
         x = xp.where(finite, x, xp.zeros_like(x))
-        scale = find(x, xp.where(finite, peak, xp.zeros_like(peak)))
+        scale = find(x, xp.where(finite, max_abs, xp.zeros_like(max_abs)))
     elif scaling is not None:
         scale = constant(ops, find, x)
     elif looks:
@@ -202,10 +205,10 @@ def enter(
     return Entered(a, x, ops, scale, wide, finite)
 
 
-def _extent(peak: Array, ops: Ops) -> float:
-    """Return how far largest entries are from 1, as a factor: 1 for 0, NaN stays."""
-    known = as_scalar(peak, ops)
+def _extent(max_abs: Array, ops: Ops) -> float:
+    """Return the largest factor between the largest entries and 1; 1 for zero, NaN for NaN."""
+    known = as_scalar(max_abs, ops)
     if isinstance(known, float):
         return max(known, 1 / known) if known else 1.0
-    peak = ops.xp.where(peak == 0, ops.xp.ones_like(peak), peak)
-    return ops.item(ops.xp.maximum(peak, 1 / peak))
+    max_abs = ops.xp.where(max_abs == 0, ops.xp.ones_like(max_abs), max_abs)
+    return ops.item(ops.xp.maximum(max_abs, 1 / max_abs))

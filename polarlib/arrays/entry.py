@@ -1,4 +1,4 @@
-"""The way in: what a caller gives, as a matrix of a supported library, or a refusal."""
+"""Conversion of arguments to matrices of a supported library, with checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polarlib.arrays.ops import Ops, ops_of, served
 from polarlib.arrays.torch_sharded import placements
 
 Array = Any
-# Of public functions that return the type of array that they are given. A list gives an ndarray.
+# Type of public functions that return the array type of their argument; a list gives an ndarray.
 ArrayT = TypeVar("ArrayT", bound=Any)
 # Entries below which an array fits any machine: the memory is not asked for.
 LARGE = 1 << 28
@@ -32,17 +32,20 @@ def check_out(
         raise TypeError(
             f"{name} must be an array like {like}, {dtype_name(x)} of shape {shape}, got {got}"
         )
-    # Of equal meshes, or neither a DTensor.
+    # Either DTensors on equal meshes, or no DTensors.
     if placements(out)[:1] != placements(x)[:1]:
         kinds = [f"a {type(t).__name__} {getattr(t, 'device_mesh', '')}".strip() for t in (x, out)]
         raise TypeError(f"{name} must be {kinds[0]} as {like} is, got {kinds[1]}")
     check_same_place(x, like, out, name)
     if not ops_of(out).writable(out):
-        raise ValueError(f"{name} cannot be written: it is read-only or of an immutable library")
+        raise ValueError(
+            f"{name} must be writable, got a read-only array, or one of an immutable library; "
+            "pass another array, or leave it out"
+        )
 
 
 def can_hold(out: Array, x: Array) -> bool:
-    """Whether NumPy forms results in the storage of `out`, which is `x` or apart from it."""
+    """Return whether NumPy can form results in `out`, which is `x` or does not overlap it."""
     if not isinstance(out, np.ndarray) or not (out.flags.c_contiguous or out.flags.f_contiguous):
         return False
     return out is x or not np.may_share_memory(out, x)
@@ -56,29 +59,29 @@ def copied(x: Array, out: Array | None) -> Array:
 
 
 def is_array(x: Any) -> bool:
-    """Whether an object is an array of a library that we can compute with."""
-    # Older versions of array-api-compat take NumPy's matrices, whose * is not elementwise.
+    """Return whether an object is an array of a supported library."""
+    # Older versions of array-api-compat accept NumPy's matrices, whose * is not elementwise.
     return array_api_compat.is_array_api_obj(x) and not isinstance(x, np.matrix)
 
 
 def is_host_array(x: Any) -> bool:
-    """Whether an object is an array or a number of NumPy's, whatever its dtype."""
+    """Return whether an object is an array or a number of NumPy, of any dtype."""
     return isinstance(x, np.ndarray | np.generic)
 
 
 def libraries() -> dict[str, str]:
-    """Versions of the array libraries that are installed, by name, from metadata: imports none."""
+    """Return the versions of installed array libraries by name, from metadata, without imports."""
     from importlib import metadata  # lazily: it brings the package `email`
 
-    found = {}
+    versions = {}
     for name in sorted({*served(), "array_api_strict"}):
         if _is_installed(name):
             try:
-                found[name] = metadata.version(name)
+                versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:  # a package of another name, as cupy-cuda12x
                 packages = metadata.packages_distributions().get(name, ())
-                found[name] = metadata.version(packages[0]) if packages else "unknown"
-    return found
+                versions[name] = metadata.version(packages[0]) if packages else "unknown"
+    return versions
 
 
 def _is_installed(name: str) -> bool:
@@ -94,23 +97,23 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
     Parameters
     ----------
     a : array or array-like
-        Arrays of a supported library are taken as they are. Subclasses of NumPy's arrays, and all
-        that `numpy.asarray` takes, become plain NumPy arrays: matrices, memory maps, tables, nested
-        lists and buffers of numbers; units are dropped. Integers and booleans become float64,
-        float32 where there is no double.
+        Arrays of a supported library are used as they are. Subclasses of NumPy's arrays, and all
+        objects that `numpy.asarray` accepts, become plain NumPy arrays: matrices, memory maps,
+        tables, nested lists and buffers of numbers; units are dropped. Integers and booleans become
+        float64, or float32 if there is no double precision.
     name : str, optional
-        What the caller calls it, for messages.
+        Name of the argument in messages.
     sharded : bool, optional
-        Whether torch's DTensors and JAX arrays with explicit axes are taken.
+        Whether torch's DTensors and JAX arrays with explicit axes are accepted.
 
     Raises
     ------
     TypeError
-        If `a` is not numeric, or of a dtype that no format stands for; if it is sparse or masked.
+        If `a` is not numeric, has an unsupported dtype, or is sparse or masked.
     ValueError
-        If it has fewer than two dimensions.
+        If `a` has fewer than two dimensions.
     MemoryError
-        If it is a NumPy array, such as a memory map, that is larger than the machine's memory.
+        If `a` is a NumPy array, such as a memory map, that is larger than the machine's memory.
     """
     a = plain_array(a, name)
     if not is_array(a):
@@ -147,27 +150,27 @@ def as_matrix(a: Any, name: str = "a", *, sharded: bool = False) -> tuple[Array,
 
 
 def plain_array(a: Any, name: str) -> Any:
-    """Return an instance of a subclass of NumPy's arrays as one of them, all else as it is.
+    """Return an instance of a subclass of NumPy's arrays as ndarray, other objects unchanged.
 
     Raises
     ------
     TypeError
         If `a` is sparse, masked, quantised or nested.
     """
-    for block in (a, getattr(a, "_meta", a)):  # what Dask's blocks are
+    for block in (a, getattr(a, "_meta", a)):  # the type of Dask's blocks
         _refuse_sparse_or_masked(block, a, name)
     if array_api_compat.is_torch_array(a):
         _refuse_layout(a, name)
     if isinstance(a, np.ndarray) and type(a) is not np.ndarray:
-        return a.view(np.ndarray)  # np.matrix: its operators mean other things
+        return a.view(np.ndarray)  # np.matrix: its operators have other meanings
     return a
 
 
 def _refuse_sparse_or_masked(block: Any, a: Any, name: str) -> None:
-    """Raise for matrices of which not every entry is stored and meant, and name what makes them so.
+    """Raise TypeError for sparse and masked matrices; the message has the conversion.
 
-    Sparse matrices would silently be made dense, whatever that takes; the numbers that a mask hides
-    have no meaning.
+    Sparse matrices would silently be made dense, with any use of memory. Masked entries have no
+    meaningful values.
     """
     dense = next((method for method in ("toarray", "todense") if hasattr(block, method)), "")
     masked = isinstance(block, np.ma.MaskedArray)
@@ -213,7 +216,7 @@ def check_same_place(x: Array, name: str, other: Array, other_name: str) -> None
 
 
 def _refuse_layout(x: Array, name: str) -> None:
-    """Raise for tensors that are no dense arrays of numbers, and say how to make one of them."""
+    """Raise TypeError for tensors that are not dense arrays; the message has the conversion."""
     if x.is_quantized:
         raise TypeError(f"{name} is a quantised tensor ({x.dtype}); pass {name}.dequantize()")
     if x.is_nested:
@@ -245,42 +248,42 @@ def finite_peak(
     ops : Ops
         Its arithmetic.
     name : str
-        What the caller calls it, for the message.
+        Name of the argument in the message.
     look : bool, optional
-        Whether to read the entries at all, which stalls a device.
+        Whether to read the entries, which synchronises a device.
     locate : bool, optional
-        Whether the message names an index: only where `x` has the shape that the caller gave.
+        Whether the message has an index; only if `x` has the shape of the caller's array.
     remedy : str, optional
         End of the message.
 
     Returns
     -------
     array, shape (..., 1, 1)
-        As `Ops.max_abs` gives it: NaN or infinity for a matrix that is not finite, unless `look`.
+        Result of `Ops.max_abs`: without `look`, NaN or infinity for a matrix that is not finite.
 
     Raises
     ------
     ValueError
         If an entry is NaN or infinite, and `look`.
     """
-    peak = ops.max_abs(x)
+    max_abs = ops.max_abs(x)
     if look:
-        refuse_not_finite(x, peak, ops, name, locate=locate, remedy=remedy)
-    return peak
+        refuse_not_finite(x, max_abs, ops, name, locate=locate, remedy=remedy)
+    return max_abs
 
 
 def refuse_not_finite(
-    x: Array, peak: Array, ops: Ops, name: str, *, locate: bool = True, remedy: str
+    x: Array, max_abs: Array, ops: Ops, name: str, *, locate: bool = True, remedy: str
 ) -> None:
     """Raise ValueError where a largest entry is NaN or infinite; see :func:`finite_peak`."""
-    if not math.isfinite(ops.item(peak)):
-        locate = locate and not ops.is_sharded(x)  # which would gather all of it
-        trouble = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
-        raise ValueError(f"{name} {trouble}; {remedy}")
+    if not math.isfinite(ops.item(max_abs)):
+        locate = locate and not ops.is_sharded(x)  # an index would need a gather
+        message = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"
+        raise ValueError(f"{name} {message}; {remedy}")
 
 
 def not_finite(a: np.ndarray) -> str:
-    """Say how many entries of an array are not finite and where the first is; "" if none.
+    """Return the number and the first index of entries that are not finite, as text; "" if none.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Number formats as plain numbers, and images of intervals under odd polynomials.
 
-The bottom layer: it knows nothing of arrays. A :class:`Format` says what rounding costs in a number
-format; the functions below it say where an odd polynomial sends an interval.
+The bottom layer, without arrays. A :class:`Format` has the rounding errors and limits of a number
+format. The functions compute images of intervals under odd polynomials.
 
 An odd polynomial is the tuple of its coefficients in ascending odd powers:
 ``(a, b, c)`` is ``p(x) = a x + b x**3 + c x**5``. With another `stride` p the powers are
@@ -31,16 +31,16 @@ class Format:
     Attributes
     ----------
     name : str
-        Name, as every ``precision=`` argument takes it.
+        Name for ``precision=`` arguments.
     significand : int
-        Bits of the significand, the hidden one included.
+        Bits of the significand, including the hidden one.
     smallest_normal, largest : float
         Smallest positive normal number and largest finite one.
     saturates_to : float
-        What a value above `largest` becomes: infinity, or NaN where the format has no infinity.
+        Result of overflow: infinity, or NaN if the format has no infinity.
     carrier : str
-        The format that products accumulate in, and that carries a simulation: float32 for all
-        formats narrower than it.
+        Format of accumulation in products, and of storage in simulations: float32 for all narrower
+        formats.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Format:
 
     @property
     def scaled(self) -> bool:
-        """Whether matrices of this format carry a power of two, as operands of 8 bits do."""
+        """Whether matrices of this format have a scale, a power of two, as 8-bit operands do."""
         return self.significand <= 4
 
 
@@ -72,7 +72,7 @@ FORMATS: dict[str, Format] = {
     for f in (
         Format("float64", 53, 2.0**-1022, float(np.finfo("f8").max), _INF, "float64"),
         Format("float32", 24, 2.0**-126, float(np.finfo("f4").max), _INF, "float32"),
-        # float32's exponent, float16's significand: what tensor cores read of a float32.
+        # float32's exponent and float16's significand, which tensor cores read of a float32.
         Format("tf32", 11, 2.0**-126, (2 - 2.0**-10) * 2.0**127, _INF, "float32"),
         Format("bfloat16", 8, 2.0**-126, (2 - 2.0**-7) * 2.0**127, _INF, "float32"),
         Format("float16", 11, 2.0**-14, 65504.0, _INF, "float32"),
@@ -84,9 +84,9 @@ FORMATS: dict[str, Format] = {
 
 
 def printable(text: object) -> str:
-    r"""Return a text on one line: control characters, line breaks included, become escapes.
+    r"""Return a text on one line: control characters, including line breaks, become escapes.
 
-    So do those that change the direction of text, and halves of characters.
+    Characters that change the direction of text, and surrogates, become escapes too.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def docstring(f: Callable[..., Any]) -> str:
 
 
 def format_of(name: str) -> Format:
-    """Look a format up by name.
+    """Return the format with a name.
 
     Raises
     ------
@@ -127,8 +127,8 @@ def format_of(name: str) -> Format:
     >>> format_of("bfloat16").unit_roundoff == 2.0**-8
     True
     """
-    found = FORMATS.get(name) if isinstance(name, str) else None
-    return found or FORMATS[choice("number format", name, FORMATS)]
+    known = FORMATS.get(name) if isinstance(name, str) else None
+    return known or FORMATS[choice("number format", name, FORMATS)]
 
 
 def round_number(x: float, precision: Format) -> float:

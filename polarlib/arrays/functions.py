@@ -1,4 +1,4 @@
-"""Functions of arrays that are made of primitives of :class:`Ops`, alike for every library."""
+"""Functions of arrays composed of primitives of :class:`Ops`, the same for every library."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ Array = Any
 
 
 def above_noise(s: Array, shape: tuple[int, ...], ops: Ops) -> Array:
-    """Which singular values exceed ``max(m, n) eps sigma_1``: they make the numerical rank."""
+    """Return which singular values exceed ``max(m, n) eps sigma_1``, as for the numerical rank."""
     cut = max(shape[-2:]) * format_of(format_name(s)).epsilon
     return s > cut * ops.max(s, axis=-1, keepdims=True)
 
 
 def lies_in_one_place(x: Array, ops: Ops) -> bool:
-    """Whether `x` has entries, on one device, so that a constant that meets it may be kept.
+    """Return whether `x` has entries on one device, so that constants for it may be cached.
 
-    What is made in a trace ends with it, and what meets an array in parts has to lie in parts.
+    Arrays made in a trace end with it, and constants for a sharded array must be sharded.
     """
     known = not (ops.is_abstract(x) or ops.is_traced(x))
     return known and not (ops.is_sharded(x) or placements(x))
 
 
 def _may_be_joined(x: Array, ops: Ops) -> bool:
-    # Of the library itself: a number format or a dual number wraps it.
+    # Only for arithmetic of the library itself, not for wrappers (number formats, dual numbers).
     return lies_in_one_place(x, ops) and not ops_of(x)._lies_on_several(x)
 
 
 def read(ops: Ops, *arrays: Array) -> list[np.ndarray]:
-    """Copy small real arrays to NumPy, with one transfer: a device is waited for once."""
+    """Copy small real arrays to NumPy with one transfer, and one synchronisation of a device."""
     if ops.host or len(arrays) == 1 or not all(_may_be_joined(x, ops) for x in arrays):
         return [ops.to_host(x) for x in arrays]
     xp = ops.xp
@@ -58,7 +58,7 @@ def read(ops: Ops, *arrays: Array) -> list[np.ndarray]:
 
 
 class _Place:
-    """A device as a key: CuPy's have no hash."""
+    """A device as a dictionary key, since devices of CuPy have no hash."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -71,9 +71,9 @@ class _Place:
 
 
 def kept(make: Callable[..., np.ndarray], given: tuple[Any, ...], like: Array, ops: Ops) -> Array:
-    """Return ``make(*given)`` where `like` lies and in its dtype: never written.
+    """Return ``make(*given)`` on the device and in the dtype of `like`; it must not be written.
 
-    It is transferred once, and not in each call, where that is possible.
+    The array is transferred once and cached, if possible.
     """
     if lies_in_one_place(like, ops):
         return _placed(make, given, ops.xp, like.dtype, _Place(ops._device_of(like)))
@@ -98,12 +98,12 @@ def as_complex(x: Array, ops: Ops) -> Array:
 
 
 def real_part(x: Array, ops: Ops) -> Array:
-    """Return the real part; real arrays as they are."""
+    """Return the real part; real arrays unchanged."""
     return ops.xp.real(x) if is_complex(x) else x
 
 
 def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
-    """Dtype to which the library promotes two; float32 where it has no rule, for 16 bits."""
+    """Return the dtype to which the library promotes two; float32 without a rule for 16 bits."""
     try:
         return ops.xp.result_type(x, y)
     except TypeError:
@@ -111,43 +111,43 @@ def common_dtype(x: Array, y: Array, ops: Ops) -> Any:
 
 
 def as_scalar(s: Array, ops: Ops) -> Array | float:
-    """Python's float for a single number on the host, else the array itself."""
+    """Return Python's float for a single number on the host, otherwise the array."""
     return ops.item(s) if ops.host and math.prod(s.shape) == 1 else s
 
 
 def trace(x: Array, ops: Ops) -> Array:
-    """Trace of Hermitian matrices, in at least single precision, shape (..., 1, 1)."""
+    """Return the trace of Hermitian matrices, in at least single precision, shape (..., 1, 1)."""
     diagonal = at_least_single(ops._diagonal(x), ops)
     diagonal = ops.xp.real(diagonal) if is_complex(x) else diagonal
     return ops.xp.sum(diagonal, axis=-1)[..., None, None]
 
 
 def sqrt(s: Array | float, ops: Ops) -> Array | float:
-    """Square root."""
+    """Return the square root."""
     return math.sqrt(s) if isinstance(s, float) else ops.xp.sqrt(s)
 
 
 def norm_1(x: Array, ops: Ops) -> Array:
-    """Largest absolute column sum, shape (..., 1, 1)."""
+    """Return the largest absolute column sum, shape (..., 1, 1)."""
     return ops.max(ops.sums(ops.xp.abs(x), -2), axis=-1, keepdims=True)
 
 
 def norm_bound(x: Array, ops: Ops) -> Array:
-    """Upper bound of the spectral norm by the 1-norm and the infinity norm, shape (..., 1, 1)."""
+    """Return an upper bound of the spectral norm from 1-norm and infinity norm, (..., 1, 1)."""
     norm_inf = ops.max(ops.sums(ops.xp.abs(x), -1), axis=-2, keepdims=True)
-    # Two roots: the product of the norms may overflow where the bound does not.
+    # Two roots: the product of the norms could overflow where the bound does not.
     return ops.xp.sqrt(norm_1(x, ops)) * ops.xp.sqrt(norm_inf)
 
 
 def empty_result(x: Array, ops: Ops) -> Array:
-    """Result of the shape of `x`, which has no entries; what records `x` records it too."""
+    """Return a result with the shape of `x`, without entries; it stays in a recorded graph."""
     return ops.divide(x, 1.0)
 
 
 def fits(shape: tuple[int, ...], like: Array, ops: Ops) -> bool:
-    """Whether an array, in at least single precision, is no larger than the host's memory.
+    """Return whether an array, in at least single precision, fits in the host's memory.
 
-    If `like` lies elsewhere, or it is not known where, the library is left to find out.
+    True if `like` is on another or an unknown device: the library then raises an error.
     """
     known = ops.in_memory and not ops.is_abstract(like) and not ops.is_sharded(like)
     if not known or not on_cpu(like):

@@ -1,7 +1,7 @@
-"""How cuBLAS reads matrices where they lie, from shapes and strides alone.
+"""Arguments of cuBLAS for matrices in memory, from shapes and strides alone.
 
-cuBLAS knows column-major matrices. A row-major C is their C^T = op(B)^T op(A)^T, so operands are
-handed over in the other order; strides show whether a matrix is stored transposed.
+Matrices of cuBLAS are column-major. A row-major C is computed as C^T = op(B)^T op(A)^T, with
+operands in the other order. Strides show whether a matrix is stored transposed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ PLAIN, TRANSPOSED, ADJOINT = 0, 1, 2
 
 
 class Layout(NamedTuple):
-    """How cuBLAS reads a product where its operands lie.
+    """Arguments of cuBLAS for a product of operands in memory.
 
-    Tuples of three have a number for each operand and for C.
+    Tuples of three have one number per operand, and one for C.
 
     Attributes
     ----------
     turned : bool
-        Whether C lies by rows: its transpose is computed, whose first operand is B.
+        Whether C is row-major: its transpose is computed, whose first operand is B.
     operations : tuple of int
-        `PLAIN`, `TRANSPOSED` or `ADJOINT`, of the first and of the second operand.
+        `PLAIN`, `TRANSPOSED` or `ADJOINT`, for the first and the second operand.
     sizes : tuple of int
         Rows, columns and inner dimension, column-major.
     leading, steps : tuple of int
         Leading dimensions, and steps between the matrices of a stack.
     matrices : int
-        How many there are in the stack.
+        Number of matrices in the stack.
     addend : tuple of int or None
-        Leading dimension and step of an addend that lies as C does; None for another one.
+        Leading dimension and step of an addend with the memory order of C; None for other ones.
     """
 
     turned: bool
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
     addend: tuple[int, int] | None
 
 
-# A product takes microseconds to launch, so that looking again counts.
+# Cached, since a product takes only microseconds to launch.
 @functools.lru_cache(maxsize=1024)
 def described(
     a: View,
@@ -57,12 +57,12 @@ def described(
     is_complex: bool,
     adjoints: tuple[bool, bool],
 ) -> Layout | tuple[int, bool]:
-    """Return the layout; else which operand to copy first (2 is C), and whether conjugated."""
+    """Return the layout; or the operand to copy first (2 is C), and whether conjugated."""
     lies = matrix_strides(*c, itemsize)
     if lies is None:
         return 2, False
     by_columns, ldc, step_c = lies
-    found = []
+    operands = []
     for i, ((shape, strides), adjoint) in enumerate(zip((a, b), adjoints, strict=True)):
         shape, strides = _spread(shape, strides, c[0][:-2])
         if adjoint and not is_complex:
@@ -72,11 +72,11 @@ def described(
             return i, False
         same = how[0] == by_columns
         if adjoint and is_complex and not same:
-            return i, True  # no operation conjugates and does not transpose
+            return i, True  # there is no operation that conjugates without transposition
         operation = ADJOINT if adjoint and is_complex else PLAIN if same else TRANSPOSED
-        found.append((operation, *how[1:]))
+        operands.append((operation, *how[1:]))
     (m, n), k = c[0][-2:], a[0][-2 if adjoints[0] else -1]
-    first, second = found if by_columns else found[::-1]
+    first, second = operands if by_columns else operands[::-1]
     beside = None if addend is None else matrix_strides(*addend, itemsize)
     return Layout(
         not by_columns,
@@ -92,7 +92,7 @@ def described(
 def _spread(
     shape: tuple[int, ...], strides: tuple[int, ...], stack: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape and strides of a stack that is broadcast."""
+    """Return shape and strides of a broadcast stack."""
     missing = len(stack) + 2 - len(shape)
     old = (1,) * missing + shape
     steps = (0,) * missing + strides
@@ -104,9 +104,9 @@ def _spread(
 def matrix_strides(
     shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int
 ) -> tuple[bool, int, int] | None:
-    """Return whether matrices lie by columns, their leading dimension, and the step between them.
+    """Return whether matrices are column-major, their leading dimension, and the step between them.
 
-    Counted in entries; None for a stack that cuBLAS cannot read, which has strides of its own.
+    The numbers are in entries. None for a stack with strides that cuBLAS cannot read.
     """
     if any(s % itemsize for s in strides):
         return None
@@ -115,7 +115,7 @@ def matrix_strides(
     # Axes of one entry may have any stride.
     axes = [(n, s) for n, s in zip(counts, steps, strict=True) if n > 1]
     if any(outer != n * inner for (_, outer), (n, inner) in itertools.pairwise(axes)):
-        return None  # more than one stride, unless all of them are 0
+        return None  # more than one stride, not all of them 0
     step = axes[-1][1] if axes else 0
     if step < 0:
         return None

@@ -1,4 +1,4 @@
-"""What arrays that can be written to share: products and sums in place."""
+"""Products and sums in place, shared by libraries whose arrays can be written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class InPlaceOps(Ops):
     """Libraries whose arrays can be written: NumPy, CuPy, torch without gradients."""
 
     def _has_double(self, x: Array) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def _dtype_that_rounds(self, format_name: str) -> Any:
-        """That of 16-bit formats; None without ml_dtypes, where it is NumPy's lack."""
+        """Return the dtype of a 16-bit format; None for formats that need ml_dtypes without it."""
         if format_name not in ("bfloat16", "float16"):
             return None
         try:
@@ -27,11 +27,11 @@ class InPlaceOps(Ops):
             return None
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``."""
+        """Return storage for an ``out=``."""
         return self.xp.empty(shape, dtype=like.dtype, device=self._device_of(like))
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        """Return whether `x` can be used as an ``out=``, which must be contiguous."""
         return bool(x.flags.c_contiguous)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
@@ -41,7 +41,7 @@ class InPlaceOps(Ops):
         return self.xp.matmul(a, b) if out is None else self.xp.matmul(a, b, out=out)
 
     def _diagonal(self, z: Array) -> Array:
-        """Writable view of the diagonals."""
+        """Return a writable view of the diagonals."""
         return z.diagonal(0, -2, -1)
 
     def add_diagonal(self, z: Array, a: Array) -> Array:
@@ -53,7 +53,7 @@ class InPlaceOps(Ops):
     def add_scaled_identity(
         self, z: Array, alpha: float, beta: float
     ) -> tuple[Array, float, float]:
-        """Absorb ``alpha Z + beta I`` into the storage of Z."""
+        """Form ``alpha Z + beta I`` in the storage of Z."""
         if self.fused:
             return z, alpha, beta
         if not is_known(alpha, 1.0):
@@ -63,7 +63,7 @@ class InPlaceOps(Ops):
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
-        """Return ``alpha a @ b + beta c``; no operand is changed."""
+        """Return ``alpha a @ b + beta c``; no operand is modified."""
         if not (is_known(alpha) and is_known(beta)):
             return self._by_combination(a, b, c, alpha, beta)
         product = self.matmul(a, b, out)

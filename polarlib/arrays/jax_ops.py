@@ -19,13 +19,13 @@ from polarlib.arrays.routines import LETTERS
 from polarlib.arrays.settings import under_default_settings
 
 Array = Any
-# What JAX calls its backends of NVIDIA's and AMD's devices.
+# JAX's names of the backends of NVIDIA's and AMD's devices.
 GPUS = frozenset({"gpu", "cuda", "rocm"})
 
 
 @functools.lru_cache(maxsize=256)
 def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
-    """One compiled function for equal arguments: JAX traces it once for each shape."""
+    """Return one compiled function for equal arguments; JAX traces it once per shape."""
     jax = import_library("jax")
     compiled: Callable[..., Array] = jax.jit(functools.partial(f, **dict(fixed)))
     return compiled
@@ -35,13 +35,13 @@ def _jitted(f: Callable[..., Array], fixed: tuple[tuple[str, Any], ...]) -> Call
 def _register(kind: Any) -> None:
     """Make a class of results a pytree of JAX."""
     names = [f.name for f in dataclasses.fields(kind) if f.name not in kind.static]
-    with contextlib.suppress(ValueError):  # another thread was quicker
+    with contextlib.suppress(ValueError):  # another thread has registered the class
         jax = import_library("jax")
         jax.tree_util.register_dataclass(kind, names, kind.static)
 
 
 def _explicit_sharding(x: Array) -> Any:
-    """Sharding over a mesh with explicit axes, which are part of the type of `x`, or None."""
+    """Return the sharding over explicit mesh axes, which are part of the type of `x`, or None."""
     jax = import_library("jax")
     sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
     types = getattr(getattr(sharding, "mesh", None), "axis_types", None) or ()
@@ -49,7 +49,7 @@ def _explicit_sharding(x: Array) -> Any:
 
 
 def _place_like(x: Array, sharding: Any, shape: tuple[int, ...]) -> Any:
-    """Sharding of a result: as `x`, if it has its shape, else along the axes of a stack alone."""
+    """Return the sharding of a result: that of `x` for its shape, else along axes of the stack."""
     if shape == x.shape:
         return sharding
     jax = import_library("jax")
@@ -66,7 +66,7 @@ class JaxOps(Ops):
     fixed_work = True
     # Whether operands of products are numbers of tf32.
     _reads_tf32 = False
-    _host_device = None  # NumPy reads arrays of every device, in parts as well
+    _host_device = None  # NumPy reads arrays of every device, also sharded ones
     hiding = (
         "jax.jit and jax.vmap hide: call it outside of jit (under grad it may be) and on a whole "
         "stack instead of vmap"
@@ -74,41 +74,42 @@ class JaxOps(Ops):
 
     @classmethod
     def _of(cls, x: Array, xp: Any) -> Ops:
-        """Return the arithmetic; the first call makes classes of results known to JAX."""
+        """Return the arithmetic; the first call registers classes of results as pytrees of JAX."""
         for kind in Pytree.__subclasses__():
             _register(cast(Any, kind))
         return super()._of(x, xp)
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
-        """Refuse matrices that are sharded explicitly where whole ones are needed."""
+        """Raise an error for explicitly sharded matrices where whole ones are needed."""
         if taken:
             return
         sharding = _explicit_sharding(x)
         spec = () if sharding is None else (*sharding.spec, *[None] * x.ndim)[: x.ndim]
         if any(axes is not None for axes in spec[-2:]):
             raise TypeError(
-                f"{name} is sharded along explicit axes, {sharding.spec}, which orthogonalize, "
-                "orthogonalize_all, polar and the lmo of spectral(polar=orthogonalize) take; pass "
+                f"{name} is sharded along explicit axes, {sharding.spec}, which only "
+                "orthogonalize, orthogonalize_all, polar and the lmo of "
+                "spectral(polar=orthogonalize) accept; pass "
                 f"the whole array, jax.sharding.reshard({name}, jax.sharding.PartitionSpec())"
             )
 
     def _host_view(self, x: Array) -> np.ndarray | None:
-        """Of one matrix on a CPU: JAX's eager products and its LAPACK take 2 to 5 times as long."""
+        """Return a view of one matrix on a CPU: eager JAX takes 2 to 5 times as long as NumPy."""
         jax = import_library("jax")
         if x.ndim != 2 or isinstance(x, jax.core.Tracer) or not on_cpu(x) or self.is_sharded(x):
             return None
         return np.asarray(x) if x.dtype.char in LETTERS else None
 
     def _has_double(self, x: Array) -> bool:
-        """Only with 64-bit types enabled."""
+        """Return whether 64-bit types are enabled."""
         return bool(import_library("jax").config.jax_enable_x64)
 
     def _matmul(self, a: Array, b: Array) -> Array:
-        """Return ``a @ b`` in full: by default float32 is tf32 on GPUs and bfloat16 on TPUs."""
+        """Return ``a @ b`` in full precision; the default is tf32 on GPUs, bfloat16 on TPUs."""
         full = functools.partial(self.xp.matmul, precision="highest")
         if not self._reads_tf32 or a.dtype != self.xp.float32 or b.dtype != a.dtype:
             return full(a, b)
-        # Where a program will run is known when it is lowered.
+        # The platform of a program is known when it is lowered.
         lax = import_library("jax").lax
         native = functools.partial(self.xp.matmul, precision=lax.DotAlgorithmPreset.TF32_TF32_F32)
         return lax.platform_dependent(a, b, cuda=native, rocm=native, default=full)
@@ -122,11 +123,11 @@ class JaxOps(Ops):
         return other
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether the default device multiplies in tf32."""
+        """Return whether the default device multiplies in tf32."""
         return format_name == "tf32" and import_library("jax").default_backend() in GPUS
 
     def _is_long(self, a: Array, b: Array) -> bool:
-        """Not of what is traced or lies in parts, which blocks could cut across."""
+        """Return False for traced and sharded arrays, whose shards blocks could cut."""
         known = not (
             self.is_traced(a) or self.is_traced(b) or self.is_sharded(a) or self.is_sharded(b)
         )
@@ -137,15 +138,15 @@ class JaxOps(Ops):
         return _jitted(f, tuple(sorted(fixed.items())))
 
     def writable(self, x: Array) -> bool:
-        """JAX arrays are immutable."""
+        """Return False: JAX arrays are immutable."""
         return False
 
     def is_traced(self, x: Array) -> bool:
-        """Whether JAX traces: under grad, jvp, vmap or jit."""
+        """Return whether JAX traces: under grad, jvp, vmap or jit."""
         return isinstance(x, import_library("jax").core.Tracer)
 
     def is_sharded(self, x: Array) -> bool:
-        """Whether no device has all of `x`; under jit that is known of explicit axes alone."""
+        """Return whether no device has all of `x`; under jit known for explicit axes alone."""
         if not self.is_traced(x):
             return not x.sharding.is_fully_replicated
         sharding = _explicit_sharding(x)
@@ -160,17 +161,17 @@ class JaxOps(Ops):
         return float(self._visible(self.max(x)))
 
     def _place(self, x: Array) -> str:
-        """Names of the devices that hold all of `x` each; "" of what is traced or sharded."""
+        """Return the devices that each hold all of `x`; "" for traced and sharded arrays."""
         if self.is_traced(x) or self.is_sharded(x):
             return ""
         return " and ".join(sorted(map(str, x.sharding.device_set)))
 
     def _lies_on_several(self, x: Array) -> bool:
-        """Whether several devices have `x`, in parts or each: not known of what is traced."""
+        """Return whether several devices hold `x`, or parts of it; False for traced arrays."""
         return not self.is_traced(x) and len(x.sharding.device_set) > 1
 
     def _device_of(self, x: Array) -> Any:
-        """Where small matrices go that meet `x`: to every device that has a part of it."""
+        """Return the placement of small matrices that are combined with `x`: all of its devices."""
         if not self._lies_on_several(x):
             return super()._device_of(x)
         sharding = import_library("jax").sharding
@@ -181,7 +182,7 @@ class JaxOps(Ops):
     def with_shards(
         self, f: Callable[..., Any], x: Array, name: str = "a", beside: Sequence[Array] = ()
     ) -> Any:
-        """Return ``f(x, *beside)`` with automatic axes: explicit ones want a place a product."""
+        """Return ``f(x, *beside)`` with automatic axes; explicit ones need a sharding per call."""
         jax = import_library("jax")
         given = _explicit_sharding(x)
         if any(map(self.is_traced, (x, *beside))):
@@ -205,7 +206,7 @@ class JaxOps(Ops):
             with sharding.use_abstract_mesh(mesh.abstract_mesh):
                 beside = [jax.device_put(y, whole) for y in beside]
                 result = f(jax.device_put(x, sharding.NamedSharding(mesh, given.spec)), *beside)
-                result = jax.tree.map(lambda y: y, result)  # which computes figures, on this mesh
+                result = jax.tree.map(lambda y: y, result)  # computes error estimates on this mesh
             place = given
 
         def put(y: Any) -> Any:
@@ -216,13 +217,13 @@ class JaxOps(Ops):
         return jax.tree.map(put, result)
 
     def is_abstract(self, x: Array) -> bool:
-        """Whether JAX knows no entries."""
+        """Return whether `x` is traced without entries."""
         return self.is_traced(x)
 
     def repeat_while(
         self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any
     ) -> Any:
-        """Apply a step to a tuple of arrays while a test of it holds, without a look at it."""
+        """Apply a step to a tuple of arrays while a test of it holds, without synchronisation."""
         return import_library("jax").lax.while_loop(going, step, state)
 
     def differentiable(
@@ -230,7 +231,7 @@ class JaxOps(Ops):
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)`` with a rule for forward derivatives, which JAX transposes.
 
-        Where results are not kept, intermediate results are recomputed: ``jax.checkpoint``.
+        If results are not kept, intermediate results are recomputed by ``jax.checkpoint``.
         """
         if not any(self.is_traced(x) for x in arrays):
             return f(*arrays)
@@ -238,7 +239,7 @@ class JaxOps(Ops):
 
         f, jvp = under_default_settings(f), under_default_settings(jvp)
 
-        # JAX may hand NumPy's arrays on.
+        # JAX may pass NumPy's arrays.
         function = jax.custom_jvp(lambda *arrays: f(*map(self.xp.asarray, arrays)))
 
         def rule(primals: Any, tangents: Any) -> Any:
@@ -259,7 +260,7 @@ class JaxOps(Ops):
         if not (self.is_traced(h) or self.is_traced(w)):
             return super().lyapunov(h, w, diagonalise, weight)
         lax = import_library("jax").lax
-        d = diagonalise(lax.stop_gradient(h))  # spares the derivative of eigenvectors
+        d = diagonalise(lax.stop_gradient(h))  # without the derivative of eigenvectors
         conj = self.xp.conj
 
         def multiplied(x: Array) -> Array:
@@ -291,7 +292,7 @@ class JaxOps(Ops):
     def max(
         self, x: Array, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
     ) -> Array:
-        """Return the largest entries, NaN where one is NaN: XLA loses it in 4096 and more."""
+        """Return the largest entries, NaN where one is NaN, which XLA loses for 4096 and more."""
         xp = self.xp
         lost = xp.any(xp.isnan(x), axis=axis, keepdims=keepdims)
         return xp.where(lost, math.nan, xp.max(x, axis=axis, keepdims=keepdims))
@@ -299,9 +300,9 @@ class JaxOps(Ops):
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
-        """Return ``alpha a @ b + beta c``; 16-bit products stay in float32 until the addend is in.
+        """Return ``alpha a @ b + beta c``; 16-bit products are added in float32, rounded once.
 
-        JAX would round Python scalars to the 16-bit format: they meet float32 arrays only.
+        JAX would round Python scalars to the 16-bit format; they are combined with float32 arrays.
         """
         if not self.fused:
             return super().gemm(a, b, c, alpha, beta)

@@ -1,8 +1,8 @@
-"""Kernels on one NumPy matrix, in place: what `Ops.kernels` gives to the methods.
+"""Kernels on one NumPy matrix, in place: the result of `Ops.kernels`.
 
 The methods that work in place (hybrid, structured, qdwh and the reduction in the storage of the
-input) take all that they need of BLAS and LAPACK from here. Where a library has no such kernels,
-`Ops.kernels` returns None and the methods use the primitives of `Ops`.
+input) use BLAS and LAPACK through these kernels. For a library without such kernels, `Ops.kernels`
+returns None and the methods use the primitives of `Ops`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from polarlib.arrays import blas, qr_kernels
 from polarlib.arrays.routines import gemm, trmm, trsm, trtri
 
 Array = Any
-# Rows of a tall matrix that are multiplied at a time, in its own storage.
+# Rows per block of a tall matrix that is multiplied in its own storage.
 ROWS = 256
 
 
 class NumpyKernels:
     """Kernels for column-major NumPy matrices of one of the four types of BLAS.
 
-    The iterates and the Gram matrix of one iteration lie in three buffers that are used in turn.
-    Gram matrices have their upper triangle only.
+    The iterates and the Gram matrix of one iteration are stored in three buffers, which are reused.
+    Only the upper triangle of a Gram matrix is stored.
     """
 
     host = True
@@ -65,14 +65,14 @@ class NumpyKernels:
         self._iterates = [x, other]
 
     def release(self) -> None:
-        """Free the storage of the Gram matrix, and of iterates that nobody else holds."""
+        """Free the storage of the Gram matrix, and of iterates without other references."""
         self._gram, self._iterates = None, [None, None]
 
     # -- the steps of an iteration: `polarlib.engine.drive.Kernels` ---------------------------
 
     def gram(self, x: Array) -> Array:
         """Return the upper triangle of ``X^H X``."""
-        if self._gram is None:  # nothing writes its lower triangle
+        if self._gram is None:  # its lower triangle is never written
             self._gram = np.zeros(x.shape[1:] * 2, x.dtype, order="F")
         return blas.gram(x, self._gram)
 
@@ -90,7 +90,7 @@ class NumpyKernels:
     def stable_resolvent(x: Array, c: float, weight: float, how: str, gram: Array | None) -> Array:
         """Return ``weight X (I + c X^H X)^-1`` by one of the forms of `polarlib._methods.qdwh`.
 
-        `x` may have any memory order. Little more storage is used than that of the 2n x n stack.
+        `x` may have any memory order. The storage is mainly that of the 2n x n stack.
         """
         n = x.shape[-1]
         lost = np.broadcast_to(x.dtype.type(math.nan), x.shape)
@@ -120,7 +120,7 @@ class NumpyKernels:
         if not blas.cholesky(r):
             return lost
         trsm(1.0, r, y, trans="C")
-        del r  # before the product takes storage
+        del r  # free its storage before the product is formed
         out = np.empty((n, n), x.dtype, order="F")
         return gemm(weight / math.sqrt(c), y[:, :n], y[:, n:], 0.0, out, left="C")
 
@@ -128,9 +128,9 @@ class NumpyKernels:
     def cholesky_qr(x: Array) -> tuple[Array | None, Callable[[Array], Array], float, float]:
         """Return R of ``X = Q R``, the back-transformation, and bounds of the singular values.
 
-        Cholesky-QR twice, the last triangular solve left to the square factor: Y. Yamamoto and
-        others, ETNA 44 (2015) 306-326. R is None where the Gram matrix cannot resolve the smallest
-        singular value.
+        Cholesky-QR is applied twice, with the last triangular solve applied to the square factor
+        (Y. Yamamoto and others, ETNA 44 (2015) 306-326). R is None if the Gram matrix does not
+        resolve the smallest singular value.
         """
         y, flip = blas.columns(x)
         g = blas.gram(y, rows=flip)
@@ -154,13 +154,13 @@ class NumpyKernels:
 
     @staticmethod
     def cholesky_qr_in_place(x: Array) -> tuple[Array, Callable[[Array], None]] | None:
-        """Reduce a contiguous tall matrix to a square one, Q taking its storage.
+        """Reduce a contiguous tall matrix to a square one, with Q in its storage.
 
         Returns
         -------
         s, restore : ndarray, callable
-            ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, and the matrix as it was, where
-            the Gram matrix cannot resolve the smallest singular value.
+            ``X = Q S``, and ``restore(v)`` replaces Q by Q V. None, with the matrix unchanged, if
+            the Gram matrix does not resolve the smallest singular value.
         """
         y, flip = blas.columns(x)
         g = blas.gram(y, rows=flip)
@@ -171,18 +171,18 @@ class NumpyKernels:
             return None
         blas.solve(y, first, y, rows=flip)
         second = blas.gram(y, rows=flip)
-        # The Gram matrix resolved the condition number, so that Q is near to orthonormal, and its
-        # Gram matrix near to the identity: it has a Cholesky factor.
+        # The Gram matrix resolves the condition number, so that Q is nearly orthonormal and the
+        # Gram matrix of Q has a Cholesky factor.
         blas.cholesky(second)
         s = np.triu(trmm(1.0, second, first))
         del first
-        if flip:  # that was the factor of the conjugate
+        if flip:  # the factor is that of the conjugate
             np.conjugate(s, out=s)
             np.conjugate(second, out=second)
 
         def restore(v: Array) -> None:
             t = trsm(1.0, second, np.array(v, order="F"))
-            # Blocks of rows: a copy of a block is all the storage that the product takes.
+            # By blocks of rows: the product needs only the storage of one block.
             for i in range(0, x.shape[0], ROWS):
                 x[i : i + ROWS] = blas.matmul(np.array(x[i : i + ROWS]), t)
 

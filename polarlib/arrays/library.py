@@ -1,4 +1,4 @@
-"""What is specific to a library of arrays: dtypes, devices, the host, number formats.
+"""Properties of an array library: dtypes, devices, the host, number formats.
 
 The first part of :class:`polarlib.arrays.ops.Ops`.
 """
@@ -32,17 +32,17 @@ def import_library(name: str) -> Any:
 
 
 def dtype_name(x: Array) -> str:
-    """Name of an array's dtype, the same for every library: ``"float32"``, ``"complex128"``, ..."""
+    """Return the name of an array's dtype, the same for every library, such as ``"float32"``."""
     return _names(x.dtype)[0]
 
 
 def format_name(x: Array) -> str:
-    """Name of the format of an array's entries (of their parts, if complex); "" if none."""
+    """Return the format of an array's entries (of their parts, if complex); "" if none."""
     return _names(x.dtype)[1]
 
 
 def is_complex(x: Array) -> bool:
-    """Whether the entries are complex."""
+    """Return whether the entries are complex."""
     return _names(x.dtype)[0].startswith("complex")
 
 
@@ -50,17 +50,17 @@ NUMBERS = (int, float, complex, np.number)
 
 
 def is_known(x: Any, value: float | None = None) -> bool:
-    """Whether a coefficient is a number of the host, and this one; arrays are not looked into."""
-    # The first question alone is asked of nearly all, some fifty times in five steps.
+    """Return whether a coefficient is a Python number, equal to `value`; False for arrays."""
+    # Called about fifty times in five steps, mostly without `value`.
     if type(x) is float or isinstance(x, NUMBERS):
         return value is None or bool(x == value)
     return False
 
 
-# NumPy takes microseconds to make a name up; typed, since equal hashes make strict dtypes compare.
+# Cached, since NumPy takes microseconds for a name; typed, since dtypes of equal hash are compared.
 @functools.lru_cache(maxsize=128, typed=True)
 def _names(dtype: Any) -> tuple[str, str]:
-    """Names of a dtype and of its format."""
+    """Return the names of a dtype and of its format."""
     name = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
     precision = FORMAT_OF_DTYPE.get(name, name)
     return name, precision if precision in FORMATS else ""
@@ -72,32 +72,32 @@ class Library:
     Parameters
     ----------
     xp : namespace
-        From ``array_api_compat.array_namespace``.
+        Result of ``array_api_compat.array_namespace``.
     fused : bool, optional
-        Working in a format of 16 bits or fewer: products with an addend are rounded once, and
-        identities are kept apart from small matrices (``a I + Z`` is not rounded as a matrix).
+        Whether the working format has 16 bits or fewer: products with an addend are rounded once,
+        and multiples of the identity are not added to small matrices (``a I + Z`` is not rounded).
 
     Attributes
     ----------
     native : frozenset of str
         Formats whose products the library computes itself.
     host : bool
-        Whether reading a scalar is free; elsewhere it would stall the device.
+        Whether reading a scalar is free; otherwise it synchronises the device.
     hiding : str
-        What hides entries (:meth:`is_abstract`) and what to do then, the end of a sentence.
+        End of a message: what hides entries (:meth:`is_abstract`), and the remedy.
     in_memory : bool
         Whether all of an array is in memory at once.
     fixed_work : bool
-        Whether functions that look at entries have a form that does without where they are hidden.
+        Whether functions that read entries have a form of fixed work for traced arrays.
     working : str
-        The format that :func:`polarlib.arrays.rounded.rounded` chose; "" where nothing was chosen.
+        Format chosen by :func:`polarlib.arrays.rounded.rounded`; "" if none was chosen.
     """
 
-    # The library that a class serves, as array_api_compat names it; "" for any other.
+    # Name of the library of a class, as in array_api_compat; "" for any other library.
     library = ""
-    # The module that makes arrays, where it does not have the library's name.
+    # The module with functions of arrays, if its name is not that of the library.
     module = ""
-    # Whether arrays can lie in the memory of the host.
+    # Whether arrays can be in the memory of the host.
     has_cpu = True
     native = frozenset({"float64", "float32"})
     host = False
@@ -113,29 +113,29 @@ class Library:
 
     @property
     def looks(self) -> bool:
-        """Whether a fixed schedule looks for NaN, since it costs little."""
+        """Whether a fixed schedule checks for NaN, since reading is free."""
         return self.host
 
     # -- dtypes and conversion ---------------------------------------------------------------
 
     def cast(self, x: Array, format_name: str) -> Array:
-        """Convert to the dtype of a format, staying real or complex; not a copy if it is there."""
+        """Convert to the dtype of a format, real or complex as before, without needless copies."""
         name = _dtype_for(format_name, is_complex(x))
         if dtype_name(x) == name:
             return x
         if format_name == "float64" and not self._has_double(x):
             raise ValueError(
-                f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; ask for "
+                f"{self.xp.__name__} has no {name} on {array_api_compat.device(x)}; use "
                 "precision='float32', or enable JAX's 64-bit types (jax_enable_x64)"
             )
         return self.xp.astype(x, self._dtype(name))
 
     def _has_double(self, x: Array) -> bool:
-        """Whether double precision is to be had where `x` lies."""
+        """Return whether double precision is to be had where `x` lies."""
         return _has_double(self.xp, array_api_compat.device(x))
 
     def _dtype(self, name: str) -> Any:
-        """The library's dtype of a name."""
+        """Return the library's dtype with a name."""
         try:
             return getattr(self.xp, name)
         except AttributeError:
@@ -151,18 +151,18 @@ class Library:
 
     @functools.cached_property
     def _host_device(self) -> Any:
-        """The library's device whose arrays NumPy reads; None where none is known or needed."""
+        """Device of the library whose arrays NumPy reads; None where none is known or needed."""
         if not hasattr(self.xp, "__array_namespace_info__"):
             return None
         devices = self.xp.__array_namespace_info__().devices()
         return next((d for d in devices if "cpu" in str(d).lower()), None)
 
     def _device_of(self, x: Array) -> Any:
-        """Where small matrices go that meet `x`: to its device."""
+        """Return the device for small matrices that are combined with `x`: that of `x`."""
         return array_api_compat.device(x)
 
     def from_host(self, a: np.ndarray, like: Array) -> Array:
-        """Move a NumPy array to the library, device and format of `like`; real ones stay real."""
+        """Convert a NumPy array to the library, device and format of `like`; real stays real."""
         same = a.dtype.kind == "c" or not is_complex(like)
         dtype = like.dtype if same else self._dtype(format_name(like))
         return self.xp.asarray(np.array(a), dtype=dtype, device=self._device_of(like))
@@ -173,18 +173,18 @@ class Library:
 
 
 def on_cpu(x: Array) -> bool:
-    """Whether an array lies in the memory of the host."""
+    """Return whether an array lies in the memory of the host."""
     return "cpu" in str(array_api_compat.device(x)).lower()
 
 
 def at_least_single(x: Array, ops: Library) -> Array:
-    """Widen formats narrower than float32 to it; everything else stays."""
+    """Convert formats narrower than float32 to float32; return other arrays unchanged."""
     name = format_name(x)
     return ops.cast(x, name if name in ("float32", "float64") else "float32")
 
 
 def to_working_format(x: Array, ops: Library) -> Array:
-    """Convert to the format that an arithmetic works in; not a copy if it is there."""
+    """Convert to the working format of an arithmetic, without needless copies."""
     return ops.cast(x, ops.working) if ops.working else x
 
 
@@ -198,19 +198,19 @@ def astype_like(x: Array, reference: Array, ops: Library) -> Array:
 
 
 def library_name(library: Library) -> str:
-    """Name of an array library, as users know it."""
+    """Return the name of an array library, as users know it."""
     parts: list[str] = library.xp.__name__.split(".")
     return parts[1] if parts[0] == "array_api_compat" else parts[0]
 
 
 def bytes_of_entry(x: Array) -> int:
-    """Bytes that an entry takes in at least single precision."""
+    """Return the number of bytes that an entry takes in at least single precision."""
     double = format_name(x) == "float64"
     return (8 if double else 4) * (2 if is_complex(x) else 1)
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
+    """Return NumPy's dtype of a name, or ml_dtypes' for the formats that NumPy lacks."""
     if hasattr(np, name):
         return np.dtype(name)
     require(f"an array of {name}", "files", "ml_dtypes")
@@ -222,14 +222,14 @@ def numpy_dtype(name: str) -> np.dtype:
 
 @functools.lru_cache(maxsize=128)
 def _has_double(xp: Any, device: Any) -> bool:
-    """Whether a library has double precision on a device; one that does not list dtypes has it."""
+    """Return whether a library has double precision on a device; True if it lists no dtypes."""
     if not hasattr(xp, "__array_namespace_info__"):
         return True
     return "float64" in xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
 
 
 def _dtype_for(format_name: str, is_complex: bool) -> str:
-    """Name of the dtype that stores a format; tf32 and fp8 products are carried in float32."""
+    """Return the name of the dtype that stores a format: float32 for tf32 and 8 bits."""
     carrier = {"tf32": "float32", "float8_e4m3": "float8_e4m3fn"}.get(format_name, format_name)
     if is_complex:
         carrier = "complex128" if format_name == "float64" else "complex64"

@@ -1,4 +1,4 @@
-"""The memory of the host, and errors that say that it is full."""
+"""The memory of the host, and errors of failed allocations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def physical_memory() -> float:
-    """Bytes of memory of this machine, infinity where the system does not tell."""
+    """Return the memory of this machine in bytes; infinity if the system does not provide it."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
@@ -15,7 +15,7 @@ def physical_memory() -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a library raised an error since it could not allocate."""
+    """Return whether an error of a library is a failed allocation."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return (
         not names.isdisjoint({"MemoryError", "OutOfMemoryError"})

@@ -1,8 +1,8 @@
-"""The two divisions of a normalisation, on devices one call of a kernel each.
+"""The two divisions of a normalisation, by one kernel call each on devices.
 
-An operator on a single number takes a device as long as a product of middling size, and a
-normalisation is made of thirty. Libraries of devices bring the two divisions as kernels of their
-own: what a host decides with numbers, they decide on the device.
+On a device an operator on a single number takes as long as a product of medium size, and a
+normalisation consists of thirty operators. Libraries for devices have the two divisions as kernels,
+in which the decisions that need numbers are made on the device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Array = Any
 
 
 class Normaliser(NamedTuple):
-    """Kernels for stacks of real matrices of 16 or 32 bits; none waits for the device.
+    """Kernels for stacks of real matrices of 16 or 32 bits, without synchronisation.
 
-    Sums are in double precision, in which no square of an entry overflows or vanishes.
+    Sums are in double precision, in which no square of an entry overflows or underflows.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""NumPy: kernels in place and factorisations through BLAS and LAPACK themselves."""
+"""NumPy: kernels in place, and factorisations by direct calls of BLAS and LAPACK."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from polarlib.arrays.library import (
 from polarlib.arrays.ops import finite_only, unless_it_fails
 
 Array = Any
-# Multiplications, or entries in a pass, from which routines of BLAS beat NumPy's functions; below,
-# calls cost more. Chosen by experiment.
+# Number of multiplications, or of entries in a pass, from which routines of BLAS are faster than
+# NumPy's functions. Chosen by experiment.
 BLAS_FROM = 1 << 14
-# Columns up to which numpy.linalg factorises a stack, in double precision: one call of LAPACK from
-# Python per matrix costs more. By experiment.
+# Number of columns up to which numpy.linalg factorises a stack, in double precision, since one call
+# of LAPACK from Python per matrix costs more. By experiment.
 STACKED = {"float32": 32, "float64": 64}
-# ``c_1**2 <= CANCELS c_0 c_2``: what cancels in a completed square is twice c_0 at most.
+# ``c_1**2 <= CANCELS c_0 c_2``: the cancellation in a completed square is at most twice c_0.
 CANCELS = 8.0
 
 
 class NumpyOps(InPlaceOps):
-    """NumPy, with its LAPACK by address: numpy.linalg would factorise float32 in double."""
+    """NumPy, with direct calls of LAPACK: numpy.linalg would factorise float32 in double."""
 
     library = "numpy"
     host = True
@@ -43,15 +43,15 @@ class NumpyOps(InPlaceOps):
         return NumpyKernels() if blas.computes_in(x.dtype) else None
 
     def _threads_for(self, x: Array) -> AbstractContextManager[None]:
-        """One thread for matrices of up to 500 columns or so."""
+        """Return a context with one thread for matrices of up to about 500 columns."""
         return routines.threads_for(x)
 
     def writable(self, x: Array) -> bool:
-        """Whether entries of `x` can be assigned to."""
+        """Return whether entries of `x` can be assigned to."""
         return bool(x.flags.writeable)
 
     def _dtype(self, name: str) -> Any:
-        """NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
+        """Return NumPy's dtype, or ml_dtypes' for the formats that NumPy lacks."""
         return numpy_dtype(name)
 
     def cast(self, x: Array, format_name: str) -> Array:
@@ -59,26 +59,26 @@ class NumpyOps(InPlaceOps):
         x = super().cast(x, format_name)
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
-    def binary_scale(self, peak: Array) -> Array | float:
-        """Power of two near the largest entry; of a stack without logarithms, ten times as fast."""
-        if self._is_scalar(peak) or format_name(peak) not in ("float32", "float64"):
-            return super().binary_scale(peak)
-        limit = -np.finfo(peak.dtype).minexp
-        _, exponent = np.frexp(np.where((peak > 0) & np.isfinite(peak), peak, 1))
-        return np.ldexp(np.ones_like(peak), np.clip(exponent - 1, -limit, limit))
+    def binary_scale(self, max_abs: Array) -> Array | float:
+        """Return the power of two near the largest entry; without logarithms, ten times as fast."""
+        if self._is_scalar(max_abs) or format_name(max_abs) not in ("float32", "float64"):
+            return super().binary_scale(max_abs)
+        limit = -np.finfo(max_abs.dtype).minexp
+        _, exponent = np.frexp(np.where((max_abs > 0) & np.isfinite(max_abs), max_abs, 1))
+        return np.ldexp(np.ones_like(max_abs), np.clip(exponent - 1, -limit, limit))
 
     def _diagonal(self, z: Array) -> Array:
-        """Writable view of the diagonals; ndarray.diagonal gives a read-only one."""
+        """Return a writable view of the diagonals; ndarray.diagonal gives a read-only one."""
         return np.einsum("...ii->...i", z)
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``, exactly Hermitian."""
-        # BLAS sums long columns in one run: see `LONG` in arithmetic.py.
+        # BLAS sums long columns sequentially: see `LONG` in arithmetic.py.
         if x.shape[-2] >= 2 * LARGE_BLOCK:
             blocks = ranges(x.shape[-2], LARGE_BLOCK)
             return self._total((self.gram(x[..., i, :]) for i in blocks), x, out)
         work = x.shape[-2] * x.shape[-1] ** 2
-        # NumPy takes half of a real product with a transpose, and mirrors it in C.
+        # NumPy computes one triangle of a real product with a transpose, and mirrors it in C.
         alike = not is_complex(x) and _is_contiguous(x) and (out is None or out.flags.c_contiguous)
         if alike or not _worth_blas(work, x, x if out is None else out):
             return super().gram(x, out)
@@ -98,23 +98,23 @@ class NumpyOps(InPlaceOps):
         return blas.matmul(a, b, out, alpha=alpha, beta=beta)
 
     def entry_product(self, a: Array, b: Array) -> Array:
-        """Product of matrices stored by entries, in one pass per multiplication and addition."""
+        """Return the product of matrices stored by entries, in one pass per multiply-add."""
         if a.shape[-1] == 1:  # einsum would sum in another order
             return self.entry_product(np.repeat(a, 2, axis=-1), np.repeat(b, 2, axis=-1))[..., :1]
         return np.einsum("ikb,kjb->ijb", a, b)
 
     def make_hermitian(self, z: Array) -> Array:
-        """Exactly Hermitian, since squares are taken as Gram products."""
+        """Return the exactly Hermitian part, since squares are computed as Gram products."""
         if not _worth_blas(z.size, z) or not _is_contiguous(z):
             return self.hermitian_part(z)
         blas.mirror(blas.columns(z)[0])
         return z
 
     def quadratic(self, g: Array, c: Sequence[float], out: Array | None = None) -> Array:
-        """Return ``c_1 G + c_2 G^2`` by half a product, where what cancels is of the size of c_0.
+        """Return ``c_1 G + c_2 G^2`` by half a product, if the cancellation is of the size of c_0.
 
-        It is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over diagonals, and
-        a square that is a Gram product. `g` is restored exactly.
+        The result is ``c_2 (G + s I)^2 - c_2 s^2 I`` with ``s = c_1 / (2 c_2)``: passes over
+        diagonals, and a square that is a Gram product. `g` is restored exactly.
         """
         # The coefficients of a step are all numbers, or all arrays.
         if not is_known(c[0]) or not c[2] or c[1] * c[1] > CANCELS * abs(c[0] * c[2]):
@@ -153,27 +153,27 @@ class NumpyOps(InPlaceOps):
         return z
 
     def hermitian_split(self, w: Array) -> tuple[Array, Array]:
-        """Hermitian part of W, in its storage, and the Frobenius norm of the rest."""
+        """Return the Hermitian part of W, in its storage, and the norm of the skew part."""
         if not _worth_blas(w.size, w):
             return super().hermitian_split(w)
         rest = blas.split(w)
         return w, np.full((1, 1), rest, w.real.dtype)
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry (of real and imaginary parts, if complex), in one pass."""
+        """Return the largest absolute entry (of real and imaginary parts), in one pass."""
         if not _worth_blas(x.size, x) or not _is_contiguous(x):
             return super().max_abs(x)
         return np.full((1, 1), blas.max_abs(x), x.real.dtype)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm without a temporary."""
+        """Return the Frobenius norm without a temporary."""
         x = at_least_single(x, self)
         if _worth_blas(x.size, x) and _is_contiguous(x):
             return np.full((1, 1), blas.norm(x), x.real.dtype)
         parts = (x.real, x.imag) if is_complex(x) else (x,)
         if x.shape[-2] * x.shape[-1] <= BLAS_FROM:
             square = sum(np.einsum("...ij,...ij->...", part, part) for part in parts)
-        else:  # one run over all entries would lose digits
+        else:  # one sum over all entries would lose digits
             rows = sum(np.einsum("...ij,...ij->...i", part, part) for part in parts)
             square = np.sum(rows, axis=-1, dtype=np.float64)
         return np.asarray(np.sqrt(square), dtype=x.real.dtype)[..., None, None]
@@ -207,7 +207,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
-        """Thin SVD by divide and conquer; by QR iteration where that does not converge."""
+        """Return the thin SVD by divide and conquer, or by QR iteration if that fails."""
         if not blas.computes_in(x.dtype):
             return super().svd(x)
 
@@ -222,7 +222,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         if not blas.computes_in(x.dtype):
             return super().qr(x)
         done = self._stacked(lambda x: np.linalg.qr(x, mode="reduced"), x)
@@ -231,7 +231,7 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         if not blas.computes_in(z.dtype):
             return super().cholesky(z)
 
@@ -244,7 +244,7 @@ class NumpyOps(InPlaceOps):
         return (done or self._each(one, z))[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
-        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
+        """Return whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack."""
         if not blas.computes_in(z.dtype):
             return super().is_definite(z, shift)
 
@@ -252,20 +252,20 @@ class NumpyOps(InPlaceOps):
             # The transpose of a Hermitian matrix has its eigenvalues, and the other memory order.
             y = np.array(blas.columns(a)[0], order="F")
             blas.add_diagonal(y, -s.item())
-            # Some implementations go on when they meet NaN.
+            # Some implementations continue after NaN.
             return blas.cholesky(y) and bool(np.isfinite(blas.diagonal(y)).all())
 
         if z.ndim > 2 and z.shape[-1] <= STACKED.get(format_name(z), 0):
             y = z.copy()
             self._diagonal(y)[...] -= shift[..., 0]
             factor = self._stacked(lambda y: (np.linalg.cholesky(y),), y)
-            # LAPACK goes on where it meets NaN, which stays on the diagonal.
+            # LAPACK continues after NaN, which stays on the diagonal.
             return factor is not None and bool(np.isfinite(self._diagonal(factor[0])).all())
         stacks = zip(z.reshape(-1, *z.shape[-2:]), shift.reshape(-1), strict=True)
         return all(one(a, s) for a, s in stacks)
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
-        """How many eigenvalues exceed `cut` times the largest: the inertia of a shifted matrix."""
+        """Return how many eigenvalues exceed `cut` times the largest, by the inertia of a shift."""
         if not blas.computes_in(h.dtype):
             return super().count_eigenvalues_above(h, cut)
         counts = [
@@ -284,7 +284,7 @@ class NumpyOps(InPlaceOps):
             if not np.diagonal(l).all():
                 return (np.full_like(b, np.nan),)
             (a, turned), y = blas.columns(l), np.array(b, order="F")
-            if turned and adjoint and a.dtype.kind == "c":  # no letter takes the conjugate alone
+            if turned and adjoint and a.dtype.kind == "c":  # no option for the conjugate alone
                 a, turned = np.asfortranarray(l), False
             trans = ("N" if turned else "C") if adjoint else ("T" if turned else "N")
             return (routines.trsm(1.0, a, y, uplo="U" if turned else "L", trans=trans),)
@@ -293,19 +293,19 @@ class NumpyOps(InPlaceOps):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU; NaN if singular."""
+        """Return the inverse by LU; NaN if singular."""
         if not blas.computes_in(x.dtype):
             return super().inverse(x)
 
         def one(a: Array) -> tuple[Array]:
-            found = routines.inverse(a)
-            return (np.full_like(a, np.nan) if found is None else found,)
+            result = routines.inverse(a)
+            return (np.full_like(a, np.nan) if result is None else result,)
 
         return self._each(one, x)[0]
 
 
 def _worth_blas(size: int, *arrays: Array) -> bool:
-    """Whether matrices are for routines of BLAS: of one of their types, and large enough."""
+    """Return whether routines of BLAS are faster: for their types, and large matrices."""
     return size >= BLAS_FROM and blas.has_kernels(*arrays)
 
 

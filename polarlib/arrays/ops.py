@@ -1,12 +1,12 @@
-"""Ops: how to multiply, for one array library.
+"""Class Ops: the arithmetic of one array library.
 
-Every algorithm is written against the primitives of :class:`Ops`. The base class is purely
-functional and needs nothing beyond the array API standard (array-api-strict, Dask, any other). The
-subclasses are the fast paths of a library, and its peculiarities, and live here and nowhere else.
-Methods with an underscore are for this package alone.
+Algorithms use the primitives of :class:`Ops` only. The base class is purely functional, and needs
+only the array API standard (array-api-strict, Dask, any other). Subclasses have the fast code paths
+and special cases of a library, which are in this package alone. Methods with an underscore are for
+this package.
 
-To add a library, write a file with a subclass that names it (``library = "name"``, as
-array_api_compat calls it) and import it in ``polarlib/arrays/__init__.py``.
+To add a library, write a file with a subclass that has its name (``library = "name"``, as in
+array_api_compat) and import it in ``polarlib/arrays/__init__.py``.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Rule = Callable[..., tuple[Array, ...]]
 
 
 class Diagonal(NamedTuple):
-    """The equation ``H X + c X H + shift X = W`` in the eigenvectors of H.
+    """The equation ``H X + c X H + shift X = W`` in the basis of the eigenvectors of H.
 
     Attributes
     ----------
     sums : array, shape (..., n, n)
-        ``s_i + c s_j + shift``, what components of W are divided by; s the eigenvalues.
+        ``s_i + c s_j + shift``, the divisors of components of W; s the eigenvalues.
     vectors : array, shape (..., n, n)
         Eigenvectors.
     shift : array, shape (..., 1, 1), or None
@@ -55,10 +55,9 @@ class Diagonal(NamedTuple):
 
 
 def finite_only(factorise: F) -> F:
-    """Keep NaN and infinity from a factorisation: some of LAPACK's then never return.
+    """Replace matrices that are not finite before a factorisation: LAPACK may not return for NaN.
 
-    A matrix that is not finite is replaced by one that every factorisation takes, the identity if
-    it is square, and its results are NaN.
+    The replacement is the identity, if the matrix is square, and the results are NaN.
     """
 
     @functools.wraps(factorise)
@@ -90,11 +89,11 @@ class Ops(Arithmetic):
 
     @classmethod
     def _of(cls, x: Array, xp: Any) -> Ops:
-        """Return the arithmetic for an array of the namespace `xp`, which the class serves."""
+        """Return the arithmetic for an array of the namespace `xp` of the class."""
         return _shared(cast(Any, cls), xp)
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
-        """Raise for an array that is sharded where it is not taken, or cannot be computed with."""
+        """Raise an error for an array that is sharded but not accepted, or cannot be used."""
 
     def _working_in(self, format_name: str) -> Ops:
         """Return the same arithmetic for a native format."""
@@ -108,7 +107,7 @@ class Ops(Arithmetic):
         return self
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether such products are those of the format, not simulated."""
+        """Return whether such products are those of the format, not simulated."""
         return False
 
     def _product_of_rounded(
@@ -116,25 +115,25 @@ class Ops(Arithmetic):
     ) -> Array | None:
         """Return ``a @ b`` of float32 matrices whose quotients by scales are of a format.
 
-        By products of the format itself; None where there are none of these shapes.
+        The product is computed in the format itself; None if that is impossible for these shapes.
         """
         return None
 
-    # -- factorisations, in at least the precision of the input; a failure never raises: the
-    # results of that matrix are NaN, those of the others in its stack are right
+    # -- factorisations, in at least the precision of the input. A failure does not raise an error:
+    # the results of that matrix are NaN, those of the others in its stack are not affected.
 
     def _is_finite(self, x: Array) -> bool:
-        """Whether every entry is finite, of an array on the host."""
-        total = self.xp.sum(x)  # not finite if an entry is not, or if it overflows
+        """Return whether every entry of an array on the host is finite."""
+        total = self.xp.sum(x)  # not finite if an entry is not, or if the sum overflows
         return bool(self.xp.isfinite(total)) or bool(self.xp.all(self.xp.isfinite(x)))
 
     def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
-        """Run a factorisation of this class where the library has it."""
+        """Run a factorisation of this class on a device on which the library has it."""
         return factorise(self, *arrays, **options)
 
     @finite_only
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
-        """Thin SVD ``u, s, vh``, values descending; NaN for a matrix that is not finite."""
+        """Return the thin SVD ``u, s, vh``, values descending; NaN if a matrix is not finite."""
 
         def lost(x: Array) -> tuple[Array, ...]:
             (m, n), k = x.shape, min(x.shape)
@@ -145,12 +144,12 @@ class Ops(Arithmetic):
 
     @finite_only
     def singular_values(self, x: Array) -> Array:
-        """Singular values, descending; NaN for a matrix that is not finite."""
+        """Return singular values, descending; NaN for a matrix that is not finite."""
         return unless_it_fails(lambda: self.xp.linalg.svdvals(x), lambda: self.svd(x)[1])
 
     @finite_only
     def eigh(self, z: Array) -> tuple[Array, Array]:
-        """Eigenvalues of Hermitian matrices, ascending, and eigenvectors; NaN as for the SVD."""
+        """Return ascending eigenvalues, eigenvectors of Hermitian matrices; NaN as :meth:`svd`."""
 
         def lost(z: Array) -> tuple[Array, ...]:
             return self._nan(z, z.shape[-1:]), self._nan(z, z.shape)
@@ -160,37 +159,37 @@ class Ops(Arithmetic):
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         q, r = self.xp.linalg.qr(x, mode="reduced")
         return q, r
 
     @finite_only
     def determinant_sign(self, x: Array) -> Array:
-        """Signs of the determinants of real matrices, shape (..., 1, 1); NaN as for the SVD."""
+        """Return signs of determinants of real matrices, shape (..., 1, 1); NaN as :meth:`svd`."""
         return self.xp.linalg.slogdet(x)[0][..., None, None]
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor of a Hermitian matrix; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor of a Hermitian matrix; NaN if not positive definite."""
         return self._factorise(lambda z: (self.xp.linalg.cholesky(z),), self._all_nan, z)[0]
 
     def is_definite(self, z: Array, shift: Array) -> bool:
-        """Whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
+        """Return whether ``z - shift I`` has a Cholesky factor, in every matrix of a stack.
 
         `shift` has the shape (..., 1, 1) of norms.
         """
         return 0 in z.shape or math.isfinite(self.item(self.factor_peak(z, shift)))
 
     def factor_peak(self, z: Array, shift: Array) -> Array:
-        """Largest absolute entry of the Cholesky factor of ``z - shift I``: finite if it exists.
+        """Return the largest entry of the Cholesky factor of ``z - shift I``: finite if it exists.
 
-        For :meth:`is_definite` where its answer is read together with others.
+        Used instead of :meth:`is_definite` where the result is read together with others.
         """
         shifted = z - self.eye(z.shape[-1], z) * astype_like(shift, z, self)
         return self.max_abs(self.cholesky(shifted))
 
     def count_eigenvalues_above(self, h: Array, cut: float) -> np.ndarray:
-        """How many eigenvalues of Hermitian matrices exceed `cut` times the largest one."""
+        """Return how many eigenvalues of Hermitian matrices exceed `cut` times the largest."""
         values = self.to_host(self.eigenvalues(h))
         return np.asarray(np.sum(values > cut * values[..., -1:], axis=-1))
 
@@ -202,12 +201,12 @@ class Ops(Arithmetic):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU with partial pivoting; infinite or NaN if singular."""
+        """Return the inverse by LU with partial pivoting; infinite or NaN if singular."""
         return self._factorise(lambda x: (self.xp.linalg.inv(x),), self._all_nan, x)[0]
 
     @finite_only
     def eigenvalues(self, h: Array) -> Array:
-        """Eigenvalues of Hermitian matrices, ascending, without the vectors."""
+        """Return eigenvalues of Hermitian matrices, ascending, without the vectors."""
 
         def lost(h: Array) -> tuple[Array]:
             return (self._nan(h, h.shape[-1:]),)
@@ -215,7 +214,7 @@ class Ops(Arithmetic):
         return self._factorise(lambda h: (self.xp.linalg.eigvalsh(h),), lost, h)[0]
 
     def _nan(self, x: Array, shape: tuple[int, ...]) -> Array:
-        """NaN for a lost result: matrices have the dtype of `x`, vectors of values are real."""
+        """Return NaN for a failed result: matrices in the dtype of `x`, vectors of values real."""
         dtype = x.dtype if len(shape) > 1 else self._dtype(format_name(x))
         return self.xp.full(shape, math.nan, dtype=dtype, device=self._device_of(x))
 
@@ -228,7 +227,7 @@ class Ops(Arithmetic):
         lost: Callable[..., tuple[Array, ...]],
         *stacks: Array,
     ) -> tuple[Array, ...]:
-        """Apply a factorisation; where the library raises for a stack, to one matrix at a time."""
+        """Apply a factorisation; if the library raises for a stack, to one matrix at a time."""
 
         def one_by_one() -> tuple[Array, ...]:
             if stacks[0].ndim == 2:
@@ -247,40 +246,40 @@ class Ops(Arithmetic):
     def kernels(self, x: Array) -> NumpyKernels | None:
         """Return kernels that work in place on matrices like `x`.
 
-        None where the library has none: methods are then made of the other primitives.
+        None if the library has none: methods then use the other primitives.
         """
         return None
 
     def normaliser(self, x: Array) -> Normaliser | None:
-        """Return kernels that normalise matrices like `x` on a device; None where there are none.
+        """Return kernels that normalise matrices like `x` on a device; None if there are none.
 
-        Normalisations are then made of the other primitives.
+        Normalisations then use the other primitives.
         """
         return None
 
     def _host_view(self, x: Array) -> np.ndarray | None:
-        """NumPy's view of the storage of `x`, if there is one and NumPy decomposes it faster."""
+        """Return NumPy's view of the storage of `x`, if NumPy can view and decomposes it faster."""
         return None
 
     def _threads_for(self, x: Array) -> AbstractContextManager[None]:
-        """Context in which matrices like `x` are decomposed with as many threads as pay."""
+        """Return a context with the best number of threads for decompositions like that of `x`."""
         return nullcontext()
 
-    # -- differentiation, where the library does it --------------------------------------------
+    # -- differentiation, if the library supports it -------------------------------------------
 
     def functional(self, *arrays: Array) -> Ops:
-        """Arithmetic that the library may differentiate: reads and overwrites nothing.
+        """Return an arithmetic that the library can differentiate: no reads, no overwrites.
 
-        Given arrays, it is this one if none of them is recorded.
+        If arrays are given and none of them is recorded, this arithmetic is returned.
         """
         return self
 
     def is_traced(self, x: Array) -> bool:
-        """Whether the library traces or differentiates what is done with `x`."""
+        """Return whether the library traces or differentiates operations on `x`."""
         return False
 
     def is_sharded(self, x: Array) -> bool:
-        """Whether `x` lies in parts on several devices or processes, none of which has it all."""
+        """Return whether `x` is sharded: no device or process has all of it."""
         return False
 
     def _entrywise(self, f: Callable[[Array], Array], x: Array) -> Array:
@@ -288,19 +287,19 @@ class Ops(Arithmetic):
         return f(x)
 
     def is_abstract(self, x: Array) -> bool:
-        """Whether the entries of `x` cannot be looked at, since only its shape is known yet."""
+        """Return whether the entries of `x` cannot be read, since it is traced."""
         return False
 
     def _place(self, x: Array) -> str:
-        """Name of the device that holds `x`; "" where it is not known or `x` is sharded."""
+        """Return the name of the device that holds `x`; "" if unknown or if `x` is sharded."""
         return str(array_api_compat.device(x))
 
     def _lies_on_several(self, x: Array) -> bool:
-        """Whether several devices have `x`; it may then not meet a mesh that the caller set."""
+        """Return whether several devices hold `x`, which may conflict with the caller's mesh."""
         return False
 
     def _visible(self, x: Array) -> Array:
-        """Return `x` if its entries can be read."""
+        """Return `x` if its entries can be read; TypeError otherwise."""
         if self.is_abstract(x):
             raise TypeError(f"this computation reads entries of its matrix, which {self.hiding}")
         return x
@@ -310,7 +309,7 @@ class Ops(Arithmetic):
     ) -> Any:
         """Return ``f(x, *beside)``, a pytree; a result of the shape of `x` is sharded as `x` is.
 
-        Arrays beside are small: where `x` is in parts, each part finds all of them.
+        The arrays `beside` are small, and replicated if `x` is sharded.
         """
         return f(x, *beside)
 
@@ -325,39 +324,39 @@ class Ops(Arithmetic):
     def differentiable(
         self, f: Rule, jvp: Rule, vjp: Rule, arrays: tuple[Array, ...], *, keep: bool
     ) -> tuple[Array, ...]:
-        """Return ``f(*arrays)``, which the library differentiates by rules, not through its steps.
+        """Return ``f(*arrays)``, which the library differentiates by the given rules.
 
         Parameters
         ----------
         f : callable
-            From stacks of matrices to a tuple of such stacks.
+            Function of stacks of matrices that returns a tuple of such stacks.
         jvp : callable
-            ``jvp(arrays, results, tangents)`` gives the tangents of the results, and is linear.
+            ``jvp(arrays, results, tangents)`` returns the tangents of the results, linearly.
         vjp : callable
-            ``vjp(arrays, results, gradients)`` gives those of the arrays; None for a gradient of 0.
+            ``vjp(arrays, results, gradients)`` returns the gradients of the arrays; None is 0.
         arrays : tuple of array
             Arguments.
         keep : bool
-            Whether the rules see the results; otherwise nothing but the arguments is kept for them,
-            and `results` is empty.
+            Whether the results are passed to the rules. Otherwise only the arguments are kept, and
+            `results` is empty.
         """
         return f(*arrays)
 
     def lyapunov(
         self, h: Array, w: Array, diagonalise: Callable[[Array], Diagonal], weight: complex = 1.0
     ) -> Array:
-        """Solve ``H X + c X H + shift X = W`` for Hermitian H, so that it can be differentiated.
+        """Solve ``H X + c X H + shift X = W`` for Hermitian H, with derivatives of every order.
 
-        `diagonalise` solves it for one eigenvector of H on either side; c is the weight.
+        `diagonalise` returns the equation in the basis of eigenvectors of H; c is the weight.
         """
         return self._by_eigenvectors(w, diagonalise(h))
 
     def sylvester(
         self, a: Array, b: Array, w: Array, solve: Callable[[Array, Array, Array], Array]
     ) -> Array:
-        """Return ``solve(a, b, w)``, X of ``A X + X B = W``, so that it can be differentiated.
+        """Return ``solve(a, b, w)``, X of ``A X + X B = W``, with derivatives of every order.
 
-        `solve` is also given adjoints of A and B, and is not differentiated itself.
+        `solve` is also called with adjoints of A and B, and is not differentiated itself.
         """
 
         def f(*arrays: Array) -> tuple[Array]:
@@ -380,22 +379,22 @@ class Ops(Arithmetic):
         return self.matmul(self.matmul(v, core), self.adjoint(v))
 
     def _adjoint_of(self, d: Diagonal) -> Diagonal:
-        """The adjoint of an equation that is diagonalised."""
+        """Return the adjoint of a diagonalised equation."""
         return d._replace(sums=self.xp.conj(d.sums)) if is_complex(d.sums) else d
 
 
 def unless_it_fails(factorise: Callable[[], T], otherwise: Callable[[], T]) -> T:
-    """Run a factorisation; where it raises its library's LinAlgError, return the other value."""
+    """Run a factorisation; if it raises the library's LinAlgError, return the other value."""
     try:
         return factorise()
-    except Exception as error:  # each library has a class of its own
+    except Exception as error:  # each library has its own class of errors
         if "LinAlg" not in type(error).__name__:
             raise
         return otherwise()
 
 
 def ops_of(x: Array) -> Ops:
-    """Arithmetic for an array's library.
+    """Return the arithmetic for an array's library.
 
     Parameters
     ----------
@@ -416,7 +415,7 @@ def ops_of(x: Array) -> Ops:
     return _class_for(xp)._of(x, xp)
 
 
-# Shared by threads: an Ops is never changed after it is made.
+# Shared by threads: an Ops is not modified after construction.
 @functools.cache
 def _shared(kind: Any, xp: Any) -> Ops:
     return cast(Ops, kind(xp))
@@ -424,7 +423,7 @@ def _shared(kind: Any, xp: Any) -> Ops:
 
 @functools.cache
 def _class_for(xp: Any) -> type[Ops]:
-    """The class that serves a namespace: the one that names its library, else `Ops`."""
+    """Return the class for a namespace: that with the name of its library, otherwise `Ops`."""
     for library, kind in served().items():
         if getattr(array_api_compat, f"is_{library}_namespace")(xp):
             return kind
@@ -432,12 +431,12 @@ def _class_for(xp: Any) -> type[Ops]:
 
 
 def served() -> dict[str, type[Ops]]:
-    """Classes of arithmetic, by the library that they name; `Ops` serves any other."""
+    """Return the classes of arithmetic by the names of their libraries; `Ops` is for others."""
     return {vars(k)["library"]: k for k in _subclasses(Ops) if "library" in vars(k)}
 
 
 def import_arrays(name: str) -> Any:
-    """Import the module of a library that makes arrays."""
+    """Import the module of a library with its functions of arrays."""
     return import_library(served().get(name, Ops).module or name)
 
 
@@ -448,6 +447,6 @@ def _subclasses(kind: type[Ops]) -> Iterator[type[Ops]]:
 
 
 def is_native(ops: Ops, precision: Format, *, is_complex: bool) -> bool:
-    """Whether a library multiplies in a format itself; complex 16-bit formats exist nowhere."""
+    """Return whether a library multiplies in a format natively; False for complex 16 bits."""
     wide = precision.name in ("float64", "float32")
     return ops._multiplies_in(precision.name) and (wide or not is_complex)

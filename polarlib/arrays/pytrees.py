@@ -1,4 +1,4 @@
-"""Results whose arrays a library may look into."""
+"""Results whose arrays are leaves of JAX's pytrees."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import ClassVar
 
 
 class Pytree:
-    """Base of dataclasses that are pytrees of JAX: their fields but the static ones are leaves.
+    """Base of dataclasses that are pytrees of JAX; their fields except static ones are leaves.
 
-    JAX is not imported for it: `JaxOps` registers the subclasses, when it first meets an array.
+    JAX is not imported: `JaxOps` registers the subclasses when the first JAX array is used.
 
     Attributes
     ----------
     static : tuple of str
-        Fields that are part of the type, as they hold neither numbers nor arrays.
+        Fields that are part of the type, since they contain neither numbers nor arrays.
     """
 
     static: ClassVar[tuple[str, ...]] = ()

@@ -1,4 +1,4 @@
-"""QR factorisations of NumPy matrices in place, with pivoting if asked, and of two triangles.
+"""QR factorisations of NumPy matrices in place, with optional pivoting, and of two triangles.
 
 Matrices are column-major, of one of the four types of BLAS; blocks of them are views.
 """
@@ -13,15 +13,16 @@ from polarlib.arrays.routines import call, gemm, integers, trmm, trsm, with_work
 
 Array = Any
 
-# Columns of a block reflector, and of the panels in it that LAPACK factorises: of the factorisation
-# without pivoting (wide blocks are applied faster), and everywhere else. Chosen by experiment.
+# Columns of a block reflector, and of its panels that LAPACK factorises: first without pivoting
+# (wide blocks are applied faster), then for all other factorisations. Chosen by experiment.
 WIDE, PANEL = 128, 64
-# Of the sketches. Not a number that users seed matrices with: a sketch must know nothing of them.
+# Seed of the sketches. It must not be the seed of a user's matrix, since a sketch must be
+# independent of the matrix.
 SEED = 0x51C3
 
 
 class Householder(NamedTuple):
-    """``X P = Q R``: what is left where X was, and where the columns went.
+    """The factorisation ``X P = Q R`` in the storage of X, and the order of columns.
 
     Attributes
     ----------
@@ -42,7 +43,7 @@ class Householder(NamedTuple):
 
 
 def _panel(v: Array) -> Array:
-    """QR of a few columns in place; the triangular factor of their block reflector."""
+    """Factorise a few columns in place; return the triangular factor of their block reflector."""
     m, b = v.shape
     t = np.zeros((b, b), v.dtype, order="F")
     inner = min(PANEL, b)
@@ -63,7 +64,7 @@ def _panel(v: Array) -> Array:
 
 
 def _reflect(v: Array, t: Array, c: Array, work: Array, *, adjoint: bool) -> None:
-    """``C <- (I - V T V^H) C``, or with T^H; V unit lower trapezoidal."""
+    """Compute ``C <- (I - V T V^H) C``, or with T^H; V is unit lower trapezoidal."""
     b = v.shape[1]
     w = _shaped(work, b, c.shape[1])
     w[...] = c[:b]
@@ -76,21 +77,21 @@ def _reflect(v: Array, t: Array, c: Array, work: Array, *, adjoint: bool) -> Non
 
 
 def _shaped(work: Array, rows: int, columns: int) -> Array:
-    """A column-major matrix in the storage of a vector."""
+    """Return a column-major matrix in the storage of a vector."""
     return work[: rows * columns].reshape((rows, columns), order="F")
 
 
 def factorise(x: Array, *, pivot: bool = False) -> Householder:
-    """QR factorisation of a tall matrix, in its own storage.
+    """Compute the QR factorisation of a tall matrix, in its own storage.
 
     Parameters
     ----------
     x : array, shape (m, n)
-        Column-major, m >= n; written over.
+        Column-major, m >= n; overwritten.
     pivot : bool, optional
-        Order the columns, a block at a time, by Gaussian elimination with pivoting on a random
-        sketch of what is left: the rows of R come out graded, and well-conditioned apart from that.
-        A third more expensive; the generator's seed is fixed.
+        Whether to order the columns, by blocks, by Gaussian elimination with pivoting on a random
+        sketch of the remaining matrix. The rows of R are then graded, and R is well-conditioned
+        after row scaling. Pivoting takes a third more time; the generator's seed is fixed.
 
     Returns
     -------
@@ -124,7 +125,7 @@ def factorise(x: Array, *, pivot: bool = False) -> Householder:
         blocks.append(t)
         _reflect(v, t, rest, work, adjoint=True)
         if sketch is not None and e < n:
-            if not np.all(np.diagonal(v)):  # exactly singular: nothing is left to be ordered
+            if not np.all(np.diagonal(v)):  # exactly singular: no columns remain to be ordered
                 sketch = None
                 continue
             w = _shaped(work, e - j, n - e)
@@ -135,7 +136,7 @@ def factorise(x: Array, *, pivot: bool = False) -> Householder:
 
 
 def _exchanges(sketch: Array, work: Array) -> tuple[Array, Array]:
-    """Positions that change when the columns of most weight come first, and what they then hold."""
+    """Return the positions that change when the heaviest columns come first, and their columns."""
     b, n = sketch.shape
     a = _shaped(work, n, b)
     a[...] = sketch.T
@@ -171,7 +172,7 @@ def over_identity(x: Array, root: float) -> Array:
     Parameters
     ----------
     x : array, shape (n, n)
-        Finite, in any memory order; not changed.
+        Finite, in any memory order; not modified.
     root : float
         Positive.
     """
@@ -191,17 +192,17 @@ def over_identity(x: Array, root: float) -> Array:
 def two_triangles(r: Array, s: float, scale: float, work: Array) -> Array:
     """Replace R by ``scale Q_1 Q_2^H`` with ``[R; s I] = [Q_1; Q_2] S``, Q_1 and Q_2 triangular.
 
-    That is ``scale s R (R^H R + s^2 I)^-1``, in as many operations as one product of full matrices
-    takes, where QR of the stack without regard to its zeros takes five times as many.
+    The result is ``scale s R (R^H R + s^2 I)^-1``, in as many operations as one product of full
+    matrices. A QR factorisation of the full stack would take five times as many.
 
     Parameters
     ----------
     r : array, shape (n, n)
-        Upper triangular, zeros below; column-major; written over.
+        Upper triangular, zeros below; column-major; overwritten.
     s, scale : float
         Positive.
     work : array, shape (n, n)
-        Column-major; written over.
+        Column-major; overwritten.
 
     Returns
     -------

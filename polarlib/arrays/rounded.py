@@ -1,11 +1,11 @@
-"""rounded(ops, format): the same algorithms in another number format.
+"""Arithmetic in another number format: `rounded`.
 
-Where the library multiplies in the format itself, and the processor does so at speed, it does.
-Elsewhere the same arithmetic is done on float32 arrays that hold numbers of the format: operands
-rounded to it, the product in single precision, the addend joined there, one rounding of the result.
-Where the library has no such products this is a simulation, and a trace says so. Matrices of 8 bits
-carry a power of two each, as the operands of 8-bit products do, that brings the largest entry near
-the top of the format: unscaled, e4m3 would lose all entries below 2**-10, and with them most of a
+If the library multiplies in the format natively, and the processor does so fast, native products
+are used. Otherwise the arithmetic uses float32 arrays of numbers of the format: operands are
+rounded, products and the addend are in single precision, and the result is rounded once. If the
+library has no such products this is a simulation, which a trace reports. A matrix of 8 bits has a
+scale, a power of two, as operands of 8-bit products have, for a largest entry near the upper end of
+the format. Without a scale e4m3 would lose all entries below 2**-10, which are most entries of a
 normalised matrix of 1000 columns.
 """
 
@@ -37,12 +37,13 @@ def round_to(x: Array, precision: Format, ops: Ops, *, may_overwrite: bool = Fal
     ops : Ops
         Arithmetic of the array's library.
     may_overwrite : bool, optional
-        Whether the result may take the storage of `x`.
+        Whether the result may use the storage of `x`.
 
     Returns
     -------
     array
-        Same dtype, every entry a number of the format. Overflow gives infinity, in e4m3 NaN.
+        In the same dtype; every entry is a number of the format. Overflow gives infinity, in e4m3
+        NaN.
 
     Examples
     --------
@@ -56,7 +57,7 @@ def round_to(x: Array, precision: Format, ops: Ops, *, may_overwrite: bool = Fal
     if narrow is None:
         return ops._entrywise(functools.partial(_rounded_to, precision=precision, ops=ops), x)
     y = _converted(x, narrow, ops)
-    if math.isnan(precision.saturates_to):  # where libraries convert to the largest number, or NaN
+    if math.isnan(precision.saturates_to):  # libraries differ in their conversion of overflow
         xp, half = ops.xp, _unit_of_largest(precision) / 2
         fits = xp.abs(x) <= precision.largest + half
         return xp.where(fits, xp.astype(y, x.dtype), xp.full_like(x, math.nan))
@@ -68,12 +69,12 @@ def round_to(x: Array, precision: Format, ops: Ops, *, may_overwrite: bool = Fal
 
 @ignore_float_errors
 def _converted(x: Array, dtype: Any, ops: Ops) -> Array:
-    """Convert to a dtype; infinity, where it overflows, is what rounding gives."""
+    """Convert to a dtype; overflow gives infinity, as rounding does."""
     return ops.xp.astype(x, dtype)
 
 
 def _unit_of_largest(precision: Format) -> float:
-    """Distance from the largest number of a format to the one below it."""
+    """Return the distance from the largest number of a format to the one below it."""
     return 2.0 ** (math.frexp(precision.largest)[1] - 1) * precision.epsilon
 
 
@@ -89,18 +90,18 @@ def _rounded_to(x: Array, precision: Format, ops: Ops) -> Array:
     y = _rounded_bits(x, precision, xp) if hasattr(x, "view") else _rounded_units(x, precision, ops)
     y = xp.where(y > precision.largest, precision.saturates_to, y)
     y = xp.where(y < -precision.largest, -precision.saturates_to, y)
-    # Neither way of rounding need keep a NaN one.
+    # Neither method of rounding necessarily keeps NaN.
     return xp.where(xp.isnan(x), x, y)
 
 
 def _rounded_bits(x: Array, precision: Format, xp: Any) -> Array:
-    """Round by the bit pattern: fast, for libraries that show it.
+    """Round by the bit pattern, for libraries with views of bits.
 
-    Half a unit is added and the tail masked off; a carry runs into the exponent as it must.
-    Subnormal numbers are multiples of the smallest.
+    Half a unit is added and the tail masked; a carry into the exponent is correct. Subnormal
+    numbers are multiples of the smallest one.
     """
     drop = 24 - precision.significand
-    bits = xp.asarray(x, copy=True).view(xp.int32)  # a copy is contiguous, as views of bits need
+    bits = xp.asarray(x, copy=True).view(xp.int32)  # views of bits need a contiguous copy
     half = (1 << (drop - 1)) - 1
     y = ((bits + half + ((bits >> drop) & 1)) & -(1 << drop)).view(xp.float32)
     if precision.smallest_normal > 2.0**-126:
@@ -121,7 +122,7 @@ def _rounded_units(x: Array, precision: Format, ops: Ops) -> Array:
     normal = size >= precision.smallest_normal
     size = xp.where(normal, size, xp.full_like(size, precision.smallest_normal))
     exponent = xp.floor(xp.log2(size))
-    # Just below a power of two a logarithm in single precision is rounded up to its exponent.
+    # Just below a power of two a logarithm in single precision is rounded up to the exponent.
     exponent = xp.where(2.0**exponent > size, exponent - 1, exponent)
     unit = 2.0**exponent * precision.epsilon
     return xp.where(finite, xp.astype(xp.round(wide / unit) * unit, x.dtype), x)
@@ -143,7 +144,7 @@ class Rounded(Wrapper):
     """
 
     fused = True
-    # By a completed square, as NumPy has it, more than the result would be rounded.
+    # A completed square, as for NumPy, would round intermediate results too.
     quadratic = Ops.quadratic
     make_hermitian = Ops.make_hermitian
     add_scaled_identity = Ops.add_scaled_identity
@@ -153,7 +154,7 @@ class Rounded(Wrapper):
         self.precision = precision
         self.simulated = simulated
         self.working = precision.name
-        # A tf32 product reads rounded operands and leaves a float32 result.
+        # A tf32 product rounds its operands and has a float32 result.
         self._rounds_results = precision.name != "tf32"
 
     def _round(self, x: Array, *, may_overwrite: bool = False) -> Array:
@@ -178,8 +179,8 @@ class Rounded(Wrapper):
         """Return ``alpha a @ b + beta c`` by products of 8 bits; None where the base has none."""
         if not self._multiplies_in_eight_bits:
             return None
-        # Of rounded entries the largest may be 2 top: with the next scale the least would lose a
-        # bit. So far below it, and above no number but that one.
+        # The largest rounded entry may be 2 top. With the next scale the smallest entry would lose
+        # a bit. The limit is just below 2 top, and above all other numbers.
         below = 1 - self.precision.epsilon / 4
         left, right = (
             self.base.binary_scale(self.base.max_abs(x) * below) / self._top for x in (a, b)
@@ -191,24 +192,24 @@ class Rounded(Wrapper):
         return self._result(product if is_known(beta, 0.0) else product + c * beta)
 
     def _operand(self, x: Array) -> Array:
-        """What a product reads of a matrix: but in tf32, its entries are of the format already."""
+        """Return the operand of a product; except in tf32, entries are in the format already."""
         return x if self._rounds_results else self._round(x)
 
     def _operands(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """What a product reads of two matrices, of a square only once."""
+        """Return the operands of a product; a matrix that is squared is rounded once."""
         left = self._operand(a)
         return left, left if b is a else self._operand(b)
 
     def _result(self, y: Array) -> Array:
-        """Round a new matrix, in its storage where the library writes to it."""
+        """Round a new matrix, in its storage if that is writable."""
         return self._round(y, may_overwrite=True) if self._rounds_results else y
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``."""
+        """Return storage for an ``out=``."""
         return self.base.buffer(shape, like)
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``."""
+        """Return whether the storage of `x` serves as an ``out=``."""
         return self.base.reusable(x)
 
     def cast(self, x: Array, format_name: str) -> Array:
@@ -216,7 +217,7 @@ class Rounded(Wrapper):
         if format_name != self.precision.name:
             return self.base.cast(x, format_name)
         y = self.base.cast(x, self.precision.carrier)
-        # Of the format's own dtype entries are numbers of the format, and the carrier is new.
+        # Entries in the dtype of the format need no rounding, and the carrier is a new array.
         exact = dtype_name(x) == self.precision.name
         return self._round(y) if self._rounds_results and not exact else y
 
@@ -273,7 +274,7 @@ class Rounded(Wrapper):
 
 
 def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
-    """Arithmetic of a library in a number format: its own, in float32 and rounded, or a simulation.
+    """Return the arithmetic of a library in a format: native, in float32 and rounded, or simulated.
 
     Parameters
     ----------
@@ -287,7 +288,7 @@ def rounded(ops: Ops, precision: str, *, is_complex: bool = False) -> Ops:
     Returns
     -------
     Ops
-        Its ``simulated`` says which. Use its ``cast(x, precision)`` first.
+        The attribute ``simulated`` is True for a simulation. Use ``cast(x, precision)`` first.
 
     Raises
     ------

@@ -1,15 +1,14 @@
 """BLAS and LAPACK routines by their addresses, for NumPy matrices in place.
 
-Compiled libraries have these routines with leading dimensions, so that blocks of a matrix are
-worked on where they are; Python's wrappers copy them. NumPy's and SciPy's wheels each bring an
-OpenBLAS with a pool of threads. When both are awake, each waits for processors on which the other
-one's threads spin, many times as long as a product takes. What programs run around this package is
-NumPy, so that the routines come from the library that NumPy itself has loaded, where its names are
-known. Elsewhere (MKL, Accelerate, one BLAS that both share) they come through the pointers that
-``scipy.linalg.cython_blas`` and ``cython_lapack`` publish for compiled code.
+The routines have leading dimensions, so that blocks of a matrix are processed in place, while
+Python's wrappers copy them. The wheels of NumPy and SciPy each contain an OpenBLAS with a pool of
+threads. If both pools are active, each waits for processors on which threads of the other spin,
+many times as long as a product takes. Since programs use NumPy around this package, the routines of
+the library that NumPy has loaded are used, if its names are known. Otherwise (MKL, Accelerate, one
+shared BLAS) the pointers of ``scipy.linalg.cython_blas`` and ``cython_lapack`` are used.
 
-Matrices are two-dimensional and column-major, of one of the four types of BLAS; blocks of columns
-and of rows of them are views that need no copy. Everything is written in place.
+Matrices are two-dimensional and column-major, of one of the four types of BLAS. Blocks of their
+columns and rows are views without copies. All results are written in place.
 """
 
 from __future__ import annotations
@@ -27,32 +26,32 @@ import numpy as np
 Array = Any
 
 LETTERS = {"f": "s", "d": "d", "F": "c", "D": "z"}
-# Routines of Hermitian matrices have other names in real types.
+# Routines for Hermitian matrices have other names in real types.
 _REAL = {"herk": "syrk", "hemm": "symm", "hemv": "symv", "hetrf": "sytrf", "ungqr": "orgqr"}
-# How the wheels of NumPy name the routines of their OpenBLAS, whose integers have 64 bits.
+# Names of the routines of the OpenBLAS in NumPy's wheels, whose integers have 64 bits.
 _OPENBLAS = "scipy_{}_64_", "{}_64_"
-# Multiplications of a product with the matrix itself, times bytes of an entry, from which OpenBLAS
-# starts threads and up to which one is faster: docs/decisions/0016-one-pool-of-threads.md.
+# Number of multiplications in the square of a matrix, times bytes per entry, from which OpenBLAS
+# starts threads, and up to which one thread is faster: docs/decisions/0016-one-pool-of-threads.md.
 ALONE = 1 << 19, 3 << 28
-# How many distinct integers and real numbers are kept for calls.
+# Number of distinct integers and real numbers that are cached for calls.
 INTEGERS, NUMBERS = 1024, 256
-# For how many sizes the length of a work array is kept.
+# Number of sizes for which the length of a work array is cached.
 LENGTHS = 256
 
 
 class _Source(NamedTuple):
-    """Where routines come from.
+    """A library with the routines.
 
     Attributes
     ----------
     name : {"numpy", "scipy"}
-        Whose library it is.
+        Origin of the library.
     address : callable
-        From the name of a routine to its address; raises LookupError if there is none.
+        Function of the name of a routine that returns its address; LookupError if there is none.
     integer : type
         ctypes' type of its integers.
     threads : tuple of two functions, or None
-        How to read and to set the number of threads of NumPy's library.
+        Functions that return and set the number of threads of NumPy's library.
     """
 
     name: str
@@ -62,8 +61,8 @@ class _Source(NamedTuple):
 
 
 def _numpys() -> _Source:
-    """The OpenBLAS that NumPy's own module of linear algebra was linked with."""
-    # A library finds symbols in those that it depends on: no path of a file is guessed.
+    """Return the OpenBLAS with which NumPy's module of linear algebra is linked."""
+    # Symbols are looked up through the module's dependencies, without the path of a file.
     library = ctypes.CDLL(np.linalg._umath_linalg.__file__)
     pattern = next(p for p in _OPENBLAS if hasattr(library, p.format("dgemm")))
 
@@ -80,13 +79,13 @@ def _numpys() -> _Source:
 
 
 def _scipys() -> _Source:
-    """What SciPy publishes: capsules with a pointer, named by the signature in C."""
+    """Return SciPy's capsules with pointers, whose names are the signatures in C."""
     import scipy.linalg.cython_blas
     import scipy.linalg.cython_lapack
 
     published: Any = scipy.linalg.cython_blas, scipy.linalg.cython_lapack
     tables = [module.__pyx_capi__ for module in published]
-    # Functions with types of ours: those of ctypes.pythonapi's are shared.
+    # Functions with their own types, since those of ctypes.pythonapi are shared.
     name_of = _python("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)
     pointer_of = _python(
         "PyCapsule_GetPointer", *(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
@@ -114,15 +113,15 @@ def _address_of(function: Any) -> int:
 
 @functools.cache
 def source() -> _Source | None:
-    """Where routines come from: NumPy's library, SciPy's pointers, or nowhere."""
+    """Return the source of routines: NumPy's library, SciPy's pointers, or None."""
     for find in (_numpys, _scipys):
         try:
-            found = find()
+            library = find()
             for name in ("dgemm", "dgesdd", "dgeqrt", "ztrtri"):
-                found.address(name)
+                library.address(name)
         except (AttributeError, ImportError, LookupError, OSError, StopIteration, TypeError):
             continue
-        return found
+        return library
     return None
 
 
@@ -132,23 +131,23 @@ def source() -> _Source | None:
 class _OneThread(contextlib.AbstractContextManager[None]):
     """Context in which NumPy's OpenBLAS computes with one thread, if routines come from it.
 
-    For work that is too small to be shared: where another pool's threads still spin, after a call
-    of SciPy's, or where other programs have the processors, two threads take several times as long
-    as one. The number of threads belongs to the process: while a thread of Python is in here, all
-    of them compute with one, and the last to leave restores what the first one found.
+    The context is for small matrices. If threads of another pool spin after a call of SciPy, or if
+    other programs use the processors, two threads take several times as long as one. The number of
+    threads is a property of the process. While a thread of Python is in the context, all threads
+    compute with one, and the last thread to leave restores the previous number.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside: list[int] = []  # identifiers of threads
-        self.found = 1
+        self.previous = 1
 
     def __enter__(self) -> None:
         get, put = _number_of_threads()
         with self.lock:
             if not self.inside:
-                self.found = get()
-                if self.found > 1:
+                self.previous = get()
+                if self.previous > 1:
                     put(1)
             self.inside.append(threading.get_ident())
 
@@ -158,11 +157,11 @@ class _OneThread(contextlib.AbstractContextManager[None]):
             self._restore()
 
     def _restore(self) -> None:
-        if not self.inside and self.found > 1:
-            _number_of_threads()[1](self.found)
+        if not self.inside and self.previous > 1:
+            _number_of_threads()[1](self.previous)
 
     def after_fork(self) -> None:
-        """Go on in a child process, which has one thread only."""
+        """Reset the state in a child process, which has only one thread."""
         self.lock = threading.Lock()
         left = [thread for thread in self.inside if thread == threading.get_ident()]
         if left != self.inside:
@@ -172,9 +171,9 @@ class _OneThread(contextlib.AbstractContextManager[None]):
 
 @functools.cache
 def _number_of_threads() -> tuple[Callable[[], int], Callable[[int], None]]:
-    """How to read and how to set it; one, and nothing, where routines come from elsewhere."""
-    found = source()
-    return (found and found.threads) or (lambda: 1, lambda _: None)
+    """Return functions that get and set the number; constant 1 for other libraries."""
+    library = source()
+    return (library and library.threads) or (lambda: 1, lambda _: None)
 
 
 one_thread = _OneThread()
@@ -182,7 +181,7 @@ _as_set = contextlib.nullcontext()
 
 
 def threads_for(x: Array) -> contextlib.AbstractContextManager[None]:
-    """Context with as many threads as pay for the decomposition of a NumPy matrix."""
+    """Return a context with the best number of threads to decompose a NumPy matrix."""
     (m, n), (least, most) = x.shape[-2:], ALONE
     return one_thread if least <= m * n * min(m, n) * x.dtype.itemsize <= most else _as_set
 
@@ -198,17 +197,17 @@ _flags = {letter: ctypes.byref(ctypes.c_char(letter.encode())) for letter in "AC
 
 @functools.cache
 def _routine(name: str, arguments: int) -> Callable[..., Any]:
-    """A routine by its name, which begins with the letter of its type."""
-    found = source()
-    if found is None:
+    """Return a routine by its name, which begins with the letter of its type."""
+    library = source()
+    if library is None:
         raise LookupError(name)
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(found.address(name))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(library.address(name))
 
 
-@functools.lru_cache(maxsize=INTEGERS)  # routines do not write to what comes through here
+@functools.lru_cache(maxsize=INTEGERS)  # routines do not write to these arguments
 def _integer(value: int) -> Any:
-    found = source()
-    return ctypes.byref((found.integer if found else ctypes.c_int)(value))
+    library = source()
+    return ctypes.byref((library.integer if library else ctypes.c_int)(value))
 
 
 @functools.lru_cache(maxsize=NUMBERS)
@@ -218,16 +217,16 @@ def _number(value: float, kind: str) -> Any:
 
 
 def integers(n: int) -> Array:
-    """Zeros of the integers of the routines: pivots, or the information that a routine returns."""
-    found = source()
-    return np.zeros(n, np.dtype(found.integer if found else ctypes.c_int))
+    """Return zeros in the integer type of the routines, for pivots or return codes."""
+    library = source()
+    return np.zeros(n, np.dtype(library.integer if library else ctypes.c_int))
 
 
 def call(name: str, kind: str, *arguments: Any) -> None:
     """Call a routine for a type (``dtype.char``).
 
-    Letters, integers and numbers (floats, of that type) come as they are; matrices are followed by
-    their leading dimension, which is not given; None is an array that the routine does not read.
+    Letters, integers and numbers (floats, of that type) are passed as they are. Matrices are passed
+    with their leading dimension. None stands for an array that the routine does not read.
     """
     letter = LETTERS[kind]
     name = letter + (_REAL.get(name, name) if letter in "sd" else name)
@@ -236,10 +235,10 @@ def call(name: str, kind: str, *arguments: Any) -> None:
         of = type(a)
         if of is np.ndarray:
             passed.append(a.ctypes.data)
-            if a.ndim == 2:  # the leading dimension; strides of axes of length one mean nothing
+            if a.ndim == 2:  # the leading dimension; strides of axes of length 1 are undefined
                 m, n = a.shape
                 passed.append(_integer(a.strides[1] // a.itemsize if n > 1 else max(1, m)))
-        elif of is int:  # as _converted does, by whose calls polar would have twice as many
+        elif of is int:  # inlined from _converted, which would double the number of calls
             passed.append(_integer(a))
         elif of is float:
             passed.append(_number(a, kind))
@@ -249,10 +248,10 @@ def call(name: str, kind: str, *arguments: Any) -> None:
 
 
 def call_each(name: str, kind: str, *arguments: Any) -> None:
-    """Call a routine for each problem of a stack, with arguments that are converted once.
+    """Call a routine for each matrix of a stack, with arguments that are converted once.
 
-    A tuple of one array, with problems along its first axis, is one for each; matrices are
-    column-major, followed by their leading dimension. Other arguments are those of :func:`call`.
+    A tuple of one array has one argument per matrix along its first axis. Matrices are
+    column-major, and passed with their leading dimension. Other arguments are as in :func:`call`.
     """
     passed: list[Any] = []
     moving: list[tuple[int, int, int]] = []
@@ -273,7 +272,7 @@ def call_each(name: str, kind: str, *arguments: Any) -> None:
 
 
 def _converted(a: Any, kind: str) -> Any:
-    """A letter, an integer, a number or nothing, as routines take it."""
+    """Return a letter, an integer, a number or None as an argument of a routine."""
     of = type(a)
     if of is int:
         return _integer(a)
@@ -288,7 +287,7 @@ def _converted(a: Any, kind: str) -> Any:
 def gemm(
     alpha: float, a: Array, b: Array, beta: float, c: Array, *, left: str = "N", right: str = "N"
 ) -> Array:
-    """``C <- alpha op(A) op(B) + beta C``; letters "N", "T" and "C" say what op is."""
+    """Compute ``C <- alpha op(A) op(B) + beta C``; op is given by "N", "T" or "C"."""
     k = a.shape[1] if left == "N" else a.shape[0]
     if c.size and k:
         call("gemm", c.dtype.char, left, right, *c.shape, k, float(alpha), a, b, float(beta), c)
@@ -298,18 +297,18 @@ def gemm(
 
 
 def herk(alpha: float, x: Array, beta: float, c: Array, *, trans: str = "C") -> Array:
-    """Upper triangle of ``C <- alpha X^H X + beta C``, or with "N" of ``alpha X X^H + beta C``."""
+    """Compute the upper triangle of ``alpha X^H X + beta C``, or "N": ``alpha X X^H + beta C``."""
     n, k = c.shape[0], x.shape[1 if trans == "N" else 0]
     if n and k:
         kind = c.dtype.char
-        real = kind.lower()  # of both numbers, in complex types too
+        real = kind.lower()  # alpha and beta are real in complex types too
         numbers = _number(alpha, real), _number(beta, real)
         call("herk", kind, "U", trans, n, k, numbers[0], x, numbers[1], c)
     return c
 
 
 def hemm(x: Array, z: Array, beta: float, out: Array) -> Array:
-    """``out <- X Z + beta out``, Z Hermitian, of which the upper triangle is read."""
+    """Compute ``out <- X Z + beta out``, Z Hermitian, of which the upper triangle is read."""
     if out.size:
         call("hemm", out.dtype.char, "R", "U", *out.shape, 1.0, z, x, float(beta), out)
     return out
@@ -330,7 +329,7 @@ def trsv(r: Array, v: Array, *, trans: str = "N") -> Array:
 
 
 def axpy(alpha: float, x: Array, y: Array) -> None:
-    """``y <- alpha x + y``, vectors."""
+    """Compute ``y <- alpha x + y`` for vectors."""
     call("axpy", x.dtype.char, len(x), float(alpha), x, 1, y, 1)
 
 
@@ -344,7 +343,7 @@ def trmm(
     trans: str = "N",
     unit: bool = False,
 ) -> Array:
-    """``B <- alpha op(A) B`` or ``alpha B op(A)``, A triangular."""
+    """Compute ``B <- alpha op(A) B`` or ``alpha B op(A)``, A triangular."""
     return _triangular("trmm", alpha, a, b, side, uplo, trans, unit)
 
 
@@ -358,7 +357,7 @@ def trsm(
     trans: str = "N",
     unit: bool = False,
 ) -> Array:
-    """``B <- alpha op(A)^-1 B`` or ``alpha B op(A)^-1``, A triangular."""
+    """Compute ``B <- alpha op(A)^-1 B`` or ``alpha B op(A)^-1``, A triangular."""
     return _triangular("trsm", alpha, a, b, side, uplo, trans, unit)
 
 
@@ -375,7 +374,7 @@ def _triangular(
 
 
 def potrf(z: Array, uplo: str = "U") -> bool:
-    """Replace a triangle of Z by its Cholesky factor; False where Z is not definite."""
+    """Replace a triangle of Z by its Cholesky factor; return False if Z is not definite."""
     info = integers(1)
     if z.size:
         call("potrf", z.dtype.char, uplo, z.shape[0], z, info)
@@ -396,7 +395,7 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
     Returns
     -------
     int
-        The information: 0 where all went well.
+        The return code: 0 on success.
     """
     length, info = best_length(name, kind, *arguments, last=last), integers(1)
     call(name, kind, *arguments, np.empty(length, kind), length, *last, info)
@@ -404,7 +403,7 @@ def with_work(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ())
 
 
 def best_length(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = ()) -> int:
-    """Length of the work array with which a routine is quickest."""
+    """Return the length of the work array for which a routine is fastest."""
     shown: list[Any] = []
     for a in arguments:
         if type(a) is not np.ndarray:
@@ -416,33 +415,33 @@ def best_length(name: str, kind: str, *arguments: Any, last: tuple[Any, ...] = (
 
 @functools.lru_cache(maxsize=LENGTHS)
 def _length(name: str, kind: str, shown: tuple[Any, ...], last: int) -> int:
-    """Best length of a work array, for which a routine looks at letters and sizes alone."""
+    """Return the best length of a work array, which depends on letters and sizes alone."""
     work = np.empty(1, kind)
     call(name, kind, *shown, work, -1, *[None] * last, integers(1))
     return max(1, int(work[0].real))
 
 
 def hetrf(z: Array) -> Array:
-    """Factorise a Hermitian matrix in place as ``U D U^H``, by Bunch and Kaufman; the pivots."""
+    """Factorise a Hermitian matrix in place as ``U D U^H`` (Bunch, Kaufman); return the pivots."""
     pivots = integers(z.shape[0])
     with_work("hetrf", z.dtype.char, "U", z.shape[0], z, pivots)
     return pivots
 
 
 def svd(x: Array) -> tuple[Array, Array, Array] | None:
-    """Thin SVD ``u, s, vh`` by divide and conquer, else by QR iteration; None where both fail.
+    """Return the SVD ``u, s, vh`` by divide and conquer or QR iteration; None if both fail.
 
-    `x` is finite, in any memory order, and not changed.
+    The SVD is thin. `x` is finite, in any memory order, and not modified.
     """
     kind, real = x.dtype.char, x.real.dtype
     (m, n), k = x.shape, min(x.shape)
     for name in ("gesdd", "gesvd"):
-        # Not of the transpose, as which row-major storage is read without another order: square
-        # roots of graded matrices then lose a digit.
+        # Not of the transpose, as which row-major storage could be read: square roots of graded
+        # matrices would then lose a digit.
         a = np.array(x, order="F")
         u, s = np.empty((m, k), kind, order="F"), np.empty(k, real)
         vh = np.empty((k, n), kind, order="F")
-        # Of real types no such array is an argument.
+        # Real types have no such argument.
         complex_size = max(1, 5 * k * k + 7 * k, 2 * max(m, n) * k + 2 * k * k + k)
         more: tuple[Any, ...] = ()
         if x.dtype.kind == "c":
@@ -458,7 +457,7 @@ def svd(x: Array) -> tuple[Array, Array, Array] | None:
 
 
 def qr(x: Array) -> tuple[Array, Array]:
-    """Reduced Householder QR of a matrix, which is not changed."""
+    """Return the reduced Householder QR of a matrix, which is not modified."""
     kind, (m, n) = x.dtype.char, x.shape
     k = min(m, n)
     a, factors = np.array(x, order="F"), np.empty(k, kind)
@@ -470,8 +469,8 @@ def qr(x: Array) -> tuple[Array, Array]:
 
 
 def inverse(x: Array) -> Array | None:
-    """Inverse by LU with partial pivoting, of a matrix that is not changed; None if singular."""
-    # Of the transpose in row-major storage, whose inverse is the transpose of the inverse.
+    """Return the inverse by LU with partial pivoting; None if singular. `x` is not modified."""
+    # The inverse of the transpose, in row-major storage, is the transpose of the inverse.
     turned = x.flags.c_contiguous
     a = np.array(x.T if turned else x, order="F")
     n, pivots, info = x.shape[0], integers(x.shape[0]), integers(1)

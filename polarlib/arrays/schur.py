@@ -1,7 +1,7 @@
 """Schur decompositions of NumPy matrices, and equations with them, by LAPACK.
 
-Everything is in double precision. Real matrices have real factors: T is quasi-triangular then, with
-a block of 2 x 2, of equal diagonal entries, for each pair of complex eigenvalues.
+All computations are in double precision. Real matrices have real factors: T is then
+quasi-triangular, with a 2 x 2 block of equal diagonal entries per pair of complex eigenvalues.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from polarlib.arrays.routines import best_length, call, call_each, integers, sou
 
 
 def has_schur() -> bool:
-    """Whether there is a LAPACK to call."""
+    """Return whether LAPACK is available."""
     return source() is not None
 
 
 def schur(x: Array) -> tuple[Array, Array, Array, Array]:
-    """Schur decompositions ``A = Q T Q^H`` of a stack.
+    """Return Schur decompositions ``A = Q T Q^H`` of a stack.
 
     Parameters
     ----------
     x : ndarray, shape (k, n, n)
-        Finite, in double precision, n >= 1. Not changed.
+        Finite, in double precision, n >= 1. Not modified.
 
     Returns
     -------
@@ -53,12 +53,12 @@ def schur(x: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def reorder(t: Array, q: Array, first: Array) -> int | None:
-    """Move eigenvalues to the front of a Schur decomposition, in place; of pairs, both.
+    """Move eigenvalues to the front of a Schur decomposition, in place; pairs are moved together.
 
     Returns
     -------
     int or None
-        How many there are; None where two of them are too close to change places.
+        Number of moved eigenvalues; None if two of them are too close to be exchanged.
     """
     n, kind = t.shape[0], t.dtype.char
     chosen, counts, info = integers(n), integers(1), integers(1)

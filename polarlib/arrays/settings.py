@@ -1,4 +1,4 @@
-"""Settings of libraries and of the caller, for the time of a call: errors, promotion, warnings."""
+"""Settings of libraries and of the caller during a call: errors, promotion, warnings."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def under_default_settings(f: F) -> F:
-    """Run a function under JAX's own rules of promotion, and without its search for NaN.
+    """Run a function under JAX's default rules of promotion, and without its checks for NaN.
 
-    A caller may have made them stricter; a trial factorisation that fails leaves NaN on the way to
-    a result that has none. NumPy's handling of floating-point errors is off meanwhile: intermediate
-    results underflow and overflow, and what a caller must know of it is in the result, in a warning
-    of polarlib's own or in an exception. CuPy's current device is that of the arrays. Settings hold
-    for the caller's thread, and are the caller's again afterwards: a result of JAX that is NaN is
-    then found.
+    The caller's settings may be stricter, but a failed trial factorisation gives NaN in
+    intermediate results. NumPy's handling of floating-point errors is disabled: intermediate
+    results underflow and overflow, and relevant problems are reported by the result, by a warning
+    of polarlib or by an exception. CuPy's current device is that of the arrays. The settings are
+    for the caller's thread, and are restored afterwards. NaN in a result of JAX is then reported.
     """
     quiet = ignore_float_errors(on_its_device(f))
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
         jax = sys.modules.get("jax")
-        if traced_by_dynamo():  # which records no settings
+        if traced_by_dynamo():  # torch.compile does not record settings
             return f(*args, **kwargs)
-        if jax is None or not hasattr(jax, "config"):  # it is being imported
+        if jax is None or not hasattr(jax, "config"):  # JAX is being imported
             return quiet(*args, **kwargs)
         config = jax.config
         with contextlib.ExitStack() as settings:
@@ -50,7 +49,7 @@ def under_default_settings(f: F) -> F:
                 settings.enter_context(search(False))
             result = quiet(*args, **kwargs)
         if searches[0] and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(result)):
-            # Any operation of JAX raises now where there is NaN in it.
+            # Under the caller's settings an operation of JAX raises an error for NaN.
             jax.tree.map(lambda x: x + x if isinstance(x, jax.Array) else x, result)
         return result
 
@@ -60,13 +59,14 @@ def under_default_settings(f: F) -> F:
 def on_its_device(f: F) -> F:
     """Run a function with the device of its arrays as CuPy's current one.
 
-    CuPy computes on the current device, wherever arrays lie: others are refused, or read from
-    there. That of the first array counts, which may be in a list; never imports CuPy.
+    CuPy computes on the current device for arrays of every device: it refuses other arrays, or
+    reads them over the bus. The device is that of the first array, which may be in a list. CuPy is
+    not imported.
     """
 
     @functools.wraps(f)
     def run(*args: Any, **kwargs: Any) -> Any:
-        kind = getattr(sys.modules.get("cupy"), "ndarray", None)  # None while it is being imported
+        kind = getattr(sys.modules.get("cupy"), "ndarray", None)  # None during the import of CuPy
         x = None if kind is None else _first_of(kind, (*args, *kwargs.values()))
         if x is None:
             return f(*args, **kwargs)
@@ -81,14 +81,14 @@ def _first_of(kind: type, values: Any) -> Any:
         if isinstance(value, kind):
             return value
         if isinstance(value, list | tuple):
-            found = _first_of(kind, value)
-            if found is not None:
-                return found
+            array = _first_of(kind, value)
+            if array is not None:
+                return array
     return None
 
 
 def current_device() -> contextlib.AbstractContextManager[Any]:
-    """Context in which CuPy's current device is that of now; never imports CuPy."""
+    """Return a context that keeps CuPy's current device, without importing CuPy."""
     device = getattr(getattr(sys.modules.get("cupy"), "cuda", None), "Device", None)
     return contextlib.nullcontext() if device is None else _current(device)
 
@@ -96,13 +96,13 @@ def current_device() -> contextlib.AbstractContextManager[Any]:
 def _current(device: Callable[[], Any]) -> contextlib.AbstractContextManager[Any]:
     try:
         return cast(contextlib.AbstractContextManager[Any], device())
-    except RuntimeError:  # CuPy is imported where there is no device
+    except RuntimeError:  # CuPy is imported, but there is no device
         return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def double_enabled(library: str) -> Iterator[None]:
-    """Have double precision in a library that must be asked for it, by name: JAX."""
+    """Enable double precision in JAX, the library in which it is disabled by default."""
     if library != "jax":
         yield
         return
@@ -116,24 +116,24 @@ def double_enabled(library: str) -> Iterator[None]:
 
 
 def traced_by_dynamo() -> bool:
-    """Whether torch.compile is reading this very code; never imports torch."""
+    """Return whether torch.compile is tracing this code, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and torch.compiler.is_dynamo_compiling()
 
 
 def at_trace_time(f: F) -> F:
-    """Let torch.compile run a function instead of reading it, once for equal arguments.
+    """Let torch.compile call a function instead of tracing it, once for equal arguments.
 
-    What ``torch.compiler.assume_constant_result`` does, which would import torch.
+    This is ``torch.compiler.assume_constant_result`` without importing torch.
     """
     f._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return f
 
 
 def looks(f: F, *, reason: str = "") -> F:
-    """Keep torch.compile out of a function that reads numbers: one graph break, not one a number.
+    """Exclude a function that reads numbers from torch.compile, by one graph break for all numbers.
 
-    With ``fullgraph=True``, where no break is allowed, the reason is in torch's error.
+    With ``fullgraph=True``, which allows no break, torch's error contains the reason.
     """
     reason = reason or (
         f"polarlib.{f.__qualname__} reads entries of its matrix, which "
@@ -144,15 +144,15 @@ def looks(f: F, *, reason: str = "") -> F:
 
 
 def looks_at_nothing(f: F) -> F:
-    """Let torch.compile record what a function does to tensors, without reading its Python.
+    """Let torch.compile record a function's operations on tensors, without tracing its Python.
 
-    Its arguments and results are tensors, numbers, text, and lists and tuples of them.
+    Arguments and results are tensors, numbers, text, and lists and tuples of them.
     """
     return _for_dynamo(f, lambda torch: torch.compiler.allow_in_graph(f))
 
 
 def _for_dynamo(f: F, wrap: Callable[[Any], Any]) -> F:
-    """`f`, in whose place torch.compile finds ``wrap(torch)``, which is made when it first asks."""
+    """Return `f`, replaced for torch.compile by ``wrap(torch)``, which is made at first use."""
     made: list[Any] = []
 
     @at_trace_time
@@ -170,13 +170,13 @@ def _for_dynamo(f: F, wrap: Callable[[Any], Any]) -> F:
     return cast(F, run)
 
 
-# Per thread, where warnings.catch_warnings would change the filters of all threads.
+# Per thread; warnings.catch_warnings would change the filters of all threads.
 _held: ContextVar[list[str] | None] = ContextVar("held", default=None)
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[list[str]]:
-    """Collect the messages of polarlib's warnings in a list instead of giving them.
+    """Collect the messages of polarlib's warnings in a list instead of issuing them.
 
     Examples
     --------
@@ -194,7 +194,7 @@ def held_back() -> Iterator[list[str]]:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn of the line that called polarlib, however deep inside the warning arises."""
+    """Warn with the location of the line that called polarlib, from any depth of calls."""
     held = _held.get()
     if held is not None:
         held.append(message)
@@ -207,9 +207,9 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def ignore_float_errors(f: F) -> F:
-    """Run a function with NumPy's handling of floating-point errors off, whatever the caller set.
+    """Run a function with NumPy's handling of floating-point errors disabled.
 
-    `numpy.errstate` as a decorator would be the caller whom `warn` finds.
+    With `numpy.errstate` as a decorator, `warn` would report its frame as the caller.
     """
 
     @functools.wraps(f)

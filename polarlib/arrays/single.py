@@ -1,8 +1,8 @@
-"""One small NumPy matrix: its factors by functions of NumPy and LAPACK themselves.
+"""One small NumPy matrix: factors by direct calls of NumPy and LAPACK.
 
-Below some hundred columns the layers that serve every library, stacks and all scales take longer
-than the arithmetic. What is here does the same arithmetic for the plain case alone. Products are
-``x.dot(y)``, which takes half the time of ``x @ y`` to call.
+Below about a hundred columns the layers for libraries, stacks and scales take longer than the
+arithmetic. This module does the same arithmetic for one NumPy matrix. Products are ``x.dot(y)``,
+whose call takes half the time of ``x @ y``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from polarlib.arrays import routines
 
 Array = np.ndarray
 
-# Rows up to which one run sums columns without a loss of digits; see `LONG` in arithmetic.py.
+# Rows up to which a sequential sum of a column loses no digits; see `LONG` in arithmetic.py.
 LONGEST = 1 << 10
 
 
 class Kind(NamedTuple):
-    """A type that LAPACK computes in.
+    """A type in which LAPACK computes.
 
     Attributes
     ----------
@@ -31,8 +31,8 @@ class Kind(NamedTuple):
     epsilon : float
         Distance from 1 to the next number.
     low, high : float
-        Squared Frobenius norms between which neither the squares of entries nor those of their
-        rounding errors leave the range of normal numbers.
+        Squared Frobenius norms between which the squares of entries and of their rounding errors
+        are normal numbers.
     """
 
     gesdd: Callable[..., Any]
@@ -58,9 +58,10 @@ def _kinds() -> dict[np.dtype[Any], Kind]:
 
 
 def kind_of(a: object, columns: int) -> Kind | None:
-    """Return the type of one NumPy matrix, of no subclass, that LAPACK decomposes as it is.
+    """Return the type of one NumPy matrix, not of a subclass, that LAPACK can decompose.
 
-    None for anything else, for a smaller dimension from `columns` on, and for one above `LONGEST`.
+    Return None for other objects, and for matrices with at least `columns` columns or more than
+    `LONGEST` rows (after transposing wide ones).
     """
     if type(a) is not np.ndarray or a.ndim != 2:
         return None
@@ -70,7 +71,7 @@ def kind_of(a: object, columns: int) -> Kind | None:
 
 
 def tall(a: Array) -> Array:
-    """Return the matrix, or its adjoint if m < n, in storage that BLAS takes."""
+    """Return the matrix, or its adjoint if m < n, in storage that BLAS accepts."""
     if not (a.flags.forc and a.flags.aligned):
         a = np.array(a, order="C")
     return adjoint(a) if a.shape[0] < a.shape[1] else a
@@ -82,21 +83,20 @@ def adjoint(x: Array) -> Array:
 
 
 def squared_norm(x: Array) -> float:
-    """Squared Frobenius norm."""
+    """Return the squared Frobenius norm."""
     v = x.ravel("K")
     return float(v.dot(v)) if v.dtype.kind == "f" else float(np.vdot(v, v).real)
 
 
 def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
-    """Unitary factor of a tall matrix by its SVD, and singular values; None where that fails.
+    """Return the unitary factor of a tall matrix by its SVD, and singular values; None if it fails.
 
-    One Newton-Schulz step takes off the rounding of the SVD, as :func:`polarlib._methods.svd.svd`
-    does.
+    One Newton-Schulz step reduces the rounding errors, as in :func:`polarlib._methods.svd.svd`.
     """
-    found = _svd(x, kind)
-    if found is None:
+    svd = _svd(x, kind)
+    if svd is None:
         return None
-    w, s, vh = found
+    w, s, vh = svd
     q = w.dot(vh)
     u = q.dot(defect(q))
     u *= -0.5
@@ -105,15 +105,15 @@ def factors(x: Array, kind: Kind) -> tuple[Array, Array] | None:
 
 
 def _svd(x: Array, kind: Kind) -> tuple[Array, Array, Array] | None:
-    """Thin SVD; None where LAPACK's does not converge.
+    """Return the thin SVD; None if LAPACK's does not converge.
 
-    With work for threads from the library that NumPy's products come from; SciPy's wrapper takes
-    less time to call, and starts no threads below.
+    Large matrices use the library of NumPy's products and its threads. SciPy's wrapper takes less
+    time to call, and starts no threads for smaller ones.
     """
     if routines.threads_for(x) is routines.one_thread and routines.source() is not None:
         return routines.svd(x)
-    # Not of the transpose, as which LAPACK reads row-major storage without another copy: square
-    # roots of graded matrices then lost a digit.
+    # Not of the transpose, as which LAPACK could read row-major storage without a copy: square
+    # roots of graded matrices would lose a digit.
     u, s, vh, failed = kind.gesdd(x, full_matrices=False)
     return None if failed else (u, s, vh)
 

@@ -1,4 +1,4 @@
-"""torch's autograd: what it records, and how it is given rules of derivatives."""
+"""torch's autograd: checks of what is recorded, and operations with rules of derivatives."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Array = Any
 
 
 def is_differentiated(x: Array, torch: Any) -> bool:
-    """Whether torch records gradients or forward derivatives of `x`, or batches it."""
+    """Return whether torch records gradients or forward derivatives of `x`, or batches it."""
     if x.requires_grad and torch.is_grad_enabled():
         return True
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
     forward = torch.autograd.forward_ad
-    # Asking each tensor takes microseconds; where torch does not tell the level, all are asked.
+    # A check per tensor takes microseconds; without access to torch's level all are checked.
     if getattr(forward, "_current_level", 0) < 0:
         return False
-    # Fake tensors cannot be asked: what is right for derivatives is right without.
+    # Fake tensors have no such attribute: code for derivatives is right without them too.
     if torch._C._len_torch_dispatch_stack():
         return True
     return forward.unpack_dual(x).tangent is not None
 
 
 def is_batch_of_gradients(x: Array) -> bool:
-    """Whether `x` stands for each gradient of a batch, by torch's ``is_grads_batched``.
+    """Return whether `x` is a batch of gradients of torch's ``is_grads_batched``.
 
-    Operations batch it; its numbers cannot be read.
+    Operations batch it, and its numbers cannot be read.
     """
     if not array_api_compat.is_torch_array(x):
         return False
@@ -39,7 +39,7 @@ def is_batch_of_gradients(x: Array) -> bool:
 
 
 def is_recorded() -> bool:
-    """Whether operations are recorded or announced, by torch.export, make_fx or fake tensors."""
+    """Return whether operations are recorded by torch.export or make_fx, or tensors are fake."""
     dispatch = import_library("torch.utils._python_dispatch")
     names = {type(mode).__name__ for mode in dispatch._get_current_dispatch_mode_stack()}
     return not names.isdisjoint({"FakeTensorMode", "ProxyTorchDispatchMode"})
@@ -47,13 +47,13 @@ def is_recorded() -> bool:
 
 @functools.cache
 def differentiable_function() -> Any:
-    """Torch's way to give rules; the class is made once torch is there."""
+    """Return torch's class of operations with rules, which is made when torch is imported."""
     torch: Any = import_library("torch")
 
     class Differentiable(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         @staticmethod
         def forward(f: Any, jvp: Any, vjp: Any, keep: bool, *arrays: Array) -> tuple[Array, ...]:
-            # A view would be one of a matrix that nobody records.
+            # A view would refer to a matrix that is not recorded.
             return tuple(x.clone() if x._is_view() else x for x in f(*arrays))
 
         @staticmethod

@@ -1,4 +1,4 @@
-"""One torch matrix whose products are right as torch takes them: asked once in a call."""
+"""One torch matrix whose products need no change of settings, checked once per call."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Bare(NamedTuple):
     add : callable
         ``add(c, a, b, beta=, alpha=, out=)`` is ``alpha a @ b + beta c``.
     ops : Ops
-        The arithmetic that would ask each time, for all else.
+        The arithmetic with checks, for all other operations.
     format : str
         Name of the format.
     kernels : Normaliser or None
-        The normalisation's, on a device.
+        Kernels of the normalisation, on a device.
     """
 
     multiply: Callable[..., Array]
@@ -42,10 +42,10 @@ class Bare(NamedTuple):
 def bare(x: Any) -> Bare | None:
     """Return the functions for one real matrix of torch in contiguous storage.
 
-    None for anything else; where torch records, batches, traces or differentiates; under autocast
-    and where torch is set to multiply in less than the format of `x`. On a CPU also in 16-bit
-    formats that it lacks, and for matrices that are large enough for other products; on a device
-    where normalisations have no kernels.
+    Return None for other objects; if torch records, batches, traces or differentiates; under
+    autocast, and if torch is set to multiply in less than the format of `x`. Return None on a CPU
+    for 16-bit formats without instructions, and for matrices that are large enough for products by
+    panels; on a device without kernels for normalisations.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(x, torch.Tensor) or x.ndim != 2 or hasattr(x, "placements"):
@@ -60,10 +60,10 @@ def bare(x: Any) -> Bare | None:
     kernels = None
     if ops.host:
         taken = _on_host(x, ops, name, torch)
-    else:  # meta tensors go the way of those with entries: they show what it launches
+    else:  # meta tensors are treated as tensors with entries, so that launches can be counted
         kernels = None if ops._is_recorded(x) else ops.normaliser(x)
         taken = kernels is not None
-    # The longest sum is along the larger side.
+    # The longest sum is along the larger dimension.
     if not taken or not ops._is_plain(x if x.shape[0] < x.shape[1] else x.mT, x):
         return None
     return Bare(torch.mm, torch.addmm, ops, name, kernels)

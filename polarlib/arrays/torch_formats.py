@@ -1,4 +1,4 @@
-"""How torch rounds to formats in few operations, and multiplies in 8 bits."""
+"""Rounding to formats in few operations of torch, and its products in 8 bits."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ from polarlib.arrays.library import format_name, import_library
 Array = Any
 
 EIGHT_BITS = {"float8_e4m3": "float8_e4m3fn", "float8_e5m2": "float8_e5m2"}
-# Those of the exponent.
+# Masks of the exponent bits.
 EXPONENT_BITS = {"float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
 class FormatOps(InPlaceOps):
-    """The part of torch's arithmetic that number formats are made of."""
+    """The part of torch's arithmetic that is specific to number formats."""
 
     device: Any
 
     def _dtype_that_rounds(self, format_name: str) -> Any:
-        """Dtypes of 16 bits, and of 8 bits where torch converts to them."""
+        """Return dtypes of 16 bits, and of 8 bits if torch converts to them."""
         if format_name in EIGHT_BITS and self.device.type in ("cpu", "cuda", "meta"):
             return self._dtype(EIGHT_BITS[format_name])
         return super()._dtype_that_rounds(format_name)
 
-    def binary_scale(self, peak: Array) -> Array | float:
-        """Power of two near the largest entry of each matrix; on devices by the bits of exponents.
+    def binary_scale(self, max_abs: Array) -> Array | float:
+        """Return the power of two near the largest entry; on devices by the exponent bits.
 
-        As `Ops.binary_scale` has it, in five operators instead of fourteen.
+        The result is that of `Ops.binary_scale`, in five operators instead of fourteen.
         """
-        bits = EXPONENT_BITS.get(format_name(peak), 0)
+        bits = EXPONENT_BITS.get(format_name(max_abs), 0)
         torch = import_library("torch")
-        # torch.jit.trace has no views of bits.
-        if self.host or not bits or self.is_traced(peak) or torch.jit.is_tracing():
-            return super().binary_scale(peak)
-        integers = torch.int32 if peak.dtype == torch.float32 else torch.int64
-        power = (peak.view(integers) & bits).view(peak.dtype)
-        power = torch.nan_to_num(power, posinf=1.0)  # of infinity, and of NaN as it has its bits
-        limit = FORMATS[format_name(peak)].smallest_normal
-        return power.clamp(limit, 1 / limit).masked_fill(peak == 0, 1.0)
+        # torch.jit.trace does not support views of bits.
+        if self.host or not bits or self.is_traced(max_abs) or torch.jit.is_tracing():
+            return super().binary_scale(max_abs)
+        integers = torch.int32 if max_abs.dtype == torch.float32 else torch.int64
+        power = (max_abs.view(integers) & bits).view(max_abs.dtype)
+        power = torch.nan_to_num(
+            power, posinf=1.0
+        )  # for infinity, and for NaN, which has the same exponent bits
+        limit = FORMATS[format_name(max_abs)].smallest_normal
+        return power.clamp(limit, 1 / limit).masked_fill(max_abs == 0, 1.0)
 
     def _rounded_by_sums(self, x: Array, precision: Format) -> Array | None:
-        """Round to tf32 on devices; on the host more calls cost nothing."""
+        """Round to tf32 on devices; None on the host, where more calls take no time."""
         return None if self.host else rounded_by_sums(x, precision)
 
     def _multiplies_rounded(self, format_name: str) -> bool:
-        """Whether the device multiplies rounded operands in a format of 8 bits."""
+        """Return whether the device multiplies rounded operands in a format of 8 bits."""
         return multiplies_eight_bits(format_name, self.device)
 
     def _product_of_rounded(
         self, a: Array, b: Array, scales: tuple[Any, Any], format_name: str
     ) -> Array | None:
-        """Return ``a @ b`` by tensor cores of 8 bits; torch neither batches nor derives these."""
+        """Return ``a @ b`` by 8-bit tensor cores, which torch does not batch or differentiate."""
         if self.is_traced(a) or self.is_traced(b):
             return None
         return scaled_product(a, b, scales, format_name)
@@ -63,10 +65,10 @@ class FormatOps(InPlaceOps):
 def rounded_by_sums(x: Array, precision: Format) -> Array | None:
     """Round float32 or complex64 to tf32 by adding and subtracting a multiple of powers of two.
 
-    The multiple is of each entry's power of two: the last place of the sum is that of the format,
-    and the addition rounds to nearest, ties to even. These are three kernels; by bit patterns they
-    are ten. Entries from 2**115 on become infinite or NaN, and subnormal ones stay as they are.
-    None for other formats.
+    The multiple is of each entry's power of two. The last place of the sum is then that of the
+    format, and the addition rounds to nearest, ties to even. This takes three kernels, rounding by
+    bit patterns ten. Entries from 2**115 on become infinite or NaN, and subnormal ones are kept.
+    Return None for other formats.
     """
     torch = import_library("torch")
     if precision.name != "tf32":
@@ -82,9 +84,10 @@ def rounded_by_sums(x: Array, precision: Format) -> Array | None:
 
 @functools.lru_cache(maxsize=64)
 def multiplies_eight_bits(format_name: str, device: Any) -> bool:
-    """Whether torch multiplies a format of 8 bits on a device: e4m3 on NVIDIA's from 8.9 on.
+    """Return whether torch multiplies an 8-bit format on a device.
 
-    cuBLAS has no products of two matrices of e5m2.
+    True for e4m3 on NVIDIA's devices from compute capability 8.9 on. cuBLAS has no products of two
+    matrices of e5m2.
     """
     torch = import_library("torch")
     if format_name != "float8_e4m3" or device.type != "cuda" or not torch.cuda.is_available():
@@ -94,7 +97,7 @@ def multiplies_eight_bits(format_name: str, device: Any) -> bool:
 
 
 def scaled_product(a: Array, b: Array, scales: tuple[Any, Any], format_name: str) -> Array | None:
-    """Return ``a @ b`` in float32, multiplied in 8 bits; None for shapes that cuBLAS does not take.
+    """Return ``a @ b`` in float32, multiplied in 8 bits; None for shapes that cuBLAS refuses.
 
     ``a / scales[0]`` and ``b / scales[1]`` are numbers of the format.
     """
@@ -103,7 +106,7 @@ def scaled_product(a: Array, b: Array, scales: tuple[Any, Any], format_name: str
         return None
     dtype = getattr(torch, EIGHT_BITS[format_name])
     left, right = (torch.as_tensor(s, dtype=a.dtype, device=a.device).reshape(()) for s in scales)
-    # One operand by rows and the other by columns: of the adjoint of a matrix by rows no copy.
+    # One operand must be row-major and the other column-major, as an adjoint is without a copy.
     rows = (a / left).to(dtype).contiguous()
     columns = (b / right).to(dtype).mT.contiguous().mT
     return torch._scaled_mm(

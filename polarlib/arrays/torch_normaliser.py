@@ -1,7 +1,8 @@
-"""A normalisation's divisions as operators of torch, ``polarlib::divide_by_norm`` and its fellow.
+"""Divisions of a normalisation as operators of torch.
 
-On CUDA their insides are two kernels of Triton where that is installed; elsewhere, plain operators
-of torch. polarlib does not import torch: the operators are made when torch is there.
+The operators are ``polarlib::divide_by_norm`` and ``polarlib::divide_by_gram_``. On CUDA they are
+two kernels of Triton, if it is installed; otherwise they consist of operators of torch. polarlib
+does not import torch: the operators are defined when torch is imported.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _LOCK = threading.Lock()
 
 
 def normaliser() -> Normaliser:
-    """Functions that call the operators, which are made once in a process."""
-    with _LOCK:  # torch refuses a second operator of a name
+    """Return functions that call the operators, which are defined once per process."""
+    with _LOCK:  # torch refuses a second operator with the same name
         return _made()
 
 

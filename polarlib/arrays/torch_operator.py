@@ -1,12 +1,12 @@
-"""orthogonalize as one operator of torch, ``polarlib::orthogonalize``, for what records.
+"""Function orthogonalize as one operator of torch, ``polarlib::orthogonalize``, for traces.
 
-With an array of coefficients it is another one, ``polarlib::orthogonalize_by``. torch.compile,
-torch.export, torch.jit.trace, meta and fake tensors record or only announce what is done. They get
-one operator, whose inside is the eager function, unseen: it depends on no number that was there
-when it was recorded. Eager calls do without it. Its last argument is text, so that programs can be
-saved; a process that loads one imports torch first, and then polarlib.
+With an array of coefficients the operator is ``polarlib::orthogonalize_by``. torch.compile,
+torch.export, torch.jit.trace, meta and fake tensors record operations. They record one operator,
+which calls the eager function, so that no number of the recorded tensors becomes a constant. Eager
+calls do not use the operator. Its last argument is text, so that programs can be saved. A process
+that loads such a program must import torch first, and then polarlib.
 
-polarlib does not import torch: the operator is made when torch is there.
+polarlib does not import torch: the operator is defined when torch is imported.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Array = Any
 
 _LOCK = threading.Lock()
 _defined: dict[str, Any] = {}
-# Tensors that an operator takes, whose gradients it has: the first is a matrix or a stack.
+# Tensor arguments of the operators, with gradients; the first one is a matrix or a stack.
 PLAIN, BY_COEFFICIENTS = "orthogonalize", "orthogonalize_by"
 TENSORS = {PLAIN: ("x",), BY_COEFFICIENTS: ("x", "c")}
 
 
 def takes(g: Any, c: Any = None) -> bool:
-    """Whether torch.compile can hand something to the operator: dense matrices in one part.
+    """Return whether the operator accepts an object in torch.compile: dense, unsharded matrices.
 
-    With `c` to that of a matrix and coefficients, a matrix of real floating-point numbers.
+    With `c`, whether the operator with coefficients does: for real floating-point matrices.
     """
     torch = sys.modules["torch"]
     dense = isinstance(g, torch.Tensor) and g.layout == torch.strided and g.ndim >= 2
@@ -44,12 +44,12 @@ def takes(g: Any, c: Any = None) -> bool:
 
 @at_trace_time
 def is_transformed() -> bool:
-    """Whether torch.func differentiates or batches, which rules of operators do not serve."""
+    """Return whether torch.func differentiates or batches, which operators do not support."""
     return bool(sys.modules["torch"]._C._functorch.maybe_current_level() is not None)
 
 
 def is_traced(x: Array, ops: Ops) -> bool:
-    """Whether torch records what is done with `x`, for tensors of other entries."""
+    """Return whether torch records operations on `x`, for tensors with other entries."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor) and ops.is_abstract(x)
 
@@ -65,7 +65,7 @@ def call_by(x: Array, c: Array, options: str) -> Array:
 
 
 def define(name: str, run: Callable[..., Array], derive: Callable[..., tuple[Array, ...]]) -> None:
-    """Make an operator once torch is there, and once only.
+    """Define an operator when torch is imported, and only once.
 
     Parameters
     ----------
@@ -74,8 +74,8 @@ def define(name: str, run: Callable[..., Array], derive: Callable[..., tuple[Arr
     run : callable
         The function of its tensors and options.
     derive : callable
-        ``derive(*tensors, e, options)`` are the gradients with respect to the tensors, from one of
-        the result.
+        ``derive(*tensors, e, options)`` returns the gradients with respect to the tensors, from
+        that with respect to the result.
     """
     torch = sys.modules.get("torch")
     with _LOCK:
@@ -97,12 +97,12 @@ def _made(
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     def gradients(*given: Any) -> Any:
-        found = tuple(d.contiguous() for d in eager(derive, *given))
-        return found if len(found) > 1 else found[0]
+        results = tuple(d.contiguous() for d in eager(derive, *given))
+        return results if len(results) > 1 else results[0]
 
     def fake_gradients(*given: Any) -> Any:
-        found = tuple(map(like, given[: len(names)]))
-        return found if len(found) > 1 else found[0]
+        results = tuple(map(like, given[: len(names)]))
+        return results if len(results) > 1 else results[0]
 
     operator = functools.partial(torch.library.custom_op, mutates_args=())
     tensors = ", ".join(f"Tensor {t}" for t in names)
@@ -125,8 +125,8 @@ def _made(
         ctx.save_for_backward(*given)
 
     def backward(ctx: Any, e: Array) -> tuple[Array | None, ...]:
-        found = gradient(*ctx.saved_tensors, e, ctx.options)
-        return (*(found if len(names) > 1 else (found,)), None)
+        result = gradient(*ctx.saved_tensors, e, ctx.options)
+        return (*(result if len(names) > 1 else (result,)), None)
 
     def refuse(ctx: Any, *_: Any) -> Any:
         raise NotImplementedError(
@@ -144,8 +144,8 @@ def _made(
                 x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
                 for x, d in zip(tensors, in_dims, strict=False)
             )
-            found = op(*moved, options)
-            return found, (0,) * len(found) if isinstance(found, tuple) else 0
+            result = op(*moved, options)
+            return result, (0,) * len(result) if isinstance(result, tuple) else 0
 
         return rule
 

@@ -1,4 +1,4 @@
-"""torch: products as torch is set to multiply, derivatives by rules."""
+"""torch: products under torch's settings of precision, derivatives by rules."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from polarlib.arrays.torch_settings import (
 )
 
 Array = Any
-# torch's Hermitian products: from so many multiplications in panels, and in how many. Four panels
-# take 10/16 of the operations and leave products large. Chosen by experiment.
+# Number of multiplications from which torch's Hermitian products are computed by panels, and number
+# of panels. Four panels take 10/16 of the operations with large products. Chosen by experiment.
 PANELS_FROM = 1 << 29
 PANELS = 4
-# Entries of a matrix that NumPy decomposes 1.1 to 1.6 times as fast. Chosen by experiment.
+# Number of entries from which NumPy decomposes a matrix 1.1 to 1.6 times as fast. By experiment.
 VIEWED = 1 << 18
-# Rows from which torch's LAPACK loses 50 eps and more of singular values.
+# Number of rows from which singular values by torch's LAPACK have errors of at least 50 eps.
 VERY_LONG = 1 << 16
-# Entries whose norm torch takes in one run: more lose up to 1 % (4000 x 4000, equal entries).
+# Largest number of entries per norm of torch: for more, up to 1 % is lost (4000 x 4000, all equal).
 NORM_BLOCK = 1 << 10
-# What torch's settings call float32 products that are left alone, and formats with less.
+# Names of torch's settings for exact float32 products, and for narrower formats.
 EXACT = frozenset({"none", "ieee"})
 REDUCED = {"tf32": "tf32", "bf16": "bfloat16"}
 
@@ -51,9 +51,9 @@ class TorchOps(FormatOps):
         "torch.export, torch.jit.trace, meta and fake tensors hide: call it on tensors with entries"
     )
 
-    # Whether float32 is multiplied as torch is set to, not in full.
+    # Whether float32 is multiplied under torch's settings, not in full precision.
     as_set = False
-    # Whether torch differentiates each product by itself, later and under settings of then.
+    # Whether torch differentiates each product later, under the settings of that time.
     open_ended = False
 
     def __init__(self, xp: Any, device: Any, *, fused: bool = False, host: bool = True) -> None:
@@ -66,12 +66,12 @@ class TorchOps(FormatOps):
         self._single = torch.float32, torch.complex64
 
     def functional(self, *arrays: Array) -> Ops:
-        """Arithmetic for what torch itself may differentiate or batch."""
+        """Return the arithmetic for what torch itself may differentiate or batch."""
         if arrays and not any(ops_of(x).is_traced(x) for x in arrays):
             return self
-        # Derivatives of rules are rarely asked for: under autocast alone they pay for its absence.
+        # Second derivatives are rare: only under autocast products are computed without it.
         under_autocast = self.autocasts and self.torch.is_autocast_enabled(self.device.type)
-        # Torch differentiates products of given arrays later, under settings of then.
+        # torch differentiates products of given arrays later, under the settings of that time.
         return TorchGradOps(self.xp, self.device, open_ended=bool(arrays) or under_autocast)
 
     def _working_in(self, format_name: str) -> Ops:
@@ -80,29 +80,29 @@ class TorchOps(FormatOps):
         other.as_set = format_name == "tf32"
         return cast(Ops, other)
 
-    # -- settings of torch: autocast and the precision of float32 products. They are read, never
-    # changed, since they belong to all of the process; every product goes through _in_full.
+    # -- settings of torch: autocast and the precision of float32 products. They are read, not
+    # changed, since they are those of the process; every product is computed by _in_full.
 
     def multiplier(self, x: Array) -> str:
-        """Format in which products of `x` are taken: of float32, what torch is set to and does.
+        """Return the format of products of `x`; for float32 it depends on settings and device.
 
-        Complex products are taken in full under every setting.
+        Complex products are computed in full precision under every setting.
         """
         return self._operands(x.dtype) if x.dtype == self.torch.float32 else format_name(x)
 
     def _multiplies_in(self, format_name: str) -> bool:
-        """Whether products in a format are torch's own; tf32 under a setting alone."""
+        """Return whether torch has products in a format; tf32 only under a setting."""
         if format_name != "tf32":
             return format_name in self.native
         return self._operands(self.torch.float32) == "tf32"
 
     def _multiplies_at_speed(self, format_name: str) -> bool:
-        """Whether products in a native format are no slower than in float32; on CPUs it varies."""
+        """Return whether products in a native format are as fast as in float32; CPUs differ."""
         known = format_name not in SIXTEEN_BITS or self.device.type != "cpu"
         return known or multiplies_at_speed(format_name)
 
     def _operands(self, dtype: Any) -> str:
-        """Name of the format to which torch rounds operands of single precision."""
+        """Return the name of the format to which torch rounds operands of single precision."""
         torch = self.torch
         if self._is_exact:
             return "float32"
@@ -117,17 +117,17 @@ class TorchOps(FormatOps):
 
     @functools.cached_property
     def _setting(self) -> tuple[str, str]:
-        """What torch is set to; reading it takes as long as a small product: once in a call."""
+        """Return torch's settings; reading them takes as long as a small product."""
         of_cpu, of_cuda = self.torch.backends.mkldnn.matmul, self.torch.backends.cuda.matmul
         return of_cpu.fp32_precision, of_cuda.fp32_precision
 
     @functools.cached_property
     def _is_exact(self) -> bool:
-        """Whether torch is set to multiply float32 in full."""
+        """Whether torch is set to multiply float32 in full precision."""
         return EXACT.issuperset(self._setting)
 
     def _is_plain(self, a: Array, b: Array) -> bool:
-        """Whether torch's own product of two matrices, or stacks, is what `_in_full` would take."""
+        """Return whether torch's product of two stacks is the one that `_in_full` would use."""
         return (
             (a.dtype not in self._single or self._is_exact)
             and not self.open_ended
@@ -141,9 +141,9 @@ class TorchOps(FormatOps):
     ) -> Any:
         """Return ``f(*x)`` in the format of `x`: no autocast, no reduced products.
 
-        Where torch is set to less than float32, which other threads may rely on, it is computed in
-        double and rounded: the setting does not reach that. So is what torch records, as neither
-        settings nor autocast reach its derivatives then.
+        If torch is set to less than float32, a setting on which other threads may rely, products
+        are computed in double precision and rounded. So are recorded products, whose derivatives
+        are then not affected by settings or autocast.
         """
         if self.autocasts and self.torch.is_autocast_enabled(self._kind):
             with without_autocast(self.device):
@@ -159,11 +159,11 @@ class TorchOps(FormatOps):
         return self._narrowed(result, x[0])
 
     def _narrowed(self, t: Array, like: Array) -> Array:
-        """From double to the single precision of `like`, staying real or complex."""
+        """Convert from double to the single precision of `like`; real arrays stay real."""
         return t.to(like.dtype if is_complex(t) else self.torch.float32)
 
     def _needs_double(self, x: Array) -> bool:
-        """Whether torch would multiply in less than the single precision of `x`, now or later."""
+        """Return whether torch would multiply in less than the precision of `x`, now or later."""
         if x.dtype not in self._single or self.as_set:
             return False
         return self.open_ended or self._operands(x.dtype) != "float32"
@@ -177,17 +177,17 @@ class TorchOps(FormatOps):
         return self._in_full(super().matmul, a, b, out=out)
 
     def adjoint(self, x: Array) -> Array:
-        """Conjugate transpose; vmap knows neither the array API's nor imaginary parts of views."""
+        """Return the conjugate transpose, by functions that vmap supports."""
         views = not x.dtype.is_complex or self.torch._C._functorch.maybe_current_level() is None
         return x.mH if views else x.mH.resolve_conj()
 
     def svd(self, x: Array) -> tuple[Array, Array, Array]:
-        """Thin SVD ``u, s, vh``; of very long columns in double, since LAPACK sums them too."""
+        """Return the thin SVD ``u, s, vh``; very long columns in double, for LAPACK's sums."""
         u, s, vh = self._in_full(super().svd, x, double=self._is_very_long(x))
         return u, s, vh
 
     def singular_values(self, x: Array) -> Array:
-        """Singular values, descending; of very long columns in double."""
+        """Return singular values, descending; of very long columns in double."""
         return self._in_full(super().singular_values, x, double=self._is_very_long(x))
 
     def eigh(self, z: Array) -> tuple[Array, Array]:
@@ -204,19 +204,19 @@ class TorchOps(FormatOps):
         return self.host and many >= VERY_LONG and few < MANY and x.dtype in self._single
 
     def sums(self, x: Array, axis: int) -> Array:
-        """Sums along an axis, which keeps length 1; torch adds in pairs."""
+        """Return sums along an axis, which keeps length 1; torch adds in pairs."""
         return self.xp.sum(x, axis=axis, keepdims=True)
 
     def is_traced(self, x: Array) -> bool:
-        """Whether gradients or forward derivatives are recorded, or vmap batches."""
+        """Return whether gradients or forward derivatives are recorded, or vmap batches."""
         return is_differentiated(x, self.torch)
 
     def is_abstract(self, x: Array) -> bool:
-        """Whether what is done is recorded for tensors of other entries, or there are none."""
+        """Return whether operations are recorded for other entries, or there are no entries."""
         return x.device.type == "meta" or self._is_recorded(x)
 
     def _is_recorded(self, x: Array) -> bool:
-        """Whether what is done with `x` is recorded, or only announced by fake tensors."""
+        """Return whether operations on `x` are recorded, or `x` is a fake tensor."""
         torch = self.torch
         if torch.jit.is_tracing():
             return True
@@ -229,7 +229,7 @@ class TorchOps(FormatOps):
         return isinstance(x, (fake.FakeTensor, fake.functional_tensor.FunctionalTensor))
 
     def _place(self, x: Array) -> str:
-        """Name of the device that holds `x`; CPUs have one name, with an index or without."""
+        """Return the name of the device that holds `x`; one name for all CPU devices."""
         return "cpu" if x.device.type == "cpu" else str(x.device)
 
     def differentiable(
@@ -237,7 +237,7 @@ class TorchOps(FormatOps):
     ) -> tuple[Array, ...]:
         """Return ``f(*arrays)``, as an operation of autograd, torch.func and vmap."""
         if self.torch.jit.is_tracing() or not any(self.is_traced(x) for x in arrays):
-            return f(*arrays)  # a trace has operations of torch alone
+            return f(*arrays)  # a trace can only have operations of torch
         results: tuple[Array, ...] = differentiable_function().apply(f, jvp, vjp, keep, *arrays)
         return results
 
@@ -265,7 +265,7 @@ class TorchOps(FormatOps):
         return self.differentiable(f, jvp, vjp, (h, w), keep=True)[0]
 
     def _host_view(self, x: Array) -> np.ndarray | None:
-        """Of one matrix of `VIEWED` entries or more on the CPU; torch is as fast below."""
+        """Return a view of one matrix of at least `VIEWED` entries on the CPU, else None."""
         torch = self.torch
         plain = type(x) in (torch.Tensor, torch.nn.Parameter)
         if not plain or x.ndim != 2 or x.device.type != "cpu":
@@ -275,11 +275,11 @@ class TorchOps(FormatOps):
         return cast(np.ndarray, x.detach().resolve_conj().resolve_neg().numpy())
 
     def _has_double(self, x: Array) -> bool:
-        """Everywhere but on Apple's GPUs and some of Intel's."""
+        """Return True, except on Apple's GPUs and some of Intel's."""
         return has_double(x.device)
 
     def _where_it_can(self, factorise: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
-        """Run a factorisation, on the host if the device lacks it: Apple's GPUs do some."""
+        """Run a factorisation, on the host if the device lacks it, as Apple's GPUs do."""
         try:
             return factorise(self, *arrays, **options)
         except NotImplementedError:
@@ -292,7 +292,7 @@ class TorchOps(FormatOps):
         return results.to(self.device)
 
     def _dtype(self, name: str) -> Any:
-        """Torch's dtype, which the array API namespace lists only in part."""
+        """Return torch's dtype; the array API namespace has only some of them."""
         return getattr(self.torch, name)
 
     def add_diagonal(self, z: Array, a: Array) -> Array:
@@ -305,23 +305,23 @@ class TorchOps(FormatOps):
         return z
 
     def buffer(self, shape: tuple[int, ...], like: Array) -> Array | None:
-        """Storage for an ``out=``, in the memory order of `like` if it has its shape."""
+        """Return storage for an ``out=``, in the memory order of `like` if it has its shape."""
         if shape == tuple(like.shape) and like.ndim == 2 and like.stride(-1) > like.stride(-2):
             return self.torch.empty(shape[::-1], dtype=like.dtype, device=like.device).mT
         return self.torch.empty(shape, dtype=like.dtype, device=like.device)
 
     def reusable(self, x: Array) -> bool:
-        """Whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
+        """Return whether the storage of `x` serves as an ``out=``: only if it is contiguous."""
         return bool(x.is_contiguous() or (x.ndim == 2 and x.mT.is_contiguous()))
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         wide = self.torch.complex128 if is_complex(x) else self.torch.float64
-        # Moved first, as the device may lack double precision.
+        # Moved to the host first, since the device may lack double precision.
         return np.asarray(x.detach().cpu().to(dtype=wide, copy=True).resolve_conj().numpy())
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
         x = x.detach()
         return float(x if x.numel() == 1 else x.max())
 
@@ -329,7 +329,7 @@ class TorchOps(FormatOps):
         """Largest absolute entry, of real and imaginary parts; one pass over a real matrix."""
         if is_complex(x) or x.ndim > 2 or self.device.type not in ("cpu", "cuda"):
             return super().max_abs(x)
-        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)  # it copies other ones
+        low, high = self.torch.aminmax(x if x.is_contiguous() else x.mT)  # copies if not contiguous
         return self.torch.maximum(high, -low).reshape(1, 1)
 
     def frobenius(self, x: Array) -> Array:
@@ -339,7 +339,7 @@ class TorchOps(FormatOps):
         kind = None if wide else self.torch.float32
         if x.shape[-2] * x.shape[-1] <= 4 * NORM_BLOCK:
             return norm(x, dim=(-2, -1), dtype=kind)
-        # Along memory: reductions that convert are slow across it, or over all at once.
+        # Along memory: reductions with conversion are slow across memory, or over all axes.
         flat = (x if x.is_contiguous() else x.mT).flatten(-2)
         end = flat.shape[-1] // NORM_BLOCK * NORM_BLOCK
         blocks = norm(flat[..., :end].unflatten(-1, (-1, NORM_BLOCK)), dim=-1, dtype=kind)
@@ -350,7 +350,7 @@ class TorchOps(FormatOps):
         return norm(self.torch.cat((total, rest), dim=-1), dim=-1).to(blocks.dtype)
 
     def normaliser(self, x: Array) -> Normaliser | None:
-        """Two operators, for real matrices of 16 or 32 bits on devices with double precision."""
+        """Return two operators, for real matrices of 16 or 32 bits on devices with double."""
         taken = not self.host and x.dtype.is_floating_point and x.dtype.itemsize <= 4
         return normaliser() if taken and self._has_double(x) else None
 
@@ -380,13 +380,13 @@ class TorchOps(FormatOps):
         return product(*stack, out=flat).reshape(c.shape)
 
     def combine(self, coefficients: Sequence[float], matrices: Sequence[Array]) -> Array:
-        """Return ``sum c_i M_i``; one matrix alone needs no copy in float32 to be rounded once."""
+        """Return ``sum c_i M_i``, rounded once; one matrix needs no copy in float32 for that."""
         first = matrices[0]
         if len(matrices) == 1:
             return astype_like(first * coefficients[0], first, self)
         if len(matrices) > 2 or is_known(coefficients[1]):
             return super().combine(coefficients, matrices)
-        # With an array, which is of single precision at least, a sum is rounded as it is stored.
+        # With an array of at least single precision, a sum is rounded when it is stored.
         c, out = coefficients[0], self.buffer(tuple(first.shape), first)
         total = first if is_known(c, 1.0) else first * c
         return astype_like(
@@ -424,13 +424,13 @@ class TorchOps(FormatOps):
         return out
 
     def _by_panels(self, a: Array, b: Array) -> bool:
-        """Whether a Hermitian product of matrices on the host is worth several calls."""
+        """Return whether a Hermitian product on the host is faster by several calls."""
         n, k = a.shape[-2:]
         return self.host and a.ndim == 2 and n >= 512 and n * n * k >= PANELS_FROM
 
     @finite_only
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR; SciPy's where MKL's is NaN, as of complex ones of low rank."""
+        """Return the reduced QR; by SciPy where MKL's is NaN (complex matrices of low rank)."""
         q, r = super().qr(x)
         if not self.host or self._is_finite(q):
             return q, r
@@ -440,7 +440,7 @@ class TorchOps(FormatOps):
 
     @finite_only
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         factor, info = self.torch.linalg.cholesky_ex(z)
         return self.torch.where((info == 0)[..., None, None], factor, math.nan)
 
@@ -452,7 +452,7 @@ class TorchOps(FormatOps):
 
     @finite_only
     def inverse(self, x: Array) -> Array:
-        """Inverse by LU; NaN if singular."""
+        """Return the inverse by LU; NaN if singular."""
 
         def invert(x: Array) -> Array:
             inverse, info = self.torch.linalg.inv_ex(x)
@@ -473,18 +473,18 @@ class TorchGradOps(RecordedOps, TorchOps):
         self.open_ended = open_ended and has_double(device)
 
     def is_traced(self, x: Array) -> bool:
-        """Always, for all that is known."""
+        """Return True, since it cannot be excluded."""
         return True
 
-    # Derivatives of factorisations are made of products.
+    # Derivatives of factorisations consist of products.
 
     def qr(self, x: Array) -> tuple[Array, Array]:
-        """Reduced Householder QR."""
+        """Return the reduced Householder QR."""
         q, r = self._in_full(super().qr, x)
         return q, r
 
     def cholesky(self, z: Array) -> Array:
-        """Lower Cholesky factor; NaN where it is not positive definite."""
+        """Return the lower Cholesky factor; NaN where it is not positive definite."""
         return self._in_full(super().cholesky, z)
 
     buffer = Ops.buffer

@@ -1,4 +1,4 @@
-"""torch tensors that may have no entries: numbers that are not read, new tensors that are fake."""
+"""torch tensors that may have no entries: numbers are not read, and new tensors are fake."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Array = Any
 
 
 class RecordedOps(InPlaceOps):
-    """The part of an arithmetic that reads numbers and makes tensors beside given ones."""
+    """The part of an arithmetic that reads numbers and makes new tensors."""
 
     def to_host(self, x: Array) -> np.ndarray:
         """Copy to NumPy in float64 or complex128."""
         return super().to_host(self._visible(x))
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float (a synchronisation on a device)."""
+        """Return the largest entry as a Python float (a synchronisation on a device)."""
         return super().item(self._visible(x))
 
     def eye(self, n: int, like: Array) -> Array:
@@ -32,6 +32,6 @@ class RecordedOps(InPlaceOps):
 
 
 def _beside(x: Array, like: Array) -> Array:
-    """Return a new tensor as a fake one, where `like` is one outside of its mode."""
+    """Return a new tensor as a fake one, if `like` is fake outside of its mode."""
     mode = getattr(like, "fake_mode", None)
     return x if mode is None or hasattr(x, "fake_mode") else mode.from_tensor(x)

@@ -1,4 +1,4 @@
-"""How torch multiplies under its settings: tried once, and remembered."""
+"""Precision of torch's products under its settings, tested once and cached."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.library import import_library
 
-# Columns of the product that shows how torch multiplies: oneDNN takes its reduced path from 16^3
-# multiplications on.
+# Columns of the test product: oneDNN uses reduced precision from 16^3 multiplications on.
 PROBE = 128
 SIXTEEN_BITS = frozenset({"bfloat16", "float16"})
 
 
 @functools.lru_cache(maxsize=64)
 def operand_format(setting: tuple[str, str], device: Any, dtype: Any) -> str:
-    """Format to which torch rounds operands under a setting that permits it: tried, not believed.
+    """Return the format to which torch rounds operands under a setting, determined by a test.
 
     Many processors ignore the setting. Products with the identity, of one matrix and of a stack,
-    show to how many digits the other operand is rounded.
+    show the precision to which the other operand is rounded.
     """
     torch = import_library("torch")
     one = torch.eye(PROBE, dtype=dtype, device=device)
-    found = set()
+    formats = set()
     with torch.no_grad(), without_autocast(device):
         for shape in ((PROBE, PROBE), (2, PROBE, PROBE)):
             for name in ("float32", "tf32", "bfloat16"):
@@ -32,17 +31,17 @@ def operand_format(setting: tuple[str, str], device: Any, dtype: Any) -> str:
                 x = torch.full(shape, entry, dtype=dtype, device=device)
                 if bool((torch.matmul(x, one.expand(shape)) == x).all()):
                     break
-            found.add(name)
-    return min(found, key=significand)
+            formats.add(name)
+    return min(formats, key=significand)
 
 
 def multiplies_at_speed(format_name: str) -> bool:
-    """Whether torch multiplies in a 16-bit format on this processor no slower than in float32.
+    """Return whether products in a 16-bit format are as fast as in float32 on this processor.
 
-    oneDNN does where the processor has instructions for it, and is left out where it has not: a
-    loop then takes a hundred times as long as a product in float32. With AVX-512 alone it converts
-    bfloat16 blocks, which takes five times as long. What the processor can do decides, not a
-    measurement: results are then the same in every process of a machine.
+    They are if the processor has instructions that oneDNN uses. Without them torch uses a loop,
+    which takes a hundred times as long as a product in float32. With AVX-512 alone oneDNN converts
+    bfloat16 blocks, which takes five times as long. The decision depends on instructions, not on a
+    measurement, so that results are the same in every process of a machine.
     """
     torch = import_library("torch")
     try:
@@ -53,7 +52,7 @@ def multiplies_at_speed(format_name: str) -> bool:
 
 @functools.cache
 def _instructions() -> dict[str, bool]:
-    """Formats of 16 bits, and whether oneDNN has instructions for them."""
+    """Return the formats of 16 bits, and whether oneDNN has instructions for them."""
     torch = import_library("torch")
     known, cpu = torch.ops.mkldnn, torch.cpu
     wide = cpu._is_avx512_supported() and not cpu._is_avx512_bf16_supported()
@@ -65,7 +64,7 @@ def _instructions() -> dict[str, bool]:
 
 @functools.cache
 def autocasts(kind: str) -> bool:
-    """Whether torch has autocast on a kind of device."""
+    """Return whether torch has autocast on a kind of device."""
     return bool(import_library("torch").amp.is_autocast_available(kind))
 
 

@@ -28,7 +28,7 @@ Array = Any
 
 
 def _of_whole(name: str) -> Any:
-    """Return a primitive of matrices that no process has in part, by that of the local tensors."""
+    """Return a primitive for matrices that are whole on each process, by that of local tensors."""
 
     @functools.wraps(getattr(Ops, name))
     def of_whole(self: TorchShardedOps, *stacks: Array, **how: Any) -> Any:
@@ -46,46 +46,46 @@ def _of_whole(name: str) -> Any:
 class TorchShardedOps(TorchGradOps):
     """DTensors, sharded over the processes of a mesh; nothing is written in place.
 
-    `with_shards` brings matrices into a layout in which Gram matrices are the only sums: along
-    every dimension of the mesh the longer side is sharded, or an axis of the stack, or nothing.
-    Products, largest entries and factorisations are those of local tensors: torch's rules for
-    DTensors lack some operations, gather operands unasked, and fail on a process whose shard is
-    empty.
+    `with_shards` redistributes matrices to a layout in which only Gram matrices need sums. Along
+    every dimension of the mesh the longer axis of matrices is sharded, or an axis of the stack, or
+    no axis. Products, largest entries and factorisations are those of local tensors. torch's rules
+    for DTensors lack some operations, gather operands silently, and fail on a process with an empty
+    shard.
 
-    Every process makes the same collectives, since all decisions rest on shapes and placements, or
-    on numbers that `item` and `to_host` take from one process.
+    Every process makes the same collectives, since all decisions depend on shapes and placements,
+    or on numbers that `item` and `to_host` read from one process.
     """
 
     is_traced = TorchOps.is_traced
-    # torch has no rules for bits, sums of products and products of 8 bits of DTensors.
+    # For DTensors torch has no rules for views of bits, sums of products and 8-bit products.
     binary_scale = Ops.binary_scale
     combine = Ops.combine
     _multiplies_rounded = Ops._multiplies_rounded
     _product_of_rounded = Ops._product_of_rounded
 
     def _check_sharding(self, x: Array, name: str, *, taken: bool) -> None:
-        """Refuse, on every process alike, DTensors where whole matrices are needed."""
+        """Raise, on every process, an error for DTensors where whole matrices are needed."""
         if not taken:
             raise TypeError(
-                f"{name} is a DTensor, which orthogonalize, orthogonalize_all, polar and the lmo "
-                f"of spectral(polar=orthogonalize) take; pass the whole tensor, "
+                f"{name} is a DTensor, which only orthogonalize, orthogonalize_all, polar and the "
+                f"lmo of spectral(polar=orthogonalize) accept; pass the whole tensor, "
                 f"{name}.full_tensor()"
             )
         if x.device_mesh.get_coordinate() is None:
             raise ValueError(
-                f"{name} is a DTensor on {x.device_mesh}, of which this process is no member; call "
-                "this on the processes of the mesh only"
+                f"{name} is a DTensor on {x.device_mesh}, of which this process is not a member; "
+                "call this only on the processes of the mesh"
             )
         try:
             x.device_mesh.get_all_groups()
         except Exception as error:  # torch has several kinds
             raise ValueError(
                 f"{name} is a DTensor whose process group is gone ({error}); initialise "
-                f"torch.distributed and make {name} anew, or pass {name}.to_local()"
+                f"torch.distributed and construct {name} again, or pass {name}.to_local()"
             ) from None
 
     def functional(self, *arrays: Array) -> Ops:
-        """Itself: nothing is overwritten, and products have a rule."""
+        """Return this arithmetic: nothing is overwritten, and products have a rule."""
         return self
 
     @property
@@ -97,11 +97,11 @@ class TorchShardedOps(TorchGradOps):
     # last one, -1; 0 where none is
 
     def is_sharded(self, x: Array) -> bool:
-        """Whether no process has all of `x`."""
+        """Return whether no process has all of `x`."""
         return any(_layout(x))
 
     def _place(self, x: Array) -> str:
-        """Not known: see the placements."""
+        """Return "": the devices follow from the placements."""
         return ""
 
     def with_shards(
@@ -119,7 +119,7 @@ class TorchShardedOps(TorchGradOps):
     def _laid_out(
         self, x: Array, name: str
     ) -> tuple[Array, Callable[[Array], Array], Callable[[Array], Array]]:
-        """Matrices in that layout, and ways back: of the shape of `x`, and of square results."""
+        """Return matrices in the layout, and back-transformations of results, also square ones."""
         mesh, *back = placements(x)
         layout = _layout(x)
         if not any(layout):
@@ -130,11 +130,11 @@ class TorchShardedOps(TorchGradOps):
         target = [many if axis == few else axis for axis in layout]
         why = f"{name} is not sharded along its longer side by Shard, as products need it"
         laid = self._moved(_summed(x), target, why)
-        # Also where nothing moves: the derivatives of redistribute lay gradients out.
+        # Also if nothing is sent: the derivative of redistribute determines the gradients' layout.
         return laid, lambda u: u.redistribute(placements=back), lambda h: h
 
     def _beside(self, y: Array, laid: Array) -> Array:
-        """A small tensor for matrices that are laid out, the same whole on every process."""
+        """Return a small tensor, whole on every process, for matrices in the layout."""
         y = y.full_tensor() if hasattr(y, "placements") else y
         if not hasattr(laid, "placements"):
             return y
@@ -155,7 +155,7 @@ class TorchShardedOps(TorchGradOps):
             if axis and x.placements[i] != target[i]:
                 others = math.prod(mesh.size(j) for j, d in enumerate(now) if d and j != i)
                 parts = mesh.size(i)
-                # From one axis to another torch gathers all on CPUs, and selects.
+                # From one axis to another torch gathers the whole tensor on CPUs, and selects.
                 exchange = layout[i] and mesh.device_type != "cpu"
                 total = x.numel() * x.element_size() / others
                 sent += total * (1 - 1 / parts) / (parts if exchange else 1)
@@ -169,7 +169,7 @@ class TorchShardedOps(TorchGradOps):
         return x.redistribute(placements=target)
 
     def writable(self, x: Array) -> bool:
-        """Whether entries can be assigned to, which those of pending sums cannot."""
+        """Return whether entries can be assigned; those of pending sums cannot."""
         return not any(p.is_partial() for p in x.placements)
 
     def _store(self, x: Array, out: Array) -> None:
@@ -213,7 +213,7 @@ class TorchShardedOps(TorchGradOps):
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
 
     def _reduced(self, local: Array, x: Array, how: str) -> Array:
-        """Sum, or take the largest of, numbers of parts of matrices, shape (..., 1, 1)."""
+        """Reduce numbers of parts of matrices, shape (..., 1, 1), by sum or maximum."""
         layout = _layout(x)
         pending = [i for i, axis in enumerate(layout) if axis in (-1, -2)]
         batch = [0 if i in pending else axis for i, axis in enumerate(layout)]
@@ -246,7 +246,7 @@ class TorchShardedOps(TorchGradOps):
     def gemm(
         self, a: Array, b: Array, c: Array, alpha: float = 1.0, beta: float = 0.0, out: Array = None
     ) -> Array:
-        """Return ``alpha a @ b + beta c``, rounded once where no sum is made."""
+        """Return ``alpha a @ b + beta c``, rounded once if there is no sum over processes."""
         a, b = self._aligned(a, b)
         layout, sums = _layout_of_product(a, b)
         known = is_known(alpha) and is_known(beta)
@@ -265,7 +265,7 @@ class TorchShardedOps(TorchGradOps):
         return astype_like(self._wrapped(local, a, layout, shape, sums), a, self)
 
     def _aligned(self, a: Array, b: Array) -> tuple[Array, Array]:
-        """Operands whose local tensors can be multiplied; what every process has is only cut."""
+        """Return operands whose local tensors can be multiplied; replicated ones are sliced."""
         a, b = _summed(a), _summed(b)
         left, right = list(_layout(a)), list(_layout(b))
         for i, (p, q) in enumerate(zip(left, right, strict=True)):
@@ -292,28 +292,28 @@ class TorchShardedOps(TorchGradOps):
         return super().max(x, axis=axis, keepdims=keepdims)
 
     def max_abs(self, x: Array) -> Array:
-        """Largest absolute entry, infinity for NaN: which of them MPI and gloo keep is open."""
+        """Return the largest absolute entry, infinity for NaN, which MPI and gloo may not keep."""
         local = x.detach().to_local()
         if 0 in local.shape[-2:]:
             kind = self._dtype(format_name(x))
-            peak = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
+            result = self.torch.zeros((*local.shape[:-2], 1, 1), dtype=kind, device=local.device)
         else:
-            peak = ops_of(local).max_abs(local)
-        wide = at_least_single(peak.nan_to_num(math.inf, math.inf), self)
-        return self._reduced(wide, x, "max").to(peak.dtype)
+            result = ops_of(local).max_abs(local)
+        wide = at_least_single(result.nan_to_num(math.inf, math.inf), self)
+        return self._reduced(wide, x, "max").to(result.dtype)
 
     def frobenius(self, x: Array) -> Array:
-        """Frobenius norm, the same number on every process."""
+        """Return the Frobenius norm, the same number on every process."""
         local = x.to_local()
         local = ops_of(local).frobenius(local)
         return self.xp.sqrt(self._reduced(local * local, x, "sum"))
 
     def sums(self, x: Array, axis: int) -> Array:
-        """Sums along an axis, which keeps length 1."""
+        """Return sums along an axis, which keeps length 1."""
         return _summed(super().sums(x, axis))
 
     def item(self, x: Array) -> float:
-        """Largest entry as a Python float, the same on every process."""
+        """Return the largest entry as a Python float, the same on every process."""
         return float(self._agreed(x).max())
 
     def to_host(self, x: Array) -> np.ndarray:
@@ -321,9 +321,9 @@ class TorchShardedOps(TorchGradOps):
         return super().to_host(self._agreed(x))
 
     def _agreed(self, x: Array) -> Array:
-        """Return the whole tensor, as the first process of the mesh has it.
+        """Return the whole tensor of the first process of the mesh.
 
-        Processes need not round alike, and one that decided otherwise would wait for ever.
+        Processes may round differently, and different decisions would lead to a deadlock.
         """
         if not hasattr(x, "placements"):
             return x
@@ -344,12 +344,12 @@ class TorchShardedOps(TorchGradOps):
         return self._whole(self.torch.asarray(np.array(a), dtype=dtype, device=like.device), like)
 
     def _whole(self, x: Array, like: Array) -> Array:
-        """A DTensor of the same tensor on every process; nothing is sent."""
+        """Return a DTensor of a tensor that every process has; nothing is sent."""
         return self._wrapped(x, like, [0] * like.device_mesh.ndim, x.shape)
 
 
 class AnyTorchOps(TorchOps):
-    """Chooses among the arithmetics of torch; never one itself."""
+    """Choice among the arithmetics of torch, without instances."""
 
     library = "torch"
 
@@ -359,8 +359,8 @@ class AnyTorchOps(TorchOps):
         if hasattr(x, "placements"):
             return TorchShardedOps(xp, x.device)
         if is_differentiated(x, import_library("torch")):
-            # Not on the host: a norm that is read as a number would lose its gradient, and vmap
-            # has no numbers to read.
+            # Not as on the host: a norm that is read as a number would lose its gradient, and under
+            # vmap no number can be read.
             return TorchGradOps(xp, x.device, open_ended=True)
         ops = TorchOps(xp, x.device, host=x.device.type == "cpu")
         return TorchTracedOps(xp, x.device) if ops.is_abstract(x) else ops
@@ -371,9 +371,9 @@ def _dtensors() -> Any:
 
 
 def placements(x: Array) -> tuple[Any, ...]:
-    """Mesh and placements of a DTensor, those of pending sums as they are once summed; else ().
+    """Return mesh and placements of a DTensor, pending sums as summed; () for other arrays.
 
-    Arrays of equal placements can be stacked.
+    Arrays with equal placements can be stacked.
     """
     if not hasattr(x, "placements"):
         return ()
@@ -382,10 +382,11 @@ def placements(x: Array) -> tuple[Any, ...]:
 
 
 def with_whole(x: Array, whole: Callable[[int, int], bool], why: str) -> Array:
-    """Return a DTensor of which some axes lie whole on every process; other arrays as they are.
+    """Return a DTensor some axes of which are whole on every process; other arrays unchanged.
 
-    ``whole(axis, parts)`` says which, of an axis counted from -1 that is cut into parts so far.
-    Where something is sent, a warning says so; strided shards are no parts of an axis in its order.
+    ``whole(axis, parts)`` returns whether an axis, counted from -1 and so far sharded into parts,
+    must be whole. A warning is issued if something is sent. Strided shards are not consecutive
+    parts of an axis.
     """
     if not hasattr(x, "placements"):
         return x
@@ -408,7 +409,7 @@ def laid_as(u: Array, x: Array) -> Array:
 
 
 def _layout(x: Array) -> tuple[int, ...]:
-    """Axis that is sharded along each dimension of a mesh, counted from -1; 0 for none."""
+    """Return the axis sharded along each dimension of a mesh, counted from -1; 0 for none."""
     axes = (getattr(p, "dim", None) for p in x.placements)
     return tuple(0 if d is None else d - x.ndim if d >= 0 else d for d in axes)
 
@@ -419,15 +420,15 @@ def _placements(layout: Sequence[int], ndim: int) -> list[Any]:
 
 
 def _layout_of_product(a: Array, b: Array) -> tuple[tuple[int, ...], set[int]]:
-    """Layout of a product of aligned operands, and the dimensions of the mesh to sum over."""
+    """Return the layout of a product of aligned operands, and the mesh dimensions to sum over."""
     pairs = list(zip(_layout(a), _layout(b), strict=True))
     sums = {i for i, pair in enumerate(pairs) if pair == (-1, -2)}
     return tuple(0 if i in sums else min(pair) for i, pair in enumerate(pairs)), sums
 
 
 def _summed(x: Array) -> Array:
-    """Make the sums over processes that torch would repeat at each use."""
-    for i, place in enumerate(x.placements):  # one at a time: torch warns of several
+    """Compute the pending sums over processes, which torch would repeat at each use."""
+    for i, place in enumerate(x.placements):  # one at a time: torch warns for several
         if place.is_partial():
             places = list(x.placements)
             places[i] = _dtensors().Replicate()
@@ -437,7 +438,7 @@ def _summed(x: Array) -> Array:
 
 @functools.cache
 def _product() -> Any:
-    """Product of aligned DTensors whose derivatives are such products."""
+    """Return the product of aligned DTensors whose derivatives are such products."""
     torch: Any = import_library("torch")
 
     class Product(torch.autograd.Function):  # type: ignore[misc, unused-ignore]

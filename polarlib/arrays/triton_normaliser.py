@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,unused-ignore"
 """The divisions of a normalisation as kernels of Triton, for torch's tensors on CUDA.
 
-Two launches each. In the first, every program sums its share of a matrix, in double precision; in
-the second, every program adds up the few sums of the first and divides its share by what follows
-from them. No program waits for another, and the order of additions is always the same.
+Each division is two launches. In the first, every program sums its part of a matrix in double
+precision. In the second, every program adds the sums of the first, computes the divisor, and
+divides its part. Programs do not wait for one another, and the order of additions is fixed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from polarlib.arrays.library import import_library
 
 Array = Any
 
-# Entries that a program takes at a time; and programs that share a matrix in the first launch: as
-# many as a device runs at once, and few enough for each program of the second to add up.
+# Entries per block of a program; largest number of programs per matrix in the first launch: as many
+# as a device runs at once, and few enough for each program of the second to add.
 BLOCK = 2048
 MOST_SUMS = 256
 
 
 @functools.cache
 def is_installed() -> bool:
-    """Whether triton is there; it is imported when a kernel is first launched."""
+    """Return whether Triton is installed; it is imported at the first launch of a kernel."""
     return importlib.util.find_spec("triton") is not None
 
 
 class Kernels(NamedTuple):
-    """Kernels, for Triton to compile by the types that they are launched with."""
+    """Kernels, which Triton compiles for the types of their arguments."""
 
     sums: Any
     norm: Any
@@ -38,7 +38,7 @@ class Kernels(NamedTuple):
 
 @functools.cache
 def kernels() -> Kernels:
-    """Make the kernels; Triton, which reads their source, is imported here and not before."""
+    """Return the kernels; Triton, which reads their source, is imported here."""
     triton: Any = import_library("triton")
     tl: Any = import_library("triton.language")
 

@@ -1,8 +1,9 @@
 """Symmetric products of torch's CUDA matrices by a Triton kernel: half of the tiles, mirrored.
 
-cuBLAS computes all of X^T X, and of the square of a symmetric matrix. Here tiles above the diagonal
-are copies of those below it, so that results are symmetric exactly. Whether that is faster depends
-on the device: :func:`polarlib.engine.symmetric.by_measurement` asks the table of costs.
+cuBLAS computes both triangles of X^T X, and of the square of a symmetric matrix. Here tiles above
+the diagonal are copies of those below it, so that results are exactly symmetric. Whether this is
+faster depends on the device: :func:`polarlib.engine.symmetric.by_measurement` uses the table of
+costs.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from polarlib.arrays.torch_ops import TorchOps
 from polarlib.arrays.triton_normaliser import is_installed
 
 Array = Any
-# Formats whose products the kernel takes, and their torch dtypes.
+# Formats of the kernel's products, and their torch dtypes.
 FORMATS = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "float32", "float32": "float32"}
-# Order from which tiles are large, and both kinds: rows, depth, warps, by bytes of an entry. They
-# fit the shared memory from compute capability 8.0 on.
+# Order from which tiles are large, and both sizes of tiles: rows, depth, warps, by bytes per entry.
+# They fit in the shared memory from compute capability 8.0 on.
 LARGE_FROM = 2048
 TILES = {2: ((64, 64, 4), (128, 64, 8)), 4: ((64, 32, 4), (64, 32, 4))}
 
 
 @functools.cache
 def kernel() -> Any:
-    """The kernel, for Triton to compile by the types and sizes that it is launched with."""
+    """Return the kernel, which Triton compiles for types and sizes of its arguments."""
     triton: Any = import_library("triton")
     tl: Any = import_library("triton.language")
 
@@ -76,7 +77,7 @@ def kernel() -> Any:
 
 
 def constants(n: int, itemsize: int, *, addend: bool, exact: bool) -> tuple[dict[str, Any], int]:
-    """Constants that the kernel is compiled with for matrices of order n, and its warps."""
+    """Return the compile-time constants of the kernel for order n, and its number of warps."""
     tile, depth, warps = TILES[itemsize][n >= LARGE_FROM]
     return {"TILE": tile, "DEPTH": depth, "ADDEND": addend, "EXACT": exact}, warps
 
@@ -86,8 +87,9 @@ def symmetric_product(
 ) -> Array:
     """Return ``alpha a @ b + beta c`` of real matrices or stacks, symmetric, rounded once.
 
-    Sums are in single precision; operands in float32 are multiplied in full if `exact`, else in
-    tf32. The product and `c` (of any shape if beta is 0) must be symmetric up to rounding.
+    Sums are in single precision. Operands in float32 are multiplied in full precision if `exact`,
+    otherwise in tf32. The product and `c` (of any shape if beta is 0) must be symmetric up to
+    rounding.
     """
     triton, torch, (n, k) = import_library("triton"), import_library("torch"), a.shape[-2:]
     out = a.new_empty((*a.shape[:-2], n, n)) if out is None else out
@@ -109,7 +111,7 @@ def symmetric_product(
 
 
 class TorchSymmetricOps(TorchOps):
-    """torch's CUDA tensors, their Hermitian products by the kernel."""
+    """torch's CUDA tensors, with Hermitian products by the kernel."""
 
     def gram(self, x: Array, out: Array | None = None) -> Array:
         """Return ``x^H x``."""
@@ -127,19 +129,19 @@ class TorchSymmetricOps(TorchOps):
         return symmetric_product(a, b, c, alpha, beta, out, exact=self.working != "tf32")
 
     def _is_served(self, a: Array, b: Array, c: Array) -> bool:
-        """Whether the kernel takes a product: of one format, and few terms."""
+        """Return whether the kernel supports a product: one format, and few terms."""
         of_format = {str(x.dtype) for x in (a, b, c)} == {f"torch.{FORMATS[self.working]}"}
         return of_format and not self._is_long(a, b)
 
 
 def can_halve(ops: Any, format_name: str) -> bool:
-    """Whether an arithmetic has the kernel for a format: that of plain tensors on CUDA."""
+    """Return whether the kernel supports a format for an arithmetic: plain tensors on CUDA."""
     on_cuda = type(ops) is TorchOps and ops.device.type == "cuda"
     return on_cuda and format_name in FORMATS and is_installed()
 
 
 def halved(ops: Any) -> Ops:
-    """Return an arithmetic whose Hermitian products are the kernel's, see :func:`can_halve`."""
+    """Return an arithmetic with Hermitian products by the kernel, see :func:`can_halve`."""
     other = object.__new__(TorchSymmetricOps)
     vars(other).update(vars(ops))
     return other

@@ -1,8 +1,8 @@
-"""What a wrapper of an arithmetic must define: the protocol of number formats and dual numbers.
+"""Protocol of wrappers of an arithmetic: number formats and dual numbers.
 
 An iteration runs on `Ops` or on a wrapper of it. Every primitive is declared here as one of three
-kinds. A wrapper has no other attributes: one that forwarded unknown names to its base would
-silently compute a new primitive in full precision.
+kinds. A wrapper has no other attributes: if unknown names were forwarded to the base, a new
+primitive would silently be computed in full precision.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ COMPUTED = frozenset({
     *("add_diagonal", "add_scaled_identity", "combine", "gemm", "gemm_hermitian", "gram"),
     *("make_hermitian", "matmul", "quadratic", "buffer", "reusable"),
 })  # fmt: skip
-# Exact in every format, since entries are moved and signs changed: forwarded to the base.
+# Exact in every format, since only positions and signs of entries change: forwarded to the base.
 EXACT = frozenset({"adjoint"})
-# Called on the base alone, before and after an iteration; a wrapper may define some of them.
+# Called only on the base, before and after an iteration; a wrapper may define some of them.
 FULL_PRECISION = frozenset({
     "cast",
     *("from_host", "item", "to_host", "writable", "multiplier", "entry_product"),
@@ -34,7 +34,7 @@ FULL_PRECISION = frozenset({
 
 
 def primitives() -> set[str]:
-    """Names of the public methods of `Ops`."""
+    """Return the names of the public methods of `Ops`."""
     return {name for name in dir(Ops) if name[0] != "_" and callable(getattr(Ops, name))}
 
 
@@ -46,14 +46,14 @@ def _forward(name: str) -> Callable[..., Any]:
 
 
 class Wrapper:
-    """Base of wrappers; a subclass that does not define what it must is refused.
+    """Base of wrappers; a subclass without a required primitive raises TypeError.
 
     Attributes
     ----------
     base : Ops
         The arithmetic that is wrapped.
     fused : bool
-        Whether it is of 16 bits or fewer, as of :class:`polarlib.arrays.library.Library`.
+        Whether the format has at most 16 bits, as in :class:`polarlib.arrays.library.Library`.
     """
 
     base: Ops

@@ -413,7 +413,7 @@ def storage():
     for given, bad in (x, a.clone()), (a, x), (x, distributed(a, mesh.square, (ROWS, WHOLE))):
         alike(lambda g=given, b=bad: polarlib.orthogonalize(g, out=b), TypeError, "out must be a")
     pending = distributed(a, mesh.line, (Partial(),))
-    alike(lambda: polarlib.orthogonalize(x, out=pending), ValueError, "cannot be written")
+    alike(lambda: polarlib.orthogonalize(x, out=pending), ValueError, "must be writable")
     y = distributed(a, mesh.line, (ROWS,))
     r = polarlib.polar(y, method="newton_schulz", overwrite_a=True)
     assert r.unitary is y
@@ -613,7 +613,7 @@ def zz_groups_that_are_gone():
     pair = DeviceMesh("cpu", [0, 1])
     y = DTensor.from_local(matrix(5, 3), pair, (ROWS,), run_check=False)
     if dist.get_rank() > 1:
-        with pytest.raises(ValueError, match="no member"):
+        with pytest.raises(ValueError, match="not a member"):
             polarlib.orthogonalize(y)
     else:
         assert polarlib.orthogonalize(y).placements == (ROWS,)

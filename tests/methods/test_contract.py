@@ -955,11 +955,11 @@ BAD_ORTHOGONALIZE = [
     ({"precision": np.float32}, ValueError, "unknown number format"),
     ({"normalisation": "frobenious"}, ValueError, "'frobenious'.*did you mean 'frobenius'"),
     ({"normalisation": 1}, ValueError, "unknown normalisation 1"),
-    ({"normalisation": "aol"}, ValueError, "made for normalisation='moments', not 'aol'"),
+    ({"normalisation": "aol"}, ValueError, "normalisation must be 'moments' .*, got 'aol'"),
     (
         {"schedule": "turbo_muon", "normalisation": "frobenius"},
         ValueError,
-        "made for normalisation='aol', not 'frobenius'",
+        "normalisation must be 'aol' .*, got 'frobenius'",
     ),
     ({"restarts": "never"}, ValueError, "restarts.*'never'"),
     ({"restarts": 2}, (TypeError, ValueError), "restarts.*2"),

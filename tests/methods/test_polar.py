@@ -327,7 +327,7 @@ def test_bad_storage(arguments, error, match):
 def test_read_only_storage():
     a = np.eye(3)
     a.flags.writeable = False
-    with pytest.raises(ValueError, match="a cannot be written"):
+    with pytest.raises(ValueError, match="a must be writable"):
         polar(a, overwrite_a=True)
 
 
