@@ -105,7 +105,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # Of tests that neither name a library nor get one, every so manyth runs again beside libraries.
-AGAIN = 16
+AGAIN = 48
 
 
 def _place(item: Any) -> int:

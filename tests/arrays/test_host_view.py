@@ -20,6 +20,7 @@ def matrix(shape, dtype):
     return a.astype(dtype)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_torch(shape, dtype):
@@ -75,6 +76,7 @@ def test_gradients_of_torch():
     assert float((a.grad * direction).sum()) == pytest.approx(float(slope), rel=1e-4)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize("shape", [(40, 40), *SHAPES])
 def test_jax(shape, dtype):
