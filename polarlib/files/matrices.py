@@ -67,18 +67,20 @@ _SAFETENSORS = {
 
 
 def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """Take ``FILE:name`` apart.
+    """Return the file and the name of the array in ``FILE:name``.
 
     Parameters
     ----------
     path : path-like
-        A file, or an .npz, .safetensors, .h5, .hdf5 or .zarr one, a colon and the name of one of
-        its arrays.
+        A file; or a file with suffix .npz, .safetensors, .h5, .hdf5 or .zarr, a colon and the name
+        of one of its arrays.
 
     Returns
     -------
     file : Path
+        The file.
     name : str or None
+        Name of the array, if there is one.
 
     Examples
     --------
@@ -97,17 +99,22 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 
 def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the arrays in a file that has names for them; none for one nameless array.
+    """Return the names of the arrays in a file; none for a file of one nameless array.
 
     Parameters
     ----------
     path : path-like
         The file.
 
+    Returns
+    -------
+    tuple of str
+        In the order of the file.
+
     Raises
     ------
     OSError
-        If the file is missing or may not be read.
+        If the file is missing or cannot be read.
     ValueError
         If it is damaged, or of another type than its suffix.
     """
