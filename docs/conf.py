@@ -89,7 +89,7 @@ numpydoc_validation_checks = {
     *("GL01", "GL03", "GL05", "GL06", "GL07"),
     *("PR01", "PR02", "PR04", "PR09", "RT01", "RT02", "RT03", "RT04"),
 }
-# The fields of a class of results are its attributes, so that they are not listed as parameters too.
+# Fields of a class of results are documented as attributes, and not as parameters too.
 numpydoc_validation_overrides = {"PR01": [r"\n\s*Attributes\n\s*-"]}
 
 # Inventories of the few names that pages use, so that a build needs no network.

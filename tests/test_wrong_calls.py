@@ -79,7 +79,7 @@ def test_what_cannot_be_meant(name):
         ("polar text.txt", "unknown file type '.txt'; known: .npy"),
         ("polar text.npy", "this is not a .npy file"),
         ("polar short.npy", "damaged or cut short"),
-        ("polar words.npy", "not numbers; save it anew"),
+        ("polar words.npy", "not numbers; save it again"),
         ("polar vector.npy", "reshape it"),
         ("polar several.npz", "choose one, as in several.npz:a"),
         ("polar eye.npy -o u.txt", "name a file that ends in .npy"),
