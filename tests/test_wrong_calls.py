@@ -36,7 +36,7 @@ ARRAYS = {
     "huge": (np.broadcast_to(1.0, (10**6, 10**6)), r"7451 GiB, more than the memory"),
 }
 REQUESTS = {
-    "steps": (lambda: polarlib.orthogonalize(A, steps=10**6), "leave steps out, or take polar"),
+    "steps": (lambda: polarlib.orthogonalize(A, steps=10**6), "leave steps out, or use polar"),
     "measure": (lambda: polarlib.measure(A, "jordan", steps=10**6), "steps must be at most 300"),
     "greedy": (lambda: design.greedy(1e-3, [5] * 1000), "at most 300 members"),
     "degree": (lambda: design.minimax(1001, 1e-3), "the degree must be at most 101"),
