@@ -2,8 +2,8 @@
 
     python benchmarks/own_schedules.py [--out FILE]
 
-For every number format and number of steps the schedule that ``design.for_precision`` finds for
-its error, on the widest interval. ``orthogonalize(g)`` takes them; nothing is typed by hand.
+Each is the schedule of ``design.for_precision`` for a number format, a number of steps and an
+error, on the widest interval. ``orthogonalize(g)`` uses these schedules.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from polarlib.published import own_goals
 STEPS = range(1, 17)
 OUT = Path(__file__).parents[1] / "polarlib" / "data" / "own_schedules.toml"
 HEAD = """\
-# The library's own schedules, made by `python benchmarks/own_schedules.py`: for each number format
-# and number of steps, quintics for the widest interval [lower, 1] on which the worst error is at
-# most `error` (design.for_precision with that `cushion`). A step is [a, b, c]:
+# Default schedules, made by `python benchmarks/own_schedules.py`: for each number format and number
+# of steps, degree-5 steps for the widest interval [lower, 1] on which the worst error is at most
+# `error` (design.for_precision with that `cushion`). A step is [a, b, c]:
 # p(x) = a x + b x^3 + c x^5.
 """
 

@@ -85,7 +85,12 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
-numpydoc_validation_checks = {"GL01", "GL03", "GL05", "GL06", "GL07", "PR02"}
+numpydoc_validation_checks = {
+    *("GL01", "GL03", "GL05", "GL06", "GL07"),
+    *("PR01", "PR02", "PR04", "PR09", "RT01", "RT02", "RT03", "RT04"),
+}
+# Fields of a class of results are documented as attributes, and not as parameters too.
+numpydoc_validation_overrides = {"PR01": [r"\n\s*Attributes\n\s*-"]}
 
 # Inventories of the few names that pages use, so that a build needs no network.
 intersphinx_mapping = inventories.mapping(

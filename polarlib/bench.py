@@ -125,6 +125,16 @@ def _arrays(library: str, device: str = "cpu") -> Iterator[Callable[[np.ndarray]
 def sizes_of(text: str) -> list[int]:
     """Read a list of sizes.
 
+    Parameters
+    ----------
+    text : str
+        Numbers with commas between, such as "256,512".
+
+    Returns
+    -------
+    list of int
+        Ascending, without repetitions.
+
     Raises
     ------
     ValueError
@@ -166,6 +176,11 @@ def kernels(n: int, format_name: str, make: Callable[[np.ndarray], Array]) -> di
         "float32" or "float64".
     make : callable
         Array of the library from NumPy's.
+
+    Returns
+    -------
+    dict of str to callable
+        Functions without arguments, each of which computes one kernel.
 
     Examples
     --------
@@ -359,6 +374,12 @@ def _where(library: str, device: str) -> str:
 def usable_processors() -> int | None:
     """Return the number of processors that this process may use, where the system reports it.
 
+    Returns
+    -------
+    int or None
+        Number of processors of the affinity mask on Linux, elsewhere of the machine; None if the
+        system does not report it.
+
     Examples
     --------
     >>> usable_processors() >= 1
@@ -385,11 +406,19 @@ def compare(
 
     Parameters
     ----------
-    library, sizes, seconds, device, callback, advance
+    library : str, optional
         As for :func:`calibrate`.
+    sizes : sequence of int
+        Orders of the matrices.
+    seconds : float
+        Approximate time in all.
+    device : {"cpu", "gpu"}, optional
+        Kind of device.
     situation : {"alternation", "alone", "after a product"}, optional
         Untimed work before each call, see :func:`polarlib.timing.interleaved`: the call of another
         function; a pause; a product of two float64 matrices of order 512 by the library.
+    callback, advance : callable, optional
+        As for :func:`calibrate`.
 
     Returns
     -------

@@ -48,10 +48,10 @@ def polar_jvp(a: ArrayT, da: ArrayT, *, side: Side = "right") -> tuple[ArrayT, A
 
     Returns
     -------
-    du, dh : array
-        With the shapes of the factors of :func:`polarlib.polar`, (..., m, n) and (..., n, n) (for
-        side "left" (..., m, m)), and the array library, device and dtype of `a`. `dh` is exactly
-        Hermitian.
+    du : array, shape (..., m, n)
+        Derivative of U, with the array library, device and dtype of `a`.
+    dh : array, shape (..., n, n) or, for side "left", (..., m, m)
+        Derivative of H, exactly Hermitian; otherwise as `du`.
 
     Raises
     ------
@@ -173,12 +173,22 @@ def orthogonalize_jvp(
         Not modified. Integers are converted to float64.
     dg : array_like, shape (..., m, n)
         Direction, of the same array library.
-    schedule, steps, form, restarts, normalisation, heads
+    schedule : str, path-like, Schedule or array, optional
         As in :func:`polarlib.orthogonalize`. An array of coefficients is a constant.
+    steps : int, optional
+        As in :func:`polarlib.orthogonalize`.
+    form : {"auto", "plain", "gram"}, optional
+        As in :func:`polarlib.orthogonalize`.
+    restarts : "auto" or sequence of int, optional
+        As in :func:`polarlib.orthogonalize`.
     precision, gram_precision : str, optional
         As in :func:`polarlib.orthogonalize`, but they affect only the schedule of "auto" and the
         restarts of the Gram form. Derivatives are computed in at least float32, and are those
         without rounding.
+    normalisation : str, optional
+        As in :func:`polarlib.orthogonalize`.
+    heads : int, optional
+        As in :func:`polarlib.orthogonalize`.
 
     Returns
     -------
@@ -239,7 +249,17 @@ def orthogonalize_vjp(
         Not modified. Integers are converted to float64.
     q_bar : array_like, shape (..., m, n)
         Gradient with respect to the result, of the same array library.
-    schedule, steps, form, restarts, precision, gram_precision, normalisation, heads
+    schedule : str, path-like, Schedule or array, optional
+        As in :func:`orthogonalize_jvp`.
+    steps : int, optional
+        As in :func:`orthogonalize_jvp`.
+    form : {"auto", "plain", "gram"}, optional
+        As in :func:`orthogonalize_jvp`.
+    restarts : "auto" or sequence of int, optional
+        As in :func:`orthogonalize_jvp`.
+    precision, gram_precision, normalisation : str, optional
+        As in :func:`orthogonalize_jvp`.
+    heads : int, optional
         As in :func:`orthogonalize_jvp`.
 
     Returns

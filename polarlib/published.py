@@ -117,6 +117,11 @@ def default_schedule(
     matmuls : int, optional
         Number of matrix products, from 2 to 48, instead of `steps`: the best degrees for it.
 
+    Returns
+    -------
+    Schedule
+        Of normalisation "moments", for singular values in [lower, upper] of the divided input.
+
     Raises
     ------
     ValueError
@@ -213,6 +218,7 @@ def schedules(*, target: str | None = None) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
+        Names that :func:`schedule` accepts.
 
     Raises
     ------
@@ -236,6 +242,16 @@ def target_of(name: Any) -> str | None:
     """Return the target of a published set by its name, None for anything else.
 
     It may be called while torch.compile traces.
+
+    Parameters
+    ----------
+    name : object
+        One of :func:`schedules`, or any other value.
+
+    Returns
+    -------
+    str or None
+        The :attr:`Schedule.target` of the set, such as "polar".
 
     Examples
     --------
@@ -268,6 +284,16 @@ def conventions(name: str) -> str:
     name : str
         One of :func:`schedules`.
 
+    Returns
+    -------
+    str
+        Safety factors, the steps to which they apply, and remarks on convergence.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
     Examples
     --------
     >>> conventions("polar_express_102")
@@ -283,6 +309,16 @@ def listed(name: str) -> Schedule:
     ----------
     name : str
         One of :func:`schedules`.
+
+    Returns
+    -------
+    Schedule
+        All steps of the list.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
 
     Examples
     --------
@@ -324,6 +360,16 @@ def opened(name: Any) -> Any:
 
     Text that ends in ".json" and path-like objects are names of files, which `Schedule.to_json`
     has written. A file is read again when it has changed.
+
+    Parameters
+    ----------
+    name : object
+        Name of a file, or any other value.
+
+    Returns
+    -------
+    Schedule or object
+        The schedule of the file, or `name` itself.
 
     Raises
     ------
@@ -375,6 +421,7 @@ def schedule(name: str | os.PathLike[str], steps: int | None = None) -> Schedule
     Returns
     -------
     Schedule
+        With `steps` steps.
 
     Raises
     ------

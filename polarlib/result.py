@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -17,9 +16,9 @@ from polarlib.arrays.checks import (
     shown,
 )
 from polarlib.arrays.checks import path as checked_path
+from polarlib.arrays.later import Later
 from polarlib.arrays.progress import Progress
 from polarlib.arrays.pytrees import Pytree
-from polarlib.arrays.settings import current_device, under_default_settings
 from polarlib.files.plain import known_numbers, plain
 from polarlib.files.tables import html_table
 from polarlib.files.traces import checked_trace, read_trace, write_trace
@@ -46,6 +45,11 @@ class ScheduleWarning(UserWarning):
 
 class Status(enum.Enum):
     """Status of a decomposition. The values are remedies.
+
+    Attributes
+    ----------
+    value : str
+        The remedy, in a phrase.
 
     Examples
     --------
@@ -190,7 +194,13 @@ class Trace:
         return html_table(f"Trace of {self.method}", self._described())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return lists, numbers and strings, ready for JSON (NaN and infinity become None)."""
+        """Return lists, numbers and strings, ready for JSON (NaN and infinity become None).
+
+        Returns
+        -------
+        dict
+            All fields by name.
+        """
         return {name: plain(getattr(self, name)) for name in self.__dataclass_fields__}
 
     @classmethod
@@ -273,29 +283,6 @@ class Trace:
             return cls(**checked_trace(fields))
         except ValueError as error:
             raise ValueError(f"{os.fsdecode(path)}: {error}") from None
-
-
-@under_default_settings  # the caller's settings may have changed since the value was deferred
-def _computed(compute: Callable[[], Any]) -> Any:
-    return compute()
-
-
-class Later:
-    """A value that is computed once, when it is first read, with any number of threads."""
-
-    def __init__(self, compute: Callable[[], Any]) -> None:
-        self._compute: Callable[[], Any] | None = compute
-        self._device = current_device()
-        self._value: Any = None
-        self._lock = threading.Lock()
-
-    def __call__(self) -> Any:
-        with self._lock:
-            if self._compute is not None:
-                # The matrices that it is computed from are released with it.
-                with self._device:
-                    self._value, self._compute = _computed(self._compute), None
-        return self._value
 
 
 # The type of array of a result's factors.
@@ -467,7 +454,13 @@ class PolarResult(Pytree, Generic[A]):
         return html_table("PolarResult", self._rows() | factors)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes except the factors as numbers and strings, ready for JSON."""
+        """Return all attributes except the factors as numbers and strings, ready for JSON.
+
+        Returns
+        -------
+        dict
+            Values by name of the attribute, and the shape of the matrices.
+        """
         names = [n for n in self.__dataclass_fields__ if n not in ("unitary", "hermitian")]
         return {"shape": list(self._shape())} | {n: plain(getattr(self, n)) for n in names}
 

@@ -32,6 +32,11 @@ ORDER = 512  # of the matrices multiplied before a call
 def factors() -> tuple[np.ndarray, np.ndarray]:
     """Return the two matrices, float64 of shape (512, 512), of the situation "after a product".
 
+    Returns
+    -------
+    tuple of two ndarray, shape (512, 512)
+        Gaussian, float64; the same in every call.
+
     Examples
     --------
     >>> [x.shape for x in factors()]
@@ -125,6 +130,27 @@ def interleaved(
 
 def ratios(times: Mapping[str, list[float]], reference: str, name: str) -> list[float]:
     """Return the times of a reference divided by those of a function, round by round.
+
+    Parameters
+    ----------
+    times : mapping of str to list of float
+        Seconds per call in each round, by name, as :func:`interleaved` returns them.
+    reference : str
+        Name whose times are the numerators.
+    name : str
+        Name whose times are the denominators.
+
+    Returns
+    -------
+    list of float
+        One ratio per round; above 1 where the function is faster than the reference.
+
+    Raises
+    ------
+    KeyError
+        If a name is not in `times`.
+    ValueError
+        If the two lists differ in length.
 
     Examples
     --------

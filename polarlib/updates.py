@@ -105,7 +105,9 @@ def uscg_step(x: A, d: A, lmo: Callable[[A], A], *, rate: float, radius: float =
 
     Parameters
     ----------
-    x, d, lmo
+    x, d : array
+        Point and direction, of one shape.
+    lmo : callable
         As in :func:`scg_step`.
     rate : float
         gamma, not negative.

@@ -100,7 +100,7 @@ def test_a_flipped_sign_shows_in_the_alignment():
     flip = Schedule(
         steps=schedule("aol_nv").steps, lower=1e-3, upper=0.88, normalisation="frobenius"
     )
-    with pytest.warns(ScheduleWarning, match=r"singular values up to 0.88, and frobenius"):
+    with pytest.warns(ScheduleWarning, match=r"up to 0.88, but with normalisation='frobenius'"):
         t = measure(np.diag([1.0, 1e-3]), flip)
     assert t.alignment[-1, 0] == pytest.approx(-1, abs=1e-12)
     assert t.alignment[-1, 1] == pytest.approx(1, abs=1e-12)

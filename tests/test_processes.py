@@ -58,6 +58,7 @@ INTERNAL = {
     *("Heuristic", "Layout", "Product"),  # of a call of cublasLt
     *("MatrixModel", "NotPositiveError"),  # of certificates
     "View",  # of a drawing
+    "Bar",  # of progress in a terminal
     *("Constraints", "CostModel", "MachineCosts", "Prices", "Search"),  # of searches of design
     *("Entered", "Later", "Options"),  # what a call hands from stage to stage
 }
@@ -428,7 +429,7 @@ def test_names_of_files_on_every_system():
         str(path.relative_to(ROOT))
         for folder in folders
         for path in folder.rglob("*")
-        if "__pycache__" not in path.parts
+        if not {"__pycache__", "_build", "backreferences"} & set(path.parts)
     ]
     assert len({p.lower() for p in paths}) == len(paths)
     reserved = {"con", "prn", "aux", "nul"}

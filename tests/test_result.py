@@ -178,8 +178,8 @@ def changed(kind, text):
         ("shape", r"singular_values must have the shape \(3, 5\)"),
         ("no shape", "expected a shape|two integers"),
         ("simulated", "True or False for simulated"),
-        ("quote", "no CSV file"),
-        ("zeros", "missing|no CSV"),
+        ("quote", "not a CSV file"),
+        ("zeros", "missing|not a CSV"),
     ],
 )
 def test_files_that_are_no_traces(kind, said, tmp_path):
@@ -195,7 +195,7 @@ def test_other_files(tmp_path):
     with pytest.raises(OSError, match="absent"):
         Trace.from_csv(tmp_path / "absent.csv")
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"bytes\.csv: is no CSV file in UTF-8"):
+    with pytest.raises(ValueError, match=r"bytes\.csv: is not a CSV file in UTF-8"):
         Trace.from_csv(tmp_path / "bytes.csv")
 
 

@@ -36,7 +36,7 @@ ARRAYS = {
     "huge": (np.broadcast_to(1.0, (10**6, 10**6)), r"7451 GiB, more than the memory"),
 }
 REQUESTS = {
-    "steps": (lambda: polarlib.orthogonalize(A, steps=10**6), "leave steps out, or take polar"),
+    "steps": (lambda: polarlib.orthogonalize(A, steps=10**6), "leave steps out, or use polar"),
     "measure": (lambda: polarlib.measure(A, "jordan", steps=10**6), "steps must be at most 300"),
     "greedy": (lambda: design.greedy(1e-3, [5] * 1000), "at most 300 members"),
     "degree": (lambda: design.minimax(1001, 1e-3), "the degree must be at most 101"),
@@ -79,7 +79,7 @@ def test_what_cannot_be_meant(name):
         ("polar text.txt", "unknown file type '.txt'; known: .npy"),
         ("polar text.npy", "this is not a .npy file"),
         ("polar short.npy", "damaged or cut short"),
-        ("polar words.npy", "not numbers; save it anew"),
+        ("polar words.npy", "not numbers; save it again"),
         ("polar vector.npy", "reshape it"),
         ("polar several.npz", "choose one, as in several.npz:a"),
         ("polar eye.npy -o u.txt", "name a file that ends in .npy"),

@@ -88,7 +88,7 @@ def library(method: str, a: Array, k: int) -> Iterator[Found]:
     """One of the library's iterations, to smaller and smaller errors."""
     for rtol in TOLERANCES:
         found = triplets(a, k, method=method, rtol=rtol)
-        if found.method != method:  # the certificate failed, and the SVD took over
+        if found.method != method:  # the certificate failed, and the SVD was used
             continue
         yield found.u, found.vh.T, found.products
 

@@ -132,8 +132,8 @@ class Schedule(Composition):
 
         Returns
         -------
-        lower, upper : number
-            mpmath numbers, or floats.
+        tuple of two numbers
+            Of mpmath, or floats.
         """
         ends = checks.number("lower", lower), checks.number("upper", upper)
         return divided(*ends, self.input_divisor, extended=checks.flag("extended", extended))
@@ -168,7 +168,7 @@ class Schedule(Composition):
 
         Returns
         -------
-        lo, hi : float
+        tuple of two floats
             Smallest and largest value of ``s(x / input_safety)`` for x in the interval. These bound
             the singular values of the result of :func:`polarlib.orthogonalize`. With normalisation
             "none" there is no division. The relative error is a few units of double rounding.
@@ -206,6 +206,7 @@ class Schedule(Composition):
         Returns
         -------
         float
+            At least 0.
         """
         return self._enclosed(lower, None, "error", self.target).upper
 
@@ -340,7 +341,18 @@ class Schedule(Composition):
         return self.divergence_limit * self.input_divisor >= 1 + unit_roundoff
 
     def survives(self, precision: Format) -> bool:
-        """Former name of :meth:`is_safe_in`, until 0.3; of a Format, not its name."""
+        """Return the value of :meth:`is_safe_in`, whose former name this is, until 0.3.
+
+        Parameters
+        ----------
+        precision : Format
+            Number format, not its name.
+
+        Returns
+        -------
+        bool
+            As :meth:`is_safe_in` of its name.
+        """
         precision = checks.instance("precision", precision, Format, "a Format, of format_of")
         warn_renamed("Schedule.survives", "Schedule.is_safe_in")
         return self.is_safe_in(precision.name)

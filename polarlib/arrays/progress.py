@@ -19,6 +19,13 @@ class Progress(int):
     value. The return value of the callback is ignored. An exception that it raises, or an
     interrupt, ends the computation and is passed on; files and arguments are then as before.
 
+    Parameters
+    ----------
+    done : int
+        Number of parts that are done.
+    total, what : optional
+        The attributes.
+
     Attributes
     ----------
     total : int or None

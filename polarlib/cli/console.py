@@ -213,9 +213,10 @@ def read_matrix(source: str, *, single: bool = False) -> np.ndarray:
         return known[source]
     a = files.read(source)
     if a.ndim < 2 or (single and a.ndim > 2):
+        remedy = "reshape it" if a.ndim < 2 else "save one matrix of it"
         raise ValueError(
             f"{source}: {'one' if single else 'a'} matrix is needed, got an array of shape "
-            f"{a.shape}; save one matrix of it"
+            f"{a.shape}; {remedy}"
         )
     if single and 0 in a.shape:
         raise ValueError(f"{source}: the matrix has no entries, its shape is {a.shape}")

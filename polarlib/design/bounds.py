@@ -106,6 +106,7 @@ def largest_complement(
     Returns
     -------
     float
+        Between 0 and 1.
 
     Raises
     ------

@@ -373,8 +373,22 @@ def best_degrees(
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision, form, shape, costs, library, batch, callback
-        As :func:`frontier` takes them.
+    lower, upper, matmuls : float
+        The interval, ``0 < lower < upper``, and the budget.
+    degrees : iterable of int, optional
+        Odd degrees to choose from.
+    cost : mapping or callable, optional
+        As for :func:`frontier`.
+    precision, form, library : str, optional
+        As for :func:`frontier`.
+    shape : (int, int), optional
+        As for :func:`frontier`.
+    costs : path-like, optional
+        As for :func:`frontier`.
+    batch : int, optional
+        As for :func:`frontier`.
+    callback : callable, optional
+        As for :func:`frontier`.
 
     Returns
     -------
@@ -423,8 +437,22 @@ def budget(
 
     Parameters
     ----------
-    lower, upper, matmuls, degrees, cost, precision, form, shape, costs, library, batch, callback
-        As :func:`frontier` takes them.
+    lower, upper, matmuls : float
+        The interval, ``0 < lower < upper``, and the budget.
+    degrees : iterable of int, optional
+        Odd degrees to choose from.
+    cost : mapping or callable, optional
+        As for :func:`frontier`.
+    precision, form, library : str, optional
+        As for :func:`frontier`.
+    shape : (int, int), optional
+        As for :func:`frontier`.
+    costs : path-like, optional
+        As for :func:`frontier`.
+    batch : int, optional
+        As for :func:`frontier`.
+    callback : callable, optional
+        As for :func:`frontier`.
 
     Returns
     -------

@@ -103,6 +103,7 @@ def greedy(
     Returns
     -------
     Schedule
+        Steps with their interval, and the arguments as source.
 
     Raises
     ------

@@ -443,6 +443,13 @@ def add_costs(path: Path, tables: Tables) -> None:
 
     Other sizes of a table of the same source are kept; a table of another source is replaced.
 
+    Parameters
+    ----------
+    path : Path
+        The file, which need not exist.
+    tables : dict
+        Tables by library and device, as :func:`polarlib.bench.calibrate` returns them.
+
     Raises
     ------
     ValueError

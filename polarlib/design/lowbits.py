@@ -67,6 +67,7 @@ def noise_gain(step: Sequence[float], upper: float, *, stride: int = 2) -> float
     Returns
     -------
     float
+        At least 0.
 
     Raises
     ------

@@ -62,6 +62,7 @@ def fingerprint(step: Sequence[float]) -> Fingerprint:
     Returns
     -------
     Fingerprint
+        Interval, gain and mismatch.
 
     Raises
     ------

@@ -284,6 +284,7 @@ def best(
     Returns
     -------
     Minimax
+        Coefficients, error and equioscillation points.
 
     Raises
     ------

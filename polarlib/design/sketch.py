@@ -206,8 +206,10 @@ def for_matrix(
     ----------
     a : array_like, shape (m, n)
         The matrix, as :func:`sketched_spectrum` takes it.
-    steps, degree
-        Number of steps, and their degree or degrees, as :func:`for_spectrum` takes them.
+    steps : int
+        Number of steps.
+    degree : int or sequence of int, optional
+        Odd degree of all steps, or one per step, as for :func:`for_spectrum`.
     bounds : (float, float), optional
         Bounds ``lo <= s(x) <= hi``, which do not depend on the sketch: `hi` on all of (0, 1], and
         `lo` on [l, 1] for the best greedy schedule on [l, 1], see :func:`for_spectrum`.

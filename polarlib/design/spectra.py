@@ -294,6 +294,7 @@ def spectrum(density_or_singular_values: Any, *, normalisation: str | None = Non
     Returns
     -------
     Spectrum
+        Nodes with weights that sum to 1.
 
     Raises
     ------

@@ -8,8 +8,8 @@
     files.write("u.npy", u)
     g = files.sample_matrices()["transformer_mlp_in_late"]
 
-Nothing is unpickled, and a file is written whole or not at all. What cannot be read raises an
-OSError or a ValueError of one line, which names the file and the remedy.
+Nothing is unpickled, and a file is written whole or not at all. A file that cannot be read raises
+an OSError or a ValueError of one line with the file's name and the remedy.
 """
 
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         write_npys,
     )
     from polarlib.files.samples import sample_matrices, sample_metadata
-else:  # the readers are imported where one of them is first named
+else:  # modules are imported when one of their names is first used
     _SAMPLES = ("sample_matrices", "sample_metadata", "shipped", "stories")  # the last two: to 0.3
     _HOMES = {
         "matrices": tuple(name for name in __all__ if name not in _SAMPLES),

@@ -1,4 +1,4 @@
-"""Arrays in HDF5 files and in folders of Zarr, which have names for several of them."""
+"""Arrays in HDF5 files and Zarr folders, which can hold several named arrays."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def container_names(file: Path, kind: str) -> tuple[str, ...]:
 
 
 def read_contained(file: Path, kind: str, name: str | None) -> np.ndarray:
-    """Read an array by its path, as :func:`container_names` gives it; None for a folder's own.
+    """Return an array by its path, one of :func:`container_names`; None if the folder is the array.
 
     Raises
     ------
     ValueError
         If the file is damaged, or the array does not hold numbers, is larger than the memory or
-        keeps its numbers in another file.
+        is stored in another file.
     """
     with _opened(file, kind) as whole:
         array = whole if name is None else whole[name]
@@ -43,24 +43,24 @@ def read_contained(file: Path, kind: str, name: str | None) -> np.ndarray:
             raise _Refused(f"{file}: holds no arrays")
         if array.dtype.kind not in "biufc":
             raise _Refused(
-                f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as "
+                f"{file}: holds entries of type {array.dtype}, not numbers; save it again as "
                 "float64 or float32"
             )
-        # Another file may be any: of this user, and of what the file's author wants to be read.
+        # An external file could be any file of this user, chosen by the author of this one.
         if kind != ZARR and (array.external or array.is_virtual):
             raise _Refused(
-                f"{file}: the array {name} is kept in other files, which are not read; "
-                "copy its numbers into this one"
+                f"{file}: the array {name} is stored in other files, which are not read; "
+                "copy it into this file"
             )
-        # Chunks that were never written are zeros: they take no place in a file.
+        # Chunks that were never written are zeros, so that a small file can declare a large array.
         if array.size * array.dtype.itemsize > physical_memory():
             raise MemoryError
         return np.asarray(array[()] if kind != ZARR else array[...])
 
 
 def hdf5_writer(path: str, array: np.ndarray) -> Callable[[IO[bytes]], None]:
-    """Return what writes an HDF5 file of one array to a file object."""
-    require(f"{path}: writing it", "files", "h5py")
+    """Return a function that writes an HDF5 file of one array to a file object."""
+    require(f"{path}: writing", "files", "h5py")
     import h5py
 
     def write(file: IO[bytes]) -> None:
@@ -73,18 +73,18 @@ def hdf5_writer(path: str, array: np.ndarray) -> Callable[[IO[bytes]], None]:
 
 
 def write_zarr(path: str, array: np.ndarray) -> None:
-    """Write a folder of Zarr, whole or not at all; OSError if there is anything of that name."""
-    require(f"{path}: writing it", "files", "zarr")
+    """Write a Zarr folder, whole or not at all; raise OSError if the path exists."""
+    require(f"{path}: writing", "files", "zarr")
     import zarr
 
     if os.path.lexists(path):
-        raise FileExistsError(f"{path}: is there already; remove it, or choose another name")
+        raise FileExistsError(f"{path}: exists already; remove it, or choose another name")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{path}: there is no folder {folder}; create it first")
     temporary = os.path.join(folder, f".{os.path.basename(path)[:40]}.{os.urandom(8).hex()}.tmp")
     try:
-        # Older versions have no arrays of the other byte order.
+        # Older versions of zarr reject arrays of the other byte order.
         native: Any = array.astype(array.dtype.newbyteorder("="), copy=False)
         zarr.save_array(temporary, native)
         os.rename(temporary, path)
@@ -94,14 +94,14 @@ def write_zarr(path: str, array: np.ndarray) -> None:
 
 
 class _Refused(ValueError):
-    """An array that is not damaged, but is not read."""
+    """Error for an array that is intact but is not read."""
 
 
 @contextlib.contextmanager
 def _opened(file: Path, kind: str) -> Iterator[Any]:
-    """Open a file or a folder to read it; its damages are named in one line."""
+    """Open a file or a folder for reading; report damage in one line."""
     package = "zarr" if kind == ZARR else "h5py"
-    require(f"{file}: reading it", "files", package)
+    require(f"{file}: reading", "files", package)
     refused = None
     with damage_named(file, kind), contextlib.ExitStack() as stack:
         try:
@@ -111,7 +111,7 @@ def _opened(file: Path, kind: str) -> Iterator[Any]:
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise ValueError(str(error)) from None  # of HDF5's own, on damage
+            raise ValueError(str(error)) from None  # raised by HDF5 for damaged files
     if refused is not None:
         raise ValueError(str(refused))
 
@@ -130,7 +130,7 @@ def _open(file: Path, kind: str) -> Iterator[Any]:
 
 
 def _arrays(whole: Any, kind: str) -> Iterator[str]:
-    """Paths of the arrays. Links to other files are not followed."""
+    """Yield the paths of the arrays. Links to other files are not followed."""
     found: list[str] = []
     if kind == ZARR:
         if hasattr(whole, "members"):  # a group

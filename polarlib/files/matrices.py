@@ -1,4 +1,4 @@
-"""Matrices from and to files."""
+"""Reading and writing of matrices."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from polarlib.files.matrix_market import read_market
 from polarlib.files.whole import PICKLED, damage_named, open_regular, write_together
 
 SUFFIXES = (".npy", ".npz", ".safetensors", ".mtx", ".h5", ".hdf5", ".zarr")
-# Suffixes of files that `write` makes.
+# Suffixes that `write` accepts.
 WRITTEN = (".npy", ".h5", ".hdf5", ".zarr")
 
-# How files begin; .safetensors files begin with the length of their header.
+# First bytes of each type; .safetensors files begin with the length of their header.
 MAGIC = {
     ".npy": b"\x93NUMPY",
     ".npz": b"PK",
@@ -48,7 +48,7 @@ MAGIC = {
 
 PICKLE = b"\x80"  # of protocol 2 and later
 
-# Names that an error lists: a model may have thousands of tensors.
+# Largest number of names in a message: a model may have thousands of tensors.
 LISTED = 20
 
 # Names of dtypes in .safetensors files, where they are not those of NumPy or ml_dtypes.
@@ -67,18 +67,20 @@ _SAFETENSORS = {
 
 
 def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """Take ``FILE:name`` apart.
+    """Return the file and the name of the array in ``FILE:name``.
 
     Parameters
     ----------
     path : path-like
-        A file, or an .npz, .safetensors, .h5, .hdf5 or .zarr one, a colon and the name of one of
-        its arrays.
+        A file; or a file with suffix .npz, .safetensors, .h5, .hdf5 or .zarr, a colon and the name
+        of one of its arrays.
 
     Returns
     -------
     file : Path
+        The file.
     name : str or None
+        Name of the array, if there is one.
 
     Examples
     --------
@@ -97,19 +99,24 @@ def split(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
 
 
 def names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the arrays in a file that has names for them; none for one nameless array.
+    """Return the names of the arrays in a file; none for a file of one nameless array.
 
     Parameters
     ----------
     path : path-like
         The file.
 
+    Returns
+    -------
+    tuple of str
+        In the order of the file.
+
     Raises
     ------
     OSError
-        If the file is missing or may not be read.
+        If the file is missing or cannot be read.
     ValueError
-        If it is damaged, or of another type than its suffix.
+        If the file is damaged, or of another type than its suffix.
     """
     file, _ = split(path)
     kind = _kind(file)
@@ -130,11 +137,11 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     Parameters
     ----------
     path : path-like
-        An .npy, .npz, .safetensors, Matrix Market .mtx or HDF5 .h5 or .hdf5 file, or a folder .zarr
-        of Zarr; ``FILE:name`` chooses an array.
+        File of type .npy, .npz, .safetensors, Matrix Market (.mtx) or HDF5 (.h5, .hdf5), or a Zarr
+        folder (.zarr); ``FILE:name`` selects an array.
     name : str, optional
-        Which array of a file that holds several. In HDF5 and Zarr a path, ``"/group/array"``; the
-        first slash may be left out.
+        Name of the array, if the file holds several. In HDF5 and Zarr it is a path,
+        ``"/group/array"``, whose first slash can be omitted.
 
     Returns
     -------
@@ -145,21 +152,20 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
     Raises
     ------
     OSError
-        If the file is missing or may not be read.
+        If the file is missing or cannot be read.
     ValueError
-        If it is damaged or of another type than its suffix, does not hold numbers, holds
-        several arrays of which none was chosen, or is a Matrix Market matrix that takes more than
-        2 GiB as a dense one.
+        If the file is damaged or of another type than its suffix, does not hold numbers, holds
+        several arrays of which none was selected, or is a Matrix Market matrix that needs more
+        than 2 GiB in dense form.
     ImportError
-        If reading it takes the extra ``polarlib[files]``, which is not installed.
+        If the type needs the extra ``polarlib[files]``, which is not installed.
 
     Notes
     -----
-    Of Matrix Market files, coordinate and array ones are read with every field and symmetry that
-    their specification has (R. F. Boisvert, R. Pozo and K. A. Remington, NISTIR 5935, 1996), and
-    with Fortran's exponents, 1.0D+01. Coordinate entries that are listed twice are added, as
-    `scipy.io.mmread` adds them; entries above the diagonal of a symmetric matrix are refused. What
-    is wrong is reported with the number of its line.
+    Matrix Market files can have every format, field and symmetry of their specification (R. F.
+    Boisvert, R. Pozo and K. A. Remington, NISTIR 5935, 1996), and Fortran's exponents, 1.0D+01.
+    Coordinate entries that are listed twice are added, as by `scipy.io.mmread`. Entries above the
+    diagonal of a symmetric matrix raise ValueError. Messages have the number of the line.
     """
     file, chosen = split(path)
     name = chosen if name is None else checks.text("name", name)
@@ -194,8 +200,8 @@ def read(path: str | os.PathLike[str], name: str | None = None) -> np.ndarray:
             array = _read_whole(stream)
     if array.dtype.kind not in "biufc":
         raise ValueError(
-            f"{file}: holds entries of type {array.dtype}, not numbers; save it anew as float64 or "
-            "float32"
+            f"{file}: holds entries of type {array.dtype}, not numbers; save it again as "
+            "float64 or float32"
         )
     # Files may come from a machine of the other byte order, in which LAPACK does not compute.
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -208,19 +214,19 @@ def write(path: str | os.PathLike[str], array: Any) -> None:
     ----------
     path : path-like
         Where to write. Its suffix gives the type: .npy, .h5 or .hdf5 (one data set, "/array"), or
-        .zarr, a folder, which must not be there yet.
+        .zarr, a folder, which must not exist.
     array : array-like
-        Of numbers. bfloat16 and 8-bit formats, for which these files have no names, are stored as
-        float32, which holds every number of theirs.
+        Of numbers. bfloat16 and 8-bit formats, which these types of files lack, are stored exactly,
+        as float32.
 
     Raises
     ------
     OSError
-        If the folder does not exist or cannot be written; a file of that name is then as it was.
+        If the folder does not exist or cannot be written; an existing file is then unchanged.
     ValueError
-        If the array does not hold numbers, or the suffix is another one.
+        If the array does not hold numbers, or for another suffix.
     ImportError
-        If that takes the extra ``polarlib[files]``, which is not installed.
+        If the type needs the extra ``polarlib[files]``, which is not installed.
 
     Examples
     --------
@@ -234,24 +240,24 @@ def write(path: str | os.PathLike[str], array: Any) -> None:
 
 
 def write_all(arrays: Mapping[Any, Any]) -> None:
-    """Write arrays to files of the types of their suffixes, all or none.
+    """Write arrays to files, whose types their suffixes give, all or none.
 
     Parameters
     ----------
     arrays : mapping
-        From paths to arrays, as :func:`write` takes them. A folder of Zarr is written alone.
+        From paths to arrays, as for :func:`write`. A Zarr folder must be the only entry.
 
     Raises
     ------
     OSError, ValueError, ImportError
-        As :func:`write` raises them; every file is then as it was.
+        As for :func:`write`; every existing file is then unchanged.
     """
     checks.instance("arrays", arrays, Mapping, "a mapping from paths to arrays")
     _write(arrays, "a path of arrays")
 
 
 def _write(arrays: Mapping[Any, Any], label: str) -> None:
-    """Write arrays to files; `label` is what messages call a path."""
+    """Write arrays to files; `label` stands for a path in messages."""
     writers: dict[Any, Callable[[IO[bytes]], Any]] = {}
     for path, array in arrays.items():
         text = os.fsdecode(checks.path(label, path))
@@ -262,7 +268,9 @@ def _write(arrays: Mapping[Any, Any], label: str) -> None:
                 f"got {checks.shown(text)}; change its suffix"
             )
         if kind == ZARR and len(arrays) > 1:
-            raise ValueError(f"{text}: a folder of Zarr is written alone; use one call for each")
+            raise ValueError(
+                f"{text}: a Zarr folder must be the only file of a call; use one call for each"
+            )
         if kind == ZARR:
             return write_zarr(text, _on_host(text, array))
         if kind == ".npy":
@@ -280,13 +288,13 @@ def write_npy(path: str | os.PathLike[str], array: Any) -> None:
     path : path-like
         Where to write.
     array : array-like
-        Of numbers. bfloat16 and 8-bit formats, which .npy files have no names for, are stored as
-        float32, which holds every number of theirs.
+        Of numbers. bfloat16 and 8-bit formats, which .npy files lack, are stored exactly, as
+        float32.
 
     Raises
     ------
     OSError
-        If the folder does not exist or cannot be written; a file of that name is then as it was.
+        If the folder does not exist or cannot be written; an existing file is then unchanged.
     ValueError
         If the array does not hold numbers.
     """
@@ -299,30 +307,30 @@ def write_npys(arrays: Mapping[Any, Any]) -> None:
     Parameters
     ----------
     arrays : mapping
-        From paths to arrays, as :func:`write_npy` takes them.
+        From paths to arrays, as for :func:`write_npy`.
 
     Raises
     ------
     OSError, ValueError
-        As :func:`write_npy` raises them; every file is then as it was.
+        As for :func:`write_npy`; every existing file is then unchanged.
     """
     checks.instance("arrays", arrays, Mapping, "a mapping from paths to arrays")
     write_together({path: _npy_writer(path, array) for path, array in arrays.items()})
 
 
 def _npy_writer(path: str | os.PathLike[str], array: Any) -> Callable[[IO[bytes]], None]:
-    """Return what writes an array to a file object, from the host's memory."""
+    """Return a function that writes an array to a file object."""
     host = _on_host(checks.path("a path of arrays", path), array)
 
     def write(file: IO[bytes]) -> None:
-        # Without the file's number, which NumPy would use: its errors there give no reason.
+        # NumPy would write through the file descriptor, where its errors give no reason.
         np.save(cast(Any, SimpleNamespace(write=file.write)), host, allow_pickle=False)
 
     return write
 
 
 def _on_host(path: str | os.PathLike[str], array: Any) -> np.ndarray:
-    """Return an array of numbers on the host, of a dtype that files have names for."""
+    """Return an array of numbers on the host, of a dtype that the types of files have."""
     array = checks.short("array", array)
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(f"{path}: the array is masked; fill the masked entries first")
@@ -343,7 +351,7 @@ def _on_host(path: str | os.PathLike[str], array: Any) -> np.ndarray:
 
 
 def _kind(file: Path) -> str:
-    """The suffix of a file that exists and begins as files of that suffix do."""
+    """Return the suffix of a file, after a check that the file exists and has that type."""
     kind = file.suffix.lower()
     if kind == ZARR and file.is_dir():
         return kind
@@ -353,7 +361,7 @@ def _kind(file: Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"{file}: no such file") from None
     except OSError as error:
-        if error.strerror is None:  # the message that it is not a regular file
+        if error.strerror is None:  # not a regular file
             raise
         raise OSError(f"{file}: cannot be read: {error.strerror}") from None
     if kind not in SUFFIXES:
@@ -378,7 +386,7 @@ def _kind(file: Path) -> str:
 def _read_whole(stream: IO[bytes]) -> np.ndarray:
     """Read an array in NumPy's format that takes the whole stream."""
     array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-    # NumPy reads what the header declares and no further: a damaged shape would go unnoticed.
+    # NumPy reads no more than the header declares, so that a damaged shape would be unnoticed.
     if stream.read(1):
         raise ValueError("more data than its header declares")
     return array
@@ -408,12 +416,12 @@ def _choose(file: Path, known: tuple[str, ...], name: str | None) -> str:
 
 
 def _header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """The header of a .safetensors file: its tensors by name, and where their data begin."""
-    require(f"{file}: reading it", "files", "safetensors", "ml_dtypes")
+    """Return the tensors of a .safetensors file by name, and the offset of their data."""
+    require(f"{file}: reading", "files", "safetensors", "ml_dtypes")
     from safetensors import safe_open
 
     with damage_named(file, ".safetensors"):
-        with safe_open(file, framework="np"):  # it checks the header, and the length of the file
+        with safe_open(file, framework="np"):  # checks the header, and the length of the file
             pass
         # The tensors are read by offset: the package has no NumPy arrays of 8-bit formats, and none
         # of bfloat16 in its older versions.
@@ -430,7 +438,7 @@ def _read_tensor(file: Path, name: str | None) -> np.ndarray:
     entry = header[name]
     if entry["dtype"] not in _SAFETENSORS:
         raise ValueError(
-            f"{file}: tensor {name!r} has type {entry['dtype']}, which has no counterpart here; "
+            f"{file}: tensor {name!r} has type {entry['dtype']}, which has no NumPy dtype; "
             f"known: {', '.join(_SAFETENSORS)}"
         )
     import ml_dtypes

@@ -14,11 +14,11 @@ import numpy as np
 
 from polarlib.files.whole import damage_named
 
-# Largest sparse matrix that is made dense, in bytes: a decomposition takes several times as much.
+# Largest dense form of a sparse matrix, in bytes: a decomposition needs several times as much.
 DENSE_LIMIT = 2**31
 
 
-# What an entry of a Matrix Market file looks like, by field, and the dtype that it is read in.
+# Pattern of an entry of a Matrix Market file, and dtype of the result, by field.
 # Fortran writes ten as 1.0D+01.
 _INDEX = rb"[0-9]{1,18}"  # all of these fit in an int64
 _REAL = rb"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eEdD][+-]?[0-9]+)?|(?i:nan|inf|infinity))"
@@ -45,7 +45,7 @@ Line = tuple[int, bytes]  # with its number in the file
 
 
 class _Market(NamedTuple):
-    """What the header and the sizes of a Matrix Market file declare."""
+    """Kind and sizes of a matrix, as its Matrix Market file declares them."""
 
     coordinate: bool
     field: str
@@ -58,10 +58,10 @@ class _Market(NamedTuple):
 
 
 def read_market(file: Path) -> np.ndarray:
-    """Read a Matrix Market file, made dense; entries listed twice are added, as SciPy adds them.
+    """Read a Matrix Market file as a dense matrix; entries listed twice are added, as by SciPy.
 
-    By code of our own: SciPy's parser reads 1.0D+01 as 1, and on files that are cut short inside a
-    number or have no rows it ends the process.
+    SciPy's parser is not used: it reads 1.0D+01 as 1, and ends the process on files that have no
+    rows or end within a number.
     """
     with damage_named(file, ".mtx"), open(file, "rb") as stream:
         words = _mtx_words(stream.readline(LINE))
@@ -71,13 +71,13 @@ def read_market(file: Path) -> np.ndarray:
         if size <= DENSE_LIMIT:
             return _mtx_dense(lines, market)
     raise ValueError(
-        f"{file}: a {market} takes {size / 2**30:.1f} GiB as a dense matrix, more than "
-        f"{DENSE_LIMIT / 2**30:.0f} GiB; cut out the part that you need"
+        f"{file}: a {market} needs {size / 2**30:.1f} GiB as a dense matrix, more than "
+        f"{DENSE_LIMIT / 2**30:.0f} GiB; extract the part that you need"
     )
 
 
 def _mtx_words(line: bytes) -> tuple[str, str, str]:
-    """Format, field and symmetry in the first line."""
+    """Return format, field and symmetry from the first line."""
     words = line.decode("ascii", "replace").lower().split()
     start, kind, form, field, symmetry = words if len(words) == 5 else [""] * 5
     known = (start, kind) == ("%%matrixmarket", "matrix")
@@ -92,7 +92,7 @@ def _mtx_words(line: bytes) -> tuple[str, str, str]:
 
 
 def _mtx_lines(stream: IO[bytes]) -> Iterator[Line]:
-    """Lines after the header, without blank ones and comments."""
+    """Yield the lines after the header, without blank lines and comments."""
     for number, line in enumerate(iter(functools.partial(stream.readline, LINE), b""), 2):
         stripped = line.strip(b" \t\r\n")
         if stripped and not stripped.startswith(b"%"):
@@ -105,7 +105,7 @@ def _mtx_sizes(lines: Iterator[Line], form: str, field: str, symmetry: str) -> _
     wanted = 2 if form == "array" else 3
     if len(sizes) != wanted or not all(re.fullmatch(_INDEX, size) for size in sizes):
         raise ValueError(
-            f"line {number}: {wanted} sizes of an {form} file must be here, got {_quoted(line)}"
+            f"line {number}: expected {wanted} sizes of a file of type {form}, got {_quoted(line)}"
         )
     rows, columns, *rest = map(int, sizes)
     if symmetry != "general" and rows != columns:
@@ -116,13 +116,13 @@ def _mtx_sizes(lines: Iterator[Line], form: str, field: str, symmetry: str) -> _
 
 
 def _mtx_dense(lines: Iterator[Line], market: _Market) -> np.ndarray:
-    """The matrix, from the lines of its entries."""
+    """Return the matrix from the lines of its entries."""
     value, dtype = _FIELDS[market.field]
     parts = [_INDEX] * (2 * market.coordinate) + [value] * (market.field != "pattern")
     pattern = re.compile(rb"[ \t]+".join(parts))
     width = 2 * market.coordinate + {"pattern": 0, "complex": 2}.get(market.field, 1)
     where = None if market.coordinate else _mtx_places(market)
-    # Sums of integers are exact, and refused where the dtype does not hold them.
+    # Sums of integers are exact; entries that the dtype cannot hold raise ValueError.
     dense = np.zeros(market.shape, dtype if dtype in (np.float64, np.complex128) else object)
     mirror = _MIRROR[market.symmetry]
     done, number = 0, 2
@@ -151,7 +151,7 @@ def _mtx_places(market: _Market) -> Callable[[np.ndarray], Any]:
     rows = market.shape[0]
     if market.symmetry == "general":
         return lambda k: (k % rows, k // rows)
-    # By columns, the lower triangle lies as the upper one does by rows.
+    # The lower triangle by columns has the order of the upper triangle by rows.
     j, i = np.triu_indices(rows, int(market.symmetry == "skew-symmetric"))
     return lambda k: (i[k], j[k])
 
@@ -162,7 +162,7 @@ def _mtx_check_lines(
     for number, line in chunk:
         if not pattern.fullmatch(line):
             what = f"{'two indices and ' * market.coordinate}a {market.field} entry"
-            raise ValueError(f"line {number}: {what} must be here, got {_quoted(line)}")
+            raise ValueError(f"line {number}: expected {what}, got {_quoted(line)}")
     if done + len(chunk) > market.entries:
         number, _ = chunk[market.entries - done]
         raise ValueError(f"line {number}: more than {market.entries} entries")
@@ -171,7 +171,7 @@ def _mtx_check_lines(
 def _mtx_check_entries(
     chunk: list[Line], market: _Market, i: np.ndarray, j: np.ndarray, v: np.ndarray
 ) -> None:
-    """Refuse what lies outside of the matrix or its triangle, or does not fit its dtype."""
+    """Raise ValueError for entries outside the matrix or its triangle, or beyond its dtype."""
     wrong = (i < 0) | (i >= market.shape[0]) | (j < 0) | (j >= market.shape[1])
     if v.dtype == object:
         limits = np.iinfo(_FIELDS[market.field][1])
@@ -180,7 +180,7 @@ def _mtx_check_entries(
         wrong |= (i < j) | ((i == j) & (v != mirror(v)) & (v == v))
     if wrong.any():
         number, line = chunk[int(wrong.argmax())]
-        raise ValueError(f"line {number}: {_quoted(line)} is no entry of a {market}")
+        raise ValueError(f"line {number}: {_quoted(line)} is not an entry of a {market}")
 
 
 def _mtx_values(columns: list[list[bytes]], field: str, count: int) -> np.ndarray:
@@ -192,7 +192,7 @@ def _mtx_values(columns: list[list[bytes]], field: str, count: int) -> np.ndarra
     if not imaginary:
         return real
     v = real.astype(np.complex128)
-    v.imag = imaginary[0]  # not real + 1j * imaginary, which makes NaN of infinities
+    v.imag = imaginary[0]  # real + 1j * imaginary would turn infinities into NaN
     return v
 
 

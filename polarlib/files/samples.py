@@ -18,7 +18,7 @@ def sample_matrices() -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to ndarray
-        float32; :func:`sample_metadata` gives the origin of each and what is hard about it.
+        Of dtype float32; :func:`sample_metadata` gives origin and properties of each.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """Results as tables of HTML, which notebooks show in place of a repr.
 
-A table has a caption and headings with a scope, no script, and no colours: those of the page, light
-or dark, hold. All text is escaped.
+A table has a caption and headings with a scope, and no script. It has no colours, so that those of
+the page apply, light or dark. All text is escaped.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def html_table(caption: str, rows: Mapping[str, Any], head: Sequence[str] = ()) 
     Parameters
     ----------
     caption : str
-        What the table is of.
+        Title of the table.
     rows : mapping
-        Headings of the rows, and their values: one, or a list with one value per column. Strings
-        stay, other values are written as :func:`cell` does.
+        Headings of the rows, and their values: one, or a list with one value per column. Values are
+        written by :func:`cell`.
     head : sequence of str, optional
-        Headings of the columns, that of the rows' headings included.
+        Headings of the columns, including the column of the row headings.
 
     Returns
     -------
@@ -65,13 +65,13 @@ def html_table(caption: str, rows: Mapping[str, Any], head: Sequence[str] = ()) 
 def cell(value: Any) -> str:
     """Write a value for a table: arrays by dtype and shape, numbers to six digits.
 
-    Entries of arrays are read only where that neither fails nor waits for a device: of arrays
-    without axes, in the memory of the host.
+    Entries are read only from arrays without axes in the memory of the host, where reading neither
+    fails nor waits for a device.
 
     Parameters
     ----------
     value : object
-        None, a number, a string, an array of any library, traced ones too, or a sequence of these.
+        None, a number, a string, an array of any library, traced or not, or a sequence of these.
 
     Returns
     -------
@@ -102,11 +102,10 @@ def cell(value: Any) -> str:
 def _array(x: Any) -> str:
     try:
         shape, name = tuple(x.shape), dtype_name(x)
-    except Exception:  # a stand-in for an array, such as JAX has while it flattens a tree
+    except Exception:  # a placeholder for an array, as in JAX's flattening of trees
         return type(x).__name__
     if shape == ():
-        # Tracers, tensors on a device and those that record derivatives refuse: each library by
-        # an error of its own.
+        # Tracers and tensors on a device raise here, in each library another type of error.
         try:
             return cell(np.asarray(x.detach() if hasattr(x, "detach") else x).item())
         except Exception:

@@ -1,4 +1,4 @@
-"""Traces as CSV: a row a step, read back bit for bit."""
+"""Traces as CSV files: one row per step, read back exactly."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from polarlib.arrays import checks
 from polarlib.arrays.entry import is_host_array
 from polarlib.files.whole import read_whole, write_whole
 
-LIMIT = 2**28  # bytes of a file that is read; a step takes about 40 for each singular value
-# Columns: of every step a figure each, the figures of each singular value, numbered from 1, and the
-# same in every row what the trace is of, so that the files of several traces join to one table.
-FIGURES = ("matmuls", "orthogonality", "backward_error", "distance")
+LIMIT = 2**28  # bytes of a file that is read; a step has about 40 per singular value
+# Columns: quantities of the step; quantities of each singular value, numbered from 1; and, equal in
+# all rows, the metadata of the trace, so that files of several traces can be joined to one table.
+QUANTITIES = ("matmuls", "orthogonality", "backward_error", "distance")
 PATHS = {"sigma": "singular_values", "alignment": "alignment"}
 ABOUT = ("method", "precision", "form", "shape", "simulated")
 
@@ -25,7 +25,7 @@ ABOUT = ("method", "precision", "form", "shape", "simulated")
 def write_trace(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
     """Write the fields of a trace, whole or not at all."""
     counted = range(1, fields["singular_values"].shape[1] + 1)
-    head = ["step", *FIGURES, *(f"{name}_{i}" for name in PATHS for i in counted), *ABOUT]
+    head = ["step", *QUANTITIES, *(f"{name}_{i}" for name in PATHS for i in counted), *ABOUT]
     shape = "x".join(map(str, fields["shape"]))
     about = [shape if name == "shape" else str(fields[name]) for name in ABOUT]
 
@@ -35,12 +35,12 @@ def write_trace(path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(head)
         for step in range(len(fields["matmuls"])):
-            figures = [fields[name][step] for name in FIGURES]
-            figures += [v for name in PATHS.values() for v in fields[name][step]]
+            values = [fields[name][step] for name in QUANTITIES]
+            values += [v for name in PATHS.values() for v in fields[name][step]]
             # repr writes the fewest digits that are read back as the same double.
-            rows.writerow([step, *(repr(v.item()) for v in figures), *about])
+            rows.writerow([step, *(repr(v.item()) for v in values), *about])
         text.flush()
-        text.detach()  # else the wrapper would close the file, which is still to be synced
+        text.detach()  # otherwise the wrapper would close the file before it is synced
 
     write_whole(path, write)
 
@@ -51,34 +51,34 @@ def read_trace(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is no such table; the message names it and the row.
+        If the file is not such a table; the message has its name and the row.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     at = os.fsdecode(path)
     try:
         text = read_whole(path, LIMIT).decode("utf-8")
         head, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{at}: is no CSV file in UTF-8: {error}") from None
+        raise ValueError(f"{at}: is not a CSV file in UTF-8: {error}") from None
     except ValueError as error:
         if str(error).startswith(at):
             raise
         raise ValueError(f"{at}: is empty") from None
-    missing = [name for name in ("step", *FIGURES, *ABOUT) if name not in head]
+    missing = [name for name in ("step", *QUANTITIES, *ABOUT) if name not in head]
     if missing or len(set(head)) < len(head):
         what = f"the columns {', '.join(missing)} are missing" if missing else "columns occur twice"
-        raise ValueError(f"{at}: is no trace that Trace.to_csv wrote: {what}")
+        raise ValueError(f"{at}: is not a file of Trace.to_csv: {what}")
     k = sum(name.startswith("sigma_") for name in head)
     paths = {name: [f"{name}_{i + 1}" for i in range(k)] for name in PATHS}
-    if set(head) != {"step", *FIGURES, *ABOUT, *paths["sigma"], *paths["alignment"]}:
+    if set(head) != {"step", *QUANTITIES, *ABOUT, *paths["sigma"], *paths["alignment"]}:
         raise ValueError(
-            f"{at}: is no trace that Trace.to_csv wrote: expected columns sigma_1 to sigma_{k} and "
+            f"{at}: is not a file of Trace.to_csv: expected columns sigma_1 to sigma_{k} and "
             f"alignment_1 to alignment_{k}, and no others"
         )
     if not rows:
         raise ValueError(f"{at}: has no steps")
-    fields: dict[str, Any] = {name: [] for name in (*FIGURES, *PATHS.values())}
+    fields: dict[str, Any] = {name: [] for name in (*QUANTITIES, *PATHS.values())}
     about = None
     for number, cells in enumerate(rows):
         row = f"{at}: row {number + 2}"
@@ -94,7 +94,7 @@ def read_trace(path: str | os.PathLike[str]) -> dict[str, Any]:
             )
         try:
             fields["matmuls"].append(int(by_name["matmuls"]))
-            for name in FIGURES[1:]:
+            for name in QUANTITIES[1:]:
                 fields[name].append(float(by_name[name]))
             for name, columns in paths.items():
                 fields[PATHS[name]].append([float(by_name[c]) for c in columns])
@@ -115,8 +115,7 @@ def _about(cells: Mapping[str, str], at: str) -> dict[str, Any]:
     return {**cells, "shape": shape, "simulated": simulated}
 
 
-# Of the fields of a trace the numbers of axes; those with a second one have a column for each
-# singular value.
+# Number of axes of each field of a trace; fields with two axes have one column per singular value.
 _AXES = {
     "matmuls": 1,
     "singular_values": 2,
@@ -129,22 +128,22 @@ _AXES = {
 
 def checked_trace(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a trace, checked against each other, as arrays."""
-    found = dict(fields)
+    checked = dict(fields)
     for name in ("method", "precision", "form"):
-        found[name] = checks.text(name, found[name])
-    found["shape"] = checks.pair("shape", found["shape"])
-    found["simulated"] = checks.flag("simulated", found["simulated"])
+        checked[name] = checks.text(name, checked[name])
+    checked["shape"] = checks.pair("shape", checked["shape"])
+    checked["simulated"] = checks.flag("simulated", checked["simulated"])
     for name, axes in _AXES.items():
-        found[name] = _numbers(name, found[name], axes, whole=name == "matmuls")
-    steps, k = len(found["matmuls"]), min(found["shape"])
+        checked[name] = _numbers(name, checked[name], axes, whole=name == "matmuls")
+    steps, k = len(checked["matmuls"]), min(checked["shape"])
     for name, axes in _AXES.items():
         wanted = (steps, k)[:axes]
-        if found[name].shape != wanted or not steps:
+        if checked[name].shape != wanted or not steps:
             raise ValueError(
-                f"{name} must have the shape {wanted}, as matmuls and shape say, with at least one "
-                f"row, got {found[name].shape}"
+                f"{name} must have the shape {wanted} of matmuls and shape, with at least one "
+                f"row, got {checked[name].shape}"
             )
-    return found
+    return checked
 
 
 def _numbers(name: str, values: Any, axes: int, *, whole: bool) -> np.ndarray:

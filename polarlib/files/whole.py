@@ -23,9 +23,10 @@ PICKLED = (
 
 @contextlib.contextmanager
 def damage_named(file: Path, kind: str) -> Iterator[None]:
-    """Turn what readers raise on damaged files into one line.
+    """Turn the errors of readers on damaged files into errors of one line.
 
-    They raise whatever their parsers do, from BadZipFile to TokenError, and promise no list.
+    Readers raise the errors of their parsers, from BadZipFile to TokenError; no list of them is
+    documented.
     """
     try:
         yield
@@ -53,8 +54,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
 
     `write` is called with a binary file object. A symbolic link is followed: the file that it names
     is replaced. A file that is replaced keeps its permissions, a new one gets those that `open`
-    gives. OSError if the folder does not exist or cannot be written, or if `path` is a folder, a
-    pipe, a socket or a device, or may not be written; `path` is then as it was.
+    gives. Raise OSError if the folder does not exist or cannot be written, or if `path` is a
+    folder, a pipe, a socket or a device, or cannot be written; `path` is then unchanged.
     """
     write_together({path: write})
 
@@ -62,8 +63,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
 def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
     """Write several files, all or none, each as :func:`write_whole` does.
 
-    An OSError has the path that was given; every file is then as it was. SIGTERM and SIGHUP, where
-    their handlers are the default ones, end the process only after the temporary files are removed.
+    An OSError has the path as given; every existing file is then unchanged. SIGTERM and SIGHUP, if
+    their handlers are the defaults, end the process only after the temporary files are removed.
     """
     temporaries: list[str] = []  # each is registered before it is made
     targets: list[str] = []
@@ -75,13 +76,13 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
                 target, mode = replaceable(path)
                 targets.append(target)
                 temporaries.append(_beside(target))
-                # With the permissions that open() gives: the umask is not read, which is the
-                # process's and could be read only by changing it.
+                # With the permissions that open() gives. The umask is not read, because reading it
+                # would change it for the whole process.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
                 with os.fdopen(os.open(temporaries[-1], flags, 0o666), "wb") as file:
                     write(file)
                     file.flush()
-                    # Before the rename: after a crash the name must not stand for an empty file.
+                    # Before the rename, so that a crash leaves no empty file of that name.
                     os.fsync(file.fileno())
                 if mode is not None:
                     os.chmod(temporaries[-1], mode)
@@ -98,7 +99,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
         except BaseException as error:
             armed.clear()
             waiting = [temporary for _, temporary, _ in replaced if os.path.exists(temporary)]
-            if waiting or len(replaced) < len(writers):  # else all are in their places
+            if waiting or len(replaced) < len(writers):  # otherwise all are in place
                 _restore([entry for entry in replaced if entry[1] not in waiting], temporaries)
             if (
                 isinstance(error, OSError)
@@ -115,7 +116,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
 
 
 def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]) -> None:
-    """Put back what was in the places of files that were renamed."""
+    """Restore the files that were replaced."""
     for target, _, saved in replaced:
         with contextlib.suppress(OSError):
             if saved is None:
@@ -126,7 +127,7 @@ def _restore(replaced: list[tuple[str, str, str | None]], temporaries: list[str]
 
 
 def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
-    """Check that a file can be written, before anything is computed for it.
+    """Check that a file can be written, before its content is computed.
 
     Return the file behind symbolic links, and its permissions if there is one to replace; raise
     OSError as :func:`write_whole` does.
@@ -146,13 +147,13 @@ def replaceable(path: str | os.PathLike[str]) -> tuple[str, int | None]:
     if not os.access(folder, os.W_OK):
         where = os.path.dirname(name) or "."
         raise PermissionError(f"{name}: the folder {where} cannot be written")
-    if mode is not None and not os.access(target, os.W_OK):  # a rename would go ahead all the same
+    if mode is not None and not os.access(target, os.W_OK):  # os.replace would not fail
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
     return target, mode
 
 
 def _regular(path: str | os.PathLike[str], remedy: str) -> os.stat_result:
-    """Return the state of a regular file; refuse what may have no end or no other side."""
+    """Return the state of a regular file; raise OSError for others, which may never end."""
     state = os.stat(path)
     if stat.S_ISDIR(state.st_mode):
         raise IsADirectoryError(f"{os.fspath(path)}: is a folder; name a file in it")
@@ -162,7 +163,7 @@ def _regular(path: str | os.PathLike[str], remedy: str) -> os.stat_result:
 
 
 def _beside(target: str) -> str:
-    """Return a name that nothing has, in the same folder and short enough for it."""
+    """Return an unused name in the same folder, short enough for its file system."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.tmp")
 
@@ -170,7 +171,7 @@ def _beside(target: str) -> str:
 def _second_name(file: str, name: str) -> None:
     try:
         os.link(file, name)
-    except OSError:  # a file system without links, or not our file
+    except OSError:  # a file system without links, or a file of another user
         shutil.copy2(file, name)
 
 
@@ -188,7 +189,7 @@ def _sync_folder(folder: str) -> None:
 def _stopped_by_signals() -> Iterator[list[bool]]:
     """Turn SIGTERM and SIGHUP into an exception; let them end the process after the block.
 
-    Gives a list; once it is empty, as it should be while files are removed, nothing is raised.
+    Yield a list. Nothing is raised once the list is empty; empty it before files are removed.
     """
     caught: list[int] = []
     armed = [True]
@@ -216,16 +217,16 @@ def _stopped_by_signals() -> Iterator[list[bool]]:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a regular file to read it.
+    """Open a regular file for reading.
 
-    OSError for folders, pipes, sockets and devices, which may be read for ever.
+    Raise OSError for folders, pipes, sockets and devices, whose reading may never end.
     """
-    _regular(path, "copy what it gives into a file")
+    _regular(path, "copy its content to a file")
     return open(path, "rb")
 
 
 def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a regular file, as :func:`open_regular` takes it; ValueError above a limit in bytes."""
+    """Read a regular file by :func:`open_regular`; raise ValueError above a limit in bytes."""
     with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -234,7 +235,7 @@ def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 def load_json(content: bytes, file: str | os.PathLike[str]) -> Any:
-    """Parse JSON whose keys are unique; ValueError names the file where the text is not JSON."""
+    """Parse JSON whose keys are unique; for other text raise ValueError with the file's name."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -47,7 +47,9 @@ def ky_fan_dual(k: int | None, p: float = 1) -> MatrixNorm:
 
     Parameters
     ----------
-    k, p
+    k : int or None
+        As in :func:`ky_fan`.
+    p : float, optional
         As in :func:`ky_fan`.
 
     Returns

@@ -207,7 +207,13 @@ class Module(NamedTuple):
     sensitivity: float
 
     def norm(self) -> Modular:
-        """Return the modular norm of the weights."""
+        """Return the modular norm of the weights.
+
+        Returns
+        -------
+        Norm
+            :func:`modular` of `norms` and `scales`.
+        """
         return modular(self.norms, self.scales)
 
 

@@ -272,10 +272,12 @@ def f_fanion(k: int | None, alpha: float, *, polar: Polar = None) -> MatrixNorm:
 
     Parameters
     ----------
-    k, polar
+    k : int or None
         As in :func:`fanion`.
     alpha : float
         From 0 (Frobenius) to 1 (Fanion-k).
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`fanion`.
 
     Returns
     -------
@@ -357,12 +359,14 @@ def s_fanion(k: int | None, alpha: float, eta: float, *, polar: Polar = None) ->
 
     Parameters
     ----------
-    k, polar
+    k : int or None
         As in :func:`fanion`.
     alpha : float
         From 0 (signs) to 1 (Fanion-k).
     eta : float
         Positive: the size of the signs.
+    polar : callable, str, path-like or Schedule, optional
+        As in :func:`fanion`.
 
     Returns
     -------

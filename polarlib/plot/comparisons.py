@@ -125,7 +125,13 @@ def cost(
         Cost of kernels in matrix products, as from
         :func:`polarlib.design.cost_tables.kernel_costs`; by default those of NumPy for the format
         and size of each trace.
-    title, labels, legend, color
+    title : str, optional
+        As for :func:`compare`.
+    labels : sequence of str, optional
+        As for :func:`compare`.
+    legend : bool, optional
+        As for :func:`compare`.
+    color : color or sequence of colors, optional
         As for :func:`compare`.
 
     Returns

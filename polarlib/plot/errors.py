@@ -166,7 +166,13 @@ def matrix_products(
     matmuls : int, optional
         Number of products, at most 300, up to which schedules are repeated: by default that of the
         longest one. Sets that do not repeat end with their list.
-    title, labels, legend, color
+    title : str, optional
+        As for :func:`error`.
+    labels : sequence of str, optional
+        As for :func:`error`.
+    legend : bool, optional
+        As for :func:`error`.
+    color : color or sequence of colors, optional
         As for :func:`error`.
 
     Returns

@@ -46,7 +46,7 @@ def polynomial(
     Returns
     -------
     matplotlib.axes.Axes
-        s(x / input_safety) for x a singular value of the normalised input, and, faint, the
+        With s(x / input_safety) for x a singular value of the normalised input, and, faint, the
         compositions of its first steps. The abscissa is from a tenth of the lower bound to a little
         above the upper bound or the divergence limit, if that is near. A shaded band has the width
         of the error about the target on the interval. Dots mark the points of worst error: those of

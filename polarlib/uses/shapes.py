@@ -104,7 +104,7 @@ def generalized_procrustes(
     scale : bool, optional
         Whether the s_i are computed; otherwise they are 1. The sum of the squared sizes
         ``sum w_j |s_i (a_ij - mean a_i)|^2`` is kept, since otherwise all s_i = 0 would be optimal.
-        (Without `translation` the mean a_i is replaced by 0.)
+        Without `translation` the mean a_i is replaced by 0.
     translation : bool, optional
         Whether the t_i are computed; otherwise they are 0. With translations the mean is centred at
         the origin.

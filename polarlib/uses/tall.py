@@ -315,7 +315,7 @@ def polar_tall(
 
     See Also
     --------
-    polar : for arrays in memory, and arrays distributed over devices.
+    polar : For arrays in memory, and arrays distributed over devices.
 
     Notes
     -----

@@ -33,6 +33,7 @@ def orthonormal(m: int, n: int, *, seed: int = 0, dtype: Any = "float64") -> np.
     Returns
     -------
     ndarray, shape (m, n)
+        Of dtype `dtype`.
 
     Notes
     -----
@@ -76,6 +77,7 @@ def with_singular_values(
     Returns
     -------
     ndarray, shape (m, n)
+        Of dtype `dtype`.
 
     Raises
     ------
@@ -109,6 +111,21 @@ def with_singular_values(
 def hilbert(n: int) -> np.ndarray:
     """Return the Hilbert matrix ``1 / (i + j - 1)``: condition number about ``exp(3.5 n)``.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384.
+
     Examples
     --------
     >>> hilbert(2).tolist()
@@ -121,6 +138,23 @@ def hilbert(n: int) -> np.ndarray:
 def frank(n: int) -> np.ndarray:
     """Return the Frank matrix: upper Hessenberg, determinant 1, ill-conditioned eigenvalues.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384.
+
+    References
+    ----------
     W. L. Frank, J. SIAM 6 (1958) 378-392.
 
     Examples
@@ -137,6 +171,23 @@ def frank(n: int) -> np.ndarray:
 def binomial(n: int) -> np.ndarray:
     """Return the binomial matrix: a multiple of an involution, ``A @ A = 2**(n - 1) I``.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 1000.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 1000.
+
+    References
+    ----------
     N. J. Higham, The Matrix Computation Toolbox.
 
     Examples
@@ -153,6 +204,25 @@ def binomial(n: int) -> np.ndarray:
 def kahan(n: int, theta: float = 1.2) -> np.ndarray:
     """Return the Kahan matrix: triangular, with a singular value that pivoted QR does not reveal.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+    theta : float, optional
+        Angle in radians; the diagonal is ``sin(theta)**i``, i = 0, ..., n - 1.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384, or `theta` not a finite number.
+
+    References
+    ----------
     W. Kahan, Canad. Math. Bull. 9 (1966) 757-801.
 
     Examples
@@ -169,6 +239,21 @@ def kahan(n: int, theta: float = 1.2) -> np.ndarray:
 def wilkinson(n: int) -> np.ndarray:
     """Return Wilkinson's matrix W+: tridiagonal, indefinite, eigenvalues in nearly equal pairs.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384.
+
     Examples
     --------
     >>> wilkinson(3).tolist()
@@ -181,6 +266,23 @@ def wilkinson(n: int) -> np.ndarray:
 def wilkinson_minus(n: int) -> np.ndarray:
     """Return Wilkinson's matrix W-: eigenvalues in pairs ``+-x`` that share a singular value.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384.
+
+    References
+    ----------
     J. H. Wilkinson, The Algebraic Eigenvalue Problem (Oxford, 1965), section 5.45.
 
     Examples
@@ -195,6 +297,25 @@ def wilkinson_minus(n: int) -> np.ndarray:
 def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
     """Return a Cauchy matrix ``1 / (i - j + shift)``: singular values near ``pi / sin(pi shift)``.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+    shift : float, optional
+        Not an integer, and at least 1e-300 in absolute value.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384, or for another shift.
+
+    References
+    ----------
     S. V. Parter, Linear Algebra Appl. 80 (1986) 115-130.
 
     Examples
@@ -214,6 +335,23 @@ def cauchy(n: int, shift: float = 0.5) -> np.ndarray:
 def growth(n: int) -> np.ndarray:
     """Return a matrix whose elements grow by ``2**(n - 1)`` in LU with partial pivoting.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384.
+
+    References
+    ----------
     J. H. Wilkinson, J. ACM 8 (1961) 281-330.
 
     Examples
@@ -230,6 +368,26 @@ def growth(n: int) -> np.ndarray:
 @ignore_float_errors
 def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
     """Return a rotation by `angle` in a random plane.
+
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+    angle : float
+        Angle in radians.
+    seed : int, optional
+        Of NumPy's default generator.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384, `angle` not a finite number, or `seed` not an
+        integer of at least 0.
 
     Examples
     --------
@@ -250,6 +408,23 @@ def rotation(n: int, angle: float, *, seed: int = 0) -> np.ndarray:
 def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
     """Return a Jordan block; its smallest singular value is about ``value**n``.
 
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+    value : float, optional
+        The eigenvalue.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384, or `value` not a finite number.
+
     Examples
     --------
     >>> jordan_block(2).tolist()
@@ -262,6 +437,26 @@ def jordan_block(n: int, value: float = 0.1) -> np.ndarray:
 @ignore_float_errors
 def graded(n: int, low: float = 1e-12, *, seed: int = 0) -> np.ndarray:
     """Return a Gaussian matrix whose rows and columns decrease geometrically from 1 to `low`.
+
+    Parameters
+    ----------
+    n : int
+        Order, from 1 to 16384.
+    low : float, optional
+        Scale of the last row and of the last column, above 0 and at most 1.
+    seed : int, optional
+        Of NumPy's default generator.
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+        Real, float64.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not an integer from 1 to 16384, `low` not in (0, 1], or `seed` not an integer of
+        at least 0.
 
     Examples
     --------

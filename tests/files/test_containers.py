@@ -103,7 +103,7 @@ def test_what_is_not_read(h5py, monkeypatch):
     assert "not numbers" in failure(files.read, "a.h5:/text")
     assert "too large for the memory" in failure(files.read, "a.h5:/large")
     for name in ("apart", "virtual"):
-        assert "is kept in other files" in failure(files.read, f"a.h5:/{name}")
+        assert "is stored in other files" in failure(files.read, f"a.h5:/{name}")
     assert "holds no array '/group'" in failure(files.read, "a.h5:/group")
 
 
@@ -112,10 +112,10 @@ def test_files_are_written_whole_or_not_at_all(h5py, zarr, here, monkeypatch):
     before = (here / "a.h5").read_bytes()
     assert "not numbers" in failure(files.write, "a.h5", np.array(["text"]))
     assert "must end in" in failure(files.write, "a.txt", A)
-    assert "written alone" in failure(files.write_all, {"a.npy": A, "a.zarr": A})
+    assert "the only file of a call" in failure(files.write_all, {"a.npy": A, "a.zarr": A})
     assert "there is no folder" in failure(files.write, "no/a.zarr", A, kind=FileNotFoundError)
     files.write("a.zarr", A)
-    assert "is there already" in failure(files.write, "a.zarr", A, kind=FileExistsError)
+    assert "exists already" in failure(files.write, "a.zarr", A, kind=FileExistsError)
 
     def full(path, array):
         (here / path).mkdir()
@@ -130,13 +130,13 @@ def test_files_are_written_whole_or_not_at_all(h5py, zarr, here, monkeypatch):
 @pytest.mark.parametrize(("name", "package"), [("a.h5", "h5py"), ("a.zarr", "zarr")])
 def test_the_missing_extra_is_named(here, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    message = f"{name}: writing it needs {package}; install polarlib[files]"
+    message = f"{name}: writing needs {package}; install polarlib[files]"
     assert failure(files.write, name, A, kind=ImportError) == message
     if name.endswith("zarr"):
         (here / name).mkdir()
     else:
         (here / name).write_bytes(matrices.MAGIC[".h5"])
-    message = f"{name}: reading it needs {package}; install polarlib[files]"
+    message = f"{name}: reading needs {package}; install polarlib[files]"
     for call in (files.read, files.names):
         assert failure(call, name, kind=ImportError) == message
     assert containers.HDF5 == (".h5", ".hdf5")
