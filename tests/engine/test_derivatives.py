@@ -342,7 +342,7 @@ def test_bad_input():
         orthogonalize_jvp(a, a * 1j)
     with pytest.raises(ValueError, match="normalisation must be 'moments'"):
         orthogonalize_vjp(a, a, normalisation="aol")
-    with pytest.raises(ValueError, match="schedule must be polynomial, got .* rational steps"):
+    with pytest.raises(ValueError, match=r"schedule must be polynomial, got .* rational steps"):
         orthogonalize_vjp(a, a, schedule=polarlib.design.zolotarev(2, 0.1))
     for call in (polar_jvp, polar_vjp, orthogonalize_jvp, orthogonalize_vjp):
         for bad in (np.nan, np.inf):
