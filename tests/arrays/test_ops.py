@@ -281,7 +281,7 @@ def check_to_host(lab):
     assert type(got) is np.ndarray
     assert got.dtype == ("complex128" if lab.dtype.startswith("complex") else "float64")
     np.testing.assert_array_equal(got, lab.sample())
-    got[...] = 0  # a copy: nobody else sees it
+    got[...] = 0  # a copy without other references
 
 
 def check_on_cpu(lab):

@@ -196,7 +196,7 @@ def test_no_set_that_survives_gives_what_is_not_finite(script, precision):
             s = script.steps_of(name, 5)
             found = script.safety(cases, precision, form, {"schedule": s})
             assert found.lost == 0, (name, form)
-            # The AOL set of one package reverses directions, of which a warning tells.
+            # The AOL set of one package reverses directions, which a warning reports.
             assert found.smallest > 0 or name == "aol_nv", (name, form, found)
 
 
