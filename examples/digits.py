@@ -1,7 +1,7 @@
 """The small task of muon_torch.py and muon_optax.py: images to classes, as a least squares problem.
 
 Scikit-learn's digits where it is installed; otherwise the rows of a gradient that polarlib bundles,
-of which ten columns are predicted from 64 others.
+ten columns of which are predicted from 64 others.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ SHAPES = ((WIDTH, INPUTS), (WIDTH, WIDTH), (OUTPUTS, WIDTH))
 
 
 def task() -> tuple[np.ndarray, np.ndarray]:
-    """Inputs (samples, 64) with a root mean square of 1, and targets (samples, 10)."""
+    """Return inputs (samples, 64) with a root mean square of 1, and targets (samples, 10)."""
     if importlib.util.find_spec("sklearn"):
         from sklearn.datasets import load_digits
 
@@ -31,13 +31,13 @@ def task() -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights(seed: int = 0) -> list[np.ndarray]:
-    """Three layers, (fan-out, fan-in), before training."""
+    """Return three layers, (fan-out, fan-in), before training."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((m, n), np.float32) / np.float32(n**0.5) for m, n in SHAPES]
 
 
 def loss(layers, x, y):
-    """Mean squared error of the network on arrays of any library that NumPy's operators serve."""
+    """Return the mean squared error of the network, for arrays of any library."""
     for w in layers[:-1]:
         x = x @ w.T
         x = x * (x > 0)
@@ -45,7 +45,7 @@ def loss(layers, x, y):
 
 
 def show(curves: dict[str, list[float]], every: int = 5) -> None:
-    """Print loss curves beside each other, and how far apart they are."""
+    """Print loss curves in columns, and their largest difference."""
     lines = [" ".join(["step", *(f"{name:>22}" for name in curves)])]
     for i, losses in list(enumerate(zip(*curves.values(), strict=True)))[::every]:
         lines.append(" ".join([f"{i:4}", *(f"{loss:22.6f}" for loss in losses)]))

@@ -1,4 +1,4 @@
-"""Muon for optax; the script prints the loss of a small network beside optax.contrib.muon's."""
+"""Muon for optax; the script compares the loss of a small network with optax.contrib.muon."""
 
 import collections
 import functools
@@ -15,10 +15,10 @@ MuonState = collections.namedtuple("MuonState", "count mu coefficients")
 
 
 def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule="jordan", **how):
-    """Orthogonalised momentum, times norms.update_scale; `how` goes to orthogonalize_all.
+    """Return orthogonalised momentum times norms.update_scale; `how` is for orthogonalize_all.
 
     The last axis is the fan-out and all others the fan-in, as in Flax: matrices (in, out) and
-    kernels of convolutions (h, w, in, out). Other parameters belong to another transformation.
+    kernels of convolutions (h, w, in, out). Other parameters need another transformation.
     """
     s = polarlib.schedule(schedule, steps=steps)
     if s.normalisation != "frobenius":
@@ -27,7 +27,7 @@ def scale_by_muon(schedule="jordan", steps=None, beta=0.95, nesterov=True, rule=
 
     def init(params):
         if wrong := [p.shape for p in jax.tree.leaves(params) if p.ndim < 2]:
-            raise ValueError(f"Muon takes matrices and kernels, got shape {wrong[0]}: mask it")
+            raise ValueError(f"Muon needs matrices or kernels, got shape {wrong[0]}; mask it")
         coefficients = jnp.array([first, *s.steps[1:]])
         return MuonState(jnp.zeros([], jnp.int32), optax.tree.zeros_like(params), coefficients)
 

@@ -1,4 +1,4 @@
-"""Muon for torch; the script prints the loss of a small network beside torch.optim.Muon's."""
+"""Muon for torch; the script compares the loss of a small network with torch.optim.Muon."""
 
 import digits
 import torch
@@ -11,10 +11,11 @@ OWN |= {"heads": 1, "convolution": True}
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon for any schedule, number format and shape; it reads and writes its states.
+    """torch.optim.Muon for any schedule, number format and shape, with compatible states.
 
-    Of its own, for all or by group, are `schedule`, `steps` and `precision` of orthogonalize,
-    `heads` (blocks of rows that are matrices), and `convolution` (False: 3-D are stacks).
+    Additional options, for all parameters or by group, are `schedule`, `steps` and `precision` of
+    orthogonalize, `heads` (blocks of rows that are matrices), and `convolution` (False: 3-D are
+    stacks).
     """
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, **own):
@@ -32,7 +33,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon takes matrices in equal heads, got {shape}, heads={heads}")
 
     def __setstate__(self, state):
-        super().__setstate__(state)  # perhaps of torch.optim.Muon
+        super().__setstate__(state)  # the state may be one of torch.optim.Muon
         self.param_groups[:] = [self.defaults | group for group in self.param_groups]
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Procrustes problems beside rotations, on SciPy's functions, by ``python procrustes_variants.py``.
+"""Other Procrustes problems with SciPy's functions, by ``python procrustes_variants.py``.
 
-Each prints what proves its result. polarlib aligns what an assignment has matched.
+For each problem a check of the result is printed. polarlib aligns the points of an assignment.
 """
 
 import itertools
@@ -14,29 +14,29 @@ import polarlib
 
 
 def permutation(a, b):
-    """Order p of the rows of A for which ``|A[p] - B|_F`` is least."""
+    """Return the order p of the rows of A for which ``|A[p] - B|_F`` is least."""
     columns, rows = linear_sum_assignment(b @ a.T, maximize=True)
     return rows[np.argsort(columns)]
 
 
 def two_sided(a, b):
-    """Orthogonal P, Q for which ``|P^T A Q - B|_F`` is least: singular vectors meet in order."""
+    """Return orthogonal P, Q that minimise ``|P^T A Q - B|_F``, from ordered singular vectors."""
     (u, _, vh), (w, _, zh) = svd(a), svd(b)
     return u @ w.T, vh.T @ zh
 
 
 def symmetric_two_sided(a, b):
-    """Orthogonal Q for which ``|Q^T A Q - B|_F`` is least, of symmetric A and B."""
+    """Return the orthogonal Q that minimises ``|Q^T A Q - B|_F`` for symmetric A and B."""
     return eigh(a)[1] @ eigh(b)[1].T
 
 
 def symmetric(a, b):
-    """Symmetric X for which ``|A X - B|_F`` is least, A of full column rank."""
+    """Return the symmetric X that minimises ``|A X - B|_F`` for A of full column rank."""
     return solve_continuous_lyapunov(a.T @ a, a.T @ b + b.T @ a)
 
 
 def matched(a, b, sweeps=50):
-    """Rows of B unknown in order: assignment and alignment in turn, neither makes it worse."""
+    """Align points in unknown order: assignment and alignment alternate and reduce the error."""
     moved, residuals = a, []
     for _ in range(sweeps):
         order = permutation(moved, b)
@@ -49,7 +49,7 @@ def matched(a, b, sweeps=50):
 
 
 def claims():
-    """Solve each problem once, and compare with what nothing can be better than."""
+    """Solve each problem once, and compare the result with a lower bound."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 7, 3))
     best = min(np.linalg.norm(a[list(p)] - b) for p in itertools.permutations(range(7)))

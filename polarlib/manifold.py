@@ -27,8 +27,8 @@ import numpy as np
 from polarlib._methods.options import resolve_schedule
 from polarlib._schedules.schedule import Schedule
 from polarlib._schedules.steps import polynomials
-from polarlib.arrays.entered import enter, near_peak
-from polarlib.arrays.entry import ArrayT, finite_peak, refuse_hidden
+from polarlib.arrays.entered import enter, near_max_abs
+from polarlib.arrays.entry import ArrayT, finite_max_abs, refuse_hidden
 from polarlib.arrays.functions import constant, empty_result
 from polarlib.arrays.library import astype_like, at_least_single
 from polarlib.arrays.ops import Ops, ops_of
@@ -270,7 +270,7 @@ def _finite(x: Array, name: str, ops: Ops) -> Array:
 
     def check(x: Array) -> Array:
         own = ops_of(x)
-        return finite_peak(x, own, name, look=not own.is_abstract(x))
+        return finite_max_abs(x, own, name, look=not own.is_abstract(x))
 
     x = at_least_single(x, ops)
     if 0 not in x.shape:
@@ -281,7 +281,7 @@ def _finite(x: Array, name: str, ops: Ops) -> Array:
 def _norm_of_sum(v: Array, ops: Ops) -> Array:
     """Return ``sqrt(1 + |V|_F^2)``, an upper bound of the singular values of X + V, V tangent."""
     # Entries are at most 1 after the division, so that squares do not overflow.
-    scaling = lambda m, ops: near_peak(ops.xp.maximum(m, ops.xp.ones_like(m)), ops)  # noqa: E731
+    scaling = lambda m, ops: near_max_abs(ops.xp.maximum(m, ops.xp.ones_like(m)), ops)  # noqa: E731
     entered = enter(v, "v", ops=ops, scaling=scaling)
     norm, one = ops.frobenius(entered.x), 1.0 / entered.scale
     return ops.xp.sqrt(norm * norm + one * one) * entered.scale

@@ -24,9 +24,9 @@ from polarlib.arrays.ops import served
 
 # "numpy-readonly" hands out arrays that cannot be written: a method that tries raises.
 ALWAYS = ("numpy", "numpy-readonly", "array_api_strict")
-# CuPy has a stand-in.
+# CuPy is replaced by a mock.
 LIBRARIES = (*ALWAYS, *(name for name in served() if name not in ("numpy", "cupy", "dask")))
-# Dask computes a graph anew wherever a number is read: for tests that are few and small.
+# Dask recomputes a graph wherever a number is read: for tests that are few and small.
 with_dask = pytest.mark.parametrize("lib", [*LIBRARIES, "dask"], indirect=True)
 HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", "complex64", "complex128")

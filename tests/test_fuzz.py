@@ -116,7 +116,7 @@ def _file(name: str) -> str:
     return path
 
 
-# What a call needs besides its defaults.
+# Arguments of a call in addition to the defaults.
 ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Schedule": lambda: {"steps": [(1.5, -0.5)], "lower": 0.5},
     "polarlib.Schedule.__call__": lambda: {"x": 0.5},
@@ -344,7 +344,7 @@ SELVES = {
     "polarlib.norms.convolution": "convolution",
     "polarlib.norms.modular": "modular",
 }
-# What a function's docstring names besides TypeError and ValueError.
+# Exceptions in a function's docstring other than TypeError and ValueError.
 ALSO: dict[str, tuple[type[BaseException], ...]] = {
     "polarlib.norms.norm.": (NotImplementedError,),
     "polarlib.norms.convolution.": (NotImplementedError,),
@@ -474,7 +474,7 @@ def _deep() -> list[Any]:
     return nested
 
 
-# Made anew for each call: some can be used up.
+# Made for each call, since some can be used up.
 WRONG: dict[str, Callable[[], Any]] = {
     **{
         repr(v)[:30]: lambda v=v: v
@@ -594,7 +594,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 
 # -- judging a call ---------------------------------------------------------------------------
 
-# What Python and NumPy say where nobody looked at a value first.
+# Messages of Python and NumPy for values that were not checked before.
 LEAKED = re.compile(
     r"not supported between|argument must be a|unsupported operand|bad operand|has no len|"
     r"not iterable|not callable|not subscriptable|cannot unpack|could not convert|unhashable|"

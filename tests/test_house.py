@@ -334,7 +334,7 @@ def test_every_array_library_has_its_rows():
     assert names - {"numpy"} <= set(forbidden)
     extras = project["project"]["optional-dependencies"]
     assert names - {"numpy"} <= set(extras)
-    # CuPy needs a GPU, and has a stand-in.
+    # CuPy needs a GPU, and has a mock.
     assert set(re.search(r"polarlib\[(.*)\]", extras["test-libraries"][0])[1].split(",")) == (
         names - {"numpy", "cupy"}
     )

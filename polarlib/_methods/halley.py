@@ -39,7 +39,7 @@ from polarlib.arrays.library import at_least_single, format_name, is_complex
 from polarlib.arrays.ops import Ops
 from polarlib.arrays.rounded import round_to, rounded
 from polarlib.design.zolotarev import zolotarev
-from polarlib.engine.normalise import checked_peak, spectral_bound
+from polarlib.engine.normalise import checked_max_abs, spectral_bound
 from polarlib.result import Run
 
 Array = Any
@@ -139,7 +139,7 @@ def rational(
         )
     xp = ops.xp
     x = at_least_single(x, ops)
-    max_abs = checked_peak(x, ops)
+    max_abs = checked_max_abs(x, ops)
     low = rounded(ops, precision, is_complex=is_complex(x))
     given = schedule.normalisation == "none"
     z = low.cast(x if given else ops.divide(x, ops.binary_scale(max_abs)), precision)

@@ -10,7 +10,7 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import (
     as_matrix,
     check_same_place,
-    finite_peak,
+    finite_max_abs,
     is_array,
     libraries,
     not_finite,
@@ -45,7 +45,7 @@ __all__ = [
     "check_same_place",
     "dtype_name",
     "enter",
-    "finite_peak",
+    "finite_max_abs",
     "is_array",
     "libraries",
     "not_finite",

@@ -154,7 +154,7 @@ def multiply(
     plan = None if lt is None else _plan(lt, handle, product)
     if plan is None:
         return False
-    size = plan.found.workspace
+    size = plan.heuristic.workspace
     work = cupy.empty(size, dtype="uint8") if size else None
     a, b, c, d = addresses
     _, of_a, of_b, of_c, of_d = plan.descriptors
@@ -162,7 +162,7 @@ def multiply(
         lt,
         "cublasLtMatmul",
         *(handle, plan.descriptors[0], scalars[0], a, of_a, b, of_b, scalars[1], c, of_c, d, of_d),
-        *(ctypes.addressof(plan.found), None if work is None else work.data.ptr, size),
+        *(ctypes.addressof(plan.heuristic), None if work is None else work.data.ptr, size),
         cupy.cuda.get_current_stream().ptr,
     )
     return True
@@ -173,7 +173,7 @@ class _Plan:
 
     def __init__(self, lt: Any) -> None:
         self.lt = lt
-        self.found = Heuristic()
+        self.heuristic = Heuristic()
         self.descriptors: list[int] = []
 
     def create(self, kind: str, *arguments: int) -> int:
@@ -224,9 +224,9 @@ def _plan(lt: Any, handle: int, product: Product) -> _Plan | None:
     count = ctypes.c_int(0)
     status = lt.cublasLtMatmulAlgoGetHeuristic(
         *(handle, *plan.descriptors, preference, 1),
-        *(ctypes.addressof(plan.found), ctypes.addressof(count)),
+        *(ctypes.addressof(plan.heuristic), ctypes.addressof(count)),
     )
-    return plan if status == SUCCESS == plan.found.state and count.value else None
+    return plan if status == SUCCESS == plan.heuristic.state and count.value else None
 
 
 def _call(lt: Any, name: str, *arguments: Any) -> None:

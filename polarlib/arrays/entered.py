@@ -102,7 +102,7 @@ class Entered(NamedTuple):
         return astype_like(self.ops.adjoint(y) if turn and self.wide else y, self.given, self.ops)
 
 
-def near_peak(max_abs: Array, ops: Ops) -> Array | float:
+def near_max_abs(max_abs: Array, ops: Ops) -> Array | float:
     """Return powers of two near the largest entries: the default scaling."""
     return ops.binary_scale(max_abs)
 
@@ -118,7 +118,7 @@ def enter(
     mask: bool = False,
     tall: bool = False,
     double: bool = False,
-    scaling: Scaling | None = near_peak,
+    scaling: Scaling | None = near_max_abs,
     comfortable: bool = False,
 ) -> Entered:
     """Return the matrices of a caller prepared for algorithms.

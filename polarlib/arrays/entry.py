@@ -230,7 +230,7 @@ def _refuse_layout(x: Array, name: str) -> None:
         raise TypeError(f"{name} is {kind} (layout {layout}); pass {name}.to_dense()")
 
 
-def finite_peak(
+def finite_max_abs(
     x: Array,
     ops: Ops,
     name: str,
@@ -275,7 +275,7 @@ def finite_peak(
 def refuse_not_finite(
     x: Array, max_abs: Array, ops: Ops, name: str, *, locate: bool = True, remedy: str
 ) -> None:
-    """Raise ValueError where a largest entry is NaN or infinite; see :func:`finite_peak`."""
+    """Raise ValueError where a largest entry is NaN or infinite; see :func:`finite_max_abs`."""
     if not math.isfinite(ops.item(max_abs)):
         locate = locate and not ops.is_sharded(x)  # an index would need a gather
         message = not_finite(ops.to_host(x)) if locate else "contains NaN or infinity"

@@ -178,9 +178,9 @@ class Ops(Arithmetic):
 
         `shift` has the shape (..., 1, 1) of norms.
         """
-        return 0 in z.shape or math.isfinite(self.item(self.factor_peak(z, shift)))
+        return 0 in z.shape or math.isfinite(self.item(self.factor_max_abs(z, shift)))
 
-    def factor_peak(self, z: Array, shift: Array) -> Array:
+    def factor_max_abs(self, z: Array, shift: Array) -> Array:
         """Return the largest entry of the Cholesky factor of ``z - shift I``: finite if it exists.
 
         Used instead of :meth:`is_definite` where the result is read together with others.

@@ -26,7 +26,7 @@ FULL_PRECISION = frozenset({
     *("divide", "scale", "eye", "binary_scale", "divisor"),
     *("hermitian_part", "hermitian_split", "frobenius", "max", "max_abs", "sums"),
     *("cholesky", "count_eigenvalues_above", "determinant_sign", "eigenvalues", "eigh", "inverse"),
-    *("factor_peak", "is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
+    *("factor_max_abs", "is_definite", "qr", "singular_values", "solve_lower", "svd", "lyapunov"),
     "sylvester",
     *("is_sharded", "with_shards", "compiled", "kernels", "normaliser"),
     *("differentiable", "functional", "is_abstract", "is_traced", "repeat_while"),

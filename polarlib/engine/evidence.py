@@ -100,9 +100,9 @@ def evidence(
         return Evidence(None, orthogonality, None, skew)
     h, skew = ops.hermitian_split(ops.matmul(ops.adjoint(u), x))
     measured = (*_measured(u, h, x, ops), ops.frobenius(x), skew)
-    peaks = [ops.factor_peak(h, _shift(h, sign, cut, ops)) for sign, cut in certify]
-    unit, residue, size, skew, *peaks = _numbers(ops, *measured, *peaks)
-    definite = tuple(bool(np.all(np.isfinite(peak))) for peak in peaks)
+    entries = [ops.factor_max_abs(h, _shift(h, sign, cut, ops)) for sign, cut in certify]
+    unit, residue, size, skew, *entries = _numbers(ops, *measured, *entries)
+    definite = tuple(bool(np.all(np.isfinite(entry))) for entry in entries)
     return Evidence(h, unit, _norm_ratio(residue, size), _norm_ratio(skew, size), definite)
 
 

@@ -54,7 +54,7 @@ def _flaw(m: Array, s: Array, *, refuse: Refusal) -> Array:
     half = ops.matmul(m, s)
     residual = ops.frobenius(ops.add_diagonal(half + ops.adjoint(half), -2.0))
     noise = n * format_of(format_name(m)).epsilon * ops.frobenius(m) * ops.frobenius(s)
-    definite = xp.isfinite(ops.factor_peak(s, residual * 0.0))
+    definite = xp.isfinite(ops.factor_max_abs(s, residual * 0.0))
     good = definite & (residual <= max(100 / n, 1) * noise) & (residual + noise < 1)
     if not ops.is_abstract(good) and not bool(xp.all(good)):
         poor = np.argwhere(ops.to_host(~good)[..., 0, 0])[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from polarlib._schedules.steps import absorbed
-from polarlib.arrays.entry import finite_peak
+from polarlib.arrays.entry import finite_max_abs
 from polarlib.arrays.formats import Format, format_of
 from polarlib.arrays.functions import as_scalar, sqrt, trace
 from polarlib.arrays.library import at_least_single, format_name, to_working_format
@@ -59,20 +59,20 @@ def normalise(x: Array, ops: Ops, kind: str, safety: float = 1.0) -> tuple[Array
     kernels = ops.normaliser(x)
     if kernels is not None and kind == "frobenius":
         return kernels.by_norm(x, safety, False), 0
-    peak = checked_peak(x, ops)
+    max_abs = checked_max_abs(x, ops)
     if kind == "none":
         return x, 0
-    y = ops.divide(x, ops.binary_scale(peak))
+    y = ops.divide(x, ops.binary_scale(max_abs))
     bound = BOUNDS[kind]
     y = ops.divide(y, ops.divisor(bound.whole(y, ops)) * safety, may_overwrite=True)
     return y, bound.products
 
 
-def checked_peak(x: Array, ops: Ops) -> Array:
+def checked_max_abs(x: Array, ops: Ops) -> Array:
     """Return the largest absolute entry; ValueError if it is not finite and can be read freely."""
     remedy = "remove them before orthogonalising"
-    peak = finite_peak(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
-    return at_least_single(peak, ops)
+    max_abs = finite_max_abs(x, ops, "the matrix", look=ops.looks, locate=False, remedy=remedy)
+    return at_least_single(max_abs, ops)
 
 
 def normalised_with_gram(
@@ -127,7 +127,7 @@ def normalised_with_gram(
     if kernels is not None:
         y = kernels.by_norm(x, halfway, True)
     else:
-        y = ops.divide(x, ops.binary_scale(checked_peak(x, ops)))
+        y = ops.divide(x, ops.binary_scale(checked_max_abs(x, ops)))
         if not most:
             power = ops.binary_scale(ops.frobenius(y) * halfway)
             y = ops.divide(y, power, may_overwrite=True)

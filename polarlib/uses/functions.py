@@ -13,7 +13,7 @@ from polarlib._schedules.validity import MOST_STRIDE
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import count, instance, number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_peak
+from polarlib.arrays.entry import ArrayT, as_matrix, check_same_place, finite_max_abs
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import empty_result
 from polarlib.arrays.library import astype_like, at_least_single, format_name, is_complex
@@ -440,7 +440,7 @@ def _from_start(r: Array, h: Array, p: int, unit: float, ops: Ops) -> Array | No
     the change of A do not commute, and grow by about ``sqrt(condition) / 4`` per step (N. J.
     Higham, Math. Comp. 46 (1986) 537-549). Therefore every step is checked.
     """
-    finite_peak(r, ops, "start")
+    finite_max_abs(r, ops, "start")
     r, last = ops.hermitian_part(r), 1 / PROGRESS
     while True:
         good, size, residual = _meets(r, h, p, unit, ops)

@@ -15,7 +15,7 @@ from polarlib._methods.svd import polished
 from polarlib._stages.options import default_tolerance
 from polarlib.arrays.checks import number
 from polarlib.arrays.entered import enter
-from polarlib.arrays.entry import ArrayT, as_matrix, finite_peak
+from polarlib.arrays.entry import ArrayT, as_matrix, finite_max_abs
 from polarlib.arrays.functions import empty_result, trace
 from polarlib.arrays.library import (
     astype_like,
@@ -181,7 +181,7 @@ def _rotation(x: Array, ops: Ops) -> Array:
     xp = ops.xp
     r = ops.compiled(_shown_rotation)(x)
     if not ops.is_abstract(x) and not bool(xp.all(xp.isfinite(r))):
-        finite_peak(x, ops, "a")
+        finite_max_abs(x, ops, "a")
         raise ConvergenceWarning(
             "no rotation passed the check of optimality: the SVD did not converge; use float64"
         )

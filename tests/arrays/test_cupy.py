@@ -1,4 +1,4 @@
-"""The CuPy branch, against a stand-in with CuPy's names, signatures, dtype and host/device rules.
+"""The CuPy branch, against a mock with CuPy's names, signatures, dtype and host/device rules.
 
 What a GPU alone can show (rounding on the device, speed) is not shown here.
 """

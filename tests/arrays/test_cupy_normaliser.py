@@ -17,7 +17,7 @@ UNIT = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23, "complex6
 
 @pytest.fixture(params=["compiled", "numpy"])
 def cupy(request, monkeypatch):
-    """The stand-in, with the kernels' source and with their interface in NumPy."""
+    """The mock, with the kernels' source and with their interface in NumPy."""
     if request.param == "compiled" and not raw.COMPILER:
         pytest.skip("there is no g++ to compile the kernels for the host")
     if request.param == "numpy":

@@ -277,7 +277,7 @@ def stacks():
 
 @case()
 def heads_kernels_and_coefficients():
-    """Blocks that are whole on a process stay there; others, and kernels, are gathered and told."""
+    """Blocks that are whole on a process stay there; others are gathered, with a warning."""
     a, c = matrix(16, 5), torch.tensor([[1.8, -1.2, 0.4], [1.7, -0.9, 0.2]], dtype=torch.float64)
     for heads, placement, told in (4, ROWS, False), (2, ROWS, True), (2, WHOLE, False):
         x = distributed(a, mesh.line, (placement,)).requires_grad_()

@@ -87,7 +87,7 @@ INPUTS = {
 
 
 def outcome(call):
-    """Result of a call, or its exception, bit for bit; also of NumPy's warnings, which raise."""
+    """Return the exact result of a call, or its exception; NumPy's warnings raise errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", polarlib.ConvergenceWarning)
         try:

@@ -1,4 +1,4 @@
-"""JAX multiplies float32 in less unless it is told not to: the programs that it is given.
+"""Programs given to JAX, which multiplies float32 in less unless the program requires more.
 
 By default products of float32 are taken in tf32 on GPUs and in one pass of bfloat16 on TPUs.
 Programs lowered for both show the precision of every product, and what else they call, without a

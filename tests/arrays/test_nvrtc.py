@@ -1,7 +1,7 @@
 """Every CUDA source that the package makes, compiled for every architecture without a GPU.
 
 Needs CuPy and NVRTC (``pip install cupy-cuda13x nvidia-cuda-nvrtc``), and neither driver nor
-device. The sources are those that ran on the stand-in; CuPy's own generator makes them complete.
+device. The sources are those that ran on the mock; CuPy's own generator makes them complete.
 """
 
 import functools
@@ -27,7 +27,7 @@ ARRAY, INDEXER, SCALAR = 1, 2, 3
 
 @functools.cache
 def sources():
-    """Source and types of every elementwise kernel, from runs on the stand-in."""
+    """Source and types of every elementwise kernel, from runs on the mock."""
     with cupy_standin.installed() as cupy:
         for dtype in DTYPES:
             x = cupy.asarray(np.eye(6, 4).astype(dtype))

@@ -22,7 +22,7 @@ from standin import cupy_standin
 
 from polarlib.arrays import numpy_ops, torch_ops
 from polarlib.arrays import ops as seam
-from polarlib.arrays.entry import can_hold, finite_peak
+from polarlib.arrays.entry import can_hold, finite_max_abs
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.functions import (
     as_complex,
@@ -281,7 +281,7 @@ def check_to_host(lab):
     assert type(got) is np.ndarray
     assert got.dtype == ("complex128" if lab.dtype.startswith("complex") else "float64")
     np.testing.assert_array_equal(got, lab.sample())
-    got[...] = 0  # a copy: nobody else sees it
+    got[...] = 0  # a copy without other references
 
 
 def check_on_cpu(lab):
@@ -703,17 +703,17 @@ def check_is_definite(lab):
         assert lab.ops.is_definite(alone, lab.make(np.zeros((1, 1)), lab.real)) is False
 
 
-def check_factor_peak(lab):
+def check_factor_max_abs(lab):
     z = lab.definite()
     none = lab.make(np.zeros((*lab.stack, 1, 1)), lab.real)
-    peak = lab.lib.to_numpy(lab.ops.factor_peak(lab.make(z), none))
+    peak = lab.lib.to_numpy(lab.ops.factor_max_abs(lab.make(z), none))
     factor = np.linalg.cholesky(z)
     entries = np.maximum(np.abs(factor.real), np.abs(factor.imag))
     np.testing.assert_allclose(peak[..., 0, 0], entries.max(axis=(-2, -1)), rtol=1e-5)
     for value in INDEFINITE:
         matrices = spoilt(z, value)
         shift = lab.make(np.zeros((matrices.shape[0], 1, 1)), lab.real)
-        peak = lab.lib.to_numpy(lab.ops.factor_peak(lab.make(matrices), shift))
+        peak = lab.lib.to_numpy(lab.ops.factor_max_abs(lab.make(matrices), shift))
         assert not np.isfinite(peak).all()
 
 
@@ -1078,7 +1078,7 @@ def test_nan_is_kept(kind, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("shape", [(1, 1), (63, 65), (64, 64), (1, 5000), (3, 70, 60), MILLION])
-def test_finite_peak_sees_every_entry(kind, dtype, shape):
+def test_finite_max_abs_sees_every_entry(kind, dtype, shape):
     """NaN and infinity of either sign, in real and imaginary parts, in every order of memory."""
     lab = kind(dtype, ())
     if dtype in ("float64", "complex64") and (shape == MILLION or lab.kind in FEWER):
@@ -1093,13 +1093,13 @@ def test_finite_peak_sees_every_entry(kind, dtype, shape):
             x = lab.give(b)
             index = r".*".join(map(str, np.unravel_index(place, shape)))
             with pytest.raises(ValueError, match=rf"g contains NaN.*1 of {count} .*{index}"):
-                finite_peak(x, lab.ops, "g")
+                finite_max_abs(x, lab.ops, "g")
             with pytest.raises(ValueError, match="contains NaN or infinity; remove"):
-                finite_peak(lab.ops.adjoint(x), lab.ops, "g", locate=False)
-            peak = lab.host(finite_peak(x, lab.ops, "g", look=False))
+                finite_max_abs(lab.ops.adjoint(x), lab.ops, "g", locate=False)
+            peak = lab.host(finite_max_abs(x, lab.ops, "g", look=False))
             assert peak.shape == (*shape[:-2], 1, 1)
             assert (~np.isfinite(peak)).sum() == 1
-    assert lab.host(finite_peak(lab.give(a), lab.ops, "g")).max() == 0
+    assert lab.host(finite_max_abs(lab.give(a), lab.ops, "g")).max() == 0
 
 
 def test_views_and_memory_orders():

@@ -1,4 +1,4 @@
-"""Simulated formats against ml_dtypes, NumPy and torch, bit for bit where that is possible."""
+"""Simulated formats against ml_dtypes, NumPy and torch, exactly where possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-in for CuPy keeps CuPy's rules, and leaves nothing behind."""
+"""The mock for CuPy keeps CuPy's rules, and leaves nothing behind."""
 
 import contextlib
 import importlib

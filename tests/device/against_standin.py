@@ -1,4 +1,4 @@
-"""One list of calls on real CuPy, on devices that are not there, or on the stand-in of the tests.
+"""One list of calls on real CuPy, on devices that are not there, or on the mock of the tests.
 
     python -m tests.device.against_standin real
     python -m tests.device.against_standin standin

@@ -1,4 +1,4 @@
-"""The stand-in for CuPy gives what CuPy gives, or raises: see against_standin.py."""
+"""The mock for CuPy gives what CuPy gives, or raises: see against_standin.py."""
 
 from device import running
 

@@ -593,7 +593,7 @@ def test_jax_says_what_it_cannot():
     gradient = jax.grad(lambda a: jnp.sum(by_svd(a)))
     with pytest.raises(ValueError, match="rank-deficient"):
         jax.jvp(gradient, (singular,), (singular,))
-    # Where nobody can look, NaN.
+    # NaN under a trace.
     u = by_svd(singular)
     traced = jax.jit(lambda a: polar_gradient(a, u, jnp.ones((3, 3)), None))(singular)
     assert np.isnan(np.array(traced)).all()

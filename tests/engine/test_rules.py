@@ -490,7 +490,7 @@ def test_rotation_on_jax(values):
     compiled = jax.jit(jax.grad(loss))
     wanted = exact_derivative(a, w)
     np.testing.assert_allclose(compiled(jnp.asarray(a)), wanted, atol=1e-13)
-    assert np.isnan(compiled(jnp.asarray(tie))).all()  # where nobody can look
+    assert np.isnan(compiled(jnp.asarray(tie))).all()  # under a trace
     along = jax.jit(lambda x, e: jax.jvp(nearest_rotation, (x,), (e,))[1])
     np.testing.assert_allclose(along(jnp.asarray(a), jnp.asarray(w)), wanted, atol=1e-13)
     r = jax.jit(jax.grad(lambda x: loss(x, regularization=0.1)))(jnp.asarray(a))

@@ -1,4 +1,4 @@
-"""The loop of few calls on one torch matrix: the engine's results and refusals, bit for bit."""
+"""The loop of few calls on one torch matrix: the results and errors of the general one."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_safe_sets_give_finite_results(script, precision):
             s = script.steps_of(name, 5)
             found = script.safety(cases, precision, form, {"schedule": s})
             assert found.lost == 0, (name, form)
-            # The AOL set of one package reverses directions, with a warning.
+            # The AOL set of one package reverses directions, which a warning reports.
             assert found.smallest > 0 or name == "aol_nv", (name, form, found)
 
 

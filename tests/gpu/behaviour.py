@@ -162,7 +162,7 @@ def _other_stream(context: Context, library: Any, x: Any, head: str) -> None:
     late = library.module.zeros_like(x)
     library.wait(late)
     cuda = library.module.cuda
-    # CuPy's streams wait for the null stream unless told otherwise, which would hide a fault.
+    # CuPy's streams wait for the null stream by default, which would hide a fault.
     stream = cuda.Stream() if library.name == "torch" else cuda.Stream(non_blocking=True)
     with cuda.stream(stream) if library.name == "torch" else stream:
         library.hold(0.05)

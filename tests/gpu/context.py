@@ -69,7 +69,7 @@ class Context:
     Attributes
     ----------
     device : {"gpu", "cpu"}
-        Where arrays lie. On "cpu" torch and JAX compute there, CuPy is the tests' stand-in, and
+        Where arrays lie. On "cpu" torch and JAX compute there, CuPy is the tests' mock, and
         times mean nothing.
     quick : bool
         Fewer cases and smaller matrices.
@@ -191,7 +191,7 @@ def find_libraries(context: Context) -> None:
 
 @contextlib.contextmanager
 def stand_in(device: str) -> Iterator[None]:
-    """In CuPy's place, on a CPU, the tests' stand-in."""
+    """In CuPy's place, on a CPU, the tests' mock."""
     if device == "gpu":
         yield
         return

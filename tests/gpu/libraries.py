@@ -16,7 +16,7 @@ from polarlib.arrays.library import numpy_dtype
 Array = Any
 Call = Callable[[], Any]
 REPEATS = 20  # calls behind each other in one measurement, at most
-ROUNDS = 3  # measurements of each function, by turns
+ROUNDS = 3  # measurements of each function, interleaved
 SPIN_LIMIT = 1.0  # seconds
 # Keeps the device busy for some nanoseconds: calls that wait for it are seen, and calls that do not
 # are queued behind it.
@@ -91,7 +91,7 @@ class Library:
         return None
 
     def peak(self, call: Call) -> int | None:
-        """Most bytes that a call has in use beyond what was; None where nothing tells."""
+        """Most bytes that a call has in use beyond what was; None where it is not known."""
         return None
 
     def svd(self, x: Array) -> Any:
@@ -107,7 +107,7 @@ class Library:
     def times(
         self, calls: dict[str, Call], first: dict[str, float], seconds: float
     ) -> dict[str, Times]:
-        """Medians over measurements by turns, in about so many seconds for all functions.
+        """Return medians over interleaved measurements, in about `seconds` for all functions.
 
         Of a function whose first call took longer than its part of the time, that is all there is.
         """
@@ -242,7 +242,7 @@ class Jax(Library):
 
 
 class Cupy(Library):
-    """CuPy, or its stand-in."""
+    """CuPy, or its mock."""
 
     name = "cupy"
 

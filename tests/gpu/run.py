@@ -6,7 +6,7 @@ JAX, torch and CuPy side by side, those that are there: right answers, waiting, 
 speed beside textbook loops, torch.optim.Muon, SVDs and cuSOLVER, and the costs of kernels. Parts
 are caught one by one, the most useful first, and the file is written after each of them, whole. The
 exit status is 0 if all checks passed, 1 if one failed or a part could not go on, 2 if there is no
-GPU. ``--device cpu`` does what needs none: torch and JAX on the CPU, the tests' stand-in for CuPy;
+GPU. ``--device cpu`` does what needs none: torch and JAX on the CPU, the tests' mock for CuPy;
 times mean nothing then. docs/gpu.md says what the figures mean.
 """
 

@@ -26,7 +26,7 @@ STEPS = 5
 
 
 def race(context: Context, library: Library, head: str, calls: dict[str, Call], **how: Any) -> None:
-    """Time functions by turns, and report each: device, host and whole call, and the rate."""
+    """Time functions, interleaved, and report device, host and whole call times, and the rate."""
     share = min(3.0, context.left / 3) if context.on_gpu else 0.0
     flops = how.get("flops", 0.0)
     there = {}

@@ -29,7 +29,7 @@ ON_DEVICES = ("waits", "graphs", "symmetric", "two_devices")
 
 
 def test_every_part_that_needs_no_gpu(tmp_path):
-    """With torch, JAX and the stand-in, as many of them as there are."""
+    """With torch, JAX and the mock, as many of them as there are."""
     path = tmp_path / "gpu.json"
     how = ("--quick", "--device", "cpu", "--seconds", "900", "--json", path)
     done = subprocess.run(
@@ -196,7 +196,7 @@ def test_wrong_options(given, message, capsys):
         run.main(["--json", "nowhere/gpu.json"])
 
 
-# -- parts on the stand-in -------------------------------------------------------------------------
+# -- parts on the mock -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def cupy():
 
 @pytest.fixture
 def given(cupy):
-    """A quick run that takes the stand-in for a GPU."""
+    """A quick run that takes the mock for a GPU."""
     return Context("gpu", True, {"cupy": Cupy(cupy, "gpu")})
 
 
@@ -244,7 +244,7 @@ def test_a_failure_that_is_not_seen_is_found(given, cupy, monkeypatch):
 
 @pytest.fixture
 def events(cupy, monkeypatch):
-    """Events after a kernel that ends when somebody waits for it; a launch takes a millisecond."""
+    """Events after a kernel that ends at a synchronisation; a launch takes a millisecond."""
 
     class Event(cupy.cuda.Event):
         def record(self, stream=None):

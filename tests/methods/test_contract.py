@@ -540,7 +540,7 @@ def test_zoo_in_single_precision(method):
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exactly_singular_products_of_small_integers(method, dtype):
-    # Exact zeros appear in some factorisations and rounding noise in others: both must be seen.
+    # Some factorisations give exact zeros and others rounding errors: both must be detected.
     rng = np.random.default_rng(0)
     for n in (8, 50, 100):
         for rank in (1, 5, n - 1):

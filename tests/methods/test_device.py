@@ -182,7 +182,7 @@ def test_values(device, a):
 
 
 def test_a_wrong_promise_is_noticed(device):
-    """Plans for a bound that somebody promised are looked at before they end."""
+    """Plans for a bound of the caller are checked before they end."""
     a = SQUARES["condition 1e12"]
     for method in ("auto", "qdwh", "hybrid", "newton_schulz"):
         result = device(polarlib.polar, a, method=method, cond=10.0)
@@ -215,7 +215,7 @@ def test_newton_schulz_foresees_its_end(device, name):
     a = SQUARES[name]
     result = device(polarlib.polar, a, method="newton_schulz")
     assert device.reads <= (4 + result.iterations // 5 if name not in DEFICIENT else 9)
-    host = library("array_api_strict")  # the arithmetic of any library, told that it may look
+    host = library("array_api_strict")  # the arithmetic of any library, with free reads
     ops = ops_of(host.asarray(a))
     ops.host = True
     try:

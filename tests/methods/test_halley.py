@@ -346,7 +346,7 @@ def test_devices_do_not_look(monkeypatch):
 
 @pytest.mark.parametrize(("schedule", "growth"), [(halley(), 1), (design.zolotarev(1, 1e-5), 8)])
 def test_the_jitter_of_devices_has_grown_beforehand(torch, monkeypatch, schedule, growth):
-    """For poles far below 1e-6, where a factorisation may fail and nobody would see it."""
+    """For poles far below 1e-6, where a factorisation may fail without notice."""
     rng = np.random.default_rng(0)
     x = torch.tensor(np.outer(rng.integers(1, 4, 64), rng.integers(1, 4, 64)).astype(np.float32))
     ops = ops_of(x)

@@ -359,7 +359,7 @@ def test_a_bound_that_is_too_large_is_found_out(m):
     assert what.bounds is None or what.bounds[0] <= 0.01 * (1 + 1e-12)
     check(x, u, 200)
     u, what = run(graded(40, 1e8, m=m), lower=0.3)
-    # Reducing tall matrices tells that the Gram matrix is no use, whatever was promised.
+    # The reduction of tall matrices shows that the Gram matrix cannot be used, for every `lower`.
     assert what.converged == (m > 40)
 
 

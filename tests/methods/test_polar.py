@@ -81,7 +81,7 @@ def test_estimated_figures_of_isometries():
 
 
 def test_one_flipped_singular_value_is_found_at_every_size(monkeypatch):
-    """H = U^H A is exactly Hermitian then, and U orthonormal: definiteness alone tells."""
+    """H = U^H A is exactly Hermitian and U orthonormal: only the test of definiteness fails."""
 
     def flips(x, ops, *, tol, callback=None):
         u, s, vh = np.linalg.svd(x, full_matrices=False)
@@ -154,7 +154,7 @@ def test_condition_bounds_are_infinite_where_the_rank_is_deficient(method):
 
 
 def test_qr_of_complex_low_rank(lib):
-    """A quotient of tiny complex numbers is NaN in some libraries; a wrong factor is told."""
+    """A quotient of tiny complex numbers is NaN in some libraries; a wrong factor is detected."""
     for dtype in ("complex64", "complex128")[: 1 if lib.name == "jax" else 2]:
         for a in (np.ones((8, 8)) * (1 + 1j), np.diag([1, 1e-30j, 0]), np.zeros((3, 3)) + 0j):
             result = polar(lib.asarray(a.astype(dtype)), method="qr")

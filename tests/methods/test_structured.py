@@ -158,7 +158,7 @@ def test_inverse():
 
 
 def test_without_kernels(monkeypatch):
-    """QDWH takes over."""
+    """QDWH is used instead."""
     monkeypatch.setattr(NumpyOps, "kernels", lambda *_: None)
     a = geometric(20, 1e6)
     u, run = structured(a, ops_of(a), tol=TOL)
@@ -361,7 +361,7 @@ def test_types_scales_and_layouts(dtype, scale):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("n", [5, 150])
 def test_not_finite(n, value):
-    """Reported: polar() refuses such matrices unless it is told not to look."""
+    """Reported: polar() refuses such matrices unless check_finite=False."""
     a = gaussian(n, n)
     a[2, 1] = value
     for x in (a, a.astype("complex128")):

@@ -281,7 +281,7 @@ def test_refusal_names_the_matrix_of_the_stack(torch):
     assert np.isfinite(y.detach().numpy()).all()
     with pytest.raises(ValueError, match=r"rank-deficient.*take low=0.*\(matrix \(1,\) of the"):
         y.sum().backward()
-    # What lies inside the limits does not move, whatever is noise beside its largest value.
+    # Values inside the limits do not move, even if they are below the rounding of the largest.
     tiny = torch.diag(torch.tensor([1.0, 1e-18], dtype=torch.float64)).requires_grad_()
     norms.spectral_clip(tiny, 2.0, low=1e-20).sum().backward()
     assert bool((tiny.grad == 1).all())

@@ -421,7 +421,7 @@ def test_clip_far_apart_from_the_limit(scale, limit, shape):
     want = np.broadcast_to(np.float32([[0, limit], [limit / 2, 0]]), shape)
     got = spectral_clip(g, limit)
     np.testing.assert_allclose(got[..., 0, 1], want[..., 0, 1], rtol=1e-6)
-    np.testing.assert_allclose(got, want, rtol=0, atol=limit)  # what is small beside scale is noise
+    np.testing.assert_allclose(got, want, rtol=0, atol=limit)  # small values are rounding errors
     assert not spectral_clip(g, 1e-300).any()
 
 

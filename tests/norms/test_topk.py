@@ -175,7 +175,7 @@ def test_products_are_counted(method, monkeypatch):
 
 @pytest.mark.parametrize("method", ITERATIONS)
 def test_budget(method):
-    """Gaps of 1 / n^2: an iteration gives up after 2 n products, and the SVD takes over."""
+    """Gaps of 1 / n^2: an iteration gives up after 2 n products, and the SVD is used."""
     n = 600
     a = np.eye(n) + np.eye(n, k=1)
     found = triplets(a, 2, method=method, rtol=1e-12)

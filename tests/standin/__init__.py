@@ -1,1 +1,1 @@
-"""A stand-in for CuPy, for tests on machines without a GPU."""
+"""A mock for CuPy, for tests on machines without a GPU."""

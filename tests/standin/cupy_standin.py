@@ -1,8 +1,8 @@
-"""A stand-in for CuPy that needs no GPU: NumPy arithmetic under CuPy's names and rules.
+"""A mock for CuPy that needs no GPU: NumPy arithmetic under CuPy's names and rules.
 
 Code for CuPy mostly fails on a GPU for reasons that have nothing to do with arithmetic: a name
 or an argument that CuPy lacks, an array that is still on the host, a ``float(norm)`` that waits
-for the device in every iteration, bfloat16 that silently becomes float64. The stand-in keeps
+for the device in every iteration, bfloat16 that silently becomes float64. The mock keeps
 exactly these rules, so tests on the host find such faults:
 
 - names and signatures are those of CuPy 14.2, from the record beside this file;
@@ -27,7 +27,7 @@ Use it as::
             assert y.dtype == x.dtype
 
 Type resolution, argument checks and synchronizations were compared with those of CuPy 14.2.0
-itself. Where the stand-in deviates it is stricter, or raises NotImplementedError. It does not
+itself. Where the mock deviates it is stricter, or raises NotImplementedError. It does not
 keep the memory layout of factorizations, rounding on the device, the order of streams, or graphs.
 """
 
@@ -82,11 +82,11 @@ RECORD = json.loads(Path(__file__).with_name("cupy-14.2.0.json").read_text(encod
 HOST_FUNCTIONS = functions.FUNCTIONS | linalg.FUNCTIONS
 SCALARS = np.generic | bool | int | float | complex
 
-# Between the stand-in's arrays and NumPy's -------------------------------------------------------
+# Between the mock's arrays and NumPy's -------------------------------------------------------
 
 
 def to_device(host):
-    """Return a NumPy result as the stand-in's arrays, sharing memory."""
+    """Return a NumPy result as the mock's arrays, sharing memory."""
     if isinstance(host, np.ndarray | SCALARS):
         array = object.__new__(ndarray)
         array._host = np.asarray(host)
@@ -165,7 +165,7 @@ class ufunc:
         return results if self.nout > 1 else (results,)
 
     def _missing(self, *args, **kwargs):
-        raise NotImplementedError(f"the stand-in has no methods of cupy.{self.__name__}")
+        raise NotImplementedError(f"the mock has no methods of cupy.{self.__name__}")
 
     accumulate = at = outer = reduce = reduceat = _missing
 
@@ -200,7 +200,7 @@ class Flags:
 
 
 class MemoryPointer:
-    """Address of an array; that of the stand-in's is on the host."""
+    """Address of an array; that of the mock's is on the host."""
 
     def __init__(self, host):
         self.ptr = host.ctypes.data
@@ -230,7 +230,7 @@ def _index(key):
 
 
 class ndarray:
-    """The stand-in's array, on the device as far as its users can tell."""
+    """The mock's array, on the device as far as its users can tell."""
 
     __slots__ = ("__weakref__", "_host")
     __array_priority__ = 100
@@ -238,7 +238,7 @@ class ndarray:
 
     def __new__(cls, shape, dtype=float, memptr=None, strides=None, order="C"):
         if memptr is not None or strides is not None:
-            raise NotImplementedError("the stand-in has no memory pointers")
+            raise NotImplementedError("the mock has no memory pointers")
         self = object.__new__(cls)
         self._host = HOST_FUNCTIONS["empty"](shape, dtype, order)
         memory.track(self)
@@ -351,10 +351,10 @@ class ndarray:
         return format(str(self) if self.ndim else self.item(), format_spec)
 
     def __reduce__(self):
-        raise NotImplementedError("the stand-in's arrays cannot be pickled")
+        raise NotImplementedError("the mock's arrays cannot be pickled")
 
     def __dlpack__(self, **kwargs):
-        raise NotImplementedError("the stand-in's arrays are not in device memory")
+        raise NotImplementedError("the mock's arrays are not in device memory")
 
     def __dlpack_device__(self):
         return (2, 0)
@@ -551,7 +551,7 @@ def _add_operators():
     ndarray.__pos__ = ndarray.copy
 
 
-# Functions on the stand-in's arrays --------------------------------------------------------------
+# Functions on the mock's arrays --------------------------------------------------------------
 
 
 def _array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
@@ -786,11 +786,11 @@ def _implementation(name):
         with contextlib.suppress(AttributeError), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return getattr(np.fft if module else np, short)
-    raise NotImplementedError(f"the stand-in has no host implementation of {name}")
+    raise NotImplementedError(f"the mock has no host implementation of {name}")
 
 
 def _call_host(name, args, kwargs):
-    """Call a function of NumPy arrays with the stand-in's."""
+    """Call a function of NumPy arrays with the mock's."""
     function = _implementation(name)
     short = name.rpartition(".")[2]
     if short in _SYNCHRONIZES:
@@ -889,7 +889,7 @@ class ElementwiseKernel:
         **kwargs,
     ):
         if preamble or set(kwargs) - {"options"}:
-            raise NotImplementedError("the stand-in's kernels have no preamble and no loop parts")
+            raise NotImplementedError("the mock's kernels have no preamble and no loop parts")
         self.in_params = self._parameters(in_params)
         self.out_params = self._parameters(out_params)
         self.nin, self.nout = len(self.in_params), len(self.out_params)
@@ -902,7 +902,7 @@ class ElementwiseKernel:
     def _parameters(text):
         parameters = [tuple(part.split()) for part in text.split(",") if part.strip()]
         if any(len(parameter) != 2 for parameter in parameters):
-            raise NotImplementedError("the stand-in's kernels have no raw parameters")
+            raise NotImplementedError("the mock's kernels have no raw parameters")
         return parameters
 
     def __call__(self, *args, **kwargs):
@@ -991,7 +991,7 @@ def _draw(generator, name, text, args, kwargs):
         arguments = {"x": arguments["a"]}
     function = getattr(generator, _RANDOM_ON_HOST.get(name, name), None)
     if function is None or name == "shuffle" or arguments.get("out") is not None:
-        raise NotImplementedError(f"the stand-in cannot draw by cupy.random.{name}")
+        raise NotImplementedError(f"the mock cannot draw by cupy.random.{name}")
     result = function(**to_host(arguments))
     result = to_device(result if dtype is None else np.asarray(result).astype(dtype))
     log(f"random.{name}", (args, kwargs), result)
@@ -1140,10 +1140,10 @@ class Event:
 
 
 def _unavailable(path):
-    """Return a class that CuPy has and the stand-in does not."""
+    """Return a class that CuPy has and the mock does not."""
 
     def __init__(self, *args, **kwargs):
-        raise NotImplementedError(f"the stand-in has no {path}")
+        raise NotImplementedError(f"the mock has no {path}")
 
     return type(path.rpartition(".")[2], (), {"__init__": __init__})
 
@@ -1193,12 +1193,12 @@ BINDING_PACKAGES = ["cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.l
 
 @functools.cache
 def _modules():
-    """Return the stand-in's modules by name."""
+    """Return the mock's modules by name."""
     paths = [path for path in RECORD if re.match(r"cupyx?(\.[a-z]+)*$", path)]
     paths += ["cupyx.scipy", *BINDING_PACKAGES]
     modules = {}
     for path in paths:
-        modules[path] = types.ModuleType(path, "Part of a stand-in for CuPy.")
+        modules[path] = types.ModuleType(path, "Part of a mock for CuPy.")
         modules[path].__spec__ = importlib.machinery.ModuleSpec(path, None)
         modules[path].__path__ = []
     for path in paths:
@@ -1272,7 +1272,7 @@ def _remove_cupy():
 
 
 def install():
-    """Put the stand-in in the place of CuPy's three packages, and return it.
+    """Put the mock in the place of CuPy's three packages, and return it.
 
     A real CuPy that is imported already is set aside until `uninstall`.
     """
@@ -1295,7 +1295,7 @@ def uninstall():
 
 @contextlib.contextmanager
 def installed():
-    """Install the stand-in with its counts at zero, for the time of a ``with`` statement."""
+    """Install the mock with its counts at zero, for the time of a ``with`` statement."""
     reset()
     memory.usage.reset()
     try:

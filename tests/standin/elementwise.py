@@ -140,7 +140,7 @@ class Evaluator:
         return tokens[::-1]
 
     def refuse(self):
-        raise NotImplementedError(f"the stand-in cannot evaluate {self.operation!r}")
+        raise NotImplementedError(f"the mock cannot evaluate {self.operation!r}")
 
     def peek(self):
         return self.tokens[-1][1] if self.tokens else None

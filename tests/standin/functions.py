@@ -1,6 +1,6 @@
 """Functions of NumPy arrays under CuPy's rules, where NumPy's own follow others.
 
-They take and return NumPy arrays; the stand-in wraps them. What is not here is NumPy's.
+They take and return NumPy arrays; the mock wraps them. What is not here is NumPy's.
 """
 
 import numpy as np
@@ -130,7 +130,7 @@ def _dot(a, b, out=None):
 def matmul(x1, x2, *, out=None, dtype=None, casting="same_kind", **gufunc_arguments):
     for name, default in (("axes", None), ("axis", None), ("keepdims", False)):
         if gufunc_arguments.get(name, default) != default:
-            raise NotImplementedError(f"the stand-in's matmul has no {name}")
+            raise NotImplementedError(f"the mock's matmul has no {name}")
     for operand in (x1, x2):
         if not isinstance(operand, np.ndarray):
             raise TypeError(f"operands of matmul must be cupy.ndarray, not {type(operand)}")

@@ -2,7 +2,7 @@
 
 Types follow CuPy's, computation is LAPACK's in the precision of the type (NumPy's own would
 compute float32 in float64). Where a routine fails, CuPy returns what is in the array, and so does
-the stand-in: what LAPACK leaves, and finite numbers where LAPACK would not begin. What cuSOLVER
+the mock: what LAPACK leaves, and finite numbers where LAPACK would not begin. What cuSOLVER
 leaves is not documented; nothing may rely on NaN.
 """
 

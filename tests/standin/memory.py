@@ -1,4 +1,4 @@
-"""The memory of the stand-in's device: what is in use, and whose an address is.
+"""The memory of the mock's device: what is in use, and whose an address is.
 
 It is the host's memory, but of the arrays that count as being on the device only: an address that
 the emulated libraries are given must lie there, or must not.
@@ -10,7 +10,7 @@ import numpy as np
 
 from .state import state
 
-_arrays = weakref.WeakValueDictionary()  # by id, since the stand-in's arrays cannot be hashed
+_arrays = weakref.WeakValueDictionary()  # by id, since the mock's arrays cannot be hashed
 _blocks = {}
 _hooks = []
 
@@ -43,7 +43,7 @@ def _free(key, size):
 
 
 def track(array):
-    """Count an array of the stand-in, and the memory that it lies in."""
+    """Count an array of the mock, and the memory that it lies in."""
     _arrays[id(array)] = array
     owner = _owner(array._host)
     key = id(owner)

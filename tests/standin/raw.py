@@ -68,13 +68,13 @@ class RawKernel:
 
     def __init__(self, code, name, options=(), **kwargs):
         if options or kwargs:
-            raise NotImplementedError("the stand-in's raw kernels have no options")
+            raise NotImplementedError("the mock's raw kernels have no options")
         self.code, self.name = code, name
         self.parameters = parameters(code, name)
 
     def __call__(self, grid, block, args, **kwargs):
         if kwargs:
-            raise NotImplementedError(f"the stand-in's kernels have no {sorted(kwargs)}")
+            raise NotImplementedError(f"the mock's kernels have no {sorted(kwargs)}")
         if len(grid) != 1 or len(block) != 1 or not (0 < grid[0] < 2**31 and 0 < block[0] <= 1024):
             raise ValueError(f"a grid of {grid} blocks of {block} threads")
         if len(args) != len(self.parameters):

@@ -1,4 +1,4 @@
-"""Record the public names and signatures of an installed CuPy, for the stand-in.
+"""Record the public names and signatures of an installed CuPy, for the mock.
 
 CuPy imports without a driver, so this needs no GPU; the bindings need cuBLAS and cuSOLVER::
 
@@ -153,7 +153,7 @@ def resolve(path):
 
 
 def record():
-    """Return everything that the stand-in needs to know of the installed CuPy."""
+    """Return everything that the mock needs to know of the installed CuPy."""
     import cupy
     from cupy._sorting import search
 

@@ -1,4 +1,4 @@
-"""What the stand-in counts: synchronizations and calls."""
+"""What the mock counts: synchronizations and calls."""
 
 import contextlib
 from typing import NamedTuple
@@ -96,7 +96,7 @@ def synchronize(reason):
 
 
 def arrays_in(value):
-    """Yield the stand-in's arrays in an argument or a result, nested or not."""
+    """Yield the mock's arrays in an argument or a result, nested or not."""
     if hasattr(type(value), "_host"):
         yield value
     elif isinstance(value, list | tuple):
@@ -107,7 +107,7 @@ def arrays_in(value):
 
 
 def has_arrays(value):
-    """Tell whether there is one of the stand-in's arrays in an argument."""
+    """Tell whether there is one of the mock's arrays in an argument."""
     return next(arrays_in(value), None) is not None
 
 

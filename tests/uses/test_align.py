@@ -31,7 +31,7 @@ def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def clouds(*shape: int, noise: float = 0.3, mirror: bool = False, seed: int = 0):
-    """Points, and their images under a similarity, with noise."""
+    """Return points, and their images under a similarity with random errors."""
     a, d = gaussian(*shape, seed=seed), shape[-1]
     q = np.linalg.qr(gaussian(*shape[:-2], d, d, seed=seed + 1))[0]
     q[..., 0] *= (np.linalg.det(q) * (-1 if mirror else 1))[..., None]

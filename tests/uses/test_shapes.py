@@ -24,7 +24,7 @@ def rotations(rng, k, d):
 
 
 def alike(rng, k=5, n=12, d=3, noise=0.2, far=3.0, sizes=True):
-    """Shapes that are one shape with noise, moved, turned and scaled."""
+    """Return one shape with random errors, moved, turned and scaled."""
     x = rng.normal(size=(n, d)) + noise * rng.normal(size=(k, n, d))
     s = rng.uniform(0.5, 2, size=(k, 1, 1)) if sizes else 1.0
     return s * (x @ rotations(rng, k, d)) + far * rng.normal(size=(k, 1, d))
@@ -134,7 +134,7 @@ def test_what_is_found_is_stationary(reflection):
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-8])
 @pytest.mark.parametrize("noise", [0.3, 1.5, 100.0])
 def test_convergence_is_as_near_as_it_says(noise, rtol):
-    """Of noise, movements shrink so slowly that much is left when they are small."""
+    """For random shapes movements shrink slowly: small movements do not imply convergence."""
     rng = np.random.default_rng(4)
     for _ in range(3):
         shapes = alike(rng, noise=noise, sizes=False)

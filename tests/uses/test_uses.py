@@ -461,7 +461,7 @@ def exact_root(a: np.ndarray) -> np.ndarray:
 
 
 def definite(values, dtype: str, seed: int = 0) -> np.ndarray:
-    """Hermitian bit for bit, with about these eigenvalues."""
+    """Return an exactly Hermitian matrix, with about these eigenvalues."""
     q = orthonormal(len(values), len(values), seed=seed, dtype=dtype)
     a = (q * np.asarray(values)) @ q.conj().T
     return (a + a.conj().T) / 2
