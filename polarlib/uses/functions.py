@@ -195,8 +195,8 @@ def _check_schedule(schedule: Schedule, p: int) -> None:
     if schedule.stride != p or schedule.target != "polar" or schedule.upper != 1:
         raise ValueError(
             f"schedule must have stride {p}, target 'polar' and upper end 1, got "
-            f"{schedule.name!r} with {schedule.stride}, {schedule.target!r} and "
-            f"{schedule.upper:g}; use design.inverse_root({p}, ...)"
+            f"{schedule.name!r} with stride {schedule.stride}, target {schedule.target!r} and "
+            f"upper end {schedule.upper:g}; use design.inverse_root({p}, ...)"
         )
 
 

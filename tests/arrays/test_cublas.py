@@ -317,7 +317,7 @@ def test_overflow_is_infinity(cupy, dtype):
         ({"b": (3, 2)}, ValueError, "2 x 2 by 3 x 2"),
         ({"out": (3, 3)}, ValueError, r"shape \(2, 2\), got \(3, 3\)"),
         ({"out": "f8"}, TypeError, "float32, got float64"),
-        ({"beta": 1.0}, ValueError, "beta=1.0 scales `out`"),
+        ({"beta": 1.0}, ValueError, "out must be an array for beta=1.0"),
         ({"alpha": "many"}, ValueError, r"alpha must be one .* shape \(2, 2\)"),
         ({"alpha": 1j}, TypeError, "alpha must be real"),
         ({"beta": 1j}, TypeError, "beta must be real"),
