@@ -40,7 +40,7 @@ with plot.style("column"):
             distance = traces[name, precision].distance
             ax.semilogy(distance, line, marker=mark, color=color, label=label)
     ax.set(xlabel="step", ylabel="distance to U", ylim=(0.01, 200))
-    ax.legend(loc="upper left")
+    ax.legend(loc="upper left", title="solid: default\ndashed: Polar Express")
     plt.show()
 
 # %%

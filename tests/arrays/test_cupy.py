@@ -398,7 +398,7 @@ def test_out(cupy):
     np.testing.assert_array_equal(out.get(), polarlib.orthogonalize(x).get())
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c16", "f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("method", [*METHODS, "polar_express"])

@@ -165,6 +165,7 @@ def test_double_precision(method, animal):
     check("float64", animal, u, h, method)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize("method", METHODS_OF_POLAR)
 def test_single_precision(method, dtype):

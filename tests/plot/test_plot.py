@@ -199,6 +199,7 @@ def test_extreme_traces_can_be_drawn(values, draw):
 # ----------------------------------------------------------------------------------- polynomial
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", polarlib.schedules(target="polar"))
 def test_polynomial_draws_the_composition_and_its_parts(name):
     s = polarlib.schedule(name)

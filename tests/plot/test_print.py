@@ -47,6 +47,7 @@ def test_every_function_is_among_the_cases():
     assert {name.partition("-")[0] for name in NAMES} == drawing
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_of_a_column(name, cases, checks):
     with plot.style("column"):
@@ -56,7 +57,7 @@ def test_figures_of_a_column(name, cases, checks):
     assert checks.alike(ax) == []
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("style", STYLES[1:])
 def test_figures_of_pages_and_slides(name, style, cases, checks):
@@ -64,7 +65,7 @@ def test_figures_of_pages_and_slides(name, style, cases, checks):
         assert checks.faults(cases[name]()) == []
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(9)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_small_figure_of_the_caller(name, cases, checks):
     """3.3 x 2.5 inches by figure.figsize alone, text of the usual size for that."""
