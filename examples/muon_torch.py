@@ -13,9 +13,8 @@ OWN |= {"heads": 1, "convolution": True}
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon for any schedule, number format and shape, with compatible states.
 
-    Additional options, for all parameters or by group, are `schedule`, `steps` and `precision` of
-    orthogonalize, `heads` (blocks of rows that are matrices), and `convolution` (False: 3-D are
-    stacks).
+    Additional options, for all or by group, are `schedule`, `steps`, `precision` of orthogonalize,
+    `heads` (blocks of rows that are matrices), and `convolution` (False: 3-D are stacks).
     """
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, **own):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import json
@@ -46,17 +47,36 @@ def missing(code: str) -> str | None:
     return None
 
 
+def names_in(code: str) -> tuple[set[str], set[str]]:
+    """Names that a block binds, and those that it uses."""
+    if code.startswith(">>>"):
+        code = "".join(e.source for e in doctest.DocTestParser().get_examples(code))
+    bound, used = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+    return bound, used
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_as_printed(page, tmp_path, monkeypatch):
+    """Without a library, blocks are skipped that import it or use what a skipped block binds."""
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
-    without = None
+    without, unbound = None, set()
     for line, code in blocks(page):
         if code.startswith(NOT_RUN):
             assert len(code.partition("\n")[0]) > len(NOT_RUN)
             continue
-        if absent := missing(code):
-            without = absent
+        bound, used = names_in(code)
+        absent = missing(code)
+        if absent or unbound & used - names.keys():
+            without = absent or without
+            unbound |= bound
             continue
         if code.startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)

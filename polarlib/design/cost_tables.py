@@ -33,7 +33,7 @@ from polarlib.arrays.formats import format_of
 from polarlib.arrays.ops import Ops, served
 from polarlib.files.whole import read_whole, write_whole
 
-__all__ = ["KERNELS", "add_costs", "kernel_costs", "read_costs", "symmetric_cost"]
+__all__ = ["KERNELS", "kernel_costs", "read_costs", "symmetric_cost"]
 
 
 HEAD = """\
