@@ -407,6 +407,7 @@ def test_the_command_compares():
     assert found["rows"][0]["function"] == "polar"
 
 
+@pytest.mark.slow
 def test_the_command_calibrates(tmp_path):
     path = tmp_path / "costs.toml"
     text = run("--calibrate", "--sizes", "4", "--seconds", A_MOMENT, "-o", path)

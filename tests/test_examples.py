@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 LINES = 60
 
 
+@pytest.mark.slow
 def test_the_section_of_a_paper(tmp_path, pytestconfig):
     script = EXAMPLES / "paper_section.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= LINES

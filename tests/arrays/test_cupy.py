@@ -53,6 +53,7 @@ def tolerance(dtype):
     return 100 * eps if eps < 1e-3 else 0.1
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16", "f2", ml_dtypes.bfloat16], ids=str)
 @pytest.mark.parametrize("form", ["plain", "gram"])

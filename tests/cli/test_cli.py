@@ -39,6 +39,7 @@ def test_help_lists_every_command():
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_examples_in_the_help_are_not_errors():
     for command in ("polar", "compare", "converge", "design", "schedules"):
         example = re.search(r"Example: polarlib (.*)", done(command, "--help"))[1]
@@ -202,6 +203,7 @@ def test_a_device_that_is_not_there(monkeypatch):
     assert "torch cannot use a gpu" in refused("bench", "--device", "gpu", "--library", "torch")
 
 
+@pytest.mark.slow
 def test_without_docstrings():
     """Python strips them with -OO; help and the list of methods are the same."""
     code = (

@@ -149,6 +149,7 @@ def test_compare_refuses(here, args, hint):
     assert not (here / "polarlib-plots").exists()
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("name", FORMATS)
 def test_compare_in_every_format(name):
     found = document("compare", "A.npy", "--no-plots", "--precision", name)
@@ -292,6 +293,7 @@ def test_compare_of_very_large_and_very_small_matrices(scale, dtype):
     assert all(row["orthogonality"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_compare_of_other_dtypes_and_shapes():
     for a in (A + 1j * A[::-1], np.ones((1, 1)), np.zeros((2, 3)), np.arange(6).reshape(2, 3)):
         np.save("A.npy", a)
@@ -320,6 +322,7 @@ def test_compare_plots(here):
     assert {path.suffix for path in (here / "P").iterdir()} == {".svg"}
 
 
+@pytest.mark.slow
 def test_the_former_name_of_an_option(here):
     """Until 0.3."""
     assert "--format" not in done("compare", "--help")
@@ -330,6 +333,7 @@ def test_the_former_name_of_an_option(here):
     assert {path.suffix for path in (here / "P").iterdir()} == {".pdf"}
 
 
+@pytest.mark.slow
 def test_compare_takes_representative_matrices(monkeypatch):
     bundled = files.sample_matrices()
     assert set(console.REPRESENTATIVE) < set(bundled)

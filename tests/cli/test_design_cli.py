@@ -161,6 +161,7 @@ SPECTRAL = ("--normalisation", "spectral")
 UPWARD = ("--lower", "0.1")
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(
     ("options", "design"),
     [

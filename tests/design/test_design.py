@@ -98,6 +98,7 @@ def _allowed(b) -> float:
     return max(0.05 * float(b.error), 2.0**-50)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("degree", [9, 25, 37, 41, 45, 51])
 @pytest.mark.parametrize("lower", [1e-3, 0.1, 0.5, 0.99])
 def test_doubles_hold_the_coefficients_or_it_is_said(degree, lower):

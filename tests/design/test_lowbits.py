@@ -114,6 +114,7 @@ def test_the_bound_is_nearly_attained():
 # -- what the designs withstand --------------------------------------------------------------------
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("steps", [5, 9])
 @pytest.mark.parametrize("precision", LOWER)
 def test_no_blow_up_on_hostile_matrices(precision, steps):
@@ -405,6 +406,7 @@ def test_bad_requests(arguments, message):
         for_precision(given_.pop("format"), given_.pop("lower"), **given_)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("precision", "lower", "error"),
     [
@@ -429,6 +431,7 @@ def test_an_error_by_some_degrees():
     assert s.matmuls >= for_precision("float16", 1e-2, error=0.05).matmuls
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("lower", "matmuls"), [(0.1, 8), (1e-2, 9), (1e-3, 10)])
 def test_four_degrees_equal_brute_force(precision, lower, matmuls):
@@ -455,6 +458,7 @@ def test_four_degrees_equal_brute_force(precision, lower, matmuls):
     assert tuple(2 * len(step) - 1 for step in s.steps) == found.degrees
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "float8_e4m3"])
 @pytest.mark.parametrize("asked", [{"steps": 4}, {"matmuls": 13}])
 def test_intervals_under_rounding_stay_positive(precision, asked):

@@ -63,6 +63,7 @@ def _differences(steps, lower, upper, h):
     return found
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("degrees", [[3], [5], [9], [3, 3], [5, 3], [3, 5], [5, 5], [3, 3, 3]])
 def test_kinks_of_best_compositions(degrees):
     s = design.greedy(0.05, degrees)
@@ -73,6 +74,7 @@ def test_kinks_of_best_compositions(degrees):
         np.testing.assert_allclose(row, exact, rtol=1e-6)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([3, 5]), min_size=1, max_size=2),
     st.floats(1.0, 1.1),

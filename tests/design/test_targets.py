@@ -160,6 +160,7 @@ def assert_root(found, a: np.ndarray, p: int) -> None:
 HARDEST = {"float32": 1.6e5, "float64": 8e13}  # condition number times unit roundoff: 0.01
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("condition", [2.0, 1e2, None])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_residuals_of_inverse_roots(dtype, condition):
@@ -534,7 +535,7 @@ RECORDED = {
 }
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(10)
 @pytest.mark.parametrize("case", RECORDED, ids=str)
 def test_fits_are_no_worse_than_those_recorded(case, monkeypatch):
     kind, parameter, degrees = case
@@ -593,6 +594,7 @@ def test_matrices_are_clipped(lib, form):
     assert np.linalg.norm(lib.to_numpy(found) - expected, 2) <= 3 * s.error() + 1e-9
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", ["power 0.5", "power -1/3", "smooth sign 0.1"])
 def test_matrices_under_the_other_targets(name):
     s = designed(name, (5, 5, 5))

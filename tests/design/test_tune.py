@@ -503,6 +503,7 @@ RECORDED = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("case", RECORDED, ids=str)
 def test_searches_are_no_worse_than_those_recorded(case, monkeypatch):
     name, steps = case

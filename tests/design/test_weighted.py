@@ -35,6 +35,7 @@ def _alternations(step, weight, lower, upper, level):
     return len(signs)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize(("degree", "lower", "upper"), [(3, 0.4, 1.0), (5, 0.3, 1.2), (9, 0.3, 1)])
 def test_the_weighted_error_alternates(name, degree, lower, upper):
@@ -64,6 +65,7 @@ def test_agrees_with_a_linear_program(name):
     np.testing.assert_allclose(s(x), powers @ found.x[:3] / weight(x), atol=1e-3)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("degree", "lower"),
     [
@@ -86,6 +88,7 @@ def test_a_constant_weight_changes_nothing(degree, lower):
         assert math.isclose(s.error(), plain.error(), rel_tol=1e-9, abs_tol=1e-15)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([3, 5, 7]),
     st.floats(0.3, 0.9),
@@ -204,6 +207,7 @@ def test_a_weight_cannot_change_the_points():
     )
 
 
+@pytest.mark.slow
 def test_uneven_weights_and_degrees_beyond_doubles_are_refused():
     with pytest.raises(ValueError, match=r"has values from -.*, outside \(0, 2\); use a less"):
         design.minimax(5, 0.01, weight=lambda x: 1 / x)

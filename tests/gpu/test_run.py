@@ -260,6 +260,7 @@ def events(cupy, monkeypatch):
     monkeypatch.setattr(cupy, "RawKernel", lambda source, name: lambda *args: None)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("waits", [True, False])
 def test_who_waits_is_seen(given, cupy, monkeypatch, events, waits):
     whole = polarlib.orthogonalize

@@ -537,6 +537,7 @@ def test_zoo_in_single_precision(method):
         assert_unitary_factor(a, result.unitary, rtol=rtol)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exactly_singular_products_of_small_integers(method, dtype):

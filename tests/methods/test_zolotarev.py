@@ -81,6 +81,7 @@ def test_one_pole_is_the_weighted_halley_step(lower):
     assert (pole + residue) * b / a == pytest.approx(1, rel=1e-14)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("r", [1, 2, 4, 8])
 @pytest.mark.parametrize("lower", LOWERS)
 def test_every_truncation_is_centred(r, lower):

@@ -163,6 +163,7 @@ INSTALLED = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("module", INSTALLED)
 def test_installed_peers_pass(module):
     """Those whose packages hold their tests; others by `nox -s peers`, on copies."""

@@ -402,6 +402,7 @@ def test_even_powers_on_both_sides_of_zero(steps, image):
         assert _ulps(low, high) <= 2
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("degrees", [[5] * 5, [3, 5, 7, 9, 11], [17, 3], [25], [9, 25], [5] * 12])
 @pytest.mark.parametrize("lower", [1e-6, 1e-3, 0.3])
 def test_ill_conditioned_and_long_compositions(lower, degrees):

@@ -245,6 +245,7 @@ def ratios(format, steps, *, change=lambda model: None):
     return np.array(found)
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.filterwarnings("ignore::polarlib.ScheduleWarning")
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("format", ["bfloat16", "float16", "tf32", "float32", "float64"])
