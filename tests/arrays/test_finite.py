@@ -94,7 +94,7 @@ def outcome(f, x, lib):
     return "finite" if np.isfinite(np.asarray(y)).all() else "not finite"
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(4)
 @pytest.mark.filterwarnings("ignore::polarlib.ConvergenceWarning")
 @pytest.mark.parametrize("value", [math.nan, -INF])
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])

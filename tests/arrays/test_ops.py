@@ -1076,6 +1076,7 @@ def test_nan_is_kept(kind, dtype):
             assert np.isnan(got).sum() == (2 if dtype == "complex128" and axis != (-2, -1) else 1)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("shape", [(1, 1), (63, 65), (64, 64), (1, 5000), (3, 70, 60), MILLION])
 def test_finite_max_abs_sees_every_entry(kind, dtype, shape):

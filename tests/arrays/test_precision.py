@@ -293,6 +293,7 @@ def test_the_input_is_rounded_once_and_the_norm_is_not():
     assert 0.8 < np.linalg.norm(q) < 1.2
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", [*DTYPE_OF, "tf32", "float32", "float64"])
 @pytest.mark.parametrize("where", SIMULATED)
 def test_every_precision_on_every_library(where, name):

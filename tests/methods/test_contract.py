@@ -242,6 +242,7 @@ def test_polar_on_dask(method):
             assert "svd" not in result.method.removeprefix(method)
 
 
+@pytest.mark.thinned(6)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     "method", ["svd", "qdwh", "newton", "newton_schulz", "qr", "polar_express"]

@@ -261,6 +261,7 @@ def test_probes_are_moved_once(any_device):
     assert device.counts["from_host"] == 1
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_stacks_of_few_columns(any_device, n):
     device = any_device
