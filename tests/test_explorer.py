@@ -245,8 +245,9 @@ TEXT = "return document.getElementById(arguments[0]).textContent"
 WIDTHS = (390, 1280)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser():
+    """A browser for each test: after a picture, a key may wait for a frame that is never drawn."""
     with chromium() as started:
         yield started
 
