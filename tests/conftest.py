@@ -183,10 +183,15 @@ def _threads(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled():
-    """What JAX has compiled for the tests of a file takes gigabytes in the end."""
+    """What JAX has compiled for the tests of a file takes gigabytes in the end.
+
+    torch stops compiling a function that it has compiled too often.
+    """
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @functools.cache

@@ -395,7 +395,7 @@ def test_a_small_error_of_the_first_pass_is_corrected(da, monkeypatch):
             ValueError,
             "compute_chunk_sizes",
         ),
-        (lambda da: np.ones((8, 4)), TypeError, r"dask array, got ndarray; polar takes"),
+        (lambda da: np.ones((8, 4)), TypeError, r"dask array, got ndarray; use polar"),
         (lambda da: [[1.0]], TypeError, "dask array, got list"),
         (lambda da: da.ma.masked_array(da.ones((8, 2), chunks=4)), TypeError, "MaskedArray"),
     ],
