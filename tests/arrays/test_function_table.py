@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import module_of
+from conftest import ml_dtype, module_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not installed")
@@ -64,7 +64,15 @@ def test_nothing_fails(maker, data):
 
 
 def test_numpy_is_up_to_date(maker, data):
-    assert maker.measured("numpy") == data["numpy"]  # else: python docs/make_functions.py
+    made, kept = maker.measured("numpy"), data["numpy"]  # else: python docs/make_functions.py
+    one = np.ones((1, 1), ml_dtype("bfloat16"))
+    if (one @ one).dtype != one.dtype:
+        # With older versions of ml_dtypes or NumPy, arguments that are products are in float32.
+        made, kept = (
+            {name: row | {"bfloat16": "works"} for name, row in table.items()}
+            for table in (made, kept)
+        )
+    assert made == kept
 
 
 def test_wrong_results_are_noticed(maker):
