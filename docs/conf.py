@@ -41,9 +41,8 @@ extensions = [
     "repository",
     "docstrings",
     "pages",
+    "explorer",
 ]
-if (DOCS / "_ext" / "explorer.py").is_file():
-    extensions.append("explorer")
 
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_ext", "_templates", "data", "figures", "explorer"]

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import module_of
+from markup import Markup
 
 from polarlib import Schedule, report
 from polarlib.design import for_precision
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
 )
 SMALL = ("bfloat16", "float64"), (3, 5), (0.1, 0.001)
 START = "l=0.001&degree=5&steps=5&format=bfloat16"
-VOID = {"meta", "link", "input", "img", "br"}
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +46,6 @@ def data(make):
 @pytest.fixture(scope="module")
 def text(make, data):
     return make.page(data, [("index.html", "Documentation")])
-
-
-class Page(HTMLParser):
-    """Tags must be balanced; attributes and the contents of scripts are collected."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.scripts = [], [], {}
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            given = self.tags[-1][1]
-            self.scripts[given.get("id", len(self.scripts))] = data
 
 
 def assert_loads_nothing(page, links):
@@ -126,7 +101,7 @@ def test_narrow_formats_have_no_small_lower_ends(make):
 
 
 def test_the_explorer_loads_nothing(text):
-    page = Page(text)
+    page = Markup(text)
     assert_loads_nothing(page, {"index.html"})
     names = [tag for tag, _ in page.tags]
     for tag in ("header", "nav", "main", "footer", "h1"):
@@ -139,7 +114,7 @@ def test_the_explorer_loads_nothing(text):
 
 
 def test_the_explorer_contains_polarlibs_schedules(text, data):
-    assert json.loads(Page(text).scripts["designs"].replace(r"<\/", "</")) == data
+    assert json.loads(Markup(text).scripts["designs"].replace(r"<\/", "</")) == data
 
 
 @pytest.mark.slow
@@ -158,7 +133,7 @@ def test_the_whole_explorer(make):
 
 def test_the_report_has_every_study(extension):
     text = extension.report_page()
-    assert_loads_nothing(Page(text), {"index.html", "explorer.html"})
+    assert_loads_nothing(Markup(text), {"index.html", "explorer.html"})
     values = json.loads(extension.VALUES.read_text(encoding="utf-8"))
     assert all(f'id="study-{name.replace("_", "-")}"' in text for name in values)
     reasons = [
@@ -203,7 +178,7 @@ def test_the_site_gets_both_pages(make, extension, data, monkeypatch, tmp_path):
         extension.write_pages(app, None)
     assert len(calls) == 1  # the second time from the file
     assert (tmp_path / "out" / "report.html").read_text() == "the report"
-    assert Page((tmp_path / "out" / "explorer.html").read_text(encoding="utf-8")).scripts
+    assert Markup((tmp_path / "out" / "explorer.html").read_text(encoding="utf-8")).scripts
     shutil.rmtree(folders["outdir"])
     folders["outdir"].mkdir()
     extension.write_pages(app, RuntimeError("the build failed"))

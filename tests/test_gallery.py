@@ -13,6 +13,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import module_of
 from matplotlib import pyplot
 
 ROOT = Path(__file__).parents[1]
@@ -24,20 +25,12 @@ LINES = 80
 pytestmark = pytest.mark.skipif(not EXAMPLES, reason="the examples are not installed")
 
 
-def load(path: Path, name: str):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def checks():
     path = ROOT / "benchmarks" / "figures_check.py"
     if not path.is_file():
         pytest.skip("the benchmarks are not installed")
-    return load(path, "figures_check")
+    return module_of(path)
 
 
 @pytest.fixture
@@ -118,7 +111,7 @@ def test_a_missing_library_is_one_line(name, agg, monkeypatch):
 
 @pytest.mark.slow
 def test_the_figure_of_the_readme(agg, monkeypatch, tmp_path):
-    maker = load(ROOT / "docs" / "make_figures.py", "make_figures")
+    maker = module_of(ROOT / "docs" / "make_figures.py")
     kept = maker.FIGURE
     for file in (kept, kept.with_suffix(".svg")):
         assert file.stat().st_size < 150_000

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import module_of
 
 import polarlib
 
@@ -33,16 +34,10 @@ SLOW = {"guide/cli.md"}
 
 
 def load(path: Path) -> ModuleType:
-    """Import a file of docs/."""
-    spec = importlib.util.spec_from_file_location(f"site_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(DOCS))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(DOCS))
-    return module
+    """Import a file of docs/, which imports others of its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        return module_of(path)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +121,6 @@ def listed_pages() -> set[str]:
                 full = entry[1:] if entry.startswith("/") else f"{folder}/{entry}".lstrip("/")
                 pattern = re.escape(full).replace(r"\*", "[^/]*")
                 found |= {each for each in texts if re.fullmatch(pattern, each)} | {full}
-        if "<!-- other pages -->" in text:
-            found |= {each for each in texts if re.fullmatch(f"{folder}/[^/]+", each)}
     return found
 
 
@@ -274,14 +267,6 @@ def test_copies_have_links_of_their_place(tmp_path):
     (tmp_path / "analysis" / "README.md").unlink()
     copies.write_copies(docs, pages)
     assert not copy.exists()
-
-
-def test_other_pages_are_those_that_no_toctree_lists(tmp_path):
-    extension = load(DOCS / "_ext" / "pages.py")
-    for name in ("index", "a", "b"):
-        (tmp_path / f"{name}.md").write_text("# Title")
-    text = "```{toctree}\n:hidden:\n\nb\n```\n"
-    assert extension.other_pages(tmp_path, text) == ["a"]
 
 
 def test_broken_links_are_found(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from polarlib._extras import require
 from polarlib.arrays.memory import physical_memory
-from polarlib.files.whole import damage_named
+from polarlib.files.whole import beside, damage_named
 
 HDF5 = (".h5", ".hdf5")
 ZARR = ".zarr"
@@ -82,7 +82,7 @@ def write_zarr(path: str, array: np.ndarray) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{path}: there is no folder {folder}; create it first")
-    temporary = os.path.join(folder, f".{os.path.basename(path)[:40]}.{os.urandom(8).hex()}.tmp")
+    temporary = beside(path)
     try:
         # Older versions of zarr reject arrays of the other byte order.
         native: Any = array.astype(array.dtype.newbyteorder("="), copy=False)

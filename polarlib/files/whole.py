@@ -75,7 +75,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
             for path, write in writers.items():
                 target, mode = replaceable(path)
                 targets.append(target)
-                temporaries.append(_beside(target))
+                temporaries.append(beside(target))
                 # With the permissions that open() gives. The umask is not read, because reading it
                 # would change it for the whole process.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -90,7 +90,7 @@ def write_together(writers: Mapping[Any, Callable[[IO[bytes]], Any]]) -> None:
             for path, target, temporary in names:  # noqa: B007, for messages
                 saved = None
                 if target is not targets[-1] and os.path.exists(target):
-                    temporaries.append(saved := _beside(target))
+                    temporaries.append(saved := beside(target))
                     _second_name(target, saved)
                 replaced.append((target, temporary, saved))
                 os.replace(temporary, target)
@@ -162,7 +162,7 @@ def _regular(path: str | os.PathLike[str], remedy: str) -> os.stat_result:
     return state
 
 
-def _beside(target: str) -> str:
+def beside(target: str) -> str:
     """Return an unused name in the same folder, short enough for its file system."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.tmp")
