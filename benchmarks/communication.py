@@ -200,6 +200,11 @@ WORK = [Column("replicated"), Column("owner"), Column("rows"), Column("rows", "p
 WORK += [Column("block"), Column("dion"), Column("dion2")]
 
 
+def short(x: float) -> str:
+    """Return three digits, without an exponent for large numbers."""
+    return f"{float(f'{x:.3g}'):.0f}" if x >= 1000 else f"{x:.3g}"
+
+
 def prediction_table(data: dict[str, Any], key: str, columns: list[Column], unit: float) -> str:
     """Return one quantity of the predictions."""
     found = {
@@ -208,7 +213,7 @@ def prediction_table(data: dict[str, Any], key: str, columns: list[Column], unit
     }
     rows = [
         [f"{m} x {n}", str(devices)]
-        + [f"{found[m, n, devices, c.layout, c.form]:.3g}" for c in columns]
+        + [short(found[m, n, devices, c.layout, c.form]) for c in columns]
         for m, n in SHAPES
         for devices in DEVICES
     ]
@@ -221,12 +226,14 @@ def counted_table(data: dict[str, Any]) -> str:
     for row in data["counted"]:
         if [row[k] for k in ("library", "devices", "shape", "dtype")] not in SHOWN:
             continue
+        if row["form"] == "plain" and row["layout"] != "rows":  # as the Gram form
+            continue
         p, what = predicted(row), [row[k] for k in ("library", "layout", "form")]
         same = [r for r in data["counted"] if [r[k] for k in ("library", "layout", "form")] == what]
         rows.append(
             [
                 f"{row['library']}, {row['devices']}, {row['dtype']}",
-                ", ".join(filter(None, what[1:])),
+                Column(*what[1:]).title,
                 f"{row['collectives']:g} / {p.collectives:g}",
                 f"{row['bytes']:g} / {p.bytes:g}",
                 f"{sum(map(agrees, same))} of {len(same)}",
@@ -330,16 +337,17 @@ def draw() -> Figure:
             for ratio in RATIOS
         ]
         line = "--" if layout == "dion" else "-"
-        ax.loglog(RATIOS, sent, line, color=colour, marker=marker)
+        ax.loglog(RATIOS, sent, line, color=colour, marker=marker, markersize=6)
         ends[label] = sent[-1]
     gradient = 2 * (IN_FIGURE - 1) / IN_FIGURE
     ax.loglog(RATIOS, [gradient] * len(RATIOS), ":", color=plot.INK)
     ends["sum of gradients"] = gradient
-    place = 0.0
-    for label, y in sorted(ends.items(), key=lambda end: end[1]):
-        place = max(y, place * 1.3)  # apart
-        ax.text(1.15 * RATIOS[-1], place, label, va="center", fontsize="small")
-    ax.set_xlim(0.9, 60)
+    place, end = 0.0, RATIOS[-1]
+    for label, y in sorted(ends.items(), key=lambda line: line[1]):
+        place = max(y, place * 1.35)  # apart, each with a line from the end of its curve
+        ax.plot([1.04 * end, 1.17 * end], [y, place], color=plot.INK, linewidth=0.5)
+        ax.text(1.2 * end, place, label, va="center", fontsize="small")
+    ax.set_xlim(0.9, 34)
     ax.set_xticks(RATIOS, [str(r) for r in RATIOS])
     ax.minorticks_off()
     ax.set_xlabel("max(m, n) / min(m, n)")
