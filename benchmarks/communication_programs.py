@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 Array = Any
 PERIOD, FRACTION = 4, 0.25
+FEW = 2  # numbers that are not a matrix: a norm, a maximum and whether entries are finite
 LIMIT = 240  # seconds until a process that waits for the others is ended
 
 
@@ -39,7 +40,7 @@ class Call(NamedTuple):
     name: str
     taken: int
     given: int
-    numbers: bool  # for each matrix a single number
+    numbers: bool  # for each matrix at most FEW numbers
 
 
 class Program(NamedTuple):
@@ -101,7 +102,7 @@ def size_of(text: str) -> tuple[int, bool]:
         shape = [int(d) for d in dims.split(",") if d]
         found = BITS.match(kind)
         total += math.prod(shape) * (int(found[1]) // 8 if found else 1)
-        numbers = numbers and math.prod(shape[-2:]) == 1
+        numbers = numbers and math.prod(shape[-2:]) <= FEW
     return total, numbers
 
 
@@ -228,11 +229,17 @@ def programs_of_jax(devices: int, shape: tuple[int, int], dtype: str) -> Any:
 
 # -- torch -----------------------------------------------------------------------------------------
 
+# Operators of torch's functional collectives, and of those that write to their first argument.
 NAMES = {
     "all_reduce": "all-reduce",
     "all_gather_into_tensor": "all-gather",
     "reduce_scatter_tensor": "reduce-scatter",
     "all_to_all_single": "all-to-all",
+    "broadcast": "broadcast",
+    "allreduce_": "all-reduce",
+    "_allgather_base_": "all-gather",
+    "_reduce_scatter_base_": "reduce-scatter",
+    "alltoall_base_": "all-to-all",
     "broadcast_": "broadcast",
 }
 
@@ -306,9 +313,10 @@ def calls_of_torch(f: Callable[..., Any], arrays: Sequence[Array], devices: int)
                 return NotImplemented
             name = str(func).split(".")[1]
             if str(func).startswith(("_c10d_functional.", "c10d.")) and name in NAMES:
-                x = args[0][0] if isinstance(args[0], list | tuple) else args[0]
+                x = args[1] if name.endswith("_base_") else args[0]
+                x = x[0] if isinstance(x, list | tuple) else x
                 size, kind = x.numel() * x.element_size(), NAMES[name]
-                numbers = math.prod(x.shape[-2:]) == 1
+                numbers = math.prod(x.shape[-2:]) <= FEW
                 given = {"all-gather": size * devices, "reduce-scatter": size // devices}
                 calls.append(Call(kind, size, given.get(kind, size), numbers))
             return func(*args, **(kwargs or {}))
