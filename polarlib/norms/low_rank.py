@@ -8,13 +8,13 @@ from polarlib.arrays.entered import Entered, enter
 from polarlib.arrays.entry import as_matrix, check_same_place
 from polarlib.arrays.functions import above_noise, as_complex, empty_result
 from polarlib.arrays.library import astype_like, is_complex
-from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.arrays.settings import looks, looks_at_nothing, under_default_settings
 
 Array = Any
 A = TypeVar("A")
 
 
-@looks
+@looks_at_nothing
 @under_default_settings
 def power_step(m: A, q: A) -> tuple[A, A, A]:
     """Return one warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, and the next Q.
