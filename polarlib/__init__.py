@@ -17,6 +17,7 @@ What the factor is for
 And what optimizers of matrices are made of
     :mod:`polarlib.norms`                  norms, dual norms, LMOs; :mod:`polarlib.updates`
     :func:`top_singular`                   the leading singular triplets
+    :func:`communication`                  shape and layout in, bytes and operations out
 
 Four nouns
     :class:`Schedule`      an immutable composition of odd polynomials
@@ -40,6 +41,7 @@ from polarlib._version import __version__
 
 if TYPE_CHECKING:
     from polarlib import design, files, manifold, norms, plot, testing, updates
+    from polarlib._communication import communication
     from polarlib._methods import methods
     from polarlib._schedules.certify import Certificate
     from polarlib._schedules.schedule import Schedule
@@ -72,6 +74,7 @@ __all__ = [
     "Trace",
     "__version__",
     "align",
+    "communication",
     "default_schedule",
     "design",
     "eigh_polar",
@@ -108,6 +111,7 @@ __all__ = [
 # Public names by module, as above. `import polarlib` loads none of them: SciPy's linalg, which some
 # need, takes 0.17 s of CPU time (docs/data/import_time.json).
 _HOMES = {
+    "_communication": ("communication",),
     "_methods": ("methods",),
     "_schedules.certify": ("Certificate",),
     "_schedules.schedule": ("Schedule",),

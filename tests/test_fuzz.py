@@ -142,6 +142,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.Trace.to_dict": dict,
     "polarlib.Alignment.__call__": lambda: {"points": A},
     "polarlib.align": lambda: {"points": A, "targets": A},
+    "polarlib.communication": lambda: {"shape": (8, 4), "layout": "rows", "devices": 2},
     "polarlib.default_schedule": lambda: {"format": "bfloat16"},
     "polarlib.eigh_polar": lambda: {"h": S},
     "polarlib.generalized_procrustes": lambda: {"shapes": np.stack([A, A + 1, A[::-1]])},

@@ -108,6 +108,7 @@ def examples() -> dict[str, Any]:
         "comparison": s.compare(polarlib.schedule("you")),
         "result": polarlib.polar(verbs.gaussian(2, 4, 3)),
         "alignment": polarlib.align(verbs.gaussian(4, 3), verbs.gaussian(4, 3)),
+        "communication": polarlib.communication((8, 4), layout="rows", devices=2),
         "trace": polarlib.measure(verbs.gaussian(4, 3), s),
         "status": Status.CONVERGED,
         "warnings": (

@@ -117,6 +117,7 @@ def on_host() -> dict[str, Call]:
         ),
         "measure.method": one(polarlib.measure, x, "qdwh"),
         "measure.mpmath": one(polarlib.measure, x[:4, :4], "jordan", reference="mpmath"),
+        "communication": one(polarlib.communication, (64, 16), layout="rows", devices=3),
         "default_schedule": one(polarlib.default_schedule, "bfloat16", matmuls=4),
         "schedule": one(polarlib.schedule, "jordan", 7),
         "schedules": polarlib.schedules,

@@ -44,7 +44,7 @@ def test_functions_of_matrices_have_rows(maker):
     """A new public function that takes a matrix needs a row, or its reason here."""
     # Rules of differentiation themselves, out of core, and measurements for people to read.
     apart = {"orthogonalize_jvp", "orthogonalize_vjp", "polar_jvp", "polar_vjp", "polar_tall"}
-    apart |= {"measure", "methods", "schedule", "schedules", "default_schedule"}
+    apart |= {"communication", "measure", "methods", "schedule", "schedules", "default_schedule"}
     functions = {
         name
         for name in polarlib.__all__
