@@ -217,7 +217,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="g must be a matrix"):
         per_block(g[0])
     g[0, 0] = np.nan
-    with pytest.raises(ValueError, match="g .*NaN"):
+    with pytest.raises(ValueError, match=r"g .*NaN"):
         per_block(g, 2)
 
 
@@ -351,7 +351,7 @@ def test_wrong_arguments_of_dion(torch):
         dion(m, m, [[1.0]] * 4)
     with pytest.raises(TypeError, match="q must be real like m, got complex128; convert m"):
         dion(m, m, q * 1j)
-    with pytest.raises(TypeError, match="m must be .*float.*int64|array must be of a floating"):
+    with pytest.raises(TypeError, match="the first array must be of a floating dtype, got int64"):
         dion(m.astype(int), m, q)
     with pytest.raises(TypeError, match="of one library, got numpy and torch"):
         dion(m, m, torch.ones(4, 2))
