@@ -32,7 +32,6 @@ from typing import Any, TypeVar, cast
 
 from polarlib.arrays.checks import count, function, number, shown
 from polarlib.arrays.entry import check_same_place, is_array, plain_array
-from polarlib.arrays.functions import above_noise
 from polarlib.arrays.library import (
     astype_like,
     at_least_single,
@@ -42,7 +41,7 @@ from polarlib.arrays.library import (
 )
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, under_default_settings
-from polarlib.norms.low_rank import power_step
+from polarlib.norms.low_rank import feedback_step
 
 __all__ = [
     "debias",
@@ -404,13 +403,11 @@ def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
     Returns
     -------
     update : array, shape (..., m, n)
-        ``P Q^H``, with P and Q of :func:`polarlib.norms.power_step` at ``B = M + G``. Like `m`, of
-        rank at most k. No scale is in it: the paper's step is ``x - rate sqrt(m / n) update``,
-        ``norms.update_scale(m, n, "rms_to_rms")``.
-    m : array, shape (..., m, n)
-        ``B - (1 - mu) P R^H``, ``R = B^H P``: the state of the next step, like `m`.
-    q : array, shape (..., n, k)
-        The columns of R, normalised: the basis of the next step, like `q`.
+        ``P Q^H``, with P and Q of :func:`polarlib.norms.power_step` at ``B = M + G``. The paper's
+        step is ``x - rate sqrt(m / n) update``, ``norms.update_scale(m, n, "rms_to_rms")``.
+    m, q : array
+        ``B - (1 - mu) P R^H`` with ``R = B^H P``, and the normalised columns of R: the states of
+        the next step, like `m` and `q`.
 
     Raises
     ------
@@ -433,8 +430,7 @@ def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
 
     References
     ----------
-    K. Ahn, B. Xu and others, Dion, arXiv 2504.05295, algorithm 1, without its factor
-    ``sqrt(m / n)``.
+    K. Ahn, B. Xu and others, Dion, arXiv 2504.05295, algorithm 1.
 
     Examples
     --------
@@ -445,33 +441,7 @@ def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
     ([[0.0, 0.6], [0.0, 0.8]], [[0.0, 1.5], [0.0, 2.0]])
     """
     _check(m, g, "g")
-    _check_basis(m, q)
-    return cast(tuple[A, A, A], _dion(m, g, q, number("mu", mu, 0, 1, ends="[)")))
-
-
-@looks_at_nothing
-def _check_basis(m: Array, q: Any) -> None:
-    if not is_array(q):
-        raise TypeError(
-            f"q must be an array of a supported library, got {shown(q)} ({type(q).__name__})"
-        )
-    if is_complex(q) and not is_complex(m):
-        raise TypeError(f"q must be real like m, got {dtype_name(q)}; convert m to complex")
-
-
-@looks_at_nothing
-@under_default_settings
-def _dion(m: Array, g: Array, q: Array, mu: float) -> tuple[Array, ...]:
-    ops = ops_of(m)
-    b = at_least_single(m, ops) + at_least_single(g, ops)
-    p, r, basis = power_step(b, q)
-    unit = astype_like(basis, b, ops)
-    # The norms of the columns of R, without squares, which overflow.
-    sizes = ops.sums((ops.xp.conj(unit) if is_complex(unit) else unit) * r, -2)
-    kept = above_noise(ops.xp.abs(sizes)[..., 0, :], m.shape, ops)[..., None, :]
-    right = ops.adjoint(ops.xp.where(kept, unit, ops.xp.zeros_like(unit)))
-    left = b - (1 - mu) * ops.matmul(p, ops.adjoint(r))
-    return astype_like(ops.matmul(p, right), m, ops), astype_like(left, m, ops), basis
+    return cast(tuple[A, A, A], feedback_step(m, g, q, number("mu", mu, 0, 1, ends="[)")))
 
 
 # -- shared ----------------------------------------------------------------------------------
