@@ -125,6 +125,11 @@ def shapes_and_functions() -> dict[str, tuple[tuple[int, int], Function]]:
         "spectral_clip, low=": (TALL, lambda x: norms.spectral_clip(x, 1.0, low=0.5)),
         "normalise": (TALL, lambda x: norms.normalise(x, "rows")),
         "row_balanced": (TALL, norms.row_balanced),
+        "per_block": (TALL, lambda x: norms.per_block(x, columns=3)),
+        "per_block, schedule": (
+            TALL,
+            lambda x: norms.per_block(x, columns=3, polar=polar_express),
+        ),
     }
 
 

@@ -41,8 +41,19 @@ from polarlib.arrays.library import (
 )
 from polarlib.arrays.ops import ops_of
 from polarlib.arrays.settings import looks_at_nothing, under_default_settings
+from polarlib.norms.low_rank import feedback_step
 
-__all__ = ["debias", "ema", "lion", "nesterov", "polyak", "presgdw_step", "scg_step", "uscg_step"]
+__all__ = [
+    "debias",
+    "dion",
+    "ema",
+    "lion",
+    "nesterov",
+    "polyak",
+    "presgdw_step",
+    "scg_step",
+    "uscg_step",
+]
 
 Array = Any
 # Array library, shape and dtype of a result are those of the first argument.
@@ -375,6 +386,62 @@ def lion(m: A, g: A, beta1: float, beta2: float) -> tuple[A, A]:
     beta1 = number("beta1", beta1, 0, 1, ends="[)")
     beta2 = number("beta2", beta2, 0, 1, ends="[)")
     return ema(m, g, beta1), ema(m, g, beta2)
+
+
+def dion(m: A, g: A, q: A, *, mu: float = 0.95) -> tuple[A, A, A]:
+    """Return Dion's update of low rank, and its states: a buffer with error feedback, a basis.
+
+    Parameters
+    ----------
+    m, g : array, shape (..., m, n)
+        Buffer (zeros at the start) and gradient, of one shape.
+    q : array, shape (..., n, k)
+        Basis of the previous step, Gaussian at the start; the rank k is from 1 to min(m, n).
+    mu : float, optional
+        From 0 to below 1.
+
+    Returns
+    -------
+    update : array, shape (..., m, n)
+        ``P Q^H``, with P and Q of :func:`polarlib.norms.power_step` at ``B = M + G``. The paper's
+        step is ``x - rate sqrt(m / n) update``, ``norms.update_scale(m, n, "rms_to_rms")``.
+    m, q : array
+        ``B - (1 - mu) P R^H`` with ``R = B^H P``, and the normalised columns of R: the states of
+        the next step, like `m` and `q`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`ema`, and if Q does not fit.
+
+    Notes
+    -----
+    Error feedback: ``P R^H`` is the projection of B to the range of P, and the other part of B
+    stays in the buffer with weight 1. After any number of steps ``(1 - mu) sum P R^H + M`` is the
+    sum of all gradients. With k = min(m, n) <= n the buffer is heavy-ball momentum times mu.
+
+    Columns of R with norms up to ``max(m, n) * eps`` times the largest are rounding errors, and are
+    left out of the update, which is zero for B = 0. The spectral norm of the update is from 1 to
+    sqrt(k), since the columns of Q are not orthogonal. With B = M + G,
+    ``norms.range_lmo(B, norms.power_step(B, q)[0])`` is the LMO in the same range, of norm 1.
+
+    Half precision is computed in float32. Devices that hold terms of G send ``B Q`` and ``B^H P``,
+    (m + n) k entries, in the place of G.
+
+    References
+    ----------
+    K. Ahn, B. Xu and others, Dion, arXiv 2504.05295, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([[0.0, 3.0], [0.0, 4.0]])
+    >>> update, m, q = dion(np.zeros((2, 2)), g, np.array([[1.0], [1.0]]), mu=0.5)
+    >>> update.round(12).tolist(), m.round(12).tolist()
+    ([[0.0, 0.6], [0.0, 0.8]], [[0.0, 1.5], [0.0, 2.0]])
+    """
+    _check(m, g, "g")
+    return cast(tuple[A, A, A], feedback_step(m, g, q, number("mu", mu, 0, 1, ends="[)")))
 
 
 # -- shared ----------------------------------------------------------------------------------

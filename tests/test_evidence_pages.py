@@ -87,9 +87,34 @@ def test_the_pages_of_the_gram_form(script):
         assert ", ".join(map(str, at)) == places
 
 
+def test_the_page_of_approximations(script):
+    made = script("approximations")
+    data = made.load()
+    # else: python benchmarks/approximations.py --page
+    assert made.page(data) == text("approximations.md")
+    assert data["settings"] == made.settings() | {
+        key: list(value) for key, value in made.settings().items() if isinstance(value, tuple)
+    }
+    gradients = made.matrices()
+    assert data["gradients"].keys() == gradients.keys()
+    for name in ("digits_hidden1_early", "mixer_token_in_600"):
+        found = made.measured(gradients[name])
+        assert data["gradients"][name].keys() == found.keys()
+        for variant, values in found.items():
+            # The last singular values are rounding errors of the stored format.
+            assert data["gradients"][name][variant] == pytest.approx(values, rel=2e-3, abs=1e-3)
+    assert data["bytes"] == {v.name: made.sent(made.SHAPE, v) for v in made.variants()}
+    # What the text says in words: a bound that holds, and feedback that helps at every rank.
+    for row in data["gradients"].values():
+        assert all(gap <= 1 - made.DEVICES**-0.5 + 1e-3 for _, gap, _ in row.values())
+    for kept, lost in data["feedback"].values():
+        assert all(a < b for a, b in zip(kept, lost, strict=True))
+
+
 @pytest.fixture(autouse=True)
 def _forget_the_scripts():
     """`design` and `gram` are names of scripts: none may remain imported for other tests."""
     yield
-    for name in ("lowbits", "lowbits_page", "budget_table", "design", "gram"):
+    names = ("lowbits", "lowbits_page", "budget_table", "design", "gram")
+    for name in (*names, "approximations", "approximations_page"):
         sys.modules.pop(name, None)

@@ -256,6 +256,7 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.manifold.retract": lambda: {"x": A, "v": A},
     "polarlib.manifold.tangent": lambda: {"x": A, "z": A},
     "polarlib.updates.debias": lambda: {"m": A, "k": 2, "beta": 0.9},
+    "polarlib.updates.dion": lambda: {"m": A, "g": A, "q": np.eye(3)},
     "polarlib.updates.ema": lambda: {"m": A, "g": A, "beta": 0.9},
     "polarlib.updates.lion": lambda: {"m": A, "g": A, "beta1": 0.9, "beta2": 0.99},
     "polarlib.updates.nesterov": lambda: {"b": A, "g": A, "mu": 0.9},
@@ -299,6 +300,8 @@ ROWS: dict[str, Callable[[], dict[str, Any]]] = {
     "polarlib.published.listed": lambda: {"name": "jordan"},
     "polarlib.published.opened": lambda: {"name": "jordan"},
     "polarlib.norms.power_step": lambda: {"m": A, "q": np.eye(3)},
+    "polarlib.norms.per_block": lambda: {"g": A, "rows": 2},
+    "polarlib.norms.block_periodic": lambda: {"g": A, "k": 1, "period": 2},
     "polarlib.norms.range_lmo": lambda: {"g": A, "p": np.eye(4)},
     "polarlib.norms.topk.triplets": lambda: {"a": A, "k": 2},
     "polarlib.design.cost_tables.kernel_costs": lambda: {

@@ -101,6 +101,9 @@ def on_arrays(convert: Callable[[np.ndarray], Any] = np.array, size: int = 40) -
         "spectral_maps.spectral_clip": one(spectral_maps.spectral_clip, x, 2.0, low=1.0),
         "norms.normalise": one(norms.normalise, x, "rows"),
         "norms.row_balanced": one(norms.row_balanced, x),
+        "norms.per_block": one(norms.per_block, x, 4, 2),
+        "norms.block_periodic": one(norms.block_periodic, x, 1, 2, rows=4, polar="jordan"),
+        "updates.dion": one(updates.dion, x, 2 * x + 1, convert(gaussian(size, 4))),
     }
     return found
 

@@ -32,6 +32,7 @@ frobenius() 5.0 [[0.6, 0.0], [0.0, 0.8]]
 """
 
 from polarlib.norms.base import Norm, duality_gap
+from polarlib.norms.blockwise import block_periodic, per_block
 from polarlib.norms.convolutions import convolution, kernel_to_matrix, matrix_to_kernel
 from polarlib.norms.fans import fanion, ky_fan, ky_fan_dual, neon
 from polarlib.norms.induced_norms import induced
@@ -63,6 +64,7 @@ __all__ = [
     "Module",
     "Norm",
     "Parametrization",
+    "block_periodic",
     "bond",
     "compose",
     "convolution",
@@ -86,6 +88,7 @@ __all__ = [
     "neon",
     "normalise",
     "nuclear",
+    "per_block",
     "polargrad",
     "power_step",
     "random_spectrum",

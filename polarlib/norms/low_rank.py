@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+from polarlib.arrays.checks import shown
 from polarlib.arrays.entered import Entered, enter
-from polarlib.arrays.entry import as_matrix, check_same_place
+from polarlib.arrays.entry import as_matrix, check_same_place, is_array
 from polarlib.arrays.functions import above_noise, as_complex, empty_result
-from polarlib.arrays.library import astype_like, is_complex
-from polarlib.arrays.settings import looks, under_default_settings
+from polarlib.arrays.library import astype_like, at_least_single, dtype_name, is_complex
+from polarlib.arrays.ops import ops_of
+from polarlib.arrays.settings import looks, looks_at_nothing, under_default_settings
 
 Array = Any
 A = TypeVar("A")
 
 
-@looks
+@looks_at_nothing
 @under_default_settings
 def power_step(m: A, q: A) -> tuple[A, A, A]:
     """Return one warm-started power iteration: ``P = orth(M Q)``, ``R = M^H P``, and the next Q.
@@ -115,6 +117,28 @@ def range_lmo(g: A, p: A) -> A:
     kept = s * 0.0 + ops.xp.astype(above_noise(s, x.shape, ops), s.dtype)
     t = ops.matmul(ops.matmul(y, ops.adjoint(vh) * kept[..., None, :]), ops.adjoint(u))
     return cast(A, e.leave(t))
+
+
+@looks_at_nothing
+@under_default_settings
+def feedback_step(m: Array, g: Array, q: Array, mu: float) -> tuple[Array, Array, Array]:
+    """Return update, buffer and basis of :func:`polarlib.updates.dion`, for arrays of one shape."""
+    if not is_array(q):
+        raise TypeError(
+            f"q must be an array of a supported library, got {shown(q)} ({type(q).__name__})"
+        )
+    if is_complex(q) and not is_complex(m):
+        raise TypeError(f"q must be real like m, got {dtype_name(q)}; convert m to complex")
+    ops = ops_of(m)
+    b = at_least_single(m, ops) + at_least_single(g, ops)
+    p, r, basis = power_step(b, q)
+    unit = astype_like(basis, b, ops)
+    # The norms of the columns of R, without squares, which overflow.
+    sizes = ops.sums((ops.xp.conj(unit) if is_complex(unit) else unit) * r, -2)
+    kept = above_noise(ops.xp.abs(sizes)[..., 0, :], m.shape, ops)[..., None, :]
+    update = ops.matmul(p, ops.adjoint(ops.xp.where(kept, unit, ops.xp.zeros_like(unit))))
+    left = b - (1 - mu) * ops.matmul(p, ops.adjoint(r))
+    return astype_like(update, m, ops), astype_like(left, m, ops), basis
 
 
 def _entered(
