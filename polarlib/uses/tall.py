@@ -1,22 +1,26 @@
 """Polar decomposition of tall matrices that are larger than memory, in blocks of rows, on Dask.
 
-A is read a fixed number of times, and only n x n matrices are kept between the passes. Products and
-sums are in double precision for every dtype of A.
+A is read a few times, and only n x n matrices are kept between the passes. Products and sums are in
+double precision for every dtype of A.
 
-1. Approximate singular values s and right singular vectors V of A are computed from the Gram
-   matrix, a sum over blocks, or from R of a QR factorisation, a tree over blocks (J. Demmel, L.
-   Grigori, M. Hoemmen, J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
-2. B = A V diag(1/s) has nearly orthonormal columns, and its Gram matrix C^2, near I, is accurate
-   (Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular
-   factors). So A = W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n:
-   its polar factors Q and H make those of A, U = W Q = B (C^-1 Q) and H.
+1. Approximate singular values s and right singular vectors V of A are computed from a sample of the
+   rows, from the Gram matrix, a sum over blocks, or from R of a QR factorisation, a tree over
+   blocks (J. Demmel, L. Grigori, M. Hoemmen, J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
+2. B = A V diag(1/s) is well-conditioned, and its Gram matrix C^2 is accurate (Y. Yamamoto, Y.
+   Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular factors). So A =
+   W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n: its polar factors Q and H
+   make those of A, U = W Q = B (C^-1 Q) and H. If cond(C) is too large for that, the singular
+   values and vectors of K are better ones of A, and this step is repeated with them.
+3. ||A - B diag(s) V^H||_F is estimated from products with random vectors.
 
 By rounding, B deviates from orthonormality by eps cond(A)^2 after a Gram matrix and by eps cond(A)
-after a QR factorisation. C corrects the deviation if it is below 1.
+after a QR factorisation; after a sample, by the difference between the rows of the sample and all
+others. C corrects the deviation.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -39,13 +43,26 @@ Array = Any
 METHODS = ("auto", "gram", "qr")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 EPS = format_of("float64").epsilon
-# Size of a slice of rows in bytes: a slice and its copies fit in the cache of a core, and no copy
+# Size of a slice of rows in bytes: a slice and its products fit in the cache of a core, and no copy
 # of a whole block is made. Chosen by experiment.
 SLICE = 1 << 22
 # Number of blocks per node of a sum. Chosen generously: a sum is n x n.
 FAN_IN = 8
 # A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
 MOVED = 0.25
+# A sample has at least so many rows per column, of one block in SPARSE or more. For independent
+# rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
+SAMPLE = 64
+SPARSE = 16
+# Orthogonality is lost by the rounding of C^2, which cond(C)^2 amplifies: by a factor of at most
+# SPREAD. If cond(C)^2 is below REPAIRABLE, the next B deviates from orthonormality by 1e-6.
+SPREAD = 8.0
+REPAIRABLE = 1e10
+# Number k of Gaussian vectors z_j. sum ||E z_j||^2 < k t ||E||_F^2 has at most the probability
+# (t exp(1 - t))^(k/2), by Markov's inequality for exp(-c sum ||E z_j||^2) with 1 + 2 c ||E||_F^2 =
+# 1/t: 4e-7 for t = 1/16. S. Gratton and D. Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018)
+# 922-931, have bounds for both sides.
+PROBES = 16
 # Exponents between which squares neither overflow nor underflow, with a margin for sums.
 COMFORTABLE = 300
 
@@ -64,6 +81,16 @@ class _Basis(NamedTuple):
     vectors: np.ndarray
     values: np.ndarray
 
+    @property
+    def right(self) -> np.ndarray:
+        """Return V diag(1/s), with which A is multiplied."""
+        return self.vectors / self.values
+
+    @property
+    def back(self) -> np.ndarray:
+        """Return diag(s) V^H, the inverse of `right`."""
+        return self.values[:, None] * self.vectors.conj().T
+
 
 # -- work on one block -----------------------------------------------------------------------
 
@@ -72,14 +99,31 @@ def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
     return np.complex128 if a.dtype.kind == "c" else np.float64
 
 
-def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
-    """Yield read-only slices of rows of ``a / 2**exponent`` in double precision."""
+def _step(a: np.ndarray) -> int:
+    """Return the number of rows of a slice."""
     n = a.shape[1]
     # At least 4 n rows per slice, since a slice is factorised together with the n rows of R.
-    step = max(SLICE // max(16 * n, 1), 4 * n, 1)
-    for start in range(0, a.shape[0], step):
-        rows = a[start : start + step].astype(_wide(a), copy=False)
-        yield _shifted(rows, -exponent)
+    return min(max(SLICE // max(16 * n, 1), 4 * n, 1), len(a))
+
+
+def _slices(a: np.ndarray, exponent: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of rows of ``a / 2**exponent`` in double precision, each until the next one.
+
+    Copies share one buffer: with the settings of Dask's workers, each new array costs page faults,
+    which take as long as a product.
+    """
+    step = _step(a)
+    plain = a.dtype == _wide(a) and not exponent and a.strides[1] == a.itemsize
+    buffer = np.empty((0 if plain else step, a.shape[1]), dtype=_wide(a))
+    for start in range(0, len(a), max(step, 1)):
+        place = slice(start, min(start + step, len(a)))
+        rows = a[place]
+        if not plain:
+            np.copyto(buffer[: len(rows)], rows)
+            rows = buffer[: len(rows)]
+            if exponent:
+                np.ldexp(rows.view(np.float64), -exponent, out=rows.view(np.float64))
+        yield place, rows
 
 
 def _exponent(a: np.ndarray, first: int) -> int:
@@ -99,7 +143,7 @@ def _exponent(a: np.ndarray, first: int) -> int:
 def _gram_of_block(a: np.ndarray, first: int) -> _Part:
     exponent = _exponent(a, first)
     total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
-    for rows in _slices(a, exponent):
+    for _, rows in _slices(a, exponent):
         total += rows.conj().T @ rows
     return _Part(exponent, total)
 
@@ -113,11 +157,12 @@ def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
     return _Part(top, total)
 
 
-def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
+def _triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> _Part:
+    """Return R of a QR factorisation of a block, or of one row in `every`."""
     exponent = _exponent(a, first)
     r = np.zeros((0, a.shape[1]), dtype=_wide(a))
     # R of the rows read so far replaces them, so that no block is factorised as a whole.
-    for rows in _slices(a, exponent):
+    for _, rows in _slices(a[::every], exponent):
         r = _triangle(np.concatenate([r, rows]))
     return _Part(exponent, r)
 
@@ -142,17 +187,28 @@ def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
     return a
 
 
+@ignore_float_errors  # in the threads of Dask
 def _second_of_block(
-    a: np.ndarray, exponent: int, right: np.ndarray, back: np.ndarray
+    a: np.ndarray,
+    first: int,
+    exponent: int,
+    right: np.ndarray,
+    probes: np.ndarray,
+    images: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-    """Return the Gram matrix of B = A `right`, and the sum of squares of ``A - B back``."""
+    """Return the Gram matrix of B = A `right`, and the sum of squares of A `probes` - B `images`."""
     total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
+    gram = np.empty_like(total)
+    b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
     squares = 0.0
-    for rows in _slices(a, exponent):
-        b = rows @ right
-        total += b.conj().T @ b
-        left = rows - b @ back
+    for _, rows in _slices(a, exponent):
+        part = np.matmul(rows, right, out=b[: len(rows)])
+        total += np.matmul(part.conj().T, part, out=gram)
+        left = rows @ probes
+        left -= part @ images
         squares += float(np.vdot(left, left).real)
+    if not np.isfinite(total).all():
+        _exponent(a, first)  # which names the rows with NaN or infinity
     return total, squares
 
 
@@ -165,15 +221,43 @@ def _unitary_of_block(
     a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
 ) -> np.ndarray:
     """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
-    u = np.empty_like(a, order="C")
-    start = 0
-    for rows in _slices(a, exponent):
-        u[start : start + len(rows)] = (rows @ right) @ small
-        start += len(rows)
+    u = np.empty_like(a, order="C", dtype=a.dtype)
+    b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
+    same = u.dtype == right.dtype
+    for place, rows in _slices(a, exponent):
+        part = np.matmul(rows, right, out=b[: len(rows)])
+        if same:
+            np.matmul(part, small, out=u[place])
+        else:
+            u[place] = part @ small
     return u
 
 
 # -- passes over all blocks ------------------------------------------------------------------
+
+
+def _call(a: np.ndarray, given: tuple[Any, ...], block_id: tuple[int, ...]) -> Any:
+    work, starts, *others = given
+    return work(a, starts[block_id[0]], *others)
+
+
+def _each(x: Array, work: Callable[..., Any], *others: Any, dask: Any) -> list[Any]:
+    """Return ``work(block, its first row, *others)`` of each block, to be computed.
+
+    A block is made in the task that works on it: no block waits in the memory of a worker, or is
+    sent to another one.
+    """
+    starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
+    # One task for all: Dask's scheduler holds back the tasks of blocks only if they share few.
+    given = dask.delayed((work, starts, *others))
+    parts = x.map_blocks(
+        _call,
+        given,
+        chunks=((1,) * x.numblocks[0], (1,)),
+        dtype=object,
+        meta=np.empty((0, 0), object),
+    )
+    return list(parts.to_delayed().ravel())
 
 
 def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) -> Any:
@@ -184,22 +268,50 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
     return parts[0].compute()
 
 
-def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
-    # Indices of the first rows, for the message about NaN.
-    starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
-    work = dask.delayed(each)
-    blocks = x.to_delayed().ravel()
-    return cast(
-        _Part, _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
-    )
-
-
 def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
-    right = dask.delayed(basis.vectors / basis.values)
-    back = dask.delayed(basis.values[:, None] * basis.vectors.conj().T)
-    work = dask.delayed(_second_of_block)
-    parts = [work(b, basis.exponent, right, back) for b in x.to_delayed().ravel()]
-    return cast(tuple[np.ndarray, float], _tree(parts, _sum_of_seconds, dask))
+    """Return ``B^H B`` and an estimate of ``||A - B diag(s) V^H||_F^2``, exact for few columns."""
+    n = x.shape[1]
+    few = n <= PROBES
+    # Independent of A. The same in every run, so that results are reproducible.
+    probes = np.eye(n) if few else np.random.default_rng(0).standard_normal((n, PROBES))
+    right = basis.right
+    probes = probes.astype(right.dtype)
+    parts = _each(
+        x,
+        _second_of_block,
+        basis.exponent,
+        right,
+        probes,
+        basis.back @ probes,
+        dask=dask,
+    )
+    g, squares = _tree(parts, _sum_of_seconds, dask)
+    return g, squares if few else squares / PROBES
+
+
+def _from_sample(x: Array, dask: Any) -> _Basis | None:
+    """Return the basis from a sample of rows; None if the sample is not smaller than `x`.
+
+    Also None if the sample has not the rank n numerically: other methods have a basis of the row
+    space then.
+    """
+    m, n = x.shape
+    sizes = np.asarray(x.chunks[0])
+    filled = np.flatnonzero(sizes)
+    sparse = SPARSE
+    while sizes[filled[sparse // 2 :: sparse]].sum() < SAMPLE * n and sparse > 1:
+        sparse //= 2
+    if sparse == 1:
+        return None
+    chosen = filled[sparse // 2 :: sparse]
+    every = int(sizes[chosen].sum()) // (SAMPLE * n)
+    parts = _each(x, _triangle_of_block, every, dask=dask)
+    part = _tree([parts[i] for i in chosen], _triangle_of_triangles, dask)
+    _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
+    if not values[-1] > n * EPS * values[0]:
+        return None
+    rows = int(np.sum(-(-sizes[chosen] // every)))
+    return _Basis(part.exponent, adjoint.conj().T, values * math.sqrt(m / rows))
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
@@ -209,7 +321,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
     sqrt(m) eps tr(G) (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The
     second pass checks the result.
     """
-    part = _first_pass(x, _gram_of_block, _sum_of_grams, dask)
+    part = _tree(_each(x, _gram_of_block, dask=dask), _sum_of_grams, dask)
     if not part.matrix.any():
         return _Basis(0, np.zeros((x.shape[1], 0), part.matrix.dtype), np.zeros(0)), 1.0, 1.0
     values, vectors = np.linalg.eigh(part.matrix)
@@ -223,7 +335,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
 
 def _from_triangle(x: Array, dask: Any) -> _Basis:
     """Return the basis from R of a QR factorisation, without singular values at rounding level."""
-    part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
+    part = _tree(_each(x, _triangle_of_block, dask=dask), _triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
     # These are dropped, not completed: no block of x contains vectors for them.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
@@ -352,8 +464,10 @@ def polar_tall(
             condition_bounds=(1.0, 1.0),
         )
     name, reason, passes, products = method, "", 0, 0
-    basis = None
-    if method != "qr":
+    basis = _from_sample(x, dask) if method == "auto" else None
+    if basis is not None:
+        name = "sample"
+    elif method != "qr":
         passes, products = 1, 1
         basis, lower, upper = _from_gram(x, dask)
         report(passes, _shifted(basis.values, basis.exponent))
@@ -367,6 +481,7 @@ def polar_tall(
                 f"method='gram' needs a condition number of at most about 1e6, got at least "
                 f"{lower:.1e}; use method='qr', or 'auto', which reads x once more"
             )
+    repaired = False
     while True:
         if basis is None:
             passes += 1
@@ -375,14 +490,38 @@ def polar_tall(
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
         report(passes, _shifted(basis.values, basis.exponent))
-        if method != "auto" or name != "gram":
+        spread = _spread(g)
+        if name == "sample":
+            factor = math.sqrt(spread)
+            reason = f"singular values of a sample are right up to a factor of {factor:.2g}"
+        if method != "auto" or spread <= SPREAD:
             break
-        # The Gram matrix of B is accurate if B is nearly orthonormal.
-        if not len(g) or float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED:
+        if spread <= REPAIRABLE and not repaired:
+            _, values, adjoint = np.linalg.svd(_small_factor(basis, g)[0], full_matrices=False)
+            basis, repaired = _Basis(basis.exponent, adjoint.conj().T, values), True
+        elif not name.endswith("qr"):
+            basis, name = None, f"{name}, then qr"
+            reason = f"a factor of condition number {math.sqrt(spread):.1e} from the first pass"
+        else:
             break
-        name, reason, basis = "gram, then qr", "the Gram matrix lost more digits than bounded", None
     run = Run(passes, products, True, method=name, note=reason)
     return _finish(x, basis, g, squares, dask, run)
+
+
+def _spread(g: np.ndarray) -> float:
+    """Return the condition number of ``B^H B``, infinity if that is not finite."""
+    if not np.isfinite(g).all():
+        return math.inf
+    w = np.linalg.eigvalsh(g) if len(g) else np.ones(1)
+    return float(w[-1] / w[0]) if w[0] > 0 else math.inf
+
+
+def _small_factor(basis: _Basis, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return K = C diag(s) V^H and the inverse of C, the square root of ``g``."""
+    w, z = np.linalg.eigh(g)
+    # Smaller eigenvalues are rounding errors; the error bounds report what is lost.
+    root = np.sqrt(np.maximum(w, np.max(w, initial=0.0) / REPAIRABLE))
+    return ((z * root) @ z.conj().T) @ basis.back, (z / root) @ z.conj().T
 
 
 def _finish(
@@ -390,13 +529,11 @@ def _finish(
 ) -> PolarResult[Array]:
     """Return the polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
-    back = basis.values[:, None] * basis.vectors.conj().T
-    w, z = np.linalg.eigh(g)
-    # Eigenvalues far from 1 are not expected; the error bounds would report them.
-    root = np.sqrt(np.maximum(w, MOVED**2))
-    k = ((z * root) @ z.conj().T) @ back
+    k, inverse = _small_factor(basis, g)
     q, h = polar(k)
-    small = ((z / root) @ z.conj().T) @ q
+    small = inverse @ q
+    # A step of Newton and Schulz: the products above lose digits that are in g.
+    small = small @ (1.5 * np.eye(n) - 0.5 * (small.conj().T @ g @ small))
     values = np.linalg.svd(k, compute_uv=False)
     rank = len(values)
 
@@ -408,14 +545,14 @@ def _finish(
     whole = rank == n
     off = float(np.linalg.norm(inner - np.eye(n))) if whole else of_b(small @ inner - small)
     size = float(np.linalg.norm(values)) or 1.0
-    left = (math.sqrt(squares) + of_b(back - small @ h)) / size
+    left = (math.sqrt(squares) + of_b(basis.back - small @ h)) / size
     unit = format_of(_format_name(x)).unit_roundoff
     top = float(values[0]) if rank else 0.0
     unitary = dask.array.map_blocks(
         _unitary_of_block,
         x,
         basis.exponent,
-        dask.delayed(basis.vectors / basis.values),
+        dask.delayed(basis.right),
         dask.delayed(small),
         dtype=x.dtype,
         meta=np.empty((0, 0), x.dtype),
@@ -470,6 +607,10 @@ def _result(
         "backward_error": backward_error,
     }
     if status is not Status.CONVERGED:
-        remedy = "use method='qr'" if status is Status.NOT_CONVERGED else status.value
+        remedy = status.value
+        if status is Status.NOT_CONVERGED:
+            remedy = "use method='qr'"
+            if run.method.endswith("qr"):
+                remedy = "x must have the same values whenever its blocks are computed"
         missed("polar_tall", run.method, tol, remedy, throw=False, **errors)
     return conclude(unitary, h, status, run, **errors, **figures)
