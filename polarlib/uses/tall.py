@@ -20,10 +20,9 @@ others. C corrects the deviation.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,21 +30,27 @@ from polarlib._stages.options import default_tolerance
 from polarlib._stages.results import conclude, missed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.dask_ops import dask_of
-from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.progress import Callback, reporting
-from polarlib.arrays.settings import ignore_float_errors, looks, under_default_settings
+from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import polar
 from polarlib.result import PolarResult, Run, Status
+from polarlib.uses.row_blocks import (
+    gram_of_block,
+    second_of_block,
+    shifted,
+    sum_of_grams,
+    sum_of_seconds,
+    triangle_of_block,
+    triangle_of_triangles,
+    unitary_of_block,
+)
 
 Array = Any
 
 METHODS = ("auto", "gram", "qr")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 EPS = format_of("float64").epsilon
-# Size of a slice of rows in bytes: a slice and its products fit in the cache of a core, and no copy
-# of a whole block is made. Chosen by experiment.
-SLICE = 1 << 22
 # Number of blocks per node of a sum. Chosen generously: a sum is n x n.
 FAN_IN = 8
 # A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
@@ -63,15 +68,6 @@ REPAIRABLE = 1e10
 # 1/t: 4e-7 for t = 1/16. S. Gratton and D. Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018)
 # 922-931, have bounds for both sides.
 PROBES = 16
-# Exponents between which squares neither overflow nor underflow, with a margin for sums.
-COMFORTABLE = 300
-
-
-class _Part(NamedTuple):
-    """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
-
-    exponent: int
-    matrix: np.ndarray
 
 
 class _Basis(NamedTuple):
@@ -84,153 +80,12 @@ class _Basis(NamedTuple):
     @property
     def right(self) -> np.ndarray:
         """Return V diag(1/s), with which A is multiplied."""
-        return self.vectors / self.values
+        return np.asarray(self.vectors / self.values)
 
     @property
     def back(self) -> np.ndarray:
         """Return diag(s) V^H, the inverse of `right`."""
-        return self.values[:, None] * self.vectors.conj().T
-
-
-# -- work on one block -----------------------------------------------------------------------
-
-
-def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
-    return np.complex128 if a.dtype.kind == "c" else np.float64
-
-
-def _step(a: np.ndarray) -> int:
-    """Return the number of rows of a slice."""
-    n = a.shape[1]
-    # At least 4 n rows per slice, since a slice is factorised together with the n rows of R.
-    return min(max(SLICE // max(16 * n, 1), 4 * n, 1), len(a))
-
-
-def _slices(a: np.ndarray, exponent: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slices of rows of ``a / 2**exponent`` in double precision, each until the next one.
-
-    Copies share one buffer: with the settings of Dask's workers, each new array costs page faults,
-    which take as long as a product.
-    """
-    step = _step(a)
-    plain = a.dtype == _wide(a) and not exponent and a.strides[1] == a.itemsize
-    buffer = np.empty((0 if plain else step, a.shape[1]), dtype=_wide(a))
-    for start in range(0, len(a), max(step, 1)):
-        place = slice(start, min(start + step, len(a)))
-        rows = a[place]
-        if not plain:
-            np.copyto(buffer[: len(rows)], rows)
-            rows = buffer[: len(rows)]
-            if exponent:
-                np.ldexp(rows.view(np.float64), -exponent, out=rows.view(np.float64))
-        yield place, rows
-
-
-def _exponent(a: np.ndarray, first: int) -> int:
-    """Return the exponent of the power of two that scales a block; ValueError if not finite."""
-    if a.size == 0:
-        return 0
-    parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
-    largest = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may drop NaN
-    if not math.isfinite(largest):
-        raise ValueError(
-            f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"
-        )
-    exponent = math.frexp(largest)[1]
-    return exponent if abs(exponent) > COMFORTABLE else 0
-
-
-def _gram_of_block(a: np.ndarray, first: int) -> _Part:
-    exponent = _exponent(a, first)
-    total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
-    for _, rows in _slices(a, exponent):
-        total += rows.conj().T @ rows
-    return _Part(exponent, total)
-
-
-def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
-    # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
-    top = max(p.exponent for p in parts)
-    total = np.zeros_like(parts[0].matrix)
-    for p in parts:
-        total += _shifted(p.matrix, 2 * (p.exponent - top))
-    return _Part(top, total)
-
-
-def _triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> _Part:
-    """Return R of a QR factorisation of a block, or of one row in `every`."""
-    exponent = _exponent(a, first)
-    r = np.zeros((0, a.shape[1]), dtype=_wide(a))
-    # R of the rows read so far replaces them, so that no block is factorised as a whole.
-    for _, rows in _slices(a[::every], exponent):
-        r = _triangle(np.concatenate([r, rows]))
-    return _Part(exponent, r)
-
-
-def _triangle_of_triangles(parts: Sequence[_Part]) -> _Part:
-    top = max(p.exponent for p in parts)
-    stacked = np.concatenate([_shifted(p.matrix, p.exponent - top) for p in parts])
-    return _Part(top, _triangle(stacked))
-
-
-def _triangle(a: np.ndarray) -> np.ndarray:
-    r: Any = np.linalg.qr(a, mode="r")
-    return np.asarray(r)
-
-
-def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
-    """Return ``2**exponent a``; negligible entries become zero."""
-    if not exponent:
-        return a
-    a = np.array(a, order="C")  # a copy, contiguous, so that complex numbers are pairs
-    np.ldexp(a.view(np.float64), exponent, out=a.view(np.float64))
-    return a
-
-
-@ignore_float_errors  # in the threads of Dask
-def _second_of_block(
-    a: np.ndarray,
-    first: int,
-    exponent: int,
-    right: np.ndarray,
-    probes: np.ndarray,
-    images: np.ndarray,
-) -> tuple[np.ndarray, float]:
-    """Return the Gram matrix of B = A `right`, and the sum of squares of A `probes` - B `images`."""
-    total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
-    gram = np.empty_like(total)
-    b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
-    squares = 0.0
-    for _, rows in _slices(a, exponent):
-        part = np.matmul(rows, right, out=b[: len(rows)])
-        total += np.matmul(part.conj().T, part, out=gram)
-        left = rows @ probes
-        left -= part @ images
-        squares += float(np.vdot(left, left).real)
-    if not np.isfinite(total).all():
-        _exponent(a, first)  # which names the rows with NaN or infinity
-    return total, squares
-
-
-def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
-    return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
-
-
-@ignore_float_errors  # computed later, under the caller's settings of that time
-def _unitary_of_block(
-    a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
-) -> np.ndarray:
-    """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
-    u = np.empty_like(a, order="C", dtype=a.dtype)
-    b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
-    same = u.dtype == right.dtype
-    for place, rows in _slices(a, exponent):
-        part = np.matmul(rows, right, out=b[: len(rows)])
-        if same:
-            np.matmul(part, small, out=u[place])
-        else:
-            u[place] = part @ small
-    return u
+        return np.asarray(self.values[:, None] * self.vectors.conj().T)
 
 
 # -- passes over all blocks ------------------------------------------------------------------
@@ -265,7 +120,15 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
     together = dask.delayed(merge)
     while len(parts) > 1:
         parts = [together(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
-    return parts[0].compute()
+    try:
+        return parts[0].compute()
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":  # of dask.distributed, which is not imported
+            error.add_note(
+                "polar_tall needs memory for a block of x and a few n x n matrices in each thread; "
+                "pass x with fewer rows per block, or give each worker more memory"
+            )
+        raise
 
 
 def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
@@ -278,14 +141,14 @@ def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]
     probes = probes.astype(right.dtype)
     parts = _each(
         x,
-        _second_of_block,
+        second_of_block,
         basis.exponent,
         right,
         probes,
         basis.back @ probes,
         dask=dask,
     )
-    g, squares = _tree(parts, _sum_of_seconds, dask)
+    g, squares = _tree(parts, sum_of_seconds, dask)
     return g, squares if few else squares / PROBES
 
 
@@ -305,8 +168,8 @@ def _from_sample(x: Array, dask: Any) -> _Basis | None:
         return None
     chosen = filled[sparse // 2 :: sparse]
     every = int(sizes[chosen].sum()) // (SAMPLE * n)
-    parts = _each(x, _triangle_of_block, every, dask=dask)
-    part = _tree([parts[i] for i in chosen], _triangle_of_triangles, dask)
+    parts = _each(x, triangle_of_block, every, dask=dask)
+    part = _tree([parts[i] for i in chosen], triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
     if not values[-1] > n * EPS * values[0]:
         return None
@@ -321,7 +184,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
     sqrt(m) eps tr(G) (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The
     second pass checks the result.
     """
-    part = _tree(_each(x, _gram_of_block, dask=dask), _sum_of_grams, dask)
+    part = _tree(_each(x, gram_of_block, dask=dask), sum_of_grams, dask)
     if not part.matrix.any():
         return _Basis(0, np.zeros((x.shape[1], 0), part.matrix.dtype), np.zeros(0)), 1.0, 1.0
     values, vectors = np.linalg.eigh(part.matrix)
@@ -335,7 +198,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
 
 def _from_triangle(x: Array, dask: Any) -> _Basis:
     """Return the basis from R of a QR factorisation, without singular values at rounding level."""
-    part = _tree(_each(x, _triangle_of_block, dask=dask), _triangle_of_triangles, dask)
+    part = _tree(_each(x, triangle_of_block, dask=dask), triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
     # These are dropped, not completed: no block of x contains vectors for them.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
@@ -470,7 +333,7 @@ def polar_tall(
     elif method != "qr":
         passes, products = 1, 1
         basis, lower, upper = _from_gram(x, dask)
-        report(passes, _shifted(basis.values, basis.exponent))
+        report(passes, shifted(basis.values, basis.exponent))
         if math.isfinite(upper):
             name, reason = "gram", f"condition number of at most {upper:.1e}"
         elif method == "auto":
@@ -486,10 +349,10 @@ def polar_tall(
         if basis is None:
             passes += 1
             basis = _from_triangle(x, dask)
-            report(passes, _shifted(basis.values, basis.exponent))
+            report(passes, shifted(basis.values, basis.exponent))
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
-        report(passes, _shifted(basis.values, basis.exponent))
+        report(passes, shifted(basis.values, basis.exponent))
         spread = _spread(g)
         if name == "sample":
             factor = math.sqrt(spread)
@@ -549,7 +412,7 @@ def _finish(
     unit = format_of(_format_name(x)).unit_roundoff
     top = float(values[0]) if rank else 0.0
     unitary = dask.array.map_blocks(
-        _unitary_of_block,
+        unitary_of_block,
         x,
         basis.exponent,
         dask.delayed(basis.right),
@@ -557,7 +420,7 @@ def _finish(
         dtype=x.dtype,
         meta=np.empty((0, 0), x.dtype),
     )
-    h = _shifted(h, basis.exponent).astype(x.dtype)
+    h = shifted(h, basis.exponent).astype(x.dtype)
     return _result(
         x,
         h,

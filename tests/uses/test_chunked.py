@@ -330,9 +330,7 @@ def spoiled(monkeypatch, factor: float | np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("factor", "name", "passes", "products"), [(3.0, "gram", 3, 5), (1e7, "gram, then qr", 4, 5)]
 )
-def test_a_gram_matrix_that_lost_too_much_is_found(
-    da, monkeypatch, factor, name, passes, products
-):
+def test_a_gram_matrix_that_lost_too_much_is_found(da, monkeypatch, factor, name, passes, products):
     a = factors(200, 4, 10.0)[0]
     spoiled(monkeypatch, np.array([1.0, 1.0, 1.0, factor]))
     result = polar_tall(da.from_array(a, chunks=(50, 4)))
