@@ -65,7 +65,7 @@ SPREAD = 8.0
 REPAIRABLE = 1e10
 # Number k of Gaussian vectors z_j. sum ||E z_j||^2 < k t ||E||_F^2 has at most the probability
 # (t exp(1 - t))^(k/2), by Markov's inequality for exp(-c sum ||E z_j||^2) with 1 + 2 c ||E||_F^2 =
-# 1/t: 4e-7 for t = 1/16. S. Gratton and D. Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018)
+# 1/t: 4.2e-7 for t = 1/16. S. Gratton and D. Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018)
 # 922-931, have bounds for both sides.
 PROBES = 16
 
@@ -255,9 +255,11 @@ def polar_tall(
         float32, float64, complex64 or complex128 (integers are converted to float64), m >= n, in
         blocks of whole rows. Blocks must have the same values whenever they are computed.
     method : {"auto", "gram", "qr"}, optional
-        Source of the singular values and vectors of the first pass. "gram" is the faster one, for
-        condition numbers up to about 1e6. "qr" is for any matrix. "auto" uses "gram", and then "qr"
-        in a further pass if the bounds from the Gram matrix do not exclude ill-conditioning.
+        Source of the first singular values and vectors. "gram" is a pass for condition numbers up
+        to about 1e6, "qr" a slower one for any matrix. "auto" uses a sample of the blocks instead
+        of a pass. If half of the blocks are too few rows, or those of the sample have a smaller
+        rank, it uses "gram". If the sample or the Gram matrix proves to be too inaccurate, it uses
+        better singular values from the second pass, or "qr".
     callback : callable, optional
         Called as ``callback(k, s)`` after pass k = 1, 2, ... over `x` with the approximate
         singular values that the pass begins or ends with, descending. See
@@ -267,8 +269,10 @@ def polar_tall(
     -------
     PolarResult
         ``unitary`` is a lazy Dask array with the dtype and chunks of `x`, ``hermitian`` a NumPy
-        array, (n, n). ``iterations`` is the number of passes over `x`: 2, or 3 if "auto" used "qr".
-        Computing U takes one more. ``matmuls`` is the number of products with all of `x`. For a
+        array, (n, n). ``iterations`` is the number of passes over `x`: 1 after a sample of one
+        block in 16, or more where blocks are small; otherwise 2, and more where "auto" needs
+        several sources. ``method`` names those, "sample" among them. Computing U takes one more
+        pass. ``matmuls`` is the number of products with all of `x`. For a
         rank-deficient matrix U is the partial isometry, as in :func:`polar` with
         ``completion=False``: U^H U is the projector onto the row space. The rank is the number of
         singular values above ``n * eps * sigma_max``, eps of double precision.
@@ -295,9 +299,15 @@ def polar_tall(
     Notes
     -----
     A block is processed in slices of rows, in double precision. A worker therefore needs memory for
-    a block of `x`, a block of U, and a few n x n matrices. Orthogonality and backward error are
-    bounds, up to the rounding of one product. They are computed from ``B^H B`` and
-    ``||A - B K||_F``, summed in the second pass, plus the rounding of U and H to their dtype.
+    a block of `x`, a block of U, and a few n x n matrices in each thread.
+
+    B = A V diag(1/s) is formed with singular values s and right singular vectors V of the source.
+    Orthogonality is a bound, up to the rounding of one product, from ``B^H B``. Backward error is
+    computed from ``||A - B diag(s) V^H||_F``, plus the rounding of U and H to their dtype. For more
+    than 16 columns that norm is estimated from products with 16 Gaussian vectors, the same in every
+    run: it is more than four times the estimate with a probability of at most 5e-7 (Gratton and
+    Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018) 922-931, have such bounds).
+
     Blocks are computed again for U. If B is then rounded differently, for example on another
     processor, U has an additional error of eps times the condition number.
 
