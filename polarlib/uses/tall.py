@@ -1,25 +1,28 @@
 """Polar decomposition of tall matrices that are larger than memory, in blocks of rows, on Dask.
 
-A is read a fixed number of times, and only n x n matrices are kept between the passes. Products and
-sums are in double precision for every dtype of A.
+A is read a few times, and only n x n matrices are kept between the passes. Products and sums are in
+double precision for every dtype of A.
 
-1. Approximate singular values s and right singular vectors V of A are computed from the Gram
-   matrix, a sum over blocks, or from R of a QR factorisation, a tree over blocks (J. Demmel, L.
-   Grigori, M. Hoemmen, J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
-2. B = A V diag(1/s) has nearly orthonormal columns, and its Gram matrix C^2, near I, is accurate
-   (Y. Yamamoto, Y. Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular
-   factors). So A = W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n:
-   its polar factors Q and H make those of A, U = W Q = B (C^-1 Q) and H.
+1. Approximate singular values s and right singular vectors V of A are computed from a sample of the
+   rows, from the Gram matrix, a sum over blocks, or from R of a QR factorisation, a tree over
+   blocks (J. Demmel, L. Grigori, M. Hoemmen, J. Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239).
+2. B = A V diag(1/s) is well-conditioned, and its Gram matrix C^2 is accurate (Y. Yamamoto, Y.
+   Nakatsukasa, Y. Yanagisawa, T. Fukaya, ETNA 44 (2015) 306-326, for triangular factors). So A =
+   W K with W = B C^-1 orthonormal and K = C diag(s) V^H, which is n x n: its polar factors Q and H
+   make those of A, U = W Q = B (C^-1 Q) and H. If cond(C) is too large for that, the singular
+   values and vectors of K are better ones of A, and this step is repeated with them.
+3. ||A - B diag(s) V^H||_F is estimated from products with random vectors.
 
 By rounding, B deviates from orthonormality by eps cond(A)^2 after a Gram matrix and by eps cond(A)
-after a QR factorisation. C corrects the deviation if it is below 1.
+after a QR factorisation; after a sample, by the difference between the rows of the sample and all
+others. C corrects the deviation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,34 +30,44 @@ from polarlib._stages.options import default_tolerance
 from polarlib._stages.results import conclude, missed
 from polarlib.arrays.checks import choice
 from polarlib.arrays.dask_ops import dask_of
-from polarlib.arrays.entry import not_finite
 from polarlib.arrays.formats import format_of
 from polarlib.arrays.progress import Callback, reporting
-from polarlib.arrays.settings import ignore_float_errors, looks, under_default_settings
+from polarlib.arrays.settings import looks, under_default_settings
 from polarlib.decomposition import polar
 from polarlib.result import PolarResult, Run, Status
+from polarlib.uses.row_blocks import (
+    gram_of_block,
+    second_of_block,
+    shifted,
+    sum_of_grams,
+    sum_of_seconds,
+    triangle_of_block,
+    triangle_of_triangles,
+    unitary_of_block,
+)
 
 Array = Any
 
 METHODS = ("auto", "gram", "qr")
 DTYPES = ("float32", "float64", "complex64", "complex128")
 EPS = format_of("float64").epsilon
-# Size of a slice of rows in bytes: a slice and its copies fit in the cache of a core, and no copy
-# of a whole block is made. Chosen by experiment.
-SLICE = 1 << 22
 # Number of blocks per node of a sum. Chosen generously: a sum is n x n.
 FAN_IN = 8
 # A Gram matrix is used if rounding changes its smallest eigenvalue by at most this part of it.
 MOVED = 0.25
-# Exponents between which squares neither overflow nor underflow, with a margin for sums.
-COMFORTABLE = 300
-
-
-class _Part(NamedTuple):
-    """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
-
-    exponent: int
-    matrix: np.ndarray
+# A sample has at least so many rows per column, of one block in SPARSE or more. For independent
+# rows, singular values then deviate from those of A by a factor within 1 -+ 1/8.
+SAMPLE = 64
+SPARSE = 16
+# Orthogonality is lost by the rounding of C^2, which cond(C)^2 amplifies: by a factor of at most
+# SPREAD. If cond(C)^2 is below REPAIRABLE, the next B deviates from orthonormality by 1e-6.
+SPREAD = 8.0
+REPAIRABLE = 1e10
+# Number k of Gaussian vectors z_j. sum ||E z_j||^2 < k t ||E||_F^2 has at most the probability
+# (t exp(1 - t))^(k/2), by Markov's inequality for exp(-c sum ||E z_j||^2) with 1 + 2 c ||E||_F^2 =
+# 1/t: 4.2e-7 for t = 1/16. S. Gratton and D. Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018)
+# 922-931, have bounds for both sides.
+PROBES = 16
 
 
 class _Basis(NamedTuple):
@@ -64,116 +77,42 @@ class _Basis(NamedTuple):
     vectors: np.ndarray
     values: np.ndarray
 
+    @property
+    def right(self) -> np.ndarray:
+        """Return V diag(1/s), with which A is multiplied."""
+        return np.asarray(self.vectors / self.values)
 
-# -- work on one block -----------------------------------------------------------------------
-
-
-def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
-    return np.complex128 if a.dtype.kind == "c" else np.float64
-
-
-def _slices(a: np.ndarray, exponent: int) -> Iterator[np.ndarray]:
-    """Yield read-only slices of rows of ``a / 2**exponent`` in double precision."""
-    n = a.shape[1]
-    # At least 4 n rows per slice, since a slice is factorised together with the n rows of R.
-    step = max(SLICE // max(16 * n, 1), 4 * n, 1)
-    for start in range(0, a.shape[0], step):
-        rows = a[start : start + step].astype(_wide(a), copy=False)
-        yield _shifted(rows, -exponent)
-
-
-def _exponent(a: np.ndarray, first: int) -> int:
-    """Return the exponent of the power of two that scales a block; ValueError if not finite."""
-    if a.size == 0:
-        return 0
-    parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
-    largest = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may drop NaN
-    if not math.isfinite(largest):
-        raise ValueError(
-            f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"
-        )
-    exponent = math.frexp(largest)[1]
-    return exponent if abs(exponent) > COMFORTABLE else 0
-
-
-def _gram_of_block(a: np.ndarray, first: int) -> _Part:
-    exponent = _exponent(a, first)
-    total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
-    for rows in _slices(a, exponent):
-        total += rows.conj().T @ rows
-    return _Part(exponent, total)
-
-
-def _sum_of_grams(parts: Sequence[_Part]) -> _Part:
-    # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
-    top = max(p.exponent for p in parts)
-    total = np.zeros_like(parts[0].matrix)
-    for p in parts:
-        total += _shifted(p.matrix, 2 * (p.exponent - top))
-    return _Part(top, total)
-
-
-def _triangle_of_block(a: np.ndarray, first: int) -> _Part:
-    exponent = _exponent(a, first)
-    r = np.zeros((0, a.shape[1]), dtype=_wide(a))
-    # R of the rows read so far replaces them, so that no block is factorised as a whole.
-    for rows in _slices(a, exponent):
-        r = _triangle(np.concatenate([r, rows]))
-    return _Part(exponent, r)
-
-
-def _triangle_of_triangles(parts: Sequence[_Part]) -> _Part:
-    top = max(p.exponent for p in parts)
-    stacked = np.concatenate([_shifted(p.matrix, p.exponent - top) for p in parts])
-    return _Part(top, _triangle(stacked))
-
-
-def _triangle(a: np.ndarray) -> np.ndarray:
-    r: Any = np.linalg.qr(a, mode="r")
-    return np.asarray(r)
-
-
-def _shifted(a: np.ndarray, exponent: int) -> np.ndarray:
-    """Return ``2**exponent a``; negligible entries become zero."""
-    if not exponent:
-        return a
-    a = np.array(a, order="C")  # a copy, contiguous, so that complex numbers are pairs
-    np.ldexp(a.view(np.float64), exponent, out=a.view(np.float64))
-    return a
-
-
-def _second_of_block(
-    a: np.ndarray, exponent: int, right: np.ndarray, back: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Return the Gram matrix of B = A `right`, and the sum of squares of ``A - B back``."""
-    total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
-    squares = 0.0
-    for rows in _slices(a, exponent):
-        b = rows @ right
-        total += b.conj().T @ b
-        left = rows - b @ back
-        squares += float(np.vdot(left, left).real)
-    return total, squares
-
-
-def _sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
-    return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
-
-
-@ignore_float_errors  # computed later, under the caller's settings of that time
-def _unitary_of_block(
-    a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
-) -> np.ndarray:
-    """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
-    u = np.empty_like(a, order="C")
-    start = 0
-    for rows in _slices(a, exponent):
-        u[start : start + len(rows)] = (rows @ right) @ small
-        start += len(rows)
-    return u
+    @property
+    def back(self) -> np.ndarray:
+        """Return diag(s) V^H, the inverse of `right`."""
+        return np.asarray(self.values[:, None] * self.vectors.conj().T)
 
 
 # -- passes over all blocks ------------------------------------------------------------------
+
+
+def _call(a: np.ndarray, given: tuple[Any, ...], block_id: tuple[int, ...]) -> Any:
+    work, starts, *others = given
+    return work(a, starts[block_id[0]], *others)
+
+
+def _each(x: Array, work: Callable[..., Any], *others: Any, dask: Any) -> list[Any]:
+    """Return ``work(block, its first row, *others)`` of each block, to be computed.
+
+    A block is made in the task that works on it: no block waits in the memory of a worker, or is
+    sent to another one.
+    """
+    starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
+    # One task for all: Dask's scheduler holds back the tasks of blocks only if they share few.
+    given = dask.delayed((work, starts, *others))
+    parts = x.map_blocks(
+        _call,
+        given,
+        chunks=((1,) * x.numblocks[0], (1,)),
+        dtype=object,
+        meta=np.empty((0, 0), object),
+    )
+    return list(parts.to_delayed().ravel())
 
 
 def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) -> Any:
@@ -181,25 +120,61 @@ def _tree(parts: list[Any], merge: Callable[[Sequence[Any]], Any], dask: Any) ->
     together = dask.delayed(merge)
     while len(parts) > 1:
         parts = [together(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
-    return parts[0].compute()
-
-
-def _first_pass(x: Array, each: Any, merge: Any, dask: Any) -> _Part:
-    # Indices of the first rows, for the message about NaN.
-    starts = np.concatenate([[0], np.cumsum(x.chunks[0])[:-1]]).tolist()
-    work = dask.delayed(each)
-    blocks = x.to_delayed().ravel()
-    return cast(
-        _Part, _tree([work(b, s) for b, s in zip(blocks, starts, strict=True)], merge, dask)
-    )
+    try:
+        return parts[0].compute()
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":  # of dask.distributed, which is not imported
+            error.add_note(
+                "polar_tall needs memory for a block of x and a few n x n matrices in each thread; "
+                "pass x with fewer rows per block, or give each worker more memory"
+            )
+        raise
 
 
 def _second_pass(x: Array, basis: _Basis, dask: Any) -> tuple[np.ndarray, float]:
-    right = dask.delayed(basis.vectors / basis.values)
-    back = dask.delayed(basis.values[:, None] * basis.vectors.conj().T)
-    work = dask.delayed(_second_of_block)
-    parts = [work(b, basis.exponent, right, back) for b in x.to_delayed().ravel()]
-    return cast(tuple[np.ndarray, float], _tree(parts, _sum_of_seconds, dask))
+    """Return ``B^H B`` and an estimate of ``||A - B diag(s) V^H||_F^2``, exact for few columns."""
+    n = x.shape[1]
+    few = n <= PROBES
+    # Independent of A. The same in every run, so that results are reproducible.
+    probes = np.eye(n) if few else np.random.default_rng(0).standard_normal((n, PROBES))
+    right = basis.right
+    probes = probes.astype(right.dtype)
+    parts = _each(
+        x,
+        second_of_block,
+        basis.exponent,
+        right,
+        probes,
+        basis.back @ probes,
+        dask=dask,
+    )
+    g, squares = _tree(parts, sum_of_seconds, dask)
+    return g, squares if few else squares / PROBES
+
+
+def _from_sample(x: Array, dask: Any) -> _Basis | None:
+    """Return the basis from a sample of rows; None if the sample is not smaller than `x`.
+
+    Also None if the sample has not the rank n numerically: other methods have a basis of the row
+    space then.
+    """
+    m, n = x.shape
+    sizes = np.asarray(x.chunks[0])
+    filled = np.flatnonzero(sizes)
+    sparse = SPARSE
+    while sizes[filled[sparse // 2 :: sparse]].sum() < SAMPLE * n and sparse > 1:
+        sparse //= 2
+    if sparse == 1:
+        return None
+    chosen = filled[sparse // 2 :: sparse]
+    every = int(sizes[chosen].sum()) // (SAMPLE * n)
+    parts = _each(x, triangle_of_block, every, dask=dask)
+    part = _tree([parts[i] for i in chosen], triangle_of_triangles, dask)
+    _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
+    if not values[-1] > n * EPS * values[0]:
+        return None
+    rows = int(np.sum(-(-sizes[chosen] // every)))
+    return _Basis(part.exponent, adjoint.conj().T, values * math.sqrt(m / rows))
 
 
 def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
@@ -209,7 +184,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
     sqrt(m) eps tr(G) (N. J. Higham and T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815-A2835). The
     second pass checks the result.
     """
-    part = _first_pass(x, _gram_of_block, _sum_of_grams, dask)
+    part = _tree(_each(x, gram_of_block, dask=dask), sum_of_grams, dask)
     if not part.matrix.any():
         return _Basis(0, np.zeros((x.shape[1], 0), part.matrix.dtype), np.zeros(0)), 1.0, 1.0
     values, vectors = np.linalg.eigh(part.matrix)
@@ -223,7 +198,7 @@ def _from_gram(x: Array, dask: Any) -> tuple[_Basis, float, float]:
 
 def _from_triangle(x: Array, dask: Any) -> _Basis:
     """Return the basis from R of a QR factorisation, without singular values at rounding level."""
-    part = _first_pass(x, _triangle_of_block, _triangle_of_triangles, dask)
+    part = _tree(_each(x, triangle_of_block, dask=dask), triangle_of_triangles, dask)
     _, values, adjoint = np.linalg.svd(part.matrix, full_matrices=False)
     # These are dropped, not completed: no block of x contains vectors for them.
     rank = int(np.sum(values > x.shape[1] * EPS * values[0]))
@@ -280,9 +255,11 @@ def polar_tall(
         float32, float64, complex64 or complex128 (integers are converted to float64), m >= n, in
         blocks of whole rows. Blocks must have the same values whenever they are computed.
     method : {"auto", "gram", "qr"}, optional
-        Source of the singular values and vectors of the first pass. "gram" is the faster one, for
-        condition numbers up to about 1e6. "qr" is for any matrix. "auto" uses "gram", and then "qr"
-        in a further pass if the bounds from the Gram matrix do not exclude ill-conditioning.
+        Source of the first singular values and vectors. "gram" is a pass for condition numbers up
+        to about 1e6, "qr" a slower one for any matrix. "auto" uses a sample of the blocks instead
+        of a pass. If half of the blocks are too few rows, or those of the sample have a smaller
+        rank, it uses "gram". If the sample or the Gram matrix proves to be too inaccurate, it uses
+        better singular values from the second pass, or "qr".
     callback : callable, optional
         Called as ``callback(k, s)`` after pass k = 1, 2, ... over `x` with the approximate
         singular values that the pass begins or ends with, descending. See
@@ -292,8 +269,10 @@ def polar_tall(
     -------
     PolarResult
         ``unitary`` is a lazy Dask array with the dtype and chunks of `x`, ``hermitian`` a NumPy
-        array, (n, n). ``iterations`` is the number of passes over `x`: 2, or 3 if "auto" used "qr".
-        Computing U takes one more. ``matmuls`` is the number of products with all of `x`. For a
+        array, (n, n). ``iterations`` is the number of passes over `x`: 1 after a sample of one
+        block in 16, or more where blocks are small; otherwise 2, and more where "auto" needs
+        several sources. ``method`` names those, "sample" among them. Computing U takes one more
+        pass. ``matmuls`` is the number of products with all of `x`. For a
         rank-deficient matrix U is the partial isometry, as in :func:`polar` with
         ``completion=False``: U^H U is the projector onto the row space. The rank is the number of
         singular values above ``n * eps * sigma_max``, eps of double precision.
@@ -320,9 +299,15 @@ def polar_tall(
     Notes
     -----
     A block is processed in slices of rows, in double precision. A worker therefore needs memory for
-    a block of `x`, a block of U, and a few n x n matrices. Orthogonality and backward error are
-    bounds, up to the rounding of one product. They are computed from ``B^H B`` and
-    ``||A - B K||_F``, summed in the second pass, plus the rounding of U and H to their dtype.
+    a block of `x`, a block of U, and a few n x n matrices in each thread.
+
+    B = A V diag(1/s) is formed with singular values s and right singular vectors V of the source.
+    Orthogonality is a bound, up to the rounding of one product, from ``B^H B``. Backward error is
+    computed from ``||A - B diag(s) V^H||_F``, plus the rounding of U and H to their dtype. For more
+    than 16 columns that norm is estimated from products with 16 Gaussian vectors, the same in every
+    run: it is more than four times the estimate with a probability of at most 5e-7 (Gratton and
+    Titley-Peloquin, SIAM J. Matrix Anal. Appl. 39 (2018) 922-931, have such bounds).
+
     Blocks are computed again for U. If B is then rounded differently, for example on another
     processor, U has an additional error of eps times the condition number.
 
@@ -352,11 +337,13 @@ def polar_tall(
             condition_bounds=(1.0, 1.0),
         )
     name, reason, passes, products = method, "", 0, 0
-    basis = None
-    if method != "qr":
+    basis = _from_sample(x, dask) if method == "auto" else None
+    if basis is not None:
+        name = "sample"
+    elif method != "qr":
         passes, products = 1, 1
         basis, lower, upper = _from_gram(x, dask)
-        report(passes, _shifted(basis.values, basis.exponent))
+        report(passes, shifted(basis.values, basis.exponent))
         if math.isfinite(upper):
             name, reason = "gram", f"condition number of at most {upper:.1e}"
         elif method == "auto":
@@ -367,22 +354,47 @@ def polar_tall(
                 f"method='gram' needs a condition number of at most about 1e6, got at least "
                 f"{lower:.1e}; use method='qr', or 'auto', which reads x once more"
             )
+    repaired = False
     while True:
         if basis is None:
             passes += 1
             basis = _from_triangle(x, dask)
-            report(passes, _shifted(basis.values, basis.exponent))
+            report(passes, shifted(basis.values, basis.exponent))
         passes, products = passes + 1, products + 2
         g, squares = _second_pass(x, basis, dask)
-        report(passes, _shifted(basis.values, basis.exponent))
-        if method != "auto" or name != "gram":
+        report(passes, shifted(basis.values, basis.exponent))
+        spread = _spread(g)
+        if name == "sample":
+            factor = math.sqrt(spread)
+            reason = f"singular values of a sample are right up to a factor of {factor:.2g}"
+        if method != "auto" or spread <= SPREAD:
             break
-        # The Gram matrix of B is accurate if B is nearly orthonormal.
-        if not len(g) or float(np.linalg.norm(g - np.eye(len(g)), 2)) <= 2 * MOVED:
+        if spread <= REPAIRABLE and not repaired:
+            _, values, adjoint = np.linalg.svd(_small_factor(basis, g)[0], full_matrices=False)
+            basis, repaired = _Basis(basis.exponent, adjoint.conj().T, values), True
+        elif not name.endswith("qr"):
+            basis, name = None, f"{name}, then qr"
+            reason = f"a factor of condition number {math.sqrt(spread):.1e} from the first pass"
+        else:
             break
-        name, reason, basis = "gram, then qr", "the Gram matrix lost more digits than bounded", None
     run = Run(passes, products, True, method=name, note=reason)
     return _finish(x, basis, g, squares, dask, run)
+
+
+def _spread(g: np.ndarray) -> float:
+    """Return the condition number of ``B^H B``, infinity if that is not finite."""
+    if not np.isfinite(g).all():
+        return math.inf
+    w = np.linalg.eigvalsh(g) if len(g) else np.ones(1)
+    return float(w[-1] / w[0]) if w[0] > 0 else math.inf
+
+
+def _small_factor(basis: _Basis, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return K = C diag(s) V^H and the inverse of C, the square root of ``g``."""
+    w, z = np.linalg.eigh(g)
+    # Smaller eigenvalues are rounding errors; the error bounds report what is lost.
+    root = np.sqrt(np.maximum(w, np.max(w, initial=0.0) / REPAIRABLE))
+    return ((z * root) @ z.conj().T) @ basis.back, (z / root) @ z.conj().T
 
 
 def _finish(
@@ -390,13 +402,11 @@ def _finish(
 ) -> PolarResult[Array]:
     """Return the polar factors of A from those of K, with bounds of their errors."""
     n = x.shape[1]
-    back = basis.values[:, None] * basis.vectors.conj().T
-    w, z = np.linalg.eigh(g)
-    # Eigenvalues far from 1 are not expected; the error bounds would report them.
-    root = np.sqrt(np.maximum(w, MOVED**2))
-    k = ((z * root) @ z.conj().T) @ back
+    k, inverse = _small_factor(basis, g)
     q, h = polar(k)
-    small = ((z / root) @ z.conj().T) @ q
+    small = inverse @ q
+    # A step of Newton and Schulz: the products above lose digits that are in g.
+    small = small @ (1.5 * np.eye(n) - 0.5 * (small.conj().T @ g @ small))
     values = np.linalg.svd(k, compute_uv=False)
     rank = len(values)
 
@@ -408,19 +418,19 @@ def _finish(
     whole = rank == n
     off = float(np.linalg.norm(inner - np.eye(n))) if whole else of_b(small @ inner - small)
     size = float(np.linalg.norm(values)) or 1.0
-    left = (math.sqrt(squares) + of_b(back - small @ h)) / size
+    left = (math.sqrt(squares) + of_b(basis.back - small @ h)) / size
     unit = format_of(_format_name(x)).unit_roundoff
     top = float(values[0]) if rank else 0.0
     unitary = dask.array.map_blocks(
-        _unitary_of_block,
+        unitary_of_block,
         x,
         basis.exponent,
-        dask.delayed(basis.vectors / basis.values),
+        dask.delayed(basis.right),
         dask.delayed(small),
         dtype=x.dtype,
         meta=np.empty((0, 0), x.dtype),
     )
-    h = _shifted(h, basis.exponent).astype(x.dtype)
+    h = shifted(h, basis.exponent).astype(x.dtype)
     return _result(
         x,
         h,
@@ -470,6 +480,10 @@ def _result(
         "backward_error": backward_error,
     }
     if status is not Status.CONVERGED:
-        remedy = "use method='qr'" if status is Status.NOT_CONVERGED else status.value
+        remedy = status.value
+        if status is Status.NOT_CONVERGED:
+            remedy = "use method='qr'"
+            if run.method.endswith("qr"):
+                remedy = "x must have the same values whenever its blocks are computed"
         missed("polar_tall", run.method, tol, remedy, throw=False, **errors)
     return conclude(unitary, h, status, run, **errors, **figures)

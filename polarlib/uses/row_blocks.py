@@ -1,0 +1,171 @@
+"""Work on one block of rows, and sums over blocks, for :func:`polarlib.polar_tall`.
+
+A block is processed in slices of rows, in double precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarlib.arrays.entry import not_finite
+from polarlib.arrays.settings import ignore_float_errors
+
+# Size of a slice of rows in bytes: a slice and its products fit in the cache of a core, and no copy
+# of a whole block is made. Chosen by experiment.
+SLICE = 1 << 22
+# Exponents between which squares neither overflow nor underflow, with a margin for sums.
+COMFORTABLE = 300
+
+
+class Part(NamedTuple):
+    """A matrix summed over blocks of rows that were divided by ``2**exponent``."""
+
+    exponent: int
+    matrix: np.ndarray
+
+
+def _wide(a: np.ndarray) -> type[np.complex128] | type[np.float64]:
+    return np.complex128 if a.dtype.kind == "c" else np.float64
+
+
+def _step(a: np.ndarray) -> int:
+    """Return the number of rows of a slice."""
+    n = a.shape[1]
+    # At least 4 n rows per slice, since a slice is factorised together with the n rows of R.
+    return int(min(max(SLICE // max(16 * n, 1), 4 * n, 1), len(a)))
+
+
+def _slices(a: np.ndarray, exponent: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slices of rows of ``a / 2**exponent`` in double precision, each until the next one.
+
+    Copies share one buffer: with the settings of Dask's workers, each new array costs page faults,
+    which take as long as a product.
+    """
+    step = _step(a)
+    plain = a.dtype == _wide(a) and not exponent and a.strides[1] == a.itemsize
+    buffer = np.empty((0 if plain else step, a.shape[1]), dtype=_wide(a))
+    for start in range(0, len(a), max(step, 1)):
+        place = slice(start, min(start + step, len(a)))
+        rows = a[place]
+        if not plain:
+            np.copyto(buffer[: len(rows)], rows)
+            rows = buffer[: len(rows)]
+            if exponent:
+                np.ldexp(rows.view(np.float64), -exponent, out=rows.view(np.float64))
+        yield place, rows
+
+
+def _exponent(a: np.ndarray, first: int) -> int:
+    """Return the exponent of the power of two that scales a block; ValueError if not finite."""
+    if a.size == 0:
+        return 0
+    parts = (a.real, a.imag) if a.dtype.kind == "c" else (a,)
+    largest = float(np.max([(p.max(), -p.min()) for p in parts]))  # Python's max may drop NaN
+    if not math.isfinite(largest):
+        raise ValueError(
+            f"x {not_finite(a)} of its rows {first} to {first + len(a) - 1}; remove them"
+        )
+    exponent = math.frexp(largest)[1]
+    return exponent if abs(exponent) > COMFORTABLE else 0
+
+
+def gram_of_block(a: np.ndarray, first: int) -> Part:
+    exponent = _exponent(a, first)
+    total = np.zeros((a.shape[1],) * 2, dtype=_wide(a))
+    gram = np.empty_like(total)
+    for _, rows in _slices(a, exponent):
+        total += np.matmul(rows.conj().T, rows, out=gram)
+    return Part(exponent, total)
+
+
+def sum_of_grams(parts: Sequence[Part]) -> Part:
+    # The largest exponent is used: smaller parts that underflow are below the rounding of the sum.
+    top = max(p.exponent for p in parts)
+    total = np.zeros_like(parts[0].matrix)
+    for p in parts:
+        total += shifted(p.matrix, 2 * (p.exponent - top))
+    return Part(top, total)
+
+
+def triangle_of_block(a: np.ndarray, first: int, every: int = 1) -> Part:
+    """Return R of a QR factorisation of a block, or of one row in `every`."""
+    exponent = _exponent(a, first)
+    r = np.zeros((0, a.shape[1]), dtype=_wide(a))
+    # R of the rows read so far replaces them, so that no block is factorised as a whole.
+    for _, rows in _slices(a[::every], exponent):
+        r = _triangle(np.concatenate([r, rows]))
+    return Part(exponent, r)
+
+
+def triangle_of_triangles(parts: Sequence[Part]) -> Part:
+    top = max(p.exponent for p in parts)
+    stacked = np.concatenate([shifted(p.matrix, p.exponent - top) for p in parts])
+    return Part(top, _triangle(stacked))
+
+
+def _triangle(a: np.ndarray) -> np.ndarray:
+    r: Any = np.linalg.qr(a, mode="r")
+    return np.asarray(r)
+
+
+def shifted(a: np.ndarray, exponent: int) -> np.ndarray:
+    """Return ``2**exponent a``; negligible entries become zero."""
+    if not exponent:
+        return a
+    a = np.array(a, order="C")  # a copy, contiguous, so that complex numbers are pairs
+    np.ldexp(a.view(np.float64), exponent, out=a.view(np.float64))
+    return a
+
+
+@ignore_float_errors  # in the threads of Dask
+def second_of_block(
+    a: np.ndarray,
+    first: int,
+    exponent: int,
+    right: np.ndarray,
+    probes: np.ndarray,
+    images: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Return ``B^H B`` for B = A `right`, and the sum of squares of ``A probes - B images``."""
+    total = np.zeros((right.shape[1],) * 2, dtype=right.dtype)
+    gram = np.empty_like(total)
+    b, left, other = (
+        np.empty((_step(a), factor.shape[1]), dtype=right.dtype)
+        for factor in (right, probes, images)
+    )
+    squares = 0.0
+    for _, rows in _slices(a, exponent):
+        k = len(rows)
+        part = np.matmul(rows, right, out=b[:k])
+        total += np.matmul(part.conj().T, part, out=gram)
+        np.matmul(rows, probes, out=left[:k])
+        left[:k] -= np.matmul(part, images, out=other[:k])
+        squares += float(np.vdot(left[:k], left[:k]).real)
+    if not np.isfinite(total).all():
+        _exponent(a, first)  # which names the rows with NaN or infinity
+    return total, squares
+
+
+def sum_of_seconds(parts: Sequence[tuple[np.ndarray, float]]) -> tuple[np.ndarray, float]:
+    return np.sum([p[0] for p in parts], axis=0), math.fsum(p[1] for p in parts)
+
+
+@ignore_float_errors  # computed later, under the caller's settings of that time
+def unitary_of_block(
+    a: np.ndarray, exponent: int, right: np.ndarray, small: np.ndarray
+) -> np.ndarray:
+    """Return ``(A right) small`` in the dtype of A, with the B of the second pass exactly."""
+    u = np.empty_like(a, order="C", dtype=a.dtype)
+    b = np.empty((_step(a), right.shape[1]), dtype=right.dtype)
+    same = u.dtype == right.dtype
+    for place, rows in _slices(a, exponent):
+        part = np.matmul(rows, right, out=b[: len(rows)])
+        if same:
+            np.matmul(part, small, out=u[place])
+        else:
+            u[place] = part @ small
+    return u

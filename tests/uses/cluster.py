@@ -1,0 +1,142 @@
+"""Programs on a cluster of two processes, for test_cluster.py: python cluster.py NAME FOLDER."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask.distributed import Client, KilledWorker, LocalCluster, get_worker
+
+import polarlib
+
+ROWS, N, BLOCKS = 160, 5, 64  # four of the blocks are sampled, among them number 8
+FOLDER = Path(sys.argv[-1])
+ALONE = {"scheduler": "synchronous"}
+
+
+def entries(i: int) -> np.ndarray:
+    """Rows of a matrix of condition number 1e8."""
+    return np.random.default_rng(i).standard_normal((ROWS, N)) * np.geomspace(1, 1e-8, N)
+
+
+def calls(name: str, i: int) -> int:
+    """Count the calls for block i, in whichever process."""
+    with (FOLDER / f"{name}{i}").open("ab") as file:
+        file.write(b".")
+        file.flush()
+        return os.fstat(file.fileno()).st_size
+
+
+def counted(name: str, i: int) -> int:
+    """The number of calls so far."""
+    return (FOLDER / f"{name}{i}").stat().st_size
+
+
+def matrix(name: str, trouble: Any) -> Any:
+    """A Dask array whose blocks call ``trouble(i, number of the call)`` first."""
+
+    def block(block_info: Any = None) -> np.ndarray:
+        i = block_info[None]["chunk-location"][0]
+        trouble(i, calls(name, i))
+        return entries(i)
+
+    chunks = ((ROWS,) * BLOCKS, (N,))
+    return da.map_blocks(block, chunks=chunks, dtype="f8", meta=np.empty((0, 0)), name=name)
+
+
+def check(result: Any) -> None:
+    """Compare with the decomposition of the whole matrix in this process."""
+    a = np.concatenate([entries(i) for i in range(BLOCKS)])
+    u, h = np.asarray(result.unitary), result.hermitian
+    want, other = polarlib.polar_tall(da.from_array(a, chunks=(ROWS, N)).persist(**ALONE))
+    assert np.abs(h - other).max() < 1e-14
+    assert np.abs(u - want.compute(**ALONE)).max() < 1e-14
+    assert np.linalg.norm(u.T @ u - np.eye(N)) < 1e-14
+    assert np.linalg.norm(a - u @ h) < 1e-14 * np.linalg.norm(a)
+
+
+def killed(client: Client) -> None:
+    """The worker that has block 8 is killed in the sample, in the pass, and while U is computed."""
+
+    def trouble(i: int, k: int) -> None:
+        if i == 8 and k % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    result = polarlib.polar_tall(matrix("killed", trouble))
+    assert (result.method, result.iterations) == ("sample", 1)
+    assert counted("killed", 8) == 4  # twice in the sample, twice in the pass
+    check(result)
+    assert counted("killed", 8) == 6
+
+
+def slow(client: Client) -> None:
+    """One of the workers takes 50 times as long."""
+    first = min(client.scheduler_info()["workers"])
+
+    def trouble(i: int, k: int) -> None:
+        if get_worker().address == first:
+            time.sleep(0.05)
+
+    check(polarlib.polar_tall(matrix("slow", trouble)))
+
+
+def wait_for_the_end(mebibytes: int) -> None:
+    """Use memory until the nanny ends this process."""
+    used = np.ones(mebibytes << 17)
+    time.sleep(60)
+    raise AssertionError(f"{used.nbytes} bytes were no reason to end the worker")
+
+
+def memory(client: Client) -> None:
+    """A worker reaches its limit, once in each phase, and is restarted by its nanny."""
+    pids = set(client.run(os.getpid).values())
+
+    def trouble(i: int, k: int) -> None:
+        if i == 8 and k % 2:
+            wait_for_the_end(400)
+
+    result = polarlib.polar_tall(matrix("memory", trouble))
+    check(result)
+    assert counted("memory", 8) == 6
+    assert not pids <= set(client.run(os.getpid).values())
+
+
+def never(client: Client) -> None:
+    """A block that no worker survives: one error, with the reason and the remedy."""
+
+    def trouble(i: int, k: int) -> None:
+        if i == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(KilledWorker) as caught:
+        polarlib.polar_tall(matrix("never", trouble))
+    assert "fewer rows per block" in caught.value.__notes__[0]
+    # The cluster is as before.
+    check(polarlib.polar_tall(matrix("after", lambda i, k: None)))
+
+
+if __name__ == "__main__":
+    programs = {f.__name__: f for f in (killed, slow, memory, never)}
+    if sys.argv[1] == "never":
+        dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit="450MiB",
+            dashboard_address=None,
+            local_directory=str(FOLDER),
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        for name in sys.argv[1].split(","):
+            programs[name](client)
+    sys.stdout.write("done\n")
