@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -211,6 +212,26 @@ class TorchShardedOps(TorchGradOps):
             return self._wrapped(y, first, [d and d + fewer for d in layout], shape)
 
         return tuple(map(wrap, results)) if isinstance(results, tuple) else wrap(results)
+
+    def computed_once(
+        self, f: Callable[[Array], tuple[Array, ...]], x: Array
+    ) -> tuple[Array, ...]:
+        """Return ``f(x)``, of local tensors, as the first process that has the matrices computes it.
+
+        Rounding errors differ between processes, and eigenvectors of close eigenvalues with them.
+        """
+        dist = import_library("torch.distributed")
+        mesh = x.device_mesh
+        groups = [mesh.get_group(i) for i, axis in enumerate(_layout(x)) if not axis]
+
+        def alike(local: Array) -> tuple[Array, ...]:
+            results = tuple(y.contiguous() for y in f(local))
+            for y, group in itertools.product(results, groups):
+                dist.broadcast(y, group=group, group_src=0)
+            return results
+
+        results: tuple[Array, ...] = self._on_local(alike, x)
+        return results
 
     def _reduced(self, local: Array, x: Array, how: str) -> Array:
         """Reduce numbers of parts of matrices, shape (..., 1, 1), by sum or maximum."""
